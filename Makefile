@@ -1,0 +1,88 @@
+# Needs Python 3.11 or later, and nothing else: everything is installed into .venv.
+# The stamps in .venv make a second call fast; a change of pyproject.toml installs again.
+
+PYTHON ?= python3
+
+# Installed for `make test` before anything that could ask for another build of torch. A CPU
+# build is enough. `make test TORCH=` goes without: the tests that need torch are then skipped.
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+CREATED      := $(VENV)/.stamp-created
+FOR_DEMO     := $(VENV)/.stamp-demo
+FOR_DEVELOP  := $(VENV)/.stamp-develop
+TORCH_STAMP  := $(if $(strip $(TORCH)),$(VENV)/.stamp-$(subst =,-,$(strip $(TORCH))))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile
+
+.PHONY: demo
+demo: $(FOR_DEMO) ## see a run meet, lose a node and regroup, on this machine
+	$(BIN)/rallypoint demo
+
+.PHONY: test
+test: lint types ## everything CI runs: format, lint, types, all tests
+	$(BIN)/python -m pytest
+
+.PHONY: unit
+unit: $(FOR_DEVELOP) ## the tests that start no processes
+	$(BIN)/python -m pytest -m "not processes"
+
+.PHONY: lint
+lint: $(FOR_DEVELOP) ## check format and lint; changes nothing
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+.PHONY: format
+format: $(FOR_DEVELOP) ## format, and mend what ruff can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+.PHONY: types
+types: $(FOR_DEVELOP) ## check types
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: $(FOR_DEVELOP) ## measure the figures that the documentation quotes
+	$(BIN)/python benchmarks/figures.py
+
+.PHONY: rewrite-scenarios
+rewrite-scenarios: $(FOR_DEVELOP) ## write the scenarios' results anew; read the diff before you commit
+	$(BIN)/python -m pytest tests/core/test_scenarios.py --rewrite-scenarios
+
+.PHONY: clean
+clean: ## remove .venv, caches and builds
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(CREATED):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Rallypoint needs Python 3.11 or later; $(PYTHON) is missing or older." >&2; \
+	  echo "hint: name another one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(FOR_DEMO): pyproject.toml | $(CREATED)
+	$(PIP) --editable '.[examples]'
+	@touch $@
+
+$(FOR_DEVELOP): pyproject.toml | $(CREATED) $(TORCH_STAMP)
+	$(PIP) --editable '.[dev,examples]'
+	@touch $@ $(FOR_DEMO)
+
+# Without it the tests that need torch are skipped, so a failure is told and not fatal. No stamp
+# is left then, and the next call tries again.
+ifneq ($(TORCH_STAMP),)
+$(TORCH_STAMP): | $(CREATED)
+	@echo "Installing $(TORCH) for the tests that need it; 'make test TORCH=' goes without."
+	@if $(PIP) '$(TORCH)'; then touch $@; else \
+	  echo "notice: $(TORCH) could not be installed; the tests that need torch will be skipped." >&2; fi
+endif
