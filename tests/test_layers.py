@@ -1,0 +1,338 @@
+"""Keeps the layers: what each part of Rallypoint may import, read from its source.
+
+Every import counts: at the top of a file, inside a function (lazy), and under
+``if TYPE_CHECKING``. The checker reports and never imports, so it also sees what would only
+run on another platform. Its own tests, further down, give it packages that break each rule.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src"
+ROOT = "__init__"  # the package's own __init__.py, as a layer
+
+# A layer is a module or a folder directly below rallypoint/. Lowest first; each names what it
+# may import besides itself, and only layers above it in this table.
+LAYERS: dict[str, frozenset[str]] = {
+    "_version": frozenset(),
+    "core": frozenset(),
+    "errors": frozenset({"core"}),
+    "wire": frozenset({"core", "errors", "_version"}),
+    "ledger": frozenset({"core", "errors"}),
+    "settings": frozenset({"core", "errors"}),
+    "environments": frozenset({"core", "errors", "settings"}),
+    "coordinator": frozenset({"core", "wire", "ledger", "errors", "settings", "_version"}),
+    "client": frozenset({"core", "wire", "coordinator", "errors", "settings", "_version"}),
+    "aio": frozenset({"client", "core", "errors", "settings", "_version"}),
+    ROOT: frozenset({"aio", "client", "core", "errors", "settings", "_version"}),
+    "rendezvous": frozenset({ROOT, "client", "core", "errors", "settings", "_version"}),
+    "launch": frozenset(
+        {"client", "core", "wire", "coordinator", "environments", "errors", "settings", "_version"}
+    ),
+    "simulation": frozenset({"client", "core", "wire", "ledger", "coordinator", "errors"})
+    | {"settings"},
+    "testing": frozenset({"core", "wire", "ledger", "client", "coordinator", "simulation"})
+    | {"errors", "settings"},
+}
+ABOVE_ALL = frozenset({"cli", "__main__"})  # what a person types may import everything
+
+# An allow-list, so that whatever is new (a clock, a socket, a logger) has to be argued for here.
+CORE_MAY_IMPORT = frozenset(
+    {"__future__", "collections", "dataclasses", "enum", "typing", "types", "itertools"}
+    | {"functools", "bisect", "heapq", "operator", "re", "math", "string", "hashlib", "json"}
+    | {"textwrap", "msgspec"}
+)
+
+TORCH_LAYERS = frozenset({"rendezvous", "launch"})
+
+# Only settings reads the environment, so that one place knows every variable's name, type and
+# precedence. Who else touches it is named here, with the reason.
+ENVIRONMENT_EXEMPT = {
+    "settings.py": "the reader",
+    "launch/worker_env.py": "copies the agent's environment into its workers', reads no setting",
+}
+ENVIRONMENT_NAMES = frozenset(
+    {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv", "expandvars"}
+)
+
+# An import whose name is computed cannot be checked here. Who needs one is named with the reason.
+COMPUTED_IMPORT_EXEMPT = {
+    "__init__.py": "public names are loaded when first used, from a table of its own modules",
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    line: int
+    name: str  # dotted and absolute; "" where the name is computed
+
+
+def violations(package: Path) -> list[str]:
+    """Everything in `package`, a folder holding rallypoint's source, that breaks a layer.
+
+    Each is one line, ``path:line: what and what would be allowed``, in order of path and line.
+    """
+    found: list[str] = []
+    torch_files: list[str] = []
+    for path in sorted(package.rglob("*.py")):
+        where = path.relative_to(package)
+        source = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        layer = where.parts[0].removesuffix(".py")
+        if layer not in LAYERS and layer not in ABOVE_ALL:
+            found.append(f"{where}:1: {layer} is no layer; give it a place in LAYERS")
+            continue
+        imports = sorted(_imports(source, _package_of(package, path)), key=lambda i: i.line)
+        for each in imports:
+            problem = _import_problem(package, layer, where, each)
+            if problem:
+                found.append(f"{where}:{each.line}: {problem}")
+        if any(_top(each.name) == "torch" for each in imports):
+            torch_files.append(str(where))
+        if str(where) not in ENVIRONMENT_EXEMPT:
+            found += [
+                f"{where}:{line}: touches the environment ({name}); only settings.py reads it"
+                for line, name in _environment_uses(source)
+            ]
+    if len(torch_files) > 1:
+        found.append(f"torch is imported in more than one place: {', '.join(torch_files)}")
+    return found
+
+
+def _import_problem(package: Path, layer: str, where: Path, each: Import) -> str | None:
+    if each.name == "":
+        if str(where) in COMPUTED_IMPORT_EXEMPT:
+            return None
+        return "imports a computed name, which no test can check"
+    top = _top(each.name)
+    if top == package.name:
+        target = _layer_of(package, each.name)
+        if target == layer or layer in ABOVE_ALL or target in LAYERS[layer]:
+            return None
+        allowed = ", ".join(sorted(LAYERS[layer])) or "nothing else of the package"
+        return f"{layer} imports {target}; it may import {allowed}"
+    if layer == "core" and top not in CORE_MAY_IMPORT:
+        return (
+            f"core imports {top}; outside itself it may import {', '.join(sorted(CORE_MAY_IMPORT))}"
+        )
+    if top == "torch" and layer not in TORCH_LAYERS:
+        return f"{layer} imports torch; only {' or '.join(sorted(TORCH_LAYERS))} may"
+    return None
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _package_of(package: Path, path: Path) -> list[str]:
+    """The dotted package that relative imports in `path` start from."""
+    return [package.name, *path.relative_to(package).parent.parts]
+
+
+def _layer_of(package: Path, name: str) -> str:
+    """The layer of an absolute name inside the package: ``rallypoint.core.ranks`` -> ``core``.
+
+    What is no module of its own (``rallypoint.join``) is a name in the package's __init__.
+    """
+    parts = name.split(".")
+    if len(parts) == 1:
+        return ROOT
+    module = package / parts[1]
+    known = module.is_dir() or module.with_suffix(".py").exists()
+    return parts[1] if known or parts[1] in LAYERS or parts[1] in ABOVE_ALL else ROOT
+
+
+def _imports(source: ast.Module, inside: list[str]) -> Iterator[Import]:
+    for node in ast.walk(source):
+        if isinstance(node, ast.Import):
+            yield from (Import(node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = inside[: len(inside) - node.level + 1] if node.level else []
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            # `from rallypoint import core` names the layer only in its last part.
+            yield from (Import(node.lineno, f"{module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and _called(node) in {"import_module", "__import__"}:
+            yield Import(node.lineno, _literal_import(node, inside))
+
+
+def _called(call: ast.Call) -> str:
+    match call.func:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+    return ""
+
+
+def _literal_import(call: ast.Call, inside: list[str]) -> str:
+    match call.args:
+        case [ast.Constant(value=str(name)), *_]:
+            stripped = name.lstrip(".")
+            level = len(name) - len(stripped)
+            start = inside[: len(inside) - level + 1] if level else []
+            return ".".join([*start, stripped])
+    return ""
+
+
+def _environment_uses(source: ast.Module) -> Iterator[tuple[int, str]]:
+    os_names = {
+        alias.asname or alias.name
+        for node in ast.walk(source)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name in {"os", "posix"}
+    }
+    for node in ast.walk(source):
+        match node:
+            case ast.ImportFrom(module="os" | "posix" | "os.path", names=names):
+                yield from (
+                    (node.lineno, alias.name) for alias in names if alias.name in ENVIRONMENT_NAMES
+                )
+            case ast.Attribute(value=ast.Name(id=name), attr=attr) if (
+                name in os_names and attr in ENVIRONMENT_NAMES
+            ):
+                yield node.lineno, f"{name}.{attr}"
+            case ast.Attribute(attr="expandvars"):
+                yield node.lineno, "expandvars"
+            # typer and click would read the variable themselves.
+            case ast.keyword(arg="envvar" | "auto_envvar_prefix" as option):
+                yield node.value.lineno, f"{option}="
+
+
+# --- the package as it is ---------------------------------------------------------------------
+
+
+def test_the_package_keeps_its_layers() -> None:
+    assert (SRC / "rallypoint").is_dir()
+    assert violations(SRC / "rallypoint") == []
+
+
+def test_the_table_is_ordered_so_no_layer_can_import_one_above_it() -> None:
+    order = list(LAYERS)
+    for layer, allowed in LAYERS.items():
+        assert allowed <= set(order[: order.index(layer)]), layer
+
+
+def test_importing_the_package_loads_little() -> None:
+    heavy = ["aiohttp", "websockets", "typer", "rich", "torch", "numpy"]
+    program = (
+        "import json, sys, rallypoint\n"
+        "print(json.dumps([rallypoint.__file__, sorted(sys.modules)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(SRC)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    file, loaded = json.loads(done.stdout)
+    # Without an __init__.py the import would succeed, empty, and prove nothing.
+    assert file == str(SRC / "rallypoint" / "__init__.py")
+    assert [name for name in heavy if name in loaded] == []
+
+
+# --- the checker itself -----------------------------------------------------------------------
+
+
+def _check(tmp_path: Path, **sources: str) -> list[str]:
+    """What the checker says of a package of `sources`; `__` in a name stands for a slash."""
+    package = tmp_path / "rallypoint"
+    for name, text in sources.items():
+        path = package / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return violations(package)
+
+
+@pytest.mark.parametrize(
+    ("where", "source", "told"),
+    [
+        ("core__ranks", "import asyncio", "core imports asyncio"),
+        ("core__ranks", "from time import monotonic", "core imports time"),
+        ("core__ranks", "import os.path", "core imports os"),
+        ("core__ranks", "def f():\n    import random", "core imports random"),
+        (
+            "core__ranks",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import socket",
+            "core imports socket",
+        ),
+        ("core__ranks", "import aiohttp", "core imports aiohttp"),
+        ("core__ranks", "from rallypoint.errors import Closed", "core imports errors"),
+        ("core__ranks", "from ..wire import messages", "core imports wire"),
+        ("core__deep__ranks", "from ... import wire", "core imports wire"),
+        ("core__ranks", "__import__('logging')", "core imports logging"),
+        ("wire__messages", "from rallypoint import client", "wire imports client"),
+        ("wire__messages", "import rallypoint.settings", "wire imports settings"),
+        ("ledger__file", "from ..wire.messages import Hello", "ledger imports wire"),
+        ("coordinator__server", "from ..client import node", "coordinator imports client"),
+        ("coordinator__server", "from rallypoint import join", "coordinator imports __init__"),
+        (
+            "client__node",
+            "def f():\n    from rallypoint.launch.agent import Agent",
+            "client imports launch",
+        ),
+        ("launch__agent", "from rallypoint.cli import main", "launch imports cli"),
+        (
+            "client__node",
+            "import importlib\nimportlib.import_module('rallypoint.cli')",
+            "client imports cli",
+        ),
+        (
+            "client__node",
+            "import importlib\nimportlib.import_module('..cli', __package__)",
+            "client imports cli",
+        ),
+        (
+            "client__node",
+            "import importlib\nimportlib.import_module(name)",
+            "imports a computed name",
+        ),
+        ("client__node", "import torch", "client imports torch"),
+        ("cli__doctor", "def f():\n    from torch import distributed", "cli imports torch"),
+        ("client__node", "import os\nos.environ['A']", "environment (os.environ)"),
+        ("client__node", "import os as _os\n_os.getenv('A')", "environment (_os.getenv)"),
+        ("client__node", "from os import environ", "environment (environ)"),
+        ("cli__run", "typer.Option(1, envvar='A')", "environment (envvar=)"),
+        ("launch__agent", "import os\nos.environ.copy()", "environment (os.environ)"),
+        ("extras__thing", "", "extras is no layer"),
+    ],
+)
+def test_the_checker_tells_of(tmp_path: Path, where: str, source: str, told: str) -> None:
+    found = _check(tmp_path, **{where: source})
+    line = source.count("\n") + 1  # the last one breaks the rule
+    assert len(found) == 1, found
+    assert found[0].startswith(f"{where.replace('__', '/')}.py:{line}: ")
+    assert told in found[0]
+
+
+def test_the_checker_tells_of_torch_in_a_second_file(tmp_path: Path) -> None:
+    assert _check(tmp_path, rendezvous__api="import torch") == []
+    found = _check(tmp_path, launch__agent="import torch.distributed")
+    assert found == ["torch is imported in more than one place: launch/agent.py, rendezvous/api.py"]
+
+
+def test_the_checker_allows_what_the_layers_allow(tmp_path: Path) -> None:
+    found = _check(
+        tmp_path,
+        core__ranks="from __future__ import annotations\nimport msgspec\nfrom . import values",
+        core__values="from collections.abc import Sequence\nfrom .ranks import x",
+        errors="from rallypoint.core.reasons import Reason",
+        settings="import os\nfrom .errors import SettingsError\nos.environ.get('A')",
+        wire__messages="import time\nfrom rallypoint.core import values",
+        coordinator__server="import aiohttp\nfrom ..wire import messages\nfrom .. import ledger",
+        client__node="def f():\n    from rallypoint.coordinator import server",
+        rendezvous__api="import rallypoint\nimport torch\nfrom rallypoint import join",
+        launch__worker_env="import os\nos.environ.copy()\nos.getpid()",
+        cli__main="import typer\nfrom rallypoint import join\nfrom ..launch import agent",
+    )
+    assert found == []
