@@ -1,0 +1,119 @@
+"""Who gets which rank: pure functions of the last round and of the members of the next.
+
+Rank policies live in `POLICIES`, by name. A policy sees names, hosts and numbers of workers, and
+never a clock, an address or a phase: whoever recomputes it from the same round and the same
+members gets the same ranks (R2), on whichever coordinator.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import Final, TypeAlias
+
+from rallypoint.core.values import Value
+
+
+class Candidate(Value, frozen=True):
+    """A node that will be in the next round: its unique name, its host, its number of workers."""
+
+    name: str
+    host: str
+    workers: int
+
+
+Policy: TypeAlias = Callable[[Sequence[str], Sequence[Candidate]], list[str]]
+
+
+def order(policy: str, previous: Sequence[str], candidates: Sequence[Candidate]) -> list[str]:
+    """Return the candidates' names in node-rank order: the node at index i has node rank i.
+
+    `previous` holds the names of the last round in its node-rank order, and is empty before the
+    first. `candidates` come in order of arrival; neither `stable` nor `natural` depends on it.
+    Every candidate gets exactly one rank (R3). O(n log n).
+
+    Raises ValueError for an unknown policy, and for a name that is there twice.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"unknown rank policy {policy!r}; known are {', '.join(POLICIES)}")
+    _refuse_duplicates("previous", previous)
+    _refuse_duplicates("candidates", [candidate.name for candidate in candidates])
+    return POLICIES[policy](previous, candidates)
+
+
+def worker_ranks(names: Sequence[str], workers: Mapping[str, int]) -> list[int]:
+    """Return the first worker rank of each node, in the order of `names` (node-rank order).
+
+    Node i has the ranks from result[i] on, as many as `workers` gives its name; together they are
+    0 ... size - 1, each once (R3). Raises ValueError for a node without workers, KeyError for a
+    name that `workers` lacks.
+    """
+    counts = [workers[name] for name in names]
+    for name, count in zip(names, counts, strict=True):
+        if count < 1:
+            raise ValueError(f"node {name!r} has {count} workers; a node of a round has some")
+    return list(accumulate(counts, initial=0))[:-1]
+
+
+def natural_order(candidates: Iterable[Candidate]) -> list[str]:
+    """Return the names in natural order of host, then of name: `node9` before `node10`."""
+    return [candidate.name for candidate in sorted(candidates, key=_natural_place)]
+
+
+def stable_order(previous: Sequence[str], candidates: Sequence[Candidate]) -> list[str]:
+    """Survivors keep their node rank, newcomers fill the gaps, and as few survivors move as can be.
+
+    With n candidates: a survivor whose old rank is below n stays put. One whose old rank is n or
+    more has to move whatever the policy, so the movers are exactly those; they take the lowest
+    gaps, in the order of their old ranks. Newcomers take the gaps that are left, in natural order.
+    """
+    remaining = {candidate.name: candidate for candidate in candidates}
+    survivors = [remaining.pop(name, None) for name in previous]
+    count = len(candidates)
+    kept = survivors[:count] + [None] * (count - len(survivors))
+    moved = [survivor.name for survivor in survivors[count:] if survivor is not None]
+    fillers = iter(moved + natural_order(remaining.values()))
+    return [survivor.name if survivor is not None else next(fillers) for survivor in kept]
+
+
+def _natural_policy(previous: Sequence[str], candidates: Sequence[Candidate]) -> list[str]:
+    return natural_order(candidates)
+
+
+POLICIES: Final[dict[str, Policy]] = {"stable": stable_order, "natural": _natural_policy}
+
+
+# re's \d and str.isdigit take digits of other scripts and superscripts, which do not all compare
+# as numbers. Those are text here.
+_DIGITS: Final = re.compile("([0-9]+)")
+
+_NaturalKey: TypeAlias = tuple[str | tuple[int, str], ...]
+
+
+def _natural_key(text: str) -> _NaturalKey:
+    """Text and numbers in turns, text first (perhaps empty), so that like meets like."""
+    parts = _DIGITS.split(text)
+    return tuple(_number_key(part) if index % 2 else part for index, part in enumerate(parts))
+
+
+def _number_key(digits: str) -> tuple[int, str]:
+    # Not int(): it is quadratic, and refuses thousands of digits, which a hostile name may have.
+    significant = digits.lstrip("0")
+    return len(significant), significant
+
+
+def _natural_place(candidate: Candidate) -> tuple[_NaturalKey, str, _NaturalKey, str]:
+    # "node1" and "node01" are the same number: the plain text makes the order total.
+    host, name = candidate.host, candidate.name
+    return _natural_key(host), host, _natural_key(name), name
+
+
+def _refuse_duplicates(what: str, names: Sequence[str]) -> None:
+    if len(names) == len(dict.fromkeys(names)):
+        return
+    seen: dict[str, None] = {}
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{what} has the name {name!r} twice")
+        seen[name] = None
