@@ -1,0 +1,119 @@
+"""What ended a round: cases, the precedence of causes, and the run's restart budget.
+
+When a node dies, the workers of the others fail 10 to 20 ms later with errors about a broken
+connection, long before anybody knows that the node is dead. So a worker's failure breaks the
+round at once and opens a case; the members are probed, and once the suspects are resolved the
+cause is the worst of what is known: a node lost, then a worker killed, then an exception in a
+program, then a communication error; within a kind, the first (cause before consequence).
+"""
+
+from __future__ import annotations
+
+from rallypoint.core import reasons
+from rallypoint.core.values import Change, ChangeKind, Failure, FailureKind
+
+_PRECEDENCE = {
+    FailureKind.SIGNAL: 0,
+    FailureKind.OOM: 0,
+    FailureKind.EXCEPTION: 1,
+    FailureKind.COMMUNICATION: 2,
+}
+
+
+class Case:
+    """What is known about the end of one round."""
+
+    def __init__(self, change: Change, opened_s: float) -> None:
+        self.round = change.round
+        self.opened_s = opened_s
+        self.closed = change.kind is not ChangeKind.WORKER_FAILED
+        self._change = change
+        self._loss: Change | None = None
+
+    @property
+    def change(self) -> Change:
+        """The best explanation so far."""
+        return self._loss or self._change
+
+    def add_failure(self, node: str, failure: Failure) -> None:
+        """Another worker of the round failed: it counts if it outranks what is known."""
+        known = self._change.failure
+        if self.closed or known is None:
+            return
+        if _PRECEDENCE[failure.kind] < _PRECEDENCE[known.kind]:
+            self._change = failed(self.round, node, failure)
+
+    def add_loss(self, change: Change) -> None:
+        """A member of the round was lost: nothing outranks that; the first one is kept."""
+        if not self.closed and self._loss is None:
+            self._loss = change
+
+    def needs_time(self) -> bool:
+        """Whether only consequences are known yet: a communication error has a cause elsewhere."""
+        failure = self.change.failure
+        return failure is not None and failure.kind is FailureKind.COMMUNICATION
+
+    def close(self, unresolved: int) -> Change:
+        """The verdict. `unresolved`: how many members had neither answered nor been lost.
+
+        Charged to the budget only if the program itself is to blame: not if a member was lost,
+        and not for a communication error while somebody is still missing.
+        """
+        self.closed = True
+        explained = self._loss is not None or (self.needs_time() and unresolved > 0)
+        return _with(self.change, charged=not explained)
+
+
+class Budget:
+    """The run's restart budget: one for all its nodes, however many rounds and restarts."""
+
+    def __init__(self, spent: int = 0) -> None:
+        self.spent = spent
+
+    def charge(self, change: Change, limit: int | None) -> bool:
+        """Charge one round's end. False if the budget does not bear it (nothing is spent then)."""
+        if not change.charged:
+            return True
+        if limit is not None and self.spent >= limit:
+            return False
+        self.spent += 1
+        return True
+
+
+def failed(round_number: int, node: str, failure: Failure) -> Change:
+    """A worker of `node` failed: not confirmed as the cause before the case is closed."""
+    return Change(
+        ChangeKind.WORKER_FAILED,
+        round_number,
+        nodes=(node,),
+        count=1,
+        detail=failure.message,
+        failure=failure,
+        confirmed=False,
+    )
+
+
+def happened(
+    kind: ChangeKind,
+    round_number: int,
+    names: list[str] | tuple[str, ...],
+    detail: str = "",
+    since_s: float = 0.0,
+) -> Change:
+    """A change other than a worker's failure; names are bounded here."""
+    shown = reasons.first_names(names)
+    return Change(kind, round_number, shown, len(names), detail, since_s)
+
+
+def _with(change: Change, *, charged: bool) -> Change:
+    return Change(
+        change.kind,
+        change.round,
+        change.nodes,
+        change.count,
+        change.detail,
+        change.since_s,
+        change.failure,
+        charged=charged,
+        confirmed=True,
+    )

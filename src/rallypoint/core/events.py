@@ -1,0 +1,155 @@
+"""What happens to a run: facts in the past tense, and requests. The input of `Membership.step`.
+
+Every event about a node names its incarnation: what an earlier life of the node did no longer
+counts. Time is not in the events but beside them, as `step`'s `now_s`.
+"""
+
+from __future__ import annotations
+
+from rallypoint.core.effects import Timer
+from rallypoint.core.values import (
+    Address,
+    Failure,
+    NodeId,
+    NodeInfo,
+    Outcome,
+    RunSettings,
+    Value,
+)
+
+
+class Event(Value, frozen=True):
+    """Base of all events."""
+
+
+class NodeAttached(Event, frozen=True):
+    """A node's connection `link` presented itself, for the first time or again.
+
+    `settings` are what the node was started with; the first node's become the run's.
+    """
+
+    node: NodeInfo
+    settings: RunSettings
+    link: int
+
+
+class NodeReady(Event, frozen=True):
+    """A node wants the next round, and leaves `leaving_round` for it (0: it has had none).
+
+    R4: a repeat of this names an older round than the one it is in, and so breaks nothing.
+    """
+
+    node: NodeId
+    leaving_round: int
+    bootstrap: Address
+    workers: int
+
+
+class WorkerFailed(Event, frozen=True):
+    """A worker of the node, in this round, failed."""
+
+    node: NodeId
+    round: int
+    failure: Failure
+
+
+class NodeDone(Event, frozen=True):
+    """The node's workers, in this round, have all finished."""
+
+    node: NodeId
+    round: int
+
+
+class NodeDeparting(Event, frozen=True):
+    """The node asked to leave, and is stopping its workers."""
+
+    node: NodeId
+    reason: str
+
+
+class NodeLeft(Event, frozen=True):
+    """The node said goodbye: nothing of it runs any more."""
+
+    node: NodeId
+    reason: str
+
+
+class CloseRequested(Event, frozen=True):
+    """Somebody wants the run to end for all."""
+
+    by: str
+    outcome: Outcome
+    reason: str
+
+
+class ProbeAnswered(Event, frozen=True):
+    """The node answered a probe."""
+
+    node: NodeId
+
+
+class ConnectionLost(Event, frozen=True):
+    """The node's connection `link` closed without a goodbye, whoever closed it."""
+
+    node: NodeId
+    link: int
+
+
+class NodeSilent(Event, frozen=True):
+    """Nothing was heard from the node for `silent_s`, which is at least `suspect_after_s`."""
+
+    node: NodeId
+    silent_s: float
+
+
+class NodeHeard(Event, frozen=True):
+    """A silent node was heard again."""
+
+    node: NodeId
+
+
+class TimerFired(Event, frozen=True):
+    """A timer that an effect set has run out."""
+
+    timer: Timer
+
+
+class Committed(Event, frozen=True):
+    """The ledger holds the record that was last given to it."""
+
+
+class CommitRefused(Event, frozen=True):
+    """The ledger belongs to a higher term: this coordinator has been deposed."""
+
+    reason: str
+
+
+class LedgerLost(Event, frozen=True):
+    """The ledger cannot be reached."""
+
+    reason: str
+
+
+class LedgerRestored(Event, frozen=True):
+    """The ledger answers again."""
+
+
+EVENTS: tuple[type[Event], ...] = (
+    NodeAttached,
+    NodeReady,
+    WorkerFailed,
+    NodeDone,
+    NodeDeparting,
+    NodeLeft,
+    CloseRequested,
+    ProbeAnswered,
+    ConnectionLost,
+    NodeSilent,
+    NodeHeard,
+    TimerFired,
+    Committed,
+    CommitRefused,
+    LedgerLost,
+    LedgerRestored,
+)
+"""All of them, in the order in which docs/protocol.md lists them."""

@@ -1,0 +1,181 @@
+"""Every "not yet" and every "no", as data: the same value feeds the error, the log and the page.
+
+A reason is decided where the rule is (membership, sealing, a session) and put into words here, so
+that a user reads the same sentence in a traceback, in `rallypoint status` and in the coordinator's
+log.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+
+from rallypoint.core.values import (
+    NAMES_SHOWN_MAX,
+    Change,
+    ChangeKind,
+    CloseRecord,
+    Failure,
+    FailureKind,
+    SettingConflict,
+    Value,
+)
+
+
+class Waiting(Value, frozen=True):
+    """Why the next round has not begun. Durations in seconds, names bounded in number."""
+
+    ready: int
+    minimum: int
+    maximum: int
+    missing: tuple[str, ...] = ()
+    missing_count: int = 0
+    last_call_s: float | None = None
+    suspects: tuple[str, ...] = ()
+    guard_s: float | None = None
+    committing: bool = False
+    suspended: str = ""
+    since_s: float = 0.0
+    attached: int = 0
+
+    def __str__(self) -> str:
+        if self.suspended:
+            return f"suspended: {self.suspended}"
+        return "; ".join(self._clauses())
+
+    def _clauses(self) -> list[str]:
+        clauses = [f"{self.ready} of at least {self.minimum} nodes ready (at most {self.maximum})"]
+        if self.attached > self.ready and not self.missing:
+            clauses.append(f"{self.attached - self.ready} attached but not ready")
+        if self.missing:
+            clauses.append(f"waiting for {some(self.missing, self.missing_count)}")
+        if self.last_call_s is not None:
+            clauses.append(f"last call ends in {self.last_call_s:.1f} s")
+        if self.guard_s is not None:
+            clauses.append(
+                f"{some(self.suspects, len(self.suspects))} went missing together, so nobody is "
+                f"declared lost for {self.guard_s:.0f} s"
+            )
+        if self.committing:
+            clauses.append("the round is being written to the ledger")
+        return clauses
+
+
+class RefusalCode(enum.StrEnum):
+    """Why a coordinator refuses a node. `client` turns each into one class of error."""
+
+    TOKEN = "token"
+    VERSION = "version"
+    MALFORMED = "malformed"
+    CONFLICT = "conflicting_settings"
+    NAME_TAKEN = "name_taken"
+    CLOSED = "run_closed"
+    RUN_LOST = "run_lost"
+    OTHER_RUN = "other_run"
+    LIMIT = "limit"
+    SUPERSEDED = "superseded"
+
+
+class Refusal(Value, frozen=True):
+    """A "no" to a node, with what it must know to put it right."""
+
+    code: RefusalCode
+    message: str
+    hint: str = ""
+    conflicts: tuple[SettingConflict, ...] = ()
+    close: CloseRecord | None = None
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def conflict(run_id: str, conflicts: tuple[SettingConflict, ...]) -> Refusal:
+    """The node's settings are not those of the run: both values are shown."""
+    listed = "; ".join(str(each) for each in conflicts)
+    return Refusal(
+        RefusalCode.CONFLICT,
+        f"this node's settings differ from those of run {run_id!r}: {listed}",
+        hint="start every node of a run with the same settings; the first to arrive sets them",
+        conflicts=conflicts,
+    )
+
+
+def name_taken(name: str, host: str) -> Refusal:
+    """Another live node has the name: it was probed, and answered."""
+    return Refusal(
+        RefusalCode.NAME_TAKEN,
+        f"a live node on host {host!r} already has the name {name!r} in this run",
+        hint="give each node its own --node-name, or leave it out",
+    )
+
+
+def run_closed(run_id: str, close: CloseRecord, ago_s: float) -> Refusal:
+    """The run is over: why, and since when."""
+    return Refusal(
+        RefusalCode.CLOSED,
+        f"run {run_id!r} was closed {ago_s:.0f} s ago: {describe_close(close)}",
+        hint="start again under another run id",
+        close=close,
+    )
+
+
+def describe_close(close: CloseRecord) -> str:
+    """One line: how the run ended, and the cause if it failed."""
+    by = f" (by {close.by})" if close.by else ""
+    return f"{close.outcome.value.replace('_', ' ')}: {close.reason}{by}"
+
+
+def describe(change: Change) -> str:
+    """One line that says why a round ended: what happened, to whom, since when."""
+    who = some(change.nodes, change.count)
+    detail = f": {change.detail}" if change.detail else ""
+    match change.kind:
+        case ChangeKind.NODE_LOST:
+            return f"{who} lost{detail}"
+        case ChangeKind.WORKER_FAILED:
+            return f"a worker failed on {who}: {_failure(change)}"
+        case ChangeKind.NODE_LEFT:
+            return f"{who} left{detail}"
+        case ChangeKind.NODES_JOINED:
+            return f"{who} joined"
+        case ChangeKind.READY_AGAIN:
+            return f"{who} asked for a new round"
+        case ChangeKind.CLOSED:
+            return f"the run was closed{detail}"
+
+
+def describe_failure(failure: Failure) -> str:
+    """One line on a worker's failure: the rank, the kind, the exit and the message."""
+    rank = f"rank {failure.rank} " if failure.rank is not None else ""
+    if failure.kind is FailureKind.OOM:
+        how = "was killed for memory"
+    elif failure.signal is not None:
+        how = f"was killed by signal {failure.signal}"
+    elif failure.exit_code is not None:
+        how = f"exited with code {failure.exit_code}"
+    else:
+        how = "failed"
+    return f"{rank}{how}" + (f" ({failure.message})" if failure.message else "")
+
+
+def some(names: Sequence[str], count: int = 0) -> str:
+    """A bounded list of names in words: 'a, b and 3 more'."""
+    total = max(count, len(names))
+    if not names:
+        return f"{total} nodes" if total else "a node"
+    shown = ", ".join(names)
+    return f"{shown} and {total - len(names)} more" if total > len(names) else shown
+
+
+def first_names(names: Iterable[str]) -> tuple[str, ...]:
+    """At most NAMES_SHOWN_MAX of them, in order."""
+    shown: list[str] = []
+    for name in names:
+        if len(shown) == NAMES_SHOWN_MAX:
+            break
+        shown.append(name)
+    return tuple(shown)
+
+
+def _failure(change: Change) -> str:
+    return describe_failure(change.failure) if change.failure else change.detail

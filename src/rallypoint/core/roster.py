@@ -1,0 +1,180 @@
+"""Who is attached to a run, filed by what the rules ask of them, so that no event costs O(N).
+
+The rules need counts ("how many are ready?", "how many hold a place?") after every event of a run
+that may have ten thousand members. `Roster.refile` moves a member between the files whenever
+something about it changed; everything else only reads them. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+
+from rallypoint.core.values import Address, Link, MemberState, NodeId, NodeInfo
+
+
+class File(enum.StrEnum):
+    """Where the roster keeps a member: each member is in exactly one."""
+
+    IN_ROUND = "in_round"
+    """Active in a round that is not broken."""
+    READY_SURVIVOR = "ready_survivor"
+    """Was in the broken round, and is ready for the next."""
+    PLACE = "place"
+    """Was in the broken round and is not ready yet (or cannot be heard): holds its place."""
+    NEWCOMER = "newcomer"
+    """Ready, and was not in the last round."""
+    DEPARTING = "departing"
+    DONE = "done"
+    OTHER = "other"
+    """Attached, and asks for nothing; or a newcomer that cannot be heard."""
+
+
+class Member:
+    """One attached node, as the coordinator knows it. Mutable; only the membership changes it."""
+
+    __slots__ = (
+        "arrival",
+        "bootstrap",
+        "eligible_s",
+        "file",
+        "info",
+        "link",
+        "link_id",
+        "link_timer",
+        "state",
+        "survivor",
+        "trouble_since_s",
+        "workers",
+    )
+
+    def __init__(self, info: NodeInfo, link_id: int, arrival: int) -> None:
+        self.info = info
+        self.link_id = link_id
+        self.arrival = arrival
+        self.link = Link.CONNECTED
+        self.link_timer = 0
+        self.state = MemberState.IDLE
+        self.survivor = False
+        self.bootstrap = Address("", 0)
+        self.workers = info.workers
+        self.trouble_since_s = 0.0
+        self.eligible_s = 0.0
+        self.file = File.OTHER
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def id(self) -> NodeId:
+        return NodeId(self.info.name, self.info.incarnation)
+
+    @property
+    def is_troubled(self) -> bool:
+        """Whether it cannot be heard though somebody would miss it (done and departing: nobody)."""
+        expected = self.state not in (MemberState.DONE, MemberState.DEPARTING)
+        return expected and self.link is not Link.CONNECTED
+
+    def where(self) -> File:
+        """The file that this member belongs to, by what it is now."""
+        if self.state is MemberState.DONE:
+            return File.DONE
+        if self.state is MemberState.DEPARTING:
+            return File.DEPARTING
+        if self.state is MemberState.ACTIVE and not self.survivor:
+            return File.IN_ROUND
+        if self.state is MemberState.READY and self.link is Link.CONNECTED:
+            return File.READY_SURVIVOR if self.survivor else File.NEWCOMER
+        return File.PLACE if self.survivor else File.OTHER
+
+    def freeze(self) -> tuple[object, ...]:
+        """What of it the rules can see, hashable; without times and serial numbers."""
+        return (
+            self.info.name,
+            self.info.incarnation,
+            self.state,
+            self.link,
+            self.survivor,
+            self.workers,
+        )
+
+
+class Roster:
+    """All members of a run, in order of arrival, and the files over them."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, Member] = {}
+        self._files: dict[File, dict[str, None]] = {file: {} for file in File}
+        self._troubled: dict[str, None] = {}
+        self._arrivals = 0
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._members.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def get(self, name: str) -> Member | None:
+        """The member of that name, whatever its incarnation."""
+        return self._members.get(name)
+
+    def living(self, node: NodeId) -> Member | None:
+        """The member, if it still is in that incarnation."""
+        member = self._members.get(node.name)
+        return member if member and member.info.incarnation == node.incarnation else None
+
+    def add(self, info: NodeInfo, link_id: int) -> Member:
+        """A new member; its name must be free."""
+        assert info.name not in self._members
+        self._arrivals += 1
+        member = Member(info, link_id, self._arrivals)
+        self._members[info.name] = member
+        self._files[member.file][info.name] = None
+        return member
+
+    def remove(self, member: Member) -> None:
+        """Take a member out of every file."""
+        del self._members[member.name]
+        del self._files[member.file][member.name]
+        self._troubled.pop(member.name, None)
+
+    def refile(self, member: Member) -> None:
+        """Call after any change to a member's state, link or survivorship."""
+        file = member.where()
+        if file is not member.file:
+            del self._files[member.file][member.name]
+            self._files[file][member.name] = None
+            member.file = file
+        if member.is_troubled:
+            self._troubled[member.name] = None
+        else:
+            self._troubled.pop(member.name, None)
+
+    def count(self, file: File) -> int:
+        """How many members are in a file. O(1)."""
+        return len(self._files[file])
+
+    def names(self, file: File) -> Iterator[str]:
+        """The names in a file, in the order in which they came into it."""
+        return iter(self._files[file])
+
+    def members(self, file: File) -> list[Member]:
+        """The members of a file: a list, so that they may be refiled on the way. O(its length)."""
+        return [self._members[name] for name in self._files[file]]
+
+    def troubled(self) -> list[Member]:
+        """The members that cannot be heard though somebody would miss them."""
+        return [self._members[name] for name in self._troubled]
+
+    @property
+    def troubled_count(self) -> int:
+        return len(self._troubled)
+
+    @property
+    def awaited_count(self) -> int:
+        """How many somebody would miss: all but those that are done or departing."""
+        return len(self._members) - self.count(File.DONE) - self.count(File.DEPARTING)

@@ -1,0 +1,74 @@
+"""When is a round full enough to be formed? One pure function, which answers with the reason.
+
+The rule, in words: at once when `max_nodes`, or the nodes that a scheduler said it started, are
+ready. After a broken round, as soon as every surviving member of it is ready, a moment later
+(`settle_s`), so that arrivals at the same instant are in it. Else when the last call runs out,
+which begins when the minimum is there and is never begun again. Survivors hold their places until
+they are ready, lost, or the last call ends; newcomers fill only places that are free (R3, R7).
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Call(enum.StrEnum):
+    """The last call of this gathering."""
+
+    NOT_YET = "not_yet"
+    RUNNING = "running"
+    OVER = "over"
+
+
+class Gathering(msgspec.Struct, frozen=True, kw_only=True):
+    """What the decision depends on; counts of nodes."""
+
+    minimum: int
+    maximum: int
+    expected: int | None = None
+    ready_survivors: int = 0
+    places_held: int = 0
+    newcomers: int = 0
+    settled: bool = False
+    call: Call = Call.NOT_YET
+
+    @property
+    def chosen(self) -> int:
+        """How many would be in the round if it were formed now."""
+        held = 0 if self.call is Call.OVER else self.places_held
+        free = max(0, self.maximum - self.ready_survivors - held)
+        return self.ready_survivors + min(self.newcomers, free)
+
+
+class Decision(enum.StrEnum):
+    """What to do about a gathering, and by which rule."""
+
+    SEAL_MAXIMUM = "the maximum is ready"
+    SEAL_EXPECTED = "all expected nodes are ready"
+    SEAL_SURVIVORS = "every survivor of the last round is ready"
+    SEAL_LAST_CALL = "the last call is over"
+    SETTLE = "every survivor is ready; waiting a moment for simultaneous arrivals"
+    LAST_CALL = "the minimum is ready; the last call is running"
+    TOO_FEW = "fewer than the minimum are ready"
+
+    @property
+    def seals(self) -> bool:
+        return self.name.startswith("SEAL")
+
+
+def decide(gathering: Gathering) -> Decision:
+    """What to do now. Pure: the same counts always get the same answer."""
+    chosen = gathering.chosen
+    if chosen < gathering.minimum:
+        return Decision.TOO_FEW
+    if chosen >= gathering.maximum:
+        return Decision.SEAL_MAXIMUM
+    if gathering.expected is not None and chosen >= gathering.expected:
+        return Decision.SEAL_EXPECTED
+    if gathering.call is Call.OVER:
+        return Decision.SEAL_LAST_CALL
+    if gathering.ready_survivors and not gathering.places_held:
+        return Decision.SEAL_SURVIVORS if gathering.settled else Decision.SETTLE
+    return Decision.LAST_CALL

@@ -1,0 +1,177 @@
+"""Who cannot be heard, who is lost, and when to believe that many losses are no losses (R8).
+
+Stopping a thousand nodes because the control network hiccuped is worse than noticing one death
+late; yet a process that died should be known at once. So: a closed connection that is not resumed
+within the grace is a loss; silence only makes a member suspect, and a suspect is lost when it
+leaves a probe unanswered while a case is open, or after `lost_after_s`; and while many go missing
+together, nobody is lost, because the path or the coordinator is the likelier culprit.
+
+This file only notes deadlines and says who is past them; what a loss means is for `membership`.
+"""
+
+from __future__ import annotations
+
+from rallypoint.core.effects import Effect, SetTimer, Timer, TimerKind
+from rallypoint.core.roster import Member, Roster
+from rallypoint.core.values import Link, RunSettings
+
+LARGE_RUN_NODES = 2_000
+"""Above this many nodes the grace for reconnecting grows in proportion: reconnects queue up."""
+
+
+class Suspicion:
+    """Deadlines of members in trouble. `serial` numbers every timer of the run."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+        self._overdue: dict[str, None] = {}
+        self._unanswered: dict[str, None] = {}
+        self._probe_over = False
+        self._mass_since_s: float | None = None
+        self._mass_over = False
+        self._mass_serial = 0
+        self._serial = 0
+
+    def timer(self, kind: TimerKind, name: str = "", round_number: int = 0) -> Timer:
+        """A new timer with a serial number of its own."""
+        self._serial += 1
+        return Timer(kind, self._serial, name, round_number)
+
+    # -- what happened to a member -------------------------------------------------------------
+
+    def disconnected(self, member: Member, settings: RunSettings, now_s: float) -> list[Effect]:
+        """Its connection closed: it has the grace to resume."""
+        member.trouble_since_s = now_s
+        self._set_link(member, Link.DISCONNECTED)
+        return self._deadline(member, TimerKind.GRACE, self.grace_s(settings))
+
+    def silent(
+        self, member: Member, settings: RunSettings, now_s: float, silent_s: float
+    ) -> list[Effect]:
+        """Nothing was heard from it: it is suspect, and no more than that for now."""
+        member.trouble_since_s = now_s - silent_s
+        self._set_link(member, Link.SILENT)
+        if self._probe_over and member.name in self._unanswered:
+            self._overdue[member.name] = None
+        remaining_s = max(0.0, settings.lost_after_s - silent_s)
+        return self._deadline(member, TimerKind.LOST, remaining_s)
+
+    def heard(self, member: Member) -> None:
+        """It was heard, or its connection is back: all is forgiven."""
+        member.link_timer = 0
+        self._overdue.pop(member.name, None)
+        self._set_link(member, Link.CONNECTED)
+
+    def gone(self, member: Member) -> None:
+        """It is no member any more."""
+        self._overdue.pop(member.name, None)
+        self._unanswered.pop(member.name, None)
+
+    # -- probes --------------------------------------------------------------------------------
+
+    def probe(self, names: list[str]) -> None:
+        """A case was opened: these were asked to answer."""
+        self._unanswered = dict.fromkeys(names)
+        self._probe_over = False
+
+    def answered(self, name: str) -> None:
+        """It answered the probe, or did something that only a living node can do."""
+        self._unanswered.pop(name, None)
+
+    def probe_over(self) -> None:
+        """The time to answer has run out: suspects that did not answer are past their deadline."""
+        self._probe_over = True
+        for name in self._unanswered:
+            member = self._roster.get(name)
+            if member and member.link is Link.SILENT:
+                self._overdue[name] = None
+
+    def end_probe(self) -> None:
+        """The case is closed: an unanswered probe means nothing any more."""
+        self._unanswered = {}
+        self._probe_over = False
+
+    @property
+    def unanswered(self) -> tuple[str, ...]:
+        """Who has not answered the probe of the open case."""
+        return tuple(self._unanswered)
+
+    @property
+    def probe_is_over(self) -> bool:
+        """Whether the time to answer the probe of the open case has run out."""
+        return self._probe_over
+
+    # -- deadlines -----------------------------------------------------------------------------
+
+    def deadline_passed(self, timer: Timer) -> None:
+        """A GRACE, LOST or MASS timer fired. A stale one changes nothing."""
+        if timer.kind is TimerKind.MASS:
+            self._mass_over = self._mass_over or timer.serial == self._mass_serial
+            return
+        member = self._roster.get(timer.name)
+        if member and member.link_timer == timer.serial:
+            self._overdue[member.name] = None
+
+    def rearm(self, settings: RunSettings, now_s: float) -> list[Effect]:
+        """Begin every deadline again: nobody could be judged meanwhile (SUSPENDED)."""
+        effects: list[Effect] = []
+        self._overdue.clear()
+        for member in self._roster.troubled():
+            if member.link is Link.DISCONNECTED:
+                effects += self.disconnected(member, settings, now_s)
+            else:
+                effects += self.silent(member, settings, now_s, settings.suspect_after_s)
+        return effects
+
+    def update_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
+        """Raise or lift the mass guard by how many are missing now."""
+        if self._roster.troubled_count <= self.guard_limit(settings):
+            self._mass_since_s, self._mass_over = None, False
+            return []
+        if self._mass_since_s is not None:
+            return []
+        self._mass_since_s = now_s
+        timer = self.timer(TimerKind.MASS)
+        self._mass_serial = timer.serial
+        return [SetTimer(timer, settings.mass_grace_s)]
+
+    def lost(self) -> list[Member]:
+        """Who is past a deadline and may be declared lost: nobody while the mass guard holds."""
+        if self.guarding:
+            return []
+        found = (self._roster.get(name) for name in self._overdue)
+        return [member for member in found if member is not None and member.is_troubled]
+
+    @property
+    def has_overdue(self) -> bool:
+        return bool(self._overdue)
+
+    @property
+    def guarding(self) -> bool:
+        """R8: whether so many are missing together that nobody may be declared lost."""
+        return self._mass_since_s is not None and not self._mass_over
+
+    def guard_left_s(self, settings: RunSettings, now_s: float) -> float | None:
+        """How long the mass guard still holds, in seconds; None if it does not."""
+        if not self.guarding or self._mass_since_s is None:
+            return None
+        return max(0.0, settings.mass_grace_s - (now_s - self._mass_since_s))
+
+    def guard_limit(self, settings: RunSettings) -> float:
+        """More than this many members missing together raise the mass guard."""
+        return max(settings.mass_min, settings.mass_fraction * self._roster.awaited_count)
+
+    def grace_s(self, settings: RunSettings) -> float:
+        """How long a closed connection has to resume: more in large runs."""
+        return settings.reconnect_grace_s * max(1.0, len(self._roster) / LARGE_RUN_NODES)
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _set_link(self, member: Member, link: Link) -> None:
+        member.link = link
+        self._roster.refile(member)
+
+    def _deadline(self, member: Member, kind: TimerKind, delay_s: float) -> list[Effect]:
+        timer = self.timer(kind, member.name)
+        member.link_timer = timer.serial
+        return [SetTimer(timer, delay_s)]

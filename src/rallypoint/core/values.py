@@ -1,0 +1,316 @@
+"""The nouns of the protocol: what a node, a round, a failure and a run's settings are.
+
+Values only: frozen, comparable, without behaviour beyond checking themselves. They are msgspec
+structs so that the wire carries them as they are, `array_like` so that they are small there; a
+field may be added only at the end and with a default (docs/compatibility.md).
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from typing import Final
+
+import msgspec
+
+NAME_LENGTH_MAX: Final = 256
+"""Most characters of a node's name, a run id or a host name: longer ones are refused."""
+
+NAMES_SHOWN_MAX: Final = 8
+"""Most names that one reason, change or error carries: what is pushed must not grow with N."""
+
+
+class Value(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
+    """Base of all values of the protocol."""
+
+
+class Phase(enum.StrEnum):
+    """Where a run is. The transitions between them: `core/transitions.py`, docs/protocol.md."""
+
+    GATHERING = "gathering"
+    COMMITTING = "committing"
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+    CLOSED = "closed"
+
+
+class MemberState(enum.StrEnum):
+    """What a member is doing. Whether it can be heard is another matter: `Link`."""
+
+    IDLE = "idle"
+    """Attached, but not asking for a round: just arrived, or passive since it let a call pass."""
+    READY = "ready"
+    """Wants the next round (shown as `standby` while the round has no place for it)."""
+    ACTIVE = "active"
+    """In the last committed round."""
+    DEPARTING = "departing"
+    """Asked to leave; is stopping its workers. Nobody waits for it."""
+    DONE = "done"
+    """Its workers have finished. Its leaving or loss breaks nothing."""
+
+
+class Link(enum.StrEnum):
+    """Whether a member can be heard."""
+
+    CONNECTED = "connected"
+    SILENT = "silent"
+    """Connected, but nothing was heard from it for `suspect_after_s`."""
+    DISCONNECTED = "disconnected"
+    """Its connection closed and has not been resumed."""
+
+
+class NodeId(Value, frozen=True):
+    """A node and which of its lives: the name is unique in the run, the incarnation per start."""
+
+    name: str
+    incarnation: int
+
+
+class Address(Value, frozen=True):
+    """Where something listens. `host` is a name or an address literal without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class NodeInfo(Value, frozen=True):
+    """What a node tells of itself when it attaches."""
+
+    name: str
+    incarnation: int
+    host: str
+    addresses: tuple[str, ...] = ()
+    workers: int = 1
+    labels: dict[str, str] = {}
+
+    @property
+    def id(self) -> NodeId:
+        return NodeId(self.name, self.incarnation)
+
+
+class RunSettings(Value, frozen=True, kw_only=True):
+    """What all nodes of a run must agree on; the first to attach sets it. Durations in seconds.
+
+    Raises:
+        ValueError: from the constructor, naming the field and its value.
+    """
+
+    min_nodes: int = 1
+    max_nodes: int = 1
+    expected_nodes: int | None = None
+    """How many nodes a scheduler started: a round need not wait for more than these."""
+    max_restarts: int | None = 0
+    """The run's restart budget: how many rounds may end by the program's fault. None: any."""
+    rank_policy: str = "stable"
+    last_call_s: float = 30.0
+    settle_s: float = 0.05
+    scale_up_delay_s: float = 1.0
+    reconnect_grace_s: float = 1.0
+    suspect_after_s: float = 5.0
+    probe_s: float = 1.0
+    lost_after_s: float = 30.0
+    mass_min: int = 2
+    mass_fraction: float = 0.1
+    mass_grace_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        _check_node_counts(self.min_nodes, self.max_nodes, self.expected_nodes)
+        if self.max_restarts is not None and self.max_restarts < 0:
+            raise ValueError(f"max_restarts must not be negative, not {self.max_restarts}")
+        for name in _DURATIONS:
+            _check_duration(name, getattr(self, name))
+        if not 0 <= self.mass_fraction <= 1 or self.mass_min < 0:
+            raise ValueError(
+                "mass_fraction must be within 0 and 1 and mass_min not negative, "
+                f"not {self.mass_fraction} and {self.mass_min}"
+            )
+        if self.lost_after_s < self.suspect_after_s:
+            raise ValueError(
+                f"lost_after_s ({self.lost_after_s:g}) must not be below "
+                f"suspect_after_s ({self.suspect_after_s:g})"
+            )
+
+    def conflicts(self, other: RunSettings) -> tuple[SettingConflict, ...]:
+        """Each setting in which `other` differs from these: empty if the two agree."""
+        return tuple(
+            SettingConflict(name, str(getattr(self, name)), str(getattr(other, name)))
+            for name in self.__struct_fields__
+            if getattr(self, name) != getattr(other, name)
+        )
+
+
+_DURATIONS: Final = (
+    "last_call_s",
+    "settle_s",
+    "scale_up_delay_s",
+    "reconnect_grace_s",
+    "suspect_after_s",
+    "probe_s",
+    "lost_after_s",
+    "mass_grace_s",
+)
+_DURATION_MAX_S: Final = 365 * 86_400.0
+
+
+def _check_node_counts(min_nodes: int, max_nodes: int, expected: int | None) -> None:
+    if min_nodes < 1:
+        raise ValueError(f"min_nodes must be at least 1, not {min_nodes}")
+    if max_nodes < min_nodes:
+        raise ValueError(f"max_nodes ({max_nodes}) must not be below min_nodes ({min_nodes})")
+    if expected is not None and not min_nodes <= expected <= max_nodes:
+        raise ValueError(
+            f"expected_nodes ({expected}) must be within min_nodes ({min_nodes}) "
+            f"and max_nodes ({max_nodes})"
+        )
+
+
+def _check_duration(name: str, seconds: float) -> None:
+    if not 0 <= seconds <= _DURATION_MAX_S:
+        raise ValueError(f"{name} must be within 0 and {_DURATION_MAX_S:g} seconds, not {seconds}")
+    if seconds == 0 and name in ("suspect_after_s", "lost_after_s"):
+        raise ValueError(f"{name} must be more than 0 seconds: every member would be silent")
+
+
+class SettingConflict(Value, frozen=True):
+    """One setting on which a node and its run disagree."""
+
+    name: str
+    run_value: str
+    node_value: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: the run has {self.run_value}, this node {self.node_value}"
+
+
+class Seat(Value, frozen=True):
+    """One node's place in a round: what differs from node to node, and so is pushed to each."""
+
+    node_rank: int
+    first_rank: int
+    workers: int
+
+
+class RoundMember(Value, frozen=True):
+    """One row of a round's member table, in node-rank order."""
+
+    name: str
+    incarnation: int
+    host: str
+    addresses: tuple[str, ...]
+    workers: int
+    labels: dict[str, str] = {}
+
+
+class RoundHead(Value, frozen=True):
+    """What every member of a round is told alike: O(1), whatever the number of members.
+
+    `digest` is over the member table (R2: all agree on it without it being pushed).
+    """
+
+    number: int
+    term: int
+    nodes: int
+    size: int
+    bootstrap: Address
+    digest: str
+    restart_count: int = 0
+
+
+class RoundRecord(Value, frozen=True):
+    """A round as it is committed: the head and the whole member table."""
+
+    head: RoundHead
+    members: tuple[RoundMember, ...]
+
+
+def table_digest(number: int, members: tuple[RoundMember, ...], bootstrap: Address) -> str:
+    """A digest of all that the members of a round must agree on (R2), 16 hexadecimal digits."""
+    table = msgspec.msgpack.encode((number, members, bootstrap))
+    return hashlib.sha256(table).hexdigest()[:16]
+
+
+class FailureKind(enum.StrEnum):
+    """Why a worker failed, as its agent sees it. The order is that of precedence as a cause."""
+
+    SIGNAL = "signal"
+    OOM = "oom"
+    EXCEPTION = "exception"
+    COMMUNICATION = "communication"
+
+
+class Failure(Value, frozen=True):
+    """A worker's failure, as its node reports it."""
+
+    kind: FailureKind
+    message: str
+    rank: int | None = None
+    local_rank: int | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    last_lines: tuple[str, ...] = ()
+
+
+class ChangeKind(enum.StrEnum):
+    """Why a round ended."""
+
+    NODE_LOST = "node_lost"
+    WORKER_FAILED = "worker_failed"
+    NODE_LEFT = "node_left"
+    NODES_JOINED = "nodes_joined"
+    READY_AGAIN = "ready_again"
+    CLOSED = "closed"
+
+
+class Change(Value, frozen=True):
+    """Why a round ended: what happened, to whom, since when. `reasons.describe` gives the text.
+
+    `nodes` holds at most NAMES_SHOWN_MAX names, `count` how many there are. `since_s` is how long
+    before the change the trouble began (a node silent for 5.2 s), in seconds. `confirmed` is False
+    while a case is open: what is known so far may be a consequence of something worse.
+    """
+
+    kind: ChangeKind
+    round: int
+    nodes: tuple[str, ...] = ()
+    count: int = 0
+    detail: str = ""
+    since_s: float = 0.0
+    failure: Failure | None = None
+    charged: bool = False
+    confirmed: bool = True
+
+
+class Outcome(enum.StrEnum):
+    """How a run ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    NOT_ENOUGH = "not_enough_nodes"
+    STOPPED = "stopped"
+
+
+class CloseRecord(Value, frozen=True):
+    """The end of a run as it is committed (R6: nothing follows it)."""
+
+    outcome: Outcome
+    reason: str
+    by: str = ""
+    term: int = 0
+    round: int = 0
+    cause: Change | None = None
+
+
+class Stamp(Value, frozen=True):
+    """(ledger, term, round): carried by every message, compared by whoever receives one (R5)."""
+
+    ledger_id: str = ""
+    term: int = 0
+    round: int = 0
+
+    def is_older_than(self, other: Stamp) -> bool:
+        """Whether this comes from an earlier reign or round of the same ledger."""
+        same_ledger = self.ledger_id == other.ledger_id
+        return same_ledger and (self.term, self.round) < (other.term, other.round)
