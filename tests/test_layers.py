@@ -25,19 +25,20 @@ ROOT = "__init__"  # the package's own __init__.py, as a layer
 # may import besides itself, and only layers above it in this table.
 LAYERS: dict[str, frozenset[str]] = {
     "_version": frozenset(),
+    "clock": frozenset(),
     "core": frozenset(),
     "errors": frozenset({"core"}),
     "wire": frozenset({"core", "errors", "_version"}),
     "ledger": frozenset({"core", "errors"}),
     "settings": frozenset({"core", "errors"}),
     "environments": frozenset({"core", "errors", "settings"}),
-    "coordinator": frozenset({"core", "wire", "ledger", "errors", "settings", "_version"}),
-    "client": frozenset({"core", "wire", "coordinator", "errors", "settings", "_version"}),
+    "coordinator": frozenset({"core", "wire", "ledger", "errors", "settings", "_version", "clock"}),
+    "client": frozenset({"core", "wire", "coordinator", "errors", "settings", "_version", "clock"}),
     "aio": frozenset({"client", "core", "errors", "settings", "_version"}),
     ROOT: frozenset({"aio", "client", "core", "errors", "settings", "_version"}),
     "rendezvous": frozenset({ROOT, "client", "core", "errors", "settings", "_version"}),
     "launch": frozenset(
-        {"client", "core", "wire", "coordinator", "environments", "errors", "settings", "_version"}
+        {"clock", "client", "core", "wire", "coordinator", "environments", "errors", "settings", "_version"}
     ),
     "simulation": frozenset({"client", "core", "wire", "ledger", "coordinator", "errors"})
     | {"settings"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -18,6 +18,15 @@ NAME_LENGTH_MAX: Final = 256
 
 NAMES_SHOWN_MAX: Final = 8
 """Most names that one reason, change or error carries: what is pushed must not grow with N."""
+
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
+"""A name from outside: bounded, never empty."""
+Text = Annotated[str, msgspec.Meta(max_length=4_000)]
+"""A sentence from outside: a reason or an error message."""
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+"""How many workers a node has."""
+Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 
 
 class Value(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
@@ -69,8 +78,8 @@ class NodeId(Value, frozen=True):
 class Address(Value, frozen=True):
     """Where something listens. `host` is a name or an address literal without brackets."""
 
-    host: str
-    port: int
+    host: Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_MAX)]
+    port: Port
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -79,12 +88,12 @@ class Address(Value, frozen=True):
 class NodeInfo(Value, frozen=True):
     """What a node tells of itself when it attaches."""
 
-    name: str
+    name: Name
     incarnation: int
-    host: str
-    addresses: tuple[str, ...] = ()
-    workers: int = 1
-    labels: dict[str, str] = {}
+    host: Name
+    addresses: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
+    workers: Count = 1
+    labels: Annotated[dict[Name, Text], msgspec.Meta(max_length=64)] = {}
 
     @property
     def id(self) -> NodeId:
@@ -245,12 +254,12 @@ class Failure(Value, frozen=True):
     """A worker's failure, as its node reports it."""
 
     kind: FailureKind
-    message: str
+    message: Text
     rank: int | None = None
     local_rank: int | None = None
     exit_code: int | None = None
     signal: int | None = None
-    last_lines: tuple[str, ...] = ()
+    last_lines: Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)] = ()
 
 
 class ChangeKind(enum.StrEnum):

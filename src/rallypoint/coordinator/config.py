@@ -1,0 +1,29 @@
+"""What a coordinator is told when it starts: limits, and whom it admits."""
+
+from __future__ import annotations
+
+import msgspec
+
+from rallypoint.core.store import DEFAULT_LIMITS, StoreLimits
+
+
+class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of one coordinator process. Durations in seconds, sizes in bytes.
+
+    `only_run`: the one run that an embedded coordinator admits; None admits any.
+    `heartbeats_per_suspicion`: how often a node is heard, at least, before its silence counts.
+    `backlog_bytes_max`: what may wait to be sent to one node; beyond it the connection is dropped,
+    and the node resumes.
+    """
+
+    token: str = ""
+    only_run: str | None = None
+    runs_max: int = 10_000
+    members_max: int = 100_000
+    sessions_max: int = 200_000
+    backlog_bytes_max: int = 64 * 1024**2
+    heartbeats_per_suspicion: int = 3
+    closed_run_keep_s: float = 3_600.0
+    empty_run_keep_s: float = 600.0
+    rounds_remembered: int = 50
+    store_limits: StoreLimits = DEFAULT_LIMITS

@@ -1,0 +1,209 @@
+"""What people and their tools ask over HTTP: `/healthz` and `/api/v1/...`, as JSON.
+
+The fields are part of the public API (docs/compatibility.md). The token, where one is set, is
+asked for here as it is for nodes; only `/healthz`, which says nothing about any run, goes without.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from rallypoint.coordinator.history import RoundHistory
+from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.runs import RunHost
+from rallypoint.core import events as on
+from rallypoint.core import reasons
+from rallypoint.core.roster import Member
+from rallypoint.core.values import MemberState, Outcome
+
+HUB: web.AppKey[Hub] = web.AppKey("hub", Hub)
+
+MEMBERS_SHOWN_DEFAULT = 1_000
+"""How many members `/api/v1/runs/{run_id}` lists unless `?members=` asks for more or fewer."""
+
+
+def add_routes(app: web.Application) -> None:
+    """The HTTP face of a coordinator."""
+    app.router.add_get("/healthz", _healthz)
+    app.router.add_get("/api/v1/runs", _runs)
+    app.router.add_get("/api/v1/runs/{run_id}", _run)
+    app.router.add_post("/api/v1/runs/{run_id}/close", _close)
+
+
+def authorized(request: web.Request) -> bool:
+    """Whether the request carries the coordinator's token, compared in constant time."""
+    token = request.app[HUB].config.token
+    if not token:
+        return True
+    given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
+def json_error(status: int, message: str, hint: str = "") -> web.Response:
+    """An error in JSON: {"error": ..., "hint": ...}."""
+    return _json({"error": message, "hint": hint}, status)
+
+
+def unauthorized(request: web.Request) -> web.Response:
+    """The answer to a request without the right token."""
+    has_one = "Authorization" in request.headers
+    message = "the token is wrong" if has_one else "this coordinator asks for a token, and got none"
+    hint = "give the coordinator's own by --token-file or RALLYPOINT_TOKEN"
+    response = json_error(401, message, hint)
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+async def _healthz(request: web.Request) -> web.Response:
+    return web.Response(text="ok\n")
+
+
+async def _runs(request: web.Request) -> web.Response:
+    if not authorized(request):
+        return unauthorized(request)
+    hub = request.app[HUB]
+    runs = [_summary(run) for run in hub.runs.values()]
+    return _json({"coordinator": _coordinator(hub), "runs": runs})
+
+
+async def _run(request: web.Request) -> web.Response:
+    if not authorized(request):
+        return unauthorized(request)
+    hub = request.app[HUB]
+    run = hub.runs.get(request.match_info["run_id"])
+    if run is None:
+        return _no_such_run(hub, request.match_info["run_id"])
+    try:
+        shown = int(request.query.get("members", MEMBERS_SHOWN_DEFAULT))
+    except ValueError:
+        return json_error(400, "members must be a whole number")
+    return _json(_detail(hub, run, max(0, shown)))
+
+
+async def _close(request: web.Request) -> web.Response:
+    if not authorized(request):
+        return unauthorized(request)
+    hub = request.app[HUB]
+    run = hub.runs.get(request.match_info["run_id"])
+    if run is None:
+        return _no_such_run(hub, request.match_info["run_id"])
+    try:
+        body = await request.json() if request.can_read_body else {}
+        reason = str(body.get("reason") or "closed by request")[:1_000]
+    except (ValueError, AttributeError):
+        return json_error(400, 'the body must be JSON such as {"reason": "..."}')
+    was_closed = run.is_closed
+    run.post(on.CloseRequested(f"operator at {request.remote}", Outcome.STOPPED, reason))
+    return _json({"run_id": run.run_id, "was_closed": was_closed})
+
+
+def _no_such_run(hub: Hub, run_id: str) -> web.Response:
+    known = ", ".join(list(hub.runs)[:8]) or "none"
+    return json_error(404, f"no run {run_id!r} here", f"runs on this coordinator: {known}")
+
+
+# -- pictures ------------------------------------------------------------------------------------
+
+
+def _coordinator(hub: Hub) -> dict[str, Any]:
+    return {
+        "software": hub.software,
+        "ledger_id": hub.ledger_id,
+        "term": hub.term,
+        "connections": len(hub.sessions),
+    }
+
+
+def _summary(run: RunHost) -> dict[str, Any]:
+    membership = run.membership
+    waiting = run.waiting()
+    head = membership.round.head if membership.round else None
+    return {
+        "run_id": run.run_id,
+        "phase": membership.phase.value,
+        "reason": _reason(run),
+        "round": membership.number,
+        "nodes": head.nodes if head else 0,
+        "size": head.size if head else 0,
+        "attached": len(membership.roster),
+        "restart_count": membership.restart_count,
+        "waiting": _asdict(waiting) if waiting else None,
+        "closed": _asdict(membership.close) if membership.close else None,
+    }
+
+
+def _detail(hub: Hub, run: RunHost, members_shown: int) -> dict[str, Any]:
+    membership = run.membership
+    record = membership.round
+    now_s = hub.now_s()
+    seats = membership.seats()
+    ranks = {m.name: seat for m, seat in zip(record.members if record else (), seats, strict=True)}
+    members = [
+        _member(run, member, ranks.get(member.name), now_s)
+        for member, _ in zip(membership.roster, range(members_shown), strict=False)
+    ]
+    settings = membership.settings
+    return {
+        **_summary(run),
+        "coordinator": _coordinator(hub),
+        "settings": _asdict(settings) if settings else None,
+        "bootstrap": str(record.head.bootstrap) if record else "",
+        "digest": record.head.digest if record else "",
+        "members": members,
+        "members_total": len(membership.roster),
+        "rounds": [_round(each) for each in run.history.rounds],
+        "shown_at": time.time(),
+    }
+
+
+def _reason(run: RunHost) -> str:
+    membership = run.membership
+    if membership.close is not None:
+        return reasons.describe_close(membership.close)
+    waiting = run.waiting()
+    return str(waiting) if waiting else ""
+
+
+def _member(run: RunHost, member: Member, seat: Any, now_s: float) -> dict[str, Any]:
+    is_seated = seat is not None and member.state in (MemberState.ACTIVE, MemberState.DONE)
+    state = "standby" if run.membership.is_standby(member) else member.state.value
+    return {
+        "name": member.name,
+        "host": member.info.host,
+        "addresses": list(member.info.addresses),
+        "labels": member.info.labels,
+        "workers": member.workers,
+        "state": state,
+        "link": member.link.value,
+        "troubled_s": now_s - member.trouble_since_s if member.is_troubled else 0.0,
+        "node_rank": seat.node_rank if is_seated else None,
+        "ranks": list(range(seat.first_rank, seat.first_rank + seat.workers)) if is_seated else [],
+    }
+
+
+def _round(each: RoundHistory) -> dict[str, Any]:
+    return _asdict(each)
+
+
+def _asdict(value: msgspec.Struct) -> dict[str, Any]:
+    """A value with its field names, all the way down: on the wire they are arrays."""
+    return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, msgspec.Struct):
+        return _asdict(value)
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return value
+
+
+def _json(body: dict[str, Any], status: int = 200) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(body) + b"\n", status=status, content_type="application/json"
+    )

@@ -1,0 +1,143 @@
+"""All runs of one coordinator: opens them, ticks them, sweeps them. Without sockets or asyncio."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from rallypoint._version import __version__
+from rallypoint.clock import StallProofClock
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.runs import Commit, RunHost
+from rallypoint.coordinator.sessions import Outlet, Session
+from rallypoint.coordinator.timers import Timers
+from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.values import Stamp
+from rallypoint.wire import messages as wire
+
+_log = logging.getLogger("rallypoint.coordinator")
+
+
+class Hub:
+    """The runs and connections of one coordinator.
+
+    Owned by one thread. Whoever drives it calls `tick` at least every `clock.TICK_S` seconds and
+    at `next_due_s`; `wake` is called when that may have come nearer.
+    """
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        *,
+        ledger_id: str,
+        commit: Commit,
+        term: int = 1,
+        clock: StallProofClock | None = None,
+        wake: Callable[[], None] = lambda: None,
+        forget: Callable[[str], None] = lambda run_id: None,
+    ) -> None:
+        self.config = config
+        self.ledger_id = ledger_id
+        self.term = term
+        self.software = f"rallypoint {__version__}"
+        self.sessions: dict[int, Session] = {}
+        self.runs: dict[str, RunHost] = {}
+        self._commit = commit
+        self._clock = clock or StallProofClock()
+        self._timers = Timers()
+        self._wake = wake
+        self._links = 0
+        self._beats = 0
+        self._forget = forget
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def now_s(self) -> float:
+        """The coordinator's time: it stands still while the process did (R8)."""
+        return self._clock.now_s()
+
+    def call_at(self, due_s: float, callback: Callable[[], None]) -> None:
+        """Call back at `due_s`, from `tick`."""
+        before_s = self._timers.next_due_s()
+        self._timers.call_at(due_s, callback)
+        if before_s is None or due_s < before_s:
+            self._wake()
+
+    def next_due_s(self) -> float | None:
+        """When `tick` has something to do, on this hub's clock."""
+        return self._timers.next_due_s()
+
+    def tick(self) -> None:
+        """Do all that is due."""
+        now_s = self.now_s()
+        self._timers.run_due(now_s)
+        for run in list(self.runs.values()):
+            run.check_silence(now_s)
+        self._sweep(now_s)
+
+    def beat(self) -> int:
+        """A counter that advances while this coordinator is one."""
+        self._beats += 1
+        return self._beats
+
+    def stamp(self) -> Stamp:
+        """What a message carries before its sender is in a run."""
+        return Stamp(self.ledger_id, self.term, 0)
+
+    # -- connections and runs ------------------------------------------------------------------
+
+    def connected(self, outlet: Outlet) -> Session:
+        """A new connection."""
+        self._links += 1
+        session = Session(self, self._links, outlet)
+        self.sessions[session.link] = session
+        return session
+
+    def open_run(self, run_id: str) -> RunHost:
+        """The run of that name, begun if there is none."""
+        run = self.runs.get(run_id)
+        if run is None:
+            run = self.runs[run_id] = RunHost(self, run_id, self._commit)
+        return run
+
+    def refusal(self, attach: wire.Attach) -> Refusal | None:
+        """Why a node cannot attach here at all, if it cannot."""
+        only = self.config.only_run
+        if only is not None and attach.run_id != only:
+            return Refusal(
+                RefusalCode.OTHER_RUN,
+                f"this coordinator belongs to run {only!r} and admits no node of {attach.run_id!r}",
+                hint="start `rallypoint serve` to have one coordinator for several runs",
+            )
+        if attach.stamp.ledger_id and attach.stamp.ledger_id != self.ledger_id:
+            return Refusal(
+                RefusalCode.RUN_LOST,
+                f"run {attach.run_id!r} was lost with the coordinator that kept it in memory",
+                hint="start the run again: this coordinator will begin it anew",
+            )
+        if attach.run_id not in self.runs and len(self.runs) >= self.config.runs_max:
+            return Refusal(RefusalCode.LIMIT, f"{self.config.runs_max} runs are open here already")
+        if len(self.sessions) > self.config.sessions_max:
+            return Refusal(RefusalCode.LIMIT, "the coordinator has too many connections")
+        return None
+
+    def _sweep(self, now_s: float) -> None:
+        """Forget runs that nobody has anything to do with any more."""
+        gone = [run_id for run_id, run in self.runs.items() if self._is_over(run, now_s)]
+        for run_id in gone:
+            _log.info("run %s is forgotten", run_id)
+            del self.runs[run_id]
+            self._forget(run_id)
+
+    def _is_over(self, run: RunHost, now_s: float) -> bool:
+        if run.attached_count:
+            return False
+        if run.is_closed:
+            return run.membership.closed_ago_s(now_s) > self.config.closed_run_keep_s
+        since_s = run.empty_since_s
+        return since_s is not None and now_s - since_s > self.config.empty_run_keep_s
+
+    def close(self, reason: str) -> None:
+        """Close every connection."""
+        for session in list(self.sessions.values()):
+            session.close(reason)

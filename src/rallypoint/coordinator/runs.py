@@ -1,0 +1,360 @@
+"""One hosted run: steps the core, and carries out its effects on sessions, timers and the ledger.
+
+Decides nothing: an `if` about ranks or rounds belongs in the core. Everything that goes to many
+nodes is encoded once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from rallypoint.coordinator.history import History
+from rallypoint.coordinator.sessions import Session
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core import reasons
+from rallypoint.core.effects import Effect
+from rallypoint.core.membership import Membership
+from rallypoint.core.reasons import Waiting
+from rallypoint.core.store import BAD_REQUEST, ROUND_ENDED, Answer, RoundStore, StoreFailure
+from rallypoint.core.values import (
+    CloseRecord,
+    NodeId,
+    Phase,
+    RoundMember,
+    RoundRecord,
+    Seat,
+    Stamp,
+)
+from rallypoint.wire import messages as wire
+
+if TYPE_CHECKING:
+    from rallypoint.coordinator.hub import Hub
+
+_log = logging.getLogger("rallypoint.coordinator")
+
+Commit = Callable[["RunHost", RoundRecord | CloseRecord], None]
+"""Gives a record to the ledger, and posts Committed, CommitRefused or LedgerLost to the run."""
+
+
+class RunHost:
+    """One run on this coordinator. Owned by one thread, as the hub is."""
+
+    def __init__(self, hub: Hub, run_id: str, commit: Commit) -> None:
+        now_s = hub.now_s()
+        self.run_id = run_id
+        self.membership = Membership(
+            run_id,
+            ledger_id=hub.ledger_id,
+            term=hub.term,
+            members_max=hub.config.members_max,
+        )
+        self.history = History(hub.config.rounds_remembered, now_s)
+        self.store: RoundStore | None = None
+        self.empty_since_s: float | None = now_s
+        self._hub = hub
+        self._commit = commit
+        self._sessions: dict[str, Session] = {}
+        self._seats: dict[str, Seat] = {}
+        self._heard_s: dict[str, float] = {}
+        self._silent: dict[str, NodeId] = {}
+        self._store_timer_s: float | None = None
+        self._queue: deque[on.Event] = deque()
+        self._is_draining = False
+        self._stamp = Stamp(hub.ledger_id, hub.term, 0)
+        self._table: tuple[int, msgspec.Raw] | None = None
+
+    # -- events in -----------------------------------------------------------------------------
+
+    def post(self, event: on.Event) -> None:
+        """Give the core an event. Those that its effects bring are taken in order, after it."""
+        self._queue.append(event)
+        if self._is_draining:
+            return
+        self._is_draining = True
+        try:
+            while self._queue:
+                self._step(self._queue.popleft())
+        finally:
+            self._is_draining = False
+
+    def _step(self, event: on.Event) -> None:
+        now_s = self._hub.now_s()
+        was_empty = not len(self.membership.roster)
+        effects = self.membership.step(event, now_s)
+        if was_empty and len(self.membership.roster):
+            self.history.first_arrival(now_s)
+        self.history.observe(effects, now_s, time.time())
+        self._refresh_stamp()
+        for effect in effects:
+            _EXECUTE[type(effect)](self, effect)
+        is_empty = not len(self.membership.roster)
+        self.empty_since_s = (self.empty_since_s or now_s) if is_empty else None
+
+    def _refresh_stamp(self) -> None:
+        if self._stamp.round != self.membership.number:
+            self._stamp = Stamp(self._hub.ledger_id, self._hub.term, self.membership.number)
+
+    def connection_lost(self, session: Session, node: NodeId) -> None:
+        """A connection that had attached, or wanted to, is closed."""
+        if self._sessions.get(node.name) is session:
+            del self._sessions[node.name]
+            self._heard_s.pop(node.name, None)
+            self._silent.pop(node.name, None)
+        self.post(on.ConnectionLost(node, session.link))
+
+    # -- silence -------------------------------------------------------------------------------
+
+    def heard(self, session: Session, node: NodeId) -> None:
+        """Any message is a sign of life. The least recently heard stay in front."""
+        self._heard_s.pop(node.name, None)
+        self._heard_s[node.name] = self._hub.now_s()
+        if self._silent.pop(node.name, None) is not None:
+            self.post(on.NodeHeard(node))
+
+    def check_silence(self, now_s: float) -> None:
+        """Tell the core who was not heard for `suspect_after_s`. O(how many those are)."""
+        settings = self.membership.settings
+        while settings is not None and self._heard_s:
+            name, heard_s = next(iter(self._heard_s.items()))
+            if now_s - heard_s < settings.suspect_after_s:
+                return
+            del self._heard_s[name]
+            session = self._sessions.get(name)
+            if session is not None and session.node is not None:
+                self._silent[name] = session.node
+                self.post(on.NodeSilent(session.node, now_s - heard_s))
+
+    # -- what nodes ask ------------------------------------------------------------------------
+
+    def stamp(self) -> Stamp:
+        """What every message of this run carries."""
+        return self._stamp
+
+    def beat(self) -> int:
+        """The coordinator's beat: advances while it holds its lease (in memory: always)."""
+        return self._hub.beat()
+
+    def waiting(self) -> Waiting | None:
+        """Why there is no round yet."""
+        return self.membership.waiting(self._hub.now_s())
+
+    def members_message(self, request_id: int) -> bytes:
+        """The member table of the last round. The table is encoded once per round."""
+        record = self.membership.round
+        number = self.membership.number
+        if self._table is None or self._table[0] != number:
+            rows = record.members if record else ()
+            self._table = (number, msgspec.Raw(msgspec.msgpack.encode(rows)))
+        digest = record.head.digest if record else ""
+        message = wire.EncodedMembers(self._stamp, request_id, number, digest, self._table[1])
+        return wire.encode(message)
+
+    def store_call(self, session: Session, node: NodeId, call: wire.StoreCall) -> None:
+        """Apply one call of the round's store, if the node is in the round."""
+        store = self.store
+        if store is None or call.stamp.round != self.membership.number:
+            ended = StoreFailure(ROUND_ENDED, f"round {call.stamp.round} has ended")
+            self._answer([Answer(node.name, call.request_id, ended)])
+        elif node.name not in self._seats:
+            # R4: nobody has the store of a round that it is not in.
+            outside = StoreFailure(BAD_REQUEST, "this node is not in the round")
+            self._answer([Answer(node.name, call.request_id, outside)])
+        else:
+            now_s = self._hub.now_s()
+            store.acknowledge(node.name, call.acknowledged, call.still_open)
+            self._answer(store.apply(node.name, call.request_id, call.op, call.timeout_s, now_s))
+            self._arm_store_timer()
+
+    def store_cancel(self, node: NodeId, request_id: int) -> None:
+        """Nobody waits for the call any more."""
+        if self.store is not None:
+            self.store.cancel(node.name, request_id)
+
+    def _answer(self, answers: list[Answer]) -> None:
+        for answer in answers:
+            session = self._sessions.get(answer.node)
+            if session is not None:
+                message = wire.StoreAnswer(self._stamp, answer.request_id, answer.result)
+                session.send(wire.encode(message))
+
+    def _arm_store_timer(self) -> None:
+        due_s = self.store.next_deadline_s() if self.store else None
+        if due_s is None or (self._store_timer_s is not None and self._store_timer_s <= due_s):
+            return
+        self._store_timer_s = due_s
+        self._hub.call_at(due_s, self._expire_store)
+
+    def _expire_store(self) -> None:
+        self._store_timer_s = None
+        if self.store is not None:
+            self._answer(self.store.expire(self._hub.now_s()))
+            self._arm_store_timer()
+
+    # -- effects out ---------------------------------------------------------------------------
+
+    def _set_timer(self, effect: do.SetTimer) -> None:
+        due_s = self._hub.now_s() + effect.delay_s
+        self._hub.call_at(due_s, lambda: self.post(on.TimerFired(effect.timer)))
+
+    def _welcome(self, effect: do.Welcome) -> None:
+        session = self._hub.sessions.get(effect.link)
+        if session is None:
+            return  # It went away while it waited; its ConnectionLost is on the way.
+        before = self._sessions.get(effect.node.name)
+        if before is not None and before is not session:
+            before.close("the node has resumed on another connection")
+        session.node = effect.node
+        self._sessions[effect.node.name] = session
+        self.heard(session, effect.node)
+        session.send(self._welcome_message(effect))
+        if effect.standing.round:
+            self._send_seat(effect.node, session)
+
+    def _welcome_message(self, effect: do.Welcome) -> bytes:
+        settings = self.membership.settings
+        assert settings is not None
+        heartbeat_s = settings.suspect_after_s / self._hub.config.heartbeats_per_suspicion
+        software = self._hub.software
+        return wire.encode(
+            wire.Welcome(self._stamp, wire.VERSION, heartbeat_s, effect.standing, software)
+        )
+
+    def _send_seat(self, node: NodeId, session: Session) -> None:
+        record, seat = self.membership.round, self._seats.get(node.name)
+        if record is not None and seat is not None:
+            session.send(wire.encode(wire.Formed(self._stamp, record.head, seat)))
+
+    def _refuse(self, effect: do.Refuse) -> None:
+        session = self._hub.sessions.get(effect.link)
+        if session is not None:
+            session.refuse(effect.refusal)
+
+    def _supersede(self, effect: do.Supersede) -> None:
+        session = self._session_of(effect.node)
+        if session is not None:
+            session.refuse(effect.refusal)
+
+    def _commit_record(self, effect: do.Commit) -> None:
+        self._commit(self, effect.record)
+
+    def _publish(self, effect: do.Publish) -> None:
+        record = effect.record
+        seats = self.membership.seats()
+        members = record.members
+        self._seats = {m.name: seat for m, seat in zip(members, seats, strict=True)}
+        self.store = RoundStore(
+            [(m.name, s.first_rank, s.workers) for m, s in zip(members, seats, strict=True)],
+            self._hub.config.store_limits,
+        )
+        for member, seat in zip(members, seats, strict=True):
+            session = self._session_at(member)
+            if session is not None:
+                session.send(wire.encode(wire.Formed(self._stamp, record.head, seat)))
+        _log.info("run %s: round %d with %d nodes", self.run_id, record.head.number, len(members))
+
+    def _break(self, effect: do.Break) -> None:
+        text = reasons.describe(effect.change)
+        _log.info("run %s: round %d ended: %s", self.run_id, effect.change.round, text)
+        self._tell_round(wire.encode(wire.Broken(self._stamp, effect.change)))
+        self._end_store(f"round {effect.change.round} has ended: {text}")
+
+    def _verdict(self, effect: do.Verdict) -> None:
+        self._tell_round(wire.encode(wire.CauseFound(self._stamp, effect.change)))
+
+    def _announce(self, effect: do.Announce) -> None:
+        text = reasons.describe_close(effect.close)
+        _log.info("run %s closed: %s", self.run_id, text)
+        payload = wire.encode(wire.Closed(self._stamp, effect.close))
+        for session in list(self._sessions.values()):
+            session.send(payload)
+        self._end_store(f"the run was closed: {text}")
+
+    def _end_store(self, message: str) -> None:
+        if self.store is not None:
+            self._answer(self.store.end(message))
+
+    def _probe_round(self, effect: do.ProbeRound) -> None:
+        self._tell_round(wire.encode(wire.Probe(self._stamp)))
+
+    def _probe_node(self, effect: do.ProbeNode) -> None:
+        session = self._session_of(effect.node)
+        if session is not None:
+            session.send(wire.encode(wire.Probe(self._stamp)))
+
+    def _notify(self, effect: do.Notify) -> None:
+        session = self._session_of(effect.node)
+        if session is not None:
+            session.send(wire.encode(wire.Standby(self._stamp, effect.standby)))
+
+    def _forget(self, effect: do.Forget) -> None:
+        name = effect.node.name
+        session = self._session_of(effect.node)
+        if session is not None:
+            del self._sessions[name]
+            session.close(effect.reason)
+        self._heard_s.pop(name, None)
+        self._silent.pop(name, None)
+        if self.store is not None:
+            self.store.forget_node(name)
+
+    def _step_down(self, effect: do.StepDown) -> None:
+        _log.warning("run %s: this coordinator has been deposed: %s", self.run_id, effect.reason)
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _session_of(self, node: NodeId) -> Session | None:
+        session = self._sessions.get(node.name)
+        return session if session is not None and session.node == node else None
+
+    def _session_at(self, member: RoundMember) -> Session | None:
+        session = self._sessions.get(member.name)
+        if session is None or session.node is None:
+            return None
+        return session if session.node.incarnation == member.incarnation else None
+
+    def _tell_round(self, payload: bytes) -> None:
+        record = self.membership.round
+        for member in record.members if record else ():
+            session = self._session_at(member)
+            if session is not None:
+                session.send(payload)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the run is over."""
+        return self.membership.phase is Phase.CLOSED
+
+    @property
+    def attached_count(self) -> int:
+        """How many connections have this run."""
+        return len(self._sessions)
+
+    def close_sessions(self, reason: str) -> None:
+        """Close every connection: the coordinator is going away."""
+        for session in list(self._sessions.values()):
+            session.close(reason)
+
+
+_EXECUTE: dict[type[Effect], Callable[..., None]] = {
+    do.SetTimer: RunHost._set_timer,
+    do.Welcome: RunHost._welcome,
+    do.Refuse: RunHost._refuse,
+    do.Supersede: RunHost._supersede,
+    do.Commit: RunHost._commit_record,
+    do.Publish: RunHost._publish,
+    do.Break: RunHost._break,
+    do.Verdict: RunHost._verdict,
+    do.Announce: RunHost._announce,
+    do.ProbeRound: RunHost._probe_round,
+    do.ProbeNode: RunHost._probe_node,
+    do.Notify: RunHost._notify,
+    do.Forget: RunHost._forget,
+    do.StepDown: RunHost._step_down,
+}

@@ -1,0 +1,239 @@
+"""One port for nodes and people: the WebSocket for the former, HTTP for the latter (aiohttp).
+
+Carries bytes and time to the hub and decides nothing. Frames are built here and written to the
+connection's transport, which spares a task per message; aiohttp reads, answers pings and closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import struct
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from rallypoint.clock import TICK_S
+from rallypoint.coordinator import http
+from rallypoint.coordinator.committer import Committer
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.hub import Hub
+from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.values import Address
+from rallypoint.ledger.contract import Ledger
+from rallypoint.ledger.memory import MemoryLedger
+from rallypoint.wire import messages as wire
+
+_log = logging.getLogger("rallypoint.coordinator")
+
+CLOSE_TIMEOUT_S: Final = 2.0
+"""How long a closing connection may take before it is cut."""
+LISTEN_BACKLOG: Final = 4_096
+"""A large run connects all at once; the kernel caps this at net.core.somaxconn."""
+
+
+class CoordinatorServer:
+    """A coordinator on bound sockets, in the running event loop.
+
+    `start` takes sockets that are bound and need not listen yet; it owns them from then on, also
+    when it fails. `aclose` is idempotent and bounded in time.
+    """
+
+    def __init__(
+        self, config: CoordinatorConfig | None = None, *, ledger: Ledger | None = None
+    ) -> None:
+        self.config = config or CoordinatorConfig()
+        self._ledger = ledger or MemoryLedger()
+        self._committer = Committer(self._ledger)
+        self.hub = Hub(
+            self.config,
+            ledger_id=self._ledger.ledger_id,
+            commit=self._committer.commit,
+            wake=self._schedule,
+            forget=self._committer.forget,
+        )
+        self._runner: web.AppRunner | None = None
+        self._tick: asyncio.TimerHandle | None = None
+        self._closing: set[asyncio.Task[bool]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def __aenter__(self) -> CoordinatorServer:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def start(self, sockets: Sequence[socket.socket]) -> None:
+        """Serve on these sockets until `aclose`."""
+        self._loop = asyncio.get_running_loop()
+        app = web.Application(client_max_size=64 * 1024)
+        app[http.HUB] = self.hub
+        http.add_routes(app)
+        app.router.add_get(wire.ATTACH_PATH, self._attach)
+        self._runner = web.AppRunner(
+            app, handle_signals=False, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S
+        )
+        await self._runner.setup()
+        for sock in sockets:
+            await web.SockSite(self._runner, sock, backlog=LISTEN_BACKLOG).start()
+        self._on_tick()
+
+    async def aclose(self, reason: str = "the coordinator is going away") -> None:
+        """Close every connection and stop listening."""
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        runner, self._runner = self._runner, None
+        if runner is None:
+            return
+        self.hub.close(reason)
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=CLOSE_TIMEOUT_S)
+        await self._committer.aclose()
+        await runner.cleanup()
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def _on_tick(self) -> None:
+        self.hub.tick()
+        self._tick = None
+        self._schedule()
+
+    def _schedule(self) -> None:
+        """Tick when the next deadline is due, and at least every TICK_S (the clock needs it)."""
+        if self._loop is None or (self._runner is None and self._tick is None):
+            return
+        if self._tick is not None:
+            self._tick.cancel()
+        due_s = self.hub.next_due_s()
+        delay_s = TICK_S if due_s is None else min(TICK_S, due_s - self.hub.now_s())
+        self._tick = self._loop.call_later(max(0.0, delay_s), self._on_tick)
+
+    # -- connections ---------------------------------------------------------------------------
+
+    async def _attach(self, request: web.Request) -> web.StreamResponse:
+        if not http.authorized(request):
+            return http.unauthorized(request)
+        ws = web.WebSocketResponse(
+            timeout=CLOSE_TIMEOUT_S, max_msg_size=wire.MESSAGE_BYTES_MAX, compress=False
+        )
+        if not ws.can_prepare(request).ok:
+            hint = "nodes attach here over WebSocket; for people there is /api/v1/runs"
+            response = http.json_error(426, "this path is for nodes of a run", hint)
+            response.headers["Upgrade"] = "websocket"
+            return response
+        await ws.prepare(request)
+        assert request.transport is not None
+        outlet = WebSocketOutlet(ws, request.transport, self._closing)
+        session = self.hub.connected(outlet)
+        try:
+            async for message in ws:
+                if message.type is WSMsgType.BINARY:
+                    session.received(message.data)
+                elif message.type is WSMsgType.TEXT:
+                    session.refuse(_TEXT_REFUSAL)
+        finally:
+            session.connection_lost()
+        return ws
+
+
+_TEXT_REFUSAL: Final = Refusal(
+    RefusalCode.MALFORMED, "this protocol is binary, and a text message came"
+)
+
+
+class WebSocketOutlet:
+    """A session's way out over one WebSocket. See sessions.Outlet."""
+
+    def __init__(
+        self,
+        ws: web.WebSocketResponse,
+        transport: asyncio.Transport,
+        closing: set[asyncio.Task[bool]],
+    ) -> None:
+        self._ws = ws
+        self._transport = transport
+        self._closing = closing
+        peer = transport.get_extra_info("peername")
+        self.peer = str(Address(peer[0], peer[1])) if peer else "a local peer"
+
+    def send(self, payload: bytes) -> None:
+        """Write one binary frame (RFC 6455, section 5.2; a server does not mask)."""
+        if not self._transport.is_closing():
+            self._transport.write(_header(len(payload)) + payload)
+
+    def backlog_bytes(self) -> int:
+        """What the kernel has not taken yet."""
+        return self._transport.get_write_buffer_size()
+
+    def close(self, reason: str) -> None:
+        """Begin the closing handshake; cut the connection if it takes too long."""
+        close = self._ws.close(code=WSCloseCode.POLICY_VIOLATION, message=reason.encode()[:120])
+        task = asyncio.get_running_loop().create_task(close)
+        self._closing.add(task)
+        task.add_done_callback(self._closed)
+
+    def _closed(self, task: asyncio.Task[bool]) -> None:
+        self._closing.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._transport.abort()
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._transport.abort()
+
+
+_BINARY_FINAL: Final = 0x82
+
+
+def _header(length: int) -> bytes:
+    if length < 126:
+        return bytes((_BINARY_FINAL, length))
+    if length < 65_536:
+        return struct.pack("!BBH", _BINARY_FINAL, 126, length)
+    return struct.pack("!BBQ", _BINARY_FINAL, 127, length)
+
+
+def bind(host: str | None, port: int) -> socket.socket:
+    """A socket bound to `host` (None: every address, IPv4 and IPv6 in one) and `port` (0: any).
+
+    Raises OSError, EADDRINUSE among them.
+    """
+    if host is None and socket.has_dualstack_ipv6():
+        try:
+            return _dual_stack(port)
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise  # The kernel knows IPv6 but has none configured: IPv4 will do.
+    address = host or "0.0.0.0"
+    family, _, _, _, where = socket.getaddrinfo(
+        address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    return _bound(socket.socket(family, socket.SOCK_STREAM), where)
+
+
+def _dual_stack(port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    return _bound(sock, ("::", port))
+
+
+def _bound(sock: socket.socket, where: object) -> socket.socket:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)  # type: ignore[arg-type]
+        sock.listen(LISTEN_BACKLOG)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock

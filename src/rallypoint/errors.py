@@ -1,0 +1,253 @@
+"""Every error that Rallypoint raises. Each says whose fault it is and what to do about it.
+
+    RallypointError
+    ├── UsageError (ValueError)          the caller's: a setting, an endpoint, a call out of place
+    │   ├── EndpointError                an endpoint that cannot be read
+    │   ├── PlatformError                a platform on which this part does not run
+    │   └── ForkedProcessError           a run used in a child made by fork()
+    ├── CoordinatorError                 this node and the coordinator do not work together
+    │   ├── UnreachableError             nobody answered: what was tried, and the system's errors
+    │   ├── NotACoordinatorError         something else listens there
+    │   ├── CoordinatorLostError         it answered once, and no longer does
+    │   └── RefusedError                 it answered "no"
+    │       ├── TokenError               the token is wrong or missing
+    │       ├── VersionError             the two speak no common wire version
+    │       ├── SettingsConflictError    nodes of one run disagree: both values are shown
+    │       ├── NameTakenError           another live node has the name
+    │       ├── SupersededError          a newer start of this node has taken its place
+    │       ├── RunClosedError           the run is over: why, and since when
+    │       ├── RunLostError             the run was lost with its coordinator
+    │       └── LimitError               something is larger than the coordinator allows
+    ├── JoinTimeoutError (TimeoutError)  no round was formed in time: who was missing
+    ├── RoundBrokenError                 the round has ended: why
+    ├── StoreError                       a call of the round's store failed
+    │   └── StoreTimeoutError (TimeoutError)  ... for lack of keys, or of nodes at a barrier
+    └── LaunchError                      the launcher could not do its part
+        ├── ProgramNotFoundError         the program does not exist or cannot be executed
+        └── LogDirectoryError            the log directory cannot be written
+
+`hint` is one line on what to do; `exit_code` is what `rallypoint run` ends with.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar
+
+from rallypoint.core import reasons
+from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
+from rallypoint.core.values import Change, CloseRecord, Outcome
+
+
+class ExitCode(enum.IntEnum):
+    """How `rallypoint run` ends. Documented in docs/compatibility.md; 128 + n: by signal n."""
+
+    DONE = 0
+    PROGRAM_FAILED = 1
+    USAGE = 2
+    COULD_NOT_MEET = 3
+    COORDINATOR_LOST = 4
+    NOT_ENOUGH_NODES = 5
+    STOPPED = 6
+
+
+class RallypointError(Exception):
+    """Base of all errors of Rallypoint. `hint`: what to do, in one line; "" if nothing is known."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.PROGRAM_FAILED
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class UsageError(RallypointError, ValueError):
+    """The caller asked for something that cannot be."""
+
+    exit_code = ExitCode.USAGE
+
+
+class EndpointError(UsageError):
+    """An endpoint that cannot be read."""
+
+
+class PlatformError(UsageError):
+    """A platform on which this part of Rallypoint does not run."""
+
+
+class ForkedProcessError(UsageError):
+    """A run was used in a child made by fork(): only the process that joined may use it."""
+
+
+class CoordinatorError(RallypointError):
+    """This node and the coordinator do not work together."""
+
+    exit_code = ExitCode.COULD_NOT_MEET
+
+
+class UnreachableError(CoordinatorError):
+    """Nobody answered. `attempts`: each address that was tried, with the system's last error."""
+
+    def __init__(
+        self, message: str, *, hint: str = "", attempts: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.attempts = attempts
+
+
+class NotACoordinatorError(CoordinatorError):
+    """Something listens at the endpoint, and it is no Rallypoint coordinator."""
+
+
+class CoordinatorLostError(CoordinatorError):
+    """The coordinator answered once, and no longer does."""
+
+    exit_code = ExitCode.COORDINATOR_LOST
+
+
+class RefusedError(CoordinatorError):
+    """The coordinator refused this node. `refusal` is its reason as data."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message, hint=refusal.hint)
+        self.refusal = refusal
+
+
+class TokenError(RefusedError):
+    """The token is wrong or missing."""
+
+    exit_code = ExitCode.USAGE
+
+
+class VersionError(RefusedError):
+    """The node and the coordinator speak no common version of the wire protocol."""
+
+    exit_code = ExitCode.USAGE
+
+
+class SettingsConflictError(RefusedError):
+    """This node's settings differ from the run's; `refusal.conflicts` has both values of each."""
+
+    exit_code = ExitCode.USAGE
+
+
+class NameTakenError(RefusedError):
+    """Another live node has this node's name."""
+
+    exit_code = ExitCode.USAGE
+
+
+class SupersededError(RefusedError):
+    """A newer start of this node has taken its place: this one must stop for good."""
+
+
+class RunClosedError(RefusedError):
+    """The run is over. `close` says how it ended."""
+
+    @property
+    def close(self) -> CloseRecord | None:
+        return self.refusal.close
+
+
+class RunLostError(RefusedError):
+    """The run was lost with its coordinator, which kept it in memory; it may be begun anew."""
+
+    exit_code = ExitCode.COORDINATOR_LOST
+
+
+class LimitError(RefusedError):
+    """Something is larger or more numerous than the coordinator allows."""
+
+
+class JoinTimeoutError(RallypointError, TimeoutError):
+    """No round was formed in time. `waiting` says why, as data, where it is known."""
+
+    exit_code = ExitCode.COULD_NOT_MEET
+
+    def __init__(self, message: str, *, hint: str = "", waiting: Waiting | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.waiting = waiting
+
+
+class RoundBrokenError(RallypointError):
+    """The round has ended. `change` says why."""
+
+    def __init__(self, change: Change) -> None:
+        super().__init__(f"round {change.round} has ended: {reasons.describe(change)}")
+        self.change = change
+
+
+class StoreError(RallypointError):
+    """A call of the round's store failed. `code` is one of those in `core/store.py`."""
+
+    def __init__(self, message: str, *, code: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class StoreTimeoutError(StoreError, TimeoutError):
+    """Keys were not set, or nodes did not come to a barrier, in time.
+
+    `missing` names at most 8 of them, `missing_count` says how many there are.
+    """
+
+    def __init__(self, message: str, *, missing: tuple[str, ...] = (), count: int = 0) -> None:
+        super().__init__(message, code="timeout")
+        self.missing = missing
+        self.missing_count = count
+
+
+class LaunchError(RallypointError):
+    """The launcher could not do its part."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ProgramNotFoundError(LaunchError):
+    """The program does not exist or cannot be executed."""
+
+    def __init__(self, path: str, *, hint: str = "") -> None:
+        super().__init__(f"cannot run {path!r}: no such program, or not executable", hint=hint)
+        self.path = path
+
+
+class LogDirectoryError(LaunchError):
+    """The log directory cannot be written. `error` is the system's."""
+
+    def __init__(self, path: str, error: str, *, hint: str = "") -> None:
+        super().__init__(f"cannot write logs to {path!r}: {error}", hint=hint)
+        self.path = path
+        self.error = error
+
+
+_REFUSED = {
+    RefusalCode.TOKEN: TokenError,
+    RefusalCode.VERSION: VersionError,
+    RefusalCode.CONFLICT: SettingsConflictError,
+    RefusalCode.NAME_TAKEN: NameTakenError,
+    RefusalCode.SUPERSEDED: SupersededError,
+    RefusalCode.CLOSED: RunClosedError,
+    RefusalCode.RUN_LOST: RunLostError,
+    RefusalCode.LIMIT: LimitError,
+}
+
+_OUTCOME_EXIT_CODES = {
+    Outcome.SUCCEEDED: ExitCode.DONE,
+    Outcome.FAILED: ExitCode.PROGRAM_FAILED,
+    Outcome.NOT_ENOUGH: ExitCode.NOT_ENOUGH_NODES,
+    Outcome.STOPPED: ExitCode.STOPPED,
+}
+
+
+def refused(refusal: Refusal) -> RefusedError:
+    """The error of the class that belongs to a refusal."""
+    return _REFUSED.get(refusal.code, RefusedError)(refusal)
+
+
+def exit_code_of(outcome: Outcome) -> ExitCode:
+    """What `rallypoint run` ends with when its run was closed with this outcome."""
+    return _OUTCOME_EXIT_CODES[outcome]

@@ -1,0 +1,1 @@
+"""What must outlive a coordinator, kept in an engine that offers registers."""

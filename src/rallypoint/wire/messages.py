@@ -1,0 +1,330 @@
+"""The messages, and how they become bytes.
+
+Tagged msgspec structs in msgpack, as arrays: small, typed, and refused with a reason when they do
+not decode. Every message carries (ledger_id, term, round), so that what is older than what its
+receiver has seen can be told. Fields are only ever added at the end and with a default, so that a
+coordinator of version N understands nodes of N - 1 (docs/compatibility.md).
+
+How they travel (WebSocket, a local socket, a simulated network) is not known here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, TypeAlias, TypeVar
+
+import msgspec
+
+from rallypoint.core.effects import Standing
+from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
+from rallypoint.core.store import StoreOp, StoreResult
+from rallypoint.core.values import (
+    Address,
+    Change,
+    CloseRecord,
+    Count,
+    Failure,
+    Name,
+    NodeInfo,
+    Outcome,
+    RoundHead,
+    RoundMember,
+    RunSettings,
+    Seat,
+    Stamp,
+    Text,
+)
+
+VERSION: Final = 1
+"""The wire version that this release speaks."""
+VERSION_MIN: Final = 1
+"""The oldest that it still accepts: VERSION - 1, once there has been one."""
+
+MESSAGE_BYTES_MAX: Final = 8 * 1024**2
+"""No message of a node is longer; one that is closes the connection."""
+ANSWER_BYTES_MAX: Final = 80 * 1024**2
+"""No message of a coordinator is longer (a multi_get or a large member table may be large)."""
+
+ATTACH_PATH: Final = "/v1/attach"
+"""Where a coordinator takes WebSocket connections."""
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all messages. `stamp` is what the sender knows of ledger, term and round."""
+
+    stamp: Stamp
+
+
+# -- from a node ---------------------------------------------------------------------------------
+
+
+class Attach(Message, frozen=True, tag="attach"):
+    """The first message of a connection: who this is, and which run it wants to be in."""
+
+    version: int
+    run_id: Name
+    node: NodeInfo
+    settings: RunSettings
+    software: Text = ""
+
+
+class Ready(Message, frozen=True, tag="ready"):
+    """The node wants the next round and leaves `leaving_round` for it (R4)."""
+
+    leaving_round: int
+    bootstrap: Address
+    workers: Count
+
+
+class Failed(Message, frozen=True, tag="failed"):
+    """A worker failed."""
+
+    round: int
+    failure: Failure
+
+
+class Done(Message, frozen=True, tag="done"):
+    """All workers have finished."""
+
+    round: int
+
+
+class Departing(Message, frozen=True, tag="depart"):
+    """The node was asked to leave, and is stopping its workers."""
+
+    reason: Text
+
+
+class Goodbye(Message, frozen=True, tag="bye"):
+    """Nothing of the node runs any more."""
+
+    reason: Text
+
+
+class CloseRun(Message, frozen=True, tag="close"):
+    """End the run for all."""
+
+    outcome: Outcome
+    reason: Text
+
+
+class Heartbeat(Message, frozen=True, tag="hb"):
+    """The node is there. Answered by `Beat`."""
+
+
+class Alive(Message, frozen=True, tag="alive"):
+    """The answer to a `Probe`."""
+
+
+class StoreCall(Message, frozen=True, tag="call"):
+    """A call of the round's store. A repeat with the same `request_id` is applied once (R11).
+
+    `acknowledged`: every request up to this one has been answered and need not be remembered,
+    but for `still_open`. `timeout_s` None: no deadline of its own.
+    """
+
+    request_id: int
+    op: StoreOp
+    timeout_s: float | None = None
+    acknowledged: int = 0
+    still_open: Annotated[tuple[int, ...], msgspec.Meta(max_length=20_000)] = ()
+
+
+class StoreCancel(Message, frozen=True, tag="cancel"):
+    """Nobody waits for this call any more."""
+
+    request_id: int
+
+
+class AskMembers(Message, frozen=True, tag="members?"):
+    """The member table of the round, please."""
+
+    request_id: int
+
+
+class AskWaiting(Message, frozen=True, tag="waiting?"):
+    """Why is there no round yet?"""
+
+    request_id: int
+
+
+FromNode: TypeAlias = (
+    Attach
+    | Ready
+    | Failed
+    | Done
+    | Departing
+    | Goodbye
+    | CloseRun
+    | Heartbeat
+    | Alive
+    | StoreCall
+    | StoreCancel
+    | AskMembers
+    | AskWaiting
+)
+
+
+# -- from a coordinator --------------------------------------------------------------------------
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    """The node is in. It sends a heartbeat every `heartbeat_s`; `version` is spoken from now on."""
+
+    version: int
+    heartbeat_s: float
+    standing: Standing
+    software: str = ""
+
+
+class Refused(Message, frozen=True, tag="refused"):
+    """The node is not in, or no longer; the connection closes."""
+
+    refusal: Refusal
+
+
+class Formed(Message, frozen=True, tag="formed"):
+    """A round was formed, and this is the node's seat in it."""
+
+    head: RoundHead
+    seat: Seat
+
+
+class Broken(Message, frozen=True, tag="broken"):
+    """The round has ended."""
+
+    change: Change
+
+
+class CauseFound(Message, frozen=True, tag="cause"):
+    """What the end of a round turned out to be due to."""
+
+    change: Change
+
+
+class Closed(Message, frozen=True, tag="closed"):
+    """The run has ended."""
+
+    close: CloseRecord
+
+
+class Standby(Message, frozen=True, tag="standby"):
+    """The round is on without this node; it steps in when a place is free."""
+
+    standby: bool
+
+
+class Probe(Message, frozen=True, tag="probe"):
+    """Are you there? Answered by `Alive`."""
+
+
+class Beat(Message, frozen=True, tag="beat"):
+    """The answer to a heartbeat; `beat` advances while the coordinator holds its lease."""
+
+    beat: int
+
+
+class StoreAnswer(Message, frozen=True, tag="answer"):
+    """The result of a store call."""
+
+    request_id: int
+    result: StoreResult
+
+
+class Members(Message, frozen=True, tag="members"):
+    """The member table, in node-rank order; `digest` is the one in the round's head (R2)."""
+
+    request_id: int
+    round: int
+    digest: str
+    members: tuple[RoundMember, ...]
+
+
+class EncodedMembers(Message, frozen=True, tag="members"):
+    """`Members` with its table already in bytes: for a sender that encodes it once for many."""
+
+    request_id: int
+    round: int
+    digest: str
+    members: msgspec.Raw
+
+
+class WaitingIs(Message, frozen=True, tag="waiting"):
+    """Why there is no round yet; None if there is one."""
+
+    request_id: int
+    waiting: Waiting | None
+
+
+FromCoordinator: TypeAlias = (
+    Welcome
+    | Refused
+    | Formed
+    | Broken
+    | CauseFound
+    | Closed
+    | Standby
+    | Probe
+    | Beat
+    | StoreAnswer
+    | Members
+    | WaitingIs
+)
+
+
+# -- bytes ---------------------------------------------------------------------------------------
+
+
+class MalformedError(Exception):
+    """Bytes that are no message. `refusal` is what their sender is told."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.refusal = Refusal(
+            RefusalCode.MALFORMED,
+            f"this is no message of the Rallypoint protocol: {why}",
+            hint="check that both sides run a current rallypoint, and nothing else sends here",
+        )
+
+
+_T = TypeVar("_T")
+_encoder = msgspec.msgpack.Encoder()
+_from_node: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)
+_from_coordinator: msgspec.msgpack.Decoder[FromCoordinator] = msgspec.msgpack.Decoder(
+    FromCoordinator
+)
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message."""
+    return _encoder.encode(message)
+
+
+def decode_from_node(data: bytes) -> FromNode:
+    """A node's message. Raises MalformedError."""
+    return _decode(_from_node, data, MESSAGE_BYTES_MAX)
+
+
+def decode_from_coordinator(data: bytes) -> FromCoordinator:
+    """A coordinator's message. Raises MalformedError."""
+    return _decode(_from_coordinator, data, ANSWER_BYTES_MAX)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes, bytes_max: int) -> _T:
+    if len(data) > bytes_max:
+        raise MalformedError(f"{len(data)} bytes, where {bytes_max} are allowed")
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MalformedError(str(error)) from error
+
+
+def version_refusal(version: int) -> Refusal | None:
+    """Why a node that speaks `version` cannot be understood; None if it can."""
+    if VERSION_MIN <= version <= VERSION:
+        return None
+    accepted = str(VERSION) if VERSION_MIN == VERSION else f"{VERSION_MIN} to {VERSION}"
+    return Refusal(
+        RefusalCode.VERSION,
+        f"this node speaks wire version {version}; the coordinator accepts {accepted}",
+        hint="install releases of rallypoint on nodes and coordinator that are at most one apart",
+    )
