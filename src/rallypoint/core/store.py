@@ -1,0 +1,895 @@
+"""The key-value store of one round, with the semantics of torch.distributed.Store, and barriers.
+
+A deterministic machine: calls and times go in, answers come out, and the same inputs in the same
+order give the same answers. What a call does to the data is decided apart from who waits and who
+is answered: `_Data.effect_of` decides and changes nothing, `_Data.commit` carries out `Write`s and
+can do so again from a log. Sockets, durability and the choice of the round belong to the layers
+above.
+
+Where torch's stores differ among themselves, HashStore is followed, but for one thing: `add` on a
+value that only begins like an integer ("12x") is an error here, not 12.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import islice
+from typing import Final, TypeAlias, assert_never
+
+import msgspec
+
+from rallypoint.core.values import NAMES_SHOWN_MAX
+
+# ---- calls -------------------------------------------------------------------------------------
+
+
+class _Op(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all calls; on the wire an array that begins with the tag."""
+
+
+class Set(_Op, frozen=True, tag="set"):
+    """Store `value` under `key`, whatever was there. Answers None."""
+
+    key: str
+    value: bytes
+
+
+class Get(_Op, frozen=True, tag="get"):
+    """Answer the value of `key`, once it exists."""
+
+    key: str
+
+
+class Add(_Op, frozen=True, tag="add"):
+    """Add `amount` to the decimal integer of `key` (0 if absent or empty). Answers the sum.
+
+    Fails with `not_an_integer`, or with `limit` where the sum does not fit into 64 bits.
+    """
+
+    key: str
+    amount: int
+
+
+class CompareSet(_Op, frozen=True, tag="cas"):
+    """Replace `expected` by `desired`. Answers `desired` if it did, else the current value.
+
+    An absent key is set if `expected` is empty; otherwise `expected` comes back, as in torch.
+    """
+
+    key: str
+    expected: bytes
+    desired: bytes
+
+
+class Append(_Op, frozen=True, tag="app"):
+    """Put `value` behind the value of `key`, or set it if it is absent. Answers None."""
+
+    key: str
+    value: bytes
+
+
+class Wait(_Op, frozen=True, tag="wait"):
+    """Answer None once all `keys` exist at the same time."""
+
+    keys: tuple[str, ...]
+
+
+class Check(_Op, frozen=True, tag="chk"):
+    """Answer at once whether all `keys` exist."""
+
+    keys: tuple[str, ...]
+
+
+class MultiGet(_Op, frozen=True, tag="mget"):
+    """Answer the values of `keys`, in their order, once all exist at the same time."""
+
+    keys: tuple[str, ...]
+
+
+class MultiSet(_Op, frozen=True, tag="mset"):
+    """Store each value under its key, all or none; of a key named twice the last counts."""
+
+    keys: tuple[str, ...]
+    values: tuple[bytes, ...]
+
+
+class DeleteKey(_Op, frozen=True, tag="del"):
+    """Remove `key`. Answers whether it was there."""
+
+    key: str
+
+
+class NumKeys(_Op, frozen=True, tag="num"):
+    """Answer how many keys there are."""
+
+
+class Barrier(_Op, frozen=True, tag="bar"):
+    """Worker `rank` has come to barrier `name`: answers None once every rank of the round has.
+
+    The name can be used again at once. A rank that calls again while its call waits (its worker
+    gave up and tries anew) takes over its own place; the older call is answered `timeout`.
+    """
+
+    name: str
+    rank: int
+
+
+DataOp: TypeAlias = (
+    Set | Get | Add | CompareSet | Append | Wait | Check | MultiGet | MultiSet | DeleteKey | NumKeys
+)
+StoreOp: TypeAlias = DataOp | Barrier
+
+# ---- answers -----------------------------------------------------------------------------------
+
+TIMEOUT: Final = "timeout"
+NOT_AN_INTEGER: Final = "not_an_integer"
+LIMIT: Final = "limit"
+ROUND_ENDED: Final = "round_ended"
+BAD_REQUEST: Final = "bad_request"
+
+
+class Value(msgspec.Struct, frozen=True, array_like=True, tag="ok"):
+    """A call's result; its type is the call's."""
+
+    value: bytes | int | bool | tuple[bytes, ...] | None
+
+
+class StoreFailure(msgspec.Struct, frozen=True, array_like=True, tag="no"):
+    """Why a call failed. `code` is one of the constants of this module.
+
+    `missing` names, for a timeout, the keys that do not exist or the ranks that did not come, as
+    `node-3` or, where a node has several workers, `node-3 (rank 25)`. It holds at most
+    NAMES_SHOWN_MAX names, `missing_count` says how many there are.
+    """
+
+    code: str
+    message: str
+    missing: tuple[str, ...] = ()
+    missing_count: int = 0
+
+
+StoreResult: TypeAlias = Value | StoreFailure
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """What `node` is to be told about its request."""
+
+    node: str
+    request_id: int
+    result: StoreResult
+
+
+# ---- limits ------------------------------------------------------------------------------------
+
+
+class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one round's store holds at most, so that no peer can exhaust the coordinator.
+
+    Keys are measured in UTF-8. `total_bytes_max` is over keys and values. `answer_bytes_max` holds
+    for a multi_get, which could name one large value thousands of times. A key that is waited for
+    counts for `waiting_bytes_per_node_max` with its length and 64 bytes of bookkeeping.
+    Unacknowledged is a call that waits, or whose answer is remembered in case it is resent; a node
+    above its `unacknowledged_bytes_per_node_max` has new calls refused.
+
+    Raises ValueError, from the constructor, for a limit below 1.
+    """
+
+    key_bytes_max: int = 4 * 1024
+    value_bytes_max: int = 4 * 1024**2
+    total_bytes_max: int = 256 * 1024**2
+    keys_max: int = 1_000_000
+    keys_per_call_max: int = 10_000
+    answer_bytes_max: int = 64 * 1024**2
+    waiting_calls_per_node_max: int = 10_000
+    waiting_bytes_per_node_max: int = 64 * 1024**2
+    unacknowledged_calls_per_node_max: int = 20_000
+    unacknowledged_bytes_per_node_max: int = 256 * 1024**2
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    def excess(self, name: str, asked: int) -> StoreFailure | None:
+        """The failure of a call that asks for more than the limit `name`; None if it fits."""
+        allowed: int = getattr(self, name)
+        if asked <= allowed:
+            return None
+        return StoreFailure(LIMIT, f"{name} is {allowed}, and this call came to {asked}")
+
+
+DEFAULT_LIMITS: Final = StoreLimits()
+
+# ---- the data: deciding, then writing ----------------------------------------------------------
+
+
+class Put(msgspec.Struct, frozen=True, array_like=True, tag="put"):
+    """`key` now has `value`."""
+
+    key: str
+    value: bytes
+
+
+class Extend(msgspec.Struct, frozen=True, array_like=True, tag="ext"):
+    """`value` now stands behind what `key` had, if anything."""
+
+    key: str
+    value: bytes
+
+
+class Drop(msgspec.Struct, frozen=True, array_like=True, tag="drop"):
+    """`key` is gone."""
+
+    key: str
+
+
+Write: TypeAlias = Put | Extend | Drop
+
+
+class Effect(msgspec.Struct, frozen=True):
+    """What a call answers, and what it writes: at most one `Write` per key."""
+
+    result: StoreResult
+    writes: tuple[Write, ...] = ()
+
+
+class _Data:
+    """Keys and values, and the decision what a call does to them."""
+
+    def __init__(self, limits: StoreLimits) -> None:
+        self._limits = limits
+        # A value that was appended to is a bytearray until it is read: copying it whole on each
+        # append would make n appends cost n² bytes.
+        self._values: dict[str, bytes | bytearray] = {}
+        self._bytes = 0
+
+    def usage(self) -> tuple[int, int]:
+        return len(self._values), self._bytes
+
+    def items(self) -> list[tuple[str, bytes]]:
+        return [(key, bytes(self._values[key])) for key in sorted(self._values)]
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Those of `keys` that do not exist, each once, in their order."""
+        return [key for key in dict.fromkeys(keys) if key not in self._values]
+
+    def effect_of(self, op: DataOp) -> Effect | None:
+        """What `op` would answer and write now; None if it has to wait. Changes nothing."""
+        match op:
+            case Set(key, value):
+                return self._writing(None, Put(key, value))
+            case Add(key, amount):
+                return self._adding(key, amount)
+            case CompareSet():
+                return self._comparing(op)
+            case Append(key, value):
+                return self._writing(None, Extend(key, value))
+            case MultiSet(keys, values):
+                last = dict(zip(keys, values, strict=True))
+                return self._writing(None, *(Put(key, value) for key, value in last.items()))
+            case DeleteKey(key):
+                there = key in self._values
+                return Effect(Value(there), (Drop(key),) if there else ())
+            case Check(keys):
+                return Effect(Value(not self.missing(keys)))
+            case NumKeys():
+                return Effect(Value(len(self._values)))
+            case Get() | Wait() | MultiGet():
+                return None if self.missing(keys_of(op)) else self._reading(op)
+            case _:
+                assert_never(op)
+
+    def commit(self, writes: Iterable[Write]) -> None:
+        """Carry out what was decided. Replaying the writes of a log in order gives this data."""
+        for write in writes:
+            self._bytes += self._growth(write)
+            match write:
+                case Put(key, value):
+                    self._values[key] = value
+                case Extend(key, value):
+                    self._extend(key, value)
+                case Drop(key):
+                    del self._values[key]
+
+    def _reading(self, op: Get | Wait | MultiGet) -> Effect:
+        match op:
+            case Get(key):
+                return Effect(Value(self._read(key)))
+            case Wait():
+                return Effect(Value(None))
+            case MultiGet(keys):
+                size = sum(len(self._values[key]) for key in keys)
+                excess = self._limits.excess("answer_bytes_max", size)
+                return Effect(excess or Value(tuple(self._read(key) for key in keys)))
+
+    def _adding(self, key: str, amount: int) -> Effect:
+        current = _integer(self._values.get(key) or b"0")
+        if current is None:
+            message = f"the value of key {_shown(key)} is not a 64-bit decimal integer"
+            return Effect(StoreFailure(NOT_AN_INTEGER, message))
+        total = current + amount
+        if not _is_int64(total):
+            message = f"the sum {total} of key {_shown(key)} does not fit into 64 bits"
+            return Effect(StoreFailure(LIMIT, message))
+        return self._writing(total, Put(key, b"%d" % total))
+
+    def _comparing(self, op: CompareSet) -> Effect:
+        # An absent key compares as empty, but is not: then `expected` comes back, as in torch.
+        absent = op.key not in self._values
+        if (b"" if absent else self._values[op.key]) == op.expected:
+            return self._writing(op.desired, Put(op.key, op.desired))
+        return Effect(Value(op.expected if absent else self._read(op.key)))
+
+    def _writing(self, answer: bytes | int | None, *writes: Put | Extend) -> Effect:
+        """The effect of an op that writes: nothing at all if a limit stands against it."""
+        excess = self._excess(writes)
+        return Effect(excess) if excess else Effect(Value(answer), writes)
+
+    def _excess(self, writes: Sequence[Put | Extend]) -> StoreFailure | None:
+        largest = max(map(self._length_after, writes), default=0)
+        total = self._bytes + sum(map(self._growth, writes))
+        count = len(self._values) + sum(write.key not in self._values for write in writes)
+        return (
+            self._limits.excess("value_bytes_max", largest)
+            or self._limits.excess("total_bytes_max", total)
+            or self._limits.excess("keys_max", count)
+        )
+
+    def _length_after(self, write: Put | Extend) -> int:
+        before = len(self._values.get(write.key, b"")) if isinstance(write, Extend) else 0
+        return before + len(write.value)
+
+    def _growth(self, write: Write) -> int:
+        """By how many bytes `write` makes the data larger."""
+        before = self._values.get(write.key)
+        held = 0 if before is None else _key_bytes(write.key) + len(before)
+        if isinstance(write, Drop):
+            return -held
+        return _key_bytes(write.key) + self._length_after(write) - held
+
+    def _extend(self, key: str, value: bytes) -> None:
+        current = self._values.get(key, b"")
+        if not isinstance(current, bytearray):
+            current = self._values[key] = bytearray(current)
+        current += value
+
+    def _read(self, key: str) -> bytes:
+        value = self._values[key]
+        if isinstance(value, bytearray):
+            value = self._values[key] = bytes(value)
+        return value
+
+
+# ---- who waits, and who was answered -----------------------------------------------------------
+
+
+class _Call:
+    """A call that was admitted. It is compared by identity."""
+
+    __slots__ = ("deadline_s", "missing", "node", "op", "request_id", "serial", "timeout_s")
+
+    def __init__(
+        self, node: str, request_id: int, op: StoreOp, timeout_s: float | None, serial: int
+    ) -> None:
+        self.node = node
+        self.request_id = request_id
+        self.op = op
+        self.timeout_s = timeout_s
+        self.serial = serial
+        self.deadline_s: float | None = None
+        self.missing = 0  # how many keys it still waits for
+
+
+class _Session:
+    """What is remembered of one incarnation of a node, so that a resend is applied once (R11)."""
+
+    def __init__(self) -> None:
+        # By request id: a call that waits, an answer in case it is asked for again, or None for
+        # a call that was cancelled.
+        self.calls: dict[int, _Call | Answer | None] = {}
+        self.waiting = 0
+        self.waiting_bytes = 0
+        self.answer_bytes = 0
+        # Ids up to `floor` are acknowledged, but for those in `open`; larger ones are in the heap.
+        self._floor: float = -math.inf
+        self._open: dict[int, None] = {}
+        self._ids: list[int] = []
+
+    def admit(self, call: _Call) -> None:
+        self.calls[call.request_id] = call
+        if call.request_id > self._floor:
+            heappush(self._ids, call.request_id)
+
+    def has_seen(self, request_id: int) -> bool:
+        acknowledged = request_id <= self._floor and request_id not in self._open
+        return acknowledged or request_id in self.calls
+
+    def remembered(self, request_id: int) -> list[Answer]:
+        call = self.calls.get(request_id)
+        return [call] if isinstance(call, Answer) else []
+
+    def remember(self, answer: Answer) -> None:
+        self.calls[answer.request_id] = answer
+        self.answer_bytes += _result_bytes(answer.result)
+
+    def close(self, up_to: int, still_open: Iterable[int]) -> list[int]:
+        """Move the floor, and return the ids that are known here and have become closed."""
+        if up_to < self._floor:
+            return []  # overtaken by a later acknowledgement
+        stays = {i: None for i in still_open if i in self._open or self._floor < i <= up_to}
+        closed = [i for i in self._open if i not in stays]
+        while self._ids and self._ids[0] <= up_to:
+            closed.append(heappop(self._ids))
+        self._floor, self._open = up_to, stays
+        return [i for i in closed if i in self.calls and i not in stays]
+
+    def forget(self, request_id: int) -> None:
+        call = self.calls.pop(request_id)
+        if isinstance(call, Answer):
+            self.answer_bytes -= _result_bytes(call.result)
+
+    def picture(self, node: str) -> SessionPicture:
+        known = sorted((i, c) for i, c in self.calls.items() if not isinstance(c, _Call))
+        return SessionPicture(node, self._floor, tuple(sorted(self._open)), tuple(known))
+
+
+class _Barrier:
+    """One generation of a barrier: it lives while somebody waits at it."""
+
+    def __init__(self) -> None:
+        self.arrived: dict[int, _Call] = {}
+        # Ranks that came and timed out. They have to come again, but who times out after them is
+        # told of those that never came: they are the cause.
+        self.gave_up: dict[int, None] = {}
+        # The first ranks that never came, where known: N timeouts in a row search for them once.
+        self.absent: tuple[int, ...] | None = None
+
+    def place(self, rank: int, call: _Call) -> None:
+        self.arrived[rank] = call
+        self.gave_up.pop(rank, None)
+        self.absent = None
+
+    def withdraw(self, rank: int, call: _Call) -> None:
+        if self.arrived.get(rank) is call:  # else it gave up, or a newer call took its place
+            del self.arrived[rank]
+            self.absent = None
+
+    def give_up(self, rank: int) -> None:
+        del self.arrived[rank]
+        self.gave_up[rank] = None
+
+
+class _Seats:
+    """Which node has which worker ranks."""
+
+    def __init__(self, seats: Sequence[tuple[str, int, int]]) -> None:
+        self._seats = sorted(seats, key=lambda seat: seat[1])
+        self._firsts = [first for _, first, _ in self._seats]
+        self._workers = {name: (first, workers) for name, first, workers in seats}
+        self.size = sum(workers for _, _, workers in seats)
+        self._check()
+
+    def has(self, node: str, rank: int) -> bool:
+        first, workers = self._workers[node]
+        return first <= rank < first + workers
+
+    def label(self, rank: int) -> str:
+        """A rank as a person wants to read it."""
+        name, _, workers = self._seats[bisect_right(self._firsts, rank) - 1]
+        return name if workers == 1 else f"{name} (rank {rank})"
+
+    def _check(self) -> None:
+        # R3: each rank once, from 0 on.
+        expected = 0
+        for name, first, workers in self._seats:
+            if first != expected or workers < 1:
+                raise ValueError(f"seat {name!r} has {workers} workers from rank {first} on")
+            expected += workers
+        if len(self._workers) != len(self._seats):
+            raise ValueError("a node has two seats")
+
+
+# ---- the store ---------------------------------------------------------------------------------
+
+
+class SessionPicture(msgspec.Struct, frozen=True):
+    """What is remembered of a node: acknowledged ids, and the answers (None: it cancelled)."""
+
+    node: str
+    acknowledged: float
+    still_open: tuple[int, ...]
+    answered: tuple[tuple[int, Answer | None], ...]
+
+
+class StorePicture(msgspec.Struct, frozen=True):
+    """A round's store at one moment, hashable and in a canonical order.
+
+    `waiting` has (node, request id, call, deadline), in the order in which the waits began;
+    `barriers` has (name, ranks that wait, ranks that gave up).
+    """
+
+    data: tuple[tuple[str, bytes], ...]
+    waiting: tuple[tuple[str, int, StoreOp, float | None], ...]
+    barriers: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    sessions: tuple[SessionPicture, ...]
+    ended: str | None
+
+
+class RoundStore:
+    """The store of one round.
+
+    `seats` has (name, first worker rank, number of workers) of each node of the round; R4: nobody
+    else is served. A call costs O(1) amortised and per key that it names, and O(log n) for its
+    deadline; a barrier of N arrivals O(N) in all. Not thread-safe.
+
+    Raises ValueError if the seats' ranks are not 0 ... size - 1, each once.
+    """
+
+    def __init__(
+        self, seats: Sequence[tuple[str, int, int]], limits: StoreLimits = DEFAULT_LIMITS
+    ) -> None:
+        self._limits = limits
+        self._seats = _Seats(seats)
+        self._sessions = {name: _Session() for name, _, _ in seats}
+        self._data = _Data(limits)
+        self._waits: dict[_Call, None] = {}  # in the order in which they began
+        # A key that is here does not exist, and no call is under a key that it has seen exist.
+        self._by_key: dict[str, dict[_Call, None]] = {}
+        self._barriers: dict[str, _Barrier] = {}
+        self._deadlines: list[tuple[float, int, _Call]] = []  # a heap; some no longer wait
+        self._calls_admitted = 0
+        self._ended: str | None = None
+
+    def apply(
+        self, node: str, request_id: int, op: StoreOp, timeout_s: float | None, now_s: float
+    ) -> list[Answer]:
+        """Apply a call once, and return the answers that it brings about: its own first.
+
+        R11: a repeat of an answered request brings the same answer again; a repeat of one that
+        waits, was cancelled or was acknowledged brings nothing. Ids are per incarnation of a node
+        and may come in any order. `timeout_s` counts from `now_s`; None waits as long as the
+        round lasts.
+
+        A refusal because too much is unacknowledged is the one answer that is not remembered:
+        nothing was applied, and the request may be sent again.
+        """
+        session = self._sessions.get(node)
+        if session is None:
+            message = f"node {_shown(node)} is not in this round"
+            return [Answer(node, request_id, StoreFailure(BAD_REQUEST, message))]
+        if session.has_seen(request_id):
+            return session.remembered(request_id)
+        refusal = self._closing() or self._overload(session)
+        if refusal:
+            return [Answer(node, request_id, refusal)]
+        self._calls_admitted += 1
+        call = _Call(node, request_id, op, timeout_s, self._calls_admitted)
+        session.admit(call)
+        return self._begin(call, now_s)
+
+    def acknowledge(self, node: str, up_to_request_id: int, still_open: Sequence[int] = ()) -> None:
+        """The node has the answers up to this id, but for those `still_open`: forget them.
+
+        What is acknowledged is never applied again, nor answered. A long wait keeps a low id open;
+        `still_open` lets all the others be acknowledged meanwhile. A call that still waits and is
+        acknowledged all the same is cancelled. Late acknowledgements (a lower id) do nothing.
+        """
+        session = self._sessions.get(node)
+        if session is None:
+            return
+        for request_id in session.close(up_to_request_id, still_open):
+            self.cancel(node, request_id)
+            session.forget(request_id)
+
+    def cancel(self, node: str, request_id: int) -> None:
+        """Withdraw a call that waits: it gets no answer, and a repeat is not applied.
+
+        Nothing happens if it does not wait (any more).
+        """
+        session = self._sessions.get(node)
+        call = session.calls.get(request_id) if session else None
+        if session and isinstance(call, _Call):
+            self._leave(call)
+            session.calls[request_id] = None
+
+    def forget_node(self, node: str) -> None:
+        """Another incarnation takes the node's place: drop the old one's waits and memory."""
+        session = self._sessions.get(node)
+        if session is None:
+            return
+        for call in list(session.calls.values()):
+            if isinstance(call, _Call):
+                self._leave(call)
+        self._sessions[node] = _Session()
+
+    def next_deadline_s(self) -> float | None:
+        """When `expire` will have something to do, unless an answer comes first; None: never."""
+        while self._deadlines and self._deadlines[0][2] not in self._waits:
+            heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def expire(self, now_s: float) -> list[Answer]:
+        """Answer `timeout`, and what was missing, to the calls whose deadline is not after now."""
+        answers: list[Answer] = []
+        while (deadline_s := self.next_deadline_s()) is not None and deadline_s <= now_s:
+            answers.append(self._time_out(heappop(self._deadlines)[2]))
+        return answers
+
+    def end(self, message: str) -> list[Answer]:
+        """The round is over: answer `round_ended` to all that wait, and to whoever calls later.
+
+        What was answered before is still remembered; the data is dropped. Idempotent: the first
+        message stays.
+        """
+        if self._ended is not None:
+            return []
+        self._ended = message
+        self._data = _Data(self._limits)
+        failure = StoreFailure(ROUND_ENDED, message)
+        return [self._settle(call, failure) for call in list(self._waits)]
+
+    def usage(self) -> tuple[int, int]:
+        """How many keys there are, and how many bytes keys and values have."""
+        return self._data.usage()
+
+    def freeze(self) -> StorePicture:
+        """The store as a hashable value; O(size)."""
+        return StorePicture(
+            data=tuple(self._data.items()),
+            waiting=tuple((c.node, c.request_id, c.op, c.deadline_s) for c in self._waits),
+            barriers=tuple(
+                (name, tuple(sorted(barrier.arrived)), tuple(sorted(barrier.gave_up)))
+                for name, barrier in sorted(self._barriers.items())
+            ),
+            sessions=tuple(s.picture(node) for node, s in sorted(self._sessions.items())),
+            ended=self._ended,
+        )
+
+    # -- a call's way through the store
+
+    def _closing(self) -> StoreFailure | None:
+        return None if self._ended is None else StoreFailure(ROUND_ENDED, self._ended)
+
+    def _overload(self, session: _Session) -> StoreFailure | None:
+        count, size = len(session.calls) + 1, session.answer_bytes
+        return self._limits.excess(
+            "unacknowledged_calls_per_node_max", count
+        ) or self._limits.excess("unacknowledged_bytes_per_node_max", size)
+
+    def _begin(self, call: _Call, now_s: float) -> list[Answer]:
+        objection = self._objection(call)
+        if objection:
+            return [self._settle(call, objection)]
+        if isinstance(call.op, Barrier):
+            return self._wait(call, now_s) or self._arrive(call, call.op)
+        effect = self._data.effect_of(call.op)
+        if effect is None:
+            return self._wait(call, now_s) or self._watch(call)
+        self._data.commit(effect.writes)
+        return [self._settle(call, effect.result), *self._wake(effect.writes)]
+
+    def _objection(self, call: _Call) -> StoreFailure | None:
+        """What is wrong with a call, whatever the data."""
+        if call.timeout_s is not None and math.isnan(call.timeout_s):
+            return StoreFailure(BAD_REQUEST, "the timeout is not a number")
+        if isinstance(call.op, Barrier) and not self._seats.has(call.node, call.op.rank):
+            message = f"rank {call.op.rank} is not a rank of node {_shown(call.node)}"
+            return StoreFailure(BAD_REQUEST, message)
+        return _shape_objection(call.op) or self._key_objection(keys_of(call.op))
+
+    def _key_objection(self, keys: tuple[str, ...]) -> StoreFailure | None:
+        longest = max(map(_key_bytes, keys), default=0)
+        return self._limits.excess("keys_per_call_max", len(keys)) or self._limits.excess(
+            "key_bytes_max", longest
+        )
+
+    def _settle(self, call: _Call, result: StoreResult) -> Answer:
+        """End a call, waiting or not: each admitted call gets here at most once."""
+        if call in self._waits:
+            self._leave(call)
+        answer = Answer(call.node, call.request_id, result)
+        self._sessions[call.node].remember(answer)
+        return answer
+
+    # -- waiting
+
+    def _wait(self, call: _Call, now_s: float) -> list[Answer]:
+        """Count the call among those that wait, or refuse it: then the answer says so."""
+        session = self._sessions[call.node]
+        footprint = _waiting_bytes(call.op)
+        refusal = self._limits.excess(
+            "waiting_calls_per_node_max", session.waiting + 1
+        ) or self._limits.excess("waiting_bytes_per_node_max", session.waiting_bytes + footprint)
+        if refusal:
+            return [self._settle(call, refusal)]
+        session.waiting += 1
+        session.waiting_bytes += footprint
+        self._waits[call] = None
+        self._set_deadline(call, now_s)
+        return []
+
+    def _set_deadline(self, call: _Call, now_s: float) -> None:
+        if call.timeout_s is None or call.timeout_s == math.inf:
+            return
+        call.deadline_s = now_s + max(call.timeout_s, 0.0)
+        heappush(self._deadlines, (call.deadline_s, call.serial, call))
+        # Calls that were answered in time leave their entry behind. Sweeping when these are the
+        # most keeps the heap within a constant of the waits, at an amortised cost of O(1).
+        if len(self._deadlines) > 2 * len(self._waits) + 64:
+            self._deadlines = [entry for entry in self._deadlines if entry[2] in self._waits]
+            heapify(self._deadlines)
+
+    def _leave(self, call: _Call) -> None:
+        """The call waits no more, for whichever reason."""
+        session = self._sessions[call.node]
+        session.waiting -= 1
+        session.waiting_bytes -= _waiting_bytes(call.op)
+        del self._waits[call]
+        if isinstance(call.op, Barrier):
+            self._withdraw(call, call.op)
+        elif call.missing:
+            self._unwatch(call)
+
+    def _time_out(self, call: _Call) -> Answer:
+        after = f"after {call.timeout_s:g} s: "
+        if not isinstance(call.op, Barrier):
+            return self._settle(call, self._keys_missing(after, call.op))
+        barrier = self._barriers[call.op.name]
+        failure = self._ranks_missing(after, call.op.name, barrier)
+        barrier.give_up(call.op.rank)
+        return self._settle(call, failure)
+
+    # -- waiting for keys
+
+    def _watch(self, call: _Call) -> list[Answer]:
+        missing = self._data.missing(keys_of(call.op))
+        for key in missing:
+            self._by_key.setdefault(key, {})[call] = None
+        call.missing = len(missing)
+        return []
+
+    def _unwatch(self, call: _Call) -> None:
+        for key in keys_of(call.op):
+            waiters = self._by_key.get(key)
+            if waiters is not None:
+                waiters.pop(call, None)
+                if not waiters:
+                    del self._by_key[key]
+
+    def _wake(self, writes: Iterable[Write]) -> list[Answer]:
+        """Answer those for whom the last missing key was written."""
+        answers: list[Answer] = []
+        for write in writes:
+            for call in () if isinstance(write, Drop) else self._by_key.pop(write.key, ()):
+                call.missing -= 1
+                if not call.missing:
+                    answers += self._try_again(call)
+        return answers
+
+    def _try_again(self, call: _Call) -> list[Answer]:
+        # A key that was there when the call began to wait may have been deleted since; then the
+        # call waits for that one. So deleting costs nothing, however many wait for other keys.
+        assert not isinstance(call.op, Barrier)
+        effect = self._data.effect_of(call.op)
+        return self._watch(call) if effect is None else [self._settle(call, effect.result)]
+
+    def _keys_missing(self, after: str, op: DataOp) -> StoreFailure:
+        keys = keys_of(op)
+        missing = self._data.missing(keys)
+        count, names = len(missing), tuple(missing[:NAMES_SHOWN_MAX])
+        message = f"{after}{_listed('keys do not exist', len(set(keys)), count, names)}"
+        return StoreFailure(TIMEOUT, message, names, count)
+
+    # -- waiting at a barrier
+
+    def _arrive(self, call: _Call, op: Barrier) -> list[Answer]:
+        barrier = self._barriers.setdefault(op.name, _Barrier())
+        replaced = barrier.arrived.get(op.rank)
+        barrier.place(op.rank, call)
+        if replaced is not None:
+            # As many have come as before, so nobody is released.
+            after = f"a newer call of rank {op.rank} took over: "
+            return [self._settle(replaced, self._ranks_missing(after, op.name, barrier))]
+        full = len(barrier.arrived) == self._seats.size
+        return self._release(barrier, call) if full else []
+
+    def _release(self, barrier: _Barrier, last: _Call) -> list[Answer]:
+        others = [call for call in barrier.arrived.values() if call is not last]
+        return [self._settle(call, Value(None)) for call in (last, *others)]
+
+    def _withdraw(self, call: _Call, op: Barrier) -> None:
+        barrier = self._barriers[op.name]
+        barrier.withdraw(op.rank, call)
+        if not barrier.arrived:
+            del self._barriers[op.name]
+
+    def _ranks_missing(self, after: str, name: str, barrier: _Barrier) -> StoreFailure:
+        count = self._seats.size - len(barrier.arrived) - len(barrier.gave_up)
+        ranks = self._absent(barrier)
+        if not count:
+            count, ranks = len(barrier.gave_up), tuple(islice(barrier.gave_up, NAMES_SHOWN_MAX))
+        names = tuple(map(self._seats.label, ranks))
+        what = f"ranks are not at barrier {_shown(name)}"
+        message = f"{after}{_listed(what, self._seats.size, count, names)}"
+        return StoreFailure(TIMEOUT, message, names, count)
+
+    def _absent(self, barrier: _Barrier) -> tuple[int, ...]:
+        if barrier.absent is None:
+            came = (barrier.arrived, barrier.gave_up)
+            never = (r for r in range(self._seats.size) if not any(r in ranks for ranks in came))
+            barrier.absent = tuple(islice(never, NAMES_SHOWN_MAX))
+        return barrier.absent
+
+
+# ---- helpers -----------------------------------------------------------------------------------
+
+_INTEGER: Final = re.compile(rb"[+-]?[0-9]{1,64}")
+_SHOWN_CHARACTERS_MAX: Final = 64
+_WAITING_KEY_OVERHEAD_BYTES: Final = 64
+
+
+def keys_of(op: StoreOp) -> tuple[str, ...]:
+    """The keys that a call names; a barrier's name is held to the same limits."""
+    match op:
+        case NumKeys():
+            return ()
+        case Barrier(name):
+            return (name,)
+        case Wait(keys) | Check(keys) | MultiGet(keys) | MultiSet(keys):
+            return keys
+        case Set(key) | Get(key) | Add(key) | CompareSet(key) | Append(key) | DeleteKey(key):
+            return (key,)
+        case _:
+            assert_never(op)
+
+
+def _shape_objection(op: StoreOp) -> StoreFailure | None:
+    if isinstance(op, MultiSet) and len(op.keys) != len(op.values):
+        message = f"{len(op.keys)} keys, but {len(op.values)} values"
+        return StoreFailure(BAD_REQUEST, message)
+    if isinstance(op, Add) and not _is_int64(op.amount):
+        return StoreFailure(BAD_REQUEST, "the amount does not fit into 64 bits")
+    return None
+
+
+def _integer(value: bytes | bytearray) -> int | None:
+    # int() alone would also take spaces and underscores, and long digits at quadratic cost.
+    number = int(value) if _INTEGER.fullmatch(value) else None
+    return number if number is not None and _is_int64(number) else None
+
+
+def _is_int64(number: int) -> bool:
+    return -(2**63) <= number < 2**63
+
+
+def _key_bytes(key: str) -> int:
+    return len(key) if key.isascii() else len(key.encode("utf-8", "surrogatepass"))
+
+
+def _waiting_bytes(op: StoreOp) -> int:
+    return sum(_key_bytes(key) + _WAITING_KEY_OVERHEAD_BYTES for key in keys_of(op))
+
+
+def _result_bytes(result: StoreResult) -> int:
+    if isinstance(result, StoreFailure):
+        return len(result.message) + sum(map(len, result.missing))
+    if isinstance(result.value, tuple):
+        return sum(map(len, result.value))
+    return len(result.value) if isinstance(result.value, bytes) else 0
+
+
+def _listed(what: str, total: int, count: int, names: tuple[str, ...]) -> str:
+    more = f" and {count - len(names)} more" if count > len(names) else ""
+    return f"{count} of {total} {what}: {', '.join(map(_shown, names))}{more}"
+
+
+def _shown(name: str) -> str:
+    """A name for a message: in full unless it is very long, and quoted where it needs it."""
+    text = name if name.isprintable() and name else repr(name)
+    if len(text) <= _SHOWN_CHARACTERS_MAX:
+        return text
+    return f"{text[:_SHOWN_CHARACTERS_MAX]}..."
