@@ -153,3 +153,14 @@ EVENTS: tuple[type[Event], ...] = (
     LedgerRestored,
 )
 """All of them, in the order in which docs/protocol.md lists them."""
+
+SPOKEN: tuple[type[Event], ...] = (
+    NodeReady,
+    WorkerFailed,
+    NodeDone,
+    NodeDeparting,
+    ProbeAnswered,
+    NodeHeard,
+)
+"""What only a living node can say, so that each is an answer to a probe. (NodeLeft is too, but
+nobody needs to know any more.)"""

@@ -71,6 +71,7 @@ class Membership:
         self.budget = Budget()
         self.case: Case | None = None
         self.suspended_reason = ""
+        self.committing: RoundRecord | CloseRecord | None = None
 
         self._suspicion = Suspicion(self.roster)
         self._rivals: dict[str, on.NodeAttached] = {}
@@ -80,7 +81,6 @@ class Membership:
         self._flaps: dict[str, int] = {}
         self._deferred: dict[tuple[str, str], on.Event] = {}
 
-        self._committing: RoundRecord | CloseRecord | None = None
         self._interrupted: Change | None = None
         self._close_wanted: CloseRecord | None = None
         self._resume_phase = Phase.GATHERING
@@ -123,6 +123,11 @@ class Membership:
     def number(self) -> int:
         """The number of the last committed round; 0 before the first."""
         return self.round.head.number if self.round else 0
+
+    @property
+    def phase_of_work(self) -> Phase:
+        """The phase, or while SUSPENDED the one that the run comes back to."""
+        return self._resume_phase if self.phase is Phase.SUSPENDED else self.phase
 
     @property
     def restart_count(self) -> int:
@@ -434,7 +439,7 @@ class Membership:
     # -- the ledger ----------------------------------------------------------------------------
 
     def _on_committed(self, event: on.Committed) -> None:
-        record, self._committing = self._committing, None
+        record, self.committing = self.committing, None
         if isinstance(record, CloseRecord):
             self._enter(Phase.CLOSED)
             self.close = record
@@ -465,8 +470,8 @@ class Membership:
         self.suspended_reason = ""
         if self.settings is not None:
             self._do(*self._suspicion.rearm(self.settings, self._now_s))
-        if self._committing is not None:
-            self._do(do.Commit(self._committing))
+        if self.committing is not None:
+            self._do(do.Commit(self.committing))
         deferred, self._deferred = self._deferred, {}
         for event_kept in deferred.values():
             self._take(event_kept)
@@ -595,7 +600,7 @@ class Membership:
         if self.phase is not Phase.GATHERING:
             return
         record = self._record(settings)
-        self._committing = record
+        self.committing = record
         self._enter(Phase.COMMITTING)
         self._do(do.Commit(record))
 
@@ -776,7 +781,7 @@ class Membership:
 
     def _note_interruption(self, member: Member, kind: ChangeKind, detail: str) -> None:
         """COMMITTING: remember the first member of the round being written that went away."""
-        record = self._committing
+        record = self.committing
         if self._interrupted is not None or not isinstance(record, RoundRecord):
             return
         if any(row.name == member.name for row in record.members):
@@ -796,7 +801,7 @@ class Membership:
             self._commit_close(record)
 
     def _commit_close(self, record: CloseRecord) -> None:
-        self._committing = record
+        self.committing = record
         self._close_wanted = None
         self._enter(Phase.COMMITTING)
         self._do(do.Commit(record))

@@ -1,0 +1,113 @@
+"""The rules as checks on the state of a run: run after every step by tests and by the simulator.
+
+What must hold of any one state is in `check`; what spans several steps is in `journal`. Together
+they see R1 to R6 and R8. R7 and the upper bounds of R8 say that something *does* happen, so they
+need time to pass: see tests/core/test_properties.py. R9 and R13 are kept by there being no clock
+and no older stamp to compare with; R10 to R12 belong to the store, the ledger and the wire.
+"""
+
+from __future__ import annotations
+
+from rallypoint.core import events as on
+from rallypoint.core.effects import Effect
+from rallypoint.core.journal import InvariantViolation, Journal
+from rallypoint.core.membership import Membership
+from rallypoint.core.roster import File, Roster
+from rallypoint.core.values import NodeId, Phase, RoundRecord, table_digest
+
+__all__ = ["Checked", "InvariantViolation", "Journal", "check"]
+
+
+class Checked:
+    """A membership that is stepped with every check. O(N) per step: not for a coordinator."""
+
+    def __init__(self, membership: Membership) -> None:
+        self.membership = membership
+        self.journal = Journal(membership.term)
+
+    def step(self, event: on.Event, now_s: float) -> list[Effect]:
+        """Step the membership. Raises InvariantViolation, with the history, for any assertion."""
+        try:
+            effects = self.membership.step(event, now_s)
+            self.journal.note(event, now_s, effects)
+            check(self.membership)
+        except InvariantViolation as violation:
+            history = self.journal.history
+            raise InvariantViolation(violation.rule, violation.problem, history) from violation
+        except AssertionError as failed:
+            history = (*self.journal.history, f"{now_s:10.3f} s  {event!r} failed")
+            raise InvariantViolation("assertion", str(failed), history) from failed
+        return effects
+
+
+def check(membership: Membership) -> None:
+    """Whether this state may be. Raises InvariantViolation, without a history."""
+    _check_files(membership.roster)
+    _check_phase(membership)
+    for record in (membership.round, membership.committing):
+        if isinstance(record, RoundRecord):
+            _check_record(record)
+    _check_seats(membership)
+
+
+def _check_files(roster: Roster) -> None:
+    """The files agree with a recount of the members."""
+    for file in File:
+        filed = list(roster.names(file))
+        recounted = [member.name for member in roster if member.where() is file]
+        _must(sorted(filed) == sorted(recounted), "files", f"{file}: {filed}, not {recounted}")
+    troubled = sorted(member.name for member in roster.troubled())
+    recounted = sorted(member.name for member in roster if member.is_troubled)
+    _must(troubled == recounted, "files", f"troubled: {troubled}, not {recounted}")
+
+
+def _check_phase(membership: Membership) -> None:
+    """Each phase has what belongs to it, and nothing of another."""
+    phase = membership.phase_of_work
+    in_round = membership.roster.members(File.IN_ROUND)
+    committing = membership.committing
+    _must((committing is not None) == (phase is Phase.COMMITTING), "phase", "no record, or one")
+    _must((membership.close is not None) == (phase is Phase.CLOSED), "phase", "closed, or not")
+    if phase is Phase.GATHERING or isinstance(committing, RoundRecord):
+        _must(not in_round, "phase", f"{phase}, and some are in a round")
+    if phase is Phase.ACTIVE:
+        _check_active(membership)
+    if membership.settings is None:
+        _must(not len(membership.roster), "phase", "members without settings")
+
+
+def _check_active(membership: Membership) -> None:
+    record = membership.round
+    if record is None:
+        raise InvariantViolation("phase", "active without a round")
+    rows = {NodeId(row.name, row.incarnation) for row in record.members}
+    inside = {member.id for member in membership.roster.members(File.IN_ROUND)}
+    _must(inside <= rows, "R4", f"active in a round without them: {inside - rows}")
+    _must(membership.case is None, "phase", "active with a case")
+    survivors = [member.name for member in membership.roster if member.survivor]
+    _must(not survivors, "phase", f"active with survivors: {survivors}")
+
+
+def _check_record(record: RoundRecord) -> None:
+    head = record.head
+    digest = table_digest(head.number, record.members, head.bootstrap)
+    _must(head.digest == digest, "R2", f"the digest of round {head.number}")
+    _must(head.nodes == len(record.members), "R3", f"the nodes of round {head.number}")
+    size = sum(row.workers for row in record.members)
+    _must(head.size == size, "R3", f"the size of round {head.number}")
+
+
+def _check_seats(membership: Membership) -> None:
+    """R3: node ranks 0 to n - 1 and worker ranks 0 to size - 1, each once."""
+    if membership.round is None:
+        return
+    head, seats = membership.round.head, membership.seats()
+    node_ranks = [seat.node_rank for seat in seats]
+    _must(node_ranks == list(range(head.nodes)), "R3", f"node ranks {node_ranks}")
+    given = [rank for s in seats for rank in range(s.first_rank, s.first_rank + s.workers)]
+    _must(given == list(range(head.size)), "R3", f"worker ranks {given}")
+
+
+def _must(holds: bool, rule: str, problem: str) -> None:
+    if not holds:
+        raise InvariantViolation(rule, problem)

@@ -1,0 +1,391 @@
+"""What happened to one run, and whether it was allowed: the rules that span more than one step.
+
+A `Journal` sees the events and effects of a run and nothing else: it keeps its own, much simpler,
+account of who is there, who asked for a round and who cannot be heard, and compares. It shares
+no state with `membership`, so that one mistake cannot hide in both. Used by tests and by the
+simulator, never by a coordinator: it costs O(N) per step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.values import (
+    NAMES_SHOWN_MAX,
+    Change,
+    ChangeKind,
+    CloseRecord,
+    Link,
+    NodeId,
+    RoundRecord,
+    RunSettings,
+    Value,
+    table_digest,
+)
+
+HISTORY_LENGTH: Final = 20
+"""How many events, with their effects, a violation shows."""
+TOLERANCE_S: Final = 1e-6
+"""What sums of floating-point seconds may be off by."""
+
+
+class InvariantViolation(AssertionError):
+    """A rule of the protocol was broken: which, how, and what led to it, oldest first."""
+
+    def __init__(self, rule: str, problem: str, history: Sequence[str] = ()) -> None:
+        self.rule = rule
+        self.problem = problem
+        self.history = tuple(history)
+        super().__init__("\n".join([f"{rule}: {problem}", *self.history]))
+
+
+class _Node:
+    """What the journal knows of one member."""
+
+    def __init__(self, node: NodeId, link_id: int) -> None:
+        self.id = node
+        self.link_id = link_id
+        self.link = Link.CONNECTED
+        self.trouble_s = 0.0
+        self.probed_s: float | None = None
+        self.name_probed_s: float | None = None
+        self.seated = 0
+        self.asked = False
+        self.departing = False
+        self.done = False
+        self.said_goodbye = False
+
+    @property
+    def is_awaited(self) -> bool:
+        return not (self.done or self.departing)
+
+    @property
+    def is_missing(self) -> bool:
+        return self.is_awaited and self.link is not Link.CONNECTED
+
+    def heard(self) -> None:
+        self.probed_s = self.name_probed_s = None
+        if self.link is Link.SILENT:
+            self.link = Link.CONNECTED
+
+
+class Journal:
+    """Checks R1 to R6 and R8 over the steps of one run, whose coordinator reigns in `term`."""
+
+    def __init__(self, term: int = 1) -> None:
+        self.term = term
+        self._history: deque[str] = deque(maxlen=HISTORY_LENGTH)
+        self._nodes: dict[str, _Node] = {}
+        self._settings = RunSettings()
+        self._digests: dict[int, str] = {}
+        self._number = 0
+        self._charged = 0
+        self._pending: RoundRecord | CloseRecord | None = None
+        self._just_committed: RoundRecord | CloseRecord | None = None
+        self._published: RoundRecord | None = None
+        self._broken: Change | None = None
+        self._verdicts: dict[int, Change] = {}
+        self._leavers: set[str] = set()
+        self._suspended = self._deposed = self._closed = False
+        self._mass_since_s: float | None = None
+        self._guarding: bool | None = None
+        self._superseded: set[str] = set()
+
+    @property
+    def history(self) -> tuple[str, ...]:
+        """The latest events and their effects, oldest first, in short lines."""
+        return tuple(self._history)
+
+    def note(self, event: on.Event, now_s: float, effects: Sequence[do.Effect]) -> None:
+        """Take one step of the run. Raises InvariantViolation."""
+        self._history.append(_line(event, now_s, effects))
+        self._just_committed, self._guarding = None, None
+        self._superseded.clear()
+        self._see_event(event, now_s)
+        for effect in effects:
+            self._see_effect(effect, event, now_s)
+        if self._guarding is None:
+            self._update_guard(now_s)
+
+    # -- events --------------------------------------------------------------------------------
+
+    def _see_event(self, event: on.Event, now_s: float) -> None:
+        node = self._living(event)
+        if node is not None:
+            self._see_node(node, event, now_s)
+        match event:
+            case on.Committed() if not self._suspended and self._pending is not None:
+                self._committed(self._pending)
+            case on.CommitRefused() if self._pending is not None:
+                self._suspended = self._deposed = True
+            case on.LedgerLost() if not self._closed:
+                self._suspended = True
+            case on.LedgerRestored() if self._suspended and not self._deposed:
+                self._restored(now_s)
+
+    def _living(self, event: on.Event) -> _Node | None:
+        named = getattr(event, "node", None)
+        if not isinstance(named, NodeId):
+            return None
+        node = self._nodes.get(named.name)
+        return node if node is not None and node.id == named else None
+
+    def _see_node(self, node: _Node, event: on.Event, now_s: float) -> None:
+        if isinstance(event, on.SPOKEN):
+            node.heard()
+        match event:
+            case on.NodeReady():
+                self._ready(node, event)
+            case on.NodeDone(round=number):
+                finished = number == node.seated and number and not node.asked
+                node.done = node.done or bool(finished and not node.departing)
+            case on.NodeDeparting():
+                node.departing = not node.done
+            case on.NodeLeft():
+                node.said_goodbye = True
+            case on.ConnectionLost(link=link):
+                if link == node.link_id and node.link is not Link.DISCONNECTED:
+                    node.link, node.trouble_s = Link.DISCONNECTED, now_s
+            case on.NodeSilent(silent_s=silent_s) if node.link is Link.CONNECTED:
+                node.link, node.trouble_s = Link.SILENT, now_s - silent_s
+
+    def _ready(self, node: _Node, event: on.NodeReady) -> None:
+        # R4: whoever names an older round repeats what it said before.
+        if event.leaving_round < node.seated or not node.is_awaited:
+            return
+        if self._published and event.leaving_round == self._published.head.number:
+            self._leavers.add(node.id.name)
+        node.asked = True
+
+    def _committed(self, record: RoundRecord | CloseRecord) -> None:
+        self._pending, self._just_committed = None, record
+        if isinstance(record, CloseRecord):
+            self._closed = True
+            return
+        self._number = record.head.number
+        self._digests[self._number] = record.head.digest
+
+    def _restored(self, now_s: float) -> None:
+        self._suspended = False
+        self._mass_since_s = None
+        for node in self._nodes.values():
+            silent_s = self._settings.suspect_after_s if node.link is Link.SILENT else 0.0
+            node.trouble_s = now_s - silent_s
+            node.probed_s = None if node.probed_s is None else now_s
+
+    # -- effects -------------------------------------------------------------------------------
+
+    def _see_effect(self, effect: do.Effect, event: on.Event, now_s: float) -> None:
+        self._must_be_small(effect)
+        if self._deposed and isinstance(
+            effect, do.Commit | do.Publish | do.Break | do.Verdict | do.Announce
+        ):
+            self._fail("R5", f"a deposed coordinator decided something: {_short(effect)}")
+        match effect:
+            case do.Welcome():
+                self._welcome(effect, event)
+            case do.Commit(record=RoundRecord() as record):
+                self._must_be_due(record)
+                self._must_be_a_round(record)
+            case do.Commit(record=CloseRecord() as record):
+                self._must_be_due(record)
+            case do.Publish(record=record):
+                self._publish(record)
+            case do.Break(change=change):
+                self._break(change)
+            case do.Verdict(change=change):
+                self._verdict(change)
+            case do.Announce(close=close):
+                if close != self._just_committed:
+                    self._fail("R6", "an end was announced that the ledger does not hold")
+            case do.ProbeRound(round=number):
+                for node in self._nodes.values():
+                    is_asked = node.seated == number and node is not self._living(event)
+                    node.probed_s = now_s if is_asked else node.probed_s
+            case do.ProbeNode(node=named):
+                self._nodes[named.name].name_probed_s = now_s
+            case do.Supersede(node=named):
+                self._supersede(self._nodes[named.name], now_s)
+            case do.Forget(node=named):
+                self._forget(named, now_s)
+
+    def _welcome(self, effect: do.Welcome, event: on.Event) -> None:
+        node = self._nodes.get(effect.node.name)
+        if effect.resumed != (node is not None):
+            self._fail("R11", f"{effect.node.name} was let in twice, or resumed without being in")
+        if node is None:
+            if not self._nodes and isinstance(event, on.NodeAttached):
+                self._settings = event.settings
+            self._nodes[effect.node.name] = _Node(effect.node, effect.link)
+            return
+        node.heard()
+        node.link, node.link_id = Link.CONNECTED, effect.link
+
+    def _must_be_due(self, record: RoundRecord | CloseRecord) -> None:
+        if self._closed:
+            self._fail("R6", "something was committed after the close")
+        if self._pending is not None and record != self._pending:
+            self._fail("R1", "a second record was given to the ledger before the first was in it")
+        self._pending = record
+        term = record.term if isinstance(record, CloseRecord) else record.head.term
+        if term != self.term:
+            self._fail("R5", f"a record carries term {term} in the reign of {self.term}")
+
+    def _must_be_a_round(self, record: RoundRecord) -> None:
+        head, names = record.head, [member.name for member in record.members]
+        if head.number <= self._number:
+            self._fail("R1", f"round {head.number} after round {self._number}")
+        if head.digest != table_digest(head.number, record.members, head.bootstrap):
+            self._fail("R2", f"the digest of round {head.number} is not that of its table")
+        if len(set(names)) != len(names) or head.nodes != len(names):
+            self._fail("R3", f"round {head.number} has a node twice, or miscounts: {names}")
+        if not self._settings.min_nodes <= head.nodes <= self._settings.max_nodes:
+            self._fail("R3", f"round {head.number} has {head.nodes} nodes: {names}")
+        if head.restart_count != self._charged:
+            charged = f"{self._charged} rounds were charged"
+            self._fail("budget", f"{charged}, but the round says {head.restart_count}")
+
+    def _publish(self, record: RoundRecord) -> None:
+        if record != self._just_committed:
+            self._fail("R1", f"round {record.head.number} was published without being committed")
+        if record.head.digest != self._digests[record.head.number]:
+            self._fail("R2", f"round {record.head.number} has two digests")
+        self._published, self._broken = record, None
+        self._leavers.clear()
+        for row in record.members:
+            node = self._nodes.get(row.name)
+            if node is None or node.id != NodeId(row.name, row.incarnation):
+                self._fail("R4", f"{row.name} is given a round, and is no member any more")
+            elif not node.asked or not node.is_awaited:
+                self._fail("R4", f"{row.name} is given a round that it was not ready for")
+            else:
+                node.asked, node.seated = False, record.head.number
+
+    def _break(self, change: Change) -> None:
+        record = self._published
+        if record is None or self._broken is not None or change.round != record.head.number:
+            self._fail("R4", f"round {change.round} was broken twice, or never published")
+            return
+        self._broken = change
+        inside = {row.name for row in record.members}
+        is_inside = change.kind is not ChangeKind.NODES_JOINED
+        if any((name in inside) != is_inside for name in change.nodes):
+            self._fail("R4", f"round {change.round} was broken by {change.nodes}")
+        if change.kind is ChangeKind.READY_AGAIN and not self._leavers.issuperset(change.nodes):
+            self._fail("R4", f"a repeat of {change.nodes} broke round {change.round}")
+
+    def _verdict(self, change: Change) -> None:
+        if self._broken is None or self._broken.round != change.round:
+            self._fail("budget", f"a verdict on round {change.round}, which is not broken")
+        if change.round in self._verdicts or not change.confirmed:
+            self._fail("budget", f"two verdicts on round {change.round}, or one that is open")
+        self._verdicts[change.round] = change
+        self._charged += change.charged
+
+    # -- R8: who may be declared lost ----------------------------------------------------------
+
+    def _supersede(self, node: _Node, now_s: float) -> None:
+        self._superseded.add(node.id.name)
+        asked_s = node.name_probed_s
+        unanswered = asked_s is not None and _passed(asked_s, self._settings.probe_s, now_s)
+        if node.link is not Link.DISCONNECTED and not unanswered:
+            self._fail("R8", f"{node.id.name} is alive, and was superseded")
+
+    def _forget(self, named: NodeId, now_s: float) -> None:
+        node = self._nodes[named.name]
+        if node.is_awaited and not node.said_goodbye and named.name not in self._superseded:
+            self._must_be_lost(node, now_s)
+        del self._nodes[named.name]
+
+    def _must_be_lost(self, node: _Node, now_s: float) -> None:
+        if self._guarding is None:
+            self._update_guard(now_s)
+        if self._suspended or self._guarding:
+            self._fail("R8", f"{node.id.name} was declared lost while nobody may be")
+        settings, name = self._settings, node.id.name
+        match node.link:
+            case Link.CONNECTED:
+                self._fail("R8", f"{name} answers, and was declared lost")
+            case Link.DISCONNECTED if not _passed(
+                node.trouble_s, settings.reconnect_grace_s, now_s
+            ):
+                self._fail("R8", f"{name} was declared lost within its grace")
+            case Link.SILENT if not _passed(node.trouble_s, settings.lost_after_s, now_s):
+                if node.probed_s is None or not _passed(node.probed_s, settings.probe_s, now_s):
+                    self._fail("R8", f"{name} was declared lost for a silence too short")
+
+    def _update_guard(self, now_s: float) -> None:
+        """Count once per step: after what the event changed, before anybody is declared lost."""
+        if self._suspended or self._closed:
+            return
+        missing = sum(node.is_missing for node in self._nodes.values())
+        awaited = sum(node.is_awaited for node in self._nodes.values())
+        limit = max(self._settings.mass_min, self._settings.mass_fraction * awaited)
+        if missing <= limit:
+            self._mass_since_s = None
+        elif self._mass_since_s is None:
+            self._mass_since_s = now_s
+        since_s = self._mass_since_s
+        is_over = since_s is None or _passed(since_s, self._settings.mass_grace_s, now_s)
+        self._guarding = not is_over
+
+    # -- sizes ---------------------------------------------------------------------------------
+
+    def _must_be_small(self, effect: do.Effect) -> None:
+        if isinstance(effect, do.Commit | do.Publish):
+            return
+        bound = max(NAMES_SHOWN_MAX, len(RunSettings.__struct_fields__))
+        if any(length > bound for length in _lengths(effect)):
+            self._fail("size", f"an effect grows with the number of nodes: {_short(effect)}")
+
+    def _fail(self, rule: str, problem: str) -> None:
+        raise InvariantViolation(rule, problem, self.history)
+
+
+def _passed(since_s: float, bound_s: float, now_s: float) -> bool:
+    return now_s - since_s >= bound_s - TOLERANCE_S
+
+
+def _lengths(value: object) -> Iterator[int]:
+    """The lengths of all sequences and mappings in a value, but for a failure's own lines."""
+    if isinstance(value, Value):
+        for name in value.__struct_fields__:
+            if name != "last_lines":
+                yield from _lengths(getattr(value, name))
+    elif isinstance(value, tuple | list | dict):
+        yield len(value)
+        for each in value:
+            yield from _lengths(each)
+
+
+def _line(event: on.Event, now_s: float, effects: Sequence[do.Effect]) -> str:
+    return f"{now_s:10.3f} s  {_short(event)} -> {', '.join(map(_short, effects)) or 'nothing'}"
+
+
+def _short(value: object) -> str:
+    """A value without what is default, and a round without its table."""
+    match value:
+        case RoundRecord(head=head, members=members):
+            names = [row.name for row in members[:NAMES_SHOWN_MAX]]
+            return f"round {head.number} of {head.nodes}: {' '.join(names)}"
+        case NodeId(name=name, incarnation=incarnation):
+            return f"{name}/{incarnation}"
+        case Value():
+            fields = ", ".join(_short(each) for each in _told(value))
+            return f"{type(value).__name__}({fields})"
+        case str():
+            return str(value)
+    return repr(value)
+
+
+def _told(value: Value) -> Iterator[object]:
+    for field in msgspec.structs.fields(value):
+        each = getattr(value, field.name)
+        if each != field.default:
+            yield each

@@ -1,0 +1,219 @@
+"""Drives one checked membership by a logical clock: for scenarios, rules and properties.
+
+Nodes are named by tokens: `b` is the first start of node b, `b'` its second. A due timer fires in
+order of its time, and unless `manual_commit` is set the ledger answers at once.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import msgspec
+
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.invariants import Checked
+from rallypoint.core.membership import Membership
+from rallypoint.core.values import (
+    Address,
+    Failure,
+    FailureKind,
+    Link,
+    NodeId,
+    NodeInfo,
+    Outcome,
+    Phase,
+    RunSettings,
+)
+
+
+def node_id(token: str) -> NodeId:
+    """`b` is the first start of node b, `b'` its second, `b''` its third."""
+    name = token.rstrip("'")
+    return NodeId(name, 1 + len(token) - len(name))
+
+
+def token_of(node: NodeId) -> str:
+    return node.name + "'" * (node.incarnation - 1)
+
+
+class Driver:
+    """One run, its clock, its timers and its ledger; remembers what each node would know."""
+
+    def __init__(self, *, manual_commit: bool = False, term: int = 1, **settings: object) -> None:
+        self.settings = msgspec.convert(settings, _Settings).settings()
+        self.checked = Checked(Membership("run", ledger_id="ledger", term=term))
+        self.manual_commit = manual_commit
+        self.now_s = 0.0
+        self.effects: list[tuple[float, do.Effect]] = []
+        self._timers: list[tuple[float, int, do.Timer]] = []
+        self._order = 0
+        self._links: dict[str, int] = {}
+        self._rounds: dict[str, int] = {}
+
+    # -- the run -------------------------------------------------------------------------------
+
+    @property
+    def run(self) -> Membership:
+        return self.checked.membership
+
+    @property
+    def phase(self) -> Phase:
+        return self.run.phase
+
+    @property
+    def names(self) -> list[str]:
+        """The nodes of the last committed round, in rank order."""
+        return [member.name for member in self.run.round.members] if self.run.round else []
+
+    def take(self) -> list[tuple[float, do.Effect]]:
+        """The effects since this was last called, with their times."""
+        effects, self.effects = self.effects, []
+        return effects
+
+    def step(self, *events: on.Event) -> list[do.Effect]:
+        """Step events, and the ledger's answers to what they bring, now."""
+        found: list[do.Effect] = []
+        queue = list(events)
+        while queue:
+            effects = self.checked.step(queue.pop(0), self.now_s)
+            found += effects
+            for effect in effects:
+                self._execute(effect, queue)
+        return found
+
+    def _execute(self, effect: do.Effect, queue: list[on.Event]) -> None:
+        self.effects.append((self.now_s, effect))
+        match effect:
+            case do.SetTimer(timer=timer, delay_s=delay_s):
+                self._order += 1
+                heapq.heappush(self._timers, (self.now_s + delay_s, self._order, timer))
+            case do.Commit() if not self.manual_commit:
+                queue.append(on.Committed())
+            case do.Publish(record=record):
+                for row in record.members:
+                    token = token_of(NodeId(row.name, row.incarnation))
+                    self._rounds[token] = record.head.number
+
+    def advance(self, duration_s: float) -> None:
+        """Let time pass, and fire the timers that fall due, each at its own time."""
+        end_s = self.now_s + duration_s
+        while self._timers and self._timers[0][0] <= end_s:
+            due_s, _, timer = heapq.heappop(self._timers)
+            self.now_s = max(self.now_s, due_s)
+            self.step(on.TimerFired(timer))
+        self.now_s = end_s
+
+    # -- what nodes do -------------------------------------------------------------------------
+
+    def attach(self, *tokens: str, settings: RunSettings | None = None) -> None:
+        """Connect, for the first time or again, on a new link."""
+        for token in tokens:
+            self._links[token] = len(self._links) + 1 + 1000 * (token in self._links)
+            node = node_id(token)
+            address = f"{node.name}.example"
+            info = NodeInfo(node.name, node.incarnation, node.name, (address,))
+            self.step(on.NodeAttached(info, settings or self.settings, self._links[token]))
+
+    def ready(self, *tokens: str, leaving: int | None = None, workers: int = 1) -> None:
+        """Ask for the next round, leaving the one that the node was last given."""
+        for token in tokens:
+            left = self._rounds.get(token, 0) if leaving is None else leaving
+            bootstrap = Address(f"{node_id(token).name}.example", 29500)
+            self.step(on.NodeReady(node_id(token), left, bootstrap, workers))
+
+    def join(self, *tokens: str) -> None:
+        """Attach, all of them, and then ask for a round."""
+        self.attach(*tokens)
+        self.ready(*tokens)
+
+    def fail(self, *tokens: str, kind: str = "exception", message: str = "") -> None:
+        for token in tokens:
+            failure = Failure(FailureKind(kind), message or f"{kind} on {token}")
+            self.step(on.WorkerFailed(node_id(token), self._rounds.get(token, 0), failure))
+
+    def done(self, *tokens: str) -> None:
+        for token in tokens:
+            self.step(on.NodeDone(node_id(token), self._rounds.get(token, 0)))
+
+    def depart(self, *tokens: str) -> None:
+        for token in tokens:
+            self.step(on.NodeDeparting(node_id(token), "preempted"))
+
+    def leave(self, *tokens: str) -> None:
+        for token in tokens:
+            self.step(on.NodeLeft(node_id(token), "goodbye"))
+
+    def answer(self, *tokens: str) -> None:
+        for token in tokens:
+            self.step(on.ProbeAnswered(node_id(token)))
+
+    def disconnect(self, *tokens: str) -> None:
+        for token in tokens:
+            self.step(on.ConnectionLost(node_id(token), self._links[token]))
+
+    def silent(self, *tokens: str, silent_s: float = 5.0) -> None:
+        for token in tokens:
+            self.step(on.NodeSilent(node_id(token), silent_s))
+
+    def heard(self, *tokens: str) -> None:
+        for token in tokens:
+            self.step(on.NodeHeard(node_id(token)))
+
+    def close(self, outcome: Outcome = Outcome.STOPPED, reason: str = "asked to", by: str = "ann"):
+        self.step(on.CloseRequested(by, outcome, reason))
+
+    # -- what the ledger does ------------------------------------------------------------------
+
+    def commit(self) -> None:
+        self.step(on.Committed())
+
+    def refuse_commit(self) -> None:
+        self.step(on.CommitRefused("term 2 has begun"))
+
+    def lose_ledger(self) -> None:
+        self.step(on.LedgerLost("etcd does not answer"))
+
+    def restore_ledger(self) -> None:
+        self.step(on.LedgerRestored())
+
+    # -- what can be asked ---------------------------------------------------------------------
+
+    def is_connected(self, token: str) -> bool:
+        member = self.run.roster.living(node_id(token))
+        return member is not None and member.link is Link.CONNECTED
+
+
+class _Settings(msgspec.Struct, forbid_unknown_fields=True):
+    """A run's settings under the short names that scenarios use; a test's run has 2 to 4 nodes."""
+
+    min: int = 2
+    max: int = 4
+    expected: int | None = None
+    restarts: int | None = 0
+    last_call: float = 30.0
+    settle: float = 0.05
+    scale_up: float = 1.0
+    grace: float = 1.0
+    suspect: float = 5.0
+    probe: float = 1.0
+    lost: float = 30.0
+    mass_min: int = 2
+    mass_grace: float = 120.0
+
+    def settings(self) -> RunSettings:
+        return RunSettings(
+            min_nodes=self.min,
+            max_nodes=self.max,
+            expected_nodes=self.expected,
+            max_restarts=self.restarts,
+            last_call_s=self.last_call,
+            settle_s=self.settle,
+            scale_up_delay_s=self.scale_up,
+            reconnect_grace_s=self.grace,
+            suspect_after_s=self.suspect,
+            probe_s=self.probe,
+            lost_after_s=self.lost,
+            mass_min=self.mass_min,
+            mass_grace_s=self.mass_grace,
+        )

@@ -1,0 +1,234 @@
+"""The scenarios in tests/core/scenarios: commands, `----`, and what the run does about them.
+
+They are read as documentation and compared as text. `make rewrite-scenarios` writes the results
+anew; what they ought to be is for whoever reads the diff. The commands:
+
+    run min=2 max=4 ...           a run, with the settings of driver._Settings; commit=manual: the
+                                  ledger answers only when told
+    attach a b, ready a b, join a b (both), leave a, depart a, done a, disconnect a, silent a 5,
+    heard a, answer a, fail a kind=exception, close
+                                  what nodes do; `a'` is the second start of node a. `attach` of a
+                                  node that is in resumes it; `ready a leaving=1` repeats
+    commit, commit refused, ledger lost, ledger restored
+                                  what the ledger does
+    advance 1.5                   time passes, and timers fall due
+    waiting, state                what can be asked
+
+Results are the effects in words, each with its time once that is not the command's; then the
+phase. Deadlines that are set are told as `in 30 s: last_call`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rallypoint.core import effects as do
+from rallypoint.core import reasons
+from rallypoint.core.values import (
+    Change,
+    CloseRecord,
+    Link,
+    MemberState,
+    Phase,
+    RoundRecord,
+)
+from tests.core.driver import Driver, token_of
+
+SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_scenario(path: Path, pytestconfig: pytest.Config) -> None:
+    written = path.read_text(encoding="utf-8")
+    played = play(written)
+    if pytestconfig.getoption("--rewrite-scenarios"):
+        path.write_text(played, encoding="utf-8")
+    else:
+        assert played == written
+
+
+def play(text: str) -> str:
+    """The same scenario, with the results that the code gives."""
+    driver: Driver | None = None
+    blocks: list[str] = []
+    for commands in _blocks(text):
+        result: list[str] = []
+        for command in commands:
+            if not command or command.startswith("#"):
+                continue
+            words, options = _parse(command)
+            if words[0] == "run":
+                driver = _new_run(options)
+                continue
+            assert driver is not None, "a scenario begins with `run`"
+            result += _play(driver, words, options)
+        if driver is not None and result[-1:] != [""]:
+            result.append(_phase(driver))
+        blocks.append("\n".join([*commands, "----", *filter(None, result)]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _blocks(text: str) -> Iterator[list[str]]:
+    """The commands of each block, with their comments; results are dropped."""
+    commands: list[str] = []
+    is_result = False
+    for line in text.splitlines():
+        if line == "----":
+            yield commands
+            commands, is_result = [], True
+        elif not line:
+            is_result = False
+            if commands:
+                commands.append(line)
+        elif not is_result:
+            commands.append(line)
+    assert not commands, f"commands without a `----` at the end: {commands}"
+
+
+def _parse(command: str) -> tuple[list[str], dict[str, str]]:
+    words = command.split()
+    options = dict(word.split("=", 1) for word in words if "=" in word)
+    return [word for word in words if "=" not in word], options
+
+
+def _new_run(options: dict[str, str]) -> Driver:
+    manual = options.pop("commit", "auto") == "manual"
+    return Driver(manual_commit=manual, **{key: _value(each) for key, each in options.items()})
+
+
+def _value(text: str) -> Any:
+    if text == "none":
+        return None
+    return float(text) if "." in text else int(text)
+
+
+def _play(driver: Driver, words: list[str], options: dict[str, str]) -> list[str]:
+    began_s = driver.now_s
+    match words:
+        case ["attach", *nodes] if options:
+            other = Driver(**{key: _value(each) for key, each in options.items()})
+            driver.attach(*nodes, settings=other.settings)
+        case ["ready", *nodes]:
+            leaving = int(options["leaving"]) if "leaving" in options else None
+            driver.ready(*nodes, leaving=leaving, workers=int(options.get("workers", 1)))
+        case ["fail", *nodes]:
+            driver.fail(*nodes, **options)
+        case ["silent", *nodes, seconds]:
+            driver.silent(*nodes, silent_s=float(seconds))
+        case ["advance", seconds]:
+            driver.advance(float(seconds))
+        case ["commit", "refused"]:
+            driver.refuse_commit()
+        case ["ledger", "lost"]:
+            driver.lose_ledger()
+        case ["ledger", "restored"]:
+            driver.restore_ledger()
+        case ["waiting"]:
+            return [str(driver.run.waiting(driver.now_s)), ""]
+        case ["state"]:
+            return [*_state(driver), ""]
+        case [
+            "attach"
+            | "join"
+            | "leave"
+            | "depart"
+            | "done"
+            | "disconnect"
+            | "heard"
+            | "answer" as command,
+            *nodes,
+        ]:
+            getattr(driver, command)(*nodes)
+        case ["close" | "commit" as command]:
+            getattr(driver, command)()
+        case _:
+            raise ValueError(f"no such command: {' '.join(words)}")
+    return [_line(effect, time_s - began_s) for time_s, effect in driver.take()]
+
+
+def _line(effect: do.Effect, after_s: float) -> str:
+    when = f"+{after_s:g} s  " if after_s > 1e-9 else ""
+    return when + _words(effect)
+
+
+def _words(effect: do.Effect) -> str:
+    match effect:
+        case do.SetTimer(timer=timer, delay_s=delay_s):
+            return f"in {delay_s:g} s: {timer.kind} {timer.name}".rstrip()
+        case do.Welcome(node=node, resumed=resumed, standing=standing):
+            return f"welcome {token_of(node)}{_standing(standing, resumed)}"
+        case do.Refuse(refusal=refusal):
+            return f"refuse ({refusal.code}): {refusal.message}"
+        case do.Supersede(node=node, refusal=refusal):
+            return f"supersede {token_of(node)}: {refusal.message}"
+        case do.Commit(record=RoundRecord() as record):
+            return f"commit round {record.head.number}: {_members(record)}"
+        case do.Commit(record=CloseRecord() as record):
+            return f"commit the end: {reasons.describe_close(record)}"
+        case do.Publish(record=record):
+            return f"publish round {record.head.number}: {_members(record)}"
+        case do.Break(change=change):
+            open_case = "" if change.confirmed else " (the cause is not known yet)"
+            return f"break round {change.round}: {_change(change)}{open_case}"
+        case do.Verdict(change=change):
+            charged = "charged" if change.charged else "not charged"
+            return f"verdict on round {change.round}, {charged}: {_change(change)}"
+        case do.Announce(close=close):
+            return f"announce the end: {reasons.describe_close(close)}"
+        case do.ProbeRound(round=number):
+            return f"probe round {number}"
+        case do.ProbeNode(node=node):
+            return f"probe {token_of(node)}"
+        case do.Notify(node=node):
+            return f"tell {token_of(node)}: standby"
+        case do.Forget(node=node, reason=reason):
+            return f"forget {token_of(node)}: {reason}"
+        case do.StepDown(reason=reason):
+            return f"step down: {reason}"
+    raise AssertionError(effect)
+
+
+def _standing(standing: do.Standing, resumed: bool) -> str:
+    told = ["resumed"] if resumed else []
+    told += [f"in round {standing.round}"] if standing.round else []
+    told += ["ready"] if standing.ready and not standing.standby else []
+    told += ["standby"] if standing.standby else []
+    told += [_change(standing.change)] if standing.change else []
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _change(change: Change) -> str:
+    since = f", {change.since_s:g} s ago" if change.since_s else ""
+    return reasons.describe(change) + since
+
+
+def _members(record: RoundRecord) -> str:
+    return " ".join(row.name for row in record.members)
+
+
+def _phase(driver: Driver) -> str:
+    run = driver.run
+    match run.phase:
+        case Phase.ACTIVE:
+            assert run.round is not None
+            return f"= active in round {run.number}: {_members(run.round)}"
+        case Phase.SUSPENDED:
+            return f"= suspended: {run.suspended_reason}"
+        case Phase.CLOSED:
+            return "= closed"
+    return f"= {run.phase}"
+
+
+def _state(driver: Driver) -> list[str]:
+    lines = []
+    for member in driver.run.roster:
+        standby = driver.run.is_standby(member)
+        state = "standby" if standby else str(member.state)
+        passive = " (passive)" if member.state is MemberState.IDLE else ""
+        link = "" if member.link is Link.CONNECTED else f", {member.link}"
+        lines.append(f"{token_of(member.id)}: {state}{passive}{link}")
+    return lines
