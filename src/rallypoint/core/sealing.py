@@ -3,7 +3,7 @@
 The rule, in words: at once when `max_nodes`, or the nodes that a scheduler said it started, are
 ready. After a broken round, as soon as every surviving member of it is ready, a moment later
 (`settle_s`), so that arrivals at the same instant are in it. Else when the last call runs out,
-which begins when the minimum is there and is never begun again. Survivors hold their places until
+which begins when the minimum is ready and is never begun again. Survivors hold their places until
 they are ready, lost, or the last call ends; newcomers fill only places that are free (R3, R7).
 """
 
@@ -35,10 +35,19 @@ class Gathering(msgspec.Struct, frozen=True, kw_only=True):
     call: Call = Call.NOT_YET
 
     @property
+    def ready(self) -> int:
+        """How many are ready, whether or not there is a place for them."""
+        return self.ready_survivors + self.newcomers
+
+    @property
+    def held(self) -> int:
+        """How many places are kept for survivors that are not ready yet."""
+        return 0 if self.call is Call.OVER else self.places_held
+
+    @property
     def chosen(self) -> int:
         """How many would be in the round if it were formed now."""
-        held = 0 if self.call is Call.OVER else self.places_held
-        free = max(0, self.maximum - self.ready_survivors - held)
+        free = max(0, self.maximum - self.ready_survivors - self.held)
         return self.ready_survivors + min(self.newcomers, free)
 
 
@@ -61,14 +70,18 @@ class Decision(enum.StrEnum):
 def decide(gathering: Gathering) -> Decision:
     """What to do now. Pure: the same counts always get the same answer."""
     chosen = gathering.chosen
-    if chosen < gathering.minimum:
+    if gathering.ready < gathering.minimum:
         return Decision.TOO_FEW
     if chosen >= gathering.maximum:
         return Decision.SEAL_MAXIMUM
-    if gathering.expected is not None and chosen >= gathering.expected:
-        return Decision.SEAL_EXPECTED
     if gathering.call is Call.OVER:
         return Decision.SEAL_LAST_CALL
-    if gathering.ready_survivors and not gathering.places_held:
+    # R7: survivors that hang hold their places for one last call and no longer, even if they leave
+    # fewer places than the minimum.
+    if gathering.held:
+        return Decision.LAST_CALL
+    if gathering.expected is not None and chosen >= gathering.expected:
+        return Decision.SEAL_EXPECTED
+    if gathering.ready_survivors:
         return Decision.SEAL_SURVIVORS if gathering.settled else Decision.SETTLE
     return Decision.LAST_CALL

@@ -1,0 +1,97 @@
+"""When a round is full enough: the rule of `sealing.decide`, as a truth table and as properties."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rallypoint.core.sealing import Call, Decision, Gathering, decide
+
+NOT_YET, RUNNING, OVER = Call.NOT_YET, Call.RUNNING, Call.OVER
+
+
+def gathering(survivors: int = 0, held: int = 0, newcomers: int = 0, **more: Any) -> Gathering:
+    """A gathering for rounds of 2 to 4 nodes."""
+    fields: dict[str, Any] = {"minimum": 2, "maximum": 4} | more
+    return Gathering(ready_survivors=survivors, places_held=held, newcomers=newcomers, **fields)
+
+
+@pytest.mark.parametrize(
+    ("counts", "more", "decision"),
+    [
+        # The first meeting: nobody survives anything.
+        ((0, 0, 0), {}, Decision.TOO_FEW),
+        ((0, 0, 1), {}, Decision.TOO_FEW),
+        ((0, 0, 2), {}, Decision.LAST_CALL),
+        ((0, 0, 3), {"call": RUNNING}, Decision.LAST_CALL),
+        ((0, 0, 2), {"call": OVER}, Decision.SEAL_LAST_CALL),
+        ((0, 0, 1), {"call": OVER}, Decision.TOO_FEW),
+        ((0, 0, 4), {}, Decision.SEAL_MAXIMUM),
+        ((0, 0, 9), {}, Decision.SEAL_MAXIMUM),
+        ((0, 0, 2), {"expected": 3}, Decision.LAST_CALL),
+        ((0, 0, 3), {"expected": 3}, Decision.SEAL_EXPECTED),
+        # A round was broken, and every survivor is ready.
+        ((3, 0, 0), {}, Decision.SETTLE),
+        ((3, 0, 0), {"settled": True}, Decision.SEAL_SURVIVORS),
+        ((2, 0, 1), {"settled": True}, Decision.SEAL_SURVIVORS),
+        ((3, 0, 1), {}, Decision.SEAL_MAXIMUM),
+        ((1, 0, 0), {"settled": True}, Decision.TOO_FEW),
+        # A round was broken, and a survivor is not ready: it holds its place for one last call.
+        ((2, 1, 0), {"settled": True}, Decision.LAST_CALL),
+        ((3, 1, 5), {}, Decision.LAST_CALL),
+        ((3, 1, 5), {"call": OVER}, Decision.SEAL_MAXIMUM),
+        ((2, 1, 0), {"call": OVER}, Decision.SEAL_LAST_CALL),
+        ((2, 1, 1), {"expected": 3}, Decision.LAST_CALL),
+        # R7: even where those that hang leave fewer places than the minimum.
+        ((0, 3, 2), {}, Decision.LAST_CALL),
+        ((0, 4, 2), {"call": OVER}, Decision.SEAL_LAST_CALL),
+        # All who survived are lost, so the meeting is like a first one.
+        ((0, 0, 2), {"settled": True}, Decision.LAST_CALL),
+    ],
+)
+def test_the_truth_table(
+    counts: tuple[int, int, int], more: dict[str, Any], decision: Decision
+) -> None:
+    assert decide(gathering(*counts, **more)) is decision
+
+
+@st.composite
+def gatherings(draw: st.DrawFn) -> Gathering:
+    minimum = draw(st.integers(1, 5))
+    maximum = draw(st.integers(minimum, 6))
+    survivors = draw(st.integers(0, maximum))
+    return Gathering(
+        minimum=minimum,
+        maximum=maximum,
+        expected=draw(st.none() | st.integers(minimum, maximum)),
+        ready_survivors=survivors,
+        places_held=draw(st.integers(0, maximum - survivors)),
+        newcomers=draw(st.integers(0, 9)),
+        settled=draw(st.booleans()),
+        call=draw(st.sampled_from(Call)),
+    )
+
+
+@given(gatherings())
+def test_r3_what_is_sealed_is_within_the_bounds(given_: Gathering) -> None:
+    if decide(given_).seals:
+        assert given_.minimum <= given_.chosen <= given_.maximum
+
+
+@given(gatherings())
+def test_survivors_hold_their_places_until_the_last_call_is_over(given_: Gathering) -> None:
+    if decide(given_).seals and given_.call is not OVER:
+        assert given_.places_held == 0
+
+
+@given(gatherings())
+def test_r7_the_minimum_is_enough_once_the_last_call_is_over(given_: Gathering) -> None:
+    if given_.call is OVER and given_.ready >= given_.minimum:
+        assert decide(given_).seals
+
+
+@given(gatherings())
+def test_r7_the_last_call_runs_as_soon_as_the_minimum_is_ready(given_: Gathering) -> None:
+    is_enough = given_.ready >= given_.minimum
+    assert (decide(given_) is not Decision.TOO_FEW) == is_enough
