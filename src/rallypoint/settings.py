@@ -1,0 +1,774 @@
+"""Frozen, validated settings; endpoints; and the only reader of the environment.
+
+Everything that a user can set has one entry in `SETTINGS`: its name, its variable, how its text is
+read and what it is when nobody says. An explicit argument wins over the environment, and that over
+the default; a variable that is set to nothing counts as not set. What is in here must stay quick to
+import: every command and every `import rallypoint` pays for it.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import math
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from rallypoint.core.ranks import POLICIES
+from rallypoint.core.values import NAME_LENGTH_MAX, RunSettings
+from rallypoint.errors import EndpointError, PlatformError, UsageError
+
+Environ = Mapping[str, str]
+
+DEFAULT_PORT: Final = 29400
+"""The coordinator's port where an endpoint names none; torchrun's rendezvous has the same."""
+TOKEN_LENGTH_MAX: Final = 512
+LABELS_MAX: Final = 64
+WORKERS_MAX: Final = 1_000_000
+
+
+# -- endpoints -----------------------------------------------------------------------------------
+
+
+class EndpointKind(enum.StrEnum):
+    """Where the coordinator of a run lives."""
+
+    LOCAL = "local"
+    """In this process, on loopback: one machine."""
+    HOST = "host"
+    """In a node on that host."""
+    SERVED = "served"
+    """In a process of its own: `rallypoint serve`."""
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where to meet. `host`: a name or an address without brackets; "" if `kind` is LOCAL.
+
+    `text` is what the user wrote.
+    """
+
+    kind: EndpointKind
+    host: str = ""
+    port: int = 0
+    text: str = ""
+
+    @property
+    def url(self) -> str:
+        """Where the coordinator's HTTP is, without a slash at the end; "" if `kind` is LOCAL."""
+        if self.kind is EndpointKind.LOCAL:
+            return ""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return self.text or "none (this machine only)"
+
+
+_LATER: Final = ("https", "etcd", "etcds", "file")
+_FORMS: Final = (
+    "an endpoint is HOST:PORT, [IPV6]:PORT or http://HOST:PORT; none at all: one machine"
+)
+_NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})\.?")
+
+
+def parse_endpoint(text: str | None) -> Endpoint:
+    """Where a run meets, from what a user wrote. Raises EndpointError.
+
+    None or "" is this machine alone. The port is DEFAULT_PORT unless given.
+    """
+    if not text:
+        return Endpoint(EndpointKind.LOCAL)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        host, port = _host_and_port(text, text)
+        return Endpoint(EndpointKind.HOST, host, port, text)
+    if scheme.lower() != "http":
+        raise _scheme_error(scheme, rest)
+    host, port = _host_and_port(_authority(rest), text)
+    return Endpoint(EndpointKind.SERVED, host, port, text)
+
+
+def _scheme_error(scheme: str, rest: str) -> EndpointError:
+    if scheme.lower() == "https":
+        return EndpointError(
+            "endpoints with https:// are not in this release, which has no TLS",
+            hint="use http://HOST:PORT within a trusted network, or through an encrypted tunnel",
+        )
+    if scheme.lower() in _LATER:
+        return EndpointError(
+            f"endpoints with {scheme}:// are not in this release",
+            hint="use HOST:PORT, or http://HOST:PORT of a `rallypoint serve`",
+        )
+    return EndpointError(f"no endpoint begins with {scheme}://", hint=_FORMS)
+
+
+def _authority(rest: str) -> str:
+    """The host and port of a URL that has nothing else. Never repeats a password."""
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        raise EndpointError(
+            "an endpoint has no user or password in it",
+            hint="write http://HOST:PORT, and give the token by --token-file or RALLYPOINT_TOKEN",
+        )
+    if rest not in (authority, authority + "/"):
+        raise EndpointError(
+            f"endpoint 'http://{rest}' has more than a host and a port",
+            hint=f"write http://{authority}",
+        )
+    return authority
+
+
+def _host_and_port(authority: str, text: str) -> tuple[str, int]:
+    if authority.startswith("["):
+        return _bracketed(authority, text)
+    if authority.count(":") > 1:
+        raise _unbracketed(authority, text)
+    host, colon, port = authority.partition(":")
+    return _checked_host(host, text), _port(port, text) if colon else DEFAULT_PORT
+
+
+def _bracketed(authority: str, text: str) -> tuple[str, int]:
+    host, bracket, rest = authority[1:].partition("]")
+    if not bracket or (rest and not rest.startswith(":")) or not _is_ip(host, 6):
+        raise EndpointError(
+            f"endpoint {text!r} has no IPv6 address within its brackets",
+            hint=f"write such an address as [::1]:{DEFAULT_PORT}",
+        )
+    return host, _port(rest[1:], text) if rest else DEFAULT_PORT
+
+
+def _unbracketed(authority: str, text: str) -> EndpointError:
+    host, port = authority, str(DEFAULT_PORT)
+    if not _is_ip(host, 6):
+        host, _, port = authority.rpartition(":")
+    if not _is_ip(host, 6):
+        return EndpointError(f"endpoint {text!r} has too many colons", hint=_FORMS)
+    return EndpointError(
+        f"endpoint {text!r}: an IPv6 address needs brackets, to tell it from a port",
+        hint=f"write {text.replace(authority, f'[{host}]:{port}')}",
+    )
+
+
+def _checked_host(host: str, text: str) -> str:
+    if not host:
+        raise EndpointError(f"endpoint {text!r} names no host", hint=_FORMS)
+    if re.fullmatch(r"[0-9.]+", host) and not _is_ip(host, 4):
+        raise EndpointError(f"endpoint {text!r}: {host!r} is no IPv4 address", hint=_FORMS)
+    if not _NAME.fullmatch(host):
+        raise EndpointError(f"endpoint {text!r}: {host!r} is no host name", hint=_FORMS)
+    return host
+
+
+def _port(text: str, endpoint: str) -> int:
+    if re.fullmatch(r"[0-9]{1,5}", text) and 1 <= int(text) <= 65_535:
+        return int(text)
+    raise EndpointError(
+        f"endpoint {endpoint!r}: {text!r} is no port",
+        hint=f"a port is a number from 1 to 65535; without one it is {DEFAULT_PORT}",
+    )
+
+
+def _is_ip(host: str, version: int) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == version
+    except ValueError:
+        return False
+
+
+# -- reading text --------------------------------------------------------------------------------
+#
+# Each of these takes a user's text and raises ValueError with a sentence that can follow the name
+# of an option or variable: "must be ..., not ...".
+
+
+class NodeRange(msgspec.Struct, frozen=True):
+    """How many nodes a round has, at least and at most."""
+
+    min: int
+    max: int
+
+    def __str__(self) -> str:
+        return str(self.min) if self.min == self.max else f"{self.min}:{self.max}"
+
+
+def parse_nnodes(text: str) -> NodeRange:
+    """ "4" or "2:4". Raises ValueError."""
+    found = re.fullmatch(r"([0-9]{1,7})(?::([0-9]{1,7}))?", text.strip())
+    if found is None:
+        raise ValueError(f'must be a number of nodes ("4") or MIN:MAX ("2:4"), not {text!r}')
+    least = int(found[1])
+    most = int(found[2] or least)
+    if least < 1:
+        raise ValueError(f"must be at least one node, not {text!r}")
+    if most < least:
+        raise ValueError(f"must not have its minimum above its maximum, as {text!r} has")
+    return NodeRange(least, most)
+
+
+_UNITS_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0}
+
+
+def parse_duration_s(text: str) -> float:
+    """Seconds from "1.5", "90", "500ms", "10s", "2m" or "1h". Raises ValueError."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})\s*(ms|s|m|h|)", text.strip())
+    if found is None:
+        raise ValueError(f"must be a duration such as 1.5, 500ms, 90s, 2m or 1h, not {text!r}")
+    return float(found[1]) * _UNITS_S[found[2]]
+
+
+def parse_workers(text: str) -> int | str:
+    """A number of workers, or "auto", "cpu" or "gpu". Raises ValueError."""
+    if text in ("auto", "cpu", "gpu"):
+        return text
+    workers = _whole(text, "a number of workers, or auto, cpu or gpu")
+    if not 1 <= workers <= WORKERS_MAX:
+        raise ValueError(f"must be at least one worker, not {text!r}")
+    return workers
+
+
+def _whole(text: str, what: str = "a whole number") -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
+        raise ValueError(f"must be {what}, not {text!r}")
+    return int(text)
+
+
+def _restarts(text: str) -> int | None:
+    return None if text == "any" else _whole(text, "a number of restarts, or any")
+
+
+def _fraction(text: str) -> float:
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = math.nan
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"must be a fraction within 0 and 1, not {text!r}")
+    return fraction
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}, not {text!r}")
+        return text
+
+    return parse
+
+
+def _name(text: str) -> str:
+    if not 1 <= len(text) <= NAME_LENGTH_MAX or not text.isprintable() or text != text.strip():
+        raise ValueError(
+            f"must have 1 to {NAME_LENGTH_MAX} printable characters and no blank at either end, "
+            f"not {_shortened(text)!r}"
+        )
+    return text
+
+
+def _address(text: str) -> str:
+    if not (_is_ip(text, 4) or _is_ip(text, 6) or _NAME.fullmatch(text)):
+        raise ValueError(f"must be a host name or an address without a port, not {text!r}")
+    return text
+
+
+def _token(text: str) -> str:
+    """The text must not be in the message: it may be most of a secret."""
+    if not 1 <= len(text) <= TOKEN_LENGTH_MAX or not all("!" <= each <= "~" for each in text):
+        raise ValueError(
+            f"must be 1 to {TOKEN_LENGTH_MAX} visible ASCII characters (it is not shown here)"
+        )
+    return text
+
+
+def _path(text: str) -> str:
+    if "\0" in text:
+        raise ValueError(f"must be a path, not {text!r}")
+    return text
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else text[:40] + "..."
+
+
+# -- the settings --------------------------------------------------------------------------------
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that can be set. `parse` turns text into its value, or raises ValueError."""
+
+    name: str
+    variable: str
+    parse: Callable[[str], Any]
+    default: Any
+    help: str
+
+    @property
+    def secret(self) -> bool:
+        """Whether its value must never be shown."""
+        return self.name == "token"
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """The value of a setting, and for people where it came from."""
+
+    name: str
+    value: Any
+    source: str
+
+    @property
+    def shown(self) -> str:
+        """The value for people: a token only as "set"."""
+        if self.value is None or self.value == "":
+            return "unset"
+        if self.name == "token":
+            return "set"
+        return f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
+
+    def __repr__(self) -> str:
+        return f"Resolved({self.name!r}, {self.shown!r}, {self.source!r})"
+
+
+def _setting(name: str, parse: Callable[[str], Any], default: Any, help: str) -> Setting:
+    variable = f"RALLYPOINT_{name.removesuffix('_s').upper()}"
+    return Setting(name=name, variable=variable, parse=parse, default=default, help=help)
+
+
+_RUN_DEFAULTS: Final = RunSettings()
+
+
+def _run_setting(name: str, parse: Callable[[str], Any], help: str) -> Setting:
+    """A setting of the run itself: core knows its default."""
+    return _setting(name, parse, getattr(_RUN_DEFAULTS, name), help)
+
+
+SETTINGS: Final = (
+    _setting(
+        "endpoint",
+        parse_endpoint,
+        Endpoint(EndpointKind.LOCAL),
+        "where the nodes meet: HOST:PORT, or http://HOST:PORT of a `rallypoint serve`",
+    ),
+    # No default: where a coordinator is shared, two jobs that both left a default in place would
+    # meet each other. Only a run that nobody else can reach is given a name by chance.
+    _setting("run_id", _name, None, "the run's name; needed unless there is no endpoint"),
+    _setting(
+        "nnodes",
+        parse_nnodes,
+        NodeRange(_RUN_DEFAULTS.min_nodes, _RUN_DEFAULTS.max_nodes),
+        "how many nodes: N or MIN:MAX",
+    ),
+    _run_setting("expected_nodes", _whole, "how many nodes were started, if that is known"),
+    _setting("nproc_per_node", parse_workers, 1, "workers on this node: N, auto, gpu or cpu"),
+    _setting("node_name", _name, None, "this node's name; made from host and process if unset"),
+    _setting("local_addr", _address, None, "the address at which other nodes reach this one"),
+    _setting("token_file", _path, None, "a file whose first line is the coordinator's token"),
+    _setting("token", _token, "", "the coordinator's token; a file is safer"),
+    _setting(
+        "host_coordinator",
+        _one_of("auto", "yes", "no"),
+        "auto",
+        "whether this node hosts the coordinator: auto, yes or no",
+    ),
+    _setting("join_timeout_s", parse_duration_s, 600.0, "how long to wait for a round"),
+    _setting(
+        "connect_timeout_s",
+        parse_duration_s,
+        60.0,
+        "how long to try an endpoint that nobody answers at",
+    ),
+    _setting(
+        "coordinator_silence_s",
+        parse_duration_s,
+        6.0,
+        "silence after which the coordinator is connected to anew",
+    ),
+    _setting(
+        "coordinator_lost_after_s",
+        parse_duration_s,
+        60.0,
+        "how long a coordinator that once answered is looked for",
+    ),
+    _setting("goodbye_timeout_s", parse_duration_s, 5.0, "how long a goodbye may take"),
+    _setting(
+        "linger_s",
+        parse_duration_s,
+        30.0,
+        "how long a node that hosts the coordinator waits for the others at the end",
+    ),
+    _setting(
+        "stop_timeout_s", parse_duration_s, 25.0, "from the first signal to workers to SIGKILL"
+    ),
+    _setting(
+        "regroup_stop_timeout_s", parse_duration_s, 5.0, "the same when workers stop to regroup"
+    ),
+    _setting("log_dir", _path, None, "a directory for the output of each worker"),
+    _run_setting("max_restarts", _restarts, "rounds that may end by the program's fault, or any"),
+    _run_setting(
+        "last_call_s", parse_duration_s, "the wait for more nodes once the minimum is there"
+    ),
+    _run_setting("settle_s", parse_duration_s, "the wait for simultaneous arrivals"),
+    _run_setting("scale_up_delay_s", parse_duration_s, "the wait before newcomers are announced"),
+    _run_setting(
+        "reconnect_grace_s", parse_duration_s, "how long a node may be without its connection"
+    ),
+    _run_setting("suspect_after_s", parse_duration_s, "silence after which a node is suspect"),
+    _run_setting("probe_s", parse_duration_s, "how long a suspect may take to answer"),
+    _run_setting("lost_after_s", parse_duration_s, "silence after which a node is lost"),
+    _run_setting("mass_min", _whole, "as many nodes may go missing before it counts as an outage"),
+    _run_setting("mass_fraction", _fraction, "the same as a fraction of all nodes"),
+    _run_setting("mass_grace_s", parse_duration_s, "how long nobody is lost in an outage"),
+    _run_setting("rank_policy", _one_of(*POLICIES), f"how ranks are given: {', '.join(POLICIES)}"),
+)
+"""All settings, in the order in which `rallypoint env` shows them."""
+
+_BY_NAME: Final = {each.name: each for each in SETTINGS}
+
+
+def setting(name: str) -> Setting:
+    """The setting of that name, also without its unit or with dashes. Raises UsageError."""
+    plain = name.replace("-", "_").lower()
+    found = _BY_NAME.get(plain) or _BY_NAME.get(f"{plain}_s")
+    if found is None:
+        raise UsageError(
+            f"there is no setting {_shortened(name)!r}", hint="`rallypoint env` lists all settings"
+        )
+    return found
+
+
+def resolve(name: str, explicit: Any = None, environ: Environ | None = None) -> Resolved:
+    """A setting's value: the explicit argument, else the environment's, else the default.
+
+    Text is parsed alike from both; an argument that is no text is taken as it is, and None is none.
+
+    Raises:
+        UsageError: naming the setting or the variable, if the text cannot be read.
+    """
+    known = setting(name)
+    if explicit is not None:
+        value = _parsed(known, explicit, known.name) if isinstance(explicit, str) else explicit
+        return Resolved(known.name, value, "argument")
+    text = _environ(environ).get(known.variable)
+    if text:
+        return Resolved(
+            known.name, _parsed(known, text, known.variable), f"environment {known.variable}"
+        )
+    return Resolved(known.name, known.default, "default")
+
+
+def _parsed(known: Setting, text: str, called: str) -> Any:
+    try:
+        return known.parse(text)
+    except EndpointError as error:
+        raise EndpointError(f"{called}: {error.message}", hint=error.hint) from None
+    except ValueError as error:
+        raise UsageError(f"{called} {error}", hint=known.help) from None
+
+
+def _environ(environ: Environ | None) -> Environ:
+    return os.environ if environ is None else environ
+
+
+# -- the token -----------------------------------------------------------------------------------
+
+
+def resolve_token(token_file: str | None = None, environ: Environ | None = None) -> Resolved:
+    """The token: from `token_file`, else RALLYPOINT_TOKEN_FILE, else RALLYPOINT_TOKEN, else "".
+
+    Never from a command line, which every user of the machine can read. Raises UsageError for a
+    file that cannot be read or that holds no token.
+    """
+    path = resolve("token_file", token_file, environ)
+    if path.value is None:
+        return resolve("token", None, environ)
+    token = _read_token(path.value)
+    return Resolved("token", token, f"file {path.value} ({path.source})")
+
+
+def _read_token(path: str) -> str:
+    hint = "write the token on its first line, and make it yours alone: chmod 600"
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            token = file.readline(TOKEN_LENGTH_MAX + 2).strip()
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise UsageError(f"cannot read token file {path!r}: {problem}", hint=hint) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"token file {path!r} is no text", hint=hint) from error
+    try:
+        return _token(token)
+    except ValueError as error:
+        what = f"token {error}" if token else "its first line is empty"
+        raise UsageError(f"token file {path!r}: {what}", hint=hint) from None
+
+
+def is_readable_by_others(path: str) -> bool:
+    """Whether users other than the file's owner may read it. False if there is no such file."""
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError:
+        return False
+    return bool(mode & (stat.S_IRGRP | stat.S_IROTH))
+
+
+# -- a node, a run, a worker ---------------------------------------------------------------------
+
+
+class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One node's own settings; other nodes may have others. Durations in seconds.
+
+    `node_name` and `local_addr`: None lets the node find its own. `token`: "" is none.
+    `node_settings` fills one from arguments and environment.
+
+    Raises:
+        UsageError: from the constructor, naming the field.
+    """
+
+    endpoint: Endpoint = Endpoint(EndpointKind.LOCAL)
+    run_id: str
+    node_name: str | None = None
+    local_addr: str | None = None
+    token: str = ""
+    host_coordinator: str = _BY_NAME["host_coordinator"].default
+    join_timeout_s: float = _BY_NAME["join_timeout_s"].default
+    connect_timeout_s: float = _BY_NAME["connect_timeout_s"].default
+    coordinator_silence_s: float = _BY_NAME["coordinator_silence_s"].default
+    coordinator_lost_after_s: float = _BY_NAME["coordinator_lost_after_s"].default
+    goodbye_timeout_s: float = _BY_NAME["goodbye_timeout_s"].default
+    linger_s: float = _BY_NAME["linger_s"].default
+    labels: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        for name in ("run_id", "node_name", "local_addr", "token", "host_coordinator"):
+            value = getattr(self, name)
+            if value is not None and (name, value) != ("token", ""):
+                _parsed(_BY_NAME[name], value, name)
+        for name in _NODE_DURATIONS:
+            check_duration_s(name, getattr(self, name))
+        _check_labels(self.labels)
+
+    def __repr__(self) -> str:
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown["token"] = "set" if self.token else ""
+        return f"NodeSettings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+_NODE_DURATIONS: Final = tuple(
+    name for name in NodeSettings.__struct_fields__ if name.endswith("_s")
+)
+_MAY_BE_ZERO: Final = ("connect_timeout_s", "goodbye_timeout_s", "linger_s", "stop_timeout_s")
+_DURATION_MAX_S: Final = 365 * 86_400.0
+
+
+def check_duration_s(name: str, seconds: float) -> None:
+    """Raises UsageError unless this is a bounded number of seconds that makes sense for `name`."""
+    if not 0 <= seconds <= _DURATION_MAX_S:
+        raise UsageError(f"{name} must be within 0 and {_DURATION_MAX_S:g} s, not {seconds}")
+    if seconds == 0 and name in _NODE_DURATIONS and name not in _MAY_BE_ZERO:
+        raise UsageError(f"{name} must be more than 0 s")
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
+    if len(labels) > LABELS_MAX:
+        raise UsageError(f"a node has at most {LABELS_MAX} labels, not {len(labels)}")
+    for name, value in labels.items():
+        if not 1 <= len(name) <= NAME_LENGTH_MAX or len(value) > NAME_LENGTH_MAX:
+            raise UsageError(
+                f"label {_shortened(name)!r}: a name has 1 to {NAME_LENGTH_MAX} characters, "
+                f"a value at most {NAME_LENGTH_MAX}"
+            )
+
+
+def node_settings(
+    *,
+    environ: Environ | None = None,
+    token_file: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    **explicit: Any,
+) -> NodeSettings:
+    """A node's settings from arguments named as its fields, environment and defaults.
+
+    None, and leaving it out, are the same. Where there is no endpoint and no run id, the run gets
+    one by chance: nobody else can reach it, so nobody needs to know it.
+
+    Raises:
+        UsageError: for a value that cannot be, or an endpoint without a run id.
+        TypeError: for an argument that is no field.
+    """
+    _refuse_unknown(explicit, NodeSettings.__struct_fields__)
+    token = explicit.pop("token", None)
+    given_id = explicit.pop("run_id", None)
+    values = {
+        name: resolve(name, explicit.get(name), environ).value
+        for name in NodeSettings.__struct_fields__
+        if name not in ("token", "labels", "run_id")
+    }
+    return NodeSettings(
+        **values,
+        run_id=_run_id(resolve("run_id", given_id, environ).value, values["endpoint"]),
+        token=resolve_token(token_file, environ).value if token is None else token,
+        labels=dict(labels or {}),
+    )
+
+
+def _run_id(given: str | None, endpoint: Endpoint) -> str:
+    if given is not None:
+        return given
+    if endpoint.kind is EndpointKind.LOCAL:
+        return f"local-{os.urandom(6).hex()}"
+    raise UsageError(
+        f"a run that meets at {endpoint} needs a run id",
+        hint="give every node the same --run-id, or RALLYPOINT_RUN_ID",
+    )
+
+
+def run_settings(*, environ: Environ | None = None, **explicit: Any) -> RunSettings:
+    """A run's settings, on which its nodes must agree, from arguments, environment and defaults.
+
+    The arguments are RunSettings' fields, and `nnodes` (text or NodeRange) for both bounds. None,
+    and leaving it out, are the same: for no bound of restarts, `max_restarts` is "any". A bound
+    alone leaves the other as the environment has it; else a minimum is also the maximum.
+
+    Raises:
+        UsageError: for a value that cannot be, or values that contradict each other.
+        TypeError: for an argument that is no field.
+    """
+    _refuse_unknown(explicit, (*RunSettings.__struct_fields__, "nnodes"))
+    least, most = explicit.pop("min_nodes", None), explicit.pop("max_nodes", None)
+    nodes = _node_range(resolve("nnodes", explicit.pop("nnodes", None), environ), least, most)
+    values = {
+        name: resolve(name, explicit.get(name), environ).value
+        for name in RunSettings.__struct_fields__
+        if name not in ("min_nodes", "max_nodes")
+    }
+    try:
+        return RunSettings(min_nodes=nodes.min, max_nodes=nodes.max, **values)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _node_range(nnodes: Resolved, least: int | None, most: int | None) -> NodeRange:
+    known: NodeRange = nnodes.value
+    if nnodes.source == "default" and least is not None and most is None:
+        return NodeRange(least, least)
+    return NodeRange(known.min if least is None else least, known.max if most is None else most)
+
+
+def _refuse_unknown(explicit: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    unknown = [name for name in explicit if name not in known]
+    if unknown:
+        raise TypeError(f"no such setting: {', '.join(unknown)}")
+
+
+class WorkerChannel(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker of `rallypoint run` is told: its agent's local socket, and its place."""
+
+    agent: str
+    secret: str
+    run_id: str
+    node: str
+    round: int
+    term: int
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    node_rank: int
+    nodes: int
+
+    def __repr__(self) -> str:
+        return f"WorkerChannel({self.run_id!r}, round {self.round}, rank {self.rank})"
+
+
+_WORKER_NUMBERS: Final = {
+    "round": "RALLYPOINT_ROUND",
+    "term": "RALLYPOINT_TERM",
+    "rank": "RANK",
+    "local_rank": "LOCAL_RANK",
+    "world_size": "WORLD_SIZE",
+    "local_world_size": "LOCAL_WORLD_SIZE",
+    "node_rank": "GROUP_RANK",
+    "nodes": "GROUP_WORLD_SIZE",
+}
+_WORKER_TEXTS: Final = {
+    "agent": "RALLYPOINT_AGENT",
+    "secret": "RALLYPOINT_AGENT_SECRET",
+    "run_id": "RALLYPOINT_RUN_ID",
+    "node": "RALLYPOINT_NODE",
+}
+
+
+def worker_channel(environ: Environ | None = None) -> WorkerChannel | None:
+    """How this worker reaches its agent; None if it was not started by `rallypoint run`.
+
+    Raises UsageError if what the agent set has been lost or changed on the way.
+    """
+    variables = _environ(environ)
+    if not variables.get("RALLYPOINT_AGENT"):
+        return None
+    texts = {name: _worker_text(variables, each) for name, each in _WORKER_TEXTS.items()}
+    numbers = {name: _worker_number(variables, each) for name, each in _WORKER_NUMBERS.items()}
+    for place, size in (("rank", "world_size"), ("local_rank", "local_world_size")):
+        if numbers[place] >= numbers[size]:
+            raise _worker_error(
+                f"{_WORKER_NUMBERS[place]} is {numbers[place]} with "
+                f"{_WORKER_NUMBERS[size]} {numbers[size]}"
+            )
+    return WorkerChannel(**texts, **numbers)  # type: ignore[arg-type]
+
+
+def _worker_text(variables: Environ, variable: str) -> str:
+    text = variables.get(variable)
+    if not text:
+        raise _worker_error(f"{variable} is not set")
+    return text
+
+
+def _worker_number(variables: Environ, variable: str) -> int:
+    try:
+        return _whole(_worker_text(variables, variable))
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise _worker_error(f"{variable} {error}") from None
+
+
+def _worker_error(problem: str) -> UsageError:
+    return UsageError(
+        f"this process has RALLYPOINT_AGENT set as a worker of `rallypoint run`, but {problem}",
+        hint="pass the agent's environment on unchanged, or unset RALLYPOINT_AGENT",
+    )
+
+
+# -- the machine ---------------------------------------------------------------------------------
+
+
+def visible_gpus(environ: Environ | None = None) -> tuple[str, ...] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves this process; None if it is not set.
+
+    As the CUDA driver reads it: the list ends at the first entry that is no device ("-1").
+    """
+    text = _environ(environ).get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    devices: list[str] = []
+    for each in text.split(","):
+        if not re.fullmatch(r"[0-9]+|(GPU|MIG)-\S+", each.strip()):
+            break
+        devices.append(each.strip())
+    return tuple(devices)
+
+
+def check_platform(platform: str | None = None) -> None:
+    """Raises PlatformError, naming the platform, unless this is Linux or macOS."""
+    platform = sys.platform if platform is None else platform
+    if not platform.startswith(("linux", "darwin")):
+        raise PlatformError(
+            f"rallypoint runs on Linux and, for development, on macOS, not on {platform}",
+            hint="on Windows, use the Windows Subsystem for Linux",
+        )
