@@ -49,6 +49,8 @@ class Hub:
         self._links = 0
         self._beats = 0
         self._forget = forget
+        self.on_fewer: Callable[[], None] = lambda: None
+        """Called when a connection has ended or a run has closed: for who waits for the last."""
 
     # -- time ----------------------------------------------------------------------------------
 

@@ -275,6 +275,7 @@ class RunHost:
         for session in list(self._sessions.values()):
             session.send(payload)
         self._end_store(f"the run was closed: {text}")
+        self._hub.on_fewer()
 
     def _end_store(self, message: str) -> None:
         if self.store is not None:

@@ -191,6 +191,11 @@ class WebSocketOutlet:
         """Cut the connection."""
         self._transport.abort()
 
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 once it is closed."""
+        sock = self._transport.get_extra_info("socket")
+        return int(sock.fileno()) if sock is not None else -1
+
 
 _BINARY_FINAL: Final = 0x82
 

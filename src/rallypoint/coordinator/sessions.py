@@ -39,6 +39,9 @@ class Outlet(Protocol):
     def abort(self) -> None:
         """Close the connection now."""
 
+    def fileno(self) -> int:
+        """The descriptor that a forked child must close; -1 if there is none."""
+
 
 class Session:
     """One connection. `link` numbers it; `run` and `node` are None until it was welcomed."""
@@ -75,6 +78,7 @@ class Session:
         run, asked = self.run, self._asked
         if run is not None and asked is not None:
             run.connection_lost(self, asked.node.id)
+        self._hub.on_fewer()
 
     def _first(self, message: wire.FromNode) -> None:
         if not isinstance(message, wire.Attach):

@@ -1,0 +1,1 @@
+"""One node's side: find a coordinator or be one, attach, wait, be told, resume."""

@@ -1,0 +1,91 @@
+"""A coordinator inside a node: the one that `host:port` names, or a single machine's own.
+
+Imported only when a node becomes the host, since it brings the server's libraries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.core.values import Address
+
+_log = logging.getLogger("rallypoint.client")
+
+_warned: set[str] = set()
+
+
+class EmbeddedCoordinator:
+    """A coordinator that admits one run only, in the running event loop."""
+
+    def __init__(self, server: CoordinatorServer, address: Address, sockets: list[socket.socket]):
+        self.address = address
+        self._server = server
+        self._sockets = sockets
+
+    @classmethod
+    async def start(
+        cls, run_id: str, token: str, host: str | None, port: int
+    ) -> EmbeddedCoordinator:
+        """Bind and serve. `host` None: every address of this machine. Raises OSError."""
+        sock = bind(host, port)
+        server = CoordinatorServer(CoordinatorConfig(token=token, only_run=run_id))
+        await server.start([sock])
+        bound_port = sock.getsockname()[1]
+        if host is None and not token:
+            _warn_once(run_id, bound_port)
+        return cls(server, Address(host or "localhost", bound_port), [sock])
+
+    @property
+    def others(self) -> int:
+        """How many connections there are."""
+        return len(self._server.hub.sessions)
+
+    @property
+    def is_run_open(self) -> bool:
+        """Whether a run is in progress here."""
+        return any(not run.is_closed for run in self._server.hub.runs.values())
+
+    def filenos(self) -> list[int]:
+        """Descriptors that a forked child must close, or the port and the peers stay held."""
+        sessions = self._server.hub.sessions.values()
+        return [s.fileno() for s in self._sockets] + [s.outlet.fileno() for s in sessions]
+
+    async def linger(self, timeout_s: float) -> int:
+        """Wait until everybody has said goodbye, at most `timeout_s`. How many had not."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._until(lambda: not self.others)
+        except TimeoutError:
+            _log.info("%d nodes have not said goodbye within %g s", self.others, timeout_s)
+        return self.others
+
+    async def run_over(self) -> None:
+        """Wait until the run is closed or everybody else has gone."""
+        await self._until(lambda: not (self.others and self.is_run_open))
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        fewer = asyncio.Event()
+        self._server.hub.on_fewer = fewer.set
+        while not is_so():
+            fewer.clear()
+            await fewer.wait()
+
+    async def aclose(self) -> None:
+        """Close every connection and give the port back. Idempotent, bounded in time."""
+        await self._server.aclose()
+
+
+def _warn_once(run_id: str, port: int) -> None:
+    if run_id not in _warned:
+        _warned.add(run_id)
+        _log.warning(
+            "no token is set: whoever reaches port %d of this machine can join run %r "
+            "(set one with --token-file or RALLYPOINT_TOKEN)",
+            port,
+            run_id,
+        )

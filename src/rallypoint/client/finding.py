@@ -1,0 +1,163 @@
+"""Finding a coordinator: which addresses to try, for how long, and when to be it oneself.
+
+An endpoint names a coordinator; this file turns it into an open connection, or into an error that
+lists every address that was tried with the system's answer. `host:port` without anybody listening
+there is taken by a node on that host, which then carries the coordinator (an embedded one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import random
+import socket
+from typing import Final
+
+import msgspec
+
+from rallypoint.client.transport import Connection, connect
+from rallypoint.core.values import Address
+from rallypoint.errors import EndpointError, UnreachableError
+from rallypoint.settings import EndpointKind, NodeSettings
+
+_log = logging.getLogger("rallypoint.client")
+
+ADDRESS_TIMEOUT_S: Final = 5.0
+"""How long one address may take to connect and answer the handshake."""
+FIRST_PAUSE_S: Final = 0.05
+LONGEST_PAUSE_S: Final = 1.0
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """One address that a host's name stands for."""
+
+    family: int
+    sockaddr: tuple[object, ...]
+
+    @property
+    def host(self) -> str:
+        return str(self.sockaddr[0])
+
+
+class Attempts:
+    """What was tried: the last answer of each address. For the error, should nothing come of it."""
+
+    def __init__(self, target: Address) -> None:
+        self.target = target
+        self.answers: dict[str, str] = {}
+        self.only_refused = False
+        self.unresolved = False
+
+    def error(self, tried_s: float) -> UnreachableError:
+        """Nobody answered: what was tried, for how long, and the system's errors."""
+        listed = "; ".join(f"{where}: {answer}" for where, answer in self.answers.items())
+        if self.unresolved:
+            hint = f"check the spelling of {self.target.host!r}, or use an address"
+        else:
+            hint = "is the coordinator running there, and does a firewall let this node through?"
+        return UnreachableError(
+            f"no coordinator answered at {self.target} for {tried_s:.1f} s ({listed})",
+            hint=hint,
+            attempts=tuple(self.answers.items()),
+        )
+
+
+async def dial(target: Address, token: str, attempts: Attempts) -> Connection | None:
+    """Try every address of the host once. None if none answered; `attempts` then says why.
+
+    Raises NotACoordinatorError and TokenError at once: waiting would not mend those.
+    """
+    attempts.answers = {}
+    attempts.only_refused = True
+    addresses = await _resolve(target, attempts)
+    for address in addresses:
+        where = Address(address.host, target.port)
+        try:
+            async with asyncio.timeout(ADDRESS_TIMEOUT_S):
+                return await connect(where, address.sockaddr, address.family, token)
+        except TimeoutError:
+            attempts.answers[str(where)] = f"no answer within {ADDRESS_TIMEOUT_S:g} s"
+            attempts.only_refused = False
+        except OSError as error:
+            attempts.answers[str(where)] = describe_os_error(error)
+            attempts.only_refused &= error.errno == errno.ECONNREFUSED
+    return None
+
+
+async def _resolve(target: Address, attempts: Attempts) -> list[Resolved]:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(ADDRESS_TIMEOUT_S):
+            found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    except (TimeoutError, OSError, UnicodeError) as error:
+        attempts.unresolved = True
+        attempts.only_refused = False
+        timed_out = isinstance(error, TimeoutError)
+        why = f"no answer within {ADDRESS_TIMEOUT_S:g} s" if timed_out else describe_os_error(error)
+        attempts.answers[target.host] = f"the name could not be resolved: {why}"
+        return []
+    attempts.unresolved = False
+    unique = dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found)
+    return [Resolved(family, sockaddr) for family, sockaddr in unique]
+
+
+def describe_os_error(error: BaseException) -> str:
+    """The system's own words, without the numbers around them."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def is_this_host(host: str) -> bool:
+    """Whether a name or address is this machine's: by its own name, or because it can be bound.
+
+    Works where a machine cannot resolve its own name. May block for a name look-up: not for an
+    event loop.
+    """
+    own = socket.gethostname()
+    if host.lower() in ("localhost", own.lower(), own.partition(".")[0].lower()):
+        return True
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        return False
+    return any(_can_bind(family, sockaddr) for family, _, _, _, sockaddr in found)
+
+
+def _can_bind(family: int, sockaddr: object) -> bool:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.bind(sockaddr)  # type: ignore[arg-type]
+    except OSError:
+        return False
+    return True
+
+
+class Pauses:
+    """Growing pauses with jitter, so that many nodes do not try again in step."""
+
+    def __init__(self) -> None:
+        self._pause_s = FIRST_PAUSE_S
+
+    def next_s(self) -> float:
+        """The next pause, in seconds."""
+        pause_s = self._pause_s
+        self._pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+        return pause_s * random.uniform(0.5, 1.0)
+
+
+def target_of(settings: NodeSettings) -> Address:
+    """Where the endpoint's coordinator is."""
+    if settings.endpoint.kind is EndpointKind.LOCAL:
+        raise EndpointError("no endpoint is set: there is nothing to dial")
+    return Address(settings.endpoint.host, settings.endpoint.port)
+
+
+async def may_host(settings: NodeSettings) -> bool:
+    """Whether this node may carry the coordinator of its `host:port` endpoint."""
+    if settings.endpoint.kind is not EndpointKind.HOST or settings.host_coordinator == "no":
+        return False
+    if settings.host_coordinator == "yes":
+        return True
+    return await asyncio.to_thread(is_this_host, settings.endpoint.host)

@@ -1,0 +1,415 @@
+"""What one node knows and says. A machine without I/O: messages, ticks and wishes in, actions out.
+
+The node's wishes are kept as a level, not sent as edges: whatever it wants and has not been
+answered is said again on every new connection, and the coordinator takes repeats without harm
+(R4, R11). So a lost connection, a lost message and a new coordinator are all the same case.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, TypeAlias
+
+import msgspec
+
+from rallypoint.core import reasons
+from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
+from rallypoint.core.store import StoreOp, StoreResult
+from rallypoint.core.values import (
+    Address,
+    Change,
+    ChangeKind,
+    CloseRecord,
+    Failure,
+    NodeInfo,
+    Outcome,
+    RoundHead,
+    RoundMember,
+    RunSettings,
+    Seat,
+    Stamp,
+)
+from rallypoint.wire import messages as wire
+
+LATE_TICK_S: Final = 1.0
+"""A tick that comes later than this was late because this process did not run."""
+STILL_OPEN_MAX: Final = 64
+"""With more calls open than this, acknowledging waits for the oldest of them."""
+
+
+class Wish(enum.StrEnum):
+    """What the node wants of the run."""
+
+    NOTHING = "nothing"
+    READY = "ready"
+    IN_ROUND = "in_round"
+    DONE = "done"
+    DEPARTING = "departing"
+    GONE = "gone"
+
+
+# -- actions -------------------------------------------------------------------------------------
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Send this message."""
+
+    message: wire.Message
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Close the connection, and find a coordinator again."""
+
+    reason: str
+
+
+class Attached(msgspec.Struct, frozen=True):
+    """The coordinator has let the node in, or in again."""
+
+
+class RoundFormed(msgspec.Struct, frozen=True):
+    """The node has a seat in a new round."""
+
+    head: RoundHead
+    seat: Seat
+
+
+class RoundEnded(msgspec.Struct, frozen=True):
+    """The node's round has ended, or its cause became known: `change.confirmed`."""
+
+    change: Change
+
+
+class RunEnded(msgspec.Struct, frozen=True):
+    """The run is closed."""
+
+    close: CloseRecord
+
+
+class WasRefused(msgspec.Struct, frozen=True):
+    """The coordinator will not have the node, or no longer: for good."""
+
+    refusal: Refusal
+
+
+class CallAnswered(msgspec.Struct, frozen=True):
+    """A call of the store has its result."""
+
+    request_id: int
+    result: StoreResult
+
+
+class MembersTold(msgspec.Struct, frozen=True):
+    """The member table of round `number`."""
+
+    request_id: int
+    number: int
+    digest: str
+    members: tuple[RoundMember, ...]
+
+
+class WaitingTold(msgspec.Struct, frozen=True):
+    """Why there is no round yet."""
+
+    request_id: int
+    waiting: Waiting | None
+
+
+class PlacedOnStandby(msgspec.Struct, frozen=True):
+    """The round is on without the node."""
+
+
+Action: TypeAlias = (
+    Send
+    | Drop
+    | Attached
+    | RoundFormed
+    | RoundEnded
+    | RunEnded
+    | WasRefused
+    | CallAnswered
+    | MembersTold
+    | WaitingTold
+    | PlacedOnStandby
+)
+
+
+class NodeMachine:
+    """One node of one run. Not thread-safe: one owner.
+
+    `silence_s`: after this long without a word from the coordinator the connection is dropped.
+    All `now_s` are of one monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        info: NodeInfo,
+        settings: RunSettings,
+        *,
+        silence_s: float,
+        software: str = "",
+    ) -> None:
+        self.run_id = run_id
+        self.info = info
+        self.settings = settings
+        self.silence_s = silence_s
+        self.wish = Wish.NOTHING
+        self.head: RoundHead | None = None
+        self.seat: Seat | None = None
+        self.ended: Change | None = None
+        self.closed: CloseRecord | None = None
+        self.refused: Refusal | None = None
+        self.is_attached = False
+        self.is_standby = False
+        self.stamp = Stamp()
+        self._software = software
+        self._ready: wire.Ready | None = None
+        self._failure: wire.Failed | None = None
+        self._departing_reason = ""
+        self._close_wanted: wire.CloseRun | None = None
+        self._requests = 0
+        self._acknowledged = 0
+        self._open: dict[int, wire.StoreCall | wire.AskMembers | wire.AskWaiting] = {}
+        self._heartbeat_s = 1.0
+        self._heard_s = 0.0
+        self._next_tick_s: float | None = None
+
+    @property
+    def number(self) -> int:
+        """The number of the last round that the node had a seat in; 0 before the first."""
+        return self.head.number if self.head else 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come: the run is closed or the node was refused."""
+        return self.closed is not None or self.refused is not None
+
+    def is_open(self, request_id: int) -> bool:
+        """Whether a request still waits for its answer."""
+        return request_id in self._open
+
+    # -- the connection ------------------------------------------------------------------------
+
+    def connected(self, now_s: float) -> list[Action]:
+        """A connection to a coordinator is open."""
+        self._heard_s = now_s
+        self._next_tick_s = None
+        attach = wire.Attach(
+            self.stamp, wire.VERSION, self.run_id, self.info, self.settings, self._software
+        )
+        return [Send(attach)]
+
+    def disconnected(self) -> None:
+        """The connection is closed. What is open stays so, and is said again on the next one."""
+        self.is_attached = False
+        self._next_tick_s = None
+
+    def next_tick_s(self) -> float | None:
+        """When `tick` has something to do; None while not attached."""
+        return self._next_tick_s
+
+    def tick(self, now_s: float) -> list[Action]:
+        """Send a heartbeat; give up a coordinator that says nothing."""
+        if not self.is_attached or self._next_tick_s is None or now_s < self._next_tick_s:
+            return []
+        late_s = now_s - self._next_tick_s
+        if late_s > LATE_TICK_S:
+            self._heard_s += late_s  # This process did not run: the coordinator is not to blame.
+        self._next_tick_s = now_s + self._heartbeat_s
+        silent_s = now_s - self._heard_s
+        if silent_s > self.silence_s:
+            return [Drop(f"the coordinator has said nothing for {silent_s:.1f} s")]
+        return [Send(wire.Heartbeat(self.stamp))]
+
+    # -- messages ------------------------------------------------------------------------------
+
+    def received(self, message: wire.FromCoordinator, now_s: float) -> list[Action]:
+        """One message of the coordinator."""
+        self._heard_s = now_s
+        if message.stamp.is_older_than(self.stamp):
+            return []  # R5: the late words of an older term or round change nothing.
+        if not isinstance(message, wire.Refused):
+            self.stamp = message.stamp
+        match message:
+            case wire.Welcome():
+                return self._on_welcome(message, now_s)
+            case wire.Refused():
+                return self._on_refused(message.refusal)
+            case wire.Formed():
+                return self._on_formed(message)
+            case wire.Broken() | wire.CauseFound():
+                return self._on_ended(message.change)
+            case wire.Closed():
+                return self._on_closed(message.close)
+            case wire.Probe():
+                return [Send(wire.Alive(self.stamp))]
+            case wire.Standby():
+                self.is_standby = message.standby
+                return [PlacedOnStandby()] if message.standby else []
+            case wire.StoreAnswer():
+                return self._on_answer(message)
+            case wire.Members() | wire.WaitingIs():
+                return self._on_told(message)
+            case wire.Beat():
+                return []
+
+    def _on_welcome(self, message: wire.Welcome, now_s: float) -> list[Action]:
+        self.is_attached = True
+        self._heartbeat_s = message.heartbeat_s
+        self._next_tick_s = now_s + message.heartbeat_s
+        standing = message.standing
+        self.is_standby = standing.standby
+        actions: list[Action] = [Attached()]
+        if self.head is not None and self.ended is None and standing.round != self.number:
+            actions += self._on_ended(standing.change or self._superseded(message))
+        return actions + [Send(each) for each in self._to_say_again()]
+
+    def _superseded(self, message: wire.Welcome) -> Change:
+        """The run went on without this node while it could not be reached (R13)."""
+        detail = f"the run went on without it to round {message.stamp.round}"
+        return Change(ChangeKind.NODE_LOST, self.number, (self.info.name,), 1, detail)
+
+    def _to_say_again(self) -> list[wire.Message]:
+        """All that the node wants and has no answer to."""
+        said: list[wire.Message] = []
+        if self.wish is Wish.READY and self._ready is not None:
+            said.append(self._ready)
+        if self._failure is not None and self.ended is None:
+            said.append(self._failure)
+        if self.wish is Wish.DONE:
+            said.append(wire.Done(self.stamp, self.number))
+        if self.wish is Wish.DEPARTING:
+            said.append(wire.Departing(self.stamp, self._departing_reason))
+        if self._close_wanted is not None:
+            said.append(self._close_wanted)
+        return said + list(self._open.values())
+
+    def _on_refused(self, refusal: Refusal) -> list[Action]:
+        if refusal.code is RefusalCode.CLOSED and refusal.close is not None and self.stamp.term:
+            return self._on_closed(refusal.close)
+        self.refused = refusal
+        return [WasRefused(refusal)]
+
+    def _on_formed(self, message: wire.Formed) -> list[Action]:
+        # R4: a node takes no round that it is not ready for, nor the same one twice.
+        if self.wish is not Wish.READY or message.head.number <= self.number:
+            return []
+        self.head, self.seat, self.ended = message.head, message.seat, None
+        self.wish = Wish.IN_ROUND
+        self.is_standby = False
+        self._ready, self._failure = None, None
+        return [RoundFormed(message.head, message.seat)]
+
+    def _on_ended(self, change: Change) -> list[Action]:
+        if change.round != self.number or self.head is None:
+            return []
+        self.ended = change
+        self._failure = None
+        self._open = {k: v for k, v in self._open.items() if not isinstance(v, wire.StoreCall)}
+        return [RoundEnded(change)]
+
+    def _on_closed(self, close: CloseRecord) -> list[Action]:
+        if self.closed is not None:
+            return []
+        self.closed = close
+        self._close_wanted = None
+        actions: list[Action] = []
+        if self.head is not None and self.ended is None:
+            detail = reasons.describe_close(close)
+            actions += self._on_ended(Change(ChangeKind.CLOSED, self.number, detail=detail))
+        return [*actions, RunEnded(close)]
+
+    def _on_answer(self, message: wire.StoreAnswer) -> list[Action]:
+        if self._open.pop(message.request_id, None) is None:
+            return []
+        return [CallAnswered(message.request_id, message.result)]
+
+    def _on_told(self, message: wire.Members | wire.WaitingIs) -> list[Action]:
+        if self._open.pop(message.request_id, None) is None:
+            return []
+        if isinstance(message, wire.WaitingIs):
+            return [WaitingTold(message.request_id, message.waiting)]
+        return [MembersTold(message.request_id, message.round, message.digest, message.members)]
+
+    # -- wishes --------------------------------------------------------------------------------
+
+    def ready(self, bootstrap: Address, workers: int) -> list[Action]:
+        """Want the next round, and leave the one the node is in, if it is in one."""
+        if self.wish is Wish.READY or self.wish is Wish.GONE:
+            return []
+        self.wish = Wish.READY
+        self._ready = wire.Ready(self.stamp, self.number, bootstrap, workers)
+        return self._say(self._ready)
+
+    def failed(self, failure: Failure) -> list[Action]:
+        """A worker of this round failed."""
+        if self.wish is not Wish.IN_ROUND:
+            return []
+        self._failure = wire.Failed(self.stamp, self.number, failure)
+        return self._say(self._failure)
+
+    def done(self) -> list[Action]:
+        """All workers of this round have finished."""
+        if self.wish is not Wish.IN_ROUND:
+            return []
+        self.wish = Wish.DONE
+        return self._say(wire.Done(self.stamp, self.number))
+
+    def depart(self, reason: str) -> list[Action]:
+        """The node was asked to leave, and begins to stop its workers."""
+        if self.wish in (Wish.DONE, Wish.DEPARTING, Wish.GONE):
+            return []
+        self.wish = Wish.DEPARTING
+        self._departing_reason = reason
+        return self._say(wire.Departing(self.stamp, reason))
+
+    def goodbye(self, reason: str) -> list[Action]:
+        """Nothing of the node runs any more."""
+        self.wish = Wish.GONE
+        return self._say(wire.Goodbye(self.stamp, reason))
+
+    def close(self, outcome: Outcome, reason: str) -> list[Action]:
+        """End the run for all."""
+        self._close_wanted = wire.CloseRun(self.stamp, outcome, reason)
+        return self._say(self._close_wanted)
+
+    def call(self, op: StoreOp, timeout_s: float | None) -> tuple[int, list[Action]]:
+        """A call of the round's store. The request's number, and what to do."""
+        self._requests += 1
+        request_id = self._requests
+        stamp = Stamp(self.stamp.ledger_id, self.stamp.term, self.number)
+        acknowledged, still_open = self._acknowledgement()
+        call = wire.StoreCall(stamp, request_id, op, timeout_s, acknowledged, still_open)
+        self._open[request_id] = call
+        return request_id, self._say(call)
+
+    def cancel(self, request_id: int) -> list[Action]:
+        """Nobody waits for this request any more."""
+        asked = self._open.pop(request_id, None)
+        is_call = isinstance(asked, wire.StoreCall)
+        return self._say(wire.StoreCancel(self.stamp, request_id)) if is_call else []
+
+    def ask_members(self) -> tuple[int, list[Action]]:
+        """Ask for the member table."""
+        return self._ask(wire.AskMembers)
+
+    def ask_waiting(self) -> tuple[int, list[Action]]:
+        """Ask why there is no round yet."""
+        return self._ask(wire.AskWaiting)
+
+    def _ask(self, kind: type[wire.AskMembers] | type[wire.AskWaiting]) -> tuple[int, list[Action]]:
+        self._requests += 1
+        message = kind(self.stamp, self._requests)
+        self._open[self._requests] = message
+        return self._requests, self._say(message)
+
+    def _acknowledgement(self) -> tuple[int, tuple[int, ...]]:
+        """Up to which request everything is answered, and the exceptions if they are few."""
+        open_ids = tuple(self._open)
+        if len(open_ids) <= STILL_OPEN_MAX:
+            return self._requests - 1, open_ids
+        return open_ids[0] - 1, ()
+
+    def _say(self, message: wire.Message) -> list[Action]:
+        return [Send(message)] if self.is_attached else []

@@ -1,0 +1,216 @@
+"""One WebSocket connection to a coordinator: bytes in, bytes out.
+
+The protocol is websockets' own, without its I/O (`ClientProtocol`); an asyncio protocol carries
+it. So a node costs no task per connection, sends without waiting, and can be made by the thousand
+in one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import State
+from websockets.uri import parse_uri
+
+from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.values import Address
+from rallypoint.errors import NotACoordinatorError, TokenError
+from rallypoint.wire import messages as wire
+
+CLOSE_TIMEOUT_S: Final = 2.0
+
+
+class Connection(asyncio.Protocol):
+    """An open connection. `on_message` and `on_closed` are called from the event loop.
+
+    `on_closed` is called exactly once, with the reason, whoever closed.
+    """
+
+    def __init__(self, address: Address, token: str) -> None:
+        uri = f"ws://{address}{wire.ATTACH_PATH}"
+        self.address = address
+        self.on_message: Callable[[bytes], None] = lambda data: None
+        self.on_closed: Callable[[str], None] = lambda reason: None
+        self._websocket = ClientProtocol(parse_uri(uri), max_size=wire.ANSWER_BYTES_MAX)
+        self._token = token
+        self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._transport: asyncio.Transport | None = None
+        self._parts: list[bytes] = []
+        self._why_closed = "the coordinator closed the connection"
+        self._is_closed = False
+
+    @property
+    def local_host(self) -> str:
+        """This side's address: how this machine reaches the coordinator, and can be reached."""
+        assert self._transport is not None
+        return str(self._transport.get_extra_info("sockname")[0])
+
+    def send(self, payload: bytes) -> None:
+        """Queue one binary message. Nothing happens if the connection is closed."""
+        if self._websocket.state is State.OPEN:
+            self._websocket.send_binary(payload)
+            self._flush()
+
+    def close(self, reason: str) -> None:
+        """Close, with a closing handshake that is given CLOSE_TIMEOUT_S."""
+        self._why_closed = reason
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._websocket.state is State.OPEN:
+            self._websocket.send_close(1000)
+            self._flush()
+            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self.abort, reason)
+        else:
+            self._transport.abort()
+
+    def abort(self, reason: str) -> None:
+        """Cut the connection."""
+        self._why_closed = reason
+        if self._transport is not None:
+            self._transport.abort()
+
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 once it is closed. For closing it in a forked child."""
+        sock = self._transport.get_extra_info("socket") if self._transport else None
+        return sock.fileno() if sock is not None else -1
+
+    async def opened(self) -> None:
+        """Wait for the handshake. Raises NotACoordinatorError, TokenError, or OSError."""
+        await self._opened
+
+    # -- asyncio.Protocol ----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask for the WebSocket."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        request = self._websocket.connect()
+        if self._token:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        self._websocket.send_request(request)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came, and hand on whole messages."""
+        self._websocket.receive_data(data)
+        self._take_events()
+        self._flush()
+
+    def eof_received(self) -> bool:
+        """The coordinator will send nothing more."""
+        self._websocket.receive_eof()
+        self._take_events()
+        self._flush()
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The connection is gone."""
+        if not self._opened.done():
+            self._opened.set_exception(error or ConnectionResetError("closed during the handshake"))
+            self._opened.exception()  # Whoever gave up waiting need not be told.
+        if not self._is_closed:
+            self._is_closed = True
+            self.on_closed(str(error) if error else self._why_closed)
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        for data in self._websocket.data_to_send():
+            if data:
+                transport.write(data)
+            elif not transport.is_closing():
+                transport.close()  # websockets' sign for "nothing more from this side"
+
+    def _take_events(self) -> None:
+        for event in self._websocket.events_received():
+            if isinstance(event, Response):
+                self._finish_handshake()
+            elif isinstance(event, Frame):
+                self._take_frame(event)
+        if self._websocket.handshake_exc is not None and not self._opened.done():
+            self._finish_handshake()
+
+    def _finish_handshake(self) -> None:
+        if self._opened.done():
+            return
+        error = self._websocket.handshake_exc
+        if error is None:
+            self._opened.set_result(None)
+        else:
+            self._opened.set_exception(_handshake_error(self.address, error))
+            self.abort(str(error))
+
+    def _take_frame(self, frame: Frame) -> None:
+        if frame.opcode not in (Opcode.BINARY, Opcode.CONT):
+            return
+        self._parts.append(bytes(frame.data))
+        if frame.fin:
+            data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts = []
+            self.on_message(data)
+
+
+async def connect(address: Address, sockaddr: object, family: int, token: str) -> Connection:
+    """Open a connection to one resolved address.
+
+    Raises OSError (refused, unreachable, ...), NotACoordinatorError or TokenError. Cancelling it,
+    for lack of time, leaves nothing open.
+    """
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await loop.sock_connect(sock, sockaddr)  # type: ignore[arg-type]
+        _, connection = await loop.create_connection(lambda: Connection(address, token), sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        await connection.opened()
+    except BaseException:
+        connection.abort("gave up")
+        raise
+    return connection
+
+
+def _handshake_error(address: Address, error: Exception) -> Exception:
+    if isinstance(error, InvalidStatus):
+        return _status_error(address, error.response)
+    if isinstance(error, InvalidHandshake | EOFError | ValueError):
+        return _not_ours(address, str(error) or type(error).__name__)
+    return error
+
+
+class _ErrorBody(msgspec.Struct):
+    error: str = ""
+    hint: str = ""
+
+
+def _status_error(address: Address, response: Response) -> Exception:
+    try:
+        body = msgspec.json.decode(response.body or b"{}", type=_ErrorBody)
+    except msgspec.DecodeError:
+        body = _ErrorBody()
+    if response.status_code == 401:
+        message = body.error or "the coordinator asks for a token"
+        return TokenError(Refusal(RefusalCode.TOKEN, f"{address}: {message}", body.hint))
+    return _not_ours(address, f"HTTP status {response.status_code} {response.reason_phrase}")
+
+
+def _not_ours(address: Address, answer: str) -> NotACoordinatorError:
+    return NotACoordinatorError(
+        f"something else than a Rallypoint coordinator answers at {address}: {answer}",
+        hint="check the host and the port; another service may have taken it",
+    )
