@@ -1,0 +1,191 @@
+"""Rallypoint: elastic rendezvous for distributed Python jobs.
+
+    import rallypoint
+
+    with rallypoint.join("job-42", "host0:29400", min_nodes=2, max_nodes=4) as run:
+        for world in run.worlds():
+            with world:
+                ...  # world.rank, world.size, world.store, world.barrier(name), world.change
+
+The asynchronous twin is `rallypoint.aio`; the command line is `rallypoint --help`. Importing this
+module loads little: what a part needs is loaded when the part is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rallypoint._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rallypoint.client.blocking import Run, Store, World
+    from rallypoint.core.reasons import Waiting
+    from rallypoint.core.values import (
+        Change,
+        ChangeKind,
+        CloseRecord,
+        Failure,
+        FailureKind,
+        Outcome,
+        RoundMember,
+    )
+    from rallypoint.errors import (
+        CoordinatorError,
+        CoordinatorLostError,
+        EndpointError,
+        ForkedProcessError,
+        JoinTimeoutError,
+        NameTakenError,
+        NotACoordinatorError,
+        RallypointError,
+        RefusedError,
+        RoundBrokenError,
+        RunClosedError,
+        RunLostError,
+        SettingsConflictError,
+        StoreError,
+        StoreTimeoutError,
+        SupersededError,
+        TokenError,
+        UnreachableError,
+        UsageError,
+        VersionError,
+    )
+
+_BLOCKING = "rallypoint.client.blocking"
+_VALUES = "rallypoint.core.values"
+_ERRORS = "rallypoint.errors"
+
+_WHERE = {
+    "Run": _BLOCKING,
+    "World": _BLOCKING,
+    "Store": _BLOCKING,
+    "Waiting": "rallypoint.core.reasons",
+    "Change": _VALUES,
+    "ChangeKind": _VALUES,
+    "CloseRecord": _VALUES,
+    "Failure": _VALUES,
+    "FailureKind": _VALUES,
+    "Outcome": _VALUES,
+    "RoundMember": _VALUES,
+    "CoordinatorError": _ERRORS,
+    "CoordinatorLostError": _ERRORS,
+    "EndpointError": _ERRORS,
+    "ForkedProcessError": _ERRORS,
+    "JoinTimeoutError": _ERRORS,
+    "NameTakenError": _ERRORS,
+    "NotACoordinatorError": _ERRORS,
+    "RallypointError": _ERRORS,
+    "RefusedError": _ERRORS,
+    "RoundBrokenError": _ERRORS,
+    "RunClosedError": _ERRORS,
+    "RunLostError": _ERRORS,
+    "SettingsConflictError": _ERRORS,
+    "StoreError": _ERRORS,
+    "StoreTimeoutError": _ERRORS,
+    "SupersededError": _ERRORS,
+    "TokenError": _ERRORS,
+    "UnreachableError": _ERRORS,
+    "UsageError": _ERRORS,
+    "VersionError": _ERRORS,
+}
+"""Where each public name is defined; loaded at its first use."""
+
+
+def join(
+    run_id: str | None = None,
+    endpoint: str | None = None,
+    *,
+    min_nodes: int | None = None,
+    max_nodes: int | None = None,
+    token: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Run:
+    """Join a run, and wait until the coordinator lets this node in.
+
+    In a worker of `rallypoint run`, call it without arguments: the agent is the node.
+
+    Args:
+        run_id: the run's name, the same on all nodes. Or RALLYPOINT_RUN_ID.
+        endpoint: where the nodes meet: None for this process alone, `host:port`, or
+            `http://host:port` of a `rallypoint serve`. Or RALLYPOINT_ENDPOINT.
+        min_nodes: the fewest nodes of a round. Alone, it is also the most.
+        max_nodes: the most nodes of a round.
+        token: the coordinator's token. Or RALLYPOINT_TOKEN, or `token_file`.
+        labels: what the other members shall know of this node.
+        options: any other setting that `rallypoint env` lists, by its name there: `node_name`,
+            `join_timeout_s`, `last_call_s`, `suspect_after_s`, ... Durations are in seconds.
+
+    Raises:
+        UsageError: an argument or a variable that cannot be.
+        UnreachableError: nobody answered within `connect_timeout_s`; it lists what was tried.
+        RefusedError: the coordinator said no; its class says why.
+    """
+    from rallypoint.client import blocking, joining
+
+    return blocking.join(
+        joining.plan(
+            run_id,
+            endpoint,
+            min_nodes=min_nodes,
+            max_nodes=max_nodes,
+            token=token,
+            labels=labels,
+            options=options,
+        )
+    )
+
+
+def __getattr__(name: str) -> Any:
+    module = _WHERE.get(name)
+    if module is None:
+        raise AttributeError(f"module 'rallypoint' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])
+
+
+__all__ = [
+    "Change",
+    "ChangeKind",
+    "CloseRecord",
+    "CoordinatorError",
+    "CoordinatorLostError",
+    "EndpointError",
+    "Failure",
+    "FailureKind",
+    "ForkedProcessError",
+    "JoinTimeoutError",
+    "NameTakenError",
+    "NotACoordinatorError",
+    "Outcome",
+    "RallypointError",
+    "RefusedError",
+    "RoundBrokenError",
+    "RoundMember",
+    "Run",
+    "RunClosedError",
+    "RunLostError",
+    "SettingsConflictError",
+    "Store",
+    "StoreError",
+    "StoreTimeoutError",
+    "SupersededError",
+    "TokenError",
+    "UnreachableError",
+    "UsageError",
+    "VersionError",
+    "Waiting",
+    "World",
+    "__version__",
+    "join",
+]

@@ -1,0 +1,42 @@
+"""The asynchronous native API: the same names as `rallypoint`, with `async`.
+
+    async with await rallypoint.aio.join("job-42", "host0:29400", min_nodes=2) as run:
+        async for world in run.worlds():
+            async with world:
+                await world.barrier("start")
+
+A Run belongs to the event loop in which it was joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rallypoint.client import joining
+from rallypoint.client.world import Run, Store, World
+
+__all__ = ["Run", "Store", "World", "join"]
+
+
+async def join(
+    run_id: str | None = None,
+    endpoint: str | None = None,
+    *,
+    min_nodes: int | None = None,
+    max_nodes: int | None = None,
+    token: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Run:
+    """Join a run. Arguments and errors as `rallypoint.join`; cancelling it leaves nothing open."""
+    planned = joining.plan(
+        run_id,
+        endpoint,
+        min_nodes=min_nodes,
+        max_nodes=max_nodes,
+        token=token,
+        labels=labels,
+        options=options,
+    )
+    return Run(await joining.open_source(planned), planned.join_timeout_s)

@@ -1,0 +1,334 @@
+"""The blocking native API: the asynchronous one, run in a thread of its own.
+
+One thread per process carries all runs, so a waiting program needs no event loop, any thread may
+call, and heartbeats go on while the program computes. They stop while something holds the GIL:
+a node whose program holds it longer than `suspect_after_s` is shown as suspect, and longer than
+`lost_after_s` (30 s) is lost. Under `rallypoint run` the agent is a process of its own and the
+program's GIL does not matter.
+
+After a fork only the parent has the thread. The child finds its copies of the connections closed,
+so that the parent's death is still noticed by its peers, and a clear error if it uses the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+from rallypoint import errors
+from rallypoint.client import world as aio
+from rallypoint.client.joining import JoinPlan, open_source
+from rallypoint.core.reasons import Waiting
+from rallypoint.core.values import Change, CloseRecord, RoundMember
+
+_T = TypeVar("_T")
+
+EXIT_TIMEOUT_S: Final = 5.0
+
+
+class Portal:
+    """The thread with the event loop, and the way into it from other threads."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="rallypoint", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run a coroutine in the loop and wait for it. Ctrl-C cancels it.
+
+        Raises ForkedProcessError in a child made by fork(), and UsageError in the loop's thread.
+        """
+        problem = self._problem()
+        if problem is not None:
+            work.close()
+            raise problem
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _problem(self) -> errors.UsageError | None:
+        if os.getpid() != self._pid:
+            return errors.ForkedProcessError(
+                "this run was joined by the parent process; a child made by fork() cannot use it",
+                hint="use it in the process that joined, and pass results to it",
+            )
+        if threading.current_thread() is self._thread:
+            return errors.UsageError(
+                "a callback of Rallypoint must not wait for Rallypoint: it runs in its thread",
+                hint="set a flag or a threading.Event in on_change, and look at it elsewhere",
+            )
+        return None
+
+
+_portal: Portal | None = None
+_portal_lock = threading.Lock()
+_open_runs: list[Run] = []
+
+
+def portal() -> Portal:
+    """The process's portal, started at the first call."""
+    global _portal
+    with _portal_lock:
+        if _portal is None:
+            _portal = Portal()
+        return _portal
+
+
+def _in_forked_child() -> None:
+    """Let go of the parent's connections without closing them for the parent.
+
+    /dev/null takes each descriptor's place: the objects of the parent's loop still hold the
+    numbers here, and must not close somebody else's file.
+    """
+    global _portal, _portal_lock
+    _kept_for_ever.append(_portal)
+    _portal, _portal_lock = None, threading.Lock()
+    runs = list(_open_runs)
+    _open_runs.clear()
+    with contextlib.suppress(OSError), open(os.devnull, "r+b") as nothing:  # noqa: PTH123
+        for run in runs:
+            _replace(run.filenos(), nothing.fileno())
+
+
+def _replace(filenos: Sequence[int], nothing: int) -> None:
+    for fileno in filenos:
+        if fileno >= 0:
+            with contextlib.suppress(OSError):
+                os.dup2(nothing, fileno, inheritable=False)
+
+
+_kept_for_ever: list[object] = []
+os.register_at_fork(after_in_child=_in_forked_child)
+
+
+def _at_exit() -> None:
+    """Say goodbye for a program that ends without leaving: the others are told at once."""
+    for run in list(_open_runs):
+        with contextlib.suppress(errors.RallypointError, TimeoutError, CancelledError):
+            run.aclose()
+
+
+atexit.register(_at_exit)
+
+
+class Store:
+    """The round's key-value store, with the semantics of torch.distributed.Store; blocking.
+
+    Values are bytes; a str is stored as UTF-8. Calls that wait do so for `timeout`. Any thread may
+    call. Every call raises StoreTimeoutError (naming what is missing), StoreError,
+    RoundBrokenError once the round has ended, or CoordinatorLostError.
+    """
+
+    def __init__(self, portal: Portal, store: aio.Store) -> None:
+        self._run = portal.run
+        self._store = store
+
+    @property
+    def timeout(self) -> timedelta:
+        """How long calls wait."""
+        return self._store.timeout
+
+    def set_timeout(self, timeout: timedelta | float) -> None:
+        """Set how long calls wait: a timedelta, or seconds."""
+        self._store.set_timeout(timeout)
+
+    def set(self, key: str, value: bytes | str) -> None:
+        """Store a value."""
+        self._run(self._store.set(key, value))
+
+    def get(self, key: str) -> bytes:
+        """The value of a key, once it exists."""
+        return self._run(self._store.get(key))
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter; the new value. Applied once, whatever happens to the connection."""
+        return self._run(self._store.add(key, amount))
+
+    def compare_set(self, key: str, expected: bytes | str, desired: bytes | str) -> bytes:
+        """Replace `expected` by `desired`; what the key has then (see torch)."""
+        return self._run(self._store.compare_set(key, expected, desired))
+
+    def append(self, key: str, value: bytes | str) -> None:
+        """Append to a value, or set it."""
+        self._run(self._store.append(key, value))
+
+    def wait(self, keys: Sequence[str], timeout: timedelta | float | None = None) -> None:
+        """Wait until all keys exist."""
+        self._run(self._store.wait(keys, timeout))
+
+    def check(self, keys: Sequence[str]) -> bool:
+        """Whether all keys exist now."""
+        return self._run(self._store.check(keys))
+
+    def multi_get(self, keys: Sequence[str]) -> list[bytes]:
+        """The values of several keys, once all exist."""
+        return self._run(self._store.multi_get(keys))
+
+    def multi_set(self, keys: Sequence[str], values: Sequence[bytes | str]) -> None:
+        """Store several values at once."""
+        self._run(self._store.multi_set(keys, values))
+
+    def delete_key(self, key: str) -> bool:
+        """Delete a key; whether it was there."""
+        return self._run(self._store.delete_key(key))
+
+    def num_keys(self) -> int:
+        """How many keys there are."""
+        return self._run(self._store.num_keys())
+
+
+class World(aio.Facts):
+    """A round, as one of its workers sees it. Use it as `with world:`.
+
+    The block ends quietly when an error in it is explained by a confirmed end of the round (a peer
+    was lost, left, joined, or failed first); any other error passes.
+    """
+
+    def __init__(self, portal: Portal, world: aio.World) -> None:
+        super().__init__(world._facts)
+        self._portal = portal
+        self._world = world
+        self._members: tuple[RoundMember, ...] | None = None
+        self.store = Store(portal, world.store)
+
+    @property
+    def change(self) -> Change | None:
+        """Why the round has ended; None while it is on. Costs nothing: look at it every step."""
+        return self._world.change
+
+    @property
+    def members(self) -> tuple[RoundMember, ...]:
+        """All members of the round in node-rank order: name, host, addresses, labels, workers.
+
+        Fetched at the first use. Raises RoundBrokenError if the round is over by then.
+        """
+        if self._members is None:
+            self._members = self._portal.run(self._world.members())
+        return self._members
+
+    def barrier(self, name: str, timeout: timedelta | float | None = None) -> None:
+        """Wait until every worker of the round is at the barrier of this name.
+
+        Raises StoreTimeoutError, which names who is missing.
+        """
+        self._portal.run(self._world.barrier(name, timeout))
+
+    def on_change(self, callback: Callable[[Change], None]) -> None:
+        """Call back once, when the round ends; at once if it has.
+
+        From Rallypoint's thread: the callback must be short and must not call Rallypoint.
+        """
+        self._portal.run(_call(self._world.on_change, callback))
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        return self._portal.run(self._world.__aexit__(kind, error, trace))
+
+
+class Run:
+    """A run, as one of its programs sees it. Use it as `with rallypoint.join(...) as run:`."""
+
+    def __init__(self, portal: Portal, run: aio.Run) -> None:
+        self._portal = portal
+        self._run = run
+        _open_runs.append(self)
+
+    @property
+    def run_id(self) -> str:
+        """The run's name."""
+        return self._run.run_id
+
+    @property
+    def node(self) -> str:
+        """This node's name in the run."""
+        return self._run.node
+
+    @property
+    def closed(self) -> CloseRecord | None:
+        """How the run ended; None while it is on."""
+        return self._run.closed
+
+    def worlds(self) -> Iterator[World]:
+        """The next World each time the members change; ends when the run closes.
+
+        Asking for the next one leaves the present one, which ends it for all its members.
+        Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
+        """
+        while (world := self.next_world()) is not None:
+            yield world
+
+    def next_world(self) -> World | None:
+        """The next World; None once the run is closed."""
+        world = self._portal.run(self._run.next_world())
+        return World(self._portal, world) if world is not None else None
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """Why there is no round yet, as data; None if there is one. Asks the coordinator."""
+        return self._portal.run(self._run.waiting())
+
+    def leave(self, reason: str = "the program left the run") -> None:
+        """Take this node out of the run; the others regroup at once."""
+        self._portal.run(self._run.leave(reason))
+
+    def close(self, reason: str, *, failed: bool = False) -> CloseRecord:
+        """End the run for all; how it ended, if somebody closed it before."""
+        return self._portal.run(self._run.close(reason, failed=failed))
+
+    def aclose(self) -> None:
+        """Leave, if that has not happened, and let go of everything. Idempotent."""
+        if self in _open_runs:
+            _open_runs.remove(self)
+            self._portal.run(self._run.aclose())
+
+    def filenos(self) -> list[int]:
+        """The descriptors of its connections."""
+        return self._run.filenos()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self in _open_runs:
+            _open_runs.remove(self)
+        self._portal.run(self._run.__aexit__(kind, error, trace))
+
+
+def join(planned: JoinPlan) -> Run:
+    """Join as planned. Raises CoordinatorError."""
+    door = portal()
+    source = door.run(open_source(planned))
+    return Run(door, aio.Run(source, planned.join_timeout_s))
+
+
+async def _call(function: Callable[[Callable[[Change], None]], None], argument: Any) -> None:
+    function(argument)

@@ -1,0 +1,85 @@
+"""How a program comes to its run: `join`'s arguments, the environment, or the agent's channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from rallypoint import errors, settings
+from rallypoint.client.sources import Source, open_node
+from rallypoint.client.worker import WorkerSource
+from rallypoint.core.values import RunSettings
+from rallypoint.settings import NodeSettings, WorkerChannel
+
+
+class JoinPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What `join` is going to do: talk to an agent, or be a node."""
+
+    channel: WorkerChannel | None = None
+    node: NodeSettings | None = None
+    run: RunSettings | None = None
+
+    @property
+    def join_timeout_s(self) -> float | None:
+        return self.node.join_timeout_s if self.node is not None else None
+
+
+NODE_OPTIONS = (
+    "node_name",
+    "local_addr",
+    "token_file",
+    "host_coordinator",
+    "join_timeout_s",
+    "connect_timeout_s",
+    "coordinator_silence_s",
+    "coordinator_lost_after_s",
+    "goodbye_timeout_s",
+    "linger_s",
+)
+
+
+def plan(
+    run_id: str | None,
+    endpoint: str | None,
+    *,
+    min_nodes: int | None,
+    max_nodes: int | None,
+    token: str | None,
+    labels: Mapping[str, str] | None,
+    options: Mapping[str, Any],
+) -> JoinPlan:
+    """Decide how to join. Raises UsageError."""
+    nothing_said = run_id is None and endpoint is None and min_nodes is None and max_nodes is None
+    channel = settings.worker_channel() if nothing_said else None
+    if channel is not None:
+        return JoinPlan(channel=channel)
+    node_options: dict[str, Any] = {
+        k: v for k, v in options.items() if k in NODE_OPTIONS and v is not None
+    }
+    run_options: dict[str, Any] = {
+        k: v for k, v in options.items() if k not in NODE_OPTIONS and v is not None
+    }
+    if "max_restarts" not in run_options and _is_default("max_restarts"):
+        # A program that fails in its own process ends with it, and so bounds itself: the others
+        # need no budget to go on without it.
+        run_options["max_restarts"] = "any"
+    node = settings.node_settings(
+        endpoint=endpoint, run_id=run_id, token=token, labels=labels, **node_options
+    )
+    run = settings.run_settings(min_nodes=min_nodes, max_nodes=max_nodes, **run_options)
+    return JoinPlan(node=node, run=run)
+
+
+def _is_default(name: str) -> bool:
+    return settings.resolve(name).source == "default"
+
+
+async def open_source(planned: JoinPlan) -> Source:
+    """Carry out the plan. Raises CoordinatorError."""
+    if planned.channel is not None:
+        return await WorkerSource.open(planned.channel)
+    if planned.node is None or planned.run is None:
+        raise errors.UsageError("there is no run to join")
+    return await open_node(planned.node, planned.run)

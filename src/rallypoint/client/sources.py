@@ -1,0 +1,191 @@
+"""Where a program's worlds come from: its own node, or the agent that started it.
+
+`Run` and `World` are written against `Source`, and so are the same in a plain Python process and
+in a worker of `rallypoint run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from rallypoint import errors
+from rallypoint.client.bootstrap import Reservation, reserve_port
+from rallypoint.client.node import Node, Round
+from rallypoint.core import symptoms
+from rallypoint.core.reasons import Waiting
+from rallypoint.core.store import StoreOp
+from rallypoint.core.values import (
+    Address,
+    Change,
+    ChangeKind,
+    CloseRecord,
+    Failure,
+    FailureKind,
+    Outcome,
+    RoundHead,
+    RoundMember,
+    RunSettings,
+    Seat,
+)
+from rallypoint.settings import NodeSettings
+
+MESSAGE_CHARACTERS_MAX = 500
+
+
+class WorldFacts(msgspec.Struct, frozen=True):
+    """What a program is told about its round: the head, its node's seat, its own place there."""
+
+    node: str
+    head: RoundHead
+    seat: Seat
+    local_rank: int
+
+    @property
+    def rank(self) -> int:
+        return self.seat.first_rank + self.local_rank
+
+
+class Source(Protocol):
+    """A run as one program sees it. All methods are for the source's event loop."""
+
+    run_id: str
+    node_name: str
+    on_ended: Callable[[Change], None]
+
+    @property
+    def closed(self) -> CloseRecord | None:
+        """How the run ended; None while it is on."""
+
+    async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
+        """Leave the round, and wait for the next. None once the run is closed."""
+
+    async def call(self, op: StoreOp, timeout_s: float | None) -> object:
+        """A call of the round's store."""
+
+    async def members(self) -> tuple[RoundMember, ...]:
+        """The members of the round."""
+
+    async def waiting(self) -> Waiting | None:
+        """Why there is no round yet."""
+
+    async def is_explained(self, error: Exception, number: int) -> bool:
+        """Whether a confirmed end of round `number` explains the error."""
+
+    async def leave(self, reason: str) -> None:
+        """Take this node out of the run."""
+
+    async def close(self, outcome: Outcome, reason: str) -> CloseRecord:
+        """End the run for all."""
+
+    async def aclose(self) -> None:
+        """Let go of everything. Idempotent."""
+
+    def filenos(self) -> list[int]:
+        """Descriptors that a forked child must close."""
+
+
+class NodeSource:
+    """A program that is its own node. See Source."""
+
+    def __init__(self, settings: NodeSettings, run: RunSettings) -> None:
+        self.on_ended: Callable[[Change], None] = lambda change: None
+        self._node = Node(settings, run, workers=1)
+        self._node.on_ended = lambda change: self.on_ended(change)
+        self._reservation: Reservation | None = None
+        self._explain_s = run.suspect_after_s + run.reconnect_grace_s + 2 * run.probe_s
+        self.run_id = settings.run_id
+        self.node_name = self._node.info.name
+        self._has_left = False
+
+    @property
+    def closed(self) -> CloseRecord | None:
+        return self._node.closed
+
+    async def open(self) -> None:
+        """Attach. Raises as Node.open does."""
+        await self._node.open()
+
+    async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
+        if self.closed is not None or self._has_left:
+            return None
+        self._release()
+        self._reservation = reserve_port()
+        bootstrap = Address(self._node.bootstrap_host, self._reservation.port)
+        found = await self._node.next_round(bootstrap, timeout_s=timeout_s)
+        return self._facts(found) if found is not None else None
+
+    def _facts(self, found: Round) -> WorldFacts:
+        return WorldFacts(self.node_name, found.head, found.seat, 0)
+
+    def _release(self) -> None:
+        if self._reservation is not None:
+            self._reservation.close()
+            self._reservation = None
+
+    async def call(self, op: StoreOp, timeout_s: float | None) -> object:
+        return await self._node.call(op, timeout_s)
+
+    async def members(self) -> tuple[RoundMember, ...]:
+        return await self._node.members()
+
+    async def waiting(self) -> Waiting | None:
+        return await self._node.waiting()
+
+    async def is_explained(self, error: Exception, number: int) -> bool:
+        """Report the error as this node's, and wait for the verdict: whose fault was it?"""
+        found = self._node.round
+        if found is None or found.head.number != number or self._has_left:
+            return False
+        if isinstance(error, errors.CoordinatorError):
+            return False
+        if self._node.change is None:
+            self._node.failed(failure_of(error, found.seat.first_rank))
+        cause = await self._node.cause(self._explain_s)
+        return cause is not None and not self._is_own(cause)
+
+    def _is_own(self, cause: Change) -> bool:
+        return cause.kind is ChangeKind.WORKER_FAILED and self.node_name in cause.nodes
+
+    async def leave(self, reason: str) -> None:
+        if not self._has_left:
+            self._has_left = True
+            self._node.goodbye(reason)
+
+    async def close(self, outcome: Outcome, reason: str) -> CloseRecord:
+        limit_s = self._node.settings.goodbye_timeout_s
+        return await self._node.close_run(outcome, reason, limit_s)
+
+    async def aclose(self) -> None:
+        if not self._has_left:
+            await self.leave("the program has left the run")
+        self._release()
+        await self._node.aclose()
+
+    def filenos(self) -> list[int]:
+        own = self._reservation.fileno() if self._reservation is not None else -1
+        return [*self._node.filenos(), own]
+
+
+def failure_of(error: Exception, rank: int) -> Failure:
+    """An exception of the program, as a worker's failure: what it says tells whose fault it is."""
+    text = f"{type(error).__name__}: {error}"
+    kind = symptoms.kind_of(text) or FailureKind.EXCEPTION
+    if isinstance(error, ConnectionError | errors.RoundBrokenError):
+        kind = FailureKind.COMMUNICATION
+    line = text.splitlines()[0][:MESSAGE_CHARACTERS_MAX]
+    return Failure(kind, line, rank=rank, local_rank=0)
+
+
+async def open_node(settings: NodeSettings, run: RunSettings) -> NodeSource:
+    """A program's own node, attached."""
+    source = NodeSource(settings, run)
+    try:
+        await source.open()
+    except asyncio.CancelledError:
+        await source.aclose()
+        raise
+    return source

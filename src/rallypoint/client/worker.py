@@ -1,0 +1,230 @@
+"""A worker's side of the local socket to its agent: a Source for programs under `rallypoint run`.
+
+The agent holds the node; a worker has one world for its life, since the agent starts it anew for
+the next round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from rallypoint import errors
+from rallypoint.client.sources import WorldFacts
+from rallypoint.core.reasons import Waiting
+from rallypoint.core.store import ROUND_ENDED, TIMEOUT, StoreFailure, StoreOp
+from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome, RoundMember
+from rallypoint.settings import WorkerChannel
+from rallypoint.wire import local
+from rallypoint.wire.messages import MalformedError
+
+CONNECT_TIMEOUT_S: Final = 30.0
+ANSWER_MARGIN_S: Final = 10.0
+CLOSE_TIMEOUT_S: Final = 30.0
+
+
+class WorkerSource(asyncio.Protocol):
+    """One worker's connection to its agent. See Source."""
+
+    def __init__(self, channel: WorkerChannel) -> None:
+        loop = asyncio.get_running_loop()
+        self.on_ended: Callable[[Change], None] = lambda change: None
+        self.run_id = channel.run_id
+        self.node_name = channel.node
+        self._channel = channel
+        self._transport: asyncio.Transport | None = None
+        self._unframer = local.Unframer()
+        self._admitted: asyncio.Future[local.Admitted] = loop.create_future()
+        self._change: Change | None = None
+        self._close: CloseRecord | None = None
+        self._run_over: asyncio.Event = asyncio.Event()
+        self._results: dict[int, asyncio.Future[object]] = {}
+        self._requests = 0
+        self._was_given = False
+        self._lost: errors.CoordinatorLostError | None = None
+
+    @classmethod
+    async def open(cls, channel: WorkerChannel) -> WorkerSource:
+        """Connect and be admitted. Raises UnreachableError."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, source = await loop.create_unix_connection(lambda: cls(channel), channel.agent)
+                await source._admitted
+        except OSError as error:
+            raise errors.UnreachableError(
+                f"this worker's agent does not answer at {channel.agent}: {error}",
+                hint="RALLYPOINT_AGENT is set by `rallypoint run`; start the program with it",
+            ) from error
+        return source
+
+    # -- Source --------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> CloseRecord | None:
+        return self._close
+
+    async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
+        """The world of this worker's life; after it, the agent is asked to regroup.
+
+        The agent then stops this process and starts another one for the next round; None if the
+        run is closed before that happens.
+        """
+        admitted = await self._admitted
+        if not self._was_given:
+            self._was_given = True
+            return WorldFacts(admitted.node, admitted.head, admitted.seat, self._channel.local_rank)
+        if self._change is None and self._close is None:
+            self._send(local.Regroup())
+        await self._run_over.wait()
+        if self._close is None and self._lost is not None:
+            raise self._lost
+        return None
+
+    async def call(self, op: StoreOp, timeout_s: float | None) -> object:
+        if self._change is not None:
+            raise errors.RoundBrokenError(self._change)
+        request_id = self._next_request()
+        limit_s = None if timeout_s is None else timeout_s + ANSWER_MARGIN_S
+        result = await self._request(local.Call(request_id, op, timeout_s), request_id, limit_s)
+        if isinstance(result, StoreFailure):
+            raise self._store_error(result)
+        return result.value  # type: ignore[attr-defined]
+
+    def _store_error(self, failure: StoreFailure) -> errors.RallypointError:
+        if failure.code == ROUND_ENDED:
+            number = self._admitted.result().head.number
+            ended = Change(ChangeKind.NODE_LOST, number, detail=failure.message)
+            return errors.RoundBrokenError(self._change or ended)
+        if failure.code == TIMEOUT:
+            return errors.StoreTimeoutError(
+                failure.message, missing=failure.missing, count=failure.missing_count
+            )
+        return errors.StoreError(failure.message, code=failure.code)
+
+    async def members(self) -> tuple[RoundMember, ...]:
+        request_id = self._next_request()
+        message = local.AskMembers(request_id)
+        told = await self._request(message, request_id, CONNECT_TIMEOUT_S)
+        assert isinstance(told, local.Members)
+        if told.error:
+            raise errors.StoreError(told.error)
+        return told.members
+
+    async def waiting(self) -> Waiting | None:
+        """A worker only runs while there is a round."""
+        return None
+
+    async def is_explained(self, error: Exception, number: int) -> bool:
+        """Only what is known already: the agent learns of this worker's failure by its exit."""
+        return self._change is not None or isinstance(error, errors.RoundBrokenError)
+
+    async def leave(self, reason: str) -> None:
+        self._send(local.Leave(reason))
+
+    async def close(self, outcome: Outcome, reason: str) -> CloseRecord:
+        self._send(local.Close(outcome, reason))
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await self._run_over.wait()
+        if self._close is None:
+            raise self._lost or errors.CoordinatorLostError("the agent is gone")
+        return self._close
+
+    async def aclose(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def filenos(self) -> list[int]:
+        sock = self._transport.get_extra_info("socket") if self._transport else None
+        return [sock.fileno()] if sock is not None else []
+
+    # -- asyncio.Protocol ----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say who this is."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        channel = self._channel
+        self._send(local.Hello(channel.secret, channel.round, channel.local_rank))
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the agent says."""
+        try:
+            for body in self._unframer.feed(data):
+                self._take(local.decode_from_agent(body))
+        except MalformedError:
+            assert self._transport is not None
+            self._transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The agent is gone, or this side closed."""
+        self._lost = errors.CoordinatorLostError(
+            "this worker's agent is gone", hint="the agent of this node ended or was killed"
+        )
+        if not self._admitted.done():
+            self._admitted.set_exception(self._lost)
+            self._admitted.exception()
+        for future in self._results.values():
+            if not future.done():
+                future.set_exception(self._lost)
+        self._run_over.set()
+
+    def _take(self, message: local.FromAgent) -> None:
+        match message:
+            case local.Admitted():
+                if not self._admitted.done():
+                    self._admitted.set_result(message)
+                if message.ended is not None:
+                    self._take_change(message.ended)
+            case local.Denied():
+                if not self._admitted.done():
+                    self._admitted.set_exception(errors.UnreachableError(message.message))
+            case local.Answer():
+                self._resolve(message.request_id, message.result)
+            case local.Members():
+                self._resolve(message.request_id, message)
+            case local.Ended():
+                self._take_change(message.change)
+            case local.RunClosed():
+                self._close = message.close
+                self._run_over.set()
+
+    def _take_change(self, change: Change) -> None:
+        self._change = change
+        self.on_ended(change)
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def _send(self, message: local.LocalMessage) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(local.encode(message))
+
+    def _next_request(self) -> int:
+        self._requests += 1
+        return self._requests
+
+    async def _request(
+        self, message: local.LocalMessage, request_id: int, timeout_s: float | None
+    ) -> object:
+        if self._lost is not None:
+            raise self._lost
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._results[request_id] = future
+        self._send(message)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            raise errors.StoreTimeoutError(f"the agent has not answered for {timeout_s:g} s") from (
+                None
+            )
+        finally:
+            del self._results[request_id]
+            if not future.done() or future.cancelled():
+                self._send(local.Cancel(request_id))
+
+    def _resolve(self, request_id: int, result: object) -> None:
+        future = self._results.get(request_id)
+        if future is not None and not future.done():
+            future.set_result(result)

@@ -1,0 +1,328 @@
+"""The asynchronous native API: Run, World and Store for programs with an event loop.
+
+`rallypoint.aio` exports these; `rallypoint` has the same with blocking calls (`client/blocking`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Final, TypeVar, cast
+
+from rallypoint import errors
+from rallypoint.client.sources import Source, WorldFacts
+from rallypoint.core import store as ops
+from rallypoint.core.reasons import Waiting
+from rallypoint.core.values import Address, Change, CloseRecord, Outcome, RoundMember
+
+STORE_TIMEOUT_S: Final = 300.0
+"""How long a call of the store waits unless told otherwise: what torch's stores do."""
+
+_T = TypeVar("_T")
+
+
+class Facts:
+    """What both kinds of World know of themselves, without asking anybody."""
+
+    def __init__(self, facts: WorldFacts) -> None:
+        self._facts = facts
+        self._change: Change | None = None
+
+    @property
+    def rank(self) -> int:
+        """This worker's rank in the round: 0 ... size - 1."""
+        return self._facts.rank
+
+    @property
+    def size(self) -> int:
+        """How many workers the round has (torch: world size)."""
+        return self._facts.head.size
+
+    @property
+    def local_rank(self) -> int:
+        """This worker's rank on its node."""
+        return self._facts.local_rank
+
+    @property
+    def local_size(self) -> int:
+        """How many workers its node has."""
+        return self._facts.seat.workers
+
+    @property
+    def node_rank(self) -> int:
+        """Its node's rank: 0 ... nodes - 1 (torch: group rank)."""
+        return self._facts.seat.node_rank
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes the round has."""
+        return self._facts.head.nodes
+
+    @property
+    def node(self) -> str:
+        """Its node's name."""
+        return self._facts.node
+
+    @property
+    def number(self) -> int:
+        """The round's number. (term, number) grows from round to round: a fencing token (R13)."""
+        return self._facts.head.number
+
+    @property
+    def term(self) -> int:
+        """The term of the coordinator that formed the round."""
+        return self._facts.head.term
+
+    @property
+    def restart_count(self) -> int:
+        """How many rounds have been charged to the run's restart budget."""
+        return self._facts.head.restart_count
+
+    @property
+    def bootstrap(self) -> Address:
+        """Where rank 0's node keeps a port for a library that needs one (torch: MASTER_ADDR)."""
+        return self._facts.head.bootstrap
+
+    @property
+    def change(self) -> Change | None:
+        """Why the round has ended; None while it is on. Costs nothing: look at it every step."""
+        return self._change
+
+    def __repr__(self) -> str:
+        state = "ended" if self._change else "on"
+        return (
+            f"<World round {self.number} ({state}): rank {self.rank} of {self.size}, "
+            f"node {self.node_rank} of {self.nodes}>"
+        )
+
+
+class Store:
+    """The round's key-value store, with the semantics of torch.distributed.Store.
+
+    Values are bytes; a str is stored as UTF-8. Calls that wait do so for `timeout`.
+
+    Every call raises StoreTimeoutError (naming what is missing), StoreError, RoundBrokenError once
+    the round has ended, or CoordinatorLostError.
+    """
+
+    def __init__(self, source: Source, is_current: Callable[[], None]) -> None:
+        self._source = source
+        self._check = is_current
+        self.timeout_s = STORE_TIMEOUT_S
+
+    @property
+    def timeout(self) -> timedelta:
+        """How long calls wait."""
+        return timedelta(seconds=self.timeout_s)
+
+    def set_timeout(self, timeout: timedelta | float) -> None:
+        """Set how long calls wait: a timedelta, or seconds."""
+        self.timeout_s = seconds(timeout)
+
+    async def set(self, key: str, value: bytes | str) -> None:
+        """Store a value."""
+        await self._call(ops.Set(key, as_bytes(value)))
+
+    async def get(self, key: str) -> bytes:
+        """The value of a key, once it exists."""
+        return cast(bytes, await self._call(ops.Get(key)))
+
+    async def add(self, key: str, amount: int) -> int:
+        """Add to a counter; the new value. Applied once, whatever happens to the connection."""
+        return cast(int, await self._call(ops.Add(key, amount)))
+
+    async def compare_set(self, key: str, expected: bytes | str, desired: bytes | str) -> bytes:
+        """Replace `expected` by `desired`; what the key has then (see torch)."""
+        op = ops.CompareSet(key, as_bytes(expected), as_bytes(desired))
+        return cast(bytes, await self._call(op))
+
+    async def append(self, key: str, value: bytes | str) -> None:
+        """Append to a value, or set it."""
+        await self._call(ops.Append(key, as_bytes(value)))
+
+    async def wait(self, keys: Sequence[str], timeout: timedelta | float | None = None) -> None:
+        """Wait until all keys exist."""
+        await self._call(ops.Wait(tuple(keys)), timeout)
+
+    async def check(self, keys: Sequence[str]) -> bool:
+        """Whether all keys exist now."""
+        return cast(bool, await self._call(ops.Check(tuple(keys))))
+
+    async def multi_get(self, keys: Sequence[str]) -> list[bytes]:
+        """The values of several keys, once all exist."""
+        return list(cast("tuple[bytes, ...]", await self._call(ops.MultiGet(tuple(keys)))))
+
+    async def multi_set(self, keys: Sequence[str], values: Sequence[bytes | str]) -> None:
+        """Store several values at once."""
+        if len(keys) != len(values):
+            raise errors.UsageError(f"{len(keys)} keys for {len(values)} values")
+        await self._call(ops.MultiSet(tuple(keys), tuple(map(as_bytes, values))))
+
+    async def delete_key(self, key: str) -> bool:
+        """Delete a key; whether it was there."""
+        return cast(bool, await self._call(ops.DeleteKey(key)))
+
+    async def num_keys(self) -> int:
+        """How many keys there are."""
+        return cast(int, await self._call(ops.NumKeys()))
+
+    async def barrier(self, name: str, rank: int, timeout: timedelta | float | None) -> None:
+        """See World.barrier."""
+        await self._call(ops.Barrier(name, rank), timeout)
+
+    async def _call(self, op: ops.StoreOp, timeout: timedelta | float | None = None) -> object:
+        self._check()
+        timeout_s = self.timeout_s if timeout is None else seconds(timeout)
+        return await self._source.call(op, timeout_s)
+
+
+class World(Facts):
+    """A round, as one of its workers sees it. Use it as `async with world:`.
+
+    The block ends quietly when an error in it is explained by a confirmed end of the round (a peer
+    was lost, left, joined, or failed first); any other error passes.
+    """
+
+    def __init__(self, source: Source, facts: WorldFacts) -> None:
+        super().__init__(facts)
+        self._source = source
+        self._callbacks: list[Callable[[Change], None]] = []
+        self.store = Store(source, self._check_current)
+
+    def _check_current(self) -> None:
+        if self._change is not None:
+            raise errors.RoundBrokenError(self._change)
+
+    def ended(self, change: Change) -> None:
+        """Note that the round has ended, or what the cause was. For Run."""
+        is_first = self._change is None
+        self._change = change
+        if is_first:
+            for callback in self._callbacks:
+                callback(change)
+
+    def on_change(self, callback: Callable[[Change], None]) -> None:
+        """Call back once, from the event loop, when the round ends; at once if it has."""
+        self._callbacks.append(callback)
+        if self._change is not None:
+            callback(self._change)
+
+    async def members(self) -> tuple[RoundMember, ...]:
+        """All members of the round in node-rank order: name, host, addresses, labels, workers."""
+        return await self._source.members()
+
+    async def barrier(self, name: str, timeout: timedelta | float | None = None) -> None:
+        """Wait until every worker of the round is at the barrier of this name.
+
+        Raises StoreTimeoutError, which names who is missing.
+        """
+        await self.store.barrier(name, self.rank, timeout)
+
+    async def __aenter__(self) -> World:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        return await self._source.is_explained(error, self.number)
+
+
+class Run:
+    """A run, as one of its programs sees it. Use it as `async with await join(...) as run:`."""
+
+    def __init__(self, source: Source, join_timeout_s: float | None = None) -> None:
+        self._source = source
+        self._join_timeout_s = join_timeout_s
+        self._world: World | None = None
+        source.on_ended = self._on_ended
+
+    @property
+    def run_id(self) -> str:
+        """The run's name."""
+        return self._source.run_id
+
+    @property
+    def node(self) -> str:
+        """This node's name in the run."""
+        return self._source.node_name
+
+    @property
+    def closed(self) -> CloseRecord | None:
+        """How the run ended; None while it is on."""
+        return self._source.closed
+
+    @property
+    def world(self) -> World | None:
+        """The last world."""
+        return self._world
+
+    async def worlds(self) -> AsyncIterator[World]:
+        """The next World each time the members change; ends when the run closes.
+
+        Asking for the next one leaves the present one, which ends it for all its members.
+        Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
+        """
+        while (world := await self.next_world()) is not None:
+            yield world
+
+    async def next_world(self) -> World | None:
+        """The next World; None once the run is closed."""
+        facts = await self._source.next_world(self._join_timeout_s)
+        if facts is None:
+            return None
+        self._world = World(self._source, facts)
+        return self._world
+
+    def _on_ended(self, change: Change) -> None:
+        if self._world is not None and self._world.number == change.round:
+            self._world.ended(change)
+
+    async def waiting(self) -> Waiting | None:
+        """Why there is no round yet, as data; None if there is one."""
+        return await self._source.waiting()
+
+    async def leave(self, reason: str = "the program left the run") -> None:
+        """Take this node out of the run; the others regroup at once."""
+        await self._source.leave(reason)
+
+    async def close(self, reason: str, *, failed: bool = False) -> CloseRecord:
+        """End the run for all; how it ended, if somebody closed it before."""
+        outcome = Outcome.FAILED if failed else Outcome.SUCCEEDED
+        return await self._source.close(outcome, reason)
+
+    async def aclose(self) -> None:
+        """Leave, if that has not happened, and let go of everything. Idempotent."""
+        await self._source.aclose()
+
+    def filenos(self) -> list[int]:
+        """The descriptors of its connections, for closing them in a forked child."""
+        return self._source.filenos()
+
+    async def __aenter__(self) -> Run:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and self.closed is None:
+            await self.leave(f"the program ended with {type(error).__name__}: {error}"[:500])
+        await self.aclose()
+
+
+def seconds(duration: timedelta | float) -> float:
+    """A duration in seconds."""
+    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+
+
+def as_bytes(value: bytes | str) -> bytes:
+    """A value as it is stored."""
+    return value.encode() if isinstance(value, str) else bytes(value)
