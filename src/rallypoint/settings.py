@@ -451,17 +451,18 @@ def resolve(name: str, explicit: Any = None, environ: Environ | None = None) -> 
     """
     known = setting(name)
     if explicit is not None:
-        value = _parsed(known, explicit, known.name) if isinstance(explicit, str) else explicit
+        value = read(known, explicit, known.name) if isinstance(explicit, str) else explicit
         return Resolved(known.name, value, "argument")
     text = _environ(environ).get(known.variable)
     if text:
         return Resolved(
-            known.name, _parsed(known, text, known.variable), f"environment {known.variable}"
+            known.name, read(known, text, known.variable), f"environment {known.variable}"
         )
     return Resolved(known.name, known.default, "default")
 
 
-def _parsed(known: Setting, text: str, called: str) -> Any:
+def read(known: Setting, text: str, called: str) -> Any:
+    """The value that a text means. Raises UsageError, which says `called` for the setting."""
     try:
         return known.parse(text)
     except EndpointError as error:
@@ -547,7 +548,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("run_id", "node_name", "local_addr", "token", "host_coordinator"):
             value = getattr(self, name)
             if value is not None and (name, value) != ("token", ""):
-                _parsed(_BY_NAME[name], value, name)
+                read(_BY_NAME[name], value, name)
         for name in _NODE_DURATIONS:
             check_duration_s(name, getattr(self, name))
         _check_labels(self.labels)

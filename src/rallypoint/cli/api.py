@@ -1,0 +1,156 @@
+"""A coordinator's HTTP API, asked from the command line.
+
+http.client and not aiohttp: it loads in a tenth of the time, and knows no proxies. Every answer is
+bounded in time and size, and whatever may listen at an endpoint becomes an error that names it.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import json
+import socket
+import time
+from typing import Any, Final
+from urllib.parse import quote
+
+from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.values import Address
+from rallypoint.errors import (
+    CoordinatorError,
+    NotACoordinatorError,
+    TokenError,
+    UnreachableError,
+    UsageError,
+)
+from rallypoint.settings import Endpoint
+
+TIMEOUT_S: Final = 5.0
+ANSWER_BYTES_MAX: Final = 256 * 1024**2
+
+
+def runs(endpoint: Endpoint, token: str) -> dict[str, Any]:
+    """The coordinator and a summary of each run. Raises as `request` does."""
+    body = request(endpoint, token, "GET", "/api/v1/runs")
+    if not isinstance(body.get("runs"), list) or not isinstance(body.get("coordinator"), dict):
+        raise _not_ours(endpoint, "its answer lists no runs")
+    return body
+
+
+def run(endpoint: Endpoint, token: str, run_id: str, members: int | None = None) -> dict[str, Any]:
+    """One run in detail. Raises UsageError if there is no such run, and as `request` does."""
+    query = "" if members is None else f"?members={members}"
+    return request(endpoint, token, "GET", f"/api/v1/runs/{_quoted(run_id)}{query}")
+
+
+def close(endpoint: Endpoint, token: str, run_id: str, reason: str) -> dict[str, Any]:
+    """End a run for all. Raises UsageError if there is no such run, and as `request` does."""
+    path = f"/api/v1/runs/{_quoted(run_id)}/close"
+    return request(endpoint, token, "POST", path, {"reason": reason})
+
+
+def request(
+    endpoint: Endpoint, token: str, method: str, path: str, body: Any = None
+) -> dict[str, Any]:
+    """The JSON that the coordinator answers with.
+
+    Raises:
+        UnreachableError: nobody answers there, within TIMEOUT_S.
+        NotACoordinatorError: what answers is something else.
+        TokenError: it wants another token.
+        UsageError: it knows no such run.
+    """
+    try:
+        status, answer = _exchange(endpoint, token, method, path, body)
+    except TimeoutError as error:
+        raise _unreachable(endpoint, f"no answer within {TIMEOUT_S:g} s", error) from error
+    except ConnectionResetError as error:
+        # Also when it closes without a word (RemoteDisconnected): a coordinator never does.
+        raise _not_ours(endpoint, "it closed the connection without an answer") from error
+    except OSError as error:
+        raise _unreachable(endpoint, error.strerror or str(error), error) from error
+    except http.client.HTTPException as error:
+        raise _not_ours(endpoint, "its answer is no HTTP") from error
+    return _checked(endpoint, status, answer)
+
+
+def _quoted(run_id: str) -> str:
+    return quote(run_id, safe="")
+
+
+def _exchange(
+    endpoint: Endpoint, token: str, method: str, path: str, body: Any
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=TIMEOUT_S)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    payload = None if body is None else json.dumps(body).encode()
+    if payload is not None:
+        headers["Content-Type"] = "application/json"
+    try:
+        connection.request(method, path, body=payload, headers=headers)
+        response = connection.getresponse()
+        return response.status, _read(response)
+    finally:
+        connection.close()
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """The body, within TIMEOUT_S altogether and ANSWER_BYTES_MAX."""
+    until_s = time.monotonic() + TIMEOUT_S
+    chunks: list[bytes] = []
+    size = 0
+    while chunk := response.read1(65_536):
+        chunks.append(chunk)
+        size += len(chunk)
+        if time.monotonic() > until_s:
+            raise TimeoutError
+        if size > ANSWER_BYTES_MAX:
+            raise http.client.HTTPException("the answer is too long")
+    return b"".join(chunks)
+
+
+def _checked(endpoint: Endpoint, status: int, answer: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(answer)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise _not_ours(endpoint, f"it answers with status {status} and no JSON")
+    if status == 200:
+        return body
+    if not isinstance(body.get("error"), str):
+        raise _not_ours(endpoint, f"it answers with status {status}")
+    raise _refused(status, body["error"], str(body.get("hint") or ""))
+
+
+def _refused(status: int, message: str, hint: str) -> UsageError | CoordinatorError:
+    if status == 401:
+        return TokenError(Refusal(RefusalCode.TOKEN, message, hint))
+    if status == 404:
+        return UsageError(message, hint=hint)
+    return CoordinatorError(f"the coordinator answers: {message}", hint=hint)
+
+
+def _not_ours(endpoint: Endpoint, why: str) -> NotACoordinatorError:
+    return NotACoordinatorError(
+        f"what listens at {_where(endpoint)} is no Rallypoint coordinator: {why}",
+        hint="check the host and the port; something else has this one",
+    )
+
+
+def _unreachable(endpoint: Endpoint, problem: str, error: OSError) -> UnreachableError:
+    where = _where(endpoint)
+    if isinstance(error, socket.gaierror):
+        message = f"cannot resolve host {endpoint.host!r}: {problem}"
+        hint = "check the name, or give an address"
+    elif error.errno == errno.ECONNREFUSED:
+        message = f"nobody listens at {where}: {problem}"
+        hint = "start `rallypoint serve` there, or check --endpoint"
+    else:
+        message = f"cannot reach {where}: {problem}"
+        hint = "check --endpoint, and that the network lets you through"
+    return UnreachableError(message, hint=hint, attempts=((where, problem),))
+
+
+def _where(endpoint: Endpoint) -> str:
+    return str(Address(endpoint.host, endpoint.port))

@@ -1,0 +1,66 @@
+"""`rallypoint env`: every setting, its value here, and where that came from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from rallypoint import settings
+from rallypoint.cli import output
+from rallypoint.errors import UsageError
+from rallypoint.settings import Setting
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One setting, as it is shown. `error`: why its value cannot be read; "" if it can."""
+
+    name: str
+    variable: str
+    value: str
+    source: str
+    help: str
+    error: str = ""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("env")(env)
+
+
+def env(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show every setting, its value here and where that came from. Never shows the token."""
+    rows = [_row(each) for each in settings.SETTINGS]
+    if as_json:
+        output.print_json([msgspec.to_builtins(each) for each in rows])
+    else:
+        headings = ("setting", "value", "from", "variable")
+        output.show(output.table(headings, [_cells(each) for each in rows]))
+    wrong = [each for each in rows if each.error]
+    if wrong:
+        raise UsageError(
+            "; ".join(each.error for each in wrong),
+            hint="correct the variables named, or unset them",
+        )
+
+
+def _row(setting: Setting) -> Row:
+    try:
+        resolved = settings.resolve_token() if setting.secret else settings.resolve(setting.name)
+    except UsageError as error:
+        source = f"environment {setting.variable}"
+        return Row(setting.name, setting.variable, "?", source, setting.help, error.message)
+    return Row(setting.name, setting.variable, resolved.shown, resolved.source, setting.help)
+
+
+def _cells(row: Row) -> tuple[Text, ...]:
+    is_set = row.source != "default"
+    style = "red" if row.error else "bold" if is_set else "dim"
+    texts = (row.name, row.value, row.source, row.variable)
+    return tuple(output.cell(each, style) for each in texts)

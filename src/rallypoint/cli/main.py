@@ -1,0 +1,100 @@
+"""The command `rallypoint`: its commands, and how any of them ends.
+
+Each command has a file of its own and imports what is heavy when it runs, so that `--version` and
+`--help` answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from rallypoint._version import __version__
+from rallypoint.cli import close, env, output, run, serve, status
+from rallypoint.errors import ExitCode, RallypointError
+
+_EXIT_CODES = (
+    "Exit codes: 0 done, 1 the program failed, 2 usage, 3 the nodes could not meet or nobody "
+    "answered, 4 the coordinator was lost, 5 too few nodes were left, 6 stopped, "
+    "128 + N by signal N."
+)
+
+app = typer.Typer(
+    name="rallypoint",
+    help="Elastic rendezvous for distributed Python jobs.",
+    epilog=_EXIT_CODES,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={
+        # torchrun's options are written with underscores as often as with dashes.
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+        "help_option_names": ["-h", "--help"],
+    },
+)
+for _module in (run, serve, status, close, env):
+    _module.add_to(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command line (default: this process's own) and exit with its code."""
+    sys.exit(exit_code_of(sys.argv[1:] if arguments is None else arguments))
+
+
+def exit_code_of(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; expected errors are printed on stderr."""
+    try:
+        code: Any = app(args=list(arguments), prog_name="rallypoint", standalone_mode=False)
+        sys.stdout.flush()
+    except RallypointError as error:
+        output.print_failure(error)
+        return int(error.exit_code)
+    except _CommandLineError as error:
+        return _usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return 128 + 2
+    except BrokenPipeError:
+        return _reader_gone()
+    return code if isinstance(code, int) else ExitCode.DONE
+
+
+# Where typer carries its own click, this class has no public name, nor has it the same one
+# everywhere: it is the base of BadParameter's base.
+_CommandLineError: Any = typer.BadParameter.__mro__[2]
+
+
+def _usage(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "rallypoint"
+    output.print_error(error.format_message().rstrip("."), f"`{command} --help` lists the options")
+    return ExitCode.USAGE
+
+
+def _reader_gone() -> int:
+    """Whoever read stdout has stopped (`| head`): nobody is left to be told."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + 13
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"rallypoint {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _without_command(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(ExitCode.USAGE)

@@ -1,0 +1,97 @@
+"""How the commands speak: data on stdout, messages on stderr, errors that end with a hint.
+
+Everything here is readable without colour; rich leaves colour out where NO_COLOR is set or the
+output is no terminal. Names and reasons come from other machines, so what is shown of them cannot
+move the cursor or set a colour.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from rallypoint.errors import RallypointError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+_UNFOLDED_WIDTH: Final = 10_000
+"""Where no terminal sets a width, a line is a row: what reads it has no use for folding."""
+
+
+def print_error(message: str, hint: str = "") -> None:
+    """ "error: ..." on stderr, and last, if there is one, the line "hint: ..."."""
+    print(f"error: {clean(message, lines=True)}", file=sys.stderr)
+    if hint:
+        print(f"hint: {clean(hint, lines=True)}", file=sys.stderr)
+
+
+def print_failure(error: RallypointError) -> None:
+    """An expected error, as a person reads it."""
+    print_error(error.message, error.hint)
+
+
+def note(message: str) -> None:
+    """A message for the person, beside the data."""
+    print(f"rallypoint: {clean(message)}", file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """The same for something that may be a mistake."""
+    note(f"warning: {message}")
+
+
+def print_json(body: Any) -> None:
+    """One JSON value, for programs: on a terminal indented, else on a line of its own."""
+    indent = 2 if sys.stdout.isatty() else None
+    print(json.dumps(body, indent=indent, ensure_ascii=False), flush=True)
+
+
+def clean(text: str, *, lines: bool = False) -> str:
+    """The text without anything that a terminal would obey; `lines` keeps its line breaks."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or (lines and each == "\n") else ascii(each)[1:-1]
+        for each in text
+    )
+
+
+def cell(text: object, style: str = "") -> Text:
+    """Text for a table: never read as markup."""
+    from rich.text import Text
+
+    return Text(clean(str(text)), style=style)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[Text]]) -> RenderableType:
+    """Aligned columns under their headings, without lines."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in headings:
+        made.add_column(heading, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def console() -> Console:
+    """The console for data: stdout, folded only where a terminal has an edge."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _UNFOLDED_WIDTH
+    return Console(file=sys.stdout, highlight=False, width=width)
+
+
+def show(*parts: RenderableType) -> None:
+    """Print each part on stdout, without blanks at the ends of lines."""
+    out = console()
+    with out.capture() as capture:
+        for part in parts:
+            out.print(part)
+    lines = capture.get().splitlines()
+    print("\n".join(line.rstrip() for line in lines), flush=True)

@@ -1,0 +1,188 @@
+"""What `rallypoint status` draws, from the JSON of a coordinator. No input or output in here.
+
+A coordinator of another release may leave a field out or add one; what is missing is drawn as
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from rallypoint.cli.output import cell, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+Picture = Mapping[str, Any]
+
+ROUNDS_SHOWN: Final = 5
+_PHASE_STYLES: Final = {
+    "active": "green",
+    "gathering": "yellow",
+    "committing": "yellow",
+    "suspended": "red",
+}
+_VOLATILE: Final = frozenset(
+    {"shown_at", "connections", "troubled_s", "last_call_s", "guard_s", "since_s", "reason"}
+    | {"gathering_s", "committing_s"}
+)
+"""What differs between two pictures only because time has passed."""
+
+
+def draw(picture: Picture) -> list[RenderableType]:
+    """The parts of a picture of one run, or of all runs of a coordinator."""
+    return _draw_run(picture) if "run_id" in picture else _draw_runs(picture)
+
+
+def key(picture: object) -> object:
+    """What stays equal as long as nothing but the time has changed."""
+    if isinstance(picture, Mapping):
+        return {name: key(each) for name, each in picture.items() if name not in _VOLATILE}
+    if isinstance(picture, list):
+        return [key(each) for each in picture]
+    return picture
+
+
+def has_ended(picture: Picture) -> bool:
+    """Whether this is a picture of one run, and it is over."""
+    return picture.get("phase") == "closed"
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Numbers in order, in few characters: 0-3,7."""
+    found: list[list[int]] = []
+    for each in numbers:
+        if found and found[-1][-1] == each - 1:
+            found[-1][-1] = each
+        else:
+            found.append([each, each])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
+
+
+def seconds(value: float | None) -> str:
+    """A duration for people: three digits are enough."""
+    if value is None:
+        return ""
+    if value < 1:
+        return f"{value * 1_000:.0f} ms"
+    return f"{value:.1f} s" if value < 60 else f"{value / 60:.1f} min"
+
+
+# -- all runs ------------------------------------------------------------------------------------
+
+
+def _draw_runs(picture: Picture) -> list[RenderableType]:
+    head = cell(_coordinator(picture.get("coordinator") or {}))
+    runs = picture.get("runs") or []
+    if not runs:
+        return [head, cell("no runs")]
+    headings = ("run", "phase", "round", "nodes", "workers", "attached", "restarts", "why")
+    return [head, table(headings, [_run_row(each) for each in runs])]
+
+
+def _coordinator(it: Picture) -> str:
+    return (
+        f"coordinator: {it.get('software', 'unknown')}, term {it.get('term', '?')}, "
+        f"{it.get('connections', '?')} connections"
+    )
+
+
+def _run_row(run: Picture) -> tuple[Text, ...]:
+    names = ("round", "nodes", "size", "attached", "restart_count")
+    return (
+        cell(run.get("run_id", "")),
+        _phase(run),
+        *(cell(run.get(name, "")) for name in names),
+        cell(run.get("reason", "")),
+    )
+
+
+def _phase(run: Picture) -> Text:
+    phase = str(run.get("phase", ""))
+    return cell(phase, _PHASE_STYLES.get(phase, ""))
+
+
+# -- one run -------------------------------------------------------------------------------------
+
+
+def _draw_run(run: Picture) -> list[RenderableType]:
+    parts: list[RenderableType] = [_head(run)]
+    if run.get("reason"):
+        parts.append(cell(f"{_why(run)}: {run['reason']}"))
+    parts += _members(run)
+    parts += _rounds(run)
+    return parts
+
+
+def _head(run: Picture) -> Text:
+    line = cell(f"run {run.get('run_id')}: ", "bold") + _phase(run)
+    if run.get("round"):
+        line += cell(
+            f", round {run['round']}: {run.get('nodes')} nodes, {run.get('size')} workers"
+            f", {run.get('restart_count')} restarts"
+        )
+    return line
+
+
+def _why(run: Picture) -> str:
+    return "ended" if run.get("phase") == "closed" else "waiting"
+
+
+def _members(run: Picture) -> list[RenderableType]:
+    members = run.get("members") or []
+    total = int(run.get("members_total") or len(members))
+    if not total:
+        return [cell("no members")]
+    parts: list[RenderableType] = [cell("")]
+    if members:
+        headings = ("node", "ranks", "member", "state", "link", "host")
+        parts.append(table(headings, [_member_row(each) for each in _by_rank(members)]))
+    if total > len(members):
+        parts.append(cell(f"and {total - len(members)} more (--members {total} shows all)"))
+    return parts
+
+
+def _by_rank(members: list[Picture]) -> list[Picture]:
+    """Members of the round in the order of their ranks, then the others as they came."""
+
+    def place(member: Picture) -> tuple[bool, int]:
+        rank = member.get("node_rank")
+        return (rank is None, rank or 0)
+
+    return sorted(members, key=place)
+
+
+def _member_row(member: Picture) -> tuple[Text, ...]:
+    link = str(member.get("link", ""))
+    is_troubled = link not in ("connected", "")
+    since = f" for {seconds(member.get('troubled_s'))}" if is_troubled else ""
+    rank = member.get("node_rank")
+    return (
+        cell("-" if rank is None else rank),
+        cell(spans(member.get("ranks") or []) or "-"),
+        cell(member.get("name", "")),
+        cell(member.get("state", "")),
+        cell(link + since, "red" if is_troubled else ""),
+        cell(member.get("host", "")),
+    )
+
+
+def _rounds(run: Picture) -> list[RenderableType]:
+    rounds = run.get("rounds") or []
+    if not rounds:
+        return []
+    headings = ("round", "nodes", "workers", "gathered in", "lasted", "ended")
+    return [cell(""), table(headings, [_round_row(each) for each in rounds[-ROUNDS_SHOWN:]])]
+
+
+def _round_row(each: Picture) -> tuple[Text, ...]:
+    return (
+        cell(each.get("number", "")),
+        cell(each.get("nodes", "")),
+        cell(each.get("size", "")),
+        cell(seconds(each.get("gathering_s"))),
+        cell(seconds(each.get("active_s"))),
+        cell(each.get("ended", "")),
+    )

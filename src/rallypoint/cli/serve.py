@@ -1,0 +1,195 @@
+"""`rallypoint serve`: a coordinator for many runs, in a process of its own.
+
+Loopback by default. Beyond it a token is asked for, because who reaches an open coordinator can end
+every run on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import importlib
+import ipaddress
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from typing import Annotated, Final
+
+import typer
+
+from rallypoint import settings
+from rallypoint._version import __version__
+from rallypoint.cli import output
+from rallypoint.cli.common import TokenFileOption, token_of
+from rallypoint.core.values import Address
+from rallypoint.errors import UsageError
+
+STOP_WITHIN_S: Final = 2.5
+"""How long a clean end may take; what is left then ends with the process."""
+EVERY_ADDRESS: Final = ("::", "*")
+"""Hosts that mean: all addresses of this machine, IPv4 and IPv6."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("serve")(serve)
+
+
+def serve(
+    host: Annotated[
+        str,
+        typer.Option("--host", metavar="HOST", help="The address to listen at; `::` is every one."),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option("--port", metavar="PORT", min=0, max=65_535, help="0 takes a free one."),
+    ] = settings.DEFAULT_PORT,
+    token_file: TokenFileOption = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Listen beyond this machine although there is no token."),
+    ] = False,
+) -> None:
+    """Run a coordinator for many runs. Prints its endpoint on stdout when it is ready."""
+    settings.check_platform()
+    token = token_of(token_file)
+    check_exposure(host, is_loopback(host), token, insecure)
+    sock = _bind(host, port)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    _allow_many_connections()
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(sock, endpoint_text(host, sock.getsockname()[1]), token))
+
+
+# -- before it listens ---------------------------------------------------------------------------
+
+
+def check_exposure(host: str, loopback: bool, token: str, insecure: bool) -> None:
+    """Raises UsageError if this would let everybody in, and nobody said that it may."""
+    if loopback or token or insecure:
+        return
+    raise UsageError(
+        f"host {host!r} can be reached from other machines, and there is no token",
+        hint="give one by --token-file or RALLYPOINT_TOKEN, or --insecure to let everybody in",
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host, whichever of its addresses is used.
+
+    Raises UsageError if the name cannot be resolved.
+    """
+    if host in EVERY_ADDRESS:
+        return False
+    return all(ipaddress.ip_address(each).is_loopback for each in _addresses(host))
+
+
+def _addresses(host: str) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        problem = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"cannot resolve host {host!r}: {problem}", hint="give an address of this machine"
+        ) from error
+    return [str(where[4][0]).partition("%")[0] for where in found]
+
+
+def endpoint_text(host: str, port: int) -> str:
+    """What a node is given to come here."""
+    try:
+        everywhere = host in EVERY_ADDRESS or ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        everywhere = False
+    return f"http://{Address(socket.gethostname() if everywhere else host, port)}"
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    from rallypoint.coordinator.server import bind
+
+    try:
+        return bind(None if host in EVERY_ADDRESS else host, port)
+    except OSError as error:
+        raise _bind_error(Address(host, port), error) from error
+
+
+def _bind_error(where: Address, error: OSError) -> UsageError:
+    problem = error.strerror or str(error)
+    if error.errno == errno.EADDRINUSE:
+        return UsageError(
+            f"port {where.port} is taken: another process listens at {where}",
+            hint="`rallypoint status` tells if it is a coordinator; else give another --port",
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return UsageError(
+            f"{where.host} is no address of this machine",
+            hint="give one of its own addresses, or `--host ::` for all of them",
+        )
+    return UsageError(f"cannot listen at {where}: {problem}", hint="give another --host or --port")
+
+
+def _allow_many_connections() -> None:
+    """A connection is a file, and the usual soft limit is 1024 of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS: "unlimited" is refused
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it is installed: this process is ours alone. None: asyncio's own."""
+    try:
+        uvloop = importlib.import_module("uvloop")
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+# -- while it listens ----------------------------------------------------------------------------
+
+
+async def _serve(sock: socket.socket, endpoint: str, token: str) -> None:
+    from rallypoint.coordinator.config import CoordinatorConfig
+    from rallypoint.coordinator.server import CoordinatorServer
+
+    server = CoordinatorServer(CoordinatorConfig(token=token))
+    try:
+        await server.start([sock])
+        stop = _stop_signal()
+        _spare_the_collector()
+        print(endpoint, flush=True)
+        output.note(f"{__version__} coordinates at {endpoint}; Ctrl-C ends it")
+        number = await stop
+        output.note(f"{signal.Signals(number).name}: the coordinator ends")
+    finally:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_WITHIN_S):
+                await server.aclose()
+
+
+def _stop_signal() -> asyncio.Future[int]:
+    """The first SIGINT or SIGTERM. A second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    came: asyncio.Future[int] = loop.create_future()
+
+    def stop(number: int) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+        came.set_result(number)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(each, stop, int(each))
+    return came
+
+
+def _spare_the_collector() -> None:
+    """Members and sessions live long: looking through all of them often would cost milliseconds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
