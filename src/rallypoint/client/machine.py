@@ -273,10 +273,10 @@ class NodeMachine:
     def _to_say_again(self) -> list[wire.Message]:
         """All that the node wants and has no answer to."""
         said: list[wire.Message] = []
+        if self._failure is not None and self.ended is None:
+            said.append(self._failure)  # first: it, and not being ready again, ends the round
         if self.wish is Wish.READY and self._ready is not None:
             said.append(self._ready)
-        if self._failure is not None and self.ended is None:
-            said.append(self._failure)
         if self.wish is Wish.DONE:
             said.append(wire.Done(self.stamp, self.number))
         if self.wish is Wish.DEPARTING:

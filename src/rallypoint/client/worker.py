@@ -48,9 +48,10 @@ class WorkerSource(asyncio.Protocol):
     async def open(cls, channel: WorkerChannel) -> WorkerSource:
         """Connect and be admitted. Raises UnreachableError."""
         loop = asyncio.get_running_loop()
+        address = socket_address(channel.agent)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, source = await loop.create_unix_connection(lambda: cls(channel), channel.agent)
+                _, source = await loop.create_unix_connection(lambda: cls(channel), address)
                 await source._admitted
         except OSError as error:
             raise errors.UnreachableError(
@@ -228,3 +229,8 @@ class WorkerSource(asyncio.Protocol):
         future = self._results.get(request_id)
         if future is not None and not future.done():
             future.set_result(result)
+
+
+def socket_address(path: str) -> str:
+    """The system's form of a channel's path: "@name" is Linux's namespace without files."""
+    return "\0" + path[1:] if path.startswith("@") else path

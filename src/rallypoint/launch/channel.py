@@ -1,0 +1,219 @@
+"""The agent's local socket, over which its workers call the round's store and hear of its end.
+
+Workers do not connect to the coordinator: the agent carries their calls. The socket is private to
+this machine, and a worker shows the secret of its round, which it has from its environment; so a
+worker of an earlier round, or somebody else's process, is refused (R4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from rallypoint import errors
+from rallypoint.client.node import Node, Round
+from rallypoint.client.worker import socket_address
+from rallypoint.core.store import (
+    BAD_REQUEST,
+    ROUND_ENDED,
+    TIMEOUT,
+    StoreFailure,
+    StoreResult,
+    Value,
+)
+from rallypoint.core.values import Change, CloseRecord, Outcome
+from rallypoint.wire import local
+from rallypoint.wire.messages import MalformedError
+
+BACKLOG_BYTES_MAX: Final = 64 * 1024**2
+
+
+class Requests(msgspec.Struct, frozen=True):
+    """What workers may ask of the agent itself."""
+
+    regroup: Callable[[], None]
+    leave: Callable[[str], None]
+    close: Callable[[Outcome, str], None]
+
+
+class Channel:
+    """One agent's local socket. `begin_round` names the round whose workers are let in."""
+
+    def __init__(self, node: Node, requests: Requests) -> None:
+        self.requests = requests
+        self.node = node
+        self.round: Round | None = None
+        self.secret = ""
+        self.path = ""
+        self.links: dict[WorkerLink, None] = {}
+        self._server: asyncio.Server | None = None
+        self._directory: Path | None = None
+
+    async def start(self) -> None:
+        """Open the socket: on Linux one without a file, so that nothing can be left behind."""
+        loop = asyncio.get_running_loop()
+        if sys.platform == "linux":
+            self.path = f"@rallypoint-{os.getpid()}-{secrets.token_hex(6)}"
+        else:
+            self._directory = Path(tempfile.mkdtemp(prefix="rallypoint-"))
+            self.path = str(self._directory / "agent.sock")
+        self._server = await loop.create_unix_server(
+            lambda: WorkerLink(self), socket_address(self.path)
+        )
+
+    def begin_round(self, found: Round) -> str:
+        """Let the workers of this round in, and no others. The secret that they show."""
+        self.round = found
+        self.secret = secrets.token_hex(16)
+        return self.secret
+
+    def end_round(self, change: Change) -> None:
+        """Tell the workers that their round has ended, or what the cause was."""
+        self._tell(local.Ended(change))
+
+    def end_run(self, close: CloseRecord) -> None:
+        """Tell the workers that the run has ended."""
+        self._tell(local.RunClosed(close))
+
+    def _tell(self, message: local.LocalMessage) -> None:
+        for link in list(self.links):
+            link.send(message)
+
+    async def aclose(self) -> None:
+        """Close the socket and every connection. Idempotent."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        for link in list(self.links):
+            link.cut()
+        if self._directory is not None:
+            with contextlib.suppress(OSError):
+                (self._directory / "agent.sock").unlink(missing_ok=True)
+                self._directory.rmdir()
+
+
+class WorkerLink(asyncio.Protocol):
+    """One worker's connection."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._unframer = local.Unframer()
+        self._transport: asyncio.Transport | None = None
+        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._is_admitted = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A process has connected; it has yet to say who it is."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The worker has gone: nobody waits for its calls."""
+        self._channel.links.pop(self, None)
+        for task in list(self._calls.values()):
+            task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the worker says; garbage ends the connection."""
+        try:
+            for body in self._unframer.feed(data):
+                self._take(local.decode_from_worker(body))
+        except MalformedError as error:
+            self.send(local.Denied(str(error)))
+            self.cut()
+
+    def send(self, message: local.LocalMessage) -> None:
+        """Queue a message; a worker that does not read is cut off."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(local.encode(message))
+        if transport.get_write_buffer_size() > BACKLOG_BYTES_MAX:
+            transport.abort()
+
+    def cut(self) -> None:
+        """Close, once what is queued has left."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _take(self, message: local.FromWorker) -> None:
+        if isinstance(message, local.Hello):
+            self._admit(message)
+        elif not self._is_admitted:
+            self.send(local.Denied("a worker says hello first"))
+            self.cut()
+        else:
+            self._do(message)
+
+    def _admit(self, hello: local.Hello) -> None:
+        channel = self._channel
+        current = channel.round
+        knows = hmac.compare_digest(hello.secret.encode(), channel.secret.encode())
+        if current is None or not knows or hello.round != current.head.number:
+            self.send(local.Denied(f"this agent has no worker of round {hello.round} any more"))
+            self.cut()
+            return
+        self._is_admitted = True
+        channel.links[self] = None
+        node = channel.node
+        ended = node.change if node.round == current else None
+        self.send(local.Admitted(node.info.name, current.head, current.seat, ended))
+        if node.closed is not None:
+            self.send(local.RunClosed(node.closed))
+
+    def _do(self, message: local.FromWorker) -> None:
+        match message:
+            case local.Call():
+                self._spawn(message.request_id, self._call(message))
+            case local.AskMembers():
+                self._spawn(message.request_id, self._members(message.request_id))
+            case local.Cancel():
+                task = self._calls.get(message.request_id)
+                if task is not None:
+                    task.cancel()
+            case local.Regroup():
+                self._channel.requests.regroup()
+            case local.Leave():
+                self._channel.requests.leave(message.reason)
+            case local.Close():
+                self._channel.requests.close(message.outcome, message.reason)
+            case local.Hello():
+                """Said twice: nothing new."""
+
+    def _spawn(self, request_id: int, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._calls[request_id] = task
+        task.add_done_callback(lambda _: self._calls.pop(request_id, None))
+
+    async def _call(self, call: local.Call) -> None:
+        self.send(local.Answer(call.request_id, await self._result(call)))
+
+    async def _result(self, call: local.Call) -> StoreResult:
+        if self._channel.node.round != self._channel.round:
+            return StoreFailure(ROUND_ENDED, "the round has ended")
+        try:
+            return Value(await self._channel.node.call(call.op, call.timeout_s))  # type: ignore[arg-type]
+        except errors.StoreTimeoutError as error:
+            return StoreFailure(TIMEOUT, error.message, error.missing, error.missing_count)
+        except errors.StoreError as error:
+            return StoreFailure(error.code or BAD_REQUEST, error.message)
+        except errors.RallypointError as error:
+            return StoreFailure(ROUND_ENDED, error.message)
+
+    async def _members(self, request_id: int) -> None:
+        try:
+            members = await self._channel.node.members()
+        except errors.RallypointError as error:
+            self.send(local.Members(request_id, (), error.message))
+        else:
+            self.send(local.Members(request_id, members))
