@@ -1,0 +1,110 @@
+"""A worker's environment: torchrun's names with torchrun's values, and a few of our own.
+
+Programs written for torchrun read these names, so they are exactly those that torchrun 2.13 sets
+(``_start_workers`` of torch/distributed/elastic/agent/server/local_elastic_agent.py, and run.py
+for OMP_NUM_THREADS). Pure but for ``inherited_environment``; reads no setting.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ROLE = "default"
+
+# Workers talk to their agent alone. What admits to the coordinator (RALLYPOINT_TOKEN, or a file
+# that holds it) must not reach a user's program, its logs and its crash reports.
+_KEPT_FROM_WORKERS_PREFIX = "RALLYPOINT_TOKEN"
+# Of an agent around this one (torchrun in a worker of ours, or the reverse): not this worker's.
+_OF_ANOTHER_AGENT = ("TORCHELASTIC_ERROR_FILE",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerContext:
+    """What one worker is told of its place. Ranks and world sizes count workers, not nodes."""
+
+    run_id: str
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    node_rank: int
+    nodes: int
+    restart_count: int
+    max_restarts: int
+    master_addr: str
+    master_port: int
+    node_name: str
+    term: int
+    round_number: int
+    min_nodes: int
+    max_nodes: int
+    agent_path: str
+    agent_secret: str
+    error_file: str | None = None
+    role: str = ROLE
+
+
+def inherited_environment() -> dict[str, str]:
+    """A copy of the agent's environment: what workers and helpers are started on top of."""
+    return dict(os.environ)
+
+
+def worker_environment(context: WorkerContext, base: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of a worker. ``base`` is what the user gave; it wins over defaults,
+    never over facts such as the rank."""
+    kept = {name: value for name, value in base.items() if not _is_kept_back(name)}
+    return {**_defaults(context), **kept, **_torchrun(context), **_rallypoint(context)}
+
+
+def _is_kept_back(name: str) -> bool:
+    return name.startswith(_KEPT_FROM_WORKERS_PREFIX) or name in _OF_ANOTHER_AGENT
+
+
+def _defaults(context: WorkerContext) -> dict[str, str]:
+    defaults = {
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+        "PYTHONUNBUFFERED": "1",  # its output is a pipe: without this, lines come 8 KiB late
+    }
+    if context.local_world_size > 1:
+        defaults["OMP_NUM_THREADS"] = "1"
+    return defaults
+
+
+def _torchrun(context: WorkerContext) -> dict[str, str]:
+    names = {
+        "RANK": str(context.rank),
+        "LOCAL_RANK": str(context.local_rank),
+        "GROUP_RANK": str(context.node_rank),
+        "ROLE_RANK": str(context.rank),  # one role, so that its ranks are the world's
+        "ROLE_NAME": context.role,
+        "LOCAL_WORLD_SIZE": str(context.local_world_size),
+        "WORLD_SIZE": str(context.world_size),
+        "GROUP_WORLD_SIZE": str(context.nodes),
+        "ROLE_WORLD_SIZE": str(context.world_size),
+        "MASTER_ADDR": context.master_addr,
+        "MASTER_PORT": str(context.master_port),
+        "TORCHELASTIC_RESTART_COUNT": str(context.restart_count),
+        "TORCHELASTIC_MAX_RESTARTS": str(context.max_restarts),
+        "TORCHELASTIC_RUN_ID": context.run_id,
+        # Rank 0 itself hosts torch's store, on the port that its agent has reserved.
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }
+    if context.error_file is not None:
+        names["TORCHELASTIC_ERROR_FILE"] = context.error_file
+    return names
+
+
+def _rallypoint(context: WorkerContext) -> dict[str, str]:
+    return {
+        "RALLYPOINT_RUN_ID": context.run_id,
+        "RALLYPOINT_NODE": context.node_name,
+        # R13: (term, round) is the fencing token that a program can hand to its own storage.
+        "RALLYPOINT_TERM": str(context.term),
+        "RALLYPOINT_ROUND": str(context.round_number),
+        "RALLYPOINT_MIN_NODES": str(context.min_nodes),
+        "RALLYPOINT_MAX_NODES": str(context.max_nodes),
+        "RALLYPOINT_AGENT": context.agent_path,
+        "RALLYPOINT_AGENT_SECRET": context.agent_secret,
+    }

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from rallypoint.launch.worker_env import WorkerContext, worker_environment
+
+CONTEXT = WorkerContext(
+    run_id="job-42",
+    rank=5,
+    local_rank=1,
+    world_size=8,
+    local_world_size=2,
+    node_rank=2,
+    nodes=4,
+    restart_count=1,
+    max_restarts=3,
+    master_addr="host0",
+    master_port=29400,
+    node_name="node-17",
+    term=6,
+    round_number=9,
+    min_nodes=2,
+    max_nodes=4,
+    agent_path="/tmp/agent.sock",
+    agent_secret="secret",
+)
+TORCHRUN = {
+    "RANK": "5",
+    "LOCAL_RANK": "1",
+    "GROUP_RANK": "2",
+    "ROLE_RANK": "5",
+    "ROLE_NAME": "default",
+    "LOCAL_WORLD_SIZE": "2",
+    "WORLD_SIZE": "8",
+    "GROUP_WORLD_SIZE": "4",
+    "ROLE_WORLD_SIZE": "8",
+    "MASTER_ADDR": "host0",
+    "MASTER_PORT": "29400",
+    "TORCHELASTIC_RESTART_COUNT": "1",
+    "TORCHELASTIC_MAX_RESTARTS": "3",
+    "TORCHELASTIC_RUN_ID": "job-42",
+    "TORCHELASTIC_USE_AGENT_STORE": "False",
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    "OMP_NUM_THREADS": "1",
+}
+OURS = {
+    "PYTHONUNBUFFERED": "1",
+    "RALLYPOINT_RUN_ID": "job-42",
+    "RALLYPOINT_NODE": "node-17",
+    "RALLYPOINT_TERM": "6",
+    "RALLYPOINT_ROUND": "9",
+    "RALLYPOINT_MIN_NODES": "2",
+    "RALLYPOINT_MAX_NODES": "4",
+    "RALLYPOINT_AGENT": "/tmp/agent.sock",
+    "RALLYPOINT_AGENT_SECRET": "secret",
+}
+
+
+def test_a_worker_gets_torchruns_names_and_ours_and_nothing_else() -> None:
+    assert worker_environment(CONTEXT, {}) == {**TORCHRUN, **OURS}
+
+
+def test_the_users_environment_is_passed_on() -> None:
+    assert worker_environment(CONTEXT, {"A": "1"}) == {"A": "1", **TORCHRUN, **OURS}
+
+
+@pytest.mark.parametrize("name", ["RANK", "MASTER_PORT", "RALLYPOINT_ROUND", "WORLD_SIZE"])
+def test_a_fact_is_never_the_users(name: str) -> None:
+    assert worker_environment(CONTEXT, {name: "x"})[name] != "x"
+
+
+@pytest.mark.parametrize(
+    "name", ["TORCH_NCCL_ASYNC_ERROR_HANDLING", "OMP_NUM_THREADS", "PYTHONUNBUFFERED"]
+)
+def test_a_default_gives_way_to_the_user(name: str) -> None:
+    assert worker_environment(CONTEXT, {name: ""})[name] == ""
+    assert worker_environment(CONTEXT, {name: "7"})[name] == "7"
+
+
+def test_one_worker_alone_may_use_all_cores() -> None:
+    alone = dataclasses.replace(CONTEXT, local_world_size=1)
+    assert "OMP_NUM_THREADS" not in worker_environment(alone, {})
+
+
+@pytest.mark.parametrize("name", ["RALLYPOINT_TOKEN", "RALLYPOINT_TOKEN_FILE"])
+def test_what_admits_to_the_coordinator_stays_with_the_agent(name: str) -> None:
+    environment = worker_environment(CONTEXT, {name: "hidden"})
+    assert "hidden" not in environment.values()
+    assert name not in environment
+
+
+def test_the_error_file_is_this_workers_or_none() -> None:
+    outer = {"TORCHELASTIC_ERROR_FILE": "/of/another/agent"}
+    assert "TORCHELASTIC_ERROR_FILE" not in worker_environment(CONTEXT, outer)
+    own = dataclasses.replace(CONTEXT, error_file="/own")
+    assert worker_environment(own, outer)["TORCHELASTIC_ERROR_FILE"] == "/own"
+
+
+def test_the_base_is_not_changed() -> None:
+    base = {"RANK": "0", "RALLYPOINT_TOKEN": "hidden"}
+    worker_environment(CONTEXT, base)
+    assert base == {"RANK": "0", "RALLYPOINT_TOKEN": "hidden"}
