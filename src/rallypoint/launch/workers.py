@@ -1,0 +1,509 @@
+"""The worker processes of one round on this machine: started together, watched, and gone together.
+
+Every worker leads a session of its own, so that it and all it starts can be signalled and ended as
+a group. Nothing here knows rounds, restarts or causes: an exit is reported, and the agent decides.
+The loop never waits: starting a process (which may touch a hanging file system) and searching /proc
+happen in a thread that belongs to the group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import functools
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from . import guard_process
+from .oom import OomCounter
+
+T = TypeVar("T")
+
+_SEARCH_PAUSE_S = 0.005
+_SEARCH_PAUSE_S_MAX = 0.1
+_PR_SET_PDEATHSIG = 1
+
+
+class WorkerStartError(Exception):
+    """A worker could not be started; none of its round is left running.
+
+    ``path``: the program. ``hint``: what to do about it. ``__cause__``: the system's error.
+    """
+
+    def __init__(self, path: str, problem: str, hint: str) -> None:
+        super().__init__(f"cannot start {path!r}: {problem}")
+        self.path = path
+        self.problem = problem
+        self.hint = hint
+
+
+class ProgramNotFoundError(WorkerStartError):
+    """The program or its directory is missing or cannot be executed: trying again does not help."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """What to start: ``env`` is the worker's whole environment; ``cwd`` None means the agent's."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str | None
+    local_rank: int
+    rank: int
+
+    def __post_init__(self) -> None:
+        if not self.argv:
+            raise ValueError("argv must name a program")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerExit:
+    """How a worker ended: exactly one of ``returncode`` and ``signal`` is set.
+
+    ``oom``: the kernel killed for want of memory on this machine while the worker ran, and the
+    worker died of SIGKILL that was not ours (best effort: see oom.py).
+    """
+
+    local_rank: int
+    rank: int
+    pid: int
+    returncode: int | None
+    signal: int | None
+    oom: bool
+
+
+class OutputSink(Protocol):
+    """Takes over the read ends of a worker's pipes. Called from the group's thread."""
+
+    def attach(self, local_rank: int, rank: int, stdout_fd: int, stderr_fd: int) -> None: ...
+
+
+class GroupRegistry(Protocol):
+    """Is told the process groups that must not outlive the agent. Called in the loop."""
+
+    def add(self, pgid: int) -> None: ...
+    def remove(self, pgid: int) -> None: ...
+
+
+class Worker:
+    """One started worker. Its pid stays ours, as a zombie, until ``reap``."""
+
+    def __init__(self, spec: WorkerSpec, popen: subprocess.Popen[bytes]) -> None:
+        self.spec = spec
+        self.popen = popen
+        self.pid = popen.pid
+        self.exited: asyncio.Future[int]
+        self.killed_by_us = False
+        self.reaped = False
+
+    def signal_group(self, number: int) -> None:
+        """Signals the whole process group. Safe at any time: the number cannot be another's yet."""
+        if self.reaped:
+            return
+        self.killed_by_us = self.killed_by_us or number == signal.SIGKILL
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def reap(self) -> None:
+        self.reaped = True
+        self.popen.poll()
+
+    def destroy(self) -> None:
+        """Kills and waits, in a thread: for a worker that nobody watches yet."""
+        self.signal_group(signal.SIGKILL)
+        guard_process.kill_groups({self.pid: 0}, guard_process.KILL_WITHIN_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(guard_process.KILL_WITHIN_S)
+        self.reaped = True
+
+
+class WorkerGroup:
+    """All workers of one round on this machine. Used once, from one running loop.
+
+    ``exits`` is called in the loop, once for each worker whenever it ends, also when stop() ended
+    it, and never before start() has returned. What an ended worker leaves in its session is
+    killed: at once, or within a stop when the grace is over. ``guard`` learns each group as soon
+    as it exists, and forgets it when nothing of it is left.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[WorkerSpec],
+        *,
+        output: OutputSink,
+        exits: Callable[[WorkerExit], None],
+        guard: GroupRegistry | None = None,
+        oom_counter: OomCounter | None = None,
+    ) -> None:
+        self._specs = tuple(specs)
+        self._output = output
+        self._exits = exits
+        self._guard = guard
+        self._oom_counter = oom_counter
+        self._oom_before: int | None = None
+        self._workers: list[Worker] = []
+        self._lives: list[asyncio.Task[None]] = []
+        self._thread: _GroupThread | None = None
+        self._abandoned = threading.Event()
+        self._kill_at: float | None = None  # None: no stop is under way
+        self._changed = asyncio.Event()
+        self._stopping: asyncio.Task[tuple[int, ...]] | None = None
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """The pid of each worker by its local rank, ended ones too."""
+        return {worker.spec.local_rank: worker.pid for worker in self._workers}
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """The local ranks of the workers that have not ended."""
+        return tuple(w.spec.local_rank for w in self._workers if not w.exited.done())
+
+    async def start(self) -> None:
+        """Starts all workers, or none: when one fails, those before it are killed.
+
+        Cancelling it gives the start up; what it started is killed as soon as the system answers.
+        Raises ProgramNotFoundError, or WorkerStartError (no memory, too many processes or files).
+        """
+        assert self._thread is None, "a group is started once"
+        self._thread = _GroupThread("rallypoint-workers")
+        spawning = self._thread.call(self._spawn_all)
+        try:
+            workers = await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            self._give_up_start(spawning)
+            raise
+        except BaseException:
+            self._thread.close()
+            raise
+        if not workers:
+            self._thread.close()
+        self._workers = workers
+        self._lives = [asyncio.create_task(self._live(self._watch(w))) for w in workers]
+
+    def signal_all(self, number: int) -> None:
+        """Forwards a signal to every worker's process group."""
+        for worker in self._workers:
+            worker.signal_group(number)
+
+    async def stop(
+        self,
+        grace_s: float,
+        first_signal: int = signal.SIGTERM,
+        *,
+        kill_wait_s: float = guard_process.KILL_WITHIN_S,
+    ) -> tuple[int, ...]:
+        """Ends every worker and all of its session; returns once all are reaped.
+
+        Each group gets ``first_signal`` and, with what its leader may leave behind, ``grace_s``
+        seconds; then SIGKILL. A call while a stop is under way never lengthens its grace, may
+        shorten it, and sends no further first signal. Idempotent; cancelling it only ends the
+        waiting. Returns the local ranks of which something could not be killed within
+        ``kill_wait_s`` (a process in uninterruptible sleep): normally none.
+        """
+        kill_at = asyncio.get_running_loop().time() + grace_s
+        self._kill_at = kill_at if self._kill_at is None else min(kill_at, self._kill_at)
+        self._changed.set()
+        if self._stopping is None:
+            self.signal_all(first_signal)
+            self.signal_all(signal.SIGCONT)  # a stopped process cannot end on a signal
+            self._stopping = asyncio.create_task(self._finish(kill_wait_s))
+        return await asyncio.shield(self._stopping)
+
+    # --- starting: in the group's thread ---
+
+    def _spawn_all(self) -> list[Worker]:
+        self._oom_before = self._oom_counter.read() if self._oom_counter is not None else None
+        workers: list[Worker] = []
+        try:
+            for spec in self._specs:
+                if self._abandoned.is_set():
+                    raise WorkerStartError(spec.argv[0], "the start was given up", "")
+                workers.append(self._spawn(spec))
+        except BaseException:
+            self._destroy(workers)
+            raise
+        return workers
+
+    def _spawn(self, spec: WorkerSpec) -> Worker:
+        with contextlib.ExitStack() as on_error:
+            try:
+                (stdout_fd, stdout_write), (stderr_fd, stderr_write) = _two_pipes(on_error)
+                popen = _popen(spec, stdout_write, stderr_write)
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
+                raise _start_error(spec, error) from error
+            on_error.pop_all()
+        os.close(stdout_write)
+        os.close(stderr_write)
+        self._output.attach(spec.local_rank, spec.rank, stdout_fd, stderr_fd)
+        if self._guard is not None:
+            self._in_loop(self._guard.add, popen.pid)
+        return Worker(spec, popen)
+
+    def _destroy(self, workers: Sequence[Worker]) -> None:
+        for worker in workers:
+            worker.destroy()
+            if self._guard is not None:
+                self._in_loop(self._guard.remove, worker.pid)
+
+    def _in_loop(self, function: Callable[[int], None], pid: int) -> None:
+        assert self._thread is not None
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the agent is ending
+            self._thread.loop.call_soon_threadsafe(function, pid)
+
+    def _give_up_start(self, spawning: asyncio.Future[list[Worker]]) -> None:
+        thread = self._thread
+        assert thread is not None
+        self._abandoned.set()
+
+        def destroy_what_came(done: asyncio.Future[list[Worker]]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                thread.call(functools.partial(self._destroy, done.result()))
+            thread.close()
+
+        spawning.add_done_callback(destroy_what_came)
+
+    # --- the life of a started worker: in the loop ---
+
+    def _watch(self, worker: Worker) -> Worker:
+        worker.exited = asyncio.get_running_loop().create_future()
+        try:
+            pidfd = guard_process.open_pidfd(worker.pid)
+        except OSError:  # an old kernel, a sandbox, macOS
+            _watch_in_thread(worker)
+        else:
+            _watch_pidfd(worker, pidfd)
+        return worker
+
+    async def _live(self, worker: Worker) -> None:
+        status = await worker.exited
+        oom = await self._was_oom(worker, status)
+        # Not called from here: whatever it raises must not keep the session from being emptied.
+        asyncio.get_running_loop().call_soon(self._exits, _describe(worker, status, oom))
+        await self._empty_session(worker)
+        worker.reap()
+        if self._guard is not None:
+            self._guard.remove(worker.pid)
+        self._changed.set()
+        if self._thread is not None and all(w.reaped for w in self._workers):
+            self._thread.close()
+
+    async def _was_oom(self, worker: Worker, status: int) -> bool:
+        counter, before = self._oom_counter, self._oom_before
+        if status != -signal.SIGKILL or worker.killed_by_us or counter is None or before is None:
+            return False
+        return (await self._in_thread(counter.read) or 0) > before
+
+    async def _empty_session(self, worker: Worker) -> None:
+        """Returns when no process of the worker's session is alive; kills them when it is time."""
+        pause_s = _SEARCH_PAUSE_S
+        while True:
+            kill = self._kill_at is None or self._kill_at <= asyncio.get_running_loop().time()
+            if kill:
+                worker.signal_group(signal.SIGKILL)
+            search = functools.partial(_search_session, worker.pid, kill=kill)
+            if not await self._in_thread(search):
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _SEARCH_PAUSE_S_MAX)
+
+    async def _finish(self, kill_wait_s: float) -> tuple[int, ...]:
+        await self._spend_grace()
+        self.signal_all(signal.SIGKILL)
+        if self._lives:
+            await asyncio.wait(self._lives, timeout=kill_wait_s)
+        left = tuple(w.spec.local_rank for w in self._workers if not w.reaped)
+        for life in self._lives:
+            life.cancel()
+        if left and self._thread is not None:
+            self._thread.close()
+        return left
+
+    async def _spend_grace(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not all(worker.reaped for worker in self._workers):
+            assert self._kill_at is not None
+            left_s = self._kill_at - loop.time()
+            if left_s <= 0:
+                return
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._changed.wait()
+
+    def _in_thread(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        assert self._thread is not None
+        return self._thread.call(function)
+
+
+class _GroupThread:
+    """Does a group's slow calls one after the other, and is the parent of its workers.
+
+    The kernel sends the parent-death signal when the *thread* that forked ends, so this one must
+    outlive the workers: no executor, whose threads come and go. It is a daemon, so that a call
+    that hangs for good does not keep the agent from ending.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self.loop.create_future()
+        self._jobs.put(functools.partial(self._do, function, future))
+        return future
+
+    def close(self) -> None:
+        """Ends the thread once the calls before have been done."""
+        self._jobs.put(None)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def _do(self, function: Callable[[], T], future: asyncio.Future[T]) -> None:
+        settle: Callable[[], None]
+        try:
+            settle = functools.partial(future.set_result, function())
+        except Exception as error:  # noqa: BLE001 - handed to who waits for the future
+            settle = functools.partial(future.set_exception, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self.loop.call_soon_threadsafe(lambda: None if future.done() else settle())
+
+
+def _search_session(session: int, *, kill: bool) -> bool:
+    """True while something of the session is alive."""
+    members = [p for p in guard_process.read_all_processes() if p.session == session]
+    living = [member for member in members if member.alive]
+    for member in living if kill else ():
+        guard_process.kill_member(member.pid, session)
+    for member in members:
+        # An agent that is process 1 of its container inherits orphans, and nobody else reaps them.
+        if not member.alive and member.parent == os.getpid() and member.pid != session:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(member.pid, os.WNOHANG)
+    return bool(living)
+
+
+# --- one process ---
+
+
+def _two_pipes(on_error: contextlib.ExitStack) -> tuple[tuple[int, int], tuple[int, int]]:
+    pipes = []
+    for _ in range(2):
+        pipes.append(os.pipe())
+        for fd in pipes[-1]:
+            on_error.callback(os.close, fd)
+    return pipes[0], pipes[1]
+
+
+def _popen(spec: WorkerSpec, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
+    with warnings.catch_warnings():
+        # Python 3.12 warns of a fork beside other threads. What runs between fork and exec here
+        # takes no lock: two system calls, through a library that is already loaded.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return subprocess.Popen(
+            spec.argv,
+            env=spec.env,
+            cwd=spec.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            preexec_fn=functools.partial(_die_with_parent, os.getpid()),
+        )
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_KILL = int(signal.SIGKILL)
+
+
+def _die_with_parent(parent: int) -> None:
+    """In the child, between fork and exec."""
+    if _libc is None:
+        return
+    _libc.prctl(_PR_SET_PDEATHSIG, _KILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the call above: nobody will signal us
+        os._exit(1)
+
+
+def _start_error(spec: WorkerSpec, error: Exception) -> WorkerStartError:
+    path = spec.argv[0]
+    if not isinstance(error, OSError):  # a zero byte in an argument, or a failed preexec_fn
+        return WorkerStartError(path, str(error), "check the arguments and the environment")
+    problem = error.strerror or str(error)
+    if spec.cwd is not None and error.filename == spec.cwd and spec.cwd != path:
+        return ProgramNotFoundError(
+            path, f"{problem}: {spec.cwd!r}", "the working directory must exist on every node"
+        )
+    hint = _HINTS.get(error.errno or 0)
+    if hint is None:
+        return WorkerStartError(path, problem, "check this machine's limits (ulimit -a) and memory")
+    return ProgramNotFoundError(path, problem, hint)
+
+
+_HINTS = {
+    errno.ENOENT: "check the path, also that of the interpreter in a script's first line",
+    errno.ENOTDIR: "check the path: a part of it is not a directory",
+    errno.EISDIR: "name a program, not a directory",
+    errno.ELOOP: "check the path: its symbolic links go round in a circle",
+    errno.ENAMETOOLONG: "check the path: it is too long",
+    errno.EACCES: "make the file executable (chmod +x), or put its interpreter before it",
+    errno.EPERM: "make the file executable (chmod +x), or put its interpreter before it",
+    errno.ENOEXEC: "the file is no program of this machine; a script needs a first line #!...",
+}
+
+
+def _watch_pidfd(worker: Worker, pidfd: int) -> None:
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+        worker.exited.set_result(_status(worker, os.WNOHANG))
+
+    loop.add_reader(pidfd, ended)
+
+
+def _watch_in_thread(worker: Worker) -> None:
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        status = _status(worker, 0)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the agent is ending
+            loop.call_soon_threadsafe(worker.exited.set_result, status)
+
+    threading.Thread(target=wait, name=f"rallypoint-wait-{worker.pid}", daemon=True).start()
+
+
+def _status(worker: Worker, options: int) -> int:
+    """The exit status as Popen gives it: negative for a signal."""
+    if sys.platform == "darwin":  # no waitid: the number is free at once, a risk in development
+        return worker.popen.wait()
+    else:
+        # Left as a zombie: as long as it is one, its number cannot come to mean another's group.
+        result = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT | options)
+        assert result is not None, "the kernel said that it has ended"
+        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+
+def _describe(worker: Worker, status: int, oom: bool) -> WorkerExit:
+    return WorkerExit(
+        local_rank=worker.spec.local_rank,
+        rank=worker.spec.rank,
+        pid=worker.pid,
+        returncode=status if status >= 0 else None,
+        signal=-status if status < 0 else None,
+        oom=oom,
+    )
