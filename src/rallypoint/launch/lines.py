@@ -1,0 +1,211 @@
+"""One pipe's bytes and the three places that they go to: a console, a file, the last lines.
+
+Used by the thread of logs.py alone, but for ``LastLines.snapshot``. Writes wait as long as their
+file does; none raises: where output cannot go must never end the job that wrote it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LAST_LINES = 20
+LAST_LINE_BYTES_MAX = 2_000
+_HELD_BYTES_MAX = 65_536  # a longer line goes to the console in parts
+_READ_BYTES = 65_536
+# Where a further line starts: after a line's end that is not the end of the data.
+_LINE_START = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?!\Z)")
+
+
+class Console:
+    """The agent's own stdout or stderr. Once it is gone (``| head``), writes do nothing."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._gone = False
+
+    def write(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left and not self._gone:
+            try:
+                left = left[os.write(self._fd, left) :]
+            except BlockingIOError:  # somebody who shares it made it non-blocking
+                _wait_writable(self._fd)
+            except OSError:  # EPIPE, EIO of a closed terminal, EBADF: there is nobody to tell
+                self._gone = True
+
+
+class LogFile:
+    """A file that takes a worker's bytes as they are; the first error ends it and is told."""
+
+    def __init__(self, path: Path, on_error: Callable[[Path, OSError], None]) -> None:
+        self._path = path
+        self._on_error = on_error
+        self._fd = -1
+        self._failed = False
+
+    def open(self) -> None:
+        with self._telling_errors():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+
+    def write(self, data: bytes) -> None:
+        left = memoryview(data)
+        with self._telling_errors():
+            while left and self._fd >= 0:
+                left = left[os.write(self._fd, left) :]
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with self._telling_errors():  # NFS reports a full disk here
+                os.close(fd)
+
+    @contextlib.contextmanager
+    def _telling_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                self._on_error(self._path, error)
+            self.close()
+
+
+class LastLines:
+    """The last lines of a stream, bounded in number and bytes. snapshot() is for any thread."""
+
+    def __init__(self, count: int = LAST_LINES, bytes_max: int = LAST_LINE_BYTES_MAX) -> None:
+        self._count = count
+        self._bytes_max = bytes_max
+        self._lines: deque[bytes] = deque(maxlen=count)
+        self._current = b""
+        self._lock = threading.Lock()
+
+    def feed(self, data: bytes) -> None:
+        *whole, rest = data.split(b"\n")
+        with self._lock:
+            # The first part ends the line that has begun; of the others, only the last can stay.
+            for part in (*whole[:1], *[part for part in whole[1:] if part.strip()][-self._count :]):
+                self._extend(part)
+                self._finish_line()
+            self._extend(rest)
+
+    def snapshot(self) -> tuple[str, ...]:
+        with self._lock:
+            lines = [*self._lines, self._shown(self._current)]
+        shown = [line.decode(errors="replace").rstrip() for line in lines]
+        return tuple(line for line in shown if line)[-self._count :]
+
+    def _extend(self, part: bytes) -> None:
+        joined = self._current + part
+        # A progress bar goes back to the start of its line: only its last state is kept.
+        joined = joined[joined.rfind(b"\r", 0, len(joined) - 1) + 1 :]
+        self._current = joined[: self._bytes_max + 1]  # one more, to know that there was more
+
+    def _finish_line(self) -> None:
+        line = self._shown(self._current)
+        if line.strip():
+            self._lines.append(line)
+        self._current = b""
+
+    def _shown(self, line: bytes) -> bytes:
+        return line if len(line) <= self._bytes_max else line[: self._bytes_max] + "…".encode()
+
+
+@dataclass(slots=True)
+class Stream:
+    """The read end of one pipe of one worker, and where its bytes go.
+
+    A line goes to the console whole, so that workers' lines do not mix; one without an end goes
+    in parts, so that it cannot grow here. A carriage return counts as an end there: progress bars
+    would show nothing otherwise. ``on_end`` is called with ``fd`` just before it is closed.
+    """
+
+    fd: int
+    console: Console | None
+    file: LogFile | None
+    prefix: bytes
+    last_lines: LastLines | None
+    on_end: Callable[[int], object]
+    _held: bytearray = field(default_factory=bytearray)
+    _at_line_start: bool = True
+    _open: bool = True
+
+    @property
+    def open(self) -> bool:
+        return self._open
+
+    def read(self) -> int:
+        """Passes on what can be read at once; the bytes, 0 at the end or if there are none."""
+        try:
+            data = os.read(self.fd, _READ_BYTES)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            data = b""
+        if data:
+            self._pass_on(data)
+        else:
+            self.close()
+        return len(data)
+
+    def flush(self) -> None:
+        """Passes on a line that has no end yet."""
+        self._print(len(self._held))
+
+    def close(self) -> None:
+        """Flushes and closes. Idempotent."""
+        if not self._open:
+            return
+        self._open = False
+        self.on_end(self.fd)
+        os.close(self.fd)
+        if self._held and self.prefix:  # the next line of another worker must start a line
+            self._held += b"\n"
+        self.flush()
+        if self.file is not None:
+            self.file.close()
+
+    def _pass_on(self, data: bytes) -> None:
+        # The report's lines first: they must be there even if the writes below hang.
+        if self.last_lines is not None:
+            self.last_lines.feed(data)
+        if self.file is not None:
+            self.file.write(data)
+        if self.console is not None:
+            self._held += data
+            self._print(self._printable())
+
+    def _printable(self) -> int:
+        held = self._held
+        # A return at the very end may be the first half of \r\n.
+        end = max(held.rfind(b"\n"), held.rfind(b"\r", 0, max(len(held) - 1, 0))) + 1
+        return end if end or len(held) < _HELD_BYTES_MAX else len(held)
+
+    def _print(self, count: int) -> None:
+        if count == 0 or self.console is None:
+            return
+        data = bytes(self._held[:count])
+        del self._held[:count]
+        self.console.write(self._prefixed(data))
+
+    def _prefixed(self, data: bytes) -> bytes:
+        if not self.prefix:
+            return data
+        head = self.prefix if self._at_line_start else b""
+        self._at_line_start = data.endswith((b"\n", b"\r"))
+        return head + _LINE_START.sub(lambda end: end[0] + self.prefix, data)
+
+
+def _wait_writable(fd: int) -> None:
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    poll.poll()

@@ -1,0 +1,260 @@
+"""The workers' output: whole lines to the console, all bytes to files, the last lines to reports.
+
+One thread reads every worker's pipes and does every write, so that a console or a file system that
+hangs holds up this thread and, through full pipes, the workers' prints, and never the agent's
+loop. Nothing here knows what a line means: that is failures.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import itertools
+import os
+import re
+import selectors
+import struct
+import tempfile
+import termios
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from .lines import Console, LastLines, LogFile, Stream
+
+_COMMANDS_MAX = 10_000  # what the agent says while the console hangs; more is dropped
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+class LogDirectoryError(Exception):
+    """The log directory cannot be written. ``path``, ``hint``; ``system_error`` is an OSError."""
+
+    def __init__(self, path: Path, system_error: OSError) -> None:
+        problem = system_error.strerror or str(system_error)
+        super().__init__(f"cannot write to the log directory {str(path)!r}: {problem}")
+        self.path = path
+        self.system_error = system_error
+        self.hint = _HINTS.get(system_error.errno or 0, "check --log-dir on this node")
+
+
+_HINTS = {
+    errno.EACCES: "give this user the right to write there, or name another --log-dir",
+    errno.EPERM: "give this user the right to write there, or name another --log-dir",
+    errno.EROFS: "it is mounted read-only: name another --log-dir",
+    errno.ENOSPC: "the file system is full: free some space, or name another --log-dir",
+    errno.EDQUOT: "this user's quota is spent: free some space, or name another --log-dir",
+    errno.ENOTDIR: "a part of the path is not a directory",
+    errno.EEXIST: "a part of the path is not a directory",
+}
+
+
+def check_log_dir(path: Path) -> None:
+    """Makes the directory and tries to write a file in it. May hang with its file system.
+
+    Raises LogDirectoryError.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".rallypoint-check-") as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        raise LogDirectoryError(path, error) from error
+
+
+def round_log_dir(log_dir: Path, run_id: str, number: int) -> Path:
+    """Where a round's files lie. A run_id cannot lead out of ``log_dir``."""
+    name = _UNSAFE.sub("_", run_id)
+    return log_dir / (name if name.strip(".") else "_" * max(len(name), 1)) / f"round-{number}"
+
+
+class LogPump:
+    """Reads what workers print and passes it on. All methods may be called from any thread.
+
+    ``prefix`` gives what stands before each line of a rank on the console (files get the bytes as
+    they are). ``log_dir`` None: no files. ``console`` False: only files, and what say() is given.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_id: str = "",
+        log_dir: Path | None = None,
+        prefix: Callable[[int], str] | None = None,
+        console: bool = True,
+        stdout_fd: int = 1,
+        stderr_fd: int = 2,
+    ) -> None:
+        self._run_id = run_id
+        self._log_dir = log_dir
+        self._prefix = prefix
+        self._console = console
+        self._stdout = Console(stdout_fd)
+        self._stderr = Console(stderr_fd)
+        self._round_dir: Path | None = None
+        self._kept: dict[int, LastLines] = {}
+        self._streams: dict[int, list[Stream]] = {}  # of this round, by local rank
+        self._file_problem_told = False
+        self._commands: deque[Callable[[], None]] = deque()
+        self._command_lock = threading.Lock()
+        self._closing = self._ended = False
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        threading.Thread(target=self._run, name="rallypoint-logs", daemon=True).start()
+
+    def begin_round(self, number: int) -> None:
+        """What is attached from now on belongs to this round; last lines of the one before go."""
+        self._kept = {}
+        if self._log_dir is not None:
+            self._round_dir = round_log_dir(self._log_dir, self._run_id, number)
+        self._command(self._streams.clear)
+
+    def attach(self, local_rank: int, rank: int, stdout_fd: int, stderr_fd: int) -> None:
+        """Takes over the read ends of a worker's pipes."""
+        self._kept[local_rank] = kept = LastLines()
+        prefix = self._prefix(rank).encode(errors="replace") if self._prefix is not None else b""
+        directory = self._round_dir
+
+        def stream(fd: int, console: Console, suffix: str, last: LastLines | None) -> Stream:
+            path = directory / f"rank-{rank}.{suffix}" if directory is not None else None
+            file = LogFile(path, self._file_failed) if path is not None else None
+            os.set_blocking(fd, False)
+            printed = console if self._console else None
+            return Stream(fd, printed, file, prefix, last, self._selector.unregister)
+
+        out = stream(stdout_fd, self._stdout, "out", None)
+        err = stream(stderr_fd, self._stderr, "err", kept)
+        if not self._command(lambda: self._begin(local_rank, [out, err])):
+            os.close(stdout_fd)
+            os.close(stderr_fd)
+
+    def last_lines(self, local_rank: int) -> tuple[str, ...]:
+        """The last lines that a worker of this round wrote to stderr, the oldest first.
+
+        Never waits. Whole once drain() has returned True after the worker's exit.
+        """
+        kept = self._kept.get(local_rank)
+        return kept.snapshot() if kept is not None else ()
+
+    def say(self, text: str) -> None:
+        """Writes the agent's own line to stderr, in order with the workers', without waiting.
+
+        Dropped while 10,000 others wait for a console that hangs.
+        """
+        if len(self._commands) < _COMMANDS_MAX:
+            data = (text.rstrip("\n") + "\n").encode(errors="replace")
+            self._command(lambda: self._stderr.write(data))
+
+    async def drain(self, timeout_s: float, local_rank: int | None = None) -> bool:
+        """Waits until what workers (or one) had written before this call has been passed on.
+
+        A descendant that keeps a pipe open is not waited for, nor what it writes afterwards.
+        False if ``timeout_s`` passed first: the console or the file system hangs.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def drained() -> None:
+            self._drain(local_rank)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(_settle, done)
+
+        if self._command(drained):
+            await asyncio.wait([done], timeout=timeout_s)
+            return done.done()
+        return True
+
+    async def close(self, timeout_s: float) -> bool:
+        """Drains and ends the thread. False if ``timeout_s`` passed first; it ends when it can.
+
+        Idempotent. Workers that still write afterwards get EPIPE.
+        """
+        drained = await self.drain(timeout_s)
+        self._command(self._close)
+        return drained
+
+    def _command(self, command: Callable[[], None]) -> bool:
+        """False if the thread has ended and will not do it."""
+        with self._command_lock:
+            if self._ended:
+                return False
+            self._commands.append(command)
+            with contextlib.suppress(BlockingIOError):  # full: it is awake
+                os.write(self._wake_write, b"x")
+            return True
+
+    # --- in the pump's thread ---
+
+    def _run(self) -> None:
+        while not self._closing:
+            for key, _ in self._selector.select():
+                if key.data is None:
+                    self._run_commands()
+                elif key.data.open:  # a drain in this turn may have read its end
+                    key.data.read()
+        self._end()
+
+    def _close(self) -> None:
+        self._closing = True
+
+    def _run_commands(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        while self._commands:
+            self._commands.popleft()()
+
+    def _begin(self, local_rank: int, streams: list[Stream]) -> None:
+        self._streams[local_rank] = streams
+        for stream in streams:
+            if stream.file is not None:
+                stream.file.open()
+            self._selector.register(stream.fd, selectors.EVENT_READ, stream)
+
+    def _drain(self, local_rank: int | None) -> None:
+        drained = self._streams.values() if local_rank is None else [self._of(local_rank)]
+        for stream in itertools.chain.from_iterable(drained):
+            if stream.open:
+                read_what_is_there(stream)
+                stream.flush()
+
+    def _of(self, local_rank: int) -> list[Stream]:
+        return self._streams.get(local_rank, [])
+
+    def _file_failed(self, path: Path, error: OSError) -> None:
+        if self._file_problem_told:
+            return
+        self._file_problem_told = True
+        text = f"rallypoint: cannot write {str(path)!r}: {error.strerror}; "
+        self._stderr.write(f"{text}workers go on, this log file does not\n".encode())
+
+    def _end(self) -> None:
+        with self._command_lock:
+            self._ended = True
+        self._run_commands()
+        for key in list(self._selector.get_map().values()):
+            if key.data is not None:
+                key.data.close()
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+
+def _settle(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
+
+
+def read_what_is_there(stream: Stream) -> None:
+    """Reads as much as there is now: one that never stops writing must not hold the pump here."""
+    (left,) = struct.unpack("i", fcntl.ioctl(stream.fd, termios.FIONREAD, b"\0" * 4))
+    while stream.open:
+        count = stream.read()
+        left -= count
+        if count == 0 or left <= 0:
+            return
