@@ -1,0 +1,213 @@
+"""Nothing of the workers' process groups survives the agent, not even its ``kill -9``.
+
+The agent cannot clean up after its own SIGKILL, and the kernel's parent-death signal reaches the
+workers but not their children. So a small process in a session of its own holds the end of a pipe
+and the list of groups (guard_process.py); this file is the agent's side of it. It decides nothing
+about when workers stop: that is workers.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from . import guard_process
+from .worker_env import inherited_environment
+
+_IGNORED_BY_GUARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LIVED_LONG_S = 10.0
+_RESTART_PAUSE_S_MAX = 5.0
+_REAP_PAUSE_S = 0.005
+_KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # the interpreter may need them
+
+
+class Guard:
+    """Registers process groups with a guard process, and keeps one running.
+
+    Used from the thread of the running loop only. No call waits: lines go through a non-blocking
+    pipe, and what does not fit is sent when there is room. ``on_lost``, if given, is called with
+    the dead guard's pid each time a guard dies and before another is started.
+    """
+
+    def __init__(self, *, on_lost: Callable[[int], None] | None = None) -> None:
+        self._on_lost = on_lost
+        self._start_times: dict[int, int] = {}
+        self._process: _GuardProcess | None = None
+        self._restart: asyncio.TimerHandle | None = None
+        self._quick_deaths = 0
+        self._closing = False
+
+    @property
+    def pid(self) -> int | None:
+        """The guard's pid; None before the start, between two guards and after close()."""
+        return self._process.popen.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Starts the guard process; a second call does nothing. Raises OSError if it cannot."""
+        if self._process is None and not self._closing:
+            self._process = _GuardProcess(self._noticed_death)
+            for pgid, start_time in self._start_times.items():
+                self._process.send(f"add {pgid} {start_time}\n")
+
+    def add(self, pgid: int) -> None:
+        """Registers a group whose leader, a session leader, is alive or not yet waited for."""
+        leader = guard_process.read_process(pgid)
+        self._start_times[pgid] = leader.start_time if leader is not None else 0
+        self._send(f"add {pgid} {self._start_times[pgid]}\n")
+
+    def remove(self, pgid: int) -> None:
+        """Forgets a group of which nothing is left. No error if it is not registered."""
+        if self._start_times.pop(pgid, None) is not None:
+            self._send(f"remove {pgid}\n")
+
+    async def close(self, timeout_s: float = 2.0) -> None:
+        """Kills what is still registered and ends the guard, within ``timeout_s`` seconds.
+
+        A guard that has more to do by then, because a process does not die, ends later by itself.
+        Idempotent.
+        """
+        self._closing = True
+        if self._restart is not None:
+            self._restart.cancel()
+        process, self._process = self._process, None
+        if process is None or process.unsent:  # no guard just now, or one that does not know all
+            start_times = dict(self._start_times)
+            await asyncio.to_thread(guard_process.kill_groups, start_times, timeout_s)
+        if process is not None:
+            await process.close(timeout_s)
+        self._start_times.clear()
+
+    def _send(self, line: str) -> None:
+        if self._process is not None:
+            self._process.send(line)
+
+    def _noticed_death(self, process: _GuardProcess) -> None:
+        if process is not self._process:
+            return
+        self._process = None
+        if self._on_lost is not None:
+            self._on_lost(process.popen.pid)
+        self._start_again_after(process.lived_s)
+
+    def _start_again_after(self, lived_s: float) -> None:
+        # A machine where every guard dies at once must not spend its time on starting guards.
+        self._quick_deaths = 0 if lived_s > _LIVED_LONG_S else self._quick_deaths + 1
+        pause_s = 0.0
+        if self._quick_deaths > 1:
+            pause_s = min(_RESTART_PAUSE_S_MAX, 0.1 * 2 ** min(self._quick_deaths, 10))
+        self._restart = asyncio.get_running_loop().call_later(pause_s, self._try_start)
+
+    def _try_start(self) -> None:
+        try:
+            self.start()
+        except OSError:  # no memory, or too many processes: later
+            self._start_again_after(0.0)
+
+
+@dataclass(slots=True)
+class _GuardProcess:
+    """One guard process with its two pipes: lines to it, and one whose end tells of its death."""
+
+    on_death: Callable[[_GuardProcess], None]
+    popen: subprocess.Popen[bytes] = field(init=False)
+    lines_fd: int = field(init=False)
+    life_fd: int = field(init=False)
+    unsent: bytearray = field(init=False, default_factory=bytearray)
+    dead: asyncio.Future[None] = field(init=False)
+    started_at: float = field(init=False, default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.dead = loop.create_future()
+        self.popen, self.lines_fd, self.life_fd = _spawn()
+        os.set_blocking(self.lines_fd, False)
+        loop.add_reader(self.life_fd, self._ended)
+
+    @property
+    def lived_s(self) -> float:
+        return time.monotonic() - self.started_at
+
+    def send(self, line: str) -> None:
+        self.unsent += line.encode()
+        self._flush()
+
+    def _flush(self) -> None:
+        if self.lines_fd < 0:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            del self.unsent[: os.write(self.lines_fd, self.unsent)]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:  # the end of life_fd tells the same in a moment
+            self.unsent.clear()
+        if self.unsent:
+            loop.add_writer(self.lines_fd, self._flush)
+        else:
+            loop.remove_writer(self.lines_fd)
+
+    def _ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.life_fd)
+        os.close(self.life_fd)
+        self._close_lines()
+        self._reap()
+        self.on_death(self)
+
+    def _reap(self) -> None:
+        # Its files are closed a moment before it can be waited for.
+        if self.popen.poll() is not None:
+            self.dead.set_result(None)
+        else:
+            asyncio.get_running_loop().call_later(_REAP_PAUSE_S, self._reap)
+
+    def _close_lines(self) -> None:
+        if self.lines_fd >= 0:
+            asyncio.get_running_loop().remove_writer(self.lines_fd)
+            os.close(self.lines_fd)
+            self.lines_fd = -1
+
+    async def close(self, timeout_s: float) -> None:
+        self._close_lines()
+        await asyncio.wait([self.dead], timeout=timeout_s)
+
+
+def _spawn() -> tuple[subprocess.Popen[bytes], int, int]:
+    """The process, the end of the pipe to it, and the end of the pipe from it."""
+    lines_read, lines_write = os.pipe()
+    life_read, life_write = os.pipe()
+    try:
+        popen = _spawn_with(lines_read, life_write)
+    except BaseException:
+        os.close(lines_write)
+        os.close(life_read)
+        raise
+    finally:
+        os.close(lines_read)
+        os.close(life_write)
+    return popen, lines_write, life_read
+
+
+def _spawn_with(stdin_fd: int, stdout_fd: int) -> subprocess.Popen[bytes]:
+    # The mask is inherited through exec: no signal can end the guard before it ignores them. Its
+    # own session keeps the terminal's signals away, "/" keeps no file system busy, and the
+    # agent's environment, which holds a token, is not handed on.
+    arguments = [sys.executable, "-I", "-S", guard_process.__file__, f"agent={os.getpid()}"]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED_BY_GUARD)
+    try:
+        return subprocess.Popen(
+            arguments,
+            stdin=stdin_fd,
+            stdout=stdout_fd,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={k: v for k, v in inherited_environment().items() if k in _KEPT_ENVIRONMENT},
+            start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rallypoint.launch import guard_process
+from rallypoint.launch.guard import Guard
+from tests.launch.helpers import DEADLINE_S, SRC, alive, gone, until, wait_until
+
+pytestmark = pytest.mark.processes
+
+SLEEPER = "import os, time; print('ready', flush=True); time.sleep(600)"
+PROCESSES = 2 * (1 + 3)  # of agent_like.py: workers with three children each
+
+
+@contextlib.contextmanager
+def sleeper(code: str = SLEEPER) -> Iterator[subprocess.Popen[bytes]]:
+    """The leader of a session of its own, ready, and gone afterwards."""
+    arguments = [sys.executable, "-I", "-S", "-c", code]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            yield process
+        finally:
+            guard_process.kill_groups({process.pid: 0}, DEADLINE_S)
+
+
+@contextlib.contextmanager
+def agent() -> Iterator[tuple[subprocess.Popen[bytes], dict[str, list[int]]]]:
+    """A running agent_like.py, and the pids that it and its workers printed, by their word."""
+    arguments = [sys.executable, str(Path(__file__).with_name("agent_like.py"))]
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, env=environment, start_new_session=True
+    ) as process:
+        pids: dict[str, list[int]] = {"pid": [], "ready": [], "agent": [], "guard": []}
+        try:
+            _read_until_ready(process, pids)
+            yield process, pids
+        finally:
+            process.kill()
+            guard_process.kill_groups(dict.fromkeys(pids["pid"], 0), DEADLINE_S)
+
+
+def _read_until_ready(process: subprocess.Popen[bytes], pids: dict[str, list[int]]) -> None:
+    assert process.stdout is not None
+    give_up_at = time.monotonic() + DEADLINE_S
+    text = b""
+    # Children and workers share a pipe, and the agent's words take another way: any order may come.
+    while not (pids["agent"] and len(pids["ready"]) == 2 and len(pids["pid"]) == PROCESSES):
+        readable, _, _ = select.select([process.stdout], [], [], give_up_at - time.monotonic())
+        assert readable, f"the agent is not ready, it printed {pids}"
+        *lines, text = (text + os.read(process.stdout.fileno(), 4096)).split(b"\n")
+        for line in lines:
+            word, *number = line.split()
+            pids[word.decode()].append(int(number[0]) if number else 0)
+
+
+def test_nothing_of_the_workers_survives_kill_9_of_the_agent() -> None:
+    with agent() as (process, pids):
+        workers = pids["pid"]
+        assert all(alive(pid) for pid in workers)
+        process.kill()
+        took_s = wait_until(gone([*workers, *pids["guard"]]))
+    assert took_s < 2
+
+
+def test_the_guard_is_out_of_reach_of_signals_to_the_agents_group() -> None:
+    with agent() as (process, pids):
+        (guard_pid,) = pids["guard"]
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(guard_pid, number)
+        os.killpg(process.pid, signal.SIGKILL)  # its session too is its own
+        took_s = wait_until(gone([*pids["pid"], guard_pid]))
+    assert took_s < 2
+
+
+def test_signals_cannot_end_a_guard_that_has_just_been_started() -> None:
+    async def scenario() -> None:
+        guard = Guard()
+        guard.start()
+        assert guard.pid is not None
+        os.kill(guard.pid, signal.SIGTERM)
+        with sleeper() as process:
+            guard.add(process.pid)
+            await guard.close(DEADLINE_S)
+            assert process.wait(DEADLINE_S) == -signal.SIGKILL
+
+    asyncio.run(scenario())
+
+
+def test_close_kills_what_is_registered_and_not_what_was_removed() -> None:
+    async def scenario() -> None:
+        guard = Guard()
+        guard.start()
+        pid = guard.pid
+        with sleeper() as kept, sleeper() as removed:
+            guard.add(kept.pid)
+            guard.add(removed.pid)
+            guard.remove(removed.pid)
+            guard.remove(12345678)  # never added
+            await guard.close(DEADLINE_S)
+            assert kept.wait(DEADLINE_S) == -signal.SIGKILL
+            assert removed.poll() is None
+            assert pid is not None
+            wait_until(gone([pid]))
+        await guard.close()  # again: nothing happens
+        assert guard.pid is None
+
+    asyncio.run(scenario())
+
+
+def test_a_guard_that_dies_is_replaced_and_the_new_one_knows_the_groups() -> None:
+    async def scenario() -> None:
+        lost: list[int] = []
+        guard = Guard(on_lost=lost.append)
+        guard.start()
+        first = guard.pid
+        assert first is not None
+        with sleeper() as process, sleeper() as later:
+            guard.add(process.pid)
+            os.kill(first, signal.SIGKILL)
+            async with asyncio.timeout(DEADLINE_S):
+                while guard.pid in (None, first):
+                    guard.add(later.pid)  # also while there is none, and again
+                    await asyncio.sleep(0.001)
+            assert lost == [first]
+            await guard.close(DEADLINE_S)
+            assert process.wait(DEADLINE_S) == -signal.SIGKILL
+            assert later.wait(DEADLINE_S) == -signal.SIGKILL
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("all_sent", [True, False])
+def test_more_lines_than_the_pipe_holds_do_not_block(all_sent: bool) -> None:
+    async def scenario() -> None:
+        guard = Guard()
+        guard.start()
+        assert guard.pid is not None
+        os.kill(guard.pid, signal.SIGSTOP)  # it reads nothing now
+        start = time.monotonic()
+        for number in range(20_000):
+            guard.add(4_194_305 + number)  # above the kernel's highest pid: nobody
+        with sleeper() as process:
+            guard.add(process.pid)
+            assert time.monotonic() - start < 10
+            os.kill(guard.pid, signal.SIGCONT)
+            if all_sent:
+                await until(lambda: guard._process is not None and not guard._process.unsent)
+            await guard.close(DEADLINE_S)
+            assert process.wait(DEADLINE_S) == -signal.SIGKILL
+
+    asyncio.run(scenario())
+
+
+def test_a_number_that_came_to_mean_another_process_is_left_alone() -> None:
+    with sleeper() as process:
+        leader = guard_process.read_process(process.pid)
+        assert leader is not None
+        guard_process.kill_groups({process.pid: leader.start_time + 1}, 0.2)
+        assert process.poll() is None
+        guard_process.kill_groups({process.pid: leader.start_time}, DEADLINE_S)
+        assert process.wait(DEADLINE_S) == -signal.SIGKILL
+
+
+def test_members_are_killed_when_their_leader_is_gone() -> None:
+    code = """
+import os, subprocess, sys
+kept = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"],
+                        stdout=subprocess.DEVNULL, process_group=0)
+print("ready", flush=True)
+print(kept.pid, flush=True)
+"""
+    with sleeper(code) as process:
+        assert process.stdout is not None
+        member = int(process.stdout.readline())
+        leader = guard_process.read_process(process.pid)
+        start_time = leader.start_time if leader is not None else 1
+        process.wait(DEADLINE_S)
+        assert alive(member)
+        guard_process.kill_groups({process.pid: start_time}, DEADLINE_S)
+        assert not alive(member)
+
+
+def test_a_process_name_with_parentheses_and_spaces_is_read_right() -> None:
+    code = """
+import ctypes, time
+ctypes.CDLL(None).prctl(15, b") R 1 (", 0, 0, 0)
+print('ready', flush=True); time.sleep(600)
+"""
+    arguments = [sys.executable, "-c", code]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        read = guard_process.read_process(process.pid)
+        process.kill()
+    assert read is not None
+    assert (read.parent, read.session) == (os.getpid(), process.pid)
