@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Sequence
+
+import pytest
+
+from rallypoint.launch.failures import (
+    MESSAGE_CHARACTERS_MAX,
+    PATTERNS,
+    FailureReport,
+    classify,
+)
+from rallypoint.launch.workers import WorkerExit
+
+
+def ended(
+    returncode: int | None = 1, number: int | None = None, *, oom: bool = False
+) -> WorkerExit:
+    return WorkerExit(local_rank=0, rank=0, pid=1, returncode=returncode, signal=number, oom=oom)
+
+
+def said(*lines: str, rank_prefix: str = "") -> list[str]:
+    """The stderr of a program that ended with an exception."""
+    text = ["Traceback (most recent call last):", '  File "train.py", line 1, in <module>']
+    return [rank_prefix + line for line in (*text, *lines)]
+
+
+# Whole last lines as programs printed them. "run" in failures.py means: these.
+GLOO_KILLED = (
+    "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error "
+    "[127.0.0.1]:45493: Connection reset by peer. This is typically caused by a remote worker "
+    "hanging or bugs in the application."
+)
+GLOO_ENDED = (
+    "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed "
+    "by peer [127.0.0.1]:6037. This is typically caused by a remote worker crashing."
+)
+GLOO_HUNG = (
+    "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] "
+    "Timed out waiting 4000ms for recv operation to complete"
+)
+NCCL_REMOTE = (
+    "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3763, remote process "
+    "exited or there was a network error, NCCL version 2.28.8",
+    "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting.",
+    "Last error:",
+    "socketProgressOpt: Call to recv failed : Connection reset by peer",
+)
+NCCL_USAGE = (
+    "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:1287, invalid usage",
+    "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.",
+)
+WATCHDOG = (
+    "terminate called after throwing an instance of 'c10::DistBackendError'",
+    "  what():  [PG 1 Rank 7] Process group watchdog thread terminated with exception: [Rank 7] "
+    "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=199)",
+    "frame #0: c10::Error::Error() + 0x99",
+)
+JAX_ABORT = (
+    "F0926 17:26:32.075587  157988 client.h:77] Terminating process because the JAX distributed "
+    "service detected fatal errors. This most likely indicates that another task died",
+    "Fatal Python error: Aborted",
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind"),
+    [
+        (["ValueError: my own error"], "exception"),
+        (["mypackage.errors.BadDataError: shard 7"], "exception"),
+        (["KeyboardInterrupt"], "exception"),
+        (["AssertionError"], "exception"),
+        (["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"], "oom"),
+        (["RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB"], "oom"),
+        (["MemoryError"], "oom"),
+        (
+            ["jaxlib.xla_extension.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory"],
+            "oom",
+        ),
+        (["RuntimeError: DataLoader worker (pid 12) is killed by signal: Killed. "], "signal"),
+        (["RuntimeError: DataLoader worker (pid(s) 1, 2) exited unexpectedly"], "signal"),
+        ([GLOO_KILLED], "communication"),
+        ([GLOO_ENDED], "communication"),
+        ([GLOO_HUNG], "communication"),
+        (["RuntimeError: Gloo connectFullMesh failed with [...] no error"], "communication"),
+        (NCCL_REMOTE, "communication"),
+        (NCCL_USAGE, "exception"),
+        (["torch.distributed.DistNetworkError: Broken pipe"], "communication"),
+        (
+            ["torch.distributed.DistStoreError: wait timeout after 1000ms, keys: /default_pg/0//k"],
+            "communication",
+        ),
+        (["rallypoint.errors.RoundBrokenError: node-3 was lost"], "communication"),
+        (["ConnectionResetError: [Errno 104] Connection reset by peer"], "communication"),
+        (["ConnectionRefusedError: [Errno 111] Connection refused"], "communication"),
+        (["BrokenPipeError: [Errno 32] Broken pipe"], "communication"),
+        (["jaxlib.XlaRuntimeError: UNAVAILABLE: failed to connect"], "communication"),
+        (["mpi4py.MPI.Exception: MPI_ERR_PROC_FAILED: Process Failure"], "communication"),
+    ],
+)
+@pytest.mark.parametrize("rank_prefix", ["", "[rank12]: "])
+def test_an_exception_says_what_it_is(lines: Sequence[str], kind: str, rank_prefix: str) -> None:
+    printed = said(*lines, rank_prefix=rank_prefix)
+    report = classify(ended(), printed, None)
+    assert (report.kind, report.message) == (kind, lines[0].strip())
+    assert report.last_lines == tuple(printed)
+    assert (report.returncode, report.signal) == (1, None)
+
+
+@pytest.mark.parametrize(("kind", "pattern", "seen"), PATTERNS)
+def test_every_row_says_where_it_was_seen_and_none_matches_everything(
+    kind: str, pattern: str, seen: str
+) -> None:
+    assert seen
+    report = classify(ended(), said("ValueError: wrong shape at step 12"), None)
+    assert report.kind == "exception", (kind, pattern)
+
+
+def test_only_the_exception_counts_not_what_was_logged_before() -> None:
+    lines = ["worker 3: Connection reset by peer, retrying", *said("ValueError: mine")]
+    assert classify(ended(), lines, None).kind == "exception"
+
+
+def test_a_message_of_several_lines_starts_with_its_first() -> None:
+    assert classify(ended(), said(*NCCL_REMOTE)[1:], None).message == NCCL_REMOTE[0]
+    assert classify(ended(), NCCL_REMOTE, None).message == NCCL_REMOTE[0]
+
+
+def test_the_last_exception_of_a_chain_counts() -> None:
+    lines = [
+        *said("ConnectionResetError: [Errno 104] Connection reset by peer"),
+        "During handling of the above exception, another exception occurred:",
+        *said("ValueError: mine"),
+    ]
+    assert classify(ended(), lines, None).message == "ValueError: mine"
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind"),
+    [
+        (WATCHDOG, "communication"),
+        (JAX_ABORT, "communication"),
+        (["terminate called after throwing an instance of 'std::bad_alloc'"], "oom"),
+        (["python: assertion `x' failed"], "signal"),
+        ([], "signal"),
+    ],
+)
+def test_an_abort_is_what_was_said_before_it(lines: Sequence[str], kind: str) -> None:
+    report = classify(ended(None, signal.SIGABRT), lines, None)
+    assert report.kind == kind
+    assert report.message.startswith("killed by SIGABRT")
+    assert (": " in report.message) == bool(lines)
+
+
+@pytest.mark.parametrize(
+    ("exit", "kind", "number", "message"),
+    [
+        (ended(None, signal.SIGKILL), "signal", 9, "killed by SIGKILL"),
+        (ended(None, signal.SIGSEGV), "signal", 11, "killed by SIGSEGV"),
+        (ended(None, 40), "signal", 40, "killed by signal 40"),
+        (ended(137), "signal", 9, "killed by SIGKILL"),
+        (ended(143), "signal", 15, "killed by SIGTERM"),
+        (ended(None, signal.SIGKILL, oom=True), "oom", 9, "killed by the kernel: out of memory"),
+    ],
+)
+def test_a_signal_needs_no_words(exit: WorkerExit, kind: str, number: int, message: str) -> None:
+    report = classify(exit, said(GLOO_KILLED), None)
+    assert (report.kind, report.signal, report.message) == (kind, number, message)
+    assert report.returncode == exit.returncode
+
+
+@pytest.mark.parametrize(
+    ("returncode", "lines", "message"),
+    [
+        (3, [], "exit code 3"),
+        (3, ["", "  "], "exit code 3"),
+        (2, ["usage: train.py", "train.py: error: no data"], "train.py: error: no data"),
+        (255, ["no such host"], "no such host"),
+    ],
+)
+def test_without_an_exception_the_last_line_is_the_message(
+    returncode: int, lines: Sequence[str], message: str
+) -> None:
+    report = classify(ended(returncode), lines, None)
+    assert report == FailureReport("exception", returncode, None, message, tuple(lines))
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        {"message": "ValueError: recorded"},
+        {"message": {"message": "ValueError: recorded", "extraInfo": {"timestamp": "1"}}},
+        {"message": {"message": "ValueError: recorded\nmore", "errorCode": 1}},
+    ],
+)
+def test_torchs_error_file_wins_over_stderr(recorded: object) -> None:
+    report = classify(ended(), said(GLOO_KILLED), json.dumps(recorded))
+    assert (report.kind, report.message) == ("exception", "ValueError: recorded")
+
+
+def test_a_recorded_communication_error_is_one() -> None:
+    text = json.dumps({"message": {"message": GLOO_ENDED, "extraInfo": {}}})
+    assert classify(ended(), [], text).kind == "communication"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"message": 3}', '{"message": {}}', "null"])
+def test_an_error_file_that_says_nothing_is_ignored(text: str) -> None:
+    assert classify(ended(), said("ValueError: mine"), text).message == "ValueError: mine"
+
+
+def test_a_message_is_one_bounded_line() -> None:
+    report = classify(ended(), said("ValueError: " + "x" * 10_000), None)
+    assert len(report.message) == MESSAGE_CHARACTERS_MAX
+    assert report.message.endswith("…")
+
+
+def test_a_worker_that_ended_well_has_no_report() -> None:
+    with pytest.raises(AssertionError, match="has not failed"):
+        classify(ended(0), [], None)
