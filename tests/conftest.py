@@ -9,3 +9,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the results of tests/core/scenarios anew; read the diff before you commit it",
     )
+    parser.addoption(
+        "--rewrite-snapshots",
+        action="store_true",
+        help="write tests/cli/snapshots anew; read the diff before you commit it",
+    )

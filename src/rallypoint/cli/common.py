@@ -31,22 +31,23 @@ TokenFileOption = Annotated[
 
 def token_of(token_file: str | None) -> str:
     """The token, with a warning if its file is open to others. Raises UsageError."""
-    path = settings.resolve("token_file", token_file).value
     token: str = settings.resolve_token(token_file).value
-    if path is not None:
-        warn_if_exposed(path)
+    warn_if_exposed(token_file)
     return token
 
 
-def warn_if_exposed(token_file: str) -> None:
-    """Tell the user if others can read the token."""
-    if settings.is_readable_by_others(token_file):
-        output.warn(f"token file {token_file!r} can be read by others: chmod 600 {token_file}")
+def warn_if_exposed(token_file: str | None) -> None:
+    """Tell the user if others can read the file that the token comes from."""
+    path = settings.resolve("token_file", token_file).value
+    if path is not None and settings.is_readable_by_others(path):
+        output.warn(f"token file {path!r} can be read by others: chmod 600 {path}")
 
 
 def endpoint_of(text: str | None) -> Endpoint:
     """The coordinator that a person asks about. Raises UsageError if none is named."""
-    endpoint: Endpoint = settings.resolve("endpoint", text).value
+    known = settings.setting("endpoint")
+    given = None if text is None else settings.read(known, text, "--endpoint")
+    endpoint: Endpoint = settings.resolve("endpoint", given).value
     if endpoint.kind is EndpointKind.LOCAL:
         raise UsageError(
             "which coordinator? no endpoint is given",

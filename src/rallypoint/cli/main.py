@@ -6,6 +6,7 @@ Each command has a file of its own and imports what is heavy when it runs, so th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -96,5 +97,6 @@ def _without_command(
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        print(context.get_help(), file=sys.stderr)
+        with contextlib.redirect_stdout(sys.stderr):  # where rich formats the help, it prints it
+            print(context.get_help())
         raise typer.Exit(ExitCode.USAGE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -10,7 +9,6 @@ import typer
 from rallypoint import settings
 from rallypoint.cli.common import EndpointOption, TokenFileOption, warn_if_exposed
 from rallypoint.cli.run_config import build_config
-from rallypoint.errors import LogDirectoryError
 
 _WORKERS: Final = "Workers"
 _OUTPUT: Final = "Output"
@@ -135,26 +133,7 @@ def run(
     """Meet the other nodes of a run, start this node's workers, and regroup when one is lost."""
     settings.check_platform()
     config = build_config(context.params)
-    _check_files(token_file, config.log_dir)
+    warn_if_exposed(token_file)
     from rallypoint.launch import agent
 
     raise typer.Exit(agent.main(config))
-
-
-def _check_files(token_file: str | None, log_dir: str | None) -> None:
-    """What is wrong with files is told before anything is joined."""
-    path = settings.resolve("token_file", token_file).value
-    if path is not None:
-        warn_if_exposed(path)
-    if log_dir is not None:
-        _check_log_dir(log_dir)
-
-
-def _check_log_dir(log_dir: str) -> None:
-    from rallypoint.launch import logs
-
-    try:
-        logs.check_log_dir(Path(log_dir))
-    except logs.LogDirectoryError as error:
-        problem = error.system_error.strerror or str(error.system_error)
-        raise LogDirectoryError(log_dir, problem, hint=error.hint) from error

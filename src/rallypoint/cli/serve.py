@@ -1,4 +1,4 @@
-"""`rallypoint serve`: a coordinator for many runs, in a process of its own.
+"""`rallypoint serve`: what is checked before a coordinator listens. While it does: serving.py.
 
 Loopback by default. Beyond it a token is asked for, because who reaches an open coordinator can end
 every run on it.
@@ -6,30 +6,18 @@ every run on it.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import errno
-import gc
-import importlib
 import ipaddress
-import logging
-import resource
-import signal
 import socket
-from collections.abc import Callable
 from typing import Annotated, Final
 
 import typer
 
 from rallypoint import settings
-from rallypoint._version import __version__
-from rallypoint.cli import output
 from rallypoint.cli.common import TokenFileOption, token_of
 from rallypoint.core.values import Address
 from rallypoint.errors import UsageError
 
-STOP_WITHIN_S: Final = 2.5
-"""How long a clean end may take; what is left then ends with the process."""
 EVERY_ADDRESS: Final = ("::", "*")
 """Hosts that mean: all addresses of this machine, IPv4 and IPv6."""
 
@@ -59,10 +47,9 @@ def serve(
     token = token_of(token_file)
     check_exposure(host, is_loopback(host), token, insecure)
     sock = _bind(host, port)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    _allow_many_connections()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(sock, endpoint_text(host, sock.getsockname()[1]), token))
+    from rallypoint.cli import serving
+
+    serving.run(sock, endpoint_text(host, sock.getsockname()[1]), token)
 
 
 # -- before it listens ---------------------------------------------------------------------------
@@ -130,66 +117,3 @@ def _bind_error(where: Address, error: OSError) -> UsageError:
             hint="give one of its own addresses, or `--host ::` for all of them",
         )
     return UsageError(f"cannot listen at {where}: {problem}", hint="give another --host or --port")
-
-
-def _allow_many_connections() -> None:
-    """A connection is a file, and the usual soft limit is 1024 of them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # macOS: "unlimited" is refused
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, where it is installed: this process is ours alone. None: asyncio's own."""
-    try:
-        uvloop = importlib.import_module("uvloop")
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
-# -- while it listens ----------------------------------------------------------------------------
-
-
-async def _serve(sock: socket.socket, endpoint: str, token: str) -> None:
-    from rallypoint.coordinator.config import CoordinatorConfig
-    from rallypoint.coordinator.server import CoordinatorServer
-
-    server = CoordinatorServer(CoordinatorConfig(token=token))
-    try:
-        await server.start([sock])
-        stop = _stop_signal()
-        _spare_the_collector()
-        print(endpoint, flush=True)
-        output.note(f"{__version__} coordinates at {endpoint}; Ctrl-C ends it")
-        number = await stop
-        output.note(f"{signal.Signals(number).name}: the coordinator ends")
-    finally:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_WITHIN_S):
-                await server.aclose()
-
-
-def _stop_signal() -> asyncio.Future[int]:
-    """The first SIGINT or SIGTERM. A second one ends the process at once."""
-    loop = asyncio.get_running_loop()
-    came: asyncio.Future[int] = loop.create_future()
-
-    def stop(number: int) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
-        came.set_result(number)
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(each, stop, int(each))
-    return came
-
-
-def _spare_the_collector() -> None:
-    """Members and sessions live long: looking through all of them often would cost milliseconds."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)

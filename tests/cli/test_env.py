@@ -1,0 +1,62 @@
+"""`rallypoint env`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rallypoint.settings import SETTINGS
+
+from .conftest import Cli
+
+
+def test_defaults(cli: Cli, snapshot: Callable[[str, str], None]) -> None:
+    snapshot("env-defaults", str(cli("env")))
+
+
+def test_what_is_set_says_where(
+    cli: Cli, snapshot: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RALLYPOINT_ENDPOINT", "http://node0:80")
+    monkeypatch.setenv("RALLYPOINT_RUN_ID", "job [red]42")
+    monkeypatch.setenv("RALLYPOINT_NNODES", "2:4")
+    monkeypatch.setenv("RALLYPOINT_TOKEN", "hunter2")
+    monkeypatch.setenv("RALLYPOINT_LAST_CALL", "2m")
+    snapshot("env-set", str(cli("env")))
+
+
+def test_as_json(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RALLYPOINT_NNODES", "2:4")
+    rows = json.loads(cli("env", "--json").out)
+    assert [each["name"] for each in rows] == [each.name for each in SETTINGS]
+    (nnodes,) = [each for each in rows if each["name"] == "nnodes"]
+    assert nnodes["value"] == "2:4"
+    assert nnodes["source"] == "environment RALLYPOINT_NNODES"
+
+
+@pytest.mark.parametrize("option", [[], ["--json"]])
+def test_the_token_is_never_shown(
+    cli: Cli, option: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "token"
+    path.write_text("hunter2\n")
+    monkeypatch.setenv("RALLYPOINT_TOKEN", "hunter3")
+    monkeypatch.setenv("RALLYPOINT_TOKEN_FILE", str(path))
+    done = cli("env", *option)
+    assert "hunter" not in str(done)
+    assert "set" in done.out
+
+
+def test_what_cannot_be_read_is_shown_with_the_rest(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RALLYPOINT_NNODES", "4:2")
+    monkeypatch.setenv("RALLYPOINT_TOKEN_FILE", "/nonexistent")
+    done = cli("env")
+    assert done.code == 2
+    assert len(done.out.splitlines()) == 1 + len(SETTINGS)
+    assert "RALLYPOINT_NNODES must not have its minimum above its maximum" in done.err
+    assert "cannot read token file '/nonexistent'" in done.err

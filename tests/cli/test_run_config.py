@@ -1,0 +1,231 @@
+"""From the options of `rallypoint run` to what the agent is given."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rallypoint.cli.run_config import build_config, program_argv
+from rallypoint.core.values import RunSettings
+from rallypoint.errors import EndpointError, ProgramNotFoundError, UsageError
+from rallypoint.launch.agent import AgentConfig
+from rallypoint.settings import EndpointKind, parse_endpoint
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = tmp_path / "train.py"
+    path.write_text("")
+    return str(path)
+
+
+def _config(script: str, environ: dict[str, str] | None = None, **options: Any) -> AgentConfig:
+    options.setdefault("program", [script, "--lr", "0.1"])
+    return build_config(options, environ=environ or {}, note=_no_note)
+
+
+def _no_note(text: str) -> None:
+    raise AssertionError(f"nothing was to be said: {text}")
+
+
+def test_no_options_are_one_worker_on_this_machine(script: str) -> None:
+    config = _config(script)
+    assert config.run == RunSettings()
+    assert config.node.endpoint.kind is EndpointKind.LOCAL
+    assert config.argv == (sys.executable, "-u", script, "--lr", "0.1")
+    assert (config.workers, config.stop_timeout_s, config.regroup_stop_timeout_s) == (1, 25, 5)
+    assert (config.log_dir, config.tee, config.prefix) == (None, True, True)
+
+
+def test_all_options_arrive(script: str) -> None:
+    config = _config(
+        script,
+        nnodes="2:4",
+        nproc_per_node="8",
+        endpoint="node0:1",
+        run_id="job",
+        node_name="me",
+        local_addr="10.0.0.1",
+        host_coordinator="no",
+        join_timeout="1h",
+        last_call="1m",
+        expected_nodes="3",
+        rank_policy="natural",
+        max_restarts="any",
+        stop_timeout="10",
+        regroup_stop_timeout="500ms",
+        log_dir="/logs",
+        tee=False,
+        prefix=False,
+        label=["rack=7", "note=a=b"],
+        set=["lost_after=1m", "mass-min=5", "coordinator_silence_s=9"],
+    )
+    node, run = config.node, config.run
+    assert node.endpoint == parse_endpoint("node0:1")
+    assert (node.run_id, node.node_name, node.local_addr) == ("job", "me", "10.0.0.1")
+    assert (node.host_coordinator, node.join_timeout_s) == ("no", 3600)
+    assert node.coordinator_silence_s == 9
+    assert node.labels == {"rack": "7", "note": "a=b"}
+    assert (run.min_nodes, run.max_nodes, run.expected_nodes) == (2, 4, 3)
+    assert (run.last_call_s, run.rank_policy, run.max_restarts) == (60, "natural", None)
+    assert (run.lost_after_s, run.mass_min) == (60, 5)
+    assert (config.workers, config.stop_timeout_s, config.regroup_stop_timeout_s) == (8, 10, 0.5)
+    assert (config.log_dir, config.tee, config.prefix) == ("/logs", False, False)
+
+
+def test_an_option_wins_over_the_environment(script: str) -> None:
+    environ = {
+        "RALLYPOINT_ENDPOINT": "theirs:1",
+        "RALLYPOINT_RUN_ID": "job",
+        "RALLYPOINT_MAX_RESTARTS": "3",
+        "RALLYPOINT_NPROC_PER_NODE": "2",
+        "RALLYPOINT_STOP_TIMEOUT": "7",
+        "RALLYPOINT_TOKEN": "t",
+    }
+    config = _config(script, environ, endpoint="mine:1", max_restarts="any")
+    assert config.node.endpoint.host == "mine"
+    assert (config.run.max_restarts, config.workers, config.stop_timeout_s) == (None, 2, 7)
+    assert config.node.token == "t"
+
+
+def test_standalone_is_this_machine_whatever_the_environment_says(script: str) -> None:
+    environ = {"RALLYPOINT_ENDPOINT": "theirs:1", "RALLYPOINT_NNODES": "4"}
+    config = _config(script, environ, standalone=True, nproc_per_node="4")
+    assert config.node.endpoint.kind is EndpointKind.LOCAL
+    assert (config.run.min_nodes, config.run.max_nodes, config.workers) == (1, 1, 4)
+
+
+def test_a_token_file_is_read(script: str, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("hunter2\n")
+    assert _config(script, token_file=str(path)).node.token == "hunter2"
+
+
+# -- torchrun ------------------------------------------------------------------------------------
+
+
+def test_torchruns_names_are_taken_where_the_idea_is_the_same(script: str) -> None:
+    config = _config(
+        script,
+        nnodes="2",
+        rdzv_backend="c10d",
+        rdzv_endpoint="node0:29500",
+        rdzv_id="456",
+        rdzv_conf="join_timeout=60,last_call_timeout=5,is_host=true",
+    )
+    assert config.node.endpoint == parse_endpoint("node0:29500")
+    assert (config.node.run_id, config.node.join_timeout_s) == ("456", 60)
+    assert (config.run.last_call_s, config.node.host_coordinator) == (5, "yes")
+
+
+def test_what_torchrun_leaves_empty_is_not_given(script: str) -> None:
+    assert _config(script, rdzv_backend="", rdzv_endpoint="", rdzv_conf="") is not None
+
+
+def test_what_has_no_effect_is_said(script: str) -> None:
+    notes: list[str] = []
+    options = {
+        "program": [script],
+        "monitor_interval": "0.1",
+        "rdzv_conf": "keep_alive_interval=5",
+    }
+    build_config(options, environ={}, note=notes.append)
+    assert [note.partition(" has no effect")[0] for note in notes] == [
+        "--rdzv-conf keep_alive_interval",
+        "--monitor-interval",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "told", "hint"),
+    [
+        ({"nnodes": "4:2"}, "--nnodes must not have its minimum above", "MIN:MAX"),
+        ({"nnodes": "0"}, "--nnodes must be at least one node", "MIN:MAX"),
+        ({"nproc_per_node": "0"}, "--nproc-per-node must be at least one worker", "auto"),
+        ({"nproc_per_node": "-1"}, "--nproc-per-node must be", "auto"),
+        ({"nnodes": "2"}, "up to 2 nodes cannot meet without an endpoint", "--endpoint"),
+        ({"nnodes": "1:2"}, "up to 2 nodes cannot meet without an endpoint", "--endpoint"),
+        ({"endpoint": "node0:1"}, "needs a run id", "--run-id"),
+        ({"run_id": ""}, "--run-id must have 1 to 256", ""),
+        ({"max_restarts": "-1"}, "--max-restarts must be a number of restarts", ""),
+        ({"join_timeout": "0"}, "join_timeout_s must be more than 0", ""),
+        ({"rank_policy": "best"}, "--rank-policy must be one of", ""),
+        ({"host_coordinator": "x"}, "--host-coordinator must be one of auto, yes, no", ""),
+        ({"expected_nodes": "2"}, "expected_nodes (2) must be within", ""),
+        ({"token_file": "/nonexistent"}, "cannot read token file '/nonexistent'", "chmod"),
+        ({"label": ["rack"]}, "--label must be NAME=TEXT, not 'rack'", ""),
+        ({"label": ["=7"]}, "--label must be NAME=TEXT, not '=7'", ""),
+        ({"set": ["lost_after"]}, "--set must be NAME=VALUE", ""),
+        ({"set": ["nonsense=1"]}, "no setting 'nonsense'", "rallypoint env"),
+        ({"set": ["lost_after=soon"]}, "--set lost_after must be a duration", ""),
+        ({"set": ["token=hunter2"]}, "a token on a command line", "--token-file"),
+        ({"last_call": "1", "set": ["last_call=2"]}, "--last-call and --set last_call", "one"),
+        ({"standalone": True, "endpoint": "a:1"}, "--standalone has no endpoint", ""),
+        ({"standalone": True, "rdzv_endpoint": "a:1"}, "--standalone has no endpoint", ""),
+        ({"standalone": True, "nnodes": "2"}, "--standalone is one node", ""),
+        ({"endpoint": "a:1", "rdzv_endpoint": "b:1"}, "contradict each other", "one of them"),
+        ({"rdzv_backend": "etcd"}, "--rdzv-backend etcd is none", "--endpoint"),
+        ({"rdzv_conf": "is_host=perhaps"}, "--rdzv-conf is_host must be true or false", ""),
+        ({"rdzv_conf": "nonsense=1"}, "no setting 'nonsense'", "rallypoint env"),
+        ({"rdzv_conf": "join_timeout"}, "--rdzv-conf must be K=V", ""),
+        ({"node_rank": "0"}, "--node-rank cannot be given", "agree on their ranks"),
+        ({"master_addr": "x"}, "--master-addr cannot be given", "--endpoint"),
+        ({"master_port": "1"}, "--master-port cannot be given", "--endpoint"),
+        ({"program": []}, "no program to run", "train.py"),
+        ({"no_python": True, "module": True}, "exclude each other", ""),
+    ],
+)
+def test_what_cannot_be_is_told(script: str, options: dict[str, Any], told: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        _config(script, **options)
+    assert told in caught.value.message
+    assert hint in f"{caught.value.message} {caught.value.hint}"
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_endpoint_that_cannot_be_read_names_its_option(script: str) -> None:
+    with pytest.raises(EndpointError, match="--rdzv-endpoint: endpoint 'a:0'"):
+        _config(script, rdzv_endpoint="a:0")
+
+
+def test_a_variable_that_cannot_be_read_is_named(script: str) -> None:
+    with pytest.raises(UsageError, match="RALLYPOINT_NPROC_PER_NODE must be at least one worker"):
+        _config(script, {"RALLYPOINT_NPROC_PER_NODE": "0"})
+
+
+# -- the program ---------------------------------------------------------------------------------
+
+
+def test_a_module_and_an_executable() -> None:
+    assert program_argv({"program": ["pkg.train", "-x"], "module": True}) == (
+        *(sys.executable, "-u", "-m"),
+        *("pkg.train", "-x"),
+    )
+    assert program_argv({"program": ["sh", "-c", "true"], "no_python": True}) == (
+        *("sh", "-c", "true"),
+    )
+
+
+def test_another_python_and_a_directory(tmp_path: Path) -> None:
+    argv = program_argv({"program": [str(tmp_path)], "python": sys.executable})
+    assert argv == (sys.executable, "-u", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"program": ["/nonexistent/train.py"]}, "check the path; -m runs a module"),
+        ({"program": ["sh"]}, "put --no-python before it"),
+        ({"program": ["3", "train.py"]}, "torchrun's --tee takes a number"),
+        ({"program": ["/nonexistent/a.out"], "no_python": True}, "executable"),
+        ({"program": [__file__], "python": "/nonexistent/python"}, "--python"),
+    ],
+)
+def test_a_program_that_does_not_exist(options: dict[str, Any], hint: str) -> None:
+    with pytest.raises(ProgramNotFoundError) as caught:
+        program_argv(options)
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 2
