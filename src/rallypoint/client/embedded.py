@@ -6,6 +6,7 @@ Imported only when a node becomes the host, since it brings the server's librari
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import socket
 from collections.abc import Callable
@@ -28,17 +29,19 @@ class EmbeddedCoordinator:
         self._sockets = sockets
 
     @classmethod
-    async def start(
-        cls, run_id: str, token: str, host: str | None, port: int
-    ) -> EmbeddedCoordinator:
-        """Bind and serve. `host` None: every address of this machine. Raises OSError."""
-        sock = bind(host, port)
+    async def start(cls, run_id: str, token: str, host: str, port: int) -> EmbeddedCoordinator:
+        """Bind and serve: on loopback if the endpoint is there, else on every address.
+
+        `port` 0: any. Raises OSError, EADDRINUSE among them.
+        """
+        is_local = is_loopback(host)
+        sockets = _loopback_sockets(port) if is_local else [bind(None, port)]
         server = CoordinatorServer(CoordinatorConfig(token=token, only_run=run_id))
-        await server.start([sock])
-        bound_port = sock.getsockname()[1]
-        if host is None and not token:
+        await server.start(sockets)
+        bound_port = sockets[0].getsockname()[1]
+        if not is_local and not token:
             _warn_once(run_id, bound_port)
-        return cls(server, Address(host or "localhost", bound_port), [sock])
+        return cls(server, Address("127.0.0.1" if is_local else "localhost", bound_port), sockets)
 
     @property
     def others(self) -> int:
@@ -89,3 +92,22 @@ def _warn_once(run_id: str, port: int) -> None:
             port,
             run_id,
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an endpoint's host can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _loopback_sockets(port: int) -> list[socket.socket]:
+    """127.0.0.1, and ::1 where there is one: a client may try either for `localhost`."""
+    first = bind("127.0.0.1", port)
+    try:
+        return [first, bind("::1", first.getsockname()[1])]
+    except OSError:
+        return [first]

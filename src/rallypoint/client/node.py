@@ -170,7 +170,11 @@ class Node:
             if is_allowed_to_host is None:
                 is_allowed_to_host = self.hosted is None and await may_host(self.settings)
             is_nobody_there = attempts.only_refused or attempts.unresolved
-            if is_allowed_to_host and is_nobody_there and await self._host(None, target.port):
+            if (
+                is_allowed_to_host
+                and is_nobody_there
+                and await self._host(target.host, target.port)
+            ):
                 is_allowed_to_host = False
                 target = self._own_target(target, attempts)
                 continue
@@ -183,7 +187,7 @@ class Node:
         """A machine that cannot resolve its own name still reaches itself."""
         return Address("localhost", target.port) if attempts.unresolved else target
 
-    async def _host(self, host: str | None, port: int) -> bool:
+    async def _host(self, host: str, port: int) -> bool:
         """Become the coordinator. False if another process has taken the port meanwhile."""
         from rallypoint.client.embedded import EmbeddedCoordinator
 
