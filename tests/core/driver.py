@@ -7,6 +7,7 @@ order of its time, and unless `manual_commit` is set the ledger answers at once.
 from __future__ import annotations
 
 import heapq
+from typing import Any
 
 import msgspec
 
@@ -40,12 +41,14 @@ def token_of(node: NodeId) -> str:
 class Driver:
     """One run, its clock, its timers and its ledger; remembers what each node would know."""
 
-    def __init__(self, *, manual_commit: bool = False, term: int = 1, **settings: object) -> None:
+    def __init__(self, *, manual_commit: bool = False, term: int = 1, **settings: Any) -> None:
         self.settings = msgspec.convert(settings, _Settings).settings()
         self.checked = Checked(Membership("run", ledger_id="ledger", term=term))
         self.manual_commit = manual_commit
         self.now_s = 0.0
         self.effects: list[tuple[float, do.Effect]] = []
+        self.fired: list[do.Timer] = []
+        self.good: list[str] = []
         self._timers: list[tuple[float, int, do.Timer]] = []
         self._order = 0
         self._links: dict[str, int] = {}
@@ -98,11 +101,19 @@ class Driver:
     def advance(self, duration_s: float) -> None:
         """Let time pass, and fire the timers that fall due, each at its own time."""
         end_s = self.now_s + duration_s
-        while self._timers and self._timers[0][0] <= end_s:
-            due_s, _, timer = heapq.heappop(self._timers)
-            self.now_s = max(self.now_s, due_s)
-            self.step(on.TimerFired(timer))
-        self.now_s = end_s
+        while self.advance_once(end_s):
+            pass
+
+    def advance_once(self, end_s: float) -> bool:
+        """Fire the next timer due by `end_s`. If there is none it is `end_s` then, and False."""
+        if not self._timers or self._timers[0][0] > end_s:
+            self.now_s = end_s
+            return False
+        due_s, _, timer = heapq.heappop(self._timers)
+        self.now_s = max(self.now_s, due_s)
+        self.fired.append(timer)
+        self.step(on.TimerFired(timer))
+        return True
 
     # -- what nodes do -------------------------------------------------------------------------
 
@@ -151,6 +162,9 @@ class Driver:
     def disconnect(self, *tokens: str) -> None:
         for token in tokens:
             self.step(on.ConnectionLost(node_id(token), self._links[token]))
+
+    def disconnect_if_linked(self, *tokens: str) -> None:
+        self.disconnect(*(token for token in tokens if token in self._links))
 
     def silent(self, *tokens: str, silent_s: float = 5.0) -> None:
         for token in tokens:

@@ -6,6 +6,8 @@ counts. Time is not in the events but beside them, as `step`'s `now_s`.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from rallypoint.core.effects import Timer
 from rallypoint.core.values import (
     Address,
@@ -154,13 +156,6 @@ EVENTS: tuple[type[Event], ...] = (
 )
 """All of them, in the order in which docs/protocol.md lists them."""
 
-SPOKEN: tuple[type[Event], ...] = (
-    NodeReady,
-    WorkerFailed,
-    NodeDone,
-    NodeDeparting,
-    ProbeAnswered,
-    NodeHeard,
-)
-"""What only a living node can say, so that each is an answer to a probe. (NodeLeft is too, but
-nobody needs to know any more.)"""
+Spoken: TypeAlias = NodeReady | WorkerFailed | NodeDone | NodeDeparting | ProbeAnswered | NodeHeard
+"""What only a living node can say, so that each is an answer to every probe. (A NodeLeft is too,
+but nobody needs to know any more.)"""

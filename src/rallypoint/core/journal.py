@@ -52,7 +52,8 @@ class _Node:
         self.id = node
         self.link_id = link_id
         self.link = Link.CONNECTED
-        self.trouble_s = 0.0
+        self.closed_s: float | None = None
+        self.silent_since_s: float | None = None
         self.probed_s: float | None = None
         self.name_probed_s: float | None = None
         self.seated = 0
@@ -72,7 +73,7 @@ class _Node:
     def heard(self) -> None:
         self.probed_s = self.name_probed_s = None
         if self.link is Link.SILENT:
-            self.link = Link.CONNECTED
+            self.link, self.silent_since_s = Link.CONNECTED, None
 
 
 class Journal:
@@ -137,7 +138,7 @@ class Journal:
         return node if node is not None and node.id == named else None
 
     def _see_node(self, node: _Node, event: on.Event, now_s: float) -> None:
-        if isinstance(event, on.SPOKEN):
+        if isinstance(event, on.Spoken):
             node.heard()
         match event:
             case on.NodeReady():
@@ -151,17 +152,24 @@ class Journal:
                 node.said_goodbye = True
             case on.ConnectionLost(link=link):
                 if link == node.link_id and node.link is not Link.DISCONNECTED:
-                    node.link, node.trouble_s = Link.DISCONNECTED, now_s
+                    node.link, node.closed_s = Link.DISCONNECTED, now_s
             case on.NodeSilent(silent_s=silent_s) if node.link is Link.CONNECTED:
-                node.link, node.trouble_s = Link.SILENT, now_s - silent_s
+                node.link, node.silent_since_s = Link.SILENT, now_s - silent_s
 
     def _ready(self, node: _Node, event: on.NodeReady) -> None:
         # R4: whoever names an older round repeats what it said before.
         if event.leaving_round < node.seated or not node.is_awaited:
             return
+        is_inside = self._broken is None and self._is_in_published(node)
+        is_over = isinstance(self._pending, CloseRecord)
+        if is_inside and (is_over or event.leaving_round != node.seated):
+            return
         if self._published and event.leaving_round == self._published.head.number:
             self._leavers.add(node.id.name)
         node.asked = True
+
+    def _is_in_published(self, node: _Node) -> bool:
+        return self._published is not None and node.seated == self._published.head.number
 
     def _committed(self, record: RoundRecord | CloseRecord) -> None:
         self._pending, self._just_committed = None, record
@@ -175,8 +183,9 @@ class Journal:
         self._suspended = False
         self._mass_since_s = None
         for node in self._nodes.values():
-            silent_s = self._settings.suspect_after_s if node.link is Link.SILENT else 0.0
-            node.trouble_s = now_s - silent_s
+            node.closed_s = now_s
+            is_silent = node.link is Link.SILENT
+            node.silent_since_s = now_s - self._settings.suspect_after_s if is_silent else None
             node.probed_s = None if node.probed_s is None else now_s
 
     # -- effects -------------------------------------------------------------------------------
@@ -226,6 +235,7 @@ class Journal:
             return
         node.heard()
         node.link, node.link_id = Link.CONNECTED, effect.link
+        node.closed_s = node.silent_since_s = None
 
     def _must_be_due(self, record: RoundRecord | CloseRecord) -> None:
         if self._closed:
@@ -309,16 +319,15 @@ class Journal:
         if self._suspended or self._guarding:
             self._fail("R8", f"{node.id.name} was declared lost while nobody may be")
         settings, name = self._settings, node.id.name
-        match node.link:
-            case Link.CONNECTED:
-                self._fail("R8", f"{name} answers, and was declared lost")
-            case Link.DISCONNECTED if not _passed(
-                node.trouble_s, settings.reconnect_grace_s, now_s
-            ):
-                self._fail("R8", f"{name} was declared lost within its grace")
-            case Link.SILENT if not _passed(node.trouble_s, settings.lost_after_s, now_s):
-                if node.probed_s is None or not _passed(node.probed_s, settings.probe_s, now_s):
-                    self._fail("R8", f"{name} was declared lost for a silence too short")
+        if node.link is Link.CONNECTED:
+            self._fail("R8", f"{name} answers, and was declared lost")
+        bounds = (
+            (node.closed_s if node.link is Link.DISCONNECTED else None, settings.reconnect_grace_s),
+            (node.silent_since_s, settings.lost_after_s),
+            (node.probed_s if node.silent_since_s is not None else None, settings.probe_s),
+        )
+        if not any(since_s is not None and _passed(since_s, s, now_s) for since_s, s in bounds):
+            self._fail("R8", f"{name} was declared lost before its time")
 
     def _update_guard(self, now_s: float) -> None:
         """Count once per step: after what the event changed, before anybody is declared lost."""

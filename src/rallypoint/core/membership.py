@@ -6,19 +6,25 @@ looks at the counts and does what the rules ask for: declares losses, closes a c
 ends the run. So a rule stands in one place, whatever the event that made it apply.
 
 This file holds the state and the handlers. The decisions that can stand alone do: `sealing` (is
-the round full enough?), `suspicion` (who is lost?), `causes` (whose fault was it?), `ranks`.
+the round full enough?), `suspicion` (who is lost?), `causes` (whose fault was it?), `ranks`; and
+so does what only has to be remembered: `roster`, `rivals`, `departures`, `deferral`.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import math
+
+import msgspec
 
 from rallypoint.core import causes, ranks, reasons, sealing
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.causes import Budget, Case
-from rallypoint.core.effects import Effect, Timer, TimerKind
+from rallypoint.core.deferral import Deferral
+from rallypoint.core.departures import STEADY_S, Departures
+from rallypoint.core.effects import Effect, TimerKind
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
+from rallypoint.core.rivals import Rivals
 from rallypoint.core.roster import File, Member, Roster
 from rallypoint.core.sealing import Call, Decision, Gathering
 from rallypoint.core.suspicion import Suspicion
@@ -30,7 +36,6 @@ from rallypoint.core.values import (
     Link,
     MemberState,
     NodeId,
-    NodeInfo,
     Outcome,
     Phase,
     RoundHead,
@@ -40,13 +45,6 @@ from rallypoint.core.values import (
     Seat,
     table_digest,
 )
-
-BACKOFF_DOUBLINGS_MAX: Final = 6
-"""A name that keeps coming and going waits at most 2**6 times the scale-up delay."""
-STEADY_S: Final = 60.0
-"""A member that stayed this long in a round is no longer held to come and go."""
-REMEMBERED_MAX: Final = 1_024
-"""How many names that have left are remembered, for their backoff and for telling them why."""
 
 
 class Membership:
@@ -71,19 +69,21 @@ class Membership:
         self.budget = Budget()
         self.case: Case | None = None
         self.suspended_reason = ""
+        self.deposed = False
         self.committing: RoundRecord | CloseRecord | None = None
 
         self._suspicion = Suspicion(self.roster)
-        self._rivals: dict[str, on.NodeAttached] = {}
-        self._rival_serials: dict[str, int] = {}
+        self._rivals = Rivals()
+        self._departures = Departures()
+        self._deferral = Deferral()
         self._finished = 0
-        self._departed: dict[str, Change] = {}
-        self._flaps: dict[str, int] = {}
-        self._deferred: dict[tuple[str, str], on.Event] = {}
+        self._finished_in_round = 0
 
+        self._in_record: dict[NodeId, None] = {}
         self._interrupted: Change | None = None
         self._close_wanted: CloseRecord | None = None
         self._resume_phase = Phase.GATHERING
+        self._resume_since_s = 0.0
 
         self._call = Call.NOT_YET
         self._call_serial = 0
@@ -93,8 +93,9 @@ class Membership:
         self._probe_serial = 0
         self._case_serial = 0
         self._case_settled = False
+        self._let_in_from_s = math.inf
+        self._scale_up_at_s = math.inf
         self._scale_up_serial = 0
-        self._scale_up_at_s: float | None = None
         self._let_newcomers_in = False
 
         self._since_s = 0.0
@@ -108,14 +109,27 @@ class Membership:
         """Take one event at `now_s` (seconds, never going back) and return what to do about it."""
         self._now_s = now_s
         self._effects = []
-        self._take(event)
+        self._note_life(event)
+        self._note(event)
+        self._advance()
         effects, self._effects = self._effects, []
         return effects
 
-    def _take(self, event: on.Event) -> None:
-        cell = TRANSITIONS[self.phase, type(event)]
-        getattr(self, cell.handler)(event)
-        self._advance()
+    def _note(self, event: on.Event) -> None:
+        getattr(self, TRANSITIONS[self.phase, type(event)].handler)(event)
+
+    def _note_life(self, event: on.Event) -> None:
+        """R8: what only a living node can say is an answer, whatever else becomes of it."""
+        if not isinstance(event, on.Spoken):
+            return
+        member = self.roster.living(event.node)
+        if member is None:
+            return
+        self._suspicion.answered(member.name)
+        self._refuse_rival(member)
+        if member.link is Link.SILENT:
+            self._suspicion.heard(member)
+            self._consider(member)
 
     # -- what can be asked ---------------------------------------------------------------------
 
@@ -175,18 +189,19 @@ class Membership:
         return member.file is File.NEWCOMER and self.phase is Phase.ACTIVE
 
     def freeze(self) -> tuple[object, ...]:
-        """A hashable picture of all that the rules can see, for tests and the model checker."""
+        """A hashable picture of all that decides what follows, for tests and the model checker.
+
+        Without times and serial numbers, but with what each running timer is for.
+        """
         return (
-            self.phase,
-            self.number,
-            self.budget.spent,
-            self._call,
-            self._settled,
-            self._suspicion.guarding,
-            self._suspicion.unanswered,
-            self.close,
+            (self.phase, self.phase_of_work, self.deposed, self.close, self.number),
+            (self.committing, self._interrupted, self._close_wanted, tuple(self._deferral)),
+            (self.budget.spent, self._finished, self._finished_in_round),
+            self.case and (self.case.change, self.case.closed, self._case_settled),
+            (self._call, self._settled, self._settle_serial > 0, self._let_newcomers_in),
+            (self._suspicion.guarding, self._suspicion.unanswered, self._suspicion.probe_is_over),
             tuple(member.freeze() for member in self.roster),
-            tuple(self._rivals),
+            self._rivals.names(),
         )
 
     # -- nodes come ----------------------------------------------------------------------------
@@ -221,9 +236,8 @@ class Membership:
         return None
 
     def _admit(self, event: on.NodeAttached) -> None:
-        member = self.roster.add(event.node, event.link)
-        change = self._departed.get(member.name)
-        standing = do.Standing(change=change)
+        member = self.roster.add(event.node, event.link, self._now_s)
+        standing = do.Standing(change=self._departures.change(member.name))
         self._do(do.Welcome(event.link, member.id, resumed=False, standing=standing))
 
     def _attach_suspended(self, event: on.NodeAttached) -> None:
@@ -237,13 +251,15 @@ class Membership:
         member.link_id = event.link
         self._suspicion.heard(member)
         self._suspicion.answered(member.name)
+        self._refuse_rival(member)
+        self._consider(member, is_told=True)
         self._do(do.Welcome(event.link, member.id, resumed=True, standing=self._standing(member)))
 
     def _standing(self, member: Member) -> do.Standing:
         ready = member.state is MemberState.READY
-        in_round = member.file is File.IN_ROUND or member.state is MemberState.DONE
-        round_number = self.number if in_round else 0
-        change = self.case.change if self.case and member.survivor else None
+        in_round = member.file in (File.IN_ROUND, File.DONE)
+        round_number = member.last_round if in_round else 0
+        change = self.case.change if self.case and member.survivor else member.last_change
         return do.Standing(round_number, change, ready, self.is_standby(member))
 
     def _refuse_closed(self, event: on.NodeAttached) -> None:
@@ -254,29 +270,32 @@ class Membership:
     # -- two nodes of one name -----------------------------------------------------------------
 
     def _on_rival(self, member: Member, event: on.NodeAttached) -> None:
-        """Another incarnation wants the name: the older is probed, unless it is gone already."""
+        """Another incarnation wants the name. At most one may wait for it."""
         waiting = self._rivals.get(member.name)
-        if waiting is not None and waiting.node.incarnation != event.node.incarnation:
+        if waiting is None:
+            self._challenge(member, event)
+        elif waiting.node.id == event.node.id:
+            self._rivals.redialled(event)
+        else:
             self._do(do.Refuse(event.link, reasons.name_taken(member.name, member.info.host)))
-            return
-        self._rivals[member.name] = event
-        if member.link is Link.DISCONNECTED:
-            self._supersede(member)
-            return
+
+    def _challenge(self, member: Member, event: on.NodeAttached) -> None:
+        """The older is asked whether it lives, unless its connection is closed already."""
         assert self.settings is not None
         timer = self._suspicion.timer(TimerKind.NAME, member.name)
-        self._rival_serials[member.name] = timer.serial
-        self._do(do.ProbeNode(member.id), do.SetTimer(timer, self.settings.probe_s))
+        self._rivals.wait(event, timer)
+        if member.link is Link.DISCONNECTED:
+            self._supersede(member)
+        else:
+            self._do(do.ProbeNode(member.id), do.SetTimer(timer, self.settings.probe_s))
 
     def _supersede(self, member: Member) -> None:
-        rival = self._rivals.pop(member.name)
         message = f"a newer start of node {member.name!r} has taken its place in the run"
         self._do(do.Supersede(member.id, Refusal(RefusalCode.SUPERSEDED, message)))
         self._lose([member], "superseded by a newer start of the same name")
-        self._admit(rival)
 
     def _refuse_rival(self, member: Member) -> None:
-        rival = self._rivals.pop(member.name, None)
+        rival = self._rivals.pop(member.name)
         if rival is not None:
             refusal = reasons.name_taken(member.name, member.info.host)
             self._do(do.Refuse(rival.link, refusal))
@@ -285,14 +304,12 @@ class Membership:
 
     def _on_ready(self, event: on.NodeReady) -> None:
         member = self.roster.living(event.node)
-        if member is None:
+        if member is None or member.file in (File.DONE, File.DEPARTING):
             return
-        self._suspicion.answered(member.name)
-        if member.file in (File.DONE, File.DEPARTING):
+        if _is_repeat(member, event):
             return
         if member.file is File.IN_ROUND:
-            # R4: only a node that names the round it is in leaves it; anything else is a repeat.
-            if event.leaving_round != self.number:
+            if self.phase is not Phase.ACTIVE:
                 return
             self._break(causes.happened(ChangeKind.READY_AGAIN, self.number, [member.name]))
         self._mark_ready(member, event)
@@ -303,32 +320,46 @@ class Membership:
         if member.state is MemberState.READY:
             return
         member.state = MemberState.READY
-        member.eligible_s = self._now_s + self._entry_delay_s(member.name)
+        member.eligible_s = self._now_s + self._entry_delay_s(member)
+        self.roster.queue(member)
         self.roster.refile(member)
-        if self.is_standby(member):
+        self._consider(member)
+
+    def _entry_delay_s(self, member: Member) -> float:
+        assert self.settings is not None
+        base_s = self.settings.scale_up_delay_s
+        is_steady = self._now_s - member.attached_s >= STEADY_S
+        return base_s if is_steady else self._departures.delay_s(member.name, base_s)
+
+    def _consider(self, member: Member, *, is_told: bool = False) -> None:
+        """A newcomer that is ready may be let in once its delay is over. O(1)."""
+        if member.file is not File.NEWCOMER:
+            return
+        self._let_in_from_s = min(self._let_in_from_s, member.eligible_s)
+        if self.is_standby(member) and not is_told:
             self._do(do.Notify(member.id, standby=True))
 
     def _on_worker_failed(self, event: on.WorkerFailed) -> None:
         member = self.roster.living(event.node)
-        if member is None or event.round != self.number:
+        if member is None or not event.round == self.number == member.last_round:
             return
-        self._suspicion.answered(member.name)
         if member.file is File.IN_ROUND:
             self._break(causes.failed(self.number, member.name, event.failure))
             self._suspicion.answered(member.name)
-        elif self.case and self.case.round == event.round:
+        elif self.case is not None:
             self.case.add_failure(member.name, event.failure)
 
     def _on_done(self, event: on.NodeDone) -> None:
         member = self.roster.living(event.node)
-        if member is None or event.round != self.number or member.state is MemberState.READY:
+        # R11: what a node repeats, or says of a round it is not in, counts nothing.
+        if member is None or not event.round or event.round != member.last_round:
             return
-        self._suspicion.answered(member.name)
-        if member.state is not MemberState.DEPARTING:
+        if member.state not in (MemberState.READY, MemberState.DEPARTING, MemberState.DONE):
             self._finish(member)
 
     def _finish(self, member: Member) -> None:
         self._finished += 1
+        self._finished_in_round += member.last_round == self.number
         member.state = MemberState.DONE
         member.survivor = False
         self.roster.refile(member)
@@ -342,7 +373,7 @@ class Membership:
         member.state = MemberState.DEPARTING
         member.survivor = False
         self.roster.refile(member)
-        if was_in_round:
+        if was_in_round and self.phase is Phase.ACTIVE:
             self._break(
                 causes.happened(ChangeKind.NODE_LEFT, self.number, [member.name], event.reason)
             )
@@ -350,7 +381,7 @@ class Membership:
     def _on_left(self, event: on.NodeLeft) -> None:
         member = self.roster.living(event.node)
         if member is None:
-            self._drop_rival(event.node, None)
+            self._rivals.drop(event.node)
             return
         self._remove([member], ChangeKind.NODE_LEFT, event.reason)
 
@@ -362,44 +393,31 @@ class Membership:
     def _on_connection_lost(self, event: on.ConnectionLost) -> None:
         member = self.roster.living(event.node)
         if member is None or member.link_id != event.link:
-            self._drop_rival(event.node, event.link)
+            self._rivals.drop(event.node, event.link)
+            return
+        if member.link is Link.DISCONNECTED:
             return
         assert self.settings is not None
         self._do(*self._suspicion.disconnected(member, self.settings, self._now_s))
         if member.name in self._rivals:
             self._supersede(member)
 
-    def _drop_rival(self, node: NodeId, link: int | None) -> None:
-        rival = self._rivals.get(node.name)
-        if rival and rival.node.id == node and link in (None, rival.link):
-            del self._rivals[node.name]
+    def _note_disconnected(self, event: on.ConnectionLost) -> None:
+        """SUSPENDED: nobody is judged, so no deadline begins before the ledger is back."""
+        self._deferral.forget_attached(event.node, event.link)
+        member = self.roster.living(event.node)
+        if member is not None and member.link_id == event.link:
+            member.link = Link.DISCONNECTED
+            self.roster.refile(member)
 
     def _on_silent(self, event: on.NodeSilent) -> None:
         member = self.roster.living(event.node)
         if member is None or member.link is not Link.CONNECTED or self.settings is None:
             return
-        self._do(
-            *self._suspicion.silent(member, self.settings, self._now_s, event.silent_s),
-        )
+        self._do(*self._suspicion.silent(member, self.settings, self._now_s, event.silent_s))
 
-    def _on_heard(self, event: on.NodeHeard) -> None:
-        member = self.roster.living(event.node)
-        if member is not None and member.link is Link.SILENT:
-            self._suspicion.heard(member)
-            self._suspicion.answered(member.name)
-
-    def _on_probe_answered(self, event: on.ProbeAnswered) -> None:
-        member = self.roster.living(event.node)
-        if member is not None:
-            self._suspicion.answered(member.name)
-            self._refuse_rival(member)
-
-    def _note_disconnected(self, event: on.ConnectionLost) -> None:
-        """SUSPENDED: nobody is judged, so no deadline begins before the ledger is back."""
-        member = self.roster.living(event.node)
-        if member is not None and member.link_id == event.link:
-            member.link = Link.DISCONNECTED
-            self.roster.refile(member)
+    def _on_answer(self, event: on.Event) -> None:
+        """The node lives: all that this means has been noted, see `_note_life`."""
 
     # -- timers --------------------------------------------------------------------------------
 
@@ -415,26 +433,18 @@ class Membership:
             case TimerKind.PROBE if timer.serial == self._probe_serial:
                 self._suspicion.probe_over()
             case TimerKind.SCALE_UP if timer.serial == self._scale_up_serial:
-                self._scale_up_at_s = None
                 self._let_newcomers_in = True
-            case TimerKind.NAME if timer.serial == self._rival_serials.get(timer.name):
-                self._name_unanswered(timer)
+            case TimerKind.NAME if self._rivals.is_due(timer):
+                self._name_unanswered(timer.name)
             case TimerKind.GRACE | TimerKind.LOST | TimerKind.MASS:
                 self._suspicion.deadline_passed(timer)
-                self._drop_departing(timer)
             case _:
                 """A stale timer: what it was set for is over."""
 
-    def _name_unanswered(self, timer: Timer) -> None:
-        member = self.roster.get(timer.name)
-        if member is not None and timer.name in self._rivals:
+    def _name_unanswered(self, name: str) -> None:
+        member = self.roster.get(name)
+        if member is not None:
             self._supersede(member)
-
-    def _drop_departing(self, timer: Timer) -> None:
-        """A departing node that went away without a goodbye has left, and nobody minds."""
-        member = self.roster.get(timer.name)
-        if member and member.file is File.DEPARTING and member.link_timer == timer.serial:
-            self._remove([member], ChangeKind.NODE_LEFT, "it was stopping")
 
     # -- the ledger ----------------------------------------------------------------------------
 
@@ -445,11 +455,14 @@ class Membership:
             self.close = record
             self._closed_at_s = self._now_s
             self._do(do.Announce(record))
+            for rival in self._rivals.pop_all():
+                self._refuse_closed(rival)
         elif record is not None:
             self._begin(record)
 
     def _on_commit_refused(self, event: on.CommitRefused) -> None:
-        # R5: a deposed coordinator decides nothing more.
+        # R5: a deposed coordinator decides nothing more, whatever its ledger says later.
+        self.deposed = True
         self._suspend(event.reason)
         self._do(do.StepDown(event.reason))
 
@@ -458,30 +471,41 @@ class Membership:
 
     def _suspend(self, reason: str) -> None:
         if self.phase is not Phase.SUSPENDED:
-            self._resume_phase = self.phase
+            self._resume_phase, self._resume_since_s = self.phase, self._since_s
             self._enter(Phase.SUSPENDED)
-            rivals, self._rivals = self._rivals, {}
-            for rival in rivals.values():
+            for rival in self._rivals.pop_all():
                 self._defer(rival)
         self.suspended_reason = reason
 
     def _on_ledger_restored(self, event: on.LedgerRestored) -> None:
-        self._enter(self._resume_phase)
+        if self.deposed:
+            return
+        self.phase, self._since_s = self._resume_phase, self._resume_since_s
         self.suspended_reason = ""
-        if self.settings is not None:
-            self._do(*self._suspicion.rearm(self.settings, self._now_s))
+        self._begin_deadlines_again()
         if self.committing is not None:
             self._do(do.Commit(self.committing))
-        deferred, self._deferred = self._deferred, {}
-        for event_kept in deferred.values():
-            self._take(event_kept)
+        # All of them count before anything is decided, as if they had come at once.
+        for kept in self._deferral.take():
+            self._note(kept)
+
+    def _begin_deadlines_again(self) -> None:
+        """R8: nobody could be judged meanwhile, so everybody has the whole time again."""
+        if self.case is not None and not self.case.closed:
+            self._open_probe(list(self._suspicion.unanswered))
+        if self.settings is not None:
+            self._do(*self._suspicion.rearm(self.settings, self._now_s))
 
     def _defer(self, event: on.Event) -> None:
-        """SUSPENDED: keep a request until the ledger is back; the last of its kind per node."""
+        """SUSPENDED: keep a request until the ledger is back, if it comes from a member."""
         node = getattr(event, "node", None)
-        key = (type(event).__name__, node.name if isinstance(node, NodeId | NodeInfo) else "")
-        self._deferred.pop(key, None)
-        self._deferred[key] = event
+        member = self.roster.living(node) if isinstance(node, NodeId) else None
+        if isinstance(event, on.NodeReady) and (member is None or _is_repeat(member, event)):
+            return
+        if member is not None or not isinstance(node, NodeId):
+            self._deferral.keep(event)
+        elif isinstance(event, on.NodeLeft):
+            self._deferral.forget_attached(node)
 
     def _ignore(self, event: on.Event) -> None:
         """Nothing changes."""
@@ -501,59 +525,60 @@ class Membership:
             self._advance_gathering(self.settings)
 
     def _declare_losses(self) -> None:
-        if not self._suspicion.has_overdue:
-            return
-        lost = self._suspicion.lost()
+        overdue = self._suspicion.past_deadline()
+        lost = [member for member in overdue if member.is_troubled]
         if lost:
             self._lose(lost, _how_lost(lost[0]))
+        # Who is done or departing is missed by nobody.
+        ended = [member for member in overdue if not member.is_troubled]
+        if ended:
+            self._remove(ended, ChangeKind.NODE_LEFT, "its connection ended with its work")
 
     def _advance_active(self, settings: RunSettings) -> None:
-        if not self.roster.count(File.IN_ROUND):
-            self._end_of_active()
-            return
         in_round = self.roster.count(File.IN_ROUND)
-        is_free = in_round < settings.max_nodes and not self._finished
-        if self.roster.count(File.NEWCOMER) and is_free:
-            self._let_in()
+        if not in_round:
+            # Losses and departures break a round, so all of it are done.
+            self._close(Outcome.SUCCEEDED, "all nodes have finished")
+        elif self.roster.count(File.NEWCOMER) and not self._finished:
+            free = settings.max_nodes - in_round
+            if free:
+                self._let_in(free)
 
-    def _end_of_active(self) -> None:
-        """Nobody of the round is at work any more: all are done (losses break a round)."""
-        self._close(Outcome.SUCCEEDED, "all nodes have finished")
-
-    def _let_in(self) -> None:
+    def _let_in(self, free: int) -> None:
         """Announce newcomers, coalesced: those that keep coming and going wait longer."""
         if self._let_newcomers_in:
             self._let_newcomers_in = False
-            names = [m.name for m in self._eligible_newcomers()]
-            if names:
+            newcomers = self._newcomers()
+            self._let_in_from_s = min(member.eligible_s for member in newcomers)
+            if self._let_in_from_s <= max(self._now_s, self._scale_up_at_s):
+                names = [member.name for member in newcomers[:free]]
                 self._break(causes.happened(ChangeKind.NODES_JOINED, self.number, names))
                 return
-        at_s = min(m.eligible_s for m in self.roster.members(File.NEWCOMER))
-        if self._scale_up_at_s is None or at_s < self._scale_up_at_s:
+            self._scale_up_at_s = math.inf
+        if self._let_in_from_s < self._scale_up_at_s:
             timer = self._suspicion.timer(TimerKind.SCALE_UP, round_number=self.number)
-            self._scale_up_serial, self._scale_up_at_s = timer.serial, at_s
-            self._do(do.SetTimer(timer, max(0.0, at_s - self._now_s)))
+            self._scale_up_serial, self._scale_up_at_s = timer.serial, self._let_in_from_s
+            self._do(do.SetTimer(timer, max(0.0, self._scale_up_at_s - self._now_s)))
 
-    def _eligible_newcomers(self) -> list[Member]:
-        newcomers = self.roster.members(File.NEWCOMER)
-        return [m for m in newcomers if m.eligible_s <= self._now_s]
-
-    def _entry_delay_s(self, name: str) -> float:
-        assert self.settings is not None
-        doublings = min(self._flaps.get(name, 0), BACKOFF_DOUBLINGS_MAX)
-        return float(self.settings.scale_up_delay_s * 2**doublings)
+    def _newcomers(self) -> list[Member]:
+        """In the order in which they asked. O(n log n)."""
+        return sorted(self.roster.members(File.NEWCOMER), key=lambda member: member.arrival)
 
     def _advance_gathering(self, settings: RunSettings) -> None:
-        if self._cannot_be_met(settings):
+        if self._is_ending(settings):
             return
-        decision = sealing.decide(self._gathering(settings))
+        gathering = self._gathering(settings)
+        if not gathering.ready and not gathering.places_held:
+            # Nobody is left of those that were called: whoever comes next is a new meeting.
+            self._reset_gathering()
+        decision = sealing.decide(gathering)
         if decision is not Decision.SETTLE:
             self._settled, self._settle_serial = False, 0
         if decision.seals:
             self._seal(settings)
         elif decision is Decision.SETTLE:
             self._arm_settle(settings)
-        if decision in (Decision.SETTLE, Decision.LAST_CALL) and self._call is Call.NOT_YET:
+        elif decision is Decision.LAST_CALL and self._call is Call.NOT_YET:
             self._arm_last_call(settings)
 
     def _gathering(self, settings: RunSettings) -> Gathering:
@@ -568,17 +593,26 @@ class Membership:
             call=self._call,
         )
 
-    def _cannot_be_met(self, settings: RunSettings) -> bool:
-        """End a run whose remaining nodes are too few because others are done."""
-        done, remaining = self._finished, self.roster.awaited_count
-        if not done or remaining >= settings.min_nodes:
+    def _is_ending(self, settings: RunSettings) -> bool:
+        """End a run whose round is done, or whose remaining nodes are too few as others are."""
+        if not self._finished:
             return False
-        if not remaining and self.case is None:
+        if self.round is not None and self._finished_in_round == self.round.head.nodes:
             self._close(Outcome.SUCCEEDED, "all nodes have finished")
-        else:
-            reason = f"{remaining} nodes remain of at least {settings.min_nodes}: {done} are done"
-            self._close(Outcome.NOT_ENOUGH, reason, cause=self.case.change if self.case else None)
+            return True
+        remaining = self.roster.awaited_count
+        if remaining >= settings.min_nodes:
+            return False
+        # Cause before consequence: the end names the cause, so it waits for the open case.
+        if self.case is None or self.case.closed or self._suspicion.probe_is_over:
+            self._close_as_too_few(remaining, settings.min_nodes)
         return True
+
+    def _close_as_too_few(self, remaining: int, minimum: int) -> None:
+        self._close_case(forced=True)
+        if self.phase is Phase.GATHERING:
+            reason = f"{remaining} of at least {minimum} nodes remain; done: {self._finished}"
+            self._close(Outcome.NOT_ENOUGH, reason, cause=self.case.change if self.case else None)
 
     def _arm_settle(self, settings: RunSettings) -> None:
         if not self._settle_serial:
@@ -601,6 +635,7 @@ class Membership:
             return
         record = self._record(settings)
         self.committing = record
+        self._in_record = dict.fromkeys(NodeId(m.name, m.incarnation) for m in record.members)
         self._enter(Phase.COMMITTING)
         self._do(do.Commit(record))
 
@@ -626,56 +661,58 @@ class Membership:
     def _chosen(self, settings: RunSettings) -> list[Member]:
         """Survivors first, then newcomers in order of arrival, as many as there are places."""
         count = self._gathering(settings).chosen
-        survivors = self.roster.members(File.READY_SURVIVOR)
-        newcomers = sorted(self.roster.members(File.NEWCOMER), key=lambda m: m.arrival)
-        return (survivors + newcomers)[:count]
+        return (self.roster.members(File.READY_SURVIVOR) + self._newcomers())[:count]
 
     def _begin(self, record: RoundRecord) -> None:
         """The ledger has the round. What happened meanwhile comes after it, not instead of it."""
         self.round = record
+        self._finished_in_round = 0
         interrupted, self._interrupted = self._interrupted, None
         self._reset_gathering()
-        if interrupted is not None:
-            self._begin_again(record, interrupted)
-            return
-        self._enter(Phase.ACTIVE)
-        self.case = None
-        self._seat_members(record)
         if self._close_wanted is not None:
+            # Nobody is given a round that ends at once.
             self._commit_close(self._close_wanted)
-            return
-        self._do(do.Publish(record))
-        for member in self.roster.members(File.NEWCOMER):
-            self._do(do.Notify(member.id, standby=True))
+        elif interrupted is not None:
+            self._begin_again(interrupted)
+        else:
+            self._enter(Phase.ACTIVE)
+            self._seat_members(record)
+            self._do(do.Publish(record))
+            for member in self.roster.members(File.NEWCOMER):
+                self._consider(member)
 
-    def _begin_again(self, record: RoundRecord, change: Change) -> None:
+    def _begin_again(self, change: Change) -> None:
         """A member went while the round was being written: nobody was given it, so form another.
 
         Its members are still ready, and keep their places.
         """
-        self.case = Case(change, self._now_s)
-        in_record = {member.name: None for member in record.members}
         for member in self.roster:
             self._stand_down(member)
-            member.survivor = member.name in in_record and member.state is MemberState.READY
+            is_ready = member.state is MemberState.READY
+            member.survivor = is_ready and member.id in self._in_record
+        self.case = Case(change, self._now_s)
         self._refile_all()
         self._enter(Phase.GATHERING)
-        if self._close_wanted is not None:
-            self._commit_close(self._close_wanted)
 
     def _seat_members(self, record: RoundRecord) -> None:
         """Members of the round become active; whoever let the call pass is passive from now on."""
         for member in self.roster:
             self._stand_down(member)
         for row in record.members:
-            member_now = self.roster.get(row.name)
-            if member_now is not None:
-                member_now.state = MemberState.ACTIVE
+            member_now = self.roster.living(NodeId(row.name, row.incarnation))
+            assert member_now is not None, row.name
+            assert member_now.state is MemberState.READY, row.name
+            member_now.state = MemberState.ACTIVE
+            member_now.last_round = record.head.number
+            member_now.last_change = None
+        self.case = None
         self._refile_all()
 
     def _stand_down(self, member: Member) -> None:
         if member.state is MemberState.ACTIVE:
             member.state = MemberState.IDLE
+        if member.survivor and self.case is not None:
+            member.last_change = self.case.change
         member.survivor = False
 
     def _refile_all(self) -> None:
@@ -685,15 +722,14 @@ class Membership:
     def _reset_gathering(self) -> None:
         self._call, self._call_serial = Call.NOT_YET, 0
         self._settled, self._settle_serial = False, 0
-        self._scale_up_serial, self._scale_up_at_s = 0, None
-        self._let_newcomers_in = False
+        self._let_in_from_s = self._scale_up_at_s = math.inf
+        self._scale_up_serial, self._let_newcomers_in = 0, False
 
     # -- a round ends --------------------------------------------------------------------------
 
     def _break(self, change: Change) -> None:
         """End the active round, tell its members once, and gather for the next."""
         assert self.phase is Phase.ACTIVE
-        stayed_s = self._now_s - self._since_s
         self._enter(Phase.GATHERING)
         self._reset_gathering()
         self.case = Case(change, self._now_s)
@@ -701,8 +737,6 @@ class Membership:
         for member in survivors:
             member.survivor = True
             self.roster.refile(member)
-            if stayed_s >= STEADY_S:
-                self._flaps.pop(member.name, None)
         self._do(do.Break(change))
         if not self.case.closed:
             self._open_probe([member.name for member in survivors])
@@ -757,36 +791,29 @@ class Membership:
             self._break(causes.happened(kind, self.number, in_round, detail, since_s))
         elif survivors and self.case is not None and kind is ChangeKind.NODE_LOST:
             self.case.add_loss(causes.happened(kind, self.number, survivors, detail, since_s))
-        if not len(self.roster) and self.phase is Phase.GATHERING:
-            self._reset_gathering()
+        for member in members:
+            rival = self._rivals.pop(member.name)
+            if rival is not None:
+                self._admit(rival)
 
     def _trouble_s(self, member: Member) -> float:
         return 0.0 if member.link is Link.CONNECTED else self._now_s - member.trouble_since_s
 
     def _take_out(self, member: Member, change: Change) -> None:
         self._note_interruption(member, change.kind, change.detail)
-        self._remember(member, change)
+        stayed_s = self._now_s - member.attached_s
+        is_done = member.file is File.DONE
+        self._departures.remember(member.name, change, stayed_s=stayed_s, is_done=is_done)
         self.roster.remove(member)
         self._suspicion.gone(member)
         self._do(do.Forget(member.id, reasons.describe(change)))
 
-    def _remember(self, member: Member, change: Change) -> None:
-        if member.file is not File.DONE:
-            self._flaps[member.name] = self._flaps.get(member.name, 0) + 1
-        self._departed.pop(member.name, None)
-        self._departed[member.name] = change
-        for memory in (self._departed, self._flaps):
-            while len(memory) > REMEMBERED_MAX:
-                del memory[next(iter(memory))]
-
     def _note_interruption(self, member: Member, kind: ChangeKind, detail: str) -> None:
         """COMMITTING: remember the first member of the round being written that went away."""
         record = self.committing
-        if self._interrupted is not None or not isinstance(record, RoundRecord):
-            return
-        if any(row.name == member.name for row in record.members):
-            number = record.head.number
-            self._interrupted = causes.happened(kind, number, [member.name], detail)
+        is_in = isinstance(record, RoundRecord) and member.id in self._in_record
+        if is_in and self._interrupted is None:
+            self._interrupted = causes.happened(kind, self.number + 1, [member.name], detail)
 
     # -- the run ends --------------------------------------------------------------------------
 
@@ -801,10 +828,10 @@ class Membership:
             self._commit_close(record)
 
     def _commit_close(self, record: CloseRecord) -> None:
-        self.committing = record
+        self.committing = msgspec.structs.replace(record, round=self.number)
         self._close_wanted = None
         self._enter(Phase.COMMITTING)
-        self._do(do.Commit(record))
+        self._do(do.Commit(self.committing))
 
     # -- helpers -------------------------------------------------------------------------------
 
@@ -824,6 +851,13 @@ def _row(member: Member) -> RoundMember:
     return RoundMember(
         info.name, info.incarnation, info.host, info.addresses, member.workers, info.labels
     )
+
+
+def _is_repeat(member: Member, event: on.NodeReady) -> bool:
+    """R4: whoever names an older round than it was given repeats what it said before."""
+    if member.file is File.IN_ROUND:
+        return event.leaving_round != member.last_round
+    return event.leaving_round < member.last_round
 
 
 def _how_lost(member: Member) -> str:

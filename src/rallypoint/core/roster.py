@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 
-from rallypoint.core.values import Address, Link, MemberState, NodeId, NodeInfo
+from rallypoint.core.values import Address, Change, Link, MemberState, NodeId, NodeInfo
 
 
 class File(enum.StrEnum):
@@ -35,10 +35,13 @@ class Member:
 
     __slots__ = (
         "arrival",
+        "attached_s",
         "bootstrap",
         "eligible_s",
         "file",
         "info",
+        "last_change",
+        "last_round",
         "link",
         "link_id",
         "link_timer",
@@ -48,10 +51,13 @@ class Member:
         "workers",
     )
 
-    def __init__(self, info: NodeInfo, link_id: int, arrival: int) -> None:
+    def __init__(self, info: NodeInfo, link_id: int, arrival: int, attached_s: float) -> None:
         self.info = info
         self.link_id = link_id
         self.arrival = arrival
+        self.attached_s = attached_s
+        self.last_round = 0
+        self.last_change: Change | None = None
         self.link = Link.CONNECTED
         self.link_timer = 0
         self.state = MemberState.IDLE
@@ -97,6 +103,7 @@ class Member:
             self.link,
             self.survivor,
             self.workers,
+            self.last_round,
         )
 
 
@@ -127,14 +134,19 @@ class Roster:
         member = self._members.get(node.name)
         return member if member and member.info.incarnation == node.incarnation else None
 
-    def add(self, info: NodeInfo, link_id: int) -> Member:
+    def add(self, info: NodeInfo, link_id: int, now_s: float) -> Member:
         """A new member; its name must be free."""
         assert info.name not in self._members
         self._arrivals += 1
-        member = Member(info, link_id, self._arrivals)
+        member = Member(info, link_id, self._arrivals, now_s)
         self._members[info.name] = member
         self._files[member.file][info.name] = None
         return member
+
+    def queue(self, member: Member) -> None:
+        """Behind all others: it has only now asked for what they wait for."""
+        self._arrivals += 1
+        member.arrival = self._arrivals
 
     def remove(self, member: Member) -> None:
         """Take a member out of every file."""

@@ -41,7 +41,8 @@ class Suspicion:
 
     def disconnected(self, member: Member, settings: RunSettings, now_s: float) -> list[Effect]:
         """Its connection closed: it has the grace to resume."""
-        member.trouble_since_s = now_s
+        if member.link is Link.CONNECTED:
+            member.trouble_since_s = now_s
         self._set_link(member, Link.DISCONNECTED)
         return self._deadline(member, TimerKind.GRACE, self.grace_s(settings))
 
@@ -116,17 +117,19 @@ class Suspicion:
         """Begin every deadline again: nobody could be judged meanwhile (SUSPENDED)."""
         effects: list[Effect] = []
         self._overdue.clear()
-        for member in self._roster.troubled():
+        self._lift_guard()
+        for member in self._roster:
             if member.link is Link.DISCONNECTED:
+                member.trouble_since_s = now_s
                 effects += self.disconnected(member, settings, now_s)
-            else:
+            elif member.link is Link.SILENT:
                 effects += self.silent(member, settings, now_s, settings.suspect_after_s)
         return effects
 
     def update_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """Raise or lift the mass guard by how many are missing now."""
         if self._roster.troubled_count <= self.guard_limit(settings):
-            self._mass_since_s, self._mass_over = None, False
+            self._lift_guard()
             return []
         if self._mass_since_s is not None:
             return []
@@ -135,16 +138,12 @@ class Suspicion:
         self._mass_serial = timer.serial
         return [SetTimer(timer, settings.mass_grace_s)]
 
-    def lost(self) -> list[Member]:
-        """Who is past a deadline and may be declared lost: nobody while the mass guard holds."""
-        if self.guarding:
+    def past_deadline(self) -> list[Member]:
+        """Who has not been heard by its deadline: nobody while the mass guard holds."""
+        if self.guarding or not self._overdue:
             return []
         found = (self._roster.get(name) for name in self._overdue)
-        return [member for member in found if member is not None and member.is_troubled]
-
-    @property
-    def has_overdue(self) -> bool:
-        return bool(self._overdue)
+        return [member for member in found if member is not None]
 
     @property
     def guarding(self) -> bool:
@@ -166,6 +165,9 @@ class Suspicion:
         return settings.reconnect_grace_s * max(1.0, len(self._roster) / LARGE_RUN_NODES)
 
     # -- helpers -------------------------------------------------------------------------------
+
+    def _lift_guard(self) -> None:
+        self._mass_since_s, self._mass_over, self._mass_serial = None, False, 0
 
     def _set_link(self, member: Member, link: Link) -> None:
         member.link = link

@@ -59,8 +59,8 @@ _LEFT: Final = ("_on_left", "taken out; may end the run")
 _CLOSE: Final = ("_on_close_requested", "the close is given to the ledger")
 _LOST: Final = ("_on_connection_lost", "has the grace to resume")
 _SILENT: Final = ("_on_silent", "suspect, shown as such")
-_HEARD: Final = ("_on_heard", "suspect no more")
-_ANSWERED: Final = ("_on_probe_answered", "alive; may close the case")
+_HEARD: Final = ("_on_answer", "suspect no more")
+_ANSWERED: Final = ("_on_answer", "alive; may close the case")
 _TIMER: Final = ("_on_timer", "if not stale: its deadline has passed")
 
 TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
@@ -91,7 +91,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
     **_rows(
         on.NodeDone,
         ("_on_done", "done, though the round broke: not waited for"),
-        _NOTHING,
+        ("_on_done", "done, though left out of the round being written"),
         ("_on_done", "done; the run succeeds when all are"),
         _KEPT,
         _NOTHING,
@@ -168,7 +168,10 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _NOTHING,
         _NOTHING,
         _NOTHING,
-        ("_on_ledger_restored", "back to where it was; deadlines begin anew, kept events count"),
+        (
+            "_on_ledger_restored",
+            "back to where it was, unless deposed; deadlines begin anew, what was kept counts",
+        ),
         _NOTHING,
     ),
 }
@@ -179,7 +182,7 @@ _LEADS: Final[dict[tuple[Phase, type[on.Event]], tuple[Phase, ...]]] = {
     (GATHERING, on.LedgerLost): (SUSPENDED,),
     (COMMITTING, on.LedgerLost): (SUSPENDED,),
     (ACTIVE, on.LedgerLost): (SUSPENDED,),
-    (SUSPENDED, on.LedgerRestored): (GATHERING, COMMITTING, ACTIVE),
+    (SUSPENDED, on.LedgerRestored): (GATHERING, COMMITTING, ACTIVE, SUSPENDED),
 }
 for _pair, _to in _LEADS.items():
     TRANSITIONS[_pair] = TRANSITIONS[_pair]._replace(to=_to)

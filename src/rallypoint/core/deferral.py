@@ -1,0 +1,52 @@
+"""What is kept while a run is SUSPENDED, and counts once its ledger answers again.
+
+Without a ledger nothing may be decided, yet what nodes ask must not be lost. It is bounded: of
+each kind of request one is kept per node, however often it is sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rallypoint.core import events as on
+from rallypoint.core.values import NodeId, NodeInfo
+
+
+class Deferral:
+    """Events in the order in which they first came."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, ...], on.Event] = {}
+
+    def keep(self, event: on.Event) -> None:
+        """Keep an event. A repeat takes the place of the first, unless the first is what counts."""
+        key = _key(event)
+        if isinstance(event, on.WorkerFailed | on.CloseRequested) and key in self._kept:
+            return
+        self._kept[key] = event
+
+    def forget_attached(self, node: NodeId, link: int | None = None) -> None:
+        """A node that was to be let in said goodbye, or closed this connection."""
+        key = ("NodeAttached", node.name, str(node.incarnation))
+        kept = self._kept.get(key)
+        if isinstance(kept, on.NodeAttached) and link in (None, kept.link):
+            del self._kept[key]
+
+    def take(self) -> list[on.Event]:
+        """All that was kept; nothing is kept any more."""
+        kept, self._kept = self._kept, {}
+        return list(kept.values())
+
+    def __iter__(self) -> Iterator[on.Event]:
+        return iter(self._kept.values())
+
+
+def _key(event: on.Event) -> tuple[str, ...]:
+    key: tuple[str, ...] = (type(event).__name__,)
+    node = getattr(event, "node", None)
+    if isinstance(node, NodeId | NodeInfo):
+        key += (node.name, str(node.incarnation))
+    if isinstance(event, on.WorkerFailed):
+        # Within a kind the first counts; a worse kind outranks it (cause before consequence).
+        key += (event.failure.kind.value,)
+    return key

@@ -1,0 +1,62 @@
+"""Two nodes of one name: who wants a name that another start of the node still has.
+
+The older one is asked whether it lives. If it does, the newcomer is refused; if it does not
+answer in time, or its connection is closed, or it leaves, the newcomer has the name. This file
+only remembers who waits for which name; what follows is for `membership`.
+"""
+
+from __future__ import annotations
+
+from rallypoint.core.effects import Timer
+from rallypoint.core.events import NodeAttached
+from rallypoint.core.values import NodeId
+
+
+class Rivals:
+    """At most one newcomer for each name that is taken, in order of arrival."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, NodeAttached] = {}
+        self._serials: dict[str, int] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._waiting
+
+    def get(self, name: str) -> NodeAttached | None:
+        """Who waits for the name, if anybody does."""
+        return self._waiting.get(name)
+
+    def wait(self, event: NodeAttached, timer: Timer) -> None:
+        """The older node was asked to answer before `timer` fires."""
+        self._waiting[event.node.name] = event
+        self._serials[event.node.name] = timer.serial
+
+    def redialled(self, event: NodeAttached) -> None:
+        """The same newcomer is back on another connection; the question stands."""
+        self._waiting[event.node.name] = event
+
+    def is_due(self, timer: Timer) -> bool:
+        """Whether this is the timer by which the older node ought to have answered."""
+        return timer.name in self._waiting and self._serials[timer.name] == timer.serial
+
+    def pop(self, name: str) -> NodeAttached | None:
+        """Take the newcomer out: it is let in or refused."""
+        self._serials.pop(name, None)
+        return self._waiting.pop(name, None)
+
+    def drop(self, node: NodeId, link: int | None = None) -> None:
+        """The newcomer has gone itself: said goodbye, or closed this connection."""
+        waiting = self._waiting.get(node.name)
+        if waiting and waiting.node.id == node and link in (None, waiting.link):
+            self.pop(node.name)
+
+    def pop_all(self) -> list[NodeAttached]:
+        """Take all of them out."""
+        waiting = list(self._waiting.values())
+        self._waiting.clear()
+        self._serials.clear()
+        return waiting
+
+    def names(self) -> tuple[str, ...]:
+        """The names that somebody waits for."""
+        return tuple(self._waiting)

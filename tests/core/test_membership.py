@@ -1,0 +1,313 @@
+"""Mistakes that the membership once made, one test each: named by what is right."""
+
+from typing import Any
+
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.departures import REMEMBERED_MAX, Departures
+from rallypoint.core.values import ChangeKind, Link, MemberState, Outcome, Phase
+from tests.core.driver import Driver, node_id
+
+
+def kinds(driver: Driver) -> list[str]:
+    """The kinds of the effects since this was last asked."""
+    return [type(effect).__name__ for _, effect in driver.take()]
+
+
+def meet(*names: str, **options: Any) -> Driver:
+    """A run whose first round has these nodes, as many as it may have unless `max` says more."""
+    driver = Driver(**{"max": len(names), **options})
+    driver.join(*names)
+    driver.advance(driver.settings.last_call_s)
+    assert driver.phase is Phase.ACTIVE
+    driver.take()
+    return driver
+
+
+class TestTwoNodesOfOneName:
+    def test_an_older_node_that_resumes_has_answered(self) -> None:
+        driver = meet("a", "b")
+        driver.silent("a")
+        driver.attach("a'")
+        driver.attach("a")
+        driver.advance(2.0)
+        assert driver.is_connected("a")
+        assert "Refuse" in kinds(driver)
+
+    def test_whatever_the_older_node_says_is_an_answer(self) -> None:
+        driver = meet("a", "b")
+        driver.attach("a'")
+        driver.done("a")
+        driver.advance(2.0)
+        assert driver.run.roster.living(node_id("a"))
+
+    def test_the_newcomer_has_the_name_if_the_older_node_leaves(self) -> None:
+        driver = meet("a", "b")
+        driver.attach("a'")
+        driver.leave("a")
+        assert driver.is_connected("a'")
+
+    def test_the_newcomer_is_told_when_the_run_is_closed(self) -> None:
+        driver = meet("a", "b")
+        driver.attach("a'")
+        driver.close()
+        assert kinds(driver)[-2:] == ["Announce", "Refuse"]
+
+    def test_a_newcomer_that_redials_does_not_ask_again(self) -> None:
+        driver = meet("a", "b")
+        for _ in range(3):
+            driver.attach("a'")
+            driver.advance(0.4)
+        assert kinds(driver).count("ProbeNode") == 1
+        assert driver.is_connected("a'")
+
+    def test_a_newcomer_that_goes_while_suspended_is_not_let_in(self) -> None:
+        driver = meet("a", "b")
+        driver.lose_ledger()
+        driver.attach("a'")
+        driver.disconnect("a'")
+        driver.restore_ledger()
+        driver.advance(5.0)
+        assert driver.is_connected("a")
+
+    def test_another_incarnation_is_no_survivor_of_the_round_being_written(self) -> None:
+        driver = Driver(max=3, manual_commit=True)
+        driver.join("a", "b", "c")
+        driver.disconnect("a")
+        driver.join("a'")
+        driver.commit()
+        survivors = [member.name for member in driver.run.roster if member.survivor]
+        assert survivors == ["b", "c"]
+
+
+class TestReady:
+    def test_r4_a_repeat_does_not_count_for_the_next_round_either(self) -> None:
+        driver = meet("a", "b")
+        driver.ready("a")
+        driver.ready("b")
+        driver.advance(0.05)
+        assert driver.run.number == 2
+        driver.ready("a")
+        driver.ready("b", leaving=1)
+        driver.advance(60)
+        assert driver.run.number == 2
+        assert driver.phase is Phase.GATHERING
+
+    def test_a_member_may_ask_again_while_the_close_is_written(self) -> None:
+        driver = meet("a", "b")
+        driver.manual_commit = True
+        driver.close()
+        driver.ready("a")
+        driver.depart("b")
+        driver.commit()
+        assert driver.phase is Phase.CLOSED
+
+    def test_hung_survivors_leave_the_minimum_a_last_call(self) -> None:
+        driver = meet("a", "b", "c", "d")
+        driver.leave("a")
+        driver.join("x", "y")
+        driver.advance(30.0)
+        assert driver.names == ["x", "y"]
+
+    def test_who_asks_later_stands_behind_who_asked_before(self) -> None:
+        driver = meet("a", "b")
+        driver.attach("c", "d")
+        driver.ready("d", "c")
+        driver.leave("b")
+        driver.ready("a")
+        assert driver.names == ["a", "d"]
+
+
+class TestDone:
+    def test_a_repeated_done_counts_once(self) -> None:
+        driver = meet("a", "b", "c")
+        driver.done("a")
+        driver.done("a")
+        assert driver.phase is Phase.ACTIVE
+        driver.leave("b")
+        assert driver.run.close is not None
+        assert driver.run.close.reason == "1 of at least 2 nodes remain; done: 1"
+
+    def test_who_was_in_no_round_cannot_be_done(self) -> None:
+        driver = meet("a", "b", max=3)
+        driver.attach("x")
+        driver.step(on.NodeDone(node_id("x"), 1))
+        member = driver.run.roster.get("x")
+        assert member is not None
+        assert member.state is MemberState.IDLE
+
+    def test_a_done_member_whose_connection_stays_closed_has_left(self) -> None:
+        driver = meet("a", "b", "c")
+        driver.done("a")
+        driver.disconnect("a")
+        driver.advance(1.0)
+        assert driver.run.roster.get("a") is None
+        assert driver.phase is Phase.ACTIVE
+
+    def test_a_run_whose_members_all_finish_as_newcomers_are_let_in_has_succeeded(self) -> None:
+        driver = meet("a", "b", max=3)
+        driver.join("x")
+        driver.advance(1.0)
+        assert driver.phase is Phase.GATHERING
+        driver.done("a", "b")
+        assert driver.run.close is not None
+        assert driver.run.close.outcome is Outcome.SUCCEEDED
+
+    def test_the_end_for_too_few_nodes_waits_for_the_cause(self) -> None:
+        driver = meet("a", "b", min=2)
+        driver.done("a")
+        driver.fail("b")
+        driver.advance(0.05)
+        assert driver.run.close is not None
+        assert driver.run.close.outcome is Outcome.FAILED
+        assert driver.run.close.cause is not None
+        assert driver.run.close.cause.confirmed
+
+
+class TestSuspended:
+    def test_what_was_kept_counts_at_once(self) -> None:
+        driver = Driver(max=4)
+        driver.attach("a", "b", "c", "d")
+        driver.ready("a", "b")
+        driver.lose_ledger()
+        driver.advance(30.0)
+        driver.ready("c")
+        driver.ready("d")
+        driver.restore_ledger()
+        assert driver.names == ["a", "b", "c", "d"]
+
+    def test_the_mass_guard_begins_anew(self) -> None:
+        driver = meet("a", "b", "c", "d")
+        driver.disconnect("a", "b", "c")
+        driver.lose_ledger()
+        driver.advance(500.0)
+        driver.restore_ledger()
+        driver.advance(119.0)
+        assert len(driver.run.roster) == 4
+        driver.advance(2.0)
+        assert len(driver.run.roster) == 1
+
+    def test_a_probe_begins_anew(self) -> None:
+        driver = meet("a", "b", "c", restarts=None)
+        driver.silent("c")
+        driver.fail("a")
+        driver.lose_ledger()
+        driver.advance(9.0)
+        driver.restore_ledger()
+        assert len(driver.run.roster) == 3
+        driver.advance(1.0)
+        assert len(driver.run.roster) == 2
+
+    def test_r5_a_deposed_coordinator_does_not_come_back(self) -> None:
+        driver = Driver(manual_commit=True, max=2)
+        driver.join("a", "b")
+        driver.refuse_commit()
+        driver.take()
+        driver.restore_ledger()
+        assert driver.phase is Phase.SUSPENDED
+        assert driver.take() == []
+
+
+class TestLosses:
+    def test_a_second_report_of_a_closed_connection_gives_no_second_grace(self) -> None:
+        driver = meet("a", "b", "c")
+        driver.disconnect("a")
+        driver.advance(0.6)
+        driver.disconnect("a")
+        driver.advance(0.4)
+        assert driver.run.roster.get("a") is None
+
+    def test_any_word_of_a_suspect_ends_the_suspicion(self) -> None:
+        driver = meet("a", "b", "c")
+        driver.silent("a")
+        driver.answer("a")
+        driver.advance(60.0)
+        assert driver.is_connected("a")
+
+    def test_trouble_began_when_the_node_fell_silent(self) -> None:
+        driver = meet("a", "b", "c")
+        driver.silent("a")
+        driver.advance(3.0)
+        driver.disconnect("a")
+        driver.advance(1.0)
+        broken = next(effect for _, effect in driver.take() if isinstance(effect, do.Break))
+        assert broken.change.kind is ChangeKind.NODE_LOST
+        assert broken.change.since_s == 9.0
+
+    def test_a_passive_node_that_comes_back_is_told_why_its_round_ended(self) -> None:
+        driver = meet("a", "b", "c", mass_min=9, grace=100.0)
+        driver.disconnect("c")
+        driver.ready("a", "b")
+        driver.advance(30.0)
+        assert driver.names == ["a", "b"]
+        driver.take()
+        driver.attach("c")
+        welcome = next(effect for _, effect in driver.take() if isinstance(effect, do.Welcome))
+        assert welcome.standing.change is not None
+        assert welcome.standing.change.kind is ChangeKind.READY_AGAIN
+        member = driver.run.roster.get("c")
+        assert member is not None
+        assert member.link is Link.CONNECTED
+
+    def test_a_done_node_that_resumes_later_is_told_its_own_round(self) -> None:
+        driver = meet("a", "b", "c")
+        driver.done("c")
+        driver.ready("a", "b")
+        driver.advance(1.0)
+        assert driver.run.number == 2
+        driver.take()
+        driver.attach("c")
+        welcome = next(effect for _, effect in driver.take() if isinstance(effect, do.Welcome))
+        assert welcome.standing.round == 1
+
+
+class TestGathering:
+    def test_a_new_meeting_has_a_last_call_of_its_own(self) -> None:
+        driver = Driver()
+        driver.attach("watcher")
+        driver.join("a", "b")
+        driver.leave("b")
+        driver.advance(30.0)
+        driver.leave("a")
+        driver.join("c", "d")
+        assert driver.phase is Phase.GATHERING
+        driver.advance(30.0)
+        assert driver.names == ["c", "d"]
+
+    def test_the_end_names_the_round_after_which_it_came(self) -> None:
+        driver = Driver(max=2, manual_commit=True)
+        driver.join("a", "b")
+        driver.close()
+        driver.take()
+        driver.commit()
+        assert "Publish" not in kinds(driver)
+        driver.commit()
+        assert driver.run.close is not None
+        assert driver.run.close.round == 1
+
+
+class TestDepartures:
+    def test_short_stays_double_the_delay_and_a_long_one_forgives(self) -> None:
+        departures = Departures()
+        driver = meet("a", "b")
+        driver.leave("a")
+        assert driver.run.case is not None
+        change = driver.run.case.change
+        delays = []
+        for _ in range(8):
+            departures.remember("a", change, stayed_s=1.0, is_done=False)
+            delays.append(departures.delay_s("a", 1.0))
+        assert delays == [2, 4, 8, 16, 32, 64, 64, 64]
+        departures.remember("a", change, stayed_s=60.0, is_done=False)
+        assert departures.delay_s("a", 1.0) == 1.0
+
+    def test_only_so_many_names_are_remembered(self) -> None:
+        departures = Departures()
+        driver = meet("a", "b")
+        driver.leave("a")
+        assert driver.run.case is not None
+        for number in range(REMEMBERED_MAX + 1):
+            change = driver.run.case.change
+            departures.remember(f"n{number}", change, stayed_s=0.0, is_done=False)
+        assert departures.change("n0") is None
+        assert departures.change("n1") is not None

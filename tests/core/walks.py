@@ -1,0 +1,125 @@
+"""Long random runs, drawn from a seed and from what the run is doing: deeper than hypothesis goes.
+
+A walk's nodes mostly do what real ones do (ask again after a break, answer, come back), so that
+rounds form and break many times, with hostile events in between. A failing seed is a whole test
+case: `walk(seed)`.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from rallypoint.core import events as on
+from rallypoint.core.values import (
+    Address,
+    Failure,
+    FailureKind,
+    Link,
+    MemberState,
+    NodeId,
+    Phase,
+)
+from tests.core.driver import Driver, token_of
+
+NAMES = "abcdef"
+ADVANCES_S = (0.0, 0.01, 0.05, 0.06, 0.3, 0.5, 1.0, 1.01, 2.0, 5.0, 31.0, 61.0, 130.0)
+
+
+def random_run(random: Random) -> Driver:
+    """A run of at most four nodes with any settings that matter to the rules."""
+    minimum = random.randint(1, 3)
+    maximum = random.randint(minimum, 4)
+    return Driver(
+        min=minimum,
+        max=maximum,
+        expected=random.choice([None, None, random.randint(minimum, maximum)]),
+        restarts=random.choice([0, 1, 3, None, None]),
+        mass_min=random.choice([1, 2, 2, 9]),
+        manual_commit=random.random() < 0.5,
+    )
+
+
+def walk(seed: int, steps: int = 150) -> Driver:
+    """A run, after a life of so many steps."""
+    random = Random(seed)
+    driver = random_run(random)
+    over = 0
+    while steps > 0 and over < 20:
+        steps -= 1
+        over += driver.phase is Phase.CLOSED or driver.run.deposed
+        stride(driver, random)
+    return driver
+
+
+def stride(driver: Driver, random: Random) -> None:
+    """One step of a life."""
+    draw = random.random()
+    if draw < 0.55:
+        _live_on(driver, random, random.choice(NAMES))
+    elif draw < 0.75:
+        driver.advance(random.choice(ADVANCES_S))
+    elif draw < 0.85:
+        driver.step(strange_event(random))
+    elif draw < 0.88 and driver.fired:
+        driver.step(on.TimerFired(random.choice(driver.fired)))
+    elif draw < 0.95:
+        driver.commit()
+    elif draw < 0.97:
+        driver.lose_ledger()
+    elif draw < 0.992:
+        driver.restore_ledger()
+    elif draw < 0.996:
+        driver.close()
+    else:
+        driver.refuse_commit()
+
+
+def _live_on(driver: Driver, random: Random, name: str) -> None:
+    """What a real node might do next."""
+    member = driver.run.roster.get(name)
+    if member is None:
+        driver.join(name + "'" * random.randint(0, 2))
+        return
+    token = token_of(member.id)
+    if random.random() < 0.05:
+        driver.attach(token + "'")
+    elif member.link is not Link.CONNECTED:
+        deeds = ["attach", "heard", "answer", "disconnect", "leave", "ready"]
+        _do(driver, random.choice(deeds), token)
+    elif member.state is MemberState.ACTIVE and driver.phase is Phase.ACTIVE:
+        deeds = ["", "", "done", "done", "fail", "disconnect", "silent", "depart", "leave", "ready"]
+        _do(driver, random.choice(deeds), token, random)
+    elif member.state in (MemberState.IDLE, MemberState.ACTIVE):
+        deeds = ["ready", "ready", "ready", "ready", "answer", "silent", "disconnect", "done"]
+        _do(driver, random.choice([*deeds, "fail", "depart"]), token, random)
+    else:
+        _do(driver, random.choice(["", "", "disconnect", "silent", "leave", "depart"]), token)
+
+
+def _do(driver: Driver, deed: str, token: str, random: Random | None = None) -> None:
+    if deed == "disconnect":
+        driver.disconnect_if_linked(token)
+    elif deed == "fail":
+        kind = random.choice(list(FailureKind)) if random else FailureKind.EXCEPTION
+        driver.fail(token, kind=kind)
+    elif deed:
+        getattr(driver, deed)(token)
+
+
+def strange_event(random: Random) -> on.Event:
+    """About a node that may not be there, a round that may not be, or another link."""
+    node = NodeId(random.choice(NAMES), random.randint(1, 3))
+    number = random.randint(-1, 9)
+    return random.choice(
+        [
+            on.NodeReady(node, number, Address("host", 1), 1),
+            on.WorkerFailed(node, number, Failure(FailureKind.SIGNAL, "signal", signal=9)),
+            on.NodeDone(node, number),
+            on.ConnectionLost(node, number),
+            on.NodeSilent(node, 5.0 + max(0, number) * 10),
+            on.NodeDeparting(node, "a reason"),
+            on.NodeLeft(node, "a reason"),
+            on.ProbeAnswered(node),
+            on.NodeHeard(node),
+        ]
+    )
