@@ -208,7 +208,7 @@ def parse_nnodes(text: str) -> NodeRange:
     if least < 1:
         raise ValueError(f"must be at least one node, not {text!r}")
     if most < least:
-        raise ValueError(f"must not have its minimum above its maximum, as {text!r} has")
+        raise ValueError(f"must be MIN:MAX with MIN not above MAX, not {text!r}")
     return NodeRange(least, most)
 
 

@@ -58,5 +58,5 @@ def test_what_cannot_be_read_is_shown_with_the_rest(
     done = cli("env")
     assert done.code == 2
     assert len(done.out.splitlines()) == 1 + len(SETTINGS)
-    assert "RALLYPOINT_NNODES must not have its minimum above its maximum" in done.err
+    assert "RALLYPOINT_NNODES must be MIN:MAX with MIN not above MAX" in done.err
     assert "cannot read token file '/nonexistent'" in done.err

@@ -142,7 +142,7 @@ def test_what_has_no_effect_is_said(script: str) -> None:
 @pytest.mark.parametrize(
     ("options", "told", "hint"),
     [
-        ({"nnodes": "4:2"}, "--nnodes must not have its minimum above", "MIN:MAX"),
+        ({"nnodes": "4:2"}, "--nnodes must be MIN:MAX with MIN not above MAX", "MIN:MAX"),
         ({"nnodes": "0"}, "--nnodes must be at least one node", "MIN:MAX"),
         ({"nproc_per_node": "0"}, "--nproc-per-node must be at least one worker", "auto"),
         ({"nproc_per_node": "-1"}, "--nproc-per-node must be", "auto"),

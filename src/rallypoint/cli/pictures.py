@@ -65,9 +65,13 @@ def seconds(value: float | None) -> str:
     """A duration for people: three digits are enough."""
     if value is None:
         return ""
-    if value < 1:
+    if value < 0.9995:
         return f"{value * 1_000:.0f} ms"
     return f"{value:.1f} s" if value < 60 else f"{value / 60:.1f} min"
+
+
+def _count(number: object, noun: str) -> str:
+    return f"1 {noun}" if number == 1 else f"{'?' if number is None else number} {noun}s"
 
 
 # -- all runs ------------------------------------------------------------------------------------
@@ -85,7 +89,7 @@ def _draw_runs(picture: Picture) -> list[RenderableType]:
 def _coordinator(it: Picture) -> str:
     return (
         f"coordinator: {it.get('software', 'unknown')}, term {it.get('term', '?')}, "
-        f"{it.get('connections', '?')} connections"
+        f"{_count(it.get('connections'), 'connection')}"
     )
 
 
@@ -120,8 +124,8 @@ def _head(run: Picture) -> Text:
     line = cell(f"run {run.get('run_id')}: ", "bold") + _phase(run)
     if run.get("round"):
         line += cell(
-            f", round {run['round']}: {run.get('nodes')} nodes, {run.get('size')} workers"
-            f", {run.get('restart_count')} restarts"
+            f", round {run['round']}: {_count(run.get('nodes'), 'node')}, "
+            f"{_count(run.get('size'), 'worker')}, {_count(run.get('restart_count'), 'restart')}"
         )
     return line
 

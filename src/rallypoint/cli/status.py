@@ -25,7 +25,7 @@ def add_to(app: typer.Typer) -> None:
 
 def status(
     run_id: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run's id: show it in detail.")
+        str | None, typer.Argument(metavar="[RUN]", help="A run's id; the only run's, if left out.")
     ] = None,
     endpoint: EndpointOption = None,
     token_file: TokenFileOption = None,
@@ -46,12 +46,16 @@ def status(
     shown = MEMBERS_SHOWN if members is None and not as_json else members
 
     def ask() -> Picture:
-        if run_id is None:
-            return api.runs(where, token)
-        return api.run(where, token, run_id, shown)
+        if run_id is not None:
+            return api.run(where, token, run_id, shown)
+        picture = api.runs(where, token)
+        names = [each.get("run_id") for each in picture["runs"]]
+        if as_json or len(names) != 1:
+            return picture
+        return api.run(where, token, str(names[0]), shown)
 
     if watch:
-        _watch(ask, as_json)
+        _watch(ask, as_json, until_ended=run_id is not None)
     else:
         _print(ask(), as_json)
 
@@ -63,43 +67,44 @@ def _print(picture: Picture, as_json: bool) -> None:
         output.show(*pictures.draw(picture))
 
 
-def _watch(ask: Callable[[], Picture], as_json: bool) -> None:
-    """Until Ctrl-C, or until the one run that is shown has ended."""
+def _watch(ask: Callable[[], Picture], as_json: bool, *, until_ended: bool) -> None:
+    """Until Ctrl-C or, if `until_ended`, until the run that is shown is over."""
+    seconds = _each_second(ask, until_ended)
     try:
         if sys.stdout.isatty() and not as_json:
-            _watch_in_place(ask)
+            _watch_in_place(seconds)
         else:
-            for picture in _changes(ask):
-                _print(picture, as_json)
-                if not as_json:
-                    print()
+            _watch_in_blocks(seconds, as_json)
     except KeyboardInterrupt:
         pass  # how a watch ends
 
 
-def _watch_in_place(ask: Callable[[], Picture]) -> None:
+def _watch_in_place(seconds: Iterator[Picture]) -> None:
     from rich.console import Group
     from rich.live import Live
 
     with Live(console=output.console(), auto_refresh=False) as live:
-        for picture in _each_second(ask):
+        for picture in seconds:
             live.update(Group(*pictures.draw(picture)), refresh=True)
 
 
-def _changes(ask: Callable[[], Picture]) -> Iterator[Picture]:
-    """A picture whenever something has changed that is not just a passing of time."""
+def _watch_in_blocks(seconds: Iterator[Picture], as_json: bool) -> None:
+    """A block, or a line of JSON, whenever something has changed besides the time."""
     last: object = None
-    for picture in _each_second(ask):
+    for picture in seconds:
         key = pictures.key(picture)
-        if key != last:
-            last = key
-            yield picture
+        if key == last:
+            continue
+        if last is not None and not as_json:
+            print()
+        last = key
+        _print(picture, as_json)
 
 
-def _each_second(ask: Callable[[], Picture]) -> Iterator[Picture]:
+def _each_second(ask: Callable[[], Picture], until_ended: bool) -> Iterator[Picture]:
     while True:
         picture = ask()
         yield picture
-        if pictures.has_ended(picture):
+        if until_ended and pictures.has_ended(picture):
             return
         time.sleep(WATCH_EVERY_S)

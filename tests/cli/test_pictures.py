@@ -1,0 +1,116 @@
+"""What `rallypoint status` draws, from pictures made up for it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rallypoint.cli import output, pictures
+
+SUMMARY: dict[str, Any] = {
+    "run_id": "job-42",
+    "phase": "gathering",
+    "reason": "1 of at least 3 nodes ready (at most 4); waiting for node1; last call ends in 3.2 s",
+    "round": 2,
+    "nodes": 3,
+    "size": 12,
+    "attached": 3,
+    "restart_count": 1,
+    "waiting": {"ready": 1, "minimum": 3, "missing": ["node1"], "last_call_s": 3.2},
+    "closed": None,
+}
+
+
+def _member(name: str, rank: int | None, ranks: list[int], **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "host": f"{name}.example",
+        "state": "active",
+        "link": "connected",
+        "troubled_s": 0.0,
+        "node_rank": rank,
+        "ranks": ranks,
+        **more,
+    }
+
+
+DETAIL: dict[str, Any] = {
+    **SUMMARY,
+    "coordinator": {"software": "rallypoint 0.1.0", "term": 1, "connections": 3},
+    "members": [
+        _member("late", None, [], state="standby"),
+        _member("node1", 1, [4, 5, 6, 7], link="silent", troubled_s=7.25),
+        _member("node0", 0, [0, 1, 2, 3], state="ready"),
+    ],
+    "members_total": 70,
+    "rounds": [
+        {"number": 1, "nodes": 2, "size": 8, "gathering_s": 30.2, "active_s": 4000, "ended": "x"},
+        {"number": 2, "nodes": 3, "size": 12, "gathering_s": 0.004, "active_s": None, "ended": ""},
+    ],
+    "shown_at": 1.0,
+}
+
+
+def _drawn(picture: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
+    output.show(*pictures.draw(picture))
+    return capsys.readouterr().out
+
+
+def test_one_run(snapshot: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    snapshot("status-run", _drawn(DETAIL, capsys))
+
+
+def test_all_runs(snapshot: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    other = {**SUMMARY, "run_id": "b", "phase": "active", "reason": "", "round": 1}
+    runs = {"coordinator": DETAIL["coordinator"], "runs": [SUMMARY, other]}
+    snapshot("status-runs", _drawn(runs, capsys))
+
+
+def test_no_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = _drawn({"coordinator": DETAIL["coordinator"], "runs": []}, capsys)
+    assert drawn == "coordinator: rallypoint 0.1.0, term 1, 3 connections\nno runs\n"
+
+
+def test_the_picture_of_another_release_is_drawn_as_far_as_it_goes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "run a" in _drawn({"run_id": "a", "members": [{}], "rounds": [{}]}, capsys)
+    assert "coordinator" in _drawn({"runs": [{}]}, capsys)
+
+
+def test_names_are_never_read_as_markup_or_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = {**SUMMARY, "run_id": "[red]x[/red]\x1b[2J", "reason": "\r\n\x07"}
+    drawn = _drawn({"runs": [hostile]}, capsys)
+    assert "[red]x[/red]\\x1b[2J" in drawn
+    assert "\x1b" not in drawn
+    assert "\x07" not in drawn
+
+
+def test_the_key_changes_with_what_happens_and_not_with_time() -> None:
+    later = copy.deepcopy(DETAIL)
+    later["shown_at"] = 2.0
+    later["reason"] = "...; last call ends in 2.2 s"
+    later["waiting"]["last_call_s"] = 2.2
+    later["members"][1]["troubled_s"] = 8.25
+    assert pictures.key(later) == pictures.key(DETAIL)
+    later["members"][1]["link"] = "connected"
+    assert pictures.key(later) != pictures.key(DETAIL)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [([], ""), ([3], "3"), ([0, 1, 2, 3], "0-3"), ([0, 1, 4, 6, 7], "0-1,4,6-7")],
+)
+def test_ranks_are_drawn_short(numbers: list[int], text: str) -> None:
+    assert pictures.spans(numbers) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (0.004, "4 ms"), (0.9996, "1.0 s"), (30.25, "30.2 s"), (90, "1.5 min")],
+)
+def test_durations_are_drawn_short(value: float | None, text: str) -> None:
+    assert pictures.seconds(value) == text

@@ -1,0 +1,207 @@
+"""`rallypoint run` as it is typed: which words are the program's, and what is wrong at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rallypoint.launch import agent
+
+from .conftest import COMMAND, Cli, Done, Served
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[agent.AgentConfig]:
+    """What the agent was started with, in place of an agent that runs."""
+    configs: list[agent.AgentConfig] = []
+
+    def main(config: agent.AgentConfig) -> int:
+        configs.append(config)
+        return 5
+
+    monkeypatch.setattr(agent, "main", main)
+    return configs
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = tmp_path / "train.py"
+    path.write_text("")
+    return str(path)
+
+
+def test_the_exit_code_is_the_agents(
+    cli: Cli, started: list[agent.AgentConfig], script: str
+) -> None:
+    assert str(cli("run", script)) == "exit code 5\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--lr", "0.1"],
+        ["--nnodes", "2", "--help", "-m", "--bogus=1"],
+        ["--", "x"],
+        ["--under_score", "a_b"],
+    ],
+)
+@pytest.mark.parametrize("before", [[], ["--"]])
+def test_what_follows_the_program_is_the_programs(
+    cli: Cli, started: list[agent.AgentConfig], script: str, before: list[str], words: list[str]
+) -> None:
+    assert cli("run", "--max-restarts", "1", *before, script, *words).code == 5
+    assert started[0].argv == (sys.executable, "-u", script, *words)
+    assert started[0].run.max_restarts == 1
+
+
+def test_underscores_and_equals_signs_as_torchrun_is_written(
+    cli: Cli, started: list[agent.AgentConfig], script: str
+) -> None:
+    line = "run --nnodes=1:4 --nproc_per_node=2 --max_restarts=3 --rdzv_id=7 --rdzv_backend=c10d"
+    done = cli(*line.split(), "--rdzv_endpoint=node0:29500", "--log_dir=/logs_here", script)
+    assert (done.code, done.err) == (5, "")
+    config = started[0]
+    assert (config.run.max_nodes, config.workers, config.run.max_restarts) == (4, 2, 3)
+    assert (config.node.run_id, config.node.endpoint.text) == ("7", "node0:29500")
+    assert config.log_dir == "/logs_here"
+
+
+def test_a_module(cli: Cli, started: list[agent.AgentConfig]) -> None:
+    assert cli("run", "--standalone", "--no-tee", "-m", "json.tool", "--indent", "2").code == 5
+    assert started[0].argv == (sys.executable, "-u", "-m", "json.tool", "--indent", "2")
+    assert started[0].tee is False
+
+
+def test_a_token_file_that_others_can_read_is_told(
+    cli: Cli, started: list[agent.AgentConfig], script: str, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("hunter2")
+    token.chmod(0o644)
+    done = cli("run", "--token-file", str(token), script)
+    assert done.code == 5
+    assert "warning: token file" in done.err
+
+
+def test_what_is_wrong_is_told_at_once(
+    cli: Cli, started: list[agent.AgentConfig], snapshot: Callable[[str, str], None]
+) -> None:
+    """Each with its last two lines; nothing was joined, nothing was started."""
+    lines = [
+        "run",
+        "run --nnodes 4:2 train.py",
+        "run --nproc-per-node 0 train.py",
+        "run --endpoint node0:port train.py",
+        "run --endpoint https://node0 train.py",
+        "run --endpoint node0 train.py",
+        "run --nnodes 2 train.py",
+        "run /nonexistent/train.py",
+        "run --no-python /nonexistent/a.out",
+        "run --last-call soon train.py",
+        "run --set nonsense=1 train.py",
+        "run --token-file /nonexistent/token train.py",
+        "run --node-rank 0 train.py",
+        "run --bogus train.py",
+    ]
+    snapshot(
+        "run-errors", "\n".join(f"$ rallypoint {each}\n{cli(*each.split())}" for each in lines)
+    )
+    assert started == []
+
+
+def test_a_log_directory_that_cannot_be_written(cli: Cli, script: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = cli("run", "--log-dir", str(tmp_path / "file" / "logs"), script)
+    assert done.code == 2
+    assert done.err == (
+        f"error: cannot write logs to '{tmp_path}/file/logs': Not a directory\n"
+        "hint: a part of the path is not a directory\n"
+    )
+
+
+# -- with a real agent ---------------------------------------------------------------------------
+
+
+def _run(*arguments: str, env: dict[str, str] | None = None) -> Done:
+    done = subprocess.run(
+        [*COMMAND, "run", *arguments],
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.processes
+def test_a_program_runs_and_its_exit_code_is_told(tmp_path: Path) -> None:
+    program = tmp_path / "show.py"
+    program.write_text(
+        "import json, os, sys\n"
+        "print(json.dumps([sys.argv[1:], os.environ['RANK'], os.environ['WORLD_SIZE']]))\n"
+        "sys.exit(int(sys.argv[2]))\n"
+    )
+    for code, expected in (("0", 0), ("7", 1)):
+        done = _run("--standalone", "--no-prefix", str(program), "--code", code)
+        assert done.code == expected
+        assert json.loads(done.out) == [["--code", code], "0", "1"]
+
+
+_MEET = ["--run-id", "job", "--host-coordinator", "no", "--set", "connect_timeout=100ms"]
+
+
+@pytest.mark.processes
+def test_a_refusing_host_is_an_error_that_names_it(script: str, free_port: int) -> None:
+    where = f"127.0.0.1:{free_port}"
+    done = _run(*_MEET, "--endpoint", where, script)
+    assert done.code == 3
+    assert where in done.err
+    assert done.err.splitlines()[-1].startswith("hint: ")
+
+
+@pytest.mark.processes
+def test_something_else_that_listens_there_is_an_error_that_names_it(
+    script: str, listener: Callable[[bytes | None], str]
+) -> None:
+    where = listener(b"SSH-2.0-OpenSSH_9.6\r\n")
+    done = _run(*_MEET, "--endpoint", where, script)
+    assert done.code == 3
+    assert where in done.err
+    assert done.err.splitlines()[-1].startswith("hint: ")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("env", [{}, {"RALLYPOINT_TOKEN": "hunter3"}])
+def test_a_missing_or_wrong_token_is_a_usage_error(
+    script: str, serve: Callable[..., Served], env: dict[str, str]
+) -> None:
+    endpoint = serve(env={"RALLYPOINT_TOKEN": "hunter2"}).endpoint
+    done = _run("--run-id", "job", "--endpoint", endpoint, script, env=env)
+    assert done.code == 2
+    assert "token" in done.err
+    assert "hunter" not in done.err
+    assert done.err.splitlines()[-1].startswith("hint: ")
+
+
+@pytest.mark.processes
+def test_a_host_that_cannot_be_resolved_is_an_error_that_names_it(
+    cli: Cli, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
+    done = cli("run", *_MEET, "--endpoint", "nowhere.example:1", script)
+    assert done.code == 3
+    assert "nowhere.example" in done.err
+    assert "Name or service not known" in done.err
+    assert done.err.splitlines()[-1].startswith("hint: ")

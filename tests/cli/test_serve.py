@@ -1,0 +1,129 @@
+"""`rallypoint serve`, as a process."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rallypoint.cli import serve as serving
+from rallypoint.errors import UsageError
+
+from .conftest import Cli, Served, without_ports
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_where_it_is_and_ends_cleanly(serve: Callable[..., Served], number: int) -> None:
+    served = serve()
+    assert served.endpoint.startswith("http://127.0.0.1:")
+    code, err, took_s = served.stop(number)
+    assert (code, took_s < 3) == (0, True)
+    assert f"coordinates at {served.endpoint}" in err
+    assert f"{signal.Signals(number).name}: the coordinator ends" in err
+    assert "Traceback" not in err
+
+
+def test_it_ends_in_time_although_nodes_are_connected(serve: Callable[..., Served]) -> None:
+    served = serve()
+    with socket.create_connection(("127.0.0.1", served.port)) as idle:
+        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle.recv(100)
+        code, _, took_s = served.stop()
+    assert (code, took_s < 3) == (0, True)
+
+
+def test_it_answers(serve: Callable[..., Served]) -> None:
+    with urllib.request.urlopen(f"{serve().endpoint}/healthz", timeout=10) as response:
+        assert response.read() == b"ok\n"
+
+
+def test_ipv6(serve: Callable[..., Served], cli: Cli) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 loopback here")
+    served = serve("--host", "::1")
+    assert served.endpoint.startswith("http://[::1]:")
+    assert cli("status", "--endpoint", served.endpoint).code == 0
+
+
+def test_beyond_loopback_with_a_token_or_insecure(
+    serve: Callable[..., Served], cli: Cli, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("hunter2\n")
+    token.chmod(0o600)
+    open_to_all = serve("--host", "0.0.0.0", "--insecure")
+    guarded = serve("--host", "::", "--token-file", str(token))
+    assert cli("status", "--endpoint", f"127.0.0.1:{open_to_all.port}").code == 0
+    where = f"127.0.0.1:{guarded.port}"
+    assert cli("status", "--endpoint", where).code == 2
+    assert cli("status", "--endpoint", where, "--token-file", str(token)).code == 0
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "*", "192.0.2.1"])
+def test_beyond_loopback_without_a_token_it_refuses(cli: Cli, host: str) -> None:
+    done = cli("serve", "--host", host, "--port", "0")
+    assert (done.code, done.out) == (2, "")
+    assert "can be reached from other machines, and there is no token" in done.err
+    assert "--insecure" in done.err.splitlines()[-1]
+
+
+def test_a_port_that_is_taken(
+    serve: Callable[..., Served], cli: Cli, snapshot: Callable[[str, str], None]
+) -> None:
+    port = serve().port
+    snapshot("serve-port-taken", without_ports(str(cli("serve", "--port", str(port)))))
+
+
+def test_an_address_of_another_machine(cli: Cli) -> None:
+    done = cli("serve", "--host", "192.0.2.1", "--port", "0", "--insecure")
+    assert done.code == 2
+    assert "192.0.2.1 is no address of this machine" in done.err
+
+
+def test_a_token_file_that_others_can_read_is_told(cli: Cli, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("hunter2\n")
+    token.chmod(0o644)
+    done = cli("serve", "--host", "192.0.2.1", "--token-file", str(token))
+    assert "warning: token file" in done.err
+    assert "hunter2" not in done.err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_is_known(host: str) -> None:
+    assert serving.is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "*", "192.0.2.1", "2001:db8::1"])
+def test_what_is_not_loopback_is_known(host: str) -> None:
+    assert not serving.is_loopback(host)
+
+
+def test_a_name_with_one_address_beyond_loopback_is_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(0, 0, 0, "", ("127.0.0.1", 0)), (0, 0, 0, "", ("192.0.2.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert not serving.is_loopback("both")
+
+
+def test_a_name_that_cannot_be_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
+    with pytest.raises(UsageError, match="cannot resolve host 'nowhere'"):
+        serving.is_loopback("nowhere")
+
+
+def test_the_endpoint_of_every_address_names_this_machine() -> None:
+    assert serving.endpoint_text("::", 5) == f"http://{socket.gethostname()}:5"
+    assert serving.endpoint_text("0.0.0.0", 5) == f"http://{socket.gethostname()}:5"
+    assert serving.endpoint_text("::1", 5) == "http://[::1]:5"
+    assert serving.endpoint_text("localhost", 5) == "http://localhost:5"

@@ -1,0 +1,234 @@
+"""`rallypoint status` and `rallypoint close`, against real coordinators and what is none."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import rallypoint
+from rallypoint.cli import api
+from rallypoint.settings import parse_endpoint
+
+from .conftest import COMMAND, Cli, Served, without_ports
+
+Listener = Callable[[bytes | None], str]
+
+
+@pytest.fixture
+def run(serve: Callable[..., Served]) -> Iterator[tuple[str, rallypoint.Run]]:
+    """The endpoint of a coordinator, and a run there with one node in a round."""
+    endpoint = serve().endpoint
+    joined = rallypoint.join(
+        "a/b c", endpoint, min_nodes=1, max_nodes=2, node_name="node0", last_call_s=0.01
+    )
+    with joined as it:
+        next(iter(it.worlds()))
+        yield endpoint, it
+
+
+# -- what is there -------------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+def test_the_only_run_is_shown_in_detail(cli: Cli, run: tuple[str, rallypoint.Run]) -> None:
+    done = cli("status", "--endpoint", run[0])
+    lines = done.out.splitlines()
+    assert (done.code, done.err) == (0, "")
+    assert lines[0] == "run a/b c: active, round 1: 1 node, 1 worker, 0 restarts"
+    assert lines[3].split()[:5] == ["0", "0", "node0", "active", "connected"]
+    assert lines[6].split()[:3] == ["1", "1", "1"]
+    assert cli("status", "a/b c", "--endpoint", run[0]).out.splitlines()[0] == lines[0]
+
+
+@pytest.mark.processes
+def test_host_and_port_and_the_environment_name_it_too(
+    cli: Cli, run: tuple[str, rallypoint.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RALLYPOINT_ENDPOINT", run[0].removeprefix("http://"))
+    assert "run a/b c: active" in cli("status").out
+
+
+@pytest.mark.processes
+def test_as_json_the_shape_does_not_depend_on_how_many_there_are(
+    cli: Cli, run: tuple[str, rallypoint.Run]
+) -> None:
+    everything = json.loads(cli("status", "--endpoint", run[0], "--json").out)
+    assert [each["run_id"] for each in everything["runs"]] == ["a/b c"]
+    one = json.loads(cli("status", "a/b c", "--endpoint", run[0], "--json").out)
+    assert one["members"][0]["name"] == "node0"
+    none = json.loads(cli("status", "a/b c", "--endpoint", run[0], "--json", "--members", "0").out)
+    assert (none["members"], none["members_total"]) == ([], 1)
+
+
+@pytest.mark.processes
+def test_close_ends_it_for_all(cli: Cli, run: tuple[str, rallypoint.Run]) -> None:
+    endpoint, joined = run
+    done = cli("close", "a/b c", "--endpoint", endpoint, "--reason", "enough")
+    assert str(done) == "run 'a/b c' is closed\nexit code 0\n"
+    assert list(joined.worlds()) == []
+    shown = cli("status", "a/b c", "--endpoint", endpoint).out
+    assert "run a/b c: closed" in shown
+    assert "ended: stopped: enough" in shown
+    assert "had ended already" in cli("close", "a/b c", "--endpoint", endpoint).out
+
+
+@pytest.mark.processes
+def test_a_run_that_is_not_there(cli: Cli, run: tuple[str, rallypoint.Run]) -> None:
+    for command in (["status", "nope"], ["close", "nope"]):
+        done = cli(*command, "--endpoint", run[0])
+        assert (done.code, done.out) == (2, "")
+        assert done.err == ("error: no run 'nope' here\nhint: runs on this coordinator: a/b c\n")
+
+
+@pytest.mark.processes
+def test_a_watch_tells_each_change_once_and_ends_with_the_run(
+    cli: Cli, run: tuple[str, rallypoint.Run]
+) -> None:
+    watch = subprocess.Popen(
+        [*COMMAND, "status", "a/b c", "--endpoint", run[0], "--watch"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert watch.stdout is not None
+        first = watch.stdout.readline()
+        cli("close", "a/b c", "--endpoint", run[0])
+        rest, _ = watch.communicate(timeout=30)
+    finally:
+        watch.kill()
+        watch.wait()
+    heads = [line for line in (first + rest).splitlines() if line.startswith("run ")]
+    assert watch.returncode == 0
+    assert [head.partition(",")[0] for head in heads] == ["run a/b c: active", "run a/b c: closed"]
+
+
+# -- the token -----------------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("command", [["status"], ["close", "job"]])
+def test_a_missing_and_a_wrong_token(
+    serve: Callable[..., Served],
+    cli: Cli,
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    endpoint = serve(env={"RALLYPOINT_TOKEN": "hunter2"}).endpoint
+    missing = cli(*command, "--endpoint", endpoint)
+    assert missing.code == 2
+    assert "asks for a token, and got none" in missing.err
+    monkeypatch.setenv("RALLYPOINT_TOKEN", "hunter3")
+    wrong = cli(*command, "--endpoint", endpoint)
+    assert wrong.code == 2
+    assert wrong.err.startswith("error: the token is wrong\nhint: ")
+    assert "hunter" not in wrong.err
+    right = tmp_path / "token"
+    right.write_text("hunter2")
+    right.chmod(0o600)
+    done = cli(*command, "--endpoint", endpoint, "--token-file", str(right))
+    assert "token" not in done.err
+
+
+# -- what is no coordinator ----------------------------------------------------------------------
+
+
+def test_no_endpoint(cli: Cli, snapshot: Callable[[str, str], None]) -> None:
+    snapshot("status-no-endpoint", str(cli("status")))
+
+
+def test_a_malformed_endpoint(
+    cli: Cli, snapshot: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = str(cli("status", "--endpoint", "::1"))
+    monkeypatch.setenv("RALLYPOINT_ENDPOINT", "node0:99999")
+    snapshot("status-malformed-endpoint", said + str(cli("close", "job")))
+
+
+def test_a_refusing_host(cli: Cli, snapshot: Callable[[str, str], None], free_port: int) -> None:
+    done = cli("status", "--endpoint", f"127.0.0.1:{free_port}")
+    snapshot("status-refused", without_ports(str(done)))
+
+
+def test_a_host_that_cannot_be_resolved(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
+    done = cli("status", "--endpoint", "nowhere.example:1")
+    assert done.code == 3
+    assert done.err == (
+        "error: cannot resolve host 'nowhere.example': Name or service not known\n"
+        "hint: check the name, or give an address\n"
+    )
+
+
+def _http(status: str, body: bytes) -> bytes:
+    return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status.encode(), len(body), body)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "its answer is no HTTP"),
+        (b"\x00\xff\x00\xff", "its answer is no HTTP"),
+        (b"", "closed the connection without an answer"),
+        (_http("200 OK", b"<html>hello</html>"), "status 200 and no JSON"),
+        (_http("404 Not Found", b"nothing here"), "status 404 and no JSON"),
+        (_http("200 OK", b"[1, 2]"), "status 200 and no JSON"),
+        (_http("200 OK", b"\xff\xfe"), "status 200 and no JSON"),
+        (_http("200 OK", b"[" * 100_000), "status 200 and no JSON"),
+        (_http("200 OK", b'{"pods": []}'), "its answer lists no runs"),
+        (_http("500 Oops", b'{"code": 1}'), "it answers with status 500"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "status 200 and no JSON"),
+    ],
+)
+def test_something_else_listens_there(
+    cli: Cli, listener: Listener, answer: bytes, why: str
+) -> None:
+    where = listener(answer)
+    done = cli("status", "--endpoint", where)
+    assert done.code == 3
+    assert f"what listens at {where} is no Rallypoint coordinator: " in done.err
+    assert why in done.err
+    assert done.err.splitlines()[-1].startswith("hint: ")
+
+
+def test_what_never_answers(cli: Cli, listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "TIMEOUT_S", 0.2)
+    where = listener(None)
+    done = cli("close", "job", "--endpoint", where)
+    assert done.code == 3
+    assert f"cannot reach {where}: no answer within 0.2 s" in done.err
+
+
+def test_what_answers_drop_by_drop_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "TIMEOUT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        ended = threading.Event()
+        dripping = threading.Thread(target=_drip, args=(sock, ended))
+        dripping.start()
+        endpoint = parse_endpoint(f"127.0.0.1:{sock.getsockname()[1]}")
+        try:
+            with pytest.raises(rallypoint.UnreachableError, match="no answer within"):
+                api.runs(endpoint, "")
+        finally:
+            ended.set()
+            dripping.join()
+
+
+def _drip(sock: socket.socket, ended: threading.Event) -> None:
+    connection, _ = sock.accept()
+    with connection:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        try:
+            while not ended.wait(0.05):
+                connection.sendall(b".")
+        except OSError:
+            pass  # the other side has given up, as it should
