@@ -129,8 +129,7 @@ class Suspicion:
     def update_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """Raise or lift the mass guard by how many are missing now."""
         if self._roster.troubled_count <= self.guard_limit(settings):
-            self._lift_guard()
-            return []
+            return self._end_guard(settings)
         if self._mass_since_s is not None:
             return []
         self._mass_since_s = now_s
@@ -165,6 +164,22 @@ class Suspicion:
         return settings.reconnect_grace_s * max(1.0, len(self._roster) / LARGE_RUN_NODES)
 
     # -- helpers -------------------------------------------------------------------------------
+
+    def _end_guard(self, settings: RunSettings) -> list[Effect]:
+        """Most are back. R8: the last to come back are not lost for having been the last.
+
+        Whoever is past its deadline by now has the grace once more.
+        """
+        was_guarding = self.guarding
+        self._lift_guard()
+        if not was_guarding:
+            return []
+        overdue, self._overdue = self._overdue, {}
+        effects: list[Effect] = []
+        for member in map(self._roster.get, overdue):
+            if member is not None:
+                effects += self._deadline(member, TimerKind.GRACE, self.grace_s(settings))
+        return effects
 
     def _lift_guard(self) -> None:
         self._mass_since_s, self._mass_over, self._mass_serial = None, False, 0
