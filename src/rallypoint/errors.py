@@ -23,7 +23,8 @@
     ├── StoreError                       a call of the round's store failed
     │   └── StoreTimeoutError (TimeoutError)  ... for lack of keys, or of nodes at a barrier
     └── LaunchError                      the launcher could not do its part
-        ├── ProgramNotFoundError         the program does not exist or cannot be executed
+        ├── WorkerStartError             a worker could not be started: the system's answer
+        │   └── ProgramNotFoundError     ... as the program does not exist or cannot be executed
         └── LogDirectoryError            the log directory cannot be written
 
 `hint` is one line on what to do; `exit_code` is what `rallypoint run` ends with.
@@ -207,12 +208,22 @@ class LaunchError(RallypointError):
     exit_code = ExitCode.USAGE
 
 
-class ProgramNotFoundError(LaunchError):
-    """The program does not exist or cannot be executed."""
+class WorkerStartError(LaunchError):
+    """A worker could not be started. `path`: its program. `problem`: the system's words."""
 
-    def __init__(self, path: str, *, hint: str = "") -> None:
-        super().__init__(f"cannot run {path!r}: no such program, or not executable", hint=hint)
+    def __init__(self, path: str, problem: str, *, hint: str = "") -> None:
+        super().__init__(f"cannot run {path!r}: {problem}", hint=hint)
         self.path = path
+        self.problem = problem
+
+
+class ProgramNotFoundError(WorkerStartError):
+    """The program does not exist or cannot be executed: trying again does not help."""
+
+    def __init__(
+        self, path: str, problem: str = "no such program, or not executable", *, hint: str = ""
+    ) -> None:
+        super().__init__(path, problem, hint=hint)
 
 
 class LogDirectoryError(LaunchError):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from rallypoint.errors import LogDirectoryError
 from rallypoint.launch.lines import Stream
 from rallypoint.launch.logs import (
-    LogDirectoryError,
     LogPump,
     check_log_dir,
     read_what_is_there,
@@ -359,8 +359,8 @@ def test_check_log_dir_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LogDirectoryError, match="file") as caught:
         check_log_dir(tmp_path / "file")
-    assert caught.value.path == tmp_path / "file"
-    assert caught.value.system_error.errno == errno.EEXIST
+    assert caught.value.path == str(tmp_path / "file")
+    assert caught.value.error == os.strerror(errno.EEXIST)
     assert "directory" in caught.value.hint
     with pytest.raises(LogDirectoryError, match="proc"):
         check_log_dir(Path("/proc/none"))

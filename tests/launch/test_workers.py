@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from rallypoint.errors import ProgramNotFoundError, WorkerStartError
 from rallypoint.launch import guard_process, workers
 from rallypoint.launch.oom import OomCounter
 from rallypoint.launch.workers import (
-    ProgramNotFoundError,
     WorkerExit,
     WorkerGroup,
     WorkerSpec,
-    WorkerStartError,
 )
 from tests.launch.helpers import DEADLINE_S, Exits, Lines, alive, gone, spec, until
 

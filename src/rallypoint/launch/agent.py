@@ -30,12 +30,11 @@ from rallypoint.core.values import (
     Change,
     CloseRecord,
     Failure,
-    FailureKind,
     Outcome,
     RunSettings,
 )
 from rallypoint.errors import ExitCode
-from rallypoint.launch import failures, workers
+from rallypoint.launch import failures
 from rallypoint.launch.channel import Channel, Requests
 from rallypoint.launch.guard import Guard
 from rallypoint.launch.logs import LogPump, check_log_dir
@@ -154,13 +153,7 @@ class Agent:
         self._scratch = Path(scratch)
         log_dir = self._config.log_dir
         if log_dir is not None:
-            from rallypoint.launch.logs import LogDirectoryError
-
-            try:
-                await asyncio.to_thread(check_log_dir, Path(log_dir))
-            except LogDirectoryError as error:
-                why = error.system_error.strerror or str(error.system_error)
-                raise errors.LogDirectoryError(log_dir, why, hint=error.hint) from error
+            await asyncio.to_thread(check_log_dir, Path(log_dir))
 
     async def _let_go(self) -> None:
         """Leave nothing behind. Every step is bounded in time."""
@@ -273,9 +266,9 @@ class Agent:
         )
         try:
             await self._group.start()
-        except workers.WorkerStartError as error:
-            self._leave_reason = f"it cannot start its workers: {error}"
-            raise errors.ProgramNotFoundError(error.path, hint=error.hint) from error
+        except errors.WorkerStartError as error:
+            self._leave_reason = f"it cannot start its workers: {error.message}"
+            raise
 
     def _spec(self, found: Round, index: int, secret: str, base: dict[str, str]) -> WorkerSpec:
         head, seat, run = found.head, found.seat, self._config.run
@@ -361,16 +354,7 @@ class Agent:
         assert self._pump is not None
         await self._pump.drain(DRAIN_S, exit.local_rank)
         lines = self._pump.last_lines(exit.local_rank)
-        report = failures.classify(exit, lines, await self._error_text(exit.local_rank))
-        return Failure(
-            FailureKind(report.kind),
-            report.message[:1_000],
-            rank=exit.rank,
-            local_rank=exit.local_rank,
-            exit_code=report.returncode,
-            signal=report.signal,
-            last_lines=tuple(line[:2_000] for line in report.last_lines[-20:]),
-        )
+        return failures.classify(exit, lines, await self._error_text(exit.local_rank))
 
     async def _error_text(self, local_rank: int) -> str | None:
         path = self._error_file(self._number, local_rank)

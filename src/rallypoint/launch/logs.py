@@ -23,21 +23,12 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from rallypoint.errors import LogDirectoryError
+
 from .lines import Console, LastLines, LogFile, Stream
 
 _COMMANDS_MAX = 10_000  # what the agent says while the console hangs; more is dropped
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
-
-
-class LogDirectoryError(Exception):
-    """The log directory cannot be written. ``path``, ``hint``; ``system_error`` is an OSError."""
-
-    def __init__(self, path: Path, system_error: OSError) -> None:
-        problem = system_error.strerror or str(system_error)
-        super().__init__(f"cannot write to the log directory {str(path)!r}: {problem}")
-        self.path = path
-        self.system_error = system_error
-        self.hint = _HINTS.get(system_error.errno or 0, "check --log-dir on this node")
 
 
 _HINTS = {
@@ -62,7 +53,9 @@ def check_log_dir(path: Path) -> None:
             file.write(b"x")
             file.flush()
     except OSError as error:
-        raise LogDirectoryError(path, error) from error
+        hint = _HINTS.get(error.errno or 0, "check --log-dir on this node")
+        problem = error.strerror or str(error)
+        raise LogDirectoryError(str(path), problem, hint=hint) from error
 
 
 def round_log_dir(log_dir: Path, run_id: str, number: int) -> Path:

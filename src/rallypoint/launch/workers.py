@@ -24,6 +24,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from rallypoint.errors import ProgramNotFoundError, WorkerStartError
+
 from . import guard_process
 from .oom import OomCounter
 
@@ -32,23 +34,6 @@ T = TypeVar("T")
 _SEARCH_PAUSE_S = 0.005
 _SEARCH_PAUSE_S_MAX = 0.1
 _PR_SET_PDEATHSIG = 1
-
-
-class WorkerStartError(Exception):
-    """A worker could not be started; none of its round is left running.
-
-    ``path``: the program. ``hint``: what to do about it. ``__cause__``: the system's error.
-    """
-
-    def __init__(self, path: str, problem: str, hint: str) -> None:
-        super().__init__(f"cannot start {path!r}: {problem}")
-        self.path = path
-        self.problem = problem
-        self.hint = hint
-
-
-class ProgramNotFoundError(WorkerStartError):
-    """The program or its directory is missing or cannot be executed: trying again does not help."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +213,7 @@ class WorkerGroup:
         try:
             for spec in self._specs:
                 if self._abandoned.is_set():
-                    raise WorkerStartError(spec.argv[0], "the start was given up", "")
+                    raise WorkerStartError(spec.argv[0], "the start was given up")
                 workers.append(self._spawn(spec))
         except BaseException:
             self._destroy(workers)
@@ -441,16 +426,17 @@ def _die_with_parent(parent: int) -> None:
 def _start_error(spec: WorkerSpec, error: Exception) -> WorkerStartError:
     path = spec.argv[0]
     if not isinstance(error, OSError):  # a zero byte in an argument, or a failed preexec_fn
-        return WorkerStartError(path, str(error), "check the arguments and the environment")
+        return WorkerStartError(path, str(error), hint="check the arguments and the environment")
     problem = error.strerror or str(error)
     if spec.cwd is not None and error.filename == spec.cwd and spec.cwd != path:
         return ProgramNotFoundError(
-            path, f"{problem}: {spec.cwd!r}", "the working directory must exist on every node"
+            path, f"{problem}: {spec.cwd!r}", hint="the working directory must exist on every node"
         )
     hint = _HINTS.get(error.errno or 0)
     if hint is None:
-        return WorkerStartError(path, problem, "check this machine's limits (ulimit -a) and memory")
-    return ProgramNotFoundError(path, problem, hint)
+        hint = "check this machine's limits (ulimit -a) and memory"
+        return WorkerStartError(path, problem, hint=hint)
+    return ProgramNotFoundError(path, problem, hint=hint)
 
 
 _HINTS = {
