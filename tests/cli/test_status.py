@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import signal
 import socket
 import subprocess
 import threading
@@ -232,3 +236,33 @@ def _drip(sock: socket.socket, ended: threading.Event) -> None:
                 connection.sendall(b".")
         except OSError:
             pass  # the other side has given up, as it should
+
+
+# -- on a terminal -------------------------------------------------------------------------------
+
+
+def _on_terminal(until: bytes, *arguments: str) -> tuple[int, bytes]:
+    """Type it on a terminal without colour, Ctrl-C once `until` is shown: exit code and output."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
+    process = subprocess.Popen([*COMMAND, *arguments], env=env, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while until not in shown and select.select([ours], [], [], 20)[0]:
+            shown += os.read(ours, 65_536)
+        process.send_signal(signal.SIGINT)
+        code = process.wait(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    return code, shown
+
+
+@pytest.mark.processes
+def test_a_watch_on_a_terminal_ends_with_ctrl_c(serve: Callable[..., Served]) -> None:
+    code, shown = _on_terminal(b"no runs", "status", "--endpoint", serve().endpoint, "--watch")
+    assert code == 0
+    assert b"coordinator: rallypoint" in shown
+    assert b"\x1b[3" not in shown  # NO_COLOR: the cursor may move, no colour is set
