@@ -1,0 +1,94 @@
+"""A process that outlives its worlds: the model stays in memory, and newcomers are handed it.
+
+Under `rallypoint run`, and torchrun, each round starts the workers anew. A program that joins by
+itself need not end: it takes the next world and goes on, here without any checkpoint. Start two of
+these, then a third; kill any but the first with kill -9, and start another one:
+
+    python examples/keep_process.py --endpoint 127.0.0.1:29400 --run-id kept --min-nodes 2
+
+The first process carries the coordinator too, and the run ends with it. Where no process may be
+that precious, start `rallypoint serve --port 29400` and give --endpoint http://127.0.0.1:29400.
+
+Needs numpy and scikit-learn: pip install rallypoint[examples]
+"""
+
+import argparse
+import os
+import time
+
+import numpy as np
+from train_digits import BATCH, NUMBERS, Model, accuracy, digits, sum_over_workers
+
+import rallypoint
+
+
+def say(text):
+    print(f"pid {os.getpid()}: {text}", flush=True)
+
+
+def agree(world, model):
+    """All go on from the model of whoever has come farthest; only newcomers have to fetch it.
+
+    Not simply from rank 0's: when rank 0 is lost, the newcomer that takes its place knows nothing.
+    And survivors may be one step apart, if the round ended after some had got a step's sum and
+    before others had: nobody gets one that is not complete, so the farther one is right.
+    """
+    ranks = range(world.size)
+    world.store.set(f"step/{world.rank}", str(model.step))
+    steps = [int(step) for step in world.store.multi_get([f"step/{rank}" for rank in ranks])]
+    farthest = steps.index(max(steps))
+    state = f"round {world.number}: rank {world.rank} of {world.size},"
+    if world.rank == farthest:
+        world.store.set("model", np.concatenate([model.weights, model.velocity]).tobytes())
+    if steps[world.rank] == max(steps):
+        say(f"{state} has the model of step {model.step} in memory")
+        return
+    model.weights, model.velocity = np.split(np.frombuffer(world.store.get("model")), 2)
+    model.step = max(steps)
+    say(f"{state} takes the model of step {model.step} from rank {farthest}")
+
+
+def train(world, model, options, images, labels):
+    """Train to the last step, or until the members change; see train_digits.py."""
+    while model.step < options.steps and not world.change:
+        batch = np.random.default_rng(model.step).choice(len(labels), BATCH, replace=False)
+        mine = batch[world.rank :: world.size]
+        total = sum_over_workers(world, model.step, model.gradient(images[mine], labels[mine]))
+        model.update(total[:NUMBERS] / BATCH)
+        if world.rank == 0 and model.step % 25 == 0:
+            say(f"step {model.step}: loss {total[NUMBERS] / BATCH:.4f}")
+        time.sleep(options.pause)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--endpoint", required=True, help="host:port, or http://host:port")
+    parser.add_argument("--run-id", required=True)
+    parser.add_argument("--min-nodes", type=int, default=2)
+    parser.add_argument("--max-nodes", type=int, default=8)
+    parser.add_argument("--last-call", type=float, default=3, help="seconds to wait for more")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--pause", type=float, default=0.05, help="seconds per step, to watch it")
+    options = parser.parse_args()
+    (training, test), model = digits(), Model()
+    with rallypoint.join(
+        options.run_id,
+        options.endpoint,
+        min_nodes=options.min_nodes,
+        max_nodes=options.max_nodes,
+        last_call_s=options.last_call,
+    ) as run:
+        for world in run.worlds():
+            with world:
+                agree(world, model)
+                train(world, model, options, *training)
+                if world.change:
+                    say(f"round {world.number} ended: {world.change.kind}")
+                    continue
+                world.barrier("trained")
+                say(f"test accuracy {accuracy(model, *test):.4f}")
+                run.close("trained")
+
+
+if __name__ == "__main__":
+    main()
