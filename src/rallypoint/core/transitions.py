@@ -39,7 +39,7 @@ def _rows(
     suspended: tuple[str, str],
     closed: tuple[str, str],
 ) -> dict[tuple[Phase, type[on.Event]], Cell]:
-    """One event's row. Most cells may go wherever their phase may; the ledger's are set below."""
+    """One event's row. Most cells may go wherever their phase may; the others are set below."""
     return {
         (GATHERING, event): Cell(*gathering, _FROM_GATHERING),
         (COMMITTING, event): Cell(*committing, (COMMITTING,)),
@@ -177,6 +177,12 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
 }
 
 _LEADS: Final[dict[tuple[Phase, type[on.Event]], tuple[Phase, ...]]] = {
+    (GATHERING, on.CloseRequested): (COMMITTING,),
+    (ACTIVE, on.CloseRequested): (COMMITTING,),
+    (ACTIVE, on.WorkerFailed): (ACTIVE, GATHERING),
+    (ACTIVE, on.NodeSilent): (ACTIVE,),
+    (ACTIVE, on.NodeHeard): (ACTIVE, GATHERING),
+    (ACTIVE, on.ProbeAnswered): (ACTIVE, GATHERING),
     (COMMITTING, on.Committed): (ACTIVE, GATHERING, COMMITTING, CLOSED),
     (COMMITTING, on.CommitRefused): (SUSPENDED,),
     (GATHERING, on.LedgerLost): (SUSPENDED,),

@@ -1,0 +1,193 @@
+"""Who is lost, and when nobody is: deadlines, probes and the mass guard, without a run."""
+
+import pytest
+
+from rallypoint.core.effects import Effect, SetTimer, Timer, TimerKind
+from rallypoint.core.roster import Member, Roster
+from rallypoint.core.suspicion import LARGE_RUN_NODES, Suspicion
+from rallypoint.core.values import Link, MemberState, NodeInfo, RunSettings
+
+SETTINGS = RunSettings(min_nodes=1, max_nodes=100)
+
+
+class Nodes:
+    """A roster of so many active members, and what is suspected of them."""
+
+    def __init__(self, count: int) -> None:
+        self.roster = Roster()
+        self.suspicion = Suspicion(self.roster)
+        self.members = [self._member(f"n{number}", number) for number in range(count)]
+
+    def _member(self, name: str, number: int) -> Member:
+        member = self.roster.add(NodeInfo(name, 1, name), number, 0.0)
+        member.state = MemberState.ACTIVE
+        self.roster.refile(member)
+        return member
+
+    def disconnect(self, *members: Member, now_s: float = 0.0) -> list[Timer]:
+        found = []
+        for member in members:
+            found += timers(self.suspicion.disconnected(member, SETTINGS, now_s))
+        return found
+
+    def guard(self, now_s: float = 0.0) -> list[Timer]:
+        return timers(self.suspicion.update_guard(SETTINGS, now_s))
+
+    @property
+    def lost(self) -> list[str]:
+        return [member.name for member in self.suspicion.past_deadline()]
+
+
+def timers(effects: list[Effect]) -> list[Timer]:
+    return [effect.timer for effect in effects if isinstance(effect, SetTimer)]
+
+
+def test_a_closed_connection_has_its_grace() -> None:
+    nodes = Nodes(3)
+    [grace] = nodes.disconnect(nodes.members[0])
+    assert grace.kind is TimerKind.GRACE
+    assert nodes.lost == []
+    nodes.suspicion.deadline_passed(grace)
+    assert nodes.lost == ["n0"]
+
+
+def test_a_grace_of_an_earlier_break_is_stale() -> None:
+    nodes = Nodes(3)
+    [stale] = nodes.disconnect(nodes.members[0])
+    nodes.suspicion.heard(nodes.members[0])
+    nodes.disconnect(nodes.members[0])
+    nodes.suspicion.deadline_passed(stale)
+    assert nodes.lost == []
+
+
+@pytest.mark.parametrize(
+    ("silent", "answered", "probe_over", "is_lost"),
+    [
+        (True, False, True, True),
+        (True, False, False, False),
+        (True, True, True, False),
+        (False, False, True, False),
+        (False, True, True, False),
+    ],
+)
+def test_r8_who_is_silent_and_leaves_a_probe_unanswered_is_lost(
+    silent: bool, answered: bool, probe_over: bool, is_lost: bool
+) -> None:
+    nodes = Nodes(3)
+    member = nodes.members[0]
+    if silent:
+        nodes.suspicion.silent(member, SETTINGS, 10.0, 5.0)
+    nodes.suspicion.probe(["n0"])
+    if answered:
+        nodes.suspicion.answered("n0")
+    if probe_over:
+        nodes.suspicion.probe_over()
+    assert nodes.lost == (["n0"] if is_lost else [])
+
+
+def test_who_falls_silent_after_the_probe_ran_out_is_lost_at_once() -> None:
+    nodes = Nodes(3)
+    nodes.suspicion.probe(["n0"])
+    nodes.suspicion.probe_over()
+    nodes.suspicion.silent(nodes.members[0], SETTINGS, 10.0, 5.0)
+    assert nodes.lost == ["n0"]
+
+
+def test_silence_counts_from_when_it_began() -> None:
+    nodes = Nodes(1)
+    effects = nodes.suspicion.silent(nodes.members[0], SETTINGS, 100.0, 12.0)
+    assert [e.delay_s for e in effects if isinstance(e, SetTimer)] == [18.0]
+    assert nodes.members[0].trouble_since_s == 88.0
+
+
+@pytest.mark.parametrize(
+    ("nodes", "missing", "guards"),
+    [(4, 2, False), (4, 3, True), (20, 2, False), (20, 3, True), (50, 5, False), (50, 6, True)],
+)
+def test_r8_more_than_two_or_a_tenth_missing_raise_the_guard(
+    nodes: int, missing: int, guards: bool
+) -> None:
+    run = Nodes(nodes)
+    run.disconnect(*run.members[:missing])
+    run.guard()
+    assert run.suspicion.guarding is guards
+
+
+def test_nobody_misses_who_is_done_or_departing() -> None:
+    nodes = Nodes(4)
+    for member in nodes.members[:2]:
+        member.state = MemberState.DONE
+        nodes.roster.refile(member)
+    nodes.disconnect(*nodes.members[:3])
+    nodes.guard()
+    assert not nodes.suspicion.guarding
+
+
+def test_r8_while_the_guard_holds_nobody_is_lost_and_then_they_are() -> None:
+    nodes = Nodes(5)
+    graces = nodes.disconnect(*nodes.members[:3])
+    [mass] = nodes.guard()
+    for grace in graces:
+        nodes.suspicion.deadline_passed(grace)
+    assert nodes.lost == []
+    assert nodes.suspicion.guard_left_s(SETTINGS, 20.0) == 100.0
+    nodes.suspicion.deadline_passed(mass)
+    assert nodes.lost == ["n0", "n1", "n2"]
+
+
+def test_r8_the_last_to_come_back_have_the_grace_again() -> None:
+    nodes = Nodes(5)
+    graces = nodes.disconnect(*nodes.members[:3])
+    nodes.guard()
+    for grace in graces:
+        nodes.suspicion.deadline_passed(grace)
+    nodes.suspicion.heard(nodes.members[0])
+    again = nodes.guard(now_s=10.0)
+    assert [timer.name for timer in again] == ["n1", "n2"]
+    assert nodes.lost == []
+    nodes.suspicion.deadline_passed(again[0])
+    assert nodes.lost == ["n1"]
+
+
+def test_a_guard_that_was_lifted_does_not_spoil_the_next() -> None:
+    nodes = Nodes(5)
+    nodes.disconnect(*nodes.members[:3])
+    [stale] = nodes.guard()
+    nodes.suspicion.heard(nodes.members[0])
+    nodes.guard()
+    nodes.suspicion.deadline_passed(stale)
+    nodes.disconnect(nodes.members[0])
+    nodes.guard()
+    assert nodes.suspicion.guarding
+
+
+def test_deadlines_begin_anew_for_all_that_cannot_be_heard() -> None:
+    nodes = Nodes(4)
+    [grace] = nodes.disconnect(nodes.members[0])
+    nodes.suspicion.silent(nodes.members[1], SETTINGS, 0.0, 5.0)
+    nodes.suspicion.deadline_passed(grace)
+    again = timers(nodes.suspicion.rearm(SETTINGS, 100.0))
+    assert nodes.lost == []
+    assert [(timer.kind, timer.name) for timer in again] == [
+        (TimerKind.GRACE, "n0"),
+        (TimerKind.LOST, "n1"),
+    ]
+
+
+def test_large_runs_have_a_longer_grace() -> None:
+    assert Nodes(10).suspicion.grace_s(SETTINGS) == SETTINGS.reconnect_grace_s
+    large = Nodes(3 * LARGE_RUN_NODES)
+    assert large.suspicion.grace_s(SETTINGS) == 3 * SETTINGS.reconnect_grace_s
+
+
+def test_the_link_is_what_was_last_heard_of() -> None:
+    nodes = Nodes(1)
+    [member] = nodes.members
+    nodes.suspicion.silent(member, SETTINGS, 5.0, 5.0)
+    assert member.link is Link.SILENT
+    nodes.disconnect(member, now_s=6.0)
+    assert member.link is Link.DISCONNECTED
+    assert member.trouble_since_s == 0.0
+    nodes.suspicion.heard(member)
+    assert member.link is Link.CONNECTED
+    assert not member.is_troubled

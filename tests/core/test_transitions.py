@@ -1,0 +1,119 @@
+"""The table of transitions: it is complete, its handlers exist, and no run leaves it."""
+
+import pytest
+
+from rallypoint.core import events as on
+from rallypoint.core.effects import Effect
+from rallypoint.core.membership import Membership
+from rallypoint.core.transitions import TRANSITIONS, as_markdown
+from rallypoint.core.values import Phase
+from tests.core.driver import Driver
+from tests.core.walks import walk
+
+WALKS = 400
+
+
+def test_every_phase_meets_every_event() -> None:
+    assert set(TRANSITIONS) == {(phase, event) for phase in Phase for event in on.EVENTS}
+
+
+def test_every_event_of_the_module_is_in_the_list() -> None:
+    assert set(on.EVENTS) == set(on.Event.__subclasses__())
+
+
+def test_every_handler_exists() -> None:
+    for pair, cell in TRANSITIONS.items():
+        assert callable(getattr(Membership, cell.handler, None)), pair
+
+
+def test_every_cell_says_what_it_means() -> None:
+    for pair, cell in TRANSITIONS.items():
+        assert cell.means, pair
+        assert cell.to, pair
+        assert len(set(cell.to)) == len(cell.to), pair
+
+
+def test_nothing_follows_closed() -> None:
+    for event in on.EVENTS:
+        assert TRANSITIONS[Phase.CLOSED, event].to == (Phase.CLOSED,)
+
+
+def test_the_markdown_has_a_row_for_every_event_and_a_column_for_every_phase() -> None:
+    header, _, *rows = as_markdown().splitlines()
+    assert [cell.strip() for cell in header.split("|")[2:-1]] == [str(phase) for phase in Phase]
+    assert [row.split("|")[1].strip() for row in rows] == [e.__name__ for e in on.EVENTS]
+    assert {row.count("|") for row in rows} == {len(Phase) + 2}
+
+
+Move = tuple[Phase, type[on.Event], Phase]
+
+
+def silent_standby_when_newcomers_are_let_in() -> Driver:
+    """A round with room for b, whose entry was due while nothing was heard of it."""
+    driver = Driver(min=1, max=2, last_call=1)
+    driver.join("a")
+    driver.advance(1.0)
+    driver.join("b")
+    driver.silent("b")
+    driver.advance(1.0)
+    return driver
+
+
+def rare_runs() -> None:
+    """What walks seldom come by."""
+    silent_standby_when_newcomers_are_let_in().heard("b")
+    silent_standby_when_newcomers_are_let_in().answer("b")
+    silent_standby_when_newcomers_are_let_in().done("b")
+    # The only node of a round is superseded while another one waits for its place.
+    driver = Driver(min=1, max=1)
+    driver.join("a", "b")
+    driver.disconnect("a")
+    driver.attach("a'")
+    driver = Driver(min=1, max=1)
+    driver.join("a", "b")
+    driver.attach("a'")
+    driver.disconnect("a")
+    # A member falls silent after its probe has run out, and somebody is ready to step in.
+    driver = Driver(min=2, max=3)
+    driver.join("a", "b", "c", "x")
+    driver.fail("a")
+    driver.ready("a", "b")
+    driver.advance(1.0)
+    driver.silent("c")
+    # A member is heard again that was ready already, and completes the round.
+    driver = Driver(max=2)
+    driver.join("a", "b")
+    driver.ready("b")
+    driver.silent("b")
+    driver.ready("a")
+    driver.fail("b")
+
+
+@pytest.fixture(scope="module")
+def moves() -> set[Move]:
+    """Every (phase, event, next phase) of many random runs, each checked against every rule."""
+    seen: set[Move] = set()
+    step = Membership.step
+
+    def seeing_step(self: Membership, event: on.Event, now_s: float) -> list[Effect]:
+        before = self.phase
+        effects = step(self, event, now_s)
+        seen.add((before, type(event), self.phase))
+        return effects
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Membership, "step", seeing_step)
+        rare_runs()
+        for seed in range(WALKS):
+            walk(seed)
+    return seen
+
+
+def test_no_run_leaves_a_cell(moves: set[Move]) -> None:
+    outside = [move for move in moves if move[2] not in TRANSITIONS[move[0], move[1]].to]
+    assert outside == []
+
+
+def test_every_next_phase_is_reached(moves: set[Move]) -> None:
+    named = {(*pair, to) for pair, cell in TRANSITIONS.items() for to in cell.to}
+    assert sorted(named - moves, key=str) == []
