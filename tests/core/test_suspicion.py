@@ -183,11 +183,13 @@ def test_large_runs_have_a_longer_grace() -> None:
 def test_the_link_is_what_was_last_heard_of() -> None:
     nodes = Nodes(1)
     [member] = nodes.members
+    links = [member.link]
     nodes.suspicion.silent(member, SETTINGS, 5.0, 5.0)
-    assert member.link is Link.SILENT
+    links.append(member.link)
     nodes.disconnect(member, now_s=6.0)
-    assert member.link is Link.DISCONNECTED
+    links.append(member.link)
     assert member.trouble_since_s == 0.0
     nodes.suspicion.heard(member)
-    assert member.link is Link.CONNECTED
+    links.append(member.link)
+    assert links == [Link.CONNECTED, Link.SILENT, Link.DISCONNECTED, Link.CONNECTED]
     assert not member.is_troubled

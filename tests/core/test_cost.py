@@ -1,0 +1,89 @@
+"""What an event costs does not grow with the number of nodes."""
+
+from __future__ import annotations
+
+import gc
+import time
+
+from rallypoint.core import events as on
+from rallypoint.core.effects import Effect
+from rallypoint.core.membership import Membership
+from rallypoint.core.values import Address, NodeInfo, Phase, RunSettings
+
+
+class Large:
+    """A run of so many nodes, unchecked: the checks cost O(N) per step themselves."""
+
+    def __init__(self, nodes: int, *, minimum: int = 1, maximum: int | None = None) -> None:
+        self.settings = RunSettings(min_nodes=minimum, max_nodes=maximum or nodes)
+        self.run = Membership("large")
+        self.infos = [NodeInfo(f"n{number}", 1, f"h{number}") for number in range(nodes)]
+        for link, info in enumerate(self.infos):
+            self.run.step(on.NodeAttached(info, self.settings, link), 0.0)
+
+    def ready(self, info: NodeInfo, leaving: int = 0, now_s: float = 0.0) -> list[Effect]:
+        return self.run.step(on.NodeReady(info.id, leaving, Address("h", 1), 1), now_s)
+
+    def seconds_per_event(self, events: list[on.Event]) -> float:
+        gc.collect()
+        began_s = time.perf_counter()
+        for event in events:
+            self.run.step(event, 0.0)
+        return (time.perf_counter() - began_s) / len(events)
+
+    def ready_events(self) -> list[on.Event]:
+        """All but the last, so that no round is sealed meanwhile."""
+        return [on.NodeReady(info.id, 0, Address("h", 1), 1) for info in self.infos[:-1]]
+
+
+def test_ten_thousand_nodes_cost_no_more_each_than_a_thousand() -> None:
+    small = min(Large(1_000).seconds_per_event(Large(1_000).ready_events()) for _ in range(3))
+    large = Large(10_000)
+    assert large.seconds_per_event(large.ready_events()) < 5 * small
+
+
+def test_ten_thousand_standbys_cost_no_more_each_than_a_thousand() -> None:
+    """Newcomers while a round is on, which has room for them: each may have to be announced."""
+
+    def seconds(nodes: int) -> float:
+        run = Large(nodes + 2, minimum=2)
+        run.ready(run.infos[0])
+        [armed] = run.ready(run.infos[1])
+        run.run.step(on.TimerFired(armed.timer), 30.0)  # type: ignore[attr-defined]
+        run.run.step(on.Committed(), 30.0)
+        assert run.run.phase is Phase.ACTIVE
+        events = [on.NodeReady(info.id, 0, Address("h", 1), 1) for info in run.infos[2:]]
+        return run.seconds_per_event(list(events))
+
+    assert seconds(10_000) < 5 * min(seconds(1_000) for _ in range(3))
+
+
+def test_ten_thousand_done_nodes_that_hang_up_cost_no_more_each_than_a_thousand() -> None:
+    def seconds(nodes: int) -> float:
+        run = Large(nodes)
+        for info in run.infos:
+            run.ready(info)
+        run.run.step(on.Committed(), 0.0)
+        for info in run.infos[:-1]:
+            run.run.step(on.NodeDone(info.id, 1), 0.0)
+        events: list[on.Event] = []
+        for link, info in enumerate(run.infos[:-1]):
+            [grace] = run.run.step(on.ConnectionLost(info.id, link), 0.0)
+            events.append(on.TimerFired(grace.timer))  # type: ignore[attr-defined]
+        taken = run.seconds_per_event(events)
+        assert len(run.run.roster) == 1
+        return taken
+
+    assert seconds(10_000) < 5 * min(seconds(1_000) for _ in range(3))
+
+
+def test_the_effects_of_a_step_do_not_grow_in_number() -> None:
+    large = Large(10_000)
+    counts = [len(large.ready(info)) for info in large.infos]
+    assert counts[0] == 1  # the last call
+    assert set(counts[1:-1]) == {0}
+    assert counts[-1] == 1  # Commit
+    assert len(large.run.step(on.Committed(), 0.0)) == 1  # Publish
+    broken = large.run.step(on.NodeLeft(large.infos[0].id, ""), 0.0)
+    assert len(broken) == 2  # Forget, Break
+    assert [len(large.ready(info, 1)) for info in large.infos[1:5_000]] == [1] + [0] * 4_998
