@@ -22,6 +22,15 @@
     ├── RoundBrokenError                 the round has ended: why
     ├── StoreError                       a call of the round's store failed
     │   └── StoreTimeoutError (TimeoutError)  ... for lack of keys, or of nodes at a barrier
+    ├── LedgerError                      what must outlive a coordinator cannot be kept
+    │   ├── LedgerUnreachableError (OSError)  the engine does not answer
+    │   ├── LedgerAccessError            user, password, certificate or permission
+    │   ├── LedgerForeignError           the place holds something else, or another ledger
+    │   ├── LedgerUnfitError             the place cannot give what a ledger promises
+    │   ├── LedgerCorruptError           a record is damaged
+    │   ├── LedgerFormatError            a record was written by a newer Rallypoint
+    │   ├── LedgerFullError              no room: a disk, a quota
+    │   └── LedgerLimitError             a value is larger than the engine takes
     └── LaunchError                      the launcher could not do its part
         ├── WorkerStartError             a worker could not be started: the system's answer
         │   └── ProgramNotFoundError     ... as the program does not exist or cannot be executed
@@ -200,6 +209,52 @@ class StoreTimeoutError(StoreError, TimeoutError):
         super().__init__(message, code="timeout")
         self.missing = missing
         self.missing_count = count
+
+
+class LedgerError(RallypointError):
+    """A ledger cannot be used. The message says what is wrong, `__cause__` what the system said."""
+
+    exit_code = ExitCode.COULD_NOT_MEET
+
+
+class LedgerUnreachableError(LedgerError, OSError):
+    """The engine does not answer, or not in time. It may come back."""
+
+
+class LedgerAccessError(LedgerError):
+    """The engine refuses this process: user, password, certificate, permission, read-only."""
+
+    exit_code = ExitCode.USAGE
+
+
+class LedgerForeignError(LedgerError):
+    """The prefix or folder holds something else, or by now another ledger. Nothing was written."""
+
+    exit_code = ExitCode.USAGE
+
+
+class LedgerUnfitError(LedgerError):
+    """The place lacks what a ledger needs, such as hard links; found out by trying."""
+
+    exit_code = ExitCode.USAGE
+
+
+class LedgerCorruptError(LedgerError):
+    """A record is damaged. It is refused and left as it is, never taken for an empty one."""
+
+
+class LedgerFormatError(LedgerError):
+    """A record was written by a newer Rallypoint, in a format that this one does not know."""
+
+    exit_code = ExitCode.USAGE
+
+
+class LedgerFullError(LedgerError):
+    """There is no room for what should be written; what is there stays."""
+
+
+class LedgerLimitError(LedgerError):
+    """A value is larger than the engine takes. Nothing was sent."""
 
 
 class LaunchError(RallypointError):

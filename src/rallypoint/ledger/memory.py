@@ -1,37 +1,122 @@
-"""The ledger that dies with its process: registers in a dictionary.
+"""The ledger that dies with its process: registers and logs in dictionaries.
 
 A new process has another `ledger_id`, so nodes of the old one can be told that their run is lost.
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 
-from rallypoint.ledger.contract import Conflict, Ledger, SwapOutcome, Swapped, Versioned
+from rallypoint.ledger.contract import (
+    AppendOutcome,
+    Changed,
+    Conflict,
+    Created,
+    Exists,
+    Gap,
+    Ledger,
+    LedgerLimits,
+    SwapOutcome,
+    Swapped,
+    Versioned,
+    check_name,
+)
 
 
 class MemoryLedger(Ledger):
     """Registers in memory. One event loop uses it."""
 
     is_durable = False
+    has_log = True
+    limits = LedgerLimits(
+        value_bytes_max=64 << 20, record_bytes_max=64 << 20, writes_per_s=1_000_000.0
+    )
 
     def __init__(self) -> None:
         self.ledger_id = secrets.token_hex(8)
         self._registers: dict[str, Versioned] = {}
+        self._logs: dict[str, list[bytes]] = {}
+        self._deleted_version = 0
+        """No register that is created later gets a version up to this one."""
+        self._waiting: dict[str, set[asyncio.Event]] = {}
 
     async def read(self, key: str) -> Versioned | None:
         """See Ledger.read."""
+        check_name(key)
         return self._registers.get(key)
 
     async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
         """See Ledger.swap. Never unknown."""
+        self.check_value(key, value)
         current = self._registers.get(key)
         if (current.version if current else None) != expected:
             return Conflict(current)
-        version = (expected or 0) + 1
+        version = (self._deleted_version if expected is None else expected) + 1
         self._registers[key] = Versioned(value, version)
+        self._tell(key)
         return Swapped(version)
 
     async def delete(self, key: str) -> None:
         """See Ledger.delete."""
-        self._registers.pop(key, None)
+        check_name(key)
+        gone = self._registers.pop(key, None)
+        if gone is not None:
+            self._deleted_version = max(self._deleted_version, gone.version)
+            self._tell(key)
+
+    async def keys(self, prefix: str = "") -> tuple[str, ...]:
+        """See Ledger.keys."""
+        return tuple(sorted(key for key in self._registers if key.startswith(prefix)))
+
+    async def changed(self, key: str, version: int | None, timeout_s: float) -> Changed | None:
+        """See Ledger.changed. Told, not polled."""
+        check_name(key)
+        event = asyncio.Event()
+        waiting = self._waiting.setdefault(key, set())
+        waiting.add(event)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._version(key) == version:
+                    event.clear()
+                    await event.wait()
+        except TimeoutError:
+            return None
+        finally:
+            waiting.discard(event)
+            if not waiting and self._waiting.get(key) is waiting:
+                del self._waiting[key]
+        return Changed(self._registers.get(key))
+
+    async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
+        """See Ledger.append. Never unknown."""
+        self.check_record(log, index, value)
+        records = self._logs.get(log, [])
+        if index < len(records):
+            return Exists(records[index])
+        if index > len(records):
+            return Gap()
+        self._logs.setdefault(log, records).append(value)
+        return Created()
+
+    async def records(self, log: str, start: int = 0) -> tuple[tuple[int, bytes], ...]:
+        """See Ledger.records."""
+        check_name(log)
+        return tuple(enumerate(self._logs.get(log, [])))[start:]
+
+    async def drop_log(self, log: str) -> None:
+        """See Ledger.drop_log."""
+        check_name(log)
+        self._logs.pop(log, None)
+
+    async def logs(self, prefix: str = "") -> tuple[str, ...]:
+        """See Ledger.logs."""
+        return tuple(sorted(log for log in self._logs if log.startswith(prefix)))
+
+    def _version(self, key: str) -> int | None:
+        current = self._registers.get(key)
+        return current.version if current else None
+
+    def _tell(self, key: str) -> None:
+        for event in self._waiting.get(key, ()):
+            event.set()
