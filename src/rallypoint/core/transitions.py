@@ -110,7 +110,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         ("_on_left", "taken out; the next round begins once this one is written"),
         ("_on_left", "taken out; breaks the round unless done or departing"),
         _KEPT,
-        _LEFT,
+        ("_on_left", "taken out"),
     ),
     **_rows(
         on.CloseRequested,
@@ -157,9 +157,9 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
     ),
     **_rows(
         on.LedgerLost,
-        ("_on_ledger_lost", "suspended"),
-        ("_on_ledger_lost", "suspended; the record is written again later"),
-        ("_on_ledger_lost", "suspended; the round goes on"),
+        ("_on_ledger_lost", "nothing is decided until it is back"),
+        ("_on_ledger_lost", "the record is written again when it is back"),
+        ("_on_ledger_lost", "the round goes on"),
         ("_on_ledger_lost", "the reason shown is the newest"),
         _NOTHING,
     ),

@@ -1,0 +1,42 @@
+"""docs/protocol.md agrees with the code: its table, its settings and its numbered rules."""
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from rallypoint.core.transitions import as_markdown
+from rallypoint.core.values import RunSettings
+
+ROOT = Path(__file__).parents[2]
+DOC = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+
+
+def between(name: str) -> str:
+    """What stands between the markers of this name."""
+    found = re.search(rf"<!-- {name}:begin -->\n(.*?)\n?<!-- {name}:end -->", DOC, re.DOTALL)
+    assert found, f"docs/protocol.md has no markers for {name}"
+    return found.group(1)
+
+
+def test_the_table_is_the_codes() -> None:
+    told = "write the output of `python -m rallypoint.core.transitions` between the markers"
+    assert between("transitions") == as_markdown(), told
+
+
+def test_the_settings_and_their_defaults_are_the_codes() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", between("settings"), re.MULTILINE)
+    assert rows == [
+        (field.name, _shown(field.default)) for field in msgspec.structs.fields(RunSettings)
+    ]
+
+
+def _shown(default: object) -> str:
+    return (
+        "–" if default is None else f"{default:g}" if isinstance(default, float) else f"{default}"
+    )
+
+
+def test_every_rule_that_the_code_quotes_is_there() -> None:
+    rules = set(re.findall(r"^\| (R\d+) \|", DOC, re.MULTILINE))
+    assert rules == {f"R{number}" for number in range(1, 14)}
