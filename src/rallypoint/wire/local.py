@@ -20,7 +20,7 @@ from rallypoint.core.values import (
     RoundMember,
     Seat,
 )
-from rallypoint.wire.messages import ANSWER_BYTES_MAX, MalformedError
+from rallypoint.wire.messages import ANSWER_BYTES_MAX, UNDECODABLE, MalformedError
 
 
 class LocalMessage(msgspec.Struct, frozen=True, array_like=True):
@@ -145,7 +145,7 @@ def decode_from_worker(body: bytes) -> FromWorker:
     """A worker's message, without its frame. Raises MalformedError."""
     try:
         return _from_worker.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise MalformedError(str(error)) from error
 
 
@@ -153,7 +153,7 @@ def decode_from_agent(body: bytes) -> FromAgent:
     """An agent's message, without its frame. Raises MalformedError."""
     try:
         return _from_agent.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise MalformedError(str(error)) from error
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from rallypoint.core.effects import Standing
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
-from rallypoint.core.store import StoreOp, StoreResult
+from rallypoint.core.store import LIMIT, StoreOp, StoreResult
 from rallypoint.core.values import (
     Address,
     Change,
@@ -33,6 +33,7 @@ from rallypoint.core.values import (
     Stamp,
     Text,
 )
+from rallypoint.errors import StoreError, UsageError
 
 VERSION: Final = 1
 """The wire version that this release speaks."""
@@ -41,6 +42,8 @@ VERSION_MIN: Final = 1
 
 MESSAGE_BYTES_MAX: Final = 8 * 1024**2
 """No message of a node is longer; one that is closes the connection."""
+CALL_BYTES_MAX: Final = MESSAGE_BYTES_MAX - 64 * 1024
+"""What a call of the store may take of that: the rest is for what stands around it."""
 ANSWER_BYTES_MAX: Final = 80 * 1024**2
 """No message of a coordinator is longer (a multi_get or a large member table may be large)."""
 
@@ -286,12 +289,16 @@ class MalformedError(Exception):
         )
 
 
+UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what was expected."""
+
 _T = TypeVar("_T")
 _encoder = msgspec.msgpack.Encoder()
 _from_node: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)
 _from_coordinator: msgspec.msgpack.Decoder[FromCoordinator] = msgspec.msgpack.Decoder(
     FromCoordinator
 )
+_op: msgspec.msgpack.Decoder[StoreOp] = msgspec.msgpack.Decoder(StoreOp)
 
 
 def encode(message: Message) -> bytes:
@@ -314,8 +321,24 @@ def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes, bytes_max: int) -
         raise MalformedError(f"{len(data)} bytes, where {bytes_max} are allowed")
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise MalformedError(str(error)) from error
+
+
+def check_call(op: StoreOp) -> None:
+    """Whether a coordinator would read this call: one that it refuses costs the node its place.
+
+    Raises UsageError for a value of a wrong type or a text that is no Unicode, and StoreError for
+    a call that is too large for a message.
+    """
+    try:
+        body = _encoder.encode(op)
+        _op.decode(body)
+    except (*UNDECODABLE, UnicodeEncodeError, OverflowError, TypeError) as error:
+        raise UsageError(f"this cannot be asked of a store: {error}") from error
+    if len(body) > CALL_BYTES_MAX:
+        message = f"a call has at most {CALL_BYTES_MAX} bytes, and this one has {len(body)}"
+        raise StoreError(message, code=LIMIT)
 
 
 def version_refusal(version: int) -> Refusal | None:
