@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import secrets
 from collections.abc import Coroutine
 from typing import Final
 
@@ -11,7 +13,10 @@ import msgspec
 from rallypoint.coordinator.runs import RunHost
 from rallypoint.core import events as on
 from rallypoint.core.values import CloseRecord, RoundRecord
-from rallypoint.ledger.contract import Ledger, Swapped, Unknown
+from rallypoint.errors import LedgerError, UsageError
+from rallypoint.ledger.contract import Ledger, SwapOutcome, Swapped, Unknown
+
+_log = logging.getLogger("rallypoint.coordinator")
 
 RECORD_FORMAT: Final = 1
 """The format of what is written; it stands first in every record."""
@@ -19,13 +24,22 @@ RETRY_S: Final = 0.5
 
 
 class RunRecord(msgspec.Struct, frozen=True, array_like=True):
-    """What a run's register holds."""
+    """What a run's register holds. `writer` and `sequence` make every value one of its own."""
 
     format: int
     term: int
     record: RoundRecord | None
     close: CloseRecord | None
     restart_count: int
+    writer: str = ""
+    sequence: int = 0
+
+
+class _Pending(msgspec.Struct, frozen=True):
+    """What is being written for a run, until the ledger has said what became of it."""
+
+    record: RoundRecord | CloseRecord
+    value: bytes
 
 
 class Committer:
@@ -34,12 +48,22 @@ class Committer:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._versions: dict[str, int | None] = {}
+        self._pending: dict[str, _Pending] = {}
+        self._writer = secrets.token_hex(8)
+        self._sequence = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def commit(self, run: RunHost, record: RoundRecord | CloseRecord) -> None:
-        """Begin to write; the outcome is posted to the run as an event."""
-        value = msgspec.msgpack.encode(_run_record(run, record))
-        self._spawn(self._write(run, value))
+        """Begin to write; the outcome is posted to the run as an event.
+
+        After an unknown outcome the core gives the same record again, and no other, and the same
+        bytes are written: whatever else has changed in the run, they may be there already.
+        """
+        pending = self._pending.get(run.run_id)
+        if pending is None or pending.record != record:
+            pending = _Pending(record, msgspec.msgpack.encode(self._run_record(run, record)))
+            self._pending[run.run_id] = pending
+        self._spawn(self._write(run, pending.value))
 
     async def aclose(self) -> None:
         """Give up what is being written."""
@@ -49,8 +73,15 @@ class Committer:
 
     def forget(self, run_id: str) -> None:
         """The run is swept: its register can go."""
+        self._pending.pop(run_id, None)
         if self._versions.pop(run_id, None) is not None:
-            self._spawn(self._ledger.delete(run_id))
+            self._spawn(self._delete(run_id))
+
+    async def _delete(self, run_id: str) -> None:
+        try:
+            await self._ledger.delete(run_id)
+        except (OSError, LedgerError) as error:
+            _log.warning("run %s: its register stays in the ledger: %s", run_id, error)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -58,19 +89,41 @@ class Committer:
         task.add_done_callback(self._tasks.discard)
 
     async def _write(self, run: RunHost, value: bytes) -> None:
-        """One swap. After an unknown outcome the core gives the same record again, and no other."""
-        outcome = await self._ledger.swap(run.run_id, self._versions.get(run.run_id), value)
+        """One swap. What the ledger will not even try is shown like an outage, and tried again."""
+        expected = self._versions.get(run.run_id)
+        outcome: SwapOutcome
+        try:
+            outcome = await self._ledger.swap(run.run_id, expected, value)
+        except (OSError, LedgerError, UsageError) as error:
+            outcome = Unknown(str(error))
         if isinstance(outcome, Unknown):
             await self._outage(run, outcome.reason)
         elif isinstance(outcome, Swapped):
-            self._versions[run.run_id] = outcome.version
-            run.post(on.Committed())
+            self._committed(run, outcome.version)
         elif outcome.current is not None and outcome.current.value == value:
             # An earlier try, whose outcome was unknown, had been done.
-            self._versions[run.run_id] = outcome.current.version
-            run.post(on.Committed())
+            self._committed(run, outcome.current.version)
         else:
+            del self._pending[run.run_id]
             run.post(on.CommitRefused("another coordinator has written this run's record"))
+
+    def _committed(self, run: RunHost, version: int) -> None:
+        self._versions[run.run_id] = version
+        del self._pending[run.run_id]
+        run.post(on.Committed())
+
+    def _run_record(self, run: RunHost, record: RoundRecord | CloseRecord) -> RunRecord:
+        membership = run.membership
+        self._sequence += 1
+        return RunRecord(
+            RECORD_FORMAT,
+            membership.term,
+            record if isinstance(record, RoundRecord) else membership.round,
+            record if isinstance(record, CloseRecord) else None,
+            membership.restart_count,
+            self._writer,
+            self._sequence,
+        )
 
     async def _outage(self, run: RunHost, reason: str) -> None:
         """Wait until the ledger answers again."""
@@ -79,19 +132,8 @@ class Committer:
             await asyncio.sleep(RETRY_S)
             try:
                 await self._ledger.read(run.run_id)
-            except OSError as error:
+            except (OSError, LedgerError) as error:
                 run.post(on.LedgerLost(str(error)))
             else:
                 run.post(on.LedgerRestored())
                 return
-
-
-def _run_record(run: RunHost, record: RoundRecord | CloseRecord) -> RunRecord:
-    membership = run.membership
-    return RunRecord(
-        RECORD_FORMAT,
-        membership.term,
-        record if isinstance(record, RoundRecord) else membership.round,
-        record if isinstance(record, CloseRecord) else None,
-        membership.restart_count,
-    )
