@@ -11,8 +11,9 @@ import logging
 import socket
 from collections.abc import Callable
 
+from rallypoint.client import forking
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.coordinator.server import CoordinatorServer, bind, ignored_if_absent
 from rallypoint.core.values import Address
 
 _log = logging.getLogger("rallypoint.client")
@@ -23,10 +24,10 @@ _warned: set[str] = set()
 class EmbeddedCoordinator:
     """A coordinator that admits one run only, in the running event loop."""
 
-    def __init__(self, server: CoordinatorServer, address: Address, sockets: list[socket.socket]):
+    def __init__(self, server: CoordinatorServer, address: Address) -> None:
         self.address = address
         self._server = server
-        self._sockets = sockets
+        forking.close_all_in_children(server)
 
     @classmethod
     async def start(cls, run_id: str, token: str, host: str, port: int) -> EmbeddedCoordinator:
@@ -35,13 +36,13 @@ class EmbeddedCoordinator:
         `port` 0: any. Raises OSError, EADDRINUSE among them.
         """
         is_local = is_loopback(host)
-        sockets = _loopback_sockets(port) if is_local else [bind(None, port)]
+        sockets = _loopback_sockets(host, port) if is_local else [bind(None, port)]
         server = CoordinatorServer(CoordinatorConfig(token=token, only_run=run_id))
         await server.start(sockets)
         bound_port = sockets[0].getsockname()[1]
         if not is_local and not token:
             _warn_once(run_id, bound_port)
-        return cls(server, Address("127.0.0.1" if is_local else "localhost", bound_port), sockets)
+        return cls(server, Address("127.0.0.1", bound_port))
 
     @property
     def others(self) -> int:
@@ -52,11 +53,6 @@ class EmbeddedCoordinator:
     def is_run_open(self) -> bool:
         """Whether a run is in progress here."""
         return any(not run.is_closed for run in self._server.hub.runs.values())
-
-    def filenos(self) -> list[int]:
-        """Descriptors that a forked child must close, or the port and the peers stay held."""
-        sessions = self._server.hub.sessions.values()
-        return [s.fileno() for s in self._sockets] + [s.outlet.fileno() for s in sessions]
 
     async def linger(self, timeout_s: float) -> int:
         """Wait until everybody has said goodbye, at most `timeout_s`. How many had not."""
@@ -104,10 +100,22 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _loopback_sockets(port: int) -> list[socket.socket]:
-    """127.0.0.1, and ::1 where there is one: a client may try either for `localhost`."""
-    first = bind("127.0.0.1", port)
+def _loopback_sockets(host: str, port: int) -> list[socket.socket]:
+    """127.0.0.1, and ::1 where there is one: a client may try either for `localhost`.
+
+    The port must be free on all of them, or two nodes that write the endpoint differently could
+    become two coordinators. Only a port of the kernel's choice has nobody else who knows of it.
+    """
+    if not port:
+        return [bind("127.0.0.1", 0)]
+    sockets: list[socket.socket] = []
     try:
-        return [first, bind("::1", first.getsockname()[1])]
+        for address in dict.fromkeys(("127.0.0.1", "::1", host)):
+            if address != "localhost":
+                with ignored_if_absent():
+                    sockets.append(bind(address, port))
     except OSError:
-        return [first]
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets

@@ -12,6 +12,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `only_run`: the one run that an embedded coordinator admits; None admits any.
     `heartbeats_per_suspicion`: how often a node is heard, at least, before its silence counts.
+    `attach_timeout_s`: how long a connection may take to say who it is.
     `backlog_bytes_max`: what may wait to be sent to one node; beyond it the connection is dropped,
     and the node resumes.
     """
@@ -21,6 +22,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     runs_max: int = 10_000
     members_max: int = 100_000
     sessions_max: int = 200_000
+    attach_timeout_s: float = 10.0
     backlog_bytes_max: int = 64 * 1024**2
     heartbeats_per_suspicion: int = 3
     closed_run_keep_s: float = 3_600.0

@@ -57,7 +57,7 @@ class History:
                 self._published(now_s)
             elif isinstance(effect, do.Break):
                 self._ended(effect.change, now_s)
-            elif isinstance(effect, do.Verdict) and self.rounds:
+            elif isinstance(effect, do.Verdict):
                 self._explain(effect.change)
             elif isinstance(effect, do.Announce):
                 self._closed(effect, now_s)
@@ -93,11 +93,14 @@ class History:
         self._gathering_since_s = now_s
         if self.rounds:
             self.rounds[-1].active_s = now_s - self._began_s
-            self._explain(change)
+        self._explain(change)
 
     def _explain(self, change: Change) -> None:
-        self.rounds[-1].change = change
-        self.rounds[-1].ended = reasons.describe(change)
+        """A verdict may come when the next round is sealed already."""
+        for each in reversed(self.rounds):
+            if each.number == change.round:
+                each.change, each.ended = change, reasons.describe(change)
+                return
 
     def _closed(self, effect: do.Announce, now_s: float) -> None:
         if self.rounds and self.rounds[-1].active_s is None and self.rounds[-1].published:

@@ -27,6 +27,13 @@ MEMBERS_SHOWN_DEFAULT = 1_000
 """How many members `/api/v1/runs/{run_id}` lists unless `?members=` asks for more or fewer."""
 
 
+REASON_CHARACTERS_MAX = 1_000
+
+
+class _CloseBody(msgspec.Struct):
+    reason: str = ""
+
+
 def add_routes(app: web.Application) -> None:
     """The HTTP face of a coordinator."""
     app.router.add_get("/healthz", _healthz)
@@ -41,7 +48,8 @@ def authorized(request: web.Request) -> bool:
     if not token:
         return True
     given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-    return hmac.compare_digest(given.encode(), token.encode())
+    # aiohttp gives bytes that are no UTF-8 as lone surrogates.
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode())
 
 
 def json_error(status: int, message: str, hint: str = "") -> web.Response:
@@ -93,10 +101,10 @@ async def _close(request: web.Request) -> web.Response:
     if run is None:
         return _no_such_run(hub, request.match_info["run_id"])
     try:
-        body = await request.json() if request.can_read_body else {}
-        reason = str(body.get("reason") or "closed by request")[:1_000]
-    except (ValueError, AttributeError):
+        body = msgspec.json.decode(await request.read() or b"{}", type=_CloseBody)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return json_error(400, 'the body must be JSON such as {"reason": "..."}')
+    reason = body.reason[:REASON_CHARACTERS_MAX] or "closed by request"
     was_closed = run.is_closed
     run.post(on.CloseRequested(f"operator at {request.remote}", Outcome.STOPPED, reason))
     return _json({"run_id": run.run_id, "was_closed": was_closed})

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from rallypoint._version import __version__
-from rallypoint.clock import StallProofClock
+from rallypoint.clock import TICK_S, StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.runs import Commit, RunHost
 from rallypoint.coordinator.sessions import Outlet, Session
@@ -48,6 +48,7 @@ class Hub:
         self._wake = wake
         self._links = 0
         self._beats = 0
+        self._next_round_s = 0.0
         self._forget = forget
         self.on_fewer: Callable[[], None] = lambda: None
         """Called when a connection has ended or a run has closed: for who waits for the last."""
@@ -73,6 +74,9 @@ class Hub:
         """Do all that is due."""
         now_s = self.now_s()
         self._timers.run_due(now_s)
+        if now_s < self._next_round_s:
+            return  # Going through all runs for every timer of one of them would be O(runs²).
+        self._next_round_s = now_s + TICK_S / 2
         for run in list(self.runs.values()):
             run.check_silence(now_s)
         self._sweep(now_s)
@@ -93,6 +97,7 @@ class Hub:
         self._links += 1
         session = Session(self, self._links, outlet)
         self.sessions[session.link] = session
+        self.call_at(self.now_s() + self.config.attach_timeout_s, session.attach_overdue)
         return session
 
     def open_run(self, run_id: str) -> RunHost:
@@ -111,12 +116,18 @@ class Hub:
                 f"this coordinator belongs to run {only!r} and admits no node of {attach.run_id!r}",
                 hint="start `rallypoint serve` to have one coordinator for several runs",
             )
+        names = (attach.run_id, attach.node.name, attach.node.host)
+        if not all(name.isprintable() for name in names):
+            message = "names of runs, nodes and hosts are printable"
+            return Refusal(RefusalCode.MALFORMED, message)
+        hint = "start the run again: this coordinator will begin it anew"
         if attach.stamp.ledger_id and attach.stamp.ledger_id != self.ledger_id:
-            return Refusal(
-                RefusalCode.RUN_LOST,
-                f"run {attach.run_id!r} was lost with the coordinator that kept it in memory",
-                hint="start the run again: this coordinator will begin it anew",
-            )
+            lost = f"run {attach.run_id!r} was lost with the coordinator that kept it in memory"
+            return Refusal(RefusalCode.RUN_LOST, lost, hint)
+        if attach.stamp.ledger_id and attach.run_id not in self.runs:
+            # R5: begun anew under the same ledger, its rounds would look old to this node.
+            swept = f"run {attach.run_id!r} was forgotten, as nobody was in it for too long"
+            return Refusal(RefusalCode.RUN_LOST, swept, hint)
         if attach.run_id not in self.runs and len(self.runs) >= self.config.runs_max:
             return Refusal(RefusalCode.LIMIT, f"{self.config.runs_max} runs are open here already")
         if len(self.sessions) > self.config.sessions_max:

@@ -302,6 +302,7 @@ class RunHost:
             session.close(effect.reason)
         self._heard_s.pop(name, None)
         self._silent.pop(name, None)
+        self._seats.pop(name, None)  # R4: the round's seat is not the next incarnation's.
         if self.store is not None:
             self.store.forget_node(name)
 

@@ -7,11 +7,12 @@ connection's transport, which spares a task per message; aiohttp reads, answers 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Final
 
@@ -32,6 +33,8 @@ _log = logging.getLogger("rallypoint.coordinator")
 
 CLOSE_TIMEOUT_S: Final = 2.0
 """How long a closing connection may take before it is cut."""
+CLOSE_REASON_BYTES_MAX: Final = 120
+"""RFC 6455 allows 123."""
 LISTEN_BACKLOG: Final = 4_096
 """A large run connects all at once; the kernel caps this at net.core.somaxconn."""
 
@@ -57,6 +60,7 @@ class CoordinatorServer:
             forget=self._committer.forget,
         )
         self._runner: web.AppRunner | None = None
+        self._sockets: tuple[socket.socket, ...] = ()
         self._tick: asyncio.TimerHandle | None = None
         self._closing: set[asyncio.Task[bool]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -74,6 +78,14 @@ class CoordinatorServer:
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Serve on these sockets until `aclose`."""
+        self._sockets = tuple(sockets)
+        try:
+            await self._serve()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         app = web.Application(client_max_size=64 * 1024)
         app[http.HUB] = self.hub
@@ -83,16 +95,20 @@ class CoordinatorServer:
             app, handle_signals=False, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S
         )
         await self._runner.setup()
-        for sock in sockets:
+        for sock in self._sockets:
             await web.SockSite(self._runner, sock, backlog=LISTEN_BACKLOG).start()
         self._on_tick()
 
     async def aclose(self, reason: str = "the coordinator is going away") -> None:
-        """Close every connection and stop listening."""
+        """Stop listening and close every connection."""
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None
         runner, self._runner = self._runner, None
+        for site in list(runner.sites) if runner is not None else ():
+            await site.stop()
+        for sock in self._sockets:
+            sock.close()  # A site that was never started has not closed it.
         if runner is None:
             return
         self.hub.close(reason)
@@ -100,6 +116,16 @@ class CoordinatorServer:
             await asyncio.wait(self._closing, timeout=CLOSE_TIMEOUT_S)
         await self._committer.aclose()
         await runner.cleanup()
+
+    def filenos(self) -> list[int]:
+        """All descriptors, for closing them in a child made by fork()."""
+        open_now = [sock.fileno() for sock in self._sockets]
+        server = self._runner.server if self._runner is not None else None
+        for connection in server.connections if server is not None else ():
+            if connection.transport is not None:
+                sock = connection.transport.get_extra_info("socket")
+                open_now.append(sock.fileno() if sock is not None else -1)
+        return open_now
 
     # -- time ----------------------------------------------------------------------------------
 
@@ -143,6 +169,8 @@ class CoordinatorServer:
                     session.refuse(_TEXT_REFUSAL)
         finally:
             session.connection_lost()
+            if outlet.backlog_bytes():  # for a peer that may never read it
+                asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, outlet.abort)
         return ws
 
 
@@ -176,10 +204,16 @@ class WebSocketOutlet:
         return self._transport.get_write_buffer_size()
 
     def close(self, reason: str) -> None:
-        """Begin the closing handshake; cut the connection if it takes too long."""
-        close = self._ws.close(code=WSCloseCode.POLICY_VIOLATION, message=reason.encode()[:120])
-        task = asyncio.get_running_loop().create_task(close)
+        """Begin the closing handshake; cut the connection if it takes too long.
+
+        aiohttp bounds the wait for the peer's answer, but not for a peer that does not read.
+        """
+        loop = asyncio.get_running_loop()
+        message = reason.encode()[:CLOSE_REASON_BYTES_MAX].decode("utf-8", "ignore").encode()
+        close = self._ws.close(code=WSCloseCode.POLICY_VIOLATION, message=message)
+        task = loop.create_task(close)
         self._closing.add(task)
+        loop.call_later(CLOSE_TIMEOUT_S, self._transport.abort)
         task.add_done_callback(self._closed)
 
     def _closed(self, task: asyncio.Task[bool]) -> None:
@@ -190,11 +224,6 @@ class WebSocketOutlet:
     def abort(self) -> None:
         """Cut the connection."""
         self._transport.abort()
-
-    def fileno(self) -> int:
-        """The socket's descriptor; -1 once it is closed."""
-        sock = self._transport.get_extra_info("socket")
-        return int(sock.fileno()) if sock is not None else -1
 
 
 _BINARY_FINAL: Final = 0x82
@@ -208,6 +237,21 @@ def _header(length: int) -> bytes:
     return struct.pack("!BBQ", _BINARY_FINAL, 127, length)
 
 
+_NO_SUCH_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+
+@contextlib.contextmanager
+def ignored_if_absent() -> Iterator[None]:
+    """Go on where this machine does not have the address that was to be bound."""
+    try:
+        yield
+    except socket.gaierror:
+        return
+    except OSError as error:
+        if error.errno not in _NO_SUCH_FAMILY:
+            raise
+
+
 def bind(host: str | None, port: int) -> socket.socket:
     """A socket bound to `host` (None: every address, IPv4 and IPv6 in one) and `port` (0: any).
 
@@ -217,7 +261,7 @@ def bind(host: str | None, port: int) -> socket.socket:
         try:
             return _dual_stack(port)
         except OSError as error:
-            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            if error.errno not in _NO_SUCH_FAMILY:
                 raise  # The kernel knows IPv6 but has none configured: IPv4 will do.
     address = host or "0.0.0.0"
     family, _, _, _, where = socket.getaddrinfo(

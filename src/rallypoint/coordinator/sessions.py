@@ -39,9 +39,6 @@ class Outlet(Protocol):
     def abort(self) -> None:
         """Close the connection now."""
 
-    def fileno(self) -> int:
-        """The descriptor that a forked child must close; -1 if there is none."""
-
 
 class Session:
     """One connection. `link` numbers it; `run` and `node` are None until it was welcomed."""
@@ -70,6 +67,12 @@ class Session:
             self._first(message)
         else:
             self._next(message)
+
+    def attach_overdue(self) -> None:
+        """It has had its time to say who it is. One that is waiting to be let in has said so."""
+        if self._asked is None:
+            hint = "a connection begins with attach"
+            self.refuse(Refusal(RefusalCode.MALFORMED, "the node did not attach in time", hint))
 
     def connection_lost(self) -> None:
         """The connection is closed, whoever closed it."""
@@ -125,8 +128,9 @@ class Session:
 
     def close(self, reason: str) -> None:
         """Close the connection; nothing that still comes in counts."""
-        self._is_over = True
-        self.outlet.close(reason)
+        if not self._is_over:
+            self._is_over = True
+            self.outlet.close(reason)
 
 
 def _ready(run: RunHost, session: Session, node: NodeId, message: wire.Ready) -> None:
