@@ -47,6 +47,11 @@ class Portal:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
 
+    @property
+    def is_of_parent(self) -> bool:
+        """Whether this is a child made by fork() after the portal was started."""
+        return os.getpid() != self._pid
+
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine in the loop and wait for it. Ctrl-C cancels it.
 
@@ -64,7 +69,7 @@ class Portal:
             raise
 
     def _problem(self) -> errors.UsageError | None:
-        if os.getpid() != self._pid:
+        if self.is_of_parent:
             return errors.ForkedProcessError(
                 "this run was joined by the parent process; a child made by fork() cannot use it",
                 hint="use it in the process that joined, and pass results to it",
@@ -92,26 +97,14 @@ def portal() -> Portal:
 
 
 def _in_forked_child() -> None:
-    """Let go of the parent's connections without closing them for the parent.
+    """The parent's runs and its thread are not the child's, which may join runs of its own.
 
-    /dev/null takes each descriptor's place: the objects of the parent's loop still hold the
-    numbers here, and must not close somebody else's file.
+    The parent's portal is kept, so that nothing of it is finalized here: see `forking`.
     """
     global _portal, _portal_lock
     _kept_for_ever.append(_portal)
     _portal, _portal_lock = None, threading.Lock()
-    runs = list(_open_runs)
     _open_runs.clear()
-    with contextlib.suppress(OSError), open(os.devnull, "r+b") as nothing:  # noqa: PTH123
-        for run in runs:
-            _replace(run.filenos(), nothing.fileno())
-
-
-def _replace(filenos: Sequence[int], nothing: int) -> None:
-    for fileno in filenos:
-        if fileno >= 0:
-            with contextlib.suppress(OSError):
-                os.dup2(nothing, fileno, inheritable=False)
 
 
 _kept_for_ever: list[object] = []
@@ -246,6 +239,8 @@ class World(aio.Facts):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
+        if not isinstance(error, Exception) or self._portal.is_of_parent:
+            return False
         return self._portal.run(self._world.__aexit__(kind, error, trace))
 
 
@@ -305,10 +300,6 @@ class Run:
             _open_runs.remove(self)
             self._portal.run(self._run.aclose())
 
-    def filenos(self) -> list[int]:
-        """The descriptors of its connections."""
-        return self._run.filenos()
-
     def __enter__(self) -> Run:
         return self
 
@@ -318,9 +309,9 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self in _open_runs:
+        if self in _open_runs:  # not in a child made by fork(): the run is its parent's
             _open_runs.remove(self)
-        self._portal.run(self._run.__aexit__(kind, error, trace))
+            self._portal.run(self._run.__aexit__(kind, error, trace))
 
 
 def join(planned: JoinPlan) -> Run:

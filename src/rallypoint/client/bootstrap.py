@@ -15,6 +15,8 @@ import socket
 import sys
 from dataclasses import dataclass, field
 
+from rallypoint.client import forking
+
 _HOLDS = sys.platform == "linux"
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
@@ -26,10 +28,6 @@ class Reservation:
 
     port: int
     _socket: socket.socket | None = field(repr=False)
-
-    def fileno(self) -> int:
-        """The socket's descriptor; -1 once it is closed. For closing it in a forked child."""
-        return self._socket.fileno() if self._socket is not None else -1
 
     def close(self) -> None:
         """Gives the port up; who listens on it by then goes on listening. Idempotent."""
@@ -50,6 +48,7 @@ def reserve_port(port: int = 0) -> Reservation:
     Does not wait. Raises OSError: EADDRINUSE if the port asked for is somebody's.
     """
     sock = _bind_dual_stack(port) or _bind_ipv4(port)
+    forking.close_in_children(sock)
     reservation = Reservation(sock.getsockname()[1], sock)
     if not _HOLDS:  # a second bind would be refused there, rank 0's too
         reservation.close()

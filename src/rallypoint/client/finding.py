@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import random
 import socket
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from rallypoint.client.transport import Connection, connect
 from rallypoint.core.values import Address
-from rallypoint.errors import EndpointError, UnreachableError
+from rallypoint.errors import EndpointError, NotACoordinatorError, UnreachableError
 from rallypoint.settings import EndpointKind, NodeSettings
 
 _log = logging.getLogger("rallypoint.client")
@@ -49,10 +51,14 @@ class Attempts:
         self.answers: dict[str, str] = {}
         self.only_refused = False
         self.unresolved = False
+        self.not_hosting = ""
 
     def error(self, tried_s: float) -> UnreachableError:
         """Nobody answered: what was tried, for how long, and the system's errors."""
-        listed = "; ".join(f"{where}: {answer}" for where, answer in self.answers.items())
+        answers = dict(self.answers)
+        if self.not_hosting:
+            answers["being the coordinator here"] = self.not_hosting
+        listed = "; ".join(f"{where}: {answer}" for where, answer in answers.items())
         if self.unresolved:
             hint = f"check the spelling of {self.target.host!r}, or use an address"
         else:
@@ -60,47 +66,71 @@ class Attempts:
         return UnreachableError(
             f"no coordinator answered at {self.target} for {tried_s:.1f} s ({listed})",
             hint=hint,
-            attempts=tuple(self.answers.items()),
+            attempts=tuple(answers.items()),
         )
 
 
-async def dial(target: Address, token: str, attempts: Attempts) -> Connection | None:
+async def dial(
+    target: Address, token: str, attempts: Attempts, limit_s: float = math.inf
+) -> Connection | None:
     """Try every address of the host once. None if none answered; `attempts` then says why.
 
-    Raises NotACoordinatorError and TokenError at once: waiting would not mend those.
+    No address is given more than `limit_s`, in seconds. Raises TokenError at once, and
+    NotACoordinatorError if that is what some address has and none has a coordinator: waiting would
+    not mend those.
     """
     attempts.answers = {}
     attempts.only_refused = True
-    addresses = await _resolve(target, attempts)
-    for address in addresses:
+    limit_s = min(limit_s, ADDRESS_TIMEOUT_S)
+    not_ours: NotACoordinatorError | None = None
+    for address in await _resolve(target, attempts, limit_s):
         where = Address(address.host, target.port)
         try:
-            async with asyncio.timeout(ADDRESS_TIMEOUT_S):
+            async with asyncio.timeout(limit_s):
                 return await connect(where, address.sockaddr, address.family, token)
         except TimeoutError:
-            attempts.answers[str(where)] = f"no answer within {ADDRESS_TIMEOUT_S:g} s"
+            attempts.answers[str(where)] = f"no answer within {limit_s:.3g} s"
             attempts.only_refused = False
         except OSError as error:
             attempts.answers[str(where)] = describe_os_error(error)
             attempts.only_refused &= error.errno == errno.ECONNREFUSED
+        except NotACoordinatorError as error:
+            not_ours = error
+    if not_ours is not None:
+        raise not_ours
     return None
 
 
-async def _resolve(target: Address, attempts: Attempts) -> list[Resolved]:
+async def _resolve(target: Address, attempts: Attempts, limit_s: float) -> list[Resolved]:
+    """The addresses of a host. A name is looked up in a thread, which none is left for at exit."""
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(ADDRESS_TIMEOUT_S):
-            found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    except (TimeoutError, OSError, UnicodeError) as error:
+        found: _Found | None = _literal(target)
+        if found is None:
+            async with asyncio.timeout(limit_s):
+                found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    except (TimeoutError, OSError, UnicodeError, RuntimeError) as error:
         attempts.unresolved = True
         attempts.only_refused = False
         timed_out = isinstance(error, TimeoutError)
-        why = f"no answer within {ADDRESS_TIMEOUT_S:g} s" if timed_out else describe_os_error(error)
+        why = f"no answer within {limit_s:.3g} s" if timed_out else describe_os_error(error)
         attempts.answers[target.host] = f"the name could not be resolved: {why}"
         return []
     attempts.unresolved = False
     unique = dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found)
     return [Resolved(family, sockaddr) for family, sockaddr in unique]
+
+
+_Found: TypeAlias = Sequence[tuple[Any, ...]]
+
+
+def _literal(target: Address) -> _Found | None:
+    try:
+        return socket.getaddrinfo(
+            target.host, target.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+    except socket.gaierror:
+        return None
 
 
 def describe_os_error(error: BaseException) -> str:
@@ -161,4 +191,8 @@ async def may_host(settings: NodeSettings) -> bool:
         return False
     if settings.host_coordinator == "yes":
         return True
-    return await asyncio.to_thread(is_this_host, settings.endpoint.host)
+    try:
+        async with asyncio.timeout(ADDRESS_TIMEOUT_S):
+            return await asyncio.to_thread(is_this_host, settings.endpoint.host)
+    except TimeoutError:
+        return False

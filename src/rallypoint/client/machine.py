@@ -35,6 +35,10 @@ LATE_TICK_S: Final = 1.0
 """A tick that comes later than this was late because this process did not run."""
 STILL_OPEN_MAX: Final = 64
 """With more calls open than this, acknowledging waits for the oldest of them."""
+HEARTBEAT_MIN_S: Final = 0.01
+TEXT_CHARACTERS_MAX: Final = 2_000
+"""Longer reasons and messages are cut: a coordinator refuses what is longer than `Text`."""
+LINES_MAX: Final = 64
 
 
 class Wish(enum.StrEnum):
@@ -137,7 +141,8 @@ Action: TypeAlias = (
 class NodeMachine:
     """One node of one run. Not thread-safe: one owner.
 
-    `silence_s`: after this long without a word from the coordinator the connection is dropped.
+    `silence_s`: after this long without a word from the coordinator, or without being let in, the
+    connection is dropped.
     All `now_s` are of one monotonic clock, in seconds.
     """
 
@@ -167,6 +172,7 @@ class NodeMachine:
         self._ready: wire.Ready | None = None
         self._failure: wire.Failed | None = None
         self._departing_reason = ""
+        self._goodbye_reason = ""
         self._close_wanted: wire.CloseRun | None = None
         self._requests = 0
         self._acknowledged = 0
@@ -194,7 +200,7 @@ class NodeMachine:
     def connected(self, now_s: float) -> list[Action]:
         """A connection to a coordinator is open."""
         self._heard_s = now_s
-        self._next_tick_s = None
+        self._next_tick_s = now_s + self._tick_s()
         attach = wire.Attach(
             self.stamp, wire.VERSION, self.run_id, self.info, self.settings, self._software
         )
@@ -206,28 +212,33 @@ class NodeMachine:
         self._next_tick_s = None
 
     def next_tick_s(self) -> float | None:
-        """When `tick` has something to do; None while not attached."""
+        """When `tick` has something to do; None while there is no connection."""
         return self._next_tick_s
 
     def tick(self, now_s: float) -> list[Action]:
         """Send a heartbeat; give up a coordinator that says nothing."""
-        if not self.is_attached or self._next_tick_s is None or now_s < self._next_tick_s:
+        if self._next_tick_s is None or now_s < self._next_tick_s:
             return []
         late_s = now_s - self._next_tick_s
         if late_s > LATE_TICK_S:
             self._heard_s += late_s  # This process did not run: the coordinator is not to blame.
-        self._next_tick_s = now_s + self._heartbeat_s
+        self._next_tick_s = now_s + self._tick_s()
         silent_s = now_s - self._heard_s
         if silent_s > self.silence_s:
             return [Drop(f"the coordinator has said nothing for {silent_s:.1f} s")]
-        return [Send(wire.Heartbeat(self.stamp))]
+        return [Send(wire.Heartbeat(self.stamp))] if self.is_attached else []
+
+    def _tick_s(self) -> float:
+        """At least thrice per `silence_s`, so that heartbeats are what breaks the silence."""
+        often_s = max(HEARTBEAT_MIN_S, self.silence_s / 3)
+        return min(often_s, self._heartbeat_s) if self.is_attached else often_s
 
     # -- messages ------------------------------------------------------------------------------
 
     def received(self, message: wire.FromCoordinator, now_s: float) -> list[Action]:
         """One message of the coordinator."""
         self._heard_s = now_s
-        if message.stamp.is_older_than(self.stamp):
+        if self._is_stale(message):
             return []  # R5: the late words of an older term or round change nothing.
         if not isinstance(message, wire.Refused):
             self.stamp = message.stamp
@@ -254,16 +265,33 @@ class NodeMachine:
             case wire.Beat():
                 return []
 
+    def _is_stale(self, message: wire.FromCoordinator) -> bool:
+        """A refusal answers this connection, and may come before the run was even looked at."""
+        seen = self.stamp
+        if isinstance(message, wire.Refused):
+            seen = Stamp(seen.ledger_id, seen.term, 0)
+        return message.stamp.is_older_than(seen)
+
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> list[Action]:
         self.is_attached = True
-        self._heartbeat_s = message.heartbeat_s
-        self._next_tick_s = now_s + message.heartbeat_s
-        standing = message.standing
-        self.is_standby = standing.standby
-        actions: list[Action] = [Attached()]
-        if self.head is not None and self.ended is None and standing.round != self.number:
-            actions += self._on_ended(standing.change or self._superseded(message))
+        self._heartbeat_s = max(HEARTBEAT_MIN_S, message.heartbeat_s)
+        self._next_tick_s = now_s + self._tick_s()
+        self.is_standby = message.standing.standby
+        actions: list[Action] = [Attached(), *self._catch_up(message)]
         return actions + [Send(each) for each in self._to_say_again()]
+
+    def _catch_up(self, message: wire.Welcome) -> list[Action]:
+        """What became of the node's last round while it could not be told."""
+        standing, change = message.standing, message.standing.change
+        if change is not None and change.round != self.number:
+            change = None  # It went later, from a round that it was never given.
+        if self.head is None or standing.round == self.number:
+            return []
+        if self.ended is None:
+            return self._on_ended(change or self._superseded(message))
+        if change is not None and change.confirmed and not self.ended.confirmed:
+            return self._on_ended(change)
+        return []
 
     def _superseded(self, message: wire.Welcome) -> Change:
         """The run went on without this node while it could not be reached (R13)."""
@@ -281,6 +309,8 @@ class NodeMachine:
             said.append(wire.Done(self.stamp, self.number))
         if self.wish is Wish.DEPARTING:
             said.append(wire.Departing(self.stamp, self._departing_reason))
+        if self.wish is Wish.GONE:
+            return [wire.Goodbye(self.stamp, self._goodbye_reason)]
         if self._close_wanted is not None:
             said.append(self._close_wanted)
         return said + list(self._open.values())
@@ -335,8 +365,15 @@ class NodeMachine:
     # -- wishes --------------------------------------------------------------------------------
 
     def ready(self, bootstrap: Address, workers: int) -> list[Action]:
-        """Want the next round, and leave the one the node is in, if it is in one."""
-        if self.wish is Wish.READY or self.wish is Wish.GONE:
+        """Want the next round, and leave the one the node is in, if it is in one.
+
+        Once more, with another bootstrap or number of workers, before the round is formed: that
+        replaces what was said.
+        """
+        if self.wish in (Wish.DEPARTING, Wish.GONE):
+            return []
+        said = self._ready if self.wish is Wish.READY else None
+        if said is not None and (said.bootstrap, said.workers) == (bootstrap, workers):
             return []
         self.wish = Wish.READY
         self._ready = wire.Ready(self.stamp, self.number, bootstrap, workers)
@@ -346,7 +383,7 @@ class NodeMachine:
         """A worker of this round failed."""
         if self.wish is not Wish.IN_ROUND:
             return []
-        self._failure = wire.Failed(self.stamp, self.number, failure)
+        self._failure = wire.Failed(self.stamp, self.number, _bounded(failure))
         return self._say(self._failure)
 
     def done(self) -> list[Action]:
@@ -361,17 +398,25 @@ class NodeMachine:
         if self.wish in (Wish.DONE, Wish.DEPARTING, Wish.GONE):
             return []
         self.wish = Wish.DEPARTING
-        self._departing_reason = reason
-        return self._say(wire.Departing(self.stamp, reason))
+        self._departing_reason = _text(reason)
+        return self._say(wire.Departing(self.stamp, self._departing_reason))
 
     def goodbye(self, reason: str) -> list[Action]:
-        """Nothing of the node runs any more."""
+        """Nothing of the node runs any more. Its round, if it is in one, ends for it here."""
+        if self.wish is Wish.GONE:
+            return []
+        was_in_round = self.wish is Wish.IN_ROUND and self.ended is None
         self.wish = Wish.GONE
-        return self._say(wire.Goodbye(self.stamp, reason))
+        self._goodbye_reason = _text(reason)
+        actions = self._say(wire.Goodbye(self.stamp, self._goodbye_reason))
+        if was_in_round:
+            left = Change(ChangeKind.NODE_LEFT, self.number, (self.info.name,), 1, reason)
+            actions += self._on_ended(left)
+        return actions
 
     def close(self, outcome: Outcome, reason: str) -> list[Action]:
         """End the run for all."""
-        self._close_wanted = wire.CloseRun(self.stamp, outcome, reason)
+        self._close_wanted = wire.CloseRun(self.stamp, outcome, _text(reason))
         return self._say(self._close_wanted)
 
     def call(self, op: StoreOp, timeout_s: float | None) -> tuple[int, list[Action]]:
@@ -413,3 +458,13 @@ class NodeMachine:
 
     def _say(self, message: wire.Message) -> list[Action]:
         return [Send(message)] if self.is_attached else []
+
+
+def _text(text: str) -> str:
+    """A text as the wire takes it: bounded, and without what is no Unicode (a file's odd name)."""
+    return text[:TEXT_CHARACTERS_MAX].encode("utf-8", "replace").decode()
+
+
+def _bounded(failure: Failure) -> Failure:
+    lines = tuple(map(_text, failure.last_lines[-LINES_MAX:]))
+    return msgspec.structs.replace(failure, message=_text(failure.message), last_lines=lines)

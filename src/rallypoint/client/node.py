@@ -8,6 +8,7 @@ told into results and errors for whoever waits. Every wait has a deadline and sa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -17,7 +18,14 @@ import msgspec
 from rallypoint import errors
 from rallypoint._version import __version__
 from rallypoint.client import machine as m
-from rallypoint.client.finding import Attempts, Pauses, dial, may_host, target_of
+from rallypoint.client.finding import (
+    Attempts,
+    Pauses,
+    describe_os_error,
+    dial,
+    may_host,
+    target_of,
+)
 from rallypoint.client.identity import node_info
 from rallypoint.client.transport import Connection
 from rallypoint.core.reasons import Waiting
@@ -33,7 +41,6 @@ from rallypoint.core.values import (
     RoundMember,
     RunSettings,
     Seat,
-    table_digest,
 )
 from rallypoint.settings import EndpointKind, NodeSettings
 from rallypoint.wire import messages as wire
@@ -45,6 +52,14 @@ _log = logging.getLogger("rallypoint.client")
 
 WHY_TIMEOUT_S: Final = 1.0
 """How long an error waits to be told why a round is not there yet."""
+LET_IN_S: Final = 5.0
+"""How long a coordinator that was reached may take to let the node in, at least."""
+DIAL_MIN_S: Final = 0.5
+"""How long an address is given, however little time is left: else the error would say nothing."""
+STANDBY_LOOK_S: Final = 1.0
+"""How often, at most, a standby whose time is over looks whether a round is on without it."""
+ASK_TIMEOUT_S: Final = 30.0
+"""How long a question may take that waits for nothing."""
 ANSWER_MARGIN_S: Final = 5.0
 """How much later than the coordinator this side gives up a call of the store."""
 LOOPBACKS: Final = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
@@ -87,7 +102,8 @@ class Node:
         self._results: dict[int, asyncio.Future[object]] = {}
         self._changed: list[asyncio.Future[None]] = []
         self._is_closing = False
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lost_s: float | None = None
+        self._taken = 0
 
     # -- what is known -------------------------------------------------------------------------
 
@@ -127,78 +143,83 @@ class Node:
         host = self._connection.local_host if self._connection else "127.0.0.1"
         return "127.0.0.1" if host in LOOPBACKS else host.removeprefix("::ffff:")
 
-    def filenos(self) -> list[int]:
-        """Descriptors that a forked child must close: with one open, a death goes unnoticed."""
-        own = [self._connection.fileno()] if self._connection else []
-        return own + (self.hosted.filenos() if self.hosted else [])
-
     # -- coming --------------------------------------------------------------------------------
 
     async def open(self) -> None:
         """Find the coordinator, or become it, and attach.
 
         Raises UnreachableError after `connect_timeout_s`, and any RefusedError or
-        NotACoordinatorError at once.
+        NotACoordinatorError at once. Cancelling it, or an error, leaves nothing open.
         """
-        self._loop = asyncio.get_running_loop()
+        limit_s = self.settings.connect_timeout_s
+        began_s = self._now_s()
         try:
-            await self._connect(self.settings.connect_timeout_s)
-            await self._until(lambda: self._machine.is_attached, self.settings.connect_timeout_s)
-            if not self._machine.is_attached:
+            if self.settings.endpoint.kind is EndpointKind.LOCAL:
+                await self._host_for_itself()
+            await self._connect(began_s + limit_s)
+            left_s = began_s + limit_s - self._now_s()
+            await self._until(lambda: self.is_connected, max(left_s, LET_IN_S))
+            if not self.is_connected and self.closed is None:
                 raise errors.UnreachableError(
-                    f"{self._target_text()} was reached, but did not let this node in within "
-                    f"{self.settings.connect_timeout_s:g} s",
+                    f"{self._target()} was reached, but did not let this node in within "
+                    f"{self._now_s() - began_s:.1f} s",
                     hint="the coordinator may be stopped or overloaded",
                 )
         except BaseException:
             await self.aclose(linger=False)
             raise
 
-    async def _connect(self, timeout_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
-        if self.settings.endpoint.kind is EndpointKind.LOCAL:
-            await self._host("127.0.0.1", 0)
-        target = self.hosted.address if self.hosted else target_of(self.settings)
-        attempts, pauses = Attempts(target), Pauses()
-        is_allowed_to_host: bool | None = None
+    async def _connect(self, ends_s: float) -> None:
+        """Dial until somebody answers; if that is nobody, and this the host, be it."""
+        began_s = self._now_s()
+        attempts, pauses = Attempts(self._target()), Pauses()
+        may_be_host: bool | None = None if self.hosted is None else False
         while True:
-            connection = await dial(target, self.settings.token, attempts)
+            left_s = ends_s - self._now_s()
+            connection = await dial(
+                self._target(), self.settings.token, attempts, max(left_s, DIAL_MIN_S)
+            )
             if connection is not None:
                 self._use(connection)
                 return
-            if is_allowed_to_host is None:
-                is_allowed_to_host = self.hosted is None and await may_host(self.settings)
-            is_nobody_there = attempts.only_refused or attempts.unresolved
-            if (
-                is_allowed_to_host
-                and is_nobody_there
-                and await self._host(target.host, target.port)
-            ):
-                is_allowed_to_host = False
-                target = self._own_target(target, attempts)
-                continue
-            tried_s = loop.time() - began_s
-            if tried_s >= timeout_s:
-                raise attempts.error(tried_s)
-            await asyncio.sleep(min(pauses.next_s(), timeout_s - tried_s))
+            if may_be_host is None:
+                may_be_host = await may_host(self.settings)
+            if may_be_host and (attempts.only_refused or attempts.unresolved):
+                may_be_host = not await self._host(attempts)
+                if not may_be_host:
+                    continue
+            left_s = ends_s - self._now_s()
+            if left_s <= 0:
+                raise attempts.error(self._now_s() - began_s)
+            await asyncio.sleep(min(pauses.next_s(), left_s))
 
-    def _own_target(self, target: Address, attempts: Attempts) -> Address:
-        """A machine that cannot resolve its own name still reaches itself."""
-        return Address("localhost", target.port) if attempts.unresolved else target
+    def _target(self) -> Address:
+        """Where to dial: whoever carries the coordinator reaches it without any name."""
+        return self.hosted.address if self.hosted else target_of(self.settings)
 
-    async def _host(self, host: str, port: int) -> bool:
-        """Become the coordinator. False if another process has taken the port meanwhile."""
-        from rallypoint.client.embedded import EmbeddedCoordinator
-
+    async def _host(self, attempts: Attempts) -> bool:
+        """Become the coordinator. False if that cannot be: most often, another node has."""
+        target = self._target()
         try:
-            self.hosted = await EmbeddedCoordinator.start(
-                self.settings.run_id, self.settings.token, host, port
-            )
+            await self._start_hosting(target.host, target.port)
         except OSError as error:
-            _log.debug("not hosting on port %d: %s", port, error)
+            attempts.not_hosting = describe_os_error(error)
             return False
         return True
+
+    async def _host_for_itself(self) -> None:
+        try:
+            await self._start_hosting("127.0.0.1", 0)
+        except OSError as error:
+            why = describe_os_error(error)
+            raise errors.UnreachableError(f"cannot listen on this machine: {why}") from error
+
+    async def _start_hosting(self, host: str, port: int) -> None:
+        from rallypoint.client.embedded import EmbeddedCoordinator
+
+        self.hosted = await EmbeddedCoordinator.start(
+            self.settings.run_id, self.settings.token, host, port
+        )
 
     def _use(self, connection: Connection) -> None:
         self._connection = connection
@@ -216,29 +237,36 @@ class Node:
         self._schedule_tick()
         if self._is_closing or self._machine.is_over or self._gone is not None:
             self._notify()
-            return
-        if self._reconnecting is None:
+        elif self._machine.wish is m.Wish.GONE:
+            self._give_up(errors.CoordinatorLostError("this node has left the run"))
+        elif self._reconnecting is None:
             _log.info("the connection to the coordinator is lost: %s", reason)
+            self._lost_s = self._lost_s or self._now_s()
             self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect(reason))
 
     async def _reconnect(self, reason: str) -> None:
-        """Dial until somebody answers, or `coordinator_lost_after_s` is over."""
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
-        target = self.hosted.address if self.hosted else target_of(self.settings)
-        attempts, pauses = Attempts(target), Pauses()
+        """Dial until somebody answers, or `coordinator_lost_after_s` is over.
+
+        That time begins when the node was last attached: to be answered is not to be let in.
+        """
+        lost_s = self._lost_s or self._now_s()
+        ends_s = lost_s + self.settings.coordinator_lost_after_s
+        attempts, pauses = Attempts(self._target()), Pauses()
         try:
             while True:
-                connection = await dial(target, self.settings.token, attempts)
-                if connection is not None:
-                    self._reconnecting = None
+                left_s = ends_s - self._now_s()
+                connection = await dial(
+                    self._target(), self.settings.token, attempts, max(left_s, DIAL_MIN_S)
+                )
+                left_s = ends_s - self._now_s()
+                if connection is not None and left_s > 0:
                     self._use(connection)
                     return
-                tried_s = loop.time() - began_s
-                if tried_s >= self.settings.coordinator_lost_after_s:
-                    self._give_up(self._lost_error(attempts.error(tried_s), reason))
-                    return
-                await asyncio.sleep(pauses.next_s())
+                if connection is not None:
+                    connection.abort("too late")
+                if left_s <= 0:
+                    raise attempts.error(self._now_s() - lost_s)
+                await asyncio.sleep(min(pauses.next_s(), left_s))
         except errors.CoordinatorError as error:
             self._give_up(self._lost_error(error, reason))
         finally:
@@ -299,6 +327,7 @@ class Node:
             self._connection.abort(action.reason)
 
     def _attached(self, action: m.Attached) -> None:
+        self._lost_s = None
         self._notify()
 
     def _round_formed(self, action: m.RoundFormed) -> None:
@@ -334,66 +363,89 @@ class Node:
     ) -> Round | None:
         """Be ready, and wait for the next round. None if the run was closed instead.
 
-        Leaves the round the node is in, which breaks it for all. `timeout_s` None: the settings'
-        `join_timeout_s`. A standby has no deadline while the round is on without it.
+        Leaves the round the node is in, which breaks it for all. A round that was formed when
+        nobody waited any more (an earlier call timed out or was cancelled) is taken if it is still
+        on. `timeout_s` None: the settings' `join_timeout_s`. A standby has no deadline while the
+        round is on without it.
 
         Raises JoinTimeoutError, RefusedError or CoordinatorLostError.
         """
-        before = self._machine.number
-        count = workers if workers is not None else self.info.workers
         limit_s = self.settings.join_timeout_s if timeout_s is None else timeout_s
-        self._act(self._machine.ready(bootstrap, count))
+        if not (self._has_untaken_round() and self.change is None):
+            self._taken = self._machine.number
+            count = workers if workers is not None else self.info.workers
+            self._act(self._machine.ready(bootstrap, count))
+        await self._until_round(limit_s)
+        if not self._has_untaken_round():
+            return None
+        self._taken = self._machine.number
+        return self.round
+
+    async def _until_round(self, limit_s: float) -> None:
+        """Wait for a round or the end of the run. Raises as `next_round`."""
         while True:
-            await self._until(lambda: self._has_new_round(before), limit_s)
-            if self._has_new_round(before):
-                return self.round
-            if self.closed is not None:
-                return None
-            if self._machine.is_standby:
-                continue
-            raise await self._join_timeout(limit_s)
+            await self._until(self._has_untaken_round, limit_s)
+            if self._has_untaken_round() or self.closed is not None:
+                return
+            has_answered, waiting = await self._why_waiting()
+            is_on_standby = self._machine.is_standby and has_answered and waiting is None
+            if not is_on_standby and not self._has_untaken_round():
+                raise self._join_timeout(limit_s, waiting)
+            limit_s = max(limit_s, STANDBY_LOOK_S)
 
-    def _has_new_round(self, before: int) -> bool:
-        return self._machine.number > before
+    def _has_untaken_round(self) -> bool:
+        return self._machine.number > self._taken
 
-    async def _join_timeout(self, limit_s: float) -> errors.RallypointError:
-        waiting = await self._why_waiting()
-        why = str(waiting) if waiting else "the coordinator does not answer"
+    def _join_timeout(self, limit_s: float, waiting: Waiting | None) -> errors.RallypointError:
+        why = str(waiting) if waiting else "the coordinator does not say why"
         return errors.JoinTimeoutError(
             f"no round of run {self.settings.run_id!r} was formed within {limit_s:g} s: {why}",
             hint="start the missing nodes, lower the minimum, or raise the join timeout",
             waiting=waiting,
         )
 
-    async def _why_waiting(self) -> Waiting | None:
+    async def _why_waiting(self) -> tuple[bool, Waiting | None]:
+        """Whether the coordinator answers, and what."""
         try:
             async with asyncio.timeout(WHY_TIMEOUT_S):
-                return await self.waiting()
-        except (TimeoutError, errors.RallypointError):
-            return None
+                return True, await self.waiting()
+        except (TimeoutError, errors.CoordinatorError):
+            return False, None
 
     async def waiting(self) -> Waiting | None:
-        """Why there is no round yet, from the coordinator; None if there is one."""
+        """Why there is no round yet, from the coordinator; None if there is one.
+
+        Raises CoordinatorLostError.
+        """
         request_id, actions = self._machine.ask_waiting()
-        told = await self._request(request_id, actions, None)
+        told = await self._ask(request_id, actions, ASK_TIMEOUT_S)
         assert isinstance(told, m.WaitingTold)
         return told.waiting
 
-    async def members(self, timeout_s: float | None = 30.0) -> tuple[RoundMember, ...]:
+    async def members(self, timeout_s: float | None = ASK_TIMEOUT_S) -> tuple[RoundMember, ...]:
         """The members of the node's round, in node-rank order.
 
         Raises RoundBrokenError if the run has gone on to another round meanwhile.
         """
         current = self.round
         request_id, actions = self._machine.ask_members()
-        told = await self._request(request_id, actions, timeout_s)
+        told = await self._ask(request_id, actions, timeout_s)
         assert isinstance(told, m.MembersTold)
-        if current is None or told.number != current.head.number:
+        # R2: the table is the one that the round's head was made of. The digest is compared and
+        # not computed, as a later coordinator may count fields that this side does not know.
+        head = current.head if current else None
+        if head is None or (told.number, told.digest) != (head.number, head.digest):
             raise errors.RoundBrokenError(self._stale_change(current))
-        # R2: the table is the one that the round's head was made of.
-        digest = table_digest(told.number, told.members, current.head.bootstrap)
-        assert digest == current.head.digest, "the member table does not match the round (R2)"
         return told.members
+
+    async def _ask(
+        self, request_id: int, actions: list[m.Action], timeout_s: float | None
+    ) -> object:
+        try:
+            return await self._request(request_id, actions, timeout_s)
+        except TimeoutError:
+            message = f"the coordinator has not answered for {timeout_s:g} s"
+            raise errors.CoordinatorLostError(message) from None
 
     def _stale_change(self, current: Round | None) -> Change:
         number = current.head.number if current else 0
@@ -406,9 +458,14 @@ class Node:
         Raises StoreTimeoutError, StoreError, RoundBrokenError, or a CoordinatorError.
         """
         self._check_round()
+        wire.check_call(op)
         request_id, actions = self._machine.call(op, timeout_s)
         limit_s = None if timeout_s is None else timeout_s + ANSWER_MARGIN_S
-        result = await self._request(request_id, actions, limit_s)
+        try:
+            result = await self._request(request_id, actions, limit_s)
+        except TimeoutError:
+            message = f"the coordinator has not answered for {limit_s:g} s"
+            raise errors.StoreTimeoutError(message) from None
         if isinstance(result, StoreFailure):
             raise self._store_error(result)
         return result.value  # type: ignore[attr-defined]
@@ -471,29 +528,40 @@ class Node:
     async def aclose(self, *, linger: bool = True) -> None:
         """Close the connection and, after lingering, the coordinator that this node carries.
 
+        A goodbye that was said while the connection was lost has `goodbye_timeout_s` to be heard.
         A host stays `linger_s` for the others to say goodbye, and while a live run needs it.
-        Idempotent.
+        Idempotent. Cancelling it cuts everything short.
         """
-        self._is_closing = True
-        if self._reconnecting is not None:
-            self._reconnecting.cancel()
-        self._fail_results(errors.CoordinatorLostError("this node has left the run"))
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close("this node is going")
-        self._machine.disconnected()
-        self._schedule_tick()
         hosted, self.hosted = self.hosted, None
-        if hosted is not None:
-            await self._stop_hosting(hosted, linger)
-
-    async def _stop_hosting(self, hosted: EmbeddedCoordinator, linger: bool) -> None:
         try:
-            if linger:
+            await self._hang_up(hosted)
+            if hosted is not None and linger:
                 await self._stay_for_the_run(hosted)
                 await hosted.linger(self.settings.linger_s)
         finally:
-            await hosted.aclose()
+            if hosted is not None:
+                await hosted.aclose()
+
+    async def _hang_up(self, hosted: EmbeddedCoordinator | None) -> None:
+        reconnecting = self._reconnecting
+        if reconnecting is not None and self._machine.wish is m.Wish.GONE:
+            with contextlib.suppress(errors.CoordinatorError):
+                await self._until(lambda: self.is_connected, self.settings.goodbye_timeout_s)
+        self._is_closing = True
+        if reconnecting is not None:
+            reconnecting.cancel()
+            await asyncio.wait([reconnecting])
+        self._fail_results(errors.CoordinatorLostError("this node has left the run"))
+        connection, self._connection = self._connection, None
+        self._machine.disconnected()
+        self._schedule_tick()
+        if connection is not None:
+            connection.close("this node is going")
+            try:
+                await connection.wait_closed()
+            except asyncio.CancelledError:
+                connection.abort("this node is going")
+                raise
 
     async def _stay_for_the_run(self, hosted: EmbeddedCoordinator) -> None:
         """R7: the run of the others does not end because its host has left it."""
@@ -545,19 +613,19 @@ class Node:
     async def _request(
         self, request_id: int, actions: list[m.Action], timeout_s: float | None
     ) -> object:
-        """Send a request and wait for its answer; on this side's deadline, say who is silent."""
-        if self._gone is not None:
-            raise self._gone
+        """Send a request and wait for its answer. Raises TimeoutError, on this side's deadline.
+
+        Without one the wait still ends: with the round, or with the coordinator.
+        """
+        if self._gone is not None or self._is_closing:
+            self._machine.cancel(request_id)
+            raise self._gone or errors.CoordinatorLostError("this node has left the run")
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._results[request_id] = future
-        self._act(actions)
         try:
+            self._act(actions)
             async with asyncio.timeout(timeout_s):
                 return await future
-        except TimeoutError:
-            raise errors.StoreTimeoutError(
-                f"the coordinator has not answered for {timeout_s:g} s"
-            ) from None
         finally:
             self._results.pop(request_id, None)
             self._act(self._machine.cancel(request_id))
@@ -575,9 +643,6 @@ class Node:
     def _fail_results(self, error: Exception) -> None:
         for request_id in list(self._results):
             self._fail(request_id, error)
-
-    def _target_text(self) -> str:
-        return str(self.hosted.address if self.hosted else target_of(self.settings))
 
 
 _DO: dict[type[object], Callable[..., None]] = {

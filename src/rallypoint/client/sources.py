@@ -6,7 +6,7 @@ in a worker of `rallypoint run`.
 
 from __future__ import annotations
 
-import asyncio
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import msgspec
 from rallypoint import errors
 from rallypoint.client.bootstrap import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
-from rallypoint.core import symptoms
+from rallypoint.core import reasons, symptoms
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import StoreOp
 from rallypoint.core.values import (
@@ -32,6 +32,8 @@ from rallypoint.core.values import (
     Seat,
 )
 from rallypoint.settings import NodeSettings
+
+_log = logging.getLogger("rallypoint.client")
 
 MESSAGE_CHARACTERS_MAX = 500
 
@@ -84,9 +86,6 @@ class Source(Protocol):
     async def aclose(self) -> None:
         """Let go of everything. Idempotent."""
 
-    def filenos(self) -> list[int]:
-        """Descriptors that a forked child must close."""
-
 
 class NodeSource:
     """A program that is its own node. See Source."""
@@ -96,6 +95,7 @@ class NodeSource:
         self._node = Node(settings, run, workers=1)
         self._node.on_ended = lambda change: self.on_ended(change)
         self._reservation: Reservation | None = None
+        self._was_given = False
         self._explain_s = run.suspect_after_s + run.reconnect_grace_s + 2 * run.probe_s
         self.run_id = settings.run_id
         self.node_name = self._node.info.name
@@ -112,10 +112,12 @@ class NodeSource:
     async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
         if self.closed is not None or self._has_left:
             return None
-        self._release()
-        self._reservation = reserve_port()
+        if self._was_given or self._reservation is None:
+            self._release()
+            self._reservation, self._was_given = reserve_port(), False
         bootstrap = Address(self._node.bootstrap_host, self._reservation.port)
         found = await self._node.next_round(bootstrap, timeout_s=timeout_s)
+        self._was_given = True
         return self._facts(found) if found is not None else None
 
     def _facts(self, found: Round) -> WorldFacts:
@@ -140,12 +142,19 @@ class NodeSource:
         found = self._node.round
         if found is None or found.head.number != number or self._has_left:
             return False
-        if isinstance(error, errors.CoordinatorError):
+        if isinstance(error, errors.CoordinatorError | errors.UsageError):
             return False
         if self._node.change is None:
             self._node.failed(failure_of(error, found.seat.first_rank))
-        cause = await self._node.cause(self._explain_s)
-        return cause is not None and not self._is_own(cause)
+        try:
+            cause = await self._node.cause(self._explain_s)
+        except errors.CoordinatorError:
+            return False
+        if cause is None or self._is_own(cause):
+            return False
+        why = reasons.describe(cause)
+        _log.info("round %d: %s: %s: as %s", number, type(error).__name__, error, why)
+        return True
 
     def _is_own(self, cause: Change) -> bool:
         return cause.kind is ChangeKind.WORKER_FAILED and self.node_name in cause.nodes
@@ -165,10 +174,6 @@ class NodeSource:
         self._release()
         await self._node.aclose()
 
-    def filenos(self) -> list[int]:
-        own = self._reservation.fileno() if self._reservation is not None else -1
-        return [*self._node.filenos(), own]
-
 
 def failure_of(error: Exception, rank: int) -> Failure:
     """An exception of the program, as a worker's failure: what it says tells whose fault it is."""
@@ -183,9 +188,5 @@ def failure_of(error: Exception, rank: int) -> Failure:
 async def open_node(settings: NodeSettings, run: RunSettings) -> NodeSource:
     """A program's own node, attached."""
     source = NodeSource(settings, run)
-    try:
-        await source.open()
-    except asyncio.CancelledError:
-        await source.aclose()
-        raise
+    await source.open()
     return source

@@ -20,6 +20,7 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from rallypoint.client import forking
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address
 from rallypoint.errors import NotACoordinatorError, TokenError
@@ -41,11 +42,14 @@ class Connection(asyncio.Protocol):
         self.on_closed: Callable[[str], None] = lambda reason: None
         self._websocket = ClientProtocol(parse_uri(uri), max_size=wire.ANSWER_BYTES_MAX)
         self._token = token
-        self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._opened: asyncio.Future[None] = loop.create_future()
+        self._closed: asyncio.Future[None] = loop.create_future()
         self._transport: asyncio.Transport | None = None
+        self._cutting: asyncio.TimerHandle | None = None
+        self._was_answered = False
         self._parts: list[bytes] = []
         self._why_closed = "the coordinator closed the connection"
-        self._is_closed = False
 
     @property
     def local_host(self) -> str:
@@ -62,25 +66,26 @@ class Connection(asyncio.Protocol):
     def close(self, reason: str) -> None:
         """Close, with a closing handshake that is given CLOSE_TIMEOUT_S."""
         self._why_closed = reason
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or self._closed.done():
             return
         if self._websocket.state is State.OPEN:
             self._websocket.send_close(1000)
             self._flush()
-            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self.abort, reason)
-        else:
+        if self._websocket.state is State.CONNECTING:
             self._transport.abort()
+        elif self._cutting is None:
+            loop = asyncio.get_running_loop()
+            self._cutting = loop.call_later(CLOSE_TIMEOUT_S, self.abort, reason)
+
+    async def wait_closed(self) -> None:
+        """Wait until nothing of the connection is open: at most CLOSE_TIMEOUT_S after `close`."""
+        await asyncio.shield(self._closed)
 
     def abort(self, reason: str) -> None:
         """Cut the connection."""
         self._why_closed = reason
         if self._transport is not None:
             self._transport.abort()
-
-    def fileno(self) -> int:
-        """The socket's descriptor; -1 once it is closed. For closing it in a forked child."""
-        sock = self._transport.get_extra_info("socket") if self._transport else None
-        return sock.fileno() if sock is not None else -1
 
     async def opened(self) -> None:
         """Wait for the handshake. Raises NotACoordinatorError, TokenError, or OSError."""
@@ -100,24 +105,32 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what came, and hand on whole messages."""
+        self._was_answered = True
         self._websocket.receive_data(data)
         self._take_events()
         self._flush()
 
     def eof_received(self) -> bool:
         """The coordinator will send nothing more."""
-        self._websocket.receive_eof()
-        self._take_events()
-        self._flush()
+        if self._was_answered:
+            self._websocket.receive_eof()
+            self._take_events()
+            self._flush()
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone."""
+        if self._cutting is not None:
+            self._cutting.cancel()
         if not self._opened.done():
-            self._opened.set_exception(error or ConnectionResetError("closed during the handshake"))
+            # A coordinator that is about to go says nothing either: that is no proof of another.
+            how = "closed the connection in the middle of an answer"
+            if not self._was_answered:
+                how = "closed the connection without an answer"
+            self._opened.set_exception(error or ConnectionResetError(how))
             self._opened.exception()  # Whoever gave up waiting need not be told.
-        if not self._is_closed:
-            self._is_closed = True
+        if not self._closed.done():
+            self._closed.set_result(None)
             self.on_closed(str(error) if error else self._why_closed)
 
     # -- helpers -------------------------------------------------------------------------------
@@ -169,6 +182,7 @@ async def connect(address: Address, sockaddr: object, family: int, token: str) -
     """
     loop = asyncio.get_running_loop()
     sock = socket.socket(family, socket.SOCK_STREAM)
+    forking.close_in_children(sock)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -183,6 +197,10 @@ async def connect(address: Address, sockaddr: object, family: int, token: str) -
         connection.abort("gave up")
         raise
     return connection
+
+
+RETRIED_STATUSES: Final = (502, 503, 504)
+"""What a proxy answers while the coordinator behind it starts again: worth another try."""
 
 
 def _handshake_error(address: Address, error: Exception) -> Exception:
@@ -206,7 +224,10 @@ def _status_error(address: Address, response: Response) -> Exception:
     if response.status_code == 401:
         message = body.error or "the coordinator asks for a token"
         return TokenError(Refusal(RefusalCode.TOKEN, f"{address}: {message}", body.hint))
-    return _not_ours(address, f"HTTP status {response.status_code} {response.reason_phrase}")
+    answer = f"HTTP status {response.status_code} {response.reason_phrase}"
+    if response.status_code in RETRIED_STATUSES:
+        return ConnectionRefusedError(answer)
+    return _not_ours(address, answer)
 
 
 def _not_ours(address: Address, answer: str) -> NotACoordinatorError:

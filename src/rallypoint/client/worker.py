@@ -7,10 +7,12 @@ the next round.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
 from rallypoint import errors
+from rallypoint.client import forking
 from rallypoint.client.sources import WorldFacts
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import ROUND_ENDED, TIMEOUT, StoreFailure, StoreOp
@@ -42,6 +44,7 @@ class WorkerSource(asyncio.Protocol):
         self._results: dict[int, asyncio.Future[object]] = {}
         self._requests = 0
         self._was_given = False
+        self._has_left = False
         self._lost: errors.CoordinatorLostError | None = None
 
     @classmethod
@@ -52,13 +55,20 @@ class WorkerSource(asyncio.Protocol):
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, source = await loop.create_unix_connection(lambda: cls(channel), address)
-                await source._admitted
+                await source._until_admitted()
         except OSError as error:
             raise errors.UnreachableError(
                 f"this worker's agent does not answer at {channel.agent}: {error}",
                 hint="RALLYPOINT_AGENT is set by `rallypoint run`; start the program with it",
             ) from error
         return source
+
+    async def _until_admitted(self) -> None:
+        try:
+            await self._admitted
+        except BaseException:
+            await self.aclose()
+            raise
 
     # -- Source --------------------------------------------------------------------------------
 
@@ -72,6 +82,8 @@ class WorkerSource(asyncio.Protocol):
         The agent then stops this process and starts another one for the next round; None if the
         run is closed before that happens.
         """
+        if self._has_left:
+            return None
         admitted = await self._admitted
         if not self._was_given:
             self._was_given = True
@@ -122,14 +134,19 @@ class WorkerSource(asyncio.Protocol):
         return self._change is not None or isinstance(error, errors.RoundBrokenError)
 
     async def leave(self, reason: str) -> None:
+        self._has_left = True
         self._send(local.Leave(reason))
 
     async def close(self, outcome: Outcome, reason: str) -> CloseRecord:
         self._send(local.Close(outcome, reason))
-        async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await self._run_over.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._run_over.wait()
         if self._close is None:
-            raise self._lost or errors.CoordinatorLostError("the agent is gone")
+            silent = (
+                f"the agent did not confirm within {CLOSE_TIMEOUT_S:g} s that the run is closed"
+            )
+            raise self._lost or errors.CoordinatorLostError(silent)
         return self._close
 
     async def aclose(self) -> None:
@@ -137,6 +154,7 @@ class WorkerSource(asyncio.Protocol):
             self._transport.close()
 
     def filenos(self) -> list[int]:
+        """For a child made by fork(): see `forking`."""
         sock = self._transport.get_extra_info("socket") if self._transport else None
         return [sock.fileno()] if sock is not None else []
 
@@ -146,6 +164,7 @@ class WorkerSource(asyncio.Protocol):
         """Say who this is."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        forking.close_all_in_children(self)
         channel = self._channel
         self._send(local.Hello(channel.secret, channel.round, channel.local_rank))
 

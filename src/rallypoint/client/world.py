@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -15,6 +17,7 @@ from rallypoint.client.sources import Source, WorldFacts
 from rallypoint.core import store as ops
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.values import Address, Change, CloseRecord, Outcome, RoundMember
+from rallypoint.wire import messages as wire
 
 STORE_TIMEOUT_S: Final = 300.0
 """How long a call of the store waits unless told otherwise: what torch's stores do."""
@@ -173,6 +176,7 @@ class Store:
 
     async def _call(self, op: ops.StoreOp, timeout: timedelta | float | None = None) -> object:
         self._check()
+        wire.check_call(op)
         timeout_s = self.timeout_s if timeout is None else seconds(timeout)
         return await self._source.call(op, timeout_s)
 
@@ -200,13 +204,20 @@ class World(Facts):
         self._change = change
         if is_first:
             for callback in self._callbacks:
-                callback(change)
+                self._call_back(callback, change)
 
     def on_change(self, callback: Callable[[Change], None]) -> None:
-        """Call back once, from the event loop, when the round ends; at once if it has."""
-        self._callbacks.append(callback)
+        """Call back once, from the event loop, when the round ends; at once if it has.
+
+        What the callback raises goes to the loop's exception handler.
+        """
         if self._change is not None:
-            callback(self._change)
+            self._call_back(callback, self._change)
+        else:
+            self._callbacks.append(callback)
+
+    def _call_back(self, callback: Callable[[Change], None], change: Change) -> None:
+        asyncio.get_running_loop().call_soon(callback, change)
 
     async def members(self) -> tuple[RoundMember, ...]:
         """All members of the round in node-rank order: name, host, addresses, labels, workers."""
@@ -300,10 +311,6 @@ class Run:
         """Leave, if that has not happened, and let go of everything. Idempotent."""
         await self._source.aclose()
 
-    def filenos(self) -> list[int]:
-        """The descriptors of its connections, for closing them in a forked child."""
-        return self._source.filenos()
-
     async def __aenter__(self) -> Run:
         return self
 
@@ -319,10 +326,20 @@ class Run:
 
 
 def seconds(duration: timedelta | float) -> float:
-    """A duration in seconds."""
-    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+    """A duration in seconds. Raises UsageError for what is none."""
+    given = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    try:
+        if not math.isnan(given):
+            return max(0.0, float(given))
+    except TypeError:
+        pass
+    raise errors.UsageError(f"a timeout is a timedelta or a number of seconds, not {duration!r}")
 
 
 def as_bytes(value: bytes | str) -> bytes:
-    """A value as it is stored."""
-    return value.encode() if isinstance(value, str) else bytes(value)
+    """A value as it is stored. Raises UsageError: bytes(5) would be five zeros."""
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    raise errors.UsageError(f"a value is bytes or a str, not {type(value).__name__}")
