@@ -28,7 +28,7 @@ _log = logging.getLogger("rallypoint.client")
 ADDRESS_TIMEOUT_S: Final = 5.0
 """How long one address may take to connect and answer the handshake."""
 FIRST_PAUSE_S: Final = 0.01
-"""About what a host takes from its bind to its first answer: nodes that start together wait so long."""
+"""Nodes often start together: about what the host takes from its bind to its first answer."""
 LONGEST_PAUSE_S: Final = 1.0
 
 
