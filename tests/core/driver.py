@@ -48,6 +48,7 @@ class Driver:
         self.now_s = 0.0
         self.effects: list[tuple[float, do.Effect]] = []
         self.fired: list[do.Timer] = []
+        self.said: list[on.Event] = []
         self.good: list[str] = []
         self._timers: list[tuple[float, int, do.Timer]] = []
         self._order = 0
@@ -78,6 +79,7 @@ class Driver:
         """Step events, and the ledger's answers to what they bring, now."""
         found: list[do.Effect] = []
         queue = list(events)
+        self.said += [event for event in events if isinstance(event, on.Spoken)]
         while queue:
             effects = self.checked.step(queue.pop(0), self.now_s)
             found += effects

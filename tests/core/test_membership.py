@@ -163,6 +163,18 @@ class TestDone:
         assert driver.run.close.cause is not None
         assert driver.run.close.cause.confirmed
 
+    def test_the_end_for_too_few_nodes_names_the_loss_behind_a_failure(self) -> None:
+        driver = meet("a", "b", "c", min=3)
+        driver.done("a")
+        driver.disconnect("c")
+        driver.fail("b", kind="communication")
+        driver.advance(2.0)
+        assert driver.run.close is not None
+        assert driver.run.close.outcome is Outcome.NOT_ENOUGH
+        assert driver.run.close.cause is not None
+        assert driver.run.close.cause.kind is ChangeKind.NODE_LOST
+        assert driver.run.close.cause.nodes == ("c",)
+
 
 class TestSuspended:
     def test_what_was_kept_counts_at_once(self) -> None:

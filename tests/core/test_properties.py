@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ from rallypoint.core.values import (
     Phase,
 )
 from tests.core.driver import Driver, node_id, token_of
+from tests.core.walks import walk
 
 NAMES = "abcde"
 TOKENS = [*NAMES, "a", "b", "c", "a'", "b'"]
@@ -42,7 +44,7 @@ honest = st.one_of(
 hostile = st.one_of(
     st.tuples(st.just("event"), st.sampled_from(range(9)), nodes, st.integers(-1, 9)),
     st.tuples(st.just("old_timer"), st.integers(0, 40)),
-    st.tuples(st.just("again"), st.integers(0, 5)),
+    st.tuples(st.just("again"), st.integers(0, 20)),
 )
 final = st.sampled_from([("close",), ("refuse_commit",)])
 anything = st.one_of(honest, honest, honest, hostile)
@@ -72,18 +74,14 @@ def run_settings(draw: st.DrawFn) -> dict[str, Any]:
 
 def live(driver: Driver, life: list[tuple[Any, ...]]) -> None:
     """Play the steps of a life."""
-    past: list[on.Event] = []
-    timers: list[do.Timer] = []
     for action, *arguments in life:
         match action, arguments:
             case "event", [which, token, number]:
-                event = strange_event(which, node_id(token), number)
-                past.append(event)
-                driver.step(event)
-            case "old_timer", [back] if timers:
-                driver.step(on.TimerFired(timers[back % len(timers)]))
-            case "again", [back] if past:
-                driver.step(past[-1 - back % len(past)])
+                driver.step(strange_event(which, node_id(token), number))
+            case "old_timer", [back] if driver.fired:
+                driver.step(on.TimerFired(driver.fired[back % len(driver.fired)]))
+            case "again", [back] if driver.said:
+                driver.step(driver.said[-1 - back % len(driver.said)])
             case "old_timer" | "again", _:
                 pass
             case "silent", [token]:
@@ -94,7 +92,6 @@ def live(driver: Driver, life: list[tuple[Any, ...]]) -> None:
                 driver.disconnect_if_linked(token)
             case "advance", [duration_s]:
                 driver.advance(duration_s)
-                timers = driver.fired
             case _:
                 getattr(driver, action)(*arguments)
 
@@ -136,13 +133,24 @@ def test_r7_a_round_is_formed_once_enough_nodes_are_ready(
     answer, a round is formed within the last call plus one second (plus any grace set)."""
     driver = Driver(**options)
     live(driver, life)
+    enough = min(len(NAMES), options["min"] + more)
+    a_round_is_formed(driver, random.sample(NAMES, enough))
+
+
+@pytest.mark.parametrize("tens", range(15))
+def test_r7_a_round_is_formed_after_a_long_life(tens: int) -> None:
+    """R7, after lives that are longer and more like a real run's."""
+    for seed in range(10 * tens, 10 * tens + 10):
+        driver = walk(seed, steps=60)
+        a_round_is_formed(driver, list(NAMES[: driver.settings.min_nodes + seed % 3]))
+
+
+def a_round_is_formed(driver: Driver, good: list[str]) -> None:
+    """Everything heals, these nodes do as they ought to, and no other node does anything."""
     heal(driver)
-    good = random.sample(NAMES, min(len(NAMES), options["min"] + more))
     start_afresh(driver, good)
     run, bounds = driver.run, driver.settings
     bound_s = bounds.last_call_s + bounds.probe_s + bounds.reconnect_grace_s + 1.0
-    if run._suspicion.guarding:
-        bound_s += bounds.mass_grace_s
     broken_s: float | None = None
     end_s = driver.now_s + 2 * bound_s + bounds.lost_after_s
     while driver.advance_once(end_s):

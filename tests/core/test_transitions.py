@@ -10,7 +10,7 @@ from rallypoint.core.values import Phase
 from tests.core.driver import Driver
 from tests.core.walks import walk
 
-WALKS = 400
+WALKS = 300
 
 
 def test_every_phase_meets_every_event() -> None:
@@ -80,6 +80,15 @@ def rare_runs() -> None:
     driver.ready("a", "b")
     driver.advance(1.0)
     driver.silent("c")
+    # A survivor that is not ready is superseded, and somebody is ready to step in.
+    for first_asked in (True, False):
+        driver = Driver(min=2, max=3)
+        driver.join("a", "b", "c", "x")
+        driver.ready("a", "b")
+        if first_asked:
+            driver.attach("c'")
+        driver.disconnect("c")
+        driver.attach("c'")
     # A member is heard again that was ready already, and completes the round.
     driver = Driver(max=2)
     driver.join("a", "b")

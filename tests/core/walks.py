@@ -58,8 +58,10 @@ def stride(driver: Driver, random: Random) -> None:
         _live_on(driver, random, random.choice(NAMES))
     elif draw < 0.75:
         driver.advance(random.choice(ADVANCES_S))
-    elif draw < 0.85:
+    elif draw < 0.82:
         driver.step(strange_event(random))
+    elif draw < 0.85 and driver.said:
+        driver.step(random.choice(driver.said[-30:]))
     elif draw < 0.88 and driver.fired:
         driver.step(on.TimerFired(random.choice(driver.fired)))
     elif draw < 0.95:

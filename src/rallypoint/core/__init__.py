@@ -5,5 +5,6 @@ so): time and the outside world come in as events, and go out as effects. The sa
 runs in a coordinator, in a test that jumps over hours, and in a simulator.
 
 Read in this order: `values`, `events`, `effects`, `membership` (with `roster`, `sealing`,
-`suspicion` and `causes`), then `store`, `ranks`, `reasons` and `invariants`.
+`suspicion` and `causes`; `rivals`, `departures` and `deferral` only remember), then `store`,
+`ranks`, `reasons`, and `invariants` with its `journal`.
 """
