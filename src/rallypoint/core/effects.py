@@ -24,6 +24,7 @@ class TimerKind(enum.StrEnum):
     CASE = "case"
     NAME = "name"
     MASS = "mass"
+    ATTACH = "attach"
 
 
 class Timer(Value, frozen=True):

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from rallypoint.core.effects import Timer
 from rallypoint.core.values import (
     Address,
+    Change,
     Failure,
     NodeId,
     NodeInfo,
@@ -39,12 +40,15 @@ class NodeReady(Event, frozen=True):
     """A node wants the next round, and leaves `leaving_round` for it (0: it has had none).
 
     R4: a repeat of this names an older round than the one it is in, and so breaks nothing.
+    `change`: why that round ended, if the node was told; a coordinator that has just taken the run
+    over was not.
     """
 
     node: NodeId
     leaving_round: int
     bootstrap: Address
     workers: int
+    change: Change | None = None
 
 
 class WorkerFailed(Event, frozen=True):

@@ -23,6 +23,7 @@ from rallypoint.core.causes import Budget, Case
 from rallypoint.core.deferral import Deferral
 from rallypoint.core.departures import STEADY_S, Departures
 from rallypoint.core.effects import Effect, TimerKind
+from rallypoint.core.election import RunRegister
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.rivals import Rivals
 from rallypoint.core.roster import File, Member, Roster
@@ -36,6 +37,7 @@ from rallypoint.core.values import (
     Link,
     MemberState,
     NodeId,
+    NodeInfo,
     Outcome,
     Phase,
     RoundHead,
@@ -97,6 +99,9 @@ class Membership:
         self._scale_up_at_s = math.inf
         self._scale_up_serial = 0
         self._let_newcomers_in = False
+        self._restored_number = 0
+        self._attach_grace_s = 0.0
+        self._attach_serial = 0
 
         self._since_s = 0.0
         self._closed_at_s = 0.0
@@ -130,6 +135,49 @@ class Membership:
         if member.link is Link.SILENT:
             self._suspicion.heard(member)
             self._consider(member)
+
+    def restore(
+        self, register: RunRegister, *, attach_grace_s: float, now_s: float
+    ) -> list[Effect]:
+        """Go on where the run's last owner left it; before any other step.
+
+        The members of its round are there, and have yet to attach to this coordinator: nobody is
+        counted as absent before `attach_grace_s`. What was not committed, they say again.
+        """
+        assert not len(self.roster)
+        self._now_s = now_s
+        self._effects = []
+        self.term = register.term
+        self.settings = register.settings
+        self.budget = Budget(register.restarts)
+        self.round = register.round
+        self.close = register.close
+        self._restored_number = self.number
+        if register.close is not None:
+            self._closed_at_s = now_s
+            self._enter(Phase.CLOSED)
+        elif register.round is not None:
+            self._expect_members(register.round, attach_grace_s)
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _expect_members(self, record: RoundRecord, attach_grace_s: float) -> None:
+        self._enter(Phase.ACTIVE)
+        for row in record.members:
+            info = NodeInfo(
+                row.name, row.incarnation, row.host, row.addresses, row.workers, row.labels
+            )
+            member = self.roster.add(info, 0, self._now_s)
+            member.state = MemberState.ACTIVE
+            member.last_round = record.head.number
+            self._suspicion.absent(member, self._now_s)
+        self._attach_grace_s = attach_grace_s
+        self._arm_attach_grace()
+
+    def _arm_attach_grace(self) -> None:
+        timer = self._suspicion.timer(TimerKind.ATTACH, round_number=self.number)
+        self._attach_serial = timer.serial
+        self._do(do.SetTimer(timer, self._attach_grace_s))
 
     # -- what can be asked ---------------------------------------------------------------------
 
@@ -311,8 +359,19 @@ class Membership:
         if member.file is File.IN_ROUND:
             if self.phase is not Phase.ACTIVE:
                 return
-            self._break(causes.happened(ChangeKind.READY_AGAIN, self.number, [member.name]))
+            self._break(self._why_left(member, event))
         self._mark_ready(member, event)
+
+    def _why_left(self, member: Member, event: on.NodeReady) -> Change:
+        """A round that the last coordinator saw end ends here for the same reason.
+
+        Whether it was charged to the budget is decided again: a charge is committed with the next
+        round, and so was lost with the coordinator.
+        """
+        change = event.change
+        if change is not None and change.round == self.number == self._restored_number:
+            return change
+        return causes.happened(ChangeKind.READY_AGAIN, self.number, [member.name])
 
     def _mark_ready(self, member: Member, event: on.NodeReady) -> None:
         member.bootstrap = event.bootstrap
@@ -436,6 +495,9 @@ class Membership:
                 self._let_newcomers_in = True
             case TimerKind.NAME if self._rivals.is_due(timer):
                 self._name_unanswered(timer.name)
+            case TimerKind.ATTACH if timer.serial == self._attach_serial:
+                self._attach_serial = 0
+                self._suspicion.attach_over()
             case TimerKind.GRACE | TimerKind.LOST | TimerKind.MASS:
                 self._suspicion.deadline_passed(timer)
             case _:
@@ -495,6 +557,8 @@ class Membership:
             self._open_probe(list(self._suspicion.unanswered))
         if self.settings is not None:
             self._do(*self._suspicion.rearm(self.settings, self._now_s))
+        if self._attach_serial:
+            self._arm_attach_grace()
 
     def _defer(self, event: on.Event) -> None:
         """SUSPENDED: keep a request until the ledger is back, if it comes from a member."""

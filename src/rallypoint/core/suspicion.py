@@ -46,6 +46,18 @@ class Suspicion:
         self._set_link(member, Link.DISCONNECTED)
         return self._deadline(member, TimerKind.GRACE, self.grace_s(settings))
 
+    def absent(self, member: Member, now_s: float) -> None:
+        """It was in the round that this coordinator took over, and has yet to attach here."""
+        member.trouble_since_s = now_s
+        member.link_timer = 0
+        self._set_link(member, Link.DISCONNECTED)
+
+    def attach_over(self) -> None:
+        """The time to attach to a new coordinator is over: who never did is past its deadline."""
+        for member in self._roster.troubled():
+            if member.link_timer == 0:
+                self._overdue[member.name] = None
+
     def silent(
         self, member: Member, settings: RunSettings, now_s: float, silent_s: float
     ) -> list[Effect]:
@@ -121,6 +133,8 @@ class Suspicion:
         for member in self._roster:
             if member.link is Link.DISCONNECTED:
                 member.trouble_since_s = now_s
+                if member.link_timer == 0:
+                    continue  # It has yet to attach here; that has a deadline of its own.
                 effects += self.disconnected(member, settings, now_s)
             elif member.link is Link.SILENT:
                 effects += self.silent(member, settings, now_s, settings.suspect_after_s)

@@ -1,0 +1,173 @@
+"""A coordinator that takes a run over goes on where the last one left it (R5, R7, R8)."""
+
+from __future__ import annotations
+
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.election import FORMAT, RunRegister
+from rallypoint.core.membership import Membership
+from rallypoint.core.values import (
+    Address,
+    Change,
+    ChangeKind,
+    CloseRecord,
+    Failure,
+    FailureKind,
+    NodeId,
+    NodeInfo,
+    Outcome,
+    Phase,
+    RoundRecord,
+    RunSettings,
+)
+
+SETTINGS = RunSettings(min_nodes=2, max_nodes=3, max_restarts=1)
+GRACE_S = 6.0
+
+
+def info(name: str) -> NodeInfo:
+    return NodeInfo(name, 7, f"host-{name}")
+
+
+def a_round() -> RoundRecord:
+    """Round 1 of a, b and c, made by a first coordinator."""
+    first = Membership("run")
+    record = None
+    for link, name in enumerate("abc"):
+        first.step(on.NodeAttached(info(name), SETTINGS, link), 0.0)
+        for effect in first.step(on.NodeReady(NodeId(name, 7), 0, Address(name, 1), 1), 0.0):
+            if isinstance(effect, do.Commit):
+                record = effect.record
+    assert isinstance(record, RoundRecord)
+    return record
+
+
+class Successor:
+    """A coordinator of the next term, with a clock."""
+
+    def __init__(self, close: CloseRecord | None = None, restarts: int = 0) -> None:
+        self.membership = Membership("run", term=2)
+        register = RunRegister(
+            FORMAT, "ledger", "run", 2, "p2", 0, SETTINGS, a_round(), close, restarts
+        )
+        self.now_s = 100.0
+        self.timers: list[tuple[float, on.TimerFired]] = []
+        self.effects: list[do.Effect] = []
+        self._take(self.membership.restore(register, attach_grace_s=GRACE_S, now_s=self.now_s))
+
+    def step(self, event: on.Event) -> list[do.Effect]:
+        return self._take(self.membership.step(event, self.now_s))
+
+    def attach(self, name: str) -> list[do.Effect]:
+        return self.step(on.NodeAttached(info(name), SETTINGS, ord(name)))
+
+    def ready(self, name: str, change: Change | None = None, leaving: int = 1) -> list[do.Effect]:
+        return self.step(on.NodeReady(NodeId(name, 7), leaving, Address(name, 2), 1, change))
+
+    def advance(self, seconds: float) -> list[do.Effect]:
+        found = []
+        until_s = self.now_s + seconds
+        while due := sorted((t for t in self.timers if t[0] <= until_s), key=lambda t: t[0]):
+            self.timers.remove(due[0])
+            self.now_s = due[0][0]
+            found += self.step(due[0][1])
+        self.now_s = until_s
+        return found
+
+    def _take(self, effects: list[do.Effect]) -> list[do.Effect]:
+        for effect in effects:
+            if isinstance(effect, do.SetTimer):
+                self.timers.append((self.now_s + effect.delay_s, on.TimerFired(effect.timer)))
+        self.effects += effects
+        return effects
+
+    def broken(self) -> list[Change]:
+        return [e.change for e in self.effects if isinstance(e, do.Break)]
+
+
+def test_members_that_attach_again_keep_their_round() -> None:
+    successor = Successor()
+    for name in "abc":
+        (welcome,) = successor.attach(name)
+        assert isinstance(welcome, do.Welcome)
+        assert welcome.resumed
+        assert welcome.standing.round == 1
+    successor.advance(60.0)
+    assert successor.membership.phase is Phase.ACTIVE
+    assert not successor.broken()
+    assert successor.membership.term == 2
+
+
+def test_only_who_stays_away_breaks_the_round_and_not_before_the_attach_grace() -> None:
+    successor = Successor()
+    successor.attach("a")
+    successor.attach("b")
+    successor.advance(GRACE_S - 0.1)
+    assert not successor.broken()
+    successor.advance(0.2)
+    (change,) = successor.broken()
+    assert change.kind is ChangeKind.NODE_LOST
+    assert change.nodes == ("c",)
+
+
+def test_a_round_that_had_ended_ends_for_the_reason_that_its_members_were_told() -> None:
+    successor = Successor()
+    told = Change(ChangeKind.NODE_LOST, 1, ("c",), 1, "its connection closed")
+    successor.attach("a")
+    successor.ready("a", told)
+    assert successor.broken() == [told]
+    successor.attach("b")
+    successor.ready("b", told)
+    assert successor.membership.phase is Phase.GATHERING
+    successor.advance(GRACE_S + 1.0)
+    records = [e.record for e in successor.effects if isinstance(e, do.Commit)]
+    (record,) = records
+    assert isinstance(record, RoundRecord)
+    assert record.head.number == 2
+    assert record.head.term == 2
+    assert [m.name for m in record.members] == ["a", "b"]
+
+
+def test_a_charge_that_was_not_committed_is_charged_once_by_the_successor() -> None:
+    failure = Failure(FailureKind.EXCEPTION, "ValueError", rank=0)
+    told = Change(
+        ChangeKind.WORKER_FAILED, 1, ("a",), 1, "", 0.0, failure, charged=True, confirmed=True
+    )
+    successor = Successor()
+    for name in "abc":
+        successor.attach(name)
+        successor.ready(name, told)
+    successor.advance(2.0)
+    assert successor.membership.restart_count == 1
+
+
+def test_the_budget_survives() -> None:
+    successor = Successor(restarts=1)
+    failure = Failure(FailureKind.EXCEPTION, "ValueError", rank=0)
+    for name in "abc":
+        successor.attach(name)
+    successor.step(on.WorkerFailed(NodeId("a", 7), 1, failure))
+    for name in "abc":
+        successor.step(on.ProbeAnswered(NodeId(name, 7)))
+    successor.advance(1.0)
+    records = [e.record for e in successor.effects if isinstance(e, do.Commit)]
+    assert isinstance(records[-1], CloseRecord)
+    assert records[-1].outcome is Outcome.FAILED
+
+
+def test_a_closed_run_stays_closed() -> None:
+    """R6."""
+    successor = Successor(close=CloseRecord(Outcome.SUCCEEDED, "trained"))
+    (refuse,) = successor.attach("a")
+    assert isinstance(refuse, do.Refuse)
+    assert refuse.refusal.close is not None
+
+
+def test_a_node_that_was_not_given_the_round_yet_repeats_nothing_and_is_in_it() -> None:
+    """Published to some, and then the coordinator died: the others are in the round as well."""
+    successor = Successor()
+    (welcome,) = successor.attach("a")
+    assert isinstance(welcome, do.Welcome)
+    assert welcome.standing.round == 1
+    assert successor.ready("a", leaving=0) == []
+    assert not successor.broken()
