@@ -18,6 +18,9 @@ from rallypoint.core.values import Link, RunSettings
 LARGE_RUN_NODES = 2_000
 """Above this many nodes the grace for reconnecting grows in proportion: reconnects queue up."""
 
+YET_TO_ATTACH = -1
+"""In place of a timer's serial: one timer serves all members of a round that was taken over."""
+
 
 class Suspicion:
     """Deadlines of members in trouble. `serial` numbers every timer of the run."""
@@ -49,13 +52,13 @@ class Suspicion:
     def absent(self, member: Member, now_s: float) -> None:
         """It was in the round that this coordinator took over, and has yet to attach here."""
         member.trouble_since_s = now_s
-        member.link_timer = 0
+        member.link_timer = YET_TO_ATTACH
         self._set_link(member, Link.DISCONNECTED)
 
     def attach_over(self) -> None:
         """The time to attach to a new coordinator is over: who never did is past its deadline."""
         for member in self._roster.troubled():
-            if member.link_timer == 0:
+            if member.link_timer == YET_TO_ATTACH:
                 self._overdue[member.name] = None
 
     def silent(
@@ -133,7 +136,7 @@ class Suspicion:
         for member in self._roster:
             if member.link is Link.DISCONNECTED:
                 member.trouble_since_s = now_s
-                if member.link_timer == 0:
+                if member.link_timer == YET_TO_ATTACH:
                     continue  # It has yet to attach here; that has a deadline of its own.
                 effects += self.disconnected(member, settings, now_s)
             elif member.link is Link.SILENT:
