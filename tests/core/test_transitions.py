@@ -10,7 +10,7 @@ from rallypoint.core.values import Phase
 from tests.core.driver import Driver
 from tests.core.walks import walk
 
-WALKS = 300
+WALKS = 160
 
 
 def test_every_phase_meets_every_event() -> None:
