@@ -1,0 +1,485 @@
+"""The ledger in files: a folder on a local disk, or on one that several machines share.
+
+Nothing here locks: a register is a chain of versions, each taken by one exclusive link
+(file_chain.py), and a log a folder of records, each linked once. Which folder a register or log
+has stands in the index, itself such a chain. So a name that is deleted and used again gets another
+folder and other versions, and whoever was frozen in between finds nothing to write to.
+
+All work on the disk is done in threads with a deadline: a file server that hangs makes an outcome
+unknown, and blocks nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from rallypoint.errors import (
+    LedgerCorruptError,
+    LedgerError,
+    LedgerUnreachableError,
+)
+from rallypoint.ledger import envelope
+from rallypoint.ledger.contract import (
+    AppendOutcome,
+    Conflict,
+    Created,
+    Durability,
+    Exists,
+    Gap,
+    Ledger,
+    LedgerLimits,
+    SwapOutcome,
+    Swapped,
+    Unknown,
+    Versioned,
+    check_name,
+)
+from rallypoint.ledger.file_chain import Advance, Chain
+from rallypoint.ledger.file_disk import Disk, Link, as_ledger_error, content, names
+from rallypoint.ledger.file_folder import Index, open_folder, place_of, replaced
+from rallypoint.ledger.threads import Threads
+
+T = TypeVar("T")
+TIMEOUT_S: Final = 5.0
+_STALE_S: Final = 3600.0
+"""Files that were never linked are swept after this, by the disk's own clock (R9)."""
+_TRIES_MAX: Final = 1000
+
+
+class FileLedger(Ledger):
+    """A ledger in a folder. The folder is made by `open` if only it, not its parent, is missing."""
+
+    is_durable = True
+    durability = Durability.DISK
+    has_log = True
+    limits = LedgerLimits(value_bytes_max=16 << 20, record_bytes_max=16 << 20, writes_per_s=50.0)
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        timeout_s: float = TIMEOUT_S,
+        on_step: Callable[[str], None] | None = None,
+    ) -> None:
+        """`timeout_s` bounds each call. `on_step` is for tests: see `Disk`."""
+        self.ledger_id = ""
+        self._root = Path(folder).absolute()
+        self._timeout_s = timeout_s
+        self._disk = Disk(on_step)
+        self._threads = Threads()
+        self._files: _Files | None = None
+
+    async def open(self) -> None:
+        """See Ledger.open."""
+        if self._files is None:
+            self._files = await self._run(self._open)
+            self.ledger_id = self._files.ledger_id
+
+    async def aclose(self) -> None:
+        """See Ledger.aclose. There is nothing to close: no file stays open between calls."""
+        self._files = None
+
+    async def read(self, key: str) -> Versioned | None:
+        """See Ledger.read."""
+        check_name(key)
+        files = self._opened()
+        return await self._run(lambda: files.read(key))
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        """See Ledger.swap."""
+        self.check_value(key, value)
+        files = self._opened()
+        try:
+            if expected is None:
+                return await self._run(lambda: files.create(key, value))
+            return await self._run(lambda: files.replace(key, expected, value))
+        except LedgerError as error:
+            return Unknown(error.message, error)
+
+    async def delete(self, key: str) -> None:
+        """See Ledger.delete."""
+        check_name(key)
+        files = self._opened()
+        await self._run(lambda: files.delete(key))
+
+    async def keys(self, prefix: str = "") -> tuple[str, ...]:
+        """See Ledger.keys."""
+        files = self._opened()
+        return await self._run(lambda: files.keys(prefix))
+
+    async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
+        """See Ledger.append."""
+        self.check_record(log, index, value)
+        files = self._opened()
+        try:
+            return await self._run(lambda: files.append(log, index, value))
+        except LedgerError as error:
+            return Unknown(error.message, error)
+
+    async def records(self, log: str, start: int = 0) -> tuple[tuple[int, bytes], ...]:
+        """See Ledger.records."""
+        check_name(log)
+        files = self._opened()
+        return await self._run(lambda: files.records(log, start))
+
+    async def drop_log(self, log: str) -> None:
+        """See Ledger.drop_log."""
+        check_name(log)
+        files = self._opened()
+        await self._run(lambda: files.drop_log(log))
+
+    async def logs(self, prefix: str = "") -> tuple[str, ...]:
+        """See Ledger.logs."""
+        files = self._opened()
+        return await self._run(lambda: files.logs(prefix))
+
+    def _opened(self) -> _Files:
+        if self._files is None:
+            raise LedgerUnreachableError(f"the ledger in {str(self._root)!r} is not open")
+        return self._files
+
+    def _open(self) -> _Files:
+        files = _Files(self._root, open_folder(self._root, self._disk), self._disk)
+        files.sweep()
+        return files
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        """The work in a thread; what the system says becomes one of our errors."""
+        try:
+            return await self._threads.run(lambda: self._translated(work), self._timeout_s)
+        except LedgerError:
+            raise
+        except TimeoutError as error:
+            raise LedgerUnreachableError(
+                f"the disk of the ledger in {str(self._root)!r} did not answer within "
+                f"{self._timeout_s:g} s",
+                hint="does its file server answer?",
+            ) from error
+
+    def _translated(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except LedgerError:
+            raise
+        except OSError as error:
+            other = replaced(self._root, self.ledger_id) if self.ledger_id else None
+            raise other or as_ledger_error(error, self._root) from error
+
+
+class _Indexed(msgspec.Struct, frozen=True):
+    """The index at one of its versions."""
+
+    number: int
+    index: Index
+
+
+class _Files:
+    """What is done in a thread. Several threads may be in here at a time."""
+
+    def __init__(self, root: Path, ledger_id: str, disk: Disk) -> None:
+        self.ledger_id = ledger_id
+        place = place_of(root, ledger_id)
+        self._registers = place / "registers"
+        self._logs = place / "logs"
+        self._temporaries = place / "tmp"
+        self._trash = place / "trash"
+        self._disk = disk
+        self._index = Chain(place / "index", self._trash, disk)
+        # A folder that once was a register's is that register's or nobody's: so what is known of it
+        # can be wrong only in that it is gone.
+        self._known: dict[tuple[Path, str], str] = {}
+        self._synced: dict[tuple[Path, str], tuple[str, int]] = {}
+        """The folder and the version, or the number of records, that is known to be on the disk."""
+
+    # -- registers ------------------------------------------------------------------------------
+
+    def read(self, key: str) -> Versioned | None:
+        for name in self._names(self._registers, key):
+            chain = self._chain(name)
+            head = chain.head()
+            if head is not None:
+                # What is told on must not be undone by a power failure, and its writer may have
+                # died before it had forced it to the disk.
+                known = self._synced.get((self._registers, key))
+                if known != (name, head.number):
+                    chain.sync(head.number)
+                    self._synced[self._registers, key] = (name, head.number)
+                return Versioned(head.value, head.number)
+        return None
+
+    def replace(self, key: str, expected: int, value: bytes) -> SwapOutcome:
+        for name in self._names(self._registers, key):
+            chain = self._chain(name)
+            number = chain.number()
+            if number is None:
+                continue
+            if number != expected:
+                break
+            with self._temporary(value) as temporary:
+                advance = chain.advance(expected, temporary)
+            if advance is Advance.DONE:
+                return Swapped(expected + 1)
+            if advance is Advance.UNSURE:
+                return Unknown("this process was stopped in the middle of a write")
+            break
+        return Conflict(self.read(key))
+
+    def create(self, key: str, value: bytes) -> SwapOutcome:
+        def begin(folder: Path, number: int) -> None:
+            # No other register, and no earlier life of this one, has a version in this range.
+            Chain(folder, self._trash, self._disk).begin(_first_version(number), _sealed(value))
+
+        for _ in range(_TRIES_MAX):
+            current = self.read(key)
+            if current is not None:
+                return Conflict(current)
+            number = self._add(self._registers, key, begin)
+            if number is not None:
+                return Swapped(_first_version(number))
+        raise _crowded()
+
+    def delete(self, key: str) -> None:
+        self._remove(self._registers, key)
+
+    def keys(self, prefix: str) -> tuple[str, ...]:
+        return self._listed(self._registers, prefix)
+
+    # -- the log --------------------------------------------------------------------------------
+
+    def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
+        def begin(folder: Path, _number: int) -> None:
+            self._disk.make_folder(folder)
+            self._disk.write(folder / _record(0), _sealed(value))
+            self._disk.sync(folder)
+
+        for _ in range(_TRIES_MAX):
+            for name in self._names(self._logs, log):
+                outcome = self._append(self._logs / name, index, value)
+                if outcome is not None:
+                    return outcome
+            if index > 0:
+                return Gap()
+            if self._add(self._logs, log, begin) is not None:
+                return Created()
+        raise _crowded()
+
+    def _append(self, folder: Path, index: int, value: bytes) -> AppendOutcome | None:
+        """None: the log has no such folder any more."""
+        path = folder / _record(index)
+        if not path.exists():
+            if not folder.is_dir():
+                return None
+            if index > 0 and not (folder / _record(index - 1)).exists():
+                return Gap()
+            with self._temporary(value) as temporary:
+                linked = self._disk.link(temporary, path)
+            if linked is Link.GONE:
+                return None
+            self._disk.sync(folder)
+            if linked is Link.LINKED:
+                return Created()
+        try:
+            return Exists(envelope.unseal(content(path), str(path)).value)
+        except FileNotFoundError:
+            return None
+
+    def records(self, log: str, start: int) -> tuple[tuple[int, bytes], ...]:
+        for name in self._names(self._logs, log):
+            with contextlib.suppress(FileNotFoundError):
+                folder = self._logs / name
+                count = self._count(folder)
+                if self._synced.get((self._logs, log)) != (name, count):
+                    self._disk.sync(folder)
+                    self._synced[self._logs, log] = (name, count)
+                return tuple(self._record_at(folder, index) for index in range(start, count))
+        return ()
+
+    def _count(self, folder: Path) -> int:
+        """How many records there are. Raises FileNotFoundError if the log is gone."""
+        found = {name for name in names(folder) if not name.startswith(".")}
+        for index in range(len(found)):
+            # A listing is not taken at one moment: a record may be missing in it and there.
+            if _record(index) not in found and not (folder / _record(index)).exists():
+                names(folder)
+                raise LedgerCorruptError(
+                    f"record {index} of the log in {folder} is missing, and later ones are there",
+                    hint="stop every process that uses this ledger, and restore it from a backup",
+                )
+        return len(found)
+
+    def _record_at(self, folder: Path, index: int) -> tuple[int, bytes]:
+        path = folder / _record(index)
+        return index, envelope.unseal(content(path), str(path)).value
+
+    def drop_log(self, log: str) -> None:
+        self._remove(self._logs, log)
+
+    def logs(self, prefix: str) -> tuple[str, ...]:
+        return self._listed(self._logs, prefix)
+
+    # -- the index ------------------------------------------------------------------------------
+
+    def _names(self, kind: Path, key: str) -> Iterator[str]:
+        """The folders that may be the key's: what is known, then what the index says."""
+        known = self._known.get((kind, key))
+        if known is not None:
+            yield known
+        found = self._look_up(kind, key)
+        if found is not None and found != known:
+            yield found
+
+    def _look_up(self, kind: Path, key: str) -> str | None:
+        name = self._entries(self._read_index().index, kind).get(key)
+        if name is None:
+            self._forget(kind, key)
+        else:
+            self._known[kind, key] = name
+        return name
+
+    def _entries(self, index: Index, kind: Path) -> dict[str, str]:
+        return index.registers if kind == self._registers else index.logs
+
+    def _read_index(self) -> _Indexed:
+        head = self._index.head()
+        if head is None:
+            raise FileNotFoundError(2, "the ledger's index is gone", str(self._registers.parent))
+        try:
+            return _Indexed(head.number, msgspec.msgpack.decode(head.value, type=Index))
+        except msgspec.MsgspecError as error:
+            raise LedgerCorruptError(
+                f"version {head.number} of the index in {self._registers.parent} is unreadable: "
+                f"{error}",
+                hint="stop every process that uses this ledger, and restore it from a backup",
+            ) from error
+
+    def _write_index(self, before: _Indexed, index: Index) -> Advance:
+        with self._temporary(msgspec.msgpack.encode(index)) as temporary:
+            return self._index.advance(before.number, temporary)
+
+    def _add(self, kind: Path, key: str, begin: Callable[[Path, int], None]) -> int | None:
+        """Give the key a new folder. Its number in the index; None if another was first."""
+        before = self._read_index()
+        entries = self._entries(before.index, kind)
+        present = entries.get(key)
+        if present is not None and (kind / present).is_dir():
+            return None
+        # The number is the index's next, so a folder that did not get into the index by then never
+        # will: it can be swept at any time.
+        number = before.number + 1
+        name = f"{number:016x}-{os.urandom(6).hex()}"
+        begin(kind / name, number)
+        self._disk.sync(kind)
+        advance = self._write_index(before, self._with(before.index, kind, {**entries, key: name}))
+        if advance is Advance.DONE:
+            self._known[kind, key] = name
+            return number
+        if advance is Advance.UNSURE:
+            raise LedgerUnreachableError("this process was stopped in the middle of a write")
+        self._disk.move_away(kind / name, self._trash)
+        _breathe()
+        return None
+
+    def _remove(self, kind: Path, key: str) -> None:
+        name = self._look_up(kind, key)
+        if name is None:
+            return
+        # Moving it away is what deletes it; whoever would write then finds no folder.
+        self._disk.move_away(kind / name, self._trash)
+        self._disk.sync(kind)
+        for _ in range(_TRIES_MAX):
+            before = self._read_index()
+            entries = dict(self._entries(before.index, kind))
+            if entries.get(key) != name:
+                break
+            del entries[key]
+            advance = self._write_index(before, self._with(before.index, kind, entries))
+            if advance is Advance.DONE:
+                break
+            _breathe()
+        self._forget(kind, key)
+
+    def _forget(self, kind: Path, key: str) -> None:
+        self._known.pop((kind, key), None)
+        self._synced.pop((kind, key), None)
+
+    def _listed(self, kind: Path, prefix: str) -> tuple[str, ...]:
+        entries = self._entries(self._read_index().index, kind)
+        there = set(names(kind))
+        return tuple(
+            sorted(key for key, name in entries.items() if key.startswith(prefix) and name in there)
+        )
+
+    def _with(self, index: Index, kind: Path, entries: dict[str, str]) -> Index:
+        if kind == self._registers:
+            return Index(entries, index.logs)
+        return Index(index.registers, entries)
+
+    # -- files ----------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Remove what crashes have left. Safe beside any other process, frozen or not."""
+        indexed = self._read_index()
+        for kind in (self._registers, self._logs):
+            used = set(self._entries(indexed.index, kind).values())
+            for name in names(kind):
+                if name not in used and _number_in(name) <= indexed.number:
+                    self._disk.move_away(kind / name, self._trash)
+        for name in names(self._trash):
+            self._disk.remove(self._trash / name)
+        with self._temporary(b"") as fresh:
+            now_s = fresh.stat().st_mtime
+            for name in names(self._temporaries):
+                path = self._temporaries / name
+                with contextlib.suppress(OSError):
+                    if now_s - path.stat().st_mtime > _STALE_S:
+                        path.unlink()
+
+    def _chain(self, name: str) -> Chain:
+        return Chain(self._registers / name, self._trash, self._disk)
+
+    @contextlib.contextmanager
+    def _temporary(self, value: bytes) -> Iterator[Path]:
+        path = self._temporaries / os.urandom(12).hex()
+        try:
+            self._disk.write(path, _sealed(value))
+            yield path
+        finally:
+            self._disk.forget(path)
+
+
+def _first_version(number: int) -> int:
+    return number << 32
+
+
+def _number_in(name: str) -> float:
+    """The number that a folder was made for; of a name that is none of ours, infinity."""
+    number, dash, _ = name.partition("-")
+    with contextlib.suppress(ValueError):
+        return int(number, 16) if dash else math.inf
+    return math.inf
+
+
+def _record(index: int) -> str:
+    return f"{index:016x}"
+
+
+def _sealed(value: bytes) -> bytes:
+    return envelope.seal(value, envelope.new_nonce())
+
+
+def _crowded() -> LedgerUnreachableError:
+    return LedgerUnreachableError("the ledger's index changes faster than it can be written")
+
+
+def _breathe() -> None:
+    """Another process was first: let those who contend not meet again at once."""
+    time.sleep(random.uniform(0.0005, 0.005))

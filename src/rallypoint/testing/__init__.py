@@ -1,0 +1,24 @@
+"""What the author of a ledger runs against it. Needs pytest, which Rallypoint itself does not.
+
+    # test_my_ledger.py
+    import pytest
+    from rallypoint.testing import LedgerSuite
+    from my_package import MyLedger
+
+    class TestMyLedger(LedgerSuite):
+        @pytest.fixture
+        def connect(self, tmp_path):
+            return lambda: MyLedger(tmp_path / "ledger")
+
+`connect` gives a callable; each call of it gives another handle, not yet opened, to one and the
+same ledger, which is new and empty for each test.
+"""
+
+import pytest
+
+# Before the import, so that a failure shows the values that were compared.
+pytest.register_assert_rewrite("rallypoint.testing.ledger_suite")
+
+from rallypoint.testing.ledger_suite import Connect, LedgerSuite  # noqa: E402
+
+__all__ = ["Connect", "LedgerSuite"]

@@ -1,0 +1,98 @@
+"""Every built-in ledger passes `rallypoint.testing`. Those over etcd: test_etcd_ledger.py."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rallypoint.ledger.contract import Ledger, SwapOutcome, Swapped, Versioned
+from rallypoint.ledger.file import FileLedger
+from rallypoint.ledger.memory import MemoryLedger
+from rallypoint.testing import Connect, LedgerSuite
+
+
+class TestMemoryLedger(LedgerSuite):
+    writers = 20
+    rounds = 20
+
+    @pytest.fixture
+    def connect(self) -> Connect:
+        ledger = MemoryLedger()
+        return lambda: ledger
+
+
+class TestFileLedger(LedgerSuite):
+    @pytest.fixture
+    def connect(self, tmp_path: Path) -> Iterator[Connect]:
+        # In memory where the system has such a folder: how long a disk takes to be sure is of no
+        # interest here. test_file.py uses the disk.
+        memory = Path("/dev/shm")
+        with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
+            yield lambda: FileLedger(Path(folder) / "ledger")
+
+
+class Registers(MemoryLedger):
+    """An engine that can do the least: no log, nothing that watches."""
+
+    has_log = False
+    changed = Ledger.changed
+    append = Ledger.append
+    records = Ledger.records
+
+
+class TestRegistersOnly(LedgerSuite):
+    @pytest.fixture
+    def connect(self) -> Connect:
+        ledger = Registers()
+        return lambda: ledger
+
+
+# -- the suite itself: it must find a ledger out -------------------------------------------------
+
+
+class ReadsThenWrites(MemoryLedger):
+    """Compares, lets others run, and then writes: the mistake that a ledger must not make."""
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        current = await self.read(key)
+        if (current.version if current else None) != expected:
+            return await super().swap(key, expected, value)
+        await asyncio.sleep(0)
+        version = (expected or 0) + 1
+        self._registers[key] = Versioned(value, version)
+        return Swapped(version)
+
+
+class ForgetsVersions(MemoryLedger):
+    """Counts from 1 again after a delete."""
+
+    async def delete(self, key: str) -> None:
+        self._registers.pop(key, None)
+
+
+class Overwrites(MemoryLedger):
+    """A log whose records can be written again."""
+
+    async def append(self, log, index, value):
+        outcome = await super().append(log, index, value)
+        self._logs.setdefault(log, [value])[min(index, len(self._logs[log]) - 1)] = value
+        return outcome
+
+
+@pytest.mark.parametrize(
+    ("ledger", "test"),
+    [
+        (ReadsThenWrites, LedgerSuite.test_of_many_creators_one_creates),
+        (ReadsThenWrites, LedgerSuite.test_of_many_swaps_none_is_lost),
+        (ForgetsVersions, LedgerSuite.test_no_version_is_given_twice_even_after_a_delete),
+        (Overwrites, LedgerSuite.test_a_record_is_created_once),
+    ],
+)
+def test_the_suite_finds_a_bad_ledger_out(ledger, test) -> None:
+    bad = ledger()
+    with pytest.raises((AssertionError, ExceptionGroup)):
+        test(LedgerSuite(), lambda: bad)
