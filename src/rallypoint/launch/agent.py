@@ -5,7 +5,11 @@
              └────────────── stop the workers ◀──────┴──────────┘
 
 One asyncio loop in the main thread of a process of ours; it never waits for a file system, a
-console or a worker, so that heartbeats and probes are answered whatever those do.
+console or a worker, so that heartbeats and probes are answered whatever those do. Every wait of
+this file has a deadline, or is one of four that end by what must come: the next round and the end
+of the run (the coordinator tells, or is lost after `coordinator_lost_after_s`, which `Node` keeps),
+the workers' end (their program's affair, as in any launcher), and the others' end, for a host that
+stays for them. All four end also by a signal.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import logging
 import shutil
 import signal
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -28,32 +32,31 @@ from rallypoint.core import reasons
 from rallypoint.core.values import (
     Address,
     Change,
+    ChangeKind,
     CloseRecord,
     Failure,
     Outcome,
     RunSettings,
 )
 from rallypoint.errors import ExitCode
-from rallypoint.launch import failures
+from rallypoint.launch import texts
+from rallypoint.launch.bell import Bell, new_event_loop
 from rallypoint.launch.channel import Channel, Requests
 from rallypoint.launch.guard import Guard
 from rallypoint.launch.logs import LogPump, check_log_dir
 from rallypoint.launch.oom import OomCounter
-from rallypoint.launch.worker_env import (
-    WorkerContext,
-    inherited_environment,
-    worker_environment,
-)
-from rallypoint.launch.workers import WorkerExit, WorkerGroup, WorkerSpec
+from rallypoint.launch.work import Assignment, Work, outranks, worst_first
+from rallypoint.launch.worker_env import inherited_environment
 
 _T = TypeVar("_T")
 
-DRAIN_S: Final = 0.2
-"""How long a failure report waits for the failed worker's last lines."""
 FILE_SYSTEM_TIMEOUT_S: Final = 10.0
 """How long a file system may take at the start before it counts as hanging."""
+FIRST_WORD_S: Final = 2.0
 STILL_WAITING_S: Final = 10.0
-"""How often the agent says what it waits for."""
+"""How soon, and then how often, the agent says what it waits for."""
+LAST_WORDS_S: Final = 1.0
+"""How long the end waits for a console that hangs, and for the removal of the agent's files."""
 STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FORWARDED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -85,14 +88,17 @@ class End:
     message: str = ""
 
 
+class _ToldToGo(Exception):
+    """A signal came while the agent waited for something else."""
+
+
 def main(config: AgentConfig) -> int:
     """Run the agent to its end; the process's exit code.
 
     Raises RallypointError for what the user can mend; nothing of the workers is left then.
     """
     settings.check_platform()
-    logging.basicConfig(level=logging.WARNING, format="rallypoint: %(message)s")
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(Agent(config).run())
 
 
@@ -101,102 +107,61 @@ class Agent:
 
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
+        self._bell = Bell()
         self._node = Node(config.node, config.run, workers=config.workers)
         self._node.on_ended = self._on_ended
         self._node.on_closed = self._on_closed
         self._node.on_gone = self._on_gone
         self._node.on_standby = lambda: self._say("the round is full: this node is on standby")
         self._guard = Guard()
-        self._pump: LogPump | None = None
+        self._pump = LogPump(
+            run_id=config.node.run_id,
+            log_dir=Path(config.log_dir) if config.log_dir else None,
+            prefix=self._prefix if config.prefix else None,
+            console=config.tee or config.log_dir is None,
+        )
         self._channel = Channel(
             self._node, Requests(self._regroup, self._worker_leaves, self._worker_closes)
         )
         self._oom = OomCounter()
-        self._group: WorkerGroup | None = None
-        self._happened = asyncio.Event()
-        self._exits: list[WorkerExit] = []
-        self._signal: int | None = None
-        self._leave_reason: str | None = None
+        self._signals: list[int] = []
+        self._work: Work | None = None
+        self._number = 0
         self._wants_regroup = False
+        self._wants_to_leave: str | None = None
+        self._goodbye = "its agent has ended"
         self._reservation: Reservation | None = None
         self._scratch: Path | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._number = 0
 
     # -- the life of the agent -----------------------------------------------------------------
 
     async def run(self) -> int:
         """Join, work, leave. The exit code."""
-        await self._prepare()
-        self._pump = LogPump(
-            run_id=self._config.node.run_id,
-            log_dir=Path(self._config.log_dir) if self._config.log_dir else None,
-            prefix=self._prefix if self._config.prefix else None,
-            console=self._config.tee or self._config.log_dir is None,
-        )
-        try:
-            self._guard.start()
-            self._handle_signals()
-            end = await self._live()
-            if end.message:
-                self._say(end.message)
-            return end.code
-        finally:
-            await self._let_go()
-
-    async def _prepare(self) -> None:
-        """What touches a file system, in a thread and with a deadline."""
-        await _in_time(self._touch_file_systems(), "the file system")
-
-    async def _touch_file_systems(self) -> None:
-        scratch = await asyncio.to_thread(tempfile.mkdtemp, prefix="rallypoint-")
-        self._scratch = Path(scratch)
-        log_dir = self._config.log_dir
-        if log_dir is not None:
-            await asyncio.to_thread(check_log_dir, Path(log_dir))
-
-    async def _let_go(self) -> None:
-        """Leave nothing behind. Every step is bounded in time."""
-        if self._group is not None:
-            await self._group.stop(0)
-        await self._channel.aclose()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._reservation is not None:
-            self._reservation.close()
-        await self._leave_run()
-        await self._guard.close()
-        if self._pump is not None:
-            await self._pump.close(1.0)
-        if self._scratch is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await asyncio.to_thread(shutil.rmtree, self._scratch, True)
-
-    async def _leave_run(self) -> None:
-        """Say goodbye; a host stays for the others, unless a second signal hurries it."""
-        self._node.goodbye(self._leave_reason or "its agent has ended")
-        self._signal = None
-        closing = asyncio.create_task(self._node.aclose())
-        if await self._signal_comes_before(closing):
-            self._say("told again to go: the coordinator that this node carries goes with it")
-            closing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await closing
+        self._handle_signals()
+        with self._log_through_the_pump():
+            try:
+                end = await self._live()
+                if end.message:
+                    self._say(end.message)
+                return end.code
+            finally:
+                await self._let_go()
 
     async def _live(self) -> End:
+        telling = self._spawn(self._tell_why_it_waits())
         try:
-            opened = await self._unless_told_to_go(self._node.open())
-            if opened is _TOLD:
-                return self._told_to_go()
+            await self._unless_told(self._prepare())
+            self._guard.start()
+            await self._unless_told(self._node.open())
             await self._channel.start()
-            while True:
+            end: End | None = None
+            while end is None:
                 found = await self._next_round()
-                if isinstance(found, End):
-                    return found
-                end = await self._work(found)
-                if end is not None:
-                    return end
+                end = found if isinstance(found, End) else await self._do_round(found)
+            return end
+        except _ToldToGo:
+            return self._end_by_signal()
         except errors.JoinTimeoutError as error:
             if self._number == 0:
                 raise
@@ -205,257 +170,269 @@ class Agent:
             if error.close is None or self._number == 0:
                 raise
             return self._end_of_run(error.close)
+        finally:
+            telling.cancel()
+
+    async def _prepare(self) -> None:
+        """What touches a file system: in threads, and with a deadline."""
+        try:
+            async with asyncio.timeout(FILE_SYSTEM_TIMEOUT_S):
+                if self._config.log_dir is not None:
+                    await asyncio.to_thread(check_log_dir, Path(self._config.log_dir))
+                await self._make_scratch()
+        except TimeoutError:
+            raise errors.LaunchError(
+                f"a file system has not answered for {FILE_SYSTEM_TIMEOUT_S:g} s",
+                hint="is a network file system hanging? Check --log-dir and TMPDIR on this node",
+            ) from None
+
+    async def _make_scratch(self) -> None:
+        try:
+            scratch = await asyncio.to_thread(tempfile.mkdtemp, prefix="rallypoint-")
+        except OSError as error:
+            self._say(f"warning: no directory for torch's error files: {error}")
+        else:
+            self._scratch = Path(scratch)
+
+    async def _let_go(self) -> None:
+        """Leave nothing behind. Every step is bounded in time, but a host's stay for the others."""
+        if self._work is not None:
+            await self._work.stop(0)
+        await self._channel.aclose()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._reservation is not None:
+            self._reservation.close()
+        await self._leave_run()
+        await self._guard.close()
+        await self._pump.close(LAST_WORDS_S)
+        if self._scratch is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await asyncio.to_thread(shutil.rmtree, self._scratch, True)
+
+    async def _leave_run(self) -> None:
+        """Say goodbye; a host stays for the others, unless another signal hurries it."""
+        self._node.goodbye(self._goodbye)
+        seen = len(self._signals)
+        closing = self._spawn(self._node.aclose(linger=not self._is_hurried))
+        await self._bell.until(lambda: closing.done() or len(self._signals) > seen)
+        if not closing.done():
+            self._say("told again to go: the coordinator that this node carries goes with it")
+            closing.cancel()
+            await asyncio.wait({closing})
 
     # -- a round -------------------------------------------------------------------------------
 
     async def _next_round(self) -> Round | End:
-        """Be ready, say why it takes long, and take the next round."""
-        if self._reservation is not None:
-            self._reservation.close()
-        self._reservation = reserve_port()
-        bootstrap = Address(self._node.bootstrap_host, self._reservation.port)
-        telling = self._spawn(self._tell_why_it_waits())
-        try:
-            found = await self._unless_told_to_go(self._node.next_round(bootstrap))
-        finally:
-            telling.cancel()
-        if found is _TOLD:
-            return self._told_to_go()
+        """Be ready, and take the next round; or the end of the run."""
+        bootstrap = Address(self._node.bootstrap_host, self._reserve().port)
+        found = await self._unless_told(self._node.next_round(bootstrap))
         if found is None:
             assert self._node.closed is not None
             return self._end_of_run(self._node.closed)
-        assert isinstance(found, Round)
         return found
 
-    async def _tell_why_it_waits(self) -> None:
-        while True:
-            await asyncio.sleep(STILL_WAITING_S)
-            if not self._node.is_connected:
-                self._say("still waiting: the coordinator cannot be reached; trying again")
-                continue
-            with contextlib.suppress(errors.RallypointError):
-                waiting = await self._node.waiting()
-                self._say(f"still waiting: {waiting}" if waiting else "still on standby")
+    def _reserve(self) -> Reservation:
+        """Rank 0's port, held from before it is offered until the round's workers are gone."""
+        if self._reservation is not None:
+            self._reservation.close()
+        try:
+            self._reservation = reserve_port()
+        except OSError as error:
+            raise errors.LaunchError(
+                f"no port can be reserved for rank 0: {error.strerror or error}",
+                hint="check this machine's limits on ports and open files (ulimit -n)",
+            ) from error
+        return self._reservation
 
-    async def _work(self, found: Round) -> End | None:
+    async def _do_round(self, found: Round) -> End | None:
         """Run this round's workers to whatever ends them. None: another round is wanted."""
         self._number = found.head.number
         self._wants_regroup = False
-        self._exits = []
-        self._say(_describe_round(found))
-        await self._start_workers(found)
-        group = self._group
-        assert group is not None
-        try:
-            return await self._watch(group, found)
-        finally:
-            self._group = None
-
-    async def _start_workers(self, found: Round) -> None:
-        assert self._pump is not None
-        self._pump.begin_round(found.head.number)
-        secret = self._channel.begin_round(found)
-        base = inherited_environment()
-        specs = [self._spec(found, i, secret, base) for i in range(found.seat.workers)]
-        self._group = WorkerGroup(
-            specs,
-            output=self._pump,
-            exits=self._on_exit,
+        self._say(texts.of_round(found))
+        work = self._work = Work(
+            found,
+            self._assignment(found),
+            bell=self._bell,
+            pump=self._pump,
             guard=self._guard,
             oom_counter=self._oom,
         )
-        try:
-            await self._group.start()
-        except errors.WorkerStartError as error:
-            self._leave_reason = f"it cannot start its workers: {error.message}"
-            raise
+        await self._start(work)
+        end = await self._watch(work)
+        self._work = None
+        return end
 
-    def _spec(self, found: Round, index: int, secret: str, base: dict[str, str]) -> WorkerSpec:
-        head, seat, run = found.head, found.seat, self._config.run
-        context = WorkerContext(
+    def _assignment(self, found: Round) -> Assignment:
+        return Assignment(
+            argv=self._config.argv,
             run_id=self._config.node.run_id,
-            rank=seat.first_rank + index,
-            local_rank=index,
-            world_size=head.size,
-            local_world_size=seat.workers,
-            node_rank=seat.node_rank,
-            nodes=head.nodes,
-            restart_count=head.restart_count,
-            max_restarts=run.max_restarts if run.max_restarts is not None else 2**31 - 1,
-            master_addr=head.bootstrap.host,
-            master_port=head.bootstrap.port,
             node_name=self._node.info.name,
-            term=head.term,
-            round_number=head.number,
-            min_nodes=run.min_nodes,
-            max_nodes=run.max_nodes,
+            run=self._config.run,
             agent_path=self._channel.path,
-            agent_secret=secret,
-            error_file=str(self._error_file(found.head.number, index)),
-        )
-        env = worker_environment(context, base)
-        return WorkerSpec(
-            argv=self._config.argv, env=env, cwd=None, local_rank=index, rank=context.rank
+            agent_secret=self._channel.begin_round(found),
+            base=inherited_environment(),
+            scratch=self._scratch,
         )
 
-    def _error_file(self, number: int, local_rank: int) -> Path:
-        assert self._scratch is not None
-        return self._scratch / f"error-{number}-{local_rank}.json"
+    async def _start(self, work: Work) -> None:
+        """Start the workers, unless the round is over before they are: a start can take long."""
+        starting = self._spawn(work.group.start())
+        await self._bell.until(lambda: starting.done() or self._is_round_over)
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            try:
+                await starting
+            except errors.WorkerStartError as error:
+                self._goodbye = f"it cannot start its workers: {error.message}"
+                raise
 
-    async def _watch(self, group: WorkerGroup, found: Round) -> End | None:
-        """Wait for the first thing that ends this round's work here, and act on it."""
-        count = found.seat.workers
+    @property
+    def _is_round_over(self) -> bool:
+        """Whether this node's workers have to stop, whatever they do."""
+        node = self._node
+        return bool(
+            self._signals
+            or self._wants_to_leave is not None
+            or node.closed is not None
+            or isinstance(node.gone, errors.SupersededError)
+            or node.change is not None
+        )
+
+    async def _watch(self, work: Work) -> End | None:
+        """Wait for what ends this round's work here, and act on it. The order is the precedence."""
         while True:
-            failed = next((e for e in self._exits if e.returncode != 0), None)
-            change, closed = self._node.change, self._node.closed
-            if self._signal is not None:
-                return await self._depart(group, self._signal)
-            if self._leave_reason is not None:
-                return await self._leave(group, self._leave_reason)
-            if closed is not None:
-                return await self._close_down(group, closed)
+            if self._signals:
+                return await self._depart(work)
+            if self._wants_to_leave is not None:
+                return await self._leave(work, self._wants_to_leave)
+            if self._node.closed is not None:
+                return await self._close_down(work, self._node.closed)
             if isinstance(self._node.gone, errors.SupersededError):
-                await group.stop(self._config.regroup_stop_timeout_s)
+                await self._stop(work, self._config.regroup_stop_timeout_s)
                 raise self._node.gone
-            if change is not None:
-                await self._regroup_after(group, change)
+            if work.has_unreported:
+                self._report(work.failures.copy(), await work.new_failures())
+            elif work.has_finished:
+                return await self._finish(work)
+            elif await self._must_regroup(work):
+                # R13: this round's workers are gone before the next round's start.
+                await self._stop(work, self._config.regroup_stop_timeout_s)
                 return None
-            if failed is not None:
-                return await self._report(group, failed)
-            if len(self._exits) == count:
-                return await self._finish()
-            if self._wants_regroup:
-                await group.stop(self._config.regroup_stop_timeout_s)
-                return None
-            await self._next_happening()
 
-    async def _next_happening(self) -> None:
-        self._happened.clear()
-        await self._happened.wait()
+    async def _must_regroup(self, work: Work) -> bool:
+        """Whether to stop the workers for another round; if not yet, after the next happening."""
+        change = self._node.change
+        if not (change is not None or work.failures or self._wants_regroup):
+            await self._bell.next()
+            return False
+        now_s = asyncio.get_running_loop().time()
+        if self._wants_regroup or not work.may_yet_tell_the_cause(change, now_s):
+            return True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(work.patience_ends_s - now_s):
+                await self._bell.next()
+        return False
+
+    def _report(self, known: list[Failure], new: list[Failure]) -> None:
+        """Tell the run of failures at once: it looks for the cause, and gives its verdict."""
+        for failure in worst_first(new):
+            self._say(f"round {self._number}: {reasons.describe_failure(failure)}")
+            if outranks(failure, known):
+                self._node.failed(failure)
+                known = [*known, failure]
 
     # -- what ends a round's work --------------------------------------------------------------
 
-    async def _regroup_after(self, group: WorkerGroup, change: Change) -> None:
-        """R13: this round's workers are gone before the next round's start."""
-        self._say(f"round {change.round} ended: {reasons.describe(change)}")
-        await group.stop(self._config.regroup_stop_timeout_s)
-
-    async def _report(self, group: WorkerGroup, exit: WorkerExit) -> End | None:
-        """A worker failed: say so at once, stop the others, and hear the verdict by regrouping."""
-        failure = await self._failure(exit)
-        self._node.failed(failure)
-        self._say(f"round {self._number}: {reasons.describe_failure(failure)}")
-        await group.stop(self._config.regroup_stop_timeout_s)
-        if isinstance(self._node.gone, errors.CoordinatorLostError | errors.RunLostError):
-            raise self._node.gone
-        return None
-
-    async def _failure(self, exit: WorkerExit) -> Failure:
-        assert self._pump is not None
-        await self._pump.drain(DRAIN_S, exit.local_rank)
-        lines = self._pump.last_lines(exit.local_rank)
-        return failures.classify(exit, lines, await self._error_text(exit.local_rank))
-
-    async def _error_text(self, local_rank: int) -> str | None:
-        path = self._error_file(self._number, local_rank)
-        try:
-            async with asyncio.timeout(DRAIN_S):
-                return await asyncio.to_thread(path.read_text, "utf-8", "replace")
-        except (OSError, TimeoutError):
-            return None
-
-    async def _finish(self) -> End | None:
+    async def _finish(self, work: Work) -> End:
         """All workers have finished: wait for the others, whose failure would be the run's."""
-        self._node.done()
-        self._say(f"round {self._number}: all workers of this node have finished")
-        while True:
-            if self._node.closed is not None:
-                return self._end_of_run(self._node.closed)
-            if self._node.gone is not None:
-                return End(ExitCode.DONE, f"warning: {self._node.gone.message}")
-            if self._signal is not None:
-                self._leave_reason = "its workers have finished"
-                return End(ExitCode.DONE)
-            await self._next_happening()
+        node = self._node
+        node.done()
+        self._say(f"round {work.number}: all workers of this node have finished")
+        await self._bell.until(lambda: bool(node.closed or node.gone or self._signals))
+        if node.closed is not None:
+            return self._end_of_run(node.closed)
+        if self._signals:
+            return self._end_by_signal()
+        assert node.gone is not None
+        return End(
+            ExitCode.DONE,
+            f"this node's work is done; how the others end is not known: {node.gone.message}",
+        )
 
-    async def _close_down(self, group: WorkerGroup, close: CloseRecord) -> End:
+    async def _close_down(self, work: Work, close: CloseRecord) -> End:
         """The run is over. If it succeeded, the workers get a moment to end by themselves."""
         if close.outcome is Outcome.SUCCEEDED:
-            await self._wait_for_exits(group, self._config.regroup_stop_timeout_s)
-        await group.stop(self._config.stop_timeout_s)
+            await self._bell.until(
+                lambda: not work.group.running or self._is_hurried,
+                self._config.regroup_stop_timeout_s,
+            )
+        await self._stop(work, self._config.stop_timeout_s)
         return self._end_of_run(close)
 
-    async def _wait_for_exits(self, group: WorkerGroup, timeout_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while group.running and self._signal is None:
-                    await self._next_happening()
+    async def _depart(self, work: Work) -> End:
+        """Told to go. The others know by now: the workers get the signal, and a grace."""
+        number = self._signals[0]
+        self._say(texts.of_departure(number, self._config.stop_timeout_s))
+        await self._stop(work, self._config.stop_timeout_s, number)
+        return self._end_by_signal()
 
-    async def _depart(self, group: WorkerGroup, number: int) -> End:
-        """Told to go: the others hear of it first, then the workers get the signal and a grace."""
-        name = signal.Signals(number).name
-        self._leave_reason = f"its agent got {name}"
-        self._node.depart(self._leave_reason)
-        self._say(f"got {name}: leaving the run and stopping the workers")
-        stopping = asyncio.create_task(group.stop(self._config.stop_timeout_s, number))
-        self._signal = None
-        if await self._signal_comes_before(stopping):
-            await group.stop(0)
-        await stopping
-        return End(128 + number)
-
-    async def _leave(self, group: WorkerGroup, reason: str) -> End:
+    async def _leave(self, work: Work, reason: str) -> End:
         """A worker takes this node out of the run."""
+        self._goodbye = reason
         self._node.depart(reason)
-        self._say(f"leaving the run: {reason}")
-        await group.stop(self._config.stop_timeout_s)
+        self._say(f"a worker asked to leave the run: {reason}")
+        await self._stop(work, self._config.stop_timeout_s)
         return End(ExitCode.DONE)
 
-    def _end_of_run(self, close: CloseRecord) -> End:
-        """The same on every node: the outcome, and the cause with the last lines of who failed."""
-        code = errors.exit_code_of(close.outcome)
-        run_id = self._config.node.run_id
-        if close.outcome is Outcome.SUCCEEDED:
-            return End(code, f"run {run_id!r} has succeeded: {close.reason}")
-        text = f"error: run {run_id!r} has ended: {reasons.describe_close(close)}"
-        failure = close.cause.failure if close.cause else None
-        if failure is not None and failure.last_lines:
-            lines = "\n".join(f"  | {line}" for line in failure.last_lines)
-            text += f"\nthe last lines of rank {failure.rank}:\n{lines}"
-        return End(code, text)
+    async def _stop(self, work: Work, grace_s: float, first_signal: int = signal.SIGTERM) -> None:
+        """Stop the workers: with a grace, which a second signal to the agent ends."""
+        stopping = self._spawn(work.stop(grace_s, first_signal))
+        await self._bell.until(lambda: stopping.done() or self._is_hurried)
+        if not stopping.done():
+            self._say("told again to go: killing the workers")
+            await work.stop(0)
+        left = await stopping
+        if left:
+            local_ranks = ", ".join(map(str, left))
+            self._say(
+                f"warning: workers of local rank {local_ranks} cannot be killed: "
+                "they hang in the kernel (a driver or a file system)"
+            )
 
-    def _told_to_go(self) -> End:
-        number = self._signal or signal.SIGTERM
-        self._leave_reason = f"its agent got {signal.Signals(number).name}"
-        return End(128 + number)
+    def _end_of_run(self, close: CloseRecord) -> End:
+        code = errors.exit_code_of(close.outcome)
+        return End(code, texts.of_end(self._config.node.run_id, close))
+
+    def _end_by_signal(self) -> End:
+        return End(128 + self._signals[0])
 
     # -- what happens --------------------------------------------------------------------------
 
-    def _on_exit(self, exit: WorkerExit) -> None:
-        self._exits.append(exit)
-        self._happened.set()
-
     def _on_ended(self, change: Change) -> None:
         self._channel.end_round(change)
-        self._happened.set()
+        if change.kind is not ChangeKind.CLOSED:  # the end of the run is said last
+            self._say(texts.of_change(change))
+        self._bell.ring()
 
     def _on_closed(self, close: CloseRecord) -> None:
         self._channel.end_run(close)
-        self._happened.set()
+        self._bell.ring()
 
     def _on_gone(self, error: errors.CoordinatorError) -> None:
         """Losing the coordinator does not disturb the workers; being superseded ends them."""
-        if self._group is not None:
-            self._say(f"warning: {error.message}; the workers go on without it")
-        self._happened.set()
+        if self._work is not None and not isinstance(error, errors.SupersededError):
+            self._say(f"warning: {error.message}; the workers go on, but no other round can follow")
+        self._bell.ring()
 
     def _regroup(self) -> None:
         self._wants_regroup = True
-        self._happened.set()
+        self._bell.ring()
 
     def _worker_leaves(self, reason: str) -> None:
-        self._leave_reason = reason
-        self._happened.set()
+        self._wants_to_leave = reason
+        self._bell.ring()
 
     def _worker_closes(self, outcome: Outcome, reason: str) -> None:
         self._spawn(self._close_run(outcome, reason))
@@ -472,77 +449,99 @@ class Agent:
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in STOPPING_SIGNALS:
-            loop.add_signal_handler(number, self._on_signal, number)
+            # Who started us with one ignored (nohup, `&` in a script) wants it ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, self._on_signal, int(number))
         for number in FORWARDED_SIGNALS:
             loop.add_signal_handler(number, self._forward, number)
 
     def _on_signal(self, number: int) -> None:
-        self._signal = number
-        self._happened.set()
+        """The first one makes this node departing, so that the others regroup without it."""
+        self._signals.append(number)
+        if len(self._signals) == 1:
+            self._goodbye = f"its agent got {signal.Signals(number).name}"
+            self._node.depart(self._goodbye)
+        self._bell.ring()
+
+    @property
+    def _is_hurried(self) -> bool:
+        return len(self._signals) > 1
 
     def _forward(self, number: int) -> None:
-        if self._group is not None:
-            self._group.signal_all(number)
+        if self._work is not None:
+            self._work.group.signal_leaders(number)
 
-    async def _unless_told_to_go(self, work: Coroutine[Any, Any, _T]) -> _T | _Told:
-        """Wait for `work`, or for a signal; then `work` is cancelled."""
-        task = asyncio.create_task(work)
+    async def _unless_told(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """The result of `work`. Raises _ToldToGo if a signal comes first; it is cancelled then."""
+        task = self._spawn(work)
         try:
-            return _TOLD if await self._signal_comes_before(task) else task.result()
+            await self._bell.until(lambda: task.done() or bool(self._signals))
+            if not task.done():
+                raise _ToldToGo
+            return task.result()
         finally:
             task.cancel()
             await asyncio.wait({task})
 
-    async def _signal_comes_before(self, task: asyncio.Task[Any]) -> bool:
-        """Wait for the task's end or a signal; whether the signal was first."""
-        while not task.done() and self._signal is None:
-            self._happened.clear()
-            waiter = asyncio.create_task(self._happened.wait())
-            await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
-            waiter.cancel()
-        return not task.done()
+    # -- saying --------------------------------------------------------------------------------
 
-    # -- helpers -------------------------------------------------------------------------------
+    async def _tell_why_it_waits(self) -> None:
+        await asyncio.sleep(FIRST_WORD_S)
+        while True:
+            if self._work is None:
+                text = await self._why_it_waits()
+                if self._work is None:
+                    self._say(text)
+            await asyncio.sleep(STILL_WAITING_S)
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    async def _why_it_waits(self) -> str:
+        if not self._node.is_connected:
+            where = self._config.node.endpoint
+            return f"waiting: the coordinator at {where} does not answer; trying again"
+        try:
+            async with asyncio.timeout(STILL_WAITING_S):
+                waiting = await self._node.waiting()
+        except (TimeoutError, errors.RallypointError):
+            return "waiting: the coordinator does not say why"
+        return f"waiting: {waiting}" if waiting else "on standby: the round is full"
 
     def _say(self, text: str) -> None:
-        """One message of the agent on stderr, without waiting for the console."""
-        name = self._node.info.name
-        if self._pump is not None:
-            self._pump.say(f"[{name}] {text}")
+        """A message of the agent on stderr, without waiting for the console."""
+        self._pump.say(f"[{self._node.info.name}] {text}")
 
     def _prefix(self, rank: int) -> str:
         return f"[{self._node.info.name}:{rank}] "
 
+    @contextlib.contextmanager
+    def _log_through_the_pump(self) -> Iterator[None]:
+        """What the layers below log is said too: a write of its own could wait for the console."""
+        handler, root = _SayingHandler(self._say), logging.getLogger()
+        client = logging.getLogger("rallypoint.client")
+        level = client.level
+        root.addHandler(handler)
+        client.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            client.setLevel(level)
+            root.removeHandler(handler)
 
-class _Told:
-    """A signal came first."""
+    # -- tasks ---------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        """A task of this agent, which rings at its end and is cancelled at the agent's."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._bell.ring)
+        return task
 
 
-_TOLD: Final = _Told()
+class _SayingHandler(logging.Handler):
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._say = say
 
-
-def _describe_round(found: Round) -> str:
-    head, seat = found.head, found.seat
-    last = seat.first_rank + seat.workers - 1
-    ranks = f"rank {last}" if seat.workers == 1 else f"ranks {seat.first_rank} to {last}"
-    return (
-        f"round {head.number}: {head.nodes} nodes, {head.size} workers; "
-        f"this is node {seat.node_rank} with {ranks}"
-    )
-
-
-async def _in_time(work: Coroutine[Any, Any, None], what: str) -> None:
-    try:
-        async with asyncio.timeout(FILE_SYSTEM_TIMEOUT_S):
-            await work
-    except TimeoutError:
-        raise errors.LaunchError(
-            f"{what} has not answered for {FILE_SYSTEM_TIMEOUT_S:g} s",
-            hint="a network file system may be hanging: check --log-dir and TMPDIR on this node",
-        ) from None
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        self._say(f"{level}{self.format(record)}")

@@ -72,7 +72,14 @@ class Channel:
         )
 
     def begin_round(self, found: Round) -> str:
-        """Let the workers of this round in, and no others. The secret that they show."""
+        """Let the workers of this round in, and no others. The secret that they show.
+
+        What a worker of an earlier round has left behind, in a session of its own, is cut off: its
+        late words are none of this round's (R4).
+        """
+        for link in list(self.links):
+            link.cut()
+        self.links.clear()
         self.round = found
         self.secret = secrets.token_hex(16)
         return self.secret
@@ -110,7 +117,7 @@ class WorkerLink(asyncio.Protocol):
         self._unframer = local.Unframer()
         self._transport: asyncio.Transport | None = None
         self._calls: dict[int, asyncio.Task[None]] = {}
-        self._is_admitted = False
+        self._round: Round | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A process has connected; it has yet to say who it is."""
@@ -149,10 +156,10 @@ class WorkerLink(asyncio.Protocol):
     def _take(self, message: local.FromWorker) -> None:
         if isinstance(message, local.Hello):
             self._admit(message)
-        elif not self._is_admitted:
+        elif self._round is None:
             self.send(local.Denied("a worker says hello first"))
             self.cut()
-        else:
+        elif self._round is self._channel.round:
             self._do(message)
 
     def _admit(self, hello: local.Hello) -> None:
@@ -163,7 +170,7 @@ class WorkerLink(asyncio.Protocol):
             self.send(local.Denied(f"this agent has no worker of round {hello.round} any more"))
             self.cut()
             return
-        self._is_admitted = True
+        self._round = current
         channel.links[self] = None
         node = channel.node
         ended = node.change if node.round == current else None
@@ -199,7 +206,7 @@ class WorkerLink(asyncio.Protocol):
         self.send(local.Answer(call.request_id, await self._result(call)))
 
     async def _result(self, call: local.Call) -> StoreResult:
-        if self._channel.node.round != self._channel.round:
+        if self._channel.node.round != self._round:
             return StoreFailure(ROUND_ENDED, "the round has ended")
         try:
             return Value(await self._channel.node.call(call.op, call.timeout_s))  # type: ignore[arg-type]

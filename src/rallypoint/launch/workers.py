@@ -99,6 +99,11 @@ class Worker:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
+    def signal_leader(self, number: int) -> None:
+        if not self.reaped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
     def reap(self) -> None:
         self.reaped = True
         self.popen.poll()
@@ -140,6 +145,7 @@ class WorkerGroup:
         self._lives: list[asyncio.Task[None]] = []
         self._thread: _GroupThread | None = None
         self._abandoned = threading.Event()
+        self._given_up: asyncio.Future[None] | None = None
         self._kill_at: float | None = None  # None: no stop is under way
         self._changed = asyncio.Event()
         self._stopping: asyncio.Task[tuple[int, ...]] | None = None
@@ -157,7 +163,8 @@ class WorkerGroup:
     async def start(self) -> None:
         """Starts all workers, or none: when one fails, those before it are killed.
 
-        Cancelling it gives the start up; what it started is killed as soon as the system answers.
+        Cancelling it gives the start up; what it started is killed as soon as the system answers,
+        and stop() waits for that.
         Raises ProgramNotFoundError, or WorkerStartError (no memory, too many processes or files).
         """
         assert self._thread is None, "a group is started once"
@@ -177,9 +184,15 @@ class WorkerGroup:
         self._lives = [asyncio.create_task(self._live(self._watch(w))) for w in workers]
 
     def signal_all(self, number: int) -> None:
-        """Forwards a signal to every worker's process group."""
+        """Sends a signal to every worker's process group."""
         for worker in self._workers:
             worker.signal_group(number)
+
+    def signal_leaders(self, number: int) -> None:
+        """Sends a signal to the workers and not to their children: SIGUSR1 tells a program to save
+        its state, and would kill the data loaders that it has forked."""
+        for worker in self._workers:
+            worker.signal_leader(number)
 
     async def stop(
         self,
@@ -250,11 +263,18 @@ class WorkerGroup:
         thread = self._thread
         assert thread is not None
         self._abandoned.set()
+        given_up = self._given_up = thread.loop.create_future()
+
+        def nothing_is_left(_: object = None) -> None:
+            thread.close()
+            given_up.set_result(None)
 
         def destroy_what_came(done: asyncio.Future[list[Worker]]) -> None:
-            if not done.cancelled() and done.exception() is None:
-                thread.call(functools.partial(self._destroy, done.result()))
-            thread.close()
+            if done.cancelled() or done.exception() is not None:
+                nothing_is_left()
+            else:
+                destroying = thread.call(functools.partial(self._destroy, done.result()))
+                destroying.add_done_callback(nothing_is_left)
 
         spawning.add_done_callback(destroy_what_came)
 
@@ -307,6 +327,8 @@ class WorkerGroup:
         self.signal_all(signal.SIGKILL)
         if self._lives:
             await asyncio.wait(self._lives, timeout=kill_wait_s)
+        if self._given_up is not None:
+            await asyncio.wait({self._given_up}, timeout=kill_wait_s)
         left = tuple(w.spec.local_rank for w in self._workers if not w.reaped)
         for life in self._lives:
             life.cancel()

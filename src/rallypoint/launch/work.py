@@ -1,0 +1,192 @@
+"""One round's work on this node: its workers, which of them failed, and what that says.
+
+It stands between workers.py, which knows processes, and agent.py, which knows the run: a worker
+that ends while nobody stops it has finished or failed; one that ends because it was told to has
+done neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from rallypoint.client.node import Round
+from rallypoint.core.values import Change, Failure, FailureKind, RunSettings
+from rallypoint.launch import failures
+from rallypoint.launch.bell import Bell
+from rallypoint.launch.guard import Guard
+from rallypoint.launch.logs import LogPump
+from rallypoint.launch.oom import OomCounter
+from rallypoint.launch.worker_env import WorkerContext, worker_environment
+from rallypoint.launch.workers import WorkerExit, WorkerGroup, WorkerSpec
+
+DRAIN_S: Final = 0.2
+"""How long a failure report waits for the failed worker's last lines, and for its error file."""
+CULPRIT_S: Final = 0.5
+"""How long workers are left alone after a mere communication error, so that the one whose end
+caused it can say why: a program's exception closes its sockets before its process has ended."""
+NO_LIMIT: Final = 2**31 - 1
+"""What TORCHELASTIC_MAX_RESTARTS says where there is no limit."""
+
+_WORST_FIRST: Final = tuple(FailureKind)
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """What the workers of a round are given besides the round. `scratch`: a directory of this
+    agent's own for torch's error files, None if there is none."""
+
+    argv: tuple[str, ...]
+    run_id: str
+    node_name: str
+    run: RunSettings
+    agent_path: str
+    agent_secret: str
+    base: dict[str, str]
+    scratch: Path | None
+
+
+class Work:
+    """The workers of one round on this node. `failures`: those reported so far.
+
+    `bell` rings whenever a worker ends.
+    """
+
+    def __init__(
+        self,
+        found: Round,
+        assignment: Assignment,
+        *,
+        bell: Bell,
+        pump: LogPump,
+        guard: Guard,
+        oom_counter: OomCounter,
+    ) -> None:
+        self.found = found
+        self.failures: list[Failure] = []
+        self.patience_ends_s = 0.0
+        self._assignment = assignment
+        self._bell = bell
+        self._pump = pump
+        self._exits: list[WorkerExit] = []
+        self._unreported: list[WorkerExit] = []
+        self._is_stopping = False
+        pump.begin_round(self.number)
+        specs = [self._spec(index) for index in range(found.seat.workers)]
+        self.group = WorkerGroup(
+            specs, output=pump, exits=self._on_exit, guard=guard, oom_counter=oom_counter
+        )
+
+    @property
+    def number(self) -> int:
+        """The round's number."""
+        return self.found.head.number
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether every worker has ended by itself, and well."""
+        ended_well = [exit for exit in self._exits if exit.returncode == 0]
+        return len(ended_well) == self.found.seat.workers
+
+    @property
+    def has_unreported(self) -> bool:
+        """Whether a worker has failed of which `new_failures` has not told."""
+        return bool(self._unreported)
+
+    def _on_exit(self, exit: WorkerExit) -> None:
+        if not self._is_stopping:
+            self._exits.append(exit)
+            if exit.returncode != 0:
+                self._unreported.append(exit)
+        self._bell.ring()
+
+    async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
+        """See WorkerGroup.stop. What ends from now on has neither finished nor failed."""
+        self._is_stopping = True
+        return await self.group.stop(grace_s, first_signal)
+
+    # -- what failed ---------------------------------------------------------------------------
+
+    async def new_failures(self) -> list[Failure]:
+        """Why workers failed that were not told of yet. At most 2 x DRAIN_S."""
+        exits, self._unreported = self._unreported, []
+        found = list(await asyncio.gather(*map(self._failure, exits)))
+        self.failures += found
+        return found
+
+    async def _failure(self, exit: WorkerExit) -> Failure:
+        await self._pump.drain(DRAIN_S, exit.local_rank)
+        lines = self._pump.last_lines(exit.local_rank)
+        return failures.classify(exit, lines, await self._error_text(exit.local_rank))
+
+    async def _error_text(self, local_rank: int) -> str | None:
+        path = self._error_file(local_rank)
+        if path is None:
+            return None
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                return await asyncio.to_thread(path.read_text, "utf-8", "replace")
+        return None
+
+    def may_yet_tell_the_cause(self, change: Change | None, now_s: float) -> bool:
+        """Cause before consequence: whether a worker that still runs may be about to say more.
+
+        Only a communication error is known, and less than CULPRIT_S have passed since then.
+        """
+        known = [failure.kind for failure in self.failures]
+        if change is not None:
+            if change.confirmed or change.failure is None:
+                return False
+            known.append(change.failure.kind)
+        if any(kind is not FailureKind.COMMUNICATION for kind in known):
+            return False
+        self.patience_ends_s = self.patience_ends_s or now_s + CULPRIT_S
+        return bool(self.group.running) and now_s < self.patience_ends_s
+
+    # -- what is started -----------------------------------------------------------------------
+
+    def _spec(self, index: int) -> WorkerSpec:
+        given, head, seat = self._assignment, self.found.head, self.found.seat
+        limit, error_file = given.run.max_restarts, self._error_file(index)
+        context = WorkerContext(
+            run_id=given.run_id,
+            rank=seat.first_rank + index,
+            local_rank=index,
+            world_size=head.size,
+            local_world_size=seat.workers,
+            node_rank=seat.node_rank,
+            nodes=head.nodes,
+            restart_count=head.restart_count,
+            max_restarts=NO_LIMIT if limit is None else limit,
+            master_addr=head.bootstrap.host,
+            master_port=head.bootstrap.port,
+            node_name=given.node_name,
+            term=head.term,
+            round_number=head.number,
+            min_nodes=given.run.min_nodes,
+            max_nodes=given.run.max_nodes,
+            agent_path=given.agent_path,
+            agent_secret=given.agent_secret,
+            error_file=str(error_file) if error_file is not None else None,
+        )
+        env = worker_environment(context, given.base)
+        return WorkerSpec(argv=given.argv, env=env, cwd=None, local_rank=index, rank=context.rank)
+
+    def _error_file(self, local_rank: int) -> Path | None:
+        scratch = self._assignment.scratch
+        return scratch / f"error-{self.number}-{local_rank}.json" if scratch is not None else None
+
+
+def worst_first(found: list[Failure]) -> list[Failure]:
+    """Failures in the order of their precedence as a cause; within a kind as they came."""
+    return sorted(found, key=lambda failure: _WORST_FIRST.index(failure.kind))
+
+
+def outranks(failure: Failure, others: list[Failure]) -> bool:
+    """Whether a failure says more of the cause than all of the others do."""
+    rank = _WORST_FIRST.index(failure.kind)
+    return all(rank < _WORST_FIRST.index(other.kind) for other in others)

@@ -1,0 +1,252 @@
+"""Real `rallypoint run` processes: started, read line by line, signalled, and gone at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+SRC = Path(__file__).parents[2] / "src"
+DEADLINE_S = 30.0  # for what takes a second at most, on a machine that does much else
+MAIN = "from rallypoint.cli.main import main; main()"
+
+# Says who it is, then does what signals ask: USR1 raises, USR2 ends well.
+PROGRAM = """
+import os, signal, sys, time
+
+def end(*_):
+    sys.exit(0)
+
+def fail(*_):
+    raise ValueError("bad batch in shard 7")
+
+signal.signal(signal.SIGUSR1, fail)
+signal.signal(signal.SIGUSR2, end)
+# more
+get = os.environ.get
+print("worker", get("RALLYPOINT_ROUND"), get("RANK"), get("WORLD_SIZE"), os.getpid(), flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def program_with(setup: str) -> str:
+    """PROGRAM, which does this before it says that it is there."""
+    return PROGRAM.replace("# more", setup)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process is there, and no zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text[text.rfind(")") + 2] not in "ZX"
+
+
+def gone(pids: Iterable[int], within_s: float = DEADLINE_S) -> None:
+    """Wait until none of these processes is alive."""
+    numbers = list(pids)
+    assert numbers
+    ends_s = time.monotonic() + within_s
+    while left := [pid for pid in numbers if alive(pid)]:
+        assert time.monotonic() < ends_s, f"still alive: {left}"
+        time.sleep(0.005)  # another process's end sets no event here
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a worker of PROGRAM said of itself."""
+
+    round: int
+    rank: int
+    size: int
+    pid: int
+
+
+class Process:
+    """A process whose stdout and stderr are read together, line by line."""
+
+    def __init__(
+        self, argv: list[str], env: dict[str, str], cwd: Path, name: str, *, read: bool = True
+    ) -> None:
+        self.name = name
+        self.lines: list[str] = []
+        self._seen = 0
+        self._changed = threading.Condition()
+        self._is_over = False
+        self.popen = subprocess.Popen(
+            argv,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        if read:
+            self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def read_on(self) -> None:
+        """Begin to read, for one that was started with read=False."""
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            with self._changed:
+                self.lines.append(line.decode(errors="replace").rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def line(self, pattern: str, within_s: float = DEADLINE_S) -> re.Match[str]:
+        """The next line, after those that were found before, in which the pattern is found."""
+        ends_s = time.monotonic() + within_s
+        with self._changed:
+            while True:
+                while self._seen < len(self.lines):
+                    self._seen += 1
+                    if found := re.search(pattern, self.lines[self._seen - 1]):
+                        return found
+                left_s = ends_s - time.monotonic()
+                if self._is_over or left_s <= 0:
+                    raise AssertionError(f"{self.name} did not say {pattern!r}:\n{self.text}")
+                self._changed.wait(left_s)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def workers(self, count: int, round: int | None = None) -> list[Worker]:
+        """The next workers that start here (of PROGRAM), in the order of their ranks."""
+        found: list[Worker] = []
+        while len(found) < count:
+            match = self.line(r"worker (\d+) (\d+) (\d+) (\d+)$")
+            worker = Worker(*map(int, match.groups()))
+            if round is None or worker.round == round:
+                found.append(worker)
+        return sorted(found, key=lambda worker: worker.rank)
+
+    def worker(self, round: int | None = None) -> Worker:
+        return self.workers(1, round)[0]
+
+    def signal(self, number: int) -> None:
+        self.popen.send_signal(number)
+
+    def code(self, within_s: float = DEADLINE_S) -> int:
+        """Its exit code, once it has ended and all that it wrote was read."""
+        try:
+            code = self.popen.wait(within_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.name} did not end:\n{self.text}") from None
+        if self._reader.ident is not None:
+            self._reader.join(within_s)
+        return code
+
+    def close(self) -> None:
+        """Once it has been killed: wait for its end, and for its readers'."""
+        self.popen.wait(DEADLINE_S)
+        if self._reader.ident is not None:
+            self._reader.join(DEADLINE_S)
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()
+
+    def ends(self, code: int, within_s: float = DEADLINE_S) -> str:
+        """All it said, once it has ended with this code."""
+        found = self.code(within_s)
+        assert found == code, f"{self.name} ended with {found}, not {code}:\n{self.text}"
+        return self.text
+
+
+class Machine:
+    """Starts processes, and lets none of them survive the test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.endpoint = f"127.0.0.1:{free_port()}"
+        self.processes: list[Process] = []
+        self.frozen: set[int] = set()
+        self._has_host = False
+        self.env = {
+            name: text for name, text in os.environ.items() if not name.startswith("RALLYPOINT_")
+        }
+        self.env |= {"PYTHONPATH": str(SRC), "RALLYPOINT_LAST_CALL": "1"}
+
+    def program(self, code: str = PROGRAM, name: str = "program.py") -> str:
+        path = self.directory / name
+        path.write_text(code)
+        return str(path)
+
+    def command(
+        self, *arguments: str, name: str = "", env: dict[str, str] | None = None, read: bool = True
+    ) -> Process:
+        argv = [sys.executable, "-c", MAIN, *arguments]
+        process = Process(
+            argv, self.env | (env or {}), self.directory, name or arguments[0], read=read
+        )
+        self.processes.append(process)
+        return process
+
+    def agent(
+        self,
+        name: str,
+        *options: str,
+        nnodes: str = "1:3",
+        program: str | None = None,
+        endpoint: str | None = None,
+        env: dict[str, str] | None = None,
+        read: bool = True,
+    ) -> Process:
+        """An agent named `name`; `options` come before the program, which is PROGRAM by default.
+
+        Unless there is an endpoint or options say otherwise, the first one is the host.
+        """
+        if endpoint is None and "--host-coordinator" not in options:
+            options = ("--host-coordinator", "no" if self._has_host else "yes", *options)
+            self._has_host = True
+        options = ("--node-name", name, "--nnodes", nnodes, "--run-id", "test", *options)
+        where = ("--endpoint", endpoint or self.endpoint)
+        return self.command(
+            "run", *options, *where, program or self.program(), name=name, env=env, read=read
+        )
+
+    def freeze(self, *pids: int) -> None:
+        for pid in pids:
+            self.frozen.add(pid)
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self, *pids: int) -> None:
+        for pid in pids:
+            self.frozen.discard(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """End all. A guard ends what its agent leaves behind."""
+        for process in self.processes:
+            if process.popen.poll() is None:
+                process.popen.kill()
+        self.thaw(*self.frozen)
+        for process in self.processes:
+            process.close()

@@ -1,0 +1,114 @@
+"""Signals to an agent: it departs, its workers get the signal and a grace, the others go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.agent.processes import Machine, alive, gone, program_with
+
+pytestmark = pytest.mark.processes
+
+# Ignores SIGTERM and SIGINT, and says so.
+STUBBORN = program_with("""
+def no(number, _):
+    print("no", number, flush=True)
+signal.signal(signal.SIGTERM, no)
+signal.signal(signal.SIGINT, no)
+signal.signal(signal.SIGHUP, no)
+""")
+
+
+def test_the_others_regroup_before_the_workers_of_who_departs_have_stopped(
+    machine: Machine,
+) -> None:
+    stubborn = machine.program(STUBBORN, "stubborn.py")
+    a, b = machine.agent("a"), machine.agent("b")
+    c = machine.agent("c", "--stop-timeout", "60", program=stubborn)
+    for agent in (a, b):
+        agent.worker(1)
+    old = c.worker(1)
+    c.signal(signal.SIGTERM)
+    c.line("got SIGTERM: leaving the run; the workers have 60 s to stop")
+    c.line("no 15")
+    workers = [agent.worker(2) for agent in (a, b)]
+    assert "round 1 has ended: c left: its agent got SIGTERM" in a.text
+    assert alive(old.pid)
+    killed_s = time.monotonic()
+    c.signal(signal.SIGTERM)
+    assert "told again to go: killing the workers" in c.ends(143)
+    assert time.monotonic() - killed_s < 10
+    assert not alive(old.pid)
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGUSR2)
+    a.ends(0)
+    b.ends(0)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_workers_get_the_signal_that_the_agent_got_and_later_sigkill(
+    machine: Machine, number: int, code: int
+) -> None:
+    stubborn = machine.program(STUBBORN)
+    agent = machine.agent("a", "--stop-timeout", "0.3", nnodes="1", program=stubborn)
+    worker = agent.worker()
+    agent.signal(number)
+    agent.line(f"no {int(number)}")
+    agent.ends(code)
+    assert not alive(worker.pid)
+
+
+def test_a_worker_that_stops_in_time_is_not_killed(machine: Machine) -> None:
+    code = program_with("""
+def save(*_):
+    print("saved", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+""")
+    agent = machine.agent("a", nnodes="1", program=machine.program(code))
+    agent.worker()
+    agent.signal(signal.SIGTERM)
+    assert "saved" in agent.ends(143)
+
+
+def test_sigusr1_reaches_the_workers_and_not_their_children(machine: Machine) -> None:
+    code = program_with("""
+import subprocess
+child = subprocess.Popen(["sleep", "600"])
+signal.signal(signal.SIGUSR1, lambda *_: print("told", child.poll(), flush=True))
+""")
+    agent = machine.agent("a", "--nproc-per-node", "2", nnodes="1", program=machine.program(code))
+    pids = [worker.pid for worker in agent.workers(2)]
+    agent.signal(signal.SIGUSR1)
+    for _ in pids:
+        agent.line("told None")
+    agent.signal(signal.SIGTERM)
+    agent.ends(143)
+    gone(pids)
+
+
+@pytest.mark.parametrize("where", ["nobody there", "waiting for others"])
+def test_a_signal_ends_an_agent_that_has_no_workers_yet(machine: Machine, where: str) -> None:
+    if where == "nobody there":
+        agent = machine.agent("a", "--host-coordinator", "no", nnodes="2")
+        agent.line("waiting: the coordinator at .* does not answer")
+    else:
+        agent = machine.agent("a", nnodes="2")
+        agent.line("waiting: 1 of at least 2 nodes ready")
+    agent.signal(signal.SIGTERM)
+    agent.ends(143)
+
+
+def test_a_signal_that_was_ignored_when_the_agent_started_stays_ignored(machine: Machine) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        agent = machine.agent("a", nnodes="1")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    worker = agent.worker()
+    agent.signal(signal.SIGHUP)
+    os.kill(worker.pid, signal.SIGUSR2)
+    agent.ends(0)
