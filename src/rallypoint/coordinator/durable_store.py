@@ -1,0 +1,222 @@
+"""The round's store on a ledger with a log: nothing is acknowledged before it is written (R10).
+
+The store is a deterministic machine, so what is logged is the calls that change it, in order; a
+successor applies them again and has the same data, the same barriers and the same remembered
+answers (R11). Calls are batched: while one record is being written, the next one gathers. Every
+answer is held until the record that it depends on is there, answers to reads as well, so that
+nobody sees what a successor might not have.
+
+Without I/O: `take_record` gives the bytes to append, `appended` says that they are there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+
+from rallypoint.core.store import (
+    LIMIT,
+    Answer,
+    Check,
+    Get,
+    MultiGet,
+    NumKeys,
+    RoundStore,
+    StoreFailure,
+    StoreOp,
+    Wait,
+)
+
+FORMAT: Final = 1
+"""The format of a record; it stands first in each. A reader refuses a newer one."""
+READS: Final = (Get, MultiGet, Wait, Check, NumKeys)
+CALL_OVERHEAD_BYTES: Final = 64
+
+
+class Applied(msgspec.Struct, frozen=True, array_like=True, tag="do"):
+    """A call that changes the store, and what its node acknowledged with it."""
+
+    node: str
+    request_id: int
+    op: StoreOp
+    acknowledged: int
+    still_open: tuple[int, ...]
+
+
+class Withdrawn(msgspec.Struct, frozen=True, array_like=True, tag="un"):
+    """A call that waited, and waits no more: it ran out of time, or nobody waits for it."""
+
+    node: str
+    request_id: int
+
+
+Entry: TypeAlias = Applied | Withdrawn
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """One record of the log. A seal has no entries: nothing of an earlier term follows it (R5)."""
+
+    format: int
+    term: int
+    entries: tuple[Entry, ...] = ()
+    is_seal: bool = False
+
+
+class UnreadableLogError(Exception):
+    """A record is not ours, damaged, or of a newer format. The text says which."""
+
+
+def encode_record(record: Record) -> bytes:
+    """A record's bytes."""
+    return msgspec.msgpack.encode(record)
+
+
+def decode_record(data: bytes) -> Record:
+    """A record. Raises UnreadableLogError."""
+    try:
+        record = msgspec.msgpack.decode(data, type=Record)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UnreadableLogError(f"a record of the round's store is damaged: {error}") from error
+    if record.format > FORMAT:
+        raise UnreadableLogError(
+            f"a record of the round's store has format {record.format}, of a newer release; "
+            f"this one reads up to {FORMAT}"
+        )
+    return record
+
+
+class DurableStore:
+    """A RoundStore whose answers wait for the log. The same calls, besides the log's own.
+
+    `next_index`: of the first record that this term writes. `batch_bytes_max`: about how large a
+    record may become.
+    """
+
+    def __init__(
+        self, store: RoundStore, term: int, *, next_index: int = 0, batch_bytes_max: int
+    ) -> None:
+        self._store = store
+        self._term = term
+        self._next_index = next_index
+        self._batch_bytes_max = batch_bytes_max
+        self._gathering: deque[tuple[Entry, int]] = deque()
+        self._writing: int = 0
+        self._logged = 0
+        self._durable = 0
+        self._held: deque[tuple[int, list[Answer]]] = deque()
+
+    # -- the store's calls ---------------------------------------------------------------------
+
+    def apply(
+        self,
+        node: str,
+        request_id: int,
+        op: StoreOp,
+        timeout_s: float | None,
+        now_s: float,
+        acknowledged: int = 0,
+        still_open: Sequence[int] = (),
+    ) -> list[Answer]:
+        """Apply a call; the answers that may leave now."""
+        self._store.acknowledge(node, acknowledged, still_open)
+        answers = self._store.apply(node, request_id, op, timeout_s, now_s)
+        if not isinstance(op, READS) and not _was_refused(answers, node, request_id):
+            entry = Applied(node, request_id, op, acknowledged, tuple(still_open))
+            self._log(entry, _size(op))
+        return self._hold(answers)
+
+    def cancel(self, node: str, request_id: int) -> None:
+        """Nobody waits for the call any more."""
+        self._store.cancel(node, request_id)
+        self._log(Withdrawn(node, request_id), 0)
+
+    def forget_node(self, node: str) -> None:
+        """The node is no member any more."""
+        self._store.forget_node(node)
+
+    def next_deadline_s(self) -> float | None:
+        """When `expire` will have something to do."""
+        return self._store.next_deadline_s()
+
+    def expire(self, now_s: float) -> list[Answer]:
+        """Answer what ran out of time."""
+        answers = self._store.expire(now_s)
+        for answer in answers:
+            self._log(Withdrawn(answer.node, answer.request_id), 0)
+        return self._hold(answers)
+
+    def end(self, message: str) -> list[Answer]:
+        """The round is over. What is not in the log yet was never acknowledged, and never is."""
+        self._gathering.clear()
+        held = {(a.node, a.request_id) for _, answers in self._held for a in answers}
+        self._held.clear()
+        ended = StoreFailure("round_ended", message)
+        unanswered = [Answer(node, request_id, ended) for node, request_id in sorted(held)]
+        return unanswered + self._store.end(message)
+
+    # -- the log -------------------------------------------------------------------------------
+
+    def take_record(self) -> tuple[int, bytes] | None:
+        """The next record to append, and its index; None while one is being written, or if there
+        is nothing to write."""
+        if self._writing or not self._gathering:
+            return None
+        entries: list[Entry] = []
+        size = 0
+        while self._gathering and (not entries or size < self._batch_bytes_max):
+            entry, entry_size = self._gathering.popleft()
+            entries.append(entry)
+            size += entry_size + CALL_OVERHEAD_BYTES
+        self._writing = len(entries)
+        return self._next_index, encode_record(Record(FORMAT, self._term, tuple(entries)))
+
+    def appended(self) -> list[Answer]:
+        """The record that was taken last is in the log; the answers that may leave now."""
+        self._next_index += 1
+        self._durable += self._writing
+        self._writing = 0
+        released: list[Answer] = []
+        while self._held and self._held[0][0] <= self._durable:
+            released += self._held.popleft()[1]
+        return released
+
+    def replay(self, records: Iterable[bytes]) -> None:
+        """Take what earlier terms wrote. Their answers were sent, or will be asked for again.
+
+        Raises UnreadableLogError.
+        """
+        for data in records:
+            for entry in decode_record(data).entries:
+                self._replay(entry)
+            self._next_index += 1
+
+    def _replay(self, entry: Entry) -> None:
+        if isinstance(entry, Withdrawn):
+            self._store.cancel(entry.node, entry.request_id)
+            return
+        self._store.acknowledge(entry.node, entry.acknowledged, entry.still_open)
+        self._store.apply(entry.node, entry.request_id, entry.op, None, 0.0)
+
+    def _log(self, entry: Entry, size: int) -> None:
+        self._logged += 1
+        self._gathering.append((entry, size))
+
+    def _hold(self, answers: list[Answer]) -> list[Answer]:
+        if self._durable == self._logged or not answers:
+            return answers
+        self._held.append((self._logged, answers))
+        return []
+
+
+def _was_refused(answers: list[Answer], node: str, request_id: int) -> bool:
+    """Whether the call itself was refused for a limit: then nothing was applied."""
+    own = next((a for a in answers if (a.node, a.request_id) == (node, request_id)), None)
+    return own is not None and isinstance(own.result, StoreFailure) and own.result.code == LIMIT
+
+
+def _size(op: StoreOp) -> int:
+    values = getattr(op, "values", None) or (getattr(op, "value", b""),)
+    return sum(len(value) for value in values)

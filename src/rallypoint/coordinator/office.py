@@ -1,0 +1,399 @@
+"""A coordinator's office: its lease, its claims to runs, and what it commits, against a ledger.
+
+Carries out what `core/election.py` decides. One lease per process, however many runs; an idle
+office writes once per `renew_s`. Nothing here judges who is alive or who may decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from rallypoint.core import election as e
+from rallypoint.core.values import Address, CloseRecord, RoundRecord, RunSettings
+from rallypoint.errors import LedgerError
+from rallypoint.ledger.contract import Ledger, SwapOutcome, Swapped, Unknown, Versioned
+
+_log = logging.getLogger("rallypoint.coordinator")
+
+LONGEST_TICK_S: Final = 0.1
+FORGET_CLAIM_S: Final = 60.0
+"""A claim to a run that is elsewhere is dropped when no node has asked for it for this long."""
+
+
+class Runs(Protocol):
+    """Who has the runs: told what becomes of them. Called from the office's loop."""
+
+    def won(self, run_id: str, register: e.RunRegister) -> None:
+        """The run is this process's; its register is as the last owner left it."""
+
+    def elsewhere(self, run_id: str, addresses: tuple[Address, ...]) -> None:
+        """Another process owns the run."""
+
+    def deposed(self, run_id: str, reason: str) -> None:
+        """The run is no longer this process's."""
+
+    def committed(self, run_id: str) -> None:
+        """The record that was given last is in the ledger."""
+
+    def ledger_lost(self, reason: str) -> None:
+        """Nothing can be decided: the ledger does not answer, or the lease cannot be renewed."""
+
+    def ledger_restored(self) -> None:
+        """It answers again, and the lease is still this process's."""
+
+    def unreadable(self, run_id: str, reason: str) -> None:
+        """The run's register cannot be read, and is left as it is."""
+
+
+def lease_key(process: str) -> str:
+    """The register of a coordinator process's lease."""
+    return f"coordinators/{process}"
+
+
+def run_key(run_id: str) -> str:
+    """The register of a run."""
+    return f"runs/{run_id}"
+
+
+class Office:
+    """One coordinator process's office. Owned by one event loop."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        runs: Runs,
+        timing: e.Timing,
+        *,
+        yield_after_s: float | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._runs = runs
+        self._timing = timing
+        self._addresses: tuple[Address, ...] = ()
+        self._holder = self._new_holder()
+        self._claims: dict[str, e.Claim] = {}
+        self._wanted_s: dict[str, float] = {}
+        self._elsewhere: dict[str, tuple[Address, ...]] = {}
+        self._yielding: dict[str, e.Yielding] = {}
+        self._yield_after_s = yield_after_s
+        self._ticker: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._outage: str = ""
+        self._is_suspended = False
+
+    def _new_holder(self) -> e.LeaseHolder:
+        """A process name is drawn anew for every lease: a lost one is lost for good."""
+        return e.LeaseHolder(secrets.token_hex(8), self._addresses, self._timing)
+
+    @property
+    def process(self) -> str:
+        """This process's name in the ledger."""
+        return self._holder.process
+
+    @property
+    def beat(self) -> int:
+        """Advances while the lease is renewed."""
+        return self._holder.beat
+
+    def may_decide(self, run_id: str) -> bool:
+        """Whether this process may decide for the run now."""
+        claim = self._claims.get(run_id)
+        return claim is not None and claim.may_decide(self._now_s())
+
+    # -- its life ------------------------------------------------------------------------------
+
+    def start(self, addresses: tuple[Address, ...]) -> None:
+        """Take the lease and keep it. `addresses`: where nodes reach this process."""
+        self._addresses = addresses
+        self._holder = self._new_holder()
+        self._ticker = asyncio.get_running_loop().create_task(self._tick_for_ever())
+
+    async def hand_over(self, timeout_s: float) -> None:
+        """Say in the ledger that this process is going, so that nobody waits for the ttl."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._commits_done()
+                self._do(None, self._holder.hand_over(self._now_s()))
+                await self._moved()
+        except TimeoutError:
+            _log.warning("the ledger has not taken this coordinator's goodbye: the ttl will do")
+
+    async def _commits_done(self) -> None:
+        while any(claim.is_committing for claim in self._claims.values()):
+            await self._any_task()
+
+    async def _moved(self) -> None:
+        while not (self._holder.has_moved or self._holder.is_lost):
+            await self._any_task()
+
+    async def _any_task(self) -> None:
+        """Wait until some request is answered, or for a tick."""
+        if self._tasks:
+            done_first = asyncio.FIRST_COMPLETED
+            await asyncio.wait(self._tasks, timeout=LONGEST_TICK_S, return_when=done_first)
+        else:
+            await asyncio.sleep(LONGEST_TICK_S)
+
+    async def aclose(self) -> None:
+        """Stop. Idempotent. The lease is left to run out unless it was handed over."""
+        tasks = [*self._tasks, *([self._ticker] if self._ticker else [])]
+        self._ticker = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            self._tick(self._now_s())
+            await asyncio.sleep(LONGEST_TICK_S)
+
+    def _tick(self, now_s: float) -> None:
+        self._do(None, self._holder.tick(now_s))
+        for run_id, claim in list(self._claims.items()):
+            self._do(run_id, claim.tick(now_s))
+            self._yield_if_unreached(run_id, claim, now_s)
+            self._drop_unwanted(run_id, claim, now_s)
+        self._judge_own_lease(now_s)
+
+    def _drop_unwanted(self, run_id: str, claim: e.Claim, now_s: float) -> None:
+        is_busy = claim.state not in (e.ClaimState.IDLE, e.ClaimState.ELSEWHERE)
+        if not is_busy and now_s - self._wanted_s.get(run_id, now_s) > FORGET_CLAIM_S:
+            self._forget(run_id)
+
+    def _judge_own_lease(self, now_s: float) -> None:
+        if self._holder.is_lost:
+            self._begin_anew(now_s)
+        elif self._holder.may_decide(now_s):
+            self._restore()
+        elif not self._is_suspended and self._owned():
+            self._suspend(now_s)
+
+    def _suspend(self, now_s: float) -> None:
+        self._is_suspended = True
+        silent_s = self._holder.silent_s(now_s)
+        since = f" for {silent_s:.1f} s" if silent_s is not None else ""
+        self._runs.ledger_lost(f"the ledger has not answered{since}{self._outage}")
+
+    def _restore(self) -> None:
+        if self._is_suspended:
+            self._is_suspended = False
+            self._outage = ""
+            self._runs.ledger_restored()
+
+    def _begin_anew(self, now_s: float) -> None:
+        """R5: deposed. Every run is somebody else's now; go on under another name."""
+        reason = self._holder.lost_reason
+        _log.warning("this coordinator has lost its office: %s", reason)
+        for run_id, claim in list(self._claims.items()):
+            self._do(run_id, claim.tick(now_s))
+            self._forget(run_id)
+        self._is_suspended = False
+        self._holder = self._new_holder()
+
+    def _owned(self) -> list[str]:
+        return [r for r, claim in self._claims.items() if claim.state is e.ClaimState.OWNED]
+
+    # -- runs ----------------------------------------------------------------------------------
+
+    def want(self, run_id: str) -> None:
+        """A node of the run is here: claim it, or find out where it is."""
+        now_s = self._now_s()
+        self._wanted_s[run_id] = now_s
+        claim = self._claims.get(run_id)
+        if claim is None:
+            claim = self._claims[run_id] = e.Claim(run_id, self._ledger.ledger_id, self._holder)
+        known = self._elsewhere.get(run_id)
+        if claim.state is e.ClaimState.ELSEWHERE and known is not None:
+            self._runs.elsewhere(run_id, known)
+        self._do(run_id, claim.want(now_s))
+
+    def reached(self, run_id: str) -> None:
+        """A node of another process has come through."""
+        yielding = self._yielding.get(run_id)
+        if yielding is not None:
+            yielding.reached()
+
+    def _yield_if_unreached(self, run_id: str, claim: e.Claim, now_s: float) -> None:
+        yielding = self._yielding.get(run_id)
+        if yielding is None or claim.state is not e.ClaimState.OWNED:
+            return
+        if yielding.should_yield(now_s):
+            _log.warning("run %s: no other node reaches this coordinator: it yields", run_id)
+            self._do(run_id, claim.let_go(now_s, yielding.pause_s()))
+            self._runs.deposed(run_id, "no other node has reached this coordinator: it yields")
+
+    def let_go(self, run_id: str) -> None:
+        """The run is swept: its register and its logs can go."""
+        self._forget(run_id)
+        self._spawn(self._delete(run_id))
+
+    def _forget(self, run_id: str) -> None:
+        self._claims.pop(run_id, None)
+        self._wanted_s.pop(run_id, None)
+        self._elsewhere.pop(run_id, None)
+        self._yielding.pop(run_id, None)
+
+    def commit(
+        self,
+        run_id: str,
+        record: RoundRecord | CloseRecord,
+        settings: RunSettings | None,
+        restarts: int,
+    ) -> None:
+        """Write the record to the run's register; `committed`, `deposed` or `ledger_lost` follows.
+
+        The same record again, after an unknown outcome, is the same bytes again.
+        """
+        claim = self._claims.get(run_id)
+        if claim is None or claim.register is None or claim.state is not e.ClaimState.OWNED:
+            self._runs.deposed(run_id, "the run is not this coordinator's")
+        elif not claim.is_committing:
+            following = _with_record(claim.register, record, settings, restarts)
+            self._do(run_id, claim.commit(following, self._now_s()))
+
+    # -- actions -------------------------------------------------------------------------------
+
+    def _do(self, run_id: str | None, actions: list[e.Action]) -> None:
+        for action in actions:
+            if run_id is None or not self._tell(run_id, action):
+                self._spawn(self._carry_out(run_id, action))
+
+    def _tell(self, run_id: str, action: e.Action) -> bool:
+        """Pass news on to whoever has the runs. False: the action is a request to the engine."""
+        match action:
+            case e.Won():
+                self._note_won(run_id)
+                self._runs.won(run_id, action.register)
+            case e.Committed():
+                self._runs.committed(run_id)
+            case e.Deposed():
+                self._runs.deposed(run_id, action.reason)
+            case e.Elsewhere():
+                self._elsewhere[run_id] = action.addresses
+                self._runs.elsewhere(run_id, action.addresses)
+            case _:
+                return False
+        return True
+
+    def _note_won(self, run_id: str) -> None:
+        if self._yield_after_s is not None:
+            yielding = self._yielding.setdefault(run_id, e.Yielding(self._yield_after_s))
+            yielding.won(self._now_s())
+
+    async def _carry_out(self, run_id: str | None, action: e.Action) -> None:
+        """One request to the engine. One that cannot be made is made again by the next tick."""
+        try:
+            if run_id is None:
+                assert isinstance(action, e.SwapLease)
+                await self._swap_own_lease(self._holder, action)
+            else:
+                await self._ask_for_run(run_id, action)
+        except e.UnreadableError as error:
+            _log.error("run %s: %s", run_id, error)
+            if run_id is not None:
+                self._runs.unreadable(run_id, str(error))
+        except LedgerError as error:
+            self._outage = f" ({error.message})"
+            _log.debug("the ledger does not answer: %s", error)
+
+    async def _swap_own_lease(self, holder: e.LeaseHolder, action: e.SwapLease) -> None:
+        outcome = await self._swap(lease_key(action.process), action.expected, action.value)
+        if holder is not self._holder:
+            return
+        now_s = self._now_s()
+        self._do(None, holder.swapped(action, outcome, now_s))
+        for run_id, claim in list(self._claims.items()):
+            self._do(run_id, claim.tick(now_s))
+        self._judge_own_lease(now_s)
+
+    async def _ask_for_run(self, run_id: str, action: e.Action) -> None:
+        claim = self._claims.get(run_id)
+        if claim is None:
+            return
+        match action:
+            case e.ReadRun():
+                found = await self._read(run_key(run_id))
+                more = claim.run_read(action, found, self._now_s())
+            case e.ReadLease():
+                found = await self._read(lease_key(action.process))
+                more = claim.lease_read(action, found, self._now_s())
+            case e.SwapLease():
+                outcome = await self._swap(lease_key(action.process), action.expected, action.value)
+                more = claim.lease_swapped(action, outcome, self._now_s())
+            case e.SwapRun():
+                outcome = await self._swap(run_key(run_id), action.expected, action.value)
+                more = claim.run_swapped(action, outcome, self._now_s())
+            case _:
+                raise AssertionError(action)
+        if self._claims.get(run_id) is claim:
+            self._do(run_id, more)
+
+    async def _read(self, key: str) -> e.Found | None:
+        return _found(await self._ledger.read(key))
+
+    async def _swap(self, key: str, expected: int | None, value: bytes) -> e.Outcome:
+        outcome = await self._ledger.swap(key, expected, value)
+        if isinstance(outcome, Unknown):
+            self._outage = f" ({outcome.reason})"
+        return _outcome(outcome)
+
+    async def _delete(self, run_id: str) -> None:
+        try:
+            await self._ledger.delete(run_key(run_id))
+            if self._ledger.has_log:
+                for log in await self._ledger.logs(log_prefix(run_id)):
+                    await self._ledger.drop_log(log)
+        except LedgerError as error:
+            _log.warning("run %s could not be swept from the ledger: %s", run_id, error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+def log_prefix(run_id: str) -> str:
+    """What the names of a run's logs begin with."""
+    return f"stores/{run_id}/"
+
+
+def log_name(run_id: str, number: int) -> str:
+    """The log of the store of one round."""
+    return f"{log_prefix(run_id)}{number}"
+
+
+def _with_record(
+    register: e.RunRegister,
+    record: RoundRecord | CloseRecord,
+    settings: RunSettings | None,
+    restarts: int,
+) -> e.RunRegister:
+    is_close = isinstance(record, CloseRecord)
+    return msgspec.structs.replace(
+        register,
+        settings=settings,
+        round=register.round if is_close else record,
+        close=record if is_close else register.close,
+        restarts=restarts,
+    )
+
+
+def _found(versioned: Versioned | None) -> e.Found | None:
+    return e.Found(versioned.value, versioned.version) if versioned is not None else None
+
+
+def _outcome(outcome: SwapOutcome) -> e.Outcome:
+    if isinstance(outcome, Swapped):
+        return e.Done(outcome.version)
+    if isinstance(outcome, Unknown):
+        return e.Unclear(outcome.reason)
+    return e.Lost(_found(outcome.current))
