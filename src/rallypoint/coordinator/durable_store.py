@@ -122,8 +122,9 @@ class DurableStore:
     ) -> list[Answer]:
         """Apply a call; the answers that may leave now."""
         self._store.acknowledge(node, acknowledged, still_open)
+        changes = not isinstance(op, READS) and not self._store.has_seen(node, request_id)
         answers = self._store.apply(node, request_id, op, timeout_s, now_s)
-        if not isinstance(op, READS) and not _was_refused(answers, node, request_id):
+        if changes and not _was_refused(answers, node, request_id):
             entry = Applied(node, request_id, op, acknowledged, tuple(still_open))
             self._log(entry, _size(op))
         return self._hold(answers)

@@ -585,6 +585,11 @@ class RoundStore:
             self.cancel(node, request_id)
             session.forget(request_id)
 
+    def has_seen(self, node: str, request_id: int) -> bool:
+        """Whether the request would be a repeat: it was applied, cancelled or acknowledged."""
+        session = self._sessions.get(node)
+        return session is not None and session.has_seen(request_id)
+
     def cancel(self, node: str, request_id: int) -> None:
         """Withdraw a call that waits: it gets no answer, and a repeat is not applied.
 
