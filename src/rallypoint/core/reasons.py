@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from rallypoint.core.values import (
     NAMES_SHOWN_MAX,
+    Address,
     Change,
     ChangeKind,
     CloseRecord,
@@ -74,6 +75,10 @@ class RefusalCode(enum.StrEnum):
     OTHER_RUN = "other_run"
     LIMIT = "limit"
     SUPERSEDED = "superseded"
+    ELSEWHERE = "elsewhere"
+    """Another process coordinates the run, at the refusal's addresses."""
+    MOVED = "moved"
+    """This process coordinates the run no longer: look in the ledger who does."""
 
 
 class Refusal(Value, frozen=True):
@@ -84,6 +89,7 @@ class Refusal(Value, frozen=True):
     hint: str = ""
     conflicts: tuple[SettingConflict, ...] = ()
     close: CloseRecord | None = None
+    addresses: tuple[Address, ...] = ()
 
     def __str__(self) -> str:
         return self.message
@@ -106,6 +112,27 @@ def name_taken(name: str, host: str) -> Refusal:
         RefusalCode.NAME_TAKEN,
         f"a live node on host {host!r} already has the name {name!r} in this run",
         hint="give each node its own --node-name, or leave it out",
+    )
+
+
+def elsewhere(run_id: str, process: str, addresses: tuple[Address, ...]) -> Refusal:
+    """Another live process owns the run: its nodes attach there."""
+    where = some(tuple(map(str, addresses[:NAMES_SHOWN_MAX])), len(addresses))
+    at = f" at {where}" if addresses else ""
+    return Refusal(
+        RefusalCode.ELSEWHERE,
+        f"run {run_id!r} is coordinated by {process}{at}",
+        hint="attach there",
+        addresses=addresses,
+    )
+
+
+def moved(run_id: str, why: str) -> Refusal:
+    """This process has let go of the run; the ledger says, or will say, who has it now."""
+    return Refusal(
+        RefusalCode.MOVED,
+        f"run {run_id!r} is no longer coordinated here: {why}",
+        hint="look for its coordinator in the ledger",
     )
 
 
