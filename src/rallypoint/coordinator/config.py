@@ -15,6 +15,9 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     `attach_timeout_s`: how long a connection may take to say who it is.
     `backlog_bytes_max`: what may wait to be sent to one node; beyond it the connection is dropped,
     and the node resumes.
+    `attach_grace_s`: how long the members of a run that was taken over have to attach here.
+    `lease_ttl_s`: how long a lease may stand still; the same on all coordinators of a ledger.
+    `yield_after_s`: an elected coordinator that no other node reaches lets another try; None: not.
     """
 
     token: str = ""
@@ -29,3 +32,6 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     empty_run_keep_s: float = 600.0
     rounds_remembered: int = 50
     store_limits: StoreLimits = DEFAULT_LIMITS
+    attach_grace_s: float = 6.0
+    lease_ttl_s: float = 3.0
+    yield_after_s: float | None = None

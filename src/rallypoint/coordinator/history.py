@@ -62,6 +62,12 @@ class History:
             elif isinstance(effect, do.Announce):
                 self._closed(effect, now_s)
 
+    def restored(self, record: RoundRecord, now_s: float, wall_s: float) -> None:
+        """A round that was formed by an earlier coordinator goes on under this one."""
+        self._gathering_since_s = now_s
+        self._sealed(record, now_s, wall_s)
+        self._published(now_s)
+
     def first_arrival(self, now_s: float) -> None:
         """The gathering for the first round begins when the first node is there."""
         self._gathering_since_s = now_s

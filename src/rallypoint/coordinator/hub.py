@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rallypoint._version import __version__
 from rallypoint.clock import TICK_S, StallProofClock
@@ -14,6 +15,9 @@ from rallypoint.coordinator.timers import Timers
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Stamp
 from rallypoint.wire import messages as wire
+
+if TYPE_CHECKING:
+    from rallypoint.coordinator.shared import SharedRuns
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -35,6 +39,7 @@ class Hub:
         clock: StallProofClock | None = None,
         wake: Callable[[], None] = lambda: None,
         forget: Callable[[str], None] = lambda run_id: None,
+        shared: SharedRuns | None = None,
     ) -> None:
         self.config = config
         self.ledger_id = ledger_id
@@ -50,6 +55,7 @@ class Hub:
         self._beats = 0
         self._next_round_s = 0.0
         self._forget = forget
+        self._shared = shared
         self.on_fewer: Callable[[], None] = lambda: None
         """Called when a connection has ended or a run has closed: for who waits for the last."""
 
@@ -104,8 +110,18 @@ class Hub:
         """The run of that name, begun if there is none."""
         run = self.runs.get(run_id)
         if run is None:
-            run = self.runs[run_id] = RunHost(self, run_id, self._commit)
+            run = self.runs[run_id] = RunHost(self, run_id, self._commit, self._shared)
         return run
+
+    def claim(self, run: RunHost) -> None:
+        """A node wants the run: on a shared ledger it has to be this coordinator's first."""
+        if self._shared is not None and not run.is_claimed:
+            self._shared.claim(run.run_id)
+
+    def drop(self, run_id: str) -> None:
+        """The run is another coordinator's; nothing of it is kept here."""
+        self.runs.pop(run_id, None)
+        self.on_fewer()
 
     def refusal(self, attach: wire.Attach) -> Refusal | None:
         """Why a node cannot attach here at all, if it cannot."""
@@ -124,7 +140,8 @@ class Hub:
         if attach.stamp.ledger_id and attach.stamp.ledger_id != self.ledger_id:
             lost = f"run {attach.run_id!r} was lost with the coordinator that kept it in memory"
             return Refusal(RefusalCode.RUN_LOST, lost, hint)
-        if attach.stamp.ledger_id and attach.run_id not in self.runs:
+        is_kept_here = self._shared is None
+        if is_kept_here and attach.stamp.ledger_id and attach.run_id not in self.runs:
             # R5: begun anew under the same ledger, its rounds would look old to this node.
             swept = f"run {attach.run_id!r} was forgotten, as nobody was in it for too long"
             return Refusal(RefusalCode.RUN_LOST, swept, hint)
@@ -143,7 +160,7 @@ class Hub:
             self._forget(run_id)
 
     def _is_over(self, run: RunHost, now_s: float) -> bool:
-        if run.attached_count:
+        if run.attached_count or not run.is_claimed:
             return False
         if run.is_closed:
             return run.membership.closed_ago_s(now_s) > self.config.closed_run_keep_s

@@ -9,19 +9,21 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from rallypoint.coordinator.durable_store import DurableStore
 from rallypoint.coordinator.history import History
 from rallypoint.coordinator.sessions import Session
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.effects import Effect
+from rallypoint.core.election import RunRegister
 from rallypoint.core.membership import Membership
-from rallypoint.core.reasons import Waiting
+from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.store import BAD_REQUEST, ROUND_ENDED, Answer, RoundStore, StoreFailure
 from rallypoint.core.values import (
     CloseRecord,
@@ -43,10 +45,29 @@ Commit = Callable[["RunHost", RoundRecord | CloseRecord], None]
 """Gives a record to the ledger, and posts Committed, CommitRefused or LedgerLost to the run."""
 
 
-class RunHost:
-    """One run on this coordinator. Owned by one thread, as the hub is."""
+class Shared(Protocol):
+    """What a run on a shared ledger asks for besides commits. See coordinator/shared.py."""
 
-    def __init__(self, hub: Hub, run_id: str, commit: Commit) -> None:
+    def new_store(self, run: RunHost, store: RoundStore) -> DurableStore | None:
+        """The round's store with its log; None where the ledger keeps none."""
+
+    def append(self, run: RunHost, index: int, data: bytes) -> None:
+        """Write a record of the round's log; `RunHost.appended` follows."""
+
+    def reached(self, run_id: str) -> None:
+        """A node has come through to this coordinator."""
+
+    def stepped_down(self, run: RunHost) -> None:
+        """The run is not this coordinator's any more."""
+
+
+class RunHost:
+    """One run on this coordinator. Owned by one thread, as the hub is.
+
+    On a shared ledger the run is first claimed: until `begin`, events only gather.
+    """
+
+    def __init__(self, hub: Hub, run_id: str, commit: Commit, shared: Shared | None = None) -> None:
         now_s = hub.now_s()
         self.run_id = run_id
         self.membership = Membership(
@@ -56,7 +77,9 @@ class RunHost:
             members_max=hub.config.members_max,
         )
         self.history = History(hub.config.rounds_remembered, now_s)
-        self.store: RoundStore | None = None
+        self.store: RoundStore | DurableStore | None = None
+        self.is_claimed = shared is None
+        self._shared = shared
         self.empty_since_s: float | None = now_s
         self._hub = hub
         self._commit = commit
@@ -75,7 +98,10 @@ class RunHost:
     def post(self, event: on.Event) -> None:
         """Give the core an event. Those that its effects bring are taken in order, after it."""
         self._queue.append(event)
-        if self._is_draining:
+        self._drain()
+
+    def _drain(self) -> None:
+        if self._is_draining or not self.is_claimed:
             return
         self._is_draining = True
         try:
@@ -83,6 +109,34 @@ class RunHost:
                 self._step(self._queue.popleft())
         finally:
             self._is_draining = False
+
+    def begin(self, register: RunRegister, records: Sequence[bytes]) -> None:
+        """The run is this coordinator's: go on where the last one left it (R5, R10).
+
+        `records`: the log of the round's store, sealed, in order. Raises UnreadableLogError.
+        """
+        now_s = self._hub.now_s()
+        grace_s = self._hub.config.attach_grace_s
+        effects = self.membership.restore(register, attach_grace_s=grace_s, now_s=now_s)
+        self._refresh_stamp()
+        if register.round is not None and register.close is None:
+            self.history.restored(register.round, now_s, time.time())
+            self._open_store(register.round, records)
+        for effect in effects:
+            _EXECUTE[type(effect)](self, effect)
+        self.is_claimed = True
+        self.empty_since_s = None if len(self.membership.roster) else now_s
+        self._drain()
+
+    def turn_away(self, refusal: Refusal) -> None:
+        """Refuse all that wait for the run to be claimed."""
+        events, self._queue = self._queue, deque()
+        for event in events:
+            session = (
+                self._hub.sessions.get(event.link) if isinstance(event, on.NodeAttached) else None
+            )
+            if session is not None:
+                session.refuse(refusal)
 
     def _step(self, event: on.Event) -> None:
         now_s = self._hub.now_s()
@@ -98,8 +152,9 @@ class RunHost:
         self.empty_since_s = (self.empty_since_s or now_s) if is_empty else None
 
     def _refresh_stamp(self) -> None:
-        if self._stamp.round != self.membership.number:
-            self._stamp = Stamp(self._hub.ledger_id, self._hub.term, self.membership.number)
+        membership = self.membership
+        if (self._stamp.term, self._stamp.round) != (membership.term, membership.number):
+            self._stamp = Stamp(self._hub.ledger_id, membership.term, membership.number)
 
     def connection_lost(self, session: Session, node: NodeId) -> None:
         """A connection that had attached, or wanted to, is closed."""
@@ -167,15 +222,39 @@ class RunHost:
             outside = StoreFailure(BAD_REQUEST, "this node is not in the round")
             self._answer([Answer(node.name, call.request_id, outside)])
         else:
-            now_s = self._hub.now_s()
-            store.acknowledge(node.name, call.acknowledged, call.still_open)
-            self._answer(store.apply(node.name, call.request_id, call.op, call.timeout_s, now_s))
+            self._answer(self._apply(store, node, call))
             self._arm_store_timer()
+            self._write_log()
+
+    def _apply(
+        self, store: RoundStore | DurableStore, node: NodeId, call: wire.StoreCall
+    ) -> list[Answer]:
+        now_s = self._hub.now_s()
+        request = (node.name, call.request_id, call.op, call.timeout_s, now_s)
+        if isinstance(store, DurableStore):
+            return store.apply(*request, call.acknowledged, call.still_open)
+        store.acknowledge(node.name, call.acknowledged, call.still_open)
+        return store.apply(*request)
+
+    def _write_log(self) -> None:
+        """R10: what changes the store is in the log before it is acknowledged."""
+        if self._shared is None or not isinstance(self.store, DurableStore):
+            return
+        record = self.store.take_record()
+        if record is not None:
+            self._shared.append(self, *record)
+
+    def appended(self, store: DurableStore) -> None:
+        """The record that was being written is in the log of this store."""
+        if store is self.store:
+            self._answer(store.appended())
+            self._write_log()
 
     def store_cancel(self, node: NodeId, request_id: int) -> None:
         """Nobody waits for the call any more."""
         if self.store is not None:
             self.store.cancel(node.name, request_id)
+            self._write_log()
 
     def _answer(self, answers: list[Answer]) -> None:
         for answer in answers:
@@ -196,6 +275,7 @@ class RunHost:
         if self.store is not None:
             self._answer(self.store.expire(self._hub.now_s()))
             self._arm_store_timer()
+            self._write_log()
 
     # -- effects out ---------------------------------------------------------------------------
 
@@ -213,6 +293,8 @@ class RunHost:
         session.node = effect.node
         self._sessions[effect.node.name] = session
         self.heard(session, effect.node)
+        if self._shared is not None:
+            self._shared.reached(self.run_id)
         session.send(self._welcome_message(effect))
         if effect.standing.round:
             self._send_seat(effect.node, session)
@@ -246,18 +328,26 @@ class RunHost:
 
     def _publish(self, effect: do.Publish) -> None:
         record = effect.record
-        seats = self.membership.seats()
-        members = record.members
-        self._seats = {m.name: seat for m, seat in zip(members, seats, strict=True)}
-        self.store = RoundStore(
-            [(m.name, s.first_rank, s.workers) for m, s in zip(members, seats, strict=True)],
-            self._hub.config.store_limits,
-        )
+        self._open_store(record, ())
+        members, seats = record.members, list(self._seats.values())
         for member, seat in zip(members, seats, strict=True):
             session = self._session_at(member)
             if session is not None:
                 session.send(wire.encode(wire.Formed(self._stamp, record.head, seat)))
         _log.info("run %s: round %d with %d nodes", self.run_id, record.head.number, len(members))
+
+    def _open_store(self, record: RoundRecord, records: Sequence[bytes]) -> None:
+        seats = self.membership.seats()
+        members = record.members
+        self._seats = {m.name: seat for m, seat in zip(members, seats, strict=True)}
+        store = RoundStore(
+            [(m.name, s.first_rank, s.workers) for m, s in zip(members, seats, strict=True)],
+            self._hub.config.store_limits,
+        )
+        durable = self._shared.new_store(self, store) if self._shared is not None else None
+        if durable is not None:
+            durable.replay(records)
+        self.store = durable or store
 
     def _break(self, effect: do.Break) -> None:
         text = reasons.describe(effect.change)
@@ -307,7 +397,14 @@ class RunHost:
             self.store.forget_node(name)
 
     def _step_down(self, effect: do.StepDown) -> None:
+        """R5: whoever is attached looks for the coordinator that has the run now."""
         _log.warning("run %s: this coordinator has been deposed: %s", self.run_id, effect.reason)
+        message = f"this coordinator has the run no more: {effect.reason}"
+        for session in list(self._sessions.values()):
+            session.refuse(Refusal(RefusalCode.MOVED, message))
+        self.turn_away(Refusal(RefusalCode.MOVED, message))
+        if self._shared is not None:
+            self._shared.stepped_down(self)
 
     # -- helpers -------------------------------------------------------------------------------
 

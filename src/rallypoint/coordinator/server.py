@@ -23,6 +23,7 @@ from rallypoint.coordinator import http
 from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address
 from rallypoint.ledger.contract import Ledger
@@ -50,15 +51,28 @@ class CoordinatorServer:
         self, config: CoordinatorConfig | None = None, *, ledger: Ledger | None = None
     ) -> None:
         self.config = config or CoordinatorConfig()
-        self._ledger = ledger or MemoryLedger()
-        self._committer = Committer(self._ledger)
-        self.hub = Hub(
-            self.config,
-            ledger_id=self._ledger.ledger_id,
-            commit=self._committer.commit,
-            wake=self._schedule,
-            forget=self._committer.forget,
-        )
+        self.shared = SharedRuns(ledger, self.config) if ledger is not None else None
+        self._committer: Committer | None = None
+        if self.shared is None:
+            memory = MemoryLedger()
+            self._committer = Committer(memory)
+            self.hub = Hub(
+                self.config,
+                ledger_id=memory.ledger_id,
+                commit=self._committer.commit,
+                wake=self._schedule,
+                forget=self._committer.forget,
+            )
+        else:
+            self.hub = Hub(
+                self.config,
+                ledger_id="",
+                term=0,
+                commit=self.shared.commit,
+                wake=self._schedule,
+                forget=self.shared.sweep,
+                shared=self.shared,
+            )
         self._runner: web.AppRunner | None = None
         self._sockets: tuple[socket.socket, ...] = ()
         self._tick: asyncio.TimerHandle | None = None
@@ -76,10 +90,18 @@ class CoordinatorServer:
     ) -> None:
         await self.aclose()
 
-    async def start(self, sockets: Sequence[socket.socket]) -> None:
-        """Serve on these sockets until `aclose`."""
+    async def start(
+        self, sockets: Sequence[socket.socket], addresses: tuple[Address, ...] = ()
+    ) -> None:
+        """Serve on these sockets until `aclose`.
+
+        `addresses`: where nodes reach them; for a shared ledger, whose lease names them. Raises a
+        LedgerError if the ledger is unfit or out of reach.
+        """
         self._sockets = tuple(sockets)
         try:
+            if self.shared is not None:
+                await self.shared.start(self.hub, addresses)
             await self._serve()
         except BaseException:
             await self.aclose()
@@ -111,10 +133,15 @@ class CoordinatorServer:
             sock.close()  # A site that was never started has not closed it.
         if runner is None:
             return
+        if self.shared is not None:
+            await self.shared.hand_over(CLOSE_TIMEOUT_S, reason)
         self.hub.close(reason)
         if self._closing:
             await asyncio.wait(self._closing, timeout=CLOSE_TIMEOUT_S)
-        await self._committer.aclose()
+        if self.shared is not None:
+            await self.shared.aclose()
+        if self._committer is not None:
+            await self._committer.aclose()
         await runner.cleanup()
 
     def filenos(self) -> list[int]:

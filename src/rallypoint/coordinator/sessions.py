@@ -95,6 +95,7 @@ class Session:
         self._asked = on.NodeAttached(message.node, message.settings, self.link)
         self.run = self._hub.open_run(message.run_id)
         self.run.post(self._asked)
+        self._hub.claim(self.run)
 
     def _next(self, message: wire.FromNode) -> None:
         run, node = self.run, self.node

@@ -125,7 +125,7 @@ class Committed(Event, frozen=True):
 
 
 class CommitRefused(Event, frozen=True):
-    """The ledger belongs to a higher term: this coordinator has been deposed."""
+    """This coordinator has been deposed: the run's register has, or may have, a higher term."""
 
     reason: str
 

@@ -525,7 +525,8 @@ class Membership:
     def _on_commit_refused(self, event: on.CommitRefused) -> None:
         # R5: a deposed coordinator decides nothing more, whatever its ledger says later.
         self.deposed = True
-        self._suspend(event.reason)
+        if self.phase is not Phase.CLOSED:
+            self._suspend(event.reason)
         self._do(do.StepDown(event.reason))
 
     def _on_ledger_lost(self, event: on.LedgerLost) -> None:

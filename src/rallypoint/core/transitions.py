@@ -51,6 +51,7 @@ def _rows(
 
 _NOTHING: Final = ("_ignore", "nothing")
 _KEPT: Final = ("_defer", "kept until the ledger is back")
+_DEPOSED: Final = ("_on_commit_refused", "deposed: this coordinator decides nothing more")
 _NOT_ASKED: Final = ("_ignore", "nothing: no record was given")
 
 _ATTACHED: Final = ("_on_attached", "let in, resumed, or refused with the reason")
@@ -149,11 +150,11 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
     ),
     **_rows(
         on.CommitRefused,
-        _NOT_ASKED,
-        ("_on_commit_refused", "deposed: this coordinator decides nothing more"),
-        _NOT_ASKED,
-        ("_on_commit_refused", "deposed: this coordinator decides nothing more"),
-        _NOT_ASKED,
+        _DEPOSED,
+        _DEPOSED,
+        _DEPOSED,
+        _DEPOSED,
+        ("_on_commit_refused", "deposed: another coordinator tells of the end from now on"),
     ),
     **_rows(
         on.LedgerLost,
@@ -184,7 +185,10 @@ _LEADS: Final[dict[tuple[Phase, type[on.Event]], tuple[Phase, ...]]] = {
     (ACTIVE, on.NodeHeard): (ACTIVE, GATHERING),
     (ACTIVE, on.ProbeAnswered): (ACTIVE, GATHERING),
     (COMMITTING, on.Committed): (ACTIVE, GATHERING, COMMITTING, CLOSED),
+    (GATHERING, on.CommitRefused): (SUSPENDED,),
     (COMMITTING, on.CommitRefused): (SUSPENDED,),
+    (ACTIVE, on.CommitRefused): (SUSPENDED,),
+    (CLOSED, on.CommitRefused): (CLOSED,),
     (GATHERING, on.LedgerLost): (SUSPENDED,),
     (COMMITTING, on.LedgerLost): (SUSPENDED,),
     (ACTIVE, on.LedgerLost): (SUSPENDED,),

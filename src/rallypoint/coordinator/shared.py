@@ -1,0 +1,245 @@
+"""Runs on a shared ledger: claimed, taken over, suspended and given up, between hub and office.
+
+The hub knows runs and connections, the office knows the ledger; this file tells each what the
+other needs, and reads and writes the logs of the rounds' stores. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.durable_store import (
+    FORMAT,
+    DurableStore,
+    Record,
+    UnreadableLogError,
+    decode_record,
+    encode_record,
+)
+from rallypoint.coordinator.office import Office, log_name
+from rallypoint.coordinator.runs import RunHost
+from rallypoint.core import events as on
+from rallypoint.core.election import RunRegister, Timing
+from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.store import RoundStore
+from rallypoint.core.values import Address, CloseRecord, RoundRecord
+from rallypoint.errors import LedgerError
+from rallypoint.ledger.contract import Created, Exists, Gap, Ledger
+
+if TYPE_CHECKING:
+    from rallypoint.coordinator.hub import Hub
+
+_log = logging.getLogger("rallypoint.coordinator")
+
+RETRY_S: Final = 0.2
+
+
+class SharedRuns:
+    """The runs of one coordinator on a shared ledger. Implements office.Runs and runs.Shared."""
+
+    def __init__(self, ledger: Ledger, config: CoordinatorConfig) -> None:
+        ttl_s = config.lease_ttl_s
+        timing = Timing(ttl_s=ttl_s, margin_s=ttl_s / 6, renew_s=ttl_s / 3, retry_s=ttl_s / 6)
+        self.office = Office(ledger, self, timing, yield_after_s=config.yield_after_s)
+        self._ledger = ledger
+        self._hub: Hub | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_suspended = ""
+
+    # -- its life ------------------------------------------------------------------------------
+
+    async def start(self, hub: Hub, addresses: tuple[Address, ...]) -> None:
+        """Reach the ledger and take the lease. Raises LedgerError."""
+        await self._ledger.open()
+        self._hub = hub
+        hub.ledger_id = self._ledger.ledger_id
+        self.office.start(addresses)
+
+    async def hand_over(self, timeout_s: float, reason: str) -> None:
+        """Say in the ledger that this coordinator is going, then send the nodes to look again."""
+        if self._hub is None:
+            return
+        await self.office.hand_over(timeout_s)
+        for run in list(self._hub.runs.values()):
+            run.post(on.CommitRefused(reason))
+
+    async def aclose(self) -> None:
+        """Stop. Idempotent. The ledger stays open: it is the caller's."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.office.aclose()
+
+    # -- what the hub and its runs ask for -----------------------------------------------------
+
+    def claim(self, run_id: str) -> None:
+        """A node of the run is here."""
+        self.office.want(run_id)
+
+    def commit(self, run: RunHost, record: RoundRecord | CloseRecord) -> None:
+        """Give a record to the ledger."""
+        membership = run.membership
+        self.office.commit(run.run_id, record, membership.settings, membership.restart_count)
+
+    def sweep(self, run_id: str) -> None:
+        """The run is over for good."""
+        self.office.let_go(run_id)
+
+    def reached(self, run_id: str) -> None:
+        """A node has come through."""
+        self.office.reached(run_id)
+
+    def stepped_down(self, run: RunHost) -> None:
+        """The run is another coordinator's."""
+        if self._hub is not None and self._hub.runs.get(run.run_id) is run:
+            self._hub.drop(run.run_id)
+
+    def new_store(self, run: RunHost, store: RoundStore) -> DurableStore | None:
+        """The round's store with its log; the log of the round before can go."""
+        if not self._ledger.has_log:
+            return None
+        number = run.membership.number
+        if number > 1:
+            self._spawn(self._drop_log(log_name(run.run_id, number - 1)))
+        batch = self._ledger.limits.record_bytes_max // 2
+        return DurableStore(store, run.membership.term, batch_bytes_max=batch)
+
+    def append(self, run: RunHost, index: int, data: bytes) -> None:
+        """Write a record of the log of the run's present round."""
+        store = run.store
+        assert isinstance(store, DurableStore)
+        log = log_name(run.run_id, run.membership.number)
+        self._spawn(self._append(run, store, log, index, data))
+
+    async def _append(
+        self, run: RunHost, store: DurableStore, log: str, index: int, data: bytes
+    ) -> None:
+        """Until the outcome is known, or the round is over: nothing is acknowledged meanwhile."""
+        while run.store is store:
+            outcome = await self._ledger.append(log, index, data)
+            if isinstance(outcome, Created) or outcome == Exists(data):
+                run.appended(store)
+                return
+            if isinstance(outcome, Exists):
+                run.post(on.CommitRefused("another coordinator has sealed the round's log"))
+                return
+            if isinstance(outcome, Gap):
+                return  # The log was dropped: the round is over.
+            await asyncio.sleep(RETRY_S)
+
+    async def _drop_log(self, log: str) -> None:
+        try:
+            await self._ledger.drop_log(log)
+        except LedgerError as error:
+            _log.debug("log %s stays for now: %s", log, error)
+
+    # -- what the office tells -----------------------------------------------------------------
+
+    def won(self, run_id: str, register: RunRegister) -> None:
+        """The run is this coordinator's."""
+        self._spawn(self._take_over(run_id, register))
+
+    async def _take_over(self, run_id: str, register: RunRegister) -> None:
+        """Seal the round's log, and begin with what is in it."""
+        run = self._run(run_id)
+        if run is None:
+            return
+        try:
+            records = await self._sealed_records(run_id, register)
+            if self._run(run_id) is run and not run.is_claimed:
+                run.begin(register, records)
+                _log.info("run %s: coordinated here from term %d on", run_id, register.term)
+        except UnreadableLogError as error:
+            self.unreadable(run_id, str(error))
+
+    async def _sealed_records(self, run_id: str, register: RunRegister) -> list[bytes]:
+        """R5: after the seal, nothing that the former owner still writes can be in the log."""
+        if register.round is None or register.close is not None or not self._ledger.has_log:
+            return []
+        log = log_name(run_id, register.number)
+        seal = encode_record(Record(FORMAT, register.term, (), is_seal=True))
+        while True:
+            try:
+                records = [value for _, value in await self._ledger.records(log)]
+            except LedgerError as error:
+                _log.warning("run %s: the log cannot be read: %s", run_id, error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            if records and records[-1] == seal:
+                return records
+            _refuse_later_term(records, register.term)
+            await self._ledger.append(log, len(records), seal)
+
+    def elsewhere(self, run_id: str, addresses: tuple[Address, ...]) -> None:
+        """Another coordinator has the run: its nodes go there."""
+        run = self._run(run_id)
+        if run is None or run.is_claimed or self._hub is None:
+            return
+        listed = ", ".join(map(str, addresses))
+        message = f"run {run_id!r} has its coordinator at {listed}"
+        run.turn_away(Refusal(RefusalCode.ELSEWHERE, message, addresses=addresses))
+        self._hub.drop(run_id)
+
+    def deposed(self, run_id: str, reason: str) -> None:
+        """The run is not this coordinator's any more."""
+        run = self._run(run_id)
+        if run is None:
+            return
+        if run.is_claimed:
+            run.post(on.CommitRefused(reason))
+        else:
+            run.turn_away(Refusal(RefusalCode.MOVED, reason))
+            self.stepped_down(run)
+
+    def committed(self, run_id: str) -> None:
+        """The record is in the ledger."""
+        run = self._run(run_id)
+        if run is not None:
+            run.post(on.Committed())
+
+    def ledger_lost(self, reason: str) -> None:
+        """SUSPENDED: sessions stay, active rounds go on, nobody is judged."""
+        _log.warning("suspended: %s", reason)
+        for run in self._claimed_runs():
+            run.post(on.LedgerLost(reason))
+
+    def ledger_restored(self) -> None:
+        """Go on."""
+        _log.warning("the ledger answers again")
+        for run in self._claimed_runs():
+            run.post(on.LedgerRestored())
+
+    def unreadable(self, run_id: str, reason: str) -> None:
+        """The run's register or log cannot be read: nothing of it is touched."""
+        run = self._run(run_id)
+        if run is not None and not run.is_claimed and self._hub is not None:
+            message = f"run {run_id!r} cannot be taken over: {reason}"
+            hint = "another release may have written it; look at the ledger before you clear it"
+            run.turn_away(Refusal(RefusalCode.LIMIT, message, hint))
+            self._hub.drop(run_id)
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _run(self, run_id: str) -> RunHost | None:
+        return self._hub.runs.get(run_id) if self._hub is not None else None
+
+    def _claimed_runs(self) -> list[RunHost]:
+        runs = self._hub.runs.values() if self._hub is not None else ()
+        return [run for run in runs if run.is_claimed]
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _refuse_later_term(records: list[bytes], term: int) -> None:
+    """A seal of a later term: this office was lost while it read."""
+    for data in records:
+        record = decode_record(data)
+        if record.is_seal and record.term > term:
+            raise UnreadableLogError(f"term {record.term} has sealed it; this one is {term}")
