@@ -8,18 +8,24 @@ owns the run, since which term, and what was last committed. Whoever sees a leas
 tries to commit names a version that is gone (R5). Safety rests on the swaps alone; the times only
 say when it is worth trying.
 
+What the times add, as long as two clocks' rates differ by less than the margin allows: at every
+moment, a process whose claim is OWNED and whose lease lets it decide is the one that the run's
+register names, with that term. A lease is final once it is revoked or moving, so reading that is
+reason enough to seal. Only such leases may be swept: one that is merely missing is taken for dead.
+
 Answers of the engine may be lost, late, repeated or in conflict. The discipline: after an unknown
 outcome only the same bytes are tried again, until the version moves; then what is there counts.
 
 `LeaseHolder` keeps one process's own lease, `Claim` its claim to one run. Both take answers and
 ticks and return actions; who carries those out is not known here, nor whether the engine keeps the
-two registers in one blob.
+two registers in one blob. Every answer comes with the action that it answers, so that one to an
+earlier question is known for late. `Seeker` is a node's side: where is the run's coordinator?
 """
 
 from __future__ import annotations
 
 import enum
-from typing import Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
@@ -35,9 +41,11 @@ from rallypoint.core.values import (
 FORMAT: Final = 1
 """The format of what is written. A reader refuses a newer one."""
 
+Counter = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
 
 class LeaseState(enum.StrEnum):
-    """What a lease says of its process."""
+    """What a lease says of its process. The last two are final."""
 
     SERVING = "serving"
     MOVING = "moving"
@@ -50,14 +58,14 @@ class Lease(Value, frozen=True):
 
     format: int
     process: str
-    beat: int
+    beat: Counter
     state: LeaseState = LeaseState.SERVING
     addresses: tuple[Address, ...] = ()
     revoked_by: str = ""
 
 
 class RunRegister(Value, frozen=True):
-    """A run's register. (owner, sequence) is its writer's nonce and sequence.
+    """A run's register. (owner, term, sequence) is its writer's nonce and sequence.
 
     `owner` is a process, or "" when the last one has let go.
     """
@@ -65,13 +73,13 @@ class RunRegister(Value, frozen=True):
     format: int
     ledger_id: str
     run_id: str
-    term: int
+    term: Counter
     owner: str
-    sequence: int = 0
+    sequence: Counter = 0
     settings: RunSettings | None = None
     round: RoundRecord | None = None
     close: CloseRecord | None = None
-    restarts: int = 0
+    restarts: Counter = 0
 
     @property
     def number(self) -> int:
@@ -94,14 +102,14 @@ def encode(value: Lease | RunRegister) -> bytes:
 
 
 def decode_lease(data: bytes) -> Lease:
-    """A lease. Raises UnreadableError."""
+    """A lease. Raises UnreadableError, and nothing else, whatever the bytes are."""
     lease = _decode(data, Lease)
     assert isinstance(lease, Lease)
     return lease
 
 
 def decode_run(data: bytes) -> RunRegister:
-    """A run's register. Raises UnreadableError."""
+    """A run's register. Raises UnreadableError, and nothing else, whatever the bytes are."""
     register = _decode(data, RunRegister)
     assert isinstance(register, RunRegister)
     return register
@@ -109,19 +117,30 @@ def decode_run(data: bytes) -> RunRegister:
 
 def _decode(data: bytes, kind: type[Lease] | type[RunRegister]) -> Lease | RunRegister:
     try:
-        (found,) = msgspec.msgpack.decode(data, type=list)[:1] or (None,)
-    except (msgspec.DecodeError, TypeError) as error:
-        raise UnreadableError(f"this is no {kind.__name__} of Rallypoint: {error}") from error
-    if not isinstance(found, int) or isinstance(found, bool):
-        raise UnreadableError(f"this is no {kind.__name__} of Rallypoint: it has no format")
-    if found > FORMAT:
-        raise UnreadableError(
-            f"format {found} was written by a newer release; this one reads up to {FORMAT}"
-        )
+        value = msgspec.msgpack.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UnreadableError(_why_unreadable(data, kind.__name__, error)) from error
+    # A newer release may only have added fields: what can be read need not be all there is.
+    if not 1 <= value.format <= FORMAT:
+        raise UnreadableError(_other_format(value.format))
+    return value
+
+
+def _why_unreadable(data: bytes, kind: str, error: Exception) -> str:
     try:
-        return msgspec.msgpack.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise UnreadableError(f"this {kind.__name__} is damaged: {error}") from error
+        (found,) = msgspec.msgpack.decode(data, type=list)[:1] or (None,)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError):
+        return f"this is no {kind} of Rallypoint: {error}"
+    if not isinstance(found, int) or isinstance(found, bool):
+        return f"this is no {kind} of Rallypoint: it has no format"
+    if not 1 <= found <= FORMAT:
+        return _other_format(found)
+    return f"this {kind} is damaged: {error}"
+
+
+def _other_format(found: int) -> str:
+    by = "a newer release" if found > FORMAT else "no release"
+    return f"format {found} was written by {by}; this one reads 1 to {FORMAT}"
 
 
 # -- what the engine answers ---------------------------------------------------------------------
@@ -159,13 +178,16 @@ Outcome: TypeAlias = Done | Lost | Unclear
 
 
 class ReadRun(Value, frozen=True):
-    """Read the run's register, and answer by `Claim.run_read`."""
+    """Read the run's register, and answer by `run_read` of who asked."""
+
+    ticket: int = 0
 
 
 class ReadLease(Value, frozen=True):
-    """Read a process's lease, and answer by `Claim.lease_read`."""
+    """Read a process's lease, and answer by `lease_read` of who asked."""
 
     process: str
+    ticket: int = 0
 
 
 class SwapRun(Value, frozen=True):
@@ -190,6 +212,19 @@ class Won(Value, frozen=True):
     version: int
 
 
+class Committed(Value, frozen=True):
+    """What `Claim.commit` was given is in the ledger."""
+
+    register: RunRegister
+    version: int
+
+
+class Deposed(Value, frozen=True):
+    """The run is no longer this process's."""
+
+    reason: str
+
+
 class Elsewhere(Value, frozen=True):
     """Another live process owns the run; its nodes attach there."""
 
@@ -197,7 +232,9 @@ class Elsewhere(Value, frozen=True):
     process: str
 
 
-Action: TypeAlias = ReadRun | ReadLease | SwapRun | SwapLease | Won | Elsewhere
+Action: TypeAlias = (
+    ReadRun | ReadLease | SwapRun | SwapLease | Won | Committed | Deposed | Elsewhere
+)
 
 
 # -- one's own lease -----------------------------------------------------------------------------
@@ -208,6 +245,9 @@ class Timing(Value, frozen=True, kw_only=True):
 
     `margin_s`: how much earlier than the ttl a holder stops to decide; it bears the difference
     between two clocks' rates and the time that a decision takes to leave.
+
+    Raises:
+        ValueError: from the constructor, naming the durations that do not fit together.
     """
 
     ttl_s: float = 3.0
@@ -216,37 +256,44 @@ class Timing(Value, frozen=True, kw_only=True):
     retry_s: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.renew_s < self.ttl_s - self.margin_s or self.margin_s <= 0:
+        if not (0 < self.renew_s < self.ttl_s - self.margin_s and self.margin_s > 0):
             raise ValueError(
-                f"a lease of {self.ttl_s:g} s must be renewed (every {self.renew_s:g} s) before its "
-                f"margin of {self.margin_s:g} s begins"
+                f"a lease of {self.ttl_s:g} s must be renewed, every {self.renew_s:g} s, "
+                f"before its margin of {self.margin_s:g} s begins"
             )
+        if not 0 < self.retry_s < float("inf"):
+            raise ValueError(f"retry_s must be more than 0 seconds, not {self.retry_s}")
 
 
-class _Try(msgspec.Struct):
+class _Try(Value, frozen=True):
     """A swap whose outcome is not known yet."""
 
-    expected: int | None
-    value: bytes
+    swap: SwapLease
+    state: LeaseState
     first_sent_s: float
-    last_sent_s: float
 
 
 class LeaseHolder:
-    """One process's own lease. A lost lease is lost for good: the process takes a new name."""
+    """One process's own lease. A lost lease is lost for good: the process takes a new name.
+
+    `process` must be drawn, never given: a second life of one name would take the first one's
+    bytes for its own.
+    """
 
     def __init__(self, process: str, addresses: tuple[Address, ...], timing: Timing) -> None:
         self.process = process
         self.addresses = addresses
         self.timing = timing
         self.lost_reason = ""
+        self.has_moved = False
+        """Whether the ledger says that the process is going: nothing is left to be done."""
         self._beat = 0
         self._version: int | None = None
         self._try: _Try | None = None
+        self._last_sent_s = 0.0
         self._renewed_s: float | None = None
         self._silent_since_s: float | None = None
         self._is_moving = False
-        self._written = LeaseState.SERVING
 
     # -- what can be asked ---------------------------------------------------------------------
 
@@ -261,8 +308,11 @@ class LeaseHolder:
         return self._beat
 
     def may_decide(self, now_s: float) -> bool:
-        """Whether the last renewal *was sent* less than the ttl, minus the margin, ago."""
-        if self.is_lost or self._renewed_s is None:
+        """Whether the last renewal *was sent* less than the ttl, minus the margin, ago.
+
+        Never again after `hand_over`: from then on others may take the runs at once.
+        """
+        if self.is_lost or self._is_moving or self._renewed_s is None:
             return False
         return now_s - self._renewed_s < self.timing.ttl_s - self.timing.margin_s
 
@@ -270,71 +320,99 @@ class LeaseHolder:
         """For how long the engine has not answered; None if it does."""
         return None if self._silent_since_s is None else now_s - self._silent_since_s
 
-    def next_tick_s(self, now_s: float) -> float:
-        """When `tick` has something to do."""
+    def next_tick_s(self, now_s: float) -> float | None:
+        """When `tick` has something to do; None if never again."""
+        if self.is_lost or self.has_moved:
+            return None
         if self._try is not None:
-            return self._try.last_sent_s + self.timing.retry_s
+            return self._last_sent_s + self.timing.retry_s
         return now_s if self._renewed_s is None else self._renewed_s + self.timing.renew_s
 
     # -- what happens --------------------------------------------------------------------------
 
     def tick(self, now_s: float) -> list[Action]:
         """Take the lease, renew it, or repeat the last try."""
-        if self.is_lost or now_s < self.next_tick_s(now_s):
+        next_s = self.next_tick_s(now_s)
+        if next_s is None or now_s < next_s:
             return []
-        if self._try is not None:
-            self._try.last_sent_s = now_s
-            return [SwapLease(self.process, self._try.expected, self._try.value)]
-        return self._write(now_s)
+        if self._try is None:
+            return self._write(now_s)
+        self._last_sent_s = now_s
+        return [self._try.swap]
 
     def hand_over(self, now_s: float) -> list[Action]:
-        """Say that the process is going: its runs may be taken at once."""
-        self._is_moving = True
-        return [] if self.is_lost or self._try is not None else self._write(now_s)
+        """Say that the process is going: its runs may be taken at once. Idempotent.
 
-    def swapped(self, value: bytes, outcome: Outcome, now_s: float) -> list[Action]:
-        """The engine's answer to a try of these bytes: also a late or a repeated one."""
-        if self._try is None or value != self._try.value:
+        Until `has_moved`, ticks go on. What is being committed should be done before.
+        """
+        if self.is_lost or self._is_moving:
+            return []
+        self._is_moving = True
+        if self._try is not None:
+            return []  # A renewal is out, and nothing else may be tried before its outcome.
+        if self._version is None:
+            self.has_moved = True
+            return []
+        return self._write(now_s)
+
+    def swapped(self, asked: SwapLease, outcome: Outcome, now_s: float) -> list[Action]:
+        """The engine's answer to this try: also a late or a repeated one."""
+        if self._try is None or asked != self._try.swap:
             return []
         if isinstance(outcome, Unclear):
             if self._silent_since_s is None:
                 self._silent_since_s = self._try.first_sent_s
             return []
-        if isinstance(outcome, Done):
-            return self._renewed(outcome.version, now_s)
-        if outcome.current is not None and outcome.current.value == value:
-            return self._renewed(outcome.current.version, now_s)
+        version = _version_of(asked, outcome)
+        if version is not None:
+            return self._renewed(self._try, version, now_s)
+        assert isinstance(outcome, Lost)
         self._lose(outcome.current)
         return []
 
     def _write(self, now_s: float) -> list[Action]:
         self._beat += 1
-        self._written = LeaseState.MOVING if self._is_moving else LeaseState.SERVING
-        value = encode(Lease(FORMAT, self.process, self._beat, self._written, self.addresses))
-        self._try = _Try(self._version, value, now_s, now_s)
-        return [SwapLease(self.process, self._version, value)]
+        state = LeaseState.MOVING if self._is_moving else LeaseState.SERVING
+        value = encode(Lease(FORMAT, self.process, self._beat, state, self.addresses))
+        self._try = _Try(SwapLease(self.process, self._version, value), state, now_s)
+        self._last_sent_s = now_s
+        return [self._try.swap]
 
-    def _renewed(self, version: int, now_s: float) -> list[Action]:
-        assert self._try is not None
+    def _renewed(self, done: _Try, version: int, now_s: float) -> list[Action]:
         self._version = version
-        self._renewed_s = self._try.first_sent_s
+        self._renewed_s = done.first_sent_s
         self._try = None
         self._silent_since_s = None
+        self.has_moved = done.state is LeaseState.MOVING
         # A hand-over may have begun while a renewal was out.
-        has_told = not self._is_moving or self._written is LeaseState.MOVING
-        return [] if has_told else self._write(now_s)
+        return self._write(now_s) if self._is_moving and not self.has_moved else []
 
     def _lose(self, current: Found | None) -> None:
         self._try = None
         self._renewed_s = None
-        self.lost_reason = "its lease is gone"
-        if current is not None:
-            try:
-                by = decode_lease(current.value).revoked_by
-            except UnreadableError as error:
-                self.lost_reason = f"its lease was overwritten: {error}"
-            else:
-                self.lost_reason = f"its lease was revoked by {by or 'somebody'}"
+        self._silent_since_s = None
+        self.lost_reason = _why_lost(current)
+
+
+def _version_of(asked: SwapRun | SwapLease, outcome: Outcome) -> int | None:
+    """The version of what was asked for, if it is there: own bytes in a conflict are a success."""
+    if isinstance(outcome, Done):
+        return outcome.version
+    if isinstance(outcome, Lost) and outcome.current is not None:
+        return outcome.current.version if outcome.current.value == asked.value else None
+    return None
+
+
+def _why_lost(current: Found | None) -> str:
+    if current is None:
+        return "its lease is gone"
+    try:
+        lease = decode_lease(current.value)
+    except UnreadableError as error:
+        return f"its lease was overwritten: {error}"
+    if lease.state is LeaseState.REVOKED:
+        return f"its lease was revoked by {lease.revoked_by or 'somebody'}"
+    return f"its lease was written by another process that calls itself {lease.process}"
 
 
 # -- a claim to a run ----------------------------------------------------------------------------
@@ -349,7 +427,10 @@ class ClaimState(enum.StrEnum):
     """Another process owns the run; is its lease alive?"""
     REVOKING = "revoking"
     ADOPTING = "adopting"
+    WAITING = "waiting"
+    """The run is to be had, but not yet by this process: its lease is not good, or it pauses."""
     OWNED = "owned"
+    LETTING_GO = "letting go"
     ELSEWHERE = "elsewhere"
     """The owner is alive, as far as can be seen; looked at again while anybody wants the run."""
 
@@ -357,8 +438,9 @@ class ClaimState(enum.StrEnum):
 class Claim:
     """One process's claim to one run. `holder` is the process's own lease.
 
-    `want` begins; `tick` looks again; answers bring it on. At most one action is outstanding, and
-    an answer that does not belong to the state is late, and ignored.
+    `want` begins; `tick` looks again; answers bring it on. At most one question is open: it is
+    asked again, the same, until it is answered, and whatever answers another one is ignored.
+    After every answer to the holder its claims are ticked: they may have waited for it.
     """
 
     def __init__(self, run_id: str, ledger_id: str, holder: LeaseHolder) -> None:
@@ -367,148 +449,266 @@ class Claim:
         self.state = ClaimState.IDLE
         self.register: RunRegister | None = None
         self.version: int | None = None
-        self.not_before_s = 0.0
+        self.not_before_s = float("-inf")
+        """Until then it does not take the run, but says where it is."""
         self._holder = holder
-        self._owner_version: int | None = None
-        self._owner_seen_s = 0.0
-        self._try: _Try | None = None
+        self._still = _Standstill()
+        self._ticket = 0
+        self._open: ReadRun | ReadLease | SwapLease | SwapRun | None = None
         self._look_again_s: float | None = None
+        self._pause_s: float | None = None
 
-    def want(self, now_s: float) -> list[Action]:
-        """A node of the run is here, or this process would coordinate it."""
-        if self.state is not ClaimState.IDLE or now_s < self.not_before_s:
-            return []
-        self.state = ClaimState.READING
-        self._look_again_s = now_s + self._holder.timing.retry_s
-        return [ReadRun()]
+    # -- what can be asked ---------------------------------------------------------------------
+
+    def may_decide(self, now_s: float) -> bool:
+        """Whether this process may decide for the run now: to be asked before anything is sent."""
+        return self.state is ClaimState.OWNED and self._holder.may_decide(now_s)
+
+    @property
+    def is_committing(self) -> bool:
+        """Whether a commit's outcome is not known yet."""
+        return self.state is ClaimState.OWNED and self._open is not None
 
     def next_tick_s(self) -> float | None:
         """When `tick` has something to do; None if never by itself."""
         return self._look_again_s
 
+    # -- what is asked for ---------------------------------------------------------------------
+
+    def want(self, now_s: float) -> list[Action]:
+        """A node of the run is here, or this process would coordinate it."""
+        if self.state is not ClaimState.IDLE or self._holder.is_lost:
+            return []
+        return self._read(now_s)
+
+    def commit(self, register: RunRegister, now_s: float) -> list[Action]:
+        """Write `self.register` with another round, close, settings or restart count.
+
+        Only for OWNED; the same again while its outcome is unknown changes nothing. `Committed` or
+        `Deposed` follows, if not this process's end.
+        """
+        previous = self.register
+        assert self.state is ClaimState.OWNED, self.state
+        assert previous is not None
+        # R6: a closed run forms no further round. R1: numbers only grow.
+        assert previous.close is None, "a closed run is committed to no more"
+        is_next = register.number == previous.number + 1
+        assert register.round == previous.round or is_next, (previous.number, register.number)
+        swap = SwapRun(self.version, encode(_following(previous, register)))
+        assert self._open in (None, swap), "another commit's outcome is not known yet"
+        if self._open is not None:
+            return []
+        self._ask(ClaimState.OWNED, swap, now_s)
+        return [swap] if self._holder.may_decide(now_s) else []
+
+    def let_go(self, now_s: float, pause_s: float = 0.0) -> list[Action]:
+        """Give the run up, once a commit that is under way is done, and stay away for a while.
+
+        For a process that yields; one that goes hands its whole lease over. A claim that does not
+        own the run is dropped.
+        """
+        if self.state is not ClaimState.OWNED:
+            self.deposed(now_s, pause_s)
+            return []
+        self._pause_s = pause_s
+        return [] if self._open is not None else self._let_go(now_s)
+
+    def deposed(self, now_s: float, pause_s: float = 0.0) -> None:
+        """Forget the run: nobody wants it any more, or the caller knows that another has it."""
+        self.state = ClaimState.IDLE
+        self.register, self.version = None, None
+        self._open, self._look_again_s, self._pause_s = None, None, None
+        self._still = _Standstill()
+        self.not_before_s = max(self.not_before_s, now_s + pause_s)
+
     def tick(self, now_s: float) -> list[Action]:
         """Look again at an owner that may be dead; repeat what was not answered."""
-        if self._look_again_s is None or now_s < self._look_again_s:
+        if self._holder.is_lost:
+            return self._stop(self._holder.lost_reason, now_s)
+        # Who waited only for its own lease goes on as soon as that is good.
+        can_go_on = self.state is ClaimState.WAITING and self._may_take(now_s)
+        is_due = self._look_again_s is not None and now_s >= self._look_again_s
+        if not (can_go_on or is_due):
             return []
+        if self._open is None:
+            return self._read(now_s)
         self._look_again_s = now_s + self._holder.timing.retry_s
-        if self._try is not None:
-            # The discipline: only the same bytes again, until the version moves.
-            return [SwapRun(self._try.expected, self._try.value)]
-        if self.state is ClaimState.OWNED:
-            return []
-        self.state = ClaimState.READING
-        return [ReadRun()]
+        is_swap = isinstance(self._open, SwapRun | SwapLease)
+        return [] if is_swap and not self._holder.may_decide(now_s) else [self._open]
 
     # -- answers -------------------------------------------------------------------------------
 
-    def run_read(self, found: Found | None, now_s: float) -> list[Action]:
-        """What the run's register holds. Raises UnreadableError."""
-        if self.state is not ClaimState.READING:
-            return []
-        if found is None:
-            self.register, self.version = None, None
-            return self._adopt(now_s)
-        self.register, self.version = decode_run(found.value), found.version
-        if self.register.owner == self._holder.process:
-            return self._won()
-        if not self.register.owner:
-            return self._adopt(now_s)
-        self.state = ClaimState.JUDGING
-        return [ReadLease(self.register.owner)]
+    def run_read(self, asked: ReadRun, found: Found | None, now_s: float) -> list[Action]:
+        """What the run's register holds. Raises UnreadableError; the question stays open."""
+        return self._judge(found, now_s) if asked == self._open else []
 
-    def lease_read(self, found: Found | None, now_s: float) -> list[Action]:
-        """What the owner's lease says. Raises UnreadableError."""
-        if self.state is not ClaimState.JUDGING or self.register is None:
+    def lease_read(self, asked: ReadLease, found: Found | None, now_s: float) -> list[Action]:
+        """What the owner's lease says. Raises UnreadableError; the question stays open."""
+        if asked != self._open:
             return []
         if found is None:
             return self._adopt(now_s)
-        lease = decode_lease(found.value)
+        lease = _lease_of(asked.process, found)
         if lease.state is not LeaseState.SERVING:
             return self._adopt(now_s)
-        if found.version != self._owner_version:
-            self._owner_version, self._owner_seen_s = found.version, now_s
-        if now_s - self._owner_seen_s >= self._holder.timing.ttl_s:
-            return self._revoke(lease)
-        self.state = ClaimState.ELSEWHERE
-        self._look_again_s = now_s + self._holder.timing.ttl_s / 3
+        dead_s = self._still.since_s(lease.process, found.version, now_s) + self._ttl_s
+        if now_s >= dead_s:
+            return self._revoke(lease, found.version, now_s)
+        look_s = now_s + self._ttl_s / 3
+        self._rest(ClaimState.ELSEWHERE, min(look_s, dead_s))
         return [Elsewhere(lease.addresses, lease.process)]
 
-    def lease_swapped(self, outcome: Outcome, now_s: float) -> list[Action]:
+    def lease_swapped(self, asked: SwapLease, outcome: Outcome, now_s: float) -> list[Action]:
         """Whether the former owner's lease could be revoked."""
-        if self.state is not ClaimState.REVOKING:
+        if asked != self._open or isinstance(outcome, Unclear):
             return []
-        if isinstance(outcome, Done):
+        if _version_of(asked, outcome) is not None:
             return self._adopt(now_s)
-        # It was renewed after all, revoked by another, or nobody knows: look again.
-        self.state = ClaimState.READING
-        self._look_again_s = now_s + self._holder.timing.retry_s
-        return [ReadRun()]
+        # It was renewed after all, or revoked by another: look again.
+        return self._read(now_s)
 
-    def run_swapped(self, value: bytes, outcome: Outcome, now_s: float) -> list[Action]:
-        """Whether the run could be made this process's: also a late or a repeated answer."""
-        if self._try is None or value != self._try.value:
+    def run_swapped(self, asked: SwapRun, outcome: Outcome, now_s: float) -> list[Action]:
+        """Whether the run's register could be written. Raises UnreadableError, as `run_read`."""
+        if asked != self._open or isinstance(outcome, Unclear):
             return []
-        if isinstance(outcome, Unclear):
-            return []
-        if isinstance(outcome, Done):
-            self.version = outcome.version
-        elif outcome.current is not None and outcome.current.value == value:
-            self.version = outcome.current.version
-        else:
-            self._try = None
-            self.state = ClaimState.READING
-            return self.run_read(outcome.current, now_s)
-        self._try = None
-        self.register = decode_run(value)
-        return self._won()
-
-    def deposed(self, now_s: float, pause_s: float = 0.0) -> None:
-        """The run is no longer this process's: by another's seal, or because it yields."""
-        self.state = ClaimState.IDLE
-        self.register, self.version, self._try = None, None, None
-        self._owner_version, self._look_again_s = None, None
-        self.not_before_s = now_s + pause_s
+        version = _version_of(asked, outcome)
+        if version is not None:
+            return self._written(decode_run(asked.value), version, now_s)
+        assert isinstance(outcome, Lost)
+        if self.state is ClaimState.ADOPTING:
+            return self._judge(outcome.current, now_s)
+        pause_s = self._pause_s or 0.0
+        return self._stop("another process has written the run's register", now_s, pause_s)
 
     # -- steps ---------------------------------------------------------------------------------
 
+    @property
+    def _ttl_s(self) -> float:
+        return self._holder.timing.ttl_s
+
+    def _may_take(self, now_s: float) -> bool:
+        return self._holder.may_decide(now_s) and now_s >= self.not_before_s
+
+    def _ask(
+        self, state: ClaimState, question: ReadRun | ReadLease | SwapLease | SwapRun, now_s: float
+    ) -> list[Action]:
+        self.state, self._open = state, question
+        self._look_again_s = now_s + self._holder.timing.retry_s
+        return [question]
+
+    def _rest(self, state: ClaimState, look_again_s: float | None) -> None:
+        self.state, self._open, self._look_again_s = state, None, look_again_s
+
+    def _read(self, now_s: float) -> list[Action]:
+        self._ticket += 1
+        return self._ask(ClaimState.READING, ReadRun(self._ticket), now_s)
+
+    def _judge(self, found: Found | None, now_s: float) -> list[Action]:
+        self.register = None if found is None else self._register_of(found)
+        self.version = None if found is None else found.version
+        owner = self.register.owner if self.register else ""
+        if owner in ("", self._holder.process):
+            # Its own run, too, is sealed anew: what it had tried before it lost sight is void.
+            return self._adopt(now_s)
+        self._ticket += 1
+        return self._ask(ClaimState.JUDGING, ReadLease(owner, self._ticket), now_s)
+
+    def _register_of(self, found: Found) -> RunRegister:
+        register = decode_run(found.value)
+        if (register.ledger_id, register.run_id) != (self.ledger_id, self.run_id):
+            raise UnreadableError(
+                f"this is the register of run {register.run_id} in ledger {register.ledger_id}, "
+                f"not of run {self.run_id} in ledger {self.ledger_id}"
+            )
+        return register
+
+    def _revoke(self, lease: Lease, version: int, now_s: float) -> list[Action]:
+        if not self._may_take(now_s):
+            return self._wait(now_s)
+        by = self._holder.process
+        revoked = Lease(FORMAT, lease.process, lease.beat, LeaseState.REVOKED, (), by)
+        swap = SwapLease(lease.process, version, encode(revoked))
+        return self._ask(ClaimState.REVOKING, swap, now_s)
+
     def _adopt(self, now_s: float) -> list[Action]:
         """Seal the run's register with the next term. Only whose own lease is good may try."""
-        if not self._holder.may_decide(now_s):
-            self.state = ClaimState.READING
-            self._look_again_s = now_s + self._holder.timing.retry_s
-            return []
-        value = encode(self._sealed())
-        self.state = ClaimState.ADOPTING
-        self._try = _Try(self.version, value, now_s, now_s)
-        self._look_again_s = now_s + self._holder.timing.retry_s
-        return [SwapRun(self.version, value)]
+        if not self._may_take(now_s):
+            return self._wait(now_s)
+        swap = SwapRun(self.version, encode(self._sealed()))
+        return self._ask(ClaimState.ADOPTING, swap, now_s)
 
     def _sealed(self) -> RunRegister:
         process = self._holder.process
         if self.register is None:
             return RunRegister(FORMAT, self.ledger_id, self.run_id, 1, process)
+        term = self.register.term + 1
         return msgspec.structs.replace(
-            self.register, term=self.register.term + 1, owner=process, sequence=0
+            self.register, format=FORMAT, term=term, owner=process, sequence=0
         )
 
-    def _revoke(self, lease: Lease) -> list[Action]:
-        self.state = ClaimState.REVOKING
-        revoked = Lease(
-            FORMAT,
-            lease.process,
-            lease.beat,
-            LeaseState.REVOKED,
-            (),
-            revoked_by=self._holder.process,
-        )
-        return [SwapLease(lease.process, self._owner_version, encode(revoked))]
+    def _wait(self, now_s: float) -> list[Action]:
+        self._rest(ClaimState.WAITING, now_s + self._ttl_s / 3)
+        return []
 
-    def _won(self) -> list[Action]:
+    def _written(self, register: RunRegister, version: int, now_s: float) -> list[Action]:
+        before, self.register, self.version = self.state, register, version
+        if before is ClaimState.LETTING_GO:
+            self.deposed(now_s, self._pause_s or 0.0)
+            return []
+        if before is ClaimState.OWNED:
+            self._rest(ClaimState.OWNED, None)
+            more = [] if self._pause_s is None else self._let_go(now_s)
+            return [Committed(register, version), *more]
+        if not self._holder.may_decide(now_s):
+            # The swap was under way for long. By now somebody may have sealed after it.
+            return self._wait(now_s)
+        self._rest(ClaimState.OWNED, None)
+        return [Won(register, version)]
+
+    def _let_go(self, now_s: float) -> list[Action]:
         assert self.register is not None
-        assert self.version is not None
-        self.state = ClaimState.OWNED
-        self._look_again_s = None
-        return [Won(self.register, self.version)]
+        free = msgspec.structs.replace(_following(self.register, self.register), owner="")
+        swap = SwapRun(self.version, encode(free))
+        self._ask(ClaimState.LETTING_GO, swap, now_s)
+        return [swap] if self._holder.may_decide(now_s) else []
+
+    def _stop(self, reason: str, now_s: float, pause_s: float = 0.0) -> list[Action]:
+        was_owned = self.state is ClaimState.OWNED
+        self.deposed(now_s, pause_s)
+        return [Deposed(reason)] if was_owned else []
+
+
+class _Standstill:
+    """Since when one lease has been seen at one version, by the clock of whoever looks (R9)."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[str, int] | None = None
+        self._since_s = 0.0
+
+    def since_s(self, process: str, version: int, now_s: float) -> float:
+        if self._seen != (process, version):
+            self._seen, self._since_s = (process, version), now_s
+        return self._since_s
+
+
+def _lease_of(process: str, found: Found) -> Lease:
+    lease = decode_lease(found.value)
+    if lease.process != process:
+        raise UnreadableError(f"this is the lease of {lease.process}, not of {process}")
+    return lease
+
+
+def _following(previous: RunRegister, register: RunRegister) -> RunRegister:
+    """The next value that the same owner writes in the same term."""
+    return msgspec.structs.replace(
+        register,
+        format=FORMAT,
+        ledger_id=previous.ledger_id,
+        run_id=previous.run_id,
+        term=previous.term,
+        owner=previous.owner,
+        sequence=previous.sequence + 1,
+    )
 
 
 # -- giving up an office that nobody can reach ---------------------------------------------------
@@ -544,3 +744,136 @@ class Yielding:
         self._since_s = None
         self._times += 1
         return self.after_s * float(2 ** min(self._times, 6))
+
+
+# -- a node's side: where is the coordinator? ----------------------------------------------------
+
+
+class Attach(Value, frozen=True):
+    """The run's coordinator listens here. `stamp`: nothing older is to be believed (R5)."""
+
+    addresses: tuple[Address, ...]
+    process: str
+    stamp: Stamp
+
+
+class Stand(Value, frozen=True):
+    """Nobody coordinates the run, and it is this node's turn: become a candidate."""
+
+
+class Over(Value, frozen=True):
+    """The run is closed (R6): there is nothing to attach to."""
+
+    close: CloseRecord
+
+
+Finding: TypeAlias = ReadRun | ReadLease | Attach | Stand | Over
+
+
+def where(register: RunRegister | None, lease: Lease | None) -> tuple[Address, ...] | None:
+    """Where the nodes of a run attach, given its register and its owner's lease; None: nowhere."""
+    if register is None or lease is None or lease.process != register.owner:
+        return None
+    return lease.addresses if lease.state is LeaseState.SERVING else None
+
+
+class Seeker:
+    """How a node without a coordinator finds one, and when it becomes a candidate itself.
+
+    It reads and never writes, about once per `look_s`. Every `jitter` is drawn by the caller from
+    [0, 1), so that a thousand nodes do not look at once. Only the first `candidates` nodes stand:
+    by their node rank in the last round, before there is one by `position`. Should all of those
+    be gone, the next as many stand 2 ttl later, and so on.
+    """
+
+    def __init__(
+        self, name: str, timing: Timing, candidates: int, position: int = 0, look_s: float = 1.0
+    ) -> None:
+        if candidates < 1 or not 0 < look_s < float("inf"):
+            raise ValueError(f"candidates ({candidates}) and look_s ({look_s}) must be positive")
+        self.name = name
+        self.timing = timing
+        self.candidates = candidates
+        self.position = position
+        self.look_s = look_s
+        self._still = _Standstill()
+        self._ticket = 0
+        self._open: ReadRun | ReadLease | None = None
+        self._register: RunRegister | None = None
+        self._look_again_s: float | None = None
+        self._nobody_since_s: float | None = None
+
+    def next_tick_s(self) -> float | None:
+        """When `tick` has something to do; None while nothing is sought."""
+        return self._look_again_s
+
+    def seek(self, now_s: float, jitter: float) -> None:
+        """There is no coordinator, or it could not be attached to. Looks within `look_s`."""
+        self._open = None
+        self._look_again_s = now_s + self.look_s * jitter
+
+    def look_now(self, now_s: float) -> None:
+        """The engine says that the register has changed."""
+        if self._look_again_s is not None:
+            self._look_again_s = now_s
+
+    def tick(self, now_s: float, jitter: float) -> list[Finding]:
+        """Look, or ask again what was not answered."""
+        if self._look_again_s is None or now_s < self._look_again_s:
+            return []
+        if self._open is None:
+            self._ticket += 1
+            self._open = ReadRun(self._ticket)
+        self._rest(now_s, jitter)
+        return [self._open]
+
+    def run_read(
+        self, asked: ReadRun, found: Found | None, now_s: float, jitter: float
+    ) -> list[Finding]:
+        """What the run's register holds. Raises UnreadableError; it will look again."""
+        if asked != self._open:
+            return []
+        self._register = None if found is None else decode_run(found.value)
+        self._open = None
+        if self._register is not None and self._register.close is not None:
+            self._look_again_s = None
+            return [Over(self._register.close)]
+        if self._register is None or not self._register.owner:
+            return self._nobody(now_s, jitter)
+        self._ticket += 1
+        self._open = ReadLease(self._register.owner, self._ticket)
+        self._rest(now_s, jitter)
+        return [self._open]
+
+    def lease_read(
+        self, asked: ReadLease, found: Found | None, now_s: float, jitter: float
+    ) -> list[Finding]:
+        """What the owner's lease says. Raises UnreadableError; it will look again."""
+        if asked != self._open or self._register is None:
+            return []
+        lease = None if found is None else _lease_of(asked.process, found)
+        addresses = where(self._register, lease)
+        self._open = None
+        if found is None or addresses is None:
+            return self._nobody(now_s, jitter)
+        since_s = self._still.since_s(asked.process, found.version, now_s)
+        if now_s >= since_s + self.timing.ttl_s:
+            return self._nobody(now_s, jitter)
+        self._nobody_since_s = self._look_again_s = None
+        return [Attach(addresses, asked.process, self._register.stamp)]
+
+    def _nobody(self, now_s: float, jitter: float) -> list[Finding]:
+        if self._nobody_since_s is None:
+            self._nobody_since_s = now_s
+        self._rest(now_s, jitter)
+        patience_s = self._place() // self.candidates * 2 * self.timing.ttl_s
+        return [Stand()] if now_s >= self._nobody_since_s + patience_s else []
+
+    def _place(self) -> int:
+        if self._register is None or self._register.round is None:
+            return self.position
+        names = [row.name for row in self._register.round.members]
+        return names.index(self.name) if self.name in names else len(names) + self.position
+
+    def _rest(self, now_s: float, jitter: float) -> None:
+        self._look_again_s = now_s + self.look_s * (0.5 + jitter)
