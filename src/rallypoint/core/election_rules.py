@@ -1,0 +1,187 @@
+"""The rules that hold only with a ledger, as checks on what is written to it.
+
+An `ElectionJournal` sees every write that an engine has done, in the engine's order, and nothing
+of what led to it. From those alone it tells whether R1, R5 and R6 hold across coordinators, and
+whether terms pass from one owner to the next as they must. What processes believe of themselves is
+compared with it: `may_decide` for who would decide, `accepted` for what a node was told (R13).
+
+Used by tests and by the simulator, never by a coordinator.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+from rallypoint.core.election import Lease, LeaseState, RunRegister
+from rallypoint.core.journal import HISTORY_LENGTH, InvariantViolation
+from rallypoint.core.values import Stamp
+
+
+class _Run:
+    """What the engine has been told of one run."""
+
+    def __init__(self, register: RunRegister) -> None:
+        self.register = register
+        self.digests: dict[int, str] = {}
+        self.tokens: set[tuple[int, int]] = set()
+
+
+class ElectionJournal:
+    """Checks the writes of one ledger."""
+
+    def __init__(self) -> None:
+        self._history: deque[str] = deque(maxlen=HISTORY_LENGTH)
+        self._runs: dict[str, _Run] = {}
+        self._leases: dict[str, Lease] = {}
+        self._ended: dict[str, LeaseState] = {}
+        self._accepted: dict[tuple[str, str], Stamp] = {}
+
+    @property
+    def history(self) -> tuple[str, ...]:
+        """The latest writes, oldest first, in short lines."""
+        return tuple(self._history)
+
+    def owner(self, run_id: str) -> tuple[str, int]:
+        """Who owns the run by the ledger, and since which term: ("", 0) before there is one."""
+        run = self._runs.get(run_id)
+        return (run.register.owner, run.register.term) if run else ("", 0)
+
+    # -- what the engine has done --------------------------------------------------------------
+
+    def run_written(self, after: RunRegister) -> None:
+        """A swap of a run's register was done. Raises InvariantViolation."""
+        self._note(_told(after))
+        run = self._runs.get(after.run_id)
+        if run is None:
+            self._must_begin(after)
+            run = self._runs[after.run_id] = _Run(after)
+        elif after.term != run.register.term:
+            self._must_seal(run.register, after)
+        else:
+            self._must_continue(run.register, after)
+        self._must_be_once(run, after)
+        run.register = after
+
+    def lease_written(self, after: Lease) -> None:
+        """A swap of a lease was done. Raises InvariantViolation."""
+        self._note(f"lease {after.process} beat {after.beat} {after.state} {after.revoked_by}")
+        before = self._leases.get(after.process)
+        self._leases[after.process] = after
+        if after.state is not LeaseState.SERVING:
+            self._ended.setdefault(after.process, after.state)
+        if before is None:
+            return
+        if before.state is not LeaseState.SERVING:
+            self._fail("lease", f"a lease that had ended was written: {before} -> {after}")
+        step = 0 if after.state is LeaseState.REVOKED else 1
+        if after.beat != before.beat + step:
+            self._fail("lease", f"the beat went from {before.beat} to {after.beat}")
+
+    def lease_swept(self, process: str) -> None:
+        """A lease was removed. Raises InvariantViolation."""
+        self._note(f"lease {process} swept")
+        if process not in self._ended:
+            self._fail("lease", f"the lease of {process} was swept while it was serving")
+        self._leases.pop(process, None)
+
+    # -- what processes and nodes believe ------------------------------------------------------
+
+    def may_decide(self, run_id: str, process: str, term: int) -> None:
+        """This process would decide for the run now. Raises InvariantViolation.
+
+        Holds only while clocks keep to the margin; that nothing comes of such a decision (R5)
+        holds always, and is `run_written`'s concern.
+        """
+        if self.owner(run_id) != (process, term):
+            owner, current = self.owner(run_id)
+            self._fail(
+                "lease",
+                f"{process} would decide for {run_id} in term {term}, "
+                f"and the ledger names {owner or 'nobody'} in term {current}",
+            )
+
+    def committed(self, run_id: str, term: int, number: int) -> None:
+        """A coordinator believes that this was committed. Raises InvariantViolation."""
+        run = self._runs.get(run_id)
+        if run is None or (number and (term, number) not in run.tokens):
+            self._fail("R1", f"round {number} of term {term} was never committed for {run_id}")
+
+    def accepted(self, node: str, run_id: str, stamp: Stamp) -> None:
+        """A node acts upon a message with this stamp. Raises InvariantViolation.
+
+        R13: (term, round), the fencing token, never falls, and names what was committed.
+        """
+        before = self._accepted.get((node, run_id))
+        if before is not None and stamp.is_older_than(before):
+            self._fail("R13", f"{node} went back from {before} to {stamp}")
+        self._accepted[node, run_id] = stamp
+
+    # -- the rules -----------------------------------------------------------------------------
+
+    def _must_begin(self, after: RunRegister) -> None:
+        if (after.term, after.sequence, after.number) != (1, 0, 0) or after.close is not None:
+            self._fail("R1", f"a run began with {_told(after)}")
+        self._must_serve(after)
+
+    def _must_seal(self, before: RunRegister, after: RunRegister) -> None:
+        # R5: once a newer term has sealed, nothing of an older one takes effect.
+        if after.term < before.term:
+            self._fail("R5", f"term {after.term} wrote over term {before.term}")
+        if after.term != before.term + 1 or after.sequence:
+            self._fail("terms", f"{_told(before)} was sealed by {_told(after)}")
+        if _without_office(before) != _without_office(after):
+            self._fail("R1", f"a seal changed what was committed: {before} -> {after}")
+        self._must_serve(after)
+        deposes = before.owner not in ("", after.owner)
+        if deposes and before.owner in self._leases and before.owner not in self._ended:
+            self._fail("lease", f"{after.owner} deposed {before.owner}, whose lease serves")
+
+    def _must_serve(self, after: RunRegister) -> None:
+        """Whoever seals has had a lease."""
+        if after.owner not in self._leases and after.owner not in self._ended:
+            self._fail("lease", f"{after.owner or 'nobody'} sealed without a lease")
+
+    def _must_continue(self, before: RunRegister, after: RunRegister) -> None:
+        if not before.owner or after.owner not in (before.owner, ""):
+            self._fail("terms", f"{after.owner} wrote in the term of {before.owner or 'nobody'}")
+        if after.sequence != before.sequence + 1:
+            self._fail("terms", f"{_told(before)} was followed by {_told(after)}")
+        if not after.owner and _without_office(before) != _without_office(after):
+            self._fail("R1", f"letting go changed what was committed: {before} -> {after}")
+        if before.close is not None and _without_office(before) != _without_office(after):
+            self._fail("R6", f"a closed run went on: {_told(before)} -> {_told(after)}")
+        if before.round != after.round and after.number != before.number + 1:
+            self._fail("R1", f"round {before.number} was followed by {after.number}")
+
+    def _must_be_once(self, run: _Run, after: RunRegister) -> None:
+        if after.round is None:
+            return
+        head = after.round.head
+        if run.digests.setdefault(head.number, head.digest) != head.digest:
+            self._fail("R1", f"two rounds {head.number} of {after.run_id}")
+        token = (head.term, head.number)
+        is_new = token not in run.tokens
+        if is_new and (head.term != after.term or token <= max(run.tokens, default=(0, 0))):
+            # R13: the token of a new round is above that of every earlier one.
+            self._fail("R13", f"round {token} was committed in term {after.term}")
+        run.tokens.add(token)
+
+    def _note(self, line: str) -> None:
+        self._history.append(line)
+
+    def _fail(self, rule: str, problem: str) -> None:
+        raise InvariantViolation(rule, problem, tuple(self._history))
+
+
+def _without_office(register: RunRegister) -> RunRegister:
+    return msgspec.structs.replace(register, format=0, term=0, owner="", sequence=0)
+
+
+def _told(register: RunRegister) -> str:
+    closed = " closed" if register.close is not None else ""
+    return (
+        f"run {register.run_id} term {register.term} owner {register.owner or '-'} "
+        f"sequence {register.sequence} round {register.number}{closed}"
+    )
