@@ -181,7 +181,7 @@ def _freeze() -> dict[str, Any]:
         Coordinator() as coordinator,
         agents(NODES, NNODES, coordinator.endpoint, "freeze") as all_,
     ):
-        time.sleep(CALM_S)
+        time.sleep(CALM_S + random.uniform(0, HEARTBEAT_S))
         frozen_s = time.monotonic()
         coordinator.process.send_signal(signal.SIGSTOP)
         time.sleep(FROZEN_S)

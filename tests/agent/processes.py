@@ -134,6 +134,10 @@ class Process:
                     raise AssertionError(f"{self.name} did not say {pattern!r}:\n{self.text}")
                 self._changed.wait(left_s)
 
+    def rewind(self) -> None:
+        """Search from the first line again: what several processes print has no order."""
+        self._seen = 0
+
     @property
     def text(self) -> str:
         return "\n".join(self.lines)

@@ -54,7 +54,7 @@ def demo(
     """See nodes meet, train, lose one to kill -9 and regroup, on this machine, in half a minute."""
     settings.check_platform()
     _check_libraries()
-    directory = Path(tempfile.mkdtemp(prefix="rallypoint-demo-"))
+    directory = Path(tempfile.mkdtemp(prefix="rp-demo-"))  # short: sockets may lie below it
     keeps = True  # what went wrong can be looked at
     try:
         code = _run(nodes, directory)

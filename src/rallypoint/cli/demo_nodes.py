@@ -87,7 +87,7 @@ class Nodes:
         """Start an agent with these arguments of `rallypoint run`. Raises OSError."""
         process = subprocess.Popen(
             [sys.executable, "-m", "rallypoint.cli", "run", *arguments],
-            env=_environment(),
+            env=_environment(self._directory),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -155,10 +155,14 @@ class Nodes:
                 agent.process.wait(max(0.0, until_s - time.monotonic()))
 
 
-def _environment() -> dict[str, str]:
-    """The user's, without what would make another run of this one; one thread per worker."""
+def _environment(directory: Path) -> dict[str, str]:
+    """The user's, without what would make another run of this one; one thread per worker.
+
+    An agent that is killed leaves its scratch directory behind: here, in the demo's own.
+    """
     kept = {k: v for k, v in inherited_environment().items() if not k.startswith("RALLYPOINT_")}
-    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    own = {"TMPDIR": str(directory), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {**kept, **own}
 
 
 def _thread(work: Callable[[], None]) -> threading.Thread:

@@ -62,6 +62,10 @@ class Source(Protocol):
     def closed(self) -> CloseRecord | None:
         """How the run ended; None while it is on."""
 
+    @property
+    def change(self) -> Change | None:
+        """Why the round that was given last has ended; None while it is on."""
+
     async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
         """Leave the round, and wait for the next. None once the run is closed."""
 
@@ -79,6 +83,9 @@ class Source(Protocol):
 
     async def leave(self, reason: str) -> None:
         """Take this node out of the run."""
+
+    async def give_up(self, reason: str) -> None:
+        """The program ends with an error: leave, unless whoever started it takes care of that."""
 
     async def close(self, outcome: Outcome, reason: str) -> CloseRecord:
         """End the run for all."""
@@ -104,6 +111,10 @@ class NodeSource:
     @property
     def closed(self) -> CloseRecord | None:
         return self._node.closed
+
+    @property
+    def change(self) -> Change | None:
+        return self._node.change
 
     async def open(self) -> None:
         """Attach. Raises as Node.open does."""
@@ -163,6 +174,9 @@ class NodeSource:
         if not self._has_left:
             self._has_left = True
             self._node.goodbye(reason)
+
+    async def give_up(self, reason: str) -> None:
+        await self.leave(reason)
 
     async def close(self, outcome: Outcome, reason: str) -> CloseRecord:
         limit_s = self._node.settings.goodbye_timeout_s

@@ -76,22 +76,26 @@ class WorkerSource(asyncio.Protocol):
     def closed(self) -> CloseRecord | None:
         return self._close
 
+    @property
+    def change(self) -> Change | None:
+        return self._change
+
     async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
         """The world of this worker's life; after it, the agent is asked to regroup.
 
         The agent then stops this process and starts another one for the next round; None if the
         run is closed before that happens.
         """
-        if self._has_left:
+        if self._has_left or self._close is not None:
             return None
         admitted = await self._admitted
         if not self._was_given:
             self._was_given = True
             return WorldFacts(admitted.node, admitted.head, admitted.seat, self._channel.local_rank)
-        if self._change is None and self._close is None:
+        if self._change is None:
             self._send(local.Regroup())
         await self._run_over.wait()
-        if self._close is None and self._lost is not None:
+        if self.closed is None and self._lost is not None:
             raise self._lost
         return None
 
@@ -130,12 +134,19 @@ class WorkerSource(asyncio.Protocol):
         return None
 
     async def is_explained(self, error: Exception, number: int) -> bool:
-        """Only what is known already: the agent learns of this worker's failure by its exit."""
-        return self._change is not None or isinstance(error, errors.RoundBrokenError)
+        """Only what is known already: the agent learns of this worker's failure by its exit.
+
+        While the cause is looked for, this error may be it, and must be heard.
+        """
+        is_confirmed = self._change is not None and self._change.confirmed
+        return is_confirmed or isinstance(error, errors.RoundBrokenError)
 
     async def leave(self, reason: str) -> None:
         self._has_left = True
         self._send(local.Leave(reason))
+
+    async def give_up(self, reason: str) -> None:
+        """Nothing: the agent learns of the failure by this process's end, and reports it."""
 
     async def close(self, outcome: Outcome, reason: str) -> CloseRecord:
         self._send(local.Close(outcome, reason))

@@ -288,6 +288,9 @@ class Run:
         if facts is None:
             return None
         self._world = World(self._source, facts)
+        change = self._source.change
+        if change is not None:  # It ended before there was a World to tell.
+            self._on_ended(change)
         return self._world
 
     def _on_ended(self, change: Change) -> None:
@@ -321,7 +324,8 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         if error is not None and self.closed is None:
-            await self.leave(f"the program ended with {type(error).__name__}: {error}"[:500])
+            reason = f"the program ended with {type(error).__name__}: {error}"[:500]
+            await self._source.give_up(reason)
         await self.aclose()
 
 

@@ -38,6 +38,11 @@ class ElectionJournal:
         self._ended: dict[str, LeaseState] = {}
         self._accepted: dict[tuple[str, str], Stamp] = {}
 
+    @property
+    def history(self) -> tuple[str, ...]:
+        """The latest writes, oldest first, in short lines."""
+        return tuple(self._history)
+
     def owner(self, run_id: str) -> tuple[str, int]:
         """Who owns the run by the ledger, and since which term: ("", 0) before there is one."""
         run = self._runs.get(run_id)

@@ -1,0 +1,35 @@
+"""Processes that outlive their worlds: no model is lost while one that has it lives."""
+
+from __future__ import annotations
+
+import pytest
+
+from .programs import EXAMPLES, Programs, accuracy_of
+
+pytest.importorskip("numpy")
+pytest.importorskip("sklearn")
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+
+
+def test_survivors_keep_their_model_and_hand_it_on(run: Programs) -> None:
+    options = f"--endpoint {run.endpoint} --run-id kept --min-nodes 2 --max-nodes 3"
+    arguments = (str(EXAMPLES / "keep_process.py"), *f"{options} --steps 250 --pause 0.02".split())
+    host = run.python(*arguments)
+    run.wait_for_coordinator()
+    killed, survivor = run.python(*arguments), run.python(*arguments)
+    everybody = (host, killed, survivor)
+    ranks = {each.wait_for(r"round 1: rank (\d) of 3")[1]: each for each in everybody}
+    ranks["0"].wait_for("step 25: loss")
+    killed.kill()
+
+    line = r"round 2: rank \d of 2, has the model of step (\d+) in memory"
+    kept = [int(each.wait_for(line)[1]) for each in (host, survivor)]
+    assert min(kept) >= 25
+    newcomer = run.python(*arguments)
+    taken = int(newcomer.wait_for(r"round 3: rank \d of 3, takes the model of step (\d+)")[1])
+    assert taken >= max(kept)
+
+    assert [each.end() for each in (host, survivor, newcomer)] == [0, 0, 0]
+    results = {accuracy_of(each) for each in (host, survivor, newcomer)}
+    assert len(results) == 1, "they have not trained the same model"
+    assert results.pop() >= 0.95
