@@ -214,5 +214,5 @@ def test_r6_nothing_follows_a_close(options: dict[str, Any], life: list[Any]) ->
     driver.take()
     live(driver, life)
     kinds = {type(effect) for _, effect in driver.take()}
-    assert kinds <= {do.Refuse}, kinds
+    assert kinds <= {do.Refuse, do.StepDown}, kinds
     assert driver.phase is Phase.CLOSED
