@@ -68,12 +68,12 @@ class Plan(msgspec.Struct):
             has_one_register=rng.random() < 0.4,
             are_clocks_wild=rng.random() < 0.1,
             is_versioned_together=rng.random() < 0.5,
-            chaos_s=rng.uniform(4.0, 12.0),
+            chaos_s=rng.uniform(4.0, 12.0) if rng.random() < 0.85 else rng.uniform(12.0, 40.0),
             delay_s=rng.choice((0.002, 0.01, 0.03, 0.1)),
             slow=rng.choice((0.0, 0.01, 0.05)),
             loss=rng.choice((0.0, 0.02, 0.1, 0.3)),
             repeat=rng.choice((0.0, 0.02, 0.2)),
-            trouble_s=rng.choice((0.4, 0.8, 1.6)),
+            trouble_s=rng.choice((0.2, 0.4, 0.8, 1.6)),
         )
 
 
@@ -235,6 +235,10 @@ class Process:
                     )
                     self.world.journal.committed(run, term, number)
                     self._publish(run, register)
+                case e.Deposed():
+                    # Nobody gives up what is still its own.
+                    owner, _ = self.world.journal.owner(run)
+                    assert self.holder.is_lost or owner != self.holder.process
                 case e.Elsewhere():
                     self.elsewhere[run] = action
 
