@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,14 +53,19 @@ def alive(pid: int) -> bool:
     return text[text.rfind(")") + 2] not in "ZX"
 
 
+def wait_until(what: Callable[[], bool], within_s: float = DEADLINE_S) -> None:
+    """Look until it is so. What other processes do to files and processes sets no event here."""
+    ends_s = time.monotonic() + within_s
+    while not what():
+        assert time.monotonic() < ends_s, f"not within {within_s:g} s"
+        time.sleep(0.005)
+
+
 def gone(pids: Iterable[int], within_s: float = DEADLINE_S) -> None:
     """Wait until none of these processes is alive."""
     numbers = list(pids)
     assert numbers
-    ends_s = time.monotonic() + within_s
-    while left := [pid for pid in numbers if alive(pid)]:
-        assert time.monotonic() < ends_s, f"still alive: {left}"
-        time.sleep(0.005)  # another process's end sets no event here
+    wait_until(lambda: not any(map(alive, numbers)), within_s)
 
 
 def free_port() -> int:

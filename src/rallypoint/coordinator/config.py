@@ -14,7 +14,8 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     `heartbeats_per_suspicion`: how often a node is heard, at least, before its silence counts.
     `attach_timeout_s`: how long a connection may take to say who it is.
     `backlog_bytes_max`: what may wait to be sent to one node; beyond it the connection is dropped,
-    and the node resumes.
+    and the node resumes. Then all its unacknowledged answers are sent again at once: so it is above
+    what the store remembers of one node, or the node would be dropped for ever.
     `attach_grace_s`: how long the members of a run that was taken over have to attach here.
     `lease_ttl_s`: how long a lease may stand still; the same on all coordinators of a ledger.
     `yield_after_s`: an elected coordinator that no other node reaches lets another try; None: not.
@@ -26,7 +27,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     members_max: int = 100_000
     sessions_max: int = 200_000
     attach_timeout_s: float = 10.0
-    backlog_bytes_max: int = 64 * 1024**2
+    backlog_bytes_max: int = 384 * 1024**2
     heartbeats_per_suspicion: int = 3
     closed_run_keep_s: float = 3_600.0
     empty_run_keep_s: float = 600.0

@@ -61,7 +61,9 @@ class Case:
         """
         self.closed = True
         explained = self._loss is not None or (self.needs_time() and unresolved > 0)
-        return _with(self.change, charged=not explained)
+        # Kept as it is pronounced: who comes back later is told the verdict, not the suspicion.
+        self._change, self._loss = _with(self.change, charged=not explained), None
+        return self._change
 
 
 class Budget:

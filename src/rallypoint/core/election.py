@@ -772,7 +772,7 @@ Finding: TypeAlias = ReadRun | ReadLease | Attach | Stand | Over
 
 def where(register: RunRegister | None, lease: Lease | None) -> tuple[Address, ...] | None:
     """Where the nodes of a run attach, given its register and its owner's lease; None: nowhere."""
-    if register is None or lease is None or lease.process != register.owner:
+    if register is None or lease is None or lease.process != (register.owner or None):
         return None
     return lease.addresses if lease.state is LeaseState.SERVING else None
 

@@ -48,6 +48,11 @@ class ElectionJournal:
         run = self._runs.get(run_id)
         return (run.register.owner, run.register.term) if run else ("", 0)
 
+    def is_closed(self, run_id: str) -> bool:
+        """Whether the ledger says that the run is over."""
+        run = self._runs.get(run_id)
+        return run is not None and run.register.close is not None
+
     # -- what the engine has done --------------------------------------------------------------
 
     def run_written(self, after: RunRegister) -> None:

@@ -139,7 +139,7 @@ class Ledger(abc.ABC):
         """Reach the engine and find out what can be known at start. Idempotent.
 
         Raises a LedgerError that says what is wrong: it is unreachable, refuses this process, holds
-        something else, is unfit, full, damaged or of a newer format.
+        something else, is unfit, full, damaged or of a newer format. Then nothing is left open.
         """
 
     async def aclose(self) -> None:  # noqa: B027 - the same

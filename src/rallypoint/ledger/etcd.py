@@ -1,0 +1,361 @@
+"""The ledger in etcd v3: registers are keys, their versions etcd's revisions.
+
+    <prefix>/ledger             the marker: whose prefix this is
+    <prefix>/r/<register>       an envelope
+    <prefix>/l/<log>/<index>    an envelope; the log's name quoted, the index 16 hex digits
+
+Each write is one transaction, conditional on the marker and on what it changes. So a write that a
+frozen member carries out late fails, and after an unknown outcome the same one can be sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from rallypoint.errors import (
+    LedgerError,
+    LedgerForeignError,
+    LedgerLimitError,
+    LedgerUnreachableError,
+    UsageError,
+)
+from rallypoint.ledger import envelope
+from rallypoint.ledger.contract import (
+    AppendOutcome,
+    Changed,
+    Conflict,
+    Created,
+    Durability,
+    Exists,
+    Gap,
+    Ledger,
+    LedgerLimits,
+    SwapOutcome,
+    Swapped,
+    Unknown,
+    Versioned,
+    check_name,
+)
+from rallypoint.ledger.etcd_client import (
+    EtcdClient,
+    EtcdOptions,
+    compare,
+    compare_absent,
+    delete,
+    get,
+    put,
+)
+from rallypoint.ledger.etcd_wire import (
+    EtcdCompactedError,
+    EtcdRefusedError,
+    EtcdUnknownError,
+    KeyValue,
+    RangeResult,
+    TxnResult,
+    prefix_end,
+)
+
+DEFAULT_PREFIX: Final = "/rallypoint"
+_PAGE: Final = 128
+_RETRY_S: Final = 0.05
+
+
+class Marker(msgspec.Struct, frozen=True):
+    """What the marker key says."""
+
+    ledger_id: str
+    engine: str = "etcd"
+
+
+class EtcdLedger(Ledger):
+    """A ledger under a prefix of an etcd cluster. etcd 3.4 and later."""
+
+    is_durable = True
+    durability = Durability.REPLICATED
+    has_log = True
+    # etcd takes requests of up to 1.5 MiB, and answers a few hundred writes a second on an
+    # ordinary disk (etcd.io/docs: "request size limit", "hardware").
+    limits = LedgerLimits(value_bytes_max=1 << 20, record_bytes_max=1 << 20, writes_per_s=100.0)
+
+    def __init__(self, options: EtcdOptions, prefix: str = DEFAULT_PREFIX) -> None:
+        trimmed = prefix.rstrip("/")
+        if not trimmed or "\0" in trimmed:
+            raise UsageError(
+                f"{prefix!r} is no prefix for a ledger in etcd",
+                hint=f"name one that nothing else uses, such as {DEFAULT_PREFIX}",
+            )
+        self.ledger_id = ""
+        self._prefix = trimmed
+        self._root = trimmed.encode() + b"/"
+        self._marker = self._root + b"ledger"
+        self._marker_revision = 0
+        self._client = EtcdClient(options)
+
+    async def open(self) -> None:
+        """See Ledger.open."""
+        if self.ledger_id:
+            return
+        await self._client.open()
+        try:
+            self.ledger_id, self._marker_revision = await self._find_or_make()
+        finally:
+            if not self.ledger_id:
+                await self._client.aclose()
+
+    async def _find_or_make(self) -> tuple[str, int]:
+        """The ledger's id and its marker's revision. A marker only where there is no other key."""
+        ledger_id = secrets.token_hex(8)
+        value = envelope.seal(msgspec.msgpack.encode(Marker(ledger_id)), envelope.new_nonce())
+        result, _ = await self._decided(
+            [compare_absent(self._root, prefix_end(self._root))],
+            [put(self._marker, value)],
+            [get(self._marker), get(self._root, prefix_end(self._root), limit=1, keys_only=True)],
+        )
+        if result.succeeded:
+            return ledger_id, result.header.revision
+        found = result.range(0).kvs
+        if not found:
+            raise self._foreign(result.range(1).kvs)
+        return self._marker_in(found[0]), found[0].mod_revision
+
+    async def aclose(self) -> None:
+        """See Ledger.aclose."""
+        self.ledger_id = ""
+        await self._client.aclose()
+
+    # -- registers ------------------------------------------------------------------------------
+
+    async def read(self, key: str) -> Versioned | None:
+        """See Ledger.read."""
+        return self._first(await self._client.range(self._register(key)))
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        """See Ledger.swap."""
+        self.check_value(key, value)
+        place, nonce = self._register(key), envelope.new_nonce()
+        try:
+            result, unsure = await self._decided(
+                [self._ours(), compare(place, "mod_revision", expected or 0)],
+                [put(place, envelope.seal(value, nonce))],
+                [get(place), get(self._marker)],
+            )
+            if result.succeeded:
+                return Swapped(result.header.revision)
+            self._refuse_replaced(result.range(1))
+            found = result.range(0).kvs
+            if unsure and found and envelope.unseal(found[0].value, key).nonce == nonce:
+                return Swapped(found[0].mod_revision)
+            if unsure:
+                # An earlier try may have been done, and another write have followed it.
+                return Unknown("the answer was lost, and the register has moved on since")
+            return Conflict(self._first(result.range(0)))
+        except LedgerLimitError:
+            raise
+        except LedgerError as error:
+            return Unknown(error.message, error)
+
+    async def delete(self, key: str) -> None:
+        """See Ledger.delete. Conditional, so that a late one cannot hit a register made since."""
+        place = self._register(key)
+        while found := (await self._client.range(place, keys_only=True)).kvs:
+            condition = compare(place, "mod_revision", found[0].mod_revision)
+            result, _ = await self._decided([self._ours(), condition], [delete(place)])
+            if result.succeeded:
+                return
+            self._refuse_replaced(await self._client.range(self._marker))
+
+    async def keys(self, prefix: str = "") -> tuple[str, ...]:
+        """See Ledger.keys."""
+        start = self._root + b"r/"
+        found = await self._all(start + prefix.encode(), keys_only=True)
+        # etcd orders bytes; UTF-8 keeps the order of what it encodes.
+        return tuple(each.key[len(start) :].decode() for each in found)
+
+    async def changed(self, key: str, version: int | None, timeout_s: float) -> Changed | None:
+        """See Ledger.changed. By watch; silence is believed only after one more read."""
+        place = self._register(key)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            now = await self._client.range(place)
+            current = self._first(now)
+            if (current.version if current else None) != version:
+                return Changed(current)
+            if asyncio.get_running_loop().time() >= deadline:
+                return None
+            with contextlib.suppress(TimeoutError, EtcdCompactedError):
+                async with asyncio.timeout_at(deadline):
+                    return await self._watched(key, now.header.revision + 1)
+
+    async def _watched(self, key: str, start_revision: int) -> Changed:
+        watch = self._client.watch(self._register(key), start_revision=start_revision)
+        async with contextlib.aclosing(watch) as changes:
+            async for events in changes:
+                last = events[-1]
+                return Changed(None if last.type == "DELETE" else self._versioned(last.kv))
+        raise AssertionError("a watch has no end")
+
+    # -- the log ----------------------------------------------------------------------------------
+
+    async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
+        """See Ledger.append."""
+        self.check_record(log, index, value)
+        place, nonce = self._record(log, index), envelope.new_nonce()
+        conditions = [self._ours(), compare(place, "create_revision", 0)]
+        if index > 0:
+            before = self._record(log, index - 1)
+            conditions.append(compare(before, "create_revision", 0, result="GREATER"))
+        try:
+            result, unsure = await self._decided(
+                conditions,
+                [put(place, envelope.seal(value, nonce))],
+                [get(place), get(self._marker)],
+            )
+            if result.succeeded:
+                return Created()
+            self._refuse_replaced(result.range(1))
+            found = result.range(0).kvs
+            if not found:
+                return Unknown("the answer was lost, and the log is gone") if unsure else Gap()
+            opened = envelope.unseal(found[0].value, f"{log}[{index}]")
+            return Created() if unsure and opened.nonce == nonce else Exists(opened.value)
+        except LedgerLimitError:
+            raise
+        except LedgerError as error:
+            return Unknown(error.message, error)
+
+    async def records(self, log: str, start: int = 0) -> tuple[tuple[int, bytes], ...]:
+        """See Ledger.records."""
+        found = await self._all(self._log(log), self._record(log, start))
+        read = []
+        for index, each in enumerate(found, start):
+            where = f"etcd's key {each.key.decode(errors='replace')}"
+            if each.key != self._record(log, index):
+                raise LedgerForeignError(
+                    f"{where} follows record {index - 1} of log {log!r}, which no ledger writes",
+                    hint=f"does something else write below {self._prefix}?",
+                )
+            read.append((index, envelope.unseal(each.value, where).value))
+        return tuple(read)
+
+    async def drop_log(self, log: str) -> None:
+        """See Ledger.drop_log. Conditional, as `delete`."""
+        first, start = self._record(log, 0), self._log(log)
+        while found := (await self._client.range(first, keys_only=True)).kvs:
+            condition = compare(first, "create_revision", found[0].create_revision)
+            removal = delete(start, prefix_end(start))
+            result, _ = await self._decided([self._ours(), condition], [removal])
+            if result.succeeded:
+                return
+            self._refuse_replaced(await self._client.range(self._marker))
+
+    async def logs(self, prefix: str = "") -> tuple[str, ...]:
+        """See Ledger.logs. Looks from log to log, so it costs by their number, not their length."""
+        start = self._root + b"l/"
+        end, at, found = prefix_end(start), start, []
+        while True:
+            page = (await self._client.range(at, end, limit=1, keys_only=True)).kvs
+            if not page:
+                break
+            quoted = page[0].key[len(start) :].split(b"/")[0]
+            found.append(urllib.parse.unquote(quoted.decode()))
+            at = prefix_end(start + quoted + b"/")
+        return tuple(sorted(log for log in found if log.startswith(prefix)))
+
+    # -- one decision ---------------------------------------------------------------------------
+
+    async def _decided(
+        self,
+        conditions: Sequence[Mapping[str, Any]],
+        then: Sequence[Mapping[str, Any]],
+        otherwise: Sequence[Mapping[str, Any]] = (),
+    ) -> tuple[TxnResult, bool]:
+        """A transaction that may be sent again, until its outcome is known or the time is over.
+
+        The second value says whether an earlier try got no answer: then "the conditions do not
+        hold" may be its own doing. Raises EtcdUnknownError at the end of the time.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._client.options.timeout_s
+        unsure = False
+        while True:
+            try:
+                return await self._client.txn(conditions, then, otherwise), unsure
+            except EtcdUnknownError:
+                unsure = True
+                if loop.time() >= deadline:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+            except LedgerUnreachableError as error:
+                if unsure:
+                    raise EtcdUnknownError(error.message, hint=error.hint) from error
+                raise
+
+    async def _all(self, prefix: bytes, start: bytes = b"", **options: Any) -> list[KeyValue]:
+        """All keys below a prefix, in pages: an answer has a size that etcd will not exceed."""
+        at, end, limit = start or prefix, prefix_end(prefix), _PAGE
+        found: list[KeyValue] = []
+        while True:
+            try:
+                page = await self._client.range(at, end, limit=limit, **options)
+            except EtcdRefusedError as error:
+                if "larger than max" not in error.message or limit == 1:
+                    raise
+                limit //= 2
+                continue
+            found += page.kvs
+            if not page.more:
+                return found
+            at = page.kvs[-1].key + b"\0"
+
+    def _ours(self) -> dict[str, Any]:
+        """The condition that the prefix still holds the ledger that was opened."""
+        return compare(self._marker, "mod_revision", self._marker_revision)
+
+    def _refuse_replaced(self, marker: RangeResult) -> None:
+        if not marker.kvs or marker.kvs[0].mod_revision != self._marker_revision:
+            raise LedgerForeignError(
+                f"{self._prefix!r} in etcd no longer holds ledger {self.ledger_id}",
+                hint="it was removed, restored or replaced: start this process again",
+            )
+
+    def _marker_in(self, found: KeyValue) -> str:
+        if not envelope.is_sealed(found.value):
+            raise self._foreign([found])
+        opened = envelope.unseal(found.value, f"etcd's key {self._marker.decode()}")
+        try:
+            return msgspec.msgpack.decode(opened.value, type=Marker).ledger_id
+        except msgspec.MsgspecError as error:
+            raise self._foreign([found]) from error
+
+    def _foreign(self, found: Sequence[KeyValue]) -> LedgerForeignError:
+        example = found[0].key.decode(errors="replace") if found else "another key"
+        return LedgerForeignError(
+            f"the prefix {self._prefix!r} in etcd holds something else: {example}",
+            hint="name a prefix that nothing else uses",
+        )
+
+    def _register(self, key: str) -> bytes:
+        check_name(key)
+        return self._root + b"r/" + key.encode()
+
+    def _log(self, log: str) -> bytes:
+        check_name(log)
+        # A quote of its own, so that no log's keys lie within another's.
+        return self._root + b"l/" + urllib.parse.quote(log, safe="").encode() + b"/"
+
+    def _record(self, log: str, index: int) -> bytes:
+        return self._log(log) + b"%016x" % index
+
+    def _first(self, found: RangeResult) -> Versioned | None:
+        return self._versioned(found.kvs[0]) if found.kvs else None
+
+    def _versioned(self, found: KeyValue) -> Versioned:
+        opened = envelope.unseal(found.value, f"etcd's key {found.key.decode(errors='replace')}")
+        return Versioned(opened.value, found.mod_revision)

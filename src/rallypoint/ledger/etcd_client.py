@@ -1,0 +1,477 @@
+"""A small asyncio client of etcd v3, over its JSON gateway: the one file that connects to etcd.
+
+Why our own: of the clients there are, none has several endpoints with failover, TLS with client
+certificates, a user with a password, a deadline on everything, and asyncio, all at once; and most
+bring gRPC, which is larger than all of Rallypoint. etcd itself serves the same calls as JSON over
+HTTP (`/v3/...`, since 3.4), and aiohttp is here anyway.
+
+What matters most is kept apart here: a request that was *refused*, one that was *never sent*, and
+one whose answer was *lost*. The last, for whatever changes something, is EtcdUnknownError, and only
+the caller can know whether it may be sent again. All else goes on to the next endpoint by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import random
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import aiohttp
+import msgspec
+
+from rallypoint.errors import (
+    LedgerAccessError,
+    LedgerError,
+    LedgerForeignError,
+    LedgerUnreachableError,
+    UsageError,
+)
+from rallypoint.ledger.etcd_wire import (
+    DeleteResult,
+    EtcdCompactedError,
+    EtcdRefusedError,
+    EtcdTokenError,
+    EtcdUnknownError,
+    Event,
+    Lease,
+    LeaseStream,
+    Member,
+    Members,
+    PutResult,
+    RangeResult,
+    Status,
+    Token,
+    TxnResult,
+    WatchResult,
+    WatchStream,
+    decode,
+    not_etcd,
+    refusal,
+    said_no,
+)
+
+T = TypeVar("T")
+ANSWER_BYTES_MAX: Final = 64 << 20
+_LINE_BYTES_MAX: Final = 16 << 20
+_BACKOFF_S: Final = 0.05
+_BACKOFF_MAX_S: Final = 0.5
+_AUTHENTICATIONS_MAX: Final = 3
+
+
+class EtcdOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where etcd is and how to speak to it.
+
+    `endpoints` are "host:port". With `tls`, `ca_file` says whom to believe (None: the system's
+    authorities), and `cert_file` with `key_file` is this client's certificate. `try_timeout_s`
+    bounds one attempt at one endpoint, so that a frozen member costs no more than that;
+    `timeout_s` bounds a call. The password is not in the repr.
+    """
+
+    endpoints: tuple[str, ...]
+    tls: bool = False
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    user: str = ""
+    password: str = ""
+    try_timeout_s: float = 1.0
+    timeout_s: float = 5.0
+    watch_idle_s: float = 5.0
+    """After so long a silence a watch goes on at the next endpoint: this one may be frozen."""
+
+    def __repr__(self) -> str:
+        user = f", user={self.user!r}" if self.user else ""
+        return f"EtcdOptions({', '.join(self.endpoints)}, tls={self.tls}{user})"
+
+
+def compare(key: bytes, target: str, value: int, *, result: str = "EQUAL") -> dict[str, Any]:
+    """A condition of a transaction. `target` is "mod_revision", "create_revision" or "version"."""
+    names = {"mod_revision": "MOD", "create_revision": "CREATE", "version": "VERSION"}
+    return {"key": key, "target": names[target], "result": result, target: str(value)}
+
+
+def compare_absent(prefix: bytes, range_end: bytes) -> dict[str, Any]:
+    """The condition that there is no key from `prefix` up to `range_end`."""
+    return {**compare(prefix, "create_revision", 0), "range_end": range_end}
+
+
+def put(key: bytes, value: bytes, *, lease: int = 0) -> dict[str, Any]:
+    """An operation of a transaction."""
+    return {"request_put": {"key": key, "value": value, "lease": str(lease)}}
+
+
+def get(key: bytes, range_end: bytes = b"", **options: Any) -> dict[str, Any]:
+    """An operation of a transaction; options as in etcd's RangeRequest."""
+    return {"request_range": {"key": key, "range_end": range_end, **options}}
+
+
+def delete(key: bytes, range_end: bytes = b"") -> dict[str, Any]:
+    """An operation of a transaction."""
+    return {"request_delete_range": {"key": key, "range_end": range_end}}
+
+
+class EtcdClient:
+    """One event loop owns it. Every call raises a LedgerError and nothing else (see etcd_wire)."""
+
+    def __init__(self, options: EtcdOptions) -> None:
+        if not options.endpoints:
+            raise UsageError("etcd needs at least one endpoint")
+        scheme = "https" if options.tls else "http"
+        self.options = options
+        self._urls = [f"{scheme}://{endpoint}" for endpoint in options.endpoints]
+        # Not everybody begins with the first one.
+        self._preferred = random.randrange(len(self._urls))
+        self._session: aiohttp.ClientSession | None = None
+        self._token = ""
+        self._authenticating = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Make ready to connect. Raises LedgerAccessError if a certificate cannot be used."""
+        if self._session is None:
+            context = _tls_context(self.options) if self.options.tls else False
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=context, limit=0),
+                auto_decompress=False,
+                trust_env=False,
+            )
+
+    async def aclose(self) -> None:
+        """Close all connections. Idempotent."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    # -- keys -----------------------------------------------------------------------------------
+
+    async def range(self, key: bytes, range_end: bytes = b"", **options: Any) -> RangeResult:
+        """Keys from `key` up to `range_end` (that one key if empty). Linearizable."""
+        body = {"key": key, "range_end": range_end, **options}
+        return await self._call("kv/range", body, RangeResult)
+
+    async def txn(
+        self,
+        conditions: Sequence[Mapping[str, Any]],
+        then: Sequence[Mapping[str, Any]],
+        otherwise: Sequence[Mapping[str, Any]] = (),
+    ) -> TxnResult:
+        """All of `then` if all conditions hold, else all of `otherwise`; at once.
+
+        Raises EtcdUnknownError if it may have been done: also much later, by a member that was
+        frozen. So what it changes must be conditional on what it changes.
+        """
+        body = {"compare": conditions, "success": then, "failure": otherwise}
+        return await self._call("kv/txn", body, TxnResult, repeatable=False)
+
+    async def put(self, key: bytes, value: bytes, *, lease: int = 0) -> PutResult:
+        """Write without a condition. Raises EtcdUnknownError, as `txn`."""
+        body = {"key": key, "value": value, "lease": str(lease)}
+        return await self._call("kv/put", body, PutResult, repeatable=False)
+
+    async def delete(self, key: bytes, range_end: bytes = b"") -> DeleteResult:
+        """Delete without a condition. Raises EtcdUnknownError, as `txn`."""
+        body = {"key": key, "range_end": range_end}
+        return await self._call("kv/deleterange", body, DeleteResult, repeatable=False)
+
+    async def watch(
+        self, key: bytes, range_end: bytes = b"", *, start_revision: int
+    ) -> AsyncGenerator[tuple[Event, ...], None]:
+        """Every change from a revision on, in order, none left out, none twice.
+
+        Goes on at the next endpoint when a connection ends or is silent. Close it (`aclosing`).
+        Raises EtcdCompactedError if the revision is no longer there, LedgerUnreachableError when no
+        endpoint took it up for `timeout_s`.
+        """
+        loop = asyncio.get_running_loop()
+        request = {"key": key, "range_end": range_end}
+        next_revision, tried_since, tries = start_revision, loop.time(), 0
+        while True:
+            url = self._urls[self._preferred]
+            try:
+                body = {"create_request": {**request, "start_revision": str(next_revision)}}
+                async with contextlib.aclosing(self._stream(url, body)) as results:
+                    async for result in results:
+                        tried_since, tries = loop.time(), 0
+                        if result.events:
+                            next_revision = result.events[-1].kv.mod_revision + 1
+                            yield result.events
+            except (_NotSentError, _LostError, _BadEndpointError, EtcdTokenError) as problem:
+                if isinstance(problem, EtcdTokenError):
+                    self._token = ""
+                tries += 1
+                if loop.time() - tried_since > self.options.timeout_s:
+                    raise self._unreachable({url: str(problem)}) from problem
+                await asyncio.sleep(_backoff(tries // len(self._urls)))
+            self._next(url)
+
+    # -- leases ---------------------------------------------------------------------------------
+
+    async def grant(self, ttl_s: int) -> Lease:
+        """A new lease. One whose answer is lost ends by itself, so this may repeat."""
+        return await self._call("lease/grant", {"TTL": str(ttl_s)}, Lease)
+
+    async def keepalive(self, lease_id: int) -> Lease:
+        """Renew a lease; `TTL` is 0 if it has ended."""
+        body = {"ID": str(lease_id)}
+        return (await self._call("lease/keepalive", body, LeaseStream)).result
+
+    async def revoke(self, lease_id: int) -> None:
+        """End a lease, and with it its keys. Nothing happens if it has ended."""
+        try:
+            await self._call("lease/revoke", {"ID": str(lease_id)}, PutResult)
+        except EtcdRefusedError as error:
+            if "not found" not in error.message:
+                raise
+
+    # -- the cluster ----------------------------------------------------------------------------
+
+    async def status(self) -> Status:
+        """The state of the member that answers first."""
+        return await self._call("maintenance/status", {}, Status)
+
+    async def members(self) -> tuple[Member, ...]:
+        """The cluster's members."""
+        return (await self._call("cluster/member/list", {}, Members)).members
+
+    # -- one call over several endpoints ----------------------------------------------------------
+
+    async def _call(
+        self, path: str, body: Mapping[str, Any], type: type[T], *, repeatable: bool = True
+    ) -> T:
+        """`repeatable`: sending it twice does no harm, so a lost answer is no unknown outcome."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.options.timeout_s
+        data = msgspec.json.encode(body)
+        problems: dict[str, str] = {}
+        refused: dict[str, LedgerError] = {}
+        authentications = 0
+        for attempt in range(1_000_000):
+            if attempt and attempt % len(self._urls) == 0:
+                if len(refused) == len(self._urls):
+                    raise next(iter(refused.values()))
+                await asyncio.sleep(_backoff(attempt // len(self._urls)))
+            left_s = deadline - loop.time()
+            if left_s <= 0:
+                break
+            url = self._urls[self._preferred]
+            try:
+                return decode(await self._try(url, path, data, left_s), type, url)
+            except EtcdTokenError:
+                self._token = ""
+                authentications += 1
+                if authentications > _AUTHENTICATIONS_MAX:
+                    raise
+                continue
+            except _NotSentError as problem:
+                problems[url] = str(problem)
+            except _LostError as problem:
+                if not repeatable:
+                    self._next(url)
+                    raise EtcdUnknownError(f"etcd at {url} did not say: {problem}") from problem
+                problems[url] = str(problem)
+            except _BadEndpointError as problem:
+                refused[url] = problem.error
+                problems[url] = problem.error.message
+            self._next(url)
+        raise self._unreachable(problems)
+
+    async def _try(self, url: str, path: str, data: bytes, left_s: float) -> bytes:
+        """One attempt at one endpoint: the answer's bytes."""
+        headers = await self._headers(url)
+        # A large value over a slow line is no sign of a frozen member.
+        try_s = min(left_s, self.options.try_timeout_s + len(data) / 1e6)
+        async with self._post(url, path, data, headers, try_s) as response:
+            answer = await _read_all(response, url)
+        _raise_refusal(response.status, answer, url)
+        return answer
+
+    async def _headers(self, url: str) -> dict[str, str]:
+        if not self.options.user:
+            return {}
+        async with self._authenticating:
+            if not self._token:
+                self._token = await self._authenticate(url)
+        return {"Authorization": self._token} if self._token != _NO_TOKEN else {}
+
+    async def _authenticate(self, url: str) -> str:
+        body = {"name": self.options.user, "password": self.options.password}
+        data, try_s = msgspec.json.encode(body), self.options.try_timeout_s
+        try:
+            async with self._post(url, "auth/authenticate", data, {}, try_s) as response:
+                answer = await _read_all(response, url)
+            _raise_refusal(response.status, answer, url)
+        except EtcdRefusedError as error:
+            if "not enabled" in error.message:
+                return _NO_TOKEN  # as etcd's own client: a user where none is asked for
+            raise
+        except _LostError as error:
+            raise _NotSentError(str(error)) from error  # what the token was for was not sent
+        return decode(answer, Token, url).token
+
+    async def _stream(self, url: str, body: Mapping[str, Any]) -> AsyncGenerator[WatchResult, None]:
+        """The results of one watch on one connection; ends when it was silent for long."""
+        data = msgspec.json.encode(body)
+        headers = await self._headers(url)
+        async with self._post(url, "watch", data, headers, None) as response:
+            if response.status != 200:
+                _raise_refusal(response.status, await _read_all(response, url), url)
+            lines = _lines(response)
+            idle_s = self.options.try_timeout_s  # until it says that the watch was created
+            while True:
+                try:
+                    async with asyncio.timeout(idle_s):
+                        line = await anext(lines, b"")
+                except TimeoutError:
+                    if idle_s == self.options.watch_idle_s:
+                        return
+                    raise _LostError(f"no answer within {idle_s:g} s") from None
+                if not line:
+                    raise _LostError("the watch was ended")
+                yield _watch_result(decode(line, WatchStream, url), url)
+                idle_s = self.options.watch_idle_s
+
+    @contextlib.asynccontextmanager
+    async def _post(
+        self, url: str, path: str, data: bytes, headers: Mapping[str, str], try_s: float | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A request; what aiohttp says becomes one of three: not sent, lost, a bad endpoint."""
+        if self._session is None:
+            raise LedgerUnreachableError("the client of etcd is not open")
+        timeout = aiohttp.ClientTimeout(total=try_s, sock_connect=self.options.try_timeout_s)
+        try:
+            # A file, because aiohttp warns of large bytes: it would send them in one piece.
+            content = io.BytesIO(data)
+            async with self._session.post(
+                f"{url}/v3/{path}", data=content, headers=headers, timeout=timeout
+            ) as response:
+                yield response
+        except aiohttp.ClientSSLError as error:
+            raise _BadEndpointError(_certificate_error(url, error)) from error
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise _NotSentError(_said(error)) from error
+        except aiohttp.InvalidURL as error:
+            raise UsageError(f"{url} is no endpoint of etcd") from error
+        except TimeoutError as error:
+            raise _LostError(f"no answer within {try_s or 0:g} s") from error
+        except aiohttp.ClientResponseError as error:
+            raise _BadEndpointError(not_etcd(url, error.message or "no HTTP")) from error
+        except (aiohttp.ClientError, OSError) as error:
+            if "SSL" in str(error):  # TLS 1.3: a missing certificate is told after the handshake
+                raise _BadEndpointError(_certificate_error(url, error)) from error
+            raise _LostError(_said(error)) from error
+
+    def _next(self, url: str) -> None:
+        """Prefer the endpoint after this one, unless another call has done so already."""
+        if self._urls[self._preferred] == url:
+            self._preferred = (self._preferred + 1) % len(self._urls)
+
+    def _unreachable(self, problems: Mapping[str, str]) -> LedgerUnreachableError:
+        said = "; ".join(f"{url}: {what}" for url, what in problems.items()) or "no answer"
+        return LedgerUnreachableError(
+            f"no endpoint of etcd answered within {self.options.timeout_s:g} s ({said})",
+            hint="is etcd running, has it a leader, and do the host and the port reach it?",
+        )
+
+
+_NO_TOKEN: Final = "-"
+
+
+class _NotSentError(Exception):
+    """Certainly nothing was sent."""
+
+
+class _LostError(Exception):
+    """Something may have been sent, and no answer came that says what became of it."""
+
+
+class _BadEndpointError(Exception):
+    """This endpoint will not do; another one might."""
+
+    def __init__(self, error: LedgerError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def _raise_refusal(status: int, answer: bytes, url: str) -> None:
+    if status == 200:
+        return
+    error = refusal(status, answer, url)
+    if error is None:
+        raise _LostError(f"HTTP {status}: {answer[:200].decode(errors='replace').strip()}")
+    if isinstance(error, LedgerForeignError):
+        raise _BadEndpointError(error)
+    raise error
+
+
+def _watch_result(line: WatchStream, url: str) -> WatchResult:
+    if line.result is None:
+        raise _LostError(f"the watch was ended: {line.error}")
+    if line.result.compact_revision:
+        raise EtcdCompactedError(
+            f"etcd has compacted its history up to revision {line.result.compact_revision}"
+        )
+    if line.result.canceled:
+        reason = line.result.cancel_reason
+        code = 7 if "permission denied" in reason else 0
+        if code or "auth token" in reason:
+            raise said_no(code, reason, url)
+        raise _LostError(f"the watch was ended: {reason}")
+    return line.result
+
+
+async def _read_all(response: aiohttp.ClientResponse, url: str) -> bytes:
+    """The whole answer, bounded (R12)."""
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > ANSWER_BYTES_MAX:
+            raise _BadEndpointError(not_etcd(url, f"more than {ANSWER_BYTES_MAX} bytes"))
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+    """Its lines as they come; aiohttp's own readline has a limit below a value's size."""
+    buffer = bytearray()
+    async for part in response.content.iter_any():
+        buffer += part
+        while (end := buffer.find(b"\n")) >= 0:
+            line = bytes(buffer[:end])
+            del buffer[: end + 1]
+            if line:
+                yield line
+        if len(buffer) > _LINE_BYTES_MAX:
+            raise _LostError("a line without end")
+
+
+def _tls_context(options: EtcdOptions) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=options.ca_file)
+        if options.cert_file:
+            context.load_cert_chain(options.cert_file, options.key_file)
+    except (OSError, ssl.SSLError) as error:
+        files = [options.ca_file, options.cert_file, options.key_file]
+        raise LedgerAccessError(
+            f"the certificate or key for etcd cannot be used: {error}",
+            hint=f"check {', '.join(file for file in files if file)}: PEM files, readable here",
+        ) from error
+    return context
+
+
+def _certificate_error(url: str, error: Exception) -> LedgerAccessError:
+    return LedgerAccessError(
+        f"no TLS connection to etcd at {url}: {_said(error)}",
+        hint="does the port speak TLS, is its certificate from the CA given and for this host, and "
+        "does it ask for a client certificate?",
+    )
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _backoff(turn: int) -> float:
+    return random.uniform(0.5, 1.0) * min(_BACKOFF_MAX_S, _BACKOFF_S * 2.0 ** min(turn, 10))

@@ -1,0 +1,706 @@
+"""Many candidates against one engine, everything that goes wrong drawn from one seed.
+
+Requests and answers are lost, delayed, repeated and overtake each other; processes freeze (the
+others' clocks go on), thaw with all that has arrived meanwhile, die, and start again under another
+name; candidates are cut off from the engine; clocks differ in rate and offset. Owners commit
+rounds, close the run, hand over and yield. First the rules must hold (safety); then all faults
+heal, and soon every live candidate must know the one owner (liveness). To see one seed:
+
+    python -m tests.core.election_sim SEED
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from rallypoint.core import election as e
+from rallypoint.core.election_rules import ElectionJournal
+from rallypoint.core.values import (
+    Address,
+    CloseRecord,
+    Outcome,
+    RoundHead,
+    RoundMember,
+    RoundRecord,
+    Stamp,
+    table_digest,
+)
+from rallypoint.ledger import one_register
+from rallypoint.ledger.contract import Conflict
+
+LEDGER = "ledger"
+TIMING = e.Timing()
+SETTLE_S = TIMING.ttl_s + 3.5
+"""Within this after the faults have healed, everybody must know the one owner."""
+NODES = ("node-a", "node-b")
+
+Then = Callable[[Any], None]
+
+
+class Plan(msgspec.Struct):
+    """What a seed draws before anything happens."""
+
+    candidates: int
+    runs: int
+    has_one_register: bool
+    are_clocks_wild: bool
+    """Rates beyond what the margin bears: safety must hold all the same."""
+    is_versioned_together: bool
+    """Whether all registers count their versions together, as in etcd, or each for itself."""
+    chaos_s: float
+    delay_s: float
+    slow: float
+    loss: float
+    repeat: float
+    trouble_s: float
+
+    @classmethod
+    def draw(cls, rng: random.Random) -> Plan:
+        return cls(
+            candidates=rng.choice((3, 3, 3, 4, 4, 5, 7)),
+            runs=rng.choice((1, 1, 1, 2)),
+            has_one_register=rng.random() < 0.4,
+            are_clocks_wild=rng.random() < 0.1,
+            is_versioned_together=rng.random() < 0.5,
+            chaos_s=rng.uniform(4.0, 12.0) if rng.random() < 0.85 else rng.uniform(12.0, 40.0),
+            delay_s=rng.choice((0.002, 0.01, 0.03, 0.1)),
+            slow=rng.choice((0.0, 0.01, 0.05)),
+            loss=rng.choice((0.0, 0.02, 0.1, 0.3)),
+            repeat=rng.choice((0.0, 0.02, 0.2)),
+            trouble_s=rng.choice((0.2, 0.4, 0.8, 1.6)),
+        )
+
+
+class Engine:
+    """Registers, linearizable. Tells the journal of every write that it has done."""
+
+    def __init__(self, plan: Plan, journal: ElectionJournal) -> None:
+        self.cells: dict[str, e.Found] = {}
+        self._journal = journal
+        self._is_together = plan.is_versioned_together
+        self._counters: dict[str, int] = {}
+        if plan.has_one_register:
+            empty = one_register.encode(one_register.Shelf.empty(LEDGER))
+            self.cells["shelf"] = e.Found(empty, 1)
+
+    def read(self, key: str) -> e.Found | None:
+        return self.cells.get(key)
+
+    def swap(self, key: str, expected: int | None, value: bytes) -> e.Outcome:
+        current = self.cells.get(key)
+        if (None if current is None else current.version) != expected:
+            return e.Lost(current)
+        counter = "" if self._is_together else key
+        version = self._counters[counter] = self._counters.get(counter, 1) + 1
+        self.cells[key] = e.Found(value, version)
+        if key == "shelf":
+            assert current is not None
+            self._shelf_written(current.value, value)
+        else:
+            self._written(key, value)
+        return e.Done(version)
+
+    def leases(self) -> dict[str, e.Lease]:
+        """The leases that are there, by key."""
+        return {
+            key: e.decode_lease(found.value)
+            for key, found in self._logical().items()
+            if key.startswith("lease/")
+        }
+
+    def sweep(self, key: str) -> None:
+        """Remove a lease."""
+        self._journal.lease_swept(key.removeprefix("lease/"))
+        if "shelf" not in self.cells:
+            del self.cells[key]
+            return
+        found = self.cells["shelf"]
+        shelf = one_register.decode(found.value, "shelf").delete(key)
+        assert shelf is not None
+        self.cells["shelf"] = e.Found(one_register.encode(shelf), found.version + 1)
+        self._counters["" if self._is_together else "shelf"] = found.version + 1
+
+    def _logical(self) -> dict[str, e.Found]:
+        if "shelf" not in self.cells:
+            return self.cells
+        shelf = one_register.decode(self.cells["shelf"].value, "shelf")
+        return {key: e.Found(each.value, each.version) for key, each in shelf.entries.items()}
+
+    def _shelf_written(self, before: bytes, after: bytes) -> None:
+        old = one_register.decode(before, "shelf").entries
+        changed = [
+            (key, entry.value)
+            for key, entry in one_register.decode(after, "shelf").entries.items()
+            if old.get(key) != entry
+        ]
+        assert len(changed) == 1, changed
+        self._written(*changed[0])
+
+    def _written(self, key: str, value: bytes) -> None:
+        if key.startswith("lease/"):
+            self._journal.lease_written(e.decode_lease(value))
+        else:
+            self._journal.run_written(e.decode_run(value))
+
+
+class Process:
+    """One candidate: it carries out what its holder and its claims want."""
+
+    def __init__(self, world: World, index: int) -> None:
+        self.world = world
+        self.index = index
+        self.life = 0
+        self.is_dead = self.is_frozen = self.is_cut_off = self.is_leaving = False
+        self.inbox: list[tuple[Then, Any]] = []
+        self.claims: dict[str, e.Claim] = {}
+        self.elsewhere: dict[str, e.Elsewhere] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """A new life: another name, another clock, nothing remembered."""
+        rng, wild = self.world.rng, self.world.plan.are_clocks_wild
+        self.life += 1
+        self.is_dead = self.is_frozen = self.is_leaving = False
+        self.inbox.clear()
+        self.rate = rng.uniform(0.5, 2.0) if wild else rng.uniform(0.92, 1.08)
+        self.offset_s = rng.uniform(-1000.0, 1000.0)
+        self.wakes_s = float("inf")
+        self.take_office()
+
+    def take_office(self) -> None:
+        """A lease under a name that was never used."""
+        self.world.names += 1
+        name = f"p{self.index}.{self.world.names}"
+        self.holder = e.LeaseHolder(name, (Address(name, 1),), TIMING)
+        self.claims = {run: e.Claim(run, LEDGER, self.holder) for run in self.world.runs}
+        self.elsewhere = {}
+
+    def now_s(self) -> float:
+        return self.offset_s + self.world.now_s * self.rate
+
+    @property
+    def is_awake(self) -> bool:
+        return not (self.is_dead or self.is_frozen)
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Tick everything that may be due."""
+        now_s = self.now_s()
+        self.do("", self.holder.tick(now_s))
+        for run, claim in self.claims.items():
+            if claim.state is e.ClaimState.IDLE and not self.is_leaving:
+                self.do(run, claim.want(now_s))
+            self.do(run, claim.tick(now_s))
+        if self.holder.is_lost:
+            self.take_office()
+            self.wake()
+        if self.is_leaving and self.holder.has_moved:
+            self.world.die(self)
+            return
+        # A tick leaves nothing due: a driver that asks for the next one would spin.
+        due_s = self.next_tick_s()
+        assert due_s is None or due_s > now_s, (due_s, now_s)
+
+    def next_tick_s(self) -> float | None:
+        ticks = [self.holder.next_tick_s(self.now_s())]
+        ticks += [claim.next_tick_s() for claim in self.claims.values()]
+        return min((tick for tick in ticks if tick is not None), default=None)
+
+    def do(self, run: str, actions: list[e.Action]) -> None:
+        for action in actions:
+            match action:
+                case e.ReadRun():
+                    self.world.read(self, f"run/{run}", self._run_read(run, action))
+                case e.ReadLease(process=process):
+                    self.world.read(self, f"lease/{process}", self._lease_read(run, action))
+                case e.SwapRun(expected=expected, value=value):
+                    then = self._run_swapped(run, action)
+                    self.world.swap(self, f"run/{run}", expected, value, then)
+                case e.SwapLease(process=process, expected=expected, value=value):
+                    then = self._lease_swapped(run, action)
+                    self.world.swap(self, f"lease/{process}", expected, value, then)
+                case e.Won(register=register):
+                    self._publish(run, register)
+                case e.Committed(register=register):
+                    number, term = (
+                        register.number,
+                        register.round.head.term if register.round else 0,
+                    )
+                    self.world.journal.committed(run, term, number)
+                    self._publish(run, register)
+                case e.Deposed():
+                    # Nobody gives up what is still its own.
+                    owner, _ = self.world.journal.owner(run)
+                    assert self.holder.is_lost or owner != self.holder.process
+                case e.Elsewhere():
+                    self.elsewhere[run] = action
+
+    def _publish(self, run: str, register: e.RunRegister) -> None:
+        # A decision may be made now and leave late: the stamp alone protects the nodes (R5).
+        if self.claims[run].may_decide(self.now_s()):
+            self.world.tell_nodes(run, register.stamp)
+
+    # An answer belongs to who asked: the holder and the claims of that office.
+
+    def _run_read(self, run: str, asked: e.ReadRun) -> Then:
+        claim = self.claims[run]
+        return lambda found: self._go_on(run, claim, claim.run_read(asked, found, self.now_s()))
+
+    def _lease_read(self, run: str, asked: e.ReadLease) -> Then:
+        claim = self.claims[run]
+        return lambda found: self._go_on(run, claim, claim.lease_read(asked, found, self.now_s()))
+
+    def _run_swapped(self, run: str, asked: e.SwapRun) -> Then:
+        claim = self.claims[run]
+        return lambda done: self._go_on(run, claim, claim.run_swapped(asked, done, self.now_s()))
+
+    def _lease_swapped(self, run: str, asked: e.SwapLease) -> Then:
+        if not run:
+            holder = self.holder
+            return lambda done: self._held(holder, holder.swapped(asked, done, self.now_s()))
+        claim = self.claims[run]
+        return lambda done: self._go_on(run, claim, claim.lease_swapped(asked, done, self.now_s()))
+
+    def _go_on(self, run: str, claim: e.Claim, actions: list[e.Action]) -> None:
+        if self.claims[run] is claim:
+            self.do(run, actions)
+        else:
+            assert not any(isinstance(action, e.Won) for action in actions)
+
+    def _held(self, holder: e.LeaseHolder, actions: list[e.Action]) -> None:
+        if self.holder is holder:
+            self.do("", actions)
+            self.wake()
+
+    # -- what its program does -----------------------------------------------------------------
+
+    def commit(self, rng: random.Random) -> None:
+        """Form a round or close the run, wherever this process is the owner."""
+        now_s = self.now_s()
+        for run, claim in self.claims.items():
+            if not claim.may_decide(now_s) or claim.is_committing:
+                continue
+            register = claim.register
+            assert register is not None
+            if register.close is not None:
+                continue
+            if rng.random() < 0.03:
+                close = CloseRecord(Outcome.SUCCEEDED, self.holder.process, term=register.term)
+                following = msgspec.structs.replace(register, close=close)
+            else:
+                following = msgspec.structs.replace(register, round=_round(register))
+            self.do(run, claim.commit(following, now_s))
+
+    def let_go(self, pause_s: float) -> None:
+        for run, claim in self.claims.items():
+            if claim.state is e.ClaimState.OWNED:
+                self.do(run, claim.let_go(self.now_s(), pause_s))
+
+    def hand_over(self) -> None:
+        self.is_leaving = True
+        self.do("", self.holder.hand_over(self.now_s()))
+
+
+def _round(register: e.RunRegister) -> RoundRecord:
+    """The next round of this owner: the member's name tells two apart that have one number."""
+    number, name = register.number + 1, f"{register.owner}/{register.sequence}"
+    members = (RoundMember(name, number, "host", (), 1),)
+    bootstrap = Address("host", 1)
+    digest = table_digest(number, members, bootstrap)
+    return RoundRecord(RoundHead(number, register.term, 1, 1, bootstrap, digest), members)
+
+
+class World:
+    """Everything of one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.plan = plan = Plan.draw(self.rng)
+        self.now_s = 0.0
+        self.journal = ElectionJournal()
+        self.engine = Engine(plan, self.journal)
+        self.runs = tuple(f"run-{number}" for number in range(plan.runs))
+        self.names = 0
+        self.is_healed = False
+        self.steps = 0
+        self.seen: dict[tuple[str, str], Stamp] = {}
+        self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._order = 0
+        self.processes = [Process(self, index) for index in range(plan.candidates)]
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def at(self, delay_s: float, call: Callable[..., None], *args: Any) -> None:
+        self._order += 1
+        heapq.heappush(self._queue, (self.now_s + delay_s, self._order, call, args))
+
+    def run_until(self, until_s: float) -> None:
+        while self._queue and self._queue[0][0] <= until_s:
+            self.now_s, _, call, args = heapq.heappop(self._queue)
+            self.steps += 1
+            call(*args)
+        self.now_s = until_s
+
+    def _after(self, process: Process) -> None:
+        """Whatever a process has done: check what it believes, and when it wants to tick."""
+        if not process.is_awake:
+            return
+        due_s = process.next_tick_s()
+        if due_s is None:
+            return
+        at_s = max(self.now_s, (due_s - process.offset_s) / process.rate + 1e-6)
+        if at_s < process.wakes_s:
+            process.wakes_s = at_s
+            self.at(at_s - self.now_s, self._wake, process, process.life, at_s)
+
+    def _wake(self, process: Process, life: int, at_s: float) -> None:
+        if process.life != life or process.wakes_s != at_s:
+            return
+        process.wakes_s = float("inf")
+        if process.is_awake:
+            process.wake()
+            self._after(process)
+
+    def check(self) -> None:
+        """Whoever may decide is named by the ledger: asked after each write, of everybody."""
+        if self.plan.are_clocks_wild:
+            return
+        for process in self.processes:
+            now_s = process.now_s()
+            # Of the frozen, too: their next instruction might be a decision.
+            if process.is_dead or not process.holder.may_decide(now_s):
+                continue
+            for run, claim in process.claims.items():
+                if claim.may_decide(now_s):
+                    assert claim.register is not None
+                    self.journal.may_decide(run, process.holder.process, claim.register.term)
+
+    # -- the network ---------------------------------------------------------------------------
+
+    def _delay_s(self) -> float:
+        if self.is_healed:
+            return self.rng.uniform(0.001, 0.02)
+        if self.plan.slow and self.rng.random() < self.plan.slow:
+            return self.rng.uniform(0.0, 8.0)
+        return self.rng.expovariate(1.0 / self.plan.delay_s)
+
+    def _copies(self, process: Process) -> int:
+        if self.is_healed:
+            return 1
+        if process.is_cut_off or self.rng.random() < self.plan.loss:
+            return 0
+        return 2 if self.rng.random() < self.plan.repeat else 1
+
+    def _ask(self, process: Process, request: Callable[[], Any], then: Then) -> None:
+        for _ in range(self._copies(process)):
+            self.at(self._delay_s(), self._arrive, process, process.life, request, then)
+
+    def _arrive(self, process: Process, life: int, request: Callable[[], Any], then: Then) -> None:
+        answer = request()
+        self.check()
+        for _ in range(self._copies(process)):
+            self.at(self._delay_s(), self._deliver, process, life, then, answer)
+
+    def _deliver(self, process: Process, life: int, then: Then, answer: Any) -> None:
+        if process.life != life or process.is_dead:
+            return
+        if process.is_frozen:
+            process.inbox.append((then, answer))
+            return
+        then(answer)
+        self._after(process)
+
+    def read(self, process: Process, key: str, then: Then) -> None:
+        if self.plan.has_one_register:
+            self._ask_shelf(process, lambda shelf, _: then(_found(shelf.read(key))))
+        else:
+            self._ask(process, lambda: self.engine.read(key), then)
+
+    def swap(
+        self, process: Process, key: str, expected: int | None, value: bytes, then: Then
+    ) -> None:
+        if self.plan.has_one_register:
+            swap = _ShelfSwap(self, process, key, expected, value, then)
+            self._ask_shelf(process, swap.shelf_read)
+        else:
+            self._ask(process, lambda: self.engine.swap(key, expected, value), then)
+        if not self.is_healed and self.rng.random() < 0.3:
+            # A timeout. The answer may come after it, or have come before it.
+            self.at(1.0, self._deliver, process, process.life, then, e.Unclear("no answer"))
+
+    def _ask_shelf(self, process: Process, then: Callable[[one_register.Shelf, int], None]) -> None:
+        def unpack(found: e.Found) -> None:
+            then(one_register.decode(found.value, "shelf"), found.version)
+
+        self._ask(process, lambda: self.engine.read("shelf"), unpack)
+
+    def tell_nodes(self, run: str, stamp: Stamp) -> None:
+        for node in NODES:
+            for _ in range(2 if self.rng.random() < self.plan.repeat else 1):
+                self.at(self._delay_s(), self._told, node, run, stamp)
+
+    def _told(self, node: str, run: str, stamp: Stamp) -> None:
+        seen = self.seen.get((node, run), Stamp())
+        if not stamp.is_older_than(seen):
+            self.seen[node, run] = stamp
+            self.journal.accepted(node, run, stamp)
+
+    # -- trouble -------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        if self.is_healed:
+            return
+        process = self.rng.choice(self.processes)
+        if process.is_awake:
+            process.commit(self.rng)
+            self._after(process)
+        self.at(self.rng.expovariate(1 / 0.1), self._work)
+
+    def _trouble(self) -> None:
+        if self.is_healed:
+            return
+        process = self.rng.choice(self._favoured())
+        draw = self.rng.random()
+        if draw < 0.3:
+            self._freeze(process, self.rng.uniform(0.05, 8.0))
+        elif draw < 0.45:
+            self.die(process)
+        elif draw < 0.65:
+            self._cut_off(process, self.rng.uniform(0.1, 8.0))
+        elif draw < 0.75 and process.is_awake:
+            process.hand_over()
+            self.at(3.0, self._leave, process, process.life)
+        elif draw < 0.9 and process.is_awake:
+            process.let_go(self.rng.uniform(0.0, 1.0))
+        else:
+            self._sweep()
+        self._after(process)
+        self.at(self.rng.expovariate(1 / self.plan.trouble_s), self._trouble)
+
+    def _favoured(self) -> list[Process]:
+        """Owners are troubled more often than the rest."""
+        owners = {self.journal.owner(run)[0] for run in self.runs}
+        named = [each for each in self.processes if each.holder.process in owners]
+        return named if named and self.rng.random() < 0.6 else self.processes
+
+    def _freeze(self, process: Process, for_s: float) -> None:
+        if process.is_awake:
+            process.is_frozen = True
+            self.at(for_s, self.thaw, process, process.life)
+
+    def thaw(self, process: Process, life: int) -> None:
+        """Go on, with all that has arrived meanwhile: in any order, before or after a tick."""
+        if process.life != life or not process.is_frozen:
+            return
+        process.is_frozen = False
+        process.wakes_s = float("inf")
+        if self.rng.random() < 0.5:
+            process.wake()
+        waiting, process.inbox = process.inbox, []
+        if self.rng.random() < 0.5:
+            self.rng.shuffle(waiting)
+        for then, answer in waiting:
+            if not process.is_dead:
+                then(answer)
+        self._after(process)
+
+    def die(self, process: Process) -> None:
+        """A process ends; what it has sent goes on. It starts again later."""
+        if process.is_dead:
+            return
+        process.is_dead = True
+        self.at(self.rng.uniform(0.0, 4.0), self.start, process, process.life)
+
+    def start(self, process: Process, life: int) -> None:
+        if process.life == life and process.is_dead:
+            process.begin()
+            process.wake()
+            self._after(process)
+
+    def _leave(self, process: Process, life: int) -> None:
+        if process.life == life and process.is_leaving:
+            self.die(process)
+
+    def _cut_off(self, process: Process, for_s: float) -> None:
+        process.is_cut_off = True
+        self.at(for_s, setattr, process, "is_cut_off", False)
+
+    def _sweep(self) -> None:
+        """Only what is final may be swept."""
+        for key, lease in self.engine.leases().items():
+            if lease.state is not e.LeaseState.SERVING:
+                self.engine.sweep(key)
+                return
+
+    # -- the two phases ------------------------------------------------------------------------
+
+    def chaos(self) -> None:
+        """Whatever happens, no rule is broken."""
+        for process in self.processes:
+            self.at(self.rng.uniform(0.0, 0.5), self._begin, process)
+        self._work()
+        self.at(self.rng.expovariate(1 / self.plan.trouble_s), self._trouble)
+        self.run_until(self.plan.chaos_s)
+
+    def _begin(self, process: Process) -> None:
+        process.wake()
+        self._after(process)
+
+    def heal(self) -> None:
+        """No faults any more. What is under way arrives within half a second."""
+        self.is_healed = True
+        under_way, self._queue = self._queue, []
+        for due_s, order, call, args in under_way:
+            is_message = call in (self._arrive, self._deliver, self._told)
+            soon_s = min(due_s, self.now_s + self.rng.uniform(0.0, 0.5)) if is_message else due_s
+            if call not in (self.start, self._leave, self.thaw):
+                heapq.heappush(self._queue, (soon_s, order, call, args))
+        for process in self.processes:
+            process.is_cut_off = False
+            if process.is_frozen:
+                self.thaw(process, process.life)
+        if all(process.is_dead or process.is_leaving for process in self.processes):
+            for process in self.processes:
+                self.die(process)
+                self.start(process, process.life)
+
+    def why_not_settled(self) -> list[str]:
+        """What everybody should know by now and does not, in words."""
+        return [problem for run in self.runs for problem in self._why_not_settled(run)]
+
+    def _why_not_settled(self, run: str) -> Iterator[str]:
+        owner, term = self.journal.owner(run)
+        live = [each for each in self.processes if each.is_awake and not each.is_leaving]
+        if owner not in [each.holder.process for each in live]:
+            yield f"{run} is owned by {owner or 'nobody'}, who does not live"
+        for process in live:
+            name, claim = process.holder.process, process.claims[run]
+            told = process.elsewhere.get(run)
+            if name == owner:
+                if not claim.may_decide(process.now_s()):
+                    yield f"{name} owns {run}, and is {claim.state}"
+                elif claim.register is None or claim.register.term != term:
+                    yield f"{name} owns {run} in another term than {term}"
+            elif claim.state is e.ClaimState.OWNED:
+                yield f"{name} believes to own {run}"
+            elif told is None or (told.process, told.addresses) != (owner, (Address(owner, 1),)):
+                yield f"{name} is {claim.state} and believes {run} at {told}"
+
+
+class _ShelfSwap:
+    """One swap of a register that shares the engine's only value with the others."""
+
+    def __init__(
+        self,
+        world: World,
+        process: Process,
+        key: str,
+        expected: int | None,
+        value: bytes,
+        then: Then,
+    ) -> None:
+        self._world, self._process = world, process
+        self._key, self._expected, self._value = key, expected, value
+        self._then = then
+
+    def shelf_read(self, shelf: one_register.Shelf, shelf_version: int) -> None:
+        after = shelf.swap(self._key, self._expected, self._value)
+        if isinstance(after, Conflict):
+            self._then(e.Lost(_found(after.current)))
+            return
+        value, version = one_register.encode(after.shelf), after.version
+
+        def swapped(outcome: e.Outcome) -> None:
+            if isinstance(outcome, e.Done):
+                self._then(e.Done(version))
+            else:
+                assert isinstance(outcome, e.Lost)
+                assert outcome.current is not None
+                current = outcome.current
+                self.shelf_read(one_register.decode(current.value, "shelf"), current.version)
+
+        engine = self._world.engine
+        self._world._ask(self._process, lambda: engine.swap("shelf", shelf_version, value), swapped)
+
+
+def _found(versioned: Any) -> e.Found | None:
+    return None if versioned is None else e.Found(versioned.value, versioned.version)
+
+
+class Seeking:
+    """A node without a coordinator, from when the faults have healed."""
+
+    def __init__(self, world: World, run: str) -> None:
+        self.world, self.run = world, run
+        self.attached = ""
+        self.is_over = False
+        self._seeker = e.Seeker("node-a", TIMING, candidates=3)
+        self._seek()
+
+    def _seek(self) -> None:
+        self._seeker.seek(self.world.now_s, self.world.rng.random())
+        self._rest()
+
+    def _rest(self) -> None:
+        due_s = self._seeker.next_tick_s()
+        if due_s is not None:
+            self.world.at(max(0.0, due_s - self.world.now_s), self._tick)
+
+    def _tick(self) -> None:
+        self._do(self._seeker.tick(self.world.now_s, self.world.rng.random()))
+        self._rest()
+
+    def _do(self, findings: list[e.Finding]) -> None:
+        now_s, jitter = self.world.now_s, self.world.rng.random()
+        logical = self.world.engine._logical()
+        for finding in findings:
+            match finding:
+                case e.ReadRun():
+                    found = logical.get(f"run/{self.run}")
+                    self._do(self._seeker.run_read(finding, found, now_s, jitter))
+                case e.ReadLease(process=process):
+                    found = logical.get(f"lease/{process}")
+                    self._do(self._seeker.lease_read(finding, found, now_s, jitter))
+                case e.Attach(process=process):
+                    live = [each for each in self.world.processes if each.is_awake]
+                    if process in [each.holder.process for each in live]:
+                        self.attached = process
+                    else:
+                        self._seek()
+                case e.Over():
+                    self.is_over = True
+
+
+def run(seed: int) -> World:
+    """One seed, both phases. Raises AssertionError (of which InvariantViolation is one)."""
+    world = World(seed)
+    world.chaos()
+    world.heal()
+    seeking = Seeking(world, world.runs[0])
+    if world.plan.are_clocks_wild:
+        # Such clocks may depose whom they please; no more than the rules is promised.
+        world.run_until(world.now_s + SETTLE_S)
+        return world
+    world.run_until(world.now_s + SETTLE_S)
+    problems = world.why_not_settled()
+    assert not problems, problems
+    owners = [world.journal.owner(each) for each in world.runs]
+    assert seeking.is_over or seeking.attached, "a node has found no coordinator"
+    world.run_until(world.now_s + TIMING.ttl_s / 2)
+    # Without faults nobody is deposed.
+    assert owners == [world.journal.owner(each) for each in world.runs]
+    assert not world.why_not_settled()
+    return world
+
+
+if __name__ == "__main__":
+    done = run(int(sys.argv[1]))
+    print(done.plan)
+    print("\n".join(done.journal.history))

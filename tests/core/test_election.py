@@ -1,0 +1,1002 @@
+"""Leases, claims, yielding and seeking: one idea per test. Many at once: test_election_sim.py."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rallypoint.core import election as e
+from rallypoint.core.values import (
+    Address,
+    CloseRecord,
+    Outcome,
+    RoundHead,
+    RoundMember,
+    RoundRecord,
+    RunSettings,
+    Stamp,
+)
+
+TIMING = e.Timing(ttl_s=3.0, margin_s=0.5, renew_s=1.0, retry_s=0.5)
+HERE = (Address("me", 1),)
+THERE = (Address("other", 2),)
+CLOSE = CloseRecord(Outcome.SUCCEEDED, "trained")
+
+
+def holder(process: str = "me") -> e.LeaseHolder:
+    return e.LeaseHolder(process, (Address(process, 1),), TIMING)
+
+
+def good(now_s: float = 0.0, process: str = "me") -> e.LeaseHolder:
+    """A lease that was taken now."""
+    taken = holder(process)
+    taken.swapped(swap_of(taken.tick(now_s)), e.Done(1), now_s)
+    assert taken.may_decide(now_s)
+    return taken
+
+
+def keep(lease: e.LeaseHolder, now_s: float) -> None:
+    """The lease is renewed, and good at this time."""
+    version = lease.beat + 1
+    lease.swapped(swap_of(lease.tick(now_s)), e.Done(version), now_s)
+    assert lease.may_decide(now_s)
+
+
+def swap_of(actions: list[e.Action]) -> e.SwapLease:
+    (swap,) = actions
+    assert isinstance(swap, e.SwapLease)
+    return swap
+
+
+def run_swap_of(actions: list[e.Action]) -> e.SwapRun:
+    (swap,) = actions
+    assert isinstance(swap, e.SwapRun)
+    return swap
+
+
+def lease_in(swap: e.SwapLease) -> e.Lease:
+    return e.decode_lease(swap.value)
+
+
+def revoked(process: str = "me", beat: int = 1, by: str = "other") -> e.Lease:
+    return e.Lease(e.FORMAT, process, beat, e.LeaseState.REVOKED, (), by)
+
+
+def serving(process: str = "other", beat: int = 1) -> e.Lease:
+    return e.Lease(e.FORMAT, process, beat, addresses=(Address(process, 2),))
+
+
+def moving(process: str = "other", beat: int = 2) -> e.Lease:
+    return e.Lease(e.FORMAT, process, beat, e.LeaseState.MOVING, (Address(process, 2),))
+
+
+def register(owner: str = "other", term: int = 4, **changes: Any) -> e.RunRegister:
+    return e.RunRegister(e.FORMAT, "ledger", "run", term, owner, **changes)
+
+
+def a_round(number: int, *names: str, term: int = 4) -> RoundRecord:
+    members = tuple(RoundMember(name, 1, "host", (), 1) for name in names)
+    head = RoundHead(number, term, len(names), len(names), Address("host", 1), "digest")
+    return RoundRecord(head, members)
+
+
+def found(value: e.Lease | e.RunRegister, version: int = 7) -> e.Found:
+    return e.Found(e.encode(value), version)
+
+
+class TestTiming:
+    def test_the_defaults_fit_together(self):
+        assert e.Timing().renew_s < e.Timing().ttl_s - e.Timing().margin_s
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"renew_s": 2.5},
+            {"renew_s": 0.0},
+            {"margin_s": 0.0},
+            {"margin_s": 2.0},
+            {"ttl_s": 1.0},
+            {"ttl_s": float("nan")},
+            {"margin_s": float("nan")},
+            {"retry_s": 0.0},
+            {"retry_s": float("inf")},
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, wrong: dict[str, float]):
+        with pytest.raises(ValueError, match=r"must be (renewed|more than 0)"):
+            e.Timing(**wrong)
+
+
+class TestTakingAndRenewing:
+    def test_a_lease_is_taken_where_there_is_none(self):
+        swap = swap_of(holder().tick(10.0))
+        assert swap.expected is None
+        assert lease_in(swap) == e.Lease(e.FORMAT, "me", 1, addresses=HERE)
+
+    def test_nothing_may_be_decided_before_it_is_taken(self):
+        lease = holder()
+        lease.tick(0.0)
+        assert not lease.may_decide(0.0)
+
+    def test_it_is_renewed_a_renewal_after_the_last_one_was_sent(self):
+        lease = good(0.0)
+        assert lease.next_tick_s(0.5) == 1.0
+        assert lease.tick(0.9) == []
+        swap = swap_of(lease.tick(1.0))
+        assert (swap.expected, lease_in(swap).beat) == (1, 2)
+
+    def test_it_lets_decide_from_when_the_renewal_was_sent_not_answered(self):
+        lease = holder()
+        swap = swap_of(lease.tick(0.0))
+        lease.swapped(swap, e.Done(1), 2.0)
+        assert lease.may_decide(2.4)
+        assert not lease.may_decide(2.5)
+
+    def test_of_several_tries_the_first_one_counts(self):
+        lease = holder()
+        lease.tick(0.0)
+        swap = swap_of(lease.tick(0.5))
+        lease.swapped(swap, e.Done(1), 0.6)
+        assert not lease.may_decide(2.5)
+
+    def test_after_a_stall_it_renews_before_it_decides(self):
+        lease = good(0.0)
+        assert not lease.may_decide(20.0)
+        swap = swap_of(lease.tick(20.0))
+        assert not lease.may_decide(20.0)
+        lease.swapped(swap, e.Done(2), 20.1)
+        assert lease.may_decide(20.1)
+
+
+class TestUnknownOutcomes:
+    def test_the_same_bytes_are_tried_again_and_no_others(self):
+        lease = good(0.0)
+        first = swap_of(lease.tick(1.0))
+        lease.swapped(first, e.Unclear("timeout"), 1.2)
+        assert lease.tick(1.4) == []
+        assert lease.tick(1.5) == [first]
+        assert lease.tick(9.0) == [first]
+
+    def test_own_bytes_in_a_conflict_are_a_success(self):
+        lease = good(0.0)
+        swap = swap_of(lease.tick(1.0))
+        lease.swapped(swap, e.Lost(e.Found(swap.value, 5)), 1.1)
+        assert not lease.is_lost
+        assert swap_of(lease.tick(2.0)).expected == 5
+
+    def test_a_late_or_repeated_answer_changes_nothing(self):
+        lease = good(0.0)
+        old = swap_of(lease.tick(1.0))
+        lease.swapped(old, e.Done(2), 1.0)
+        out = swap_of(lease.tick(2.0))
+        for late in (e.Done(9), e.Lost(None), e.Lost(found(revoked())), e.Unclear("late")):
+            assert lease.swapped(old, late, 2.1) == []
+        assert lease.silent_s(2.1) is None
+        lease.swapped(out, e.Done(3), 2.2)
+        assert swap_of(lease.tick(3.0)).expected == 3
+
+    def test_it_says_since_when_the_engine_is_silent(self):
+        lease = good(0.0)
+        swap = swap_of(lease.tick(1.0))
+        assert lease.silent_s(1.0) is None
+        lease.swapped(swap, e.Unclear("timeout"), 2.0)
+        lease.swapped(swap, e.Unclear("timeout"), 3.0)
+        assert lease.silent_s(4.0) == 3.0
+        lease.swapped(swap, e.Done(2), 5.0)
+        assert lease.silent_s(5.0) is None
+
+    def test_a_renewal_that_is_known_too_late_lets_nobody_decide(self):
+        lease = good(0.0)
+        swap = swap_of(lease.tick(1.0))
+        lease.swapped(swap, e.Done(2), 21.0)
+        assert not lease.may_decide(21.0)
+
+
+class TestLosing:
+    def lose(self, current: e.Found | None) -> e.LeaseHolder:
+        lease = good(0.0)
+        lease.swapped(swap_of(lease.tick(1.0)), e.Lost(current), 1.1)
+        return lease
+
+    def test_a_revoked_lease_is_lost_for_good(self):
+        lease = self.lose(found(revoked()))
+        assert lease.is_lost
+        assert not lease.may_decide(1.1)
+        assert lease.tick(100.0) == []
+        assert lease.hand_over(100.0) == []
+
+    def test_who_lost_it_has_nothing_more_to_do(self):
+        assert self.lose(found(revoked())).next_tick_s(5.0) is None
+
+    @pytest.mark.parametrize(
+        ("current", "why"),
+        [
+            (found(revoked(by="other")), "its lease was revoked by other"),
+            (found(revoked(by="")), "its lease was revoked by somebody"),
+            (None, "its lease is gone"),
+            (e.Found(b"x", 2), "its lease was overwritten: this is no Lease"),
+            (found(serving("me")), "by another process that calls itself me"),
+        ],
+    )
+    def test_it_says_why(self, current: e.Found | None, why: str):
+        assert why in self.lose(current).lost_reason
+
+    def test_a_name_that_was_used_before_is_lost_at_once(self):
+        lease = holder()
+        first = lease.tick(0.0)
+        lease.swapped(swap_of(first), e.Lost(found(serving("me", 40))), 0.1)
+        assert lease.is_lost
+
+    def test_late_answers_do_not_bring_it_back(self):
+        lease = good(0.0)
+        swap = swap_of(lease.tick(1.0))
+        lease.swapped(swap, e.Lost(found(revoked())), 1.1)
+        lease.swapped(swap, e.Done(2), 1.2)
+        assert lease.is_lost
+        assert not lease.may_decide(1.2)
+
+
+class TestHandingOver:
+    def test_it_writes_that_it_moves_and_decides_no_more(self):
+        lease = good(0.0)
+        swap = swap_of(lease.hand_over(0.5))
+        assert lease_in(swap) == e.Lease(e.FORMAT, "me", 2, e.LeaseState.MOVING, HERE)
+        assert not lease.may_decide(0.5)
+
+    def test_it_is_renewed_no_more(self):
+        lease = good(0.0)
+        lease.swapped(swap_of(lease.hand_over(0.5)), e.Done(2), 0.6)
+        assert lease.has_moved
+        assert not lease.may_decide(0.6)
+        assert lease.next_tick_s(0.6) is None
+        assert lease.tick(50.0) == []
+        assert lease.hand_over(50.0) == []
+
+    def test_while_a_renewal_is_out_it_waits_for_the_outcome(self):
+        lease = good(0.0)
+        renewal = swap_of(lease.tick(1.0))
+        assert lease.hand_over(1.1) == []
+        assert not lease.may_decide(1.1)
+        assert lease.tick(1.5) == [renewal]
+        swap = swap_of(lease.swapped(renewal, e.Done(2), 1.6))
+        assert (swap.expected, lease_in(swap).state) == (2, e.LeaseState.MOVING)
+
+    def test_once_more_changes_nothing(self):
+        lease = good(0.0)
+        swap = swap_of(lease.hand_over(0.5))
+        assert lease.hand_over(0.6) == []
+        assert lease.tick(1.0) == [swap]
+
+    def test_who_never_had_a_lease_has_nothing_to_say(self):
+        lease = holder()
+        assert lease.hand_over(0.0) == []
+        assert lease.has_moved
+        assert lease.tick(1.0) == []
+
+    def test_a_lease_that_is_lost_meanwhile_ends_it(self):
+        lease = good(0.0)
+        lease.swapped(swap_of(lease.hand_over(0.5)), e.Lost(found(revoked())), 0.6)
+        assert lease.is_lost
+        assert not lease.has_moved
+
+
+class Claimant:
+    """A claim and the process's lease, with the answers that a test gives."""
+
+    def __init__(self, process: str = "me", lease: e.LeaseHolder | None = None) -> None:
+        self.lease = lease or good(0.0, process)
+        self.claim = e.Claim("run", "ledger", self.lease)
+
+    def read_run(self, now_s: float) -> e.ReadRun:
+        """Begin, or look again."""
+        idle = self.claim.state is e.ClaimState.IDLE
+        (asked,) = self.claim.want(now_s) if idle else self.claim.tick(now_s)
+        assert isinstance(asked, e.ReadRun)
+        return asked
+
+    def sees(self, value: e.RunRegister | None, now_s: float, version: int = 7) -> list[e.Action]:
+        """Read the register and find this."""
+        there = None if value is None else found(value, version)
+        return self.claim.run_read(self.read_run(now_s), there, now_s)
+
+    def judges(
+        self,
+        owner: e.Lease | None,
+        now_s: float,
+        version: int = 3,
+        run: e.RunRegister | None = None,
+    ) -> list[e.Action]:
+        """Read the register, and this lease of its owner."""
+        (asked,) = self.sees(run or register(), now_s)
+        assert isinstance(asked, e.ReadLease)
+        there = None if owner is None else found(owner, version)
+        return self.claim.lease_read(asked, there, now_s)
+
+    def wins(self, now_s: float = 0.0, run: e.RunRegister | None = None) -> e.RunRegister:
+        """Make the run its own."""
+        swap = run_swap_of(self.sees(run, now_s))
+        (won,) = self.claim.run_swapped(swap, e.Done(8), now_s)
+        assert isinstance(won, e.Won)
+        assert won == e.Won(e.decode_run(swap.value), 8)
+        return won.register
+
+
+class TestAdopting:
+    def test_a_run_that_is_not_there_begins_in_term_1(self):
+        swap = run_swap_of(Claimant().sees(None, 0.0))
+        assert swap.expected is None
+        assert e.decode_run(swap.value) == register("me", 1)
+
+    def test_who_swaps_first_has_won(self):
+        me = Claimant()
+        assert me.wins() == register("me", 1)
+        assert me.claim.state is e.ClaimState.OWNED
+        assert (me.claim.register, me.claim.version) == (register("me", 1), 8)
+        assert me.claim.next_tick_s() is None
+
+    def test_the_seal_takes_over_all_that_was_committed(self):
+        left = register(
+            "",
+            4,
+            sequence=9,
+            round=a_round(3, "a"),
+            close=CLOSE,
+            restarts=2,
+            settings=RunSettings(),
+        )
+        swap = run_swap_of(Claimant().sees(left, 0.0))
+        assert swap.expected == 7
+        assert e.decode_run(swap.value) == msgspec.structs.replace(
+            left, term=5, owner="me", sequence=0
+        )
+
+    def test_its_own_run_is_sealed_anew(self):
+        # What it had tried in its former reign may still be under way: R5.
+        swap = run_swap_of(Claimant().sees(register("me", 4, sequence=2), 0.0))
+        assert e.decode_run(swap.value) == register("me", 5)
+
+    @pytest.mark.parametrize("owner", [None, revoked("other"), moving()])
+    def test_whose_owner_is_gone_revoked_or_moving_is_adopted_at_once(self, owner):
+        swap = run_swap_of(Claimant().judges(owner, 0.0))
+        assert swap.expected == 7
+        assert e.decode_run(swap.value) == register("me", 5)
+
+    def test_an_unknown_outcome_is_followed_by_the_same_bytes(self):
+        me = Claimant()
+        swap = run_swap_of(me.sees(None, 0.0))
+        assert me.claim.run_swapped(swap, e.Unclear("timeout"), 0.2) == []
+        assert me.claim.tick(0.5) == [swap]
+        assert me.claim.tick(1.0) == [swap]
+        (won,) = me.claim.run_swapped(swap, e.Lost(e.Found(swap.value, 4)), 1.1)
+        assert won == e.Won(register("me", 1), 4)
+
+    def test_of_two_that_race_the_slower_one_learns_of_the_other(self):
+        me = Claimant()
+        swap = run_swap_of(me.sees(None, 0.0))
+        there = e.Lost(found(register("other", 1), 1))
+        (asked,) = me.claim.run_swapped(swap, there, 0.1)
+        assert isinstance(asked, e.ReadLease)
+        actions = me.claim.lease_read(asked, found(serving()), 0.2)
+        assert actions == [e.Elsewhere(THERE, "other")]
+
+    def test_without_a_good_lease_nothing_is_adopted(self):
+        me = Claimant(lease=holder())
+        assert me.sees(None, 0.0) == []
+        assert me.claim.state is e.ClaimState.WAITING
+
+    def test_it_goes_on_as_soon_as_its_lease_is_good(self):
+        me = Claimant(lease=holder())
+        take = swap_of(me.lease.tick(0.0))
+        me.sees(None, 0.1)
+        assert me.claim.tick(0.15) == []
+        me.lease.swapped(take, e.Done(1), 0.2)
+        run_swap_of(me.sees(None, 0.2))
+
+    def test_a_swap_is_not_repeated_while_its_lease_is_not_good(self):
+        me = Claimant()
+        swap = run_swap_of(me.sees(None, 0.0))
+        assert me.claim.tick(5.0) == []
+        keep(me.lease, 5.1)
+        assert me.claim.tick(5.6) == [swap]
+
+    def test_an_adoption_that_is_known_too_late_is_not_won(self):
+        me = Claimant()
+        swap = run_swap_of(me.sees(None, 0.0))
+        assert me.claim.run_swapped(swap, e.Done(1), 10.0) == []
+        assert not me.claim.may_decide(10.0)
+        keep(me.lease, 10.1)
+        again = run_swap_of(me.sees(register("me", 1), 10.2, 1))
+        assert e.decode_run(again.value).term == 2
+
+    def test_an_adoption_that_succeeds_after_its_lease_was_revoked_is_not_won(self):
+        me = Claimant()
+        swap = run_swap_of(me.sees(None, 0.0))
+        renewal = swap_of(me.lease.tick(1.0))
+        me.lease.swapped(renewal, e.Lost(found(revoked())), 1.1)
+        assert me.claim.run_swapped(swap, e.Done(1), 1.2) == []
+        assert me.claim.tick(50.0) == []
+        assert me.claim.state is e.ClaimState.IDLE
+        assert me.claim.want(50.0) == []
+
+
+class TestAnOwnerThatLives:
+    def test_its_nodes_attach_there(self):
+        me = Claimant()
+        assert me.judges(serving(), 0.0) == [e.Elsewhere(THERE, "other")]
+        assert me.claim.state is e.ClaimState.ELSEWHERE
+
+    def test_it_is_looked_at_again_three_times_per_ttl(self):
+        me = Claimant()
+        me.judges(serving(), 0.0)
+        assert me.claim.next_tick_s() == pytest.approx(1.0)
+
+    def test_as_long_as_it_renews_nothing_is_taken(self):
+        me = Claimant()
+        for beat in range(1, 20):
+            if beat > 1:
+                keep(me.lease, float(beat))
+            actions = me.judges(serving(beat=beat), float(beat), version=beat)
+            assert actions == [e.Elsewhere(THERE, "other")]
+
+
+class TestAnOwnerThatStandsStill:
+    def stands_still(self, me: Claimant, until_s: float, version: int = 3) -> list[e.Action]:
+        """Look whenever the claim wants to, and find the owner's lease as it was."""
+        actions = me.judges(serving(), 0.0, version)
+        while (now_s := me.claim.next_tick_s() or 0.0) <= until_s:
+            keep(me.lease, now_s)
+            actions = me.judges(serving(), now_s, version)
+        return actions
+
+    def test_after_the_ttl_on_the_readers_own_clock_it_is_revoked(self):
+        me = Claimant()
+        swap = swap_of(self.stands_still(me, 3.0))
+        assert (swap.process, swap.expected) == ("other", 3)
+        assert lease_in(swap) == revoked("other", by="me")
+
+    def test_not_before(self):
+        me = Claimant()
+        assert self.stands_still(me, 2.9) == [e.Elsewhere(THERE, "other")]
+
+    def test_it_is_looked_at_just_when_the_ttl_is_over(self):
+        me = Claimant()
+        me.judges(serving(), 0.0)
+        for now_s in (1.3, 2.4):
+            keep(me.lease, now_s)
+            me.judges(serving(), now_s)
+        assert me.claim.next_tick_s() == pytest.approx(3.0)
+
+    def test_once_revoked_the_run_is_adopted_with_the_next_term(self):
+        me = Claimant()
+        swap = swap_of(self.stands_still(me, 3.0))
+        adopt = run_swap_of(me.claim.lease_swapped(swap, e.Done(4), 3.1))
+        assert adopt.expected == 7
+        assert e.decode_run(adopt.value) == register("me", 5)
+
+    def test_own_bytes_in_a_conflict_are_a_revocation(self):
+        me = Claimant()
+        swap = swap_of(self.stands_still(me, 3.0))
+        run_swap_of(me.claim.lease_swapped(swap, e.Lost(e.Found(swap.value, 4)), 3.1))
+
+    def test_an_unknown_revocation_is_tried_again_with_the_same_bytes(self):
+        me = Claimant()
+        swap = swap_of(self.stands_still(me, 3.0))
+        assert me.claim.lease_swapped(swap, e.Unclear("timeout"), 3.2) == []
+        assert me.claim.tick(3.5) == [swap]
+
+    def test_a_renewal_that_was_faster_is_believed(self):
+        me = Claimant()
+        swap = swap_of(self.stands_still(me, 3.0))
+        (asked,) = me.claim.lease_swapped(swap, e.Lost(found(serving(beat=2), 4)), 3.1)
+        assert isinstance(asked, e.ReadRun)
+        (judge,) = me.claim.run_read(asked, found(register()), 3.2)
+        assert isinstance(judge, e.ReadLease)
+        actions = me.claim.lease_read(judge, found(serving(beat=2), 4), 3.2)
+        assert actions == [e.Elsewhere(THERE, "other")]
+
+    def test_another_that_revoked_first_and_died_leaves_the_run_to_whoever_comes(self):
+        me = Claimant()
+        swap = swap_of(self.stands_still(me, 3.0))
+        me.claim.lease_swapped(swap, e.Lost(found(revoked("other", by="third"), 4)), 3.1)
+        asked = me.claim.tick(3.6)[0]
+        assert isinstance(asked, e.ReadRun)
+        (judge,) = me.claim.run_read(asked, found(register()), 3.7)
+        assert isinstance(judge, e.ReadLease)
+        run_swap_of(me.claim.lease_read(judge, found(revoked("other", by="third"), 4), 3.7))
+
+    def test_another_process_at_the_same_version_is_another_lease(self):
+        me = Claimant()
+        self.stands_still(me, 2.5, version=3)
+        run = register("third", 5)
+        actions = me.judges(serving("third"), 3.0, version=3, run=run)
+        assert actions == [e.Elsewhere((Address("third", 2),), "third")]
+
+    def test_without_a_good_lease_nobody_is_revoked(self):
+        me = Claimant()
+        me.judges(serving(), 0.0)
+        assert me.judges(serving(), 3.5) == []
+        assert me.claim.state is e.ClaimState.WAITING
+
+
+class TestLateAnswers:
+    """Whatever answers another question than the open one changes nothing."""
+
+    def states(self) -> dict[str, Claimant]:
+        made = {each: Claimant() for each in ("idle", "reading", "judging", "adopting", "owned")}
+        made["reading"].read_run(0.0)
+        made["judging"].sees(register(), 0.0)
+        made["adopting"].sees(None, 0.0)
+        made["owned"].wins()
+        made["elsewhere"] = Claimant()
+        made["elsewhere"].judges(serving(), 0.0)
+        made["waiting"] = Claimant(lease=holder())
+        made["waiting"].sees(None, 0.0)
+        made["committing"] = Claimant()
+        won = made["committing"].wins()
+        made["committing"].claim.commit(msgspec.structs.replace(won, close=CLOSE), 0.0)
+        made["letting go"] = Claimant()
+        made["letting go"].wins()
+        made["letting go"].claim.let_go(0.0)
+        made["revoking"] = Claimant()
+        TestAnOwnerThatStandsStill().stands_still(made["revoking"], 3.0)
+        return made
+
+    @pytest.mark.parametrize("name", [*sorted(e.ClaimState), "committing"])
+    def test_they_are_ignored_in_every_state(self, name: str):
+        claim = self.states()[name].claim
+        before = (claim.state, claim.register, claim.version, claim.next_tick_s())
+        another = e.SwapLease("third", 3, b"x")
+        mine = e.SwapRun(3, e.encode(register("me", 9)))
+        given: list[e.Action] = [
+            *claim.run_read(e.ReadRun(99), found(register("me", 9)), 3.0),
+            *claim.run_read(e.ReadRun(99), None, 3.0),
+            *claim.lease_read(e.ReadLease("other", 99), None, 3.0),
+            *claim.lease_read(e.ReadLease("other", 99), found(revoked("other")), 3.0),
+            *claim.lease_swapped(another, e.Done(4), 3.0),
+            *claim.lease_swapped(another, e.Lost(None), 3.0),
+            *claim.run_swapped(mine, e.Done(4), 3.0),
+            *claim.run_swapped(mine, e.Lost(None), 3.0),
+        ]
+        assert given == []
+        assert (claim.state, claim.register, claim.version, claim.next_tick_s()) == before
+
+    def test_a_repeated_answer_is_ignored(self):
+        me = Claimant()
+        asked = me.read_run(0.0)
+        swap = run_swap_of(me.claim.run_read(asked, None, 0.1))
+        assert me.claim.run_read(asked, None, 0.2) == []
+        assert len(me.claim.run_swapped(swap, e.Done(1), 0.3)) == 1
+        assert me.claim.run_swapped(swap, e.Done(1), 0.4) == []
+        assert me.claim.run_swapped(swap, e.Lost(None), 0.4) == []
+
+    def test_an_answer_to_the_reading_before_is_not_one_to_this(self):
+        me = Claimant()
+        old = me.read_run(0.0)
+        me.claim.deposed(0.1)
+        me.read_run(0.2)
+        assert me.claim.run_read(old, None, 0.3) == []
+
+    def test_a_slow_engine_is_asked_the_same_again(self):
+        # An answer that takes longer than retry_s must not be late for ever.
+        me = Claimant()
+        asked = me.read_run(0.0)
+        assert me.claim.tick(0.5) == [asked]
+        run_swap_of(me.claim.run_read(asked, None, 0.7))
+
+
+class TestLookingAgain:
+    def test_an_owner_that_dies_later_is_found_out_by_ticks_alone(self):
+        me = Claimant()
+        me.judges(serving(), 0.0)
+        keep(me.lease, 1.0)
+        me.judges(serving(beat=2), 1.0, version=4)
+        for now_s in (2.0, 3.0):
+            keep(me.lease, now_s)
+            assert me.judges(serving(beat=2), now_s, version=4)
+        keep(me.lease, 4.0)
+        swap = swap_of(me.judges(serving(beat=2), 4.0, version=4))
+        assert swap.expected == 4
+
+    def test_an_owner_that_lets_go_is_followed(self):
+        me = Claimant()
+        me.judges(serving(), 0.0)
+        swap = run_swap_of(me.sees(register("", 4, sequence=3), 1.0))
+        assert e.decode_run(swap.value) == register("me", 5)
+
+    def test_nothing_is_looked_at_unasked(self):
+        claim = Claimant().claim
+        assert claim.next_tick_s() is None
+        assert claim.tick(100.0) == []
+
+
+class TestCommitting:
+    def owner(self) -> tuple[Claimant, e.RunRegister]:
+        me = Claimant()
+        return me, me.wins()
+
+    def test_it_names_the_version_and_counts(self):
+        me, won = self.owner()
+        following = msgspec.structs.replace(won, round=a_round(1, "a"), restarts=1)
+        swap = run_swap_of(me.claim.commit(following, 0.1))
+        assert swap.expected == 8
+        assert me.claim.is_committing
+        assert me.claim.state is e.ClaimState.OWNED
+        written = msgspec.structs.replace(following, sequence=1)
+        assert e.decode_run(swap.value) == written
+        assert me.claim.run_swapped(swap, e.Done(9), 0.2) == [e.Committed(written, 9)]
+        assert not me.claim.is_committing
+
+    def test_the_next_commit_builds_on_it(self):
+        me, won = self.owner()
+        one = msgspec.structs.replace(won, round=a_round(1, "a"))
+        me.claim.run_swapped(run_swap_of(me.claim.commit(one, 0.1)), e.Done(9), 0.1)
+        two = msgspec.structs.replace(one, round=a_round(2, "a"))
+        swap = run_swap_of(me.claim.commit(two, 0.2))
+        assert (swap.expected, e.decode_run(swap.value).sequence) == (9, 2)
+
+    def test_an_unknown_outcome_is_followed_by_the_same_bytes(self):
+        me, won = self.owner()
+        closed = msgspec.structs.replace(won, close=CLOSE)
+        swap = run_swap_of(me.claim.commit(closed, 0.1))
+        assert me.claim.run_swapped(swap, e.Unclear("timeout"), 0.3) == []
+        assert me.claim.commit(closed, 0.4) == []
+        assert me.claim.tick(0.6) == [swap]
+        (committed,) = me.claim.run_swapped(swap, e.Lost(e.Found(swap.value, 9)), 0.7)
+        assert isinstance(committed, e.Committed)
+
+    def test_another_while_the_outcome_is_unknown_is_a_mistake(self):
+        me, won = self.owner()
+        me.claim.commit(msgspec.structs.replace(won, close=CLOSE), 0.1)
+        with pytest.raises(AssertionError, match="outcome is not known"):
+            me.claim.commit(msgspec.structs.replace(won, round=a_round(1, "a")), 0.2)
+
+    def test_a_conflict_deposes(self):
+        me, won = self.owner()
+        swap = run_swap_of(me.claim.commit(msgspec.structs.replace(won, close=CLOSE), 0.1))
+        (deposed,) = me.claim.run_swapped(swap, e.Lost(found(register("other", 2))), 0.2)
+        assert isinstance(deposed, e.Deposed)
+        assert me.claim.state is e.ClaimState.IDLE
+        assert not me.claim.may_decide(0.2)
+
+    def test_it_waits_for_a_good_lease(self):
+        me, won = self.owner()
+        closed = msgspec.structs.replace(won, close=CLOSE)
+        assert me.claim.commit(closed, 10.0) == []
+        keep(me.lease, 10.1)
+        run_swap_of(me.claim.tick(10.5))
+
+    def test_numbers_only_grow_by_one(self):
+        me, won = self.owner()
+        with pytest.raises(AssertionError):
+            me.claim.commit(msgspec.structs.replace(won, round=a_round(2, "a")), 0.1)
+
+    def test_a_closed_run_forms_no_round(self):
+        me = Claimant()
+        won = me.wins(run=register("", 4, close=CLOSE))
+        with pytest.raises(AssertionError, match="closed"):
+            me.claim.commit(msgspec.structs.replace(won, round=a_round(1, "a")), 0.1)
+
+    def test_who_does_not_own_the_run_cannot(self):
+        with pytest.raises(AssertionError):
+            Claimant().claim.commit(register("me", 1), 0.0)
+
+    def test_who_loses_its_lease_is_deposed_once(self):
+        me, _ = self.owner()
+        me.lease.swapped(swap_of(me.lease.tick(1.0)), e.Lost(found(revoked())), 1.1)
+        assert not me.claim.may_decide(1.1)
+        assert me.claim.tick(1.1) == [e.Deposed("its lease was revoked by other")]
+        assert me.claim.tick(1.2) == []
+
+
+class TestLettingGo:
+    def test_the_run_is_nobodys_and_stays_as_it_was(self):
+        me = Claimant()
+        me.wins(run=register("", 4, round=a_round(3, "a")))
+        swap = run_swap_of(me.claim.let_go(0.1, 5.0))
+        left = register("", 5, sequence=1, round=a_round(3, "a"))
+        assert (swap.expected, e.decode_run(swap.value)) == (8, left)
+        assert not me.claim.may_decide(0.1)
+        assert me.claim.run_swapped(swap, e.Done(9), 0.2) == []
+        assert me.claim.state is e.ClaimState.IDLE
+
+    def test_an_unknown_outcome_is_followed_by_the_same_bytes(self):
+        me = Claimant()
+        me.wins()
+        swap = run_swap_of(me.claim.let_go(0.1))
+        me.claim.run_swapped(swap, e.Unclear("timeout"), 0.2)
+        assert me.claim.tick(0.6) == [swap]
+
+    def test_it_stays_away_but_says_where_the_run_is(self):
+        me = Claimant()
+        me.wins()
+        me.claim.run_swapped(run_swap_of(me.claim.let_go(0.0, 2.0)), e.Done(9), 0.1)
+        assert me.sees(register("", 1, sequence=1), 0.2) == []
+        keep(me.lease, 1.2)
+        actions = me.judges(serving(), 1.2, run=register("other", 2))
+        assert actions == [e.Elsewhere(THERE, "other")]
+
+    def test_after_the_pause_it_takes_what_is_still_nobodys(self):
+        me = Claimant()
+        me.wins()
+        me.claim.run_swapped(run_swap_of(me.claim.let_go(0.0, 2.0)), e.Done(9), 0.1)
+        assert me.sees(register("", 1, sequence=1), 0.2) == []
+        keep(me.lease, 2.1)
+        run_swap_of(me.sees(register("", 1, sequence=1), 2.1))
+
+    def test_a_commit_that_is_under_way_is_done_first(self):
+        me = Claimant()
+        won = me.wins()
+        commit = run_swap_of(me.claim.commit(msgspec.structs.replace(won, close=CLOSE), 0.1))
+        assert me.claim.let_go(0.2) == []
+        committed, swap = me.claim.run_swapped(commit, e.Done(9), 0.3)
+        assert isinstance(committed, e.Committed)
+        assert isinstance(swap, e.SwapRun)
+        assert (swap.expected, e.decode_run(swap.value).owner) == (9, "")
+
+    def test_who_was_deposed_meanwhile_is_gone_too(self):
+        me = Claimant()
+        me.wins()
+        swap = run_swap_of(me.claim.let_go(0.1, 5.0))
+        assert me.claim.run_swapped(swap, e.Lost(found(register("other", 2))), 0.2) == []
+        assert me.claim.state is e.ClaimState.IDLE
+        assert me.claim.not_before_s == 5.2
+
+    def test_a_claim_without_the_run_is_dropped(self):
+        me = Claimant()
+        me.judges(serving(), 0.0)
+        assert me.claim.let_go(0.1) == []
+        assert me.claim.state is e.ClaimState.IDLE
+
+
+class TestWhatCannotBeRead:
+    def test_bytes_of_something_else(self):
+        with pytest.raises(e.UnreadableError, match="no RunRegister of Rallypoint"):
+            e.decode_run(b'{"owner": 1}')
+
+    def test_a_list_of_something_else(self):
+        with pytest.raises(e.UnreadableError, match="it has no format"):
+            e.decode_lease(msgspec.msgpack.encode(["hello", 2]))
+
+    def test_a_damaged_register(self):
+        with pytest.raises(e.UnreadableError, match="this RunRegister is damaged"):
+            e.decode_run(msgspec.msgpack.encode([1, "ledger", "run", -4, "me"]))
+
+    def test_a_newer_format(self):
+        newer = msgspec.structs.replace(register(), format=2)
+        with pytest.raises(e.UnreadableError, match="format 2 was written by a newer release"):
+            e.decode_run(e.encode(newer))
+
+    def test_a_newer_format_that_looks_quite_different(self):
+        with pytest.raises(e.UnreadableError, match="newer release"):
+            e.decode_lease(msgspec.msgpack.encode([3, {"process": "x"}]))
+
+    def test_a_format_that_never_was(self):
+        with pytest.raises(e.UnreadableError, match="format 0"):
+            e.decode_run(e.encode(msgspec.structs.replace(register(), format=0)))
+
+    def test_half_of_a_value(self):
+        whole = e.encode(register(round=a_round(1, "a")))
+        for length in range(len(whole)):
+            with pytest.raises(e.UnreadableError):
+                e.decode_run(whole[:length])
+
+    @given(st.binary(max_size=200))
+    def test_whatever_the_bytes_nothing_else_is_raised(self, data: bytes):
+        for decode in (e.decode_lease, e.decode_run):
+            with contextlib.suppress(e.UnreadableError):
+                decode(data)
+
+    @given(st.binary(max_size=60), st.integers(0, 60))
+    def test_nor_whatever_is_broken_in_a_value(self, noise: bytes, at: int):
+        whole = e.encode(register(round=a_round(1, "a"), settings=RunSettings(), close=CLOSE))
+        for decode in (e.decode_lease, e.decode_run):
+            with contextlib.suppress(e.UnreadableError):
+                decode(whole[:at] + noise + whole[at + len(noise) :])
+
+    @pytest.mark.parametrize(
+        "data", [b"\x91" * 100_000 + b"\x01", b"\xdd\xff\xff\xff\xff", b"\x92\x01\xa1\xff"]
+    )
+    def test_nor_for_what_is_deep_or_claims_to_be_large_or_is_no_text(self, data: bytes):
+        with pytest.raises(e.UnreadableError):
+            e.decode_lease(data)
+
+    def test_what_was_encoded_is_decoded(self):
+        for lease in (serving(), moving(), revoked()):
+            assert e.decode_lease(e.encode(lease)) == lease
+        full = register(round=a_round(1, "a"), settings=RunSettings(), close=CLOSE, restarts=3)
+        assert e.decode_run(e.encode(full)) == full
+
+    def test_a_claim_says_why_and_asks_again(self):
+        me = Claimant()
+        asked = me.read_run(0.0)
+        newer = msgspec.structs.replace(register(), format=2)
+        with pytest.raises(e.UnreadableError, match="newer release"):
+            me.claim.run_read(asked, found(newer), 0.1)
+        assert me.claim.tick(0.5) == [asked]
+        run_swap_of(me.claim.run_read(asked, None, 0.6))
+
+    def test_a_lease_that_it_cannot_read_is_not_taken_for_dead(self):
+        me = Claimant()
+        (asked,) = me.sees(register(), 0.0)
+        assert isinstance(asked, e.ReadLease)
+        with pytest.raises(e.UnreadableError):
+            me.claim.lease_read(asked, e.Found(b"x", 3), 0.1)
+        assert me.claim.tick(9.0) == [asked]
+
+    @pytest.mark.parametrize("change", [{"run_id": "x"}, {"ledger_id": "x"}])
+    def test_the_register_of_something_else_is_refused(self, change: dict[str, str]):
+        me = Claimant()
+        asked = me.read_run(0.0)
+        with pytest.raises(e.UnreadableError, match="not of run run in ledger ledger"):
+            me.claim.run_read(asked, found(msgspec.structs.replace(register(), **change)), 0.1)
+
+    def test_the_lease_of_somebody_else_is_refused(self):
+        me = Claimant()
+        (asked,) = me.sees(register(), 0.0)
+        assert isinstance(asked, e.ReadLease)
+        with pytest.raises(e.UnreadableError, match="the lease of third, not of other"):
+            me.claim.lease_read(asked, found(serving("third")), 0.1)
+
+
+class TestYielding:
+    def test_whom_nobody_reaches_yields_after_a_while(self):
+        yielding = e.Yielding(10.0)
+        yielding.won(5.0)
+        assert not yielding.should_yield(14.9)
+        assert yielding.should_yield(15.0)
+
+    def test_whom_somebody_reaches_stays(self):
+        yielding = e.Yielding(10.0)
+        yielding.won(5.0)
+        yielding.reached()
+        assert not yielding.should_yield(100.0)
+
+    def test_who_is_not_in_office_has_nothing_to_yield(self):
+        assert not e.Yielding(10.0).should_yield(100.0)
+
+    def test_each_time_it_stays_away_twice_as_long_up_to_a_bound(self):
+        yielding = e.Yielding(10.0)
+        pauses_s = []
+        for _ in range(8):
+            yielding.won(0.0)
+            pauses_s.append(yielding.pause_s())
+        assert pauses_s == [20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 640.0, 640.0]
+        yielding.reached()
+        assert yielding.pause_s() == 20.0
+
+    def test_a_pause_ends_the_office(self):
+        yielding = e.Yielding(10.0)
+        yielding.won(0.0)
+        yielding.pause_s()
+        assert not yielding.should_yield(100.0)
+
+
+class TestWhere:
+    def test_nodes_attach_where_the_owners_lease_says(self):
+        assert e.where(register(), serving()) == THERE
+
+    @pytest.mark.parametrize(
+        ("run", "lease"),
+        [
+            (None, serving()),
+            (register(), None),
+            (register(), serving("third")),
+            (register(), moving()),
+            (register(), revoked("other")),
+            (register(""), serving()),
+            (register(""), serving("")),
+        ],
+    )
+    def test_or_nowhere(self, run: e.RunRegister | None, lease: e.Lease | None):
+        assert e.where(run, lease) is None
+
+
+class TestSeeker:
+    def seeker(self, name: str = "a", **options: Any) -> e.Seeker:
+        made = e.Seeker(name, TIMING, **{"candidates": 2, **options})
+        made.seek(0.0, 0.0)
+        return made
+
+    def looks(
+        self,
+        seeker: e.Seeker,
+        now_s: float,
+        run: e.RunRegister | None,
+        lease: e.Lease | None = None,
+    ) -> list[e.Finding]:
+        (asked,) = seeker.tick(now_s, 0.5)
+        assert isinstance(asked, e.ReadRun)
+        findings = seeker.run_read(asked, None if run is None else found(run), now_s, 0.5)
+        if findings and isinstance(findings[0], e.ReadLease):
+            there = None if lease is None else found(lease)
+            return seeker.lease_read(findings[0], there, now_s, 0.5)
+        return findings
+
+    def test_it_attaches_where_the_owner_listens(self):
+        seeker = self.seeker()
+        run = register(round=a_round(3, "a"))
+        found_there = self.looks(seeker, 0.0, run, serving())
+        assert found_there == [e.Attach(THERE, "other", Stamp("ledger", 4, 3))]
+        assert seeker.next_tick_s() is None
+
+    def test_it_looks_at_a_time_of_its_own(self):
+        seeker = self.seeker()
+        seeker.seek(10.0, 0.25)
+        assert seeker.next_tick_s() == 10.25
+        assert seeker.tick(10.2, 0.5) == []
+        seeker.tick(10.25, 0.5)
+        assert seeker.next_tick_s() == 11.25
+
+    def test_a_change_that_the_engine_tells_of_is_looked_at(self):
+        seeker = self.seeker()
+        seeker.seek(10.0, 0.9)
+        seeker.look_now(10.1)
+        assert seeker.tick(10.1, 0.5) == [e.ReadRun(1)]
+
+    def test_the_first_nodes_stand_where_there_is_nobody(self):
+        assert self.looks(self.seeker(position=1), 0.0, None) == [e.Stand()]
+
+    def test_the_others_wait(self):
+        assert self.looks(self.seeker(position=2), 0.0, None) == []
+
+    def test_the_others_stand_if_all_of_those_are_gone(self):
+        seeker = self.seeker(position=2)
+        for now_s in (0.0, 2.0, 4.0):
+            assert self.looks(seeker, now_s, None) == []
+        assert self.looks(seeker, 6.0, None) == [e.Stand()]
+
+    def test_the_last_round_says_who_is_first(self):
+        run = register("", round=a_round(3, "x", "y", "a"))
+        assert self.looks(self.seeker("y", position=9), 0.0, run) == [e.Stand()]
+        assert self.looks(self.seeker("a", position=0), 0.0, run) == []
+        assert self.looks(self.seeker("newcomer", position=0), 0.0, run) == []
+
+    @pytest.mark.parametrize("lease", [None, moving(), revoked("other")])
+    def test_an_owner_that_does_not_serve_is_nobody(self, lease: e.Lease | None):
+        assert self.looks(self.seeker(), 0.0, register(), lease) == [e.Stand()]
+
+    def test_an_owner_that_stands_still_for_the_ttl_is_nobody(self):
+        seeker = self.seeker()
+        for now_s in (0.0, 1.5):
+            (attach,) = self.looks(seeker, now_s, register(), serving())
+            assert isinstance(attach, e.Attach)
+            seeker.seek(now_s, 0.0)
+        assert self.looks(seeker, 3.0, register(), serving()) == [e.Stand()]
+
+    def test_a_closed_run_is_over(self):
+        for owner in ("other", ""):
+            seeker = self.seeker()
+            assert self.looks(seeker, 0.0, register(owner, close=CLOSE)) == [e.Over(CLOSE)]
+            assert seeker.next_tick_s() is None
+
+    def test_what_is_not_answered_is_asked_again(self):
+        seeker = self.seeker()
+        asked = seeker.tick(0.0, 0.5)
+        assert seeker.tick(1.0, 0.5) == asked
+
+    def test_a_late_answer_changes_nothing(self):
+        seeker = self.seeker()
+        (old,) = seeker.tick(0.0, 0.5)
+        assert isinstance(old, e.ReadRun)
+        seeker.seek(0.5, 0.0)
+        seeker.tick(0.5, 0.5)
+        assert seeker.run_read(old, None, 0.6, 0.5) == []
+        assert seeker.lease_read(e.ReadLease("other", 1), None, 0.6, 0.5) == []
+
+    def test_what_cannot_be_read_is_looked_at_again(self):
+        seeker = self.seeker()
+        (asked,) = seeker.tick(0.0, 0.5)
+        assert isinstance(asked, e.ReadRun)
+        with pytest.raises(e.UnreadableError):
+            seeker.run_read(asked, e.Found(b"x", 1), 0.1, 0.5)
+        assert seeker.tick(1.0, 0.5) == [asked]
+
+    @pytest.mark.parametrize("wrong", [{"candidates": 0}, {"look_s": 0.0}])
+    def test_settings_that_make_no_sense_are_refused(self, wrong: dict[str, Any]):
+        with pytest.raises(ValueError, match="must be positive"):
+            e.Seeker("a", TIMING, **{"candidates": 1, **wrong})

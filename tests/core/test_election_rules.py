@@ -1,0 +1,153 @@
+"""The checks on a ledger's writes: each passes what is right and tells of what breaks its rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from rallypoint.core.election import FORMAT, Lease, LeaseState, RunRegister
+from rallypoint.core.election_rules import ElectionJournal
+from rallypoint.core.journal import InvariantViolation
+from rallypoint.core.values import (
+    Address,
+    CloseRecord,
+    Outcome,
+    RoundHead,
+    RoundRecord,
+    Stamp,
+)
+
+BEGUN = RunRegister(FORMAT, "ledger", "run", 1, "p1")
+CLOSE = CloseRecord(Outcome.SUCCEEDED, "trained")
+
+
+def then(register: RunRegister, **changes: Any) -> RunRegister:
+    return msgspec.structs.replace(register, **{"sequence": register.sequence + 1, **changes})
+
+
+def sealed(register: RunRegister, owner: str, **changes: Any) -> RunRegister:
+    changed = {"term": register.term + 1, "owner": owner, "sequence": 0, **changes}
+    return msgspec.structs.replace(register, **changed)
+
+
+def a_round(number: int, term: int = 1, digest: str = "digest") -> RoundRecord:
+    return RoundRecord(RoundHead(number, term, 1, 1, Address("host", 1), digest), ())
+
+
+def lease(process: str, beat: int = 1, state: LeaseState = LeaseState.SERVING) -> Lease:
+    return Lease(FORMAT, process, beat, state)
+
+
+@pytest.fixture
+def journal() -> ElectionJournal:
+    """p1 owns the run; p2 and p3 have leases too."""
+    made = ElectionJournal()
+    for process in ("p1", "p2", "p3"):
+        made.lease_written(lease(process))
+    made.run_written(BEGUN)
+    return made
+
+
+def revoke(journal: ElectionJournal, process: str) -> None:
+    journal.lease_written(lease(process, 1, LeaseState.REVOKED))
+
+
+def test_an_ordinary_life_breaks_nothing(journal: ElectionJournal):
+    one = then(BEGUN, round=a_round(1))
+    journal.run_written(one)
+    journal.committed("run", 1, 1)
+    revoke(journal, "p1")
+    two = sealed(one, "p2")
+    journal.run_written(two)
+    three = then(two, round=a_round(2, term=2))
+    journal.run_written(three)
+    journal.run_written(then(three, owner=""))
+    four = sealed(then(three, owner=""), "p3")
+    journal.run_written(four)
+    five = then(four, close=CLOSE)
+    journal.run_written(five)
+    journal.run_written(then(five, owner=""))
+    assert journal.owner("run") == ("", 3)
+    assert journal.is_closed("run")
+    journal.lease_swept("p1")
+
+
+SECOND = then(BEGUN, round=a_round(1))
+CLOSED = then(BEGUN, close=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("rule", "writes"),
+    [
+        ("R1", [SECOND, then(SECOND, round=a_round(1, digest="another"))]),
+        ("R1", [SECOND, then(SECOND, round=a_round(3))]),
+        ("R1", [SECOND, then(SECOND, round=None)]),
+        ("R1", [SECOND, then(SECOND, owner="", round=a_round(2))]),
+        ("R1", [SECOND, sealed(SECOND, "p1", round=None)]),
+        ("R5", [sealed(BEGUN, "p1"), then(BEGUN, round=a_round(1))]),
+        ("R6", [CLOSED, then(CLOSED, round=a_round(1))]),
+        ("R6", [CLOSED, then(CLOSED, close=None)]),
+        ("R13", [sealed(BEGUN, "p1"), then(sealed(BEGUN, "p1"), round=a_round(1, term=1))]),
+        ("terms", [sealed(BEGUN, "p1", term=3)]),
+        ("terms", [then(BEGUN, owner="p2")]),
+        ("terms", [then(BEGUN, sequence=5)]),
+        ("terms", [then(BEGUN, owner=""), then(then(BEGUN, owner=""), owner="p1")]),
+        ("lease", [sealed(BEGUN, "p2")]),
+        ("lease", [sealed(BEGUN, "unknown")]),
+    ],
+)
+def test_a_write_that_breaks_a_rule(journal: ElectionJournal, rule: str, writes: list[RunRegister]):
+    for right in writes[:-1]:
+        journal.run_written(right)
+    with pytest.raises(InvariantViolation) as broken:
+        journal.run_written(writes[-1])
+    assert broken.value.rule == rule
+    assert len(broken.value.history) == 4 + len(writes)
+
+
+@pytest.mark.parametrize(
+    "begun", [sealed(BEGUN, "p1"), then(BEGUN), msgspec.structs.replace(BEGUN, round=a_round(1))]
+)
+def test_a_run_begins_in_term_1_with_nothing(begun: RunRegister):
+    fresh = ElectionJournal()
+    fresh.lease_written(lease("p1"))
+    with pytest.raises(InvariantViolation, match="R1: a run began"):
+        fresh.run_written(begun)
+
+
+def test_a_lease_that_ended_is_final(journal: ElectionJournal):
+    revoke(journal, "p1")
+    with pytest.raises(InvariantViolation, match="lease: a lease that had ended"):
+        journal.lease_written(lease("p1", 2))
+
+
+def test_a_beat_advances_by_one(journal: ElectionJournal):
+    with pytest.raises(InvariantViolation, match="the beat went from 1 to 3"):
+        journal.lease_written(lease("p1", 3))
+
+
+def test_a_serving_lease_is_not_swept(journal: ElectionJournal):
+    with pytest.raises(InvariantViolation, match="while it was serving"):
+        journal.lease_swept("p1")
+
+
+def test_who_may_decide_is_whom_the_ledger_names(journal: ElectionJournal):
+    journal.may_decide("run", "p1", 1)
+    for process, term in (("p2", 1), ("p1", 2)):
+        with pytest.raises(InvariantViolation, match="would decide for run"):
+            journal.may_decide("run", process, term)
+
+
+def test_what_is_believed_committed_was_committed(journal: ElectionJournal):
+    with pytest.raises(InvariantViolation, match="never committed"):
+        journal.committed("run", 1, 1)
+
+
+def test_the_fencing_token_never_falls(journal: ElectionJournal):
+    journal.accepted("node", "run", Stamp("ledger", 2, 3))
+    journal.accepted("node", "run", Stamp("ledger", 2, 3))
+    journal.accepted("another", "run", Stamp("ledger", 1, 3))
+    with pytest.raises(InvariantViolation, match="R13: node went back"):
+        journal.accepted("node", "run", Stamp("ledger", 1, 4))

@@ -1,0 +1,43 @@
+"""Elections under every fault, by seed. A failure names its seed; to see that one again:
+
+python -m tests.core.election_sim SEED
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.core import election_sim
+
+SEEDS_EACH = 100
+CHUNKS = 22
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_no_rule_is_broken_and_all_agree_once_the_faults_heal(chunk: int) -> None:
+    for seed in range(chunk * SEEDS_EACH, (chunk + 1) * SEEDS_EACH):
+        try:
+            election_sim.run(seed)
+        except Exception as error:
+            raise AssertionError(
+                f"seed {seed}: {error}\nagain: python -m tests.core.election_sim {seed}"
+            ) from error
+
+
+def test_one_seed_is_one_history() -> None:
+    first, second = election_sim.run(7), election_sim.run(7)
+    assert first.steps == second.steps
+    assert first.journal.history == second.journal.history
+
+
+def test_the_seeds_see_what_they_are_for() -> None:
+    worlds = [election_sim.run(seed) for seed in range(60)]
+    plans = [world.plan for world in worlds]
+    terms = [world.journal.owner(run)[1] for world in worlds for run in world.runs]
+    closes = [world.journal.is_closed(run) for world in worlds for run in world.runs]
+    assert {plan.has_one_register for plan in plans} == {True, False}
+    assert {plan.are_clocks_wild for plan in plans} == {True, False}
+    assert max(terms) >= 5
+    assert sum(terms) > 2 * len(terms)
+    assert any(closes)
+    assert not all(closes)

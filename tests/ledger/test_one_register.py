@@ -1,0 +1,103 @@
+"""Many registers in one value: each has its own version, and none comes twice."""
+
+from __future__ import annotations
+
+import contextlib
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerFormatError
+from rallypoint.ledger.contract import Conflict, Versioned
+from rallypoint.ledger.one_register import Placed, Shelf, decode, encode
+
+EMPTY = Shelf.empty("ledger")
+
+
+def put(shelf: Shelf, key: str, value: bytes) -> Shelf:
+    current = shelf.read(key)
+    placed = shelf.swap(key, current.version if current else None, value)
+    assert isinstance(placed, Placed)
+    return placed.shelf
+
+
+def test_what_was_swapped_in_is_read():
+    placed = EMPTY.swap("a", None, b"1")
+    assert isinstance(placed, Placed)
+    assert placed.shelf.read("a") == Versioned(b"1", placed.version)
+    assert EMPTY.read("a") is None
+
+
+@pytest.mark.parametrize("expected", [None, 7])
+def test_a_swap_that_names_another_version_is_in_conflict(expected: int | None):
+    shelf = put(EMPTY, "a", b"1")
+    assert shelf.swap("a", expected, b"2") == Conflict(shelf.read("a"))
+
+
+def test_a_swap_of_what_is_not_there_is_in_conflict():
+    assert EMPTY.swap("a", 1, b"2") == Conflict(None)
+
+
+def test_a_registers_version_moves_with_its_own_writes_only():
+    shelf = put(EMPTY, "a", b"1")
+    before = shelf.read("a")
+    shelf = put(put(shelf, "b", b"1"), "b", b"2")
+    assert shelf.read("a") == before
+
+
+def test_a_version_does_not_come_back_with_a_register():
+    shelf = put(EMPTY, "a", b"1")
+    gone = shelf.delete("a")
+    assert gone is not None
+    assert gone.read("a") is None
+    again = put(gone, "a", b"1")
+    assert again.read("a") != shelf.read("a")
+
+
+def test_no_two_writes_leave_the_same_bytes():
+    # An engine that compares values, not versions, would take the one for the other.
+    seen = [encode(EMPTY)]
+    shelf = EMPTY
+    for _ in range(3):
+        shelf = put(shelf, "a", b"1")
+        seen.append(encode(shelf))
+        gone = shelf.delete("a")
+        assert gone is not None
+        shelf = gone
+        seen.append(encode(shelf))
+    assert len(set(seen)) == len(seen)
+
+
+def test_deleting_what_is_not_there_needs_no_write():
+    assert EMPTY.delete("a") is None
+
+
+def test_registers_are_listed_in_order():
+    shelf = put(put(put(EMPTY, "run/b", b""), "lease/x", b""), "run/a", b"")
+    assert shelf.keys("run/") == ("run/a", "run/b")
+    assert len(shelf.keys()) == 3
+
+
+def test_it_is_decoded_as_it_was_encoded():
+    shelf = put(put(EMPTY, "a", b"\x00"), "b", b"")
+    assert decode(encode(shelf), "here") == shelf
+
+
+@pytest.mark.parametrize("data", [b"", b"pickle", msgspec.msgpack.encode([0, "ledger"])])
+def test_something_else_is_refused(data: bytes):
+    with pytest.raises(LedgerCorruptError, match="here"):
+        decode(data, "here")
+
+
+def test_a_newer_format_is_refused():
+    newer = msgspec.msgpack.encode([2, "ledger", 5, {}, "more"])
+    with pytest.raises(LedgerFormatError, match="format 2"):
+        decode(newer, "here")
+
+
+@given(st.binary(max_size=100))
+def test_whatever_the_bytes_nothing_but_our_own_errors_is_raised(data: bytes):
+    with contextlib.suppress(LedgerError):
+        decode(data, "here")
