@@ -71,10 +71,14 @@ class Office:
         timing: e.Timing,
         *,
         yield_after_s: float | None = None,
+        only_run: str = "",
+        lease_token: str = "",
     ) -> None:
         self._ledger = ledger
         self._runs = runs
         self._timing = timing
+        self._only_run = only_run
+        self._lease_token = lease_token
         self._addresses: tuple[Address, ...] = ()
         self._holder = self._new_holder()
         self._claims: dict[str, e.Claim] = {}
@@ -89,7 +93,13 @@ class Office:
 
     def _new_holder(self) -> e.LeaseHolder:
         """A process name is drawn anew for every lease: a lost one is lost for good."""
-        return e.LeaseHolder(secrets.token_hex(8), self._addresses, self._timing)
+        return e.LeaseHolder(
+            secrets.token_hex(8),
+            self._addresses,
+            self._timing,
+            only_run=self._only_run,
+            token=self._lease_token,
+        )
 
     @property
     def process(self) -> str:

@@ -135,7 +135,8 @@ class Session:
 
 
 def _ready(run: RunHost, session: Session, node: NodeId, message: wire.Ready) -> None:
-    run.post(on.NodeReady(node, message.leaving_round, message.bootstrap, message.workers))
+    said = (message.leaving_round, message.bootstrap, message.workers, message.change)
+    run.post(on.NodeReady(node, *said))
 
 
 def _failed(run: RunHost, session: Session, node: NodeId, message: wire.Failed) -> None:

@@ -22,6 +22,7 @@ from rallypoint.coordinator.durable_store import (
 )
 from rallypoint.coordinator.office import Office, log_name
 from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.sweeping import Keeping, Sweeper
 from rallypoint.core import events as on
 from rallypoint.core.election import RunRegister, Timing
 from rallypoint.core.reasons import Refusal, RefusalCode
@@ -44,7 +45,15 @@ class SharedRuns:
     def __init__(self, ledger: Ledger, config: CoordinatorConfig) -> None:
         ttl_s = config.lease_ttl_s
         timing = Timing(ttl_s=ttl_s, margin_s=ttl_s / 6, renew_s=ttl_s / 3, retry_s=ttl_s / 6)
-        self.office = Office(ledger, self, timing, yield_after_s=config.yield_after_s)
+        self.office = Office(
+            ledger,
+            self,
+            timing,
+            yield_after_s=config.yield_after_s,
+            only_run=config.only_run or "",
+            lease_token=config.lease_token,
+        )
+        self._config = config
         self._ledger = ledger
         self._hub: Hub | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,6 +67,10 @@ class SharedRuns:
         self._hub = hub
         hub.ledger_id = self._ledger.ledger_id
         self.office.start(addresses)
+        keeping = Keeping(closed_run_s=self._config.closed_run_keep_s)
+        sweeper = Sweeper(self._ledger, keeping, lambda run_id: run_id in hub.runs)
+        if self._config.only_run is None:
+            self._spawn(sweeper.run())
 
     async def hand_over(self, timeout_s: float, reason: str) -> None:
         """Say in the ledger that this coordinator is going, then send the nodes to look again."""

@@ -1,0 +1,99 @@
+"""Keeps a ledger from growing without end: old runs and old leases are swept.
+
+A coordinator sweeps its own runs when they are over (`Hub`). What is left are registers whose
+owner died and that nobody asked for again, and the leases of processes that are gone. Nobody's
+clock is compared (R9): each sweeper goes by how long *it* has seen a register stand still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from rallypoint.coordinator.office import lease_key, log_prefix, run_key
+from rallypoint.core import election as e
+from rallypoint.errors import LedgerError
+from rallypoint.ledger.contract import Ledger, Versioned
+
+_log = logging.getLogger("rallypoint.coordinator")
+
+LOOK_S: Final = 60.0
+"""How often a sweeper looks through the ledger; a small part of what it keeps things for."""
+
+
+class Keeping(msgspec.Struct, frozen=True, kw_only=True):
+    """For how long what stands still is kept, in seconds."""
+
+    closed_run_s: float = 3_600.0
+    open_run_s: float = 7 * 86_400.0
+    lease_s: float = 3_600.0
+
+
+class Sweeper:
+    """Looks through a ledger now and then. `is_mine` says which runs this process has itself."""
+
+    def __init__(self, ledger: Ledger, keeping: Keeping, is_mine: Callable[[str], bool]) -> None:
+        self._ledger = ledger
+        self._keeping = keeping
+        self._is_mine = is_mine
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    async def run(self) -> None:
+        """Sweep until cancelled. A ledger that does not answer is asked again later."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                await self.sweep(asyncio.get_running_loop().time())
+            except (LedgerError, e.UnreadableError) as error:
+                _log.info("nothing swept this time: %s", error)
+
+    async def sweep(self, now_s: float) -> None:
+        """Look once. Raises LedgerError; what cannot be read is left alone."""
+        found: dict[str, None] = {}
+        for key in await self._ledger.keys(""):
+            found[key] = None
+            if key.startswith(run_key("")):
+                await self._look_at_run(key, now_s)
+            elif key.startswith(lease_key("")):
+                await self._look_at_lease(key, now_s)
+        self._seen = {key: seen for key, seen in self._seen.items() if key in found}
+
+    async def _look_at_run(self, key: str, now_s: float) -> None:
+        run_id = key.removeprefix(run_key(""))
+        current = None if self._is_mine(run_id) else await self._ledger.read(key)
+        if current is None:
+            return
+        register = e.decode_run(current.value)
+        keeping = self._keeping
+        keep_s = keeping.open_run_s if register.close is None else keeping.closed_run_s
+        if self._stood_still_s(key, current, now_s) >= keep_s:
+            _log.info("run %s is swept from the ledger", run_id)
+            await self._ledger.delete(key)
+            if self._ledger.has_log:
+                for log in await self._ledger.logs(log_prefix(run_id)):
+                    await self._ledger.drop_log(log)
+
+    async def _look_at_lease(self, key: str, now_s: float) -> None:
+        """Only a final lease may go: one that is merely missing is taken for that of the dead."""
+        current = await self._ledger.read(key)
+        if current is None or self._stood_still_s(key, current, now_s) < self._keeping.lease_s:
+            return
+        lease = e.decode_lease(current.value)
+        if lease.state is e.LeaseState.SERVING:
+            revoked = msgspec.structs.replace(
+                lease, state=e.LeaseState.REVOKED, addresses=(), revoked_by="a sweeper"
+            )
+            await self._ledger.swap(key, current.version, e.encode(revoked))
+        else:
+            await self._ledger.delete(key)
+
+    def _stood_still_s(self, key: str, current: Versioned, now_s: float) -> float:
+        version, since_s = self._seen.get(key, (None, now_s))
+        if version != current.version:
+            since_s = now_s
+        self._seen[key] = (current.version, since_s)
+        return now_s - since_s

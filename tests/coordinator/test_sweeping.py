@@ -1,0 +1,98 @@
+"""A ledger does not grow without end, and nothing that is alive is swept."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rallypoint.coordinator.office import lease_key, log_name, run_key
+from rallypoint.coordinator.sweeping import Keeping, Sweeper
+from rallypoint.core import election as e
+from rallypoint.core.values import Address, CloseRecord, Outcome
+from rallypoint.ledger.memory import MemoryLedger
+
+KEEPING = Keeping(closed_run_s=10.0, open_run_s=100.0, lease_s=10.0)
+
+
+def a_run(close: CloseRecord | None = None) -> bytes:
+    return e.encode(e.RunRegister(e.FORMAT, "ledger", "r", 1, "p", close=close))
+
+
+def a_lease(state: e.LeaseState = e.LeaseState.SERVING, beat: int = 1) -> bytes:
+    return e.encode(e.Lease(e.FORMAT, "p", beat, state, (Address("h", 1),)))
+
+
+async def keys_after(
+    registers: dict[str, bytes], times: list[float], mine: str = ""
+) -> tuple[str, ...]:
+    ledger = MemoryLedger()
+    await ledger.open()
+    for key, value in registers.items():
+        await ledger.swap(key, None, value)
+    sweeper = Sweeper(ledger, KEEPING, lambda run_id: run_id == mine)
+    for now_s in times:
+        await sweeper.sweep(now_s)
+    return await ledger.keys("")
+
+
+def test_a_closed_run_goes_after_its_time_and_an_open_one_later() -> None:
+    closed = a_run(CloseRecord(Outcome.SUCCEEDED, "trained"))
+    registers = {run_key("closed"): closed, run_key("open"): a_run()}
+    assert len(asyncio.run(keys_after(registers, [0.0, 9.0]))) == 2
+    assert asyncio.run(keys_after(registers, [0.0, 11.0])) == (run_key("open"),)
+    assert asyncio.run(keys_after(registers, [0.0, 101.0])) == ()
+
+
+def test_a_run_of_this_process_is_left_to_the_hub() -> None:
+    registers = {run_key("r"): a_run()}
+    assert asyncio.run(keys_after(registers, [0.0, 500.0], mine="r")) == (run_key("r"),)
+
+
+def test_time_begins_when_this_sweeper_first_sees_it() -> None:
+    """R9."""
+    registers = {run_key("r"): a_run()}
+    assert asyncio.run(keys_after(registers, [1_000_000.0])) == (run_key("r"),)
+
+
+def test_a_register_that_moves_is_alive() -> None:
+    async def scenario() -> tuple[str, ...]:
+        ledger = MemoryLedger()
+        await ledger.open()
+        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False)
+        version = None
+        for beat in range(1, 6):
+            await ledger.swap(lease_key("p"), version, a_lease(beat=beat))
+            version = beat
+            await sweeper.sweep(beat * 9.0)
+        return await ledger.keys("")
+
+    assert asyncio.run(scenario()) == (lease_key("p"),)
+
+
+def test_a_dead_lease_is_revoked_first_and_goes_later() -> None:
+    async def scenario(times: list[float]) -> e.LeaseState | None:
+        ledger = MemoryLedger()
+        await ledger.open()
+        await ledger.swap(lease_key("p"), None, a_lease())
+        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False)
+        for now_s in times:
+            await sweeper.sweep(now_s)
+        found = await ledger.read(lease_key("p"))
+        return e.decode_lease(found.value).state if found else None
+
+    assert asyncio.run(scenario([0.0, 11.0])) is e.LeaseState.REVOKED
+    assert asyncio.run(scenario([0.0, 11.0, 12.0])) is e.LeaseState.REVOKED
+    assert asyncio.run(scenario([0.0, 11.0, 12.0, 23.0])) is None
+
+
+def test_the_log_of_a_swept_run_goes_with_it() -> None:
+    async def scenario() -> tuple[str, ...]:
+        ledger = MemoryLedger()
+        await ledger.open()
+        await ledger.swap(run_key("r"), None, a_run())
+        await ledger.append(log_name("r", 1), 0, b"record")
+        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False)
+        for now_s in (0.0, 101.0):
+            await sweeper.sweep(now_s)
+        return await ledger.logs("")
+
+    assert asyncio.run(scenario()) == ()
