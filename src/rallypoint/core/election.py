@@ -54,7 +54,11 @@ class LeaseState(enum.StrEnum):
 
 
 class Lease(Value, frozen=True):
-    """A coordinator process's lease. (process, beat) is its writer's nonce and sequence."""
+    """A coordinator process's lease. (process, beat) is its writer's nonce and sequence.
+
+    `only_run`: the one run that a node's own coordinator serves; "" is any run. `token`: what it
+    asks nodes for that have been given none; whoever may read the ledger may join its runs.
+    """
 
     format: int
     process: str
@@ -62,6 +66,13 @@ class Lease(Value, frozen=True):
     state: LeaseState = LeaseState.SERVING
     addresses: tuple[Address, ...] = ()
     revoked_by: str = ""
+    only_run: str = ""
+    token: str = ""
+
+    def __repr__(self) -> str:
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown["token"] = "set" if self.token else ""
+        return f"Lease({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 class RunRegister(Value, frozen=True):
@@ -280,9 +291,19 @@ class LeaseHolder:
     bytes for its own.
     """
 
-    def __init__(self, process: str, addresses: tuple[Address, ...], timing: Timing) -> None:
+    def __init__(
+        self,
+        process: str,
+        addresses: tuple[Address, ...],
+        timing: Timing,
+        *,
+        only_run: str = "",
+        token: str = "",
+    ) -> None:
         self.process = process
         self.addresses = addresses
+        self.only_run = only_run
+        self.token = token
         self.timing = timing
         self.lost_reason = ""
         self.has_moved = False
@@ -373,7 +394,16 @@ class LeaseHolder:
     def _write(self, now_s: float) -> list[Action]:
         self._beat += 1
         state = LeaseState.MOVING if self._is_moving else LeaseState.SERVING
-        value = encode(Lease(FORMAT, self.process, self._beat, state, self.addresses))
+        lease = Lease(
+            FORMAT,
+            self.process,
+            self._beat,
+            state,
+            self.addresses,
+            only_run=self.only_run,
+            token=self.token,
+        )
+        value = encode(lease)
         self._try = _Try(SwapLease(self.process, self._version, value), state, now_s)
         self._last_sent_s = now_s
         return [self._try.swap]

@@ -71,11 +71,15 @@ class Attach(Message, frozen=True, tag="attach"):
 
 
 class Ready(Message, frozen=True, tag="ready"):
-    """The node wants the next round and leaves `leaving_round` for it (R4)."""
+    """The node wants the next round and leaves `leaving_round` for it (R4).
+
+    `change`: why that round ended, if an earlier coordinator has told the node.
+    """
 
     leaving_round: int
     bootstrap: Address
     workers: Count
+    change: Change | None = None
 
 
 class Failed(Message, frozen=True, tag="failed"):
