@@ -10,6 +10,7 @@ import pytest
 
 from rallypoint import settings
 from rallypoint.core.values import RunSettings
+from rallypoint.endpoints import EtcdPlace, FilePlace, parse_ledger
 from rallypoint.errors import EndpointError, PlatformError, UsageError
 from rallypoint.settings import EndpointKind, NodeRange, NodeSettings, parse_endpoint
 
@@ -63,9 +64,21 @@ def test_an_endpoint_is_read(text: str | None, kind: EndpointKind, host: str, po
         ("[::1", "no IPv6 address", "[::1]:29400"),
         ("[::1]1", "no IPv6 address", "[::1]:29400"),
         ("https://node0:1", "no TLS", "http://"),
-        ("etcd://a:2379,b:2379", "etcd:// are not in this release", "rallypoint serve"),
-        ("etcds://a:2379", "etcds:// are not in this release", "rallypoint serve"),
-        ("file:///shared", "file:// are not in this release", "rallypoint serve"),
+        ("etcd://", "names no host of etcd", "HOST:PORT"),
+        ("etcd:///prefix", "names no host of etcd", "HOST:PORT"),
+        ("etcd://a:2379,", "names no host", "HOST:PORT"),
+        ("etcd://a:0", "'0' is no port", "it is 2379"),
+        ("etcd://a:2379/p?nonsense=1", "'nonsense' is no option", "ca, cert, key"),
+        ("etcd://a:2379/p?user=", "'user' is no option", "ca, cert, key"),
+        ("etcds://a?ca=x&ca=y", "is there twice", "at most once"),
+        ("etcd://a:2379/p?ca=ca.pem", "etcd:// has none", "etcds://"),
+        ("etcds://a:2379/p?cert=c.pem", "go together", "key=FILE"),
+        ("etcd://a?password_file=f", "of which user", "user=NAME"),
+        ("etcd://a/p#b", "'#'", "etcd://"),
+        ("file://", "no folder", "file:///"),
+        ("file:///", "no folder", "file:///"),
+        ("file:shared", "no folder", "file:///"),
+        ("file://shared/dir", "names a host", "file:///shared/dir"),
         ("tcp://node0:1", "begins with tcp://", "HOST:PORT"),
         ("://node0:1", "begins with ://", "HOST:PORT"),
         ("http://node0:1/path", "more than a host and a port", "write http://node0:1"),
@@ -79,10 +92,87 @@ def test_an_endpoint_is_refused(text: str, told: str, hint: str) -> None:
     assert hint in caught.value.hint
 
 
-def test_a_password_in_an_endpoint_is_refused_and_not_repeated() -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://me:hunter2@node0:1",
+        "etcd://me:hunter2@node0:1/p",
+        "etcds://a,me:hunter2@b:1",
+        "etcd://a/p?user=me&password=hunter2",
+    ],
+)
+def test_a_password_in_an_endpoint_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(EndpointError) as caught:
-        parse_endpoint("http://me:hunter2@node0:1")
+        parse_endpoint(text)
     assert "hunter2" not in str(caught.value)
+    assert "RALLYPOINT_" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("etcd://a", EtcdPlace(hosts=("a:2379",))),
+        ("etcd://a:1,b,[::1]:3/", EtcdPlace(hosts=("a:1", "b:2379", "[::1]:3"))),
+        ("etcd://a/jobs/mine/", EtcdPlace(hosts=("a:2379",), prefix="/jobs/mine")),
+        ("etcd://a/a%20b", EtcdPlace(hosts=("a:2379",), prefix="/a b")),
+        ("etcd://a?user=me", EtcdPlace(hosts=("a:2379",), user="me")),
+        (
+            "ETCDS://a/p?ca=/ca.pem&cert=/c.pem&key=/k.pem&user=me&password_file=/pw",
+            EtcdPlace(
+                hosts=("a:2379",),
+                prefix="/p",
+                tls=True,
+                ca="/ca.pem",
+                cert="/c.pem",
+                key="/k.pem",
+                user="me",
+                password_file="/pw",
+            ),
+        ),
+        ("file:///shared/dir", FilePlace(folder="/shared/dir")),
+        ("file://localhost/shared/a%20b", FilePlace(folder="/shared/a b")),
+        ("file:/shared", FilePlace(folder="/shared")),
+    ],
+)
+def test_a_ledger_is_an_endpoint(text: str, place: EtcdPlace | FilePlace) -> None:
+    endpoint = parse_endpoint(text)
+    assert (endpoint.kind, endpoint.place) == (EndpointKind.LEDGER, place)
+    assert (endpoint.text, endpoint.url) == (text, "")
+
+
+def test_a_ledger_of_this_machine_may_be_a_relative_folder(tmp_path: Path) -> None:
+    expected = FilePlace(folder=str(Path("ledger").absolute()))
+    assert parse_ledger("file:ledger").place == expected
+    assert parse_ledger(f"file:{tmp_path}").place == FilePlace(folder=str(tmp_path))
+    assert parse_ledger("etcd://a/p").place == EtcdPlace(hosts=("a:2379",), prefix="/p")
+    for text in ("file:", "node0:1", "http://node0", ""):
+        with pytest.raises(EndpointError):
+            parse_ledger(text)
+
+
+def test_the_password_of_etcd_comes_from_a_file_before_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("correct horse\n")
+    environ = {"RALLYPOINT_ETCD_PASSWORD": "staple"}
+    named = parse_endpoint(f"etcd://a?user=me&password_file={path}")
+    unnamed = parse_endpoint("etcd://a?user=me")
+    assert settings.etcd_password(named, environ) == "correct horse"
+    assert settings.etcd_password(unnamed, environ) == "staple"
+    assert settings.etcd_password(parse_endpoint("etcd://a"), environ) == ""
+    assert settings.etcd_password(parse_endpoint("file:///a"), environ) == ""
+    with pytest.raises(UsageError, match="user 'me' has no password") as caught:
+        settings.etcd_password(unnamed, {})
+    assert "RALLYPOINT_ETCD_PASSWORD" in caught.value.hint
+    with pytest.raises(UsageError, match="No such file"):
+        settings.etcd_password(parse_endpoint("etcd://a?user=me&password_file=/none"), environ)
+
+
+def test_a_node_on_etcd_has_its_password_and_never_shows_it() -> None:
+    environ = {"RALLYPOINT_ETCD_PASSWORD": "hunter2"}
+    node = settings.node_settings(environ=environ, endpoint="etcd://a?user=me", run_id="r")
+    assert node.etcd_password == "hunter2"
+    shown = settings.resolve("etcd_password", None, environ)
+    assert "hunter2" not in repr(node) + repr(shown) + shown.shown
 
 
 def test_an_endpoint_has_a_url() -> None:
@@ -166,6 +256,8 @@ _BAD = {
     "log_dir": "\0",
     "max_restarts": "-1",
     "mass_min": "x",
+    "etcd_password": "a\nb",
+    "candidates": "0",
     "mass_fraction": "1.1",
     "rank_policy": "best",
 }
@@ -290,6 +382,10 @@ def test_a_run_with_an_endpoint_needs_an_id() -> None:
         {"join_timeout_s": float("nan")},
         {"coordinator_silence_s": -1.0},
         {"linger_s": float("inf")},
+        {"lease_ttl_s": 0.1},
+        {"lease_ttl_s": 1_000.0},
+        {"candidates": 0},
+        {"orphan_s": 0},
         {"labels": {"": "x"}},
         {"labels": {"x": "y" * 300}},
         {"labels": {str(each): "" for each in range(65)}},

@@ -8,8 +8,6 @@ import: every command and every `import rallypoint` pays for it.
 
 from __future__ import annotations
 
-import enum
-import ipaddress
 import math
 import os
 import re
@@ -23,163 +21,21 @@ import msgspec
 
 from rallypoint.core.ranks import POLICIES
 from rallypoint.core.values import NAME_LENGTH_MAX, RunSettings
+from rallypoint.endpoints import DEFAULT_PORT as DEFAULT_PORT
+from rallypoint.endpoints import NAME, EtcdPlace, is_ip
+from rallypoint.endpoints import Endpoint as Endpoint
+from rallypoint.endpoints import EndpointKind as EndpointKind
+from rallypoint.endpoints import parse_endpoint as parse_endpoint
 from rallypoint.errors import EndpointError, PlatformError, UsageError
 
 Environ = Mapping[str, str]
 
-DEFAULT_PORT: Final = 29400
-"""The coordinator's port where an endpoint names none; torchrun's rendezvous has the same."""
 TOKEN_LENGTH_MAX: Final = 512
 LABELS_MAX: Final = 64
 WORKERS_MAX: Final = 1_000_000
-
-
-# -- endpoints -----------------------------------------------------------------------------------
-
-
-class EndpointKind(enum.StrEnum):
-    """Where the coordinator of a run lives."""
-
-    LOCAL = "local"
-    """In this process, on loopback: one machine."""
-    HOST = "host"
-    """In a node on that host."""
-    SERVED = "served"
-    """In a process of its own: `rallypoint serve`."""
-
-
-class Endpoint(msgspec.Struct, frozen=True):
-    """Where to meet. `host`: a name or an address without brackets; "" if `kind` is LOCAL.
-
-    `text` is what the user wrote.
-    """
-
-    kind: EndpointKind
-    host: str = ""
-    port: int = 0
-    text: str = ""
-
-    @property
-    def url(self) -> str:
-        """Where the coordinator's HTTP is, without a slash at the end; "" if `kind` is LOCAL."""
-        if self.kind is EndpointKind.LOCAL:
-            return ""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
-
-    def __str__(self) -> str:
-        return self.text or "none (this machine only)"
-
-
-_LATER: Final = ("https", "etcd", "etcds", "file")
-_FORMS: Final = (
-    "an endpoint is HOST:PORT, [IPV6]:PORT or http://HOST:PORT; none at all: one machine"
-)
-_NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})\.?")
-
-
-def parse_endpoint(text: str | None) -> Endpoint:
-    """Where a run meets, from what a user wrote. Raises EndpointError.
-
-    None or "" is this machine alone. The port is DEFAULT_PORT unless given.
-    """
-    if not text:
-        return Endpoint(EndpointKind.LOCAL)
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        host, port = _host_and_port(text, text)
-        return Endpoint(EndpointKind.HOST, host, port, text)
-    if scheme.lower() != "http":
-        raise _scheme_error(scheme, rest)
-    host, port = _host_and_port(_authority(rest), text)
-    return Endpoint(EndpointKind.SERVED, host, port, text)
-
-
-def _scheme_error(scheme: str, rest: str) -> EndpointError:
-    if scheme.lower() == "https":
-        return EndpointError(
-            "endpoints with https:// are not in this release, which has no TLS",
-            hint="use http://HOST:PORT within a trusted network, or through an encrypted tunnel",
-        )
-    if scheme.lower() in _LATER:
-        return EndpointError(
-            f"endpoints with {scheme}:// are not in this release",
-            hint="use HOST:PORT, or http://HOST:PORT of a `rallypoint serve`",
-        )
-    return EndpointError(f"no endpoint begins with {scheme}://", hint=_FORMS)
-
-
-def _authority(rest: str) -> str:
-    """The host and port of a URL that has nothing else. Never repeats a password."""
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    if "@" in authority:
-        raise EndpointError(
-            "an endpoint has no user or password in it",
-            hint="write http://HOST:PORT, and give the token by --token-file or RALLYPOINT_TOKEN",
-        )
-    if rest not in (authority, authority + "/"):
-        raise EndpointError(
-            f"endpoint 'http://{rest}' has more than a host and a port",
-            hint=f"write http://{authority}",
-        )
-    return authority
-
-
-def _host_and_port(authority: str, text: str) -> tuple[str, int]:
-    if authority.startswith("["):
-        return _bracketed(authority, text)
-    if authority.count(":") > 1:
-        raise _unbracketed(authority, text)
-    host, colon, port = authority.partition(":")
-    return _checked_host(host, text), _port(port, text) if colon else DEFAULT_PORT
-
-
-def _bracketed(authority: str, text: str) -> tuple[str, int]:
-    host, bracket, rest = authority[1:].partition("]")
-    if not bracket or (rest and not rest.startswith(":")) or not _is_ip(host, 6):
-        raise EndpointError(
-            f"endpoint {text!r} has no IPv6 address within its brackets",
-            hint=f"write such an address as [::1]:{DEFAULT_PORT}",
-        )
-    return host, _port(rest[1:], text) if rest else DEFAULT_PORT
-
-
-def _unbracketed(authority: str, text: str) -> EndpointError:
-    host, port = authority, str(DEFAULT_PORT)
-    if not _is_ip(host, 6):
-        host, _, port = authority.rpartition(":")
-    if not _is_ip(host, 6):
-        return EndpointError(f"endpoint {text!r} has too many colons", hint=_FORMS)
-    return EndpointError(
-        f"endpoint {text!r}: an IPv6 address needs brackets, to tell it from a port",
-        hint=f"write {text.replace(authority, f'[{host}]:{port}')}",
-    )
-
-
-def _checked_host(host: str, text: str) -> str:
-    if not host:
-        raise EndpointError(f"endpoint {text!r} names no host", hint=_FORMS)
-    if re.fullmatch(r"[0-9.]+", host) and not _is_ip(host, 4):
-        raise EndpointError(f"endpoint {text!r}: {host!r} is no IPv4 address", hint=_FORMS)
-    if not _NAME.fullmatch(host):
-        raise EndpointError(f"endpoint {text!r}: {host!r} is no host name", hint=_FORMS)
-    return host
-
-
-def _port(text: str, endpoint: str) -> int:
-    if re.fullmatch(r"[0-9]{1,5}", text) and 1 <= int(text) <= 65_535:
-        return int(text)
-    raise EndpointError(
-        f"endpoint {endpoint!r}: {text!r} is no port",
-        hint=f"a port is a number from 1 to 65535; without one it is {DEFAULT_PORT}",
-    )
-
-
-def _is_ip(host: str, version: int) -> bool:
-    try:
-        return ipaddress.ip_address(host).version == version
-    except ValueError:
-        return False
+CANDIDATES_MAX: Final = 100
+LEASE_TTL_MIN_S: Final = 0.3
+LEASE_TTL_MAX_S: Final = 300.0
 
 
 # -- reading text --------------------------------------------------------------------------------
@@ -271,8 +127,19 @@ def _name(text: str) -> str:
     return text
 
 
+def _orphan(text: str) -> float | None:
+    return None if text == "never" else parse_duration_s(text)
+
+
+def _candidates(text: str) -> int:
+    candidates = _whole(text, "a number of nodes")
+    if not 1 <= candidates <= CANDIDATES_MAX:
+        raise ValueError(f"must be within 1 and {CANDIDATES_MAX} nodes, not {text!r}")
+    return candidates
+
+
 def _address(text: str) -> str:
-    if not (_is_ip(text, 4) or _is_ip(text, 6) or _NAME.fullmatch(text)):
+    if not (is_ip(text, 4) or is_ip(text, 6) or NAME.fullmatch(text)):
         raise ValueError(f"must be a host name or an address without a port, not {text!r}")
     return text
 
@@ -282,6 +149,14 @@ def _token(text: str) -> str:
     if not 1 <= len(text) <= TOKEN_LENGTH_MAX or not all("!" <= each <= "~" for each in text):
         raise ValueError(
             f"must be 1 to {TOKEN_LENGTH_MAX} visible ASCII characters (it is not shown here)"
+        )
+    return text
+
+
+def _password(text: str) -> str:
+    if not text or len(text) > TOKEN_LENGTH_MAX or not text.isprintable():
+        raise ValueError(
+            f"must be 1 to {TOKEN_LENGTH_MAX} printable characters (it is not shown here)"
         )
     return text
 
@@ -311,7 +186,10 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def secret(self) -> bool:
         """Whether its value must never be shown."""
-        return self.name == "token"
+        return self.name in _SECRETS
+
+
+_SECRETS: Final = ("token", "etcd_password")
 
 
 class Resolved(msgspec.Struct, frozen=True):
@@ -323,10 +201,12 @@ class Resolved(msgspec.Struct, frozen=True):
 
     @property
     def shown(self) -> str:
-        """The value for people: a token only as "set"."""
+        """The value for people: a secret only as "set"."""
+        if self.name == "orphan_s" and self.value is None:
+            return "never"
         if self.value is None or self.value == "":
             return "unset"
-        if self.name == "token":
+        if self.name in _SECRETS:
             return "set"
         return f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
 
@@ -352,7 +232,7 @@ SETTINGS: Final = (
         "endpoint",
         parse_endpoint,
         Endpoint(EndpointKind.LOCAL),
-        "where the nodes meet: HOST:PORT, or http://HOST:PORT of a `rallypoint serve`",
+        "where the nodes meet: HOST:PORT, http://HOST:PORT, etcd://HOST:PORT,... or file:///FOLDER",
     ),
     # No default: where a coordinator is shared, two jobs that both left a default in place would
     # meet each other. Only a run that nobody else can reach is given a name by chance.
@@ -400,6 +280,34 @@ SETTINGS: Final = (
         parse_duration_s,
         30.0,
         "how long a node that hosts the coordinator waits for the others at the end",
+    ),
+    _setting(
+        "orphan_s",
+        _orphan,
+        None,
+        "how long workers go on without any coordinator, or never: for ever",
+    ),
+    _setting("etcd_password", _password, "", "the password of an etcd endpoint's user"),
+    _setting(
+        "candidates", _candidates, 3, "how many nodes may coordinate where a ledger elects one"
+    ),
+    _setting(
+        "lease_ttl_s",
+        parse_duration_s,
+        3.0,
+        "how long an elected coordinator's lease stands; the same for all who share a ledger",
+    ),
+    _setting(
+        "attach_grace_s",
+        parse_duration_s,
+        6.0,
+        "how long a new coordinator waits for the nodes of the one before it",
+    ),
+    _setting(
+        "yield_after_s",
+        parse_duration_s,
+        10.0,
+        "after how long an elected coordinator that nobody reaches lets another try",
     ),
     _setting(
         "stop_timeout_s", parse_duration_s, 25.0, "from the first signal to workers to SIGKILL"
@@ -487,25 +395,45 @@ def resolve_token(token_file: str | None = None, environ: Environ | None = None)
     path = resolve("token_file", token_file, environ)
     if path.value is None:
         return resolve("token", None, environ)
-    token = _read_token(path.value)
+    token = _read_secret(path.value, "token", _token)
     return Resolved("token", token, f"file {path.value} ({path.source})")
 
 
-def _read_token(path: str) -> str:
-    hint = "write the token on its first line, and make it yours alone: chmod 600"
+def _read_secret(path: str, what: str, parse: Callable[[str], str]) -> str:
+    hint = f"write the {what} on its first line, and make it yours alone: chmod 600"
     try:
         with Path(path).open(encoding="utf-8") as file:
-            token = file.readline(TOKEN_LENGTH_MAX + 2).strip()
+            text = file.readline(TOKEN_LENGTH_MAX + 2).strip()
     except OSError as error:
         problem = error.strerror or str(error)
-        raise UsageError(f"cannot read token file {path!r}: {problem}", hint=hint) from error
+        raise UsageError(f"cannot read {what} file {path!r}: {problem}", hint=hint) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"token file {path!r} is no text", hint=hint) from error
+        raise UsageError(f"{what} file {path!r} is no text", hint=hint) from error
     try:
-        return _token(token)
+        return parse(text)
     except ValueError as error:
-        what = f"token {error}" if token else "its first line is empty"
-        raise UsageError(f"token file {path!r}: {what}", hint=hint) from None
+        problem = f"{what} {error}" if text else "its first line is empty"
+        raise UsageError(f"{what} file {path!r}: {problem}", hint=hint) from None
+
+
+def etcd_password(endpoint: Endpoint, environ: Environ | None = None) -> str:
+    """The password of the endpoint's etcd user: from its `password_file`, else the environment.
+
+    "" if the endpoint has no user. Raises UsageError if there is none, or it cannot be read.
+    """
+    place = endpoint.place
+    if not isinstance(place, EtcdPlace) or not place.user:
+        return ""
+    if place.password_file:
+        return _read_secret(place.password_file, "password", _password)
+    password: str = resolve("etcd_password", None, environ).value
+    if not password:
+        raise UsageError(
+            f"etcd user {place.user!r} has no password",
+            hint="write it into a file and add password_file=FILE to the endpoint, or set "
+            "RALLYPOINT_ETCD_PASSWORD",
+        )
+    return password
 
 
 def is_readable_by_others(path: str) -> bool:
@@ -524,6 +452,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One node's own settings; other nodes may have others. Durations in seconds.
 
     `node_name` and `local_addr`: None lets the node find its own. `token`: "" is none.
+    `orphan_s` None: never. What elects a coordinator must be the same for all who share a ledger:
+    `lease_ttl_s` above all.
     `node_settings` fills one from arguments and environment.
 
     Raises:
@@ -542,6 +472,12 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     coordinator_lost_after_s: float = _BY_NAME["coordinator_lost_after_s"].default
     goodbye_timeout_s: float = _BY_NAME["goodbye_timeout_s"].default
     linger_s: float = _BY_NAME["linger_s"].default
+    orphan_s: float | None = _BY_NAME["orphan_s"].default
+    etcd_password: str = ""
+    candidates: int = _BY_NAME["candidates"].default
+    lease_ttl_s: float = _BY_NAME["lease_ttl_s"].default
+    attach_grace_s: float = _BY_NAME["attach_grace_s"].default
+    yield_after_s: float = _BY_NAME["yield_after_s"].default
     labels: dict[str, str] = {}
 
     def __post_init__(self) -> None:
@@ -550,12 +486,16 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
             if value is not None and (name, value) != ("token", ""):
                 read(_BY_NAME[name], value, name)
         for name in _NODE_DURATIONS:
-            check_duration_s(name, getattr(self, name))
+            if (name, getattr(self, name)) != ("orphan_s", None):
+                check_duration_s(name, getattr(self, name))
+        check_lease_ttl_s(self.lease_ttl_s)
+        read(_BY_NAME["candidates"], str(self.candidates), "candidates")
         _check_labels(self.labels)
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
-        shown["token"] = "set" if self.token else ""
+        for name in _SECRETS:
+            shown[name] = "set" if shown[name] else ""
         return f"NodeSettings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
@@ -572,6 +512,16 @@ def check_duration_s(name: str, seconds: float) -> None:
         raise UsageError(f"{name} must be within 0 and {_DURATION_MAX_S:g} s, not {seconds}")
     if seconds == 0 and name in _NODE_DURATIONS and name not in _MAY_BE_ZERO:
         raise UsageError(f"{name} must be more than 0 s")
+
+
+def check_lease_ttl_s(ttl_s: float) -> None:
+    """Raises UsageError unless a lease of this length can be kept over a network."""
+    if not LEASE_TTL_MIN_S <= ttl_s <= LEASE_TTL_MAX_S:
+        raise UsageError(
+            f"lease_ttl_s must be within {LEASE_TTL_MIN_S:g} and {LEASE_TTL_MAX_S:g} s, "
+            f"not {ttl_s:g}",
+            hint="a third of it is how often an elected coordinator writes to the ledger",
+        )
 
 
 def _check_labels(labels: Mapping[str, str]) -> None:
@@ -603,14 +553,16 @@ def node_settings(
     """
     _refuse_unknown(explicit, NodeSettings.__struct_fields__)
     token = explicit.pop("token", None)
+    password = explicit.pop("etcd_password", None)
     given_id = explicit.pop("run_id", None)
     values = {
         name: resolve(name, explicit.get(name), environ).value
         for name in NodeSettings.__struct_fields__
-        if name not in ("token", "labels", "run_id")
+        if name not in ("token", "labels", "run_id", "etcd_password")
     }
     return NodeSettings(
         **values,
+        etcd_password=password or etcd_password(values["endpoint"], environ),
         run_id=_run_id(resolve("run_id", given_id, environ).value, values["endpoint"]),
         token=resolve_token(token_file, environ).value if token is None else token,
         labels=dict(labels or {}),

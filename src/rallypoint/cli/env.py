@@ -35,7 +35,7 @@ def add_to(app: typer.Typer) -> None:
 def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show every setting, its value here and where that came from. Never shows the token."""
+    """Show every setting, its value here and where that came from. Never shows a secret."""
     rows = [_row(each) for each in settings.SETTINGS]
     if as_json:
         output.print_json([msgspec.to_builtins(each) for each in rows])
@@ -52,7 +52,8 @@ def env(
 
 def _row(setting: Setting) -> Row:
     try:
-        resolved = settings.resolve_token() if setting.secret else settings.resolve(setting.name)
+        is_token = setting.name == "token"
+        resolved = settings.resolve_token() if is_token else settings.resolve(setting.name)
     except UsageError as error:
         source = f"environment {setting.variable}"
         return Row(setting.name, setting.variable, "?", source, setting.help, error.message)

@@ -109,6 +109,10 @@ _OPTIONS: Final = (
     "log_dir",
 )
 """Options that are settings, by the same name."""
+_SECRETS: Final = {
+    "token": ("token", "give --token-file, or set RALLYPOINT_TOKEN"),
+    "etcd_password": ("password", "write password_file=FILE into the endpoint"),
+}
 
 
 class _Given(dict[str, Any]):
@@ -122,9 +126,10 @@ class _Given(dict[str, Any]):
         """Take it, unless it cannot be read or another option says otherwise."""
         known = settings.setting(name)
         if known.secret:
+            what, instead = _SECRETS[known.name]
             raise UsageError(
-                f"{label}: a token on a command line is seen by every user of the machine",
-                hint="give --token-file, or set RALLYPOINT_TOKEN",
+                f"{label}: a {what} on a command line is seen by every user of the machine",
+                hint=instead,
             )
         settings.read(known, text, label)
         if self.get(known.name, text) != text:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 ROLE = "default"
 
-# Workers talk to their agent alone. What admits to the coordinator (RALLYPOINT_TOKEN, or a file
-# that holds it) must not reach a user's program, its logs and its crash reports.
-_KEPT_FROM_WORKERS_PREFIX = "RALLYPOINT_TOKEN"
+# Workers talk to their agent alone. What admits to the coordinator or to the ledger
+# (RALLYPOINT_TOKEN, or a file that holds it) must not reach a user's program, its logs and its
+# crash reports.
+_KEPT_FROM_WORKERS_PREFIXES = ("RALLYPOINT_TOKEN", "RALLYPOINT_ETCD_PASSWORD")
 # Of an agent around this one (torchrun in a worker of ours, or the reverse): not this worker's.
 _OF_ANOTHER_AGENT = ("TORCHELASTIC_ERROR_FILE",)
 
@@ -59,7 +60,7 @@ def worker_environment(context: WorkerContext, base: Mapping[str, str]) -> dict[
 
 
 def _is_kept_back(name: str) -> bool:
-    return name.startswith(_KEPT_FROM_WORKERS_PREFIX) or name in _OF_ANOTHER_AGENT
+    return name.startswith(_KEPT_FROM_WORKERS_PREFIXES) or name in _OF_ANOTHER_AGENT
 
 
 def _defaults(context: WorkerContext) -> dict[str, str]:

@@ -1,0 +1,299 @@
+"""Endpoints: where the nodes of a run meet, from what a user wrote.
+
+Read here and nowhere else: by the settings, by the command line, and by what opens a ledger. An
+endpoint holds no secret, so that it can be shown, logged and written down.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import re
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qsl, unquote
+
+import msgspec
+
+from rallypoint.errors import EndpointError
+
+DEFAULT_PORT: Final = 29400
+"""The coordinator's port where an endpoint names none; torchrun's rendezvous has the same."""
+ETCD_PORT: Final = 2379
+ETCD_PREFIX: Final = "/rallypoint"
+
+
+class EndpointKind(enum.StrEnum):
+    """Where the coordinator of a run lives."""
+
+    LOCAL = "local"
+    """In this process, on loopback: one machine."""
+    HOST = "host"
+    """In a node on that host."""
+    SERVED = "served"
+    """In a process of its own: `rallypoint serve`."""
+    LEDGER = "ledger"
+    """In whichever process is elected through the ledger: a node, or a `rallypoint serve`."""
+
+
+class EtcdPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """A ledger in etcd. `hosts`: each "host:port". The paths are of PEM files; "" is none.
+
+    `password_file`: a file whose first line is the user's password.
+    """
+
+    hosts: tuple[str, ...]
+    prefix: str = ETCD_PREFIX
+    tls: bool = False
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    user: str = ""
+    password_file: str = ""
+
+
+class FilePlace(msgspec.Struct, frozen=True, kw_only=True):
+    """A ledger in a folder: its absolute path."""
+
+    folder: str
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where to meet. `host`: a name or an address without brackets; "" if there is none.
+
+    `text` is what the user wrote. `place` is set if `kind` is LEDGER: the ledger that tells where
+    the coordinator is.
+    """
+
+    kind: EndpointKind
+    host: str = ""
+    port: int = 0
+    text: str = ""
+    place: EtcdPlace | FilePlace | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the coordinator's HTTP is, without a slash at the end; "" if that is not fixed."""
+        if not self.host:
+            return ""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return self.text or "none (this machine only)"
+
+
+_FORMS: Final = (
+    "an endpoint is HOST:PORT, [IPV6]:PORT, http://HOST:PORT, etcd://HOST:PORT,HOST:PORT/PREFIX or "
+    "file:///FOLDER; none at all: one machine"
+)
+NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})\.?")
+
+
+def parse_endpoint(text: str | None) -> Endpoint:
+    """Where a run meets, from what a user wrote. Raises EndpointError.
+
+    None or "" is this machine alone. The port is DEFAULT_PORT unless given, etcd's ETCD_PORT.
+    """
+    if not text:
+        return Endpoint(EndpointKind.LOCAL)
+    if text.lower().startswith("file:"):
+        return _file(text)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        host, port = _host_and_port(text, text)
+        return Endpoint(EndpointKind.HOST, host, port, text)
+    match scheme.lower():
+        case "http":
+            host, port = _host_and_port(_authority(rest), text)
+            return Endpoint(EndpointKind.SERVED, host, port, text)
+        case "etcd" | "etcds":
+            return _etcd(text, rest, tls=scheme.lower() == "etcds")
+        case "https":
+            raise EndpointError(
+                "endpoints with https:// are not in this release, which has no TLS",
+                hint="use http://HOST:PORT within a trusted network, or an encrypted tunnel",
+            )
+    raise EndpointError(f"no endpoint begins with {scheme}://", hint=_FORMS)
+
+
+def parse_ledger(text: str) -> Endpoint:
+    """A ledger for this machine's own use: as an endpoint, or file:DIR, also a relative one.
+
+    Raises EndpointError.
+    """
+    if text.startswith("file:") and not text.startswith("file://"):
+        folder = text.removeprefix("file:")
+        if not folder or "\0" in folder:
+            raise EndpointError(f"{text!r} names no folder", hint="write file:DIR")
+        return Endpoint(
+            EndpointKind.LEDGER, text=text, place=FilePlace(folder=str(Path(folder).absolute()))
+        )
+    endpoint = parse_endpoint(text) if "://" in text else None
+    if endpoint is None or endpoint.kind is not EndpointKind.LEDGER:
+        raise EndpointError(
+            f"{text!r} is no ledger", hint="a ledger is etcd://HOST:PORT,.../PREFIX or file:DIR"
+        )
+    return endpoint
+
+
+# -- ledgers -------------------------------------------------------------------------------------
+
+
+def _file(text: str) -> Endpoint:
+    rest = text[len("file:") :]
+    folder = rest
+    if rest.startswith("//"):
+        host, _, path = rest[2:].partition("/")
+        if host not in ("", "localhost"):
+            raise EndpointError(
+                f"endpoint {text!r} names a host, and a folder has none",
+                hint=f"for the folder /{host}/{path} write file:///{host}/{path}",
+            )
+        folder = "/" + unquote(path)
+    if not folder.startswith("/") or folder.strip("/") in ("", ".", "..") or "\0" in folder:
+        raise EndpointError(
+            f"endpoint {text!r} names no folder by its whole path",
+            hint="write file:///shared/folder: all nodes must find the same one",
+        )
+    return Endpoint(EndpointKind.LEDGER, text=text, place=FilePlace(folder=folder))
+
+
+_ETCD_FORM: Final = "write etcd://HOST:PORT,HOST:PORT/PREFIX, or etcds:// for TLS"
+_PASSWORD_HINT: Final = (
+    "write ?user=NAME, and give the password by password_file=FILE or RALLYPOINT_ETCD_PASSWORD"
+)
+_TLS_OPTIONS: Final = ("ca", "cert", "key")
+_ETCD_OPTIONS: Final = (*_TLS_OPTIONS, "user", "password_file")
+
+
+def _etcd(text: str, rest: str, *, tls: bool) -> Endpoint:
+    before, _, query = rest.partition("?")
+    hosts, slash, path = before.partition("/")
+    if "@" in hosts:
+        # Not repeated: it may hold a password.
+        raise EndpointError("an etcd endpoint has no user or password in it", hint=_PASSWORD_HINT)
+    options = _etcd_options(text, query)
+    _check_tls(text, options, tls)
+    if "#" in before:
+        raise EndpointError(f"endpoint {text!r} has a '#' in it", hint=_ETCD_FORM)
+    prefix = "/" + unquote(path).strip("/") if slash and path.strip("/") else ETCD_PREFIX
+    place = EtcdPlace(hosts=_etcd_hosts(hosts, text), prefix=prefix, tls=tls, **options)
+    return Endpoint(EndpointKind.LEDGER, text=text, place=place)
+
+
+def _etcd_hosts(hosts: str, text: str) -> tuple[str, ...]:
+    if not hosts:
+        raise EndpointError(f"endpoint {text!r} names no host of etcd", hint=_ETCD_FORM)
+    found = [_host_and_port(each, text, ETCD_PORT) for each in hosts.split(",")]
+    shown = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in found)
+    return tuple(dict.fromkeys(shown))
+
+
+def _etcd_options(text: str, query: str) -> dict[str, str]:
+    pairs = parse_qsl(query, keep_blank_values=True)
+    names = [name for name, _ in pairs]
+    if "password" in names:
+        raise EndpointError("a password does not belong into an endpoint", hint=_PASSWORD_HINT)
+    known = ", ".join(_ETCD_OPTIONS)
+    for name, value in pairs:
+        if name not in _ETCD_OPTIONS or not value or names.count(name) > 1:
+            raise EndpointError(
+                f"endpoint {text!r}: {name!r} is no option, has no value, or is there twice",
+                hint=f"the options of an etcd endpoint are {known}, each at most once",
+            )
+    return dict(pairs)
+
+
+def _check_tls(text: str, options: dict[str, str], tls: bool) -> None:
+    given = [name for name in _TLS_OPTIONS if name in options]
+    if given and not tls:
+        raise EndpointError(
+            f"endpoint {text!r}: {', '.join(given)} is for TLS, and etcd:// has none",
+            hint="write etcds://",
+        )
+    if ("cert" in options) != ("key" in options):
+        raise EndpointError(
+            f"endpoint {text!r}: a certificate and its key go together",
+            hint="give both, cert=FILE and key=FILE",
+        )
+    if "password_file" in options and "user" not in options:
+        raise EndpointError(f"endpoint {text!r}: a password of which user?", hint="add user=NAME")
+
+
+# -- hosts ---------------------------------------------------------------------------------------
+
+
+def _authority(rest: str) -> str:
+    """The host and port of a URL that has nothing else. Never repeats a password."""
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        raise EndpointError(
+            "an endpoint has no user or password in it",
+            hint="write http://HOST:PORT, and give the token by --token-file or RALLYPOINT_TOKEN",
+        )
+    if rest not in (authority, authority + "/"):
+        raise EndpointError(
+            f"endpoint 'http://{rest}' has more than a host and a port",
+            hint=f"write http://{authority}",
+        )
+    return authority
+
+
+def _host_and_port(authority: str, text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:
+    if authority.startswith("["):
+        return _bracketed(authority, text, default_port)
+    if authority.count(":") > 1:
+        raise _unbracketed(authority, text, default_port)
+    host, colon, port = authority.partition(":")
+    number = _port(port, text, default_port) if colon else default_port
+    return _checked_host(host, text), number
+
+
+def _bracketed(authority: str, text: str, default_port: int) -> tuple[str, int]:
+    host, bracket, rest = authority[1:].partition("]")
+    if not bracket or (rest and not rest.startswith(":")) or not is_ip(host, 6):
+        raise EndpointError(
+            f"endpoint {text!r} has no IPv6 address within its brackets",
+            hint=f"write such an address as [::1]:{default_port}",
+        )
+    return host, _port(rest[1:], text, default_port) if rest else default_port
+
+
+def _unbracketed(authority: str, text: str, default_port: int) -> EndpointError:
+    host, port = authority, str(default_port)
+    if not is_ip(host, 6):
+        host, _, port = authority.rpartition(":")
+    if not is_ip(host, 6):
+        return EndpointError(f"endpoint {text!r} has too many colons", hint=_FORMS)
+    return EndpointError(
+        f"endpoint {text!r}: an IPv6 address needs brackets, to tell it from a port",
+        hint=f"write {text.replace(authority, f'[{host}]:{port}')}",
+    )
+
+
+def _checked_host(host: str, text: str) -> str:
+    if not host:
+        raise EndpointError(f"endpoint {text!r} names no host", hint=_FORMS)
+    if re.fullmatch(r"[0-9.]+", host) and not is_ip(host, 4):
+        raise EndpointError(f"endpoint {text!r}: {host!r} is no IPv4 address", hint=_FORMS)
+    if not NAME.fullmatch(host):
+        raise EndpointError(f"endpoint {text!r}: {host!r} is no host name", hint=_FORMS)
+    return host
+
+
+def _port(text: str, endpoint: str, default_port: int) -> int:
+    if re.fullmatch(r"[0-9]{1,5}", text) and 1 <= int(text) <= 65_535:
+        return int(text)
+    raise EndpointError(
+        f"endpoint {endpoint!r}: {text!r} is no port",
+        hint=f"a port is a number from 1 to 65535; without one it is {default_port}",
+    )
+
+
+def is_ip(host: str, version: int) -> bool:
+    """Whether this is an address literal of IP version 4 or 6."""
+    try:
+        return ipaddress.ip_address(host).version == version
+    except ValueError:
+        return False
