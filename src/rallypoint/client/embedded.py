@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import secrets
 import socket
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ from rallypoint.client import forking
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer, bind, ignored_if_absent
 from rallypoint.core.values import Address
+from rallypoint.ledger.contract import Ledger
+from rallypoint.settings import NodeSettings
 
 _log = logging.getLogger("rallypoint.client")
 
@@ -22,10 +25,17 @@ _warned: set[str] = set()
 
 
 class EmbeddedCoordinator:
-    """A coordinator that admits one run only, in the running event loop."""
+    """A coordinator that admits one run only, in the running event loop.
 
-    def __init__(self, server: CoordinatorServer, address: Address) -> None:
+    `address` is for this process, `advertised` for others: the same unless a ledger tells them.
+    """
+
+    def __init__(
+        self, server: CoordinatorServer, address: Address, advertised: Address | None = None
+    ) -> None:
         self.address = address
+        self.advertised = advertised or address
+        self.token = server.config.token
         self._server = server
         forking.close_all_in_children(server)
 
@@ -43,6 +53,44 @@ class EmbeddedCoordinator:
         if not is_local and not token:
             _warn_once(run_id, bound_port)
         return cls(server, Address("127.0.0.1", bound_port))
+
+    @classmethod
+    async def stand(
+        cls, settings: NodeSettings, node: str, ledger: Ledger, host: str
+    ) -> EmbeddedCoordinator:
+        """Be a candidate for the run: serve at every address, with a lease, and claim the run.
+
+        `host`: where others reach this machine. Nodes without a token of their own find this
+        coordinator's in its lease. Raises OSError or a LedgerError.
+        """
+        token = settings.token or secrets.token_urlsafe(24)
+        config = CoordinatorConfig(
+            token=token,
+            lease_token="" if settings.token else token,
+            only_run=settings.run_id,
+            own_node=node,
+            lease_ttl_s=settings.lease_ttl_s,
+            attach_grace_s=settings.attach_grace_s,
+            yield_after_s=settings.yield_after_s,
+        )
+        sock = bind(None, 0)
+        port = sock.getsockname()[1]
+        server = CoordinatorServer(config, ledger=ledger)
+        await server.start([sock], (Address(host, port),))
+        candidate = cls(server, Address("127.0.0.1", port), Address(host, port))
+        candidate.claim()
+        return candidate
+
+    def claim(self) -> None:
+        """Have the run as soon as nobody else has it."""
+        shared, only_run = self._server.shared, self._server.config.only_run
+        if shared is not None and only_run is not None:
+            shared.claim(only_run)
+
+    @property
+    def process(self) -> str:
+        """The name of its lease; "" without a ledger."""
+        return self._server.shared.office.process if self._server.shared is not None else ""
 
     @property
     def others(self) -> int:

@@ -20,8 +20,13 @@ import msgspec
 
 from rallypoint.client.transport import Connection, connect
 from rallypoint.core.values import Address
-from rallypoint.errors import EndpointError, NotACoordinatorError, UnreachableError
-from rallypoint.settings import EndpointKind, NodeSettings
+from rallypoint.errors import (
+    EndpointError,
+    NotACoordinatorError,
+    TokenError,
+    UnreachableError,
+)
+from rallypoint.settings import Endpoint, EndpointKind, NodeSettings
 
 _log = logging.getLogger("rallypoint.client")
 
@@ -46,28 +51,39 @@ class Resolved(msgspec.Struct, frozen=True):
 class Attempts:
     """What was tried: the last answer of each address. For the error, should nothing come of it."""
 
-    def __init__(self, target: Address) -> None:
+    def __init__(self, target: Address | Endpoint) -> None:
         self.target = target
         self.answers: dict[str, str] = {}
         self.only_refused = False
         self.unresolved = False
         self.not_hosting = ""
+        self.problem = ""
+        """What keeps the ledger from telling where the coordinator is."""
 
     def error(self, tried_s: float) -> UnreachableError:
         """Nobody answered: what was tried, for how long, and the system's errors."""
         answers = dict(self.answers)
+        if self.problem:
+            answers[str(self.target)] = self.problem
         if self.not_hosting:
             answers["being the coordinator here"] = self.not_hosting
         listed = "; ".join(f"{where}: {answer}" for where, answer in answers.items())
-        if self.unresolved:
-            hint = f"check the spelling of {self.target.host!r}, or use an address"
-        else:
-            hint = "is the coordinator running there, and does a firewall let this node through?"
+        where = "at" if isinstance(self.target, Address) else "through"
         return UnreachableError(
-            f"no coordinator answered at {self.target} for {tried_s:.1f} s ({listed})",
-            hint=hint,
+            f"no coordinator answered {where} {self.target} for {tried_s:.1f} s"
+            + (f" ({listed})" if listed else ""),
+            hint=self._hint(),
             attempts=tuple(answers.items()),
         )
+
+    def _hint(self) -> str:
+        if self.problem:
+            return "does the ledger run, and does it let this node in?"
+        if self.unresolved and isinstance(self.target, Address):
+            return f"check the spelling of {self.target.host!r}, or use an address"
+        if isinstance(self.target, Address):
+            return "is the coordinator running there, and does a firewall let this node through?"
+        return "is a node or a `rallypoint serve` elected, and can this node reach its address?"
 
 
 async def dial(
@@ -98,6 +114,29 @@ async def dial(
             not_ours = error
     if not_ours is not None:
         raise not_ours
+    return None
+
+
+async def dial_elected(
+    addresses: Sequence[Address], token: str, attempts: Attempts, limit_s: float
+) -> Connection | None:
+    """Try every address of an elected coordinator once; None if none answered as one.
+
+    Whoever listened there may be gone, and a stranger have its port: so nothing is raised, and
+    `attempts` says what was answered.
+    """
+    answers: dict[str, str] = {}
+    for address in addresses:
+        each = Attempts(address)
+        try:
+            connection = await dial(address, token, each, limit_s)
+        except (TokenError, NotACoordinatorError) as error:
+            each.answers[str(address)] = error.message
+            connection = None
+        if connection is not None:
+            return connection
+        answers |= each.answers
+    attempts.answers = answers
     return None
 
 
@@ -180,8 +219,8 @@ class Pauses:
 
 def target_of(settings: NodeSettings) -> Address:
     """Where the endpoint's coordinator is."""
-    if settings.endpoint.kind is EndpointKind.LOCAL:
-        raise EndpointError("no endpoint is set: there is nothing to dial")
+    if not settings.endpoint.host:
+        raise EndpointError(f"endpoint {settings.endpoint} has no address of its own to dial")
     return Address(settings.endpoint.host, settings.endpoint.port)
 
 

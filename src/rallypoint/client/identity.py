@@ -2,15 +2,62 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import os
 import secrets
 import socket
 from itertools import count
+from typing import Final
 
 from rallypoint.core.values import NAME_LENGTH_MAX, NodeInfo
+from rallypoint.endpoints import EtcdPlace
 from rallypoint.settings import NodeSettings
 
 _counter = count()
+
+LOOKUP_TIMEOUT_S: Final = 2.0
+
+
+NOWHERE: Final = (("192.0.2.1", socket.AF_INET), ("2001:db8::1", socket.AF_INET6))
+"""Addresses for documentation (RFC 5737, RFC 3849): what leads there is the way to the network."""
+
+
+async def reachable_host(settings: NodeSettings) -> str:
+    """An address of this machine for others to come to: the one by which it reaches the network.
+
+    As a packet to the ledger's first host would leave; to anywhere, if that is this machine; else
+    loopback. Nothing is sent.
+    """
+    if settings.local_addr:
+        return settings.local_addr
+    for host, family in [*await _ledger_hosts(settings), *NOWHERE]:
+        own = _source_address(host, family)
+        if own is not None and not ipaddress.ip_address(own.partition("%")[0]).is_loopback:
+            return own
+    return "127.0.0.1"
+
+
+async def _ledger_hosts(settings: NodeSettings) -> list[tuple[str, int]]:
+    place = settings.endpoint.place
+    if not isinstance(place, EtcdPlace):
+        return []
+    host = place.hosts[0].rpartition(":")[0].strip("[]")
+    try:
+        async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+            found = await asyncio.get_running_loop().getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+    except (TimeoutError, OSError, UnicodeError):
+        return []
+    return [(str(where[0]), family) for family, _, _, _, where in found]
+
+
+def _source_address(host: str, family: int) -> str | None:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((host, 9))
+            return str(sock.getsockname()[0])
+    except OSError:
+        return None
 
 
 def node_info(settings: NodeSettings, workers: int) -> NodeInfo:

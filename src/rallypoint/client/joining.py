@@ -37,6 +37,12 @@ NODE_OPTIONS = (
     "coordinator_lost_after_s",
     "goodbye_timeout_s",
     "linger_s",
+    "orphan_s",
+    "etcd_password",
+    "candidates",
+    "lease_ttl_s",
+    "attach_grace_s",
+    "yield_after_s",
 )
 
 

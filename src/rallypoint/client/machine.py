@@ -41,6 +41,9 @@ TEXT_CHARACTERS_MAX: Final = 2_000
 LINES_MAX: Final = 64
 
 
+_SENDS_AWAY: Final = frozenset({RefusalCode.ELSEWHERE, RefusalCode.MOVED})
+
+
 class Wish(enum.StrEnum):
     """What the node wants of the run."""
 
@@ -96,6 +99,16 @@ class WasRefused(msgspec.Struct, frozen=True):
     refusal: Refusal
 
 
+class SentAway(msgspec.Struct, frozen=True):
+    """This coordinator does not have the run, or no longer: look for the one that has.
+
+    `addresses`: where it listens, if that was said.
+    """
+
+    addresses: tuple[Address, ...]
+    reason: str
+
+
 class CallAnswered(msgspec.Struct, frozen=True):
     """A call of the store has its result."""
 
@@ -131,6 +144,7 @@ Action: TypeAlias = (
     | RoundEnded
     | RunEnded
     | WasRefused
+    | SentAway
     | CallAnswered
     | MembersTold
     | WaitingTold
@@ -143,6 +157,8 @@ class NodeMachine:
 
     `silence_s`: after this long without a word from the coordinator, or without being let in, the
     connection is dropped.
+    `is_elected`: the coordinator is found through a ledger, so that what listens at an address may
+    by now be another run's: a refusal for that is no reason to stop.
     All `now_s` are of one monotonic clock, in seconds.
     """
 
@@ -154,6 +170,7 @@ class NodeMachine:
         *,
         silence_s: float,
         software: str = "",
+        is_elected: bool = False,
     ) -> None:
         self.run_id = run_id
         self.info = info
@@ -169,6 +186,9 @@ class NodeMachine:
         self.is_standby = False
         self.stamp = Stamp()
         self._software = software
+        self._sends_away = _SENDS_AWAY | {RefusalCode.OTHER_RUN} if is_elected else _SENDS_AWAY
+        self._ended_term = 0
+        """Which term's coordinator has told why the last round ended."""
         self._ready: wire.Ready | None = None
         self._failure: wire.Failed | None = None
         self._departing_reason = ""
@@ -269,6 +289,10 @@ class NodeMachine:
         """A refusal answers this connection, and may come before the run was even looked at."""
         seen = self.stamp
         if isinstance(message, wire.Refused):
+            if message.refusal.code in self._sends_away or not message.stamp.term:
+                # To look again does no harm; and who has no term yet, or has none of this run,
+                # refuses what needs none: a version, a size, another ledger.
+                return False
             seen = Stamp(seen.ledger_id, seen.term, 0)
         return message.stamp.is_older_than(seen)
 
@@ -304,6 +328,7 @@ class NodeMachine:
         if self._failure is not None and self.ended is None:
             said.append(self._failure)  # first: it, and not being ready again, ends the round
         if self.wish is Wish.READY and self._ready is not None:
+            self._ready = self._ready_message(self._ready.bootstrap, self._ready.workers)
             said.append(self._ready)
         if self.wish is Wish.DONE:
             said.append(wire.Done(self.stamp, self.number))
@@ -316,6 +341,8 @@ class NodeMachine:
         return said + list(self._open.values())
 
     def _on_refused(self, refusal: Refusal) -> list[Action]:
+        if refusal.code in self._sends_away:
+            return [SentAway(refusal.addresses, refusal.message)]
         if refusal.code is RefusalCode.CLOSED and refusal.close is not None and self.stamp.term:
             return self._on_closed(refusal.close)
         self.refused = refusal
@@ -335,6 +362,7 @@ class NodeMachine:
         if change.round != self.number or self.head is None:
             return []
         self.ended = change
+        self._ended_term = self.stamp.term
         self._failure = None
         self._open = {k: v for k, v in self._open.items() if not isinstance(v, wire.StoreCall)}
         return [RoundEnded(change)]
@@ -362,6 +390,22 @@ class NodeMachine:
             return [WaitingTold(message.request_id, message.waiting)]
         return [MembersTold(message.request_id, message.round, message.digest, message.members)]
 
+    # -- what is found out without a coordinator -------------------------------------------------
+
+    def found_closed(self, close: CloseRecord) -> list[Action]:
+        """The ledger says that the run is over (R6)."""
+        return self._on_refused(reasons.run_over(self.run_id, close))
+
+    def orphaned(self, alone_s: float) -> list[Action]:
+        """There has been no coordinator for too long: the node's round ends for it (R13)."""
+        if self.head is None or self.ended is not None:
+            return []
+        detail = f"it has had no coordinator for {alone_s:.0f} s"
+        change = Change(ChangeKind.NODE_LOST, self.number, (self.info.name,), 1, detail)
+        actions = self._on_ended(change)
+        self._ended_term = 0  # No coordinator knows of it yet.
+        return actions
+
     # -- wishes --------------------------------------------------------------------------------
 
     def ready(self, bootstrap: Address, workers: int) -> list[Action]:
@@ -376,8 +420,14 @@ class NodeMachine:
         if said is not None and (said.bootstrap, said.workers) == (bootstrap, workers):
             return []
         self.wish = Wish.READY
-        self._ready = wire.Ready(self.stamp, self.number, bootstrap, workers)
+        self._ready = self._ready_message(bootstrap, workers)
         return self._say(self._ready)
+
+    def _ready_message(self, bootstrap: Address, workers: int) -> wire.Ready:
+        """With why the last round ended, for a coordinator that came after it."""
+        is_known = self._ended_term == self.stamp.term
+        change = None if is_known else self.ended
+        return wire.Ready(self.stamp, self.number, bootstrap, workers, change)
 
     def failed(self, failure: Failure) -> list[Action]:
         """A worker of this round failed."""

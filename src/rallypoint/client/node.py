@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -23,10 +24,12 @@ from rallypoint.client.finding import (
     Pauses,
     describe_os_error,
     dial,
+    dial_elected,
     may_host,
     target_of,
 )
-from rallypoint.client.identity import node_info
+from rallypoint.client.identity import node_info, reachable_host
+from rallypoint.client.seeking import Over, Place, Search, Sight
 from rallypoint.client.transport import Connection
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import ROUND_ENDED, TIMEOUT, StoreFailure, StoreOp
@@ -42,6 +45,7 @@ from rallypoint.core.values import (
     RunSettings,
     Seat,
 )
+from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import EndpointKind, NodeSettings
 from rallypoint.wire import messages as wire
 
@@ -62,7 +66,15 @@ ASK_TIMEOUT_S: Final = 30.0
 """How long a question may take that waits for nothing."""
 ANSWER_MARGIN_S: Final = 5.0
 """How much later than the coordinator this side gives up a call of the store."""
+ELECTED_DIAL_S: Final = 2.0
+"""How long an address of an elected coordinator is given: the next one may be elected meanwhile."""
+REDIRECTS_MAX: Final = 3
+"""How often a node goes where it is sent before it looks for itself."""
 LOOPBACKS: Final = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+_LOST_HINT: Final = (
+    "the run ends with its coordinator's process; start it again, use `rallypoint serve` on a "
+    "machine that stays, or an etcd:// or file:/// endpoint"
+)
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -78,10 +90,20 @@ class Node:
     `on_ended`, `on_closed`, `on_gone` are called from the loop when the round ends (again, when
     its cause becomes known), when the run is closed, and when nothing can come any more because
     the coordinator refused the node or is lost.
+
+    `ledger`: the endpoint's, if that is a ledger and the caller has opened it and will close it.
     """
 
-    def __init__(self, settings: NodeSettings, run: RunSettings, *, workers: int = 1) -> None:
+    def __init__(
+        self,
+        settings: NodeSettings,
+        run: RunSettings,
+        *,
+        workers: int = 1,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.settings = settings
+        self.run = run
         self.info = node_info(settings, workers)
         self.on_ended: Callable[[Change], None] = lambda change: None
         self.on_closed: Callable[[CloseRecord], None] = lambda close: None
@@ -94,7 +116,18 @@ class Node:
             run,
             silence_s=settings.coordinator_silence_s,
             software=f"rallypoint {__version__}",
+            is_elected=settings.endpoint.kind is EndpointKind.LEDGER,
         )
+        self._ledger = ledger
+        self._opened_ledger: Ledger | None = None
+        self._search: Search | None = None
+        self._own_host = ""
+        self._sent_to: tuple[Address, ...] = ()
+        self._redirects = 0
+        self._was_sent_away = False
+        self._has_nudged = False
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._orphan: asyncio.TimerHandle | None = None
         self._gone: errors.CoordinatorError | None = None
         self._connection: Connection | None = None
         self._reconnecting: asyncio.Task[None] | None = None
@@ -134,6 +167,14 @@ class Node:
         return self._machine.is_attached
 
     @property
+    def looking(self) -> str:
+        """What keeps this node from a coordinator; "" if it has one."""
+        if self.is_connected:
+            return ""
+        problem = self._search.problem if self._search is not None else ""
+        return problem or f"there is no coordinator at {self.settings.endpoint}"
+
+    @property
     def bootstrap_host(self) -> str:
         """An address of this machine that the other nodes can reach."""
         if self.settings.local_addr:
@@ -141,27 +182,33 @@ class Node:
         if self.hosted is not None and self.settings.endpoint.kind is EndpointKind.HOST:
             return self.settings.endpoint.host
         host = self._connection.local_host if self._connection else "127.0.0.1"
-        return "127.0.0.1" if host in LOOPBACKS else host.removeprefix("::ffff:")
+        if host in LOOPBACKS:
+            return self._own_host or "127.0.0.1"
+        return host.removeprefix("::ffff:")
 
     # -- coming --------------------------------------------------------------------------------
 
     async def open(self) -> None:
         """Find the coordinator, or become it, and attach.
 
-        Raises UnreachableError after `connect_timeout_s`, and any RefusedError or
-        NotACoordinatorError at once. Cancelling it, or an error, leaves nothing open.
+        Raises UnreachableError after `connect_timeout_s`, and any RefusedError,
+        NotACoordinatorError or LedgerError at once (LedgerUnreachableError after that time).
+        Cancelling it, or an error, leaves nothing open.
         """
         limit_s = self.settings.connect_timeout_s
         began_s = self._now_s()
         try:
             if self.settings.endpoint.kind is EndpointKind.LOCAL:
                 await self._host_for_itself()
-            await self._connect(began_s + limit_s)
+            if self.settings.endpoint.kind is EndpointKind.LEDGER:
+                await self._connect_to_elected(began_s + limit_s)
+            else:
+                await self._connect(began_s + limit_s)
             left_s = began_s + limit_s - self._now_s()
             await self._until(lambda: self.is_connected, max(left_s, LET_IN_S))
             if not self.is_connected and self.closed is None:
                 raise errors.UnreachableError(
-                    f"{self._target()} was reached, but did not let this node in within "
+                    f"{self.settings.endpoint} was reached, but did not let this node in within "
                     f"{self._now_s() - began_s:.1f} s",
                     hint="the coordinator may be stopped or overloaded",
                 )
@@ -192,6 +239,127 @@ class Node:
             if left_s <= 0:
                 raise attempts.error(self._now_s() - began_s)
             await asyncio.sleep(min(pauses.next_s(), left_s))
+
+    # -- a coordinator that is elected -----------------------------------------------------------
+
+    async def _connect_to_elected(self, ends_s: float) -> None:
+        """Open the ledger, and find the run's coordinator through it, or become it."""
+        from rallypoint.ledger.opening import open_ledger
+
+        ledger = self._ledger
+        if ledger is None:
+            ledger = open_ledger(self.settings.endpoint, self.settings.etcd_password)
+            self._opened_ledger = ledger
+        self._search = Search(self.settings, self.info.name, ledger)
+        await self._search.open(ends_s)
+        self._own_host = await reachable_host(self.settings)
+        self._search.begin(at_once=self._is_near())
+        attempts, began_s = Attempts(self.settings.endpoint), self._now_s()
+        if not await self._find_elected(self._search, attempts, ends_s) and self._gone is None:
+            raise attempts.error(self._now_s() - began_s)
+
+    async def _find_elected(self, search: Search, attempts: Attempts, ends_s: float) -> bool:
+        """Look until there is a connection or the run is over; False at `ends_s`."""
+        while True:
+            sight = await search.next(ends_s)
+            attempts.problem = search.problem
+            if isinstance(sight, Over):
+                self._act(self._machine.found_closed(sight.close))
+                return True
+            if sight is not None:
+                connection = await self._go(search, sight, attempts)
+                if connection is not None:
+                    self._use(connection)
+                    return True
+            if self._now_s() >= ends_s:
+                return False
+
+    async def _go(self, search: Search, sight: Sight, attempts: Attempts) -> Connection | None:
+        """To the coordinator that was seen, or to the next that can be it."""
+        if isinstance(sight, Place):
+            connection = await self._dial_place(sight, attempts)
+            if connection is not None:
+                return connection
+            search.again(is_near=self._is_near())
+            if self._has_nudged or not self._is_near():
+                return None
+            # It may be dead, and its lease has to stand for some time before anybody may take the
+            # run. Who is the next begins to watch it now.
+            self._has_nudged = True
+            connection = await self._dial_replicas(search, attempts, sight.process)
+            if connection is None:
+                await self._stand(search, attempts)
+            return connection
+        connection = await self._dial_replicas(search, attempts, "")
+        if connection is None and await self._stand(search, attempts):
+            connection = await self._dial_own(attempts)
+        return connection
+
+    async def _dial_place(self, place: Place, attempts: Attempts) -> Connection | None:
+        if self.hosted is not None and place.process == self.hosted.process:
+            return await self._dial_own(attempts)
+        token = self.settings.token or place.token
+        return await dial_elected(place.addresses, token, attempts, ELECTED_DIAL_S)
+
+    async def _dial_own(self, attempts: Attempts) -> Connection | None:
+        if self.hosted is None:
+            return None
+        own = (self.hosted.address,)
+        return await dial_elected(own, self.hosted.token, attempts, ELECTED_DIAL_S)
+
+    async def _dial_replicas(
+        self, search: Search, attempts: Attempts, but: str
+    ) -> Connection | None:
+        """One of the `rallypoint serve` that share the ledger."""
+        for place in await search.replicas():
+            if place.process != but:
+                connection = await self._dial_place(place, attempts)
+                if connection is not None:
+                    return connection
+        return None
+
+    async def _stand(self, search: Search, attempts: Attempts) -> bool:
+        """Be a candidate. False if that cannot be."""
+        if self.settings.host_coordinator == "no":
+            return False
+        if self.hosted is not None:
+            self.hosted.claim()
+            return True
+        from rallypoint.client.embedded import EmbeddedCoordinator
+
+        try:
+            self.hosted = await EmbeddedCoordinator.stand(
+                self.settings, self.info.name, search.ledger, self._own_host
+            )
+        except (OSError, errors.LedgerError) as error:
+            attempts.not_hosting = describe_os_error(error)
+            return False
+        _log.info("this node stands as coordinator of run %s", self.settings.run_id)
+        return True
+
+    def _is_near(self) -> bool:
+        """Whether this node is among the first to coordinate, should nobody else.
+
+        Before the first round nobody has a rank: as many as there are candidates, by chance.
+        """
+        seat = self._machine.seat
+        if seat is not None:
+            return seat.node_rank < self.settings.candidates
+        return random.random() * self.run.min_nodes < self.settings.candidates
+
+    def _retire(self) -> None:
+        """Another coordinator has the run: what this node has started for it can go."""
+        hosted, self.hosted = self.hosted, None
+        if hosted is not None:
+            task = asyncio.get_running_loop().create_task(hosted.aclose())
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    def _is_at_own(self) -> bool:
+        hosted, connection = self.hosted, self._connection
+        if hosted is None or connection is None:
+            return False
+        return connection.address in (hosted.address, hosted.advertised)
 
     def _target(self) -> Address:
         """Where to dial: whoever carries the coordinator reaches it without any name."""
@@ -237,11 +405,15 @@ class Node:
         self._schedule_tick()
         if self._is_closing or self._machine.is_over or self._gone is not None:
             self._notify()
-        elif self._machine.wish is m.Wish.GONE:
+        elif self._machine.wish is m.Wish.GONE and not self._was_sent_away:
             self._give_up(errors.CoordinatorLostError("this node has left the run"))
         elif self._reconnecting is None:
-            _log.info("the connection to the coordinator is lost: %s", reason)
+            what = (
+                "sent away" if self._was_sent_away else "the connection to the coordinator is lost"
+            )
+            _log.info("%s: %s", what, reason)
             self._lost_s = self._lost_s or self._now_s()
+            self._watch_orphanhood(self._lost_s)
             self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect(reason))
 
     async def _reconnect(self, reason: str) -> None:
@@ -251,8 +423,13 @@ class Node:
         """
         lost_s = self._lost_s or self._now_s()
         ends_s = lost_s + self.settings.coordinator_lost_after_s
-        attempts, pauses = Attempts(self._target()), Pauses()
         try:
+            if await self._go_where_told():
+                return
+            if self._search is not None:
+                await self._find_again(self._search, lost_s, ends_s)
+                return
+            attempts, pauses = Attempts(self._target()), Pauses()
             while True:
                 left_s = ends_s - self._now_s()
                 connection = await dial(
@@ -272,13 +449,47 @@ class Node:
         finally:
             self._reconnecting = None
 
+    async def _go_where_told(self) -> bool:
+        """A coordinator that has not the run has said who has."""
+        told, self._sent_to = self._sent_to, ()
+        attempts = Attempts(self.settings.endpoint)
+        connection = await dial_elected(told, self.settings.token, attempts, ELECTED_DIAL_S)
+        if connection is not None:
+            self._use(connection)
+        return connection is not None
+
+    async def _find_again(self, search: Search, lost_s: float, ends_s: float) -> None:
+        attempts = Attempts(self.settings.endpoint)
+        # Who was sent away knows that there is something to see; else all are here at once.
+        was_told = self._was_sent_away and self._redirects <= REDIRECTS_MAX
+        search.begin(at_once=was_told or self._is_near())
+        if not await self._find_elected(search, attempts, ends_s):
+            raise attempts.error(self._now_s() - lost_s)
+
+    def _watch_orphanhood(self, lost_s: float) -> None:
+        """R13: a node that nobody can reach may be superseded, and cannot know."""
+        orphan_s = self.settings.orphan_s
+        if orphan_s is not None and self._orphan is None:
+            loop = asyncio.get_running_loop()
+            self._orphan = loop.call_at(lost_s + orphan_s, self._on_orphaned, orphan_s)
+
+    def _on_orphaned(self, orphan_s: float) -> None:
+        if not self.is_connected:
+            self._act(self._machine.orphaned(orphan_s))
+
+    def _found_again(self) -> None:
+        self._lost_s = None
+        self._redirects, self._was_sent_away, self._has_nudged = 0, False, False
+        if self._orphan is not None:
+            self._orphan.cancel()
+            self._orphan = None
+
     def _lost_error(
         self, error: errors.CoordinatorError, reason: str
     ) -> errors.CoordinatorLostError:
         return errors.CoordinatorLostError(
             f"the coordinator of run {self.settings.run_id!r} is lost ({reason}): {error.message}",
-            hint="the run ends with its coordinator's process; start it again, or use "
-            "`rallypoint serve` on a machine that stays",
+            hint=error.hint if self._search is not None else _LOST_HINT,
         )
 
     def _give_up(self, error: errors.CoordinatorError) -> None:
@@ -327,7 +538,9 @@ class Node:
             self._connection.abort(action.reason)
 
     def _attached(self, action: m.Attached) -> None:
-        self._lost_s = None
+        self._found_again()
+        if self._search is not None and not self._is_at_own():
+            self._retire()
         self._notify()
 
     def _round_formed(self, action: m.RoundFormed) -> None:
@@ -346,6 +559,13 @@ class Node:
 
     def _was_refused(self, action: m.WasRefused) -> None:
         self._give_up(errors.refused(action.refusal))
+
+    def _sent_away(self, action: m.SentAway) -> None:
+        self._sent_to = action.addresses if self._redirects < REDIRECTS_MAX else ()
+        self._redirects += 1
+        self._was_sent_away = True
+        if self._connection is not None:
+            self._connection.abort(action.reason)
 
     def _call_answered(self, action: m.CallAnswered) -> None:
         self._resolve(action.request_id, action.result)
@@ -397,7 +617,7 @@ class Node:
         return self._machine.number > self._taken
 
     def _join_timeout(self, limit_s: float, waiting: Waiting | None) -> errors.RallypointError:
-        why = str(waiting) if waiting else "the coordinator does not say why"
+        why = str(waiting) if waiting else self.looking or "the coordinator does not say why"
         return errors.JoinTimeoutError(
             f"no round of run {self.settings.run_id!r} was formed within {limit_s:g} s: {why}",
             hint="start the missing nodes, lower the minimum, or raise the join timeout",
@@ -406,6 +626,8 @@ class Node:
 
     async def _why_waiting(self) -> tuple[bool, Waiting | None]:
         """Whether the coordinator answers, and what."""
+        if not self.is_connected:
+            return False, None
         try:
             async with asyncio.timeout(WHY_TIMEOUT_S):
                 return True, await self.waiting()
@@ -529,18 +751,28 @@ class Node:
         """Close the connection and, after lingering, the coordinator that this node carries.
 
         A goodbye that was said while the connection was lost has `goodbye_timeout_s` to be heard.
-        A host stays `linger_s` for the others to say goodbye, and while a live run needs it.
+        A host stays `linger_s` for the others to say goodbye, and while a live run needs it; one
+        that was elected through a ledger hands over instead.
         Idempotent. Cancelling it cuts everything short.
         """
         hosted, self.hosted = self.hosted, None
         try:
             await self._hang_up(hosted)
-            if hosted is not None and linger:
+            if hosted is not None and linger and self._search is None:
                 await self._stay_for_the_run(hosted)
                 await hosted.linger(self.settings.linger_s)
         finally:
             if hosted is not None:
                 await hosted.aclose()
+            await self._close_ledger()
+
+    async def _close_ledger(self) -> None:
+        """After what needs it to hand over."""
+        if self._retiring:
+            await asyncio.wait(self._retiring)
+        ledger, self._opened_ledger = self._opened_ledger, None
+        if ledger is not None:
+            await ledger.aclose()
 
     async def _hang_up(self, hosted: EmbeddedCoordinator | None) -> None:
         reconnecting = self._reconnecting
@@ -548,6 +780,8 @@ class Node:
             with contextlib.suppress(errors.CoordinatorError):
                 await self._until(lambda: self.is_connected, self.settings.goodbye_timeout_s)
         self._is_closing = True
+        if self._orphan is not None:
+            self._orphan.cancel()
         if reconnecting is not None:
             reconnecting.cancel()
             await asyncio.wait([reconnecting])
@@ -653,6 +887,7 @@ _DO: dict[type[object], Callable[..., None]] = {
     m.RoundEnded: Node._round_ended,
     m.RunEnded: Node._run_ended,
     m.WasRefused: Node._was_refused,
+    m.SentAway: Node._sent_away,
     m.CallAnswered: Node._call_answered,
     m.MembersTold: Node._told,
     m.WaitingTold: Node._told,

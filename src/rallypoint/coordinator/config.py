@@ -18,6 +18,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     what the store remembers of one node, or the node would be dropped for ever.
     `attach_grace_s`: how long the members of a run that was taken over have to attach here.
     `lease_ttl_s`: how long a lease may stand still; the same on all coordinators of a ledger.
+    `own_node`: the node that carries this coordinator; it proves nothing by reaching it.
     `lease_token`: the same as `token`, if nodes that have none may find it in the ledger; else "".
     `yield_after_s`: an elected coordinator that no other node reaches lets another try; None: not.
     """
@@ -38,3 +39,4 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     lease_ttl_s: float = 3.0
     yield_after_s: float | None = None
     lease_token: str = ""
+    own_node: str = ""

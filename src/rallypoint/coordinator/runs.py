@@ -54,7 +54,7 @@ class Shared(Protocol):
     def append(self, run: RunHost, index: int, data: bytes) -> None:
         """Write a record of the round's log; `RunHost.appended` follows."""
 
-    def reached(self, run_id: str) -> None:
+    def reached(self, run: RunHost, node: str) -> None:
         """A node has come through to this coordinator."""
 
     def stepped_down(self, run: RunHost) -> None:
@@ -294,7 +294,7 @@ class RunHost:
         self._sessions[effect.node.name] = session
         self.heard(session, effect.node)
         if self._shared is not None:
-            self._shared.reached(self.run_id)
+            self._shared.reached(self, effect.node.name)
         session.send(self._welcome_message(effect))
         if effect.standing.round:
             self._send_seat(effect.node, session)

@@ -55,6 +55,8 @@ class SharedRuns:
         )
         self._config = config
         self._ledger = ledger
+        self._own_node = config.own_node
+        self._only_run = config.only_run
         self._hub: Hub | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_suspended = ""
@@ -102,9 +104,10 @@ class SharedRuns:
         """The run is over for good."""
         self.office.let_go(run_id)
 
-    def reached(self, run_id: str) -> None:
-        """A node has come through."""
-        self.office.reached(run_id)
+    def reached(self, run: RunHost, node: str) -> None:
+        """A node has come through. Its own one proves nothing, unless that is all there is."""
+        if node != self._own_node or _is_enough(run, node):
+            self.office.reached(run.run_id)
 
     def stepped_down(self, run: RunHost) -> None:
         """The run is another coordinator's."""
@@ -159,6 +162,8 @@ class SharedRuns:
     async def _take_over(self, run_id: str, register: RunRegister) -> None:
         """Seal the round's log, and begin with what is in it."""
         run = self._run(run_id)
+        if run is None and self._hub is not None and run_id == self._only_run:
+            run = self._hub.open_run(run_id)  # A candidate's: its nodes will find it here.
         if run is None:
             return
         try:
@@ -248,6 +253,14 @@ class SharedRuns:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _is_enough(run: RunHost, node: str) -> bool:
+    """Whether the run needs no other node, and had none."""
+    membership = run.membership
+    settings, last = membership.settings, membership.round
+    alone = last is None or all(member.name == node for member in last.members)
+    return alone and settings is not None and settings.min_nodes <= 1
 
 
 def _refuse_later_term(records: list[bytes], term: int) -> None:

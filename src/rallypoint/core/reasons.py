@@ -146,6 +146,16 @@ def run_closed(run_id: str, close: CloseRecord, ago_s: float) -> Refusal:
     )
 
 
+def run_over(run_id: str, close: CloseRecord) -> Refusal:
+    """The run is over, as its register says: nobody need be asked (R6)."""
+    return Refusal(
+        RefusalCode.CLOSED,
+        f"run {run_id!r} was closed: {describe_close(close)}",
+        hint="start again under another run id",
+        close=close,
+    )
+
+
 def describe_close(close: CloseRecord) -> str:
     """One line: how the run ended, and the cause if it failed."""
     by = f" (by {close.by})" if close.by else ""

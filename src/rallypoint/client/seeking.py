@@ -1,0 +1,203 @@
+"""Where the run's coordinator is, as a ledger tells it: a node's search.
+
+`core/election.py` says when to look, and when it is this node's turn to coordinate; this file reads
+the ledger for it. A node looks only while it has no coordinator: spread by chance, and woken when
+the run's register changes. Nothing is written here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from typing import Final, TypeAlias
+
+import msgspec
+
+from rallypoint.core import election as e
+from rallypoint.core.values import Address, CloseRecord
+from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerUnreachableError
+from rallypoint.ledger.contract import Ledger, Versioned
+from rallypoint.settings import NodeSettings
+
+_log = logging.getLogger("rallypoint.client")
+
+COORDINATORS: Final = "coordinators/"
+"""What the registers of all leases begin with."""
+RETRY_S: Final = 0.3
+REPLICAS_READ_MAX: Final = 64
+"""More leases than this are not read for one run's sake."""
+FAR_LOOKS: Final = 3.0
+"""How much more seldom a node looks that is not among the candidates: a change wakes it anyway."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A coordinator process listens here. `token`: what its lease says to use; "" if nothing."""
+
+    addresses: tuple[Address, ...]
+    process: str
+    token: str = ""
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """Nobody coordinates the run, and it is this node's turn."""
+
+
+class Over(msgspec.Struct, frozen=True):
+    """The run is closed."""
+
+    close: CloseRecord
+
+
+Sight: TypeAlias = Place | Turn | Over
+
+
+def timing(ttl_s: float) -> e.Timing:
+    """The durations of an election whose leases stand for `ttl_s`: the same for all."""
+    return e.Timing(ttl_s=ttl_s, margin_s=ttl_s / 6, renew_s=ttl_s / 3, retry_s=ttl_s / 6)
+
+
+class Search:
+    """One node's search. Owned by one event loop; the ledger stays the caller's."""
+
+    def __init__(self, settings: NodeSettings, node: str, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.problem = ""
+        """Since when the ledger does not answer, and what it says; "" while it does."""
+        self._run_key = f"runs/{settings.run_id}"
+        self._seeker = e.Seeker(node, timing(settings.lease_ttl_s), settings.candidates)
+        self._version: int | None = None
+        self._is_watching = True
+        self._is_spreading = False
+
+    async def open(self, ends_s: float) -> None:
+        """Reach the ledger, which may start later than this node.
+
+        Raises LedgerUnreachableError at `ends_s`, and any other LedgerError at once.
+        """
+        while True:
+            try:
+                await self.ledger.open()
+                self._answers()
+                return
+            except LedgerUnreachableError as error:
+                self._note(error)
+                left_s = ends_s - _now_s()
+                if left_s <= 0:
+                    raise
+            await asyncio.sleep(min(RETRY_S * random.uniform(0.5, 1.5), left_s))
+
+    def begin(self, *, at_once: bool) -> None:
+        """There is no coordinator. `at_once`: look now; else spread by chance over a second."""
+        self._is_spreading = not at_once
+        self._seeker.seek(_now_s(), 0.0 if at_once else random.random())
+
+    def again(self, *, is_near: bool) -> None:
+        """Who was found cannot be reached. `is_near`: this node may be the next coordinator."""
+        jitter = random.uniform(0.5, 1.0)
+        self._seeker.seek(_now_s(), jitter if is_near else FAR_LOOKS * jitter)
+
+    async def next(self, ends_s: float) -> Sight | None:
+        """What is to be done; None if nothing is by `ends_s`. Looks at least once."""
+        while True:
+            await self._until_due(ends_s)
+            sight = await self._look()
+            if sight is not None or _now_s() >= ends_s:
+                return sight
+
+    async def replicas(self) -> list[Place]:
+        """Coordinators that serve any run, in an order of chance; one of them may be dead."""
+        try:
+            keys = list(await self.ledger.keys(COORDINATORS))
+            random.shuffle(keys)
+            reads = (self.ledger.read(key) for key in keys[:REPLICAS_READ_MAX])
+            return [p for found in await asyncio.gather(*reads) if (p := _replica(found))]
+        except LedgerError as error:
+            self._note(error)
+        except NotImplementedError:
+            pass  # One register holds all there is: nobody but the nodes can be elected.
+        return []
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    async def _until_due(self, ends_s: float) -> None:
+        """Wait until it is time to look, or the run's register changes."""
+        due_s = self._seeker.next_tick_s()
+        assert due_s is not None, "begin or again comes before next"
+        left_s = min(due_s, ends_s) - _now_s()
+        if left_s <= 0:
+            return
+        if self._is_spreading or self.problem:
+            # What it was when the last search ended says nothing: a wake-up would be for all.
+            self._is_spreading = False
+            await asyncio.sleep(left_s)
+            return
+        try:
+            if await self.ledger.changed(self._run_key, self._version, left_s) is not None:
+                self._seeker.look_now(_now_s())
+        except LedgerError as error:
+            self._note(error)
+            await asyncio.sleep(min(RETRY_S, left_s))
+
+    async def _look(self) -> Sight | None:
+        try:
+            todo = deque(self._seeker.tick(_now_s(), random.random()))
+            lease: e.Lease | None = None
+            while todo:
+                asked = todo.popleft()
+                match asked:
+                    case e.ReadRun():
+                        found = await self._read(self._run_key)
+                        self._version = found.version if found else None
+                        todo += self._seeker.run_read(asked, found, _now_s(), random.random())
+                    case e.ReadLease():
+                        found = await self._read(f"{COORDINATORS}{asked.process}")
+                        lease = e.decode_lease(found.value) if found else None
+                        todo += self._seeker.lease_read(asked, found, _now_s(), random.random())
+                    case e.Attach():
+                        token = lease.token if lease is not None else ""
+                        return Place(asked.addresses, asked.process, token)
+                    case e.Stand():
+                        return Turn()
+                    case e.Over():
+                        return Over(asked.close)
+        except LedgerError as error:
+            self._note(error)
+        except e.UnreadableError as error:
+            self._note(LedgerCorruptError(f"the register of the run cannot be read: {error}"))
+        return None
+
+    async def _read(self, key: str) -> e.Found | None:
+        found = await self.ledger.read(key)
+        self._answers()
+        return None if found is None else e.Found(found.value, found.version)
+
+    def _note(self, error: LedgerError) -> None:
+        if not self.problem:
+            since = time.strftime("%H:%M:%S")
+            is_away = isinstance(error, LedgerUnreachableError)
+            what = f"ledger unreachable since {since}" if is_away else "the ledger cannot be used"
+            self.problem = f"{what}: {error.message}"
+            _log.warning("%s", self.problem)
+
+    def _answers(self) -> None:
+        if self.problem:
+            self.problem = ""
+            _log.warning("the ledger answers again")
+
+
+def _replica(found: Versioned | None) -> Place | None:
+    """A lease as a place to go to, if it is one that serves any run."""
+    try:
+        lease = e.decode_lease(found.value) if found is not None else None
+    except e.UnreadableError:
+        return None
+    if lease is None or lease.state is not e.LeaseState.SERVING or lease.only_run:
+        return None
+    return Place(lease.addresses, lease.process, lease.token) if lease.addresses else None
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
