@@ -112,7 +112,7 @@ def parse_endpoint(text: str | None) -> Endpoint:
         case "https":
             raise EndpointError(
                 "endpoints with https:// are not in this release, which has no TLS",
-                hint="use http://HOST:PORT within a trusted network, or an encrypted tunnel",
+                hint="use http://HOST:PORT within a trusted network, or through a tunnel",
             )
     raise EndpointError(f"no endpoint begins with {scheme}://", hint=_FORMS)
 

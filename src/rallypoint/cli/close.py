@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from rallypoint.cli import api, output
+from rallypoint.cli import api, output, owners
 from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, token_of
+from rallypoint.errors import RunClosedError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,6 +25,12 @@ def close(
     ] = "closed by request",
 ) -> None:
     """End a run for all its nodes: their workers are stopped, and no further round is formed."""
-    answer = api.close(endpoint_of(endpoint), token_of(token_file), run_id, reason)
-    how = "had ended already" if answer.get("was_closed") else "is closed"
+    where, token = endpoint_of(endpoint), token_of(token_file)
+    try:
+        owner = owners.owner_of(where, token, run_id)
+        answer = owner.ask(lambda at, secret: api.close(at, secret, run_id, reason))
+        was_closed = bool(answer.get("was_closed"))
+    except RunClosedError:
+        was_closed = True  # as the ledger says; nobody coordinates it any more
+    how = "had ended already" if was_closed else "is closed"
     print(f"run {output.clean(repr(run_id))} {how}")

@@ -16,7 +16,8 @@ EndpointOption = Annotated[
     typer.Option(
         "--endpoint",
         metavar="ENDPOINT",
-        help="HOST:PORT or http://HOST:PORT [RALLYPOINT_ENDPOINT].",
+        help="HOST:PORT, http://HOST:PORT, etcd://HOST:PORT,.../PREFIX or file:///FOLDER "
+        "[RALLYPOINT_ENDPOINT].",
     ),
 ]
 TokenFileOption = Annotated[

@@ -16,6 +16,7 @@ import typer
 from rallypoint import settings
 from rallypoint.cli.common import TokenFileOption, token_of
 from rallypoint.core.values import Address
+from rallypoint.endpoints import Endpoint, parse_ledger
 from rallypoint.errors import UsageError
 
 EVERY_ADDRESS: Final = ("::", "*")
@@ -41,15 +42,51 @@ def serve(
         bool,
         typer.Option("--insecure", help="Listen beyond this machine although there is no token."),
     ] = False,
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            "--ledger",
+            metavar="LEDGER",
+            help="etcd://HOST:PORT,.../PREFIX or file:DIR: keep the runs there, and share them "
+            "with all who serve it. Without one they end with this process.",
+        ),
+    ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(
+            "--advertise",
+            metavar="HOST",
+            help="Where nodes that come through the ledger reach this machine.",
+        ),
+    ] = None,
 ) -> None:
     """Run a coordinator for many runs. Prints its endpoint on stdout when it is ready."""
     settings.check_platform()
     token = token_of(token_file)
     check_exposure(host, is_loopback(host), token, insecure)
+    place = _ledger_of(ledger, advertise)
     sock = _bind(host, port)
     from rallypoint.cli import serving
 
-    serving.run(sock, endpoint_text(host, sock.getsockname()[1]), token)
+    bound_port = sock.getsockname()[1]
+    advertised = advertise or (None if is_everywhere(host) else host)
+    serving.run(sock, endpoint_text(host, bound_port), token, place, advertised)
+
+
+def _ledger_of(text: str | None, advertise: str | None) -> Endpoint | None:
+    """Raises UsageError for what cannot be, before anything listens."""
+    if text is None:
+        if advertise is not None:
+            raise UsageError(
+                "--advertise is for nodes that come through a ledger, and there is none",
+                hint="add --ledger, or leave it out",
+            )
+        return None
+    if advertise is not None:
+        settings.read(settings.setting("local_addr"), advertise, "--advertise")
+    endpoint = parse_ledger(text)
+    settings.etcd_password(endpoint)
+    return endpoint
 
 
 # -- before it listens ---------------------------------------------------------------------------
@@ -88,11 +125,15 @@ def _addresses(host: str) -> list[str]:
 
 def endpoint_text(host: str, port: int) -> str:
     """What a node is given to come here."""
+    return f"http://{Address(socket.gethostname() if is_everywhere(host) else host, port)}"
+
+
+def is_everywhere(host: str) -> bool:
+    """Whether this means all addresses of the machine."""
     try:
-        everywhere = host in EVERY_ADDRESS or ipaddress.ip_address(host).is_unspecified
+        return host in EVERY_ADDRESS or ipaddress.ip_address(host).is_unspecified
     except ValueError:
-        everywhere = False
-    return f"http://{Address(socket.gethostname() if everywhere else host, port)}"
+        return False
 
 
 def _bind(host: str, port: int) -> socket.socket:

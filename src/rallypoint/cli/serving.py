@@ -13,27 +13,77 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from rallypoint import settings
 from rallypoint._version import __version__
 from rallypoint.cli import output
+from rallypoint.client.identity import reachable_host
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer
+from rallypoint.core.values import Address
+from rallypoint.endpoints import Endpoint
+from rallypoint.ledger.opening import open_ledger
 
 STOP_WITHIN_S: Final = 2.5
 """How long a clean end may take; what is left then ends with the process."""
+HAND_OVER_WITHIN_S: Final = 5.0
+"""The same with a ledger, in which others are told that they can take the runs at once."""
 
 
-def run(sock: socket.socket, endpoint: str, token: str) -> None:
-    """Coordinate on a bound socket until SIGINT or SIGTERM; `endpoint` is printed when ready."""
+def run(
+    sock: socket.socket,
+    endpoint: str,
+    token: str,
+    place: Endpoint | None = None,
+    advertised: str | None = None,
+) -> None:
+    """Coordinate on a bound socket until SIGINT or SIGTERM; `endpoint` is printed when ready.
+
+    `place`: the ledger that keeps the runs, if there is one; `advertised`: the host at which its
+    nodes reach this process, if that is known. Raises LedgerError.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     _allow_many_connections()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(sock, endpoint, token))
+        if place is None:
+            runner.run(_serve(CoordinatorServer(CoordinatorConfig(token=token)), sock, endpoint))
+        else:
+            runner.run(_serve_ledger(place, advertised, sock, endpoint, token))
 
 
-async def _serve(sock: socket.socket, endpoint: str, token: str) -> None:
-    server = CoordinatorServer(CoordinatorConfig(token=token))
+async def _serve_ledger(
+    place: Endpoint, advertised: str | None, sock: socket.socket, endpoint: str, token: str
+) -> None:
+    config = CoordinatorConfig(
+        token=token,
+        lease_ttl_s=_seconds("lease_ttl_s"),
+        attach_grace_s=_seconds("attach_grace_s"),
+    )
+    settings.check_lease_ttl_s(config.lease_ttl_s)
+    host = advertised or await reachable_host(place)
+    addresses = (Address(host, sock.getsockname()[1]),)
     try:
-        await server.start([sock])
+        async with open_ledger(place, settings.etcd_password(place)) as ledger:
+            server = CoordinatorServer(config, ledger=ledger)
+            output.note(f"runs are kept in {place}; nodes come to {addresses[0]}")
+            await _serve(server, sock, endpoint, addresses)
+    finally:
+        sock.close()
+
+
+def _seconds(name: str) -> float:
+    seconds: float = settings.resolve(name).value
+    return seconds
+
+
+async def _serve(
+    server: CoordinatorServer,
+    sock: socket.socket,
+    endpoint: str,
+    addresses: tuple[Address, ...] = (),
+) -> None:
+    within_s = STOP_WITHIN_S if server.shared is None else HAND_OVER_WITHIN_S
+    try:
+        await server.start([sock], addresses)
         stop = _stop_signal()
         _spare_the_collector()
         print(endpoint, flush=True)
@@ -42,7 +92,7 @@ async def _serve(sock: socket.socket, endpoint: str, token: str) -> None:
         output.note(f"{signal.Signals(number).name}: the coordinator ends")
     finally:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_WITHIN_S):
+            async with asyncio.timeout(within_s):
                 await server.aclose()
 
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from rallypoint.cli import api, output, pictures
+from rallypoint.cli import api, output, owners, pictures
 from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, token_of
+from rallypoint.cli.owners import Owner
 
 WATCH_EVERY_S: Final = 1.0
 MEMBERS_SHOWN: Final = 50
@@ -47,17 +48,28 @@ def status(
 
     def ask() -> Picture:
         if run_id is not None:
-            return api.run(where, token, run_id, shown)
-        picture = api.runs(where, token)
-        names = [each.get("run_id") for each in picture["runs"]]
-        if as_json or len(names) != 1:
-            return picture
-        return api.run(where, token, str(names[0]), shown)
+            owner = owners.owner_of(where, token, run_id)
+            return owner.ask(lambda at, secret: api.run(at, secret, run_id, shown))
+        return _all_runs(owners.owners(where, token), as_json, shown)
 
     if watch:
         _watch(ask, as_json, until_ended=run_id is not None)
     else:
         _print(ask(), as_json)
+
+
+def _all_runs(asked: list[Owner], as_json: bool, shown: int | None) -> Picture:
+    """All runs of these coordinators; for people, a run that is alone in more detail."""
+    if not asked:
+        return {"coordinator": {}, "runs": []}
+    pictures_of = [each.ask(api.runs) for each in asked]
+    runs = [
+        (owner, run) for owner, each in zip(asked, pictures_of, strict=True) for run in each["runs"]
+    ]
+    if len(runs) == 1 and not as_json:
+        owner, name = runs[0][0], str(runs[0][1].get("run_id"))
+        return owner.ask(lambda at, secret: api.run(at, secret, name, shown))
+    return {**pictures_of[0], "runs": [run for _, run in runs]}
 
 
 def _print(picture: Picture, as_json: bool) -> None:

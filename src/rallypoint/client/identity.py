@@ -11,7 +11,7 @@ from itertools import count
 from typing import Final
 
 from rallypoint.core.values import NAME_LENGTH_MAX, NodeInfo
-from rallypoint.endpoints import EtcdPlace
+from rallypoint.endpoints import Endpoint, EtcdPlace
 from rallypoint.settings import NodeSettings
 
 _counter = count()
@@ -23,23 +23,21 @@ NOWHERE: Final = (("192.0.2.1", socket.AF_INET), ("2001:db8::1", socket.AF_INET6
 """Addresses for documentation (RFC 5737, RFC 3849): what leads there is the way to the network."""
 
 
-async def reachable_host(settings: NodeSettings) -> str:
+async def reachable_host(endpoint: Endpoint) -> str:
     """An address of this machine for others to come to: the one by which it reaches the network.
 
     As a packet to the ledger's first host would leave; to anywhere, if that is this machine; else
     loopback. Nothing is sent.
     """
-    if settings.local_addr:
-        return settings.local_addr
-    for host, family in [*await _ledger_hosts(settings), *NOWHERE]:
+    for host, family in [*await _ledger_hosts(endpoint), *NOWHERE]:
         own = _source_address(host, family)
         if own is not None and not ipaddress.ip_address(own.partition("%")[0]).is_loopback:
             return own
     return "127.0.0.1"
 
 
-async def _ledger_hosts(settings: NodeSettings) -> list[tuple[str, int]]:
-    place = settings.endpoint.place
+async def _ledger_hosts(endpoint: Endpoint) -> list[tuple[str, int]]:
+    place = endpoint.place
     if not isinstance(place, EtcdPlace):
         return []
     host = place.hosts[0].rpartition(":")[0].strip("[]")

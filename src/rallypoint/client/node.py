@@ -252,7 +252,8 @@ class Node:
             self._opened_ledger = ledger
         self._search = Search(self.settings, self.info.name, ledger)
         await self._search.open(ends_s)
-        self._own_host = await reachable_host(self.settings)
+        own_host = self.settings.local_addr
+        self._own_host = own_host or await reachable_host(self.settings.endpoint)
         self._search.begin(at_once=self._is_near())
         attempts, began_s = Attempts(self.settings.endpoint), self._now_s()
         if not await self._find_elected(self._search, attempts, ends_s) and self._gone is None:

@@ -1,0 +1,92 @@
+"""Which coordinator to ask about a run that a ledger knows: its owner, where its lease says.
+
+Reads the ledger, and writes nothing but what opening it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from rallypoint.core import reasons
+from rallypoint.core.values import CloseRecord
+from rallypoint.endpoints import Endpoint, EndpointKind, FilePlace
+from rallypoint.errors import (
+    CoordinatorError,
+    RunClosedError,
+    UnreachableError,
+    UsageError,
+)
+
+T = TypeVar("T")
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """A coordinator process: where to ask it, and with which token."""
+
+    process: str
+    endpoints: tuple[Endpoint, ...]
+    token: str
+
+    def ask(self, question: Callable[[Endpoint, str], T]) -> T:
+        """The first answer of its addresses. Raises what the last one did."""
+        failed: UnreachableError | None = None
+        for endpoint in self.endpoints:
+            try:
+                return question(endpoint, self.token)
+            except UnreachableError as error:
+                failed = error
+        raise failed or CoordinatorError(f"coordinator {self.process} has no address")
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What the ledger says of a run: how it ended, and who has it if that one still serves."""
+
+    run_id: str
+    close: CloseRecord | None
+    owner: Owner | None
+
+
+def owner_of(endpoint: Endpoint, token: str, run_id: str) -> Owner:
+    """Who coordinates a run: the endpoint itself, unless that is a ledger.
+
+    Raises UsageError if the ledger knows no such run, RunClosedError if it is over and nobody
+    keeps it, CoordinatorError if it has no coordinator now, and any LedgerError.
+    """
+    if endpoint.kind is not EndpointKind.LEDGER:
+        return Owner("", (endpoint,), token)
+    found = _known(endpoint, token, run_id)
+    if not found:
+        raise UsageError(
+            f"ledger {endpoint} knows no run {run_id!r}",
+            hint="`rallypoint status` without a run lists them",
+        )
+    known = found[0]
+    if known.owner is not None:
+        return known.owner
+    if known.close is not None:
+        raise RunClosedError(reasons.run_over(run_id, known.close))
+    raise CoordinatorError(
+        f"run {run_id!r} has no coordinator now",
+        hint="its nodes, or a `rallypoint serve` on the ledger, take it: ask again in some seconds",
+    )
+
+
+def owners(endpoint: Endpoint, token: str) -> list[Owner]:
+    """Every coordinator that has a run of the ledger; at least the endpoint, if it is none."""
+    if endpoint.kind is not EndpointKind.LEDGER:
+        return [Owner("", (endpoint,), token)]
+    found = (known.owner for known in _known(endpoint, token, None))
+    return list({owner.process: owner for owner in found if owner is not None}.values())
+
+
+def _known(endpoint: Endpoint, token: str, run_id: str | None) -> list[Known]:
+    place = endpoint.place
+    if isinstance(place, FilePlace) and not Path(place.folder).is_dir():
+        raise UsageError(f"there is no ledger at {endpoint}", hint="no such folder")
+    from rallypoint.cli import ledger_runs  # Only here: it loads an engine.
+
+    return ledger_runs.read(endpoint, token, run_id)
