@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -22,6 +22,11 @@ from rallypoint.errors import (
 )
 
 T = TypeVar("T")
+
+
+_STALE_HINT: Final = (
+    "the ledger still names it: if it is dead, another takes over; ask again in some seconds"
+)
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -39,7 +44,11 @@ class Owner(msgspec.Struct, frozen=True):
                 return question(endpoint, self.token)
             except UnreachableError as error:
                 failed = error
-        raise failed or CoordinatorError(f"coordinator {self.process} has no address")
+        if failed is None:
+            raise CoordinatorError(f"coordinator {self.process} has no address")
+        if self.process:
+            failed.hint = _STALE_HINT
+        raise failed
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -53,8 +62,8 @@ class Known(msgspec.Struct, frozen=True):
 def owner_of(endpoint: Endpoint, token: str, run_id: str) -> Owner:
     """Who coordinates a run: the endpoint itself, unless that is a ledger.
 
-    Raises UsageError if the ledger knows no such run, RunClosedError if it is over and nobody
-    keeps it, CoordinatorError if it has no coordinator now, and any LedgerError.
+    Raises UsageError if the ledger knows no such run, RunClosedError if it is over,
+    CoordinatorError if it has no coordinator now, and any LedgerError.
     """
     if endpoint.kind is not EndpointKind.LEDGER:
         return Owner("", (endpoint,), token)
@@ -65,10 +74,11 @@ def owner_of(endpoint: Endpoint, token: str, run_id: str) -> Owner:
             hint="`rallypoint status` without a run lists them",
         )
     known = found[0]
+    if known.close is not None:
+        # Whoever closed it may be gone: what the ledger says is final (R6).
+        raise RunClosedError(reasons.run_over(run_id, known.close))
     if known.owner is not None:
         return known.owner
-    if known.close is not None:
-        raise RunClosedError(reasons.run_over(run_id, known.close))
     raise CoordinatorError(
         f"run {run_id!r} has no coordinator now",
         hint="its nodes, or a `rallypoint serve` on the ledger, take it: ask again in some seconds",

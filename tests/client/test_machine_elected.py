@@ -1,0 +1,168 @@
+"""A node's machine under coordinators that come and go: sent away, deposed, taken over, alone."""
+
+from __future__ import annotations
+
+from rallypoint.client import machine as m
+from rallypoint.core import reasons
+from rallypoint.core.effects import Standing
+from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.store import Set
+from rallypoint.core.values import (
+    Address,
+    Change,
+    ChangeKind,
+    CloseRecord,
+    NodeInfo,
+    Outcome,
+    RoundHead,
+    RunSettings,
+    Seat,
+    Stamp,
+)
+from rallypoint.wire import messages as wire
+
+HERE = Address("127.0.0.1", 1)
+THERE = (Address("there", 2), Address("10.0.0.2", 2))
+LOST = Change(ChangeKind.NODE_LOST, 1, ("b",), 1, confirmed=True)
+
+
+def a_machine(*, is_elected: bool = True) -> m.NodeMachine:
+    info = NodeInfo("a", 7, "host")
+    return m.NodeMachine("run", info, RunSettings(), silence_s=6.0, is_elected=is_elected)
+
+
+def welcome(term: int, number: int = 0) -> wire.Welcome:
+    return wire.Welcome(Stamp("ledger", term, number), 1, 1.0, Standing(round=number))
+
+
+def attach(machine: m.NodeMachine, term: int, number: int = 0) -> list[m.Action]:
+    machine.connected(0.0)
+    return machine.received(welcome(term, number), 0.0)
+
+
+def in_round(term: int = 1) -> m.NodeMachine:
+    machine = a_machine()
+    attach(machine, term)
+    machine.ready(HERE, 1)
+    head, seat = _round()
+    machine.received(wire.Formed(Stamp("ledger", term, 1), head, seat), 0.0)
+    assert machine.wish is m.Wish.IN_ROUND
+    return machine
+
+
+def _round() -> tuple[RoundHead, Seat]:
+    return RoundHead(1, 1, 2, 2, Address("h", 1), "digest"), Seat(0, 0, 1)
+
+
+def refused(refusal: Refusal, term: int = 0, number: int = 0) -> wire.Refused:
+    return wire.Refused(Stamp("ledger", term, number), refusal)
+
+
+def ready_said(actions: list[m.Action]) -> list[wire.Ready]:
+    return [each for each in sent(actions) if isinstance(each, wire.Ready)]
+
+
+def sent(actions: list[m.Action]) -> list[wire.Message]:
+    return [each.message for each in actions if isinstance(each, m.Send)]
+
+
+def test_sent_elsewhere_it_keeps_its_round_and_says_everything_again_there() -> None:
+    machine = in_round()
+    request_id, _ = machine.call(Set("k", b"v"), None)
+    refusal = reasons.elsewhere("run", "other", THERE)
+    actions = machine.received(refused(refusal, term=1, number=1), 1.0)
+    assert actions == [m.SentAway(THERE, refusal.message)]
+    assert machine.refused is None
+    assert not machine.is_over
+    machine.disconnected()
+    said = sent(attach(machine, term=2, number=1))
+    assert [each.request_id for each in said if isinstance(each, wire.StoreCall)] == [request_id]
+    assert machine.ended is None
+
+
+def test_moved_is_no_end_either() -> None:
+    machine = in_round()
+    actions = machine.received(refused(reasons.moved("run", "it goes"), term=1, number=1), 1.0)
+    assert [type(each) for each in actions] == [m.SentAway]
+    assert not machine.is_over
+
+
+def test_who_has_no_term_yet_may_send_a_node_away_and_refuse_it() -> None:
+    machine = in_round(term=3)
+    assert machine.received(refused(reasons.elsewhere("run", "x", THERE)), 1.0)
+    too_old = Refusal(RefusalCode.VERSION, "speak another version")
+    assert machine.received(refused(too_old), 1.0) == [m.WasRefused(too_old)]
+
+
+def test_the_late_refusal_of_an_older_term_changes_nothing() -> None:
+    machine = in_round(term=3)
+    late = Refusal(RefusalCode.NAME_TAKEN, "somebody has the name")
+    assert machine.received(refused(late, term=2, number=1), 1.0) == []
+    assert machine.refused is None
+
+
+def test_a_stranger_at_an_elected_address_is_no_end() -> None:
+    stranger = Refusal(RefusalCode.OTHER_RUN, "this coordinator belongs to another run")
+    elected, fixed = a_machine(), a_machine(is_elected=False)
+    for machine in (elected, fixed):
+        machine.connected(0.0)
+    assert elected.received(refused(stranger), 0.0) == [m.SentAway((), stranger.message)]
+    assert fixed.received(refused(stranger), 0.0) == [m.WasRefused(stranger)]
+
+
+def test_a_successor_is_told_why_the_round_ended() -> None:
+    machine = in_round()
+    machine.received(wire.Broken(Stamp("ledger", 1, 1), LOST), 1.0)
+    assert [each.change for each in ready_said(machine.ready(HERE, 1))] == [None]
+    machine.disconnected()
+    said = ready_said(attach(machine, term=2, number=1))
+    assert [(each.change, each.leaving_round, each.stamp.term) for each in said] == [(LOST, 1, 2)]
+
+
+def test_a_successor_is_told_also_if_the_node_is_ready_only_later() -> None:
+    machine = in_round()
+    machine.received(wire.Broken(Stamp("ledger", 1, 1), LOST), 1.0)
+    machine.disconnected()
+    attach(machine, term=2, number=1)
+    assert [each.change for each in ready_said(machine.ready(HERE, 1))] == [LOST]
+
+
+def test_who_asks_for_a_new_round_gives_no_cause() -> None:
+    machine = in_round()
+    machine.disconnected()
+    attach(machine, term=2, number=1)
+    assert [each.change for each in ready_said(machine.ready(HERE, 1))] == [None]
+
+
+def test_a_run_that_the_ledger_calls_closed_is_over() -> None:
+    close = CloseRecord(Outcome.SUCCEEDED, "trained")
+    machine = in_round()
+    machine.disconnected()
+    actions = machine.found_closed(close)
+    assert [type(each) for each in actions] == [m.RoundEnded, m.RunEnded]
+    assert machine.closed == close
+
+
+def test_who_comes_too_late_for_a_run_is_told_so() -> None:
+    machine = a_machine()
+    (action,) = machine.found_closed(CloseRecord(Outcome.SUCCEEDED, "trained"))
+    assert isinstance(action, m.WasRefused)
+    assert action.refusal.code is RefusalCode.CLOSED
+    assert "trained" in action.refusal.message
+
+
+def test_an_orphan_ends_its_round_once_and_tells_the_next_coordinator() -> None:
+    machine = in_round()
+    machine.disconnected()
+    (action,) = machine.orphaned(30.0)
+    assert isinstance(action, m.RoundEnded)
+    assert action.change.kind is ChangeKind.NODE_LOST
+    assert "no coordinator for 30 s" in reasons.describe(action.change)
+    assert machine.orphaned(31.0) == []
+    machine.ready(HERE, 1)
+    said = ready_said(attach(machine, term=1, number=1))
+    assert [each.change for each in said] == [action.change]
+
+
+def test_a_node_without_a_round_is_no_orphan() -> None:
+    assert a_machine().orphaned(30.0) == []

@@ -1,0 +1,204 @@
+"""A node's search in a ledger: what it finds, what wakes it, and what it says of an outage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from rallypoint.client.seeking import Over, Place, Search, Turn
+from rallypoint.core import election as e
+from rallypoint.core.values import Address, CloseRecord, Outcome
+from rallypoint.endpoints import Endpoint, EndpointKind
+from rallypoint.errors import LedgerAccessError, LedgerUnreachableError
+from rallypoint.ledger.contract import Changed, Versioned
+from rallypoint.ledger.memory import MemoryLedger
+from rallypoint.settings import NodeSettings
+
+SETTINGS = NodeSettings(
+    endpoint=Endpoint(EndpointKind.LEDGER, text="memory"), run_id="run", lease_ttl_s=0.3
+)
+THERE = (Address("there", 1),)
+
+
+class Lossy(MemoryLedger):
+    """A ledger that can be away, and counts what is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away: Exception | None = None
+        self.reads = 0
+
+    async def open(self) -> None:
+        if self.away is not None:
+            raise self.away
+
+    async def read(self, key: str) -> Versioned | None:
+        self.reads += 1
+        await self.open()
+        return await super().read(key)
+
+    async def changed(self, key: str, version: int | None, timeout_s: float) -> Changed | None:
+        await self.open()
+        return await super().changed(key, version, timeout_s)
+
+
+async def put_run(ledger: MemoryLedger, owner: str, close: CloseRecord | None = None) -> None:
+    register = e.RunRegister(e.FORMAT, ledger.ledger_id, "run", 1, owner, close=close)
+    await put(ledger, "runs/run", register)
+
+
+async def put_lease(ledger: MemoryLedger, process: str, only_run: str = "run", **more: str) -> None:
+    lease = e.Lease(
+        e.FORMAT, process, 1, addresses=THERE, only_run=only_run, token=more.get("token", "")
+    )
+    await put(ledger, f"coordinators/{process}", lease)
+
+
+async def put(ledger: MemoryLedger, key: str, value: e.Lease | e.RunRegister) -> None:
+    there = await MemoryLedger.read(ledger, key)
+    await ledger.swap(key, there.version if there else None, e.encode(value))
+
+
+def searching(scenario: Callable[[Search, Lossy], Awaitable[None]]) -> None:
+    async def main() -> None:
+        ledger = Lossy()
+        async with asyncio.timeout(20):
+            await scenario(Search(SETTINGS, "node", ledger), ledger)
+
+    asyncio.run(main())
+
+
+def soon(after_s: float = 5.0) -> float:
+    return asyncio.get_running_loop().time() + after_s
+
+
+def test_in_an_empty_ledger_it_is_this_nodes_turn() -> None:
+    async def scenario(search: Search, ledger: Lossy) -> None:
+        search.begin(at_once=True)
+        assert await search.next(soon()) == Turn()
+
+    searching(scenario)
+
+
+def test_an_owner_is_a_place_to_go_to_with_its_token() -> None:
+    async def scenario(search: Search, ledger: Lossy) -> None:
+        await put_lease(ledger, "owner", token="secret")
+        await put_run(ledger, "owner")
+        search.begin(at_once=True)
+        assert await search.next(soon()) == Place(THERE, "owner", "secret")
+
+    searching(scenario)
+
+
+def test_a_closed_run_is_over() -> None:
+    async def scenario(search: Search, ledger: Lossy) -> None:
+        close = CloseRecord(Outcome.SUCCEEDED, "trained")
+        await put_run(ledger, "owner", close)
+        search.begin(at_once=True)
+        assert await search.next(soon()) == Over(close)
+
+    searching(scenario)
+
+
+def test_an_owner_that_cannot_be_reached_and_stands_still_is_replaced_after_the_ttl() -> None:
+    async def scenario(search: Search, ledger: Lossy) -> None:
+        await put_lease(ledger, "owner")
+        await put_run(ledger, "owner")
+        began_s = soon(0.0)
+        search.begin(at_once=True)
+        while (sight := await search.next(soon())) != Turn():
+            assert isinstance(sight, Place)
+            search.again(is_near=True)
+        assert soon(0.0) - began_s >= SETTINGS.lease_ttl_s
+
+    searching(scenario)
+
+
+def test_a_change_of_the_register_ends_the_wait_of_who_is_far_from_being_next() -> None:
+    async def scenario(search: Search, ledger: Lossy) -> None:
+        await put_lease(ledger, "dead")
+        await put_run(ledger, "dead")
+        search.begin(at_once=True)
+        assert isinstance(await search.next(soon()), Place)
+        search.again(is_near=False)
+        looking = asyncio.ensure_future(search.next(soon()))
+        await asyncio.sleep(0.05)
+        await put_lease(ledger, "successor")
+        await put_run(ledger, "successor")
+        began_s = soon(0.0)
+        assert await looking == Place(THERE, "successor", "")
+        assert soon(0.0) - began_s < 1.0
+
+    searching(scenario)
+
+
+def test_who_waits_does_not_read() -> None:
+    async def scenario(search: Search, ledger: Lossy) -> None:
+        await put_lease(ledger, "dead")
+        await put_run(ledger, "dead")
+        search.begin(at_once=True)
+        await search.next(soon())
+        search.again(is_near=False)
+        before = ledger.reads
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await search.next(soon())
+        assert ledger.reads == before
+
+    searching(scenario)
+
+
+def test_an_outage_is_told_with_its_beginning_and_forgotten_when_it_ends() -> None:
+    async def scenario(search: Search, ledger: Lossy) -> None:
+        ledger.away = LedgerUnreachableError("no answer from a:2379")
+        search.begin(at_once=True)
+        assert await search.next(soon(0.2)) is None
+        assert search.problem.startswith("ledger unreachable since ")
+        assert "no answer from a:2379" in search.problem
+        ledger.away = None
+        assert await search.next(soon()) == Turn()
+        assert search.problem == ""
+
+    searching(scenario)
+
+
+def test_a_ledger_may_start_later_than_a_node_but_not_refuse_it() -> None:
+    async def scenario(search: Search, ledger: Lossy) -> None:
+        ledger.away = LedgerUnreachableError("not yet")
+        opening = asyncio.ensure_future(search.open(soon()))
+        await asyncio.sleep(0.05)
+        ledger.away = None
+        await opening
+        ledger.away = LedgerUnreachableError("never")
+        with pytest.raises(LedgerUnreachableError):
+            await search.open(soon(0.0))
+        ledger.away = LedgerAccessError("wrong password")
+        with pytest.raises(LedgerAccessError):
+            await search.open(soon())
+
+    searching(scenario)
+
+
+def test_a_register_that_cannot_be_read_is_told_and_left() -> None:
+    async def scenario(search: Search, ledger: Lossy) -> None:
+        await ledger.swap("runs/run", None, b"something else")
+        search.begin(at_once=True)
+        assert await search.next(soon(0.1)) is None
+        assert "cannot be read" in search.problem
+
+    searching(scenario)
+
+
+def test_replicas_are_those_that_serve_any_run() -> None:
+    async def scenario(search: Search, ledger: Lossy) -> None:
+        await put_lease(ledger, "a-nodes-own")
+        await put_lease(ledger, "replica", only_run="")
+        await put(ledger, "coordinators/gone", e.Lease(e.FORMAT, "gone", 1, e.LeaseState.MOVING))
+        await ledger.swap("coordinators/damaged", None, b"\xff")
+        assert [each.process for each in await search.replicas()] == ["replica"]
+        ledger.away = LedgerUnreachableError("away")
+        assert await search.replicas() == []
+
+    searching(scenario)
