@@ -127,3 +127,42 @@ def test_the_endpoint_of_every_address_names_this_machine() -> None:
     assert serving.endpoint_text("0.0.0.0", 5) == f"http://{socket.gethostname()}:5"
     assert serving.endpoint_text("::1", 5) == "http://[::1]:5"
     assert serving.endpoint_text("localhost", 5) == "http://localhost:5"
+
+
+# -- a ledger --------------------------------------------------------------------------------------
+
+
+def test_runs_are_found_through_the_ledger(
+    serve: Callable[..., Served], cli: Cli, tmp_path: Path
+) -> None:
+    ledger = f"file:{tmp_path}/ledger"
+    served = serve("--ledger", ledger)
+    nobody = cli("status", "no-run", "--endpoint", f"file://{tmp_path}/ledger")
+    assert nobody.code == 2
+    assert "knows no run 'no-run'" in nobody.err
+    code, err, _ = served.stop()
+    assert code == 0
+    assert f"runs are kept in {ledger}" in err
+
+
+def test_where_there_is_no_ledger_nothing_is_made(cli: Cli, tmp_path: Path) -> None:
+    done = cli("status", "--endpoint", f"file://{tmp_path}/none")
+    assert (done.code, "there is no ledger" in done.err) == (2, True)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--ledger", "node0:1"), "is no ledger"),
+        (("--advertise", "node0"), "there is none"),
+        (("--ledger", "file:x", "--advertise", "a b"), "--advertise must be"),
+        (("--ledger", "etcd://a?user=me"), "user 'me' has no password"),
+    ],
+)
+def test_what_cannot_be_a_ledger_is_told_before_it_listens(
+    cli: Cli, options: tuple[str, ...], told: str
+) -> None:
+    done = cli("serve", "--port", "0", *options)
+    assert done.code == 2
+    assert told in done.err
