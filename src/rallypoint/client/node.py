@@ -8,7 +8,6 @@ told into results and errors for whoever waits. Every wait has a deadline and sa
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -237,7 +236,7 @@ class Node:
         self._schedule_tick()
         if self._is_closing or self._machine.is_over or self._gone is not None:
             self._notify()
-        elif self._machine.wish is m.Wish.GONE:
+        elif self._machine.wish is m.Wish.GONE and connection.was_closed_by_peer:
             self._give_up(errors.CoordinatorLostError("this node has left the run"))
         elif self._reconnecting is None:
             _log.info("the connection to the coordinator is lost: %s", reason)
@@ -528,7 +527,7 @@ class Node:
     async def aclose(self, *, linger: bool = True) -> None:
         """Close the connection and, after lingering, the coordinator that this node carries.
 
-        A goodbye that was said while the connection was lost has `goodbye_timeout_s` to be heard.
+        A goodbye has `goodbye_timeout_s` to be heard, also over a connection that is lost just now.
         A host stays `linger_s` for the others to say goodbye, and while a live run needs it.
         Idempotent. Cancelling it cuts everything short.
         """
@@ -543,11 +542,11 @@ class Node:
                 await hosted.aclose()
 
     async def _hang_up(self, hosted: EmbeddedCoordinator | None) -> None:
-        reconnecting = self._reconnecting
-        if reconnecting is not None and self._machine.wish is m.Wish.GONE:
-            with contextlib.suppress(errors.CoordinatorError):
-                await self._until(lambda: self.is_connected, self.settings.goodbye_timeout_s)
+        if self._machine.wish is m.Wish.GONE and (self._connection or self._reconnecting):
+            # The coordinator answers a goodbye by closing the connection in due form.
+            await self._until(lambda: self._gone is not None, self.settings.goodbye_timeout_s)
         self._is_closing = True
+        reconnecting = self._reconnecting
         if reconnecting is not None:
             reconnecting.cancel()
             await asyncio.wait([reconnecting])
