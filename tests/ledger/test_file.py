@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import json
 import os
 import signal
@@ -27,10 +28,11 @@ from rallypoint.errors import (
     LedgerUnfitError,
     LedgerUnreachableError,
 )
-from rallypoint.ledger import envelope, file_folder
+from rallypoint.ledger import envelope, file_chain, file_folder
 from rallypoint.ledger.contract import Conflict, Created, Exists, Gap, Swapped, Unknown, Versioned
 from rallypoint.ledger.file import FileLedger
-from rallypoint.ledger.file_chain import SEGMENT
+from rallypoint.ledger.file_chain import SEGMENT, Advance, Chain
+from rallypoint.ledger.file_disk import Disk, names
 
 CHILD = Path(__file__).with_name("file_child.py")
 SRC = Path(__file__).parents[2] / "src"
@@ -224,6 +226,61 @@ def test_who_was_frozen_before_making_a_folder_and_who_before_linking_into_it(fo
             assert not gone.exists()
 
     asyncio.run(body())
+
+
+def _chain(folder: Path) -> tuple[Chain, Callable[[int], Advance]]:
+    """A chain with one full segment, and what adds the version after another."""
+    disk, trash = Disk(), folder / "trash"
+    trash.mkdir(parents=True)
+    chain = Chain(folder / "chain", trash, disk)
+    sealed = envelope.seal(b"value", envelope.new_nonce())
+    chain.begin(SEGMENT, sealed)
+
+    def advance(expected: int) -> Advance:
+        temporary = folder / f"temporary-{expected}-{os.urandom(4).hex()}"
+        disk.write(temporary, sealed)
+        return chain.advance(expected, temporary)
+
+    for number in range(SEGMENT, 2 * SEGMENT - 1):
+        assert advance(number) is Advance.DONE
+    return chain, advance
+
+
+def _while_listed(
+    monkeypatch: pytest.MonkeyPatch, segment: int, then: Callable[[], object], seen: int
+) -> None:
+    """When this segment is listed, it is moved away and emptied, after `seen` names were read."""
+
+    def listing(folder: Path) -> list[str]:
+        if folder.name == f"{segment:016x}":
+            found = sorted(names(folder))[:seen]
+            monkeypatch.setattr(file_chain, "names", names)
+            then()
+            return found
+        return names(folder)
+
+    monkeypatch.setattr(file_chain, "names", listing)
+
+
+def test_a_segment_that_is_emptied_while_a_reader_lists_it(folder, monkeypatch) -> None:
+    for seen in range(SEGMENT):
+        chain, advance = _chain(folder / str(seen))
+        _while_listed(monkeypatch, SEGMENT, functools.partial(advance, 2 * SEGMENT - 1), seen)
+        assert chain.number() == 2 * SEGMENT
+
+
+def test_a_segment_that_is_emptied_while_its_writer_looks_whether_it_counts(
+    folder, monkeypatch
+) -> None:
+    """Others have gone on from what it wrote, so it must not be told that it lost."""
+    for seen in range(SEGMENT):
+        chain, advance = _chain(folder / str(seen))
+        last = 2 * SEGMENT - 1
+        advance(last)
+        (folder / str(seen) / "chain" / f"{SEGMENT:016x}").mkdir()
+        gone = folder / str(seen) / "chain" / f"{SEGMENT:016x}"
+        _while_listed(monkeypatch, SEGMENT, gone.rmdir, seen)
+        assert chain._is_current(last) is None
 
 
 def _wait_until_stopped(child: subprocess.Popen[str]) -> None:
