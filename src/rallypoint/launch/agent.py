@@ -194,6 +194,7 @@ class Agent:
             self._say(f"warning: no directory for torch's error files: {error}")
         else:
             self._scratch = Path(scratch)
+            self._guard.remove_in_the_end(self._scratch)
 
     async def _let_go(self) -> None:
         """Leave nothing behind. Every step is bounded in time, but a host's stay for the others."""
