@@ -63,7 +63,11 @@ def line(process: subprocess.Popen[str]) -> str:
 
 def lines(process: subprocess.Popen[str], exit_code: int = 0) -> list[str]:
     """All that it says until it ends, without a complaint."""
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # it tells what each thread was doing
+        pytest.fail(f"it did not end:\n{process.communicate()[1]}")
     # Debug mode tells of slow callbacks, which a busy machine has.
     complaints = [each for each in err.splitlines() if not each.startswith("Executing <")]
     assert (process.returncode, complaints) == (exit_code, [])
@@ -99,7 +103,7 @@ def test_a_fork_of_the_host_hides_no_death_either(programs):
     forking.kill()
     forking.wait()
     # The port is free: the next one to bind it is the coordinator.
-    other = programs.start("ends", endpoint, "c")
+    other = programs.start("ends_alone", endpoint, "c")
     assert lines(other) == ["joined"]
 
 

@@ -291,7 +291,7 @@ def test_lingering_is_bounded():
 def test_a_host_that_leaves_a_live_run_stays_until_it_ends(caplog):
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"
-        run = RunSettings(min_nodes=1, max_nodes=3, expected_nodes=3, last_call_s=0.2)
+        run = RunSettings(min_nodes=1, max_nodes=3, expected_nodes=3)
         a = node(endpoint, run, linger_s=0.1)
         await a.open()
         async with opened(endpoint, run) as b, opened(endpoint, run) as c:
