@@ -343,6 +343,25 @@ def test_half_a_message_and_then_nothing_is_not_waited_for():
     run_clean(main)
 
 
+@pytest.mark.parametrize("start", [b"", b"GET /v1/attach HTTP/1.1\r\nHost: here\r\n"])
+def test_a_connection_that_never_asks_for_anything_is_cut(start: bytes):
+    """Each holds a descriptor, and with the last of those nobody could come in any more."""
+
+    async def main() -> None:
+        async with served(CoordinatorConfig(attach_timeout_s=0.2)) as (server, port):
+            _, writer = await upgraded(port)
+            writer.write(frame(attach()))
+            reader, mute = await asyncio.open_connection("127.0.0.1", port)
+            mute.write(start)
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            mute.close()
+            assert server.hub.runs["run"].attached_count == 1  # who asked for something stays
+            writer.close()
+
+    run_clean(main)
+
+
 def test_a_peer_that_never_answers_the_closing_handshake_is_cut(monkeypatch):
     monkeypatch.setattr(serving, "CLOSE_TIMEOUT_S", 0.3)
 
