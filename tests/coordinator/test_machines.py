@@ -155,6 +155,17 @@ def test_an_answer_that_was_lost_is_given_again_and_the_add_counts_once():
     assert (a.answers[request], b.answers[other]) == (Value(1), Value(2))
 
 
+def test_short_waits_beside_a_long_one_leave_no_timers():
+    network = Network()
+    a, _ = met(network)
+    a.call(Get("long"), timeout_s=3_600.0)
+    for _ in range(20):
+        a.call(Get("short"), timeout_s=0.01)
+        network.advance(0.02)
+    late = [due_s for due_s, _, _ in network.hub._timers._heap if due_s > 3_000.0]
+    assert len(late) == 1
+
+
 def test_requests_that_come_twice_are_applied_once():
     network = Network()
     a, _ = met(network)
