@@ -15,7 +15,7 @@ from rallypoint import errors
 from rallypoint.client.node import Node, Round
 from rallypoint.client.worker import WorkerSource, socket_address
 from rallypoint.client.world import Run
-from rallypoint.core.store import Get, StoreOp
+from rallypoint.core.store import Get, Set, StoreOp
 from rallypoint.core.values import (
     Address,
     Change,
@@ -26,8 +26,10 @@ from rallypoint.core.values import (
     RoundMember,
     Seat,
 )
+from rallypoint.launch import channel
 from rallypoint.launch.channel import Channel, Requests
 from rallypoint.settings import WorkerChannel
+from rallypoint.wire import local
 
 MEMBER = RoundMember("a", 1, "host", (), 2)
 LOST = Change(ChangeKind.NODE_LOST, 1, ("b",), 1)
@@ -157,6 +159,37 @@ def test_bytes_that_are_no_message_end_the_connection() -> None:
             writer.write(b"\0\0\0\3xyz")
             assert b"denied" in await reader.read()
             writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_stranger_cannot_make_the_agent_hold_much() -> None:
+    """Any process of the machine can connect: only a worker may send what is long."""
+
+    async def scenario() -> None:
+        async with setup() as made:
+            reader, writer = await asyncio.open_unix_connection(socket_address(made.channel.path))
+            writer.write(local.LENGTH.pack(local.HELLO_BYTES_MAX + 1))
+            assert b"denied" in await reader.read()
+            writer.close()
+            worker = await made.worker()
+            long = Set("key", bytes(1024**2))
+            await worker.call(long, 1.0)
+            assert made.node.calls == [long]
+
+    asyncio.run(scenario())
+
+
+def test_who_says_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "HELLO_TIMEOUT_S", 0.1)
+
+    async def scenario() -> None:
+        async with setup() as made:
+            worker = await made.worker()
+            reader, writer = await asyncio.open_unix_connection(socket_address(made.channel.path))
+            assert await reader.read() == b""
+            writer.close()
+            assert await worker.call(Get("key"), 1.0) == b"value"  # who has said hello stays
 
     asyncio.run(scenario())
 
