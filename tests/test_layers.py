@@ -40,7 +40,17 @@ LAYERS: dict[str, frozenset[str]] = {
     ROOT: frozenset({"aio", "client", "core", "errors", "settings", "_version"}),
     "rendezvous": frozenset({ROOT, "client", "core", "errors", "settings", "_version"}),
     "launch": frozenset(
-        {"clock", "client", "core", "wire", "coordinator", "environments", "errors", "settings", "_version"}
+        {
+            "clock",
+            "client",
+            "core",
+            "wire",
+            "coordinator",
+            "environments",
+            "errors",
+            "settings",
+            "_version",
+        }
     ),
     "simulation": frozenset({"client", "core", "wire", "ledger", "coordinator", "errors"})
     | {"settings"},

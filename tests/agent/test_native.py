@@ -57,7 +57,9 @@ print("no more worlds", run.closed, flush=True)
 
 def test_a_worker_is_told_why_its_world_has_ended(machine: Machine) -> None:
     program = machine.program(WAITS_FOR_CHANGE)
-    a, b = (machine.agent(name, nnodes="1:2", program=program) for name in ("a", "b"))
+    # The program ignores SIGTERM, to be told before it is killed.
+    options = ("--regroup-stop-timeout", "0.5", "--expected-nodes", "2")
+    a, b = (machine.agent(name, *options, nnodes="1:2", program=program) for name in ("a", "b"))
     pids = [int(agent.line(r"world 1 \d 2 (\d+)")[1]) for agent in (a, b)]
     b.signal(signal.SIGKILL)
     assert a.line(r"change (\w+) (\w+)").groups() == ("node_lost", "b")

@@ -78,13 +78,18 @@ def test_sigusr1_reaches_the_workers_and_not_their_children(machine: Machine) ->
     code = program_with("""
 import subprocess
 child = subprocess.Popen(["sleep", "600"])
-signal.signal(signal.SIGUSR1, lambda *_: print("told", child.poll(), flush=True))
+def told(*_):
+    try:
+        print("child ended", child.wait(0.3), flush=True)
+    except subprocess.TimeoutExpired:
+        print("child lives", flush=True)
+signal.signal(signal.SIGUSR1, told)
 """)
     agent = machine.agent("a", "--nproc-per-node", "2", nnodes="1", program=machine.program(code))
     pids = [worker.pid for worker in agent.workers(2)]
     agent.signal(signal.SIGUSR1)
     for _ in pids:
-        agent.line("told None")
+        agent.line("child lives")
     agent.signal(signal.SIGTERM)
     agent.ends(143)
     gone(pids)

@@ -155,6 +155,17 @@ def test_an_answer_that_was_lost_is_given_again_and_the_add_counts_once():
     assert (a.answers[request], b.answers[other]) == (Value(1), Value(2))
 
 
+def test_short_waits_beside_a_long_one_leave_no_timers():
+    network = Network()
+    a, _ = met(network)
+    a.call(Get("long"), timeout_s=3_600.0)
+    for _ in range(20):
+        a.call(Get("short"), timeout_s=0.01)
+        network.advance(0.02)
+    late = [due_s for due_s, _, _ in network.hub._timers._heap if due_s > 3_000.0]
+    assert len(late) == 1
+
+
 def test_requests_that_come_twice_are_applied_once():
     network = Network()
     a, _ = met(network)
@@ -225,6 +236,28 @@ def test_a_round_that_ended_while_a_node_was_away_ends_for_it_too():
     assert [change.round for change in c.changes] == [1]
     c.ready()
     network.until(lambda: bool(a.changes[-1].kind is ChangeKind.NODES_JOINED), 10.0)
+
+
+def test_r7_a_node_that_was_never_told_of_a_round_is_ready_for_the_next():
+    """The round is formed with it, and broken by another, while its connection is down."""
+    network = Network()
+    settings = RunSettings(min_nodes=2, max_nodes=3, max_restarts=None)
+    nodes = [network.node(name, settings) for name in "abc"]
+    a, b, c = nodes
+    network.settle()
+    for node in nodes:
+        node.ready()
+    a.is_deaf = True
+    network.until(lambda: bool(b.rounds and c.rounds))
+    assert not a.rounds
+    b.act(b.machine.failed(Failure(FailureKind.COMMUNICATION, "Connection reset by peer")))
+    network.settle()
+    a.cut()
+    a.is_deaf = False
+    b.ready()
+    c.ready()
+    network.until(lambda: all(node.rounds and node.seat[0] == 2 for node in nodes), 5.0)
+    assert [node.seat for node in nodes] == [(2, 0, 3), (2, 1, 3), (2, 2, 3)]
 
 
 # -- stamps ----------------------------------------------------------------------------------------

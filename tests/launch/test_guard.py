@@ -143,6 +143,24 @@ def test_a_guard_that_dies_is_replaced_and_the_new_one_knows_the_groups() -> Non
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("is_told_before", [True, False])
+def test_the_agents_directory_goes_with_it(tmp_path: Path, is_told_before: bool) -> None:
+    async def scenario() -> None:
+        scratch = tmp_path / "with a space"
+        scratch.mkdir()
+        (scratch / "error-1-0.json").write_text("{}")
+        guard = Guard()
+        if is_told_before:
+            guard.remove_in_the_end(scratch)
+        guard.start()
+        if not is_told_before:
+            guard.remove_in_the_end(scratch)
+        await guard.close(DEADLINE_S)
+        assert not scratch.exists()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("all_sent", [True, False])
 def test_more_lines_than_the_pipe_holds_do_not_block(all_sent: bool) -> None:
     async def scenario() -> None:

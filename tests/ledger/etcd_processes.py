@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import random
 import re
 import shutil
 import signal
@@ -201,9 +202,16 @@ def etcd(
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody had a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Ports that nobody had a moment ago, below those that the system gives to connections.
+
+    A member's port must stay free while the member is dead: were it one of those, a client that
+    tries to reach it could be given it as its own, and be connected to itself.
+    """
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(15_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as each:
+            each.bind(("127.0.0.1", port))
+            if port not in ports:
+                ports.append(port)
+    return ports

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,12 +25,8 @@ class TestMemoryLedger(LedgerSuite):
 
 class TestFileLedger(LedgerSuite):
     @pytest.fixture
-    def connect(self, tmp_path: Path) -> Iterator[Connect]:
-        # In memory where the system has such a folder: how long a disk takes to be sure is of no
-        # interest here. test_file.py uses the disk.
-        memory = Path("/dev/shm")
-        with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
-            yield lambda: FileLedger(Path(folder) / "ledger")
+    def connect(self, fast_path: Path) -> Connect:
+        return lambda: FileLedger(fast_path / "ledger")
 
 
 class Registers(MemoryLedger):

@@ -427,7 +427,7 @@ def test_calls_that_can_be_sent(op: ops.StoreOp):
         ops.Add("k", 1.5),  # type: ignore[arg-type]
         ops.Add("k", 2**70),
         ops.Wait(("a", None)),  # type: ignore[arg-type]
-        ops.Get(object()),  # type: ignore[arg-type]
+        ops.Get({"k": 1}),  # type: ignore[arg-type]
     ],
     ids=repr,
 )

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 import math
+import os
 import random
 import socket
 from collections.abc import Sequence
@@ -174,9 +175,11 @@ def _literal(target: Address) -> _Found | None:
 
 def describe_os_error(error: BaseException) -> str:
     """The system's own words, without the numbers around them."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error) or type(error).__name__
+    if isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
+    return os.strerror(error.errno)  # asyncio puts words of its own in the place of the system's
 
 
 def is_this_host(host: str) -> bool:

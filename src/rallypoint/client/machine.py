@@ -190,6 +190,7 @@ class NodeMachine:
         self._ended_term = 0
         """Which term's coordinator has told why the last round ended."""
         self._ready: wire.Ready | None = None
+        self._missed_round = 0
         self._failure: wire.Failed | None = None
         self._departing_reason = ""
         self._goodbye_reason = ""
@@ -308,6 +309,7 @@ class NodeMachine:
         """What became of the node's last round while it could not be told."""
         standing, change = message.standing, message.standing.change
         if change is not None and change.round != self.number:
+            self._miss(change.round)
             change = None  # It went later, from a round that it was never given.
         if self.head is None or standing.round == self.number:
             return []
@@ -316,6 +318,15 @@ class NodeMachine:
         if change is not None and change.confirmed and not self.ended.confirmed:
             return self._on_ended(change)
         return []
+
+    def _miss(self, number: int) -> None:
+        """A round with this node was formed and has ended while it could not be told.
+
+        It is ready for the next one (R7): named after an older round, that would be a repeat (R4).
+        """
+        self._missed_round = max(self._missed_round, number)
+        if self._ready is not None and self._ready.leaving_round < number:
+            self._ready = msgspec.structs.replace(self._ready, leaving_round=number)
 
     def _superseded(self, message: wire.Welcome) -> Change:
         """The run went on without this node while it could not be reached (R13)."""
@@ -427,7 +438,8 @@ class NodeMachine:
         """With why the last round ended, for a coordinator that came after it."""
         is_known = self._ended_term == self.stamp.term
         change = None if is_known else self.ended
-        return wire.Ready(self.stamp, self.number, bootstrap, workers, change)
+        leaving_round = max(self.number, self._missed_round)
+        return wire.Ready(self.stamp, leaving_round, bootstrap, workers, change)
 
     def failed(self, failure: Failure) -> list[Action]:
         """A worker of this round failed."""

@@ -8,7 +8,6 @@ told into results and errors for whoever waits. Every wait has a deadline and sa
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -406,7 +405,7 @@ class Node:
         self._schedule_tick()
         if self._is_closing or self._machine.is_over or self._gone is not None:
             self._notify()
-        elif self._machine.wish is m.Wish.GONE and not self._was_sent_away:
+        elif self._has_heard_goodbye(connection):
             self._give_up(errors.CoordinatorLostError("this node has left the run"))
         elif self._reconnecting is None:
             what = (
@@ -416,6 +415,11 @@ class Node:
             self._lost_s = self._lost_s or self._now_s()
             self._watch_orphanhood(self._lost_s)
             self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect(reason))
+
+    def _has_heard_goodbye(self, connection: Connection) -> bool:
+        """Whether the coordinator has heard that this node leaves, and is still the run's."""
+        said = self._machine.wish is m.Wish.GONE
+        return said and connection.was_closed_by_peer and not self._was_sent_away
 
     async def _reconnect(self, reason: str) -> None:
         """Dial until somebody answers, or `coordinator_lost_after_s` is over.
@@ -751,7 +755,7 @@ class Node:
     async def aclose(self, *, linger: bool = True) -> None:
         """Close the connection and, after lingering, the coordinator that this node carries.
 
-        A goodbye that was said while the connection was lost has `goodbye_timeout_s` to be heard.
+        A goodbye has `goodbye_timeout_s` to be heard, also over a connection that is lost just now.
         A host stays `linger_s` for the others to say goodbye, and while a live run needs it; one
         that was elected through a ledger hands over instead.
         Idempotent. Cancelling it cuts everything short.
@@ -776,13 +780,13 @@ class Node:
             await ledger.aclose()
 
     async def _hang_up(self, hosted: EmbeddedCoordinator | None) -> None:
-        reconnecting = self._reconnecting
-        if reconnecting is not None and self._machine.wish is m.Wish.GONE:
-            with contextlib.suppress(errors.CoordinatorError):
-                await self._until(lambda: self.is_connected, self.settings.goodbye_timeout_s)
+        if self._machine.wish is m.Wish.GONE and (self._connection or self._reconnecting):
+            # The coordinator answers a goodbye by closing the connection in due form.
+            await self._until(lambda: self._gone is not None, self.settings.goodbye_timeout_s)
         self._is_closing = True
         if self._orphan is not None:
             self._orphan.cancel()
+        reconnecting = self._reconnecting
         if reconnecting is not None:
             reconnecting.cancel()
             await asyncio.wait([reconnecting])

@@ -57,6 +57,11 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         return str(self._transport.get_extra_info("sockname")[0])
 
+    @property
+    def was_closed_by_peer(self) -> bool:
+        """Whether the coordinator closed it in due form: it has read all that was sent before."""
+        return self._websocket.close_rcvd is not None
+
     def send(self, payload: bytes) -> None:
         """Queue one binary message. Nothing happens if the connection is closed."""
         if self._websocket.state is State.OPEN:

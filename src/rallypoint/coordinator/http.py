@@ -38,8 +38,8 @@ def add_routes(app: web.Application) -> None:
     """The HTTP face of a coordinator."""
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/api/v1/runs", _runs)
-    app.router.add_get("/api/v1/runs/{run_id}", _run)
-    app.router.add_post("/api/v1/runs/{run_id}/close", _close)
+    app.router.add_get("/api/v1/runs/{run_id:[^/]+}", _run)
+    app.router.add_post("/api/v1/runs/{run_id:[^/]+}/close", _close)
 
 
 def authorized(request: web.Request) -> bool:

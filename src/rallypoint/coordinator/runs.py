@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -87,7 +88,7 @@ class RunHost:
         self._seats: dict[str, Seat] = {}
         self._heard_s: dict[str, float] = {}
         self._silent: dict[str, NodeId] = {}
-        self._store_timer_s: float | None = None
+        self._store_timers_s: list[float] = []
         self._queue: deque[on.Event] = deque()
         self._is_draining = False
         self._stamp = Stamp(hub.ledger_id, hub.term, 0)
@@ -265,13 +266,16 @@ class RunHost:
 
     def _arm_store_timer(self) -> None:
         due_s = self.store.next_deadline_s() if self.store else None
-        if due_s is None or (self._store_timer_s is not None and self._store_timer_s <= due_s):
+        armed = self._store_timers_s
+        if due_s is None or (armed and armed[0] <= due_s):
             return
-        self._store_timer_s = due_s
+        # All that are armed are kept: short waits beside a long one would arm the long one's timer
+        # again and again, and none is ever cancelled.
+        heappush(armed, due_s)
         self._hub.call_at(due_s, self._expire_store)
 
     def _expire_store(self) -> None:
-        self._store_timer_s = None
+        heappop(self._store_timers_s)
         if self.store is not None:
             self._answer(self.store.expire(self._hub.now_s()))
             self._arm_store_timer()

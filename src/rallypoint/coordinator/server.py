@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Final
 
 from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp.typedefs import Handler, Middleware
 
 from rallypoint.clock import TICK_S
 from rallypoint.coordinator import http
@@ -36,6 +37,8 @@ CLOSE_TIMEOUT_S: Final = 2.0
 """How long a closing connection may take before it is cut."""
 CLOSE_REASON_BYTES_MAX: Final = 120
 """RFC 6455 allows 123."""
+KEEPALIVE_S: Final = 15.0
+"""How long a connection for people may idle between two requests."""
 LISTEN_BACKLOG: Final = 4_096
 """A large run connects all at once; the kernel caps this at net.core.somaxconn."""
 
@@ -77,6 +80,8 @@ class CoordinatorServer:
         self._sockets: tuple[socket.socket, ...] = ()
         self._tick: asyncio.TimerHandle | None = None
         self._closing: set[asyncio.Task[bool]] = set()
+        self._asked: set[web.RequestHandler] = set()
+        self._mute: set[web.RequestHandler] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> CoordinatorServer:
@@ -109,16 +114,21 @@ class CoordinatorServer:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        app = web.Application(client_max_size=64 * 1024)
+        app = web.Application(client_max_size=64 * 1024, middlewares=[self._note_request()])
         app[http.HUB] = self.hub
         http.add_routes(app)
         app.router.add_get(wire.ATTACH_PATH, self._attach)
         self._runner = web.AppRunner(
-            app, handle_signals=False, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S
+            app,
+            handle_signals=False,
+            access_log=None,
+            shutdown_timeout=CLOSE_TIMEOUT_S,
+            keepalive_timeout=KEEPALIVE_S,
         )
         await self._runner.setup()
         for sock in self._sockets:
             await web.SockSite(self._runner, sock, backlog=LISTEN_BACKLOG).start()
+        self._watch_for_mute_connections()
         self._on_tick()
 
     async def aclose(self, reason: str = "the coordinator is going away") -> None:
@@ -172,6 +182,34 @@ class CoordinatorServer:
         self._tick = self._loop.call_later(max(0.0, delay_s), self._on_tick)
 
     # -- connections ---------------------------------------------------------------------------
+
+    def _note_request(self) -> Middleware:
+        @web.middleware
+        async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
+            self._asked.add(request.protocol)
+            return await handler(request)
+
+        return note
+
+    def _watch_for_mute_connections(self) -> None:
+        due_s = self.hub.now_s() + self.config.attach_timeout_s
+        self.hub.call_at(due_s, self._drop_mute_connections)
+
+    def _drop_mute_connections(self) -> None:
+        """Cut what has made no request since the last look: it would hold a descriptor for ever.
+
+        aiohttp has no deadline for the first request of a connection.
+        """
+        server = self._runner.server if self._runner is not None else None
+        if server is None:
+            return
+        connections = set(server.connections)
+        self._asked &= connections
+        before, self._mute = self._mute, connections - self._asked
+        for connection in self._mute & before:
+            if connection.transport is not None:
+                connection.transport.abort()
+        self._watch_for_mute_connections()
 
     async def _attach(self, request: web.Request) -> web.StreamResponse:
         if not http.authorized(request):

@@ -129,6 +129,7 @@ class Agent:
         self._number = 0
         self._wants_regroup = False
         self._wants_to_leave: str | None = None
+        self._told_change: Change | None = None
         self._goodbye = "its agent has ended"
         self._reservation: Reservation | None = None
         self._scratch: Path | None = None
@@ -193,6 +194,7 @@ class Agent:
             self._say(f"warning: no directory for torch's error files: {error}")
         else:
             self._scratch = Path(scratch)
+            self._guard.remove_in_the_end(self._scratch)
 
     async def _let_go(self) -> None:
         """Leave nothing behind. Every step is bounded in time, but a host's stay for the others."""
@@ -412,8 +414,10 @@ class Agent:
 
     def _on_ended(self, change: Change) -> None:
         self._channel.end_round(change)
-        if change.kind is not ChangeKind.CLOSED:  # the end of the run is said last
-            self._say(texts.of_change(change))
+        text = texts.of_change(change, self._told_change)
+        if text and change.kind is not ChangeKind.CLOSED:  # the end of the run is said last
+            self._say(text)
+        self._told_change = change
         self._bell.ring()
 
     def _on_closed(self, close: CloseRecord) -> None:
@@ -507,7 +511,7 @@ class Agent:
 
     def _say(self, text: str) -> None:
         """A message of the agent on stderr, without waiting for the console."""
-        self._pump.say(f"[{self._node.info.name}] {text}")
+        self._pump.say(texts.shown(f"[{self._node.info.name}] {text}"))
 
     def _prefix(self, rank: int) -> str:
         return f"[{self._node.info.name}:{rank}] "

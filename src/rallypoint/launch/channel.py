@@ -33,9 +33,11 @@ from rallypoint.core.store import (
 )
 from rallypoint.core.values import Change, CloseRecord, Outcome
 from rallypoint.wire import local
-from rallypoint.wire.messages import MalformedError
+from rallypoint.wire.messages import ANSWER_BYTES_MAX, MalformedError
 
 BACKLOG_BYTES_MAX: Final = 64 * 1024**2
+HELLO_TIMEOUT_S: Final = 10.0
+"""How long a process that has connected may take to say who it is."""
 
 
 class Requests(msgspec.Struct, frozen=True):
@@ -114,18 +116,23 @@ class WorkerLink(asyncio.Protocol):
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._unframer = local.Unframer()
+        self._unframer = local.Unframer(local.HELLO_BYTES_MAX)
         self._transport: asyncio.Transport | None = None
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._round: Round | None = None
+        self._hello_overdue: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A process has connected; it has yet to say who it is."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        loop = asyncio.get_running_loop()
+        self._hello_overdue = loop.call_later(HELLO_TIMEOUT_S, transport.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
         """The worker has gone: nobody waits for its calls."""
+        if self._hello_overdue is not None:
+            self._hello_overdue.cancel()
         self._channel.links.pop(self, None)
         for task in list(self._calls.values()):
             task.cancel()
@@ -171,6 +178,9 @@ class WorkerLink(asyncio.Protocol):
             self.cut()
             return
         self._round = current
+        self._unframer.bytes_max = ANSWER_BYTES_MAX
+        if self._hello_overdue is not None:
+            self._hello_overdue.cancel()
         channel.links[self] = None
         node = channel.node
         ended = node.change if node.round == current else None

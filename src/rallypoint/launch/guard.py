@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from . import guard_process
 from .worker_env import inherited_environment
@@ -38,6 +39,7 @@ class Guard:
     def __init__(self, *, on_lost: Callable[[int], None] | None = None) -> None:
         self._on_lost = on_lost
         self._start_times: dict[int, int] = {}
+        self._scratch: Path | None = None
         self._process: _GuardProcess | None = None
         self._restart: asyncio.TimerHandle | None = None
         self._quick_deaths = 0
@@ -54,6 +56,14 @@ class Guard:
             self._process = _GuardProcess(self._noticed_death)
             for pgid, start_time in self._start_times.items():
                 self._process.send(f"add {pgid} {start_time}\n")
+            if self._scratch is not None:
+                self.remove_in_the_end(self._scratch)
+
+    def remove_in_the_end(self, scratch: Path) -> None:
+        """Has a directory of files removed when the agent is gone, if it has not done so itself."""
+        self._scratch = scratch
+        if "\n" not in str(scratch):
+            self._send(f"{guard_process.SCRATCH.decode()}{scratch}\n")
 
     def add(self, pgid: int) -> None:
         """Registers a group whose leader, a session leader, is alive or not yet waited for."""

@@ -1,4 +1,4 @@
-"""The guard process: kills what an agent's workers leave behind once the agent is gone.
+"""The guard process: removes what an agent and its workers leave behind once the agent is gone.
 
 ``guard.Guard`` runs this file as a script, with ``-I -S`` and the read end of a pipe as its
 standard input; the agent's death, however it comes, is the end of that pipe. It imports only what
@@ -7,7 +7,7 @@ readers of /proc live here: the script can import nothing of the package, the pa
 """
 
 # Neither pathlib nor contextlib: importing them would double the time that a guard takes to start.
-# ruff: noqa: PTH123, PTH208, SIM105
+# ruff: noqa: PTH106, PTH108, PTH118, PTH123, PTH208, SIM105
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import time
 KILL_WITHIN_S = 10.0  # only a process in uninterruptible sleep outlives a few milliseconds of this
 _PAUSE_S = 0.005
 _DEAD_STATES = "ZXx"
+SCRATCH = b"scratch "
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,7 +147,20 @@ def _is_same(pgid: int, start_time: int) -> bool:
     return leader is None or start_time in (0, leader.start_time)
 
 
-def _follow(line: bytes, start_times: dict[int, int]) -> None:
+def remove_scratch(path: bytes) -> None:
+    """Removes the agent's directory of small files; what else is in it stays, and so does it."""
+    try:
+        for name in os.listdir(path):
+            os.unlink(os.path.join(path, name))
+        os.rmdir(path)
+    except OSError:
+        pass  # the agent has removed it itself, or a file system does not answer as it should
+
+
+def _follow(line: bytes, start_times: dict[int, int], scratch: list[bytes]) -> None:
+    if line.startswith(SCRATCH):
+        scratch.append(line[len(SCRATCH) :])
+        return
     words = line.split()
     if len(words) == 3 and words[0] == b"add":
         start_times[int(words[1])] = int(words[2])
@@ -162,12 +176,15 @@ def main() -> None:
     # The agent starts us with these blocked, so that none could end us before this line.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored)
     start_times: dict[int, int] = {}
+    scratch: list[bytes] = []
     rest = b""
     while chunk := os.read(0, 65536):
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
-            _follow(line, start_times)
+            _follow(line, start_times, scratch)
     kill_groups(start_times, KILL_WITHIN_S)
+    for path in scratch:
+        remove_scratch(path)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,13 @@ def of_round(found: Round) -> str:
     )
 
 
-def of_change(change: Change) -> str:
-    """That a round has ended, or what the cause was."""
-    text = f"round {change.round} has ended: {reasons.describe(change)}"
+def of_change(change: Change, before: Change | None) -> str:
+    """That a round has ended, or what the cause was; "" if that has been said (`before`)."""
+    why = reasons.describe(change)
+    if before is not None and before.round == change.round:
+        is_known = reasons.describe(before) == why
+        return "" if is_known else f"round {change.round} has ended: the cause was: {why}"
+    text = f"round {change.round} has ended: {why}"
     return text if change.confirmed else f"{text}; looking for the cause"
 
 
@@ -43,6 +47,11 @@ def of_end(run_id: str, close: CloseRecord) -> str:
     who = f"rank {cause.failure.rank} on {reasons.some(cause.nodes)}"
     lines = "\n".join(f"  | {line}" for line in cause.failure.last_lines)
     return f"{text}\nthe last lines of {who}:\n{lines}"
+
+
+def shown(text: str) -> str:
+    """Without what a terminal would obey: some of it comes from other machines."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
 
 
 def _count(number: int, what: str) -> str:

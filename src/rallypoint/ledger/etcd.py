@@ -48,6 +48,7 @@ from rallypoint.ledger.etcd_client import (
     EtcdOptions,
     compare,
     compare_absent,
+    compare_value,
     delete,
     get,
     put,
@@ -95,7 +96,7 @@ class EtcdLedger(Ledger):
         self._prefix = trimmed
         self._root = trimmed.encode() + b"/"
         self._marker = self._root + b"ledger"
-        self._marker_revision = 0
+        self._marker_value = b""
         self._client = EtcdClient(options)
 
     async def open(self) -> None:
@@ -104,13 +105,15 @@ class EtcdLedger(Ledger):
             return
         await self._client.open()
         try:
-            self.ledger_id, self._marker_revision = await self._find_or_make()
+            # A question before the first write: its failure has a cause, and no unknown outcome.
+            await self._client.range(self._marker, keys_only=True)
+            self.ledger_id, self._marker_value = await self._find_or_make()
         finally:
             if not self.ledger_id:
                 await self._client.aclose()
 
-    async def _find_or_make(self) -> tuple[str, int]:
-        """The ledger's id and its marker's revision. A marker only where there is no other key."""
+    async def _find_or_make(self) -> tuple[str, bytes]:
+        """The ledger's id and its marker's value. A marker only where there is no other key."""
         ledger_id = secrets.token_hex(8)
         value = envelope.seal(msgspec.msgpack.encode(Marker(ledger_id)), envelope.new_nonce())
         result, _ = await self._decided(
@@ -119,11 +122,11 @@ class EtcdLedger(Ledger):
             [get(self._marker), get(self._root, prefix_end(self._root), limit=1, keys_only=True)],
         )
         if result.succeeded:
-            return ledger_id, result.header.revision
+            return ledger_id, value
         found = result.range(0).kvs
         if not found:
             raise self._foreign(result.range(1).kvs)
-        return self._marker_in(found[0]), found[0].mod_revision
+        return self._marker_in(found[0]), found[0].value
 
     async def aclose(self) -> None:
         """See Ledger.aclose."""
@@ -315,11 +318,14 @@ class EtcdLedger(Ledger):
             at = page.kvs[-1].key + b"\0"
 
     def _ours(self) -> dict[str, Any]:
-        """The condition that the prefix still holds the ledger that was opened."""
-        return compare(self._marker, "mod_revision", self._marker_revision)
+        """The condition that the prefix still holds the ledger that was opened.
+
+        By value, which no other ledger's marker has, even in a cluster with the same revisions.
+        """
+        return compare_value(self._marker, self._marker_value)
 
     def _refuse_replaced(self, marker: RangeResult) -> None:
-        if not marker.kvs or marker.kvs[0].mod_revision != self._marker_revision:
+        if not marker.kvs or marker.kvs[0].value != self._marker_value:
             raise LedgerForeignError(
                 f"{self._prefix!r} in etcd no longer holds ledger {self.ledger_id}",
                 hint="it was removed, restored or replaced: start this process again",

@@ -37,6 +37,7 @@ from rallypoint.ledger.etcd_wire import (
     EtcdTokenError,
     EtcdUnknownError,
     Event,
+    Header,
     Lease,
     LeaseStream,
     Member,
@@ -94,6 +95,11 @@ def compare(key: bytes, target: str, value: int, *, result: str = "EQUAL") -> di
     return {"key": key, "target": names[target], "result": result, target: str(value)}
 
 
+def compare_value(key: bytes, value: bytes) -> dict[str, Any]:
+    """The condition that a key has this value."""
+    return {"key": key, "target": "VALUE", "result": "EQUAL", "value": value}
+
+
 def compare_absent(prefix: bytes, range_end: bytes) -> dict[str, Any]:
     """The condition that there is no key from `prefix` up to `range_end`."""
     return {**compare(prefix, "create_revision", 0), "range_end": range_end}
@@ -128,6 +134,7 @@ class EtcdClient:
         self._session: aiohttp.ClientSession | None = None
         self._token = ""
         self._authenticating = asyncio.Lock()
+        self._cluster_id = 0
 
     async def open(self) -> None:
         """Make ready to connect. Raises LedgerAccessError if a certificate cannot be used."""
@@ -258,7 +265,9 @@ class EtcdClient:
                 break
             url = self._urls[self._preferred]
             try:
-                return decode(await self._try(url, path, data, left_s), type, url)
+                answer = decode(await self._try(url, path, data, left_s), type, url)
+                self._check_cluster(getattr(answer, "header", None), url)
+                return answer
             except EtcdTokenError:
                 self._token = ""
                 authentications += 1
@@ -330,7 +339,9 @@ class EtcdClient:
                     raise _LostError(f"no answer within {idle_s:g} s") from None
                 if not line:
                     raise _LostError("the watch was ended")
-                yield _watch_result(decode(line, WatchStream, url), url)
+                result = _watch_result(decode(line, WatchStream, url), url)
+                self._check_cluster(result.header, url)
+                yield result
                 idle_s = self.options.watch_idle_s
 
     @contextlib.asynccontextmanager
@@ -363,20 +374,40 @@ class EtcdClient:
                 raise _BadEndpointError(_certificate_error(url, error)) from error
             raise _LostError(_said(error)) from error
 
+    def _check_cluster(self, header: Header | None, url: str) -> None:
+        """Endpoints of two clusters (or a port that somebody else has by now) are never mixed."""
+        if header is None or not header.cluster_id:
+            return
+        if not self._cluster_id:
+            self._cluster_id = header.cluster_id
+        if header.cluster_id != self._cluster_id:
+            raise _BadEndpointError(
+                LedgerForeignError(
+                    f"etcd at {url} belongs to cluster {header.cluster_id:x}, and those asked "
+                    f"before to {self._cluster_id:x}",
+                    hint="name the endpoints of one cluster only",
+                )
+            )
+
     def _next(self, url: str) -> None:
         """Prefer the endpoint after this one, unless another call has done so already."""
         if self._urls[self._preferred] == url:
             self._preferred = (self._preferred + 1) % len(self._urls)
 
+    @property
+    def _tls_hint(self) -> str:
+        return "does it speak TLS" if self.options.tls else "does it do so without TLS"
+
     def _unreachable(self, problems: Mapping[str, str]) -> LedgerUnreachableError:
         said = "; ".join(f"{url}: {what}" for url, what in problems.items()) or "no answer"
         return LedgerUnreachableError(
             f"no endpoint of etcd answered within {self.options.timeout_s:g} s ({said})",
-            hint="is etcd running, has it a leader, and do the host and the port reach it?",
+            hint=f"is etcd running, has it a leader, is this its port, and {self._tls_hint}?",
         )
 
 
 _NO_TOKEN: Final = "-"
+"""Instead of a token, where etcd asks for none."""
 
 
 class _NotSentError(Exception):

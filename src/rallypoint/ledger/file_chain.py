@@ -155,14 +155,19 @@ class Chain:
         """
         own = _first(number)
         try:
-            segments = self._segments()
-            if own not in segments:
-                return None
-            if any(self._versions(each) for each in segments if each > own):
-                return len(self._versions(own)) == SEGMENT
+            for _ in range(_READS_MAX):
+                segments = self._segments()
+                if own not in segments:
+                    return None
+                if any(self._versions(each) for each in segments if each > own):
+                    count = len(self._versions(own))
+                    self._segment(own).stat()  # else it was emptied while it was listed
+                    return count == SEGMENT
+                if self._segments() == segments:
+                    return True
         except FileNotFoundError:
             return None
-        return True
+        return None
 
     def _newest(self, segments: list[int]) -> int:
         """Raises FileNotFoundError if a segment was moved away meanwhile."""
@@ -172,6 +177,9 @@ class Chain:
                 # If it still has its name, nothing was removed while it was listed.
                 self._path(versions[-1]).stat()
                 return versions[-1]
+        for segment in segments:
+            # The same: one that was moved away is emptied, maybe while it was listed.
+            self._segment(segment).stat()
         raise LedgerCorruptError(
             f"{self._folder} holds no version of its register",
             hint="stop every process that uses this ledger, and restore the folder from a backup",

@@ -129,6 +129,8 @@ FromAgent: TypeAlias = Admitted | Denied | Answer | Members | Ended | RunClosed
 # -- bytes ---------------------------------------------------------------------------------------
 
 LENGTH: Final = struct.Struct("!I")
+HELLO_BYTES_MAX: Final = 4 * 1024
+"""Who has not said hello is a stranger: any process of the machine can connect."""
 
 _encoder = msgspec.msgpack.Encoder()
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
@@ -158,9 +160,10 @@ def decode_from_agent(body: bytes) -> FromAgent:
 
 
 class Unframer:
-    """Takes bytes as they come and gives whole messages' bodies."""
+    """Takes bytes as they come and gives whole messages' bodies, of at most `bytes_max` each."""
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int = ANSWER_BYTES_MAX) -> None:
+        self.bytes_max = bytes_max
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -169,8 +172,8 @@ class Unframer:
         bodies = []
         while len(self._buffer) >= LENGTH.size:
             (length,) = LENGTH.unpack_from(self._buffer)
-            if length > ANSWER_BYTES_MAX:
-                raise MalformedError(f"{length} bytes, where {ANSWER_BYTES_MAX} are allowed")
+            if length > self.bytes_max:
+                raise MalformedError(f"{length} bytes, where {self.bytes_max} are allowed")
             end = LENGTH.size + length
             if len(self._buffer) < end:
                 break

@@ -1,0 +1,156 @@
+"""Whole programs: forks, signals, and how a process ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.loops import free_port
+
+pytestmark = pytest.mark.processes
+PROGRAMS = Path(__file__).with_name("programs.py")
+
+
+class Programs:
+    """Starts programs, and ends what is left of them."""
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen[str]] = []
+        self.children: list[int] = []
+
+    def start(self, name: str, endpoint: str = "none", *more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-X", "dev", "-W", "error", str(PROGRAMS), name, endpoint, *more]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        self.processes.append(process)
+        return process
+
+    def clean_up(self) -> None:
+        for pid in self.children:
+            os.kill(pid, signal.SIGKILL)
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
+
+@pytest.fixture
+def programs() -> Iterator[Programs]:
+    found = Programs()
+    yield found
+    found.clean_up()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def lines(process: subprocess.Popen[str], exit_code: int = 0) -> list[str]:
+    """All that it says until it ends, without a complaint."""
+    try:
+        out, err = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # it tells what each thread was doing
+        pytest.fail(f"it did not end:\n{process.communicate()[1]}")
+    # Debug mode tells of slow callbacks, which a busy machine has.
+    complaints = [each for each in err.splitlines() if not each.startswith("Executing <")]
+    assert (process.returncode, complaints) == (exit_code, [])
+    return out.splitlines()
+
+
+def test_a_fork_that_uses_the_run_is_refused_and_one_that_lives_on_hides_no_death(
+    programs, coordinator
+):
+    peer = programs.start("peer", coordinator, "a")
+    forking = programs.start("forks", coordinator, "b")
+    assert line(forking) == "joined"
+    assert line(peer) == "met 2"
+    assert [line(forking) for _ in range(4)] == ["refused True True"] * 4
+    assert line(forking) == "known 1 None None"
+    programs.children.append(int(line(forking).removeprefix("child ")))
+    began_s = time.monotonic()
+    forking.kill()
+    assert line(peer).startswith("node_lost b its connection closed")
+    assert time.monotonic() - began_s < 6.0  # the grace is 1 s; silence would take 30
+    assert lines(peer) == []
+
+
+def test_a_fork_of_the_host_hides_no_death_either(programs):
+    endpoint = f"127.0.0.1:{free_port()}"
+    forking = programs.start("forks", endpoint, "a")
+    assert line(forking) == "joined"
+    peer = programs.start("peer", endpoint, "b")
+    assert line(peer) == "met 2"
+    for _ in range(5):
+        line(forking)
+    programs.children.append(int(line(forking).removeprefix("child ")))
+    forking.kill()
+    forking.wait()
+    # The port is free: the next one to bind it is the coordinator.
+    other = programs.start("ends_alone", endpoint, "c")
+    assert lines(other) == ["joined"]
+
+
+def test_children_end_as_they_like_within_the_parents_blocks(programs, coordinator):
+    process = programs.start("fork_exits", coordinator)
+    assert lines(process) == ["exit 7", "return 0", "error 1", "still None 1"]
+
+
+@pytest.mark.parametrize("endpoint", ["none", "host"])
+def test_a_pool_of_forked_processes_works(programs, endpoint):
+    where = f"127.0.0.1:{free_port()}" if endpoint == "host" else "none"
+    assert lines(programs.start("pool", where)) == ["0 2 4 6 8", "1 None"]
+
+
+def test_a_forked_child_may_join_a_run_of_its_own(programs, coordinator):
+    assert lines(programs.start("child_joins", coordinator)) == ["child 1 1", "exit 0"]
+
+
+def test_ctrl_c_ends_a_wait_and_nothing_else(programs, coordinator):
+    peer = programs.start("peer", coordinator, "a")
+    waiting = programs.start("waits", coordinator, "b")
+    assert line(waiting) == "waiting"
+    waiting.send_signal(signal.SIGINT)
+    assert lines(waiting) == ["interrupted", "1"]
+    assert lines(peer) == ["met 2", "node_left b interrupted"]
+
+
+def test_a_program_that_ends_without_a_word_says_goodbye(programs, coordinator):
+    peer = programs.start("peer", coordinator, "a")
+    ending = programs.start("ends", coordinator, "b")
+    assert lines(ending) == ["joined"]
+    assert lines(peer) == ["met 2", "node_left b the program has left the run"]
+
+
+def test_a_host_that_ends_without_a_word_stays_until_the_others_have_ended(programs):
+    endpoint = f"127.0.0.1:{free_port()}"
+    ending = programs.start("ends", endpoint, "a")
+    assert line(ending) == "joined"
+    peer = programs.start("peer", endpoint, "b")
+    assert line(peer) == "met 2"
+    assert line(peer) == "node_left a the program has left the run"
+    assert ending.poll() is None
+    assert lines(peer) == []
+    out, err = ending.communicate(timeout=60)
+    assert (ending.returncode, out) == (0, "")
+    assert "stays until the run ends" in err
+
+
+def test_rallypoint_is_not_called_from_its_own_callbacks(programs):
+    assert lines(programs.start("callbacks")) == ["refused True"]

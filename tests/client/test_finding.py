@@ -1,0 +1,342 @@
+"""Finding a coordinator, or being it: what answers, what does not, and how long that may take."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from rallypoint import errors
+from rallypoint.client import finding
+from rallypoint.client.embedded import EmbeddedCoordinator
+from rallypoint.core.values import RunSettings
+from tests.loops import BOOTSTRAP, free_port, needs_ipv6, node, opened, run_clean, served, until
+
+TWO = RunSettings(min_nodes=2, max_nodes=2, max_restarts=None)
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def listening(talk: Talk, host: str = "127.0.0.1") -> AsyncIterator[int]:
+    """A server that is no coordinator, and its port."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with contextlib.suppress(ConnectionError):
+            await talk(reader, writer)
+
+    server = await asyncio.start_server(serve, host, 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for writer in writers:
+            writer.close()
+
+
+async def answer_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno")
+    writer.close()
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1024):
+        writer.write(data)
+
+
+async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+    await reader.read()
+
+
+async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
+async def answer_unavailable(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+    writer.close()
+
+
+async def fails(endpoint: str, kind: type[errors.CoordinatorError], **own: Any) -> str:
+    """The error of a node that cannot be opened, and that it came in time."""
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    with pytest.raises(kind) as caught:
+        await node(endpoint, **({"connect_timeout_s": 0.4} | own)).open()
+    assert loop.time() - began_s < 4.0
+    assert caught.value.hint
+    return caught.value.message
+
+
+@pytest.mark.parametrize("talk", [answer_http, echo, greet], ids=lambda talk: talk.__name__)
+def test_something_else_listens_there(talk: Talk):
+    async def main() -> None:
+        async with listening(talk) as port:
+            for endpoint in (f"127.0.0.1:{port}", f"http://127.0.0.1:{port}"):
+                message = await fails(endpoint, errors.NotACoordinatorError)
+                assert (
+                    f"something else than a Rallypoint coordinator answers at 127.0.0.1:{port}"
+                    in (message)
+                )
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize(
+    ("talk", "why"),
+    [
+        (say_nothing, "no answer within"),
+        (hang_up, "closed the connection without an answer"),
+        (answer_unavailable, "HTTP status 503 Service Unavailable"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_somebody_listens_and_does_not_answer(talk: Talk, why: str):
+    async def main() -> None:
+        async with listening(talk) as port:
+            message = await fails(f"127.0.0.1:{port}", errors.UnreachableError)
+            assert why in message
+
+    run_clean(main)
+
+
+def test_nobody_listens():
+    async def main() -> None:
+        port = free_port()
+        with pytest.raises(errors.UnreachableError) as caught:
+            await node(f"http://127.0.0.1:{port}", connect_timeout_s=0.3).open()
+        assert caught.value.attempts == ((f"127.0.0.1:{port}", "Connection refused"),)
+        assert f"no coordinator answered at 127.0.0.1:{port} for 0." in caught.value.message
+
+    run_clean(main)
+
+
+def test_a_name_that_nobody_knows(monkeypatch):
+    def unknown(*args: object, **more: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+
+    async def main() -> None:
+        message = await fails("http://no-such-host.invalid:29400", errors.UnreachableError)
+        assert "no-such-host.invalid: the name could not be resolved: Name or service" in message
+
+    run_clean(main)
+
+
+def resolving(monkeypatch, *addresses: str) -> None:
+    """Let `several.example` stand for these."""
+    original = socket.getaddrinfo
+
+    def found(host: str, port: int, *args: object, **more: object) -> list[object]:
+        if host != "several.example":
+            return original(host, port, *args, **more)  # type: ignore[arg-type, return-value]
+        if more.get("flags"):
+            raise socket.gaierror(socket.EAI_NONAME, "not numeric")
+        return [each for a in addresses for each in original(a, port, type=socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+
+
+def test_all_addresses_of_a_name_are_tried_and_told(monkeypatch):
+    resolving(monkeypatch, "127.0.0.2", "127.0.0.3", "127.0.0.1")
+
+    async def main() -> None:
+        message = await fails(f"http://several.example:{free_port()}", errors.UnreachableError)
+        assert message.count("Connection refused") == 3
+        async with served() as (_, port), opened(f"http://several.example:{port}") as a:
+            assert await a.next_round(BOOTSTRAP) is not None
+
+    run_clean(main)
+
+
+def test_an_address_with_something_else_does_not_hide_one_with_a_coordinator(monkeypatch):
+    resolving(monkeypatch, "127.0.0.2", "127.0.0.1")
+
+    async def main() -> None:
+        async with listening(answer_http, "127.0.0.2") as port:
+            await fails(f"http://several.example:{port}", errors.NotACoordinatorError)
+            hosted = await EmbeddedCoordinator.start("run", "", "127.0.0.1", port)
+            async with opened(f"http://several.example:{port}") as a:
+                assert a.is_connected
+            await hosted.aclose()
+
+    run_clean(main)
+
+
+@needs_ipv6
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_name_of_both_families_whichever_is_served(host: str, monkeypatch):
+    resolving(monkeypatch, "::1", "127.0.0.1")
+
+    async def main() -> None:
+        async with served(host=host) as (_, port), opened(f"http://several.example:{port}") as a:
+            assert await a.next_round(BOOTSTRAP) is not None
+
+    run_clean(main)
+
+
+@needs_ipv6
+def test_an_ipv6_endpoint():
+    async def main() -> None:
+        async with served(host="::1") as (_, port), opened(f"http://[::1]:{port}") as a:
+            found = await a.next_round(BOOTSTRAP)
+            assert found is not None
+            assert a.bootstrap_host == "127.0.0.1"
+
+    run_clean(main)
+
+
+# -- being it --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", pytest.param("[::1]", marks=needs_ipv6), "127.0.0.2"]
+)
+def test_nodes_that_race_for_a_port_have_one_coordinator(host: str):
+    async def main() -> None:
+        endpoint = f"{host}:{free_port()}"
+        nodes = [node(endpoint, TWO) for _ in range(2)]
+        await asyncio.gather(*(each.open() for each in nodes))
+        assert sum(each.hosted is not None for each in nodes) == 1
+        rounds = await asyncio.gather(*(each.next_round(BOOTSTRAP) for each in nodes))
+        assert [found.head.nodes for found in rounds if found] == [2, 2]
+        for each in nodes:
+            each.goodbye("done")
+        await asyncio.gather(*(each.aclose() for each in nodes))
+
+    run_clean(main)
+
+
+@needs_ipv6
+def test_one_port_however_the_endpoint_is_written():
+    async def main() -> None:
+        port = free_port()
+        nodes = [node(f"{host}:{port}", TWO) for host in ("127.0.0.1", "[::1]", "localhost")]
+        await asyncio.gather(*(each.open() for each in nodes))
+        assert sum(each.hosted is not None for each in nodes) == 1
+        for each in nodes:
+            each.goodbye("done")
+        await asyncio.gather(*(each.aclose(linger=False) for each in nodes))
+
+    run_clean(main)
+
+
+def test_this_machines_own_name_is_hosted_on_every_address():
+    async def main() -> None:
+        async with opened(f"{socket.gethostname()}:{free_port()}") as a:
+            assert a.hosted is not None
+            assert await a.next_round(BOOTSTRAP) is not None
+
+    run_clean(main)
+
+
+def test_no_host_of_its_own_will():
+    async def main() -> None:
+        endpoint = f"127.0.0.1:{free_port()}"
+        message = await fails(endpoint, errors.UnreachableError, host_coordinator="no")
+        assert "Connection refused" in message
+
+    run_clean(main)
+
+
+def test_why_this_node_could_not_be_the_host_is_told(monkeypatch):
+    async def fail(*args: object) -> None:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(EmbeddedCoordinator, "start", fail)
+
+    async def main() -> None:
+        message = await fails(f"127.0.0.1:{free_port()}", errors.UnreachableError)
+        assert "being the coordinator here: Permission denied" in message
+
+    run_clean(main)
+
+
+def test_whether_a_host_is_this_one():
+    for own in ("localhost", "127.0.0.1", socket.gethostname(), socket.gethostname().upper()):
+        assert finding.is_this_host(own)
+    for other in ("192.0.2.1", "no-such-host.invalid"):
+        assert not finding.is_this_host(other)
+
+
+# -- going in the middle ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("turns", range(0, 40, 2))
+def test_cancelled_while_it_becomes_the_host_nothing_is_left_open(turns: int):
+    async def main() -> None:
+        a = node(f"127.0.0.1:{free_port()}")
+        opening = asyncio.create_task(a.open())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await opening
+        await a.aclose(linger=False)
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize("turns", range(0, 24, 2))
+def test_cancelled_while_it_attaches_nothing_is_left_open(turns: int):
+    async def main() -> None:
+        async with served() as (server, port):
+            opening = asyncio.create_task(node(f"http://127.0.0.1:{port}").open())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            opening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await opening
+            if opening.cancelled():
+                await until(lambda: not server.hub.sessions, "a connection is left")
+            else:
+                server.hub.close("the node was open already")
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize("turns", range(0, 12, 2))
+def test_cancelled_while_it_goes_nothing_is_left_open(turns: int):
+    async def main() -> None:
+        a = node(f"127.0.0.1:{free_port()}")
+        await a.open()
+        await a.next_round(BOOTSTRAP)
+        a.goodbye("done")
+        going = asyncio.create_task(a.aclose())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        going.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await going
+        await a.aclose(linger=False)
+
+    run_clean(main)
+
+
+def test_cancelled_while_it_waits_nothing_is_left_open():
+    async def main() -> None:
+        async with served() as (_, port), opened(f"http://127.0.0.1:{port}", TWO) as a:
+            waits = (a.next_round(BOOTSTRAP), a.cause(60.0))
+            for wait in waits:
+                task = asyncio.create_task(wait)
+                await asyncio.sleep(0.01)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+
+    run_clean(main)

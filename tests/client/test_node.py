@@ -1,0 +1,391 @@
+"""A node over real connections: resuming, going, being the host, and how long anything may take."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from rallypoint import errors
+from rallypoint.client import node as client
+from rallypoint.client.embedded import EmbeddedCoordinator
+from rallypoint.client.node import Node
+from rallypoint.core.store import Add, Get, Set
+from rallypoint.core.values import (
+    Address,
+    ChangeKind,
+    Outcome,
+    RoundMember,
+    RunSettings,
+)
+from tests.loops import BOOTSTRAP, free_port, node, opened, run_clean, served, until
+
+TWO = RunSettings(min_nodes=2, max_nodes=2, max_restarts=None)
+
+
+@contextlib.asynccontextmanager
+async def two(port: int, run: RunSettings = TWO, **own: Any) -> AsyncIterator[tuple[Node, Node]]:
+    """Two nodes in their first round."""
+    endpoint = f"http://127.0.0.1:{port}"
+    async with (
+        opened(endpoint, run, node_name="a", **own) as a,
+        opened(endpoint, run, node_name="b", **own) as b,
+    ):
+        await asyncio.gather(a.next_round(BOOTSTRAP), b.next_round(BOOTSTRAP))
+        yield a, b
+
+
+def cut(a: Node) -> None:
+    """Break its connection, as a network would."""
+    assert a._connection is not None
+    a._connection.abort("the test cut it")
+
+
+def test_a_connection_that_broke_is_resumed_and_requests_count_once():
+    async def main() -> None:
+        async with served() as (_, port), two(port) as (a, b):
+            for expected in range(1, 6):
+                adding = asyncio.create_task(a.call(Add("n", 1), 20))
+                await asyncio.sleep(0)
+                cut(a)
+                assert await adding == expected
+            assert (a.change, b.change) == (None, None)
+
+    run_clean(main)
+
+
+def test_an_abrupt_end_is_a_loss_after_the_grace():
+    async def main() -> None:
+        async with served() as (_, port), two(port) as (a, b):
+            b._is_closing = True  # so that it does not come back
+            cut(b)
+            await until(lambda: a.change, "the loss went unnoticed")
+            assert a.change is not None
+            assert (a.change.kind, a.change.nodes) == (ChangeKind.NODE_LOST, ("b",))
+
+    run_clean(main)
+
+
+def test_a_goodbye_that_was_said_while_the_connection_was_lost_is_heard():
+    async def main() -> None:
+        run = RunSettings(min_nodes=1, max_nodes=2, expected_nodes=2, reconnect_grace_s=60.0)
+        async with served() as (_, port), two(port, run) as (a, b):
+            cut(b)
+            b.goodbye("enough")
+            await b.aclose()
+            await until(lambda: a.change, "the goodbye went unheard", 5.0)
+            assert a.change is not None
+            assert (a.change.kind, a.change.detail) == (ChangeKind.NODE_LEFT, "enough")
+
+    run_clean(main)
+
+
+def test_a_node_that_has_left_does_not_come_back():
+    async def main() -> None:
+        async with served() as (server, port), two(port) as (_, b):
+            b.goodbye("enough")
+            await until(lambda: b.gone, "it did not end")
+            assert len(server.hub.sessions) == 1
+            assert b.change is not None
+            assert b.change.kind is ChangeKind.NODE_LEFT
+            with pytest.raises(errors.CoordinatorLostError, match="has left the run"):
+                await b.call(Add("n", 1), 20)
+            with pytest.raises(errors.CoordinatorLostError, match="has left the run"):
+                await b.waiting()
+
+    run_clean(main)
+
+
+def test_a_coordinator_that_starts_anew_has_lost_the_run():
+    async def main() -> None:
+        port = free_port()
+        hosted = await EmbeddedCoordinator.start("run", "", "127.0.0.1", port)
+        async with two(port) as (a, b):
+            await hosted.aclose()
+            hosted = await EmbeddedCoordinator.start("run", "", "127.0.0.1", port)
+            await until(lambda: a.gone and b.gone, "they were not told")
+            assert isinstance(a.gone, errors.RunLostError)
+            assert isinstance(b.gone, errors.RunLostError)
+        await hosted.aclose()
+
+    run_clean(main)
+
+
+def test_a_coordinator_that_does_not_come_back_is_lost_in_time():
+    async def main() -> float:
+        port = free_port()
+        hosted = await EmbeddedCoordinator.start("run", "", "127.0.0.1", port)
+        async with two(port, coordinator_lost_after_s=0.5) as (a, _):
+            loop = asyncio.get_running_loop()
+            waiting = asyncio.create_task(a.call(Get("never"), 60.0))
+            await asyncio.sleep(0)
+            await hosted.aclose()
+            began_s = loop.time()
+            with pytest.raises(errors.CoordinatorLostError, match="Connection refused") as caught:
+                await waiting
+            assert "rallypoint serve" in caught.value.hint
+            return loop.time() - began_s
+
+    assert run_clean(main) < 4.0
+
+
+# -- rounds ----------------------------------------------------------------------------------------
+
+
+def test_what_a_round_waits_for_is_in_the_error():
+    async def main() -> None:
+        async with served() as (_, port), opened(f"http://127.0.0.1:{port}", TWO) as a:
+            with pytest.raises(errors.JoinTimeoutError) as caught:
+                await a.next_round(BOOTSTRAP, timeout_s=0.2)
+            waiting = caught.value.waiting
+            assert waiting is not None
+            assert (waiting.ready, waiting.minimum) == (1, 2)
+            assert "within 0.2 s: 1 of at least 2 nodes ready" in caught.value.message
+
+    run_clean(main)
+
+
+def test_who_is_waited_for_is_in_the_error():
+    async def main() -> None:
+        async with served() as (_, port), two(port) as (a, _):
+            with pytest.raises(errors.JoinTimeoutError, match="waiting for b") as caught:
+                await a.next_round(BOOTSTRAP, timeout_s=0.2)
+            assert caught.value.waiting is not None
+            assert caught.value.waiting.missing == ("b",)
+
+    run_clean(main)
+
+
+def test_a_round_that_was_formed_when_nobody_waited_is_taken_by_the_next_call():
+    async def main() -> None:
+        async with served() as (_, port):
+            endpoint = f"http://127.0.0.1:{port}"
+            async with opened(endpoint, TWO) as a, opened(endpoint, TWO) as b:
+                for timeout_s in (0.01, 0.02):
+                    with pytest.raises(errors.JoinTimeoutError):
+                        await a.next_round(Address("127.0.0.1", 1), timeout_s=timeout_s)
+                found = await b.next_round(BOOTSTRAP)
+                assert found is not None
+                again = await a.next_round(BOOTSTRAP)
+                assert again is not None
+                assert again.head == found.head
+                assert b.change is None
+
+    run_clean(main)
+
+
+def test_a_standby_has_no_deadline_while_the_round_is_on():
+    async def main() -> None:
+        run = RunSettings(min_nodes=1, max_nodes=1, max_restarts=None)
+        async with served() as (_, port):
+            endpoint = f"http://127.0.0.1:{port}"
+            async with opened(endpoint, run) as a, opened(endpoint, run) as b:
+                told: list[bool] = []
+                b.on_standby = lambda: told.append(True)
+                await a.next_round(BOOTSTRAP)
+                waiting = asyncio.create_task(b.next_round(BOOTSTRAP, timeout_s=0.05))
+                await until(lambda: told, "it was not told")
+                await asyncio.sleep(0.5)
+                assert not waiting.done()
+                a.goodbye("done")
+                found = await waiting
+                assert found is not None
+                assert found.head.number == 2
+
+    run_clean(main)
+
+
+def test_a_member_table_of_another_round_is_not_taken_for_this_one():
+    async def main() -> None:
+        async with served() as (_, port), two(port) as (a, _):
+            assert [m.name for m in await a.members()] == ["a", "b"]
+            assert a._machine.head is not None
+            a._machine.head = msgspec.structs.replace(a._machine.head, digest="0" * 16)
+            with pytest.raises(errors.RoundBrokenError, match="another round"):
+                await a.members()
+
+    run_clean(main)
+
+
+def test_a_table_with_fields_of_a_later_release_is_still_this_rounds():
+    """The digest is the coordinator's word: counted here, it would not know the new fields."""
+
+    class Later(RoundMember, frozen=True):
+        accelerator: str = "new"
+
+    async def main() -> None:
+        async with served() as (server, port), two(port) as (a, _):
+            run = server.hub.runs["run"]
+            assert run.membership.round is not None
+            rows = run.membership.round.members
+            later = [Later(m.name, m.incarnation, m.host, m.addresses, m.workers) for m in rows]
+            raw = msgspec.msgpack.encode(later)
+            run._table = (1, msgspec.Raw(raw))
+            assert [m.name for m in await a.members()] == ["a", "b"]
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [Set("k", bytes(9 * 1024**2)), Set("k", 5), Get("\udcff"), Add("k", 2**70)],  # type: ignore[arg-type]
+    ids=["too large", "no bytes", "no text", "no int64"],
+)
+def test_a_call_that_no_coordinator_takes_does_not_cost_the_node_its_place(op: Any):
+    async def main() -> None:
+        async with served() as (_, port), two(port) as (a, b):
+            with pytest.raises((errors.StoreError, errors.UsageError)):
+                await a.call(op, 5)
+            assert await a.call(Add("n", 1), 5) == 1
+            assert a.is_connected
+            assert b.change is None
+
+    run_clean(main)
+
+
+# -- the host --------------------------------------------------------------------------------------
+
+
+def test_a_host_that_finishes_first_stays_for_the_goodbyes_of_the_others():
+    async def main() -> None:
+        endpoint = f"127.0.0.1:{free_port()}"
+        a = node(endpoint, TWO)
+        await a.open()
+        async with opened(endpoint, TWO) as b:
+            await asyncio.gather(a.next_round(BOOTSTRAP), b.next_round(BOOTSTRAP))
+            await a.close_run(Outcome.SUCCEEDED, "trained", 5)
+            a.goodbye("done")
+            going = asyncio.create_task(a.aclose())
+            await until(lambda: b.closed, "b was not told")
+            assert not going.done()
+        await going
+
+    run_clean(main)
+
+
+def test_lingering_is_bounded():
+    async def main() -> None:
+        endpoint = f"127.0.0.1:{free_port()}"
+        a = node(endpoint, TWO, linger_s=0.3)
+        await a.open()
+        async with opened(endpoint, TWO) as b:
+            await asyncio.gather(a.next_round(BOOTSTRAP), b.next_round(BOOTSTRAP))
+            await a.close_run(Outcome.SUCCEEDED, "trained", 5)
+            a.goodbye("done")
+            async with asyncio.timeout(5):
+                await a.aclose()
+            assert b.closed is not None
+
+    run_clean(main)
+
+
+def test_a_host_that_leaves_a_live_run_stays_until_it_ends(caplog):
+    async def main() -> None:
+        endpoint = f"127.0.0.1:{free_port()}"
+        run = RunSettings(min_nodes=1, max_nodes=3, expected_nodes=3)
+        a = node(endpoint, run, linger_s=0.1)
+        await a.open()
+        async with opened(endpoint, run) as b, opened(endpoint, run) as c:
+            await asyncio.gather(*(each.next_round(BOOTSTRAP) for each in (a, b, c)))
+            a.goodbye("enough")
+            going = asyncio.create_task(a.aclose())
+            rounds = await asyncio.gather(b.next_round(BOOTSTRAP), c.next_round(BOOTSTRAP))
+            assert [found.head.nodes for found in rounds if found] == [2, 2]
+            assert not going.done()
+            await b.close_run(Outcome.SUCCEEDED, "trained", 5)
+            await until(lambda: c.closed, "c was not told")
+            b.goodbye("done")
+            await b.aclose()
+        await going
+
+    run_clean(main)
+    assert "stays until the run ends: 2 connections are left" in caplog.text
+
+
+def test_a_host_that_is_alone_goes_at_once(caplog):
+    async def main() -> None:
+        a = node(f"127.0.0.1:{free_port()}")
+        await a.open()
+        await a.next_round(BOOTSTRAP)
+        a.goodbye("enough")
+        async with asyncio.timeout(2.5):
+            await a.aclose()
+
+    run_clean(main)
+    assert "stays until" not in caplog.text
+
+
+# -- a coordinator that stands still ---------------------------------------------------------------
+
+
+@pytest.fixture
+def frozen() -> Iterator[tuple[int, int]]:
+    """The port and the pid of a coordinator in a process of its own."""
+    script = Path(__file__).with_name("frozen.py")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=env)
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline()), process.pid
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.processes
+def test_no_call_outlives_its_deadline_while_the_coordinator_stands_still(monkeypatch, frozen):
+    port, pid = frozen
+    monkeypatch.setattr(client, "ANSWER_MARGIN_S", 0.5)
+    monkeypatch.setattr(client, "ASK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(client, "LET_IN_S", 0.5)
+    endpoint = f"http://127.0.0.1:{port}"
+
+    async def bounded(limit_s: float, kind: type[Exception], work: Any) -> None:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        with pytest.raises(kind):
+            await work
+        assert loop.time() - began_s < limit_s + 2.0
+
+    async def main() -> None:
+        async with two(port, coordinator_silence_s=0.6, coordinator_lost_after_s=6.0) as (a, b):
+            os.kill(pid, signal.SIGSTOP)
+            await bounded(0.7, errors.StoreTimeoutError, a.call(Get("k"), 0.2))
+            await bounded(0.5, errors.CoordinatorLostError, a.members(0.5))
+            await bounded(1.5, errors.JoinTimeoutError, a.next_round(BOOTSTRAP, timeout_s=0.2))
+            await bounded(0.5, errors.CoordinatorLostError, b.close_run(Outcome.STOPPED, "no", 0.5))
+            opening = node(endpoint, TWO, connect_timeout_s=0.5)
+            await bounded(1.0, errors.UnreachableError, opening.open())
+            await until(lambda: a.gone and b.gone, "the coordinator was never given up")
+            await bounded(0.0, errors.CoordinatorLostError, a.call(Get("k"), None))
+
+    run_clean(main, 40.0)
+
+
+@pytest.mark.processes
+def test_r8_a_coordinator_that_stood_still_loses_nobody(frozen):
+    port, pid = frozen
+
+    async def main() -> None:
+        run = RunSettings(
+            min_nodes=2, max_nodes=2, suspect_after_s=0.6, lost_after_s=1.0, reconnect_grace_s=1.0
+        )
+        async with two(port, run, coordinator_silence_s=60.0) as (a, b):
+            os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(3.0)  # the stall itself: longer than every deadline
+            os.kill(pid, signal.SIGCONT)
+            assert await a.call(Add("n", 1), 10) == 1
+            await asyncio.sleep(1.5)  # as long as a wrong verdict could take
+            assert (a.change, b.change) == (None, None)
+
+    run_clean(main)

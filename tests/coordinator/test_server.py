@@ -1,0 +1,430 @@
+"""The coordinator on a real port: people over HTTP, nodes over WebSocket, and who is neither."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from rallypoint import errors
+from rallypoint.coordinator import server as serving
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.core.reasons import RefusalCode
+from rallypoint.core.values import Failure, FailureKind, NodeInfo, RunSettings
+from rallypoint.wire import messages as wire
+from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
+from tests.network import stamp
+
+TWO = RunSettings(min_nodes=2, max_nodes=2, max_restarts=None)
+TOKEN = "correct-horse"
+
+
+def attach(name: str = "a") -> bytes:
+    info = NodeInfo(name, 1, "host")
+    return wire.encode(wire.Attach(stamp(ledger_id=""), wire.VERSION, "run", info, TWO))
+
+
+async def get(port: int, path: str, **headers: str) -> tuple[int, Any, Any]:
+    url = f"http://127.0.0.1:{port}{path}"
+    async with aiohttp.ClientSession() as http, http.get(url, headers=headers) as answer:
+        text = await answer.text()
+        is_json = answer.content_type == "application/json"
+        return answer.status, json.loads(text) if is_json else text, answer.headers
+
+
+async def post(port: int, path: str, data: bytes = b"", **headers: str) -> tuple[int, Any]:
+    url = f"http://127.0.0.1:{port}{path}"
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(url, data=data, headers=headers) as answer,
+    ):
+        return answer.status, json.loads(await answer.text())
+
+
+async def raw(port: int, data: bytes) -> bytes:
+    """All that comes back until the connection is closed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    try:
+        return await reader.read()
+    finally:
+        writer.close()
+
+
+# -- who may come in -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/api/v1/runs", "/api/v1/runs/run", wire.ATTACH_PATH])
+def test_a_token_is_asked_for_on_both_faces(path: str):
+    async def main() -> None:
+        async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
+            status, body, headers = await get(port, path)
+            assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
+            assert body["error"] == "this coordinator asks for a token, and got none"
+            assert "RALLYPOINT_TOKEN" in body["hint"]
+            for wrong in ("Bearer no", TOKEN[:-1], "Bearer ", f"Bearer {TOKEN}x"):
+                status, body, _ = await get(port, path, Authorization=wrong)
+                assert (status, body["error"]) == (401, "the token is wrong")
+            status, _, _ = await get(port, path, Authorization=f"Bearer {TOKEN}")
+            assert status != 401
+            assert (await get(port, "/healthz"))[:2] == (200, "ok\n")
+
+    run_clean(main)
+
+
+def test_a_token_that_is_no_utf8_is_wrong_and_no_more():
+    async def main() -> None:
+        async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
+            request = b"GET /api/v1/runs HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+            answer = await raw(port, request + b"Authorization: Bearer \xff\xfe\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 401 ")
+
+    run_clean(main)
+
+
+def test_a_close_asks_for_the_token():
+    async def main() -> None:
+        async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
+            endpoint = f"http://127.0.0.1:{port}"
+            async with opened(endpoint, token=TOKEN) as a:
+                assert (await post(port, "/api/v1/runs/run/close"))[0] == 401
+                assert a.closed is None
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize("token", ["", "wrong"])
+def test_a_node_is_told_about_its_token(token: str):
+    async def main() -> None:
+        async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
+            with pytest.raises(errors.TokenError, match="token") as caught:
+                await node(f"http://127.0.0.1:{port}", token=token).open()
+            assert "--token-file" in caught.value.hint
+
+    run_clean(main)
+
+
+def test_a_node_with_the_token_is_let_in():
+    async def main() -> None:
+        async with (
+            served(CoordinatorConfig(token=TOKEN)) as (_, port),
+            opened(f"http://127.0.0.1:{port}", token=TOKEN) as a,
+        ):
+            assert await a.next_round(BOOTSTRAP) is not None
+
+    run_clean(main)
+
+
+# -- what people ask -------------------------------------------------------------------------------
+
+
+def test_the_path_for_nodes_says_so_to_people():
+    async def main() -> None:
+        async with served() as (_, port):
+            status, body, headers = await get(port, wire.ATTACH_PATH)
+            assert (status, headers["Upgrade"]) == (426, "websocket")
+            assert (
+                body["hint"] == "nodes attach here over WebSocket; for people there is /api/v1/runs"
+            )
+
+    run_clean(main)
+
+
+SUMMARY = {
+    *("run_id", "phase", "reason", "round", "nodes", "size", "attached", "restart_count"),
+    *("waiting", "closed"),
+}
+DETAIL = SUMMARY | {
+    *("coordinator", "settings", "bootstrap", "digest", "members", "members_total", "rounds"),
+    "shown_at",
+}
+MEMBER = {
+    *("name", "host", "addresses", "labels", "workers", "state", "link", "troubled_s"),
+    *("node_rank", "ranks"),
+}
+ROUND = {
+    *("number", "nodes", "size", "restart_count", "members", "gathering_s", "committing_s"),
+    *("formed_at", "published", "active_s", "ended", "change"),
+}
+
+
+def test_a_run_as_people_see_it():
+    async def main() -> None:
+        async with served() as (_, port):
+            endpoint = f"http://127.0.0.1:{port}"
+            empty = (await get(port, "/api/v1/runs"))[1]
+            assert empty["runs"] == []
+            assert list(empty["coordinator"]) == ["software", "ledger_id", "term", "connections"]
+            async with (
+                opened(endpoint, TWO, node_name="a", labels={"zone": "z"}) as a,
+                opened(endpoint, TWO, node_name="b") as b,
+            ):
+                one = (await get(port, "/api/v1/runs"))[1]["runs"][0]
+                assert set(one) == SUMMARY
+                assert (one["phase"], one["attached"]) == ("gathering", 2)
+                assert one["waiting"]["minimum"] == 2
+                assert one["reason"].startswith("0 of at least 2 nodes ready")
+                await asyncio.gather(a.next_round(BOOTSTRAP), b.next_round(BOOTSTRAP))
+                a.failed(Failure(FailureKind.EXCEPTION, "ValueError: no", 0))
+                await a.cause(10)
+                await asyncio.gather(a.next_round(BOOTSTRAP), b.next_round(BOOTSTRAP))
+                check_detail((await get(port, "/api/v1/runs/run"))[1])
+                few = (await get(port, "/api/v1/runs/run?members=1"))[1]
+                assert (len(few["members"]), few["members_total"]) == (1, 2)
+                assert (await get(port, "/api/v1/runs/run?members=x"))[0] == 400
+
+    run_clean(main)
+
+
+def check_detail(run: dict[str, Any]) -> None:
+    assert set(run) == DETAIL
+    assert (run["phase"], run["round"], run["size"]) == ("active", 2, 2)
+    assert run["settings"]["min_nodes"] == 2
+    assert run["bootstrap"] == str(BOOTSTRAP)
+    first, second = run["members"]
+    assert set(first) == MEMBER
+    assert [(m["name"], m["node_rank"], m["ranks"]) for m in (first, second)] == [
+        ("a", 0, [0]),
+        ("b", 1, [1]),
+    ]
+    assert (first["state"], first["link"], first["labels"]) == (
+        "active",
+        "connected",
+        {"zone": "z"},
+    )
+    ended, present = run["rounds"]
+    assert set(ended) == ROUND
+    assert ended["ended"] == "a worker failed on a: rank 0 failed (ValueError: no)"
+    assert (ended["change"]["kind"], ended["change"]["confirmed"]) == ("worker_failed", True)
+    assert ended["members"] == ["a", "b"]
+    assert 0 <= ended["active_s"] < 20
+    assert 0 <= ended["gathering_s"] < 20
+    assert (present["ended"], present["active_s"], present["restart_count"]) == ("", None, 1)
+
+
+@pytest.mark.parametrize("run_id", ["no", "%ff", "a%2Fb", "%7Bx%7D", "%20"])
+def test_a_run_that_is_not_here(run_id: str):
+    async def main() -> None:
+        async with served() as (_, port), opened(f"http://127.0.0.1:{port}", run_id="other"):
+            status, body, _ = await get(port, f"/api/v1/runs/{run_id}")
+            assert (status, body["hint"]) == (404, "runs on this coordinator: other")
+
+    run_clean(main)
+
+
+def test_a_run_is_closed_for_all():
+    async def main() -> None:
+        async with served() as (_, port):
+            endpoint = f"http://127.0.0.1:{port}"
+            async with opened(endpoint) as a:
+                await a.next_round(BOOTSTRAP)
+                path = "/api/v1/runs/run/close"
+                for bad in (b"[]", b"{", b'{"reason": 5}', b"\xff"):
+                    assert (await post(port, path, bad))[0] == 400
+                said = await post(port, path, b'{"reason": "maintenance"}')
+                assert said == (200, {"run_id": "run", "was_closed": False})
+                await until(lambda: a.closed, "the node was not told")
+                assert a.closed is not None
+                assert (a.closed.reason, a.closed.by) == (
+                    "maintenance",
+                    "operator at 127.0.0.1",
+                )
+                assert (await post(port, path))[1]["was_closed"] is True
+                run = (await get(port, "/api/v1/runs/run"))[1]
+                assert run["closed"]["reason"] == "maintenance"
+                assert run["rounds"][-1]["ended"].startswith("stopped: maintenance")
+                with pytest.raises(errors.RunClosedError, match="maintenance"):
+                    await node(endpoint).open()
+            assert (await post(port, "/api/v1/runs/no/close"))[0] == 404
+
+    run_clean(main)
+
+
+# -- who is no node --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\0" * 100, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), b"hello\r\n\r\n"],
+    ids=["zeros", "TLS", "text"],
+)
+def test_garbage_on_the_port_ends_its_own_connection_only(data: bytes):
+    async def main() -> None:
+        async with served() as (_, port), opened(f"http://127.0.0.1:{port}") as a:
+            assert (await raw(port, data)).startswith(b"HTTP/1.")
+            assert await a.next_round(BOOTSTRAP) is not None
+
+    run_clean(main)
+
+
+async def refusal_of(port: int, *frames: bytes | str) -> tuple[wire.Refused | None, int | None]:
+    """What a WebSocket client that sends these is refused with, and the closing code."""
+    url = f"ws://127.0.0.1:{port}{wire.ATTACH_PATH}"
+    found: wire.Refused | None = None
+    async with aiohttp.ClientSession() as http, http.ws_connect(url, max_msg_size=0) as ws:
+        for frame in frames:
+            send = ws.send_str(frame) if isinstance(frame, str) else ws.send_bytes(frame)
+            await send
+        async for message in ws:
+            decoded = wire.decode_from_coordinator(message.data)
+            if isinstance(decoded, wire.Refused):
+                found = decoded
+        return found, ws.close_code
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        ("hello",),
+        (b"",),
+        (b"\xff\xff",),
+        (wire.encode(wire.Heartbeat(stamp())),),
+        (attach(), attach()),
+        (attach(), "hello"),
+        (attach(), b"\xff"),
+    ],
+    ids=["text", "nothing", "garbage", "not attached", "twice", "text later", "garbage later"],
+)
+def test_what_a_node_would_not_send_is_refused_with_a_reason(frames: tuple[bytes | str, ...]):
+    async def main() -> None:
+        async with served() as (server, port):
+            refused, code = await refusal_of(port, *frames)
+            assert refused is not None
+            assert refused.refusal.code is RefusalCode.MALFORMED
+            assert code == 1008
+            await until(lambda: not server.hub.sessions, "the session is still there")
+
+    run_clean(main)
+
+
+def test_a_message_that_is_too_long_ends_the_connection():
+    async def main() -> None:
+        async with served() as (server, port), opened(f"http://127.0.0.1:{port}") as a:
+            with contextlib.suppress(ConnectionError):  # cut while it was being sent
+                assert await refusal_of(port, bytes(wire.MESSAGE_BYTES_MAX + 1)) == (None, 1009)
+            await until(lambda: len(server.hub.sessions) == 1, "the session is still there")
+            assert await a.next_round(BOOTSTRAP) is not None
+
+    run_clean(main)
+
+
+async def upgraded(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A WebSocket by hand, so that it can misbehave."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    writer.write(
+        f"GET {wire.ATTACH_PATH} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+    )
+    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+    return reader, writer
+
+
+def frame(payload: bytes) -> bytes:
+    """A binary frame, masked with zeros."""
+    assert len(payload) < 65_536
+    return b"\x82\xfe" + len(payload).to_bytes(2, "big") + bytes(4) + payload
+
+
+def test_half_a_message_and_then_nothing_is_not_waited_for():
+    async def main() -> None:
+        async with served(CoordinatorConfig(attach_timeout_s=0.3)) as (server, port):
+            reader, writer = await upgraded(port)
+            writer.write(frame(attach())[:20])
+            assert b"did not attach in time" in await reader.read()
+            writer.close()
+            await until(lambda: not server.hub.sessions, "the session is still there")
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /v1/attach HTTP/1.1\r\nHost: here\r\n"])
+def test_a_connection_that_never_asks_for_anything_is_cut(start: bytes):
+    """Each holds a descriptor, and with the last of those nobody could come in any more."""
+
+    async def main() -> None:
+        async with served(CoordinatorConfig(attach_timeout_s=0.2)) as (server, port):
+            _, writer = await upgraded(port)
+            writer.write(frame(attach()))
+            reader, mute = await asyncio.open_connection("127.0.0.1", port)
+            mute.write(start)
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            mute.close()
+            assert server.hub.runs["run"].attached_count == 1  # who asked for something stays
+            writer.close()
+
+    run_clean(main)
+
+
+def test_a_peer_that_never_answers_the_closing_handshake_is_cut(monkeypatch):
+    monkeypatch.setattr(serving, "CLOSE_TIMEOUT_S", 0.3)
+
+    async def main() -> None:
+        async with served() as (server, port):
+            reader, writer = await upgraded(port)
+            writer.write(frame(b"\xff"))
+            await until(lambda: not server.hub.sessions, "the session is still there")
+            await reader.read()  # until the coordinator has closed the connection
+            writer.close()
+
+    run_clean(main)
+
+
+def test_a_peer_that_does_not_read_is_cut(monkeypatch):
+    monkeypatch.setattr(serving, "CLOSE_TIMEOUT_S", 0.3)
+
+    async def main() -> None:
+        async with served(CoordinatorConfig(backlog_bytes_max=2**30)) as (server, port):
+            _, writer = await upgraded(port)
+            writer.write(frame(attach()))
+            await until(lambda: server.hub.runs and server.hub.runs["run"].attached_count, "none")
+            (session,) = server.hub.sessions.values()
+            session.send(bytes(50 * 1024**2))
+            assert session.outlet.backlog_bytes() > 1024**2
+            session.close("enough")
+            await until(lambda: not server.hub.sessions, "the session is still there", 5.0)
+            writer.close()
+
+    run_clean(main)
+
+
+def test_closing_the_coordinator_is_bounded_whatever_its_peers_do(monkeypatch):
+    monkeypatch.setattr(serving, "CLOSE_TIMEOUT_S", 0.5)
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        async with served(CoordinatorConfig(backlog_bytes_max=2**30)) as (server, port):
+            writers = [(await upgraded(port))[1] for _ in range(3)]
+            writers.append((await asyncio.open_connection("127.0.0.1", port))[1])
+            writers[0].write(frame(attach()))
+            await until(lambda: server.hub.runs and server.hub.runs["run"].attached_count, "none")
+            for session in server.hub.sessions.values():
+                session.send(bytes(20 * 1024**2))
+            began_s = loop.time()
+            await server.aclose()
+            await server.aclose()
+            took_s = loop.time() - began_s
+            for writer in writers:
+                writer.close()
+            return took_s
+
+    assert run_clean(main) < 5.0
+
+
+def test_a_coordinator_that_cannot_start_leaves_nothing_open(monkeypatch):
+    async def main() -> None:
+        async def fails(site: object) -> None:
+            raise OSError("no")
+
+        monkeypatch.setattr(web.SockSite, "start", fails)
+        with pytest.raises(OSError, match="no"):
+            async with served():
+                pytest.fail("it started")
+
+    run_clean(main)

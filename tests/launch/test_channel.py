@@ -1,0 +1,231 @@
+"""The agent's local socket and a worker's side of it, back to back over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from rallypoint import errors
+from rallypoint.client.node import Node, Round
+from rallypoint.client.worker import WorkerSource, socket_address
+from rallypoint.client.world import Run
+from rallypoint.core.store import Get, Set, StoreOp
+from rallypoint.core.values import (
+    Address,
+    Change,
+    ChangeKind,
+    CloseRecord,
+    Outcome,
+    RoundHead,
+    RoundMember,
+    Seat,
+)
+from rallypoint.launch import channel
+from rallypoint.launch.channel import Channel, Requests
+from rallypoint.settings import WorkerChannel
+from rallypoint.wire import local
+
+MEMBER = RoundMember("a", 1, "host", (), 2)
+LOST = Change(ChangeKind.NODE_LOST, 1, ("b",), 1)
+
+
+def a_round(number: int = 1) -> Round:
+    head = RoundHead(number, 1, 1, 2, Address("127.0.0.1", 1), "digest")
+    return Round(head, Seat(0, 0, 2))
+
+
+class FakeNode:
+    """What the channel needs of a node. Calls are answered by `answer`."""
+
+    def __init__(self) -> None:
+        self.info = SimpleNamespace(name="a")
+        self.round: Round | None = a_round()
+        self.change: Change | None = None
+        self.closed: CloseRecord | None = None
+        self.calls: list[StoreOp] = []
+        self.answer: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0, b"value")
+
+    async def call(self, op: StoreOp, timeout_s: float | None) -> object:
+        self.calls.append(op)
+        return await self.answer()
+
+    async def members(self) -> tuple[RoundMember, ...]:
+        return (MEMBER,)
+
+
+class Setup:
+    def __init__(self) -> None:
+        self.node = FakeNode()
+        self.asked: list[object] = []
+        self.channel = Channel(
+            cast(Node, self.node),
+            Requests(
+                lambda: self.asked.append("regroup"),
+                self.asked.append,
+                lambda outcome, reason: self.asked.append((outcome, reason)),
+            ),
+        )
+        self.sources: list[WorkerSource] = []
+
+    def told(self, number: int = 1, **changed: Any) -> WorkerChannel:
+        """What a worker's environment says."""
+        told = WorkerChannel(
+            agent=self.channel.path,
+            secret=self.channel.secret,
+            run_id="test",
+            node="a",
+            round=number,
+            term=1,
+            rank=1,
+            local_rank=1,
+            world_size=2,
+            local_world_size=2,
+            node_rank=0,
+            nodes=1,
+        )
+        return msgspec.structs.replace(told, **changed)
+
+    async def worker(self, **changed: Any) -> WorkerSource:
+        source = await WorkerSource.open(self.told(**changed))
+        self.sources.append(source)
+        return source
+
+
+@asynccontextmanager
+async def setup() -> AsyncIterator[Setup]:
+    made = Setup()
+    await made.channel.start()
+    made.channel.begin_round(a_round())
+    try:
+        async with asyncio.timeout(20):
+            yield made
+    finally:
+        for source in made.sources:
+            await source.aclose()
+        await made.channel.aclose()
+
+
+def test_calls_members_and_requests_reach_the_agent() -> None:
+    async def scenario() -> None:
+        async with setup() as made:
+            worker = await made.worker()
+            assert await worker.call(Get("key"), 1.0) == b"value"
+            assert made.node.calls == [Get("key")]
+            assert await worker.members() == (MEMBER,)
+            await worker.leave("enough")
+            closing = asyncio.ensure_future(worker.close(Outcome.SUCCEEDED, "trained"))
+            await worker.members()
+            assert made.asked == ["enough", (Outcome.SUCCEEDED, "trained")]
+            made.channel.end_run(CloseRecord(Outcome.SUCCEEDED, "trained"))
+            assert (await closing).reason == "trained"
+            assert await worker.next_world(None) is None
+
+    asyncio.run(scenario())
+
+
+def test_a_round_that_ended_before_there_was_a_world_is_seen_by_it() -> None:
+    async def scenario() -> None:
+        async with setup() as made:
+            made.node.change = LOST
+            run = Run(await made.worker())
+            world = await run.next_world()
+            assert world is not None
+            assert world.change == LOST
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("wrong", [{"secret": "guessed"}, {"number": 2}])
+def test_who_is_no_worker_of_the_round_is_refused(wrong: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        async with setup() as made:
+            with pytest.raises(errors.UnreachableError, match="no worker of round"):
+                await made.worker(**wrong)
+
+    asyncio.run(scenario())
+
+
+def test_bytes_that_are_no_message_end_the_connection() -> None:
+    async def scenario() -> None:
+        async with setup() as made:
+            address = socket_address(made.channel.path)
+            reader, writer = await asyncio.open_unix_connection(address)
+            writer.write(b"\0\0\0\3xyz")
+            assert b"denied" in await reader.read()
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_stranger_cannot_make_the_agent_hold_much() -> None:
+    """Any process of the machine can connect: only a worker may send what is long."""
+
+    async def scenario() -> None:
+        async with setup() as made:
+            reader, writer = await asyncio.open_unix_connection(socket_address(made.channel.path))
+            writer.write(local.LENGTH.pack(local.HELLO_BYTES_MAX + 1))
+            assert b"denied" in await reader.read()
+            writer.close()
+            worker = await made.worker()
+            long = Set("key", bytes(1024**2))
+            await worker.call(long, 1.0)
+            assert made.node.calls == [long]
+
+    asyncio.run(scenario())
+
+
+def test_who_says_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "HELLO_TIMEOUT_S", 0.1)
+
+    async def scenario() -> None:
+        async with setup() as made:
+            worker = await made.worker()
+            reader, writer = await asyncio.open_unix_connection(socket_address(made.channel.path))
+            assert await reader.read() == b""
+            writer.close()
+            assert await worker.call(Get("key"), 1.0) == b"value"  # who has said hello stays
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_of_an_earlier_round_is_cut_off() -> None:
+    async def scenario() -> None:
+        async with setup() as made:
+            old = await made.worker()
+            waiting: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+            made.node.answer = lambda: waiting
+            call = asyncio.ensure_future(old.call(Get("key"), 10.0))
+            while not made.node.calls:  # noqa: ASYNC110 - the fake sets no event
+                await asyncio.sleep(0)
+            made.node.round = a_round(2)
+            made.channel.begin_round(a_round(2))
+            with pytest.raises(errors.CoordinatorLostError):
+                await call
+            assert waiting.cancelled()
+            with pytest.raises(errors.CoordinatorLostError):
+                await old.call(Get("key"), 10.0)
+            assert len(made.node.calls) == 1
+
+    asyncio.run(scenario())
+
+
+def test_an_error_is_explained_by_a_confirmed_end_only() -> None:
+    async def scenario() -> None:
+        async with setup() as made:
+            worker = await made.worker()
+            error = ValueError("mine")
+            assert not await worker.is_explained(error, 1)
+            made.channel.end_round(msgspec.structs.replace(LOST, confirmed=False))
+            await worker.members()  # answered after the change was told
+            assert not await worker.is_explained(error, 1)
+            made.channel.end_round(LOST)
+            await worker.members()
+            assert await worker.is_explained(error, 1)
+
+    asyncio.run(scenario())

@@ -1,0 +1,76 @@
+"""What the agent waits for, and how long a cause may take to be told."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+from rallypoint.core.values import Failure, FailureKind
+from rallypoint.launch.bell import Bell, new_event_loop
+from rallypoint.launch.work import outranks, worst_first
+
+
+def failure(kind: FailureKind, message: str = "") -> Failure:
+    return Failure(kind, message)
+
+
+def test_failures_are_in_the_order_of_precedence_and_then_as_they_came() -> None:
+    kinds = (
+        FailureKind.COMMUNICATION,
+        FailureKind.EXCEPTION,
+        FailureKind.SIGNAL,
+        FailureKind.EXCEPTION,
+    )
+    found = worst_first([failure(kind, str(i)) for i, kind in enumerate(kinds)])
+    assert [each.message for each in found] == ["2", "1", "3", "0"]
+
+
+def test_only_what_says_more_outranks() -> None:
+    exception = failure(FailureKind.EXCEPTION)
+    assert outranks(exception, [])
+    assert outranks(exception, [failure(FailureKind.COMMUNICATION)])
+    assert not outranks(exception, [exception])
+    assert not outranks(exception, [failure(FailureKind.SIGNAL)])
+
+
+def test_a_bell_wakes_all_who_wait_and_each_looks_for_itself() -> None:
+    async def scenario() -> None:
+        bell, seen = Bell(), list[int]()
+
+        async def wait_for(count: int) -> None:
+            assert await bell.until(lambda: len(rings) >= count)
+            seen.append(count)
+
+        rings: list[int] = []
+        waiters = [asyncio.create_task(wait_for(count)) for count in (3, 1, 2)]
+        for number in range(3):
+            await asyncio.sleep(0)
+            rings.append(number)
+            bell.ring()
+        await asyncio.wait_for(asyncio.gather(*waiters), 10)
+        assert sorted(seen) == [1, 2, 3]
+        assert not await bell.until(lambda: False, 0.01)
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_hangs_does_not_keep_the_loop_from_ending() -> None:
+    hangs = threading.Event()
+
+    async def scenario() -> None:
+        try:
+            async with asyncio.timeout(0.01):
+                await asyncio.to_thread(hangs.wait)
+        except TimeoutError:
+            pass
+        # Python waits at exit for every thread that is none.
+        assert await asyncio.to_thread(lambda: threading.current_thread().daemon)
+
+    started_s = time.monotonic()
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(scenario())
+        assert time.monotonic() - started_s < 10
+    finally:
+        hangs.set()

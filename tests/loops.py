@@ -1,0 +1,105 @@
+"""Running a test's coroutine so that whatever it leaves open fails it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from rallypoint.client.node import Node
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.core.values import Address, RunSettings
+from rallypoint.settings import NodeSettings, parse_endpoint
+
+T = TypeVar("T")
+BOOTSTRAP = Address("127.0.0.1", 29_500)
+
+
+def run_clean(main: Callable[[], Coroutine[Any, Any, T]], limit_s: float = 30.0) -> T:
+    """Run it in a loop of its own. No task and no socket may be left; nothing may take longer."""
+
+    async def whole() -> T:
+        before = open_sockets()
+        async with asyncio.timeout(limit_s):
+            result = await main()
+            # A connection that is closing takes a few turns of the loop more.
+            await until(lambda: len(asyncio.all_tasks()) == 1, "tasks are left")
+            await until(lambda: not open_sockets() - before, "sockets are left open")
+        return result
+
+    result = asyncio.run(whole())
+    gc.collect()  # so that a ResourceWarning is this test's
+    return result
+
+
+def open_sockets() -> set[str]:
+    """The sockets of this process. Empty where the system does not list them."""
+    found: set[str] = set()
+    for entry in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(entry)  # noqa: PTH115
+            if target.startswith("socket:"):
+                found.add(target)
+    return found
+
+
+async def until(is_so: Callable[[], object], what: str, limit_s: float = 20.0) -> None:
+    """Look until something is so."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limit_s):
+            while not is_so():  # noqa: ASYNC110 - what is looked at tells nobody
+                await asyncio.sleep(0.002)
+    assert is_so(), what
+
+
+def free_port() -> int:
+    """A port that was free a moment ago, on 127.0.0.1 and ::1."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextlib.asynccontextmanager
+async def served(
+    config: CoordinatorConfig | None = None, host: str = "127.0.0.1"
+) -> AsyncIterator[tuple[CoordinatorServer, int]]:
+    """A coordinator on loopback, and its port."""
+    sock = bind(host, 0)
+    port = sock.getsockname()[1]
+    async with CoordinatorServer(config) as server:
+        await server.start([sock])
+        yield server, port
+
+
+def node(endpoint: str, run: RunSettings | None = None, run_id: str = "run", **own: Any) -> Node:
+    """A node that has yet to be opened."""
+    settings = NodeSettings(endpoint=parse_endpoint(endpoint), run_id=run_id, **own)
+    return Node(settings, run or RunSettings(max_restarts=None))
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    endpoint: str, run: RunSettings | None = None, run_id: str = "run", **own: Any
+) -> AsyncIterator[Node]:
+    """A node that is attached, and says goodbye at the end."""
+    found = node(endpoint, run, run_id, **own)
+    await found.open()
+    try:
+        yield found
+    finally:
+        found.goodbye("the test is over")
+        await found.aclose(linger=False)
+
+
+needs_ipv6 = pytest.mark.skipif(
+    not socket.has_dualstack_ipv6() or not Path("/proc/net/if_inet6").exists(),
+    reason="this machine has no IPv6",
+)
