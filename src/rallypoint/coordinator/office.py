@@ -30,7 +30,10 @@ class Runs(Protocol):
     """Who has the runs: told what becomes of them. Called from the office's loop."""
 
     def won(self, run_id: str, register: e.RunRegister) -> None:
-        """The run is this process's; its register is as the last owner left it."""
+        """The run is this process's; its register is as the last owner left it.
+
+        Told again when a node asks for a run that was won but not begun.
+        """
 
     def elsewhere(self, run_id: str, addresses: tuple[Address, ...]) -> None:
         """Another process owns the run."""
@@ -221,6 +224,8 @@ class Office:
         known = self._elsewhere.get(run_id)
         if claim.state is e.ClaimState.ELSEWHERE and known is not None:
             self._runs.elsewhere(run_id, known)
+        if claim.state is e.ClaimState.OWNED and claim.register is not None:
+            self._runs.won(run_id, claim.register)  # It was won, but could not be begun.
         self._do(run_id, claim.want(now_s))
 
     def reached(self, run_id: str) -> None:

@@ -56,10 +56,9 @@ class SharedRuns:
         self._config = config
         self._ledger = ledger
         self._own_node = config.own_node
-        self._only_run = config.only_run
         self._hub: Hub | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_suspended = ""
+        self._taking: set[str] = set()
 
     # -- its life ------------------------------------------------------------------------------
 
@@ -156,16 +155,16 @@ class SharedRuns:
     # -- what the office tells -----------------------------------------------------------------
 
     def won(self, run_id: str, register: RunRegister) -> None:
-        """The run is this coordinator's."""
-        self._spawn(self._take_over(run_id, register))
+        """The run is this coordinator's. Told again while nobody has begun it."""
+        if run_id not in self._taking:
+            self._taking.add(run_id)
+            self._spawn(self._take_over(run_id, register))
 
     async def _take_over(self, run_id: str, register: RunRegister) -> None:
         """Seal the round's log, and begin with what is in it."""
-        run = self._run(run_id)
-        if run is None and self._hub is not None and run_id == self._only_run:
-            run = self._hub.open_run(run_id)  # A candidate's: its nodes will find it here.
-        if run is None:
-            return
+        assert self._hub is not None
+        # Its nodes may not be here yet: a claim that was turned down goes on to watch the owner.
+        run = self._hub.open_run(run_id)
         try:
             records = await self._sealed_records(run_id, register)
             if self._run(run_id) is run and not run.is_claimed:
@@ -173,6 +172,8 @@ class SharedRuns:
                 _log.info("run %s: coordinated here from term %d on", run_id, register.term)
         except UnreadableLogError as error:
             self.unreadable(run_id, str(error))
+        finally:
+            self._taking.discard(run_id)
 
     async def _sealed_records(self, run_id: str, register: RunRegister) -> list[bytes]:
         """R5: after the seal, nothing that the former owner still writes can be in the log."""

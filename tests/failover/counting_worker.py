@@ -1,0 +1,56 @@
+"""A worker that counts in its round's store, and writes down every answer that it was given.
+
+    FAILOVER_LOG=file python counting_worker.py [PAUSE_FILE [FAIL_FILE]]
+
+While PAUSE_FILE is there it adds nothing; once FAIL_FILE is, it takes that away and fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import rallypoint
+
+EVERY_S = 0.1
+_fd = os.open(os.environ["FAILOVER_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+
+
+def note(event: str, **more: Any) -> None:
+    """One line of JSON, at once."""
+    line = {"event": event, "at_s": time.monotonic(), "pid": os.getpid(), **more}
+    os.write(_fd, json.dumps(line).encode() + b"\n")
+
+
+def count(world: rallypoint.World, pause: Path, fail: Path) -> None:
+    is_paused = False
+    while world.change is None:
+        if fail.exists():
+            fail.unlink()
+            raise ValueError("asked to fail")
+        if pause.exists() != is_paused:
+            is_paused = not is_paused
+            note("paused" if is_paused else "resumed")
+        if not is_paused:
+            note("asked", round=world.number)
+            note("added", round=world.number, value=world.store.add("total", 1))
+        time.sleep(EVERY_S)
+
+
+def main(pause: Path, fail: Path) -> None:
+    run = rallypoint.join()
+    for world in run.worlds():
+        told = {"term": world.term, "round": world.number, "restarts": world.restart_count}
+        with world:
+            members = [member.name for member in world.members]
+            note("working", rank=world.rank, size=world.size, members=members, **told)
+            count(world, pause, fail)
+
+
+if __name__ == "__main__":
+    paths = [Path(each) for each in sys.argv[1:]]
+    main(*paths, *[Path("/nonexistent")] * (2 - len(paths)))

@@ -1,0 +1,260 @@
+"""Coordinators and agents as real processes, what they wrote down, and what must be true of it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.agent.processes import Machine, Process, free_port, wait_until
+
+HERE = Path(__file__).parent
+AGENT = HERE / "logged_agent.py"
+WORKER = HERE / "counting_worker.py"
+SERVES_WITHIN_S = 5.0
+ALL_WITHIN_S = 8.0
+PATIENCE_S = 60.0
+"""For what has no bound of its own, on a machine that does much else."""
+
+Event = dict[str, Any]
+
+
+class Log:
+    """Lines of JSON that others append to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read_bytes = 0
+        self._events: list[Event] = []
+
+    def events(self, kind: str, since_s: float = 0.0, **wanted: object) -> list[Event]:
+        self._read()
+        return [
+            each
+            for each in self._events
+            if each["event"] == kind
+            and each["at_s"] >= since_s
+            and all(each[name] == value for name, value in wanted.items())
+        ]
+
+    def _read(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._read_bytes)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read_bytes += len(whole)
+        self._events += [json.loads(line) for line in whole.splitlines()]
+
+
+class Replica:
+    """One `rallypoint serve --ledger`, or a program that is one with a fault in it."""
+
+    def __init__(self, process: Process, port: int) -> None:
+        self.process = process
+        self.port = port
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.popen.poll() is None
+
+    def picture(self, run_id: str, timeout_s: float = 2.0) -> Event | None:
+        """What it says of the run; None if it has not got it, or does not answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            connection.request("GET", f"/api/v1/runs/{run_id}")
+            answer = connection.getresponse()
+            if answer.status == 200:
+                picture: Event = json.loads(answer.read())
+                return picture
+        return None
+
+
+class Agent:
+    """One `rallypoint run` with one counting worker."""
+
+    def __init__(self, name: str, process: Process, log: Log) -> None:
+        self.name = name
+        self.process = process
+        self.log = log
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.popen.poll() is None
+
+    def first(self, kind: str, since_s: float = 0.0, **wanted: object) -> Event | None:
+        found = self.log.events(kind, since_s, **wanted)
+        return found[0] if found else None
+
+    def last(self, kind: str) -> Event:
+        return self.log.events(kind)[-1]
+
+    def kill_with_worker(self) -> None:
+        """As when a machine is lost."""
+        self.process.signal(signal.SIGKILL)
+        self.process.popen.wait()
+
+
+class Fleet:
+    """One run's coordinators and agents. `ledger` is what `serve --ledger` takes, if any."""
+
+    def __init__(self, folder: Path, ledger: str, endpoint: str, run_id: str = "job") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.machine = Machine(folder)
+        self.folder = folder
+        self.ledger = ledger
+        self.endpoint = endpoint
+        self.run_id = run_id
+        self.replicas: list[Replica] = []
+        self.agents: list[Agent] = []
+        self.pause = folder / "pause"
+        self.fail = folder / "fail"
+
+    # -- starting ------------------------------------------------------------------------------
+
+    def serve(self, program: Sequence[str] = (), port: int | None = None) -> Replica:
+        """A coordinator, once it listens. `program`: instead of `rallypoint`, what to run."""
+        port = port or free_port()
+        code = ("-c", "from rallypoint.cli.main import main; main()")
+        name = f"replica{len(self.replicas)}"
+        argv = [sys.executable, *(program or code), "serve", "--port", str(port)]
+        process = self._process([*argv, "--ledger", self.ledger], name, {})
+        process.line("coordinates at")
+        replica = Replica(process, port)
+        self.replicas.append(replica)
+        return replica
+
+    def start(
+        self, count: int, nnodes: str | None = None, *options: str, **env: str
+    ) -> list[Agent]:
+        """More agents, all at once."""
+        started = []
+        for _ in range(count):
+            name = f"node{len(self.agents)}"
+            log = Log(self.folder / f"{name}.jsonl")
+            argv = [sys.executable, str(AGENT), "run", "--node-name", name]
+            argv += ["--nnodes", nnodes or str(count), "--endpoint", self.endpoint]
+            argv += ["--run-id", self.run_id, *options]
+            argv += [str(WORKER), str(self.pause), str(self.fail)]
+            process = self._process(argv, name, {"FAILOVER_LOG": str(log.path), **env})
+            started.append(Agent(name, process, log))
+            self.agents.append(started[-1])
+        return started
+
+    def _process(self, argv: list[str], name: str, env: dict[str, str]) -> Process:
+        process = Process(argv, self.machine.env | env, self.folder, name)
+        self.machine.processes.append(process)
+        return process
+
+    def close(self) -> None:
+        self.machine.close()
+
+    # -- who is there --------------------------------------------------------------------------
+
+    @property
+    def living(self) -> list[Agent]:
+        return [agent for agent in self.agents if agent.is_alive]
+
+    def owner(self) -> Replica:
+        """The coordinator that has the nodes."""
+        return self.replicas[self._owner_index()]
+
+    def _owner_index(self) -> int:
+        found: list[int] = []
+
+        def look() -> bool:
+            pictures = [r.picture(self.run_id) if r.is_alive else None for r in self.replicas]
+            found[:] = [i for i, each in enumerate(pictures) if each and each["attached"]]
+            return len(found) == 1
+
+        wait_until(look, PATIENCE_S)
+        return found[0]
+
+    def status(self) -> Event:
+        """What `rallypoint status` has for it."""
+        picture = self.owner().picture(self.run_id)
+        assert picture is not None
+        return picture
+
+    def at_work(self, round: int, agents: Iterable[Agent] | None = None) -> list[Event]:
+        """Wait until these agents' workers are in the round; what they said then."""
+        those = list(self.living if agents is None else agents)
+        self.wait(lambda: all(each.first("working", round=round) for each in those))
+        return [each.log.events("working", round=round)[-1] for each in those]
+
+    def wait(self, what: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
+        try:
+            wait_until(what, within_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.told()}") from None
+
+    def told(self) -> str:
+        """The last lines of everybody, for whoever reads a failure."""
+        those = [r.process for r in self.replicas] + [a.process for a in self.agents]
+        return "\n".join(f"-- {p.name}\n" + "\n".join(p.lines[-12:]) for p in those)
+
+    # -- what must be true ---------------------------------------------------------------------
+
+    def all_attached_since(
+        self, since_s: float, agents: Iterable[Agent] | None = None
+    ) -> tuple[float, float]:
+        """Wait until all are attached anew; when the first and the last one were, in seconds."""
+        those = list(self.living if agents is None else agents)
+        self.wait(lambda: all(each.first("attached", since_s) for each in those))
+        times = [e["at_s"] - since_s for a in those if (e := a.first("attached", since_s))]
+        return min(times), max(times)
+
+    def counts_since(self, since_s: float, agents: Iterable[Agent] | None = None) -> None:
+        """Wait until a write of each that was asked for after this moment is acknowledged."""
+        those = list(self.living if agents is None else agents)
+
+        def has_counted(agent: Agent) -> bool:
+            asked = agent.first("asked", since_s)
+            return asked is not None and agent.first("added", asked["at_s"]) is not None
+
+        self.wait(lambda: all(map(has_counted, those)))
+
+    def check_counter(self, round: int) -> int:
+        """R10, R11: every acknowledged write is there once. Returns how many there were."""
+        self.pause.touch()
+        try:
+            paused_s = time.monotonic()
+            those = self.living
+            self.wait(lambda: all(each.first("paused", paused_s) for each in those))
+            values = sorted(
+                e["value"] for a in self.agents for e in a.log.events("added", round=round)
+            )
+            twice = [value for value, times in Counter(values).items() if times > 1]
+            assert not twice, f"counted back: {twice[:10]}"
+            if all(agent.is_alive for agent in self.agents):
+                # Nothing is under way, so what was acknowledged is all there is.
+                assert values == list(range(1, len(values) + 1)), "a write was lost or made twice"
+            for agent in self.agents:
+                own = [e["value"] for e in agent.log.events("added", round=round)]
+                assert own == sorted(own), f"{agent.name} was told a lower value than before"
+        finally:
+            self.pause.unlink()
+        return len(values)
+
+    def check_rounds(self) -> None:
+        """R1, R2, R13: one member table for a number; tokens grow on every worker and node."""
+        tables: dict[int, tuple[str, ...]] = {}
+        for agent in self.agents:
+            told = agent.log.events("working")
+            for each in told:
+                table = tuple(each["members"])
+                assert tables.setdefault(each["round"], table) == table
+            for kind in ("working", "formed"):
+                tokens = [(e["term"], e["round"]) for e in agent.log.events(kind)]
+                assert all(a < b for a, b in zip(tokens, tokens[1:], strict=False)), tokens
+
+    def worker_pids(self) -> list[int]:
+        return [agent.last("working")["pid"] for agent in self.living]

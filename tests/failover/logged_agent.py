@@ -1,0 +1,53 @@
+"""`rallypoint`, as it is, with a node that writes down when it was attached, and by which term.
+
+FAILOVER_LOG=file python logged_agent.py run ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from rallypoint.cli.main import main
+from rallypoint.client import machine as m
+from rallypoint.client.node import Node
+from rallypoint.launch import agent
+from rallypoint.wire import messages as wire
+
+_fd = os.open(os.environ["FAILOVER_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+
+
+def note(event: str, **more: Any) -> None:
+    """One line of JSON, at once."""
+    line = {"event": event, "at_s": time.monotonic(), **more}
+    os.write(_fd, json.dumps(line).encode() + b"\n")
+
+
+class LoggedNode(Node):
+    """A node that writes what its machine decides."""
+
+    def _act(self, actions: list[m.Action]) -> None:
+        super()._act(actions)
+        for action in actions:
+            self._note(action)
+
+    def _note(self, action: m.Action) -> None:
+        stamp = self._machine.stamp
+        match action:
+            case m.Attached():
+                hosts = self.hosted is not None
+                note("attached", term=stamp.term, round=stamp.round, hosts=hosts)
+            case m.RoundFormed():
+                head = action.head
+                note("formed", term=head.term, round=head.number, digest=head.digest)
+            case m.RoundEnded():
+                note("ended", round=action.change.round, kind=str(action.change.kind))
+            case m.Send(message=wire.Ready()):
+                note("ready", term=stamp.term, round=stamp.round)
+
+
+if __name__ == "__main__":
+    vars(agent)["Node"] = LoggedNode
+    main()

@@ -1,0 +1,98 @@
+"""Eight agents and two `rallypoint serve` that share a ledger: whatever becomes of those two, the
+workers do not feel it.
+
+One run for all tests of an engine: starting eight agents takes longer than most of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.agent.processes import SRC, wait_until
+from tests.failover.fleet import ALL_WITHIN_S, SERVES_WITHIN_S, Fleet
+
+NODES = 8
+FROZEN_S = 20.0
+HANDED_OVER_WITHIN_S = 2.0
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def running(engine: Callable[[], Fleet]) -> Iterator[Fleet]:
+    """All eight in round 1, each with its worker at work."""
+    fleet = engine()
+    try:
+        fleet.serve()
+        fleet.serve()
+        fleet.start(NODES)
+        fleet.at_work(1)
+        yield fleet
+    finally:
+        fleet.close()
+
+
+@pytest.fixture
+def fleet(running: Fleet) -> Fleet:
+    """With both coordinators, and all nodes attached."""
+    while sum(replica.is_alive for replica in running.replicas) < 2:
+        running.serve()
+    running.wait(lambda: running.status()["attached"] == NODES)
+    return running
+
+
+def the_round_goes_on(fleet: Fleet, since_s: float, pids: list[int]) -> None:
+    """Round 1, its workers and what they were acknowledged are as they were, and it goes on."""
+    fleet.counts_since(since_s)
+    assert fleet.worker_pids() == pids
+    assert not any(agent.first("ended") for agent in fleet.agents)
+    status = fleet.status()
+    assert (status["round"], status["phase"], status["attached"]) == (1, "active", NODES)
+    assert fleet.check_counter(1) > 0
+    fleet.check_rounds()
+
+
+def test_the_owner_is_killed(fleet: Fleet) -> None:
+    owner, pids = fleet.owner(), fleet.worker_pids()
+    killed_s = time.monotonic()
+    owner.process.signal(signal.SIGKILL)
+    owner.process.popen.wait()
+    first_s, last_s = fleet.all_attached_since(killed_s)
+    assert first_s < SERVES_WITHIN_S
+    assert last_s < ALL_WITHIN_S
+    the_round_goes_on(fleet, killed_s, pids)
+
+
+def test_the_owner_is_frozen_and_thaws(fleet: Fleet) -> None:
+    owner, pids = fleet.owner(), fleet.worker_pids()
+    frozen_s = time.monotonic()
+    fleet.machine.freeze(owner.process.pid)
+    fleet.wait(lambda: all(agent.first("attached", frozen_s) for agent in fleet.agents))
+    term = fleet.agents[0].last("attached")["term"]
+    time.sleep(max(0.0, FROZEN_S - (time.monotonic() - frozen_s)))
+    thawed_s = time.monotonic()
+    fleet.machine.thaw(owner.process.pid)
+    owner.process.rewind()
+    # R5: it learns that the run is another's, and neither its bytes nor its swaps change anything.
+    owner.process.line("lost its office|has been deposed")
+    fleet.wait(lambda: not (owner.picture(fleet.run_id) or {"attached": 0})["attached"])
+    fleet.counts_since(thawed_s)
+    assert {agent.last("attached")["term"] for agent in fleet.agents} == {term}
+    the_round_goes_on(fleet, thawed_s, pids)
+
+
+def test_the_owner_is_asked_to_end(fleet: Fleet) -> None:
+    owner, pids = fleet.owner(), fleet.worker_pids()
+    asked_s = time.monotonic()
+    owner.process.signal(signal.SIGTERM)
+    _, last_s = fleet.all_attached_since(asked_s)
+    assert last_s < HANDED_OVER_WITHIN_S
+    assert owner.process.code() == 0
+    the_round_goes_on(fleet, asked_s, pids)
