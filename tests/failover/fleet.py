@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import signal
 import sys
@@ -254,7 +255,7 @@ class Fleet:
                 assert tables.setdefault(each["round"], table) == table
             for kind in ("working", "formed"):
                 tokens = [(e["term"], e["round"]) for e in agent.log.events(kind)]
-                assert all(a < b for a, b in zip(tokens, tokens[1:], strict=False)), tokens
+                assert all(a < b for a, b in itertools.pairwise(tokens)), tokens
 
     def worker_pids(self) -> list[int]:
         return [agent.last("working")["pid"] for agent in self.living]

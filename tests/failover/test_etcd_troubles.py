@@ -1,0 +1,92 @@
+"""A member of etcd dies, or all of it goes silent: what a job with replicas makes of that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.failover.conftest import etcd_fleet
+from tests.failover.fleet import Fleet
+from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess
+
+NODES = 4
+AWAY_S = 10.0
+SETTLED_S = 2.0
+"""After this long nothing can be under way any more that was asked of etcd before."""
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def running(three_etcd: EtcdCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    fleet = etcd_fleet(three_etcd, tmp_path_factory.mktemp("fleet"))
+    try:
+        fleet.serve()
+        fleet.serve()
+        fleet.start(NODES)
+        fleet.at_work(1)
+        yield fleet
+    finally:
+        fleet.close()
+
+
+def nothing_has_happened(fleet: Fleet, pids: list[int]) -> None:
+    assert fleet.worker_pids() == pids
+    assert not any(agent.first("ended") for agent in fleet.agents)
+    status = fleet.status()
+    assert (status["round"], status["phase"], status["attached"]) == (1, "active", NODES)
+    fleet.check_counter(1)
+    fleet.check_rounds()
+
+
+def kill(fleet: Fleet, cluster: EtcdCluster, member: EtcdProcess) -> None:
+    """Kill a member, see that the job goes on, and start the member again."""
+    pids, killed_s = fleet.worker_pids(), time.monotonic()
+    member.kill()
+    try:
+        fleet.counts_since(killed_s)
+        time.sleep(SETTLED_S)  # a lease that is not renewed would end within its ttl
+        fleet.counts_since(time.monotonic())
+        nothing_has_happened(fleet, pids)
+    finally:
+        member.start()
+        cluster.wait_until_ready()
+
+
+def test_a_member_is_killed(running: Fleet, three_etcd: EtcdCluster) -> None:
+    leader = three_etcd.leader()
+    kill(running, three_etcd, next(m for m in three_etcd.members if m is not leader))
+
+
+def test_the_leader_is_killed(running: Fleet, three_etcd: EtcdCluster) -> None:
+    kill(running, three_etcd, three_etcd.leader())
+
+
+def test_all_of_etcd_is_away(running: Fleet, three_etcd: EtcdCluster) -> None:
+    fleet, pids = running, running.worker_pids()
+    frozen_s = time.monotonic()
+    try:
+        for member in three_etcd.members:
+            member.freeze()
+        fleet.wait(lambda: fleet.status()["phase"] == "suspended")
+        endpoint = f"http://127.0.0.1:{fleet.owner().port}"
+        shown = fleet.machine.command("status", fleet.run_id, "--endpoint", endpoint).ends(0)
+        assert "suspended" in shown.lower()
+        assert "the ledger has not answered" in shown
+        time.sleep(max(0.0, AWAY_S - (time.monotonic() - frozen_s)))
+        assert fleet.worker_pids() == pids
+        assert not any(agent.first("ended") for agent in fleet.agents)
+    finally:
+        thawed_s = time.monotonic()
+        for member in three_etcd.members:
+            member.thaw()
+    # R10: what cannot be written is not acknowledged.
+    for agent in fleet.agents:
+        told = agent.log.events("added", frozen_s + SETTLED_S)
+        assert not told or told[0]["at_s"] > thawed_s
+    fleet.counts_since(thawed_s)
+    fleet.wait(lambda: fleet.status()["phase"] == "active")
+    fleet.wait(lambda: fleet.status()["attached"] == NODES)
+    nothing_has_happened(fleet, pids)

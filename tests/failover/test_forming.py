@@ -1,0 +1,58 @@
+"""The coordinator dies while a round is being formed, at each step of that: it is formed once."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.failover.conftest import etcd_fleet
+from tests.failover.fleet import HERE
+from tests.ledger.etcd_processes import EtcdCluster
+
+NODES = 4
+TTL_S = 1.0
+GRACE_S = 2.0
+LAST_CALL_S = 1.0
+STEPS = ("last_ready", "commit", "before_swap", "after_swap", "publish", "half_published")
+FORMED_WITHIN_S = LAST_CALL_S + TTL_S + GRACE_S + 2.0
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_one_round_with_all_who_were_ready(
+    step: str, three_etcd: EtcdCluster, tmp_path: Path
+) -> None:
+    fleet = etcd_fleet(three_etcd, tmp_path)
+    fleet.machine.env |= {
+        "RALLYPOINT_LEASE_TTL": str(TTL_S),
+        "RALLYPOINT_ATTACH_GRACE": str(GRACE_S),
+    }
+    marker = tmp_path / "died"
+    program = (str(HERE / "faulty_serve.py"), step, str(marker))
+    try:
+        fleet.serve(program)
+        fleet.serve(program)
+        fleet.start(NODES)
+        fleet.wait(marker.exists)
+        died_s = time.monotonic()
+        fleet.wait(lambda: all(agent.first("formed") for agent in fleet.agents))
+        formed = [agent.log.events("formed") for agent in fleet.agents]
+        assert max(each[0]["at_s"] for each in formed) - died_s < FORMED_WITHIN_S
+        told = fleet.at_work(1)
+        assert sum(replica.is_alive for replica in fleet.replicas) == 1
+        assert {tuple(sorted(each["members"])) for each in told} == {
+            tuple(f"node{number}" for number in range(NODES))
+        }
+        fleet.counts_since(time.monotonic())
+        # R1: everybody was told of one round, and of that once.
+        assert len({(each["round"], each["digest"]) for those in formed for each in those}) == 1
+        assert all(len(agent.log.events("formed")) == 1 for agent in fleet.agents)
+        status = fleet.status()
+        assert (status["round"], status["phase"], status["nodes"]) == (1, "active", NODES)
+        fleet.check_counter(1)
+        fleet.check_rounds()
+    finally:
+        fleet.close()
