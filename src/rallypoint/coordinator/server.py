@@ -160,6 +160,8 @@ class CoordinatorServer:
         @web.middleware
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
             self._asked.add(request.protocol)
+            if http.is_foreign_page(request):
+                return http.foreign_page(request)
             return await handler(request)
 
         return note
