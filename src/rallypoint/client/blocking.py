@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from rallypoint import errors
 from rallypoint.client import world as aio
@@ -30,8 +30,6 @@ from rallypoint.core.reasons import Waiting
 from rallypoint.core.values import Change, CloseRecord, RoundMember
 
 _T = TypeVar("_T")
-
-EXIT_TIMEOUT_S: Final = 5.0
 
 
 class Portal:
