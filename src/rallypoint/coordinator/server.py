@@ -66,6 +66,7 @@ class CoordinatorServer:
         self._sockets: tuple[socket.socket, ...] = ()
         self._tick: asyncio.TimerHandle | None = None
         self._closing: set[asyncio.Task[bool]] = set()
+        self._ending: asyncio.Task[None] | None = None
         self._asked: set[web.RequestHandler] = set()
         self._mute: set[web.RequestHandler] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -110,15 +111,21 @@ class CoordinatorServer:
         self._on_tick()
 
     async def aclose(self, reason: str = "the coordinator is going away") -> None:
-        """Stop listening and close every connection."""
+        """Stop listening and close every connection. Cancelling it waits for that all the same."""
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._close(reason))
+        try:
+            await asyncio.shield(self._ending)
+        except asyncio.CancelledError:
+            await asyncio.wait([self._ending])
+            raise
+
+    async def _close(self, reason: str) -> None:
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None
         runner, self._runner = self._runner, None
-        for site in list(runner.sites) if runner is not None else ():
-            await site.stop()
-        for sock in self._sockets:
-            sock.close()  # A site that was never started has not closed it.
+        await self._stop_listening(runner)
         if runner is None:
             return
         self.hub.close(reason)
@@ -126,6 +133,20 @@ class CoordinatorServer:
             await asyncio.wait(self._closing, timeout=CLOSE_TIMEOUT_S)
         await self._committer.aclose()
         await runner.cleanup()
+
+    async def _stop_listening(self, runner: web.AppRunner | None) -> None:
+        """Take no more connections, and then close.
+
+        In two steps, since asyncio leaves a socket open that was accepted just before.
+        """
+        for sock in self._sockets:
+            if sock.fileno() >= 0:
+                asyncio.get_running_loop().remove_reader(sock)
+        await asyncio.sleep(0)
+        for site in list(runner.sites) if runner is not None else ():
+            await site.stop()
+        for sock in self._sockets:
+            sock.close()  # A site that was never started has not closed it.
 
     def filenos(self) -> list[int]:
         """All descriptors, for closing them in a child made by fork()."""
