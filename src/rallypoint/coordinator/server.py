@@ -161,9 +161,12 @@ class CoordinatorServer:
     # -- time ----------------------------------------------------------------------------------
 
     def _on_tick(self) -> None:
-        self.hub.tick()
-        self._tick = None
-        self._schedule()
+        try:
+            self.hub.tick()
+        finally:
+            # A run whose invariant broke must not stop the clock of the others.
+            self._tick = None
+            self._schedule()
 
     def _schedule(self) -> None:
         """Tick when the next deadline is due, and at least every TICK_S (the clock needs it)."""
