@@ -293,6 +293,11 @@ class Change(Value, frozen=True):
     charged: bool = False
     confirmed: bool = True
 
+    def __str__(self) -> str:
+        from rallypoint.core.reasons import describe  # which is made of these values
+
+        return describe(self)
+
 
 class Outcome(enum.StrEnum):
     """How a run ended."""
