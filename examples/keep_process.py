@@ -82,12 +82,12 @@ def main():
             with world:
                 agree(world, model)
                 train(world, model, options, *training)
-                if world.change:
-                    say(f"round {world.number} ended: {world.change.kind}")
-                    continue
-                world.barrier("trained")
-                say(f"test accuracy {accuracy(model, *test):.4f}")
-                run.close("trained")
+                if not world.change:
+                    world.barrier("trained")
+                    say(f"test accuracy {accuracy(model, *test):.4f}")
+                    run.close("trained")
+            if world.change:
+                say(f"round {world.number} ended: {world.change.kind}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ It reads what torchrun sets (RANK, WORLD_SIZE, MASTER_ADDR, ...), saves a checkp
 begins from the last one. That is all that a script needs in order to survive the loss of a node:
 
     rallypoint run --endpoint host0:29400 --run-id ddp --nnodes 2:3 \\
-        examples/train_ddp.py --checkpoint /shared/ddp.pt
+        examples/train_ddp.py --checkpoint /shared/ddp.pt --pause 1
 
 Start that on three nodes, and end one but host0 with kill -9: the workers of the others fail in
 gloo, are started again as a world of two, and go on from the last epoch.

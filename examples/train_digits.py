@@ -4,14 +4,17 @@ It shows the native API in a worker: a world per round, `world.change` looked at
 round's store, and a checkpoint that all agree on. Start it on every node with the same directory:
 
     rallypoint run --endpoint host0:29400 --run-id digits --nnodes 2:4 \\
-        examples/train_digits.py --checkpoints /shared/digits
+        examples/train_digits.py --checkpoints /shared/digits --pause 0.05
+
+Without --pause it is over in seconds. Two or three nodes wait 30 s for a fourth, unless told
+otherwise by --last-call. On one machine the endpoint is 127.0.0.1:29400, in a terminal per node.
 
 Kill a node with kill -9, or start one more: the others go on from the last epoch. The same file
 runs without `rallypoint run` too, a process being a node then; alone, or with others:
 
     python examples/train_digits.py --checkpoints /tmp/digits
     RALLYPOINT_ENDPOINT=host0:29400 RALLYPOINT_RUN_ID=digits RALLYPOINT_NNODES=2:4 \\
-        python examples/train_digits.py --checkpoints /shared/digits
+        python examples/train_digits.py --checkpoints /shared/digits --pause 0.05
 
 Needs numpy and scikit-learn: pip install rallypoint[examples]
 """

@@ -87,6 +87,25 @@ def test_a_token_that_is_no_utf8_is_wrong_and_no_more():
     run_clean(main)
 
 
+@pytest.mark.parametrize(("origin", "may"), [("http://elsewhere.example", False), ("", True)])
+def test_a_web_page_of_elsewhere_can_end_no_run(origin: str, may: bool):
+    """A browser lets every page post to a loopback port, and open a WebSocket there."""
+
+    async def main() -> None:
+        async with served() as (server, port):
+            _, writer = await upgraded(port)
+            writer.write(frame(attach()))
+            await until(lambda: server.hub.runs and server.hub.runs["run"].attached_count, "none")
+            headers = {"Origin": origin or f"http://127.0.0.1:{port}"}
+            status, _ = await post(port, "/api/v1/runs/run/close", b"", **headers)
+            assert status == (200 if may else 403)
+            status, _, _ = await get(port, wire.ATTACH_PATH, **headers)
+            assert status == (426 if may else 403)
+            writer.close()
+
+    run_clean(main)
+
+
 def test_a_close_asks_for_the_token():
     async def main() -> None:
         async with served(CoordinatorConfig(token=TOKEN)) as (_, port):

@@ -26,10 +26,10 @@ class Large:
 
     def seconds_per_event(self, events: list[on.Event]) -> float:
         gc.collect()
-        began_s = time.perf_counter()
+        began_s = time.process_time()  # what others do on the machine does not count
         for event in events:
             self.run.step(event, 0.0)
-        return (time.perf_counter() - began_s) / len(events)
+        return (time.process_time() - began_s) / len(events)
 
     def ready_events(self) -> list[on.Event]:
         """All but the last, so that no round is sealed meanwhile."""

@@ -5,7 +5,16 @@ from typing import Any
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.departures import REMEMBERED_MAX, Departures
-from rallypoint.core.values import ChangeKind, Link, MemberState, Outcome, Phase
+from rallypoint.core.membership import Membership
+from rallypoint.core.values import (
+    ChangeKind,
+    Link,
+    MemberState,
+    NodeInfo,
+    Outcome,
+    Phase,
+    RunSettings,
+)
 from tests.core.driver import Driver, node_id
 
 
@@ -323,3 +332,13 @@ class TestDepartures:
             departures.remember(f"n{number}", change, stayed_s=0.0, is_done=False)
         assert departures.change("n0") is None
         assert departures.change("n1") is not None
+
+
+def test_waiting_counts_from_the_arrival_of_the_first_node() -> None:
+    """Not from the beginning of the coordinator's clock, which is nobody's business."""
+    run = Membership("run")
+    settings = RunSettings(min_nodes=2, max_nodes=2)
+    run.step(on.NodeAttached(NodeInfo("a", 1, "h"), settings, 1), 1_000.0)
+    waiting = run.waiting(1_003.0)
+    assert waiting is not None
+    assert waiting.since_s == 3.0

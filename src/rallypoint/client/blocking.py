@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from rallypoint import errors
 from rallypoint.client import world as aio
@@ -30,8 +30,6 @@ from rallypoint.core.reasons import Waiting
 from rallypoint.core.values import Change, CloseRecord, RoundMember
 
 _T = TypeVar("_T")
-
-EXIT_TIMEOUT_S: Final = 5.0
 
 
 class Portal:
@@ -191,7 +189,8 @@ class World(aio.Facts):
     """A round, as one of its workers sees it. Use it as `with world:`.
 
     The block ends quietly when an error in it is explained by a confirmed end of the round (a peer
-    was lost, left, joined, or failed first); any other error passes.
+    was lost, left, joined, or failed first); any other error passes, and so does what is plainly a
+    mistake of the program itself (ValueError, TypeError, KeyError, AssertionError and their like).
     """
 
     def __init__(self, portal: Portal, world: aio.World) -> None:

@@ -808,7 +808,7 @@ class Node:
             return
         _log.warning(
             "this node carries the coordinator of run %r and stays until the run ends: "
-            "%d connections are left",
+            "%d connections are left (ending it now, by Ctrl-C or a signal, ends the run)",
             self.settings.run_id,
             hosted.others,
         )

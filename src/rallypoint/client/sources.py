@@ -157,6 +157,8 @@ class NodeSource:
             return False
         if self._node.change is None:
             self._node.failed(failure_of(error, found.seat.first_rank))
+        if is_programs_own(error):
+            return False
         try:
             cause = await self._node.cause(self._explain_s)
         except errors.CoordinatorError:
@@ -187,6 +189,30 @@ class NodeSource:
             await self.leave("the program has left the run")
         self._release()
         await self._node.aclose()
+
+
+_MISTAKES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+def is_programs_own(error: Exception) -> bool:
+    """Whether no end of a round can explain the error: a mistake in the program, by its class.
+
+    Libraries raise nearly anything when a peer is gone, RuntimeError most often; but not these,
+    unless the text says so.
+    """
+    is_mistake = isinstance(error, _MISTAKES) and not isinstance(error, errors.RallypointError)
+    return is_mistake and symptoms.kind_of(str(error)) is not FailureKind.COMMUNICATION
 
 
 def failure_of(error: Exception, rank: int) -> Failure:

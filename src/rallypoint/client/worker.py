@@ -13,7 +13,7 @@ from typing import Final
 
 from rallypoint import errors
 from rallypoint.client import forking
-from rallypoint.client.sources import WorldFacts
+from rallypoint.client.sources import WorldFacts, is_programs_own
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import ROUND_ENDED, TIMEOUT, StoreFailure, StoreOp
 from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome, RoundMember
@@ -138,6 +138,8 @@ class WorkerSource(asyncio.Protocol):
 
         While the cause is looked for, this error may be it, and must be heard.
         """
+        if is_programs_own(error):
+            return False
         is_confirmed = self._change is not None and self._change.confirmed
         return is_confirmed or isinstance(error, errors.RoundBrokenError)
 

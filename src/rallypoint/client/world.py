@@ -185,7 +185,8 @@ class World(Facts):
     """A round, as one of its workers sees it. Use it as `async with world:`.
 
     The block ends quietly when an error in it is explained by a confirmed end of the round (a peer
-    was lost, left, joined, or failed first); any other error passes.
+    was lost, left, joined, or failed first); any other error passes, and so does what is plainly a
+    mistake of the program itself (ValueError, TypeError, KeyError, AssertionError and their like).
     """
 
     def __init__(self, source: Source, facts: WorldFacts) -> None:

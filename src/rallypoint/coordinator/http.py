@@ -52,6 +52,24 @@ def authorized(request: web.Request) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode())
 
 
+def is_foreign_page(request: web.Request) -> bool:
+    """Whether a web page of elsewhere asks, in the browser of somebody who can reach this port.
+
+    Browsers let any page post to any address and open a WebSocket there. Where there is a token,
+    the page does not have it; where there is none, a loopback port would be open to every page.
+    """
+    origin = request.headers.get("Origin")
+    if origin is None or request.app[HUB].config.token:
+        return False
+    return origin.partition("://")[2] != request.host
+
+
+def foreign_page(request: web.Request) -> web.Response:
+    """The answer to a page of elsewhere."""
+    message = f"a web page of {request.headers['Origin']} has nothing to ask here"
+    return json_error(403, message, "set a token, and a page that holds it may ask")
+
+
 def json_error(status: int, message: str, hint: str = "") -> web.Response:
     """An error in JSON: {"error": ..., "hint": ...}."""
     return _json({"error": message, "hint": hint}, status)

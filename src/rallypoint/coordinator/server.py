@@ -80,6 +80,7 @@ class CoordinatorServer:
         self._sockets: tuple[socket.socket, ...] = ()
         self._tick: asyncio.TimerHandle | None = None
         self._closing: set[asyncio.Task[bool]] = set()
+        self._ending: asyncio.Task[None] | None = None
         self._asked: set[web.RequestHandler] = set()
         self._mute: set[web.RequestHandler] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -132,15 +133,21 @@ class CoordinatorServer:
         self._on_tick()
 
     async def aclose(self, reason: str = "the coordinator is going away") -> None:
-        """Stop listening and close every connection."""
+        """Stop listening and close every connection. Cancelling it waits for that all the same."""
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._close(reason))
+        try:
+            await asyncio.shield(self._ending)
+        except asyncio.CancelledError:
+            await asyncio.wait([self._ending])
+            raise
+
+    async def _close(self, reason: str) -> None:
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None
         runner, self._runner = self._runner, None
-        for site in list(runner.sites) if runner is not None else ():
-            await site.stop()
-        for sock in self._sockets:
-            sock.close()  # A site that was never started has not closed it.
+        await self._stop_listening(runner)
         if runner is None:
             return
         if self.shared is not None:
@@ -153,6 +160,20 @@ class CoordinatorServer:
         if self._committer is not None:
             await self._committer.aclose()
         await runner.cleanup()
+
+    async def _stop_listening(self, runner: web.AppRunner | None) -> None:
+        """Take no more connections, and then close.
+
+        In two steps, since asyncio leaves a socket open that was accepted just before.
+        """
+        for sock in self._sockets:
+            if sock.fileno() >= 0:
+                asyncio.get_running_loop().remove_reader(sock)
+        await asyncio.sleep(0)
+        for site in list(runner.sites) if runner is not None else ():
+            await site.stop()
+        for sock in self._sockets:
+            sock.close()  # A site that was never started has not closed it.
 
     def filenos(self) -> list[int]:
         """All descriptors, for closing them in a child made by fork()."""
@@ -167,9 +188,12 @@ class CoordinatorServer:
     # -- time ----------------------------------------------------------------------------------
 
     def _on_tick(self) -> None:
-        self.hub.tick()
-        self._tick = None
-        self._schedule()
+        try:
+            self.hub.tick()
+        finally:
+            # A run whose invariant broke must not stop the clock of the others.
+            self._tick = None
+            self._schedule()
 
     def _schedule(self) -> None:
         """Tick when the next deadline is due, and at least every TICK_S (the clock needs it)."""
@@ -187,6 +211,8 @@ class CoordinatorServer:
         @web.middleware
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
             self._asked.add(request.protocol)
+            if http.is_foreign_page(request):
+                return http.foreign_page(request)
             return await handler(request)
 
         return note

@@ -23,9 +23,10 @@ class Timers:
         return self._heap[0][0] if self._heap else None
 
     def run_due(self, now_s: float) -> None:
-        """Call all that are due by now, in order. Those that they set are called next time."""
-        due = []
-        while self._heap and self._heap[0][0] <= now_s:
-            due.append(heapq.heappop(self._heap)[2])
-        for callback in due:
-            callback()
+        """Call all that are due by now, in order. Those that they set are called next time.
+
+        One that raises does not take those after it along: they are due at the next call.
+        """
+        first_new = next(self._serials)
+        while self._heap and self._heap[0][0] <= now_s and self._heap[0][1] < first_new:
+            heapq.heappop(self._heap)[2]()

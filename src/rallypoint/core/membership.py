@@ -284,6 +284,8 @@ class Membership:
         return None
 
     def _admit(self, event: on.NodeAttached) -> None:
+        if not len(self.roster) and self.phase is Phase.GATHERING:
+            self._since_s = self._now_s
         member = self.roster.add(event.node, event.link, self._now_s)
         standing = do.Standing(change=self._departures.change(member.name))
         self._do(do.Welcome(event.link, member.id, resumed=False, standing=standing))

@@ -24,8 +24,10 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
 """A name from outside: bounded, never empty."""
 Text = Annotated[str, msgspec.Meta(max_length=4_000)]
 """A sentence from outside: a reason or an error message."""
-Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=4_096)]
 """How many workers a node has."""
+LabelText = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_MAX)]
+"""A label's value: every label is in every member table, so it is short."""
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 
 
@@ -93,7 +95,7 @@ class NodeInfo(Value, frozen=True):
     host: Name
     addresses: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
     workers: Count = 1
-    labels: Annotated[dict[Name, Text], msgspec.Meta(max_length=64)] = {}
+    labels: Annotated[dict[Name, LabelText], msgspec.Meta(max_length=64)] = {}
 
     @property
     def id(self) -> NodeId:
@@ -290,6 +292,11 @@ class Change(Value, frozen=True):
     failure: Failure | None = None
     charged: bool = False
     confirmed: bool = True
+
+    def __str__(self) -> str:
+        from rallypoint.core.reasons import describe  # which is made of these values
+
+        return describe(self)
 
 
 class Outcome(enum.StrEnum):
