@@ -865,7 +865,7 @@ class TestYielding:
         for _ in range(8):
             yielding.won(0.0)
             pauses_s.append(yielding.pause_s())
-        assert pauses_s == [20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 640.0, 640.0]
+        assert pauses_s == [20.0, 40.0, 40.0, 40.0, 40.0, 40.0, 40.0, 40.0]
         yielding.reached()
         assert yielding.pause_s() == 20.0
 

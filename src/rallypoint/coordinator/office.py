@@ -93,6 +93,7 @@ class Office:
         self._tasks: set[asyncio.Task[None]] = set()
         self._outage: str = ""
         self._is_suspended = False
+        self._is_going = False
 
     def _new_holder(self) -> e.LeaseHolder:
         """A process name is drawn anew for every lease: a lost one is lost for good."""
@@ -129,6 +130,7 @@ class Office:
 
     async def hand_over(self, timeout_s: float) -> None:
         """Say in the ledger that this process is going, so that nobody waits for the ttl."""
+        self._is_going = True
         try:
             async with asyncio.timeout(timeout_s):
                 await self._commits_done()
@@ -184,7 +186,7 @@ class Office:
             self._begin_anew(now_s)
         elif self._holder.may_decide(now_s):
             self._restore()
-        elif not self._is_suspended and self._owned():
+        elif not self._is_suspended and not self._is_going and self._owned():
             self._suspend(now_s)
 
     def _suspend(self, now_s: float) -> None:

@@ -248,7 +248,10 @@ class CoordinatorServer:
             response = http.json_error(426, "this path is for nodes of a run", hint)
             response.headers["Upgrade"] = "websocket"
             return response
-        await ws.prepare(request)
+        try:
+            await ws.prepare(request)
+        except ConnectionResetError:
+            return ws  # It has hung up while this process was stopped.
         assert request.transport is not None
         outlet = WebSocketOutlet(ws, request.transport, self._closing)
         session = self.hub.connected(outlet)

@@ -748,7 +748,8 @@ class Yielding:
     """When a coordinator that was elected, but that nobody can reach, should let another try.
 
     A firewall or a wrong interface shows only after the election. `after_s`: how long it waits for
-    anybody; then it lets go of the run and stays away, each time twice as long (up to 2**6 times).
+    anybody; then it lets go of the run and stays away, each time twice as long (up to 2**2 times:
+    it may only have come first, and the others may not be able to host).
     """
 
     def __init__(self, after_s: float) -> None:
@@ -773,7 +774,7 @@ class Yielding:
         """How long to stay away after yielding now, in seconds."""
         self._since_s = None
         self._times += 1
-        return self.after_s * float(2 ** min(self._times, 6))
+        return self.after_s * float(2 ** min(self._times, 2))
 
 
 # -- a node's side: where is the coordinator? ----------------------------------------------------
