@@ -20,12 +20,14 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a file: what lies beside it is the package `benchmarks`
     sys.path[0] = str(ROOT)
 
-from benchmarks import idle, inside, losing, meeting  # noqa: E402
+from benchmarks import failover, idle, inside, losing, meeting  # noqa: E402
 from benchmarks.figure import Group, load_average, markdown  # noqa: E402
 from benchmarks.processes import NotMeasuredError  # noqa: E402
 from rallypoint import __version__  # noqa: E402
 
-GROUPS: Final = {g.name: g for g in (*meeting.GROUPS, *losing.GROUPS, *idle.GROUPS, *inside.GROUPS)}
+GROUPS: Final = {
+    group.name: group for each in (meeting, losing, idle, inside, failover) for group in each.GROUPS
+}
 
 
 def say(text: str) -> None:
