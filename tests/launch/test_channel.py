@@ -219,7 +219,7 @@ def test_an_error_is_explained_by_a_confirmed_end_only() -> None:
     async def scenario() -> None:
         async with setup() as made:
             worker = await made.worker()
-            error = ValueError("mine")
+            error = RuntimeError("what a library says when a peer is gone")
             assert not await worker.is_explained(error, 1)
             made.channel.end_round(msgspec.structs.replace(LOST, confirmed=False))
             await worker.members()  # answered after the change was told
@@ -227,5 +227,6 @@ def test_an_error_is_explained_by_a_confirmed_end_only() -> None:
             made.channel.end_round(LOST)
             await worker.members()
             assert await worker.is_explained(error, 1)
+            assert not await worker.is_explained(ValueError("the program's own"), 1)
 
     asyncio.run(scenario())
