@@ -23,7 +23,7 @@ from tests.failover.fleet import Fleet
 
 NODES = 4
 REPLICAS = 2
-CYCLES = 12
+CYCLES = 10
 PAUSE_S = (0.2, 2.0)
 FROZEN_S = (0.3, 4.0)
 OPTIONS = ("--expected-nodes", str(NODES), "--host-coordinator", "no", "--max-restarts", "any")

@@ -15,6 +15,7 @@ from tests.failover.fleet import Fleet, Replica
 from tests.ledger.etcd_processes import EtcdCluster
 
 BACK_WITHIN_S = 8.0
+QUICK = {"RALLYPOINT_LEASE_TTL": "1"}
 NOT_THE_NODES = ("--host-coordinator", "no")
 """Else a node would coordinate while there is no replica."""
 
@@ -79,6 +80,7 @@ def test_a_standby_and_a_newcomer_are_let_in_after_a_failover(
     fleets: Callable[[Fleet], Fleet], three_etcd: EtcdCluster, tmp_path: Path
 ) -> None:
     fleet = fleets(etcd_fleet(three_etcd, tmp_path))
+    fleet.machine.env |= QUICK
     fleet.serve()
     options = ("--expected-nodes", "2", *NOT_THE_NODES)
     fleet.start(2, "1:3", *options)
@@ -101,6 +103,7 @@ def test_restarts_and_their_budget_are_kept(
     fleets: Callable[[Fleet], Fleet], three_etcd: EtcdCluster, tmp_path: Path
 ) -> None:
     fleet = fleets(etcd_fleet(three_etcd, tmp_path))
+    fleet.machine.env |= QUICK
     fleet.serve()
     agents = fleet.start(2, "2", "--max-restarts", "1", *NOT_THE_NODES)
     fleet.at_work(1)
