@@ -694,7 +694,7 @@ class Node:
             message = f"the coordinator has not answered for {limit_s:g} s"
             raise errors.StoreTimeoutError(message) from None
         if isinstance(result, StoreFailure):
-            raise self._store_error(result)
+            raise store_error(result, self._stale_change(self.round))
         return result.value  # type: ignore[attr-defined]
 
     def _check_round(self) -> None:
@@ -704,15 +704,6 @@ class Node:
             raise errors.RoundBrokenError(self.change)
         if self.round is None:
             raise errors.StoreError("the store belongs to a round, and this node has had none")
-
-    def _store_error(self, failure: StoreFailure) -> errors.RallypointError:
-        if failure.code == ROUND_ENDED:
-            return errors.RoundBrokenError(self._stale_change(self.round))
-        if failure.code == TIMEOUT:
-            return errors.StoreTimeoutError(
-                failure.message, missing=failure.missing, count=failure.missing_count
-            )
-        return errors.StoreError(failure.message, code=failure.code)
 
     def failed(self, failure: Failure) -> None:
         """Report a worker's failure: it breaks the round, and the cause is looked for."""
@@ -882,6 +873,17 @@ class Node:
     def _fail_results(self, error: Exception) -> None:
         for request_id in list(self._results):
             self._fail(request_id, error)
+
+
+def store_error(failure: StoreFailure, ended: Change) -> errors.RallypointError:
+    """The error of a failed call of the store. `ended`: why the round is over, if it is that."""
+    if failure.code == ROUND_ENDED:
+        return errors.RoundBrokenError(ended)
+    if failure.code == TIMEOUT:
+        return errors.StoreTimeoutError(
+            failure.message, missing=failure.missing, count=failure.missing_count
+        )
+    return errors.StoreError(failure.message, code=failure.code)
 
 
 _DO: dict[type[object], Callable[..., None]] = {

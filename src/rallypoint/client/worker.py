@@ -13,9 +13,10 @@ from typing import Final
 
 from rallypoint import errors
 from rallypoint.client import forking
+from rallypoint.client.node import store_error
 from rallypoint.client.sources import WorldFacts, is_programs_own
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store import ROUND_ENDED, TIMEOUT, StoreFailure, StoreOp
+from rallypoint.core.store import StoreFailure, StoreOp
 from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome, RoundMember
 from rallypoint.settings import WorkerChannel
 from rallypoint.wire import local
@@ -106,19 +107,12 @@ class WorkerSource(asyncio.Protocol):
         limit_s = None if timeout_s is None else timeout_s + ANSWER_MARGIN_S
         result = await self._request(local.Call(request_id, op, timeout_s), request_id, limit_s)
         if isinstance(result, StoreFailure):
-            raise self._store_error(result)
+            raise store_error(result, self._why_ended(result.message))
         return result.value  # type: ignore[attr-defined]
 
-    def _store_error(self, failure: StoreFailure) -> errors.RallypointError:
-        if failure.code == ROUND_ENDED:
-            number = self._admitted.result().head.number
-            ended = Change(ChangeKind.NODE_LOST, number, detail=failure.message)
-            return errors.RoundBrokenError(self._change or ended)
-        if failure.code == TIMEOUT:
-            return errors.StoreTimeoutError(
-                failure.message, missing=failure.missing, count=failure.missing_count
-            )
-        return errors.StoreError(failure.message, code=failure.code)
+    def _why_ended(self, detail: str) -> Change:
+        number = self._admitted.result().head.number
+        return self._change or Change(ChangeKind.NODE_LOST, number, detail=detail)
 
     async def members(self) -> tuple[RoundMember, ...]:
         request_id = self._next_request()
