@@ -1,0 +1,54 @@
+"""PyTorch's elastic rendezvous, name for name, on Rallypoint.
+
+The module and public names are those of `torch.distributed.elastic.rendezvous`, so a program moves
+over by changing an import. torch is not needed to import it; a backend that needs torch says so
+when it is used.
+
+    from rallypoint.rendezvous import RendezvousParameters
+    from rallypoint.rendezvous.registry import get_rendezvous_handler
+
+    params = RendezvousParameters("rallypoint", "host0:29400", "job-42", min_nodes=2, max_nodes=4)
+    handler = get_rendezvous_handler(params)
+    info = handler.next_rendezvous()
+
+Importing it registers the built-in backends by name only. What a backend needs, and the backends of
+other installed packages (entry points of the group `torchrun.handlers`), are loaded when asked for.
+"""
+
+from rallypoint.rendezvous.api import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousGracefulExitError,
+    RendezvousHandler,
+    RendezvousHandlerCreator,
+    RendezvousHandlerRegistry,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStateError,
+    RendezvousStoreInfo,
+    RendezvousTimeoutError,
+    rendezvous_handler_registry,
+)
+from rallypoint.rendezvous.registry import (
+    _register_default_handlers,
+    _register_out_of_tree_handlers,  # noqa: F401  (torch's package has it too)
+)
+
+_register_default_handlers()
+
+__all__ = [
+    "RendezvousClosedError",
+    "RendezvousConnectionError",
+    "RendezvousError",
+    "RendezvousGracefulExitError",
+    "RendezvousHandler",
+    "RendezvousHandlerCreator",
+    "RendezvousHandlerRegistry",
+    "RendezvousInfo",
+    "RendezvousParameters",
+    "RendezvousStateError",
+    "RendezvousStoreInfo",
+    "RendezvousTimeoutError",
+    "rendezvous_handler_registry",
+]
