@@ -34,11 +34,18 @@ def count(world: rallypoint.World, pause: Path, fail: Path) -> None:
             raise ValueError("asked to fail")
         if pause.exists() != is_paused:
             is_paused = not is_paused
-            note("paused" if is_paused else "resumed")
+            note_pause(world, is_paused)
         if not is_paused:
             note("asked", round=world.number)
             note("added", round=world.number, value=world.store.add("total", 1))
         time.sleep(EVERY_S)
+
+
+def note_pause(world: rallypoint.World, is_paused: bool) -> None:
+    """How much has been counted, as a write that changes nothing sees it."""
+    asked_s = time.monotonic()
+    told = {"round": world.number, "asked_s": asked_s, "total": world.store.add("total", 0)}
+    note("paused" if is_paused else "resumed", **told)
 
 
 def main(pause: Path, fail: Path) -> None:

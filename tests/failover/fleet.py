@@ -45,6 +45,11 @@ class Log:
             and all(each[name] == value for name, value in wanted.items())
         ]
 
+    def all(self) -> list[Event]:
+        """Every line, in the order of the file."""
+        self._read()
+        return self._events
+
     def _read(self) -> None:
         if not self.path.exists():
             return
@@ -121,14 +126,17 @@ class Fleet:
 
     # -- starting ------------------------------------------------------------------------------
 
-    def serve(self, program: Sequence[str] = (), port: int | None = None) -> Replica:
+    def serve(
+        self, program: Sequence[str] = (), port: int | None = None, *, wait: bool = True
+    ) -> Replica:
         """A coordinator, once it listens. `program`: instead of `rallypoint`, what to run."""
         port = port or free_port()
         code = ("-c", "from rallypoint.cli.main import main; main()")
         name = f"replica{len(self.replicas)}"
         argv = [sys.executable, *(program or code), "serve", "--port", str(port)]
         process = self._process([*argv, "--ledger", self.ledger], name, {})
-        process.line("coordinates at")
+        if wait:
+            process.line("coordinates at")
         replica = Replica(process, port)
         self.replicas.append(replica)
         return replica
@@ -137,18 +145,19 @@ class Fleet:
         self, count: int, nnodes: str | None = None, *options: str, **env: str
     ) -> list[Agent]:
         """More agents, all at once."""
-        started = []
-        for _ in range(count):
-            name = f"node{len(self.agents)}"
-            log = Log(self.folder / f"{name}.jsonl")
-            argv = [sys.executable, str(AGENT), "run", "--node-name", name]
-            argv += ["--nnodes", nnodes or str(count), "--endpoint", self.endpoint]
-            argv += ["--run-id", self.run_id, *options]
-            argv += [str(WORKER), str(self.pause), str(self.fail)]
-            process = self._process(argv, name, {"FAILOVER_LOG": str(log.path), **env})
-            started.append(Agent(name, process, log))
-            self.agents.append(started[-1])
-        return started
+        names = [f"node{len(self.agents) + more}" for more in range(count)]
+        return [self.start_as(name, nnodes or str(count), *options, **env) for name in names]
+
+    def start_as(self, name: str, nnodes: str, *options: str, **env: str) -> Agent:
+        """One more agent, of this name, which one that is gone may have had."""
+        log = Log(self.folder / f"{name}.{len(self.agents)}.jsonl")
+        argv = [sys.executable, str(AGENT), "run", "--node-name", name]
+        argv += ["--nnodes", nnodes, "--endpoint", self.endpoint]
+        argv += ["--run-id", self.run_id, *options]
+        argv += [str(WORKER), str(self.pause), str(self.fail)]
+        process = self._process(argv, name, {"FAILOVER_LOG": str(log.path), **env})
+        self.agents.append(Agent(name, process, log))
+        return self.agents[-1]
 
     def _process(self, argv: list[str], name: str, env: dict[str, str]) -> Process:
         process = Process(argv, self.machine.env | env, self.folder, name)

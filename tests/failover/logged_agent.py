@@ -41,9 +41,11 @@ class LoggedNode(Node):
                 note("attached", term=stamp.term, round=stamp.round, hosts=hosts)
             case m.RoundFormed():
                 head = action.head
-                note("formed", term=head.term, round=head.number, digest=head.digest)
-            case m.RoundEnded():
-                note("ended", round=action.change.round, kind=str(action.change.kind))
+                told = {"nodes": head.nodes, "size": head.size, "node_rank": action.seat.node_rank}
+                note("formed", term=head.term, round=head.number, digest=head.digest, **told)
+            case m.RoundEnded(change=change):
+                kind, nodes = str(change.kind), change.nodes
+                note("ended", round=change.round, kind=kind, nodes=nodes, detail=change.detail)
             case m.Send(message=wire.Ready()):
                 note("ready", term=stamp.term, round=stamp.round)
 

@@ -1,0 +1,102 @@
+"""All that was ever written to a ledger in etcd, in etcd's order, held against the rules.
+
+etcd keeps every revision until it is compacted, which nobody does in a test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import urllib.parse
+from collections import defaultdict
+
+from rallypoint.coordinator.durable_store import Applied, Record, decode_record
+from rallypoint.core import election as e
+from rallypoint.core.election_rules import ElectionJournal
+from rallypoint.core.store import Add
+from rallypoint.ledger import envelope
+from rallypoint.ledger.etcd_client import EtcdClient
+from rallypoint.ledger.etcd_wire import KeyValue, prefix_end
+from tests.ledger.etcd_processes import EtcdCluster
+
+READ_WITHIN_S = 60.0
+_END = b".end"
+
+Written = tuple[str, bytes | None]
+"""A key below the prefix, and what was put there; None if it was deleted."""
+
+
+def history(cluster: EtcdCluster, prefix: str) -> list[Written]:
+    """Every write below the prefix, the first one first."""
+    return asyncio.run(asyncio.wait_for(_history(cluster, prefix.encode()), READ_WITHIN_S))
+
+
+async def _history(cluster: EtcdCluster, prefix: bytes) -> list[Written]:
+    client = EtcdClient(cluster.options)
+    await client.open()
+    written: list[Written] = []
+    try:
+        last = (await client.range(prefix + b"/ledger")).header.revision
+        watch = client.watch(prefix, prefix_end(prefix), start_revision=1)
+        # The watch has no end: a write of its own, under another key of the prefix, is one.
+        await client.put(prefix + _END, b"")
+        async with contextlib.aclosing(watch) as batches:
+            async for events in batches:
+                for event in events:
+                    if event.kv.key != prefix + _END:
+                        written.append(_written(prefix, event.kv, event.type))
+                    elif event.kv.mod_revision > last:
+                        return written
+    finally:
+        await client.aclose()
+    raise AssertionError("a watch does not end by itself")
+
+
+def _written(prefix: bytes, found: KeyValue, kind: str) -> Written:
+    key = found.key.removeprefix(prefix + b"/").decode()
+    return key, envelope.unseal(found.value, key).value if kind == "PUT" else None
+
+
+def check(written: list[Written]) -> dict[int, int]:
+    """R1, R5, R6, R11, R13 in the registers and logs. Returns what each round has counted.
+
+    Raises InvariantViolation or AssertionError.
+    """
+    journal = ElectionJournal()
+    logs: dict[str, list[Record]] = defaultdict(list)
+    for key, value in written:
+        kind, _, rest = key.partition("/")
+        if kind == "r":
+            _check_register(journal, rest, value)
+        elif kind == "l" and value is not None:
+            log, _, index = rest.rpartition("/")
+            name = urllib.parse.unquote(log)
+            assert int(index, 16) == len(logs[name]), f"R5: {key} is out of order"
+            logs[name].append(decode_record(value))
+    added: dict[int, int] = {}
+    for name, records in logs.items():
+        added[int(name.rpartition("/")[2])] = _check_log(name, records)
+    return added
+
+
+def _check_register(journal: ElectionJournal, key: str, value: bytes | None) -> None:
+    kind, _, name = key.partition("/")
+    if kind == "runs":
+        assert value is not None, "a run was swept while it was on"
+        journal.run_written(e.decode_run(value))
+    elif value is None:
+        journal.lease_swept(name)
+    else:
+        journal.lease_written(e.decode_lease(value))
+
+
+def _check_log(name: str, records: list[Record]) -> int:
+    terms = [record.term for record in records]
+    assert terms == sorted(terms), f"R5: {name} was written by terms {terms}"
+    for before, after in itertools.pairwise(records):
+        assert after.is_seal or before.term == after.term, f"R5: {name}: a term without a seal"
+    calls = [each for record in records for each in record.entries if isinstance(each, Applied)]
+    requests = [(call.node, call.request_id) for call in calls]
+    assert len(requests) == len(set(requests)), f"R11: {name} has a call twice"
+    return sum(call.op.amount for call in calls if isinstance(call.op, Add))
