@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import secrets
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +23,6 @@ from rallypoint.errors import (
     LedgerError,
     LedgerForeignError,
     LedgerLimitError,
-    LedgerUnreachableError,
     UsageError,
 )
 from rallypoint.ledger import envelope
@@ -53,19 +52,17 @@ from rallypoint.ledger.etcd_client import (
     get,
     put,
 )
+from rallypoint.ledger.etcd_decided import decided
 from rallypoint.ledger.etcd_wire import (
     EtcdCompactedError,
     EtcdRefusedError,
-    EtcdUnknownError,
     KeyValue,
     RangeResult,
-    TxnResult,
     prefix_end,
 )
 
 DEFAULT_PREFIX: Final = "/rallypoint"
 _PAGE: Final = 128
-_RETRY_S: Final = 0.05
 
 
 class Marker(msgspec.Struct, frozen=True):
@@ -116,7 +113,8 @@ class EtcdLedger(Ledger):
         """The ledger's id and its marker's value. A marker only where there is no other key."""
         ledger_id = secrets.token_hex(8)
         value = envelope.seal(msgspec.msgpack.encode(Marker(ledger_id)), envelope.new_nonce())
-        result, _ = await self._decided(
+        result, _ = await decided(
+            self._client,
             [compare_absent(self._root, prefix_end(self._root))],
             [put(self._marker, value)],
             [get(self._marker), get(self._root, prefix_end(self._root), limit=1, keys_only=True)],
@@ -144,7 +142,8 @@ class EtcdLedger(Ledger):
         self.check_value(key, value)
         place, nonce = self._register(key), envelope.new_nonce()
         try:
-            result, unsure = await self._decided(
+            result, unsure = await decided(
+                self._client,
                 [self._ours(), compare(place, "mod_revision", expected or 0)],
                 [put(place, envelope.seal(value, nonce))],
                 [get(place), get(self._marker)],
@@ -169,7 +168,7 @@ class EtcdLedger(Ledger):
         place = self._register(key)
         while found := (await self._client.range(place, keys_only=True)).kvs:
             condition = compare(place, "mod_revision", found[0].mod_revision)
-            result, _ = await self._decided([self._ours(), condition], [delete(place)])
+            result, _ = await decided(self._client, [self._ours(), condition], [delete(place)])
             if result.succeeded:
                 return
             self._refuse_replaced(await self._client.range(self._marker))
@@ -215,7 +214,8 @@ class EtcdLedger(Ledger):
             before = self._record(log, index - 1)
             conditions.append(compare(before, "create_revision", 0, result="GREATER"))
         try:
-            result, unsure = await self._decided(
+            result, unsure = await decided(
+                self._client,
                 conditions,
                 [put(place, envelope.seal(value, nonce))],
                 [get(place), get(self._marker)],
@@ -253,7 +253,7 @@ class EtcdLedger(Ledger):
         while found := (await self._client.range(first, keys_only=True)).kvs:
             condition = compare(first, "create_revision", found[0].create_revision)
             removal = delete(start, prefix_end(start))
-            result, _ = await self._decided([self._ours(), condition], [removal])
+            result, _ = await decided(self._client, [self._ours(), condition], [removal])
             if result.succeeded:
                 return
             self._refuse_replaced(await self._client.range(self._marker))
@@ -271,34 +271,7 @@ class EtcdLedger(Ledger):
             at = prefix_end(start + quoted + b"/")
         return tuple(sorted(log for log in found if log.startswith(prefix)))
 
-    # -- one decision ---------------------------------------------------------------------------
-
-    async def _decided(
-        self,
-        conditions: Sequence[Mapping[str, Any]],
-        then: Sequence[Mapping[str, Any]],
-        otherwise: Sequence[Mapping[str, Any]] = (),
-    ) -> tuple[TxnResult, bool]:
-        """A transaction that may be sent again, until its outcome is known or the time is over.
-
-        The second value says whether an earlier try got no answer: then "the conditions do not
-        hold" may be its own doing. Raises EtcdUnknownError at the end of the time.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._client.options.timeout_s
-        unsure = False
-        while True:
-            try:
-                return await self._client.txn(conditions, then, otherwise), unsure
-            except EtcdUnknownError:
-                unsure = True
-                if loop.time() >= deadline:
-                    raise
-                await asyncio.sleep(_RETRY_S)
-            except LedgerUnreachableError as error:
-                if unsure:
-                    raise EtcdUnknownError(error.message, hint=error.hint) from error
-                raise
+    # -- helpers --------------------------------------------------------------------------------
 
     async def _all(self, prefix: bytes, start: bytes = b"", **options: Any) -> list[KeyValue]:
         """All keys below a prefix, in pages: an answer has a size that etcd will not exceed."""
