@@ -1,0 +1,48 @@
+"""What `torch.distributed.elastic.rendezvous.utils` makes public: reading a rendezvous endpoint.
+
+Endpoints of Rallypoint's own are read in `rallypoint.endpoints`, which knows more forms and is
+stricter. Here torch's rules hold, as torch's handlers and their users expect.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["parse_rendezvous_endpoint"]
+
+_PORT: Final = re.compile(r"[0-9]{1,5}")
+_HOST: Final = re.compile(r"[\w.:-]+")
+
+
+def parse_rendezvous_endpoint(endpoint: str | None, default_port: int) -> tuple[str, int]:
+    """The host and the port of `host`, `host:port`, `[IPv6]` or `[IPv6]:port`.
+
+    None or "" is ("localhost", default_port). Spaces around it are ignored; the brackets of an
+    IPv6 address are taken off. A port is below 65536. Raises ValueError, which says what is wrong.
+    """
+    text = (endpoint or "").strip()
+    if not text:
+        return "localhost", default_port
+    if text.startswith("[") and text.endswith("]"):
+        host, port = text, default_port
+    else:
+        host, colon, after = text.rpartition(":")
+        host, port = (host, _port(after, text)) if colon else (text, default_port)
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not _HOST.fullmatch(host):
+        raise ValueError(
+            f"The rendezvous endpoint '{text}' has no host that could be one: a host is a name of "
+            "letters, digits, '_', '-' and '.', an IPv4 address, or an IPv6 address in brackets."
+        )
+    return host, port
+
+
+def _port(digits: str, endpoint: str) -> int:
+    if _PORT.fullmatch(digits) and int(digits) < 2**16:
+        return int(digits)
+    raise ValueError(
+        f"The rendezvous endpoint '{endpoint}' has '{digits}' where its port should be: that is a "
+        "number from 0 to 65535."
+    )
