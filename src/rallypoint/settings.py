@@ -701,6 +701,14 @@ def _worker_error(problem: str) -> UsageError:
 # -- the machine ---------------------------------------------------------------------------------
 
 
+def shares_torch_store(environ: Environ | None = None) -> bool:
+    """Whether torch's workers use a store that their agent serves: torch's own variable, 1 is no.
+
+    Source: torch 2.13, DynamicRendezvousHandler.use_agent_store.
+    """
+    return _environ(environ).get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0") != "1"
+
+
 def visible_gpus(environ: Environ | None = None) -> tuple[str, ...] | None:
     """The GPUs that CUDA_VISIBLE_DEVICES leaves this process; None if it is not set.
 

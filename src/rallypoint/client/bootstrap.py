@@ -35,6 +35,11 @@ class Reservation:
             self._socket.close()
             self._socket = None
 
+    def detach(self) -> int | None:
+        """The bound socket's descriptor, now the caller's; None where the port is not held."""
+        sock, self._socket = self._socket, None
+        return None if sock is None else sock.detach()
+
     def __enter__(self) -> Reservation:
         return self
 

@@ -1,0 +1,427 @@
+"""A rendezvous handler that is a node: what torchrun's agent calls, on Rallypoint's own client.
+
+All backends but `static` stand on it: they differ in where the coordinator is found and in whose
+store a round has, and in nothing else. A node is opened at the first call that needs one, and lives
+in the process's Rallypoint thread, so that heartbeats go on while the agent sleeps, and the agent
+can ask what was pushed (`num_nodes_waiting`) without any I/O.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from rallypoint import errors
+from rallypoint.client.blocking import Portal, portal
+from rallypoint.client.bootstrap import Reservation, reserve_port
+from rallypoint.client.node import Node, Round
+from rallypoint.core import reasons
+from rallypoint.core.values import Address, ChangeKind, CloseRecord, Outcome, RunSettings
+from rallypoint.ledger.contract import Ledger
+from rallypoint.rendezvous import torch_bridge
+from rallypoint.rendezvous.api import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousGracefulExitError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousStateError,
+    RendezvousStoreInfo,
+    RendezvousTimeoutError,
+)
+from rallypoint.rendezvous.stores import RoundSource, prefixed, round_store
+from rallypoint.settings import NodeSettings, shares_torch_store
+
+__all__ = ["HandlerPlan", "NodeRendezvousHandler"]
+
+_log = logging.getLogger("rallypoint.rendezvous")
+_T = TypeVar("_T")
+
+REASON_CHARACTERS_MAX = 500
+
+
+class HandlerPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a handler is made from.
+
+    Args:
+        backend: the name that the handler says it is of.
+        node: the node's settings; `join_timeout_s` bounds the whole of `next_rendezvous`.
+        run: the run's settings, the same on all nodes.
+        close_timeout_s: how long closing the run may take.
+        open_ledger: makes the ledger through which the nodes elect, where the endpoint in `node`
+            does not name it. It is opened and closed by the handler.
+        store: the caller's store, under which each round gets a prefix; None for the round's own.
+        ends_process: a node that is not needed any more ends by SystemExit(0), and not by
+            RendezvousGracefulExitError: torchrun's launcher takes only that for a clean end.
+    """
+
+    backend: str
+    node: NodeSettings
+    run: RunSettings
+    close_timeout_s: float = 30.0
+    open_ledger: Callable[[], Ledger] | None = None
+    store: Any = None
+    ends_process: bool = False
+
+
+class NodeRendezvousHandler(RendezvousHandler):
+    """One node of a run, as a rendezvous handler. See HandlerPlan.
+
+    Any thread may call, one `next_rendezvous` at a time. Every call that waits has a deadline: the
+    settings' `join_timeout_s`, `connect_timeout_s` or `close_timeout_s`. Its errors are those of
+    `rallypoint.rendezvous.api`, and at once torch's own where torch's rendezvous is imported; the
+    cause is in `__cause__`.
+    """
+
+    def __init__(self, plan: HandlerPlan) -> None:
+        self._plan = plan
+        self._portal: Portal | None = None
+        self._node: Node | None = None
+        self._ledger: Ledger | None = None
+        self._opening = threading.Lock()
+        self._reservation: Reservation | None = None
+        self._agent_store: Any = None
+        self._seated = 0
+        """The number of the last round that was given out; 0 if none was."""
+        self._is_done = False
+        self._is_out = False
+        """Whether the last next_rendezvous failed for this node's own reasons."""
+        self._is_shut = False
+
+    # -- what it is ------------------------------------------------------------------------------
+
+    def get_backend(self) -> str:
+        """See RendezvousHandler.get_backend."""
+        return self._plan.backend
+
+    def get_run_id(self) -> str:
+        """See RendezvousHandler.get_run_id."""
+        return self._plan.node.run_id
+
+    @property
+    def use_agent_store(self) -> bool:
+        """Whether node rank 0's agent serves a TCPStore for the workers, fresh in each round.
+
+        Where torch is imported, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is 1.
+        """
+        return torch_bridge.loaded() and shares_torch_store()
+
+    # -- rounds ----------------------------------------------------------------------------------
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Leave the round, and wait for the next. See RendezvousHandler.next_rendezvous."""
+        if self._is_shut:
+            _raise(RendezvousClosedError, f"run {self.get_run_id()!r} was shut down by this node")
+        self._is_out = True
+        node = self._opened()
+        close = _close_of(node)
+        if close is not None:
+            self._is_out = False
+            _raise(RendezvousClosedError, self._over(close))
+        found = self._asked(self._next_round(node))
+        if not isinstance(found, Round):
+            self._end(found)
+        self._is_out, self._seated = False, found.head.number
+        return self._info(node, found)
+
+    async def _next_round(self, node: Node) -> Round | CloseRecord | None:
+        """The next round, or how the run ended while this node waited for it."""
+        self._reserve()
+        assert self._reservation is not None
+        offered = Address(node.bootstrap_host, self._reservation.port)
+        try:
+            return await node.next_round(offered) or node.closed
+        except errors.RunClosedError as error:
+            return error.close
+
+    def _reserve(self) -> None:
+        """A port that is this node's until rank 0 listens there; fresh for each round."""
+        if self._reservation is not None:
+            self._reservation.close()
+        self._reservation = reserve_port()
+
+    def _info(self, node: Node, found: Round) -> RendezvousInfo:
+        head, rank = found.head, found.seat.node_rank
+        # The workers of the round before are gone by now, and so is what they needed.
+        self._agent_store = None
+        if rank == 0 and self.use_agent_store:
+            self._agent_store = self._serve_agent_store(head.bootstrap)
+        _log.info(
+            "round %d of run %r: node rank %d of %d, bootstrap %s",
+            head.number,
+            self.get_run_id(),
+            rank,
+            head.nodes,
+            head.bootstrap,
+        )
+        bootstrap = RendezvousStoreInfo(head.bootstrap.host, head.bootstrap.port)
+        return RendezvousInfo(
+            None, rank, head.nodes, bootstrap, store_factory=lambda: self._store(node, head.number)
+        )
+
+    def _serve_agent_store(self, at: Address) -> Any:
+        """The workers' TCPStore, on the socket that was bound before its port was offered."""
+        assert self._reservation is not None
+        try:
+            return torch_bridge.tcp_store(
+                at.host,
+                at.port,
+                is_server=True,
+                timeout_s=self._plan.node.connect_timeout_s,
+                listen_fd=self._reservation.detach(),
+            )
+        except (RuntimeError, ValueError) as error:
+            self._is_out = True
+            _raise(
+                RendezvousConnectionError,
+                f"this node has rank 0 and cannot serve the workers' store at {at}: {error}",
+                error,
+            )
+
+    def _store(self, node: Node, number: int) -> Any:
+        def on_terminal() -> None:
+            self._is_done = True
+            node.done()
+
+        door = self._door()
+        if self._plan.store is None:
+            return round_store(door, RoundSource(node, number, on_terminal))
+        prefix = f"torch.rendezvous.{self.get_run_id()}.{number}"
+        return prefixed(prefix, self._plan.store, lambda: door.run(_called(on_terminal)))
+
+    def num_nodes_waiting(self) -> int:
+        """More than 0 if the round is over and there is to be another: rendezvous again.
+
+        That is, newcomers are let in, a member was lost or left, or another node's workers failed.
+        Answered from what the coordinator has pushed, without any I/O. A run that is closed, and a
+        node of which the workers have finished, make it 0.
+
+        Raises RendezvousConnectionError once the coordinator is lost for good, RendezvousStateError
+        if a newer start of this node has taken its place: the workers must stop.
+        """
+        node = self._node
+        if node is None or self._is_done or node.closed is not None or not self._seated:
+            return 0
+        change = node.change
+        if change is not None and change.kind is not ChangeKind.CLOSED:
+            return max(1, change.count)
+        if node.gone is not None and not isinstance(node.gone, errors.RunClosedError):
+            _raise_as(node.gone)
+        return 0
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def is_closed(self) -> bool:
+        """Whether the run is over. Attaches to it first, if that has not happened."""
+        if self._is_shut:
+            return True
+        try:
+            node = self._opened()
+        except RendezvousClosedError:
+            return True
+        return _close_of(node) is not None
+
+    def set_closed(self) -> None:
+        """End the run for all, as succeeded. Does nothing if it is over."""
+        self._close(Outcome.SUCCEEDED, "the rendezvous was closed by one of its nodes")
+
+    def shutdown(self) -> bool:
+        """End the run for all, and let go of everything. False if that could not be confirmed.
+
+        Called while an exception is handled, as torchrun's launcher does, the run is closed as
+        failed, with that exception as the reason. A node that was not let in, or that has finished
+        in a round which others go on from, leaves and closes nothing.
+        """
+        if self._is_shut:
+            return True
+        outcome, reason = _why(sys.exception())
+        is_well = True
+        try:
+            if not self._goes_alone():
+                self._close(outcome, reason)
+        except RendezvousError as error:
+            _log.warning("run %r was not closed: %s", self.get_run_id(), error)
+            is_well = False
+        finally:
+            self._hang_up(reason)
+        return is_well
+
+    def _goes_alone(self) -> bool:
+        """Whether the run goes on without this node: it ends for itself, and not for all."""
+        node = self._node
+        if self._is_out:
+            return True
+        if node is None or node.closed is not None or not self._is_done:
+            return False
+        return node.change is not None
+
+    def _close(self, outcome: Outcome, reason: str) -> None:
+        try:
+            node = self._opened()
+        except RendezvousClosedError:
+            return
+        if _close_of(node) is None:
+            self._asked(node.close_run(outcome, reason, self._plan.close_timeout_s))
+
+    def _hang_up(self, reason: str) -> None:
+        """Say goodbye, wait (bounded) until the others have if this node hosts, and close."""
+        self._is_shut = True
+        _open_handlers.discard(self)
+        self._agent_store = None
+        if self._reservation is not None:
+            self._reservation.close()
+        node, self._node = self._node, None
+        if node is not None and self._portal is not None:
+            self._portal.run(self._let_go(node, reason))
+
+    async def _let_go(self, node: Node, reason: str) -> None:
+        node.goodbye(reason)
+        await node.aclose()
+        if self._ledger is not None:
+            await self._ledger.aclose()
+
+    def _end(self, close: CloseRecord | None) -> NoReturn:
+        """The run was closed while this node waited for a round of it."""
+        if close is not None and close.outcome is Outcome.SUCCEEDED and self._is_spare(close):
+            self._end_unneeded(f"{self._over(close)}; this node was not needed")
+        self._is_out = False
+        _raise(RendezvousClosedError, self._over(close))
+
+    def _is_spare(self, close: CloseRecord) -> bool:
+        """Whether the node had no seat in the run's last round: it was on standby, or had just
+        arrived."""
+        return self._seated == 0 or self._seated < close.round
+
+    def _over(self, close: CloseRecord | None) -> str:
+        text = f"run {self.get_run_id()!r} is over"
+        return text if close is None else f"{text}: {reasons.describe_close(close)}"
+
+    def _end_unneeded(self, text: str) -> NoReturn:
+        if self._plan.ends_process:
+            _log.info("%s", text)
+            raise SystemExit(0)
+        _raise(RendezvousGracefulExitError, text)
+
+    # -- the node --------------------------------------------------------------------------------
+
+    def _door(self) -> Portal:
+        if self._portal is None or self._portal.is_of_parent:
+            self._portal = portal()
+        return self._portal
+
+    def _opened(self) -> Node:
+        with self._opening:
+            if self._node is None:
+                if self._is_shut:
+                    _raise(RendezvousClosedError, f"this node has left run {self.get_run_id()!r}")
+                self._node = self._asked(self._open())
+                _open_handlers.add(self)
+            return self._node
+
+    async def _open(self) -> Node:
+        plan = self._plan
+        if plan.open_ledger is not None and self._ledger is None:
+            self._ledger = plan.open_ledger()
+        node = Node(plan.node, plan.run, workers=1, ledger=self._ledger)
+        try:
+            await node.open()
+        except BaseException:
+            if self._ledger is not None:
+                ledger, self._ledger = self._ledger, None
+                await ledger.aclose()
+            raise
+        return node
+
+    def _asked(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Wait for the node. Its errors become those of a rendezvous."""
+        try:
+            return self._door().run(work)
+        except (errors.RallypointError, OSError) as error:
+            _raise_as(error)
+        except CancelledError as error:
+            _raise(RendezvousClosedError, "this node has left the run", error)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.get_backend()}, run {self.get_run_id()!r}>"
+
+
+def _close_of(node: Node) -> CloseRecord | None:
+    """How the run ended, as the node was told or found out; None while it is on."""
+    gone = node.gone
+    return node.closed or (gone.close if isinstance(gone, errors.RunClosedError) else None)
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def _raise(kind: type[Exception], text: str, cause: BaseException | None = None) -> NoReturn:
+    """Raise one of the rendezvous errors, as torch's own too where torch's are imported."""
+    raise torch_bridge.error_class(kind)(text) from cause
+
+
+def _raise_as(error: Exception) -> NoReturn:
+    """Raise an error of Rallypoint's as the rendezvous error that stands for it."""
+    if isinstance(error, errors.UsageError):
+        raise error
+    _raise(_kind_of(error), str(error), error)
+
+
+def _kind_of(error: Exception) -> type[RendezvousError]:
+    match error:
+        case errors.JoinTimeoutError() | errors.StoreTimeoutError():
+            return RendezvousTimeoutError
+        case errors.RunClosedError():
+            return RendezvousClosedError
+        case errors.LedgerForeignError() | errors.LedgerCorruptError() | errors.LedgerFormatError():
+            return RendezvousStateError
+        case errors.SupersededError() | errors.RunLostError():
+            return RendezvousStateError
+        case errors.SettingsConflictError() | errors.NameTakenError() | errors.LimitError():
+            return RendezvousError
+        case errors.CoordinatorError() | errors.LedgerError() | OSError():
+            return RendezvousConnectionError
+    return RendezvousError
+
+
+def _why(error: BaseException | None) -> tuple[Outcome, str]:
+    """How the run ends for a node that is shut down while `error` is handled."""
+    if error is None or (isinstance(error, SystemExit) and not error.code):
+        return Outcome.SUCCEEDED, "a node has finished"
+    text = str(error).strip().partition("\n")[0]
+    return Outcome.FAILED, f"{type(error).__name__}: {text}"[:REASON_CHARACTERS_MAX]
+
+
+async def _called(function: Callable[[], None]) -> None:
+    function()
+
+
+# -- the end of the process ------------------------------------------------------------------------
+
+_open_handlers: weakref.WeakSet[NodeRendezvousHandler] = weakref.WeakSet()
+
+
+def _at_exit() -> None:
+    """Say goodbye for an agent that ends without shutting down, as torchrun's does on a signal."""
+    for handler in list(_open_handlers):
+        try:
+            handler._hang_up("its agent has ended")
+        except (errors.RallypointError, TimeoutError, CancelledError) as error:
+            _log.debug("no goodbye was said: %s", error)
+
+
+def _in_forked_child() -> None:
+    _open_handlers.clear()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_in_forked_child)

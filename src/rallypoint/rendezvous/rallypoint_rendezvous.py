@@ -1,0 +1,188 @@
+"""The backend `rallypoint`: Rallypoint itself, for torchrun and for this package's registry.
+
+    torchrun --rdzv-backend=rallypoint --rdzv-endpoint=host0:29400 --rdzv-id=job --nnodes=2:4 ...
+
+The endpoint is any of Rallypoint's: HOST:PORT, http://HOST:PORT, etcd://..., file:///FOLDER, or
+none for one machine. Options (torchrun's --rdzv-conf) are Rallypoint's settings by their names, and
+those of torch's own backends that mean the same; `OPTIONS` lists them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from rallypoint import errors, settings
+from rallypoint.endpoints import EndpointKind
+from rallypoint.rendezvous.api import RendezvousHandlerCreator, RendezvousParameters
+from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler
+
+__all__ = ["OPTIONS", "create_handler", "torchrun_handler"]
+
+BACKEND: Final = "rallypoint"
+
+_NODE_OPTIONS: Final = (
+    "node_name",
+    "host_coordinator",
+    "join_timeout_s",
+    "connect_timeout_s",
+    "coordinator_silence_s",
+    "coordinator_lost_after_s",
+    "goodbye_timeout_s",
+    "linger_s",
+    "orphan_s",
+    "candidates",
+    "lease_ttl_s",
+    "attach_grace_s",
+    "yield_after_s",
+)
+_RUN_OPTIONS: Final = (
+    "expected_nodes",
+    "last_call_s",
+    "settle_s",
+    "scale_up_delay_s",
+    "reconnect_grace_s",
+    "suspect_after_s",
+    "probe_s",
+    "lost_after_s",
+    "mass_min",
+    "mass_fraction",
+    "mass_grace_s",
+    "rank_policy",
+)
+_TORCH_NAMES: Final = {
+    "join_timeout": "join_timeout_s",
+    "last_call_timeout": "last_call_s",
+    "read_timeout": "connect_timeout_s",
+}
+"""Options of torch's backends, in seconds, and the settings that mean the same."""
+_TORCH_OWN: Final = ("timeout", "close_timeout", "is_host", "rank")
+"""Options of torch's that are no settings. `timeout` (torchrun always gives it) is for backends
+that have no others, and `rank` is for `static`: both are left aside, as torch's c10d does."""
+
+OPTIONS: Final = tuple(
+    sorted(
+        {name.removesuffix("_s") for name in (*_NODE_OPTIONS, *_RUN_OPTIONS)}
+        | {*_TORCH_NAMES, *_TORCH_OWN, "token_file"}
+    )
+)
+"""Every option that the backend knows."""
+CLOSE_TIMEOUT_S: Final = 30.0
+
+
+def torchrun_handler() -> RendezvousHandlerCreator:
+    """What the entry point `rallypoint` of the group `torchrun.handlers` names.
+
+    torch's registry calls it and then gives its result the parameters. See `create_handler`.
+    """
+    return _create_for_torchrun
+
+
+def _create_for_torchrun(params: RendezvousParameters) -> NodeRendezvousHandler:
+    return create_handler(params, ends_process=True)
+
+
+def create_handler(
+    params: RendezvousParameters, *, ends_process: bool = False
+) -> NodeRendezvousHandler:
+    """A handler for these parameters; torch's RendezvousParameters will do as well as ours.
+
+    Nothing is contacted before its first call. Environment variables (RALLYPOINT_...) stand in for
+    options that are not given. `ends_process`: see HandlerPlan.
+
+    Raises ValueError, naming the option: one that is unknown (the known ones are listed), cannot
+    be read, or contradicts another; an endpoint that cannot be read.
+    """
+    _refuse_unknown(params.config)
+    given = _settings_of(params.config)
+    node = settings.node_settings(
+        endpoint=params.endpoint or None,
+        run_id=params.run_id or None,
+        local_addr=params.local_addr,
+        token_file=params.config.get("token_file"),
+        **{name: given[name] for name in _NODE_OPTIONS if name in given},
+    )
+    if node.endpoint.kind is EndpointKind.LOCAL and params.max_nodes > 1:
+        raise errors.UsageError(
+            f"a run of up to {params.max_nodes} nodes needs an endpoint at which they meet",
+            hint="give every node the same --rdzv-endpoint, such as HOST:29400",
+        )
+    run = settings.run_settings(
+        min_nodes=params.min_nodes,
+        max_nodes=params.max_nodes,
+        # torchrun counts restarts itself, on each node, and never tells which were whose fault.
+        max_restarts="any",
+        **{name: given[name] for name in _RUN_OPTIONS if name in given},
+    )
+    close_timeout_s = _seconds(params.config, "close_timeout")
+    return NodeRendezvousHandler(
+        HandlerPlan(
+            backend=params.backend,
+            node=node,
+            run=run,
+            close_timeout_s=CLOSE_TIMEOUT_S if close_timeout_s is None else close_timeout_s,
+            ends_process=ends_process,
+        )
+    )
+
+
+def _refuse_unknown(config: dict[str, Any]) -> None:
+    unknown = sorted(name for name in config if _plain(name) not in OPTIONS)
+    if unknown:
+        raise errors.UsageError(
+            f"the rendezvous backend {BACKEND!r} has no option {', '.join(map(repr, unknown))}",
+            hint=f"it knows {', '.join(OPTIONS)}",
+        )
+
+
+def _plain(name: str) -> str:
+    """An option's name as OPTIONS has it: settings are taken with their unit as well."""
+    is_setting = name in (*_NODE_OPTIONS, *_RUN_OPTIONS)
+    return name.removesuffix("_s") if is_setting else name
+
+
+def _settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The options that are settings, by the settings' names and with their values."""
+    found: dict[str, Any] = {}
+    said: dict[str, str] = {}
+    for option, value in config.items():
+        name = _TORCH_NAMES.get(option) or _name_of_setting(option)
+        if name is None or value is None:
+            continue
+        if name in said:
+            raise errors.UsageError(f"options {said[name]!r} and {option!r} are the same")
+        said[name] = option
+        found[name] = settings.read(settings.setting(name), str(value), f"option {option!r}")
+    hosts = _hosts(config)
+    if hosts is not None:
+        found.setdefault("host_coordinator", hosts)
+    return found
+
+
+def _name_of_setting(option: str) -> str | None:
+    for name in (*_NODE_OPTIONS, *_RUN_OPTIONS):
+        if option in (name, name.removesuffix("_s")):
+            return name
+    return None
+
+
+def _hosts(config: dict[str, Any]) -> str | None:
+    """torch's `is_host`: whether this node carries the coordinator of a HOST:PORT endpoint."""
+    is_host = _read(RendezvousParameters.get_as_bool, config, "is_host")
+    return None if is_host is None else "yes" if is_host else "no"
+
+
+def _seconds(config: dict[str, Any], option: str) -> float | None:
+    value = config.get(option)
+    if value is None:
+        return None
+    seconds: float = settings.read(
+        settings.setting("join_timeout_s"), str(value), f"option {option!r}"
+    )
+    return seconds
+
+
+def _read(getter: Callable[..., Any], config: dict[str, Any], option: str) -> Any:
+    params = RendezvousParameters(BACKEND, "", "", 1, 1)
+    params.config = config
+    return getter(params, option)

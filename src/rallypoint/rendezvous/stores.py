@@ -1,0 +1,193 @@
+"""A round's store, as `RendezvousInfo.store` gives it: torch's semantics, with torch or without.
+
+Two kinds: the round's own store, kept by the coordinator, and a prefix over a store that the caller
+has. Both watch for one thing: torchrun's agent, once its workers have finished, waits for the other
+agents in a barrier on this store, deaf to everything else. What it writes there is the only sign
+that its node is done, so the first such write is passed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, cast
+
+from rallypoint import errors
+from rallypoint.client.blocking import Portal
+from rallypoint.client.blocking import Store as BlockingStore
+from rallypoint.client.node import Node
+from rallypoint.client.world import STORE_TIMEOUT_S
+from rallypoint.client.world import Store as AsyncStore
+from rallypoint.core import store as ops
+from rallypoint.core.values import Change, ChangeKind
+from rallypoint.rendezvous import torch_bridge
+
+TERMINAL_STATE: Final = "torchelastic/agent/terminal_state"
+"""What the keys of torchrun's exit barrier begin with (torch 2.13, elastic/agent/server/api.py)."""
+
+
+def is_terminal(op: ops.StoreOp) -> bool:
+    """Whether this is a step of torchrun's exit barrier."""
+    match op:
+        case ops.Add(key=key) | ops.Set(key=key) | ops.Get(key=key):
+            return key.startswith(TERMINAL_STATE)
+        case ops.Wait(keys=keys):
+            return all(key.startswith(TERMINAL_STATE) for key in keys)
+    return False
+
+
+class RoundSource:
+    """The calls of one round's store, for one node. To be called in the portal's loop.
+
+    `on_terminal` is called once the agent's exit barrier has counted this node.
+    """
+
+    def __init__(self, node: Node, number: int, on_terminal: Callable[[], None]) -> None:
+        self._node = node
+        self._number = number
+        self._on_terminal = on_terminal
+        self._is_terminal = False
+
+    def check(self) -> None:
+        """Raises RoundBrokenError if the node is no longer in this round."""
+        current = self._node.round
+        if current is None or current.head.number != self._number:
+            detail = "this node has gone on to another round"
+            raise errors.RoundBrokenError(
+                Change(ChangeKind.READY_AGAIN, self._number, (), 0, detail)
+            )
+        if self._node.change is not None:
+            raise errors.RoundBrokenError(self._node.change)
+
+    async def call(self, op: ops.StoreOp, timeout_s: float | None) -> object:
+        """One operation. Raises as Node.call does.
+
+        A barrier at the exit has no purpose once the round is over: nobody else will come, and
+        nobody waits. It then lets this node through instead of raising.
+        """
+        try:
+            self.check()
+            value = await self._node.call(op, timeout_s)
+        except errors.RoundBrokenError:
+            if not is_terminal(op):
+                raise
+            value = 0 if isinstance(op, ops.Add) else b""
+        if isinstance(op, ops.Add) and is_terminal(op):
+            self._note_terminal()
+        return value
+
+    def _note_terminal(self) -> None:
+        if not self._is_terminal:
+            self._is_terminal = True
+            self._on_terminal()
+
+
+def round_store(portal: Portal, source: RoundSource) -> Any:
+    """The round's own store: torch's class where torch is in use, else a plain one."""
+    if torch_bridge.loaded():
+
+        def call(op: ops.StoreOp, timeout_s: float) -> object:
+            return portal.run(source.call(op, timeout_s))
+
+        return torch_bridge.store_of(call, STORE_TIMEOUT_S)
+    return BlockingStore(portal, AsyncStore(cast(Any, source), source.check))
+
+
+# -- a prefix over a store of the caller's ---------------------------------------------------------
+
+
+class AnyStore(Protocol):
+    """What torchrun asks of a store, and so what a caller's store must have at least."""
+
+    def set(self, key: str, value: Any) -> Any:
+        """Store a value."""
+
+    def get(self, key: str) -> bytes:
+        """The value of a key, once it exists."""
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter; the new value."""
+
+
+def prefixed(prefix: str, store: Any, on_terminal: Callable[[], None]) -> Any:
+    """`store` with "prefix/" before every key. A torch store gives a torch PrefixStore."""
+
+    def on_add(key: str) -> None:
+        if key.startswith(TERMINAL_STATE):
+            on_terminal()
+
+    if torch_bridge.is_torch_store(store):
+        return torch_bridge.prefix_store(prefix, store, on_add)
+    return PrefixedStore(prefix, store, on_add)
+
+
+class PrefixedStore:
+    """A store over another, as torch.distributed.PrefixStore, for stores that are not torch's.
+
+    Every call is passed on with the prefix, a slash and the key; errors are the other store's.
+    """
+
+    def __init__(
+        self, prefix: str, store: Any, on_add: Callable[[str], None] = lambda key: None
+    ) -> None:
+        self.underlying_store = store
+        self._prefix = prefix
+        self._on_add = on_add
+
+    def set(self, key: str, value: bytes | str) -> None:
+        """Store a value."""
+        self.underlying_store.set(self._key(key), value)
+
+    def get(self, key: str) -> bytes:
+        """The value of a key, once it exists."""
+        return cast(bytes, self.underlying_store.get(self._key(key)))
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter; the new value."""
+        count = cast(int, self.underlying_store.add(self._key(key), amount))
+        self._on_add(key)
+        return count
+
+    def compare_set(self, key: str, expected: bytes | str, desired: bytes | str) -> bytes:
+        """Replace `expected` by `desired`; what the key has then."""
+        changed = self.underlying_store.compare_set(self._key(key), expected, desired)
+        return cast(bytes, changed)
+
+    def append(self, key: str, value: bytes | str) -> None:
+        """Append to a value, or set it."""
+        self.underlying_store.append(self._key(key), value)
+
+    def wait(self, keys: Sequence[str], *timeout: Any) -> None:
+        """Wait until all keys exist."""
+        self.underlying_store.wait([*map(self._key, keys)], *timeout)
+
+    def check(self, keys: Sequence[str]) -> bool:
+        """Whether all keys exist now."""
+        return cast(bool, self.underlying_store.check([*map(self._key, keys)]))
+
+    def multi_get(self, keys: Sequence[str]) -> list[bytes]:
+        """The values of several keys, once all exist."""
+        return cast("list[bytes]", self.underlying_store.multi_get([*map(self._key, keys)]))
+
+    def multi_set(self, keys: Sequence[str], values: Sequence[bytes | str]) -> None:
+        """Store several values at once."""
+        self.underlying_store.multi_set([*map(self._key, keys)], values)
+
+    def delete_key(self, key: str) -> bool:
+        """Delete a key; whether it was there."""
+        return cast(bool, self.underlying_store.delete_key(self._key(key)))
+
+    def num_keys(self) -> int:
+        """How many keys the store underneath has, under any prefix: as torch counts."""
+        return cast(int, self.underlying_store.num_keys())
+
+    @property
+    def timeout(self) -> Any:
+        """How long calls wait."""
+        return self.underlying_store.timeout
+
+    def set_timeout(self, timeout: Any) -> None:
+        """Set how long calls wait."""
+        self.underlying_store.set_timeout(timeout)
+
+    def _key(self, key: str) -> str:
+        return f"{self._prefix}/{key}"

@@ -1,0 +1,233 @@
+"""The one place that touches torch: what of this package needs it, or must look like it.
+
+Nothing is imported from torch before a function here is called, and nothing that only wants to
+know whether torch is in use imports it: `loaded` looks at what the process has already imported.
+So `rallypoint.rendezvous` costs a program without torch nothing, and under torchrun, which has
+imported torch before, its errors and stores are torch's own kinds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import cache
+from typing import Any, Final
+
+from rallypoint import errors
+from rallypoint.core import store as ops
+
+TORCH_ERRORS: Final = "torch.distributed.elastic.rendezvous.api"
+
+
+Call = Callable[[ops.StoreOp, float], object]
+"""Does one operation of a store, waiting at most so many seconds; its value."""
+
+
+def is_available() -> bool:
+    """Whether torch is installed, whether or not it is imported."""
+    return "torch" in sys.modules or importlib.util.find_spec("torch") is not None
+
+
+def loaded() -> bool:
+    """Whether this process has imported torch's distributed package."""
+    return "torch.distributed" in sys.modules
+
+
+def require(what: str) -> None:
+    """Raises RuntimeError, naming `what` and how to get torch, if it is not installed."""
+    if not is_available():
+        raise RuntimeError(
+            f"{what} needs PyTorch, which is not installed; install it (pip install torch), or use "
+            "the backend `rallypoint`, `etcd` or `static`, which need none"
+        )
+
+
+# -- stores of torch's own -----------------------------------------------------------------------
+
+
+def tcp_store(
+    host: str,
+    port: int,
+    *,
+    is_server: bool,
+    timeout_s: float,
+    listen_fd: int | None = None,
+    multi_tenant: bool = False,
+) -> Any:
+    """A torch.distributed.TCPStore; as a server, on the bound socket `listen_fd` if given.
+
+    The server takes the descriptor over. Does not wait for other processes. Raises what torch
+    raises: RuntimeError and its subclasses, ValueError.
+    """
+    require("a TCPStore")
+    from torch.distributed import TCPStore
+
+    return TCPStore(
+        host,
+        port,
+        is_master=is_server,
+        timeout=timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+        multi_tenant=multi_tenant,
+        master_listen_fd=listen_fd,
+    )
+
+
+def file_store(path: str) -> Any:
+    """A torch.distributed.FileStore on this file, for any number of processes."""
+    require("a FileStore")
+    from torch.distributed import FileStore
+
+    return FileStore(path)
+
+
+def is_torch_store(store: object) -> bool:
+    """Whether this is a store that torch itself can use."""
+    if not loaded():
+        return False
+    from torch.distributed import Store
+
+    return isinstance(store, Store)
+
+
+def prefix_store(prefix: str, store: Any, on_add: Callable[[str], None] = lambda key: None) -> Any:
+    """A torch.distributed.PrefixStore over a torch store. `on_add`: told of each key added to."""
+    return _prefix_store_class()(prefix, store, on_add)
+
+
+def store_of(call: Call, timeout_s: float) -> Any:
+    """A torch.distributed.Store that asks `call`: whatever takes a Store takes it, PrefixStore and
+    init_process_group among them. Its errors are torch's DistStoreError and ours at once.
+    """
+    return _store_class()(call, timeout_s)
+
+
+@cache
+def _prefix_store_class() -> Any:
+    from torch.distributed import PrefixStore
+
+    class WatchedPrefixStore(PrefixStore):  # type: ignore[misc,unused-ignore]
+        """A PrefixStore that says which counters its Python callers add to."""
+
+        def __init__(self, prefix: str, store: Any, on_add: Callable[[str], None]) -> None:
+            super().__init__(prefix, store)
+            self._on_add = on_add
+
+        def add(self, key: str, amount: int) -> int:
+            count: int = super().add(key, amount)
+            self._on_add(key)
+            return count
+
+    return WatchedPrefixStore
+
+
+@cache
+def _store_class() -> Any:
+    from torch.distributed import Store
+
+    class CoordinatedStore(Store):  # type: ignore[misc,unused-ignore]
+        """A torch Store whose calls go to the round's coordinator.
+
+        torch's C++ calls these methods too. It has none for num_keys and delete_key: through a
+        PrefixStore those two fail, called on this object they work.
+        """
+
+        def __init__(self, call: Call, timeout_s: float) -> None:
+            super().__init__()
+            self._call = call
+            self.set_timeout(timedelta(seconds=timeout_s))
+
+        def _ask(self, op: ops.StoreOp, timeout: timedelta | None = None) -> Any:
+            limit = self.timeout if timeout is None else timeout
+            try:
+                return self._call(op, limit.total_seconds())
+            except (errors.StoreError, errors.RoundBrokenError, errors.CoordinatorError) as error:
+                raise store_error(error) from error
+
+        def set(self, key: str, value: str | bytes) -> None:
+            self._ask(ops.Set(key, _bytes(value)))
+
+        def get(self, key: str) -> bytes:
+            return bytes(self._ask(ops.Get(key)))
+
+        def add(self, key: str, amount: int) -> int:
+            return int(self._ask(ops.Add(key, amount)))
+
+        def compare_set(self, key: str, expected: str | bytes, desired: str | bytes) -> bytes:
+            return bytes(self._ask(ops.CompareSet(key, _bytes(expected), _bytes(desired))))
+
+        def append(self, key: str, value: str | bytes) -> None:
+            self._ask(ops.Append(key, _bytes(value)))
+
+        def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+            self._ask(ops.Wait(tuple(keys)), timeout)
+
+        def check(self, keys: Sequence[str]) -> bool:
+            return bool(self._ask(ops.Check(tuple(keys))))
+
+        def multi_get(self, keys: Sequence[str]) -> list[bytes]:
+            return list(self._ask(ops.MultiGet(tuple(keys))))
+
+        def multi_set(self, keys: Sequence[str], values: Sequence[str | bytes]) -> None:
+            if len(keys) != len(values):
+                raise ValueError(f"{len(keys)} keys for {len(values)} values")
+            self._ask(ops.MultiSet(tuple(keys), tuple(map(_bytes, values))))
+
+        def delete_key(self, key: str) -> bool:
+            return bool(self._ask(ops.DeleteKey(key)))
+
+        def num_keys(self) -> int:
+            return int(self._ask(ops.NumKeys()))
+
+        def has_extended_api(self) -> bool:
+            return True
+
+        def clone(self) -> CoordinatedStore:
+            return self
+
+    return CoordinatedStore
+
+
+def _bytes(value: str | bytes) -> bytes:
+    """A value as it is stored: torch hands over a str, bytes, or a list of numbers below 256."""
+    return value.encode() if isinstance(value, str) else bytes(value)
+
+
+# -- errors that both sides catch ----------------------------------------------------------------
+
+
+def error_class(ours: type[Exception]) -> type[Exception]:
+    """`ours`, one of rallypoint.rendezvous.api's errors, as what a caller of torch catches too.
+
+    With torch's rendezvous imported, a subclass of both; else `ours` itself.
+    """
+    module = sys.modules.get(TORCH_ERRORS)
+    theirs = getattr(module, ours.__name__, None)
+    return ours if theirs is None or issubclass(ours, theirs) else _both(ours, theirs)
+
+
+def store_error(error: errors.RallypointError) -> Exception:
+    """The error of a store's call as what a caller of torch's stores catches too.
+
+    A DistNetworkError if the coordinator is lost, else a DistStoreError; both are RuntimeErrors.
+    """
+    from torch.distributed import DistNetworkError, DistStoreError
+
+    is_network = isinstance(error, errors.CoordinatorError)
+    both = _both(type(error), DistNetworkError if is_network else DistStoreError)
+    same = both.__new__(both, *error.args)
+    same.__dict__.update(error.__dict__)
+    return same
+
+
+_classes: dict[tuple[str, str], type[Exception]] = {}
+
+
+def _both(ours: type[Exception], theirs: type[Exception]) -> type[Exception]:
+    """One class that derives from both, and always the same one."""
+    names = (ours.__qualname__, theirs.__qualname__)
+    if names not in _classes:
+        _classes[names] = type(ours.__name__, (ours, theirs), {"__module__": ours.__module__})
+    return _classes[names]
