@@ -17,14 +17,18 @@ from rallypoint.coordinator.durable_store import (
     encode_record,
 )
 from rallypoint.core.store import (
+    LIMIT,
     Add,
     Append,
     Barrier,
     CompareSet,
     DeleteKey,
     Get,
+    MultiSet,
+    NumKeys,
     RoundStore,
     Set,
+    StoreFailure,
     StoreOp,
     Value,
 )
@@ -199,3 +203,43 @@ def test_every_acknowledged_call_is_in_what_a_successor_replays(
             continue  # A read is not logged: asked again, it may see what came later.
         answers = successor.apply(node, request_id, op, None, 0.0)
         assert [a.result for a in answers] == [result]
+
+
+# -- the ledger's limit ----------------------------------------------------------------------------
+
+
+def test_a_call_that_the_ledger_could_not_keep_is_refused_before_it_is_applied() -> None:
+    store = DurableStore(RoundStore(SEATS), 1, batch_bytes_max=500, record_bytes_max=1_000)
+    for number, op in enumerate(
+        [
+            Set("k", bytes(1_000)),
+            Append("k", bytes(1_000)),
+            CompareSet("k", b"", bytes(1_000)),
+            Set("k" * 1_000, b""),
+            MultiSet(("k", "l"), (bytes(500), bytes(500))),
+        ],
+        1,
+    ):
+        (answer,) = store.apply("a", number, op, None, 0.0)
+        assert isinstance(answer.result, StoreFailure)
+        assert answer.result.code == LIMIT
+        assert "1000 of one call" in answer.result.message
+    assert store.take_record() is None
+    (answer,) = store.apply("a", 9, NumKeys(), None, 0.0)
+    assert answer.result == Value(0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 950), st.integers(0, 40)), max_size=40))
+def test_no_record_is_larger_than_the_ledger_takes(calls: list[tuple[int, int]]) -> None:
+    most = 1_000
+    store = DurableStore(RoundStore(SEATS), 1, batch_bytes_max=most // 2, record_bytes_max=most)
+    accepted = 0
+    for number, (value_bytes, open_count) in enumerate(calls, 1):
+        still_open = range(1 << 33, (1 << 33) + open_count)
+        op = Set("é" * 10, bytes(value_bytes))
+        answers = store.apply("näme", number, op, None, 0.0, 0, tuple(still_open))
+        accepted += not answers
+    log: list[bytes] = []
+    assert len(write(store, log)) == accepted
+    assert all(len(data) <= most for data in log)
+    DurableStore(RoundStore(SEATS), 2, batch_bytes_max=most).replay(log)

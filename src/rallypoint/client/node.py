@@ -170,8 +170,12 @@ class Node:
         """What keeps this node from a coordinator; "" if it has one."""
         if self.is_connected:
             return ""
-        problem = self._search.problem if self._search is not None else ""
-        return problem or f"there is no coordinator at {self.settings.endpoint}"
+        return self.ledger_problem or f"there is no coordinator at {self.settings.endpoint}"
+
+    @property
+    def ledger_problem(self) -> str:
+        """Since when the ledger cannot be used, and what it says; "" while it can."""
+        return self._search.problem if self._search is not None else ""
 
     @property
     def bootstrap_host(self) -> str:
@@ -259,9 +263,12 @@ class Node:
             raise attempts.error(self._now_s() - began_s)
 
     async def _find_elected(self, search: Search, attempts: Attempts, ends_s: float) -> bool:
-        """Look until there is a connection or the run is over; False at `ends_s`."""
+        """Look until there is a connection or the run is over; False at `ends_s`.
+
+        Raises the ledger's error if this node never was in the run and waiting cannot mend it.
+        """
         while True:
-            sight = await search.next(ends_s)
+            sight = await search.next(ends_s, is_new=self._lost_s is None)
             attempts.problem = search.problem
             if isinstance(sight, Over):
                 self._act(self._machine.found_closed(sight.close))

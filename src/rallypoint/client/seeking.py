@@ -18,7 +18,14 @@ import msgspec
 
 from rallypoint.core import election as e
 from rallypoint.core.values import Address, CloseRecord
-from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerUnreachableError
+from rallypoint.errors import (
+    LedgerAccessError,
+    LedgerCorruptError,
+    LedgerError,
+    LedgerForeignError,
+    LedgerFormatError,
+    LedgerUnreachableError,
+)
 from rallypoint.ledger.contract import Ledger, Versioned
 from rallypoint.settings import NodeSettings
 
@@ -29,6 +36,12 @@ COORDINATORS: Final = "coordinators/"
 RETRY_S: Final = 0.3
 REPLICAS_READ_MAX: Final = 64
 """More leases than this are not read for one run's sake."""
+_WILL_NOT_MEND: Final = (
+    LedgerAccessError,
+    LedgerCorruptError,
+    LedgerForeignError,
+    LedgerFormatError,
+)
 FAR_LOOKS: Final = 3.0
 """How much more seldom a node looks that is not among the candidates: a change wakes it anyway."""
 
@@ -66,6 +79,8 @@ class Search:
         self.ledger = ledger
         self.problem = ""
         """Since when the ledger does not answer, and what it says; "" while it does."""
+        self.error: LedgerError | None = None
+        """The same as an error; None while it answers."""
         self._run_key = f"runs/{settings.run_id}"
         self._seeker = e.Seeker(node, timing(settings.lease_ttl_s), settings.candidates)
         self._version: int | None = None
@@ -99,11 +114,17 @@ class Search:
         jitter = random.uniform(0.5, 1.0)
         self._seeker.seek(_now_s(), jitter if is_near else FAR_LOOKS * jitter)
 
-    async def next(self, ends_s: float) -> Sight | None:
-        """What is to be done; None if nothing is by `ends_s`. Looks at least once."""
+    async def next(self, ends_s: float, *, is_new: bool = False) -> Sight | None:
+        """What is to be done; None if nothing is by `ends_s`. Looks at least once.
+
+        A node that `is_new` to the run has nothing to lose: it is told at once, by a LedgerError,
+        what waiting would not mend. One that was in the run looks on, as somebody may mend it.
+        """
         while True:
             await self._until_due(ends_s)
             sight = await self._look()
+            if is_new and isinstance(self.error, _WILL_NOT_MEND):
+                raise self.error
             if sight is not None or _now_s() >= ends_s:
                 return sight
 
@@ -166,7 +187,12 @@ class Search:
         except LedgerError as error:
             self._note(error)
         except e.UnreadableError as error:
-            self._note(LedgerCorruptError(f"the register of the run cannot be read: {error}"))
+            self._note(
+                LedgerCorruptError(
+                    f"the register of the run cannot be read: {error}",
+                    hint="another release or program may have written it; nothing has been changed",
+                )
+            )
         return None
 
     async def _read(self, key: str) -> e.Found | None:
@@ -175,6 +201,7 @@ class Search:
         return None if found is None else e.Found(found.value, found.version)
 
     def _note(self, error: LedgerError) -> None:
+        self.error = error
         if not self.problem:
             since = time.strftime("%H:%M:%S")
             is_away = isinstance(error, LedgerUnreachableError)
@@ -184,7 +211,7 @@ class Search:
 
     def _answers(self) -> None:
         if self.problem:
-            self.problem = ""
+            self.problem, self.error = "", None
             _log.warning("the ledger answers again")
 
 

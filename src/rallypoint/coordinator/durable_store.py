@@ -34,6 +34,11 @@ FORMAT: Final = 1
 """The format of a record; it stands first in each. A reader refuses a newer one."""
 READS: Final = (Get, MultiGet, Wait, Check, NumKeys)
 CALL_OVERHEAD_BYTES: Final = 64
+"""Of a record, and of an entry in it: the format, the tags and the numbers."""
+NUMBER_BYTES_MAX: Final = 9
+"""What MessagePack needs for a number, or before a text, bytes or an array."""
+RECORD_BYTES_MAX: Final = 16 << 20
+"""Where the ledger says nothing else."""
 
 
 class Applied(msgspec.Struct, frozen=True, array_like=True, tag="do"):
@@ -92,16 +97,24 @@ class DurableStore:
     """A RoundStore whose answers wait for the log. The same calls, besides the log's own.
 
     `next_index`: of the first record that this term writes. `batch_bytes_max`: about how large a
-    record may become.
+    record of several calls may become. `record_bytes_max`: what the ledger takes; a call that needs
+    more is refused before anything of it is applied.
     """
 
     def __init__(
-        self, store: RoundStore, term: int, *, next_index: int = 0, batch_bytes_max: int
+        self,
+        store: RoundStore,
+        term: int,
+        *,
+        next_index: int = 0,
+        batch_bytes_max: int,
+        record_bytes_max: int = RECORD_BYTES_MAX,
     ) -> None:
         self._store = store
         self._term = term
         self._next_index = next_index
         self._batch_bytes_max = batch_bytes_max
+        self._record_bytes_max = record_bytes_max
         self._gathering: deque[tuple[Entry, int]] = deque()
         self._writing: int = 0
         self._logged = 0
@@ -122,17 +135,28 @@ class DurableStore:
     ) -> list[Answer]:
         """Apply a call; the answers that may leave now."""
         self._store.acknowledge(node, acknowledged, still_open)
-        changes = not isinstance(op, READS) and not self._store.has_seen(node, request_id)
+        if isinstance(op, READS) or self._store.has_seen(node, request_id):
+            return self._hold(self._store.apply(node, request_id, op, timeout_s, now_s))
+        entry = Applied(node, request_id, op, acknowledged, tuple(still_open))
+        size = _size(entry)
+        if size > self._record_bytes_max - CALL_OVERHEAD_BYTES:
+            return self._hold([Answer(node, request_id, self._too_large(size))])
         answers = self._store.apply(node, request_id, op, timeout_s, now_s)
-        if changes and not _was_refused(answers, node, request_id):
-            entry = Applied(node, request_id, op, acknowledged, tuple(still_open))
-            self._log(entry, _size(op))
+        if not _was_refused(answers, node, request_id):
+            self._log(entry, size)
         return self._hold(answers)
+
+    def _too_large(self, size: int) -> StoreFailure:
+        return StoreFailure(
+            LIMIT,
+            f"this call came to {size} bytes, and the ledger of this run keeps at most "
+            f"{self._record_bytes_max} of one call",
+        )
 
     def cancel(self, node: str, request_id: int) -> None:
         """Nobody waits for the call any more."""
         self._store.cancel(node, request_id)
-        self._log(Withdrawn(node, request_id), 0)
+        self._withdraw(node, request_id)
 
     def forget_node(self, node: str) -> None:
         """The node is no member any more."""
@@ -146,7 +170,7 @@ class DurableStore:
         """Answer what ran out of time."""
         answers = self._store.expire(now_s)
         for answer in answers:
-            self._log(Withdrawn(answer.node, answer.request_id), 0)
+            self._withdraw(answer.node, answer.request_id)
         return self._hold(answers)
 
     def end(self, message: str) -> list[Answer]:
@@ -167,12 +191,18 @@ class DurableStore:
             return None
         entries: list[Entry] = []
         size = 0
-        while self._gathering and (not entries or size < self._batch_bytes_max):
+        while self._gathering and (not entries or self._fits(size)):
             entry, entry_size = self._gathering.popleft()
             entries.append(entry)
-            size += entry_size + CALL_OVERHEAD_BYTES
+            size += entry_size
         self._writing = len(entries)
         return self._next_index, encode_record(Record(FORMAT, self._term, tuple(entries)))
+
+    def _fits(self, size: int) -> bool:
+        """Whether the next entry may still be in a record that is so large by now."""
+        next_size = self._gathering[0][1]
+        most = self._record_bytes_max - CALL_OVERHEAD_BYTES
+        return size < self._batch_bytes_max and size + next_size <= most
 
     def appended(self) -> list[Answer]:
         """The record that was taken last is in the log; the answers that may leave now."""
@@ -201,6 +231,9 @@ class DurableStore:
         self._store.acknowledge(entry.node, entry.acknowledged, entry.still_open)
         self._store.apply(entry.node, entry.request_id, entry.op, None, 0.0)
 
+    def _withdraw(self, node: str, request_id: int) -> None:
+        self._log(Withdrawn(node, request_id), CALL_OVERHEAD_BYTES + 4 * len(node))
+
     def _log(self, entry: Entry, size: int) -> None:
         self._logged += 1
         self._gathering.append((entry, size))
@@ -218,6 +251,19 @@ def _was_refused(answers: list[Answer], node: str, request_id: int) -> bool:
     return own is not None and isinstance(own.result, StoreFailure) and own.result.code == LIMIT
 
 
-def _size(op: StoreOp) -> int:
-    values = getattr(op, "values", None) or (getattr(op, "value", b""),)
-    return sum(len(value) for value in values)
+def _size(entry: Applied) -> int:
+    """No less than what an entry comes to in a record."""
+    values = sum(_length(getattr(entry.op, name)) for name in entry.op.__struct_fields__)
+    numbers = NUMBER_BYTES_MAX * len(entry.still_open)
+    return CALL_OVERHEAD_BYTES + 4 * len(entry.node) + values + numbers
+
+
+def _length(value: object) -> int:
+    """No less than what a field of a call comes to: text, bytes, a number, or some of these."""
+    if isinstance(value, str):
+        return NUMBER_BYTES_MAX + (len(value) if value.isascii() else len(value.encode()))
+    if isinstance(value, bytes):
+        return NUMBER_BYTES_MAX + len(value)
+    if isinstance(value, tuple | list):
+        return NUMBER_BYTES_MAX + sum(map(_length, value))
+    return NUMBER_BYTES_MAX

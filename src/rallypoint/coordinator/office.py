@@ -16,7 +16,12 @@ import msgspec
 
 from rallypoint.core import election as e
 from rallypoint.core.values import Address, CloseRecord, RoundRecord, RunSettings
-from rallypoint.errors import LedgerError
+from rallypoint.errors import (
+    LedgerCorruptError,
+    LedgerError,
+    LedgerFormatError,
+    LedgerLimitError,
+)
 from rallypoint.ledger.contract import Ledger, SwapOutcome, Swapped, Unknown, Versioned
 
 _log = logging.getLogger("rallypoint.coordinator")
@@ -49,6 +54,9 @@ class Runs(Protocol):
 
     def ledger_restored(self) -> None:
         """It answers again, and the lease is still this process's."""
+
+    def too_large(self, run_id: str, reason: str) -> None:
+        """What is to be committed does not fit into the ledger. It is tried again and again."""
 
     def unreadable(self, run_id: str, reason: str) -> None:
         """The run's register cannot be read, and is left as it is."""
@@ -311,13 +319,24 @@ class Office:
                 await self._swap_own_lease(self._holder, action)
             else:
                 await self._ask_for_run(run_id, action)
-        except e.UnreadableError as error:
-            _log.error("run %s: %s", run_id, error)
+        except (e.UnreadableError, LedgerCorruptError, LedgerFormatError) as error:
+            self._unreadable(run_id, getattr(error, "message", str(error)))
+        except LedgerLimitError as error:
             if run_id is not None:
-                self._runs.unreadable(run_id, str(error))
+                self._runs.too_large(run_id, str(error))
         except LedgerError as error:
             self._outage = f" ({error.message})"
             _log.debug("the ledger does not answer: %s", error)
+
+    def _unreadable(self, run_id: str | None, problem: str) -> None:
+        """What cannot be read is left as it is, and not asked for again until a node asks."""
+        _log.error("run %s: %s", run_id, problem)
+        if run_id is None:
+            return
+        claim = self._claims.get(run_id)
+        if claim is not None and claim.state is not e.ClaimState.OWNED:
+            self._forget(run_id)
+        self._runs.unreadable(run_id, problem)
 
     async def _swap_own_lease(self, holder: e.LeaseHolder, action: e.SwapLease) -> None:
         outcome = await self._swap(lease_key(action.process), action.expected, action.value)

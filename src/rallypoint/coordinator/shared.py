@@ -28,8 +28,14 @@ from rallypoint.core.election import RunRegister, Timing
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.store import RoundStore
 from rallypoint.core.values import Address, CloseRecord, RoundRecord
-from rallypoint.errors import LedgerError
-from rallypoint.ledger.contract import Created, Exists, Gap, Ledger
+from rallypoint.errors import (
+    LedgerCorruptError,
+    LedgerError,
+    LedgerForeignError,
+    LedgerFormatError,
+    LedgerLimitError,
+)
+from rallypoint.ledger.contract import Created, Exists, Gap, Ledger, Unknown
 
 if TYPE_CHECKING:
     from rallypoint.coordinator.hub import Hub
@@ -120,8 +126,10 @@ class SharedRuns:
         number = run.membership.number
         if number > 1:
             self._spawn(self._drop_log(log_name(run.run_id, number - 1)))
-        batch = self._ledger.limits.record_bytes_max // 2
-        return DurableStore(store, run.membership.term, batch_bytes_max=batch)
+        record = self._ledger.limits.record_bytes_max
+        return DurableStore(
+            store, run.membership.term, batch_bytes_max=record // 2, record_bytes_max=record
+        )
 
     def append(self, run: RunHost, index: int, data: bytes) -> None:
         """Write a record of the log of the run's present round."""
@@ -134,8 +142,20 @@ class SharedRuns:
         self, run: RunHost, store: DurableStore, log: str, index: int, data: bytes
     ) -> None:
         """Until the outcome is known, or the round is over: nothing is acknowledged meanwhile."""
+        is_refused = False
         while run.store is store:
-            outcome = await self._ledger.append(log, index, data)
+            try:
+                outcome = await self._ledger.append(log, index, data)
+            except LedgerLimitError as error:
+                # The engine takes less than it should (etcd's --max-request-bytes): what was
+                # applied here cannot be taken back, so the run waits until the engine takes it.
+                self.too_large(run.run_id, str(error))
+                is_refused = True
+                await asyncio.sleep(RETRY_S)
+                continue
+            if is_refused and not isinstance(outcome, Unknown):
+                is_refused = False
+                run.post(on.LedgerRestored())
             if isinstance(outcome, Created) or outcome == Exists(data):
                 run.appended(store)
                 return
@@ -181,17 +201,23 @@ class SharedRuns:
             return []
         log = log_name(run_id, register.number)
         seal = encode_record(Record(FORMAT, register.term, (), is_seal=True))
+        problem = ""
         while True:
             try:
                 records = [value for _, value in await self._ledger.records(log)]
+            except (LedgerCorruptError, LedgerForeignError, LedgerFormatError) as error:
+                raise UnreadableLogError(error.message) from error
             except LedgerError as error:
-                _log.warning("run %s: the log cannot be read: %s", run_id, error)
+                problem = _told_once(run_id, "the log cannot be read", error.message, problem)
                 await asyncio.sleep(RETRY_S)
                 continue
             if records and records[-1] == seal:
                 return records
             _refuse_later_term(records, register.term)
-            await self._ledger.append(log, len(records), seal)
+            outcome = await self._ledger.append(log, len(records), seal)
+            if isinstance(outcome, Unknown):
+                problem = _told_once(run_id, "the log cannot be sealed", outcome.reason, problem)
+                await asyncio.sleep(RETRY_S)
 
     def elsewhere(self, run_id: str, addresses: tuple[Address, ...]) -> None:
         """Another coordinator has the run: its nodes go there."""
@@ -232,6 +258,15 @@ class SharedRuns:
         for run in self._claimed_runs():
             run.post(on.LedgerRestored())
 
+    def too_large(self, run_id: str, reason: str) -> None:
+        """What the run has to write does not fit into the ledger: shown like an outage."""
+        run = self._run(run_id)
+        if run is None or not run.is_claimed:
+            return
+        if run.membership.suspended_reason != reason:
+            _log.error("run %s is suspended: %s", run_id, reason)
+        run.post(on.LedgerLost(reason))
+
     def unreadable(self, run_id: str, reason: str) -> None:
         """The run's register or log cannot be read: nothing of it is touched."""
         run = self._run(run_id)
@@ -262,6 +297,14 @@ def _is_enough(run: RunHost, node: str) -> bool:
     settings, last = membership.settings, membership.round
     alone = last is None or all(member.name == node for member in last.members)
     return alone and settings is not None and settings.min_nodes <= 1
+
+
+def _told_once(run_id: str, what: str, why: str, before: str) -> str:
+    """Log a problem, unless it is the one that was logged `before`."""
+    problem = f"{what}: {why}"
+    if problem != before:
+        _log.warning("run %s: %s", run_id, problem)
+    return problem
 
 
 def _refuse_later_term(records: list[bytes], term: int) -> None:

@@ -500,6 +500,8 @@ class Agent:
 
     async def _why_it_waits(self) -> str:
         if not self._node.is_connected:
+            if self._node.ledger_problem:
+                return f"waiting: {self._node.ledger_problem}; trying again"
             where = self._config.node.endpoint
             return f"waiting: the coordinator at {where} does not answer; trying again"
         try:

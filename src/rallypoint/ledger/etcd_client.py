@@ -15,7 +15,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
 import random
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -360,7 +362,7 @@ class EtcdClient:
             ) as response:
                 yield response
         except aiohttp.ClientSSLError as error:
-            raise _BadEndpointError(_certificate_error(url, error)) from error
+            raise _BadEndpointError(self._certificate_error(url, error)) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise _NotSentError(_said(error)) from error
         except aiohttp.InvalidURL as error:
@@ -371,7 +373,7 @@ class EtcdClient:
             raise _BadEndpointError(not_etcd(url, error.message or "no HTTP")) from error
         except (aiohttp.ClientError, OSError) as error:
             if "SSL" in str(error):  # TLS 1.3: a missing certificate is told after the handshake
-                raise _BadEndpointError(_certificate_error(url, error)) from error
+                raise _BadEndpointError(self._certificate_error(url, error)) from error
             raise _LostError(_said(error)) from error
 
     def _check_cluster(self, header: Header | None, url: str) -> None:
@@ -393,6 +395,29 @@ class EtcdClient:
         """Prefer the endpoint after this one, unless another call has done so already."""
         if self._urls[self._preferred] == url:
             self._preferred = (self._preferred + 1) % len(self._urls)
+
+    def _certificate_error(self, url: str, error: Exception) -> LedgerAccessError:
+        """Which side did not believe the other, and what to change."""
+        said = _said(error)
+        if isinstance(_cause(error), ssl.SSLCertVerificationError):
+            ca = self.options.ca_file or "the system's authorities"
+            return LedgerAccessError(
+                f"the certificate of etcd at {url} is not one to believe: {said}",
+                hint=f"it is checked against {ca}; give the file of etcd's own CA as ca=FILE, and "
+                "name the host as its certificate does",
+            )
+        if "alert" in said:
+            own = self.options.cert_file
+            what = (
+                f"refuses the client certificate {own}" if own else "asks for a client certificate"
+            )
+            return LedgerAccessError(
+                f"etcd at {url} {what}: {said}",
+                hint="give cert=FILE and key=FILE, which the CA must have signed that etcd trusts",
+            )
+        return LedgerAccessError(
+            f"no TLS connection to etcd at {url}: {said}", hint="does the port speak TLS?"
+        )
 
     @property
     def _tls_hint(self) -> str:
@@ -486,22 +511,35 @@ def _tls_context(options: EtcdOptions) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         files = [options.ca_file, options.cert_file, options.key_file]
         raise LedgerAccessError(
-            f"the certificate or key for etcd cannot be used: {error}",
-            hint=f"check {', '.join(file for file in files if file)}: PEM files, readable here",
+            f"the certificate or key for etcd cannot be used: {_said(error)}",
+            hint=f"check {', '.join(file for file in files if file)}: PEM files that can be read "
+            "here, and the key that of the certificate",
         ) from error
     return context
 
 
-def _certificate_error(url: str, error: Exception) -> LedgerAccessError:
-    return LedgerAccessError(
-        f"no TLS connection to etcd at {url}: {_said(error)}",
-        hint="does the port speak TLS, is its certificate from the CA given and for this host, and "
-        "does it ask for a client certificate?",
-    )
+def _cause(error: BaseException) -> BaseException:
+    """What the system raised, without what aiohttp put around it."""
+    for name in ("certificate_error", "os_error"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException):
+            return inner
+    return error
 
 
 def _said(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    """The system's own words, without numbers, addresses and places in somebody's source."""
+    cause = _cause(error)
+    match cause:
+        case ssl.SSLCertVerificationError() if cause.verify_message:
+            return str(cause.verify_message)
+        case ssl.SSLError() if cause.reason:
+            return str(cause.reason).replace("_", " ").lower()
+        case socket.gaierror() if cause.strerror:
+            return cause.strerror
+        case OSError() if cause.errno is not None and cause.errno > 0:
+            return os.strerror(cause.errno)  # asyncio puts words of its own in their place
+    return str(cause) or type(cause).__name__
 
 
 def _backoff(turn: int) -> float:
