@@ -51,10 +51,10 @@ class FlakyLedger(Ledger):
         outcome = await self.inner.swap(key, expected, value)
         return Unknown("the answer was lost") if how == "lost" else outcome
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, version: int | None = None) -> bool:
         if self.is_away:
             raise ConnectionError("the ledger is away")
-        await self.inner.delete(key)
+        return await self.inner.delete(key, version)
 
 
 class Bench:

@@ -64,8 +64,16 @@ class ReadsThenWrites(MemoryLedger):
 class ForgetsVersions(MemoryLedger):
     """Counts from 1 again after a delete."""
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, version: int | None = None) -> bool:
         self._registers.pop(key, None)
+        return True
+
+
+class DeletesAnything(MemoryLedger):
+    """Does not ask which version it is that it deletes."""
+
+    async def delete(self, key: str, version: int | None = None) -> bool:
+        return await super().delete(key)
 
 
 class Overwrites(MemoryLedger):
@@ -83,6 +91,7 @@ class Overwrites(MemoryLedger):
         (ReadsThenWrites, LedgerSuite.test_of_many_creators_one_creates),
         (ReadsThenWrites, LedgerSuite.test_of_many_swaps_none_is_lost),
         (ForgetsVersions, LedgerSuite.test_no_version_is_given_twice_even_after_a_delete),
+        (DeletesAnything, LedgerSuite.test_a_register_that_has_moved_on_is_not_deleted),
         (Overwrites, LedgerSuite.test_a_record_is_created_once),
     ],
 )

@@ -178,10 +178,12 @@ class Ledger(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def delete(self, key: str) -> None:
-        """Remove a register that nobody will need again; nothing happens if there is none.
+    async def delete(self, key: str, version: int | None = None) -> bool:
+        """Remove a register that nobody will need again, if this is still its version (None: any).
 
-        Raises as `read`; then it may or may not be gone, and can be deleted again.
+        Whether it is gone, which it is also if there was none; False if it has another version,
+        and then nothing was done. Raises as `read`; then it may or may not be gone, and can be
+        deleted again.
         """
 
     async def keys(self, prefix: str = "") -> tuple[str, ...]:

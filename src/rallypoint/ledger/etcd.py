@@ -163,15 +163,18 @@ class EtcdLedger(Ledger):
         except LedgerError as error:
             return Unknown(error.message, error)
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, version: int | None = None) -> bool:
         """See Ledger.delete. Conditional, so that a late one cannot hit a register made since."""
         place = self._register(key)
         while found := (await self._client.range(place, keys_only=True)).kvs:
+            if version not in (None, found[0].mod_revision):
+                return False
             condition = compare(place, "mod_revision", found[0].mod_revision)
             result, _ = await decided(self._client, [self._ours(), condition], [delete(place)])
             if result.succeeded:
-                return
+                return True
             self._refuse_replaced(await self._client.range(self._marker))
+        return True
 
     async def keys(self, prefix: str = "") -> tuple[str, ...]:
         """See Ledger.keys."""

@@ -53,6 +53,8 @@ TIMEOUT_S: Final = 5.0
 _STALE_S: Final = 3600.0
 """Files that were never linked are swept after this, by the disk's own clock (R9)."""
 _TRIES_MAX: Final = 1000
+TOMBSTONE: Final = b"\0deleted"
+"""The last version of a register that was deleted only if it had a certain one."""
 
 
 class FileLedger(Ledger):
@@ -105,11 +107,11 @@ class FileLedger(Ledger):
         except LedgerError as error:
             return Unknown(error.message, error)
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, version: int | None = None) -> bool:
         """See Ledger.delete."""
         check_name(key)
         files = self._opened()
-        await self._run(lambda: files.delete(key))
+        return await self._run(lambda: files.delete(key, version))
 
     async def keys(self, prefix: str = "") -> tuple[str, ...]:
         """See Ledger.keys."""
@@ -206,6 +208,10 @@ class _Files:
         for name in self._names(self._registers, key):
             chain = self._chain(name)
             head = chain.head()
+            if head is not None and head.value == TOMBSTONE:
+                # Whoever deleted it was stopped on the way, or is about to do this.
+                self._remove(self._registers, key, name)
+                continue
             if head is not None:
                 # What is told on must not be undone by a power failure, and its writer may have
                 # died before it had forced it to the disk.
@@ -247,8 +253,23 @@ class _Files:
                 return Swapped(_first_version(number))
         raise _crowded()
 
-    def delete(self, key: str) -> None:
-        self._remove(self._registers, key)
+    def delete(self, key: str, version: int | None) -> bool:
+        """One of a given version is first written over, as one of two who do that is the first."""
+        if version is None:
+            self._remove(self._registers, key)
+            return True
+        for name in self._names(self._registers, key):
+            chain = self._chain(name)
+            if chain.number() != version:
+                continue
+            with self._temporary(TOMBSTONE) as temporary:
+                advance = chain.advance(version, temporary)
+            if advance is Advance.UNSURE:
+                raise LedgerUnreachableError("this process was stopped in the middle of a write")
+            if advance is Advance.DONE:
+                self._remove(self._registers, key, name)
+                return True
+        return self.read(key) is None
 
     def keys(self, prefix: str) -> tuple[str, ...]:
         return self._listed(self._registers, prefix)
@@ -388,8 +409,9 @@ class _Files:
         _breathe()
         return None
 
-    def _remove(self, kind: Path, key: str) -> None:
-        name = self._look_up(kind, key)
+    def _remove(self, kind: Path, key: str, folder: str | None = None) -> None:
+        """Remove the key, or, if it has another folder by now, nothing but this one."""
+        name = folder or self._look_up(kind, key)
         if name is None:
             return
         # Moving it away is what deletes it; whoever would write then finds no folder.

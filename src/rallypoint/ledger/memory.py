@@ -57,13 +57,17 @@ class MemoryLedger(Ledger):
         self._tell(key)
         return Swapped(version)
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, version: int | None = None) -> bool:
         """See Ledger.delete."""
         check_name(key)
-        gone = self._registers.pop(key, None)
-        if gone is not None:
-            self._deleted_version = max(self._deleted_version, gone.version)
+        current = self._registers.get(key)
+        if current is not None and version not in (None, current.version):
+            return False
+        if current is not None:
+            del self._registers[key]
+            self._deleted_version = max(self._deleted_version, current.version)
             self._tell(key)
+        return True
 
     async def keys(self, prefix: str = "") -> tuple[str, ...]:
         """See Ledger.keys."""

@@ -173,25 +173,28 @@ class TorchBackendLedger(Ledger):
                 return Swapped(after.version)
             now, unsure = moved.now, unsure or moved.unsure
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, version: int | None = None) -> bool:
         """See Ledger.delete."""
         check_name(key)
         deadline = self._deadline()
         now = await self._get(deadline)
-        version, unsure = None, False
+        seen, unsure = version, False
         while (found := self._shelf(now).read(key)) is not None:
-            if unsure and found.version != version:
+            if unsure and found.version != seen:
                 raise LedgerUnreachableError(
                     f"whether {key!r} was deleted is not known: the answer was lost, and the "
                     "register was written since"
                 )
-            version = found.version
+            if version not in (None, found.version):
+                return False
+            seen = found.version
             shelf = self._shelf(now).delete(key)
             assert shelf is not None  # it was there just now
             moved = await self._put(now, shelf, deadline)
             if moved is None:
-                return
+                return True
             now, unsure = moved.now, unsure or moved.unsure
+        return True
 
     # -- the backend's one value ----------------------------------------------------------------
 

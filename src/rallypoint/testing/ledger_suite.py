@@ -186,6 +186,22 @@ class LedgerSuite:
 
         _run(connect, body)
 
+    def test_a_register_that_has_moved_on_is_not_deleted(self, connect: Connect) -> None:
+        async def body(one: Ledger, two: Ledger) -> None:
+            first = await _create(one, "run", b"1")
+            second = await _swap(two, "run", first, b"2")
+            assert not await one.delete("run", first)
+            assert await two.read("run") == Versioned(b"2", second)
+            assert await one.delete("run", second)
+            assert await two.read("run") is None
+            assert await two.keys() == ()
+            assert await two.delete("run", second)
+            again = await _create(two, "run", b"3")
+            assert not await one.delete("run", second)
+            assert await one.read("run") == Versioned(b"3", again)
+
+        _run(connect, body)
+
     def test_no_version_is_given_twice_even_after_a_delete(self, connect: Connect) -> None:
         async def body(one: Ledger, two: Ledger) -> None:
             seen = []
