@@ -37,11 +37,13 @@ SHORT_S, LONG_S = (0.02, 0.4), (0.5, 2.5)
 FROZEN_S = (0.2, 1.5, 5.0)
 ETCD_FROZEN_S = (0.3, 3.0)
 CLOSED_WITHIN_S = 30.0
+# Who kills three of four nodes would else wait for as long as an outage may last, two minutes.
 ENV = {
     "RALLYPOINT_LEASE_TTL": "1",
     "RALLYPOINT_ATTACH_GRACE": "4",
     "RALLYPOINT_COORDINATOR_SILENCE": "2",
     "RALLYPOINT_YIELD_AFTER": "5",
+    "RALLYPOINT_MASS_GRACE": "4",
 }
 OPTIONS = ("--expected-nodes", str(NODES), "--max-restarts", "any", "--regroup-stop-timeout", "1")
 WAITS_FOR_REPLICAS = ("--host-coordinator", "no")
