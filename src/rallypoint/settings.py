@@ -709,6 +709,14 @@ def shares_torch_store(environ: Environ | None = None) -> bool:
     return _environ(environ).get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0") != "1"
 
 
+def etcd_binary(environ: Environ | None = None) -> str | None:
+    """The etcd program that TORCHELASTIC_ETCD_BINARY_PATH names, as for torch; None if none is.
+
+    Source: torch 2.13, elastic/rendezvous/etcd_server.py.
+    """
+    return _environ(environ).get("TORCHELASTIC_ETCD_BINARY_PATH") or None
+
+
 def visible_gpus(environ: Environ | None = None) -> tuple[str, ...] | None:
     """The GPUs that CUDA_VISIBLE_DEVICES leaves this process; None if it is not set.
 

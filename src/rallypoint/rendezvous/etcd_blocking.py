@@ -1,0 +1,308 @@
+"""etcd for programs that block: the ledger's etcd client, in the process's Rallypoint thread.
+
+The rendezvous modules named after etcd all stand on this one connection, and what a user passes to
+them as `client` is one. It speaks etcd's v3 API, which every etcd since 3.4 has; torch's modules
+speak v2, which etcd 3.6 removed, so a client of the package python-etcd is of no use here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import weakref
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from rallypoint import errors
+from rallypoint.client.blocking import portal
+from rallypoint.ledger.etcd_client import EtcdClient, EtcdOptions
+from rallypoint.ledger.etcd_wire import KeyValue, prefix_end
+from rallypoint.rendezvous import torch_bridge
+from rallypoint.rendezvous.api import (
+    RendezvousConnectionError,
+    RendezvousParameters,
+    RendezvousStateError,
+)
+from rallypoint.rendezvous.utils import parse_rendezvous_endpoint
+
+__all__ = ["EtcdConnection"]
+
+_T = TypeVar("_T")
+DEFAULT_PORT: Final = 2379
+DEFAULT_READ_TIMEOUT_S: Final = 60
+FIRST_CONTACT_S: Final = 10.0
+"""How long an etcd is tried that has never answered. An address that is wrong is told soon, and an
+etcd that starts together with the job has time to come up."""
+_CLOSE_S: Final = 1.0
+
+
+class EtcdConnection:
+    """A blocking client of etcd v3, for any thread and any number of them.
+
+    Nothing is connected before the first call. After a fork, the child's first call makes
+    connections of its own. Keys are bytes, or str stored as UTF-8.
+
+    Args:
+        host: a name or an address; IPv6 without brackets.
+        port: etcd's client port.
+        read_timeout: bounds every call, in seconds, also of an etcd that is frozen.
+        protocol: "http" or "https".
+        cert: the client's certificate, a PEM file; or a pair with the key's file.
+        ca_cert: the PEM file of the authority that signed etcd's certificate; None for the
+            system's authorities.
+        endpoints: the members of a cluster, each "host:port", instead of `host` and `port`.
+
+    Raises:
+        ValueError: a timeout or a protocol that cannot be.
+
+    Every call raises RendezvousConnectionError, which says what was tried, where, and what the
+    system answered; the cause is in `__cause__`.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = DEFAULT_PORT,
+        *,
+        read_timeout: float = DEFAULT_READ_TIMEOUT_S,
+        protocol: str = "http",
+        cert: str | tuple[str, str] | None = None,
+        ca_cert: str | None = None,
+        endpoints: tuple[str, ...] = (),
+    ) -> None:
+        if not read_timeout > 0:
+            raise ValueError("The read timeout must be a positive number of seconds.")
+        scheme = protocol.strip().lower()
+        if scheme not in ("http", "https"):
+            raise ValueError("The protocol must be HTTP or HTTPS.")
+        cert_file, key_file = (cert, None) if cert is None or isinstance(cert, str) else cert
+        self.options = EtcdOptions(
+            endpoints=endpoints or (at(host, port),),
+            tls=scheme == "https",
+            ca_file=ca_cert,
+            cert_file=cert_file,
+            key_file=key_file,
+            timeout_s=_own_timeout_s(read_timeout),
+            try_timeout_s=min(5.0, 0.4 * read_timeout / max(1, len(endpoints))),
+        )
+        self.read_timeout = read_timeout
+        self._client: EtcdClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        _connections.add(self)
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where etcd is: each "host:port"."""
+        return self.options.endpoints
+
+    @property
+    def protocol(self) -> str:
+        """ "http" or "https"."""
+        return "https" if self.options.tls else "http"
+
+    @property
+    def version(self) -> str:
+        """The release of the member that answers first, such as "3.5.1"."""
+        return self.run(self.within(self.read_timeout, self._version()), "ask for its version")
+
+    def read(self, key: str | bytes) -> KeyValue | None:
+        """A key as it stands; None if there is none."""
+        return self.run(self.within(self.read_timeout, self._read(as_key(key))), f"read {key!r}")
+
+    def write(self, key: str | bytes, value: str | bytes) -> None:
+        """Store a value, whatever was there. After an error it may have been stored all the same,
+        or be stored later.
+        """
+        data = value.encode() if isinstance(value, str) else bytes(value)
+        work = self._write(as_key(key), data)
+        self.run(self.within(self.read_timeout, work), f"write {key!r}")
+
+    def delete(self, key: str | bytes, recursive: bool = False, dir: bool = False) -> int:
+        """Delete a key, or with `recursive` all below it too; how many there were.
+
+        `dir` is for callers that python-etcd's delete had: v3 has no directories, nothing to say.
+        """
+        work = self._delete(as_key(key), recursive=recursive)
+        return self.run(self.within(self.read_timeout, work), f"delete {key!r}")
+
+    def close(self) -> None:
+        """Close all connections. A later call opens new ones."""
+        client, loop = self._client, self._loop
+        self._client = self._loop = None
+        if client is None or loop is None or not loop.is_running():
+            return
+        closing = asyncio.run_coroutine_threadsafe(client.aclose(), loop)
+        with contextlib.suppress(TimeoutError, CancelledError):
+            closing.result(_CLOSE_S)
+
+    # -- for the modules that stand on this --------------------------------------------------------
+
+    def run(self, work: Coroutine[Any, Any, _T], what: str = "read or write") -> _T:
+        """Run a coroutine in Rallypoint's thread. `what` was to be done, for the error's text.
+
+        Raises RendezvousConnectionError; RendezvousStateError for a record that is damaged.
+        """
+        try:
+            return portal().run(work)
+        except (errors.LedgerCorruptError, errors.LedgerFormatError) as error:
+            raise torch_bridge.error_class(RendezvousStateError)(str(error)) from error
+        except errors.LedgerError as error:
+            where = ", ".join(self.endpoints)
+            raise torch_bridge.error_class(RendezvousConnectionError)(
+                f"The connection to etcd at {where} has failed, trying to {what}: {error}"
+            ) from error
+
+    async def within(self, seconds: float, work: Coroutine[Any, Any, _T]) -> _T:
+        """The work's result. Raises LedgerUnreachableError if it takes longer."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await work
+        except TimeoutError as error:
+            raise errors.LedgerUnreachableError(
+                f"no answer within {seconds:g} s",
+                hint="is etcd running, has it a leader, and is this its client port?",
+            ) from error
+
+    async def client(self) -> EtcdClient:
+        """The client, ready to use, for coroutines in Rallypoint's thread.
+
+        Raises LedgerAccessError if a certificate cannot be used.
+        """
+        loop = asyncio.get_running_loop()
+        if self._client is None:
+            self._client, self._loop = EtcdClient(self.options), loop
+            weakref.finalize(self, _let_go, self._client, loop, os.getpid()).atexit = False
+        await self._client.open()
+        return self._client
+
+    def contact(self) -> None:
+        """Raises RendezvousConnectionError unless etcd answers, within `read_timeout` and
+        FIRST_CONTACT_S.
+        """
+        self.run(self._contact(min(FIRST_CONTACT_S, self.read_timeout)), "connect")
+
+    async def _contact(self, limit_s: float) -> None:
+        client = EtcdClient(
+            msgspec.structs.replace(self.options, timeout_s=_own_timeout_s(limit_s))
+        )
+        await client.open()
+        try:
+            await self.within(limit_s, client.status())
+        finally:
+            await client.aclose()
+
+    async def _version(self) -> str:
+        return (await (await self.client()).status()).version
+
+    async def _read(self, key: bytes) -> KeyValue | None:
+        found = (await (await self.client()).range(key)).kvs
+        return found[0] if found else None
+
+    async def _write(self, key: bytes, value: bytes) -> None:
+        await (await self.client()).put(key, value)
+
+    async def _delete(self, key: bytes, *, recursive: bool) -> int:
+        client = await self.client()
+        deleted = (await client.delete(key)).deleted
+        if recursive:
+            below = key.rstrip(b"/") + b"/"
+            deleted += (await client.delete(below, prefix_end(below))).deleted
+        return deleted
+
+    def __repr__(self) -> str:
+        return f"<EtcdConnection {self.protocol}, {', '.join(self.endpoints)}>"
+
+
+def connection(client: object) -> EtcdConnection:
+    """`client` as what it must be. Raises TypeError, which says how to make one."""
+    if isinstance(client, EtcdConnection):
+        return client
+    kind = type(client)
+    raise TypeError(
+        f"client must be a rallypoint.rendezvous.etcd_blocking.EtcdConnection, not "
+        f"{kind.__module__}.{kind.__qualname__}: this package speaks etcd's v3 API, and clients of "
+        "python-etcd speak v2; write EtcdConnection(host, port), or use EtcdServer.get_client()"
+    )
+
+
+def connection_of(
+    params: RendezvousParameters,
+    *,
+    cert: str | None,
+    key: str | None,
+    ca_cert: str | None,
+    protocol: str | None,
+) -> EtcdConnection:
+    """The connection that `params` names; `endpoint` may name several members, with commas.
+
+    Raises ValueError, naming the option. Reaches nothing yet.
+    """
+    read_timeout = params.get_as_int("read_timeout", DEFAULT_READ_TIMEOUT_S)
+    if read_timeout is None or read_timeout <= 0:
+        raise ValueError("The read timeout must be a positive integer.")
+    return EtcdConnection(
+        read_timeout=read_timeout,
+        protocol=protocol or "http",
+        cert=(cert, key) if cert and key else cert or None,
+        ca_cert=ca_cert or None,
+        endpoints=endpoints_of(params.endpoint),
+    )
+
+
+def endpoints_of(endpoint: str | None) -> tuple[str, ...]:
+    """The members that an endpoint names: "host:port", or several with commas between them."""
+    each = (endpoint or "").split(",")
+    parsed = [parse_rendezvous_endpoint(one.strip(), DEFAULT_PORT) for one in each]
+    return tuple(dict.fromkeys(at(host, port) for host, port in parsed))
+
+
+def at(host: str, port: int) -> str:
+    """ "host:port", with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def as_key(key: str | bytes) -> bytes:
+    """A key as etcd has it."""
+    return key.encode() if isinstance(key, str) else bytes(key)
+
+
+def _own_timeout_s(limit_s: float) -> float:
+    """How long the client below may try, so that its error comes before the limit.
+
+    It says what the system answered, and not only that the time is over. The client looks at its
+    clock after a pause of up to half a second.
+    """
+    return max(0.4 * limit_s, limit_s - 0.6)
+
+
+# -- the end ---------------------------------------------------------------------------------------
+
+_connections: weakref.WeakSet[EtcdConnection] = weakref.WeakSet()
+_kept_for_ever: list[EtcdClient] = []
+
+
+def _let_go(client: EtcdClient, loop: asyncio.AbstractEventLoop, pid: int) -> None:
+    """Close what nobody uses any more, without waiting: this may run in any thread."""
+    if os.getpid() == pid and loop.is_running():
+        asyncio.run_coroutine_threadsafe(client.aclose(), loop)
+
+
+@atexit.register
+def _at_exit() -> None:
+    for each in list(_connections):
+        each.close()
+
+
+def _in_forked_child() -> None:
+    for each in list(_connections):
+        if each._client is not None:
+            _kept_for_ever.append(each._client)
+        each._client = each._loop = None
+
+
+os.register_at_fork(after_in_child=_in_forked_child)
