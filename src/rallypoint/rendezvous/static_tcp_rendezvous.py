@@ -1,0 +1,303 @@
+"""The `static` backend: the ranks are given, and node rank 0 serves a store at the endpoint.
+
+Where torch is installed the store is a TCPStore of torch's, since the workers of torchrun connect
+to it. Where it is not, rank 0 serves `store_server`, with the same calls. All nodes of a run need
+the one or the other; a node that finds the other kind says so.
+
+Nobody is watched here: a node that dies is not noticed and cannot be replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final, NoReturn, TypeVar
+
+from rallypoint import errors
+from rallypoint.rendezvous import torch_bridge
+from rallypoint.rendezvous.api import (
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+    RendezvousTimeoutError,
+)
+from rallypoint.rendezvous.utils import parse_rendezvous_endpoint
+
+__all__ = ["StaticTCPRendezvous", "create_rdzv_handler"]
+
+DEFAULT_TIMEOUT_S: Final = 600
+PROBE_S: Final = 1.0
+"""How often a node whose TCPStore does not come about looks what else may listen there."""
+RANKS_SHOWN_MAX: Final = 8
+_OPTIONS: Final = ("rank", "timeout")
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class StaticTCPRendezvous(RendezvousHandler):
+    """A node whose rank and whose world are known beforehand.
+
+    Args:
+        master_addr: the host of node rank 0, as the others reach it.
+        master_port: the TCP port of its store.
+        rank: this node's rank, 0 ... world_size - 1.
+        world_size: how many nodes there are.
+        run_id: the run's name: keys of different runs at one store are apart.
+        timeout: seconds that meeting, and by default each call of the store, may take.
+    """
+
+    def __init__(
+        self,
+        master_addr: str,
+        master_port: int,
+        rank: int,
+        world_size: int,
+        run_id: str,
+        timeout: float,
+    ) -> None:
+        self.master_addr = master_addr
+        self.master_port = master_port
+        self.rank = rank
+        self.world_size = world_size
+        self.run_id = run_id
+        self.timeout = timedelta(seconds=timeout)
+        self._lock = threading.Lock()
+        self._store: Any = None
+
+    def get_backend(self) -> str:
+        """ "static"."""
+        return "static"
+
+    @property
+    def use_agent_store(self) -> bool:
+        """True: node rank 0 serves the workers' store at the endpoint."""
+        return True
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Connect to the store, at the first call; the same round every time.
+
+        Node rank 0 waits, at the first call, until every node has connected. All rounds of a run
+        share their keys.
+
+        Raises:
+            RendezvousConnectionError: rank 0's store cannot be served or reached.
+            RendezvousTimeoutError: nodes did not come in time; it names their ranks.
+        """
+        with self._lock:
+            if self._store is None:
+                self._store = self._meet()
+            return RendezvousInfo(
+                _prefixed(self.run_id, self._store),
+                self.rank,
+                self.world_size,
+                RendezvousStoreInfo(self.master_addr, self.master_port),
+            )
+
+    def is_closed(self) -> bool:
+        """False: a static rendezvous is never closed."""
+        return False
+
+    def set_closed(self) -> None:
+        """Does nothing."""
+
+    def num_nodes_waiting(self) -> int:
+        """0: no node can be let in later."""
+        return 0
+
+    def get_run_id(self) -> str:
+        """The run's name."""
+        return self.run_id
+
+    def shutdown(self) -> bool:
+        """True, and nothing else: others may still need rank 0's store, which lives as long as
+        this handler or a store that it gave."""
+        return True
+
+    # -- meeting
+
+    def _meet(self) -> Any:
+        deadline_s = time.monotonic() + self.timeout.total_seconds()
+        kind = "PyTorch's TCPStore" if torch_bridge.is_available() else "a store of Rallypoint's"
+        role = "serving" if self.rank == 0 else "connecting to"
+        _log.info("%s %s at %s", role, kind, self._where)
+        store = self._torch_store() if torch_bridge.is_available() else self._own_store()
+        meeting = _prefixed(f"rallypoint/static/{self.run_id}", store)
+        meeting.set(str(self.rank), b"1")
+        if self.rank == 0:
+            self._wait_for_all(meeting, deadline_s)
+        return store
+
+    def _wait_for_all(self, meeting: Any, deadline_s: float) -> None:
+        ranks = [str(rank) for rank in range(self.world_size)]
+        left_s = max(deadline_s - time.monotonic(), 0.001)
+        try:
+            meeting.wait(ranks, timedelta(seconds=left_s))
+        except (RuntimeError, errors.StoreError) as error:  # torch's are RuntimeErrors
+            missing = [rank for rank in ranks if not meeting.check([rank])]
+            more = ", ..." if len(missing) > RANKS_SHOWN_MAX else ""
+            raise _error(
+                RendezvousTimeoutError,
+                f"{len(missing)} of {self.world_size} nodes did not connect to {self._where} "
+                f"within {self.timeout.total_seconds():g} s: those with node rank "
+                f"{', '.join(missing[:RANKS_SHOWN_MAX])}{more}",
+            ) from error
+
+    @property
+    def _where(self) -> str:
+        host = f"[{self.master_addr}]" if ":" in self.master_addr else self.master_addr
+        return f"{host}:{self.master_port}"
+
+    # -- with torch
+
+    def _torch_store(self) -> Any:
+        """A TCPStore. Its constructor cannot be interrupted, so that it has a thread of its own."""
+        timeout_s = self.timeout.total_seconds()
+        making = _Making(
+            lambda: torch_bridge.tcp_store(
+                self.master_addr,
+                self.master_port,
+                is_server=self.rank == 0,
+                timeout_s=timeout_s,
+                multi_tenant=True,
+            )
+        )
+        deadline_s = time.monotonic() + timeout_s + PROBE_S
+        try:
+            while not making.is_over(within_s=PROBE_S):
+                if time.monotonic() > deadline_s:
+                    self._fail("it takes connections, but has not answered in time")
+                self._look_for_another_kind()
+            return making.result()
+        except RuntimeError as error:
+            self._fail(str(error), error)
+
+    def _look_for_another_kind(self) -> None:
+        from rallypoint.rendezvous.store_server import is_greeted_at
+
+        if self.rank != 0 and is_greeted_at(self.master_addr, self.master_port, PROBE_S):
+            self._fail(
+                "node rank 0 serves a store of Rallypoint's there, as it has no PyTorch, while "
+                "this node has; install PyTorch on all nodes, or on none"
+            )
+
+    # -- without torch
+
+    def _own_store(self) -> Any:
+        from rallypoint.client.blocking import portal
+        from rallypoint.rendezvous.store_client import open_store
+        from rallypoint.rendezvous.store_server import serve_at
+
+        timeout_s = self.timeout.total_seconds()
+        try:
+            if self.rank != 0:
+                return open_store(portal(), self.master_addr, self.master_port, timeout_s)
+            server = serve_at(portal(), self.master_port)
+            return open_store(portal(), "127.0.0.1", server.port, timeout_s, keeps=server)
+        except (OSError, errors.CoordinatorError) as error:
+            self._fail(str(error), error)
+
+    def _fail(self, why: str, error: Exception | None = None) -> NoReturn:
+        verb = "served" if self.rank == 0 else "reached"
+        raise _error(
+            RendezvousConnectionError,
+            f"The store of the static rendezvous at {self._where} cannot be {verb} by node rank "
+            f"{self.rank}: {why}",
+        ) from error
+
+
+def create_rdzv_handler(params: RendezvousParameters) -> RendezvousHandler:
+    """The handler of a node, from `endpoint` (host:port) and the options `rank` and `timeout`.
+
+    `rank`: this node's rank, required. `timeout`: in seconds, 600 unless given. There are
+    `params.max_nodes` nodes.
+
+    Raises ValueError for an endpoint without host or port, a rank that is not there or out of
+    range, a value that cannot be read, and an unknown option.
+    """
+    rank = params.get_as_int("rank")
+    if rank is None:
+        raise ValueError(
+            "A static rendezvous needs this node's rank: give --node-rank to the launcher, or "
+            "rank=... in the parameters."
+        )
+    endpoint = (params.endpoint or "").strip()
+    if not endpoint:
+        raise ValueError(
+            "A static rendezvous needs the endpoint of node rank 0: give --master-addr and "
+            "--master-port to the launcher, or host:port as the endpoint."
+        )
+    host, port = parse_rendezvous_endpoint(endpoint, -1)
+    if port == -1:
+        raise ValueError(
+            f"The endpoint '{endpoint}' of a static rendezvous has no port: give --master-port to "
+            "the launcher, or host:port as the endpoint."
+        )
+    _check_options(params, rank)
+    timeout = params.get_as_int("timeout", DEFAULT_TIMEOUT_S)
+    if timeout is None or timeout < 1:
+        raise ValueError(
+            f"The rendezvous configuration option 'timeout' is in seconds, at least 1, not "
+            f"{timeout}."
+        )
+    return StaticTCPRendezvous(host, port, rank, params.max_nodes, params.run_id, timeout)
+
+
+def _check_options(params: RendezvousParameters, rank: int) -> None:
+    unknown = sorted(params.config.keys() - set(_OPTIONS))
+    if unknown:
+        raise ValueError(
+            f"The static rendezvous has no configuration option '{unknown[0]}'; it has "
+            f"{' and '.join(_OPTIONS)}."
+        )
+    if not 0 <= rank < params.max_nodes:
+        raise ValueError(
+            f"The rendezvous configuration option 'rank' is {rank}, but of {params.max_nodes} "
+            f"nodes the ranks are 0 to {params.max_nodes - 1}."
+        )
+
+
+# ---- helpers -----------------------------------------------------------------------------------
+
+
+def _prefixed(prefix: str, store: Any) -> Any:
+    from rallypoint.rendezvous.stores import prefixed
+
+    return prefixed(prefix, store, lambda: None)
+
+
+def _error(kind: type[RendezvousError], message: str) -> Exception:
+    return torch_bridge.error_class(kind)(message)
+
+
+class _Making:
+    """Something that is made in a thread of its own, since making it may take for ever."""
+
+    def __init__(self, make: Callable[[], _T]) -> None:
+        self._over = threading.Event()
+        self._made: Any = None
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, args=(make,), daemon=True, name="rallypoint").start()
+
+    def is_over(self, within_s: float) -> bool:
+        """Whether it was made, or failed to be, by now or within this time."""
+        return self._over.wait(within_s)
+
+    def result(self) -> Any:
+        """What was made. Raises what making it raised."""
+        if self._error is not None:
+            raise self._error
+        return self._made
+
+    def _run(self, make: Callable[[], object]) -> None:
+        try:
+            self._made = make()
+        except BaseException as error:  # noqa: BLE001  (raised where it is waited for)
+            self._error = error
+        self._over.set()

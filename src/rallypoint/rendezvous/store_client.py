@@ -1,0 +1,275 @@
+"""The client of `store_server`: the store that nodes without torch use, blocking.
+
+One connection carries the calls of all threads. Every call has a deadline of its own, which it
+keeps whatever the server does: one that is stopped, or that is not there, costs no more than that.
+A connection that was lost is made again by the next call, if the same server is still there;
+a call that was under way then fails, as nobody knows whether it was carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import weakref
+from typing import Any, Final, cast
+
+from rallypoint import errors
+from rallypoint.client import forking
+from rallypoint.client.blocking import Portal
+from rallypoint.client.blocking import Store as BlockingStore
+from rallypoint.client.node import store_error
+from rallypoint.client.world import Store as AsyncStore
+from rallypoint.core.store import StoreFailure, StoreOp, StoreResult
+from rallypoint.core.values import Change, ChangeKind
+from rallypoint.rendezvous import store_server as wire
+from rallypoint.wire import local
+from rallypoint.wire.messages import MalformedError
+
+ANSWER_MARGIN_S: Final = 0.5
+"""How much longer than the server a call waits for its answer, which says what was missing."""
+PAUSE_MIN_S: Final = 0.05
+PAUSE_MAX_S: Final = 1.0
+STRANGERS_MAX: Final = 3
+"""A server that goes may cut a connection off; one that does it each time is another kind."""
+
+
+def open_store(
+    portal: Portal, host: str, port: int, timeout_s: float, *, keeps: object = None
+) -> TcpStore:
+    """Connect, trying again until `timeout_s` has passed; that is also the store's own timeout.
+
+    `keeps`: something that is to live as long as the store does.
+
+    Raises UnreachableError (with what was tried), or NotACoordinatorError for something else that
+    listens there.
+    """
+    source = _Source(host, port)
+    portal.run(source.open(timeout_s))
+    return TcpStore(portal, source, timeout_s, keeps)
+
+
+class TcpStore(BlockingStore):
+    """A store at `host` and `port`. See rallypoint.client.blocking.Store for its calls.
+
+    Every call raises StoreTimeoutError, which names what is missing, or StoreError. The connection
+    is closed when nobody has the store any more.
+    """
+
+    def __init__(self, portal: Portal, source: _Source, timeout_s: float, keeps: object) -> None:
+        calls = AsyncStore(cast(Any, source), source.check)
+        calls.timeout_s = timeout_s
+        super().__init__(portal, calls)
+        self.host = source.host
+        self.port = source.port
+        self._keeps = keeps
+        weakref.finalize(self, source.let_go).atexit = False
+
+    def __repr__(self) -> str:
+        return f"<TcpStore at {_at(self.host, self.port)}>"
+
+
+class _Source:
+    """The connection, and the calls on their way. For the portal's loop, but for `let_go`."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self._link: _Link | None = None
+        self._server_id = ""
+        self._dialling = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = os.getpid()
+
+    def check(self) -> None:
+        """A store of this kind has no round that could have ended."""
+
+    async def open(self, timeout_s: float) -> None:
+        """See open_store."""
+        self._loop = asyncio.get_running_loop()
+        problem = "no address was tried"
+        strangers = 0
+        pause_s = PAUSE_MIN_S
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    try:
+                        self._link = await self._dial()
+                        return
+                    except _StrangerError as error:
+                        problem, strangers = str(error), strangers + 1
+                        if strangers == STRANGERS_MAX:
+                            raise self._not_a_store(problem) from error
+                    except OSError as error:
+                        problem = str(error) or type(error).__name__
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, PAUSE_MAX_S)
+        except TimeoutError:
+            raise self._unreachable(timeout_s, problem) from None
+
+    async def call(self, op: StoreOp, timeout_s: float | None) -> object:
+        """Carry a call out; its result. Raises StoreTimeoutError or StoreError."""
+        limit_s = None if timeout_s is None else timeout_s + ANSWER_MARGIN_S
+        try:
+            async with asyncio.timeout(limit_s):
+                link = await self._connected()
+                result = await link.request(op, timeout_s)
+        except TimeoutError:
+            raise errors.StoreTimeoutError(
+                f"the store at {_at(self.host, self.port)} has not answered for {limit_s:g} s"
+            ) from None
+        except OSError as error:
+            message = f"the store at {_at(self.host, self.port)} is lost: {error}"
+            raise errors.StoreError(message, hint="node rank 0 serves it: see its log") from error
+        if isinstance(result, StoreFailure):
+            raise store_error(result, Change(ChangeKind.NODE_LOST, 0, detail=result.message))
+        return result.value
+
+    def let_go(self) -> None:
+        """Close the connection, from any thread, without waiting for it."""
+        if self._loop is not None and self._pid == os.getpid():  # not a child made by fork()
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it this
+                self._loop.call_soon_threadsafe(self._close)
+
+    def _close(self) -> None:
+        if self._link is not None:
+            self._link.cut()
+
+    async def _connected(self) -> _Link:
+        async with self._dialling:
+            if self._link is None or self._link.is_lost:
+                self._link = await self._dial()
+            return self._link
+
+    async def _dial(self) -> _Link:
+        """One attempt. Raises OSError, also for a server that is silent or is not the same."""
+        loop = asyncio.get_running_loop()
+        _, link = await loop.create_connection(_Link, self.host, self.port)
+        try:
+            greeting = await link.greeted()
+            if self._server_id not in ("", greeting.server_id):
+                raise ConnectionError("another store is there by now, without this one's keys")
+        except BaseException:
+            link.cut()
+            raise
+        self._server_id = greeting.server_id
+        return link
+
+    def _unreachable(self, timeout_s: float, problem: str) -> errors.UnreachableError:
+        where = _at(self.host, self.port)
+        return errors.UnreachableError(
+            f"no store answered at {where} within {timeout_s:g} s: {problem}",
+            hint="node rank 0 serves it there: is it started, and can this machine reach it?",
+            attempts=((where, problem),),
+        )
+
+    def _not_a_store(self, problem: str) -> errors.NotACoordinatorError:
+        return errors.NotACoordinatorError(
+            f"what listens at {_at(self.host, self.port)} is no store of Rallypoint's: {problem}",
+            hint="a node rank 0 that has PyTorch serves PyTorch's own TCPStore: install PyTorch on "
+            "this node too, or on none; or else the port is another program's",
+        )
+
+
+class _StrangerError(ConnectionError):
+    """What listens there speaks no protocol of ours."""
+
+
+class _Link(asyncio.Protocol):
+    """One connection to a server."""
+
+    def __init__(self) -> None:
+        self.is_lost = False
+        self._unframer = local.Unframer()
+        self._transport: asyncio.Transport | None = None
+        self._greeting: asyncio.Future[wire.Greeting] = asyncio.get_running_loop().create_future()
+        self._results: dict[int, asyncio.Future[StoreResult]] = {}
+        self._requests = 0
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        forking.close_all_in_children(self)
+        self._send(wire.Greeting(wire.VERSION))
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._unframer.feed(data):
+                self._take(wire.decode_from_server(body))
+        except MalformedError as error:
+            self._fail(_StrangerError(str(error)))
+            self.cut()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        why = str(error) if error is not None else "the connection was closed"
+        self._fail(ConnectionError(why) if self._greeting.done() else _StrangerError(why))
+
+    # -- for the source
+
+    async def greeted(self) -> wire.Greeting:
+        """Wait for the server's greeting. Raises OSError."""
+        try:
+            async with asyncio.timeout(wire.GREETING_TIMEOUT_S):
+                return await self._greeting
+        except TimeoutError:
+            raise ConnectionError("it takes connections, and says nothing") from None
+
+    async def request(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
+        """Send a call, and wait for its answer. Raises OSError if the connection is lost."""
+        self._requests += 1
+        request_id = self._requests
+        future: asyncio.Future[StoreResult] = asyncio.get_running_loop().create_future()
+        self._results[request_id] = future
+        self._send(local.Call(request_id, op, timeout_s))
+        try:
+            return await future
+        finally:
+            del self._results[request_id]
+            if future.cancelled():
+                self._send(local.Cancel(request_id))
+
+    def cut(self) -> None:
+        """End the connection at once."""
+        self.is_lost = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def filenos(self) -> list[int]:
+        """The descriptor, for `forking`."""
+        found = self._transport.get_extra_info("socket") if self._transport else None
+        return [found.fileno()] if found is not None else []
+
+    def _take(self, message: wire.FromServer) -> None:
+        match message:
+            case wire.Greeting():
+                if not self._greeting.done():
+                    self._greeting.set_result(message)
+            case local.Answer(request_id, result):
+                future = self._results.get(request_id)
+                if future is not None and not future.done():
+                    future.set_result(result)
+            case local.Denied(why):
+                self._fail(ConnectionError(f"refused: {why}"))
+                self.cut()
+
+    def _fail(self, error: OSError) -> None:
+        self.is_lost = True
+        if not self._greeting.done():
+            self._greeting.set_exception(error)
+            self._greeting.exception()  # Whoever waited may have gone: then it is no news.
+        for result in self._results.values():
+            if not result.done():
+                result.set_exception(error)
+
+    def _send(self, message: local.LocalMessage) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(local.encode(message))
+
+
+def _at(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
