@@ -110,6 +110,10 @@ class EtcdConnection:
         """The release of the member that answers first, such as "3.5.1"."""
         return self.run(self.within(self.read_timeout, self._version()), "ask for its version")
 
+    def members(self) -> tuple[str, ...]:
+        """The names of the cluster's members."""
+        return self.run(self.within(self.read_timeout, self._members()), "ask for its members")
+
     def read(self, key: str | bytes) -> KeyValue | None:
         """A key as it stands; None if there is none."""
         return self.run(self.within(self.read_timeout, self._read(as_key(key))), f"read {key!r}")
@@ -198,6 +202,9 @@ class EtcdConnection:
 
     async def _version(self) -> str:
         return (await (await self.client()).status()).version
+
+    async def _members(self) -> tuple[str, ...]:
+        return tuple(each.name for each in await (await self.client()).members())
 
     async def _read(self, key: bytes) -> KeyValue | None:
         found = (await (await self.client()).range(key)).kvs

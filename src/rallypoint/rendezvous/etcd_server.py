@@ -1,0 +1,254 @@
+"""A real etcd on this machine, started and stopped under torch's names.
+
+For tests, examples and runs on one machine. It is a cluster of one that listens on loopback only,
+for everybody on this machine and without a password. The program is the one that
+TORCHELASTIC_ETCD_BINARY_PATH names, else the `etcd` on the PATH; 3.4 or later.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import logging
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Final, TextIO
+
+from rallypoint import settings
+from rallypoint.rendezvous.api import RendezvousConnectionError
+from rallypoint.rendezvous.etcd_blocking import EtcdConnection
+
+__all__ = ["EtcdServer"]
+
+_log = logging.getLogger(__name__)
+_LOOPBACK: Final = "127.0.0.1"
+_ASK_S: Final = 0.5
+_STOP_S: Final = 10.0
+_CLIENT_READ_TIMEOUT_S: Final = 10
+_OLDEST: Final = (3, 4)
+_REUSES_PORTS: Final = (3, 5)
+
+
+class EtcdServer:
+    """An etcd of one member. Not for several threads.
+
+    It is stopped at the end of the process that started it, unless that process is killed; call
+    `stop` all the same, as soon as it is not needed.
+
+    Args:
+        data_dir: where its data are. A folder that is given stays, with the data in it, for a later
+            start. None: a temporary one, removed at the end.
+    """
+
+    def __init__(self, data_dir: str | None = None) -> None:
+        self._given_dir = data_dir
+        self._temporary_dir: str | None = None
+        self._host = "localhost"
+        self._port = -1
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_by = 0
+
+    def get_port(self) -> int:
+        """The port for clients; -1 before the first start."""
+        return self._port
+
+    def get_host(self) -> str:
+        """The host's name for clients on this machine."""
+        return self._host
+
+    def get_endpoint(self) -> str:
+        """ "host:port", for clients on this machine."""
+        return f"{self._host}:{self._port}"
+
+    def get_client(self) -> EtcdConnection:
+        """A new connection to it. Raises RuntimeError if it is not running."""
+        if self._process is None:
+            raise RuntimeError("this etcd is not running: call start() first")
+        return EtcdConnection(_LOOPBACK, self._port, read_timeout=_CLIENT_READ_TIMEOUT_S)
+
+    def start(
+        self, timeout: int = 60, num_retries: int = 3, stderr: int | TextIO | None = None
+    ) -> None:
+        """Start it, and wait until it answers reads.
+
+        Args:
+            timeout: how many seconds each try may take.
+            num_retries: how many tries there are. Each takes another port.
+            stderr: where etcd's log goes, as for subprocess.Popen; None for this process's stderr.
+
+        Raises:
+            FileNotFoundError: there is no program of etcd.
+            RuntimeError: it ended by itself, it is older than 3.4, or this object runs one already.
+            TimeoutError: it did not answer in time.
+        """
+        if self._process is not None:
+            raise RuntimeError(f"this etcd runs already, at {self.get_endpoint()}")
+        program = _program()
+        release = _release(program)
+        folder = self._folder()
+        atexit.register(self.stop)
+        try:
+            for tries_left in reversed(range(max(1, num_retries))):
+                try:
+                    self._try(program, release, folder, timeout, stderr)
+                    return
+                except (RuntimeError, TimeoutError) as error:
+                    self._kill()
+                    if not tries_left:
+                        raise
+                    _log.warning("etcd was not started, and is tried again: %s", error)
+        finally:
+            if self._process is None:
+                self.stop()
+
+    def stop(self) -> None:
+        """Stop it, and remove its temporary folder. Does nothing if it is not running, and in a
+        child made by fork().
+        """
+        if self._process is not None and self._started_by != os.getpid():
+            return
+        atexit.unregister(self.stop)
+        self._kill()
+        folder, self._temporary_dir = self._temporary_dir, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _folder(self) -> Path:
+        if self._given_dir is not None:
+            Path(self._given_dir).mkdir(parents=True, exist_ok=True)
+            return Path(self._given_dir).absolute()
+        self._temporary_dir = tempfile.mkdtemp(prefix="rallypoint-etcd-")
+        return Path(self._temporary_dir)
+
+    def _try(
+        self,
+        program: str,
+        release: tuple[int, int],
+        folder: Path,
+        timeout: float,
+        stderr: int | TextIO | None,
+    ) -> None:
+        can_share = release >= _REUSES_PORTS and hasattr(socket, "SO_REUSEPORT")
+        with _reserved(can_share) as reservation:
+            self._port = reservation.getsockname()[1]
+            if not can_share:
+                # etcd 3.4 must find the port free. If another process is quicker, etcd ends, and
+                # the next try takes another port.
+                reservation.close()
+            name = f"rallypoint-{secrets.token_hex(4)}"
+            command = _command(program, name, folder, self._port, can_share=can_share)
+            _log.info("starting etcd: %s", command)
+            self._started_by = os.getpid()
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stderr=stderr, cwd=folder
+            )
+            self._wait_until_ready(self._process, name, timeout)
+
+    def _wait_until_ready(
+        self, process: subprocess.Popen[bytes], name: str, timeout: float
+    ) -> None:
+        """Ask until this very etcd answers: something else may have taken the port."""
+        deadline = time.monotonic() + timeout
+        said = "it never answered"
+        while time.monotonic() < deadline:
+            if (code := process.poll()) is not None:
+                raise RuntimeError(f"etcd ended by itself with exit code {code}; its log says why")
+            client = EtcdConnection(_LOOPBACK, self._port, read_timeout=_ASK_S)
+            try:
+                client.read("ready")
+                if name in client.members():
+                    return
+                said = "another etcd answered at its port"
+            except RendezvousConnectionError as error:
+                said = str(error)
+            finally:
+                client.close()
+        raise TimeoutError(f"etcd was not ready within {timeout:g} s: {said}")
+
+    def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
+
+    def __repr__(self) -> str:
+        state = f"at {self.get_endpoint()}" if self._process is not None else "not running"
+        return f"<EtcdServer {state}>"
+
+
+def _program() -> str:
+    """The path of etcd's program. Raises FileNotFoundError."""
+    named = settings.etcd_binary()
+    if named and Path(named).is_file():
+        return str(Path(named).absolute())
+    if named:
+        _log.warning(
+            "TORCHELASTIC_ETCD_BINARY_PATH names %s, which is no file; the PATH is searched", named
+        )
+    found = shutil.which("etcd")
+    if found is None:
+        raise FileNotFoundError(
+            errno.ENOENT,
+            "there is no etcd on the PATH; install etcd 3.4 or later, or set "
+            "TORCHELASTIC_ETCD_BINARY_PATH to its program",
+            named or "etcd",
+        )
+    return str(Path(found).absolute())
+
+
+def _release(program: str) -> tuple[int, int]:
+    """The program's release, as itself says. Raises RuntimeError if it cannot be used."""
+    try:
+        told = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=30, check=False
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RuntimeError(f"{program} cannot be run: {error}") from error
+    found = re.search(r"etcd Version: (\d+)\.(\d+)", told)
+    if found is None:
+        raise RuntimeError(f"{program} does not say its version as etcd does, but {told[:80]!r}")
+    release = int(found[1]), int(found[2])
+    if release < _OLDEST:
+        raise RuntimeError(f"{program} is etcd {found[1]}.{found[2]}, and 3.4 is the oldest to use")
+    return release
+
+
+def _reserved(can_share: bool) -> socket.socket:
+    """A socket with a port of its own. Where etcd can share a port, nobody else gets it meanwhile:
+    the socket listens to nothing, and stays bound until etcd does.
+    """
+    reservation = socket.socket()
+    if can_share:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reservation.bind((_LOOPBACK, 0))
+    return reservation
+
+
+def _command(program: str, name: str, folder: Path, port: int, *, can_share: bool) -> list[str]:
+    # A socket file in its folder instead of a second port: it has no peers.
+    peer = "unix://peer:0"
+    options = {
+        "name": name,
+        "data-dir": str(folder / "data"),
+        "listen-client-urls": f"http://{_LOOPBACK}:{port}",
+        "advertise-client-urls": f"http://{_LOOPBACK}:{port}",
+        "listen-peer-urls": peer,
+        "initial-advertise-peer-urls": peer,
+        "initial-cluster": f"{name}={peer}",
+    }
+    shared = {"socket-reuse-port": "true"} if can_share else {}
+    return [program, *(f"--{option}={value}" for option, value in {**options, **shared}.items())]
