@@ -6,20 +6,28 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.office import log_name, run_key
 from rallypoint.coordinator.shared import SharedRuns
-from rallypoint.core.values import Address
+from rallypoint.core import election as e
+from rallypoint.core.values import Address, Phase
+from rallypoint.errors import LedgerUnreachableError
+from rallypoint.ledger.contract import SwapOutcome, Unknown, Versioned
 from rallypoint.ledger.memory import MemoryLedger
 
 CONFIG = CoordinatorConfig(lease_ttl_s=0.3)
 WITHIN_S = 10.0
 
 
-async def coordinator(ledger: MemoryLedger, port: int) -> tuple[SharedRuns, Hub]:
-    shared = SharedRuns(ledger, CONFIG)
+async def coordinator(
+    ledger: MemoryLedger, port: int, config: CoordinatorConfig = CONFIG
+) -> tuple[SharedRuns, Hub]:
+    shared = SharedRuns(ledger, config)
     hub = Hub(
-        CONFIG,
+        config,
         ledger_id="",
         term=0,
         commit=shared.commit,
@@ -57,5 +65,116 @@ def test_a_run_that_is_won_before_its_nodes_come_is_begun() -> None:
         await has_begun(other, "run")
         assert other.runs["run"].membership.term == 2
         await second.aclose()
+
+    asyncio.run(main())
+
+
+class MuteLedger(MemoryLedger):
+    """Does not answer while `is_mute`: at first not at all, and then that it cannot say."""
+
+    is_mute = False
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        if not self.is_mute:
+            return await super().swap(key, expected, value)
+        await asyncio.sleep(2 * CONFIG.lease_ttl_s)
+        return Unknown("no answer from anywhere")
+
+
+def test_a_suspended_run_says_why_as_soon_as_that_is_known_and_for_how_long() -> None:
+    async def main() -> None:
+        ledger = MuteLedger()
+        shared, hub = await coordinator(ledger, 1)
+        membership = hub.open_run("run").membership
+        shared.claim("run")
+        await has_begun(hub, "run")
+        ledger.is_mute = True
+        await until(lambda: membership.phase is Phase.SUSPENDED)
+        assert membership.suspended_reason == "the ledger has not answered"
+        await until(lambda: "no answer from anywhere" in membership.suspended_reason)
+        ledger.is_mute = False
+        await until(lambda: membership.phase is not Phase.SUSPENDED)
+        await shared.aclose()
+
+    asyncio.run(main())
+
+
+class CutOffLedger(MemoryLedger):
+    """What another one holds; does not answer while `is_cut_off`."""
+
+    def __init__(self, behind: MemoryLedger) -> None:
+        super().__init__()
+        self.behind = behind
+        self.is_cut_off = False
+
+    async def open(self) -> None:
+        await self.behind.open()
+        self.ledger_id = self.behind.ledger_id
+
+    async def read(self, key: str) -> Versioned | None:
+        if self.is_cut_off:
+            raise LedgerUnreachableError("no answer")
+        return await self.behind.read(key)
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        return (
+            Unknown("no answer")
+            if self.is_cut_off
+            else await self.behind.swap(key, expected, value)
+        )
+
+    async def delete(self, key: str, version: int | None = None) -> bool:
+        # What was asked for while it was cut off is carried out when it no longer is.
+        await until(lambda: not self.is_cut_off)
+        return await self.behind.delete(key, version)
+
+
+def test_who_was_cut_off_does_not_sweep_a_run_that_another_has_by_now() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        own = CutOffLedger(ledger)
+        config = msgspec.structs.replace(CONFIG, empty_run_keep_s=0.0)
+        first, hub = await coordinator(own, 1, config)
+        first.claim("run")
+        await has_begun(hub, "run")
+        own.is_cut_off = True
+        await until(lambda: hub.runs["run"].membership.phase is Phase.SUSPENDED)
+        second, other = await coordinator(ledger, 2)
+        second.claim("run")
+        await has_begun(other, "run")
+        hub.tick()
+        assert "run" in hub.runs
+        hub.drop("run")
+        first.sweep("run")  # Were it to do that all the same:
+        process = first.office.process
+        own.is_cut_off = False
+        await until(lambda: first.office.process != process)
+        register = await ledger.read(run_key("run"))
+        assert register is not None
+        assert e.decode_run(register.value).owner == second.office.process
+        for each in (first, second):
+            await each.aclose()
+
+    asyncio.run(main())
+
+
+def swept(hub: Hub) -> Hub:
+    hub.tick()
+    return hub
+
+
+def test_an_empty_run_is_swept_by_its_owner() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        config = msgspec.structs.replace(CONFIG, empty_run_keep_s=0.0)
+        shared, hub = await coordinator(ledger, 1, config)
+        shared.claim("run")
+        await has_begun(hub, "run")
+        await ledger.append(log_name("run", 1), 0, b"record")
+        await until(lambda: not swept(hub).runs)
+        await ledger.changed(run_key("run"), 1, WITHIN_S)
+        assert await ledger.keys(run_key("")) == ()
+        assert await ledger.logs() == ()
+        await shared.aclose()
 
     asyncio.run(main())

@@ -101,6 +101,7 @@ class Office:
         self._tasks: set[asyncio.Task[None]] = set()
         self._outage: str = ""
         self._is_suspended = False
+        self._has_told_why = False
         self._is_going = False
 
     def _new_holder(self) -> e.LeaseHolder:
@@ -194,14 +195,15 @@ class Office:
             self._begin_anew(now_s)
         elif self._holder.may_decide(now_s):
             self._restore()
-        elif not self._is_suspended and not self._is_going and self._owned():
-            self._suspend(now_s)
+        elif not self._is_going and self._owned():
+            self._suspend()
 
-    def _suspend(self, now_s: float) -> None:
-        self._is_suspended = True
-        silent_s = self._holder.silent_s(now_s)
-        since = f" for {silent_s:.1f} s" if silent_s is not None else ""
-        self._runs.ledger_lost(f"the ledger has not answered{since}{self._outage}")
+    def _suspend(self) -> None:
+        # That it does not answer is known before why: requests have longer than the lease stands.
+        is_news = not self._is_suspended or (bool(self._outage) and not self._has_told_why)
+        if is_news:
+            self._is_suspended, self._has_told_why = True, bool(self._outage)
+            self._runs.ledger_lost(f"the ledger has not answered{self._outage}")
 
     def _restore(self) -> None:
         if self._is_suspended:
@@ -254,9 +256,15 @@ class Office:
             self._runs.deposed(run_id, "no other node has reached this coordinator: it yields")
 
     def let_go(self, run_id: str) -> None:
-        """The run is swept: its register and its logs can go."""
+        """The run is swept: its register and its logs can go, if it is still this process's.
+
+        Else it is left to who has it, or to a sweeper: this process may have been cut off.
+        """
+        claim = self._claims.get(run_id)
         self._forget(run_id)
-        self._spawn(self._delete(run_id))
+        if claim is not None and claim.may_decide(self._now_s()) and not claim.is_committing:
+            assert claim.version is not None
+            self._spawn(self._delete(run_id, claim.version))
 
     def _forget(self, run_id: str) -> None:
         self._claims.pop(run_id, None)
@@ -375,16 +383,12 @@ class Office:
 
     async def _swap(self, key: str, expected: int | None, value: bytes) -> e.Outcome:
         outcome = await self._ledger.swap(key, expected, value)
-        if isinstance(outcome, Unknown):
-            self._outage = f" ({outcome.reason})"
+        self._outage = f" ({outcome.reason})" if isinstance(outcome, Unknown) else ""
         return _outcome(outcome)
 
-    async def _delete(self, run_id: str) -> None:
+    async def _delete(self, run_id: str, version: int) -> None:
         try:
-            await self._ledger.delete(run_key(run_id))
-            if self._ledger.has_log:
-                for log in await self._ledger.logs(log_prefix(run_id)):
-                    await self._ledger.drop_log(log)
+            await delete_run(self._ledger, run_id, version)
         except LedgerError as error:
             _log.warning("run %s could not be swept from the ledger: %s", run_id, error)
 
@@ -395,6 +399,17 @@ class Office:
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+async def delete_run(ledger: Ledger, run_id: str, version: int) -> None:
+    """Remove a run that nobody is in, unless its register has moved on. Raises LedgerError.
+
+    The logs first: once the register is gone the run may begin anew, with logs of the same names.
+    """
+    if ledger.has_log:
+        for log in await ledger.logs(log_prefix(run_id)):
+            await ledger.drop_log(log)
+    await ledger.delete(run_key(run_id), version)
 
 
 def log_prefix(run_id: str) -> str:
