@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from rallypoint.coordinator.office import lease_key, log_name, run_key
 from rallypoint.coordinator.sweeping import Keeping, Sweeper
@@ -17,29 +18,53 @@ def a_run(close: CloseRecord | None = None) -> bytes:
     return e.encode(e.RunRegister(e.FORMAT, "ledger", "r", 1, "p", close=close))
 
 
+CLOSED = a_run(CloseRecord(Outcome.SUCCEEDED, "trained"))
+
+
 def a_lease(state: e.LeaseState = e.LeaseState.SERVING, beat: int = 1) -> bytes:
     return e.encode(e.Lease(e.FORMAT, "p", beat, state, (Address("h", 1),)))
 
 
+def nobody(run_id: str) -> None:
+    raise AssertionError(f"{run_id} was claimed")
+
+
 async def keys_after(
-    registers: dict[str, bytes], times: list[float], mine: str = ""
+    registers: dict[str, bytes],
+    times: list[float],
+    mine: str = "",
+    claim: Callable[[str], None] = nobody,
 ) -> tuple[str, ...]:
     ledger = MemoryLedger()
     await ledger.open()
     for key, value in registers.items():
         await ledger.swap(key, None, value)
-    sweeper = Sweeper(ledger, KEEPING, lambda run_id: run_id == mine)
+    sweeper = Sweeper(ledger, KEEPING, lambda run_id: run_id == mine, claim)
     for now_s in times:
         await sweeper.sweep(now_s)
     return await ledger.keys("")
 
 
-def test_a_closed_run_goes_after_its_time_and_an_open_one_later() -> None:
-    closed = a_run(CloseRecord(Outcome.SUCCEEDED, "trained"))
-    registers = {run_key("closed"): closed, run_key("open"): a_run()}
+def test_a_closed_run_goes_after_its_time() -> None:
+    registers = {run_key("closed"): CLOSED, run_key("open"): a_run()}
     assert len(asyncio.run(keys_after(registers, [0.0, 9.0]))) == 2
     assert asyncio.run(keys_after(registers, [0.0, 11.0])) == (run_key("open"),)
-    assert asyncio.run(keys_after(registers, [0.0, 101.0])) == ()
+
+
+def test_a_run_that_is_open_is_claimed_and_never_deleted() -> None:
+    """Its round may last for weeks without one write; a claim finds out whether its owner lives."""
+    claimed: list[str] = []
+
+    def keys_at(*times: float) -> tuple[str, ...]:
+        claimed.clear()
+        return asyncio.run(keys_after({run_key("r"): a_run()}, list(times), claim=claimed.append))
+
+    assert keys_at(0.0, 99.0) == (run_key("r"),)
+    assert claimed == []
+    assert keys_at(0.0, 101.0, 102.0, 200.0) == (run_key("r"),)
+    assert claimed == ["r"]
+    assert keys_at(0.0, 101.0, 202.0) == (run_key("r"),)
+    assert claimed == ["r", "r"]
 
 
 def test_a_run_of_this_process_is_left_to_the_hub() -> None:
@@ -57,7 +82,7 @@ def test_a_register_that_moves_is_alive() -> None:
     async def scenario() -> tuple[str, ...]:
         ledger = MemoryLedger()
         await ledger.open()
-        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False)
+        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False, nobody)
         version = None
         for beat in range(1, 6):
             await ledger.swap(lease_key("p"), version, a_lease(beat=beat))
@@ -73,7 +98,7 @@ def test_a_dead_lease_is_revoked_first_and_goes_later() -> None:
         ledger = MemoryLedger()
         await ledger.open()
         await ledger.swap(lease_key("p"), None, a_lease())
-        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False)
+        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False, nobody)
         for now_s in times:
             await sweeper.sweep(now_s)
         found = await ledger.read(lease_key("p"))
@@ -88,9 +113,9 @@ def test_the_log_of_a_swept_run_goes_with_it() -> None:
     async def scenario() -> tuple[str, ...]:
         ledger = MemoryLedger()
         await ledger.open()
-        await ledger.swap(run_key("r"), None, a_run())
+        await ledger.swap(run_key("r"), None, CLOSED)
         await ledger.append(log_name("r", 1), 0, b"record")
-        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False)
+        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False, nobody)
         for now_s in (0.0, 101.0):
             await sweeper.sweep(now_s)
         return await ledger.logs("")

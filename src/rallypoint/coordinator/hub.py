@@ -13,7 +13,7 @@ from rallypoint.coordinator.runs import Commit, RunHost
 from rallypoint.coordinator.sessions import Outlet, Session
 from rallypoint.coordinator.timers import Timers
 from rallypoint.core.reasons import Refusal, RefusalCode
-from rallypoint.core.values import Stamp
+from rallypoint.core.values import Phase, Stamp
 from rallypoint.wire import messages as wire
 
 if TYPE_CHECKING:
@@ -160,7 +160,9 @@ class Hub:
             self._forget(run_id)
 
     def _is_over(self, run: RunHost, now_s: float) -> bool:
-        if run.attached_count or not run.is_claimed:
+        # Who is cut off from the ledger does not know whether another coordinator has the run.
+        is_suspended = run.membership.phase is Phase.SUSPENDED
+        if run.attached_count or not run.is_claimed or is_suspended:
             return False
         if run.is_closed:
             return run.membership.closed_ago_s(now_s) > self.config.closed_run_keep_s

@@ -75,7 +75,7 @@ class SharedRuns:
         hub.ledger_id = self._ledger.ledger_id
         self.office.start(addresses)
         keeping = Keeping(closed_run_s=self._config.closed_run_keep_s)
-        sweeper = Sweeper(self._ledger, keeping, lambda run_id: run_id in hub.runs)
+        sweeper = Sweeper(self._ledger, keeping, lambda run_id: run_id in hub.runs, self.claim)
         if self._config.only_run is None:
             self._spawn(sweeper.run())
 

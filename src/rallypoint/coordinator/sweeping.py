@@ -3,6 +3,11 @@
 A coordinator sweeps its own runs when they are over (`Hub`). What is left are registers whose
 owner died and that nobody asked for again, and the leases of processes that are gone. Nobody's
 clock is compared (R9): each sweeper goes by how long *it* has seen a register stand still.
+
+A register that stands still is no sign that a run is over: a round that lasts for weeks writes
+nothing. So only what is closed is deleted here. A run that is open is claimed, as if a node had
+asked for it: if its owner lives, nothing comes of that; else it is this coordinator's, and is
+swept as its own ones are, once nobody has come.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.coordinator.office import lease_key, log_prefix, run_key
+from rallypoint.coordinator.office import delete_run, lease_key, run_key
 from rallypoint.core import election as e
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.contract import Ledger, Versioned
@@ -34,12 +39,22 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sweeper:
-    """Looks through a ledger now and then. `is_mine` says which runs this process has itself."""
+    """Looks through a ledger now and then. `is_mine` says which runs this process has itself.
 
-    def __init__(self, ledger: Ledger, keeping: Keeping, is_mine: Callable[[str], bool]) -> None:
+    `claim` asks for a run that may have no coordinator any more.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        keeping: Keeping,
+        is_mine: Callable[[str], bool],
+        claim: Callable[[str], None],
+    ) -> None:
         self._ledger = ledger
         self._keeping = keeping
         self._is_mine = is_mine
+        self._claim = claim
         self._seen: dict[str, tuple[int, float]] = {}
 
     async def run(self) -> None:
@@ -68,14 +83,13 @@ class Sweeper:
         if current is None:
             return
         register = e.decode_run(current.value)
-        keeping = self._keeping
-        keep_s = keeping.open_run_s if register.close is None else keeping.closed_run_s
-        if self._stood_still_s(key, current, now_s) >= keep_s:
+        stood_still_s = self._stood_still_s(key, current, now_s)
+        if register.close is None and stood_still_s >= self._keeping.open_run_s:
+            self._seen[key] = (current.version, now_s)  # If its owner lives, not again for as long.
+            self._claim(run_id)
+        elif register.close is not None and stood_still_s >= self._keeping.closed_run_s:
             _log.info("run %s is swept from the ledger", run_id)
-            await self._ledger.delete(key)
-            if self._ledger.has_log:
-                for log in await self._ledger.logs(log_prefix(run_id)):
-                    await self._ledger.drop_log(log)
+            await delete_run(self._ledger, run_id, current.version)
 
     async def _look_at_lease(self, key: str, now_s: float) -> None:
         """Only a final lease may go: one that is merely missing is taken for that of the dead."""
@@ -89,7 +103,7 @@ class Sweeper:
             )
             await self._ledger.swap(key, current.version, e.encode(revoked))
         else:
-            await self._ledger.delete(key)
+            await self._ledger.delete(key, current.version)
 
     def _stood_still_s(self, key: str, current: Versioned, now_s: float) -> float:
         version, since_s = self._seen.get(key, (None, now_s))
