@@ -1,0 +1,199 @@
+"""The handler of the backend `etcd`, under the names of torch's older one.
+
+The nodes elect a coordinator through etcd and are told by it. What the run needs to outlive its
+coordinator is in etcd below the prefix, in the ledger of this package; only etcd's v3 API is used.
+
+torch's classes do the rendezvous themselves, in steps that are public methods. Those are not here:
+what can be called are the constructors, `rendezvous_barrier`, `set_closed`, `setup_kv_store` and
+the handler's methods.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import quote
+
+from rallypoint import errors, settings
+from rallypoint.endpoints import Endpoint, EndpointKind, EtcdPlace
+from rallypoint.rendezvous.api import RendezvousParameters
+from rallypoint.rendezvous.etcd_blocking import EtcdConnection, connection, connection_of
+from rallypoint.rendezvous.etcd_store import EtcdStore
+from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler
+
+__all__ = [
+    "EtcdRendezvous",
+    "EtcdRendezvousHandler",
+    "EtcdRendezvousRetryImmediately",
+    "EtcdRendezvousRetryableFailure",
+    "create_rdzv_handler",
+]
+
+BACKEND: Final = "etcd"
+DEFAULT_PREFIX: Final = "/torchelastic/p2p"
+_DEFAULT_TIMEOUT_S: Final = 600
+_DEFAULT_LAST_CALL_S: Final = 30
+
+# torch's times to live, in seconds, for programs that read them. A ledger's keys live until their
+# run is swept, and a coordinator's lease is the setting `lease_ttl_s`.
+CONST_ETCD_SETUP_TTL: Final = 5
+CONST_ETCD_FROZEN_TTL: Final = 10
+CONST_ETCD_JOINABLE_EPHEMERAL_TTL: Final = 10
+CONST_WORKER_KEEPALIVE_TTL: Final = 10
+CONST_RUNID_SUBROOT_TTL: Final = 7200
+
+
+class EtcdRendezvousRetryableFailure(Exception):
+    """torch's steps raise this to each other. Nothing raises it here."""
+
+
+class EtcdRendezvousRetryImmediately(Exception):
+    """torch's steps raise this to each other. Nothing raises it here."""
+
+
+class EtcdRendezvous:
+    """One node's rendezvous through etcd.
+
+    Args:
+        client: the connection to etcd, which must answer.
+        prefix: below which the ledger is; nothing else may be there. Many runs can share it.
+        run_id: the run's name.
+        num_min_workers: the fewest nodes of a round.
+        num_max_workers: the most nodes of a round.
+        timeout: how many seconds a rendezvous may take.
+        last_call_timeout: how many seconds to wait for more nodes once the fewest are there.
+
+    Raises:
+        RendezvousConnectionError: etcd does not answer within its `read_timeout`, or 10 s if that
+            is less.
+        ValueError: an argument cannot be.
+        TypeError: `client` is something else.
+    """
+
+    def __init__(
+        self,
+        client: EtcdConnection,
+        prefix: str,
+        run_id: str | int,
+        num_min_workers: int,
+        num_max_workers: int,
+        timeout: float,
+        last_call_timeout: float,
+    ) -> None:
+        self.client = connection(client)
+        self._prefix = "/" + prefix.strip("/")
+        self._run_id = str(run_id)
+        if self._prefix == "/":
+            raise errors.UsageError(
+                f"the etcd prefix {prefix!r} is all of etcd's keys",
+                hint=f"name one that nothing else uses, such as {DEFAULT_PREFIX}",
+            )
+        self._run = settings.run_settings(
+            min_nodes=num_min_workers,
+            max_nodes=num_max_workers,
+            last_call_s=float(last_call_timeout),
+            # torchrun counts restarts itself, on each node.
+            max_restarts="any",
+        )
+        self._timeout_s = float(timeout)
+        self._handler: EtcdRendezvousHandler | None = None
+        self._plan(None)  # what cannot be is told now
+        self.client.contact()
+
+    def rendezvous_barrier(self) -> tuple[int, int, int]:
+        """Leave the round, and wait for the next: its number, this node's rank, how many nodes.
+
+        Raises as RendezvousHandler.next_rendezvous.
+        """
+        handler = self._own_handler()
+        info = handler.next_rendezvous()
+        return handler.round_number, info.rank, info.world_size
+
+    def set_closed(self) -> None:
+        """End the run for all its nodes."""
+        self._own_handler().set_closed()
+
+    def setup_kv_store(self, rdzv_version: int) -> EtcdStore:
+        """A store in etcd for the round of this number."""
+        return EtcdStore(self.client, f"{self._prefix}/kv/{self._run_id}/{rdzv_version}")
+
+    def _own_handler(self) -> EtcdRendezvousHandler:
+        return self._handler or EtcdRendezvousHandler(self)
+
+    def _plan(self, local_addr: str | None) -> HandlerPlan:
+        node = settings.node_settings(
+            endpoint=_endpoint(self.client, self._prefix),
+            run_id=self._run_id,
+            local_addr=local_addr,
+            join_timeout_s=self._timeout_s,
+            connect_timeout_s=float(self.client.read_timeout),
+        )
+        return HandlerPlan(backend=BACKEND, node=node, run=self._run)
+
+
+class EtcdRendezvousHandler(NodeRendezvousHandler):
+    """The handler over an EtcdRendezvous. See NodeRendezvousHandler.
+
+    Args:
+        rdzv_impl: the rendezvous; one handler for each.
+        local_addr: the address by which other nodes reach this one; None to find it out.
+    """
+
+    def __init__(self, rdzv_impl: EtcdRendezvous, local_addr: str | None = None) -> None:
+        if rdzv_impl._handler is not None:
+            raise ValueError("this EtcdRendezvous has a handler already: a node joins a run once")
+        super().__init__(rdzv_impl._plan(local_addr))
+        rdzv_impl._handler = self
+
+    @property
+    def round_number(self) -> int:
+        """The number of the round that the last next_rendezvous returned; 0 before the first."""
+        return self._seated
+
+
+def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
+    """A handler for `params`. etcd must answer.
+
+    `endpoint` is "host:port", several with commas between them; the port is 2379 if left out.
+    Options: `timeout` (600 s for a rendezvous), `last_call_timeout` (30 s), `etcd_prefix`
+    ("/torchelastic/p2p"), `protocol` ("http", or "https"), `cert`, `key` (the client's certificate
+    and its key), `cacert`: PEM files; `read_timeout` (60 s, bounds every call to etcd).
+
+    Raises:
+        ValueError: an option or the endpoint cannot be read.
+        RendezvousConnectionError: etcd does not answer within `read_timeout`, or 10 s if that is
+            less.
+    """
+    client = connection_of(
+        params,
+        protocol=params.get("protocol"),
+        cert=params.get("cert"),
+        key=params.get("key"),
+        ca_cert=params.get("cacert"),
+    )
+    timeout = params.get_as_int("timeout", _DEFAULT_TIMEOUT_S)
+    last_call = params.get_as_int("last_call_timeout", _DEFAULT_LAST_CALL_S)
+    rendezvous = EtcdRendezvous(
+        client=client,
+        prefix=params.get("etcd_prefix", DEFAULT_PREFIX),
+        run_id=params.run_id,
+        num_min_workers=params.min_nodes,
+        num_max_workers=params.max_nodes,
+        timeout=_DEFAULT_TIMEOUT_S if timeout is None else timeout,
+        last_call_timeout=_DEFAULT_LAST_CALL_S if last_call is None else last_call,
+    )
+    return EtcdRendezvousHandler(rendezvous, params.local_addr)
+
+
+def _endpoint(client: EtcdConnection, prefix: str) -> Endpoint:
+    options = client.options
+    place = EtcdPlace(
+        hosts=options.endpoints,
+        prefix=prefix,
+        tls=options.tls,
+        ca=options.ca_file or "",
+        cert=options.cert_file or "",
+        key=options.key_file or "",
+    )
+    scheme = "etcds" if options.tls else "etcd"
+    text = f"{scheme}://{','.join(options.endpoints)}{quote(prefix)}"
+    return Endpoint(EndpointKind.LEDGER, text=text, place=place)
