@@ -153,7 +153,7 @@ def test_while_the_ledger_is_away_the_run_is_suspended_and_says_why(monkeypatch)
         bench.node("a")
         await bench.until(lambda: bench.run.membership.suspended_reason == "the ledger is away")
         waiting = bench.run.waiting()
-        assert str(waiting) == "suspended: the ledger is away"
+        assert str(waiting) == "suspended for 0 s: the ledger is away"
         bench.ledger.is_away = False
         await bench.until(lambda: bench.run.membership.number == 1)
         assert bench.run.waiting() is None

@@ -69,6 +69,36 @@ def test_a_run_that_is_won_before_its_nodes_come_is_begun() -> None:
     asyncio.run(main())
 
 
+class MuteLedger(MemoryLedger):
+    """Does not answer while `is_mute`: at first not at all, and then that it cannot say."""
+
+    is_mute = False
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        if not self.is_mute:
+            return await super().swap(key, expected, value)
+        await asyncio.sleep(2 * CONFIG.lease_ttl_s)
+        return Unknown("no answer from anywhere")
+
+
+def test_a_suspended_run_says_why_as_soon_as_that_is_known_and_for_how_long() -> None:
+    async def main() -> None:
+        ledger = MuteLedger()
+        shared, hub = await coordinator(ledger, 1)
+        membership = hub.open_run("run").membership
+        shared.claim("run")
+        await has_begun(hub, "run")
+        ledger.is_mute = True
+        await until(lambda: membership.phase is Phase.SUSPENDED)
+        assert membership.suspended_reason == "the ledger has not answered"
+        await until(lambda: "no answer from anywhere" in membership.suspended_reason)
+        ledger.is_mute = False
+        await until(lambda: membership.phase is not Phase.SUSPENDED)
+        await shared.aclose()
+
+    asyncio.run(main())
+
+
 class CutOffLedger(MemoryLedger):
     """What another one holds; does not answer while `is_cut_off`."""
 

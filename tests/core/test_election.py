@@ -176,19 +176,8 @@ class TestUnknownOutcomes:
         out = swap_of(lease.tick(2.0))
         for late in (e.Done(9), e.Lost(None), e.Lost(found(revoked())), e.Unclear("late")):
             assert lease.swapped(old, late, 2.1) == []
-        assert lease.silent_s(2.1) is None
         lease.swapped(out, e.Done(3), 2.2)
         assert swap_of(lease.tick(3.0)).expected == 3
-
-    def test_it_says_since_when_the_engine_is_silent(self):
-        lease = good(0.0)
-        swap = swap_of(lease.tick(1.0))
-        assert lease.silent_s(1.0) is None
-        lease.swapped(swap, e.Unclear("timeout"), 2.0)
-        lease.swapped(swap, e.Unclear("timeout"), 3.0)
-        assert lease.silent_s(4.0) == 3.0
-        lease.swapped(swap, e.Done(2), 5.0)
-        assert lease.silent_s(5.0) is None
 
     def test_a_renewal_that_is_known_too_late_lets_nobody_decide(self):
         lease = good(0.0)

@@ -101,6 +101,7 @@ class Office:
         self._tasks: set[asyncio.Task[None]] = set()
         self._outage: str = ""
         self._is_suspended = False
+        self._has_told_why = False
         self._is_going = False
 
     def _new_holder(self) -> e.LeaseHolder:
@@ -194,14 +195,15 @@ class Office:
             self._begin_anew(now_s)
         elif self._holder.may_decide(now_s):
             self._restore()
-        elif not self._is_suspended and not self._is_going and self._owned():
-            self._suspend(now_s)
+        elif not self._is_going and self._owned():
+            self._suspend()
 
-    def _suspend(self, now_s: float) -> None:
-        self._is_suspended = True
-        silent_s = self._holder.silent_s(now_s)
-        since = f" for {silent_s:.1f} s" if silent_s is not None else ""
-        self._runs.ledger_lost(f"the ledger has not answered{since}{self._outage}")
+    def _suspend(self) -> None:
+        # That it does not answer is known before why: requests have longer than the lease stands.
+        is_news = not self._is_suspended or (bool(self._outage) and not self._has_told_why)
+        if is_news:
+            self._is_suspended, self._has_told_why = True, bool(self._outage)
+            self._runs.ledger_lost(f"the ledger has not answered{self._outage}")
 
     def _restore(self) -> None:
         if self._is_suspended:
@@ -381,8 +383,7 @@ class Office:
 
     async def _swap(self, key: str, expected: int | None, value: bytes) -> e.Outcome:
         outcome = await self._ledger.swap(key, expected, value)
-        if isinstance(outcome, Unknown):
-            self._outage = f" ({outcome.reason})"
+        self._outage = f" ({outcome.reason})" if isinstance(outcome, Unknown) else ""
         return _outcome(outcome)
 
     async def _delete(self, run_id: str, version: int) -> None:

@@ -313,7 +313,6 @@ class LeaseHolder:
         self._try: _Try | None = None
         self._last_sent_s = 0.0
         self._renewed_s: float | None = None
-        self._silent_since_s: float | None = None
         self._is_moving = False
 
     # -- what can be asked ---------------------------------------------------------------------
@@ -336,10 +335,6 @@ class LeaseHolder:
         if self.is_lost or self._is_moving or self._renewed_s is None:
             return False
         return now_s - self._renewed_s < self.timing.ttl_s - self.timing.margin_s
-
-    def silent_s(self, now_s: float) -> float | None:
-        """For how long the engine has not answered; None if it does."""
-        return None if self._silent_since_s is None else now_s - self._silent_since_s
 
     def next_tick_s(self, now_s: float) -> float | None:
         """When `tick` has something to do; None if never again."""
@@ -381,8 +376,6 @@ class LeaseHolder:
         if self._try is None or asked != self._try.swap:
             return []
         if isinstance(outcome, Unclear):
-            if self._silent_since_s is None:
-                self._silent_since_s = self._try.first_sent_s
             return []
         version = _version_of(asked, outcome)
         if version is not None:
@@ -412,7 +405,6 @@ class LeaseHolder:
         self._version = version
         self._renewed_s = done.first_sent_s
         self._try = None
-        self._silent_since_s = None
         self.has_moved = done.state is LeaseState.MOVING
         # A hand-over may have begun while a renewal was out.
         return self._write(now_s) if self._is_moving and not self.has_moved else []
@@ -420,7 +412,6 @@ class LeaseHolder:
     def _lose(self, current: Found | None) -> None:
         self._try = None
         self._renewed_s = None
-        self._silent_since_s = None
         self.lost_reason = _why_lost(current)
 
 

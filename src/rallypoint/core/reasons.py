@@ -41,7 +41,7 @@ class Waiting(Value, frozen=True):
 
     def __str__(self) -> str:
         if self.suspended:
-            return f"suspended: {self.suspended}"
+            return f"suspended for {self.since_s:.0f} s: {self.suspended}"
         return "; ".join(self._clauses())
 
     def _clauses(self) -> list[str]:
