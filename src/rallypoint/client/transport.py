@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 from websockets.client import ClientProtocol
@@ -100,8 +100,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask for the WebSocket."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not asserted: uvloop's transports have the methods and derive from nothing of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
         request = self._websocket.connect()
         if self._token:
             request.headers["Authorization"] = f"Bearer {self._token}"

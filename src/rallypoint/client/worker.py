@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from rallypoint import errors
 from rallypoint.client import forking
@@ -169,8 +169,8 @@ class WorkerSource(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say who this is."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports have the methods and derive from nothing of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
         forking.close_all_in_children(self)
         channel = self._channel
         self._send(local.Hello(channel.secret, channel.round, channel.local_rank))

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -124,10 +124,10 @@ class WorkerLink(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A process has connected; it has yet to say who it is."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports have the methods and derive from nothing of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
         loop = asyncio.get_running_loop()
-        self._hello_overdue = loop.call_later(HELLO_TIMEOUT_S, transport.abort)
+        self._hello_overdue = loop.call_later(HELLO_TIMEOUT_S, self._transport.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
         """The worker has gone: nobody waits for its calls."""
