@@ -1,13 +1,18 @@
 """An ordinary torch DDP script, unchanged from torchrun: nothing of Rallypoint is in it.
 
 It reads what torchrun sets (RANK, WORLD_SIZE, MASTER_ADDR, ...), saves a checkpoint per epoch, and
-begins from the last one. That is all that a script needs in order to survive the loss of a node:
+begins from the last one. That is all that a script needs in order to survive the loss of a node.
+It runs under torchrun with Rallypoint as its rendezvous, and under Rallypoint's own launcher:
 
+    torchrun --rdzv-backend=rallypoint --rdzv-endpoint=host0:29400 --rdzv-id=ddp --nnodes=2:3 \\
+        --max-restarts=3 examples/train_ddp.py --checkpoint /shared/ddp.pt --pause 1
     rallypoint run --endpoint host0:29400 --run-id ddp --nnodes 2:3 \\
         examples/train_ddp.py --checkpoint /shared/ddp.pt --pause 1
 
-Start that on three nodes, and end one but host0 with kill -9: the workers of the others fail in
-gloo, are started again as a world of two, and go on from the last epoch.
+Start either on three nodes, and end one but host0 with kill -9, the agent and its worker: the
+workers of the others fail in gloo, are started again as a world of two, and go on from the last
+epoch. torchrun counts that as one of each survivor's --max-restarts (0 unless given: the job would
+end); `rallypoint run` charges nobody for a node that was lost.
 
 Needs torch and scikit-learn: pip install rallypoint[examples,torch]
 """
