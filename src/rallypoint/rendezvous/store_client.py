@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 import weakref
 from typing import Any, Final, cast
 
@@ -31,8 +32,16 @@ ANSWER_MARGIN_S: Final = 0.5
 """How much longer than the server a call waits for its answer, which says what was missing."""
 PAUSE_MIN_S: Final = 0.05
 PAUSE_MAX_S: Final = 1.0
+SILENCE_S: Final = 2.0
+"""A server whose greeting takes longer is stopped, or is none of ours."""
 STRANGERS_MAX: Final = 3
 """A server that goes may cut a connection off; one that does it each time is another kind."""
+
+
+# The opening of torch's TCPStore protocol, as TCPStoreBackend.hpp has it (torch 2.13): the byte 0
+# and a magic number, then 13, which asks to repeat the four bytes after it.
+_TORCH_PONG: Final = b"rlyp"
+_TORCH_PING: Final = b"\x00" + struct.pack("=I", 0x3C85F7CE) + b"\x0d" + _TORCH_PONG
 
 
 def open_store(
@@ -101,6 +110,10 @@ class _Source:
                         problem, strangers = str(error), strangers + 1
                         if strangers == STRANGERS_MAX:
                             raise self._not_a_store(problem) from error
+                    except _SilentError as error:
+                        problem = str(error)
+                        if await _is_tcp_store(self.host, self.port):
+                            raise self._not_a_store("it is a TCPStore of PyTorch's") from error
                     except OSError as error:
                         problem = str(error) or type(error).__name__
                     await asyncio.sleep(pause_s)
@@ -176,6 +189,23 @@ class _StrangerError(ConnectionError):
     """What listens there speaks no protocol of ours."""
 
 
+class _SilentError(ConnectionError):
+    """It takes connections and says nothing: it is stopped, or waits for other words."""
+
+
+async def _is_tcp_store(host: str, port: int) -> bool:
+    """Whether a TCPStore of torch's answers there: it is silent to whoever speaks otherwise."""
+    with contextlib.suppress(OSError):  # a TimeoutError is one
+        async with asyncio.timeout(SILENCE_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(_TORCH_PING)
+                return await reader.read(len(_TORCH_PING)) == _TORCH_PONG
+            finally:
+                writer.transport.abort()
+    return False
+
+
 class _Link(asyncio.Protocol):
     """One connection to a server."""
 
@@ -214,10 +244,10 @@ class _Link(asyncio.Protocol):
     async def greeted(self) -> wire.Greeting:
         """Wait for the server's greeting. Raises OSError."""
         try:
-            async with asyncio.timeout(wire.GREETING_TIMEOUT_S):
+            async with asyncio.timeout(SILENCE_S):
                 return await self._greeting
         except TimeoutError:
-            raise ConnectionError("it takes connections, and says nothing") from None
+            raise _SilentError("it takes connections, and says nothing") from None
 
     async def request(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
         """Send a call, and wait for its answer. Raises OSError if the connection is lost."""
