@@ -27,7 +27,7 @@ Call = Callable[[ops.StoreOp, float], object]
 
 def is_available() -> bool:
     """Whether torch is installed, whether or not it is imported."""
-    return "torch" in sys.modules or importlib.util.find_spec("torch") is not None
+    return sys.modules.get("torch") is not None or importlib.util.find_spec("torch") is not None
 
 
 def loaded() -> bool:
