@@ -93,6 +93,7 @@ class StaticTCPRendezvous(RendezvousHandler):
         with self._lock:
             if self._store is None:
                 self._store = self._meet()
+                self.master_port = self.master_port or self._store.port  # 0 is any free one
             return RendezvousInfo(
                 _prefixed(self.run_id, self._store),
                 self.rank,

@@ -1,0 +1,330 @@
+"""The static backend, over torch's store and over ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rallypoint.errors import StoreTimeoutError
+from rallypoint.rendezvous import (
+    RendezvousConnectionError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+    RendezvousTimeoutError,
+    torch_bridge,
+)
+from rallypoint.rendezvous.registry import get_rendezvous_handler
+from rallypoint.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous, create_rdzv_handler
+
+SRC = Path(__file__).parents[2] / "src"
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
+
+
+def parameters(endpoint: Any, nodes: int = 1, **options: Any) -> RendezvousParameters:
+    return RendezvousParameters("static", endpoint, "run", nodes, nodes, **options)
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("", 0))) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+# -- the parameters ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("endpoint", ["localhost", "10.0.0.1", "[::1]"])
+def test_an_endpoint_needs_a_port(endpoint: str) -> None:
+    with pytest.raises(ValueError, match="--master-port"):
+        create_rdzv_handler(parameters(endpoint, rank=0))
+
+
+@pytest.mark.parametrize("endpoint", ["", "  ", None])
+def test_an_endpoint_has_to_be_given(endpoint: str | None) -> None:
+    with pytest.raises(ValueError, match="--master-addr"):
+        create_rdzv_handler(parameters(endpoint, rank=0))
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:99999", "localhost:", "a/b:12"])
+def test_an_endpoint_that_cannot_be_read_is_an_error(endpoint: str) -> None:
+    with pytest.raises(ValueError, match="endpoint"):
+        create_rdzv_handler(parameters(endpoint, rank=0))
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": None}])
+def test_a_rank_has_to_be_given(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="--node-rank"):
+        create_rdzv_handler(parameters("localhost:12", **options))
+
+
+@pytest.mark.parametrize("endpoint", ["[2001:db8::7]:90", "[::1]:90"])
+def test_an_address_of_ipv6_is_welcome_in_brackets(endpoint: str) -> None:
+    with pytest.raises(ValueError, match="rank"):
+        create_rdzv_handler(parameters(endpoint))
+    handler = create_rdzv_handler(parameters(endpoint, rank=0))
+    assert isinstance(handler, StaticTCPRendezvous)
+    assert f"[{handler.master_addr}]:{handler.master_port}" == endpoint
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"rank": "first"}, "'rank' does not represent a valid integer"),
+        ({"rank": 2}, "'rank' is 2, but of 2 nodes the ranks are 0 to 1"),
+        ({"rank": -1}, "'rank' is -1"),
+        ({"rank": 0, "timeout": "soon"}, "'timeout' does not represent a valid integer"),
+        ({"rank": 0, "timeout": 0}, "'timeout' is in seconds, at least 1, not 0"),
+        ({"rank": 0, "time_out": 5}, "no configuration option 'time_out'; it has rank and timeout"),
+    ],
+)
+def test_an_option_that_cannot_be_is_an_error_that_names_it(
+    options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        create_rdzv_handler(parameters("localhost:12", 2, **options))
+
+
+def test_a_handler_knows_its_place_before_it_has_met_anybody() -> None:
+    handler = get_rendezvous_handler(parameters("localhost:123", 4, rank="3", timeout="60"))
+    assert isinstance(handler, StaticTCPRendezvous)
+    assert handler.get_backend() == "static"
+    assert handler.get_run_id() == "run"
+    assert handler.use_agent_store is True
+    assert (handler.rank, handler.world_size) == (3, 4)
+    assert handler.timeout == timedelta(seconds=60)
+    assert handler.num_nodes_waiting() == 0
+    handler.set_closed()
+    assert handler.is_closed() is False
+    assert handler.shutdown() is True
+    assert handler.shutdown() is True
+
+
+def test_meeting_may_take_ten_minutes_unless_told_otherwise() -> None:
+    handler = create_rdzv_handler(parameters("localhost:123", rank=0))
+    assert isinstance(handler, StaticTCPRendezvous)
+    assert handler.timeout == timedelta(minutes=10)
+
+
+# -- meeting, over both kinds of store -----------------------------------------------------------
+
+
+@pytest.fixture(params=["ours", pytest.param("torch", marks=needs_torch)])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whose store: ours is what there is without torch."""
+    if request.param == "ours":
+        monkeypatch.setattr(torch_bridge, "is_available", lambda: False)
+    return str(request.param)
+
+
+@pytest.fixture
+def meet(kind: str) -> Iterator[Callable[..., list[RendezvousInfo]]]:
+    """Lets all nodes of a run meet, each in a thread; their rounds in the order of rank."""
+    handlers: list[RendezvousHandler] = []
+
+    def go(nodes: int, port: int, timeout: int = 30) -> list[RendezvousInfo]:
+        found: dict[int, RendezvousInfo] = {}
+        made = [
+            create_rdzv_handler(parameters(f"localhost:{port}", nodes, rank=rank, timeout=timeout))
+            for rank in range(nodes)
+        ]
+        handlers.extend(made)
+
+        def one(rank: int) -> None:
+            found[rank] = made[rank].next_rendezvous()
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in reversed(range(nodes))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(found) == nodes
+        return [found[rank] for rank in range(nodes)]
+
+    yield go
+    for handler in handlers:
+        assert handler.shutdown() is True
+
+
+def test_one_node_may_ask_for_its_round_again_and_again(kind: str) -> None:
+    port = free_port()
+    handler = create_rdzv_handler(parameters(f"localhost:{port}", rank=0))
+    first, second = handler.next_rendezvous(), handler.next_rendezvous()
+    for info in (first, second):
+        assert (info.rank, info.world_size) == (0, 1)
+        assert info.bootstrap_store_info == RendezvousStoreInfo("localhost", port)
+    first.store.set("key", "value")
+    assert second.store.get("key") == b"value"
+
+
+def test_nodes_meet_in_one_store_and_keep_their_ranks(meet: Callable[..., Any]) -> None:
+    port = free_port()
+    infos = meet(3, port)
+    assert [(info.rank, info.world_size) for info in infos] == [(0, 3), (1, 3), (2, 3)]
+    assert {str(info.bootstrap_store_info) for info in infos} == {
+        str(RendezvousStoreInfo("localhost", port))
+    }
+    infos[2].store.set("key", b"\x00value")
+    assert infos[0].store.get("key") == b"\x00value"
+    assert [info.store.add("count", 1) for info in infos] == [1, 2, 3]
+    infos[1].store.wait(["key", "count"], timedelta(seconds=10))
+    assert infos[1].store.multi_get(["key", "count"]) == [b"\x00value", b"3"]
+
+
+def test_the_store_has_torchs_calls(meet: Callable[..., Any]) -> None:
+    store = meet(1, free_port())[0].store
+    before = store.num_keys()
+    store.multi_set(["a", "b"], ["1", b"2"])
+    store.append("a", "0")
+    assert store.get("a") == b"10"
+    assert store.compare_set("b", "2", "3") == b"3"
+    assert store.compare_set("b", "2", "4") == b"3"
+    assert store.compare_set("absent", "expected", "x") == b"expected"
+    assert store.check(["a", "b"]) is True
+    assert store.check(["absent"]) is False
+    assert store.num_keys() - before == 2
+    assert store.delete_key("a") is True
+    assert store.delete_key("a") is False
+    assert store.timeout == timedelta(seconds=30)
+
+
+def test_a_key_that_is_not_set_in_time_is_a_timeout_that_names_it(
+    meet: Callable[..., Any], kind: str
+) -> None:
+    store = meet(1, free_port())[0].store
+    store.set_timeout(timedelta(seconds=0.05))
+    expected = StoreTimeoutError if kind == "ours" else RuntimeError
+    with pytest.raises(expected, match="run/absent"):
+        store.get("absent")
+    with pytest.raises(expected, match="run/absent"):
+        store.wait(["absent"], timedelta(seconds=0.01))
+
+
+def test_port_0_is_any_and_the_round_says_which(kind: str) -> None:
+    info = create_rdzv_handler(parameters("localhost:0", rank=0)).next_rendezvous()
+    assert info.bootstrap_store_info is not None
+    assert info.bootstrap_store_info.master_port > 0
+
+
+def test_runs_at_one_port_have_keys_of_their_own(kind: str) -> None:
+    endpoint = f"localhost:{free_port()}"
+    stores = [
+        create_rdzv_handler(RendezvousParameters("static", endpoint, run_id, 1, 1, rank=0))
+        .next_rendezvous()
+        .store
+        for run_id in ("run-1", "run-2")
+    ]
+    stores[0].set("key", "1")
+    assert stores[1].check(["key"]) is False
+    stores[1].set("key", "2")
+    assert stores[0].get("key") == b"1"
+
+
+def test_rank_0_says_who_did_not_come(kind: str) -> None:
+    endpoint = f"localhost:{free_port()}"
+    others = create_rdzv_handler(parameters(endpoint, 12, rank=5, timeout=30))
+    thread = threading.Thread(target=others.next_rendezvous)
+    thread.start()
+    host = create_rdzv_handler(parameters(endpoint, 12, rank=0, timeout=4))
+    with pytest.raises(RendezvousTimeoutError) as raised:
+        host.next_rendezvous()
+    thread.join(60)
+    told = str(raised.value)
+    assert "10 of 12 nodes did not connect" in told
+    assert told.endswith("1, 2, 3, 4, 6, 7, 8, 9, ...")
+
+
+def test_nobody_at_the_endpoint_is_an_error_within_the_timeout(kind: str) -> None:
+    port = free_port()
+    handler = create_rdzv_handler(parameters(f"localhost:{port}", 2, rank=1, timeout=1))
+    with pytest.raises(RendezvousConnectionError, match=f"localhost:{port}.* by node rank 1"):
+        handler.next_rendezvous()
+
+
+def test_a_port_that_is_taken_is_an_error(kind: str) -> None:
+    with closing(socket.create_server(("", 0), family=socket.AF_INET)) as other:
+        endpoint = f"localhost:{other.getsockname()[1]}"
+        handler = create_rdzv_handler(parameters(endpoint, rank=0, timeout=3))
+        with pytest.raises(RendezvousConnectionError, match=f"(?i){endpoint}.*address.*in use"):
+            handler.next_rendezvous()
+
+
+def test_a_handler_that_failed_can_be_asked_again(kind: str) -> None:
+    with closing(socket.create_server(("", 0), family=socket.AF_INET)) as other:
+        port = other.getsockname()[1]
+        handler = create_rdzv_handler(parameters(f"localhost:{port}", rank=0, timeout=3))
+        with pytest.raises(RendezvousConnectionError):
+            handler.next_rendezvous()
+    assert handler.next_rendezvous().rank == 0
+
+
+# -- when nodes differ, and where there is no torch ----------------------------------------------
+
+RANK_0_WITHOUT_TORCH = (
+    f"import sys; sys.path.insert(0, {str(SRC)!r})"
+    + """
+import sys
+sys.modules["torch"] = None
+from rallypoint.rendezvous import RendezvousParameters
+from rallypoint.rendezvous.registry import get_rendezvous_handler
+params = RendezvousParameters("static", "localhost:0", "run", 1, 1, rank=0)
+info = get_rendezvous_handler(params).next_rendezvous()
+info.store.set("key", "value")
+print(info.store.underlying_store.port, flush=True)
+sys.stdin.read()
+"""
+)
+
+
+@pytest.fixture
+def rank_0_without_torch() -> Iterator[int]:
+    """The port of a store that another process serves, in which torch cannot be imported."""
+    with subprocess.Popen(
+        [sys.executable, "-c", RANK_0_WITHOUT_TORCH],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+        process.stdin.close()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.processes
+def test_processes_without_torch_meet(
+    rank_0_without_torch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_bridge, "is_available", lambda: False)
+    params = parameters(f"localhost:{rank_0_without_torch}", 2, rank=1, timeout=20)
+    assert create_rdzv_handler(params).next_rendezvous().store.get("key") == b"value"
+
+
+@needs_torch
+@pytest.mark.processes
+def test_a_node_with_torch_says_that_rank_0_has_none(rank_0_without_torch: int) -> None:
+    params = parameters(f"localhost:{rank_0_without_torch}", 2, rank=1, timeout=60)
+    with pytest.raises(RendezvousConnectionError, match="it has no PyTorch, while this node has"):
+        create_rdzv_handler(params).next_rendezvous()
+
+
+@needs_torch
+def test_a_node_without_torch_says_that_rank_0_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = torch_bridge.tcp_store("localhost", 0, is_server=True, timeout_s=20)
+    monkeypatch.setattr(torch_bridge, "is_available", lambda: False)
+    params = parameters(f"localhost:{store.port}", 2, rank=1, timeout=60)
+    with pytest.raises(RendezvousConnectionError, match="it is a TCPStore of PyTorch's"):
+        create_rdzv_handler(params).next_rendezvous()
