@@ -1,0 +1,78 @@
+"""torchrun's agents when machines come, go, finish or are too many. The workers need no torch.
+
+Nothing is charged to anybody here: `--max-restarts` is 0.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+
+import pytest
+
+from tests.agent.processes import alive
+from tests.torchrun.jobs import PATIENCE_S, QUIET, Job
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed"),
+]
+
+NO_DELAY = "scale_up_delay=0"
+"""Newcomers are announced at once: what does not happen then, is not going to happen."""
+
+
+def test_a_lost_machine_is_told_without_a_collective_and_who_is_done_is_not_waited_for(
+    job: Job,
+) -> None:
+    job.serve()
+    job.start("a b c", QUIET, nnodes="2:3", conf=NO_DELAY)
+    job.at_work("a b c")
+    job.nodes["c"].die()
+    left = job.at_work("a b")
+
+    # One of two has finished. Its agent waits for the other's, and a newcomer changes nothing.
+    job.end(left[0].rank)
+    job.nodes["a"].process.line("Waiting 300 seconds for other agents", PATIENCE_S)
+    number = job.picture()["round"]
+    job.start("d", QUIET, nnodes="2:3", conf=NO_DELAY)
+    job.attached(3)
+    assert alive(left[1].pid)
+    job.end(left[1].rank)
+    job.end_well("a b d")
+    assert job.nodes["b"].workers()[-1] == left[1]
+    assert job.nodes["d"].workers() == []
+    assert number == 2
+
+
+def test_one_too_many_steps_in_for_one_that_was_told_to_go_and_ends_with_the_job(job: Job) -> None:
+    (a,) = job.start("a", QUIET, nnodes="2", conf="is_host=1")
+    job.wait(job.picture, "the host coordinates")
+    job.start("b", QUIET, nnodes="2", conf="is_host=0")
+    first = job.at_work("a b")
+    job.start("c", QUIET, nnodes="2", conf="is_host=0")
+    job.attached(3)
+    assert [node.workers()[-1] for node in (a, job.nodes["b"])] == first
+
+    b = job.nodes["b"].process
+    b.signal(signal.SIGTERM)
+    second = job.at_work("a c")
+    assert second[0].store != first[0].store
+    b.code(PATIENCE_S)
+    assert not alive(first[1].pid)
+
+    job.start("d", QUIET, nnodes="2", conf="is_host=0")
+    job.attached(3)
+    job.end()
+    job.end_well("a c d")
+    assert job.nodes["d"].workers() == []
+
+
+def test_an_option_that_is_not_known_is_answered_with_those_that_are(job: Job) -> None:
+    (node,) = job.start("a", QUIET, nnodes="1", conf="last_cal=3")
+    text = node.process.ends(1, PATIENCE_S)
+    assert "has no option 'last_cal'" in text
+    assert "last_call" in text
+    assert "scale_up_delay" in text
