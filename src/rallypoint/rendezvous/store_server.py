@@ -223,10 +223,10 @@ class _Link(asyncio.Protocol):
         # A peer whose machine has gone must not hold its seat for ever.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._seat = self._server.admit(self)
-        self._send(Greeting(VERSION, self._server.server_id))
         if not self._seat:
             self._refuse("this store has as many connections as it takes")
             return
+        self._send(Greeting(VERSION, self._server.server_id))
         loop = asyncio.get_running_loop()
         self._greeting_overdue = loop.call_later(GREETING_TIMEOUT_S, self.cut)
 
