@@ -7,16 +7,17 @@ import time
 from collections.abc import Callable
 
 import msgspec
-
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.office import log_name, run_key
-from rallypoint.coordinator.shared import SharedRuns
-from rallypoint.core import election as e
-from rallypoint.core.values import Address, Phase
+from rallypoint.core.values import Address, NodeInfo, Phase, RunSettings
 from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.contract import SwapOutcome, Unknown, Versioned
 from rallypoint.ledger.memory import MemoryLedger
+
+from rallypoint.coordinator.office import log_name, run_key
+from rallypoint.coordinator.shared import SharedRuns
+from rallypoint.core import election as e
+from rallypoint.core import events as on
 
 CONFIG = CoordinatorConfig(lease_ttl_s=0.3)
 WITHIN_S = 10.0
@@ -88,9 +89,15 @@ def test_a_suspended_run_says_why_as_soon_as_that_is_known_and_for_how_long() ->
         membership = hub.open_run("run").membership
         shared.claim("run")
         await has_begun(hub, "run")
+        settings = RunSettings(min_nodes=2, max_nodes=2)
+        hub.runs["run"].post(on.NodeAttached(NodeInfo("a", 1, "h"), settings, 1))
         ledger.is_mute = True
         await until(lambda: membership.phase is Phase.SUSPENDED)
-        assert membership.suspended_reason == "the ledger has not answered"
+        waiting = membership.waiting(hub.now_s())
+        assert waiting is not None
+        assert waiting.ledger_away_s is not None
+        assert waiting.ledger_away_s >= CONFIG.lease_ttl_s / 2
+        assert "ledger unreachable since" in str(waiting)
         await until(lambda: "no answer from anywhere" in membership.suspended_reason)
         ledger.is_mute = False
         await until(lambda: membership.phase is not Phase.SUSPENDED)

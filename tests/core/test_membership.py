@@ -2,10 +2,7 @@
 
 from typing import Any
 
-from rallypoint.core import effects as do
-from rallypoint.core import events as on
 from rallypoint.core.departures import REMEMBERED_MAX, Departures
-from rallypoint.core.membership import Membership
 from rallypoint.core.values import (
     ChangeKind,
     Link,
@@ -16,6 +13,10 @@ from rallypoint.core.values import (
     RunSettings,
 )
 from tests.core.driver import Driver, node_id
+
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.membership import Membership
 
 
 def kinds(driver: Driver) -> list[str]:
@@ -332,6 +333,21 @@ class TestDepartures:
             departures.remember(f"n{number}", change, stayed_s=0.0, is_done=False)
         assert departures.change("n0") is None
         assert departures.change("n1") is not None
+
+
+def test_an_outage_says_for_how_long_the_ledger_has_been_away() -> None:
+    """By the coordinator's own clock, and longer as time goes by (R9)."""
+    driver = meet("a", "b")
+    driver.step(on.LedgerLost("no answer", 2.5))
+    driver.advance(10.0)
+    waiting = driver.run.waiting(driver.now_s)
+    assert waiting is not None
+    assert waiting.ledger_away_s == 12.5
+    assert str(waiting) == "suspended: ledger unreachable since 12.5 s ago: no answer"
+    driver.step(on.CommitRefused("term 2 has begun"))
+    waiting = driver.run.waiting(driver.now_s)
+    assert waiting is not None
+    assert waiting.ledger_away_s is None
 
 
 def test_waiting_counts_from_the_arrival_of_the_first_node() -> None:

@@ -10,13 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections import deque
 from typing import Final, TypeAlias
 
 import msgspec
-
-from rallypoint.core import election as e
 from rallypoint.core.values import Address, CloseRecord
 from rallypoint.errors import (
     LedgerAccessError,
@@ -28,6 +25,9 @@ from rallypoint.errors import (
 )
 from rallypoint.ledger.contract import Ledger, Versioned
 from rallypoint.settings import NodeSettings
+
+from rallypoint.core import election as e
+from rallypoint.core.reasons import ledger_unreachable
 
 _log = logging.getLogger("rallypoint.client")
 
@@ -77,15 +77,23 @@ class Search:
 
     def __init__(self, settings: NodeSettings, node: str, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.problem = ""
-        """Since when the ledger does not answer, and what it says; "" while it does."""
         self.error: LedgerError | None = None
-        """The same as an error; None while it answers."""
+        """Why the ledger cannot be used; None while it can."""
+        self._away_since_s = 0.0
         self._run_key = f"runs/{settings.run_id}"
         self._seeker = e.Seeker(node, timing(settings.lease_ttl_s), settings.candidates)
         self._version: int | None = None
         self._is_watching = True
         self._is_spreading = False
+
+    @property
+    def problem(self) -> str:
+        """For how long the ledger has not answered, and what it says; "" while it does."""
+        if self.error is None:
+            return ""
+        if isinstance(self.error, LedgerUnreachableError):
+            return ledger_unreachable(_now_s() - self._away_since_s, self.error.message)
+        return f"the ledger cannot be used: {self.error.message}"
 
     async def open(self, ends_s: float) -> None:
         """Reach the ledger, which may start later than this node.
@@ -150,7 +158,7 @@ class Search:
         left_s = min(due_s, ends_s) - _now_s()
         if left_s <= 0:
             return
-        if self._is_spreading or self.problem:
+        if self._is_spreading or self.error is not None:
             # What it was when the last search ended says nothing: a wake-up would be for all.
             self._is_spreading = False
             await asyncio.sleep(left_s)
@@ -201,17 +209,14 @@ class Search:
         return None if found is None else e.Found(found.value, found.version)
 
     def _note(self, error: LedgerError) -> None:
-        self.error = error
-        if not self.problem:
-            since = time.strftime("%H:%M:%S")
-            is_away = isinstance(error, LedgerUnreachableError)
-            what = f"ledger unreachable since {since}" if is_away else "the ledger cannot be used"
-            self.problem = f"{what}: {error.message}"
+        is_news, self.error = self.error is None, error
+        if is_news:
+            self._away_since_s = _now_s()
             _log.warning("%s", self.problem)
 
     def _answers(self) -> None:
-        if self.problem:
-            self.problem, self.error = "", None
+        if self.error is not None:
+            self.error = None
             _log.warning("the ledger answers again")
 
 

@@ -13,8 +13,6 @@ from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
 import msgspec
-
-from rallypoint.core import election as e
 from rallypoint.core.values import Address, CloseRecord, RoundRecord, RunSettings
 from rallypoint.errors import (
     LedgerCorruptError,
@@ -23,6 +21,8 @@ from rallypoint.errors import (
     LedgerLimitError,
 )
 from rallypoint.ledger.contract import Ledger, SwapOutcome, Swapped, Unknown, Versioned
+
+from rallypoint.core import election as e
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -49,8 +49,8 @@ class Runs(Protocol):
     def committed(self, run_id: str) -> None:
         """The record that was given last is in the ledger."""
 
-    def ledger_lost(self, reason: str) -> None:
-        """Nothing can be decided: the ledger does not answer, or the lease cannot be renewed."""
+    def ledger_lost(self, reason: str, away_s: float) -> None:
+        """Nothing can be decided: the lease could not be renewed for `away_s`, in seconds."""
 
     def ledger_restored(self) -> None:
         """It answers again, and the lease is still this process's."""
@@ -196,14 +196,15 @@ class Office:
         elif self._holder.may_decide(now_s):
             self._restore()
         elif not self._is_going and self._owned():
-            self._suspend()
+            self._suspend(now_s)
 
-    def _suspend(self) -> None:
+    def _suspend(self, now_s: float) -> None:
         # That it does not answer is known before why: requests have longer than the lease stands.
         is_news = not self._is_suspended or (bool(self._outage) and not self._has_told_why)
         if is_news:
             self._is_suspended, self._has_told_why = True, bool(self._outage)
-            self._runs.ledger_lost(f"the ledger has not answered{self._outage}")
+            away_s = self._holder.renewed_ago_s(now_s)
+            self._runs.ledger_lost(self._outage or "no answer", away_s)
 
     def _restore(self) -> None:
         if self._is_suspended:
@@ -333,7 +334,7 @@ class Office:
             if run_id is not None:
                 self._runs.too_large(run_id, str(error))
         except LedgerError as error:
-            self._outage = f" ({error.message})"
+            self._outage = error.message
             _log.debug("the ledger does not answer: %s", error)
 
     def _unreadable(self, run_id: str | None, problem: str) -> None:
@@ -383,7 +384,7 @@ class Office:
 
     async def _swap(self, key: str, expected: int | None, value: bytes) -> e.Outcome:
         outcome = await self._ledger.swap(key, expected, value)
-        self._outage = f" ({outcome.reason})" if isinstance(outcome, Unknown) else ""
+        self._outage = outcome.reason if isinstance(outcome, Unknown) else ""
         return _outcome(outcome)
 
     async def _delete(self, run_id: str, version: int) -> None:

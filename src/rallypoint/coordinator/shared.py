@@ -20,12 +20,8 @@ from rallypoint.coordinator.durable_store import (
     decode_record,
     encode_record,
 )
-from rallypoint.coordinator.office import Office, log_name
 from rallypoint.coordinator.runs import RunHost
 from rallypoint.coordinator.sweeping import Keeping, Sweeper
-from rallypoint.core import events as on
-from rallypoint.core.election import RunRegister, Timing
-from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.store import RoundStore
 from rallypoint.core.values import Address, CloseRecord, RoundRecord
 from rallypoint.errors import (
@@ -36,6 +32,11 @@ from rallypoint.errors import (
     LedgerLimitError,
 )
 from rallypoint.ledger.contract import Created, Exists, Gap, Ledger, Unknown
+
+from rallypoint.coordinator.office import Office, log_name
+from rallypoint.core import events as on
+from rallypoint.core.election import RunRegister, Timing
+from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
 
 if TYPE_CHECKING:
     from rallypoint.coordinator.hub import Hub
@@ -246,11 +247,11 @@ class SharedRuns:
         if run is not None:
             run.post(on.Committed())
 
-    def ledger_lost(self, reason: str) -> None:
+    def ledger_lost(self, reason: str, away_s: float) -> None:
         """SUSPENDED: sessions stay, active rounds go on, nobody is judged."""
-        _log.warning("suspended: %s", reason)
+        _log.warning("suspended: %s", ledger_unreachable(away_s, reason))
         for run in self._claimed_runs():
-            run.post(on.LedgerLost(reason))
+            run.post(on.LedgerLost(reason, away_s))
 
     def ledger_restored(self) -> None:
         """Go on."""

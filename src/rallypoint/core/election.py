@@ -28,7 +28,6 @@ import enum
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
-
 from rallypoint.core.values import (
     Address,
     CloseRecord,
@@ -335,6 +334,10 @@ class LeaseHolder:
         if self.is_lost or self._is_moving or self._renewed_s is None:
             return False
         return now_s - self._renewed_s < self.timing.ttl_s - self.timing.margin_s
+
+    def renewed_ago_s(self, now_s: float) -> float:
+        """How long ago the last renewal that was answered was sent; 0 if there was none."""
+        return 0.0 if self._renewed_s is None else now_s - self._renewed_s
 
     def next_tick_s(self, now_s: float) -> float | None:
         """When `tick` has something to do; None if never again."""

@@ -131,9 +131,13 @@ class CommitRefused(Event, frozen=True):
 
 
 class LedgerLost(Event, frozen=True):
-    """The ledger cannot be reached."""
+    """The ledger cannot be reached, or does not take what must be written.
+
+    `away_s`: for how long it has not answered, in seconds; None if it answers.
+    """
 
     reason: str
+    away_s: float | None = None
 
 
 class LedgerRestored(Event, frozen=True):

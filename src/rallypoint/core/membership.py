@@ -15,16 +15,10 @@ from __future__ import annotations
 import math
 
 import msgspec
-
-from rallypoint.core import causes, ranks, reasons, sealing
-from rallypoint.core import effects as do
-from rallypoint.core import events as on
 from rallypoint.core.causes import Budget, Case
 from rallypoint.core.deferral import Deferral
 from rallypoint.core.departures import STEADY_S, Departures
 from rallypoint.core.effects import Effect, TimerKind
-from rallypoint.core.election import RunRegister
-from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.rivals import Rivals
 from rallypoint.core.roster import File, Member, Roster
 from rallypoint.core.sealing import Call, Decision, Gathering
@@ -47,6 +41,12 @@ from rallypoint.core.values import (
     Seat,
     table_digest,
 )
+
+from rallypoint.core import causes, ranks, reasons, sealing
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.election import RunRegister
+from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 
 
 class Membership:
@@ -71,6 +71,7 @@ class Membership:
         self.budget = Budget()
         self.case: Case | None = None
         self.suspended_reason = ""
+        self._ledger_away_since_s: float | None = None
         self.deposed = False
         self.committing: RoundRecord | CloseRecord | None = None
 
@@ -215,7 +216,12 @@ class Membership:
             suspended=self.suspended_reason if self.phase is Phase.SUSPENDED else "",
             since_s=now_s - self._since_s,
             attached=len(self.roster),
+            ledger_away_s=self._ledger_away_s(now_s),
         )
+
+    def _ledger_away_s(self, now_s: float) -> float | None:
+        since_s = self._ledger_away_since_s
+        return None if since_s is None or self.phase is not Phase.SUSPENDED else now_s - since_s
 
     def closed_ago_s(self, now_s: float) -> float:
         """How long the run has been closed, in seconds."""
@@ -527,11 +533,14 @@ class Membership:
     def _on_commit_refused(self, event: on.CommitRefused) -> None:
         # R5: a deposed coordinator decides nothing more, whatever its ledger says later.
         self.deposed = True
+        self._ledger_away_since_s = None
         if self.phase is not Phase.CLOSED:
             self._suspend(event.reason)
         self._do(do.StepDown(event.reason))
 
     def _on_ledger_lost(self, event: on.LedgerLost) -> None:
+        is_away = event.away_s is not None
+        self._ledger_away_since_s = self._now_s - (event.away_s or 0.0) if is_away else None
         self._suspend(event.reason)
 
     def _suspend(self, reason: str) -> None:

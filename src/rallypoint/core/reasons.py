@@ -38,8 +38,11 @@ class Waiting(Value, frozen=True):
     suspended: str = ""
     since_s: float = 0.0
     attached: int = 0
+    ledger_away_s: float | None = None
 
     def __str__(self) -> str:
+        if self.ledger_away_s is not None:
+            return f"suspended: {ledger_unreachable(self.ledger_away_s, self.suspended)}"
         if self.suspended:
             return f"suspended for {self.since_s:.0f} s: {self.suspended}"
         return "; ".join(self._clauses())
@@ -60,6 +63,11 @@ class Waiting(Value, frozen=True):
         if self.committing:
             clauses.append("the round is being written to the ledger")
         return clauses
+
+
+def ledger_unreachable(away_s: float, why: str) -> str:
+    """The same words wherever it is shown. `away_s` is by the clock of who says so (R9)."""
+    return f"ledger unreachable since {away_s:.1f} s ago: {why}"
 
 
 class RefusalCode(enum.StrEnum):
