@@ -1,0 +1,191 @@
+"""The backend `etcd` by the names of torch's older handler: nodes that meet through etcd."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from rallypoint.rendezvous import etcd_rendezvous
+from rallypoint.rendezvous.api import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousTimeoutError,
+)
+from rallypoint.rendezvous.etcd_blocking import EtcdConnection
+from rallypoint.rendezvous.etcd_rendezvous import (
+    EtcdRendezvous,
+    EtcdRendezvousHandler,
+    create_rdzv_handler,
+)
+from rallypoint.rendezvous.registry import get_rendezvous_handler
+from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, free_ports
+from tests.rendezvous.etcd_lines import freeze
+
+pytestmark = pytest.mark.processes
+Make = Callable[..., EtcdRendezvousHandler]
+
+
+@pytest.fixture
+def make(one_etcd: EtcdCluster, prefix: str) -> Iterator[Make]:
+    """Handlers of one run; each is shut down at the end."""
+    made: list[EtcdRendezvousHandler] = []
+
+    def one(least: int = 1, most: int = 1, **config: Any) -> EtcdRendezvousHandler:
+        params = RendezvousParameters(
+            "etcd",
+            one_etcd.endpoints[0],
+            "run",
+            least,
+            most,
+            local_addr="127.0.0.1",
+            **{"etcd_prefix": prefix, "timeout": 30, **config},
+        )
+        handler = create_rdzv_handler(params)
+        made.append(handler)
+        return handler
+
+    yield one
+    for each in made:
+        each.shutdown()
+
+
+def _meet(handlers: Sequence[EtcdRendezvousHandler]) -> list[RendezvousInfo]:
+    with ThreadPoolExecutor(len(handlers)) as pool:
+        return list(pool.map(lambda each: each.next_rendezvous(), handlers))
+
+
+def test_one_node_alone(make: Make) -> None:
+    handler = make()
+    assert (handler.get_backend(), handler.get_run_id()) == ("etcd", "run")
+    info = handler.next_rendezvous()
+    assert (info.rank, info.world_size, handler.num_nodes_waiting()) == (0, 1, 0)
+    info.store.set("key", "value")
+    assert info.store.get("key") == b"value"
+    assert not handler.is_closed()
+    assert handler.shutdown()
+    assert handler.is_closed()
+
+
+def test_nodes_meet_and_meet_again(make: Make) -> None:
+    handlers = [make(3, 3) for _ in range(3)]
+    for _ in range(2):
+        infos = _meet(handlers)
+        assert sorted(info.rank for info in infos) == [0, 1, 2]
+        assert {info.world_size for info in infos} == {3}
+        assert len({str(info.bootstrap_store_info) for info in infos}) == 1
+        infos[0].store.set("who", "0")
+        assert infos[2].store.get("who") == b"0"
+
+
+def test_closing_ends_it_for_all(make: Make) -> None:
+    one, two = (make(2, 2) for _ in range(2))
+    _meet([one, two])
+    one.set_closed()
+    assert one.is_closed()
+    with pytest.raises(RendezvousClosedError):
+        two.next_rendezvous()
+    assert two.is_closed()
+
+
+def test_what_the_run_needs_is_in_a_ledger_below_the_prefix(
+    make: Make, etcd_client: EtcdConnection, prefix: str
+) -> None:
+    make().next_rendezvous()
+    assert etcd_client.read(f"{prefix}/ledger") is not None
+
+
+def test_too_few_nodes_is_a_timeout(make: Make) -> None:
+    started = time.monotonic()
+    with pytest.raises(RendezvousTimeoutError):
+        make(2, 2, timeout="1").next_rendezvous()
+    assert time.monotonic() - started < 5
+
+
+def test_by_its_parts_as_torchs_own(etcd_client: EtcdConnection, prefix: str) -> None:
+    rendezvous = EtcdRendezvous(
+        client=etcd_client,
+        prefix=prefix.strip("/"),
+        run_id=1,
+        num_min_workers=1,
+        num_max_workers=1,
+        timeout=60,
+        last_call_timeout=30,
+    )
+    handler = EtcdRendezvousHandler(rendezvous)
+    assert rendezvous.rendezvous_barrier() == (1, 0, 1)
+    assert rendezvous.rendezvous_barrier() == (2, 0, 1)
+    store = rendezvous.setup_kv_store(2)
+    store.set("key", "value")
+    assert store.get("key") == b"value"
+    with pytest.raises(ValueError, match="handler already"):
+        EtcdRendezvousHandler(rendezvous)
+    rendezvous.set_closed()
+    assert handler.is_closed()
+    assert handler.get_run_id() == "1"
+    handler.shutdown()
+
+
+def test_the_registry_knows_it(one_etcd: EtcdCluster, prefix: str) -> None:
+    params = RendezvousParameters("etcd", one_etcd.endpoints[0], "run", 1, 1, etcd_prefix=prefix)
+    handler = get_rendezvous_handler(params)
+    assert isinstance(handler, EtcdRendezvousHandler)
+    handler.next_rendezvous()
+    handler.shutdown()
+
+
+def test_torchs_constants_are_there() -> None:
+    assert etcd_rendezvous.CONST_RUNID_SUBROOT_TTL == 7200
+    assert etcd_rendezvous.CONST_ETCD_SETUP_TTL == 5
+    assert issubclass(etcd_rendezvous.EtcdRendezvousRetryableFailure, Exception)
+    assert issubclass(etcd_rendezvous.EtcdRendezvousRetryImmediately, Exception)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"timeout": "soon"}, "timeout"),
+        ({"last_call_timeout": "x"}, "last_call_timeout"),
+        ({"protocol": "ftp"}, "HTTP or HTTPS"),
+        ({"etcd_prefix": "/"}, "prefix"),
+        ({"read_timeout": "0"}, "read timeout"),
+    ],
+)
+def test_options_that_cannot_be_are_named(config: dict[str, Any], told: str) -> None:
+    params = RendezvousParameters("etcd", "localhost", "run", 1, 1, **config)
+    with pytest.raises(ValueError, match=told):
+        create_rdzv_handler(params)
+
+
+def test_an_etcd_that_is_not_there_is_told_with_its_place() -> None:
+    port = free_ports(1)[0]
+    params = RendezvousParameters("etcd", f"127.0.0.1:{port}", "run", 1, 1, read_timeout=1)
+    started = time.monotonic()
+    with pytest.raises(RendezvousConnectionError, match=f"127.0.0.1:{port}.*refused"):
+        create_rdzv_handler(params)
+    assert time.monotonic() - started < 2
+
+
+def test_a_frozen_etcd_holds_no_call_past_its_deadline(
+    failing_etcd: EtcdProcess, prefix: str
+) -> None:
+    params = RendezvousParameters(
+        "etcd", failing_etcd.endpoint, "run", 1, 1, etcd_prefix=prefix, timeout=3, read_timeout=2
+    )
+    handler = create_rdzv_handler(params)
+    freeze(failing_etcd)
+    started = time.monotonic()
+    with pytest.raises((RendezvousConnectionError, RendezvousTimeoutError)):
+        handler.next_rendezvous()
+    assert time.monotonic() - started < 4
+    started = time.monotonic()
+    with pytest.raises(RendezvousConnectionError, match=failing_etcd.endpoint):
+        create_rdzv_handler(params)
+    assert time.monotonic() - started < 3
+    failing_etcd.thaw()
+    handler.shutdown()

@@ -1,0 +1,203 @@
+"""A real etcd by EtcdServer: where it listens, what it leaves behind, and what goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rallypoint.rendezvous.api import RendezvousConnectionError
+from rallypoint.rendezvous.etcd_blocking import EtcdConnection
+from rallypoint.rendezvous.etcd_server import EtcdServer
+from tests.ledger.etcd_processes import Program
+
+pytestmark = pytest.mark.processes
+SRC = Path(__file__).parents[2] / "src"
+
+
+@pytest.fixture
+def named(etcd_program: Program, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """The program that servers are to start."""
+    monkeypatch.setenv("TORCHELASTIC_ETCD_BINARY_PATH", etcd_program.path)
+    return etcd_program
+
+
+@pytest.fixture
+def server(named: Program) -> Iterator[EtcdServer]:
+    server = EtcdServer()
+    server.start(stderr=subprocess.DEVNULL)
+    yield server
+    server.stop()
+
+
+def test_it_says_where_it_is(server: EtcdServer, named: Program) -> None:
+    assert server.get_host() == "localhost"
+    assert server.get_port() > 0
+    assert server.get_endpoint() == f"localhost:{server.get_port()}"
+    client = server.get_client()
+    assert client.version.startswith(named.release)
+    client.write("key", "value")
+    found = client.read("key")
+    assert found is not None
+    assert found.value == b"value"
+    assert client.delete("key") == 1
+    client.close()
+
+
+def test_two_servers_do_not_meet(server: EtcdServer) -> None:
+    other = EtcdServer()
+    other.start(stderr=subprocess.DEVNULL)
+    try:
+        assert other.get_port() != server.get_port()
+        one, two = server.get_client(), other.get_client()
+        one.write("key", "value")
+        assert two.read("key") is None
+        one.close()
+        two.close()
+    finally:
+        other.stop()
+
+
+def test_it_leaves_nothing_behind_and_can_be_stopped_twice(named: Program) -> None:
+    server = EtcdServer()
+    assert server.get_port() == -1
+    with pytest.raises(RuntimeError, match="start"):
+        server.get_client()
+    server.start(stderr=subprocess.DEVNULL)
+    folder = server._temporary_dir
+    client = EtcdConnection("127.0.0.1", server.get_port(), read_timeout=1)
+    assert client.read("key") is None
+    assert folder is not None
+    assert Path(folder).is_dir()
+    with pytest.raises(RuntimeError, match="already"):
+        server.start()
+    server.stop()
+    server.stop()
+    assert not Path(folder).exists()
+    with pytest.raises(RendezvousConnectionError, match="refused"):
+        client.read("key")
+    client.close()
+    server.start(stderr=subprocess.DEVNULL)
+    server.stop()
+
+
+def test_a_folder_that_is_given_stays_with_its_data(named: Program, tmp_path: Path) -> None:
+    for expected in (None, b"value"):
+        server = EtcdServer(str(tmp_path / "data"))
+        server.start(stderr=subprocess.DEVNULL)
+        client = server.get_client()
+        found = client.read("key")
+        assert (found.value if found else None) == expected
+        client.write("key", "value")
+        client.close()
+        server.stop()
+
+
+def test_without_a_program_it_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_ETCD_BINARY_PATH", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="TORCHELASTIC_ETCD_BINARY_PATH"):
+        EtcdServer().start()
+
+
+def test_the_path_is_searched_where_the_variable_names_no_file(
+    etcd_program: Program,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "etcd").symlink_to(etcd_program.path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TORCHELASTIC_ETCD_BINARY_PATH", str(tmp_path / "gone"))
+    server = EtcdServer()
+    server.start(stderr=subprocess.DEVNULL)
+    server.stop()
+    assert str(tmp_path / "gone") in caplog.text
+
+
+PROGRAMS = {
+    "etcd Version: 3.3.25": "3.4 is the oldest",
+    "something else": "does not say its version",
+    "etcd Version: 3.5.0": "exit code 3",
+}
+
+
+@pytest.mark.parametrize("says", PROGRAMS)
+def test_a_program_that_will_not_do_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: str
+) -> None:
+    program = tmp_path / "etcd"
+    program.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "{says}" && exit 0\nexit 3\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("TORCHELASTIC_ETCD_BINARY_PATH", str(program))
+    server = EtcdServer()
+    with pytest.raises(RuntimeError, match=PROGRAMS[says]):
+        server.start(timeout=5, num_retries=2)
+    assert server._temporary_dir is None
+
+
+def test_one_that_never_answers_is_given_up_and_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "etcd"
+    pid_file = tmp_path / "pid"
+    program.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo "etcd Version: 3.5.0" && exit 0\n'
+        f"echo $$ > {pid_file}\nexec sleep 100\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("TORCHELASTIC_ETCD_BINARY_PATH", str(program))
+    with pytest.raises(TimeoutError, match=r"within 0\.5 s"):
+        EtcdServer().start(timeout=0.5, num_retries=1)  # type: ignore[arg-type]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+
+
+def test_it_is_stopped_at_the_end_of_its_process(named: Program) -> None:
+    program = (
+        "import subprocess\n"
+        "from rallypoint.rendezvous.etcd_server import EtcdServer\n"
+        "server = EtcdServer()\n"
+        "server.start(stderr=subprocess.DEVNULL)\n"
+        "print(server._process.pid, server._temporary_dir)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(SRC)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    pid, folder = done.stdout.split()
+    assert not Path(folder).exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), signal.SIGCONT)
+
+
+def test_a_child_made_by_fork_does_not_stop_it(server: EtcdServer) -> None:
+    client = server.get_client()
+    client.write("key", "parent")
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            server.stop()
+            found = client.read("key")  # by connections of its own
+            client.write("key", "child")
+            code = 0 if found is not None and found.value == b"parent" else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    found = client.read("key")
+    assert found is not None
+    assert found.value == b"child"
+    client.close()
