@@ -4,10 +4,17 @@ Two kinds: the round's own store, kept by the coordinator, and a prefix over a s
 has. Both watch for one thing: torchrun's agent, once its workers have finished, waits for the other
 agents in a barrier on this store, deaf to everything else. What it writes there is the only sign
 that its node is done, so the first such write is passed on.
+
+A round can end while torchrun's agents are at one of the two things they do on this store: before
+the workers start they work out the workers' ranks, and after the end they meet in that barrier. An
+error in the first would end the agent, and one in the second would be shown as a traceback. So both
+go through instead when the round is over: see RoundSource.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, cast
 
@@ -23,6 +30,12 @@ from rallypoint.rendezvous import torch_bridge
 
 TERMINAL_STATE: Final = "torchelastic/agent/terminal_state"
 """What the keys of torchrun's exit barrier begin with (torch 2.13, elastic/agent/server/api.py)."""
+ROLE_INFO: Final = "torchelastic/role_info/"
+"""And those by which each agent tells how many workers it has, ..."""
+ASSIGNED_RANKS: Final = "torchelastic/assigned_ranks/"
+"""... and those by which the agent with rank 0 tells each which ranks they get."""
+
+_log = logging.getLogger("rallypoint.rendezvous")
 
 
 def is_terminal(op: ops.StoreOp) -> bool:
@@ -35,6 +48,20 @@ def is_terminal(op: ops.StoreOp) -> bool:
     return False
 
 
+def _is_assignment(op: ops.StoreOp) -> bool:
+    """Whether this is a step by which torchrun's agents work out their workers' ranks."""
+    match op:
+        case ops.Set(key=key):
+            return key.startswith(ROLE_INFO)
+        case ops.Get(key=key):
+            return key.startswith(ASSIGNED_RANKS)
+        case ops.MultiGet(keys=keys):
+            return all(key.startswith(ROLE_INFO) for key in keys)
+        case ops.MultiSet(keys=keys):
+            return all(key.startswith(ASSIGNED_RANKS) for key in keys)
+    return False
+
+
 class RoundSource:
     """The calls of one round's store, for one node. To be called in the portal's loop.
 
@@ -44,8 +71,10 @@ class RoundSource:
     def __init__(self, node: Node, number: int, on_terminal: Callable[[], None]) -> None:
         self._node = node
         self._number = number
+        self._nodes = node.round.head.nodes if node.round is not None else 1
         self._on_terminal = on_terminal
         self._is_terminal = False
+        self._own_role: bytes = b""
 
     def check(self) -> None:
         """Raises RoundBrokenError if the node is no longer in this round."""
@@ -61,19 +90,38 @@ class RoundSource:
     async def call(self, op: ops.StoreOp, timeout_s: float | None) -> object:
         """One operation. Raises as Node.call does.
 
-        A barrier at the exit has no purpose once the round is over: nobody else will come, and
-        nobody waits. It then lets this node through instead of raising.
+        What torchrun's agent does in a round that is over goes through (see this module's top). A
+        barrier at the exit has no purpose then: nobody else will come, and nobody waits. Ranks are
+        made up: the workers that get them are stopped as soon as the agent looks at
+        `num_nodes_waiting`, and then it rendezvouses again.
         """
+        if isinstance(op, ops.Set) and op.key.startswith(ROLE_INFO):
+            self._own_role = op.value
         try:
             self.check()
             value = await self._node.call(op, timeout_s)
-        except errors.RoundBrokenError:
-            if not is_terminal(op):
+        except errors.RoundBrokenError as error:
+            if is_terminal(op):
+                value = 0 if isinstance(op, ops.Add) else b""
+            elif _is_assignment(op) and error.change.kind is not ChangeKind.CLOSED:
+                value = self._made_up(op)
+            else:
                 raise
-            value = 0 if isinstance(op, ops.Add) else b""
         if isinstance(op, ops.Add) and is_terminal(op):
             self._note_terminal()
         return value
+
+    def _made_up(self, op: ops.StoreOp) -> object:
+        """Ranks as if every node had as many workers as this one."""
+        _log.info("round %d has ended while its workers' ranks were assigned", self._number)
+        match op:
+            case ops.MultiGet(keys=keys):
+                return (self._own_role,) * len(keys)
+            case ops.Get(key=key):
+                workers = json.loads(self._own_role)["local_world_size"]
+                first, size = int(key.removeprefix(ASSIGNED_RANKS)) * workers, self._nodes * workers
+                return json.dumps([first, size, first, size]).encode()
+        return None
 
     def _note_terminal(self) -> None:
         if not self._is_terminal:
