@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable
 
 import msgspec
+
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
-from rallypoint.core.values import Address, NodeInfo, Phase, RunSettings
-from rallypoint.errors import LedgerUnreachableError
-from rallypoint.ledger.contract import SwapOutcome, Unknown, Versioned
-from rallypoint.ledger.memory import MemoryLedger
-
 from rallypoint.coordinator.office import log_name, run_key
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core import election as e
 from rallypoint.core import events as on
+from rallypoint.core.values import Address, NodeInfo, Phase, RunSettings
+from rallypoint.errors import LedgerUnreachableError
+from rallypoint.ledger.contract import SwapOutcome, Unknown, Versioned
+from rallypoint.ledger.memory import MemoryLedger
 
 CONFIG = CoordinatorConfig(lease_ttl_s=0.3)
 WITHIN_S = 10.0
@@ -182,6 +182,66 @@ def test_an_empty_run_is_swept_by_its_owner() -> None:
         await ledger.changed(run_key("run"), 1, WITHIN_S)
         assert await ledger.keys(run_key("")) == ()
         assert await ledger.logs() == ()
+        await shared.aclose()
+
+    asyncio.run(main())
+
+
+YIELDING = msgspec.structs.replace(CONFIG, yield_after_s=0.6)
+
+
+def test_whom_no_node_reaches_lets_another_try_that_stands_by() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        first, hub = await coordinator(ledger, 1, YIELDING)
+        first.claim("run")
+        await has_begun(hub, "run")
+        second, other = await coordinator(ledger, 2, YIELDING)
+        other.open_run("run")
+        second.claim("run")
+        await has_begun(other, "run")
+        assert "run" not in hub.runs
+        assert other.runs["run"].membership.term == 2
+        for each in (first, second):
+            await each.aclose()
+
+    asyncio.run(main())
+
+
+def test_whom_no_node_reaches_stays_while_nobody_else_could_coordinate_the_run() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        first, hub = await coordinator(ledger, 1, YIELDING)
+        first.claim("run")
+        await has_begun(hub, "run")
+        run = hub.runs["run"]
+        of_another_run = msgspec.structs.replace(YIELDING, only_run="other", own_node="n")
+        second, _ = await coordinator(ledger, 2, of_another_run)
+        began_s = time.monotonic()
+        await until(lambda: time.monotonic() - began_s > 2 * (YIELDING.yield_after_s or 0.0))
+        assert hub.runs["run"] is run
+        assert run.membership.phase is not Phase.SUSPENDED
+        for each in (first, second):
+            await each.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_replica_to_which_a_node_has_come_need_not_stay_away_from_its_run() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        config = msgspec.structs.replace(CONFIG, yield_after_s=60.0)
+        shared, hub = await coordinator(ledger, 1, config)
+        shared.claim("run")
+        await has_begun(hub, "run")
+        claim = shared.office._claims["run"]
+        shared.office._do("run", claim.let_go(asyncio.get_running_loop().time(), 120.0))
+        hub.drop("run")
+        await until(lambda: claim.state is e.ClaimState.IDLE)
+        hub.open_run("run")
+        shared.claim("run")
+        await has_begun(hub, "run")
+        assert hub.runs["run"].membership.term == 2
         await shared.aclose()
 
     asyncio.run(main())

@@ -57,6 +57,7 @@ async def _serve_ledger(
         token=token,
         lease_ttl_s=_seconds("lease_ttl_s"),
         attach_grace_s=_seconds("attach_grace_s"),
+        yield_after_s=_seconds("yield_after_s"),
     )
     settings.check_lease_ttl_s(config.lease_ttl_s)
     host = advertised or await reachable_host(place)

@@ -20,7 +20,8 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     `lease_ttl_s`: how long a lease may stand still; the same on all coordinators of a ledger.
     `own_node`: the node that carries this coordinator; it proves nothing by reaching it.
     `lease_token`: the same as `token`, if nodes that have none may find it in the ledger; else "".
-    `yield_after_s`: an elected coordinator that no other node reaches lets another try; None: not.
+    `yield_after_s`: after how long a coordinator that hears no other node lets another that stands
+    by try; None: never.
     """
 
     token: str = ""

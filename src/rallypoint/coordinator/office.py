@@ -13,6 +13,8 @@ from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
 import msgspec
+
+from rallypoint.core import election as e
 from rallypoint.core.values import Address, CloseRecord, RoundRecord, RunSettings
 from rallypoint.errors import (
     LedgerCorruptError,
@@ -21,8 +23,6 @@ from rallypoint.errors import (
     LedgerLimitError,
 )
 from rallypoint.ledger.contract import Ledger, SwapOutcome, Swapped, Unknown, Versioned
-
-from rallypoint.core import election as e
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -48,6 +48,9 @@ class Runs(Protocol):
 
     def committed(self, run_id: str) -> None:
         """The record that was given last is in the ledger."""
+
+    def hears_others(self, run_id: str) -> bool:
+        """Whether a node of another process can be heard, or the run needs none."""
 
     def ledger_lost(self, reason: str, away_s: float) -> None:
         """Nothing can be decided: the lease could not be renewed for `away_s`, in seconds."""
@@ -181,7 +184,7 @@ class Office:
         self._do(None, self._holder.tick(now_s))
         for run_id, claim in list(self._claims.items()):
             self._do(run_id, claim.tick(now_s))
-            self._yield_if_unreached(run_id, claim, now_s)
+            self._yield_if_unheard(run_id, claim, now_s)
             self._drop_unwanted(run_id, claim, now_s)
         self._judge_own_lease(now_s)
 
@@ -242,19 +245,48 @@ class Office:
         self._do(run_id, claim.want(now_s))
 
     def reached(self, run_id: str) -> None:
-        """A node of another process has come through."""
-        yielding = self._yielding.get(run_id)
-        if yielding is not None:
-            yielding.reached()
+        """A node has come for the run: this process need not stay away from it."""
+        claim = self._claims.get(run_id)
+        if claim is not None:
+            claim.end_pause()
 
-    def _yield_if_unreached(self, run_id: str, claim: e.Claim, now_s: float) -> None:
+    def _yield_if_unheard(self, run_id: str, claim: e.Claim, now_s: float) -> None:
         yielding = self._yielding.get(run_id)
-        if yielding is None or claim.state is not e.ClaimState.OWNED:
+        if yielding is None or not claim.may_decide(now_s):
             return
-        if yielding.should_yield(now_s):
+        if self._runs.hears_others(run_id):
+            yielding.heard()
+            return
+        yielding.unheard(now_s)
+        if yielding.should_look(now_s):
+            self._spawn(self._yield_to_another(run_id, claim, yielding))
+
+    async def _yield_to_another(self, run_id: str, claim: e.Claim, yielding: e.Yielding) -> None:
+        try:
+            others = await self._others(run_id)
+        except (LedgerError, e.UnreadableError) as error:
+            _log.debug("run %s: who else could coordinate it cannot be read: %s", run_id, error)
+            return
+        now_s = self._now_s()
+        is_ours = self._claims.get(run_id) is claim and claim.may_decide(now_s)
+        if is_ours and yielding.should_yield(others, now_s):
             _log.warning("run %s: no other node reaches this coordinator: it yields", run_id)
             self._do(run_id, claim.let_go(now_s, yielding.pause_s()))
-            self._runs.deposed(run_id, "no other node has reached this coordinator: it yields")
+            self._runs.deposed(run_id, "no other node reaches this coordinator: it yields")
+
+    async def _others(self, run_id: str) -> dict[str, int] | None:
+        """The versions of the leases of others that may take the run; None: nobody can tell."""
+        try:
+            keys = await self._ledger.keys(lease_key(""))
+        except NotImplementedError:
+            return None
+        found = await asyncio.gather(*map(self._ledger.read, keys))
+        leases = [(e.decode_lease(each.value), each.version) for each in found if each is not None]
+        return {
+            lease.process: version
+            for lease, version in leases
+            if lease.process != self.process and e.may_take(lease, run_id)
+        }
 
     def let_go(self, run_id: str) -> None:
         """The run is swept: its register and its logs can go, if it is still this process's.
@@ -317,7 +349,8 @@ class Office:
 
     def _note_won(self, run_id: str) -> None:
         if self._yield_after_s is not None:
-            yielding = self._yielding.setdefault(run_id, e.Yielding(self._yield_after_s))
+            new = e.Yielding(self._yield_after_s, self._timing.ttl_s)
+            yielding = self._yielding.setdefault(run_id, new)
             yielding.won(self._now_s())
 
     async def _carry_out(self, run_id: str | None, action: e.Action) -> None:

@@ -55,9 +55,6 @@ class Shared(Protocol):
     def append(self, run: RunHost, index: int, data: bytes) -> None:
         """Write a record of the round's log; `RunHost.appended` follows."""
 
-    def reached(self, run: RunHost, node: str) -> None:
-        """A node has come through to this coordinator."""
-
     def stepped_down(self, run: RunHost) -> None:
         """The run is not this coordinator's any more."""
 
@@ -187,6 +184,10 @@ class RunHost:
                 self._silent[name] = session.node
                 self.post(on.NodeSilent(session.node, now_s - heard_s))
 
+    def hears_another_than(self, name: str) -> bool:
+        """Whether a node of another name was heard within `suspect_after_s`. O(1)."""
+        return any(each != name for each in self._heard_s)
+
     # -- what nodes ask ------------------------------------------------------------------------
 
     def stamp(self) -> Stamp:
@@ -297,8 +298,6 @@ class RunHost:
         session.node = effect.node
         self._sessions[effect.node.name] = session
         self.heard(session, effect.node)
-        if self._shared is not None:
-            self._shared.reached(self, effect.node.name)
         session.send(self._welcome_message(effect))
         if effect.standing.round:
             self._send_seat(effect.node, session)

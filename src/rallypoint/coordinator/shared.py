@@ -20,8 +20,12 @@ from rallypoint.coordinator.durable_store import (
     decode_record,
     encode_record,
 )
+from rallypoint.coordinator.office import Office, log_name
 from rallypoint.coordinator.runs import RunHost
 from rallypoint.coordinator.sweeping import Keeping, Sweeper
+from rallypoint.core import events as on
+from rallypoint.core.election import RunRegister, Timing
+from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
 from rallypoint.core.store import RoundStore
 from rallypoint.core.values import Address, CloseRecord, RoundRecord
 from rallypoint.errors import (
@@ -32,11 +36,6 @@ from rallypoint.errors import (
     LedgerLimitError,
 )
 from rallypoint.ledger.contract import Created, Exists, Gap, Ledger, Unknown
-
-from rallypoint.coordinator.office import Office, log_name
-from rallypoint.core import events as on
-from rallypoint.core.election import RunRegister, Timing
-from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
 
 if TYPE_CHECKING:
     from rallypoint.coordinator.hub import Hub
@@ -100,6 +99,8 @@ class SharedRuns:
     def claim(self, run_id: str) -> None:
         """A node of the run is here."""
         self.office.want(run_id)
+        if not self._own_node:
+            self.office.reached(run_id)
 
     def commit(self, run: RunHost, record: RoundRecord | CloseRecord) -> None:
         """Give a record to the ledger."""
@@ -109,11 +110,6 @@ class SharedRuns:
     def sweep(self, run_id: str) -> None:
         """The run is over for good."""
         self.office.let_go(run_id)
-
-    def reached(self, run: RunHost, node: str) -> None:
-        """A node has come through. Its own one proves nothing, unless that is all there is."""
-        if node != self._own_node or _is_enough(run, node):
-            self.office.reached(run.run_id)
 
     def stepped_down(self, run: RunHost) -> None:
         """The run is another coordinator's."""
@@ -246,6 +242,13 @@ class SharedRuns:
         run = self._run(run_id)
         if run is not None:
             run.post(on.Committed())
+
+    def hears_others(self, run_id: str) -> bool:
+        """Its own node proves nothing, unless that is all there is."""
+        run, own = self._run(run_id), self._own_node
+        if run is None or not run.is_claimed:
+            return False
+        return run.is_closed or run.hears_another_than(own) or (bool(own) and _is_enough(run, own))
 
     def ledger_lost(self, reason: str, away_s: float) -> None:
         """SUSPENDED: sessions stay, active rounds go on, nobody is judged."""
