@@ -16,7 +16,7 @@ from typing import Any
 
 import rallypoint
 
-EVERY_S = 0.1
+EVERY_S = float(os.environ.get("FAILOVER_EVERY_S", "0.1"))
 _fd = os.open(os.environ["FAILOVER_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
 
 
