@@ -62,7 +62,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     """Where to meet. `host`: a name or an address without brackets; "" if there is none.
 
     `text` is what the user wrote. `place` is set if `kind` is LEDGER: the ledger that tells where
-    the coordinator is.
+    the coordinator is. A ledger that a program brings itself has no place, and its server's `host`
+    if that is known.
     """
 
     kind: EndpointKind
@@ -74,7 +75,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     @property
     def url(self) -> str:
         """Where the coordinator's HTTP is, without a slash at the end; "" if that is not fixed."""
-        if not self.host:
+        if not self.host or self.kind is EndpointKind.LEDGER:
             return ""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"

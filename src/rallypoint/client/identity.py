@@ -38,9 +38,11 @@ async def reachable_host(endpoint: Endpoint) -> str:
 
 async def _ledger_hosts(endpoint: Endpoint) -> list[tuple[str, int]]:
     place = endpoint.place
-    if not isinstance(place, EtcdPlace):
+    host = endpoint.host  # of a ledger that only its opener knows
+    if isinstance(place, EtcdPlace):
+        host = place.hosts[0].rpartition(":")[0].strip("[]")
+    if not host:
         return []
-    host = place.hosts[0].rpartition(":")[0].strip("[]")
     try:
         async with asyncio.timeout(LOOKUP_TIMEOUT_S):
             found = await asyncio.get_running_loop().getaddrinfo(host, 0, type=socket.SOCK_DGRAM)

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import random
 from collections import deque
-from typing import Final, TypeAlias
+from collections.abc import Coroutine
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from rallypoint.core.values import Address, CloseRecord
@@ -30,10 +31,13 @@ from rallypoint.core import election as e
 from rallypoint.core.reasons import ledger_unreachable
 
 _log = logging.getLogger("rallypoint.client")
+_T = TypeVar("_T")
 
 COORDINATORS: Final = "coordinators/"
 """What the registers of all leases begin with."""
 RETRY_S: Final = 0.3
+ANSWER_MIN_S: Final = 0.5
+"""How long the ledger is given for an answer, however little time is left."""
 REPLICAS_READ_MAX: Final = 64
 """More leases than this are not read for one run's sake."""
 _WILL_NOT_MEND: Final = (
@@ -102,7 +106,7 @@ class Search:
         """
         while True:
             try:
-                await self.ledger.open()
+                await self._bounded(self.ledger.open(), ends_s)
                 self._answers()
                 return
             except LedgerUnreachableError as error:
@@ -112,9 +116,13 @@ class Search:
                     raise
             await asyncio.sleep(min(RETRY_S * random.uniform(0.5, 1.5), left_s))
 
-    def begin(self, *, at_once: bool) -> None:
-        """There is no coordinator. `at_once`: look now; else spread by chance over a second."""
-        self._is_spreading = not at_once
+    def begin(self, *, at_once: bool, is_new: bool = False) -> None:
+        """There is no coordinator. `at_once`: look now; else spread by chance over a second.
+
+        Who `is_new` does not spread, but watches meanwhile: those who come have not all lost the
+        same coordinator at the same time, and there may be one already.
+        """
+        self._is_spreading = not (at_once or is_new)
         self._seeker.seek(_now_s(), 0.0 if at_once else random.random())
 
     def again(self, *, is_near: bool) -> None:
@@ -130,7 +138,7 @@ class Search:
         """
         while True:
             await self._until_due(ends_s)
-            sight = await self._look()
+            sight = await self._look(ends_s)
             if is_new and isinstance(self.error, _WILL_NOT_MEND):
                 raise self.error
             if sight is not None or _now_s() >= ends_s:
@@ -170,7 +178,7 @@ class Search:
             self._note(error)
             await asyncio.sleep(min(RETRY_S, left_s))
 
-    async def _look(self) -> Sight | None:
+    async def _look(self, ends_s: float) -> Sight | None:
         try:
             todo = deque(self._seeker.tick(_now_s(), random.random()))
             lease: e.Lease | None = None
@@ -178,11 +186,12 @@ class Search:
                 asked = todo.popleft()
                 match asked:
                     case e.ReadRun():
-                        found = await self._read(self._run_key)
+                        found = await self._bounded(self._read(self._run_key), ends_s)
                         self._version = found.version if found else None
                         todo += self._seeker.run_read(asked, found, _now_s(), random.random())
                     case e.ReadLease():
-                        found = await self._read(f"{COORDINATORS}{asked.process}")
+                        lease_key = f"{COORDINATORS}{asked.process}"
+                        found = await self._bounded(self._read(lease_key), ends_s)
                         lease = e.decode_lease(found.value) if found else None
                         todo += self._seeker.lease_read(asked, found, _now_s(), random.random())
                     case e.Attach():
@@ -202,6 +211,20 @@ class Search:
                 )
             )
         return None
+
+    async def _bounded(self, work: Coroutine[Any, Any, _T], ends_s: float) -> _T:
+        """The ledger's answer, if it comes by `ends_s`; it is given some time in any case.
+
+        A ledger bounds each of its calls, by a time that may be more than there is left here.
+        """
+        began_s = _now_s()
+        try:
+            async with asyncio.timeout_at(max(ends_s, began_s + ANSWER_MIN_S)):
+                return await work
+        except TimeoutError as error:
+            raise LedgerUnreachableError(
+                f"the ledger has not answered within {_now_s() - began_s:.1f} s"
+            ) from error
 
     async def _read(self, key: str) -> e.Found | None:
         found = await self.ledger.read(key)

@@ -114,6 +114,8 @@ class TorchBackendLedger(Ledger):
         self._one_call = threading.Lock()
         self._seen = False
         """Whether the backend ever held this ledger, as far as this handle knows."""
+        self.keeps_nothing = False
+        """Whether the backend answered, when the ledger was opened, and kept nothing."""
 
     async def open(self) -> None:
         """See Ledger.open. The id is drawn by whoever stores it first."""
@@ -126,7 +128,7 @@ class TorchBackendLedger(Ledger):
             try:
                 moved = await self._put(now, mine, deadline)
             except _TakesNothingError:
-                self.ledger_id = mine.ledger_id
+                self.ledger_id, self.keeps_nothing = mine.ledger_id, True
                 return
             shelf = moved.now.shelf if moved else mine
             if shelf is None:
@@ -135,7 +137,7 @@ class TorchBackendLedger(Ledger):
 
     async def aclose(self) -> None:
         """See Ledger.aclose. The backend is the caller's, and stays as it is."""
-        self.ledger_id, self._seen = "", False
+        self.ledger_id, self._seen, self.keeps_nothing = "", False, False
 
     # -- registers ------------------------------------------------------------------------------
 

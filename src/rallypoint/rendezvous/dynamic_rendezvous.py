@@ -1,26 +1,70 @@
-"""What a rendezvous backend must offer, under torch's names.
+"""A rendezvous over anything that keeps one value with compare-and-swap, under torch's names.
 
-A backend keeps one value, with compare-and-swap; everything else of a rendezvous stands on that.
+In torch's module all nodes rewrite that value, round after round and heartbeat after heartbeat.
+Here they elect a coordinator through it, and the coordinator tells them: a user's own
+`RendezvousBackend` is a register, on which `ledger/torch_backend.py` keeps the lease and the round.
+Nothing that a backend holds is ever executed: it is parsed as data, and refused if it is not ours.
+
+    handler = DynamicRendezvousHandler.from_backend(
+        run_id="job-42", store=store, backend=backend, min_nodes=2, max_nodes=4
+    )
+    info = handler.next_rendezvous()
 """
 
 from __future__ import annotations
 
+import logging
+import sys
 from abc import ABC, abstractmethod
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, ClassVar, Final, TypeAlias
 
-__all__ = ["RendezvousBackend", "Token"]
+import msgspec
+
+from rallypoint import errors, settings
+from rallypoint.client.node import Node
+from rallypoint.core.values import RunSettings
+from rallypoint.endpoints import Endpoint, EndpointKind
+from rallypoint.ledger.torch_backend import TorchBackendLedger
+from rallypoint.rendezvous.api import RendezvousParameters
+from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler
+
+__all__ = [
+    "DynamicRendezvousHandler",
+    "RendezvousBackend",
+    "RendezvousSettings",
+    "RendezvousTimeout",
+    "create_handler",
+]
+
+_log = logging.getLogger("rallypoint.rendezvous")
 
 Token: TypeAlias = Any
 """Names one writing of a backend's value. Only the backend can read it."""
 
 
 class RendezvousBackend(ABC):
-    """One value that all nodes of a run share, with compare-and-swap."""
+    """One value that all nodes of a run share, with compare-and-swap.
+
+    Its calls come from threads, one at a time for each handler. One that raises is asked again; one
+    that does not come back is left behind when its time is over.
+    """
 
     @property
     @abstractmethod
     def name(self) -> str:
         """The backend's name."""
+
+    @property
+    def server_host(self) -> str | None:
+        """The host that keeps the value, if it is known.
+
+        The address by which this machine reaches it is the one that other nodes are told, should
+        this node coordinate. torch's class has no such property, and a backend need not have it.
+        """
+        return None
 
     @abstractmethod
     def get_state(self) -> tuple[bytes, Token] | None:
@@ -45,3 +89,353 @@ class RendezvousBackend(ABC):
             RendezvousConnectionError: the backend does not answer.
             RendezvousStateError: what it holds cannot be read.
         """
+
+
+# ---- settings ------------------------------------------------------------------------------------
+
+
+class RendezvousTimeout:
+    """How long the parts of a rendezvous may take. Read-only; each is positive.
+
+    Args:
+        join: `next_rendezvous` as a whole; 600 s if None.
+        last_call: the wait for more nodes once the minimum is there; 30 s if None.
+        close: ending the run, by `set_closed` or `shutdown`; 30 s if None.
+        heartbeat: how long the answer to a heartbeat may take before the coordinator is connected
+            to anew, and what one use of the backend may take; 5 s if None.
+
+    Raises:
+        ValueError: one of them is zero or less; it is named.
+    """
+
+    _DEFAULTS: ClassVar[dict[str, timedelta]] = {
+        "join": timedelta(seconds=600),
+        "last_call": timedelta(seconds=30),
+        "close": timedelta(seconds=30),
+        "heartbeat": timedelta(seconds=5),
+    }
+
+    def __init__(
+        self,
+        join: timedelta | None = None,
+        last_call: timedelta | None = None,
+        close: timedelta | None = None,
+        heartbeat: timedelta | None = None,
+    ) -> None:
+        self._join = self._checked("join", join)
+        self._last_call = self._checked("last_call", last_call)
+        self._close = self._checked("close", close)
+        self._heartbeat = self._checked("heartbeat", heartbeat)
+
+    def _checked(self, name: str, given: timedelta | None) -> timedelta:
+        timeout = self._DEFAULTS[name] if given is None else given
+        if timeout <= timedelta(0):
+            raise ValueError(f"The {name} timeout must be positive, and is {timeout}.")
+        return timeout
+
+    @property
+    def join(self) -> timedelta:
+        """What `next_rendezvous` may take."""
+        return self._join
+
+    @property
+    def last_call(self) -> timedelta:
+        """The wait for more nodes once the minimum is there."""
+        return self._last_call
+
+    @property
+    def close(self) -> timedelta:
+        """What ending the run may take."""
+        return self._close
+
+    @property
+    def heartbeat(self) -> timedelta:
+        """What the answer to a heartbeat may take."""
+        return self._heartbeat
+
+    def __repr__(self) -> str:
+        return (
+            f"RendezvousTimeout(join={self._join}, last_call={self._last_call}, "
+            f"close={self._close}, heartbeat={self._heartbeat})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class RendezvousSettings:
+    """What a dynamic rendezvous was asked to be.
+
+    A node is lost after `keep_alive_interval` * `keep_alive_max_attempt` of silence, and suspect
+    after `keep_alive_interval`; how the others come into Rallypoint's settings, see `run_settings`.
+    """
+
+    run_id: str
+    min_nodes: int
+    max_nodes: int
+    timeout: RendezvousTimeout
+    keep_alive_interval: timedelta
+    keep_alive_max_attempt: int
+
+
+# ---- the handler ---------------------------------------------------------------------------------
+
+
+class DynamicRendezvousHandler(NodeRendezvousHandler):
+    """One node of a run whose coordinator is elected through a backend. See `from_backend`.
+
+    Any thread may call, one `next_rendezvous` at a time; any number of handlers may be in one
+    process.
+    """
+
+    def __init__(
+        self, plan: HandlerPlan, settings: RendezvousSettings, backend: RendezvousBackend
+    ) -> None:
+        super().__init__(plan)
+        self._settings = settings
+        self._backend = backend
+
+    @classmethod
+    def from_backend(
+        cls,
+        run_id: str,
+        store: Any,
+        backend: RendezvousBackend,
+        min_nodes: int,
+        max_nodes: int,
+        local_addr: str | None = None,
+        timeout: RendezvousTimeout | None = None,
+        keep_alive_interval: int = 5,
+        keep_alive_max_attempt: int = 3,
+    ) -> DynamicRendezvousHandler:
+        """A handler over `backend`. Neither it nor `store` is used before the handler's first call.
+
+        Args:
+            run_id: the run's name, the same on all its nodes.
+            store: what the rounds' stores are made of: each is a prefix over it. None gives each
+                round a store that its coordinator keeps.
+            backend: any object with the methods of RendezvousBackend, torch's own among them.
+            min_nodes: the fewest nodes of a round, at least 1.
+            max_nodes: the most nodes of a round, at least `min_nodes`.
+            local_addr: the address by which other nodes reach this one; None to find it out.
+            timeout: None for the defaults.
+            keep_alive_interval: seconds of silence after which a node is suspect; more than 0.
+            keep_alive_max_attempt: after how many such intervals it is lost; at least 1.
+
+        All but `store`, `backend` and `local_addr` must be equal on all nodes: the first one sets
+        them for the run. Environment variables (RALLYPOINT_...) set what has no argument here.
+
+        Raises:
+            ValueError: the run id is empty, or a number cannot be; it is named.
+        """
+        return cls._made(
+            RendezvousSettings(
+                run_id,
+                min_nodes,
+                max_nodes,
+                timeout or RendezvousTimeout(),
+                timedelta(seconds=keep_alive_interval),
+                keep_alive_max_attempt,
+            ),
+            store,
+            backend,
+            local_addr,
+        )
+
+    @classmethod
+    def _made(
+        cls,
+        asked: RendezvousSettings,
+        store: Any,
+        backend: RendezvousBackend,
+        local_addr: str | None,
+        connect_timeout_s: float | None = None,
+    ) -> DynamicRendezvousHandler:
+        _check(asked)
+        join_s = _bounded_s(asked.timeout.join)
+        heartbeat_s = _bounded_s(asked.timeout.heartbeat)
+        known_connect_s = settings.resolve("connect_timeout_s", connect_timeout_s).value
+        node = settings.node_settings(
+            endpoint=_endpoint(backend),
+            run_id=asked.run_id,
+            local_addr=local_addr,
+            join_timeout_s=join_s,
+            connect_timeout_s=min(join_s, known_connect_s),
+            coordinator_silence_s=_bounded_s(asked.keep_alive_interval) / 3 + heartbeat_s,
+        )
+        plan = HandlerPlan(
+            backend=backend.name,
+            node=node,
+            run=run_settings(asked),
+            close_timeout_s=_bounded_s(asked.timeout.close),
+            open_ledger=_ledger_over(backend, min(heartbeat_s, join_s)),
+            store=store,
+        )
+        return cls(plan, asked, backend)
+
+    @property
+    def settings(self) -> RendezvousSettings:
+        """What the rendezvous was asked to be."""
+        return self._settings
+
+    async def _open_node(self, limit_s: float) -> Node:
+        if self._settings.max_nodes == 1 and await self._keeps_nothing():
+            return await self._open_alone()
+        return await super()._open_node(limit_s)
+
+    async def _keeps_nothing(self) -> bool:
+        """Whether the backend answers None to everything. False if that cannot be known now."""
+        assert self._plan.open_ledger is not None
+        ledger = self._plan.open_ledger()
+        assert isinstance(ledger, TorchBackendLedger)
+        try:
+            await ledger.open()
+            return ledger.keeps_nothing
+        except errors.LedgerError:
+            return False
+        finally:
+            await ledger.aclose()
+
+    async def _open_alone(self) -> Node:
+        """A run of one node has nobody to meet: its coordinator is in this process, in memory."""
+        _log.warning(
+            "the rendezvous backend %r keeps nothing: this node is on its own in run %r",
+            self.get_backend(),
+            self.get_run_id(),
+        )
+        alone = msgspec.structs.replace(self._plan.node, endpoint=Endpoint(EndpointKind.LOCAL))
+        node = Node(alone, self._plan.run, workers=1)
+        await node.open()
+        return node
+
+
+def run_settings(asked: RendezvousSettings) -> RunSettings:
+    """The run's settings that stand for what was asked.
+
+    `keep_alive_interval` is the silence after which a node is suspect: heartbeats go at a third of
+    it. A node that is silent for `keep_alive_max_attempt` intervals is lost, as in torch; one whose
+    process has died is lost at once, for its connection ends.
+    """
+    interval_s = _bounded_s(asked.keep_alive_interval)
+    return settings.run_settings(
+        min_nodes=asked.min_nodes,
+        max_nodes=asked.max_nodes,
+        last_call_s=_bounded_s(asked.timeout.last_call),
+        suspect_after_s=interval_s,
+        lost_after_s=min(interval_s * asked.keep_alive_max_attempt, _LONGEST_S),
+        # torchrun counts restarts itself, on each node, and never tells which were whose fault.
+        max_restarts="any",
+    )
+
+
+_LONGEST_S: Final = 365 * 86_400.0
+"""What is longer, in seconds, is taken for this: no timeout of Rallypoint's is longer."""
+
+
+def _bounded_s(time: timedelta) -> float:
+    return min(time.total_seconds(), _LONGEST_S)
+
+
+def _check(asked: RendezvousSettings) -> None:
+    """Raises ValueError for what cannot be."""
+    if not asked.run_id:
+        raise ValueError("The run id must be a non-empty string.")
+    if asked.min_nodes < 1:
+        raise ValueError(
+            f"A rendezvous needs at least one node, but min_nodes is {asked.min_nodes}."
+        )
+    if asked.max_nodes < asked.min_nodes:
+        raise ValueError(
+            f"A rendezvous cannot have at most {asked.max_nodes} (max_nodes) and at least "
+            f"{asked.min_nodes} nodes (min_nodes)."
+        )
+    if asked.keep_alive_interval <= timedelta(0):
+        seconds = asked.keep_alive_interval.total_seconds()
+        raise ValueError(f"keep_alive_interval must be more than 0 seconds, and is {seconds:g}.")
+    if asked.keep_alive_max_attempt < 1:
+        raise ValueError(
+            f"keep_alive_max_attempt must be at least 1, and is {asked.keep_alive_max_attempt}."
+        )
+
+
+def _endpoint(backend: RendezvousBackend) -> Endpoint:
+    """Where the nodes meet, for messages; its host is the backend's, if that is known."""
+    host = getattr(backend, "server_host", None)
+    return Endpoint(
+        EndpointKind.LEDGER,
+        host=host if isinstance(host, str) else "",
+        text=f"the rendezvous backend {backend.name!r}",
+    )
+
+
+def _ledger_over(backend: RendezvousBackend, timeout_s: float) -> Callable[[], TorchBackendLedger]:
+    return lambda: TorchBackendLedger(backend, timeout_s=timeout_s)
+
+
+# ---- from parameters -----------------------------------------------------------------------------
+
+
+def create_handler(
+    store: Any, backend: RendezvousBackend, params: RendezvousParameters
+) -> DynamicRendezvousHandler:
+    """A handler over `backend`, from parameters; torch's RendezvousParameters will do as well.
+
+    Options, in whole seconds unless said otherwise:
+
+    * `join_timeout`, `last_call_timeout`, `close_timeout`, `heartbeat_timeout`: see
+      RendezvousTimeout.
+    * `keep_alive_interval` (5), and `keep_alive_max_attempt` (3, a number): see `from_backend`.
+    * `read_timeout` (60): how long to look for a coordinator when the node comes, at most the join
+      timeout. It is the c10d and etcd backends' option for their own first contact, too.
+
+    Other options are left to the backend that they are for; `timeout`, which torchrun always gives,
+    is for neither.
+
+    Raises:
+        ValueError: an option cannot be read or cannot be; it is named. See also `from_backend`.
+        TypeError: a keep-alive option was given as None.
+    """
+    connect_timeout_s = params.get_as_int("read_timeout")
+    if connect_timeout_s is not None and connect_timeout_s <= 0:
+        raise ValueError(f"read_timeout must be more than 0 seconds, and is {connect_timeout_s}.")
+    return DynamicRendezvousHandler._made(
+        RendezvousSettings(
+            params.run_id,
+            params.min_nodes,
+            params.max_nodes,
+            RendezvousTimeout(
+                _seconds(params, "join_timeout"),
+                _seconds(params, "last_call_timeout"),
+                _seconds(params, "close_timeout"),
+                _seconds(params, "heartbeat_timeout"),
+            ),
+            timedelta(seconds=_number(params, "keep_alive_interval", 5)),
+            _number(params, "keep_alive_max_attempt", 3),
+        ),
+        store,
+        backend,
+        params.local_addr,
+        connect_timeout_s,
+    )
+
+
+def _seconds(params: RendezvousParameters, key: str) -> timedelta | None:
+    seconds = params.get_as_int(key)
+    return None if seconds is None else timedelta(seconds=seconds)
+
+
+def _number(params: RendezvousParameters, key: str, default: int) -> int:
+    number = params.get_as_int(key, default)
+    if number is None:
+        raise TypeError(
+            f"The rendezvous configuration option '{key}' is None, and must be a number."
+        )
+    return number
+
+
+def get_method_name(depth: int = 2) -> str:
+    """The name of the function `depth` calls above this one; "no_method_name" if there is none."""
+    frame = sys._getframe()
+    for _ in range(depth):
+        if frame.f_back is None:
+            return "no_method_name"
+        frame = frame.f_back
+    return frame.f_code.co_name

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
@@ -123,24 +125,29 @@ class NodeRendezvousHandler(RendezvousHandler):
         if self._is_shut:
             _raise(RendezvousClosedError, f"run {self.get_run_id()!r} was shut down by this node")
         self._is_out = True
-        node = self._opened()
+        ends_s = time.monotonic() + self._plan.node.join_timeout_s
+        node = self._opened(self._plan.node.join_timeout_s)
         close = _close_of(node)
         if close is not None:
             self._is_out = False
             _raise(RendezvousClosedError, self._over(close))
-        found = self._asked(self._next_round(node))
+        found = self._asked(self._next_round(node, ends_s))
         if not isinstance(found, Round):
             self._end(found)
         self._is_out, self._seated = False, found.head.number
         return self._info(node, found)
 
-    async def _next_round(self, node: Node) -> Round | CloseRecord | None:
-        """The next round, or how the run ended while this node waited for it."""
+    async def _next_round(self, node: Node, ends_s: float) -> Round | CloseRecord | None:
+        """The next round, or how the run ended while this node waited for it.
+
+        `ends_s`: finding the coordinator has its part of the join timeout.
+        """
         self._reserve()
         assert self._reservation is not None
         offered = Address(node.bootstrap_host, self._reservation.port)
         try:
-            return await node.next_round(offered) or node.closed
+            left_s = max(0.0, ends_s - time.monotonic())
+            return await node.next_round(offered, timeout_s=left_s) or node.closed
         except errors.RunClosedError as error:
             return error.close
 
@@ -267,7 +274,7 @@ class NodeRendezvousHandler(RendezvousHandler):
 
     def _close(self, outcome: Outcome, reason: str) -> None:
         try:
-            node = self._opened()
+            node = self._opened(self._plan.close_timeout_s)
         except RendezvousClosedError:
             return
         if _close_of(node) is None:
@@ -319,20 +326,23 @@ class NodeRendezvousHandler(RendezvousHandler):
             self._portal = portal()
         return self._portal
 
-    def _opened(self) -> Node:
+    def _opened(self, limit_s: float = math.inf) -> Node:
+        """The node, attached. `limit_s`: what that may take, if less than `connect_timeout_s`."""
         with self._opening:
             if self._node is None:
                 if self._is_shut:
                     _raise(RendezvousClosedError, f"this node has left run {self.get_run_id()!r}")
-                self._node = self._asked(self._open())
+                limit_s = min(limit_s, self._plan.node.connect_timeout_s)
+                self._node = self._asked(self._open_node(limit_s))
                 _open_handlers.add(self)
             return self._node
 
-    async def _open(self) -> Node:
+    async def _open_node(self, limit_s: float) -> Node:
         plan = self._plan
+        own = msgspec.structs.replace(plan.node, connect_timeout_s=limit_s)
         if plan.open_ledger is not None and self._ledger is None:
             self._ledger = plan.open_ledger()
-        node = Node(plan.node, plan.run, workers=1, ledger=self._ledger)
+        node = Node(own, plan.run, workers=1, ledger=self._ledger)
         try:
             await node.open()
         except BaseException:
