@@ -6,7 +6,6 @@ all that nodes and workers wrote down; who goes on, and what the others show, is
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
