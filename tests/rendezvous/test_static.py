@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -234,15 +235,15 @@ def test_runs_at_one_port_have_keys_of_their_own(kind: str) -> None:
 
 def test_rank_0_says_who_did_not_come(kind: str) -> None:
     endpoint = f"localhost:{free_port()}"
-    others = create_rdzv_handler(parameters(endpoint, 12, rank=5, timeout=30))
-    thread = threading.Thread(target=others.next_rendezvous)
-    thread.start()
-    host = create_rdzv_handler(parameters(endpoint, 12, rank=0, timeout=4))
+    # Another run's, so that the store is there before rank 0 begins to wait.
+    serving = create_rdzv_handler(RendezvousParameters("static", endpoint, "other", 1, 1, rank=0))
+    serving.next_rendezvous()
+    create_rdzv_handler(parameters(endpoint, 12, rank=5)).next_rendezvous()
+    host = create_rdzv_handler(parameters(endpoint, 12, rank=0, timeout=1))
     with pytest.raises(RendezvousTimeoutError) as raised:
         host.next_rendezvous()
-    thread.join(60)
     told = str(raised.value)
-    assert "10 of 12 nodes did not connect" in told
+    assert f"10 of 12 nodes did not connect to {endpoint} within 1 s" in told
     assert told.endswith("1, 2, 3, 4, 6, 7, 8, 9, ...")
 
 
@@ -328,3 +329,28 @@ def test_a_node_without_torch_says_that_rank_0_has_it(monkeypatch: pytest.Monkey
     params = parameters(f"localhost:{store.port}", 2, rank=1, timeout=60)
     with pytest.raises(RendezvousConnectionError, match="it is a TCPStore of PyTorch's"):
         create_rdzv_handler(params).next_rendezvous()
+
+
+FROZEN_TORCH_STORE = """
+import os, signal, sys
+from torch.distributed import TCPStore
+store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+print(store.port, flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@needs_torch
+@pytest.mark.processes
+def test_a_store_of_torchs_that_is_stopped_keeps_nobody_past_the_timeout() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", FROZEN_TORCH_STORE], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        handler = create_rdzv_handler(parameters(f"localhost:{port}", 2, rank=1, timeout=1))
+        began_s = time.monotonic()
+        with pytest.raises(RendezvousConnectionError, match=f"localhost:{port} cannot be reached"):
+            handler.next_rendezvous()
+        assert time.monotonic() - began_s < 20
+        process.kill()
