@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -36,6 +34,7 @@ from rallypoint.ledger.etcd_wire import (
     Event,
     prefix_end,
 )
+from tests.ledger.etcd_certificates import make_certificates
 from tests.ledger.etcd_processes import EtcdCluster, Program, etcd, free_ports
 
 pytestmark = pytest.mark.processes
@@ -537,37 +536,8 @@ def test_a_user_where_none_is_asked_for(one_etcd, prefix) -> None:
 # -- TLS ------------------------------------------------------------------------------------------
 
 
-def _openssl(folder: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60)
-
-
-def _certificates(folder: Path) -> None:
-    """A CA, and certificates from it for 127.0.0.1 (the server and its gateway) and a client."""
-    subject = ["-subj", "/CN=rallypoint tests", "-days", "2", "-nodes", "-newkey"]
-    curve = ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    for name in ("ca", "other-ca"):
-        _openssl(
-            folder, "req", "-x509", *subject, *curve, "-keyout", f"{name}.key", "-out",
-            f"{name}.pem", "-addext", "keyUsage=critical,keyCertSign",
-        )  # fmt: skip
-    (folder / "extensions").write_text(
-        "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n"
-    )
-    for name in ("server", "client"):
-        _openssl(
-            folder, "req", "-new", *subject[:2], *subject[4:], *curve, "-keyout", f"{name}.key",
-            "-out", f"{name}.csr",
-        )  # fmt: skip
-        _openssl(
-            folder, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
-            "-CAcreateserial", "-days", "2", "-extfile", "extensions", "-out", f"{name}.pem",
-        )  # fmt: skip
-
-
 def test_tls_with_certificates_on_both_sides(etcd_program: Program, tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make certificates with")
-    _certificates(tmp_path)
+    make_certificates(tmp_path)
 
     def file(name: str) -> str:
         return str(tmp_path / name)

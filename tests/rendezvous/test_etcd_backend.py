@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rallypoint.ledger.etcd_client import EtcdOptions
 from rallypoint.rendezvous.api import (
     RendezvousConnectionError,
     RendezvousParameters,
@@ -16,9 +18,11 @@ from rallypoint.rendezvous.api import (
 )
 from rallypoint.rendezvous.dynamic_rendezvous import RendezvousBackend
 from rallypoint.rendezvous.etcd_blocking import EtcdConnection
+from rallypoint.rendezvous.etcd_rendezvous import create_rdzv_handler
 from rallypoint.rendezvous.etcd_rendezvous_backend import EtcdRendezvousBackend, create_backend
 from rallypoint.rendezvous.etcd_store import EtcdStore
-from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, free_ports
+from tests.ledger.etcd_certificates import make_certificates
+from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, Program, etcd, free_ports
 from tests.rendezvous.etcd_lines import freeze, lossy_line
 
 pytestmark = pytest.mark.processes
@@ -285,6 +289,41 @@ def test_read_timeout_and_protocol_have_defaults(one_etcd: EtcdCluster) -> None:
     _, store = create_backend(_params(one_etcd.endpoints[0]))
     assert (store.client.read_timeout, store.client.protocol) == (60, "http")
     store.client.close()
+
+
+def test_tls_with_certificates_on_both_sides(
+    etcd_program: Program, tmp_path: Path, prefix: str
+) -> None:
+    """The newer and the older backend: their options have different names."""
+    make_certificates(tmp_path)
+    ca, cert, key = (str(tmp_path / name) for name in ("ca.pem", "client.pem", "client.key"))
+    server = (
+        f"--cert-file={tmp_path / 'server.pem'}",
+        f"--key-file={tmp_path / 'server.key'}",
+        f"--trusted-ca-file={ca}",
+        "--client-cert-auth=true",
+    )
+    tls = EtcdOptions(endpoints=("unused",), tls=True, ca_file=ca, cert_file=cert, key_file=key)
+    with etcd(etcd_program, options=server, tls=tls) as cluster:
+        where = cluster.endpoints[0]
+        given = {"ssl_cert": cert, "ssl_cert_key": key, "ca_cert": ca}
+        backend, store = create_backend(_params(where, protocol="https", **given))
+        done = backend.set_state(b"state")
+        assert done is not None
+        assert done[2]
+        store.client.close()
+        for wrong in ({"ca_cert": None}, {"ssl_cert": None}, {"ca_cert": str(tmp_path / "no.pem")}):
+            options: dict[str, Any] = {**given, **wrong, "protocol": "https", "read_timeout": 1}
+            with pytest.raises(RendezvousConnectionError, match=r"certificate|TLS"):
+                create_backend(_params(where, **options))
+        older = create_rdzv_handler(
+            RendezvousParameters(
+                "etcd", where, "run", 1, 1, local_addr="127.0.0.1", etcd_prefix=prefix,
+                protocol="https", cacert=ca, cert=cert, key=key,
+            )
+        )  # fmt: skip
+        assert older.next_rendezvous().world_size == 1
+        assert older.shutdown()
 
 
 def test_several_members_can_be_named(one_etcd: EtcdCluster) -> None:

@@ -179,6 +179,22 @@ def test_a_wait_may_have_a_time_of_its_own(store: EtcdStore) -> None:
     assert time.monotonic() - started < 2
 
 
+def test_torch_takes_it_too(store: EtcdStore) -> None:
+    distributed = pytest.importorskip("torch.distributed")
+    theirs = store.for_torch()
+    assert isinstance(theirs, distributed.Store)
+    assert theirs.timeout == store.timeout
+    below = distributed.PrefixStore("round", theirs)
+    below.set("key", "value")
+    assert below.add("count", 2) == 2
+    assert store.get("round/key") == b"value"
+    assert below.get("key") == b"value"
+    below.wait(["key"], timedelta(seconds=1))
+    assert theirs.multi_get(["round/key", "round/count"]) == [b"value", b"2"]
+    with pytest.raises(LookupError, match="not-there"):
+        theirs.wait(["not-there"], timedelta(seconds=0.1))
+
+
 # -- trouble --------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from rallypoint.ledger.etcd_wire import (
     KeyValue,
     prefix_end,
 )
+from rallypoint.rendezvous import torch_bridge
 from rallypoint.rendezvous.etcd_blocking import EtcdConnection, as_key, connection
 
 __all__ = ["EtcdStore"]
@@ -70,9 +71,22 @@ class EtcdStore(BlockingStore):
         self.prefix = etcd_store_prefix.rstrip("/") + "/"
         # What the blocking store asks of a portal is `run`, which the connection has too, with
         # the errors of a rendezvous.
-        super().__init__(cast(Any, self.client), _EtcdCalls(self.client, as_key(self.prefix)))
+        self._calls = _EtcdCalls(self.client, as_key(self.prefix))
+        super().__init__(cast(Any, self.client), self._calls)
         if timeout is not None:
             self.set_timeout(timeout)
+
+    def for_torch(self) -> Any:
+        """The same keys as a torch.distributed.Store, which torch's C++ and PrefixStore take.
+
+        Raises RuntimeError without torch.
+        """
+
+        def call(op: ops.StoreOp, timeout_s: float) -> object:
+            return self.client.run(self._calls.call(op, timeout_s))
+
+        torch_bridge.require("a torch.distributed.Store over etcd")
+        return torch_bridge.store_of(call, self.timeout.total_seconds())
 
     def __repr__(self) -> str:
         return f"<EtcdStore {self.prefix!r} at {', '.join(self.client.endpoints)}>"
@@ -87,7 +101,10 @@ class _EtcdCalls(AsyncStore):
         self._prefix = prefix
 
     async def _call(self, op: ops.StoreOp, timeout: timedelta | float | None = None) -> object:
-        timeout_s = self.timeout_s if timeout is None else seconds(timeout)
+        return await self.call(op, self.timeout_s if timeout is None else seconds(timeout))
+
+    async def call(self, op: ops.StoreOp, timeout_s: float) -> object:
+        """One operation."""
         match op:
             case ops.Get(key):
                 return (await self._awaited((key,), timeout_s))[0]
