@@ -13,8 +13,10 @@ from rallypoint.rendezvous import etcd_rendezvous
 from rallypoint.rendezvous.api import (
     RendezvousClosedError,
     RendezvousConnectionError,
+    RendezvousHandler,
     RendezvousInfo,
     RendezvousParameters,
+    RendezvousStateError,
     RendezvousTimeoutError,
 )
 from rallypoint.rendezvous.etcd_blocking import EtcdConnection
@@ -23,6 +25,7 @@ from rallypoint.rendezvous.etcd_rendezvous import (
     EtcdRendezvousHandler,
     create_rdzv_handler,
 )
+from rallypoint.rendezvous.etcd_rendezvous_backend import create_backend
 from rallypoint.rendezvous.registry import get_rendezvous_handler
 from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, free_ports
 from tests.rendezvous.etcd_lines import freeze
@@ -55,7 +58,7 @@ def make(one_etcd: EtcdCluster, prefix: str) -> Iterator[Make]:
         each.shutdown()
 
 
-def _meet(handlers: Sequence[EtcdRendezvousHandler]) -> list[RendezvousInfo]:
+def _meet(handlers: Sequence[RendezvousHandler]) -> list[RendezvousInfo]:
     with ThreadPoolExecutor(len(handlers)) as pool:
         return list(pool.map(lambda each: each.next_rendezvous(), handlers))
 
@@ -189,3 +192,66 @@ def test_a_frozen_etcd_holds_no_call_past_its_deadline(
     assert time.monotonic() - started < 3
     failing_etcd.thaw()
     handler.shutdown()
+
+
+# -- etcd-v2: the state is a register --------------------------------------------------------------
+
+
+def test_nodes_meet_through_the_backends_state(one_etcd: EtcdCluster, prefix: str) -> None:
+    run_id = prefix.strip("/")
+    handlers = [
+        get_rendezvous_handler(
+            RendezvousParameters(
+                "etcd-v2", one_etcd.endpoints[0], run_id, 2, 2, "127.0.0.1", join_timeout=30
+            )
+        )
+        for _ in range(2)
+    ]
+    assert {handler.get_backend() for handler in handlers} == {"etcd-v2"}
+    client = EtcdConnection(endpoints=one_etcd.endpoints, read_timeout=10)
+    for number in (1, 2):
+        infos = _meet(handlers)
+        assert sorted(info.rank for info in infos) == [0, 1]
+        # A fresh store in each round, below the backend's own in etcd.
+        assert infos[0].store.add("count", 1) == 1
+        assert infos[1].store.add("count", 1) == 2
+        below = f"/torch/elastic/store/torch.rendezvous.{run_id}.{number}"
+        assert client.delete(below, recursive=True) == 1
+    assert client.read(f"/torch/elastic/rendezvous/{run_id}") is not None
+    for handler in handlers:
+        assert handler.shutdown()
+    assert client.delete(f"/torch/elastic/rendezvous/{run_id}") == 1
+    client.close()
+
+
+def test_under_torch_the_rounds_store_is_torchs(one_etcd: EtcdCluster, prefix: str) -> None:
+    distributed = pytest.importorskip("torch.distributed")
+    params = RendezvousParameters(
+        "etcd-v2", one_etcd.endpoints[0], prefix.strip("/"), 1, 1, "127.0.0.1"
+    )
+    handler = get_rendezvous_handler(params)
+    store = handler.next_rendezvous().store
+    assert isinstance(store, distributed.PrefixStore)
+    store.set("key", "value")
+    below = distributed.PrefixStore("below", store)
+    assert below.add("count", 3) == 3
+    assert store.multi_get(["key", "below/count"]) == [b"value", b"3"]
+    assert handler.shutdown()
+
+
+def test_a_state_of_somebody_elses_is_told(one_etcd: EtcdCluster, prefix: str) -> None:
+    """Such as the pickled state of torch's own rendezvous; it is left as it is."""
+    run_id = prefix.strip("/")
+    params = RendezvousParameters(
+        "etcd-v2", one_etcd.endpoints[0], run_id, 1, 1, "127.0.0.1", join_timeout=5
+    )
+    backend, store = create_backend(params)
+    backend.set_state(b"\x80\x04garbage")
+    handler = get_rendezvous_handler(params)
+    with pytest.raises(RendezvousStateError):
+        handler.next_rendezvous()
+    handler.shutdown()
+    now = backend.get_state()
+    assert now is not None
+    assert now[0] == b"\x80\x04garbage"
+    store.client.close()

@@ -163,6 +163,9 @@ def prefixed(prefix: str, store: Any, on_terminal: Callable[[], None]) -> Any:
         if key.startswith(TERMINAL_STATE):
             on_terminal()
 
+    for_torch = getattr(store, "for_torch", None)
+    if for_torch is not None and torch_bridge.loaded():
+        store = for_torch()  # ours over etcd, as torch's own kind
     if torch_bridge.is_torch_store(store):
         return torch_bridge.prefix_store(prefix, store, on_add)
     return PrefixedStore(prefix, store, on_add)

@@ -113,6 +113,8 @@ def _prefix_store_class() -> Any:
 
         def __init__(self, prefix: str, store: Any, on_add: Callable[[str], None]) -> None:
             super().__init__(prefix, store)
+            # torch keeps the C++ half of a store written in Python, and not the Python half.
+            self._below = store
             self._on_add = on_add
 
         def add(self, key: str, amount: int) -> int:
