@@ -1,0 +1,481 @@
+"""Runs the same job under torchrun with torch's own rendezvous and with Rallypoint's, side by side.
+
+    python benchmarks/torchrun_compare.py [--only meet_2,kill] [--repeats 3] [--json]
+
+Progress goes to stderr; a table, or with --json everything, to stdout. Exit code 0 means that all
+was measured, 1 that something was not, 2 that it could not begin. See README.md beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+if not __package__:  # run as a file: what lies beside it is the package `benchmarks`
+    sys.path[0] = str(ROOT)
+
+from benchmarks import private_network  # noqa: E402
+from benchmarks.figure import load_average, rounded  # noqa: E402
+from benchmarks.processes import NotMeasuredError, free_port, run_part  # noqa: E402
+from benchmarks.torchrun_jobs import (  # noqa: E402
+    C10D,
+    C10D_DEFAULT,
+    RALLYPOINT,
+    JobEndedError,
+    Node,
+    Variant,
+    job,
+)
+from rallypoint import __version__  # noqa: E402
+
+IDLE_S: Final = 20.0
+CALM_S: Final = 3.0
+"""Between the last step that a round waited for and what is done to the job."""
+BOTH: Final = (RALLYPOINT, C10D)
+ALL: Final = (RALLYPOINT, C10D, C10D_DEFAULT)
+
+Sample = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `timed`: from which moment to which, or what was counted."""
+
+    name: str
+    timed: str
+    unit: str = "s"
+    at_most: float | None = None
+    """What is expected of Rallypoint."""
+    times_better: float | None = None
+    """How many times less than torch's is expected of it."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that one job gives. torch's defaults run once: they are there to show what happens."""
+
+    name: str
+    repeats: int
+    rows: tuple[Row, ...]
+    sample: Callable[[Variant], Sample]
+    variants: tuple[Variant, ...] = BOTH
+    needs_private_network: bool = False
+
+
+@dataclass
+class Measured:
+    """What came of a row: every value of every variant, or why there is none."""
+
+    row: Row
+    values: dict[str, list[float]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def median(self, variant: Variant) -> float | None:
+        """The middle of a variant's values."""
+        values = self.values.get(variant.name)
+        return statistics.median(values) if values else None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as much torch's takes, with the store not shared."""
+        ours, theirs = self.median(RALLYPOINT), self.median(C10D)
+        return theirs / ours if ours and theirs is not None else None
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether what is expected came true; None if nothing is."""
+        ours, row = self.median(RALLYPOINT), self.row
+        if row.at_most is not None:
+            return ours is not None and ours <= row.at_most
+        if row.times_better is not None:
+            return self.ratio is not None and self.ratio >= row.times_better
+        return None
+
+
+# -- meeting -------------------------------------------------------------------------------------
+
+
+def _meet(count: int, variant: Variant) -> Sample:
+    os.environ.update(variant.environment)
+    try:
+        lines = run_part("torchrun_meeting_part", variant.backend, count, free_port())
+    finally:
+        for name in variant.environment:
+            del os.environ[name]
+    failed = [line["error"] for line in lines if "error" in line]
+    if failed:
+        raise NotMeasuredError(f"{len(failed)} of {count} did not meet: {failed[0]}")
+    first_s = min(line["asked_s"] for line in lines)
+    return {"met": max(line["met_s"] for line in lines) - first_s}
+
+
+def _meeting(count: int, times_better: float | None) -> Group:
+    timed = (
+        f"{count} handlers of torch's registry, a process each, that begin at one moment with "
+        "everything imported; from the first call of get_rendezvous_handler() to the last return "
+        "of next_rendezvous(); min = max"
+    )
+    row = Row("met", timed, times_better=times_better)
+    return Group(f"meet_{count}", 5, (row,), partial(_meet, count))
+
+
+def _agents(variant: Variant) -> Sample:
+    with job(variant, "2:2", "idle") as run:
+        run.start(2, first_hosts=False)
+        met_s = max(run.wait_for(run.nodes, "met"))
+        asked = run.wait_for(run.nodes, "asked")
+    return {"met": met_s - max(asked)}
+
+
+# -- growing, and losing a node ------------------------------------------------------------------
+
+
+def _last(nodes: Sequence[Node], *kinds: str, since_s: float, before_s: float) -> float:
+    """When the last of the nodes had the first of these."""
+    times = [node.first_s(*kinds, since_s=since_s) for node in nodes]
+    found = [at_s for at_s in times if at_s is not None and at_s <= before_s]
+    if len(found) != len(nodes):
+        raise NotMeasuredError(f"not every node was {' or '.join(kinds)}")
+    return max(found)
+
+
+def _split(
+    survivors: Sequence[Node], nodes: Sequence[Node], since_s: float, end_s: float
+) -> Sample:
+    """What the time until the first step of the new round consists of."""
+    noticed_s = _last(survivors, "told", "worker_failed", since_s=since_s, before_s=end_s)
+    stopped_s = _last(survivors, "called", since_s=since_s, before_s=end_s)
+    met = [node.first_s("met", since_s=since_s, size=len(nodes)) for node in nodes]
+    met_s = max(at_s for at_s in met if at_s is not None)
+    return {
+        "noticed": noticed_s - since_s,
+        "stopped": stopped_s - noticed_s,
+        "met": met_s - stopped_s,
+        "started": end_s - met_s,
+    }
+
+
+def _grow(variant: Variant) -> Sample:
+    with job(variant, "2:3", "train") as run:
+        run.start(2)
+        run.stepped(run.nodes)
+        time.sleep(CALM_S)
+        survivors = list(run.nodes)
+        (newcomer,) = run.start(1)
+        started_s = newcomer.started_s
+        try:
+            (arrived_s,) = run.wait_for([newcomer], "called")
+            end_s = run.stepped(run.nodes, arrived_s)
+        except JobEndedError as error:
+            after_s = time.monotonic() - started_s
+            raise JobEndedError(f"the job ended: every agent gave up, {after_s:.0f} s") from error
+        return {
+            "first_step": end_s - arrived_s,
+            "from_start_of_agent": end_s - started_s,
+            **_split(survivors, run.nodes, arrived_s, end_s),
+        }
+
+
+def _kill(variant: Variant) -> Sample:
+    with job(variant, "2:3", "train") as run:
+        run.start(3)
+        run.stepped(run.nodes)
+        time.sleep(CALM_S)
+        *survivors, victim = run.nodes
+        killed_s = time.monotonic()
+        victim.kill()
+        try:
+            end_s = run.stepped(survivors, killed_s)
+        except JobEndedError as error:
+            after_s = time.monotonic() - killed_s
+            raise JobEndedError(f"the job ended: every agent gave up, {after_s:.0f} s") from error
+        split = _split(survivors, survivors, killed_s, end_s)
+        return {"first_step": end_s - killed_s, **split}
+
+
+_PARTS: Final = {
+    "noticed": "until the last survivor's agent was told, or its worker had failed",
+    "stopped": "until the last survivor's worker was stopped, and its agent called "
+    "next_rendezvous(); torchrun looks every 0.1 s",
+    "met": "until the last next_rendezvous() returned",
+    "started": "until the workers, started anew, had done a step together: Python, `import torch`, "
+    "gloo, DDP",
+}
+
+
+def _part_rows() -> tuple[Row, ...]:
+    return tuple(Row(name, f"of that, {timed}") for name, timed in _PARTS.items())
+
+
+_JOB: Final = "agents of --nnodes=2:3 with one small DDP worker each, --max-restarts=3"
+
+# -- nothing to do -------------------------------------------------------------------------------
+
+
+def _idle(count: int, variant: Variant) -> Sample:
+    with job(variant, f"{count}:{count}", "idle") as run:
+        run.start(count)
+        run.wait_for(run.nodes, "worker_began")
+        time.sleep(CALM_S)
+        before, began_s = private_network.loopback(), time.monotonic()
+        time.sleep(IDLE_S)
+        after, seconds = private_network.loopback(), time.monotonic() - began_s
+    rate = [(b - a) / seconds / count for a, b in zip(before, after, strict=True)]
+    return {"bytes": rate[0], "packets": rate[1]}
+
+
+def _idling(count: int) -> Group:
+    timed = (
+        f"{count} torchrun agents in a round, a worker each that does nothing; what loopback "
+        f"carries in {IDLE_S:g} s, headers and ACKs included, over nodes and seconds"
+    )
+    rows = (Row("bytes", timed, "bytes/s"), Row("packets", timed, "packets/s"))
+    return Group(f"idle_{count}", 2, rows, partial(_idle, count), needs_private_network=True)
+
+
+GROUPS: Final = {
+    group.name: group
+    for group in (
+        _meeting(2, 20.0),
+        _meeting(8, None),
+        _meeting(32, None),
+        Group(
+            "agents",
+            5,
+            (
+                Row(
+                    "met",
+                    "two torchrun agents that start at one moment, --nnodes=2:2; from the later one's call of "
+                    "get_rendezvous_handler() to the last return of next_rendezvous(), with what "
+                    "the backend imports",
+                ),
+            ),
+            _agents,
+        ),
+        Group(
+            "grow",
+            3,
+            (
+                Row(
+                    "first_step",
+                    f"two {_JOB}; from a third agent's call of next_rendezvous() to the first "
+                    "step of three",
+                    at_most=5.0,
+                ),
+                Row("from_start_of_agent", "the same, from the start of the third agent's process"),
+                *_part_rows(),
+            ),
+            _grow,
+            ALL,
+        ),
+        Group(
+            "kill",
+            3,
+            (
+                Row(
+                    "first_step",
+                    f"three {_JOB}; from kill -9 of one agent and its worker, not the host's, to "
+                    "the first step of two",
+                    at_most=6.0,
+                ),
+                *_part_rows(),
+            ),
+            _kill,
+            ALL,
+        ),
+        _idling(2),
+        _idling(8),
+    )
+}
+
+
+# -- measuring -----------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """Progress, for a person who waits."""
+    print(f"torchrun_compare: {text}", file=sys.stderr, flush=True)
+
+
+def measure(group: Group, repeats: int) -> list[Measured]:
+    """All rows of a group. Variants take turns, so that what else the machine does hits all."""
+    rows = {row.name: Measured(row) for row in group.rows}
+    for index in range(repeats):
+        for variant in group.variants:
+            if variant is C10D_DEFAULT and index > 0:
+                continue
+            try:
+                sample = group.sample(variant)
+            except (JobEndedError, NotMeasuredError) as error:
+                say(f"{group.name} {index + 1} of {repeats}, {variant.name}: {error}")
+                is_end = isinstance(error, JobEndedError)
+                note = str(error).partition("\n")[0] if is_end else "not measured"
+                for measured in rows.values():
+                    measured.notes[variant.name] = note
+                continue
+            for name, value in sample.items():
+                rows[name].values.setdefault(variant.name, []).append(value)
+            shown = ", ".join(f"{name} {rounded(value):g}" for name, value in sample.items())
+            say(f"{group.name} {index + 1} of {repeats}, {variant.name}: {shown}")
+    return list(rows.values())
+
+
+def as_json(group: Group, measured: Measured, loads: dict[str, Any]) -> dict[str, Any]:
+    """A row as it stands in the JSON."""
+    row = measured.row
+    variants = {
+        variant.name: {
+            "median": None if median is None else rounded(median),
+            "values": [rounded(value) for value in measured.values.get(variant.name, [])],
+            "note": measured.notes.get(variant.name, ""),
+        }
+        for variant in group.variants
+        for median in [measured.median(variant)]
+    }
+    return {
+        "group": group.name,
+        "name": row.name,
+        "timed": row.timed,
+        "unit": row.unit,
+        "variants": variants,
+        "c10d_over_rallypoint": None if measured.ratio is None else rounded(measured.ratio),
+        "expected": {"at_most": row.at_most, "times_better": row.times_better},
+        "reached": measured.reached,
+        **loads,
+    }
+
+
+def table(figures: Sequence[dict[str, Any]]) -> str:
+    """The rows side by side, as Markdown."""
+    names = [variant.name for variant in ALL]
+    head = ["figure", *names, "c10d : rallypoint", "expected"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for each in figures:
+        cells = [f"{each['group']}: {each['name'].replace('_', ' ')}"]
+        cells += [_cell(each["variants"].get(name), each["unit"]) for name in names]
+        ratio = each["c10d_over_rallypoint"]
+        cells.append("–" if ratio is None else f"{ratio:.1f}")
+        cells.append(_expected(each))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(found: dict[str, Any] | None, unit: str) -> str:
+    if found is None:
+        return "–"
+    if found["median"] is None:
+        return str(found["note"]) or "not measured"
+    note = f" ({found['note']} in others)" if found["note"] else ""
+    values = found["values"]
+    spread = f" ({min(values):.3g} – {max(values):.3g})" if len(values) > 1 else ""
+    return f"{found['median']:.3g} {unit}{spread}{note}"
+
+
+def _expected(each: dict[str, Any]) -> str:
+    expected, unit = each["expected"], each["unit"]
+    if each["reached"] is None:
+        return "–"
+    wanted = (
+        f"at most {expected['at_most']:g} {unit}"
+        if expected["at_most"] is not None
+        else f"{expected['times_better']:g} times less"
+    )
+    return f"{wanted}: {'yes' if each['reached'] else '**no**'}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if all was measured, 1 if something was not, 2 if it could not begin."""
+    options = _options(arguments)
+    names = options.only.split(",") if options.only else list(GROUPS)
+    unknown = [name for name in names if name not in GROUPS]
+    if unknown:
+        say(f"there is no {', '.join(unknown)}; there is {', '.join(GROUPS)}")
+        return 2
+    if importlib.util.find_spec("torch") is None:
+        say("this compares with torch, which is not installed: pip install torch")
+        return 2
+    why_not = "not asked for" if options.no_private_network else private_network.enter()
+    about = machine(why_not)
+    for name, value in about.items():
+        say(f"{name.replace('_', ' ')}: {value}")
+    figures, not_measured = _measure_all(names, options.repeats, why_not)
+    about["load_average_after"] = load_average()
+    if options.json:
+        print(json.dumps({"machine": about, "figures": figures, "not_measured": not_measured}))
+    else:
+        print(f"{_described(about)}\n\n{table(figures)}")
+    return 1 if not_measured else 0
+
+
+def _measure_all(
+    names: Sequence[str], repeats: int | None, why_not_private: str | None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    figures: list[dict[str, Any]] = []
+    not_measured: list[str] = []
+    for name in names:
+        group = GROUPS[name]
+        if group.needs_private_network and why_not_private is not None:
+            not_measured.append(f"{name}: it needs a network of its own ({why_not_private})")
+            say(not_measured[-1])
+            continue
+        before = load_average()
+        measured = measure(group, repeats or group.repeats)
+        loads = {"load_average_before": before, "load_average_after": load_average()}
+        figures += [as_json(group, each, loads) for each in measured]
+        failed = {
+            v for each in measured for v, note in each.notes.items() if note == "not measured"
+        }
+        not_measured += [f"{name}: {variant}" for variant in sorted(failed)]
+    return figures, not_measured
+
+
+def machine(why_not_private: str | None) -> dict[str, Any]:
+    """On what it was measured, with what."""
+    from importlib.metadata import version
+
+    is_private = why_not_private is None
+    return {
+        "rallypoint": __version__,
+        "torch": version("torch"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": len(os.sched_getaffinity(0)),
+        "host_names": "from the hosts file, in a private mount namespace"
+        if is_private
+        else f"as this machine answers them ({why_not_private})",
+        "network": "a private one, loopback only" if is_private else "this machine's",
+        "load_average_before": load_average(),
+    }
+
+
+def _described(about: dict[str, Any]) -> str:
+    return "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in about.items())
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="torchrun with c10d and with rallypoint.")
+    parser.add_argument("--only", metavar="A,B", help=f"of: {', '.join(GROUPS)}")
+    parser.add_argument("--repeats", type=int, metavar="N", help="instead of each group's own")
+    parser.add_argument("--json", action="store_true", help="print JSON, no table")
+    parser.add_argument(
+        "--no-private-network",
+        action="store_true",
+        help="stay in this machine's network, with its host names; idle is then not measured",
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
