@@ -257,9 +257,9 @@ GROUPS: Final = {
             (
                 Row(
                     "met",
-                    "two torchrun agents that start at one moment, --nnodes=2:2; from the later one's call of "
-                    "get_rendezvous_handler() to the last return of next_rendezvous(), with what "
-                    "the backend imports",
+                    "two torchrun agents that start at one moment, --nnodes=2:2; from the later "
+                    "one's call of get_rendezvous_handler() to the last return of "
+                    "next_rendezvous(), with what the backend imports",
                 ),
             ),
             _agents,
