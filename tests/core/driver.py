@@ -13,10 +13,13 @@ import msgspec
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.election import FORMAT, RunRegister
 from rallypoint.core.invariants import Checked
 from rallypoint.core.membership import Membership
 from rallypoint.core.values import (
     Address,
+    Change,
+    CloseRecord,
     Failure,
     FailureKind,
     Link,
@@ -24,6 +27,7 @@ from rallypoint.core.values import (
     NodeInfo,
     Outcome,
     Phase,
+    RoundRecord,
     RunSettings,
 )
 
@@ -54,6 +58,10 @@ class Driver:
         self._order = 0
         self._links: dict[str, int] = {}
         self._rounds: dict[str, int] = {}
+        self._told: Change | None = None
+        self._asked: tuple[RoundRecord | CloseRecord, int] | None = None
+        self.register = RunRegister(FORMAT, "ledger", "run", term, "p1")
+        """What the ledger holds of the run."""
 
     # -- the run -------------------------------------------------------------------------------
 
@@ -83,6 +91,7 @@ class Driver:
         while queue:
             effects = self.checked.step(queue.pop(0), self.now_s)
             found += effects
+            self._keep()
             for effect in effects:
                 self._execute(effect, queue)
         return found
@@ -93,8 +102,12 @@ class Driver:
             case do.SetTimer(timer=timer, delay_s=delay_s):
                 self._order += 1
                 heapq.heappush(self._timers, (self.now_s + delay_s, self._order, timer))
-            case do.Commit() if not self.manual_commit:
-                queue.append(on.Committed())
+            case do.Commit(record=record):
+                self._asked = (record, self.run.restart_count)
+                if not self.manual_commit:
+                    queue.append(on.Committed())
+            case do.Break(change=change) | do.Verdict(change=change):
+                self._told = change
             case do.Publish(record=record):
                 for row in record.members:
                     token = token_of(NodeId(row.name, row.incarnation))
@@ -117,6 +130,35 @@ class Driver:
         self.step(on.TimerFired(timer))
         return True
 
+    # -- another coordinator -------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """What the ledger has said to be in it."""
+        kept = self.register
+        if self._asked and (self.run.round is not kept.round or self.run.close is not kept.close):
+            self.register = _with(kept, *self._asked)
+            self._asked = None
+
+    def fail_over(self, *, is_written: bool = False, attach_grace_s: float = 6.0) -> None:
+        """The coordinator dies, and another one takes over, to which no node has come yet.
+
+        `is_written`: what it had just given to the ledger is in there.
+        """
+        if self._asked is not None and is_written:
+            self.register = _with(self.register, *self._asked)
+        term = self.register.term + 1
+        settings = self.register.settings or self.run.settings
+        self.register = msgspec.structs.replace(self.register, term=term, settings=settings)
+        self._asked = None
+        self._timers.clear()
+        self._links.clear()
+        self.fired.clear()
+        successor = Membership("run", ledger_id="ledger", term=term)
+        for effect in self.checked.take_over(
+            successor, self.register, attach_grace_s=attach_grace_s, now_s=self.now_s
+        ):
+            self._execute(effect, [])
+
     # -- what nodes do -------------------------------------------------------------------------
 
     def attach(self, *tokens: str, settings: RunSettings | None = None) -> None:
@@ -133,7 +175,8 @@ class Driver:
         for token in tokens:
             left = self._rounds.get(token, 0) if leaving is None else leaving
             bootstrap = Address(f"{node_id(token).name}.example", 29500)
-            self.step(on.NodeReady(node_id(token), left, bootstrap, workers))
+            told = self._told if self._told and self._told.round == left else None
+            self.step(on.NodeReady(node_id(token), left, bootstrap, workers, told))
 
     def join(self, *tokens: str) -> None:
         """Attach, all of them, and then ask for a round."""
@@ -198,6 +241,12 @@ class Driver:
     def is_connected(self, token: str) -> bool:
         member = self.run.roster.living(node_id(token))
         return member is not None and member.link is Link.CONNECTED
+
+
+def _with(register: RunRegister, record: RoundRecord | CloseRecord, restarts: int) -> RunRegister:
+    if isinstance(record, CloseRecord):
+        return msgspec.structs.replace(register, close=record, restarts=restarts)
+    return msgspec.structs.replace(register, round=record, restarts=restarts)
 
 
 class _Settings(msgspec.Struct, forbid_unknown_fields=True):

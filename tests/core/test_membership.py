@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
 from rallypoint.core.departures import REMEMBERED_MAX, Departures
+from rallypoint.core.membership import Membership
 from rallypoint.core.values import (
     ChangeKind,
     Link,
@@ -13,10 +16,6 @@ from rallypoint.core.values import (
     RunSettings,
 )
 from tests.core.driver import Driver, node_id
-
-from rallypoint.core import effects as do
-from rallypoint.core import events as on
-from rallypoint.core.membership import Membership
 
 
 def kinds(driver: Driver) -> list[str]:

@@ -171,3 +171,18 @@ def test_a_node_that_was_not_given_the_round_yet_repeats_nothing_and_is_in_it() 
     assert welcome.standing.round == 1
     assert successor.ready("a", leaving=0) == []
     assert not successor.broken()
+
+
+def test_an_outage_of_the_ledger_does_not_make_who_stays_away_immortal() -> None:
+    """R7: the attach grace ran out while nobody could be judged; afterwards it begins again."""
+    successor = Successor()
+    successor.attach("a")
+    successor.attach("b")
+    successor.step(on.LedgerLost("etcd does not answer"))
+    successor.advance(2 * GRACE_S)
+    successor.step(on.LedgerRestored())
+    successor.advance(GRACE_S - 0.1)
+    assert not successor.broken()
+    successor.advance(0.2)
+    (change,) = successor.broken()
+    assert change.nodes == ("c",)

@@ -8,8 +8,11 @@ and no older stamp to compare with; R10 to R12 belong to the store, the ledger a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
+from rallypoint.core.election import RunRegister
 from rallypoint.core.journal import InvariantViolation, Journal
 from rallypoint.core.membership import Membership
 from rallypoint.core.roster import File, Roster
@@ -27,15 +30,40 @@ class Checked:
 
     def step(self, event: on.Event, now_s: float) -> list[Effect]:
         """Step the membership. Raises InvariantViolation, with the history, for any assertion."""
-        try:
+
+        def step() -> list[Effect]:
             effects = self.membership.step(event, now_s)
             self.journal.note(event, now_s, effects)
+            return effects
+
+        return self._checked(step, event, now_s)
+
+    def take_over(
+        self, successor: Membership, register: RunRegister, *, attach_grace_s: float, now_s: float
+    ) -> list[Effect]:
+        """Another coordinator restores the run into `successor`; the journal goes on."""
+
+        def restore() -> list[Effect]:
+            effects = successor.restore(register, attach_grace_s=attach_grace_s, now_s=now_s)
+            self.journal.restored(
+                register, attach_grace_s=attach_grace_s, now_s=now_s, effects=effects
+            )
+            self.membership = successor
+            return effects
+
+        return self._checked(restore, register, now_s)
+
+    def _checked(
+        self, work: Callable[[], list[Effect]], what: object, now_s: float
+    ) -> list[Effect]:
+        try:
+            effects = work()
             check(self.membership)
         except InvariantViolation as violation:
             history = self.journal.history
             raise InvariantViolation(violation.rule, violation.problem, history) from violation
         except AssertionError as failed:
-            history = (*self.journal.history, f"{now_s:10.3f} s  {event!r} failed")
+            history = (*self.journal.history, f"{now_s:10.3f} s  {what!r} failed")
             raise InvariantViolation("assertion", str(failed), history) from failed
         return effects
 

@@ -16,6 +16,7 @@ import msgspec
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.election import RunRegister
 from rallypoint.core.values import (
     NAMES_SHOWN_MAX,
     Change,
@@ -53,6 +54,8 @@ class _Node:
         self.link_id = link_id
         self.link = Link.CONNECTED
         self.closed_s: float | None = None
+        self.absent_since_s: float | None = None
+        """Since when it is expected by a coordinator that has taken its round over."""
         self.silent_since_s: float | None = None
         self.probed_s: float | None = None
         self.name_probed_s: float | None = None
@@ -77,7 +80,11 @@ class _Node:
 
 
 class Journal:
-    """Checks R1 to R6 and R8 over the steps of one run, whose coordinator reigns in `term`."""
+    """Checks R1 to R6, R8 and R13 over the steps of one run.
+
+    `term` is its coordinator's. A run that changes its coordinator keeps its journal: `restored`
+    says that another one has taken it over, and what the ledger told that one.
+    """
 
     def __init__(self, term: int = 1) -> None:
         self.term = term
@@ -97,6 +104,11 @@ class Journal:
         self._mass_since_s: float | None = None
         self._guarding: bool | None = None
         self._superseded: set[str] = set()
+        self._token = (0, 0)
+        self._restored_number = 0
+        self._suspended_since_s: float | None = None
+        self._is_closed_in_ledger = False
+        self._attach_grace_s = 0.0
 
     @property
     def history(self) -> tuple[str, ...]:
@@ -114,6 +126,66 @@ class Journal:
         if self._guarding is None:
             self._update_guard(now_s)
 
+    def restored(
+        self,
+        register: RunRegister,
+        *,
+        attach_grace_s: float,
+        now_s: float,
+        effects: Sequence[do.Effect],
+    ) -> None:
+        """Another coordinator goes on with the run, from what the ledger holds of it.
+
+        Raises InvariantViolation if that is not what was committed before.
+        """
+        told = f"round {register.number}, close {register.close is not None}"
+        what = f"restored in term {register.term} from {told}"
+        self._history.append(f"{now_s:10.3f} s  {what} -> {', '.join(map(_short, effects))}")
+        self._must_follow(register)
+        self.term, self._attach_grace_s = register.term, attach_grace_s
+        self._settings = register.settings or RunSettings()
+        self._charged = register.restarts
+        self._pending = self._just_committed = self._broken = None
+        self._mass_since_s = self._guarding = None
+        self._suspended = self._deposed = False
+        self._closed = self._is_closed_in_ledger = register.close is not None
+        self._nodes.clear()
+        self._leavers.clear()
+        self._verdicts.clear()
+        self._published = None
+        if register.round is not None:
+            self._take_up(register.round, now_s)
+        for effect in effects:
+            is_timer = isinstance(effect, do.SetTimer) and effect.timer.kind is do.TimerKind.ATTACH
+            if not is_timer:
+                self._fail("R5", f"a coordinator began with more than waiting: {_short(effect)}")
+
+    def _must_follow(self, register: RunRegister) -> None:
+        if register.term <= self.term and self._number:
+            self._fail("R5", f"term {register.term} follows term {self.term}")
+        if register.number < self._number:
+            self._fail(
+                "R1", f"round {self._number} was committed, the ledger has {register.number}"
+            )
+        head = register.round.head if register.round is not None else None
+        if head is not None and head.digest != self._digests.get(head.number, head.digest):
+            self._fail("R2", f"round {head.number} has two digests")
+        if self._is_closed_in_ledger and register.close is None:
+            self._fail("R6", "a closed run was taken over as an open one")
+
+    def _take_up(self, record: RoundRecord, now_s: float) -> None:
+        """The round is as it was; of its members is known only that they were in it."""
+        self._number = self._restored_number = record.head.number
+        self._digests[self._number] = record.head.digest
+        self._published = record
+        self._token = max(self._token, (record.head.term, self._number))
+        if self._closed:
+            return
+        for row in record.members:
+            node = self._nodes[row.name] = _Node(NodeId(row.name, row.incarnation), 0)
+            node.link, node.absent_since_s = Link.DISCONNECTED, now_s
+            node.seated = self._number
+
     # -- events --------------------------------------------------------------------------------
 
     def _see_event(self, event: on.Event, now_s: float) -> None:
@@ -126,6 +198,7 @@ class Journal:
             case on.CommitRefused() if self._pending is not None:
                 self._suspended = self._deposed = True
             case on.LedgerLost() if not self._closed:
+                self._suspended_since_s = now_s if not self._suspended else self._suspended_since_s
                 self._suspended = True
             case on.LedgerRestored() if self._suspended and not self._deposed:
                 self._restored(now_s)
@@ -166,6 +239,9 @@ class Journal:
             return
         if self._published and event.leaving_round == self._published.head.number:
             self._leavers.add(node.id.name)
+            if event.change is not None and self._restored_number == event.change.round:
+                # An earlier coordinator has said who left, and died before the next round.
+                self._leavers.update(event.change.nodes)
         node.asked = True
 
     def _is_in_published(self, node: _Node) -> bool:
@@ -174,7 +250,7 @@ class Journal:
     def _committed(self, record: RoundRecord | CloseRecord) -> None:
         self._pending, self._just_committed = None, record
         if isinstance(record, CloseRecord):
-            self._closed = True
+            self._closed = self._is_closed_in_ledger = True
             return
         self._number = record.head.number
         self._digests[self._number] = record.head.digest
@@ -183,10 +259,21 @@ class Journal:
         self._suspended = False
         self._mass_since_s = None
         for node in self._nodes.values():
-            node.closed_s = now_s
+            if self._has_had_time_to_attach(node, now_s):
+                # What follows, should it come to that, is the grace of any closed connection.
+                node.absent_since_s = None
+            if node.absent_since_s is not None:
+                node.absent_since_s = now_s
+            else:
+                node.closed_s = now_s
             is_silent = node.link is Link.SILENT
             node.silent_since_s = now_s - self._settings.suspect_after_s if is_silent else None
             node.probed_s = None if node.probed_s is None else now_s
+
+    def _has_had_time_to_attach(self, node: _Node, now_s: float) -> bool:
+        since_s, suspended_s = node.absent_since_s, self._suspended_since_s
+        until_s = now_s if suspended_s is None else suspended_s
+        return since_s is not None and _passed(since_s, self._attach_grace_s, until_s)
 
     # -- effects -------------------------------------------------------------------------------
 
@@ -235,7 +322,7 @@ class Journal:
             return
         node.heard()
         node.link, node.link_id = Link.CONNECTED, effect.link
-        node.closed_s = node.silent_since_s = None
+        node.closed_s = node.silent_since_s = node.absent_since_s = None
 
     def _must_be_due(self, record: RoundRecord | CloseRecord) -> None:
         if self._closed:
@@ -266,7 +353,10 @@ class Journal:
             self._fail("R1", f"round {record.head.number} was published without being committed")
         if record.head.digest != self._digests[record.head.number]:
             self._fail("R2", f"round {record.head.number} has two digests")
-        self._published, self._broken = record, None
+        token = (record.head.term, record.head.number)
+        if token <= self._token:
+            self._fail("R13", f"(term, number) {token} was given after {self._token}")
+        self._published, self._broken, self._token = record, None, token
         self._leavers.clear()
         for row in record.members:
             node = self._nodes.get(row.name)
@@ -319,6 +409,10 @@ class Journal:
         if self._suspended or self._guarding:
             self._fail("R8", f"{node.id.name} was declared lost while nobody may be")
         settings, name = self._settings, node.id.name
+        if node.absent_since_s is not None:
+            if not _passed(node.absent_since_s, self._attach_grace_s, now_s):
+                self._fail("R8", f"{name} was declared lost before it had time to attach here")
+            return
         if node.link is Link.CONNECTED:
             self._fail("R8", f"{name} answers, and was declared lost")
         bounds = (

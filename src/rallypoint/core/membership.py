@@ -15,10 +15,16 @@ from __future__ import annotations
 import math
 
 import msgspec
+
+from rallypoint.core import causes, ranks, reasons, sealing
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
 from rallypoint.core.causes import Budget, Case
 from rallypoint.core.deferral import Deferral
 from rallypoint.core.departures import STEADY_S, Departures
 from rallypoint.core.effects import Effect, TimerKind
+from rallypoint.core.election import RunRegister
+from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.rivals import Rivals
 from rallypoint.core.roster import File, Member, Roster
 from rallypoint.core.sealing import Call, Decision, Gathering
@@ -41,12 +47,6 @@ from rallypoint.core.values import (
     Seat,
     table_digest,
 )
-
-from rallypoint.core import causes, ranks, reasons, sealing
-from rallypoint.core import effects as do
-from rallypoint.core import events as on
-from rallypoint.core.election import RunRegister
-from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 
 
 class Membership:
@@ -569,7 +569,7 @@ class Membership:
             self._open_probe(list(self._suspicion.unanswered))
         if self.settings is not None:
             self._do(*self._suspicion.rearm(self.settings, self._now_s))
-        if self._attach_serial:
+        if self._suspicion.has_absent:
             self._arm_attach_grace()
 
     def _defer(self, event: on.Event) -> None:

@@ -61,6 +61,11 @@ class Suspicion:
             if member.link_timer == YET_TO_ATTACH:
                 self._overdue[member.name] = None
 
+    @property
+    def has_absent(self) -> bool:
+        """Whether anybody has yet to attach to this coordinator, in time or not."""
+        return any(each.link_timer == YET_TO_ATTACH for each in self._roster.troubled())
+
     def silent(
         self, member: Member, settings: RunSettings, now_s: float, silent_s: float
     ) -> list[Effect]:
