@@ -1,0 +1,320 @@
+"""A rendezvous backend that keeps its state in a store of torch's, under torch's names.
+
+    torch.rendezvous.<run_id>      the state in base64, as torch's module writes it
+
+A token is what the key holds, as bytes. The state is read by `compare_set`, never by `get`: that
+waits for a key that is not there, and torch's module has to leave a placeholder for it.
+
+A store on a host that is frozen does not come back, whatever its timeout says. So each call has a
+thread of its own and is left behind when its time is over; connecting as well.
+"""
+
+from __future__ import annotations
+
+import binascii
+import logging
+import os
+import socket
+import tempfile
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final, NoReturn
+
+from rallypoint.client.finding import Pauses, describe_os_error, is_this_host
+from rallypoint.core.values import Address
+from rallypoint.rendezvous import torch_bridge
+from rallypoint.rendezvous.api import (
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousParameters,
+    RendezvousStateError,
+)
+from rallypoint.rendezvous.deadlines import OneAtATime, within
+from rallypoint.rendezvous.dynamic_rendezvous import RendezvousBackend, Token
+from rallypoint.rendezvous.utils import parse_rendezvous_endpoint
+
+__all__ = ["DEFAULT_PORT", "C10dRendezvousBackend", "create_backend"]
+
+_log = logging.getLogger("rallypoint.rendezvous")
+
+DEFAULT_PORT: Final = 29400
+DEFAULT_READ_TIMEOUT_S: Final = 60
+KNOCK_S: Final = 5.0
+"""How long one address may take to accept a connection."""
+_NOTHING: Final = "(nothing)"
+"""Never a state, as it is no base64: what comes back for a key that is not there."""
+_LOOPBACK: Final = "127.0.0.1"
+
+
+class C10dRendezvousBackend(RendezvousBackend):
+    """A state in a torch store, with compare-and-swap. Any thread may call.
+
+    No call takes longer than the store's own timeout, also if the store's host is frozen. Nothing
+    is written or asked when it is made.
+
+    Args:
+        store: a torch.distributed.Store; TCPStore, FileStore and HashStore have what is needed.
+        run_id: names the state; the same on all nodes.
+
+    Raises:
+        ValueError: the run id is empty.
+    """
+
+    def __init__(self, store: Any, run_id: str) -> None:
+        if not run_id:
+            raise ValueError("The run id must be a non-empty string.")
+        self._store = store
+        self._key = f"torch.rendezvous.{run_id}"
+        self._calls = OneAtATime()
+
+    @property
+    def name(self) -> str:
+        """See RendezvousBackend.name."""
+        return "c10d"
+
+    @property
+    def server_host(self) -> str | None:
+        """The TCPStore's host; None for another store."""
+        host = getattr(self._store, "host", None)
+        return host if isinstance(host, str) and host else None
+
+    def get_state(self) -> tuple[bytes, Token] | None:
+        """See RendezvousBackend.get_state."""
+        # A key that is not there gives back what was expected of it; this changes nothing.
+        held = self._compare_set(_NOTHING, _NOTHING)
+        return None if held == _NOTHING.encode() else (_decoded(held), held)
+
+    def set_state(
+        self, state: bytes, token: Token | None = None
+    ) -> tuple[bytes, Token, bool] | None:
+        """See RendezvousBackend.set_state. "As this call has set it" is: of the same bytes."""
+        expected = "" if not token else _text(token)
+        if expected is None:
+            found = self.get_state()
+            return None if found is None else (*found, False)
+        wanted = b64encode(state)
+        held = self._compare_set(expected, wanted.decode())
+        if expected and held == expected.encode():
+            # Either the key is not there, or it had these very bytes before.
+            found = self.get_state()
+            return None if found is None else (*found, found[1] == wanted)
+        return _decoded(held), held, held == wanted
+
+    def _compare_set(self, expected: str, desired: str) -> bytes:
+        held = self._call(lambda: self._store.compare_set(self._key, expected, desired))
+        return held.encode() if isinstance(held, str) else bytes(held)
+
+    def _call(self, work: Callable[[], Any]) -> Any:
+        timeout = getattr(self._store, "timeout", None)
+        limit_s = float(DEFAULT_READ_TIMEOUT_S)
+        if isinstance(timeout, timedelta) and timeout > timedelta(0):
+            limit_s = timeout.total_seconds()
+        try:
+            return self._calls.within(limit_s, work)
+        except (ValueError, RuntimeError, OSError) as error:
+            _cannot_connect(
+                f"The {type(self._store).__name__} that holds {self._key!r} has failed: "
+                f"{_first_line(error)}",
+                error,
+            )
+
+
+def _text(token: Token) -> str | None:
+    """A token as the store compares it; None if it cannot be one."""
+    try:
+        return token.decode() if isinstance(token, bytes) else None
+    except UnicodeDecodeError:
+        return None
+
+
+def _decoded(held: bytes) -> bytes:
+    try:
+        return b64decode(held, validate=True)
+    except binascii.Error as error:
+        raise torch_bridge.error_class(RendezvousStateError)(
+            f"The state in the store is damaged, or something else's: it is no base64 ({error})."
+        ) from error
+
+
+def _cannot_connect(text: str, cause: BaseException | None = None) -> NoReturn:
+    raise torch_bridge.error_class(RendezvousConnectionError)(text) from cause
+
+
+def _first_line(error: BaseException) -> str:
+    """torch's errors go on with the C++ stack."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+# ---- from parameters -----------------------------------------------------------------------------
+
+
+def create_backend(params: RendezvousParameters) -> tuple[C10dRendezvousBackend, Any]:
+    """A backend and its store, from parameters; torch's RendezvousParameters will do as well.
+
+    Options:
+
+    * `store_type`: "tcp" (the default), with `host:port` as the endpoint, or "file", with a path;
+      no path is a new temporary file, for the handlers of one machine that are given it.
+    * `read_timeout`: seconds within which the store must answer; 60 unless given.
+    * `is_host`: whether this process serves the TCPStore. Unless given, it is worked out from the
+      endpoint, also on a machine that cannot resolve its own name; who comes second on that machine
+      connects to the first.
+
+    Raises:
+        RendezvousConnectionError: the store cannot be reached or served within `read_timeout`: the
+            addresses that were tried, with the system's answers.
+        ValueError: an option or the endpoint cannot be read or cannot be; it is named.
+        RuntimeError: torch is not installed.
+        RendezvousError: a temporary file cannot be made.
+    """
+    torch_bridge.require("the rendezvous backend 'c10d'")
+    kind = str(params.get("store_type", "tcp")).strip().lower()
+    if kind not in ("tcp", "file"):
+        raise ValueError(f"The store_type must be tcp or file, and is {kind!r}.")
+    limit_s = params.get_as_int("read_timeout", DEFAULT_READ_TIMEOUT_S)
+    limit_s = DEFAULT_READ_TIMEOUT_S if limit_s is None else limit_s
+    if limit_s <= 0:
+        raise ValueError(f"The read_timeout must be more than 0 seconds, and is {limit_s}.")
+    store = _file_store(params, limit_s) if kind == "file" else _tcp_store(params, limit_s)
+    return C10dRendezvousBackend(store, params.run_id), store
+
+
+def _file_store(params: RendezvousParameters, limit_s: float) -> Any:
+    path = params.endpoint or _temporary_file()
+    try:
+        return within(limit_s, lambda: torch_bridge.file_store(path))
+    except (ValueError, RuntimeError, OSError) as error:
+        _cannot_connect(f"The file store at {path!r} cannot be used: {_first_line(error)}", error)
+
+
+def _temporary_file() -> str:
+    try:
+        opened, path = tempfile.mkstemp(prefix="rallypoint-")
+    except OSError as error:
+        raise torch_bridge.error_class(RendezvousError)(
+            f"No temporary file could be made for the store: {error}"
+        ) from error
+    os.close(opened)
+    return path
+
+
+# -- over TCP --------------------------------------------------------------------------------------
+
+
+def _tcp_store(params: RendezvousParameters, limit_s: float) -> Any:
+    host, port = parse_rendezvous_endpoint(params.endpoint, DEFAULT_PORT)
+    ends_s = time.monotonic() + limit_s
+    told = params.get_as_bool("is_host")
+    is_host = _is_here(host, limit_s) if told is None else told
+    not_served = ""
+    if is_host:
+        try:
+            return _served(_name_for(host, ends_s), port, limit_s, ends_s)
+        except (ValueError, RuntimeError, OSError) as error:
+            not_served = f"it cannot be served here: {_first_line(error)}"
+            if told:
+                _cannot_connect(f"No TCPStore at {Address(host, port)}: {not_served}", error)
+    return _reached(host, port, limit_s, ends_s, not_served)
+
+
+def _served(host: str, port: int, limit_s: float, ends_s: float) -> Any:
+    """A TCPStore with its server. Handlers of one process share a server, as torch's do."""
+    store = within(
+        ends_s - time.monotonic(),
+        lambda: torch_bridge.tcp_store(
+            host, port, is_server=True, timeout_s=limit_s, multi_tenant=True
+        ),
+    )
+    _log.info("this process serves the TCPStore at %s", Address(host, port))
+    return store
+
+
+def _reached(host: str, port: int, limit_s: float, ends_s: float, not_served: str) -> Any:
+    """A TCPStore on a server elsewhere, once something listens there."""
+    # torch itself waits long between two tries, and prints its stack for each that fails.
+    answers = _knock(host, port, ends_s)
+    if not answers:
+        host = _name_for(host, ends_s)
+        try:
+            return within(
+                ends_s - time.monotonic(),
+                lambda: torch_bridge.tcp_store(host, port, is_server=False, timeout_s=limit_s),
+            )
+        except (ValueError, RuntimeError, OSError) as error:
+            answers = [f"connections are accepted, but no TCPStore answers: {_first_line(error)}"]
+    if not_served:
+        answers.append(not_served)
+    _cannot_connect(
+        f"No TCPStore could be reached at {Address(host, port)} within {limit_s:g} s "
+        f"({'; '.join(answers)}). Is the node with that address up, and does a firewall let this "
+        "one through?"
+    )
+
+
+def _knock(host: str, port: int, ends_s: float) -> list[str]:
+    """Wait until some address of the host accepts a connection; nothing, or what each answered."""
+    pauses = Pauses()
+    while True:
+        answers = _knock_once(host, port, ends_s)
+        left_s = ends_s - time.monotonic()
+        if not answers or left_s <= 0:
+            return answers
+        time.sleep(min(pauses.next_s(), left_s))
+
+
+def _knock_once(host: str, port: int, ends_s: float) -> list[str]:
+    try:
+        found = _addresses(host, port, ends_s)
+    except (OSError, UnicodeError) as error:
+        if not _is_own_name(host):
+            return [f"{host}: the name could not be resolved: {describe_os_error(error)}"]
+        found = [(socket.AF_INET, (_LOOPBACK, port))]
+    answers: list[str] = []
+    for family, sockaddr in found:
+        limit_s = max(0.01, min(KNOCK_S, ends_s - time.monotonic()))
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as sock:
+                sock.settimeout(limit_s)
+                sock.connect(sockaddr)
+            return []
+        except TimeoutError:
+            why = f"no answer within {limit_s:.3g} s"
+        except OSError as error:
+            why = describe_os_error(error)
+        answers.append(f"{Address(str(sockaddr[0]), port)}: {why}")
+    return answers
+
+
+def _addresses(host: str, port: int, ends_s: float) -> list[tuple[int, Any]]:
+    """Where a name leads. Raises OSError, TimeoutError among them, or UnicodeError."""
+    found = within(
+        ends_s - time.monotonic(),
+        lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
+    )
+    return list(dict.fromkeys((int(family), sockaddr) for family, _, _, _, sockaddr in found))
+
+
+def _is_here(host: str, limit_s: float) -> bool:
+    """Whether the endpoint is this machine, as far as can be found out in time."""
+    try:
+        return within(min(KNOCK_S, limit_s), lambda: is_this_host(host))
+    except TimeoutError:
+        return False
+
+
+def _is_own_name(host: str) -> bool:
+    own = socket.gethostname().lower()
+    return host.lower() in (own, own.partition(".")[0])
+
+
+def _name_for(host: str, ends_s: float) -> str:
+    """How torch is to call this host: a machine that cannot resolve its own name is loopback."""
+    if not _is_own_name(host):
+        return host
+    try:
+        _addresses(host, 0, min(ends_s, time.monotonic() + KNOCK_S))
+    except (OSError, UnicodeError):
+        return _LOOPBACK
+    return host
