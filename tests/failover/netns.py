@@ -56,10 +56,6 @@ class Host:
         self._nft("add chain inet wall in { type filter hook input priority 0; }")
         self._nft(f"add rule inet wall in iifname eth0 {' '.join(match)} counter drop")
 
-    def open_up(self) -> None:
-        """Take the firewall away."""
-        self._nft("delete table inet wall")
-
     def _nft(self, command: str) -> None:
         run("ip", "netns", "exec", self.namespace, "nft", command)
 
