@@ -15,7 +15,6 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from typing import Any, NoReturn, TypeVar
@@ -134,7 +133,7 @@ class NodeRendezvousHandler(RendezvousHandler):
         found = self._asked(self._next_round(node, ends_s))
         if not isinstance(found, Round):
             self._end(found)
-        self._is_out, self._seated = False, found.head.number
+        self._is_out, self._is_done, self._seated = False, False, found.head.number
         return self._info(node, found)
 
     async def _next_round(self, node: Node, ends_s: float) -> Round | CloseRecord | None:
@@ -246,8 +245,9 @@ class NodeRendezvousHandler(RendezvousHandler):
         """End the run for all, and let go of everything. False if that could not be confirmed.
 
         Called while an exception is handled, as torchrun's launcher does, the run is closed as
-        failed, with that exception as the reason. A node that was not let in, or that has finished
-        in a round which others go on from, leaves and closes nothing.
+        failed, with that exception as the reason. A node that was not let in leaves only; so does
+        one that is done: the run is over once all are, and until then the others go on (torchrun's
+        agent gives up its exit barrier after 300 s).
         """
         if self._is_shut:
             return True
@@ -265,12 +265,7 @@ class NodeRendezvousHandler(RendezvousHandler):
 
     def _goes_alone(self) -> bool:
         """Whether the run goes on without this node: it ends for itself, and not for all."""
-        node = self._node
-        if self._is_out:
-            return True
-        if node is None or node.closed is not None or not self._is_done:
-            return False
-        return node.change is not None
+        return self._is_out or self._is_done
 
     def _close(self, outcome: Outcome, reason: str) -> None:
         try:
@@ -357,9 +352,14 @@ class NodeRendezvousHandler(RendezvousHandler):
         try:
             return self._door().run(work)
         except (errors.RallypointError, OSError) as error:
+            if self._is_shut:  # by another thread, while this one waited
+                self._raise_left(error)
             _raise_as(error)
         except CancelledError as error:
-            _raise(RendezvousClosedError, "this node has left the run", error)
+            self._raise_left(error)
+
+    def _raise_left(self, error: BaseException) -> NoReturn:
+        _raise(RendezvousClosedError, f"this node has left run {self.get_run_id()!r}", error)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.get_backend()}, run {self.get_run_id()!r}>"
@@ -417,7 +417,8 @@ async def _called(function: Callable[[], None]) -> None:
 
 # -- the end of the process ------------------------------------------------------------------------
 
-_open_handlers: weakref.WeakSet[NodeRendezvousHandler] = weakref.WeakSet()
+_open_handlers: set[NodeRendezvousHandler] = set()
+"""Those with a node, which lives on in its thread even if the program has dropped its handler."""
 
 
 def _at_exit() -> None:

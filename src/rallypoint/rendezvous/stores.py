@@ -13,6 +13,7 @@ go through instead when the round is over: see RoundSource.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -34,6 +35,9 @@ ROLE_INFO: Final = "torchelastic/role_info/"
 """And those by which each agent tells how many workers it has, ..."""
 ASSIGNED_RANKS: Final = "torchelastic/assigned_ranks/"
 """... and those by which the agent with rank 0 tells each which ranks they get."""
+
+ANSWER_MARGIN_S: Final = 1.0
+"""How much later than its deadline a call ends if the coordinator does not answer at all."""
 
 _log = logging.getLogger("rallypoint.rendezvous")
 
@@ -99,7 +103,7 @@ class RoundSource:
             self._own_role = op.value
         try:
             self.check()
-            value = await self._node.call(op, timeout_s)
+            value = await self._answer(op, timeout_s)
         except errors.RoundBrokenError as error:
             if is_terminal(op):
                 value = 0 if isinstance(op, ops.Add) else b""
@@ -110,6 +114,19 @@ class RoundSource:
         if isinstance(op, ops.Add) and is_terminal(op):
             self._note_terminal()
         return value
+
+    async def _answer(self, op: ops.StoreOp, timeout_s: float | None) -> object:
+        """The coordinator's, which says what was missing; or none, from one that is frozen."""
+        limit_s = None if timeout_s is None else timeout_s + ANSWER_MARGIN_S
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._node.call(op, timeout_s)
+        except TimeoutError as error:
+            if isinstance(error, errors.RallypointError):
+                raise
+            raise errors.StoreTimeoutError(
+                f"the coordinator has not answered for {limit_s:g} s"
+            ) from None
 
     def _made_up(self, op: ops.StoreOp) -> object:
         """Ranks as if every node had as many workers as this one."""
@@ -137,7 +154,8 @@ def round_store(portal: Portal, source: RoundSource) -> Any:
             return portal.run(source.call(op, timeout_s))
 
         return torch_bridge.store_of(call, STORE_TIMEOUT_S)
-    return BlockingStore(portal, AsyncStore(cast(Any, source), source.check))
+    # The source looks whether the round is on: a barrier at the exit must get there, too.
+    return BlockingStore(portal, AsyncStore(cast(Any, source), lambda: None))
 
 
 # -- a prefix over a store of the caller's ---------------------------------------------------------

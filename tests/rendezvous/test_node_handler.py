@@ -1,0 +1,476 @@
+"""A handler that is a node: rounds, what it is told, how it ends, and its errors. No torch here.
+
+What of it needs torch is in test_torch_nodes.py, and with torchrun's agents in tests/torchrun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rallypoint import errors
+from rallypoint.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousGracefulExitError,
+    RendezvousParameters,
+    RendezvousTimeoutError,
+)
+from rallypoint.rendezvous.node_handler import NodeRendezvousHandler
+from rallypoint.rendezvous.rallypoint_rendezvous import OPTIONS, create_handler
+from rallypoint.rendezvous.stores import ASSIGNED_RANKS, ROLE_INFO, TERMINAL_STATE
+from tests.agent.processes import free_port, wait_until
+from tests.rendezvous.nodes import Nodes, nodes_of, without_torch
+
+pytestmark = pytest.mark.processes
+
+SOON_S = 5.0
+"""Far above what a push takes, far below every timeout that is not the one under test."""
+LATE_S = 3.0
+
+
+@pytest.fixture(autouse=True)
+def _no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_torch(monkeypatch)
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    with nodes_of(tmp_path) as nodes:
+        yield nodes
+
+
+@contextlib.contextmanager
+def takes_at_most(limit_s: float) -> Iterator[None]:
+    """It ends by this deadline; so much later as a busy machine may be."""
+    began_s = time.monotonic()
+    yield
+    took_s = time.monotonic() - began_s
+    assert took_s < limit_s + LATE_S, f"{took_s:.1f} s"
+
+
+def told(handler: NodeRendezvousHandler) -> None:
+    """Wait until the handler calls its node to rendezvous again."""
+    wait_until(lambda: handler.num_nodes_waiting() > 0, SOON_S)
+
+
+def exit_barrier(store: Any, size: int, timeout_s: float) -> None:
+    """As torchrun's agent does when its workers have finished: these calls, and no others."""
+    store.set_timeout(timedelta(seconds=timeout_s))
+    if store.add(f"{TERMINAL_STATE}/num_members", 1) == size:
+        store.set(f"{TERMINAL_STATE}/last_member", "<val_ignored>")
+    store.wait([f"{TERMINAL_STATE}/last_member"])
+
+
+# -- rounds --------------------------------------------------------------------------------------
+
+
+def test_nodes_meet_and_agree(nodes: Nodes) -> None:
+    a, b = nodes.handler("2"), nodes.handler("2")
+    infos = nodes.meet(a, b)
+    assert sorted(info.rank for info in infos) == [0, 1]
+    assert [info.world_size for info in infos] == [2, 2]
+    one, other = (info.bootstrap_store_info for info in infos)
+    assert one == other
+    assert one is not None
+    assert one.master_addr == "127.0.0.1"
+    infos[0].store.set("key", "value")
+    assert infos[1].store.get("key") == b"value"
+    assert (a.get_backend(), a.get_run_id(), a.use_agent_store) == ("rallypoint", "run", False)
+
+
+def test_the_port_offered_is_held_for_rank_0_and_another_one_in_each_round(nodes: Nodes) -> None:
+    a, b = nodes.handler("2"), nodes.handler("2")
+    seen = []
+    for _ in range(3):
+        infos = nodes.meet(a, b)
+        ports = {
+            info.bootstrap_store_info.master_port for info in infos if info.bootstrap_store_info
+        }
+        assert len(ports) == 1
+        port = ports.pop()
+        with socket.socket() as sock, pytest.raises(OSError, match="in use"):
+            sock.bind(("127.0.0.1", port))  # not anybody's
+        with socket.create_server(("127.0.0.1", port)):  # but rank 0's, with SO_REUSEADDR
+            pass
+        seen.append(port)
+    assert len(set(seen)) == 3
+
+
+def test_a_newcomer_is_told_of_and_let_in(nodes: Nodes) -> None:
+    a, b, c = (nodes.handler() for _ in range(3))
+    first = nodes.meet(a, b)
+    assert (a.num_nodes_waiting(), b.num_nodes_waiting()) == (0, 0)
+    call = nodes.start(c.next_rendezvous)
+    told(a)
+    told(b)
+    second = [*nodes.meet(a, b), call.result(SOON_S)]
+    assert [info.world_size for info in second] == [3, 3, 3]
+    assert [info.rank for info in second[:2]] == [info.rank for info in first]
+    assert a.num_nodes_waiting() == 0
+
+
+def test_a_loss_is_told_of_without_any_failure(nodes: Nodes) -> None:
+    """Else torchrun would go on until a collective gives up (pytorch #111646)."""
+    a, b, c = (nodes.handler() for _ in range(3))
+    nodes.meet(a, b, c)
+    nodes.vanish(c)
+    told(a)
+    told(b)
+    assert [info.world_size for info in nodes.meet(a, b)] == [2, 2]
+
+
+def test_who_rendezvouses_again_ends_the_round_for_all(nodes: Nodes) -> None:
+    a, b = nodes.handler("2"), nodes.handler("2")
+    old = nodes.meet(a, b)
+    call = nodes.start(a.next_rendezvous)
+    told(b)
+    with pytest.raises(errors.RoundBrokenError):
+        old[1].store.get("what nobody writes")
+    assert b.next_rendezvous().world_size == 2
+    assert call.result(SOON_S).store.num_keys() == 0
+    with pytest.raises(errors.RoundBrokenError):
+        old[0].store.set("key", "late")
+
+
+def test_num_nodes_waiting_asks_nobody(nodes: Nodes) -> None:
+    a, b = nodes.handler("2"), nodes.handler("2")
+    assert a.num_nodes_waiting() == 0
+    nodes.meet(a, b)
+    nodes.freeze()
+    began_s = time.monotonic()
+    assert [a.num_nodes_waiting() for _ in range(1000)] == [0] * 1000
+    assert time.monotonic() - began_s < 1
+
+
+def test_a_round_that_ends_while_torchrun_assigns_ranks_lets_its_agent_go_on(nodes: Nodes) -> None:
+    a, b = nodes.handler(), nodes.handler()
+    infos = nodes.meet(a, b)
+    zero, one = sorted((*zip(infos, (a, b), strict=True),), key=lambda pair: pair[0].rank)
+    store = zero[0].store
+    store.set(f"{ROLE_INFO}0", b'{"role": "default", "rank": 0, "local_world_size": 4}')
+    keys = [f"{ROLE_INFO}0", f"{ROLE_INFO}1"]
+    call = nodes.start(store.multi_get, keys)
+    nodes.vanish(one[1])
+    roles = call.result(SOON_S)
+    assert [b'"local_world_size": 4' in role for role in roles] == [True, True]
+    store.multi_set([f"{ASSIGNED_RANKS}0", f"{ASSIGNED_RANKS}1"], ["[]", "[]"])
+    assert store.get(f"{ASSIGNED_RANKS}1") == b"[4, 8, 4, 8]"
+    told(zero[1])
+
+
+# -- who is done ---------------------------------------------------------------------------------
+
+
+def test_who_is_done_looks_well_and_the_run_ends_with_the_last_one(nodes: Nodes) -> None:
+    a, b, late = (nodes.handler() for _ in range(3))
+    first, second = nodes.meet(a, b)
+    done = nodes.start(exit_barrier, first.store, 2, 300)
+    wait_until(lambda: a._is_done, SOON_S)
+    standby = nodes.start(late.next_rendezvous)
+    # The newcomer attaches before its call can be answered, and an announcement would be at once.
+    wait_until(lambda: late._node is not None and late._node._machine.is_standby, SOON_S)
+    assert (a.num_nodes_waiting(), b.num_nodes_waiting()) == (0, 0)
+    assert not done.done()
+    exit_barrier(second.store, 2, 300)
+    done.result(SOON_S)
+    assert a.shutdown()
+    assert b.shutdown()
+    with pytest.raises(RendezvousGracefulExitError, match="all nodes have finished"):
+        standby.result(SOON_S)
+
+
+def test_who_gives_up_the_exit_barrier_leaves_and_closes_nothing(nodes: Nodes) -> None:
+    """torchrun's agent does so after 300 s; the others' workers may take longer."""
+    a, b = nodes.handler("2"), nodes.handler("2")
+    first, second = nodes.meet(a, b)
+    with pytest.raises(errors.StoreTimeoutError):
+        exit_barrier(first.store, 2, 0.05)
+    assert a.shutdown()
+    second.store.set("still", "there")
+    assert (b.is_closed(), b.num_nodes_waiting()) == (False, 0)
+    exit_barrier(second.store, 2, 300)
+    assert b.is_closed()
+
+
+def test_a_loss_frees_who_waits_in_the_exit_barrier(nodes: Nodes) -> None:
+    a, b, c = (nodes.handler("1:3", expected_nodes=3) for _ in range(3))
+    first, second, _ = nodes.meet(a, b, c)
+    done = nodes.start(exit_barrier, first.store, 3, 300)
+    wait_until(lambda: a._is_done, SOON_S)
+    nodes.vanish(c)
+    done.result(SOON_S)
+    assert a.num_nodes_waiting() == 0
+    assert a.shutdown()
+    told(b)
+    assert b.next_rendezvous().world_size == 1
+    with pytest.raises(errors.RoundBrokenError):
+        second.store.get("key")
+
+
+# -- closing -------------------------------------------------------------------------------------
+
+
+def test_set_closed_ends_the_run_for_all(nodes: Nodes) -> None:
+    a, b = nodes.handler("2"), nodes.handler("2")
+    nodes.meet(a, b)
+    assert not b.is_closed()
+    a.set_closed()
+    wait_until(b.is_closed, SOON_S)
+    assert b.num_nodes_waiting() == 0
+    with pytest.raises(RendezvousClosedError, match="closed by one of its nodes"):
+        b.next_rendezvous()
+    b.set_closed()  # again, by another: nothing happens
+    late = nodes.handler("2")
+    assert late.is_closed()
+    with pytest.raises(RendezvousClosedError):
+        late.next_rendezvous()
+
+
+def test_shutdown_closes_the_run_and_may_be_called_again(nodes: Nodes) -> None:
+    a, b = nodes.handler("2"), nodes.handler("2")
+    nodes.meet(a, b)
+    assert a.shutdown()
+    assert a.shutdown()
+    wait_until(b.is_closed, SOON_S)
+    assert a.is_closed()
+    with pytest.raises(RendezvousClosedError, match="shut down by this node"):
+        a.next_rendezvous()
+
+
+def test_shutdown_while_an_error_is_handled_says_which(nodes: Nodes) -> None:
+    a, b = nodes.handler("2"), nodes.handler("2")
+    nodes.meet(a, b)
+    try:
+        raise ValueError("bad batch in shard 7")
+    except ValueError:
+        a.shutdown()
+    wait_until(b.is_closed, SOON_S)
+    with pytest.raises(RendezvousClosedError, match=r"failed.*ValueError: bad batch in shard 7"):
+        b.next_rendezvous()
+
+
+def test_a_node_that_could_not_get_in_leaves_only(nodes: Nodes) -> None:
+    a, b = nodes.handler("2"), nodes.handler("2")
+    nodes.meet(a, b)
+    other = nodes.handler("1:9")
+    with pytest.raises(RendezvousError, match="min_nodes"):
+        other.next_rendezvous()
+    assert other.shutdown()
+    alone = nodes.handler("2", join_timeout=0.2)
+    call = nodes.start(alone.next_rendezvous)  # on standby: it may wait for ever
+    wait_until(lambda: alone._node is not None and alone._node._machine.is_standby, SOON_S)
+    assert alone.shutdown()
+    with pytest.raises(RendezvousClosedError):
+        call.result(SOON_S)
+    assert not b.is_closed()
+
+
+def test_shutdown_of_one_that_never_called(nodes: Nodes) -> None:
+    """As torch's does: who shuts its handler down closes the run, whatever it did before."""
+    nodes.handler("1").shutdown()
+    assert nodes.handler("1").is_closed()
+
+
+@pytest.mark.parametrize("ends_process", [False, True])
+def test_one_too_many_ends_cleanly_with_the_run(nodes: Nodes, ends_process: bool) -> None:
+    a, b = nodes.handler("2"), nodes.handler("2")
+    nodes.meet(a, b)
+    spare = nodes.handler("2", ends_process=ends_process)
+    call = nodes.start(spare.next_rendezvous)
+    wait_until(lambda: spare._node is not None and spare._node._machine.is_standby, SOON_S)
+    a.shutdown()
+    kind = SystemExit if ends_process else RendezvousGracefulExitError
+    with pytest.raises(kind) as caught:
+        call.result(SOON_S)
+    if ends_process:
+        assert caught.value.args == (0,)
+    assert spare.shutdown()
+
+
+def test_one_too_many_of_a_run_that_failed_is_told_so(nodes: Nodes) -> None:
+    a, b = nodes.handler("2"), nodes.handler("2")
+    nodes.meet(a, b)
+    spare = nodes.handler("2", ends_process=True)
+    call = nodes.start(spare.next_rendezvous)
+    wait_until(lambda: spare._node is not None and spare._node._machine.is_standby, SOON_S)
+    try:
+        raise ValueError("bad batch")
+    except ValueError:
+        a.shutdown()
+    with pytest.raises(RendezvousClosedError, match="bad batch"):
+        call.result(SOON_S)
+
+
+# -- time, and who does not answer ---------------------------------------------------------------
+
+
+def test_no_round_within_the_join_timeout(nodes: Nodes) -> None:
+    a = nodes.handler("2", join_timeout=0.3)
+    with pytest.raises(RendezvousTimeoutError, match="1 of at least 2") as caught:
+        a.next_rendezvous()
+    assert isinstance(caught.value.__cause__, errors.JoinTimeoutError)
+    b = nodes.handler("2")
+    assert [info.world_size for info in nodes.meet(a, b)] == [2, 2]
+
+
+def test_the_last_call_has_torch_s_name_too(nodes: Nodes) -> None:
+    config: dict[str, Any] = {"last_call": None, "last_call_timeout": "0.2"}
+    a, b = nodes.handler("2:9", **config), nodes.handler("2:9", **config)
+    assert [info.world_size for info in nodes.meet(a, b)] == [2, 2]
+
+
+def test_nobody_is_there(tmp_path: Path) -> None:
+    port = free_port()
+    with nodes_of(tmp_path, serves=False) as nodes:
+        nodes.endpoint = f"127.0.0.1:{port}"
+        a = nodes.handler("2", read_timeout=0.5, is_host=False)
+        began_s = time.monotonic()
+        with pytest.raises(RendezvousConnectionError) as caught:
+            a.next_rendezvous()
+        assert time.monotonic() - began_s < SOON_S
+        for part in ("127.0.0.1", str(port), "refused"):
+            assert part in str(caught.value)
+        assert isinstance(caught.value.__cause__, errors.UnreachableError)
+        assert a.shutdown()
+
+
+def test_something_else_answers_there(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, nodes_of(tmp_path, serves=False) as run:
+        port = server.getsockname()[1]
+        run.endpoint = f"127.0.0.1:{port}"
+        a = run.handler("2", read_timeout=0.5, is_host=False)
+        with pytest.raises(RendezvousConnectionError, match=str(port)):
+            a.next_rendezvous()  # accepted by the system, and never answered
+        a.shutdown()
+
+
+def _closes(handler: NodeRendezvousHandler) -> None:
+    handler.set_closed()
+
+
+def _waits(handler: NodeRendezvousHandler) -> None:
+    handler.next_rendezvous()
+
+
+@pytest.mark.parametrize("call", [_closes, _waits])
+def test_a_frozen_coordinator_blocks_no_call_past_its_deadline(
+    nodes: Nodes, call: Callable[[NodeRendezvousHandler], None]
+) -> None:
+    limits: dict[str, Any] = {"join_timeout": 1, "close_timeout": 1, "goodbye_timeout": 0.5}
+    a, b = (nodes.handler("2", read_timeout=1, **limits) for _ in range(2))
+    info = nodes.meet(a, b)[0]
+    late = nodes.handler("2", read_timeout=1, **limits)
+    nodes.freeze()
+    with takes_at_most(1), pytest.raises((RendezvousConnectionError, RendezvousTimeoutError)):
+        call(a)
+    with takes_at_most(1), pytest.raises(RendezvousConnectionError):
+        late.next_rendezvous()
+    info.store.set_timeout(timedelta(seconds=0.1))
+    with takes_at_most(0.1), pytest.raises(errors.RallypointError):
+        info.store.get("key")
+    with takes_at_most(1.5):
+        assert not b.shutdown()
+
+
+def test_a_coordinator_that_is_lost_for_good_is_an_error(nodes: Nodes) -> None:
+    a, b = (nodes.handler("2", coordinator_lost_after=0.3) for _ in range(2))
+    nodes.meet(a, b)
+    assert nodes.serving is not None
+    nodes.serving.signal(signal.SIGKILL)
+    nodes.serving.popen.wait()
+
+    def is_told() -> bool:
+        try:
+            return a.num_nodes_waiting() > 0
+        except RendezvousConnectionError:
+            return True
+
+    wait_until(is_told, SOON_S)
+    with pytest.raises(RendezvousConnectionError):
+        a.num_nodes_waiting()
+
+
+def test_two_nodes_of_one_name(nodes: Nodes) -> None:
+    one = nodes.handler("1:2", node_name="same")
+    one.next_rendezvous()
+    with pytest.raises(RendezvousError, match="same") as caught:
+        nodes.handler("1:2", node_name="same").next_rendezvous()
+    assert isinstance(caught.value.__cause__, errors.NameTakenError)
+    assert one.num_nodes_waiting() == 0
+
+
+# -- options -------------------------------------------------------------------------------------
+
+
+def _made(endpoint: str = "127.0.0.1:29400", nnodes: int = 2, **config: Any) -> object:
+    params = RendezvousParameters("rallypoint", endpoint, "run", 1, nnodes, **config)
+    return create_handler(params)
+
+
+def test_an_unknown_option_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="no option 'last_cal'") as caught:
+        _made(last_cal="3")
+    assert all(option in str(caught.value) for option in OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("join_timeout", "soon"),
+        ("last_call", "-1"),
+        ("read_timeout", "nan"),
+        ("close_timeout", "x"),
+        ("is_host", "perhaps"),
+        ("expected_nodes", "two"),
+        ("rank_policy", "best"),
+        ("host_coordinator", "maybe"),
+        ("token_file", "/nowhere/token_file"),
+    ],
+)
+def test_a_value_that_cannot_be_read_names_its_option(option: str, value: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        create_handler(
+            RendezvousParameters(
+                "rallypoint", "127.0.0.1:29400", "run", 1, 2, None, **{option: value}
+            )
+        )
+
+
+def test_an_option_by_two_names_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'last_call.*' and 'last_call.*' are the same"):
+        _made(last_call="3", last_call_timeout="4")
+
+
+def test_more_than_one_node_needs_a_place_to_meet() -> None:
+    with pytest.raises(ValueError, match="needs an endpoint"):
+        _made(endpoint="")
+    _made(endpoint="", nnodes=1)
+
+
+def test_one_node_needs_nobody(tmp_path: Path) -> None:
+    with nodes_of(tmp_path, serves=False) as nodes:
+        nodes.endpoint = ""
+        alone = nodes.handler("1")
+        info = alone.next_rendezvous()
+        assert (info.rank, info.world_size) == (0, 1)
+        assert alone.next_rendezvous().world_size == 1
+        assert alone.shutdown()
+
+
+def test_errors_are_only_ours_where_torch_is_not_imported(nodes: Nodes) -> None:
+    a = nodes.handler("2", join_timeout=0.1)
+    with pytest.raises(RendezvousTimeoutError) as caught:
+        a.next_rendezvous()
+    assert type(caught.value) is RendezvousTimeoutError
+    assert sys.modules.get("torch.distributed.elastic.rendezvous.api") is None
