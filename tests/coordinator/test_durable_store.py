@@ -16,9 +16,11 @@ from rallypoint.coordinator.durable_store import (
     decode_record,
     encode_record,
 )
+from rallypoint.core.journal import InvariantViolation
 from rallypoint.core.store import (
     LIMIT,
     Add,
+    Answer,
     Append,
     Barrier,
     CompareSet,
@@ -32,6 +34,7 @@ from rallypoint.core.store import (
     StoreOp,
     Value,
 )
+from rallypoint.core.store_journal import StoreJournal
 
 SEATS = (("a", 0, 1), ("b", 1, 2))
 
@@ -203,6 +206,54 @@ def test_every_acknowledged_call_is_in_what_a_successor_replays(
             continue  # A read is not logged: asked again, it may see what came later.
         answers = successor.apply(node, request_id, op, None, 0.0)
         assert [a.result for a in answers] == [result]
+
+
+STEPS = st.one_of(
+    st.tuples(st.sampled_from(["a", "b"]), OPS),
+    st.tuples(st.sampled_from(["a", "b"]), OPS),
+    st.tuples(st.just("again"), st.integers(0, 20)),
+    st.just(("write", None)),
+    st.just(("die", None)),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(STEPS, max_size=40))
+def test_r10_r11_hold_whatever_is_resent_and_whoever_coordinates(
+    steps: list[tuple[str, Any]],
+) -> None:
+    store, log, journal = new_store(), list[bytes](), StoreJournal()
+    said: list[tuple[str, int, StoreOp]] = []
+
+    def call(node: str, request_id: int, op: StoreOp) -> None:
+        journal.asked(node, request_id, op)
+        journal.acknowledged(store.apply(node, request_id, op, None, 0.0))
+
+    for who, what in steps:
+        if who == "write":
+            journal.acknowledged(write(store, log))
+        elif who == "die":
+            restored = RoundStore(SEATS)
+            store = DurableStore(restored, 1, batch_bytes_max=1_000)
+            store.replay(log)
+            journal.taken_over(restored)
+        elif who == "again" and said:
+            call(*said[-1 - what % len(said)])
+        elif who != "again":
+            said.append((who, len(said) + 1, what))
+            call(*said[-1])
+
+
+def test_the_store_journal_finds_a_bad_store_out() -> None:
+    journal = StoreJournal()
+    journal.asked("a", 1, Add("x", 1))
+    journal.acknowledged([Answer("a", 1, Value(1))])
+    with pytest.raises(InvariantViolation, match="R11: request 1 of a"):
+        journal.acknowledged([Answer("a", 1, Value(2))])
+    with pytest.raises(InvariantViolation, match="R10: request 1 of a"):
+        journal.taken_over(RoundStore(SEATS))
+    journal.let_go("a", 1)
+    journal.taken_over(RoundStore(SEATS))
 
 
 # -- the ledger's limit ----------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """The rules as checks on the state of a run: run after every step by tests and by the simulator.
 
-What must hold of any one state is in `check`; what spans several steps is in `journal`. Together
-they see R1 to R6 and R8. R7 and the upper bounds of R8 say that something *does* happen, so they
-need time to pass: see tests/core/test_properties.py. R9 and R13 are kept by there being no clock
-and no older stamp to compare with; R10 to R12 belong to the store, the ledger and the wire.
+What must hold of any one state is in `check`; what spans several steps, and several coordinators,
+is in `journal` and, for the round's store, in `store_journal`. Together they see R1 to R6, R8, R10,
+R11 and that tokens grow (R13). R7 and the upper bounds of R8 say that something *does* happen, so
+they need time to pass: see tests/core/test_properties.py. R9 is kept by there being no clock to
+compare with, R12 by the wire; that a superseded node stops its workers (R13) is the agent's part.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from rallypoint.core.election import RunRegister
 from rallypoint.core.journal import InvariantViolation, Journal
 from rallypoint.core.membership import Membership
 from rallypoint.core.roster import File, Roster
+from rallypoint.core.store_journal import StoreJournal
 from rallypoint.core.values import NodeId, Phase, RoundRecord, table_digest
 
-__all__ = ["Checked", "InvariantViolation", "Journal", "check"]
+__all__ = ["Checked", "InvariantViolation", "Journal", "StoreJournal", "check"]
 
 
 class Checked:
