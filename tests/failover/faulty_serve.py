@@ -54,11 +54,24 @@ def at_the_commit() -> None:
     _in_table(do.Commit, faulty)
 
 
-def around_the_swap(is_before: bool) -> None:
+def at_the_first_read() -> None:
+    read = Office._read
+
+    async def faulty(self: Office, key: str) -> e.Found | None:
+        found = await read(self, key)
+        if key.startswith("runs/"):
+            die_once()
+        return found
+
+    replace(Office, "_read", faulty)
+
+
+def around_the_swap(is_before: bool, number: int) -> None:
+    """`number`: of the round that the register then has; 0: the run is claimed."""
     swap = Office._swap
 
     async def faulty(self: Office, key: str, expected: int | None, value: bytes) -> e.Outcome:
-        forms = key.startswith("runs/") and e.decode_run(value).number == 1
+        forms = key.startswith("runs/") and e.decode_run(value).number == number
         if forms and is_before:
             die_once()
         outcome = await swap(self, key, expected, value)
@@ -102,10 +115,13 @@ def _in_table(effect: type, function: Callable[..., None]) -> None:
 
 
 STEPS: Final[dict[str, Callable[[], None]]] = {
+    "first_read": at_the_first_read,
+    "before_claim": lambda: around_the_swap(True, 0),
+    "after_claim": lambda: around_the_swap(False, 0),
     "last_ready": at_the_last_ready,
     "commit": at_the_commit,
-    "before_swap": lambda: around_the_swap(True),
-    "after_swap": lambda: around_the_swap(False),
+    "before_swap": lambda: around_the_swap(True, 1),
+    "after_swap": lambda: around_the_swap(False, 1),
     "publish": at_the_publication,
     "half_published": when_half_is_published,
 }
