@@ -223,6 +223,35 @@ def test_a_run_that_was_closed_while_a_node_was_away_is_over_for_it() -> None:
     nodes_on(IN_MEMORY, MemoryLedger(), scenario)
 
 
+class Reads(MemoryLedger):
+    """Counts how often it is read."""
+
+    count = 0
+
+    async def read(self, key: str) -> Versioned | None:
+        self.count += 1
+        return await super().read(key)
+
+
+def test_who_waits_for_a_dead_lease_to_run_out_asks_the_ledger_with_pauses() -> None:
+    """Its own candidate sends it back to the dead coordinator for as long as the lease stands."""
+    ledger = Reads()
+
+    async def scenario(nodes: Nodes) -> None:
+        others = await nodes.meet("a", "b", "c", lease_ttl_s=2.0)
+        host = await the_host(others)
+        before = terms(others)
+        await kill_coordinator_of(host)
+        ledger.count = 0
+        await until(
+            lambda: all(node.is_connected for node in others) and min(terms(others)) > max(before)
+        )
+        # Each looks some times a second, and so does each of their candidates.
+        assert ledger.count < 150
+
+    nodes_on(IN_MEMORY, ledger, scenario)
+
+
 def test_a_node_that_may_not_host_waits_and_says_so() -> None:
     async def scenario(nodes: Nodes) -> None:
         node = nodes.new("a", host_coordinator="no", connect_timeout_s=0.3)

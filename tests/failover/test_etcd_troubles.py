@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 from tests.failover.conftest import etcd_fleet
 from tests.failover.fleet import Fleet, Replica
 from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess

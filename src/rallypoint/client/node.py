@@ -476,9 +476,13 @@ class Node:
 
     async def _find_again(self, search: Search, lost_s: float, ends_s: float) -> None:
         attempts = Attempts(self.settings.endpoint)
-        # Who was sent away knows that there is something to see; else all are here at once.
-        was_told = self._was_sent_away and self._redirects <= REDIRECTS_MAX
-        search.begin(at_once=was_told or self._is_near())
+        if self._redirects > REDIRECTS_MAX:
+            # Sent round in circles, most often by its own candidate, until the owner's lease has
+            # stood still for long enough: looking at once would ask the ledger without a pause.
+            search.again(is_near=self._is_near())
+        else:
+            # Who was sent away knows that there is something to see; else all are here at once.
+            search.begin(at_once=self._was_sent_away or self._is_near())
         if not await self._find_elected(search, attempts, ends_s):
             raise attempts.error(self._now_s() - lost_s)
 

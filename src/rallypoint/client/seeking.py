@@ -15,6 +15,9 @@ from collections.abc import Coroutine
 from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
+
+from rallypoint.core import election as e
+from rallypoint.core.reasons import ledger_unreachable
 from rallypoint.core.values import Address, CloseRecord
 from rallypoint.errors import (
     LedgerAccessError,
@@ -26,9 +29,6 @@ from rallypoint.errors import (
 )
 from rallypoint.ledger.contract import Ledger, Versioned
 from rallypoint.settings import NodeSettings
-
-from rallypoint.core import election as e
-from rallypoint.core.reasons import ledger_unreachable
 
 _log = logging.getLogger("rallypoint.client")
 _T = TypeVar("_T")
