@@ -57,6 +57,8 @@ LAYERS: dict[str, frozenset[str]] = {
     | {"settings"},
     "testing": frozenset({"core", "wire", "ledger", "client", "coordinator", "simulation"})
     | {"errors", "settings"},
+    "bench": frozenset({"client", "coordinator", "core", "endpoints", "errors", "wire"})
+    | {"_version"},
 }
 ABOVE_ALL = frozenset({"cli", "__main__"})  # what a person types may import everything
 

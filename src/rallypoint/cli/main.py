@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from rallypoint._version import __version__
-from rallypoint.cli import close, demo, env, output, run, serve, status
+from rallypoint.cli import bench, close, demo, env, output, run, serve, status
 from rallypoint.errors import ExitCode, RallypointError
 
 _EXIT_CODES = (
@@ -36,7 +36,7 @@ app = typer.Typer(
         "help_option_names": ["-h", "--help"],
     },
 )
-for _module in (run, serve, status, close, env, demo):
+for _module in (run, serve, status, close, env, demo, bench):
     _module.add_to(app)
 
 

@@ -1,0 +1,62 @@
+"""What fleets and the floor share: counting answers, and the event loop of a process of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import time
+from typing import Final
+
+DEADLINE_S: Final = 120.0
+"""How long anything may take before the measurement has failed."""
+
+
+class FleetError(Exception):
+    """What was asked for did not happen; the text is for a person."""
+
+
+class Count:
+    """Counts things up to a number, and keeps when the first and the last came."""
+
+    def __init__(self, expected: int) -> None:
+        self.expected = expected
+        self.first_s = 0.0
+        self.last_s = 0.0
+        self.seen = 0
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not expected:
+            self._done.set_result(None)
+
+    def one(self) -> None:
+        """One more."""
+        self.seen += 1
+        if self.seen == 1:
+            self.first_s = time.monotonic()
+        if self.seen == self.expected:
+            self.last_s = time.monotonic()
+            self._done.set_result(None)
+
+    def fail(self, why: str) -> None:
+        """It will not happen."""
+        if not self._done.done():
+            self._done.set_exception(FleetError(why))
+
+    async def all(self, what: str, within_s: float = DEADLINE_S) -> None:
+        """Wait for the last. Raises FleetError."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._done
+        except TimeoutError:
+            raise FleetError(
+                f"{self.seen} of {self.expected} nodes {what} within {within_s:g} s"
+            ) from None
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's, where it is installed: this process is ours alone."""
+    try:
+        uvloop = importlib.import_module("uvloop")
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop

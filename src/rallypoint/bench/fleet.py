@@ -1,0 +1,380 @@
+"""Many virtual nodes in one process, which does what the driver's lines of JSON say.
+
+    python -m rallypoint.bench.fleet
+
+Commands come on stdin, one per line, and each is answered by one line on stdout. Times are seconds
+of `time.monotonic()`, which on Linux is one clock for all processes of a machine, so that the
+driver can tell the first call of one fleet from the last answer of another. The process keeps no
+other clock, and ends with its stdin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import heapq
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import Any, Final
+
+import msgspec
+
+from rallypoint.bench.counting import DEADLINE_S, Count, FleetError, new_event_loop
+from rallypoint.bench.floor import FloorFleet
+from rallypoint.bench.virtual import VirtualNode
+from rallypoint.core import store as ops
+from rallypoint.core.values import Change, Failure, FailureKind, NodeInfo, RunSettings
+
+CONNECTS_AT_ONCE: Final = 512
+"""More at once only wait in the listener's queue, and a full one costs a second each."""
+TICK_S: Final = 0.05
+
+
+class Fleet:
+    """The nodes of this process. All methods are for its event loop."""
+
+    def __init__(self) -> None:
+        self.nodes: list[VirtualNode] = []
+        self._attached = self._formed = self._ended = Count(0)
+        self._due: list[tuple[float, int, VirtualNode]] = []
+        self._order = count()
+        self._ticking: asyncio.Task[None] | None = None
+        self._change: Change | None = None
+        self._floor = FloorFleet()
+
+    # -- commands --------------------------------------------------------------------------------
+
+    async def connect(
+        self,
+        *,
+        host: str,
+        port: int,
+        run_id: str,
+        first: int,
+        nodes: int,
+        settings: dict[str, Any],
+        token: str = "",
+        ready: bool = False,
+    ) -> dict[str, Any]:
+        """Make nodes `first` ... `first + nodes - 1`, connect and attach them.
+
+        `ready`: each wants the first round as soon as it is attached (a cold meet); wait for that.
+        """
+        run = RunSettings(**settings)
+        made = [self._node(run_id, first + i, run, token) for i in range(nodes)]
+        self._attached, self._formed, self._ended = Count(nodes), Count(nodes), Count(nodes)
+        self.nodes += made
+        if ready:
+            for node in made:
+                node.ready()  # A wish is said as soon as there is somebody to say it to.
+        if self._ticking is None:
+            self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        began_s = time.monotonic()
+        gate = asyncio.Semaphore(CONNECTS_AT_ONCE)
+        address = await _resolved(host, port)
+        await asyncio.gather(*(self._connect(node, address, gate) for node in made))
+        await self._attached.all("were let in")
+        if ready:
+            await self._formed.all("were given the round")
+        return {
+            "began_s": began_s,
+            "attached_s": self._attached.last_s,
+            "first_formed_s": self._formed.first_s,
+            "formed_s": self._formed.last_s,
+        }
+
+    async def meet(self, *, at_s: float = 0.0) -> dict[str, Any]:
+        """All nodes want the next round, from `at_s` on; wait until each has it."""
+        self._formed = Count(len(self.nodes))
+        await self._until(at_s)
+        cpu_s = time.process_time()
+        began_s = time.monotonic()
+        for node in self.nodes:
+            node.ready()
+        called_s = time.monotonic()
+        await self._formed.all("were given the round")
+        return {
+            "began_s": began_s,
+            "called_s": called_s,
+            "first_formed_s": self._formed.first_s,
+            "formed_s": self._formed.last_s,
+            "cpu_s": time.process_time() - cpu_s,
+        }
+
+    async def expect_end(self, *, but: int = 0) -> dict[str, Any]:
+        """Count from now on who is told that the round has ended: all but so many."""
+        self._ended = Count(len(self.nodes) - but)
+        self._change = None
+        return {}
+
+    async def ended(self, *, within_s: float = DEADLINE_S) -> dict[str, Any]:
+        """Wait until every node has been told that the round has ended."""
+        await self._ended.all("were told that the round has ended", within_s)
+        kind = self._change.kind if self._change is not None else ""
+        return {"first_s": self._ended.first_s, "last_s": self._ended.last_s, "kind": kind}
+
+    async def fail(self, *, index: int, at_s: float = 0.0) -> dict[str, Any]:
+        """A worker of one node fails, then or now, which ends the round for all."""
+        await self._until(at_s)
+        failed_s = time.monotonic()
+        failure = Failure(FailureKind.EXCEPTION, "the benchmark ends the round")
+        self.nodes[index].failed(failure)
+        return {"at_s": failed_s}
+
+    async def kill(self, *, index: int) -> dict[str, Any]:
+        """Cut one node's connection without a word; it is no node of this fleet any more."""
+        node = self.nodes.pop(index)
+        node.on_lost = lambda node, why: None
+        at_s = time.monotonic()
+        node.abort()
+        return {"at_s": at_s}
+
+    async def leave(self, *, index: int) -> dict[str, Any]:
+        """One node says goodbye."""
+        node = self.nodes.pop(index)
+        node.on_lost = lambda node, why: None
+        at_s = time.monotonic()
+        node.goodbye()
+        return {"at_s": at_s}
+
+    async def arrive(
+        self, *, host: str, port: int, run_id: str, first: int, settings: dict[str, Any], token: str
+    ) -> dict[str, Any]:
+        """One more node comes and wants to be in; whoever waits is told of it in time."""
+        self._attached = Count(1)
+        node = self._node(run_id, first, RunSettings(**settings), token)
+        node.ready()
+        began_s = time.monotonic()
+        await self._connect(node, await _resolved(host, port), asyncio.Semaphore(1))
+        await self._attached.all("were let in")
+        self.nodes.append(node)
+        return {"began_s": began_s}
+
+    async def freeze(self, *, index: int) -> dict[str, Any]:
+        """One node goes silent and keeps its connection."""
+        node = self.nodes.pop(index)
+        node.on_lost = lambda node, why: None
+        assert node.transport is not None
+        node.transport.pause_reading()
+        node.machine.disconnected()  # It has no heartbeat any more.
+        return {"at_s": time.monotonic()}
+
+    async def store(self, *, what: str, per_node: int, window: int) -> dict[str, Any]:
+        """Each node makes `per_node` calls of one kind, `window` of them open at a time."""
+        done = Count(len(self.nodes))
+        began_s = time.monotonic()
+        for index, node in enumerate(self.nodes):
+            _Caller(node, index, what, per_node, done).begin(window)
+        await done.all(f"had their {what} answered")
+        return {"began_s": began_s, "done_s": done.last_s}
+
+    async def barrier(self, *, name: str) -> dict[str, Any]:
+        """All nodes come to one barrier."""
+        done = Count(len(self.nodes))
+
+        def answered(result: ops.StoreResult) -> None:
+            if isinstance(result, ops.StoreFailure):
+                done.fail(f"a barrier failed: {result.message}")
+            else:
+                done.one()
+
+        began_s = time.monotonic()
+        for node in self.nodes:
+            seat = node.machine.seat
+            rank = seat.first_rank if seat is not None else 0
+            node.call(ops.Barrier(name, rank), DEADLINE_S, answered)
+        await done.all("were let through the barrier")
+        return {"began_s": began_s, "done_s": done.last_s}
+
+    async def counts(self, *, at_s: float = 0.0) -> dict[str, Any]:
+        """Messages and payload bytes of all nodes, both directions, since they were made."""
+        await self._until(at_s)
+        total = {"sent": 0, "received": 0, "sent_bytes": 0, "received_bytes": 0}
+        for node in self.nodes:
+            for name in total:
+                total[name] += getattr(node, name)
+        return total | {"cpu_s": time.process_time(), "at_s": time.monotonic()}
+
+    async def floor_connect(self, *, port: int, nodes: int) -> dict[str, Any]:
+        """Connections to the floor's server, instead of nodes."""
+        self._floor = FloorFleet()
+        return await self._floor.connect(port, nodes)
+
+    async def floor_meet(self) -> dict[str, Any]:
+        """One message on each, and one back on each."""
+        return await self._floor.meet()
+
+    async def settle(self) -> dict[str, Any]:
+        """Collect garbage now, and leave what is here out of later collections."""
+        gc.collect()
+        gc.freeze()
+        return {}
+
+    async def disconnect(self) -> dict[str, Any]:
+        """Say goodbye for all nodes, and forget them."""
+        lost = Count(len(self.nodes))
+        for node in self.nodes:
+            node.on_lost = lambda node, why: lost.one()
+            node.goodbye()
+        try:
+            await lost.all("were let go", 10.0)
+        except FleetError:
+            for node in self.nodes:
+                node.abort()
+        self.nodes, self._due = [], []
+        return {}
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _node(self, run_id: str, number: int, run: RunSettings, token: str) -> VirtualNode:
+        info = NodeInfo(f"node{number}", secrets.randbits(62), f"host{number}")
+        node = VirtualNode(run_id, info, run, token)
+        node.on_attached = self._on_attached
+        node.on_formed = lambda node: self._formed.one()
+        node.on_ended = self._on_ended
+        node.on_lost = self._on_lost
+        return node
+
+    def _on_attached(self, node: VirtualNode) -> None:
+        self._watch(node)
+        if self._attached.seen < self._attached.expected:
+            self._attached.one()
+
+    def _on_ended(self, node: VirtualNode, change: Change) -> None:
+        self._change = change
+        if self._ended.seen < self._ended.expected:
+            self._ended.one()
+
+    def _on_lost(self, node: VirtualNode, why: str) -> None:
+        text = f"{node.machine.info.name} lost its connection: {why}"
+        for each in (self._attached, self._formed, self._ended):
+            each.fail(text)
+
+    async def _connect(
+        self, node: VirtualNode, address: tuple[Any, ...], gate: asyncio.Semaphore
+    ) -> None:
+        family, where = address
+        loop = asyncio.get_running_loop()
+        async with gate:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                await loop.sock_connect(sock, where)
+            except OSError as error:
+                sock.close()
+                raise FleetError(f"{where[0]}:{where[1]}: {error.strerror or error}") from error
+            await loop.create_connection(lambda: node, sock=sock)
+
+    async def _until(self, at_s: float) -> None:
+        delay_s = at_s - time.monotonic()
+        if delay_s > 0:
+            await asyncio.sleep(delay_s)
+
+    def _watch(self, node: VirtualNode) -> None:
+        due_s = node.machine.next_tick_s()
+        if due_s is not None:
+            heapq.heappush(self._due, (due_s, next(self._order), node))
+
+    async def _tick(self) -> None:
+        """Heartbeats: one timer for the whole fleet, and a heap of who is due when."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_s = time.monotonic()
+            while self._due and self._due[0][0] <= now_s:
+                node = heapq.heappop(self._due)[2]
+                node.tick(now_s)
+                self._watch(node)
+
+
+async def _resolved(host: str, port: int) -> tuple[Any, ...]:
+    """Family and socket address of the first thing that the name stands for."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return found[0][0], found[0][4]
+
+
+# -- calls of the store ----------------------------------------------------------------------------
+
+
+def _op(what: str, node: int, number: int) -> ops.StoreOp:
+    key = f"bench/{node}/{number % 100}"
+    match what:
+        case "set":
+            return ops.Set(key, b"x" * 64)
+        case "get":
+            return ops.Get("bench/0/0")
+        case "add":
+            return ops.Add("bench/sum", 1)
+    raise FleetError(f"there is no call {what!r}")
+
+
+class _Caller:
+    """One node's calls: `window` of them open at a time, until all are answered."""
+
+    def __init__(self, node: VirtualNode, index: int, what: str, calls: int, done: Count) -> None:
+        self._node, self._index, self._what = node, index, what
+        self._left_to_say = self._left_to_hear = calls
+        self._done = done
+
+    def begin(self, window: int) -> None:
+        """Make the first calls; each answer makes the next."""
+        for _ in range(min(window, self._left_to_say)):
+            self._say()
+
+    def _say(self) -> None:
+        self._left_to_say -= 1
+        op = _op(self._what, self._index, self._left_to_say)
+        self._node.call(op, DEADLINE_S, self._answered)
+
+    def _answered(self, result: ops.StoreResult) -> None:
+        if isinstance(result, ops.StoreFailure):
+            self._done.fail(f"a call of the store failed: {result.message}")
+            return
+        self._left_to_hear -= 1
+        if self._left_to_say:
+            self._say()
+        elif not self._left_to_hear:
+            self._done.one()
+
+
+# -- the process -----------------------------------------------------------------------------------
+
+_COMMANDS: Final = (
+    "connect", "meet", "expect_end", "ended", "fail", "kill", "leave", "freeze",
+    "store", "counts", "settle", "disconnect", "floor_connect", "floor_meet",
+    "arrive", "barrier",
+)  # fmt: skip
+
+
+async def _serve() -> None:
+    """Do what stdin says, one command after another."""
+    fleet = Fleet()
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.buffer.readline):
+        command = msgspec.json.decode(line)
+        name = command.pop("do")
+        answer: dict[str, Any]
+        try:
+            if name not in _COMMANDS:
+                raise FleetError(f"there is no command {name!r}")
+            work: Callable[..., Awaitable[dict[str, Any]]] = getattr(fleet, name)
+            answer = await work(**command)
+        except (FleetError, OSError) as error:
+            answer = {"error": str(error)}
+        sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    """The process: until stdin ends."""
+    gc.set_threshold(50_000, 50, 100)
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_serve())
+
+
+if __name__ == "__main__":
+    main()

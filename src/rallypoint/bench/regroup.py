@@ -1,0 +1,105 @@
+"""How soon the others are told that a node is gone or has come, and how soon they have regrouped.
+
+`told`: from the event to the last node that is told that its round has ended. `met`: from the first
+node's call after that to the last node's new round, in which the settings' own waits are contained
+(`settle_s`, 0.05 s). The nodes call as soon as all have been told, as if workers stopped at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from rallypoint.bench import driver
+from rallypoint.bench.figure import Figure
+
+EVENTS: Final = {
+    "killed": "its connection closes without a word; reconnect_grace_s is 1 s",
+    "killed, no grace": "the same with reconnect_grace_s=0",
+    "leaving": "it says goodbye",
+    "arriving": "one more comes; scale_up_delay_s is 1 s",
+    "frozen": "silent for longer than suspect_after_s; told from then on, when a worker fails",
+}
+SUSPECT_AFTER_S: Final = 5.0
+FROZEN_S: Final = SUSPECT_AFTER_S + 2.0
+"""By then a frozen node is suspect: its last heartbeat was up to a third of that ago."""
+REPEATS_MAX: Final = 5
+
+
+def settings(nodes: int, event: str) -> dict[str, Any]:
+    """A run of at most this many nodes that goes on without one of them."""
+    chosen: dict[str, Any] = {
+        "min_nodes": max(1, nodes - 1),
+        "max_nodes": nodes,
+        "max_restarts": None,
+        "suspect_after_s": SUSPECT_AFTER_S,
+    }
+    if event == "killed, no grace":
+        chosen["reconnect_grace_s"] = 0.0
+    if event == "arriving":
+        chosen["last_call_s"] = 0.0  # The first round does not wait for the one that is to come.
+    return chosen
+
+
+def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
+    """Every event, each time in a run of its own."""
+    driver.check_descriptors(nodes)
+    figures = []
+    for event, about in EVENTS.items():
+        told, met = [], []
+        for _ in range(min(plan.repeats, REPEATS_MAX)):
+            with driver.fleets(plan.processes) as fleets:
+                told_s, met_s = _once(plan, fleets, event, nodes)
+            told.append(told_s * 1e3)
+            met.append(met_s * 1e3)
+        for name, values in (("told", told), ("met", met)):
+            figures.append(
+                Figure(
+                    scenario="regroup",
+                    name=f"{event}: {name}",
+                    nodes=nodes,
+                    unit="ms",
+                    values=tuple(values),
+                    about=about,
+                )
+            )
+    return figures
+
+
+def _once(plan: driver.Plan, fleets: driver.Fleets, event: str, nodes: int) -> tuple[float, float]:
+    chosen, run_id = settings(nodes, event), plan.run_id()
+    here = nodes - 1 if event == "arriving" else nodes
+    fleets.connect(plan.at, run_id=run_id, nodes=here, settings=chosen, ready=True)
+    fleets.ask("settle")
+    fleets.ask("expect_end")
+    if event != "arriving":
+        fleets.each[0].ask("expect_end", but=1)
+    happened_s = _happen(plan, fleets, event, here, run_id)
+    told = fleets.ask("ended")
+    met = fleets.ask("meet")
+    fleets.ask("disconnect")
+    told_s: float = max(t["last_s"] for t in told) - happened_s
+    return told_s, driver.span(met, "formed_s")
+
+
+def _happen(plan: driver.Plan, fleets: driver.Fleets, event: str, here: int, run_id: str) -> float:
+    """Make it happen; when it did."""
+    first = fleets.each[0]
+    if event == "arriving":
+        came_s: float = first.ask(
+            "arrive",
+            host=plan.at.address.host,
+            port=plan.at.address.port,
+            run_id=run_id,
+            first=here,
+            settings=settings(here + 1, event),
+            token=plan.at.token,
+        )["began_s"]
+        return came_s
+    # One in the middle: node rank 0 has nothing of its own.
+    index = here // 2 // len(fleets.each)
+    command = {"leaving": "leave", "frozen": "freeze"}.get(event, "kill")
+    gone_s: float = first.ask(command, index=index)["at_s"]
+    if event == "frozen":
+        failed_s: float = first.ask("fail", index=0, at_s=gone_s + FROZEN_S)["at_s"]
+        return failed_s
+    return gone_s

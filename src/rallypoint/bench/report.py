@@ -1,0 +1,100 @@
+"""What was measured, for people, for machines, and as a picture."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rallypoint._version import __version__
+from rallypoint.bench.figure import Figure
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def machine() -> dict[str, Any]:
+    """On what it was measured. `load`: how many processes wanted to run, over the last minute."""
+    return {
+        "rallypoint": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def as_json(about: dict[str, Any], figures: Sequence[Figure]) -> dict[str, Any]:
+    """All figures with all their values."""
+    return {"machine": about, "figures": [each.as_json() for each in figures]}
+
+
+def table(figures: Sequence[Figure]) -> RenderableType:
+    """One row a figure: its median, and how far the repeats were apart."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading, side in (
+        ("scenario", "left"),
+        ("nodes", "right"),
+        ("figure", "left"),
+        ("median", "right"),
+        ("min", "right"),
+        ("max", "right"),
+        ("repeats", "right"),
+        ("unit", "left"),
+    ):
+        made.add_column(heading, justify="right" if side == "right" else "left")
+    for each in figures:
+        spread = [rounded(min(each.values)), rounded(max(each.values))]
+        if len(each.values) == 1:
+            spread = ["", ""]
+        made.add_row(
+            each.scenario,
+            f"{each.nodes:,}",
+            each.name,
+            rounded(each.median),
+            *spread,
+            str(len(each.values)),
+            each.unit,
+        )
+    return made
+
+
+def rounded(value: float) -> str:
+    """Three digits that count, and no more behind the point than make sense."""
+    if value >= 1_000:
+        return f"{value:,.0f}"
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def plot(figures: Sequence[Figure], path: Path) -> None:
+    """The figures over the number of nodes, on two logarithmic axes; one picture for each unit.
+
+    Raises ImportError without matplotlib, OSError if the file cannot be written.
+    """
+    from matplotlib.figure import Figure as Picture  # optional: only for this
+
+    units = list(dict.fromkeys(each.unit for each in figures))
+    picture = Picture(figsize=(8, 4.5 * len(units)), layout="constrained")
+    for index, unit in enumerate(units):
+        axes = picture.add_subplot(len(units), 1, index + 1)
+        named: dict[str, list[Figure]] = {}
+        for each in figures:
+            if each.unit == unit:
+                named.setdefault(f"{each.scenario}: {each.name}", []).append(each)
+        for name, sizes in named.items():
+            axes.plot([e.nodes for e in sizes], [e.median for e in sizes], marker="o", label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("symlog" if any(e.median <= 0 for e in figures) else "log")
+        axes.set_xlabel("nodes")
+        axes.set_ylabel(unit)
+        axes.grid(True, which="both", alpha=0.3)
+        axes.legend(fontsize="small")
+    picture.savefig(path)

@@ -1,0 +1,55 @@
+"""How many calls a second the round's store answers, and how long a barrier of all nodes takes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rallypoint.bench import driver
+from rallypoint.bench.figure import Figure
+from rallypoint.bench.meet import settings
+
+CALLS: Final = ("set", "get", "add")
+CALLS_IN_ALL: Final = 40_000
+WINDOW: Final = 8
+"""How many calls a node has open at a time: what many threads of a program do."""
+
+
+def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
+    """All kinds of calls, one after another, then barriers."""
+    driver.check_descriptors(nodes)
+    per_node = max(10, CALLS_IN_ALL // nodes)
+    with driver.fleets(plan.processes) as fleets:
+        fleets.connect(
+            plan.at, run_id=plan.run_id(), nodes=nodes, settings=settings(nodes), ready=True
+        )
+        fleets.ask("settle")
+        figures = [_calls(fleets, what, nodes, per_node) for what in CALLS]
+        barriers = []
+        for number in range(plan.repeats):
+            told = fleets.ask("barrier", name=f"bench/{number}")
+            barriers.append(driver.span(told, "done_s") * 1e3)
+        fleets.ask("disconnect")
+    about = "from the first node's call to the last one's answer"
+    figures.append(
+        Figure(
+            scenario="store",
+            name="barrier",
+            nodes=nodes,
+            unit="ms",
+            values=tuple(barriers),
+            about=about,
+        )
+    )
+    return figures
+
+
+def _calls(fleets: driver.Fleets, what: str, nodes: int, per_node: int) -> Figure:
+    told = fleets.ask("store", what=what, per_node=per_node, window=WINDOW)
+    return Figure(
+        scenario="store",
+        name=what,
+        nodes=nodes,
+        unit="calls/s",
+        values=(nodes * per_node / driver.span(told, "done_s"),),
+        about=f"{per_node} calls by each node, {WINDOW} of them open at a time",
+    )

@@ -1,0 +1,204 @@
+"""A virtual node: what a coordinator sees is a node, and the process that carries it stays small.
+
+The machine (`client/machine.py`) and the typed messages are those of a real node. The WebSocket is
+not: a few lines here write and read its frames, so that thousands of nodes fit into one process and
+what is measured is the coordinator, not the instrument. They frame as RFC 6455 asks, with a masking
+key of zeros, which is as valid as any and needs no masking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import struct
+import time
+from collections.abc import Callable
+from typing import Final, cast
+
+from rallypoint.client import machine as m
+from rallypoint.core.store import StoreOp, StoreResult
+from rallypoint.core.values import Address, Change, CloseRecord, Failure, NodeInfo, RunSettings
+from rallypoint.wire import messages as wire
+
+SILENCE_S: Final = 120.0
+"""Virtual nodes share a process that is busy: a coordinator is not given up for that."""
+BOOTSTRAP: Final = Address("127.0.0.1", 1)
+"""Nobody is to listen there."""
+_CLOSE: Final = 8
+_PING: Final = 9
+_DATA: Final = (0, 1, 2)
+
+
+class VirtualNode(asyncio.Protocol):
+    """One node on one connection. All methods are for the event loop that it is in.
+
+    `on_attached`, `on_formed`, `on_ended`, `on_closed`, `on_lost` are called as these things
+    happen. `sent_bytes`, `received_bytes`, `sent`, `received` count WebSocket payloads and frames.
+    """
+
+    def __init__(self, run_id: str, info: NodeInfo, settings: RunSettings, token: str = "") -> None:
+        self.machine = m.NodeMachine(run_id, info, settings, silence_s=SILENCE_S, software="bench")
+        self.on_attached: Callable[[VirtualNode], None] = lambda node: None
+        self.on_formed: Callable[[VirtualNode], None] = lambda node: None
+        self.on_ended: Callable[[VirtualNode, Change], None] = lambda node, change: None
+        self.on_closed: Callable[[VirtualNode, CloseRecord], None] = lambda node, close: None
+        self.on_lost: Callable[[VirtualNode, str], None] = lambda node, why: None
+        self.told_round = 0
+        """The last round whose end this node was told of."""
+        self.answers: dict[int, Callable[[StoreResult], None]] = {}
+        self.sent = self.received = self.sent_bytes = self.received_bytes = 0
+        self.transport: asyncio.Transport | None = None
+        self._token = token
+        self._is_open = False
+        self._rest = b""
+        self._parts: list[bytes] = []
+
+    # -- what it is told to do -------------------------------------------------------------------
+
+    def ready(self) -> None:
+        """Want the next round."""
+        self._act(self.machine.ready(BOOTSTRAP, 1))
+
+    def failed(self, failure: Failure) -> None:
+        """A worker failed: the round ends for all."""
+        self._act(self.machine.failed(failure))
+
+    def goodbye(self) -> None:
+        """Leave the run."""
+        self._act(self.machine.goodbye("the benchmark is over"))
+
+    def call(self, op: StoreOp, timeout_s: float, answered: Callable[[StoreResult], None]) -> None:
+        """One call of the round's store."""
+        request_id, actions = self.machine.call(op, timeout_s)
+        self.answers[request_id] = answered
+        self._act(actions)
+
+    def tick(self, now_s: float) -> None:
+        """Let the machine say its heartbeat, if that is due."""
+        self._act(self.machine.tick(now_s))
+
+    def abort(self) -> None:
+        """Cut the connection, as a killed process's kernel does."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    # -- asyncio.Protocol ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask for the WebSocket."""
+        self.transport = cast(asyncio.Transport, transport)
+        host, port = self.transport.get_extra_info("peername")[:2]
+        authorization = f"Authorization: Bearer {self._token}\r\n" if self._token else ""
+        self.transport.write(
+            (
+                f"GET {wire.ATTACH_PATH} HTTP/1.1\r\nHost: {Address(host, port)}\r\n"
+                "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\n"
+                f"{authorization}\r\n"
+            ).encode()
+        )
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came, and hand on whole messages."""
+        data = self._rest + data if self._rest else data
+        if not self._is_open:
+            data = self._handshake(data)
+        begin, end = 0, len(data)
+        while end - begin >= 2:
+            head = 2
+            length = data[begin + 1]  # A server does not mask: the upper bit is 0.
+            if length == 126:
+                head = 4
+                length = int.from_bytes(data[begin + 2 : begin + 4]) if end - begin >= 4 else end
+            elif length == 127:
+                head = 10
+                length = int.from_bytes(data[begin + 2 : begin + 10]) if end - begin >= 10 else end
+            stop = begin + head + length
+            if stop > end:
+                break
+            self._frame(data[begin], data[begin + head : stop])
+            begin = stop
+        self._rest = data[begin:] if begin < end else b""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The connection is gone."""
+        self.transport = None
+        self.machine.disconnected()
+        self.on_lost(self, str(error or "the coordinator closed the connection"))
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _handshake(self, data: bytes) -> bytes:
+        """What follows the handshake's answer; nothing while that is not complete."""
+        head, separator, rest = data.partition(b"\r\n\r\n")
+        if not separator:
+            self._rest = data
+            return b""
+        self._rest = b""
+        status = head.split(b"\r\n", 1)[0].decode("latin-1")
+        if " 101 " not in status:
+            self.on_lost(self, f"no WebSocket: {status}")
+            self.abort()
+            return b""
+        self._is_open = True
+        self._act(self.machine.connected(time.monotonic()))
+        return rest
+
+    def _frame(self, first: int, payload: bytes) -> None:
+        opcode = first & 0x0F
+        if opcode == _PING:
+            self._write(0x8A, payload)
+        elif opcode == _CLOSE:
+            self._write(0x88, payload[:2])
+        elif opcode in _DATA:
+            self.received += 1
+            self.received_bytes += len(payload)
+            if first & 0x80 and not self._parts:
+                self._message(payload)
+            else:
+                self._parts.append(payload)
+                if first & 0x80:
+                    parts, self._parts = self._parts, []
+                    self._message(b"".join(parts))
+
+    def _message(self, payload: bytes) -> None:
+        message = wire.decode_from_coordinator(payload)
+        self._act(self.machine.received(message, time.monotonic()))
+
+    def _act(self, actions: list[m.Action]) -> None:
+        for action in actions:
+            match action:
+                case m.Send():
+                    self._send(wire.encode(action.message))
+                case m.RoundFormed():
+                    self.on_formed(self)
+                case m.RoundEnded():
+                    if action.change.round != self.told_round:  # Its cause may follow later.
+                        self.told_round = action.change.round
+                        self.on_ended(self, action.change)
+                case m.CallAnswered():
+                    self.answers.pop(action.request_id)(action.result)
+                case m.Attached():
+                    self.on_attached(self)
+                case m.RunEnded():
+                    self.on_closed(self, action.close)
+                case m.WasRefused():
+                    self.on_lost(self, action.refusal.message)
+                case m.Drop() | m.SentAway():
+                    self.abort()
+
+    def _send(self, payload: bytes) -> None:
+        self.sent += 1
+        self.sent_bytes += len(payload)
+        self._write(0x82, payload)
+
+    def _write(self, first: int, payload: bytes) -> None:
+        if self.transport is None:
+            return
+        length = len(payload)
+        if length < 126:
+            header = bytes((first, 0x80 | length, 0, 0, 0, 0))
+        else:
+            header = struct.pack("!BBHI", first, 0xFE, length, 0)
+        self.transport.write(header + payload)
