@@ -638,7 +638,7 @@ class Node:
 
     def _join_timeout(self, limit_s: float, waiting: Waiting | None) -> errors.RallypointError:
         why = str(waiting) if waiting else self.looking or "the coordinator does not say why"
-        shown_s = round(limit_s, 1 if limit_s >= 1 else 3)
+        shown_s = round(limit_s, 1) or limit_s
         return errors.JoinTimeoutError(
             f"no round of run {self.settings.run_id!r} was formed within {shown_s:g} s: {why}",
             hint="start the missing nodes, lower the minimum, or raise the join timeout",

@@ -8,6 +8,7 @@ can ask what was pushed (`num_nodes_waiting`) without any I/O.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
 import math
@@ -49,6 +50,8 @@ _log = logging.getLogger("rallypoint.rendezvous")
 _T = TypeVar("_T")
 
 REASON_CHARACTERS_MAX = 500
+LET_IN_S = 1.0
+"""How much longer than its limit a node may take to come, to say itself what it has tried."""
 
 
 class HandlerPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -339,7 +342,7 @@ class NodeRendezvousHandler(RendezvousHandler):
             self._ledger = plan.open_ledger()
         node = Node(own, plan.run, workers=1, ledger=self._ledger)
         try:
-            await node.open()
+            await _let_in(node, limit_s)
         except BaseException:
             if self._ledger is not None:
                 ledger, self._ledger = self._ledger, None
@@ -363,6 +366,18 @@ class NodeRendezvousHandler(RendezvousHandler):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.get_backend()}, run {self.get_run_id()!r}>"
+
+
+async def _let_in(node: Node, limit_s: float) -> None:
+    """Open a node. It gives a coordinator that was reached some time of its own; here it ends."""
+    try:
+        async with asyncio.timeout(limit_s + LET_IN_S):
+            await node.open()
+    except TimeoutError as error:
+        raise errors.UnreachableError(
+            f"{node.settings.endpoint} did not let this node in within {limit_s:g} s",
+            hint="the coordinator may be stopped or overloaded, or its ledger takes no writes",
+        ) from error
 
 
 def _close_of(node: Node) -> CloseRecord | None:
