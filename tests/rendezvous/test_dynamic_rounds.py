@@ -1,0 +1,284 @@
+"""Rounds over a user's own backend: good ones, ones with flaws, ones that fail. No torch here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rallypoint.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousGracefulExitError,
+    RendezvousStateError,
+    RendezvousTimeoutError,
+)
+from tests.agent.processes import wait_until
+from tests.rendezvous.backends import (
+    WITHIN_S,
+    Bomb,
+    Group,
+    KeepsNothing,
+    LosesWrites,
+    SaysNothing,
+    Troubled,
+    UsersBackend,
+    addresses,
+    bomb,
+    group_over,
+    hanging,
+    raises,
+    takes_at_most,
+)
+from tests.rendezvous.nodes import without_torch
+
+SOON_S = 10.0
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_torch(monkeypatch)
+    monkeypatch.setenv("RALLYPOINT_SCALE_UP_DELAY", "0")
+
+
+@pytest.fixture
+def group() -> Iterator[Group]:
+    with group_over() as group:
+        yield group
+
+
+# -- rounds ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [UsersBackend, SaysNothing, LosesWrites])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_all_join_and_join_again(kind: type[UsersBackend], size: int) -> None:
+    with group_over(kind()) as group:
+        handlers = [group.handler(size, size) for _ in range(size)]
+        first, second = group.meet(*handlers), group.meet(*handlers)
+    for infos in (first, second):
+        assert sorted(info.rank for info in infos) == list(range(size))
+        assert {info.world_size for info in infos} == {size}
+        assert len(addresses(infos)) == 1
+    assert addresses(first) != addresses(second)
+    # Who stays keeps its rank.
+    assert [info.rank for info in first] == [info.rank for info in second]
+
+
+def test_a_round_has_a_store_of_its_own_where_none_is_given(group: Group) -> None:
+    handlers = [group.handler(), group.handler()]
+    first = group.meet(*handlers)
+    first[0].store.set("key", "value")
+    assert first[1].store.get("key") == b"value"
+    second = group.meet(*handlers)
+    assert not second[0].store.check(["key"])
+
+
+def test_a_round_of_a_callers_store_has_a_prefix_over_it() -> None:
+    kept: dict[str, Any] = {}
+
+    class Store:
+        def set(self, key: str, value: Any) -> None:
+            kept[key] = value
+
+    with group_over(store=Store()) as group:
+        a = group.handler(1, 1)
+        group.meet(a)[0].store.set("key", "one")
+        group.meet(a)[0].store.set("key", "two")
+    assert kept == {"torch.rendezvous.run.1/key": "one", "torch.rendezvous.run.2/key": "two"}
+
+
+def test_the_local_address_is_the_rounds(group: Group) -> None:
+    infos = group.meet(group.handler(local_addr="127.0.0.2"), group.handler(local_addr="127.0.0.2"))
+    assert {host for host, _ in addresses(infos)} == {"127.0.0.2"}
+
+
+def test_a_newcomer_is_waited_for_and_let_in(group: Group) -> None:
+    a, b, c = (group.handler(2, 3) for _ in range(3))
+    group.meet(a, b)
+    assert a.num_nodes_waiting() == 0
+    call = group.start(c.next_rendezvous)
+    wait_until(lambda: a.num_nodes_waiting() == 1 and b.num_nodes_waiting() == 1, SOON_S)
+    infos = [*group.meet(a, b), call.result(WITHIN_S)]
+    assert sorted(info.rank for info in infos) == [0, 1, 2]
+    assert a.num_nodes_waiting() == 0
+
+
+def test_the_minimum_is_enough_once_the_last_call_is_over(group: Group) -> None:
+    infos = group.meet(group.handler(2, 4, last_call=0.2), group.handler(2, 4, last_call=0.2))
+    assert {info.world_size for info in infos} == {2}
+
+
+def test_who_is_too_many_stands_by_and_steps_in(group: Group) -> None:
+    a, b = group.handler(), group.handler()
+    group.meet(a, b)
+    spare = group.handler()
+    call = group.start(spare.next_rendezvous)
+    assert (a.num_nodes_waiting(), b.num_nodes_waiting()) == (0, 0)
+    group.vanish(b)
+    wait_until(lambda: a.num_nodes_waiting() > 0, SOON_S)
+    infos = [*group.meet(a), call.result(WITHIN_S)]
+    assert sorted(info.rank for info in infos) == [0, 1]
+    assert len(addresses(infos)) == 1
+
+
+def test_who_is_too_many_ends_with_the_run(group: Group) -> None:
+    a, b = group.handler(), group.handler()
+    group.meet(a, b)
+    call = group.start(group.handler().next_rendezvous)
+    assert a.shutdown()
+    with pytest.raises((RendezvousGracefulExitError, RendezvousClosedError)):
+        call.result(WITHIN_S)
+
+
+# -- the end ---------------------------------------------------------------------------------------
+
+
+def test_shutdown_closes_for_all(group: Group) -> None:
+    a, b = group.handler(), group.handler()
+    group.meet(a, b)
+    assert not b.is_closed()
+    assert a.shutdown()
+    wait_until(b.is_closed, SOON_S)
+    assert b.num_nodes_waiting() == 0
+    with pytest.raises(RendezvousClosedError):
+        b.next_rendezvous()
+    assert a.shutdown()
+    assert a.is_closed()
+
+
+def test_set_closed_closes_for_who_comes_later_too(group: Group) -> None:
+    a = group.handler()
+    a.set_closed()
+    a.set_closed()
+    assert a.is_closed()
+    late = group.handler()
+    assert late.is_closed()
+    with pytest.raises(RendezvousClosedError):
+        group.handler().next_rendezvous()
+
+
+def test_who_waits_is_told_that_the_run_is_closed(group: Group) -> None:
+    a, b = group.handler(3, 3), group.handler(3, 3)
+    call = group.start(a.next_rendezvous)
+    b.set_closed()
+    with pytest.raises((RendezvousClosedError, RendezvousGracefulExitError)):
+        call.result(WITHIN_S)
+
+
+def test_a_round_that_is_not_formed_in_time_says_what_is_missing(group: Group) -> None:
+    with takes_at_most(1), pytest.raises(RendezvousTimeoutError, match="1 of at least 3") as caught:
+        group.handler(3, 3, join=1).next_rendezvous()
+    assert "within 1 s" in str(caught.value)
+
+
+# -- what a backend may do -------------------------------------------------------------------------
+
+
+def test_a_lone_node_needs_no_backend_that_keeps_anything() -> None:
+    with group_over(KeepsNothing()) as group:
+        handler = group.handler(1, 1, local_addr="127.0.0.2")
+        first, second = group.meet(handler), group.meet(handler)
+        assert (first[0].rank, first[0].world_size) == (0, 1)
+        assert {host for host, _ in addresses(first)} == {"127.0.0.2"}
+        assert addresses(first) != addresses(second)
+        assert not handler.is_closed()
+        assert handler.shutdown()
+
+
+def test_nodes_that_are_not_alone_are_told_that_nothing_is_kept() -> None:
+    with group_over(KeepsNothing()) as group:
+        handler = group.handler(2, 2, join=2)
+        with takes_at_most(2 + 2), pytest.raises(RendezvousConnectionError, match="users"):
+            handler.next_rendezvous()
+
+
+def test_a_backend_that_raises_is_a_connection_error() -> None:
+    backend = Troubled()
+    backend.trouble = raises
+    with group_over(backend) as group:
+        handler = group.handler(join=1, close=1)
+        with takes_at_most(1), pytest.raises(RendezvousConnectionError, match="maintenance"):
+            handler.next_rendezvous()
+        with takes_at_most(1), pytest.raises(RendezvousConnectionError, match="maintenance"):
+            handler.is_closed()
+        with takes_at_most(1), pytest.raises(RendezvousConnectionError, match="maintenance"):
+            handler.set_closed()
+
+
+def test_a_backend_that_raises_only_at_first_is_waited_for() -> None:
+    backend = Troubled()
+    backend.trouble = raises
+    with group_over(backend) as group:
+        calls = [group.start(group.handler().next_rendezvous) for _ in range(2)]
+        backend.trouble = lambda: None
+        assert sorted(call.result(WITHIN_S).rank for call in calls) == [0, 1]
+
+
+def test_a_backend_that_hangs_blocks_no_call_past_its_deadline() -> None:
+    backend = Troubled()
+    with hanging(backend), group_over(backend) as group:
+        handler = group.handler(join=2, close=1)
+        with takes_at_most(2), pytest.raises(RendezvousConnectionError):
+            handler.next_rendezvous()
+        with takes_at_most(2), pytest.raises(RendezvousConnectionError):
+            handler.is_closed()
+        with takes_at_most(1), pytest.raises(RendezvousConnectionError):
+            handler.set_closed()
+        with takes_at_most(1):
+            handler.shutdown()
+
+
+def test_a_backend_that_hangs_later_does_not_disturb_who_is_in_a_round() -> None:
+    backend = Troubled()
+    with group_over(backend) as group:
+        a, b = group.handler(close=2), group.handler(close=2)
+        group.meet(a, b)
+        with hanging(backend):
+            assert (a.num_nodes_waiting(), b.num_nodes_waiting()) == (0, 0)
+            # The coordinator cannot commit anything, and what needs that ends by its deadline.
+            with takes_at_most(2), pytest.raises(RendezvousConnectionError):
+                a.set_closed()
+
+
+@pytest.mark.parametrize("garbage", [b"", b"garbage", b"\x80\x04N.", bytes(5000)])
+def test_garbage_is_a_state_error_and_left_as_it_is(garbage: bytes) -> None:
+    backend = UsersBackend()
+    backend.state = garbage
+    with group_over(backend) as group:
+        handler = group.handler(join=5)
+        with takes_at_most(0), pytest.raises(RendezvousStateError):
+            handler.next_rendezvous()
+        with takes_at_most(0), pytest.raises(RendezvousStateError):
+            handler.is_closed()
+    assert backend.state == garbage
+
+
+def test_nothing_is_ever_unpickled() -> None:
+    backend = UsersBackend()
+    backend.state = bomb()
+    with group_over(backend) as group, pytest.raises(RendezvousStateError):
+        group.handler(1, 1, join=5).next_rendezvous()
+    assert not Bomb.went_off
+
+
+def test_garbage_that_comes_later_is_not_executed_and_not_written_over() -> None:
+    backend = UsersBackend()
+    with group_over(backend) as group:
+        a, b = group.handler(close=1), group.handler(close=1)
+        group.meet(a, b)
+        backend.state, backend.count = bomb(), backend.count + 1
+        with takes_at_most(5), pytest.raises(RendezvousStateError):
+            group.handler(join=5).next_rendezvous()
+        assert backend.state == bomb()
+    assert not Bomb.went_off
+
+
+def test_a_second_run_in_the_same_process_is_another_one() -> None:
+    with group_over() as one, group_over() as other:
+        handlers = [one.handler(), one.handler(), other.handler(), other.handler()]
+        infos = one.meet(*handlers)
+    assert len(addresses(infos)) == 2
+    assert threading.active_count() < 200  # threads of their own are for the backend's calls only
