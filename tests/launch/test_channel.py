@@ -15,6 +15,7 @@ from rallypoint import errors
 from rallypoint.client.node import Node, Round
 from rallypoint.client.worker import WorkerSource, socket_address
 from rallypoint.client.world import Run
+from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import Get, Set, StoreOp
 from rallypoint.core.values import (
     Address,
@@ -49,6 +50,8 @@ class FakeNode:
         self.change: Change | None = None
         self.closed: CloseRecord | None = None
         self.calls: list[StoreOp] = []
+        self.kept_by: Waiting | None = None
+        self.is_connected, self.looking = True, ""
         self.answer: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0, b"value")
 
     async def call(self, op: StoreOp, timeout_s: float | None) -> object:
@@ -57,6 +60,9 @@ class FakeNode:
 
     async def members(self) -> tuple[RoundMember, ...]:
         return (MEMBER,)
+
+    async def waiting(self) -> Waiting | None:
+        return self.kept_by
 
 
 class Setup:
@@ -109,6 +115,22 @@ async def setup() -> AsyncIterator[Setup]:
         for source in made.sources:
             await source.aclose()
         await made.channel.aclose()
+
+
+def test_a_worker_is_told_what_keeps_the_run_from_going_on() -> None:
+    async def scenario() -> None:
+        async with setup() as made:
+            worker = await made.worker()
+            assert await worker.waiting() is None
+            away = Waiting(0, 2, 4, suspended="no answer", ledger_away_s=2.5)
+            made.node.kept_by = away
+            assert await worker.waiting() == away
+            assert str(away) == "suspended: ledger unreachable since 2.5 s ago: no answer"
+            made.node.is_connected, made.node.looking = False, "ledger unreachable since 9.0 s ago"
+            with pytest.raises(errors.CoordinatorLostError, match="ledger unreachable since"):
+                await worker.waiting()
+
+    asyncio.run(scenario())
 
 
 def test_calls_members_and_requests_reach_the_agent() -> None:

@@ -47,7 +47,7 @@ MEMBER = RoundMember("a", 2**62 - 1, "host", ("10.0.0.1",), 2, {"zone": "z"})
 REFUSAL = Refusal(
     RefusalCode.CONFLICT, "no", "do", (SettingConflict("min_nodes", "1", "2"),), CLOSE
 )
-WAITING = Waiting(1, 2, 3, ("c",), 1, 29.5, ("d",), 100.0, True, "no ledger", 3.0, 4)
+WAITING = Waiting(1, 2, 3, ("c",), 1, 29.5, ("d",), 100.0, True, "no ledger", 3.0, 4, 2.5)
 RUN = RunSettings(min_nodes=2, max_nodes=4, expected_nodes=3, max_restarts=None)
 
 OPS: tuple[ops.StoreOp, ...] = (
@@ -108,6 +108,7 @@ FROM_WORKER: tuple[local.FromWorker, ...] = (
     *(local.Call(5, op, None) for op in OPS),
     local.Cancel(5),
     local.AskMembers(5),
+    local.AskWaiting(5),
     local.Regroup(),
     local.Leave("enough"),
     local.Close(Outcome.SUCCEEDED, "trained"),
@@ -117,6 +118,7 @@ FROM_AGENT: tuple[local.FromAgent, ...] = (
     local.Denied("no"),
     *(local.Answer(5, result) for result in RESULTS),
     local.Members(5, (MEMBER,), ""),
+    local.WaitingIs(5, WAITING, ""),
     local.Ended(CHANGE),
     local.RunClosed(CLOSE),
 )

@@ -124,8 +124,16 @@ class WorkerSource(asyncio.Protocol):
         return told.members
 
     async def waiting(self) -> Waiting | None:
-        """A worker only runs while there is a round."""
-        return None
+        """What keeps the run from going on, as the agent's node is told; None if nothing does.
+
+        Raises CoordinatorLostError, with what the agent sees, if there is no coordinator.
+        """
+        request_id = self._next_request()
+        told = await self._request(local.AskWaiting(request_id), request_id, CONNECT_TIMEOUT_S)
+        assert isinstance(told, local.WaitingIs)
+        if told.error:
+            raise errors.CoordinatorLostError(told.error)
+        return told.waiting
 
     async def is_explained(self, error: Exception, number: int) -> bool:
         """Only what is known already: the agent learns of this worker's failure by its exit.
@@ -209,7 +217,7 @@ class WorkerSource(asyncio.Protocol):
                     self._admitted.set_exception(errors.UnreachableError(message.message))
             case local.Answer():
                 self._resolve(message.request_id, message.result)
-            case local.Members():
+            case local.Members() | local.WaitingIs():
                 self._resolve(message.request_id, message)
             case local.Ended():
                 self._take_change(message.change)

@@ -194,6 +194,8 @@ class WorkerLink(asyncio.Protocol):
                 self._spawn(message.request_id, self._call(message))
             case local.AskMembers():
                 self._spawn(message.request_id, self._members(message.request_id))
+            case local.AskWaiting():
+                self._spawn(message.request_id, self._waiting(message.request_id))
             case local.Cancel():
                 task = self._calls.get(message.request_id)
                 if task is not None:
@@ -234,3 +236,12 @@ class WorkerLink(asyncio.Protocol):
             self.send(local.Members(request_id, (), error.message))
         else:
             self.send(local.Members(request_id, members))
+
+    async def _waiting(self, request_id: int) -> None:
+        node = self._channel.node
+        try:
+            waiting = await node.waiting() if node.is_connected else None
+        except errors.RallypointError as error:
+            self.send(local.WaitingIs(request_id, None, error.message))
+        else:
+            self.send(local.WaitingIs(request_id, waiting, node.looking))

@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.values import (
     Change,
@@ -58,6 +59,12 @@ class AskMembers(LocalMessage, frozen=True, tag="members?"):
     request_id: int
 
 
+class AskWaiting(LocalMessage, frozen=True, tag="waiting?"):
+    """What keeps the run from going on, please."""
+
+    request_id: int
+
+
 class Regroup(LocalMessage, frozen=True, tag="regroup"):
     """The worker wants a new round."""
 
@@ -75,7 +82,7 @@ class Close(LocalMessage, frozen=True, tag="close"):
     reason: str
 
 
-FromWorker: TypeAlias = Hello | Call | Cancel | AskMembers | Regroup | Leave | Close
+FromWorker: TypeAlias = Hello | Call | Cancel | AskMembers | AskWaiting | Regroup | Leave | Close
 
 
 # -- from an agent -------------------------------------------------------------------------------
@@ -111,6 +118,14 @@ class Members(LocalMessage, frozen=True, tag="members"):
     error: str = ""
 
 
+class WaitingIs(LocalMessage, frozen=True, tag="waiting"):
+    """What keeps the run from going on, if anything does; `error` if nobody can say."""
+
+    request_id: int
+    waiting: Waiting | None
+    error: str = ""
+
+
 class Ended(LocalMessage, frozen=True, tag="ended"):
     """The round has ended, or its cause became known."""
 
@@ -123,7 +138,7 @@ class RunClosed(LocalMessage, frozen=True, tag="closed"):
     close: CloseRecord
 
 
-FromAgent: TypeAlias = Admitted | Denied | Answer | Members | Ended | RunClosed
+FromAgent: TypeAlias = Admitted | Denied | Answer | Members | WaitingIs | Ended | RunClosed
 
 
 # -- bytes ---------------------------------------------------------------------------------------
