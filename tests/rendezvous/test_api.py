@@ -124,13 +124,16 @@ def test_a_backend_has_a_name(backend: Any) -> None:
 
 @pytest.mark.parametrize("least", [0, -5])
 def test_a_round_has_at_least_one_node(least: int) -> None:
-    with pytest.raises(ValueError, match=f"min_nodes is {least}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^The minimum number of rendezvous nodes \({least}\) must be greater than zero\.$",
+    ):
         RendezvousParameters("dummy", "host:1", "run", min_nodes=least, max_nodes=2)
 
 
 @pytest.mark.parametrize("most", [2, 0, -2])
 def test_the_most_nodes_are_no_fewer_than_the_least(most: int) -> None:
-    with pytest.raises(ValueError, match=rf"at most {most} \(max_nodes\) and at least 3 "):
+    with pytest.raises(ValueError, match=rf"\({most}\) must be greater than or equal .* \(3\)\.$"):
         RendezvousParameters("dummy", "host:1", "run", min_nodes=3, max_nodes=most)
 
 
@@ -260,7 +263,7 @@ def test_a_name_that_nobody_registered_is_an_error(registry: RendezvousHandlerRe
     with pytest.raises(ValueError, match="Did you forget to call `register`") as raised:
         registry.create_handler(parameters())
     assert "'dummy'" in str(raised.value)
-    assert "known" in str(raised.value)
+    assert raised.value.__notes__ == ["Registered are: known."]
 
 
 def test_a_handler_of_another_backend_is_an_error(registry: RendezvousHandlerRegistry) -> None:

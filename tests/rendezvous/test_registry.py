@@ -161,8 +161,9 @@ def test_one_that_is_broken_is_warned_about_by_name_and_the_others_are_there(
     assert "OSError: no licence" in done.stderr
     assert "'absent' of an installed package (nowhere:creator) cannot be used" in done.stderr
     assert "No module named 'nowhere'" in done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("ValueError: There is no rendezvous backend named 'broken'")
+    *_, error, note = done.stderr.splitlines()
+    assert error.startswith("ValueError: The rendezvous backend 'broken' is not registered.")
+    assert note == "Registered are: c10d, etcd, etcd-v2, mine, rallypoint, static."
 
 
 def test_a_package_does_not_take_a_name_that_is_registered(install: Callable[..., Path]) -> None:
@@ -196,7 +197,7 @@ def test_they_can_be_registered_at_once_as_torchs_package_does(
 
 def test_a_registry_of_ones_own_finds_only_what_is_registered_there() -> None:
     own = RendezvousHandlerRegistry()
-    with pytest.raises(ValueError, match="there are: none"):
+    with pytest.raises(ValueError, match="Registered are: none"):
         own.create_handler(RendezvousParameters("static", "h:1", "r", 1, 1))
 
 

@@ -10,6 +10,9 @@ they offer, not what they derive from, so none of this needs torch to be install
     ├── RendezvousStateError          what the backend holds cannot be read
     └── RendezvousGracefulExitError   this node is not needed: it ends, and nothing failed
 
+The texts of ValueErrors are torch's, as its own tests and those of plugins match them whole; what
+there is to add is a note (PEP 678), which a traceback shows.
+
 Nothing here connects to anything, and what a backend needs is loaded when it is asked for.
 """
 
@@ -266,11 +269,13 @@ class RendezvousParameters:
     ) -> None:
         _require_name(backend)
         if min_nodes < 1:
-            raise ValueError(f"A rendezvous needs at least one node, but min_nodes is {min_nodes}.")
+            raise ValueError(
+                f"The minimum number of rendezvous nodes ({min_nodes}) must be greater than zero."
+            )
         if max_nodes < min_nodes:
             raise ValueError(
-                f"A rendezvous cannot have at most {max_nodes} (max_nodes) and at least "
-                f"{min_nodes} nodes (min_nodes)."
+                f"The maximum number of rendezvous nodes ({max_nodes}) must be greater than or "
+                f"equal to the minimum number of rendezvous nodes ({min_nodes})."
             )
         self.backend = backend
         self.endpoint = endpoint
@@ -360,10 +365,12 @@ class RendezvousHandlerRegistry:
         current = self._registry.get(backend)
         # By equality: a bound method is another object each time it is looked up.
         if current is not None and current != creator and not override:
-            raise ValueError(
-                f"The name '{backend}' already stands for the rendezvous backend of {current}, so "
-                f"{creator} was not registered. Give override=True to replace it."
+            error = ValueError(
+                f"The rendezvous backend '{backend}' cannot be registered with '{creator}' as it "
+                f"is already registered with '{current}'."
             )
+            error.add_note("Give override=True to replace it.")
+            raise error
         self._registry[backend] = creator
 
     def create_handler(self, params: RendezvousParameters) -> RendezvousHandler:
@@ -374,16 +381,17 @@ class RendezvousHandlerRegistry:
         """
         creator = self._registry.get(params.backend) or self._discovered(params.backend)
         if creator is None:
-            known = ", ".join(sorted(self._registry)) or "none"
-            raise ValueError(
-                f"There is no rendezvous backend named '{params.backend}' (there are: {known}). "
-                "Did you forget to call `register`?"
+            error = ValueError(
+                f"The rendezvous backend '{params.backend}' is not registered. Did you forget to "
+                "call `register`?"
             )
+            error.add_note(f"Registered are: {', '.join(sorted(self._registry)) or 'none'}.")
+            raise error
         handler = creator(params)
         if handler.get_backend() != params.backend:
             raise RuntimeError(
-                f"The handler made for the rendezvous backend '{params.backend}' calls itself "
-                f"'{handler.get_backend()}'."
+                f"The rendezvous backend '{handler.get_backend()}' does not match the requested "
+                f"backend '{params.backend}'."
             )
         return handler
 

@@ -33,8 +33,8 @@ def parse_rendezvous_endpoint(endpoint: str | None, default_port: int) -> tuple[
         host = host[1:-1]
     if not _HOST.fullmatch(host):
         raise ValueError(
-            f"The rendezvous endpoint '{text}' has no host that could be one: a host is a name of "
-            "letters, digits, '_', '-' and '.', an IPv4 address, or an IPv6 address in brackets."
+            f"The hostname of the rendezvous endpoint '{text}' must be a dot-separated list of "
+            "labels, an IPv4 address, or an IPv6 address."
         )
     return host, port
 
@@ -43,6 +43,6 @@ def _port(digits: str, endpoint: str) -> int:
     if _PORT.fullmatch(digits) and int(digits) < 2**16:
         return int(digits)
     raise ValueError(
-        f"The rendezvous endpoint '{endpoint}' has '{digits}' where its port should be: that is a "
-        "number from 0 to 65535."
+        f"The port number of the rendezvous endpoint '{endpoint}' must be an integer between 0 and "
+        "65536."
     )
