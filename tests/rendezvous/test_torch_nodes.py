@@ -45,6 +45,7 @@ def test_stores_and_errors_are_torch_s(tmp_path: Path) -> None:
         assert [each["sums"] for each in node["rounds"]] == [[3.0, 3.0]] * ROUNDS
         assert all("what nobody writes" in each["missing"] for each in node["rounds"])
         assert node["timeout"] == [True, True]
+        assert all(part in node["unreachable"] for part in ("127.0.0.1", "1", "refused"))
         assert node["closed"] is True
     addresses = [each["address"] for each in zero["rounds"]]
     assert addresses == [each["address"] for each in one["rounds"]]

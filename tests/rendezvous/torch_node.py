@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import (
+    RendezvousConnectionError,
     RendezvousError,
     RendezvousParameters,
     RendezvousTimeoutError,
@@ -97,6 +98,13 @@ def main() -> None:
             isinstance(error, ours.RendezvousTimeoutError),
         ]
     lone.shutdown()
+    nobody = RendezvousParameters(
+        "rallypoint", "127.0.0.1:1", "run", 2, 2, read_timeout=0.2, is_host=False
+    )
+    try:
+        get_rendezvous_handler(nobody).next_rendezvous()
+    except RendezvousConnectionError as error:
+        found["unreachable"] = str(error)
     found["closed"] = handler.shutdown()
     print(json.dumps(found), flush=True)
 

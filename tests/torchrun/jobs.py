@@ -65,6 +65,13 @@ class Node:
         process = psutil.Process(self.process.pid)
         return [process.pid, *(child.pid for child in process.children(recursive=True))]
 
+    def serves(self) -> int:
+        """How many connections there are to where its agent listens."""
+        connections = psutil.Process(self.process.pid).net_connections("tcp")
+        ports = {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN}
+        opened = [each for each in connections if each.status == psutil.CONN_ESTABLISHED]
+        return sum(each.laddr.port in ports for each in opened)
+
     def die(self) -> None:
         """As when a machine is lost: everything on it at once. Workers have sessions of their own,
         so no signal to a group reaches them all."""

@@ -48,26 +48,52 @@ def test_a_lost_machine_is_told_without_a_collective_and_who_is_done_is_not_wait
 
 
 def test_one_too_many_steps_in_for_one_that_was_told_to_go_and_ends_with_the_job(job: Job) -> None:
-    (a,) = job.start("a", QUIET, nnodes="2", conf="is_host=1")
+    job.start("a", QUIET, nnodes="2", conf="is_host=1")
     job.wait(job.picture, "the host coordinates")
     job.start("b", QUIET, nnodes="2", conf="is_host=0")
     first = job.at_work("a b")
     job.start("c", QUIET, nnodes="2", conf="is_host=0")
     job.attached(3)
-    assert [node.workers()[-1] for node in (a, job.nodes["b"])] == first
+    assert [job.nodes[name].workers()[-1] for name in "ab"] == first
 
     b = job.nodes["b"].process
     b.signal(signal.SIGTERM)
     second = job.at_work("a c")
     assert second[0].store != first[0].store
-    b.code(PATIENCE_S)
+    assert b.code(PATIENCE_S) == 1  # what torchrun makes of a signal
     assert not alive(first[1].pid)
 
+    # The host is told to go: its node leaves, its agent goes on to coordinate until the run ends.
     job.start("d", QUIET, nnodes="2", conf="is_host=0")
     job.attached(3)
+    a = job.nodes["a"].process
+    a.signal(signal.SIGTERM)
+    job.at_work("c d")
+    assert not alive(second[0].pid)
+    a.line("stays until the run ends", PATIENCE_S)
+
+    job.start("e", QUIET, nnodes="2", conf="is_host=0")
+    job.attached(3)
     job.end()
-    job.end_well("a c d")
-    assert job.nodes["d"].workers() == []
+    job.end_well("c d e")
+    assert job.nodes["e"].workers() == []
+    assert a.code(PATIENCE_S) == 1
+
+
+def test_the_machine_that_coordinates_is_lost(job: Job) -> None:
+    """Elected through files: another one takes the run over, and is told who was lost."""
+    job.endpoint = f"file://{job.folder / 'ledger'}"
+    conf = "expected_nodes=3,lease_ttl=1,attach_grace=1"
+    # So that an agent listens only where it coordinates.
+    env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    job.start("a b c", QUIET, nnodes="2:3", conf=conf, env=env)
+    job.at_work("a b c")
+    (host,) = [node for node in job.nodes.values() if node.serves()]
+    job.nodes.pop(host.name).die()
+    survivors = " ".join(job.nodes)
+    job.at_work(survivors)
+    job.end()
+    job.end_well(survivors)
 
 
 def test_an_option_that_is_not_known_is_answered_with_those_that_are(job: Job) -> None:
