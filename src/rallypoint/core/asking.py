@@ -1,0 +1,119 @@
+"""What an election asks of the engine, what it is answered, and what it tells of a run.
+
+An answer comes back with the action that it answers, so that one to an earlier question is known
+for late.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from rallypoint.core.registers import (
+    RunRegister,
+)
+from rallypoint.core.values import (
+    Address,
+    Value,
+)
+
+# -- what the engine answers ---------------------------------------------------------------------
+
+
+class Found(Value, frozen=True):
+    """What a register holds, and the version that a swap must name."""
+
+    value: bytes
+    version: int
+
+
+class Done(Value, frozen=True):
+    """The swap was done."""
+
+    version: int
+
+
+class Lost(Value, frozen=True):
+    """The swap was not done: `current` is there instead (None: nothing)."""
+
+    current: Found | None
+
+
+class Unclear(Value, frozen=True):
+    """The engine did not say whether the swap was done."""
+
+    reason: str
+
+
+Outcome: TypeAlias = Done | Lost | Unclear
+
+
+# -- what is wanted ------------------------------------------------------------------------------
+
+
+class ReadRun(Value, frozen=True):
+    """Read the run's register, and answer by `run_read` of who asked."""
+
+    ticket: int = 0
+
+
+class ReadLease(Value, frozen=True):
+    """Read a process's lease, and answer by `lease_read` of who asked."""
+
+    process: str
+    ticket: int = 0
+
+
+class SwapRun(Value, frozen=True):
+    """Swap the run's register, and answer by `Claim.run_swapped`."""
+
+    expected: int | None
+    value: bytes
+
+
+class SwapLease(Value, frozen=True):
+    """Swap a process's lease, and answer by `LeaseHolder.swapped` or `Claim.lease_swapped`."""
+
+    process: str
+    expected: int | None
+    value: bytes
+
+
+class Won(Value, frozen=True):
+    """The run is this process's from now on. Its log's tail is to be sealed before it serves."""
+
+    register: RunRegister
+    version: int
+
+
+class Committed(Value, frozen=True):
+    """What `Claim.commit` was given is in the ledger."""
+
+    register: RunRegister
+    version: int
+
+
+class Deposed(Value, frozen=True):
+    """The run is no longer this process's."""
+
+    reason: str
+
+
+class Elsewhere(Value, frozen=True):
+    """Another live process owns the run; its nodes attach there."""
+
+    addresses: tuple[Address, ...]
+    process: str
+
+
+Action: TypeAlias = (
+    ReadRun | ReadLease | SwapRun | SwapLease | Won | Committed | Deposed | Elsewhere
+)
+
+
+def version_of(asked: SwapRun | SwapLease, outcome: Outcome) -> int | None:
+    """The version of what was asked for, if it is there: own bytes in a conflict are a success."""
+    if isinstance(outcome, Done):
+        return outcome.version
+    if isinstance(outcome, Lost) and outcome.current is not None:
+        return outcome.current.version if outcome.current.value == asked.value else None
+    return None

@@ -1,0 +1,225 @@
+"""One's own lease, and what somebody else's tells: see `election`."""
+
+from __future__ import annotations
+
+from rallypoint.core.asking import (
+    Action,
+    Found,
+    Lost,
+    Outcome,
+    SwapLease,
+    Unclear,
+    version_of,
+)
+from rallypoint.core.registers import (
+    FORMAT,
+    Lease,
+    LeaseState,
+    UnreadableError,
+    decode_lease,
+    encode,
+)
+from rallypoint.core.values import (
+    Address,
+    Value,
+)
+
+
+class Timing(Value, frozen=True, kw_only=True):
+    """Durations of the election, in seconds.
+
+    `margin_s`: how much earlier than the ttl a holder stops to decide; it bears the difference
+    between two clocks' rates and the time that a decision takes to leave.
+
+    Raises:
+        ValueError: from the constructor, naming the durations that do not fit together.
+    """
+
+    ttl_s: float = 3.0
+    margin_s: float = 0.5
+    renew_s: float = 1.0
+    retry_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (0 < self.renew_s < self.ttl_s - self.margin_s and self.margin_s > 0):
+            raise ValueError(
+                f"a lease of {self.ttl_s:g} s must be renewed, every {self.renew_s:g} s, "
+                f"before its margin of {self.margin_s:g} s begins"
+            )
+        if not 0 < self.retry_s < float("inf"):
+            raise ValueError(f"retry_s must be more than 0 seconds, not {self.retry_s}")
+
+
+class _Try(Value, frozen=True):
+    """A swap whose outcome is not known yet."""
+
+    swap: SwapLease
+    state: LeaseState
+    first_sent_s: float
+
+
+class LeaseHolder:
+    """One process's own lease. A lost lease is lost for good: the process takes a new name.
+
+    `process` must be drawn, never given: a second life of one name would take the first one's
+    bytes for its own.
+    """
+
+    def __init__(
+        self,
+        process: str,
+        addresses: tuple[Address, ...],
+        timing: Timing,
+        *,
+        only_run: str = "",
+        token: str = "",
+    ) -> None:
+        self.process = process
+        self.addresses = addresses
+        self.only_run = only_run
+        self.token = token
+        self.timing = timing
+        self.lost_reason = ""
+        self.has_moved = False
+        """Whether the ledger says that the process is going: nothing is left to be done."""
+        self._beat = 0
+        self._version: int | None = None
+        self._try: _Try | None = None
+        self._last_sent_s = 0.0
+        self._renewed_s: float | None = None
+        self._is_moving = False
+
+    # -- what can be asked ---------------------------------------------------------------------
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody has revoked it."""
+        return bool(self.lost_reason)
+
+    @property
+    def beat(self) -> int:
+        """How often it was renewed."""
+        return self._beat
+
+    def may_decide(self, now_s: float) -> bool:
+        """Whether the last renewal *was sent* less than the ttl, minus the margin, ago.
+
+        Never again after `hand_over`: from then on others may take the runs at once.
+        """
+        if self.is_lost or self._is_moving or self._renewed_s is None:
+            return False
+        return now_s - self._renewed_s < self.timing.ttl_s - self.timing.margin_s
+
+    def renewed_ago_s(self, now_s: float) -> float:
+        """How long ago the last renewal that was answered was sent; 0 if there was none."""
+        return 0.0 if self._renewed_s is None else now_s - self._renewed_s
+
+    def next_tick_s(self, now_s: float) -> float | None:
+        """When `tick` has something to do; None if never again."""
+        if self.is_lost or self.has_moved:
+            return None
+        if self._try is not None:
+            return self._last_sent_s + self.timing.retry_s
+        return now_s if self._renewed_s is None else self._renewed_s + self.timing.renew_s
+
+    # -- what happens --------------------------------------------------------------------------
+
+    def tick(self, now_s: float) -> list[Action]:
+        """Take the lease, renew it, or repeat the last try."""
+        next_s = self.next_tick_s(now_s)
+        if next_s is None or now_s < next_s:
+            return []
+        if self._try is None:
+            return self._write(now_s)
+        self._last_sent_s = now_s
+        return [self._try.swap]
+
+    def hand_over(self, now_s: float) -> list[Action]:
+        """Say that the process is going: its runs may be taken at once. Idempotent.
+
+        Until `has_moved`, ticks go on. What is being committed should be done before.
+        """
+        if self.is_lost or self._is_moving:
+            return []
+        self._is_moving = True
+        if self._try is not None:
+            return []  # A renewal is out, and nothing else may be tried before its outcome.
+        if self._version is None:
+            self.has_moved = True
+            return []
+        return self._write(now_s)
+
+    def swapped(self, asked: SwapLease, outcome: Outcome, now_s: float) -> list[Action]:
+        """The engine's answer to this try: also a late or a repeated one."""
+        if self._try is None or asked != self._try.swap:
+            return []
+        if isinstance(outcome, Unclear):
+            return []
+        version = version_of(asked, outcome)
+        if version is not None:
+            return self._renewed(self._try, version, now_s)
+        assert isinstance(outcome, Lost)
+        self._lose(outcome.current)
+        return []
+
+    def _write(self, now_s: float) -> list[Action]:
+        self._beat += 1
+        state = LeaseState.MOVING if self._is_moving else LeaseState.SERVING
+        lease = Lease(
+            FORMAT,
+            self.process,
+            self._beat,
+            state,
+            self.addresses,
+            only_run=self.only_run,
+            token=self.token,
+        )
+        value = encode(lease)
+        self._try = _Try(SwapLease(self.process, self._version, value), state, now_s)
+        self._last_sent_s = now_s
+        return [self._try.swap]
+
+    def _renewed(self, done: _Try, version: int, now_s: float) -> list[Action]:
+        self._version = version
+        self._renewed_s = done.first_sent_s
+        self._try = None
+        self.has_moved = done.state is LeaseState.MOVING
+        # A hand-over may have begun while a renewal was out.
+        return self._write(now_s) if self._is_moving and not self.has_moved else []
+
+    def _lose(self, current: Found | None) -> None:
+        self._try = None
+        self._renewed_s = None
+        self.lost_reason = _why_lost(current)
+
+
+def _why_lost(current: Found | None) -> str:
+    if current is None:
+        return "its lease is gone"
+    try:
+        lease = decode_lease(current.value)
+    except UnreadableError as error:
+        return f"its lease was overwritten: {error}"
+    if lease.state is LeaseState.REVOKED:
+        return f"its lease was revoked by {lease.revoked_by or 'somebody'}"
+    return f"its lease was written by another process that calls itself {lease.process}"
+
+
+class Standstill:
+    """Since when one lease has been seen at one version, by the clock of whoever looks (R9)."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[str, int] | None = None
+        self._since_s = 0.0
+
+    def since_s(self, process: str, version: int, now_s: float) -> float:
+        if self._seen != (process, version):
+            self._seen, self._since_s = (process, version), now_s
+        return self._since_s
+
+
+def lease_of(process: str, found: Found) -> Lease:
+    lease = decode_lease(found.value)
+    if lease.process != process:
+        raise UnreadableError(f"this is the lease of {lease.process}, not of {process}")
+    return lease
