@@ -30,8 +30,9 @@ from rallypoint.ledger.etcd_client import EtcdClient, EtcdOptions
 from rallypoint.ledger.file import FileLedger
 from tests.agent.processes import MAIN, SRC, Process, free_port
 from tests.failover.fleet import Fleet
+from tests.ledger.etcd_certificates import _openssl, make_certificates
 from tests.ledger.etcd_processes import EtcdCluster, etcd, programs
-from tests.ledger.test_etcd_client import _certificates, _openssl, _with_users
+from tests.ledger.test_etcd_client import _with_users
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -172,7 +173,7 @@ def test_users_and_passwords(tmp_path: Path) -> None:
 def test_certificates(tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make certificates with")
-    _certificates(tmp_path)
+    make_certificates(tmp_path)
     another_client(tmp_path)
 
     def file(name: str) -> str:
