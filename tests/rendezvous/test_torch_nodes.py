@@ -22,7 +22,7 @@ pytestmark = [
 
 PROGRAM = Path(__file__).with_name("torch_node.py")
 WITHIN_S = 150.0
-ROUNDS = 3
+ROUNDS = 5
 
 
 def both(folder: Path, **env: str) -> list[Any]:
@@ -54,4 +54,6 @@ def test_stores_and_errors_are_torch_s(tmp_path: Path) -> None:
     assert [each["listeners"] for each in zero["rounds"]] == [1] * ROUNDS
     assert [each["listeners"] for each in one["rounds"]] == [0] * ROUNDS
     for node in (zero, one):
-        assert node["rounds"][-1]["fds"] <= node["rounds"][1]["fds"] + 2
+        second, last = node["rounds"][1], node["rounds"][-1]
+        assert last["fds"] <= second["fds"] + 2  # a connection that is closing counts for a moment
+        assert last["threads"] <= second["threads"] + 1

@@ -84,6 +84,7 @@ def main() -> None:
                 "missing": missing,
                 "listeners": listeners(),
                 "fds": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
+                "threads": len(os.listdir("/proc/self/task")),  # noqa: PTH208
             }
         )
     other = RendezvousParameters(

@@ -36,7 +36,7 @@ ROLE_INFO: Final = "torchelastic/role_info/"
 ASSIGNED_RANKS: Final = "torchelastic/assigned_ranks/"
 """... and those by which the agent with rank 0 tells each which ranks they get."""
 
-ANSWER_MARGIN_S: Final = 1.0
+ANSWER_MARGIN_S: Final = 2.0
 """How much later than its deadline a call ends if the coordinator does not answer at all."""
 
 _log = logging.getLogger("rallypoint.rendezvous")
