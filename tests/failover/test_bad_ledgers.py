@@ -28,7 +28,7 @@ from rallypoint.ledger import envelope
 from rallypoint.ledger.etcd import EtcdLedger
 from rallypoint.ledger.etcd_client import EtcdClient, EtcdOptions
 from rallypoint.ledger.file import FileLedger
-from tests.agent.processes import MAIN, SRC, Process, free_port
+from tests.agent.processes import MAIN, SRC, Process, free_port, wait_until
 from tests.failover.fleet import Fleet
 from tests.ledger.etcd_certificates import _openssl, make_certificates
 from tests.ledger.etcd_processes import EtcdCluster, etcd, programs
@@ -383,8 +383,13 @@ def small_disk(folder: Path, size: str) -> contextlib.AbstractContextManager[Pat
 
 
 def remount(folder: Path, how: str) -> None:
+    """While a file is being written the system calls the mount busy: so it is tried again."""
     command = ["mount", "-o", f"remount,{how},bind", str(folder)]
-    subprocess.run(command, timeout=60, check=True, capture_output=True)
+
+    def is_done() -> bool:
+        return subprocess.run(command, timeout=60, capture_output=True, check=False).returncode == 0
+
+    wait_until(is_done)
 
 
 @contextlib.contextmanager
