@@ -1,8 +1,8 @@
 """A worker that talks to nobody: it says who it is, and waits until it is told to end.
 
 While it waits there is no collective that a lost peer could break, as while a real one loads data
-or writes a checkpoint. It ends once FOLDER/end or FOLDER/end-RANK exists. It does not import torch,
-so it costs little.
+or writes a checkpoint. It ends once FOLDER/end or FOLDER/end-RANK exists, and fails once
+FOLDER/fail-RANK does. It does not import torch, so it costs little.
 
     quiet_worker.py FOLDER
 """
@@ -20,6 +20,8 @@ def main() -> None:
     print(f"worker {rank} of {size} store {store} pid {os.getpid()}", flush=True)
     ends = (folder / "end", folder / f"end-{rank}")
     while not any(end.exists() for end in ends):
+        if (folder / f"fail-{rank}").exists():
+            sys.exit(7)
         time.sleep(0.01)
 
 

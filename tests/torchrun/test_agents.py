@@ -96,6 +96,18 @@ def test_the_machine_that_coordinates_is_lost(job: Job) -> None:
     job.end_well(survivors)
 
 
+def test_a_worker_that_fails_ends_the_job_and_the_reason_is_there_to_read(job: Job) -> None:
+    job.serve()
+    job.start("a b", QUIET, nnodes="2")
+    a, _ = job.at_work("a b")
+    (job.folder / f"fail-{a.rank}").touch()
+    assert job.nodes["a"].process.code(PATIENCE_S) == 1
+    assert f"ChildFailedError: rank {a.rank} ended with exit code 7" in str(job.picture()["closed"])
+    # Nothing but a failure of its own stops the other's worker then, as with torch's own backends.
+    job.end()
+    job.end_well("b")
+
+
 def test_an_option_that_is_not_known_is_answered_with_those_that_are(job: Job) -> None:
     (node,) = job.start("a", QUIET, nnodes="1", conf="last_cal=3")
     text = node.process.ends(1, PATIENCE_S)

@@ -422,7 +422,7 @@ def _why(error: BaseException | None) -> tuple[Outcome, str]:
     """How the run ends for a node that is shut down while `error` is handled."""
     if error is None or (isinstance(error, SystemExit) and not error.code):
         return Outcome.SUCCEEDED, "a node has finished"
-    text = str(error).strip().partition("\n")[0]
+    text = (torch_bridge.first_failure(error) or str(error)).strip().partition("\n")[0]
     return Outcome.FAILED, f"{type(error).__name__}: {text}"[:REASON_CHARACTERS_MAX]
 
 

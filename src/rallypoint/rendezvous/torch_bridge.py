@@ -224,6 +224,22 @@ def store_error(error: errors.RallypointError) -> Exception:
     return same
 
 
+def first_failure(error: BaseException) -> str:
+    """Which worker failed first, and how, if this is torchrun's ChildFailedError; else "".
+
+    Its own text is a table of many lines. (Known by its method, so that nothing is imported.)
+    """
+    if not hasattr(error, "get_first_failure"):
+        return ""
+    rank, failure = error.get_first_failure()
+    if failure.exitcode < 0:
+        return f"rank {rank} was killed by signal {-failure.exitcode} ({failure.signal_name()})"
+    text = f"rank {rank} ended with exit code {failure.exitcode}"
+    # A program under torch's @record leaves its error; else the message says how to get one.
+    said = failure.message.get("message", "") if isinstance(failure.message, dict) else ""
+    return f"{text}: {said}" if said else text
+
+
 _classes: dict[tuple[str, str], type[Exception]] = {}
 
 
