@@ -361,6 +361,23 @@ def test_an_orphan_ends_its_round_and_regroups_when_there_is_a_coordinator_again
     nodes_on(IN_MEMORY, ledger, scenario, run=msgspec.structs.replace(RUN, max_nodes=2))
 
 
+def test_a_coordinator_that_is_cut_off_from_its_ledger_counts_as_none_for_an_orphan() -> None:
+    ledger = Outage()
+
+    async def scenario(nodes: Nodes) -> None:
+        met = await nodes.meet("a", "b", orphan_s=1.0)
+        ledger.is_away = True
+        await until(lambda: all(node.change is not None for node in met))
+        assert all(node.is_connected for node in met)
+        assert all("holds its lease" in node.change.detail for node in met if node.change)
+        ledger.is_away = False
+        await asyncio.gather(*(node.next_round(HERE, timeout_s=20.0) for node in met))
+        assert {node.round.head.number for node in met if node.round} == {2}
+
+    run = msgspec.structs.replace(RUN, max_nodes=2, suspect_after_s=0.6)
+    nodes_on(IN_MEMORY, ledger, scenario, run=run)
+
+
 def test_without_an_orphans_end_a_node_goes_on() -> None:
     ledger = Outage()
 

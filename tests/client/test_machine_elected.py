@@ -164,5 +164,14 @@ def test_an_orphan_ends_its_round_once_and_tells_the_next_coordinator() -> None:
     assert [each.change for each in said] == [action.change]
 
 
+def test_only_a_beat_that_advances_is_a_sign_of_a_coordinator_that_leads() -> None:
+    machine = in_round()
+    led = []
+    for now_s, beat in ((101.0, 7), (102.0, 7), (103.0, 8), (104.0, 8)):
+        machine.received(wire.Beat(machine.stamp, beat), now_s)
+        led.append(machine.led_s)
+    assert led == [101.0, 101.0, 103.0, 103.0]
+
+
 def test_a_node_without_a_round_is_no_orphan() -> None:
     assert a_machine().orphaned(30.0) == []

@@ -200,6 +200,9 @@ class NodeMachine:
         self._open: dict[int, wire.StoreCall | wire.AskMembers | wire.AskWaiting] = {}
         self._heartbeat_s = 1.0
         self._heard_s = 0.0
+        self._beat = 0
+        self.led_s = 0.0
+        """When a coordinator that holds its lease was last heard."""
         self._next_tick_s: float | None = None
 
     @property
@@ -284,6 +287,7 @@ class NodeMachine:
             case wire.Members() | wire.WaitingIs():
                 return self._on_told(message)
             case wire.Beat():
+                self._on_beat(message, now_s)
                 return []
 
     def _is_stale(self, message: wire.FromCoordinator) -> bool:
@@ -297,8 +301,14 @@ class NodeMachine:
             seen = Stamp(seen.ledger_id, seen.term, 0)
         return message.stamp.is_older_than(seen)
 
+    def _on_beat(self, message: wire.Beat, now_s: float) -> None:
+        """One whose beat stands still has lost its lease, or cannot reach its ledger."""
+        if message.beat != self._beat:
+            self._beat, self.led_s = message.beat, now_s
+
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> list[Action]:
         self.is_attached = True
+        self.led_s = now_s
         self._heartbeat_s = max(HEARTBEAT_MIN_S, message.heartbeat_s)
         self._next_tick_s = now_s + self._tick_s()
         self.is_standby = message.standing.standby
@@ -408,10 +418,12 @@ class NodeMachine:
         return self._on_refused(reasons.run_over(self.run_id, close))
 
     def orphaned(self, alone_s: float) -> list[Action]:
-        """There has been no coordinator for too long: the node's round ends for it (R13)."""
+        """There has been no coordinator for too long, or none that holds its lease: the node's
+        round ends for it (R13)."""
         if self.head is None or self.ended is not None:
             return []
-        detail = f"it has had no coordinator for {alone_s:.0f} s"
+        what = "no coordinator that holds its lease" if self.is_attached else "no coordinator"
+        detail = f"it has had {what} for {alone_s:.0f} s"
         change = Change(ChangeKind.NODE_LOST, self.number, (self.info.name,), 1, detail)
         actions = self._on_ended(change)
         self._ended_term = 0  # No coordinator knows of it yet.

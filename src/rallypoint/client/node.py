@@ -548,6 +548,12 @@ class Node:
     def _on_tick(self) -> None:
         self._tick = None
         self._act(self._machine.tick(self._now_s()))
+        orphan_s = self.settings.orphan_s
+        if orphan_s is not None and self.is_connected:
+            # A coordinator that is cut off from its ledger cannot know whether it still is one.
+            unled_s = self._now_s() - self._machine.led_s
+            if unled_s > orphan_s:
+                self._act(self._machine.orphaned(unled_s))
 
     def _send(self, action: m.Send) -> None:
         if self._connection is not None:

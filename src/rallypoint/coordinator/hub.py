@@ -88,7 +88,9 @@ class Hub:
         self._sweep(now_s)
 
     def beat(self) -> int:
-        """A counter that advances while this coordinator is one."""
+        """A counter that advances while this coordinator is one: with its lease, if it has any."""
+        if self._shared is not None:
+            return self._shared.office.beat
         self._beats += 1
         return self._beats
 
