@@ -14,12 +14,15 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from rallypoint.bench.processes import BenchError as BenchError
+from rallypoint.bench.processes import clean_environment
 from rallypoint.core.values import Address
 from rallypoint.endpoints import EndpointKind, parse_endpoint
 
@@ -27,14 +30,6 @@ SPARE_DESCRIPTORS: Final = 64
 """What a process needs besides its connections."""
 END_S: Final = 5.0
 CONNECT_TIMEOUT_S: Final = 5.0
-
-
-class BenchError(Exception):
-    """Nothing could be measured. The text says why; `hint` what to do."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -48,6 +43,7 @@ class Process:
             [sys.executable, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env=clean_environment(),
             **options,
         )
         assert self._popen.stdin is not None
@@ -112,7 +108,19 @@ def usage_of(pid: int) -> Usage:
             f"what process {pid} uses cannot be read: {error}", "this needs Linux's /proc"
         ) from error
     ticks = int(fields[11]) + int(fields[12])
-    return Usage(ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE"))
+    cpu_s = _precise_cpu_s(pid) or ticks / os.sysconf("SC_CLK_TCK")
+    return Usage(cpu_s, pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _precise_cpu_s(pid: int) -> float | None:
+    """A process's CPU time in nanoseconds' steps, where /proc has hundredths of a second.
+
+    What clock_getcpuclockid(3) computes on Linux, as Python has it for threads only.
+    """
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return None
 
 
 def check_descriptors(nodes: int) -> None:
@@ -137,11 +145,15 @@ def check_descriptors(nodes: int) -> None:
 
 
 class Coordinator(msgspec.Struct):
-    """Where a coordinator listens. `process`: None if it is not ours, and cannot be looked into."""
+    """Where a coordinator listens. `process`: None if it is not ours, and cannot be looked into.
+
+    `endpoint`: the same as real agents are given it; with none, the first of them carries one.
+    """
 
     address: Address
     process: Process | None = None
     token: str = ""
+    endpoint: str = ""
 
 
 @contextlib.contextmanager
@@ -153,7 +165,7 @@ def served(*options: str) -> Iterator[Coordinator]:
         try:
             endpoint = process.line("rallypoint serve").decode().strip()
             port = int(endpoint.rpartition(":")[2])
-            yield Coordinator(Address("127.0.0.1", port), process)
+            yield Coordinator(Address("127.0.0.1", port), process, endpoint=endpoint)
         finally:
             process.terminate()
             process.end()
@@ -184,7 +196,11 @@ def running(endpoint: str, token: str) -> Coordinator:
             f"nobody answers at {endpoint}: {error.strerror or error}",
             "start one with `rallypoint serve`, or leave --at out",
         ) from error
-    return Coordinator(Address(place.host, place.port), None, token)
+    return Coordinator(Address(place.host, place.port), None, token, endpoint)
+
+
+NOWHERE: Final = Coordinator(Address("127.0.0.1", 0))
+"""For scenarios whose processes bring their own coordinator."""
 
 
 @contextlib.contextmanager
@@ -196,13 +212,17 @@ def _quiet() -> Iterator[Any]:
 class Plan(msgspec.Struct):
     """What a scenario is asked for: where, how often, by how many processes, for how long.
 
-    `seconds`: how long to watch where nothing happens.
+    `seconds`: how long to watch where nothing happens. `ddp`: whether workers are a DDP job.
+    `runs`: of how many runs. `ledger`: where elected coordinators keep it; none is a folder.
     """
 
     at: Coordinator
     repeats: int = 10
     processes: int = 1
     seconds: float = 10.0
+    ddp: bool = False
+    runs: int = 1
+    ledger: str = ""
     name: str = ""
     _runs: int = 0
 
@@ -291,9 +311,13 @@ class Fleets:
         return [fleet.hear() for fleet in self.each]
 
     def end_round(self) -> None:
-        """End the round that all are in, and wait until all are told."""
+        """End the round that all are in, and wait until all are told.
+
+        By one node that wants the next: a worker's failure would also have every node probed, and
+        the answers would come in the midst of what is measured next.
+        """
         self.ask("expect_end")
-        self.each[0].ask("fail", index=0)
+        self.each[0].ask("again", index=0)
         self.ask("ended")
 
     def end(self) -> None:

@@ -125,6 +125,11 @@ class Fleet:
         self.nodes[index].failed(failure)
         return {"at_s": failed_s}
 
+    async def again(self, *, index: int) -> dict[str, Any]:
+        """One node wants the next round, which ends the present one for all."""
+        self.nodes[index].ready()
+        return {"at_s": time.monotonic()}
+
     async def kill(self, *, index: int) -> dict[str, Any]:
         """Cut one node's connection without a word; it is no node of this fleet any more."""
         node = self.nodes.pop(index)
@@ -344,7 +349,7 @@ class _Caller:
 # -- the process -----------------------------------------------------------------------------------
 
 _COMMANDS: Final = (
-    "connect", "meet", "expect_end", "ended", "fail", "kill", "leave", "freeze",
+    "connect", "meet", "expect_end", "ended", "fail", "again", "kill", "leave", "freeze",
     "store", "counts", "settle", "disconnect", "floor_connect", "floor_meet",
     "arrive", "barrier",
 )  # fmt: skip
