@@ -85,6 +85,7 @@ class Search:
         """Why the ledger cannot be used; None while it can."""
         self._away_since_s = 0.0
         self._run_key = f"runs/{settings.run_id}"
+        self._where = str(settings.endpoint)
         self._seeker = e.Seeker(node, timing(settings.lease_ttl_s), settings.candidates)
         self._version: int | None = None
         self._is_watching = True
@@ -223,7 +224,7 @@ class Search:
                 return await work
         except TimeoutError as error:
             raise LedgerUnreachableError(
-                f"the ledger has not answered within {_now_s() - began_s:.1f} s"
+                f"{self._where} has not answered within {_now_s() - began_s:.1f} s"
             ) from error
 
     async def _read(self, key: str) -> e.Found | None:
