@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
-import subprocess
-import threading
-import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from benchmarks.figure import Figure, Group, Target
-from benchmarks.processes import (
-    NotMeasuredError,
-    Say,
-    ask,
-    end,
-    python,
-    read_line,
-    run_part,
-    wait_until,
-)
+from benchmarks.processes import NotMeasuredError, Say, run_part
+from rallypoint.bench.failover import failovers
 from tests.ledger.etcd_processes import EtcdCluster, etcd, programs
 
-RUN_ID: Final = "failover"
 SERVES_S: Final = 5.0
 ALL_S: Final = 8.0
 WRITES_PER_S: Final = 1.05
@@ -49,95 +36,12 @@ def _prefix(cluster: EtcdCluster) -> str:
     return f"etcd://{','.join(cluster.endpoints)}/benchmark-{secrets.token_hex(4)}"
 
 
-class _Replica:
-    """A `rallypoint serve` over the ledger."""
-
-    def __init__(self, ledger: str) -> None:
-        self.process = python(
-            *("-m", "rallypoint.cli", "serve", "--port", "0", "--ledger", ledger),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        self.port = int(read_line(self.process).rpartition(":")[2])
-
-    def attached(self) -> int:
-        """How many nodes of the run it has."""
-        runs = ask(self.port, "/api/v1/runs")["runs"]
-        return sum(int(each["attached"]) for each in runs if each["run_id"] == RUN_ID)
-
-
-class _Nodes:
-    """A process with some of the run's nodes, and what they have said."""
-
-    def __init__(self, name: str, count: int, total: int, endpoint: str) -> None:
-        self.count = count
-        self.said: list[dict[str, Any]] = []
-        self.process = python(
-            *("-m", "benchmarks.failover_part", "nodes", name, str(count), str(total), endpoint),
-            stdout=subprocess.PIPE,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.append(json.loads(line))
-
-    def has_said(self, event: str) -> bool:
-        return any(each["event"] == event for each in list(self.said))
-
-    def attached_since(self, since_s: float) -> list[float]:
-        said = [e for e in list(self.said) if e["event"] == "attached"]
-        return [float(each["at_s"]) for each in said if each["at_s"] >= since_s]
-
-
-def _failovers(ledger: str, nodes: int, repeats: int, say: Say) -> list[tuple[float, float]]:
-    """From the kill: until the first, and until the last node is attached to another one."""
-    processes, each_has = SIZES[nodes]
-    replicas = [_Replica(ledger), _Replica(ledger)]
-    groups: list[_Nodes] = []
-    results = []
-    try:
-        for index in range(processes):
-            groups.append(_Nodes(f"part{index}", each_has, nodes, ledger))
-        wait_until(lambda: all(each.has_said("met") for each in groups), "all nodes in a round")
-        for index in range(repeats):
-            owner = _owner(replicas, nodes)
-            results.append(_kill(owner, groups))
-            replicas = [*(r for r in replicas if r is not owner), _Replica(ledger)]
-            say(f"failover of {nodes} nodes, {index + 1} of {repeats}")
-    finally:
-        end([*(each.process for each in replicas), *(each.process for each in groups)])
-    return results
-
-
-def _owner(replicas: list[_Replica], nodes: int) -> _Replica:
-    """The one that has all nodes, once one has."""
-    wait_until(lambda: any(each.attached() == nodes for each in replicas), "an owner of the run")
-    return next(each for each in replicas if each.attached() == nodes)
-
-
-def _kill(owner: _Replica, groups: list[_Nodes]) -> tuple[float, float]:
-    killed_s = time.monotonic()
-    owner.process.kill()
-    wait_until(
-        lambda: all(len(each.attached_since(killed_s)) >= each.count for each in groups),
-        "all nodes attached again",
-    )
-    if any(each.has_said("ended") for each in groups):
-        raise NotMeasuredError("the round has ended")
-    end([owner.process])
-    times = [at_s - killed_s for each in groups for at_s in each.attached_since(killed_s)]
-    return min(times), max(times)
-
-
 def measure_failover(repeats: int, say: Say) -> list[Figure]:
     """`kill -9` of the one of two replicas that has the run."""
     figures = []
     for nodes, (processes, each_has) in SIZES.items():
         with three_members() as cluster:
-            results = _failovers(_prefix(cluster), nodes, repeats, say)
+            results = failovers(_prefix(cluster), nodes, processes, repeats, say)
         told = (
             f"{nodes} nodes in {processes} processes ({each_has} each) in a round, default "
             "settings (ttl 3 s), two `rallypoint serve --ledger etcd://` over three etcd members, "

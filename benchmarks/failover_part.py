@@ -1,8 +1,7 @@
-"""Nodes that say when they are attached, and a coordinator whose use of its ledger is counted.
+"""A coordinator whose use of its ledger is counted.
 
-nodes NAME COUNT TOTAL ENDPOINT   COUNT of a run's TOTAL nodes; a line whenever one is attached
-idle LEDGER RUNS SECONDS          writes of a coordinator with so many active runs of two nodes
-rounds LEDGER|memory ROUNDS       rounds of two nodes: how long each takes, and its operations
+idle LEDGER RUNS SECONDS     writes of a coordinator with so many active runs of two nodes
+rounds LEDGER|memory ROUNDS  rounds of two nodes: how long each takes, and its operations
 """
 
 from __future__ import annotations
@@ -16,17 +15,15 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
-from rallypoint.client import machine as m
+from rallypoint.bench.real_nodes import BOOTSTRAP, node
 from rallypoint.client.node import Node
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer, bind
-from rallypoint.core.values import Address, RunSettings
+from rallypoint.core.values import Address
 from rallypoint.endpoints import parse_ledger
 from rallypoint.ledger.contract import Ledger
 from rallypoint.ledger.opening import open_ledger
-from rallypoint.settings import NodeSettings, parse_endpoint
 
-BOOTSTRAP: Final = Address("127.0.0.1", 1)
 READS: Final = ("read", "keys", "records", "logs")
 WRITES: Final = ("swap", "delete", "append", "drop_log")
 
@@ -36,46 +33,9 @@ def show(**values: Any) -> None:
     print(json.dumps(values), flush=True)
 
 
-class SayingNode(Node):
-    """A node that says when it is attached."""
-
-    def _act(self, actions: list[m.Action]) -> None:
-        at_s = time.monotonic()
-        super()._act(actions)
-        if any(isinstance(action, m.Attached) for action in actions):
-            show(event="attached", at_s=at_s, term=self._machine.stamp.term)
-
-
-def node(kind: type[Node], name: str, run_id: str, total: int, endpoint: str) -> Node:
-    """One node of a run that has so many."""
-    settings = NodeSettings(
-        endpoint=parse_endpoint(endpoint),
-        run_id=run_id,
-        node_name=name,
-        local_addr="127.0.0.1",
-        host_coordinator="no",
-    )
-    return kind(settings, RunSettings(min_nodes=total, max_nodes=total, max_restarts=None))
-
-
 async def meet(nodes: list[Node]) -> None:
     """All in the next round."""
     await asyncio.gather(*(each.next_round(BOOTSTRAP) for each in nodes))
-
-
-async def stay(name: str, count: int, total: int, endpoint: str) -> None:
-    """Until it is killed. The end of the round would be the end of the measurement."""
-    nodes = [
-        node(SayingNode, f"{name}-{index}", "failover", total, endpoint) for index in range(count)
-    ]
-    await asyncio.gather(*(each.open() for each in nodes))
-    await meet(nodes)
-    show(event="met")
-    over = asyncio.Event()
-    for each in nodes:
-        each.on_ended = each.on_gone = lambda _: over.set()
-    await over.wait()
-    show(event="ended")
 
 
 # -- what a ledger is asked for --------------------------------------------------------------------
@@ -165,8 +125,6 @@ async def rounds(ledger: str, number: int) -> None:
 def main() -> None:
     """See above."""
     match sys.argv[1:]:
-        case ["nodes", name, count, total, endpoint]:
-            asyncio.run(stay(name, int(count), int(total), endpoint))
         case ["idle", ledger, runs, seconds]:
             asyncio.run(idle(ledger, int(runs), float(seconds)))
         case ["rounds", ledger, number]:

@@ -2,7 +2,7 @@
 
 Times of different processes are compared, so all are `time.monotonic()`, which on Linux is one
 clock for the whole machine. Processes write what happened to them as lines of JSON; reading those
-lines late changes no figure.
+lines late changes no figure. What `rallypoint bench` has as well is in rallypoint/bench.
 """
 
 from __future__ import annotations
@@ -12,52 +12,32 @@ import http.client
 import json
 import os
 import select
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import rallypoint
+from rallypoint.bench import processes
+from rallypoint.bench.agents import Agent as Agent
+from rallypoint.bench.agents import agents as agents
+from rallypoint.bench.agents import wait_for as wait_for
+from rallypoint.bench.notes import Note as Event
+from rallypoint.bench.processes import DEADLINE_S
+from rallypoint.bench.processes import BenchError as NotMeasuredError
+from rallypoint.bench.processes import end as end
+from rallypoint.bench.processes import free_port as free_port
+from rallypoint.bench.processes import wait_until as wait_until
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-PACKAGE_ROOT: Final = Path(rallypoint.__file__).resolve().parents[1]
-DEADLINE_S: Final = 60.0
-"""How long anything may take before the measurement has failed."""
-POLL_S: Final = 0.02
 
-Event = dict[str, Any]
 Say = Callable[[str], None]
 
 
-class NotMeasuredError(Exception):
-    """What was to be timed did not happen."""
-
-
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment with default settings, and the same `rallypoint` to import."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RALLYPOINT_")}
-    path = os.pathsep.join([str(PACKAGE_ROOT), str(ROOT), *filter(None, [kept.get("PYTHONPATH")])])
-    return kept | {"PYTHONPATH": path} | more
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens at; nobody else is likely to take it meanwhile."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
-def wait_until(what: Callable[[], bool], waited_for: str, within_s: float = DEADLINE_S) -> None:
-    """Poll until it is so. Raises NotMeasuredError."""
-    ends_s = time.monotonic() + within_s
-    while not what():
-        if time.monotonic() > ends_s:
-            raise NotMeasuredError(f"not within {within_s:g} s: {waited_for}")
-        time.sleep(POLL_S)
+    """This process's environment with default settings, and the same packages to import."""
+    kept = processes.clean_environment()
+    return kept | {"PYTHONPATH": os.pathsep.join([kept["PYTHONPATH"], str(ROOT)])} | more
 
 
 def python(*arguments: str, **popen: Any) -> subprocess.Popen[str]:
@@ -132,98 +112,3 @@ def ask(port: int, path: str) -> Any:
     with contextlib.closing(connection):
         connection.request("GET", path)
         return json.loads(connection.getresponse().read())
-
-
-# -- agents --------------------------------------------------------------------------------------
-
-
-class Agent:
-    """One `rallypoint run` with one trivial worker; both write down what happens to them."""
-
-    def __init__(self, name: str, log: Path, arguments: Sequence[str]) -> None:
-        self.name = name
-        self._log = log
-        self._read_bytes = 0
-        self._events: list[Event] = []
-        self.process = python(
-            *("-m", "benchmarks.logged_agent", "run", "--node-name", name, *arguments),
-            *("-m", "benchmarks.logged_worker"),
-            env=clean_environment(BENCHMARK_LOG=str(log), TMPDIR=str(log.parent)),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def events(self, kind: str, since_s: float = 0.0) -> list[Event]:
-        """What has happened so far, in order."""
-        self._read()
-        return [e for e in self._events if e["event"] == kind and e["at_s"] >= since_s]
-
-    def first(self, kind: str, since_s: float = 0.0) -> float | None:
-        """When it first happened; None if it did not."""
-        found = self.events(kind, since_s)
-        return float(found[0]["at_s"]) if found else None
-
-    def _read(self) -> None:
-        if not self._log.exists():
-            return
-        with self._log.open("rb") as file:
-            file.seek(self._read_bytes)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read_bytes += len(whole)
-        self._events += [json.loads(line) for line in whole.splitlines()]
-
-    @property
-    def worker_pid(self) -> int:
-        """The process id of its last worker."""
-        return int(self.events("working")[-1]["pid"])
-
-    def signal(self, number: int) -> None:
-        """Send it to the agent and to its worker, one right after the other."""
-        self.process.send_signal(number)
-        os.kill(self.worker_pid, number)
-
-
-@contextlib.contextmanager
-def agents(count: int, nnodes: str, endpoint: str, run_id: str) -> Iterator[list[Agent]]:
-    """So many agents, all in the first round, each with its worker at work.
-
-    The first is there before the others start: with a `host:port` endpoint it is the host.
-    """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        arguments = ("--nnodes", nnodes, "--endpoint", endpoint, "--run-id", run_id)
-        started: list[Agent] = []
-        try:
-            for index in range(count):
-                name = f"node{index}"
-                started.append(Agent(name, Path(folder, f"{name}.jsonl"), arguments))
-                if index == 0:
-                    wait_for(started, "attached")
-            wait_for(started, "working")
-            yield started
-        finally:
-            workers = [e["pid"] for a in started for e in a.events("working")[-1:]]
-            end([agent.process for agent in started])
-            for pid in workers:  # its guard has done it, or is about to
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-
-
-def wait_for(those: Sequence[Agent], kind: str, since_s: float = 0.0) -> list[float]:
-    """Wait until it has happened to all of them; when it first did, for each."""
-    wait_until(lambda: all(a.first(kind, since_s) is not None for a in those), f"{kind} everywhere")
-    times = [agent.first(kind, since_s) for agent in those]
-    return [at_s for at_s in times if at_s is not None]
-
-
-def end(processes: Sequence[subprocess.Popen[str]]) -> None:
-    """Kill them, stopped ones too, and take their exit codes."""
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-    for process in processes:
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()

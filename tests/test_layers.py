@@ -57,8 +57,8 @@ LAYERS: dict[str, frozenset[str]] = {
     | {"settings"},
     "testing": frozenset({"core", "wire", "ledger", "client", "coordinator", "simulation"})
     | {"errors", "settings"},
-    "bench": frozenset({"client", "coordinator", "core", "endpoints", "errors", "wire"})
-    | {"_version"},
+    "bench": frozenset({ROOT, "client", "coordinator", "core", "endpoints", "errors", "settings"})
+    | {"wire", "_version"},
 }
 ABOVE_ALL = frozenset({"cli", "__main__"})  # what a person types may import everything
 
@@ -71,11 +71,14 @@ CORE_MAY_IMPORT = frozenset(
 
 # What torch's classes look like is known in one file, so that all else runs and is tested without.
 TORCH_FILE = "rendezvous/torch_bridge.py"
+# A program of its own, which `bench recover --ddp` starts as a worker and nothing imports.
+TORCH_PROGRAM = "bench/ddp_worker.py"
 
 # Only settings reads the environment, so that one place knows every variable's name, type and
 # precedence. Who else touches it is named here, with the reason.
 ENVIRONMENT_EXEMPT = {
     "settings.py": "the reader",
+    "bench/processes.py": "starts what is measured without this shell's settings, reads none",
     "launch/worker_env.py": "copies the agent's environment into its workers', reads no setting",
 }
 ENVIRONMENT_NAMES = frozenset(
@@ -136,7 +139,7 @@ def _import_problem(package: Path, layer: str, where: Path, each: Import) -> str
         return (
             f"core imports {top}; outside itself it may import {', '.join(sorted(CORE_MAY_IMPORT))}"
         )
-    if top == "torch" and where.as_posix() != TORCH_FILE:
+    if top == "torch" and where.as_posix() not in (TORCH_FILE, TORCH_PROGRAM):
         return f"{layer} imports torch; only {TORCH_FILE} may"
     return None
 

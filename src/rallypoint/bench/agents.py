@@ -1,0 +1,134 @@
+"""Real `rallypoint run` agents with one worker each; all write down what happens to them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from rallypoint.bench.notes import Note, Reader
+from rallypoint.bench.processes import (
+    DEADLINE_S,
+    clean_environment,
+    end,
+    kill_tree,
+    wait_until,
+)
+
+PLAIN: Final = "rallypoint.bench.plain_worker"
+DDP: Final = "rallypoint.bench.ddp_worker"
+_WORDS: Final = 600
+"""How much of what an agent said last goes into an error, in characters."""
+
+
+class Agent:
+    """One `rallypoint run` with one worker."""
+
+    def __init__(
+        self, name: str, folder: Path, arguments: Sequence[str], worker: str, token: str
+    ) -> None:
+        self.name = name
+        notes = folder / f"{name}.jsonl"
+        self._notes = Reader(notes)
+        self._said = folder / f"{name}.txt"
+        own = {"RALLYPOINT_TOKEN": token} if token else {}
+        with self._said.open("wb") as said:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "rallypoint.cli.logged_agent", str(notes), "run"),
+                    *("--node-name", name, *arguments, "-m", worker, str(notes)),
+                ],
+                env=clean_environment(TMPDIR=str(folder), **own),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+            )
+
+    def events(self, kind: str, since_s: float = 0.0) -> list[Note]:
+        """What has happened so far, in order."""
+        return self._notes.all(kind, since_s)
+
+    def first(self, kind: str, since_s: float = 0.0) -> float | None:
+        """When it first happened; None if it did not."""
+        return self._notes.first(kind, since_s)
+
+    @property
+    def worker_pid(self) -> int:
+        """The process id of its last worker."""
+        return int(self.events("working")[-1]["pid"])
+
+    def signal(self, number: int) -> None:
+        """Send it to the agent and to its worker, one right after the other."""
+        self.process.send_signal(number)
+        os.kill(self.worker_pid, number)
+
+    def kill_all(self) -> float:
+        """SIGKILL to the agent and to everything that it started; when that began."""
+        return kill_tree(self.process.pid)
+
+    def problem(self) -> str:
+        """How it has ended, if it has, with what it said last."""
+        code = self.process.poll()
+        if code is None or code == -signal.SIGKILL:  # one that we have killed
+            return ""
+        said = self._said.read_text("utf-8", "replace").strip()[-_WORDS:]
+        return f"the agent of {self.name} ended with exit code {code}: {said}"
+
+
+@contextlib.contextmanager
+def agents(
+    count: int,
+    nnodes: str,
+    endpoint: str,
+    run_id: str,
+    *,
+    worker: str = PLAIN,
+    token: str = "",
+    until: str = "working",
+    within_s: float = DEADLINE_S,
+) -> Iterator[list[Agent]]:
+    """So many agents in their first round, each with its worker, which has come to `until`.
+
+    The first is there before the others start: with a `host:port` endpoint it is the host.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        arguments = ("--nnodes", nnodes, "--endpoint", endpoint, "--run-id", run_id)
+        started: list[Agent] = []
+        try:
+            for index in range(count):
+                started.append(Agent(f"node{index}", folder, arguments, worker, token))
+                if index == 0:
+                    wait_for(started, "attached", within_s=within_s)
+            wait_for(started, until, within_s=within_s)
+            yield started
+        finally:
+            workers = [e["pid"] for a in started for e in a.events("working")[-1:]]
+            end([agent.process for agent in started])
+            for pid in workers:  # its guard has done it, or is about to
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(
+    those: Sequence[Agent], kind: str, since_s: float = 0.0, within_s: float = DEADLINE_S
+) -> list[float]:
+    """Wait until it has happened to all of them; when it first did, for each."""
+    wait_until(
+        lambda: all(a.first(kind, since_s) is not None for a in those),
+        f"{kind} everywhere",
+        within_s,
+        _problem_of(those),
+    )
+    times = [agent.first(kind, since_s) for agent in those]
+    return [at_s for at_s in times if at_s is not None]
+
+
+def _problem_of(those: Sequence[Agent]) -> Callable[[], str]:
+    return lambda: next((text for text in (a.problem() for a in those) if text), "")

@@ -1,0 +1,44 @@
+"""A small DDP job over gloo, which writes down when it has taken its first step.
+
+    python -m rallypoint.bench.ddp_worker FILE
+
+It imports torch as any DDP script does, which is most of what a new round's first step waits for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Final
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from rallypoint.bench.notes import Writer
+
+STEP_S: Final = 0.05
+
+
+def main(path: str) -> None:
+    """Steps of a tiny model for ever, one collective each."""
+    notes = Writer(path)
+    notes.note("working", pid=os.getpid())
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    model = DistributedDataParallel(torch.nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    is_first = True
+    while True:
+        optimizer.zero_grad()
+        model(torch.ones(4, 8)).sum().backward()
+        optimizer.step()
+        if is_first:
+            notes.note("stepped", size=dist.get_world_size())
+            is_first = False
+        time.sleep(STEP_S)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,57 @@
+"""What happened when, as lines of JSON in a file: written by who is measured, read by who measures.
+
+Times are `time.monotonic()`, which on Linux is one clock for all processes of a machine. A line is
+written at once and in one piece, so that it is there when its writer is killed right after it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+Note = dict[str, Any]
+
+
+class Writer:
+    """Appends to a file. Several processes may write one."""
+
+    def __init__(self, path: str | Path) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        self._fd = os.open(path, flags, 0o600)
+
+    def note(self, event: str, at_s: float | None = None, **more: Any) -> None:
+        """Something has happened now, or at `at_s`."""
+        line = {"event": event, "at_s": time.monotonic() if at_s is None else at_s, **more}
+        os.write(self._fd, json.dumps(line).encode() + b"\n")
+
+
+class Reader:
+    """Reads a file that grows, each line once. One that is not there yet is empty."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read_bytes = 0
+        self._notes: list[Note] = []
+
+    def all(self, event: str, since_s: float = 0.0) -> list[Note]:
+        """What has happened so far, in order."""
+        self._read()
+        return [n for n in self._notes if n["event"] == event and n["at_s"] >= since_s]
+
+    def first(self, event: str, since_s: float = 0.0) -> float | None:
+        """When it first happened; None if it did not."""
+        found = self.all(event, since_s)
+        return float(found[0]["at_s"]) if found else None
+
+    def _read(self) -> None:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._read_bytes)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read_bytes += len(whole)
+        self._notes += [json.loads(line) for line in whole.splitlines()]

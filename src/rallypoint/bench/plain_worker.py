@@ -1,0 +1,47 @@
+"""A worker that does nothing, and writes down when it started and when it heard of a change.
+
+    python -m rallypoint.bench.plain_worker FILE
+
+Its one step is a barrier of all workers. It hears of a change by Rallypoint's callback or by the
+agent's SIGTERM, whichever comes first; SIGUSR1 makes it fail as a program does whose peer is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+import rallypoint
+from rallypoint.bench.notes import Writer
+
+
+def _fail(*_: object) -> None:
+    raise ConnectionResetError("Connection reset by peer")
+
+
+def main(path: str) -> None:
+    """Join, take the step, and wait for a signal for ever."""
+    notes = Writer(path)
+
+    def terminated(*_: object) -> None:
+        notes.note("worker_told", by="SIGTERM")
+        os._exit(0)
+
+    signal.signal(signal.SIGUSR1, _fail)
+    signal.signal(signal.SIGTERM, terminated)
+    run = rallypoint.join()
+    world = run.next_world()
+    assert world is not None
+    world.on_change(lambda change: notes.note("worker_told", by="callback"))
+    notes.note("working", pid=os.getpid(), round=world.number)
+    with contextlib.suppress(rallypoint.RoundBrokenError):
+        world.barrier("the first step")
+        notes.note("stepped", round=world.number, size=world.size)
+    while True:
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,102 @@
+"""From the `kill -9` of one node to the first step of the next round: real agents, real workers.
+
+    killed ── noticed ──▶ told ──▶ stopped ──▶ met ──▶ started
+              the first   the last  the last    the last   the last worker
+              survivor    survivor  survivor's  survivor   has taken its
+              is told     is told   workers     has the    first step
+                                    have ended  new round
+
+Each of the five is the time between two neighbours. Noticing, telling and meeting are ours; how
+long workers take to stop and to start is their program's affair, and is what the rest consists of.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Final
+
+from rallypoint.bench.agents import DDP, PLAIN, Agent, agents, wait_for
+from rallypoint.bench.driver import Plan
+from rallypoint.bench.figure import Figure
+from rallypoint.bench.processes import BenchError, free_port
+
+STAGES: Final = {
+    "noticed": "from kill -9 of one node's processes until the first survivor's agent is told",
+    "told": "until the last survivor's agent is told",
+    "stopped": "until the last survivor's agent has stopped its worker",
+    "met": "until the last survivor's agent has its new round",
+    "started": "until the last survivor's new worker has taken its first step",
+}
+OURS: Final = ("noticed", "told", "met")
+REPEATS_MAX: Final = 5
+NODES_MAX: Final = 64
+"""Each is an agent, its guard and a worker: three Python processes of this machine."""
+WITHIN_S: Final = 120.0
+
+
+def check(plan: Plan, nodes: int) -> None:
+    """Whether this can be measured here. Raises BenchError."""
+    if plan.ddp and importlib.util.find_spec("torch") is None:
+        raise BenchError(
+            "--ddp needs torch, which is not installed",
+            "pip install 'rallypoint[torch]', or leave --ddp out: a plain Python worker is used",
+        )
+    if not 3 <= nodes <= NODES_MAX:
+        raise BenchError(
+            f"recover starts real agents, from 3 to {NODES_MAX} of them, not {nodes}",
+            "two survivors at least are to meet again",
+        )
+
+
+def measure(plan: Plan, nodes: int) -> list[Figure]:
+    """Kill one of so many, each time in a run of its own."""
+    check(plan, nodes)
+    results = [_once(plan, nodes) for _ in range(min(plan.repeats, REPEATS_MAX))]
+    worker = "a small DDP job (gloo)" if plan.ddp else "plain Python"
+    ours = [sum(each[name] for name in OURS) for each in results]
+    total = [sum(each.values()) for each in results]
+
+    def figure(name: str, about: str, values: list[float]) -> Figure:
+        return Figure(
+            scenario="recover", name=name, nodes=nodes, unit="s", values=tuple(values), about=about
+        )
+
+    return [
+        *(figure(name, about, [r[name] for r in results]) for name, about in STAGES.items()),
+        figure("the share that is ours", "noticed, told and met together", ours),
+        figure("in all", f"from the kill to the next round's first step; workers: {worker}", total),
+    ]
+
+
+def _once(plan: Plan, nodes: int) -> dict[str, float]:
+    with agents(
+        nodes,
+        f"{nodes - 1}:{nodes}",
+        plan.at.endpoint or f"127.0.0.1:{free_port()}",
+        plan.run_id(),
+        worker=DDP if plan.ddp else PLAIN,
+        token=plan.at.token,
+        until="stepped",
+        within_s=WITHIN_S,
+    ) as started:
+        *survivors, victim = started  # the first may carry the coordinator
+        return split(survivors, victim.kill_all())
+
+
+def split(survivors: list[Agent], killed_s: float) -> dict[str, float]:
+    """The five parts of what follows a kill, in seconds, once all of it has happened."""
+    wait_for(survivors, "stepped", killed_s, WITHIN_S)
+    told = wait_for(survivors, "told", killed_s)
+    ends_s = {
+        "noticed": min(told),
+        "told": max(told),
+        "stopped": max(wait_for(survivors, "stopped", killed_s)),
+        "met": max(wait_for(survivors, "formed", killed_s)),
+        "started": max(wait_for(survivors, "stepped", killed_s)),
+    }
+    parts, before_s = {}, killed_s
+    for name, end_s in ends_s.items():
+        # A fast survivor may have stopped its worker before the last one is told.
+        parts[name] = max(0.0, end_s - before_s)
+        before_s = max(before_s, end_s)
+    return parts

@@ -1,0 +1,36 @@
+"""`rallypoint`, as it is, but that it writes down when its node was told what: for `bench`.
+
+    python -m rallypoint.cli.logged_agent FILE run ...
+
+Beside what the node's machine decides (bench/logged_node.py) it notes when the agent has stopped a
+round's workers. Nothing else of the command differs.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from rallypoint.bench.logged_node import logged
+from rallypoint.bench.notes import Writer
+from rallypoint.cli.main import main
+from rallypoint.launch import agent
+from rallypoint.launch.work import Work
+
+
+def logged_work(notes: Writer) -> type[Work]:
+    """A class of work that writes down when it has been stopped."""
+
+    class LoggedWork(Work):
+        async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
+            left = await super().stop(grace_s, first_signal)
+            notes.note("stopped", round=self.number)
+            return left
+
+    return LoggedWork
+
+
+if __name__ == "__main__":
+    written = Writer(sys.argv[1])
+    vars(agent).update(Node=logged(written), Work=logged_work(written))
+    main(sys.argv[2:])
