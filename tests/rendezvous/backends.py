@@ -6,7 +6,10 @@ And handlers over them in threads of one process, for the tests of what the node
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -144,6 +147,12 @@ def takes_at_most(limit_s: float) -> Iterator[None]:
     yield
     took_s = time.monotonic() - began_s
     assert took_s < limit_s + LATE_S, f"{took_s:.1f} s"
+
+
+def freeze(process: subprocess.Popen[str]) -> None:
+    """Stop a child of this process, all of its threads, until SIGCONT."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
 
 
 class Group:

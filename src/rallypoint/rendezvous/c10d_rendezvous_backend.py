@@ -20,6 +20,7 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from rallypoint.client.finding import Pauses, describe_os_error, is_this_host
@@ -184,7 +185,9 @@ def create_backend(params: RendezvousParameters) -> tuple[C10dRendezvousBackend,
 def _file_store(params: RendezvousParameters, limit_s: float) -> Any:
     path = params.endpoint or _temporary_file()
     try:
-        return within(limit_s, lambda: torch_bridge.file_store(path))
+        # torch tries a file that cannot be opened for five minutes, and holds the GIL.
+        within(limit_s, lambda: Path(path).open("ab").close())
+        return torch_bridge.file_store(path)
     except (ValueError, RuntimeError, OSError) as error:
         _cannot_connect(f"The file store at {path!r} cannot be used: {_first_line(error)}", error)
 
@@ -258,10 +261,14 @@ def _knock(host: str, port: int, ends_s: float) -> list[str]:
     pauses = Pauses()
     while True:
         answers = _knock_once(host, port, ends_s)
+        pause_s = pauses.next_s()
         left_s = ends_s - time.monotonic()
         if not answers or left_s <= 0:
             return answers
-        time.sleep(min(pauses.next_s(), left_s))
+        if left_s <= pause_s:  # too late for one more answer, and the last ones say why
+            time.sleep(left_s)
+            return answers
+        time.sleep(pause_s)
 
 
 def _knock_once(host: str, port: int, ends_s: float) -> list[str]:
