@@ -142,10 +142,11 @@ class RunHost:
         effects = self.membership.step(event, now_s)
         if was_empty and len(self.membership.roster):
             self.history.first_arrival(now_s)
-        self.history.observe(effects, now_s, time.time())
-        self._refresh_stamp()
-        for effect in effects:
-            _EXECUTE[type(effect)](self, effect)
+        if effects:
+            self.history.observe(effects, now_s, time.time())
+            self._refresh_stamp()
+            for effect in effects:
+                _EXECUTE[type(effect)](self, effect)
         is_empty = not len(self.membership.roster)
         self.empty_since_s = (self.empty_since_s or now_s) if is_empty else None
 
@@ -401,7 +402,13 @@ class RunHost:
 
     def _step_down(self, effect: do.StepDown) -> None:
         """R5: whoever is attached looks for the coordinator that has the run now."""
-        _log.warning("run %s: this coordinator has been deposed: %s", self.run_id, effect.reason)
+        if effect.is_own_wish:
+            what = "over" if self.is_closed else "handed over"
+            _log.info("run %s: %s, and let go of: %s", self.run_id, what, effect.reason)
+        else:
+            _log.warning(
+                "run %s: this coordinator has been deposed: %s", self.run_id, effect.reason
+            )
         message = f"this coordinator has the run no more: {effect.reason}"
         for session in list(self._sessions.values()):
             session.refuse(Refusal(RefusalCode.MOVED, message))

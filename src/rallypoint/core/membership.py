@@ -41,7 +41,6 @@ from rallypoint.core.values import (
     Outcome,
     Phase,
     RoundHead,
-    RoundMember,
     RoundRecord,
     RunSettings,
     Seat,
@@ -536,7 +535,7 @@ class Membership:
         self._ledger_away_since_s = None
         if self.phase is not Phase.CLOSED:
             self._suspend(event.reason)
-        self._do(do.StepDown(event.reason))
+        self._do(do.StepDown(event.reason, event.is_own_wish))
 
     def _on_ledger_lost(self, event: on.LedgerLost) -> None:
         is_away = event.away_s is not None
@@ -721,7 +720,7 @@ class Membership:
         previous = [m.name for m in self.round.members] if self.round else []
         candidates = [ranks.Candidate(m.name, m.info.host, m.workers) for m in chosen]
         order = ranks.order(settings.rank_policy, previous, candidates)
-        members = tuple(_row(by_name[name]) for name in order)
+        members = tuple(by_name[name].row() for name in order)
         number, bootstrap = self.number + 1, by_name[order[0]].bootstrap
         head = RoundHead(
             number=number,
@@ -775,8 +774,9 @@ class Membership:
         for member in self.roster:
             self._stand_down(member)
         for row in record.members:
-            member_now = self.roster.living(NodeId(row.name, row.incarnation))
+            member_now = self.roster.get(row.name)
             assert member_now is not None, row.name
+            assert member_now.info.incarnation == row.incarnation, row.name
             assert member_now.state is MemberState.READY, row.name
             member_now.state = MemberState.ACTIVE
             member_now.last_round = record.head.number
@@ -836,7 +836,7 @@ class Membership:
         case = self.case
         if case is None or case.closed or not (forced or self._case_is_clear(case)):
             return
-        change = case.close(len(self._suspicion.unanswered))
+        change = case.close(self._suspicion.unanswered_count)
         self._suspicion.end_probe()
         assert self.settings is not None
         limit = self.settings.max_restarts
@@ -847,7 +847,7 @@ class Membership:
             self._close(Outcome.FAILED, reason, cause=change)
 
     def _case_is_clear(self, case: Case) -> bool:
-        if self._suspicion.unanswered:
+        if self._suspicion.unanswered_count:
             return False
         return self._suspicion.probe_is_over if case.needs_time() else self._case_settled
 
@@ -920,13 +920,6 @@ class Membership:
 
     def _last_call_left_s(self, now_s: float) -> float | None:
         return max(0.0, self._call_ends_s - now_s) if self._call is Call.RUNNING else None
-
-
-def _row(member: Member) -> RoundMember:
-    info = member.info
-    return RoundMember(
-        info.name, info.incarnation, info.host, info.addresses, member.workers, info.labels
-    )
 
 
 def _is_repeat(member: Member, event: on.NodeReady) -> bool:

@@ -10,7 +10,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 
-from rallypoint.core.values import Address, Change, Link, MemberState, NodeId, NodeInfo
+from rallypoint.core.values import (
+    Address,
+    Change,
+    Link,
+    MemberState,
+    NodeId,
+    NodeInfo,
+    RoundMember,
+)
 
 
 class File(enum.StrEnum):
@@ -34,6 +42,7 @@ class Member:
     """One attached node, as the coordinator knows it. Mutable; only the membership changes it."""
 
     __slots__ = (
+        "_row",
         "arrival",
         "attached_s",
         "bootstrap",
@@ -67,6 +76,16 @@ class Member:
         self.trouble_since_s = 0.0
         self.eligible_s = 0.0
         self.file = File.OTHER
+        self._row: RoundMember | None = None
+
+    def row(self) -> RoundMember:
+        """Its row in the table of a round: the same value as long as nothing of it changes."""
+        info = self.info
+        if self._row is None or self._row.workers != self.workers:
+            self._row = RoundMember(
+                info.name, info.incarnation, info.host, info.addresses, self.workers, info.labels
+            )
+        return self._row
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ they are ready, lost, or the last call ends; newcomers fill only places that are
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
@@ -64,7 +65,10 @@ class Decision(enum.StrEnum):
 
     @property
     def seals(self) -> bool:
-        return self.name.startswith("SEAL")
+        return self in _SEALS
+
+
+_SEALS: Final = frozenset(each for each in Decision if each.name.startswith("SEAL"))
 
 
 def decide(gathering: Gathering) -> Decision:

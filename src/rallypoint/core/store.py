@@ -473,6 +473,9 @@ class _Seats:
         self.size = sum(workers for _, _, workers in seats)
         self._check()
 
+    def __contains__(self, node: str) -> bool:
+        return node in self._workers
+
     def has(self, node: str, rank: int) -> bool:
         first, workers = self._workers[node]
         return first <= rank < first + workers
@@ -534,7 +537,7 @@ class RoundStore:
     ) -> None:
         self._limits = limits
         self._seats = _Seats(seats)
-        self._sessions = {name: _Session() for name, _, _ in seats}
+        self._sessions: dict[str, _Session] = {}  # of who has called: a new round costs nothing
         self._data = _Data(limits)
         self._waits: dict[_Call, None] = {}  # in the order in which they began
         # A key that is here does not exist, and no call is under a key that it has seen exist.
@@ -557,7 +560,7 @@ class RoundStore:
         A refusal because too much is unacknowledged is the one answer that is not remembered:
         nothing was applied, and the request may be sent again.
         """
-        session = self._sessions.get(node)
+        session = self._session_of(node)
         if session is None:
             message = f"node {_shown(node)} is not in this round"
             return [Answer(node, request_id, StoreFailure(BAD_REQUEST, message))]
@@ -578,7 +581,7 @@ class RoundStore:
         `still_open` lets all the others be acknowledged meanwhile. A call that still waits and is
         acknowledged all the same is cancelled. Late acknowledgements (a lower id) do nothing.
         """
-        session = self._sessions.get(node)
+        session = self._session_of(node)
         if session is None:
             return
         for request_id in session.close(up_to_request_id, still_open):
@@ -609,7 +612,7 @@ class RoundStore:
         for call in list(session.calls.values()):
             if isinstance(call, _Call):
                 self._leave(call)
-        self._sessions[node] = _Session()
+        del self._sessions[node]
 
     def next_deadline_s(self) -> float | None:
         """When `expire` will have something to do, unless an answer comes first; None: never."""
@@ -655,6 +658,12 @@ class RoundStore:
         )
 
     # -- a call's way through the store
+
+    def _session_of(self, node: str) -> _Session | None:
+        session = self._sessions.get(node)
+        if session is None and node in self._seats:
+            session = self._sessions[node] = _Session()
+        return session
 
     def _closing(self) -> StoreFailure | None:
         return None if self._ended is None else StoreFailure(ROUND_ENDED, self._ended)

@@ -114,8 +114,13 @@ class Suspicion:
 
     @property
     def unanswered(self) -> tuple[str, ...]:
-        """Who has not answered the probe of the open case."""
+        """Who has not answered the probe of the open case. O(how many those are)."""
         return tuple(self._unanswered)
+
+    @property
+    def unanswered_count(self) -> int:
+        """How many those are. O(1), as it is asked for after every event of an open case."""
+        return len(self._unanswered)
 
     @property
     def probe_is_over(self) -> bool:
@@ -150,6 +155,8 @@ class Suspicion:
 
     def update_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """Raise or lift the mass guard by how many are missing now."""
+        if not self._roster.troubled_count and self._mass_since_s is None:
+            return []  # As nearly always, and asked for after every event.
         if self._roster.troubled_count <= self.guard_limit(settings):
             return self._end_guard(settings)
         if self._mass_since_s is not None:
