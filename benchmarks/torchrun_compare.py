@@ -28,17 +28,18 @@ if not __package__:  # run as a file: what lies beside it is the package `benchm
 
 from benchmarks import private_network  # noqa: E402
 from benchmarks.figure import load_average, rounded  # noqa: E402
-from benchmarks.processes import NotMeasuredError, free_port, run_part  # noqa: E402
+from benchmarks.processes import free_port, run_part  # noqa: E402
 from benchmarks.torchrun_jobs import (  # noqa: E402
     C10D,
     C10D_DEFAULT,
     RALLYPOINT,
-    JobEndedError,
+    JobFailedError,
     Node,
     Variant,
     job,
 )
 from rallypoint import __version__  # noqa: E402
+from rallypoint.bench.processes import BenchError  # noqa: E402
 
 IDLE_S: Final = 20.0
 CALM_S: Final = 3.0
@@ -116,7 +117,7 @@ def _meet(count: int, variant: Variant) -> Sample:
             del os.environ[name]
     failed = [line["error"] for line in lines if "error" in line]
     if failed:
-        raise NotMeasuredError(f"{len(failed)} of {count} did not meet: {failed[0]}")
+        raise BenchError(f"{len(failed)} of {count} did not meet: {failed[0]}")
     first_s = min(line["asked_s"] for line in lines)
     return {"met": max(line["met_s"] for line in lines) - first_s}
 
@@ -147,7 +148,7 @@ def _last(nodes: Sequence[Node], *kinds: str, since_s: float, before_s: float) -
     times = [node.first_s(*kinds, since_s=since_s) for node in nodes]
     found = [at_s for at_s in times if at_s is not None and at_s <= before_s]
     if len(found) != len(nodes):
-        raise NotMeasuredError(f"not every node was {' or '.join(kinds)}")
+        raise BenchError(f"not every node was {' or '.join(kinds)}")
     return max(found)
 
 
@@ -175,12 +176,8 @@ def _grow(variant: Variant) -> Sample:
         survivors = list(run.nodes)
         (newcomer,) = run.start(1)
         started_s = newcomer.started_s
-        try:
-            (arrived_s,) = run.wait_for([newcomer], "called")
-            end_s = run.stepped(run.nodes, arrived_s)
-        except JobEndedError as error:
-            after_s = time.monotonic() - started_s
-            raise JobEndedError(f"the job ended: every agent gave up, {after_s:.0f} s") from error
+        (arrived_s,) = run.wait_for([newcomer], "called")
+        end_s = run.stepped(run.nodes, arrived_s)
         return {
             "first_step": end_s - arrived_s,
             "from_start_of_agent": end_s - started_s,
@@ -196,11 +193,7 @@ def _kill(variant: Variant) -> Sample:
         *survivors, victim = run.nodes
         killed_s = time.monotonic()
         victim.kill()
-        try:
-            end_s = run.stepped(survivors, killed_s)
-        except JobEndedError as error:
-            after_s = time.monotonic() - killed_s
-            raise JobEndedError(f"the job ended: every agent gave up, {after_s:.0f} s") from error
+        end_s = run.stepped(survivors, killed_s)
         split = _split(survivors, survivors, killed_s, end_s)
         return {"first_step": end_s - killed_s, **split}
 
@@ -318,12 +311,10 @@ def measure(group: Group, repeats: int) -> list[Measured]:
                 continue
             try:
                 sample = group.sample(variant)
-            except (JobEndedError, NotMeasuredError) as error:
+            except (JobFailedError, BenchError) as error:
                 say(f"{group.name} {index + 1} of {repeats}, {variant.name}: {error}")
-                is_end = isinstance(error, JobEndedError)
-                note = str(error).partition("\n")[0] if is_end else "not measured"
-                for measured in rows.values():
-                    measured.notes[variant.name] = note
+                first = rows[group.rows[0].name]
+                first.notes[variant.name] = str(error).partition("\n")[0]
                 continue
             for name, value in sample.items():
                 rows[name].values.setdefault(variant.name, []).append(value)
@@ -376,8 +367,8 @@ def _cell(found: dict[str, Any] | None, unit: str) -> str:
     if found is None:
         return "–"
     if found["median"] is None:
-        return str(found["note"]) or "not measured"
-    note = f" ({found['note']} in others)" if found["note"] else ""
+        return str(found["note"]) or "–"
+    note = f"; else: {found['note']}" if found["note"] else ""
     values = found["values"]
     spread = f" ({min(values):.3g} – {max(values):.3g})" if len(values) > 1 else ""
     return f"{found['median']:.3g} {unit}{spread}{note}"

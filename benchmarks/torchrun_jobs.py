@@ -20,14 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.processes import (
-    ROOT,
-    Event,
-    NotMeasuredError,
-    clean_environment,
-    free_port,
-    wait_until,
-)
+from benchmarks.processes import ROOT, clean_environment, free_port, wait_until
+from rallypoint.bench.processes import BenchError
 
 WORKER: Final = ROOT / "benchmarks" / "torchrun_worker.py"
 MAX_RESTARTS: Final = 3
@@ -37,8 +31,8 @@ DEADLINE_S: Final = 120.0
 SHARED: Final = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 
-class JobEndedError(Exception):
-    """All agents have ended before what was to be timed happened."""
+class JobFailedError(Exception):
+    """What was to be timed did not happen. The first line says what did, for the table."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,7 @@ class Node:
             stderr=self._said,
         )
 
-    def events(self, kind: str, since_s: float = 0.0, **fields: Any) -> list[Event]:
+    def events(self, kind: str, since_s: float = 0.0, **fields: Any) -> list[dict[str, Any]]:
         """What has happened so far, in order."""
         if not self._log.exists():
             return []
@@ -162,20 +156,23 @@ class Job:
     ) -> list[float]:
         """Wait until it has happened to all of them; when it first did, for each.
 
-        Raises JobEndedError, or NotMeasuredError at the deadline.
+        Raises JobFailedError if all agents end before, or at the deadline.
         """
+        began_s = time.monotonic()
 
         def has_happened() -> bool:
             if all(node.first_s(kind, since_s=since_s, **fields) is not None for node in nodes):
                 return True
             if all(node.process.poll() is not None for node in self.nodes):
-                raise JobEndedError(nodes[0].last_said())
+                after_s = time.monotonic() - began_s
+                said = nodes[0].last_said()
+                raise JobFailedError(f"the job ended, all agents after {after_s:.0f} s\n{said}")
             return False
 
         try:
             wait_until(has_happened, f"{kind} everywhere", DEADLINE_S)
-        except NotMeasuredError as error:
-            raise NotMeasuredError(f"{error}: {nodes[0].last_said()}") from None
+        except BenchError as error:
+            raise JobFailedError(f"not within {DEADLINE_S:g} s\n{nodes[0].last_said()}") from error
         times = [node.first_s(kind, since_s=since_s, **fields) for node in nodes]
         return [at_s for at_s in times if at_s is not None]
 
