@@ -34,12 +34,14 @@ class Count:
             self.first_s = time.monotonic()
         if self.seen == self.expected:
             self.last_s = time.monotonic()
-            self._done.set_result(None)
+            if not self._done.done():  # Who waited may have stopped waiting.
+                self._done.set_result(None)
 
     def fail(self, why: str) -> None:
         """It will not happen."""
         if not self._done.done():
             self._done.set_exception(FleetError(why))
+            self._done.exception()  # It counts as seen: maybe nobody waits for this one.
 
     async def all(self, what: str, within_s: float = DEADLINE_S) -> None:
         """Wait for the last. Raises FleetError."""

@@ -291,8 +291,12 @@ class Fleets:
         settings: dict[str, Any],
         ready: bool = False,
         first: int = 0,
+        **options: Any,
     ) -> list[dict[str, Any]]:
-        """Spread `nodes` nodes over the processes, and attach them."""
+        """Spread `nodes` nodes over the processes, and attach them.
+
+        `options`: what else a fleet's `connect` takes.
+        """
         share, more = divmod(nodes, len(self.each))
         for index, fleet in enumerate(self.each):
             own = share + (index < more)
@@ -306,6 +310,7 @@ class Fleets:
                 settings=settings,
                 token=at.token,
                 ready=ready,
+                **options,
             )
             first += own
         return [fleet.hear() for fleet in self.each]
@@ -341,6 +346,12 @@ def span(told: Sequence[dict[str, Any]], last: str) -> float:
     ended_s: float = max(t[last] for t in told)
     began_s: float = min(t["began_s"] for t in told)
     return ended_s - began_s
+
+
+def grown(before: list[dict[str, Any]], after: list[dict[str, Any]], *names: str) -> float:
+    """By how much these counts of all processes have grown together."""
+    more: float = sum(a[n] - b[n] for a, b in zip(after, before, strict=True) for n in names)
+    return more
 
 
 @contextlib.contextmanager

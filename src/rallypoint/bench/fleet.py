@@ -32,6 +32,10 @@ from rallypoint.core.values import Change, Failure, FailureKind, NodeInfo, RunSe
 CONNECTS_AT_ONCE: Final = 512
 """More at once only wait in the listener's queue, and a full one costs a second each."""
 TICK_S: Final = 0.05
+GOLDEN_RATIO: Final = 0.618034
+NAMES: Final = "node"
+BETWEEN_ROUNDS_S: Final = 0.2
+"""How long a round of several machines lasts, so that all of them have taken it before it ends."""
 
 
 class Fleet:
@@ -45,6 +49,7 @@ class Fleet:
         self._ticking: asyncio.Task[None] | None = None
         self._change: Change | None = None
         self._floor = FloorFleet()
+        self._closed = asyncio.Event()
 
     # -- commands --------------------------------------------------------------------------------
 
@@ -59,13 +64,16 @@ class Fleet:
         settings: dict[str, Any],
         token: str = "",
         ready: bool = False,
+        names: str = NAMES,
+        within_s: float = DEADLINE_S,
     ) -> dict[str, Any]:
         """Make nodes `first` ... `first + nodes - 1`, connect and attach them.
 
-        `ready`: each wants the first round as soon as it is attached (a cold meet); wait for that.
+        `ready`: each wants the first round as soon as it is attached (a cold meet); wait for that,
+        at most `within_s`. `names`: what the nodes' names begin with.
         """
         run = RunSettings(**settings)
-        made = [self._node(run_id, first + i, run, token) for i in range(nodes)]
+        made = [self._node(run_id, f"{names}{first + i}", run, token) for i in range(nodes)]
         self._attached, self._formed, self._ended = Count(nodes), Count(nodes), Count(nodes)
         self.nodes += made
         if ready:
@@ -79,7 +87,7 @@ class Fleet:
         await asyncio.gather(*(self._connect(node, address, gate) for node in made))
         await self._attached.all("were let in")
         if ready:
-            await self._formed.all("were given the round")
+            await self._formed.all("were given the round", within_s)
         return {
             "began_s": began_s,
             "attached_s": self._attached.last_s,
@@ -104,6 +112,38 @@ class Fleet:
             "formed_s": self._formed.last_s,
             "cpu_s": time.process_time() - cpu_s,
         }
+
+    async def share(self, *, repeats: int) -> dict[str, Any]:
+        """Take part in rounds that nodes elsewhere are in as well, until the run is closed.
+
+        All must be in a round. The process that has node rank 0 ends each, and the run after
+        `repeats` more; that end is the signal for everybody to want the next.
+        """
+        rounds: list[dict[str, Any]] = []
+        while not await self._end_shared(len(rounds) == repeats):
+            told = self._ended
+            self._ended = Count(len(self.nodes))
+            met = await self.meet()
+            rounds.append({**met, "first_told_s": told.first_s, "told_s": told.last_s})
+        return {"rounds": rounds}
+
+    async def _end_shared(self, is_last: bool) -> bool:
+        """End the round, or the run, if that is this process's affair; whether the run is over."""
+        leader = next((each for each in self.nodes if each.node_rank == 0), None)
+        if leader is not None:
+            await asyncio.sleep(BETWEEN_ROUNDS_S)
+            if is_last:
+                leader.close()
+            else:
+                leader.ready()
+        told = asyncio.ensure_future(self._ended.all("were told that the round has ended"))
+        closed = asyncio.ensure_future(self._closed.wait())
+        await asyncio.wait({told, closed}, return_when=asyncio.FIRST_COMPLETED)
+        if not self._closed.is_set():
+            closed.cancel()
+            await told
+        told.cancel()
+        return self._closed.is_set()
 
     async def expect_end(self, *, but: int = 0) -> dict[str, Any]:
         """Count from now on who is told that the round has ended: all but so many."""
@@ -151,7 +191,7 @@ class Fleet:
     ) -> dict[str, Any]:
         """One more node comes and wants to be in; whoever waits is told of it in time."""
         self._attached = Count(1)
-        node = self._node(run_id, first, RunSettings(**settings), token)
+        node = self._node(run_id, f"{NAMES}{first}", RunSettings(**settings), token)
         node.ready()
         began_s = time.monotonic()
         await self._connect(node, await _resolved(host, port), asyncio.Semaphore(1))
@@ -235,17 +275,18 @@ class Fleet:
 
     # -- helpers ---------------------------------------------------------------------------------
 
-    def _node(self, run_id: str, number: int, run: RunSettings, token: str) -> VirtualNode:
-        info = NodeInfo(f"node{number}", secrets.randbits(62), f"host{number}")
+    def _node(self, run_id: str, name: str, run: RunSettings, token: str) -> VirtualNode:
+        info = NodeInfo(name, secrets.randbits(62), f"{name}.example")
         node = VirtualNode(run_id, info, run, token)
         node.on_attached = self._on_attached
         node.on_formed = lambda node: self._formed.one()
         node.on_ended = self._on_ended
+        node.on_closed = lambda node, close: self._closed.set()
         node.on_lost = self._on_lost
         return node
 
     def _on_attached(self, node: VirtualNode) -> None:
-        self._watch(node)
+        self._watch(node, is_new=True)
         if self._attached.seen < self._attached.expected:
             self._attached.one()
 
@@ -280,10 +321,15 @@ class Fleet:
         if delay_s > 0:
             await asyncio.sleep(delay_s)
 
-    def _watch(self, node: VirtualNode) -> None:
+    def _watch(self, node: VirtualNode, *, is_new: bool = False) -> None:
         due_s = node.machine.next_tick_s()
         if due_s is not None:
-            heapq.heappush(self._due, (due_s, next(self._order), node))
+            order = next(self._order)
+            if is_new:
+                # Nodes that attach in one burst would beat in one burst for ever; real ones, which
+                # started at different times, do not. Multiples of the golden ratio spread evenly.
+                due_s += (due_s - time.monotonic()) * (order * GOLDEN_RATIO % 1.0)
+            heapq.heappush(self._due, (due_s, order, node))
 
     async def _tick(self) -> None:
         """Heartbeats: one timer for the whole fleet, and a heap of who is due when."""
@@ -351,7 +397,7 @@ class _Caller:
 _COMMANDS: Final = (
     "connect", "meet", "expect_end", "ended", "fail", "again", "kill", "leave", "freeze",
     "store", "counts", "settle", "disconnect", "floor_connect", "floor_meet",
-    "arrive", "barrier",
+    "arrive", "barrier", "share",
 )  # fmt: skip
 
 

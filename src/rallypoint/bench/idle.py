@@ -6,11 +6,20 @@ or more of TCP and IP. CPU and memory are the coordinator's.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from rallypoint.bench import driver
 from rallypoint.bench.figure import Figure
 from rallypoint.bench.meet import settings
+
+STEADY_S: Final = 4.0
+"""How long after the last node has come all of them beat steadily: two heartbeats, and some."""
+
+
+def steady_s(told: list[dict[str, Any]]) -> float:
+    """From when on a run is idle whose nodes have come as these processes told."""
+    last_s: float = max(each["attached_s"] for each in told)
+    return last_s + STEADY_S
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
@@ -18,10 +27,10 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
     driver.check_descriptors(nodes)
     base = plan.usage()
     with driver.fleets(plan.processes) as fleets:
-        fleets.connect(
+        told = fleets.connect(
             plan.at, run_id=plan.run_id(), nodes=nodes, settings=settings(nodes), ready=True
         )
-        before, used = fleets.ask("counts"), plan.usage()
+        before, used = fleets.ask("counts", at_s=steady_s(told)), plan.usage()
         after, usage = fleets.ask("counts", at_s=before[0]["at_s"] + plan.seconds), plan.usage()
         fleets.ask("disconnect")
     spent_s = after[0]["at_s"] - before[0]["at_s"]
@@ -35,13 +44,13 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
         figure(
             "messages",
             "per node and s",
-            _grown(before, after, "sent", "received") / nodes / spent_s,
+            driver.grown(before, after, "sent", "received") / nodes / spent_s,
             "both directions",
         ),
         figure(
             "bytes",
             "per node and s",
-            _grown(before, after, "sent_bytes", "received_bytes") / nodes / spent_s,
+            driver.grown(before, after, "sent_bytes", "received_bytes") / nodes / spent_s,
             "payloads, both directions",
         ),
     ]
@@ -56,8 +65,3 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
             ),
         ]
     return figures
-
-
-def _grown(before: list[dict[str, Any]], after: list[dict[str, Any]], *names: str) -> float:
-    grown: float = sum(a[n] - b[n] for a, b in zip(after, before, strict=True) for n in names)
-    return grown

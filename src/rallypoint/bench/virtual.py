@@ -18,7 +18,15 @@ from typing import Final, cast
 
 from rallypoint.client import machine as m
 from rallypoint.core.store import StoreOp, StoreResult
-from rallypoint.core.values import Address, Change, CloseRecord, Failure, NodeInfo, RunSettings
+from rallypoint.core.values import (
+    Address,
+    Change,
+    CloseRecord,
+    Failure,
+    NodeInfo,
+    Outcome,
+    RunSettings,
+)
 from rallypoint.wire import messages as wire
 
 SILENCE_S: Final = 120.0
@@ -63,6 +71,16 @@ class VirtualNode(asyncio.Protocol):
     def failed(self, failure: Failure) -> None:
         """A worker failed: the round ends for all."""
         self._act(self.machine.failed(failure))
+
+    @property
+    def node_rank(self) -> int | None:
+        """Its place in the last round; None before the first."""
+        seat = self.machine.seat
+        return seat.node_rank if seat is not None else None
+
+    def close(self) -> None:
+        """End the run for all."""
+        self._act(self.machine.close(Outcome.SUCCEEDED, "the benchmark is over"))
 
     def goodbye(self) -> None:
         """Leave the run."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import importlib.util
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -14,7 +16,7 @@ from rallypoint.cli.common import TokenFileOption, token_of
 from rallypoint.errors import RallypointError, UsageError
 
 if TYPE_CHECKING:
-    from rallypoint.bench.driver import Coordinator
+    from rallypoint.bench.driver import Coordinator, Plan
     from rallypoint.bench.figure import Figure
 
 
@@ -23,12 +25,27 @@ class Scenario(enum.StrEnum):
 
     MEET = "meet"
     REGROUP = "regroup"
+    RECOVER = "recover"
+    FAILOVER = "failover"
     IDLE = "idle"
     STORE = "store"
+    RUNS = "runs"
+    MODEL = "model"
 
 
 class BenchFailedError(RallypointError):
     """A measurement could not be taken."""
+
+
+_SIZES: Final = {
+    Scenario.RECOVER: "3",
+    Scenario.FAILOVER: "8",
+    Scenario.RUNS: "16",
+    Scenario.MODEL: "128,256,512,1024",
+}
+_SIZES_ELSE: Final = "8,32,128"
+_RUNS: Final = 200
+_PLACES: Final = ("served", "embedded")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,12 +58,21 @@ def bench(
         Scenario,
         typer.Argument(
             help="meet: from the first call to the last answer; regroup: a node killed, leaving, "
-            "arriving, frozen; idle: traffic, CPU and memory; store: calls a second, barriers."
+            "arriving, frozen; recover: real agents and workers, from a kill to the next step; "
+            "failover: the coordinator killed; idle: traffic, CPU and memory; store: calls a "
+            "second, barriers; runs: one of many runs; model: what a node costs, and what follows "
+            "for more of them."
         ),
     ],
     nodes: Annotated[
-        str, typer.Option("--nodes", metavar="N[,N...]", help="How many nodes, one or more sizes.")
-    ] = "8,32,128",
+        str | None,
+        typer.Option(
+            "--nodes",
+            metavar="N[,N...]",
+            help="How many nodes, one or more sizes (default: 8,32,128; recover 3, failover 8, "
+            "runs 16, model 128,256,512,1024).",
+        ),
+    ] = None,
     repeats: Annotated[
         int, typer.Option("--repeats", metavar="N", min=1, help="How often each is measured.")
     ] = 10,
@@ -55,7 +81,8 @@ def bench(
         typer.Option("--processes", metavar="N", min=1, help="Processes that carry the nodes."),
     ] = 1,
     seconds: Annotated[
-        float, typer.Option("--seconds", metavar="S", min=0.1, help="How long idle watches.")
+        float,
+        typer.Option("--seconds", metavar="S", min=0.1, help="How long idle and model watch."),
     ] = 10.0,
     at: Annotated[
         str,
@@ -63,9 +90,37 @@ def bench(
             "--at",
             metavar="WHERE",
             help="served: a `rallypoint serve` of its own; embedded: a coordinator inside a "
-            "node's process; or the HOST:PORT of one that runs.",
+            "node's process; or the HOST:PORT of one that runs. failover: the ledger, "
+            "etcd://HOST:PORT,.../PREFIX or file:///FOLDER (default: a folder of its own).",
         ),
     ] = "served",
+    ddp: Annotated[
+        bool, typer.Option("--ddp", help="recover: workers are a small torch DDP job (gloo).")
+    ] = False,
+    runs: Annotated[
+        int | None,
+        typer.Option(
+            "--runs", metavar="N", min=2, help=f"runs: how many there are (default: {_RUNS})."
+        ),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="NAME",
+            help="meet on several machines: the run's name, the same on all, and new each time.",
+        ),
+    ] = None,
+    of: Annotated[
+        int | None,
+        typer.Option(
+            "--of",
+            metavar="N",
+            min=2,
+            help="meet on several machines: how many nodes the run has on all together; --nodes "
+            "is this machine's share.",
+        ),
+    ] = None,
     token_file: TokenFileOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plot: Annotated[
@@ -74,22 +129,42 @@ def bench(
     ] = None,
 ) -> None:
     """Measure on this machine, with nodes that are real for the coordinator. See docs/scale.md."""
-    from rallypoint.bench import driver, idle, meet, regroup, report, store
+    from rallypoint.bench import driver, report
 
-    sizes = _sizes(nodes)
-    measure = {
-        Scenario.MEET: meet.measure,
-        Scenario.REGROUP: regroup.measure,
-        Scenario.IDLE: idle.measure,
-        Scenario.STORE: store.measure,
-    }[scenario]
+    sizes = _sizes(nodes or _SIZES.get(scenario, _SIZES_ELSE))
+    _check_together(scenario, sizes, at, ddp=ddp, runs=runs, run=run, of=of)
+    if plot is not None:
+        _check_plot(plot)
     about = report.machine()
-    figures: list[Figure] = []
+
+    def plan_for(where: Coordinator) -> Plan:
+        ledger = at if scenario is Scenario.FAILOVER and at not in _PLACES else ""
+        return driver.Plan(
+            where,
+            repeats=repeats,
+            processes=processes,
+            seconds=seconds,
+            ddp=ddp,
+            runs=runs or _RUNS,
+            ledger=ledger,
+        )
+
+    def place() -> contextlib.AbstractContextManager[Coordinator]:
+        return _coordinator(scenario, at, token_of(token_file) or "")
+
     try:
-        with _coordinator(at, token_of(token_file) or "") as where:
-            plan = driver.Plan(where, repeats=repeats, processes=processes, seconds=seconds)
-            for size in sizes:
-                output.note(f"{scenario.value} with {size:,} nodes")
+        # Before a coordinator is started, which inherits the limit of open files.
+        driver.check_descriptors(_connections(scenario, max(sizes), runs or _RUNS))
+        if scenario is Scenario.MODEL:
+            _model(about, sizes, place, plan_for, as_json=as_json, plot=plot)
+            return
+        measure = _measure(scenario, run, of)
+        figures: list[Figure] = []
+        with place() as where:
+            plan = plan_for(where)
+            for index, size in enumerate(sizes):
+                number = f" ({index + 1} of {len(sizes)} sizes)" if len(sizes) > 1 else ""
+                output.note(f"{scenario.value} with {size:,} nodes{number}")
                 figures += measure(plan, size)
     except driver.BenchError as error:
         raise BenchFailedError(str(error), hint=error.hint) from error
@@ -98,7 +173,52 @@ def bench(
     else:
         output.show(report.table(figures))
     if plot is not None:
-        _plot(figures, plot)
+        _plot(lambda path: report.plot(figures, path), plot)
+
+
+_Measure = Callable[["Plan", int], "list[Figure]"]
+
+
+def _measure(scenario: Scenario, run: str | None, of: int | None) -> _Measure:
+    from rallypoint.bench import failover, idle, meet, recover, regroup, runs, share, store
+
+    if run is not None and of is not None:
+        shared = share.Share(run, of)
+        return lambda plan, nodes: share.measure(plan, nodes, shared)
+    return {
+        Scenario.MEET: meet.measure,
+        Scenario.REGROUP: regroup.measure,
+        Scenario.RECOVER: recover.measure,
+        Scenario.FAILOVER: failover.measure,
+        Scenario.IDLE: idle.measure,
+        Scenario.STORE: store.measure,
+        Scenario.RUNS: runs.measure,
+    }[scenario]
+
+
+def _model(
+    about: dict[str, Any],
+    sizes: Sequence[int],
+    place: Callable[[], contextlib.AbstractContextManager[Coordinator]],
+    plan_for: Callable[[Coordinator], Plan],
+    *,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    from rallypoint.bench import model
+
+    costs = model.measure(place, sizes, plan_for, output.note)
+    if as_json:
+        output.print_json(model.as_json(about, costs))
+    else:
+        output.show(model.table(costs))
+        for text in model.remarks(costs):
+            output.note(text)
+    if plot is not None:
+        _plot(lambda path: model.plot(costs, path), plot)
+
+
+# -- what was asked for ----------------------------------------------------------------------------
 
 
 def _sizes(text: str) -> list[int]:
@@ -113,9 +233,69 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def _coordinator(at: str, token: str) -> contextlib.AbstractContextManager[Coordinator]:
+def _check_together(
+    scenario: Scenario,
+    sizes: Sequence[int],
+    at: str,
+    *,
+    ddp: bool,
+    runs: int | None,
+    run: str | None,
+    of: int | None,
+) -> None:
+    """Whether these options make sense with each other. Raises UsageError."""
+    for name, given, where in (
+        ("--ddp", ddp, Scenario.RECOVER),
+        ("--runs", runs is not None, Scenario.RUNS),
+        ("--run", run is not None, Scenario.MEET),
+        ("--of", of is not None, Scenario.MEET),
+    ):
+        if given and scenario is not where:
+            raise UsageError(f"{name} is for `bench {where}`, not for `bench {scenario}`")
+    if scenario is Scenario.MODEL and len(set(sizes)) < 2:
+        raise UsageError(
+            "a model is fitted from two sizes at least", hint="for example --nodes 128,256,512"
+        )
+    if scenario is Scenario.FAILOVER and at != "served" and "://" not in at:
+        raise UsageError(
+            f"`bench failover` starts its own coordinators, over a ledger: {at!r} is none",
+            hint="write --at etcd://HOST:PORT,.../PREFIX or file:///FOLDER, or leave it out",
+        )
+    if (run is None) != (of is None):
+        raise UsageError(
+            "--run and --of belong together: the name of a run of several machines, and its size",
+            hint="--at HOST:PORT --run NAME --nodes SHARE --of ALL",
+        )
+    if of is not None:
+        _check_share(sizes, at, of)
+
+
+def _check_share(sizes: Sequence[int], at: str, of: int) -> None:
+    if at in _PLACES:
+        raise UsageError(
+            "several machines need a coordinator that all of them reach",
+            hint="start `rallypoint serve --host 0.0.0.0` on one, and give --at HOST:PORT to all",
+        )
+    if len(sizes) > 1:
+        raise UsageError("with --of, --nodes is one number: this machine's share")
+    if sizes[0] > of:
+        raise UsageError(f"this machine's share of {sizes[0]:,} nodes is more than --of {of:,}")
+
+
+def _connections(scenario: Scenario, nodes: int, runs: int) -> int:
+    """How many a coordinator has at most."""
+    if scenario is Scenario.RECOVER:
+        return 0
+    return nodes * runs if scenario is Scenario.RUNS else nodes
+
+
+def _coordinator(
+    scenario: Scenario, at: str, token: str
+) -> contextlib.AbstractContextManager[Coordinator]:
     from rallypoint.bench import driver
 
+    if scenario is Scenario.FAILOVER or (scenario is Scenario.RECOVER and at == "embedded"):
+        return contextlib.nullcontext(driver.NOWHERE)
     if at == "served":
         return driver.served()
     if at == "embedded":
@@ -123,15 +303,22 @@ def _coordinator(at: str, token: str) -> contextlib.AbstractContextManager[Coord
     return contextlib.nullcontext(driver.running(at, token))
 
 
-def _plot(figures: list[Figure], path: Path) -> None:
-    from rallypoint.bench import report
+# -- pictures --------------------------------------------------------------------------------------
 
-    try:
-        report.plot(figures, path)
-    except ImportError as error:
+
+def _check_plot(path: Path) -> None:
+    """Whether it can be drawn, before anything is measured. Raises UsageError."""
+    if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(
             "--plot needs matplotlib, which is not installed", hint="pip install matplotlib"
-        ) from error
+        )
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"cannot draw to {path}: there is no folder {path.parent}")
+
+
+def _plot(draw: Callable[[Path], None], path: Path) -> None:
+    try:
+        draw(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot draw to {path}: {error}") from error
     output.note(f"drawn to {path}")

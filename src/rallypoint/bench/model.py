@@ -1,0 +1,264 @@
+"""What a node costs its coordinator: fitted from a few sizes, and what follows for larger ones.
+
+Every quantity is fitted twice. As `fixed + per node * N`, by the least squares of relative errors,
+which is what the predictions follow; and as `N ** exponent`, which tells whether anything grows
+faster than the number of nodes. A prediction is no measurement, and is marked wherever it stands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from rallypoint.bench import driver
+from rallypoint.bench.figure import Figure
+from rallypoint.bench.idle import steady_s
+from rallypoint.bench.meet import settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+PREDICTED: Final = (10_000, 30_000, 100_000)
+EXPONENT_MAX: Final = 1.1
+"""What is wanted of time, bytes and CPU: more would be on the way to the square of N."""
+
+_ROUND: Final = "a round: the end of one, and the next"
+_IDLE: Final = "a second in which nothing happens"
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """One quantity for all nodes together, over the sizes that were measured.
+
+    It is about `fixed + per_node * nodes`, and grows as `nodes ** exponent`.
+    """
+
+    name: str
+    unit: str
+    about: str
+    measured: dict[int, float]
+    per_node: float
+    fixed: float
+    exponent: float
+
+    def predict(self, nodes: int) -> float:
+        """What it would be at a size that was not measured."""
+        return self.fixed + self.per_node * nodes
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines; each prediction says that it is one."""
+        return {
+            **msgspec.to_builtins(self),
+            "measured": [{"nodes": n, "value": v} for n, v in self.measured.items()],
+            "predicted": [
+                {"nodes": n, "value": self.predict(n), "is_prediction": True} for n in PREDICTED
+            ],
+        }
+
+
+# -- fitting ---------------------------------------------------------------------------------------
+
+
+def fit(name: str, unit: str, about: str, measured: dict[int, float]) -> Cost:
+    """The cost of which these are the measurements: at least two sizes, all values above 0."""
+    sizes, values = list(measured), list(measured.values())
+    fixed, per_node = _line(sizes, values)
+    return Cost(
+        name=name,
+        unit=unit,
+        about=about,
+        measured=measured,
+        per_node=per_node,
+        fixed=fixed,
+        exponent=_exponent(sizes, values),
+    )
+
+
+def _line(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
+    """`fixed` and `per node`, neither below 0, with the least squares of relative errors."""
+    a = [1 / v for v in values]
+    b = [n / v for n, v in zip(sizes, values, strict=True)]
+    aa, bb = sum(x * x for x in a), sum(x * x for x in b)
+    ab, sa, sb = sum(x * y for x, y in zip(a, b, strict=True)), sum(a), sum(b)
+    determinant = aa * bb - ab * ab
+    if determinant > 0:
+        fixed = (sa * bb - sb * ab) / determinant
+        per_node = (sb * aa - sa * ab) / determinant
+        if fixed >= 0 and per_node >= 0:
+            return fixed, per_node
+    through_zero = sb / bb
+    level = sa / aa
+    # At one of the borders: nothing is fixed, or nothing depends on the number of nodes.
+    if _errors(a, b, 0.0, through_zero) <= _errors(a, b, level, 0.0):
+        return 0.0, through_zero
+    return level, 0.0
+
+
+def _errors(a: Sequence[float], b: Sequence[float], fixed: float, per_node: float) -> float:
+    return sum((fixed * x + per_node * y - 1) ** 2 for x, y in zip(a, b, strict=True))
+
+
+def _exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
+    """The slope of the values over the sizes, both as logarithms."""
+    x, y = [math.log(n) for n in sizes], [math.log(v) for v in values]
+    middle_x, middle_y = sum(x) / len(x), sum(y) / len(y)
+    above = sum((p - middle_x) * (q - middle_y) for p, q in zip(x, y, strict=True))
+    return above / sum((p - middle_x) ** 2 for p in x)
+
+
+# -- measuring -------------------------------------------------------------------------------------
+
+
+def measure(
+    at: Callable[[], AbstractContextManager[driver.Coordinator]],
+    sizes: Sequence[int],
+    plan_for: Callable[[driver.Coordinator], driver.Plan],
+    say: Callable[[str], None],
+) -> list[Cost]:
+    """All costs at these sizes, each with a coordinator of its own if it is ours to start."""
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for nodes in sizes:
+        say(f"model with {nodes:,} nodes")
+        with at() as where:
+            for figure in _measure_one(plan_for(where), nodes):
+                key = (figure.name, figure.unit, figure.about)
+                found.setdefault(key, {})[nodes] = figure.median
+    return [
+        fit(*key, measured)
+        for key, measured in found.items()
+        if len(measured) == len(sizes) and min(measured.values()) > 0
+    ]
+
+
+def _measure_one(plan: driver.Plan, nodes: int) -> list[Figure]:
+    driver.check_descriptors(nodes)
+    base = plan.usage()
+    with driver.fleets(plan.processes) as fleets:
+        told = fleets.connect(
+            plan.at, run_id=plan.run_id(), nodes=nodes, settings=settings(nodes), ready=True
+        )
+        fleets.ask("settle")
+        before, began_s = fleets.ask("counts"), plan.cpu_s()
+        spans_s = []
+        for _ in range(plan.repeats):
+            fleets.end_round()
+            spans_s.append(driver.span(fleets.ask("meet"), "formed_s"))
+        after, ended_s = fleets.ask("counts"), plan.cpu_s()
+        idle, idle_s = fleets.ask("counts", at_s=steady_s(told)), plan.cpu_s()
+        later = fleets.ask("counts", at_s=idle[0]["at_s"] + plan.seconds)
+        usage = plan.usage()
+        seconds = later[0]["at_s"] - idle[0]["at_s"]
+        fleets.ask("disconnect")
+
+    def figure(name: str, unit: str, about: str, values: Sequence[float]) -> Figure:
+        return Figure(
+            scenario="model", name=name, nodes=nodes, unit=unit, values=tuple(values), about=about
+        )
+
+    messages, payload_bytes = ("sent", "received"), ("sent_bytes", "received_bytes")
+    rounds = plan.repeats
+    figures = [
+        figure("time of a warm meeting", "ms", "first call to last answer", _ms(spans_s)),
+        figure("messages", "per round", _ROUND, [driver.grown(before, after, *messages) / rounds]),
+        figure(
+            "bytes", "per round", _ROUND, [driver.grown(before, after, *payload_bytes) / rounds]
+        ),
+        figure("messages", "per s", _IDLE, [driver.grown(idle, later, *messages) / seconds]),
+        figure("bytes", "per s", _IDLE, [driver.grown(idle, later, *payload_bytes) / seconds]),
+    ]
+    if base and usage and began_s is not None and ended_s is not None and idle_s is not None:
+        grown_mib = (usage.memory_bytes - base.memory_bytes) / 2**20
+        figures += [
+            figure(
+                "coordinator's CPU", "ms per round", _ROUND, _ms([(ended_s - began_s) / rounds])
+            ),
+            figure("coordinator's CPU", "ms per s", _IDLE, _ms([(usage.cpu_s - idle_s) / seconds])),
+            figure("coordinator's memory", "MiB", "beyond what it began with", [grown_mib]),
+        ]
+    return figures
+
+
+def _ms(values_s: Sequence[float]) -> list[float]:
+    return [value * 1e3 for value in values_s]
+
+
+# -- showing ---------------------------------------------------------------------------------------
+
+
+def as_json(about: dict[str, Any], costs: Sequence[Cost]) -> dict[str, Any]:
+    """For machines."""
+    return {
+        "machine": about,
+        "exponent_wanted_at_most": EXPONENT_MAX,
+        "model": [each.as_json() for each in costs],
+    }
+
+
+def rows(costs: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the table: what was measured, what was fitted, what is predicted."""
+    from rallypoint.bench.report import rounded
+
+    sizes = list(costs[0].measured)
+    headings = ["cost", "unit", *(f"{n:,}" for n in sizes), "fixed", "per node", "exponent"]
+    headings += [f"{n:,} (predicted)" for n in PREDICTED]
+    made = []
+    for each in costs:
+        cells = [each.name, each.unit, *(rounded(each.measured[n]) for n in sizes)]
+        cells += [rounded(each.fixed), f"{each.per_node:.3g}", f"{each.exponent:.2f}"]
+        made.append([*cells, *(rounded(each.predict(n)) for n in PREDICTED)])
+    return headings, made
+
+
+def table(costs: Sequence[Cost]) -> RenderableType:
+    """The same for a terminal."""
+    from rich.table import Table
+
+    headings, made = rows(costs)
+    drawn = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for index, heading in enumerate(headings):
+        drawn.add_column(heading, justify="left" if index < 2 else "right")
+    for row in made:
+        drawn.add_row(*row)
+    return drawn
+
+
+def remarks(costs: Sequence[Cost]) -> list[str]:
+    """What the table says about growth, and what a prediction is."""
+    largest = max(costs[0].measured)
+    steep = [f"{e.name} {e.unit} ({e.exponent:.2f})" for e in costs if e.exponent > EXPONENT_MAX]
+    said = f"faster than N to the {EXPONENT_MAX:g} grow: {', '.join(steep)}"
+    return [
+        said if steep else f"nothing grows faster than N to the {EXPONENT_MAX:g}",
+        f"what is predicted was not measured: it continues the line up to {largest:,} nodes",
+    ]
+
+
+def plot(costs: Sequence[Cost], path: Path) -> None:
+    """What was measured as dots, the fitted line, and what is predicted as hollow dots.
+
+    Raises ImportError without matplotlib, OSError or ValueError if the file cannot be written.
+    """
+    from matplotlib.figure import Figure as Picture  # optional: only for this
+
+    picture = Picture(figsize=(8, 3.5 * len(costs)), layout="constrained")
+    for index, each in enumerate(costs):
+        axes = picture.add_subplot(len(costs), 1, index + 1)
+        sizes = [*each.measured, *PREDICTED]
+        axes.plot(sizes, [each.predict(n) for n in sizes], "--", color="0.6", label="fitted")
+        axes.plot(list(each.measured), list(each.measured.values()), "o", label="measured")
+        axes.plot(
+            PREDICTED, [each.predict(n) for n in PREDICTED], "o", mfc="none", label="predicted"
+        )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("nodes")
+        axes.set_ylabel(each.unit)
+        axes.set_title(f"{each.name} ({each.about}), exponent {each.exponent:.2f}", fontsize=10)
+        axes.grid(True, which="both", alpha=0.3)
+        axes.legend(fontsize="small")
+    picture.savefig(path)
