@@ -34,7 +34,7 @@ from tests.rendezvous.nodes import Nodes, nodes_of, without_torch
 
 pytestmark = pytest.mark.processes
 
-SOON_S = 5.0
+SOON_S = 20.0
 """Far above what a push takes, far below every timeout that is not the one under test."""
 LATE_S = 5.0
 
