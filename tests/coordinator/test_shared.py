@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import msgspec
+import pytest
 
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
@@ -14,7 +15,7 @@ from rallypoint.coordinator.office import log_name, run_key
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core import election as e
 from rallypoint.core import events as on
-from rallypoint.core.values import Address, NodeInfo, Phase, RunSettings
+from rallypoint.core.values import Address, NodeInfo, Outcome, Phase, RunSettings
 from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.contract import SwapOutcome, Unknown, Versioned
 from rallypoint.ledger.memory import MemoryLedger
@@ -245,3 +246,26 @@ def test_a_replica_to_which_a_node_has_come_need_not_stay_away_from_its_run() ->
         await shared.aclose()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_closed", [False, True], ids=["open", "closed"])
+def test_a_clean_end_is_no_deposition(is_closed: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "rallypoint.coordinator")
+
+    async def main() -> None:
+        shared, hub = await coordinator(MemoryLedger(), 1)
+        shared.claim("run")
+        await has_begun(hub, "run")
+        run = hub.runs["run"]
+        if is_closed:
+            run.post(on.NodeAttached(NodeInfo("a", 1, "h"), RunSettings(), 1))
+            run.post(on.CloseRequested("a", Outcome.SUCCEEDED, "trained"))
+            await until(lambda: run.is_closed)
+        await shared.hand_over(WITHIN_S, "the coordinator is going away")
+        await shared.aclose()
+
+    asyncio.run(main())
+    told = [each.getMessage() for each in caplog.records if "going away" in each.getMessage()]
+    assert len(told) == 1
+    assert ("over" if is_closed else "handed over") in told[0]
+    assert {each.levelname for each in caplog.records} == {"INFO"}

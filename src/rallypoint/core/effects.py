@@ -140,6 +140,7 @@ class Forget(Effect, frozen=True):
 
 
 class StepDown(Effect, frozen=True):
-    """Stop deciding for this run: a higher term has begun."""
+    """Stop deciding for this run: a higher term has begun, or may begin by this one's own wish."""
 
     reason: str
+    is_own_wish: bool = False

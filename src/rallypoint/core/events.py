@@ -125,9 +125,13 @@ class Committed(Event, frozen=True):
 
 
 class CommitRefused(Event, frozen=True):
-    """This coordinator has been deposed: the run's register has, or may have, a higher term."""
+    """This coordinator has been deposed: the run's register has, or may have, a higher term.
+
+    `is_own_wish`: it has given the run up by itself, as one does that is going.
+    """
 
     reason: str
+    is_own_wish: bool = False
 
 
 class LedgerLost(Event, frozen=True):
