@@ -10,8 +10,8 @@ import pytest
 from rallypoint.coordinator.durable_store import FORMAT, Record, encode_record
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.office import log_name
-from rallypoint.coordinator.shared import RETRY_S
-from rallypoint.core.reasons import Refusal
+from rallypoint.coordinator.shared import RETRY_S, SharedRuns
+from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.store import Get, Set, Value
 from rallypoint.core.values import Address, NodeInfo, Phase, RunSettings, Stamp
 from rallypoint.errors import (
@@ -229,5 +229,93 @@ def test_a_record_that_the_engine_refuses_waits_for_the_engine() -> None:
         await until(lambda: any(isinstance(each, wire.StoreAnswer) for each in node.said))
         await until(lambda: membership.phase is Phase.ACTIVE)
         await shared.aclose()
+
+    asyncio.run(main())
+
+
+class Slow(Troubled):
+    """A process's own way to a ledger: the first reading of a log waits for `reads`."""
+
+    def __init__(self, behind: Troubled) -> None:
+        super().__init__()
+        self.__dict__.update(behind.__dict__)
+        self.reads = asyncio.Event()
+        self.is_reading = False
+        self.is_mute = False
+
+    async def records(self, log: str, start: int = 0) -> tuple[tuple[int, bytes], ...]:
+        is_first, self.is_reading = not self.is_reading, True
+        if is_first:
+            await self.reads.wait()
+        return await super().records(log, start)
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        return Unknown("no answer") if self.is_mute else await super().swap(key, expected, value)
+
+
+async def overtaken(ledger: Troubled) -> tuple[Slow, SharedRuns, Hub, Asking, SharedRuns]:
+    """The second coordinator, cut off while it reads the log, and a third that has the run now."""
+    await a_round(ledger)
+    slow = Slow(ledger)
+    second, hub = await coordinator(slow, 2)
+    second.claim("run")
+    await until(lambda: slow.is_reading)
+    node = Asking(hub)
+    slow.is_mute = True
+    third, other = await coordinator(ledger, 3)
+    third.claim("run")
+    await has_begun(other, "run")
+    assert other.runs["run"].membership.term == 3
+    return slow, second, hub, node, third
+
+
+def test_who_is_overtaken_while_it_reads_the_log_sends_its_nodes_away_and_ends_no_run() -> None:
+    async def main() -> None:
+        slow, second, _, node, third = await overtaken(Troubled())
+        slow.reads.set()
+        await asyncio.sleep(2 * CONFIG.lease_ttl_s)
+        assert node.refusals() == []  # It knows of a later seal, and not yet of its own lease.
+        slow.is_mute = False
+        await until(lambda: bool(node.refusals()))
+        assert [each.code for each in node.refusals()] == [RefusalCode.MOVED]
+        for each in (second, third):
+            await each.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_run_that_is_won_again_is_begun_though_it_was_still_being_taken_over() -> None:
+    async def main() -> None:
+        slow, second, hub, node, third = await overtaken(Troubled())
+        slow.is_mute = False
+        await until(lambda: bool(node.refusals()))
+        await third.aclose()
+        second.claim("run")
+        await has_begun(hub, "run")
+        assert hub.runs["run"].membership.term == 4
+        again = Asking(hub)
+        await until(lambda: any(isinstance(each, wire.Welcome) for each in again.said))
+        slow.reads.set()
+        await asyncio.sleep(2 * RETRY_S)
+        assert again.refusals() == []
+        await second.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_seal_of_a_later_term_under_a_good_lease_is_no_work_of_a_successor() -> None:
+    """As when a backup was put back that holds more of the log than of the register."""
+
+    async def main() -> None:
+        ledger = Troubled()
+        await a_round(ledger)
+        ledger._logs[log_name("run", 1)].append(encode_record(Record(FORMAT, 9, is_seal=True)))
+        second, hub = await coordinator(ledger, 2)
+        second.claim("run")
+        await until(lambda: second.office.may_decide("run"))
+        node = Asking(hub)
+        await until(lambda: bool(node.refusals()))
+        assert "term 9 has sealed it" in node.refusals()[0].message
+        await second.aclose()
 
     asyncio.run(main())

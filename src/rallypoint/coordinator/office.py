@@ -132,6 +132,12 @@ class Office:
         claim = self._claims.get(run_id)
         return claim is not None and claim.may_decide(self._now_s())
 
+    async def renewed(self) -> None:
+        """Wait until a renewal that is sent from now on was done: nobody has revoked the lease."""
+        since_s = self._now_s()
+        while not self._holder.was_renewed_since(since_s):
+            await self._any_task()
+
     # -- its life ------------------------------------------------------------------------------
 
     def start(self, addresses: tuple[Address, ...]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.durable_store import (
@@ -45,6 +45,13 @@ _log = logging.getLogger("rallypoint.coordinator")
 RETRY_S: Final = 0.2
 
 
+class _Taking(NamedTuple):
+    """A run that is being taken over."""
+
+    term: int
+    task: asyncio.Task[None]
+
+
 class SharedRuns:
     """The runs of one coordinator on a shared ledger. Implements office.Runs and runs.Shared."""
 
@@ -64,7 +71,7 @@ class SharedRuns:
         self._own_node = config.own_node
         self._hub: Hub | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._taking: set[str] = set()
+        self._taking: dict[str, _Taking] = {}
 
     # -- its life ------------------------------------------------------------------------------
 
@@ -85,7 +92,7 @@ class SharedRuns:
             return
         await self.office.hand_over(timeout_s)
         for run in list(self._hub.runs.values()):
-            run.post(on.CommitRefused(reason))
+            run.post(on.CommitRefused(reason, is_own_wish=True))
 
     async def aclose(self) -> None:
         """Stop. Idempotent. The ledger stays open: it is the caller's."""
@@ -173,12 +180,21 @@ class SharedRuns:
 
     def won(self, run_id: str, register: RunRegister) -> None:
         """The run is this coordinator's. Told again while nobody has begun it."""
-        if run_id not in self._taking:
-            self._taking.add(run_id)
-            self._spawn(self._take_over(run_id, register))
+        taking = self._taking.get(run_id)
+        if taking is not None and taking.term == register.term:
+            return
+        self._stop_taking(run_id)
+        task = self._spawn(self._take_over(run_id, register))
+        self._taking[run_id] = _Taking(register.term, task)
+
+    def _stop_taking(self, run_id: str) -> None:
+        """Whoever takes a run over in a term that is past must neither begin it nor refuse it."""
+        taking = self._taking.pop(run_id, None)
+        if taking is not None:
+            taking.task.cancel()
 
     async def _take_over(self, run_id: str, register: RunRegister) -> None:
-        """Seal the round's log, and begin with what is in it."""
+        """Seal the round's log, and begin with what is in it. Cancelled when the run is lost."""
         assert self._hub is not None
         # Its nodes may not be here yet: a claim that was turned down goes on to watch the owner.
         run = self._hub.open_run(run_id)
@@ -190,7 +206,9 @@ class SharedRuns:
         except UnreadableLogError as error:
             self.unreadable(run_id, str(error))
         finally:
-            self._taking.discard(run_id)
+            taking = self._taking.get(run_id)
+            if taking is not None and taking.task is asyncio.current_task():
+                del self._taking[run_id]
 
     async def _sealed_records(self, run_id: str, register: RunRegister) -> list[bytes]:
         """R5: after the seal, nothing that the former owner still writes can be in the log."""
@@ -210,7 +228,12 @@ class SharedRuns:
                 continue
             if records and records[-1] == seal:
                 return records
-            _refuse_later_term(records, register.term)
+            later = _later_term(records, register.term)
+            if later is not None:
+                # This process stood still, and will be told that the run is another's: then this
+                # ends. If its lease turns out to be good, nobody can have sealed after it.
+                await self.office.renewed()
+                raise UnreadableLogError(f"term {later} has sealed it; this one is {register.term}")
             outcome = await self._ledger.append(log, len(records), seal)
             if isinstance(outcome, Unknown):
                 problem = _told_once(run_id, "the log cannot be sealed", outcome.reason, problem)
@@ -228,6 +251,7 @@ class SharedRuns:
 
     def deposed(self, run_id: str, reason: str) -> None:
         """The run is not this coordinator's any more."""
+        self._stop_taking(run_id)
         run = self._run(run_id)
         if run is None:
             return
@@ -289,10 +313,11 @@ class SharedRuns:
         runs = self._hub.runs.values() if self._hub is not None else ()
         return [run for run in runs if run.is_claimed]
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _is_enough(run: RunHost, node: str) -> bool:
@@ -311,9 +336,7 @@ def _told_once(run_id: str, what: str, why: str, before: str) -> str:
     return problem
 
 
-def _refuse_later_term(records: list[bytes], term: int) -> None:
-    """A seal of a later term: this office was lost while it read."""
-    for data in records:
-        record = decode_record(data)
-        if record.is_seal and record.term > term:
-            raise UnreadableLogError(f"term {record.term} has sealed it; this one is {term}")
+def _later_term(records: list[bytes], term: int) -> int | None:
+    """The term of a later seal, if there is one. Raises UnreadableLogError."""
+    read = map(decode_record, records)
+    return next((each.term for each in read if each.is_seal and each.term > term), None)

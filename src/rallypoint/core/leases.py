@@ -114,6 +114,10 @@ class LeaseHolder:
         """How long ago the last renewal that was answered was sent; 0 if there was none."""
         return 0.0 if self._renewed_s is None else now_s - self._renewed_s
 
+    def was_renewed_since(self, since_s: float) -> bool:
+        """Whether a renewal that was sent after this moment is in the ledger."""
+        return self._renewed_s is not None and self._renewed_s > since_s
+
     def next_tick_s(self, now_s: float) -> float | None:
         """When `tick` has something to do; None if never again."""
         if self.is_lost or self.has_moved:
