@@ -14,7 +14,9 @@ import pytest
 from rallypoint import errors
 from rallypoint.client import finding
 from rallypoint.client.embedded import EmbeddedCoordinator
-from rallypoint.core.values import RunSettings
+from rallypoint.coordinator.hub import Hub
+from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.values import Address, RunSettings
 from tests.loops import BOOTSTRAP, free_port, needs_ipv6, node, opened, run_clean, served, until
 
 TWO = RunSettings(min_nodes=2, max_nodes=2, max_restarts=None)
@@ -340,3 +342,32 @@ def test_cancelled_while_it_waits_nothing_is_left_open():
                     await task
 
     run_clean(main)
+
+
+def test_a_node_that_is_sent_in_circles_by_a_coordinator_pauses(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """As by a `serve` that was started again, and waits for its predecessor's lease to run out."""
+    caplog.set_level("INFO", "rallypoint.client")
+
+    async def main() -> None:
+        loop, asked = asyncio.get_running_loop(), 0
+        async with served() as (_, port):
+            itself = Address("127.0.0.1", port)
+            until_s = loop.time() + 2.0
+
+            def refusal(hub: Hub, attach: object) -> Refusal | None:
+                nonlocal asked
+                asked += 1
+                if loop.time() > until_s:
+                    return None
+                return Refusal(RefusalCode.ELSEWHERE, "it is there", addresses=(itself,))
+
+            monkeypatch.setattr(Hub, "refusal", refusal)
+            async with opened(f"http://127.0.0.1:{port}"):
+                assert asked < 15
+
+    run_clean(main)
+    told = [each.getMessage() for each in caplog.records]
+    assert sum("sent away" in each for each in told) == 1
+    assert any("without a coordinator" in each for each in told)

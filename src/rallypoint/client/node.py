@@ -69,6 +69,8 @@ ELECTED_DIAL_S: Final = 2.0
 """How long an address of an elected coordinator is given: the next one may be elected meanwhile."""
 REDIRECTS_MAX: Final = 3
 """How often a node goes where it is sent before it looks for itself."""
+CIRCLE_S: Final = 0.5
+"""How long it waits, at most, each time that it is sent on after that."""
 LOOPBACKS: Final = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 _LOST_HINT: Final = (
     "the run ends with its coordinator's process; start it again, use `rallypoint serve` on a "
@@ -422,7 +424,8 @@ class Node:
             what = (
                 "sent away" if self._was_sent_away else "the connection to the coordinator is lost"
             )
-            _log.info("%s: %s", what, reason)
+            # Sent round in circles it is sent again and again, which is news only once.
+            _log.log(logging.INFO if self._redirects < 2 else logging.DEBUG, "%s: %s", what, reason)
             self._lost_s = self._lost_s or self._now_s()
             self._watch_orphanhood(self._lost_s)
             self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect(reason))
@@ -446,6 +449,10 @@ class Node:
                 await self._find_again(self._search, lost_s, ends_s)
                 return
             attempts, pauses = Attempts(self._target()), Pauses()
+            if self._redirects > REDIRECTS_MAX:
+                # What answers here waits itself, as a `serve` that was started again does until
+                # the lease of its predecessor has stood still for long enough.
+                await asyncio.sleep(CIRCLE_S * random.uniform(0.5, 1.0))
             while True:
                 left_s = ends_s - self._now_s()
                 connection = await dial(
@@ -498,6 +505,9 @@ class Node:
             self._act(self._machine.orphaned(orphan_s))
 
     def _found_again(self) -> None:
+        if self._lost_s is not None:
+            away_s = self._now_s() - self._lost_s
+            _log.info("attached, after %.1f s without a coordinator", away_s)
         self._lost_s = None
         self._redirects, self._was_sent_away, self._has_nudged = 0, False, False
         if self._orphan is not None:
