@@ -1,0 +1,294 @@
+"""What must not get worse, in CI: counts that are exact, and one ratio. Never an absolute time.
+
+A machine of CI may be slow or busy, so a number of milliseconds would fail for nothing or be so
+large that it guards nothing. Messages and bytes are counted instead, on a network in memory with
+the shipped coordinator and node machines; the one time is divided by what bare sockets take on the
+same machine, in the same moments.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from typing import get_args
+
+import msgspec
+import pytest
+
+from rallypoint.bench import driver
+from rallypoint.bench.meet import settings
+from rallypoint.clock import StallProofClock
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.runs import RunHost
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.store import Barrier, Get
+from rallypoint.core.values import NAMES_SHOWN_MAX, Failure, FailureKind, Outcome, RunSettings
+from rallypoint.wire import messages as wire
+from tests.network import Network, Node
+
+SMALL, LARGE = 8, 512
+DIGITS_BYTES = 16
+"""A number of nodes, a rank or a beat has more digits in a larger run: a few bytes, and no more."""
+HEADER_TO_NODE_BYTES, HEADER_FROM_NODE_BYTES = 2, 6
+"""What a WebSocket adds to a message of less than 126 bytes (RFC 6455, 5.2)."""
+IDLE_BYTES_PER_S_MAX = 200.0
+
+
+class CountingHub(Hub):
+    """A hub that notes the effects of each step. Unchecked: the checks are O(N) per step."""
+
+    steps: list[list[do.Effect]]
+
+    def open_run(self, run_id: str) -> RunHost:
+        is_new = run_id not in self.runs
+        run = super().open_run(run_id)
+        if is_new:
+            step = run.membership.step
+
+            def noted(event: on.Event, now_s: float) -> list[do.Effect]:
+                effects = step(event, now_s)
+                self.steps.append(effects)
+                return effects
+
+            run.membership.step = noted  # type: ignore[method-assign]
+        return run
+
+
+class Counted(Network):
+    """A network that notes the kind and size of each message, both ways, and all effects."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[do.Effect]] = []
+        self.down: list[tuple[str, str, int]] = []
+        self.up: list[tuple[str, str, int]] = []
+        super().__init__()
+
+    def coordinator(self, config: CoordinatorConfig | None, ledger_id: str) -> Hub:
+        hub = CountingHub(
+            config or CoordinatorConfig(),
+            ledger_id=ledger_id,
+            commit=lambda run, record: self.later(lambda: self._committed(run)),
+            clock=StallProofClock(lambda: self.now_s),
+        )
+        hub.steps = self.steps
+        return hub
+
+    def count(self, node: Node, payload: bytes, *, is_up: bool) -> None:
+        decode: Callable[[bytes], object] = (
+            wire.decode_from_node if is_up else wire.decode_from_coordinator
+        )
+        kind = type(decode(payload)).__name__
+        (self.up if is_up else self.down).append((node.name, kind, len(payload)))
+
+    def met(self, count: int, settings: RunSettings) -> list[Node]:
+        # Names of one length: what is compared is how many of them there are.
+        nodes = [self.node(f"node-{index:04}", settings) for index in range(count)]
+        for node in nodes:
+            node.ready()
+        self.until(lambda: all(len(node.rounds) == 1 for node in nodes))
+        return nodes
+
+
+def run_of(count: int, **more: object) -> RunSettings:
+    return RunSettings(min_nodes=2, max_nodes=count, max_restarts=None, **more)  # type: ignore[arg-type]
+
+
+# -- a story in which the coordinator says everything that it can say -----------------------------
+
+
+@cache
+def story(count: int) -> Counted:
+    """A run of so many nodes: a loss with its cause, a standby, a barrier, leavers, the close."""
+    network = Counted()
+    first = network.node("node-0000", run_of(count))
+    first.act(first.machine.ask_waiting()[1])
+    network.settle()
+    network.nodes.clear()
+    first.act(first.machine.goodbye("not yet"))
+    network.settle()
+
+    nodes = network.met(count, run_of(count))
+    one, another, victim, *others = nodes
+    stranger = network.node("node-9999", run_of(count), incarnation=2)
+    stranger.ready()
+    network.settle()  # a standby
+    network.node("node-9998", RunSettings(min_nodes=1, max_nodes=1))  # refused: other settings
+    one.act(one.machine.ask_members()[1])
+    one.act(one.machine.ask_waiting()[1])
+    one.call(Get("nobody sets it"), timeout_s=0.1)
+    one.call(Barrier("nobody else comes", 0), timeout_s=0.1)
+    network.advance(2.0)  # and heartbeats
+
+    victim.is_frozen = True
+    network.advance(6.0)
+    one.act(one.machine.failed(Failure(FailureKind.COMMUNICATION, "reset by peer", rank=0)))
+    network.advance(2.0)  # probes, and the verdict
+    one.ready()
+    one.act(one.machine.ask_waiting()[1])  # all others are missing
+    network.settle()
+    for node in [another, *others]:
+        node.ready()
+    network.until(lambda: all(len(node.rounds) == 2 for node in [one, another, *others]))
+    for node in others[: len(others) // 2]:
+        node.act(node.machine.goodbye("all at once"))
+    network.settle()
+    one.act(one.machine.close(Outcome.SUCCEEDED, "trained"))
+    network.advance(0.1)
+    return network
+
+
+def largest(traffic: list[tuple[str, str, int]]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for _, kind, size in traffic:
+        sizes[kind] = max(size, sizes.get(kind, 0))
+    return sizes
+
+
+def test_the_story_has_every_message_that_a_coordinator_sends() -> None:
+    kinds = {each.__name__ for each in get_args(wire.FromCoordinator)}
+    assert set(largest(story(SMALL).down)) == set(largest(story(LARGE).down)) == kinds
+
+
+def test_no_message_grows_with_the_number_of_nodes_but_the_table_on_request() -> None:
+    small, large = largest(story(SMALL).down), largest(story(LARGE).down)
+    grown = {kind for kind in small if large[kind] > small[kind] + DIGITS_BYTES}
+    # Who is missing is named, up to a bound that a run of eight does not reach everywhere.
+    names = NAMES_SHOWN_MAX * len("'node-0000', ")
+    named = {kind for kind in grown if large[kind] <= small[kind] + DIGITS_BYTES + names}
+    assert grown - named == {"Members"}
+    assert named <= {"WaitingIs", "StoreAnswer", "Broken", "CauseFound"}
+    assert len([1 for _, kind, _ in story(LARGE).down if kind == "Members"]) == 1
+
+
+def test_no_message_of_a_node_grows_either() -> None:
+    small, large = largest(story(SMALL).up), largest(story(LARGE).up)
+    assert set(small) == set(large)
+    assert {kind for kind in small if large[kind] > small[kind] + DIGITS_BYTES} == set()
+
+
+def test_no_step_has_more_effects_in_a_larger_run() -> None:
+    small, large = ([len(each) for each in story(n).steps] for n in (SMALL, LARGE))
+    assert max(large) <= max(small)
+
+
+def test_no_effect_is_larger_in_a_larger_run_but_the_record_of_a_round() -> None:
+    """A round's members are written to the ledger once, and published from there: O(N) a round."""
+    with_record = (do.Commit, do.Publish)
+
+    def sizes(count: int) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for effect in (each for step in story(count).steps for each in step):
+            if not isinstance(effect, with_record):
+                size = len(msgspec.msgpack.encode(effect))
+                name = type(effect).__name__
+                found[name] = max(size, found.get(name, 0))
+        return found
+
+    small, large = sizes(SMALL), sizes(LARGE)
+    names = NAMES_SHOWN_MAX * len("'node-0000', ")
+    assert {k for k in small if large[k] > small[k] + DIGITS_BYTES + names} == set()
+
+
+# -- messages of a round ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, SMALL, 64, LARGE])
+def test_the_first_round_costs_each_node_two_messages_each_way(count: int) -> None:
+    network = Counted()
+    network.met(count, run_of(count))
+    assert per_node(network.up, count) == {("Attach", "Ready"): count}
+    assert per_node(network.down, count) == {("Welcome", "Formed"): count}
+
+
+@pytest.mark.parametrize("count", [2, SMALL, 64, LARGE])
+def test_a_next_round_costs_each_node_one_message_and_two_answers(count: int) -> None:
+    network = Counted()
+    nodes = network.met(count, run_of(count))
+    network.up.clear()
+    network.down.clear()
+    for node in nodes:  # the first one's wish ends the round for all
+        node.ready()
+    network.until(lambda: all(len(node.rounds) == 2 for node in nodes))
+    assert per_node(network.up, count) == {("Ready",): count}
+    assert per_node(network.down, count) == {("Broken", "Formed"): count}
+
+
+def per_node(traffic: list[tuple[str, str, int]], count: int) -> Counter[tuple[str, ...]]:
+    """How many nodes had which messages, in order."""
+    each: dict[str, list[str]] = {}
+    for name, kind, _ in traffic:
+        each.setdefault(name, []).append(kind)
+    assert len(each) == count
+    return Counter(map(tuple, each.values()))
+
+
+# -- an idle node ----------------------------------------------------------------------------------
+
+
+@cache
+def idle(count: int) -> tuple[float, float]:
+    """Messages, and bytes with their WebSocket headers, per node and second."""
+    network, seconds = Counted(), 50.0  # 30 heartbeats each
+    network.met(count, run_of(count))
+    network.advance(2.0)
+    network.up.clear()
+    network.down.clear()
+    network.advance(seconds)
+    messages = len(network.up) + len(network.down)
+    assert {kind for _, kind, _ in network.up} == {"Heartbeat"}
+    assert {kind for _, kind, _ in network.down} == {"Beat"}
+    size = sum(size + HEADER_FROM_NODE_BYTES for _, _, size in network.up)
+    size += sum(size + HEADER_TO_NODE_BYTES for _, _, size in network.down)
+    return messages / count / seconds, size / count / seconds
+
+
+def test_an_idle_node_costs_a_heartbeat_and_its_answer() -> None:
+    each_s = RunSettings().suspect_after_s / CoordinatorConfig().heartbeats_per_suspicion
+    messages, size = idle(SMALL)
+    assert messages == pytest.approx(2 / each_s, rel=0.05)
+    assert size <= IDLE_BYTES_PER_S_MAX
+
+
+def test_an_idle_node_of_a_larger_run_costs_no_more() -> None:
+    messages, size = idle(SMALL)
+    messages_64, size_64 = idle(64)
+    assert messages_64 == pytest.approx(messages, rel=0.05)
+    assert size_64 <= size + 2 * messages  # the beat's digits
+
+
+# -- time, as a ratio ------------------------------------------------------------------------------
+
+MEETING = 256
+OVER_THE_FLOOR_MAX = 5.0
+"""Measured: 1.9 to 2.4 on two busy cores; the goal is 2. What this is to catch costs a multiple: a
+table copied for every event, a task for every message, a lookup through all members for each."""
+ATTEMPTS = 4
+ROUNDS = 15
+
+
+@pytest.mark.processes
+def test_a_warm_meeting_takes_a_few_times_what_bare_sockets_take() -> None:
+    """The least of several rounds, here and there in turn: what else the machine does adds time,
+    and takes none away. One attempt of several has to do: a quiet moment is enough."""
+    ratios = []
+    with (
+        driver.served() as at,
+        driver.fleets(1) as fleets,
+        driver.floor(MEETING) as (_, bare, _told),
+    ):
+        fleets.connect(at, run_id="guard", nodes=MEETING, settings=settings(MEETING), ready=True)
+        fleets.ask("settle")
+        bare.ask("settle")
+        for _ in range(ATTEMPTS):
+            warm, floor = [], []
+            for _ in range(ROUNDS):
+                fleets.end_round()
+                warm.append(driver.span(fleets.ask("meet"), "formed_s"))
+                floor.append(driver.span([bare.ask("floor_meet")], "formed_s"))
+            ratios.append(min(warm) / min(floor))
+            if ratios[-1] <= OVER_THE_FLOOR_MAX:
+                return
+    pytest.fail(f"{min(ratios):.1f} times the floor at best, in {ATTEMPTS} attempts: {ratios}")
