@@ -97,9 +97,9 @@ def test_from_backend_has_torchs_signature() -> None:
     ("given", "named"),
     [
         ({"run_id": ""}, "run id"),
-        ({"min_nodes": 0}, "min_nodes is 0"),
-        ({"min_nodes": -1}, "min_nodes is -1"),
-        ({"max_nodes": 1}, "at most 1"),
+        ({"min_nodes": 0}, r"^The minimum number of nodes \(0\) must be greater than zero\.$"),
+        ({"min_nodes": -1}, r"\(-1\) must be greater than zero"),
+        ({"max_nodes": 1}, r"maximum .* \(1\) must be greater than or equal .* \(2\)\.$"),
         ({"keep_alive_interval": 0}, "keep_alive_interval"),
         ({"keep_alive_max_attempt": 0}, "keep_alive_max_attempt"),
         ({"local_addr": "host:80"}, "local_addr"),

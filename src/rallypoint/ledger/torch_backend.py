@@ -315,7 +315,9 @@ class TorchBackendLedger(Ledger):
             ) from error
         if not isinstance(outcome, Exception):
             return outcome
-        told = f"{self._where}: {type(outcome).__name__}: {outcome}"
+        # Errors of this package's own backends have torch's text, and say more in a note (PEP 678).
+        words = " ".join([str(outcome), *getattr(outcome, "__notes__", ())])
+        told = f"{self._where}: {type(outcome).__name__}: {words}"
         # By name, as torch need not be there.
         if any(each.__name__ == "RendezvousStateError" for each in type(outcome).__mro__):
             raise LedgerCorruptError(

@@ -134,13 +134,17 @@ def _decoded(held: bytes) -> bytes:
     try:
         return b64decode(held, validate=True)
     except binascii.Error as error:
-        raise torch_bridge.error_class(RendezvousStateError)(
-            f"The state in the store is damaged, or something else's: it is no base64 ({error})."
+        raise torch_bridge.error_of(
+            RendezvousStateError,
+            "The state object is corrupt. See inner exception for details.",
+            f"What the store holds is damaged, or something else's: it is no base64 ({error}).",
         ) from error
 
 
-def _cannot_connect(text: str, cause: BaseException | None = None) -> NoReturn:
-    raise torch_bridge.error_class(RendezvousConnectionError)(text) from cause
+def _cannot_connect(detail: str, cause: BaseException | None = None) -> NoReturn:
+    text = "The connection to the C10d store has failed. See inner exception for details."
+    error = torch_bridge.error_of(RendezvousConnectionError, text, detail)
+    raise error from cause or ConnectionError(detail)
 
 
 def _first_line(error: BaseException) -> str:
@@ -173,11 +177,11 @@ def create_backend(params: RendezvousParameters) -> tuple[C10dRendezvousBackend,
     torch_bridge.require("the rendezvous backend 'c10d'")
     kind = str(params.get("store_type", "tcp")).strip().lower()
     if kind not in ("tcp", "file"):
-        raise ValueError(f"The store_type must be tcp or file, and is {kind!r}.")
+        raise ValueError("Invalid store type given. Currently only supports file and tcp.")
     limit_s = params.get_as_int("read_timeout", DEFAULT_READ_TIMEOUT_S)
     limit_s = DEFAULT_READ_TIMEOUT_S if limit_s is None else limit_s
     if limit_s <= 0:
-        raise ValueError(f"The read_timeout must be more than 0 seconds, and is {limit_s}.")
+        raise ValueError("The read timeout must be a positive integer.")
     store = _file_store(params, limit_s) if kind == "file" else _tcp_store(params, limit_s)
     return C10dRendezvousBackend(store, params.run_id), store
 
@@ -196,8 +200,10 @@ def _temporary_file() -> str:
     try:
         opened, path = tempfile.mkstemp(prefix="rallypoint-")
     except OSError as error:
-        raise torch_bridge.error_class(RendezvousError)(
-            f"No temporary file could be made for the store: {error}"
+        raise torch_bridge.error_of(
+            RendezvousError,
+            "The file creation for C10d store has failed. See inner exception for details.",
+            f"No temporary file could be made for the store: {error}",
         ) from error
     os.close(opened)
     return path

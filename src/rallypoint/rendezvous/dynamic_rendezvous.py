@@ -130,7 +130,7 @@ class RendezvousTimeout:
     def _checked(self, name: str, given: timedelta | None) -> timedelta:
         timeout = self._DEFAULTS[name] if given is None else given
         if timeout <= timedelta(0):
-            raise ValueError(f"The {name} timeout must be positive, and is {timeout}.")
+            raise ValueError(f"The {name} timeout ({timeout}) must be positive.")
         return timeout
 
     @property
@@ -340,12 +340,12 @@ def _check(asked: RendezvousSettings) -> None:
         raise ValueError("The run id must be a non-empty string.")
     if asked.min_nodes < 1:
         raise ValueError(
-            f"A rendezvous needs at least one node, but min_nodes is {asked.min_nodes}."
+            f"The minimum number of nodes ({asked.min_nodes}) must be greater than zero."
         )
     if asked.max_nodes < asked.min_nodes:
         raise ValueError(
-            f"A rendezvous cannot have at most {asked.max_nodes} (max_nodes) and at least "
-            f"{asked.min_nodes} nodes (min_nodes)."
+            f"The maximum number of nodes ({asked.max_nodes}) must be greater than or equal to "
+            f"the minimum number of nodes ({asked.min_nodes})."
         )
     if asked.keep_alive_interval <= timedelta(0):
         seconds = asked.keep_alive_interval.total_seconds()

@@ -157,8 +157,10 @@ class EtcdConnection:
             raise torch_bridge.error_class(RendezvousStateError)(str(error)) from error
         except errors.LedgerError as error:
             where = ", ".join(self.endpoints)
-            raise torch_bridge.error_class(RendezvousConnectionError)(
-                f"The connection to etcd at {where} has failed, trying to {what}: {error}"
+            raise torch_bridge.error_of(
+                RendezvousConnectionError,
+                "The connection to etcd has failed. See inner exception for details.",
+                f"At {where}, trying to {what}: {error}",
             ) from error
 
     async def within(self, seconds: float, work: Coroutine[Any, Any, _T]) -> _T:

@@ -135,9 +135,11 @@ class EtcdRendezvousBackend(RendezvousBackend):
         try:
             return b64decode(found.value, validate=True), found.mod_revision
         except binascii.Error as error:
-            raise torch_bridge.error_class(RendezvousStateError)(
-                f"The state object is corrupt: etcd's key {self._key!r} at "
-                f"{', '.join(self._client.endpoints)} holds no base64 ({error})."
+            raise torch_bridge.error_of(
+                RendezvousStateError,
+                "The state object is corrupt. See inner exception for details.",
+                f"etcd's key {self._key!r} at {', '.join(self._client.endpoints)} holds no base64 "
+                f"({error}).",
             ) from error
 
 

@@ -210,6 +210,15 @@ def error_class(ours: type[Exception]) -> type[Exception]:
     return ours if theirs is None or issubclass(ours, theirs) else _both(ours, theirs)
 
 
+def error_of(ours: type[Exception], text: str, detail: str) -> Exception:
+    """An error of `error_class(ours)` with torch's whole text, which programs and torch's own tests
+    match, and with what there is to add as a note (PEP 678): a traceback shows it.
+    """
+    error = error_class(ours)(text)
+    error.add_note(detail)
+    return error
+
+
 def store_error(error: errors.RallypointError) -> Exception:
     """The error of a store's call as what a caller of torch's stores catches too.
 
