@@ -601,6 +601,8 @@ class Membership:
 
     def _declare_losses(self) -> None:
         overdue = self._suspicion.past_deadline()
+        if not overdue:
+            return
         lost = [member for member in overdue if member.is_troubled]
         if lost:
             self._lose(lost, _how_lost(lost[0]))

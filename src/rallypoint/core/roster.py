@@ -54,6 +54,7 @@ class Member:
         "link",
         "link_id",
         "link_timer",
+        "name",
         "state",
         "survivor",
         "trouble_since_s",
@@ -62,6 +63,7 @@ class Member:
 
     def __init__(self, info: NodeInfo, link_id: int, arrival: int, attached_s: float) -> None:
         self.info = info
+        self.name = info.name
         self.link_id = link_id
         self.arrival = arrival
         self.attached_s = attached_s
@@ -86,10 +88,6 @@ class Member:
                 info.name, info.incarnation, info.host, info.addresses, self.workers, info.labels
             )
         return self._row
-
-    @property
-    def name(self) -> str:
-        return self.info.name
 
     @property
     def id(self) -> NodeId:
@@ -180,6 +178,8 @@ class Roster:
             del self._files[member.file][member.name]
             self._files[file][member.name] = None
             member.file = file
+        if member.link is Link.CONNECTED and not self._troubled:
+            return  # As nearly always.
         if member.is_troubled:
             self._troubled[member.name] = None
         else:

@@ -168,7 +168,7 @@ class Suspicion:
 
     def past_deadline(self) -> list[Member]:
         """Who has not been heard by its deadline: nobody while the mass guard holds."""
-        if self.guarding or not self._overdue:
+        if not self._overdue or self.guarding:
             return []
         found = (self._roster.get(name) for name in self._overdue)
         return [member for member in found if member is not None]
