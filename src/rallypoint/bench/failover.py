@@ -75,10 +75,11 @@ def failovers(
 ) -> list[tuple[float, float]]:
     """Seconds from each kill until the first, and until the last node is attached to another."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        replicas = [_Replica(ledger), _Replica(ledger)]
+        replicas: list[_Replica] = []
         groups: list[_Nodes] = []
         results = []
         try:
+            replicas += (_Replica(ledger) for _ in range(2))
             share, more = divmod(nodes, processes)
             for index in range(processes):
                 count = share + (index < more)
@@ -108,6 +109,7 @@ class _Replica:
             assert self.process.stdout is not None
             line = self.process.stdout.readline()  # It prints where it listens, or ends.
             if not line:
+                end([self.process])
                 said.seek(0)
                 text = said.read().decode("utf-8", "replace").strip()
                 raise BenchError(f"no coordinator over {ledger}: {text}")

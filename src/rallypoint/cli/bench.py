@@ -129,7 +129,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure on this machine, with nodes that are real for the coordinator. See docs/scale.md."""
-    from rallypoint.bench import driver, report
+    from rallypoint.bench import driver, recover, report
 
     sizes = _sizes(nodes or _SIZES.get(scenario, _SIZES_ELSE))
     _check_together(scenario, sizes, at, ddp=ddp, runs=runs, run=run, of=of)
@@ -155,6 +155,9 @@ def bench(
     try:
         # Before a coordinator is started, which inherits the limit of open files.
         driver.check_descriptors(_connections(scenario, max(sizes), runs or _RUNS))
+        if scenario is Scenario.RECOVER:
+            for size in sizes:
+                recover.check(plan_for(driver.NOWHERE), size)
         if scenario is Scenario.MODEL:
             _model(about, sizes, place, plan_for, as_json=as_json, plot=plot)
             return

@@ -1,0 +1,61 @@
+"""The cost model finds the line that is there, and says what grows too fast."""
+
+from __future__ import annotations
+
+import pytest
+
+from rallypoint.bench import model
+
+SIZES = (128, 256, 512, 1_024)
+
+
+def cost(of, name: str = "bytes", sizes: tuple[int, ...] = SIZES) -> model.Cost:
+    return model.fit(name, "per round", "", {n: of(n) for n in sizes})
+
+
+def test_what_is_fixed_and_what_each_node_costs() -> None:
+    found = cost(lambda n: 40 + 3 * n)
+    assert (found.fixed, found.per_node) == (pytest.approx(40), pytest.approx(3))
+    assert found.predict(100_000) == pytest.approx(300_040)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_the_exponent(power: float) -> None:
+    assert cost(lambda n: 7 * n**power).exponent == pytest.approx(power)
+
+
+def test_what_does_not_depend_on_the_nodes() -> None:
+    found = cost(lambda n: 5.0)
+    assert (found.fixed, found.per_node) == (pytest.approx(5), pytest.approx(0))
+
+
+def test_nothing_is_ever_negative() -> None:
+    steep = cost(lambda n: n * n / 1_000)
+    assert steep.fixed == 0
+    assert steep.per_node > 0
+    falling = cost(lambda n: 1_000 - n / 2)
+    assert falling.per_node == 0
+    assert falling.fixed > 0
+
+
+def test_small_sizes_weigh_as_much_as_large_ones() -> None:
+    """Least squares of the values themselves would let the largest size decide alone."""
+    found = cost(lambda n: 100.0 if n == 128 else 1.0 * n)
+    assert abs(found.predict(128) / 100 - 1) < 0.2
+
+
+def test_growth_that_is_too_fast_is_named() -> None:
+    square, line = cost(lambda n: float(n * n)), cost(lambda n: float(n), "messages")
+    said, warning = model.remarks([square, line])
+    assert said == "faster than N to the 1.1 grow: bytes per round (2.00)"
+    assert "was not measured" in warning
+    assert model.remarks([line])[0] == "nothing grows faster than N to the 1.1"
+
+
+def test_every_prediction_says_that_it_is_one() -> None:
+    body = model.as_json({}, [cost(lambda n: 2.0 * n)])
+    [found] = body["model"]
+    assert [each["nodes"] for each in found["measured"]] == list(SIZES)
+    assert [each["nodes"] for each in found["predicted"]] == [10_000, 30_000, 100_000]
+    assert all(each["is_prediction"] for each in found["predicted"])
+    assert found["predicted"][2]["value"] == pytest.approx(200_000)

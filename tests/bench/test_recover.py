@@ -1,0 +1,110 @@
+"""How a recovery is split, from what agents and workers wrote down; and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from rallypoint.bench import driver, recover
+from rallypoint.bench.agents import Agent
+from rallypoint.bench.notes import Reader, Writer
+from rallypoint.bench.processes import BenchError, wait_until
+
+KILLED_S = 100.0
+
+
+class Written:
+    """An agent of which only the notes are left."""
+
+    def __init__(self, path: Path, **times: float) -> None:
+        writer = Writer(path)
+        writer.note("stepped", KILLED_S - 1.0)  # of the round before
+        for event, at_s in times.items():
+            writer.note(event, at_s)
+        reader = Reader(path)
+        self.first, self.events = reader.first, reader.all
+
+    def problem(self) -> str:
+        return ""
+
+
+def split(*written: Written) -> dict[str, float]:
+    parts = recover.split(cast("list[Agent]", list(written)), KILLED_S)
+    return {name: round(value, 3) for name, value in parts.items()}
+
+
+def test_five_parts_that_add_up(tmp_path: Path) -> None:
+    one = Written(tmp_path / "1", told=101.0, stopped=101.3, formed=101.5, stepped=103.0)
+    two = Written(tmp_path / "2", told=101.2, stopped=101.4, formed=101.6, stepped=102.0)
+    parts = split(one, two)
+    assert parts == {"noticed": 1.0, "told": 0.2, "stopped": 0.2, "met": 0.2, "started": 1.4}
+    assert sum(parts.values()) == pytest.approx(3.0)
+
+
+def test_a_survivor_that_has_stopped_before_the_other_is_told(tmp_path: Path) -> None:
+    one = Written(tmp_path / "1", told=101.0, stopped=101.1, formed=102.0, stepped=103.0)
+    two = Written(tmp_path / "2", told=101.5, stopped=101.4, formed=102.0, stepped=103.0)
+    parts = split(one, two)
+    assert parts == {"noticed": 1.0, "told": 0.5, "stopped": 0.0, "met": 0.5, "started": 1.0}
+
+
+def test_a_line_that_is_not_whole_yet_is_read_later(tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    reader = Reader(path)
+    assert reader.all("told") == []
+    line = json.dumps({"event": "told", "at_s": 1.0}).encode() + b"\n"
+    path.write_bytes(line + line[:7])
+    assert len(reader.all("told")) == 1
+    path.write_bytes(line + line)
+    assert len(reader.all("told")) == 2
+
+
+def test_what_cannot_come_any_more_is_not_waited_for() -> None:
+    with pytest.raises(BenchError, match="waited for snow, but it is July"):
+        wait_until(lambda: False, "snow", unless=lambda: "it is July")
+
+
+def test_ddp_without_torch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BenchError, match="--ddp needs torch") as raised:
+        recover.check(driver.Plan(driver.NOWHERE, ddp=True), 3)
+    assert "rallypoint[torch]" in raised.value.hint
+
+
+@pytest.mark.parametrize("nodes", [2, 65])
+def test_how_many_agents_there_may_be(nodes: int) -> None:
+    with pytest.raises(BenchError, match="from 3 to 64"):
+        recover.check(driver.Plan(driver.NOWHERE), nodes)
+
+
+# -- once with everything ------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("is_embedded", [False, True])
+def test_agents_recover(is_embedded: bool) -> None:
+    if is_embedded:
+        figures = recover.measure(driver.Plan(driver.NOWHERE, repeats=1), 3)
+    else:
+        with driver.served() as at:
+            figures = recover.measure(driver.Plan(at, repeats=1), 3)
+    found: dict[str, Any] = {each.name: each.median for each in figures}
+    assert list(found)[:5] == list(recover.STAGES)
+    ours = found["noticed"] + found["told"] + found["met"]
+    assert found["the share that is ours"] == pytest.approx(ours)
+    assert found["in all"] == pytest.approx(sum(found[name] for name in recover.STAGES))
+    assert found["noticed"] > 0.9  # reconnect_grace_s, for which nobody is lost
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_a_ddp_job_recovers() -> None:
+    pytest.importorskip("torch")
+    with driver.served() as at:
+        figures = recover.measure(driver.Plan(at, repeats=1, ddp=True), 3)
+    assert all(each.values[0] >= 0 for each in figures)
+    assert "DDP" in figures[-1].about

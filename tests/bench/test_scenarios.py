@@ -1,0 +1,98 @@
+"""Each scenario once, small: it says what it should. How fast anything was is not checked here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rallypoint.bench import driver, failover, idle, meet, model, regroup, runs, store
+from rallypoint.bench.figure import Figure
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def plan():
+    with driver.served() as at:
+        yield driver.Plan(at, repeats=2, seconds=0.5, runs=3)
+
+
+def found(figures: list[Figure]) -> dict[str, Figure]:
+    return {each.name: each for each in figures}
+
+
+def test_meet(plan: driver.Plan) -> None:
+    figures = found(meet.measure(plan, 4))
+    assert {"warm", "floor warm", "cold", "floor cold", "warm / floor"} <= set(figures)
+    assert len(figures["warm"].values) == 2
+    assert all(value > 0 for each in figures.values() for value in each.values)
+
+
+def test_regroup(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = {name: regroup.EVENTS[name] for name in ("killed, no grace", "leaving")}
+    monkeypatch.setattr(regroup, "EVENTS", quick)
+    names = set(found(regroup.measure(plan, 3)))
+    assert names == {f"{event}: {what}" for event in quick for what in ("told", "met")}
+
+
+def test_idle(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "STEADY_S", 0.0)
+    assert {"messages", "bytes", "CPU", "memory"} == set(found(idle.measure(plan, 3)))
+
+
+def test_store(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "CALLS_IN_ALL", 60)
+    assert {"set", "get", "add", "barrier"} == set(found(store.measure(plan, 3)))
+
+
+def test_one_of_many_runs(plan: driver.Plan) -> None:
+    figures = found(runs.measure(plan, 2))
+    assert list(figures) == ["alone", "one of 3 runs", "one of many / alone"]
+    assert len(figures["alone"].values) == 2 * len(figures["one of 3 runs"].values)
+
+
+def test_the_model_counts_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "steady_s", lambda told: 0.0)
+    said: list[str] = []
+    costs = model.measure(
+        driver.served, (8, 16), lambda at: driver.Plan(at, repeats=3, seconds=2.0), said.append
+    )
+    assert said == ["model with 8 nodes", "model with 16 nodes"]
+    messages = next(each for each in costs if (each.name, each.unit) == ("messages", "per round"))
+    # Ready there, and back the end of one round and the next: as many for each node.
+    assert messages.measured == {8: 24.0, 16: 48.0}
+    assert messages.exponent == pytest.approx(1.0)
+    assert {each.name for each in costs} >= {"bytes", "coordinator's CPU"}
+
+
+def test_the_cpu_time_of_another_process_is_precise() -> None:
+    with driver.served() as at:
+        assert at.process is not None
+        first = at.process.usage()
+        ticks = first.cpu_s * 1e4  # of /proc: hundredths of a second
+        assert first.cpu_s > 0
+        assert ticks != round(ticks)
+        assert first.memory_bytes > 2**20
+
+
+def test_what_is_started_has_default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RALLYPOINT_LEDGER", "no ledger at all")
+    monkeypatch.setenv("RALLYPOINT_PORT", "no port")
+    with driver.served() as at:
+        assert at.endpoint == f"http://{at.address}"
+
+
+@pytest.mark.slow
+def test_failover_over_a_folder() -> None:
+    figures = found(failover.measure(driver.Plan(driver.NOWHERE, repeats=1, processes=2), 3))
+    assert list(figures) == ["the next one serves", "all are attached", "rounds broken"]
+    assert figures["the next one serves"].median <= figures["all are attached"].median
+    assert figures["rounds broken"].values == (0.0,)
+
+
+def test_failover_over_a_ledger_that_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    with pytest.raises(driver.BenchError, match="no coordinator over file://"):
+        failover.measure(driver.Plan(driver.NOWHERE, ledger=f"file://{file}"), 3)

@@ -1,0 +1,162 @@
+"""What `rallypoint bench` prints, and what it refuses before it measures anything."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rallypoint.bench import driver, meet, model, report
+from rallypoint.bench.figure import Figure
+
+from .conftest import COMMAND, Cli, Served
+
+Snapshot = Callable[[str, str], None]
+
+MACHINE = {"rallypoint": "1", "python": "3", "system": "Linux", "cores": 2, "load": 0.5}
+WRONG = (
+    ("meet", "--nodes", "eight"),
+    ("meet", "--nodes", "1"),
+    ("idle", "--run", "job"),
+    ("meet", "--run", "job"),
+    ("meet", "--of", "4000"),
+    ("meet", "--run", "job", "--of", "4000"),
+    ("meet", "--run", "job", "--of", "40", "--nodes", "8,16", "--at", "host0:29400"),
+    ("meet", "--run", "job", "--of", "40", "--nodes", "41", "--at", "host0:29400"),
+    ("meet", "--ddp"),
+    ("store", "--runs", "5"),
+    ("recover", "--nodes", "2"),
+    ("failover", "--at", "host0:29400"),
+    ("model", "--nodes", "128"),
+    ("meet", "--at", "etcd://host0:2379"),
+    ("meet", "--nodes", "4", "--at", "127.0.0.1:PORT"),
+    ("meet", "--plot", "nowhere/at/all.png"),
+)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures that are always the same, and nothing is started."""
+
+    def figures(plan: driver.Plan, nodes: int) -> list[Figure]:
+        def one(name: str, unit: str, *values: float) -> Figure:
+            return Figure(scenario="meet", name=name, nodes=nodes, unit=unit, values=values)
+
+        return [
+            one("warm", "ms", 0.0123 * nodes, 0.01 * nodes, 0.02 * nodes),
+            one("warm / floor", "x", 1.87),
+        ]
+
+    def nothing() -> contextlib.AbstractContextManager[driver.Coordinator]:
+        return contextlib.nullcontext(driver.NOWHERE)
+
+    def costs(*_: object) -> list[model.Cost]:
+        sizes = (128, 256, 512)
+        return [
+            model.fit("messages", "per round", "", {n: 3.0 * n for n in sizes}),
+            model.fit("coordinator's CPU", "ms per s", "", {n: 1.5 + n / 80 for n in sizes}),
+        ]
+
+    monkeypatch.setattr(meet, "measure", figures)
+    monkeypatch.setattr(model, "measure", costs)
+    monkeypatch.setattr(driver, "served", nothing)
+    monkeypatch.setattr(report, "machine", lambda: MACHINE)
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_table(cli: Cli, snapshot: Snapshot) -> None:
+    snapshot("bench-meet", str(cli("bench", "meet", "--nodes", "8,1024,9000")))
+
+
+@pytest.mark.usefixtures("measured")
+def test_the_model_and_what_it_predicts(cli: Cli, snapshot: Snapshot) -> None:
+    snapshot("bench-model", str(cli("bench", "model")))
+
+
+@pytest.mark.usefixtures("measured")
+def test_json(cli: Cli) -> None:
+    done = cli("bench", "meet", "--nodes", "8", "--json")
+    body = json.loads(done.out)
+    assert (done.code, body["machine"]) == (0, MACHINE)
+    assert [each["name"] for each in body["figures"]] == ["warm", "warm / floor"]
+    assert body["figures"][0]["median"] == pytest.approx(0.0984)
+    assert len(body["figures"][0]["values"]) == 3
+    body = json.loads(cli("bench", "model", "--json").out)
+    assert body["exponent_wanted_at_most"] == 1.1
+    assert all(each["is_prediction"] for cost in body["model"] for each in cost["predicted"])
+
+
+def test_what_is_refused(
+    cli: Cli, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    said = []
+    for line in WRONG:
+        done = cli("bench", *(each.replace("PORT", str(free_port)) for each in line))
+        text = str(done).replace(str(free_port), "PORT")
+        said.append(f"$ rallypoint bench {' '.join(line)}\n{text}")
+    snapshot("bench-errors", "\n".join(said))
+
+
+def test_a_picture_without_matplotlib(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    done = cli("bench", "meet", "--plot", "figures.png")
+    assert done.code == 2
+    assert "--plot needs matplotlib" in done.err
+    assert "pip install" in done.err
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize("scenario", ["meet", "model"])
+def test_a_picture(cli: Cli, tmp_path: Path, scenario: str) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "figures.svg"
+    done = cli("bench", scenario, "--plot", str(path))
+    assert (done.code, done.err.splitlines()[-1]) == (0, f"rallypoint: drawn to {path}")
+    assert "<svg" in path.read_text()
+
+
+@pytest.mark.processes
+def test_a_limit_of_open_files_that_is_too_low() -> None:
+    done = subprocess.run(
+        [*COMMAND, "bench", "meet", "--nodes", "500"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "500 nodes need 564 open files" in done.stderr
+    assert "is 256" in done.stderr
+    assert "ulimit -n 564" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.processes
+def test_several_machines_each_time_their_own_share(serve: Callable[..., Served]) -> None:
+    """Here two processes of one machine: neither knows of the other but by the run's rounds."""
+    address = f"127.0.0.1:{serve().port}"
+
+    def start(nodes: int, *more: str) -> subprocess.Popen[str]:
+        line = ("bench", "meet", "--json", "--at", address, "--run", "shared", "--of", "7")
+        return subprocess.Popen(
+            [sys.executable, "-m", "rallypoint", *line, "--nodes", str(nodes), *more],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    processes = [start(3, "--repeats", "4"), start(4, "--repeats", "4", "--processes", "2")]
+    for process, nodes in zip(processes, (3, 4), strict=True):
+        out, err = process.communicate(timeout=100)
+        assert process.returncode == 0, err
+        figures = json.loads(out)["figures"]
+        assert [each["name"] for each in figures] == ["warm, of 7", "told", "skew"]
+        assert {each["nodes"] for each in figures} == {nodes}
+        assert len(figures[0]["values"]) == 4
