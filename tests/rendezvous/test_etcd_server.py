@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from rallypoint.rendezvous.api import RendezvousConnectionError
 from rallypoint.rendezvous.etcd_blocking import EtcdConnection
-from rallypoint.rendezvous.etcd_server import EtcdServer
+from rallypoint.rendezvous.etcd_server import EtcdServer, find_free_port, stop_etcd
 from tests.ledger.etcd_processes import Program
 
 pytestmark = pytest.mark.processes
@@ -201,3 +202,17 @@ def test_a_child_made_by_fork_does_not_stop_it(server: EtcdServer) -> None:
     assert found is not None
     assert found.value == b"child"
     client.close()
+
+
+def test_torchs_helpers_hold_a_port_and_end_a_process(tmp_path: Path) -> None:
+    with find_free_port() as held:
+        port = held.getsockname()[1]
+        with pytest.raises(OSError, match="in use"), socket.socket() as other:
+            other.bind(("127.0.0.1", port))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    stop_etcd(sleeper, str(folder))
+    assert sleeper.returncode == -signal.SIGTERM
+    assert not folder.exists()
+    stop_etcd(sleeper)

@@ -25,7 +25,7 @@ from rallypoint import settings
 from rallypoint.rendezvous.api import RendezvousConnectionError
 from rallypoint.rendezvous.etcd_blocking import EtcdConnection
 
-__all__ = ["EtcdServer"]
+__all__ = ["EtcdServer", "find_free_port", "stop_etcd"]
 
 _log = logging.getLogger(__name__)
 _LOOPBACK: Final = "127.0.0.1"
@@ -34,6 +34,32 @@ _STOP_S: Final = 10.0
 _CLIENT_READ_TIMEOUT_S: Final = 10
 _OLDEST: Final = (3, 4)
 _REUSES_PORTS: Final = (3, 5)
+
+
+def find_free_port() -> socket.socket:
+    """A listening socket on a free port of loopback, held until the caller closes it.
+
+    Raises RuntimeError if this machine gives none, neither over IPv4 nor over IPv6.
+    """
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        held = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            held.bind((host, 0))
+            held.listen(0)
+        except OSError:
+            held.close()
+        else:
+            return held
+    raise RuntimeError("no free port could be had on loopback")
+
+
+def stop_etcd(subprocess: subprocess.Popen[bytes], data_dir: str | None = None) -> None:
+    """End a process that runs, and wait for it; then delete `data_dir`, if one is given."""
+    if subprocess.poll() is None:
+        subprocess.terminate()
+        subprocess.wait()
+    if data_dir:
+        shutil.rmtree(data_dir, ignore_errors=True)
 
 
 class EtcdServer:

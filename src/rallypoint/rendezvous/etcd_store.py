@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypeVar, cast
@@ -31,7 +32,7 @@ from rallypoint.ledger.etcd_wire import (
 from rallypoint.rendezvous import torch_bridge
 from rallypoint.rendezvous.etcd_blocking import EtcdConnection, as_key, connection
 
-__all__ = ["EtcdStore"]
+__all__ = ["EtcdStore", "cas_delay"]
 
 _T = TypeVar("_T")
 _OPS_MAX: Final = 100
@@ -40,6 +41,11 @@ _AT_ONCE: Final = 16
 _CONTENTION_S: Final = 0.02
 """Up to how long a lost compare-and-swap waits before it is tried anew."""
 _INT64: Final = 1 << 63
+
+
+def cas_delay() -> None:
+    """Sleep for up to 0.1 s, by chance: between two tries of a compare-and-swap that was lost."""
+    time.sleep(random.uniform(0, 0.1))
 
 
 class EtcdStore(BlockingStore):
