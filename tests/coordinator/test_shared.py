@@ -166,6 +166,69 @@ def test_who_was_cut_off_does_not_sweep_a_run_that_another_has_by_now() -> None:
     asyncio.run(main())
 
 
+class LateLedger(CutOffLedger):
+    """Its process stands still between looking for a run's logs and dropping them."""
+
+    async def logs(self, prefix: str = "") -> tuple[str, ...]:
+        found = await self.behind.logs(prefix)
+        self.is_cut_off = True
+        await until(lambda: not self.is_cut_off)
+        return found
+
+    async def drop_log(self, log: str) -> None:
+        await self.behind.drop_log(log)
+
+
+def test_a_run_that_is_taken_over_while_it_is_swept_keeps_its_log() -> None:
+    """R10: what was acknowledged in its round is in that log."""
+
+    async def main() -> None:
+        ledger = MemoryLedger()
+        late = LateLedger(ledger)
+        config = msgspec.structs.replace(CONFIG, empty_run_keep_s=0.0)
+        first, hub = await coordinator(late, 1, config)
+        first.claim("run")
+        await has_begun(hub, "run")
+        await ledger.append(log_name("run", 1), 0, b"record")
+        await until(lambda: not swept(hub).runs)
+        await until(lambda: late.is_cut_off)
+        second, other = await coordinator(ledger, 2)
+        second.claim("run")
+        await has_begun(other, "run")
+        run = other.runs["run"]
+        late.is_cut_off = False
+        process = first.office.process
+        await until(lambda: first.office.process != process)
+        # If it is over, then for good (R6); if it goes on, then with all that it had.
+        assert run.is_closed or await ledger.logs() == (log_name("run", 1),)
+        for each in (first, second):
+            await each.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_run_that_was_taken_over_before_it_is_swept_is_left_alone() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        shared, hub = await coordinator(ledger, 1)
+        shared.claim("run")
+        await has_begun(hub, "run")
+        await ledger.append(log_name("run", 1), 0, b"record")
+        current = await ledger.read(run_key("run"))
+        assert current is not None
+        taken = msgspec.structs.replace(e.decode_run(current.value), term=2, owner="another")
+        await ledger.swap(run_key("run"), current.version, e.encode(taken))
+        shared.sweep("run")
+        await asyncio.sleep(0.1)
+        found = await ledger.read(run_key("run"))
+        assert found is not None
+        assert e.decode_run(found.value) == taken
+        assert await ledger.logs() == (log_name("run", 1),)
+        await shared.aclose()
+
+    asyncio.run(main())
+
+
 def swept(hub: Hub) -> Hub:
     hub.tick()
     return hub
@@ -180,8 +243,8 @@ def test_an_empty_run_is_swept_by_its_owner() -> None:
         await has_begun(hub, "run")
         await ledger.append(log_name("run", 1), 0, b"record")
         await until(lambda: not swept(hub).runs)
-        await ledger.changed(run_key("run"), 1, WITHIN_S)
-        assert await ledger.keys(run_key("")) == ()
+        while (register := await ledger.read(run_key("run"))) is not None:
+            await ledger.changed(run_key("run"), register.version, WITHIN_S)
         assert await ledger.logs() == ()
         await shared.aclose()
 

@@ -121,3 +121,9 @@ def test_the_log_of_a_swept_run_goes_with_it() -> None:
         return await ledger.logs("")
 
     assert asyncio.run(scenario()) == ()
+
+
+def test_what_cannot_be_read_is_left_alone_and_keeps_nothing_from_being_swept() -> None:
+    registers = {lease_key("odd"): b"no lease", run_key("a"): b"no run", run_key("b"): CLOSED}
+    left = asyncio.run(keys_after(registers, [0.0, 11.0]))
+    assert left == (lease_key("odd"), run_key("a"))

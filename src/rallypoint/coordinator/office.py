@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from rallypoint.core import election as e
-from rallypoint.core.values import Address, CloseRecord, RoundRecord, RunSettings
+from rallypoint.core.values import Address, CloseRecord, Outcome, RoundRecord, RunSettings
 from rallypoint.errors import (
     LedgerCorruptError,
     LedgerError,
@@ -303,7 +303,8 @@ class Office:
         self._forget(run_id)
         if claim is not None and claim.may_decide(self._now_s()) and not claim.is_committing:
             assert claim.version is not None
-            self._spawn(self._delete(run_id, claim.version))
+            assert claim.register is not None
+            self._spawn(self._delete(run_id, claim.register, claim.version))
 
     def _forget(self, run_id: str) -> None:
         self._claims.pop(run_id, None)
@@ -426,8 +427,14 @@ class Office:
         self._outage = outcome.reason if isinstance(outcome, Unknown) else ""
         return _outcome(outcome)
 
-    async def _delete(self, run_id: str, version: int) -> None:
+    async def _delete(self, run_id: str, register: e.RunRegister, version: int) -> None:
+        """Close the run before its logs go: should it be another's by now, nothing is done (R5)."""
         try:
+            if register.close is None:
+                outcome = await self._ledger.swap(run_key(run_id), version, _forgotten(register))
+                if not isinstance(outcome, Swapped):
+                    return  # It is another's; or nobody knows, and who comes or sweeps finds it.
+                version = outcome.version
             await delete_run(self._ledger, run_id, version)
         except LedgerError as error:
             _log.warning("run %s could not be swept from the ledger: %s", run_id, error)
@@ -442,12 +449,16 @@ class Office:
 
 
 async def delete_run(ledger: Ledger, run_id: str, version: int) -> None:
-    """Remove a run that nobody is in, unless its register has moved on. Raises LedgerError.
+    """Remove a closed run, unless its register has moved on. Raises LedgerError.
 
     The logs first: once the register is gone the run may begin anew, with logs of the same names.
+    Only of a closed run: an open one may be taken over meanwhile, and then its log is needed (R10).
     """
     if ledger.has_log:
         for log in await ledger.logs(log_prefix(run_id)):
+            current = await ledger.read(run_key(run_id))
+            if current is None or current.version != version:
+                return
             await ledger.drop_log(log)
     await ledger.delete(run_key(run_id), version)
 
@@ -476,6 +487,14 @@ def _with_record(
         close=record if is_close else register.close,
         restarts=restarts,
     )
+
+
+def _forgotten(register: e.RunRegister) -> bytes:
+    close = CloseRecord(
+        Outcome.STOPPED, "nobody was in it for too long", "", register.term, register.number
+    )
+    sequence = register.sequence + 1
+    return e.encode(msgspec.structs.replace(register, sequence=sequence, close=close))
 
 
 def _found(versioned: Versioned | None) -> e.Found | None:

@@ -21,7 +21,7 @@ import msgspec
 
 from rallypoint.coordinator.office import delete_run, lease_key, run_key
 from rallypoint.core import election as e
-from rallypoint.errors import LedgerError
+from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerFormatError
 from rallypoint.ledger.contract import Ledger, Versioned
 
 _log = logging.getLogger("rallypoint.coordinator")
@@ -63,19 +63,25 @@ class Sweeper:
             await asyncio.sleep(LOOK_S)
             try:
                 await self.sweep(asyncio.get_running_loop().time())
-            except (LedgerError, e.UnreadableError) as error:
-                _log.info("nothing swept this time: %s", error)
+            except LedgerError as error:
+                _log.info("not all was looked at for sweeping: %s", error)
 
     async def sweep(self, now_s: float) -> None:
         """Look once. Raises LedgerError; what cannot be read is left alone."""
         found: dict[str, None] = {}
         for key in await self._ledger.keys(""):
             found[key] = None
-            if key.startswith(run_key("")):
-                await self._look_at_run(key, now_s)
-            elif key.startswith(lease_key("")):
-                await self._look_at_lease(key, now_s)
+            try:
+                await self._look_at(key, now_s)
+            except (e.UnreadableError, LedgerCorruptError, LedgerFormatError) as error:
+                _log.debug("%s is left alone: %s", key, error)
         self._seen = {key: seen for key, seen in self._seen.items() if key in found}
+
+    async def _look_at(self, key: str, now_s: float) -> None:
+        if key.startswith(run_key("")):
+            await self._look_at_run(key, now_s)
+        elif key.startswith(lease_key("")):
+            await self._look_at_lease(key, now_s)
 
     async def _look_at_run(self, key: str, now_s: float) -> None:
         run_id = key.removeprefix(run_key(""))
