@@ -69,6 +69,8 @@ ELECTED_DIAL_S: Final = 2.0
 """How long an address of an elected coordinator is given: the next one may be elected meanwhile."""
 REDIRECTS_MAX: Final = 3
 """How often a node goes where it is sent before it looks for itself."""
+WORTH_TELLING_S: Final = 0.1
+"""Without a coordinator for less, a node was only sent from one to the other."""
 CIRCLE_S: Final = 0.5
 """How long it waits, at most, each time that it is sent on after that."""
 LOOPBACKS: Final = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
@@ -507,7 +509,8 @@ class Node:
     def _found_again(self) -> None:
         if self._lost_s is not None:
             away_s = self._now_s() - self._lost_s
-            _log.info("attached, after %.1f s without a coordinator", away_s)
+            level = logging.INFO if away_s > WORTH_TELLING_S else logging.DEBUG
+            _log.log(level, "attached, after %.1f s without a coordinator", away_s)
         self._lost_s = None
         self._redirects, self._was_sent_away, self._has_nudged = 0, False, False
         if self._orphan is not None:
