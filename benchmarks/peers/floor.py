@@ -1,0 +1,30 @@
+"""The floor: bare asyncio sockets, messages of 120 and 200 bytes a node, and no protocol."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from benchmarks.peers import common
+from rallypoint._version import __version__
+from rallypoint.bench import driver
+
+COLD_MAX: Final = 3
+
+
+def meet(nodes: int, repeats: int) -> common.Measured:
+    """The floor of `rallypoint bench`: its server in one process, all sockets in another."""
+    found = common.Measured(f"rallypoint {__version__}", "sockets of one process")
+    driver.check_descriptors(nodes)
+    for repeat in range(min(repeats, COLD_MAX)):
+        with driver.floor(nodes) as (server, fleet, told):
+            found.add("cold", driver.span([told], "formed_s"))
+            fleet.ask("settle")
+            for _ in range(repeats if repeat == 0 else 0):
+                before_s = common.cpu_s(server.pid)
+                found.add("warm", driver.span([fleet.ask("floor_meet")], "formed_s"))
+                found.add("server_cpu", common.cpu_s(server.pid) - before_s)
+    return found
+
+
+if __name__ == "__main__":
+    common.main(meet)

@@ -1,0 +1,163 @@
+"""Runs a peer's script at one size, bounded in time, and keeps what it told.
+
+A peer that hangs, ends or is not there gives a reason instead of a figure, never a guess.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.peers import install
+from benchmarks.peers.catalogue import PROCESS_BYTES, Peer
+
+NOT_INSTALLED: Final = "not installed"
+REASON_CHARS_MAX: Final = 160
+
+
+@dataclass
+class Outcome:
+    """`values`: figure to one value per repeat, in ms. `why_not`: what stopped it, if anything."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    why_not: str = ""
+    version: str = ""
+    carried: str = ""
+    out_of_time: bool = False
+
+
+def run_script(
+    python: Path | str, module: str, arguments: Sequence[object], deadline_s: float
+) -> Outcome:
+    """`python -m MODULE ARGUMENTS`, and what it told last. Nothing of it is left afterwards."""
+    command = [str(python), "-m", module, *map(str, arguments)]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=errors,
+            start_new_session=True,
+        )
+        try:
+            code: int | None = process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end_group(process)
+        out.seek(0)
+        errors.seek(0)
+        told, said = _last_told(out.read()), errors.read().decode(errors="replace")
+    outcome = Outcome()
+    if told is not None and "cannot" in told:
+        return Outcome(why_not=told["cannot"])
+    if told is not None:
+        outcome = Outcome(told["values"], "", told["version"], told["carried"])
+    if code is None:
+        outcome.out_of_time = True
+        outcome.why_not = f"not within {deadline_s:g} s"
+    elif code != 0 or told is None:
+        outcome.why_not = f"ended with exit code {code}: {_last_line(said)}"[:REASON_CHARS_MAX]
+    return outcome
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without settings of ours or of a proxy, and with this checkout to import."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RALLYPOINT_", "PYTHON")) and not name.lower().endswith("_proxy")
+    }
+    path = os.pathsep.join((str(install.ROOT), str(install.ROOT / "src")))
+    return kept | {"PYTHONPATH": path}
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End the script and all that it started: it leads a session of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _last_told(out: bytes) -> dict[str, Any] | None:
+    """The last whole line of JSON. A line that was cut short is none."""
+    for line in reversed(out.splitlines()):
+        if line.startswith(b"{"):
+            try:
+                told = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(told, dict) and ("cannot" in told or "values" in told):
+                return told
+    return None
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+# -- what is known beforehand ----------------------------------------------------------------------
+
+
+class Bench:
+    """All peers on this machine: which are there, and which sizes need not be tried any more."""
+
+    def __init__(self, folder: Path, deadline_s: float, repeats: int) -> None:
+        self._folder = folder
+        self._deadline_s = deadline_s
+        self._repeats = repeats
+        self._ended: dict[str, tuple[int, str]] = {}
+
+    def python(self, peer: Peer) -> Path | None:
+        """The interpreter that has it; None if it is not installed."""
+        if peer.environment is None:
+            return Path(sys.executable)
+        return install.python_of(peer.environment, self._folder)
+
+    def meet(self, peer: Peer, nodes: int) -> Outcome:
+        """One peer at one size."""
+        python = self.python(peer)
+        if python is None:
+            return Outcome(why_not=NOT_INSTALLED)
+        if peer.name in self._ended:
+            size, why = self._ended[peer.name]
+            return Outcome(why_not=f"not tried: {size:,} nodes, {why}")
+        if peer.a_process_each and nodes * PROCESS_BYTES > available_bytes():
+            return Outcome(why_not=f"{nodes:,} processes do not fit into this machine's memory")
+        outcome = self._run(python, peer, ("meet", nodes, self._repeats))
+        if outcome.out_of_time:
+            self._ended[peer.name] = (nodes, outcome.why_not)
+        return outcome
+
+    def death(self, peer: Peer, kind: str, repeats: int) -> Outcome:
+        """How soon there is a new round after a death, at the peer's defaults."""
+        python = self.python(peer)
+        if python is None:
+            return Outcome(why_not=NOT_INSTALLED)
+        if peer.death:
+            return Outcome(why_not=peer.death)
+        return self._run(python, peer, ("death", kind, repeats))
+
+    def _run(self, python: Path, peer: Peer, arguments: Sequence[object]) -> Outcome:
+        return run_script(python, f"benchmarks.peers.{peer.module}", arguments, self._deadline_s)
+
+
+def available_bytes() -> int:
+    """The memory that can be had without swapping (Linux); elsewhere all that there could be."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return sys.maxsize
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["MemAvailable"].split()[0]) * 1024

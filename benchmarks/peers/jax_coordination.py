@@ -1,0 +1,82 @@
+"""JAX's coordination service (jaxlib, C++ and gRPC): its barrier.
+
+Ranks and the number of nodes are given to it beforehand, so this is less than a rendezvous: nobody
+finds anybody out. `connect` (cold) waits until all have connected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxlib import _jax
+
+from benchmarks.peers import common
+
+TIMEOUT_S = 300
+
+
+def meet(nodes: int, repeats: int) -> common.Measured:
+    """Cold: `connect`, which is a barrier too. Warm: a barrier of the connected."""
+    found = common.Measured(common.versions("jaxlib"), "threads of one process")
+    for repeat in range(min(repeats, 3)):
+        port = common.free_port()
+        with common.served(__package__ + ".jax_coordination", port, nodes) as server:
+            clients: list[Any] = [None] * nodes
+
+            def cold(index: int, port: int = port, clients: list[Any] = clients) -> None:
+                clients[index] = _jax.get_distributed_runtime_client(
+                    f"127.0.0.1:{port}",
+                    index,
+                    init_timeout=TIMEOUT_S,
+                    shutdown_on_destruction=False,
+                )
+                clients[index].connect()
+
+            threads = common.Threads(nodes)
+            found.add("cold", threads.round(cold).span_s)
+            if repeat == 0:
+                warm(found, server, threads, clients, repeats)
+            # A client whose service is gone ends its process: all say goodbye before that.
+            threads.round(leaving(clients))
+    return found
+
+
+def warm(
+    found: common.Measured,
+    server: common.Server,
+    threads: common.Threads,
+    clients: Sequence[Any],
+    repeats: int,
+) -> None:
+    """Barriers of all; the first is not counted."""
+    for number in range(repeats + 1):
+        before_s = server.cpu_s()
+        done = threads.round(coming(clients, f"warm{number}"))
+        if number:
+            found.add("warm", done.span_s)
+            found.add("skew", done.skew_s)
+            found.add("server_cpu", server.cpu_s() - before_s)
+
+
+def coming(clients: Sequence[Any], name: str) -> Callable[[int], object]:
+    """A node's barrier."""
+    return lambda index: clients[index].wait_at_barrier(name, TIMEOUT_S * 1_000)
+
+
+def leaving(clients: Sequence[Any]) -> Callable[[int], object]:
+    """A node's goodbye."""
+    return lambda index: clients[index].shutdown()
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """The service."""
+    port, nodes = arguments
+    service = _jax.get_distributed_runtime_service(f"127.0.0.1:{port}", int(nodes))
+    print(port, flush=True)
+    common.until_stdin_ends()
+    del service
+
+
+if __name__ == "__main__":
+    common.main(meet, serve=serve)

@@ -1,0 +1,73 @@
+"""Rallypoint, by its own bench: virtual nodes in one process, `rallypoint serve` in another.
+
+The nodes are the shipped node machine and messages over a lean WebSocket; the server is what users
+run, with the defaults of its command line.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from benchmarks.peers import common
+from rallypoint._version import __version__
+from rallypoint.bench import driver
+from rallypoint.bench import meet as bench
+
+DEATH_NODES: Final = 8
+NAMES: Final = {"warm": "warm", "cold": "cold", "skew": "skew", "coordinator's CPU": "server_cpu"}
+
+
+def new() -> common.Measured:
+    """With its version."""
+    return common.Measured(f"rallypoint {__version__}", "virtual nodes of one process")
+
+
+def meet(nodes: int, repeats: int) -> common.Measured:
+    """`rallypoint bench meet` with so many nodes and a `rallypoint serve` of its own."""
+    found = new()
+    with driver.served() as where:
+        for figure in bench.measure(driver.Plan(where, repeats=repeats), nodes):
+            if figure.name in NAMES:
+                found.values[NAMES[figure.name]] = list(figure.values)
+    return found
+
+
+def death(kind: str, repeats: int) -> common.Measured:
+    """One of eight goes, with default settings: until the last of the others is in the next round.
+
+    Killed: the others ask as soon as they have been told. Silent: a worker of theirs fails at once,
+    since nobody else can know yet, and all ask as soon as they have been told of that.
+    """
+    found = new()
+    with driver.served() as where:
+        plan = driver.Plan(where)
+        for _ in range(repeats):
+            with driver.fleets(1) as fleets:
+                found.add(kind, _death(plan, fleets, kind))
+    return found
+
+
+def _death(plan: driver.Plan, fleets: driver.Fleets, kind: str) -> float:
+    settings: dict[str, Any] = {
+        "min_nodes": DEATH_NODES - 1,
+        "max_nodes": DEATH_NODES,
+        "max_restarts": None,
+    }
+    fleet = fleets.each[0]
+    fleets.connect(plan.at, run_id=plan.run_id(), nodes=DEATH_NODES, settings=settings, ready=True)
+    time.sleep(1.0)
+    fleet.ask("expect_end", but=1)
+    index = DEATH_NODES - 1
+    if kind == common.KILLED:
+        died_s: float = fleet.ask("kill", index=index)["at_s"]
+    else:
+        died_s = fleet.ask("freeze", index=index)["at_s"]
+        fleet.ask("fail", index=0)
+    fleet.ask("ended")
+    formed_s: float = fleet.ask("meet")["formed_s"]
+    return formed_s - died_s
+
+
+if __name__ == "__main__":
+    common.main(meet, death)

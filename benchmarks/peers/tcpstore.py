@@ -1,0 +1,76 @@
+"""torch's TCPStore alone: a barrier of N. Each node adds one; the last one sets what all wait for.
+
+No ranks, no members, no settings: what c10d's rendezvous and NVRx's stand on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+from torch.distributed import TCPStore
+
+from benchmarks.peers import common
+
+TIMEOUT = timedelta(seconds=300)
+
+
+def meet(nodes: int, repeats: int) -> common.Measured:
+    """Cold: each connects first. Warm: all are connected."""
+    found = common.Measured(common.versions("torch"), "threads of one process")
+    for repeat in range(min(repeats, 3)):
+        with common.served(__package__ + ".tcpstore") as server:
+            port = int(server.first_line)
+            stores: list[TCPStore | None] = [None] * nodes
+
+            def cold(index: int, port: int = port, stores: list[TCPStore | None] = stores) -> None:
+                stores[index] = TCPStore("127.0.0.1", port, timeout=TIMEOUT, wait_for_workers=False)
+                barrier(stores[index], nodes, "cold")
+
+            threads = common.Threads(nodes)
+            found.add("cold", threads.round(cold).span_s)
+            if repeat == 0:
+                warm(found, server, threads, stores, repeats)
+    return found
+
+
+def warm(
+    found: common.Measured,
+    server: common.Server,
+    threads: common.Threads,
+    stores: Sequence[TCPStore | None],
+    repeats: int,
+) -> None:
+    """Rounds of those who are connected; the first is not counted."""
+    for number in range(repeats + 1):
+        before_s = server.cpu_s()
+        done = threads.round(coming(stores, f"warm{number}"))
+        if number:
+            found.add("warm", done.span_s)
+            found.add("skew", done.skew_s)
+            found.add("server_cpu", server.cpu_s() - before_s)
+
+
+def coming(stores: Sequence[TCPStore | None], name: str) -> Callable[[int], object]:
+    """A node's barrier."""
+    return lambda index: barrier(stores[index], len(stores), name)
+
+
+def barrier(store: TCPStore | None, nodes: int, name: str) -> None:
+    """Come, and wait until all have come."""
+    assert store is not None
+    if store.add(f"{name}/come", 1) == nodes:
+        store.set(f"{name}/go", "1")
+    else:
+        store.wait([f"{name}/go"])
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """The store's server."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, timeout=TIMEOUT, wait_for_workers=False)
+    print(store.port, flush=True)
+    common.until_stdin_ends()
+
+
+if __name__ == "__main__":
+    common.main(meet, serve=serve)
