@@ -591,9 +591,11 @@ class Membership:
         """Do all that the rules ask for, given what is known now."""
         if self.settings is None or self.phase in (Phase.SUSPENDED, Phase.CLOSED):
             return
-        self._do(*self._suspicion.update_guard(self.settings, self._now_s))
-        self._declare_losses()
-        self._close_case()
+        if not self._suspicion.is_quiet:
+            self._do(*self._suspicion.update_guard(self.settings, self._now_s))
+            self._declare_losses()
+        if self.case is not None:
+            self._close_case()
         if self.phase is Phase.ACTIVE:
             self._advance_active(self.settings)
         if self.phase is Phase.GATHERING:
@@ -601,8 +603,6 @@ class Membership:
 
     def _declare_losses(self) -> None:
         overdue = self._suspicion.past_deadline()
-        if not overdue:
-            return
         lost = [member for member in overdue if member.is_troubled]
         if lost:
             self._lose(lost, _how_lost(lost[0]))

@@ -153,10 +153,14 @@ class Suspicion:
                 effects += self.silent(member, settings, now_s, settings.suspect_after_s)
         return effects
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether everybody is heard, as nearly always: there is nothing to guard or to judge."""
+        nobody = not self._roster.troubled_count and not self._overdue
+        return nobody and self._mass_since_s is None
+
     def update_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """Raise or lift the mass guard by how many are missing now."""
-        if not self._roster.troubled_count and self._mass_since_s is None:
-            return []  # As nearly always, and asked for after every event.
         if self._roster.troubled_count <= self.guard_limit(settings):
             return self._end_guard(settings)
         if self._mass_since_s is not None:
