@@ -54,6 +54,10 @@ types: $(FOR_DEVELOP) ## check types
 bench: $(FOR_DEVELOP) ## measure the figures that the documentation quotes
 	$(BIN)/python benchmarks/figures.py
 
+.PHONY: scale
+scale: $(FOR_DEVELOP) ## measure what one coordinator carries, and write it into docs/scale.md
+	$(BIN)/python benchmarks/scale.py
+
 .PHONY: rewrite-scenarios
 rewrite-scenarios: $(FOR_DEVELOP) ## write the scenarios' results anew; read the diff before you commit
 	$(BIN)/python -m pytest tests/core/test_scenarios.py --rewrite-scenarios

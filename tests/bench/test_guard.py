@@ -64,7 +64,7 @@ class Counted(Network):
         self.steps: list[list[do.Effect]] = []
         self.down: list[tuple[str, str, int]] = []
         self.up: list[tuple[str, str, int]] = []
-        super().__init__()
+        super().__init__(ledger_id="0123456789abcdef")  # as long as a real one
 
     def coordinator(self, config: CoordinatorConfig | None, ledger_id: str) -> Hub:
         hub = CountingHub(

@@ -15,7 +15,8 @@ def cost(of, name: str = "bytes", sizes: tuple[int, ...] = SIZES) -> model.Cost:
 
 def test_what_is_fixed_and_what_each_node_costs() -> None:
     found = cost(lambda n: 40 + 3 * n)
-    assert (found.fixed, found.per_node) == (pytest.approx(40), pytest.approx(3))
+    assert found.fixed == pytest.approx(40)
+    assert found.per_node == pytest.approx(3)
     assert found.predict(100_000) == pytest.approx(300_040)
 
 
@@ -26,7 +27,8 @@ def test_the_exponent(power: float) -> None:
 
 def test_what_does_not_depend_on_the_nodes() -> None:
     found = cost(lambda n: 5.0)
-    assert (found.fixed, found.per_node) == (pytest.approx(5), pytest.approx(0))
+    assert found.fixed == pytest.approx(5)
+    assert found.per_node == pytest.approx(0)
 
 
 def test_nothing_is_ever_negative() -> None:

@@ -58,7 +58,12 @@ def measure(plan: Plan, nodes: int) -> list[Figure]:
 
     def figure(name: str, about: str, values: list[float]) -> Figure:
         return Figure(
-            scenario="recover", name=name, nodes=nodes, unit="s", values=tuple(values), about=about
+            scenario="recover",
+            name=name,
+            nodes=nodes,
+            unit="ms",
+            values=tuple(value * 1e3 for value in values),
+            about=about,
         )
 
     return [

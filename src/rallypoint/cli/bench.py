@@ -57,6 +57,7 @@ def bench(
     scenario: Annotated[
         Scenario,
         typer.Argument(
+            metavar="SCENARIO",
             help="meet: from the first call to the last answer; regroup: a node killed, leaving, "
             "arriving, frozen; recover: real agents and workers, from a kill to the next step; "
             "failover: the coordinator killed; idle: traffic, CPU and memory; store: calls a "

@@ -1,0 +1,127 @@
+"""Measures what one coordinator carries, and writes it into docs/scale.md.
+
+    python benchmarks/scale.py [--nodes 128,512,2048] [--repeats 10] [--print]
+
+The tables between the two marks of that file are written anew; what stands around them is not
+touched. Progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+if not __package__:  # run as a file: what lies beside it is the package `benchmarks`
+    sys.path[0] = str(ROOT)
+
+from rallypoint.bench import driver, idle, meet, model, recover, runs  # noqa: E402
+from rallypoint.bench import report as bench_report  # noqa: E402
+from rallypoint.bench.figure import Figure  # noqa: E402
+
+PAGE: Final = ROOT / "docs" / "scale.md"
+BEGIN: Final = "<!-- begin: written by benchmarks/scale.py -->"
+END: Final = "<!-- end: written by benchmarks/scale.py -->"
+SIZES: Final = (128, 512, 1_024, 4_096, 9_000)
+RUNS: Final = 200
+NODES_OF_A_RUN: Final = 16
+IDLE_S: Final = 10.0
+
+
+def say(text: str) -> None:
+    """Progress, for a person who waits."""
+    print(f"scale: {text}", file=sys.stderr, flush=True)
+
+
+def tables(sizes: Sequence[int], repeats: int, many: int, seconds: float = IDLE_S) -> str:
+    """Everything that stands between the marks."""
+    about = bench_report.machine()
+    carried: list[Figure] = []
+    driver.check_descriptors(max(*sizes, many * NODES_OF_A_RUN))
+    for nodes in sizes:
+        say(f"meet and idle with {nodes:,} nodes")
+        with driver.served() as at:
+            carried += meet.measure(driver.Plan(at, repeats=repeats), nodes)
+        with driver.served() as at:
+            carried += idle.measure(driver.Plan(at, seconds=seconds), nodes)
+    costs = model.measure(
+        driver.served,
+        sizes,
+        lambda at: driver.Plan(at, repeats=repeats, seconds=seconds),
+        say,
+    )
+    say(f"{many} runs of {NODES_OF_A_RUN} nodes")
+    with driver.served() as at:
+        beside = runs.measure(driver.Plan(at, repeats=repeats, runs=many), NODES_OF_A_RUN)
+    say("recover")
+    with driver.served() as at:
+        recovered = recover.measure(driver.Plan(at, repeats=repeats), 3)
+    where = f"{about['cores']} cores, {about['system']}, Python {about['python']}"
+    return "\n\n".join(
+        (
+            f"Measured with rallypoint {about['rallypoint']} on {where}; load average before: "
+            f"{about['load']}. Medians.",
+            _over_sizes(carried, sizes),
+            f"One of {many} runs of {NODES_OF_A_RUN} nodes, and three agents of which one is "
+            "killed:",
+            _markdown(
+                ["figure", "median", "unit"],
+                [[e.name, bench_report.rounded(e.median), e.unit] for e in [*beside, *recovered]],
+            ),
+            "The cost model. Columns with *predicted* were not measured:",
+            _markdown(*model.rows(costs)),
+            *(f"{text[0].upper()}{text[1:]}." for text in model.remarks(costs)),
+        )
+    )
+
+
+def _over_sizes(figures: Sequence[Figure], sizes: Sequence[int]) -> str:
+    found = {(e.scenario, e.name, e.unit, e.nodes): e.median for e in figures}
+    rows = []
+    for scenario, name, unit in dict.fromkeys((e.scenario, e.name, e.unit) for e in figures):
+        values = (found[scenario, name, unit, n] for n in sizes)
+        rows.append([f"{scenario}: {name}", unit, *map(bench_report.rounded, values)])
+    return _markdown(["figure", "unit", *(f"{n:,}" for n in sizes)], rows)
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---", *("---:" for _ in headings[1:])], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(text: str, page: str) -> str:
+    """The page with this text between its marks. Raises ValueError if it has none."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no {BEGIN} ... {END}")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if all was measured."""
+    parser = argparse.ArgumentParser(description="Measure what one coordinator carries.")
+    default = ",".join(map(str, SIZES))
+    parser.add_argument("--nodes", metavar="N,N...", default=default, help=f"default: {default}")
+    parser.add_argument("--repeats", type=int, metavar="N", default=10)
+    parser.add_argument("--runs", type=int, metavar="N", default=RUNS)
+    parser.add_argument("--print", action="store_true", help="to stdout, not into the page")
+    options = parser.parse_args(arguments)
+    try:
+        text = tables([int(n) for n in options.nodes.split(",")], options.repeats, options.runs)
+    except driver.BenchError as error:
+        print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
+        return 1
+    if options.print:
+        print(text)
+    else:
+        PAGE.write_text(write(text, PAGE.read_text("utf-8")), "utf-8")
+        say(f"written into {PAGE.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

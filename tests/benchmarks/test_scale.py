@@ -1,0 +1,34 @@
+"""docs/scale.md can be written anew, and nothing around its figures is touched."""
+
+from __future__ import annotations
+
+import pytest
+
+scale = pytest.importorskip("benchmarks.scale", reason="the source distribution has no benchmarks")
+
+
+def test_the_page_keeps_what_stands_around_the_figures() -> None:
+    page = scale.PAGE.read_text("utf-8")
+    written = scale.write("| new |", page)
+    assert f"{scale.BEGIN}\n\n| new |\n\n{scale.END}" in written
+    before, after = written.split("| new |")
+    assert page.startswith(before.removesuffix("\n\n"))
+    assert page.endswith(after.removeprefix("\n\n"))
+    assert scale.write("| new |", written) == written
+
+
+def test_a_page_without_marks_is_left_alone() -> None:
+    with pytest.raises(ValueError, match="the page has no"):
+        scale.write("| new |", "# Scale\n")
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale.idle, "STEADY_S", 0.0)
+    monkeypatch.setattr(scale.model, "steady_s", lambda told: 0.0)
+    text = scale.tables((4, 8), 1, 3, seconds=2.0)
+    assert "| meet: warm | ms |" in text
+    assert "| idle: bytes | per node and s |" in text
+    assert "| one of 3 runs |" in text
+    assert "100,000 (predicted)" in text
