@@ -59,7 +59,7 @@ def markdown(run: Result, pictures: Sequence[tuple[str, str]] = ()) -> str:
     for figure, title, text in TABLES:
         parts += [f"### {title}", text, table(run, figure)]
         parts += [f"![{shown}]({path})" for shown, path in pictures if figure in path]
-    parts += ["### A new round after a death", _deaths(run)]
+    parts += ["### A new round after a death", deaths(run)]
     parts += ["### What was measured", _peers(run)]
     return "\n\n".join(part for part in parts if part)
 
@@ -139,7 +139,8 @@ def found(run: Result, peer: str, nodes: int, figure: str) -> tuple[list[float],
     return [], "not asked for"
 
 
-def _deaths(run: Result) -> str:
+def deaths(run: Result) -> str:
+    """Seconds until the last survivor is in a new round."""
     if not run["deaths"]:
         return "Not asked for."
     reasons: list[str] = []

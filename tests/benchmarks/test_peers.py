@@ -1,0 +1,306 @@
+"""The comparison with peers: what needs no peer, and one of them if it is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "peers" / "run.py"
+if not SCRIPT.exists():
+    pytest.skip("the source distribution has no benchmarks", allow_module_level=True)
+
+from benchmarks.peers import catalogue, common, harness, install, report  # noqa: E402
+
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="torch is not installed"
+)
+
+
+def peer(**changed: Any) -> catalogue.Peer:
+    made: dict[str, Any] = {"name": "x", "title": "X", "module": "x", "does": "nothing"}
+    return catalogue.Peer(**(made | changed))
+
+
+def script(folder: Path, text: str) -> str:
+    """A module that the harness can run: it looks where PYTHONPATH says, and in its own folder."""
+    (folder / "a_peer.py").write_text(text, encoding="utf-8")
+    return "a_peer"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# -- running one -----------------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+def test_the_last_line_that_was_told_counts_whatever_else_is_printed(here: Path) -> None:
+    told = {"version": "x 1", "carried": "threads", "values": {"warm": [1.0, 2.0]}}
+    module = script(
+        here,
+        'print("noise"); print(\'{"values": {}, "version": "", "carried": ""}\')\n'
+        f'print({json.dumps(told)!r}); print("{{not json"); print(\'{{"other": 1}}\')',
+    )
+    found = harness.run_script(sys.executable, module, (), 60.0)
+    assert found == harness.Outcome({"warm": [1.0, 2.0]}, "", "x 1", "threads")
+
+
+@pytest.mark.processes
+def test_a_script_that_ends_badly_is_a_reason_and_not_a_figure(here: Path) -> None:
+    found = harness.run_script(
+        sys.executable, script(here, "raise OSError('no such thing')"), (), 60
+    )
+    assert found.values == {}
+    assert found.why_not == "ended with exit code 1: OSError: no such thing"
+
+
+@pytest.mark.processes
+def test_what_a_peer_cannot_do_is_its_own_reason(here: Path) -> None:
+    module = script(here, 'print(\'{"cannot": "it has no death"}\')')
+    assert harness.run_script(sys.executable, module, (), 60).why_not == "it has no death"
+
+
+@pytest.mark.processes
+def test_a_peer_that_hangs_is_ended_with_all_that_it_started_and_keeps_what_it_told(
+    here: Path,
+) -> None:
+    module = script(
+        here,
+        "import os, signal, subprocess, sys, time, pathlib\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "os.kill(child.pid, signal.SIGSTOP)\n"
+        "pathlib.Path('pid').write_text(str(child.pid))\n"
+        'print(\'{"version": "x", "carried": "y", "values": {"cold": [7.0]}}\', flush=True)\n'
+        "time.sleep(600)\n",
+    )
+    began_s = time.monotonic()
+    found = harness.run_script(sys.executable, module, (), 3.0)
+    assert time.monotonic() - began_s < 30.0
+    assert found.out_of_time
+    assert found.why_not == "not within 3 s"
+    assert found.values == {"cold": [7.0]}
+    assert is_gone(int((here / "pid").read_text()))
+
+
+def is_gone(pid: int) -> bool:
+    """Whether it has ended; an orphan that nobody has waited for yet has."""
+    ends_s = time.monotonic() + 10.0
+    while time.monotonic() < ends_s:
+        try:
+            os.kill(pid, 0)
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+# -- what is known beforehand ----------------------------------------------------------------------
+
+
+def test_a_peer_that_is_not_installed_is_not_run(tmp_path: Path) -> None:
+    environment = catalogue.Environment(name="none", installs=(("nothing",),))
+    bench = harness.Bench(tmp_path, 1.0, 1)
+    assert bench.meet(peer(environment=environment), 2).why_not == "not installed"
+    assert bench.death(peer(environment=environment), common.KILLED, 1).why_not == "not installed"
+
+
+def test_an_environment_written_for_other_versions_does_not_count(tmp_path: Path) -> None:
+    environment = catalogue.Environment(name="one", installs=(("a==1",),))
+    (tmp_path / "one").mkdir()
+    stamp = tmp_path / "one" / install._STAMP
+    stamp.write_text(install._written(environment), encoding="utf-8")
+    assert install.python_of(environment, tmp_path) == tmp_path / "one" / "bin" / "python"
+    newer = catalogue.Environment(name="one", installs=(("a==2",),))
+    assert install.python_of(newer, tmp_path) is None
+
+
+def test_after_a_size_that_took_too_long_no_larger_one_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+
+    def run_script(*arguments: object) -> harness.Outcome:
+        runs.append(arguments)
+        return harness.Outcome(why_not="not within 1 s", out_of_time=True)
+
+    monkeypatch.setattr(harness, "run_script", run_script)
+    bench = harness.Bench(tmp_path, 1.0, 1)
+    assert bench.meet(peer(), 128).why_not == "not within 1 s"
+    assert bench.meet(peer(), 256).why_not == "not tried: 128 nodes, not within 1 s"
+    assert len(runs) == 1
+
+
+def test_more_processes_than_fit_are_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "available_bytes", lambda: 10 * catalogue.PROCESS_BYTES)
+    found = harness.Bench(tmp_path, 1.0, 1).meet(peer(a_process_each=True), 11)
+    assert found.why_not == "11 processes do not fit into this machine's memory"
+
+
+# -- what is made of it ----------------------------------------------------------------------------
+
+
+def result(name: str, nodes: int, why_not: str = "", **values: list[float]) -> dict[str, Any]:
+    return {"peer": name, "nodes": nodes, "values": values, "why_not": why_not, "load": 0.0}
+
+
+def a_run() -> dict[str, Any]:
+    described = {"does": "", "version": "", "carried": "", "no_server": "", "no_warm": ""}
+    return {
+        "method": {"sizes": [2, 1_024]},
+        "peers": [
+            {"name": "floor", "title": "floor", **described},
+            {"name": "rallypoint", "title": "**Rallypoint**", **described},
+            {"name": "other", "title": "other", **described, "no_server": "inside a node"},
+        ],
+        "results": [
+            result("floor", 2, warm=[0.1]),
+            result("floor", 1_024, warm=[10.0]),
+            result("rallypoint", 2, warm=[0.2, 0.3, 9.0], server_cpu=[0.123]),
+            result("rallypoint", 1_024, warm=[15.0]),
+            result("other", 2, warm=[1_234.0]),
+            result("other", 1_024, "not within 120 s"),
+        ],
+        "deaths": [
+            {"peer": name, "kind": kind, "values": {kind: [1_200.0]}, "why_not": ""}
+            for name in ("rallypoint", "other")
+            for kind in (common.KILLED, common.SILENT)
+        ]
+        + [
+            {"peer": "floor", "kind": kind, "values": {}, "why_not": "it has no protocol"}
+            for kind in (common.KILLED, common.SILENT)
+        ],
+    }
+
+
+def test_a_table_of_medians_with_a_reason_below_for_every_dash() -> None:
+    assert report.table(a_run(), "warm").splitlines() == [
+        "| nodes | 2 | 1,024 |",
+        "|---|---:|---:|",
+        "| floor | 0.1 | 10.0 |",
+        "| **Rallypoint** | 0.3 | 15.0 |",
+        "| – over the floor | 3.0 × | 1.5 × |",
+        "| other | 1,230 | –<sup>a</sup> |",
+        "",
+        "<sup>a</sup> other: not within 120 s.  ",
+    ]
+
+
+def test_a_server_within_a_node_is_said_to_be_one() -> None:
+    rows = report.table(a_run(), "server_cpu").splitlines()
+    assert "| **Rallypoint** | 0.12 | –<sup>b</sup> |" in rows
+    assert "<sup>c</sup> other: inside a node.  " in rows
+
+
+def test_a_peer_that_was_skipped_is_named() -> None:
+    run = a_run()
+    run["results"][-2] = result("other", 2, harness.NOT_INSTALLED)
+    assert "<sup>a</sup> other: not installed.  " in report.table(run, "warm").splitlines()
+
+
+def test_deaths_are_in_seconds() -> None:
+    assert "| other | 1.2 | 1.2 |" in report.deaths(a_run()).splitlines()
+
+
+def test_only_what_is_between_the_markers_is_written_anew() -> None:
+    document = f"before\n\n{report.BEGIN}\n\nold\n\n{report.END}\n\nafter\n"
+    written = report.put_into(document, "new")
+    assert written == f"before\n\n{report.BEGIN}\n\nnew\n\n{report.END}\n\nafter\n"
+    assert report.put_into(written, "new") == written
+    for without in ("nothing", report.BEGIN, f"{report.END} {report.BEGIN}"):
+        with pytest.raises(report.MarkersMissingError):
+            report.put_into(without, "new")
+
+
+def test_numbers_have_the_digits_that_count() -> None:
+    numbers = {0.0712: "0.071", 3.24: "3.2", 9.96: "10.0", 45.26: "45.3", 1_166.0: "1,170"}
+    assert {value: report.rounded(value) for value in numbers} == numbers
+
+
+def test_a_round_is_from_the_first_call_to_the_last_answer() -> None:
+    done = common.round_of([(10.0, 12.0), (10.5, 11.0), (10.25, 13.0)])
+    assert done == common.Round(3.0, 0.5)
+
+
+# -- the whole of it -------------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+def test_peers_that_are_not_there_are_skipped_by_name_and_the_rest_is_measured(
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "run.json"
+    done = subprocess.run(
+        [
+            *(
+                sys.executable,
+                str(SCRIPT),
+                "--here",
+                "--no-deaths",
+                "--only",
+                "floor,rallypoint,jax",
+            ),
+            *("--nodes", "2", "--repeats", "1", "--environments", str(tmp_path)),
+            *("--output", str(output)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "JAX coordination service: not installed" in done.stdout
+    run = json.loads(output.read_text())
+    values = {each["peer"]: each["values"] for each in run["results"]}
+    assert values["jax"] == {}
+    assert set(values["rallypoint"]) == {"warm", "cold", "skew", "server_cpu"}
+    assert min(values["floor"]["warm"]) > 0
+
+
+def test_a_peer_that_is_unknown_is_named() -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--only", "carrier-pigeon"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "there is no carrier-pigeon; there is floor, rallypoint, " in done.stderr
+
+
+@needs_torch
+@pytest.mark.processes
+def test_two_nodes_meet_through_torchs_store() -> None:
+    found = harness.run_script(
+        sys.executable, "benchmarks.peers.tcpstore", ("meet", 2, 2), deadline_s=100.0
+    )
+    assert found.why_not == ""
+    assert found.version.startswith("torch ")
+    assert set(found.values) == {"cold", "warm", "skew", "server_cpu"}
+    assert len(found.values["warm"]) == 2
+    assert min(min(values) for values in found.values.values()) >= 0
+
+
+def test_processes_wait_for_each_other_and_can_be_frozen() -> None:
+    processes = common.Processes(3, 2, lambda index: lambda: time.sleep(0.01 * index))
+    pids = list(processes.pids.values())
+    try:
+        done = processes.round()
+        assert done.span_s >= 0.02
+        processes.kill(2, common.SILENT)
+        processes.begin(0.0)
+        assert len(processes.answers()) == 2
+    finally:
+        processes.end()
+    assert all(is_gone(pid) for pid in pids)
