@@ -105,6 +105,30 @@ def test_what_is_refused(
     snapshot("bench-errors", "\n".join(said))
 
 
+@pytest.mark.processes
+def test_a_coordinator_that_refuses(cli: Cli, serve: Callable[..., Served], tmp_path: Path) -> None:
+    for name in ("right", "wrong"):
+        (tmp_path / name).write_text(name * 5)
+        (tmp_path / name).chmod(0o600)
+    address = f"127.0.0.1:{serve('--token-file', str(tmp_path / 'right')).port}"
+    for more in ([], ["--token-file", str(tmp_path / "wrong")]):
+        done = cli("bench", "meet", "--nodes", "2", "--at", address, *more)
+        assert done.code == 1
+        assert f"the coordinator at {address} asks for a token" in done.err
+        assert done.err.splitlines()[-1].startswith("hint: give the coordinator's own")
+    right = ("--token-file", str(tmp_path / "right"), "--repeats", "1")
+    assert cli("bench", "meet", "--nodes", "2", "--at", address, *right).code == 0
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 404 Not Found\r\n\r\n"])
+def test_what_is_no_coordinator(
+    cli: Cli, listener: Callable[[bytes | None], str], answer: bytes
+) -> None:
+    done = cli("bench", "meet", "--nodes", "2", "--at", listener(answer))
+    assert done.code == 1
+    assert "is no coordinator of Rallypoint" in done.err
+
+
 def test_a_picture_without_matplotlib(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     done = cli("bench", "meet", "--plot", "figures.png")

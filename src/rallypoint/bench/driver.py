@@ -8,10 +8,11 @@ its endpoint. Every process that is started here is ended here, by its id.
 from __future__ import annotations
 
 import contextlib
+import http
+import http.client
 import os
 import resource
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -24,12 +25,13 @@ import msgspec
 from rallypoint.bench.processes import BenchError as BenchError
 from rallypoint.bench.processes import clean_environment
 from rallypoint.core.values import Address
-from rallypoint.endpoints import EndpointKind, parse_endpoint
+from rallypoint.endpoints import Endpoint, EndpointKind, parse_endpoint
 
 SPARE_DESCRIPTORS: Final = 64
 """What a process needs besides its connections."""
 END_S: Final = 5.0
 CONNECT_TIMEOUT_S: Final = 5.0
+RUNS_PATH: Final = "/api/v1/runs"
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -182,21 +184,44 @@ def embedded() -> Iterator[Coordinator]:
 
 
 def running(endpoint: str, token: str) -> Coordinator:
-    """A coordinator that somebody runs. Raises BenchError if nobody answers there."""
+    """A coordinator that somebody runs. Raises BenchError if none answers there, or it refuses."""
     place = parse_endpoint(endpoint)
     if place.kind not in (EndpointKind.HOST, EndpointKind.SERVED):
         raise BenchError(
             f"{endpoint!r} does not name a coordinator that runs", "write HOST:PORT or http://..."
         )
-    try:
-        with socket.create_connection((place.host, place.port), CONNECT_TIMEOUT_S):
-            pass
-    except OSError as error:
-        raise BenchError(
-            f"nobody answers at {endpoint}: {error.strerror or error}",
-            "start one with `rallypoint serve`, or leave --at out",
-        ) from error
+    _check_answer(endpoint, _ask_for_runs(place, token, endpoint))
     return Coordinator(Address(place.host, place.port), None, token, endpoint)
+
+
+def _ask_for_runs(place: Endpoint, token: str, endpoint: str) -> int:
+    """The HTTP status with which it answers; 0 for what is no HTTP."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    connection = http.client.HTTPConnection(place.host, place.port, timeout=CONNECT_TIMEOUT_S)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", RUNS_PATH, headers=headers)
+            return connection.getresponse().status
+        except http.client.HTTPException:
+            return 0
+        except OSError as error:
+            raise BenchError(
+                f"nobody answers at {endpoint}: {error.strerror or error}",
+                "start one with `rallypoint serve`, or leave --at out",
+            ) from error
+
+
+def _check_answer(endpoint: str, status: int) -> None:
+    if status == http.HTTPStatus.UNAUTHORIZED:
+        raise BenchError(
+            f"the coordinator at {endpoint} asks for a token, and got none or another one",
+            "give the coordinator's own by --token-file or RALLYPOINT_TOKEN",
+        )
+    if status != http.HTTPStatus.OK:
+        raise BenchError(
+            f"what answers at {endpoint} is no coordinator of Rallypoint",
+            "is the port right? `rallypoint serve` prints it",
+        )
 
 
 NOWHERE: Final = Coordinator(Address("127.0.0.1", 0))

@@ -60,7 +60,8 @@ def measure(plan: Plan, nodes: int) -> list[Figure]:
 def ledger(given: str) -> Iterator[str]:
     """A place in the ledger that nobody has used; with none given, a folder of its own."""
     if given:
-        yield f"{given.rstrip('/')}/bench-{secrets.token_hex(4)}"
+        place, question, options = given.partition("?")
+        yield f"{place.rstrip('/')}/bench-{secrets.token_hex(4)}{question}{options}"
     else:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             yield f"file://{folder}"

@@ -62,7 +62,7 @@ def bench(
             "arriving, frozen; recover: real agents and workers, from a kill to the next step; "
             "failover: the coordinator killed; idle: traffic, CPU and memory; store: calls a "
             "second, barriers; runs: one of many runs; model: what a node costs, and what follows "
-            "for more of them."
+            "for more of them.",
         ),
     ],
     nodes: Annotated[
@@ -75,7 +75,13 @@ def bench(
         ),
     ] = None,
     repeats: Annotated[
-        int, typer.Option("--repeats", metavar="N", min=1, help="How often each is measured.")
+        int,
+        typer.Option(
+            "--repeats",
+            metavar="N",
+            min=1,
+            help="How often each is measured (regroup, recover and failover: at most 5 times).",
+        ),
     ] = 10,
     processes: Annotated[
         int,
