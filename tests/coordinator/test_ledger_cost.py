@@ -1,0 +1,100 @@
+"""What a coordinator asks of its ledger: little, and no more for more runs."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from rallypoint.coordinator.hub import Hub
+from rallypoint.core.values import Address
+from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Versioned
+from rallypoint.ledger.memory import MemoryLedger
+from rallypoint.wire import messages as wire
+from tests.coordinator.test_shared import CONFIG, coordinator, until
+from tests.coordinator.test_shared_troubles import Asking, formed, stamp_of
+
+RENEW_S = CONFIG.lease_ttl_s / 3
+
+
+class Counted(MemoryLedger):
+    """Notes what it is asked for, but for the renewals of leases: those are counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.renewals = 0
+
+    async def read(self, key: str) -> Versioned | None:
+        self.asked.append(f"read {key}")
+        return await super().read(key)
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        if key.startswith("coordinators/"):
+            self.renewals += 1
+        else:
+            self.asked.append(f"swap {key}")
+        return await super().swap(key, expected, value)
+
+    async def records(self, log: str, start: int = 0) -> tuple[tuple[int, bytes], ...]:
+        self.asked.append(f"records {log}")
+        return await super().records(log, start)
+
+    async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
+        self.asked.append(f"append {log}")
+        return await super().append(log, index, value)
+
+    async def drop_log(self, log: str) -> None:
+        self.asked.append(f"drop {log}")
+        await super().drop_log(log)
+
+
+class OfRun(Asking):
+    """A node of a run of its own."""
+
+    def __init__(self, hub: Hub, name: str, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(hub, name)
+
+    def say(self, message: wire.FromNode) -> None:
+        if isinstance(message, wire.Attach):
+            message = wire.Attach(
+                message.stamp, message.version, self.run_id, message.node, message.settings
+            )
+        super().say(message)
+
+
+def test_forming_a_round_takes_at_most_four_operations() -> None:
+    async def main() -> None:
+        ledger = Counted()
+        shared, hub = await coordinator(ledger, 1)
+        node = Asking(hub)
+        await formed(node)
+        assert len(ledger.asked) <= 4, ledger.asked
+        ledger.asked.clear()
+        node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1))
+        await until(lambda: stamp_of(node).round == 2)
+        await asyncio.sleep(0.05)
+        assert len(ledger.asked) <= 4, ledger.asked
+        await shared.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("runs", [1, 30])
+def test_an_idle_coordinator_only_renews_its_lease(runs: int) -> None:
+    async def main() -> None:
+        ledger = Counted()
+        shared, hub = await coordinator(ledger, 1)
+        for number in range(runs):
+            await formed(OfRun(hub, "a", f"run{number}"))
+        await asyncio.sleep(RENEW_S)
+        ledger.asked.clear()
+        ledger.renewals = 0
+        idle_s = 1.0
+        await asyncio.sleep(idle_s)
+        assert ledger.asked == []
+        assert 1 <= ledger.renewals <= idle_s / RENEW_S + 1
+        await shared.aclose()
+
+    asyncio.run(main())
