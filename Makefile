@@ -14,6 +14,7 @@ PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CREATED      := $(VENV)/.stamp-created
 FOR_DEMO     := $(VENV)/.stamp-demo
 FOR_DEVELOP  := $(VENV)/.stamp-develop
+FOR_PEERS    := $(VENV)/.stamp-peers
 TORCH_STAMP  := $(if $(strip $(TORCH)),$(VENV)/.stamp-$(subst =,-,$(strip $(TORCH))))
 
 .DEFAULT_GOAL := help
@@ -58,6 +59,12 @@ bench: $(FOR_DEVELOP) ## measure the figures that the documentation quotes
 scale: $(FOR_DEVELOP) ## measure what one coordinator carries, and write it into docs/scale.md
 	$(BIN)/python benchmarks/scale.py
 
+.PHONY: peers
+peers: $(FOR_PEERS) ## compare with other rendezvous, and write docs/benchmarks.md (half an hour)
+	@$(BIN)/python benchmarks/peers/run.py --install || \
+	  echo "notice: peers that could not be installed are skipped, by name." >&2
+	$(BIN)/python benchmarks/peers/run.py --write
+
 .PHONY: rewrite-scenarios
 rewrite-scenarios: $(FOR_DEVELOP) ## write the scenarios' results anew; read the diff before you commit
 	$(BIN)/python -m pytest tests/core/test_scenarios.py --rewrite-scenarios
@@ -81,6 +88,10 @@ $(FOR_DEMO): pyproject.toml | $(CREATED)
 $(FOR_DEVELOP): pyproject.toml | $(CREATED) $(TORCH_STAMP)
 	$(PIP) --editable '.[dev,examples]'
 	@touch $@ $(FOR_DEMO)
+
+$(FOR_PEERS): pyproject.toml | $(FOR_DEVELOP)
+	$(PIP) --editable '.[dev,examples,bench]'
+	@touch $@
 
 # Without it the tests that need torch are skipped, so a failure is told and not fatal. No stamp
 # is left then, and the next call tries again.
