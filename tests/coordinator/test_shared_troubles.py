@@ -319,3 +319,43 @@ def test_a_seal_of_a_later_term_under_a_good_lease_is_no_work_of_a_successor() -
         await second.aclose()
 
     asyncio.run(main())
+
+
+def test_a_log_that_is_gone_suspends_the_run_with_the_reason() -> None:
+    async def main() -> None:
+        ledger = Troubled()
+        shared, hub = await coordinator(ledger, 1)
+        node = Asking(hub)
+        await formed(node)
+        node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
+        await until(lambda: any(isinstance(each, wire.StoreAnswer) for each in node.said))
+        kept = ledger._logs.pop(log_name("run", 1))
+        node.say(wire.StoreCall(stamp_of(node), 2, Set("k", b"w")))
+        membership = hub.runs["run"].membership
+        await until(lambda: membership.phase is Phase.SUSPENDED)
+        assert "is gone from the ledger" in membership.suspended_reason
+        ledger._logs[log_name("run", 1)] = kept
+        await until(lambda: membership.phase is Phase.ACTIVE)
+        await until(lambda: sum(isinstance(each, wire.StoreAnswer) for each in node.said) == 2)
+        await shared.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_record_is_not_tried_for_ever_once_its_run_is_another_s() -> None:
+    async def main() -> None:
+        ledger = Troubled()
+        shared, hub = await coordinator(ledger, 1)
+        node = Asking(hub)
+        await formed(node)
+        ledger.appending = LedgerFullError("no room")
+        node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
+        await until(lambda: ledger.calls > 2)
+        shared.deposed("run", "term 2 has begun")
+        await asyncio.sleep(2 * RETRY_S)
+        calls = ledger.calls
+        await asyncio.sleep(3 * RETRY_S)
+        assert ledger.calls == calls
+        await shared.aclose()
+
+    asyncio.run(main())

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("rallypoint.coordinator")
 
 RETRY_S: Final = 0.2
+LOG_GONE_HINT: Final = "put it back, or start the run again under another id"
 
 
 class _Taking(NamedTuple):
@@ -147,13 +148,20 @@ class SharedRuns:
     ) -> None:
         """Until the outcome is known, or the round is over: nothing is acknowledged meanwhile."""
         is_refused = False
-        while run.store is store:
+        while run.store is store and self._run(run.run_id) is run and not run.is_closed:
             try:
                 outcome = await self._ledger.append(log, index, data)
             except LedgerLimitError as error:
                 # The engine takes less than it should (etcd's --max-request-bytes): what was
                 # applied here cannot be taken back, so the run waits until the engine takes it.
                 self.too_large(run.run_id, str(error))
+                is_refused = True
+                await asyncio.sleep(RETRY_S)
+                continue
+            if isinstance(outcome, Gap):
+                # Somebody has removed the log of a round that is on. Another coordinator would
+                # find it empty, so that what was acknowledged would be lost without a word.
+                self.too_large(run.run_id, f"log {log!r} is gone from the ledger: {LOG_GONE_HINT}")
                 is_refused = True
                 await asyncio.sleep(RETRY_S)
                 continue
@@ -166,8 +174,6 @@ class SharedRuns:
             if isinstance(outcome, Exists):
                 run.post(on.CommitRefused("another coordinator has sealed the round's log"))
                 return
-            if isinstance(outcome, Gap):
-                return  # The log was dropped: the round is over.
             await asyncio.sleep(RETRY_S)
 
     async def _drop_log(self, log: str) -> None:
