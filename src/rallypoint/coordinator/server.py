@@ -276,6 +276,8 @@ _TEXT_REFUSAL: Final = Refusal(
 class WebSocketOutlet:
     """A session's way out over one WebSocket. See sessions.Outlet."""
 
+    __slots__ = ("_closing", "_transport", "_ws", "peer")
+
     def __init__(
         self,
         ws: web.WebSocketResponse,

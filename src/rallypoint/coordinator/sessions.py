@@ -43,6 +43,8 @@ class Outlet(Protocol):
 class Session:
     """One connection. `link` numbers it; `run` and `node` are None until it was welcomed."""
 
+    __slots__ = ("_asked", "_hub", "_is_over", "link", "node", "outlet", "run")
+
     def __init__(self, hub: Hub, link: int, outlet: Outlet) -> None:
         self.link = link
         self.outlet = outlet

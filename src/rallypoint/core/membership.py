@@ -642,7 +642,12 @@ class Membership:
         return sorted(self.roster.members(File.NEWCOMER), key=lambda member: member.arrival)
 
     def _advance_gathering(self, settings: RunSettings) -> None:
-        if self._is_ending(settings):
+        if self._finished and self._is_ending(settings):
+            return
+        ready = self.roster.count(File.READY_SURVIVOR) + self.roster.count(File.NEWCOMER)
+        if 0 < ready < settings.min_nodes:
+            # Decision.TOO_FEW, without asking for each of thousands that come one by one.
+            self._settled, self._settle_serial = False, 0
             return
         gathering = self._gathering(settings)
         if not gathering.ready and not gathering.places_held:
@@ -672,8 +677,6 @@ class Membership:
 
     def _is_ending(self, settings: RunSettings) -> bool:
         """End a run whose round is done, or whose remaining nodes are too few as others are."""
-        if not self._finished:
-            return False
         if self.round is not None and self._finished_in_round == self.round.head.nodes:
             self._close(Outcome.SUCCEEDED, "all nodes have finished")
             return True
