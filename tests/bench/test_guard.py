@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from statistics import median
 from typing import get_args
 
 import msgspec
@@ -262,17 +263,17 @@ def test_an_idle_node_of_a_larger_run_costs_no_more() -> None:
 # -- time, as a ratio ------------------------------------------------------------------------------
 
 MEETING = 256
-OVER_THE_FLOOR_MAX = 5.0
-"""Measured: 1.9 to 2.4 on two busy cores; the goal is 2. What this is to catch costs a multiple: a
-table copied for every event, a task for every message, a lookup through all members for each."""
-ATTEMPTS = 4
+OVER_THE_FLOOR_MAX = 3.5
+"""Measured: 1.9 to 2.5 on two busy cores; the goal is 2. What this is to catch costs more: with a
+copy of the table for every event it is 3.8 to 4.1, and that is the least of such mistakes."""
+ATTEMPTS = 8
 ROUNDS = 15
 
 
 @pytest.mark.processes
 def test_a_warm_meeting_takes_a_few_times_what_bare_sockets_take() -> None:
-    """The least of several rounds, here and there in turn: what else the machine does adds time,
-    and takes none away. One attempt of several has to do: a quiet moment is enough."""
+    """Rounds here and there in turn, so that what else the machine does slows both. It can still
+    hit one of them alone: so one attempt of several has to do, and a median of 15 in each."""
     ratios = []
     with (
         driver.served() as at,
@@ -288,7 +289,7 @@ def test_a_warm_meeting_takes_a_few_times_what_bare_sockets_take() -> None:
                 fleets.end_round()
                 warm.append(driver.span(fleets.ask("meet"), "formed_s"))
                 floor.append(driver.span([bare.ask("floor_meet")], "formed_s"))
-            ratios.append(min(warm) / min(floor))
+            ratios.append(median(warm) / median(floor))
             if ratios[-1] <= OVER_THE_FLOOR_MAX:
                 return
     pytest.fail(f"{min(ratios):.1f} times the floor at best, in {ATTEMPTS} attempts: {ratios}")
