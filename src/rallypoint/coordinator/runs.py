@@ -83,8 +83,9 @@ class RunHost:
         self._commit = commit
         self._sessions: dict[str, Session] = {}
         self._seats: dict[str, Seat] = {}
-        self._heard_s: dict[str, float] = {}
         self._silent: dict[str, NodeId] = {}
+        # When each attached session may be silent for too long, unless it was heard since; a heap.
+        self._listening: list[tuple[float, int, Session]] = []
         self._store_timers_s: list[float] = []
         self._queue: deque[on.Event] = deque()
         self._is_draining = False
@@ -159,35 +160,46 @@ class RunHost:
         """A connection that had attached, or wanted to, is closed."""
         if self._sessions.get(node.name) is session:
             del self._sessions[node.name]
-            self._heard_s.pop(node.name, None)
             self._silent.pop(node.name, None)
         self.post(on.ConnectionLost(node, session.link))
 
     # -- silence -------------------------------------------------------------------------------
 
     def heard(self, session: Session, node: NodeId) -> None:
-        """Any message is a sign of life. The least recently heard stay in front."""
-        self._heard_s.pop(node.name, None)
-        self._heard_s[node.name] = self._hub.now_s()
+        """Any message is a sign of life: so this is all that it costs."""
+        session.heard_s = self._hub.now_s()
+        if self._silent and node.name in self._silent:
+            self._listen(session, node)
+
+    def _listen(self, session: Session, node: NodeId) -> None:
+        """From now on it is noticed if nothing is heard of it."""
         if self._silent.pop(node.name, None) is not None:
             self.post(on.NodeHeard(node))
+        settings = self.membership.settings
+        if settings is not None:
+            due_s = session.heard_s + settings.suspect_after_s
+            heappush(self._listening, (due_s, session.link, session))
 
     def check_silence(self, now_s: float) -> None:
-        """Tell the core who was not heard for `suspect_after_s`. O(how many those are)."""
-        settings = self.membership.settings
-        while settings is not None and self._heard_s:
-            name, heard_s = next(iter(self._heard_s.items()))
-            if now_s - heard_s < settings.suspect_after_s:
-                return
-            del self._heard_s[name]
-            session = self._sessions.get(name)
-            if session is not None and session.node is not None:
-                self._silent[name] = session.node
-                self.post(on.NodeSilent(session.node, now_s - heard_s))
+        """Tell the core who was not heard for `suspect_after_s`.
+
+        Each session is looked at about once in that time, however often it is heard.
+        """
+        while self._listening and self._listening[0][0] <= now_s:
+            session = heappop(self._listening)[2]
+            node, settings = session.node, self.membership.settings
+            if settings is None or node is None or self._sessions.get(node.name) is not session:
+                continue
+            if session.heard_s + settings.suspect_after_s > now_s:
+                self._listen(session, node)
+            else:
+                self._silent[node.name] = node
+                self.post(on.NodeSilent(node, now_s - session.heard_s))
 
     def hears_another_than(self, name: str) -> bool:
-        """Whether a node of another name was heard within `suspect_after_s`. O(1)."""
-        return any(each != name for each in self._heard_s)
+        """Whether a node of another name is attached and not silent. O(1)."""
+        is_own_heard = name in self._sessions and name not in self._silent
+        return len(self._sessions) - len(self._silent) > is_own_heard
 
     # -- what nodes ask ------------------------------------------------------------------------
 
@@ -298,7 +310,8 @@ class RunHost:
             before.close("the node has resumed on another connection")
         session.node = effect.node
         self._sessions[effect.node.name] = session
-        self.heard(session, effect.node)
+        session.heard_s = self._hub.now_s()
+        self._listen(session, effect.node)
         session.send(self._welcome_message(effect))
         if effect.standing.round:
             self._send_seat(effect.node, session)
@@ -394,7 +407,6 @@ class RunHost:
         if session is not None:
             del self._sessions[name]
             session.close(effect.reason)
-        self._heard_s.pop(name, None)
         self._silent.pop(name, None)
         self._seats.pop(name, None)  # R4: the round's seat is not the next incarnation's.
         if self.store is not None:

@@ -43,13 +43,14 @@ class Outlet(Protocol):
 class Session:
     """One connection. `link` numbers it; `run` and `node` are None until it was welcomed."""
 
-    __slots__ = ("_asked", "_hub", "_is_over", "link", "node", "outlet", "run")
+    __slots__ = ("_asked", "_hub", "_is_over", "heard_s", "link", "node", "outlet", "run")
 
     def __init__(self, hub: Hub, link: int, outlet: Outlet) -> None:
         self.link = link
         self.outlet = outlet
         self.run: RunHost | None = None
         self.node: NodeId | None = None
+        self.heard_s = 0.0
         self._hub = hub
         self._asked: on.NodeAttached | None = None
         self._is_over = False
