@@ -310,6 +310,12 @@ SETTINGS: Final = (
         "after how long an elected coordinator that nobody reaches lets another try",
     ),
     _setting(
+        "closed_run_keep_s",
+        parse_duration_s,
+        3_600.0,
+        "how long `serve` keeps a run that is over: then it is swept, from its ledger too",
+    ),
+    _setting(
         "stop_timeout_s", parse_duration_s, 25.0, "from the first signal to workers to SIGKILL"
     ),
     _setting(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import socket
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import rallypoint
 from rallypoint.cli import serve as serving
 from rallypoint.errors import UsageError
 
@@ -41,6 +43,22 @@ def test_it_ends_in_time_although_nodes_are_connected(serve: Callable[..., Serve
 def test_it_answers(serve: Callable[..., Served]) -> None:
     with urllib.request.urlopen(f"{serve().endpoint}/healthz", timeout=10) as response:
         assert response.read() == b"ok\n"
+
+
+@pytest.mark.parametrize("kept", ["memory", "file"])
+def test_a_run_that_is_over_is_kept_as_long_as_is_said(
+    serve: Callable[..., Served], cli: Cli, tmp_path: Path, kept: str
+) -> None:
+    ledger = ("--ledger", f"file:{tmp_path / 'ledger'}") if kept == "file" else ()
+    endpoint = serve(*ledger, env={"RALLYPOINT_CLOSED_RUN_KEEP": "2s"}).endpoint
+    with rallypoint.join("short", endpoint, min_nodes=1, max_nodes=1) as run:
+        run.next_world()
+        run.close("done")
+    assert "short" in cli("status", "--endpoint", endpoint).out
+    ends_s = time.monotonic() + 20.0
+    while "short" in cli("status", "--endpoint", endpoint).out:
+        assert time.monotonic() < ends_s
+        time.sleep(0.2)
 
 
 def test_ipv6(serve: Callable[..., Served], cli: Cli) -> None:

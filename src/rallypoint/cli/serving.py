@@ -45,7 +45,8 @@ def run(
     _allow_many_connections()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         if place is None:
-            runner.run(_serve(CoordinatorServer(CoordinatorConfig(token=token)), sock, endpoint))
+            config = CoordinatorConfig(token=token, closed_run_keep_s=_seconds("closed_run_keep_s"))
+            runner.run(_serve(CoordinatorServer(config), sock, endpoint))
         else:
             runner.run(_serve_ledger(place, advertised, sock, endpoint, token))
 
@@ -58,6 +59,7 @@ async def _serve_ledger(
         lease_ttl_s=_seconds("lease_ttl_s"),
         attach_grace_s=_seconds("attach_grace_s"),
         yield_after_s=_seconds("yield_after_s"),
+        closed_run_keep_s=_seconds("closed_run_keep_s"),
     )
     settings.check_lease_ttl_s(config.lease_ttl_s)
     host = advertised or await reachable_host(place)
