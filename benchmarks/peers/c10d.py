@@ -27,8 +27,15 @@ def node(port: int, least: int, most: int) -> Callable[[int], Callable[[], objec
     """What makes a node within its process: cold, that is with its connection."""
 
     def make(index: int) -> Callable[[], object]:
+        # As on machines of their own: there only one of the nodes has the endpoint's address.
         params = RendezvousParameters(
-            "c10d", f"127.0.0.1:{port}", "peers", least, most, local_addr="127.0.0.1"
+            "c10d",
+            f"127.0.0.1:{port}",
+            "peers",
+            least,
+            most,
+            local_addr="127.0.0.1",
+            is_host=index == 0,
         )
         handler: Any = get_rendezvous_handler(params)
         return partial(handler.next_rendezvous)
