@@ -1,7 +1,8 @@
 """How long nodes take to meet: from the first call of any of them to the last answer.
 
 Cold: each connects first. Warm: all are connected, and an earlier round has just ended. Beside it,
-in the same run and by the same clock, the floor: bare sockets with two messages a node.
+by the same clock and in turn with the warm ones, so that what else the machine does slows both
+alike, the floor: bare sockets with two messages a node.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
     driver.check_descriptors(nodes)
     cold_s = [_cold(plan, nodes) for _ in range(min(plan.repeats, COLD_REPEATS_MAX))]
     warm = _warm(plan, nodes)
-    floor_cold_s, floor_warm_s = _floor(plan, nodes)
 
     def figure(name: str, about: str, values: list[float], unit: str = "ms") -> Figure:
         scale = 1e3 if unit == "ms" else 1.0
@@ -39,9 +39,9 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
 
     figures = [
         figure("warm", "from the first node's call to the last one's answer", warm["span_s"]),
-        figure("floor warm", "bare sockets: 120 bytes there and 200 back, a node", floor_warm_s),
+        figure("floor warm", "bare sockets: 120 bytes there and 200 back, a node", warm["floor_s"]),
         figure("cold", "the same, each node connecting and attaching first", cold_s),
-        figure("floor cold", "bare sockets: connecting first", floor_cold_s),
+        figure("floor cold", "bare sockets: connecting first", warm["floor_cold_s"]),
         figure("skew", "warm: from the first node's call to the last one's", warm["skew_s"]),
         figure("nodes' CPU", "warm: of all nodes' processes together", warm["nodes_cpu_s"]),
     ]
@@ -62,12 +62,15 @@ def _cold(plan: driver.Plan, nodes: int) -> float:
 
 
 def _warm(plan: driver.Plan, nodes: int) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {"span_s": [], "skew_s": [], "cpu_s": [], "nodes_cpu_s": []}
-    with driver.fleets(plan.processes) as fleets:
+    names = ("span_s", "skew_s", "cpu_s", "nodes_cpu_s", "floor_s", "floor_cold_s")
+    found: dict[str, list[float]] = {name: [] for name in names}
+    with driver.floor(nodes) as (_, bare, bare_told), driver.fleets(plan.processes) as fleets:
+        found["floor_cold_s"].append(driver.span([bare_told], "formed_s"))
         fleets.connect(
             plan.at, run_id=plan.run_id(), nodes=nodes, settings=settings(nodes), ready=True
         )
         fleets.ask("settle")
+        bare.ask("settle")
         for _ in range(plan.repeats):
             fleets.end_round()
             before_s = plan.cpu_s()
@@ -77,15 +80,6 @@ def _warm(plan: driver.Plan, nodes: int) -> dict[str, list[float]]:
             found["span_s"].append(driver.span(told, "formed_s"))
             found["skew_s"].append(driver.span(told, "called_s"))
             found["nodes_cpu_s"].append(sum(t["cpu_s"] for t in told))
+            found["floor_s"].append(driver.span([bare.ask("floor_meet")], "formed_s"))
         fleets.ask("disconnect")
-    # The kernel counts CPU time in hundredths of a second: a mean, not single rounds.
-    if found["cpu_s"]:
-        found["cpu_s"] = [sum(found["cpu_s"]) / plan.repeats]
     return found
-
-
-def _floor(plan: driver.Plan, nodes: int) -> tuple[list[float], list[float]]:
-    with driver.floor(nodes) as (_, fleet, told):
-        fleet.ask("settle")
-        warm = [driver.span([fleet.ask("floor_meet")], "formed_s") for _ in range(plan.repeats)]
-        return [driver.span([told], "formed_s")], warm
