@@ -7,6 +7,10 @@ PYTHON ?= python3
 # build is enough. `make test TORCH=` goes without: the tests that need torch are then skipped.
 TORCH ?= torch==2.13.0
 
+# How many files of tests run at a time: most tests wait for something. With more than there are
+# cores, those that time something may fail.
+JOBS ?= 2
+
 VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -31,7 +35,7 @@ demo: $(FOR_DEMO) ## see a run meet, lose a node and regroup, on this machine
 
 .PHONY: test
 test: lint types ## everything CI runs: format, lint, types, all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .PHONY: unit
 unit: $(FOR_DEVELOP) ## the tests that start no processes
