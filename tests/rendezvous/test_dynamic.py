@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rallypoint.endpoints import EndpointKind
-from rallypoint.rendezvous import RendezvousParameters, dynamic_rendezvous
+from rallypoint.rendezvous import RendezvousError, RendezvousParameters, dynamic_rendezvous
 from rallypoint.rendezvous.dynamic_rendezvous import (
     DynamicRendezvousHandler,
     RendezvousBackend,
@@ -184,6 +184,23 @@ def test_create_handler_takes_its_options_from_the_parameters() -> None:
     assert (timeout.join, timeout.last_call) == (50 * SECOND, 60 * SECOND)
     assert (timeout.close, timeout.heartbeat) == (70 * SECOND, 80 * SECOND)
     assert (settings.keep_alive_interval, settings.keep_alive_max_attempt) == (7 * SECOND, 2)
+
+
+def test_create_handler_makes_it_by_from_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that whoever replaces that one, as torch's own tests do, is asked here too."""
+
+    def refuse(*arguments: Any, **given: Any) -> None:
+        raise RendezvousError("not today")
+
+    monkeypatch.setattr(DynamicRendezvousHandler, "from_backend", refuse)
+    with pytest.raises(RendezvousError, match="not today"):
+        create_handler(None, UsersBackend(), params())
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 50), ({"read_timeout": 7}, 7)])
+def test_how_long_a_coordinator_is_looked_for(given: dict[str, Any], expected: float) -> None:
+    handler = create_handler(None, UsersBackend(), params(join_timeout=50, **given))
+    assert handler._plan.node.connect_timeout_s == expected
 
 
 def test_create_handler_without_options_has_the_defaults() -> None:

@@ -87,7 +87,23 @@ def test_a_round_of_a_callers_store_has_a_prefix_over_it() -> None:
         a = group.handler(1, 1)
         group.meet(a)[0].store.set("key", "one")
         group.meet(a)[0].store.set("key", "two")
-    assert kept == {"torch.rendezvous.run.1/key": "one", "torch.rendezvous.run.2/key": "two"}
+    parts = [key.split("/") for key in kept]
+    assert [part[0] for part in parts] == ["torch.rendezvous.run.1", "torch.rendezvous.run.2"]
+    assert {part[-1] for part in parts} == {"key"}
+    assert list(kept.values()) == ["one", "two"]
+
+
+def test_a_run_id_that_is_used_again_meets_no_old_keys_in_a_callers_store() -> None:
+    class Store(dict[str, int]):
+        def add(self, key: str, amount: int) -> int:
+            self[key] = self.get(key, 0) + amount
+            return self[key]
+
+    store = Store()
+    for _ in range(2):
+        with group_over(store=store) as group:
+            infos = group.meet(group.handler(), group.handler())
+            assert [info.store.add("count", 1) for info in infos] == [1, 2]
 
 
 def test_the_local_address_is_the_rounds(group: Group) -> None:
@@ -134,6 +150,16 @@ def test_who_is_too_many_ends_with_the_run(group: Group) -> None:
 
 
 # -- the end ---------------------------------------------------------------------------------------
+
+
+def test_torchs_tests_end_a_handler_by_stopping_its_heartbeats(group: Group) -> None:
+    a, b, c = (group.handler(2, 3, last_call=0.2) for _ in range(3))
+    group.meet(a, b)
+    b._stop_heartbeats()
+    b._stop_heartbeats()
+    wait_until(lambda: a.num_nodes_waiting() > 0, SOON_S)
+    assert not a.is_closed()
+    assert {info.world_size for info in group.meet(a, c)} == {2}
 
 
 def test_shutdown_closes_for_all(group: Group) -> None:

@@ -87,7 +87,11 @@ def test_a_rounds_store_is_a_prefix_over_the_callers(group: Group, store: Any) -
     assert isinstance(infos[0].store, distributed.PrefixStore)
     infos[0].store.set("key", "value")
     assert infos[1].store.get("key") == b"value"
-    assert store.get("torch.rendezvous.run.1/key") == b"value"
+    assert a._node is not None
+    assert a._node.round is not None
+    digest = a._node.round.head.digest
+    assert store.get(f"torch.rendezvous.run.1/{digest}/key") == b"value"
+    assert infos[0].store.underlying_store == store
     again = group.meet(a, b)
     assert not again[0].store.check(["key"])
 

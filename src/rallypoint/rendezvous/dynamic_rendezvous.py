@@ -226,39 +226,23 @@ class DynamicRendezvousHandler(NodeRendezvousHandler):
         Raises:
             ValueError: the run id is empty, or a number cannot be; it is named.
         """
-        return cls._made(
-            RendezvousSettings(
-                run_id,
-                min_nodes,
-                max_nodes,
-                timeout or RendezvousTimeout(),
-                timedelta(seconds=keep_alive_interval),
-                keep_alive_max_attempt,
-            ),
-            store,
-            backend,
-            local_addr,
+        asked = RendezvousSettings(
+            run_id,
+            min_nodes,
+            max_nodes,
+            timeout or RendezvousTimeout(),
+            timedelta(seconds=keep_alive_interval),
+            keep_alive_max_attempt,
         )
-
-    @classmethod
-    def _made(
-        cls,
-        asked: RendezvousSettings,
-        store: Any,
-        backend: RendezvousBackend,
-        local_addr: str | None,
-        connect_timeout_s: float | None = None,
-    ) -> DynamicRendezvousHandler:
         _check(asked)
         join_s = _bounded_s(asked.timeout.join)
         heartbeat_s = _bounded_s(asked.timeout.heartbeat)
-        known_connect_s = settings.resolve("connect_timeout_s", connect_timeout_s).value
         node = settings.node_settings(
             endpoint=_endpoint(backend),
             run_id=asked.run_id,
             local_addr=local_addr,
             join_timeout_s=join_s,
-            connect_timeout_s=min(join_s, known_connect_s),
+            connect_timeout_s=_connect_timeout_s(None, join_s),
             coordinator_silence_s=_bounded_s(asked.keep_alive_interval) / 3 + heartbeat_s,
         )
         plan = HandlerPlan(
@@ -275,6 +259,18 @@ class DynamicRendezvousHandler(NodeRendezvousHandler):
     def settings(self) -> RendezvousSettings:
         """What the rendezvous was asked to be."""
         return self._settings
+
+    def _connect_within(self, seconds: float) -> None:
+        """How long to look for a coordinator, if less than the join timeout."""
+        node = self._plan.node
+        known_s = _connect_timeout_s(seconds, node.join_timeout_s)
+        node = msgspec.structs.replace(node, connect_timeout_s=known_s)
+        self._plan = msgspec.structs.replace(self._plan, node=node)
+
+    def _stop_heartbeats(self) -> None:
+        """Leave without closing the run. torch's own tests end their handlers by this name."""
+        if not self._is_shut:
+            self._hang_up("its heartbeats were stopped")
 
     async def _open_node(self, limit_s: float) -> Node:
         if self._settings.max_nodes == 1 and await self._keeps_nothing():
@@ -332,6 +328,11 @@ _LONGEST_S: Final = 365 * 86_400.0
 
 def _bounded_s(time: timedelta) -> float:
     return min(time.total_seconds(), _LONGEST_S)
+
+
+def _connect_timeout_s(given_s: float | None, join_s: float) -> float:
+    known_s: float = settings.resolve("connect_timeout_s", given_s).value
+    return min(join_s, known_s)
 
 
 def _check(asked: RendezvousSettings) -> None:
@@ -396,25 +397,25 @@ def create_handler(
     connect_timeout_s = params.get_as_int("read_timeout")
     if connect_timeout_s is not None and connect_timeout_s <= 0:
         raise ValueError(f"read_timeout must be more than 0 seconds, and is {connect_timeout_s}.")
-    return DynamicRendezvousHandler._made(
-        RendezvousSettings(
-            params.run_id,
-            params.min_nodes,
-            params.max_nodes,
-            RendezvousTimeout(
-                _seconds(params, "join_timeout"),
-                _seconds(params, "last_call_timeout"),
-                _seconds(params, "close_timeout"),
-                _seconds(params, "heartbeat_timeout"),
-            ),
-            timedelta(seconds=_number(params, "keep_alive_interval", 5)),
-            _number(params, "keep_alive_max_attempt", 3),
-        ),
+    handler = DynamicRendezvousHandler.from_backend(
+        params.run_id,
         store,
         backend,
+        params.min_nodes,
+        params.max_nodes,
         params.local_addr,
-        connect_timeout_s,
+        RendezvousTimeout(
+            _seconds(params, "join_timeout"),
+            _seconds(params, "last_call_timeout"),
+            _seconds(params, "close_timeout"),
+            _seconds(params, "heartbeat_timeout"),
+        ),
+        keep_alive_interval=_number(params, "keep_alive_interval", 5),
+        keep_alive_max_attempt=_number(params, "keep_alive_max_attempt", 3),
     )
+    if connect_timeout_s is not None:
+        handler._connect_within(connect_timeout_s)
+    return handler
 
 
 def _seconds(params: RendezvousParameters, key: str) -> timedelta | None:

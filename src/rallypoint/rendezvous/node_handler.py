@@ -27,7 +27,7 @@ from rallypoint.client.blocking import Portal, portal
 from rallypoint.client.bootstrap import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
 from rallypoint.core import reasons
-from rallypoint.core.values import Address, ChangeKind, CloseRecord, Outcome, RunSettings
+from rallypoint.core.values import Address, ChangeKind, CloseRecord, Outcome, RoundHead, RunSettings
 from rallypoint.ledger.contract import Ledger
 from rallypoint.rendezvous import torch_bridge
 from rallypoint.rendezvous.api import (
@@ -175,7 +175,7 @@ class NodeRendezvousHandler(RendezvousHandler):
         )
         bootstrap = RendezvousStoreInfo(head.bootstrap.host, head.bootstrap.port)
         return RendezvousInfo(
-            None, rank, head.nodes, bootstrap, store_factory=lambda: self._store(node, head.number)
+            None, rank, head.nodes, bootstrap, store_factory=lambda: self._store(node, head)
         )
 
     def _serve_agent_store(self, at: Address) -> Any:
@@ -197,15 +197,17 @@ class NodeRendezvousHandler(RendezvousHandler):
                 error,
             )
 
-    def _store(self, node: Node, number: int) -> Any:
+    def _store(self, node: Node, head: RoundHead) -> Any:
         def on_terminal() -> None:
             self._is_done = True
             node.done()
 
         door = self._door()
         if self._plan.store is None:
-            return round_store(door, RoundSource(node, number, on_terminal))
-        prefix = f"torch.rendezvous.{self.get_run_id()}.{number}"
+            return round_store(door, RoundSource(node, head.number, on_terminal))
+        # The store may outlive the run, and the run id be used again: numbers begin at 1 then, but
+        # no two rounds have one digest, as every node draws its incarnation anew.
+        prefix = f"torch.rendezvous.{self.get_run_id()}.{head.number}/{head.digest}"
         return prefixed(prefix, self._plan.store, lambda: door.run(_called(on_terminal)))
 
     def num_nodes_waiting(self) -> int:
