@@ -284,6 +284,18 @@ class Outage(MemoryLedger):
             raise LedgerUnreachableError("no answer from the engine")
 
 
+def test_a_coordinator_at_an_address_of_no_use_is_named() -> None:
+    async def scenario(nodes: Nodes) -> None:
+        host = nodes.new("a", local_addr="a.invalid")
+        await host.open()
+        # At first it finds nobody there; later its own candidate sends it there again and again.
+        for limit_s in (0.5, 4.0):
+            with pytest.raises(UnreachableError, match=r"a\.invalid.*could not be resolved"):
+                await nodes.new(f"b{limit_s}", connect_timeout_s=limit_s).open()
+
+    nodes_on(IN_MEMORY, MemoryLedger(), scenario)
+
+
 def test_a_ledger_that_is_away_at_start_is_the_error() -> None:
     async def scenario(nodes: Nodes) -> None:
         node = nodes.new("a", connect_timeout_s=0.3)

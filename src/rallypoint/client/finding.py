@@ -68,7 +68,7 @@ class Attempts:
             answers[str(self.target)] = self.problem
         if self.not_hosting:
             answers["being the coordinator here"] = self.not_hosting
-        listed = "; ".join(f"{where}: {answer}" for where, answer in answers.items())
+        listed = _listed(answers)
         where = "at" if isinstance(self.target, Address) else "through"
         return UnreachableError(
             f"no coordinator answered {where} {self.target} for {tried_s:.1f} s"
@@ -76,6 +76,10 @@ class Attempts:
             hint=self._hint(),
             attempts=tuple(answers.items()),
         )
+
+    def listed(self) -> str:
+        """Each address and what it answered."""
+        return _listed(self.answers)
 
     def _hint(self) -> str:
         if self.problem:
@@ -85,6 +89,10 @@ class Attempts:
         if isinstance(self.target, Address):
             return "is the coordinator running there, and does a firewall let this node through?"
         return "is a node or a `rallypoint serve` elected, and can this node reach its address?"
+
+
+def _listed(answers: dict[str, str]) -> str:
+    return "; ".join(f"{where}: {answer}" for where, answer in answers.items())
 
 
 async def dial(

@@ -126,6 +126,7 @@ class Node:
         self._search: Search | None = None
         self._own_host = ""
         self._sent_to: tuple[Address, ...] = ()
+        self._sent_on: Attempts | None = None
         self._redirects = 0
         self._was_sent_away = False
         self._has_nudged = False
@@ -218,14 +219,22 @@ class Node:
             left_s = began_s + limit_s - self._now_s()
             await self._until(lambda: self.is_connected, max(left_s, LET_IN_S))
             if not self.is_connected and self.closed is None:
-                raise errors.UnreachableError(
-                    f"{self.settings.endpoint} was reached, but did not let this node in within "
-                    f"{self._now_s() - began_s:.1f} s",
-                    hint="the coordinator may be stopped or overloaded",
-                )
+                raise self._not_let_in(self._now_s() - began_s)
         except BaseException:
             await self.aclose(linger=False)
             raise
+
+    def _not_let_in(self, tried_s: float) -> errors.UnreachableError:
+        text = f"{self.settings.endpoint} was reached, but did not let this node in within"
+        if self._sent_on is None:
+            hint = "the coordinator may be stopped or overloaded"
+            return errors.UnreachableError(f"{text} {tried_s:.1f} s", hint=hint)
+        # Most often by its own candidate: the one that was elected gave an address of no use here.
+        return errors.UnreachableError(
+            f"{text} {tried_s:.1f} s: the coordinator cannot be reached from here "
+            f"({self._sent_on.listed()})",
+            hint="the node that carries it gave that address: its --local-addr, or else its own",
+        )
 
     async def _connect(self, ends_s: float) -> None:
         """Dial until somebody answers; if that is nobody, and this the host, be it."""
@@ -481,6 +490,8 @@ class Node:
         connection = await dial_elected(told, self.settings.token, attempts, ELECTED_DIAL_S)
         if connection is not None:
             self._use(connection)
+        elif told:
+            self._sent_on = attempts
         return connection is not None
 
     async def _find_again(self, search: Search, lost_s: float, ends_s: float) -> None:

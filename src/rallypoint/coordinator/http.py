@@ -79,7 +79,10 @@ def unauthorized(request: web.Request) -> web.Response:
     """The answer to a request without the right token."""
     has_one = "Authorization" in request.headers
     message = "the token is wrong" if has_one else "this coordinator asks for a token, and got none"
-    hint = "give the coordinator's own by --token-file or RALLYPOINT_TOKEN"
+    hint = (
+        "give the coordinator's own by --token-file (torchrun: token_file in --rdzv-conf) "
+        "or RALLYPOINT_TOKEN"
+    )
     response = json_error(401, message, hint)
     response.headers["WWW-Authenticate"] = "Bearer"
     return response

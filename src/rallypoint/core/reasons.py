@@ -119,7 +119,7 @@ def name_taken(name: str, host: str) -> Refusal:
     return Refusal(
         RefusalCode.NAME_TAKEN,
         f"a live node on host {host!r} already has the name {name!r} in this run",
-        hint="give each node its own --node-name, or leave it out",
+        hint="give each node its own --node-name (torchrun: node_name in --rdzv-conf), or none",
     )
 
 
