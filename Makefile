@@ -63,6 +63,10 @@ bench: $(FOR_DEVELOP) ## measure the figures that the documentation quotes
 scale: $(FOR_DEVELOP) ## measure what one coordinator carries, and write it into docs/scale.md
 	$(BIN)/python benchmarks/scale.py
 
+.PHONY: profile
+profile: $(FOR_PEERS) ## draw where the coordinator's time goes, into docs/images
+	$(BIN)/python benchmarks/flames.py
+
 .PHONY: peers
 peers: $(FOR_PEERS) ## compare with other rendezvous, and write docs/benchmarks.md (half an hour)
 	@$(BIN)/python benchmarks/peers/run.py --install || \

@@ -18,7 +18,16 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a file: what lies beside it is the package `benchmarks`
     sys.path[0] = str(ROOT)
 
-from rallypoint.bench import driver, idle, meet, model, recover, runs  # noqa: E402
+from rallypoint.bench import (  # noqa: E402
+    driver,
+    idle,
+    meet,
+    model,
+    recover,
+    regroup,
+    runs,
+    store,
+)
 from rallypoint.bench import report as bench_report  # noqa: E402
 from rallypoint.bench.figure import Figure  # noqa: E402
 
@@ -26,6 +35,9 @@ PAGE: Final = ROOT / "docs" / "scale.md"
 BEGIN: Final = "<!-- begin: written by benchmarks/scale.py -->"
 END: Final = "<!-- end: written by benchmarks/scale.py -->"
 SIZES: Final = (128, 512, 1_024, 4_096, 9_000)
+LARGE_RUN: Final = 1_000
+"""How many nodes regroup and use the store, besides the largest size."""
+REGROUP_REPEATS_MAX: Final = 3
 RUNS: Final = 200
 NODES_OF_A_RUN: Final = 16
 IDLE_S: Final = 10.0
@@ -53,6 +65,15 @@ def tables(sizes: Sequence[int], repeats: int, many: int, seconds: float = IDLE_
         lambda at: driver.Plan(at, repeats=repeats, seconds=seconds),
         say,
     )
+    large = sorted({min(LARGE_RUN, max(sizes)), max(sizes)})
+    changed: list[Figure] = []
+    for nodes in large:
+        say(f"regroup and store with {nodes:,} nodes")
+        with driver.served() as at:
+            plan = driver.Plan(at, repeats=min(repeats, REGROUP_REPEATS_MAX))
+            changed += regroup.measure(plan, nodes)
+        with driver.served() as at:
+            changed += store.measure(driver.Plan(at, repeats=repeats), nodes)
     say(f"{many} runs of {NODES_OF_A_RUN} nodes")
     with driver.served() as at:
         beside = runs.measure(driver.Plan(at, repeats=repeats, runs=many), NODES_OF_A_RUN)
@@ -65,6 +86,8 @@ def tables(sizes: Sequence[int], repeats: int, many: int, seconds: float = IDLE_
             f"Measured with rallypoint {about['rallypoint']} on {where}; load average before: "
             f"{about['load']}. Medians.",
             _over_sizes(carried, sizes),
+            "A node is killed, leaves, comes, is frozen; calls of the store, and a barrier of all:",
+            _over_sizes(changed, large),
             f"One of {many} runs of {NODES_OF_A_RUN} nodes, and three agents of which one is "
             "killed:",
             _markdown(
