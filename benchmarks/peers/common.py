@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import math
 import mmap
@@ -179,46 +180,44 @@ def end_at_once(what: str, error: BaseException) -> NoReturn:
 class Threads:
     """Nodes that are threads of this process, kept from round to round.
 
-    For clients that let go of Python's lock while they wait. All wait at one gate; each notes when
-    it calls and when it has its answer.
+    For clients that let go of Python's lock while they wait. Each waits at a gate of its own, and
+    notes when it calls and when it has its answer; little else is done between, since all of them
+    share one lock.
     """
 
     def __init__(self, count: int) -> None:
         threading.stack_size(STACK_BYTES)
-        self._count = count
-        self._gate = threading.Event()
-        self._next: Callable[[int], object] = lambda index: None
+        self._gates = [threading.Lock() for _ in range(count)]
+        self._act: Callable[[int], object] = lambda index: None
         self._calls: list[tuple[float, float]] = [(math.inf, -math.inf)] * count
-        self._left = count
-        self._lock = threading.Lock()
-        self._done = threading.Event()
-        for index in range(count):
-            threading.Thread(target=self._run, args=(index,), daemon=True).start()
+        self._answered = itertools.count(1)
+        self._done = threading.Lock()
+        self._done.acquire()
+        for index, gate in enumerate(self._gates):
+            gate.acquire()
+            threading.Thread(target=self._run, args=(index, gate), daemon=True).start()
 
     def round(self, act: Callable[[int], object]) -> Round:
         """Every node acts at the same time; wait for the last."""
-        self._next, self._left = act, self._count
-        self._done.clear()
-        gate, self._gate = self._gate, threading.Event()
-        time.sleep(0.02)  # So that the last of them is at the gate again.
-        gate.set()
-        self._done.wait()
+        self._act, self._answered = act, itertools.count(1)
+        time.sleep(0.02)  # So that the last of them is at its gate again.
+        for gate in self._gates:
+            gate.release()
+        self._done.acquire()
         return round_of(self._calls)
 
-    def _run(self, index: int) -> None:
+    def _run(self, index: int, gate: threading.Lock) -> None:
+        count = len(self._gates)
         while True:
-            gate = self._gate
-            gate.wait()
+            gate.acquire()
             called_s = time.monotonic()
             try:
-                self._next(index)
+                self._act(index)
             except BaseException as error:  # noqa: BLE001  (it is told, and ends the process)
                 end_at_once(f"node {index}", error)
             self._calls[index] = (called_s, time.monotonic())
-            with self._lock:
-                self._left -= 1
-                if not self._left:
-                    self._done.set()
+            if next(self._answered) == count:
+                self._done.release()
 
 
 class Processes:

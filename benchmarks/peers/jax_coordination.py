@@ -6,6 +6,7 @@ finds anybody out. `connect` (cold) waits until all have connected.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,25 +22,29 @@ def meet(nodes: int, repeats: int) -> common.Measured:
     found = common.Measured(common.versions("jaxlib"), "threads of one process")
     for repeat in range(min(repeats, 3)):
         port = common.free_port()
-        with common.served(__package__ + ".jax_coordination", port, nodes) as server:
-            clients: list[Any] = [None] * nodes
+        # A client whose service is gone ends its process, so it is kept until that ends by itself.
+        server = _kept.enter_context(common.served(__package__ + ".jax_coordination", port, nodes))
+        clients: list[Any] = [None] * nodes
+        _clients.append(clients)
 
-            def cold(index: int, port: int = port, clients: list[Any] = clients) -> None:
-                clients[index] = _jax.get_distributed_runtime_client(
-                    f"127.0.0.1:{port}",
-                    index,
-                    init_timeout=TIMEOUT_S,
-                    shutdown_on_destruction=False,
-                )
-                clients[index].connect()
+        def cold(index: int, port: int = port, clients: list[Any] = clients) -> None:
+            clients[index] = _jax.get_distributed_runtime_client(
+                f"127.0.0.1:{port}",
+                index,
+                init_timeout=TIMEOUT_S,
+                shutdown_on_destruction=False,
+            )
+            clients[index].connect()
 
-            threads = common.Threads(nodes)
-            found.add("cold", threads.round(cold).span_s)
-            if repeat == 0:
-                warm(found, server, threads, clients, repeats)
-            # A client whose service is gone ends its process: all say goodbye before that.
-            threads.round(leaving(clients))
+        threads = common.Threads(nodes)
+        found.add("cold", threads.round(cold).span_s)
+        if repeat == 0:
+            warm(found, server, threads, clients, repeats)
     return found
+
+
+_kept = contextlib.ExitStack()
+_clients: list[list[Any]] = []
 
 
 def warm(
@@ -62,11 +67,6 @@ def warm(
 def coming(clients: Sequence[Any], name: str) -> Callable[[int], object]:
     """A node's barrier."""
     return lambda index: clients[index].wait_at_barrier(name, TIMEOUT_S * 1_000)
-
-
-def leaving(clients: Sequence[Any]) -> Callable[[int], object]:
-    """A node's goodbye."""
-    return lambda index: clients[index].shutdown()
 
 
 def serve(arguments: Sequence[str]) -> None:

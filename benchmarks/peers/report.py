@@ -184,13 +184,18 @@ PICTURES: Final = (
 )
 
 
-def draw(run: Result, folder: Path, prefix: str = "peers-") -> list[Path]:
+def shown(folder: Path, beside: Path) -> list[tuple[str, str]]:
+    """What has been drawn: what it shows, and its path from the folder of the document."""
+    paths = [(title, folder / f"peers-{figure}.svg") for figure, title, _ in PICTURES]
+    return [(title, path.relative_to(beside).as_posix()) for title, path in paths if path.exists()]
+
+
+def draw(run: Result, folder: Path) -> None:
     """Each figure over the number of nodes. Raises ImportError without matplotlib."""
     import matplotlib
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
     style = {"svg.fonttype": "none", "svg.hashsalt": "rallypoint", "font.size": 9}
     with matplotlib.rc_context(style):
         for figure, title, unit in PICTURES:
@@ -203,10 +208,7 @@ def draw(run: Result, folder: Path, prefix: str = "peers-") -> list[Path]:
             axes.minorticks_off()
             axes.grid(True, alpha=0.3)
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-            path = folder / f"{prefix}{figure}.svg"
-            picture.savefig(path, metadata={"Date": None})
-            drawn.append(path)
-    return drawn
+            picture.savefig(folder / f"peers-{figure}.svg", metadata={"Date": None})
 
 
 def _lines(run: Result, figure: str, plot: Callable[..., object]) -> None:

@@ -168,12 +168,10 @@ def machine(why_not_private: str | None) -> dict[str, Any]:
 def _write(run: dict[str, Any]) -> int:
     """The document, its JSON and its pictures."""
     try:
-        pictures = report.draw(run, DOCUMENT.parent / "images")
+        report.draw(run, DOCUMENT.parent / "images")
     except ImportError:
-        say("no pictures: they need matplotlib (pip install 'rallypoint[bench]')")
-        pictures = []
-    titles = {figure: title for figure, title, _ in report.PICTURES}
-    shown = [(titles[p.stem.removeprefix("peers-")], f"images/{p.name}") for p in pictures]
+        say("no new pictures: they need matplotlib (pip install 'rallypoint[bench]')")
+    shown = report.shown(DOCUMENT.parent / "images", DOCUMENT.parent)
     document = DOCUMENT.read_text(encoding="utf-8")
     DOCUMENT.write_text(report.put_into(document, report.markdown(run, shown)), encoding="utf-8")
     _write_json(run, DOCUMENT.with_suffix(".json"))
