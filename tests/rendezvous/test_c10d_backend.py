@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
@@ -163,6 +165,27 @@ def test_what_a_store_raises_is_a_connection_error() -> None:
     assert isinstance(caught.value.__cause__, RuntimeError)
     with pytest.raises(RendezvousConnectionError):
         backend.set_state(b"one")
+
+
+def test_a_call_of_the_store_that_waits_does_not_hold_up_the_backend(
+    backend: C10dRendezvousBackend, store: Any
+) -> None:
+    """As torchrun's agent waits in its exit barrier, on the store that a coordinator lives by."""
+    ended = threading.Event()
+
+    def wait() -> None:
+        with contextlib.suppress(RuntimeError):
+            store.wait(["never"], timedelta(seconds=5))
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    time.sleep(0.2)
+    assert backend.set_state(b"one") is not None
+    found = backend.get_state()
+    assert found is not None
+    assert backend.set_state(b"two", found[1]) is not None
+    assert not ended.is_set()
+    assert ended.wait(30)
 
 
 # -- from parameters -------------------------------------------------------------------------------

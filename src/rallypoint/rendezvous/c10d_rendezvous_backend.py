@@ -52,6 +52,9 @@ _LOOPBACK: Final = "127.0.0.1"
 class C10dRendezvousBackend(RendezvousBackend):
     """A state in a torch store, with compare-and-swap. Any thread may call.
 
+    A TCPStore is used over a connection of the backend's own, from the first call on. One
+    connection carries one call at a time, so a `get` that waits would hold up the coordinator.
+
     No call takes longer than the store's own timeout, also if the store's host is frozen. Nothing
     is written or asked when it is made.
 
@@ -67,6 +70,7 @@ class C10dRendezvousBackend(RendezvousBackend):
         if not run_id:
             raise ValueError("The run id must be a non-empty string.")
         self._store = store
+        self._own: Any = None
         self._key = f"torch.rendezvous.{run_id}"
         self._calls = OneAtATime()
 
@@ -104,16 +108,27 @@ class C10dRendezvousBackend(RendezvousBackend):
         return _decoded(held), held, held == wanted
 
     def _compare_set(self, expected: str, desired: str) -> bytes:
-        held = self._call(lambda: self._store.compare_set(self._key, expected, desired))
+        held = self._call(lambda: self._own_store().compare_set(self._key, expected, desired))
         return held.encode() if isinstance(held, str) else bytes(held)
 
-    def _call(self, work: Callable[[], Any]) -> Any:
+    def _own_store(self) -> Any:
+        """The store, over a connection of its own where it has one."""
+        store = self._store
+        if self._own is None and torch_bridge.is_tcp_store(store):
+            self._own = torch_bridge.tcp_store(
+                store.host, store.port, is_server=False, timeout_s=self._limit_s()
+            )
+        return store if self._own is None else self._own
+
+    def _limit_s(self) -> float:
         timeout = getattr(self._store, "timeout", None)
-        limit_s = float(DEFAULT_READ_TIMEOUT_S)
         if isinstance(timeout, timedelta) and timeout > timedelta(0):
-            limit_s = timeout.total_seconds()
+            return timeout.total_seconds()
+        return float(DEFAULT_READ_TIMEOUT_S)
+
+    def _call(self, work: Callable[[], Any]) -> Any:
         try:
-            return self._calls.within(limit_s, work)
+            return self._calls.within(self._limit_s(), work)
         except (ValueError, RuntimeError, OSError) as error:
             _cannot_connect(
                 f"The {type(self._store).__name__} that holds {self._key!r} has failed: "

@@ -92,6 +92,15 @@ def is_torch_store(store: object) -> bool:
     return isinstance(store, Store)
 
 
+def is_tcp_store(store: object) -> bool:
+    """Whether this is a TCPStore of torch's."""
+    if not loaded():
+        return False
+    from torch.distributed import TCPStore
+
+    return isinstance(store, TCPStore)
+
+
 def prefix_store(prefix: str, store: Any, on_add: Callable[[str], None] = lambda key: None) -> Any:
     """A torch.distributed.PrefixStore over a torch store. `on_add`: told of each key added to."""
     return _prefix_store_class()(prefix, store, on_add)
