@@ -84,3 +84,16 @@ def test_the_workers_store_may_be_torch_s_own(job: Job) -> None:
     job.end_well("a b")
     job.says("2 workers go on from epoch 0 of 3")
     assert float(job.says(r"test accuracy ([\d.]+)")[1]) > 0.8
+
+
+def test_a_job_grows_where_the_workers_store_is_torch_s_own(job: Job) -> None:
+    env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    job.start("a b", STEADY, nnodes="2:3", conf="is_host=1", env=env)
+    first = job.at_work("a b")
+    assert epoch_of(job, 2) == 0
+    job.start("c", STEADY, nnodes="2:3", conf="is_host=0", env=env)
+    grown = job.at_work("a b c")
+    epoch_of(job, 3)
+    assert grown[0].store != first[0].store
+    job.end()
+    job.end_well("a b c")
