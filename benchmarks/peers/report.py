@@ -71,13 +71,21 @@ def described(run: Result) -> str:
         ("when", machine["when"]),
         ("machine", f"{machine['cores']} cores ({machine['processor']}), {machine['memory']}"),
         ("system", f"{machine['system']}, Python {machine['python']}"),
-        ("load", f"{machine['load_before']:g} before, {machine['load_after']:g} after"),
+        ("load", _load(run)),
         ("network", machine["network"]),
         ("host names", machine["host_names"]),
         ("repeats", f"up to {method['repeats']} warm and 5 cold ones at each size"),
         ("deadline", f"{method['deadline_s']:g} s for each peer at each size"),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)])
+
+
+def _load(run: Result) -> str:
+    machine = run["machine"]
+    text = f"{machine['load_before']:g} before; {machine['load_after']:g} after, its own included"
+    if machine["load_before"] > machine["cores"]:
+        text += ". **Something else was running: on a quiet machine the figures are smaller**"
+    return text
 
 
 def table(run: Result, figure: str) -> str:

@@ -304,3 +304,12 @@ def test_processes_wait_for_each_other_and_can_be_frozen() -> None:
     finally:
         processes.end()
     assert all(is_gone(pid) for pid in pids)
+
+
+def test_the_document_says_what_its_json_holds() -> None:
+    path = ROOT / "docs" / "benchmarks.md"
+    run = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    document = path.read_text(encoding="utf-8")
+    pictures = report.shown(path.parent / "images", path.parent)
+    assert report.put_into(document, report.markdown(run, pictures)) == document
+    assert len(pictures) == len(report.PICTURES)
