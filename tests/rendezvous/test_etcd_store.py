@@ -179,6 +179,11 @@ def test_a_wait_may_have_a_time_of_its_own(store: EtcdStore) -> None:
     assert time.monotonic() - started < 2
 
 
+def test_arguments_have_torchs_names(store: EtcdStore) -> None:
+    assert store.add(key="count", num=2) == 2
+    store.wait(keys=["count"], override_timeout=timedelta(seconds=1))
+
+
 def test_torch_takes_it_too(store: EtcdStore) -> None:
     distributed = pytest.importorskip("torch.distributed")
     theirs = store.for_torch()

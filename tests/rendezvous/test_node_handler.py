@@ -431,6 +431,7 @@ def test_an_unknown_option_lists_the_known_ones() -> None:
         ("last_call", "-1"),
         ("read_timeout", "nan"),
         ("close_timeout", "x"),
+        ("close_timeout", "0"),
         ("is_host", "perhaps"),
         ("expected_nodes", "two"),
         ("rank_policy", "best"),

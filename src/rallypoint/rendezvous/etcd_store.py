@@ -82,6 +82,14 @@ class EtcdStore(BlockingStore):
         if timeout is not None:
             self.set_timeout(timeout)
 
+    def add(self, key: str, num: int) -> int:
+        """Add to a counter; the new value. The argument has torch's name for it here."""
+        return super().add(key, num)
+
+    def wait(self, keys: Sequence[str], override_timeout: timedelta | float | None = None) -> None:
+        """Wait until all keys exist. The argument has torch's name for it here."""
+        super().wait(keys, override_timeout)
+
     def for_torch(self) -> Any:
         """The same keys as a torch.distributed.Store, which torch's C++ and PrefixStore take.
 

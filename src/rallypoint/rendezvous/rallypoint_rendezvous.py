@@ -179,6 +179,8 @@ def _seconds(config: dict[str, Any], option: str) -> float | None:
     seconds: float = settings.read(
         settings.setting("join_timeout_s"), str(value), f"option {option!r}"
     )
+    if not seconds > 0:
+        raise errors.UsageError(f"option {option!r} must be more than 0 s")
     return seconds
 
 
