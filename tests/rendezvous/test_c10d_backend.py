@@ -31,6 +31,7 @@ from rallypoint.rendezvous.c10d_rendezvous_backend import (
     C10dRendezvousBackend,
     create_backend,
 )
+from rallypoint.rendezvous.stores import prefixed
 from tests.agent.processes import free_port
 from tests.rendezvous.backends import Bomb, bomb, freeze, takes_at_most
 
@@ -410,6 +411,30 @@ def test_a_frozen_host_blocks_no_call_past_the_read_timeout(
         assert found is not None
         return
     raise AssertionError("the store answers again, and the backend does not")
+
+
+def test_a_rounds_store_on_a_frozen_host_blocks_no_call_past_its_timeout(
+    elsewhere: tuple[subprocess.Popen[str], int],
+) -> None:
+    distributed = pytest.importorskip("torch.distributed")
+    process, port = elsewhere
+    client = distributed.TCPStore("127.0.0.1", port, is_master=False)
+    store = prefixed("round", client, lambda: None)
+    store.set_timeout(timedelta(seconds=1))
+    store.set("key", "value")
+    assert (store.get("key"), store.add("count", 2)) == (b"value", 2)
+    store.append("key", "s")
+    store.multi_set(["one", "two"], ["1", "2"])
+    store.wait(["one", "two"])
+    assert store.multi_get(["key", "two"]) == [b"values", b"2"]
+    assert store.compare_set("one", "1", "3") == b"3"
+    assert store.delete_key("one")
+    assert not store.check(["one"])
+    assert store.num_keys() >= 3
+    freeze(process)
+    for call in (lambda: store.get("key"), lambda: store.wait(["key"], timedelta(seconds=1))):
+        with takes_at_most(2), pytest.raises(distributed.DistNetworkError, match="frozen"):
+            call()
 
 
 def test_a_dead_host_is_a_connection_error(elsewhere: tuple[subprocess.Popen[str], int]) -> None:

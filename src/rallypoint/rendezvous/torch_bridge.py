@@ -17,9 +17,11 @@ from typing import Any, Final
 
 from rallypoint import errors
 from rallypoint.core import store as ops
+from rallypoint.rendezvous.deadlines import within
 
 TORCH_ERRORS: Final = "torch.distributed.elastic.rendezvous.api"
-
+LATE_S: Final = 1.0
+"""How much later than its deadline a call ends if torch's store does not keep it."""
 
 Call = Callable[[ops.StoreOp, float], object]
 """Does one operation of a store, waiting at most so many seconds; its value."""
@@ -115,10 +117,13 @@ def store_of(call: Call, timeout_s: float) -> Any:
 
 @cache
 def _prefix_store_class() -> Any:
-    from torch.distributed import PrefixStore
+    from torch.distributed import DistNetworkError, PrefixStore
 
     class WatchedPrefixStore(PrefixStore):  # type: ignore[misc,unused-ignore]
-        """A PrefixStore that says which counters its Python callers add to."""
+        """A PrefixStore that says which counters its Python callers add to.
+
+        And their calls end in time: torch's own, to a TCPStore whose host is frozen, never do.
+        """
 
         def __init__(self, prefix: str, store: Any, on_add: Callable[[str], None]) -> None:
             super().__init__(prefix, store)
@@ -126,10 +131,60 @@ def _prefix_store_class() -> Any:
             self._below = store
             self._on_add = on_add
 
+        def _in_time(self, call: Callable[[], Any], timeout: timedelta | None = None) -> Any:
+            limit_s = (self.timeout if timeout is None else timeout).total_seconds() + LATE_S
+            try:
+                return within(limit_s, call)
+            except TimeoutError as error:
+                text = f"the store has not answered for {limit_s:g} s: is its host frozen or gone?"
+                raise DistNetworkError(text) from error
+
+        def set(self, key: str, value: str | bytes) -> None:
+            base: Any = super()
+            self._in_time(lambda: base.set(key, value))
+
+        def get(self, key: str) -> bytes:
+            base: Any = super()
+            return bytes(self._in_time(lambda: base.get(key)))
+
         def add(self, key: str, amount: int) -> int:
-            count: int = super().add(key, amount)
+            base: Any = super()
+            count = int(self._in_time(lambda: base.add(key, amount)))
             self._on_add(key)
             return count
+
+        def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+            base: Any = super()
+            return bytes(self._in_time(lambda: base.compare_set(key, expected, desired)))
+
+        def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+            base: Any = super()
+            more = () if timeout is None else (timeout,)
+            self._in_time(lambda: base.wait(keys, *more), timeout)
+
+        def check(self, keys: Sequence[str]) -> bool:
+            base: Any = super()
+            return bool(self._in_time(lambda: base.check(keys)))
+
+        def multi_get(self, keys: Sequence[str]) -> list[bytes]:
+            base: Any = super()
+            return list(self._in_time(lambda: base.multi_get(keys)))
+
+        def multi_set(self, keys: Sequence[str], values: Sequence[str | bytes]) -> None:
+            base: Any = super()
+            self._in_time(lambda: base.multi_set(keys, values))
+
+        def append(self, key: str, value: str | bytes) -> None:
+            base: Any = super()
+            self._in_time(lambda: base.append(key, value))
+
+        def delete_key(self, key: str) -> bool:
+            base: Any = super()
+            return bool(self._in_time(lambda: base.delete_key(key)))
+
+        def num_keys(self) -> int:
+            base: Any = super()
+            return int(self._in_time(base.num_keys))
 
     return WatchedPrefixStore
 
