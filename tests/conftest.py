@@ -1,6 +1,14 @@
 """Options of the whole suite. pytest reads its options only from here, not from subfolders."""
 
+import signal
+
 import pytest
+
+# Whoever starts the tests in the background of a shell, or by nohup, has these ignored, and so
+# would every process that a test starts: also those that are sent them.
+for each in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(each) is signal.SIG_IGN:
+        signal.signal(each, signal.default_int_handler if each is signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -264,11 +264,17 @@ class Node:
 
     async def _connect_to_elected(self, ends_s: float) -> None:
         """Open the ledger, and find the run's coordinator through it, or become it."""
-        from rallypoint.ledger.opening import open_ledger
+        from rallypoint.ledger.opening import CALL_TIMEOUT_S, open_ledger
 
         ledger = self._ledger
         if ledger is None:
-            ledger = open_ledger(self.settings.endpoint, self.settings.etcd_password)
+            # Less than there is time for: what gives up by itself can say what it has tried.
+            call_timeout_s = min(CALL_TIMEOUT_S, max(0.4, 0.8 * self.settings.connect_timeout_s))
+            ledger = open_ledger(
+                self.settings.endpoint,
+                self.settings.etcd_password,
+                call_timeout_s=call_timeout_s,
+            )
             self._opened_ledger = ledger
         self._search = Search(self.settings, self.info.name, ledger)
         await self._search.open(ends_s)

@@ -105,13 +105,14 @@ class Search:
 
         Raises LedgerUnreachableError at `ends_s`, and any other LedgerError at once.
         """
+        began_s = _now_s()
         while True:
             try:
                 await self._bounded(self.ledger.open(), ends_s)
                 self._answers()
                 return
             except LedgerUnreachableError as error:
-                self._note(error)
+                self._note(error, began_s)
                 left_s = ends_s - _now_s()
                 if left_s <= 0:
                     raise
@@ -223,6 +224,8 @@ class Search:
             async with asyncio.timeout_at(max(ends_s, began_s + ANSWER_MIN_S)):
                 return await work
         except TimeoutError as error:
+            if isinstance(self.error, LedgerUnreachableError):
+                raise self.error from error  # It had longer, and says what it tried.
             raise LedgerUnreachableError(
                 f"{self._where} has not answered within {_now_s() - began_s:.1f} s"
             ) from error
@@ -232,10 +235,10 @@ class Search:
         self._answers()
         return None if found is None else e.Found(found.value, found.version)
 
-    def _note(self, error: LedgerError) -> None:
+    def _note(self, error: LedgerError, since_s: float | None = None) -> None:
         is_news, self.error = self.error is None, error
         if is_news:
-            self._away_since_s = _now_s()
+            self._away_since_s = _now_s() if since_s is None else since_s
             _log.warning("%s", self.problem)
 
     def _answers(self) -> None:

@@ -261,7 +261,8 @@ class EtcdClient:
             if attempt and attempt % len(self._urls) == 0:
                 if len(refused) == len(self._urls):
                     raise next(iter(refused.values()))
-                await asyncio.sleep(_backoff(attempt // len(self._urls)))
+                pause_s = _backoff(attempt // len(self._urls))
+                await asyncio.sleep(min(pause_s, max(0.0, deadline - loop.time())))
             left_s = deadline - loop.time()
             if left_s <= 0:
                 break

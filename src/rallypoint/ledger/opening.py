@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from rallypoint.endpoints import Endpoint, EtcdPlace
 from rallypoint.errors import EndpointError
 from rallypoint.ledger.contract import Ledger
 
+CALL_TIMEOUT_S: Final = 5.0
+"""How long a call of an engine that is reached over a network may take, unless told otherwise."""
 
-def open_ledger(endpoint: Endpoint, password: str = "") -> Ledger:
+
+def open_ledger(
+    endpoint: Endpoint, password: str = "", *, call_timeout_s: float = CALL_TIMEOUT_S
+) -> Ledger:
     """The endpoint's ledger; nothing is reached before its `open`.
 
-    `password`: of the endpoint's etcd user, if it has one. Raises EndpointError if the endpoint
-    names no ledger.
+    `password`: of the endpoint's etcd user, if it has one. `call_timeout_s`: how long a call may
+    take where a network lies between. Raises EndpointError if the endpoint names no ledger.
     """
     place = endpoint.place
     if place is None:
@@ -20,13 +27,13 @@ def open_ledger(endpoint: Endpoint, password: str = "") -> Ledger:
             hint="a ledger is etcd://HOST:PORT,.../PREFIX or file:///FOLDER",
         )
     if isinstance(place, EtcdPlace):
-        return _etcd(place, password)
+        return _etcd(place, password, call_timeout_s)
     from rallypoint.ledger.file import FileLedger
 
     return FileLedger(place.folder)
 
 
-def _etcd(place: EtcdPlace, password: str) -> Ledger:
+def _etcd(place: EtcdPlace, password: str, call_timeout_s: float) -> Ledger:
     from rallypoint.ledger.etcd import EtcdLedger
     from rallypoint.ledger.etcd_client import EtcdOptions
 
@@ -38,5 +45,6 @@ def _etcd(place: EtcdPlace, password: str) -> Ledger:
         key_file=place.key or None,
         user=place.user,
         password=password,
+        timeout_s=call_timeout_s,
     )
     return EtcdLedger(options, place.prefix)
