@@ -438,11 +438,12 @@ class Node:
         elif self._has_heard_goodbye(connection):
             self._give_up(errors.CoordinatorLostError("this node has left the run"))
         elif self._reconnecting is None:
-            what = (
-                "sent away" if self._was_sent_away else "the connection to the coordinator is lost"
-            )
-            # Sent round in circles it is sent again and again, which is news only once.
-            _log.log(logging.INFO if self._redirects < 2 else logging.DEBUG, "%s: %s", what, reason)
+            if self._was_sent_away:
+                # Sent round in circles it is sent again and again, which is news only once.
+                is_news = self._redirects < 2
+                _log.log(logging.INFO if is_news else logging.DEBUG, "sent away: %s", reason)
+            else:
+                _log.warning("the connection to the coordinator is lost: %s", reason)
             self._lost_s = self._lost_s or self._now_s()
             self._watch_orphanhood(self._lost_s)
             self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect(reason))
@@ -526,7 +527,7 @@ class Node:
     def _found_again(self) -> None:
         if self._lost_s is not None:
             away_s = self._now_s() - self._lost_s
-            level = logging.INFO if away_s > WORTH_TELLING_S else logging.DEBUG
+            level = logging.WARNING if away_s > WORTH_TELLING_S else logging.DEBUG
             _log.log(level, "attached, after %.1f s without a coordinator", away_s)
         self._lost_s = None
         self._redirects, self._was_sent_away, self._has_nudged = 0, False, False
