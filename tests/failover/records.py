@@ -96,7 +96,7 @@ def _only_the_ready_have_a_seat(stories: list[Story]) -> None:
 def _tokens_grow(stories: list[Story]) -> None:
     """R5, R13: no node goes back to an earlier term or round; every round's token is higher.
 
-    A round's own term may be below that of the coordinator that gives it to a node after a failover.
+    A round's own term may be below that of the coordinator that gives it to a node later.
     """
     for story in stories:
         seen = [(e["term"], e["round"]) for e in story.of("attached", "ready")]
