@@ -71,11 +71,6 @@ class Over(msgspec.Struct, frozen=True):
 Sight: TypeAlias = Place | Turn | Over
 
 
-def timing(ttl_s: float) -> e.Timing:
-    """The durations of an election whose leases stand for `ttl_s`: the same for all."""
-    return e.Timing(ttl_s=ttl_s, margin_s=ttl_s / 6, renew_s=ttl_s / 3, retry_s=ttl_s / 6)
-
-
 class Search:
     """One node's search. Owned by one event loop; the ledger stays the caller's."""
 
@@ -86,7 +81,7 @@ class Search:
         self._away_since_s = 0.0
         self._run_key = f"runs/{settings.run_id}"
         self._where = str(settings.endpoint)
-        self._seeker = e.Seeker(node, timing(settings.lease_ttl_s), settings.candidates)
+        self._seeker = e.Seeker(node, e.Timing.of(settings.lease_ttl_s), settings.candidates)
         self._version: int | None = None
         self._is_watching = True
         self._is_spreading = False

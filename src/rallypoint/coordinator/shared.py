@@ -57,8 +57,7 @@ class SharedRuns:
     """The runs of one coordinator on a shared ledger. Implements office.Runs and runs.Shared."""
 
     def __init__(self, ledger: Ledger, config: CoordinatorConfig) -> None:
-        ttl_s = config.lease_ttl_s
-        timing = Timing(ttl_s=ttl_s, margin_s=ttl_s / 6, renew_s=ttl_s / 3, retry_s=ttl_s / 6)
+        timing = Timing.of(config.lease_ttl_s)
         self.office = Office(
             ledger,
             self,

@@ -40,6 +40,11 @@ class Timing(Value, frozen=True, kw_only=True):
     renew_s: float = 1.0
     retry_s: float = 0.5
 
+    @classmethod
+    def of(cls, ttl_s: float) -> Timing:
+        """For leases that stand for `ttl_s`: the same for all who share a ledger."""
+        return cls(ttl_s=ttl_s, margin_s=ttl_s / 6, renew_s=ttl_s / 3, retry_s=ttl_s / 6)
+
     def __post_init__(self) -> None:
         if not (0 < self.renew_s < self.ttl_s - self.margin_s and self.margin_s > 0):
             raise ValueError(

@@ -9,46 +9,29 @@ those of torch's own backends that mean the same; `OPTIONS` lists them all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from rallypoint import errors, settings
+from rallypoint.core.values import RunSettings
 from rallypoint.endpoints import EndpointKind
 from rallypoint.rendezvous.api import RendezvousHandlerCreator, RendezvousParameters
 from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler
+from rallypoint.settings import NodeSettings
 
 __all__ = ["OPTIONS", "create_handler", "torchrun_handler"]
 
 BACKEND: Final = "rallypoint"
 
-_NODE_OPTIONS: Final = (
-    "node_name",
-    "host_coordinator",
-    "join_timeout_s",
-    "connect_timeout_s",
-    "coordinator_silence_s",
-    "coordinator_lost_after_s",
-    "goodbye_timeout_s",
-    "linger_s",
-    "orphan_s",
-    "candidates",
-    "lease_ttl_s",
-    "attach_grace_s",
-    "yield_after_s",
+_GIVEN_OTHERWISE: Final = frozenset(
+    {"endpoint", "run_id", "local_addr", "min_nodes", "max_nodes"}  # by torchrun's own options
+    | {"token", "etcd_password"}  # by a file or the environment: a command line can be read by all
+    | {"labels", "max_restarts"}
 )
-_RUN_OPTIONS: Final = (
-    "expected_nodes",
-    "last_call_s",
-    "settle_s",
-    "scale_up_delay_s",
-    "reconnect_grace_s",
-    "suspect_after_s",
-    "probe_s",
-    "lost_after_s",
-    "mass_min",
-    "mass_fraction",
-    "mass_grace_s",
-    "rank_policy",
+_NODE_OPTIONS: Final = tuple(
+    name for name in NodeSettings.__struct_fields__ if name not in _GIVEN_OTHERWISE
+)
+_RUN_OPTIONS: Final = tuple(
+    name for name in RunSettings.__struct_fields__ if name not in _GIVEN_OTHERWISE
 )
 _TORCH_NAMES: Final = {
     "join_timeout": "join_timeout_s",
@@ -94,7 +77,7 @@ def create_handler(
     be read, or contradicts another; an endpoint that cannot be read.
     """
     _refuse_unknown(params.config)
-    given = _settings_of(params.config)
+    given = _settings_of(params)
     node = settings.node_settings(
         endpoint=params.endpoint or None,
         run_id=params.run_id or None,
@@ -141,11 +124,11 @@ def _plain(name: str) -> str:
     return name.removesuffix("_s") if is_setting else name
 
 
-def _settings_of(config: dict[str, Any]) -> dict[str, Any]:
+def _settings_of(params: RendezvousParameters) -> dict[str, Any]:
     """The options that are settings, by the settings' names and with their values."""
     found: dict[str, Any] = {}
     said: dict[str, str] = {}
-    for option, value in config.items():
+    for option, value in params.config.items():
         name = _TORCH_NAMES.get(option) or _name_of_setting(option)
         if name is None or value is None:
             continue
@@ -153,9 +136,9 @@ def _settings_of(config: dict[str, Any]) -> dict[str, Any]:
             raise errors.UsageError(f"options {said[name]!r} and {option!r} are the same")
         said[name] = option
         found[name] = settings.read(settings.setting(name), str(value), f"option {option!r}")
-    hosts = _hosts(config)
-    if hosts is not None:
-        found.setdefault("host_coordinator", hosts)
+    is_host = params.get_as_bool("is_host")
+    if is_host is not None:
+        found.setdefault("host_coordinator", "yes" if is_host else "no")
     return found
 
 
@@ -164,12 +147,6 @@ def _name_of_setting(option: str) -> str | None:
         if option in (name, name.removesuffix("_s")):
             return name
     return None
-
-
-def _hosts(config: dict[str, Any]) -> str | None:
-    """torch's `is_host`: whether this node carries the coordinator of a HOST:PORT endpoint."""
-    is_host = _read(RendezvousParameters.get_as_bool, config, "is_host")
-    return None if is_host is None else "yes" if is_host else "no"
 
 
 def _seconds(config: dict[str, Any], option: str) -> float | None:
@@ -182,9 +159,3 @@ def _seconds(config: dict[str, Any], option: str) -> float | None:
     if not seconds > 0:
         raise errors.UsageError(f"option {option!r} must be more than 0 s")
     return seconds
-
-
-def _read(getter: Callable[..., Any], config: dict[str, Any], option: str) -> Any:
-    params = RendezvousParameters(BACKEND, "", "", 1, 1)
-    params.config = config
-    return getter(params, option)

@@ -17,7 +17,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from rallypoint import errors
 from rallypoint.client.blocking import Portal
@@ -159,19 +159,6 @@ def round_store(portal: Portal, source: RoundSource) -> Any:
 
 
 # -- a prefix over a store of the caller's ---------------------------------------------------------
-
-
-class AnyStore(Protocol):
-    """What torchrun asks of a store, and so what a caller's store must have at least."""
-
-    def set(self, key: str, value: Any) -> Any:
-        """Store a value."""
-
-    def get(self, key: str) -> bytes:
-        """The value of a key, once it exists."""
-
-    def add(self, key: str, amount: int) -> int:
-        """Add to a counter; the new value."""
 
 
 def prefixed(prefix: str, store: Any, on_terminal: Callable[[], None]) -> Any:
