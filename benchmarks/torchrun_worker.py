@@ -15,7 +15,6 @@ import time
 from typing import Any
 
 _fd = os.open(os.environ["BENCHMARK_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-STEP_S = 0.05
 
 
 def note(event: str, **more: Any) -> None:
@@ -25,25 +24,13 @@ def note(event: str, **more: Any) -> None:
 
 
 def train() -> None:
-    """Steps of a tiny model for ever, one collective each."""
-    import torch
+    """The job of `rallypoint bench recover --ddp`: steps of a tiny model for ever."""
     import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
+
+    from rallypoint.bench import ddp_worker
 
     note("worker_imported")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    model = DistributedDataParallel(torch.nn.Linear(8, 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    is_first = True
-    while True:
-        optimizer.zero_grad()
-        model(torch.ones(4, 8)).sum().backward()
-        optimizer.step()
-        if is_first:
-            note("stepped", size=dist.get_world_size(), rank=dist.get_rank())
-            is_first = False
-        time.sleep(STEP_S)
+    ddp_worker.train(lambda: note("stepped", size=dist.get_world_size(), rank=dist.get_rank()))
 
 
 if __name__ == "__main__":

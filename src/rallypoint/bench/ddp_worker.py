@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -21,10 +22,8 @@ from rallypoint.bench.notes import Writer
 STEP_S: Final = 0.05
 
 
-def main(path: str) -> None:
+def train(on_first_step: Callable[[], None]) -> None:
     """Steps of a tiny model for ever, one collective each."""
-    notes = Writer(path)
-    notes.note("working", pid=os.getpid())
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     model = DistributedDataParallel(torch.nn.Linear(8, 1))
@@ -35,9 +34,16 @@ def main(path: str) -> None:
         model(torch.ones(4, 8)).sum().backward()
         optimizer.step()
         if is_first:
-            notes.note("stepped", size=dist.get_world_size())
+            on_first_step()
             is_first = False
         time.sleep(STEP_S)
+
+
+def main(path: str) -> None:
+    """Train, and write down when that began and when the first step was taken."""
+    notes = Writer(path)
+    notes.note("working", pid=os.getpid())
+    train(lambda: notes.note("stepped", size=dist.get_world_size()))
 
 
 if __name__ == "__main__":
