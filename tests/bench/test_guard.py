@@ -260,6 +260,18 @@ def test_an_idle_node_of_a_larger_run_costs_no_more() -> None:
     assert size_64 <= size + 2 * messages  # the beat's digits
 
 
+def test_no_timer_waits_for_each_node_that_came_and_is_well() -> None:
+    """Each wakes the event loop by itself: thousands of them cost as much as all heartbeats."""
+
+    def timers(count: int) -> int:
+        network = Counted()
+        network.met(count, run_of(count))
+        network.advance(RunSettings().settle_s)
+        return len(network.hub._timers)
+
+    assert timers(64) == timers(SMALL)
+
+
 # -- time, as a ratio ------------------------------------------------------------------------------
 
 MEETING = 256

@@ -52,6 +52,8 @@ class Hub:
         self._timers = Timers()
         self._wake = wake
         self._links = 0
+        self._strangers: dict[int, float] = {}
+        """Until when each link that has not said who it is has to."""
         self._beats = 0
         self._next_round_s = 0.0
         self._forget = forget
@@ -85,6 +87,7 @@ class Hub:
         self._next_round_s = now_s + TICK_S / 2
         for run in list(self.runs.values()):
             run.check_silence(now_s)
+        self._end_strangers(now_s)
         self._sweep(now_s)
 
     def beat(self) -> int:
@@ -105,8 +108,23 @@ class Hub:
         self._links += 1
         session = Session(self, self._links, outlet)
         self.sessions[session.link] = session
-        self.call_at(self.now_s() + self.config.attach_timeout_s, session.attach_overdue)
+        self._strangers[session.link] = self.now_s() + self.config.attach_timeout_s
         return session
+
+    def introduced(self, session: Session) -> None:
+        """The connection has said who it is."""
+        self._strangers.pop(session.link, None)
+
+    def disconnected(self, session: Session) -> None:
+        """The connection is closed."""
+        self.introduced(session)
+        self.sessions.pop(session.link, None)
+
+    def _end_strangers(self, now_s: float) -> None:
+        """All at once: a timer for each of 9,000 that connected would wake the loop as often."""
+        for link in [link for link, due_s in self._strangers.items() if due_s <= now_s]:
+            del self._strangers[link]
+            self.sessions[link].attach_overdue()
 
     def open_run(self, run_id: str) -> RunHost:
         """The run of that name, begun if there is none."""

@@ -72,14 +72,13 @@ class Session:
             self._next(message)
 
     def attach_overdue(self) -> None:
-        """It has had its time to say who it is. One that is waiting to be let in has said so."""
-        if self._asked is None:
-            hint = "a connection begins with attach"
-            self.refuse(Refusal(RefusalCode.MALFORMED, "the node did not attach in time", hint))
+        """It has had its time to say who it is."""
+        hint = "a connection begins with attach"
+        self.refuse(Refusal(RefusalCode.MALFORMED, "the node did not attach in time", hint))
 
     def connection_lost(self) -> None:
         """The connection is closed, whoever closed it."""
-        self._hub.sessions.pop(self.link, None)
+        self._hub.disconnected(self)
         self._is_over = True
         run, asked = self.run, self._asked
         if run is not None and asked is not None:
@@ -95,6 +94,7 @@ class Session:
         if refusal is not None:
             self.refuse(refusal)
             return
+        self._hub.introduced(self)
         self._asked = on.NodeAttached(message.node, message.settings, self.link)
         self.run = self._hub.open_run(message.run_id)
         self.run.post(self._asked)

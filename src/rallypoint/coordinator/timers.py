@@ -14,6 +14,9 @@ class Timers:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._serials = count()
 
+    def __len__(self) -> int:
+        return len(self._heap)
+
     def call_at(self, due_s: float, callback: Callable[[], None]) -> None:
         """Call `callback` at `due_s`. Among equals, first come first called. Never cancelled."""
         heapq.heappush(self._heap, (due_s, next(self._serials), callback))
