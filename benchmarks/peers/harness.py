@@ -135,22 +135,24 @@ class Bench:
             return Outcome(why_not=f"not tried: {size:,} nodes, {why}")
         if peer.a_process_each and nodes * PROCESS_BYTES > available_bytes():
             return Outcome(why_not=f"{nodes:,} processes do not fit into this machine's memory")
-        outcome = self._run(python, peer, ("meet", nodes, self._repeats))
+        outcome = self._run(python, peer, ("meet", nodes, self._repeats), self._deadline_s)
         if outcome.out_of_time:
             self._ended[peer.name] = (nodes, outcome.why_not)
         return outcome
 
-    def death(self, peer: Peer, kind: str, repeats: int) -> Outcome:
+    def death(self, peer: Peer, kind: str, repeats: int, deadline_s: float) -> Outcome:
         """How soon there is a new round after a death, at the peer's defaults."""
         python = self.python(peer)
         if python is None:
             return Outcome(why_not=NOT_INSTALLED)
         if peer.death:
             return Outcome(why_not=peer.death)
-        return self._run(python, peer, ("death", kind, repeats))
+        return self._run(python, peer, ("death", kind, repeats), deadline_s)
 
-    def _run(self, python: Path, peer: Peer, arguments: Sequence[object]) -> Outcome:
-        return run_script(python, f"benchmarks.peers.{peer.module}", arguments, self._deadline_s)
+    def _run(
+        self, python: Path, peer: Peer, arguments: Sequence[object], deadline_s: float
+    ) -> Outcome:
+        return run_script(python, f"benchmarks.peers.{peer.module}", arguments, deadline_s)
 
 
 def available_bytes() -> int:

@@ -75,7 +75,11 @@ def described(run: Result) -> str:
         ("network", machine["network"]),
         ("host names", machine["host_names"]),
         ("repeats", f"up to {method['repeats']} warm and 5 cold ones at each size"),
-        ("deadline", f"{method['deadline_s']:g} s for each peer at each size"),
+        (
+            "deadline",
+            f"{method['deadline_s']:g} s for each peer at each size, "
+            f"{method['death_deadline_s']:g} s for its deaths",
+        ),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)])
 

@@ -115,7 +115,7 @@ def test_a_peer_that_is_not_installed_is_not_run(tmp_path: Path) -> None:
     environment = catalogue.Environment(name="none", installs=(("nothing",),))
     bench = harness.Bench(tmp_path, 1.0, 1)
     assert bench.meet(peer(environment=environment), 2).why_not == "not installed"
-    assert bench.death(peer(environment=environment), common.KILLED, 1).why_not == "not installed"
+    assert bench.death(peer(environment=environment), "killed", 1, 60.0).why_not == "not installed"
 
 
 def test_an_environment_written_for_other_versions_does_not_count(tmp_path: Path) -> None:
