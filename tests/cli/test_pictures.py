@@ -39,7 +39,7 @@ def _member(name: str, rank: int | None, ranks: list[int], **more: Any) -> dict[
 
 DETAIL: dict[str, Any] = {
     **SUMMARY,
-    "coordinator": {"software": "rallypoint 0.1.0", "term": 1, "connections": 3},
+    "coordinator": {"software": "rallypoint 0.1.0", "connections": 3},
     "members": [
         _member("late", None, [], state="standby"),
         _member("node1", 1, [4, 5, 6, 7], link="silent", troubled_s=7.25),
@@ -71,7 +71,7 @@ def test_all_runs(snapshot: Callable[[str, str], None], capsys: pytest.CaptureFi
 
 def test_no_runs(capsys: pytest.CaptureFixture[str]) -> None:
     drawn = _drawn({"coordinator": DETAIL["coordinator"], "runs": []}, capsys)
-    assert drawn == "coordinator: rallypoint 0.1.0, term 1, 3 connections\nno runs\n"
+    assert drawn == "coordinator: rallypoint 0.1.0, 3 connections\nno runs\n"
 
 
 def test_the_picture_of_another_release_is_drawn_as_far_as_it_goes(

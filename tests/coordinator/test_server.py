@@ -155,7 +155,7 @@ def test_the_path_for_nodes_says_so_to_people():
 
 
 SUMMARY = {
-    *("run_id", "phase", "reason", "round", "nodes", "size", "attached", "restart_count"),
+    *("run_id", "term", "phase", "reason", "round", "nodes", "size", "attached", "restart_count"),
     *("waiting", "closed"),
 }
 DETAIL = SUMMARY | {
@@ -178,7 +178,7 @@ def test_a_run_as_people_see_it():
             endpoint = f"http://127.0.0.1:{port}"
             empty = (await get(port, "/api/v1/runs"))[1]
             assert empty["runs"] == []
-            assert list(empty["coordinator"]) == ["software", "ledger_id", "term", "connections"]
+            assert list(empty["coordinator"]) == ["software", "ledger_id", "connections"]
             async with (
                 opened(endpoint, TWO, node_name="a", labels={"zone": "z"}) as a,
                 opened(endpoint, TWO, node_name="b") as b,

@@ -87,10 +87,8 @@ def _draw_runs(picture: Picture) -> list[RenderableType]:
 
 
 def _coordinator(it: Picture) -> str:
-    return (
-        f"coordinator: {it.get('software', 'unknown')}, term {it.get('term', '?')}, "
-        f"{_count(it.get('connections'), 'connection')}"
-    )
+    connections = _count(it.get("connections"), "connection")
+    return f"coordinator: {it.get('software', 'unknown')}, {connections}"
 
 
 def _run_row(run: Picture) -> tuple[Text, ...]:

@@ -143,7 +143,6 @@ def _coordinator(hub: Hub) -> dict[str, Any]:
     return {
         "software": hub.software,
         "ledger_id": hub.ledger_id,
-        "term": hub.term,
         "connections": len(hub.sessions),
     }
 
@@ -154,6 +153,7 @@ def _summary(run: RunHost) -> dict[str, Any]:
     head = membership.round.head if membership.round else None
     return {
         "run_id": run.run_id,
+        "term": membership.term,
         "phase": membership.phase.value,
         "reason": _reason(run),
         "round": membership.number,
