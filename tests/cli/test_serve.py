@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable
@@ -15,7 +17,7 @@ import rallypoint
 from rallypoint.cli import serve as serving
 from rallypoint.errors import UsageError
 
-from .conftest import Cli, Served, without_ports
+from .conftest import COMMAND, Cli, Served, without_ports
 
 pytestmark = pytest.mark.processes
 
@@ -161,6 +163,53 @@ def test_runs_are_found_through_the_ledger(
     code, err, _ = served.stop()
     assert code == 0
     assert f"runs are kept in {ledger}" in err
+
+
+def test_a_run_that_is_over_is_shown_although_nobody_serves_any_more(
+    cli: Cli, tmp_path: Path
+) -> None:
+    where = ("--endpoint", f"file://{tmp_path}")
+    trained = cli("run", "--nnodes", "1", "--run-id", "a", *where, "--no-python", "--", "true")
+    assert trained.code == 0, trained.err
+    one = cli("status", "a", *where)
+    assert (one.code, one.out.splitlines()[:2]) == (
+        0,
+        [
+            "run a: closed, round 1: 1 node, 1 worker, 0 restarts",
+            "ended: succeeded: all nodes have finished",
+        ],
+    )
+    assert cli("status", *where).out.startswith("no coordinator serves a run now\n")
+    told = json.loads(cli("status", *where, "--json").out)
+    assert [each["closed"]["outcome"] for each in told["runs"]] == ["succeeded"]
+
+
+def test_a_run_whose_coordinator_has_gone_is_listed_with_the_same_fields(
+    serve: Callable[..., Served], cli: Cli, tmp_path: Path
+) -> None:
+    where = ("--endpoint", f"file://{tmp_path}", "--json")
+    served = serve("--ledger", f"file:{tmp_path}")
+    agent = subprocess.Popen(
+        [
+            *(*COMMAND, "run", "--nnodes", "1", "--run-id", "a"),
+            *("--endpoint", served.endpoint, "--no-python", "--", "sleep", "1000"),
+        ]
+    )
+    try:
+        ends_s = time.monotonic() + 20.0
+        while not (live := json.loads(cli("status", *where).out)["runs"]) or not live[0]["round"]:
+            assert time.monotonic() < ends_s
+        served.stop()
+        told = json.loads(cli("status", *where).out)["runs"]
+        one = cli("status", "a", *where)
+    finally:
+        agent.terminate()
+        agent.wait(20)
+    assert (live[0]["phase"], told[0]["phase"]) == ("active", "unowned")
+    assert set(told[0]) == set(live[0])
+    assert told[0]["round"] == 1
+    assert "ask again in some seconds" in told[0]["reason"]
+    assert (one.code, "has no coordinator now" in one.err) == (3, True)
 
 
 def test_where_there_is_no_ledger_nothing_is_made(cli: Cli, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from rallypoint import settings
-from rallypoint.cli.owners import Known, Owner
+from rallypoint.cli.owners import UNOWNED_HINT, Known, Owner
 from rallypoint.core import election as e
+from rallypoint.core import reasons
+from rallypoint.core.values import named
 from rallypoint.endpoints import Endpoint, EndpointKind
 from rallypoint.errors import LedgerCorruptError
 from rallypoint.ledger.contract import Ledger
@@ -31,10 +33,32 @@ async def _read(endpoint: Endpoint, token: str, run_id: str | None) -> list[Know
         keys: Iterable[str] = [f"{RUNS}{run_id}"] if run_id else await ledger.keys(RUNS)
         registers = [await _decoded(ledger, key, e.decode_run) for key in keys]
         return [
-            Known(register.run_id, register.close, await _owner(ledger, register.owner, token))
+            Known(
+                register.run_id,
+                register.close,
+                await _owner(ledger, register.owner, token),
+                _summary(register),
+            )
             for register in registers
             if register is not None
         ]
+
+
+def _summary(register: e.RunRegister) -> dict[str, Any]:
+    head, close = register.round.head if register.round else None, register.close
+    return {
+        "run_id": register.run_id,
+        "term": register.term,
+        "phase": "closed" if close else "unowned",
+        "reason": reasons.describe_close(close) if close else f"no coordinator: {UNOWNED_HINT}",
+        "round": head.number if head else 0,
+        "nodes": head.nodes if head else 0,
+        "size": head.size if head else 0,
+        "attached": 0,
+        "restart_count": register.restarts,
+        "waiting": None,
+        "closed": named(close) if close else None,
+    }
 
 
 async def _owner(ledger: Ledger, process: str, token: str) -> Owner | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -26,6 +26,11 @@ T = TypeVar("T")
 
 _STALE_HINT: Final = (
     "the ledger still names it: if it is dead, another takes over; ask again in some seconds"
+)
+
+
+UNOWNED_HINT: Final = (
+    "its nodes, or a `rallypoint serve` on the ledger, take it: ask again in some seconds"
 )
 
 
@@ -52,11 +57,26 @@ class Owner(msgspec.Struct, frozen=True):
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What the ledger says of a run: how it ended, and who has it if that one still serves."""
+    """What the ledger says of a run: how it ended, and who has it if that one still serves.
+
+    `summary`: the same for people, in the words of a coordinator's own summaries.
+    """
 
     run_id: str
     close: CloseRecord | None
     owner: Owner | None
+    summary: dict[str, Any]
+
+
+def find(endpoint: Endpoint, token: str, run_id: str) -> Known:
+    """What a ledger says of one run. Raises UsageError if it knows none, and any LedgerError."""
+    found = _known(endpoint, token, run_id)
+    if not found:
+        raise UsageError(
+            f"ledger {endpoint} knows no run {run_id!r}",
+            hint="`rallypoint status` without a run lists them",
+        )
+    return found[0]
 
 
 def owner_of(endpoint: Endpoint, token: str, run_id: str) -> Owner:
@@ -67,30 +87,22 @@ def owner_of(endpoint: Endpoint, token: str, run_id: str) -> Owner:
     """
     if endpoint.kind is not EndpointKind.LEDGER:
         return Owner("", (endpoint,), token)
-    found = _known(endpoint, token, run_id)
-    if not found:
-        raise UsageError(
-            f"ledger {endpoint} knows no run {run_id!r}",
-            hint="`rallypoint status` without a run lists them",
-        )
-    known = found[0]
+    known = find(endpoint, token, run_id)
     if known.close is not None:
         # Whoever closed it may be gone: what the ledger says is final (R6).
         raise RunClosedError(reasons.run_over(run_id, known.close))
     if known.owner is not None:
         return known.owner
-    raise CoordinatorError(
-        f"run {run_id!r} has no coordinator now",
-        hint="its nodes, or a `rallypoint serve` on the ledger, take it: ask again in some seconds",
-    )
+    raise CoordinatorError(f"run {run_id!r} has no coordinator now", hint=UNOWNED_HINT)
 
 
-def owners(endpoint: Endpoint, token: str) -> list[Owner]:
-    """Every coordinator that has a run of the ledger; at least the endpoint, if it is none."""
+def owners(endpoint: Endpoint, token: str) -> tuple[list[Owner], list[Known]]:
+    """Every coordinator to ask, and all that a ledger says; the endpoint itself, if it is none."""
     if endpoint.kind is not EndpointKind.LEDGER:
-        return [Owner("", (endpoint,), token)]
-    found = (known.owner for known in _known(endpoint, token, None))
-    return list({owner.process: owner for owner in found if owner is not None}.values())
+        return [Owner("", (endpoint,), token)], []
+    found = _known(endpoint, token, None)
+    serving = {known.owner.process: known.owner for known in found if known.owner is not None}
+    return list(serving.values()), found
 
 
 def _known(endpoint: Endpoint, token: str, run_id: str | None) -> list[Known]:

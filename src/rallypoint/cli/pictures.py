@@ -78,7 +78,8 @@ def _count(number: object, noun: str) -> str:
 
 
 def _draw_runs(picture: Picture) -> list[RenderableType]:
-    head = cell(_coordinator(picture.get("coordinator") or {}))
+    coordinator = picture.get("coordinator")
+    head = cell(_coordinator(coordinator) if coordinator else "no coordinator serves a run now")
     runs = picture.get("runs") or []
     if not runs:
         return [head, cell("no runs")]

@@ -11,7 +11,7 @@ import typer
 
 from rallypoint.cli import api, output, owners, pictures
 from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, token_of
-from rallypoint.cli.owners import Owner
+from rallypoint.endpoints import Endpoint, EndpointKind
 
 WATCH_EVERY_S: Final = 1.0
 MEMBERS_SHOWN: Final = 50
@@ -47,10 +47,14 @@ def status(
     shown = MEMBERS_SHOWN if members is None and not as_json else members
 
     def ask() -> Picture:
-        if run_id is not None:
-            owner = owners.owner_of(where, token, run_id)
-            return owner.ask(lambda at, secret: api.run(at, secret, run_id, shown))
-        return _all_runs(owners.owners(where, token), as_json, shown)
+        if run_id is None:
+            return _all_runs(where, token, as_json, shown)
+        if where.kind is EndpointKind.LEDGER:
+            known = owners.find(where, token, run_id)
+            if known.close is not None:  # Whoever closed it may be gone.
+                return known.summary
+        owner = owners.owner_of(where, token, run_id)
+        return owner.ask(lambda at, secret: api.run(at, secret, run_id, shown))
 
     if watch:
         _watch(ask, as_json, until_ended=run_id is not None)
@@ -58,18 +62,18 @@ def status(
         _print(ask(), as_json)
 
 
-def _all_runs(asked: list[Owner], as_json: bool, shown: int | None) -> Picture:
+def _all_runs(where: Endpoint, token: str, as_json: bool, shown: int | None) -> Picture:
     """All runs of these coordinators; for people, a run that is alone in more detail."""
-    if not asked:
-        return {"coordinator": {}, "runs": []}
-    pictures_of = [each.ask(api.runs) for each in asked]
-    runs = [
-        (owner, run) for owner, each in zip(asked, pictures_of, strict=True) for run in each["runs"]
-    ]
-    if len(runs) == 1 and not as_json:
+    asked, known = owners.owners(where, token)
+    told = [each.ask(api.runs) for each in asked]
+    runs = [(owner, run) for owner, each in zip(asked, told, strict=True) for run in each["runs"]]
+    names = {str(run.get("run_id")) for _, run in runs}
+    others = [each.summary for each in known if each.run_id not in names]
+    if len(runs) == 1 and not others and not as_json:
         owner, name = runs[0][0], str(runs[0][1].get("run_id"))
         return owner.ask(lambda at, secret: api.run(at, secret, name, shown))
-    return {**pictures_of[0], "runs": [run for _, run in runs]}
+    coordinator = told[0]["coordinator"] if told else None
+    return {"coordinator": coordinator, "runs": [*(run for _, run in runs), *others]}
 
 
 def _print(picture: Picture, as_json: bool) -> None:

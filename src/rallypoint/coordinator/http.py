@@ -13,13 +13,12 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from rallypoint.coordinator.history import RoundHistory
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.runs import RunHost
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.roster import Member
-from rallypoint.core.values import MemberState, Outcome
+from rallypoint.core.values import MemberState, Outcome, named
 
 HUB: web.AppKey[Hub] = web.AppKey("hub", Hub)
 
@@ -161,8 +160,8 @@ def _summary(run: RunHost) -> dict[str, Any]:
         "size": head.size if head else 0,
         "attached": len(membership.roster),
         "restart_count": membership.restart_count,
-        "waiting": _asdict(waiting) if waiting else None,
-        "closed": _asdict(membership.close) if membership.close else None,
+        "waiting": named(waiting) if waiting else None,
+        "closed": named(membership.close) if membership.close else None,
     }
 
 
@@ -180,12 +179,12 @@ def _detail(hub: Hub, run: RunHost, members_shown: int) -> dict[str, Any]:
     return {
         **_summary(run),
         "coordinator": _coordinator(hub),
-        "settings": _asdict(settings) if settings else None,
+        "settings": named(settings) if settings else None,
         "bootstrap": str(record.head.bootstrap) if record else "",
         "digest": record.head.digest if record else "",
         "members": members,
         "members_total": len(membership.roster),
-        "rounds": [_round(each) for each in run.history.rounds],
+        "rounds": [named(each) for each in run.history.rounds],
         "shown_at": time.time(),
     }
 
@@ -213,23 +212,6 @@ def _member(run: RunHost, member: Member, seat: Any, now_s: float) -> dict[str, 
         "node_rank": seat.node_rank if is_seated else None,
         "ranks": list(range(seat.first_rank, seat.first_rank + seat.workers)) if is_seated else [],
     }
-
-
-def _round(each: RoundHistory) -> dict[str, Any]:
-    return _asdict(each)
-
-
-def _asdict(value: msgspec.Struct) -> dict[str, Any]:
-    """A value with its field names, all the way down: on the wire they are arrays."""
-    return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, msgspec.Struct):
-        return _asdict(value)
-    if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
-    return value
 
 
 def _json(body: dict[str, Any], status: int = 200) -> web.Response:

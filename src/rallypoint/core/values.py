@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -33,6 +33,19 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 
 class Value(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
     """Base of all values of the protocol."""
+
+
+def named(value: msgspec.Struct) -> dict[str, Any]:
+    """A value for people: with its fields' names, all the way down, and no struct in it."""
+    return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, msgspec.Struct):
+        return named(value)
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return value
 
 
 class Phase(enum.StrEnum):
