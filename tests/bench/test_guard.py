@@ -113,9 +113,10 @@ def story(count: int) -> Counted:
 
     nodes = network.met(count, run_of(count))
     one, another, victim, *others = nodes
-    stranger = network.node("node-9999", run_of(count), incarnation=2)
-    stranger.ready()
-    network.settle()  # a standby
+    for index in range(count):
+        stranger = network.node(f"spare-{index:04}", run_of(count), incarnation=2)
+        stranger.ready()
+    network.settle()  # as many on standby
     network.node("node-9998", RunSettings(min_nodes=1, max_nodes=1))  # refused: other settings
     one.act(one.machine.ask_members()[1])
     one.act(one.machine.ask_waiting()[1])

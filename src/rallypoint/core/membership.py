@@ -386,6 +386,7 @@ class Membership:
         if member.state is MemberState.READY:
             return
         member.state = MemberState.READY
+        member.told_standby = False
         member.eligible_s = self._now_s + self._entry_delay_s(member)
         self.roster.queue(member)
         self.roster.refile(member)
@@ -398,12 +399,17 @@ class Membership:
         return base_s if is_steady else self._departures.delay_s(member.name, base_s)
 
     def _consider(self, member: Member, *, is_told: bool = False) -> None:
-        """A newcomer that is ready may be let in once its delay is over. O(1)."""
+        """A newcomer that is ready may be let in once its delay is over. O(1).
+
+        On standby it is told so once, and not again by each round that has no place for it.
+        """
         if member.file is not File.NEWCOMER:
             return
         self._let_in_from_s = min(self._let_in_from_s, member.eligible_s)
-        if self.is_standby(member) and not is_told:
-            self._do(do.Notify(member.id, standby=True))
+        if self.is_standby(member):
+            if not (is_told or member.told_standby):
+                self._do(do.Notify(member.id, standby=True))
+            member.told_standby = True
 
     def _on_worker_failed(self, event: on.WorkerFailed) -> None:
         member = self.roster.living(event.node)

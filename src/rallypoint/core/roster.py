@@ -57,6 +57,7 @@ class Member:
         "name",
         "state",
         "survivor",
+        "told_standby",
         "trouble_since_s",
         "workers",
     )
@@ -73,6 +74,7 @@ class Member:
         self.link_timer = 0
         self.state = MemberState.IDLE
         self.survivor = False
+        self.told_standby = False
         self.bootstrap = Address("", 0)
         self.workers = info.workers
         self.trouble_since_s = 0.0
@@ -119,6 +121,7 @@ class Member:
             self.state,
             self.link,
             self.survivor,
+            self.told_standby,
             self.workers,
             self.last_round,
         )
