@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rallypoint.bench import model
+from rallypoint.bench import driver, model
 
 SIZES = (128, 256, 512, 1_024)
 
@@ -52,6 +52,18 @@ def test_growth_that_is_too_fast_is_named() -> None:
     assert said == "faster than N to the 1.1 grow: bytes per round (2.00)"
     assert "was not measured" in warning
     assert model.remarks([line])[0] == "nothing grows faster than N to the 1.1"
+
+
+def test_what_was_measured_as_nothing_is_shown_and_not_fitted() -> None:
+    found = cost(lambda n: 0.0 if n == 128 else 3.0 * n)
+    assert found.measured[128] == 0.0
+    assert found.per_node == pytest.approx(3)
+
+
+def test_what_cannot_be_fitted_is_an_error_and_not_left_out() -> None:
+    with pytest.raises(driver.BenchError, match=r"bytes .* cannot be fitted: 0 at 2 nodes") as told:
+        cost(lambda n: 0.0 if n == 2 else 1.0, sizes=(2, 3))
+    assert "--seconds" in told.value.hint
 
 
 def test_every_prediction_says_that_it_is_one() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import time
-from typing import Final
+from typing import Any, Final
 
 DEADLINE_S: Final = 120.0
 """How long anything may take before the measurement has failed."""
@@ -56,9 +56,19 @@ class Count:
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """uvloop's, where it is installed: this process is ours alone."""
-    try:
-        uvloop = importlib.import_module("uvloop")
-    except ImportError:
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    uvloop = _uvloop()
+    loop: asyncio.AbstractEventLoop = (uvloop or asyncio).new_event_loop()
     return loop
+
+
+def loop_name() -> str:
+    """Which one that is: the floor depends on it more than Rallypoint does."""
+    uvloop = _uvloop()
+    return f"uvloop {uvloop.__version__}" if uvloop else "asyncio's own loop"
+
+
+def _uvloop() -> Any:
+    try:
+        return importlib.import_module("uvloop")
+    except ImportError:
+        return None

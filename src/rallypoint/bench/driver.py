@@ -344,7 +344,8 @@ class Fleets:
         """End the round that all are in, and wait until all are told.
 
         By one node that wants the next: a worker's failure would also have every node probed, and
-        the answers would come in the midst of what is measured next.
+        the answers would come in the midst of what is measured next. Its call is made again with
+        those of the others, which replaces this one.
         """
         self.ask("expect_end")
         self.each[0].ask("again", index=0)

@@ -29,8 +29,3 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     def as_json(self) -> dict[str, Any]:
         """The figure with its median, for machines."""
         return {**msgspec.to_builtins(self), "median": self.median}
-
-
-def find(figures: list[Figure], name: str, nodes: int) -> Figure | None:
-    """The figure of that name and size, if it was measured."""
-    return next((each for each in figures if (each.name, each.nodes) == (name, nodes)), None)

@@ -6,6 +6,8 @@ or more of TCP and IP. CPU and memory are the coordinator's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, Final
 
 from rallypoint.bench import driver
@@ -14,6 +16,8 @@ from rallypoint.bench.meet import settings
 
 STEADY_S: Final = 4.0
 """How long after the last node has come all of them beat steadily: two heartbeats, and some."""
+WINDOW_S: Final = 2.0
+"""Each of the repeats: a little more than a heartbeat of every node."""
 
 
 def steady_s(told: list[dict[str, Any]]) -> float:
@@ -23,45 +27,63 @@ def steady_s(told: list[dict[str, Any]]) -> float:
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
-    """Form a round of this many nodes, and leave it alone for `plan.seconds`."""
+    """Form a round of this many nodes, and leave it alone for `plan.seconds`, in windows."""
     driver.check_descriptors(nodes)
-    base = plan.usage()
+    base, windows = plan.usage(), max(1, int(plan.seconds // WINDOW_S))
     with driver.fleets(plan.processes) as fleets:
         told = fleets.connect(
             plan.at, run_id=plan.run_id(), nodes=nodes, settings=settings(nodes), ready=True
         )
-        before, used = fleets.ask("counts", at_s=steady_s(told)), plan.usage()
-        after, usage = fleets.ask("counts", at_s=before[0]["at_s"] + plan.seconds), plan.usage()
+        fleets.ask("beat_on_time")
+        seen = [(fleets.ask("counts", at_s=steady_s(told)), plan.usage())]
+        for _ in range(windows):
+            at_s = seen[-1][0][0]["at_s"] + plan.seconds / windows
+            seen.append((fleets.ask("counts", at_s=at_s), plan.usage()))
         fleets.ask("disconnect")
-    spent_s = after[0]["at_s"] - before[0]["at_s"]
 
-    def figure(name: str, unit: str, value: float, about: str = "") -> Figure:
+    def figure(name: str, unit: str, values: Iterable[float], about: str) -> Figure:
         return Figure(
-            scenario="idle", name=name, nodes=nodes, unit=unit, values=(value,), about=about
+            scenario="idle", name=name, nodes=nodes, unit=unit, values=tuple(values), about=about
         )
 
+    pairs = [(a, b, b[0]["at_s"] - a[0]["at_s"]) for (a, _), (b, _) in pairwise(seen)]
+    messages, payloads = ("sent", "received"), ("sent_bytes", "received_bytes")
     figures = [
         figure(
             "messages",
             "per node and s",
-            driver.grown(before, after, "sent", "received") / nodes / spent_s,
+            (driver.grown(a, b, *messages) / nodes / spent_s for a, b, spent_s in pairs),
             "both directions",
         ),
         figure(
             "bytes",
             "per node and s",
-            driver.grown(before, after, "sent_bytes", "received_bytes") / nodes / spent_s,
+            (driver.grown(a, b, *payloads) / nodes / spent_s for a, b, spent_s in pairs),
             "payloads, both directions",
         ),
     ]
-    if base and used and usage:
-        share = 100 * (usage.cpu_s - used.cpu_s) / spent_s
-        grown_kb = (usage.memory_bytes - base.memory_bytes) / nodes / 1024
+    used = [usage for _, usage in seen if usage is not None]
+    if base is not None and len(used) == len(seen):
+        spent = [spent_s for _, _, spent_s in pairs]
+        grown_kb = (used[-1].memory_bytes - base.memory_bytes) / nodes / 1024
         figures += [
-            figure("CPU", "% of a core", share, "the coordinator"),
-            figure("memory", "MiB", usage.memory_bytes / 2**20, "the coordinator, with all nodes"),
             figure(
-                "memory", "KiB per node", grown_kb, "the coordinator, beyond what it began with"
+                "CPU",
+                "% of a core",
+                (
+                    100 * (b.cpu_s - a.cpu_s) / s
+                    for (a, b), s in zip(pairwise(used), spent, strict=True)
+                ),
+                "the coordinator",
+            ),
+            figure(
+                "memory",
+                "MiB",
+                [used[-1].memory_bytes / 2**20],
+                "the coordinator, with all nodes",
+            ),
+            figure(
+                "memory", "KiB per node", [grown_kb], "the coordinator, beyond what it began with"
             ),
         ]
     return figures

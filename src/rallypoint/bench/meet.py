@@ -1,8 +1,8 @@
 """How long nodes take to meet: from the first call of any of them to the last answer.
 
 Cold: each connects first. Warm: all are connected, and an earlier round has just ended. Beside it,
-by the same clock and in turn with the warm ones, so that what else the machine does slows both
-alike, the floor: bare sockets with two messages a node.
+by the same clock, the floor: bare sockets with two messages a node. It is measured before and after
+the nodes and never beside them, since their heartbeats would slow it down.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from rallypoint.bench import driver
+from rallypoint.bench.counting import loop_name
 from rallypoint.bench.figure import Figure
 
 COLD_REPEATS_MAX = 5
@@ -23,8 +24,13 @@ def settings(nodes: int) -> dict[str, Any]:
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
     """Both meetings of this many nodes, and the floor."""
     driver.check_descriptors(nodes)
-    cold_s = [_cold(plan, nodes) for _ in range(min(plan.repeats, COLD_REPEATS_MAX))]
+    floor = _Floor()
+    cold_s = []
+    for _ in range(min(plan.repeats, COLD_REPEATS_MAX)):
+        floor.measure(nodes, plan.repeats)
+        cold_s.append(_cold(plan, nodes))
     warm = _warm(plan, nodes)
+    floor.measure(nodes, plan.repeats)
 
     def figure(name: str, about: str, values: list[float], unit: str = "ms") -> Figure:
         scale = 1e3 if unit == "ms" else 1.0
@@ -37,19 +43,40 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
             about=about,
         )
 
+    sockets = f"bare sockets, {loop_name()}"
     figures = [
         figure("warm", "from the first node's call to the last one's answer", warm["span_s"]),
-        figure("floor warm", "bare sockets: 120 bytes there and 200 back, a node", warm["floor_s"]),
+        figure("floor warm", f"{sockets}: 120 bytes there and 200 back, a node", floor.warm_s),
         figure("cold", "the same, each node connecting and attaching first", cold_s),
-        figure("floor cold", "bare sockets: connecting first", warm["floor_cold_s"]),
+        figure("floor cold", f"{sockets}: connecting first", floor.cold_s),
         figure("skew", "warm: from the first node's call to the last one's", warm["skew_s"]),
         figure("nodes' CPU", "warm: of all nodes' processes together", warm["nodes_cpu_s"]),
     ]
     if warm["cpu_s"]:
         figures.append(figure("coordinator's CPU", "warm: a round", warm["cpu_s"]))
+        figures.append(figure("floor's CPU", "warm: of the process that listens", floor.cpu_s))
     over = figures[0].median / figures[1].median
     figures.append(figure("warm / floor", "the medians' ratio", [over], "x"))
     return figures
+
+
+class _Floor:
+    """What bare sockets took, each value in seconds."""
+
+    def __init__(self) -> None:
+        self.cold_s: list[float] = []
+        self.warm_s: list[float] = []
+        self.cpu_s: list[float] = []
+
+    def measure(self, nodes: int, rounds: int) -> None:
+        """One cold meeting of as many sockets, and warm ones."""
+        with driver.floor(nodes) as (server, bare, told):
+            self.cold_s.append(driver.span([told], "formed_s"))
+            bare.ask("settle")
+            for _ in range(rounds):
+                before_s = server.usage().cpu_s
+                self.warm_s.append(driver.span([bare.ask("floor_meet")], "formed_s"))
+                self.cpu_s.append(server.usage().cpu_s - before_s)
 
 
 def _cold(plan: driver.Plan, nodes: int) -> float:
@@ -62,15 +89,12 @@ def _cold(plan: driver.Plan, nodes: int) -> float:
 
 
 def _warm(plan: driver.Plan, nodes: int) -> dict[str, list[float]]:
-    names = ("span_s", "skew_s", "cpu_s", "nodes_cpu_s", "floor_s", "floor_cold_s")
-    found: dict[str, list[float]] = {name: [] for name in names}
-    with driver.floor(nodes) as (_, bare, bare_told), driver.fleets(plan.processes) as fleets:
-        found["floor_cold_s"].append(driver.span([bare_told], "formed_s"))
+    found: dict[str, list[float]] = {n: [] for n in ("span_s", "skew_s", "cpu_s", "nodes_cpu_s")}
+    with driver.fleets(plan.processes) as fleets:
         fleets.connect(
             plan.at, run_id=plan.run_id(), nodes=nodes, settings=settings(nodes), ready=True
         )
         fleets.ask("settle")
-        bare.ask("settle")
         for _ in range(plan.repeats):
             fleets.end_round()
             before_s = plan.cpu_s()
@@ -80,6 +104,5 @@ def _warm(plan: driver.Plan, nodes: int) -> dict[str, list[float]]:
             found["span_s"].append(driver.span(told, "formed_s"))
             found["skew_s"].append(driver.span(told, "called_s"))
             found["nodes_cpu_s"].append(sum(t["cpu_s"] for t in told))
-            found["floor_s"].append(driver.span([bare.ask("floor_meet")], "formed_s"))
         fleets.ask("disconnect")
     return found

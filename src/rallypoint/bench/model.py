@@ -65,8 +65,18 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fit(name: str, unit: str, about: str, measured: dict[int, float]) -> Cost:
-    """The cost of which these are the measurements: at least two sizes, all values above 0."""
-    sizes, values = list(measured), list(measured.values())
+    """The cost of which these are the measurements. What was measured as nothing says nothing.
+
+    Raises BenchError if fewer than two sizes are left.
+    """
+    sizes = [nodes for nodes, value in measured.items() if value > 0]
+    values = [measured[nodes] for nodes in sizes]
+    if len(sizes) < 2:
+        seen = ", ".join(f"{value:g} at {nodes:,} nodes" for nodes, value in measured.items())
+        raise driver.BenchError(
+            f"{name} ({unit}, {about}) cannot be fitted: {seen}",
+            "watch longer (--seconds), or take larger sizes (--nodes)",
+        )
     fixed, per_node = _line(sizes, values)
     return Cost(
         name=name,
@@ -128,11 +138,7 @@ def measure(
             for figure in _measure_one(plan_for(where), nodes):
                 key = (figure.name, figure.unit, figure.about)
                 found.setdefault(key, {})[nodes] = figure.median
-    return [
-        fit(*key, measured)
-        for key, measured in found.items()
-        if len(measured) == len(sizes) and min(measured.values()) > 0
-    ]
+    return [fit(*key, measured) for key, measured in found.items()]
 
 
 def _measure_one(plan: driver.Plan, nodes: int) -> list[Figure]:
@@ -149,6 +155,7 @@ def _measure_one(plan: driver.Plan, nodes: int) -> list[Figure]:
             fleets.end_round()
             spans_s.append(driver.span(fleets.ask("meet"), "formed_s"))
         after, ended_s = fleets.ask("counts"), plan.cpu_s()
+        fleets.ask("beat_on_time")
         idle, idle_s = fleets.ask("counts", at_s=steady_s(told)), plan.cpu_s()
         later = fleets.ask("counts", at_s=idle[0]["at_s"] + plan.seconds)
         usage = plan.usage()
@@ -162,12 +169,16 @@ def _measure_one(plan: driver.Plan, nodes: int) -> list[Figure]:
 
     messages, payload_bytes = ("sent", "received"), ("sent_bytes", "received_bytes")
     rounds = plan.repeats
+
+    def of_rounds(names: tuple[str, str], beats: str) -> list[float]:
+        """Without the heartbeats that came between: they are a matter of time, not of rounds."""
+        grown = driver.grown(before, after, *names) - driver.grown(before, after, beats)
+        return [grown / rounds]
+
     figures = [
         figure("time of a warm meeting", "ms", "first call to last answer", _ms(spans_s)),
-        figure("messages", "per round", _ROUND, [driver.grown(before, after, *messages) / rounds]),
-        figure(
-            "bytes", "per round", _ROUND, [driver.grown(before, after, *payload_bytes) / rounds]
-        ),
+        figure("messages", "per round", _ROUND, of_rounds(messages, "beats")),
+        figure("bytes", "per round", _ROUND, of_rounds(payload_bytes, "beats_bytes")),
         figure("messages", "per s", _IDLE, [driver.grown(idle, later, *messages) / seconds]),
         figure("bytes", "per s", _IDLE, [driver.grown(idle, later, *payload_bytes) / seconds]),
     ]

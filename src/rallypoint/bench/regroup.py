@@ -2,7 +2,10 @@
 
 `told`: from the event to the last node that is told that its round has ended. `met`: from the first
 node's call after that to the last node's new round, in which the settings' own waits are contained
-(`settle_s`, 0.05 s). The nodes call as soon as all have been told, as if workers stopped at once.
+(`settle_s`, 0.05 s; beside a frozen node `probe_s`, 1 s: it has so long to answer). The nodes call
+as soon as all have been told, as if workers stopped at once.
+
+A frozen node alone ends no round (R8): what is timed there begins when a worker fails beside it.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ from typing import Any, Final
 from rallypoint.bench import driver
 from rallypoint.bench.figure import Figure
 
+FROZEN: Final = "a failure beside a frozen node"
 EVENTS: Final = {
     "killed": "its connection closes without a word; reconnect_grace_s is 1 s",
     "killed, no grace": "the same with reconnect_grace_s=0",
     "leaving": "it says goodbye",
     "arriving": "one more comes; scale_up_delay_s is 1 s",
-    "frozen": "silent for longer than suspect_after_s; told from then on, when a worker fails",
+    FROZEN: "one node is silent for longer than suspect_after_s; timed from another's failure on",
 }
 SUSPECT_AFTER_S: Final = 5.0
 FROZEN_S: Final = SUSPECT_AFTER_S + 2.0
@@ -97,9 +101,9 @@ def _happen(plan: driver.Plan, fleets: driver.Fleets, event: str, here: int, run
         return came_s
     # One in the middle: node rank 0 has nothing of its own.
     index = here // 2 // len(fleets.each)
-    command = {"leaving": "leave", "frozen": "freeze"}.get(event, "kill")
+    command = {"leaving": "leave", FROZEN: "freeze"}.get(event, "kill")
     gone_s: float = first.ask(command, index=index)["at_s"]
-    if event == "frozen":
+    if event == FROZEN:
         failed_s: float = first.ask("fail", index=0, at_s=gone_s + FROZEN_S)["at_s"]
         return failed_s
     return gone_s

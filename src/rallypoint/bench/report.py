@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rallypoint._version import __version__
+from rallypoint.bench.counting import loop_name
 from rallypoint.bench.figure import Figure
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
+        "event_loop": loop_name(),
         "load": round(os.getloadavg()[0], 2),
     }
 

@@ -33,6 +33,8 @@ SILENCE_S: Final = 120.0
 """Virtual nodes share a process that is busy: a coordinator is not given up for that."""
 BOOTSTRAP: Final = Address("127.0.0.1", 1)
 """Nobody is to listen there."""
+EARLY: Final = Address("127.0.0.1", 2)
+"""The same; what is said with it is said again with the other."""
 _CLOSE: Final = 8
 _PING: Final = 9
 _DATA: Final = (0, 1, 2)
@@ -42,7 +44,8 @@ class VirtualNode(asyncio.Protocol):
     """One node on one connection. All methods are for the event loop that it is in.
 
     `on_attached`, `on_formed`, `on_ended`, `on_closed`, `on_lost` are called as these things
-    happen. `sent_bytes`, `received_bytes`, `sent`, `received` count WebSocket payloads and frames.
+    happen. `sent_bytes`, `received_bytes`, `sent`, `received` count WebSocket payloads and frames;
+    `beats` and `beats_bytes` those of them, of both directions, that are heartbeats and answers.
     """
 
     def __init__(self, run_id: str, info: NodeInfo, settings: RunSettings, token: str = "") -> None:
@@ -56,6 +59,7 @@ class VirtualNode(asyncio.Protocol):
         """The last round whose end this node was told of."""
         self.answers: dict[int, Callable[[StoreResult], None]] = {}
         self.sent = self.received = self.sent_bytes = self.received_bytes = 0
+        self.beats = self.beats_bytes = 0
         self.transport: asyncio.Transport | None = None
         self._token = token
         self._is_open = False
@@ -64,9 +68,9 @@ class VirtualNode(asyncio.Protocol):
 
     # -- what it is told to do -------------------------------------------------------------------
 
-    def ready(self) -> None:
-        """Want the next round."""
-        self._act(self.machine.ready(BOOTSTRAP, 1))
+    def ready(self, bootstrap: Address = BOOTSTRAP) -> None:
+        """Want the next round. Said again with another address, it replaces what was said."""
+        self._act(self.machine.ready(bootstrap, 1))
 
     def failed(self, failure: Failure) -> None:
         """A worker failed: the round ends for all."""
@@ -182,13 +186,16 @@ class VirtualNode(asyncio.Protocol):
 
     def _message(self, payload: bytes) -> None:
         message = wire.decode_from_coordinator(payload)
+        self._count(message, payload)
         self._act(self.machine.received(message, time.monotonic()))
 
     def _act(self, actions: list[m.Action]) -> None:
         for action in actions:
             match action:
                 case m.Send():
-                    self._send(wire.encode(action.message))
+                    payload = wire.encode(action.message)
+                    self._count(action.message, payload)
+                    self._send(payload)
                 case m.RoundFormed():
                     self.on_formed(self)
                 case m.RoundEnded():
@@ -205,6 +212,11 @@ class VirtualNode(asyncio.Protocol):
                     self.on_lost(self, action.refusal.message)
                 case m.Drop() | m.SentAway():
                     self.abort()
+
+    def _count(self, message: wire.Message, payload: bytes) -> None:
+        if isinstance(message, wire.Heartbeat | wire.Beat):
+            self.beats += 1
+            self.beats_bytes += len(payload)
 
     def _send(self, payload: bytes) -> None:
         self.sent += 1
