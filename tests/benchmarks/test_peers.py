@@ -118,6 +118,19 @@ def test_a_peer_that_is_not_installed_is_not_run(tmp_path: Path) -> None:
     assert bench.death(peer(environment=environment), "killed", 1, 60.0).why_not == "not installed"
 
 
+def test_what_the_document_names_a_version_of_is_installed_in_this_one() -> None:
+    path = ROOT / "docs" / "benchmarks.json"
+    measured = {p["name"]: p for p in json.loads(path.read_text(encoding="utf-8"))["peers"]}
+    for each in catalogue.PEERS:
+        if each.environment is None or not measured[each.name]["version"]:
+            continue
+        packages = [p for call in each.environment.installs for p in call]
+        pinned = {p.partition("[")[0] + p[p.find("==") :] for p in packages if "[" in p}
+        pinned |= {*packages, *each.environment.unpacked}
+        for named in measured[each.name]["version"].split(", "):
+            assert named.replace(" ", "==") in pinned
+
+
 def test_an_environment_written_for_other_versions_does_not_count(tmp_path: Path) -> None:
     environment = catalogue.Environment(name="one", installs=(("a==1",),))
     (tmp_path / "one").mkdir()
