@@ -12,16 +12,21 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.peers import install
+from benchmarks.peers import common, install
 from benchmarks.peers.catalogue import PROCESS_BYTES, Peer
 
 NOT_INSTALLED: Final = "not installed"
 REASON_CHARS_MAX: Final = 160
+MEMORY: Final = Path("/dev/shm")
+"""Where Linux has a disk in memory."""
+END_S: Final = 10.0
+"""How long what has been killed may take to be gone."""
 
 
 @dataclass
@@ -38,26 +43,14 @@ class Outcome:
 def run_script(
     python: Path | str, module: str, arguments: Sequence[object], deadline_s: float
 ) -> Outcome:
-    """`python -m MODULE ARGUMENTS`, and what it told last. Nothing of it is left afterwards."""
+    """`python -m MODULE ARGUMENTS`, and what it told last.
+
+    Nothing of it is left afterwards, whatever happens to it, or is raised here meanwhile: neither
+    processes nor temporary files, for which it has a folder of its own.
+    """
     command = [str(python), "-m", module, *map(str, arguments)]
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=errors,
-            start_new_session=True,
-        )
-        try:
-            code: int | None = process.wait(deadline_s)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            _end_group(process)
-        out.seek(0)
-        errors.seek(0)
-        told, said = _last_told(out.read()), errors.read().decode(errors="replace")
+    code, out, errors = _run_in_a_folder(command, deadline_s)
+    told = _last_told(out)
     outcome = Outcome()
     if told is not None and "cannot" in told:
         return Outcome(why_not=told["cannot"])
@@ -67,26 +60,68 @@ def run_script(
         outcome.out_of_time = True
         outcome.why_not = f"not within {deadline_s:g} s"
     elif code != 0 or told is None:
-        outcome.why_not = f"ended with exit code {code}: {_last_line(said)}"[:REASON_CHARS_MAX]
+        outcome.why_not = f"ended with exit code {code}: {_last_line(errors)}"[:REASON_CHARS_MAX]
     return outcome
 
 
-def _environment() -> dict[str, str]:
-    """This process's, without settings of ours or of a proxy, and with this checkout to import."""
+def _run_in_a_folder(command: Sequence[str], deadline_s: float) -> tuple[int | None, bytes, str]:
+    """Its exit code, None if time ran out; what it wrote to stdout; and to stderr."""
+    where = MEMORY if MEMORY.is_dir() else None
+    with (
+        tempfile.TemporaryDirectory(prefix="peers-", dir=where) as folder,
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as errors,
+    ):
+        process = subprocess.Popen(
+            command,
+            env=_environment(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=errors,
+            start_new_session=True,
+            # Nobody else would end it if this process were killed.
+            preexec_fn=common.die_with_parent if sys.platform == "linux" else None,
+        )
+        try:
+            code: int | None = process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end_group(process)
+        out.seek(0)
+        errors.seek(0)
+        return code, out.read(), errors.read().decode(errors="replace")
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """This process's, without settings of ours or of a proxy, and with this checkout to import.
+
+    `folder`: where its temporary files go.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("RALLYPOINT_", "PYTHON")) and not name.lower().endswith("_proxy")
     }
     path = os.pathsep.join((str(install.ROOT), str(install.ROOT / "src")))
-    return kept | {"PYTHONPATH": path}
+    return kept | {"PYTHONPATH": path, "TMPDIR": folder}
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the script and all that it started: it leads a session of its own."""
+    """End the script and all that it started, and wait until they are gone.
+
+    It leads a session and a group of its own. Whoever is left for more than END_S has ended too,
+    and is only kept by whoever should have waited for it.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    ends_s = time.monotonic() + END_S
+    # macOS says EPERM of a group in which all have ended.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < ends_s:
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
 
 
 def _last_told(out: bytes) -> dict[str, Any] | None:

@@ -6,7 +6,8 @@
     python benchmarks/peers/run.py --write               # docs/benchmarks.md, .json and images/
 
 Progress goes to stderr, tables to stdout. Exit code 0 means that it was done, whatever peers could
-not do: a table says why. 1: some could not be installed; 2: it could not begin.
+not do: a table says why. 1: some could not be installed; 2: it could not begin. SIGTERM and SIGHUP
+end what was started, and then this, with 128 and the signal's number.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import datetime
 import json
 import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -39,6 +42,7 @@ DEATH_REPEATS: Final = 3
 SLOW_DEATHS: Final = ("c10d", "tooz")
 """Whose one death takes most of a minute: once is enough to see that."""
 KINDS: Final = (common.KILLED, common.SILENT)
+STOPPING: Final = (signal.SIGTERM, signal.SIGHUP)
 DOCUMENT: Final = ROOT / "docs" / "benchmarks.md"
 
 
@@ -64,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = json.loads(DOCUMENT.with_suffix(".json").read_text(encoding="utf-8"))
         return _write(run)
     why_not_private = "not asked for" if options.here else private_network.enter()
+    _raise_on_signals()
     run = measure(peers, options, folder, why_not_private)
     if options.output:
         _write_json(run, options.output)
@@ -136,6 +141,20 @@ def _in_short(outcome: Outcome) -> str:
         if name != "skew"
     ]
     return ", ".join([*medians, *filter(None, [outcome.why_not])])
+
+
+def _raise_on_signals() -> None:
+    """Let SIGTERM and SIGHUP raise SystemExit, so that what was started is ended. Once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in stopping:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    # What was to be ignored (nohup) still is.
+    stopping = [n for n in STOPPING if signal.getsignal(n) is not signal.SIG_IGN]
+    for each in stopping:
+        signal.signal(each, stop)
 
 
 def _load() -> float:

@@ -1,7 +1,8 @@
 """tooz over etcd 3 (its HTTP gateway): a group that all join, and each polls until all are in it.
 
 tooz has groups of members and no ranks; how often to look is left to its user, and here it is as
-often as looks have answers. One etcd, on a disk in memory where there is one.
+often as looks have answers. One etcd, whose data is where temporary files are: the harness says
+where, in memory if there is such a place, and removes it.
 """
 
 from __future__ import annotations
@@ -118,12 +119,10 @@ def etcd() -> Iterator[tuple[common.Server, str]]:
     if spec is None or spec.origin is None:
         raise common.CannotError("there is no etcd")
     program = Path(spec.origin).parent / "etcdbin" / "etcd"
-    memory = Path("/dev/shm")
-    where = memory if memory.is_dir() else None
     port, peers = common.free_port(), common.free_port()
     here = f"http://127.0.0.1:{port}"
     with (
-        tempfile.TemporaryDirectory(prefix="peers-etcd-", dir=where) as folder,
+        tempfile.TemporaryDirectory(prefix="etcd-") as folder,
         common.running(
             [
                 *(str(program), "--data-dir", folder, "--log-level", "error"),

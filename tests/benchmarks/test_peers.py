@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,82 @@ def test_a_peer_that_hangs_is_ended_with_all_that_it_started_and_keeps_what_it_t
     assert found.why_not == "not within 3 s"
     assert found.values == {"cold": [7.0]}
     assert is_gone(int((here / "pid").read_text()))
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("ending", ["time.sleep(600)", "os.kill(os.getpid(), 9)", ""])
+def test_the_files_that_a_peer_has_made_are_gone_however_it_ends(here: Path, ending: str) -> None:
+    module = script(
+        here,
+        "import os, pathlib, subprocess, sys, tempfile, time\n"
+        "folder = pathlib.Path(tempfile.mkdtemp(prefix='etcd-'))\n"
+        "(folder / 'wal').write_bytes(b'x' * 4096)\n"
+        "pathlib.Path('where').write_text(str(folder))\n"
+        "writing = 'while True: open(sys.argv[1], \"w\").close(); time.sleep(0.001)'\n"
+        "program = 'import sys, time; ' + 'exec(sys.argv[2])'\n"
+        "again = str(folder / 'again')\n"
+        "subprocess.Popen([sys.executable, '-c', program, again, writing])\n"
+        "while not pathlib.Path(again).exists(): time.sleep(0.01)\n"
+        f"{ending}\n",
+    )
+    harness.run_script(sys.executable, module, (), 3.0)
+    made = Path((here / "where").read_text())
+    assert made.name.startswith("etcd-")
+    assert not made.exists()
+    assert made.parent.name.startswith("peers-"), "not in the folder that the harness has made"
+    assert not made.parent.exists()
+
+
+def a_peer_that_hangs(folder: Path) -> None:
+    """Where TCPStore's environment would be: it makes a file, starts a process, and hangs."""
+    environment = next(p.environment for p in catalogue.PEERS if p.name == "tcpstore")
+    assert environment is not None
+    python = folder / environment.name / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    (folder / environment.name / install._STAMP).write_text(install._written(environment))
+    python.write_text(
+        f'#!/bin/sh\ncd {folder}\ntouch "$TMPDIR/left"\nsleep 600 &\n'
+        'printf "%s\\n" $$ $! "$TMPDIR" > told.new\nmv told.new told\nwait\n'
+    )
+    python.chmod(0o700)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_what_was_started_and_leaves_no_files(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    a_peer_that_hangs(tmp_path)
+    comparing = subprocess.Popen(
+        [
+            *(sys.executable, str(SCRIPT), "--here", "--no-deaths", "--only", "tcpstore"),
+            *("--nodes", "2", "--environments", str(tmp_path)),
+        ],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # Who runs this may ignore it.
+    )
+    try:
+        told = tmp_path / "told"
+        wait_until(told.exists)
+        pids, made = told.read_text().split()[:2], Path(told.read_text().split()[2])
+        assert (made / "left").exists()
+        comparing.send_signal(number)
+        code = comparing.wait(30)
+    finally:
+        comparing.kill()
+        comparing.wait()
+    assert code == (-number if number is signal.SIGINT else 128 + number)
+    assert all(is_gone(int(pid)) for pid in pids)
+    assert not made.exists()
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    """For 60 s at most: a measurement first waits for a quiet machine."""
+    ends_s = time.monotonic() + 60.0
+    while not what():
+        assert time.monotonic() < ends_s
+        time.sleep(0.02)
 
 
 def is_gone(pid: int) -> bool:
