@@ -43,11 +43,16 @@ def node(port: int, least: int, most: int) -> Callable[[int], Callable[[], objec
     return make
 
 
+def new(wanted: dict[str, int]) -> common.Measured:
+    """With its version."""
+    return common.Measured(common.versions("torch"), "a process each", wanted)
+
+
 def meet(nodes: int, repeats: int) -> common.Measured:
     """Cold: from the first who asks for a handler. Warm: all ask for one more round."""
-    found = common.Measured(common.versions("torch"), "a process each")
-    warm = min(repeats, WARM_MAX)
-    for repeat in range(min(repeats, COLD_MAX)):
+    cold, warm = min(repeats, COLD_MAX), min(repeats, WARM_MAX)
+    found = new({"cold": cold, "warm": warm})
+    for repeat in range(cold):
         rounds = 1 + (warm if repeat == 0 else 0)
         processes = common.Processes(nodes, rounds, node(common.free_port(), nodes, nodes))
         try:
@@ -64,7 +69,7 @@ def meet(nodes: int, repeats: int) -> common.Measured:
 
 def death(kind: str, repeats: int) -> common.Measured:
     """One of eight goes; the others ask for the next round at once, as when workers fail."""
-    found = common.Measured(common.versions("torch"), "a process each")
+    found = new({kind: repeats})
     for _ in range(repeats):
         port = common.free_port()
         processes = common.Processes(DEATH_NODES, 2, node(port, DEATH_NODES - 1, DEATH_NODES))

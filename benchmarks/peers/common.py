@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 KILLED: Final = "killed"
@@ -42,11 +43,17 @@ class CannotError(Exception):
 
 @dataclass
 class Measured:
-    """What a script found. `values`: figure to one value per repeat, in milliseconds."""
+    """What a script found. `values`: figure to one value per repeat, in milliseconds.
+
+    `carried`: where the nodes were: in processes of their own, or as threads of one.
+    `wanted`: figure to how many values there will be, if nothing stops it.
+    """
 
     version: str
     carried: str
-    """Where the nodes were: in processes of their own, or as threads of one."""
+    wanted: dict[str, int]
+    event_loop: str = ""
+    """Of all its processes, where they have one and it can be read."""
     values: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, name: str, value_s: float) -> None:
@@ -89,6 +96,16 @@ def say(answer: dict[str, Any]) -> None:
 def versions(*names: str) -> str:
     """What is installed here under these names."""
     return ", ".join(f"{name} {metadata.version(name).partition('+')[0]}" for name in names)
+
+
+def event_loop(*pids: int) -> str:
+    """The event loop that these processes have, from what they have loaded (Linux).
+
+    Raises OSError where /proc does not tell, and for a process that has ended.
+    """
+    maps = [Path(f"/proc/{pid}/maps").read_text(encoding="utf-8") for pid in pids]
+    kinds = {versions("uvloop") if "/uvloop/loop." in text else "asyncio's own" for text in maps}
+    return " and ".join(sorted(kinds))
 
 
 def raise_descriptors() -> None:

@@ -13,10 +13,12 @@ COLD_MAX: Final = 3
 
 def meet(nodes: int, repeats: int) -> common.Measured:
     """The floor of `rallypoint bench`: its server in one process, all sockets in another."""
-    found = common.Measured(f"rallypoint {__version__}", "sockets of one process")
+    wanted = {"cold": min(repeats, COLD_MAX), "warm": repeats}
+    found = common.Measured(f"rallypoint {__version__}", "sockets of one process", wanted)
     driver.check_descriptors(nodes)
-    for repeat in range(min(repeats, COLD_MAX)):
+    for repeat in range(wanted["cold"]):
         with driver.floor(nodes) as (server, fleet, told):
+            found.event_loop = common.event_loop(server.pid, fleet.process.pid)
             found.add("cold", driver.span([told], "formed_s"))
             fleet.ask("settle")
             for _ in range(repeats if repeat == 0 else 0):

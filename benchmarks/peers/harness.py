@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.peers import common, install
+from benchmarks.peers import common, install, quiet
 from benchmarks.peers.catalogue import PROCESS_BYTES, Peer
 
 NOT_INSTALLED: Final = "not installed"
@@ -31,13 +31,21 @@ END_S: Final = 10.0
 
 @dataclass
 class Outcome:
-    """`values`: figure to one value per repeat, in ms. `why_not`: what stopped it, if anything."""
+    """`values`: figure to one value per repeat, in ms. `why_not`: what stopped it, if anything.
+
+    `wanted`: figure to how many values there would be, had nothing stopped it. `busy`: how many
+    other processes wanted to run right before it, as quiet.wait tells; None if it was not run, or
+    nobody can tell.
+    """
 
     values: dict[str, list[float]] = field(default_factory=dict)
     why_not: str = ""
     version: str = ""
     carried: str = ""
     out_of_time: bool = False
+    wanted: dict[str, int] = field(default_factory=dict)
+    event_loop: str = ""
+    busy: int | None = None
 
 
 def run_script(
@@ -55,7 +63,13 @@ def run_script(
     if told is not None and "cannot" in told:
         return Outcome(why_not=told["cannot"])
     if told is not None:
-        outcome = Outcome(told["values"], "", told["version"], told["carried"])
+        outcome = Outcome(
+            told["values"],
+            version=told["version"],
+            carried=told["carried"],
+            wanted=told.get("wanted", {}),
+            event_loop=told.get("event_loop", ""),
+        )
     if code is None:
         outcome.out_of_time = True
         outcome.why_not = f"not within {deadline_s:g} s"
@@ -187,7 +201,10 @@ class Bench:
     def _run(
         self, python: Path, peer: Peer, arguments: Sequence[object], deadline_s: float
     ) -> Outcome:
-        return run_script(python, f"benchmarks.peers.{peer.module}", arguments, deadline_s)
+        busy = quiet.wait()
+        outcome = run_script(python, f"benchmarks.peers.{peer.module}", arguments, deadline_s)
+        outcome.busy = busy
+        return outcome
 
 
 def available_bytes() -> int:

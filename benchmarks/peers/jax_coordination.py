@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from jaxlib import _jax
 
 from benchmarks.peers import common
 
-TIMEOUT_S = 300
+TIMEOUT_S: Final = 300
+COLD_MAX: Final = 3
 
 
 def meet(nodes: int, repeats: int) -> common.Measured:
     """Cold: `connect`, which is a barrier too. Warm: a barrier of the connected."""
-    found = common.Measured(common.versions("jaxlib"), "threads of one process")
-    for repeat in range(min(repeats, 3)):
+    wanted = {"cold": min(repeats, COLD_MAX), "warm": repeats}
+    found = common.Measured(common.versions("jaxlib"), "threads of one process", wanted)
+    for repeat in range(wanted["cold"]):
         port = common.free_port()
         # A client whose service is gone ends its process, so it is kept until that ends by itself.
         server = _kept.enter_context(common.served(__package__ + ".jax_coordination", port, nodes))

@@ -27,9 +27,10 @@ TIMEOUT: Final = timedelta(seconds=300)
 
 def meet(nodes: int, repeats: int) -> common.Measured:
     """Cold: with the store's connection and the handler made. Warm: rounds that follow."""
-    found = common.Measured(common.versions("nvidia-resiliency-ext", "torch"), "a process each")
-    warm = min(repeats, WARM_MAX)
-    for repeat in range(min(repeats, COLD_MAX)):
+    cold, warm = min(repeats, COLD_MAX), min(repeats, WARM_MAX)
+    versions = common.versions("nvidia-resiliency-ext", "torch")
+    found = common.Measured(versions, "a process each", {"cold": cold, "warm": warm})
+    for repeat in range(cold):
         rounds = 1 + (2 * warm if repeat == 0 else 0)
         processes = common.Processes(nodes, rounds, node(common.free_port(), nodes))
         try:

@@ -18,19 +18,28 @@ DEATH_NODES: Final = 8
 NAMES: Final = {"warm": "warm", "cold": "cold", "skew": "skew", "coordinator's CPU": "server_cpu"}
 
 
-def new() -> common.Measured:
+def new(wanted: dict[str, int]) -> common.Measured:
     """With its version."""
-    return common.Measured(f"rallypoint {__version__}", "virtual nodes of one process")
+    return common.Measured(f"rallypoint {__version__}", "virtual nodes of one process", wanted)
 
 
 def meet(nodes: int, repeats: int) -> common.Measured:
     """`rallypoint bench meet` with so many nodes and a `rallypoint serve` of its own."""
-    found = new()
+    found = new({"cold": min(repeats, bench.COLD_REPEATS_MAX), "warm": repeats})
     with driver.served() as where:
+        found.event_loop = _event_loop(where)
         for figure in bench.measure(driver.Plan(where, repeats=repeats), nodes):
             if figure.name in NAMES:
                 found.values[NAMES[figure.name]] = list(figure.values)
     return found
+
+
+def _event_loop(where: driver.Coordinator) -> str:
+    """Of the server, and of a process of nodes like those that are measured."""
+    assert where.process is not None
+    with driver.fleets(1) as fleets:
+        fleets.ask("settle")
+        return common.event_loop(where.process.pid, fleets.each[0].process.pid)
 
 
 def death(kind: str, repeats: int) -> common.Measured:
@@ -39,7 +48,7 @@ def death(kind: str, repeats: int) -> common.Measured:
     Killed: the others ask as soon as they have been told. Silent: a worker of theirs fails at once,
     since nobody else can know yet, and all ask as soon as they have been told of that.
     """
-    found = new()
+    found = new({kind: repeats})
     with driver.served() as where:
         plan = driver.Plan(where)
         for _ in range(repeats):

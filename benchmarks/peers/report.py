@@ -1,7 +1,8 @@
 """The tables, the pictures and the document, from the JSON of a run.
 
 Nothing here measures. Every cell is a median of values in the JSON, or a dash whose reason stands
-below the table.
+below the table. So does what makes a median worth less: a run that was cut off, or not a quiet one.
+A JSON of an older run may lack fields: then the page says so.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-BEGIN: Final = "<!-- measured: begin (written by `make peers`; do not edit between these lines) -->"
+BEGIN: Final = (
+    "<!-- measured: begin (written by benchmarks/peers/run.py; do not edit between these lines) -->"
+)
 END: Final = "<!-- measured: end -->"
 
 Result = dict[str, Any]
+UNKNOWN: Final = "not recorded"
 
 TABLES: Final = (
     (
@@ -65,13 +69,17 @@ def markdown(run: Result, pictures: Sequence[tuple[str, str]] = ()) -> str:
 
 
 def described(run: Result) -> str:
-    """Where and when, and how busy it was."""
+    """By which command, where and when, and what else was going on."""
     machine, method = run["machine"], run["method"]
+    command = f"`{run['command']}`" if "command" in run else UNKNOWN
     rows = [
+        ("command", command),
         ("when", machine["when"]),
         ("machine", f"{machine['cores']} cores ({machine['processor']}), {machine['memory']}"),
         ("system", f"{machine['system']}, Python {machine['python']}"),
-        ("load", _load(run)),
+        ("event loop", _event_loops(run)),
+        ("others that wanted to run", _busy(run)),
+        ("load average of a minute", _load(run)),
         ("network", machine["network"]),
         ("host names", machine["host_names"]),
         ("repeats", f"up to {method['repeats']} warm and 5 cold ones at each size"),
@@ -84,92 +92,186 @@ def described(run: Result) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)])
 
 
-def _load(run: Result) -> str:
-    machine = run["machine"]
-    text = f"{machine['load_before']:g} before; {machine['load_after']:g} after, its own included"
-    if machine["load_before"] > machine["cores"]:
+def _event_loops(run: Result) -> str:
+    loops = {_plain(p["title"]): p["event_loop"] for p in run["peers"] if p.get("event_loop")}
+    return "; ".join(f"{title}: {loop}" for title, loop in loops.items()) or UNKNOWN
+
+
+def _busy(run: Result) -> str:
+    """The worst of all rows, by what was seen right before each."""
+    known: list[int] = [row["busy"] for row in _measured(run) if "busy" in row]
+    if not known:
+        return UNKNOWN
+    text = f"at most {max(known)}, right before any measurement"
+    if "quiet" in run["method"]:
+        quiet = run["method"]["quiet"]
+        text += f"; it waits up to {quiet['wait_max_s']:g} s for {quiet['runnable_max']} or none"
+    if max(known) > quiet_max(run):
         text += ". **Something else was running: on a quiet machine the figures are smaller**"
     return text
 
 
+def _load(run: Result) -> str:
+    machine = run["machine"]
+    worst = max((row["load"] for row in _measured(run) if "load" in row), default=None)
+    between = "" if worst is None else f"{rounded(worst)} at most before a row; "
+    return (
+        f"{machine['load_before']:g} before the first row; {between}{machine['load_after']:g} "
+        "after the last. What was measured is in it for minutes"
+    )
+
+
+def _measured(run: Result) -> list[Result]:
+    return [*run["results"], *run["deaths"]]
+
+
+def quiet_max(run: Result) -> int:
+    """How many other processes may want to run, and it counts as quiet."""
+    most: int = run["method"].get("quiet", {}).get("runnable_max", 1)
+    return most
+
+
+# -- the tables ------------------------------------------------------------------------------------
+
+
+class Notes:
+    """What stands below a table. A text that is said twice stands there once."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def mark(self, texts: Sequence[str]) -> str:
+        """What a cell has behind its figure: a letter for each of these texts."""
+        self._texts += [text for text in dict.fromkeys(texts) if text not in self._texts]
+        letters = ", ".join(_letter(self._texts.index(text)) for text in dict.fromkeys(texts))
+        return f"<sup>{letters}</sup>" if letters else ""
+
+    def below(self, rows: Sequence[str]) -> str:
+        """The table with them."""
+        notes = [f"<sup>{_letter(i)}</sup> {text}.  " for i, text in enumerate(self._texts)]
+        return "\n".join([*rows, *(["", *notes] if notes else [])])
+
+
 def table(run: Result, figure: str) -> str:
-    """One row a peer, one column a size; reasons of dashes below."""
+    """One row a peer, one column a size; below it why there is a dash, or too little for a cell."""
     sizes: list[int] = run["method"]["sizes"]
-    reasons: list[str] = []
-    rows = []
-    for peer in run["peers"]:
-        cells = [_cell(run, peer, nodes, figure, reasons) for nodes in sizes]
-        rows.append(f"| {peer['title']} | {' | '.join(cells)} |")
-        if peer["name"] == "rallypoint" and figure != "server_cpu":
-            rows.append(f"| – over the floor | {' | '.join(_ratios(run, figure))} |")
-    head = [
+    notes = Notes()
+    rows = [
         f"| nodes | {' | '.join(f'{nodes:,}' for nodes in sizes)} |",
         f"|---|{'---:|' * len(sizes)}",
     ]
-    notes = [f"<sup>{_letter(i)}</sup> {text}.  " for i, text in enumerate(reasons)]
-    return "\n".join([*head, *rows, *(["", *notes] if notes else [])])
+    for peer in run["peers"]:
+        cells = [_cell(run, peer, nodes, figure, notes) for nodes in sizes]
+        rows.append(f"| {peer['title']} | {' | '.join(cells)} |")
+        if peer["name"] == "rallypoint" and figure != "server_cpu":
+            ratios = [_ratio(run, nodes, figure, notes) for nodes in sizes]
+            rows.append(f"| – over the floor | {' | '.join(ratios)} |")
+    return notes.below(rows)
 
 
-def _cell(run: Result, peer: Result, nodes: int, figure: str, reasons: list[str]) -> str:
-    values, why_not = found(run, peer["name"], nodes, figure)
+def _cell(run: Result, peer: Result, nodes: int, figure: str, notes: Notes) -> str:
+    result = found(run, peer["name"], nodes)
+    values = result["values"].get(figure, [])
     if values:
-        return rounded(statistics.median(values))
+        shown = rounded(statistics.median(values))
+        return shown + notes.mark(_marks(run, peer, result, figure))
+    why_not = result["why_not"]
     if figure == "server_cpu" and peer["no_server"]:
         why_not = peer["no_server"]
     if figure in ("warm", "server_cpu") and peer["no_warm"]:
         why_not = why_not or peer["no_warm"]
-    return _dash(f"{peer['title'].strip('*')}: {why_not or 'not measured'}", reasons)
+    return _dash(run, peer, result, why_not, notes)
 
 
-def _dash(reason: str, reasons: list[str]) -> str:
-    if reason not in reasons:
-        reasons.append(reason)
-    return f"–<sup>{_letter(reasons.index(reason))}</sup>"
+def _dash(run: Result, peer: Result, result: Result, why_not: str, notes: Notes) -> str:
+    reason = f"{_plain(peer['title'])}: {why_not or 'not measured'}"
+    return "–" + notes.mark([reason, *_busy_marks(run, peer, result)])
+
+
+def _marks(run: Result, peer: Result, result: Result, figure: str) -> list[str]:
+    """What is to be said of a cell that has values."""
+    stopped = []
+    if is_cut_off(result, figure):
+        got, wanted = len(result["values"][figure]), _wanted(result, figure)
+        how_many = f"{got} of {wanted} values" if wanted else f"{got} {_values(got)}"
+        stopped = [f"{_plain(peer['title'])}: {how_many}, then {result['why_not'] or 'it ended'}"]
+    return [*stopped, *_busy_marks(run, peer, result)]
+
+
+def is_cut_off(result: Result, figure: str) -> bool:
+    """Whether there are fewer values than there should be."""
+    wanted = _wanted(result, figure)
+    if wanted is None:
+        return bool(result["why_not"])
+    return len(result["values"].get(figure, [])) < wanted
+
+
+def _wanted(result: Result, figure: str) -> int | None:
+    """How many values there would be if nothing had stopped it; None: it has not said."""
+    known: dict[str, int] = result.get("wanted", {})
+    return known.get("warm" if figure == "server_cpu" else figure)
+
+
+def _values(count: int) -> str:
+    return "value" if count == 1 else "values"
+
+
+def _busy_marks(run: Result, peer: Result, result: Result) -> list[str]:
+    others = result.get("busy", 0)
+    if others <= quiet_max(run):
+        return []
+    return [f"{_plain(peer['title'])}: it was not quiet before it: {others} others wanted to run"]
 
 
 def _letter(index: int) -> str:
     return chr(ord("a") + index) if index < 26 else f"a{_letter(index - 26)}"
 
 
-def _ratios(run: Result, figure: str) -> list[str]:
-    cells = []
-    for nodes in run["method"]["sizes"]:
-        ours, _ = found(run, "rallypoint", nodes, figure)
-        floor, _ = found(run, "floor", nodes, figure)
-        if ours and floor:
-            cells.append(f"{statistics.median(ours) / statistics.median(floor):.1f} ×")
-        else:
-            cells.append("–")
-    return cells
+def _plain(title: str) -> str:
+    return title.strip("*")
 
 
-def found(run: Result, peer: str, nodes: int, figure: str) -> tuple[list[float], str]:
-    """The values, or none and why."""
+def _ratio(run: Result, nodes: int, figure: str, notes: Notes) -> str:
+    """Ours to the floor's, with what is to be said of either."""
+    medians, marks = [], []
+    peers = {peer["name"]: peer for peer in run["peers"]}
+    for name in ("rallypoint", "floor"):
+        result = found(run, name, nodes)
+        values = result["values"].get(figure)
+        if not values:
+            return "–"
+        medians.append(statistics.median(values))
+        marks += _marks(run, peers[name], result, figure)
+    return f"{medians[0] / medians[1]:.1f} ×{notes.mark(marks)}"
+
+
+def found(run: Result, peer: str, nodes: int) -> Result:
+    """What was measured of a peer at a size, or why nothing was."""
     for result in run["results"]:
         if (result["peer"], result["nodes"]) == (peer, nodes):
-            return result["values"].get(figure, []), result["why_not"]
-    return [], "not asked for"
+            return dict(result)
+    return {"values": {}, "why_not": "not asked for"}
 
 
 def deaths(run: Result) -> str:
     """Seconds until the last survivor is in a new round."""
     if not run["deaths"]:
         return "Not asked for."
-    reasons: list[str] = []
+    notes = Notes()
     rows = ["| | killed: s | silent: s |", "|---|---:|---:|"]
     for peer in run["peers"]:
         by_kind = {d["kind"]: d for d in run["deaths"] if d["peer"] == peer["name"]}
         cells = []
         for kind in ("killed", "silent"):
-            values = by_kind[kind]["values"].get(kind)
+            result = by_kind[kind]
+            values = result["values"].get(kind)
             if values:
-                cells.append(f"{statistics.median(values) / 1e3:.1f}")
+                marks = notes.mark(_marks(run, peer, result, kind))
+                cells.append(f"{statistics.median(values) / 1e3:.1f}{marks}")
             else:
-                why_not = by_kind[kind]["why_not"] or "not measured"
-                cells.append(_dash(f"{peer['title'].strip('*')}: {why_not}", reasons))
+                cells.append(_dash(run, peer, result, result["why_not"], notes))
         rows.append(f"| {peer['title']} | {' | '.join(cells)} |")
-    notes = [f"<sup>{_letter(i)}</sup> {text}.  " for i, text in enumerate(reasons)]
-    return "\n".join([*rows, *(["", *notes] if notes else [])])
+    return notes.below(rows)
 
 
 def _peers(run: Result) -> str:
@@ -213,8 +315,9 @@ def draw(run: Result, folder: Path) -> None:
         for figure, title, unit in PICTURES:
             picture = Figure(figsize=(7, 4), layout="constrained")
             axes = picture.add_subplot()
-            _lines(run, figure, axes.plot)
-            axes.set(xscale="log", yscale="log", xlabel="nodes", ylabel=unit, title=title)
+            hollow = _lines(run, figure, axes.plot)
+            about = "nodes (a hollow point: the run was cut off)" if hollow else "nodes"
+            axes.set(xscale="log", yscale="log", xlabel=about, ylabel=unit, title=title)
             sizes = run["method"]["sizes"]
             axes.set_xticks(sizes, [f"{nodes:,}" for nodes in sizes])
             axes.minorticks_off()
@@ -223,13 +326,17 @@ def draw(run: Result, folder: Path) -> None:
             picture.savefig(folder / f"peers-{figure}.svg", metadata={"Date": None})
 
 
-def _lines(run: Result, figure: str, plot: Callable[..., object]) -> None:
+def _lines(run: Result, figure: str, plot: Callable[..., object]) -> bool:
+    """A line a peer. Whether there are hollow points among them: of runs that were cut off."""
+    hollow = False
     for peer in run["peers"]:
-        points = []
+        points, cut_off = [], []
         for nodes in run["method"]["sizes"]:
-            values, _ = found(run, peer["name"], nodes, figure)
+            result = found(run, peer["name"], nodes)
+            values = result["values"].get(figure)
             if values:
                 points.append((nodes, statistics.median(values)))
+                cut_off += points[-1:] if is_cut_off(result, figure) else []
         if not points:
             continue
         look: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1}
@@ -237,4 +344,9 @@ def _lines(run: Result, figure: str, plot: Callable[..., object]) -> None:
             look |= {"color": "black", "linewidth": 2.5}
         elif peer["name"] == "floor":
             look |= {"color": "gray", "linestyle": "--"}
-        plot(*zip(*points, strict=True), label=peer["title"].strip("*"), **look)
+        plot(*zip(*points, strict=True), label=_plain(peer["title"]), **look)
+        if cut_off:
+            hollow = True
+            look = {"marker": "o", "markersize": 3, "linestyle": "", "color": "white"}
+            plot(*zip(*cut_off, strict=True), markeredgecolor="black", zorder=3, **look)
+    return hollow

@@ -17,6 +17,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ if not __package__:  # run as a file: the checkout is where `benchmarks` is
     sys.path[0] = str(ROOT)
 
 from benchmarks import private_network  # noqa: E402
-from benchmarks.peers import common, install, report  # noqa: E402
+from benchmarks.peers import common, install, quiet, report  # noqa: E402
 from benchmarks.peers.catalogue import PEERS, Peer  # noqa: E402
 from benchmarks.peers.harness import Bench, Outcome  # noqa: E402
 
@@ -43,6 +44,8 @@ SLOW_DEATHS: Final = ("c10d", "tooz")
 """Whose one death takes most of a minute: once is enough to see that."""
 KINDS: Final = (common.KILLED, common.SILENT)
 STOPPING: Final = (signal.SIGTERM, signal.SIGHUP)
+FOLDERS: Final = {"--environments": "DIR", "--output": "FILE"}
+"""Options that change nothing that is measured."""
 DOCUMENT: Final = ROOT / "docs" / "benchmarks.md"
 
 
@@ -69,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _write(run)
     why_not_private = "not asked for" if options.here else private_network.enter()
     _raise_on_signals()
-    run = measure(peers, options, folder, why_not_private)
+    given = sys.argv[1:] if arguments is None else arguments
+    run = {"command": _command(given)} | measure(peers, options, folder, why_not_private)
     if options.output:
         _write_json(run, options.output)
     if options.write:
@@ -82,6 +86,7 @@ def measure(
     peers: Sequence[Peer], options: argparse.Namespace, folder: Path, why_not_private: str | None
 ) -> dict[str, Any]:
     """Everything, as it stands in the JSON. All peers at one size before any at the next."""
+    peers = in_turn(peers)
     bench = Bench(folder, options.deadline, options.repeats)
     about = machine(why_not_private)
     for name, value in about.items():
@@ -91,15 +96,16 @@ def measure(
         for peer in peers:
             load = _load()
             outcome = bench.meet(peer, nodes)
-            seen.setdefault(peer.name, outcome)
-            say(f"{nodes:,} nodes, {peer.name}: {_in_short(outcome)} (load {load:g})")
+            if peer.name not in seen or not seen[peer.name].version:
+                seen[peer.name] = outcome
+            say(f"{nodes:,} nodes, {peer.name}: {_in_short(outcome)}")
             results.append(_result(peer, outcome, nodes=nodes, load=load))
     for peer in peers if not options.no_deaths else ():
         repeats = 1 if peer.name in SLOW_DEATHS else min(DEATH_REPEATS, options.repeats)
         for kind in KINDS:
             load = _load()
             outcome = bench.death(peer, kind, repeats, DEATH_DEADLINE_S)
-            say(f"{kind}, {peer.name}: {_in_short(outcome)} (load {load:g})")
+            say(f"{kind}, {peer.name}: {_in_short(outcome)}")
             deaths.append(_result(peer, outcome, kind=kind, load=load))
     return {
         "machine": about | {"load_after": _load()},
@@ -108,6 +114,7 @@ def measure(
             "repeats": options.repeats,
             "deadline_s": options.deadline,
             "death_deadline_s": DEATH_DEADLINE_S,
+            "quiet": {"runnable_max": quiet.RUNNABLE_MAX, "wait_max_s": quiet.WAIT_MAX_S},
         },
         "peers": [_peer(peer, seen[peer.name]) for peer in peers],
         "results": results,
@@ -115,10 +122,19 @@ def measure(
     }
 
 
+def in_turn(peers: Sequence[Peer]) -> list[Peer]:
+    """Those with a process a node last: hundreds of processes take a while to be gone."""
+    return sorted(peers, key=lambda peer: peer.a_process_each)
+
+
 def _result(peer: Peer, outcome: Outcome, **more: Any) -> dict[str, Any]:
     values = {
         name: [float(f"{value:.4g}") for value in each] for name, each in outcome.values.items()
     }
+    if outcome.busy is not None:
+        more["busy"] = outcome.busy
+    if outcome.wanted:
+        more["wanted"] = outcome.wanted
     return {"peer": peer.name, **more, "values": values, "why_not": outcome.why_not}
 
 
@@ -128,6 +144,7 @@ def _peer(peer: Peer, outcome: Outcome) -> dict[str, Any]:
         "title": peer.title,
         "does": peer.does,
         "version": outcome.version,
+        "event_loop": outcome.event_loop,
         "carried": outcome.carried,
         "no_server": peer.server,
         "no_warm": peer.warm,
@@ -140,7 +157,8 @@ def _in_short(outcome: Outcome) -> str:
         for name, values in outcome.values.items()
         if name != "skew"
     ]
-    return ", ".join([*medians, *filter(None, [outcome.why_not])])
+    busy = "" if outcome.busy is None else f"busy {outcome.busy}"
+    return ", ".join([*medians, *filter(None, [outcome.why_not, busy])])
 
 
 def _raise_on_signals() -> None:
@@ -157,7 +175,22 @@ def _raise_on_signals() -> None:
         signal.signal(each, stop)
 
 
+def _command(arguments: Sequence[str]) -> str:
+    """What makes this run again. Where somebody keeps files is theirs, and is left out."""
+    script = Path(__file__).resolve().relative_to(ROOT).as_posix()
+    said: list[str] = []
+    for argument in arguments:
+        option, given, _ = argument.partition("=")
+        if said and said[-1] in FOLDERS:
+            argument = FOLDERS[said[-1]]
+        elif given and option in FOLDERS:
+            argument = f"{option}={FOLDERS[option]}"
+        said.append(argument)
+    return f"python {script} {shlex.join(said)}".strip()
+
+
 def _load() -> float:
+    """The load average of the last minute. It says what has been, not what is."""
     return round(os.getloadavg()[0], 2)
 
 
@@ -222,7 +255,9 @@ def _sizes(text: str) -> list[int]:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Rallypoint and its peers, side by side.")
+    parser = argparse.ArgumentParser(
+        description="Rallypoint and its peers, side by side.", allow_abbrev=False
+    )
     parser.add_argument("--install", action="store_true", help="install the peers, measure nothing")
     parser.add_argument("--only", metavar="A,B", help=f"of: {', '.join(p.name for p in PEERS)}")
     parser.add_argument("--nodes", type=_sizes, default=list(SIZES), metavar="N[,N...]")

@@ -19,8 +19,9 @@ COLD_MAX: Final = 3
 
 def meet(nodes: int, repeats: int) -> common.Measured:
     """Cold, from the first who asks for a handler."""
-    found = common.Measured(common.versions("torch"), "a process each")
-    for _ in range(min(repeats, COLD_MAX)):
+    cold = min(repeats, COLD_MAX)
+    found = common.Measured(common.versions("torch"), "a process each", {"cold": cold})
+    for _ in range(cold):
         processes = common.Processes(nodes, 1, node(common.free_port(), nodes))
         try:
             found.add("cold", processes.round().span_s)

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Final
 
 from torch.distributed import TCPStore
 
 from benchmarks.peers import common
 
-TIMEOUT = timedelta(seconds=300)
+TIMEOUT: Final = timedelta(seconds=300)
+COLD_MAX: Final = 3
 
 
 def meet(nodes: int, repeats: int) -> common.Measured:
     """Cold: each connects first. Warm: all are connected."""
-    found = common.Measured(common.versions("torch"), "threads of one process")
-    for repeat in range(min(repeats, 3)):
+    wanted = {"cold": min(repeats, COLD_MAX), "warm": repeats}
+    found = common.Measured(common.versions("torch"), "threads of one process", wanted)
+    for repeat in range(wanted["cold"]):
         with common.served(__package__ + ".tcpstore") as server:
             port = int(server.first_line)
             stores: list[TCPStore | None] = [None] * nodes

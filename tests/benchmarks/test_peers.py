@@ -20,7 +20,7 @@ SCRIPT = ROOT / "benchmarks" / "peers" / "run.py"
 if not SCRIPT.exists():
     pytest.skip("the source distribution has no benchmarks", allow_module_level=True)
 
-from benchmarks.peers import catalogue, common, harness, install, report  # noqa: E402
+from benchmarks.peers import catalogue, common, harness, install, quiet, report, run  # noqa: E402
 
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="torch is not installed"
@@ -186,6 +186,91 @@ def is_gone(pid: int) -> bool:
     return False
 
 
+# -- a quiet machine -------------------------------------------------------------------------------
+
+
+class Machine:
+    """What /proc/loadavg says, look by look, on a clock that moves when somebody sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+        self.now_s = 100.0
+        self._file = file
+        self._busy: Callable[[float], int] = lambda now_s: 0
+        monkeypatch.setattr(quiet, "_LOADAVG", file)
+        monkeypatch.setattr(quiet, "time", self)
+
+    def is_busy(self, busy: Callable[[float], int]) -> None:
+        """How many others want to run, so many seconds after the beginning."""
+        self._busy = busy
+        self.sleep(0.0)
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        others = self._busy(self.now_s - 100.0)
+        self._file.write_text(f"569.51 480.00 77.10 {others + 1}/93 2234\n", encoding="ascii")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch, tmp_path / "loadavg")
+
+
+def test_a_quiet_machine_is_waited_for_by_what_runs_and_not_by_the_load_average(
+    machine: Machine,
+) -> None:
+    machine.is_busy(lambda now_s: 40 if now_s < 5.0 else 1)
+    assert quiet.wait() == 1
+    assert 5.0 + quiet.QUIET_S <= machine.now_s - 100.0 < 5.2 + quiet.QUIET_S
+
+
+def test_it_must_have_been_quiet_for_a_while(machine: Machine) -> None:
+    machine.is_busy(lambda now_s: 2 if now_s % 0.5 < 0.1 and now_s < 7.0 else 0)
+    assert quiet.wait() == 0
+    assert machine.now_s - 100.0 >= 6.5 + quiet.QUIET_S
+
+
+def test_what_never_gets_quiet_is_waited_for_so_long_and_no_longer(machine: Machine) -> None:
+    machine.is_busy(lambda now_s: 90 if now_s < 2.0 else 7)
+    assert quiet.wait() == 7, "the most of the last second, not of all the time"
+    assert quiet.WAIT_MAX_S <= machine.now_s - 100.0 < quiet.WAIT_MAX_S + 0.1
+
+
+def test_where_nobody_tells_what_runs_nobody_waits(machine: Machine) -> None:
+    assert quiet.wait() is None
+    assert machine.now_s == 100.0
+
+
+def test_what_is_run_is_run_on_a_quiet_machine_and_what_is_not_waits_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+
+    def wait() -> int:
+        order.append("wait")
+        return 3
+
+    def run_script(*arguments: object) -> harness.Outcome:
+        order.append("run")
+        return harness.Outcome()
+
+    monkeypatch.setattr(quiet, "wait", wait)
+    monkeypatch.setattr(harness, "run_script", run_script)
+    bench = harness.Bench(tmp_path, 1.0, 1)
+    assert bench.meet(peer(), 2).busy == 3
+    assert bench.death(peer(), "killed", 1, 60.0).busy == 3
+    assert order == ["wait", "run", "wait", "run"]
+    assert bench.death(peer(death="it cannot"), "killed", 1, 60.0).busy is None
+    assert order == ["wait", "run", "wait", "run"]
+
+
+def test_peers_with_a_process_a_node_come_last() -> None:
+    peers = [peer(name="b", a_process_each=True), peer(name="a"), peer(name="c")]
+    assert [each.name for each in run.in_turn(peers)] == ["a", "c", "b"]
+
+
 # -- what is known beforehand ----------------------------------------------------------------------
 
 
@@ -292,6 +377,107 @@ def test_a_table_of_medians_with_a_reason_below_for_every_dash() -> None:
     ]
 
 
+def a_run_cut_off(**more: Any) -> dict[str, Any]:
+    run = a_run()
+    run["results"][-2] = result("other", 2, "not within 40 s", warm=[1_234.0, 9.0]) | more
+    return run
+
+
+def test_a_median_of_a_run_that_was_cut_off_says_of_how_many_values_it_is() -> None:
+    rows = report.table(a_run_cut_off(wanted={"warm": 3, "cold": 3}), "warm").splitlines()
+    assert "| other | 622<sup>a</sup> | –<sup>b</sup> |" in rows
+    assert "<sup>a</sup> other: 2 of 3 values, then not within 40 s.  " in rows
+
+
+def test_a_figure_that_had_all_its_values_before_the_run_was_cut_off_has_no_note() -> None:
+    rows = report.table(a_run_cut_off(wanted={"warm": 2, "cold": 3}), "warm").splitlines()
+    assert "| other | 622 | –<sup>a</sup> |" in rows
+
+
+def test_of_an_older_run_a_note_says_what_is_known() -> None:
+    rows = report.table(a_run_cut_off(), "warm").splitlines()
+    assert "| other | 622<sup>a</sup> | –<sup>b</sup> |" in rows
+    assert "<sup>a</sup> other: 2 values, then not within 40 s.  " in rows
+
+
+def test_what_is_computed_from_a_cell_with_a_note_has_the_note_too() -> None:
+    run = a_run()
+    run["results"][0] |= {"wanted": {"warm": 10}, "why_not": "not within 40 s"}
+    rows = report.table(run, "warm").splitlines()
+    assert "| floor | 0.1<sup>a</sup> | 10.0 |" in rows
+    assert "| – over the floor | 3.0 ×<sup>a</sup> | 1.5 × |" in rows
+
+
+def test_a_death_that_was_cut_off_says_so() -> None:
+    run = a_run()
+    run["deaths"][2] |= {"wanted": {"killed": 3}, "why_not": "not within 180 s"}
+    rows = report.deaths(run).splitlines()
+    assert "| other | 1.2<sup>b</sup> | 1.2 |" in rows
+    assert "<sup>b</sup> other: 1 of 3 values, then not within 180 s.  " in rows
+
+
+def test_a_row_that_was_measured_while_others_ran_says_so() -> None:
+    run = a_run()
+    run["results"][2]["busy"] = 1
+    run["results"][3]["busy"] = 12
+    run["results"][-1]["busy"] = 40
+    run["deaths"][2]["busy"] = 5
+    rows = report.table(run, "warm").splitlines()
+    assert "| **Rallypoint** | 0.3 | 15.0<sup>a</sup> |" in rows
+    assert "| – over the floor | 3.0 × | 1.5 ×<sup>a</sup> |" in rows
+    assert "| other | 1,230 | –<sup>b, c</sup> |" in rows
+    assert "<sup>a</sup> Rallypoint: it was not quiet before it: 12 others wanted to run.  " in rows
+    assert "| other | 1.2<sup>b</sup> | 1.2 |" in report.deaths(run).splitlines()
+
+
+def measured_on() -> dict[str, Any]:
+    names = ("when", "cores", "processor", "memory", "system", "python", "network", "host_names")
+    return dict.fromkeys(names, "x") | {"load_before": 0.27, "load_after": 16.2}
+
+
+def test_the_first_table_says_by_which_command_on_which_loop_and_how_busy_it_was_at_worst() -> None:
+    run = a_run() | {"machine": measured_on(), "command": "python benchmarks/peers/run.py --write"}
+    run["method"] |= {"repeats": 10, "deadline_s": 40.0, "death_deadline_s": 180.0}
+    run["method"]["quiet"] = {"runnable_max": 1, "wait_max_s": 30.0}
+    run["peers"][1]["event_loop"] = "uvloop 0.22.1"
+    run["results"][2] |= {"busy": 1, "load": 3.0}
+    rows = report.described(run).splitlines()
+    assert "| command | `python benchmarks/peers/run.py --write` |" in rows
+    assert "| event loop | Rallypoint: uvloop 0.22.1 |" in rows
+    assert (
+        "| others that wanted to run | at most 1, right before any measurement; it waits up to "
+        "30 s for 1 or none |"
+    ) in rows
+    assert any("0.27 before the first row; 3 at most before a row; 16.2 after" in r for r in rows)
+    run["deaths"][0]["busy"] = 6
+    assert "at most 6, right before" in report.described(run)
+    assert "**Something else was running" in report.described(run)
+
+
+def test_the_first_table_of_an_older_run_says_what_is_known() -> None:
+    run = a_run() | {"machine": measured_on()}
+    run["method"] |= {"repeats": 10, "deadline_s": 40.0, "death_deadline_s": 40.0}
+    rows = report.described(run).splitlines()
+    for name in ("command", "event loop", "others that wanted to run"):
+        assert f"| {name} | not recorded |" in rows
+
+
+def test_a_command_leaves_out_where_somebody_keeps_files() -> None:
+    options = ["--nodes", "2,8", "--environments", "/home/me/a b", "--output=/home/me/x", "--write"]
+    assert run._command(options) == (
+        "python benchmarks/peers/run.py --nodes 2,8 --environments DIR --output=FILE --write"
+    )
+    assert run._command([]) == "python benchmarks/peers/run.py"
+
+
+def test_points_of_runs_that_were_cut_off_are_hollow() -> None:
+    lines: list[dict[str, Any]] = []
+    run = a_run_cut_off(wanted={"warm": 3})
+    assert report._lines(run, "warm", lambda *xy, **look: lines.append(look | {"xy": xy}))
+    assert [line["xy"] for line in lines if line.get("color") == "white"] == [((2,), (621.5,))]
+    assert not report._lines(a_run(), "warm", lambda *xy, **look: None)
+
+
 def test_a_server_within_a_node_is_said_to_be_one() -> None:
     rows = report.table(a_run(), "server_cpu").splitlines()
     assert "| **Rallypoint** | 0.12 | –<sup>b</sup> |" in rows
@@ -344,7 +530,7 @@ def test_peers_that_are_not_there_are_skipped_by_name_and_the_rest_is_measured(
                 "--here",
                 "--no-deaths",
                 "--only",
-                "floor,rallypoint,jax",
+                "floor,rallypoint,nvrx,jax",
             ),
             *("--nodes", "2", "--repeats", "1", "--environments", str(tmp_path)),
             *("--output", str(output)),
@@ -358,6 +544,17 @@ def test_peers_that_are_not_there_are_skipped_by_name_and_the_rest_is_measured(
     run = json.loads(output.read_text())
     values = {each["peer"]: each["values"] for each in run["results"]}
     assert values["jax"] == {}
+    assert [each["peer"] for each in run["results"]] == ["floor", "rallypoint", "jax", "nvrx"]
+    assert run["command"] == (
+        "python benchmarks/peers/run.py --here --no-deaths --only floor,rallypoint,nvrx,jax "
+        "--nodes 2 --repeats 1 --environments DIR --output FILE"
+    )
+    assert {"busy" in each for each in run["results"][:2]} == {sys.platform == "linux"}
+    assert not any("busy" in each for each in run["results"][2:])
+    assert [each["wanted"] for each in run["results"][:2]] == [{"cold": 1, "warm": 1}] * 2
+    has_uvloop = importlib.util.find_spec("uvloop") is not None
+    loop = common.versions("uvloop") if has_uvloop else "asyncio's own"
+    assert [each["event_loop"] for each in run["peers"]] == [loop, loop, "", ""]
     assert set(values["rallypoint"]) == {"warm", "cold", "skew", "server_cpu"}
     assert min(values["floor"]["warm"]) > 0
 
