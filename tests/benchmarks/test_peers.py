@@ -266,9 +266,23 @@ def test_what_is_run_is_run_on_a_quiet_machine_and_what_is_not_waits_for_nothing
     assert order == ["wait", "run", "wait", "run"]
 
 
-def test_peers_with_a_process_a_node_come_last() -> None:
+def test_peers_with_a_process_a_node_come_last_at_each_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+
+    class Bench:
+        def __init__(self, *arguments: object) -> None:
+            pass
+
+        def meet(self, peer: catalogue.Peer, nodes: int) -> harness.Outcome:
+            order.append((nodes, peer.name))
+            return harness.Outcome()
+
+    monkeypatch.setattr(run, "Bench", Bench)
     peers = [peer(name="b", a_process_each=True), peer(name="a"), peer(name="c")]
-    assert [each.name for each in run.in_turn(peers)] == ["a", "c", "b"]
+    run.measure(peers, run._options(["--no-deaths", "--nodes", "2,8"]), tmp_path, None)
+    assert order == [(2, "a"), (2, "c"), (2, "b"), (8, "a"), (8, "c"), (8, "b")]
 
 
 # -- what is known beforehand ----------------------------------------------------------------------
