@@ -17,7 +17,23 @@ def test_what_is_fixed_and_what_each_node_costs() -> None:
     found = cost(lambda n: 40 + 3 * n)
     assert found.fixed == pytest.approx(40)
     assert found.per_node == pytest.approx(3)
-    assert found.predict(100_000) == pytest.approx(300_040)
+    assert found.predict(10_000) == pytest.approx(30_040)
+    assert found.predict(100_000) is None, "a hundred times what was measured"
+
+
+def test_what_is_fixed_is_predicted_to_stay_so() -> None:
+    assert cost(lambda n: 5.0).predict(10_000) == pytest.approx(5)
+
+
+def test_no_prediction_is_below_what_the_largest_size_costs_a_node() -> None:
+    """Caches that are full there stay full; small sizes know nothing of it."""
+    sizes = (*SIZES, 2_048, 4_096, 9_000)
+    found = cost(lambda n: 1.4 * n if n == 9_000 else 1.0 * n, sizes=sizes)
+    assert found.fitted(10_000) < 13_000
+    assert found.predict(10_000) == pytest.approx(14_000, rel=0.01)
+    said, last, _ = model.remarks([found])
+    assert said.startswith("nothing grows faster")
+    assert last == "but from 4,096 to 9,000 nodes these do: bytes per round (1.43)"
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
@@ -43,7 +59,7 @@ def test_nothing_is_ever_negative() -> None:
 def test_small_sizes_weigh_as_much_as_large_ones() -> None:
     """Least squares of the values themselves would let the largest size decide alone."""
     found = cost(lambda n: 100.0 if n == 128 else 1.0 * n)
-    assert abs(found.predict(128) / 100 - 1) < 0.2
+    assert abs(found.fitted(128) / 100 - 1) < 0.2
 
 
 def test_growth_that_is_too_fast_is_named() -> None:
@@ -52,6 +68,14 @@ def test_growth_that_is_too_fast_is_named() -> None:
     assert said == "faster than N to the 1.1 grow: bytes per round (2.00)"
     assert "was not measured" in warning
     assert model.remarks([line])[0] == "nothing grows faster than N to the 1.1"
+    two = cost(lambda n: float(n), sizes=(8, 64))
+    assert "two sizes" in model.remarks([two])[0]
+
+
+def test_more_than_a_core_is_said() -> None:
+    sizes = (128, 512, 2_048, 9_000)
+    found = model.fit("CPU", model.CPU_PER_S, "", {n: 0.04 * n for n in sizes})
+    assert model.remarks([found])[-1].startswith("30,000 and 100,000 idle nodes would need more")
 
 
 def test_what_was_measured_as_nothing_is_shown_and_not_fitted() -> None:
@@ -70,6 +94,6 @@ def test_every_prediction_says_that_it_is_one() -> None:
     body = model.as_json({}, [cost(lambda n: 2.0 * n)])
     [found] = body["model"]
     assert [each["nodes"] for each in found["measured"]] == list(SIZES)
-    assert [each["nodes"] for each in found["predicted"]] == [10_000, 30_000, 100_000]
+    assert [each["nodes"] for each in found["predicted"]] == [10_000]
     assert all(each["is_prediction"] for each in found["predicted"])
-    assert found["predicted"][2]["value"] == pytest.approx(200_000)
+    assert found["predicted"][0]["value"] == pytest.approx(20_000)

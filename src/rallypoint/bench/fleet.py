@@ -43,7 +43,8 @@ class Fleet:
 
     def __init__(self) -> None:
         self.nodes: list[VirtualNode] = []
-        self._attached = self._formed = self._ended = Count(0)
+        self._attached = self._formed = self._ended = self._calls = Count(0)
+        self._lost = ""
         self._due: list[tuple[float, int, VirtualNode]] = []
         self._order = count()
         self._ticking: asyncio.Task[None] | None = None
@@ -219,7 +220,7 @@ class Fleet:
 
     async def store(self, *, what: str, per_node: int, window: int) -> dict[str, Any]:
         """Each node makes `per_node` calls of one kind, `window` of them open at a time."""
-        done = Count(len(self.nodes))
+        done = self._calls = Count(len(self.nodes))
         began_s = time.monotonic()
         for index, node in enumerate(self.nodes):
             _Caller(node, index, what, per_node, done).begin(window)
@@ -228,7 +229,7 @@ class Fleet:
 
     async def barrier(self, *, name: str) -> dict[str, Any]:
         """All nodes come to one barrier."""
-        done = Count(len(self.nodes))
+        done = self._calls = Count(len(self.nodes))
 
         def answered(result: ops.StoreResult) -> None:
             if isinstance(result, ops.StoreFailure):
@@ -245,8 +246,13 @@ class Fleet:
         return {"began_s": began_s, "done_s": done.last_s}
 
     async def counts(self, *, at_s: float = 0.0) -> dict[str, Any]:
-        """Messages and payload bytes of all nodes, both directions, since they were made."""
+        """Messages and payload bytes of all nodes, both directions, since they were made.
+
+        Raises FleetError if one has lost its connection: it costs nothing any more.
+        """
         await self._until(at_s)
+        if self._lost:
+            raise FleetError(self._lost)
         names = ("sent", "received", "beats", "sent_bytes", "received_bytes", "beats_bytes")
         total = {name: sum(getattr(node, name) for node in self.nodes) for name in names}
         return total | {"cpu_s": time.process_time(), "at_s": time.monotonic()}
@@ -276,8 +282,10 @@ class Fleet:
         return {}
 
     async def disconnect(self) -> dict[str, Any]:
-        """Say goodbye for all nodes, and forget them."""
+        """End the runs, say goodbye for all nodes, and forget them."""
         lost = Count(len(self.nodes))
+        for node in {node.machine.run_id: node for node in self.nodes}.values():
+            node.close()
         for node in self.nodes:
             node.on_lost = lambda node, why: lost.one()
             node.goodbye()
@@ -312,9 +320,9 @@ class Fleet:
             self._ended.one()
 
     def _on_lost(self, node: VirtualNode, why: str) -> None:
-        text = f"{node.machine.info.name} lost its connection: {why}"
-        for each in (self._attached, self._formed, self._ended):
-            each.fail(text)
+        self._lost = f"{node.machine.info.name} lost its connection: {why}"
+        for each in (self._attached, self._formed, self._ended, self._calls):
+            each.fail(self._lost)
 
     async def _connect(
         self, node: VirtualNode, address: tuple[Any, ...], gate: asyncio.Semaphore

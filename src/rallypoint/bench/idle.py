@@ -16,6 +16,7 @@ from rallypoint.bench.meet import settings
 
 STEADY_S: Final = 4.0
 """How long after the last node has come all of them beat steadily: two heartbeats, and some."""
+UNANSWERED_MAX: Final = 0.1
 WINDOW_S: Final = 2.0
 """Each of the repeats: a little more than a heartbeat of every node."""
 
@@ -46,6 +47,7 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
             scenario="idle", name=name, nodes=nodes, unit=unit, values=tuple(values), about=about
         )
 
+    _check_answers(nodes, seen[0][0], seen[-1][0])
     pairs = [(a, b, b[0]["at_s"] - a[0]["at_s"]) for (a, _), (b, _) in pairwise(seen)]
     messages, payloads = ("sent", "received"), ("sent_bytes", "received_bytes")
     figures = [
@@ -87,3 +89,13 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
             ),
         ]
     return figures
+
+
+def _check_answers(nodes: int, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
+    """Raises BenchError if heartbeats were not answered: then nothing was measured."""
+    sent, received = (driver.grown(before, after, name) for name in ("sent", "received"))
+    if sent - received > max(nodes, sent * UNANSWERED_MAX):
+        raise driver.BenchError(
+            f"of {sent:,.0f} heartbeats the coordinator has answered {received:,.0f}",
+            "it was stopped, or has more to do than it can: try fewer --nodes",
+        )

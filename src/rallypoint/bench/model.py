@@ -1,8 +1,10 @@
 """What a node costs its coordinator: fitted from a few sizes, and what follows for larger ones.
 
-Every quantity is fitted twice. As `fixed + per node * N`, by the least squares of relative errors,
-which is what the predictions follow; and as `N ** exponent`, which tells whether anything grows
-faster than the number of nodes. A prediction is no measurement, and is marked wherever it stands.
+Every quantity is fitted twice. As `fixed + per node * N`, by the least squares of relative errors;
+and as `N ** exponent`, over all sizes and over the last two, which tells whether anything grows
+faster than the number of nodes. A prediction follows the line, but is never below what the largest
+size that was measured costs a node: caches are full there that were not at a small one. It is no
+measurement, is marked wherever it stands, and goes no further than PREDICTED_TIMES_MAX.
 """
 
 from __future__ import annotations
@@ -25,9 +27,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 PREDICTED: Final = (10_000, 30_000, 100_000)
+PREDICTED_TIMES_MAX: Final = 12
+"""Nothing is predicted for more nodes than so many times the largest number that was measured."""
 EXPONENT_MAX: Final = 1.1
 """What is wanted of time, bytes and CPU: more would be on the way to the square of N."""
 
+CPU_PER_S: Final = "ms per s"
 _ROUND: Final = "a round: the end of one, and the next"
 _IDLE: Final = "a second in which nothing happens"
 
@@ -35,7 +40,8 @@ _IDLE: Final = "a second in which nothing happens"
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """One quantity for all nodes together, over the sizes that were measured.
 
-    It is about `fixed + per_node * nodes`, and grows as `nodes ** exponent`.
+    It is about `fixed + per_node * nodes`, and grows as `nodes ** exponent`; between the two
+    largest sizes as `nodes ** last_exponent`.
     """
 
     name: str
@@ -45,10 +51,19 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     per_node: float
     fixed: float
     exponent: float
+    last_exponent: float
 
-    def predict(self, nodes: int) -> float:
-        """What it would be at a size that was not measured."""
+    def fitted(self, nodes: int) -> float:
+        """The line at this size."""
         return self.fixed + self.per_node * nodes
+
+    def predict(self, nodes: int) -> float | None:
+        """What it would be at a size that was not measured; None if that is too far away."""
+        largest = max(self.measured)
+        if nodes > largest * PREDICTED_TIMES_MAX:
+            return None
+        per_node = (self.measured[largest] - self.fixed) / largest
+        return self.fixed + max(self.per_node, per_node) * nodes
 
     def as_json(self) -> dict[str, Any]:
         """For machines; each prediction says that it is one."""
@@ -56,7 +71,9 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
             **msgspec.to_builtins(self),
             "measured": [{"nodes": n, "value": v} for n, v in self.measured.items()],
             "predicted": [
-                {"nodes": n, "value": self.predict(n), "is_prediction": True} for n in PREDICTED
+                {"nodes": n, "value": value, "is_prediction": True}
+                for n in PREDICTED
+                if (value := self.predict(n)) is not None
             ],
         }
 
@@ -69,7 +86,7 @@ def fit(name: str, unit: str, about: str, measured: dict[int, float]) -> Cost:
 
     Raises BenchError if fewer than two sizes are left.
     """
-    sizes = [nodes for nodes, value in measured.items() if value > 0]
+    sizes = sorted(nodes for nodes, value in measured.items() if value > 0)
     values = [measured[nodes] for nodes in sizes]
     if len(sizes) < 2:
         seen = ", ".join(f"{value:g} at {nodes:,} nodes" for nodes, value in measured.items())
@@ -86,6 +103,7 @@ def fit(name: str, unit: str, about: str, measured: dict[int, float]) -> Cost:
         per_node=per_node,
         fixed=fixed,
         exponent=_exponent(sizes, values),
+        last_exponent=_exponent(sizes[-2:], values[-2:]),
     )
 
 
@@ -188,7 +206,7 @@ def _measure_one(plan: driver.Plan, nodes: int) -> list[Figure]:
             figure(
                 "coordinator's CPU", "ms per round", _ROUND, _ms([(ended_s - began_s) / rounds])
             ),
-            figure("coordinator's CPU", "ms per s", _IDLE, _ms([(usage.cpu_s - idle_s) / seconds])),
+            figure("coordinator's CPU", CPU_PER_S, _IDLE, _ms([(usage.cpu_s - idle_s) / seconds])),
             figure("coordinator's memory", "MiB", "beyond what it began with", [grown_mib]),
         ]
     return figures
@@ -216,12 +234,14 @@ def rows(costs: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
 
     sizes = list(costs[0].measured)
     headings = ["cost", "unit", *(f"{n:,}" for n in sizes), "fixed", "per node", "exponent"]
-    headings += [f"{n:,} (predicted)" for n in PREDICTED]
+    headings += ["last step", *(f"{n:,} (predicted)" for n in PREDICTED)]
     made = []
     for each in costs:
         cells = [each.name, each.unit, *(rounded(each.measured[n]) for n in sizes)]
-        cells += [rounded(each.fixed), f"{each.per_node:.3g}", f"{each.exponent:.2f}"]
-        made.append([*cells, *(rounded(each.predict(n)) for n in PREDICTED)])
+        cells += [rounded(each.fixed), f"{each.per_node:.3g}"]
+        cells += [f"{each.exponent:.2f}", f"{each.last_exponent:.2f}"]
+        predicted = (each.predict(n) for n in PREDICTED)
+        made.append([*cells, *("–" if p is None else rounded(p) for p in predicted)])
     return headings, made
 
 
@@ -240,13 +260,38 @@ def table(costs: Sequence[Cost]) -> RenderableType:
 
 def remarks(costs: Sequence[Cost]) -> list[str]:
     """What the table says about growth, and what a prediction is."""
-    largest = max(costs[0].measured)
-    steep = [f"{e.name} {e.unit} ({e.exponent:.2f})" for e in costs if e.exponent > EXPONENT_MAX]
-    said = f"faster than N to the {EXPONENT_MAX:g} grow: {', '.join(steep)}"
-    return [
-        said if steep else f"nothing grows faster than N to the {EXPONENT_MAX:g}",
-        f"what is predicted was not measured: it continues the line up to {largest:,} nodes",
-    ]
+    sizes = sorted(costs[0].measured)
+    steep = _steep(costs, lambda each: each.exponent)
+    last = _steep(costs, lambda each: each.last_exponent)
+    said = []
+    if len(sizes) == 2:
+        said.append("an exponent over two sizes is no more than their ratio: take more of them")
+    elif steep:
+        said.append(f"faster than N to the {EXPONENT_MAX:g} grow: {steep}")
+    else:
+        said.append(f"nothing grows faster than N to the {EXPONENT_MAX:g}")
+        if last:
+            said.append(f"but from {sizes[-2]:,} to {sizes[-1]:,} nodes these do: {last}")
+    said.append(
+        f"what is predicted was not measured: it continues what was, up to {sizes[-1]:,} nodes, "
+        f"and no further than {PREDICTED_TIMES_MAX} times that"
+    )
+    full = [f"{n:,}" for n in PREDICTED if any(_is_over_a_core(each, n) for each in costs)]
+    if full:
+        said.append(
+            f"{' and '.join(full)} idle nodes would need more than 1,000 ms of CPU a second, "
+            "which one process does not have"
+        )
+    return said
+
+
+def _steep(costs: Sequence[Cost], exponent: Callable[[Cost], float]) -> str:
+    found = ((each, exponent(each)) for each in costs)
+    return ", ".join(f"{e.name} {e.unit} ({x:.2f})" for e, x in found if x > EXPONENT_MAX)
+
+
+def _is_over_a_core(cost: Cost, nodes: int) -> bool:
+    return cost.unit == CPU_PER_S and (cost.predict(nodes) or 0.0) > 1_000
 
 
 def plot(costs: Sequence[Cost], path: Path) -> None:
@@ -259,12 +304,11 @@ def plot(costs: Sequence[Cost], path: Path) -> None:
     picture = Picture(figsize=(8, 3.5 * len(costs)), layout="constrained")
     for index, each in enumerate(costs):
         axes = picture.add_subplot(len(costs), 1, index + 1)
-        sizes = [*each.measured, *PREDICTED]
-        axes.plot(sizes, [each.predict(n) for n in sizes], "--", color="0.6", label="fitted")
+        sizes = sorted({*each.measured, *PREDICTED})
+        predicted = {n: p for n in PREDICTED if (p := each.predict(n)) is not None}
+        axes.plot(sizes, [each.fitted(n) for n in sizes], "--", color="0.6", label="fitted")
         axes.plot(list(each.measured), list(each.measured.values()), "o", label="measured")
-        axes.plot(
-            PREDICTED, [each.predict(n) for n in PREDICTED], "o", mfc="none", label="predicted"
-        )
+        axes.plot(list(predicted), list(predicted.values()), "o", mfc="none", label="predicted")
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("nodes")
