@@ -1,10 +1,11 @@
 """Draws where a coordinator's time goes while a large run meets again and again: flame graphs.
 
-    python benchmarks/flames.py [--nodes 1000,9000] [--seconds 15]
+    python benchmarks/flames.py [--nodes 1000,9000] [--seconds 15] [--print]
 
-Writes docs/images/coordinator-N.svg. Needs py-spy (`pip install 'rallypoint[bench]'`), which looks
-into the running `rallypoint serve` from outside; where ptrace is not allowed, run it as root.
-Only the coordinator's own process is drawn, and functions, not lines.
+Writes docs/images/coordinator-N.svg, and what the parts take into docs/scale.md. Needs py-spy (`pip
+install 'rallypoint[bench]'`), which looks into the running `rallypoint serve` from outside; where
+ptrace is not allowed, run it as root. Only the coordinator's own process is drawn, and functions,
+not lines.
 """
 
 from __future__ import annotations
@@ -22,9 +23,51 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a file: what lies beside it is the package `benchmarks`
     sys.path[0] = str(ROOT)
 
+from benchmarks import page  # noqa: E402
 from rallypoint.bench import driver, meet  # noqa: E402
 
 SAMPLES_PER_S: Final = 500
+PAGE: Final = ROOT / "docs" / "scale.md"
+WRITER: Final = "benchmarks/flames.py"
+PARTS: Final = {
+    "writing to sockets, with the frames' headers": ("WebSocketOutlet.send",),
+    "the state machine": ("Membership.step",),
+    "aiohttp: frames in, and waking who reads them": (
+        "RequestHandler.data_received",
+        "WebSocketResponse.receive",
+    ),
+    "encoding and decoding messages": ("encode", "decode_from_node"),
+}
+"""What the page tells of, and the functions that it is. None of them calls another of them."""
+LOOP: Final = "Runner.run"
+"""What this function takes itself is the event loop, with its reading from sockets."""
+_FRAME: Final = re.compile(
+    r"<title>(?P<name>\S+) \([^<]*?\) \((?P<samples>[\d,]+) samples?, [^<]*</title>"
+    r'<rect x="[^"]*" y="(?P<y>\d+)"'
+)
+
+
+def shares(picture: str) -> dict[str, float]:
+    """What each of the parts takes of the time, from 0 to 1, as the picture has it."""
+    frames = [
+        (found["name"], int(found["samples"].replace(",", "")), int(found["y"]))
+        for found in _FRAME.finditer(picture)
+    ]
+    [(everything, loop_y)] = [(samples, y) for name, samples, y in frames if name == LOOP]
+    below = min(y for _, _, y in frames if y > loop_y)
+    called = sum(samples for _, samples, y in frames if y == below)
+    taken = {
+        part: sum(samples for name, samples, _ in frames if name in functions) / everything
+        for part, functions in PARTS.items()
+    }
+    taken["the event loop, with reading from sockets"] = 1 - called / everything
+    taken["all else: sessions, runs, the store's and the record's making"] = 1 - sum(taken.values())
+    return taken
+
+
+def say(text: str) -> None:
+    """Progress, for a person who waits."""
+    print(f"profile: {text}", file=sys.stderr, flush=True)
 
 
 def draw(nodes: int, seconds: int, picture: Path) -> int:
@@ -65,16 +108,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Draw where a coordinator's time goes.")
     parser.add_argument("--nodes", metavar="N,N...", default="1000,9000")
     parser.add_argument("--seconds", type=int, metavar="S", default=15)
+    parser.add_argument("--print", action="store_true", help="the shares to stdout, not to a page")
     options = parser.parse_args(arguments)
+    sizes = [int(n) for n in options.nodes.split(",")]
+    found = []
     try:
-        for nodes in map(int, options.nodes.split(",")):
+        for nodes in sizes:
             picture = ROOT / "docs" / "images" / f"coordinator-{nodes}.svg"
             picture.parent.mkdir(exist_ok=True)
             rounds = draw(nodes, options.seconds, picture)
-            print(f"{picture.relative_to(ROOT)}: {rounds} rounds of {nodes:,} nodes")
+            say(f"{picture.relative_to(ROOT)}: {rounds} rounds of {nodes:,} nodes")
+            found.append(shares(picture.read_text("utf-8")))
     except driver.BenchError as error:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return 1
+    rows = [[part, *(f"{each[part]:.0%}" for each in found)] for part in found[0]]
+    text = page.table(["share of the time", *(f"{n:,} nodes" for n in sizes)], rows)
+    if options.print:
+        print(text)
+    else:
+        PAGE.write_text(page.put(text, PAGE.read_text("utf-8"), WRITER), "utf-8")
+        say(f"written into {PAGE.relative_to(ROOT)}")
     return 0
 
 

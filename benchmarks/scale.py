@@ -18,6 +18,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a file: what lies beside it is the package `benchmarks`
     sys.path[0] = str(ROOT)
 
+from benchmarks import page, quiet  # noqa: E402
 from rallypoint.bench import (  # noqa: E402
     driver,
     idle,
@@ -32,8 +33,7 @@ from rallypoint.bench import report as bench_report  # noqa: E402
 from rallypoint.bench.figure import Figure  # noqa: E402
 
 PAGE: Final = ROOT / "docs" / "scale.md"
-BEGIN: Final = "<!-- begin: written by benchmarks/scale.py -->"
-END: Final = "<!-- end: written by benchmarks/scale.py -->"
+WRITER: Final = "benchmarks/scale.py"
 SIZES: Final = (128, 512, 1_024, 4_096, 9_000)
 LARGE_RUN: Final = 1_000
 """How many nodes regroup and use the store, besides the largest size."""
@@ -53,6 +53,7 @@ def tables(sizes: Sequence[int], repeats: int, many: int, seconds: float = IDLE_
     about = bench_report.machine()
     carried: list[Figure] = []
     driver.check_descriptors(max(*sizes, many * NODES_OF_A_RUN))
+    others = quiet.wait()
     for nodes in sizes:
         say(f"meet and idle with {nodes:,} nodes")
         with driver.served() as at:
@@ -83,22 +84,30 @@ def tables(sizes: Sequence[int], repeats: int, many: int, seconds: float = IDLE_
     where = f"{about['cores']} cores, {about['system']}, Python {about['python']}"
     return "\n\n".join(
         (
-            f"Measured with rallypoint {about['rallypoint']} on {where}; load average before: "
-            f"{about['load']}. Medians.",
+            f"Measured with rallypoint {about['rallypoint']} on {where}, {about['event_loop']}; "
+            f"{_quietness(others)}. Medians.",
             _over_sizes(carried, sizes),
             "A node is killed, leaves, comes, is frozen; calls of the store, and a barrier of all:",
             _over_sizes(changed, large),
             f"One of {many} runs of {NODES_OF_A_RUN} nodes, and three agents of which one is "
             "killed:",
-            _markdown(
+            page.table(
                 ["figure", "median", "unit"],
                 [[e.name, bench_report.rounded(e.median), e.unit] for e in [*beside, *recovered]],
             ),
             "The cost model. Columns with *predicted* were not measured:",
-            _markdown(*model.rows(costs)),
+            page.table(*model.rows(costs)),
             *(f"{text[0].upper()}{text[1:]}." for text in model.remarks(costs)),
         )
     )
+
+
+def _quietness(others: int | None) -> str:
+    if others is None:
+        return "what else ran is not known"
+    if others > quiet.RUNNABLE_MAX:
+        return f"**{others} other processes wanted to run before: on a quiet machine it is faster**"
+    return "nothing else ran before"
 
 
 def _over_sizes(figures: Sequence[Figure], sizes: Sequence[int]) -> str:
@@ -107,21 +116,7 @@ def _over_sizes(figures: Sequence[Figure], sizes: Sequence[int]) -> str:
     for scenario, name, unit in dict.fromkeys((e.scenario, e.name, e.unit) for e in figures):
         values = (found[scenario, name, unit, n] for n in sizes)
         rows.append([f"{scenario}: {name}", unit, *map(bench_report.rounded, values)])
-    return _markdown(["figure", "unit", *(f"{n:,}" for n in sizes)], rows)
-
-
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---", *("---:" for _ in headings[1:])], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def write(text: str, page: str) -> str:
-    """The page with this text between its marks. Raises ValueError if it has none."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+    return page.table(["figure", "unit", *(f"{n:,}" for n in sizes)], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.print:
         print(text)
     else:
-        PAGE.write_text(write(text, PAGE.read_text("utf-8")), "utf-8")
+        PAGE.write_text(page.put(text, PAGE.read_text("utf-8"), WRITER), "utf-8")
         say(f"written into {PAGE.relative_to(ROOT)}")
     return 0
 

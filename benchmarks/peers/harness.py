@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.peers import common, install, quiet
+from benchmarks import quiet
+from benchmarks.peers import common, install
 from benchmarks.peers.catalogue import PROCESS_BYTES, Peer
 
 NOT_INSTALLED: Final = "not installed"

@@ -12,10 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-BEGIN: Final = (
-    "<!-- measured: begin (written by benchmarks/peers/run.py; do not edit between these lines) -->"
-)
-END: Final = "<!-- measured: end -->"
+WRITER: Final = "benchmarks/peers/run.py"
 
 Result = dict[str, Any]
 UNKNOWN: Final = "not recorded"
@@ -41,20 +38,7 @@ TABLES: Final = (
 )
 
 
-class MarkersMissingError(Exception):
-    """The document has no place for what was measured."""
-
-
 # -- the document ----------------------------------------------------------------------------------
-
-
-def put_into(document: str, measured: str) -> str:
-    """The document with this between its markers. Raises MarkersMissingError."""
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise MarkersMissingError(f"there is no {BEGIN!r} and {END!r} after it")
-    return f"{before}{BEGIN}\n\n{measured.strip()}\n\n{END}{after}"
 
 
 def markdown(run: Result, pictures: Sequence[tuple[str, str]] = ()) -> str:

@@ -29,8 +29,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 if not __package__:  # run as a file: the checkout is where `benchmarks` is
     sys.path[0] = str(ROOT)
 
-from benchmarks import private_network  # noqa: E402
-from benchmarks.peers import common, install, quiet, report  # noqa: E402
+from benchmarks import page, private_network, quiet  # noqa: E402
+from benchmarks.peers import common, install, report  # noqa: E402
 from benchmarks.peers.catalogue import PEERS, Peer  # noqa: E402
 from benchmarks.peers.harness import Bench, Outcome  # noqa: E402
 
@@ -228,7 +228,8 @@ def _write(run: dict[str, Any]) -> int:
         say("no new pictures: they need matplotlib (pip install 'rallypoint[bench]')")
     shown = report.shown(DOCUMENT.parent / "images", DOCUMENT.parent)
     document = DOCUMENT.read_text(encoding="utf-8")
-    DOCUMENT.write_text(report.put_into(document, report.markdown(run, shown)), encoding="utf-8")
+    text = page.put(report.markdown(run, shown), document, report.WRITER)
+    DOCUMENT.write_text(text, encoding="utf-8")
     _write_json(run, DOCUMENT.with_suffix(".json"))
     say(f"written to {DOCUMENT.relative_to(ROOT)}, its .json, and images/")
     return 0

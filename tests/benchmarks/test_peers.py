@@ -20,7 +20,8 @@ SCRIPT = ROOT / "benchmarks" / "peers" / "run.py"
 if not SCRIPT.exists():
     pytest.skip("the source distribution has no benchmarks", allow_module_level=True)
 
-from benchmarks.peers import catalogue, common, harness, install, quiet, report, run  # noqa: E402
+from benchmarks import page, quiet  # noqa: E402
+from benchmarks.peers import catalogue, common, harness, install, report, run  # noqa: E402
 
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="torch is not installed"
@@ -508,16 +509,6 @@ def test_deaths_are_in_seconds() -> None:
     assert "| other | 1.2 | 1.2 |" in report.deaths(a_run()).splitlines()
 
 
-def test_only_what_is_between_the_markers_is_written_anew() -> None:
-    document = f"before\n\n{report.BEGIN}\n\nold\n\n{report.END}\n\nafter\n"
-    written = report.put_into(document, "new")
-    assert written == f"before\n\n{report.BEGIN}\n\nnew\n\n{report.END}\n\nafter\n"
-    assert report.put_into(written, "new") == written
-    for without in ("nothing", report.BEGIN, f"{report.END} {report.BEGIN}"):
-        with pytest.raises(report.MarkersMissingError):
-            report.put_into(without, "new")
-
-
 def test_numbers_have_the_digits_that_count() -> None:
     numbers = {0.0712: "0.071", 3.24: "3.2", 9.96: "10.0", 45.26: "45.3", 1_166.0: "1,170"}
     assert {value: report.rounded(value) for value in numbers} == numbers
@@ -613,5 +604,5 @@ def test_the_document_says_what_its_json_holds() -> None:
     run = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     document = path.read_text(encoding="utf-8")
     pictures = report.shown(path.parent / "images", path.parent)
-    assert report.put_into(document, report.markdown(run, pictures)) == document
+    assert page.put(report.markdown(run, pictures), document, report.WRITER) == document
     assert len(pictures) == len(report.PICTURES)

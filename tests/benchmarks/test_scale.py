@@ -7,21 +7,6 @@ import pytest
 scale = pytest.importorskip("benchmarks.scale", reason="the source distribution has no benchmarks")
 
 
-def test_the_page_keeps_what_stands_around_the_figures() -> None:
-    page = scale.PAGE.read_text("utf-8")
-    written = scale.write("| new |", page)
-    assert f"{scale.BEGIN}\n\n| new |\n\n{scale.END}" in written
-    before, after = written.split("| new |")
-    assert page.startswith(before.removesuffix("\n\n"))
-    assert page.endswith(after.removeprefix("\n\n"))
-    assert scale.write("| new |", written) == written
-
-
-def test_a_page_without_marks_is_left_alone() -> None:
-    with pytest.raises(ValueError, match="the page has no"):
-        scale.write("| new |", "# Scale\n")
-
-
 @pytest.mark.processes
 @pytest.mark.slow
 def test_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,11 +27,13 @@ from rallypoint.bench.counting import DEADLINE_S, Count, FleetError, new_event_l
 from rallypoint.bench.floor import FloorFleet
 from rallypoint.bench.virtual import EARLY, VirtualNode
 from rallypoint.core import store as ops
+from rallypoint.core.reasons import Waiting
 from rallypoint.core.values import Change, Failure, FailureKind, NodeInfo, RunSettings
 
 CONNECTS_AT_ONCE: Final = 512
 """More at once only wait in the listener's queue, and a full one costs a second each."""
 TICK_S: Final = 0.05
+TELL_EVERY_S: Final = 10.0
 GOLDEN_RATIO: Final = 0.618034
 NAMES: Final = "node"
 BETWEEN_ROUNDS_S: Final = 0.2
@@ -68,11 +70,13 @@ class Fleet:
         ready: bool = False,
         names: str = NAMES,
         within_s: float = DEADLINE_S,
+        shared: bool = False,
     ) -> dict[str, Any]:
         """Make nodes `first` ... `first + nodes - 1`, connect and attach them.
 
         `ready`: each wants the first round as soon as it is attached (a cold meet); wait for that,
-        at most `within_s`. `names`: what the nodes' names begin with.
+        at most `within_s`. `names`: what the nodes' names begin with. `shared`: other machines have
+        nodes of the run too, so that it is worth saying what it waits for.
         """
         run = RunSettings(**settings)
         made = [self._node(run_id, f"{names}{first + i}", run, token) for i in range(nodes)]
@@ -89,7 +93,11 @@ class Fleet:
         await asyncio.gather(*(self._connect(node, address, gate) for node in made))
         await self._attached.all("were let in")
         if ready:
-            await self._formed.all("were given the round", within_s)
+            telling = asyncio.ensure_future(self._tell_why(made if shared else [], within_s))
+            try:
+                await self._formed.all("were given the round", within_s)
+            finally:
+                telling.cancel()
         return {
             "began_s": began_s,
             "attached_s": self._attached.last_s,
@@ -299,6 +307,28 @@ class Fleet:
 
     # -- helpers ---------------------------------------------------------------------------------
 
+    async def _tell_why(self, nodes: list[VirtualNode], within_s: float) -> None:
+        """As long as there is no round: on stderr, what it waits for and how much longer."""
+        ends_s = time.monotonic() + within_s
+
+        def tell(node: VirtualNode, why: Waiting | None) -> None:
+            _say(f"{why}; waiting {ends_s - time.monotonic():.0f} s more")
+
+        for node in nodes:
+            node.on_standby = self._on_standby
+        for node in nodes[:1]:
+            node.on_waiting = tell
+            while True:
+                await asyncio.sleep(TELL_EVERY_S)
+                node.ask_waiting()
+
+    def _on_standby(self, node: VirtualNode) -> None:
+        """The run has more nodes than a round: a place would be waited for in vain."""
+        self._formed.fail(
+            f"{node.machine.info.name} has no place: the round is full with "
+            f"{node.machine.settings.max_nodes} nodes, and all machines together have more"
+        )
+
     def _node(self, run_id: str, name: str, run: RunSettings, token: str) -> VirtualNode:
         info = NodeInfo(name, secrets.randbits(62), f"{name}.example")
         node = VirtualNode(run_id, info, run, token)
@@ -370,6 +400,10 @@ async def _resolved(host: str, port: int) -> tuple[Any, ...]:
     """Family and socket address of the first thing that the name stands for."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return found[0][0], found[0][4]
+
+
+def _say(text: str) -> None:
+    print(f"rallypoint: {text}", file=sys.stderr, flush=True)
 
 
 # -- calls of the store ----------------------------------------------------------------------------

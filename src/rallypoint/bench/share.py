@@ -42,6 +42,7 @@ def measure(plan: driver.Plan, nodes: int, share: Share) -> list[Figure]:
             ready=True,
             names=names,
             within_s=WAIT_S,
+            shared=True,
         )
         told = fleets.ask("share", repeats=plan.repeats)
         fleets.ask("disconnect")

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from rallypoint.client import machine as m
+from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.values import (
     Address,
@@ -43,9 +44,10 @@ _DATA: Final = (0, 1, 2)
 class VirtualNode(asyncio.Protocol):
     """One node on one connection. All methods are for the event loop that it is in.
 
-    `on_attached`, `on_formed`, `on_ended`, `on_closed`, `on_lost` are called as these things
-    happen. `sent_bytes`, `received_bytes`, `sent`, `received` count WebSocket payloads and frames;
-    `beats` and `beats_bytes` those of them, of both directions, that are heartbeats and answers.
+    `on_attached`, `on_formed`, `on_ended`, `on_closed`, `on_lost`, `on_standby` and, after
+    `ask_waiting`, `on_waiting` are called as these things happen. `sent_bytes`, `received_bytes`,
+    `sent`, `received` count WebSocket payloads and frames; `beats` and `beats_bytes` those of them,
+    of both directions, that are heartbeats and answers.
     """
 
     def __init__(self, run_id: str, info: NodeInfo, settings: RunSettings, token: str = "") -> None:
@@ -55,6 +57,8 @@ class VirtualNode(asyncio.Protocol):
         self.on_ended: Callable[[VirtualNode, Change], None] = lambda node, change: None
         self.on_closed: Callable[[VirtualNode, CloseRecord], None] = lambda node, close: None
         self.on_lost: Callable[[VirtualNode, str], None] = lambda node, why: None
+        self.on_standby: Callable[[VirtualNode], None] = lambda node: None
+        self.on_waiting: Callable[[VirtualNode, Waiting | None], None] = lambda node, why: None
         self.told_round = 0
         """The last round whose end this node was told of."""
         self.answers: dict[int, Callable[[StoreResult], None]] = {}
@@ -95,6 +99,10 @@ class VirtualNode(asyncio.Protocol):
         request_id, actions = self.machine.call(op, timeout_s)
         self.answers[request_id] = answered
         self._act(actions)
+
+    def ask_waiting(self) -> None:
+        """Ask why there is no round yet."""
+        self._act(self.machine.ask_waiting()[1])
 
     def tick(self, now_s: float) -> None:
         """Let the machine say its heartbeat, if that is due."""
@@ -208,6 +216,10 @@ class VirtualNode(asyncio.Protocol):
                     self.on_attached(self)
                 case m.RunEnded():
                     self.on_closed(self, action.close)
+                case m.PlacedOnStandby():
+                    self.on_standby(self)
+                case m.WaitingTold():
+                    self.on_waiting(self, action.waiting)
                 case m.WasRefused():
                     self.on_lost(self, action.refusal.message)
                 case m.Drop() | m.SentAway():

@@ -1,0 +1,61 @@
+"""Pages can be written anew, and nothing around what was measured is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+page = pytest.importorskip("benchmarks.page", reason="the source distribution has no benchmarks")
+
+BEGIN, END = page.marks("it.py")
+FRAME = (
+    "<g><title>{} ({}:1) ({} samples, 1%)</title>"
+    '<rect x="0%" y="{}" width="1%" height="15" fill="red" fg:x="0" fg:w="1"/></g>'
+)
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_only_what_is_between_the_marks_is_written_anew() -> None:
+    document = f"before\n\n{BEGIN}\n\nold\n\n{END}\n\nafter\n"
+    written = page.put("new", document, "it.py")
+    assert written == f"before\n\n{BEGIN}\n\nnew\n\n{END}\n\nafter\n"
+    assert page.put("new", written, "it.py") == written
+
+
+@pytest.mark.parametrize("without", ["nothing", BEGIN, f"{END} {BEGIN}"])
+def test_a_page_without_marks_is_left_alone(without: str) -> None:
+    with pytest.raises(page.NoMarksError, match=r"it\.py"):
+        page.put("new", without, "it.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [
+        ("scale.md", "benchmarks/scale.py"),
+        ("scale.md", "benchmarks/flames.py"),
+        ("benchmarks.md", "benchmarks/peers/run.py"),
+    ],
+)
+def test_the_pages_have_a_place_for_each_script(name: str, by: str) -> None:
+    text = (DOCS / name).read_text("utf-8")
+    assert "| new |" in page.put("| new |", text, by)
+
+
+def test_the_shares_of_a_flame_graph() -> None:
+    flames = pytest.importorskip("benchmarks.flames")
+    picture = "".join(
+        FRAME.format(*frame)
+        for frame in (
+            ("Runner.run", "asyncio/runners.py", 200, 16),
+            ("RunHost.post", "runs.py", 120, 32),
+            ("Membership.step", "core/membership.py", 50, 48),
+            ("WebSocketOutlet.send", "server.py", 40, 48),
+            ("RequestHandler.data_received", "web_protocol.py", 20, 32),
+        )
+    )
+    found = flames.shares(picture)
+    assert sum(found.values()) == pytest.approx(1)
+    assert found["the state machine"] == 0.25
+    assert found["writing to sockets, with the frames' headers"] == 0.2
+    assert found["the event loop, with reading from sockets"] == pytest.approx(0.3)
