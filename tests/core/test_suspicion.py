@@ -4,7 +4,7 @@ import pytest
 
 from rallypoint.core.effects import Effect, SetTimer, Timer, TimerKind
 from rallypoint.core.roster import Member, Roster
-from rallypoint.core.suspicion import LARGE_RUN_NODES, Suspicion
+from rallypoint.core.suspicion import QUEUE_NODES, Suspicion
 from rallypoint.core.values import Link, MemberState, NodeInfo, RunSettings
 
 SETTINGS = RunSettings(min_nodes=1, max_nodes=100)
@@ -174,9 +174,15 @@ def test_deadlines_begin_anew_for_all_that_cannot_be_heard() -> None:
     ]
 
 
-def test_large_runs_have_a_longer_grace() -> None:
-    assert Nodes(10).suspicion.grace_s(SETTINGS) == SETTINGS.reconnect_grace_s
-    large = Nodes(3 * LARGE_RUN_NODES)
+def test_one_death_in_a_large_run_has_the_grace_of_a_small_one() -> None:
+    large = Nodes(4 * QUEUE_NODES)
+    large.disconnect(large.members[0])
+    assert large.suspicion.grace_s(SETTINGS) == SETTINGS.reconnect_grace_s
+
+
+def test_many_that_are_missing_have_a_longer_grace() -> None:
+    large = Nodes(4 * QUEUE_NODES)
+    large.disconnect(*large.members[: 3 * QUEUE_NODES])
     assert large.suspicion.grace_s(SETTINGS) == 3 * SETTINGS.reconnect_grace_s
 
 

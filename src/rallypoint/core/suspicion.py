@@ -15,8 +15,10 @@ from rallypoint.core.effects import Effect, SetTimer, Timer, TimerKind
 from rallypoint.core.roster import Member, Roster
 from rallypoint.core.values import Link, RunSettings
 
-LARGE_RUN_NODES = 2_000
-"""Above this many nodes the grace for reconnecting grows in proportion: reconnects queue up."""
+QUEUE_NODES = 500
+"""With more than this many missing the grace grows in proportion: their reconnects queue up. It is
+their number that counts and not the run's: one death in a large run is known as soon as in a small
+one."""
 
 YET_TO_ATTACH = -1
 """In place of a timer's serial: one timer serves all members of a round that was taken over."""
@@ -193,8 +195,8 @@ class Suspicion:
         return max(settings.mass_min, settings.mass_fraction * self._roster.awaited_count)
 
     def grace_s(self, settings: RunSettings) -> float:
-        """How long a closed connection has to resume: more in large runs."""
-        return settings.reconnect_grace_s * max(1.0, len(self._roster) / LARGE_RUN_NODES)
+        """How long a connection that closes now has to resume: more where many are missing."""
+        return settings.reconnect_grace_s * max(1.0, self._roster.troubled_count / QUEUE_NODES)
 
     # -- helpers -------------------------------------------------------------------------------
 
