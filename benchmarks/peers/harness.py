@@ -22,7 +22,7 @@ from benchmarks import quiet
 from benchmarks.peers import common, install
 from benchmarks.peers.catalogue import PROCESS_BYTES, Peer
 
-NOT_INSTALLED: Final = "not installed"
+NOT_INSTALLED: Final = "not installed (`run.py --install` does it)"
 REASON_CHARS_MAX: Final = 160
 MEMORY: Final = Path("/dev/shm")
 """Where Linux has a disk in memory."""

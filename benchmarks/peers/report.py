@@ -48,7 +48,7 @@ def markdown(run: Result, pictures: Sequence[tuple[str, str]] = ()) -> str:
         parts += [f"### {title}", text, table(run, figure)]
         parts += [f"![{shown}]({path})" for shown, path in pictures if figure in path]
     parts += ["### A new round after a death", deaths(run)]
-    parts += ["### What was measured", _peers(run)]
+    parts += ["### Who was measured", _peers(run)]
     return "\n\n".join(part for part in parts if part)
 
 

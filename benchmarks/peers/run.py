@@ -6,8 +6,8 @@
     python benchmarks/peers/run.py --write               # docs/benchmarks.md, .json and images/
 
 Progress goes to stderr, tables to stdout. Exit code 0 means that it was done, whatever peers could
-not do: a table says why. 1: some could not be installed; 2: it could not begin. SIGTERM and SIGHUP
-end what was started, and then this, with 128 and the signal's number.
+not do: a table says why. 1: some could not be installed, or nothing could be measured; 2: it could
+not begin. SIGTERM and SIGHUP end what was started, and then this, with 128 and the signal's number.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.write:
         return _write(run)
     print(report.markdown(run))
-    return 0
+    return 0 if any(row["values"] for row in run["results"] + run["deaths"]) else 1
 
 
 def measure(
@@ -262,10 +262,20 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--install", action="store_true", help="install the peers, measure nothing")
     parser.add_argument("--only", metavar="A,B", help=f"of: {', '.join(p.name for p in PEERS)}")
     parser.add_argument("--nodes", type=_sizes, default=list(SIZES), metavar="N[,N...]")
-    parser.add_argument("--repeats", type=int, default=REPEATS, metavar="N")
-    parser.add_argument("--deadline", type=float, default=DEADLINE_S, metavar="S")
+    parser.add_argument(
+        "--repeats", type=int, default=REPEATS, metavar="N", help="warm meetings at each size"
+    )
+    parser.add_argument(
+        "--deadline", type=float, default=DEADLINE_S, metavar="S", help="of a peer at one size"
+    )
     parser.add_argument("--no-deaths", action="store_true", help="only meetings")
-    parser.add_argument("--environments", type=Path, default=install.FOLDER, metavar="DIR")
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        default=install.FOLDER,
+        metavar="DIR",
+        help="where peers are installed",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     parser.add_argument("--again", action="store_true", help="write it from its JSON once more")

@@ -292,8 +292,11 @@ def test_peers_with_a_process_a_node_come_last_at_each_size(
 def test_a_peer_that_is_not_installed_is_not_run(tmp_path: Path) -> None:
     environment = catalogue.Environment(name="none", installs=(("nothing",),))
     bench = harness.Bench(tmp_path, 1.0, 1)
-    assert bench.meet(peer(environment=environment), 2).why_not == "not installed"
-    assert bench.death(peer(environment=environment), "killed", 1, 60.0).why_not == "not installed"
+    assert bench.meet(peer(environment=environment), 2).why_not == harness.NOT_INSTALLED
+    assert (
+        bench.death(peer(environment=environment), "killed", 1, 60.0).why_not
+        == harness.NOT_INSTALLED
+    )
 
 
 def test_what_the_document_names_a_version_of_is_installed_in_this_one() -> None:
@@ -502,7 +505,8 @@ def test_a_server_within_a_node_is_said_to_be_one() -> None:
 def test_a_peer_that_was_skipped_is_named() -> None:
     run = a_run()
     run["results"][-2] = result("other", 2, harness.NOT_INSTALLED)
-    assert "<sup>a</sup> other: not installed.  " in report.table(run, "warm").splitlines()
+    rows = report.table(run, "warm").splitlines()
+    assert f"<sup>a</sup> other: {harness.NOT_INSTALLED}.  " in rows
 
 
 def test_deaths_are_in_seconds() -> None:

@@ -133,8 +133,8 @@ def test_a_signal_needs_no_words(exit: WorkerExit, kind: str, number: int, messa
 @pytest.mark.parametrize(
     ("returncode", "lines", "message"),
     [
-        (3, [], "exit code 3"),
-        (3, ["", "  "], "exit code 3"),
+        (3, [], "it said nothing"),
+        (3, ["", "  "], "it said nothing"),
         (2, ["usage: train.py", "train.py: error: no data"], "train.py: error: no data"),
         (255, ["no such host"], "no such host"),
     ],

@@ -67,7 +67,7 @@ def _message(exit: WorkerExit, number: int | None, error: str | None, lines: Seq
     if exit.oom:
         return "killed by the kernel: out of memory"
     if number is None:
-        return _one_line(said) or f"exit code {exit.returncode}"
+        return _one_line(said) or "it said nothing"
     name = _signal_name(number)
     return _one_line(
         f"killed by {name}: {said}" if number in _ABORTS and said else f"killed by {name}"
