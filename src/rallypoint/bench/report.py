@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rallypoint._version import __version__
 from rallypoint.bench.counting import loop_name
@@ -14,6 +14,10 @@ from rallypoint.bench.figure import Figure
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+
+RATIO: Final = "x"
+"""The unit of what is a number of times something else."""
 
 
 def machine() -> dict[str, Any]:
@@ -82,9 +86,11 @@ def plot(figures: Sequence[Figure], path: Path) -> None:
     Raises ImportError without matplotlib, OSError if the file cannot be written.
     """
     from matplotlib.figure import Figure as Picture  # optional: only for this
+    from matplotlib.ticker import NullFormatter
 
     units = list(dict.fromkeys(each.unit for each in figures))
-    picture = Picture(figsize=(8, 4.5 * len(units)), layout="constrained")
+    nodes = sorted({each.nodes for each in figures})
+    picture = Picture(figsize=(9, 4.5 * len(units)), layout="constrained")
     for index, unit in enumerate(units):
         axes = picture.add_subplot(len(units), 1, index + 1)
         named: dict[str, list[Figure]] = {}
@@ -94,9 +100,23 @@ def plot(figures: Sequence[Figure], path: Path) -> None:
         for name, sizes in named.items():
             axes.plot([e.nodes for e in sizes], [e.median for e in sizes], marker="o", label=name)
         axes.set_xscale("log")
-        axes.set_yscale("symlog" if any(e.median <= 0 for e in figures) else "log")
+        axes.set_xticks(nodes, [f"{n:,}" for n in nodes])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        if unit == RATIO:
+            axes.set_ylim(bottom=0)
+        else:
+            axes.set_yscale("symlog" if any(e.median <= 0 for e in figures) else "log")
+            axes.yaxis.set_major_formatter(lambda value, _: rounded(value) if value else "0")
         axes.set_xlabel("nodes")
         axes.set_ylabel(unit)
         axes.grid(True, which="both", alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     picture.savefig(path)
+
+
+def described(about: dict[str, Any]) -> str:
+    """The machine in one line, for above a table."""
+    return (
+        f"rallypoint {about['rallypoint']}, {about['cores']} cores, {about['system']}, Python "
+        f"{about['python']}, {about['event_loop']}, load average {about['load']}"
+    )
