@@ -212,11 +212,17 @@ def test_what_never_answers(cli: Cli, listener: Listener, monkeypatch: pytest.Mo
     assert f"cannot reach {where}: no answer within 0.2 s" in done.err
 
 
-def test_what_answers_drop_by_drop_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"", b"HTTP/1.1 "]
+)
+def test_what_answers_drop_by_drop_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    """Drops of the body, of the status line, of what is no HTTP at all."""
     monkeypatch.setattr(api, "TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as sock:
         ended = threading.Event()
-        dripping = threading.Thread(target=_drip, args=(sock, ended))
+        dripping = threading.Thread(target=_drip, args=(sock, ended, head))
         dripping.start()
         endpoint = parse_endpoint(f"127.0.0.1:{sock.getsockname()[1]}")
         try:
@@ -227,10 +233,10 @@ def test_what_answers_drop_by_drop_is_given_up(monkeypatch: pytest.MonkeyPatch) 
             dripping.join()
 
 
-def _drip(sock: socket.socket, ended: threading.Event) -> None:
+def _drip(sock: socket.socket, ended: threading.Event, head: bytes) -> None:
     connection, _ = sock.accept()
     with connection:
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        connection.sendall(head)
         try:
             while not ended.wait(0.05):
                 connection.sendall(b".")

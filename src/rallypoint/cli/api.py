@@ -81,12 +81,15 @@ def _quoted(run_id: str) -> str:
 def _exchange(
     endpoint: Endpoint, token: str, method: str, path: str, body: Any
 ) -> tuple[int, bytes]:
+    until_s = time.monotonic() + TIMEOUT_S
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=TIMEOUT_S)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     payload = None if body is None else json.dumps(body).encode()
     if payload is not None:
         headers["Content-Type"] = "application/json"
     try:
+        connection.connect()
+        connection.sock = _Socket(connection.sock, until_s)
         connection.request(method, path, body=payload, headers=headers)
         response = connection.getresponse()
         return response.status, _read(response)
@@ -94,16 +97,31 @@ def _exchange(
         connection.close()
 
 
+class _Socket(socket.socket):
+    """A connected one that reads until a moment of `time.monotonic()`, however little at a time.
+
+    http.client bounds each read, of which a line of the headers may take thousands.
+    """
+
+    def __init__(self, connected: socket.socket, until_s: float) -> None:
+        super().__init__(fileno=connected.detach())
+        self._until_s = until_s
+
+    def recv_into(self, *arguments: Any) -> int:
+        left_s = self._until_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self.settimeout(left_s)
+        return super().recv_into(*arguments)
+
+
 def _read(response: http.client.HTTPResponse) -> bytes:
-    """The body, within TIMEOUT_S altogether and ANSWER_BYTES_MAX."""
-    until_s = time.monotonic() + TIMEOUT_S
+    """The body, of at most ANSWER_BYTES_MAX."""
     chunks: list[bytes] = []
     size = 0
     while chunk := response.read1(65_536):
         chunks.append(chunk)
         size += len(chunk)
-        if time.monotonic() > until_s:
-            raise TimeoutError
         if size > ANSWER_BYTES_MAX:
             raise http.client.HTTPException("the answer is too long")
     return b"".join(chunks)
