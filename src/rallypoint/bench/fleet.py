@@ -54,6 +54,8 @@ class Fleet:
         self._change: Change | None = None
         self._floor = FloorFleet()
         self._closed = asyncio.Event()
+        self.hint = ""
+        """What to do about the first error, if that is known."""
 
     # -- commands --------------------------------------------------------------------------------
 
@@ -351,6 +353,8 @@ class Fleet:
 
     def _on_lost(self, node: VirtualNode, why: str) -> None:
         self._lost = f"{node.machine.info.name} lost its connection: {why}"
+        if node.machine.refused is not None:
+            self._lost, self.hint = f"a node was refused: {why}", node.machine.refused.hint
         for each in (self._attached, self._formed, self._ended, self._calls):
             each.fail(self._lost)
 
@@ -473,7 +477,7 @@ async def _serve() -> None:
             work: Callable[..., Awaitable[dict[str, Any]]] = getattr(fleet, name)
             answer = await work(**command)
         except (FleetError, OSError) as error:
-            answer = {"error": str(error)}
+            answer = {"error": str(error), "hint": fleet.hint}
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
         sys.stdout.buffer.flush()
 
