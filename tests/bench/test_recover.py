@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from rallypoint.bench import driver, recover
-from rallypoint.bench.agents import Agent
+from rallypoint.bench.agents import PLAIN, Agent
 from rallypoint.bench.notes import Reader, Writer
-from rallypoint.bench.processes import BenchError, wait_until
+from rallypoint.bench.processes import BenchError, end, wait_until
 
 KILLED_S = 100.0
 
@@ -79,6 +79,25 @@ def test_ddp_without_torch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_how_many_agents_there_may_be(nodes: int) -> None:
     with pytest.raises(BenchError, match="from 3 to 64"):
         recover.check(driver.Plan(driver.NOWHERE), nodes)
+
+
+@pytest.mark.processes
+def test_an_agent_that_somebody_else_killed_is_a_problem(tmp_path: Path) -> None:
+    """As the kernel does that has no memory left: it is not the one whose end is measured."""
+    with driver.served() as at:
+        own, other = (
+            Agent(name, tmp_path, ("--nnodes", "2", "--endpoint", at.endpoint), PLAIN, "")
+            for name in ("own", "other")
+        )
+        try:
+            own.kill_all()
+            other.process.kill()
+            for each in (own, other):
+                each.process.wait(20)
+            assert own.problem() == ""
+            assert other.problem().startswith("the agent of other ended with exit code -9: ")
+        finally:
+            end([own.process, other.process])
 
 
 # -- once with everything ------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,8 @@ from rallypoint.bench import driver, failover, idle, meet, model, regroup, runs,
 from rallypoint.bench.figure import Figure
 
 pytestmark = pytest.mark.processes
+
+MOMENTS = ("told", "met")
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +35,28 @@ def test_meet(plan: driver.Plan) -> None:
 
 
 def test_regroup(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = {name: regroup.EVENTS[name] for name in ("killed, no grace", "leaving")}
-    monkeypatch.setattr(regroup, "EVENTS", quick)
-    names = set(found(regroup.measure(plan, 3)))
-    assert names == {f"{event}: {what}" for event in quick for what in ("told", "met")}
+    """All that can happen to a node. That one is frozen is noticed by a setting: sooner, here."""
+    monkeypatch.setattr(regroup, "SUSPECT_AFTER_S", 0.6)
+    monkeypatch.setattr(regroup, "FROZEN_S", 0.9)
+    once = driver.Plan(plan.at, repeats=1)
+    figures = found(regroup.measure(once, 3))
+    assert set(figures) == {f"{event}: {what}" for event in regroup.EVENTS for what in MOMENTS}
+    least_ms = {"killed: told": 990, "arriving: told": 990, "frozen: met": 500}
+    for name, each in figures.items():
+        [value] = each.values
+        assert value > least_ms.get(name, 0), name
+
+
+@pytest.mark.parametrize("event", ["killed, no grace", "leaving", "frozen"])
+@pytest.mark.parametrize(("nodes", "processes"), [(2, 4), (4, 4), (5, 3)])
+def test_regroup_in_several_processes(
+    plan: driver.Plan, monkeypatch: pytest.MonkeyPatch, event: str, nodes: int, processes: int
+) -> None:
+    monkeypatch.setattr(regroup, "SUSPECT_AFTER_S", 0.6)
+    monkeypatch.setattr(regroup, "FROZEN_S", 0.9)
+    monkeypatch.setattr(regroup, "EVENTS", {event: regroup.EVENTS[event]})
+    once = driver.Plan(plan.at, repeats=1, processes=processes)
+    assert len(regroup.measure(once, nodes)) == len(MOMENTS)
 
 
 def test_idle(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,9 +110,8 @@ def test_what_is_started_has_default_settings(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.slow
 def test_failover_over_a_folder() -> None:
     figures = found(failover.measure(driver.Plan(driver.NOWHERE, repeats=1, processes=2), 3))
-    assert list(figures) == ["the next one serves", "all are attached", "rounds broken"]
+    assert list(figures) == ["the next one serves", "all are attached"]
     assert figures["the next one serves"].median <= figures["all are attached"].median
-    assert figures["rounds broken"].values == (0.0,)
 
 
 def test_failover_over_a_ledger_that_is_none(tmp_path: Path) -> None:
@@ -97,3 +119,29 @@ def test_failover_over_a_ledger_that_is_none(tmp_path: Path) -> None:
     file.write_text("no folder")
     with pytest.raises(driver.BenchError, match="no coordinator over file://"):
         failover.measure(driver.Plan(driver.NOWHERE, ledger=f"file://{file}"), 3)
+
+
+@pytest.mark.slow
+def test_a_failover_is_told_by_its_figures_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    """Each node warns that it has lost a coordinator: that is what is measured."""
+    failover.measure(driver.Plan(driver.NOWHERE, repeats=1), 3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_nodes_said_is_told_when_a_failover_fails(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(failover, "RUN_ID", "another run")  # of which no coordinator knows
+    wait = failover._wait
+
+    def killed_first(groups: list[failover._Nodes], *rest: Any) -> None:
+        if rest[-1] == "a coordinator that has all nodes":
+            os.kill(groups[0].process.pid, signal.SIGABRT)
+        wait(groups, *rest)
+
+    monkeypatch.setattr(failover, "_wait", killed_first)
+    monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
+    with pytest.raises(driver.BenchError, match="ended with exit code -6") as raised:
+        failover.measure(driver.Plan(driver.NOWHERE, repeats=1), 3)
+    assert "Fatal Python error: Aborted" in str(raised.value) or "File " in str(raised.value)
+    assert capfd.readouterr() == ("", "")

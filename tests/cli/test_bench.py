@@ -15,6 +15,9 @@ import pytest
 
 from rallypoint.bench import driver, meet, model, report
 from rallypoint.bench.figure import Figure
+from rallypoint.bench.processes import wait_until
+from rallypoint.cli import api
+from rallypoint.endpoints import parse_endpoint
 
 from .conftest import COMMAND, Cli, Served
 
@@ -113,20 +116,41 @@ def test_a_coordinator_that_refuses(cli: Cli, serve: Callable[..., Served], tmp_
     address = f"127.0.0.1:{serve('--token-file', str(tmp_path / 'right')).port}"
     for more in ([], ["--token-file", str(tmp_path / "wrong")]):
         done = cli("bench", "meet", "--nodes", "2", "--at", address, *more)
-        assert done.code == 1
-        assert f"the coordinator at {address} asks for a token" in done.err
-        assert done.err.splitlines()[-1].startswith("hint: give the coordinator's own")
+        assert done.code == 2
+        assert "token" in done.err.splitlines()[0]
+        assert done.err.splitlines()[-1].startswith("hint: ")
     right = ("--token-file", str(tmp_path / "right"), "--repeats", "1")
     assert cli("bench", "meet", "--nodes", "2", "--at", address, *right).code == 0
 
 
-@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 404 Not Found\r\n\r\n"])
+ANSWERS = (
+    b"SSH-2.0-OpenSSH_9.6\r\n",
+    b"HTTP/1.1 404 Not Found\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n<html></html>",
+    b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"runs": 1}',
+)
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
 def test_what_is_no_coordinator(
     cli: Cli, listener: Callable[[bytes | None], str], answer: bytes
 ) -> None:
-    done = cli("bench", "meet", "--nodes", "2", "--at", listener(answer))
-    assert done.code == 1
-    assert "is no coordinator of Rallypoint" in done.err
+    """An ordinary web server too, which says 200 to anything."""
+    where = listener(answer)
+    done = cli("bench", "meet", "--nodes", "2", "--at", where)
+    assert done.code == 3
+    assert f"what listens at {where} is no Rallypoint coordinator" in done.err
+    assert done.err.splitlines()[-1].startswith("hint: check the host and the port")
+
+
+def test_one_that_never_answers(
+    cli: Cli, listener: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "TIMEOUT_S", 0.2)
+    done = cli("bench", "meet", "--nodes", "2", "--at", listener(None))
+    assert done.code == 3
+    assert "no answer within 0.2 s" in done.err
+    assert "--at" in done.err.splitlines()[-1]
 
 
 def test_a_picture_without_matplotlib(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +186,63 @@ def test_a_limit_of_open_files_that_is_too_low() -> None:
     assert "ulimit -n 564" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("measured")
+def test_too_few_ports_for_all_nodes(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = tmp_path / "ports"
+    ports.write_text("40000\t40099\n")
+    monkeypatch.setattr(driver, "PORTS", ports)
+    assert cli("bench", "meet", "--nodes", "84").code == 0
+    done = cli("bench", "meet", "--nodes", "8,85")
+    assert done.code == 1
+    assert "85 nodes need 101 ports" in done.err
+    assert "net.ipv4.ip_local_port_range has 100 (40000 to 40099)" in done.err
+    assert "sysctl -w net.ipv4.ip_local_port_range='40000 65535'" in done.err
+    assert cli("bench", "runs", "--nodes", "10", "--runs", "9").code == 1
+
+
+@pytest.mark.processes
+def test_a_share_that_is_refused_says_why_and_what_to_do(serve: Callable[..., Served]) -> None:
+    at = f"127.0.0.1:{serve().port}"
+    share = ("bench", "meet", "--at", at, "--repeats", "1", "--nodes", "2")
+
+    def start(*more: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*COMMAND, *share, *more], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    first = start("--run", "shared", "--of", "4")
+    wait_until(lambda: _attached(at, "shared") == 2, "the first share to be there")
+    other = start("--run", "shared", "--of", "5")
+    said = other.communicate(timeout=30)[1]
+    assert other.returncode == 1
+    assert "a node was refused: this node's settings differ" in said
+    assert "max_nodes: the run has 4, this node 5" in said
+    assert said.splitlines()[-1].startswith("hint: start every node of a run with the same")
+    second = start("--run", "shared", "--of", "4")
+    for each in (first, second):
+        said = each.communicate(timeout=30)[1]
+        assert each.returncode == 0, said
+    again = start("--run", "shared", "--of", "4")
+    said = again.communicate(timeout=30)[1]
+    assert again.returncode == 1
+    assert "a node was refused: run 'shared' was closed" in said
+    assert said.splitlines()[-1] == "hint: start again under another run id"
+
+
+def _attached(at: str, run_id: str) -> int:
+    runs = api.runs(parse_endpoint(at), "")["runs"]
+    return sum(each["attached"] for each in runs if each["run_id"] == run_id)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("scenario", ["meet", "regroup"])
+def test_more_processes_than_nodes(cli: Cli, scenario: str) -> None:
+    done = cli("bench", scenario, "--nodes", "2,3", "--processes", "5", "--repeats", "1")
+    assert done.code == 0, done.err
+
+
 @pytest.mark.processes
 def test_several_machines_each_time_their_own_share(serve: Callable[..., Served]) -> None:
     """Here two processes of one machine: neither knows of the other but by the run's rounds."""
@@ -176,7 +257,7 @@ def test_several_machines_each_time_their_own_share(serve: Callable[..., Served]
             text=True,
         )
 
-    processes = [start(3, "--repeats", "4"), start(4, "--repeats", "4", "--processes", "2")]
+    processes = [start(3, "--repeats", "4"), start(4, "--repeats", "4", "--processes", "5")]
     for process, nodes in zip(processes, (3, 4), strict=True):
         out, err = process.communicate(timeout=100)
         assert process.returncode == 0, err

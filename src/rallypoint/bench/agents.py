@@ -6,8 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -18,13 +16,14 @@ from rallypoint.bench.processes import (
     clean_environment,
     end,
     kill_tree,
+    scratch,
+    start,
+    tail_of,
     wait_until,
 )
 
 PLAIN: Final = "rallypoint.bench.plain_worker"
 DDP: Final = "rallypoint.bench.ddp_worker"
-_WORDS: Final = 600
-"""How much of what an agent said last goes into an error, in characters."""
 
 
 class Agent:
@@ -34,16 +33,17 @@ class Agent:
         self, name: str, folder: Path, arguments: Sequence[str], worker: str, token: str
     ) -> None:
         self.name = name
+        self._is_killed = False
         notes = folder / f"{name}.jsonl"
         self._notes = Reader(notes)
         self._said = folder / f"{name}.txt"
         own = {"RALLYPOINT_TOKEN": token} if token else {}
         with self._said.open("wb") as said:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "rallypoint.cli.logged_agent", str(notes), "run"),
+            self.process = start(
+                (
+                    *("-m", "rallypoint.cli.logged_agent", str(notes), "run"),
                     *("--node-name", name, *arguments, "-m", worker, str(notes)),
-                ],
+                ),
                 env=clean_environment(TMPDIR=str(folder), **own),
                 stdin=subprocess.DEVNULL,
                 stdout=said,
@@ -65,20 +65,22 @@ class Agent:
 
     def signal(self, number: int) -> None:
         """Send it to the agent and to its worker, one right after the other."""
+        self._is_killed |= number == signal.SIGKILL
         self.process.send_signal(number)
         os.kill(self.worker_pid, number)
 
     def kill_all(self) -> float:
         """SIGKILL to the agent and to everything that it started; when that began."""
+        self._is_killed = True
         return kill_tree(self.process.pid)
 
     def problem(self) -> str:
-        """How it has ended, if it has, with what it said last."""
+        """How it has ended, if it has and was not killed from here, with what it said last."""
         code = self.process.poll()
-        if code is None or code == -signal.SIGKILL:  # one that we have killed
+        if code is None or self._is_killed:
             return ""
-        said = self._said.read_text("utf-8", "replace").strip()[-_WORDS:]
-        return f"the agent of {self.name} ended with exit code {code}: {said}"
+        with self._said.open("rb") as said:
+            return f"the agent of {self.name} ended with exit code {code}: {tail_of(said)}"
 
 
 @contextlib.contextmanager
@@ -97,8 +99,7 @@ def agents(
 
     The first is there before the others start: with a `host:port` endpoint it is the host.
     """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    with scratch() as folder:
         arguments = ("--nnodes", nnodes, "--endpoint", endpoint, "--run-id", run_id)
         started: list[Agent] = []
         try:

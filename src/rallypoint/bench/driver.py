@@ -8,13 +8,11 @@ its endpoint. Every process that is started here is ended here, by its id.
 from __future__ import annotations
 
 import contextlib
-import http
-import http.client
 import os
 import resource
 import secrets
+import select
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,16 +20,20 @@ from typing import Any, Final
 
 import msgspec
 
+from rallypoint.bench.counting import DEADLINE_S as FLEET_STEP_S
+from rallypoint.bench.processes import DEADLINE_S, Wait, clean_environment, spread, start
 from rallypoint.bench.processes import BenchError as BenchError
-from rallypoint.bench.processes import clean_environment
 from rallypoint.core.values import Address
-from rallypoint.endpoints import Endpoint, EndpointKind, parse_endpoint
 
 SPARE_DESCRIPTORS: Final = 64
 """What a process needs besides its connections."""
 END_S: Final = 5.0
-CONNECT_TIMEOUT_S: Final = 5.0
-RUNS_PATH: Final = "/api/v1/runs"
+_LOOK_S: Final = 0.2
+SPARE_PORTS: Final = 16
+"""What else of this machine may have a port of the range to itself: who listens, above all."""
+PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""From which a connection takes its own port, with IPv6 too: the first and the last (Linux)."""
+PORTS_MAX: Final = 65_535 - 1_024 + 1
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -41,8 +43,8 @@ class Process:
     """A process of ours: its id, its CPU time and its memory."""
 
     def __init__(self, arguments: Sequence[str], **options: Any) -> None:
-        self._popen: subprocess.Popen[bytes] = subprocess.Popen(
-            [sys.executable, *arguments],
+        self._popen = start(
+            arguments,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=clean_environment(),
@@ -50,7 +52,8 @@ class Process:
         )
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
-        self.stdin, self.stdout = self._popen.stdin, self._popen.stdout
+        self.stdin, self._stdout = self._popen.stdin, self._popen.stdout
+        self._read = b""
 
     @property
     def code(self) -> int | None:
@@ -62,11 +65,28 @@ class Process:
         """Its process id."""
         return self._popen.pid
 
-    def line(self, what: str) -> bytes:
-        """Its next line. Raises BenchError if it ends instead."""
-        line: bytes = self.stdout.readline()
-        if not line:
-            raise BenchError(f"{what} ended, with exit code {self._popen.wait(END_S)}")
+    def line(
+        self,
+        who: str,
+        what: str = "its first line",
+        within_s: float = DEADLINE_S,
+        since_s: float = 0.0,
+    ) -> bytes:
+        """Its next line. `who` and `what` say for a person which process this is, and what of it.
+
+        Raises BenchError if it ends instead, or says nothing `within_s` seconds from `since_s` on.
+        """
+        wait = Wait(f"{who}: {what}", within_s, since_s)
+        while b"\n" not in self._read:
+            if select.select([self._stdout], [], [], _LOOK_S)[0]:
+                more = os.read(self._stdout.fileno(), 65_536)
+                if not more:
+                    self.end()
+                    raise BenchError(f"{who} ended, with exit code {self.code}")
+                self._read += more
+            else:
+                wait.check()
+        line, _, self._read = self._read.partition(b"\n")
         return line
 
     def usage(self) -> Usage:
@@ -74,15 +94,19 @@ class Process:
         return usage_of(self.pid)
 
     def end(self) -> None:
-        """Let go of it: its stdin ends; what does not follow is killed."""
-        with contextlib.suppress(OSError):
-            self.stdin.close()
+        """Let go of it; what does not end by that is killed."""
+        self.let_go()
         try:
             self._popen.wait(END_S)
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait()
-        self.stdout.close()
+        self._stdout.close()
+
+    def let_go(self) -> None:
+        """End its stdin."""
+        with contextlib.suppress(OSError):
+            self.stdin.close()
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -143,6 +167,33 @@ def check_descriptors(nodes: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
+def check_ports(connections: int) -> None:
+    """Whether so many connections to one address and port can have a port each (Linux).
+
+    Raises BenchError, which says how many there are and how to have more.
+    """
+    try:
+        first, last = map(int, PORTS.read_text().split())
+    except OSError:  # no Linux
+        return
+    ports, needed = last - first + 1, connections + SPARE_PORTS
+    if ports >= needed:
+        return
+    if needed > PORTS_MAX:
+        hint = f"ask for fewer --nodes: one machine has at most {PORTS_MAX:,} for one coordinator"
+    else:
+        hint = (
+            "raise it and try again (as root: sysctl -w "
+            f"net.ipv4.ip_local_port_range='{min(first, 65_535 - needed + 1)} 65535'), "
+            "or ask for fewer --nodes"
+        )
+    raise BenchError(
+        f"{connections} nodes need {needed} ports of this machine to connect to one coordinator, "
+        f"and net.ipv4.ip_local_port_range has {ports} ({first} to {last})",
+        hint,
+    )
+
+
 # -- coordinators ----------------------------------------------------------------------------------
 
 
@@ -181,47 +232,6 @@ def embedded() -> Iterator[Coordinator]:
         yield Coordinator(Address("127.0.0.1", int(process.line("the coordinator"))), process)
     finally:
         process.end()
-
-
-def running(endpoint: str, token: str) -> Coordinator:
-    """A coordinator that somebody runs. Raises BenchError if none answers there, or it refuses."""
-    place = parse_endpoint(endpoint)
-    if place.kind not in (EndpointKind.HOST, EndpointKind.SERVED):
-        raise BenchError(
-            f"{endpoint!r} does not name a coordinator that runs", "write HOST:PORT or http://..."
-        )
-    _check_answer(endpoint, _ask_for_runs(place, token, endpoint))
-    return Coordinator(Address(place.host, place.port), None, token, endpoint)
-
-
-def _ask_for_runs(place: Endpoint, token: str, endpoint: str) -> int:
-    """The HTTP status with which it answers; 0 for what is no HTTP."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    connection = http.client.HTTPConnection(place.host, place.port, timeout=CONNECT_TIMEOUT_S)
-    with contextlib.closing(connection):
-        try:
-            connection.request("GET", RUNS_PATH, headers=headers)
-            return connection.getresponse().status
-        except http.client.HTTPException:
-            return 0
-        except OSError as error:
-            raise BenchError(
-                f"nobody answers at {endpoint}: {error.strerror or error}",
-                "start one with `rallypoint serve`, or leave --at out",
-            ) from error
-
-
-def _check_answer(endpoint: str, status: int) -> None:
-    if status == http.HTTPStatus.UNAUTHORIZED:
-        raise BenchError(
-            f"the coordinator at {endpoint} asks for a token, and got none or another one",
-            "give the coordinator's own by --token-file or RALLYPOINT_TOKEN",
-        )
-    if status != http.HTTPStatus.OK:
-        raise BenchError(
-            f"what answers at {endpoint} is no coordinator of Rallypoint",
-            "is the port right? `rallypoint serve` prints it",
-        )
 
 
 NOWHERE: Final = Coordinator(Address("127.0.0.1", 0))
@@ -270,23 +280,48 @@ class Plan(msgspec.Struct):
 # -- fleets ----------------------------------------------------------------------------------------
 
 
+_WAITS: Final = {
+    "connect": "all nodes to be let in",
+    "meet": "all nodes to be given a round",
+    "ended": "all nodes to be told that the round has ended",
+    "share": "the nodes of all machines",
+    "store": "all calls of the store to be answered",
+    "barrier": "all nodes to be let through the barrier",
+    "disconnect": "all nodes to be let go",
+}
+_NODES: Final = "a process of nodes"
+_STUCK_S: Final = 60.0
+"""A process of nodes bounds each of its waits, and says more about them: this comes on top."""
+
+
 class Fleet:
     """A process of virtual nodes. `tell` and `hear` apart, so that several work at once."""
 
     def __init__(self) -> None:
         self.process = Process(("-m", "rallypoint.bench.fleet"))
+        self._what, self._within_s, self._since_s = "", 0.0, 0.0
 
     def tell(self, do: str, **arguments: Any) -> None:
-        """Say what to do."""
+        """Say what to do. Raises BenchError if the process has ended."""
+        self._what = _WAITS.get(do, do)
+        if arguments.get("ready"):
+            self._what += " and given a round"
+        steps = 2 * (1 + int(arguments.get("repeats", 0)))
+        self._within_s = _STUCK_S + steps * FLEET_STEP_S + float(arguments.get("within_s", 0.0))
+        self._since_s = float(arguments.get("at_s", 0.0))
         command = {"do": do, **arguments}
-        self.process.stdin.write(msgspec.json.encode(command) + b"\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(msgspec.json.encode(command) + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            self.hear()  # There is nothing to be heard but its end.
 
     def hear(self) -> dict[str, Any]:
         """The answer. Raises BenchError."""
-        answer: dict[str, Any] = msgspec.json.decode(self.process.line("a process of nodes"))
+        line = self.process.line(_NODES, self._what, self._within_s, self._since_s)
+        answer: dict[str, Any] = msgspec.json.decode(line)
         if "error" in answer:
-            raise BenchError(answer["error"])
+            raise BenchError(answer["error"], answer.get("hint", ""))
         return answer
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
@@ -320,11 +355,14 @@ class Fleets:
     ) -> list[dict[str, Any]]:
         """Spread `nodes` nodes over the processes, and attach them.
 
-        `options`: what else a fleet's `connect` takes.
+        A process has two at least: one that freezes, and one that fails. Where there are not
+        enough for all, the others are ended. `options`: what else a fleet's `connect` takes.
         """
-        share, more = divmod(nodes, len(self.each))
-        for index, fleet in enumerate(self.each):
-            own = share + (index < more)
+        shares = spread(nodes, len(self.each), least=2)
+        used, unused = self.each[: len(shares)], self.each[len(shares) :]
+        self.each = used
+        _end(unused)
+        for own, fleet in zip(shares, self.each, strict=True):
             fleet.tell(
                 "connect",
                 host=at.address.host,
@@ -353,8 +391,14 @@ class Fleets:
 
     def end(self) -> None:
         """End the processes."""
-        for fleet in self.each:
-            fleet.process.end()
+        _end(self.each)
+
+
+def _end(fleets: Sequence[Fleet]) -> None:
+    for fleet in fleets:
+        fleet.process.let_go()
+    for fleet in fleets:
+        fleet.process.end()
 
 
 @contextlib.contextmanager
@@ -363,6 +407,10 @@ def fleets(processes: int) -> Iterator[Fleets]:
     made = Fleets(processes)
     try:
         yield made
+    except BaseException:
+        for fleet in made.each:  # It may be in the midst of something, and would not hear.
+            fleet.process.kill()
+        raise
     finally:
         made.end()
 

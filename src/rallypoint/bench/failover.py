@@ -10,22 +10,21 @@ import contextlib
 import http.client
 import json
 import secrets
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from rallypoint.bench.driver import Plan
+from rallypoint.bench.driver import Plan, Process
 from rallypoint.bench.figure import Figure
 from rallypoint.bench.notes import Reader
 from rallypoint.bench.processes import (
-    DEADLINE_S,
+    ANSWER_S,
     BenchError,
-    clean_environment,
-    end,
+    scratch,
+    spread,
+    tail_of,
     wait_until,
 )
 from rallypoint.bench.real_nodes import RUN_ID
@@ -39,20 +38,19 @@ def measure(plan: Plan, nodes: int) -> list[Figure]:
         results = failovers(place, nodes, plan.processes, min(plan.repeats, REPEATS_MAX))
     about = "from kill -9 of the coordinator until the {} node is attached to the next one"
 
-    def figure(name: str, unit: str, about: str, values: list[float]) -> Figure:
+    def figure(name: str, which: str, values: list[float]) -> Figure:
         return Figure(
             scenario="failover",
             name=name,
             nodes=nodes,
-            unit=unit,
+            unit="s",
             values=tuple(values),
-            about=about,
+            about=about.format(which),
         )
 
     return [
-        figure("the next one serves", "s", about.format("first"), [each[0] for each in results]),
-        figure("all are attached", "s", about.format("last"), [each[1] for each in results]),
-        figure("rounds broken", "rounds", "else this would be an error", [0.0]),
+        figure("the next one serves", "first", [each[0] for each in results]),
+        figure("all are attached", "last", [each[1] for each in results]),
     ]
 
 
@@ -63,7 +61,7 @@ def ledger(given: str) -> Iterator[str]:
         place, question, options = given.partition("?")
         yield f"{place.rstrip('/')}/bench-{secrets.token_hex(4)}{question}{options}"
     else:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with scratch() as folder:
             yield f"file://{folder}"
 
 
@@ -75,53 +73,63 @@ def failovers(
     say: Callable[[str], None] = lambda text: None,
 ) -> list[tuple[float, float]]:
     """Seconds from each kill until the first, and until the last node is attached to another."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with scratch() as folder:
         replicas: list[_Replica] = []
         groups: list[_Nodes] = []
         results = []
         try:
-            replicas += (_Replica(ledger) for _ in range(2))
-            share, more = divmod(nodes, processes)
-            for index in range(processes):
-                count = share + (index < more)
-                groups.append(_Nodes(Path(folder), f"part{index}", count, nodes, ledger))
+            for _ in range(2):
+                replicas.append(_Replica(ledger))
+            for index, count in enumerate(spread(nodes, processes)):
+                groups.append(_Nodes(folder, f"part{index}", count, nodes, ledger))
             _wait(groups, lambda: all(g.notes.all("met") for g in groups), "all nodes in a round")
             for index in range(repeats):
                 owner = _owner(replicas, groups, nodes)
                 results.append(_kill(owner, groups, nodes))
                 replicas = [*(r for r in replicas if r is not owner), _Replica(ledger)]
                 say(f"failover of {nodes} nodes, {index + 1} of {repeats}")
+        except BenchError as error:
+            groups.sort(key=lambda each: not each.problem())
+            said = next(filter(None, (each.said() for each in groups)), "")
+            raise BenchError(f"{error}\n{said}".strip(), error.hint) from error
         finally:
-            end([*(each.process for each in replicas), *(each.process for each in groups)])
+            _end([*(each.process for each in replicas), *(each.process for each in groups)])
         return results
+
+
+def _end(processes: list[Process]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.end()
 
 
 class _Replica:
     """A `rallypoint serve` over the ledger."""
 
     def __init__(self, ledger: str) -> None:
+        arguments = ("-m", "rallypoint", "serve", "--port", "0", "--ledger", ledger)
         with tempfile.TemporaryFile() as said:
-            self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                [sys.executable, "-m", "rallypoint", "serve", "--port", "0", "--ledger", ledger],
-                env=clean_environment(),
-                stdout=subprocess.PIPE,
-                stderr=said,
-            )
-            assert self.process.stdout is not None
-            line = self.process.stdout.readline()  # It prints where it listens, or ends.
-            if not line:
-                end([self.process])
-                said.seek(0)
-                text = said.read().decode("utf-8", "replace").strip()
-                raise BenchError(f"no coordinator over {ledger}: {text}")
+            self.process = Process(arguments, stderr=said)
+            try:
+                line = self.process.line("rallypoint serve")
+            except BaseException as error:
+                _end([self.process])
+                if not isinstance(error, BenchError):
+                    raise
+                text = tail_of(said) or str(error)
+                raise BenchError(f"no coordinator over {ledger}: {text}") from error
         self.port = int(line.decode().strip().rpartition(":")[2])
 
     def attached(self) -> int:
-        """How many nodes of the run it has."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+        """How many nodes of the run it has. Raises BenchError if it does not answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)
         with contextlib.closing(connection):
-            connection.request("GET", "/api/v1/runs")
-            runs: list[Any] = json.loads(connection.getresponse().read())["runs"]
+            try:
+                connection.request("GET", "/api/v1/runs")
+                runs: list[Any] = json.loads(connection.getresponse().read())["runs"]
+            except (OSError, http.client.HTTPException) as error:
+                raise BenchError(f"a coordinator does not answer any more: {error}") from error
         return sum(int(each["attached"]) for each in runs if each["run_id"] == RUN_ID)
 
 
@@ -132,14 +140,15 @@ class _Nodes:
         path = folder / f"{name}.jsonl"
         self.count = count
         self.notes = Reader(path)
-        self.process: subprocess.Popen[bytes] = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "rallypoint.bench.real_nodes", str(path)),
-                *(name, str(count), str(total), endpoint),
-            ],
-            env=clean_environment(),
-            stdin=subprocess.DEVNULL,
-        )
+        self._said = folder / f"{name}.txt"
+        arguments = ("-m", "rallypoint.bench.real_nodes", str(path), name, str(count), str(total))
+        with self._said.open("wb") as said:  # Each node tells of each coordinator that it loses.
+            self.process = Process((*arguments, endpoint), stderr=said)
+
+    def said(self) -> str:
+        """What its nodes said last."""
+        with self._said.open("rb") as said:
+            return tail_of(said)
 
     def attached_since(self, since_s: float) -> dict[str, float]:
         """When each of its nodes was first attached since then, by name."""
@@ -152,7 +161,7 @@ class _Nodes:
         """Why nothing more will come of it, if that is so."""
         if self.notes.all("ended"):
             return "the round has ended, or a node gave up"
-        code = self.process.poll()
+        code = self.process.code
         return "" if code is None else f"a process of nodes ended with exit code {code}"
 
 
@@ -185,6 +194,6 @@ def _kill(owner: _Replica, groups: list[_Nodes], nodes: int) -> tuple[float, flo
     )
     for problem in filter(None, (each.problem() for each in groups)):
         raise BenchError(problem)
-    end([owner.process])
+    owner.process.end()
     times = [at_s - killed_s for g in groups for at_s in g.attached_since(killed_s).values()]
     return min(times), max(times)

@@ -1,24 +1,38 @@
 """Processes that are measured: how they are started, watched, and ended by their id.
 
 They are started with default settings, whatever this shell has set, and import the same
-`rallypoint` as this process does.
+`rallypoint` as this process does. A terminal's signals do not reach them: this process ends them,
+and should it be killed, the kernel does (child.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import IO, Any, Final, Protocol
+
+from rallypoint.bench import child, sweeper
 
 PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
 DEADLINE_S: Final = 60.0
 """How long anything may take before the measurement has failed."""
+SAY_AFTER_S: Final = 10.0
+"""After so long a person is told what is waited for."""
+ANSWER_S: Final = 5.0
+"""How long a process that is well may take to answer a question."""
 POLL_S: Final = 0.02
+TAIL_BYTES: Final = 600
+"""How much of what a process said last goes into an error."""
+_log: Final = logging.getLogger(__name__)
 
 
 class BenchError(Exception):
@@ -36,10 +50,63 @@ def clean_environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": path} | more
 
 
+def start(arguments: Sequence[str], *, env: dict[str, str], **options: Any) -> _Bytes:
+    """This interpreter with these arguments, in a session of its own, ended with this process.
+
+    With the thread that calls this, to be exact. `options`: of subprocess.Popen.
+    """
+    python = (sys.executable, *arguments)
+    return subprocess.Popen(
+        [*_SCRIPT, child.__file__, str(os.getpid()), *python],
+        env=env,
+        start_new_session=True,
+        **options,
+    )
+
+
+_Bytes = subprocess.Popen[bytes]
+_SCRIPT: Final = (sys.executable, "-IS")
+"""A file of the standard library alone, without what takes time to start."""
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that is gone with the block, and also if this process is killed within it."""
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
+        sweeping = subprocess.Popen(
+            [*_SCRIPT, sweeper.__file__, folder], stdin=subprocess.PIPE, start_new_session=True
+        )
+        try:
+            yield Path(folder)
+        finally:
+            end([sweeping])
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens at; nobody else is likely to take it meanwhile."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
+
+
+class Wait:
+    """One wait for something that has `within_s` seconds from `since_s` on, or from now.
+
+    Should it take long, a line of the log says once what is waited for.
+    """
+
+    def __init__(self, waited_for: str, within_s: float, since_s: float = 0.0) -> None:
+        self._waited_for, self._within_s = waited_for, within_s
+        self._since_s = max(since_s, time.monotonic())
+        self._has_said = False
+
+    def check(self) -> None:
+        """To be called from time to time. Raises BenchError once it has taken too long."""
+        waited_s = time.monotonic() - self._since_s
+        if waited_s > self._within_s:
+            raise BenchError(f"not within {self._within_s:g} s: {self._waited_for}")
+        if waited_s > SAY_AFTER_S and not self._has_said:
+            self._has_said = True
+            _log.warning("waiting for %.0f s by now: %s", waited_s, self._waited_for)
 
 
 def wait_until(
@@ -52,14 +119,27 @@ def wait_until(
 
     What is waited for carries its own time, so looking late changes no figure. Raises BenchError.
     """
-    ends_s = time.monotonic() + within_s
+    wait = Wait(waited_for, within_s)
     while not what():
         problem = unless()
         if problem:
             raise BenchError(f"waited for {waited_for}, but {problem}")
-        if time.monotonic() > ends_s:
-            raise BenchError(f"not within {within_s:g} s: {waited_for}")
+        wait.check()
         time.sleep(POLL_S)
+
+
+def tail_of(said: IO[bytes]) -> str:
+    """The end of what a process has written to this file."""
+    size = said.seek(0, os.SEEK_END)
+    said.seek(max(0, size - TAIL_BYTES))
+    return said.read().decode("utf-8", "replace").strip()
+
+
+def spread(nodes: int, processes: int, least: int = 1) -> list[int]:
+    """How many nodes each of so many processes has; fewer processes, where not all had `least`."""
+    count = max(1, min(processes, nodes // least))
+    share, more = divmod(nodes, count)
+    return [share + (index < more) for index in range(count)]
 
 
 # -- ending them -----------------------------------------------------------------------------------

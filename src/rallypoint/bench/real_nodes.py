@@ -3,13 +3,15 @@
     python -m rallypoint.bench.real_nodes FILE NAME COUNT TOTAL ENDPOINT
 
 COUNT nodes of a run of TOTAL. They write down whenever one is attached, `met` once all of this
-process are in the round, and `ended` should it end; then they stay until they are killed. Virtual
-nodes (virtual.py) would not do: they know one address, and do not look for another coordinator.
+process are in the round, and `ended` should it end; then they stay until stdin ends or they are
+killed. Virtual nodes (virtual.py) would not do: they know one address, and do not look for another
+coordinator.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from typing import Final
 
@@ -38,7 +40,8 @@ def node(kind: type[Node], name: str, run_id: str, total: int, endpoint: str) ->
 
 
 async def _stay(notes: Writer, name: str, count: int, total: int, endpoint: str) -> None:
-    """Until it is killed. The end of the round would be the end of the measurement."""
+    """Until stdin ends. The end of the round would be the end of the measurement."""
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), os._exit, 0)
     kind = logged(notes)
     nodes = [node(kind, f"{name}-{index}", RUN_ID, total, endpoint) for index in range(count)]
     await asyncio.gather(*(each.open() for each in nodes))

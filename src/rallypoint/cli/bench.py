@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import enum
 import importlib.util
-from collections.abc import Callable, Sequence
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rallypoint.cli import output
+from rallypoint.cli import api, output
 from rallypoint.cli.common import TokenFileOption, token_of
-from rallypoint.errors import RallypointError, UsageError
+from rallypoint.core.values import Address
+from rallypoint.endpoints import EndpointKind, parse_endpoint
+from rallypoint.errors import RallypointError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from rallypoint.bench.driver import Coordinator, Plan
@@ -136,7 +141,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure on this machine, with nodes that are real for the coordinator. See docs/scale.md."""
-    from rallypoint.bench import driver, recover, report
+    from rallypoint.bench import driver, report
 
     sizes = _sizes(nodes or _SIZES.get(scenario, _SIZES_ELSE))
     _check_together(scenario, sizes, at, ddp=ddp, runs=runs, run=run, of=of)
@@ -159,12 +164,13 @@ def bench(
     def place() -> contextlib.AbstractContextManager[Coordinator]:
         return _coordinator(scenario, at, token_of(token_file) or "")
 
-    try:
+    if scenario is Scenario.RECOVER:
+        _check_recover(plan_for(driver.NOWHERE), sizes)
+    with _ended_by_signals(), _long_waits_told(), _as_failure():
         # Before a coordinator is started, which inherits the limit of open files.
-        driver.check_descriptors(_connections(scenario, max(sizes), runs or _RUNS))
-        if scenario is Scenario.RECOVER:
-            for size in sizes:
-                recover.check(plan_for(driver.NOWHERE), size)
+        connections = _connections(scenario, max(sizes), runs or _RUNS)
+        driver.check_descriptors(connections)
+        driver.check_ports(connections)
         if scenario is Scenario.MODEL:
             _model(about, sizes, place, plan_for, as_json=as_json, plot=plot)
             return
@@ -176,8 +182,6 @@ def bench(
                 number = f" ({index + 1} of {len(sizes)} sizes)" if len(sizes) > 1 else ""
                 output.note(f"{scenario.value} with {size:,} nodes{number}")
                 figures += measure(plan, size)
-    except driver.BenchError as error:
-        raise BenchFailedError(str(error), hint=error.hint) from error
     if as_json:
         output.print_json(report.as_json(about, figures))
     else:
@@ -226,6 +230,74 @@ def _model(
             output.note(text)
     if plot is not None:
         _plot(lambda path: model.plot(costs, path), plot)
+
+
+# -- while it is measured --------------------------------------------------------------------------
+
+
+class _Stopped(BaseException):
+    """A signal came. As with KeyboardInterrupt, nothing but the end of the command catches it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP end what was started, and then the command, with 128 + signal.
+
+    A second one ends it at once; the processes are then ended by the kernel. What whoever started
+    this has ignored (nohup) stays so.
+    """
+    before: dict[int, Any] = {}
+
+    def stop(number: int, frame: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise _Stopped(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(each) is not signal.SIG_IGN:
+                before[each] = signal.signal(each, stop) or signal.SIG_DFL
+    try:
+        yield
+    except _Stopped as stopped:
+        with contextlib.suppress(OSError):  # The terminal may be what has ended.
+            output.note(f"{signal.Signals(stopped.number).name}: what was started has ended")
+        raise typer.Exit(128 + stopped.number) from None
+    finally:
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+
+class _Notes(logging.Handler):
+    """Lines of the log as messages of this command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        output.note(record.getMessage())
+
+
+@contextlib.contextmanager
+def _long_waits_told() -> Iterator[None]:
+    """What `bench` logs, a wait that takes long, is said on stderr."""
+    log, notes = logging.getLogger("rallypoint.bench"), _Notes()
+    log.addHandler(notes)
+    try:
+        yield
+    finally:
+        log.removeHandler(notes)
+
+
+@contextlib.contextmanager
+def _as_failure() -> Iterator[None]:
+    from rallypoint.bench.driver import BenchError
+
+    try:
+        yield
+    except BenchError as error:
+        raise BenchFailedError(str(error), hint=error.hint) from error
 
 
 # -- what was asked for ----------------------------------------------------------------------------
@@ -280,6 +352,17 @@ def _check_together(
         _check_share(sizes, at, of)
 
 
+def _check_recover(plan: Plan, sizes: Sequence[int]) -> None:
+    """Raises UsageError."""
+    from rallypoint.bench import driver, recover
+
+    try:
+        for size in sizes:
+            recover.check(plan, size)
+    except driver.BenchError as error:
+        raise UsageError(str(error), hint=error.hint) from error
+
+
 def _check_share(sizes: Sequence[int], at: str, of: int) -> None:
     if at in _PLACES:
         raise UsageError(
@@ -310,7 +393,31 @@ def _coordinator(
         return driver.served()
     if at == "embedded":
         return driver.embedded()
-    return contextlib.nullcontext(driver.running(at, token))
+    return contextlib.nullcontext(_running(at, token))
+
+
+def _running(at: str, token: str) -> Coordinator:
+    """A coordinator that somebody runs, and that lets this in. Raises UsageError, and as api.runs.
+
+    An ordinary web server would have all nodes fail later, one by one.
+    """
+    from rallypoint.bench import driver
+
+    place = parse_endpoint(at)
+    if place.kind not in (EndpointKind.HOST, EndpointKind.SERVED):
+        raise UsageError(
+            f"--at {at!r} does not name a coordinator that runs",
+            hint="write HOST:PORT or http://...",
+        )
+    try:
+        api.runs(place, token)
+    except UnreachableError as error:
+        raise UnreachableError(
+            error.message,
+            hint="start one with `rallypoint serve`, or leave --at out",
+            attempts=error.attempts,
+        ) from error
+    return driver.Coordinator(Address(place.host, place.port), None, token, at)
 
 
 # -- pictures --------------------------------------------------------------------------------------
