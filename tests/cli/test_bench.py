@@ -161,6 +161,45 @@ def test_a_picture_without_matplotlib(cli: Cli, monkeypatch: pytest.MonkeyPatch)
     assert "pip install" in done.err
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "it is a folder"),
+        ("figures", "knows no ''"),
+        ("figures.docx", "knows no '.docx'"),
+        ("nowhere/figures.png", "there is no folder"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn(cli: Cli, tmp_path: Path, name: str, said: str) -> None:
+    pytest.importorskip("matplotlib")
+    done = cli("bench", "meet", "--plot", str(tmp_path / name))
+    assert done.code == 2
+    assert said in done.err.splitlines()[0]
+    assert done.err.splitlines()[-1].startswith("hint: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where nobody may write, not even root: /proc")
+@pytest.mark.parametrize("path", ["/proc/figures.png", "/proc/version.png"])
+def test_a_picture_where_nothing_can_be_written(cli: Cli, path: str) -> None:
+    pytest.importorskip("matplotlib")
+    done = cli("bench", "meet", "--plot", path)
+    assert done.code == 2
+    assert f"cannot draw to {path}: " in done.err
+    assert "a folder that you may write" in done.err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_picture_that_is_there_is_kept_until_it_is_drawn(cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "figures.svg"
+    path.write_text("the one of yesterday")
+    assert cli("bench", "meet", "--nodes", "1", "--plot", str(path)).code == 2
+    assert path.read_text() == "the one of yesterday"
+    assert cli("bench", "meet", "--nodes", "2", "--plot", str(path)).code == 0
+    assert "<svg" in path.read_text()
+
+
 @pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize("scenario", ["meet", "model"])
 def test_a_picture(cli: Cli, tmp_path: Path, scenario: str) -> None:

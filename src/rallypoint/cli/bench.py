@@ -7,6 +7,7 @@ import enum
 import importlib.util
 import logging
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -429,8 +430,39 @@ def _check_plot(path: Path) -> None:
         raise UsageError(
             "--plot needs matplotlib, which is not installed", hint="pip install matplotlib"
         )
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"cannot draw to {path}: there is no folder {path.parent}")
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise UsageError(
+            f"cannot draw to {path}: it is a folder", hint=f"name a file: {path / 'figures.png'}"
+        )
+    if not folder.is_dir():
+        raise UsageError(
+            f"cannot draw to {path}: there is no folder {path.parent}",
+            hint=f"mkdir -p {path.parent}",
+        )
+    _check_suffix(path)
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(
+            f"cannot draw to {path}: {error.strerror or error}",
+            hint="name a file in a folder that you may write",
+        ) from error
+
+
+def _check_suffix(path: Path) -> None:
+    from matplotlib.figure import Figure as Picture  # optional: only for this
+
+    known = sorted(Picture().canvas.get_supported_filetypes())
+    if path.suffix.lower().lstrip(".") not in known:
+        raise UsageError(
+            f"cannot draw to {path}: matplotlib tells by its suffix what it is to be, "
+            f"and knows no {path.suffix!r}",
+            hint=f"one of {', '.join(f'.{each}' for each in known)}",
+        )
 
 
 def _plot(draw: Callable[[Path], None], path: Path) -> None:
