@@ -26,6 +26,7 @@ EVENTS: Final = {
 SUSPECT_AFTER_S: Final = 5.0
 FROZEN_S: Final = SUSPECT_AFTER_S + 2.0
 """By then a frozen node is suspect: its last heartbeat was up to a third of that ago."""
+LAST_CALL_S: Final = 0.5
 REPEATS_MAX: Final = 5
 
 
@@ -40,7 +41,9 @@ def settings(nodes: int, event: str) -> dict[str, Any]:
     if event == "killed, no grace":
         chosen["reconnect_grace_s"] = 0.0
     if event == "arriving":
-        chosen["last_call_s"] = 0.0  # The first round does not wait for the one that is to come.
+        # The first round waits no longer than this for the one that is to come, and the next, of
+        # which all have called, not at all. With 0 it would begin without the last that calls.
+        chosen["last_call_s"] = LAST_CALL_S
     return chosen
 
 
