@@ -11,6 +11,7 @@ Run by its path: what it imports is the standard library's, and it is done in mi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -22,9 +23,10 @@ PR_SET_PDEATHSIG: Final = 1
 def main(parent: str, *program: str) -> None:
     """Never returns."""
     if sys.platform == "linux":
-        import ctypes
+        with contextlib.suppress(ImportError, OSError):  # Some Pythons have no ctypes.
+            import ctypes
 
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != int(parent):  # It ended before the kernel knew of this.
             sys.exit(128 + signal.SIGKILL)
     os.execv(program[0], program)
