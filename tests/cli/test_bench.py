@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rallypoint.bench import driver, meet, model, report
+from rallypoint.bench import driver, meet, model, processes, report
 from rallypoint.bench.figure import Figure
 from rallypoint.bench.processes import wait_until
 from rallypoint.cli import api
@@ -226,6 +226,21 @@ def test_a_limit_of_open_files_that_is_too_low() -> None:
 
 
 @pytest.mark.usefixtures("measured")
+def test_what_takes_long_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([False, False, True])
+
+    def waits(plan: driver.Plan, nodes: int) -> list[Figure]:
+        wait_until(lambda: next(looks), "snow")
+        return []
+
+    monkeypatch.setattr(processes, "SAY_AFTER_S", 0.0)
+    monkeypatch.setattr(meet, "measure", waits)
+    done = cli("bench", "meet", "--nodes", "2")
+    assert done.code == 0
+    assert done.err.splitlines()[1:] == ["rallypoint: waiting for 0 s by now: snow"]
+
+
+@pytest.mark.usefixtures("measured")
 def test_too_few_ports_for_all_nodes(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,7 +293,7 @@ def _attached(at: str, run_id: str) -> int:
 @pytest.mark.processes
 @pytest.mark.parametrize("scenario", ["meet", "regroup"])
 def test_more_processes_than_nodes(cli: Cli, scenario: str) -> None:
-    done = cli("bench", scenario, "--nodes", "2,3", "--processes", "5", "--repeats", "1")
+    done = cli("bench", scenario, "--nodes", "2,5", "--processes", "5", "--repeats", "1")
     assert done.code == 0, done.err
 
 
@@ -296,8 +311,8 @@ def test_several_machines_each_time_their_own_share(serve: Callable[..., Served]
             text=True,
         )
 
-    processes = [start(3, "--repeats", "4"), start(4, "--repeats", "4", "--processes", "5")]
-    for process, nodes in zip(processes, (3, 4), strict=True):
+    shares = [start(3, "--repeats", "4"), start(4, "--repeats", "4", "--processes", "5")]
+    for process, nodes in zip(shares, (3, 4), strict=True):
         out, err = process.communicate(timeout=100)
         assert process.returncode == 0, err
         figures = json.loads(out)["figures"]
