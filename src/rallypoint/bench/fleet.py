@@ -192,16 +192,14 @@ class Fleet:
 
     async def kill(self, *, index: int) -> dict[str, Any]:
         """Cut one node's connection without a word; it is no node of this fleet any more."""
-        node = self.nodes.pop(index)
-        node.on_lost = lambda node, why: None
+        node = self._taken_out(index)
         at_s = time.monotonic()
         node.abort()
         return {"at_s": at_s}
 
     async def leave(self, *, index: int) -> dict[str, Any]:
         """One node says goodbye."""
-        node = self.nodes.pop(index)
-        node.on_lost = lambda node, why: None
+        node = self._taken_out(index)
         at_s = time.monotonic()
         node.goodbye()
         return {"at_s": at_s}
@@ -221,8 +219,7 @@ class Fleet:
 
     async def freeze(self, *, index: int) -> dict[str, Any]:
         """One node goes silent and keeps its connection."""
-        node = self.nodes.pop(index)
-        node.on_lost = lambda node, why: None
+        node = self._taken_out(index)
         assert node.transport is not None
         node.transport.pause_reading()
         node.machine.disconnected()  # It has no heartbeat any more.
@@ -339,6 +336,13 @@ class Fleet:
         node.on_ended = self._on_ended
         node.on_closed = lambda node, close: self._closed.set()
         node.on_lost = self._on_lost
+        return node
+
+    def _taken_out(self, index: int) -> VirtualNode:
+        """A node of which nothing counts any more: whoever leaves is told of the end as well."""
+        node = self.nodes.pop(index)
+        node.on_ended = lambda node, change: None
+        node.on_lost = lambda node, why: None
         return node
 
     def _on_attached(self, node: VirtualNode) -> None:
