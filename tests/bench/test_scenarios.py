@@ -114,6 +114,15 @@ def test_failover_over_a_folder() -> None:
     assert figures["the next one serves"].median <= figures["all are attached"].median
 
 
+def test_a_folder_that_was_given_is_left_as_it_was(tmp_path: Path) -> None:
+    kept = tmp_path / "theirs"
+    kept.touch()
+    with failover.ledger(f"file://{tmp_path}") as place:
+        (tmp_path / place.rpartition("/")[2]).mkdir()
+        assert len(list(tmp_path.iterdir())) == 2
+    assert list(tmp_path.iterdir()) == [kept]
+
+
 def test_failover_over_a_ledger_that_is_none(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("no folder")

@@ -23,7 +23,10 @@ from .conftest import COMMAND, Cli, Served
 
 Snapshot = Callable[[str, str], None]
 
-MACHINE = {"rallypoint": "1", "python": "3", "system": "Linux", "cores": 2, "load": 0.5}
+MACHINE = {
+    **{"rallypoint": "1", "python": "3", "system": "Linux", "cores": 2, "load": 0.5},
+    "event_loop": "uvloop 1",
+}
 WRONG = (
     ("meet", "--nodes", "eight"),
     ("meet", "--nodes", "1"),

@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from rallypoint.bench.processes import (
     wait_until,
 )
 from rallypoint.bench.real_nodes import RUN_ID
+from rallypoint.endpoints import FilePlace, parse_endpoint
 
 REPEATS_MAX: Final = 5
 
@@ -56,13 +58,22 @@ def measure(plan: Plan, nodes: int) -> list[Figure]:
 
 @contextlib.contextmanager
 def ledger(given: str) -> Iterator[str]:
-    """A place in the ledger that nobody has used; with none given, a folder of its own."""
-    if given:
-        place, question, options = given.partition("?")
-        yield f"{place.rstrip('/')}/bench-{secrets.token_hex(4)}{question}{options}"
-    else:
+    """A place in the ledger that nobody has used; with none given, a folder of its own.
+
+    A folder is removed afterwards. What stands in etcd is swept by the next who serves there.
+    """
+    if not given:
         with scratch() as folder:
             yield f"file://{folder}"
+        return
+    where, question, options = given.partition("?")
+    own = f"{where.rstrip('/')}/bench-{secrets.token_hex(4)}{question}{options}"
+    try:
+        yield own
+    finally:
+        place = parse_endpoint(own).place
+        if isinstance(place, FilePlace):
+            shutil.rmtree(place.folder, ignore_errors=True)
 
 
 def failovers(

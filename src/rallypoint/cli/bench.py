@@ -186,6 +186,7 @@ def bench(
     if as_json:
         output.print_json(report.as_json(about, figures))
     else:
+        output.note(report.described(about))
         output.show(report.table(figures))
     if plot is not None:
         _plot(lambda path: report.plot(figures, path), plot)
@@ -220,12 +221,13 @@ def _model(
     as_json: bool,
     plot: Path | None,
 ) -> None:
-    from rallypoint.bench import model
+    from rallypoint.bench import model, report
 
     costs = model.measure(place, sizes, plan_for, output.note)
     if as_json:
         output.print_json(model.as_json(about, costs))
     else:
+        output.note(report.described(about))
         output.show(model.table(costs))
         for text in model.remarks(costs):
             output.note(text)
