@@ -117,6 +117,6 @@ def plot(figures: Sequence[Figure], path: Path) -> None:
 def described(about: dict[str, Any]) -> str:
     """The machine in one line, for above a table."""
     return (
-        f"measured by {about['rallypoint']} on {about['cores']} cores, {about['system']}, Python "
+        f"version {about['rallypoint']} on {about['cores']} cores, {about['system']}, Python "
         f"{about['python']}, {about['event_loop']}; load average before: {about['load']}"
     )
