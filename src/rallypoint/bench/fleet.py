@@ -399,8 +399,9 @@ class Fleet:
             await asyncio.sleep(self._tick_s)
             now_s = time.monotonic()
             while self._due and self._due[0][0] <= now_s:
-                node = heapq.heappop(self._due)[2]
-                node.tick(now_s)
+                due_s, _, node = heapq.heappop(self._due)
+                # As if it were said when it was due: what is said in one bunch is not so for ever.
+                node.tick(max(due_s, now_s - TICK_S))
                 self._watch(node)
 
 

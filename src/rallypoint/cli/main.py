@@ -70,7 +70,8 @@ _CommandLineError: Any = typer.BadParameter.__mro__[2]
 def _usage(error: Any) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "rallypoint"
-    output.print_error(error.format_message().rstrip("."), f"`{command} --help` lists the options")
+    message = " ".join(error.format_message().split())  # typer puts each choice on its own line
+    output.print_error(message.rstrip("."), f"`{command} --help` lists the options")
     return ExitCode.USAGE
 
 
