@@ -53,7 +53,14 @@ def test_every_exit_code_is_documented(cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["bogus"], ["run", "--bogus"], ["serve", "--port", "70000"], ["close"], ["env", "more"], ["bench"]],
+    [
+        ["bogus"],
+        ["run", "--bogus"],
+        ["serve", "--port", "70000"],
+        ["close"],
+        ["env", "more"],
+        ["bench"],
+    ],
 )
 def test_a_line_that_cannot_be_read_is_a_usage_error(cli: Cli, arguments: list[str]) -> None:
     done = cli(*arguments)
