@@ -16,12 +16,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from benchmarks import quiet
 from benchmarks.peers import common, install
 from benchmarks.peers.catalogue import PROCESS_BYTES, Peer
 
+HELD: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NOT_INSTALLED: Final = "not installed (`run.py --install` does it)"
 REASON_CHARS_MAX: Final = 160
 MEMORY: Final = Path("/dev/shm")
@@ -87,17 +88,15 @@ def _run_in_a_folder(command: Sequence[str], deadline_s: float) -> tuple[int | N
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as errors,
     ):
-        process = subprocess.Popen(
-            command,
-            env=_environment(folder),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=errors,
-            start_new_session=True,
-            # Nobody else would end it if this process were killed.
-            preexec_fn=common.die_with_parent if sys.platform == "linux" else None,
-        )
+        # A signal that came while the script is being started would leave it to nobody.
+        let_through = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
         try:
+            process = _started(command, folder, out, errors, let_through)
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, let_through)
+            raise
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, let_through)
             code: int | None = process.wait(deadline_s)
         except subprocess.TimeoutExpired:
             code = None
@@ -106,6 +105,25 @@ def _run_in_a_folder(command: Sequence[str], deadline_s: float) -> tuple[int | N
         out.seek(0)
         errors.seek(0)
         return code, out.read(), errors.read().decode(errors="replace")
+
+
+def _started(
+    command: Sequence[str], folder: str, out: IO[bytes], errors: IO[bytes], let_through: set[Any]
+) -> subprocess.Popen[bytes]:
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, let_through)
+        if sys.platform == "linux":  # Nobody else would end it if this process were killed.
+            common.die_with_parent()
+
+    return subprocess.Popen(
+        command,
+        env=_environment(folder),
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=errors,
+        start_new_session=True,
+        preexec_fn=prepare,
+    )
 
 
 def _environment(folder: str) -> dict[str, str]:
