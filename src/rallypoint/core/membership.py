@@ -307,7 +307,8 @@ class Membership:
         self._suspicion.heard(member)
         self._suspicion.answered(member.name)
         self._refuse_rival(member)
-        self._consider(member, is_told=True)
+        member.told_standby = self.is_standby(member)  # by the welcome
+        self._consider(member)
         self._do(do.Welcome(event.link, member.id, resumed=True, standing=self._standing(member)))
 
     def _standing(self, member: Member) -> do.Standing:
@@ -398,7 +399,7 @@ class Membership:
         is_steady = self._now_s - member.attached_s >= STEADY_S
         return base_s if is_steady else self._departures.delay_s(member.name, base_s)
 
-    def _consider(self, member: Member, *, is_told: bool = False) -> None:
+    def _consider(self, member: Member) -> None:
         """A newcomer that is ready may be let in once its delay is over. O(1).
 
         On standby it is told so once, and not again by each round that has no place for it.
@@ -406,10 +407,9 @@ class Membership:
         if member.file is not File.NEWCOMER:
             return
         self._let_in_from_s = min(self._let_in_from_s, member.eligible_s)
-        if self.is_standby(member):
-            if not (is_told or member.told_standby):
-                self._do(do.Notify(member.id, standby=True))
+        if self.is_standby(member) and not member.told_standby:
             member.told_standby = True
+            self._do(do.Notify(member.id, standby=True))
 
     def _on_worker_failed(self, event: on.WorkerFailed) -> None:
         member = self.roster.living(event.node)
