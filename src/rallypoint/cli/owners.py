@@ -87,13 +87,17 @@ def owner_of(endpoint: Endpoint, token: str, run_id: str) -> Owner:
     """
     if endpoint.kind is not EndpointKind.LEDGER:
         return Owner("", (endpoint,), token)
-    known = find(endpoint, token, run_id)
+    return serving(find(endpoint, token, run_id))
+
+
+def serving(known: Known) -> Owner:
+    """Who coordinates a run of a ledger. Raises RunClosedError and CoordinatorError."""
     if known.close is not None:
         # Whoever closed it may be gone: what the ledger says is final (R6).
-        raise RunClosedError(reasons.run_over(run_id, known.close))
+        raise RunClosedError(reasons.run_over(known.run_id, known.close))
     if known.owner is not None:
         return known.owner
-    raise CoordinatorError(f"run {run_id!r} has no coordinator now", hint=UNOWNED_HINT)
+    raise CoordinatorError(f"run {known.run_id!r} has no coordinator now", hint=UNOWNED_HINT)
 
 
 def owners(endpoint: Endpoint, token: str) -> tuple[list[Owner], list[Known]]:

@@ -53,7 +53,9 @@ def status(
             known = owners.find(where, token, run_id)
             if known.close is not None:  # Whoever closed it may be gone.
                 return known.summary
-        owner = owners.owner_of(where, token, run_id)
+            owner = owners.serving(known)
+        else:
+            owner = owners.owner_of(where, token, run_id)
         return owner.ask(lambda at, secret: api.run(at, secret, run_id, shown))
 
     if watch:
