@@ -254,6 +254,18 @@ def test_nobody_at_the_endpoint_is_an_error_within_the_timeout(kind: str) -> Non
         handler.next_rendezvous()
 
 
+@needs_torch
+def test_no_client_of_torchs_is_made_before_somebody_listens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It waits long between two tries, and prints its stack when its timeout is over."""
+    monkeypatch.delattr(torch_bridge, "tcp_store")
+    port = free_port()
+    handler = create_rdzv_handler(parameters(f"localhost:{port}", 2, rank=1, timeout=1))
+    with pytest.raises(RendezvousConnectionError, match="within 1 s: Connection refused"):
+        handler.next_rendezvous()
+
+
 def test_a_port_that_is_taken_is_an_error(kind: str) -> None:
     with closing(socket.create_server(("", 0), family=socket.AF_INET)) as other:
         endpoint = f"localhost:{other.getsockname()[1]}"
@@ -316,7 +328,11 @@ def test_processes_without_torch_meet(
 
 @needs_torch
 @pytest.mark.processes
-def test_a_node_with_torch_says_that_rank_0_has_none(rank_0_without_torch: int) -> None:
+def test_a_node_with_torch_says_that_rank_0_has_none(
+    rank_0_without_torch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And makes no client of torch's, which would go on in the background for its timeout."""
+    monkeypatch.delattr(torch_bridge, "tcp_store")
     params = parameters(f"localhost:{rank_0_without_torch}", 2, rank=1, timeout=60)
     with pytest.raises(RendezvousConnectionError, match="it has no PyTorch, while this node has"):
         create_rdzv_handler(params).next_rendezvous()

@@ -25,7 +25,8 @@ from rallypoint.client.blocking import portal
 from rallypoint.core import store as ops
 from rallypoint.rendezvous import store_server as wire
 from rallypoint.rendezvous.store_client import TcpStore, open_store
-from rallypoint.rendezvous.store_server import StoreServer, is_greeted_at, serve_at
+from rallypoint.rendezvous.store_probe import StoreKind, kind_at
+from rallypoint.rendezvous.store_server import StoreServer, serve_at
 from rallypoint.wire import local
 from rallypoint.wire.messages import MESSAGE_BYTES_MAX, MalformedError
 
@@ -264,9 +265,12 @@ def test_a_program_that_speaks_otherwise_is_no_store() -> None:
 
 
 def test_a_server_is_known_by_its_greeting(server: StoreServer) -> None:
-    assert is_greeted_at("localhost", server.port, 5) is True
+    assert kind_at("localhost", server.port, 5) is StoreKind.OURS
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert is_greeted_at("127.0.0.1", silent.getsockname()[1], 0.05) is False
+        port = silent.getsockname()[1]
+        assert kind_at("127.0.0.1", port, 0.05) is StoreKind.UNKNOWN
+    with pytest.raises(ConnectionRefusedError):
+        kind_at("127.0.0.1", port, 5)
 
 
 # -- a server that is stopped --------------------------------------------------------------------

@@ -12,11 +12,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn
 
 from rallypoint import errors
+from rallypoint.client.finding import Pauses, describe_os_error
 from rallypoint.rendezvous import torch_bridge
 from rallypoint.rendezvous.api import (
     RendezvousConnectionError,
@@ -27,18 +27,19 @@ from rallypoint.rendezvous.api import (
     RendezvousStoreInfo,
     RendezvousTimeoutError,
 )
+from rallypoint.rendezvous.deadlines import within
+from rallypoint.rendezvous.store_probe import StoreKind, kind_at
 from rallypoint.rendezvous.utils import parse_rendezvous_endpoint
 
 __all__ = ["StaticTCPRendezvous", "create_rdzv_handler"]
 
 DEFAULT_TIMEOUT_S: Final = 600
 PROBE_S: Final = 1.0
-"""How often a node whose TCPStore does not come about looks what else may listen there."""
+"""How long a listener may take to say which kind of store it is."""
 RANKS_SHOWN_MAX: Final = 8
 _OPTIONS: Final = ("rank", "timeout")
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 class StaticTCPRendezvous(RendezvousHandler):
@@ -160,32 +161,48 @@ class StaticTCPRendezvous(RendezvousHandler):
     def _torch_store(self) -> Any:
         """A TCPStore. Its constructor cannot be interrupted, so that it has a thread of its own."""
         timeout_s = self.timeout.total_seconds()
-        making = _Making(
-            lambda: torch_bridge.tcp_store(
-                self.master_addr,
-                self.master_port,
-                is_server=self.rank == 0,
-                timeout_s=timeout_s,
-                multi_tenant=True,
-            )
-        )
         deadline_s = time.monotonic() + timeout_s + PROBE_S
+        if self.rank != 0:
+            self._wait_for_a_store(timeout_s)
         try:
-            while not making.is_over(within_s=PROBE_S):
-                if time.monotonic() > deadline_s:
-                    self._fail("it takes connections, but has not answered in time")
-                self._look_for_another_kind()
-            return making.result()
+            return within(
+                deadline_s - time.monotonic(),
+                lambda: torch_bridge.tcp_store(
+                    self.master_addr,
+                    self.master_port,
+                    is_server=self.rank == 0,
+                    timeout_s=timeout_s,
+                    multi_tenant=True,
+                ),
+            )
+        except TimeoutError:
+            self._fail("it takes connections, but has not answered in time")
         except RuntimeError as error:
             self._fail(str(error), error)
 
-    def _look_for_another_kind(self) -> None:
-        from rallypoint.rendezvous.store_server import is_greeted_at
+    def _wait_for_a_store(self, timeout_s: float) -> None:
+        """Until something listens; an error at once if it is the other kind of store.
 
-        if self.rank != 0 and is_greeted_at(self.master_addr, self.master_port, PROBE_S):
+        torch's own client waits long between two tries, and goes on for its whole timeout at a
+        store that is none of torch's.
+        """
+        ends_s = time.monotonic() + timeout_s
+        pauses = Pauses()
+        while True:
+            limit_s = max(PROBE_S, ends_s - time.monotonic())
+            try:
+                kind = within(limit_s, lambda: kind_at(self.master_addr, self.master_port, PROBE_S))
+                break
+            except (OSError, UnicodeError) as error:  # a TimeoutError is an OSError
+                left_s = ends_s - time.monotonic()
+                if left_s <= 0:
+                    why = describe_os_error(error)
+                    self._fail(f"nothing has answered within {timeout_s:g} s: {why}", error)
+            time.sleep(min(pauses.next_s(), left_s))
+        if kind is StoreKind.OURS:
             self._fail(
-                "node rank 0 serves a store of Rallypoint's there, as it has no PyTorch, while "
-                "this node has; install PyTorch on all nodes, or on none"
+                f"node rank 0 serves {kind.value} there, as it has no PyTorch, while this node "
+                "has; install PyTorch on all nodes, or on none"
             )
 
     # -- without torch
@@ -275,30 +292,3 @@ def _prefixed(prefix: str, store: Any) -> Any:
 
 def _error(kind: type[RendezvousError], message: str) -> Exception:
     return torch_bridge.error_class(kind)(message)
-
-
-class _Making:
-    """Something that is made in a thread of its own, since making it may take for ever."""
-
-    def __init__(self, make: Callable[[], _T]) -> None:
-        self._over = threading.Event()
-        self._made: Any = None
-        self._error: BaseException | None = None
-        threading.Thread(target=self._run, args=(make,), daemon=True, name="rallypoint").start()
-
-    def is_over(self, within_s: float) -> bool:
-        """Whether it was made, or failed to be, by now or within this time."""
-        return self._over.wait(within_s)
-
-    def result(self) -> Any:
-        """What was made. Raises what making it raised."""
-        if self._error is not None:
-            raise self._error
-        return self._made
-
-    def _run(self, make: Callable[[], object]) -> None:
-        try:
-            self._made = make()
-        except BaseException as error:  # noqa: BLE001  (raised where it is waited for)
-            self._error = error
-        self._over.set()

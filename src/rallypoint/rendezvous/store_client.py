@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import struct
 import weakref
 from typing import Any, Final, cast
 
@@ -25,6 +24,7 @@ from rallypoint.client.world import Store as AsyncStore
 from rallypoint.core.store import StoreFailure, StoreOp, StoreResult
 from rallypoint.core.values import Change, ChangeKind
 from rallypoint.rendezvous import store_server as wire
+from rallypoint.rendezvous.store_probe import StoreKind, kind_at
 from rallypoint.wire import local
 from rallypoint.wire.messages import MalformedError
 
@@ -40,8 +40,6 @@ STRANGERS_MAX: Final = 3
 
 # The opening of torch's TCPStore protocol, as TCPStoreBackend.hpp has it (torch 2.13): the byte 0
 # and a magic number, then 13, which asks to repeat the four bytes after it.
-_TORCH_PONG: Final = b"rlyp"
-_TORCH_PING: Final = b"\x00" + struct.pack("=I", 0x3C85F7CE) + b"\x0d" + _TORCH_PONG
 
 
 def open_store(
@@ -112,8 +110,8 @@ class _Source:
                             raise self._not_a_store(problem) from error
                     except _SilentError as error:
                         problem = str(error)
-                        if await _is_tcp_store(self.host, self.port):
-                            raise self._not_a_store("it is a TCPStore of PyTorch's") from error
+                        if await self._kind() is StoreKind.TORCH:
+                            raise self._not_a_store(f"it is {StoreKind.TORCH.value}") from error
                     except OSError as error:
                         problem = str(error) or type(error).__name__
                     await asyncio.sleep(pause_s)
@@ -169,6 +167,12 @@ class _Source:
         self._server_id = greeting.server_id
         return link
 
+    async def _kind(self) -> StoreKind:
+        try:
+            return await asyncio.to_thread(kind_at, self.host, self.port, SILENCE_S)
+        except OSError:
+            return StoreKind.UNKNOWN
+
     def _unreachable(self, timeout_s: float, problem: str) -> errors.UnreachableError:
         where = _at(self.host, self.port)
         return errors.UnreachableError(
@@ -191,19 +195,6 @@ class _StrangerError(ConnectionError):
 
 class _SilentError(ConnectionError):
     """It takes connections and says nothing: it is stopped, or waits for other words."""
-
-
-async def _is_tcp_store(host: str, port: int) -> bool:
-    """Whether a TCPStore of torch's answers there: it is silent to whoever speaks otherwise."""
-    with contextlib.suppress(OSError):  # a TimeoutError is one
-        async with asyncio.timeout(SILENCE_S):
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
-                writer.write(_TORCH_PING)
-                return await reader.read(len(_TORCH_PING)) == _TORCH_PONG
-            finally:
-                writer.transport.abort()
-    return False
 
 
 class _Link(asyncio.Protocol):

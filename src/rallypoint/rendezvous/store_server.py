@@ -303,19 +303,3 @@ class _Link(asyncio.Protocol):
 
     def _is_closing(self) -> bool:
         return self._transport is None or self._transport.is_closing()
-
-
-def is_greeted_at(host: str, port: int, timeout_s: float) -> bool:
-    """Whether a server of this kind answers there.
-
-    Blocks for `timeout_s` at most for each address of the host, once more for its first words.
-    """
-    unframer = local.Unframer(GREETING_BYTES_MAX)
-    with (
-        contextlib.suppress(OSError, MalformedError),
-        socket.create_connection((host, port), timeout_s) as sock,
-    ):
-        # It is far smaller than what the network carries in one piece.
-        for body in unframer.feed(sock.recv(GREETING_BYTES_MAX)):
-            return isinstance(decode_from_server(body), Greeting)
-    return False
