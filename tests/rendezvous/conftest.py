@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,22 @@ from tests.ledger.conftest import etcd_program, one_etcd, prefix
 from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, Program, etcd
 
 __all__ = ["etcd_client", "etcd_program", "failing_etcd", "one_etcd", "prefix"]
+
+
+LEFT_BEHIND_S = 30.0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def calls_left_behind_have_ended() -> Iterator[None]:
+    """What a deadline gave up (rendezvous/deadlines.py) ends before the next file's tests begin.
+
+    torch's C++ prints when it does, and that would be in the output of a test that reads its own.
+    """
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "rallypoint-call":
+            thread.join(LEFT_BEHIND_S)
+            assert not thread.is_alive()
 
 
 @pytest.fixture
