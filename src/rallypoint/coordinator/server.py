@@ -23,6 +23,7 @@ from rallypoint.clock import TICK_S
 from rallypoint.coordinator import http
 from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.frames import FrameReader
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core.reasons import Refusal, RefusalCode
@@ -248,19 +249,20 @@ class CoordinatorServer:
             response = http.json_error(426, "this path is for nodes of a run", hint)
             response.headers["Upgrade"] = "websocket"
             return response
-        try:
-            await ws.prepare(request)
-        except ConnectionResetError:
-            return ws  # It has hung up while this process was stopped.
         assert request.transport is not None
         outlet = WebSocketOutlet(ws, request.transport, self._closing)
         session = self.hub.connected(outlet)
         try:
+            # Before the answer that lets the node begin, so that nothing comes past the reader.
+            FrameReader(request.transport, session.received)
+            await ws.prepare(request)
             async for message in ws:
                 if message.type is WSMsgType.BINARY:
                     session.received(message.data)
                 elif message.type is WSMsgType.TEXT:
                     session.refuse(_TEXT_REFUSAL)
+        except ConnectionResetError:
+            pass  # It has hung up while this process was stopped.
         finally:
             session.connection_lost()
             if outlet.backlog_bytes():  # for a peer that may never read it

@@ -1,0 +1,100 @@
+"""Frames of a WebSocket (RFC 6455, section 5), as far as nearly all of them go: whole and binary.
+
+A node's message comes as one such frame, and is handed on in the call in which it arrives. aiohttp
+would wake a task for each, which costs as much as all that the message means. What is not this
+plain case is aiohttp's to judge and to answer: this stands in front of it, not in its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, cast
+
+from rallypoint.wire.messages import MESSAGE_BYTES_MAX
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # where the library has no C extension
+    from websockets.utils import apply_mask
+
+_BINARY: Final = 0x82
+_PING_PONG: Final = (0x89, 0x8A)
+_MASKED: Final = 0x80
+_SIZE_IN_2_BYTES: Final = _MASKED | 126
+_KEY_BYTES: Final = 4
+_SHORTEST: Final = 2
+
+
+class FrameReader(asyncio.Protocol):
+    """Reads what a client sends on a connection, in front of the protocol that owns it.
+
+    `received` is called with the payload of each whole binary frame. Pings and pongs are passed on.
+    At anything else (a closing handshake, an error, a text, a message in fragments, which nothing
+    may overtake) it steps aside for good, and the owner reads on from there.
+    """
+
+    def __init__(self, transport: asyncio.Transport, received: Callable[[bytes], None]) -> None:
+        self._transport = transport
+        self._owner = cast(asyncio.Protocol, transport.get_protocol())
+        self._received = received
+        self._rest = bytearray()
+        self._needed = 0
+        transport.set_protocol(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on what is whole by now, and keep the rest."""
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._needed:
+                return
+            data = bytes(self._rest)
+        begin, end, needed = 0, len(data), _SHORTEST
+        while end - begin >= needed:
+            first, length, head = data[begin], data[begin + 1], 2 + _KEY_BYTES
+            if length < _SIZE_IN_2_BYTES:
+                size = length - _MASKED  # below 0 where there is no mask
+            else:
+                head += 2 if length == _SIZE_IN_2_BYTES else 8
+                if end - begin < head:
+                    needed = head
+                    break
+                size = int.from_bytes(data[begin + 2 : begin + head - _KEY_BYTES])
+            is_binary = first == _BINARY
+            if not 0 <= size <= MESSAGE_BYTES_MAX or not (is_binary or first in _PING_PONG):
+                self._step_aside(data[begin:])
+                return
+            body = begin + head
+            stop = body + size
+            if stop > end:
+                needed = stop - begin
+                break
+            if is_binary:
+                self._received(apply_mask(data[body:stop], data[body - _KEY_BYTES : body]))
+            else:
+                self._owner.data_received(data[begin:stop])
+            begin = stop
+        if begin < end or self._rest:
+            self._rest, self._needed = bytearray(data[begin:]), needed
+
+    def _step_aside(self, data: bytes) -> None:
+        self._transport.set_protocol(self._owner)
+        self._owner.data_received(data)
+
+    # -- the owner's: the transport is its own as before -------------------------------------------
+
+    def eof_received(self) -> bool | None:
+        """The peer sends no more."""
+        return self._owner.eof_received()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The connection is gone."""
+        self._owner.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        """The peer reads more slowly than is written."""
+        self._owner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._owner.resume_writing()

@@ -1,0 +1,161 @@
+"""The reader in front of aiohttp's WebSocket: what it takes, what it leaves, when it gives up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from typing import Any, cast
+
+import pytest
+from websockets.frames import Frame, Opcode
+
+from rallypoint.coordinator.frames import FrameReader
+from rallypoint.wire.messages import MESSAGE_BYTES_MAX
+
+
+class Owner(asyncio.Protocol):
+    """What was there before the reader: notes what it is told."""
+
+    def __init__(self) -> None:
+        self.bytes = b""
+        self.told: list[str] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.bytes += data
+
+    def eof_received(self) -> bool | None:
+        self.told.append("eof")
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.told.append(f"lost: {error}")
+
+    def pause_writing(self) -> None:
+        self.told.append("pause")
+
+    def resume_writing(self) -> None:
+        self.told.append("resume")
+
+
+class Line(asyncio.Transport):
+    """As much of a transport as a reader needs."""
+
+    def __init__(self, protocol: asyncio.BaseProtocol) -> None:
+        super().__init__()
+        self.protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self.protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def bring(self, data: bytes) -> None:
+        cast(asyncio.Protocol, self.protocol).data_received(data)
+
+
+class Reading:
+    """A reader on a line, what it has handed on, and what it has left to the owner."""
+
+    def __init__(self) -> None:
+        self.owner = Owner()
+        self.line = Line(self.owner)
+        self.messages: list[bytes] = []
+        self.reader = FrameReader(self.line, self.messages.append)
+
+    @property
+    def stepped_aside(self) -> bool:
+        return self.line.protocol is self.owner
+
+
+def frame(payload: bytes, opcode: Opcode = Opcode.BINARY, **more: Any) -> bytes:
+    """What a client sends: by the library that nodes use, with a random mask."""
+    return Frame(opcode, payload, **more).serialize(mask=True)
+
+
+SIZES = (0, 1, 3, 4, 125, 126, 127, 1000, 65_535, 65_536, 200_000)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_message_is_handed_on_as_it_was_sent(size: int) -> None:
+    at, payload = Reading(), os.urandom(size)
+    at.line.bring(frame(payload))
+    assert at.messages == [payload]
+    assert type(at.messages[0]) is bytes
+    assert at.owner.bytes == b""
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_does_not_matter_where_the_network_cuts(seed: int) -> None:
+    at, dice = Reading(), random.Random(seed)
+    payloads = [dice.randbytes(dice.choice(SIZES[:-2])) for _ in range(20)]
+    pings = [frame(b"%d" % n, Opcode.PING) for n in range(5)]
+    stream = b"".join(
+        frame(payload) + (pings[n // 4] if n % 4 == 0 else b"")
+        for n, payload in enumerate(payloads)
+    )
+    while stream:
+        cut = dice.choice((1, 2, 7, 100, 5_000, 70_000))
+        at.line.bring(stream[:cut])
+        stream = stream[cut:]
+    assert at.messages == payloads
+    assert at.owner.bytes == b"".join(pings)
+    assert not at.stepped_aside
+
+
+def test_every_single_cut_of_two_messages() -> None:
+    stream = frame(b"a" * 200) + frame(b"", Opcode.PONG) + frame(b"b")
+    for cut in range(len(stream) + 1):
+        at = Reading()
+        at.line.bring(stream[:cut])
+        at.line.bring(stream[cut:])
+        assert at.messages == [b"a" * 200, b"b"], cut
+
+
+def test_the_largest_message_is_taken_and_none_that_is_larger() -> None:
+    at = Reading()
+    stream = frame(bytes(MESSAGE_BYTES_MAX))
+    for begin in range(0, len(stream), 256 * 1024):
+        at.line.bring(stream[begin : begin + 256 * 1024])
+    assert at.messages == [bytes(MESSAGE_BYTES_MAX)]
+    too_large = frame(bytes(MESSAGE_BYTES_MAX + 1))[:1000]
+    at.line.bring(too_large)
+    assert at.stepped_aside
+    assert at.owner.bytes == too_large
+
+
+OTHERS = {
+    "a text": frame(b"text", Opcode.TEXT),
+    "a first fragment": frame(b"half", fin=False),
+    "a later fragment": frame(b"half", Opcode.CONT),
+    "the end": frame(b"\x03\xe8", Opcode.CLOSE),
+    "without a mask": Frame(Opcode.BINARY, b"message").serialize(mask=False),
+    "a long one without a mask": Frame(Opcode.BINARY, bytes(300)).serialize(mask=False),
+    "a ping without a mask": Frame(Opcode.PING, b"").serialize(mask=False),
+    "a reserved bit": b"\xc2" + frame(b"message")[1:],
+    "an opcode that is none": b"\x83" + frame(b"message")[1:],
+    "a size beyond all": b"\x82\xff" + b"\xff" * 8 + b"1234",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00",
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_at_anything_else_it_steps_aside_for_good(other: bytes) -> None:
+    at = Reading()
+    at.line.bring(frame(b"before") + other + frame(b"after"))
+    assert at.messages == [b"before"]
+    assert at.stepped_aside
+    at.line.bring(frame(b"later"))
+    assert at.messages == [b"before"]
+    after = at.owner.bytes.removeprefix(other)
+    assert len(after) == len(frame(b"after") + frame(b"later"))
+
+
+def test_the_owner_is_told_of_all_else() -> None:
+    at = Reading()
+    at.reader.pause_writing()
+    at.reader.resume_writing()
+    assert at.reader.eof_received() is True
+    at.reader.connection_lost(OSError("gone"))
+    assert at.owner.told == ["pause", "resume", "eof", "lost: gone"]
