@@ -139,17 +139,17 @@ class RunHost:
 
     def _step(self, event: on.Event) -> None:
         now_s = self._hub.now_s()
-        was_empty = not len(self.membership.roster)
         effects = self.membership.step(event, now_s)
-        if was_empty and len(self.membership.roster):
+        if self.empty_since_s is not None and len(self.membership.roster):
+            self.empty_since_s = None
             self.history.first_arrival(now_s)
         if effects:
             self.history.observe(effects, now_s, time.time())
             self._refresh_stamp()
             for effect in effects:
                 _EXECUTE[type(effect)](self, effect)
-        is_empty = not len(self.membership.roster)
-        self.empty_since_s = (self.empty_since_s or now_s) if is_empty else None
+            if self.empty_since_s is None and not len(self.membership.roster):
+                self.empty_since_s = now_s
 
     def _refresh_stamp(self) -> None:
         membership = self.membership

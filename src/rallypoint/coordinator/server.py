@@ -295,7 +295,9 @@ class WebSocketOutlet:
     def send(self, payload: bytes) -> None:
         """Write one binary frame (RFC 6455, section 5.2; a server does not mask)."""
         if not self._transport.is_closing():
-            self._transport.write(_header(len(payload)) + payload)
+            length = len(payload)
+            header = _SHORT_HEADERS[length] if length < 126 else _long_header(length)
+            self._transport.write(header + payload)
 
     def backlog_bytes(self) -> int:
         """What the kernel has not taken yet."""
@@ -327,9 +329,10 @@ class WebSocketOutlet:
 _BINARY_FINAL: Final = 0x82
 
 
-def _header(length: int) -> bytes:
-    if length < 126:
-        return bytes((_BINARY_FINAL, length))
+_SHORT_HEADERS: Final = tuple(bytes((_BINARY_FINAL, length)) for length in range(126))
+
+
+def _long_header(length: int) -> bytes:
     if length < 65_536:
         return struct.pack("!BBH", _BINARY_FINAL, 126, length)
     return struct.pack("!BBQ", _BINARY_FINAL, 127, length)

@@ -41,7 +41,8 @@ class Departures:
 
     def delay_s(self, name: str, base_s: float) -> float:
         """How long the name's next entry is delayed: doubled for each short stay."""
-        return base_s * float(2 ** min(self._short_stays.get(name, 0), DOUBLINGS_MAX))
+        stays = self._short_stays.get(name, 0)
+        return base_s * float(2 ** min(stays, DOUBLINGS_MAX)) if stays else base_s
 
 
 def _put_last(memory: dict[str, T], name: str, value: T) -> None:

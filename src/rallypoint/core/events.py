@@ -6,8 +6,6 @@ counts. Time is not in the events but beside them, as `step`'s `now_s`.
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 from rallypoint.core.effects import Timer
 from rallypoint.core.values import (
     Address,
@@ -25,6 +23,15 @@ class Event(Value, frozen=True):
     """Base of all events."""
 
 
+class Spoken(Event, frozen=True):
+    """What only a living node can say, so that each is an answer to every probe.
+
+    (A NodeLeft is too, but nobody needs to know any more.)
+    """
+
+    node: NodeId
+
+
 class NodeAttached(Event, frozen=True):
     """A node's connection `link` presented itself, for the first time or again.
 
@@ -36,7 +43,7 @@ class NodeAttached(Event, frozen=True):
     link: int
 
 
-class NodeReady(Event, frozen=True):
+class NodeReady(Spoken, frozen=True):
     """A node wants the next round, and leaves `leaving_round` for it (0: it has had none).
 
     R4: a repeat of this names an older round than the one it is in, and so breaks nothing.
@@ -44,32 +51,28 @@ class NodeReady(Event, frozen=True):
     over was not.
     """
 
-    node: NodeId
     leaving_round: int
     bootstrap: Address
     workers: int
     change: Change | None = None
 
 
-class WorkerFailed(Event, frozen=True):
+class WorkerFailed(Spoken, frozen=True):
     """A worker of the node, in this round, failed."""
 
-    node: NodeId
     round: int
     failure: Failure
 
 
-class NodeDone(Event, frozen=True):
+class NodeDone(Spoken, frozen=True):
     """The node's workers, in this round, have all finished."""
 
-    node: NodeId
     round: int
 
 
-class NodeDeparting(Event, frozen=True):
+class NodeDeparting(Spoken, frozen=True):
     """The node asked to leave, and is stopping its workers."""
 
-    node: NodeId
     reason: str
 
 
@@ -88,10 +91,8 @@ class CloseRequested(Event, frozen=True):
     reason: str
 
 
-class ProbeAnswered(Event, frozen=True):
+class ProbeAnswered(Spoken, frozen=True):
     """The node answered a probe."""
-
-    node: NodeId
 
 
 class ConnectionLost(Event, frozen=True):
@@ -108,10 +109,8 @@ class NodeSilent(Event, frozen=True):
     silent_s: float
 
 
-class NodeHeard(Event, frozen=True):
+class NodeHeard(Spoken, frozen=True):
     """A silent node was heard again."""
-
-    node: NodeId
 
 
 class TimerFired(Event, frozen=True):
@@ -167,7 +166,3 @@ EVENTS: tuple[type[Event], ...] = (
     LedgerRestored,
 )
 """All of them, in the order in which docs/protocol.md lists them."""
-
-Spoken: TypeAlias = NodeReady | WorkerFailed | NodeDone | NodeDeparting | ProbeAnswered | NodeHeard
-"""What only a living node can say, so that each is an answer to every probe. (A NodeLeft is too,
-but nobody needs to know any more.)"""

@@ -47,6 +47,11 @@ from rallypoint.core.values import (
     table_digest,
 )
 
+_RESTING = (Phase.SUSPENDED, Phase.CLOSED)
+"""The phases in which nothing is decided."""
+_ENDING = (File.DONE, File.DEPARTING)
+"""Where members are that want no other round."""
+
 
 class Membership:
     """The members and rounds of one run. Not thread-safe: one owner steps it.
@@ -81,7 +86,7 @@ class Membership:
         self._finished = 0
         self._finished_in_round = 0
 
-        self._in_record: dict[NodeId, None] = {}
+        self._in_record: frozenset[NodeId] | None = None
         self._interrupted: Change | None = None
         self._close_wanted: CloseRecord | None = None
         self._resume_phase = Phase.GATHERING
@@ -201,7 +206,7 @@ class Membership:
         settings = self.settings
         if self.phase in (Phase.ACTIVE, Phase.CLOSED) or settings is None:
             return None
-        ready = self.roster.count(File.READY_SURVIVOR) + self.roster.count(File.NEWCOMER)
+        ready = self.roster.ready_count
         return Waiting(
             ready=ready,
             minimum=settings.min_nodes,
@@ -360,7 +365,7 @@ class Membership:
 
     def _on_ready(self, event: on.NodeReady) -> None:
         member = self.roster.living(event.node)
-        if member is None or member.file in (File.DONE, File.DEPARTING):
+        if member is None or member.file in _ENDING:
             return
         if _is_repeat(member, event):
             return
@@ -438,7 +443,7 @@ class Membership:
 
     def _on_departing(self, event: on.NodeDeparting) -> None:
         member = self.roster.living(event.node)
-        if member is None or member.file in (File.DEPARTING, File.DONE):
+        if member is None or member.file in _ENDING:
             return
         was_in_round = member.file is File.IN_ROUND
         self._note_interruption(member, ChangeKind.NODE_LEFT, event.reason)
@@ -595,12 +600,12 @@ class Membership:
 
     def _advance(self) -> None:
         """Do all that the rules ask for, given what is known now."""
-        if self.settings is None or self.phase in (Phase.SUSPENDED, Phase.CLOSED):
+        if self.settings is None or self.phase in _RESTING:
             return
         if not self._suspicion.is_quiet:
             self._do(*self._suspicion.update_guard(self.settings, self._now_s))
             self._declare_losses()
-        if self.case is not None:
+        if self.case is not None and not self.case.closed:
             self._close_case()
         if self.phase is Phase.ACTIVE:
             self._advance_active(self.settings)
@@ -650,7 +655,7 @@ class Membership:
     def _advance_gathering(self, settings: RunSettings) -> None:
         if self._finished and self._is_ending(settings):
             return
-        ready = self.roster.count(File.READY_SURVIVOR) + self.roster.count(File.NEWCOMER)
+        ready = self.roster.ready_count
         if 0 < ready < settings.min_nodes:
             # Decision.TOO_FEW, without asking for each of thousands that come one by one.
             self._settled, self._settle_serial = False, 0
@@ -721,7 +726,7 @@ class Membership:
             return
         record = self._record(settings)
         self.committing = record
-        self._in_record = dict.fromkeys(NodeId(m.name, m.incarnation) for m in record.members)
+        self._in_record = None
         self._enter(Phase.COMMITTING)
         self._do(do.Commit(record))
 
@@ -759,7 +764,7 @@ class Membership:
             # Nobody is given a round that ends at once.
             self._commit_close(self._close_wanted)
         elif interrupted is not None:
-            self._begin_again(interrupted)
+            self._begin_again(record, interrupted)
         else:
             self._enter(Phase.ACTIVE)
             self._seat_members(record)
@@ -767,7 +772,7 @@ class Membership:
             for member in self.roster.members(File.NEWCOMER):
                 self._consider(member)
 
-    def _begin_again(self, change: Change) -> None:
+    def _begin_again(self, record: RoundRecord, change: Change) -> None:
         """A member went while the round was being written: nobody was given it, so form another.
 
         Its members are still ready, and keep their places.
@@ -775,7 +780,7 @@ class Membership:
         for member in self.roster:
             self._stand_down(member)
             is_ready = member.state is MemberState.READY
-            member.survivor = is_ready and member.id in self._in_record
+            member.survivor = is_ready and self._is_in(record, member)
         self.case = Case(change, self._now_s)
         self._refile_all()
         self._enter(Phase.GATHERING)
@@ -898,9 +903,16 @@ class Membership:
     def _note_interruption(self, member: Member, kind: ChangeKind, detail: str) -> None:
         """COMMITTING: remember the first member of the round being written that went away."""
         record = self.committing
-        is_in = isinstance(record, RoundRecord) and member.id in self._in_record
-        if is_in and self._interrupted is None:
+        if self._interrupted is not None or not isinstance(record, RoundRecord):
+            return
+        if self._is_in(record, member):
             self._interrupted = causes.happened(kind, self.number + 1, [member.name], detail)
+
+    def _is_in(self, record: RoundRecord, member: Member) -> bool:
+        """Whether the member is in the record that was sealed last. O(1) but for the first time."""
+        if self._in_record is None:
+            self._in_record = frozenset(NodeId(m.name, m.incarnation) for m in record.members)
+        return member.id in self._in_record
 
     # -- the run ends --------------------------------------------------------------------------
 
