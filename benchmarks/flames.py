@@ -32,13 +32,13 @@ WRITER: Final = "benchmarks/flames.py"
 PARTS: Final = {
     "writing to sockets, with the frames' headers": ("WebSocketOutlet.send",),
     "the state machine": ("Membership.step",),
-    "aiohttp: frames in, and waking who reads them": (
-        "RequestHandler.data_received",
-        "WebSocketResponse.receive",
-    ),
     "encoding and decoding messages": ("encode", "decode_from_node"),
 }
 """What the page tells of, and the functions that it is. None of them calls another of them."""
+FRAMES: Final = "reading frames"
+FRAMES_IN: Final = ("FrameReader.data_received",)
+MESSAGES_IN: Final = ("Session.received",)
+"""What the first takes without the second, which it calls for each message."""
 LOOP: Final = "Runner.run"
 """What this function takes itself is the event loop, with its reading from sockets."""
 _FRAME: Final = re.compile(
@@ -56,10 +56,12 @@ def shares(picture: str) -> dict[str, float]:
     [(everything, loop_y)] = [(samples, y) for name, samples, y in frames if name == LOOP]
     below = min(y for _, _, y in frames if y > loop_y)
     called = sum(samples for _, samples, y in frames if y == below)
-    taken = {
-        part: sum(samples for name, samples, _ in frames if name in functions) / everything
-        for part, functions in PARTS.items()
-    }
+
+    def share(functions: tuple[str, ...]) -> float:
+        return sum(samples for name, samples, _ in frames if name in functions) / everything
+
+    taken = {part: share(functions) for part, functions in PARTS.items()}
+    taken[FRAMES] = share(FRAMES_IN) - share(MESSAGES_IN)
     taken["the event loop, with reading from sockets"] = 1 - called / everything
     taken["all else: sessions, runs, the store's and the record's making"] = 1 - sum(taken.values())
     return taken

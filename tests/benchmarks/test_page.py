@@ -48,14 +48,15 @@ def test_the_shares_of_a_flame_graph() -> None:
         FRAME.format(*frame)
         for frame in (
             ("Runner.run", "asyncio/runners.py", 200, 16),
-            ("RunHost.post", "runs.py", 120, 32),
-            ("Membership.step", "core/membership.py", 50, 48),
-            ("WebSocketOutlet.send", "server.py", 40, 48),
-            ("RequestHandler.data_received", "web_protocol.py", 20, 32),
+            ("FrameReader.data_received", "frames.py", 140, 32),
+            ("Session.received", "sessions.py", 120, 48),
+            ("Membership.step", "core/membership.py", 50, 64),
+            ("WebSocketOutlet.send", "server.py", 40, 64),
         )
     )
     found = flames.shares(picture)
     assert sum(found.values()) == pytest.approx(1)
     assert found["the state machine"] == 0.25
     assert found["writing to sockets, with the frames' headers"] == 0.2
+    assert found["reading frames"] == pytest.approx(0.1)
     assert found["the event loop, with reading from sockets"] == pytest.approx(0.3)
