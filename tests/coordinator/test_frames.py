@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from websockets.frames import Frame, Opcode
 
+from rallypoint.coordinator import frames
 from rallypoint.coordinator.frames import FrameReader
 from rallypoint.wire.messages import MESSAGE_BYTES_MAX
 
@@ -44,6 +45,10 @@ class Line(asyncio.Transport):
     def __init__(self, protocol: asyncio.BaseProtocol) -> None:
         super().__init__()
         self.protocol = protocol
+        self.is_aborted = False
+
+    def abort(self) -> None:
+        self.is_aborted = True
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         return self.protocol
@@ -111,6 +116,8 @@ def test_every_single_cut_of_two_messages() -> None:
         at.line.bring(stream[:cut])
         at.line.bring(stream[cut:])
         assert at.messages == [b"a" * 200, b"b"], cut
+        at.line.bring(frame(b"c"))
+        assert at.messages == [b"a" * 200, b"b", b"c"], cut
 
 
 def test_the_largest_message_is_taken_and_none_that_is_larger() -> None:
@@ -132,6 +139,7 @@ OTHERS = {
     "the end": frame(b"\x03\xe8", Opcode.CLOSE),
     "without a mask": Frame(Opcode.BINARY, b"message").serialize(mask=False),
     "a long one without a mask": Frame(Opcode.BINARY, bytes(300)).serialize(mask=False),
+    "a ping that is too large": frame(b"", Opcode.PING)[:1] + frame(bytes(126))[1:],
     "a ping without a mask": Frame(Opcode.PING, b"").serialize(mask=False),
     "a reserved bit": b"\xc2" + frame(b"message")[1:],
     "an opcode that is none": b"\x83" + frame(b"message")[1:],
@@ -150,6 +158,42 @@ def test_at_anything_else_it_steps_aside_for_good(other: bytes) -> None:
     assert at.messages == [b"before"]
     after = at.owner.bytes.removeprefix(other)
     assert len(after) == len(frame(b"after") + frame(b"later"))
+
+
+def test_a_large_message_in_small_pieces_is_looked_at_once_it_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not copied for each piece, which would be the square of its size."""
+    copied = []
+
+    def counted(data: bytearray) -> bytes:
+        copied.append(len(data))
+        return bytes(data)
+
+    at, payload = Reading(), os.urandom(1 << 20)
+    stream = frame(payload)
+    monkeypatch.setattr(frames, "bytes", counted, raising=False)
+    for begin in range(0, len(stream), 1024):
+        at.line.bring(stream[begin : begin + 1024])
+    assert at.messages == [payload]
+    assert copied == [len(stream)]
+
+
+def test_a_message_that_cannot_be_taken_ends_its_connection_and_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An OSError too, which event loops take for the connection's and keep to themselves."""
+
+    def fail(message: bytes) -> None:
+        raise OSError(5, "of something else")
+
+    owner = Owner()
+    line = Line(owner)
+    FrameReader(line, fail)
+    line.bring(frame(b"one") + frame(b"two"))
+    assert line.is_aborted
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "of something else" in caplog.text
 
 
 def test_the_owner_is_told_of_all_else() -> None:

@@ -413,6 +413,21 @@ def test_a_run_that_was_forgotten_is_lost_to_its_nodes():
     assert a.refused.code is RefusalCode.RUN_LOST
 
 
+def test_a_run_whose_connections_all_broke_is_not_forgotten_while_its_members_may_resume():
+    network = Network(CoordinatorConfig(empty_run_keep_s=0.0))
+    nodes = met(network)
+    network.advance(10.0)  # so that it is older than an empty run may be
+    for node in nodes:
+        node.reconnects = False
+        node.cut()
+    network.advance(0.6)  # a few looks, within reconnect_grace
+    assert RUN in network.hub.runs
+    for node in nodes:
+        node.connect()
+    network.settle()
+    assert [node.machine.is_attached for node in nodes] == [True, True]
+
+
 def test_an_embedded_coordinator_admits_its_own_run_only():
     network = Network(CoordinatorConfig(only_run="another"))
     a = network.node("a", TWO)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
+import socket
+import struct
 from typing import Any
 
 import aiohttp
@@ -14,6 +17,7 @@ from aiohttp import web
 from rallypoint import errors
 from rallypoint.coordinator import server as serving
 from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.frames import FrameReader
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import Failure, FailureKind, NodeInfo, RunSettings
 from rallypoint.wire import messages as wire
@@ -332,14 +336,17 @@ def test_a_message_that_is_too_long_ends_the_connection():
     run_clean(main)
 
 
+UPGRADE = (
+    f"GET {wire.ATTACH_PATH} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n"
+    "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+).encode()
+
+
 async def upgraded(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A WebSocket by hand, so that it can misbehave."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-    writer.write(
-        f"GET {wire.ATTACH_PATH} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n"
-        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
-    )
+    writer.write(UPGRADE)
     assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
     return reader, writer
 
@@ -348,6 +355,70 @@ def frame(payload: bytes) -> bytes:
     """A binary frame, masked with zeros."""
     assert len(payload) < 65_536
     return b"\x82\xfe" + len(payload).to_bytes(2, "big") + bytes(4) + payload
+
+
+async def answered(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """The next frame: its first byte, and its payload."""
+    first, length = await reader.readexactly(2)
+    if length == 126:
+        length = int.from_bytes(await reader.readexactly(2))
+    return first, await reader.readexactly(length)
+
+
+def test_plain_frames_are_read_in_front_of_aiohttp_and_all_others_by_it():
+    """In the order in which they came: nothing overtakes a message that comes in fragments."""
+    beat = wire.encode(wire.Heartbeat(stamp()))
+    ping = b"\x89\x82" + bytes(4) + b"hi"
+    first_half = b"\x02" + frame(beat[:3])[1:]
+    last_half = b"\x80" + frame(beat[3:])[1:]
+
+    async def main() -> None:
+        async with served() as (server, port):
+            reader, writer = await upgraded(port)
+            writer.write(frame(attach()) + ping + frame(beat))
+            assert isinstance(decoded(await answered(reader)), wire.Welcome)
+            kinds = [await answered(reader), await answered(reader)]
+            assert (0x8A, b"hi") in kinds
+            outlet = server.hub.sessions[1].outlet
+            assert isinstance(outlet, serving.WebSocketOutlet)
+            transport = outlet._transport
+            assert isinstance(transport.get_protocol(), FrameReader)
+            writer.write(frame(beat) + first_half + ping + last_half + frame(beat))
+            kinds = [await answered(reader) for _ in range(4)]
+            assert (0x8A, b"hi") in kinds
+            beats = [decoded(each).beat for each in kinds if each[0] == 0x82]
+            assert beats == sorted(beats)
+            assert len(beats) == 3
+            assert not isinstance(transport.get_protocol(), FrameReader)
+            writer.close()
+            await until(lambda: not server.hub.sessions, "the session is still there")
+
+    run_clean(main)
+
+
+def decoded(answer: tuple[int, bytes]) -> Any:
+    return wire.decode_from_coordinator(answer[1])
+
+
+@pytest.mark.parametrize("how", ["FIN", "RST"])
+def test_a_node_that_hung_up_before_it_was_answered_is_no_error(
+    how: str, caplog: pytest.LogCaptureFixture
+):
+    """As after a time in which the coordinator's process was stopped."""
+
+    async def main() -> None:
+        async with served() as (server, port):
+            for _ in range(8):  # with nothing else done in this loop, so that it is gone by then
+                with socket.create_connection(("127.0.0.1", port)) as sock:
+                    sock.sendall(UPGRADE)
+                    linger = struct.pack("ii", 1, 0)
+                    if how == "RST":
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            assert (await get(port, "/healthz"))[0] == 200
+            await until(lambda: not server.hub.sessions, "a session is still there")
+
+    run_clean(main)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_half_a_message_and_then_nothing_is_not_waited_for():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,10 +26,13 @@ from rallypoint.rendezvous import (
     RendezvousParameters,
     RendezvousStoreInfo,
     RendezvousTimeoutError,
+    static_tcp_rendezvous,
+    store_probe,
     torch_bridge,
 )
 from rallypoint.rendezvous.registry import get_rendezvous_handler
 from rallypoint.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous, create_rdzv_handler
+from rallypoint.rendezvous.store_probe import StoreKind
 
 SRC = Path(__file__).parents[2] / "src"
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -302,8 +307,14 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def rank_0_without_torch() -> Iterator[int]:
+def rank_0_without_torch(rank_0_without_torch_pid: tuple[int, int]) -> int:
     """The port of a store that another process serves, in which torch cannot be imported."""
+    return rank_0_without_torch_pid[0]
+
+
+@pytest.fixture
+def rank_0_without_torch_pid() -> Iterator[tuple[int, int]]:
+    """The same, and the process."""
     with subprocess.Popen(
         [sys.executable, "-c", RANK_0_WITHOUT_TORCH],
         stdin=subprocess.PIPE,
@@ -312,7 +323,8 @@ def rank_0_without_torch() -> Iterator[int]:
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        yield int(process.stdout.readline())
+        yield int(process.stdout.readline()), process.pid
+        process.send_signal(signal.SIGCONT)
         process.stdin.close()
         assert process.wait(20) == 0
 
@@ -336,6 +348,29 @@ def test_a_node_with_torch_says_that_rank_0_has_none(
     params = parameters(f"localhost:{rank_0_without_torch}", 2, rank=1, timeout=60)
     with pytest.raises(RendezvousConnectionError, match="it has no PyTorch, while this node has"):
         create_rdzv_handler(params).next_rendezvous()
+
+
+@needs_torch
+@pytest.mark.processes
+def test_a_rank_0_without_torch_that_is_stopped_for_a_while_is_known_afterwards(
+    rank_0_without_torch_pid: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it goes on it says nothing, and torch's own client would ask it until the timeout."""
+    port, pid = rank_0_without_torch_pid
+    kinds = []
+
+    def kind_at(*args: Any) -> StoreKind:
+        kinds.append(store_probe.kind_at(*args))
+        os.kill(pid, signal.SIGCONT)
+        return kinds[-1]
+
+    monkeypatch.setattr(static_tcp_rendezvous, "kind_at", kind_at)
+    monkeypatch.delattr(torch_bridge, "tcp_store")
+    os.kill(pid, signal.SIGSTOP)
+    params = parameters(f"localhost:{port}", 2, rank=1, timeout=60)
+    with pytest.raises(RendezvousConnectionError, match="it has no PyTorch, while this node has"):
+        create_rdzv_handler(params).next_rendezvous()
+    assert kinds == [StoreKind.UNKNOWN, StoreKind.OURS]
 
 
 @needs_torch

@@ -8,6 +8,7 @@ plain case is aiohttp's to judge and to answer: this stands in front of it, not 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -18,8 +19,11 @@ try:
 except ImportError:  # where the library has no C extension
     from websockets.utils import apply_mask
 
+_log = logging.getLogger("rallypoint.coordinator")
+
 _BINARY: Final = 0x82
 _PING_PONG: Final = (0x89, 0x8A)
+_CONTROL_BYTES_MAX: Final = 125
 _MASKED: Final = 0x80
 _SIZE_IN_2_BYTES: Final = _MASKED | 126
 _KEY_BYTES: Final = 4
@@ -61,7 +65,8 @@ class FrameReader(asyncio.Protocol):
                     break
                 size = int.from_bytes(data[begin + 2 : begin + head - _KEY_BYTES])
             is_binary = first == _BINARY
-            if not 0 <= size <= MESSAGE_BYTES_MAX or not (is_binary or first in _PING_PONG):
+            size_max = MESSAGE_BYTES_MAX if is_binary else _CONTROL_BYTES_MAX
+            if not 0 <= size <= size_max or not (is_binary or first in _PING_PONG):
                 self._step_aside(data[begin:])
                 return
             body = begin + head
@@ -70,7 +75,13 @@ class FrameReader(asyncio.Protocol):
                 needed = stop - begin
                 break
             if is_binary:
-                self._received(apply_mask(data[body:stop], data[body - _KEY_BYTES : body]))
+                message = apply_mask(data[body:stop], data[body - _KEY_BYTES : body])
+                try:
+                    self._received(message)
+                except Exception:  # noqa: BLE001 - event loops keep some of them to themselves
+                    _log.exception("a message could not be taken; its connection is cut")
+                    self._transport.abort()
+                    return
             else:
                 self._owner.data_received(data[begin:stop])
             begin = stop

@@ -140,16 +140,16 @@ class RunHost:
     def _step(self, event: on.Event) -> None:
         now_s = self._hub.now_s()
         effects = self.membership.step(event, now_s)
-        if self.empty_since_s is not None and len(self.membership.roster):
-            self.empty_since_s = None
-            self.history.first_arrival(now_s)
+        is_empty = not len(self.membership.roster)
+        if is_empty != (self.empty_since_s is not None):
+            self.empty_since_s = now_s if is_empty else None
+            if not is_empty:
+                self.history.first_arrival(now_s)
         if effects:
             self.history.observe(effects, now_s, time.time())
             self._refresh_stamp()
             for effect in effects:
                 _EXECUTE[type(effect)](self, effect)
-            if self.empty_since_s is None and not len(self.membership.roster):
-                self.empty_since_s = now_s
 
     def _refresh_stamp(self) -> None:
         membership = self.membership

@@ -249,25 +249,32 @@ class CoordinatorServer:
             response = http.json_error(426, "this path is for nodes of a run", hint)
             response.headers["Upgrade"] = "websocket"
             return response
-        assert request.transport is not None
+        if request.transport is None:
+            return _hung_up()
         outlet = WebSocketOutlet(ws, request.transport, self._closing)
         session = self.hub.connected(outlet)
+        # Before the answer that lets the node begin, so that nothing comes past the reader.
+        FrameReader(request.transport, session.received)
         try:
-            # Before the answer that lets the node begin, so that nothing comes past the reader.
-            FrameReader(request.transport, session.received)
-            await ws.prepare(request)
+            try:
+                await ws.prepare(request)
+            except ConnectionResetError:
+                return _hung_up()
             async for message in ws:
                 if message.type is WSMsgType.BINARY:
                     session.received(message.data)
                 elif message.type is WSMsgType.TEXT:
                     session.refuse(_TEXT_REFUSAL)
-        except ConnectionResetError:
-            pass  # It has hung up while this process was stopped.
         finally:
             session.connection_lost()
             if outlet.backlog_bytes():  # for a peer that may never read it
                 asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, outlet.abort)
         return ws
+
+
+def _hung_up() -> web.Response:
+    """For a peer that went while this process was stopped: aiohttp wants some answer."""
+    return web.Response(status=400)
 
 
 _TEXT_REFUSAL: Final = Refusal(

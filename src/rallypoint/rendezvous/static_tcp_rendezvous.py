@@ -10,6 +10,7 @@ Nobody is watched here: a node that dies is not noticed and cannot be replaced.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from datetime import timedelta
@@ -36,6 +37,8 @@ __all__ = ["StaticTCPRendezvous", "create_rdzv_handler"]
 DEFAULT_TIMEOUT_S: Final = 600
 PROBE_S: Final = 1.0
 """How long a listener may take to say which kind of store it is."""
+UNKNOWN_S: Final = 10.0
+"""For so long a listener that does not say what it is may still turn out to be a known one."""
 RANKS_SHOWN_MAX: Final = 8
 _OPTIONS: Final = ("rank", "timeout")
 
@@ -161,17 +164,18 @@ class StaticTCPRendezvous(RendezvousHandler):
     def _torch_store(self) -> Any:
         """A TCPStore. Its constructor cannot be interrupted, so that it has a thread of its own."""
         timeout_s = self.timeout.total_seconds()
-        deadline_s = time.monotonic() + timeout_s + PROBE_S
+        ends_s = time.monotonic() + timeout_s
         if self.rank != 0:
-            self._wait_for_a_store(timeout_s)
+            self._wait_for_a_store(ends_s)
+        left_s = max(PROBE_S, ends_s - time.monotonic())
         try:
-            return within(
-                deadline_s - time.monotonic(),
+            store = within(
+                left_s + PROBE_S,
                 lambda: torch_bridge.tcp_store(
                     self.master_addr,
                     self.master_port,
                     is_server=self.rank == 0,
-                    timeout_s=timeout_s,
+                    timeout_s=left_s,
                     multi_tenant=True,
                 ),
             )
@@ -179,31 +183,41 @@ class StaticTCPRendezvous(RendezvousHandler):
             self._fail("it takes connections, but has not answered in time")
         except RuntimeError as error:
             self._fail(str(error), error)
+        store.set_timeout(self.timeout)
+        return store
 
-    def _wait_for_a_store(self, timeout_s: float) -> None:
-        """Until something listens; an error at once if it is the other kind of store.
+    def _wait_for_a_store(self, ends_s: float) -> None:
+        """Until a TCPStore listens; an error at once if it is the other kind of store.
 
         torch's own client waits long between two tries, and goes on for its whole timeout at a
-        store that is none of torch's.
+        store that is none of torch's. It is left to find out only what has not said for a while
+        what it is: one that is stopped, or speaks as no torch that is known.
         """
-        ends_s = time.monotonic() + timeout_s
         pauses = Pauses()
+        unknown_since_s = math.inf
         while True:
-            limit_s = max(PROBE_S, ends_s - time.monotonic())
+            now_s = time.monotonic()
+            limit_s = max(PROBE_S, ends_s - now_s)
             try:
                 kind = within(limit_s, lambda: kind_at(self.master_addr, self.master_port, PROBE_S))
-                break
             except (OSError, UnicodeError) as error:  # a TimeoutError is an OSError
-                left_s = ends_s - time.monotonic()
-                if left_s <= 0:
-                    why = describe_os_error(error)
+                unknown_since_s = math.inf
+                if time.monotonic() >= ends_s:
+                    timeout_s, why = self.timeout.total_seconds(), describe_os_error(error)
                     self._fail(f"nothing has answered within {timeout_s:g} s: {why}", error)
+            else:
+                if kind is StoreKind.OURS:
+                    self._fail(
+                        f"node rank 0 serves {kind.value} there, as it has no PyTorch, while this "
+                        "node has; install PyTorch on all nodes, or on none"
+                    )
+                unknown_since_s = min(unknown_since_s, now_s)
+                if kind is StoreKind.TORCH or now_s - unknown_since_s > UNKNOWN_S:
+                    return
+            left_s = ends_s - time.monotonic()
+            if left_s <= 0:
+                self._fail("it takes connections, but has not answered in time")
             time.sleep(min(pauses.next_s(), left_s))
-        if kind is StoreKind.OURS:
-            self._fail(
-                f"node rank 0 serves {kind.value} there, as it has no PyTorch, while this node "
-                "has; install PyTorch on all nodes, or on none"
-            )
 
     # -- without torch
 

@@ -38,10 +38,6 @@ STRANGERS_MAX: Final = 3
 """A server that goes may cut a connection off; one that does it each time is another kind."""
 
 
-# The opening of torch's TCPStore protocol, as TCPStoreBackend.hpp has it (torch 2.13): the byte 0
-# and a magic number, then 13, which asks to repeat the four bytes after it.
-
-
 def open_store(
     portal: Portal, host: str, port: int, timeout_s: float, *, keeps: object = None
 ) -> TcpStore:

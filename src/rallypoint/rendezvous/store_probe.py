@@ -15,6 +15,8 @@ from rallypoint.rendezvous.store_server import GREETING_BYTES_MAX, Greeting, dec
 from rallypoint.wire import local
 from rallypoint.wire.messages import MalformedError
 
+# The opening of torch's TCPStore protocol, as TCPStoreBackend.hpp has it (torch 2.4 to 2.13): the
+# byte 0 and a magic number, then 13, which asks to repeat the four bytes after it.
 _TORCH_PONG: Final = b"rlyp"
 _TORCH_PING: Final = b"\x00" + struct.pack("=I", 0x3C85F7CE) + b"\x0d" + _TORCH_PONG
 
@@ -48,8 +50,8 @@ def _kind(words: bytes) -> StoreKind:
         return StoreKind.TORCH
     try:
         for body in local.Unframer(GREETING_BYTES_MAX).feed(words):
-            is_greeting = isinstance(decode_from_server(body), Greeting)
-            return StoreKind.OURS if is_greeting else StoreKind.UNKNOWN
+            is_first_word = isinstance(decode_from_server(body), Greeting | local.Denied)
+            return StoreKind.OURS if is_first_word else StoreKind.UNKNOWN
     except MalformedError:
         pass
     return StoreKind.UNKNOWN
