@@ -96,8 +96,9 @@ def test_the_cause_is_told_though_communication_errors_come_first(machine: Machi
 def test_the_cause_may_be_another_worker_of_the_same_node(machine: Machine) -> None:
     code = CULPRIT.replace('name == "culprit"', 'os.environ["LOCAL_RANK"] == "0"')
     agent = machine.agent("a", "--nproc-per-node", "3", nnodes="1", program=machine.program(code))
-    for _ in range(3):
-        os.kill(int(agent.line(r"ready (\d+)")[1]), signal.SIGUSR1)
+    pids = [int(agent.line(r"ready (\d+)")[1]) for _ in range(3)]  # before the first of them fails
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR1)
     assert "ValueError: bad batch" in agent.ends(1).rpartition("error: run")[2]
 
 
