@@ -229,6 +229,14 @@ def test_importing_the_package_loads_little_and_no_torch() -> None:
     ]
 
 
+def test_the_static_backend_loads_what_connects_only_when_it_does() -> None:
+    loaded = result_of(
+        "import json, rallypoint.rendezvous.static_tcp_rendezvous\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    assert {"aiohttp", "websockets", "asyncio", "rallypoint.client"} & set(loaded) == set()
+
+
 def test_every_module_can_be_imported_without_torch() -> None:
     names = sorted(path.stem for path in (ROOT / "src/rallypoint/rendezvous").glob("[a-z]*.py"))
     assert "static_tcp_rendezvous" in names

@@ -26,7 +26,6 @@ from rallypoint.rendezvous import (
     RendezvousParameters,
     RendezvousStoreInfo,
     RendezvousTimeoutError,
-    static_tcp_rendezvous,
     store_probe,
     torch_bridge,
 )
@@ -357,14 +356,14 @@ def test_a_rank_0_without_torch_that_is_stopped_for_a_while_is_known_afterwards(
 ) -> None:
     """Before it goes on it says nothing, and torch's own client would ask it until the timeout."""
     port, pid = rank_0_without_torch_pid
-    kinds = []
+    kinds, ask = [], store_probe.kind_at
 
     def kind_at(*args: Any) -> StoreKind:
-        kinds.append(store_probe.kind_at(*args))
+        kinds.append(ask(*args))
         os.kill(pid, signal.SIGCONT)
         return kinds[-1]
 
-    monkeypatch.setattr(static_tcp_rendezvous, "kind_at", kind_at)
+    monkeypatch.setattr(store_probe, "kind_at", kind_at)
     monkeypatch.delattr(torch_bridge, "tcp_store")
     os.kill(pid, signal.SIGSTOP)
     params = parameters(f"localhost:{port}", 2, rank=1, timeout=60)

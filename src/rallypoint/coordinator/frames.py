@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -28,6 +29,19 @@ _MASKED: Final = 0x80
 _SIZE_IN_2_BYTES: Final = _MASKED | 126
 _KEY_BYTES: Final = 4
 _SHORTEST: Final = 2
+
+
+_SHORT_HEADERS: Final = tuple(bytes((_BINARY, size)) for size in range(126))
+
+
+def binary_frame(payload: bytes) -> bytes:
+    """The payload as one whole frame, as a server sends it: without a mask."""
+    size = len(payload)
+    if size < 126:
+        return _SHORT_HEADERS[size] + payload
+    if size < 65_536:
+        return struct.pack("!BBH", _BINARY, 126, size) + payload
+    return struct.pack("!BBQ", _BINARY, 127, size) + payload
 
 
 class FrameReader(asyncio.Protocol):

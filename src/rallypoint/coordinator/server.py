@@ -11,7 +11,6 @@ import contextlib
 import errno
 import logging
 import socket
-import struct
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Final
@@ -23,7 +22,7 @@ from rallypoint.clock import TICK_S
 from rallypoint.coordinator import http
 from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.frames import FrameReader
+from rallypoint.coordinator.frames import FrameReader, binary_frame
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core.reasons import Refusal, RefusalCode
@@ -300,11 +299,9 @@ class WebSocketOutlet:
         self.peer = str(Address(peer[0], peer[1])) if peer else "a local peer"
 
     def send(self, payload: bytes) -> None:
-        """Write one binary frame (RFC 6455, section 5.2; a server does not mask)."""
+        """Write one binary frame."""
         if not self._transport.is_closing():
-            length = len(payload)
-            header = _SHORT_HEADERS[length] if length < 126 else _long_header(length)
-            self._transport.write(header + payload)
+            self._transport.write(binary_frame(payload))
 
     def backlog_bytes(self) -> int:
         """What the kernel has not taken yet."""
@@ -331,18 +328,6 @@ class WebSocketOutlet:
     def abort(self) -> None:
         """Cut the connection."""
         self._transport.abort()
-
-
-_BINARY_FINAL: Final = 0x82
-
-
-_SHORT_HEADERS: Final = tuple(bytes((_BINARY_FINAL, length)) for length in range(126))
-
-
-def _long_header(length: int) -> bytes:
-    if length < 65_536:
-        return struct.pack("!BBH", _BINARY_FINAL, 126, length)
-    return struct.pack("!BBQ", _BINARY_FINAL, 127, length)
 
 
 _NO_SUCH_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)

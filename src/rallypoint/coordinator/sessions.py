@@ -138,8 +138,11 @@ class Session:
 
 
 def _ready(run: RunHost, session: Session, node: NodeId, message: wire.Ready) -> None:
-    left, bootstrap, workers = message.leaving_round, message.bootstrap, message.workers
-    run.post(on.NodeReady(node, left, bootstrap, workers, message.change))
+    run.post(
+        on.NodeReady(
+            node, message.leaving_round, message.bootstrap, message.workers, message.change
+        )
+    )
 
 
 def _failed(run: RunHost, session: Session, node: NodeId, message: wire.Failed) -> None:

@@ -17,7 +17,6 @@ from datetime import timedelta
 from typing import Any, Final, NoReturn
 
 from rallypoint import errors
-from rallypoint.client.finding import Pauses, describe_os_error
 from rallypoint.rendezvous import torch_bridge
 from rallypoint.rendezvous.api import (
     RendezvousConnectionError,
@@ -29,7 +28,6 @@ from rallypoint.rendezvous.api import (
     RendezvousTimeoutError,
 )
 from rallypoint.rendezvous.deadlines import within
-from rallypoint.rendezvous.store_probe import StoreKind, kind_at
 from rallypoint.rendezvous.utils import parse_rendezvous_endpoint
 
 __all__ = ["StaticTCPRendezvous", "create_rdzv_handler"]
@@ -193,6 +191,9 @@ class StaticTCPRendezvous(RendezvousHandler):
         store that is none of torch's. It is left to find out only what has not said for a while
         what it is: one that is stopped, or speaks as no torch that is known.
         """
+        from rallypoint.client.finding import Pauses, describe_os_error
+        from rallypoint.rendezvous.store_probe import StoreKind, kind_at
+
         pauses = Pauses()
         unknown_since_s = math.inf
         while True:
