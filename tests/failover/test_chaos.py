@@ -61,6 +61,7 @@ class Chaos:
         self.harm = records.Harm()
         self.told: list[str] = []
         self.has_replicas = False
+        self._ending: list[Agent] = []
         self._thaws: list[tuple[float, int]] = []
         self._dead_etcd: list[tuple[float, EtcdProcess]] = []
 
@@ -137,6 +138,7 @@ class Chaos:
     def end_node(self) -> str:
         agent = self.chance.choice(self.fleet.living)
         self.harm.nodes.add(agent.name)
+        self._ending.append(agent)
         agent.process.signal(signal.SIGTERM)
         return f"asked {agent.name} to end"
 
@@ -216,7 +218,10 @@ class Chaos:
     def heal(self) -> None:
         """Mend all, and wait until all is well."""
         self._mend(float("inf"))
-        # Who was asked to end while it was frozen ends only now.
+        # Who was asked to end while it was frozen, or had no coordinator, ends only now. Until
+        # then the round before is whole still, and nobody is to wait for a write of it.
+        self.fleet.wait(lambda: not any(agent.is_alive for agent in self._ending))
+        self._ending.clear()
         self.fleet.wait(lambda: self._is_whole_after_replacing())
         self.fleet.counts_since(time.monotonic())
 
