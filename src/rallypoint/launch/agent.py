@@ -57,6 +57,8 @@ STILL_WAITING_S: Final = 10.0
 """How soon, and then how often, the agent says what it waits for."""
 LAST_WORDS_S: Final = 1.0
 """How long the end waits for a console that hangs, and for the removal of the agent's files."""
+ON_STANDBY: Final = "a round is on: this node is on standby, and steps in when it can"
+"""Of a full round, and of one that lets newcomers in later: a node is not told which it is."""
 STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FORWARDED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -112,7 +114,7 @@ class Agent:
         self._node.on_ended = self._on_ended
         self._node.on_closed = self._on_closed
         self._node.on_gone = self._on_gone
-        self._node.on_standby = lambda: self._say("the round is full: this node is on standby")
+        self._node.on_standby = lambda: self._say(ON_STANDBY)
         self._guard = Guard()
         self._pump = LogPump(
             run_id=config.node.run_id,
@@ -509,7 +511,7 @@ class Agent:
                 waiting = await self._node.waiting()
         except (TimeoutError, errors.RallypointError):
             return "waiting: the coordinator does not say why"
-        return f"waiting: {waiting}" if waiting else "on standby: the round is full"
+        return f"waiting: {waiting}" if waiting else ON_STANDBY
 
     def _say(self, text: str) -> None:
         """A message of the agent on stderr, without waiting for the console."""
