@@ -130,19 +130,23 @@ class EtcdCluster:
         return EtcdOptions(endpoints=self.endpoints)
 
     def leader(self) -> EtcdProcess:
-        """The member that leads, as itself says."""
+        """The member that leads, as itself says; once one does, if they are about to elect it."""
+
+        async def leads(member: EtcdProcess) -> bool:
+            client = EtcdClient(EtcdOptions(endpoints=(member.endpoint,)))
+            await client.open()
+            try:
+                status = await client.status()
+            finally:
+                await client.aclose()
+            return status.leader == status.header.member_id
 
         async def ask() -> EtcdProcess:
-            for member in self.members:
-                client = EtcdClient(EtcdOptions(endpoints=(member.endpoint,)))
-                await client.open()
-                try:
-                    status = await client.status()
-                finally:
-                    await client.aclose()
-                if status.leader == status.header.member_id:
-                    return member
-            raise AssertionError("no member leads")
+            async with asyncio.timeout(READY_S):
+                while True:
+                    for member in self.members:
+                        if await leads(member):
+                            return member
 
         return asyncio.run(ask())
 
@@ -208,11 +212,14 @@ def free_ports(count: int) -> list[int]:
     """Ports that nobody had a moment ago, below those that the system gives to connections.
 
     A member's port must stay free while the member is dead: were it one of those, a client that
-    tries to reach it could be given it as its own, and be connected to itself.
+    tries to reach it could be given it as its own, and be connected to itself. Tests that run side
+    by side (pytest -n) are not given the same ones.
     """
+    own = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    step = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     ports: list[int] = []
     while len(ports) < count:
-        port = random.randrange(15_000, 32_000)
+        port = random.randrange(15_000 + own, 32_000, step)
         with contextlib.suppress(OSError), socket.socket() as each:
             each.bind(("127.0.0.1", port))
             if port not in ports:
