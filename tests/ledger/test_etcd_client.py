@@ -266,18 +266,25 @@ async def _silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -
 def test_a_silent_endpoint_costs_one_try_and_a_closed_one_nothing(one_etcd, prefix) -> None:
     async def body() -> None:
         closed = f"127.0.0.1:{free_ports(1)[0]}"
-        async with _listener(_silent) as silent:
+        asked = 0
+
+        async def silent_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal asked
+            asked += 1
+            await _silent(reader, writer)
+
+        async with _listener(silent_one) as silent:
             endpoints = (silent, closed, one_etcd.endpoints[0])
-            options = EtcdOptions(endpoints=endpoints, try_timeout_s=0.3)
+            options = EtcdOptions(endpoints=endpoints)
             async with _client(options) as client:
                 _prefer(client, 0)
                 started = time.monotonic()
                 await client.range(prefix.encode())
-                assert 0.3 <= time.monotonic() - started < 2
+                assert time.monotonic() - started >= options.try_timeout_s
+                assert asked == 1
                 # The one that answered is asked first from now on.
-                started = time.monotonic()
                 await client.range(prefix.encode())
-                assert time.monotonic() - started < 0.3
+                assert asked == 1
                 # A write may be lost at the silent one, and is never tried again by itself.
                 _prefer(client, 0)
                 with pytest.raises(EtcdUnknownError):
@@ -338,7 +345,7 @@ def test_a_write_that_arrives_late_changes_nothing(one_etcd, prefix) -> None:
         async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             request = await reader.read(1 << 20)
             held.append(request)
-            while b"request_put" not in b"".join(held):
+            while b"request_put" not in b"".join(held) and not reader.at_eof():
                 held.append(await reader.read(1 << 20))
             await release.wait()
             host, port = one_etcd.endpoints[0].split(":")
@@ -350,8 +357,9 @@ def test_a_write_that_arrives_late_changes_nothing(one_etcd, prefix) -> None:
             arrived.set()
 
         async with _listener(hold) as frozen:
+            # Long enough for etcd itself, whose answers here are not to be lost as well.
             endpoints = (frozen, one_etcd.endpoints[0])
-            options = EtcdOptions(endpoints=endpoints, try_timeout_s=0.3)
+            options = EtcdOptions(endpoints=endpoints, try_timeout_s=2.0, timeout_s=20.0)
             async with EtcdLedger(one_etcd.options, prefix) as other:
                 ledger = EtcdLedger(options, prefix)
                 _prefer(ledger._client, 1)
@@ -378,7 +386,7 @@ def test_nobody_answers() -> None:
         started = time.monotonic()
         with pytest.raises(LedgerUnreachableError) as told:
             await EtcdLedger(options).open()
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < EtcdOptions(endpoints=endpoints).timeout_s
         assert isinstance(told.value, OSError)
         assert all(endpoint in told.value.message for endpoint in endpoints)
         assert told.value.hint
@@ -388,7 +396,8 @@ def test_nobody_answers() -> None:
 
 def test_a_ledger_that_went_away_makes_outcomes_unknown(etcd_program: Program) -> None:
     async def body(cluster: EtcdCluster) -> None:
-        options = EtcdOptions(endpoints=cluster.endpoints, try_timeout_s=0.2, timeout_s=0.5)
+        # Five calls wait so long in vain; what etcd answers takes less, on a busy machine too.
+        options = EtcdOptions(endpoints=cluster.endpoints, timeout_s=2.0)
         async with EtcdLedger(options) as ledger:
             cluster.members[0].kill()
             outcome = await ledger.swap("run", None, b"value")
@@ -411,7 +420,7 @@ def test_endpoints_of_two_clusters_are_not_mixed(one_etcd, prefix) -> None:
 
     async def body(first: EtcdCluster, second: EtcdCluster) -> None:
         endpoints = (first.endpoints[0], second.endpoints[0])
-        options = EtcdOptions(endpoints=endpoints, timeout_s=1.0)
+        options = EtcdOptions(endpoints=endpoints, timeout_s=3.0)
         async with EtcdLedger(EtcdOptions(endpoints=endpoints[1:])) as other:
             ledger = EtcdLedger(options)
             _prefer(ledger._client, 0)
@@ -452,7 +461,7 @@ def test_something_else_listens_there(answer: bytes) -> None:
 
     async def body() -> None:
         async with _listener(speak) as endpoint:
-            options = EtcdOptions(endpoints=(endpoint,), timeout_s=1.0)
+            options = EtcdOptions(endpoints=(endpoint,))
             with pytest.raises(LedgerForeignError, match=endpoint) as told:
                 await EtcdLedger(options).open()
             assert told.value.hint
@@ -564,7 +573,6 @@ def test_tls_with_certificates_on_both_sides(etcd_program: Program, tmp_path: Pa
                 "ca_file": good.ca_file,
                 "cert_file": good.cert_file,
                 "key_file": good.key_file,
-                "timeout_s": 2.0,
             }
             return EtcdOptions(**{**values, **changes})  # type: ignore[arg-type]
 
