@@ -19,7 +19,9 @@ RELEASES = tuple(dict.fromkeys(["3.5", "3.4", *(each.release for each in program
 def fast_path(tmp_path: Path) -> Iterator[Path]:
     """A folder in memory where the system has one: for what is not about being sure of a disk."""
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
+    where = memory if memory.is_dir() else tmp_path
+    # A call that nobody waits for any more goes on in its thread, and may still write there.
+    with tempfile.TemporaryDirectory(dir=where, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 

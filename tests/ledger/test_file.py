@@ -199,7 +199,7 @@ def test_who_was_frozen_before_making_a_folder_and_who_before_linking_into_it(fo
     """The one case in which a link succeeds that must not count: two frozen processes at once."""
 
     async def body() -> None:
-        async with FileLedger(folder) as ledger, FileLedger(folder) as late:
+        async with FileLedger(folder) as ledger, FileLedger(folder, timeout_s=60) as late:
             version = await _swap_on(ledger, "run", SEGMENT)
             last_of_segment = version
             gate, reached = threading.Event(), threading.Event()
@@ -305,7 +305,7 @@ def test_processes_that_write_at_once_lose_nothing(request, where) -> None:
             stack.enter_context(_child(folder, "write", str(writer), str(rounds)))
             for writer in range(writers)
         ]
-        told = [json.loads(child.communicate(timeout=60)[0]) for child in children]
+        told = [json.loads(child.communicate(timeout=100)[0]) for child in children]
 
     async def body() -> None:
         async with FileLedger(folder) as ledger:
@@ -587,13 +587,15 @@ def test_a_disk_that_hangs_makes_an_outcome_unknown_and_blocks_nobody(folder) ->
                 reached.set()
                 gate.wait(30)
 
-        async with FileLedger(folder, on_step=hang, timeout_s=0.2) as ledger:
+        async with FileLedger(folder, on_step=hang) as ledger:
             version = (await ledger.swap("run", None, b"0")).version  # type: ignore[union-attr]
             hanging[0] = True
+            ledger._timeout_s = 0.2
             outcome = await ledger.swap("run", version, b"1")
             assert isinstance(outcome, Unknown)
             assert isinstance(outcome.error, LedgerUnreachableError)
-            assert reached.is_set()
+            assert await asyncio.to_thread(reached.wait, 30)
+            ledger._timeout_s = 30
             hanging[0] = False
             # It was unknown: once the disk answers again, the write is done after all.
             gate.set()
