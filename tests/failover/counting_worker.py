@@ -29,8 +29,7 @@ def note(event: str, **more: Any) -> None:
 def count(world: rallypoint.World, pause: Path, fail: Path) -> None:
     is_paused = False
     while world.change is None:
-        if fail.exists():
-            fail.unlink()
+        if took(fail):
             raise ValueError("asked to fail")
         if pause.exists() != is_paused:
             is_paused = not is_paused
@@ -39,6 +38,15 @@ def count(world: rallypoint.World, pause: Path, fail: Path) -> None:
             note("asked", round=world.number)
             note("added", round=world.number, value=world.store.add("total", 1))
         time.sleep(EVERY_S)
+
+
+def took(fail: Path) -> bool:
+    """Whether the file was there, and it is this worker that took it away."""
+    try:
+        fail.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def note_pause(world: rallypoint.World, is_paused: bool) -> None:

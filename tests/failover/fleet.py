@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.agent.processes import Machine, Process, free_port, wait_until
+from rallypoint.clock import StallProofClock
+from tests.agent.processes import Machine, Process, wait_until
+from tests.ledger.etcd_processes import free_ports
 
 HERE = Path(__file__).parent
 AGENT = HERE / "logged_agent.py"
@@ -75,7 +77,9 @@ class Replica:
     def picture(self, run_id: str, timeout_s: float = 2.0) -> Event | None:
         """What it says of the run; None if it has not got it, or does not answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
-        with contextlib.closing(connection), contextlib.suppress(OSError):
+        # It may end while it answers.
+        no_answer = (OSError, http.client.HTTPException)
+        with contextlib.closing(connection), contextlib.suppress(*no_answer):
             connection.request("GET", f"/api/v1/runs/{run_id}")
             answer = connection.getresponse()
             if answer.status == 200:
@@ -130,7 +134,8 @@ class Fleet:
         self, program: Sequence[str] = (), port: int | None = None, *, wait: bool = True
     ) -> Replica:
         """A coordinator, once it listens. `program`: instead of `rallypoint`, what to run."""
-        port = port or free_port()
+        # Not one that the system gives to connections: it has yet to start, and may be killed.
+        port = port or free_ports(1)[0]
         code = ("-c", "from rallypoint.cli.main import main; main()")
         name = f"replica{len(self.replicas)}"
         argv = [sys.executable, *(program or code), "serve", "--port", str(port)]
@@ -175,14 +180,16 @@ class Fleet:
 
     def owner(self) -> Replica:
         """The coordinator that has the nodes."""
-        return self.replicas[self._owner_index()]
+        return self._owner()[0]
 
-    def _owner_index(self) -> int:
-        found: list[int] = []
+    def _owner(self) -> tuple[Replica, Event]:
+        """And what it says of the run."""
+        found: list[tuple[Replica, Event]] = []
 
         def look() -> bool:
             pictures = [r.picture(self.run_id) if r.is_alive else None for r in self.replicas]
-            found[:] = [i for i, each in enumerate(pictures) if each and each["attached"]]
+            told = zip(self.replicas, pictures, strict=True)
+            found[:] = [(each, said) for each, said in told if said and said["attached"]]
             return len(found) == 1
 
         wait_until(look, PATIENCE_S)
@@ -190,15 +197,40 @@ class Fleet:
 
     def status(self) -> Event:
         """What `rallypoint status` has for it."""
-        picture = self.owner().picture(self.run_id)
-        assert picture is not None
-        return picture
+        return self._owner()[1]
+
+    def is_in_phase(self, phase: str) -> Event:
+        """Wait until the run is in this phase; what is said of it then."""
+        found: list[Event] = []
+
+        def look() -> bool:
+            found[:] = [self.status()]
+            return bool(found[0]["phase"] == phase)
+
+        self.wait(look)
+        return found[0]
 
     def at_work(self, round: int, agents: Iterable[Agent] | None = None) -> list[Event]:
         """Wait until these agents' workers are in the round; what they said then."""
         those = list(self.living if agents is None else agents)
         self.wait(lambda: all(each.first("working", round=round) for each in those))
         return [each.log.events("working", round=round)[-1] for each in those]
+
+    def all_in_one_round(self) -> list[Event]:
+        """Wait until all living nodes, and no others, are in one round; what was said last.
+
+        Who comes a moment later than the others is let in by one more round.
+        """
+        told: list[Event] = []
+
+        def are() -> bool:
+            said = [agent.log.events("working") for agent in self.living]
+            told[:] = [each[-1] for each in said if each]
+            is_one = len({each["round"] for each in told}) == 1
+            return is_one and all(each["size"] == len(said) == len(told) for each in told)
+
+        self.wait(are)
+        return told
 
     def wait(self, what: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
         try:
@@ -216,11 +248,20 @@ class Fleet:
     def all_attached_since(
         self, since_s: float, agents: Iterable[Agent] | None = None
     ) -> tuple[float, float]:
-        """Wait until all are attached anew; when the first and the last one were, in seconds."""
+        """Wait until all are attached anew; when the first and the last one were, in seconds.
+
+        Without those in which nothing ran here: they are the machine's.
+        """
         those = list(self.living if agents is None else agents)
-        self.wait(lambda: all(each.first("attached", since_s) for each in those))
+        clock = StallProofClock()
+
+        def are_attached() -> bool:
+            clock.now_s()
+            return all(each.first("attached", since_s) for each in those)
+
+        self.wait(are_attached)
         times = [e["at_s"] - since_s for a in those if (e := a.first("attached", since_s))]
-        return min(times), max(times)
+        return min(times) - clock.stalled_s, max(times) - clock.stalled_s
 
     def counts_since(self, since_s: float, agents: Iterable[Agent] | None = None) -> None:
         """Wait until a write of each that was asked for after this moment is acknowledged."""
@@ -234,9 +275,9 @@ class Fleet:
 
     def check_counter(self, round: int) -> int:
         """R10, R11: every acknowledged write is there once. Returns how many there were."""
+        paused_s = time.monotonic()
         self.pause.touch()
         try:
-            paused_s = time.monotonic()
             those = self.living
             self.wait(lambda: all(each.first("paused", paused_s) for each in those))
             values = sorted(

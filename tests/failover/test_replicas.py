@@ -49,7 +49,7 @@ def the_round_goes_on(fleet: Fleet, since_s: float, pids: list[int]) -> None:
     fleet.counts_since(since_s)
     assert fleet.worker_pids() == pids
     assert not any(agent.first("ended") for agent in fleet.agents)
-    status = fleet.status()
+    status = fleet.is_in_phase("active")
     assert (status["round"], status["phase"], status["attached"]) == (1, "active", NODES)
     assert fleet.check_counter(1) > 0
     fleet.check_rounds()
