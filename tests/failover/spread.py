@@ -16,7 +16,7 @@ from rallypoint.ledger import envelope
 from rallypoint.ledger.etcd_client import EtcdClient, EtcdOptions
 from rallypoint.ledger.etcd_wire import Event as EtcdEvent
 from rallypoint.ledger.etcd_wire import prefix_end
-from tests.agent.processes import MAIN, Process
+from tests.agent.processes import MAIN, Process, wait_until
 from tests.failover.fleet import Agent, Event, Fleet, Replica
 from tests.failover.netns import Host
 from tests.ledger.etcd_processes import Program
@@ -84,7 +84,15 @@ class Etcd:
             asyncio.run(ready())
 
     def leader(self) -> Member:
-        return next(member for member in self.members if member.leads())
+        """Who leads; once one does, if they are about to elect it."""
+        found: list[Member] = []
+
+        def look() -> bool:
+            found[:] = [member for member in self.members if member.leads()]
+            return bool(found)
+
+        wait_until(look)
+        return found[0]
 
     def writes(self, seen_from: Host, prefix: str) -> list[EtcdEvent]:
         """All that was ever written or deleted under the prefix, in order."""
