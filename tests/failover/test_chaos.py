@@ -67,6 +67,7 @@ class Chaos:
 
     def cycle(self) -> None:
         self._mend(time.monotonic())
+        self.replace()  # who was asked to end may have ended meanwhile
         acts: list[tuple[Callable[[], str], int]] = [
             (self.kill_node, 3),
             (self.freeze_node, 3),
@@ -186,7 +187,9 @@ class Chaos:
     def _freeze(self, name: str, *pids: int, limits_s: tuple[float, ...] = FROZEN_S) -> str:
         low_s, *_, high_s = limits_s
         frozen_s = self.chance.triangular(low_s, high_s, limits_s[len(limits_s) // 2])
-        self.fleet.machine.freeze(*pids)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # a worker, which ends when it likes
+                self.fleet.machine.freeze(pid)
         self._thaws += [(time.monotonic() + frozen_s, pid) for pid in pids]
         return f"froze {name} for {frozen_s:.1f} s"
 
@@ -282,7 +285,8 @@ def test_chaos(chaos: Chaos) -> None:
 def play(chaos: Chaos) -> None:
     fleet = chaos.fleet
     chaos.replace()
-    fleet.at_work(1)
+    # Whoever starts later than the last call is let in by another round.
+    fleet.wait(lambda: is_whole(fleet))
     for number in range(1, cycles() + 1):
         chaos.cycle()
         if number % HEALED_EVERY == 0 or number == cycles():
@@ -298,16 +302,16 @@ def play(chaos: Chaos) -> None:
 
 def read_all(fleet: Fleet) -> None:
     """Every worker stops counting, and writes down what it then sees."""
-    fleet.pause.touch()
     paused_s = time.monotonic()
+    fleet.pause.touch()
     fleet.wait(lambda: all(agent.first("paused", paused_s) for agent in fleet.living))
 
 
 def close(chaos: Chaos) -> None:
     """R6: the run ends for all, and one who comes later is told so."""
     fleet = chaos.fleet
-    closed_s = time.monotonic()
     fleet.machine.command("close", fleet.run_id, "--endpoint", fleet.endpoint).ends(0)
+    closed_s = time.monotonic()
     fleet.wait(lambda: not fleet.living, CLOSED_WITHIN_S)
     late = fleet.start_as("late", f"1:{NODES}", *OPTIONS)
     late.process.code()
