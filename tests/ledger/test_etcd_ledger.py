@@ -207,10 +207,10 @@ def _follower(cluster: EtcdCluster) -> EtcdProcess:
 @pytest.mark.parametrize(
     ("fault", "who", "bound_s"),
     [
-        ("kill", _follower, 4.0),
-        ("kill", EtcdCluster.leader, 4.0),
-        ("freeze", _follower, 4.0),
-        ("freeze", EtcdCluster.leader, 4.0),
+        ("kill", _follower, 10.0),
+        ("kill", EtcdCluster.leader, 10.0),
+        ("freeze", _follower, 10.0),
+        ("freeze", EtcdCluster.leader, 10.0),
     ],
     ids=["kill-a-follower", "kill-the-leader", "freeze-a-follower", "freeze-the-leader"],
 )
