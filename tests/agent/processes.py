@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SRC = Path(__file__).parents[2] / "src"
-DEADLINE_S = 30.0  # for what takes a second at most, on a machine that does much else
+DEADLINE_S = 60.0  # for what takes a second at most, on a machine that does much else
 MAIN = "from rallypoint.cli.main import main; main()"
 
 # Says who it is, then does what signals ask: USR1 raises, USR2 ends well.
@@ -35,7 +36,7 @@ signal.signal(signal.SIGUSR2, end)
 get = os.environ.get
 print("worker", get("RALLYPOINT_ROUND"), get("RANK"), get("WORLD_SIZE"), os.getpid(), flush=True)
 while True:
-    signal.pause()
+    time.sleep(1)  # Not signal.pause(): a signal just before it would be handled after the next.
 """
 
 
@@ -69,6 +70,20 @@ def gone(pids: Iterable[int], within_s: float = DEADLINE_S) -> None:
 
 
 def free_port() -> int:
+    """A port that nobody listens at, and that nobody is given who asks the kernel for any.
+
+    Other tests run at the same time: between this call and the port's use, one of the kernel's
+    choice could become theirs. Who dials such a port while nobody listens can even reach itself.
+    """
+    chosen = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first = int(chosen.read_text().split()[0]) if chosen.exists() else 0
+    for _ in range(100 if first > 20_000 else 0):
+        port = 10_000 + secrets.randbelow(first - 10_000)
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("127.0.0.1", port)),
+        ):
+            return port
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
@@ -193,6 +208,7 @@ class Machine:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.main = MAIN
         self.endpoint = f"127.0.0.1:{free_port()}"
         self.processes: list[Process] = []
         self.frozen: set[int] = set()
@@ -210,7 +226,7 @@ class Machine:
     def command(
         self, *arguments: str, name: str = "", env: dict[str, str] | None = None, read: bool = True
     ) -> Process:
-        argv = [sys.executable, "-c", MAIN, *arguments]
+        argv = [sys.executable, "-c", self.main, *arguments]
         process = Process(
             argv, self.env | (env or {}), self.directory, name or arguments[0], read=read
         )

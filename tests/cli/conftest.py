@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from rallypoint.cli import main
+from tests.agent import processes
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 COMMAND = (sys.executable, "-m", "rallypoint.cli")
@@ -99,7 +100,7 @@ class Served:
 
     def _first_line(self) -> str:
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], 20)
+        ready, _, _ = select.select([self.process.stdout], [], [], 60)
         line = self.process.stdout.readline().strip() if ready else ""
         if not line:
             self.process.kill()
@@ -110,7 +111,7 @@ class Served:
         """Its exit code, what it said on stderr, and how long it took to end."""
         began_s = time.monotonic()
         self.process.send_signal(number)
-        _, err = self.process.communicate(timeout=20)
+        _, err = self.process.communicate(timeout=60)
         return self.process.returncode, err, time.monotonic() - began_s
 
     def kill(self) -> None:
@@ -156,7 +157,8 @@ def _answer_all(sock: socket.socket, answer: bytes) -> None:
     with contextlib.suppress(OSError):  # the test is over
         while True:
             connection, _ = sock.accept()
-            with connection:
+            # Who asks may have given up by now; the next one is answered all the same.
+            with connection, contextlib.suppress(OSError):
                 connection.settimeout(5)
                 connection.recv(65_536)
                 connection.sendall(answer)
@@ -164,10 +166,8 @@ def _answer_all(sock: socket.socket, answer: bytes) -> None:
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that nobody listens at (nobody else is likely to take it meanwhile)."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
+    """A port that nobody listens at."""
+    return processes.free_port()
 
 
 def without_ports(text: str) -> str:
