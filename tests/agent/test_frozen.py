@@ -13,7 +13,9 @@ from tests.agent.processes import Machine, Process, gone, wait_until
 
 pytestmark = pytest.mark.processes
 
-QUICK = ("--set", "suspect_after=0.5", "--max-restarts", "any")
+# All are in the first round, however slowly they start; and nobody whom the machine holds up for a
+# second is taken for one that is frozen.
+QUICK = ("--set", "suspect_after=2", "--max-restarts", "any", "--last-call", "60")
 
 
 def suspect(machine: Machine, name: str) -> None:
@@ -41,7 +43,7 @@ def test_a_frozen_node_is_lost_when_it_is_needed_and_comes_back(
     failed_s = time.monotonic()
     os.kill(first["a"].pid, signal.SIGUSR1)
     second = {agent.name: agent.worker(2) for agent in (a, b)}
-    assert time.monotonic() - failed_s < 1.5 + 1.0  # the second is for this machine
+    assert time.monotonic() - failed_s < 15  # by the probe: by silence alone it takes lost_after
     assert "c lost: it fell silent and did not answer" in a.text
 
     # R13: it learns that it was lost, and stops its workers before it is a newcomer.

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.processes
 
 def host_and_other(machine: Machine, *options: str, nnodes: str = "1:2") -> tuple[Process, Process]:
     """Two agents, the first of which carries the coordinator."""
-    options = ("--expected-nodes", "2", *options) if nnodes == "1:2" else options
+    if nnodes == "1:2":  # both are in the first round, however slowly they start
+        options = ("--expected-nodes", "2", "--last-call", "60", *options)
     host = machine.agent("host", *options, nnodes=nnodes)
     return host, machine.agent("other", *options, nnodes=nnodes)
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.agent.processes import Machine, alive, gone, program_with
+from tests.agent.processes import MAIN, Machine, alive, gone, program_with
 
 pytestmark = pytest.mark.processes
 
@@ -24,21 +24,26 @@ if name == "culprit":
     raise ValueError("bad batch in shard 7")
 raise ConnectionResetError(104, "Connection reset by peer")
 """
+# On a machine that does much else it may take longer to end than the half second and the second
+# for which consequences alone are known: a test of what comes last waits for it.
+PATIENT = "from rallypoint.launch import work; work.CULPRIT_S = 20.0; " + MAIN
+PATIENT_RUN = ("--set", "probe=20")
 
 
 def test_survivors_of_a_killed_agent_regroup_and_its_workers_are_gone(machine: Machine) -> None:
-    agents = [machine.agent(name, "--nproc-per-node", "2") for name in ("a", "b", "c")]
+    options = ("--nproc-per-node", "2", "--last-call", "60")  # all are in the first round
+    agents = [machine.agent(name, *options) for name in ("a", "b", "c")]
     before = {agent.name: agent.workers(2, 1) for agent in agents}
     victim, survivors = agents[1], [agents[0], agents[2]]
 
     killed_s = time.monotonic()
     victim.signal(signal.SIGKILL)
     told = survivors[1].line(r"round 1 has ended: (\w) lost")
-    assert time.monotonic() - killed_s < 1.5 + 0.5  # the half second is for this machine
     assert told[1] == victim.name
     survivors[0].line(r"round 1 has ended: (\w) lost")
     after = {agent.name: agent.workers(2, 2) for agent in survivors}
-    assert time.monotonic() - killed_s < 3
+    # By the closed connection, which has a grace of 1 s: silence alone takes 30 s, a last call 60.
+    assert time.monotonic() - killed_s < 15
 
     gone([worker.pid for worker in before[victim.name]])
     assert all(worker.size == 4 for workers in after.values() for worker in workers)
@@ -80,9 +85,10 @@ def test_the_restart_budget_is_the_runs(machine: Machine) -> None:
 
 
 def test_the_cause_is_told_though_communication_errors_come_first(machine: Machine) -> None:
+    machine.main = PATIENT
     program = machine.program(CULPRIT)
     names = ("a", "b", "culprit")
-    agents = [machine.agent(name, nnodes="3", program=program) for name in names]
+    agents = [machine.agent(name, *PATIENT_RUN, nnodes="3", program=program) for name in names]
     pids = [int(agent.line(r"ready (\d+)")[1]) for agent in agents]
     for pid in pids:
         os.kill(pid, signal.SIGUSR1)
@@ -95,7 +101,9 @@ def test_the_cause_is_told_though_communication_errors_come_first(machine: Machi
 
 def test_the_cause_may_be_another_worker_of_the_same_node(machine: Machine) -> None:
     code = CULPRIT.replace('name == "culprit"', 'os.environ["LOCAL_RANK"] == "0"')
-    agent = machine.agent("a", "--nproc-per-node", "3", nnodes="1", program=machine.program(code))
+    machine.main = PATIENT
+    options = ("--nproc-per-node", "3", *PATIENT_RUN)
+    agent = machine.agent("a", *options, nnodes="1", program=machine.program(code))
     pids = [int(agent.line(r"ready (\d+)")[1]) for _ in range(3)]  # before the first of them fails
     for pid in pids:
         os.kill(pid, signal.SIGUSR1)

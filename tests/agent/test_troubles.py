@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ sys.stdout = open(os.environ["TOLD"], "w")
 
 def test_a_console_that_hangs_holds_nothing_up(machine: Machine) -> None:
     """Nobody reads its output, which its worker fills: the agent is heard all the same."""
-    quick = ("--set", "suspect_after=0.5", "--set", "lost_after=0.5", "--set", "probe=0.2")
+    quick = ("--set", "suspect_after=3", "--set", "lost_after=3")
     told = machine.directory / "told"
     a = machine.agent("a", *quick, nnodes="2")
     program = machine.program(FILLS_THE_CONSOLE, "fills.py")
@@ -103,7 +104,8 @@ def test_a_console_that_hangs_holds_nothing_up(machine: Machine) -> None:
     b = machine.agent("b", *quick, nnodes="2", program=program, read=False, env=env)
     mine = a.worker(1)
     wait_until(lambda: told.exists() and told.read_text().endswith("\n"))
-    for _ in range(3):  # each takes longer than half of what makes a silent node lost
+    ends_s = time.monotonic() + 6  # twice as long as what makes a silent node lost
+    while time.monotonic() < ends_s:
         status = machine.command("status", "test", "--endpoint", machine.endpoint, "--json")
         text = status.ends(0)
         assert text.count("connected") == 2, text
@@ -115,6 +117,7 @@ def test_a_console_that_hangs_holds_nothing_up(machine: Machine) -> None:
     b.ends(0)
 
 
+@pytest.mark.timeout(300)
 def test_nothing_is_left_of_agents_that_are_killed_at_any_moment(machine: Machine) -> None:
     """From before the first worker to after the last: 20 of them, a few at a time."""
     marks = machine.directory / "pids"
