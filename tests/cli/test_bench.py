@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -244,7 +245,8 @@ def test_what_takes_long_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(meet, "measure", waits)
     done = cli("bench", "meet", "--nodes", "2")
     assert done.code == 0
-    assert done.err.splitlines()[1:2] == ["rallypoint: waiting for 0 s by now: snow"]
+    said = r"rallypoint: waiting for \d+ s by now: snow"
+    assert re.fullmatch(said, done.err.splitlines()[1])
 
 
 @pytest.mark.usefixtures("measured")
@@ -276,17 +278,17 @@ def test_a_share_that_is_refused_says_why_and_what_to_do(serve: Callable[..., Se
     first = start("--run", "shared", "--of", "4")
     wait_until(lambda: _attached(at, "shared") == 2, "the first share to be there")
     other = start("--run", "shared", "--of", "5")
-    said = other.communicate(timeout=30)[1]
+    said = other.communicate(timeout=100)[1]
     assert other.returncode == 1
     assert "a node was refused: this node's settings differ" in said
     assert "max_nodes: the run has 4, this node 5" in said
     assert said.splitlines()[-1].startswith("hint: start every node of a run with the same")
     second = start("--run", "shared", "--of", "4")
     for each in (first, second):
-        said = each.communicate(timeout=30)[1]
+        said = each.communicate(timeout=100)[1]
         assert each.returncode == 0, said
     again = start("--run", "shared", "--of", "4")
-    said = again.communicate(timeout=30)[1]
+    said = again.communicate(timeout=100)[1]
     assert again.returncode == 1
     assert "a node was refused: run 'shared' was closed" in said
     assert said.splitlines()[-1] == "hint: start again under another run id"

@@ -187,7 +187,7 @@ def test_told_to_end_it_leaves_nothing(run: Programs, number: signal.Signals, wh
     shown.wait_for(when)
     run.note_agents_of(shown)
     shown.process.send_signal(number)
-    assert shown.end(30) == 128 + number, shown.text
+    assert shown.end(100) == 128 + number, shown.text
     assert shown.lines[-1] == f"rallypoint: {number.name}: all nodes have been ended"
     run.assert_nothing_left()
     assert files_left(run) == []
@@ -201,7 +201,7 @@ def test_a_node_that_fails_fails_the_demo(run: Programs) -> None:
     shown.wait_for("training begins")
     run.note_agents_of(shown)
     agent_of(shown, "node-2").kill()
-    assert shown.end(60) == 1, shown.text
+    assert shown.end(100) == 1, shown.text
     assert "error: the demo has failed: node-2 ended with exit code -9" in shown.text
     assert "hint: " in shown.text
     (kept,) = run.directory.glob("rp-demo-*")

@@ -103,7 +103,7 @@ def test_a_watch_tells_each_change_once_and_ends_with_the_run(
         assert watch.stdout is not None
         first = watch.stdout.readline()
         cli("close", "a/b c", "--endpoint", run[0])
-        rest, _ = watch.communicate(timeout=30)
+        rest, _ = watch.communicate(timeout=60)
     finally:
         watch.kill()
         watch.wait()
@@ -255,10 +255,10 @@ def _on_terminal(until: bytes, *arguments: str) -> tuple[int, bytes]:
     os.close(theirs)
     shown = b""
     try:
-        while until not in shown and select.select([ours], [], [], 20)[0]:
+        while until not in shown and select.select([ours], [], [], 60)[0]:
             shown += os.read(ours, 65_536)
         process.send_signal(signal.SIGINT)
-        code = process.wait(timeout=20)
+        code = process.wait(timeout=60)
     finally:
         process.kill()
         process.wait()
