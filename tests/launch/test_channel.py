@@ -203,7 +203,7 @@ def test_a_stranger_cannot_make_the_agent_hold_much() -> None:
 
 
 def test_who_says_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "HELLO_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(channel, "HELLO_TIMEOUT_S", 0.5)
 
     async def scenario() -> None:
         async with setup() as made:

@@ -127,7 +127,9 @@ def test_an_exit_is_known_at_once() -> None:
             await setup.exits.next()
             return setup.exits.times[0] - killed_at
 
-    assert min(asyncio.run(scenario()) for _ in range(5)) < 0.01
+    took_s = sorted(asyncio.run(scenario()) for _ in range(20))
+    assert took_s[0] < 0.01  # a busy machine makes most of them longer
+    assert took_s[10] < 0.1
 
 
 def test_a_worker_leads_its_session_and_reads_nothing() -> None:
@@ -267,18 +269,15 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 print('ready', flush=True); time.sleep(600)
 """
 
-    async def scenario() -> None:
-        async with Setup(spec(code), spec(IGNORES_TERM, 1)) as setup:
-            for local_rank in (0, 1):
-                await setup.output.line(local_rank)
-            for pid in setup.group.pids.values():
-                os.kill(pid, signal.SIGSTOP)
-            await setup.group.stop(1)
-            ends = {exit.local_rank: exit for exit in setup.exits.seen}
-            assert ends[0].returncode == 3
-            assert ends[1].signal == signal.SIGKILL
+    async def end_of(program: str, grace_s: float) -> WorkerExit:
+        async with Setup(spec(program)) as setup:
+            await setup.output.line()
+            os.kill(setup.group.pids[0], signal.SIGSTOP)
+            await setup.group.stop(grace_s)
+            return setup.exits.seen[0]
 
-    asyncio.run(scenario())
+    assert asyncio.run(end_of(code, 60)).returncode == 3
+    assert asyncio.run(end_of(IGNORES_TERM, 0.3)).signal == signal.SIGKILL
 
 
 def test_signal_all_reaches_every_group() -> None:
