@@ -266,6 +266,7 @@ def test_too_few_ports_for_all_nodes(
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(300)
 def test_a_share_that_is_refused_says_why_and_what_to_do(serve: Callable[..., Served]) -> None:
     at = f"127.0.0.1:{serve().port}"
     share = ("bench", "meet", "--at", at, "--repeats", "1", "--nodes", "2")
@@ -300,6 +301,7 @@ def _attached(at: str, run_id: str) -> int:
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("scenario", ["meet", "regroup"])
 def test_more_processes_than_nodes(cli: Cli, scenario: str) -> None:
     done = cli("bench", scenario, "--nodes", "2,5", "--processes", "5", "--repeats", "1")
@@ -307,6 +309,7 @@ def test_more_processes_than_nodes(cli: Cli, scenario: str) -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(300)
 def test_several_machines_each_time_their_own_share(serve: Callable[..., Served]) -> None:
     """Here two processes of one machine: neither knows of the other but by the run's rounds."""
     address = f"127.0.0.1:{serve().port}"
