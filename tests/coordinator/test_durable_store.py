@@ -278,6 +278,7 @@ def test_a_call_that_the_ledger_could_not_keep_is_refused_before_it_is_applied()
     assert answer.result == Value(0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 950), st.integers(0, 40)), max_size=40))
 def test_no_record_is_larger_than_the_ledger_takes(calls: list[tuple[int, int]]) -> None:
     most = 1_000

@@ -393,6 +393,7 @@ def test_the_same_inputs_give_the_same_outputs_in_the_same_order(steps: list[Ste
     assert one.store.freeze() == other.store.freeze()
 
 
+@settings(deadline=None)
 @given(st.lists(DATA_OPS, max_size=30))
 def test_replaying_the_writes_gives_the_same_data(ops: list[DataOp]) -> None:
     data, replayed = _Data(StoreLimits()), _Data(StoreLimits())
@@ -408,6 +409,7 @@ def test_replaying_the_writes_gives_the_same_data(ops: list[DataOp]) -> None:
     assert (replayed.items(), replayed.usage()) == (data.items(), data.usage())
 
 
+@settings(deadline=None)
 @given(st.lists(DATA_OPS, max_size=30), st.integers(1, 12), st.integers(1, 3))
 def test_limits_hold_whatever_is_asked(ops: list[DataOp], bytes_max: int, keys_max: int) -> None:
     limits = StoreLimits(total_bytes_max=bytes_max, keys_max=keys_max, value_bytes_max=3)
