@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -40,6 +41,30 @@ def run_clean(main: Callable[[], Coroutine[Any, Any, T]], limit_s: float = 30.0)
     return result
 
 
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Time passes only when all wait, and then at once: a machine that pauses is not seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now_s = 1_000.0
+        self._look = self._selector.select  # type: ignore[attr-defined]
+        self._selector.select = self._wait  # type: ignore[attr-defined]
+
+    def time(self) -> float:
+        return self._now_s
+
+    def _wait(self, timeout_s: float | None) -> Any:
+        found = self._look(timeout_s and 0)
+        self._now_s += 0.0 if found else timeout_s or 0.0
+        return found
+
+
+def run_virtual(main: Coroutine[Any, Any, T]) -> T:
+    """Run it in virtual time. For what uses the loop's clock, and neither threads nor peers."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(main)
+
+
 def open_sockets() -> set[str]:
     """The sockets of this process. Empty where the system does not list them."""
     found: set[str] = set()
@@ -61,10 +86,16 @@ async def until(is_so: Callable[[], object], what: str, limit_s: float = 20.0) -
 
 
 def free_port() -> int:
-    """A port that was free a moment ago, on 127.0.0.1 and ::1."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port of 127.0.0.1 that was free a moment ago, below those that connections are given.
+
+    One of those could become another test's before it is used. Drawn by the system: hypothesis
+    seeds `random` alike in all processes.
+    """
+    while True:
+        port = random.SystemRandom().randrange(15_000, 29_000)
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.asynccontextmanager

@@ -13,6 +13,7 @@ from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
 from tests.coordinator.test_shared import CONFIG, coordinator, until
 from tests.coordinator.test_shared_troubles import Asking, formed, stamp_of
+from tests.loops import run_virtual
 
 RENEW_S = CONFIG.lease_ttl_s / 3
 
@@ -78,7 +79,7 @@ def test_forming_a_round_takes_at_most_four_operations() -> None:
         assert len(ledger.asked) <= 4, ledger.asked
         await shared.aclose()
 
-    asyncio.run(main())
+    run_virtual(main())
 
 
 @pytest.mark.parametrize("runs", [1, 30])
@@ -97,4 +98,4 @@ def test_an_idle_coordinator_only_renews_its_lease(runs: int) -> None:
         assert 1 <= ledger.renewals <= idle_s / RENEW_S + 1
         await shared.aclose()
 
-    asyncio.run(main())
+    run_virtual(main())

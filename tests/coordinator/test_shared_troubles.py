@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
@@ -25,6 +24,7 @@ from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown, Vers
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
 from tests.coordinator.test_shared import CONFIG, coordinator, has_begun, until
+from tests.loops import run_virtual
 
 
 class Asking:
@@ -152,7 +152,7 @@ def test_a_log_that_cannot_be_read_is_left_alone_and_its_nodes_are_told(spoil) -
         assert ledger.calls == calls
         await second.aclose()
 
-    asyncio.run(main())
+    run_virtual(main())
 
 
 def test_a_log_that_cannot_be_sealed_yet_is_sealed_later() -> None:
@@ -163,9 +163,10 @@ def test_a_log_that_cannot_be_sealed_yet_is_sealed_later() -> None:
         ledger.appending = LedgerFullError("no room")
         ledger.calls = 0
         second.claim("run")
-        began_s = time.monotonic()
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         await until(lambda: ledger.calls >= 4)
-        assert time.monotonic() - began_s > RETRY_S  # Not again and again at once.
+        assert loop.time() - began_s > RETRY_S  # Not again and again at once.
         assert not hub.runs["run"].is_claimed
         ledger.appending = None
         await has_begun(hub, "run")
@@ -176,7 +177,7 @@ def test_a_log_that_cannot_be_sealed_yet_is_sealed_later() -> None:
         assert node.said[-1].result == Value(b"v")  # type: ignore[union-attr]
         await second.aclose()
 
-    asyncio.run(main())
+    run_virtual(main())
 
 
 def test_a_register_that_cannot_be_read_is_asked_for_when_a_node_asks() -> None:
@@ -194,7 +195,7 @@ def test_a_register_that_cannot_be_read_is_asked_for_when_a_node_asks() -> None:
             assert ledger.calls == calls
         await shared.aclose()
 
-    asyncio.run(main())
+    run_virtual(main())
 
 
 def test_a_commit_that_does_not_fit_suspends_the_run_with_the_reason() -> None:
@@ -211,7 +212,7 @@ def test_a_commit_that_does_not_fit_suspends_the_run_with_the_reason() -> None:
         assert "use another ledger" in membership.suspended_reason
         await shared.aclose()
 
-    asyncio.run(main())
+    run_virtual(main())
 
 
 def test_a_record_that_the_engine_refuses_waits_for_the_engine() -> None:
@@ -230,7 +231,7 @@ def test_a_record_that_the_engine_refuses_waits_for_the_engine() -> None:
         await until(lambda: membership.phase is Phase.ACTIVE)
         await shared.aclose()
 
-    asyncio.run(main())
+    run_virtual(main())
 
 
 class Slow(Troubled):
@@ -281,7 +282,7 @@ def test_who_is_overtaken_while_it_reads_the_log_sends_its_nodes_away_and_ends_n
         for each in (second, third):
             await each.aclose()
 
-    asyncio.run(main())
+    run_virtual(main())
 
 
 def test_a_run_that_is_won_again_is_begun_though_it_was_still_being_taken_over() -> None:
@@ -300,7 +301,7 @@ def test_a_run_that_is_won_again_is_begun_though_it_was_still_being_taken_over()
         assert again.refusals() == []
         await second.aclose()
 
-    asyncio.run(main())
+    run_virtual(main())
 
 
 def test_a_seal_of_a_later_term_under_a_good_lease_is_no_work_of_a_successor() -> None:
@@ -318,7 +319,7 @@ def test_a_seal_of_a_later_term_under_a_good_lease_is_no_work_of_a_successor() -
         assert "term 9 has sealed it" in node.refusals()[0].message
         await second.aclose()
 
-    asyncio.run(main())
+    run_virtual(main())
 
 
 def test_a_log_that_is_gone_suspends_the_run_with_the_reason() -> None:
@@ -339,7 +340,7 @@ def test_a_log_that_is_gone_suspends_the_run_with_the_reason() -> None:
         await until(lambda: sum(isinstance(each, wire.StoreAnswer) for each in node.said) == 2)
         await shared.aclose()
 
-    asyncio.run(main())
+    run_virtual(main())
 
 
 def test_a_record_is_not_tried_for_ever_once_its_run_is_another_s() -> None:
@@ -358,4 +359,4 @@ def test_a_record_is_not_tried_for_ever_once_its_run_is_another_s() -> None:
         assert ledger.calls == calls
         await shared.aclose()
 
-    asyncio.run(main())
+    run_virtual(main())
