@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from rallypoint.clock import StallProofClock
 from rallypoint.coordinator import committer as committing
 from rallypoint.coordinator.committer import Committer, RunRecord
 from rallypoint.coordinator.config import CoordinatorConfig
@@ -17,6 +18,7 @@ from rallypoint.core.values import Address, NodeId, NodeInfo, Outcome, Phase, Ru
 from rallypoint.errors import LedgerLimitError
 from rallypoint.ledger.contract import Ledger, SwapOutcome, Unknown, Versioned
 from rallypoint.ledger.memory import MemoryLedger
+from tests.loops import run_virtual
 
 
 class FlakyLedger(Ledger):
@@ -64,7 +66,10 @@ class Bench:
         self.ledger = FlakyLedger(script)
         self.committer = Committer(self.ledger)
         self.hub = Hub(
-            CoordinatorConfig(), ledger_id=self.ledger.ledger_id, commit=self.committer.commit
+            CoordinatorConfig(),
+            ledger_id=self.ledger.ledger_id,
+            commit=self.committer.commit,
+            clock=StallProofClock(asyncio.get_running_loop().time),
         )
         self.run: RunHost = self.hub.open_run("run")
         self.phases: list[Phase] = []
@@ -159,7 +164,7 @@ def test_while_the_ledger_is_away_the_run_is_suspended_and_says_why(monkeypatch)
         assert bench.run.waiting() is None
         await bench.committer.aclose()
 
-    asyncio.run(main())
+    run_virtual(main())  # on a machine that pauses it may be 1 s
 
 
 def test_what_the_engine_will_not_take_is_shown_and_tried_again(monkeypatch):
