@@ -478,7 +478,7 @@ def test_a_peer_that_does_not_read_is_cut(monkeypatch):
             session.send(bytes(50 * 1024**2))
             assert session.outlet.backlog_bytes() > 1024**2
             session.close("enough")
-            await until(lambda: not server.hub.sessions, "the session is still there", 5.0)
+            await until(lambda: not server.hub.sessions, "the session is still there", 9.0)
             writer.close()
 
     run_clean(main)
@@ -504,7 +504,7 @@ def test_closing_the_coordinator_is_bounded_whatever_its_peers_do(monkeypatch):
                 writer.close()
             return took_s
 
-    assert run_clean(main) < 5.0
+    assert run_clean(main) < 15.0
 
 
 def test_a_coordinator_that_cannot_start_leaves_nothing_open(monkeypatch):
