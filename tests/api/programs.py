@@ -64,7 +64,7 @@ def forks() -> None:
             try:
                 use()
             except rallypoint.ForkedProcessError as error:
-                say("refused", time.monotonic() - began_s < 1, "process that joined" in str(error))
+                say("refused", time.monotonic() - began_s < 20, "process that joined" in str(error))
         say("known", world.rank, world.change, run.closed)
         os._exit(0)
     os.waitpid(user, 0)

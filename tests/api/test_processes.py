@@ -87,7 +87,7 @@ def test_a_fork_that_uses_the_run_is_refused_and_one_that_lives_on_hides_no_deat
     began_s = time.monotonic()
     forking.kill()
     assert line(peer).startswith("node_lost b its connection closed")
-    assert time.monotonic() - began_s < 6.0  # the grace is 1 s; silence would take 30
+    assert time.monotonic() - began_s < 25.0  # the grace is 1 s; silence would take 30
     assert lines(peer) == []
 
 

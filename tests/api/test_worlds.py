@@ -82,7 +82,8 @@ def test_members_are_told_with_what_they_said_of_themselves(api, coordinator):
             assert world.bootstrap.host == "node9.example"
 
 
-def test_what_a_run_waits_for(api, coordinator):
+def test_what_a_run_waits_for(api, coordinator, monkeypatch):
+    monkeypatch.setattr("rallypoint.client.node.WHY_TIMEOUT_S", 20.0)  # for the answer why
     with api.join("job", coordinator, join_timeout_s=0.3, **TWO) as run:
         assert (run.run_id, run.closed) == ("job", None)
         assert (run.waiting.ready, run.waiting.minimum) == (0, 2)
@@ -180,7 +181,8 @@ def test_the_programs_own_error_passes_and_the_peers_blocks_end_quietly(api, coo
 
 
 def test_an_error_that_a_loss_explains_ends_the_block(api, coordinator):
-    with joined(api, 2, coordinator, **ELASTIC, expected_nodes=2) as runs:
+    patient = ELASTIC | {"suspect_after_s": 20.0}  # so long an explanation is waited for
+    with joined(api, 2, coordinator, **patient, expected_nodes=2) as runs:
         worlds = first_worlds(runs)
         stay, gone = by_rank(runs, worlds)
         abandon(gone)
