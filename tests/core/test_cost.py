@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable
 
 from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
@@ -36,10 +37,17 @@ class Large:
         return [on.NodeReady(info.id, 0, Address("h", 1), 1) for info in self.infos[:-1]]
 
 
+def least(seconds: Callable[[int], float], nodes: int) -> float:
+    """Of three: a virtual machine may count what its host did meanwhile."""
+    return min(seconds(nodes) for _ in range(3))
+
+
 def test_ten_thousand_nodes_cost_no_more_each_than_a_thousand() -> None:
-    small = min(Large(1_000).seconds_per_event(Large(1_000).ready_events()) for _ in range(3))
-    large = Large(10_000)
-    assert large.seconds_per_event(large.ready_events()) < 5 * small
+    def seconds(nodes: int) -> float:
+        run = Large(nodes)
+        return run.seconds_per_event(run.ready_events())
+
+    assert least(seconds, 10_000) < 5 * least(seconds, 1_000)
 
 
 def test_ten_thousand_standbys_cost_no_more_each_than_a_thousand() -> None:
@@ -55,7 +63,7 @@ def test_ten_thousand_standbys_cost_no_more_each_than_a_thousand() -> None:
         events = [on.NodeReady(info.id, 0, Address("h", 1), 1) for info in run.infos[2:]]
         return run.seconds_per_event(list(events))
 
-    assert seconds(10_000) < 5 * min(seconds(1_000) for _ in range(3))
+    assert least(seconds, 10_000) < 5 * least(seconds, 1_000)
 
 
 def test_ten_thousand_done_nodes_that_hang_up_cost_no_more_each_than_a_thousand() -> None:
@@ -74,7 +82,7 @@ def test_ten_thousand_done_nodes_that_hang_up_cost_no_more_each_than_a_thousand(
         assert len(run.run.roster) == 1
         return taken
 
-    assert seconds(10_000) < 5 * min(seconds(1_000) for _ in range(3))
+    assert least(seconds, 10_000) < 5 * least(seconds, 1_000)
 
 
 def test_the_effects_of_a_step_do_not_grow_in_number() -> None:
