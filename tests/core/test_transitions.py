@@ -11,6 +11,7 @@ from tests.core.driver import Driver
 from tests.core.walks import walk
 
 WALKS = 160
+pytestmark = pytest.mark.timeout(600)  # all walks are one fixture: seconds, if nobody else runs
 
 
 def test_every_phase_meets_every_event() -> None:
