@@ -53,7 +53,9 @@ def test_plain_processes_lose_one_and_take_in_another(run: Programs, tmp_path: P
         "RALLYPOINT_NNODES": "2:3",
         "RALLYPOINT_EXPECTED_NODES": "3",
     }
-    arguments = (SCRIPT, "--checkpoints", str(tmp_path / "c"), "--pause", "0.02")
+    # So many epochs that the newcomer starts within them, on a slow machine too.
+    options = ("--epochs", "60", "--pause", "0.02")
+    arguments = (SCRIPT, "--checkpoints", str(tmp_path / "c"), *options)
     host = run.python(*arguments, **env)
     run.wait_for_coordinator()
     others = [run.python(*arguments, **env) for _ in range(2)]
