@@ -84,7 +84,7 @@ class Program:
             code = self.process.wait(within_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {within_s} s:\n{self.text}") from None
-        self._thread.join(5)
+        self._thread.join(within_s)
         return code
 
     def kill(self) -> None:
@@ -165,7 +165,7 @@ class Programs:
 
     def assert_nothing_left(self) -> None:
         """Ended agents' guards need a moment."""
-        wait_until(lambda: not self.left(), "processes are left", within_s=10)
+        wait_until(lambda: not self.left(), "processes are left", within_s=60)
 
     def end_all(self) -> None:
         """End whatever a failed test has left; only what was started here."""
