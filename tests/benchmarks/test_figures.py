@@ -33,6 +33,7 @@ FIELDS = {
 
 pytestmark = [
     pytest.mark.processes,
+    pytest.mark.timeout(300),
     pytest.mark.skipif(not FIGURES.exists(), reason="the source distribution has no benchmarks"),
 ]
 
@@ -40,7 +41,7 @@ pytestmark = [
 def run_figures(*arguments: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, str(FIGURES), *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=110)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
 
 
 @pytest.fixture(scope="module")

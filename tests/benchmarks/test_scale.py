@@ -9,7 +9,9 @@ scale = pytest.importorskip("benchmarks.scale", reason="the source distribution 
 
 @pytest.mark.processes
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # half a minute of which it may wait for a quiet machine
 def test_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale.store, "CALLS_IN_ALL", 200)
     monkeypatch.setattr(scale.idle, "STEADY_S", 0.0)
     monkeypatch.setattr(scale.model, "steady_s", lambda told: 0.0)
     text = scale.tables((4, 8), 1, 3, seconds=2.0)

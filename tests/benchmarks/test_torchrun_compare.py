@@ -17,6 +17,7 @@ SCRIPT = ROOT / "benchmarks" / "torchrun_compare.py"
 
 pytestmark = [
     pytest.mark.processes,
+    pytest.mark.timeout(300),
     pytest.mark.skipif(not SCRIPT.exists(), reason="the source distribution has no benchmarks"),
 ]
 needs_torch = pytest.mark.skipif(
@@ -27,7 +28,7 @@ needs_torch = pytest.mark.skipif(
 def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=110)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
 
 
 @needs_torch
