@@ -82,7 +82,7 @@ def test_a_goodbye_that_was_said_while_the_connection_was_lost_is_heard():
             cut(b)
             b.goodbye("enough")
             await b.aclose()
-            await until(lambda: a.change, "the goodbye went unheard", 5.0)
+            await until(lambda: a.change, "the goodbye went unheard")
             assert a.change is not None
             assert (a.change.kind, a.change.detail) == (ChangeKind.NODE_LEFT, "enough")
 
@@ -135,12 +135,19 @@ def test_a_coordinator_that_does_not_come_back_is_lost_in_time():
             assert "rallypoint serve" in caught.value.hint
             return loop.time() - began_s
 
-    assert run_clean(main) < 4.0
+    assert run_clean(main) < 20.0
 
 
 # -- rounds ----------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks why there is no round is answered, also if this process stands still meanwhile."""
+    monkeypatch.setattr(client, "WHY_TIMEOUT_S", 20.0)
+
+
+@pytest.mark.usefixtures("patient")
 def test_what_a_round_waits_for_is_in_the_error():
     async def main() -> None:
         async with served() as (_, port), opened(f"http://127.0.0.1:{port}", TWO) as a:
@@ -154,6 +161,7 @@ def test_what_a_round_waits_for_is_in_the_error():
     run_clean(main)
 
 
+@pytest.mark.usefixtures("patient")
 def test_who_is_waited_for_is_in_the_error():
     async def main() -> None:
         async with served() as (_, port), two(port) as (a, _):
@@ -183,6 +191,7 @@ def test_a_round_that_was_formed_when_nobody_waited_is_taken_by_the_next_call():
     run_clean(main)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_standby_has_no_deadline_while_the_round_is_on():
     async def main() -> None:
         run = RunSettings(min_nodes=1, max_nodes=1, max_restarts=None)
@@ -281,7 +290,7 @@ def test_lingering_is_bounded():
             await asyncio.gather(a.next_round(BOOTSTRAP), b.next_round(BOOTSTRAP))
             await a.close_run(Outcome.SUCCEEDED, "trained", 5)
             a.goodbye("done")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await a.aclose()
             assert b.closed is not None
 
@@ -313,11 +322,11 @@ def test_a_host_that_leaves_a_live_run_stays_until_it_ends(caplog):
 
 def test_a_host_that_is_alone_goes_at_once(caplog):
     async def main() -> None:
-        a = node(f"127.0.0.1:{free_port()}")
+        a = node(f"127.0.0.1:{free_port()}", goodbye_timeout_s=60.0)
         await a.open()
         await a.next_round(BOOTSTRAP)
         a.goodbye("enough")
-        async with asyncio.timeout(2.5):
+        async with asyncio.timeout(20):
             await a.aclose()
 
     run_clean(main)
@@ -355,10 +364,14 @@ def test_no_call_outlives_its_deadline_while_the_coordinator_stands_still(monkey
         began_s = loop.time()
         with pytest.raises(kind):
             await work
-        assert loop.time() - began_s < limit_s + 2.0
+        assert loop.time() - began_s < limit_s + 8.0
+
+    # What would end the calls otherwise is farther off than they may take, however slow this is.
+    own: dict[str, Any] = {"coordinator_silence_s": 0.6, "goodbye_timeout_s": 0.5}
+    given_up = own | {"coordinator_lost_after_s": 2.0, "run_id": "another"}
 
     async def main() -> None:
-        async with two(port, coordinator_silence_s=0.6, coordinator_lost_after_s=6.0) as (a, b):
+        async with two(port, **own) as (a, b), two(port, **given_up) as (c, d):
             os.kill(pid, signal.SIGSTOP)
             await bounded(0.7, errors.StoreTimeoutError, a.call(Get("k"), 0.2))
             await bounded(0.5, errors.CoordinatorLostError, a.members(0.5))
@@ -366,10 +379,10 @@ def test_no_call_outlives_its_deadline_while_the_coordinator_stands_still(monkey
             await bounded(0.5, errors.CoordinatorLostError, b.close_run(Outcome.STOPPED, "no", 0.5))
             opening = node(endpoint, TWO, connect_timeout_s=0.5)
             await bounded(1.0, errors.UnreachableError, opening.open())
-            await until(lambda: a.gone and b.gone, "the coordinator was never given up")
-            await bounded(0.0, errors.CoordinatorLostError, a.call(Get("k"), None))
+            await until(lambda: c.gone and d.gone, "the coordinator was never given up")
+            await bounded(0.0, errors.CoordinatorLostError, c.call(Get("k"), None))
 
-    run_clean(main, 40.0)
+    run_clean(main, 50.0)
 
 
 @pytest.mark.processes
@@ -378,11 +391,13 @@ def test_r8_a_coordinator_that_stood_still_loses_nobody(frozen):
 
     async def main() -> None:
         run = RunSettings(
-            min_nodes=2, max_nodes=2, suspect_after_s=0.6, lost_after_s=1.0, reconnect_grace_s=1.0
+            min_nodes=2, max_nodes=2, suspect_after_s=0.6, lost_after_s=4.0, reconnect_grace_s=1.0
         )
         async with two(port, run, coordinator_silence_s=60.0) as (a, b):
             os.kill(pid, signal.SIGSTOP)
-            await asyncio.sleep(3.0)  # the stall itself: longer than every deadline
+            # The stall itself: longer than every deadline. That of the nodes is not a short one, as
+            # their own process, too, may stand still for a second.
+            await asyncio.sleep(6.0)
             os.kill(pid, signal.SIGCONT)
             assert await a.call(Add("n", 1), 10) == 1
             await asyncio.sleep(1.5)  # as long as a wrong verdict could take
