@@ -17,8 +17,10 @@ import pytest
 
 PROGRAM = Path(__file__).parent / "elected_node.py"
 SRC = Path(__file__).parents[2] / "src"
-SERVES_WITHIN_S = 5.0
-ALL_WITHIN_S = 8.0
+SERVES_WITHIN_S = 12.0
+ALL_WITHIN_S = 15.0
+"""A lease stands for 3 s, and the rest is quick. These bear a machine that stands still meanwhile:
+the election's own times are tested where its clock is virtual."""
 
 pytestmark = pytest.mark.processes
 
