@@ -3,6 +3,11 @@
 import signal
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is the machine's affair; what has a bound has a test of it.
+settings.register_profile("rallypoint", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rallypoint")
 
 # Whoever starts the tests in the background of a shell, or by nohup, has these ignored, and so
 # would every process that a test starts: also those that are sent them.

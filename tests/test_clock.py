@@ -6,7 +6,7 @@ import time
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rallypoint.clock import STALL_S, TICK_S, StallProofClock
@@ -49,7 +49,6 @@ def test_several_stalls_add_up():
     assert clock.stalled_s == pytest.approx(50.0 - 2 * TICK_S)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1_000, allow_nan=False), max_size=50))
 def test_it_never_goes_back_nor_faster_than_time(gaps_s: list[float]):
     found, _ = readings(*gaps_s)

@@ -184,7 +184,7 @@ OPS = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.sampled_from(["a", "b"]), OPS, st.booleans()), max_size=30))
 def test_every_acknowledged_call_is_in_what_a_successor_replays(
     calls: list[tuple[str, StoreOp, bool]],
@@ -217,7 +217,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(STEPS, max_size=40))
 def test_r10_r11_hold_whatever_is_resent_and_whoever_coordinates(
     steps: list[tuple[str, Any]],
@@ -278,7 +278,6 @@ def test_a_call_that_the_ledger_could_not_keep_is_refused_before_it_is_applied()
     assert answer.result == Value(0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 950), st.integers(0, 40)), max_size=40))
 def test_no_record_is_larger_than_the_ledger_takes(calls: list[tuple[int, int]]) -> None:
     most = 1_000

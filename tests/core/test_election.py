@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rallypoint.core import election as e
@@ -774,14 +774,12 @@ class TestWhatCannotBeRead:
             with pytest.raises(e.UnreadableError):
                 e.decode_run(whole[:length])
 
-    @settings(deadline=None)
     @given(st.binary(max_size=200))
     def test_whatever_the_bytes_nothing_else_is_raised(self, data: bytes):
         for decode in (e.decode_lease, e.decode_run):
             with contextlib.suppress(e.UnreadableError):
                 decode(data)
 
-    @settings(deadline=None)
     @given(st.binary(max_size=60), st.integers(0, 60))
     def test_nor_whatever_is_broken_in_a_value(self, noise: bytes, at: int):
         whole = e.encode(register(round=a_round(1, "a"), settings=RunSettings(), close=CLOSE))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rallypoint.core import effects as do
@@ -118,13 +118,13 @@ def strange_event(which: int, node: NodeId, number: int) -> on.Event:
     return on.NodeHeard(node)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(run_settings(), lives)
 def test_every_rule_holds_after_every_step(options: dict[str, Any], life: list[Any]) -> None:
     live(Driver(**options), life)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250)
 @given(run_settings(), lives, st.integers(0, 4), st.randoms(use_true_random=False))
 def test_r7_a_round_is_formed_once_enough_nodes_are_ready(
     options: dict[str, Any], life: list[Any], more: int, random: Any
@@ -194,7 +194,7 @@ def keep_ready(driver: Driver) -> None:
             driver.ready(token_of(member.id))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(run_settings(), lives)
 def test_the_same_life_brings_the_same_effects(options: dict[str, Any], life: list[Any]) -> None:
     one, other = Driver(**options), Driver(**options)
@@ -204,7 +204,7 @@ def test_the_same_life_brings_the_same_effects(options: dict[str, Any], life: li
     assert one.run.freeze() == other.run.freeze()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(run_settings(), lives)
 def test_r6_nothing_follows_a_close(options: dict[str, Any], life: list[Any]) -> None:
     """R6. A closed run forms no further round, whoever coordinates."""

@@ -3,7 +3,7 @@
 from itertools import permutations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rallypoint.core.ranks import POLICIES, Candidate, order, worker_ranks
@@ -87,7 +87,6 @@ class TestStable:
     def test_everybody_is_new(self) -> None:
         assert order("stable", ["a", "b"], nodes("y", "x")) == ["x", "y"]
 
-    @settings(deadline=None)
     @given(regroupings())
     def test_survivors_whose_place_exists_keep_it(
         self, regrouping: tuple[list[str], list[Candidate]]
@@ -98,7 +97,6 @@ class TestStable:
         kept = [(rank, name) for rank, name in enumerate(previous[: len(ranked)]) if name in here]
         assert all(ranked[rank] == name for rank, name in kept)
 
-    @settings(deadline=None)
     @given(regroupings(nodes_max=5))
     def test_no_order_moves_fewer(self, regrouping: tuple[list[str], list[Candidate]]) -> None:
         previous, candidates = regrouping
@@ -109,7 +107,6 @@ class TestStable:
 
 @pytest.mark.parametrize("policy", POLICIES)
 class TestEveryPolicy:
-    @settings(deadline=None)
     @given(regrouping=regroupings())
     def test_r3_each_candidate_has_one_rank(
         self, policy: str, regrouping: tuple[list[str], list[Candidate]]
@@ -118,7 +115,6 @@ class TestEveryPolicy:
         ranked = order(policy, previous, candidates)
         assert sorted(ranked) == sorted(candidate.name for candidate in candidates)
 
-    @settings(deadline=None)
     @given(regrouping=regroupings(), data=st.data())
     def test_the_order_of_arrival_does_not_matter(
         self, policy: str, regrouping: tuple[list[str], list[Candidate]], data: st.DataObject
@@ -150,7 +146,6 @@ class TestWorkerRanks:
         with pytest.raises(ValueError, match="'b' has 0 workers"):
             worker_ranks(["a", "b"], {"a": 1, "b": 0})
 
-    @settings(deadline=None)
     @given(st.lists(st.integers(1, 9), max_size=20))
     def test_r3_each_rank_once(self, counts: list[int]) -> None:
         names = [f"n{index}" for index in range(len(counts))]

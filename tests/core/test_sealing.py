@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rallypoint.core.sealing import Call, Decision, Gathering, decide
@@ -73,28 +73,24 @@ def gatherings(draw: st.DrawFn) -> Gathering:
     )
 
 
-@settings(deadline=None)
 @given(gatherings())
 def test_r3_what_is_sealed_is_within_the_bounds(given_: Gathering) -> None:
     if decide(given_).seals:
         assert given_.minimum <= given_.chosen <= given_.maximum
 
 
-@settings(deadline=None)
 @given(gatherings())
 def test_survivors_hold_their_places_until_the_last_call_is_over(given_: Gathering) -> None:
     if decide(given_).seals and given_.call is not OVER:
         assert given_.places_held == 0
 
 
-@settings(deadline=None)
 @given(gatherings())
 def test_r7_the_minimum_is_enough_once_the_last_call_is_over(given_: Gathering) -> None:
     if given_.call is OVER and given_.ready >= given_.minimum:
         assert decide(given_).seals
 
 
-@settings(deadline=None)
 @given(gatherings())
 def test_r7_the_last_call_runs_as_soon_as_the_minimum_is_ready(given_: Gathering) -> None:
     is_enough = given_.ready >= given_.minimum

@@ -360,19 +360,18 @@ class Driver:
             assert session.answer_bytes >= 0
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(HISTORIES)
 def test_the_store_does_what_the_model_does(steps: list[Step]) -> None:
     Driver().run(steps)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.one_of(TOGGLES, TOGGLES, PATIENT), min_size=5, max_size=30))
 def test_waits_see_all_their_keys_at_once(calls: list[Step]) -> None:
     Driver().run(calls)
 
 
-@settings(deadline=None)
 @given(HISTORIES)
 def test_every_call_is_answered_once_or_was_given_up(steps: list[Step]) -> None:
     driver = Driver()
@@ -383,7 +382,6 @@ def test_every_call_is_answered_once_or_was_given_up(steps: list[Step]) -> None:
             assert (incarnation, node, request_id) in driver.distinct
 
 
-@settings(deadline=None)
 @given(HISTORIES)
 def test_the_same_inputs_give_the_same_outputs_in_the_same_order(steps: list[Step]) -> None:
     one, other = Driver(), Driver()
@@ -393,7 +391,6 @@ def test_the_same_inputs_give_the_same_outputs_in_the_same_order(steps: list[Ste
     assert one.store.freeze() == other.store.freeze()
 
 
-@settings(deadline=None)
 @given(st.lists(DATA_OPS, max_size=30))
 def test_replaying_the_writes_gives_the_same_data(ops: list[DataOp]) -> None:
     data, replayed = _Data(StoreLimits()), _Data(StoreLimits())
@@ -409,7 +406,6 @@ def test_replaying_the_writes_gives_the_same_data(ops: list[DataOp]) -> None:
     assert (replayed.items(), replayed.usage()) == (data.items(), data.usage())
 
 
-@settings(deadline=None)
 @given(st.lists(DATA_OPS, max_size=30), st.integers(1, 12), st.integers(1, 3))
 def test_limits_hold_whatever_is_asked(ops: list[DataOp], bytes_max: int, keys_max: int) -> None:
     limits = StoreLimits(total_bytes_max=bytes_max, keys_max=keys_max, value_bytes_max=3)
@@ -462,7 +458,7 @@ def call_torch(theirs: Any, op: DataOp) -> object:
             return theirs.num_keys()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(DATA_OPS, max_size=15))
 def test_torch_hash_store_answers_the_same(ops: list[DataOp]) -> None:
     distributed: Any = pytest.importorskip("torch.distributed")
