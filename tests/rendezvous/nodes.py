@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,8 @@ import pytest
 from rallypoint.rendezvous import RendezvousInfo, RendezvousParameters, torch_bridge
 from rallypoint.rendezvous.node_handler import NodeRendezvousHandler
 from rallypoint.rendezvous.rallypoint_rendezvous import create_handler
-from tests.agent.processes import Machine, Process, free_port
+from tests.agent.processes import Machine, Process
+from tests.ledger.etcd_processes import free_ports
 
 WITHIN_S = 30.0
 QUICK = {"last_call": 1, "settle": 0, "scale_up_delay": 0, "reconnect_grace": 0.1}
@@ -27,7 +29,7 @@ class Nodes:
         self._machine = machine
         self._pool = ThreadPoolExecutor(16)
         self._made: list[NodeRendezvousHandler] = []
-        self.port = free_port()
+        (self.port,) = free_ports(1)
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.serving: Process | None = None
 
@@ -65,6 +67,8 @@ class Nodes:
     def freeze(self) -> None:
         assert self.serving is not None
         self._machine.freeze(self.serving.pid)
+        # The signal alone takes a moment; until then one of its threads could still answer.
+        os.waitid(os.P_PID, self.serving.pid, os.WSTOPPED | os.WNOWAIT)
 
     def vanish(self, handler: NodeRendezvousHandler) -> None:
         """As when its machine is lost: its connection ends without a word, for good."""
