@@ -274,7 +274,7 @@ def test_garbage_is_a_state_error_and_left_as_it_is(garbage: bytes) -> None:
     backend = UsersBackend()
     backend.state = garbage
     with group_over(backend) as group:
-        handler = group.handler(join=5)
+        handler = group.handler()
         with takes_at_most(0), pytest.raises(RendezvousStateError):
             handler.next_rendezvous()
         with takes_at_most(0), pytest.raises(RendezvousStateError):

@@ -23,6 +23,7 @@ from rallypoint.rendezvous.etcd_rendezvous_backend import EtcdRendezvousBackend,
 from rallypoint.rendezvous.etcd_store import EtcdStore
 from tests.ledger.etcd_certificates import make_certificates
 from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, Program, etcd, free_ports
+from tests.rendezvous.backends import takes_at_most
 from tests.rendezvous.etcd_lines import freeze, lossy_line
 
 pytestmark = pytest.mark.processes
@@ -181,11 +182,11 @@ def test_a_state_goes_at_its_ttl_and_the_next_write_makes_a_new_lease(
 
 def test_a_write_renews_the_lease(etcd_client: EtcdConnection, prefix: str) -> None:
     """With a time to live of which each tenth is over at once, every write renews."""
-    backend = EtcdRendezvousBackend(etcd_client, "run", key_prefix=prefix, ttl=3)
+    backend = EtcdRendezvousBackend(etcd_client, "run", key_prefix=prefix, ttl=8)
     now = backend.set_state(b"0")
     started = time.monotonic()
     writes = 0
-    while time.monotonic() - started < 5:
+    while time.monotonic() - started < 10:
         assert now is not None, f"gone after {writes} writes"
         now = backend.set_state(b"%d" % writes, now[1])
         writes += 1
@@ -197,13 +198,11 @@ def test_a_write_renews_the_lease(etcd_client: EtcdConnection, prefix: str) -> N
 
 def test_nobody_there_is_told_with_place_and_reason(prefix: str) -> None:
     port = free_ports(1)[0]
-    client = EtcdConnection("127.0.0.1", port, read_timeout=1)
+    client = EtcdConnection("127.0.0.1", port, read_timeout=2)
     backend = EtcdRendezvousBackend(client, "run", key_prefix=prefix)
     for call in (backend.get_state, lambda: backend.set_state(b"x")):
-        started = time.monotonic()
-        with pytest.raises(RendezvousConnectionError) as told:
+        with takes_at_most(2), pytest.raises(RendezvousConnectionError) as told:
             call()
-        assert time.monotonic() - started < 1.5
         assert str(told.value) == (
             "The connection to etcd has failed. See inner exception for details."
         )
@@ -217,16 +216,14 @@ def test_nobody_there_is_told_with_place_and_reason(prefix: str) -> None:
 def test_a_frozen_etcd_holds_no_call_past_its_deadline(
     failing_etcd: EtcdProcess, prefix: str
 ) -> None:
-    client = EtcdConnection("127.0.0.1", failing_etcd.client_port, read_timeout=1)
+    client = EtcdConnection("127.0.0.1", failing_etcd.client_port, read_timeout=3)
     backend = EtcdRendezvousBackend(client, "run", key_prefix=prefix)
     first = backend.set_state(b"first")
     assert first is not None
     freeze(failing_etcd)
     for call in (backend.get_state, lambda: backend.set_state(b"second", first[1])):
-        started = time.monotonic()
-        with pytest.raises(RendezvousConnectionError):
+        with takes_at_most(3), pytest.raises(RendezvousConnectionError):
             call()
-        assert time.monotonic() - started < 1.5
     failing_etcd.thaw()
     now = backend.get_state()
     assert now is not None
@@ -375,10 +372,12 @@ def test_an_endpoint_without_a_port_is_etcds() -> None:
 
 
 def test_an_etcd_that_cannot_be_reached_is_told_in_time() -> None:
-    started = time.monotonic()
-    with pytest.raises(RendezvousConnectionError, match=r"no-such-host\.invalid:1234") as told:
-        create_backend(_params("no-such-host.invalid:1234", read_timeout="1"))
-    assert time.monotonic() - started < 3
+    given = _params("no-such-host.invalid:1234", read_timeout="1")
+    with (
+        takes_at_most(1),
+        pytest.raises(RendezvousConnectionError, match=r"no-such-host\.invalid:1234") as told,
+    ):
+        create_backend(given)
     assert "connect" in str(told.value)
 
 
@@ -394,7 +393,7 @@ def test_something_that_is_no_etcd_is_told(prefix: str) -> None:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(RendezvousConnectionError, match="no etcd"):
             await asyncio.to_thread(
-                create_backend, _params(f"127.0.0.1:{port}", prefix, read_timeout="1")
+                create_backend, _params(f"127.0.0.1:{port}", prefix, read_timeout="10")
             )
         server.close()
         await server.wait_closed()

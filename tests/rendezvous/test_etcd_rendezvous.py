@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -28,6 +27,7 @@ from rallypoint.rendezvous.etcd_rendezvous import (
 from rallypoint.rendezvous.etcd_rendezvous_backend import create_backend
 from rallypoint.rendezvous.registry import get_rendezvous_handler
 from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, free_ports
+from tests.rendezvous.backends import takes_at_most
 from tests.rendezvous.etcd_lines import freeze
 
 pytestmark = pytest.mark.processes
@@ -104,10 +104,8 @@ def test_what_the_run_needs_is_in_a_ledger_below_the_prefix(
 
 
 def test_too_few_nodes_is_a_timeout(make: Make) -> None:
-    started = time.monotonic()
-    with pytest.raises(RendezvousTimeoutError):
+    with takes_at_most(1), pytest.raises(RendezvousTimeoutError):
         make(2, 2, timeout="1").next_rendezvous()
-    assert time.monotonic() - started < 5
 
 
 def test_by_its_parts_as_torchs_own(etcd_client: EtcdConnection, prefix: str) -> None:
@@ -167,11 +165,10 @@ def test_options_that_cannot_be_are_named(config: dict[str, Any], told: str) -> 
 
 def test_an_etcd_that_is_not_there_is_told_with_its_place() -> None:
     port = free_ports(1)[0]
-    params = RendezvousParameters("etcd", f"127.0.0.1:{port}", "run", 1, 1, read_timeout=1)
-    started = time.monotonic()
-    with pytest.raises(RendezvousConnectionError, match=f"127.0.0.1:{port}.*refused"):
+    params = RendezvousParameters("etcd", f"127.0.0.1:{port}", "run", 1, 1, read_timeout=2)
+    refused = pytest.raises(RendezvousConnectionError, match=f"127.0.0.1:{port}.*refused")
+    with takes_at_most(2), refused:
         create_rdzv_handler(params)
-    assert time.monotonic() - started < 2
 
 
 def test_a_frozen_etcd_holds_no_call_past_its_deadline(
@@ -182,14 +179,10 @@ def test_a_frozen_etcd_holds_no_call_past_its_deadline(
     )
     handler = create_rdzv_handler(params)
     freeze(failing_etcd)
-    started = time.monotonic()
-    with pytest.raises((RendezvousConnectionError, RendezvousTimeoutError)):
+    with takes_at_most(3), pytest.raises((RendezvousConnectionError, RendezvousTimeoutError)):
         handler.next_rendezvous()
-    assert time.monotonic() - started < 4
-    started = time.monotonic()
-    with pytest.raises(RendezvousConnectionError, match=failing_etcd.endpoint):
+    with takes_at_most(2), pytest.raises(RendezvousConnectionError, match=failing_etcd.endpoint):
         create_rdzv_handler(params)
-    assert time.monotonic() - started < 3
     failing_etcd.thaw()
     handler.shutdown()
 

@@ -15,6 +15,7 @@ from rallypoint.rendezvous.api import RendezvousConnectionError, RendezvousState
 from rallypoint.rendezvous.etcd_blocking import EtcdConnection
 from rallypoint.rendezvous.etcd_store import EtcdStore
 from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess
+from tests.rendezvous.backends import takes_at_most
 from tests.rendezvous.etcd_lines import freeze, lossy_line
 
 pytestmark = pytest.mark.processes
@@ -157,8 +158,8 @@ def test_wait_and_multi_get_wait_for_all(store: EtcdStore) -> None:
 
 
 def test_a_wait_ends_at_its_time_and_names_what_is_missing(store: EtcdStore) -> None:
-    store.set_timeout(timedelta(seconds=0.3))
     store.set("there", "1")
+    store.set_timeout(timedelta(seconds=1))
     calls: list[Callable[[], object]] = [
         lambda: store.get("not-there"),
         lambda: store.multi_get(["there", "not-there"]),
@@ -166,17 +167,17 @@ def test_a_wait_ends_at_its_time_and_names_what_is_missing(store: EtcdStore) -> 
     ]
     for call in calls:
         started = time.monotonic()
-        with pytest.raises(LookupError, match="'not-there'") as told:
+        with takes_at_most(1), pytest.raises(LookupError, match="'not-there'") as told:
             call()
-        assert 0.25 < time.monotonic() - started < 2
+        assert time.monotonic() - started > 0.9
         assert "'there'" not in str(told.value)
 
 
 def test_a_wait_may_have_a_time_of_its_own(store: EtcdStore) -> None:
-    started = time.monotonic()
-    with pytest.raises(LookupError, match=r"0\.2 s"):
-        store.wait(["not-there"], timedelta(seconds=0.2))
-    assert time.monotonic() - started < 2
+    store.set_timeout(timedelta(seconds=60))
+    assert not store.check(["not-there"])  # it has connected
+    with takes_at_most(1), pytest.raises(LookupError, match="after 1 s"):
+        store.wait(["not-there"], timedelta(seconds=1))
 
 
 def test_arguments_have_torchs_names(store: EtcdStore) -> None:
@@ -197,7 +198,7 @@ def test_torch_takes_it_too(store: EtcdStore) -> None:
     below.wait(["key"], timedelta(seconds=1))
     assert theirs.multi_get(["round/key", "round/count"]) == [b"value", b"2"]
     with pytest.raises(LookupError, match="not-there"):
-        theirs.wait(["not-there"], timedelta(seconds=0.1))
+        theirs.wait(["not-there"], timedelta(seconds=1))
 
 
 # -- trouble --------------------------------------------------------------------------------------
@@ -278,8 +279,9 @@ def test_a_frozen_etcd_holds_no_call_past_its_deadline(
     failing_etcd: EtcdProcess, prefix: str
 ) -> None:
     client = EtcdConnection("127.0.0.1", failing_etcd.client_port, read_timeout=60)
-    store = EtcdStore(client, prefix, timeout=timedelta(seconds=0.5))
+    store = EtcdStore(client, prefix)
     store.set("key", "value")
+    store.set_timeout(timedelta(seconds=0.5))
     freeze(failing_etcd)
     calls: list[Callable[[], object]] = [
         lambda: store.get("key"),
@@ -292,10 +294,9 @@ def test_a_frozen_etcd_holds_no_call_past_its_deadline(
         lambda: store.multi_set(["a", "b"], ["1", "2"]),
     ]
     for call in calls:
-        started = time.monotonic()
-        with pytest.raises(RendezvousConnectionError, match=str(failing_etcd.client_port)):
+        refused = pytest.raises(RendezvousConnectionError, match=str(failing_etcd.client_port))
+        with takes_at_most(0.5), refused:
             call()
-        assert time.monotonic() - started < 1.5
     client.close()
 
 
@@ -305,10 +306,8 @@ def test_an_etcd_that_freezes_while_a_call_waits_holds_it_no_longer(
     client = EtcdConnection("127.0.0.1", failing_etcd.client_port)
     store = EtcdStore(client, prefix, timeout=timedelta(seconds=1))
     freezing = _later(lambda: freeze(failing_etcd))
-    started = time.monotonic()
-    with pytest.raises((LookupError, RendezvousConnectionError)):
+    with takes_at_most(1), pytest.raises((LookupError, RendezvousConnectionError)):
         store.get("key")
-    assert time.monotonic() - started < 2.5
     freezing.join()
     client.close()
 
