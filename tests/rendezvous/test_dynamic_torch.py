@@ -23,6 +23,7 @@ from rallypoint.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend,
 from rallypoint.rendezvous.dynamic_rendezvous import create_handler
 from rallypoint.rendezvous.registry import get_rendezvous_handler
 from tests.agent.processes import free_port, wait_until
+from tests.ledger.etcd_processes import free_ports
 from tests.rendezvous.backends import (
     WITHIN_S,
     Group,
@@ -215,7 +216,7 @@ def met(children: list[Child]) -> list[list[Any]]:
 @pytest.mark.processes
 @pytest.mark.parametrize("kind", ["tcp", "file"])
 def test_processes_meet_twice_and_end(children: list[Child], kind: str, tmp_path: Path) -> None:
-    endpoint = f"127.0.0.1:{free_port()}" if kind == "tcp" else str(tmp_path / "store")
+    endpoint = f"127.0.0.1:{free_ports(1)[0]}" if kind == "tcp" else str(tmp_path / "store")
     nodes = started(children, 3, endpoint, "3", "3", f"store_type={kind}")
     first, second = met(nodes), met(nodes)
     for infos in (first, second):
@@ -226,7 +227,7 @@ def test_processes_meet_twice_and_end(children: list[Child], kind: str, tmp_path
     for child in nodes:
         child.tell("shutdown")
     assert [child.said() for child in nodes] == [True] * 3
-    assert [child.process.wait(SOON_S) for child in nodes] == [0] * 3
+    assert [child.process.wait(WITHIN_S) for child in nodes] == [0] * 3
 
 
 @pytest.mark.processes
@@ -239,7 +240,14 @@ def test_the_process_with_the_coordinator_is_killed(
     nodes = started(children, 3, path, "2", "3", "store_type=file", "last_call_timeout=10")
     first = met(nodes)
     assert {size for _, size, *_ in first} == {3}
-    host = next(child for child in nodes if child.ask("hosts"))
+    hosts: list[Child] = []
+
+    def has_host() -> bool:
+        hosts[:] = [child for child in nodes if child.ask("hosts")]
+        return len(hosts) == 1
+
+    wait_until(has_host, WITHIN_S)  # nobody is it for a moment if its lease has run out meanwhile
+    (host,) = hosts
     host.kill()
     left = [child for child in nodes if child is not host]
     # Another is elected and misses the dead one: the survivors are told, and go on without it.
@@ -253,7 +261,7 @@ def test_the_process_with_the_coordinator_is_killed(
 
 @pytest.mark.processes
 def test_a_frozen_store_host_blocks_no_call_of_the_handler(children: list[Child]) -> None:
-    endpoint = f"127.0.0.1:{free_port()}"
+    endpoint = f"127.0.0.1:{free_ports(1)[0]}"
     (host,) = started(children, 1, endpoint, "2", "2", "is_host=1")
     timeouts: dict[str, Any] = {"read_timeout": 2, "join_timeout": 4, "close_timeout": 2}
     params = RendezvousParameters("c10d", endpoint, "run", 2, 2, is_host=False, **timeouts)
