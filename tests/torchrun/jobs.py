@@ -22,7 +22,8 @@ from typing import Any
 
 import psutil
 
-from tests.agent.processes import Machine, Process, alive, free_port, wait_until
+from tests.agent.processes import Machine, Process, alive, wait_until
+from tests.ledger.etcd_processes import free_ports
 
 HERE = Path(__file__).parent
 STEADY = HERE / "steady_worker.py"
@@ -91,7 +92,7 @@ class Job:
     def __init__(self, folder: Path) -> None:
         self.machine = Machine(folder)
         self.folder = folder
-        self.port = free_port()
+        (self.port,) = free_ports(1)
         self.endpoint = f"127.0.0.1:{self.port}"
         self.nodes: dict[str, Node] = {}
         self._mark = uuid.uuid4().hex
@@ -197,7 +198,7 @@ class Job:
 
     def picture(self) -> dict[str, Any]:
         """What the coordinator says of the run; {} if it has not got it, or does not answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         with contextlib.closing(connection), contextlib.suppress(OSError):
             connection.request("GET", "/api/v1/runs/job")
             answer = connection.getresponse()
@@ -210,6 +211,18 @@ class Job:
         """Wait until the coordinator has so many nodes attached; what it says then."""
         self.wait(lambda: self.picture().get("attached") == count, f"{count} nodes are attached")
         return self.picture()
+
+    def stands_by(self, name: str) -> None:
+        """Wait until this node has asked for a round, and the coordinator keeps it as a spare.
+
+        It is attached a little sooner: a run that ended in between would be an error to it.
+        """
+
+        def look() -> bool:
+            members = self.picture().get("members", [])
+            return any(each["name"] == name and each["state"] == "standby" for each in members)
+
+        self.wait(look, f"{name} is on standby")
 
     # -- ending --------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import signal
 import pytest
 
 from tests.agent.processes import alive
-from tests.torchrun.jobs import PATIENCE_S, QUIET, Job
+from tests.torchrun.jobs import PATIENCE_S, QUIET, Job, Node
 
 pytestmark = [
     pytest.mark.processes,
@@ -22,13 +22,16 @@ pytestmark = [
 
 NO_DELAY = "scale_up_delay=0"
 """Newcomers are announced at once: what does not happen then, is not going to happen."""
+ALL = f"last_call={PATIENCE_S:g}"
+"""The first round has all nodes, however long one of them takes to start."""
 
 
 def test_a_lost_machine_is_told_without_a_collective_and_who_is_done_is_not_waited_for(
     job: Job,
 ) -> None:
     job.serve()
-    job.start("a b c", QUIET, nnodes="2:3", conf=NO_DELAY)
+    conf = f"{NO_DELAY},{ALL}"
+    job.start("a b c", QUIET, nnodes="2:3", conf=conf)
     job.at_work("a b c")
     job.nodes["c"].die()
     left = job.at_work("a b")
@@ -37,8 +40,8 @@ def test_a_lost_machine_is_told_without_a_collective_and_who_is_done_is_not_wait
     job.end(left[0].rank)
     job.nodes["a"].process.line("Waiting 300 seconds for other agents", PATIENCE_S)
     number = job.picture()["round"]
-    job.start("d", QUIET, nnodes="2:3", conf=NO_DELAY)
-    job.attached(3)
+    job.start("d", QUIET, nnodes="2:3", conf=conf)
+    job.stands_by("d")
     assert alive(left[1].pid)
     job.end(left[1].rank)
     job.end_well("a b d")
@@ -53,7 +56,7 @@ def test_one_too_many_steps_in_for_one_that_was_told_to_go_and_ends_with_the_job
     job.start("b", QUIET, nnodes="2", conf="is_host=0")
     first = job.at_work("a b")
     job.start("c", QUIET, nnodes="2", conf="is_host=0")
-    job.attached(3)
+    job.stands_by("c")
     assert [job.nodes[name].workers()[-1] for name in "ab"] == first
 
     b = job.nodes["b"].process
@@ -65,7 +68,7 @@ def test_one_too_many_steps_in_for_one_that_was_told_to_go_and_ends_with_the_job
 
     # The host is told to go: its node leaves, its agent goes on to coordinate until the run ends.
     job.start("d", QUIET, nnodes="2", conf="is_host=0")
-    job.attached(3)
+    job.stands_by("d")
     a = job.nodes["a"].process
     a.signal(signal.SIGTERM)
     job.at_work("c d")
@@ -73,7 +76,7 @@ def test_one_too_many_steps_in_for_one_that_was_told_to_go_and_ends_with_the_job
     a.line("stays until the run ends", PATIENCE_S)
 
     job.start("e", QUIET, nnodes="2", conf="is_host=0")
-    job.attached(3)
+    job.stands_by("e")
     job.end()
     job.end_well("c d e")
     assert job.nodes["e"].workers() == []
@@ -88,7 +91,14 @@ def test_the_machine_that_coordinates_is_lost(job: Job) -> None:
     env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     job.start("a b c", QUIET, nnodes="2:3", conf=conf, env=env)
     job.at_work("a b c")
-    (host,) = [node for node in job.nodes.values() if node.serves()]
+    hosts: list[Node] = []
+
+    def has_host() -> bool:
+        hosts[:] = [node for node in job.nodes.values() if node.serves()]
+        return len(hosts) == 1
+
+    job.wait(has_host, "one node coordinates")  # it moves if a lease of 1 s has run out
+    (host,) = hosts
     job.nodes.pop(host.name).die()
     survivors = " ".join(job.nodes)
     job.at_work(survivors)
