@@ -36,6 +36,8 @@ from tests.rendezvous.backends import (
 
 distributed = pytest.importorskip("torch.distributed")
 
+pytestmark = pytest.mark.timeout(300)  # three processes at once import torch
+
 SOON_S = 10.0
 
 
