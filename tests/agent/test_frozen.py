@@ -43,7 +43,7 @@ def test_a_frozen_node_is_lost_when_it_is_needed_and_comes_back(
     failed_s = time.monotonic()
     os.kill(first["a"].pid, signal.SIGUSR1)
     second = {agent.name: agent.worker(2) for agent in (a, b)}
-    assert time.monotonic() - failed_s < 15  # by the probe: by silence alone it takes lost_after
+    assert time.monotonic() - failed_s < 10  # by the probe: silence alone takes 30 s
     assert "c lost: it fell silent and did not answer" in a.text
 
     # R13: it learns that it was lost, and stops its workers before it is a newcomer.
