@@ -296,6 +296,26 @@ def test_a_silent_endpoint_costs_one_try_and_a_closed_one_nothing(one_etcd, pref
     asyncio.run(body())
 
 
+def test_an_answer_over_a_slow_line_is_no_silence() -> None:
+    """A page of a log is 4 MB: on a slow line that is longer than one attempt may be silent."""
+    body = b'{"header":{"cluster_id":"1","revision":"5"}}'
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        for at in range(0, len(body), 7):
+            writer.write(body[at : at + 7])
+            await asyncio.sleep(0.3)
+
+    async def call() -> None:
+        async with _listener(slow) as endpoint:
+            options = EtcdOptions(endpoints=(endpoint,), try_timeout_s=1.0, timeout_s=10.0)
+            async with _client(options) as client:
+                assert (await client.range(b"key")).kvs == ()
+
+    asyncio.run(call())
+
+
 def test_the_ledger_finds_out_what_became_of_a_lost_answer(one_etcd, prefix) -> None:
     """etcd did it and the answer was lost: the same write, sent again, finds its own nonce."""
 

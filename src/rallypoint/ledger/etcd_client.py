@@ -19,7 +19,7 @@ import os
 import random
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import aiohttp
@@ -70,7 +70,7 @@ class EtcdOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     `endpoints` are "host:port". With `tls`, `ca_file` says whom to believe (None: the system's
     authorities), and `cert_file` with `key_file` is this client's certificate. `try_timeout_s`
-    bounds one attempt at one endpoint, so that a frozen member costs no more than that;
+    bounds how long one endpoint may say nothing, so that a frozen member costs no more than that;
     `timeout_s` bounds a call. The password is not in the repr.
     """
 
@@ -293,12 +293,23 @@ class EtcdClient:
     async def _try(self, url: str, path: str, data: bytes, left_s: float) -> bytes:
         """One attempt at one endpoint: the answer's bytes."""
         headers = await self._headers(url)
-        # A large value over a slow line is no sign of a frozen member.
+        # A large value over a slow line is no sign of a frozen member, there and back: what is
+        # bounded is how long the member says nothing.
+        deadline = asyncio.get_running_loop().time() + left_s
         try_s = min(left_s, self.options.try_timeout_s + len(data) / 1e6)
-        async with self._post(url, path, data, headers, try_s) as response:
-            answer = await _read_all(response, url)
+        try:
+            async with asyncio.timeout(try_s) as silence:
+                async with self._post(url, path, data, headers, None) as response:
+                    answer = await _read_all(response, url, self._awaits_more(silence, deadline))
+        except TimeoutError as error:
+            raise _LostError(f"no answer within {try_s:g} s") from error
         _raise_refusal(response.status, answer, url)
         return answer
+
+    def _awaits_more(self, silence: asyncio.Timeout, deadline: float) -> Callable[[], None]:
+        """What a part of the answer does: the next one has the time of a try, within the call's."""
+        loop = asyncio.get_running_loop()
+        return lambda: silence.reschedule(min(deadline, loop.time() + self.options.try_timeout_s))
 
     async def _headers(self, url: str) -> dict[str, str]:
         if not self.options.user:
@@ -479,10 +490,13 @@ def _watch_result(line: WatchStream, url: str) -> WatchResult:
     return line.result
 
 
-async def _read_all(response: aiohttp.ClientResponse, url: str) -> bytes:
-    """The whole answer, bounded (R12)."""
+async def _read_all(
+    response: aiohttp.ClientResponse, url: str, on_part: Callable[[], None] = lambda: None
+) -> bytes:
+    """The whole answer, bounded (R12). `on_part` is called for each of its parts."""
     parts, size = [], 0
     async for part in response.content.iter_any():
+        on_part()
         size += len(part)
         if size > ANSWER_BYTES_MAX:
             raise _BadEndpointError(not_etcd(url, f"more than {ANSWER_BYTES_MAX} bytes"))
