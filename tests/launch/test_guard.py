@@ -183,6 +183,32 @@ def test_more_lines_than_the_pipe_holds_do_not_block(all_sent: bool) -> None:
     asyncio.run(scenario())
 
 
+def test_groups_of_several_threads_are_all_killed() -> None:
+    """The pipe is full, so that their lines are mixed with what the loop sends later."""
+
+    async def scenario() -> None:
+        guard = Guard()
+        guard.start()
+        assert guard.pid is not None
+        os.kill(guard.pid, signal.SIGSTOP)
+
+        def add(process: subprocess.Popen[bytes], start: int) -> None:
+            for number in range(start, start + 3_000):
+                guard.add(4_194_305 + number)  # above the kernel's highest pid: nobody
+            guard.add(process.pid)
+
+        with sleeper() as one, sleeper() as other:
+            calls = [asyncio.to_thread(add, one, 0), asyncio.to_thread(add, other, 3_000)]
+            await asyncio.gather(*calls)
+            os.kill(guard.pid, signal.SIGCONT)
+            await until(lambda: guard._process is not None and not guard._process.unsent)
+            await guard.close(DEADLINE_S)
+            ends = {process.wait(DEADLINE_S) for process in (one, other)}
+        assert ends == {-signal.SIGKILL}
+
+    asyncio.run(scenario())
+
+
 def test_a_number_that_came_to_mean_another_process_is_left_alone() -> None:
     with sleeper() as process:
         leader = guard_process.read_process(process.pid)

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,10 +62,16 @@ class Registry:
 class Setup:
     """A group with what it needs; stop() at the end leaves nothing, whatever the test did."""
 
-    def __init__(self, *specs: WorkerSpec, oom_counter: OomCounter | None = None) -> None:
-        self.output = Lines()
+    def __init__(
+        self,
+        *specs: WorkerSpec,
+        oom_counter: OomCounter | None = None,
+        output: Lines | None = None,
+        guard: Registry | None = None,
+    ) -> None:
+        self.output = output or Lines()
         self.exits = Exits()
-        self.guard = Registry()
+        self.guard = guard or Registry()
         self.group = WorkerGroup(
             specs,
             output=self.output,
@@ -130,6 +137,35 @@ def test_an_exit_is_known_at_once() -> None:
     took_s = sorted(asyncio.run(scenario()) for _ in range(20))
     assert took_s[0] < 0.01  # a busy machine makes most of them longer
     assert took_s[10] < 0.1
+
+
+def test_the_guard_learns_of_a_group_while_the_loop_is_held_up() -> None:
+    """Whoever kills the agent then leaves nothing of what the worker has started."""
+    held, told = threading.Event(), threading.Event()
+    was_told: list[bool] = []
+
+    class HoldsUp(Lines):
+        """A loop that does nothing else from the worker's start until the guard is told."""
+
+        def attach(self, local_rank: int, rank: int, stdout_fd: int, stderr_fd: int) -> None:
+            super().attach(local_rank, rank, stdout_fd, stderr_fd)
+            self._loop.call_soon_threadsafe(self._hold)
+            assert held.wait(DEADLINE_S)
+
+        def _hold(self) -> None:
+            held.set()
+            was_told.append(told.wait(5))
+
+    class Tells(Registry):
+        def add(self, pgid: int) -> None:
+            super().add(pgid)
+            told.set()
+
+    async def scenario() -> None:
+        async with Setup(spec(SLEEP), output=HoldsUp(), guard=Tells()):
+            assert was_told == [True]
+
+    asyncio.run(scenario())
 
 
 def test_a_worker_leads_its_session_and_reads_nothing() -> None:

@@ -9,10 +9,12 @@ about when workers stop: that is workers.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,13 +33,16 @@ _KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # the interpreter 
 class Guard:
     """Registers process groups with a guard process, and keeps one running.
 
-    Used from the thread of the running loop only. No call waits: lines go through a non-blocking
-    pipe, and what does not fit is sent when there is room. ``on_lost``, if given, is called with
-    the dead guard's pid each time a guard dies and before another is started.
+    Used from the thread of the running loop, but for ``add`` and ``remove``: they may be called
+    from the thread that starts a worker, since the loop may be held up while the agent is killed.
+    No call waits: lines go through a non-blocking pipe, and what does not fit is sent when there
+    is room. ``on_lost``, if given, is called with the dead guard's pid each time a guard dies and
+    before another is started.
     """
 
     def __init__(self, *, on_lost: Callable[[int], None] | None = None) -> None:
         self._on_lost = on_lost
+        self._lock = threading.RLock()  # of all that a line changes, held for no wait
         self._start_times: dict[int, int] = {}
         self._scratch: Path | None = None
         self._process: _GuardProcess | None = None
@@ -53,9 +58,11 @@ class Guard:
     def start(self) -> None:
         """Starts the guard process; a second call does nothing. Raises OSError if it cannot."""
         if self._process is None and not self._closing:
-            self._process = _GuardProcess(self._noticed_death)
-            for pgid, start_time in self._start_times.items():
-                self._process.send(f"add {pgid} {start_time}\n")
+            process = _GuardProcess(self._noticed_death, self._lock)
+            with self._lock:
+                self._process = process
+                for pgid, start_time in self._start_times.items():
+                    process.send(f"add {pgid} {start_time}\n")
             if self._scratch is not None:
                 self.remove_in_the_end(self._scratch)
 
@@ -68,13 +75,16 @@ class Guard:
     def add(self, pgid: int) -> None:
         """Registers a group whose leader, a session leader, is alive or not yet waited for."""
         leader = guard_process.read_process(pgid)
-        self._start_times[pgid] = leader.start_time if leader is not None else 0
-        self._send(f"add {pgid} {self._start_times[pgid]}\n")
+        start_time = leader.start_time if leader is not None else 0
+        with self._lock:
+            self._start_times[pgid] = start_time
+            self._send(f"add {pgid} {start_time}\n")
 
     def remove(self, pgid: int) -> None:
         """Forgets a group of which nothing is left. No error if it is not registered."""
-        if self._start_times.pop(pgid, None) is not None:
-            self._send(f"remove {pgid}\n")
+        with self._lock:
+            if self._start_times.pop(pgid, None) is not None:
+                self._send(f"remove {pgid}\n")
 
     async def close(self, timeout_s: float = 2.0) -> None:
         """Kills what is still registered and ends the guard, within ``timeout_s`` seconds.
@@ -85,9 +95,10 @@ class Guard:
         self._closing = True
         if self._restart is not None:
             self._restart.cancel()
-        process, self._process = self._process, None
-        if process is None or process.unsent:  # no guard just now, or one that does not know all
+        with self._lock:
+            process, self._process = self._process, None
             start_times = dict(self._start_times)
+        if process is None or process.unsent:  # no guard just now, or one that does not know all
             await asyncio.to_thread(guard_process.kill_groups, start_times, timeout_s)
         if process is not None:
             await process.close(timeout_s)
@@ -125,45 +136,61 @@ class _GuardProcess:
     """One guard process with its two pipes: lines to it, and one whose end tells of its death."""
 
     on_death: Callable[[_GuardProcess], None]
+    lock: threading.RLock
     popen: subprocess.Popen[bytes] = field(init=False)
     lines_fd: int = field(init=False)
     life_fd: int = field(init=False)
     unsent: bytearray = field(init=False, default_factory=bytearray)
+    waits_for_room: bool = field(init=False, default=False)
     dead: asyncio.Future[None] = field(init=False)
+    loop: asyncio.AbstractEventLoop = field(init=False)
     started_at: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.dead = loop.create_future()
+        self.loop = asyncio.get_running_loop()
+        self.dead = self.loop.create_future()
         self.popen, self.lines_fd, self.life_fd = _spawn()
         os.set_blocking(self.lines_fd, False)
-        loop.add_reader(self.life_fd, self._ended)
+        self.loop.add_reader(self.life_fd, self._ended)
 
     @property
     def lived_s(self) -> float:
         return time.monotonic() - self.started_at
 
     def send(self, line: str) -> None:
-        self.unsent += line.encode()
-        self._flush()
+        """From any thread."""
+        with self.lock:
+            self.unsent += line.encode()
+            if self.waits_for_room:
+                return
+            self._write()
+            if self.unsent:
+                self.waits_for_room = True
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the agent has ended
+                    self.loop.call_soon_threadsafe(self._flush)
 
-    def _flush(self) -> None:
+    def _write(self) -> None:
         if self.lines_fd < 0:
+            self.unsent.clear()
             return
-        loop = asyncio.get_running_loop()
         try:
             del self.unsent[: os.write(self.lines_fd, self.unsent)]
         except BlockingIOError:
             pass
         except BrokenPipeError:  # the end of life_fd tells the same in a moment
             self.unsent.clear()
-        if self.unsent:
-            loop.add_writer(self.lines_fd, self._flush)
-        else:
-            loop.remove_writer(self.lines_fd)
+
+    def _flush(self) -> None:
+        with self.lock:
+            self._write()
+            self.waits_for_room = bool(self.unsent)
+            if self.unsent:
+                self.loop.add_writer(self.lines_fd, self._flush)
+            elif self.lines_fd >= 0:
+                self.loop.remove_writer(self.lines_fd)
 
     def _ended(self) -> None:
-        asyncio.get_running_loop().remove_reader(self.life_fd)
+        self.loop.remove_reader(self.life_fd)
         os.close(self.life_fd)
         self._close_lines()
         self._reap()
@@ -174,13 +201,14 @@ class _GuardProcess:
         if self.popen.poll() is not None:
             self.dead.set_result(None)
         else:
-            asyncio.get_running_loop().call_later(_REAP_PAUSE_S, self._reap)
+            self.loop.call_later(_REAP_PAUSE_S, self._reap)
 
     def _close_lines(self) -> None:
-        if self.lines_fd >= 0:
-            asyncio.get_running_loop().remove_writer(self.lines_fd)
-            os.close(self.lines_fd)
-            self.lines_fd = -1
+        with self.lock:
+            if self.lines_fd >= 0:
+                self.loop.remove_writer(self.lines_fd)
+                os.close(self.lines_fd)
+                self.lines_fd = -1
 
     async def close(self, timeout_s: float) -> None:
         self._close_lines()

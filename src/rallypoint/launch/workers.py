@@ -74,7 +74,7 @@ class OutputSink(Protocol):
 
 
 class GroupRegistry(Protocol):
-    """Is told the process groups that must not outlive the agent. Called in the loop."""
+    """Is told the process groups that must not outlive the agent. Called from any thread."""
 
     def add(self, pgid: int) -> None: ...
     def remove(self, pgid: int) -> None: ...
@@ -245,19 +245,14 @@ class WorkerGroup:
         os.close(stderr_write)
         self._output.attach(spec.local_rank, spec.rank, stdout_fd, stderr_fd)
         if self._guard is not None:
-            self._in_loop(self._guard.add, popen.pid)
+            self._guard.add(popen.pid)  # not by the loop: it may be held up, and the agent killed
         return Worker(spec, popen)
 
     def _destroy(self, workers: Sequence[Worker]) -> None:
         for worker in workers:
             worker.destroy()
             if self._guard is not None:
-                self._in_loop(self._guard.remove, worker.pid)
-
-    def _in_loop(self, function: Callable[[int], None], pid: int) -> None:
-        assert self._thread is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the agent is ending
-            self._thread.loop.call_soon_threadsafe(function, pid)
+                self._guard.remove(worker.pid)
 
     def _give_up_start(self, spawning: asyncio.Future[list[Worker]]) -> None:
         thread = self._thread
