@@ -188,6 +188,20 @@ def test_a_ledger_may_start_later_than_a_node_but_not_refuse_it() -> None:
     searching(scenario)
 
 
+def test_a_ledger_that_hangs_is_left_in_time_and_the_error_says_what_to_do() -> None:
+    class Hangs(MemoryLedger):
+        async def open(self) -> None:
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        search = Search(SETTINGS, "node", Hangs())
+        with pytest.raises(LedgerUnreachableError, match="has not answered within") as told:
+            await search.open(soon(0.2))
+        assert "connect_timeout" in told.value.hint
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
 def test_a_register_that_cannot_be_read_is_told_and_left() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
         await ledger.swap("runs/run", None, b"something else")

@@ -222,7 +222,8 @@ class Search:
             if isinstance(self.error, LedgerUnreachableError):
                 raise self.error from error  # It had longer, and says what it tried.
             raise LedgerUnreachableError(
-                f"{self._where} has not answered within {_now_s() - began_s:.1f} s"
+                f"{self._where} has not answered within {_now_s() - began_s:.1f} s",
+                hint="is it running, and within reach? connect_timeout bounds the search",
             ) from error
 
     async def _read(self, key: str) -> e.Found | None:
