@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import os
-import random
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -83,19 +82,6 @@ async def until(is_so: Callable[[], object], what: str, limit_s: float = 20.0) -
             while not is_so():  # noqa: ASYNC110 - what is looked at tells nobody
                 await asyncio.sleep(0.002)
     assert is_so(), what
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago, below those that connections are given.
-
-    One of those could become another test's before it is used. Drawn by the system: hypothesis
-    seeds `random` alike in all processes.
-    """
-    while True:
-        port = random.SystemRandom().randrange(15_000, 29_000)
-        with contextlib.suppress(OSError), socket.socket() as sock:
-            sock.bind(("127.0.0.1", port))
-            return port
 
 
 @contextlib.asynccontextmanager

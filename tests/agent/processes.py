@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.ports import free_port
 
 SRC = Path(__file__).parents[2] / "src"
 DEADLINE_S = 60.0  # for what takes a second at most, on a machine that does much else
@@ -67,25 +67,6 @@ def gone(pids: Iterable[int], within_s: float = DEADLINE_S) -> None:
     numbers = list(pids)
     assert numbers
     wait_until(lambda: not any(map(alive, numbers)), within_s)
-
-
-def free_port() -> int:
-    """A port that nobody listens at, and that nobody is given who asks the kernel for any.
-
-    Other tests run at the same time: between this call and the port's use, one of the kernel's
-    choice could become theirs. Who dials such a port while nobody listens can even reach itself.
-    """
-    chosen = Path("/proc/sys/net/ipv4/ip_local_port_range")
-    first = int(chosen.read_text().split()[0]) if chosen.exists() else 0
-    for _ in range(100 if first > 20_000 else 0):
-        port = 10_000 + secrets.randbelow(first - 10_000)
-        with (
-            contextlib.suppress(OSError),
-            socket.create_server(("127.0.0.1", port)),
-        ):
-            return port
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @dataclass(frozen=True)

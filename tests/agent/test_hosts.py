@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from tests.agent.processes import Machine, Process, Worker, alive, free_port
+from tests.agent.processes import Machine, Process, Worker, alive
+from tests.ports import free_port
 
 pytestmark = pytest.mark.processes
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.loops import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.processes
 PROGRAMS = Path(__file__).with_name("programs.py")

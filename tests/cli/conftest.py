@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from rallypoint.cli import main
-from tests.agent import processes
+from tests import ports
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 COMMAND = (sys.executable, "-m", "rallypoint.cli")
@@ -167,7 +167,7 @@ def _answer_all(sock: socket.socket, answer: bytes) -> None:
 @pytest.fixture
 def free_port() -> int:
     """A port that nobody listens at."""
-    return processes.free_port()
+    return ports.free_port()
 
 
 def without_ports(text: str) -> str:

@@ -17,7 +17,8 @@ from rallypoint.client.embedded import EmbeddedCoordinator
 from rallypoint.coordinator.hub import Hub
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, RunSettings
-from tests.loops import BOOTSTRAP, free_port, needs_ipv6, node, opened, run_clean, served, until
+from tests.loops import BOOTSTRAP, needs_ipv6, node, opened, run_clean, served, until
+from tests.ports import free_port
 
 TWO = RunSettings(min_nodes=2, max_nodes=2, max_restarts=None)
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

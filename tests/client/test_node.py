@@ -27,7 +27,8 @@ from rallypoint.core.values import (
     RoundMember,
     RunSettings,
 )
-from tests.loops import BOOTSTRAP, free_port, node, opened, run_clean, served, until
+from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
+from tests.ports import free_port
 
 TWO = RunSettings(min_nodes=2, max_nodes=2, max_restarts=None)
 

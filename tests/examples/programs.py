@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 MARK = "RP_TEST_MARK"
@@ -102,7 +104,7 @@ class Programs:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.port = _free_port()
+        self.port = free_port()
         self.endpoint = f"127.0.0.1:{self.port}"
         self._mark = uuid.uuid4().hex
         self._started: list[Program] = []
@@ -193,9 +195,3 @@ def accuracy_of(program: Program) -> float:
 def losses_of(program: Program) -> list[float]:
     """The loss of each epoch that it printed."""
     return [float(each) for each in re.findall(r"epoch \d+ of \d+: loss ([\d.]+)", program.text)]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port

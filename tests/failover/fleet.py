@@ -16,7 +16,7 @@ from typing import Any
 
 from rallypoint.clock import StallProofClock
 from tests.agent.processes import Machine, Process, wait_until
-from tests.ledger.etcd_processes import free_ports
+from tests.ports import free_ports
 
 HERE = Path(__file__).parent
 AGENT = HERE / "logged_agent.py"

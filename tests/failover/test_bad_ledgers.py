@@ -31,8 +31,9 @@ from rallypoint.ledger.file import FileLedger
 from tests.agent.processes import MAIN, SRC, Process, wait_until
 from tests.failover.fleet import Fleet
 from tests.ledger.etcd_certificates import _openssl, make_certificates
-from tests.ledger.etcd_processes import EtcdCluster, etcd, free_ports, programs
+from tests.ledger.etcd_processes import EtcdCluster, etcd, programs
 from tests.ledger.test_etcd_client import _with_users
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 

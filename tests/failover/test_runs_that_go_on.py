@@ -11,7 +11,8 @@ import pytest
 
 from tests.failover.conftest import etcd_fleet
 from tests.failover.fleet import Fleet, Replica
-from tests.ledger.etcd_processes import EtcdCluster, free_ports
+from tests.ledger.etcd_processes import EtcdCluster
+from tests.ports import free_ports
 
 BACK_WITHIN_S = 8.0
 QUICK = {"RALLYPOINT_LEASE_TTL": "1"}

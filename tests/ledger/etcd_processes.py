@@ -12,11 +12,9 @@ import contextlib
 import functools
 import importlib.util
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rallypoint.ledger.etcd_client import EtcdClient, EtcdOptions
+from tests.ports import free_ports
 
 READY_S = 30.0
 
@@ -206,22 +205,3 @@ def etcd(
             for member in members:
                 if member.process is not None:
                     member.kill()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody had a moment ago, below those that the system gives to connections.
-
-    A member's port must stay free while the member is dead: were it one of those, a client that
-    tries to reach it could be given it as its own, and be connected to itself. Tests that run side
-    by side (pytest -n) are not given the same ones.
-    """
-    own = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    step = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    ports: list[int] = []
-    while len(ports) < count:
-        port = random.randrange(15_000 + own, 32_000, step)
-        with contextlib.suppress(OSError), socket.socket() as each:
-            each.bind(("127.0.0.1", port))
-            if port not in ports:
-                ports.append(port)
-    return ports

@@ -35,7 +35,8 @@ from rallypoint.ledger.etcd_wire import (
     prefix_end,
 )
 from tests.ledger.etcd_certificates import make_certificates
-from tests.ledger.etcd_processes import EtcdCluster, Program, etcd, free_ports
+from tests.ledger.etcd_processes import EtcdCluster, Program, etcd
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.processes
 

@@ -32,7 +32,7 @@ from rallypoint.rendezvous.c10d_rendezvous_backend import (
     create_backend,
 )
 from rallypoint.rendezvous.stores import prefixed
-from tests.agent.processes import free_port
+from tests.ports import free_port
 from tests.rendezvous.backends import Bomb, bomb, freeze, takes_at_most
 
 RUN = "run"

@@ -22,8 +22,8 @@ from rallypoint.rendezvous import (
 from rallypoint.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend, create_backend
 from rallypoint.rendezvous.dynamic_rendezvous import create_handler
 from rallypoint.rendezvous.registry import get_rendezvous_handler
-from tests.agent.processes import free_port, wait_until
-from tests.ledger.etcd_processes import free_ports
+from tests.agent.processes import wait_until
+from tests.ports import free_port, free_ports
 from tests.rendezvous.backends import (
     WITHIN_S,
     Group,

@@ -22,7 +22,8 @@ from rallypoint.rendezvous.etcd_rendezvous import create_rdzv_handler
 from rallypoint.rendezvous.etcd_rendezvous_backend import EtcdRendezvousBackend, create_backend
 from rallypoint.rendezvous.etcd_store import EtcdStore
 from tests.ledger.etcd_certificates import make_certificates
-from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, Program, etcd, free_ports
+from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, Program, etcd
+from tests.ports import free_ports
 from tests.rendezvous.backends import takes_at_most
 from tests.rendezvous.etcd_lines import freeze, lossy_line
 

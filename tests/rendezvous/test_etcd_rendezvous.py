@@ -26,7 +26,8 @@ from rallypoint.rendezvous.etcd_rendezvous import (
 )
 from rallypoint.rendezvous.etcd_rendezvous_backend import create_backend
 from rallypoint.rendezvous.registry import get_rendezvous_handler
-from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, free_ports
+from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess
+from tests.ports import free_ports
 from tests.rendezvous.backends import takes_at_most
 from tests.rendezvous.etcd_lines import freeze
 

@@ -8,7 +8,6 @@ import importlib.util
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import tomllib
@@ -19,6 +18,7 @@ import pytest
 from rallypoint.rendezvous import rallypoint_rendezvous
 from rallypoint.rendezvous.api import RendezvousParameters
 from rallypoint.rendezvous.node_handler import NodeRendezvousHandler
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 DOC = ROOT / "docs" / "from-torch.md"
@@ -54,11 +54,6 @@ def section(path: Path, heading: str) -> str:
     """What is below a heading of a page."""
     text = path.read_text(encoding="utf-8")
     return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def torchrun_commands(text: str) -> list[list[str]]:

@@ -29,7 +29,8 @@ from rallypoint.rendezvous import (
 from rallypoint.rendezvous.node_handler import NodeRendezvousHandler
 from rallypoint.rendezvous.rallypoint_rendezvous import OPTIONS, create_handler
 from rallypoint.rendezvous.stores import ASSIGNED_RANKS, ROLE_INFO, TERMINAL_STATE
-from tests.agent.processes import free_port, wait_until
+from tests.agent.processes import wait_until
+from tests.ports import free_port
 from tests.rendezvous.nodes import WITHIN_S, Nodes, nodes_of, without_torch
 
 pytestmark = pytest.mark.processes

@@ -33,6 +33,7 @@ from rallypoint.rendezvous import (
 from rallypoint.rendezvous.registry import get_rendezvous_handler
 from rallypoint.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous, create_rdzv_handler
 from rallypoint.rendezvous.store_probe import StoreKind
+from tests.ports import free_port
 
 SRC = Path(__file__).parents[2] / "src"
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -41,12 +42,6 @@ needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
 
 def parameters(endpoint: Any, nodes: int = 1, **options: Any) -> RendezvousParameters:
     return RendezvousParameters("static", endpoint, "run", nodes, nodes, **options)
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("", 0))) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 # -- the parameters ------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from tests.agent.processes import Machine, Process, alive, wait_until
-from tests.ledger.etcd_processes import free_ports
+from tests.ports import free_ports
 
 HERE = Path(__file__).parent
 STEADY = HERE / "steady_worker.py"
