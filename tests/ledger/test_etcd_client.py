@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -297,24 +298,99 @@ def test_a_silent_endpoint_costs_one_try_and_a_closed_one_nothing(one_etcd, pref
     asyncio.run(body())
 
 
+ANSWER = b'{"header":{"cluster_id":"1","revision":"5"}}'
+
+
+def _speaks(*parts: bytes, every_s: float = 0.0, size: int = len(ANSWER)) -> Handler:
+    """Begins an answer of so many bytes, and sends these parts of it; then it says nothing."""
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        for part in parts:
+            writer.write(part)
+            await asyncio.sleep(every_s)
+        await _silent(reader, writer)
+
+    return speak
+
+
 def test_an_answer_over_a_slow_line_is_no_silence() -> None:
     """A page of a log is 4 MB: on a slow line that is longer than one attempt may be silent."""
-    body = b'{"header":{"cluster_id":"1","revision":"5"}}'
+    slow = _speaks(*(ANSWER[at : at + 7] for at in range(0, len(ANSWER), 7)), every_s=0.3)
 
-    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
-        for at in range(0, len(body), 7):
-            writer.write(body[at : at + 7])
-            await asyncio.sleep(0.3)
-
-    async def call() -> None:
+    async def body() -> None:
         async with _listener(slow) as endpoint:
             options = EtcdOptions(endpoints=(endpoint,), try_timeout_s=1.0, timeout_s=10.0)
             async with _client(options) as client:
                 assert (await client.range(b"key")).kvs == ()
 
-    asyncio.run(call())
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("speaks", "why", "bound_s"),
+    [
+        (_speaks(), "no answer within 0.5 s", 5.0),
+        (_speaks(ANSWER[:3]), "began to answer, and then said nothing for 0.5 s", 5.0),
+        (_speaks(*([b" "] * 900), every_s=0.02, size=1_000), "not all of its answer", 10.0),
+    ],
+    ids=["nothing", "the-beginning", "without-end"],
+)
+def test_an_answer_that_does_not_end_is_left_in_time(
+    speaks: Handler, why: str, bound_s: float
+) -> None:
+    async def body() -> None:
+        async with _listener(speaks) as endpoint:
+            # The whole call has 6 s, of which one attempt that hears nothing takes 0.5.
+            options = EtcdOptions(endpoints=(endpoint,), try_timeout_s=0.5, timeout_s=6.0)
+            async with _client(options) as client:
+                began_s = time.monotonic()
+                with pytest.raises(EtcdUnknownError, match=why):
+                    await client.put(b"key", b"value")
+                assert time.monotonic() - began_s < bound_s
+
+    asyncio.run(body())
+
+
+def test_a_write_that_a_member_never_took_up_goes_to_the_next() -> None:
+    """Nobody answers at the first address, as where a machine is switched off: nothing was sent."""
+
+    async def body() -> None:
+        with socket.socket() as off, contextlib.ExitStack() as stack:
+            off.bind(("127.0.0.1", 0))
+            off.listen(0)
+            for _ in range(3):  # Who comes now, when the queue is full, gets no answer.
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(off.getsockname())
+            async with _listener(_speaks(ANSWER)) as endpoint:
+                dead = f"127.0.0.1:{off.getsockname()[1]}"
+                async with _client(EtcdOptions(endpoints=(dead, endpoint))) as client:
+                    _prefer(client, 0)
+                    await client.put(b"key", b"value")
+
+    asyncio.run(body())
+
+
+def test_a_watch_leaves_a_member_that_takes_it_up_and_never_answers() -> None:
+    async def body() -> None:
+        asked = asyncio.Event()
+
+        async def next_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.set()
+            await _silent(reader, writer)
+
+        async with _listener(_silent) as frozen, _listener(next_one) as endpoint:
+            options = EtcdOptions(endpoints=(frozen, endpoint), try_timeout_s=0.5)
+            async with _client(options) as client:
+                _prefer(client, 0)
+                watching = asyncio.ensure_future(_take(client, b"key", 1, 1))
+                await asyncio.wait_for(asked.wait(), 20)
+                watching.cancel()
+                await asyncio.wait([watching])
+
+    asyncio.run(body())
 
 
 def test_the_ledger_finds_out_what_became_of_a_lost_answer(one_etcd, prefix) -> None:

@@ -19,7 +19,7 @@ import os
 import random
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import aiohttp
@@ -63,6 +63,8 @@ _LINE_BYTES_MAX: Final = 16 << 20
 _BACKOFF_S: Final = 0.05
 _BACKOFF_MAX_S: Final = 0.5
 _AUTHENTICATIONS_MAX: Final = 3
+_CONNECTING: Final = 0.9
+"""The part of an attempt's time in which it has to be connected."""
 
 
 class EtcdOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -263,12 +265,11 @@ class EtcdClient:
                     raise next(iter(refused.values()))
                 pause_s = _backoff(attempt // len(self._urls))
                 await asyncio.sleep(min(pause_s, max(0.0, deadline - loop.time())))
-            left_s = deadline - loop.time()
-            if left_s <= 0:
+            if loop.time() >= deadline:
                 break
             url = self._urls[self._preferred]
             try:
-                answer = decode(await self._try(url, path, data, left_s), type, url)
+                answer = decode(await self._try(url, path, data, deadline), type, url)
                 self._check_cluster(getattr(answer, "header", None), url)
                 return answer
             except EtcdTokenError:
@@ -290,42 +291,27 @@ class EtcdClient:
             self._next(url)
         raise self._unreachable(problems)
 
-    async def _try(self, url: str, path: str, data: bytes, left_s: float) -> bytes:
+    async def _try(self, url: str, path: str, data: bytes, deadline: float) -> bytes:
         """One attempt at one endpoint: the answer's bytes."""
-        headers = await self._headers(url)
-        # A large value over a slow line is no sign of a frozen member, there and back: what is
-        # bounded is how long the member says nothing.
-        deadline = asyncio.get_running_loop().time() + left_s
-        try_s = min(left_s, self.options.try_timeout_s + len(data) / 1e6)
-        try:
-            async with asyncio.timeout(try_s) as silence:
-                async with self._post(url, path, data, headers, None) as response:
-                    answer = await _read_all(response, url, self._awaits_more(silence, deadline))
-        except TimeoutError as error:
-            raise _LostError(f"no answer within {try_s:g} s") from error
-        _raise_refusal(response.status, answer, url)
+        headers = await self._headers(url, deadline)
+        status, answer = await self._exchange(url, path, data, headers, deadline)
+        _raise_refusal(status, answer, url)
         return answer
 
-    def _awaits_more(self, silence: asyncio.Timeout, deadline: float) -> Callable[[], None]:
-        """What a part of the answer does: the next one has the time of a try, within the call's."""
-        loop = asyncio.get_running_loop()
-        return lambda: silence.reschedule(min(deadline, loop.time() + self.options.try_timeout_s))
-
-    async def _headers(self, url: str) -> dict[str, str]:
+    async def _headers(self, url: str, deadline: float) -> dict[str, str]:
         if not self.options.user:
             return {}
         async with self._authenticating:
             if not self._token:
-                self._token = await self._authenticate(url)
+                self._token = await self._authenticate(url, deadline)
         return {"Authorization": self._token} if self._token != _NO_TOKEN else {}
 
-    async def _authenticate(self, url: str) -> str:
+    async def _authenticate(self, url: str, deadline: float) -> str:
         body = {"name": self.options.user, "password": self.options.password}
-        data, try_s = msgspec.json.encode(body), self.options.try_timeout_s
+        data = msgspec.json.encode(body)
         try:
-            async with self._post(url, "auth/authenticate", data, {}, try_s) as response:
-                answer = await _read_all(response, url)
-            _raise_refusal(response.status, answer, url)
+            status, answer = await self._exchange(url, "auth/authenticate", data, {}, deadline)
+            _raise_refusal(status, answer, url)
         except EtcdRefusedError as error:
             if "not enabled" in error.message:
                 return _NO_TOKEN  # as etcd's own client: a user where none is asked for
@@ -334,15 +320,54 @@ class EtcdClient:
             raise _NotSentError(str(error)) from error  # what the token was for was not sent
         return decode(answer, Token, url).token
 
+    async def _exchange(
+        self, url: str, path: str, data: bytes, headers: Mapping[str, str], deadline: float
+    ) -> tuple[int, bytes]:
+        """A request and its whole answer: the status, and the bytes.
+
+        A large value over a slow line is no sign of a frozen member, there and back: what is
+        bounded is how long the endpoint says nothing, and all of it by `deadline`.
+        """
+        loop = asyncio.get_running_loop()
+        quiet_s, left_s = self.options.try_timeout_s, deadline - loop.time()
+        if left_s <= 0:
+            raise _NotSentError("there was no time left for it")
+        problem = f"no answer within {min(left_s, quiet_s):g} s"
+        parts: list[bytes] = []
+        try:
+            async with (
+                asyncio.timeout(min(left_s, quiet_s + len(data) / 1e6)) as silence,
+                self._post(url, path, data, headers, min(left_s, quiet_s)) as response,
+            ):
+                async for part in _parts(response, url):
+                    parts.append(part)
+                    problem = f"it began to answer, and then said nothing for {quiet_s:g} s"
+                    silence.reschedule(min(deadline, loop.time() + quiet_s))
+        except TimeoutError as error:
+            if parts and loop.time() >= deadline:
+                problem = f"not all of its answer came within {self.options.timeout_s:g} s"
+            raise _LostError(problem) from error
+        return response.status, b"".join(parts)
+
     async def _stream(self, url: str, body: Mapping[str, Any]) -> AsyncGenerator[WatchResult, None]:
         """The results of one watch on one connection; ends when it was silent for long."""
         data = msgspec.json.encode(body)
-        headers = await self._headers(url)
-        async with self._post(url, "watch", data, headers, None) as response:
-            if response.status != 200:
-                _raise_refusal(response.status, await _read_all(response, url), url)
+        quiet_s = self.options.try_timeout_s
+        loop = asyncio.get_running_loop()
+        headers = await self._headers(url, loop.time() + self.options.timeout_s)
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(quiet_s):
+                    response = await stack.enter_async_context(
+                        self._post(url, "watch", data, headers, quiet_s)
+                    )
+                    if response.status != 200:
+                        answer = b"".join([part async for part in _parts(response, url)])
+                        _raise_refusal(response.status, answer, url)
+            except TimeoutError as error:
+                raise _LostError(f"no answer within {quiet_s:g} s") from error
             lines = _lines(response)
-            idle_s = self.options.try_timeout_s  # until it says that the watch was created
+            idle_s = quiet_s  # until it says that the watch was created
             while True:
                 try:
                     async with asyncio.timeout(idle_s):
@@ -360,12 +385,16 @@ class EtcdClient:
 
     @contextlib.asynccontextmanager
     async def _post(
-        self, url: str, path: str, data: bytes, headers: Mapping[str, str], try_s: float | None
+        self, url: str, path: str, data: bytes, headers: Mapping[str, str], try_s: float
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A request; what aiohttp says becomes one of three: not sent, lost, a bad endpoint."""
+        """A request; what aiohttp says becomes one of three: not sent, lost, a bad endpoint.
+
+        Whoever calls bounds it, by `try_s` at least: the connection has a little less than that, so
+        that what was certainly not sent is not taken for lost.
+        """
         if self._session is None:
             raise LedgerUnreachableError("the client of etcd is not open")
-        timeout = aiohttp.ClientTimeout(total=try_s, sock_connect=self.options.try_timeout_s)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECTING * try_s)
         try:
             # A file, because aiohttp warns of large bytes: it would send them in one piece.
             content = io.BytesIO(data)
@@ -379,8 +408,6 @@ class EtcdClient:
             raise _NotSentError(_said(error)) from error
         except aiohttp.InvalidURL as error:
             raise UsageError(f"{url} is no endpoint of etcd") from error
-        except TimeoutError as error:
-            raise _LostError(f"no answer within {try_s or 0:g} s") from error
         except aiohttp.ClientResponseError as error:
             raise _BadEndpointError(not_etcd(url, error.message or "no HTTP")) from error
         except (aiohttp.ClientError, OSError) as error:
@@ -490,18 +517,14 @@ def _watch_result(line: WatchStream, url: str) -> WatchResult:
     return line.result
 
 
-async def _read_all(
-    response: aiohttp.ClientResponse, url: str, on_part: Callable[[], None] = lambda: None
-) -> bytes:
-    """The whole answer, bounded (R12). `on_part` is called for each of its parts."""
-    parts, size = [], 0
+async def _parts(response: aiohttp.ClientResponse, url: str) -> AsyncGenerator[bytes, None]:
+    """The answer as it comes, bounded (R12)."""
+    size = 0
     async for part in response.content.iter_any():
-        on_part()
         size += len(part)
         if size > ANSWER_BYTES_MAX:
             raise _BadEndpointError(not_etcd(url, f"more than {ANSWER_BYTES_MAX} bytes"))
-        parts.append(part)
-    return b"".join(parts)
+        yield part
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
