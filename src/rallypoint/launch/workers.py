@@ -241,11 +241,12 @@ class WorkerGroup:
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 raise _start_error(spec, error) from error
             on_error.pop_all()
+        if self._guard is not None:
+            # At once, and not by the loop, which may be held up while the agent is killed.
+            self._guard.add(popen.pid)
         os.close(stdout_write)
         os.close(stderr_write)
         self._output.attach(spec.local_rank, spec.rank, stdout_fd, stderr_fd)
-        if self._guard is not None:
-            self._guard.add(popen.pid)  # not by the loop: it may be held up, and the agent killed
         return Worker(spec, popen)
 
     def _destroy(self, workers: Sequence[Worker]) -> None:
@@ -291,9 +292,9 @@ class WorkerGroup:
         # Not called from here: whatever it raises must not keep the session from being emptied.
         asyncio.get_running_loop().call_soon(self._exits, _describe(worker, status, oom))
         await self._empty_session(worker)
-        worker.reap()
         if self._guard is not None:
-            self._guard.remove(worker.pid)
+            self._guard.remove(worker.pid)  # while its pid cannot be that of another group
+        worker.reap()
         self._changed.set()
         if self._thread is not None and all(w.reaped for w in self._workers):
             self._thread.close()
