@@ -183,8 +183,8 @@ def formed_s(each: Mapping[str, Any]) -> float:
 
 
 def ended_s(each: Mapping[str, Any]) -> float:
-    """When it ended."""
-    return formed_s(each) + float(each["active_s"] or 0.0)
+    """When it ended; if it has not, when it began."""
+    return float(each["ended_at"] or formed_s(each))
 
 
 def in_words(names: Sequence[str]) -> str:

@@ -21,8 +21,9 @@ class RoundHistory(msgspec.Struct, kw_only=True):
     """One round, for people. Durations in seconds; None while it is not over.
 
     `gathering_s` runs from the end of the round before (or the first node's arrival) to the
-    sealing, `committing_s` to the ledger's answer, `active_s` to the end. `formed_at` is this
-    coordinator's wall clock (seconds since 1970), for display only (R9).
+    sealing, `committing_s` to the ledger's answer, `active_s` to the end; without the time in which
+    the coordinator itself stood still. `formed_at` (the sealing) and `ended_at` are its wall clock
+    (seconds since 1970), for display only (R9).
     """
 
     number: int
@@ -35,6 +36,7 @@ class RoundHistory(msgspec.Struct, kw_only=True):
     formed_at: float
     published: bool = True
     active_s: float | None = None
+    ended_at: float | None = None
     ended: str = ""
     change: Change | None = None
 
@@ -56,11 +58,11 @@ class History:
             elif isinstance(effect, do.Publish):
                 self._published(now_s)
             elif isinstance(effect, do.Break):
-                self._ended(effect.change, now_s)
+                self._ended(effect.change, now_s, wall_s)
             elif isinstance(effect, do.Verdict):
                 self._explain(effect.change)
             elif isinstance(effect, do.Announce):
-                self._closed(effect, now_s)
+                self._closed(effect, now_s, wall_s)
 
     def restored(self, record: RoundRecord, now_s: float, wall_s: float) -> None:
         """A round that was formed by an earlier coordinator goes on under this one."""
@@ -95,11 +97,15 @@ class History:
             self.rounds[-1].published = True
             self.rounds[-1].committing_s = now_s - self._sealed_s
 
-    def _ended(self, change: Change, now_s: float) -> None:
+    def _ended(self, change: Change, now_s: float, wall_s: float) -> None:
         self._gathering_since_s = now_s
+        self._over(now_s, wall_s)
+        self._explain(change)
+
+    def _over(self, now_s: float, wall_s: float) -> None:
         if self.rounds:
             self.rounds[-1].active_s = now_s - self._began_s
-        self._explain(change)
+            self.rounds[-1].ended_at = wall_s
 
     def _explain(self, change: Change) -> None:
         """A verdict may come when the next round is sealed already."""
@@ -108,7 +114,7 @@ class History:
                 each.change, each.ended = change, reasons.describe(change)
                 return
 
-    def _closed(self, effect: do.Announce, now_s: float) -> None:
+    def _closed(self, effect: do.Announce, now_s: float, wall_s: float) -> None:
         if self.rounds and self.rounds[-1].active_s is None and self.rounds[-1].published:
-            self.rounds[-1].active_s = now_s - self._began_s
+            self._over(now_s, wall_s)
             self.rounds[-1].ended = reasons.describe_close(effect.close)
