@@ -16,7 +16,7 @@ from typing import Any
 
 from rallypoint.clock import StallProofClock
 from tests.agent.processes import Machine, Process, wait_until
-from tests.ports import free_ports
+from tests.ports import free_port
 
 HERE = Path(__file__).parent
 AGENT = HERE / "logged_agent.py"
@@ -135,7 +135,7 @@ class Fleet:
     ) -> Replica:
         """A coordinator, once it listens. `program`: instead of `rallypoint`, what to run."""
         # Not one that the system gives to connections: it has yet to start, and may be killed.
-        port = port or free_ports(1)[0]
+        port = port or free_port()
         code = ("-c", "from rallypoint.cli.main import main; main()")
         name = f"replica{len(self.replicas)}"
         argv = [sys.executable, *(program or code), "serve", "--port", str(port)]

@@ -33,7 +33,7 @@ from tests.failover.fleet import Fleet
 from tests.ledger.etcd_certificates import _openssl, make_certificates
 from tests.ledger.etcd_processes import EtcdCluster, etcd, programs
 from tests.ledger.test_etcd_client import _with_users
-from tests.ports import free_ports
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -109,7 +109,7 @@ def check(told: Told, code: ExitCode, *said: str, hint: str) -> None:
 
 
 def test_nobody_listens() -> None:
-    place = f"etcd://127.0.0.1:{free_ports(1)[0]}/x"
+    place = f"etcd://127.0.0.1:{free_port()}/x"
     for told in (serve(place), run(place)):
         check(told, ExitCode.COULD_NOT_MEET, "Connection refused", hint="is etcd running")
         assert told.took_s < UNREACHABLE_WITHIN_S
@@ -117,7 +117,7 @@ def test_nobody_listens() -> None:
 
 def test_an_agent_that_waits_for_its_ledger_says_so() -> None:
     told = command(
-        *("run", "--endpoint", f"etcd://127.0.0.1:{free_ports(1)[0]}/x"),
+        *("run", "--endpoint", f"etcd://127.0.0.1:{free_port()}/x"),
         *("--set", "connect_timeout=8"),
         *("--run-id", "job", "--no-python", "true"),
     )

@@ -12,7 +12,7 @@ import pytest
 from tests.failover.conftest import etcd_fleet
 from tests.failover.fleet import Fleet, Replica
 from tests.ledger.etcd_processes import EtcdCluster
-from tests.ports import free_ports
+from tests.ports import free_port
 
 BACK_WITHIN_S = 8.0
 QUICK = {"RALLYPOINT_LEASE_TTL": "1"}
@@ -122,7 +122,7 @@ def test_restarts_and_their_budget_are_kept(
 def test_one_coordinator_that_is_killed_and_started_again_resumes_its_run(
     fleets: Callable[[Fleet], Fleet], tmp_path: Path
 ) -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     fleet = fleets(Fleet(tmp_path, f"file:{tmp_path}/ledger", f"http://127.0.0.1:{port}"))
     replica = fleet.serve(port=port)
     fleet.start(3)

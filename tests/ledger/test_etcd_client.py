@@ -37,7 +37,7 @@ from rallypoint.ledger.etcd_wire import (
 )
 from tests.ledger.etcd_certificates import make_certificates
 from tests.ledger.etcd_processes import EtcdCluster, Program, etcd
-from tests.ports import free_ports
+from tests.ports import free_port, free_ports
 
 pytestmark = pytest.mark.processes
 
@@ -267,7 +267,7 @@ async def _silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -
 
 def test_a_silent_endpoint_costs_one_try_and_a_closed_one_nothing(one_etcd, prefix) -> None:
     async def body() -> None:
-        closed = f"127.0.0.1:{free_ports(1)[0]}"
+        closed = f"127.0.0.1:{free_port()}"
         asked = 0
 
         async def silent_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

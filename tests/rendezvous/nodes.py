@@ -16,7 +16,7 @@ from rallypoint.rendezvous import RendezvousInfo, RendezvousParameters, torch_br
 from rallypoint.rendezvous.node_handler import NodeRendezvousHandler
 from rallypoint.rendezvous.rallypoint_rendezvous import create_handler
 from tests.agent.processes import Machine, Process
-from tests.ports import free_ports
+from tests.ports import free_port
 
 WITHIN_S = 30.0
 QUICK = {"last_call": 1, "settle": 0, "scale_up_delay": 0, "reconnect_grace": 0.1}
@@ -29,7 +29,7 @@ class Nodes:
         self._machine = machine
         self._pool = ThreadPoolExecutor(16)
         self._made: list[NodeRendezvousHandler] = []
-        (self.port,) = free_ports(1)
+        self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.serving: Process | None = None
 

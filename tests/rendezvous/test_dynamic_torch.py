@@ -23,7 +23,7 @@ from rallypoint.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend,
 from rallypoint.rendezvous.dynamic_rendezvous import create_handler
 from rallypoint.rendezvous.registry import get_rendezvous_handler
 from tests.agent.processes import wait_until
-from tests.ports import free_port, free_ports
+from tests.ports import free_port
 from tests.rendezvous.backends import (
     WITHIN_S,
     Group,
@@ -218,7 +218,7 @@ def met(children: list[Child]) -> list[list[Any]]:
 @pytest.mark.processes
 @pytest.mark.parametrize("kind", ["tcp", "file"])
 def test_processes_meet_twice_and_end(children: list[Child], kind: str, tmp_path: Path) -> None:
-    endpoint = f"127.0.0.1:{free_ports(1)[0]}" if kind == "tcp" else str(tmp_path / "store")
+    endpoint = f"127.0.0.1:{free_port()}" if kind == "tcp" else str(tmp_path / "store")
     nodes = started(children, 3, endpoint, "3", "3", f"store_type={kind}")
     first, second = met(nodes), met(nodes)
     for infos in (first, second):
@@ -263,7 +263,7 @@ def test_the_process_with_the_coordinator_is_killed(
 
 @pytest.mark.processes
 def test_a_frozen_store_host_blocks_no_call_of_the_handler(children: list[Child]) -> None:
-    endpoint = f"127.0.0.1:{free_ports(1)[0]}"
+    endpoint = f"127.0.0.1:{free_port()}"
     (host,) = started(children, 1, endpoint, "2", "2", "is_host=1")
     timeouts: dict[str, Any] = {"read_timeout": 2, "join_timeout": 4, "close_timeout": 2}
     params = RendezvousParameters("c10d", endpoint, "run", 2, 2, is_host=False, **timeouts)

@@ -23,7 +23,7 @@ from rallypoint.rendezvous.etcd_rendezvous_backend import EtcdRendezvousBackend,
 from rallypoint.rendezvous.etcd_store import EtcdStore
 from tests.ledger.etcd_certificates import make_certificates
 from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, Program, etcd
-from tests.ports import free_ports
+from tests.ports import free_port
 from tests.rendezvous.backends import takes_at_most
 from tests.rendezvous.etcd_lines import freeze, lossy_line
 
@@ -198,7 +198,7 @@ def test_a_write_renews_the_lease(etcd_client: EtcdConnection, prefix: str) -> N
 
 
 def test_nobody_there_is_told_with_place_and_reason(prefix: str) -> None:
-    port = free_ports(1)[0]
+    port = free_port()
     client = EtcdConnection("127.0.0.1", port, read_timeout=2)
     backend = EtcdRendezvousBackend(client, "run", key_prefix=prefix)
     for call in (backend.get_state, lambda: backend.set_state(b"x")):
@@ -340,7 +340,7 @@ def test_tls_with_certificates_on_both_sides(
 
 
 def test_several_members_can_be_named(one_etcd: EtcdCluster) -> None:
-    nobody = f"127.0.0.1:{free_ports(1)[0]}"
+    nobody = f"127.0.0.1:{free_port()}"
     backend, store = create_backend(_params(f"{nobody}, {one_etcd.endpoints[0]}"))
     assert store.client.endpoints == (nobody, one_etcd.endpoints[0])
     backend.get_state()

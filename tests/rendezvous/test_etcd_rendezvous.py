@@ -27,7 +27,7 @@ from rallypoint.rendezvous.etcd_rendezvous import (
 from rallypoint.rendezvous.etcd_rendezvous_backend import create_backend
 from rallypoint.rendezvous.registry import get_rendezvous_handler
 from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess
-from tests.ports import free_ports
+from tests.ports import free_port
 from tests.rendezvous.backends import takes_at_most
 from tests.rendezvous.etcd_lines import freeze
 
@@ -165,7 +165,7 @@ def test_options_that_cannot_be_are_named(config: dict[str, Any], told: str) -> 
 
 
 def test_an_etcd_that_is_not_there_is_told_with_its_place() -> None:
-    port = free_ports(1)[0]
+    port = free_port()
     params = RendezvousParameters("etcd", f"127.0.0.1:{port}", "run", 1, 1, read_timeout=2)
     refused = pytest.raises(RendezvousConnectionError, match=f"127.0.0.1:{port}.*refused")
     with takes_at_most(2), refused:

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from tests.agent.processes import Machine, Process, alive, wait_until
-from tests.ports import free_ports
+from tests.ports import free_port
 
 HERE = Path(__file__).parent
 STEADY = HERE / "steady_worker.py"
@@ -92,7 +92,7 @@ class Job:
     def __init__(self, folder: Path) -> None:
         self.machine = Machine(folder)
         self.folder = folder
-        (self.port,) = free_ports(1)
+        self.port = free_port()
         self.endpoint = f"127.0.0.1:{self.port}"
         self.nodes: dict[str, Node] = {}
         self._mark = uuid.uuid4().hex
