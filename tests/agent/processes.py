@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tests.ports import free_port
 
+T = TypeVar("T")
 SRC = Path(__file__).parents[2] / "src"
 DEADLINE_S = 60.0  # for what takes a second at most, on a machine that does much else
 MAIN = "from rallypoint.cli.main import main; main()"
@@ -54,12 +56,16 @@ def alive(pid: int) -> bool:
     return text[text.rfind(")") + 2] not in "ZX"
 
 
-def wait_until(what: Callable[[], bool], within_s: float = DEADLINE_S) -> None:
-    """Look until it is so. What other processes do to files and processes sets no event here."""
+def wait_until(what: Callable[[], T], within_s: float = DEADLINE_S) -> T:
+    """Look until it is so, or something is found: what was.
+
+    What other processes do to files and processes sets no event here.
+    """
     ends_s = time.monotonic() + within_s
-    while not what():
+    while not (found := what()):
         assert time.monotonic() < ends_s, f"not within {within_s:g} s"
         time.sleep(0.005)
+    return found
 
 
 def gone(pids: Iterable[int], within_s: float = DEADLINE_S) -> None:

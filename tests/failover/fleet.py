@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rallypoint.clock import StallProofClock
 from tests.agent.processes import Machine, Process, wait_until
@@ -27,6 +27,7 @@ PATIENCE_S = 60.0
 """For what has no bound of its own, on a machine that does much else."""
 
 Event = dict[str, Any]
+T = TypeVar("T")
 
 
 class Log:
@@ -184,16 +185,14 @@ class Fleet:
 
     def _owner(self) -> tuple[Replica, Event]:
         """And what it says of the run."""
-        found: list[tuple[Replica, Event]] = []
 
-        def look() -> bool:
+        def look() -> list[tuple[Replica, Event]]:
             pictures = [r.picture(self.run_id) if r.is_alive else None for r in self.replicas]
             told = zip(self.replicas, pictures, strict=True)
-            found[:] = [(each, said) for each, said in told if said and said["attached"]]
-            return len(found) == 1
+            found = [(each, said) for each, said in told if said and said["attached"]]
+            return found if len(found) == 1 else []
 
-        wait_until(look, PATIENCE_S)
-        return found[0]
+        return wait_until(look, PATIENCE_S)[0]
 
     def status(self) -> Event:
         """What `rallypoint status` has for it."""
@@ -201,14 +200,14 @@ class Fleet:
 
     def is_in_phase(self, phase: str) -> Event:
         """Wait until the run is in this phase; what is said of it then."""
-        found: list[Event] = []
 
-        def look() -> bool:
-            found[:] = [self.status()]
-            return bool(found[0]["phase"] == phase)
+        def look() -> Event | None:
+            status = self.status()
+            return status if status["phase"] == phase else None
 
-        self.wait(look)
-        return found[0]
+        found = self.wait(look)
+        assert found is not None
+        return found
 
     def at_work(self, round: int, agents: Iterable[Agent] | None = None) -> list[Event]:
         """Wait until these agents' workers are in the round; what they said then."""
@@ -216,25 +215,23 @@ class Fleet:
         self.wait(lambda: all(each.first("working", round=round) for each in those))
         return [each.log.events("working", round=round)[-1] for each in those]
 
+    def in_one_round(self) -> list[Event]:
+        """What all living nodes said last, if they, and no others, are in one round; else none."""
+        said = [agent.log.events("working") for agent in self.living]
+        told = [each[-1] for each in said if each]
+        is_one = len({each["round"] for each in told}) == 1
+        return told if is_one and all(e["size"] == len(said) == len(told) for e in told) else []
+
     def all_in_one_round(self) -> list[Event]:
-        """Wait until all living nodes, and no others, are in one round; what was said last.
+        """Wait until that is so; what they said.
 
         Who comes a moment later than the others is let in by one more round.
         """
-        told: list[Event] = []
+        return self.wait(self.in_one_round)
 
-        def are() -> bool:
-            said = [agent.log.events("working") for agent in self.living]
-            told[:] = [each[-1] for each in said if each]
-            is_one = len({each["round"] for each in told}) == 1
-            return is_one and all(each["size"] == len(said) == len(told) for each in told)
-
-        self.wait(are)
-        return told
-
-    def wait(self, what: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
+    def wait(self, what: Callable[[], T], within_s: float = PATIENCE_S) -> T:
         try:
-            wait_until(what, within_s)
+            return wait_until(what, within_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.told()}") from None
 

@@ -85,14 +85,7 @@ class Etcd:
 
     def leader(self) -> Member:
         """Who leads; once one does, if they are about to elect it."""
-        found: list[Member] = []
-
-        def look() -> bool:
-            found[:] = [member for member in self.members if member.leads()]
-            return bool(found)
-
-        wait_until(look)
-        return found[0]
+        return wait_until(lambda: [member for member in self.members if member.leads()])[0]
 
     def writes(self, seen_from: Host, prefix: str) -> list[EtcdEvent]:
         """All that was ever written or deleted under the prefix, in order."""
@@ -168,20 +161,17 @@ class Spread(Fleet):
 
     def hosting(self) -> Agent:
         """The agent whose node is the coordinator of the others, once there is one."""
-        found: list[Agent] = []
 
-        def look() -> bool:
+        def look() -> list[Agent]:
             attached = [(a, a.log.events("attached")) for a in self.living]
             latest = {a.name: each[-1] for a, each in attached if each}
             top = max((each["term"] for each in latest.values()), default=0)
-            found[:] = [
+            return [
                 a for a in self.living
                 if a.name in latest and latest[a.name]["hosts"] and latest[a.name]["term"] == top
             ]  # fmt: skip
-            return bool(found)
 
-        self.wait(look)
-        return found[0]
+        return self.wait(look)[0]
 
     def status_at(self, host: Host) -> str:
         """What `rallypoint status` prints there of the coordinator at that host."""

@@ -235,9 +235,7 @@ class Chaos:
 
 def is_whole(fleet: Fleet) -> bool:
     """All living nodes, and no others, are in one round."""
-    told = [agent.log.events("working") for agent in fleet.living]
-    last = {each[-1]["round"] if each else 0 for each in told}
-    return len(told) == NODES and len(last) == 1 and all(t and t[-1]["size"] == NODES for t in told)
+    return len(fleet.in_one_round()) == NODES
 
 
 @pytest.fixture

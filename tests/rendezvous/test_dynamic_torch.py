@@ -242,14 +242,12 @@ def test_the_process_with_the_coordinator_is_killed(
     nodes = started(children, 3, path, "2", "3", "store_type=file", "last_call_timeout=10")
     first = met(nodes)
     assert {size for _, size, *_ in first} == {3}
-    hosts: list[Child] = []
 
-    def has_host() -> bool:
-        hosts[:] = [child for child in nodes if child.ask("hosts")]
-        return len(hosts) == 1
+    def the_host() -> list[Child]:
+        hosts = [child for child in nodes if child.ask("hosts")]
+        return hosts if len(hosts) == 1 else []
 
-    wait_until(has_host, WITHIN_S)  # nobody is it for a moment if its lease has run out meanwhile
-    (host,) = hosts
+    (host,) = wait_until(the_host, WITHIN_S)  # nobody, for a moment, if its lease has run out
     host.kill()
     left = [child for child in nodes if child is not host]
     # Another is elected and misses the dead one: the survivors are told, and go on without it.

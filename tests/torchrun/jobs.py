@@ -18,13 +18,14 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from tests.agent.processes import Machine, Process, alive, wait_until
 from tests.ports import free_port
 
+T = TypeVar("T")
 HERE = Path(__file__).parent
 STEADY = HERE / "steady_worker.py"
 QUIET = HERE / "quiet_worker.py"
@@ -155,24 +156,21 @@ class Job:
 
     # -- looking -------------------------------------------------------------------------------
 
-    def wait(self, what: Callable[[], object], says: str) -> None:
-        """Wait until it is so. Fails with what everybody said last."""
+    def wait(self, what: Callable[[], T], says: str) -> T:
+        """Wait until it is so, or something is found: what was. Fails with what everybody said."""
         try:
-            wait_until(lambda: bool(what()), PATIENCE_S)
+            return wait_until(what, PATIENCE_S)
         except AssertionError:
             raise AssertionError(f"not within {PATIENCE_S:g} s: {says}\n{self.told()}") from None
 
     def says(self, pattern: str) -> re.Match[str]:
         """The first line of any node's in which the pattern is found, once there is one."""
-        found: list[re.Match[str]] = []
 
-        def look() -> bool:
+        def look() -> list[re.Match[str]]:
             lines = [line for node in self.nodes.values() for line in list(node.process.lines)]
-            found[:] = [hit for line in lines if (hit := re.search(pattern, line))]
-            return bool(found)
+            return [hit for line in lines if (hit := re.search(pattern, line))]
 
-        self.wait(look, f"somebody says {pattern!r}")
-        return found[0]
+        return self.wait(look, f"somebody says {pattern!r}")[0]
 
     def at_work(self, names: str) -> list[Worker]:
         """Wait until the newest worker of each of these is in one world of all of them.
@@ -180,16 +178,14 @@ class Job:
         Returns them in the order of the names.
         """
         nodes = [self.nodes[name] for name in names.split()]
-        found: list[Worker] = []
 
-        def look() -> bool:
-            found[:] = [node.workers()[-1] for node in nodes if node.workers()]
+        def look() -> list[Worker]:
+            found = [node.workers()[-1] for node in nodes if node.workers()]
             worlds = {(worker.size, worker.store) for worker in found}
             is_whole = sorted(worker.rank for worker in found) == list(range(len(nodes)))
-            return is_whole and len(worlds) == 1 and found[0].size == len(nodes)
+            return found if is_whole and len(worlds) == 1 and found[0].size == len(nodes) else []
 
-        self.wait(look, f"{names} are one world")
-        return found
+        return self.wait(look, f"{names} are one world")
 
     def told(self) -> str:
         """The last lines of everybody, for whoever reads a failure."""

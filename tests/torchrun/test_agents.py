@@ -91,14 +91,12 @@ def test_the_machine_that_coordinates_is_lost(job: Job) -> None:
     env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     job.start("a b c", QUIET, nnodes="2:3", conf=conf, env=env)
     job.at_work("a b c")
-    hosts: list[Node] = []
 
-    def has_host() -> bool:
-        hosts[:] = [node for node in job.nodes.values() if node.serves()]
-        return len(hosts) == 1
+    def the_host() -> list[Node]:
+        hosts = [node for node in job.nodes.values() if node.serves()]
+        return hosts if len(hosts) == 1 else []
 
-    job.wait(has_host, "one node coordinates")  # it moves if a lease of 1 s has run out
-    (host,) = hosts
+    (host,) = job.wait(the_host, "one node coordinates")  # it moves if its lease of 1 s runs out
     job.nodes.pop(host.name).die()
     survivors = " ".join(job.nodes)
     job.at_work(survivors)
