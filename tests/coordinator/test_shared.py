@@ -18,7 +18,7 @@ from rallypoint.coordinator.office import log_name, run_key
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core import election as e
 from rallypoint.core import events as on
-from rallypoint.core.values import Address, NodeInfo, Outcome, Phase, RunSettings
+from rallypoint.core.values import Address, NodeId, NodeInfo, Outcome, Phase, RunSettings
 from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.contract import SwapOutcome, Unknown, Versioned
 from rallypoint.ledger.memory import MemoryLedger
@@ -285,7 +285,9 @@ def test_whom_no_node_reaches_stays_while_nobody_else_could_coordinate_the_run()
         first.claim("run")
         await has_begun(hub, "run")
         run = hub.runs["run"]
-        of_another_run = msgspec.structs.replace(YIELDING, only_run="other", own_node="n")
+        of_another_run = msgspec.structs.replace(
+            YIELDING, only_run="other", own_node=NodeId("n", 1)
+        )
         second, _ = await coordinator(ledger, 2, of_another_run)
         await asyncio.sleep(2 * (YIELDING.yield_after_s or 0.0))
         assert hub.runs["run"] is run

@@ -14,6 +14,7 @@ from rallypoint.core import election as e
 from rallypoint.core.values import (
     Address,
     CloseRecord,
+    NodeId,
     Outcome,
     RoundHead,
     RoundMember,
@@ -64,11 +65,11 @@ def lease_in(swap: e.SwapLease) -> e.Lease:
 
 
 def revoked(process: str = "me", beat: int = 1, by: str = "other") -> e.Lease:
-    return e.Lease(e.FORMAT, process, beat, e.LeaseState.REVOKED, (), by)
+    return e.Lease(e.FORMAT, process, beat, e.LeaseState.REVOKED, (), by, ttl_s=TIMING.ttl_s)
 
 
 def serving(process: str = "other", beat: int = 1) -> e.Lease:
-    return e.Lease(e.FORMAT, process, beat, addresses=(Address(process, 2),))
+    return e.Lease(e.FORMAT, process, beat, addresses=(Address(process, 2),), ttl_s=TIMING.ttl_s)
 
 
 def moving(process: str = "other", beat: int = 2) -> e.Lease:
@@ -116,7 +117,7 @@ class TestTakingAndRenewing:
     def test_a_lease_is_taken_where_there_is_none(self):
         swap = swap_of(holder().tick(10.0))
         assert swap.expected is None
-        assert lease_in(swap) == e.Lease(e.FORMAT, "me", 1, addresses=HERE)
+        assert lease_in(swap) == e.Lease(e.FORMAT, "me", 1, addresses=HERE, ttl_s=TIMING.ttl_s)
 
     def test_nothing_may_be_decided_before_it_is_taken(self):
         lease = holder()
@@ -234,7 +235,8 @@ class TestHandingOver:
     def test_it_writes_that_it_moves_and_decides_no_more(self):
         lease = good(0.0)
         swap = swap_of(lease.hand_over(0.5))
-        assert lease_in(swap) == e.Lease(e.FORMAT, "me", 2, e.LeaseState.MOVING, HERE)
+        moved = e.Lease(e.FORMAT, "me", 2, e.LeaseState.MOVING, HERE, ttl_s=TIMING.ttl_s)
+        assert lease_in(swap) == moved
         assert not lease.may_decide(0.5)
 
     def test_it_is_renewed_no_more(self):
@@ -753,12 +755,17 @@ class TestWhatCannotBeRead:
 
     def test_a_damaged_register(self):
         with pytest.raises(e.UnreadableError, match="this RunRegister is damaged"):
-            e.decode_run(msgspec.msgpack.encode([1, "ledger", "run", -4, "me"]))
+            e.decode_run(msgspec.msgpack.encode([e.FORMAT, "ledger", "run", -4, "me"]))
 
     def test_a_newer_format(self):
-        newer = msgspec.structs.replace(register(), format=2)
-        with pytest.raises(e.UnreadableError, match="format 2 was written by a newer release"):
+        newer = msgspec.structs.replace(register(), format=3)
+        with pytest.raises(e.OtherFormatError, match="format 3 was written by a newer release"):
             e.decode_run(e.encode(newer))
+
+    def test_an_older_format(self):
+        older = msgspec.structs.replace(register(), format=1)
+        with pytest.raises(e.OtherFormatError, match="format 1 was written by an older release"):
+            e.decode_run(e.encode(older))
 
     def test_a_newer_format_that_looks_quite_different(self):
         with pytest.raises(e.UnreadableError, match="newer release"):
@@ -803,7 +810,7 @@ class TestWhatCannotBeRead:
     def test_a_claim_says_why_and_asks_again(self):
         me = Claimant()
         asked = me.read_run(0.0)
-        newer = msgspec.structs.replace(register(), format=2)
+        newer = msgspec.structs.replace(register(), format=e.FORMAT + 1)
         with pytest.raises(e.UnreadableError, match="newer release"):
             me.claim.run_read(asked, found(newer), 0.1)
         assert me.claim.tick(0.5) == [asked]
@@ -1017,3 +1024,70 @@ class TestSeeker:
     def test_settings_that_make_no_sense_are_refused(self, wrong: dict[str, Any]):
         with pytest.raises(ValueError, match="must be positive"):
             e.Seeker("a", TIMING, **{"candidates": 1, **wrong})
+
+
+class TestWhatANewerReleaseAdded:
+    """A release that does not know a field must not remove it (docs/compatibility.md)."""
+
+    def test_fields_at_the_end_of_a_register_are_kept_when_it_is_sealed(self):
+        newer = [*fields_of(register("other", 4)), {"pinned": ["n1"]}, 7]
+        me = Claimant()
+        there = e.Found(msgspec.msgpack.encode(newer), 7)
+        (asked,) = me.claim.run_read(me.read_run(0.0), there, 0.0)
+        assert isinstance(asked, e.ReadLease)
+        sealed = run_swap_of(me.claim.lease_read(asked, None, 0.1))
+        assert msgspec.msgpack.decode(sealed.value)[-2:] == [{"pinned": ["n1"]}, 7]
+        assert e.decode_run(sealed.value).term == 5
+
+    def test_fields_of_what_is_inside_are_kept_unless_it_is_replaced(self):
+        raw = fields_of(register(settings=RunSettings(max_nodes=4), close=CLOSE))
+        settings_at = e.RunRegister.__struct_fields__.index("settings")
+        raw[settings_at] = [*raw[settings_at], "new setting"]
+        read = e.decode_run(msgspec.msgpack.encode(raw))
+        same = msgspec.structs.replace(read, settings=RunSettings(max_nodes=4), term=9)
+        assert fields_of(same)[settings_at] == raw[settings_at]
+        other = msgspec.structs.replace(read, settings=RunSettings(max_nodes=5))
+        assert "new setting" not in fields_of(other)[settings_at]
+
+    def test_fields_of_a_lease_are_kept_when_it_is_revoked(self):
+        newer = e.decode_lease(msgspec.msgpack.encode([*fields_of(serving()), "zone-b"]))
+        assert fields_of(e.revoked_by(newer, "me"))[-1] == "zone-b"
+
+    def test_a_value_without_this_releases_last_fields_is_written_with_them(self):
+        short = e.decode_lease(msgspec.msgpack.encode([e.FORMAT, "p", 3]))
+        written = e.decode_lease(e.encode(msgspec.structs.replace(short, ttl_s=30.0)))
+        assert (written.beat, written.ttl_s) == (3, 30.0)
+
+    def test_nothing_is_kept_where_nothing_is_new(self):
+        assert e.decode_lease(e.encode(serving())).as_read == ()
+
+
+class TestTheTtlOfALease:
+    """A15: the lease's own ttl counts, whatever the process that looks is set to."""
+
+    SLOW = msgspec.structs.replace(serving(), ttl_s=30.0)
+
+    def test_a_claim_revokes_after_the_ttl_that_the_lease_names(self):
+        me = Claimant()
+        for now_s in (1.0, 4.0, 12.0, 29.0):
+            keep(me.lease, now_s)
+            (news,) = me.judges(self.SLOW, now_s)
+            assert isinstance(news, e.Elsewhere), now_s
+        keep(me.lease, 31.0)
+        (swap,) = me.judges(self.SLOW, 31.0)
+        assert isinstance(swap, e.SwapLease)
+        assert lease_in(swap).ttl_s == 30.0
+
+    def test_a_revoked_lease_still_names_the_node_of_its_process(self):
+        hosted = msgspec.structs.replace(serving(), node=NodeId("n", 5))
+        assert e.revoked_by(hosted, "me").node == NodeId("n", 5)
+
+    def test_a_lease_says_its_ttl_and_its_node(self):
+        made = e.LeaseHolder("me", HERE, e.Timing.of(30.0), node=NodeId("n", 5))
+        lease = lease_in(swap_of(made.tick(0.0)))
+        assert (lease.ttl_s, lease.node) == (30.0, NodeId("n", 5))
+
+
+def fields_of(value: e.Lease | e.RunRegister) -> list[Any]:
+    raw: list[Any] = msgspec.msgpack.decode(e.encode(value))
+    return raw

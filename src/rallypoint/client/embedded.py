@@ -15,7 +15,7 @@ from collections.abc import Callable
 from rallypoint.client import forking
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer, bind, ignored_if_absent
-from rallypoint.core.values import Address
+from rallypoint.core.values import Address, NodeId
 from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import NodeSettings
 
@@ -56,7 +56,7 @@ class EmbeddedCoordinator:
 
     @classmethod
     async def stand(
-        cls, settings: NodeSettings, node: str, ledger: Ledger, host: str
+        cls, settings: NodeSettings, node: NodeId, ledger: Ledger, host: str
     ) -> EmbeddedCoordinator:
         """Be a candidate for the run: serve at every address, with a lease, and claim the run.
 

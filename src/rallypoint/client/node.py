@@ -359,7 +359,7 @@ class Node:
 
         try:
             self.hosted = await EmbeddedCoordinator.stand(
-                self.settings, self.info.name, search.ledger, self._own_host
+                self.settings, self.info.id, search.ledger, self._own_host
             )
         except (OSError, errors.LedgerError) as error:
             attempts.not_hosting = describe_os_error(error)

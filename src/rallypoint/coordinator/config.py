@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from rallypoint.core.store import DEFAULT_LIMITS, StoreLimits
+from rallypoint.core.values import NodeId
 
 
 class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,8 +18,9 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     and the node resumes. Then all its unacknowledged answers are sent again at once: so it is above
     what the store remembers of one node, or the node would be dropped for ever.
     `attach_grace_s`: how long the members of a run that was taken over have to attach here.
-    `lease_ttl_s`: how long a lease may stand still; the same on all coordinators of a ledger.
-    `own_node`: the node that carries this coordinator; it proves nothing by reaching it.
+    `lease_ttl_s`: how long this coordinator's lease may stand still; the lease says it.
+    `own_node`: the node that hosts this coordinator; it proves nothing by reaching it. The lease
+    names it.
     `lease_token`: the same as `token`, if nodes that have none may find it in the ledger; else "".
     `yield_after_s`: after how long a coordinator that hears no other node lets another that stands
     by try; None: never.
@@ -40,4 +42,4 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     lease_ttl_s: float = 3.0
     yield_after_s: float | None = None
     lease_token: str = ""
-    own_node: str = ""
+    own_node: NodeId | None = None

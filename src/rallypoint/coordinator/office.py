@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from rallypoint.core import election as e
-from rallypoint.core.values import Address, CloseRecord, Outcome, RoundRecord, RunSettings
+from rallypoint.core.values import Address, CloseRecord, NodeId, Outcome, RoundRecord, RunSettings
 from rallypoint.errors import (
     LedgerCorruptError,
     LedgerError,
@@ -87,12 +87,14 @@ class Office:
         yield_after_s: float | None = None,
         only_run: str = "",
         lease_token: str = "",
+        node: NodeId | None = None,
     ) -> None:
         self._ledger = ledger
         self._runs = runs
         self._timing = timing
         self._only_run = only_run
         self._lease_token = lease_token
+        self._node = node
         self._addresses: tuple[Address, ...] = ()
         self._holder = self._new_holder()
         self._claims: dict[str, e.Claim] = {}
@@ -115,6 +117,7 @@ class Office:
             self._timing,
             only_run=self._only_run,
             token=self._lease_token,
+            node=self._node,
         )
 
     @property

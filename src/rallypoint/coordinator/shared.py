@@ -65,10 +65,11 @@ class SharedRuns:
             yield_after_s=config.yield_after_s,
             only_run=config.only_run or "",
             lease_token=config.lease_token,
+            node=config.own_node,
         )
         self._config = config
         self._ledger = ledger
-        self._own_node = config.own_node
+        self._own_node = config.own_node.name if config.own_node is not None else ""
         self._hub: Hub | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._taking: dict[str, _Taking] = {}

@@ -100,13 +100,13 @@ class Sweeper:
     async def _look_at_lease(self, key: str, now_s: float) -> None:
         """Only a final lease may go: one that is merely missing is taken for that of the dead."""
         current = await self._ledger.read(key)
-        if current is None or self._stood_still_s(key, current, now_s) < self._keeping.lease_s:
+        if current is None:
             return
         lease = e.decode_lease(current.value)
+        if self._stood_still_s(key, current, now_s) < max(self._keeping.lease_s, lease.ttl_s):
+            return
         if lease.state is e.LeaseState.SERVING:
-            revoked = msgspec.structs.replace(
-                lease, state=e.LeaseState.REVOKED, addresses=(), revoked_by="a sweeper"
-            )
+            revoked = e.revoked_by(lease, "a sweeper")
             await self._ledger.swap(key, current.version, e.encode(revoked))
         else:
             await self._ledger.delete(key, current.version)

@@ -22,7 +22,7 @@ from rallypoint.core.asking import (
     Won,
     version_of,
 )
-from rallypoint.core.leases import LeaseHolder, Standstill, lease_of
+from rallypoint.core.leases import LeaseHolder, Standstill, lease_of, revoked_by
 from rallypoint.core.registers import (
     FORMAT,
     Lease,
@@ -171,7 +171,8 @@ class Claim:
         lease = lease_of(asked.process, found)
         if lease.state is not LeaseState.SERVING:
             return self._adopt(now_s)
-        dead_s = self._still.since_s(lease.process, found.version, now_s) + self._ttl_s
+        # The lease's own ttl: its process renews by that one, whatever this process is set to.
+        dead_s = self._still.since_s(lease.process, found.version, now_s) + lease.ttl_s
         if now_s >= dead_s:
             return self._revoke(lease, found.version, now_s)
         look_s = now_s + self._ttl_s / 3
@@ -245,8 +246,7 @@ class Claim:
     def _revoke(self, lease: Lease, version: int, now_s: float) -> list[Action]:
         if not self._may_take(now_s):
             return self._wait(now_s)
-        by = self._holder.process
-        revoked = Lease(FORMAT, lease.process, lease.beat, LeaseState.REVOKED, (), by)
+        revoked = revoked_by(lease, self._holder.process)
         swap = SwapLease(lease.process, version, encode(revoked))
         return self._ask(ClaimState.REVOKING, swap, now_s)
 

@@ -2,11 +2,11 @@
 
 There are two kinds of register. A *lease* belongs to one coordinator process, however many runs it
 has: a beat that advances, and where the process listens. A *run's register* says which process
-owns the run, since which term, and what was last committed. Whoever sees a lease stand still for
-`ttl_s` on its own clock may revoke it (a swap), and may then make a run of that process its own
-(another swap, with the next term). That second swap is the seal: whatever the former owner still
-tries to commit names a version that is gone (R5). Safety rests on the swaps alone; the times only
-say when it is worth trying.
+owns the run, since which term, and what was last committed. Whoever sees a lease stand still on its
+own clock, for the ttl that the lease names, may revoke it (a swap), and may then make a run of that
+process its own (another swap, with the next term). That second swap is the seal: whatever the
+former owner still tries to commit names a version that is gone (R5). Safety rests on the swaps
+alone; the times only say when it is worth trying.
 
 What the times add, as long as two clocks' rates differ by less than the margin allows: at every
 moment, a process whose claim is OWNED and whose lease lets it decide is the one that the run's
@@ -53,12 +53,14 @@ from rallypoint.core.leases import (
     Standstill,
     Timing,
     lease_of,
+    revoked_by,
 )
 from rallypoint.core.registers import (
     FORMAT,
     Counter,
     Lease,
     LeaseState,
+    OtherFormatError,
     RunRegister,
     UnreadableError,
     decode_lease,
@@ -95,6 +97,7 @@ __all__ = [
     "LeaseHolder",
     "LeaseState",
     "Lost",
+    "OtherFormatError",
     "Outcome",
     "Over",
     "ReadLease",
@@ -115,6 +118,7 @@ __all__ = [
     "encode",
     "lease_of",
     "may_take",
+    "revoked_by",
     "version_of",
     "where",
 ]

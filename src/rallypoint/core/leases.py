@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from rallypoint.core.asking import (
     Action,
     Found,
@@ -21,6 +23,7 @@ from rallypoint.core.registers import (
 )
 from rallypoint.core.values import (
     Address,
+    NodeId,
     Value,
 )
 
@@ -42,7 +45,7 @@ class Timing(Value, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, ttl_s: float) -> Timing:
-        """For leases that stand for `ttl_s`: the same for all who share a ledger."""
+        """For a lease that stands for `ttl_s`, which it says itself."""
         return cls(ttl_s=ttl_s, margin_s=ttl_s / 6, renew_s=ttl_s / 3, retry_s=ttl_s / 6)
 
     def __post_init__(self) -> None:
@@ -78,11 +81,13 @@ class LeaseHolder:
         *,
         only_run: str = "",
         token: str = "",
+        node: NodeId | None = None,
     ) -> None:
         self.process = process
         self.addresses = addresses
         self.only_run = only_run
         self.token = token
+        self.node = node
         self.timing = timing
         self.lost_reason = ""
         self.has_moved = False
@@ -182,6 +187,8 @@ class LeaseHolder:
             self.addresses,
             only_run=self.only_run,
             token=self.token,
+            ttl_s=self.timing.ttl_s,
+            node=self.node,
         )
         value = encode(lease)
         self._try = _Try(SwapLease(self.process, self._version, value), state, now_s)
@@ -232,3 +239,10 @@ def lease_of(process: str, found: Found) -> Lease:
     if lease.process != process:
         raise UnreadableError(f"this is the lease of {lease.process}, not of {process}")
     return lease
+
+
+def revoked_by(lease: Lease, by: str) -> Lease:
+    """The lease as somebody ends it. It still says which node its process ran in."""
+    return msgspec.structs.replace(
+        lease, state=LeaseState.REVOKED, addresses=(), revoked_by=by, token=""
+    )

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from rallypoint.core.values import (
     Address,
     CloseRecord,
+    NodeId,
     RoundRecord,
     RunSettings,
     Stamp,
     Value,
 )
 
-FORMAT: Final = 1
-"""The format of what is written. A reader refuses a newer one."""
+FORMAT: Final = 2
+"""The format of what is written, and the only one that this release reads."""
 
 Counter = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
+
+
+class _Kept(Value, frozen=True, kw_only=True):
+    as_read: tuple[bytes, ...] = ()
+
+
+class Kept(_Kept, frozen=True):
+    """Base of the values that one release writes over those of another.
+
+    A newer release of the same format may add fields at the end, here and in the values that are
+    inside. A release that does not know them must not remove them. So `as_read` keeps each field's
+    bytes if they hold more than this release knows, and `encode` writes the bytes of every field
+    that was not changed as they were. It is empty where there is nothing to keep.
+    """
+
+    format: int
 
 
 class LeaseState(enum.StrEnum):
@@ -31,14 +51,16 @@ class LeaseState(enum.StrEnum):
     REVOKED = "revoked"
 
 
-class Lease(Value, frozen=True):
+class Lease(Kept, frozen=True):
     """A coordinator process's lease. (process, beat) is its writer's nonce and sequence.
 
     `only_run`: the one run that a node's own coordinator serves; "" is any run. `token`: what it
     asks nodes for that have been given none; whoever may read the ledger may join its runs.
+    `ttl_s`: after how long without a renewal, in seconds, others may revoke it. Everybody goes by
+    the lease's own value: processes with different settings share a ledger while they change.
+    `node`: the node that hosts the coordinator, which ends with it; None for `rallypoint serve`.
     """
 
-    format: int
     process: str
     beat: Counter
     state: LeaseState = LeaseState.SERVING
@@ -46,6 +68,8 @@ class Lease(Value, frozen=True):
     revoked_by: str = ""
     only_run: str = ""
     token: str = ""
+    ttl_s: Seconds = 5.0
+    node: NodeId | None = None
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
@@ -53,13 +77,12 @@ class Lease(Value, frozen=True):
         return f"Lease({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
-class RunRegister(Value, frozen=True):
+class RunRegister(Kept, frozen=True):
     """A run's register. (owner, term, sequence) is its writer's nonce and sequence.
 
     `owner` is a process, or "" when the last one has let go.
     """
 
-    format: int
     ledger_id: str
     run_id: str
     term: Counter
@@ -82,51 +105,79 @@ class RunRegister(Value, frozen=True):
 
 
 class UnreadableError(Exception):
-    """A register's bytes are not ours, damaged, or of a newer format. The text says which."""
+    """A register's bytes are not ours, damaged, or of another format. The text says which."""
 
 
-def encode(value: Lease | RunRegister) -> bytes:
-    """The bytes of a register's value."""
-    return msgspec.msgpack.encode(value)
+class OtherFormatError(UnreadableError):
+    """A release that is older or newer wrote it, in a format that this one does not read."""
+
+    hint: Final = (
+        "use the release that wrote it; or stop every process of that release and give this "
+        "release a ledger of its own (another folder, or another prefix in etcd)"
+    )
+
+
+_T = TypeVar("_T", bound=Kept)
+
+
+def encode(value: Kept) -> bytes:
+    """The bytes of a register's value, and with it what a newer release had written there."""
+    fields = _fields(value)
+    if value.as_read:
+        before = _fields(_known(value.as_read, type(value)))
+        kept = list(map(msgspec.Raw, value.as_read))
+        for i in range(min(len(fields), len(kept))):
+            fields[i] = kept[i] if fields[i] == before[i] else fields[i]
+        fields += kept[len(fields) :]
+    return msgspec.msgpack.encode(fields)
 
 
 def decode_lease(data: bytes) -> Lease:
     """A lease. Raises UnreadableError, and nothing else, whatever the bytes are."""
-    lease = _decode(data, Lease)
-    assert isinstance(lease, Lease)
-    return lease
+    return _decode(data, Lease)
 
 
 def decode_run(data: bytes) -> RunRegister:
     """A run's register. Raises UnreadableError, and nothing else, whatever the bytes are."""
-    register = _decode(data, RunRegister)
-    assert isinstance(register, RunRegister)
-    return register
+    return _decode(data, RunRegister)
 
 
-def _decode(data: bytes, kind: type[Lease] | type[RunRegister]) -> Lease | RunRegister:
+def _fields(value: Kept) -> list[Any]:
+    return [getattr(value, name) for name in value.__struct_fields__[:-1]]
+
+
+def _known(fields: tuple[bytes, ...], kind: type[_T]) -> _T:
+    """The value of the fields that this release knows."""
+    known = fields[: len(kind.__struct_fields__) - 1]
+    return msgspec.msgpack.decode(msgspec.msgpack.encode([*map(msgspec.Raw, known)]), type=kind)
+
+
+def _decode(data: bytes, kind: type[_T]) -> _T:
     try:
-        value = msgspec.msgpack.decode(data, type=kind)
+        raw = msgspec.msgpack.decode(data, type=tuple[msgspec.Raw, ...])
+        fields = tuple(bytes(each) for each in raw)
+        value = _known(fields, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UnreadableError(_why_unreadable(data, kind.__name__, error)) from error
-    # A newer release may only have added fields: what can be read need not be all there is.
-    if not 1 <= value.format <= FORMAT:
-        raise UnreadableError(_other_format(value.format))
-    return value
+        raise _unreadable(data, kind.__name__, error) from error
+    # Another release may only have added fields: what can be read need not be all there is.
+    if value.format != FORMAT:
+        raise OtherFormatError(_other_format(value.format))
+    # A field's default may be left out, so what matters is whether anything would be lost.
+    return value if encode(value) == data else msgspec.structs.replace(value, as_read=fields)
 
 
-def _why_unreadable(data: bytes, kind: str, error: Exception) -> str:
+def _unreadable(data: bytes, kind: str, error: Exception) -> UnreadableError:
     try:
         (found,) = msgspec.msgpack.decode(data, type=list)[:1] or (None,)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError):
-        return f"this is no {kind} of Rallypoint: {error}"
+        return UnreadableError(f"this is no {kind} of Rallypoint: {error}")
     if not isinstance(found, int) or isinstance(found, bool):
-        return f"this is no {kind} of Rallypoint: it has no format"
-    if not 1 <= found <= FORMAT:
-        return _other_format(found)
-    return f"this {kind} is damaged: {error}"
+        return UnreadableError(f"this is no {kind} of Rallypoint: it has no format")
+    if found != FORMAT:
+        return OtherFormatError(_other_format(found))
+    return UnreadableError(f"this {kind} is damaged: {error}")
 
 
 def _other_format(found: int) -> str:
-    by = "a newer release" if found > FORMAT else "no release"
-    return f"format {found} was written by {by}; this one reads 1 to {FORMAT}"
+    by = "a newer release" if found > FORMAT else "an older release" if found > 0 else "no release"
+    return f"format {found} was written by {by}; this one reads format {FORMAT} alone"

@@ -134,10 +134,10 @@ class Seeker:
         lease = None if found is None else lease_of(asked.process, found)
         addresses = where(self._register, lease)
         self._open = None
-        if found is None or addresses is None:
+        if found is None or lease is None or addresses is None:
             return self._nobody(now_s, jitter)
         since_s = self._still.since_s(asked.process, found.version, now_s)
-        if now_s >= since_s + self.timing.ttl_s:
+        if now_s >= since_s + lease.ttl_s:
             return self._nobody(now_s, jitter)
         self._nobody_since_s = self._look_again_s = None
         return [Attach(addresses, asked.process, self._register.stamp)]
