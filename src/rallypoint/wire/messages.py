@@ -61,13 +61,18 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Attach(Message, frozen=True, tag="attach"):
-    """The first message of a connection: who this is, and which run it wants to be in."""
+    """The first message of a connection: who this is, and which run it wants to be in.
+
+    `reads_ledger`: the node can read the ledger and find another coordinator by itself, so that
+    one that has lost its ledger need not send it away.
+    """
 
     version: int
     run_id: Name
     node: NodeInfo
     settings: RunSettings
     software: Text = ""
+    reads_ledger: bool = False
 
 
 class Ready(Message, frozen=True, tag="ready"):
