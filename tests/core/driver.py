@@ -139,10 +139,13 @@ class Driver:
             self.register = _with(kept, *self._asked)
             self._asked = None
 
-    def fail_over(self, *, is_written: bool = False, attach_grace_s: float = 6.0) -> None:
+    def fail_over(
+        self, *, is_written: bool = False, attach_grace_s: float = 6.0, host: str = ""
+    ) -> None:
         """The coordinator dies, and another one takes over, to which no node has come yet.
 
-        `is_written`: what it had just given to the ledger is in there.
+        `is_written`: what it had just given to the ledger is in there. `host`: the node that it
+        ran in, if that is known to have gone with it.
         """
         if self._asked is not None and is_written:
             self.register = _with(self.register, *self._asked)
@@ -155,7 +158,11 @@ class Driver:
         self.fired.clear()
         successor = Membership("run", ledger_id="ledger", term=term)
         for effect in self.checked.take_over(
-            successor, self.register, attach_grace_s=attach_grace_s, now_s=self.now_s
+            successor,
+            self.register,
+            attach_grace_s=attach_grace_s,
+            now_s=self.now_s,
+            former_host=node_id(host) if host else None,
         ):
             self._execute(effect, [])
 

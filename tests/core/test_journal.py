@@ -33,7 +33,8 @@ def test_every_rule_holds_over_long_lives_of_runs_whose_coordinators_die(tens: i
         driver = random_run(random)
         for _ in range(150):
             if random.random() < 0.04:
-                driver.fail_over(is_written=random.random() < 0.5)
+                host = random.choice(["", *driver.names])
+                driver.fail_over(is_written=random.random() < 0.5, host=host)
             else:
                 stride(driver, random)
 

@@ -665,7 +665,9 @@ class Node:
             if self._has_untaken_round() or self.closed is not None:
                 return
             has_answered, waiting = await self._why_waiting()
-            is_on_standby = self._machine.is_standby and has_answered and waiting is None
+            # While the ledger is away, the round that is on goes on without a standby, too.
+            is_round_on = has_answered and (waiting is None or bool(waiting.suspended))
+            is_on_standby = self._machine.is_standby and is_round_on
             if not is_on_standby and not self._has_untaken_round():
                 raise self._join_timeout(limit_s, waiting)
             limit_s = max(limit_s, STANDBY_LOOK_S)

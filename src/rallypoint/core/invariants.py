@@ -41,14 +41,26 @@ class Checked:
         return self._checked(step, event, now_s)
 
     def take_over(
-        self, successor: Membership, register: RunRegister, *, attach_grace_s: float, now_s: float
+        self,
+        successor: Membership,
+        register: RunRegister,
+        *,
+        attach_grace_s: float,
+        now_s: float,
+        former_host: NodeId | None = None,
     ) -> list[Effect]:
         """Another coordinator restores the run into `successor`; the journal goes on."""
 
         def restore() -> list[Effect]:
-            effects = successor.restore(register, attach_grace_s=attach_grace_s, now_s=now_s)
+            effects = successor.restore(
+                register, attach_grace_s=attach_grace_s, now_s=now_s, former_host=former_host
+            )
             self.journal.restored(
-                register, attach_grace_s=attach_grace_s, now_s=now_s, effects=effects
+                register,
+                attach_grace_s=attach_grace_s,
+                now_s=now_s,
+                effects=effects,
+                former_host=former_host,
             )
             self.membership = successor
             return effects

@@ -56,6 +56,7 @@ class _Node:
         self.closed_s: float | None = None
         self.absent_since_s: float | None = None
         """Since when it is expected by a coordinator that has taken its round over."""
+        self.is_former_host = False
         self.silent_since_s: float | None = None
         self.probed_s: float | None = None
         self.name_probed_s: float | None = None
@@ -109,6 +110,9 @@ class Journal:
         self._suspended_since_s: float | None = None
         self._is_closed_in_ledger = False
         self._attach_grace_s = 0.0
+        self._expected_count = 0
+        self._came: set[str] = set()
+        """Which of those that were expected after a takeover have attached."""
 
     @property
     def history(self) -> tuple[str, ...]:
@@ -133,8 +137,11 @@ class Journal:
         attach_grace_s: float,
         now_s: float,
         effects: Sequence[do.Effect],
+        former_host: NodeId | None = None,
     ) -> None:
         """Another coordinator goes on with the run, from what the ledger holds of it.
+
+        `former_host`: the node whose process the last coordinator ended with.
 
         Raises InvariantViolation if that is not what was committed before.
         """
@@ -155,8 +162,13 @@ class Journal:
         self._published = None
         if register.round is not None:
             self._take_up(register.round, now_s)
+        self._expected_count = sum(node.is_awaited for node in self._nodes.values())
+        self._came.clear()
+        for node in self._nodes.values():
+            node.is_former_host = node.id == former_host
+        kinds = (do.TimerKind.ATTACH, do.TimerKind.GRACE)
         for effect in effects:
-            is_timer = isinstance(effect, do.SetTimer) and effect.timer.kind is do.TimerKind.ATTACH
+            is_timer = isinstance(effect, do.SetTimer) and effect.timer.kind in kinds
             if not is_timer:
                 self._fail("R5", f"a coordinator began with more than waiting: {_short(effect)}")
 
@@ -259,9 +271,6 @@ class Journal:
         self._suspended = False
         self._mass_since_s = None
         for node in self._nodes.values():
-            if self._has_had_time_to_attach(node, now_s):
-                # What follows, should it come to that, is the grace of any closed connection.
-                node.absent_since_s = None
             if node.absent_since_s is not None:
                 node.absent_since_s = now_s
             else:
@@ -269,11 +278,6 @@ class Journal:
             is_silent = node.link is Link.SILENT
             node.silent_since_s = now_s - self._settings.suspect_after_s if is_silent else None
             node.probed_s = None if node.probed_s is None else now_s
-
-    def _has_had_time_to_attach(self, node: _Node, now_s: float) -> bool:
-        since_s, suspended_s = node.absent_since_s, self._suspended_since_s
-        until_s = now_s if suspended_s is None else suspended_s
-        return since_s is not None and _passed(since_s, self._attach_grace_s, until_s)
 
     # -- effects -------------------------------------------------------------------------------
 
@@ -321,6 +325,8 @@ class Journal:
             self._nodes[effect.node.name] = _Node(effect.node, effect.link)
             return
         node.heard()
+        if node.absent_since_s is not None:
+            self._came.add(node.id.name)
         node.link, node.link_id = Link.CONNECTED, effect.link
         node.closed_s = node.silent_since_s = node.absent_since_s = None
 
@@ -406,11 +412,12 @@ class Journal:
     def _must_be_lost(self, node: _Node, now_s: float) -> None:
         if self._guarding is None:
             self._update_guard(now_s)
-        if self._suspended or self._guarding:
+        is_kept = self._guarding and not self._is_unguarded(node, now_s)
+        if self._suspended or is_kept:
             self._fail("R8", f"{node.id.name} was declared lost while nobody may be")
         settings, name = self._settings, node.id.name
         if node.absent_since_s is not None:
-            if not _passed(node.absent_since_s, self._attach_grace_s, now_s):
+            if not self._is_attach_over(node, now_s):
                 self._fail("R8", f"{name} was declared lost before it had time to attach here")
             return
         if node.link is Link.CONNECTED:
@@ -423,11 +430,34 @@ class Journal:
         if not any(since_s is not None and _passed(since_s, s, now_s) for since_s, s in bounds):
             self._fail("R8", f"{name} was declared lost before its time")
 
+    def _is_attach_over(self, node: _Node, now_s: float) -> bool:
+        """Whether a member that has yet to attach had the time: its own, or what others needed."""
+        assert node.absent_since_s is not None
+        if _passed(node.absent_since_s, self._attach_grace_s, now_s):
+            return True
+        others = [each for each in self._nodes.values() if not each.is_former_host]
+        have_come = all(each.absent_since_s is None for each in others)
+        asked = _passed(node.absent_since_s, self._settings.probe_s, now_s)
+        return node.is_former_host and (have_come or asked)
+
+    def _is_unguarded(self, node: _Node, now_s: float) -> bool:
+        """Whether the mass guard neither counts nor keeps a member that has yet to attach.
+
+        It does both, after the attach grace, where fewer than half of the round have attached: this
+        coordinator may be the one that is cut off.
+        """
+        if node.absent_since_s is None:
+            return False
+        is_in_time = not _passed(node.absent_since_s, self._attach_grace_s, now_s)
+        return node.is_former_host or is_in_time or 2 * len(self._came) >= self._expected_count
+
     def _update_guard(self, now_s: float) -> None:
         """Count once per step: after what the event changed, before anybody is declared lost."""
         if self._suspended or self._closed:
             return
-        missing = sum(node.is_missing for node in self._nodes.values())
+        missing = sum(
+            node.is_missing and not self._is_unguarded(node, now_s) for node in self._nodes.values()
+        )
         awaited = sum(node.is_awaited for node in self._nodes.values())
         limit = max(self._settings.mass_min, self._settings.mass_fraction * awaited)
         if missing <= limit:

@@ -142,12 +142,19 @@ class Membership:
             self._consider(member)
 
     def restore(
-        self, register: RunRegister, *, attach_grace_s: float, now_s: float
+        self,
+        register: RunRegister,
+        *,
+        attach_grace_s: float,
+        now_s: float,
+        former_host: NodeId | None = None,
     ) -> list[Effect]:
         """Go on where the run's last owner left it; before any other step.
 
-        The members of its round are there, and have yet to attach to this coordinator: nobody is
-        counted as absent before `attach_grace_s`. What was not committed, they say again.
+        The members of its round have yet to attach to this coordinator. One that has not is lost
+        after `attach_grace_s`, or as soon as all others have attached if it is `former_host`: the
+        node that hosted the last owner, if that owner's lease ran out. What was not committed, the
+        members say again.
         """
         assert not len(self.roster)
         self._now_s = now_s
@@ -162,11 +169,14 @@ class Membership:
             self._closed_at_s = now_s
             self._enter(Phase.CLOSED)
         elif register.round is not None:
-            self._expect_members(register.round, attach_grace_s)
+            self._expect_members(register.round, attach_grace_s, former_host)
         effects, self._effects = self._effects, []
         return effects
 
-    def _expect_members(self, record: RoundRecord, attach_grace_s: float) -> None:
+    def _expect_members(
+        self, record: RoundRecord, attach_grace_s: float, former_host: NodeId | None
+    ) -> None:
+        assert self.settings is not None
         self._enter(Phase.ACTIVE)
         for row in record.members:
             info = NodeInfo(
@@ -175,7 +185,10 @@ class Membership:
             member = self.roster.add(info, 0, self._now_s)
             member.state = MemberState.ACTIVE
             member.last_round = record.head.number
-            self._suspicion.absent(member, self._now_s)
+            if member.id == former_host:
+                self._do(*self._suspicion.absent_host(member, self.settings, self._now_s))
+            else:
+                self._suspicion.absent(member, self._now_s)
         self._attach_grace_s = attach_grace_s
         self._arm_attach_grace()
 
@@ -244,7 +257,7 @@ class Membership:
 
     def is_standby(self, member: Member) -> bool:
         """Whether it is ready, and the round is on without it."""
-        return member.file is File.NEWCOMER and self.phase is Phase.ACTIVE
+        return member.file is File.NEWCOMER and self.phase_of_work is Phase.ACTIVE
 
     def freeze(self) -> tuple[object, ...]:
         """A hashable picture of all that decides what follows, for tests and the model checker.
@@ -341,10 +354,16 @@ class Membership:
             self._do(do.Refuse(event.link, reasons.name_taken(member.name, member.info.host)))
 
     def _challenge(self, member: Member, event: on.NodeAttached) -> None:
-        """The older is asked whether it lives, unless its connection is closed already."""
+        """The older is asked whether it lives, unless its connection is closed already.
+
+        One that has yet to attach to this coordinator cannot be asked, and has until the end of
+        the attach grace to answer by attaching.
+        """
         assert self.settings is not None
         timer = self._suspicion.timer(TimerKind.NAME, member.name)
         self._rivals.wait(event, timer)
+        if self._suspicion.is_absent(member):
+            return
         if member.link is Link.DISCONNECTED:
             self._supersede(member)
         else:
@@ -514,12 +533,15 @@ class Membership:
             case TimerKind.NAME if self._rivals.is_due(timer):
                 self._name_unanswered(timer.name)
             case TimerKind.ATTACH if timer.serial == self._attach_serial:
-                self._attach_serial = 0
-                self._suspicion.attach_over()
+                self._end_attach_grace()
             case TimerKind.GRACE | TimerKind.LOST | TimerKind.MASS:
                 self._suspicion.deadline_passed(timer)
             case _:
                 """A stale timer: what it was set for is over."""
+
+    def _end_attach_grace(self) -> None:
+        self._attach_serial = 0
+        self._suspicion.attach_over()
 
     def _name_unanswered(self, name: str) -> None:
         member = self.roster.get(name)
@@ -572,6 +594,8 @@ class Membership:
         # All of them count before anything is decided, as if they had come at once.
         for kept in self._deferral.take():
             self._note(kept)
+        for member in self.roster.members(File.NEWCOMER):
+            self._consider(member)
 
     def _begin_deadlines_again(self) -> None:
         """R8: nobody could be judged meanwhile, so everybody has the whole time again."""
@@ -602,6 +626,8 @@ class Membership:
         """Do all that the rules ask for, given what is known now."""
         if self.settings is None or self.phase in _RESTING:
             return
+        if self._attach_serial and not self._suspicion.has_absent:
+            self._end_attach_grace()
         if not self._suspicion.is_quiet:
             self._do(*self._suspicion.update_guard(self.settings, self._now_s))
             self._declare_losses()

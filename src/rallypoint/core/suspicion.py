@@ -30,6 +30,12 @@ class Suspicion:
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
         self._overdue: dict[str, None] = {}
+        self._absent: dict[str, None] = {}
+        self._unguarded: dict[str, None] = {}
+        """Who neither counts for the mass guard nor is kept by it: see `attach_over`."""
+        self._former_host = ""
+        self._expected = 0
+        self._arrived = 0
         self._unanswered: dict[str, None] = {}
         self._probe_over = False
         self._mass_since_s: float | None = None
@@ -53,20 +59,49 @@ class Suspicion:
 
     def absent(self, member: Member, now_s: float) -> None:
         """It was in the round that this coordinator took over, and has yet to attach here."""
-        member.trouble_since_s = now_s
+        self._expect(member, now_s)
         member.link_timer = YET_TO_ATTACH
+        self._absent[member.name] = None
+
+    def absent_host(self, member: Member, settings: RunSettings, now_s: float) -> list[Effect]:
+        """The former coordinator ran in this member's process, and its lease ran out.
+
+        So the process is dead or does not run. Like a suspect that is probed, it has `probe_s` to
+        say otherwise, and no more than the others need to attach.
+        """
+        self._expect(member, now_s)
+        self._former_host = member.name
+        return self._deadline(member, TimerKind.GRACE, settings.probe_s)
+
+    def _expect(self, member: Member, now_s: float) -> None:
+        member.trouble_since_s = now_s
+        self._expected += 1
+        self._unguarded[member.name] = None
         self._set_link(member, Link.DISCONNECTED)
 
     def attach_over(self) -> None:
-        """The time to attach to a new coordinator is over: who never did is past its deadline."""
-        for member in self._roster.troubled():
-            if member.link_timer == YET_TO_ATTACH:
-                self._overdue[member.name] = None
+        """The time to attach is over: whoever has not attached is past its deadline.
+
+        If half of the round has attached, this coordinator can be reached, so the mass guard does
+        not keep the others. If fewer have, it may be the one that is cut off: the guard decides.
+        """
+        host, self._former_host = self._former_host, ""
+        if 2 * self._arrived < self._expected:
+            for name in self._absent:
+                self._unguarded.pop(name, None)
+        for name in [*self._absent, host]:
+            member = self._roster.get(name)
+            if member is not None and member.link is Link.DISCONNECTED:
+                self._overdue[name] = None
 
     @property
     def has_absent(self) -> bool:
-        """Whether anybody has yet to attach to this coordinator, in time or not."""
-        return any(each.link_timer == YET_TO_ATTACH for each in self._roster.troubled())
+        """Whether anybody but the former host has yet to attach here, in time or not. O(1)."""
+        return bool(self._absent)
+
+    def is_absent(self, member: Member) -> bool:
+        """Whether this member has yet to attach to this coordinator. O(1)."""
+        return member.name in self._absent or member.name in self._unguarded
 
     def silent(
         self, member: Member, settings: RunSettings, now_s: float, silent_s: float
@@ -81,12 +116,16 @@ class Suspicion:
 
     def heard(self, member: Member) -> None:
         """It was heard, or its connection is back: all is forgiven."""
+        if member.name in self._unguarded:
+            self._arrived += 1
+        self._forget_absence(member.name)
         member.link_timer = 0
         self._overdue.pop(member.name, None)
         self._set_link(member, Link.CONNECTED)
 
     def gone(self, member: Member) -> None:
         """It is no member any more."""
+        self._forget_absence(member.name)
         self._overdue.pop(member.name, None)
         self._unanswered.pop(member.name, None)
 
@@ -163,7 +202,7 @@ class Suspicion:
 
     def update_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """Raise or lift the mass guard by how many are missing now."""
-        if self._roster.troubled_count <= self.guard_limit(settings):
+        if self._roster.troubled_count - len(self._unguarded) <= self.guard_limit(settings):
             return self._end_guard(settings)
         if self._mass_since_s is not None:
             return []
@@ -173,10 +212,11 @@ class Suspicion:
         return [SetTimer(timer, settings.mass_grace_s)]
 
     def past_deadline(self) -> list[Member]:
-        """Who has not been heard by its deadline: nobody while the mass guard holds."""
-        if not self._overdue or self.guarding:
-            return []
-        found = (self._roster.get(name) for name in self._overdue)
+        """Who has not been heard by its deadline; of those that the mass guard keeps, nobody."""
+        names = self._overdue
+        if self.guarding and names:
+            names = {name: None for name in self._unguarded if name in names}
+        found = (self._roster.get(name) for name in names)
         return [member for member in found if member is not None]
 
     @property
@@ -215,6 +255,10 @@ class Suspicion:
             if member is not None:
                 effects += self._deadline(member, TimerKind.GRACE, self.grace_s(settings))
         return effects
+
+    def _forget_absence(self, name: str) -> None:
+        self._absent.pop(name, None)
+        self._unguarded.pop(name, None)
 
     def _lift_guard(self) -> None:
         self._mass_since_s, self._mass_over, self._mass_serial = None, False, 0

@@ -1,0 +1,199 @@
+"""What a coordinator that takes a run over believes of the members, and when it judges them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rallypoint.core import effects as do
+from rallypoint.core.values import ChangeKind, Phase
+from tests.core.driver import Driver, node_id
+
+GRACE_S = 15.0
+
+
+def met(*names: str, **options: Any) -> Driver:
+    driver = Driver(**{"min": 1, "max": len(names), **options})
+    driver.join(*names)
+    driver.advance(31.0)
+    assert driver.names == list(names)
+    driver.take()
+    return driver
+
+
+def lost(driver: Driver) -> list[str]:
+    return [e.node.name for _, e in driver.effects if isinstance(e, do.Forget)]
+
+
+def many(count: int) -> list[str]:
+    return [f"n{i:02}" for i in range(count)]
+
+
+class TestTheCoordinatorsHostDiesWithItsNode:
+    """A19. The lease named the node, and nobody renewed it."""
+
+    def test_the_host_is_lost_as_soon_as_all_others_have_attached(self) -> None:
+        driver = met("a", "b", "c")
+        driver.fail_over(attach_grace_s=GRACE_S, host="a")
+        driver.attach("b")
+        assert driver.phase is Phase.ACTIVE
+        driver.attach("c")
+        assert (driver.phase, lost(driver)) == (Phase.GATHERING, ["a"])
+
+    def test_the_other_of_two_goes_on_without_waiting(self) -> None:
+        driver = met("a", "b")
+        driver.fail_over(attach_grace_s=GRACE_S, host="a")
+        driver.attach("b")
+        driver.ready("b")
+        driver.advance(0.1)
+        assert (driver.run.number, driver.names) == (2, ["b"])
+
+    def test_the_host_is_lost_after_a_probes_time_where_others_are_missing_too(self) -> None:
+        driver = met("a", "b", "c", "d")
+        driver.fail_over(attach_grace_s=GRACE_S, host="a")
+        driver.attach("b", "c")
+        driver.advance(1.0)
+        assert lost(driver) == ["a"]
+        driver.advance(GRACE_S - 1.1)
+        assert lost(driver) == ["a"]
+        driver.advance(0.2)
+        assert lost(driver) == ["a", "d"]
+
+    def test_r8_a_host_that_attaches_in_time_keeps_its_round(self) -> None:
+        """Its process stood still, or it was cut off from the ledger alone."""
+        driver = met("a", "b", "c")
+        driver.fail_over(attach_grace_s=GRACE_S, host="a")
+        driver.attach("b", "a", "c")
+        driver.advance(2 * GRACE_S)
+        assert (driver.phase, lost(driver)) == (Phase.ACTIVE, [])
+
+    def test_a_host_that_comes_too_late_is_told_why_its_round_ended(self) -> None:
+        driver = met("a", "b")
+        driver.fail_over(attach_grace_s=GRACE_S, host="a")
+        driver.attach("b")
+        driver.attach("a")
+        (welcome,) = [e for _, e in driver.effects if isinstance(e, do.Welcome)][-1:]
+        assert not welcome.resumed
+        assert welcome.standing.change is not None
+        assert welcome.standing.change.kind is ChangeKind.NODE_LOST
+
+    def test_another_life_of_the_host_is_not_taken_for_it(self) -> None:
+        driver = met("a", "b")
+        driver.fail_over(attach_grace_s=GRACE_S, host="a'")
+        driver.attach("b")
+        driver.advance(GRACE_S - 0.1)
+        assert lost(driver) == []
+
+    def test_an_outage_of_the_ledger_does_not_make_the_host_immortal(self) -> None:
+        driver = met("a", "b", "c")
+        driver.fail_over(attach_grace_s=GRACE_S, host="a")
+        driver.attach("b")
+        driver.lose_ledger()
+        driver.attach("c")
+        driver.advance(60.0)
+        assert lost(driver) == []
+        driver.restore_ledger()
+        driver.advance(driver.settings.reconnect_grace_s)
+        assert lost(driver) == ["a"]
+
+
+class TestTheAttachGraceIsOver:
+    def test_it_ends_when_all_have_attached(self) -> None:
+        driver = met("a", "b", "c")
+        driver.fail_over(attach_grace_s=GRACE_S)
+        driver.attach("a", "b", "c")
+        driver.disconnect("c")
+        driver.advance(1.0)
+        assert lost(driver) == ["c"]
+
+    def test_half_of_the_round_is_enough_for_no_mass_guard(self) -> None:
+        names = many(10)
+        driver = met(*names)
+        driver.fail_over(attach_grace_s=GRACE_S)
+        driver.attach(*names[:5])
+        driver.advance(GRACE_S)
+        assert lost(driver) == names[5:]
+
+    def test_with_fewer_the_coordinator_may_be_the_one_that_is_cut_off(self) -> None:
+        names = many(20)
+        driver = met(*names)
+        driver.fail_over(attach_grace_s=GRACE_S)
+        driver.attach(*names[:9])
+        driver.advance(GRACE_S + 100.0)
+        assert lost(driver) == []
+        driver.advance(driver.settings.mass_grace_s)
+        assert lost(driver) == names[9:]
+
+    def test_until_then_who_has_yet_to_attach_is_no_sign_of_an_outage(self) -> None:
+        names = many(20)
+        driver = met(*names)
+        driver.fail_over(attach_grace_s=GRACE_S)
+        driver.attach(*names[:12])
+        driver.disconnect(names[0])
+        driver.advance(driver.settings.reconnect_grace_s)
+        assert lost(driver) == [names[0]]
+
+    def test_the_host_and_the_absent_are_judged_though_others_are_missing_together(self) -> None:
+        names = many(40)
+        driver = met(*names)
+        driver.fail_over(attach_grace_s=GRACE_S, host=names[39])
+        driver.attach(*names[:38])
+        for name in names[:10]:
+            driver.silent(name)
+        driver.advance(GRACE_S)
+        assert lost(driver) == [names[39], names[38]]
+
+
+class TestANameThatAMemberHasWhichHasYetToAttach:
+    def test_the_newcomer_is_refused_once_the_older_has_attached(self) -> None:
+        driver = met("a", "b")
+        driver.fail_over(attach_grace_s=GRACE_S)
+        driver.attach("a'")
+        driver.advance(5.0)
+        driver.attach("b", "a")
+        assert driver.is_connected("a")
+        assert [type(e) for _, e in driver.effects if isinstance(e, do.Refuse)] == [do.Refuse]
+        assert driver.phase is Phase.ACTIVE
+
+    def test_the_newcomer_has_the_name_after_the_attach_grace(self) -> None:
+        driver = met("a", "b")
+        driver.fail_over(attach_grace_s=GRACE_S)
+        driver.attach("b", "a'")
+        driver.advance(GRACE_S - 0.1)
+        assert driver.run.roster.living(node_id("a'")) is None
+        driver.advance(0.2)
+        assert driver.is_connected("a'")
+
+    def test_the_host_started_again_has_the_name_at_once(self) -> None:
+        driver = met("a", "b")
+        driver.fail_over(attach_grace_s=GRACE_S, host="a")
+        driver.attach("a'")
+        driver.attach("b")
+        assert driver.is_connected("a'")
+
+
+class TestAStandbyWhileTheLedgerIsAway:
+    @pytest.mark.parametrize("ready_again", [True, False])
+    def test_it_is_told_again_that_it_is_on_standby(self, ready_again: bool) -> None:
+        driver = met("a", "b")
+        driver.join("c")
+        driver.lose_ledger()
+        driver.disconnect("c")
+        driver.take()
+        driver.attach("c")
+        if ready_again:
+            driver.ready("c")
+        driver.advance(1.0)
+        driver.restore_ledger()
+        driver.advance(60.0)
+        told = [e.standing.standby for _, e in driver.effects if isinstance(e, do.Welcome)]
+        assert told == [True]
+
+    def test_one_that_came_while_nothing_was_decided_is_told_when_the_ledger_is_back(self) -> None:
+        driver = met("a", "b")
+        driver.attach("c")
+        driver.lose_ledger()
+        driver.ready("c")
+        driver.restore_ledger()
+        assert [e.node.name for _, e in driver.effects if isinstance(e, do.Notify)] == ["c"]
