@@ -294,14 +294,15 @@ SETTINGS: Final = (
     _setting(
         "lease_ttl_s",
         parse_duration_s,
-        3.0,
-        "how long an elected coordinator's lease stands; the same for all who share a ledger",
+        5.0,
+        "how long the lease of a coordinator stands that is elected through a ledger",
     ),
     _setting(
         "attach_grace_s",
         parse_duration_s,
-        6.0,
-        "how long a new coordinator waits for the nodes of the one before it",
+        None,
+        "how long a new coordinator waits for the nodes of the one before it; "
+        "if unset, 7 s and 4/3 of coordinator_silence",
     ),
     _setting(
         "yield_after_s",
@@ -458,8 +459,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One node's own settings; other nodes may have others. Durations in seconds.
 
     `node_name` and `local_addr`: None lets the node find its own. `token`: "" is none.
-    `orphan_s` None: never. What elects a coordinator must be the same for all who share a ledger:
-    `lease_ttl_s` above all.
+    `orphan_s` None: never.
+    `attach_grace_s` None: derived, see `attach_grace_s`.
     `node_settings` fills one from arguments and environment.
 
     Raises:
@@ -482,7 +483,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     etcd_password: str = ""
     candidates: int = _BY_NAME["candidates"].default
     lease_ttl_s: float = _BY_NAME["lease_ttl_s"].default
-    attach_grace_s: float = _BY_NAME["attach_grace_s"].default
+    attach_grace_s: float | None = _BY_NAME["attach_grace_s"].default
     yield_after_s: float = _BY_NAME["yield_after_s"].default
     labels: dict[str, str] = {}
 
@@ -492,7 +493,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
             if value is not None and (name, value) != ("token", ""):
                 read(_BY_NAME[name], value, name)
         for name in _NODE_DURATIONS:
-            if (name, getattr(self, name)) != ("orphan_s", None):
+            if (name, getattr(self, name)) not in (("orphan_s", None), ("attach_grace_s", None)):
                 check_duration_s(name, getattr(self, name))
         check_lease_ttl_s(self.lease_ttl_s)
         read(_BY_NAME["candidates"], str(self.candidates), "candidates")
@@ -518,6 +519,21 @@ def check_duration_s(name: str, seconds: float) -> None:
         raise UsageError(f"{name} must be within 0 and {_DURATION_MAX_S:g} s, not {seconds}")
     if seconds == 0 and name in _NODE_DURATIONS and name not in _MAY_BE_ZERO:
         raise UsageError(f"{name} must be more than 0 s")
+
+
+ATTACH_MARGIN_S: Final = 7.0
+"""From the moment that a node notices the loss until it is attached to the next coordinator: it
+dials the old address (2 s), looks into the ledger (up to 1.5 s), dials the new one (2 s), and is
+let in; all of that may be slow for as long again as the last of these takes."""
+
+
+def attach_grace_s(given_s: float | None, silence_s: float) -> float:
+    """How long a new coordinator waits for the nodes of the one before it, in seconds.
+
+    `given_s`: the setting; None: derived. A node that hears nothing notices it after `silence_s`,
+    which it checks at least thrice in that time: so up to 4/3 of it later.
+    """
+    return ATTACH_MARGIN_S + silence_s * 4 / 3 if given_s is None else given_s
 
 
 def check_lease_ttl_s(ttl_s: float) -> None:

@@ -57,7 +57,9 @@ async def _serve_ledger(
     config = CoordinatorConfig(
         token=token,
         lease_ttl_s=_seconds("lease_ttl_s"),
-        attach_grace_s=_seconds("attach_grace_s"),
+        attach_grace_s=settings.attach_grace_s(
+            settings.resolve("attach_grace_s").value, _seconds("coordinator_silence_s")
+        ),
         yield_after_s=_seconds("yield_after_s"),
         closed_run_keep_s=_seconds("closed_run_keep_s"),
     )

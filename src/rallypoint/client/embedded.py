@@ -17,7 +17,7 @@ from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer, bind, ignored_if_absent
 from rallypoint.core.values import Address, NodeId
 from rallypoint.ledger.contract import Ledger
-from rallypoint.settings import NodeSettings
+from rallypoint.settings import NodeSettings, attach_grace_s
 
 _log = logging.getLogger("rallypoint.client")
 
@@ -70,7 +70,7 @@ class EmbeddedCoordinator:
             only_run=settings.run_id,
             own_node=node,
             lease_ttl_s=settings.lease_ttl_s,
-            attach_grace_s=settings.attach_grace_s,
+            attach_grace_s=attach_grace_s(settings.attach_grace_s, settings.coordinator_silence_s),
             yield_after_s=settings.yield_after_s,
         )
         sock = bind(None, 0)

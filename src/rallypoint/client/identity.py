@@ -7,6 +7,7 @@ import ipaddress
 import os
 import secrets
 import socket
+from functools import cache
 from itertools import count
 from typing import Final
 
@@ -16,6 +17,11 @@ from rallypoint.settings import NodeSettings
 
 _counter = count()
 
+MARK_LETTERS: Final = "bcdfghjkmnpqrstvwxz"
+"""Neither vowels, so that no word comes of them, nor digits: names are sorted by their numbers."""
+MARK_LENGTH: Final = 6
+"""19 ** 6 marks: among 100 processes that share host name and pid, two get the same once in 9,000
+runs. Those two are told so, as two nodes of one name are."""
 LOOKUP_TIMEOUT_S: Final = 2.0
 
 
@@ -63,10 +69,18 @@ def _source_address(host: str, family: int) -> str | None:
 def node_info(settings: NodeSettings, workers: int) -> NodeInfo:
     """What this node tells of itself.
 
-    The default name is host, pid and a counter: unique among live nodes, new at every start. The
-    incarnation is drawn anew for every join.
+    The default name is host, pid, a mark drawn by chance for this process, and a counter: new at
+    every start. Containers may share a host name (with the host's network they do), and each has a
+    pid 1 of its own, so host and pid alone name nobody. The incarnation is drawn for every join.
     """
     host = socket.gethostname()[:NAME_LENGTH_MAX] or "unnamed"
-    name = settings.node_name or f"{host}-{os.getpid()}-{next(_counter)}"[-NAME_LENGTH_MAX:]
+    own = f"{host}-{os.getpid()}-{_mark(os.getpid())}-{next(_counter)}"
+    name = settings.node_name or own[-NAME_LENGTH_MAX:]
     addresses = (settings.local_addr,) if settings.local_addr else ()
     return NodeInfo(name, secrets.randbits(62), host, addresses, workers, dict(settings.labels))
+
+
+@cache
+def _mark(pid: int) -> str:
+    """The same for all nodes of a process, so that its counter orders them; a fork draws anew."""
+    return "".join(secrets.choice(MARK_LETTERS) for _ in range(MARK_LENGTH))

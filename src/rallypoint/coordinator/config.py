@@ -38,8 +38,8 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     empty_run_keep_s: float = 600.0
     rounds_remembered: int = 50
     store_limits: StoreLimits = DEFAULT_LIMITS
-    attach_grace_s: float = 6.0
-    lease_ttl_s: float = 3.0
+    attach_grace_s: float = 15.0
+    lease_ttl_s: float = 5.0
     yield_after_s: float | None = None
     lease_token: str = ""
     own_node: NodeId | None = None

@@ -38,10 +38,10 @@ class Timing(Value, frozen=True, kw_only=True):
         ValueError: from the constructor, naming the durations that do not fit together.
     """
 
-    ttl_s: float = 3.0
-    margin_s: float = 0.5
-    renew_s: float = 1.0
-    retry_s: float = 0.5
+    ttl_s: float = 5.0
+    margin_s: float = 5.0 / 6
+    renew_s: float = 5.0 / 3
+    retry_s: float = 5.0 / 6
 
     @classmethod
     def of(cls, ttl_s: float) -> Timing:
