@@ -16,6 +16,7 @@ from rallypoint.core import events as on
 from rallypoint.core.election import FORMAT, RunRegister
 from rallypoint.core.invariants import Checked
 from rallypoint.core.membership import Membership
+from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     Address,
     Change,
@@ -237,11 +238,11 @@ class Driver:
     def refuse_commit(self) -> None:
         self.step(on.CommitRefused("term 2 has begun"))
 
-    def lose_ledger(self) -> None:
-        self.step(on.LedgerLost("etcd does not answer"))
+    def lose_ledger(self, cause: SuspensionCause = SuspensionCause.LEASE) -> None:
+        self.step(on.LedgerLost("etcd does not answer", cause=cause))
 
-    def restore_ledger(self) -> None:
-        self.step(on.LedgerRestored())
+    def restore_ledger(self, cause: SuspensionCause = SuspensionCause.LEASE) -> None:
+        self.step(on.LedgerRestored(cause))
 
     # -- what can be asked ---------------------------------------------------------------------
 

@@ -167,7 +167,8 @@ def a_round_is_formed(driver: Driver, good: list[str]) -> None:
 def heal(driver: Driver) -> None:
     """The ledger answers again, and what it was asked to write is written."""
     driver.manual_commit = False
-    driver.restore_ledger()
+    for cause in driver.run.suspension.causes:
+        driver.restore_ledger(cause)
     if driver.phase is Phase.COMMITTING:
         driver.commit()
 

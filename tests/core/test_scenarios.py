@@ -9,8 +9,8 @@ anew; what they ought to be is for whoever reads the diff. The commands:
     heard a, answer a, fail a kind=exception, close
                                   what nodes do; `a'` is the second start of node a. `attach` of a
                                   node that is in resumes it; `ready a leaving=1` repeats
-    commit, commit refused, ledger lost, ledger restored
-                                  what the ledger does
+    commit, commit refused, ledger lost cause=append, ledger restored cause=append
+                                  what the ledger does; the cause is the lease if none is given
     advance 1.5                   time passes, and timers fall due
     waiting, state                what can be asked
 
@@ -28,6 +28,7 @@ import pytest
 
 from rallypoint.core import effects as do
 from rallypoint.core import reasons
+from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     Change,
     CloseRecord,
@@ -124,9 +125,9 @@ def _play(driver: Driver, words: list[str], options: dict[str, str]) -> list[str
         case ["commit", "refused"]:
             driver.refuse_commit()
         case ["ledger", "lost"]:
-            driver.lose_ledger()
+            driver.lose_ledger(SuspensionCause(options.get("cause", "lease")))
         case ["ledger", "restored"]:
-            driver.restore_ledger()
+            driver.restore_ledger(SuspensionCause(options.get("cause", "lease")))
         case ["waiting"]:
             return [str(driver.run.waiting(driver.now_s)), ""]
         case ["state"]:

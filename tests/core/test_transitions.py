@@ -76,6 +76,11 @@ def rare_runs() -> None:
     driver.join("a", "b")
     driver.attach("a'")
     driver.disconnect("a")
+    # One of two is superseded, and the other one has yet to ask for the next round.
+    driver = Driver(min=2, max=2)
+    driver.join("a", "b")
+    driver.disconnect("a")
+    driver.attach("a'")
     # A member falls silent after its probe has run out, and somebody is ready to step in.
     driver = Driver(min=2, max=3)
     driver.join("a", "b", "c", "x")

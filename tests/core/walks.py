@@ -10,6 +10,7 @@ from __future__ import annotations
 from random import Random
 
 from rallypoint.core import events as on
+from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     Address,
     Failure,
@@ -22,6 +23,7 @@ from rallypoint.core.values import (
 from tests.core.driver import Driver, token_of
 
 NAMES = "abcdef"
+CAUSES = [SuspensionCause.LEASE] * 4 + [SuspensionCause.APPEND]
 ADVANCES_S = (0.0, 0.01, 0.05, 0.06, 0.3, 0.5, 1.0, 1.01, 2.0, 5.0, 31.0, 61.0, 130.0)
 
 
@@ -67,9 +69,9 @@ def stride(driver: Driver, random: Random) -> None:
     elif draw < 0.95:
         driver.commit()
     elif draw < 0.97:
-        driver.lose_ledger()
+        driver.lose_ledger(random.choice(CAUSES))
     elif draw < 0.992:
-        driver.restore_ledger()
+        driver.restore_ledger(random.choice(CAUSES))
     elif draw < 0.996:
         driver.close()
     else:

@@ -12,6 +12,7 @@ import msgspec
 
 from rallypoint.coordinator.runs import RunHost
 from rallypoint.core import events as on
+from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import CloseRecord, RoundRecord
 from rallypoint.errors import LedgerError, UsageError
 from rallypoint.ledger.contract import Ledger, SwapOutcome, Swapped, Unknown
@@ -127,13 +128,13 @@ class Committer:
 
     async def _outage(self, run: RunHost, reason: str) -> None:
         """Wait until the ledger answers again."""
-        run.post(on.LedgerLost(reason))
+        run.post(on.LedgerLost(reason, cause=SuspensionCause.COMMIT))
         while True:
             await asyncio.sleep(RETRY_S)
             try:
                 await self._ledger.read(run.run_id)
             except (OSError, LedgerError) as error:
-                run.post(on.LedgerLost(str(error)))
+                run.post(on.LedgerLost(str(error), cause=SuspensionCause.COMMIT))
             else:
-                run.post(on.LedgerRestored())
+                run.post(on.LedgerRestored(SuspensionCause.COMMIT))
                 return

@@ -58,8 +58,8 @@ class Runs(Protocol):
     def ledger_restored(self) -> None:
         """It answers again, and the lease is still this process's."""
 
-    def too_large(self, run_id: str, reason: str) -> None:
-        """What is to be committed does not fit into the ledger. It is tried again and again."""
+    def not_taken(self, run_id: str, reason: str) -> None:
+        """The ledger does not take what is to be committed. It is tried again and again."""
 
     def unreadable(self, run_id: str, reason: str) -> None:
         """The run's register cannot be read, and is left as it is."""
@@ -375,7 +375,7 @@ class Office:
             self._unreadable(run_id, getattr(error, "message", str(error)))
         except LedgerLimitError as error:
             if run_id is not None:
-                self._runs.too_large(run_id, str(error))
+                self._runs.not_taken(run_id, str(error))
         except LedgerError as error:
             self._outage = error.message
             _log.debug("the ledger does not answer: %s", error)

@@ -76,6 +76,8 @@ class RunHost:
         )
         self.history = History(hub.config.rounds_remembered, now_s)
         self.store: RoundStore | DurableStore | None = None
+        self.is_store_open = False
+        """Whether the round of `store` is on: nothing is logged for one that is over."""
         self.is_claimed = shared is None
         self._shared = shared
         self.empty_since_s: float | None = now_s
@@ -364,7 +366,7 @@ class RunHost:
         durable = self._shared.new_store(self, store) if self._shared is not None else None
         if durable is not None:
             durable.replay(records)
-        self.store = durable or store
+        self.store, self.is_store_open = durable or store, True
 
     def _break(self, effect: do.Break) -> None:
         text = reasons.describe(effect.change)
@@ -385,6 +387,7 @@ class RunHost:
         self._hub.on_fewer()
 
     def _end_store(self, message: str) -> None:
+        self.is_store_open = False
         if self.store is not None:
             self._answer(self.store.end(message))
 

@@ -27,6 +27,7 @@ from rallypoint.core import events as on
 from rallypoint.core.election import RunRegister, Timing
 from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
 from rallypoint.core.store import RoundStore
+from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import Address, CloseRecord, RoundRecord
 from rallypoint.errors import (
     LedgerCorruptError,
@@ -147,27 +148,29 @@ class SharedRuns:
         self, run: RunHost, store: DurableStore, log: str, index: int, data: bytes
     ) -> None:
         """Until the outcome is known, or the round is over: nothing is acknowledged meanwhile."""
-        is_refused = False
-        while run.store is store and self._run(run.run_id) is run and not run.is_closed:
+        await self._append_until_known(run, store, log, index, data)
+        if SuspensionCause.APPEND in run.membership.suspension:
+            run.post(on.LedgerRestored(SuspensionCause.APPEND))
+
+    async def _append_until_known(
+        self, run: RunHost, store: DurableStore, log: str, index: int, data: bytes
+    ) -> None:
+        while run.store is store and run.is_store_open and self._run(run.run_id) is run:
             try:
                 outcome = await self._ledger.append(log, index, data)
             except LedgerLimitError as error:
                 # The engine takes less than it should (etcd's --max-request-bytes): what was
                 # applied here cannot be taken back, so the run waits until the engine takes it.
-                self.too_large(run.run_id, str(error))
-                is_refused = True
+                self._suspend(run, SuspensionCause.APPEND, str(error))
                 await asyncio.sleep(RETRY_S)
                 continue
             if isinstance(outcome, Gap):
                 # Somebody has removed the log of a round that is on. Another coordinator would
                 # find it empty, so that what was acknowledged would be lost without a word.
-                self.too_large(run.run_id, f"log {log!r} is gone from the ledger: {LOG_GONE_HINT}")
-                is_refused = True
+                gone = f"log {log!r} is gone from the ledger: {LOG_GONE_HINT}"
+                self._suspend(run, SuspensionCause.APPEND, gone)
                 await asyncio.sleep(RETRY_S)
                 continue
-            if is_refused and not isinstance(outcome, Unknown):
-                is_refused = False
-                run.post(on.LedgerRestored())
             if isinstance(outcome, Created) or outcome == Exists(data):
                 run.appended(store)
                 return
@@ -271,7 +274,9 @@ class SharedRuns:
         """The record is in the ledger."""
         run = self._run(run_id)
         if run is not None:
+            # In this order: once it goes on, the run gives a record that is not committed again.
             run.post(on.Committed())
+            run.post(on.LedgerRestored(SuspensionCause.COMMIT))
 
     def hears_others(self, run_id: str) -> bool:
         """Its own node proves nothing, unless that is all there is."""
@@ -284,27 +289,31 @@ class SharedRuns:
         """SUSPENDED: sessions stay, active rounds go on, nobody is judged."""
         _log.warning("suspended: %s", ledger_unreachable(away_s, reason))
         for run in self._claimed_runs():
-            run.post(on.LedgerLost(reason, away_s))
+            run.post(on.LedgerLost(reason, away_s, SuspensionCause.LEASE))
 
     def ledger_restored(self) -> None:
         """Go on."""
         _log.warning("the ledger answers again")
         for run in self._claimed_runs():
-            run.post(on.LedgerRestored())
+            run.post(on.LedgerRestored(SuspensionCause.LEASE))
 
-    def too_large(self, run_id: str, reason: str) -> None:
-        """What the run has to write does not fit into the ledger: shown like an outage."""
+    def not_taken(self, run_id: str, reason: str) -> None:
+        """The ledger does not take the run's record: shown like an outage, until Committed."""
         run = self._run(run_id)
-        if run is None or not run.is_claimed:
-            return
-        if run.membership.suspended_reason != reason:
-            _log.error("run %s is suspended: %s", run_id, reason)
-        run.post(on.LedgerLost(reason))
+        if run is not None and run.is_claimed:
+            self._suspend(run, SuspensionCause.COMMIT, reason)
+
+    def _suspend(self, run: RunHost, cause: SuspensionCause, reason: str) -> None:
+        if reason not in run.membership.suspension.reasons:
+            _log.error("run %s is suspended: %s", run.run_id, reason)
+        run.post(on.LedgerLost(reason, cause=cause))
 
     def unreadable(self, run_id: str, reason: str) -> None:
         """The run's register or log cannot be read: nothing of it is touched."""
         run = self._run(run_id)
-        if run is not None and not run.is_claimed and self._hub is not None:
+        if run is not None and run.is_claimed:
+            self._suspend(run, SuspensionCause.COMMIT, f"its register cannot be read: {reason}")
+        elif run is not None and self._hub is not None:
             message = f"run {run_id!r} cannot be taken over: {reason}"
             hint = "another release may have written it; look at the ledger before you clear it"
             run.turn_away(Refusal(RefusalCode.LIMIT, message, hint))

@@ -1,7 +1,8 @@
 """What is kept while a run is SUSPENDED, and counts once its ledger answers again.
 
-Without a ledger nothing may be decided, yet what nodes ask must not be lost. It is bounded: of
-each kind of request one is kept per node, however often it is sent again.
+Most of what nodes report needs no ledger and counts at once. What remains is a request to close
+the run, and a second node of one name: whether the first one lives is not judged meanwhile. The
+number of these is bounded: one close, and one connection of each node.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ class Deferral:
         self._kept: dict[tuple[str, ...], on.Event] = {}
 
     def keep(self, event: on.Event) -> None:
-        """Keep an event. A repeat takes the place of the first, unless the first is what counts."""
+        """Keep an event. A repeat takes the place of the first; of closes the first one counts."""
         key = _key(event)
-        if isinstance(event, on.WorkerFailed | on.CloseRequested) and key in self._kept:
+        if isinstance(event, on.CloseRequested) and key in self._kept:
             return
         self._kept[key] = event
 
@@ -31,6 +32,14 @@ class Deferral:
         kept = self._kept.get(key)
         if isinstance(kept, on.NodeAttached) and link in (None, kept.link):
             del self._kept[key]
+
+    def take_attached(self, name: str) -> on.NodeAttached | None:
+        """The first node that waits for this name, which is free now; it is kept no more."""
+        for key, kept in self._kept.items():
+            if isinstance(kept, on.NodeAttached) and kept.node.name == name:
+                del self._kept[key]
+                return kept
+        return None
 
     def take(self) -> list[on.Event]:
         """All that was kept; nothing is kept any more."""
@@ -46,7 +55,4 @@ def _key(event: on.Event) -> tuple[str, ...]:
     node = getattr(event, "node", None)
     if isinstance(node, NodeId | NodeInfo):
         key += (node.name, str(node.incarnation))
-    if isinstance(event, on.WorkerFailed):
-        # Within a kind the first counts; a worse kind outranks it (cause before consequence).
-        key += (event.failure.kind.value,)
     return key

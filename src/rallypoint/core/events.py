@@ -7,6 +7,7 @@ counts. Time is not in the events but beside them, as `step`'s `now_s`.
 from __future__ import annotations
 
 from rallypoint.core.effects import Timer
+from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     Address,
     Change,
@@ -136,15 +137,19 @@ class CommitRefused(Event, frozen=True):
 class LedgerLost(Event, frozen=True):
     """The ledger cannot be reached, or does not take what must be written.
 
-    `away_s`: for how long it has not answered, in seconds; None if it answers.
+    `away_s`: for how long it has not answered, in seconds; None if it answers. `cause`: who says
+    so. Whoever posts this with a cause posts LedgerRestored with the same cause later.
     """
 
     reason: str
     away_s: float | None = None
+    cause: SuspensionCause = SuspensionCause.LEASE
 
 
 class LedgerRestored(Event, frozen=True):
-    """The ledger answers again."""
+    """What LedgerLost with the same cause said is over; another cause may still apply."""
+
+    cause: SuspensionCause = SuspensionCause.LEASE
 
 
 EVENTS: tuple[type[Event], ...] = (

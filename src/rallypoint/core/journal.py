@@ -17,6 +17,7 @@ import msgspec
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunRegister
+from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     NAMES_SHOWN_MAX,
     Change,
@@ -102,6 +103,8 @@ class Journal:
         self._verdicts: dict[int, Change] = {}
         self._leavers: set[str] = set()
         self._suspended = self._deposed = self._closed = False
+        self._causes: dict[SuspensionCause, None] = {}
+        self._is_committed = False
         self._mass_since_s: float | None = None
         self._guarding: bool | None = None
         self._superseded: set[str] = set()
@@ -154,7 +157,8 @@ class Journal:
         self._charged = register.restarts
         self._pending = self._just_committed = self._broken = None
         self._mass_since_s = self._guarding = None
-        self._suspended = self._deposed = False
+        self._suspended = self._deposed = self._is_committed = False
+        self._causes.clear()
         self._closed = self._is_closed_in_ledger = register.close is not None
         self._nodes.clear()
         self._leavers.clear()
@@ -205,15 +209,20 @@ class Journal:
         if node is not None:
             self._see_node(node, event, now_s)
         match event:
-            case on.Committed() if not self._suspended and self._pending is not None:
-                self._committed(self._pending)
-            case on.CommitRefused() if self._pending is not None:
+            case on.Committed() if self._pending is not None:
+                self._is_committed = True
+            case on.CommitRefused():
                 self._suspended = self._deposed = True
-            case on.LedgerLost() if not self._closed:
+            case on.LedgerLost(cause=cause) if not self._closed:
                 self._suspended_since_s = now_s if not self._suspended else self._suspended_since_s
                 self._suspended = True
-            case on.LedgerRestored() if self._suspended and not self._deposed:
-                self._restored(now_s)
+                self._causes[cause] = None
+            case on.LedgerRestored(cause=cause) if cause in self._causes:
+                del self._causes[cause]
+                if not self._causes and not self._deposed:
+                    self._restored(now_s)
+        if self._is_committed and self._pending is not None and not self._suspended:
+            self._committed(self._pending)
 
     def _living(self, event: on.Event) -> _Node | None:
         named = getattr(event, "node", None)
@@ -260,7 +269,7 @@ class Journal:
         return self._published is not None and node.seated == self._published.head.number
 
     def _committed(self, record: RoundRecord | CloseRecord) -> None:
-        self._pending, self._just_committed = None, record
+        self._pending, self._just_committed, self._is_committed = None, record, False
         if isinstance(record, CloseRecord):
             self._closed = self._is_closed_in_ledger = True
             return

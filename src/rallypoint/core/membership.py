@@ -28,6 +28,7 @@ from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.rivals import Rivals
 from rallypoint.core.roster import File, Member, Roster
 from rallypoint.core.sealing import Call, Decision, Gathering
+from rallypoint.core.suspension import Suspension, SuspensionCause
 from rallypoint.core.suspicion import Suspicion
 from rallypoint.core.transitions import TRANSITIONS
 from rallypoint.core.values import (
@@ -67,15 +68,15 @@ class Membership:
         self.ledger_id = ledger_id
         self.term = term
         self.members_max = members_max
-        self.phase = Phase.GATHERING
+        self.phase_of_work = Phase.GATHERING
+        """The phase; while SUSPENDED the one in which the run goes on."""
         self.settings: RunSettings | None = None
         self.roster = Roster()
         self.round: RoundRecord | None = None
         self.close: CloseRecord | None = None
         self.budget = Budget()
         self.case: Case | None = None
-        self.suspended_reason = ""
-        self._ledger_away_since_s: float | None = None
+        self.suspension = Suspension()
         self.deposed = False
         self.committing: RoundRecord | CloseRecord | None = None
 
@@ -89,8 +90,10 @@ class Membership:
         self._in_record: frozenset[NodeId] | None = None
         self._interrupted: Change | None = None
         self._close_wanted: CloseRecord | None = None
-        self._resume_phase = Phase.GATHERING
-        self._resume_since_s = 0.0
+        self._is_committed = False
+        """Whether the ledger has `committing` already, though the run is SUSPENDED."""
+        self._suspended_since_s = 0.0
+        self._ledger_away_since_s: float | None = None
 
         self._call = Call.NOT_YET
         self._call_serial = 0
@@ -205,9 +208,15 @@ class Membership:
         return self.round.head.number if self.round else 0
 
     @property
-    def phase_of_work(self) -> Phase:
-        """The phase, or while SUSPENDED the one that the run comes back to."""
-        return self._resume_phase if self.phase is Phase.SUSPENDED else self.phase
+    def phase(self) -> Phase:
+        """What the run does now. A closed run is never SUSPENDED: nothing is left to be decided."""
+        work = self.phase_of_work
+        return Phase.SUSPENDED if self.suspension and work is not Phase.CLOSED else work
+
+    @property
+    def suspended_reason(self) -> str:
+        """Why the run is SUSPENDED; "" if it is not."""
+        return self.suspension.reason if self.phase is Phase.SUSPENDED else ""
 
     @property
     def restart_count(self) -> int:
@@ -230,8 +239,8 @@ class Membership:
             suspects=reasons.first_names(m.name for m in self.roster.troubled()),
             guard_s=self._suspicion.guard_left_s(settings, now_s),
             committing=self.phase is Phase.COMMITTING,
-            suspended=self.suspended_reason if self.phase is Phase.SUSPENDED else "",
-            since_s=now_s - self._since_s,
+            suspended=self.suspended_reason,
+            since_s=now_s - (self._suspended_since_s if self.suspension else self._since_s),
             attached=len(self.roster),
             ledger_away_s=self._ledger_away_s(now_s),
         )
@@ -265,8 +274,14 @@ class Membership:
         Without times and serial numbers, but with what each running timer is for.
         """
         return (
-            (self.phase, self.phase_of_work, self.deposed, self.close, self.number),
-            (self.committing, self._interrupted, self._close_wanted, tuple(self._deferral)),
+            (self.phase_of_work, self.suspension.causes, self.deposed, self.close, self.number),
+            (
+                self._is_committed,
+                self.committing,
+                self._interrupted,
+                self._close_wanted,
+                tuple(self._deferral),
+            ),
             (self.budget.spent, self._finished, self._finished_in_round),
             self.case and (self.case.change, self.case.closed, self._case_settled),
             (self._call, self._settled, self._settle_serial > 0, self._let_newcomers_in),
@@ -307,7 +322,7 @@ class Membership:
         return None
 
     def _admit(self, event: on.NodeAttached) -> None:
-        if not len(self.roster) and self.phase is Phase.GATHERING:
+        if not len(self.roster) and self.phase_of_work is Phase.GATHERING:
             self._since_s = self._now_s
         member = self.roster.add(event.node, event.link, self._now_s)
         standing = do.Standing(change=self._departures.change(member.name))
@@ -389,7 +404,7 @@ class Membership:
         if _is_repeat(member, event):
             return
         if member.file is File.IN_ROUND:
-            if self.phase is not Phase.ACTIVE:
+            if self.phase_of_work is not Phase.ACTIVE:
                 return
             self._break(self._why_left(member, event))
         self._mark_ready(member, event)
@@ -469,7 +484,7 @@ class Membership:
         member.state = MemberState.DEPARTING
         member.survivor = False
         self.roster.refile(member)
-        if was_in_round and self.phase is Phase.ACTIVE:
+        if was_in_round and self.phase_of_work is Phase.ACTIVE:
             self._break(
                 causes.happened(ChangeKind.NODE_LEFT, self.number, [member.name], event.reason)
             )
@@ -478,6 +493,7 @@ class Membership:
         member = self.roster.living(event.node)
         if member is None:
             self._rivals.drop(event.node)
+            self._deferral.forget_attached(event.node)
             return
         self._remove([member], ChangeKind.NODE_LEFT, event.reason)
 
@@ -551,7 +567,7 @@ class Membership:
     # -- the ledger ----------------------------------------------------------------------------
 
     def _on_committed(self, event: on.Committed) -> None:
-        record, self.committing = self.committing, None
+        record, self.committing, self._is_committed = self.committing, None, False
         if isinstance(record, CloseRecord):
             self._enter(Phase.CLOSED)
             self.close = record
@@ -566,34 +582,44 @@ class Membership:
         # R5: a deposed coordinator decides nothing more, whatever its ledger says later.
         self.deposed = True
         self._ledger_away_since_s = None
-        if self.phase is not Phase.CLOSED:
-            self._suspend(event.reason)
+        if self.phase_of_work is not Phase.CLOSED:
+            self._suspend(SuspensionCause.DEPOSED, event.reason)
         self._do(do.StepDown(event.reason, event.is_own_wish))
 
     def _on_ledger_lost(self, event: on.LedgerLost) -> None:
-        is_away = event.away_s is not None
-        self._ledger_away_since_s = self._now_s - (event.away_s or 0.0) if is_away else None
-        self._suspend(event.reason)
+        if event.cause is SuspensionCause.LEASE and not self.deposed:
+            is_away = event.away_s is not None
+            self._ledger_away_since_s = self._now_s - (event.away_s or 0.0) if is_away else None
+        self._suspend(event.cause, event.reason)
 
-    def _suspend(self, reason: str) -> None:
-        if self.phase is not Phase.SUSPENDED:
-            self._resume_phase, self._resume_since_s = self.phase, self._since_s
-            self._enter(Phase.SUSPENDED)
+    def _suspend(self, cause: SuspensionCause, reason: str) -> None:
+        if not self.suspension:
+            self._suspended_since_s = self._now_s
             for rival in self._rivals.pop_all():
                 self._defer(rival)
-        self.suspended_reason = reason
+        self.suspension.begin(cause, reason)
+
+    def _note_committed(self, event: on.Committed) -> None:
+        """SUSPENDED: the record is in the ledger, and must not be given to it again."""
+        self._is_committed = self.committing is not None
 
     def _on_ledger_restored(self, event: on.LedgerRestored) -> None:
-        if self.deposed:
-            return
-        self.phase, self._since_s = self._resume_phase, self._resume_since_s
-        self.suspended_reason = ""
+        if not self.suspension.end(event.cause):
+            return  # It was not this that suspended the run.
+        if event.cause is SuspensionCause.LEASE:
+            self._ledger_away_since_s = None
+        if not self.suspension:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Do what had to wait: as if all of it had come at once, before anything is decided."""
         self._begin_deadlines_again()
-        if self.committing is not None:
-            self._do(do.Commit(self.committing))
-        # All of them count before anything is decided, as if they had come at once.
         for kept in self._deferral.take():
             self._note(kept)
+        if self._is_committed:
+            self._on_committed(on.Committed())
+        elif self.committing is not None:
+            self._do(do.Commit(self.committing))
         for member in self.roster.members(File.NEWCOMER):
             self._consider(member)
 
@@ -607,15 +633,16 @@ class Membership:
             self._arm_attach_grace()
 
     def _defer(self, event: on.Event) -> None:
-        """SUSPENDED: keep a request until the ledger is back, if it comes from a member."""
-        node = getattr(event, "node", None)
-        member = self.roster.living(node) if isinstance(node, NodeId) else None
-        if isinstance(event, on.NodeReady) and (member is None or _is_repeat(member, event)):
-            return
-        if member is not None or not isinstance(node, NodeId):
-            self._deferral.keep(event)
-        elif isinstance(event, on.NodeLeft):
-            self._deferral.forget_attached(node)
+        """SUSPENDED: keep what needs the ledger until that is back."""
+        self._deferral.keep(event)
+
+    def _as_at_work(self, event: on.Event) -> None:
+        """SUSPENDED: what a node reports needs no ledger, so it counts at once.
+
+        Its peers are told of a round that is broken; the next one waits for the ledger.
+        """
+        if not self.deposed:
+            getattr(self, TRANSITIONS[self.phase_of_work, type(event)].handler)(event)
 
     def _ignore(self, event: on.Event) -> None:
         """Nothing changes."""
@@ -847,7 +874,7 @@ class Membership:
 
     def _break(self, change: Change) -> None:
         """End the active round, tell its members once, and gather for the next."""
-        assert self.phase is Phase.ACTIVE
+        assert self.phase_of_work is Phase.ACTIVE
         self._enter(Phase.GATHERING)
         self._reset_gathering()
         self.case = Case(change, self._now_s)
@@ -905,12 +932,12 @@ class Membership:
         for member in members:
             own = causes.happened(kind, self.number, [member.name], detail, since_s)
             self._take_out(member, own)
-        if in_round and self.phase is Phase.ACTIVE:
+        if in_round and self.phase_of_work is Phase.ACTIVE:
             self._break(causes.happened(kind, self.number, in_round, detail, since_s))
         elif survivors and self.case is not None and kind is ChangeKind.NODE_LOST:
             self.case.add_loss(causes.happened(kind, self.number, survivors, detail, since_s))
         for member in members:
-            rival = self._rivals.pop(member.name)
+            rival = self._rivals.pop(member.name) or self._deferral.take_attached(member.name)
             if rival is not None:
                 self._admit(rival)
 
@@ -961,7 +988,7 @@ class Membership:
     # -- helpers -------------------------------------------------------------------------------
 
     def _enter(self, phase: Phase) -> None:
-        self.phase = phase
+        self.phase_of_work = phase
         self._since_s = self._now_s
 
     def _do(self, *effects: Effect) -> None:

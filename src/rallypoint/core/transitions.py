@@ -51,6 +51,11 @@ def _rows(
 
 _NOTHING: Final = ("_ignore", "nothing")
 _KEPT: Final = ("_defer", "kept until the ledger is back")
+_COUNTED: Final = ("_as_at_work", "counted as in the phase that it comes back to")
+_TOLD: Final = (
+    "_as_at_work",
+    "as in the phase that it comes back to: a broken round is told at once",
+)
 _DEPOSED: Final = ("_on_commit_refused", "deposed: this coordinator decides nothing more")
 _NOT_ASKED: Final = ("_ignore", "nothing: no record was given")
 
@@ -78,7 +83,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _READY,
         ("_on_ready", "counted for the round after the one being written"),
         ("_on_ready", "a newcomer waits; a member leaves the round and so breaks it"),
-        _KEPT,
+        _TOLD,
         _NOTHING,
     ),
     **_rows(
@@ -86,7 +91,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         ("_on_worker_failed", "evidence for the open case"),
         _NOTHING,
         ("_on_worker_failed", "breaks the round, opens a case, probes the members"),
-        _KEPT,
+        _TOLD,
         _NOTHING,
     ),
     **_rows(
@@ -94,7 +99,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         ("_on_done", "done, though the round broke: not waited for"),
         ("_on_done", "done, though left out of the round being written"),
         ("_on_done", "done; the run succeeds when all are"),
-        _KEPT,
+        _COUNTED,
         _NOTHING,
     ),
     **_rows(
@@ -102,7 +107,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         ("_on_departing", "not waited for"),
         ("_on_departing", "noted; the next round begins once this one is written"),
         ("_on_departing", "breaks the round"),
-        _KEPT,
+        _TOLD,
         _NOTHING,
     ),
     **_rows(
@@ -110,7 +115,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _LEFT,
         ("_on_left", "taken out; the next round begins once this one is written"),
         ("_on_left", "taken out; breaks the round unless done or departing"),
-        _KEPT,
+        _TOLD,
         ("_on_left", "taken out"),
     ),
     **_rows(
@@ -145,7 +150,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _NOT_ASKED,
         ("_on_committed", "the round is published (or begun again), or the run is over"),
         _NOT_ASKED,
-        ("_ignore", "nothing: the same record is written again when the ledger is back"),
+        ("_note_committed", "noted; takes effect when the ledger is back, and is not repeated"),
         _NOT_ASKED,
     ),
     **_rows(
@@ -159,9 +164,9 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
     **_rows(
         on.LedgerLost,
         ("_on_ledger_lost", "nothing is decided until it is back"),
-        ("_on_ledger_lost", "the record is written again when it is back"),
+        ("_on_ledger_lost", "the record is given again when it is back, unless Committed came"),
         ("_on_ledger_lost", "the round goes on"),
-        ("_on_ledger_lost", "the reason shown is the newest"),
+        ("_on_ledger_lost", "one more reason, or a newer one of the same cause"),
         _NOTHING,
     ),
     **_rows(
@@ -171,7 +176,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _NOTHING,
         (
             "_on_ledger_restored",
-            "back to where it was, unless deposed; deadlines begin anew, what was kept counts",
+            "this cause is cleared; after the last one the run goes on, and what was kept counts",
         ),
         _NOTHING,
     ),
@@ -192,7 +197,7 @@ _LEADS: Final[dict[tuple[Phase, type[on.Event]], tuple[Phase, ...]]] = {
     (GATHERING, on.LedgerLost): (SUSPENDED,),
     (COMMITTING, on.LedgerLost): (SUSPENDED,),
     (ACTIVE, on.LedgerLost): (SUSPENDED,),
-    (SUSPENDED, on.LedgerRestored): (GATHERING, COMMITTING, ACTIVE, SUSPENDED),
+    (SUSPENDED, on.LedgerRestored): (GATHERING, COMMITTING, ACTIVE, SUSPENDED, CLOSED),
 }
 for _pair, _to in _LEADS.items():
     TRANSITIONS[_pair] = TRANSITIONS[_pair]._replace(to=_to)

@@ -1,0 +1,61 @@
+"""Why a run is SUSPENDED: a set of reasons, each raised and cleared by its owner.
+
+A run may lack its ledger in several ways at once: the lease is not renewed, a record of the store's
+log is not written, the next round does not fit. The end of one of them says nothing about the
+others, so the run goes on when the last one has ended.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class SuspensionCause(enum.StrEnum):
+    """Who suspends a run. The first of those that apply is the reason that is shown."""
+
+    DEPOSED = "deposed"
+    """Another coordinator may have the run. This one never ends."""
+    LEASE = "lease"
+    """The coordinator's lease could not be renewed in time, so nothing may be decided."""
+    COMMIT = "commit"
+    """The ledger does not take the record that is to be committed."""
+    APPEND = "append"
+    """The ledger does not take a record of the log of the round's store."""
+
+
+class Suspension:
+    """The reasons for which one run is suspended, at most one of each cause."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[SuspensionCause, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._reasons)
+
+    def __contains__(self, cause: SuspensionCause) -> bool:
+        return cause in self._reasons
+
+    def begin(self, cause: SuspensionCause, reason: str) -> None:
+        """Raise a reason. A newer one of the same cause takes the place of the older."""
+        self._reasons[cause] = reason
+
+    def end(self, cause: SuspensionCause) -> bool:
+        """Clear the reason of this cause. False if there was none. DEPOSED never ends."""
+        if cause is SuspensionCause.DEPOSED:
+            return False
+        return self._reasons.pop(cause, None) is not None
+
+    @property
+    def reason(self) -> str:
+        """The most important one; "" if there is none."""
+        return next(iter(self.reasons), "")
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """All of them, the most important one first."""
+        return tuple(self._reasons[cause] for cause in SuspensionCause if cause in self._reasons)
+
+    @property
+    def causes(self) -> tuple[SuspensionCause, ...]:
+        """Which causes apply, the most important one first."""
+        return tuple(cause for cause in SuspensionCause if cause in self._reasons)

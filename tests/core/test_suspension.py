@@ -1,0 +1,210 @@
+"""SUSPENDED: a set of reasons, what waits for the ledger in it, and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rallypoint.core import effects as do
+from rallypoint.core.suspension import Suspension, SuspensionCause
+from rallypoint.core.values import ChangeKind, Outcome, Phase
+from tests.core.driver import Driver
+
+LEASE, COMMIT, APPEND = SuspensionCause.LEASE, SuspensionCause.COMMIT, SuspensionCause.APPEND
+CAUSES = (LEASE, COMMIT, APPEND)
+
+
+def met(*names: str, **settings: Any) -> Driver:
+    """A run whose round has these members; the effects so far are taken."""
+    driver = Driver(max=len(names), **settings)
+    driver.join(*names)
+    assert driver.phase is Phase.ACTIVE
+    driver.take()
+    return driver
+
+
+def told(driver: Driver, kind: type[do.Effect]) -> list[do.Effect]:
+    return [effect for _, effect in driver.effects if isinstance(effect, kind)]
+
+
+@pytest.mark.parametrize("first", CAUSES)
+@pytest.mark.parametrize("second", CAUSES)
+def test_a_run_goes_on_when_the_last_reason_is_cleared(
+    first: SuspensionCause, second: SuspensionCause
+) -> None:
+    driver = met("a", "b")
+    driver.lose_ledger(first)
+    driver.lose_ledger(second)
+    driver.restore_ledger(second)
+    assert (driver.phase is Phase.ACTIVE) == (first is second)
+    driver.restore_ledger(first)
+    assert driver.phase is Phase.ACTIVE
+
+
+@pytest.mark.parametrize("other", [COMMIT, APPEND])
+def test_a_reason_that_was_not_raised_cannot_be_cleared(other: SuspensionCause) -> None:
+    driver = met("a", "b")
+    driver.lose_ledger(LEASE)
+    driver.restore_ledger(other)
+    assert driver.phase is Phase.SUSPENDED
+
+
+def test_the_most_important_reason_is_shown() -> None:
+    suspension = Suspension()
+    for cause in reversed(SuspensionCause):
+        suspension.begin(cause, f"because of {cause}")
+        assert suspension.reason == f"because of {cause}"
+    assert len(suspension.reasons) == len(SuspensionCause)
+    assert not suspension.end(SuspensionCause.DEPOSED)
+    assert suspension.end(LEASE)
+    assert not suspension.end(LEASE)
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_close_that_is_committed_while_suspended_takes_effect_and_is_not_written_again(
+    cause: SuspensionCause,
+) -> None:
+    driver = met("a", "b", manual_commit=False)
+    driver.manual_commit = True
+    driver.close(Outcome.SUCCEEDED, "trained")
+    driver.lose_ledger(cause)
+    driver.commit()
+    assert not told(driver, do.Announce)
+    driver.restore_ledger(cause)
+    assert driver.phase is Phase.CLOSED
+    assert len(told(driver, do.Commit)) == len(told(driver, do.Announce)) == 1
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_round_that_is_committed_while_suspended_is_published_and_not_written_again(
+    cause: SuspensionCause,
+) -> None:
+    driver = Driver(max=2, manual_commit=True)
+    driver.join("a", "b")
+    driver.lose_ledger(cause)
+    driver.commit()
+    assert not told(driver, do.Publish)
+    driver.restore_ledger(cause)
+    assert driver.phase is Phase.ACTIVE
+    assert len(told(driver, do.Commit)) == len(told(driver, do.Publish)) == 1
+
+
+def test_a_round_that_is_committed_while_suspended_and_lost_a_member_is_not_published() -> None:
+    driver = Driver(max=3, min=2, manual_commit=True)
+    driver.join("a", "b", "c")
+    driver.lose_ledger()
+    driver.commit()
+    driver.leave("c")
+    driver.restore_ledger()
+    driver.advance(1.0)
+    assert not told(driver, do.Publish)
+    assert driver.phase is Phase.COMMITTING  # the next round, of those that are left
+    driver.commit()
+    assert driver.names == ["a", "b"]
+
+
+def test_a_close_that_was_asked_for_while_suspended_follows_the_round_that_was_committed() -> None:
+    driver = Driver(max=2, manual_commit=True)
+    driver.join("a", "b")
+    driver.lose_ledger()
+    driver.commit()
+    driver.close()
+    driver.restore_ledger()
+    assert not told(driver, do.Publish)
+    driver.commit()
+    assert driver.phase is Phase.CLOSED
+
+
+REPORTS: dict[ChangeKind, Callable[[Driver], None]] = {
+    ChangeKind.WORKER_FAILED: lambda driver: driver.fail("a"),
+    ChangeKind.NODE_LEFT: lambda driver: driver.depart("a"),
+    ChangeKind.READY_AGAIN: lambda driver: driver.ready("a"),
+}
+
+
+@pytest.mark.parametrize("kind", REPORTS, ids=str)
+@pytest.mark.parametrize("cause", CAUSES)
+def test_what_a_node_reports_breaks_its_round_at_once(
+    kind: ChangeKind, cause: SuspensionCause
+) -> None:
+    driver = met("a", "b", "c", restarts=None)
+    driver.lose_ledger(cause)
+    REPORTS[kind](driver)
+    (broken,) = told(driver, do.Break)
+    assert isinstance(broken, do.Break)
+    assert broken.change.kind is kind
+    driver.advance(600.0)
+    assert driver.run.suspended_reason
+    assert not told(driver, do.Commit)
+    assert not told(driver, do.Verdict)
+    driver.restore_ledger(cause)
+    driver.answer("b", "c")
+    driver.ready("a", "b", "c")
+    driver.advance(60.0)
+    assert len(told(driver, do.Break)) == 1
+    assert driver.phase is Phase.ACTIVE
+    assert driver.run.number == 2
+
+
+def test_a_goodbye_breaks_the_round_at_once() -> None:
+    driver = met("a", "b", "c")
+    driver.lose_ledger()
+    driver.leave("a")
+    assert len(told(driver, do.Break)) == len(told(driver, do.Forget)) == 1
+
+
+def test_a_node_whose_work_is_done_breaks_nothing() -> None:
+    driver = met("a", "b", "c")
+    driver.lose_ledger()
+    driver.done("a", "b")
+    driver.leave("a")
+    assert not told(driver, do.Break)
+    driver.done("c")
+    assert not told(driver, do.Commit)
+    driver.restore_ledger()
+    assert driver.phase is Phase.CLOSED
+    assert driver.run.close is not None
+    assert driver.run.close.outcome is Outcome.SUCCEEDED
+
+
+@pytest.mark.parametrize("kind", REPORTS, ids=str)
+def test_a_successor_ends_the_round_that_was_broken_while_suspended(kind: ChangeKind) -> None:
+    """It believes that the round is active; the nodes tell it why it is not."""
+    driver = met("a", "b", "c", restarts=None)
+    driver.lose_ledger()
+    REPORTS[kind](driver)
+    driver.fail_over()
+    driver.take()
+    driver.attach("a", "b", "c")
+    driver.ready("b")
+    (broken,) = told(driver, do.Break)
+    assert isinstance(broken, do.Break)
+    assert broken.change.kind is kind
+    assert broken.change.nodes == ("a",)
+    driver.answer("a", "c")
+    driver.ready("a", "c")
+    driver.advance(60.0)
+    assert driver.phase is Phase.ACTIVE
+    assert driver.run.number == 2
+
+
+def test_a_name_that_is_free_again_is_given_to_the_node_that_waits_for_it() -> None:
+    driver = met("a", "b", "c")
+    driver.lose_ledger()
+    driver.attach("a'")
+    assert not told(driver, do.Welcome)
+    driver.leave("a")
+    assert len(told(driver, do.Welcome)) == 1
+    assert driver.is_connected("a'")
+
+
+def test_a_deposed_coordinator_tells_nothing_more() -> None:
+    driver = met("a", "b")
+    driver.lose_ledger()
+    driver.refuse_commit()
+    driver.take()
+    driver.fail("a")
+    driver.leave("b")
+    assert driver.take() == []
