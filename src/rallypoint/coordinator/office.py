@@ -34,10 +34,11 @@ FORGET_CLAIM_S: Final = 60.0
 class Runs(Protocol):
     """Who has the runs: told what becomes of them. Called from the office's loop."""
 
-    def won(self, run_id: str, register: e.RunRegister) -> None:
+    def won(self, run_id: str, register: e.RunRegister, former_host: NodeId | None) -> None:
         """The run is this process's; its register is as the last owner left it.
 
-        Told again when a node asks for a run that was won but not begun.
+        `former_host`: the node that the last owner ended with, if it did. Told again when a node
+        asks for a run that was won but not begun.
         """
 
     def elsewhere(self, run_id: str, addresses: tuple[Address, ...]) -> None:
@@ -250,7 +251,8 @@ class Office:
         if claim.state is e.ClaimState.ELSEWHERE and known is not None:
             self._runs.elsewhere(run_id, known)
         if claim.state is e.ClaimState.OWNED and claim.register is not None:
-            self._runs.won(run_id, claim.register)  # It was won, but could not be begun.
+            # It was won, but could not be begun.
+            self._runs.won(run_id, claim.register, claim.former_host)
         self._do(run_id, claim.want(now_s))
 
     def reached(self, run_id: str) -> None:
@@ -345,7 +347,7 @@ class Office:
         match action:
             case e.Won():
                 self._note_won(run_id)
-                self._runs.won(run_id, action.register)
+                self._runs.won(run_id, action.register, action.former_host)
             case e.Committed():
                 self._runs.committed(run_id)
             case e.Deposed():

@@ -111,14 +111,22 @@ class RunHost:
         finally:
             self._is_draining = False
 
-    def begin(self, register: RunRegister, records: Sequence[bytes]) -> None:
+    def begin(
+        self,
+        register: RunRegister,
+        records: Sequence[bytes],
+        former_host: NodeId | None = None,
+    ) -> None:
         """The run is this coordinator's: go on where the last one left it (R5, R10).
 
-        `records`: the log of the round's store, sealed, in order. Raises UnreadableLogError.
+        `records`: the log of the round's store, sealed, in order. `former_host`: the node that the
+        last coordinator ended with, if it did. Raises UnreadableLogError.
         """
         now_s = self._hub.now_s()
         grace_s = self._hub.config.attach_grace_s
-        effects = self.membership.restore(register, attach_grace_s=grace_s, now_s=now_s)
+        effects = self.membership.restore(
+            register, attach_grace_s=grace_s, now_s=now_s, former_host=former_host
+        )
         self._refresh_stamp()
         if register.round is not None and register.close is None:
             self.history.restored(register.round, now_s, time.time())

@@ -28,7 +28,7 @@ from rallypoint.core.election import RunRegister, Timing
 from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
 from rallypoint.core.store import RoundStore
 from rallypoint.core.suspension import SuspensionCause
-from rallypoint.core.values import Address, CloseRecord, RoundRecord
+from rallypoint.core.values import Address, CloseRecord, NodeId, RoundRecord
 from rallypoint.errors import (
     LedgerCorruptError,
     LedgerError,
@@ -187,13 +187,13 @@ class SharedRuns:
 
     # -- what the office tells -----------------------------------------------------------------
 
-    def won(self, run_id: str, register: RunRegister) -> None:
+    def won(self, run_id: str, register: RunRegister, former_host: NodeId | None) -> None:
         """The run is this coordinator's. Told again while nobody has begun it."""
         taking = self._taking.get(run_id)
         if taking is not None and taking.term == register.term:
             return
         self._stop_taking(run_id)
-        task = self._spawn(self._take_over(run_id, register))
+        task = self._spawn(self._take_over(run_id, register, former_host))
         self._taking[run_id] = _Taking(register.term, task)
 
     def _stop_taking(self, run_id: str) -> None:
@@ -202,7 +202,9 @@ class SharedRuns:
         if taking is not None:
             taking.task.cancel()
 
-    async def _take_over(self, run_id: str, register: RunRegister) -> None:
+    async def _take_over(
+        self, run_id: str, register: RunRegister, former_host: NodeId | None
+    ) -> None:
         """Seal the round's log, and begin with what is in it. Cancelled when the run is lost."""
         assert self._hub is not None
         # Its nodes may not be here yet: a claim that was turned down goes on to watch the owner.
@@ -210,7 +212,7 @@ class SharedRuns:
         try:
             records = await self._sealed_records(run_id, register)
             if self._run(run_id) is run and not run.is_claimed:
-                run.begin(register, records)
+                run.begin(register, records, former_host)
                 _log.info("run %s: coordinated here from term %d on", run_id, register.term)
         except UnreadableLogError as error:
             self.unreadable(run_id, str(error))
