@@ -8,7 +8,6 @@ import pytest
 
 from rallypoint.coordinator.durable_store import FORMAT, Record, encode_record
 from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.office import log_name
 from rallypoint.coordinator.shared import RETRY_S, SharedRuns
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.store import Get, Set, Value
@@ -21,6 +20,7 @@ from rallypoint.errors import (
     LedgerLimitError,
 )
 from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown, Versioned
+from rallypoint.ledger.keys import log_name
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
 from tests.coordinator.test_shared import CONFIG, coordinator, has_begun, until

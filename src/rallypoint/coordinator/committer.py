@@ -16,6 +16,7 @@ from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import CloseRecord, RoundRecord
 from rallypoint.errors import LedgerError, UsageError
 from rallypoint.ledger.contract import Ledger, SwapOutcome, Swapped, Unknown
+from rallypoint.ledger.keys import run_key
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -80,7 +81,7 @@ class Committer:
 
     async def _delete(self, run_id: str) -> None:
         try:
-            await self._ledger.delete(run_id)
+            await self._ledger.delete(run_key(run_id))
         except (OSError, LedgerError) as error:
             _log.warning("run %s: its register stays in the ledger: %s", run_id, error)
 
@@ -94,7 +95,7 @@ class Committer:
         expected = self._versions.get(run.run_id)
         outcome: SwapOutcome
         try:
-            outcome = await self._ledger.swap(run.run_id, expected, value)
+            outcome = await self._ledger.swap(run_key(run.run_id), expected, value)
         except (OSError, LedgerError, UsageError) as error:
             outcome = Unknown(str(error))
         if isinstance(outcome, Unknown):
@@ -132,7 +133,7 @@ class Committer:
         while True:
             await asyncio.sleep(RETRY_S)
             try:
-                await self._ledger.read(run.run_id)
+                await self._ledger.read(run_key(run.run_id))
             except (OSError, LedgerError) as error:
                 run.post(on.LedgerLost(str(error), cause=SuspensionCause.COMMIT))
             else:

@@ -23,6 +23,7 @@ from rallypoint.errors import (
     LedgerLimitError,
 )
 from rallypoint.ledger.contract import Ledger, SwapOutcome, Swapped, Unknown, Versioned
+from rallypoint.ledger.keys import COORDINATORS, lease_key, log_prefix, run_key
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -64,16 +65,6 @@ class Runs(Protocol):
 
     def unreadable(self, run_id: str, reason: str) -> None:
         """The run's register cannot be read, and is left as it is."""
-
-
-def lease_key(process: str) -> str:
-    """The register of a coordinator process's lease."""
-    return f"coordinators/{process}"
-
-
-def run_key(run_id: str) -> str:
-    """The register of a run."""
-    return f"runs/{run_id}"
 
 
 class Office:
@@ -288,7 +279,7 @@ class Office:
     async def _others(self, run_id: str) -> dict[str, int] | None:
         """The versions of the leases of others that may take the run; None: nobody can tell."""
         try:
-            keys = await self._ledger.keys(lease_key(""))
+            keys = await self._ledger.keys(COORDINATORS)
         except NotImplementedError:
             return None
         found = await asyncio.gather(*map(self._ledger.read, keys))
@@ -466,16 +457,6 @@ async def delete_run(ledger: Ledger, run_id: str, version: int) -> None:
                 return
             await ledger.drop_log(log)
     await ledger.delete(run_key(run_id), version)
-
-
-def log_prefix(run_id: str) -> str:
-    """What the names of a run's logs begin with."""
-    return f"stores/{run_id}/"
-
-
-def log_name(run_id: str, number: int) -> str:
-    """The log of the store of one round."""
-    return f"{log_prefix(run_id)}{number}"
 
 
 def _with_record(

@@ -20,7 +20,7 @@ from rallypoint.coordinator.durable_store import (
     decode_record,
     encode_record,
 )
-from rallypoint.coordinator.office import Office, log_name
+from rallypoint.coordinator.office import Office
 from rallypoint.coordinator.runs import RunHost
 from rallypoint.coordinator.sweeping import Keeping, Sweeper
 from rallypoint.core import events as on
@@ -37,6 +37,7 @@ from rallypoint.errors import (
     LedgerLimitError,
 )
 from rallypoint.ledger.contract import Created, Exists, Gap, Ledger, Unknown
+from rallypoint.ledger.keys import log_name
 
 if TYPE_CHECKING:
     from rallypoint.coordinator.hub import Hub
