@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rallypoint.coordinator.config import CoordinatorConfig
@@ -22,6 +23,7 @@ from rallypoint.coordinator.durable_store import (
 )
 from rallypoint.coordinator.office import Office
 from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.supervision import Supervised
 from rallypoint.coordinator.sweeping import Keeping, Sweeper
 from rallypoint.core import events as on
 from rallypoint.core.election import RunRegister, Timing
@@ -73,7 +75,7 @@ class SharedRuns:
         self._ledger = ledger
         self._own_node = config.own_node.name if config.own_node is not None else ""
         self._hub: Hub | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Supervised()
         self._taking: dict[str, _Taking] = {}
 
     # -- its life ------------------------------------------------------------------------------
@@ -87,7 +89,16 @@ class SharedRuns:
         keeping = Keeping(closed_run_s=self._config.closed_run_keep_s)
         sweeper = Sweeper(self._ledger, keeping, lambda run_id: run_id in hub.runs, self.claim)
         if self._config.only_run is None:
-            self._spawn(sweeper.run())
+            self._sweep_for_ever(sweeper)
+
+    def _sweep_for_ever(self, sweeper: Sweeper) -> None:
+        """What is not swept costs room and harms no run: an error ends one look, not sweeping."""
+
+        def failed(error: Exception) -> None:
+            _log.error("an unexpected error while sweeping the ledger", exc_info=error)
+            self._sweep_for_ever(sweeper)
+
+        self._tasks.spawn(sweeper.run(), failed)
 
     async def hand_over(self, timeout_s: float, reason: str) -> None:
         """Say in the ledger that this coordinator is going, then send the nodes to look again."""
@@ -99,9 +110,7 @@ class SharedRuns:
 
     async def aclose(self) -> None:
         """Stop. Idempotent. The ledger stays open: it is the caller's."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.aclose()
         await self.office.aclose()
 
     # -- what the hub and its runs ask for -----------------------------------------------------
@@ -121,6 +130,20 @@ class SharedRuns:
         """The run is over for good."""
         self.office.let_go(run_id)
 
+    def failed(self, run_id: str, error: Exception) -> None:
+        """An unexpected error in a task of the run."""
+        run = self._run(run_id)
+        if run is not None:
+            run.fail(error)
+        else:
+            _log.error("run %s: an unexpected error", run_id, exc_info=error)
+
+    def gave_up(self, run: RunHost) -> None:
+        """An unexpected error has ended the run on this coordinator: another may have it."""
+        self._stop_taking(run.run_id)
+        self.office.give_up(run.run_id)
+        self.stepped_down(run)
+
     def stepped_down(self, run: RunHost) -> None:
         """The run is another coordinator's."""
         if self._hub is not None and self._hub.runs.get(run.run_id) is run:
@@ -132,7 +155,7 @@ class SharedRuns:
             return None
         number = run.membership.number
         if number > 1:
-            self._spawn(self._drop_log(log_name(run.run_id, number - 1)))
+            self._spawn(run.run_id, self._drop_log(log_name(run.run_id, number - 1)))
         record = self._ledger.limits.record_bytes_max
         return DurableStore(
             store, run.membership.term, batch_bytes_max=record // 2, record_bytes_max=record
@@ -143,7 +166,7 @@ class SharedRuns:
         store = run.store
         assert isinstance(store, DurableStore)
         log = log_name(run.run_id, run.membership.number)
-        self._spawn(self._append(run, store, log, index, data))
+        self._spawn(run.run_id, self._append(run, store, log, index, data))
 
     async def _append(
         self, run: RunHost, store: DurableStore, log: str, index: int, data: bytes
@@ -194,7 +217,7 @@ class SharedRuns:
         if taking is not None and taking.term == register.term:
             return
         self._stop_taking(run_id)
-        task = self._spawn(self._take_over(run_id, register, former_host))
+        task = self._spawn(run_id, self._take_over(run_id, register, former_host))
         self._taking[run_id] = _Taking(register.term, task)
 
     def _stop_taking(self, run_id: str) -> None:
@@ -331,11 +354,9 @@ class SharedRuns:
         runs = self._hub.runs.values() if self._hub is not None else ()
         return [run for run in runs if run.is_claimed]
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def _spawn(self, run_id: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run it in the background, for one run: an unexpected error ends the run here."""
+        return self._tasks.spawn(work, partial(self.failed, run_id))
 
 
 def _is_enough(run: RunHost, node: str) -> bool:
