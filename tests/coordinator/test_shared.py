@@ -14,18 +14,20 @@ import pytest
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.office import log_prefix, run_key
+from rallypoint.coordinator.round_log import first_log
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core import election as e
 from rallypoint.core import events as on
 from rallypoint.core.values import Address, NodeId, NodeInfo, Outcome, Phase, RunSettings
 from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.contract import SwapOutcome, Unknown, Versioned
-from rallypoint.ledger.keys import log_name, run_key
 from rallypoint.ledger.memory import MemoryLedger
 from tests.loops import run_virtual
 
 CONFIG = CoordinatorConfig(lease_ttl_s=0.3)
 WITHIN_S = 10.0
+LOG = first_log(1, 1).name(log_prefix("run"))
 
 
 async def coordinator(
@@ -195,7 +197,7 @@ def test_a_run_that_is_taken_over_while_it_is_swept_keeps_its_log() -> None:
         first, hub = await coordinator(late, 1, config)
         first.claim("run")
         await has_begun(hub, "run")
-        await ledger.append(log_name("run", 1), 0, b"record")
+        await ledger.append(LOG, 0, b"record")
         await until(lambda: not swept(hub).runs)
         await until(lambda: late.is_cut_off)
         second, other = await coordinator(ledger, 2)
@@ -206,7 +208,7 @@ def test_a_run_that_is_taken_over_while_it_is_swept_keeps_its_log() -> None:
         process = first.office.process
         await until(lambda: first.office.process != process)
         # If it is over, then for good (R6); if it goes on, then with all that it had.
-        assert run.is_closed or await ledger.logs() == (log_name("run", 1),)
+        assert run.is_closed or await ledger.logs() == (LOG,)
         for each in (first, second):
             await each.aclose()
 
@@ -219,7 +221,7 @@ def test_a_run_that_was_taken_over_before_it_is_swept_is_left_alone() -> None:
         shared, hub = await coordinator(ledger, 1)
         shared.claim("run")
         await has_begun(hub, "run")
-        await ledger.append(log_name("run", 1), 0, b"record")
+        await ledger.append(LOG, 0, b"record")
         current = await ledger.read(run_key("run"))
         assert current is not None
         taken = msgspec.structs.replace(e.decode_run(current.value), term=2, owner="another")
@@ -229,7 +231,7 @@ def test_a_run_that_was_taken_over_before_it_is_swept_is_left_alone() -> None:
         found = await ledger.read(run_key("run"))
         assert found is not None
         assert e.decode_run(found.value) == taken
-        assert await ledger.logs() == (log_name("run", 1),)
+        assert await ledger.logs() == (LOG,)
         await shared.aclose()
 
     run_virtual(main())
@@ -247,7 +249,7 @@ def test_an_empty_run_is_swept_by_its_owner() -> None:
         shared, hub = await coordinator(ledger, 1, config)
         shared.claim("run")
         await has_begun(hub, "run")
-        await ledger.append(log_name("run", 1), 0, b"record")
+        await ledger.append(LOG, 0, b"record")
         await until(lambda: not swept(hub).runs)
         while (register := await ledger.read(run_key("run"))) is not None:
             await ledger.changed(run_key("run"), register.version, WITHIN_S)
@@ -274,21 +276,6 @@ def test_whom_no_node_reaches_lets_another_try_that_stands_by() -> None:
         assert other.runs["run"].membership.term == 2
         for each in (first, second):
             await each.aclose()
-
-    run_virtual(main())
-
-
-@pytest.mark.parametrize("run_id", ["\U0001f680" * 256, "x" * 256, "team/job-42", "..", "a%2Fb"])
-def test_a_run_of_any_id_is_taken_over_from_the_ledger(run_id: str) -> None:
-    async def main() -> None:
-        ledger = MemoryLedger()
-        for term in (1, 2):
-            shared, hub = await coordinator(ledger, term)
-            shared.claim(run_id)
-            await has_begun(hub, run_id)
-            assert hub.runs[run_id].membership.term == term
-            await shared.office.hand_over(1.0)
-            await shared.aclose()
 
     run_virtual(main())
 

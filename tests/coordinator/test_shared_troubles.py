@@ -6,12 +6,20 @@ import asyncio
 
 import pytest
 
-from rallypoint.coordinator.durable_store import FORMAT, Record, encode_record
+from rallypoint.coordinator.durable_store import (
+    FORMAT,
+    Header,
+    Record,
+    decode_record,
+    encode_record,
+)
 from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.office import log_prefix
+from rallypoint.coordinator.round_log import first_log
 from rallypoint.coordinator.shared import RETRY_S, SharedRuns
 from rallypoint.core.reasons import Refusal, RefusalCode
-from rallypoint.core.store import Get, Set, Value
-from rallypoint.core.values import Address, NodeInfo, Phase, RunSettings, Stamp
+from rallypoint.core.store import Check, Get, Set, StoreOp, StoreResult, Value
+from rallypoint.core.values import Address, Change, NodeInfo, Phase, RunSettings, Stamp
 from rallypoint.errors import (
     LedgerCorruptError,
     LedgerError,
@@ -20,11 +28,12 @@ from rallypoint.errors import (
     LedgerLimitError,
 )
 from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown, Versioned
-from rallypoint.ledger.keys import log_name
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
 from tests.coordinator.test_shared import CONFIG, coordinator, has_begun, until
 from tests.loops import run_virtual
+
+LOG = first_log(1, 1).name(log_prefix("run"))
 
 
 class Asking:
@@ -44,6 +53,9 @@ class Asking:
 
     def refusals(self) -> list[Refusal]:
         return [each.refusal for each in self.said if isinstance(each, wire.Refused)]
+
+    def broken(self) -> list[Change]:
+        return [each.change for each in self.said if isinstance(each, wire.Broken)]
 
     def send(self, payload: bytes) -> None:
         self.said.append(wire.decode_from_coordinator(payload))
@@ -115,6 +127,17 @@ def stamp_of(node: Asking) -> Stamp:
     return node.said[-1].stamp
 
 
+async def answer_to(node: Asking, request_id: int, op: StoreOp) -> StoreResult:
+    node.say(wire.StoreCall(stamp_of(node), request_id, op))
+
+    def answers() -> list[StoreResult]:
+        told = (each for each in node.said if isinstance(each, wire.StoreAnswer))
+        return [each.result for each in told if each.request_id == request_id]
+
+    await until(lambda: bool(answers()))
+    return answers()[0]
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -131,7 +154,7 @@ def test_a_log_that_cannot_be_read_is_left_alone_and_its_nodes_are_told(spoil) -
     async def main() -> None:
         ledger = Troubled()
         await a_round(ledger)
-        log = log_name("run", 1)
+        log = LOG
         second, hub = await coordinator(ledger, 2)
         spoil(ledger, log)
         second.claim("run")
@@ -310,7 +333,7 @@ def test_a_seal_of_a_later_term_under_a_good_lease_is_no_work_of_a_successor() -
     async def main() -> None:
         ledger = Troubled()
         await a_round(ledger)
-        ledger._logs[log_name("run", 1)].append(encode_record(Record(FORMAT, 9, is_seal=True)))
+        ledger._logs[LOG].append(encode_record(Record(FORMAT, 9, is_seal=True)))
         second, hub = await coordinator(ledger, 2)
         second.claim("run")
         await until(lambda: second.office.may_decide("run"))
@@ -322,23 +345,218 @@ def test_a_seal_of_a_later_term_under_a_good_lease_is_no_work_of_a_successor() -
     run_virtual(main())
 
 
-def test_a_log_that_is_gone_suspends_the_run_with_the_reason() -> None:
+def test_a_log_that_is_gone_ends_the_round_with_the_reason() -> None:
+    """Another coordinator would find nothing of what was acknowledged, so nobody goes on with it.
+
+    It used to suspend the run until the log was put back, which no person can be asked to do.
+    """
+
     async def main() -> None:
         ledger = Troubled()
         shared, hub = await coordinator(ledger, 1)
         node = Asking(hub)
         await formed(node)
-        node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
-        await until(lambda: any(isinstance(each, wire.StoreAnswer) for each in node.said))
-        kept = ledger._logs.pop(log_name("run", 1))
+        await answer_to(node, 1, Set("k", b"v"))
+        ledger._logs.pop(LOG)
         node.say(wire.StoreCall(stamp_of(node), 2, Set("k", b"w")))
+        await until(lambda: bool(node.broken()))
+        (change,) = node.broken()
+        assert "store was lost" in str(change)
+        assert LOG in str(change)
+        assert not change.charged
+        node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1))
+        await until(lambda: stamp_of(node).round == 2)
+        assert await answer_to(node, 3, Check(("k",))) == Value(False)
+        assert await answer_to(node, 4, Set("k", b"x")) == Value(None)
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+class Late(Troubled):
+    """A ledger that takes `late_s` for an append."""
+
+    late_s = 0.0
+
+    async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
+        await asyncio.sleep(self.late_s)
+        return await super().append(log, index, value)
+
+
+def test_an_append_that_comes_after_its_round_means_nothing() -> None:
+    """The next round drops the log, so the late append finds none: that is no loss of anything."""
+
+    async def main() -> None:
+        ledger = Late()
+        shared, hub = await coordinator(ledger, 1)
+        node = Asking(hub)
+        await formed(node)
+        await answer_to(node, 1, Set("k", b"v"))
+        ledger.late_s = 0.5
+        node.say(wire.StoreCall(stamp_of(node), 2, Set("k", b"w")))
+        await asyncio.sleep(0.01)
+        ledger.late_s = 0.0
+        node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1))
+        await until(lambda: stamp_of(node).round == 2)
+        await until(lambda: LOG not in ledger._logs)
+        await asyncio.sleep(1.0)
+        membership = hub.runs["run"].membership
+        assert membership.phase is Phase.ACTIVE
+        assert membership.number == 2
+        assert LOG not in ledger._logs
+        assert await answer_to(node, 3, Set("k", b"x")) == Value(None)
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_whoever_stops_waiting_for_the_engine_lets_the_run_go_on() -> None:
+    """The engine refuses a record, so the run is suspended; then the round ends and nobody needs
+    that record any more."""
+
+    async def main() -> None:
+        ledger = Troubled()
+        shared, hub = await coordinator(ledger, 1)
+        node = Asking(hub)
+        await formed(node)
+        ledger.appending = LedgerLimitError("too large")
+        node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
         membership = hub.runs["run"].membership
         await until(lambda: membership.phase is Phase.SUSPENDED)
-        assert "is gone from the ledger" in membership.suspended_reason
-        ledger._logs[log_name("run", 1)] = kept
+        store = hub.runs["run"].store
+        assert store is not None
+        store.end("as when the round ends")
         await until(lambda: membership.phase is Phase.ACTIVE)
-        await until(lambda: sum(isinstance(each, wire.StoreAnswer) for each in node.said) == 2)
         await shared.aclose()
+
+    run_virtual(main())
+
+
+class OwnWay(Troubled):
+    """One process's way to a ledger. Nothing that it asks arrives while `is_open` is not set."""
+
+    def __init__(self, behind: Troubled) -> None:
+        super().__init__()
+        self.__dict__.update(behind.__dict__)
+        self.is_open = asyncio.Event()
+        self.is_open.set()
+
+    async def read(self, key: str) -> Versioned | None:
+        await self.is_open.wait()
+        return await super().read(key)
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        await self.is_open.wait()
+        return await super().swap(key, expected, value)
+
+    async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
+        await self.is_open.wait()
+        return await super().append(log, index, value)
+
+
+def test_a_deposed_coordinator_acknowledges_nothing_and_makes_no_log() -> None:
+    """R5: its first write of the round arrives once the successor has dropped the round's log."""
+
+    async def main() -> None:
+        ledger = Troubled()
+        own = OwnWay(ledger)
+        first, hub = await coordinator(own, 1)
+        node = Asking(hub)
+        await formed(node)
+        own.is_open.clear()
+        node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
+        second, other_hub = await coordinator(ledger, 2)
+        second.claim("run")
+        await has_begun(other_hub, "run")
+        again = Asking(other_hub)
+        await until(lambda: any(isinstance(each, wire.Formed) for each in again.said))
+        again.say(wire.Ready(stamp_of(again), 1, Address("127.0.0.1", 1), 1))
+        await until(lambda: stamp_of(again).round == 2)
+        await until(lambda: LOG not in ledger._logs)
+        own.is_open.set()
+        await until(lambda: bool(node.refusals()))
+        await asyncio.sleep(1.0)
+        assert not any(isinstance(each, wire.StoreAnswer) for each in node.said)
+        assert not node.broken()
+        assert await ledger.logs() == (first_log(2, 2).name(log_prefix("run")),)
+        for each in (first, second):
+            await each.aclose()
+
+    run_virtual(main())
+
+
+def test_a_round_is_committed_only_once_its_log_is_there() -> None:
+    async def main() -> None:
+        ledger = Troubled()
+        shared, hub = await coordinator(ledger, 1)
+        ledger.appending = LedgerFullError("no room")
+        node = Asking(hub)
+        await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
+        node.say(wire.Ready(stamp_of(node), 0, Address("127.0.0.1", 1), 1))
+        await until(lambda: ledger.calls > 2)
+        assert hub.runs["run"].membership.phase is Phase.COMMITTING
+        ledger.appending = None
+        await until(lambda: any(isinstance(each, wire.Formed) for each in node.said))
+        record = decode_record(ledger._logs[LOG][0])
+        assert record.header == Header("run", 1)
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_a_number_that_was_committed_and_never_published_leaves_no_log() -> None:
+    async def main() -> None:
+        ledger = Late()
+        shared, hub = await coordinator(ledger, 1)
+        node = Asking(hub)
+        await formed(node)
+        other = Asking(hub, "b")
+        await until(lambda: any(isinstance(each, wire.Welcome) for each in other.said))
+        ledger.late_s = 0.3
+        node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1))
+        membership = hub.runs["run"].membership
+        await until(lambda: membership.phase is Phase.COMMITTING)
+        node.say(wire.Goodbye(stamp_of(node), "preempted"))
+        other.say(wire.Ready(stamp_of(other), 0, Address("127.0.0.1", 1), 1))
+        await until(lambda: membership.number == 2)
+        assert membership.phase is not Phase.ACTIVE
+        await until(lambda: any(isinstance(each, wire.Formed) for each in other.said))
+        await until(lambda: len(ledger._logs) == 1)
+        assert await ledger.logs() == (first_log(1, 3).name(log_prefix("run")),)
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+class WithoutLog(Troubled):
+    """As an engine with one register."""
+
+    has_log = False
+
+
+@pytest.mark.parametrize("kind", [WithoutLog, Troubled], ids=["engine-without-log", "log-gone"])
+def test_a_live_round_whose_store_is_not_in_the_ledger_ends_at_a_takeover(kind) -> None:
+    """Its members would go on with an empty store: counters that begin anew, keys that are gone."""
+
+    async def main() -> None:
+        ledger = kind()
+        await a_round(ledger)
+        ledger._logs.clear()
+        second, hub = await coordinator(ledger, 2)
+        second.claim("run")
+        await has_begun(hub, "run")
+        node = Asking(hub)
+        await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
+        (welcome,) = [each for each in node.said if isinstance(each, wire.Welcome)]
+        assert welcome.standing.round == 0
+        change = welcome.standing.change
+        assert change is not None
+        assert change.round == 1
+        assert "the round's store was lost" in str(change)
+        node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1, change))
+        await until(lambda: stamp_of(node).round == 2)
+        assert hub.runs["run"].membership.restart_count == 0
+        await second.aclose()
 
     run_virtual(main())
 

@@ -45,7 +45,9 @@ def a_round() -> RoundRecord:
 class Successor:
     """A coordinator of the next term, with a clock."""
 
-    def __init__(self, close: CloseRecord | None = None, restarts: int = 0) -> None:
+    def __init__(
+        self, close: CloseRecord | None = None, restarts: int = 0, *, store_lost: str = ""
+    ) -> None:
         self.membership = Membership("run", term=2)
         register = RunRegister(
             FORMAT, "ledger", "run", 2, "p2", 0, SETTINGS, a_round(), close, restarts
@@ -53,7 +55,11 @@ class Successor:
         self.now_s = 100.0
         self.timers: list[tuple[float, on.TimerFired]] = []
         self.effects: list[do.Effect] = []
-        self._take(self.membership.restore(register, attach_grace_s=GRACE_S, now_s=self.now_s))
+        self._take(
+            self.membership.restore(
+                register, attach_grace_s=GRACE_S, now_s=self.now_s, store_lost=store_lost
+            )
+        )
 
     def step(self, event: on.Event) -> list[do.Effect]:
         return self._take(self.membership.step(event, self.now_s))
@@ -186,3 +192,33 @@ def test_an_outage_of_the_ledger_does_not_make_who_stays_away_immortal() -> None
     successor.advance(0.2)
     (change,) = successor.broken()
     assert change.nodes == ("c",)
+
+
+def test_a_round_whose_store_is_gone_has_ended_and_its_members_regroup_at_once() -> None:
+    """R10: nobody goes on with an empty store, and it is no fault of the program's."""
+    successor = Successor(store_lost="its log was removed")
+    (change,) = successor.broken()
+    assert change.round == 1
+    assert not change.charged
+    assert str(change) == "the round's store was lost: its log was removed"
+    for name in "abc":
+        (welcome,) = successor.attach(name)
+        assert isinstance(welcome, do.Welcome)
+        assert welcome.standing.round == 0
+        assert welcome.standing.change == change
+        successor.ready(name)
+    (record,) = [e.record for e in successor.effects if isinstance(e, do.Commit)]
+    assert isinstance(record, RoundRecord)
+    assert record.head.number == 2
+    assert record.head.restart_count == 0
+
+
+def test_only_the_present_round_ends_with_its_store() -> None:
+    successor = Successor()
+    for name in "abc":
+        successor.attach(name)
+    assert successor.step(on.StoreLost(0, "its log was removed")) == []
+    successor.step(on.LedgerLost("etcd does not answer"))
+    successor.step(on.StoreLost(1, "its log was removed"))
+    (change,) = successor.broken()
+    assert "its log was removed" in str(change)

@@ -125,5 +125,6 @@ def strange_event(random: Random) -> on.Event:
             on.NodeLeft(node, "a reason"),
             on.ProbeAnswered(node),
             on.NodeHeard(node),
+            on.StoreLost(number, "its log was removed"),
         ]
     )

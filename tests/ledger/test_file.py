@@ -389,17 +389,16 @@ def test_a_record_that_is_missing_or_damaged_is_named(folder) -> None:
     asyncio.run(body())
 
 
-@pytest.mark.parametrize(("format", "by"), [(1, "an older"), (envelope.FORMAT + 1, "a newer")])
-def test_another_format_is_refused(folder, format: int, by: str) -> None:
+def test_a_newer_format_is_refused(folder) -> None:
     async def body() -> None:
-        other = envelope.seal(b"value", envelope.new_nonce(), format=format)
+        newer = envelope.seal(b"value", envelope.new_nonce(), format=envelope.FORMAT + 1)
         async with FileLedger(folder) as ledger:
             await _swap_on(ledger, "run", 1)
-            _versions(folder)[-1].write_bytes(other)
-            with pytest.raises(LedgerFormatError, match=f"format {format} by {by}") as told:
+            _versions(folder)[-1].write_bytes(newer)
+            with pytest.raises(LedgerFormatError, match="format 2") as told:
                 await ledger.read("run")
-            assert "ledger of its own" in told.value.hint
-        (folder / file_folder.MARKER).write_bytes(other)
+            assert "upgrade" in told.value.hint
+        (folder / file_folder.MARKER).write_bytes(newer)
         with pytest.raises(LedgerFormatError):
             await FileLedger(folder).open()
 

@@ -30,8 +30,8 @@ from rallypoint.core.store import (
     Wait,
 )
 
-FORMAT: Final = 1
-"""The format of a record; it stands first in each. A reader refuses a newer one."""
+FORMAT: Final = 2
+"""The format of a record; it stands first in each. A reader refuses any other."""
 READS: Final = (Get, MultiGet, Wait, Check, NumKeys)
 CALL_OVERHEAD_BYTES: Final = 64
 """Of a record, and of an entry in it: the format, the tags and the numbers."""
@@ -61,6 +61,17 @@ class Withdrawn(msgspec.Struct, frozen=True, array_like=True, tag="un"):
 Entry: TypeAlias = Applied | Withdrawn
 
 
+class Header(msgspec.Struct, frozen=True, array_like=True):
+    """The first record of a log: what it is a log of.
+
+    It is created before the round is committed, so a log without it was removed.
+    """
+
+    run_id: str
+    number: int
+    segment: int = 0
+
+
 class Record(msgspec.Struct, frozen=True, array_like=True):
     """One record of the log. A seal has no entries: nothing of an earlier term follows it (R5)."""
 
@@ -68,6 +79,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     term: int
     entries: tuple[Entry, ...] = ()
     is_seal: bool = False
+    header: Header | None = None
 
 
 class UnreadableLogError(Exception):
@@ -79,18 +91,39 @@ def encode_record(record: Record) -> bytes:
     return msgspec.msgpack.encode(record)
 
 
+def header_record(run_id: str, number: int, term: int) -> bytes:
+    """The first record of a round's log. The same again for the same round and term."""
+    return encode_record(Record(FORMAT, term, header=Header(run_id, number)))
+
+
 def decode_record(data: bytes) -> Record:
     """A record. Raises UnreadableLogError."""
     try:
         record = msgspec.msgpack.decode(data, type=Record)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise UnreadableLogError(f"a record of the round's store is damaged: {error}") from error
-    if record.format > FORMAT:
-        raise UnreadableLogError(
-            f"a record of the round's store has format {record.format}, of a newer release; "
-            f"this one reads up to {FORMAT}"
-        )
+        raise UnreadableLogError(_why_unreadable(data, error)) from error
+    if record.format != FORMAT:
+        raise UnreadableLogError(_other_format(record.format))
     return record
+
+
+def _why_unreadable(data: bytes, error: Exception) -> str:
+    """The format is told first: a record of another one need not look like ours at all."""
+    try:
+        first = msgspec.msgpack.decode(data, type=list)[0]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError):
+        first = FORMAT
+    if type(first) is int and first != FORMAT:
+        return _other_format(first)
+    return f"a record of the round's store is damaged: {error}"
+
+
+def _other_format(found: int) -> str:
+    age = "a newer" if found > FORMAT else "an older"
+    return (
+        f"a record of the round's store has format {found}, of {age} release; this one reads "
+        f"format {FORMAT}: let that release finish the run, or start it under another id"
+    )
 
 
 class DurableStore:
@@ -115,11 +148,17 @@ class DurableStore:
         self._next_index = next_index
         self._batch_bytes_max = batch_bytes_max
         self._record_bytes_max = record_bytes_max
+        self._is_over = False
         self._gathering: deque[tuple[Entry, int]] = deque()
         self._writing: int = 0
         self._logged = 0
         self._durable = 0
         self._held: deque[tuple[int, list[Answer]]] = deque()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the round has ended: then nothing more is to be written."""
+        return self._is_over
 
     # -- the store's calls ---------------------------------------------------------------------
 
@@ -175,6 +214,7 @@ class DurableStore:
 
     def end(self, message: str) -> list[Answer]:
         """The round is over. What is not in the log yet was never acknowledged, and never is."""
+        self._is_over = True
         self._gathering.clear()
         held = {(a.node, a.request_id) for _, answers in self._held for a in answers}
         self._held.clear()
@@ -187,7 +227,7 @@ class DurableStore:
     def take_record(self) -> tuple[int, bytes] | None:
         """The next record to append, and its index; None while one is being written, or if there
         is nothing to write."""
-        if self._writing or not self._gathering:
+        if self._is_over or self._writing or not self._gathering:
             return None
         entries: list[Entry] = []
         size = 0
@@ -219,10 +259,12 @@ class DurableStore:
 
         Raises UnreadableLogError.
         """
+        count = 0
         for data in records:
             for entry in decode_record(data).entries:
                 self._replay(entry)
-            self._next_index += 1
+            count += 1
+        self._next_index = count or self._next_index
 
     def _replay(self, entry: Entry) -> None:
         if isinstance(entry, Withdrawn):

@@ -109,7 +109,7 @@ class Session:
         if handler is None:
             self.refuse(Refusal(RefusalCode.MALFORMED, "the node is attached already"))
         else:
-            run.supervised(handler, run, self, node, message)
+            handler(run, self, node, message)
 
     # -- what the run sends --------------------------------------------------------------------
 

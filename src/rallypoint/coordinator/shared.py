@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rallypoint.coordinator.config import CoordinatorConfig
@@ -20,17 +19,18 @@ from rallypoint.coordinator.durable_store import (
     UnreadableLogError,
     decode_record,
     encode_record,
+    header_record,
 )
-from rallypoint.coordinator.office import Office
+from rallypoint.coordinator.office import Office, log_prefix
+from rallypoint.coordinator.round_log import LogId, first_log, older
 from rallypoint.coordinator.runs import RunHost
-from rallypoint.coordinator.supervision import Supervised
 from rallypoint.coordinator.sweeping import Keeping, Sweeper
 from rallypoint.core import events as on
 from rallypoint.core.election import RunRegister, Timing
 from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
 from rallypoint.core.store import RoundStore
 from rallypoint.core.suspension import SuspensionCause
-from rallypoint.core.values import Address, CloseRecord, NodeId, RoundRecord
+from rallypoint.core.values import Address, CloseRecord, RoundRecord
 from rallypoint.errors import (
     LedgerCorruptError,
     LedgerError,
@@ -38,8 +38,7 @@ from rallypoint.errors import (
     LedgerFormatError,
     LedgerLimitError,
 )
-from rallypoint.ledger.contract import Created, Exists, Gap, Ledger, Unknown
-from rallypoint.ledger.keys import log_name
+from rallypoint.ledger.contract import AppendOutcome, Created, Exists, Ledger, Unknown
 
 if TYPE_CHECKING:
     from rallypoint.coordinator.hub import Hub
@@ -47,7 +46,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger("rallypoint.coordinator")
 
 RETRY_S: Final = 0.2
-LOG_GONE_HINT: Final = "put it back, or start the run again under another id"
+NO_LOG: Final = "this ledger keeps no log of it, and its coordinator is gone"
+
+
+class StoreLostError(Exception):
+    """The store of a round that is on is not in the ledger. The text says why."""
+
+
+class _Preparing(NamedTuple):
+    """A round whose log is being created, before the round is committed."""
+
+    record: RoundRecord
+    task: asyncio.Task[None]
 
 
 class _Taking(NamedTuple):
@@ -75,8 +85,9 @@ class SharedRuns:
         self._ledger = ledger
         self._own_node = config.own_node.name if config.own_node is not None else ""
         self._hub: Hub | None = None
-        self._tasks = Supervised()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._taking: dict[str, _Taking] = {}
+        self._preparing: dict[str, _Preparing] = {}
 
     # -- its life ------------------------------------------------------------------------------
 
@@ -89,16 +100,7 @@ class SharedRuns:
         keeping = Keeping(closed_run_s=self._config.closed_run_keep_s)
         sweeper = Sweeper(self._ledger, keeping, lambda run_id: run_id in hub.runs, self.claim)
         if self._config.only_run is None:
-            self._sweep_for_ever(sweeper)
-
-    def _sweep_for_ever(self, sweeper: Sweeper) -> None:
-        """What is not swept costs room and harms no run: an error ends one look, not sweeping."""
-
-        def failed(error: Exception) -> None:
-            _log.error("an unexpected error while sweeping the ledger", exc_info=error)
-            self._sweep_for_ever(sweeper)
-
-        self._tasks.spawn(sweeper.run(), failed)
+            self._spawn(sweeper.run())
 
     async def hand_over(self, timeout_s: float, reason: str) -> None:
         """Say in the ledger that this coordinator is going, then send the nodes to look again."""
@@ -110,7 +112,9 @@ class SharedRuns:
 
     async def aclose(self) -> None:
         """Stop. Idempotent. The ledger stays open: it is the caller's."""
-        await self._tasks.aclose()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.office.aclose()
 
     # -- what the hub and its runs ask for -----------------------------------------------------
@@ -122,27 +126,62 @@ class SharedRuns:
             self.office.reached(run_id)
 
     def commit(self, run: RunHost, record: RoundRecord | CloseRecord) -> None:
-        """Give a record to the ledger."""
+        """Give a record to the ledger. A round's log is created first (R10)."""
+        if isinstance(record, CloseRecord) or not self._ledger.has_log:
+            self._commit(run, record)
+            return
+        preparing = self._preparing.get(run.run_id)
+        if preparing is not None and preparing.record == record:
+            return  # It is asked for again after an outage; the same task goes on.
+        if preparing is not None:
+            preparing.task.cancel()
+        task = self._spawn(self._commit_with_log(run, record))
+        self._preparing[run.run_id] = _Preparing(record, task)
+
+    def _commit(self, run: RunHost, record: RoundRecord | CloseRecord) -> None:
         membership = run.membership
         self.office.commit(run.run_id, record, membership.settings, membership.restart_count)
+
+    async def _commit_with_log(self, run: RunHost, record: RoundRecord) -> None:
+        """Create the round's log with its header, then commit the round.
+
+        So whoever finds the round in the ledger finds its log there, or knows that it was removed;
+        and each append needs the header, so that none succeeds once the log was dropped (R5).
+        """
+        log = first_log(record.head.term, record.head.number)
+        header = header_record(run.run_id, log.number, log.term)
+        try:
+            await self._create_log(run, record, log, header)
+        finally:
+            preparing = self._preparing.get(run.run_id)
+            if preparing is not None and preparing.task is asyncio.current_task():
+                del self._preparing[run.run_id]
+        if self._is_committing(run, record):
+            self._commit(run, record)
+
+    async def _create_log(
+        self, run: RunHost, record: RoundRecord, log: LogId, header: bytes
+    ) -> None:
+        name = log.name(log_prefix(run.run_id))
+        problem = ""
+        while self._is_committing(run, record):
+            try:
+                outcome = await self._ledger.append(name, 0, header)
+            except LedgerError as error:
+                outcome = Unknown(error.message, error)
+            if isinstance(outcome, Created) or outcome == Exists(header):
+                return
+            why = outcome.reason if isinstance(outcome, Unknown) else "another log has its name"
+            problem = _told_once(run.run_id, "the round's log cannot be created", why, problem)
+            await asyncio.sleep(RETRY_S)
+
+    def _is_committing(self, run: RunHost, record: RoundRecord) -> bool:
+        is_wanted = run.membership.committing == record and not run.membership.deposed
+        return is_wanted and self._run(run.run_id) is run
 
     def sweep(self, run_id: str) -> None:
         """The run is over for good."""
         self.office.let_go(run_id)
-
-    def failed(self, run_id: str, error: Exception) -> None:
-        """An unexpected error in a task of the run."""
-        run = self._run(run_id)
-        if run is not None:
-            run.fail(error)
-        else:
-            _log.error("run %s: an unexpected error", run_id, exc_info=error)
-
-    def gave_up(self, run: RunHost) -> None:
-        """An unexpected error has ended the run on this coordinator: another may have it."""
-        self._stop_taking(run.run_id)
-        self.office.give_up(run.run_id)
-        self.stepped_down(run)
 
     def stepped_down(self, run: RunHost) -> None:
         """The run is another coordinator's."""
@@ -150,74 +189,98 @@ class SharedRuns:
             self._hub.drop(run.run_id)
 
     def new_store(self, run: RunHost, store: RoundStore) -> DurableStore | None:
-        """The round's store with its log; the log of the round before can go."""
+        """The round's store with its log; the logs of the rounds before can go."""
         if not self._ledger.has_log:
             return None
-        number = run.membership.number
-        if number > 1:
-            self._spawn(run.run_id, self._drop_log(log_name(run.run_id, number - 1)))
+        self._spawn(self._drop_older(run.run_id, _log_of(run)))
         record = self._ledger.limits.record_bytes_max
         return DurableStore(
-            store, run.membership.term, batch_bytes_max=record // 2, record_bytes_max=record
+            store,
+            run.membership.term,
+            next_index=1,
+            batch_bytes_max=record // 2,
+            record_bytes_max=record,
         )
 
     def append(self, run: RunHost, index: int, data: bytes) -> None:
         """Write a record of the log of the run's present round."""
         store = run.store
         assert isinstance(store, DurableStore)
-        log = log_name(run.run_id, run.membership.number)
-        self._spawn(run.run_id, self._append(run, store, log, index, data))
+        log = _log_of(run).name(log_prefix(run.run_id))
+        self._spawn(self._append(run, store, log, index, data))
 
     async def _append(
         self, run: RunHost, store: DurableStore, log: str, index: int, data: bytes
     ) -> None:
         """Until the outcome is known, or the round is over: nothing is acknowledged meanwhile."""
-        await self._append_until_known(run, store, log, index, data)
-        if SuspensionCause.APPEND in run.membership.suspension:
-            run.post(on.LedgerRestored(SuspensionCause.APPEND))
-
-    async def _append_until_known(
-        self, run: RunHost, store: DurableStore, log: str, index: int, data: bytes
-    ) -> None:
-        while run.store is store and run.is_store_open and self._run(run.run_id) is run:
+        is_refused = False
+        while self._needs_log(run, store):
             try:
                 outcome = await self._ledger.append(log, index, data)
             except LedgerLimitError as error:
                 # The engine takes less than it should (etcd's --max-request-bytes): what was
                 # applied here cannot be taken back, so the run waits until the engine takes it.
                 self._suspend(run, SuspensionCause.APPEND, str(error))
+                is_refused = True
                 await asyncio.sleep(RETRY_S)
                 continue
-            if isinstance(outcome, Gap):
-                # Somebody has removed the log of a round that is on. Another coordinator would
-                # find it empty, so that what was acknowledged would be lost without a word.
-                gone = f"log {log!r} is gone from the ledger: {LOG_GONE_HINT}"
-                self._suspend(run, SuspensionCause.APPEND, gone)
-                await asyncio.sleep(RETRY_S)
-                continue
-            if isinstance(outcome, Created) or outcome == Exists(data):
-                run.appended(store)
-                return
-            if isinstance(outcome, Exists):
-                run.post(on.CommitRefused("another coordinator has sealed the round's log"))
-                return
+            if not isinstance(outcome, Unknown):
+                await self._appended(run, store, log, data, outcome)
+                break
             await asyncio.sleep(RETRY_S)
+        if is_refused:
+            # Also where the round ended meanwhile: a cause is cleared by whoever raised it.
+            run.post(on.LedgerRestored(SuspensionCause.APPEND))
 
-    async def _drop_log(self, log: str) -> None:
+    async def _appended(
+        self, run: RunHost, store: DurableStore, log: str, data: bytes, outcome: AppendOutcome
+    ) -> None:
+        """The outcome is known. It means nothing if the round has ended meanwhile."""
+        if not self._needs_log(run, store):
+            return
+        if isinstance(outcome, Created) or outcome == Exists(data):
+            run.appended(store)
+        elif isinstance(outcome, Exists):
+            run.post(on.CommitRefused("another coordinator has sealed the round's log"))
+        else:
+            await self._log_is_gone(run, store, log)
+
+    async def _log_is_gone(self, run: RunHost, store: DurableStore, log: str) -> None:
+        """Somebody removed the log of a round that is on: it ends, if it is still this process's.
+
+        A successor drops the log once it has formed the next round. So this coordinator first finds
+        out whether it has been deposed: then it must not tell anybody that the round has ended.
+        """
+        await self.office.renewed()
+        if self._needs_log(run, store) and self.office.may_decide(run.run_id):
+            reason = f"log {log!r} was removed from the ledger"
+            _log.error("run %s: round %d: %s", run.run_id, run.membership.number, reason)
+            run.post(on.StoreLost(run.membership.number, reason))
+
+    def _needs_log(self, run: RunHost, store: DurableStore) -> bool:
+        """Whether the store is that of the present round of a run of this process."""
+        is_present = run.store is store and self._run(run.run_id) is run
+        return is_present and not store.is_over and not run.membership.deposed
+
+    async def _drop_older(self, run_id: str, live: LogId) -> None:
+        """Drop the logs that nobody needs now that `live` is known to be the run's log."""
+        prefix = log_prefix(run_id)
         try:
-            await self._ledger.drop_log(log)
+            for name in older(prefix, await self._ledger.logs(prefix), live):
+                await self._ledger.drop_log(name)
         except LedgerError as error:
-            _log.debug("log %s stays for now: %s", log, error)
+            # The next round's store looks again, and whoever sweeps the run.
+            _log.debug("run %s: an old log stays for now: %s", run_id, error)
 
     # -- what the office tells -----------------------------------------------------------------
 
-    def won(self, run_id: str, register: RunRegister, former_host: NodeId | None) -> None:
+    def won(self, run_id: str, register: RunRegister) -> None:
         """The run is this coordinator's. Told again while nobody has begun it."""
         taking = self._taking.get(run_id)
         if taking is not None and taking.term == register.term:
             return
         self._stop_taking(run_id)
-        task = self._spawn(run_id, self._take_over(run_id, register, former_host))
+        task = self._spawn(self._take_over(run_id, register))
         self._taking[run_id] = _Taking(register.term, task)
 
     def _stop_taking(self, run_id: str) -> None:
@@ -226,17 +289,20 @@ class SharedRuns:
         if taking is not None:
             taking.task.cancel()
 
-    async def _take_over(
-        self, run_id: str, register: RunRegister, former_host: NodeId | None
-    ) -> None:
+    async def _take_over(self, run_id: str, register: RunRegister) -> None:
         """Seal the round's log, and begin with what is in it. Cancelled when the run is lost."""
         assert self._hub is not None
         # Its nodes may not be here yet: a claim that was turned down goes on to watch the owner.
         run = self._hub.open_run(run_id)
         try:
-            records = await self._sealed_records(run_id, register)
+            store_lost = ""
+            try:
+                records = await self._sealed_records(run_id, register)
+            except StoreLostError as error:
+                records, store_lost = [], str(error)
+                _log.warning("run %s: round %d ends: %s", run_id, register.number, error)
             if self._run(run_id) is run and not run.is_claimed:
-                run.begin(register, records, former_host)
+                run.begin(register, records, store_lost=store_lost)
                 _log.info("run %s: coordinated here from term %d on", run_id, register.term)
         except UnreadableLogError as error:
             self.unreadable(run_id, str(error))
@@ -246,10 +312,15 @@ class SharedRuns:
                 del self._taking[run_id]
 
     async def _sealed_records(self, run_id: str, register: RunRegister) -> list[bytes]:
-        """R5: after the seal, nothing that the former owner still writes can be in the log."""
-        if register.round is None or register.close is not None or not self._ledger.has_log:
+        """R5: after the seal, nothing that the former owner still writes can be in the log.
+
+        Raises StoreLostError, if the round has no log, and UnreadableLogError.
+        """
+        if register.round is None or register.close is not None:
             return []
-        log = log_name(run_id, register.number)
+        if not self._ledger.has_log:
+            raise StoreLostError(NO_LOG)
+        log = first_log(register.round.head.term, register.number).name(log_prefix(run_id))
         seal = encode_record(Record(FORMAT, register.term, (), is_seal=True))
         problem = ""
         while True:
@@ -261,7 +332,9 @@ class SharedRuns:
                 problem = _told_once(run_id, "the log cannot be read", error.message, problem)
                 await asyncio.sleep(RETRY_S)
                 continue
-            if records and records[-1] == seal:
+            if not records:
+                raise StoreLostError(f"log {log!r} was removed from the ledger")
+            if records[-1] == seal:
                 return records
             later = _later_term(records, register.term)
             if later is not None:
@@ -354,9 +427,18 @@ class SharedRuns:
         runs = self._hub.runs.values() if self._hub is not None else ()
         return [run for run in runs if run.is_claimed]
 
-    def _spawn(self, run_id: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run it in the background, for one run: an unexpected error ends the run here."""
-        return self._tasks.spawn(work, partial(self.failed, run_id))
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _log_of(run: RunHost) -> LogId:
+    """The log of the run's present round."""
+    record = run.membership.round
+    assert record is not None
+    return first_log(record.head.term, record.head.number)
 
 
 def _is_enough(run: RunHost, node: str) -> bool:

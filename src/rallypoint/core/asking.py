@@ -13,7 +13,6 @@ from rallypoint.core.registers import (
 )
 from rallypoint.core.values import (
     Address,
-    NodeId,
     Value,
 )
 
@@ -80,14 +79,10 @@ class SwapLease(Value, frozen=True):
 
 
 class Won(Value, frozen=True):
-    """The run is this process's from now on. Its log's tail is to be sealed before it serves.
-
-    `former_host`: the node that hosted the last owner, if that owner's lease was revoked.
-    """
+    """The run is this process's from now on. Its log's tail is to be sealed before it serves."""
 
     register: RunRegister
     version: int
-    former_host: NodeId | None = None
 
 
 class Committed(Value, frozen=True):

@@ -152,6 +152,13 @@ class LedgerRestored(Event, frozen=True):
     cause: SuspensionCause = SuspensionCause.LEASE
 
 
+class StoreLost(Event, frozen=True):
+    """The store of this round is gone from the ledger, so its members cannot go on with it."""
+
+    round: int
+    reason: str
+
+
 EVENTS: tuple[type[Event], ...] = (
     NodeAttached,
     NodeReady,
@@ -169,5 +176,6 @@ EVENTS: tuple[type[Event], ...] = (
     CommitRefused,
     LedgerLost,
     LedgerRestored,
+    StoreLost,
 )
 """All of them, in the order in which docs/protocol.md lists them."""

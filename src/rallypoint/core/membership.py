@@ -151,12 +151,15 @@ class Membership:
         attach_grace_s: float,
         now_s: float,
         former_host: NodeId | None = None,
+        store_lost: str = "",
     ) -> list[Effect]:
         """Go on where the run's last owner left it; before any other step.
 
         The members of its round have yet to attach to this coordinator. One that has not is lost
-        after `attach_grace_s`; `former_host` after HOST_GRACE_S: the node that hosted the last
-        owner, if that owner's lease ran out. What was not committed, the members say again.
+        after `attach_grace_s`, or as soon as all others have attached if it is `former_host`: the
+        node that hosted the last owner, if that owner's lease ran out. What was not committed, the
+        members say again. `store_lost`: why the store of its round is gone, if it is. Then the
+        round has ended (R10), and each member is told so when it attaches.
         """
         assert not len(self.roster)
         self._now_s = now_s
@@ -172,12 +175,15 @@ class Membership:
             self._enter(Phase.CLOSED)
         elif register.round is not None:
             self._expect_members(register.round, attach_grace_s, former_host)
+            if store_lost:
+                self._lose_store(store_lost)
         effects, self._effects = self._effects, []
         return effects
 
     def _expect_members(
         self, record: RoundRecord, attach_grace_s: float, former_host: NodeId | None
     ) -> None:
+        assert self.settings is not None
         self._enter(Phase.ACTIVE)
         for row in record.members:
             info = NodeInfo(
@@ -187,8 +193,7 @@ class Membership:
             member.state = MemberState.ACTIVE
             member.last_round = record.head.number
             if member.id == former_host:
-                grace = self._suspicion.absent_host(member, self._now_s, attach_grace_s)
-                self._do(*grace)
+                self._do(*self._suspicion.absent_host(member, self.settings, self._now_s))
             else:
                 self._suspicion.absent(member, self._now_s)
         self._attach_grace_s = attach_grace_s
@@ -564,6 +569,19 @@ class Membership:
             self._supersede(member)
 
     # -- the ledger ----------------------------------------------------------------------------
+
+    def _on_store_lost(self, event: on.StoreLost) -> None:
+        if event.round == self.number:
+            self._lose_store(event.reason)
+
+    def _lose_store(self, reason: str) -> None:
+        """R10: what was acknowledged in this round cannot be read any more, so the round ends.
+
+        It is no fault of the program's, so it is not charged. The kind is one that nodes of earlier
+        releases know.
+        """
+        detail = f"the round's store was lost: {reason}"
+        self._break(causes.happened(ChangeKind.NODE_LOST, self.number, (), detail))
 
     def _on_committed(self, event: on.Committed) -> None:
         record, self.committing, self._is_committed = self.committing, None, False

@@ -175,6 +175,8 @@ def describe(change: Change) -> str:
     who = some(change.nodes, change.count)
     detail = f": {change.detail}" if change.detail else ""
     match change.kind:
+        case ChangeKind.NODE_LOST if not change.nodes and change.detail:
+            return change.detail  # The round's store was lost, and no member was.
         case ChangeKind.NODE_LOST:
             return f"{who} lost{detail}"
         case ChangeKind.WORKER_FAILED:

@@ -180,12 +180,21 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         ),
         _NOTHING,
     ),
+    **_rows(
+        on.StoreLost,
+        _NOTHING,
+        _NOTHING,
+        ("_on_store_lost", "breaks the round: its members regroup at once"),
+        _TOLD,
+        _NOTHING,
+    ),
 }
 
 _LEADS: Final[dict[tuple[Phase, type[on.Event]], tuple[Phase, ...]]] = {
     (GATHERING, on.CloseRequested): (COMMITTING,),
     (ACTIVE, on.CloseRequested): (COMMITTING,),
     (ACTIVE, on.WorkerFailed): (ACTIVE, GATHERING),
+    (ACTIVE, on.StoreLost): (ACTIVE, GATHERING),
     (ACTIVE, on.NodeSilent): (ACTIVE,),
     (ACTIVE, on.NodeHeard): (ACTIVE, GATHERING),
     (ACTIVE, on.ProbeAnswered): (ACTIVE, GATHERING),
