@@ -84,11 +84,17 @@ class Endpoint(msgspec.Struct, frozen=True):
         return self.text or "none (this machine only)"
 
 
+_ANY_PORT: Final = re.compile(r"[^/]+:0")
 _FORMS: Final = (
     "an endpoint is HOST:PORT, [IPV6]:PORT, http://HOST:PORT, etcd://HOST:PORT,HOST:PORT/PREFIX or "
     "file:///FOLDER; none at all: one machine"
 )
 NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})\.?")
+
+
+def asks_for_any_port(text: str) -> bool:
+    """Whether an endpoint is HOST:0, as torch documents it for one machine: any free port."""
+    return _ANY_PORT.fullmatch(text.strip()) is not None
 
 
 def parse_endpoint(text: str | None) -> Endpoint:

@@ -739,6 +739,11 @@ def etcd_binary(environ: Environ | None = None) -> str | None:
     return _environ(environ).get("TORCHELASTIC_ETCD_BINARY_PATH") or None
 
 
+def process_environment() -> Environ:
+    """The variables of this process, for what a pure function judges as a whole."""
+    return os.environ
+
+
 def visible_gpus(environ: Environ | None = None) -> tuple[str, ...] | None:
     """The GPUs that CUDA_VISIBLE_DEVICES leaves this process; None if it is not set.
 

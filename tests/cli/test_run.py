@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rallypoint.launch import agent
+from rallypoint.launch.console_rule import NO_STREAMS, read_streams
 
 from .conftest import COMMAND, Cli, Done, Served
 
@@ -76,7 +77,75 @@ def test_underscores_and_equals_signs_as_torchrun_is_written(
 def test_a_module(cli: Cli, started: list[agent.AgentConfig]) -> None:
     assert cli("run", "--standalone", "--no-tee", "-m", "json.tool", "--indent", "2").code == 5
     assert started[0].argv == (sys.executable, "-u", "-m", "json.tool", "--indent", "2")
-    assert started[0].tee is False
+    # Without --log-dir the output would be nowhere.
+    assert started[0].console.tee is True
+
+
+@pytest.mark.parametrize(
+    ("words", "redirects", "tee"),
+    [
+        ("--tee 3 --redirects 3", "3", "3"),
+        ("--tee=3 -r3", "3", "3"),
+        ("-t 0:1,1:3 -r 0:1", "0:1", "0:1,1:3"),
+        ("--redir 3 --tee=0:1", "3", "0:1"),
+        ("--tee", None, None),
+    ],
+)
+def test_streams_as_torchrun_is_written(
+    cli: Cli,
+    started: list[agent.AgentConfig],
+    script: str,
+    tmp_path: Path,
+    words: str,
+    redirects: str | None,
+    tee: str | None,
+) -> None:
+    done = cli("run", *words.split(), "--log-dir", str(tmp_path), script, "--tee", "3")
+    assert (done.code, done.err) == (5, "")
+    assert started[0].argv == (sys.executable, "-u", script, "--tee", "3")
+    rule = started[0].console
+    assert rule.redirected == (read_streams(redirects) if redirects else NO_STREAMS)
+    assert rule.teed == (read_streams(tee) if tee else NO_STREAMS)
+
+
+def test_redirected_output_has_files_without_a_log_dir(
+    cli: Cli, started: list[agent.AgentConfig], script: str
+) -> None:
+    done = cli("run", "-r", "3", script)
+    assert done.code == 5
+    log_dir = started[0].log_dir
+    assert log_dir is not None
+    assert f"the workers' output is in {log_dir}" in done.err
+    Path(log_dir).rmdir()
+
+
+def test_abbreviations_as_argparse_has_them(
+    cli: Cli, started: list[agent.AgentConfig], script: str
+) -> None:
+    assert cli("run", "--nproc", "2", "--max_rest=3", "--stand", script, "--nproc").code == 5
+    config = started[0]
+    assert (config.workers, config.run.max_restarts) == (2, 3)
+    assert config.argv[-1] == "--nproc"
+    # Two options begin so.
+    assert "No such option" in cli("run", "--rdzv", "x", script).err
+
+
+def test_every_option_of_torchrun_is_taken(
+    cli: Cli, started: list[agent.AgentConfig], script: str, tmp_path: Path
+) -> None:
+    line = (
+        "--nnodes=1 --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint=localhost:0 --rdzv-id=j "
+        "--rdzv-conf=join_timeout=60 --standalone --max-restarts=0 --monitor-interval=1 "
+        "--start-method=spawn --event-log-handler=null --role=trainer --run-path "
+        f"--log-dir={tmp_path} -r 3 -t 3 --local-ranks-filter=0 --duplicate-stdout-filters=a "
+        "--duplicate-stderr-filters=b --node-rank=0 --master-addr=127.0.0.1 --master-port=29500 "
+        "--local-addr=127.0.0.1 --logs-specs=x --numa-binding=node --signals-to-handle=SIGTERM "
+        "--shutdown-timeout=30 --virtual-local-rank"
+    )
+    for words in (line, line.replace("-", "_").replace("__", "--").replace(" _", " -")):
+        done = cli("run", *words.split(), script)
+        assert done.code == 5, done.err
+        assert all("has no effect: " in each for each in done.err.splitlines()), done.err
 
 
 def test_a_token_file_that_others_can_read_is_told(
@@ -100,7 +169,7 @@ def test_what_is_wrong_is_told_at_once(
         "run --nproc-per-node 0 train.py",
         "run --endpoint node0:port train.py",
         "run --endpoint https://node0 train.py",
-        "run --endpoint node0 train.py",
+        "run --nnodes 2 --endpoint node0 train.py",
         "run --nnodes 2 train.py",
         "run /nonexistent/train.py",
         "run --no-python /nonexistent/a.out",

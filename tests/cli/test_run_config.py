@@ -12,6 +12,7 @@ from rallypoint.cli.run_config import build_config, program_argv
 from rallypoint.core.values import RunSettings
 from rallypoint.errors import EndpointError, ProgramNotFoundError, UsageError
 from rallypoint.launch.agent import AgentConfig
+from rallypoint.launch.console_rule import SHOW_ALL, STDERR, STDOUT
 from rallypoint.settings import EndpointKind, parse_endpoint
 
 
@@ -37,7 +38,7 @@ def test_no_options_are_one_worker_on_this_machine(script: str) -> None:
     assert config.node.endpoint.kind is EndpointKind.LOCAL
     assert config.argv == (sys.executable, "-u", script, "--lr", "0.1")
     assert (config.workers, config.stop_timeout_s, config.regroup_stop_timeout_s) == (1, 25, 5)
-    assert (config.log_dir, config.tee, config.prefix) == (None, True, True)
+    assert (config.log_dir, config.console, config.prefix) == (None, SHOW_ALL, True)
 
 
 def test_all_options_arrive(script: str) -> None:
@@ -73,7 +74,7 @@ def test_all_options_arrive(script: str) -> None:
     assert (run.last_call_s, run.rank_policy, run.max_restarts) == (60, "natural", None)
     assert (run.lost_after_s, run.mass_min) == (60, 5)
     assert (config.workers, config.stop_timeout_s, config.regroup_stop_timeout_s) == (8, 10, 0.5)
-    assert (config.log_dir, config.tee, config.prefix) == ("/logs", False, False)
+    assert (config.log_dir, config.console.tee, config.prefix) == ("/logs", False, False)
 
 
 def test_an_option_wins_over_the_environment(script: str) -> None:
@@ -148,7 +149,7 @@ def test_what_has_no_effect_is_said(script: str) -> None:
         ({"nproc_per_node": "-1"}, "--nproc-per-node must be", "auto"),
         ({"nnodes": "2"}, "up to 2 nodes cannot meet without an endpoint", "--endpoint"),
         ({"nnodes": "1:2"}, "up to 2 nodes cannot meet without an endpoint", "--endpoint"),
-        ({"endpoint": "node0:1"}, "needs a run id", "--run-id"),
+        ({"endpoint": "node0:1", "nnodes": "2"}, "needs a run id", "--run-id"),
         ({"run_id": ""}, "--run-id must have 1 to 256", ""),
         ({"max_restarts": "-1"}, "--max-restarts must be a number of restarts", ""),
         ({"join_timeout": "0"}, "join_timeout_s must be more than 0", ""),
@@ -171,9 +172,15 @@ def test_what_has_no_effect_is_said(script: str) -> None:
         ({"rdzv_conf": "is_host=perhaps"}, "--rdzv-conf is_host must be true or false", ""),
         ({"rdzv_conf": "nonsense=1"}, "no setting 'nonsense'", "rallypoint env"),
         ({"rdzv_conf": "join_timeout"}, "--rdzv-conf must be K=V", ""),
-        ({"node_rank": "0"}, "--node-rank cannot be given", "agree on their ranks"),
-        ({"master_addr": "x"}, "--master-addr cannot be given", "--endpoint"),
-        ({"master_port": "1"}, "--master-port cannot be given", "--endpoint"),
+        ({"node_rank": "0"}, "--node-rank does not tell the nodes where to meet", "--endpoint"),
+        ({"master_addr": "x"}, "--master-addr does not tell the nodes where", "--endpoint"),
+        ({"master_port": "1"}, "--master-port does not tell the nodes where", "--endpoint"),
+        ({"redirects": "4"}, "--redirects must be 0 to 3", "RANK:N"),
+        ({"tee_streams": "0:1,1"}, "--tee must be 0 to 3", "RANK:N"),
+        ({"local_ranks_filter": "a"}, "--local-ranks-filter must be local ranks", "0,1,2"),
+        ({"role": ""}, "--role must be a printable name", ""),
+        ({"shutdown_timeout": "5", "stop_timeout": "6"}, "contradict each other", "one of them"),
+        ({"endpoint": "node0:0", "nnodes": "2", "run_id": "j"}, "--endpoint: endpoint", ""),
         ({"program": []}, "no program to run", "train.py"),
         ({"no_python": True, "module": True}, "exclude each other", ""),
     ],
@@ -188,12 +195,116 @@ def test_what_cannot_be_is_told(script: str, options: dict[str, Any], told: str,
 
 def test_an_endpoint_that_cannot_be_read_names_its_option(script: str) -> None:
     with pytest.raises(EndpointError, match="--rdzv-endpoint: endpoint 'a:0'"):
-        _config(script, rdzv_endpoint="a:0")
+        _config(script, rdzv_endpoint="a:0", nnodes="2")
 
 
 def test_a_variable_that_cannot_be_read_is_named(script: str) -> None:
     with pytest.raises(UsageError, match="RALLYPOINT_NPROC_PER_NODE must be at least one worker"):
         _config(script, {"RALLYPOINT_NPROC_PER_NODE": "0"})
+
+
+# -- one node, or several ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"PET_NNODES": "2"},
+        {"PET_NNODES": "1:4"},
+        {"SLURM_JOB_NUM_NODES": "4", "SLURM_NNODES": "4", "SLURM_PROCID": "0"},
+        {"SLURM_NNODES": "4", "SLURM_STEP_NUM_NODES": "2"},
+        {"SLURM_NNODES": "1", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "4"},
+        {"OMPI_COMM_WORLD_SIZE": "4"},
+        {"PMI_SIZE": "2"},
+        {"FLUX_JOB_NNODES": "3"},
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "pod-0"},
+    ],
+)
+def test_a_world_of_one_among_several_is_refused(script: str, environ: dict[str, str]) -> None:
+    """Each of four machines would train alone and end well."""
+    with pytest.raises(UsageError) as caught:
+        _config(script, environ)
+    assert any(f"{name}={text} says" in caught.value.message for name, text in environ.items())
+    assert "--nnodes 1" in caught.value.hint
+    # Whoever says that one node is meant gets it.
+    assert _config(script, environ, nnodes="1").run.max_nodes == 1
+    assert _config(script, environ, standalone=True).run.max_nodes == 1
+    assert _config(script, {**environ, "RALLYPOINT_NNODES": "1"}).run.max_nodes == 1
+    assert _config(script, environ, nnodes="4", endpoint="a:1", run_id="j").run.max_nodes == 4
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"PET_NNODES": "1", "SLURM_NNODES": "1", "OMPI_COMM_WORLD_SIZE": "1"},
+        {"SLURM_NNODES": "4", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"},
+        {"PET_NNODES": "", "PMI_SIZE": "many"},
+        {"WORLD_SIZE": "8"},
+        # A worker of another agent, which starts a job of its own.
+        {"WORLD_SIZE": "8", "RANK": "0", "MASTER_ADDR": "a", "TORCHELASTIC_RUN_ID": "j"},
+    ],
+)
+def test_one_node_is_one_node(script: str, environ: dict[str, str]) -> None:
+    assert _config(script, environ).run.max_nodes == 1
+
+
+def test_any_port_and_no_run_id_for_one_node(script: str) -> None:
+    config = _config(script, rdzv_endpoint="localhost:0", nnodes="1")
+    assert config.node.endpoint.kind is EndpointKind.LOCAL
+    config = _config(script, rdzv_endpoint="localhost:29477", nnodes="1")
+    assert (config.node.endpoint.port, config.node.run_id[:6]) == (29477, "local-")
+    assert _config(script, standalone=True, rdzv_endpoint="localhost:0").run.max_nodes == 1
+
+
+@pytest.mark.parametrize("host", ["localhost", "0.0.0.0", "[::]"])
+def test_an_endpoint_that_is_another_machine_everywhere_is_warned_of(
+    script: str, host: str
+) -> None:
+    said: list[str] = []
+    options = {"program": [script], "endpoint": f"{host}:29400", "nnodes": "2", "run_id": "j"}
+    build_config(options, environ={}, note=said.append)
+    assert len(said) == 1
+    assert said[0].startswith(f"warning: {host.strip('[]')} is another machine")
+
+
+# -- torchrun's options --------------------------------------------------------------------------
+
+
+def test_streams_as_torchrun_names_them(script: str) -> None:
+    rule = _config(
+        script, redirects="3", tee_streams="0:3,1:2", local_ranks_filter="0,1", log_dir="/logs"
+    ).console
+    shown = {(rank, s) for rank in range(3) for s in (STDOUT, STDERR) if rule.shows(rank, s)}
+    assert shown == {(0, STDOUT), (0, STDERR), (1, STDERR)}
+    assert rule.needs_files
+    only_errors = _config(script, redirects="1", log_dir="/logs").console
+    assert (only_errors.shows(5, STDOUT), only_errors.shows(5, STDERR)) == (False, True)
+    assert not _config(script, redirects="0", tee_streams="0").console.needs_files
+
+
+def test_output_that_no_file_keeps_is_shown(script: str) -> None:
+    assert _config(script, tee=False).console.shows(0, STDOUT)
+
+
+def test_roles_and_timeouts_of_torchrun(script: str) -> None:
+    config = _config(
+        script, role="trainer", shutdown_timeout="7", virtual_local_rank=True,
+        log_line_prefix_template="[${role_name}]",
+    )  # fmt: skip
+    assert (config.role, config.stop_timeout_s, config.virtual_local_rank) == ("trainer", 7, True)
+    assert config.prefix_template == "[${role_name}]"
+
+
+def test_what_changes_nothing_is_told_in_a_line_each(script: str) -> None:
+    said: list[str] = []
+    without = ("monitor_interval", "start_method", "signals_to_handle", "event_log_handler")
+    more = ("logs_specs", "numa_binding", "duplicate_stdout_filters", "duplicate_stderr_filters")
+    agreed = ("node_rank", "master_addr", "master_port")
+    options: dict[str, Any] = dict.fromkeys((*without, *more, *agreed), "1")
+    options |= {"program": [script], "endpoint": "a:1", "run_id": "j", "run_path": True}
+    build_config(options, environ={}, note=said.append)
+    assert len(said) == len(options) - 3
+    assert all("has no effect: " in line for line in said)
 
 
 # -- the program ---------------------------------------------------------------------------------
@@ -219,7 +330,6 @@ def test_another_python_and_a_directory(tmp_path: Path) -> None:
     [
         ({"program": ["/nonexistent/train.py"]}, "check the path; -m runs a module"),
         ({"program": ["sh"]}, "put --no-python before it"),
-        ({"program": ["3", "train.py"]}, "torchrun's --tee takes a number"),
         ({"program": ["/nonexistent/a.out"], "no_python": True}, "executable"),
         ({"program": [__file__], "python": "/nonexistent/python"}, "--python"),
     ],

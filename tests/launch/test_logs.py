@@ -24,6 +24,14 @@ from rallypoint.launch.workers import WorkerGroup
 from tests.launch.helpers import DEADLINE_S, Exits, spec, until, wait_until
 
 
+def _nothing(local_rank: int, stream: int) -> bool:
+    return False
+
+
+def _rank(local_rank: int, rank: int) -> str:
+    return str(rank)
+
+
 class Terminal:
     """Two pipes in the place of the agent's stdout and stderr."""
 
@@ -75,7 +83,7 @@ def _read_all(fd: int) -> bytes:
 
 def test_streams_go_each_to_its_own_with_the_prefix() -> None:
     async def scenario() -> None:
-        pump = terminal.pump(prefix=lambda rank: f"[node:{rank}] ")
+        pump = terminal.pump(prefix=lambda _, rank: f"[node:{rank}] ")
         pump.begin_round(1)
         one, two = FakeWorker(pump, 0, 4), FakeWorker(pump, 1, 5)
         one.prints(b"out one\n", b"err one\n")
@@ -100,7 +108,7 @@ def test_streams_go_each_to_its_own_with_the_prefix() -> None:
 
 def test_files_hold_the_bytes_as_they_came(tmp_path: Path) -> None:
     async def scenario() -> None:
-        pump = terminal.pump(log_dir=tmp_path, run_id="job", prefix=str, console=False)
+        pump = terminal.pump(log_dir=tmp_path, run_id="job", prefix=_rank, shows=_nothing)
         for number in (3, 4):
             pump.begin_round(number)
             worker = FakeWorker(pump, 0, 7)
@@ -334,7 +342,7 @@ def test_a_closed_pump_takes_nothing_and_holds_nobody_up() -> None:
 
 def test_what_the_agent_says_is_a_line_on_stderr() -> None:
     async def scenario() -> None:
-        pump = terminal.pump(console=False, prefix=str)
+        pump = terminal.pump(shows=_nothing, prefix=_rank)
         pump.say("one")
         pump.say("two\n")
         assert await pump.close(DEADLINE_S)

@@ -102,3 +102,20 @@ def test_the_base_is_not_changed() -> None:
     base = {"RANK": "0", "RALLYPOINT_TOKEN": "hidden"}
     worker_environment(CONTEXT, base)
     assert base == {"RANK": "0", "RALLYPOINT_TOKEN": "hidden"}
+
+
+@pytest.mark.parametrize(
+    ("visible", "local_rank", "gpu"),
+    [(None, 1, "1"), ("4, 6", 1, "6"), ("4,6", 2, ""), ("", 0, "")],
+)
+def test_a_virtual_local_rank_is_one_gpu(visible: str | None, local_rank: int, gpu: str) -> None:
+    context = dataclasses.replace(CONTEXT, local_rank=local_rank, virtual_local_rank=True)
+    base = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    env = worker_environment(context, base)
+    assert (env["LOCAL_RANK"], env["CUDA_VISIBLE_DEVICES"]) == ("0", gpu)
+    assert worker_environment(CONTEXT, base)["LOCAL_RANK"] == "1"
+
+
+def test_a_role_is_what_programs_for_torchrun_read() -> None:
+    env = worker_environment(dataclasses.replace(CONTEXT, role="trainer"), {})
+    assert env["ROLE_NAME"] == "trainer"

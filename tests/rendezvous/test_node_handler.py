@@ -463,6 +463,17 @@ def test_more_than_one_node_needs_a_place_to_meet() -> None:
     _made(endpoint="", nnodes=1)
 
 
+def test_one_node_may_have_any_port() -> None:
+    """torch documents `--rdzv-endpoint=localhost:0` for a single node."""
+    handler = _made(endpoint="localhost:0", nnodes=1)
+    assert isinstance(handler, NodeRendezvousHandler)
+    info = handler.next_rendezvous()
+    assert (info.rank, info.world_size) == (0, 1)
+    handler.shutdown()
+    with pytest.raises(ValueError, match="'0' is no port"):
+        _made(endpoint="localhost:0", nnodes=2)
+
+
 def test_one_node_needs_nobody(tmp_path: Path) -> None:
     with nodes_of(tmp_path, serves=False) as nodes:
         nodes.endpoint = ""

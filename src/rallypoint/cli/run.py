@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand
 
 from rallypoint import settings
+from rallypoint.cli import output
 from rallypoint.cli.common import EndpointOption, TokenFileOption, warn_if_exposed
 from rallypoint.cli.run_config import build_config
+from rallypoint.cli.torchrun_args import rewritten
 
 _WORKERS: Final = "Workers"
 _OUTPUT: Final = "Output"
@@ -18,12 +23,30 @@ _TORCHRUN: Final = "Taken from torchrun"
 def add_to(app: typer.Typer) -> None:
     """Add the command. What follows the program belongs to it, options too."""
     context_settings = {"allow_interspersed_args": False}
-    app.command("run", context_settings=context_settings)(run)
+    app.command("run", cls=_RunCommand, context_settings=context_settings)(run)
 
 
-def _text(name: str, metavar: str, help: str, panel: str | None = None) -> Any:
+class _RunCommand(TyperCommand):
+    """Takes options as torchrun's users write them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        takes_value = {
+            name: not getattr(option, "is_flag", False)
+            for option in self.params
+            for name in (*option.opts, *option.secondary_opts)
+            if name.startswith("-")
+        }
+        return super().parse_args(ctx, rewritten(args, takes_value))
+
+
+def _text(name: str, metavar: str, help: str, panel: str | None = None, *short: str) -> Any:
     """An option whose text settings.py reads, as it does the environment's."""
-    return typer.Option(name, metavar=metavar, help=help, rich_help_panel=panel)
+    return typer.Option(name, *short, metavar=metavar, help=help, rich_help_panel=panel)
+
+
+def _without_effect(name: str) -> Any:
+    """An option of torchrun's that changes nothing here; run_config.py says why."""
+    return typer.Option(name, metavar="X", hidden=True)
 
 
 def _flag(names: str, help: str, panel: str | None = None) -> Any:
@@ -101,8 +124,33 @@ def run(
         str | None, _text("--log-dir", "DIR", "Write each worker's output to files.", _OUTPUT)
     ] = None,
     tee: Annotated[
-        bool, _flag("--tee/--no-tee", "Pass the workers' output on to this terminal.", _OUTPUT)
+        bool,
+        _flag(
+            "--tee/--no-tee",
+            "Pass the workers' output on to this terminal; --tee N and -t N as in torchrun.",
+            _OUTPUT,
+        ),
     ] = True,
+    tee_streams: Annotated[
+        str | None, typer.Option("--tee-streams", metavar="N", hidden=True)
+    ] = None,
+    redirects: Annotated[
+        str | None,
+        _text("--redirects", "N", "Streams for files alone: 1 stdout, 2 stderr, 3.", _OUTPUT, "-r"),
+    ] = None,
+    local_ranks_filter: Annotated[
+        str | None,
+        _text("--local-ranks-filter", "0,1", "Only these local ranks on the terminal.", _OUTPUT),
+    ] = None,
+    log_line_prefix_template: Annotated[
+        str | None,
+        _text(
+            "--log-line-prefix-template",
+            "TEXT",
+            "The prefix, with ${role_name}, ${local_rank} and ${rank}.",
+            _OUTPUT,
+        ),
+    ] = None,
     prefix: Annotated[
         bool, _flag("--prefix/--no-prefix", "Begin each of its lines with the rank.", _OUTPUT)
     ] = True,
@@ -120,15 +168,37 @@ def run(
     monitor_interval: Annotated[
         str | None, _text("--monitor-interval", "S", "No effect: nothing is polled.", _TORCHRUN)
     ] = None,
+    role: Annotated[
+        str | None, _text("--role", "NAME", "The workers' ROLE_NAME; default.", _TORCHRUN)
+    ] = None,
+    virtual_local_rank: Annotated[
+        bool,
+        _flag("--virtual-local-rank", "LOCAL_RANK 0, and one GPU in each worker.", _TORCHRUN),
+    ] = False,
+    shutdown_timeout: Annotated[
+        str | None, _text("--shutdown-timeout", "S", "Same as --stop-timeout.", _TORCHRUN)
+    ] = None,
     node_rank: Annotated[
-        str | None, _text("--node-rank", "N", "Refused: the nodes agree on ranks.", _TORCHRUN)
+        str | None, _text("--node-rank", "N", "No effect: the nodes agree on ranks.", _TORCHRUN)
     ] = None,
     master_addr: Annotated[
-        str | None, _text("--master-addr", "HOST", "Refused: give --endpoint.", _TORCHRUN)
+        str | None, _text("--master-addr", "HOST", "No effect beside --endpoint.", _TORCHRUN)
     ] = None,
     master_port: Annotated[
-        str | None, _text("--master-port", "PORT", "Refused: give --endpoint.", _TORCHRUN)
+        str | None, _text("--master-port", "PORT", "No effect beside --endpoint.", _TORCHRUN)
     ] = None,
+    start_method: Annotated[str | None, _without_effect("--start-method")] = None,
+    signals_to_handle: Annotated[str | None, _without_effect("--signals-to-handle")] = None,
+    event_log_handler: Annotated[str | None, _without_effect("--event-log-handler")] = None,
+    logs_specs: Annotated[str | None, _without_effect("--logs-specs")] = None,
+    numa_binding: Annotated[str | None, _without_effect("--numa-binding")] = None,
+    duplicate_stdout_filters: Annotated[
+        str | None, _without_effect("--duplicate-stdout-filters")
+    ] = None,
+    duplicate_stderr_filters: Annotated[
+        str | None, _without_effect("--duplicate-stderr-filters")
+    ] = None,
+    run_path: Annotated[bool, typer.Option("--run-path", hidden=True)] = False,
 ) -> None:
     """Meet the other nodes of a run, start this node's workers, and regroup when one is lost."""
     settings.check_platform()
@@ -136,4 +206,7 @@ def run(
     warn_if_exposed(token_file)
     from rallypoint.launch import agent
 
+    if config.console.needs_files and config.log_dir is None:
+        config = replace(config, log_dir=tempfile.mkdtemp(prefix="rallypoint-logs-"))
+        output.note(f"the workers' output is in {config.log_dir}; --log-dir names another place")
     raise typer.Exit(agent.main(config))

@@ -7,16 +7,27 @@ a hint where it is another.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rallypoint import settings
 from rallypoint.cli import devices, output
 from rallypoint.core.values import RunSettings
+from rallypoint.endpoints import asks_for_any_port
+from rallypoint.environments import more_than_one
 from rallypoint.errors import ProgramNotFoundError, UsageError
+from rallypoint.launch.console_rule import (
+    NO_STREAMS,
+    ConsoleRule,
+    Streams,
+    read_local_ranks,
+    read_streams,
+)
+from rallypoint.launch.worker_env import ROLE
 from rallypoint.settings import Endpoint, EndpointKind, NodeSettings
 
 if TYPE_CHECKING:
@@ -25,6 +36,7 @@ if TYPE_CHECKING:
 Options = Mapping[str, Any]
 """The options by name; None or an empty value where one was not given."""
 Note = Callable[[str], None]
+_T = TypeVar("_T")
 
 
 def build_config(
@@ -39,21 +51,27 @@ def build_config(
         UsageError: for what cannot be, naming the option or variable.
         ProgramNotFoundError: if there is no such program here.
     """
-    _refuse_decided_elsewhere(options)
     given = _given(options, note)
+    run = settings.run_settings(
+        environ=environ, **_named(given, (*RunSettings.__struct_fields__, "nnodes"))
+    )
+    if run.max_nodes == 1:
+        _check_is_alone(options, given, environ)
+        _complete_alone(given, environ)
+    given.check_endpoint()
     node = settings.node_settings(
         environ=environ,
         token_file=given.get("token_file"),
         labels=_labels(options.get("label") or ()),
         **_named(given, NodeSettings.__struct_fields__),
     )
-    run = settings.run_settings(
-        environ=environ, **_named(given, (*RunSettings.__struct_fields__, "nnodes"))
-    )
     _check_can_meet(node.endpoint, run)
+    _warn_if_alone(node.endpoint, run, note)
+    _note_agreed(options, node.endpoint, note)
     argv = program_argv(options)
     wanted = settings.resolve("nproc_per_node", given.get("nproc_per_node"), environ).value
     workers = devices.count_workers(wanted, environ=environ, note=note)
+    log_dir = settings.resolve("log_dir", given.get("log_dir"), environ).value
     # Last, so that a mistake is told before what the agent needs is loaded.
     from rallypoint.launch.agent import AgentConfig
 
@@ -64,9 +82,12 @@ def build_config(
         workers=workers,
         stop_timeout_s=_duration_s("stop_timeout_s", given, environ),
         regroup_stop_timeout_s=_duration_s("regroup_stop_timeout_s", given, environ),
-        log_dir=settings.resolve("log_dir", given.get("log_dir"), environ).value,
-        tee=bool(options.get("tee", True)),
+        log_dir=log_dir,
+        console=_console_rule(options, has_files=log_dir is not None),
         prefix=bool(options.get("prefix", True)),
+        prefix_template=options.get("log_line_prefix_template"),
+        role=_role(options.get("role")),
+        virtual_local_rank=bool(options.get("virtual_local_rank")),
     )
 
 
@@ -86,6 +107,78 @@ def _check_can_meet(endpoint: Endpoint, run: RunSettings) -> None:
             f"up to {run.max_nodes} nodes cannot meet without an endpoint",
             hint="give every node the same --endpoint HOST:PORT, or --nnodes 1",
         )
+
+
+def _check_is_alone(
+    options: Options, given: Mapping[str, Any], environ: Mapping[str, str] | None
+) -> None:
+    """Refuse a world of one that nobody asked for, where a launcher has started several."""
+    is_asked_for = (
+        options.get("standalone")
+        or "nnodes" in given
+        or settings.resolve("nnodes", None, environ).source != "default"
+    )
+    variables = settings.process_environment() if environ is None else environ
+    found = None if is_asked_for else more_than_one(variables)
+    if found is not None:
+        raise UsageError(
+            f"{found.variable}={found.text} says that there are several {found.what}, and without "
+            "--nnodes each of them would be a run of its own",
+            hint="give --nnodes N, --endpoint HOST:PORT and --run-id ID on every node; "
+            "or --nnodes 1 if each is to be alone",
+        )
+
+
+def _complete_alone(given: _Given, environ: Mapping[str, str] | None) -> None:
+    """One node needs no port that others know, and no name of the run."""
+    if given.any_port:
+        given["endpoint"] = ""
+    has_id = settings.resolve("run_id", given.get("run_id"), environ).value is not None
+    if not has_id and settings.resolve("endpoint", given.get("endpoint"), environ).value:
+        given["run_id"] = f"local-{secrets.token_hex(6)}"
+
+
+def _warn_if_alone(endpoint: Endpoint, run: RunSettings, note: Note) -> None:
+    if endpoint.kind is not EndpointKind.HOST or run.max_nodes == 1:
+        return
+    if endpoint.host in ("localhost", "0.0.0.0", "::"):
+        note(
+            f"warning: {endpoint.host} is another machine on each machine: nodes elsewhere will "
+            "not find this one; give the name or address of one host"
+        )
+
+
+# -- the workers' output -------------------------------------------------------------------------
+
+
+def _console_rule(options: Options, *, has_files: bool) -> ConsoleRule:
+    ranks = options.get("local_ranks_filter")
+    return ConsoleRule(
+        # Without files --no-tee would throw the output away.
+        tee=bool(options.get("tee", True)) or not has_files,
+        redirected=_streams(options.get("redirects"), "--redirects"),
+        teed=_streams(options.get("tee_streams"), "--tee"),
+        local_ranks=_read(read_local_ranks, ranks, "--local-ranks-filter") if ranks else None,
+    )
+
+
+def _streams(text: str | None, option: str) -> Streams:
+    return NO_STREAMS if text is None else _read(read_streams, text, option)
+
+
+def _read(read: Callable[[str], _T], text: str, option: str) -> _T:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise UsageError(f"{option} {error}") from error
+
+
+def _role(text: str | None) -> str:
+    if text is None:
+        return ROLE
+    if not text or not text.isprintable():
+        raise UsageError(f"--role must be a printable name, not {text!r}")
+    return text
 
 
 # -- what was given ------------------------------------------------------------------------------
@@ -121,6 +214,8 @@ class _Given(dict[str, Any]):
     def __init__(self) -> None:
         super().__init__()
         self._labels: dict[str, str] = {}
+        self.any_port = ""
+        """The option that gave an endpoint with port 0, if one did."""
 
     def add(self, name: str, text: str, label: str) -> None:
         """Take it, unless it cannot be read or another option says otherwise."""
@@ -131,7 +226,10 @@ class _Given(dict[str, Any]):
                 f"{label}: a {what} on a command line is seen by every user of the machine",
                 hint=instead,
             )
-        settings.read(known, text, label)
+        if known.name == "endpoint" and asks_for_any_port(text):
+            self.any_port = label
+        else:
+            settings.read(known, text, label)
         if self.get(known.name, text) != text:
             raise UsageError(
                 f"{self._labels[known.name]} and {label} contradict each other: "
@@ -141,8 +239,13 @@ class _Given(dict[str, Any]):
         self[known.name] = text
         self._labels[known.name] = label
 
+    def check_endpoint(self) -> None:
+        """Refuse port 0 where others have to know the port. Raises EndpointError."""
+        if self.get("endpoint"):
+            settings.read(settings.setting("endpoint"), self["endpoint"], self._labels["endpoint"])
 
-def _given(options: Options, note: Note) -> dict[str, Any]:
+
+def _given(options: Options, note: Note) -> _Given:
     given = _Given()
     for name in _OPTIONS:
         if options.get(name) is not None:
@@ -157,7 +260,7 @@ def _given(options: Options, note: Note) -> dict[str, Any]:
 
 def _stand_alone(given: _Given) -> None:
     endpoint = given.get("endpoint")
-    if endpoint:
+    if endpoint and not given.any_port:
         raise UsageError(
             f"--standalone has no endpoint, and {endpoint!r} is given", hint="leave out one of them"
         )
@@ -198,6 +301,26 @@ _OF_C10D_ONLY: Final = frozenset(
 """What only torch's own rendezvous has: it polls, and its store is a server of its own."""
 
 
+_WITHOUT_EFFECT: Final = {
+    "monitor_interval": "workers are watched, not polled",
+    "start_method": "each worker is a program of its own",
+    "signals_to_handle": "SIGTERM, SIGINT and SIGHUP stop the workers; "
+    "SIGUSR1 and SIGUSR2 are passed on to them",
+    "event_log_handler": "`rallypoint status --json` and /api/v1 tell what happened",
+    "logs_specs": "--log-dir, --redirects and --tee say where output goes",
+    "numa_binding": "workers are not bound to processors",
+    "duplicate_stdout_filters": "--log-dir keeps every line",
+    "duplicate_stderr_filters": "--log-dir keeps every line",
+    "run_path": "the script is run by Python as it is",
+}
+"""Options of torchrun's that change nothing here, and why."""
+_AGREED: Final = {
+    "node_rank": "the nodes agree on their ranks",
+    "master_addr": "it is agreed anew for each round",
+    "master_port": "it is agreed anew for each round",
+}
+
+
 def _add_torchrun(given: _Given, options: Options, note: Note) -> None:
     backend = options.get("rdzv_backend") or "rallypoint"
     if backend not in ("rallypoint", "c10d"):
@@ -210,8 +333,11 @@ def _add_torchrun(given: _Given, options: Options, note: Note) -> None:
             given.add(known, options[name], f"--{name.replace('_', '-')}")
     for key, text in _conf(options.get("rdzv_conf") or ""):
         _add_conf(given, key, text, note)
-    if options.get("monitor_interval") is not None:
-        note("--monitor-interval has no effect: workers are watched, not polled")
+    if options.get("shutdown_timeout") is not None:
+        given.add("stop_timeout", options["shutdown_timeout"], "--shutdown-timeout")
+    for name, why in _WITHOUT_EFFECT.items():
+        if options.get(name):
+            note(f"--{name.replace('_', '-')} has no effect: {why}")
 
 
 def _conf(text: str) -> list[tuple[str, str]]:
@@ -238,18 +364,21 @@ def _yes_or_no(text: str, label: str) -> str:
     raise UsageError(f"{label} must be true or false, not {text!r}")
 
 
-def _refuse_decided_elsewhere(options: Options) -> None:
-    if options.get("node_rank") is not None:
-        raise UsageError(
-            "--node-rank cannot be given: the nodes agree on their ranks",
-            hint="leave it out; --rank-policy natural orders nodes by their names",
-        )
-    for name in ("master_addr", "master_port"):
-        if options.get(name) is not None:
+def _note_agreed(options: Options, endpoint: Endpoint, note: Note) -> None:
+    """What a static rendezvous is given, and a batch line often carries beside an endpoint.
+
+    Raises UsageError without an endpoint: then the nodes are to meet by these alone.
+    """
+    for name, why in _AGREED.items():
+        option = f"--{name.replace('_', '-')}"
+        if options.get(name) is None:
+            continue
+        if endpoint.kind is EndpointKind.LOCAL and not options.get("standalone"):
             raise UsageError(
-                f"--{name.replace('_', '-')} cannot be given: it is agreed anew for each round",
-                hint="leave it out; --endpoint HOST:PORT says where the nodes meet",
+                f"{option} does not tell the nodes where to meet",
+                hint="give every node the same --endpoint HOST:PORT and --run-id",
             )
+        note(f"{option} has no effect: {why}")
 
 
 # -- the program ---------------------------------------------------------------------------------
@@ -298,8 +427,6 @@ def _check_script(path: str) -> None:
 
 
 def _script_hint(path: str) -> str:
-    if path.isdigit():
-        return "torchrun's --tee takes a number; here it is --tee or --no-tee alone"
     if shutil.which(path) is not None:
         return "to run an executable, put --no-python before it"
     return "check the path; -m runs a module, --no-python an executable"

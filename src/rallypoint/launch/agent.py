@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any, Final, TypeVar
 
 from rallypoint import errors, settings
@@ -42,11 +43,12 @@ from rallypoint.errors import ExitCode
 from rallypoint.launch import texts
 from rallypoint.launch.bell import Bell, new_event_loop
 from rallypoint.launch.channel import Channel, Requests
+from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
 from rallypoint.launch.guard import Guard
 from rallypoint.launch.logs import LogPump, check_log_dir
 from rallypoint.launch.oom import OomCounter
 from rallypoint.launch.work import Assignment, Work, outranks, worst_first
-from rallypoint.launch.worker_env import inherited_environment
+from rallypoint.launch.worker_env import ROLE, inherited_environment
 
 _T = TypeVar("_T")
 
@@ -67,8 +69,10 @@ FORWARDED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 class AgentConfig:
     """What `rallypoint run` was asked for. Durations in seconds.
 
-    `argv`: the workers' command. `workers`: how many on this node. `tee`: the workers' output goes
-    to the console also where it goes to `log_dir`. `prefix`: with `[node:rank]` before each line.
+    `argv`: the workers' command. `workers`: how many on this node. `console`: which of their output
+    goes to the console. `prefix`: whether each line there begins with `prefix_template`, as torch
+    has it ($ and {role_name}, {local_rank} or {rank}); None: with `[node:rank]`. `role`: the
+    workers' ROLE_NAME. `virtual_local_rank`: see WorkerContext.
     """
 
     node: settings.NodeSettings
@@ -78,8 +82,11 @@ class AgentConfig:
     stop_timeout_s: float
     regroup_stop_timeout_s: float
     log_dir: str | None = None
-    tee: bool = True
+    console: ConsoleRule = SHOW_ALL
     prefix: bool = True
+    prefix_template: str | None = None
+    role: str = ROLE
+    virtual_local_rank: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ class Agent:
             run_id=config.node.run_id,
             log_dir=Path(config.log_dir) if config.log_dir else None,
             prefix=self._prefix if config.prefix else None,
-            console=config.tee or config.log_dir is None,
+            shows=config.console.shows,
         )
         self._channel = Channel(
             self._node, Requests(self._regroup, self._worker_leaves, self._worker_closes)
@@ -278,6 +285,8 @@ class Agent:
             agent_secret=self._channel.begin_round(found),
             base=inherited_environment(),
             scratch=self._scratch,
+            role=self._config.role,
+            virtual_local_rank=self._config.virtual_local_rank,
         )
 
     async def _start(self, work: Work) -> None:
@@ -517,8 +526,11 @@ class Agent:
         """A message of the agent on stderr, without waiting for the console."""
         self._pump.say(texts.shown(f"[{self._node.info.name}] {text}"))
 
-    def _prefix(self, rank: int) -> str:
-        return f"[{self._node.info.name}:{rank}] "
+    def _prefix(self, local_rank: int, rank: int) -> str:
+        if self._config.prefix_template is None:
+            return f"[{self._node.info.name}:{rank}] "
+        names = {"role_name": self._config.role, "local_rank": local_rank, "rank": rank}
+        return Template(self._config.prefix_template).safe_substitute(names)
 
     @contextlib.contextmanager
     def _log_through_the_pump(self) -> Iterator[None]:

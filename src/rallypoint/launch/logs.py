@@ -25,6 +25,7 @@ from pathlib import Path
 
 from rallypoint.errors import LogDirectoryError
 
+from .console_rule import STDERR, STDOUT
 from .lines import Console, LastLines, LogFile, Stream
 
 _COMMANDS_MAX = 10_000  # what the agent says while the console hangs; more is dropped
@@ -67,8 +68,9 @@ def round_log_dir(log_dir: Path, run_id: str, number: int) -> Path:
 class LogPump:
     """Reads what workers print and passes it on. All methods may be called from any thread.
 
-    ``prefix`` gives what stands before each line of a rank on the console (files get the bytes as
-    they are). ``log_dir`` None: no files. ``console`` False: only files, and what say() is given.
+    ``prefix`` gives what stands before each line of a worker on the console, from its local rank
+    and its rank (files get the bytes as they are). ``log_dir`` None: no files. ``shows`` says
+    whether the console shows a stream (STDOUT, STDERR) of a local rank; say() is always shown.
     """
 
     def __init__(
@@ -76,15 +78,15 @@ class LogPump:
         *,
         run_id: str = "",
         log_dir: Path | None = None,
-        prefix: Callable[[int], str] | None = None,
-        console: bool = True,
+        prefix: Callable[[int, int], str] | None = None,
+        shows: Callable[[int, int], bool] = lambda local_rank, stream: True,
         stdout_fd: int = 1,
         stderr_fd: int = 2,
     ) -> None:
         self._run_id = run_id
         self._log_dir = log_dir
         self._prefix = prefix
-        self._console = console
+        self._shows = shows
         self._stdout = Console(stdout_fd)
         self._stderr = Console(stderr_fd)
         self._round_dir: Path | None = None
@@ -111,18 +113,21 @@ class LogPump:
     def attach(self, local_rank: int, rank: int, stdout_fd: int, stderr_fd: int) -> None:
         """Takes over the read ends of a worker's pipes."""
         self._kept[local_rank] = kept = LastLines()
-        prefix = self._prefix(rank).encode(errors="replace") if self._prefix is not None else b""
+        text = self._prefix(local_rank, rank) if self._prefix is not None else ""
+        prefix = text.encode(errors="replace")
         directory = self._round_dir
 
-        def stream(fd: int, console: Console, suffix: str, last: LastLines | None) -> Stream:
+        def stream(
+            fd: int, number: int, console: Console, suffix: str, last: LastLines | None
+        ) -> Stream:
             path = directory / f"rank-{rank}.{suffix}" if directory is not None else None
             file = LogFile(path, self._file_failed) if path is not None else None
             os.set_blocking(fd, False)
-            printed = console if self._console else None
+            printed = console if self._shows(local_rank, number) else None
             return Stream(fd, printed, file, prefix, last, self._selector.unregister)
 
-        out = stream(stdout_fd, self._stdout, "out", None)
-        err = stream(stderr_fd, self._stderr, "err", kept)
+        out = stream(stdout_fd, STDOUT, self._stdout, "out", None)
+        err = stream(stderr_fd, STDERR, self._stderr, "err", kept)
         if not self._command(lambda: self._begin(local_rank, [out, err])):
             os.close(stdout_fd)
             os.close(stderr_fd)

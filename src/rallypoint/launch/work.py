@@ -22,7 +22,7 @@ from rallypoint.launch.bell import Bell
 from rallypoint.launch.guard import Guard
 from rallypoint.launch.logs import LogPump
 from rallypoint.launch.oom import OomCounter
-from rallypoint.launch.worker_env import WorkerContext, worker_environment
+from rallypoint.launch.worker_env import ROLE, WorkerContext, worker_environment
 from rallypoint.launch.workers import WorkerExit, WorkerGroup, WorkerSpec
 
 DRAIN_S: Final = 0.2
@@ -48,6 +48,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     agent_secret: str
     base: dict[str, str]
     scratch: Path | None
+    role: str = ROLE
+    virtual_local_rank: bool = False
 
 
 class Work:
@@ -172,6 +174,8 @@ class Work:
             agent_path=given.agent_path,
             agent_secret=given.agent_secret,
             error_file=str(error_file) if error_file is not None else None,
+            role=given.role,
+            virtual_local_rank=given.virtual_local_rank,
         )
         env = worker_environment(context, given.base)
         return WorkerSpec(argv=given.argv, env=env, cwd=None, local_rank=index, rank=context.rank)

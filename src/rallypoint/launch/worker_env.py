@@ -23,7 +23,10 @@ _OF_ANOTHER_AGENT = ("TORCHELASTIC_ERROR_FILE",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerContext:
-    """What one worker is told of its place. Ranks and world sizes count workers, not nodes."""
+    """What one worker is told of its place. Ranks and world sizes count workers, not nodes.
+
+    ``virtual_local_rank``: the worker sees one GPU, and has LOCAL_RANK 0, as torchrun does it.
+    """
 
     run_id: str
     rank: int
@@ -45,6 +48,7 @@ class WorkerContext:
     agent_secret: str
     error_file: str | None = None
     role: str = ROLE
+    virtual_local_rank: bool = False
 
 
 def inherited_environment() -> dict[str, str]:
@@ -56,7 +60,21 @@ def worker_environment(context: WorkerContext, base: Mapping[str, str]) -> dict[
     """The whole environment of a worker. ``base`` is what the user gave; it wins over defaults,
     never over facts such as the rank."""
     kept = {name: value for name, value in base.items() if not _is_kept_back(name)}
-    return {**_defaults(context), **kept, **_torchrun(context), **_rallypoint(context)}
+    facts = {**_torchrun(context), **_rallypoint(context)}
+    if context.virtual_local_rank:
+        facts |= _one_gpu(context.local_rank, base.get("CUDA_VISIBLE_DEVICES"))
+    return {**_defaults(context), **kept, **facts}
+
+
+def _one_gpu(local_rank: int, visible: str | None) -> dict[str, str]:
+    """The GPU of this local rank alone, out of those that the agent may use."""
+    if visible is None:
+        gpu = str(local_rank)
+    else:
+        # More workers than GPUs: none for the rest, whose programs then say so.
+        gpus = [gpu.strip() for gpu in visible.split(",")]
+        gpu = (gpus + [""] * (local_rank + 1))[local_rank]
+    return {"LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": gpu}
 
 
 def _is_kept_back(name: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from rallypoint import errors, settings
 from rallypoint.core.values import RunSettings
-from rallypoint.endpoints import EndpointKind
+from rallypoint.endpoints import EndpointKind, asks_for_any_port
 from rallypoint.rendezvous.api import RendezvousHandlerCreator, RendezvousParameters
 from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler
 from rallypoint.settings import NodeSettings
@@ -78,8 +78,10 @@ def create_handler(
     """
     _refuse_unknown(params.config)
     given = _settings_of(params)
+    # torch documents HOST:0 for a single node: nobody else needs to know the port.
+    is_any_port = params.max_nodes == 1 and asks_for_any_port(params.endpoint or "")
     node = settings.node_settings(
-        endpoint=params.endpoint or None,
+        endpoint="" if is_any_port else params.endpoint or None,
         run_id=params.run_id or None,
         local_addr=params.local_addr,
         token_file=params.config.get("token_file"),

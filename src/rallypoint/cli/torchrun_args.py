@@ -1,0 +1,55 @@
+"""torchrun's way to write options, turned into ours before the command line is read.
+
+torchrun's parser takes `--tee 3`, `-t 3` and any unambiguous beginning of a long option. Here
+`--tee` is a flag, so its value becomes an option of its own; and abbreviations are written out.
+Nothing after the program is touched: it belongs to the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rallypoint.launch.console_rule import is_streams
+
+
+def rewritten(arguments: Sequence[str], takes_value: Mapping[str, bool]) -> list[str]:
+    """The arguments with each option under its whole name.
+
+    `takes_value`: every option (with its dashes), and whether a value follows it.
+    """
+    done: list[str] = []
+    left = list(arguments)
+    while left:
+        word = left.pop(0)
+        if word in ("-", "--") or not word.startswith("-"):
+            return [*done, word, *left]
+        name, equals, value = _split(word, takes_value)
+        if name in ("--tee", "-t") and not equals and left and is_streams(left[0]):
+            equals, value = "=", left.pop(0)
+        if name == "-t" or (name == "--tee" and equals):
+            name = "--tee-streams"
+        if equals:
+            done += [name, value] if takes_value.get(name, False) else [f"{name}={value}"]
+        else:
+            done.append(name)
+            if takes_value.get(name, False) and left:
+                done.append(left.pop(0))
+    return done
+
+
+def _split(word: str, known: Mapping[str, bool]) -> tuple[str, str, str]:
+    """An option's whole name, "=" if it has a value of its own, and the value."""
+    if not word.startswith("--"):
+        # `-r3` is `-r 3`; flags of one letter are left as they are.
+        is_joined = len(word) > 2 and (known.get(word[:2], False) or word[:2] == "-t")
+        return (word[:2], "=", word[2:].removeprefix("=")) if is_joined else (word, "", "")
+    name, equals, value = word.partition("=")
+    return _whole(name.replace("_", "-"), known), equals, value
+
+
+def _whole(name: str, known: Mapping[str, bool]) -> str:
+    """The only option that begins so, as argparse has it; else the name as it was written."""
+    if name in known:
+        return name
+    found = [each for each in known if each.startswith(name)]
+    return found[0] if len(found) == 1 else name
