@@ -66,7 +66,7 @@ ABOVE_ALL = frozenset({"cli", "__main__"})  # what a person types may import eve
 CORE_MAY_IMPORT = frozenset(
     {"__future__", "collections", "dataclasses", "enum", "typing", "types", "itertools"}
     | {"functools", "bisect", "heapq", "operator", "re", "math", "string", "hashlib", "json"}
-    | {"textwrap", "msgspec"}
+    | {"textwrap", "msgspec", "ipaddress"}
 )
 
 # What torch's classes look like is known in one file, so that all else runs and is tested without.

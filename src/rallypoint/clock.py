@@ -7,12 +7,15 @@ gap out: all deadlines that are kept on it move by the time for which the proces
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Final
 
 STALL_S: Final = 1.0
 """Two readings further apart than this were not taken by a process that was running."""
+SETTLED_S: Final = 1.0
+"""So long after a stall everything has been taken that came in during it."""
 TICK_S: Final = 0.25
 """Whoever keeps deadlines on the clock reads it at least this often."""
 
@@ -28,6 +31,7 @@ class StallProofClock:
         self._source = source
         self._last_s = source()
         self.stalled_s = 0.0
+        self._stall_ended_s = -math.inf
 
     def now_s(self) -> float:
         """The time, in seconds. Never goes back."""
@@ -36,4 +40,12 @@ class StallProofClock:
         self._last_s = reading_s
         if gap_s > STALL_S:
             self.stalled_s += gap_s - TICK_S
+            self._stall_ended_s = reading_s - self.stalled_s
         return reading_s - self.stalled_s
+
+    def has_stalled_since(self, since_s: float) -> bool:
+        """Whether the process slept after `since_s` on this clock, or within the last SETTLED_S.
+
+        What happens so soon after a stall may have been under way during it.
+        """
+        return self._stall_ended_s >= min(since_s, self.now_s() - SETTLED_S)

@@ -21,6 +21,7 @@ from rallypoint.core.values import (
     Address,
     Change,
     CloseRecord,
+    ConnectionEnd,
     Failure,
     FailureKind,
     Link,
@@ -216,8 +217,17 @@ class Driver:
         for token in tokens:
             self.step(on.ConnectionLost(node_id(token), self._links[token]))
 
+    def die(self, *tokens: str) -> None:
+        """The node's kernel closes its connection: its process is gone."""
+        how = ConnectionEnd.PROCESS_ENDED
+        for token in tokens:
+            self.step(on.ConnectionLost(node_id(token), self._links[token], how))
+
     def disconnect_if_linked(self, *tokens: str) -> None:
         self.disconnect(*(token for token in tokens if token in self._links))
+
+    def die_if_linked(self, *tokens: str) -> None:
+        self.die(*(token for token in tokens if token in self._links))
 
     def silent(self, *tokens: str, silent_s: float = 5.0) -> None:
         for token in tokens:

@@ -18,6 +18,7 @@ from rallypoint.core import events as on
 from rallypoint.core.roster import File
 from rallypoint.core.values import (
     Address,
+    ConnectionEnd,
     Failure,
     FailureKind,
     MemberState,
@@ -35,7 +36,8 @@ nodes = st.sampled_from(TOKENS)
 small_s = st.sampled_from([0.0, 0.01, 0.05, 0.5, 1.0, 1.5, 5.0, 31.0, 130.0])
 honest = st.one_of(
     st.tuples(st.sampled_from(["join", "join", "attach", "ready", "ready", "done"]), nodes),
-    st.tuples(st.sampled_from(["depart", "leave", "answer", "heard", "disconnect"]), nodes),
+    st.tuples(st.sampled_from(["depart", "leave", "answer", "heard"]), nodes),
+    st.tuples(st.sampled_from(["disconnect", "die"]), nodes),
     st.tuples(st.just("silent"), nodes),
     st.tuples(st.just("fail"), nodes, st.sampled_from(FailureKind)),
     st.tuples(st.just("advance"), small_s),
@@ -90,6 +92,8 @@ def live(driver: Driver, life: list[tuple[Any, ...]]) -> None:
                 driver.fail(token, kind=kind)
             case "disconnect", [token]:
                 driver.disconnect_if_linked(token)
+            case "die", [token]:
+                driver.die_if_linked(token)
             case "advance", [duration_s]:
                 driver.advance(duration_s)
             case _:
@@ -106,7 +110,9 @@ def strange_event(which: int, node: NodeId, number: int) -> on.Event:
         case 2:
             return on.NodeDone(node, number)
         case 3:
-            return on.ConnectionLost(node, number)
+            return on.ConnectionLost(
+                node, number, tuple(ConnectionEnd)[number % len(ConnectionEnd)]
+            )
         case 4:
             return on.NodeSilent(node, 5.0 + max(0, number) * 10)
         case 5:
@@ -152,10 +158,10 @@ def a_round_is_formed(driver: Driver, good: list[str]) -> None:
     run, bounds = driver.run, driver.settings
     bound_s = bounds.last_call_s + bounds.probe_s + bounds.reconnect_grace_s + 1.0
     broken_s: float | None = None
-    end_s = driver.now_s + 2 * bound_s + bounds.lost_after_s
+    end_s = driver.now_s + 2 * bound_s + bounds.lost_after_s + bounds.mass_grace_s
     while driver.advance_once(end_s):
         keep_ready(driver)
-        if run.phase in (Phase.ACTIVE, Phase.CLOSED):
+        if run.deposed or run.phase in (Phase.ACTIVE, Phase.CLOSED):
             broken_s = None
         elif broken_s is None:
             broken_s = driver.now_s

@@ -5,8 +5,8 @@ anew; what they ought to be is for whoever reads the diff. The commands:
 
     run min=2 max=4 ...           a run, with the settings of driver._Settings; commit=manual: the
                                   ledger answers only when told
-    attach a b, ready a b, join a b (both), leave a, depart a, done a, disconnect a, silent a 5,
-    heard a, answer a, fail a kind=exception, close
+    attach a b, ready a b, join a b (both), leave a, depart a, done a, disconnect a, die a (its
+    kernel closes its connection), silent a 5, heard a, answer a, fail a kind=exception, close
                                   what nodes do; `a'` is the second start of node a. `attach` of a
                                   node that is in resumes it; `ready a leaving=1` repeats
     commit, commit refused, ledger lost cause=append, ledger restored cause=append
@@ -139,6 +139,7 @@ def _play(driver: Driver, words: list[str], options: dict[str, str]) -> list[str
             | "depart"
             | "done"
             | "disconnect"
+            | "die"
             | "heard"
             | "answer" as command,
             *nodes,

@@ -221,12 +221,18 @@ class NodeMachine:
 
     # -- the connection ------------------------------------------------------------------------
 
-    def connected(self, now_s: float) -> list[Action]:
-        """A connection to a coordinator is open."""
+    def connected(self, now_s: float, source: Address | None = None) -> list[Action]:
+        """A connection to a coordinator is open. `source`: the address of this side's socket."""
         self._heard_s = now_s
         self._next_tick_s = now_s + self._tick_s()
         attach = wire.Attach(
-            self.stamp, wire.VERSION, self.run_id, self.info, self.settings, self._software
+            self.stamp,
+            wire.VERSION,
+            self.run_id,
+            self.info,
+            self.settings,
+            self._software,
+            source=source,
         )
         return [Send(attach)]
 

@@ -423,7 +423,7 @@ class Node:
         self._connection = connection
         connection.on_message = self._received
         connection.on_closed = lambda reason: self._lost(connection, reason)
-        self._act(self._machine.connected(self._now_s()))
+        self._act(self._machine.connected(self._now_s(), connection.source))
 
     # -- losing and finding the coordinator again ----------------------------------------------
 

@@ -21,6 +21,7 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from rallypoint.client import forking
+from rallypoint.client.sockets import ResettingSocket
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address
 from rallypoint.errors import NotACoordinatorError, TokenError
@@ -32,16 +33,17 @@ CLOSE_TIMEOUT_S: Final = 2.0
 class Connection(asyncio.Protocol):
     """An open connection. `on_message` and `on_closed` are called from the event loop.
 
-    `on_closed` is called exactly once, with the reason, whoever closed.
+    `on_closed` is called exactly once, with the reason, whoever closed. `sock` is the connection's.
     """
 
-    def __init__(self, address: Address, token: str) -> None:
+    def __init__(self, address: Address, token: str, sock: ResettingSocket) -> None:
         uri = f"ws://{address}{wire.ATTACH_PATH}"
         self.address = address
         self.on_message: Callable[[bytes], None] = lambda data: None
         self.on_closed: Callable[[str], None] = lambda reason: None
         self._websocket = ClientProtocol(parse_uri(uri), max_size=wire.ANSWER_BYTES_MAX)
         self._token = token
+        self._socket = sock
         loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = loop.create_future()
         self._closed: asyncio.Future[None] = loop.create_future()
@@ -56,6 +58,13 @@ class Connection(asyncio.Protocol):
         """This side's address: how this machine reaches the coordinator, and can be reached."""
         assert self._transport is not None
         return str(self._transport.get_extra_info("sockname")[0])
+
+    @property
+    def source(self) -> Address:
+        """The address and port of this side's socket."""
+        assert self._transport is not None
+        host, port = self._transport.get_extra_info("sockname")[:2]
+        return Address(str(host), port)
 
     @property
     def was_closed_by_peer(self) -> bool:
@@ -77,7 +86,7 @@ class Connection(asyncio.Protocol):
             self._websocket.send_close(1000)
             self._flush()
         if self._websocket.state is State.CONNECTING:
-            self._transport.abort()
+            self.abort(reason)
         elif self._cutting is None:
             loop = asyncio.get_running_loop()
             self._cutting = loop.call_later(CLOSE_TIMEOUT_S, self.abort, reason)
@@ -87,8 +96,9 @@ class Connection(asyncio.Protocol):
         await asyncio.shield(self._closed)
 
     def abort(self, reason: str) -> None:
-        """Cut the connection."""
+        """Cut the connection, by a reset: what has not left yet is lost."""
         self._why_closed = reason
+        self._socket.ends_in_order = False
         if self._transport is not None:
             self._transport.abort()
 
@@ -124,7 +134,8 @@ class Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The connection is gone."""
+        """The connection is gone. The event loop closes the socket after this."""
+        self._socket.choose_how()
         if self._cutting is not None:
             self._cutting.cancel()
         if not self._opened.done():
@@ -144,6 +155,9 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
+        if self._websocket.close_sent is not None:
+            # The coordinator is told before the FIN: it cannot take that for this process's end.
+            self._socket.ends_in_order = True
         for data in self._websocket.data_to_send():
             if data:
                 transport.write(data)
@@ -186,13 +200,15 @@ async def connect(address: Address, sockaddr: object, family: int, token: str) -
     for lack of time, leaves nothing open.
     """
     loop = asyncio.get_running_loop()
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = ResettingSocket(family, socket.SOCK_STREAM)
     forking.close_in_children(sock)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await loop.sock_connect(sock, sockaddr)  # type: ignore[arg-type]
-        _, connection = await loop.create_connection(lambda: Connection(address, token), sock=sock)
+        _, connection = await loop.create_connection(
+            lambda: Connection(address, token, sock), sock=sock
+        )
     except BaseException:
         sock.close()
         raise

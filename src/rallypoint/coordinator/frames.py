@@ -8,11 +8,16 @@ plain case is aiohttp's to judge and to answer: this stands in front of it, not 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
+import os
 import struct
+import sys
 from collections.abc import Callable
 from typing import Final, cast
 
+from rallypoint.core.values import ConnectionEnd
 from rallypoint.wire.messages import MESSAGE_BYTES_MAX
 
 try:
@@ -29,6 +34,20 @@ _MASKED: Final = 0x80
 _SIZE_IN_2_BYTES: Final = _MASKED | 126
 _KEY_BYTES: Final = 4
 _SHORTEST: Final = 2
+_OPCODE: Final = 0x0F
+_CLOSE: Final = 0x08
+_READ_BYTES: Final = 256 * 1024
+
+_END_OF_ERRNO: Final = {
+    errno.ECONNRESET: ConnectionEnd.RESET,
+    # A peer that died answers what is sent to it afterwards with a reset, and the next write may
+    # fail before the FIN is read. Linux says EPIPE only where a FIN came before the reset, and
+    # ECONNRESET where none did (tcp_reset in net/ipv4/tcp_input.c).
+    errno.EPIPE: ConnectionEnd.FIN if sys.platform == "linux" else ConnectionEnd.RESET,
+    errno.ETIMEDOUT: ConnectionEnd.TIMEOUT,
+    errno.EHOSTUNREACH: ConnectionEnd.TIMEOUT,
+    errno.ENETUNREACH: ConnectionEnd.TIMEOUT,
+}
 
 
 _SHORT_HEADERS: Final = tuple(bytes((_BINARY, size)) for size in range(126))
@@ -50,9 +69,21 @@ class FrameReader(asyncio.Protocol):
     `received` is called with the payload of each whole binary frame. Pings and pongs are passed on.
     At anything else (a closing handshake, an error, a text, a message in fragments, which nothing
     may overtake) it steps aside for good, and the owner reads on from there.
+
+    `ended` is called once, with how the connection ended, after all input was given to `received`;
+    not after the reader has stepped aside. `end` tells the same, and what is known until then.
     """
 
-    def __init__(self, transport: asyncio.Transport, received: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        received: Callable[[bytes], None],
+        ended: Callable[[ConnectionEnd], None] = lambda end: None,
+    ) -> None:
+        self.end = ConnectionEnd.UNKNOWN
+        self._ended = ended
+        self._is_aside = False
+        self._has_ended = False
         self._transport = transport
         self._owner = cast(asyncio.Protocol, transport.get_protocol())
         self._received = received
@@ -103,17 +134,23 @@ class FrameReader(asyncio.Protocol):
             self._rest, self._needed = bytearray(data[begin:]), needed
 
     def _step_aside(self, data: bytes) -> None:
+        self._is_aside = True
+        if data[0] & _OPCODE == _CLOSE:
+            self.end = ConnectionEnd.CLOSE
         self._transport.set_protocol(self._owner)
         self._owner.data_received(data)
 
     # -- the owner's: the transport is its own as before -------------------------------------------
 
     def eof_received(self) -> bool | None:
-        """The peer sends no more."""
+        """The peer sends no more: event loops say so once all that came before has been read."""
+        self._has_come_to_an_end(ConnectionEnd.FIN)
         return self._owner.eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone."""
+        if not self._has_ended:
+            self._has_come_to_an_end(self._how(error))
         self._owner.connection_lost(error)
 
     def pause_writing(self) -> None:
@@ -123,3 +160,27 @@ class FrameReader(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It has caught up."""
         self._owner.resume_writing()
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _has_come_to_an_end(self, end: ConnectionEnd) -> None:
+        self._has_ended = True
+        if not self._is_aside:
+            self.end = end
+            self._ended(end)
+
+    def _how(self, error: Exception | None) -> ConnectionEnd:
+        if error is None:
+            # Event loops give no error where this side closed; nor does uvloop for the end of a
+            # TLS connection, of which it says nothing else either. Neither is proof of anything.
+            return ConnectionEnd.OURS
+        if self._transport.get_extra_info("ssl_object") is None:
+            self._read_the_rest()
+        return _END_OF_ERRNO.get(getattr(error, "errno", None) or 0, ConnectionEnd.UNKNOWN)
+
+    def _read_the_rest(self) -> None:
+        """Take what came before a write failed: event loops leave the peer's last words unread."""
+        sock = self._transport.get_extra_info("socket")
+        with contextlib.suppress(AttributeError, OSError):
+            while not self._is_aside and (data := os.read(sock.fileno(), _READ_BYTES)):
+                self.data_received(data)

@@ -67,6 +67,10 @@ class Hub:
         """The coordinator's time: it stands still while the process did (R8)."""
         return self._clock.now_s()
 
+    def has_stalled_since(self, since_s: float) -> bool:
+        """Whether this process stood still after `since_s`, or until a moment ago."""
+        return self._clock.has_stalled_since(since_s)
+
     def call_at(self, due_s: float, callback: Callable[[], None]) -> None:
         """Call back at `due_s`, from `tick`."""
         before_s = self._timers.next_due_s()

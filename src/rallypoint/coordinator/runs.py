@@ -28,6 +28,7 @@ from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.store import BAD_REQUEST, ROUND_ENDED, Answer, RoundStore, StoreFailure
 from rallypoint.core.values import (
     CloseRecord,
+    ConnectionEnd,
     NodeId,
     Phase,
     RoundMember,
@@ -164,12 +165,12 @@ class RunHost:
         if (self._stamp.term, self._stamp.round) != (membership.term, membership.number):
             self._stamp = Stamp(self._hub.ledger_id, membership.term, membership.number)
 
-    def connection_lost(self, session: Session, node: NodeId) -> None:
+    def connection_lost(self, session: Session, node: NodeId, how: ConnectionEnd) -> None:
         """A connection that had attached, or wanted to, is closed."""
         if self._sessions.get(node.name) is session:
             del self._sessions[node.name]
             self._silent.pop(node.name, None)
-        self.post(on.ConnectionLost(node, session.link))
+        self.post(on.ConnectionLost(node, session.link, how))
 
     # -- silence -------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from rallypoint.coordinator.frames import FrameReader, binary_frame
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core.reasons import Refusal, RefusalCode
-from rallypoint.core.values import Address
+from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
@@ -252,8 +252,14 @@ class CoordinatorServer:
             return _hung_up()
         outlet = WebSocketOutlet(ws, request.transport, self._closing)
         session = self.hub.connected(outlet)
+
+        def ended(end: ConnectionEnd) -> None:
+            session.connection_lost(end, outlet.seen)
+            if outlet.backlog_bytes():  # for a peer that may never read it
+                asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, outlet.abort)
+
         # Before the answer that lets the node begin, so that nothing comes past the reader.
-        FrameReader(request.transport, session.received)
+        reader = FrameReader(request.transport, session.received, ended)
         try:
             try:
                 await ws.prepare(request)
@@ -265,9 +271,7 @@ class CoordinatorServer:
                 elif message.type is WSMsgType.TEXT:
                     session.refuse(_TEXT_REFUSAL)
         finally:
-            session.connection_lost()
-            if outlet.backlog_bytes():  # for a peer that may never read it
-                asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, outlet.abort)
+            ended(reader.end)
         return ws
 
 
@@ -284,7 +288,7 @@ _TEXT_REFUSAL: Final = Refusal(
 class WebSocketOutlet:
     """A session's way out over one WebSocket. See sessions.Outlet."""
 
-    __slots__ = ("_closing", "_transport", "_ws", "peer")
+    __slots__ = ("_closing", "_transport", "_ws", "peer", "seen")
 
     def __init__(
         self,
@@ -296,7 +300,8 @@ class WebSocketOutlet:
         self._transport = transport
         self._closing = closing
         peer = transport.get_extra_info("peername")
-        self.peer = str(Address(peer[0], peer[1])) if peer else "a local peer"
+        self.seen = Address(peer[0], peer[1]) if peer else None
+        self.peer = str(self.seen or "a local peer")
 
     def send(self, payload: bytes) -> None:
         """Write one binary frame."""

@@ -10,9 +10,10 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rallypoint.core import endings
 from rallypoint.core import events as on
 from rallypoint.core.reasons import Refusal, RefusalCode
-from rallypoint.core.values import NodeId
+from rallypoint.core.values import Address, ConnectionEnd, NodeId
 from rallypoint.wire import messages as wire
 
 if TYPE_CHECKING:
@@ -43,7 +44,18 @@ class Outlet(Protocol):
 class Session:
     """One connection. `link` numbers it; `run` and `node` are None until it was welcomed."""
 
-    __slots__ = ("_asked", "_hub", "_is_over", "heard_s", "link", "node", "outlet", "run")
+    __slots__ = (
+        "_asked",
+        "_has_ended",
+        "_hub",
+        "_is_over",
+        "_source",
+        "heard_s",
+        "link",
+        "node",
+        "outlet",
+        "run",
+    )
 
     def __init__(self, hub: Hub, link: int, outlet: Outlet) -> None:
         self.link = link
@@ -53,7 +65,9 @@ class Session:
         self.heard_s = 0.0
         self._hub = hub
         self._asked: on.NodeAttached | None = None
+        self._source: Address | None = None
         self._is_over = False
+        self._has_ended = False
 
     # -- what the connection brings ------------------------------------------------------------
 
@@ -76,14 +90,30 @@ class Session:
         hint = "a connection begins with attach"
         self.refuse(Refusal(RefusalCode.MALFORMED, "the node did not attach in time", hint))
 
-    def connection_lost(self) -> None:
-        """The connection is closed, whoever closed it."""
+    def connection_lost(
+        self, end: ConnectionEnd = ConnectionEnd.UNKNOWN, seen: Address | None = None
+    ) -> None:
+        """The connection is closed, whoever closed it. Only the first call counts.
+
+        `end`: how, as the transport saw it, after all input was given to `received`. `seen`: the
+        peer's address as this side sees it.
+        """
+        if self._has_ended:
+            return
+        self._has_ended = True
+        how = ConnectionEnd.OURS if self._is_over else self._judge(end, seen)
         self._hub.disconnected(self)
         self._is_over = True
         run, asked = self.run, self._asked
         if run is not None and asked is not None:
-            run.connection_lost(self, asked.node.id)
+            run.connection_lost(self, asked.node.id, how)
         self._hub.on_fewer()
+
+    def _judge(self, end: ConnectionEnd, seen: Address | None) -> ConnectionEnd:
+        if self.node is None:
+            return end  # It was never let in: its end proves nothing of any member.
+        has_stalled = self._hub.has_stalled_since(self.heard_s)
+        return endings.judge(end, told=self._source, seen=seen, has_stalled=has_stalled)
 
     def _first(self, message: wire.FromNode) -> None:
         if not isinstance(message, wire.Attach):
@@ -95,6 +125,7 @@ class Session:
             self.refuse(refusal)
             return
         self._hub.introduced(self)
+        self._source = message.source
         self._asked = on.NodeAttached(message.node, message.settings, self.link)
         self.run = self._hub.open_run(message.run_id)
         self.run.post(self._asked)

@@ -11,6 +11,7 @@ from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     Address,
     Change,
+    ConnectionEnd,
     Failure,
     NodeId,
     NodeInfo,
@@ -101,6 +102,7 @@ class ConnectionLost(Event, frozen=True):
 
     node: NodeId
     link: int
+    how: ConnectionEnd = ConnectionEnd.UNKNOWN
 
 
 class NodeSilent(Event, frozen=True):

@@ -23,6 +23,7 @@ from rallypoint.core.values import (
     Change,
     ChangeKind,
     CloseRecord,
+    ConnectionEnd,
     Link,
     NodeId,
     RoundRecord,
@@ -66,6 +67,7 @@ class _Node:
         self.departing = False
         self.done = False
         self.said_goodbye = False
+        self.has_ended = False
 
     @property
     def is_awaited(self) -> bool:
@@ -73,7 +75,7 @@ class _Node:
 
     @property
     def is_missing(self) -> bool:
-        return self.is_awaited and self.link is not Link.CONNECTED
+        return self.is_awaited and self.link is not Link.CONNECTED and not self.has_ended
 
     def heard(self) -> None:
         self.probed_s = self.name_probed_s = None
@@ -244,9 +246,10 @@ class Journal:
                 node.departing = not node.done
             case on.NodeLeft():
                 node.said_goodbye = True
-            case on.ConnectionLost(link=link):
+            case on.ConnectionLost(link=link, how=how):
                 if link == node.link_id and node.link is not Link.DISCONNECTED:
                     node.link, node.closed_s = Link.DISCONNECTED, now_s
+                    node.has_ended = how is ConnectionEnd.PROCESS_ENDED
             case on.NodeSilent(silent_s=silent_s) if node.link is Link.CONNECTED:
                 node.link, node.silent_since_s = Link.SILENT, now_s - silent_s
 
@@ -338,6 +341,7 @@ class Journal:
             self._came.add(node.id.name)
         node.link, node.link_id = Link.CONNECTED, effect.link
         node.closed_s = node.silent_since_s = node.absent_since_s = None
+        node.has_ended = False
 
     def _must_be_due(self, record: RoundRecord | CloseRecord) -> None:
         if self._closed:
@@ -421,6 +425,8 @@ class Journal:
     def _must_be_lost(self, node: _Node, now_s: float) -> None:
         if self._guarding is None:
             self._update_guard(now_s)
+        if node.has_ended and not self._suspended:
+            return  # R8: its own kernel has closed its connection.
         is_kept = self._guarding and not self._is_unguarded(node, now_s)
         if self._suspended or is_kept:
             self._fail("R8", f"{node.id.name} was declared lost while nobody may be")

@@ -35,6 +35,7 @@ from rallypoint.core.values import (
     Change,
     ChangeKind,
     CloseRecord,
+    ConnectionEnd,
     Link,
     MemberState,
     NodeId,
@@ -50,6 +51,7 @@ from rallypoint.core.values import (
 
 _RESTING = (Phase.SUSPENDED, Phase.CLOSED)
 """The phases in which nothing is decided."""
+_PROCESS_ENDED = "its process ended: the kernel closed its connection"
 _ENDING = (File.DONE, File.DEPARTING)
 """Where members are that want no other round."""
 
@@ -290,6 +292,7 @@ class Membership:
             self.case and (self.case.change, self.case.closed, self._case_settled),
             (self._call, self._settled, self._settle_serial > 0, self._let_newcomers_in),
             (self._suspicion.guarding, self._suspicion.unanswered, self._suspicion.probe_is_over),
+            tuple(member.name for member in self._suspicion.ended_members()),
             tuple(member.freeze() for member in self.roster),
             self._rivals.names(),
         )
@@ -514,7 +517,10 @@ class Membership:
         if member.link is Link.DISCONNECTED:
             return
         assert self.settings is not None
-        self._do(*self._suspicion.disconnected(member, self.settings, self._now_s))
+        if event.how is ConnectionEnd.PROCESS_ENDED:
+            self._suspicion.ended(member, self._now_s)
+        else:
+            self._do(*self._suspicion.disconnected(member, self.settings, self._now_s))
         if member.name in self._rivals:
             self._supersede(member)
 
@@ -522,7 +528,11 @@ class Membership:
         """SUSPENDED: nobody is judged, so no deadline begins before the ledger is back."""
         self._deferral.forget_attached(event.node, event.link)
         member = self.roster.living(event.node)
-        if member is not None and member.link_id == event.link:
+        if member is None or member.link_id != event.link:
+            return
+        if event.how is ConnectionEnd.PROCESS_ENDED:
+            self._suspicion.ended(member, self._now_s)
+        else:
             member.link = Link.DISCONNECTED
             self.roster.refile(member)
 
@@ -673,6 +683,8 @@ class Membership:
         if self._attach_serial and not self._suspicion.has_absent:
             self._end_attach_grace()
         if not self._suspicion.is_quiet:
+            # R8: the kernel's word needs no grace, and no mass guard holds it back.
+            self._part_with(self._suspicion.ended_members(), _PROCESS_ENDED)
             self._do(*self._suspicion.update_guard(self.settings, self._now_s))
             self._declare_losses()
         if self.case is not None and not self.case.closed:
@@ -684,11 +696,15 @@ class Membership:
 
     def _declare_losses(self) -> None:
         overdue = self._suspicion.past_deadline()
-        lost = [member for member in overdue if member.is_troubled]
+        if overdue:
+            self._part_with(overdue, _how_lost(overdue[0]))
+
+    def _part_with(self, members: list[Member], detail: str) -> None:
+        """These are gone. Nobody misses one that is done or departing; the others are lost."""
+        lost = [member for member in members if member.is_troubled]
         if lost:
-            self._lose(lost, _how_lost(lost[0]))
-        # Who is done or departing is missed by nobody.
-        ended = [member for member in overdue if not member.is_troubled]
+            self._lose(lost, detail)
+        ended = [member for member in members if not member.is_troubled]
         if ended:
             self._remove(ended, ChangeKind.NODE_LEFT, "its connection ended with its work")
 

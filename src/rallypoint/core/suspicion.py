@@ -1,10 +1,12 @@
 """Who cannot be heard, who is lost, and when to believe that many losses are no losses (R8).
 
 Stopping a thousand nodes because the control network hiccuped is worse than noticing one death
-late; yet a process that died should be known at once. So: a closed connection that is not resumed
-within the grace is a loss; silence only makes a member suspect, and a suspect is lost when it
-leaves a probe unanswered while a case is open, or after `lost_after_s`; and while many go missing
-together, nobody is lost, because the path or the coordinator is the likelier culprit.
+late; yet a process that died should be known at once. So: a member whose kernel closed its
+connection is lost at once (`endings.py` says what proves that); any other closed connection that
+is not resumed within the grace is a loss; silence only makes a member suspect, and a suspect is
+lost when it leaves a probe unanswered while a case is open, or after `lost_after_s`; and while
+many go missing together, none of these is lost, because the path or the coordinator is the
+likelier culprit.
 
 This file only notes deadlines and says who is past them; what a loss means is for `membership`.
 """
@@ -36,6 +38,7 @@ class Suspicion:
         self._former_host = ""
         self._expected = 0
         self._arrived = 0
+        self._ended: dict[str, None] = {}
         self._unanswered: dict[str, None] = {}
         self._probe_over = False
         self._mass_since_s: float | None = None
@@ -56,6 +59,19 @@ class Suspicion:
             member.trouble_since_s = now_s
         self._set_link(member, Link.DISCONNECTED)
         return self._deadline(member, TimerKind.GRACE, self.grace_s(settings))
+
+    def ended(self, member: Member, now_s: float) -> None:
+        """Its process is gone, by the word of its kernel: no grace, and no guard holds it."""
+        if member.link is Link.CONNECTED:
+            member.trouble_since_s = now_s
+        member.link_timer = 0
+        self._ended[member.name] = None
+        self._set_link(member, Link.DISCONNECTED)
+
+    def ended_members(self) -> list[Member]:
+        """Members whose process is gone. They count for no mass guard."""
+        found = (self._roster.get(name) for name in self._ended)
+        return [member for member in found if member is not None]
 
     def absent(self, member: Member, now_s: float) -> None:
         """It was in the round that this coordinator took over, and has yet to attach here."""
@@ -121,12 +137,14 @@ class Suspicion:
         self._forget_absence(member.name)
         member.link_timer = 0
         self._overdue.pop(member.name, None)
+        self._ended.pop(member.name, None)
         self._set_link(member, Link.CONNECTED)
 
     def gone(self, member: Member) -> None:
         """It is no member any more."""
         self._forget_absence(member.name)
         self._overdue.pop(member.name, None)
+        self._ended.pop(member.name, None)
         self._unanswered.pop(member.name, None)
 
     # -- probes --------------------------------------------------------------------------------
@@ -185,6 +203,8 @@ class Suspicion:
         self._overdue.clear()
         self._lift_guard()
         for member in self._roster:
+            if member.name in self._ended:
+                continue  # A process that is gone needs no time to come back.
             if member.link is Link.DISCONNECTED:
                 member.trouble_since_s = now_s
                 if member.link_timer == YET_TO_ATTACH:
@@ -197,7 +217,7 @@ class Suspicion:
     @property
     def is_quiet(self) -> bool:
         """Whether everybody is heard, as nearly always: there is nothing to guard or to judge."""
-        nobody = not self._roster.troubled_count and not self._overdue
+        nobody = not self._roster.troubled_count and not self._overdue and not self._ended
         return nobody and self._mass_since_s is None
 
     def update_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:

@@ -63,7 +63,10 @@ _ATTACHED: Final = ("_on_attached", "let in, resumed, or refused with the reason
 _READY: Final = ("_on_ready", "counted; may complete the round")
 _LEFT: Final = ("_on_left", "taken out; may end the run")
 _CLOSE: Final = ("_on_close_requested", "the close is given to the ledger")
-_LOST: Final = ("_on_connection_lost", "has the grace to resume")
+_LOST: Final = (
+    "_on_connection_lost",
+    "lost at once if its process ended, else has the grace to resume",
+)
 _SILENT: Final = ("_on_silent", "suspect, shown as such")
 _HEARD: Final = ("_on_answer", "suspect no more")
 _ANSWERED: Final = ("_on_answer", "alive; may close the case")
@@ -139,7 +142,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _LOST,
         _LOST,
         _LOST,
-        ("_note_disconnected", "noted; its grace begins when the ledger is back"),
+        ("_note_disconnected", "noted; its grace begins, or it is lost, when the ledger is back"),
         ("_note_disconnected", "noted"),
     ),
     **_rows(on.NodeSilent, _SILENT, _SILENT, _SILENT, _SILENT, _NOTHING),

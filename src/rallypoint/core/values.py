@@ -83,6 +83,23 @@ class Link(enum.StrEnum):
     """Its connection closed and has not been resumed."""
 
 
+class ConnectionEnd(enum.StrEnum):
+    """How a node's connection ended, as its coordinator saw it."""
+
+    UNKNOWN = "unknown"
+    PROCESS_ENDED = "process_ended"
+    """The node's kernel closed it, which is proof that the process is gone: `core/endings.py`."""
+    FIN = "fin"
+    """The other side closed it. Something between the two, or the node itself, may have."""
+    RESET = "reset"
+    TIMEOUT = "timeout"
+    """Nothing that was sent is acknowledged any more, or there is no way to the node."""
+    CLOSE = "close"
+    """The node closed it in due form, with a WebSocket Close."""
+    OURS = "ours"
+    """The coordinator closed it."""
+
+
 class NodeId(Value, frozen=True):
     """A node and which of its lives: the name is unique in the run, the incarnation per start."""
 

@@ -65,6 +65,8 @@ class Attach(Message, frozen=True, tag="attach"):
 
     `reads_ledger`: the node can read the ledger and find another coordinator by itself, so that
     one that has lost its ledger need not send it away.
+    `source`: the address and port of this side's socket, as the node sees it. A coordinator that
+    sees another one has something in between that may close the connection by itself.
     """
 
     version: int
@@ -73,6 +75,7 @@ class Attach(Message, frozen=True, tag="attach"):
     settings: RunSettings
     software: Text = ""
     reads_ledger: bool = False
+    source: Address | None = None
 
 
 class Ready(Message, frozen=True, tag="ready"):

@@ -1,0 +1,334 @@
+"""How the end of a node's connection reaches the run: over real sockets, in both event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rallypoint.client.sockets import ResettingSocket
+from rallypoint.client.transport import Connection, connect
+from rallypoint.clock import SETTLED_S, StallProofClock
+from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.core import events as on
+from rallypoint.core.values import Address, ConnectionEnd, NodeInfo, RunSettings, Stamp
+from rallypoint.wire import messages as wire
+from tests.loops import needs_ipv6, until
+
+uvloop = pytest.importorskip("uvloop")
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+RUN = RunSettings(min_nodes=1, max_nodes=2, reconnect_grace_s=600.0)
+
+Main = Callable[[], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(params=LOOPS)
+def run(request: pytest.FixtureRequest) -> Callable[[Main], None]:
+    """Run a coroutine in each event loop."""
+
+    def in_loop(main: Main) -> None:
+        async def bounded() -> None:
+            async with asyncio.timeout(60):
+                await main()
+
+        with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
+            runner.run(bounded())
+
+    return in_loop
+
+
+class Ends:
+    """What the runs were told of ended connections: (node, how), in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.found: list[tuple[str, ConnectionEnd]] = []
+        self.said: list[str] = []
+        post = RunHost.post
+
+        def noted(run: RunHost, event: on.Event) -> None:
+            if isinstance(event, on.ConnectionLost):
+                self.found.append((event.node.name, event.how))
+            if isinstance(event, on.NodeLeft):
+                self.said.append(event.reason)
+            post(run, event)
+
+        monkeypatch.setattr(RunHost, "post", noted)
+
+    async def of(self, name: str) -> ConnectionEnd:
+        await until(lambda: name in dict(self.found), f"no end of {name} was told")
+        [how] = [how for each, how in self.found if each == name]
+        return how
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> Ends:
+    return Ends(monkeypatch)
+
+
+@contextlib.asynccontextmanager
+async def served(
+    host: str | None = "127.0.0.1", clock: StallProofClock | None = None
+) -> AsyncIterator[tuple[CoordinatorServer, int]]:
+    sock = bind(host, 0)
+    port = sock.getsockname()[1]
+    async with CoordinatorServer() as server:
+        if clock is not None:
+            server.hub._clock = clock
+        await server.start([sock])
+        yield server, port
+
+
+class Raw:
+    """A node of which the test sees the socket."""
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self.connection = connection
+        self.name = name
+        self.heard: list[wire.FromCoordinator] = []
+        connection.on_message = lambda data: self.heard.append(wire.decode_from_coordinator(data))
+
+    @property
+    def sock(self) -> ResettingSocket:
+        return self.connection._socket
+
+    def send(self, kind: type, *fields: object) -> None:
+        self.connection.send(wire.encode(kind(self.heard[-1].stamp, *fields)))
+
+    def die(self) -> None:
+        """As the kernel does it for a process that has ended: a FIN, and not a word."""
+        self.sock.ends_in_order = True
+        assert self.connection._transport is not None
+        self.connection._transport.abort()
+
+    async def says(self, kind: type) -> None:
+        await until(lambda: any(isinstance(each, kind) for each in self.heard), f"no {kind}")
+
+
+async def attached(
+    port: int, name: str = "a", host: str = "127.0.0.1", source: Address | None = None
+) -> Raw:
+    address = Address(host, port)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    connection = await connect(address, (host, port), family, "")
+    node = Raw(connection, name)
+    info = NodeInfo(name, 1, "host")
+    attach = wire.Attach(
+        Stamp(), wire.VERSION, "run", info, RUN, source=source or connection.source
+    )
+    connection.send(wire.encode(attach))
+    await node.says(wire.Welcome)
+    return node
+
+
+class Source:
+    """The machine's clock, with what a test adds to it."""
+
+    def __init__(self) -> None:
+        self.added_s = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.added_s
+
+
+# -- what the transport saw ------------------------------------------------------------------------
+
+
+def test_r8_a_fin_of_a_direct_node_is_its_process_s_end(run: Any, ends: Ends) -> None:
+    async def main() -> None:
+        async with served() as (server, port):
+            node = await attached(port)
+            node.die()
+            assert await ends.of("a") is ConnectionEnd.PROCESS_ENDED
+            assert "a" not in server.hub.runs["run"].membership.roster
+
+    run(main)
+
+
+@needs_ipv6
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_socket_of_both_families_sees_ipv4_peers_as_they_are(
+    run: Any, ends: Ends, host: str
+) -> None:
+    async def main() -> None:
+        async with served(None) as (_, port):
+            (await attached(port, host=host)).die()
+            assert await ends.of("a") is ConnectionEnd.PROCESS_ENDED
+
+    run(main)
+
+
+def test_all_that_came_before_the_fin_counts_first(run: Any, ends: Ends) -> None:
+    async def main() -> None:
+        async with served() as (server, port):
+            node = await attached(port)
+            await attached(port, "b")
+            node.send(wire.Goodbye, "last words")
+            node.die()
+            await ends.of("a")
+            assert ends.said == ["last words"]
+            change = server.hub.runs["run"].membership._departures.change("a")
+            assert change is not None
+            assert change.detail == "last words"
+
+    run(main)
+
+
+def test_a_fin_of_a_node_behind_a_proxy_proves_nothing(run: Any, ends: Ends) -> None:
+    async def main() -> None:
+        async with served() as (server, port):
+            proxy = await asyncio.start_server(lambda r, w: relay(r, w, port), "127.0.0.1", 0)
+            async with proxy:
+                node = await attached(proxy.sockets[0].getsockname()[1])
+                node.die()
+                assert await ends.of("a") is ConnectionEnd.FIN
+                assert "a" in server.hub.runs["run"].membership.roster
+
+    run(main)
+
+
+async def relay(up: asyncio.StreamReader, down: asyncio.StreamWriter, port: int) -> None:
+    there, back = await asyncio.open_connection("127.0.0.1", port)
+
+    async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65_536):
+                sink.write(data)
+            sink.close()
+
+    await asyncio.gather(carry(up, back), carry(there, down))
+
+
+def test_a_node_of_an_older_release_has_the_grace(run: Any, ends: Ends) -> None:
+    """It tells no address, and closes by a FIN whenever it likes."""
+
+    async def main() -> None:
+        async with served() as (_, port):
+            node = await attached(port, source=Address("", 0))
+            node.die()
+            assert await ends.of("a") is ConnectionEnd.FIN
+
+    run(main)
+
+
+def test_a_websocket_close_is_no_death(run: Any, ends: Ends) -> None:
+    async def main() -> None:
+        async with served() as (server, port):
+            node = await attached(port)
+            node.connection.close("as agreed")
+            await node.connection.wait_closed()
+            assert await ends.of("a") is ConnectionEnd.CLOSE
+            assert "a" in server.hub.runs["run"].membership.roster
+
+    run(main)
+
+
+def test_a_node_that_drops_its_connection_resets_it(run: Any, ends: Ends) -> None:
+    async def main() -> None:
+        async with served() as (server, port):
+            node = await attached(port)
+            node.connection.abort("silence")
+            assert await ends.of("a") is ConnectionEnd.RESET
+            assert "a" in server.hub.runs["run"].membership.roster
+
+    run(main)
+
+
+def test_what_the_coordinator_ends_is_its_own_doing(run: Any, ends: Ends) -> None:
+    async def main() -> None:
+        async with served() as (server, port):
+            node, other = await attached(port), await attached(port, "b")
+            sessions = {s.node.name: s for s in server.hub.sessions.values() if s.node}
+            sessions["a"].close("not any more")
+            sessions["b"].outlet.abort()
+            assert await ends.of("a") is ConnectionEnd.OURS
+            assert await ends.of("b") is ConnectionEnd.OURS
+            await node.connection.wait_closed()
+            await other.connection.wait_closed()
+
+    run(main)
+
+
+def test_a_fin_that_may_belong_to_a_stall_of_the_coordinator_proves_nothing(
+    run: Any, ends: Ends
+) -> None:
+    async def main() -> None:
+        source = Source()
+        async with served(clock=StallProofClock(source)) as (server, port):
+            nodes = [await attached(port, name) for name in ("a", "b")]
+            source.added_s += 30.0
+            for node in nodes:
+                node.send(wire.Heartbeat)
+            await nodes[0].says(wire.Beat)
+            nodes[0].die()
+            assert await ends.of("a") is ConnectionEnd.FIN
+
+            for _ in range(int(SETTLED_S / 0.1) + 1):  # it runs again, and hears the node again
+                source.added_s += 0.1
+                server.hub.now_s()
+            nodes[1].heard.clear()
+            nodes[1].connection.send(wire.encode(wire.Heartbeat(Stamp())))
+            await nodes[1].says(wire.Beat)
+            nodes[1].die()
+            assert await ends.of("b") is ConnectionEnd.PROCESS_ENDED
+
+    run(main)
+
+
+def test_a_peer_that_cannot_be_reached_any_more_is_a_timeout(run: Any, ends: Ends) -> None:
+    async def main() -> None:
+        async with served() as (server, port):
+            node = await attached(port)
+            [session] = server.hub.sessions.values()
+            transport: Any = session.outlet._transport  # type: ignore[attr-defined]
+            transport.get_protocol().connection_lost(TimeoutError(110, "Connection timed out"))
+            assert await ends.of("a") is ConnectionEnd.TIMEOUT
+            node.connection.abort("the test is over")
+
+    run(main)
+
+
+def test_r8_a_death_is_known_though_writing_to_it_fails_first(run: Any, ends: Ends) -> None:
+    """What is sent to a dead peer comes back as a reset, and the next write fails, with the FIN and
+    what the node said before it still unread."""
+
+    async def main() -> None:
+        async with served() as (server, port):
+            nodes = [await attached(port, name) for name in ("a", "b", "c")]
+            outlets = [session.outlet for session in server.hub.sessions.values()]
+            for node in nodes:
+                node.connection._transport.pause_reading()  # type: ignore[union-attr]
+            nodes[1].send(wire.Goodbye, "last words")
+            for node in nodes:
+                # As its kernel does it; and not the event loop, which would read in between.
+                node.sock.shutdown(socket.SHUT_WR)
+                node.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                close_the_number_of(node.sock)
+            for _ in range(2):
+                for outlet in outlets:
+                    outlet.send(b"x")
+            assert await ends.of("a") is ConnectionEnd.PROCESS_ENDED
+            assert await ends.of("c") is ConnectionEnd.PROCESS_ENDED
+            await ends.of("b")
+            assert ends.said == ["last words"]
+            for node in nodes:
+                node.connection.abort("the test is over")
+
+    run(main)
+
+
+RESET = struct.pack("ii", 1, 0)
+
+
+def close_the_number_of(sock: socket.socket) -> None:
+    """Close what the socket's number stands for, as its process's end does."""
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), sock.fileno(), inheritable=False)
