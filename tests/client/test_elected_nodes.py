@@ -206,6 +206,26 @@ def test_the_death_of_a_coordinator_is_not_felt_and_nothing_acknowledged_is_lost
     on_ledger(scenario, run=msgspec.structs.replace(RUN, max_nodes=3))
 
 
+def test_a_host_that_dies_with_its_node_costs_no_attach_grace(
+    on_ledger: Callable[..., None],
+) -> None:
+    """A19. The lease named its node: the others go on at once, however long the attach grace is."""
+
+    async def scenario(nodes: Nodes) -> None:
+        met = await nodes.meet("a", "b", "c", attach_grace_s=600.0)
+        host = await the_host(met)
+        await kill_coordinator_of(host)
+        await host.aclose(linger=False)  # and no goodbye was said
+        others = [node for node in met if node is not host]
+        await until(lambda: all(node.change is not None for node in others))
+        assert {node.change.kind for node in others if node.change} == {ChangeKind.NODE_LOST}
+        assert {node.change.nodes for node in others if node.change} == {(host.info.name,)}
+        await asyncio.gather(*(node.next_round(HERE, timeout_s=20.0) for node in others))
+        assert {node.round.head.nodes for node in others if node.round} == {2}
+
+    on_ledger(scenario, run=msgspec.structs.replace(RUN, max_nodes=3))
+
+
 def test_a_run_that_was_closed_while_a_node_was_away_is_over_for_it() -> None:
     async def scenario(nodes: Nodes) -> None:
         first, second = await nodes.meet("a", "b")

@@ -104,7 +104,7 @@ def meet(monkeypatch, script: list[str]) -> Bench:
 
 
 def register(bench: Bench) -> RunRecord:
-    kept = asyncio.run(bench.ledger.inner.read("run"))
+    kept = asyncio.run(bench.ledger.inner.read("runs/run"))
     assert kept is not None
     return msgspec.msgpack.decode(kept.value, type=RunRecord)
 
@@ -178,11 +178,11 @@ def test_r5_a_register_that_another_has_written_deposes(monkeypatch):
 
     async def main() -> None:
         bench = Bench(["done"])
-        await bench.ledger.inner.swap("run", None, b"another's")
+        await bench.ledger.inner.swap("runs/run", None, b"another's")
         bench.node("a")
         await bench.until(lambda: bench.run.membership.deposed)
         assert bench.run.membership.number == 0
-        kept = await bench.ledger.read("run")
+        kept = await bench.ledger.read("runs/run")
         assert kept is not None
         assert kept.value == b"another's"
         await bench.committer.aclose()
@@ -198,7 +198,7 @@ def test_a_close_is_written_with_the_last_round(monkeypatch):
         bench.run.post(on.CloseRequested("ann", Outcome.STOPPED, "enough"))
         await bench.until(lambda: bench.run.is_closed)
         await bench.committer.aclose()
-        kept = await bench.ledger.read("run")
+        kept = await bench.ledger.read("runs/run")
         assert kept is not None
         assert kept.version == 2
         return msgspec.msgpack.decode(kept.value, type=RunRecord)

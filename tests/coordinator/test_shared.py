@@ -14,7 +14,6 @@ import pytest
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.office import log_prefix, run_key
 from rallypoint.coordinator.round_log import first_log
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core import election as e
@@ -22,6 +21,7 @@ from rallypoint.core import events as on
 from rallypoint.core.values import Address, NodeId, NodeInfo, Outcome, Phase, RunSettings
 from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.contract import SwapOutcome, Unknown, Versioned
+from rallypoint.ledger.keys import log_prefix, run_key
 from rallypoint.ledger.memory import MemoryLedger
 from tests.loops import run_virtual
 
@@ -276,6 +276,21 @@ def test_whom_no_node_reaches_lets_another_try_that_stands_by() -> None:
         assert other.runs["run"].membership.term == 2
         for each in (first, second):
             await each.aclose()
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("run_id", ["\U0001f680" * 256, "x" * 256, "team/job-42", "..", "a%2Fb"])
+def test_a_run_of_any_id_is_taken_over_from_the_ledger(run_id: str) -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        for term in (1, 2):
+            shared, hub = await coordinator(ledger, term)
+            shared.claim(run_id)
+            await has_begun(hub, run_id)
+            assert hub.runs[run_id].membership.term == term
+            await shared.office.hand_over(1.0)
+            await shared.aclose()
 
     run_virtual(main())
 

@@ -14,7 +14,6 @@ from rallypoint.coordinator.durable_store import (
     encode_record,
 )
 from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.office import log_prefix
 from rallypoint.coordinator.round_log import first_log
 from rallypoint.coordinator.shared import RETRY_S, SharedRuns
 from rallypoint.core.reasons import Refusal, RefusalCode
@@ -28,6 +27,7 @@ from rallypoint.errors import (
     LedgerLimitError,
 )
 from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown, Versioned
+from rallypoint.ledger.keys import log_prefix
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
 from tests.coordinator.test_shared import CONFIG, coordinator, has_begun, until

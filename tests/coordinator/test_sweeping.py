@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from rallypoint.coordinator.office import lease_key, log_prefix, run_key
+import pytest
+
 from rallypoint.coordinator.round_log import first_log
 from rallypoint.coordinator.sweeping import Keeping, Sweeper
 from rallypoint.core import election as e
 from rallypoint.core.values import Address, CloseRecord, Outcome
+from rallypoint.ledger.keys import lease_key, log_name, log_prefix, run_key
 from rallypoint.ledger.memory import MemoryLedger
 
 KEEPING = Keeping(closed_run_s=10.0, open_run_s=100.0, lease_s=10.0)
 
 
-def a_run(close: CloseRecord | None = None) -> bytes:
-    return e.encode(e.RunRegister(e.FORMAT, "ledger", "r", 1, "p", close=close))
+CLOSE = CloseRecord(Outcome.SUCCEEDED, "trained")
 
 
-CLOSED = a_run(CloseRecord(Outcome.SUCCEEDED, "trained"))
+def a_run(run_id: str = "r", close: CloseRecord | None = None) -> bytes:
+    return e.encode(e.RunRegister(e.FORMAT, "ledger", run_id, 1, "p", close=close))
+
+
+CLOSED = a_run(close=CLOSE)
 
 
 def a_lease(state: e.LeaseState = e.LeaseState.SERVING, beat: int = 1) -> bytes:
@@ -47,9 +52,9 @@ async def keys_after(
 
 
 def test_a_closed_run_goes_after_its_time() -> None:
-    registers = {run_key("closed"): CLOSED, run_key("open"): a_run()}
+    registers = {run_key("closed"): a_run("closed", CLOSE), run_key("r"): a_run()}
     assert len(asyncio.run(keys_after(registers, [0.0, 9.0]))) == 2
-    assert asyncio.run(keys_after(registers, [0.0, 11.0])) == (run_key("open"),)
+    assert asyncio.run(keys_after(registers, [0.0, 11.0])) == (run_key("r"),)
 
 
 def test_a_run_that_is_open_is_claimed_and_never_deleted() -> None:
@@ -124,7 +129,31 @@ def test_the_log_of_a_swept_run_goes_with_it() -> None:
     assert asyncio.run(scenario()) == ()
 
 
+@pytest.mark.parametrize("closed", ["team", "team/job", "team/", "t", "team%2Fjob-42"])
+def test_the_log_of_a_run_whose_id_begins_alike_stays(closed: str) -> None:
+    """What is removed of run `team` is named exactly: nothing of run `team/job-42` goes with it."""
+    alive = "team/job-42"
+
+    async def scenario() -> tuple[str, ...]:
+        ledger = MemoryLedger()
+        for run_id, value in ((closed, a_run(closed, CLOSE)), (alive, a_run(alive))):
+            await ledger.swap(run_key(run_id), None, value)
+            await ledger.append(log_name(run_id, 1), 0, b"record")
+        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False, nobody)
+        for now_s in (0.0, 11.0):
+            await sweeper.sweep(now_s)
+        assert await ledger.keys("") == (run_key(alive),)
+        return await ledger.logs("")
+
+    assert asyncio.run(scenario()) == (log_name(alive, 1),)
+
+
+def test_a_register_under_the_name_of_another_run_is_left_alone() -> None:
+    registers = {run_key("other"): CLOSED}
+    assert asyncio.run(keys_after(registers, [0.0, 11.0])) == (run_key("other"),)
+
+
 def test_what_cannot_be_read_is_left_alone_and_keeps_nothing_from_being_swept() -> None:
-    registers = {lease_key("odd"): b"no lease", run_key("a"): b"no run", run_key("b"): CLOSED}
+    registers = {lease_key("odd"): b"no lease", run_key("a"): b"no run", run_key("r"): CLOSED}
     left = asyncio.run(keys_after(registers, [0.0, 11.0]))
     assert left == (lease_key("odd"), run_key("a"))

@@ -29,13 +29,13 @@ THERE = (Address("other", 2),)
 CLOSE = CloseRecord(Outcome.SUCCEEDED, "trained")
 
 
-def holder(process: str = "me") -> e.LeaseHolder:
-    return e.LeaseHolder(process, (Address(process, 1),), TIMING)
+def holder(process: str = "me", node: NodeId | None = None) -> e.LeaseHolder:
+    return e.LeaseHolder(process, (Address(process, 1),), TIMING, node=node)
 
 
-def good(now_s: float = 0.0, process: str = "me") -> e.LeaseHolder:
+def good(now_s: float = 0.0, process: str = "me", node: NodeId | None = None) -> e.LeaseHolder:
     """A lease that was taken now."""
-    taken = holder(process)
+    taken = holder(process, node)
     taken.swapped(swap_of(taken.tick(now_s)), e.Done(1), now_s)
     assert taken.may_decide(now_s)
     return taken
@@ -435,6 +435,9 @@ class TestAnOwnerThatLives:
             assert actions == [e.Elsewhere(THERE, "other")]
 
 
+HOSTED = msgspec.structs.replace(serving(), node=NodeId("n", 5))
+
+
 class TestAnOwnerThatStandsStill:
     def stands_still(self, me: Claimant, until_s: float, version: int = 3) -> list[e.Action]:
         """Look whenever the claim wants to, and find the owner's lease as it was."""
@@ -461,6 +464,37 @@ class TestAnOwnerThatStandsStill:
             keep(me.lease, now_s)
             me.judges(serving(), now_s)
         assert me.claim.next_tick_s() == pytest.approx(3.0)
+
+    def test_the_winner_learns_which_node_its_process_ran_in(self):
+        node = NodeId("n", 5)
+        hosted = msgspec.structs.replace(serving(), node=node)
+        me = Claimant()
+        me.judges(hosted, 0.0)
+        keep(me.lease, 3.0)
+        swap = swap_of(me.judges(hosted, 3.0))
+        adopt = run_swap_of(me.claim.lease_swapped(swap, e.Done(4), 3.1))
+        (won,) = me.claim.run_swapped(adopt, e.Done(8), 3.2)
+        assert won == e.Won(e.decode_run(adopt.value), 8, node)
+
+    @pytest.mark.parametrize(
+        ("owner", "own_node", "former_host"),
+        [
+            (e.revoked_by(HOSTED, "a sweeper"), None, NodeId("n", 5)),
+            (e.revoked_by(HOSTED, "a sweeper"), NodeId("n", 5), None),
+            (msgspec.structs.replace(HOSTED, state=e.LeaseState.MOVING), None, None),
+            (e.revoked_by(serving(), "a sweeper"), None, None),
+            (None, None, None),
+        ],
+        ids=["revoked", "its own", "handed over", "serve", "no lease"],
+    )
+    def test_only_a_node_whose_lease_was_revoked_has_gone(
+        self, owner: e.Lease | None, own_node: NodeId | None, former_host: NodeId | None
+    ):
+        me = Claimant(lease=good(0.0, node=own_node))
+        adopt = run_swap_of(me.judges(owner, 0.0))
+        (won,) = me.claim.run_swapped(adopt, e.Done(8), 0.1)
+        assert isinstance(won, e.Won)
+        assert won.former_host == former_host
 
     def test_once_revoked_the_run_is_adopted_with_the_next_term(self):
         me = Claimant()

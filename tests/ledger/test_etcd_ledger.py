@@ -66,15 +66,16 @@ def test_a_key_in_the_markers_place_is_refused(one_etcd, prefix) -> None:
     asyncio.run(body())
 
 
-def test_a_newer_format_is_refused(one_etcd, prefix) -> None:
+@pytest.mark.parametrize(("format", "by"), [(1, "an older"), (envelope.FORMAT + 1, "a newer")])
+def test_another_format_is_refused(one_etcd, prefix, format: int, by: str) -> None:
     async def body() -> None:
-        newer = envelope.seal(b"value", envelope.new_nonce(), format=envelope.FORMAT + 1)
+        other = envelope.seal(b"value", envelope.new_nonce(), format=format)
         async with EtcdLedger(one_etcd.options, prefix) as ledger:
-            await _put(one_etcd.options, f"{prefix}/r/run", newer)
-            with pytest.raises(LedgerFormatError, match="format 2"):
+            await _put(one_etcd.options, f"{prefix}/r/run", other)
+            with pytest.raises(LedgerFormatError, match=f"format {format} by {by}"):
                 await ledger.read("run")
-            await _put(one_etcd.options, f"{prefix}/ledger", newer)
-        with pytest.raises(LedgerFormatError, match="format 2"):
+            await _put(one_etcd.options, f"{prefix}/ledger", other)
+        with pytest.raises(LedgerFormatError, match=f"format {format} by {by}"):
             await EtcdLedger(one_etcd.options, prefix).open()
 
     asyncio.run(body())

@@ -389,16 +389,17 @@ def test_a_record_that_is_missing_or_damaged_is_named(folder) -> None:
     asyncio.run(body())
 
 
-def test_a_newer_format_is_refused(folder) -> None:
+@pytest.mark.parametrize(("format", "by"), [(1, "an older"), (envelope.FORMAT + 1, "a newer")])
+def test_another_format_is_refused(folder, format: int, by: str) -> None:
     async def body() -> None:
-        newer = envelope.seal(b"value", envelope.new_nonce(), format=envelope.FORMAT + 1)
+        other = envelope.seal(b"value", envelope.new_nonce(), format=format)
         async with FileLedger(folder) as ledger:
             await _swap_on(ledger, "run", 1)
-            _versions(folder)[-1].write_bytes(newer)
-            with pytest.raises(LedgerFormatError, match="format 2") as told:
+            _versions(folder)[-1].write_bytes(other)
+            with pytest.raises(LedgerFormatError, match=f"format {format} by {by}") as told:
                 await ledger.read("run")
-            assert "upgrade" in told.value.hint
-        (folder / file_folder.MARKER).write_bytes(newer)
+            assert "ledger of its own" in told.value.hint
+        (folder / file_folder.MARKER).write_bytes(other)
         with pytest.raises(LedgerFormatError):
             await FileLedger(folder).open()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from rallypoint import settings
 from rallypoint.cli.owners import UNOWNED_HINT, Known, Owner
@@ -12,14 +12,12 @@ from rallypoint.core import election as e
 from rallypoint.core import reasons
 from rallypoint.core.values import named
 from rallypoint.endpoints import Endpoint, EndpointKind
-from rallypoint.errors import LedgerCorruptError
+from rallypoint.errors import LedgerCorruptError, LedgerFormatError
 from rallypoint.ledger.contract import Ledger
+from rallypoint.ledger.keys import RUNS, lease_key, run_key
 from rallypoint.ledger.opening import open_ledger
 
 T = TypeVar("T")
-
-RUNS: Final = "runs/"
-COORDINATORS: Final = "coordinators/"
 
 
 def read(endpoint: Endpoint, token: str, run_id: str | None) -> list[Known]:
@@ -30,7 +28,7 @@ def read(endpoint: Endpoint, token: str, run_id: str | None) -> list[Known]:
 async def _read(endpoint: Endpoint, token: str, run_id: str | None) -> list[Known]:
     ledger = open_ledger(endpoint, settings.etcd_password(endpoint))
     async with ledger:
-        keys: Iterable[str] = [f"{RUNS}{run_id}"] if run_id else await ledger.keys(RUNS)
+        keys: Iterable[str] = [run_key(run_id)] if run_id else await ledger.keys(RUNS)
         registers = [await _decoded(ledger, key, e.decode_run) for key in keys]
         return [
             Known(
@@ -62,7 +60,7 @@ def _summary(register: e.RunRegister) -> dict[str, Any]:
 
 
 async def _owner(ledger: Ledger, process: str, token: str) -> Owner | None:
-    lease = await _decoded(ledger, f"{COORDINATORS}{process}", e.decode_lease) if process else None
+    lease = await _decoded(ledger, lease_key(process), e.decode_lease) if process else None
     if lease is None or lease.state is not e.LeaseState.SERVING:
         return None
     endpoints = (
@@ -76,5 +74,9 @@ async def _decoded(ledger: Ledger, key: str, decode: Callable[[bytes], T]) -> T 
     found = await ledger.read(key)
     try:
         return None if found is None else decode(found.value)
+    except e.OtherFormatError as error:
+        raise LedgerFormatError(
+            f"register {key!r} of the ledger: {error}", hint=error.hint
+        ) from error
     except e.UnreadableError as error:
         raise LedgerCorruptError(f"register {key!r} of the ledger: {error}") from error

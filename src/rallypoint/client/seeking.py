@@ -28,13 +28,12 @@ from rallypoint.errors import (
     LedgerUnreachableError,
 )
 from rallypoint.ledger.contract import Ledger, Versioned
+from rallypoint.ledger.keys import COORDINATORS, lease_key, run_key
 from rallypoint.settings import NodeSettings
 
 _log = logging.getLogger("rallypoint.client")
 _T = TypeVar("_T")
 
-COORDINATORS: Final = "coordinators/"
-"""What the registers of all leases begin with."""
 RETRY_S: Final = 0.3
 ANSWER_MIN_S: Final = 0.5
 """How long the ledger is given for an answer, however little time is left."""
@@ -79,7 +78,7 @@ class Search:
         self.error: LedgerError | None = None
         """Why the ledger cannot be used; None while it can."""
         self._away_since_s = 0.0
-        self._run_key = f"runs/{settings.run_id}"
+        self._run_key = run_key(settings.run_id)
         self._where = str(settings.endpoint)
         self._seeker = e.Seeker(node, e.Timing.of(settings.lease_ttl_s), settings.candidates)
         self._version: int | None = None
@@ -187,8 +186,7 @@ class Search:
                         self._version = found.version if found else None
                         todo += self._seeker.run_read(asked, found, _now_s(), random.random())
                     case e.ReadLease():
-                        lease_key = f"{COORDINATORS}{asked.process}"
-                        found = await self._bounded(self._read(lease_key), ends_s)
+                        found = await self._bounded(self._read(lease_key(asked.process)), ends_s)
                         lease = e.decode_lease(found.value) if found else None
                         todo += self._seeker.lease_read(asked, found, _now_s(), random.random())
                     case e.Attach():
@@ -200,6 +198,9 @@ class Search:
                         return Over(asked.close)
         except LedgerError as error:
             self._note(error)
+        except e.OtherFormatError as error:
+            problem = f"the register of the run cannot be read: {error}"
+            self._note(LedgerFormatError(problem, hint=error.hint))
         except e.UnreadableError as error:
             self._note(
                 LedgerCorruptError(

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.supervision import Supervised
 from rallypoint.core import events as on
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import CloseRecord, RoundRecord
 from rallypoint.errors import LedgerError, UsageError
 from rallypoint.ledger.contract import Ledger, SwapOutcome, Swapped, Unknown
+from rallypoint.ledger.keys import run_key
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -52,7 +54,7 @@ class Committer:
         self._pending: dict[str, _Pending] = {}
         self._writer = secrets.token_hex(8)
         self._sequence = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Supervised()
 
     def commit(self, run: RunHost, record: RoundRecord | CloseRecord) -> None:
         """Begin to write; the outcome is posted to the run as an event.
@@ -64,37 +66,30 @@ class Committer:
         if pending is None or pending.record != record:
             pending = _Pending(record, msgspec.msgpack.encode(self._run_record(run, record)))
             self._pending[run.run_id] = pending
-        self._spawn(self._write(run, pending.value))
+        self._tasks.spawn(self._write(run, pending.value), run.fail)
 
     async def aclose(self) -> None:
         """Give up what is being written."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.aclose()
 
     def forget(self, run_id: str) -> None:
         """The run is swept: its register can go."""
         self._pending.pop(run_id, None)
         if self._versions.pop(run_id, None) is not None:
-            self._spawn(self._delete(run_id))
+            self._tasks.spawn(self._delete(run_id), partial(_not_deleted, run_id))
 
     async def _delete(self, run_id: str) -> None:
         try:
-            await self._ledger.delete(run_id)
+            await self._ledger.delete(run_key(run_id))
         except (OSError, LedgerError) as error:
-            _log.warning("run %s: its register stays in the ledger: %s", run_id, error)
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            _not_deleted(run_id, error)
 
     async def _write(self, run: RunHost, value: bytes) -> None:
         """One swap. What the ledger will not even try is shown like an outage, and tried again."""
         expected = self._versions.get(run.run_id)
         outcome: SwapOutcome
         try:
-            outcome = await self._ledger.swap(run.run_id, expected, value)
+            outcome = await self._ledger.swap(run_key(run.run_id), expected, value)
         except (OSError, LedgerError, UsageError) as error:
             outcome = Unknown(str(error))
         if isinstance(outcome, Unknown):
@@ -132,9 +127,13 @@ class Committer:
         while True:
             await asyncio.sleep(RETRY_S)
             try:
-                await self._ledger.read(run.run_id)
+                await self._ledger.read(run_key(run.run_id))
             except (OSError, LedgerError) as error:
                 run.post(on.LedgerLost(str(error), cause=SuspensionCause.COMMIT))
             else:
                 run.post(on.LedgerRestored(SuspensionCause.COMMIT))
                 return
+
+
+def _not_deleted(run_id: str, error: Exception) -> None:
+    _log.warning("run %s: its register stays in the ledger: %s", run_id, error)

@@ -90,7 +90,7 @@ class Hub:
             return  # Going through all runs for every timer of one of them would be O(runs²).
         self._next_round_s = now_s + TICK_S / 2
         for run in list(self.runs.values()):
-            run.check_silence(now_s)
+            run.supervised(run.check_silence, now_s)
         self._end_strangers(now_s)
         self._sweep(now_s)
 
@@ -146,6 +146,12 @@ class Hub:
         """The run is another coordinator's; nothing of it is kept here."""
         self.runs.pop(run_id, None)
         self.on_fewer()
+
+    def run_lost(self, run: RunHost) -> None:
+        """An unexpected error has ended a run that is kept in memory only: it is forgotten."""
+        if self.runs.get(run.run_id) is run:
+            self._forget(run.run_id)
+            self.drop(run.run_id)
 
     def refusal(self, attach: wire.Attach) -> Refusal | None:
         """Why a node cannot attach here at all, if it cannot."""

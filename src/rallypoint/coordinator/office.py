@@ -10,11 +10,14 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from rallypoint.coordinator.supervision import Supervised, guarded, told
 from rallypoint.core import election as e
+from rallypoint.core.backoff import Backoff
 from rallypoint.core.values import Address, CloseRecord, NodeId, Outcome, RoundRecord, RunSettings
 from rallypoint.errors import (
     LedgerCorruptError,
@@ -23,10 +26,13 @@ from rallypoint.errors import (
     LedgerLimitError,
 )
 from rallypoint.ledger.contract import Ledger, SwapOutcome, Swapped, Unknown, Versioned
+from rallypoint.ledger.keys import COORDINATORS, lease_key, log_prefix, run_key
 
 _log = logging.getLogger("rallypoint.coordinator")
 
 LONGEST_TICK_S: Final = 0.1
+PAUSE_MAX_S: Final = 60.0
+"""The longest pause after an unexpected error, in which this process takes no run or lease."""
 FORGET_CLAIM_S: Final = 60.0
 """A claim to a run that is elsewhere is dropped when no node has asked for it for this long."""
 
@@ -34,10 +40,11 @@ FORGET_CLAIM_S: Final = 60.0
 class Runs(Protocol):
     """Who has the runs: told what becomes of them. Called from the office's loop."""
 
-    def won(self, run_id: str, register: e.RunRegister) -> None:
+    def won(self, run_id: str, register: e.RunRegister, former_host: NodeId | None) -> None:
         """The run is this process's; its register is as the last owner left it.
 
-        Told again when a node asks for a run that was won but not begun.
+        `former_host`: the node that the last owner ended with, if it did. Told again when a node
+        asks for a run that was won but not begun.
         """
 
     def elsewhere(self, run_id: str, addresses: tuple[Address, ...]) -> None:
@@ -64,15 +71,8 @@ class Runs(Protocol):
     def unreadable(self, run_id: str, reason: str) -> None:
         """The run's register cannot be read, and is left as it is."""
 
-
-def lease_key(process: str) -> str:
-    """The register of a coordinator process's lease."""
-    return f"coordinators/{process}"
-
-
-def run_key(run_id: str) -> str:
-    """The register of a run."""
-    return f"runs/{run_id}"
+    def failed(self, run_id: str, error: Exception) -> None:
+        """An unexpected error in what belongs to the run: this process lets go of it."""
 
 
 class Office:
@@ -99,11 +99,16 @@ class Office:
         self._holder = self._new_holder()
         self._claims: dict[str, e.Claim] = {}
         self._wanted_s: dict[str, float] = {}
+        self._wanted_again: set[str] = set()
+        """Runs that were asked for while this process was letting go of them."""
         self._elsewhere: dict[str, tuple[Address, ...]] = {}
         self._yielding: dict[str, e.Yielding] = {}
         self._yield_after_s = yield_after_s
         self._ticker: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Supervised()
+        self._failures = Backoff(timing.ttl_s, PAUSE_MAX_S)
+        self._run_failures: dict[str, Backoff] = {}
+        self._rests_until_s = float("-inf")
         self._outage: str = ""
         self._is_suspended = False
         self._has_told_why = False
@@ -147,7 +152,7 @@ class Office:
         """Take the lease and keep it. `addresses`: where nodes reach this process."""
         self._addresses = addresses
         self._holder = self._new_holder()
-        self._ticker = asyncio.get_running_loop().create_task(self._tick_for_ever())
+        self._ticker = self._spawn(self._tick_for_ever())
 
     async def hand_over(self, timeout_s: float) -> None:
         """Say in the ledger that this process is going, so that nobody waits for the ttl."""
@@ -155,7 +160,7 @@ class Office:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._commits_done()
-                self._do(None, self._holder.hand_over(self._now_s()))
+                self._hand_over(self._holder)
                 await self._moved()
         except TimeoutError:
             _log.warning("the ledger has not taken this coordinator's goodbye: the ttl will do")
@@ -170,32 +175,76 @@ class Office:
 
     async def _any_task(self) -> None:
         """Wait until some request is answered, or for a tick."""
-        if self._tasks:
-            done_first = asyncio.FIRST_COMPLETED
-            await asyncio.wait(self._tasks, timeout=LONGEST_TICK_S, return_when=done_first)
-        else:
-            await asyncio.sleep(LONGEST_TICK_S)
+        done_first = asyncio.FIRST_COMPLETED
+        await asyncio.wait(self._tasks.running, timeout=LONGEST_TICK_S, return_when=done_first)
 
     async def aclose(self) -> None:
         """Stop. Idempotent. The lease is left to run out unless it was handed over."""
-        tasks = [*self._tasks, *([self._ticker] if self._ticker else [])]
-        self._ticker = None
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.aclose()
 
     async def _tick_for_ever(self) -> None:
         while True:
-            self._tick(self._now_s())
+            now_s = self._now_s()
+            if now_s >= self._rests_until_s:
+                guarded(self._process_failed, self._tick, now_s)
             await asyncio.sleep(LONGEST_TICK_S)
 
     def _tick(self, now_s: float) -> None:
-        self._do(None, self._holder.tick(now_s))
+        self._do_lease(self._holder, self._holder.tick(now_s))
         for run_id, claim in list(self._claims.items()):
-            self._do(run_id, claim.tick(now_s))
-            self._yield_if_unheard(run_id, claim, now_s)
-            self._drop_unwanted(run_id, claim, now_s)
+            guarded(partial(self._run_failed, run_id), self._tick_claim, run_id, claim, now_s)
         self._judge_own_lease(now_s)
+
+    def _tick_claim(self, run_id: str, claim: e.Claim, now_s: float) -> None:
+        self._look_again(run_id, claim, now_s)
+        if claim.state is e.ClaimState.IDLE and run_id in self._wanted_again:
+            self._wanted_again.discard(run_id)
+            self._do(run_id, claim.want(now_s))
+        self._yield_if_unheard(run_id, claim, now_s)
+        self._drop_unwanted(run_id, claim, now_s)
+
+    # -- unexpected errors -----------------------------------------------------------------------
+
+    def _run_failed(self, run_id: str, error: Exception) -> None:
+        """What belongs to a run has failed: the run ends here, and its neighbours go on."""
+        _log.error("run %s: an unexpected error", run_id, exc_info=error)
+        self.give_up(run_id)
+        self._runs.failed(run_id, error)
+
+    def give_up(self, run_id: str) -> None:
+        """Let go of a run after an error in it, and stay away from it for a while.
+
+        Another process may take it at once; this one does later, from the run's register.
+        """
+        claim = self._claims.get(run_id)
+        if claim is None:
+            return
+        first = Backoff(self._timing.ttl_s, PAUSE_MAX_S)
+        pause_s = self._run_failures.setdefault(run_id, first).next_s(self._now_s())
+        guarded(partial(self._forget_failed, run_id), self._let_go, run_id, claim, pause_s)
+
+    def _let_go(self, run_id: str, claim: e.Claim, pause_s: float) -> None:
+        self._do(run_id, claim.let_go(self._now_s(), pause_s))
+
+    def _forget_failed(self, run_id: str, error: Exception) -> None:
+        """Its register names this process, which takes it anew if a node asks for the run."""
+        _log.error("run %s: it cannot be let go of", run_id, exc_info=error)
+        self._forget(run_id)
+
+    def _process_failed(self, error: Exception) -> None:
+        """What belongs to the process has failed: it hands its lease over, and begins anew."""
+        _log.error("an unexpected error: this coordinator gives up its lease", exc_info=error)
+        holder, now_s = self._holder, self._now_s()
+        self._rests_until_s = now_s + self._failures.next_s(now_s)
+        self._holder = self._new_holder()
+        self._is_suspended = False
+        for run_id in list(self._claims):
+            self._forget(run_id)
+            self._runs.deposed(run_id, f"an error in this coordinator: {told(error)}")
+        guarded(_lease_not_handed_over, self._hand_over, holder)
+
+    def _hand_over(self, holder: e.LeaseHolder) -> None:
+        self._do_lease(holder, holder.hand_over(self._now_s()))
 
     def _drop_unwanted(self, run_id: str, claim: e.Claim, now_s: float) -> None:
         is_busy = claim.state not in (e.ClaimState.IDLE, e.ClaimState.ELSEWHERE)
@@ -241,7 +290,9 @@ class Office:
 
     def want(self, run_id: str) -> None:
         """A node of the run is here: claim it, or find out where it is."""
-        now_s = self._now_s()
+        guarded(partial(self._run_failed, run_id), self._want, run_id, self._now_s())
+
+    def _want(self, run_id: str, now_s: float) -> None:
         self._wanted_s[run_id] = now_s
         claim = self._claims.get(run_id)
         if claim is None:
@@ -250,13 +301,16 @@ class Office:
         if claim.state is e.ClaimState.ELSEWHERE and known is not None:
             self._runs.elsewhere(run_id, known)
         if claim.state is e.ClaimState.OWNED and claim.register is not None:
-            self._runs.won(run_id, claim.register)  # It was won, but could not be begun.
+            # It was won, but could not be begun.
+            self._runs.won(run_id, claim.register, claim.former_host)
+        if claim.state is e.ClaimState.LETTING_GO:
+            self._wanted_again.add(run_id)
         self._do(run_id, claim.want(now_s))
 
     def reached(self, run_id: str) -> None:
         """A node has come for the run: this process need not stay away from it."""
         claim = self._claims.get(run_id)
-        if claim is not None:
+        if claim is not None and run_id not in self._run_failures:
             claim.end_pause()
 
     def _yield_if_unheard(self, run_id: str, claim: e.Claim, now_s: float) -> None:
@@ -268,7 +322,7 @@ class Office:
             return
         yielding.unheard(now_s)
         if yielding.should_look(now_s):
-            self._spawn(self._yield_to_another(run_id, claim, yielding))
+            self._spawn(self._yield_to_another(run_id, claim, yielding), run_id)
 
     async def _yield_to_another(self, run_id: str, claim: e.Claim, yielding: e.Yielding) -> None:
         try:
@@ -286,7 +340,7 @@ class Office:
     async def _others(self, run_id: str) -> dict[str, int] | None:
         """The versions of the leases of others that may take the run; None: nobody can tell."""
         try:
-            keys = await self._ledger.keys(lease_key(""))
+            keys = await self._ledger.keys(COORDINATORS)
         except NotImplementedError:
             return None
         found = await asyncio.gather(*map(self._ledger.read, keys))
@@ -307,11 +361,12 @@ class Office:
         if claim is not None and claim.may_decide(self._now_s()) and not claim.is_committing:
             assert claim.version is not None
             assert claim.register is not None
-            self._spawn(self._delete(run_id, claim.register, claim.version))
+            self._spawn(self._delete(run_id, claim.register, claim.version), run_id)
 
     def _forget(self, run_id: str) -> None:
         self._claims.pop(run_id, None)
         self._wanted_s.pop(run_id, None)
+        self._wanted_again.discard(run_id)
         self._elsewhere.pop(run_id, None)
         self._yielding.pop(run_id, None)
 
@@ -335,17 +390,22 @@ class Office:
 
     # -- actions -------------------------------------------------------------------------------
 
-    def _do(self, run_id: str | None, actions: list[e.Action]) -> None:
+    def _do(self, run_id: str, actions: list[e.Action]) -> None:
         for action in actions:
-            if run_id is None or not self._tell(run_id, action):
-                self._spawn(self._carry_out(run_id, action))
+            if not self._tell(run_id, action):
+                self._spawn(self._carry_out(run_id, self._ask_for_run(run_id, action)), run_id)
+
+    def _do_lease(self, holder: e.LeaseHolder, actions: list[e.Action]) -> None:
+        for action in actions:
+            assert isinstance(action, e.SwapLease)
+            self._spawn(self._carry_out(None, self._swap_own_lease(holder, action)))
 
     def _tell(self, run_id: str, action: e.Action) -> bool:
         """Pass news on to whoever has the runs. False: the action is a request to the engine."""
         match action:
             case e.Won():
                 self._note_won(run_id)
-                self._runs.won(run_id, action.register)
+                self._runs.won(run_id, action.register, action.former_host)
             case e.Committed():
                 self._runs.committed(run_id)
             case e.Deposed():
@@ -363,18 +423,16 @@ class Office:
             yielding = self._yielding.setdefault(run_id, new)
             yielding.won(self._now_s())
 
-    async def _carry_out(self, run_id: str | None, action: e.Action) -> None:
+    async def _carry_out(self, run_id: str | None, request: Coroutine[Any, Any, None]) -> None:
         """One request to the engine. One that cannot be made is made again by the next tick."""
         try:
-            if run_id is None:
-                assert isinstance(action, e.SwapLease)
-                await self._swap_own_lease(self._holder, action)
-            else:
-                await self._ask_for_run(run_id, action)
+            await request
         except (e.UnreadableError, LedgerCorruptError, LedgerFormatError) as error:
             self._unreadable(run_id, getattr(error, "message", str(error)))
         except LedgerLimitError as error:
-            if run_id is not None:
+            if run_id is None:
+                self._outage = str(error)
+            else:
                 self._runs.not_taken(run_id, str(error))
         except LedgerError as error:
             self._outage = error.message
@@ -392,13 +450,18 @@ class Office:
 
     async def _swap_own_lease(self, holder: e.LeaseHolder, action: e.SwapLease) -> None:
         outcome = await self._swap(lease_key(action.process), action.expected, action.value)
-        if holder is not self._holder:
-            return
         now_s = self._now_s()
-        self._do(None, holder.swapped(action, outcome, now_s))
+        self._do_lease(holder, holder.swapped(action, outcome, now_s))
+        if holder is self._holder:
+            self._lease_answered(now_s)
+
+    def _lease_answered(self, now_s: float) -> None:
         for run_id, claim in list(self._claims.items()):
-            self._do(run_id, claim.tick(now_s))
+            guarded(partial(self._run_failed, run_id), self._look_again, run_id, claim, now_s)
         self._judge_own_lease(now_s)
+
+    def _look_again(self, run_id: str, claim: e.Claim, now_s: float) -> None:
+        self._do(run_id, claim.tick(now_s))
 
     async def _ask_for_run(self, run_id: str, action: e.Action) -> None:
         claim = self._claims.get(run_id)
@@ -442,13 +505,17 @@ class Office:
         except LedgerError as error:
             _log.warning("run %s could not be swept from the ledger: %s", run_id, error)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _spawn(self, work: Coroutine[Any, Any, None], run_id: str = "") -> asyncio.Task[None]:
+        """Run it in the background, for one run or (without `run_id`) for the whole process."""
+        failed = partial(self._run_failed, run_id) if run_id else self._process_failed
+        return self._tasks.spawn(work, failed)
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _lease_not_handed_over(error: Exception) -> None:
+    _log.error("the lease cannot be handed over, so it runs out", exc_info=error)
 
 
 async def delete_run(ledger: Ledger, run_id: str, version: int) -> None:
@@ -464,11 +531,6 @@ async def delete_run(ledger: Ledger, run_id: str, version: int) -> None:
                 return
             await ledger.drop_log(log)
     await ledger.delete(run_key(run_id), version)
-
-
-def log_prefix(run_id: str) -> str:
-    """What the names of a run's logs begin with."""
-    return f"stores/{run_id}/"
 
 
 def _with_record(

@@ -11,13 +11,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from rallypoint.coordinator.durable_store import DurableStore
 from rallypoint.coordinator.history import History
 from rallypoint.coordinator.sessions import Session
+from rallypoint.coordinator.supervision import guarded, told
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core import reasons
@@ -59,6 +60,9 @@ class Shared(Protocol):
     def stepped_down(self, run: RunHost) -> None:
         """The run is not this coordinator's any more."""
 
+    def gave_up(self, run: RunHost) -> None:
+        """An unexpected error has ended the run on this coordinator."""
+
 
 class RunHost:
     """One run on this coordinator. Owned by one thread, as the hub is.
@@ -79,6 +83,7 @@ class RunHost:
         self.store: RoundStore | DurableStore | None = None
         """Whether the round of `store` is on: nothing is logged for one that is over."""
         self.is_claimed = shared is None
+        self.has_failed = False
         self._shared = shared
         self.empty_since_s: float | None = now_s
         self._hub = hub
@@ -98,6 +103,8 @@ class RunHost:
 
     def post(self, event: on.Event) -> None:
         """Give the core an event. Those that its effects bring are taken in order, after it."""
+        if self.has_failed:
+            return
         self._queue.append(event)
         self._drain()
 
@@ -105,24 +112,66 @@ class RunHost:
         if self._is_draining or not self.is_claimed:
             return
         self._is_draining = True
-        try:
-            while self._queue:
-                self._step(self._queue.popleft())
-        finally:
-            self._is_draining = False
+        guarded(self.fail, self._step_all)
+        self._is_draining = False
+
+    def _step_all(self) -> None:
+        while self._queue:
+            self._step(self._queue.popleft())
+
+    def fail(self, error: Exception) -> None:
+        """End the run on this coordinator after an unexpected error in it. Its neighbours go on.
+
+        Nothing of its state can be trusted any more. On a shared ledger it goes on from its
+        register, here or elsewhere; in memory it is lost, and its nodes are told so. Idempotent.
+        """
+        if self.has_failed:
+            return
+        self.has_failed = True
+        _log.error("run %s: ended here by an unexpected error", self.run_id, exc_info=error)
+        refusal = self._failure_refusal(error)
+        for session in list(self._sessions.values()):
+            session.refuse(refusal)
+        self.turn_away(refusal)
+        if self._shared is not None:
+            self._shared.gave_up(self)
+        else:
+            self._hub.run_lost(self)
+
+    def _failure_refusal(self, error: Exception) -> Refusal:
+        what = f"an unexpected error in the coordinator of run {self.run_id!r}: {told(error)}"
+        if self._shared is not None:
+            return Refusal(RefusalCode.MOVED, what)
+        hint = "start the run again; the coordinator's log has the traceback for a bug report"
+        return Refusal(RefusalCode.RUN_LOST, what, hint)
+
+    def supervised(self, work: Callable[..., None], *args: Any) -> None:
+        """Do what belongs to this run alone: an unexpected error ends it, and nothing else."""
+        if not self.has_failed:
+            guarded(self.fail, work, *args)
 
     def begin(
-        self, register: RunRegister, records: Sequence[bytes], *, store_lost: str = ""
+        self,
+        register: RunRegister,
+        records: Sequence[bytes],
+        former_host: NodeId | None = None,
+        *,
+        store_lost: str = "",
     ) -> None:
         """The run is this coordinator's: go on where the last one left it (R5, R10).
 
-        `records`: the log of the round's store, sealed, in order. `store_lost`: why there is none
-        though there should be; then the round has ended. Raises UnreadableLogError.
+        `records`: the log of the round's store, sealed, in order. `former_host`: the node that the
+        last coordinator ended with, if it did. `store_lost`: why there is no store though there
+        should be; then the round has ended. Raises UnreadableLogError.
         """
         now_s = self._hub.now_s()
         grace_s = self._hub.config.attach_grace_s
         effects = self.membership.restore(
-            register, attach_grace_s=grace_s, now_s=now_s, store_lost=store_lost
+            register,
+            attach_grace_s=grace_s,
+            now_s=now_s,
+            former_host=former_host,
+            store_lost=store_lost,
         )
         self._refresh_stamp()
         if register.round is not None and register.close is None:
@@ -295,7 +344,7 @@ class RunHost:
         # All that are armed are kept: short waits beside a long one would arm the long one's timer
         # again and again, and none is ever cancelled.
         heappush(armed, due_s)
-        self._hub.call_at(due_s, self._expire_store)
+        self._hub.call_at(due_s, lambda: self.supervised(self._expire_store))
 
     def _expire_store(self) -> None:
         heappop(self._store_timers_s)

@@ -140,7 +140,7 @@ class Session:
         if handler is None:
             self.refuse(Refusal(RefusalCode.MALFORMED, "the node is attached already"))
         else:
-            handler(run, self, node, message)
+            run.supervised(handler, run, self, node, message)
 
     # -- what the run sends --------------------------------------------------------------------
 

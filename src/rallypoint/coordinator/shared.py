@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rallypoint.coordinator.config import CoordinatorConfig
@@ -21,16 +22,17 @@ from rallypoint.coordinator.durable_store import (
     encode_record,
     header_record,
 )
-from rallypoint.coordinator.office import Office, log_prefix
+from rallypoint.coordinator.office import Office
 from rallypoint.coordinator.round_log import LogId, first_log, older
 from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.supervision import Supervised
 from rallypoint.coordinator.sweeping import Keeping, Sweeper
 from rallypoint.core import events as on
 from rallypoint.core.election import RunRegister, Timing
 from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
 from rallypoint.core.store import RoundStore
 from rallypoint.core.suspension import SuspensionCause
-from rallypoint.core.values import Address, CloseRecord, RoundRecord
+from rallypoint.core.values import Address, CloseRecord, NodeId, RoundRecord
 from rallypoint.errors import (
     LedgerCorruptError,
     LedgerError,
@@ -39,6 +41,7 @@ from rallypoint.errors import (
     LedgerLimitError,
 )
 from rallypoint.ledger.contract import AppendOutcome, Created, Exists, Ledger, Unknown
+from rallypoint.ledger.keys import log_prefix
 
 if TYPE_CHECKING:
     from rallypoint.coordinator.hub import Hub
@@ -85,7 +88,7 @@ class SharedRuns:
         self._ledger = ledger
         self._own_node = config.own_node.name if config.own_node is not None else ""
         self._hub: Hub | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Supervised()
         self._taking: dict[str, _Taking] = {}
         self._preparing: dict[str, _Preparing] = {}
 
@@ -100,7 +103,16 @@ class SharedRuns:
         keeping = Keeping(closed_run_s=self._config.closed_run_keep_s)
         sweeper = Sweeper(self._ledger, keeping, lambda run_id: run_id in hub.runs, self.claim)
         if self._config.only_run is None:
-            self._spawn(sweeper.run())
+            self._sweep_for_ever(sweeper)
+
+    def _sweep_for_ever(self, sweeper: Sweeper) -> None:
+        """What is not swept costs room and harms no run: an error ends one look, not sweeping."""
+
+        def failed(error: Exception) -> None:
+            _log.error("an unexpected error while sweeping the ledger", exc_info=error)
+            self._sweep_for_ever(sweeper)
+
+        self._tasks.spawn(sweeper.run(), failed)
 
     async def hand_over(self, timeout_s: float, reason: str) -> None:
         """Say in the ledger that this coordinator is going, then send the nodes to look again."""
@@ -112,9 +124,7 @@ class SharedRuns:
 
     async def aclose(self) -> None:
         """Stop. Idempotent. The ledger stays open: it is the caller's."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.aclose()
         await self.office.aclose()
 
     # -- what the hub and its runs ask for -----------------------------------------------------
@@ -135,7 +145,7 @@ class SharedRuns:
             return  # It is asked for again after an outage; the same task goes on.
         if preparing is not None:
             preparing.task.cancel()
-        task = self._spawn(self._commit_with_log(run, record))
+        task = self._spawn(run.run_id, self._commit_with_log(run, record))
         self._preparing[run.run_id] = _Preparing(record, task)
 
     def _commit(self, run: RunHost, record: RoundRecord | CloseRecord) -> None:
@@ -183,6 +193,20 @@ class SharedRuns:
         """The run is over for good."""
         self.office.let_go(run_id)
 
+    def failed(self, run_id: str, error: Exception) -> None:
+        """An unexpected error in a task of the run."""
+        run = self._run(run_id)
+        if run is not None:
+            run.fail(error)
+        else:
+            _log.error("run %s: an unexpected error", run_id, exc_info=error)
+
+    def gave_up(self, run: RunHost) -> None:
+        """An unexpected error has ended the run on this coordinator: another may have it."""
+        self._stop_taking(run.run_id)
+        self.office.give_up(run.run_id)
+        self.stepped_down(run)
+
     def stepped_down(self, run: RunHost) -> None:
         """The run is another coordinator's."""
         if self._hub is not None and self._hub.runs.get(run.run_id) is run:
@@ -192,7 +216,7 @@ class SharedRuns:
         """The round's store with its log; the logs of the rounds before can go."""
         if not self._ledger.has_log:
             return None
-        self._spawn(self._drop_older(run.run_id, _log_of(run)))
+        self._spawn(run.run_id, self._drop_older(run.run_id, _log_of(run)))
         record = self._ledger.limits.record_bytes_max
         return DurableStore(
             store,
@@ -207,7 +231,7 @@ class SharedRuns:
         store = run.store
         assert isinstance(store, DurableStore)
         log = _log_of(run).name(log_prefix(run.run_id))
-        self._spawn(self._append(run, store, log, index, data))
+        self._spawn(run.run_id, self._append(run, store, log, index, data))
 
     async def _append(
         self, run: RunHost, store: DurableStore, log: str, index: int, data: bytes
@@ -274,13 +298,13 @@ class SharedRuns:
 
     # -- what the office tells -----------------------------------------------------------------
 
-    def won(self, run_id: str, register: RunRegister) -> None:
+    def won(self, run_id: str, register: RunRegister, former_host: NodeId | None) -> None:
         """The run is this coordinator's. Told again while nobody has begun it."""
         taking = self._taking.get(run_id)
         if taking is not None and taking.term == register.term:
             return
         self._stop_taking(run_id)
-        task = self._spawn(self._take_over(run_id, register))
+        task = self._spawn(run_id, self._take_over(run_id, register, former_host))
         self._taking[run_id] = _Taking(register.term, task)
 
     def _stop_taking(self, run_id: str) -> None:
@@ -289,7 +313,9 @@ class SharedRuns:
         if taking is not None:
             taking.task.cancel()
 
-    async def _take_over(self, run_id: str, register: RunRegister) -> None:
+    async def _take_over(
+        self, run_id: str, register: RunRegister, former_host: NodeId | None
+    ) -> None:
         """Seal the round's log, and begin with what is in it. Cancelled when the run is lost."""
         assert self._hub is not None
         # Its nodes may not be here yet: a claim that was turned down goes on to watch the owner.
@@ -302,7 +328,7 @@ class SharedRuns:
                 records, store_lost = [], str(error)
                 _log.warning("run %s: round %d ends: %s", run_id, register.number, error)
             if self._run(run_id) is run and not run.is_claimed:
-                run.begin(register, records, store_lost=store_lost)
+                run.begin(register, records, former_host, store_lost=store_lost)
                 _log.info("run %s: coordinated here from term %d on", run_id, register.term)
         except UnreadableLogError as error:
             self.unreadable(run_id, str(error))
@@ -427,11 +453,9 @@ class SharedRuns:
         runs = self._hub.runs.values() if self._hub is not None else ()
         return [run for run in runs if run.is_claimed]
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def _spawn(self, run_id: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run it in the background, for one run: an unexpected error ends the run here."""
+        return self._tasks.spawn(work, partial(self.failed, run_id))
 
 
 def _log_of(run: RunHost) -> LogId:

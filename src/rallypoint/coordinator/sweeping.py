@@ -19,10 +19,11 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.coordinator.office import delete_run, lease_key, run_key
+from rallypoint.coordinator.office import delete_run
 from rallypoint.core import election as e
 from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerFormatError
 from rallypoint.ledger.contract import Ledger, Versioned
+from rallypoint.ledger.keys import COORDINATORS, RUNS, run_key
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -78,17 +79,21 @@ class Sweeper:
         self._seen = {key: seen for key, seen in self._seen.items() if key in found}
 
     async def _look_at(self, key: str, now_s: float) -> None:
-        if key.startswith(run_key("")):
+        if key.startswith(RUNS):
             await self._look_at_run(key, now_s)
-        elif key.startswith(lease_key("")):
+        elif key.startswith(COORDINATORS):
             await self._look_at_lease(key, now_s)
 
     async def _look_at_run(self, key: str, now_s: float) -> None:
-        run_id = key.removeprefix(run_key(""))
-        current = None if self._is_mine(run_id) else await self._ledger.read(key)
+        current = await self._ledger.read(key)
         if current is None:
             return
         register = e.decode_run(current.value)
+        run_id = register.run_id
+        if key != run_key(run_id):
+            raise e.UnreadableError(f"this is the register of run {run_id!r}")
+        if self._is_mine(run_id):
+            return
         stood_still_s = self._stood_still_s(key, current, now_s)
         if register.close is None and stood_still_s >= self._keeping.open_run_s:
             self._seen[key] = (current.version, now_s)  # If its owner lives, not again for as long.

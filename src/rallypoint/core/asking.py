@@ -13,6 +13,7 @@ from rallypoint.core.registers import (
 )
 from rallypoint.core.values import (
     Address,
+    NodeId,
     Value,
 )
 
@@ -79,10 +80,14 @@ class SwapLease(Value, frozen=True):
 
 
 class Won(Value, frozen=True):
-    """The run is this process's from now on. Its log's tail is to be sealed before it serves."""
+    """The run is this process's from now on. Its log's tail is to be sealed before it serves.
+
+    `former_host`: the node that hosted the last owner, if that owner's lease was revoked.
+    """
 
     register: RunRegister
     version: int
+    former_host: NodeId | None = None
 
 
 class Committed(Value, frozen=True):

@@ -29,9 +29,11 @@ from rallypoint.core.registers import (
     LeaseState,
     RunRegister,
     UnreadableError,
+    decode_lease,
     decode_run,
     encode,
 )
+from rallypoint.core.values import NodeId
 
 
 class ClaimState(enum.StrEnum):
@@ -65,6 +67,9 @@ class Claim:
         self.state = ClaimState.IDLE
         self.register: RunRegister | None = None
         self.version: int | None = None
+        self.former_host: NodeId | None = None
+        """The node that hosted the last owner, if that owner's lease was revoked: it has ended with
+        its process, as far as can be seen. One that handed its runs over is alive."""
         self.not_before_s = float("-inf")
         """Until then it does not take the run, but says where it is."""
         self._holder = holder
@@ -170,6 +175,7 @@ class Claim:
             return self._adopt(now_s)
         lease = lease_of(asked.process, found)
         if lease.state is not LeaseState.SERVING:
+            self._note_former_host(lease)
             return self._adopt(now_s)
         # The lease's own ttl: its process renews by that one, whatever this process is set to.
         dead_s = self._still.since_s(lease.process, found.version, now_s) + lease.ttl_s
@@ -184,6 +190,7 @@ class Claim:
         if asked != self._open or isinstance(outcome, Unclear):
             return []
         if version_of(asked, outcome) is not None:
+            self._note_former_host(decode_lease(asked.value))
             return self._adopt(now_s)
         # It was renewed after all, or revoked by another: look again.
         return self._read(now_s)
@@ -202,6 +209,11 @@ class Claim:
         return self._stop("another process has written the run's register", now_s, pause_s)
 
     # -- steps ---------------------------------------------------------------------------------
+
+    def _note_former_host(self, lease: Lease) -> None:
+        # A process that lost its lease goes on under another name, in the same node.
+        is_gone = lease.state is LeaseState.REVOKED and lease.node != self._holder.node
+        self.former_host = lease.node if is_gone else None
 
     @property
     def _ttl_s(self) -> float:
@@ -227,6 +239,7 @@ class Claim:
     def _judge(self, found: Found | None, now_s: float) -> list[Action]:
         self.register = None if found is None else self._register_of(found)
         self.version = None if found is None else found.version
+        self.former_host = None
         owner = self.register.owner if self.register else ""
         if owner in ("", self._holder.process):
             # Its own run, too, is sealed anew: what it had tried before it lost sight is void.
@@ -283,7 +296,7 @@ class Claim:
             # The swap was under way for long. By now somebody may have sealed after it.
             return self._wait(now_s)
         self._rest(ClaimState.OWNED, None)
-        return [Won(register, version)]
+        return [Won(register, version, self.former_host)]
 
     def _let_go(self, now_s: float) -> list[Action]:
         assert self.register is not None

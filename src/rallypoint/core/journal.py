@@ -18,6 +18,7 @@ from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunRegister
 from rallypoint.core.suspension import SuspensionCause
+from rallypoint.core.suspicion import HOST_GRACE_S
 from rallypoint.core.values import (
     NAMES_SHOWN_MAX,
     Change,
@@ -446,14 +447,11 @@ class Journal:
             self._fail("R8", f"{name} was declared lost before its time")
 
     def _is_attach_over(self, node: _Node, now_s: float) -> bool:
-        """Whether a member that has yet to attach had the time: its own, or what others needed."""
+        """Whether a member that has yet to attach had the time for that."""
         assert node.absent_since_s is not None
         if _passed(node.absent_since_s, self._attach_grace_s, now_s):
             return True
-        others = [each for each in self._nodes.values() if not each.is_former_host]
-        have_come = all(each.absent_since_s is None for each in others)
-        asked = _passed(node.absent_since_s, self._settings.probe_s, now_s)
-        return node.is_former_host and (have_come or asked)
+        return node.is_former_host and _passed(node.absent_since_s, HOST_GRACE_S, now_s)
 
     def _is_unguarded(self, node: _Node, now_s: float) -> bool:
         """Whether the mass guard neither counts nor keeps a member that has yet to attach.

@@ -158,10 +158,10 @@ class Membership:
         """Go on where the run's last owner left it; before any other step.
 
         The members of its round have yet to attach to this coordinator. One that has not is lost
-        after `attach_grace_s`, or as soon as all others have attached if it is `former_host`: the
-        node that hosted the last owner, if that owner's lease ran out. What was not committed, the
-        members say again. `store_lost`: why the store of its round is gone, if it is. Then the
-        round has ended (R10), and each member is told so when it attaches.
+        after `attach_grace_s`; `former_host` after HOST_GRACE_S: the node that hosted the last
+        owner, if that owner's lease ran out. What was not committed, the members say again.
+        `store_lost`: why the store of its round is gone, if it is. Then the round has ended (R10),
+        and each member is told so when it attaches.
         """
         assert not len(self.roster)
         self._now_s = now_s
@@ -185,7 +185,6 @@ class Membership:
     def _expect_members(
         self, record: RoundRecord, attach_grace_s: float, former_host: NodeId | None
     ) -> None:
-        assert self.settings is not None
         self._enter(Phase.ACTIVE)
         for row in record.members:
             info = NodeInfo(
@@ -195,7 +194,8 @@ class Membership:
             member.state = MemberState.ACTIVE
             member.last_round = record.head.number
             if member.id == former_host:
-                self._do(*self._suspicion.absent_host(member, self.settings, self._now_s))
+                grace = self._suspicion.absent_host(member, self._now_s, attach_grace_s)
+                self._do(*grace)
             else:
                 self._suspicion.absent(member, self._now_s)
         self._attach_grace_s = attach_grace_s

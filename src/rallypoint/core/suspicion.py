@@ -22,6 +22,10 @@ QUEUE_NODES = 500
 their number that counts and not the run's: one death in a large run is known as soon as in a small
 one."""
 
+HOST_GRACE_S = 2.0
+"""How long the former coordinator's node has to attach to the next one, if the lease ran out. All
+living nodes attach within this time of a takeover (docs/operations.md)."""
+
 YET_TO_ATTACH = -1
 """In place of a timer's serial: one timer serves all members of a round that was taken over."""
 
@@ -35,7 +39,6 @@ class Suspicion:
         self._absent: dict[str, None] = {}
         self._unguarded: dict[str, None] = {}
         """Who neither counts for the mass guard nor is kept by it: see `attach_over`."""
-        self._former_host = ""
         self._expected = 0
         self._arrived = 0
         self._ended: dict[str, None] = {}
@@ -79,15 +82,14 @@ class Suspicion:
         member.link_timer = YET_TO_ATTACH
         self._absent[member.name] = None
 
-    def absent_host(self, member: Member, settings: RunSettings, now_s: float) -> list[Effect]:
+    def absent_host(self, member: Member, now_s: float, attach_grace_s: float) -> list[Effect]:
         """The former coordinator ran in this member's process, and its lease ran out.
 
-        So the process is dead or does not run. Like a suspect that is probed, it has `probe_s` to
-        say otherwise, and no more than the others need to attach.
+        So the process is dead, stands still, or is cut off from the ledger. It has as long as any
+        living node needs to attach to a new coordinator.
         """
         self._expect(member, now_s)
-        self._former_host = member.name
-        return self._deadline(member, TimerKind.GRACE, settings.probe_s)
+        return self._deadline(member, TimerKind.GRACE, min(HOST_GRACE_S, attach_grace_s))
 
     def _expect(self, member: Member, now_s: float) -> None:
         member.trouble_since_s = now_s
@@ -101,14 +103,10 @@ class Suspicion:
         If half of the round has attached, this coordinator can be reached, so the mass guard does
         not keep the others. If fewer have, it may be the one that is cut off: the guard decides.
         """
-        host, self._former_host = self._former_host, ""
         if 2 * self._arrived < self._expected:
             for name in self._absent:
                 self._unguarded.pop(name, None)
-        for name in [*self._absent, host]:
-            member = self._roster.get(name)
-            if member is not None and member.link is Link.DISCONNECTED:
-                self._overdue[name] = None
+        self._overdue.update(self._absent)
 
     @property
     def has_absent(self) -> bool:
@@ -209,7 +207,10 @@ class Suspicion:
                 member.trouble_since_s = now_s
                 if member.link_timer == YET_TO_ATTACH:
                     continue  # It has yet to attach here; that has a deadline of its own.
-                effects += self.disconnected(member, settings, now_s)
+                if member.name in self._unguarded:
+                    effects += self._deadline(member, TimerKind.GRACE, HOST_GRACE_S)
+                else:
+                    effects += self.disconnected(member, settings, now_s)
             elif member.link is Link.SILENT:
                 effects += self.silent(member, settings, now_s, settings.suspect_after_s)
         return effects

@@ -21,8 +21,12 @@ import msgspec
 
 from rallypoint.errors import LedgerCorruptError, LedgerFormatError
 
-FORMAT: Final = 1
-"""What this release writes. It reads every format up to this one."""
+FORMAT: Final = 2
+"""What this release writes, and all that it reads. Format 2 quotes the ids of runs in names."""
+OTHER_FORMAT_HINT: Final = (
+    "use the release that wrote it; or stop every process of that release and give this release a "
+    "ledger of its own (another folder, or another prefix in etcd)"
+)
 MAGIC: Final = b"RLPT"
 NONCE_BYTES: Final = 8
 _HEAD: Final = struct.Struct(f">4sH{NONCE_BYTES}s8s")
@@ -49,21 +53,23 @@ def seal(value: bytes, nonce: bytes, *, format: int = FORMAT) -> bytes:
 def unseal(sealed: bytes, where: str) -> Opened:
     """Take a value out. `where` names it for people.
 
-    Raises LedgerFormatError if a newer release wrote it, LedgerCorruptError if it is damaged.
+    Raises LedgerFormatError if another release wrote it, LedgerCorruptError if it is damaged.
     """
     if len(sealed) < _HEAD.size:
         raise _corrupt(where, f"it has {len(sealed)} bytes, less than any record")
     magic, format, nonce, checksum = _HEAD.unpack_from(sealed)
     if magic != MAGIC:
         raise _corrupt(where, f"it begins with {magic!r}, and every record with {MAGIC!r}")
-    if format > FORMAT:
-        # Before the checksum: a newer format may have another one.
+    if format not in (0, FORMAT):
+        # Before the checksum: another format may have another one.
+        by = "a newer" if format > FORMAT else "an older"
         raise LedgerFormatError(
-            f"{where} was written in format {format}, and this release reads up to format {FORMAT}",
-            hint="upgrade Rallypoint here too, or give this release a ledger of its own",
+            f"{where} was written in format {format} by {by} release, and this one reads format "
+            f"{FORMAT} alone",
+            hint=OTHER_FORMAT_HINT,
         )
     value = sealed[_HEAD.size :]
-    if format < 1 or checksum != _checksum(format, nonce, value):
+    if format != FORMAT or checksum != _checksum(format, nonce, value):
         raise _corrupt(where, "its checksum does not fit its content")
     return Opened(value, nonce)
 

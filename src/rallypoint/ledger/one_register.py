@@ -26,8 +26,9 @@ import msgspec
 
 from rallypoint.errors import LedgerCorruptError, LedgerFormatError
 from rallypoint.ledger.contract import Conflict, Versioned
+from rallypoint.ledger.envelope import OTHER_FORMAT_HINT
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """What this release writes and reads. It stands first."""
 
 Counter = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -98,7 +99,7 @@ def encode(shelf: Shelf) -> bytes:
 def decode(data: bytes, where: str) -> Shelf:
     """The shelf. `where` names the engine's value for people.
 
-    Raises LedgerFormatError if a newer release wrote it, LedgerCorruptError if it is no shelf.
+    Raises LedgerFormatError if another release wrote it, LedgerCorruptError if it is no shelf.
     """
     try:
         shelf = msgspec.msgpack.decode(data, type=Shelf)
@@ -108,11 +109,11 @@ def decode(data: bytes, where: str) -> Shelf:
             hint="another program uses it, or it was damaged; give the run an id of its own",
         ) from error
     # A newer release may only have added fields: what can be read need not be all there is.
-    if shelf.format > FORMAT:
-        raise LedgerFormatError(
-            f"{where} was written in format {shelf.format}, and this release reads up to {FORMAT}",
-            hint="upgrade Rallypoint here too, or give this release a ledger of its own",
-        )
     if shelf.format < 1:
         raise LedgerCorruptError(f"{where} is in format {shelf.format}, which no release has")
+    if shelf.format != FORMAT:
+        raise LedgerFormatError(
+            f"{where} was written in format {shelf.format}, and this release reads {FORMAT} alone",
+            hint=OTHER_FORMAT_HINT,
+        )
     return shelf

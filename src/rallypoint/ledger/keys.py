@@ -1,0 +1,78 @@
+"""The names of registers and logs: the one place that says how a ledger is laid out (format 2).
+
+    coordinators/<process>          a coordinator process's lease
+    runs/<run>                      the head of a run
+    chunks/<run>/<term>-<serial>    a part of the member table of a run's round
+    stores/<run>/<number>           the log of the store of a round
+    floor                           the highest term and number of all runs that were removed
+
+<run> is the quoted id of the run. It holds no `/`, so that a list of the names that begin with
+`stores/<run>/` never holds those of another run. The head of a run holds its id as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.parse
+from typing import Final
+
+FLOOR: Final = "floor"
+COORDINATORS: Final = "coordinators/"
+"""What the names of all leases begin with."""
+RUNS: Final = "runs/"
+"""What the names of all heads of runs begin with."""
+QUOTED_BYTES_MAX: Final = 160
+"""A quoted id that is longer is cut, and its hash is added: every engine takes such a name."""
+_CUT_BYTES: Final = 96
+
+
+def lease_key(process: str) -> str:
+    """The register of a coordinator process's lease."""
+    return f"{COORDINATORS}{process}"
+
+
+def run_key(run_id: str) -> str:
+    """The register of a run's head."""
+    return f"{RUNS}{quoted(run_id)}"
+
+
+def chunk_prefix(run_id: str) -> str:
+    """What the names of all chunks of a run's member tables begin with."""
+    return f"chunks/{quoted(run_id)}/"
+
+
+def chunk_key(run_id: str, term: int, serial: int) -> str:
+    """The register of a chunk: the owner of `term` wrote it as its `serial`th. Never used again."""
+    return f"{chunk_prefix(run_id)}{term}-{serial}"
+
+
+def chunk_of(key: str) -> tuple[int, int] | None:
+    """The term and the serial number in a chunk's name; None if it is no such name."""
+    term, dash, serial = key.rpartition("/")[2].partition("-")
+    is_one = dash and term.isascii() and term.isdigit() and serial.isascii() and serial.isdigit()
+    return (int(term), int(serial)) if is_one else None
+
+
+def log_prefix(run_id: str) -> str:
+    """What the names of all logs of a run begin with."""
+    return f"stores/{quoted(run_id)}/"
+
+
+def log_name(run_id: str, number: int) -> str:
+    """The log of the store of one round."""
+    return f"{log_prefix(run_id)}{number}"
+
+
+def number_of(log: str) -> int | None:
+    """The number of the round whose log has this name; None if it is no such name."""
+    number = log.rpartition("/")[2]
+    return int(number) if number.isascii() and number.isdigit() else None
+
+
+def quoted(run_id: str) -> str:
+    """A run's id as a part of a name: readable where it can be, and different for different ids."""
+    whole = urllib.parse.quote(run_id, safe="")
+    if len(whole) <= QUOTED_BYTES_MAX:
+        return whole
+    # Longer than any that is not cut, so that no other id can be given this name.
+    return f"{whole[:_CUT_BYTES]}~{hashlib.sha256(run_id.encode()).hexdigest()}"

@@ -1,0 +1,351 @@
+"""An unexpected error ends one run with its cause, or the process's hold of its lease, and no more.
+
+In virtual time, without connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rallypoint.clock import StallProofClock
+from rallypoint.coordinator.committer import Committer
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.sweeping import LOOK_S
+from rallypoint.core import election as e
+from rallypoint.core import events as on
+from rallypoint.core.backoff import Backoff
+from rallypoint.core.reasons import RefusalCode
+from rallypoint.core.store import Set
+from rallypoint.core.values import (
+    Address,
+    NodeId,
+    NodeInfo,
+    Outcome,
+    Phase,
+    RunSettings,
+    Stamp,
+)
+from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Versioned
+from rallypoint.ledger.keys import run_key
+from rallypoint.ledger.memory import MemoryLedger
+from rallypoint.wire import messages as wire
+from tests.coordinator.test_shared import CONFIG, coordinator, has_begun, until
+from tests.loops import run_virtual
+
+ALONE = RunSettings(min_nodes=1, max_nodes=1, last_call_s=0.1)
+
+
+class Fault(Exception):
+    """What nobody expects."""
+
+
+class Faulty(MemoryLedger):
+    """Raises what no engine should, wherever `fault` says so: (operation, key) -> bool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fault: Callable[[str, str], bool] = lambda operation, key: False
+
+    def _look(self, operation: str, key: str) -> None:
+        if self.fault(operation, key):
+            raise Fault(f"{operation} {key}")
+
+    async def read(self, key: str) -> Versioned | None:
+        self._look("read", key)
+        return await super().read(key)
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        self._look("swap", key)
+        return await super().swap(key, expected, value)
+
+    async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
+        self._look("append", log)
+        return await super().append(log, index, value)
+
+    async def keys(self, prefix: str = "") -> tuple[str, ...]:
+        self._look("keys", prefix)
+        return await super().keys(prefix)
+
+
+class Line:
+    """A node's connection, which it dials again whenever it is sent away."""
+
+    peer = "127.0.0.1"
+
+    def __init__(self, hub: Hub, run_id: str, *, redials: bool = True) -> None:
+        self.said: list[wire.FromCoordinator] = []
+        self._hub, self._run_id, self._redials = hub, run_id, redials
+        self._dial()
+
+    def _dial(self) -> None:
+        self._session = self._hub.connected(self)
+        info = NodeInfo("a", 1, "h")
+        self.say(wire.Attach(Stamp("", 0, 0), wire.VERSION, self._run_id, info, ALONE))
+
+    def say(self, message: wire.FromNode) -> None:
+        self._session.received(wire.encode(message))
+
+    def send(self, payload: bytes) -> None:
+        self.said.append(wire.decode_from_coordinator(payload))
+
+    def backlog_bytes(self) -> int:
+        return 0
+
+    def close(self, reason: str) -> None:
+        session, loop = self._session, asyncio.get_running_loop()
+        loop.call_later(0.01, session.connection_lost)
+        if self._redials:
+            loop.call_later(0.05, self._dial)
+
+    def abort(self) -> None:
+        self.close("aborted")
+
+    def count(self, kind: type[wire.Message]) -> int:
+        return sum(isinstance(each, kind) for each in self.said)
+
+    def refusals(self) -> list[tuple[RefusalCode, str]]:
+        return [
+            (each.refusal.code, each.refusal.message)
+            for each in self.said
+            if isinstance(each, wire.Refused)
+        ]
+
+    async def formed(self) -> None:
+        await until(lambda: self.count(wire.Welcome) > 0)
+        self.say(wire.Ready(self.said[-1].stamp, 0, Address("h", 1), 1))
+        await until(lambda: self.count(wire.Formed) > 0)
+
+
+def failing(run: RunHost, error: Exception) -> None:
+    """The next event of this run brings the error."""
+
+    def step(event: on.Event, now_s: float) -> list[Any]:
+        raise error
+
+    run.membership.step = step  # type: ignore[method-assign]
+
+
+async def two_runs(ledger: MemoryLedger) -> tuple[Any, Hub, Line, Line]:
+    shared, hub = await coordinator(ledger, 1)
+    faulty, other = Line(hub, "faulty"), Line(hub, "other")
+    await faulty.formed()
+    await other.formed()
+    return shared, hub, faulty, other
+
+
+async def is_well(hub: Hub, other: Line) -> None:
+    """The other run goes on in its round, and can be ended."""
+    assert other.refusals() == []
+    run = hub.runs["other"]
+    await until(lambda: run.membership.phase is Phase.ACTIVE)
+    other.say(wire.CloseRun(other.said[-1].stamp, Outcome.SUCCEEDED, "trained"))
+    await until(lambda: run.is_closed)
+
+
+def test_an_error_in_one_run_ends_it_with_its_cause_and_it_goes_on_from_its_register() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        shared, hub, faulty, other = await two_runs(ledger)
+        failing(hub.runs["faulty"], Fault("a bug"))
+        faulty.say(wire.Done(faulty.said[-1].stamp, 1))
+        ((code, message),) = faulty.refusals()
+        assert code is RefusalCode.MOVED
+        assert "'faulty'" in message
+        assert "Fault: a bug" in message
+        await until(lambda: faulty.count(wire.Welcome) == 2)
+        assert faulty.said[-1].stamp.term == 2
+        assert hub.runs["faulty"].membership.number == 1
+        await is_well(hub, other)
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_one_run_that_fails_when_the_ledger_is_back_does_not_keep_the_others_suspended() -> None:
+    async def main() -> None:
+        ledger = Faulty()
+        shared, hub, faulty, other = await two_runs(ledger)
+        shared.ledger_lost("no answer", 1.0)
+        shared.office._is_suspended = True
+        assert hub.runs["other"].membership.phase is Phase.SUSPENDED
+        failing(hub.runs["faulty"], Fault("a bug"))
+        shared.ledger_restored()
+        await until(lambda: hub.runs["other"].membership.phase is Phase.ACTIVE)
+        assert faulty.refusals()
+        await is_well(hub, other)
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+class Stalling(MemoryLedger):
+    """While `until_s` is set, swaps are answered then: the runs' before the lease's, or after."""
+
+    def __init__(self, *, lease_last: bool) -> None:
+        super().__init__()
+        self.until_s = 0.0
+        self._lease_last = lease_last
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        loop = asyncio.get_running_loop()
+        if self.until_s > loop.time():
+            is_last = key.startswith("coordinators/") == self._lease_last
+            await asyncio.sleep(self.until_s - loop.time() + 0.001 * is_last)
+        return await super().swap(key, expected, value)
+
+
+@pytest.mark.parametrize("lease_last", [True, False], ids=["run-first", "lease-first"])
+@pytest.mark.parametrize("stall_ttls", [0.9, 1.1, 1.5, 3.0])
+def test_a_stall_of_the_ledger_while_a_run_is_closed_hangs_no_run(
+    lease_last: bool, stall_ttls: float
+) -> None:
+    async def main() -> None:
+        ledger = Stalling(lease_last=lease_last)
+        shared, hub, closing, other = await two_runs(ledger)
+        ledger.until_s = asyncio.get_running_loop().time() + stall_ttls * CONFIG.lease_ttl_s
+        closing.say(wire.CloseRun(closing.said[-1].stamp, Outcome.SUCCEEDED, "trained"))
+        await until(lambda: closing.count(wire.Closed) == 1)
+        assert closing.refusals() == []
+        register = await ledger.read(run_key("faulty"))
+        assert register is not None
+        close = e.decode_run(register.value).close
+        assert close is not None
+        assert close.outcome is Outcome.SUCCEEDED
+        await is_well(hub, other)
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("operation", ["swap", "append"])
+def test_an_error_of_the_engine_in_one_run_s_request_ends_that_run(operation: str) -> None:
+    async def main() -> None:
+        ledger = Faulty()
+        shared, hub, faulty, other = await two_runs(ledger)
+        ledger.fault = lambda what, key: what == operation and "faulty" in key
+        stamp = faulty.said[-1].stamp
+        if operation == "swap":
+            faulty.say(wire.CloseRun(stamp, Outcome.SUCCEEDED, "trained"))
+        else:
+            faulty.say(wire.StoreCall(stamp, 1, Set("k", b"v")))
+        await until(lambda: bool(faulty.refusals()))
+        code, message = faulty.refusals()[0]
+        assert code is RefusalCode.MOVED
+        assert f"Fault: {operation}" in message
+        ledger.fault = lambda what, key: False
+        await until(lambda: faulty.count(wire.Welcome) == 2)
+        await is_well(hub, other)
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_an_error_in_taking_a_run_over_is_told_and_it_is_tried_again_later() -> None:
+    async def main() -> None:
+        ledger = Faulty()
+        shared, hub = await coordinator(ledger, 1)
+        other = Line(hub, "other")
+        await other.formed()
+        ledger.fault = lambda what, key: what == "read" and key == run_key("faulty")
+        faulty = Line(hub, "faulty")
+        await until(lambda: len(faulty.refusals()) >= 2)
+        assert "Fault: read" in faulty.refusals()[0][1]
+        ledger.fault = lambda what, key: False
+        await faulty.formed()
+        await is_well(hub, other)
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_an_error_of_the_engine_with_the_lease_hands_all_runs_over_and_the_process_goes_on() -> (
+    None
+):
+    async def main() -> None:
+        ledger = Faulty()
+        shared, _, faulty, other = await two_runs(ledger)
+        process = shared.office.process
+        ledger.fault = lambda what, key: what == "swap" and key.startswith("coordinators/")
+        await until(lambda: bool(faulty.refusals()) and bool(other.refusals()))
+        assert "Fault: swap" in other.refusals()[0][1]
+        ledger.fault = lambda what, key: False
+        await until(lambda: faulty.count(wire.Welcome) == 2 and other.count(wire.Welcome) == 2)
+        assert shared.office.process != process
+        assert shared.office._ticker is not None
+        assert not shared.office._ticker.done()
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_an_error_while_sweeping_ends_one_look() -> None:
+    async def main() -> None:
+        ledger = Faulty()
+        looks = []
+
+        def fault(operation: str, key: str) -> bool:
+            looks.append(operation == "keys")
+            return operation == "keys"
+
+        ledger.fault = fault
+        shared, _ = await coordinator(ledger, 1)
+        await asyncio.sleep(3.5 * LOOK_S)
+        assert sum(looks) == 3
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_in_memory_a_run_that_fails_is_lost_and_its_nodes_are_told_why() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        committer = Committer(ledger)
+        hub = Hub(
+            CoordinatorConfig(),
+            ledger_id=ledger.ledger_id,
+            commit=committer.commit,
+            clock=StallProofClock(asyncio.get_running_loop().time),
+            forget=committer.forget,
+        )
+        faulty, other = Line(hub, "faulty", redials=False), Line(hub, "other")
+        await faulty.formed()
+        await other.formed()
+        failing(hub.runs["faulty"], Fault("a bug"))
+        hub.runs["faulty"].post(on.NodeLeft(NodeId("b", 1), "nobody"))
+        ((code, message),) = faulty.refusals()
+        assert code is RefusalCode.RUN_LOST
+        assert "Fault: a bug" in message
+        assert "faulty" not in hub.runs
+        await is_well(hub, other)
+        await committer.aclose()
+
+    run_virtual(main())
+
+
+def test_an_error_while_looking_for_silence_ends_one_run() -> None:
+    async def main() -> None:
+        shared, hub, faulty, other = await two_runs(MemoryLedger())
+
+        def check_silence(now_s: float) -> None:
+            raise Fault("a bug")
+
+        hub.runs["faulty"].check_silence = check_silence  # type: ignore[method-assign]
+        hub.tick()
+        assert "Fault: a bug" in faulty.refusals()[0][1]
+        await has_begun(hub, "faulty")
+        await is_well(hub, other)
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_pauses_grow_up_to_a_bound_and_begin_anew_after_a_quiet_time() -> None:
+    backoff = Backoff(3.0, 10.0)
+    assert [backoff.next_s(0.0) for _ in range(4)] == [3.0, 6.0, 10.0, 10.0]
+    assert backoff.next_s(101.0) == 3.0
