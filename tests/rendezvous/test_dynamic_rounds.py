@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -217,7 +218,7 @@ def test_a_lone_node_needs_no_backend_that_keeps_anything() -> None:
 def test_nodes_that_are_not_alone_are_told_that_nothing_is_kept() -> None:
     with group_over(KeepsNothing()) as group:
         handler = group.handler(2, 2, join=2)
-        with takes_at_most(2 + 2), pytest.raises(RendezvousConnectionError, match="users"):
+        with takes_at_most(2 + 2), pytest.raises(RendezvousTimeoutError, match="users"):
             handler.next_rendezvous()
 
 
@@ -247,13 +248,25 @@ def test_a_backend_that_hangs_blocks_no_call_past_its_deadline() -> None:
     backend = Troubled()
     with hanging(backend), group_over(backend) as group:
         handler = group.handler(join=2, close=1)
-        with takes_at_most(2), pytest.raises(RendezvousConnectionError):
+        with takes_at_most(2), pytest.raises(RendezvousTimeoutError, match=r"within 2 s.*users"):
             handler.next_rendezvous()
         with takes_at_most(2), pytest.raises(RendezvousConnectionError):
             handler.is_closed()
-        with takes_at_most(1), pytest.raises(RendezvousConnectionError):
+        with takes_at_most(1), pytest.raises(RendezvousTimeoutError, match="not closed within 1 s"):
             handler.set_closed()
         with takes_at_most(1):
+            handler.shutdown()
+
+
+def test_a_backend_that_is_slow_ends_at_the_join_timeout() -> None:
+    """It answers each call, and the whole takes longer than a node may wait."""
+    backend = Troubled()
+    with group_over(backend) as group:
+        handler = group.handler(1, 1, join=3, close=2)
+        backend.trouble = lambda: time.sleep(2)
+        with takes_at_most(3), pytest.raises(RendezvousTimeoutError, match="within 3 s"):
+            handler.next_rendezvous()
+        with takes_at_most(2):
             handler.shutdown()
 
 
@@ -265,7 +278,7 @@ def test_a_backend_that_hangs_later_does_not_disturb_who_is_in_a_round() -> None
         with hanging(backend):
             assert (a.num_nodes_waiting(), b.num_nodes_waiting()) == (0, 0)
             # The coordinator cannot commit anything, and what needs that ends by its deadline.
-            with takes_at_most(2), pytest.raises(RendezvousConnectionError):
+            with takes_at_most(2), pytest.raises(RendezvousTimeoutError, match="not closed"):
                 a.set_closed()
 
 

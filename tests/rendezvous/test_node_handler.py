@@ -6,10 +6,13 @@ What of it needs torch is in test_torch_nodes.py, and with torchrun's agents in 
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import socket
 import sys
 import time
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import Any
 import pytest
 
 from rallypoint import errors
+from rallypoint.core.values import ChangeKind, Outcome
 from rallypoint.rendezvous import (
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -25,11 +29,14 @@ from rallypoint.rendezvous import (
     RendezvousGracefulExitError,
     RendezvousParameters,
     RendezvousTimeoutError,
+    node_handler,
+    torch_bridge,
 )
 from rallypoint.rendezvous.node_handler import NodeRendezvousHandler
 from rallypoint.rendezvous.rallypoint_rendezvous import OPTIONS, create_handler
 from rallypoint.rendezvous.stores import ASSIGNED_RANKS, ROLE_INFO, TERMINAL_STATE
 from tests.agent.processes import wait_until
+from tests.loops import open_sockets
 from tests.ports import free_port
 from tests.rendezvous.nodes import WITHIN_S, Nodes, nodes_of, without_torch
 
@@ -314,6 +321,158 @@ def test_one_too_many_of_a_run_that_failed_is_told_so(nodes: Nodes) -> None:
         call.result(SOON_S)
 
 
+@pytest.mark.parametrize("ends", ["failed", "stopped", "too few"])
+def test_a_run_that_did_not_succeed_calls_every_agent_to_rendezvous_again(
+    nodes: Nodes, ends: str
+) -> None:
+    """So that torchrun's agent stops its workers, which may hang, and is told the cause."""
+    a, b, c = (nodes.handler("3") for _ in range(3))
+    infos = nodes.meet(a, b, c)
+    match ends:
+        case "failed":
+            says = r"failed: ValueError: bad batch"
+            with contextlib.suppress(ValueError):
+                try:
+                    raise ValueError("bad batch")
+                finally:
+                    a.shutdown()
+        case "stopped":
+            says = "stopped: enough"
+            assert a._portal is not None
+            assert a._node is not None
+            a._portal.run(a._node.close_run(Outcome.STOPPED, "enough", SOON_S))
+        case _:
+            says = "not enough nodes"
+            done = nodes.start(exit_barrier, infos[0].store, 3, 300)
+            wait_until(lambda: a._is_done, SOON_S)
+            nodes.vanish(c)
+            done.result(SOON_S)
+    wait_until(lambda: b._node is not None and b._node.closed is not None, SOON_S)
+    assert b.num_nodes_waiting() > 0
+    with pytest.raises(RendezvousClosedError, match=says):
+        b.next_rendezvous()
+    assert b.shutdown()
+
+
+def test_who_is_done_ends_with_the_cause_where_the_run_ends_badly(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun's agent is in its exit barrier then, which swallows every Exception."""
+    torch_store = pytest.importorskip("torch.distributed").Store
+    monkeypatch.setattr(torch_bridge, "loaded", lambda: True)
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    a, b, c = (nodes.handler("3", ends_process=True, quiet=True) for _ in range(3))
+    infos = nodes.meet(a, b, c)
+    assert all(isinstance(info.store, torch_store) for info in infos)
+    done = nodes.start(exit_barrier, infos[0].store, 3, 300)
+    wait_until(lambda: a._is_done, SOON_S)
+    with contextlib.suppress(ValueError):
+        try:
+            raise ValueError("bad batch")
+        finally:
+            b.shutdown()
+    with pytest.raises(SystemExit, match="ValueError: bad batch") as caught:
+        done.result(SOON_S)
+    assert caught.value.code not in (0, None)
+    # One that finishes only now is told at its first step, and Rallypoint's thread is alive.
+    wait_until(lambda: c._node is not None and c._node.closed is not None, SOON_S)
+    with pytest.raises(SystemExit, match="ValueError: bad batch"):
+        exit_barrier(infos[2].store, 3, 300)
+    assert a.num_nodes_waiting() == 0
+    assert a.shutdown()
+    assert c.shutdown()
+
+
+def test_who_is_done_waits_for_the_verdict_on_those_who_are_left(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss comes first, and that too few are left comes after it."""
+    pytest.importorskip("torch.distributed")
+    monkeypatch.setattr(torch_bridge, "loaded", lambda: True)
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    a, b = (nodes.handler("2", ends_process=True, quiet=True) for _ in range(2))
+    infos = nodes.meet(a, b)
+    done = nodes.start(exit_barrier, infos[0].store, 2, 300)
+    wait_until(lambda: a._is_done, SOON_S)
+    nodes.vanish(b)
+    with pytest.raises(SystemExit, match="not enough nodes"):
+        done.result(SOON_S)
+
+
+# -- handlers that are not shut down ---------------------------------------------------------------
+
+
+def test_a_handler_that_is_dropped_leaves(nodes: Nodes) -> None:
+    a, b = (nodes.handler("1:2", expected_nodes=2) for _ in range(2))
+    infos = nodes.meet(a, b)
+    store = infos[1].store
+    nodes._made.remove(b)
+    gone = weakref.ref(b)
+    del b, infos
+    gc.collect()
+    store.set("key", "a store that is in use keeps its handler")
+    assert gone() is not None
+    assert a.num_nodes_waiting() == 0
+    del store
+    gc.collect()
+    assert gone() is None
+    told(a)
+    assert a._node is not None
+    assert a._node.change is not None
+    assert a._node.change.kind is ChangeKind.NODE_LEFT  # it said goodbye
+    wait_until(lambda: len(node_handler._open_holds) == 1, SOON_S)
+
+
+def test_a_dropped_handler_leaves_no_socket_and_no_task(nodes: Nodes) -> None:
+    before = open_sockets()
+    handler = nodes.handler("1")
+    handler.next_rendezvous()
+    door = handler._portal
+    assert door is not None
+    assert open_sockets() - before
+    nodes._made.remove(handler)
+    del handler
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        gc.collect()
+        wait_until(lambda: not node_handler._open_holds, SOON_S)
+        wait_until(lambda: not open_sockets() - before, SOON_S)
+        gc.collect()
+
+
+def test_shutdown_takes_no_longer_than_the_close_timeout(tmp_path: Path) -> None:
+    """Also where this node carries the coordinator, and the others have not said goodbye yet."""
+    with nodes_of(tmp_path, serves=False) as nodes:
+        nodes.endpoint = f"127.0.0.1:{nodes.port}"
+        host = nodes.handler("2", is_host=True, close_timeout=1, linger=SOON_S)
+        other = nodes.handler("2", is_host=False)
+        nodes.meet(host, other)
+        with takes_at_most(1):
+            assert host.shutdown()
+        # The coordinator is still there, and tells the other how the run has ended.
+        wait_until(other.is_closed, SOON_S)
+        with pytest.raises(RendezvousClosedError, match="a node has finished"):
+            other.next_rendezvous()
+        assert other.shutdown()
+        wait_until(lambda: not node_handler._open_holds, SOON_S)
+
+
+def test_a_host_that_is_done_shuts_down_in_time_and_goes_on_coordinating(tmp_path: Path) -> None:
+    with nodes_of(tmp_path, serves=False) as nodes:
+        nodes.endpoint = f"127.0.0.1:{nodes.port}"
+        host = nodes.handler("2", is_host=True, close_timeout=1)
+        other = nodes.handler("2", is_host=False)
+        infos = nodes.meet(host, other)
+        with pytest.raises(errors.StoreTimeoutError):
+            exit_barrier(infos[0].store, 2, 0.5)
+        with takes_at_most(1):
+            assert host.shutdown()
+        infos[1].store.set("still", "there")
+        exit_barrier(infos[1].store, 2, 300)
+        assert other.shutdown()
+        wait_until(lambda: not node_handler._open_holds, SOON_S)
+
+
 # -- time, and who does not answer ---------------------------------------------------------------
 
 
@@ -378,8 +537,9 @@ def test_a_frozen_coordinator_blocks_no_call_past_its_deadline(
     nodes.freeze()
     with takes_at_most(2), pytest.raises((RendezvousConnectionError, RendezvousTimeoutError)):
         call(a)
-    with takes_at_most(2), pytest.raises(RendezvousConnectionError):
+    with takes_at_most(2), pytest.raises(RendezvousTimeoutError, match="no answer") as caught:
         late.next_rendezvous()
+    assert isinstance(caught.value.__cause__, RendezvousConnectionError)
     info.store.set_timeout(timedelta(seconds=0.1))
     with takes_at_most(0.1), pytest.raises(errors.RallypointError):
         info.store.get("key")

@@ -29,6 +29,7 @@ T = TypeVar("T")
 HERE = Path(__file__).parent
 STEADY = HERE / "steady_worker.py"
 QUIET = HERE / "quiet_worker.py"
+HANGING = HERE / "hanging_worker.py"
 PATIENCE_S = 150.0
 """For what takes seconds: where no names are resolved, each of torch's connections waits for it."""
 MARK = "RP_TORCHRUN_TEST"
@@ -85,6 +86,14 @@ class Node:
         """Wait until it has ended, with exit code 0 and without a traceback of the agent's."""
         text = self.process.ends(0, PATIENCE_S)
         assert "Traceback" not in text, f"{self.name} raised:\n{text}"
+
+    def ends_badly(self, *says: str) -> None:
+        """Wait until it and its workers have ended, with a code that is not 0 and the cause."""
+        assert self.process.code(PATIENCE_S) not in (0, None)
+        for worker in self.workers():
+            wait_until(lambda pid=worker.pid: not alive(pid), PATIENCE_S)  # type: ignore[misc]
+        for each in says:
+            assert each in self.text, f"{self.name} does not say {each!r}:\n{self.text}"
 
 
 class Job:

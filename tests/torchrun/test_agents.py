@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+from typing import Any
 
 import pytest
 
 from tests.agent.processes import alive
-from tests.torchrun.jobs import PATIENCE_S, QUIET, Job, Node
+from tests.torchrun.jobs import HANGING, PATIENCE_S, QUIET, Job, Node
 
 pytestmark = [
     pytest.mark.processes,
@@ -104,16 +105,78 @@ def test_the_machine_that_coordinates_is_lost(job: Job) -> None:
     job.end_well(survivors)
 
 
-def test_a_worker_that_fails_ends_the_job_and_the_reason_is_there_to_read(job: Job) -> None:
+def test_a_worker_that_fails_ends_the_job_for_all_and_all_say_why(job: Job) -> None:
+    """The others' workers are well, and would go on for ever."""
+    job.serve()
+    job.start("a b c", QUIET, nnodes="3")
+    workers = job.at_work("a b c")
+    by_rank = {worker.rank: name for worker, name in zip(workers, "abc", strict=True)}
+    failed, trains, finishes = (job.nodes[by_rank[rank]] for rank in range(3))
+    # One has finished, and waits in its agent's exit barrier.
+    job.end(2)
+    finishes.process.line("Waiting 300 seconds for other agents", PATIENCE_S)
+    (job.folder / "fail-0").touch()
+    why = "ChildFailedError: rank 0 ended with exit code 7"
+    failed.ends_badly("exitcode  : 7")
+    trains.ends_badly(why, "RendezvousClosedError")
+    finishes.ends_badly(why)
+    assert why in str(job.picture()["closed"])
+
+
+def test_who_closes_the_run_ends_it_for_all(job: Job) -> None:
     job.serve()
     job.start("a b", QUIET, nnodes="2")
-    a, _ = job.at_work("a b")
-    (job.folder / f"fail-{a.rank}").touch()
-    assert job.nodes["a"].process.code(PATIENCE_S) == 1
-    assert f"ChildFailedError: rank {a.rank} ended with exit code 7" in str(job.picture()["closed"])
-    # Nothing but a failure of its own stops the other's worker then, as with torch's own backends.
-    job.end()
-    job.end_well("b")
+    job.at_work("a b")
+    closing = job.machine.command(
+        "close", "job", "--endpoint", job.endpoint, "--reason", "the wrong data"
+    )
+    closing.ends(0, PATIENCE_S)
+    for name in "ab":
+        job.nodes[name].ends_badly("stopped: the wrong data", "RendezvousClosedError")
+
+
+def test_a_worker_that_hangs_in_gloo_is_stopped_too(job: Job) -> None:
+    """An endpoint that ends with its node: the agent that fails carries the coordinator."""
+    job.start("a", HANGING, nnodes="3", conf="is_host=1")
+    job.wait(job.picture, "the host coordinates")
+    job.start("b c", HANGING, nnodes="3", conf="is_host=0")
+    workers = job.at_work("a b c")
+    failing = next(worker for worker in workers if worker.rank == 0)
+    assert failing is workers[0]
+    (job.folder / "fail-0").touch()
+    job.nodes["a"].ends_badly("exitcode  : 7")
+    for name in "bc":
+        job.nodes[name].ends_badly("ChildFailedError: rank 0 ended with exit code 7")
+
+
+def test_what_happens_is_said_on_stderr_once_unless_quiet_is_asked_for(job: Job) -> None:
+    """With no logging configured and torch's own level: as for everybody who runs torchrun."""
+    job.serve()
+    given: dict[str, Any] = {"nnodes": "2", "env": {"LOGLEVEL": "WARNING"}}
+    (a,) = job.start("a", QUIET, **given)
+    a.process.line(r"^\[a\] waiting: 1 of at least 2 nodes ready", PATIENCE_S)
+    job.start("b", QUIET, **given, conf="quiet=true")
+    job.at_work("a b")
+    job.nodes["b"].die()
+    a.process.line(r"^\[a\] round 1 has ended: b lost", PATIENCE_S)
+    job.start("c", QUIET, **given, conf="quiet=true")
+    job.at_work("a c")
+    closing = job.machine.command(
+        "close", "job", "--endpoint", job.endpoint, "--reason", "the wrong data"
+    )
+    closing.ends(0, PATIENCE_S)
+    for name in "ac":
+        job.nodes[name].ends_badly("stopped: the wrong data")
+    lines = [line for line in a.text.splitlines() if line.startswith("[a] ")]
+    assert [line for line in lines if "waiting" not in line] == [
+        next(line for line in lines if line.startswith("[a] round 1: 2 nodes; this is node")),
+        next(line for line in lines if line.startswith("[a] round 1 has ended: b lost")),
+        next(line for line in lines if line.startswith("[a] round 2: 2 nodes; this is node")),
+        "[a] error: run 'job' has ended: stopped: the wrong data (by operator at 127.0.0.1)",
+    ]
+    for name in "bc":
+        assert f"[{name}]" not in job.nodes[name].text
+        assert "[rallypoint]" not in job.nodes[name].text
 
 
 def test_an_option_that_is_not_known_is_answered_with_those_that_are(job: Job) -> None:

@@ -18,7 +18,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
@@ -50,21 +50,28 @@ class Portal:
         """Whether this is a child made by fork() after the portal was started."""
         return os.getpid() != self._pid
 
-    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Run a coroutine in the loop and wait for it. Ctrl-C cancels it.
+    def run(self, work: Coroutine[Any, Any, _T], timeout_s: float | None = None) -> _T:
+        """Run a coroutine in the loop and wait for it, for at most `timeout_s`.
 
-        Raises ForkedProcessError in a child made by fork(), and UsageError in the loop's thread.
+        Ctrl-C and the end of that time cancel it; how it ends then is not waited for.
+
+        Raises ForkedProcessError in a child made by fork(), UsageError in the loop's thread, and
+        TimeoutError.
         """
         problem = self._problem()
         if problem is not None:
             work.close()
             raise problem
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = self.start(work)
         try:
-            return future.result()
+            return future.result(timeout_s)
         except BaseException:
             future.cancel()
             raise
+
+    def start(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        """Run a coroutine in the loop, and wait for nothing. From any thread of this process."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _problem(self) -> errors.UsageError | None:
         if self.is_of_parent:

@@ -780,6 +780,14 @@ class Node:
         await self._until(lambda: self.change is not None and self.change.confirmed, timeout_s)
         return self.change if self.change is not None and self.change.confirmed else None
 
+    async def end_of_run(self, timeout_s: float) -> CloseRecord | None:
+        """Wait until the run is closed: how it ended. None if it is not over in time.
+
+        Raises what made the node gone: a CoordinatorError.
+        """
+        await self._until(lambda: self.closed is not None, timeout_s)
+        return self.closed
+
     # -- going ---------------------------------------------------------------------------------
 
     def depart(self, reason: str) -> None:

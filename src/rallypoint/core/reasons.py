@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from rallypoint.core.values import (
     NAMES_SHOWN_MAX,
     Address,
@@ -18,6 +20,9 @@ from rallypoint.core.values import (
     CloseRecord,
     Failure,
     FailureKind,
+    Outcome,
+    RoundHead,
+    Seat,
     SettingConflict,
     Value,
 )
@@ -46,6 +51,16 @@ class Waiting(Value, frozen=True):
         if self.suspended:
             return f"suspended for {self.since_s:.0f} s: {self.suspended}"
         return "; ".join(self._clauses())
+
+    def without_times(self) -> Waiting:
+        """The same reason without its durations: equal as long as only time passes."""
+        return msgspec.structs.replace(
+            self,
+            since_s=0.0,
+            last_call_s=None if self.last_call_s is None else 0.0,
+            guard_s=None if self.guard_s is None else 0.0,
+            ledger_away_s=None if self.ledger_away_s is None else 0.0,
+        )
 
     def _clauses(self) -> list[str]:
         clauses = [f"{self.ready} of at least {self.minimum} nodes ready (at most {self.maximum})"]
@@ -191,6 +206,50 @@ def describe(change: Change) -> str:
             return f"the run was closed{detail}"
 
 
+def describe_round(head: RoundHead, seat: Seat | None, node_rank: int = 0) -> str:
+    """One line: a round has begun, and the place of this node in it.
+
+    `seat` None: the coordinator does not count the workers, as under torchrun, and `node_rank` is
+    all that is known of the place.
+    """
+    if seat is None:
+        return f"round {head.number}: {_count(head.nodes, 'node')}; this is node {node_rank}"
+    last = seat.first_rank + seat.workers - 1
+    ranks = f"rank {last}" if seat.workers == 1 else f"ranks {seat.first_rank} to {last}"
+    return (
+        f"round {head.number}: {_count(head.nodes, 'node')}, {_count(head.size, 'worker')}; "
+        f"this is node {seat.node_rank} with {ranks}"
+    )
+
+
+def describe_end_of_round(change: Change, before: Change | None) -> str:
+    """One line: a round has ended, or its cause is known now. "" if `before` says the same."""
+    why = describe(change)
+    if before is not None and before.round == change.round:
+        is_known = describe(before) == why
+        return "" if is_known else f"round {change.round} has ended: the cause was: {why}"
+    text = f"round {change.round} has ended: {why}"
+    return text if change.confirmed else f"{text}; looking for the cause"
+
+
+def describe_end_of_run(run_id: str, close: CloseRecord) -> str:
+    """The same on every node: the outcome, and the cause with the last lines of its worker."""
+    if close.outcome is Outcome.SUCCEEDED:
+        return f"run {run_id!r} has succeeded: {close.reason}"
+    text = f"error: run {run_id!r} has ended: {describe_close(close)}"
+    cause = close.cause
+    if cause is None or cause.failure is None or not cause.failure.last_lines:
+        return text
+    who = f"rank {cause.failure.rank} on {some(cause.nodes)}"
+    lines = "\n".join(f"  | {line}" for line in cause.failure.last_lines)
+    return f"{text}\nthe last lines of {who}:\n{lines}"
+
+
+def printable(text: str) -> str:
+    """The text without characters that a terminal obeys: other machines wrote parts of it."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
+
+
 def describe_failure(failure: Failure) -> str:
     """One line on a worker's failure: the rank, the kind, the exit and the message."""
     rank = f"rank {failure.rank} " if failure.rank is not None else ""
@@ -226,3 +285,7 @@ def first_names(names: Iterable[str]) -> tuple[str, ...]:
 
 def _failure(change: Change) -> str:
     return describe_failure(change.failure) if change.failure else change.detail
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -29,6 +29,7 @@ from typing import Any, Final, TypeVar
 from rallypoint import errors, settings
 from rallypoint.client.bootstrap import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
+from rallypoint.client.waiting import ON_STANDBY, why_it_waits
 from rallypoint.core import reasons
 from rallypoint.core.values import (
     Address,
@@ -59,8 +60,6 @@ STILL_WAITING_S: Final = 10.0
 """How soon, and then how often, the agent says what it waits for."""
 LAST_WORDS_S: Final = 1.0
 """How long the end waits for a console that hangs, and for the removal of the agent's files."""
-ON_STANDBY: Final = "a round is on: this node is on standby, and steps in when it can"
-"""Of a full round, and of one that lets newcomers in later: a node is not told which it is."""
 STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FORWARDED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -504,23 +503,10 @@ class Agent:
         await asyncio.sleep(FIRST_WORD_S)
         while True:
             if self._work is None:
-                text = await self._why_it_waits()
+                why = await why_it_waits(self._node, self._config.node.endpoint, STILL_WAITING_S)
                 if self._work is None:
-                    self._say(text)
+                    self._say(why.text)
             await asyncio.sleep(STILL_WAITING_S)
-
-    async def _why_it_waits(self) -> str:
-        if not self._node.is_connected:
-            if self._node.ledger_problem:
-                return f"waiting: {self._node.ledger_problem}; trying again"
-            where = self._config.node.endpoint
-            return f"waiting: the coordinator at {where} does not answer; trying again"
-        try:
-            async with asyncio.timeout(STILL_WAITING_S):
-                waiting = await self._node.waiting()
-        except (TimeoutError, errors.RallypointError):
-            return "waiting: the coordinator does not say why"
-        return f"waiting: {waiting}" if waiting else ON_STANDBY
 
     def _say(self, text: str) -> None:
         """A message of the agent on stderr, without waiting for the console."""

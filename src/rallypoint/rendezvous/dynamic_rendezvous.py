@@ -270,7 +270,7 @@ class DynamicRendezvousHandler(NodeRendezvousHandler):
     def _stop_heartbeats(self) -> None:
         """Leave without closing the run. torch's own tests end their handlers by this name."""
         if not self._is_shut:
-            self._hang_up("its heartbeats were stopped")
+            self._hang_up("its heartbeats were stopped", self._plan.close_timeout_s)
 
     async def _open_node(self, limit_s: float) -> Node:
         if self._settings.max_nodes == 1 and await self._keeps_nothing():
@@ -299,6 +299,7 @@ class DynamicRendezvousHandler(NodeRendezvousHandler):
         )
         alone = msgspec.structs.replace(self._plan.node, endpoint=Endpoint(EndpointKind.LOCAL))
         node = Node(alone, self._plan.run, workers=1)
+        self._hold.teller.listen(node)
         await node.open()
         return node
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError
-from typing import Any, NoReturn, TypeVar
+import weakref
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError, Future
+from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 
@@ -42,6 +44,7 @@ from rallypoint.rendezvous.api import (
     RendezvousTimeoutError,
 )
 from rallypoint.rendezvous.stores import RoundSource, prefixed, round_store
+from rallypoint.rendezvous.telling import Teller
 from rallypoint.settings import NodeSettings, shares_torch_store
 
 __all__ = ["HandlerPlan", "NodeRendezvousHandler"]
@@ -49,9 +52,13 @@ __all__ = ["HandlerPlan", "NodeRendezvousHandler"]
 _log = logging.getLogger("rallypoint.rendezvous")
 _T = TypeVar("_T")
 
-REASON_CHARACTERS_MAX = 500
-LET_IN_S = 1.0
+REASON_CHARACTERS_MAX: Final = 500
+LET_IN_S: Final = 1.0
 """How much longer than its limit a node may take to come, to say itself what it has tried."""
+LAST_WORDS_S: Final = 1.5
+"""How much longer than its limit a call is waited for, which ends by itself and says why."""
+OWN_SHARE: Final = 0.8
+"""The part of a close timeout after which an attempt ends by itself, to say what it has tried."""
 
 
 class HandlerPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,8 +72,10 @@ class HandlerPlan(msgspec.Struct, frozen=True, kw_only=True):
         open_ledger: makes the ledger through which the nodes elect, where the endpoint in `node`
             does not name it. It is opened and closed by the handler.
         store: the caller's store, under which each round gets a prefix; None for the round's own.
-        ends_process: a node that is not needed any more ends by SystemExit(0), and not by
-            RendezvousGracefulExitError: torchrun's launcher takes only that for a clean end.
+        ends_process: as torchrun's launcher needs it. A node that is not needed any more ends by
+            SystemExit(0), as RendezvousGracefulExitError makes the launcher fail. A node that is
+            done ends by a SystemExit with the cause if the run ends badly, as the agent's exit
+            barrier takes no other error.
     """
 
     backend: str
@@ -85,15 +94,17 @@ class NodeRendezvousHandler(RendezvousHandler):
     settings' `join_timeout_s`, `connect_timeout_s` or `close_timeout_s`. Its errors are those of
     `rallypoint.rendezvous.api`, and at once torch's own where torch's rendezvous is imported; the
     cause is in `__cause__`.
+
+    A handler that is dropped without `shutdown`, together with all stores that it gave, takes its
+    node out of the run.
     """
 
     def __init__(self, plan: HandlerPlan) -> None:
         self._plan = plan
-        self._portal: Portal | None = None
-        self._node: Node | None = None
-        self._ledger: Ledger | None = None
+        # What the node calls back must not hold the handler: the node lives in its thread.
+        self._hold = _Hold()
+        weakref.finalize(self, self._hold.leave, "its handler was dropped").atexit = False
         self._opening = threading.Lock()
-        self._reservation: Reservation | None = None
         self._agent_store: Any = None
         self._seated = 0
         """The number of the last round that was given out; 0 if none was."""
@@ -101,6 +112,14 @@ class NodeRendezvousHandler(RendezvousHandler):
         self._is_out = False
         """Whether the last next_rendezvous failed for this node's own reasons."""
         self._is_shut = False
+
+    @property
+    def _node(self) -> Node | None:
+        return self._hold.node
+
+    @property
+    def _portal(self) -> Portal | None:
+        return self._hold.portal
 
     # -- what it is ------------------------------------------------------------------------------
 
@@ -123,17 +142,30 @@ class NodeRendezvousHandler(RendezvousHandler):
     # -- rounds ----------------------------------------------------------------------------------
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Leave the round, and wait for the next. See RendezvousHandler.next_rendezvous."""
+        """Leave the round, and wait for the next. See RendezvousHandler.next_rendezvous.
+
+        At the end of `join_timeout_s` it raises RendezvousTimeoutError, also if the coordinator or
+        the backend has not answered in all that time. RendezvousConnectionError is for one that
+        was not found within a shorter `connect_timeout_s`, and for a backend that answers with an
+        error to the end.
+        """
         if self._is_shut:
             _raise(RendezvousClosedError, f"run {self.get_run_id()!r} was shut down by this node")
         self._is_out = True
-        ends_s = time.monotonic() + self._plan.node.join_timeout_s
-        node = self._opened(self._plan.node.join_timeout_s)
-        close = _close_of(node)
+        limit_s = self._plan.node.join_timeout_s
+        ends_s = time.monotonic() + limit_s
+        found: Round | CloseRecord | None
+        with _until(
+            ends_s, f"no round of run {self.get_run_id()!r} was formed within {limit_s:g} s"
+        ):
+            node = self._opened(limit_s)
+            found = close = _close_of(node)
+            if close is None:
+                left_s = max(0.0, ends_s - time.monotonic())
+                found = self._asked(self._next_round(node, ends_s), left_s + LAST_WORDS_S)
         if close is not None:
             self._is_out = False
             _raise(RendezvousClosedError, self._over(close))
-        found = self._asked(self._next_round(node, ends_s))
         if not isinstance(found, Round):
             self._end(found)
         self._is_out, self._is_done, self._seated = False, False, found.head.number
@@ -144,20 +176,13 @@ class NodeRendezvousHandler(RendezvousHandler):
 
         `ends_s`: finding the coordinator has its part of the join timeout.
         """
-        self._reserve()
-        assert self._reservation is not None
-        offered = Address(node.bootstrap_host, self._reservation.port)
+        offered = Address(node.bootstrap_host, self._hold.reserve())
         try:
             left_s = max(0.0, ends_s - time.monotonic())
-            return await node.next_round(offered, timeout_s=left_s) or node.closed
+            async with self._hold.teller.while_waiting(node, self._plan.node.endpoint):
+                return await node.next_round(offered, timeout_s=left_s) or node.closed
         except errors.RunClosedError as error:
             return error.close
-
-    def _reserve(self) -> None:
-        """A port that is this node's until rank 0 listens there; fresh for each round."""
-        if self._reservation is not None:
-            self._reservation.close()
-        self._reservation = reserve_port()
 
     def _info(self, node: Node, found: Round) -> RendezvousInfo:
         head, rank = found.head, found.seat.node_rank
@@ -165,14 +190,7 @@ class NodeRendezvousHandler(RendezvousHandler):
         self._agent_store = None
         if rank == 0 and self.use_agent_store:
             self._agent_store = self._serve_agent_store(head.bootstrap)
-        _log.info(
-            "round %d of run %r: node rank %d of %d, bootstrap %s",
-            head.number,
-            self.get_run_id(),
-            rank,
-            head.nodes,
-            head.bootstrap,
-        )
+        self._hold.teller.round_began(found)
         bootstrap = RendezvousStoreInfo(head.bootstrap.host, head.bootstrap.port)
         return RendezvousInfo(
             None, rank, head.nodes, bootstrap, store_factory=lambda: self._store(node, head)
@@ -180,14 +198,15 @@ class NodeRendezvousHandler(RendezvousHandler):
 
     def _serve_agent_store(self, at: Address) -> Any:
         """The workers' TCPStore, on the socket that was bound before its port was offered."""
-        assert self._reservation is not None
+        reservation = self._hold.reservation
+        assert reservation is not None
         try:
             return torch_bridge.tcp_store(
                 at.host,
                 at.port,
                 is_server=True,
                 timeout_s=self._plan.node.connect_timeout_s,
-                listen_fd=self._reservation.detach(),
+                listen_fd=reservation.detach(),
             )
         except (RuntimeError, ValueError) as error:
             self._is_out = True
@@ -204,7 +223,9 @@ class NodeRendezvousHandler(RendezvousHandler):
 
         door = self._door()
         if self._plan.store is None:
-            return round_store(door, RoundSource(node, head.number, on_terminal))
+            on_bad_end = self._end_done if self._plan.ends_process else None
+            source = RoundSource(node, head.number, on_terminal, tells_end=on_bad_end is not None)
+            return round_store(door, source, on_bad_end)
         # The store may outlive the run, and the run id be used again: numbers begin at 1 then, but
         # no two rounds have one digest, as every node draws its incarnation anew.
         prefix = f"torch.rendezvous.{self.get_run_id()}.{head.number}/{head.digest}"
@@ -214,15 +235,19 @@ class NodeRendezvousHandler(RendezvousHandler):
         """More than 0 if the round is over and there is to be another: rendezvous again.
 
         That is, newcomers are let in, a member was lost or left, or another node's workers failed.
-        Answered from what the coordinator has pushed, without any I/O. A run that is closed, and a
-        node of which the workers have finished, make it 0.
+        Answered from what the coordinator has pushed, without any I/O. A run that has succeeded,
+        and a node whose workers have finished, make it 0. A run that ended otherwise makes it 1:
+        the agent stops its workers, and the next rendezvous says how the run ended.
 
         Raises RendezvousConnectionError once the coordinator is lost for good, RendezvousStateError
         if a newer start of this node has taken its place: the workers must stop.
         """
         node = self._node
-        if node is None or self._is_done or node.closed is not None or not self._seated:
+        if node is None or self._is_done or not self._seated:
             return 0
+        close = _close_of(node)
+        if close is not None:
+            return 0 if close.outcome is Outcome.SUCCEEDED else 1
         change = node.change
         if change is not None and change.kind is not ChangeKind.CLOSED:
             return max(1, change.count)
@@ -243,8 +268,12 @@ class NodeRendezvousHandler(RendezvousHandler):
         return _close_of(node) is not None
 
     def set_closed(self) -> None:
-        """End the run for all, as succeeded. Does nothing if it is over."""
-        self._close(Outcome.SUCCEEDED, "the rendezvous was closed by one of its nodes")
+        """End the run for all, as succeeded. Does nothing if it is over.
+
+        Takes at most `close_timeout_s`. Raises RendezvousTimeoutError at its end.
+        """
+        ends_s = time.monotonic() + self._plan.close_timeout_s
+        self._close(Outcome.SUCCEEDED, "the rendezvous was closed by one of its nodes", ends_s)
 
     def shutdown(self) -> bool:
         """End the run for all, and let go of everything. False if that could not be confirmed.
@@ -253,49 +282,51 @@ class NodeRendezvousHandler(RendezvousHandler):
         failed, with that exception as the reason. A node that was not let in leaves only; so does
         one that is done: the run is over once all are, and until then the others go on (torchrun's
         agent gives up its exit barrier after 300 s).
+
+        Takes at most `close_timeout_s`. What is left to do then goes on in Rallypoint's thread, and
+        the end of the process waits for it: the goodbye, and a coordinator that this node carries,
+        until the others have heard of the end, or for as long as their run needs it.
         """
         if self._is_shut:
             return True
+        ends_s = time.monotonic() + self._plan.close_timeout_s
         outcome, reason = _why(sys.exception())
         is_well = True
         try:
             if not self._goes_alone():
-                self._close(outcome, reason)
+                self._close(outcome, reason, ends_s)
         except RendezvousError as error:
             _log.warning("run %r was not closed: %s", self.get_run_id(), error)
             is_well = False
         finally:
-            self._hang_up(reason)
+            self._hang_up(reason, ends_s - time.monotonic())
         return is_well
 
     def _goes_alone(self) -> bool:
         """Whether the run goes on without this node: it ends for itself, and not for all."""
         return self._is_out or self._is_done
 
-    def _close(self, outcome: Outcome, reason: str) -> None:
-        try:
-            node = self._opened(self._plan.close_timeout_s)
-        except RendezvousClosedError:
-            return
-        if _close_of(node) is None:
-            self._asked(node.close_run(outcome, reason, self._plan.close_timeout_s))
+    def _close(self, outcome: Outcome, reason: str, ends_s: float) -> None:
+        """Raises RendezvousTimeoutError at `ends_s`, or RendezvousConnectionError."""
+        limit_s = self._plan.close_timeout_s
+        with _until(ends_s, f"run {self.get_run_id()!r} was not closed within {limit_s:g} s"):
+            left_s = max(0.0, ends_s - time.monotonic())
+            try:
+                node = self._opened(left_s * OWN_SHARE, left_s * (1 - OWN_SHARE))
+            except RendezvousClosedError:
+                return
+            if _close_of(node) is None:
+                left_s = max(0.0, ends_s - time.monotonic())
+                self._asked(node.close_run(outcome, reason, left_s * OWN_SHARE), left_s)
 
-    def _hang_up(self, reason: str) -> None:
-        """Say goodbye, wait (bounded) until the others have if this node hosts, and close."""
+    def _hang_up(self, reason: str, limit_s: float) -> None:
+        """Say goodbye and close everything, for at most `limit_s`; the rest goes on behind."""
         self._is_shut = True
-        _open_handlers.discard(self)
         self._agent_store = None
-        if self._reservation is not None:
-            self._reservation.close()
-        node, self._node = self._node, None
-        if node is not None and self._portal is not None:
-            self._portal.run(self._let_go(node, reason))
-
-    async def _let_go(self, node: Node, reason: str) -> None:
-        node.goodbye(reason)
-        await node.aclose()
-        if self._ledger is not None:
-            await self._ledger.aclose()
+        leaving = self._hold.leave(reason)
+        if leaving is not None:
+            with contextlib.suppress(TimeoutError):
+                leaving.result(max(0.0, limit_s))
 
     def _end(self, close: CloseRecord | None) -> NoReturn:
         """The run was closed while this node waited for a round of it."""
@@ -313,6 +344,13 @@ class NodeRendezvousHandler(RendezvousHandler):
         text = f"run {self.get_run_id()!r} is over"
         return text if close is None else f"{text}: {reasons.describe_close(close)}"
 
+    def _end_done(self, close: CloseRecord) -> NoReturn:
+        """This node's workers have finished, and the run has ended badly for others.
+
+        torchrun's agent is in its exit barrier, which passes no Exception on.
+        """
+        raise SystemExit(f"error: {self._over(close)}; the workers of this node had finished")
+
     def _end_unneeded(self, text: str) -> NoReturn:
         if self._plan.ends_process:
             _log.info("%s", text)
@@ -322,43 +360,60 @@ class NodeRendezvousHandler(RendezvousHandler):
     # -- the node --------------------------------------------------------------------------------
 
     def _door(self) -> Portal:
-        if self._portal is None or self._portal.is_of_parent:
-            self._portal = portal()
-        return self._portal
+        if self._hold.portal is None or self._hold.portal.is_of_parent:
+            self._hold.portal = portal()
+        return self._hold.portal
 
-    def _opened(self, limit_s: float = math.inf) -> Node:
-        """The node, attached. `limit_s`: what that may take, if less than `connect_timeout_s`."""
-        with self._opening:
-            if self._node is None:
+    def _opened(self, limit_s: float = math.inf, last_words_s: float = LAST_WORDS_S) -> Node:
+        """The node, attached. `limit_s`: what that may take, if less than `connect_timeout_s`.
+
+        `last_words_s`: how much longer it may take to say what it has tried.
+        """
+        limit_s = max(0.0, min(limit_s, self._plan.node.connect_timeout_s))
+        if not self._opening.acquire(timeout=limit_s + last_words_s):
+            text = f"another call still looks for the coordinator of run {self.get_run_id()!r}"
+            _raise(RendezvousTimeoutError, text)
+        try:
+            if self._hold.node is None:
                 if self._is_shut:
                     _raise(RendezvousClosedError, f"this node has left run {self.get_run_id()!r}")
-                limit_s = min(limit_s, self._plan.node.connect_timeout_s)
-                self._node = self._asked(self._open_node(limit_s))
-                _open_handlers.add(self)
-            return self._node
+                self._asked(self._open(limit_s), limit_s + last_words_s)
+            node = self._hold.node
+            if node is None:  # shut down by another thread meanwhile
+                _raise(RendezvousClosedError, f"this node has left run {self.get_run_id()!r}")
+            return node
+        finally:
+            self._opening.release()
+
+    async def _open(self, limit_s: float) -> None:
+        await self._hold.keep(await self._open_node(limit_s))
 
     async def _open_node(self, limit_s: float) -> Node:
-        plan = self._plan
+        plan, hold = self._plan, self._hold
         own = msgspec.structs.replace(plan.node, connect_timeout_s=limit_s)
-        if plan.open_ledger is not None and self._ledger is None:
-            self._ledger = plan.open_ledger()
-        node = Node(own, plan.run, workers=1, ledger=self._ledger)
+        if plan.open_ledger is not None and hold.ledger is None:
+            hold.ledger = plan.open_ledger()
+        node = Node(own, plan.run, workers=1, ledger=hold.ledger)
+        hold.coming = node
+        hold.teller.listen(node)
         try:
-            await _let_in(node, limit_s)
+            async with hold.teller.while_waiting(node, plan.node.endpoint):
+                await _let_in(node, limit_s)
         except BaseException:
-            if self._ledger is not None:
-                ledger, self._ledger = self._ledger, None
-                await ledger.aclose()
+            await hold.close_ledger()
             raise
         return node
 
-    def _asked(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Wait for the node. Its errors become those of a rendezvous."""
+    def _asked(self, work: Coroutine[Any, Any, _T], limit_s: float | None = None) -> _T:
+        """Wait for the node, for at most `limit_s`. Its errors become those of a rendezvous."""
         try:
-            return self._door().run(work)
-        except (errors.RallypointError, OSError) as error:
+            return self._door().run(work, limit_s)
+        except (errors.RallypointError, OSError) as error:  # a TimeoutError is an OSError
             if self._is_shut:  # by another thread, while this one waited
                 self._raise_left(error)
+            if isinstance(error, TimeoutError) and not str(error):
+                coming = self._hold.coming
+                error = TimeoutError((coming and coming.looking) or "there was no answer in time")
             _raise_as(error)
         except CancelledError as error:
             self._raise_left(error)
@@ -368,6 +423,63 @@ class NodeRendezvousHandler(RendezvousHandler):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.get_backend()}, run {self.get_run_id()!r}>"
+
+
+class _Hold:
+    """What a handler has open. It outlives the handler by the time that a goodbye takes."""
+
+    def __init__(self) -> None:
+        self.teller = Teller()
+        self.portal: Portal | None = None
+        self.coming: Node | None = None
+        """The node that was made last, attached or not: for what it has tried."""
+        self.node: Node | None = None
+        self.ledger: Ledger | None = None
+        self.reservation: Reservation | None = None
+        self._has_left = False
+        self._leaving: Future[None] | None = None
+
+    def reserve(self) -> int:
+        """A port that is this node's until rank 0 listens there; fresh for each round."""
+        if self.reservation is not None:
+            self.reservation.close()
+        self.reservation = reserve_port()
+        return self.reservation.port
+
+    async def keep(self, node: Node) -> None:
+        """Hold an open node. One that comes after `leave` is closed."""
+        if self._has_left:
+            self.teller.leaves()
+            await self._let_go(node, "its handler was shut down")
+            return
+        self.node = node
+        _open_holds.add(self)
+
+    def leave(self, reason: str) -> Future[None] | None:
+        """Begin to say goodbye and to close everything. None if no node is open.
+
+        Idempotent. For any thread and for a finalizer: it waits for nothing.
+        """
+        self._has_left = True
+        if self.reservation is not None:
+            self.reservation.close()
+        node, self.node, self.coming = self.node, None, None
+        if node is not None and self.portal is not None and not self.portal.is_of_parent:
+            self.teller.leaves()
+            self._leaving = self.portal.start(self._let_go(node, reason))
+            self._leaving.add_done_callback(lambda _: _open_holds.discard(self))
+        return self._leaving
+
+    async def _let_go(self, node: Node, reason: str) -> None:
+        node.goodbye(reason)
+        await node.aclose()
+        await self.close_ledger()
+
+    async def close_ledger(self) -> None:
+        """Close the ledger, if there is one of the handler's own."""
+        ledger, self.ledger = self.ledger, None
+        if ledger is not None:
+            await ledger.aclose()
 
 
 async def _let_in(node: Node, limit_s: float) -> None:
@@ -380,6 +492,30 @@ async def _let_in(node: Node, limit_s: float) -> None:
             f"{node.settings.endpoint} did not let this node in within {limit_s:g} s",
             hint="the coordinator may be stopped or overloaded, or its ledger takes no writes",
         ) from error
+
+
+@contextlib.contextmanager
+def _until(ends_s: float, what: str) -> Iterator[None]:
+    """A RendezvousConnectionError that comes at the end of the time is a RendezvousTimeoutError.
+
+    Not one of a backend that has answered, with an error: torch passes that on.
+    """
+    began_s = time.monotonic()
+    try:
+        yield
+    except RendezvousConnectionError as error:
+        used_s = time.monotonic() - began_s
+        if used_s < OWN_SHARE * (ends_s - began_s) or _has_answered(error):
+            raise
+        _raise(RendezvousTimeoutError, f"{what}: {error}", error)
+
+
+def _has_answered(error: BaseException) -> bool:
+    ledgers = error.__cause__
+    if not isinstance(ledgers, errors.LedgerUnreachableError):
+        return False
+    said = ledgers.__cause__
+    return said is not None and not isinstance(said, TimeoutError)
 
 
 def _close_of(node: Node) -> CloseRecord | None:
@@ -434,21 +570,30 @@ async def _called(function: Callable[[], None]) -> None:
 
 # -- the end of the process ------------------------------------------------------------------------
 
-_open_handlers: set[NodeRendezvousHandler] = set()
-"""Those with a node, which lives on in its thread even if the program has dropped its handler."""
+_open_holds: set[_Hold] = set()
+"""Those with a node, also of handlers that are shut down or dropped and are still leaving."""
 
 
 def _at_exit() -> None:
-    """Say goodbye for an agent that ends without shutting down, as torchrun's does on a signal."""
-    for handler in list(_open_handlers):
+    """Say goodbye for an agent that ends without shutting down, as torchrun's does on a signal.
+
+    And wait for those that are still leaving: a coordinator that others need ends here.
+    """
+    for hold in list(_open_holds):
+        leaving = hold.leave("its agent has ended")
+        if leaving is None:
+            continue
         try:
-            handler._hang_up("its agent has ended")
+            leaving.result()
         except (errors.RallypointError, TimeoutError, CancelledError) as error:
             _log.debug("no goodbye was said: %s", error)
+        except BaseException:
+            leaving.cancel()
+            raise
 
 
 def _in_forked_child() -> None:
-    _open_handlers.clear()
+    _open_holds.clear()
 
 
 atexit.register(_at_exit)

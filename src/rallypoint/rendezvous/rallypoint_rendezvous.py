@@ -16,6 +16,7 @@ from rallypoint.core.values import RunSettings
 from rallypoint.endpoints import EndpointKind, asks_for_any_port
 from rallypoint.rendezvous.api import RendezvousHandlerCreator, RendezvousParameters
 from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler
+from rallypoint.rendezvous.telling import show_on_stderr
 from rallypoint.settings import NodeSettings
 
 __all__ = ["OPTIONS", "create_handler", "torchrun_handler"]
@@ -39,6 +40,8 @@ _TORCH_NAMES: Final = {
     "read_timeout": "connect_timeout_s",
 }
 """Options of torch's backends, in seconds, and the settings that mean the same."""
+_OTHERS: Final = ("token_file", "quiet")
+"""Options of the backend's that are no settings. `quiet`: see `create_handler`."""
 _TORCH_OWN: Final = ("timeout", "close_timeout", "is_host", "rank")
 """Options of torch's that are no settings. `timeout` (torchrun always gives it) is for backends
 that have no others, and `rank` is for `static`: both are left aside, as torch's c10d does."""
@@ -46,7 +49,7 @@ that have no others, and `rank` is for `static`: both are left aside, as torch's
 OPTIONS: Final = tuple(
     sorted(
         {name.removesuffix("_s") for name in (*_NODE_OPTIONS, *_RUN_OPTIONS)}
-        | {*_TORCH_NAMES, *_TORCH_OWN, "token_file"}
+        | {*_TORCH_NAMES, *_TORCH_OWN, *_OTHERS}
     )
 )
 """Every option that the backend knows."""
@@ -71,7 +74,8 @@ def create_handler(
     """A handler for these parameters; torch's RendezvousParameters will do as well as ours.
 
     Nothing is contacted before its first call. Environment variables (RALLYPOINT_...) stand in for
-    options that are not given. `ends_process`: see HandlerPlan.
+    options that are not given. `ends_process`: see HandlerPlan; the node's lines are then shown on
+    stderr (see `telling.show_on_stderr`), unless the option `quiet` is true.
 
     Raises ValueError, naming the option: one that is unknown (the known ones are listed), cannot
     be read, or contradicts another; an endpoint that cannot be read.
@@ -100,6 +104,8 @@ def create_handler(
         **{name: given[name] for name in _RUN_OPTIONS if name in given},
     )
     close_timeout_s = _seconds(params.config, "close_timeout")
+    if ends_process and not params.get_as_bool("quiet"):
+        show_on_stderr()
     return NodeRendezvousHandler(
         HandlerPlan(
             backend=params.backend,

@@ -14,10 +14,11 @@ go through instead when the round is over: see RoundSource.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, NoReturn, cast
 
 from rallypoint import errors
 from rallypoint.client.blocking import Portal
@@ -26,7 +27,7 @@ from rallypoint.client.node import Node
 from rallypoint.client.world import STORE_TIMEOUT_S
 from rallypoint.client.world import Store as AsyncStore
 from rallypoint.core import store as ops
-from rallypoint.core.values import Change, ChangeKind
+from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome
 from rallypoint.rendezvous import torch_bridge
 
 TERMINAL_STATE: Final = "torchelastic/agent/terminal_state"
@@ -38,6 +39,8 @@ ASSIGNED_RANKS: Final = "torchelastic/assigned_ranks/"
 
 ANSWER_MARGIN_S: Final = 2.0
 """How much later than its deadline a call ends if the coordinator does not answer at all."""
+END_FOLLOWS_S: Final = 3.0
+"""How long after the end of a round a node that is done waits for the end of the run."""
 
 _log = logging.getLogger("rallypoint.rendezvous")
 
@@ -66,14 +69,31 @@ def _is_assignment(op: ops.StoreOp) -> bool:
     return False
 
 
+class RunEndedBadly(Exception):
+    """The run has ended, and not by success, while this node was in torchrun's exit barrier."""
+
+    def __init__(self, close: CloseRecord) -> None:
+        super().__init__()
+        self.close = close
+
+
 class RoundSource:
     """The calls of one round's store, for one node. To be called in the portal's loop.
 
-    `on_terminal` is called once the agent's exit barrier has counted this node.
+    `on_terminal` is called once the agent's exit barrier has counted this node. `tells_end`: a step
+    of the exit barrier in a run that did not succeed raises RunEndedBadly.
     """
 
-    def __init__(self, node: Node, number: int, on_terminal: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        number: int,
+        on_terminal: Callable[[], None],
+        *,
+        tells_end: bool = False,
+    ) -> None:
         self._node = node
+        self._tells_end = tells_end
         self._number = number
         self._nodes = node.round.head.nodes if node.round is not None else 1
         self._on_terminal = on_terminal
@@ -106,6 +126,7 @@ class RoundSource:
             value = await self._answer(op, timeout_s)
         except errors.RoundBrokenError as error:
             if is_terminal(op):
+                await self._check_end()
                 value = 0 if isinstance(op, ops.Add) else b""
             elif _is_assignment(op) and error.change.kind is not ChangeKind.CLOSED:
                 value = self._made_up(op)
@@ -114,6 +135,20 @@ class RoundSource:
         if isinstance(op, ops.Add) and is_terminal(op):
             self._note_terminal()
         return value
+
+    async def _check_end(self) -> None:
+        """Raises RunEndedBadly if the run has ended, and not by success.
+
+        The loss of a node can leave too few for the run. The end is pushed a moment later than the
+        loss, as the ledger has to have it.
+        """
+        if not self._tells_end:
+            return
+        with contextlib.suppress(errors.CoordinatorError):
+            await self._node.end_of_run(END_FOLLOWS_S)
+        close = self._node.closed
+        if close is not None and close.outcome is not Outcome.SUCCEEDED:
+            raise RunEndedBadly(close)
 
     async def _answer(self, op: ops.StoreOp, timeout_s: float | None) -> object:
         """The coordinator's, which says what was missing; or none, from one that is frozen."""
@@ -146,12 +181,25 @@ class RoundSource:
             self._on_terminal()
 
 
-def round_store(portal: Portal, source: RoundSource) -> Any:
-    """The round's own store: torch's class where torch is in use, else a plain one."""
+def round_store(
+    portal: Portal,
+    source: RoundSource,
+    on_bad_end: Callable[[CloseRecord], NoReturn] | None = None,
+) -> Any:
+    """The round's own store: torch's class where torch is in use, else a plain one.
+
+    `on_bad_end`: ends torchrun's exit barrier where the run did not succeed; for a source that
+    `tells_end`.
+    """
     if torch_bridge.loaded():
 
         def call(op: ops.StoreOp, timeout_s: float) -> object:
-            return portal.run(source.call(op, timeout_s))
+            try:
+                return portal.run(source.call(op, timeout_s))
+            except RunEndedBadly as ended:
+                # Not raised in the portal's loop: a SystemExit would end its thread.
+                assert on_bad_end is not None
+                on_bad_end(ended.close)
 
         return torch_bridge.store_of(call, STORE_TIMEOUT_S)
     # The source looks whether the round is on: a barrier at the exit must get there, too.

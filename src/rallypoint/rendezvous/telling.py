@@ -1,0 +1,196 @@
+"""What a handler's node says: the lines of `rallypoint run`, as log records.
+
+A `Teller` says why the node waits, that a round has begun, why it ended, who was lost, and how the
+run ended. Its sentences are those of core/reasons.py. `show_on_stderr` makes them visible under
+torchrun, whose launcher configures no logging.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Final, TextIO
+
+from rallypoint import errors
+from rallypoint.client.node import Node, Round
+from rallypoint.client.waiting import ON_STANDBY, Waits, why_it_waits
+from rallypoint.core import reasons
+from rallypoint.core.values import Change, ChangeKind, CloseRecord
+
+__all__ = ["Teller", "show_on_stderr"]
+
+_PACKAGE: Final = "rallypoint"
+_SHOWN: Final = ("rallypoint.rendezvous", "rallypoint.client")
+"""The loggers of which INFO is shown: the handlers' lines, and those of the node below."""
+_log = logging.getLogger("rallypoint.rendezvous")
+
+FIRST_WORD_S: Final = 2.0
+"""How long a node waits before its first line says for what."""
+LOOK_S: Final = 5.0
+"""How often it looks whether the reason is another one by now."""
+STILL_WAITING_S: Final = 30.0
+"""How often it says the same reason again."""
+LINES_MAX: Final = 1_000
+"""How many lines may wait for a stderr that takes none."""
+FLUSH_S: Final = 1.0
+
+
+class Teller:
+    """Says what happens to one node. For the node's event loop."""
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = _to_log if say is None else say
+        self._name = ""
+        self._run_id = ""
+        self._told: Change | None = None
+        self._is_over = False
+
+    def listen(self, node: Node) -> None:
+        """Say what this node is told from now on."""
+        self._name, self._run_id = node.info.name, node.settings.run_id
+        node.on_ended = self.round_ended
+        node.on_closed = self.run_ended
+        node.on_gone = self.gone
+        node.on_standby = lambda: self._tell(ON_STANDBY)
+
+    def round_began(self, found: Round) -> None:
+        """A round with this node has begun."""
+        self._tell(reasons.describe_round(found.head, None, found.seat.node_rank))
+
+    def round_ended(self, change: Change) -> None:
+        """The round has ended, or its cause is known now."""
+        text = reasons.describe_end_of_round(change, self._told)
+        if text and change.kind is not ChangeKind.CLOSED:  # `run_ended` says that
+            self._tell(text)
+        self._told = change
+
+    def run_ended(self, close: CloseRecord) -> None:
+        """The run is over."""
+        if not self._is_over:
+            self._is_over = True
+            self._tell(reasons.describe_end_of_run(self._run_id, close))
+
+    def gone(self, error: errors.CoordinatorError) -> None:
+        """The coordinator refused this node, or is lost for good."""
+        if isinstance(error, errors.RunClosedError) and error.close is not None:
+            self.run_ended(error.close)
+        elif not self._is_over:
+            self._is_over = True
+            self._tell(f"error: {error.message}")
+
+    def leaves(self) -> None:
+        """The node leaves: that its connection ends is no news."""
+        self._is_over = True
+
+    @contextlib.asynccontextmanager
+    async def while_waiting(self, node: Waits, where: object) -> AsyncIterator[None]:
+        """Say, inside this block, why the node waits; see the constants above for how often."""
+        telling = asyncio.get_running_loop().create_task(self._tell_why(node, where))
+        try:
+            yield
+        finally:
+            telling.cancel()
+            await asyncio.wait({telling})
+
+    async def _tell_why(self, node: Waits, where: object) -> None:
+        loop = asyncio.get_running_loop()
+        reason: object = None
+        said_s = -STILL_WAITING_S
+        pause_s = FIRST_WORD_S
+        while True:
+            await asyncio.sleep(pause_s)
+            why = await why_it_waits(node, where, LOOK_S)
+            now_s = loop.time()
+            if why.reason != reason or now_s - said_s >= STILL_WAITING_S:
+                self._tell(why.text)
+                reason, said_s = why.reason, now_s
+            pause_s = LOOK_S
+
+    def _tell(self, text: str) -> None:
+        self._say(reasons.printable(f"[{self._name}] {text}"))
+
+
+def _to_log(text: str) -> None:
+    _log.info("%s", text)
+
+
+# -- on stderr ---------------------------------------------------------------------------------
+
+
+def show_on_stderr() -> None:
+    """Show this package's lines, from INFO on, on stderr where the program logs to nowhere.
+
+    The root logger stays as it is. A handler of the program's that is reached from this package's
+    loggers gets the lines instead, and a level that the program has set for them stays.
+    """
+    package = logging.getLogger(_PACKAGE)
+    if not any(isinstance(handler, _StderrHandler) for handler in package.handlers):
+        package.addHandler(_StderrHandler())
+    for name in _SHOWN:
+        logger = logging.getLogger(name)
+        if logger.level == package.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to sys.stderr, unless another handler gets the record, too.
+
+    A thread of its own writes: a console or a log collector that hangs must not hold up the node's
+    heartbeats. Lines beyond LINES_MAX that wait for it are dropped.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
+        self._started_by = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not self._is_shown_elsewhere(record.name) and bool(super().filter(record))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if not text.startswith("["):
+            level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+            text = f"[{_PACKAGE}] {level}{reasons.printable(self.format(record))}"
+        if self._started_by != os.getpid():  # the first line, or the first in a child of fork()
+            self._started_by = os.getpid()
+            self._lines = queue.SimpleQueue()
+            threading.Thread(
+                target=_write_all, args=(self._lines,), name="rallypoint-lines", daemon=True
+            ).start()
+        if self._lines.qsize() < LINES_MAX:
+            self._lines.put(text + "\n")
+
+    def flush(self) -> None:
+        """Wait until all lines are written, for at most FLUSH_S. `logging` calls it at exit."""
+        if self._started_by == os.getpid():
+            is_written = threading.Event()
+            self._lines.put(is_written)
+            is_written.wait(FLUSH_S)
+
+    def _is_shown_elsewhere(self, name: str) -> bool:
+        logger: logging.Logger | None = logging.getLogger(name)
+        while logger is not None:
+            if any(handler is not self for handler in logger.handlers):
+                return True
+            logger = logger.parent if logger.propagate else None
+        return False
+
+
+def _write_all(lines: queue.SimpleQueue[str | threading.Event]) -> None:
+    while True:
+        line = lines.get()
+        if isinstance(line, threading.Event):
+            line.set()
+            continue
+        stream: TextIO | None = sys.stderr
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            if stream is not None:
+                stream.write(line)
+                stream.flush()
