@@ -289,7 +289,7 @@ SETTINGS: Final = (
     ),
     _setting("etcd_password", _password, "", "the password of an etcd endpoint's user"),
     _setting(
-        "candidates", _candidates, 3, "how many nodes may coordinate where a ledger elects one"
+        "candidates", _candidates, 3, "about how many nodes stand at once where a ledger elects one"
     ),
     _setting(
         "lease_ttl_s",

@@ -14,6 +14,7 @@ import pytest
 from rallypoint import errors
 from rallypoint.client import finding
 from rallypoint.client.embedded import EmbeddedCoordinator
+from rallypoint.client.finding import Attempts, dial_first
 from rallypoint.coordinator.hub import Hub
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, RunSettings
@@ -375,3 +376,53 @@ def test_a_node_that_is_sent_in_circles_by_a_coordinator_pauses(
     told = [each.getMessage() for each in caplog.records]
     assert sum("sent away" in each for each in told) == 1
     assert any("without a coordinator" in each for each in told)
+
+
+# -- several coordinators, of which most may be dead -----------------------------------------------
+
+
+def test_one_live_replica_among_dead_ones_is_found_soon_and_nothing_is_left_open():
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=512) as mute:
+            nowhere = (Address("127.0.0.1", mute.getsockname()[1]),)
+            async with served() as (_, port):
+                there = (Address("127.0.0.1", port),)
+                places = [(nowhere, "")] * 15 + [(there, "")]
+                attempts = Attempts(Address("replicas", 1))
+                loop = asyncio.get_running_loop()
+                began_s = loop.time()
+                connection = await dial_first(places, attempts, 20.0)
+                assert connection is not None
+                assert connection.address.port == port
+                # One after another they would take 300 s.
+                assert loop.time() - began_s < 15.0
+                connection.close("the test is over")
+                await connection.wait_closed()
+
+    run_clean(main)
+
+
+def test_the_next_is_dialled_at_once_where_one_refuses():
+    async def main() -> None:
+        refusing = [((Address("127.0.0.1", free_port()),), "") for _ in range(3)]
+        attempts = Attempts(Address("replicas", 1))
+        assert await dial_first(refusing, attempts, 5.0) is None
+        assert len(attempts.answers) == 3
+        assert set(attempts.answers.values()) == {"Connection refused"}
+        assert await dial_first([], attempts, 5.0) is None
+
+    run_clean(main)
+
+
+def test_of_two_that_answer_one_connection_is_kept():
+    async def main() -> None:
+        async with served() as (one, port), served() as (other, other_port):
+            places = [((Address("127.0.0.1", each),), "") for each in (port, other_port)]
+            for _ in range(5):
+                connection = await dial_first(places, Attempts(Address("replicas", 1)), 5.0)
+                assert connection is not None
+                connection.close("the test is over")
+                await connection.wait_closed()
+            await until(lambda: not (one.hub.sessions or other.hub.sessions), "one was left open")
+
+    run_clean(main)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
 from rallypoint.client import seeking
 from rallypoint.client.seeking import Over, Place, Search, Turn
 from rallypoint.core import election as e
-from rallypoint.core.values import Address, CloseRecord, Outcome
+from rallypoint.core.values import Address, CloseRecord, Outcome, RunSettings
 from rallypoint.endpoints import Endpoint, EndpointKind
 from rallypoint.errors import LedgerAccessError, LedgerUnreachableError
-from rallypoint.ledger.contract import Changed, Versioned
+from rallypoint.ledger.contract import Changed, Ledger, Versioned
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.settings import NodeSettings
+from tests.loops import run_virtual
 
 SETTINGS = NodeSettings(
     endpoint=Endpoint(EndpointKind.LEDGER, text="memory"), run_id="run", lease_ttl_s=0.3
@@ -45,14 +47,21 @@ class Lossy(MemoryLedger):
         return await super().changed(key, version, timeout_s)
 
 
-async def put_run(ledger: MemoryLedger, owner: str, close: CloseRecord | None = None) -> None:
-    register = e.RunRegister(e.FORMAT, ledger.ledger_id, "run", 1, owner, close=close)
+async def put_run(
+    ledger: MemoryLedger, owner: str, close: CloseRecord | None = None, nodes: int = 0
+) -> None:
+    settings = RunSettings(min_nodes=nodes, max_nodes=nodes) if nodes else None
+    register = e.RunRegister(
+        e.FORMAT, ledger.ledger_id, "run", 1, owner, settings=settings, close=close
+    )
     await put(ledger, "runs/run", register)
 
 
-async def put_lease(ledger: MemoryLedger, process: str, only_run: str = "run", **more: str) -> None:
+async def put_lease(
+    ledger: MemoryLedger, process: str, only_run: str = "run", token: str = "", ttl_s: float = 0.3
+) -> None:
     lease = e.Lease(
-        e.FORMAT, process, 1, addresses=THERE, only_run=only_run, token=more.get("token", "")
+        e.FORMAT, process, 1, addresses=THERE, only_run=only_run, token=token, ttl_s=ttl_s
     )
     await put(ledger, f"coordinators/{process}", lease)
 
@@ -62,13 +71,17 @@ async def put(ledger: MemoryLedger, key: str, value: e.Lease | e.RunRegister) ->
     await ledger.swap(key, there.version if there else None, e.encode(value))
 
 
-def searching(scenario: Callable[[Search, Lossy], Awaitable[None]]) -> None:
-    async def main() -> None:
-        ledger = Lossy()
-        async with asyncio.timeout(20):
-            await scenario(Search(SETTINGS, "node", ledger), ledger)
+def searching(
+    scenario: Callable[[Search, Lossy], Coroutine[Any, Any, None]], ledger: Lossy | None = None
+) -> None:
+    """In virtual time: nothing here has a socket or a thread."""
+    used = ledger or Lossy()
 
-    asyncio.run(main())
+    async def main() -> None:
+        async with asyncio.timeout(100):
+            await scenario(Search(SETTINGS, "node", used), used)
+
+    run_virtual(main())
 
 
 def soon(after_s: float = 5.0) -> float:
@@ -109,52 +122,69 @@ def test_an_owner_that_cannot_be_reached_and_stands_still_is_replaced_after_the_
         await put_run(ledger, "owner")
         began_s = soon(0.0)
         search.begin(at_once=True)
-        while (sight := await search.next(soon())) != Turn():
-            assert isinstance(sight, Place)
-            search.again(is_near=True)
-        assert soon(0.0) - began_s >= SETTINGS.lease_ttl_s
+        while isinstance(sight := await search.next(soon()), Place):
+            search.again()
+        assert isinstance(sight, Turn)
+        assert sight.seen is not None
+        assert (sight.seen.process, sight.seen.since_s) == ("owner", began_s)
+        assert soon(0.0) == pytest.approx(began_s + 0.3)
 
     searching(scenario)
 
 
-@pytest.fixture
-def far(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is far from being next would look by itself only long after the test."""
-    monkeypatch.setattr(seeking, "FAR_LOOKS", 200.0)
-
-
-@pytest.mark.usefixtures("far")
-def test_a_change_of_the_register_ends_the_wait_of_who_is_far_from_being_next() -> None:
+def test_a_change_of_the_register_ends_the_wait() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
-        await put_lease(ledger, "dead")
+        await put_lease(ledger, "dead", ttl_s=600.0)
         await put_run(ledger, "dead")
         search.begin(at_once=True)
         assert isinstance(await search.next(soon()), Place)
-        search.again(is_near=False)
-        looking = asyncio.ensure_future(search.next(soon(60.0)))
-        await asyncio.sleep(0.05)
+        search.again()
         await put_lease(ledger, "successor")
         await put_run(ledger, "successor")
-        assert await looking == Place(THERE, "successor", "")
+        began_s = soon(0.0)
+        assert await search.next(soon(60.0)) == Place(THERE, "successor", "")
+        assert soon(0.0) - began_s < 0.1
 
     searching(scenario)
 
 
-@pytest.mark.usefixtures("far")
 def test_who_waits_does_not_read() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
-        await put_lease(ledger, "dead")
+        await put_lease(ledger, "dead", ttl_s=600.0)
         await put_run(ledger, "dead")
         search.begin(at_once=True)
         await search.next(soon())
-        search.again(is_near=False)
+        search.again()
         before = ledger.reads
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.5):
-                await search.next(soon(60.0))
+        assert await search.next(soon(0.4)) is None
         assert ledger.reads == before
 
     searching(scenario)
+
+
+class Polled(Lossy):
+    """An engine that cannot watch."""
+
+    can_watch = False
+
+    async def changed(self, key: str, version: int | None, timeout_s: float) -> Changed | None:
+        return await Ledger.changed(self, key, version, timeout_s)
+
+
+def test_a_large_run_does_not_poll_an_engine_that_cannot_watch() -> None:
+    async def scenario(search: Search, ledger: Lossy) -> None:
+        await put_lease(ledger, "dead", ttl_s=600.0)
+        await put_run(ledger, "dead", nodes=1_000)
+        search.begin(at_once=True)
+        await search.next(soon())
+        reads, began_s = ledger.reads, soon(0.0)
+        while soon(0.0) < began_s + 20.0:
+            search.again()
+            await search.next(began_s + 20.0)
+        # Two reads a look, at least half a second between two looks.
+        assert ledger.reads - reads <= 80
+
+    searching(scenario, Polled())
 
 
 def test_an_outage_is_told_with_its_beginning_and_forgotten_when_it_ends() -> None:
@@ -208,6 +238,49 @@ def test_a_register_that_cannot_be_read_is_told_and_left() -> None:
         search.begin(at_once=True)
         assert await search.next(soon(0.1)) is None
         assert "cannot be read" in search.problem
+
+    searching(scenario)
+
+
+def test_the_lease_of_a_process_says_itself_how_long_it_stands() -> None:
+    async def scenario(search: Search, ledger: Lossy) -> None:
+        await put_lease(ledger, "owner", ttl_s=30.0)
+        await put_run(ledger, "owner")
+        began_s = soon(0.0)
+        search.begin(at_once=True)
+        while isinstance(sight := await search.next(soon()), Place):
+            search.again()
+        assert isinstance(sight, Turn)
+        assert soon(0.0) == pytest.approx(began_s + 30.0)
+
+    searching(scenario)
+
+
+def test_a_replica_whose_lease_moves_is_first_and_one_that_stands_still_is_left_out() -> None:
+    async def scenario(search: Search, ledger: Lossy) -> None:
+        for name in "abcdefgh":
+            await put_lease(ledger, name, only_run="", ttl_s=5.0)
+        await put_lease(ledger, "live", only_run="", ttl_s=5.0)
+        assert len(await search.replicas()) == 9
+        await asyncio.sleep(5.0 / 3)
+        await put_lease(ledger, "live", only_run="", ttl_s=5.0)
+        assert (await search.replicas())[0].process == "live"
+        await asyncio.sleep(4.0)
+        assert [each.process for each in await search.replicas()] == ["live"]
+
+    searching(scenario)
+
+
+def test_any_number_of_dead_leases_hides_no_live_one() -> None:
+    async def scenario(search: Search, ledger: Lossy) -> None:
+        for number in range(5 * seeking.REPLICAS_READ_MAX):
+            await put_lease(ledger, f"dead{number}", only_run="", ttl_s=0.3)
+        await put_lease(ledger, "live", only_run="", ttl_s=600.0)
+        for _ in range(6):
+            found = [each.process for each in await search.replicas()]
+            assert len(found) <= seeking.REPLICAS_READ_MAX
+            await asyncio.sleep(1.0)
+        assert "live" in found
 
     searching(scenario)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import msgspec
@@ -954,6 +955,48 @@ class TestWhere:
         assert e.where(run, lease) is None
 
 
+class TestWhatAnotherPartOfTheProcessHasSeen:
+    SEEN = e.Seen("other", 7, 10.0)
+
+    def judging(self, seen: e.Seen | None, now_s: float) -> list[e.Action]:
+        """A claim that finds the run to be another's, whose lease is at version 7."""
+        claim = e.Claim("run", "ledger", good(now_s))
+        (asked,) = claim.want(now_s, seen)
+        assert isinstance(asked, e.ReadRun)
+        (lease,) = claim.run_read(asked, found(register()), now_s)
+        assert isinstance(lease, e.ReadLease)
+        return claim.lease_read(lease, found(serving()), now_s)
+
+    def test_need_not_be_watched_for_as_long_again(self):
+        (revoke,) = self.judging(self.SEEN, 13.0)
+        assert isinstance(revoke, e.SwapLease)
+        assert (revoke.process, revoke.expected) == ("other", 7)
+
+    def test_is_not_enough_before_the_ttl_is_over(self):
+        (elsewhere,) = self.judging(self.SEEN, 12.9)
+        assert isinstance(elsewhere, e.Elsewhere)
+
+    @pytest.mark.parametrize("seen", [None, e.Seen("other", 6, 10.0), e.Seen("third", 7, 10.0)])
+    def test_counts_for_that_lease_at_that_version_only(self, seen: e.Seen | None):
+        (elsewhere,) = self.judging(seen, 13.0)
+        assert isinstance(elsewhere, e.Elsewhere)
+
+    def test_is_taken_by_a_claim_that_has_been_turned_down(self):
+        claim = e.Claim("run", "ledger", good(12.0))
+        (asked,) = claim.want(12.0)
+        assert isinstance(asked, e.ReadRun)
+        (lease,) = claim.run_read(asked, found(register()), 12.0)
+        assert isinstance(lease, e.ReadLease)
+        claim.lease_read(lease, found(serving()), 12.0)
+        assert claim.want(13.0) == []
+        (asked,) = claim.want(13.0, self.SEEN)
+        assert isinstance(asked, e.ReadRun)
+        (lease,) = claim.run_read(asked, found(register()), 13.0)
+        assert isinstance(lease, e.ReadLease)
+        (revoke,) = claim.lease_read(lease, found(serving()), 13.0)
+        assert isinstance(revoke, e.SwapLease)
+
+
 class TestSeeker:
     def seeker(self, name: str = "a", **options: Any) -> e.Seeker:
         made = e.Seeker(name, TIMING, **{"candidates": 2, **options})
@@ -966,13 +1009,14 @@ class TestSeeker:
         now_s: float,
         run: e.RunRegister | None,
         lease: e.Lease | None = None,
+        jitter: float = 0.5,
     ) -> list[e.Finding]:
-        (asked,) = seeker.tick(now_s, 0.5)
+        (asked,) = seeker.tick(now_s, jitter)
         assert isinstance(asked, e.ReadRun)
-        findings = seeker.run_read(asked, None if run is None else found(run), now_s, 0.5)
+        findings = seeker.run_read(asked, None if run is None else found(run), now_s, jitter)
         if findings and isinstance(findings[0], e.ReadLease):
             there = None if lease is None else found(lease)
-            return seeker.lease_read(findings[0], there, now_s, 0.5)
+            return seeker.lease_read(findings[0], there, now_s, jitter)
         return findings
 
     def test_it_attaches_where_the_owner_listens(self):
@@ -983,36 +1027,80 @@ class TestSeeker:
         assert seeker.next_tick_s() is None
 
     def test_it_looks_at_a_time_of_its_own(self):
-        seeker = self.seeker()
+        seeker = self.seeker(nodes=10_000)
         seeker.seek(10.0, 0.25)
         assert seeker.next_tick_s() == 10.25
         assert seeker.tick(10.2, 0.5) == []
         seeker.tick(10.25, 0.5)
-        assert seeker.next_tick_s() == 11.25
+        assert seeker.next_tick_s() == 10.25 + TIMING.ttl_s
+
+    def test_a_small_run_looks_at_once_and_a_large_one_within_a_second(self):
+        for nodes, latest_s in ((8, 10.004), (1_000, 10.5), (100_000, 11.0)):
+            seeker = self.seeker(nodes=nodes)
+            seeker.seek(10.0, 1.0)
+            assert seeker.next_tick_s() == pytest.approx(latest_s)
+
+    def test_the_nodes_of_a_large_run_look_rarer(self):
+        for nodes, often_s in ((8, 1.0), (2_000, 1.0), (4_000, 2.0), (100_000, TIMING.ttl_s)):
+            seeker = self.seeker(nodes=nodes)
+            seeker.tick(0.0, 0.5)
+            assert seeker.next_tick_s() == pytest.approx(often_s)
 
     def test_a_change_that_the_engine_tells_of_is_looked_at(self):
-        seeker = self.seeker()
+        seeker = self.seeker(nodes=10_000)
         seeker.seek(10.0, 0.9)
         seeker.look_now(10.1)
         assert seeker.tick(10.1, 0.5) == [e.ReadRun(1)]
 
-    def test_the_first_nodes_stand_where_there_is_nobody(self):
-        assert self.looks(self.seeker(position=1), 0.0, None) == [e.Stand()]
+    def test_not_by_all_nodes_at_the_same_moment(self):
+        seeker = self.seeker(nodes=1_000)
+        seeker.tick(0.0, 0.9)
+        seeker.look_now(0.1, 0.5)
+        assert seeker.next_tick_s() == pytest.approx(0.35)
 
-    def test_the_others_wait(self):
-        assert self.looks(self.seeker(position=2), 0.0, None) == []
+    def test_in_a_small_run_every_node_stands_at_once(self):
+        assert self.looks(self.seeker(nodes=2), 0.0, None) == [e.Stand()]
 
-    def test_the_others_stand_if_all_of_those_are_gone(self):
-        seeker = self.seeker(position=2)
-        for now_s in (0.0, 2.0, 4.0):
-            assert self.looks(seeker, now_s, None) == []
-        assert self.looks(seeker, 6.0, None) == [e.Stand()]
+    def test_in_a_large_one_a_node_stands_when_chance_says_so(self):
+        assert self.looks(self.seeker(nodes=1_000), 0.0, None, jitter=0.001) == [e.Stand()]
+        seeker = self.seeker(nodes=1_000)
+        assert self.looks(seeker, 0.0, None, jitter=0.5) == []
+        # 2 ** (t / 0.3 s) * 4 / 3 of 1,000 nodes are to stand by t: ln 2 of each is chance's half.
+        due_s = 0.3 * math.log2(math.log(2) * 1_000 / (2 * 2 / 3))
+        now_s = 0.0
+        while now_s < due_s - 0.001:
+            now_s = seeker.next_tick_s() or 0.0
+            stood = self.looks(seeker, now_s, None, jitter=0.5)
+        assert now_s == pytest.approx(due_s)
+        assert stood == [e.Stand()]
 
-    def test_the_last_round_says_who_is_first(self):
-        run = register("", round=a_round(3, "x", "y", "a"))
-        assert self.looks(self.seeker("y", position=9), 0.0, run) == [e.Stand()]
-        assert self.looks(self.seeker("a", position=0), 0.0, run) == []
-        assert self.looks(self.seeker("newcomer", position=0), 0.0, run) == []
+    def test_how_many_nodes_there_are_is_what_the_register_says(self):
+        settings = RunSettings(min_nodes=300, max_nodes=900, expected_nodes=500)
+        begun = register("", settings=settings)
+        seeker = self.seeker(nodes=2)
+        self.looks(seeker, 0.0, begun)
+        assert seeker.nodes == 500
+        seeker = self.seeker(nodes=2)
+        self.looks(seeker, 0.0, register("", settings=settings, round=a_round(3, "x", "y", "z")))
+        assert seeker.nodes == 3
+
+    def test_who_was_not_reached_is_looked_at_again_when_its_lease_may_be_over(self):
+        seeker = self.seeker(look_s=2.0)
+        self.looks(seeker, 1.0, register(), serving())
+        seeker.seek_again(1.0, 0.0)
+        assert seeker.next_tick_s() == 2.0
+        self.looks(seeker, 3.5, register(), serving())
+        seeker.seek_again(3.5, 0.0)
+        assert seeker.next_tick_s() == 1.0 + TIMING.ttl_s
+
+    def test_an_engine_that_is_slow_to_answer_slows_the_growth(self):
+        seeker = self.seeker(nodes=1_000)
+        (asked,) = seeker.tick(0.0, 0.5)
+        assert isinstance(asked, e.ReadRun)
+        assert seeker.run_read(asked, None, 2.0, 0.5) == []
+        while (now_s := seeker.next_tick_s() or 0.0) and not self.looks(seeker, now_s, None):
+            pass
+        assert now_s == pytest.approx(2.0 + 4.0 * math.log2(math.log(2) * 1_000 / (2 * 2 / 3)))
 
     @pytest.mark.parametrize("lease", [None, moving(), revoked("other")])
     def test_an_owner_that_does_not_serve_is_nobody(self, lease: e.Lease | None):
@@ -1024,7 +1112,7 @@ class TestSeeker:
             (attach,) = self.looks(seeker, now_s, register(), serving())
             assert isinstance(attach, e.Attach)
             seeker.seek(now_s, 0.0)
-        assert self.looks(seeker, 3.0, register(), serving()) == [e.Stand()]
+        assert self.looks(seeker, 3.0, register(), serving()) == [e.Stand(e.Seen("other", 7, 0.0))]
 
     def test_a_closed_run_is_over(self):
         for owner in ("other", ""):

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from rallypoint.client import forking
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer, bind, ignored_if_absent
+from rallypoint.core.election import Seen
 from rallypoint.core.values import Address, NodeId
 from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import NodeSettings, attach_grace_s
@@ -56,12 +57,18 @@ class EmbeddedCoordinator:
 
     @classmethod
     async def stand(
-        cls, settings: NodeSettings, node: NodeId, ledger: Ledger, host: str
+        cls,
+        settings: NodeSettings,
+        node: NodeId,
+        ledger: Ledger,
+        host: str,
+        seen: Seen | None = None,
     ) -> EmbeddedCoordinator:
         """Be a candidate for the run: serve at every address, with a lease, and claim the run.
 
         `host`: where others reach this machine. Nodes without a token of their own find this
-        coordinator's in its lease. Raises OSError or a LedgerError.
+        coordinator's in its lease. `seen`: the lease of the owner, as this process has seen it
+        stand still. Raises OSError or a LedgerError; then, and when cancelled, nothing is open.
         """
         token = settings.token or secrets.token_urlsafe(24)
         config = CoordinatorConfig(
@@ -78,14 +85,14 @@ class EmbeddedCoordinator:
         server = CoordinatorServer(config, ledger=ledger)
         await server.start([sock], (Address(host, port),))
         candidate = cls(server, Address("127.0.0.1", port), Address(host, port))
-        candidate.claim()
+        candidate.claim(seen)
         return candidate
 
-    def claim(self) -> None:
-        """Have the run as soon as nobody else has it."""
+    def claim(self, seen: Seen | None = None) -> None:
+        """Have the run as soon as nobody else has it. `seen`: as for `stand`."""
         shared, only_run = self._server.shared, self._server.config.only_run
         if shared is not None and only_run is not None:
-            shared.claim(only_run)
+            shared.claim(only_run, seen)
 
     @property
     def process(self) -> str:

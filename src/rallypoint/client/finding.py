@@ -14,6 +14,7 @@ import math
 import os
 import random
 import socket
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
@@ -33,6 +34,8 @@ _log = logging.getLogger("rallypoint.client")
 
 ADDRESS_TIMEOUT_S: Final = 5.0
 """How long one address may take to connect and answer the handshake."""
+STAGGER_S: Final = 0.03
+"""How long after one of several coordinators the next is dialled, while none has answered."""
 FIRST_PAUSE_S: Final = 0.01
 """Nodes often start together: about what the host takes from its bind to its first answer."""
 LONGEST_PAUSE_S: Final = 1.0
@@ -147,6 +150,48 @@ async def dial_elected(
         answers |= each.answers
     attempts.answers = answers
     return None
+
+
+async def dial_first(
+    places: Sequence[tuple[Sequence[Address], str]], attempts: Attempts, limit_s: float
+) -> Connection | None:
+    """Whichever of several coordinators answers first; None if none does within `limit_s` each.
+
+    `places`: addresses and token of each, the likeliest first. The next is tried beside those that
+    have not answered yet, STAGGER_S later, as of RFC 8305: an address whose machine is gone answers
+    nothing, and a connection to it takes seconds to fail.
+    """
+    each = [Attempts(attempts.target) for _ in places]
+    left = deque(zip(places, each, strict=True))
+    dialling: set[asyncio.Task[Connection | None]] = set()
+    try:
+        while left or dialling:
+            if left:
+                (addresses, token), own = left.popleft()
+                work = dial_elected(addresses, token, own, limit_s)
+                dialling.add(asyncio.get_running_loop().create_task(work))
+            done, _ = await asyncio.wait(
+                dialling,
+                timeout=STAGGER_S if left else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for task in done:
+                connection = task.result()
+                dialling.discard(task)
+                if connection is not None:
+                    return connection
+    finally:
+        await _give_up(dialling)
+    attempts.answers |= {where: said for own in each for where, said in own.answers.items()}
+    return None
+
+
+async def _give_up(dialling: set[asyncio.Task[Connection | None]]) -> None:
+    for task in dialling:
+        task.cancel()
+    for made in await asyncio.gather(*dialling, return_exceptions=True):
+        if isinstance(made, Connection):
+            made.abort("another coordinator was faster")
 
 
 async def _resolve(target: Address, attempts: Attempts, limit_s: float) -> list[Resolved]:

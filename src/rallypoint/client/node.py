@@ -24,12 +24,14 @@ from rallypoint.client.finding import (
     describe_os_error,
     dial,
     dial_elected,
+    dial_first,
     may_host,
     target_of,
 )
 from rallypoint.client.identity import node_info, reachable_host
-from rallypoint.client.seeking import Over, Place, Search, Sight
+from rallypoint.client.seeking import Over, Place, Search, Turn
 from rallypoint.client.transport import Connection
+from rallypoint.core.election import Seen
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import ROUND_ENDED, TIMEOUT, StoreFailure, StoreOp
 from rallypoint.core.values import (
@@ -67,6 +69,9 @@ ANSWER_MARGIN_S: Final = 5.0
 """How much later than the coordinator this side gives up a call of the store."""
 ELECTED_DIAL_S: Final = 2.0
 """How long an address of an elected coordinator is given: the next one may be elected meanwhile."""
+MESSENGERS: Final = 16
+"""How many nodes of a run, about, go to a replica each second while its coordinator does not
+answer: enough that some of them live if most nodes are dead."""
 REDIRECTS_MAX: Final = 3
 """How often a node goes where it is sent before it looks for itself."""
 WORTH_TELLING_S: Final = 0.1
@@ -129,7 +134,7 @@ class Node:
         self._sent_on: Attempts | None = None
         self._redirects = 0
         self._was_sent_away = False
-        self._has_nudged = False
+        self._was_messenger = False
         self._retiring: set[asyncio.Task[None]] = set()
         self._orphan: asyncio.TimerHandle | None = None
         self._gone: errors.CoordinatorError | None = None
@@ -276,11 +281,12 @@ class Node:
                 call_timeout_s=call_timeout_s,
             )
             self._opened_ledger = ledger
-        self._search = Search(self.settings, self.info.name, ledger)
+        nodes = self.run.expected_nodes or self.run.min_nodes
+        self._search = Search(self.settings, self.info.name, ledger, nodes)
         await self._search.open(ends_s)
         own_host = self.settings.local_addr
         self._own_host = own_host or await reachable_host(self.settings.endpoint)
-        self._search.begin(at_once=self._is_near(), is_new=True)
+        self._search.begin(at_once=False, is_new=True)
         attempts, began_s = Attempts(self.settings.endpoint), self._now_s()
         if not await self._find_elected(self._search, attempts, ends_s) and self._gone is None:
             raise attempts.error(self._now_s() - began_s)
@@ -304,24 +310,23 @@ class Node:
             if self._now_s() >= ends_s:
                 return False
 
-    async def _go(self, search: Search, sight: Sight, attempts: Attempts) -> Connection | None:
+    async def _go(
+        self, search: Search, sight: Place | Turn, attempts: Attempts
+    ) -> Connection | None:
         """To the coordinator that was seen, or to the next that can be it."""
         if isinstance(sight, Place):
             connection = await self._dial_place(sight, attempts)
             if connection is not None:
                 return connection
-            search.again(is_near=self._is_near())
-            if self._has_nudged or not self._is_near():
+            search.again()
+            # It may be dead. A `rallypoint serve` may take the run only after it has seen the lease
+            # stand still itself, so some nodes go there now: few, as a living one sends them back.
+            if self._was_messenger or random.random() * search.nodes >= MESSENGERS:
                 return None
-            # It may be dead, and its lease has to stand for some time before anybody may take the
-            # run. Who is the next begins to watch it now.
-            self._has_nudged = True
-            connection = await self._dial_replicas(search, attempts, sight.process)
-            if connection is None:
-                await self._stand(search, attempts)
-            return connection
+            self._was_messenger = True
+            return await self._dial_replicas(search, attempts, sight.process)
         connection = await self._dial_replicas(search, attempts, "")
-        if connection is None and await self._stand(search, attempts):
+        if connection is None and await self._stand(search, attempts, sight.seen):
             connection = await self._dial_own(attempts)
         return connection
 
@@ -341,41 +346,29 @@ class Node:
         self, search: Search, attempts: Attempts, but: str
     ) -> Connection | None:
         """One of the `rallypoint serve` that share the ledger."""
-        for place in await search.replicas():
-            if place.process != but:
-                connection = await self._dial_place(place, attempts)
-                if connection is not None:
-                    return connection
-        return None
+        places = [each for each in await search.replicas() if each.process != but]
+        own = self.settings.token
+        dialled = [(each.addresses, own or each.token) for each in places]
+        return await dial_first(dialled, attempts, ELECTED_DIAL_S)
 
-    async def _stand(self, search: Search, attempts: Attempts) -> bool:
+    async def _stand(self, search: Search, attempts: Attempts, seen: Seen | None) -> bool:
         """Be a candidate. False if that cannot be."""
         if self.settings.host_coordinator == "no":
             return False
         if self.hosted is not None:
-            self.hosted.claim()
+            self.hosted.claim(seen)
             return True
         from rallypoint.client.embedded import EmbeddedCoordinator
 
         try:
             self.hosted = await EmbeddedCoordinator.stand(
-                self.settings, self.info.id, search.ledger, self._own_host
+                self.settings, self.info.id, search.ledger, self._own_host, seen
             )
         except (OSError, errors.LedgerError) as error:
             attempts.not_hosting = describe_os_error(error)
             return False
         _log.info("this node stands as coordinator of run %s", self.settings.run_id)
         return True
-
-    def _is_near(self) -> bool:
-        """Whether this node is among the first to coordinate, should nobody else.
-
-        Before the first round nobody has a rank: as many as there are candidates, by chance.
-        """
-        seat = self._machine.seat
-        if seat is not None:
-            return seat.node_rank < self.settings.candidates
-        return random.random() * self.run.min_nodes < self.settings.candidates
 
     def _retire(self) -> None:
         """Another coordinator has the run: what this node has started for it can go."""
@@ -506,10 +499,9 @@ class Node:
         if self._redirects > REDIRECTS_MAX:
             # Sent round in circles, most often by its own candidate, until the owner's lease has
             # stood still for long enough: looking at once would ask the ledger without a pause.
-            search.again(is_near=self._is_near())
+            search.again()
         else:
-            # Who was sent away knows that there is something to see; else all are here at once.
-            search.begin(at_once=self._was_sent_away or self._is_near())
+            search.begin(at_once=False)
         if not await self._find_elected(search, attempts, ends_s):
             raise attempts.error(self._now_s() - lost_s)
 
@@ -530,7 +522,7 @@ class Node:
             level = logging.WARNING if away_s > WORTH_TELLING_S else logging.DEBUG
             _log.log(level, "attached, after %.1f s without a coordinator", away_s)
         self._lost_s = None
-        self._redirects, self._was_sent_away, self._has_nudged = 0, False, False
+        self._redirects, self._was_sent_away, self._was_messenger = 0, False, False
         if self._orphan is not None:
             self._orphan.cancel()
             self._orphan = None

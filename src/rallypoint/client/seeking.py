@@ -1,8 +1,8 @@
 """Where the run's coordinator is, as a ledger tells it: a node's search.
 
-`core/election.py` says when to look, and when it is this node's turn to coordinate; this file reads
-the ledger for it. A node looks only while it has no coordinator: spread by chance, and woken when
-the run's register changes. Nothing is written here.
+`core/seeker.py` says when to look, and when it is this node's turn to coordinate; this file reads
+the ledger for it. A node looks only while it has no coordinator, or one whose lease is not renewed:
+spread by chance, and woken when the run's register changes. Nothing is written here.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ RETRY_S: Final = 0.3
 ANSWER_MIN_S: Final = 0.5
 """How long the ledger is given for an answer, however little time is left."""
 REPLICAS_READ_MAX: Final = 64
-"""More leases than this are not read for one run's sake."""
+"""More leases than this are not read at once for one run's sake."""
+POLLED_NODES_MAX: Final = 64
+"""In a larger run, nodes on an engine that cannot watch look only when it is time to look."""
 _WILL_NOT_MEND: Final = (
     LedgerAccessError,
     LedgerCorruptError,
     LedgerForeignError,
     LedgerFormatError,
 )
-FAR_LOOKS: Final = 3.0
-"""How much more seldom a node looks that is not among the candidates: a change wakes it anyway."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -58,7 +58,9 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """Nobody coordinates the run, and it is this node's turn."""
+    """Nobody coordinates the run, and it is this node's turn. `seen`: see `core.seeker.Stand`."""
+
+    seen: e.Seen | None = None
 
 
 class Over(msgspec.Struct, frozen=True):
@@ -71,19 +73,23 @@ Sight: TypeAlias = Place | Turn | Over
 
 
 class Search:
-    """One node's search. Owned by one event loop; the ledger stays the caller's."""
+    """One node's search. Owned by one event loop; the ledger stays the caller's.
 
-    def __init__(self, settings: NodeSettings, node: str, ledger: Ledger) -> None:
+    `nodes`: how many nodes the run is to have, as long as the ledger does not say.
+    """
+
+    def __init__(self, settings: NodeSettings, node: str, ledger: Ledger, nodes: int = 1) -> None:
         self.ledger = ledger
         self.error: LedgerError | None = None
         """Why the ledger cannot be used; None while it can."""
         self._away_since_s = 0.0
         self._run_key = run_key(settings.run_id)
         self._where = str(settings.endpoint)
-        self._seeker = e.Seeker(node, e.Timing.of(settings.lease_ttl_s), settings.candidates)
+        timing = e.Timing.of(settings.lease_ttl_s)
+        self._seeker = e.Seeker(node, timing, settings.candidates, nodes)
         self._version: int | None = None
-        self._is_watching = True
         self._is_spreading = False
+        self._replicas: dict[str, _Lease] = {}
 
     @property
     def problem(self) -> str:
@@ -112,19 +118,23 @@ class Search:
                     raise
             await asyncio.sleep(min(RETRY_S * random.uniform(0.5, 1.5), left_s))
 
-    def begin(self, *, at_once: bool, is_new: bool = False) -> None:
-        """There is no coordinator. `at_once`: look now; else spread by chance over a second.
+    @property
+    def nodes(self) -> int:
+        """How many nodes the run has, as far as is known."""
+        return self._seeker.nodes
 
-        Who `is_new` does not spread, but watches meanwhile: those who come have not all lost the
-        same coordinator at the same time, and there may be one already.
+    def begin(self, *, at_once: bool, is_new: bool = False) -> None:
+        """There is no coordinator. `at_once`: look now; else spread by chance, in a large run.
+
+        A node that `is_new` watches meanwhile: those who come have not all lost the same
+        coordinator at the same time, and there may be one already.
         """
         self._is_spreading = not (at_once or is_new)
         self._seeker.seek(_now_s(), 0.0 if at_once else random.random())
 
-    def again(self, *, is_near: bool) -> None:
-        """Who was found cannot be reached. `is_near`: this node may be the next coordinator."""
-        jitter = random.uniform(0.5, 1.0)
-        self._seeker.seek(_now_s(), jitter if is_near else FAR_LOOKS * jitter)
+    def again(self) -> None:
+        """Who was found cannot be reached: look again in a while."""
+        self._seeker.seek_again(_now_s(), random.random())
 
     async def next(self, ends_s: float, *, is_new: bool = False) -> Sight | None:
         """What is to be done; None if nothing is by `ends_s`. Looks at least once.
@@ -141,17 +151,33 @@ class Search:
                 return sight
 
     async def replicas(self) -> list[Place]:
-        """Coordinators that serve any run, in an order of chance; one of them may be dead."""
+        """Coordinators that serve any run, those first whose lease has been seen to move.
+
+        Else in an order of chance. A lease that has stood still for its ttl is left out; one that
+        was read only once may be of a process that is dead.
+        """
         try:
             keys = list(await self.ledger.keys(COORDINATORS))
             random.shuffle(keys)
-            reads = (self.ledger.read(key) for key in keys[:REPLICAS_READ_MAX])
-            return [p for found in await asyncio.gather(*reads) if (p := _replica(found))]
+            keys.sort(key=self._is_known_dead)
+            found = await asyncio.gather(*map(self.ledger.read, keys[:REPLICAS_READ_MAX]))
         except LedgerError as error:
             self._note(error)
+            return []
         except NotImplementedError:
-            pass  # One register holds all there is: nobody but the nodes can be elected.
-        return []
+            return []  # One register holds all there is: nobody but the nodes can be elected.
+        leases = zip(keys, found, strict=False)
+        seen = {key: _seen(self._replicas.get(key), each, _now_s()) for key, each in leases}
+        listed = set(keys)
+        kept = {key: each for key, each in self._replicas.items() if key in listed}
+        self._replicas = {**kept, **seen}
+        alive = [each for each in seen.values() if each.place and not each.is_dead(_now_s())]
+        alive.sort(key=lambda each: not each.has_moved)
+        return [each.place for each in alive if each.place is not None]
+
+    def _is_known_dead(self, key: str) -> bool:
+        known = self._replicas.get(key)
+        return known is not None and (known.place is None or known.is_dead(_now_s()))
 
     # -- helpers -------------------------------------------------------------------------------
 
@@ -167,12 +193,20 @@ class Search:
             self._is_spreading = False
             await asyncio.sleep(left_s)
             return
+        if not self.ledger.can_watch and self.nodes > POLLED_NODES_MAX:
+            await asyncio.sleep(left_s)
+            return
         try:
-            if await self.ledger.changed(self._run_key, self._version, left_s) is not None:
-                self._seeker.look_now(_now_s())
+            if await self.ledger.changed(self._run_key, self._version, left_s) is None:
+                return
         except LedgerError as error:
             self._note(error)
             await asyncio.sleep(min(RETRY_S, left_s))
+            return
+        # All nodes of the run are told at the same moment.
+        self._seeker.look_now(_now_s(), random.random())
+        due_s = min(self._seeker.next_tick_s() or ends_s, ends_s)
+        await asyncio.sleep(max(0.0, due_s - _now_s()))
 
     async def _look(self, ends_s: float) -> Sight | None:
         try:
@@ -193,7 +227,7 @@ class Search:
                         token = lease.token if lease is not None else ""
                         return Place(asked.addresses, asked.process, token)
                     case e.Stand():
-                        return Turn()
+                        return Turn(asked.seen)
                     case e.Over():
                         return Over(asked.close)
         except LedgerError as error:
@@ -244,15 +278,33 @@ class Search:
             _log.warning("the ledger answers again")
 
 
-def _replica(found: Versioned | None) -> Place | None:
-    """A lease as a place to go to, if it is one that serves any run."""
+class _Lease(msgspec.Struct, frozen=True):
+    """A lease as it was last read. `place`: where it serves any run; None if it does not."""
+
+    place: Place | None
+    version: int
+    since_s: float
+    ttl_s: float
+    has_moved: bool
+
+    def is_dead(self, now_s: float) -> bool:
+        """Whether it was seen to stand still for longer than a living process leaves it."""
+        return now_s >= self.since_s + self.ttl_s
+
+
+def _seen(before: _Lease | None, found: Versioned | None, now_s: float) -> _Lease:
     try:
         lease = e.decode_lease(found.value) if found is not None else None
     except e.UnreadableError:
-        return None
-    if lease is None or lease.state is not e.LeaseState.SERVING or lease.only_run:
-        return None
-    return Place(lease.addresses, lease.process, lease.token) if lease.addresses else None
+        lease = None
+    if found is None or lease is None:
+        return _Lease(None, 0, now_s, 0.0, has_moved=False)
+    serves = lease.state is e.LeaseState.SERVING and not lease.only_run and lease.addresses
+    place = Place(lease.addresses, lease.process, lease.token) if serves else None
+    if before is None or before.version == found.version:
+        since_s = now_s if before is None else before.since_s
+        return _Lease(place, found.version, since_s, lease.ttl_s, has_moved=False)
+    return _Lease(place, found.version, now_s, lease.ttl_s, has_moved=True)
 
 
 def _now_s() -> float:

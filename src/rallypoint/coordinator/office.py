@@ -288,11 +288,14 @@ class Office:
 
     # -- runs ----------------------------------------------------------------------------------
 
-    def want(self, run_id: str) -> None:
-        """A node of the run is here: claim it, or find out where it is."""
-        guarded(partial(self._run_failed, run_id), self._want, run_id, self._now_s())
+    def want(self, run_id: str, seen: e.Seen | None = None) -> None:
+        """A node of the run is here: claim it, or find out where it is.
 
-    def _want(self, run_id: str, now_s: float) -> None:
+        `seen`: since when this process has seen the owner's lease stand still.
+        """
+        guarded(partial(self._run_failed, run_id), self._want, run_id, self._now_s(), seen)
+
+    def _want(self, run_id: str, now_s: float, seen: e.Seen | None = None) -> None:
         self._wanted_s[run_id] = now_s
         claim = self._claims.get(run_id)
         if claim is None:
@@ -305,7 +308,7 @@ class Office:
             self._runs.won(run_id, claim.register, claim.former_host)
         if claim.state is e.ClaimState.LETTING_GO:
             self._wanted_again.add(run_id)
-        self._do(run_id, claim.want(now_s))
+        self._do(run_id, claim.want(now_s, seen))
 
     def reached(self, run_id: str) -> None:
         """A node has come for the run: this process need not stay away from it."""

@@ -28,7 +28,7 @@ from rallypoint.coordinator.runs import RunHost
 from rallypoint.coordinator.supervision import Supervised
 from rallypoint.coordinator.sweeping import Keeping, Sweeper
 from rallypoint.core import events as on
-from rallypoint.core.election import RunRegister, Timing
+from rallypoint.core.election import RunRegister, Seen, Timing
 from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
 from rallypoint.core.store import RoundStore
 from rallypoint.core.suspension import SuspensionCause
@@ -129,9 +129,9 @@ class SharedRuns:
 
     # -- what the hub and its runs ask for -----------------------------------------------------
 
-    def claim(self, run_id: str) -> None:
-        """A node of the run is here."""
-        self.office.want(run_id)
+    def claim(self, run_id: str, seen: Seen | None = None) -> None:
+        """A node of the run is here. `seen`: see `Office.want`."""
+        self.office.want(run_id, seen)
         if not self._own_node:
             self.office.reached(run_id)
 

@@ -22,7 +22,7 @@ from rallypoint.core.asking import (
     Won,
     version_of,
 )
-from rallypoint.core.leases import LeaseHolder, Standstill, lease_of, revoked_by
+from rallypoint.core.leases import LeaseHolder, Seen, Standstill, lease_of, revoked_by
 from rallypoint.core.registers import (
     FORMAT,
     Lease,
@@ -96,11 +96,17 @@ class Claim:
 
     # -- what is asked for ---------------------------------------------------------------------
 
-    def want(self, now_s: float) -> list[Action]:
-        """A node of the run is here, or this process would coordinate it."""
-        if self.state is not ClaimState.IDLE or self._holder.is_lost:
+    def want(self, now_s: float, seen: Seen | None = None) -> list[Action]:
+        """A node of the run is here, or this process would coordinate it.
+
+        `seen`: what this process has seen of the owner's lease before, by the same clock.
+        """
+        if self._holder.is_lost:
             return []
-        return self._read(now_s)
+        if seen is not None:
+            self._still.take_over(seen)
+        looks = self.state is ClaimState.IDLE or (seen and self.state is ClaimState.ELSEWHERE)
+        return self._read(now_s) if looks else []
 
     def commit(self, register: RunRegister, now_s: float) -> list[Action]:
         """Write `self.register` with another round, close, settings or restart count.
@@ -178,7 +184,7 @@ class Claim:
             self._note_former_host(lease)
             return self._adopt(now_s)
         # The lease's own ttl: its process renews by that one, whatever this process is set to.
-        dead_s = self._still.since_s(lease.process, found.version, now_s) + lease.ttl_s
+        dead_s = self._still.seen(lease.process, found.version, now_s).since_s + lease.ttl_s
         if now_s >= dead_s:
             return self._revoke(lease, found.version, now_s)
         look_s = now_s + self._ttl_s / 3

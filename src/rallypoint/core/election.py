@@ -50,6 +50,7 @@ from rallypoint.core.claims import (
 )
 from rallypoint.core.leases import (
     LeaseHolder,
+    Seen,
     Standstill,
     Timing,
     lease_of,
@@ -104,6 +105,7 @@ __all__ = [
     "ReadRun",
     "RunRegister",
     "Seeker",
+    "Seen",
     "Stand",
     "Standstill",
     "SwapLease",

@@ -221,17 +221,36 @@ def _why_lost(current: Found | None) -> str:
     return f"its lease was written by another process that calls itself {lease.process}"
 
 
+class Seen(Value, frozen=True):
+    """Since when a lease has been seen at this version, by the clock of whoever looks (R9)."""
+
+    process: str
+    version: int
+    since_s: float
+
+
 class Standstill:
-    """Since when one lease has been seen at one version, by the clock of whoever looks (R9)."""
+    """Since when one lease stands still, as far as one process has seen."""
 
     def __init__(self) -> None:
-        self._seen: tuple[str, int] | None = None
-        self._since_s = 0.0
+        self._seen: Seen | None = None
 
-    def since_s(self, process: str, version: int, now_s: float) -> float:
-        if self._seen != (process, version):
-            self._seen, self._since_s = (process, version), now_s
-        return self._since_s
+    def seen(self, process: str, version: int, now_s: float) -> Seen:
+        """The lease is at this version now."""
+        known = self._seen
+        if known is None or (known.process, known.version) != (process, version):
+            known = self._seen = Seen(process, version, now_s)
+        return known
+
+    def take_over(self, seen: Seen) -> None:
+        """What another part of this process, with the same clock, has seen before."""
+        known = self._seen
+        if known is None or known.process != seen.process:
+            self._seen = seen
+        elif known.version == seen.version:
+            self._seen = min(known, seen, key=lambda each: each.since_s)
+        else:
+            self._seen = max(known, seen, key=lambda each: each.since_s)
 
 
 def lease_of(process: str, found: Found) -> Lease:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from rallypoint.core.asking import (
     Found,
     ReadLease,
     ReadRun,
 )
-from rallypoint.core.leases import Standstill, Timing, lease_of
+from rallypoint.core.candidacy import stands_after_s
+from rallypoint.core.leases import Seen, Standstill, Timing, lease_of
 from rallypoint.core.registers import (
     Lease,
     LeaseState,
@@ -33,7 +34,13 @@ class Attach(Value, frozen=True):
 
 
 class Stand(Value, frozen=True):
-    """Nobody coordinates the run, and it is this node's turn: become a candidate."""
+    """Nobody coordinates the run, and it is this node's turn: become a candidate.
+
+    `seen`: the owner's lease, if that is in the way. It was seen to stand still for its ttl, so a
+    candidate in this process need not watch it for as long again.
+    """
+
+    seen: Seen | None = None
 
 
 class Over(Value, frozen=True):
@@ -57,45 +64,74 @@ def where(register: RunRegister | None, lease: Lease | None) -> tuple[Address, .
     return lease.addresses if lease.state is LeaseState.SERVING else None
 
 
+LOOKS_PER_S: Final = 2_000
+"""How often all nodes of a run together may look into the ledger, about: more nodes look rarer."""
+DOUBLINGS_PER_TTL: Final = 10
+"""How fast the hazard grows (`candidacy`). The ttl is set to what the ledger can do, so it says how
+long a candidate may take to become visible: two writes and a read are less than a tenth of it."""
+
+
 class Seeker:
     """How a node without a coordinator finds one, and when it becomes a candidate itself.
 
-    It reads and never writes, about once per `look_s`. Every `jitter` is drawn by the caller from
-    [0, 1), so that a thousand nodes do not look at once. Only the first `candidates` nodes stand:
-    by their node rank in the last round, before there is one by `position`. Should all of those
-    be gone, the next as many stand 2 ttl later, and so on.
+    It reads and never writes: the run's head and its owner's lease, so what one look costs does not
+    grow with the run. `nodes`: how many nodes the run is to have, as long as the register does
+    not say. Every `jitter` is drawn by the caller from [0, 1): nodes look at different times, and
+    those that stand are few (`candidacy`), whoever is dead.
     """
 
     def __init__(
-        self, name: str, timing: Timing, candidates: int, position: int = 0, look_s: float = 1.0
+        self, name: str, timing: Timing, candidates: int, nodes: int = 1, look_s: float = 1.0
     ) -> None:
         if candidates < 1 or not 0 < look_s < float("inf"):
             raise ValueError(f"candidates ({candidates}) and look_s ({look_s}) must be positive")
         self.name = name
         self.timing = timing
         self.candidates = candidates
-        self.position = position
         self.look_s = look_s
+        self._expected = nodes
         self._still = Standstill()
         self._ticket = 0
         self._open: ReadRun | ReadLease | None = None
+        self._asked_s = 0.0
+        self._answer_s = 0.0
+        """How long the engine took for its last answer."""
         self._register: RunRegister | None = None
         self._look_again_s: float | None = None
-        self._nobody_since_s: float | None = None
+        self._lease_ends_s: float | None = None
+        """When the owner's lease is over, should it not move again."""
+        self._stands_s: float | None = None
+        """When this node stands; None: there is no vacancy."""
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes the run has, dead or alive, as far as this one can know."""
+        register = self._register
+        if register is not None and register.round is not None:
+            return max(1, register.round.head.nodes)
+        settings = register.settings if register is not None else None
+        if settings is None:
+            return self._expected
+        return settings.expected_nodes or settings.min_nodes
 
     def next_tick_s(self) -> float | None:
         """When `tick` has something to do; None while nothing is sought."""
         return self._look_again_s
 
     def seek(self, now_s: float, jitter: float) -> None:
-        """There is no coordinator, or it could not be attached to. Looks within `look_s`."""
-        self._open = None
-        self._look_again_s = now_s + self.look_s * jitter
+        """There is no coordinator. Looks at once if the run is small, else within `look_s`."""
+        self._open, self._stands_s = None, None
+        self._look_again_s = now_s + self._spread_s() * jitter
 
-    def look_now(self, now_s: float) -> None:
-        """The engine says that the register has changed."""
+    def seek_again(self, now_s: float, jitter: float) -> None:
+        """Who was found could not be attached to. Looks when its lease may be over, or before."""
+        self._open = None
+        self._rest(now_s, jitter)
+
+    def look_now(self, now_s: float, jitter: float = 0.0) -> None:
+        """The engine says that the register has changed, to all nodes at once."""
         if self._look_again_s is not None:
-            self._look_again_s = now_s
+            self._look_again_s = min(self._look_again_s, now_s + self._spread_s() * jitter)
 
     def tick(self, now_s: float, jitter: float) -> list[Finding]:
         """Look, or ask again what was not answered."""
@@ -103,7 +139,7 @@ class Seeker:
             return []
         if self._open is None:
             self._ticket += 1
-            self._open = ReadRun(self._ticket)
+            self._open, self._asked_s = ReadRun(self._ticket), now_s
         self._rest(now_s, jitter)
         return [self._open]
 
@@ -113,6 +149,7 @@ class Seeker:
         """What the run's register holds. Raises UnreadableError; it will look again."""
         if asked != self._open:
             return []
+        self._answer_s = now_s - self._asked_s
         self._register = None if found is None else decode_run(found.value)
         self._open = None
         if self._register is not None and self._register.close is not None:
@@ -136,24 +173,31 @@ class Seeker:
         self._open = None
         if found is None or lease is None or addresses is None:
             return self._nobody(now_s, jitter)
-        since_s = self._still.since_s(asked.process, found.version, now_s)
-        if now_s >= since_s + lease.ttl_s:
-            return self._nobody(now_s, jitter)
-        self._nobody_since_s = self._look_again_s = None
+        seen = self._still.seen(asked.process, found.version, now_s)
+        # The lease's own ttl: its process renews by that one, whatever this node is set to.
+        self._lease_ends_s = seen.since_s + lease.ttl_s
+        if now_s >= self._lease_ends_s:
+            return self._nobody(now_s, jitter, seen)
+        self._stands_s = self._look_again_s = None
         return [Attach(addresses, asked.process, self._register.stamp)]
 
-    def _nobody(self, now_s: float, jitter: float) -> list[Finding]:
-        if self._nobody_since_s is None:
-            self._nobody_since_s = now_s
+    def _nobody(self, now_s: float, jitter: float, seen: Seen | None = None) -> list[Finding]:
+        self._lease_ends_s = None
+        if self._stands_s is None:
+            # An engine that is slow to answer is slow to show who stands.
+            doubling_s = max(self.timing.ttl_s / DOUBLINGS_PER_TTL, 2 * self._answer_s)
+            self._stands_s = now_s + stands_after_s(jitter, self.nodes, self.candidates, doubling_s)
         self._rest(now_s, jitter)
-        patience_s = self._place() // self.candidates * 2 * self.timing.ttl_s
-        return [Stand()] if now_s >= self._nobody_since_s + patience_s else []
+        return [Stand(seen)] if now_s >= self._stands_s else []
 
-    def _place(self) -> int:
-        if self._register is None or self._register.round is None:
-            return self.position
-        names = [row.name for row in self._register.round.members]
-        return names.index(self.name) if self.name in names else len(names) + self.position
+    def _spread_s(self) -> float:
+        return min(self.look_s, self.nodes / LOOKS_PER_S)
 
     def _rest(self, now_s: float, jitter: float) -> None:
-        self._look_again_s = now_s + self.look_s * (0.5 + jitter)
+        """Look again in a while, and in any case when there may be something to do."""
+        often_s = max(self.look_s, min(self.nodes / LOOKS_PER_S, self.timing.ttl_s))
+        due_s = [now_s + often_s * (0.5 + jitter)]
+        for then_s in (self._lease_ends_s, self._stands_s):
+            if then_s is not None and then_s > now_s:
+                due_s.append(then_s)
+        self._look_again_s = min(due_s)

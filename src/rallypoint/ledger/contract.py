@@ -129,6 +129,8 @@ class Ledger(abc.ABC):
     is_durable: bool
     durability: ClassVar[Durability] = Durability.PROCESS
     has_log: ClassVar[bool] = False
+    can_watch: ClassVar[bool] = False
+    """Whether `changed` is told by the engine; else it reads again and again."""
     limits: LedgerLimits = LedgerLimits(
         value_bytes_max=1 << 20, record_bytes_max=1 << 20, writes_per_s=100.0
     )

@@ -78,6 +78,7 @@ class EtcdLedger(Ledger):
     is_durable = True
     durability = Durability.REPLICATED
     has_log = True
+    can_watch = True
     # etcd takes requests of up to 1.5 MiB, and answers a few hundred writes a second on an
     # ordinary disk (etcd.io/docs: "request size limit", "hardware").
     limits = LedgerLimits(value_bytes_max=1 << 20, record_bytes_max=1 << 20, writes_per_s=100.0)

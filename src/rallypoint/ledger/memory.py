@@ -29,6 +29,7 @@ class MemoryLedger(Ledger):
 
     is_durable = False
     has_log = True
+    can_watch = True
     limits = LedgerLimits(
         value_bytes_max=64 << 20, record_bytes_max=64 << 20, writes_per_s=1_000_000.0
     )
