@@ -78,15 +78,23 @@ class Line:
 
     peer = "127.0.0.1"
 
-    def __init__(self, hub: Hub, run_id: str, *, redials: bool = True) -> None:
+    def __init__(
+        self, hub: Hub, run_id: str, *, redials: bool = True, reads_ledger: bool = True
+    ) -> None:
         self.said: list[wire.FromCoordinator] = []
+        self._reads_ledger = reads_ledger
         self._hub, self._run_id, self._redials = hub, run_id, redials
         self._dial()
 
     def _dial(self) -> None:
         self._session = self._hub.connected(self)
         info = NodeInfo("a", 1, "h")
-        self.say(wire.Attach(Stamp("", 0, 0), wire.VERSION, self._run_id, info, ALONE))
+        stamp = Stamp("", 0, 0)
+        self.say(
+            wire.Attach(
+                stamp, wire.VERSION, self._run_id, info, ALONE, reads_ledger=self._reads_ledger
+            )
+        )
 
     def say(self, message: wire.FromNode) -> None:
         self._session.received(wire.encode(message))

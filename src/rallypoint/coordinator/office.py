@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -32,9 +32,14 @@ _log = logging.getLogger("rallypoint.coordinator")
 
 LONGEST_TICK_S: Final = 0.1
 PAUSE_MAX_S: Final = 60.0
-"""The longest pause after an unexpected error, in which this process takes no run or lease."""
+"""The longest pause after an unexpected error, in which this process takes no run or lease; and
+between two times at which nodes are sent away, while the lease cannot be renewed."""
+NO_ANSWER: Final = "no answer"
 FORGET_CLAIM_S: Final = 60.0
 """A claim to a run that is elsewhere is dropped when no node has asked for it for this long."""
+
+
+Request = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Runs(Protocol):
@@ -64,6 +69,9 @@ class Runs(Protocol):
 
     def ledger_restored(self) -> None:
         """It answers again, and the lease is still this process's."""
+
+    def send_away(self, away_s: float) -> None:
+        """The lease could not be renewed for `away_s`: nodes that cannot look have to leave."""
 
     def not_taken(self, run_id: str, reason: str) -> None:
         """The ledger does not take what is to be committed. It is tried again and again."""
@@ -109,6 +117,8 @@ class Office:
         self._failures = Backoff(timing.ttl_s, PAUSE_MAX_S)
         self._run_failures: dict[str, Backoff] = {}
         self._rests_until_s = float("-inf")
+        self._sendings = Backoff(timing.ttl_s, PAUSE_MAX_S)
+        self._send_away_s = float("inf")
         self._outage: str = ""
         self._is_suspended = False
         self._has_told_why = False
@@ -139,6 +149,25 @@ class Office:
         """Whether this process may decide for the run now."""
         claim = self._claims.get(run_id)
         return claim is not None and claim.may_decide(self._now_s())
+
+    def check_lease(self) -> None:
+        """Suspend all runs now if the last renewal is not fresh: before anything is decided.
+
+        The ticker does so too, but after a stall of the process events may come before it.
+        """
+        now_s = self._now_s()
+        if not self._is_suspended and not self._holder.may_decide(now_s):
+            guarded(self._process_failed, self._judge_own_lease, now_s)
+
+    @property
+    def outage(self) -> str:
+        """Why the runs are suspended: the lease could not be renewed. "" if they are not."""
+        return (self._outage or NO_ANSWER) if self._is_suspended else ""
+
+    @property
+    def away_s(self) -> float:
+        """How long ago the last confirmed renewal was sent, in seconds."""
+        return self._holder.renewed_ago_s(self._now_s())
 
     async def renewed(self) -> None:
         """Wait until a renewal that is sent from now on was done: nobody has revoked the lease."""
@@ -261,11 +290,18 @@ class Office:
 
     def _suspend(self, now_s: float) -> None:
         # That it does not answer is known before why: requests have longer than the lease stands.
+        if not self._is_suspended:
+            self._sendings.reset()
+            self._send_away_s = now_s + self._sendings.next_s(now_s)
         is_news = not self._is_suspended or (bool(self._outage) and not self._has_told_why)
         if is_news:
             self._is_suspended, self._has_told_why = True, bool(self._outage)
             away_s = self._holder.renewed_ago_s(now_s)
-            self._runs.ledger_lost(self._outage or "no answer", away_s)
+            self._runs.ledger_lost(self._outage or NO_ANSWER, away_s)
+
+        if now_s >= self._send_away_s:
+            self._send_away_s = now_s + self._sendings.next_s(now_s)
+            self._runs.send_away(self._holder.renewed_ago_s(now_s))
 
     def _restore(self) -> None:
         if self._is_suspended:
@@ -396,12 +432,14 @@ class Office:
     def _do(self, run_id: str, actions: list[e.Action]) -> None:
         for action in actions:
             if not self._tell(run_id, action):
-                self._spawn(self._carry_out(run_id, self._ask_for_run(run_id, action)), run_id)
+                self._spawn(
+                    self._carry_out(run_id, partial(self._ask_for_run, run_id, action)), run_id
+                )
 
     def _do_lease(self, holder: e.LeaseHolder, actions: list[e.Action]) -> None:
         for action in actions:
             assert isinstance(action, e.SwapLease)
-            self._spawn(self._carry_out(None, self._swap_own_lease(holder, action)))
+            self._spawn(self._carry_out(None, partial(self._swap_own_lease, holder, action)))
 
     def _tell(self, run_id: str, action: e.Action) -> bool:
         """Pass news on to whoever has the runs. False: the action is a request to the engine."""
@@ -426,10 +464,10 @@ class Office:
             yielding = self._yielding.setdefault(run_id, new)
             yielding.won(self._now_s())
 
-    async def _carry_out(self, run_id: str | None, request: Coroutine[Any, Any, None]) -> None:
+    async def _carry_out(self, run_id: str | None, request: Request) -> None:
         """One request to the engine. One that cannot be made is made again by the next tick."""
         try:
-            await request
+            await request()
         except (e.UnreadableError, LedgerCorruptError, LedgerFormatError) as error:
             self._unreadable(run_id, getattr(error, "message", str(error)))
         except LedgerLimitError as error:

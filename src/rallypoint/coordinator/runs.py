@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +18,7 @@ import msgspec
 
 from rallypoint.coordinator.durable_store import DurableStore
 from rallypoint.coordinator.history import History
+from rallypoint.coordinator.holding import Held
 from rallypoint.coordinator.sessions import Session
 from rallypoint.coordinator.supervision import guarded, told
 from rallypoint.core import effects as do
@@ -27,6 +29,7 @@ from rallypoint.core.election import RunRegister
 from rallypoint.core.membership import Membership
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.store import BAD_REQUEST, ROUND_ENDED, Answer, RoundStore, StoreFailure
+from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     CloseRecord,
     ConnectionEnd,
@@ -60,6 +63,12 @@ class Shared(Protocol):
     def stepped_down(self, run: RunHost) -> None:
         """The run is not this coordinator's any more."""
 
+    def check_lease(self) -> None:
+        """Suspend the runs if the lease does not stand; to be called before anything is decided."""
+
+    def may_answer(self, run: RunHost) -> bool:
+        """Whether the lease stands, so that no other coordinator can have the run."""
+
     def gave_up(self, run: RunHost) -> None:
         """An unexpected error has ended the run on this coordinator."""
 
@@ -89,6 +98,7 @@ class RunHost:
         self._hub = hub
         self._commit = commit
         self._sessions: dict[str, Session] = {}
+        self._held = Held()
         self._seats: dict[str, Seat] = {}
         self._silent: dict[str, NodeId] = {}
         # When each attached session may be silent for too long, unless it was heard since; a heap.
@@ -105,8 +115,15 @@ class RunHost:
         """Give the core an event. Those that its effects bring are taken in order, after it."""
         if self.has_failed:
             return
+        if not self._is_draining:
+            self._check_lease()
         self._queue.append(event)
         self._drain()
+
+    def _check_lease(self) -> None:
+        """What comes in must find the run SUSPENDED if the lease does not stand any more."""
+        if self._shared is not None and self.is_claimed:
+            self._shared.check_lease()
 
     def _drain(self) -> None:
         if self._is_draining or not self.is_claimed:
@@ -219,6 +236,7 @@ class RunHost:
         if self._sessions.get(node.name) is session:
             del self._sessions[node.name]
             self._silent.pop(node.name, None)
+        self._held.forget(session)
         self.post(on.ConnectionLost(node, session.link, how))
 
     # -- silence -------------------------------------------------------------------------------
@@ -286,6 +304,7 @@ class RunHost:
 
     def store_call(self, session: Session, node: NodeId, call: wire.StoreCall) -> None:
         """Apply one call of the round's store, if the node is in the round."""
+        self._check_lease()
         store = self.store
         if store is None or call.stamp.round != self.membership.number:
             ended = StoreFailure(ROUND_ENDED, f"round {call.stamp.round} has ended")
@@ -330,11 +349,34 @@ class RunHost:
             self._write_log()
 
     def _answer(self, answers: list[Answer]) -> None:
+        """R5, R10: an answer is sent only while no other coordinator can have the run."""
+        may_answer = not answers or self._may_answer()
         for answer in answers:
             session = self._sessions.get(answer.node)
             if session is not None:
                 message = wire.StoreAnswer(self._stamp, answer.request_id, answer.result)
-                session.send(wire.encode(message))
+                send = session.send if may_answer else partial(self._held.answer, session)
+                send(wire.encode(message))
+
+    def _may_answer(self) -> bool:
+        if self._shared is None or self._shared.may_answer(self):
+            return True
+        self._shared.check_lease()  # so that `lease_stands` follows
+        return False
+
+    def lease_stands(self) -> None:
+        """A renewal has succeeded: send what was kept, and go on."""
+        for session in self._held.take_seats():
+            if session.node is not None:
+                self._send_seat(session.node, session)
+        self._held.release_answers()
+        self.post(on.LedgerRestored(SuspensionCause.LEASE))
+
+    def send_away(self, refusal: Refusal) -> None:
+        """Refuse the nodes that cannot find another coordinator by themselves."""
+        for session in list(self._sessions.values()):
+            if not session.reads_ledger:
+                session.refuse(refusal)
 
     def _arm_store_timer(self) -> None:
         due_s = self.store.next_deadline_s() if self.store else None
@@ -371,8 +413,10 @@ class RunHost:
         session.heard_s = self._hub.now_s()
         self._listen(session, effect.node)
         session.send(self._welcome_message(effect))
-        if effect.standing.round:
+        if effect.standing.round and self._may_answer():
             self._send_seat(effect.node, session)
+        elif effect.standing.round:
+            self._held.seat(session)
 
     def _welcome_message(self, effect: do.Welcome) -> bytes:
         settings = self.membership.settings
@@ -385,7 +429,7 @@ class RunHost:
 
     def _send_seat(self, node: NodeId, session: Session) -> None:
         record, seat = self.membership.round, self._seats.get(node.name)
-        if record is not None and seat is not None:
+        if record is not None and seat is not None and self._session_of(node) is session:
             session.send(wire.encode(wire.Formed(self._stamp, record.head, seat)))
 
     def _refuse(self, effect: do.Refuse) -> None:
@@ -427,6 +471,10 @@ class RunHost:
     def _break(self, effect: do.Break) -> None:
         text = reasons.describe(effect.change)
         _log.info("run %s: round %d ended: %s", self.run_id, effect.change.round, text)
+        for session in self._held.take_seats():
+            # Its node could not place the end of a round of which it was never told.
+            if session.node is not None:
+                self._send_seat(session.node, session)
         self._tell_round(wire.encode(wire.Broken(self._stamp, effect.change)))
         self._end_store(f"round {effect.change.round} has ended: {text}")
 

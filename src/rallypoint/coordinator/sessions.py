@@ -42,7 +42,10 @@ class Outlet(Protocol):
 
 
 class Session:
-    """One connection. `link` numbers it; `run` and `node` are None until it was welcomed."""
+    """One connection. `link` numbers it; `run` and `node` are None until it was welcomed.
+
+    `reads_ledger`: its node finds another coordinator by itself.
+    """
 
     __slots__ = (
         "_asked",
@@ -54,6 +57,7 @@ class Session:
         "link",
         "node",
         "outlet",
+        "reads_ledger",
         "run",
     )
 
@@ -62,6 +66,7 @@ class Session:
         self.outlet = outlet
         self.run: RunHost | None = None
         self.node: NodeId | None = None
+        self.reads_ledger = False
         self.heard_s = 0.0
         self._hub = hub
         self._asked: on.NodeAttached | None = None
@@ -126,6 +131,7 @@ class Session:
             return
         self._hub.introduced(self)
         self._source = message.source
+        self.reads_ledger = message.reads_ledger
         self._asked = on.NodeAttached(message.node, message.settings, self.link)
         self.run = self._hub.open_run(message.run_id)
         self.run.post(self._asked)

@@ -226,6 +226,14 @@ class SharedRuns:
             record_bytes_max=record,
         )
 
+    def check_lease(self) -> None:
+        """Suspend the runs if the lease does not stand; before anything is decided."""
+        self.office.check_lease()
+
+    def may_answer(self, run: RunHost) -> bool:
+        """Whether the lease stands and the run is this coordinator's."""
+        return self.office.may_decide(run.run_id)
+
     def append(self, run: RunHost, index: int, data: bytes) -> None:
         """Write a record of the log of the run's present round."""
         store = run.store
@@ -328,6 +336,7 @@ class SharedRuns:
                 records, store_lost = [], str(error)
                 _log.warning("run %s: round %d ends: %s", run_id, register.number, error)
             if self._run(run_id) is run and not run.is_claimed:
+                self._tell_outage(run)
                 run.begin(register, records, former_host, store_lost=store_lost)
                 _log.info("run %s: coordinated here from term %d on", run_id, register.term)
         except UnreadableLogError as error:
@@ -336,6 +345,12 @@ class SharedRuns:
             taking = self._taking.get(run_id)
             if taking is not None and taking.task is asyncio.current_task():
                 del self._taking[run_id]
+
+    def _tell_outage(self, run: RunHost) -> None:
+        """Reading the log took longer than the lease stands: the run begins SUSPENDED."""
+        self.office.check_lease()
+        if self.office.outage:
+            run.post(on.LedgerLost(self.office.outage, self.office.away_s, SuspensionCause.LEASE))
 
     async def _sealed_records(self, run_id: str, register: RunRegister) -> list[bytes]:
         """R5: after the seal, nothing that the former owner still writes can be in the log.
@@ -420,7 +435,13 @@ class SharedRuns:
         """Go on."""
         _log.warning("the ledger answers again")
         for run in self._claimed_runs():
-            run.post(on.LedgerRestored(SuspensionCause.LEASE))
+            run.supervised(run.lease_stands)
+
+    def send_away(self, away_s: float) -> None:
+        """Nodes that cannot read the ledger may reach another replica; those that can, look."""
+        reason = ledger_unreachable(away_s, self.office.outage)
+        for run in self._claimed_runs():
+            run.supervised(run.send_away, Refusal(RefusalCode.MOVED, reason))
 
     def not_taken(self, run_id: str, reason: str) -> None:
         """The ledger does not take the run's record: shown like an outage, until Committed."""

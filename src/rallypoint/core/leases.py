@@ -93,6 +93,7 @@ class LeaseHolder:
         self.has_moved = False
         """Whether the ledger says that the process is going: nothing is left to be done."""
         self._beat = 0
+        self._renewals = 0
         self._version: int | None = None
         self._try: _Try | None = None
         self._last_sent_s = 0.0
@@ -108,8 +109,8 @@ class LeaseHolder:
 
     @property
     def beat(self) -> int:
-        """How often it was renewed."""
-        return self._beat
+        """How many renewals are in the ledger: stands still while none is confirmed."""
+        return self._renewals
 
     def may_decide(self, now_s: float) -> bool:
         """Whether the last renewal *was sent* less than the ttl, minus the margin, ago.
@@ -198,6 +199,7 @@ class LeaseHolder:
     def _renewed(self, done: _Try, version: int, now_s: float) -> list[Action]:
         self._version = version
         self._renewed_s = done.first_sent_s
+        self._renewals += 1
         self._try = None
         self.has_moved = done.state is LeaseState.MOVING
         # A hand-over may have begun while a renewal was out.

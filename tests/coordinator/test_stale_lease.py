@@ -1,0 +1,314 @@
+"""A coordinator whose last renewal is not fresh acknowledges nothing, and lets go of its nodes.
+
+In virtual time, without connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from rallypoint.coordinator.holding import Held
+from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.sessions import Session
+from rallypoint.coordinator.shared import SharedRuns
+from rallypoint.core.reasons import RefusalCode
+from rallypoint.core.store import Add, Get, Set, StoreOp, Wait
+from rallypoint.core.values import Address, Failure, FailureKind, Phase
+from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown
+from rallypoint.ledger.keys import COORDINATORS
+from rallypoint.ledger.memory import MemoryLedger
+from rallypoint.wire import messages as wire
+from tests.coordinator.test_shared import CONFIG, coordinator, until
+from tests.coordinator.test_supervision import Line
+from tests.loops import VirtualLoop, run_virtual
+
+TTL_S = CONFIG.lease_ttl_s
+
+
+class NoRenewal(MemoryLedger):
+    """Answers all but the swaps of leases while `is_mute`: these have no known outcome."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_mute = False
+        self.appends = 0
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        if self.is_mute and key.startswith(COORDINATORS):
+            return Unknown("no answer")
+        return await super().swap(key, expected, value)
+
+    async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
+        self.appends += 1
+        return await super().append(log, index, value)
+
+
+class Case:
+    """A coordinator with one run, whose round has one node, and its ledger."""
+
+    def __init__(self, ledger: NoRenewal, shared: SharedRuns, hub: Hub, line: Line) -> None:
+        self.ledger, self.shared, self.hub, self.line = ledger, shared, hub, line
+
+    @property
+    def phase(self) -> Phase:
+        return self.hub.runs["run"].membership.phase
+
+    async def suspended(self) -> None:
+        self.ledger.is_mute = True
+        await until(lambda: self.phase is Phase.SUSPENDED)
+
+    def ask(self, request_id: int, op: StoreOp) -> None:
+        self.line.say(wire.StoreCall(self.line.said[-1].stamp, request_id, op))
+
+    def answered(self) -> list[int]:
+        said = self.line.said
+        return [each.request_id for each in said if isinstance(each, wire.StoreAnswer)]
+
+
+async def a_case(**options: Any) -> Case:
+    ledger = NoRenewal()
+    shared, hub = await coordinator(ledger, 1)
+    line = Line(hub, "run", **options)
+    await line.formed()
+    case = Case(ledger, shared, hub, line)
+    case.ask(1, Set("k", b"v"))
+    await until(lambda: case.answered() == [1])
+    return case
+
+
+OPERATIONS = [Get("k"), Set("k", b"w"), Add("n", 1), Wait(("k",))]
+
+
+@pytest.mark.parametrize("op", OPERATIONS, ids=lambda op: type(op).__name__)
+def test_nothing_is_answered_before_a_renewal_succeeds(op: StoreOp) -> None:
+    """R10: reads too. Another coordinator may have acknowledged a write by then."""
+
+    async def main() -> None:
+        case = await a_case()
+        await case.suspended()
+        appends = case.ledger.appends
+        case.ask(2, op)
+        await until(lambda: isinstance(op, Get | Wait) or case.ledger.appends > appends)
+        await asyncio.sleep(2 * TTL_S)
+        assert case.answered() == [1]
+        case.ledger.is_mute = False
+        await until(lambda: case.answered() == [1, 2])
+        await case.shared.aclose()
+
+    run_virtual(main())
+
+
+def test_input_that_waited_while_the_process_stood_still_is_not_answered_on_the_old_lease() -> None:
+    """What has come meanwhile may be read before the lease's ticker has its turn."""
+
+    async def main() -> None:
+        case = await a_case()
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        loop._now_s += 10 * TTL_S
+        case.ask(2, Get("k"))
+        case.line.say(wire.Heartbeat(case.line.said[-1].stamp))
+        assert case.answered() == [1]
+        assert case.phase is Phase.SUSPENDED
+        await until(lambda: case.answered() == [1, 2])
+        await until(lambda: case.phase is Phase.ACTIVE)
+        await case.shared.aclose()
+
+    run_virtual(main())
+
+
+def test_nobody_is_judged_on_an_old_lease_after_the_process_stood_still() -> None:
+    async def main() -> None:
+        case = await a_case()
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        loop._now_s += 10 * TTL_S
+        case.ledger.is_mute = True
+        case.line.say(wire.Ready(case.line.said[-1].stamp, 1, Address("h", 1), 1))
+        assert case.line.count(wire.Formed) == 1
+        case.ledger.is_mute = False
+        await until(lambda: case.line.count(wire.Formed) == 2)
+        await case.shared.aclose()
+
+    run_virtual(main())
+
+
+def test_what_was_kept_is_dropped_when_another_coordinator_has_the_run() -> None:
+    """R11: the node asks that one again, and the request is applied once."""
+
+    async def main() -> None:
+        case = await a_case(redials=False)
+        await case.suspended()
+        case.ask(2, Get("k"))
+        second, other = await coordinator(MemoryLedger(), 2)
+        case.shared.deposed("run", "term 2 has begun")
+        assert case.answered() == [1]
+        assert [code for code, _ in case.line.refusals()] == [RefusalCode.MOVED]
+        case.ledger.is_mute = False
+        await asyncio.sleep(2 * TTL_S)
+        assert case.answered() == [1]
+        for each in (case.shared, second):
+            await each.aclose()
+        assert other.runs == {}
+
+    run_virtual(main())
+
+
+def test_the_beat_stands_still_while_no_renewal_is_confirmed() -> None:
+    """A node judges its coordinator by it, so tries do not count."""
+
+    async def main() -> None:
+        case = await a_case()
+        before = case.hub.beat()
+        await until(lambda: case.hub.beat() > before)
+        await case.suspended()
+        beats = set()
+        for _ in range(20):
+            case.line.say(wire.Heartbeat(case.line.said[-1].stamp))
+            await asyncio.sleep(TTL_S / 4)
+            said = case.line.said[-1]
+            assert isinstance(said, wire.Beat)
+            beats.add(said.beat)
+        assert len(beats) == 1
+        case.ledger.is_mute = False
+        await until(lambda: case.hub.beat() > max(beats))
+        await case.shared.aclose()
+
+    run_virtual(main())
+
+
+def test_a_node_that_comes_back_is_let_in_and_has_its_seat_once_the_lease_stands() -> None:
+    async def main() -> None:
+        case = await a_case()
+        await case.suspended()
+        back = Line(case.hub, "run")
+        assert back.count(wire.Welcome) == 1
+        assert back.count(wire.Formed) == 0
+        case.ledger.is_mute = False
+        await until(lambda: back.count(wire.Formed) == 1)
+        await case.shared.aclose()
+
+    run_virtual(main())
+
+
+def test_the_end_of_a_round_follows_the_seat_that_was_kept() -> None:
+    """A node that has missed the beginning of a round cannot place its end."""
+
+    async def main() -> None:
+        case = await a_case()
+        await case.suspended()
+        back = Line(case.hub, "run")
+        failed = wire.Failed(back.said[-1].stamp, 1, Failure(FailureKind.EXCEPTION, "ValueError"))
+        back.say(failed)
+        kinds = [type(each) for each in back.said if isinstance(each, wire.Formed | wire.Broken)]
+        assert kinds == [wire.Formed, wire.Broken]
+        await case.shared.aclose()
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("reads_ledger", [True, False])
+def test_nodes_that_cannot_look_are_sent_away_with_growing_pauses(reads_ledger: bool) -> None:
+    """They may reach another replica. Those that read the ledger find it by themselves."""
+
+    async def main() -> None:
+        case = await a_case(reads_ledger=reads_ledger)
+        loop = asyncio.get_running_loop()
+        await case.suspended()
+        since_s = loop.time()
+        sent_s: list[float] = []
+        while loop.time() - since_s < 300.0:
+            if len(case.line.refusals()) > len(sent_s):
+                assert case.line.refusals()[-1][0] is RefusalCode.MOVED
+                sent_s.append(loop.time() - since_s)
+            await asyncio.sleep(0.02)
+        pauses_s = [after - before for before, after in zip([0.0, *sent_s], sent_s, strict=False)]
+        if reads_ledger:
+            assert sent_s == []
+        else:
+            wanted_s = [min(TTL_S * 2**number, 60.0) for number in range(len(pauses_s))]
+            assert pauses_s == pytest.approx(wanted_s, abs=0.25)
+            assert len(pauses_s) > 8
+        case.ledger.is_mute = False
+        await until(lambda: case.phase is Phase.ACTIVE)
+        await case.shared.aclose()
+
+    run_virtual(main())
+
+
+class SlowLog(NoRenewal):
+    """Its lease cannot be renewed from the moment on in which a log is read."""
+
+    async def records(self, log: str, start: int = 0) -> tuple[tuple[int, bytes], ...]:
+        self.is_mute = True
+        await asyncio.sleep(2 * TTL_S)
+        return await super().records(log, start)
+
+
+def test_a_run_that_is_begun_after_the_lease_ran_out_begins_suspended() -> None:
+    async def main() -> None:
+        ledger = SlowLog()
+        first, hub = await coordinator(ledger, 1)
+        line = Line(hub, "run", redials=False)
+        await line.formed()
+        await first.aclose()
+        second, other = await coordinator(ledger, 2)
+        back = Line(other, "run")
+        await until(lambda: "run" in other.runs and other.runs["run"].is_claimed)
+        assert other.runs["run"].membership.phase is Phase.SUSPENDED
+        assert back.count(wire.Formed) == 0
+        ledger.is_mute = False
+        await until(lambda: other.runs["run"].membership.phase is Phase.ACTIVE)
+        await until(lambda: back.count(wire.Formed) == 1)
+        await second.aclose()
+
+    run_virtual(main())
+
+
+class Outlet:
+    """What a session has sent."""
+
+    peer = "127.0.0.1"
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.is_cut = False
+
+    def send(self, payload: bytes) -> None:
+        self.sent.append(payload)
+
+    def backlog_bytes(self) -> int:
+        return 0
+
+    def close(self, reason: str) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        self.is_cut = True
+
+
+def test_what_is_kept_is_bounded_and_whoever_misses_an_answer_has_to_ask_again() -> None:
+    async def main() -> None:
+        _, hub = await coordinator(MemoryLedger(), 1)
+        a, b = Outlet(), Outlet()
+        first, second = Session(hub, 1, a), Session(hub, 2, b)
+        held = Held(bytes_max=100)
+        held.answer(first, b"x" * 60)
+        held.answer(second, b"y" * 60)
+        held.answer(second, b"z")
+        held.answer(first, b"x" * 40)
+        held.release_answers()
+        assert list(map(len, a.sent)) == [60, 40]
+        assert not a.is_cut
+        assert b.sent == []
+        assert b.is_cut
+        held.answer(second, b"y" * 60)
+        held.forget(second)
+        held.answer(first, b"x" * 100)
+        held.release_answers()
+        assert len(a.sent) == 3
+
+    run_virtual(main())
