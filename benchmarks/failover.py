@@ -9,18 +9,17 @@ from typing import Final
 
 from benchmarks.figure import Figure, Group, Target
 from benchmarks.processes import NotMeasuredError, Say, run_part
-from rallypoint.bench.failover import failovers
+from rallypoint.bench import failover as scenario
+from rallypoint.bench.driver import NOWHERE, Plan
 from tests.ledger.etcd_processes import EtcdCluster, etcd, programs
 
-SERVES_S: Final = 5.0
-ALL_S: Final = 8.0
 WRITES_PER_S: Final = 1.05
 """One a second at most; a window of ten seconds may see the one at each of its ends."""
 OPERATIONS: Final = 4
 ROUND_MORE_MS: Final = 100
 WINDOW_S: Final = 10.0
-SIZES: Final = {8: (8, 1), 64: (4, 16)}
-"""Nodes: as how many processes, with how many nodes each."""
+SIZES: Final = (8, 64)
+"""Nodes, each a process of its own."""
 
 
 @contextlib.contextmanager
@@ -37,33 +36,20 @@ def _prefix(cluster: EtcdCluster) -> str:
 
 
 def measure_failover(repeats: int, say: Say) -> list[Figure]:
-    """`kill -9` of the one of two replicas that has the run."""
+    """The one of two replicas that has the run is killed, terminated, frozen; by ledger."""
     figures = []
-    for nodes, (processes, each_has) in SIZES.items():
+    for nodes in SIZES:
         with three_members() as cluster:
-            results = failovers(_prefix(cluster), nodes, processes, repeats, say)
-        told = (
-            f"{nodes} nodes in {processes} processes ({each_has} each) in a round, default "
-            "settings (ttl 3 s), two `rallypoint serve --ledger etcd://` over three etcd members, "
-            "all on one machine; from kill -9 of the one that has the run until {} has attached "
-            "the {} node; the round goes on"
-        )
-        limited_by = "lease_ttl_s (3 s): how long the dead one's lease stands still"
-        for name, which, column, most_s in (
-            ("serves", "first", 0, SERVES_S),
-            ("all", "last", 1, ALL_S),
-        ):
-            figures.append(
-                Figure(
-                    name=f"failover_{nodes}_{name}",
-                    timed=told.format("the other one", which),
-                    unit="s",
-                    values=tuple(result[column] for result in results),
-                    target=Target(most_s, worst=True),
-                    limited_by=limited_by,
-                )
-            )
+            figures += _failover("three members of etcd", _prefix(cluster), nodes, repeats, say)
+        figures += _failover("a folder", "", nodes, repeats, say)
     return figures
+
+
+def _failover(over: str, ledger: str, nodes: int, repeats: int, say: Say) -> list[Figure]:
+    say(f"failover of {nodes} nodes over {over}")
+    plan = Plan(NOWHERE, repeats=repeats, processes=nodes, ledger=ledger)
+    kind = "file" if not ledger else "etcd"
+    return [Figure.of_bench(each, over=over, suffix=kind) for each in scenario.measure(plan, nodes)]
 
 
 def measure_cost(repeats: int, say: Say) -> list[Figure]:

@@ -11,18 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Target:
-    """The median, or with `worst` the largest value, is to be at most this much."""
-
-    at_most: float
-    worst: bool = False
-
-    @property
-    def judged(self) -> str:
-        """Which of the values is compared."""
-        return "max" if self.worst else "median"
+from rallypoint.bench.figure import Figure as BenchFigure
+from rallypoint.bench.figure import Target as Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +39,23 @@ class Figure:
     @property
     def reached(self) -> bool | None:
         """Whether the target is met; None if there is none."""
-        if self.target is None:
-            return None
-        value = max(self.values) if self.target.worst else self.median
-        return value <= self.target.at_most
+        return None if self.target is None else self.target.is_reached(self.values)
+
+    @classmethod
+    def of_bench(cls, figure: BenchFigure, *, over: str = "", suffix: str = "") -> Figure:
+        """The same as a scenario of `rallypoint bench` gives it, with its size in its name.
+
+        `over`: on what it was measured, which ends its name as `suffix`.
+        """
+        words = f"{figure.scenario} {figure.nodes} {figure.name} {suffix}"
+        where = f"; over {over}" if over else ""
+        return cls(
+            name="_".join("".join(c if c.isalnum() else " " for c in words).split()).lower(),
+            timed=f"{figure.about or figure.name}{where}",
+            unit=figure.unit,
+            values=figure.values,
+            target=figure.target,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The figure as it stands in the JSON."""

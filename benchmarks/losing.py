@@ -1,4 +1,4 @@
-"""What a death, a silence and a frozen coordinator cost. Real `rallypoint run` agents."""
+"""What a silence and a frozen coordinator cost. Real `rallypoint run` agents."""
 
 from __future__ import annotations
 
@@ -37,67 +37,6 @@ _AGENTS = (
     "worker each"
 )
 _EMBEDDED = f"{_AGENTS}, coordinator embedded in another one than the victim"
-
-
-# -- kill -9 -------------------------------------------------------------------------------------
-
-
-def _kill() -> dict[str, float]:
-    """Kill one of eight; seconds until the others knew, and had their next round."""
-    with agents(NODES, NNODES, f"127.0.0.1:{free_port()}", "kill") as nodes:
-        *survivors, victim = nodes
-        time.sleep(CALM_S)
-        killed_s = time.monotonic()
-        victim.signal(signal.SIGKILL)
-        formed = wait_for(survivors, "formed", killed_s)
-        ready = wait_for(survivors, "ready", killed_s)
-        told = wait_for(survivors, "told", killed_s)
-        workers_told = wait_for(survivors, "worker_told", killed_s)
-        working = wait_for(survivors, "working", killed_s)
-    return {
-        "told_first_s": min(told) - killed_s,
-        "told_last_s": max(told) - killed_s,
-        "worker_told_last_s": max(workers_told) - killed_s,
-        "ready_to_formed_s": max(formed) - max(ready),
-        "formed_last_s": max(formed) - killed_s,
-        "working_last_s": max(working) - killed_s,
-    }
-
-
-def measure_kill(repeats: int, say: Say) -> list[Figure]:
-    """A death: told, regrouped, and at work again."""
-    results = []
-    for index in range(repeats):
-        results.append(_kill())
-        say(f"kill {index + 1} of {repeats}")
-    since = f"{_EMBEDDED}; from right before kill -9 of one agent and its worker"
-    grace = "reconnect_grace_s (1 s): a connection that closed may be resumed for so long"
-    settle = "settle_s (0.05 s), then one commit and one push"
-    timed = {
-        "told_first_s": (f"{since}, to the first survivor's agent being told", grace, Target(1.5)),
-        "told_last_s": (f"{since}, to the last survivor's agent being told", grace, Target(1.5)),
-        "worker_told_last_s": (
-            f"{since}, to the last surviving worker hearing of it (callback or SIGTERM)",
-            grace,
-            None,
-        ),
-        "ready_to_formed_s": (
-            f"{_EMBEDDED}; after that kill, from the last survivor's being ready to the last "
-            "survivor's having its new round",
-            settle,
-            Target(0.2),
-        ),
-        "formed_last_s": (f"{since}, to the last survivor's having its new round", grace, None),
-        "working_last_s": (
-            f"{since}, to the last survivor's new worker having its World",
-            "starting seven Python interpreters at once",
-            None,
-        ),
-    }
-    return [
-        _seconds(f"kill_{name.removesuffix('_s')}", text, [r[name] for r in results], limit, target)
-        for name, (text, limit, target) in timed.items()
-    ]
 
 
 def _seconds(
@@ -245,7 +184,6 @@ def measure_freeze(repeats: int, say: Say) -> list[Figure]:
 
 
 GROUPS: Final = (
-    Group("kill", 5, measure_kill),
     Group("stop", 3, measure_stop),
     Group("freeze", 2, measure_freeze),
 )

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from rallypoint.bench import driver, failover, idle, meet, model, regroup, runs, store
-from rallypoint.bench.figure import Figure
+from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.node_processes import NodeProcesses
 
 pytestmark = pytest.mark.processes
 
@@ -127,8 +128,15 @@ def test_what_is_started_has_default_settings(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.slow
 def test_failover_over_a_folder() -> None:
     figures = found(failover.measure(driver.Plan(driver.NOWHERE, repeats=1, processes=2), 3))
-    assert list(figures) == ["the next one serves", "all are attached"]
-    assert figures["the next one serves"].median <= figures["all are attached"].median
+    moments = ("the next one serves", "all are attached")
+    assert list(figures) == [f"{way.name}: {moment}" for way in failover.WAYS for moment in moments]
+    for way in failover.WAYS:
+        first, last = (figures[f"{way.name}: {moment}"] for moment in moments)
+        assert first.median <= last.median
+        assert (first.target, last.target) == (None, Target(way.all_s))
+    # Nobody waits for the lease of a coordinator that says that it goes. A machine that stands
+    # still is given more than half of that time.
+    assert figures["SIGTERM: all are attached"].median < failover.TTL_S
 
 
 def test_a_folder_that_was_given_is_left_as_it_was(tmp_path: Path) -> None:
@@ -157,15 +165,15 @@ def test_a_failover_is_told_by_its_figures_alone(capfd: pytest.CaptureFixture[st
 def test_what_nodes_said_is_told_when_a_failover_fails(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(failover, "RUN_ID", "another run")  # of which no coordinator knows
-    wait = failover._wait
+    owner_of = failover.owner_of
 
-    def killed_first(groups: list[failover._Nodes], *rest: Any) -> None:
-        if rest[-1] == "a coordinator that has all nodes":
-            os.kill(groups[0].process.pid, signal.SIGABRT)
-        wait(groups, *rest)
+    def killed_first(
+        serving: list[failover.Replica], groups: list[NodeProcesses], nodes: int
+    ) -> failover.Replica:
+        os.kill(groups[0].process.pid, signal.SIGABRT)
+        return owner_of(serving, groups, nodes, "another run")  # of which no coordinator knows
 
-    monkeypatch.setattr(failover, "_wait", killed_first)
+    monkeypatch.setattr(failover, "owner_of", killed_first)
     monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
     with pytest.raises(driver.BenchError, match="ended with exit code -6") as raised:
         failover.measure(driver.Plan(driver.NOWHERE, repeats=1), 3)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from rallypoint.bench import driver, meet, model, processes, report
-from rallypoint.bench.figure import Figure
+from rallypoint.bench import driver, kill, meet, model, processes, report
+from rallypoint.bench.figure import Figure, Target
 from rallypoint.bench.processes import wait_until
 from rallypoint.cli import api
 from rallypoint.endpoints import parse_endpoint
@@ -45,6 +45,8 @@ WRONG = (
     ("store", "--runs", "5"),
     ("recover", "--nodes", "2"),
     ("failover", "--at", "host0:29400"),
+    ("kill", "--at", "host0:29400"),
+    ("ledger-reads", "--at", "etcd"),
     ("model", "--nodes", "128"),
     ("meet", "--at", "etcd://host0:2379"),
     ("meet", "--nodes", "4", "--at", "127.0.0.1:PORT"),
@@ -89,6 +91,30 @@ def test_a_table(cli: Cli, snapshot: Snapshot) -> None:
 @pytest.mark.usefixtures("measured")
 def test_the_model_and_what_it_predicts(cli: Cli, snapshot: Snapshot) -> None:
     snapshot("bench-model", str(cli("bench", "model")))
+
+
+def test_a_target_is_shown_and_judged(
+    cli: Cli, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def figures(plan: driver.Plan, nodes: int) -> list[Figure]:
+        def one(name: str, target: Target | None) -> Figure:
+            values = (50.0, 60.0, 2_000.0)
+            return Figure(
+                scenario="kill", name=name, nodes=nodes, unit="ms", values=values, target=target
+            )
+
+        return [
+            one("median in time", Target(100)),
+            one("once too late", Target(100, worst=True)),
+            one("nothing promised", None),
+        ]
+
+    monkeypatch.setattr(kill, "measure", figures)
+    monkeypatch.setattr(report, "machine", lambda: MACHINE)
+    snapshot("bench-targets", str(cli("bench", "kill")))
+    told = json.loads(cli("bench", "kill", "--json").out)["figures"]
+    assert [each["reached"] for each in told] == [True, False, None]
+    assert told[1]["target"] == {"at_most": 100, "of": "max"}
 
 
 @pytest.mark.usefixtures("measured")

@@ -4,7 +4,13 @@
     virtual.py   one virtual node: the shipped machine and messages, over a lean WebSocket
     fleet.py     many virtual nodes in one process, driven by commands
     driver.py    starts coordinators and fleets, and asks them
-    scenarios    meet.py, regroup.py, idle.py, store.py, failover.py, recover.py: one question each
+    agents.py    real `rallypoint run` agents, each with a worker
+    real_nodes.py, node_processes.py   real nodes, in processes that can be killed alone
+    proxy.py, etcd.py   a cable that can be cut; a ledger that can be stopped, and counts
+    scenarios    one question each: meet.py, regroup.py, idle.py, store.py, runs.py, model.py;
+                 what is lost: recover.py, kill.py, cut.py, preempted.py, failover.py,
+                 host_lost.py, rack.py; the ledger: ledger_away.py, ledger_reads.py,
+                 ledger_writes.py
     report.py    tables, JSON and plots of what was measured
 
 Nothing here is loaded by any other part of Rallypoint.

@@ -6,9 +6,10 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rallypoint.bench.notes import Note, Reader
 from rallypoint.bench.processes import (
@@ -69,6 +70,13 @@ class Agent:
         self.process.send_signal(number)
         os.kill(self.worker_pid, number)
 
+    def kill(self) -> float:
+        """SIGKILL to the agent alone; when."""
+        self._is_killed = True
+        killed_s = time.monotonic()
+        self.process.kill()
+        return killed_s
+
     def kill_all(self) -> float:
         """SIGKILL to the agent and to everything that it started; when that began."""
         self._is_killed = True
@@ -83,8 +91,40 @@ class Agent:
             return f"the agent of {self.name} ended with exit code {code}: {tail_of(said)}"
 
 
+class Team:
+    """Agents of one run. `each`: those that are still wanted, in the order in which they came."""
+
+    def __init__(self, folder: Path, arguments: Sequence[str], worker: str, token: str) -> None:
+        self.each: list[Agent] = []
+        self._all: list[Agent] = []
+        self._folder, self._arguments = folder, arguments
+        self._worker, self._token = worker, token
+
+    def add(self, *more: str) -> Agent:
+        """One more. `more`: options of `rallypoint run` that are its own."""
+        name = f"node{len(self._all)}"
+        arguments = (*self._arguments, *more)
+        agent = Agent(name, self._folder, arguments, self._worker, self._token)
+        self.each.append(agent)
+        self._all.append(agent)
+        return agent
+
+    def kill(self, agent: Agent) -> float:
+        """SIGKILL to this agent alone, which is not wanted any more; when."""
+        self.each.remove(agent)
+        return agent.kill()
+
+    def end(self) -> None:
+        """End all that is left of all of them."""
+        workers = [e["pid"] for a in self._all for e in a.events("working")[-1:]]
+        end([agent.process for agent in self._all])
+        for pid in workers:  # its guard has done it, or is about to
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 @contextlib.contextmanager
-def agents(
+def team(
     count: int,
     nnodes: str,
     endpoint: str,
@@ -94,27 +134,32 @@ def agents(
     token: str = "",
     until: str = "working",
     within_s: float = DEADLINE_S,
-) -> Iterator[list[Agent]]:
+) -> Iterator[Team]:
     """So many agents in their first round, each with its worker, which has come to `until`.
 
     The first is there before the others start: with a `host:port` endpoint it is the host.
     """
     with scratch() as folder:
         arguments = ("--nnodes", nnodes, "--endpoint", endpoint, "--run-id", run_id)
-        started: list[Agent] = []
+        made = Team(folder, arguments, worker, token)
         try:
             for index in range(count):
-                started.append(Agent(f"node{index}", folder, arguments, worker, token))
+                made.add()
                 if index == 0:
-                    wait_for(started, "attached", within_s=within_s)
-            wait_for(started, until, within_s=within_s)
-            yield started
+                    wait_for(made.each, "attached", within_s=within_s)
+            wait_for(made.each, until, within_s=within_s)
+            yield made
         finally:
-            workers = [e["pid"] for a in started for e in a.events("working")[-1:]]
-            end([agent.process for agent in started])
-            for pid in workers:  # its guard has done it, or is about to
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            made.end()
+
+
+@contextlib.contextmanager
+def agents(
+    count: int, nnodes: str, endpoint: str, run_id: str, **more: Any
+) -> Iterator[list[Agent]]:
+    """The agents of such a team, to whom nobody is added. `more`: as `team` takes it."""
+    with team(count, nnodes, endpoint, run_id, **more) as made:
+        yield made.each
 
 
 def wait_for(

@@ -20,15 +20,20 @@ from typing import Final
 PR_SET_PDEATHSIG: Final = 1
 
 
-def main(parent: str, *program: str) -> None:
-    """Never returns."""
+def end_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends (Linux); at once if it has ended."""
     if sys.platform == "linux":
         with contextlib.suppress(ImportError, OSError):  # Some Pythons have no ctypes.
             import ctypes
 
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(parent):  # It ended before the kernel knew of this.
+        if os.getppid() != parent:  # It ended before the kernel knew of this.
             sys.exit(128 + signal.SIGKILL)
+
+
+def main(parent: str, *program: str) -> None:
+    """Never returns."""
+    end_with(int(parent))
     os.execv(program[0], program)
 
 

@@ -112,6 +112,10 @@ class Process:
         """Ask it to end."""
         self._popen.terminate()
 
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self._popen.send_signal(number)
+
     def kill(self) -> None:
         """End it at once."""
         self._popen.kill()

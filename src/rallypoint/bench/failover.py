@@ -1,4 +1,4 @@
-"""How soon another coordinator serves a run whose coordinator was killed, and all are attached.
+"""How soon another coordinator serves a run that has lost its own, and all nodes are attached.
 
 Two `rallypoint serve` replicas over one ledger, and real nodes, as they have to find the next
 coordinator by themselves. The round goes on meanwhile: should one end, nothing was measured.
@@ -9,50 +9,85 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from rallypoint.bench.driver import Plan, Process
-from rallypoint.bench.figure import Figure
-from rallypoint.bench.notes import Reader
-from rallypoint.bench.processes import (
-    ANSWER_S,
-    BenchError,
-    scratch,
-    spread,
-    tail_of,
-    wait_until,
+from rallypoint.bench.etcd import etcd
+from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.node_processes import (
+    DEFAULTS,
+    NodeProcesses,
+    end_all,
+    names,
+    node_processes,
+    problem_of,
+    wait_for,
 )
-from rallypoint.bench.real_nodes import RUN_ID
+from rallypoint.bench.processes import ANSWER_S, BenchError, scratch, tail_of, wait_until
+from rallypoint.bench.real_nodes import RUN_ID, Specification
 from rallypoint.endpoints import FilePlace, parse_endpoint
 
 REPEATS_MAX: Final = 5
+ETCD: Final = "etcd"
+"""Instead of a ledger's place: an etcd of one member that is started for this."""
+OVER_TTL_S: Final = 2.0
+"""How much longer than the lease's time it may take until all are attached."""
+CLEAN_S: Final = 1.0
+"""How long it may take after a clean end, for which no lease has to run out."""
+TTL_S: Final = DEFAULTS.lease_ttl_s
+
+
+class Way(msgspec.Struct, frozen=True):
+    """How a coordinator is lost, and until when all are to be attached to the next."""
+
+    name: str
+    signal: int
+    all_s: float
+
+
+WAYS: Final = (
+    Way("kill -9", signal.SIGKILL, TTL_S + OVER_TTL_S),
+    Way("SIGTERM", signal.SIGTERM, CLEAN_S),
+    # Nodes give it up after its silence; from then on the lease is watched.
+    Way("SIGSTOP", signal.SIGSTOP, DEFAULTS.coordinator_silence_s + TTL_S + OVER_TTL_S),
+)
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:
-    """Kill the coordinator of so many nodes, again and again: the next replica takes its place."""
-    with ledger(plan.ledger) as place:
-        results = failovers(place, nodes, plan.processes, min(plan.repeats, REPEATS_MAX))
-    about = "from kill -9 of the coordinator until the {} node is attached to the next one"
+    """End the coordinator of so many nodes, again and again: the next replica takes its place."""
+    return [figure for way in WAYS for figure in _measure(plan, nodes, way)]
 
-    def figure(name: str, which: str, values: list[float]) -> Figure:
+
+def _measure(plan: Plan, nodes: int, way: Way) -> list[Figure]:
+    repeats = min(plan.repeats, REPEATS_MAX)
+    with ledger(plan.ledger) as place:
+        results = failovers(place, nodes, plan.processes, repeats, way=way)
+    about = f"from {way.name} of the coordinator until the {{}} node is attached to the next one"
+
+    def figure(name: str, which: str, values: list[float], target: Target | None) -> Figure:
         return Figure(
             scenario="failover",
-            name=name,
+            name=f"{way.name}: {name}",
             nodes=nodes,
             unit="s",
             values=tuple(values),
             about=about.format(which),
+            target=target,
         )
 
+    last = Target(way.all_s)
     return [
-        figure("the next one serves", "first", [each[0] for each in results]),
-        figure("all are attached", "last", [each[1] for each in results]),
+        figure("the next one serves", "first", [each[0] for each in results], None),
+        figure("all are attached", "last", [each[1] for each in results], last),
     ]
 
 
@@ -65,6 +100,10 @@ def ledger(given: str) -> Iterator[str]:
     if not given:
         with scratch() as folder:
             yield f"file://{folder}"
+        return
+    if given == ETCD:
+        with etcd() as started, ledger(started.endpoint) as inside:
+            yield inside
         return
     where, question, options = given.partition("?")
     own = f"{where.rstrip('/')}/bench-{secrets.token_hex(4)}{question}{options}"
@@ -82,40 +121,41 @@ def failovers(
     processes: int,
     repeats: int,
     say: Callable[[str], None] = lambda text: None,
+    way: Way = WAYS[0],
 ) -> list[tuple[float, float]]:
-    """Seconds from each kill until the first, and until the last node is attached to another."""
-    with scratch() as folder:
-        replicas: list[_Replica] = []
-        groups: list[_Nodes] = []
-        results = []
-        try:
-            for _ in range(2):
-                replicas.append(_Replica(ledger))
-            for index, count in enumerate(spread(nodes, processes)):
-                groups.append(_Nodes(folder, f"part{index}", count, nodes, ledger))
-            _wait(groups, lambda: all(g.notes.all("met") for g in groups), "all nodes in a round")
-            for index in range(repeats):
-                owner = _owner(replicas, groups, nodes)
-                results.append(_kill(owner, groups, nodes))
-                replicas = [*(r for r in replicas if r is not owner), _Replica(ledger)]
-                say(f"failover of {nodes} nodes, {index + 1} of {repeats}")
-        except BenchError as error:
-            groups.sort(key=lambda each: not each.problem())
-            said = next(filter(None, (each.said() for each in groups)), "")
-            raise BenchError(f"{error}\n{said}".strip(), error.hint) from error
-        finally:
-            _end([*(each.process for each in replicas), *(each.process for each in groups)])
-        return results
+    """Seconds from each loss until the first, and until the last node is attached to another."""
+    what = Specification(
+        endpoint=ledger,
+        names=names("node", 0, nodes),
+        per_process=math.ceil(nodes / processes),
+        min_nodes=nodes,
+        max_nodes=nodes,
+    )
+    results = []
+    with replicas(ledger, 2) as serving, node_processes(what) as groups:
+        wait_for(groups, "met", "all nodes in a round")
+        for index in range(repeats):
+            owner = owner_of(serving, groups, nodes)
+            results.append(_lose(owner, groups, way))
+            serving.remove(owner)
+            serving.append(Replica(ledger))
+            say(f"failover of {nodes} nodes, {way.name}, {index + 1} of {repeats}")
+    return results
 
 
-def _end(processes: list[Process]) -> None:
-    for process in processes:
-        process.kill()
-    for process in processes:
-        process.end()
+@contextlib.contextmanager
+def replicas(ledger: str, count: int) -> Iterator[list[Replica]]:
+    """So many `rallypoint serve` over the ledger; those that are in the list are ended."""
+    started: list[Replica] = []
+    try:
+        for _ in range(count):
+            started.append(Replica(ledger))
+        yield started
+    finally:
+        end_all(each.process for each in started)
 
 
-class _Replica:
+class Replica:
     """A `rallypoint serve` over the ledger."""
 
     def __init__(self, ledger: str) -> None:
@@ -125,86 +165,52 @@ class _Replica:
             try:
                 line = self.process.line("rallypoint serve")
             except BaseException as error:
-                _end([self.process])
+                end_all([self.process])
                 if not isinstance(error, BenchError):
                     raise
                 text = tail_of(said) or str(error)
                 raise BenchError(f"no coordinator over {ledger}: {text}") from error
         self.port = int(line.decode().strip().rpartition(":")[2])
 
-    def attached(self) -> int:
-        """How many nodes of the run it has. Raises BenchError if it does not answer."""
+    def run(self, run_id: str = RUN_ID) -> dict[str, Any] | None:
+        """What it says of the run; None if it has not got it. Raises BenchError."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)
         with contextlib.closing(connection):
             try:
                 connection.request("GET", "/api/v1/runs")
-                runs: list[Any] = json.loads(connection.getresponse().read())["runs"]
+                runs: list[dict[str, Any]] = json.loads(connection.getresponse().read())["runs"]
             except (OSError, http.client.HTTPException) as error:
                 raise BenchError(f"a coordinator does not answer any more: {error}") from error
-        return sum(int(each["attached"]) for each in runs if each["run_id"] == RUN_ID)
+        return next((each for each in runs if each["run_id"] == run_id), None)
+
+    def attached(self, run_id: str = RUN_ID) -> int:
+        """How many nodes of the run it has. Raises BenchError if it does not answer."""
+        run = self.run(run_id)
+        return int(run["attached"]) if run is not None else 0
 
 
-class _Nodes:
-    """A process with some of the run's nodes, and what they have noted."""
-
-    def __init__(self, folder: Path, name: str, count: int, total: int, endpoint: str) -> None:
-        path = folder / f"{name}.jsonl"
-        self.count = count
-        self.notes = Reader(path)
-        self._said = folder / f"{name}.txt"
-        arguments = ("-m", "rallypoint.bench.real_nodes", str(path), name, str(count), str(total))
-        with self._said.open("wb") as said:  # Each node tells of each coordinator that it loses.
-            self.process = Process((*arguments, endpoint), stderr=said)
-
-    def said(self) -> str:
-        """What its nodes said last."""
-        with self._said.open("rb") as said:
-            return tail_of(said)
-
-    def attached_since(self, since_s: float) -> dict[str, float]:
-        """When each of its nodes was first attached since then, by name."""
-        first: dict[str, float] = {}
-        for each in self.notes.all("attached", since_s):
-            first.setdefault(each["name"], each["at_s"])
-        return first
-
-    def problem(self) -> str:
-        """Why nothing more will come of it, if that is so."""
-        if self.notes.all("ended"):
-            return "the round has ended, or a node gave up"
-        code = self.process.code
-        return "" if code is None else f"a process of nodes ended with exit code {code}"
-
-
-def _wait(groups: list[_Nodes], what: Callable[[], bool], waited_for: str) -> None:
-    def problem() -> str:
-        return next((text for text in (each.problem() for each in groups) if text), "")
-
-    wait_until(what, waited_for, unless=problem)
-
-
-def _owner(replicas: list[_Replica], groups: list[_Nodes], nodes: int) -> _Replica:
+def owner_of(
+    serving: list[Replica], groups: list[NodeProcesses], nodes: int, run_id: str = RUN_ID
+) -> Replica:
     """The one that has all nodes, once one has."""
-    found: list[_Replica] = []
+    found: list[Replica] = []
 
     def look() -> bool:
-        found[:] = [each for each in replicas if each.attached() == nodes]
+        found[:] = [each for each in serving if each.attached(run_id) == nodes]
         return bool(found)
 
-    _wait(groups, look, "a coordinator that has all nodes")
+    wait_until(look, "a coordinator that has all nodes", unless=lambda: problem_of(groups))
     return found[0]
 
 
-def _kill(owner: _Replica, groups: list[_Nodes], nodes: int) -> tuple[float, float]:
-    killed_s = time.monotonic()
-    owner.process.kill()
-    _wait(
-        groups,
-        lambda: all(len(each.attached_since(killed_s)) == each.count for each in groups),
-        f"all {nodes} nodes attached to the next coordinator",
-    )
-    for problem in filter(None, (each.problem() for each in groups)):
+def _lose(owner: Replica, groups: list[NodeProcesses], way: Way) -> tuple[float, float]:
+    lost_s = time.monotonic()
+    owner.process.signal(way.signal)
+    attached = wait_for(groups, "attached", "all nodes attached to the next coordinator", lost_s)
+    problem = problem_of(groups)
+    if problem:
         raise BenchError(problem)
+    owner.process.kill()  # Should it only be stopped, or be about to end.
     owner.process.end()
-    times = [at_s - killed_s for g in groups for at_s in g.attached_since(killed_s).values()]
+    times = [float(each["at_s"]) - lost_s for each in attached.values()]
     return min(times), max(times)

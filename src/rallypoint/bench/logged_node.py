@@ -17,7 +17,8 @@ from rallypoint.wire import messages as wire
 def logged(notes: Writer) -> type[Node]:
     """A class of nodes that write their ready, formed, told, verdict, attached and dropped there.
 
-    `told` is any word that the round has ended; `verdict` the one that says why for good.
+    Each note has the node's name. `told` is any word that the round has ended; `verdict` the one
+    that says why for good. `attached` says whether the node carries that coordinator itself.
     """
 
     class LoggedNode(Node):
@@ -28,20 +29,22 @@ def logged(notes: Writer) -> type[Node]:
                 self._note(action, at_s)
 
         def _note(self, action: m.Action, at_s: float) -> None:
+            name = self.info.name
             match action:
                 case m.Send(message=wire.Ready()):
-                    notes.note("ready", at_s)
+                    notes.note("ready", at_s, name=name)
                 case m.RoundFormed():
-                    notes.note("formed", at_s, round=action.head.number)
+                    head = action.head
+                    notes.note("formed", at_s, name=name, round=head.number, nodes=head.nodes)
                 case m.RoundEnded():
                     change = action.change
                     event = "verdict" if change.confirmed else "unconfirmed"
-                    notes.note("told", at_s)
-                    notes.note(event, at_s, kind=change.kind, nodes=change.nodes)
+                    notes.note("told", at_s, name=name, round=change.round)
+                    notes.note(event, at_s, name=name, kind=change.kind, nodes=change.nodes)
                 case m.Attached():
-                    name, term = self.info.name, self._machine.stamp.term
-                    notes.note("attached", at_s, name=name, term=term)
+                    term, is_own = self._machine.stamp.term, self._is_at_own()
+                    notes.note("attached", at_s, name=name, term=term, is_own=is_own)
                 case m.Drop():
-                    notes.note("dropped", at_s, reason=action.reason)
+                    notes.note("dropped", at_s, name=name, reason=action.reason)
 
     return LoggedNode

@@ -1,25 +1,38 @@
-"""A process with real nodes of one run, which finds whoever coordinates by itself.
+"""Real nodes of one run, in processes that are forked from this one: each can be killed alone.
 
-    python -m rallypoint.bench.real_nodes FILE NAME COUNT TOTAL ENDPOINT
+    python -m rallypoint.bench.real_nodes FILE SPECIFICATION
 
-COUNT nodes of a run of TOTAL. They write down whenever one is attached, `met` once all of this
-process are in the round, and `ended` should it end; then they stay until stdin ends or they are
-killed. Virtual nodes (virtual.py) would not do: they know one address, and do not look for another
-coordinator.
+SPECIFICATION is a `Specification` in JSON. Each process has one node or more, notes its `pid`, and
+its nodes note what happens to them (logged_node.py), `met` when one has a round, and `gone` when it
+has given up. They stay until stdin ends or they are killed. SIGUSR1 makes a worker of each node of
+a process fail, as a worker does whose peer is gone.
+
+A process is forked after everything is imported and before there is an event loop or a socket. So
+a hundred of them start within seconds, share the memory of what they have imported, and have a
+connection each that the kernel closes with the process. Virtual nodes (virtual.py) would not do:
+they know one address, and do not look for another coordinator.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import select
+import signal
 import sys
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
-from rallypoint.bench.counting import new_event_loop
+import msgspec
+
+from rallypoint.bench import child
+from rallypoint.bench.counting import loop_name, new_event_loop
 from rallypoint.bench.logged_node import logged
 from rallypoint.bench.notes import Writer
 from rallypoint.client.node import Node
-from rallypoint.core.values import Address, RunSettings
+from rallypoint.core.values import Address, Failure, FailureKind, RunSettings
+from rallypoint.errors import RallypointError
 from rallypoint.settings import NodeSettings, parse_endpoint
 
 RUN_ID: Final = "failover"
@@ -27,38 +40,136 @@ BOOTSTRAP: Final = Address("127.0.0.1", 1)
 """Nobody is to listen there."""
 
 
-def node(kind: type[Node], name: str, run_id: str, total: int, endpoint: str) -> Node:
-    """One node of a run that has so many, which never coordinates itself."""
+class Specification(msgspec.Struct, frozen=True, kw_only=True):
+    """Which nodes, in processes of `per_process` each, and what they do.
+
+    `may_host`: each may carry the run's coordinator. `regroups`: each wants the next round as soon
+    as its round has ended, as if its workers stopped at once; else that end is noted as `ended`.
+    `run`: more of the run's settings.
+    """
+
+    endpoint: str
+    names: tuple[str, ...]
+    min_nodes: int
+    max_nodes: int
+    per_process: int = 1
+    run_id: str = RUN_ID
+    may_host: bool = False
+    regroups: bool = False
+    run: dict[str, Any] = {}
+
+
+def node(
+    kind: type[Node],
+    name: str,
+    run_id: str,
+    total: int,
+    endpoint: str,
+    *,
+    least: int | None = None,
+    may_host: bool = False,
+    run: dict[str, Any] | None = None,
+) -> Node:
+    """One node of a run that has so many, `least` of them at least. It joins from loopback."""
     settings = NodeSettings(
         endpoint=parse_endpoint(endpoint),
         run_id=run_id,
         node_name=name,
         local_addr="127.0.0.1",
-        host_coordinator="no",
+        host_coordinator="auto" if may_host else "no",
     )
-    return kind(settings, RunSettings(min_nodes=total, max_nodes=total, max_restarts=None))
+    least = total if least is None else least
+    chosen = {"min_nodes": least, "max_nodes": total, "max_restarts": None, **(run or {})}
+    return kind(settings, RunSettings(**chosen))
 
 
-async def _stay(notes: Writer, name: str, count: int, total: int, endpoint: str) -> None:
-    """Until stdin ends. The end of the round would be the end of the measurement."""
-    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), os._exit, 0)
-    kind = logged(notes)
-    nodes = [node(kind, f"{name}-{index}", RUN_ID, total, endpoint) for index in range(count)]
-    await asyncio.gather(*(each.open() for each in nodes))
-    await asyncio.gather(*(each.next_round(BOOTSTRAP) for each in nodes))
-    notes.note("met")
-    over = asyncio.Event()
-    for each in nodes:
-        each.on_ended = lambda change: over.set()
-        each.on_gone = lambda error: over.set()
-    await over.wait()
-    notes.note("ended")
+class _Lives:
+    """The nodes of one process."""
+
+    def __init__(self, notes: Writer, what: Specification, names: Sequence[str]) -> None:
+        self._notes, self._what = notes, what
+        kind = logged(notes)
+        self._nodes = [
+            node(
+                kind,
+                name,
+                what.run_id,
+                what.max_nodes,
+                what.endpoint,
+                least=what.min_nodes,
+                may_host=what.may_host,
+                run=what.run,
+            )
+            for name in names
+        ]
+
+    async def live(self) -> None:
+        """Until stdin ends, which is the end of the measurement."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(sys.stdin.fileno(), os._exit, 0)
+        loop.add_signal_handler(signal.SIGUSR1, self._fail)
+        for each in self._nodes:
+            self._notes.note("pid", name=each.info.name, pid=os.getpid())
+        await asyncio.gather(*(self._live(each) for each in self._nodes))
+        await asyncio.Event().wait()
+
+    async def _live(self, one: Node) -> None:
+        name = one.info.name
+        is_news = asyncio.Event()
+        one.on_ended = lambda change: is_news.set()
+        one.on_gone = lambda error: is_news.set()
+        one.on_closed = lambda close: is_news.set()
+        try:
+            await one.open()
+            while True:
+                told = await one.next_round(BOOTSTRAP)
+                if told is None:
+                    self._notes.note("gone", name=name, why=f"closed: {one.closed}")
+                    return
+                self._notes.note("met", name=name, round=told.head.number)
+                while one.change is None and one.gone is None and one.closed is None:
+                    is_news.clear()
+                    await is_news.wait()
+                if not self._what.regroups:
+                    why = one.gone or one.closed or one.change
+                    self._notes.note("ended", name=name, why=str(why))
+                    return
+        except RallypointError as error:
+            self._notes.note("gone", name=name, why=str(error))
+
+    def _fail(self) -> None:
+        failure = Failure(FailureKind.COMMUNICATION, "a peer closed the connection")
+        for each in self._nodes:
+            if each.round is not None and each.change is None:
+                each.failed(failure)
 
 
-def main(path: str, name: str, count: str, total: str, endpoint: str) -> None:
-    """See above."""
+def _be_one(path: str, what: Specification, names: Sequence[str], parent: int) -> None:
+    child.end_with(parent)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_stay(Writer(path), name, int(count), int(total), endpoint))
+        runner.run(_Lives(Writer(path), what, names).live())
+
+
+def main(path: str, specification: str) -> None:
+    """See above."""
+    what = msgspec.json.decode(specification, type=Specification)
+    loop_name()  # A library that every child needs is loaded once.
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Who is killed from outside leaves nothing.
+    parent = os.getpid()
+    for first in range(0, len(what.names), what.per_process):
+        if os.fork() == 0:
+            try:
+                _be_one(path, what, what.names[first : first + what.per_process], parent)
+            finally:
+                os._exit(1)  # The loop below is the parent's.
+    # The children's event loops may have set the pipe to non-blocking for all that share it.
+    stdin = sys.stdin.fileno()
+    is_open = True
+    while is_open:
+        select.select([stdin], [], [])
+        is_open = bool(os.read(stdin, 1))
 
 
 if __name__ == "__main__":

@@ -40,9 +40,13 @@ def as_json(about: dict[str, Any], figures: Sequence[Figure]) -> dict[str, Any]:
 
 
 def table(figures: Sequence[Figure]) -> RenderableType:
-    """One row a figure: its median, and how far the repeats were apart."""
+    """One row a figure: its median, and how far the repeats were apart.
+
+    Where one has a target, two columns more: what is to be reached, and whether it is.
+    """
     from rich.table import Table
 
+    has_targets = any(each.target is not None for each in figures)
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for heading, side in (
         ("scenario", "left"),
@@ -53,6 +57,7 @@ def table(figures: Sequence[Figure]) -> RenderableType:
         ("max", "right"),
         ("repeats", "right"),
         ("unit", "left"),
+        *((("target", "left"), ("reached", "left")) if has_targets else ()),
     ):
         made.add_column(heading, justify="right" if side == "right" else "left")
     for each in figures:
@@ -67,8 +72,17 @@ def table(figures: Sequence[Figure]) -> RenderableType:
             *spread,
             str(len(each.values)),
             each.unit,
+            *(_judged(each) if has_targets else ()),
         )
     return made
+
+
+def _judged(figure: Figure) -> tuple[str, str]:
+    """Its target, and whether it is reached."""
+    if figure.target is None:
+        return "", ""
+    at_most = f"{figure.target.judged} \N{LESS-THAN OR EQUAL TO} {figure.target.at_most:,g}"
+    return at_most, "yes" if figure.reached else "no"
 
 
 def rounded(value: float) -> str:

@@ -32,7 +32,15 @@ class Scenario(enum.StrEnum):
     MEET = "meet"
     REGROUP = "regroup"
     RECOVER = "recover"
+    KILL = "kill"
+    CUT = "cut"
+    PREEMPTED = "preempted"
     FAILOVER = "failover"
+    HOST_LOST = "host-lost"
+    RACK = "rack"
+    LEDGER_AWAY = "ledger-away"
+    LEDGER_READS = "ledger-reads"
+    LEDGER_WRITES = "ledger-writes"
     IDLE = "idle"
     STORE = "store"
     RUNS = "runs"
@@ -45,13 +53,35 @@ class BenchFailedError(RallypointError):
 
 _SIZES: Final = {
     Scenario.RECOVER: "3",
+    Scenario.KILL: "8",
+    Scenario.CUT: "8",
+    Scenario.PREEMPTED: "100",
     Scenario.FAILOVER: "8",
+    Scenario.HOST_LOST: "8",
+    Scenario.RACK: "1000",
+    Scenario.LEDGER_AWAY: "8",
+    Scenario.LEDGER_READS: "10,100,1000",
+    Scenario.LEDGER_WRITES: "10000",
     Scenario.RUNS: "16",
     Scenario.MODEL: "128,256,512,1024",
 }
 _SIZES_ELSE: Final = "8,32,128"
 _RUNS: Final = 200
 _PLACES: Final = ("served", "embedded")
+_OVER_A_LEDGER: Final = (Scenario.FAILOVER, Scenario.HOST_LOST, Scenario.RACK)
+"""Their `--at` is a ledger."""
+_OVER_THEIR_OWN: Final = (
+    Scenario.KILL,
+    Scenario.CUT,
+    Scenario.PREEMPTED,
+    Scenario.LEDGER_AWAY,
+    Scenario.LEDGER_READS,
+    Scenario.LEDGER_WRITES,
+)
+"""They start all that they need, and `--at` is not for them."""
+_SERVED: Final = (Scenario.CUT, Scenario.PREEMPTED)
+_NO_COORDINATOR: Final = (*_OVER_A_LEDGER, *set(_OVER_THEIR_OWN) - set(_SERVED))
+"""What they measure has its own coordinators."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -66,9 +96,13 @@ def bench(
             metavar="SCENARIO",
             help="meet: from the first call to the last answer; regroup: a node killed, leaving, "
             "arriving, frozen; recover: real agents and workers, from a kill to the next step; "
-            "failover: the coordinator killed; idle: traffic, CPU and memory; store: calls a "
-            "second, barriers; runs: one of many runs; model: what a node costs, and what follows "
-            "for more of them.",
+            "kill: kill -9 of real agents; cut: the network of one node is cut; preempted: 30 % "
+            "of the nodes killed at once; failover: the coordinator is killed, terminated or "
+            "frozen; host-lost: an elected coordinator lost with its node; rack: the first 30 % "
+            "of the ranks lost with the coordinator; ledger-away: etcd stands still; "
+            "ledger-reads, ledger-writes: bytes that etcd is asked for and given; idle: traffic, "
+            "CPU and memory; store: calls a second, barriers; runs: one of many runs; model: what "
+            "a node costs, and what follows for more of them.",
         ),
     ],
     nodes: Annotated[
@@ -76,8 +110,9 @@ def bench(
         typer.Option(
             "--nodes",
             metavar="N[,N...]",
-            help="How many nodes, one or more sizes (default: 8,32,128; recover 3, failover 8, "
-            "runs 16, model 128,256,512,1024).",
+            help="How many nodes, one or more sizes (default: 8,32,128; recover 3; kill, cut, "
+            "failover, host-lost and ledger-away 8; preempted 100; rack 1000; ledger-reads "
+            "10,100,1000; ledger-writes 10000; runs 16; model 128,256,512,1024).",
         ),
     ] = None,
     repeats: Annotated[
@@ -86,16 +121,27 @@ def bench(
             "--repeats",
             metavar="N",
             min=1,
-            help="How often each is measured (regroup, recover and failover: at most 5 times).",
+            help="How often each is measured (what loses nodes or coordinators, but for kill: at "
+            "most 5 times).",
         ),
     ] = 10,
     processes: Annotated[
-        int,
-        typer.Option("--processes", metavar="N", min=1, help="Processes that carry the nodes."),
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--processes",
+            metavar="N",
+            min=1,
+            help="Processes that carry the nodes (default: 1; failover: one for each node).",
+        ),
+    ] = None,
     seconds: Annotated[
         float,
-        typer.Option("--seconds", metavar="S", min=0.1, help="How long idle and model watch."),
+        typer.Option(
+            "--seconds",
+            metavar="S",
+            min=0.1,
+            help="How long idle and model watch, and how long etcd stands still in ledger-away.",
+        ),
     ] = 10.0,
     at: Annotated[
         str,
@@ -103,8 +149,9 @@ def bench(
             "--at",
             metavar="WHERE",
             help="served: a `rallypoint serve` of its own; embedded: a coordinator inside a "
-            "node's process; or the HOST:PORT of one that runs. failover: the ledger, "
-            "etcd://HOST:PORT,.../PREFIX or file:///FOLDER (default: a folder of its own).",
+            "node's process; or the HOST:PORT of one that runs. failover, host-lost, rack: the "
+            "ledger, etcd://HOST:PORT,.../PREFIX, file:///FOLDER, or etcd for one that is started "
+            "(default: a folder of its own).",
         ),
     ] = "served",
     ddp: Annotated[
@@ -151,11 +198,11 @@ def bench(
     about = report.machine()
 
     def plan_for(where: Coordinator) -> Plan:
-        ledger = at if scenario is Scenario.FAILOVER and at not in _PLACES else ""
+        ledger = at if scenario in _OVER_A_LEDGER and at not in _PLACES else ""
         return driver.Plan(
             where,
             repeats=repeats,
-            processes=processes,
+            processes=processes or 1,
             seconds=seconds,
             ddp=ddp,
             runs=runs or _RUNS,
@@ -182,6 +229,8 @@ def bench(
             for index, size in enumerate(sizes):
                 number = f" ({index + 1} of {len(sizes)} sizes)" if len(sizes) > 1 else ""
                 output.note(f"{scenario.value} with {size:,} nodes{number}")
+                if scenario is Scenario.FAILOVER and processes is None:
+                    plan.processes = size
                 figures += measure(plan, size)
     if as_json:
         output.print_json(report.as_json(about, figures))
@@ -196,7 +245,24 @@ _Measure = Callable[["Plan", int], "list[Figure]"]
 
 
 def _measure(scenario: Scenario, run: str | None, of: int | None) -> _Measure:
-    from rallypoint.bench import failover, idle, meet, recover, regroup, runs, share, store
+    from rallypoint.bench import (
+        cut,
+        failover,
+        host_lost,
+        idle,
+        kill,
+        ledger_away,
+        ledger_reads,
+        ledger_writes,
+        meet,
+        preempted,
+        rack,
+        recover,
+        regroup,
+        runs,
+        share,
+        store,
+    )
 
     if run is not None and of is not None:
         shared = share.Share(run, of)
@@ -205,7 +271,15 @@ def _measure(scenario: Scenario, run: str | None, of: int | None) -> _Measure:
         Scenario.MEET: meet.measure,
         Scenario.REGROUP: regroup.measure,
         Scenario.RECOVER: recover.measure,
+        Scenario.KILL: kill.measure,
+        Scenario.CUT: cut.measure,
+        Scenario.PREEMPTED: preempted.measure,
         Scenario.FAILOVER: failover.measure,
+        Scenario.HOST_LOST: host_lost.measure,
+        Scenario.RACK: rack.measure,
+        Scenario.LEDGER_AWAY: ledger_away.measure,
+        Scenario.LEDGER_READS: ledger_reads.measure,
+        Scenario.LEDGER_WRITES: ledger_writes.measure,
         Scenario.IDLE: idle.measure,
         Scenario.STORE: store.measure,
         Scenario.RUNS: runs.measure,
@@ -341,10 +415,14 @@ def _check_together(
         raise UsageError(
             "a model is fitted from two sizes at least", hint="for example --nodes 128,256,512"
         )
-    if scenario is Scenario.FAILOVER and at != "served" and "://" not in at:
+    if scenario in _OVER_A_LEDGER and at not in ("served", "etcd") and "://" not in at:
         raise UsageError(
-            f"`bench failover` starts its own coordinators, over a ledger: {at!r} is none",
-            hint="write --at etcd://HOST:PORT,.../PREFIX or file:///FOLDER, or leave it out",
+            f"`bench {scenario}` starts its own coordinators, over a ledger: {at!r} is none",
+            hint="write --at etcd, etcd://HOST:PORT,.../PREFIX or file:///FOLDER, or leave it out",
+        )
+    if scenario in _OVER_THEIR_OWN and at != "served":
+        raise UsageError(
+            f"`bench {scenario}` starts its own coordinators and ledger", hint="leave --at out"
         )
     if (run is None) != (of is None):
         raise UsageError(
@@ -380,7 +458,7 @@ def _check_share(sizes: Sequence[int], at: str, of: int) -> None:
 
 def _connections(scenario: Scenario, nodes: int, runs: int) -> int:
     """How many a coordinator has at most."""
-    if scenario is Scenario.RECOVER:
+    if scenario in (Scenario.RECOVER, Scenario.KILL):
         return 0
     return nodes * runs if scenario is Scenario.RUNS else nodes
 
@@ -390,7 +468,7 @@ def _coordinator(
 ) -> contextlib.AbstractContextManager[Coordinator]:
     from rallypoint.bench import driver
 
-    if scenario is Scenario.FAILOVER or (scenario is Scenario.RECOVER and at == "embedded"):
+    if scenario in _NO_COORDINATOR or (scenario is Scenario.RECOVER and at == "embedded"):
         return contextlib.nullcontext(driver.NOWHERE)
     if at == "served":
         return driver.served()

@@ -1,0 +1,121 @@
+"""How soon all survivors are told of the `kill -9` of one agent: real `rallypoint run` agents.
+
+One run for all kills: after each, another agent comes in its place, and the next kill waits until
+all are in a round again. The victim is never the one that carries the coordinator.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from rallypoint.bench.agents import Agent, team, wait_for
+from rallypoint.bench.driver import Plan
+from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.processes import BenchError, free_port, wait_until
+
+TOLD_MS: Final = 100.0
+READY_MS: Final = 200.0
+TOLD: Final = "all survivors are told"
+READY: Final = "next round after the last is ready"
+_KILL: Final = "right before kill -9 of one agent, which does not carry the coordinator"
+GRACE_MS: Final = 900.0
+"""Who was told later than this was told after a grace, and not by the kernel's word."""
+CALM_S: Final = 0.5
+"""Between the last node's round and the next kill."""
+NODES_MAX: Final = 64
+WITHIN_S: Final = 120.0
+
+
+def measure(plan: Plan, nodes: int) -> list[Figure]:
+    """Kill one of so many, `plan.repeats` times."""
+    if not 3 <= nodes <= NODES_MAX:
+        raise BenchError(f"kill starts real agents, from 3 to {NODES_MAX} of them, not {nodes}")
+    endpoint = f"127.0.0.1:{free_port()}"
+    results = []
+    with team(nodes, f"{nodes - 1}:{nodes}", endpoint, plan.run_id()) as made:
+        for index in range(plan.repeats):
+            time.sleep(CALM_S)
+            killed_s = made.kill(made.each[1 + index % (nodes - 1)])
+            results.append(_ends_ms(made.each, killed_s))
+            made.add()
+            _wait_until_whole(made.each, killed_s)
+    return [*_figures(nodes, results), _graces(nodes, results)]
+
+
+def _ends_ms(survivors: list[Agent], killed_s: float) -> dict[str, float]:
+    """What has happened after the kill: when, in milliseconds since then."""
+    told = wait_for(survivors, "told", killed_s)
+    formed = max(wait_for(survivors, "formed", killed_s))
+    ends_s = {
+        "the first survivor is told": min(told),
+        TOLD: max(told),
+        "all workers are told": max(wait_for(survivors, "worker_told", killed_s)),
+        "all have the next round": formed,
+        "all workers are at work": max(wait_for(survivors, "working", killed_s)),
+    }
+    ready_s = max(wait_for(survivors, "ready", killed_s))
+    ends_ms = {name: 1e3 * (at_s - killed_s) for name, at_s in ends_s.items()}
+    return ends_ms | {READY: 1e3 * (formed - ready_s)}
+
+
+def _figures(nodes: int, results: list[dict[str, float]]) -> list[Figure]:
+    return [
+        Figure(
+            scenario="kill",
+            name=name,
+            nodes=nodes,
+            unit="ms",
+            values=tuple(each[name] for each in results),
+            about=f"from {begin}, to {end}",
+            target=target,
+        )
+        for name, (begin, end, target) in {
+            "the first survivor is told": (_KILL, "the first survivor's agent being told", None),
+            TOLD: (_KILL, "the last survivor's agent being told", Target(TOLD_MS)),
+            "all workers are told": (
+                _KILL,
+                "the last surviving worker's hearing of it (callback or SIGTERM)",
+                None,
+            ),
+            "all have the next round": (_KILL, "the last survivor's having its next round", None),
+            READY: (
+                "the last survivor's being ready after that",
+                "the last survivor's having its next round",
+                Target(READY_MS),
+            ),
+            "all workers are at work": (
+                _KILL,
+                "the last survivor's new worker having its World",
+                None,
+            ),
+        }.items()
+    ]
+
+
+def _graces(nodes: int, results: list[dict[str, float]]) -> Figure:
+    late = sum(each[TOLD] > GRACE_MS for each in results)
+    return Figure(
+        scenario="kill",
+        name="told after the grace",
+        nodes=nodes,
+        unit="%",
+        values=(100 * late / len(results),),
+        about=f"kills of which the last survivor was told after more than {GRACE_MS:g} ms: the "
+        "kernel's word was no proof there",
+    )
+
+
+def _wait_until_whole(those: list[Agent], since_s: float) -> None:
+    """Until all of them are in one round, and their workers are at work in it."""
+
+    def are_whole() -> bool:
+        formed = [agent.events("formed", since_s)[-1:] for agent in those]
+        rounds = {(note["round"], note["nodes"]) for notes in formed for note in notes}
+        if not all(formed) or len(rounds) > 1:
+            return False
+        number, size = rounds.pop()
+        working = [agent.events("working", since_s)[-1:] for agent in those]
+        return size == len(those) and all(w and w[0]["round"] == number for w in working)
+
+    wait_until(are_whole, "all agents in one round", WITHIN_S)

@@ -1,0 +1,83 @@
+"""What a ledger that does not answer does to a run: etcd stands still for a while, then goes on.
+
+Two `rallypoint serve` replicas over it, and real nodes. Nobody is to be lost, and no round to end,
+neither meanwhile nor in the time after it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from rallypoint.bench import driver
+from rallypoint.bench.etcd import etcd
+from rallypoint.bench.failover import owner_of, replicas
+from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.node_processes import names, node_processes, problem_of, wait_for
+from rallypoint.bench.processes import wait_until
+from rallypoint.bench.real_nodes import Specification
+from rallypoint.core.values import RunSettings
+
+CALM_S: Final = 1.0
+RUN: Final = RunSettings()
+WATCH_S: Final = RUN.reconnect_grace_s + RUN.suspect_after_s + 5.0
+WITHIN_S: Final = 60.0
+REPEATS_MAX: Final = 5
+
+
+def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
+    """Stop etcd for `plan.seconds`, each time another one."""
+    results = [_once(plan, nodes) for _ in range(min(plan.repeats, REPEATS_MAX))]
+    about = f"etcd is stopped by SIGSTOP for {plan.seconds:g} s and continued"
+    return [
+        Figure(
+            scenario="ledger-away",
+            name="nodes disturbed",
+            nodes=nodes,
+            unit="nodes",
+            values=tuple(float(disturbed) for disturbed, _ in results),
+            about=f"{about}; nodes that were told of an end of their round or gave up, within "
+            f"{WATCH_S:g} s after it too",
+            target=Target(0, worst=True),
+        ),
+        Figure(
+            scenario="ledger-away",
+            name="the run goes on",
+            nodes=nodes,
+            unit="s",
+            values=tuple(on_s for _, on_s in results),
+            about=f"{about}; from then until one coordinator has all nodes, and the run is active",
+        ),
+    ]
+
+
+def _once(plan: driver.Plan, nodes: int) -> tuple[int, float]:
+    """How many nodes it disturbed; how long after its end the run was as before."""
+    run_id = plan.run_id()
+    with etcd() as started, replicas(f"{started.endpoint}/away", 2) as serving:
+        what = Specification(
+            endpoint=f"{started.endpoint}/away",
+            names=names("node", 0, nodes),
+            min_nodes=1,
+            max_nodes=nodes,
+            run_id=run_id,
+            run={"expected_nodes": nodes},
+        )
+        with node_processes(what) as [group]:
+            wait_for([group], "met", "all nodes in a round")
+            owner_of(serving, [group], nodes, run_id)
+            time.sleep(CALM_S)
+            started.stop()
+            time.sleep(plan.seconds)
+            started.go_on()
+            went_on_s = time.monotonic()
+
+            def is_active() -> bool:
+                told = [each.run(run_id) for each in serving]
+                return any(t and (t["phase"], t["attached"]) == ("active", nodes) for t in told)
+
+            wait_until(is_active, "the run to go on", WITHIN_S, lambda: problem_of([group]))
+            on_s = time.monotonic() - went_on_s
+            time.sleep(WATCH_S)
+            disturbed = {**group.first("ended"), **group.first("gone")}
+            return len(disturbed), on_s

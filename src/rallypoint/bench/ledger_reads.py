@@ -1,0 +1,87 @@
+"""How many bytes one node reads from etcd while its run goes from one coordinator to the next.
+
+Two `rallypoint serve` replicas and real nodes, many in one process. The connections to etcd of one
+of them pass a proxy that counts. It is counted from `kill -9` of the coordinator until that node is
+attached to the next one. All that etcd sends it counts: the frames of HTTP, and values that are
+bytes as text.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Final
+
+from rallypoint.bench import driver
+from rallypoint.bench.etcd import Etcd, etcd
+from rallypoint.bench.failover import owner_of, replicas
+from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.node_processes import names, node_processes, wait_for
+from rallypoint.bench.proxy import Proxy
+from rallypoint.bench.real_nodes import Specification
+
+READ_KIB: Final = 64.0
+PER_PROCESS_MAX: Final = 100
+CALM_S: Final = 2.0
+REPEATS_MAX: Final = 3
+START_S: Final = 300.0
+WITHIN_S: Final = 120.0
+PREFIX: Final = "reads"
+
+
+def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
+    """Kill the coordinator of so many, each time in an etcd of its own."""
+    driver.check_descriptors(nodes)
+    results = []
+    for _ in range(min(plan.repeats, REPEATS_MAX)):
+        with etcd() as started:
+            results.append(_once(plan, started, nodes))
+    return [
+        Figure(
+            scenario="ledger-reads",
+            name="one node reads",
+            nodes=nodes,
+            unit="KiB",
+            values=tuple(read_bytes / 1024 for read_bytes, _ in results),
+            about="what etcd sends to one node, from kill -9 of the coordinator until that node is "
+            "attached to the next one",
+            target=Target(READ_KIB),
+        ),
+        Figure(
+            scenario="ledger-reads",
+            name="it is attached again",
+            nodes=nodes,
+            unit="s",
+            values=tuple(took_s for _, took_s in results),
+            about="the same time",
+        ),
+    ]
+
+
+def _once(plan: driver.Plan, started: Etcd, nodes: int) -> tuple[int, float]:
+    place, run_id = f"{started.endpoint}/{PREFIX}", plan.run_id()
+
+    def some(place: str, which: tuple[str, ...]) -> Specification:
+        return Specification(
+            endpoint=place,
+            names=which,
+            per_process=math.ceil(len(which) / math.ceil(len(which) / PER_PROCESS_MAX)),
+            min_nodes=nodes,
+            max_nodes=nodes,
+            run_id=run_id,
+        )
+
+    all_ = names("node", 0, nodes)
+    with Proxy(started.port) as proxy, replicas(place, 2) as serving:
+        counted = some(f"etcd://127.0.0.1:{proxy.port}/{PREFIX}", all_[-1:])
+        with node_processes(some(place, all_[:-1]), counted) as [others, one]:
+            wait_for([others, one], "met", "all nodes in a round", within_s=START_S)
+            owner = owner_of(serving, [others, one], nodes, run_id)
+            time.sleep(CALM_S)
+            before_bytes, killed_s = proxy.down_bytes, time.monotonic()
+            owner.process.kill()
+            again = "the node attached to the next coordinator"
+            attached = wait_for([one], "attached", again, killed_s, WITHIN_S)
+            read_bytes = proxy.down_bytes - before_bytes
+            took_s = float(attached[one.names[0]]["at_s"]) - killed_s
+            return read_bytes, took_s

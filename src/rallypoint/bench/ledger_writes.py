@@ -1,0 +1,57 @@
+"""How many bytes a run with very many members writes into etcd, round after round.
+
+A `rallypoint serve` over an etcd with its own defaults, and virtual nodes that meet again and
+again. What is counted is etcd's: the bytes of keys and values that were put, and how large its
+file is at the end, with every revision that it keeps.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rallypoint.bench import driver
+from rallypoint.bench.etcd import etcd
+from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.meet import settings
+
+MB: Final = 1_000_000.0
+ROUNDS: Final = 100
+PUT: Final = "etcd_debugging_mvcc_total_put_size_in_bytes"
+FILE: Final = "etcd_mvcc_db_total_size_in_bytes"
+WRITTEN_MB: Final = 200.0
+FULL_NODES: Final = 10_000
+"""The number of members for which that is the target; with fewer, in proportion."""
+
+
+def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
+    """A hundred rounds of so many."""
+    driver.check_descriptors(nodes)
+    with (
+        etcd() as started,
+        driver.served("--ledger", f"{started.endpoint}/writes") as at,
+        driver.fleets(plan.processes) as fleets,
+    ):
+        before = {name: started.metric(name) for name in (PUT, FILE)}
+        fleets.connect(at, run_id=plan.run_id(), nodes=nodes, settings=settings(nodes), ready=True)
+        for _ in range(ROUNDS - 1):
+            fleets.end_round()
+            fleets.ask("meet")
+        put_bytes, file_bytes = (started.metric(name) - before[name] for name in (PUT, FILE))
+        fleets.ask("disconnect")
+    target = Target(WRITTEN_MB * max(1.0, nodes / FULL_NODES))
+    about = f"{ROUNDS} rounds of {nodes:,} members"
+    return [
+        Figure(
+            scenario="ledger-writes",
+            name=name,
+            nodes=nodes,
+            unit="MB",
+            values=(value / MB,),
+            about=f"{about}: {what}",
+            target=target,
+        )
+        for name, value, what in (
+            ("written", put_bytes, "bytes of keys and values that were put into etcd"),
+            ("etcd's file", file_bytes, "by how much etcd's file has grown, nothing compacted"),
+        )
+    ]

@@ -1,0 +1,156 @@
+"""Starts processes of real nodes (real_nodes.py), and reads what happens to them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from rallypoint.bench.driver import Process
+from rallypoint.bench.notes import Note, Reader
+from rallypoint.bench.processes import DEADLINE_S, BenchError, scratch, tail_of, wait_until
+from rallypoint.bench.real_nodes import Specification
+from rallypoint.settings import NodeSettings, attach_grace_s
+
+PROBLEMS: Final = ("ended", "gone")
+DEFAULTS: Final = NodeSettings(run_id="defaults")
+"""What a node has that is told nothing: the lease's time, for one."""
+ATTACH_GRACE_S: Final = attach_grace_s(DEFAULTS.attach_grace_s, DEFAULTS.coordinator_silence_s)
+
+
+class NodeProcesses:
+    """The nodes of one specification. `names` are those that have not been killed from here."""
+
+    def __init__(self, folder: Path, what: Specification) -> None:
+        self.names = list(what.names)
+        label = what.names[0]
+        self.notes = Reader(folder / f"{label}.jsonl")
+        self._said = folder / f"{label}.txt"
+        arguments = ("-m", "rallypoint.bench.real_nodes", str(folder / f"{label}.jsonl"))
+        with self._said.open("wb") as said:  # Each node tells of each coordinator that it loses.
+            specification = msgspec.json.encode(what).decode()
+            self.process = Process((*arguments, specification), stderr=said)
+
+    def said(self) -> str:
+        """What its nodes said last."""
+        with self._said.open("rb") as said:
+            return tail_of(said)
+
+    def pid(self, name: str) -> int:
+        """The process that has this node."""
+        return next(int(n["pid"]) for n in self.notes.all("pid") if n["name"] == name)
+
+    def first(self, event: str, since_s: float = 0.0) -> dict[str, Note]:
+        """The first such note of each node since then, by name."""
+        found: dict[str, Note] = {}
+        for each in self.notes.all(event, since_s):
+            found.setdefault(each["name"], each)
+        return found
+
+    def kill(self, names: Iterable[str]) -> float:
+        """SIGKILL to the processes of these nodes; when the first one got it."""
+        gone = list(names)
+        self.names = [each for each in self.names if each not in gone]
+        return self.signal(gone, signal.SIGKILL)
+
+    def signal(self, names: Iterable[str], number: int) -> float:
+        """Send it to the processes of these nodes; when the first one got it."""
+        pids = dict.fromkeys(self.pid(name) for name in names)
+        began_s = time.monotonic()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return began_s
+
+    def problem(self) -> str:
+        """Why nothing more will come of it, if that is so."""
+        for event in PROBLEMS:
+            for note in self.notes.all(event):
+                if note["name"] in self.names:
+                    what = "its round has ended" if event == "ended" else "it gave up"
+                    return f"of {note['name']}: {what}: {note['why']}"
+        code = self.process.code
+        return "" if code is None else f"a process of nodes ended with exit code {code}"
+
+
+@contextlib.contextmanager
+def node_processes(*specifications: Specification) -> Iterator[list[NodeProcesses]]:
+    """Processes of nodes, which have been started and are killed at the end.
+
+    An error within the block is raised with what the nodes said last.
+    """
+    with scratch() as folder:
+        groups: list[NodeProcesses] = []
+        try:
+            for each in specifications:
+                groups.append(NodeProcesses(folder, each))
+            yield groups
+        except BenchError as error:
+            raise BenchError(f"{error}\n{said_by(groups)}".strip(), error.hint) from error
+        finally:
+            end_all(each.process for each in groups)
+
+
+def said_by(groups: list[NodeProcesses]) -> str:
+    """What nodes said last: those first that have come to nothing."""
+    groups = sorted(groups, key=lambda each: not each.problem())
+    return next(filter(None, (each.said() for each in groups)), "")
+
+
+def end_all(processes: Iterable[Process]) -> None:
+    """Kill them all, then wait for each."""
+    all_ = list(processes)
+    for process in all_:
+        process.kill()
+    for process in all_:
+        process.end()
+
+
+def wait_for(
+    groups: list[NodeProcesses],
+    event: str,
+    waited_for: str,
+    since_s: float = 0.0,
+    within_s: float = DEADLINE_S,
+    only: Callable[[Note], bool] = lambda note: True,
+) -> dict[str, Note]:
+    """Wait until this has happened to every node that lives; the first such note of each.
+
+    `only`: notes of which this is true. Raises BenchError as soon as a node has given up.
+    """
+
+    def of(group: NodeProcesses) -> dict[str, Note]:
+        found: dict[str, Note] = {}
+        for each in group.notes.all(event, since_s):
+            if only(each):
+                found.setdefault(each["name"], each)
+        return found
+
+    def are_there() -> bool:
+        return all(set(group.names) <= set(of(group)) for group in groups)
+
+    wait_until(are_there, waited_for, within_s, lambda: problem_of(groups))
+    return {
+        name: note for group in groups for name, note in of(group).items() if name in group.names
+    }
+
+
+def last_s(notes: dict[str, Note]) -> float:
+    """When the last of these happened."""
+    return max(float(each["at_s"]) for each in notes.values())
+
+
+def problem_of(groups: list[NodeProcesses]) -> str:
+    """The first problem of any of them; "" if there is none."""
+    return next((text for text in (each.problem() for each in groups) if text), "")
+
+
+def names(prefix: str, first: int, count: int) -> tuple[str, ...]:
+    """Names that are in the order of their numbers, which is that of the first round's ranks."""
+    return tuple(f"{prefix}{number:04}" for number in range(first, first + count))

@@ -1,0 +1,128 @@
+"""A TCP proxy on loopback that counts what passes, and can be cut as a cable is.
+
+While it is cut, nothing passes in either direction and nobody is told: what was sent is delivered
+when it is mended, as TCP does it after a cut. New connections are accepted and lead nowhere until
+then. So whoever is behind it has a connection that is not direct: its end is not the end of the
+process behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import Final
+
+_CHUNK_BYTES: Final = 65_536
+_RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER: close with a reset."""
+
+
+class Proxy:
+    """Passes on to `port` of 127.0.0.1, in a thread of its own, while it is entered.
+
+    `down_bytes` came from there, `up_bytes` went there: payload of TCP.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = 0
+        self.up_bytes = self.down_bytes = 0
+        self._target = port
+        self._loop = asyncio.new_event_loop()
+        self._is_up = threading.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
+
+    def __enter__(self) -> Proxy:
+        self._thread.start()
+        self._is_up.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._loop.close()
+
+    def cut(self) -> None:
+        """From now on nothing passes, and nobody is told."""
+        self._do(self._is_whole.clear)
+
+    def mend(self) -> None:
+        """Everything passes again, with what was sent meanwhile."""
+        self._do(self._is_whole.set)
+
+    def reset(self) -> None:
+        """Reset every connection, as a firewall does that has lost its table."""
+
+        def close() -> None:
+            for writer in list(self._writers):  # Both sides of each.
+                sock = writer.get_extra_info("socket")
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                writer.transport.abort()
+
+        self._do(close)
+
+    def _do(self, what: Callable[[], None]) -> None:
+        done = threading.Event()
+
+        def do() -> None:
+            what()
+            done.set()
+
+        self._loop.call_soon_threadsafe(do)
+        done.wait()
+
+    async def _serve(self) -> None:
+        self._stop, self._is_whole = asyncio.Event(), asyncio.Event()
+        self._is_whole.set()
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=1_024)
+        self.port = server.sockets[0].getsockname()[1]
+        self._is_up.set()
+        await self._stop.wait()
+        server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._carry(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        there: asyncio.StreamWriter | None = None
+        try:
+            await self._is_whole.wait()
+            source, there = await asyncio.open_connection("127.0.0.1", self._target)
+            self._writers.add(there)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._copy(reader, there, is_up=True))
+                both.create_task(self._copy(source, writer, is_up=False))
+        except* OSError:
+            # The other side does not hear of it while the cable is cut, unless `reset` tells it.
+            await self._is_whole.wait()
+        finally:
+            for each in filter(None, (writer, there)):
+                self._writers.discard(each)
+                each.transport.abort()
+
+    async def _copy(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_up: bool
+    ) -> None:
+        while data := await reader.read(_CHUNK_BYTES):
+            await self._is_whole.wait()
+            if is_up:
+                self.up_bytes += len(data)
+            else:
+                self.down_bytes += len(data)
+            writer.write(data)
+            await writer.drain()
+        await self._is_whole.wait()
+        if writer.can_write_eof():
+            writer.write_eof()
