@@ -118,3 +118,27 @@ def test_a_signal_that_was_ignored_when_the_agent_started_stays_ignored(machine:
     agent.signal(signal.SIGHUP)
     os.kill(worker.pid, signal.SIGUSR2)
     agent.ends(0)
+
+
+def test_a_scheduler_signals_the_workers_before_their_agent(machine: Machine) -> None:
+    """As Slurm and systemd do it: a departure, and no failure, which the run would not bear."""
+    options = ("--last-call", "60", "--max-restarts", "0")
+    a, b = machine.agent("a", *options, nnodes="1:2"), machine.agent("b", *options, nnodes="1:2")
+    a.worker(1)
+    signalled = b.worker(1)
+    machine.freeze(b.pid)  # so that a pause of this test cannot part the two signals
+    os.kill(signalled.pid, signal.SIGTERM)
+    gone([signalled.pid])
+    b.signal(signal.SIGTERM)
+    machine.thaw(b.pid)
+    b.ends(143)
+    worker = a.worker(2)
+    assert "b left: its agent got SIGTERM" in a.text
+    os.kill(worker.pid, signal.SIGUSR2)
+    a.ends(0)
+
+
+def test_a_worker_that_alone_is_ended_by_sigterm_has_failed(machine: Machine) -> None:
+    agent = machine.agent("a", nnodes="1")
+    os.kill(agent.worker().pid, signal.SIGTERM)
+    assert "rank 0 was killed by signal 15" in agent.ends(1)

@@ -178,6 +178,8 @@ def test_what_has_no_effect_is_said(script: str) -> None:
         ({"redirects": "4"}, "--redirects must be 0 to 3", "RANK:N"),
         ({"tee_streams": "0:1,1"}, "--tee must be 0 to 3", "RANK:N"),
         ({"local_ranks_filter": "a"}, "--local-ranks-filter must be local ranks", "0,1,2"),
+        ({"stdin": "1"}, "--stdin must be a local rank below 1, or none", ""),
+        ({"stdin": "x"}, "--stdin must be a local rank", ""),
         ({"role": ""}, "--role must be a printable name", ""),
         ({"shutdown_timeout": "5", "stop_timeout": "6"}, "contradict each other", "one of them"),
         ({"endpoint": "node0:0", "nnodes": "2", "run_id": "j"}, "--endpoint: endpoint", ""),
@@ -265,6 +267,19 @@ def test_an_endpoint_that_is_another_machine_everywhere_is_warned_of(
     build_config(options, environ={}, note=said.append)
     assert len(said) == 1
     assert said[0].startswith(f"warning: {host.strip('[]')} is another machine")
+
+
+@pytest.mark.parametrize(
+    ("options", "rank"),
+    [
+        ({}, 0),
+        ({"nproc_per_node": "2"}, None),
+        ({"nproc_per_node": "2", "stdin": "1"}, 1),
+        ({"stdin": "none"}, None),
+    ],
+)
+def test_a_lone_worker_reads_stdin(script: str, options: dict[str, Any], rank: int | None) -> None:
+    assert _config(script, **options).stdin == rank
 
 
 # -- torchrun's options --------------------------------------------------------------------------

@@ -115,3 +115,41 @@ def test_a_change_names_a_bounded_number_of_nodes() -> None:
     change = happened(ChangeKind.NODE_LOST, 1, [f"n{number}" for number in range(1000)])
     assert len(change.nodes) == NAMES_SHOWN_MAX
     assert change.count == 1000
+
+
+DEPARTURE = happened(ChangeKind.NODE_LEFT, 1, ["b"], "its agent got SIGTERM")
+
+
+@pytest.mark.parametrize("kind", FailureKind)
+def test_a_departure_explains_communication_errors_and_nothing_else(kind: FailureKind) -> None:
+    """A scheduler signals workers first; their peers fail before the departure is known."""
+    case = case_of(kind)
+    case.add_departure(DEPARTURE)
+    case.add_departure(happened(ChangeKind.NODE_LEFT, 1, ["c"]))
+    assert not case.needs_time()
+    change = case.close(unresolved=0)
+    if kind is COMMUNICATION:
+        assert (change.kind, change.nodes, change.charged) == (ChangeKind.NODE_LEFT, ("b",), False)
+    else:
+        assert (change.kind, change.nodes, change.charged) == (
+            ChangeKind.WORKER_FAILED,
+            ("a",),
+            True,
+        )
+
+
+def test_a_loss_outranks_a_departure() -> None:
+    case = case_of(COMMUNICATION)
+    case.add_departure(DEPARTURE)
+    case.add_loss(LOSS)
+    assert case.close(unresolved=0).kind is ChangeKind.NODE_LOST
+
+
+@pytest.mark.parametrize("kind", FailureKind)
+def test_an_early_clean_end_is_told_with_a_communication_error(kind: FailureKind) -> None:
+    case = Case(failed(1, "a", failure(kind)), 0.0, finished="z")
+    change = case.close(unresolved=0)
+    assert change.charged
+    assert change.failure is not None
+    is_told = "z had finished before" in change.failure.message
+    assert is_told == (kind is COMMUNICATION)

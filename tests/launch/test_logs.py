@@ -415,3 +415,22 @@ raise ValueError("the end")
 
     with Terminal() as terminal:
         asyncio.run(scenario())
+
+
+def test_a_prompt_is_not_held_back() -> None:
+    async def scenario() -> None:
+        pump = terminal.pump(prefix=_rank, prompting=0)
+        debugged, other = FakeWorker(pump, 0, 5), FakeWorker(pump, 1, 6)
+        other.prints(b"a line without an end")
+        debugged.prints(b"(Pdb) ")
+        shown = b""
+        while not shown:
+            await asyncio.to_thread(select.select, [terminal.out_read], [], [], DEADLINE_S)
+            shown += terminal.read()[0]
+        assert shown == b"5(Pdb) "
+        debugged.ends()
+        other.ends()
+        assert await pump.close(DEADLINE_S)
+
+    with Terminal() as terminal:
+        asyncio.run(scenario())

@@ -7,7 +7,6 @@ Each command has a file of its own and imports what is heavy when it runs, so th
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from rallypoint._version import __version__
-from rallypoint.cli import bench, close, demo, env, output, run, serve, status
+from rallypoint.cli import bench, close, demo, descriptors, env, output, run, serve, status
 from rallypoint.errors import ExitCode, RallypointError
 
 _EXIT_CODES = (
@@ -42,6 +41,7 @@ for _module in (run, serve, status, close, env, demo, bench):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line (default: this process's own) and exit with its code."""
+    descriptors.fill()
     sys.exit(exit_code_of(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -59,6 +59,10 @@ def exit_code_of(arguments: Sequence[str]) -> int:
         return 128 + 2
     except BrokenPipeError:
         return _reader_gone()
+    except OSError as error:
+        if error.errno not in descriptors.UNWRITABLE or error.filename is not None:
+            raise
+        return _unwritable(error)
     return code if isinstance(code, int) else ExitCode.DONE
 
 
@@ -77,8 +81,18 @@ def _usage(error: Any) -> int:
 
 def _reader_gone() -> int:
     """Whoever read stdout has stopped (`| head`): nobody is left to be told."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    descriptors.abandon(sys.stdout.fileno())
     return 128 + 13
+
+
+def _unwritable(error: OSError) -> int:
+    """The output could not be written: a full disk, a device that is gone."""
+    descriptors.abandon(sys.stdout.fileno())
+    output.print_error(
+        f"the output cannot be written: {error.strerror or error}",
+        "is the disk full to which it goes?",
+    )
+    return ExitCode.PROGRAM_FAILED
 
 
 def _print_version(asked: bool) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from rallypoint.cli import descriptors
 from rallypoint.errors import RallypointError
 
 if TYPE_CHECKING:
@@ -24,9 +25,17 @@ _UNFOLDED_WIDTH: Final = 10_000
 
 def print_error(message: str, hint: str = "") -> None:
     """ "error: ..." on stderr, and last, if there is one, the line "hint: ..."."""
-    print(f"error: {clean(message, lines=True)}", file=sys.stderr)
+    _say(f"error: {clean(message, lines=True)}")
     if hint:
-        print(f"hint: {clean(hint, lines=True)}", file=sys.stderr)
+        _say(f"hint: {clean(hint, lines=True)}")
+
+
+def _say(line: str) -> None:
+    """A line on stderr. Where it cannot be written there is nobody to tell."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        descriptors.abandon(sys.stderr.fileno())
 
 
 def print_failure(error: RallypointError) -> None:
@@ -36,7 +45,7 @@ def print_failure(error: RallypointError) -> None:
 
 def note(message: str) -> None:
     """A message for the person, beside the data."""
-    print(f"rallypoint: {clean(message)}", file=sys.stderr, flush=True)
+    _say(f"rallypoint: {clean(message)}")
 
 
 def warn(message: str) -> None:

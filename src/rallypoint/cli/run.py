@@ -120,6 +120,12 @@ def run(
         str | None,
         _text("--regroup-stop-timeout", "TIME", "The same before a new round; 5s.", _WORKERS),
     ] = None,
+    stdin: Annotated[
+        str | None,
+        _text(
+            "--stdin", "RANK|none", "Which local rank reads stdin; a lone worker does.", _WORKERS
+        ),
+    ] = None,
     log_dir: Annotated[
         str | None, _text("--log-dir", "DIR", "Write each worker's output to files.", _OUTPUT)
     ] = None,

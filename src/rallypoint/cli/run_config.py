@@ -83,6 +83,7 @@ def build_config(
         stop_timeout_s=_duration_s("stop_timeout_s", given, environ),
         regroup_stop_timeout_s=_duration_s("regroup_stop_timeout_s", given, environ),
         log_dir=log_dir,
+        stdin=_stdin(options.get("stdin"), workers),
         console=_console_rule(options, has_files=log_dir is not None),
         prefix=bool(options.get("prefix", True)),
         prefix_template=options.get("log_line_prefix_template"),
@@ -146,6 +147,17 @@ def _warn_if_alone(endpoint: Endpoint, run: RunSettings, note: Note) -> None:
             f"warning: {endpoint.host} is another machine on each machine: nodes elsewhere will "
             "not find this one; give the name or address of one host"
         )
+
+
+def _stdin(text: str | None, workers: int) -> int | None:
+    """The local rank that reads this command's standard input."""
+    if text is None:
+        return 0 if workers == 1 else None
+    if text == "none":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) < workers):
+        raise UsageError(f"--stdin must be a local rank below {workers}, or none, not {text!r}")
+    return int(text)
 
 
 # -- the workers' output -------------------------------------------------------------------------

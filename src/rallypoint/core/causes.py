@@ -9,8 +9,10 @@ program, then a communication error; within a kind, the first (cause before cons
 
 from __future__ import annotations
 
+import msgspec
+
 from rallypoint.core import reasons
-from rallypoint.core.values import Change, ChangeKind, Failure, FailureKind
+from rallypoint.core.values import TEXT_LENGTH_MAX, Change, ChangeKind, Failure, FailureKind
 
 _PRECEDENCE = {
     FailureKind.SIGNAL: 0,
@@ -21,19 +23,28 @@ _PRECEDENCE = {
 
 
 class Case:
-    """What is known about the end of one round."""
+    """What is known about the end of one round.
 
-    def __init__(self, change: Change, opened_s: float) -> None:
+    `finished`: the node whose workers were the first to finish, if any had. An early clean end
+    explains the communication errors of those that went on.
+    """
+
+    def __init__(self, change: Change, opened_s: float, finished: str = "") -> None:
         self.round = change.round
         self.opened_s = opened_s
         self.closed = change.kind is not ChangeKind.WORKER_FAILED
         self._change = change
         self._loss: Change | None = None
+        self._departure: Change | None = None
+        self._finished = finished
 
     @property
     def change(self) -> Change:
         """The best explanation so far."""
-        return self._loss or self._change
+        if self._loss is not None:
+            return self._loss
+        is_explained = self._departure is not None and self._is_communication_error()
+        return self._departure if is_explained and self._departure else self._change
 
     def add_failure(self, node: str, failure: Failure) -> None:
         """Another worker of the round failed: it counts if it outranks what is known."""
@@ -48,9 +59,22 @@ class Case:
         if not self.closed and self._loss is None:
             self._loss = change
 
+    def add_departure(self, change: Change) -> None:
+        """A member of the round left of its own accord.
+
+        A scheduler signals the workers and their agent in either order, so that the others'
+        communication errors may be known before the departure that explains them.
+        """
+        if not self.closed and self._departure is None:
+            self._departure = change
+
     def needs_time(self) -> bool:
         """Whether only consequences are known yet: a communication error has a cause elsewhere."""
-        failure = self.change.failure
+        is_explained = self._loss is not None or self._departure is not None
+        return not is_explained and self._is_communication_error()
+
+    def _is_communication_error(self) -> bool:
+        failure = self._change.failure
         return failure is not None and failure.kind is FailureKind.COMMUNICATION
 
     def close(self, unresolved: int) -> Change:
@@ -60,9 +84,14 @@ class Case:
         and not for a communication error while somebody is still missing.
         """
         self.closed = True
-        explained = self._loss is not None or (self.needs_time() and unresolved > 0)
-        # Kept as it is pronounced: who comes back later is told the verdict, not the suspicion.
-        self._change, self._loss = _with(self.change, charged=not explained), None
+        change = self.change
+        is_consequence = self.needs_time()
+        explained = change.failure is None or (is_consequence and unresolved > 0)
+        if is_consequence and self._finished:
+            change = _after_finish(change, self._finished)
+        # Kept as it is pronounced: a node that comes back later is told the verdict.
+        self._change = _with(change, charged=not explained)
+        self._loss = self._departure = None
         return self._change
 
 
@@ -105,6 +134,15 @@ def happened(
     """A change other than a worker's failure; names are bounded here."""
     shown = reasons.first_names(names)
     return Change(kind, round_number, shown, len(names), detail, since_s)
+
+
+def _after_finish(change: Change, finished: str) -> Change:
+    """The change with what happened before it: the program ended early on one node."""
+    assert change.failure is not None
+    known = change.failure.message
+    message = f"{known}; {finished} had finished before" if known else f"{finished} had finished"
+    failure = msgspec.structs.replace(change.failure, message=message[:TEXT_LENGTH_MAX])
+    return msgspec.structs.replace(change, failure=failure, detail=message[:TEXT_LENGTH_MAX])
 
 
 def _with(change: Change, *, charged: bool) -> Change:

@@ -88,6 +88,7 @@ class Membership:
         self._deferral = Deferral()
         self._finished = 0
         self._finished_in_round = 0
+        self._first_finished = ""
 
         self._in_record: frozenset[NodeId] | None = None
         self._interrupted: Change | None = None
@@ -477,7 +478,9 @@ class Membership:
 
     def _finish(self, member: Member) -> None:
         self._finished += 1
-        self._finished_in_round += member.last_round == self.number
+        if member.last_round == self.number:
+            self._finished_in_round += 1
+            self._first_finished = self._first_finished or member.name
         member.state = MemberState.DONE
         member.survivor = False
         self.roster.refile(member)
@@ -487,6 +490,7 @@ class Membership:
         if member is None or member.file in _ENDING:
             return
         was_in_round = member.file is File.IN_ROUND
+        self._explain_by_departure(member, event.reason)
         self._note_interruption(member, ChangeKind.NODE_LEFT, event.reason)
         member.state = MemberState.DEPARTING
         member.survivor = False
@@ -495,6 +499,12 @@ class Membership:
             self._break(
                 causes.happened(ChangeKind.NODE_LEFT, self.number, [member.name], event.reason)
             )
+
+    def _explain_by_departure(self, member: Member, reason: str) -> None:
+        """An open case of a broken round: its communication errors may be due to this member."""
+        if member.survivor and self.case is not None:
+            left = causes.happened(ChangeKind.NODE_LEFT, self.number, [member.name], reason)
+            self.case.add_departure(left)
 
     def _on_left(self, event: on.NodeLeft) -> None:
         member = self.roster.living(event.node)
@@ -844,6 +854,7 @@ class Membership:
         """The ledger has the round. What happened meanwhile comes after it, not instead of it."""
         self.round = record
         self._finished_in_round = 0
+        self._first_finished = ""
         interrupted, self._interrupted = self._interrupted, None
         self._reset_gathering()
         if self._close_wanted is not None:
@@ -910,7 +921,7 @@ class Membership:
         assert self.phase_of_work is Phase.ACTIVE
         self._enter(Phase.GATHERING)
         self._reset_gathering()
-        self.case = Case(change, self._now_s)
+        self.case = Case(change, self._now_s, self._first_finished)
         survivors = self.roster.members(File.IN_ROUND)
         for member in survivors:
             member.survivor = True
@@ -963,6 +974,8 @@ class Membership:
         in_round = [m.name for m in members if m.file is File.IN_ROUND]
         survivors = [m.name for m in members if m.survivor]
         for member in members:
+            if kind is ChangeKind.NODE_LEFT:
+                self._explain_by_departure(member, detail)
             own = causes.happened(kind, self.number, [member.name], detail, since_s)
             self._take_out(member, own)
         if in_round and self.phase_of_work is Phase.ACTIVE:

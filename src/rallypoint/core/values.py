@@ -22,7 +22,9 @@ NAMES_SHOWN_MAX: Final = 8
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
 """A name from outside: bounded, never empty."""
-Text = Annotated[str, msgspec.Meta(max_length=4_000)]
+TEXT_LENGTH_MAX: Final = 4_000
+"""Most characters of a sentence from outside."""
+Text = Annotated[str, msgspec.Meta(max_length=TEXT_LENGTH_MAX)]
 """A sentence from outside: a reason or an error message."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=4_096)]
 """How many workers a node has."""

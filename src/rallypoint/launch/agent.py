@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 import signal
 import tempfile
@@ -48,7 +49,7 @@ from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
 from rallypoint.launch.guard import Guard
 from rallypoint.launch.logs import LogPump, check_log_dir
 from rallypoint.launch.oom import OomCounter
-from rallypoint.launch.work import Assignment, Work, outranks, worst_first
+from rallypoint.launch.work import STOPPING_SIGNALS, Assignment, Work, outranks, worst_first
 from rallypoint.launch.worker_env import ROLE, inherited_environment
 
 _T = TypeVar("_T")
@@ -60,7 +61,6 @@ STILL_WAITING_S: Final = 10.0
 """How soon, and then how often, the agent says what it waits for."""
 LAST_WORDS_S: Final = 1.0
 """How long the end waits for a console that hangs, and for the removal of the agent's files."""
-STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FORWARDED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -68,8 +68,9 @@ FORWARDED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 class AgentConfig:
     """What `rallypoint run` was asked for. Durations in seconds.
 
-    `argv`: the workers' command. `workers`: how many on this node. `console`: which of their output
-    goes to the console. `prefix`: whether each line there begins with `prefix_template`, as torch
+    `argv`: the workers' command. `workers`: how many on this node. `stdin`: the local rank that
+    reads the agent's standard input, None for none. `console`: which of their output goes to the
+    console. `prefix`: whether each line there begins with `prefix_template`, as torch
     has it ($ and {role_name}, {local_rank} or {rank}); None: with `[node:rank]`. `role`: the
     workers' ROLE_NAME. `virtual_local_rank`: see WorkerContext.
     """
@@ -81,6 +82,7 @@ class AgentConfig:
     stop_timeout_s: float
     regroup_stop_timeout_s: float
     log_dir: str | None = None
+    stdin: int | None = None
     console: ConsoleRule = SHOW_ALL
     prefix: bool = True
     prefix_template: str | None = None
@@ -127,6 +129,7 @@ class Agent:
             log_dir=Path(config.log_dir) if config.log_dir else None,
             prefix=self._prefix if config.prefix else None,
             shows=config.console.shows,
+            prompting=config.stdin,
         )
         self._channel = Channel(
             self._node, Requests(self._regroup, self._worker_leaves, self._worker_closes)
@@ -284,6 +287,7 @@ class Agent:
             agent_secret=self._channel.begin_round(found),
             base=inherited_environment(),
             scratch=self._scratch,
+            stdin=self._config.stdin if _may_read_stdin() else None,
             role=self._config.role,
             virtual_local_rank=self._config.virtual_local_rank,
         )
@@ -324,6 +328,8 @@ class Agent:
             if isinstance(self._node.gone, errors.SupersededError):
                 await self._stop(work, self._config.regroup_stop_timeout_s)
                 raise self._node.gone
+            if work.has_unreported and await self._may_be_told_to_go(work):
+                continue
             if work.has_unreported:
                 self._report(work.failures.copy(), await work.new_failures())
             elif work.has_finished:
@@ -332,6 +338,18 @@ class Agent:
                 # R13: this round's workers are gone before the next round's start.
                 await self._stop(work, self._config.regroup_stop_timeout_s)
                 return None
+
+    async def _may_be_told_to_go(self, work: Work) -> bool:
+        """Whether it is too soon to judge a worker that a signal ended. Waits for what comes next.
+
+        The same sender may be about to signal this agent, and then this node departs.
+        """
+        left_s = work.judged_in_s(asyncio.get_running_loop().time())
+        if left_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._bell.next()
+        return left_s > 0
 
     async def _must_regroup(self, work: Work) -> bool:
         """Whether to stop the workers for another round; if not yet, after the next happening."""
@@ -541,6 +559,18 @@ class Agent:
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(self._bell.ring)
         return task
+
+
+def _may_read_stdin() -> bool:
+    """Whether the standard input is this job's to read.
+
+    A job in the background must not take what is typed for others. Workers have sessions of their
+    own, so the terminal would not stop them from it.
+    """
+    try:
+        return not os.isatty(0) or os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return False
 
 
 class _SayingHandler(logging.Handler):

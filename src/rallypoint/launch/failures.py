@@ -12,6 +12,8 @@ import signal
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from rallypoint.core import symptoms
 from rallypoint.core.values import Failure, FailureKind
 
@@ -37,7 +39,7 @@ def classify(exit: WorkerExit, last_lines: Sequence[str], error_file_text: str |
     assert exit.returncode != 0, "a worker that ended with 0 has not failed"
     lines = tuple(_RANK_PREFIX.sub("", line) for line in last_lines)
     error = _recorded_error(error_file_text) or _printed_error(lines)
-    number = exit.signal or _signal_of_shell(exit.returncode)
+    number = signal_of(exit)
     return Failure(
         _kind(exit, number, error, lines),
         _message(exit, number, error, lines),
@@ -47,6 +49,22 @@ def classify(exit: WorkerExit, last_lines: Sequence[str], error_file_text: str |
         signal=number,
         last_lines=tuple(last_lines),
     )
+
+
+def signal_of(exit: WorkerExit) -> int | None:
+    """The signal that ended the worker, or the program that a shell ran for it; None if none."""
+    return exit.signal or _signal_of_shell(exit.returncode)
+
+
+def after_finish(failure: Failure, rank: int) -> Failure:
+    """The failure, with the rank that had ended well before it if that explains it.
+
+    A program that ends early on one rank leaves the others with communication errors.
+    """
+    if failure.kind is not FailureKind.COMMUNICATION:
+        return failure
+    message = f"{failure.message}; rank {rank} had ended before, with exit code 0"
+    return msgspec.structs.replace(failure, message=message)
 
 
 def _kind(

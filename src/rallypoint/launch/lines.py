@@ -127,6 +127,7 @@ class Stream:
     A line goes to the console whole, so that workers' lines do not mix; one without an end goes
     in parts, so that it cannot grow here. A carriage return counts as an end there: progress bars
     would show nothing otherwise. ``on_end`` is called with ``fd`` just before it is closed.
+    ``holds`` False: nothing is held back, since somebody may wait for a prompt.
     """
 
     fd: int
@@ -135,6 +136,7 @@ class Stream:
     prefix: bytes
     last_lines: LastLines | None
     on_end: Callable[[int], object]
+    holds: bool = True
     _held: bytearray = field(default_factory=bytearray)
     _at_line_start: bool = True
     _open: bool = True
@@ -186,6 +188,8 @@ class Stream:
 
     def _printable(self) -> int:
         held = self._held
+        if not self.holds:
+            return len(held)
         # A return at the very end may be the first half of \r\n.
         end = max(held.rfind(b"\n"), held.rfind(b"\r", 0, max(len(held) - 1, 0))) + 1
         return end if end or len(held) < _HELD_BYTES_MAX else len(held)

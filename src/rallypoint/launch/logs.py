@@ -71,6 +71,8 @@ class LogPump:
     ``prefix`` gives what stands before each line of a worker on the console, from its local rank
     and its rank (files get the bytes as they are). ``log_dir`` None: no files. ``shows`` says
     whether the console shows a stream (STDOUT, STDERR) of a local rank; say() is always shown.
+    ``prompting``: a local rank that may ask somebody, so that its output is not held back until
+    its line ends.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class LogPump:
         log_dir: Path | None = None,
         prefix: Callable[[int, int], str] | None = None,
         shows: Callable[[int, int], bool] = lambda local_rank, stream: True,
+        prompting: int | None = None,
         stdout_fd: int = 1,
         stderr_fd: int = 2,
     ) -> None:
@@ -87,6 +90,7 @@ class LogPump:
         self._log_dir = log_dir
         self._prefix = prefix
         self._shows = shows
+        self._prompting = prompting
         self._stdout = Console(stdout_fd)
         self._stderr = Console(stderr_fd)
         self._round_dir: Path | None = None
@@ -124,7 +128,8 @@ class LogPump:
             file = LogFile(path, self._file_failed) if path is not None else None
             os.set_blocking(fd, False)
             printed = console if self._shows(local_rank, number) else None
-            return Stream(fd, printed, file, prefix, last, self._selector.unregister)
+            holds = local_rank != self._prompting
+            return Stream(fd, printed, file, prefix, last, self._selector.unregister, holds)
 
         out = stream(stdout_fd, STDOUT, self._stdout, "out", None)
         err = stream(stderr_fd, STDERR, self._stderr, "err", kept)

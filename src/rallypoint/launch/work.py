@@ -30,6 +30,10 @@ DRAIN_S: Final = 0.2
 CULPRIT_S: Final = 0.5
 """How long workers are left alone after a mere communication error, so that the one whose end
 caused it can say why: a program's exception closes its sockets before its process has ended."""
+SIGNAL_SETTLE_S: Final = 0.3
+"""How long a worker's end by SIGTERM or the like is not judged: Slurm and systemd signal the
+workers and the agent, in either order and some milliseconds apart."""
+STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 NO_LIMIT: Final = 2**31 - 1
 """What TORCHELASTIC_MAX_RESTARTS says where there is no limit."""
 
@@ -38,7 +42,8 @@ _WORST_FIRST: Final = tuple(FailureKind)
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """What the workers of a round are given besides the round. `scratch`: a directory of this
-    agent's own for torch's error files, None if there is none."""
+    agent's own for torch's error files, None if there is none. `stdin`: the local rank that reads
+    the agent's standard input, None for none."""
 
     argv: tuple[str, ...]
     run_id: str
@@ -48,6 +53,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     agent_secret: str
     base: dict[str, str]
     scratch: Path | None
+    stdin: int | None = None
     role: str = ROLE
     virtual_local_rank: bool = False
 
@@ -76,6 +82,7 @@ class Work:
         self._pump = pump
         self._exits: list[WorkerExit] = []
         self._unreported: list[WorkerExit] = []
+        self._judged_from_s = 0.0
         self._is_stopping = False
         pump.begin_round(self.number)
         specs = [self._spec(index) for index in range(found.seat.workers)]
@@ -104,12 +111,21 @@ class Work:
             self._exits.append(exit)
             if exit.returncode != 0:
                 self._unreported.append(exit)
+            if failures.signal_of(exit) in STOPPING_SIGNALS:
+                self._judged_from_s = asyncio.get_running_loop().time() + SIGNAL_SETTLE_S
         self._bell.ring()
 
     async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
         """See WorkerGroup.stop. What ends from now on has neither finished nor failed."""
         self._is_stopping = True
         return await self.group.stop(grace_s, first_signal)
+
+    def judged_in_s(self, now_s: float) -> float:
+        """How long what failed is not judged yet: this agent may be told to go as well.
+
+        That holds for all of them: a worker that is signalled takes its peers along.
+        """
+        return max(0.0, self._judged_from_s - now_s)
 
     # -- what failed ---------------------------------------------------------------------------
 
@@ -123,7 +139,9 @@ class Work:
     async def _failure(self, exit: WorkerExit) -> Failure:
         await self._pump.drain(DRAIN_S, exit.local_rank)
         lines = self._pump.last_lines(exit.local_rank)
-        return failures.classify(exit, lines, await self._error_text(exit.local_rank))
+        failure = failures.classify(exit, lines, await self._error_text(exit.local_rank))
+        early = next((each.rank for each in self._exits if each.returncode == 0), None)
+        return failure if early is None else failures.after_finish(failure, early)
 
     async def _error_text(self, local_rank: int) -> str | None:
         path = self._error_file(local_rank)
@@ -178,7 +196,14 @@ class Work:
             virtual_local_rank=given.virtual_local_rank,
         )
         env = worker_environment(context, given.base)
-        return WorkerSpec(argv=given.argv, env=env, cwd=None, local_rank=index, rank=context.rank)
+        return WorkerSpec(
+            argv=given.argv,
+            env=env,
+            cwd=None,
+            local_rank=index,
+            rank=context.rank,
+            has_stdin=index == given.stdin,
+        )
 
     def _error_file(self, local_rank: int) -> Path | None:
         scratch = self._assignment.scratch

@@ -38,13 +38,17 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What to start: ``env`` is the worker's whole environment; ``cwd`` None means the agent's."""
+    """What to start: ``env`` is the worker's whole environment; ``cwd`` None means the agent's.
+
+    ``has_stdin``: it reads the agent's standard input; else it has none.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     cwd: str | None
     local_rank: int
     rank: int
+    has_stdin: bool = False
 
     def __post_init__(self) -> None:
         if not self.argv:
@@ -420,7 +424,7 @@ def _popen(spec: WorkerSpec, stdout: int, stderr: int) -> subprocess.Popen[bytes
             spec.argv,
             env=spec.env,
             cwd=spec.cwd,
-            stdin=subprocess.DEVNULL,
+            stdin=None if spec.has_stdin else subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,

@@ -1,0 +1,79 @@
+"""Commands whose standard descriptors are closed, full, or nobody's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import COMMAND
+
+pytestmark = pytest.mark.processes
+
+DEADLINE_S = 60.0
+
+
+def _shell(line: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PROGRAM": str(directory / "program.py"), "OUT": str(directory / "out")}
+    command = f"{sys.executable} -m rallypoint.cli"
+    assert COMMAND[1:] == ("-m", "rallypoint.cli")
+    return subprocess.run(
+        ["bash", "-c", line.replace("rallypoint", command, 1)],
+        env=env, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    program = "import os\nprint('said', flush=True)\nopen(os.environ['OUT'], 'w').write('ran')\n"
+    (tmp_path / "program.py").write_text(program)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "closed",
+    [
+        *("<&-", ">&-", "2>&-", "<&- >&-", ">&- 2>&-", "<&- >&- 2>&-"),
+        *("> /dev/full", "2> /dev/full", "> /dev/full 2>&1", "<&- > /dev/full 2>&-"),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_works_whatever_its_descriptors_are(
+    directory: Path, closed: str, workers: int
+) -> None:
+    line = f"rallypoint run --standalone --nproc-per-node {workers} $PROGRAM {closed}"
+    done = _shell(line, directory)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (directory / "out").read_text() == "ran"
+
+
+def test_output_goes_where_it_is_meant(directory: Path) -> None:
+    """With stdout closed, its number must not become that of a socket or a file."""
+    done = _shell("rallypoint run --standalone $PROGRAM >&-", directory)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "has succeeded" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["env", "--version", "--help", "env --json", "run --help"])
+def test_a_command_whose_output_cannot_be_written_says_so(directory: Path, command: str) -> None:
+    full = _shell(f"rallypoint {command} > /dev/full", directory)
+    assert full.returncode == 1, full.stderr
+    assert full.stderr.splitlines() == [
+        "error: the output cannot be written: No space left on device",
+        "hint: is the disk full to which it goes?",
+    ]
+    for closed in (">&-", "<&- >&- 2>&-"):
+        done = _shell(f"rallypoint {command} {closed}", directory)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2> /dev/full", "<&- >&- 2>&-"])
+def test_an_error_that_nobody_can_be_told_of_is_still_an_error(
+    directory: Path, closed: str
+) -> None:
+    done = _shell(f"rallypoint run --nnodes 0 $PROGRAM {closed}", directory)
+    assert (done.returncode, done.stdout) == (2, "")
