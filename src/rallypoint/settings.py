@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from rallypoint.core.ranks import POLICIES
-from rallypoint.core.values import NAME_LENGTH_MAX, RunSettings
+from rallypoint.core.values import NAME_LENGTH_MAX, STOP_S_MAX, RunSettings
 from rallypoint.endpoints import DEFAULT_PORT as DEFAULT_PORT
 from rallypoint.endpoints import NAME, EtcdPlace, is_ip
 from rallypoint.endpoints import Endpoint as Endpoint
@@ -129,6 +129,13 @@ def _name(text: str) -> str:
 
 def _orphan(text: str) -> float | None:
     return None if text == "never" else parse_duration_s(text)
+
+
+def _stop_s(text: str) -> float:
+    seconds = parse_duration_s(text)
+    if seconds > STOP_S_MAX:
+        raise ValueError(f"must be at most {STOP_S_MAX:g} s, not {text!r}")
+    return seconds
 
 
 def _candidates(text: str) -> int:
@@ -322,6 +329,12 @@ SETTINGS: Final = (
     _setting(
         "regroup_stop_timeout_s", parse_duration_s, 5.0, "the same when workers stop to regroup"
     ),
+    _setting(
+        "stop_s",
+        _stop_s,
+        5.0,
+        "how long this node takes to stop its work when a round ends; its place is kept so long",
+    ),
     _setting("log_dir", _path, None, "a directory for the output of each worker"),
     _run_setting("max_restarts", _restarts, "rounds that may end by the program's fault, or any"),
     _run_setting(
@@ -485,6 +498,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     lease_ttl_s: float = _BY_NAME["lease_ttl_s"].default
     attach_grace_s: float | None = _BY_NAME["attach_grace_s"].default
     yield_after_s: float = _BY_NAME["yield_after_s"].default
+    stop_s: float = _BY_NAME["stop_s"].default
     labels: dict[str, str] = {}
 
     def __post_init__(self) -> None:
@@ -496,6 +510,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
             if (name, getattr(self, name)) not in (("orphan_s", None), ("attach_grace_s", None)):
                 check_duration_s(name, getattr(self, name))
         check_lease_ttl_s(self.lease_ttl_s)
+        check_stop_s(self.stop_s)
         read(_BY_NAME["candidates"], str(self.candidates), "candidates")
         _check_labels(self.labels)
 
@@ -509,7 +524,13 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 _NODE_DURATIONS: Final = tuple(
     name for name in NodeSettings.__struct_fields__ if name.endswith("_s")
 )
-_MAY_BE_ZERO: Final = ("connect_timeout_s", "goodbye_timeout_s", "linger_s", "stop_timeout_s")
+_MAY_BE_ZERO: Final = (
+    "connect_timeout_s",
+    "goodbye_timeout_s",
+    "linger_s",
+    "stop_timeout_s",
+    "stop_s",
+)
 _DURATION_MAX_S: Final = 365 * 86_400.0
 
 
@@ -534,6 +555,12 @@ def attach_grace_s(given_s: float | None, silence_s: float) -> float:
     which it checks at least thrice in that time: so up to 4/3 of it later.
     """
     return ATTACH_MARGIN_S + silence_s * 4 / 3 if given_s is None else given_s
+
+
+def check_stop_s(stop_s: float) -> None:
+    """Raises UsageError unless a node's place may be kept for so long."""
+    if not 0 <= stop_s <= STOP_S_MAX:
+        raise UsageError(f"stop_s must be within 0 and {STOP_S_MAX:g} s, not {stop_s:g}")
 
 
 def check_lease_ttl_s(ttl_s: float) -> None:

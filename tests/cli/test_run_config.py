@@ -39,6 +39,7 @@ def test_no_options_are_one_worker_on_this_machine(script: str) -> None:
     assert config.argv == (sys.executable, "-u", script, "--lr", "0.1")
     assert (config.workers, config.stop_timeout_s, config.regroup_stop_timeout_s) == (1, 25, 5)
     assert (config.log_dir, config.console, config.prefix) == (None, SHOW_ALL, True)
+    assert config.node.stop_s == 5
 
 
 def test_all_options_arrive(script: str) -> None:
@@ -75,6 +76,12 @@ def test_all_options_arrive(script: str) -> None:
     assert (run.lost_after_s, run.mass_min) == (60, 5)
     assert (config.workers, config.stop_timeout_s, config.regroup_stop_timeout_s) == (8, 10, 0.5)
     assert (config.log_dir, config.console.tee, config.prefix) == ("/logs", False, False)
+    assert config.node.stop_s == 0.5
+
+
+def test_a_node_keeps_its_place_for_a_minute_at_most(script: str) -> None:
+    config = _config(script, regroup_stop_timeout="5m")
+    assert (config.regroup_stop_timeout_s, config.node.stop_s) == (300, 60)
 
 
 def test_an_option_wins_over_the_environment(script: str) -> None:

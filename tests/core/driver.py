@@ -33,6 +33,9 @@ from rallypoint.core.values import (
     RunSettings,
 )
 
+STOP_S = 5.0
+"""How long nodes say that they take to stop their workers, unless a test says otherwise."""
+
 
 def node_id(token: str) -> NodeId:
     """`b` is the first start of node b, `b'` its second, `b''` its third."""
@@ -170,13 +173,15 @@ class Driver:
 
     # -- what nodes do -------------------------------------------------------------------------
 
-    def attach(self, *tokens: str, settings: RunSettings | None = None) -> None:
+    def attach(
+        self, *tokens: str, settings: RunSettings | None = None, stop_s: float = STOP_S
+    ) -> None:
         """Connect, for the first time or again, on a new link."""
         for token in tokens:
             self._links[token] = len(self._links) + 1 + 1000 * (token in self._links)
             node = node_id(token)
             address = f"{node.name}.example"
-            info = NodeInfo(node.name, node.incarnation, node.name, (address,))
+            info = NodeInfo(node.name, node.incarnation, node.name, (address,), stop_s=stop_s)
             self.step(on.NodeAttached(info, settings or self.settings, self._links[token]))
 
     def ready(self, *tokens: str, leaving: int | None = None, workers: int = 1) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.roster import File
+from rallypoint.core.stopping import STOP_MARGIN_S
 from rallypoint.core.values import (
     Address,
     ConnectionEnd,
@@ -26,7 +27,7 @@ from rallypoint.core.values import (
     Outcome,
     Phase,
 )
-from tests.core.driver import Driver, node_id, token_of
+from tests.core.driver import STOP_S, Driver, node_id, token_of
 from tests.core.walks import walk
 
 NAMES = "abcde"
@@ -156,7 +157,8 @@ def a_round_is_formed(driver: Driver, good: list[str]) -> None:
     heal(driver)
     start_afresh(driver, good)
     run, bounds = driver.run, driver.settings
-    bound_s = bounds.last_call_s + bounds.probe_s + bounds.reconnect_grace_s + 1.0
+    stop_s = STOP_S + STOP_MARGIN_S
+    bound_s = max(bounds.last_call_s, stop_s) + bounds.probe_s + bounds.reconnect_grace_s + 1.0
     broken_s: float | None = None
     end_s = driver.now_s + 2 * bound_s + bounds.lost_after_s + bounds.mass_grace_s
     while driver.advance_once(end_s):
@@ -197,7 +199,7 @@ def keep_ready(driver: Driver) -> None:
     """A node that is not in an active round asks for the next one at once."""
     for name in driver.good:
         member = driver.run.roster.get(name)
-        if member is not None and member.file in (File.OTHER, File.PLACE):
+        if member is not None and member.file in (File.OTHER, File.PLACE, File.STOPPING):
             driver.ready(token_of(member.id))
 
 

@@ -8,7 +8,8 @@ anew; what they ought to be is for whoever reads the diff. The commands:
     attach a b, ready a b, join a b (both), leave a, depart a, done a, disconnect a, die a (its
     kernel closes its connection), silent a 5, heard a, answer a, fail a kind=exception, close
                                   what nodes do; `a'` is the second start of node a. `attach` of a
-                                  node that is in resumes it; `ready a leaving=1` repeats
+                                  node that is in resumes it; `ready a leaving=1` repeats;
+                                  `attach a stop=20` takes 20 s to stop its workers, and not 5
     commit, commit refused, ledger lost cause=append, ledger restored cause=append
                                   what the ledger does; the cause is the lease if none is given
     advance 1.5                   time passes, and timers fall due
@@ -110,6 +111,8 @@ def _value(text: str) -> Any:
 def _play(driver: Driver, words: list[str], options: dict[str, str]) -> list[str]:
     began_s = driver.now_s
     match words:
+        case ["attach", *nodes] if list(options) == ["stop"]:
+            driver.attach(*nodes, stop_s=float(options["stop"]))
         case ["attach", *nodes] if options:
             other = Driver(**{key: _value(each) for key, each in options.items()})
             driver.attach(*nodes, settings=other.settings)

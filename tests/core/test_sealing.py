@@ -46,6 +46,17 @@ def gathering(survivors: int = 0, held: int = 0, newcomers: int = 0, **more: Any
         # R7: even where those that hang leave fewer places than the minimum.
         ((0, 3, 2), {}, Decision.LAST_CALL),
         ((0, 4, 2), {"call": OVER}, Decision.SEAL_LAST_CALL),
+        # A18: one that stops its workers, or has yet to attach after a takeover, holds it longer.
+        ((0, 0, 2), {"stopping": 2, "call": RUNNING}, Decision.LAST_CALL),
+        ((0, 0, 2), {"stopping": 2, "call": OVER}, Decision.STOPPING),
+        ((0, 0, 3), {"stopping": 2, "call": OVER}, Decision.STOPPING),
+        ((0, 0, 9), {"stopping": 4, "call": OVER}, Decision.STOPPING),
+        ((2, 0, 0), {"stopping": 1, "settled": True}, Decision.LAST_CALL),
+        ((1, 1, 1), {"stopping": 1, "call": OVER}, Decision.STOPPING),
+        ((2, 0, 1), {"absent": 1, "call": OVER}, Decision.ATTACHING),
+        ((2, 0, 1), {"absent": 1, "stopping": 1, "call": OVER}, Decision.STOPPING),
+        ((0, 0, 1), {"stopping": 3, "call": OVER}, Decision.TOO_FEW),
+        ((3, 0, 1), {"stopping": 0, "call": OVER}, Decision.SEAL_MAXIMUM),
         # All who survived are lost, so the meeting is like a first one.
         ((0, 0, 2), {"settled": True}, Decision.LAST_CALL),
     ],
@@ -61,12 +72,16 @@ def gatherings(draw: st.DrawFn) -> Gathering:
     minimum = draw(st.integers(1, 5))
     maximum = draw(st.integers(minimum, 6))
     survivors = draw(st.integers(0, maximum))
+    stopping = draw(st.integers(0, maximum - survivors))
+    absent = draw(st.integers(0, maximum - survivors - stopping))
     return Gathering(
         minimum=minimum,
         maximum=maximum,
         expected=draw(st.none() | st.integers(minimum, maximum)),
         ready_survivors=survivors,
-        places_held=draw(st.integers(0, maximum - survivors)),
+        places_held=draw(st.integers(0, maximum - survivors - stopping - absent)),
+        stopping=stopping,
+        absent=absent,
         newcomers=draw(st.integers(0, 9)),
         settled=draw(st.booleans()),
         call=draw(st.sampled_from(Call)),
@@ -86,8 +101,15 @@ def test_survivors_hold_their_places_until_the_last_call_is_over(given_: Gatheri
 
 
 @given(gatherings())
+def test_no_round_is_formed_beside_survivors_that_stop_their_workers(given_: Gathering) -> None:
+    if given_.stopping or given_.absent:
+        assert not decide(given_).seals
+
+
+@given(gatherings())
 def test_r7_the_minimum_is_enough_once_the_last_call_is_over(given_: Gathering) -> None:
-    if given_.call is OVER and given_.ready >= given_.minimum:
+    is_waiting = given_.stopping or given_.absent
+    if given_.call is OVER and given_.ready >= given_.minimum and not is_waiting:
         assert decide(given_).seals
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rallypoint.core import effects as do
+from rallypoint.core.stopping import STOP_MARGIN_S
 from rallypoint.core.suspicion import HOST_GRACE_S
 from rallypoint.core.values import ChangeKind, Phase
 from tests.core.driver import Driver, node_id
@@ -181,6 +182,51 @@ class TestANameThatAMemberHasWhichHasYetToAttach:
         driver.attach("b")
         driver.advance(HOST_GRACE_S)
         assert driver.is_connected("a'")
+
+
+class TestPlacesAfterATakeover:
+    """A18: who is alive and stops its workers is in the next round, whoever coordinates."""
+
+    def newcomers_wait(self, driver: Driver, duration_s: float) -> None:
+        driver.advance(duration_s)
+        assert (driver.phase, driver.run.number) == (Phase.GATHERING, 1)
+
+    def test_one_that_has_yet_to_attach_is_not_shut_out(self) -> None:
+        driver = met("a", "b", min=2, max=4, last_call=1.0)
+        driver.fail_over(attach_grace_s=GRACE_S)
+        driver.join("c")
+        driver.attach("a")
+        driver.ready("a")
+        self.newcomers_wait(driver, GRACE_S - 1.0)
+        driver.join("b")
+        driver.advance(0.1)
+        assert driver.names == ["a", "b", "c"]
+
+    def test_the_stop_time_is_in_the_register_and_begins_when_the_node_is_told(self) -> None:
+        driver = Driver(min=2, max=4, last_call=1.0)
+        driver.attach("a")
+        driver.attach("b", stop_s=20.0)
+        driver.ready("a", "b")
+        driver.advance(1.0)
+        driver.fail_over(attach_grace_s=GRACE_S)
+        driver.join("c")
+        driver.attach("a")
+        driver.ready("a")
+        driver.advance(GRACE_S - 1.0)
+        driver.attach("b", stop_s=20.0)
+        self.newcomers_wait(driver, 20.0 + STOP_MARGIN_S - 0.1)
+        driver.advance(0.2)
+        assert driver.names == ["a", "c"]
+
+    def test_one_that_is_connected_again_has_no_second_stop_time(self) -> None:
+        driver = met("a", "b", min=2, max=4, last_call=1.0)
+        driver.join("c", "d")
+        driver.advance(1.0)
+        for _ in range(10):
+            driver.advance(1.0)
+            driver.disconnect("a", "b")
+            driver.attach("a", "b")
+        assert driver.names == ["c", "d"]
 
 
 class TestAStandbyWhileTheLedgerIsAway:

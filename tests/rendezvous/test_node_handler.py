@@ -612,6 +612,18 @@ def test_a_value_that_cannot_be_read_names_its_option(option: str, value: str) -
         )
 
 
+@pytest.mark.parametrize(
+    ("config", "variable", "stop_s"),
+    [({}, "", 30.0), ({"stop_s": "8"}, "12", 8.0), ({"stop": "8"}, "", 8.0), ({}, "12", 12.0)],
+)
+def test_the_stop_time_is_torchruns_unless_it_is_given(
+    config: dict[str, str], variable: str, stop_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RALLYPOINT_STOP", variable)
+    params = RendezvousParameters("rallypoint", "http://127.0.0.1:1", "run", 1, 1, **config)
+    assert create_handler(params)._plan.node.stop_s == stop_s
+
+
 def test_an_option_by_two_names_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'last_call.*' and 'last_call.*' are the same"):
         _made(last_call="3", last_call_timeout="4")

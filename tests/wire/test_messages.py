@@ -371,6 +371,8 @@ def refused(message: wire.Message) -> bool:
         wire.Attach(STAMP, 1, "run", NodeInfo("n", 1, "h", (), 0), RUN),
         wire.Attach(STAMP, 1, "run", NodeInfo("n", 1, "h", (), 1_000_001), RUN),
         wire.Attach(STAMP, 1, "run", NodeInfo("n", 1, "h", labels={"k": "v" * 4_001}), RUN),
+        wire.Attach(STAMP, 1, "run", NodeInfo("n", 1, "h", stop_s=60.1), RUN),
+        wire.Attach(STAMP, 1, "run", NodeInfo("n", 1, "h", stop_s=-1.0), RUN),
         wire.Ready(STAMP, 0, Address("h", 65_536), 1),
         wire.Goodbye(STAMP, "r" * 4_001),
         wire.Failed(STAMP, 1, Failure(FailureKind.OOM, "", last_lines=("",) * 65)),

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import msgspec
+
 from rallypoint import settings
 from rallypoint.cli import devices, output
-from rallypoint.core.values import RunSettings
+from rallypoint.core.values import STOP_S_MAX, RunSettings
 from rallypoint.endpoints import asks_for_any_port
 from rallypoint.environments import more_than_one
 from rallypoint.errors import ProgramNotFoundError, UsageError
@@ -68,6 +70,8 @@ def build_config(
     _check_can_meet(node.endpoint, run)
     _warn_if_alone(node.endpoint, run, note)
     _note_agreed(options, node.endpoint, note)
+    regroup_stop_timeout_s = _duration_s("regroup_stop_timeout_s", given, environ)
+    node = msgspec.structs.replace(node, stop_s=min(regroup_stop_timeout_s, STOP_S_MAX))
     argv = program_argv(options)
     wanted = settings.resolve("nproc_per_node", given.get("nproc_per_node"), environ).value
     workers = devices.count_workers(wanted, environ=environ, note=note)
@@ -81,7 +85,7 @@ def build_config(
         argv=argv,
         workers=workers,
         stop_timeout_s=_duration_s("stop_timeout_s", given, environ),
-        regroup_stop_timeout_s=_duration_s("regroup_stop_timeout_s", given, environ),
+        regroup_stop_timeout_s=regroup_stop_timeout_s,
         log_dir=log_dir,
         stdin=_stdin(options.get("stdin"), workers),
         console=_console_rule(options, has_files=log_dir is not None),

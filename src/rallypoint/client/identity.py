@@ -77,7 +77,15 @@ def node_info(settings: NodeSettings, workers: int) -> NodeInfo:
     own = f"{host}-{os.getpid()}-{_mark(os.getpid())}-{next(_counter)}"
     name = settings.node_name or own[-NAME_LENGTH_MAX:]
     addresses = (settings.local_addr,) if settings.local_addr else ()
-    return NodeInfo(name, secrets.randbits(62), host, addresses, workers, dict(settings.labels))
+    return NodeInfo(
+        name,
+        secrets.randbits(62),
+        host,
+        addresses,
+        workers,
+        dict(settings.labels),
+        settings.stop_s,
+    )
 
 
 @cache

@@ -43,6 +43,7 @@ NODE_OPTIONS = (
     "lease_ttl_s",
     "attach_grace_s",
     "yield_after_s",
+    "stop_s",
 )
 
 

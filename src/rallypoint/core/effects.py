@@ -16,6 +16,7 @@ class TimerKind(enum.StrEnum):
     """What a timer is for."""
 
     LAST_CALL = "last_call"
+    STOP = "stop"
     SETTLE = "settle"
     SCALE_UP = "scale_up"
     GRACE = "grace"

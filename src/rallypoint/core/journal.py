@@ -284,6 +284,9 @@ class Journal:
         self._suspended = False
         self._mass_since_s = None
         for node in self._nodes.values():
+            if self._has_had_time_to_attach(node, now_s):
+                # What follows, should it come to that, is the grace of any closed connection.
+                node.absent_since_s = None
             if node.absent_since_s is not None:
                 node.absent_since_s = now_s
             else:
@@ -291,6 +294,11 @@ class Journal:
             is_silent = node.link is Link.SILENT
             node.silent_since_s = now_s - self._settings.suspect_after_s if is_silent else None
             node.probed_s = None if node.probed_s is None else now_s
+
+    def _has_had_time_to_attach(self, node: _Node, now_s: float) -> bool:
+        since_s, suspended_s = node.absent_since_s, self._suspended_since_s
+        until_s = now_s if suspended_s is None else suspended_s
+        return since_s is not None and _passed(since_s, self._attach_grace_s, until_s)
 
     # -- effects -------------------------------------------------------------------------------
 

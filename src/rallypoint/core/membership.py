@@ -13,6 +13,7 @@ so does what only has to be remembered: `roster`, `rivals`, `departures`, `defer
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import msgspec
 
@@ -28,6 +29,7 @@ from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.rivals import Rivals
 from rallypoint.core.roster import File, Member, Roster
 from rallypoint.core.sealing import Call, Decision, Gathering
+from rallypoint.core.stopping import Stopping
 from rallypoint.core.suspension import Suspension, SuspensionCause
 from rallypoint.core.suspicion import Suspicion
 from rallypoint.core.transitions import TRANSITIONS
@@ -52,6 +54,8 @@ from rallypoint.core.values import (
 _RESTING = (Phase.SUSPENDED, Phase.CLOSED)
 """The phases in which nothing is decided."""
 _PROCESS_ENDED = "its process ended: the kernel closed its connection"
+_MISSING = (File.PLACE, File.ABSENT)
+"""Where members are that are waited for though they cannot be heard, or should be ready."""
 _ENDING = (File.DONE, File.DEPARTING)
 """Where members are that want no other round."""
 
@@ -83,6 +87,7 @@ class Membership:
         self.committing: RoundRecord | CloseRecord | None = None
 
         self._suspicion = Suspicion(self.roster)
+        self._stopping = Stopping(self.roster)
         self._rivals = Rivals()
         self._departures = Departures()
         self._deferral = Deferral()
@@ -101,6 +106,8 @@ class Membership:
         self._call = Call.NOT_YET
         self._call_serial = 0
         self._call_ends_s = 0.0
+        self._stop_serial = 0
+        self._stop_ends_s: float | None = None
         self._settled = False
         self._settle_serial = 0
         self._probe_serial = 0
@@ -189,7 +196,13 @@ class Membership:
         self._enter(Phase.ACTIVE)
         for row in record.members:
             info = NodeInfo(
-                row.name, row.incarnation, row.host, row.addresses, row.workers, row.labels
+                row.name,
+                row.incarnation,
+                row.host,
+                row.addresses,
+                row.workers,
+                row.labels,
+                row.stop_s,
             )
             member = self.roster.add(info, 0, self._now_s)
             member.state = MemberState.ACTIVE
@@ -235,13 +248,14 @@ class Membership:
         settings = self.settings
         if self.phase in (Phase.ACTIVE, Phase.CLOSED) or settings is None:
             return None
-        ready = self.roster.ready_count
+        stop_left_s = self._stopping.left_s(now_s)
+        missing = _MISSING if stop_left_s else (*_MISSING, File.STOPPING)
         return Waiting(
-            ready=ready,
+            ready=self.roster.ready_count,
             minimum=settings.min_nodes,
             maximum=settings.max_nodes,
-            missing=reasons.first_names(self.roster.names(File.PLACE)),
-            missing_count=self.roster.count(File.PLACE),
+            missing=reasons.first_names(chain(*map(self.roster.names, missing))),
+            missing_count=sum(map(self.roster.count, missing)),
             last_call_s=self._last_call_left_s(now_s),
             suspects=reasons.first_names(m.name for m in self.roster.troubled()),
             guard_s=self._suspicion.guard_left_s(settings, now_s),
@@ -250,6 +264,9 @@ class Membership:
             since_s=now_s - (self._suspended_since_s if self.suspension else self._since_s),
             attached=len(self.roster),
             ledger_away_s=self._ledger_away_s(now_s),
+            stopping=reasons.first_names(self.roster.names(File.STOPPING)) if stop_left_s else (),
+            stopping_count=self.roster.count(File.STOPPING) if stop_left_s else 0,
+            stop_left_s=stop_left_s,
         )
 
     def _ledger_away_s(self, now_s: float) -> float | None:
@@ -294,6 +311,7 @@ class Membership:
             (self._call, self._settled, self._settle_serial > 0, self._let_newcomers_in),
             (self._suspicion.guarding, self._suspicion.unanswered, self._suspicion.probe_is_over),
             tuple(member.name for member in self._suspicion.ended_members()),
+            self._suspicion.attaching,
             tuple(member.freeze() for member in self.roster),
             self._rivals.names(),
         )
@@ -349,6 +367,8 @@ class Membership:
         self._suspicion.answered(member.name)
         self._refuse_rival(member)
         member.told_standby = self.is_standby(member)  # by the welcome
+        if member.survivor:
+            self._stopping.told(member, self._now_s)
         self._consider(member)
         self._do(do.Welcome(event.link, member.id, resumed=True, standing=self._standing(member)))
 
@@ -385,7 +405,7 @@ class Membership:
         assert self.settings is not None
         timer = self._suspicion.timer(TimerKind.NAME, member.name)
         self._rivals.wait(event, timer)
-        if self._suspicion.is_absent(member):
+        if member.is_absent:
             return
         if member.link is Link.DISCONNECTED:
             self._supersede(member)
@@ -562,10 +582,14 @@ class Membership:
         match timer.kind:
             case TimerKind.LAST_CALL if timer.serial == self._call_serial:
                 self._call = Call.OVER
+                self._stopping.end_due(self._now_s)
             case TimerKind.SETTLE if timer.serial == self._settle_serial:
                 self._settled = True
             case TimerKind.CASE if timer.serial == self._case_serial:
                 self._case_settled = True
+            case TimerKind.STOP if timer.serial == self._stop_serial:
+                self._stop_ends_s = None
+                self._stopping.end_due(self._now_s)
             case TimerKind.PROBE if timer.serial == self._probe_serial:
                 self._suspicion.probe_over()
             case TimerKind.SCALE_UP if timer.serial == self._scale_up_serial:
@@ -582,6 +606,10 @@ class Membership:
     def _end_attach_grace(self) -> None:
         self._attach_serial = 0
         self._suspicion.attach_over()
+        for name in self._rivals.names():
+            member = self.roster.get(name)
+            if member is not None and member.link is Link.DISCONNECTED and not member.is_absent:
+                self._supersede(member)
 
     def _name_unanswered(self, name: str) -> None:
         member = self.roster.get(name)
@@ -757,7 +785,7 @@ class Membership:
             self._settled, self._settle_serial = False, 0
             return
         gathering = self._gathering(settings)
-        if not gathering.ready and not gathering.places_held:
+        if not (gathering.ready or gathering.held or gathering.places_held):
             # Nobody is left of those that were called: whoever comes next is a new meeting.
             self._reset_gathering()
         decision = sealing.decide(gathering)
@@ -767,6 +795,8 @@ class Membership:
             self._seal(settings)
         elif decision is Decision.SETTLE:
             self._arm_settle(settings)
+        elif decision is Decision.STOPPING:
+            self._arm_stop()
         elif decision is Decision.LAST_CALL and self._call is Call.NOT_YET:
             self._arm_last_call(settings)
 
@@ -777,6 +807,8 @@ class Membership:
             expected=settings.expected_nodes,
             ready_survivors=self.roster.count(File.READY_SURVIVOR),
             places_held=self.roster.count(File.PLACE),
+            stopping=self.roster.count(File.STOPPING),
+            absent=self.roster.count(File.ABSENT),
             newcomers=self.roster.count(File.NEWCOMER),
             settled=self._settled,
             call=self._call,
@@ -806,6 +838,14 @@ class Membership:
             timer = self._suspicion.timer(TimerKind.SETTLE, round_number=self.number + 1)
             self._settle_serial = timer.serial
             self._do(do.SetTimer(timer, settings.settle_s))
+
+    def _arm_stop(self) -> None:
+        """Only survivors that stop their workers are waited for: look again when one is late."""
+        ends_s = self._stopping.next_end_s()
+        if ends_s is not None and ends_s != self._stop_ends_s:
+            timer = self._suspicion.timer(TimerKind.STOP, round_number=self.number + 1)
+            self._stop_serial, self._stop_ends_s = timer.serial, ends_s
+            self._do(do.SetTimer(timer, max(0.0, ends_s - self._now_s)))
 
     def _arm_last_call(self, settings: RunSettings) -> None:
         timer = self._suspicion.timer(TimerKind.LAST_CALL, round_number=self.number + 1)
@@ -910,6 +950,8 @@ class Membership:
 
     def _reset_gathering(self) -> None:
         self._call, self._call_serial = Call.NOT_YET, 0
+        self._stopping.clear()
+        self._stop_serial, self._stop_ends_s = 0, None
         self._settled, self._settle_serial = False, 0
         self._let_in_from_s = self._scale_up_at_s = math.inf
         self._scale_up_serial, self._let_newcomers_in = 0, False
@@ -925,6 +967,8 @@ class Membership:
         survivors = self.roster.members(File.IN_ROUND)
         for member in survivors:
             member.survivor = True
+        self._stopping.begin(survivors, self._now_s)
+        for member in survivors:
             self.roster.refile(member)
         self._do(do.Break(change))
         if not self.case.closed:

@@ -44,6 +44,9 @@ class Waiting(Value, frozen=True):
     since_s: float = 0.0
     attached: int = 0
     ledger_away_s: float | None = None
+    stopping: tuple[str, ...] = ()
+    stopping_count: int = 0
+    stop_left_s: float = 0.0
 
     def __str__(self) -> str:
         if self.ledger_away_s is not None:
@@ -64,10 +67,15 @@ class Waiting(Value, frozen=True):
 
     def _clauses(self) -> list[str]:
         clauses = [f"{self.ready} of at least {self.minimum} nodes ready (at most {self.maximum})"]
-        if self.attached > self.ready and not self.missing:
+        if self.attached > self.ready and not (self.missing or self.stopping):
             clauses.append(f"{self.attached - self.ready} attached but not ready")
         if self.missing:
             clauses.append(f"waiting for {some(self.missing, self.missing_count)}")
+        if self.stopping:
+            named = some(self.stopping, self.stopping_count)
+            clauses.append(
+                f"waiting for {named} to stop workers (at most {self.stop_left_s:.0f} s)"
+            )
         if self.last_call_s is not None:
             clauses.append(f"last call ends in {self.last_call_s:.1f} s")
         if self.guard_s is not None:

@@ -28,8 +28,14 @@ class File(enum.StrEnum):
     """Active in a round that is not broken."""
     READY_SURVIVOR = "ready_survivor"
     """Was in the broken round, and is ready for the next."""
+    STOPPING = "stopping"
+    """Was in the broken round, can be heard and has time left to stop its workers: its place is
+    kept, also beyond the last call."""
+    ABSENT = "absent"
+    """Was in the broken round, and has yet to attach to a new coordinator: likewise."""
     PLACE = "place"
-    """Was in the broken round and is not ready yet (or cannot be heard): holds its place."""
+    """Was in the broken round, and either cannot be heard or should be ready by now: its place is
+    kept until the last call is over."""
     NEWCOMER = "newcomer"
     """Ready, and was not in the last round."""
     DEPARTING = "departing"
@@ -42,7 +48,7 @@ class File(enum.StrEnum):
 # of an enum takes.
 _CONNECTED = Link.CONNECTED
 _READY, _ACTIVE = MemberState.READY, MemberState.ACTIVE
-_IN_ROUND, _PLACE = File.IN_ROUND, File.PLACE
+_IN_ROUND = File.IN_ROUND
 _READY_SURVIVOR, _NEWCOMER = File.READY_SURVIVOR, File.NEWCOMER
 
 
@@ -57,6 +63,8 @@ class Member:
         "eligible_s",
         "file",
         "info",
+        "is_absent",
+        "is_late",
         "last_change",
         "last_round",
         "link",
@@ -64,6 +72,7 @@ class Member:
         "link_timer",
         "name",
         "state",
+        "stop_ends_s",
         "survivor",
         "told_standby",
         "trouble_since_s",
@@ -82,6 +91,12 @@ class Member:
         self.link_timer = 0
         self.state = MemberState.IDLE
         self.survivor = False
+        self.is_absent = False
+        """Whether it has yet to attach to this coordinator, and still has time for that."""
+        self.stop_ends_s: float | None = None
+        """Until when its workers should be gone; None before it was told that its round ended."""
+        self.is_late = False
+        """Whether that time has passed."""
         self.told_standby = False
         self.bootstrap = Address("", 0)
         self.workers = info.workers
@@ -95,7 +110,13 @@ class Member:
         info = self.info
         if self._row is None or self._row.workers != self.workers:
             self._row = RoundMember(
-                info.name, info.incarnation, info.host, info.addresses, self.workers, info.labels
+                info.name,
+                info.incarnation,
+                info.host,
+                info.addresses,
+                self.workers,
+                info.labels,
+                info.stop_s,
             )
         return self._row
 
@@ -120,7 +141,12 @@ class Member:
             return File.DONE
         if state is MemberState.DEPARTING:
             return File.DEPARTING
-        return _PLACE if self.survivor else File.OTHER
+        if not self.survivor:
+            return File.OTHER
+        if self.is_absent:
+            return File.ABSENT
+        is_stopping = state is _ACTIVE and self.link is _CONNECTED and not self.is_late
+        return File.STOPPING if is_stopping else File.PLACE
 
     def freeze(self) -> tuple[object, ...]:
         """What of it the rules can see, hashable; without times and serial numbers."""
@@ -130,6 +156,8 @@ class Member:
             self.state,
             self.link,
             self.survivor,
+            self.is_absent,
+            self.is_late,
             self.told_standby,
             self.workers,
             self.last_round,

@@ -3,8 +3,12 @@
 The rule, in words: at once when `max_nodes`, or the nodes that a scheduler said it started, are
 ready. After a broken round, as soon as every surviving member of it is ready, a moment later
 (`settle_s`), so that arrivals at the same instant are in it. Else when the last call runs out,
-which begins when the minimum is ready and is never begun again. Survivors hold their places until
-they are ready, lost, or the last call ends; newcomers fill only places that are free (R3, R7).
+which begins when the minimum is ready and is never begun again.
+
+Survivors hold their places until they are ready, lost, or the last call ends; newcomers fill only
+places that are free (R3, R7). A survivor that can be heard and still has time to stop its workers
+holds its place beyond the last call, and so does one that has yet to attach after a takeover.
+Otherwise newcomers could form a round beside members that are alive.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ class Gathering(msgspec.Struct, frozen=True, kw_only=True):
     expected: int | None = None
     ready_survivors: int = 0
     places_held: int = 0
+    stopping: int = 0
+    absent: int = 0
     newcomers: int = 0
     settled: bool = False
     call: Call = Call.NOT_YET
@@ -43,7 +49,8 @@ class Gathering(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def held(self) -> int:
         """How many places are kept for survivors that are not ready yet."""
-        return 0 if self.call is Call.OVER else self.places_held
+        for_now = 0 if self.call is Call.OVER else self.places_held
+        return self.stopping + self.absent + for_now
 
     @property
     def chosen(self) -> int:
@@ -59,6 +66,8 @@ class Decision(enum.StrEnum):
     SEAL_EXPECTED = "all expected nodes are ready"
     SEAL_SURVIVORS = "every survivor of the last round is ready"
     SEAL_LAST_CALL = "the last call is over"
+    STOPPING = "survivors that can be heard are stopping their workers"
+    ATTACHING = "survivors have yet to attach to this coordinator"
     SETTLE = "every survivor is ready; waiting a moment for simultaneous arrivals"
     LAST_CALL = "the minimum is ready; the last call is running"
     TOO_FEW = "fewer than the minimum are ready"
@@ -78,10 +87,14 @@ def decide(gathering: Gathering) -> Decision:
         return Decision.TOO_FEW
     if chosen >= gathering.maximum:
         return Decision.SEAL_MAXIMUM
+    if gathering.call is Call.OVER and gathering.stopping:
+        return Decision.STOPPING
+    if gathering.call is Call.OVER and gathering.absent:
+        return Decision.ATTACHING
     if gathering.call is Call.OVER:
         return Decision.SEAL_LAST_CALL
-    # R7: survivors that hang hold their places for one last call and no longer, even if they leave
-    # fewer places than the minimum.
+    # R7: survivors that hang, or cannot be heard, hold their places for one last call and no
+    # longer, even if they leave fewer places than the minimum.
     if gathering.held:
         return Decision.LAST_CALL
     if gathering.expected is not None and chosen >= gathering.expected:

@@ -94,7 +94,11 @@ class Suspicion:
     def _expect(self, member: Member, now_s: float) -> None:
         member.trouble_since_s = now_s
         self._expected += 1
+        self._wait_for(member)
+
+    def _wait_for(self, member: Member) -> None:
         self._unguarded[member.name] = None
+        member.is_absent = True
         self._set_link(member, Link.DISCONNECTED)
 
     def attach_over(self) -> None:
@@ -107,15 +111,21 @@ class Suspicion:
             for name in self._absent:
                 self._unguarded.pop(name, None)
         self._overdue.update(self._absent)
+        for member in map(self._roster.get, self._absent):
+            if member is not None:
+                member.is_absent = False
+                self._roster.refile(member)
 
     @property
     def has_absent(self) -> bool:
         """Whether anybody but the former host has yet to attach here, in time or not. O(1)."""
         return bool(self._absent)
 
-    def is_absent(self, member: Member) -> bool:
-        """Whether this member has yet to attach to this coordinator. O(1)."""
-        return member.name in self._absent or member.name in self._unguarded
+    @property
+    def attaching(self) -> tuple[object, ...]:
+        """What decides about members that have yet to attach, hashable."""
+        names = (tuple(self._absent), tuple(self._unguarded))
+        return (*names, self._arrived, self._expected)
 
     def silent(
         self, member: Member, settings: RunSettings, now_s: float, silent_s: float
@@ -133,6 +143,7 @@ class Suspicion:
         if member.name in self._unguarded:
             self._arrived += 1
         self._forget_absence(member.name)
+        member.is_absent = False
         member.link_timer = 0
         self._overdue.pop(member.name, None)
         self._ended.pop(member.name, None)
@@ -206,7 +217,9 @@ class Suspicion:
             if member.link is Link.DISCONNECTED:
                 member.trouble_since_s = now_s
                 if member.link_timer == YET_TO_ATTACH:
-                    continue  # It has yet to attach here; that has a deadline of its own.
+                    # It has yet to attach here; that has a deadline of its own, which begins anew.
+                    self._wait_for(member)
+                    continue
                 if member.name in self._unguarded:
                     effects += self._deadline(member, TimerKind.GRACE, HOST_GRACE_S)
                 else:

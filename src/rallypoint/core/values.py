@@ -30,6 +30,9 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=4_096)]
 """How many workers a node has."""
 LabelText = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_MAX)]
 """A label's value: every label is in every member table, so it is short."""
+STOP_S_MAX: Final = 60.0
+StopTime = Annotated[float, msgspec.Meta(ge=0, le=STOP_S_MAX)]
+"""How long a node may need to stop its workers, in seconds: its place is kept for so long."""
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 
 
@@ -120,7 +123,10 @@ class Address(Value, frozen=True):
 
 
 class NodeInfo(Value, frozen=True):
-    """What a node tells of itself when it attaches."""
+    """What a node tells of itself when it attaches.
+
+    `stop_s`: the longest that it takes, after its round has ended, until its workers are gone.
+    """
 
     name: Name
     incarnation: int
@@ -128,6 +134,7 @@ class NodeInfo(Value, frozen=True):
     addresses: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
     workers: Count = 1
     labels: Annotated[dict[Name, LabelText], msgspec.Meta(max_length=64)] = {}
+    stop_s: StopTime = 5.0
 
     @property
     def id(self) -> NodeId:
@@ -245,6 +252,7 @@ class RoundMember(Value, frozen=True):
     addresses: tuple[str, ...]
     workers: int
     labels: dict[str, str] = {}
+    stop_s: float = 5.0
 
 
 class RoundHead(Value, frozen=True):

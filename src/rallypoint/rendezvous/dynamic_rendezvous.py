@@ -29,7 +29,7 @@ from rallypoint.core.values import RunSettings
 from rallypoint.endpoints import Endpoint, EndpointKind
 from rallypoint.ledger.torch_backend import TorchBackendLedger
 from rallypoint.rendezvous.api import RendezvousParameters
-from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler
+from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler, stop_s
 
 __all__ = [
     "DynamicRendezvousHandler",
@@ -241,6 +241,7 @@ class DynamicRendezvousHandler(NodeRendezvousHandler):
             endpoint=_endpoint(backend),
             run_id=asked.run_id,
             local_addr=local_addr,
+            stop_s=stop_s(),
             join_timeout_s=join_s,
             connect_timeout_s=_connect_timeout_s(None, join_s),
             coordinator_silence_s=_bounded_s(asked.keep_alive_interval) / 3 + heartbeat_s,

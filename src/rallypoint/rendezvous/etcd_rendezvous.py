@@ -18,7 +18,7 @@ from rallypoint.endpoints import Endpoint, EndpointKind, EtcdPlace
 from rallypoint.rendezvous.api import RendezvousParameters
 from rallypoint.rendezvous.etcd_blocking import EtcdConnection, connection, connection_of
 from rallypoint.rendezvous.etcd_store import EtcdStore
-from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler
+from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler, stop_s
 
 __all__ = [
     "EtcdRendezvous",
@@ -124,6 +124,7 @@ class EtcdRendezvous:
             endpoint=_endpoint(self.client, self._prefix),
             run_id=self._run_id,
             local_addr=local_addr,
+            stop_s=stop_s(),
             join_timeout_s=self._timeout_s,
             connect_timeout_s=float(self.client.read_timeout),
         )

@@ -24,7 +24,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 
-from rallypoint import errors
+from rallypoint import errors, settings
 from rallypoint.client.blocking import Portal, portal
 from rallypoint.client.bootstrap import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
@@ -59,6 +59,17 @@ LAST_WORDS_S: Final = 1.5
 """How much longer than its limit a call is waited for, which ends by itself and says why."""
 OWN_SHARE: Final = 0.8
 """The part of a close timeout after which an attempt ends by itself, to say what it has tried."""
+
+
+STOP_S = 30.0
+"""How long torchrun's agent takes to stop its workers: from SIGTERM to SIGKILL."""
+
+
+def stop_s(given: float | None = None) -> float:
+    """How long this node may need to stop its workers: as given or set, else as torchrun's does."""
+    found = settings.resolve("stop_s", given)
+    seconds: float = STOP_S if found.source == "default" else found.value
+    return seconds
 
 
 class HandlerPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from rallypoint import errors, settings
 from rallypoint.core.values import RunSettings
 from rallypoint.endpoints import EndpointKind, asks_for_any_port
 from rallypoint.rendezvous.api import RendezvousHandlerCreator, RendezvousParameters
-from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler
+from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler, stop_s
 from rallypoint.rendezvous.telling import show_on_stderr
 from rallypoint.settings import NodeSettings
 
@@ -89,6 +89,7 @@ def create_handler(
         run_id=params.run_id or None,
         local_addr=params.local_addr,
         token_file=params.config.get("token_file"),
+        stop_s=stop_s(given.pop("stop_s", None)),
         **{name: given[name] for name in _NODE_OPTIONS if name in given},
     )
     if node.endpoint.kind is EndpointKind.LOCAL and params.max_nodes > 1:

@@ -1,0 +1,68 @@
+"""Until when survivors of a broken round stop their workers, and keep their places for that.
+
+Every node says at attach how long it takes to stop its workers (`NodeInfo.stop_s`). The time begins
+when the node is told that its round has ended: at once, or when it attaches again if its connection
+was closed. This file only keeps the deadlines; what they mean is for `sealing` and `membership`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
+from typing import Final
+
+from rallypoint.core.roster import Member, Roster
+from rallypoint.core.values import Link
+
+STOP_MARGIN_S: Final = 3.0
+"""How much later than its stop time a survivor is still waited for: signals, the end of killed
+processes and a busy machine take time, too."""
+
+
+class Stopping:
+    """The deadlines of one broken round's survivors."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+        self._ends: list[tuple[float, str]] = []
+        self._last_s = 0.0
+
+    def begin(self, survivors: Iterable[Member], now_s: float) -> None:
+        """Their round has ended; those that are connected are told so now. O(N)."""
+        self.clear()
+        for member in survivors:
+            member.stop_ends_s, member.is_late = None, False
+            if member.link is not Link.DISCONNECTED:
+                self._ends.append(self._told(member, now_s))
+        heapify(self._ends)
+
+    def told(self, member: Member, now_s: float) -> None:
+        """A survivor has attached, and learns that its round has ended if it did not know."""
+        if member.stop_ends_s is None:
+            heappush(self._ends, self._told(member, now_s))
+
+    def _told(self, member: Member, now_s: float) -> tuple[float, str]:
+        member.stop_ends_s = now_s + member.info.stop_s + STOP_MARGIN_S
+        self._last_s = max(self._last_s, member.stop_ends_s)
+        return member.stop_ends_s, member.name
+
+    def next_end_s(self) -> float | None:
+        """The nearest deadline; None if there is none."""
+        return self._ends[0][0] if self._ends else None
+
+    def left_s(self, now_s: float) -> float:
+        """How long those that have the most time still have, in seconds."""
+        return max(0.0, self._last_s - now_s)
+
+    def end_due(self, now_s: float) -> None:
+        """Those whose deadline has passed are late, if they are not ready."""
+        while self._ends and self._ends[0][0] <= now_s:
+            member = self._roster.get(heappop(self._ends)[1])
+            if member is not None and member.survivor and member.stop_ends_s is not None:
+                member.is_late = member.stop_ends_s <= now_s
+                self._roster.refile(member)
+
+    def clear(self) -> None:
+        """Another round has begun."""
+        self._ends.clear()
+        self._last_s = 0.0
