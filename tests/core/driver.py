@@ -13,7 +13,7 @@ import msgspec
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.election import FORMAT, RunRegister
+from rallypoint.core.election import RunState
 from rallypoint.core.invariants import Checked
 from rallypoint.core.membership import Membership
 from rallypoint.core.suspension import SuspensionCause
@@ -65,7 +65,7 @@ class Driver:
         self._rounds: dict[str, int] = {}
         self._told: Change | None = None
         self._asked: tuple[RoundRecord | CloseRecord, int] | None = None
-        self.register = RunRegister(FORMAT, "ledger", "run", term, "p1")
+        self.register = RunState(term)
         """What the ledger holds of the run."""
 
     # -- the run -------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ class Driver:
         return member is not None and member.link is Link.CONNECTED
 
 
-def _with(register: RunRegister, record: RoundRecord | CloseRecord, restarts: int) -> RunRegister:
+def _with(register: RunState, record: RoundRecord | CloseRecord, restarts: int) -> RunState:
     if isinstance(record, CloseRecord):
         return msgspec.structs.replace(register, close=record, restarts=restarts)
     return msgspec.structs.replace(register, round=record, restarts=restarts)

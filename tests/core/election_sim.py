@@ -27,7 +27,6 @@ from rallypoint.core.values import (
     Outcome,
     RoundHead,
     RoundMember,
-    RoundRecord,
     Stamp,
     table_digest,
 )
@@ -231,7 +230,7 @@ class Process:
                 case e.Committed(register=register):
                     number, term = (
                         register.number,
-                        register.round.head.term if register.round else 0,
+                        register.round.term if register.round else 0,
                     )
                     self.world.journal.committed(run, term, number)
                     self._publish(run, register)
@@ -308,13 +307,13 @@ class Process:
         self.do("", self.holder.hand_over(self.now_s()))
 
 
-def _round(register: e.RunRegister) -> RoundRecord:
+def _round(register: e.RunRegister) -> RoundHead:
     """The next round of this owner: the member's name tells two apart that have one number."""
     number, name = register.number + 1, f"{register.owner}/{register.sequence}"
     members = (RoundMember(name, number, "host", (), 1),)
     bootstrap = Address("host", 1)
     digest = table_digest(number, members, bootstrap)
-    return RoundRecord(RoundHead(number, register.term, 1, 1, bootstrap, digest), members)
+    return RoundHead(number, register.term, 1, 1, bootstrap, digest)
 
 
 class World:

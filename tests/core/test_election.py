@@ -19,7 +19,6 @@ from rallypoint.core.values import (
     Outcome,
     RoundHead,
     RoundMember,
-    RoundRecord,
     RunSettings,
     Stamp,
 )
@@ -81,10 +80,12 @@ def register(owner: str = "other", term: int = 4, **changes: Any) -> e.RunRegist
     return e.RunRegister(e.FORMAT, "ledger", "run", term, owner, **changes)
 
 
-def a_round(number: int, *names: str, term: int = 4) -> RoundRecord:
-    members = tuple(RoundMember(name, 1, "host", (), 1) for name in names)
-    head = RoundHead(number, term, len(names), len(names), Address("host", 1), "digest")
-    return RoundRecord(head, members)
+def a_round(number: int, *names: str, term: int = 4) -> RoundHead:
+    return RoundHead(number, term, len(names), len(names), Address("host", 1), "digest")
+
+
+def a_table(*names: str) -> e.Table:
+    return e.Table(rows=tuple(RoundMember(name, 1, "host", (), 1) for name in names))
 
 
 def found(value: e.Lease | e.RunRegister, version: int = 7) -> e.Found:
@@ -811,7 +812,7 @@ class TestWhatCannotBeRead:
             e.decode_run(e.encode(msgspec.structs.replace(register(), format=0)))
 
     def test_half_of_a_value(self):
-        whole = e.encode(register(round=a_round(1, "a")))
+        whole = e.encode(register(round=a_round(1, "a"), table=a_table("a")))
         for length in range(len(whole)):
             with pytest.raises(e.UnreadableError):
                 e.decode_run(whole[:length])
@@ -839,7 +840,11 @@ class TestWhatCannotBeRead:
     def test_what_was_encoded_is_decoded(self):
         for lease in (serving(), moving(), revoked()):
             assert e.decode_lease(e.encode(lease)) == lease
-        full = register(round=a_round(1, "a"), settings=RunSettings(), close=CLOSE, restarts=3)
+        chunk = e.Chunk(2, 3, 512, b"digest")
+        table = e.Table(rows=a_table("a").rows, chunks=(chunk,))
+        full = register(
+            round=a_round(1, "a"), table=table, settings=RunSettings(), close=CLOSE, restarts=3
+        )
         assert e.decode_run(e.encode(full)) == full
 
     def test_a_claim_says_why_and_asks_again(self):

@@ -15,7 +15,6 @@ from rallypoint.core.values import (
     CloseRecord,
     Outcome,
     RoundHead,
-    RoundRecord,
     Stamp,
 )
 
@@ -32,8 +31,8 @@ def sealed(register: RunRegister, owner: str, **changes: Any) -> RunRegister:
     return msgspec.structs.replace(register, **changed)
 
 
-def a_round(number: int, term: int = 1, digest: str = "digest") -> RoundRecord:
-    return RoundRecord(RoundHead(number, term, 1, 1, Address("host", 1), digest), ())
+def a_round(number: int, term: int = 1, digest: str = "digest") -> RoundHead:
+    return RoundHead(number, term, 1, 1, Address("host", 1), digest)
 
 
 def lease(process: str, beat: int = 1, state: LeaseState = LeaseState.SERVING) -> Lease:

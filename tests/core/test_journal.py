@@ -9,7 +9,7 @@ import pytest
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.election import FORMAT, RunRegister
+from rallypoint.core.election import RunState
 from rallypoint.core.journal import InvariantViolation, Journal
 from rallypoint.core.values import NodeId, NodeInfo, Phase
 from tests.core.driver import Driver
@@ -91,17 +91,17 @@ def test_the_ledger_being_away_gives_who_has_yet_to_attach_the_whole_time_again(
 # -- the journal finds a bad coordinator out ------------------------------------------------------
 
 
-def a_register(driver: Driver, **changes: object) -> RunRegister:
+def a_register(driver: Driver, **changes: object) -> RunState:
     return msgspec.structs.replace(driver.register, term=2, **changes)
 
 
-def taken_over(driver: Driver, register: RunRegister) -> Journal:
+def taken_over(driver: Driver, register: RunState) -> Journal:
     journal = driver.checked.journal
     journal.restored(register, attach_grace_s=GRACE_S, now_s=driver.now_s, effects=[])
     return journal
 
 
-def broken_rule(driver: Driver, register: RunRegister) -> str:
+def broken_rule(driver: Driver, register: RunState) -> str:
     with pytest.raises(InvariantViolation) as told:
         taken_over(driver, register)
     assert told.value.history
@@ -120,7 +120,7 @@ def test_a_ledger_that_forgets_is_found_out() -> None:
     closed = met()
     closed.close()
     assert broken_rule(closed, a_register(closed, close=None)) == "R6"
-    assert broken_rule(met(), RunRegister(FORMAT, "ledger", "run", 2, "p2")) == "R1"
+    assert broken_rule(met(), RunState(2)) == "R1"
 
 
 def test_a_coordinator_that_judges_too_early_is_found_out() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.election import FORMAT, RunRegister
+from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership
 from rallypoint.core.values import (
     Address,
@@ -49,9 +49,7 @@ class Successor:
         self, close: CloseRecord | None = None, restarts: int = 0, *, store_lost: str = ""
     ) -> None:
         self.membership = Membership("run", term=2)
-        register = RunRegister(
-            FORMAT, "ledger", "run", 2, "p2", 0, SETTINGS, a_round(), close, restarts
-        )
+        register = RunState(2, SETTINGS, a_round(), close, restarts)
         self.now_s = 100.0
         self.timers: list[tuple[float, on.TimerFired]] = []
         self.effects: list[do.Effect] = []

@@ -198,7 +198,7 @@ class Spread(Fleet):
                 register = e.decode_run(value)
                 journal.run_written(register)
                 if register.round is not None:
-                    head = register.round.head
+                    head = register.round
                     rounds[head.number] = (head.term, head.digest)
         told = [each for agent in self.agents for each in agent.log.events("formed")]
         for each in told:

@@ -43,7 +43,7 @@ async def _read(endpoint: Endpoint, token: str, run_id: str | None) -> list[Know
 
 
 def _summary(register: e.RunRegister) -> dict[str, Any]:
-    head, close = register.round.head if register.round else None, register.close
+    head, close = register.round, register.close
     return {
         "run_id": register.run_id,
         "term": register.term,

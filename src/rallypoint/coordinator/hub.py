@@ -13,6 +13,7 @@ from rallypoint.coordinator.runs import Commit, RunHost
 from rallypoint.coordinator.sessions import Outlet, Session
 from rallypoint.coordinator.timers import Timers
 from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.tables import TABLE_BYTES_MAX
 from rallypoint.core.values import Phase, Stamp
 from rallypoint.wire import messages as wire
 
@@ -44,6 +45,8 @@ class Hub:
         self.config = config
         self.ledger_id = ledger_id
         self.term = term
+        self.table_bytes_max = TABLE_BYTES_MAX
+        """What the ledger keeps of one run's member table."""
         self.software = f"rallypoint {__version__}"
         self.sessions: dict[int, Session] = {}
         self.runs: dict[str, RunHost] = {}

@@ -16,9 +16,20 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from rallypoint.coordinator.supervision import Supervised, guarded, told
+from rallypoint.coordinator.tables import Tables, remove_all
 from rallypoint.core import election as e
 from rallypoint.core.backoff import Backoff
-from rallypoint.core.values import Address, CloseRecord, NodeId, Outcome, RoundRecord, RunSettings
+from rallypoint.core.closing import bounded_close
+from rallypoint.core.tables import Plan
+from rallypoint.core.values import (
+    Address,
+    CloseRecord,
+    NodeId,
+    Outcome,
+    RoundMember,
+    RoundRecord,
+    RunSettings,
+)
 from rallypoint.errors import (
     LedgerCorruptError,
     LedgerError,
@@ -106,6 +117,9 @@ class Office:
         self._addresses: tuple[Address, ...] = ()
         self._holder = self._new_holder()
         self._claims: dict[str, e.Claim] = {}
+        self._tables = Tables(ledger)
+        self._writing: set[tuple[str, int]] = set()
+        """Runs and terms whose member table is being written, before the head that names it."""
         self._wanted_s: dict[str, float] = {}
         self._wanted_again: set[str] = set()
         """Runs that were asked for while this process was letting go of them."""
@@ -195,7 +209,7 @@ class Office:
             _log.warning("the ledger has not taken this coordinator's goodbye: the ttl will do")
 
     async def _commits_done(self) -> None:
-        while any(claim.is_committing for claim in self._claims.values()):
+        while self._writing or any(claim.is_committing for claim in self._claims.values()):
             await self._any_task()
 
     async def _moved(self) -> None:
@@ -404,6 +418,7 @@ class Office:
 
     def _forget(self, run_id: str) -> None:
         self._claims.pop(run_id, None)
+        self._tables.forget(run_id)
         self._wanted_s.pop(run_id, None)
         self._wanted_again.discard(run_id)
         self._elsewhere.pop(run_id, None)
@@ -423,9 +438,52 @@ class Office:
         claim = self._claims.get(run_id)
         if claim is None or claim.register is None or claim.state is not e.ClaimState.OWNED:
             self._runs.deposed(run_id, "the run is not this coordinator's")
-        elif not claim.is_committing:
+        elif not claim.is_committing and (run_id, claim.register.term) not in self._writing:
             following = _with_record(claim.register, record, settings, restarts)
+            if isinstance(record, CloseRecord):
+                self._do(run_id, claim.commit(following, self._now_s()))
+            else:
+                self._commit_round(run_id, claim, record.members, following)
+
+    def _commit_round(
+        self,
+        run_id: str,
+        claim: e.Claim,
+        members: tuple[RoundMember, ...],
+        following: e.RunRegister,
+    ) -> None:
+        plan = self._tables.plan(run_id, members)
+        following = msgspec.structs.replace(following, table=plan.table)
+        if not plan.new:
             self._do(run_id, claim.commit(following, self._now_s()))
+            return
+        self._writing.add((run_id, following.term))
+        self._spawn(self._write_table(run_id, claim, plan, following), run_id)
+
+    async def _write_table(
+        self, run_id: str, claim: e.Claim, plan: Plan, following: e.RunRegister
+    ) -> None:
+        """The chunks first, then the head that names them. Until it is done or the run is lost."""
+        try:
+            while self._is_owned_in(following.term, run_id, claim):
+                try:
+                    await self._tables.write(run_id, plan)
+                    break
+                except LedgerLimitError as error:
+                    self._runs.not_taken(run_id, str(error))
+                except LedgerError as error:
+                    self._outage = error.message
+                    _log.debug("run %s: its member table is not written: %s", run_id, error)
+                await asyncio.sleep(self._timing.retry_s)
+        finally:
+            self._writing.discard((run_id, following.term))
+        if self._is_owned_in(following.term, run_id, claim):
+            self._do(run_id, claim.commit(following, self._now_s()))
+
+    def _is_owned_in(self, term: int, run_id: str, claim: e.Claim) -> bool:
+        # The term, too: the chunks of a plan belong to it, and a later one may remove them.
+        is_owned = self._claims.get(run_id) is claim and claim.state is e.ClaimState.OWNED
+        return is_owned and claim.register is not None and claim.register.term == term
 
     # -- actions -------------------------------------------------------------------------------
 
@@ -446,10 +504,15 @@ class Office:
         match action:
             case e.Won():
                 self._note_won(run_id)
+                self._tables.won(run_id, action.register)
                 self._runs.won(run_id, action.register, action.former_host)
             case e.Committed():
+                unneeded = self._tables.committed(run_id, action.register)
+                if unneeded:
+                    self._spawn(self._tables.remove(run_id, unneeded), run_id)
                 self._runs.committed(run_id)
             case e.Deposed():
+                self._tables.forget(run_id)
                 self._runs.deposed(run_id, action.reason)
             case e.Elsewhere():
                 self._elsewhere[run_id] = action.addresses
@@ -571,6 +634,7 @@ async def delete_run(ledger: Ledger, run_id: str, version: int) -> None:
             if current is None or current.version != version:
                 return
             await ledger.drop_log(log)
+    await remove_all(ledger, run_id)
     await ledger.delete(run_key(run_id), version)
 
 
@@ -580,14 +644,12 @@ def _with_record(
     settings: RunSettings | None,
     restarts: int,
 ) -> e.RunRegister:
-    is_close = isinstance(record, CloseRecord)
-    return msgspec.structs.replace(
-        register,
-        settings=settings,
-        round=register.round if is_close else record,
-        close=record if is_close else register.close,
-        restarts=restarts,
-    )
+    """The head with this record; the table of a round is put in when it is known where it is."""
+    if isinstance(record, CloseRecord):
+        changes: dict[str, Any] = {"close": bounded_close(record)}
+    else:
+        changes = {"round": record.head}
+    return msgspec.structs.replace(register, settings=settings, restarts=restarts, **changes)
 
 
 def _forgotten(register: e.RunRegister) -> bytes:

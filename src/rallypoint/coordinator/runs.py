@@ -25,7 +25,7 @@ from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.effects import Effect
-from rallypoint.core.election import RunRegister
+from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.store import BAD_REQUEST, ROUND_ENDED, Answer, RoundStore, StoreFailure
@@ -87,6 +87,7 @@ class RunHost:
             ledger_id=hub.ledger_id,
             term=hub.term,
             members_max=hub.config.members_max,
+            table_bytes_max=hub.table_bytes_max,
         )
         self.history = History(hub.config.rounds_remembered, now_s)
         self.store: RoundStore | DurableStore | None = None
@@ -169,7 +170,7 @@ class RunHost:
 
     def begin(
         self,
-        register: RunRegister,
+        state: RunState,
         records: Sequence[bytes],
         former_host: NodeId | None = None,
         *,
@@ -184,18 +185,18 @@ class RunHost:
         now_s = self._hub.now_s()
         grace_s = self._hub.config.attach_grace_s
         effects = self.membership.restore(
-            register,
+            state,
             attach_grace_s=grace_s,
             now_s=now_s,
             former_host=former_host,
             store_lost=store_lost,
         )
         self._refresh_stamp()
-        if register.round is not None and register.close is None:
-            self.history.restored(register.round, now_s, time.time())
+        if state.round is not None and state.close is None:
+            self.history.restored(state.round, now_s, time.time())
             self.history.observe(effects, now_s, time.time())
             if not store_lost:
-                self._open_store(register.round, records)
+                self._open_store(state.round, records)
         for effect in effects:
             _EXECUTE[type(effect)](self, effect)
         self.is_claimed = True

@@ -27,12 +27,13 @@ from rallypoint.coordinator.round_log import LogId, first_log, older
 from rallypoint.coordinator.runs import RunHost
 from rallypoint.coordinator.supervision import Supervised
 from rallypoint.coordinator.sweeping import Keeping, Sweeper
+from rallypoint.coordinator.tables import read_members, table_room
 from rallypoint.core import events as on
-from rallypoint.core.election import RunRegister, Seen, Timing
+from rallypoint.core.election import RunRegister, Seen, Timing, UnreadableError
 from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
 from rallypoint.core.store import RoundStore
 from rallypoint.core.suspension import SuspensionCause
-from rallypoint.core.values import Address, CloseRecord, NodeId, RoundRecord
+from rallypoint.core.values import Address, CloseRecord, NodeId, RoundMember, RoundRecord
 from rallypoint.errors import (
     LedgerCorruptError,
     LedgerError,
@@ -99,6 +100,7 @@ class SharedRuns:
         await self._ledger.open()
         self._hub = hub
         hub.ledger_id = self._ledger.ledger_id
+        hub.table_bytes_max = table_room(self._ledger.limits)
         self.office.start(addresses)
         keeping = Keeping(closed_run_s=self._config.closed_run_keep_s)
         sweeper = Sweeper(self._ledger, keeping, lambda run_id: run_id in hub.runs, self.claim)
@@ -329,6 +331,7 @@ class SharedRuns:
         # Its nodes may not be here yet: a claim that was turned down goes on to watch the owner.
         run = self._hub.open_run(run_id)
         try:
+            members = await self._members(run_id, register)
             store_lost = ""
             try:
                 records = await self._sealed_records(run_id, register)
@@ -337,9 +340,9 @@ class SharedRuns:
                 _log.warning("run %s: round %d ends: %s", run_id, register.number, error)
             if self._run(run_id) is run and not run.is_claimed:
                 self._tell_outage(run)
-                run.begin(register, records, former_host, store_lost=store_lost)
+                run.begin(register.state(members), records, former_host, store_lost=store_lost)
                 _log.info("run %s: coordinated here from term %d on", run_id, register.term)
-        except UnreadableLogError as error:
+        except (UnreadableError, UnreadableLogError) as error:
             self.unreadable(run_id, str(error))
         finally:
             taking = self._taking.get(run_id)
@@ -352,6 +355,29 @@ class SharedRuns:
         if self.office.outage:
             run.post(on.LedgerLost(self.office.outage, self.office.away_s, SuspensionCause.LEASE))
 
+    async def _members(self, run_id: str, register: RunRegister) -> tuple[RoundMember, ...]:
+        """The member table. Nobody is expected in a run that is closed.
+
+        Raises UnreadableError: then the run is not begun, and nothing of it is changed.
+        """
+        if register.close is not None:
+            return register.table.rows if register.table is not None else ()
+        problem = ""
+        while True:
+            try:
+                return await read_members(self._ledger, run_id, register.table)
+            except UnreadableError:
+                # A later owner may have replaced the table: then this one is deposed. If its lease
+                # turns out to be good, nobody has sealed after it, and the table is really damaged.
+                await self.office.renewed()
+                raise
+            except (LedgerCorruptError, LedgerForeignError, LedgerFormatError) as error:
+                raise UnreadableError(error.message) from error
+            except LedgerError as error:
+                what = "the member table cannot be read"
+                problem = _told_once(run_id, what, error.message, problem)
+                await asyncio.sleep(RETRY_S)
+
     async def _sealed_records(self, run_id: str, register: RunRegister) -> list[bytes]:
         """R5: after the seal, nothing that the former owner still writes can be in the log.
 
@@ -361,7 +387,7 @@ class SharedRuns:
             return []
         if not self._ledger.has_log:
             raise StoreLostError(NO_LOG)
-        log = first_log(register.round.head.term, register.number).name(log_prefix(run_id))
+        log = first_log(register.round.term, register.number).name(log_prefix(run_id))
         seal = encode_record(Record(FORMAT, register.term, (), is_seal=True))
         problem = ""
         while True:

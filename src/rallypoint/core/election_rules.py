@@ -163,7 +163,7 @@ class ElectionJournal:
     def _must_be_once(self, run: _Run, after: RunRegister) -> None:
         if after.round is None:
             return
-        head = after.round.head
+        head = after.round
         if run.digests.setdefault(head.number, head.digest) != head.digest:
             self._fail("R1", f"two rounds {head.number} of {after.run_id}")
         token = (head.term, head.number)

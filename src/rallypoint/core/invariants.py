@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
-from rallypoint.core.election import RunRegister
+from rallypoint.core.election import RunState
 from rallypoint.core.journal import InvariantViolation, Journal
 from rallypoint.core.membership import Membership
 from rallypoint.core.roster import File, Roster
@@ -43,7 +43,7 @@ class Checked:
     def take_over(
         self,
         successor: Membership,
-        register: RunRegister,
+        register: RunState,
         *,
         attach_grace_s: float,
         now_s: float,
@@ -141,9 +141,10 @@ def _check_record(record: RoundRecord) -> None:
 
 def _check_seats(membership: Membership) -> None:
     """R3: node ranks 0 to n - 1 and worker ranks 0 to size - 1, each once."""
-    if membership.round is None:
-        return
-    head, seats = membership.round.head, membership.seats()
+    record = membership.round
+    if record is None or (membership.close is not None and not record.members):
+        return  # The table of a run that was closed elsewhere is not read.
+    head, seats = record.head, membership.seats()
     node_ranks = [seat.node_rank for seat in seats]
     _must(node_ranks == list(range(head.nodes)), "R3", f"node ranks {node_ranks}")
     given = [rank for s in seats for rank in range(s.first_rank, s.first_rank + s.workers)]

@@ -16,7 +16,7 @@ import msgspec
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.election import RunRegister
+from rallypoint.core.election import RunState
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.suspicion import HOST_GRACE_S
 from rallypoint.core.values import (
@@ -138,7 +138,7 @@ class Journal:
 
     def restored(
         self,
-        register: RunRegister,
+        register: RunState,
         *,
         attach_grace_s: float,
         now_s: float,
@@ -179,7 +179,7 @@ class Journal:
             if not is_timer:
                 self._fail("R5", f"a coordinator began with more than waiting: {_short(effect)}")
 
-    def _must_follow(self, register: RunRegister) -> None:
+    def _must_follow(self, register: RunState) -> None:
         if register.term <= self.term and self._number:
             self._fail("R5", f"term {register.term} follows term {self.term}")
         if register.number < self._number:

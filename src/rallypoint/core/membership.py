@@ -24,7 +24,7 @@ from rallypoint.core.causes import Budget, Case
 from rallypoint.core.deferral import Deferral
 from rallypoint.core.departures import STEADY_S, Departures
 from rallypoint.core.effects import Effect, TimerKind
-from rallypoint.core.election import RunRegister
+from rallypoint.core.election import RunState
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.rivals import Rivals
 from rallypoint.core.roster import File, Member, Roster
@@ -32,6 +32,7 @@ from rallypoint.core.sealing import Call, Decision, Gathering
 from rallypoint.core.stopping import Stopping
 from rallypoint.core.suspension import Suspension, SuspensionCause
 from rallypoint.core.suspicion import Suspicion
+from rallypoint.core.tables import TABLE_BYTES_MAX, row_bytes
 from rallypoint.core.transitions import TRANSITIONS
 from rallypoint.core.values import (
     Change,
@@ -64,16 +65,25 @@ class Membership:
     """The members and rounds of one run. Not thread-safe: one owner steps it.
 
     `run_id` and `ledger_id` only name things; `term` goes into what is committed (R5).
-    `members_max` bounds the roster: a node beyond it is refused.
+    `floor`: round numbers begin above it (R1). `members_max` bounds the roster, and
+    `table_bytes_max` what its rows come to in the ledger: a node beyond either is refused.
     """
 
     def __init__(
-        self, run_id: str, *, ledger_id: str = "", term: int = 1, members_max: int = 100_000
+        self,
+        run_id: str,
+        *,
+        ledger_id: str = "",
+        term: int = 1,
+        floor: int = 0,
+        members_max: int = 100_000,
+        table_bytes_max: int = TABLE_BYTES_MAX,
     ) -> None:
         self.run_id = run_id
         self.ledger_id = ledger_id
         self.term = term
         self.members_max = members_max
+        self.table_bytes_max = table_bytes_max
         self.phase_of_work = Phase.GATHERING
         """The phase; while SUSPENDED the one in which the run goes on."""
         self.settings: RunSettings | None = None
@@ -117,7 +127,8 @@ class Membership:
         self._scale_up_at_s = math.inf
         self._scale_up_serial = 0
         self._let_newcomers_in = False
-        self._restored_number = 0
+        self._floor = floor
+        self._restored_number = floor
         self._attach_grace_s = 0.0
         self._attach_serial = 0
 
@@ -156,7 +167,7 @@ class Membership:
 
     def restore(
         self,
-        register: RunRegister,
+        state: RunState,
         *,
         attach_grace_s: float,
         now_s: float,
@@ -174,17 +185,18 @@ class Membership:
         assert not len(self.roster)
         self._now_s = now_s
         self._effects = []
-        self.term = register.term
-        self.settings = register.settings
-        self.budget = Budget(register.restarts)
-        self.round = register.round
-        self.close = register.close
+        self.term = state.term
+        self.settings = state.settings
+        self.budget = Budget(state.restarts)
+        self.round = state.round
+        self.close = state.close
+        self._floor = state.floor
         self._restored_number = self.number
-        if register.close is not None:
+        if state.close is not None:
             self._closed_at_s = now_s
             self._enter(Phase.CLOSED)
-        elif register.round is not None:
-            self._expect_members(register.round, attach_grace_s, former_host)
+        elif state.round is not None:
+            self._expect_members(state.round, attach_grace_s, former_host)
             if store_lost:
                 self._lose_store(store_lost)
         effects, self._effects = self._effects, []
@@ -224,8 +236,8 @@ class Membership:
 
     @property
     def number(self) -> int:
-        """The number of the last committed round; 0 before the first."""
-        return self.round.head.number if self.round else 0
+        """The number of the last committed round; before the first, that of the floor."""
+        return self.round.head.number if self.round else self._floor
 
     @property
     def phase(self) -> Phase:
@@ -345,7 +357,16 @@ class Membership:
         if len(self.roster) >= self.members_max and event.node.name not in self.roster:
             message = f"run {self.run_id!r} has {self.members_max} members, and takes no more"
             return Refusal(RefusalCode.LIMIT, message)
-        return None
+        return self._no_room(event.node)
+
+    def _no_room(self, node: NodeInfo) -> Refusal | None:
+        """Why the ledger could not keep a round with this node. Told now, not at the seal."""
+        known = self.roster.get(node.name)
+        others = self.roster.table_bytes - (known.row_bytes if known is not None else 0)
+        needed, room = row_bytes(node), self.table_bytes_max - others
+        if needed <= room:
+            return None
+        return reasons.no_room(self.run_id, len(self.roster), needed, room, self.table_bytes_max)
 
     def _admit(self, event: on.NodeAttached) -> None:
         if not len(self.roster) and self.phase_of_work is Phase.GATHERING:

@@ -146,6 +146,17 @@ def name_taken(name: str, host: str) -> Refusal:
     )
 
 
+def no_room(run_id: str, members: int, needed: int, room: int, table_bytes_max: int) -> Refusal:
+    """The run's ledger cannot keep a member table with this node in it. Sizes in bytes."""
+    return Refusal(
+        RefusalCode.LIMIT,
+        f"the ledger of run {run_id!r} keeps a member table of at most {table_bytes_max} bytes: "
+        f"its {members} nodes leave {max(room, 0)}, and this node's entry needs {needed}; about "
+        f"{table_bytes_max // needed} nodes like this one fit",
+        hint="use fewer or shorter labels and names, fewer nodes, or etcd or a shared folder",
+    )
+
+
 def elsewhere(run_id: str, process: str, addresses: tuple[Address, ...]) -> Refusal:
     """Another live process owns the run: its nodes attach there."""
     where = some(tuple(map(str, addresses[:NAMES_SHOWN_MAX])), len(addresses))

@@ -11,6 +11,8 @@ from rallypoint.core.values import (
     Address,
     CloseRecord,
     NodeId,
+    RoundHead,
+    RoundMember,
     RoundRecord,
     RunSettings,
     Stamp,
@@ -77,10 +79,47 @@ class Lease(Kept, frozen=True):
         return f"Lease({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
-class RunRegister(Kept, frozen=True):
-    """A run's register. (owner, term, sequence) is its writer's nonce and sequence.
+class Chunk(Value, frozen=True, order=True):
+    """A part of a member table, in a register of its own. See `tables` for its name."""
 
-    `owner` is a process, or "" when the last one has let go.
+    term: Counter
+    serial: Counter
+    rows: Counter
+    digest: Annotated[bytes, msgspec.Meta(max_length=32)]
+
+
+class Table(Value, frozen=True):
+    """The member table of a round, in node-rank order: its rows, or the chunks that hold them."""
+
+    rows: tuple[RoundMember, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
+
+
+class RunState(Value, frozen=True):
+    """What a new owner of a run goes on from: the run's head and its member table, put together.
+
+    `floor`: no round of this run has a number up to this one.
+    """
+
+    term: int
+    settings: RunSettings | None = None
+    round: RoundRecord | None = None
+    close: CloseRecord | None = None
+    restarts: int = 0
+    floor: int = 0
+
+    @property
+    def number(self) -> int:
+        """The number of the last committed round; that of the floor before the first."""
+        return self.round.head.number if self.round else self.floor
+
+
+class RunRegister(Kept, frozen=True):
+    """The head of a run: everything but the member table, which may be kept apart in chunks.
+
+    (owner, term, sequence) is its writer's nonce and sequence. `owner` is a process, or "" when the
+    last one has let go. `floor`: the run began when runs up to this number had been removed from
+    the ledger, so its own rounds have higher ones (R1).
     """
 
     ledger_id: str
@@ -89,14 +128,21 @@ class RunRegister(Kept, frozen=True):
     owner: str
     sequence: Counter = 0
     settings: RunSettings | None = None
-    round: RoundRecord | None = None
+    round: RoundHead | None = None
+    table: Table | None = None
     close: CloseRecord | None = None
     restarts: Counter = 0
+    floor: Counter = 0
 
     @property
     def number(self) -> int:
-        """The number of the last committed round; 0 before the first."""
-        return self.round.head.number if self.round else 0
+        """The number of the last committed round; that of the floor before the first."""
+        return self.round.number if self.round else self.floor
+
+    def state(self, members: tuple[RoundMember, ...]) -> RunState:
+        """The whole of it, with the rows of the table."""
+        record = RoundRecord(self.round, members) if self.round is not None else None
+        return RunState(self.term, self.settings, record, self.close, self.restarts, self.floor)
 
     @property
     def stamp(self) -> Stamp:

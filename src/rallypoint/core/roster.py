@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 
+from rallypoint.core.tables import row_bytes
 from rallypoint.core.values import (
     Address,
     Change,
@@ -71,6 +72,7 @@ class Member:
         "link_id",
         "link_timer",
         "name",
+        "row_bytes",
         "state",
         "stop_ends_s",
         "survivor",
@@ -82,6 +84,7 @@ class Member:
     def __init__(self, info: NodeInfo, link_id: int, arrival: int, attached_s: float) -> None:
         self.info = info
         self.name = info.name
+        self.row_bytes = row_bytes(info)
         self.link_id = link_id
         self.arrival = arrival
         self.attached_s = attached_s
@@ -172,6 +175,8 @@ class Roster:
         self._files: dict[File, dict[str, None]] = {file: {} for file in File}
         self._troubled: dict[str, None] = {}
         self._arrivals = 0
+        self.table_bytes = 0
+        """What the rows of all members come to in a member table, at most."""
 
     def __len__(self) -> int:
         return len(self._members)
@@ -197,6 +202,7 @@ class Roster:
         self._arrivals += 1
         member = Member(info, link_id, self._arrivals, now_s)
         self._members[info.name] = member
+        self.table_bytes += member.row_bytes
         self._files[member.file][info.name] = None
         return member
 
@@ -208,6 +214,7 @@ class Roster:
     def remove(self, member: Member) -> None:
         """Take a member out of every file."""
         del self._members[member.name]
+        self.table_bytes -= member.row_bytes
         del self._files[member.file][member.name]
         self._troubled.pop(member.name, None)
 

@@ -108,7 +108,7 @@ class Seeker:
         """How many nodes the run has, dead or alive, as far as this one can know."""
         register = self._register
         if register is not None and register.round is not None:
-            return max(1, register.round.head.nodes)
+            return max(1, register.round.nodes)
         settings = register.settings if register is not None else None
         if settings is None:
             return self._expected

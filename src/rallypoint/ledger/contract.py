@@ -102,13 +102,15 @@ class LedgerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine takes. `registers_max`: None if there is no bound to speak of.
 
     `writes_per_s` is what one process may ask for and still leave room for others: a rate to stay
-    below, which nothing enforces.
+    below, which nothing enforces. `is_one_value`: all registers are one value of the engine, which
+    each swap writes as a whole: what is kept there must be small, and few registers be used.
     """
 
     value_bytes_max: int
     record_bytes_max: int
     writes_per_s: float
     registers_max: int | None = None
+    is_one_value: bool = False
 
 
 class Ledger(abc.ABC):

@@ -3,7 +3,7 @@
     coordinators/<process>          a coordinator process's lease
     runs/<run>                      the head of a run
     chunks/<run>/<term>-<serial>    a part of the member table of a run's round
-    stores/<run>/<number>           the log of the store of a round
+    stores/<run>/<log>              a log of the store of a round
     floor                           the highest term and number of all runs that were removed
 
 <run> is the quoted id of the run. It holds no `/`, so that a list of the names that begin with
@@ -56,17 +56,6 @@ def chunk_of(key: str) -> tuple[int, int] | None:
 def log_prefix(run_id: str) -> str:
     """What the names of all logs of a run begin with."""
     return f"stores/{quoted(run_id)}/"
-
-
-def log_name(run_id: str, number: int) -> str:
-    """The log of the store of one round."""
-    return f"{log_prefix(run_id)}{number}"
-
-
-def number_of(log: str) -> int | None:
-    """The number of the round whose log has this name; None if it is no such name."""
-    number = log.rpartition("/")[2]
-    return int(number) if number.isascii() and number.isdigit() else None
 
 
 def quoted(run_id: str) -> str:

@@ -100,7 +100,9 @@ class TorchBackendLedger(Ledger):
 
     is_durable = False  # not known of any backend: torch's own are a process's memory
     has_log = False
-    limits = LedgerLimits(value_bytes_max=1 << 20, record_bytes_max=1 << 20, writes_per_s=20.0)
+    limits = LedgerLimits(
+        value_bytes_max=1 << 20, record_bytes_max=1 << 20, writes_per_s=20.0, is_one_value=True
+    )
 
     def __init__(self, backend: RendezvousBackend, *, timeout_s: float = TIMEOUT_S) -> None:
         """`timeout_s` bounds each operation, which may be several calls of the backend."""

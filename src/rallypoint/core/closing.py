@@ -1,0 +1,68 @@
+"""The end of a run as the ledger keeps it: it always fits into the run's head.
+
+A close may carry a cause with the last lines of a worker, which are long. A run that could not be
+closed would hold its nodes for ever, so its texts are cut for the ledger. The nodes that are
+attached are told the whole of it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from rallypoint.core.values import Change, CloseRecord, Failure
+
+HEAD_BYTES_MAX: Final = 64 * 1024
+"""What a head comes to at most, besides a member table that is inside it."""
+CLOSE_BYTES_MAX: Final = 24 * 1024
+_CUTS: Final = ((64, 2_000), (40, 500), (20, 200), (5, 200), (0, 100))
+"""How many of the last lines are kept, and how many characters of a text: the first that fits."""
+
+
+def bounded_close(record: CloseRecord) -> CloseRecord:
+    """The same, with its texts cut so that it has at most CLOSE_BYTES_MAX bytes."""
+    if _size(record) <= CLOSE_BYTES_MAX:
+        return record
+    for lines, chars in _CUTS:
+        cut = _cut_close(record, lines, chars)
+        if _size(cut) <= CLOSE_BYTES_MAX:
+            break
+    return cut
+
+
+def _size(record: CloseRecord) -> int:
+    return len(msgspec.msgpack.encode(record))
+
+
+def _cut_close(record: CloseRecord, lines: int, chars: int) -> CloseRecord:
+    return msgspec.structs.replace(
+        record,
+        reason=_cut(record.reason, chars),
+        by=_cut(record.by, chars),
+        cause=_cut_change(record.cause, lines, chars) if record.cause is not None else None,
+    )
+
+
+def _cut_change(change: Change, lines: int, chars: int) -> Change:
+    failure = change.failure
+    return msgspec.structs.replace(
+        change,
+        nodes=tuple(_cut(name, chars) for name in change.nodes),
+        detail=_cut(change.detail, chars),
+        failure=_cut_failure(failure, lines, chars) if failure is not None else None,
+    )
+
+
+def _cut_failure(failure: Failure, lines: int, chars: int) -> Failure:
+    # The last lines say what went wrong; the first ones how the program came there.
+    kept = failure.last_lines[-lines:] if lines else ()
+    return msgspec.structs.replace(
+        failure,
+        message=_cut(failure.message, chars),
+        last_lines=tuple(_cut(line, chars) for line in kept),
+    )
+
+
+def _cut(text: str, chars: int) -> str:
+    return text if len(text) <= chars else f"{text[: chars - 3]}..."

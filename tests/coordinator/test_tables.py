@@ -1,0 +1,325 @@
+"""Member tables in a ledger: what a large run writes, and how it is taken over.
+
+In virtual time, as test_shared.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import msgspec
+import pytest
+
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.tables import Tables, read_members
+from rallypoint.core import election as e
+from rallypoint.core import events as on
+from rallypoint.core.values import (
+    Address,
+    NodeId,
+    NodeInfo,
+    Outcome,
+    Phase,
+    RoundHead,
+    RoundMember,
+    RunSettings,
+)
+from rallypoint.errors import LedgerLimitError
+from rallypoint.ledger.contract import SwapOutcome, Unknown
+from rallypoint.ledger.keys import run_key
+from rallypoint.ledger.memory import MemoryLedger
+from tests.coordinator.test_shared import coordinator, has_begun, until
+from tests.core.test_tables import LABELS, a_close, members, restarted
+from tests.loops import run_virtual
+
+NODES = 600
+SETTINGS = RunSettings(min_nodes=NODES, max_nodes=NODES, reconnect_grace_s=0.1)
+
+
+class CountingLedger(MemoryLedger):
+    """Counts what is written. Refuses or loses some of it, if told so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written_bytes = 0
+        self.largest_bytes = 0
+        self.too_large: list[str] = []
+        """Of what begins so, the next write is refused for its size; one entry a time."""
+        self.unsure: list[str] = []
+        """Of what begins so, the next write is done and said to be unknown."""
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        for prefix in self.too_large:
+            if key.startswith(prefix):
+                self.too_large.remove(prefix)
+                raise LedgerLimitError("etcd refuses a request of this size")
+        outcome = await super().swap(key, expected, value)
+        self.written_bytes += len(key) + len(value)
+        self.largest_bytes = max(self.largest_bytes, len(value))
+        for prefix in self.unsure:
+            if key.startswith(prefix):
+                self.unsure.remove(prefix)
+                return Unknown("the answer was lost")
+        return outcome
+
+    async def head(self) -> e.RunRegister:
+        found = await self.read(run_key("run"))
+        assert found is not None
+        return e.decode_run(found.value)
+
+    async def chunks(self) -> tuple[str, ...]:
+        return await self.keys("chunks/")
+
+
+def come(hub: Hub, count: int = NODES) -> None:
+    run = hub.runs["run"]
+    for i in range(count):
+        run.post(on.NodeAttached(NodeInfo(f"n{i:04}", 1, f"h{i:04}"), SETTINGS, i))
+
+
+def are_ready(hub: Hub, leaving: int, count: int = NODES) -> None:
+    for i in range(count):
+        name = f"n{i:04}"
+        hub.runs["run"].post(on.NodeReady(NodeId(name, 1), leaving, Address(name, 1), 1))
+
+
+async def met(ledger: CountingLedger, hub: Hub) -> None:
+    come(hub)
+    are_ready(hub, 0)
+    await until(lambda: hub.runs["run"].membership.phase is Phase.ACTIVE)
+
+
+def test_a_large_round_is_taken_over_with_all_its_members() -> None:
+    async def main() -> None:
+        ledger = CountingLedger()
+        first, hub = await coordinator(ledger, 1)
+        first.claim("run")
+        await has_begun(hub, "run")
+        await met(ledger, hub)
+        before = hub.runs["run"].membership.round
+        assert before is not None
+        assert len(await ledger.chunks()) == 2
+        await first.aclose()
+        second, other = await coordinator(ledger, 2)
+        second.claim("run")
+        await has_begun(other, "run")
+        membership = other.runs["run"].membership
+        assert (membership.round, membership.term) == (before, 2)
+        # The next round: only what changed is written, and what is not needed is removed.
+        come(other)
+        are_ready(other, 1)
+        await until(lambda: membership.number == 2)
+        head = await ledger.head()
+        assert head.table is not None
+        assert {chunk.term for chunk in head.table.chunks} == {1}
+        await second.aclose()
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_run_whose_table_is_not_whole_is_refused_and_left_alone(damage: str) -> None:
+    async def main() -> None:
+        ledger = CountingLedger()
+        first, hub = await coordinator(ledger, 1)
+        first.claim("run")
+        await has_begun(hub, "run")
+        await met(ledger, hub)
+        await first.office.hand_over(1.0)
+        await first.aclose()
+        broken = (await ledger.chunks())[1]
+        found = await ledger.read(broken)
+        assert found is not None
+        if damage == "missing":
+            await ledger.delete(broken)
+        else:
+            await ledger.swap(broken, found.version, found.value[:-1])
+        second, other = await coordinator(ledger, 2)
+        run = other.open_run("run")
+        told: list[str] = []
+        run.turn_away = lambda refusal: told.append(refusal.message)  # type: ignore[method-assign]
+        second.claim("run")
+        await until(lambda: bool(told))
+        assert damage in told[0]
+        assert "cannot be taken over" in told[0]
+        assert not run.is_claimed
+        assert (await ledger.head()).number == 1
+        await second.aclose()
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("what", ["runs/", "chunks/", "both"])
+def test_a_run_goes_on_as_soon_as_what_it_writes_fits(what: str) -> None:
+    """The engine refuses a value for its size some times, as while etcd's limit is raised."""
+
+    async def main() -> None:
+        ledger = CountingLedger()
+        shared, hub = await coordinator(ledger, 1, CoordinatorConfig())
+        shared.claim("run")
+        await has_begun(hub, "run")
+        prefixes = ["chunks/", "runs/"] if what == "both" else [what]
+        ledger.too_large = prefixes * 3
+        come(hub)
+        are_ready(hub, 0)
+        membership = hub.runs["run"].membership
+        await until(lambda: membership.phase is Phase.SUSPENDED)
+        assert "refuses a request of this size" in membership.suspended_reason
+        await until(lambda: membership.phase is Phase.ACTIVE)
+        assert (await ledger.head()).number == 1
+        are_ready(hub, 1)
+        await until(lambda: membership.number == 2)
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_a_chunk_whose_write_is_in_doubt_is_written_again() -> None:
+    async def main() -> None:
+        ledger = CountingLedger()
+        shared, hub = await coordinator(ledger, 1)
+        shared.claim("run")
+        await has_begun(hub, "run")
+        ledger.unsure = ["chunks/", "chunks/", "runs/"]
+        await met(ledger, hub)
+        assert len(await ledger.chunks()) == 2
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_a_run_that_is_removed_takes_its_chunks_with_it() -> None:
+    async def main() -> None:
+        config = CoordinatorConfig(lease_ttl_s=0.3, closed_run_keep_s=1.0)
+        ledger = CountingLedger()
+        shared, hub = await coordinator(ledger, 1, config)
+        shared.claim("run")
+        await has_begun(hub, "run")
+        await met(ledger, hub)
+        run = hub.runs["run"]
+        run.post(on.CloseRequested("n0000", Outcome.SUCCEEDED, "trained"))
+        await until(lambda: run.is_closed)
+        for i in range(NODES):
+            run.post(on.NodeLeft(NodeId(f"n{i:04}", 1), "done"))
+        for _ in range(40):
+            await asyncio.sleep(0.1)
+            hub.tick()
+        assert hub.runs == {}
+        assert await ledger.chunks() == ()
+        assert await ledger.read(run_key("run")) is None
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_a_close_with_a_long_cause_is_taken() -> None:
+    async def main() -> None:
+        ledger = CountingLedger()
+        shared, hub = await coordinator(ledger, 1)
+        shared.claim("run")
+        await has_begun(hub, "run")
+        await met(ledger, hub)
+        close, ledger.largest_bytes = a_close(20, 4_000), 0
+        shared.office.commit("run", close, SETTINGS, 0)
+        await until(lambda: ledger.largest_bytes > 0)
+        kept = (await ledger.head()).close
+        assert kept is not None
+        assert kept.cause is not None
+        assert kept.cause.failure is not None
+        assert kept.cause.failure.last_lines[-1] == "the end"
+        assert ledger.largest_bytes < 32 * 1024
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+# -- what it costs ---------------------------------------------------------------------------------
+
+
+async def rounds(
+    ledger: CountingLedger, tables: Tables, tablesets: list[tuple[RoundMember, ...]]
+) -> None:
+    """Commit these rounds as an office does, chunks first, then the head."""
+    register = e.RunRegister(e.FORMAT, ledger.ledger_id, "run", 1, "p")
+    tables.won("run", register)
+    version = None
+    for number, rows in enumerate(tablesets, start=1):
+        plan = tables.plan("run", rows)
+        await tables.write("run", plan)
+        head = RoundHead(number, 1, len(rows), 8 * len(rows), Address("h", 1), "0" * 16)
+        register = msgspec.structs.replace(
+            register, sequence=number, round=head, table=plan.table, settings=RunSettings()
+        )
+        outcome = await ledger.swap(run_key("run"), version, e.encode(register))
+        version = outcome.version  # type: ignore[union-attr]
+        await tables.remove("run", tables.committed("run", register))
+
+
+def test_100_rounds_of_10_000_members_cost_less_than_200_mb() -> None:
+    """An engine that keeps history, as etcd until it is compacted, keeps all that was written."""
+
+    async def main() -> None:
+        ledger = CountingLedger()
+        tables = Tables(ledger)
+        rows = members(10_000, LABELS)
+        every = [rows]
+        for number in range(1, 100):
+            # Two nodes are replaced in most rounds, and three in ten of all in every tenth.
+            is_wave = number % 10 == 0
+            lost = range(number, 10_000, 3) if is_wave else (number, 9_999 - number)
+            every.append(restarted(every[-1], *lost))
+        await rounds(ledger, tables, every)
+        assert ledger.written_bytes < 60e6
+        assert ledger.largest_bytes < 256 * 1024
+        head = await ledger.head()
+        assert await read_members(ledger, "run", head.table) == every[-1]
+        assert head.table is not None
+        assert len(await ledger.chunks()) == len(head.table.chunks)
+
+    asyncio.run(main())
+
+
+def test_100_rounds_in_each_of_which_all_members_are_new_do_too() -> None:
+    async def main() -> None:
+        ledger = CountingLedger()
+        rows = members(10_000)
+        tables = Tables(ledger)
+        await rounds(ledger, tables, [rows, restarted(rows, *range(10_000))])
+        assert ledger.written_bytes * 50 < 200e6
+
+    asyncio.run(main())
+
+
+def test_100_000_members_with_labels_fit() -> None:
+    async def main() -> None:
+        ledger = CountingLedger()
+        rows = members(100_000, LABELS)
+        await rounds(ledger, Tables(ledger), [rows])
+        head = await ledger.head()
+        assert len(e.encode(head)) < 16 * 1024
+        assert ledger.largest_bytes < 256 * 1024
+        assert await read_members(ledger, "run", head.table) == rows
+
+    asyncio.run(main())
+
+
+def test_a_sweep_leaves_what_the_head_names() -> None:
+    async def main() -> None:
+        ledger = CountingLedger()
+        tables = Tables(ledger)
+        rows = members(2_000)
+        await rounds(ledger, tables, [rows])
+        named = await ledger.chunks()
+        for left in ("chunks/run/1-99", "chunks/run/0-1", "chunks/run/2-1", "chunks/run-2/1-99"):
+            await ledger.swap(left, None, b"left")
+        await tables.sweep("run")
+        there = sorted((*named, "chunks/run/2-1", "chunks/run-2/1-99"))
+        assert sorted(await ledger.chunks()) == there
+        with contextlib.suppress(KeyError):
+            tables.forget("run")
+        await tables.sweep("run")
+        assert sorted(await ledger.chunks()) == there
+
+    asyncio.run(main())

@@ -1,0 +1,301 @@
+"""The member table in chunks: what is written, what is removed, and what is refused."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rallypoint.core import events as on
+from rallypoint.core.closing import CLOSE_BYTES_MAX, HEAD_BYTES_MAX, bounded_close
+from rallypoint.core.effects import Refuse, Welcome
+from rallypoint.core.election import FORMAT, Chunk, RunRegister, Table, UnreadableError, encode
+from rallypoint.core.membership import Membership
+from rallypoint.core.tables import (
+    CHUNK_BYTES,
+    INLINE_BYTES_MAX,
+    RANKS_PER_CHUNK,
+    TableKeeper,
+    members_of,
+    pieces,
+    row_bytes,
+)
+from rallypoint.core.values import (
+    Address,
+    Change,
+    ChangeKind,
+    CloseRecord,
+    Failure,
+    FailureKind,
+    NodeInfo,
+    Outcome,
+    RoundHead,
+    RoundMember,
+    RunSettings,
+)
+
+LABELS = {"zone": "us-west-2b", "rack": "r17", "pod": "trainer-worker-0001", "gpu": "H100-80GB"}
+
+
+def members(count: int, labels: dict[str, str] | None = None) -> tuple[RoundMember, ...]:
+    rows = []
+    for i in range(count):
+        host = f"ip-10-{i >> 16}-{(i >> 8) & 255}-{i & 255}.us-west-2.compute.internal"
+        rows.append(RoundMember(f"{host}-{1000 + i}-0", (1 << 61) + i, host, (), 8, labels or {}))
+    return tuple(rows)
+
+
+def restarted(rows: tuple[RoundMember, ...], *ranks: int) -> tuple[RoundMember, ...]:
+    changed = list(rows)
+    for rank in ranks:
+        row = rows[rank]
+        changed[rank] = msgspec.structs.replace(row, incarnation=row.incarnation + 7)
+    return tuple(changed)
+
+
+class Store:
+    """The chunks that a ledger holds."""
+
+    def __init__(self) -> None:
+        self.chunks: dict[Chunk, bytes] = {}
+        self.written_bytes = 0
+
+    def commit(self, keeper: TableKeeper, rows: tuple[RoundMember, ...]) -> Table:
+        plan = keeper.plan(rows)
+        for chunk, data in plan.new:
+            assert chunk not in self.chunks, "a name was used twice"
+            self.chunks[chunk] = data
+            self.written_bytes += len(data)
+        for chunk in keeper.committed(plan.table):
+            self.chunks.pop(chunk, None)
+        assert members_of(plan.table, self.chunks) == rows
+        return plan.table
+
+
+class TestStoring:
+    def test_a_small_table_is_in_the_head(self):
+        rows = members(8)
+        plan = TableKeeper(1, None).plan(rows)
+        assert (plan.table, plan.new) == (Table(rows=rows), ())
+
+    def test_a_large_one_is_apart(self):
+        rows = members(2_000)
+        plan = TableKeeper(1, None).plan(rows)
+        assert plan.table.rows == ()
+        assert len(plan.new) == len(plan.table.chunks) == 4
+        assert members_of(plan.table, dict(plan.new)) == rows
+
+    def test_few_fat_rows_are_apart_too(self):
+        fat = {f"label-{i}": "x" * 250 for i in range(60)}
+        assert TableKeeper(1, None).plan(members(2, fat)).table.rows == ()
+
+    def test_an_engine_of_one_value_has_all_in_the_head(self):
+        rows = members(2_000)
+        assert TableKeeper(1, None, is_inline=True).plan(rows) == (Table(rows=rows), ())
+
+    def test_unchanged_chunks_are_not_written_again(self):
+        store, keeper, rows = Store(), TableKeeper(1, None), members(10_000)
+        store.commit(keeper, rows)
+        first = store.written_bytes
+        store.commit(keeper, restarted(rows, 3, 5_000))
+        assert store.written_bytes - first < first / 5
+
+    def test_nor_by_the_next_owner(self):
+        rows = members(10_000)
+        table = Store().commit(TableKeeper(1, None), rows)
+        plan = TableKeeper(2, table).plan(restarted(rows, 600))
+        assert [chunk.term for chunk in plan.table.chunks].count(2) == len(plan.new) == 1
+
+    def test_a_table_that_comes_back_is_written_under_another_name(self):
+        """The removal of the first name may still be under way."""
+        store, keeper, rows = Store(), TableKeeper(1, None), members(1_000)
+        before = store.commit(keeper, rows)
+        store.commit(keeper, restarted(rows, 1))
+        after = store.commit(keeper, rows)
+        assert before.chunks[0] != after.chunks[0]
+        assert before.chunks[0].digest == after.chunks[0].digest
+        assert before.chunks[1] == after.chunks[1]
+
+    def test_a_plan_that_came_to_nothing_is_removed(self):
+        keeper, rows = TableKeeper(1, None), members(1_000)
+        lost = keeper.plan(rows)
+        plan = keeper.plan(restarted(rows, 1))
+        assert set(keeper.committed(plan.table)) == set(lost.table.chunks) - set(plan.table.chunks)
+
+    def test_the_same_plan_again_has_the_same_names(self):
+        keeper, rows = TableKeeper(1, None), members(1_000)
+        assert keeper.plan(rows) == keeper.plan(rows)
+
+    @given(st.integers(0, 2**32 - 1))
+    @settings(max_examples=15, deadline=None)
+    def test_whatever_changes_between_rounds(self, seed: int):
+        """Owners follow each other; all that no head names is found."""
+        rng = random.Random(seed)
+        store, keeper = Store(), TableKeeper(1, None)
+        rows = members(rng.choice((40, 700, 1_600)), LABELS)
+        table = None
+        for term in range(1, 6):
+            keeper = TableKeeper(term, table)
+            for _ in range(3):
+                count = rng.randrange(1, len(rows) + 1)
+                some = restarted(rows, *rng.sample(range(len(rows)), 3))[:count]
+                table = store.commit(keeper, some)
+            abandoned = keeper.plan(restarted(rows, 0)).new
+            store.chunks.update(dict(abandoned))
+        assert table is not None
+        named = {(c.term, c.serial) for c in table.chunks}
+        there = {(c.term, c.serial) for c in store.chunks}
+        successor = TableKeeper(6, table)
+        assert set(successor.leftovers(there)) == there - named
+
+
+class TestSweeping:
+    def test_chunks_of_a_later_owner_are_never_removed(self):
+        """This owner may have been deposed, and not know it yet."""
+        keeper = TableKeeper(3, None)
+        assert keeper.leftovers([(1, 1), (3, 9), (4, 1)]) == [(1, 1), (3, 9)]
+
+    def test_nor_what_is_about_to_be_committed(self):
+        keeper = TableKeeper(3, None)
+        plan = keeper.plan(members(1_000))
+        names = [(chunk.term, chunk.serial) for chunk, _ in plan.new]
+        assert keeper.leftovers(names) == []
+
+
+class TestCutting:
+    def test_a_chunk_is_bounded_in_ranks_and_bytes(self):
+        found = pieces(members(5_000, LABELS))
+        assert max(piece.rows for piece in found) <= RANKS_PER_CHUNK
+        fat = {f"label-{i}": "é" * 250 for i in range(64)}
+        for piece in pieces(members(600, fat)):
+            assert len(piece.data) < 2 * CHUNK_BYTES
+
+    def test_a_row_comes_to_no_more_than_was_counted(self):
+        for row in (
+            *members(3, LABELS),
+            RoundMember("é" * 256, 2**63 - 1, "h", ("a",) * 64, 4_096),
+        ):
+            node = NodeInfo(
+                row.name, row.incarnation, row.host, row.addresses, row.workers, row.labels
+            )
+            assert len(msgspec.msgpack.encode(row)) <= row_bytes(node)
+            ready_with_more = msgspec.structs.replace(node, workers=1)
+            assert len(msgspec.msgpack.encode(row)) <= row_bytes(ready_with_more)
+
+
+class TestReading:
+    ROWS = members(1_200)
+
+    def stored(self) -> tuple[Table, dict[Chunk, bytes | None]]:
+        plan = TableKeeper(1, None).plan(self.ROWS)
+        return plan.table, dict(plan.new)
+
+    def test_a_missing_chunk_is_told(self):
+        table, there = self.stored()
+        there[table.chunks[1]] = None
+        with pytest.raises(UnreadableError, match=r"chunk 1-2 .* is missing"):
+            members_of(table, there)
+
+    @pytest.mark.parametrize("damage", [b"", b"\x92\x02\x90", b"x" * 40])
+    def test_a_damaged_chunk_is_told(self, damage: bytes):
+        table, there = self.stored()
+        there[table.chunks[0]] = damage
+        with pytest.raises(UnreadableError, match=r"chunk 1-1 .* is damaged"):
+            members_of(table, there)
+
+
+class TestTheHead:
+    """Whatever is in it, it stays small."""
+
+    def head(self, count: int, close: CloseRecord | None = None) -> bytes:
+        plan = TableKeeper(1, None).plan(members(count, LABELS))
+        head = RoundHead(1, 1, count, 8 * count, Address("h" * 256, 29_500), "0" * 16)
+        settings = RunSettings(max_nodes=count)
+        register = RunRegister(
+            FORMAT, "0" * 16, "x" * 256, 1, "0" * 16, 0, settings, head, plan.table, close
+        )
+        return encode(register)
+
+    @pytest.mark.parametrize("count", [1, 40, 1_000, 10_000])
+    def test_with_any_number_of_members(self, count: int):
+        assert len(self.head(count)) < HEAD_BYTES_MAX / 4
+
+    def test_with_100_000_members_and_the_longest_close(self):
+        assert len(self.head(100_000, bounded_close(a_close(64, 4_000)))) < HEAD_BYTES_MAX
+
+    def test_the_table_that_is_inside_is_small(self):
+        assert len(self.head(40)) < INLINE_BYTES_MAX + 2_048
+
+
+def a_close(lines: int, length: int, char: str = "\U0001f680") -> CloseRecord:
+    text = char * length
+    failure = Failure(FailureKind.EXCEPTION, text, last_lines=(text,) * (lines - 1) + ("the end",))
+    names = tuple(char * 256 for _ in range(8))
+    change = Change(ChangeKind.WORKER_FAILED, 1, names, 8, text, failure=failure)
+    return CloseRecord(Outcome.FAILED, text, text[:256], 1, 1, change)
+
+
+class TestAClose:
+    @pytest.mark.parametrize("lines", [1, 20, 64])
+    @pytest.mark.parametrize("length", [10, 500, 4_000])
+    @pytest.mark.parametrize("char", ["x", "\U0001f680"])
+    def test_it_always_fits(self, lines: int, length: int, char: str):
+        close = bounded_close(a_close(lines, length, char))
+        assert len(msgspec.msgpack.encode(close)) <= CLOSE_BYTES_MAX
+        assert close.outcome is Outcome.FAILED
+        assert close.cause is not None
+        assert close.cause.failure is not None
+        assert close.cause.failure.kind is FailureKind.EXCEPTION
+
+    def test_20_lines_of_4000_characters_keep_their_end(self):
+        close = bounded_close(a_close(20, 4_000, "x"))
+        assert close.cause is not None
+        assert close.cause.failure is not None
+        assert len(close.cause.failure.last_lines) == 20
+        assert close.cause.failure.last_lines[-1] == "the end"
+
+    def test_a_short_one_stays_as_it_is(self):
+        close = a_close(20, 100, "x")
+        assert bounded_close(close) is close
+
+
+class TestNoRoom:
+    """An engine of one value states its limit, and a node beyond it is refused when it attaches."""
+
+    SETTINGS = RunSettings(min_nodes=1, max_nodes=100)
+
+    def attach(self, run: Membership, name: str, **labels: str) -> object:
+        node = NodeInfo(name, 1, "host", labels=labels)
+        (effect,) = run.step(on.NodeAttached(node, self.SETTINGS, 1), 0.0)
+        return effect
+
+    def test_a_node_that_does_not_fit_is_refused_with_words(self):
+        small, large = NodeInfo("a", 1, "host"), NodeInfo("b", 1, "host", labels={"n": "x" * 256})
+        room = row_bytes(large) + row_bytes(small) - 1
+        run = Membership("run", table_bytes_max=room)
+        assert isinstance(self.attach(run, "a"), Welcome)
+        refused = self.attach(run, "b", n="x" * 256)
+        assert isinstance(refused, Refuse)
+        told = refused.refusal.message
+        assert f"a member table of at most {room} bytes" in told
+        assert f"leave {room - row_bytes(small)}, and this node's entry needs" in told
+        assert "about 1 nodes like this one fit" in told
+
+    def test_room_that_a_node_leaves_is_free_again(self):
+        one = row_bytes(NodeInfo("a", 1, "host"))
+        run = Membership("run", table_bytes_max=2 * one)
+        for name in "ab":
+            assert isinstance(self.attach(run, name), Welcome)
+        refused = self.attach(run, "c")
+        assert isinstance(refused, Refuse)
+        assert "about 2 nodes like this one fit" in refused.refusal.message
+        run.step(on.NodeLeft(NodeInfo("b", 1, "host").id, "done"), 0.0)
+        assert isinstance(self.attach(run, "c"), Welcome)
+
+    def test_who_comes_back_needs_no_more_room(self):
+        run = Membership("run", table_bytes_max=row_bytes(NodeInfo("a", 1, "host")))
+        for _ in range(2):
+            assert isinstance(self.attach(run, "a"), Welcome)
