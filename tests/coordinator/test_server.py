@@ -8,6 +8,7 @@ import json
 import logging
 import socket
 import struct
+import zlib
 from typing import Any
 
 import aiohttp
@@ -518,5 +519,57 @@ def test_a_coordinator_that_cannot_start_leaves_nothing_open(monkeypatch):
         with pytest.raises(OSError, match="no"):
             async with served():
                 pytest.fail("it started")
+
+    run_clean(main)
+
+
+BOMB = zlib.compress(b"\0" * (8 << 20), 9)
+CLOSE_PATH = "/api/v1/runs/run/close"
+PACKED = {"Content-Encoding": "deflate"}
+
+
+def test_a_body_is_never_unpacked():
+    """aiohttp would unpack what a refused request carries: 1 MiB from a stranger cost 1 GiB."""
+
+    async def main() -> None:
+        async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
+            assert (await post(port, CLOSE_PATH, BOMB, **PACKED))[0] == 401
+            bearer = {"Authorization": f"Bearer {TOKEN}"}
+            async with opened(f"http://127.0.0.1:{port}", token=TOKEN) as a:
+                status, body = await post(port, CLOSE_PATH, BOMB, **PACKED, **bearer)
+                assert (status, body["error"][:21]) == (400, "the body must be JSON")
+                assert a.closed is None
+
+    run_clean(main)
+
+
+def test_what_follows_a_refused_request_is_not_read():
+    """aiohttp would read on for 10 s, and hold the connection as long."""
+    head = f"POST {CLOSE_PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n{{"
+
+    async def main() -> None:
+        async with served(CoordinatorConfig(token=TOKEN)) as (_, port), asyncio.timeout(7):
+            answer = await raw(port, head.encode())
+            assert answer.startswith(b"HTTP/1.1 401 ")
+
+    run_clean(main)
+
+
+def test_a_body_that_is_nested_without_end_is_no_json():
+    async def main() -> None:
+        async with served() as (_, port), opened(f"http://127.0.0.1:{port}"):
+            deep = b'{"reason": ' + b"[" * 30_000
+            assert (await post(port, CLOSE_PATH, deep))[0] == 400
+            assert (await post(port, CLOSE_PATH, b"[" * 30_000))[0] == 400
+            assert (await post(port, CLOSE_PATH, b'{"x": ' * 10_000))[0] == 400
+
+    run_clean(main)
+
+
+def test_no_answer_tells_a_version():
+    async def main() -> None:
+        async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
+            for path in ("/healthz", "/api/v1/runs", "/none", wire.ATTACH_PATH):
+                assert (await get(port, path))[2]["Server"] == "rallypoint"
 
     run_clean(main)

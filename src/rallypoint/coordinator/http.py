@@ -122,7 +122,7 @@ async def _close(request: web.Request) -> web.Response:
         return _no_such_run(hub, request.match_info["run_id"])
     try:
         body = msgspec.json.decode(await request.read() or b"{}", type=_CloseBody)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return json_error(400, 'the body must be JSON such as {"reason": "..."}')
     reason = body.reason[:REASON_CHARACTERS_MAX] or "closed by request"
     was_closed = run.is_closed

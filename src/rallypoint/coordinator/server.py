@@ -119,12 +119,17 @@ class CoordinatorServer:
         app[http.HUB] = self.hub
         http.add_routes(app)
         app.router.add_get(wire.ATTACH_PATH, self._attach)
+        app.on_response_prepare.append(_tell_no_version)
         self._runner = web.AppRunner(
             app,
             handle_signals=False,
             access_log=None,
             shutdown_timeout=CLOSE_TIMEOUT_S,
             keepalive_timeout=KEEPALIVE_S,
+            # Bodies are small and plain. aiohttp would unpack one of a request that was refused: a
+            # megabyte from a stranger cost a gigabyte. The rest of such a body is not read either.
+            auto_decompress=False,
+            lingering_time=0,
         )
         await self._runner.setup()
         for sock in self._sockets:
@@ -273,6 +278,11 @@ class CoordinatorServer:
         finally:
             ended(reader.end)
         return ws
+
+
+async def _tell_no_version(request: web.Request, response: web.StreamResponse) -> None:
+    """A stranger need not learn which releases answer."""
+    response.headers["Server"] = "rallypoint"
 
 
 def _hung_up() -> web.Response:
