@@ -37,9 +37,11 @@ class Counted(MemoryLedger):
             self.asked.append(f"swap {key}")
         return await super().swap(key, expected, value)
 
-    async def records(self, log: str, start: int = 0) -> tuple[tuple[int, bytes], ...]:
+    async def records(
+        self, log: str, start: int = 0, limit: int | None = None
+    ) -> tuple[tuple[int, bytes], ...]:
         self.asked.append(f"records {log}")
-        return await super().records(log, start)
+        return await super().records(log, start, limit)
 
     async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
         self.asked.append(f"append {log}")

@@ -21,13 +21,13 @@ from rallypoint.core import events as on
 from rallypoint.core.values import Address, NodeId, NodeInfo, Outcome, Phase, RunSettings
 from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.contract import SwapOutcome, Unknown, Versioned
-from rallypoint.ledger.keys import log_prefix, run_key
+from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
 from tests.loops import run_virtual
 
 CONFIG = CoordinatorConfig(lease_ttl_s=0.3)
 WITHIN_S = 10.0
-LOG = first_log(1, 1).name(log_prefix("run"))
+LOG = first_log(1, 1).name("run")
 
 
 async def coordinator(

@@ -6,16 +6,17 @@ import asyncio
 
 import pytest
 
-from rallypoint.coordinator.durable_store import (
+from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.log_reader import RETRY_S
+from rallypoint.coordinator.log_records import (
     FORMAT,
     Header,
     Record,
     decode_record,
     encode_record,
 )
-from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.round_log import first_log
-from rallypoint.coordinator.shared import RETRY_S, SharedRuns
+from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.store import Check, Get, Set, StoreOp, StoreResult, Value
 from rallypoint.core.values import Address, Change, NodeInfo, Phase, RunSettings, Stamp
@@ -27,13 +28,12 @@ from rallypoint.errors import (
     LedgerLimitError,
 )
 from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown, Versioned
-from rallypoint.ledger.keys import log_prefix
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
 from tests.coordinator.test_shared import CONFIG, coordinator, has_begun, until
 from tests.loops import run_virtual
 
-LOG = first_log(1, 1).name(log_prefix("run"))
+LOG = first_log(1, 1).name("run")
 
 
 class Asking:
@@ -86,11 +86,13 @@ class Troubled(MemoryLedger):
             raise self.reading
         return await super().read(key)
 
-    async def records(self, log: str, start: int = 0) -> tuple[tuple[int, bytes], ...]:
+    async def records(
+        self, log: str, start: int = 0, limit: int | None = None
+    ) -> tuple[tuple[int, bytes], ...]:
         self.calls += 1
         if self.listing is not None:
             raise self.listing
-        return await super().records(log, start)
+        return await super().records(log, start, limit)
 
     async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
         if self.appending is None:
@@ -267,11 +269,13 @@ class Slow(Troubled):
         self.is_reading = False
         self.is_mute = False
 
-    async def records(self, log: str, start: int = 0) -> tuple[tuple[int, bytes], ...]:
+    async def records(
+        self, log: str, start: int = 0, limit: int | None = None
+    ) -> tuple[tuple[int, bytes], ...]:
         is_first, self.is_reading = not self.is_reading, True
         if is_first:
             await self.reads.wait()
-        return await super().records(log, start)
+        return await super().records(log, start, limit)
 
     async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
         return Unknown("no answer") if self.is_mute else await super().swap(key, expected, value)
@@ -478,7 +482,7 @@ def test_a_deposed_coordinator_acknowledges_nothing_and_makes_no_log() -> None:
         await asyncio.sleep(1.0)
         assert not any(isinstance(each, wire.StoreAnswer) for each in node.said)
         assert not node.broken()
-        assert await ledger.logs() == (first_log(2, 2).name(log_prefix("run")),)
+        assert await ledger.logs() == (first_log(2, 2).name("run"),)
         for each in (first, second):
             await each.aclose()
 
@@ -522,7 +526,7 @@ def test_a_number_that_was_committed_and_never_published_leaves_no_log() -> None
         assert membership.phase is not Phase.ACTIVE
         await until(lambda: any(isinstance(each, wire.Formed) for each in other.said))
         await until(lambda: len(ledger._logs) == 1)
-        assert await ledger.logs() == (first_log(1, 3).name(log_prefix("run")),)
+        assert await ledger.logs() == (first_log(1, 3).name("run"),)
         await shared.aclose()
 
     run_virtual(main())

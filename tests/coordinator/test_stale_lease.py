@@ -242,10 +242,12 @@ def test_nodes_that_cannot_look_are_sent_away_with_growing_pauses(reads_ledger: 
 class SlowLog(NoRenewal):
     """Its lease cannot be renewed from the moment on in which a log is read."""
 
-    async def records(self, log: str, start: int = 0) -> tuple[tuple[int, bytes], ...]:
+    async def records(
+        self, log: str, start: int = 0, limit: int | None = None
+    ) -> tuple[tuple[int, bytes], ...]:
         self.is_mute = True
         await asyncio.sleep(2 * TTL_S)
-        return await super().records(log, start)
+        return await super().records(log, start, limit)
 
 
 def test_a_run_that_is_begun_after_the_lease_ran_out_begins_suspended() -> None:

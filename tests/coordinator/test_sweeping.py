@@ -11,7 +11,7 @@ from rallypoint.coordinator.round_log import first_log
 from rallypoint.coordinator.sweeping import Keeping, Sweeper
 from rallypoint.core import election as e
 from rallypoint.core.values import Address, CloseRecord, Outcome
-from rallypoint.ledger.keys import lease_key, log_prefix, run_key
+from rallypoint.ledger.keys import lease_key, log_name, run_key
 from rallypoint.ledger.memory import MemoryLedger
 
 KEEPING = Keeping(closed_run_s=10.0, open_run_s=100.0, lease_s=10.0)
@@ -120,7 +120,7 @@ def test_the_log_of_a_swept_run_goes_with_it() -> None:
         ledger = MemoryLedger()
         await ledger.open()
         await ledger.swap(run_key("r"), None, CLOSED)
-        await ledger.append(first_log(1, 1).name(log_prefix("r")), 0, b"record")
+        await ledger.append(first_log(1, 1).name("r"), 0, b"record")
         sweeper = Sweeper(ledger, KEEPING, lambda run_id: False, nobody)
         for now_s in (0.0, 101.0):
             await sweeper.sweep(now_s)
@@ -138,14 +138,14 @@ def test_the_log_of_a_run_whose_id_begins_alike_stays(closed: str) -> None:
         ledger = MemoryLedger()
         for run_id, value in ((closed, a_run(closed, CLOSE)), (alive, a_run(alive))):
             await ledger.swap(run_key(run_id), None, value)
-            await ledger.append(log_prefix(run_id) + "1", 0, b"record")
+            await ledger.append(log_name(run_id, 1, 1, 0, 1), 0, b"record")
         sweeper = Sweeper(ledger, KEEPING, lambda run_id: False, nobody)
         for now_s in (0.0, 11.0):
             await sweeper.sweep(now_s)
         assert await ledger.keys("") == (run_key(alive),)
         return await ledger.logs("")
 
-    assert asyncio.run(scenario()) == (log_prefix(alive) + "1",)
+    assert asyncio.run(scenario()) == (log_name(alive, 1, 1, 0, 1),)
 
 
 def test_a_register_under_the_name_of_another_run_is_left_alone() -> None:

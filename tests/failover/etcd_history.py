@@ -11,10 +11,10 @@ import itertools
 import urllib.parse
 from collections import defaultdict
 
-from rallypoint.coordinator.durable_store import Applied, Record, decode_record
+from rallypoint.coordinator.log_records import Record, decode_record
 from rallypoint.core import election as e
 from rallypoint.core.election_rules import ElectionJournal
-from rallypoint.core.store import Add
+from rallypoint.core.store import Put, Settled, Value
 from rallypoint.ledger import envelope
 from rallypoint.ledger.etcd_client import EtcdClient
 from rallypoint.ledger.etcd_wire import KeyValue, prefix_end
@@ -74,9 +74,10 @@ def check(written: list[Written]) -> dict[int, int]:
             name = urllib.parse.unquote(log)
             assert int(index, 16) == len(logs[name]), f"R5: {key} is out of order"
             logs[name].append(decode_record(value))
-    added: dict[int, int] = {}
+    added: dict[int, int] = defaultdict(int)
     for name, records in logs.items():
-        added[int(name.rpartition("/")[2])] = _check_log(name, records)
+        # A round has one log or more: <number>.<term>.<segment>.<writer>.
+        added[int(name.rpartition("/")[2].partition(".")[0])] += _check_log(name, records)
     return added
 
 
@@ -96,7 +97,16 @@ def _check_log(name: str, records: list[Record]) -> int:
     assert terms == sorted(terms), f"R5: {name} was written by terms {terms}"
     for before, after in itertools.pairwise(records):
         assert after.is_seal or before.term == after.term, f"R5: {name}: a term without a seal"
-    calls = [each for record in records for each in record.entries if isinstance(each, Applied)]
+    calls = [each for record in records for each in record.entries]
     requests = [(call.node, call.request_id) for call in calls]
     assert len(requests) == len(set(requests)), f"R11: {name} has a call twice"
-    return sum(call.op.amount for call in calls if isinstance(call.op, Add))
+    return sum(_is_sum(call) for call in calls)
+
+
+def _is_sum(call: Settled) -> bool:
+    """Whether it is an `add`, each of which adds one: it writes what it answers."""
+    match call:
+        case Settled(result=Value(value=int(total)), writes=(Put(value=written),)):
+            return written == b"%d" % total
+        case _:
+            return False

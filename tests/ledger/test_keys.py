@@ -30,7 +30,7 @@ TRICKY = [
 
 
 def names_of(run_id: str) -> list[str]:
-    return [keys.run_key(run_id), keys.log_prefix(run_id) + "7.1.0.1", keys.chunk_key(run_id, 3, 4)]
+    return [keys.run_key(run_id), keys.log_name(run_id, 7, 3, 0, 4), keys.chunk_key(run_id, 3, 4)]
 
 
 @pytest.mark.parametrize("run_id", TRICKY)
@@ -50,7 +50,7 @@ def test_no_name_of_a_run_is_listed_for_another(one: str, other: str) -> None:
     if one == other:
         return
     assert keys.run_key(one) != keys.run_key(other)
-    assert not keys.log_prefix(other).startswith(keys.log_prefix(one))
+    assert not keys.log_name(other, 1, 1, 0, 1).startswith(keys.log_prefix(one))
     assert not keys.chunk_key(other, 1, 1).startswith(keys.chunk_prefix(one))
 
 
@@ -58,15 +58,18 @@ def test_no_name_of_a_run_is_listed_for_another(one: str, other: str) -> None:
 def test_nor_where_one_id_begins_with_another(one: str) -> None:
     for other in TRICKY:
         if other != one:
-            assert not keys.log_prefix(other).startswith(keys.log_prefix(one))
+            assert not keys.log_name(other, 1, 1, 0, 1).startswith(keys.log_prefix(one))
 
 
 def test_a_plain_id_is_readable() -> None:
     assert keys.run_key("job-42.a_b") == "runs/job-42.a_b"
-    assert keys.log_prefix("team/job-42") == "stores/team%2Fjob-42/"
+    assert keys.log_name("team/job-42", 3, 2, 0, 2) == "stores/team%2Fjob-42/3.2.0.2"
 
 
 def test_what_a_name_says_can_be_read_back() -> None:
     assert keys.chunk_of(keys.chunk_key("team/7-8", 12, 3)) == (12, 3)
+    assert keys.log_of(keys.log_name("9/10", 3, 2, 1, 5)) == (3, 2, 1, 5)
+    assert keys.log_of("stores/run/7") == (7, 0, 0, 0)
     for odd in ("chunks/run/x-1", "chunks/run/1", "chunks/run/-", "stores/run/", "chunks/run/²-1"):
         assert keys.chunk_of(odd) is None
+        assert keys.log_of(odd) is None or odd == "chunks/run/1"

@@ -1,10 +1,14 @@
 """The round's store on a ledger with a log: nothing is acknowledged before it is written (R10).
 
-The store is a deterministic machine, so what is logged is the calls that change it, in order; a
-successor applies them again and has the same data, the same barriers and the same remembered
-answers (R11). Calls are batched: while one record is being written, the next one gathers. Every
-answer is held until the record that it depends on is there, answers to reads as well, so that
-nobody sees what a successor might not have.
+What each call wrote and was answered goes into the log, in order, so that a successor has the same
+data and the same remembered answers (R11). Calls that wait are not logged: a node asks again for
+whatever it has no answer to, with the time that it has left. Entries are batched: while one record
+is being written, the next one gathers. Every answer is held until the record that it depends on is
+there, answers to reads as well, so that nobody sees what a successor might not have.
+
+The log is kept short. When what was written costs more to read than what is there, the store goes
+on in a new segment, which begins with a snapshot, and the segment before is dropped once that is
+complete. Writing goes on meanwhile.
 
 Without I/O: `take_record` gives the bytes to append, `appended` says that they are there.
 """
@@ -12,126 +16,106 @@ Without I/O: `take_record` gives the bytes to append, `appended` says that they 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import msgspec
 
+from rallypoint.coordinator.log_records import (
+    FORMAT,
+    Moved,
+    Part,
+    Record,
+    encode_record,
+    header_record,
+)
+from rallypoint.coordinator.log_replay import Cost, Replay
+from rallypoint.coordinator.round_log import LogId
 from rallypoint.core.store import (
     LIMIT,
+    READS,
+    Acknowledged,
     Answer,
-    Check,
-    Get,
-    MultiGet,
-    NumKeys,
+    AsStored,
+    CompareSet,
+    Drop,
+    Extend,
+    MoreBytes,
+    Put,
     RoundStore,
+    Set,
+    Settled,
+    SnapshotItem,
     StoreFailure,
     StoreOp,
-    Wait,
 )
 
-FORMAT: Final = 2
-"""The format of a record; it stands first in each. A reader refuses any other."""
-READS: Final = (Get, MultiGet, Wait, Check, NumKeys)
-CALL_OVERHEAD_BYTES: Final = 64
+CALL_OVERHEAD_BYTES: Final = 96
 """Of a record, and of an entry in it: the format, the tags and the numbers."""
 NUMBER_BYTES_MAX: Final = 9
 """What MessagePack needs for a number, or before a text, bytes or an array."""
 RECORD_BYTES_MAX: Final = 16 << 20
 """Where the ledger says nothing else."""
+PART_BYTES_MAX: Final = 1 << 20
+"""About how large a part of a snapshot is at most: encoding it stops the event loop for 1 ms."""
+RECORD_COST_BYTES: Final = 4096
+"""Where the ledger says nothing else."""
+ENTRY_MEMORY_BYTES: Final = 512
+"""What an entry that waits takes in memory besides its values."""
+COMPACT_RECORDS: Final = 500
+COMPACT_BYTES: Final = 8 << 20
+"""A log with less than both needs no snapshot, however small the store is."""
 
 
-class Applied(msgspec.Struct, frozen=True, array_like=True, tag="do"):
-    """A call that changes the store, and what its node acknowledged with it."""
+class LogAppend(msgspec.Struct, frozen=True):
+    """A record to append: `log`, its index there, and its bytes."""
 
-    node: str
-    request_id: int
-    op: StoreOp
-    acknowledged: int
-    still_open: tuple[int, ...]
+    log: LogId
+    index: int
+    data: bytes
 
 
-class Withdrawn(msgspec.Struct, frozen=True, array_like=True, tag="un"):
-    """A call that waited, and waits no more: it ran out of time, or nobody waits for it."""
+class _Writing(msgspec.Struct, frozen=True):
+    """What is being written: a record of `size` bytes with so many entries, or something else."""
 
-    node: str
-    request_id: int
-
-
-Entry: TypeAlias = Applied | Withdrawn
-
-
-class Header(msgspec.Struct, frozen=True, array_like=True):
-    """The first record of a log: what it is a log of.
-
-    It is created before the round is committed, so a log without it was removed.
-    """
-
-    run_id: str
-    number: int
-    segment: int = 0
+    size: int
+    entries: int = 0
+    header_of: LogId | None = None
+    moves_to: LogId | None = None
+    is_part: bool = False
+    is_last_part: bool = False
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True):
-    """One record of the log. A seal has no entries: nothing of an earlier term follows it (R5)."""
+class _Snapshot:
+    """A snapshot that is being written: its items, one of them in advance."""
 
-    format: int
-    term: int
-    entries: tuple[Entry, ...] = ()
-    is_seal: bool = False
-    header: Header | None = None
+    def __init__(self, items: Iterator[SnapshotItem]) -> None:
+        self._items = items
+        self._next = next(items, None)
+        self.cost = Cost()
 
-
-class UnreadableLogError(Exception):
-    """A record is not ours, damaged, or of a newer format. The text says which."""
-
-
-def encode_record(record: Record) -> bytes:
-    """A record's bytes."""
-    return msgspec.msgpack.encode(record)
-
-
-def header_record(run_id: str, number: int, term: int) -> bytes:
-    """The first record of a round's log. The same again for the same round and term."""
-    return encode_record(Record(FORMAT, term, header=Header(run_id, number)))
-
-
-def decode_record(data: bytes) -> Record:
-    """A record. Raises UnreadableLogError."""
-    try:
-        record = msgspec.msgpack.decode(data, type=Record)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise UnreadableLogError(_why_unreadable(data, error)) from error
-    if record.format != FORMAT:
-        raise UnreadableLogError(_other_format(record.format))
-    return record
-
-
-def _why_unreadable(data: bytes, error: Exception) -> str:
-    """The format is told first: a record of another one need not look like ours at all."""
-    try:
-        first = msgspec.msgpack.decode(data, type=list)[0]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError):
-        first = FORMAT
-    if type(first) is int and first != FORMAT:
-        return _other_format(first)
-    return f"a record of the round's store is damaged: {error}"
-
-
-def _other_format(found: int) -> str:
-    age = "a newer" if found > FORMAT else "an older"
-    return (
-        f"a record of the round's store has format {found}, of {age} release; this one reads "
-        f"format {FORMAT}: let that release finish the run, or start it under another id"
-    )
+    def part(self, bytes_max: int) -> Part:
+        """The next items, of so many bytes at most, but at least one."""
+        items: list[SnapshotItem] = []
+        size = 0
+        while (item := self._next) is not None:
+            item_size = _item_size(item)
+            if items and size + item_size > bytes_max:
+                return Part(tuple(items), is_last=False)
+            items.append(item)
+            size += item_size
+            self._next = next(self._items, None)
+        return Part(tuple(items), is_last=True)
 
 
 class DurableStore:
     """A RoundStore whose answers wait for the log. The same calls, besides the log's own.
 
-    `next_index`: of the first record that this term writes. `batch_bytes_max`: about how large a
-    record of several calls may become. `record_bytes_max`: what the ledger takes; a call that needs
-    more is refused before anything of it is applied.
+    `log`: the segment to write to, from `next_index` on; its header is there. `term`: of the
+    coordinator that writes. `batch_bytes_max`: about how large a record of several calls may
+    become. `record_bytes_max`: what the ledger takes; a call that needs more is refused before
+    anything of it is applied. `record_cost_bytes`: to read a record more costs as much as to read
+    so many bytes more. `replay`: what `store` is from, where it is not new.
     """
 
     def __init__(
@@ -139,21 +123,46 @@ class DurableStore:
         store: RoundStore,
         term: int,
         *,
-        next_index: int = 0,
+        run_id: str = "",
+        log: LogId = LogId(0, 0),  # noqa: B008 - a value that nobody changes
+        next_index: int = 1,
         batch_bytes_max: int,
         record_bytes_max: int = RECORD_BYTES_MAX,
+        record_cost_bytes: int = RECORD_COST_BYTES,
+        replay: Replay | None = None,
     ) -> None:
         self._store = store
         self._term = term
+        self._run_id = run_id
+        self._log = log
         self._next_index = next_index
         self._batch_bytes_max = batch_bytes_max
         self._record_bytes_max = record_bytes_max
+        self._record_cost_bytes = record_cost_bytes
         self._is_over = False
-        self._gathering: deque[tuple[Entry, int]] = deque()
-        self._writing: int = 0
-        self._logged = 0
-        self._durable = 0
+        # What waits for the log. Entries are counted from the first one on: `_logged` have come,
+        # `_taken` are in a record or were, `_durable` are in the log.
+        self._gathering: deque[tuple[Settled, int]] = deque()
+        self._unlogged_bytes = 0
+        self._logged = self._taken = self._durable = 0
+        self._groups: deque[tuple[int, int]] = deque()
+        self._writing: _Writing | None = None
+        # Answers, each with the number of entries that must be in the log first.
         self._held: deque[tuple[int, list[Answer]]] = deque()
+        self._held_count = 0
+        self._held_max = store.limits.unlogged_answers_max
+        self._unlogged_bytes_max = store.limits.unlogged_bytes_max
+        self._call_bytes_max = record_bytes_max - CALL_OVERHEAD_BYTES
+        self._calls_until_sweep = 0
+        # The way to the next segment.
+        self._since = replay.since if replay is not None else Cost()
+        self._snapshot_cost = replay.snapshot if replay is not None else Cost()
+        self._snapshot: _Snapshot | None = None
+        self._moves_at: int | None = None
+        self._next_log: LogId | None = None
+        self._was_part = False
+        self._complete: LogId | None = None
+        store.note_settled()
 
     @property
     def is_over(self) -> bool:
@@ -172,30 +181,48 @@ class DurableStore:
         acknowledged: int = 0,
         still_open: Sequence[int] = (),
     ) -> list[Answer]:
-        """Apply a call; the answers that may leave now."""
+        """Apply a call; the answers that may leave now.
+
+        A call for which there is no room is refused at once: it was not applied, and the same
+        request may be sent again.
+        """
         self._store.acknowledge(node, acknowledged, still_open)
-        if isinstance(op, READS) or self._store.has_seen(node, request_id):
-            return self._hold(self._store.apply(node, request_id, op, timeout_s, now_s))
-        entry = Applied(node, request_id, op, acknowledged, tuple(still_open))
-        size = _size(entry)
-        if size > self._record_bytes_max - CALL_OVERHEAD_BYTES:
-            return self._hold([Answer(node, request_id, self._too_large(size))])
+        is_read = type(op) in READS
+        size = 0 if is_read else _call_size(node, op)
+        is_full = self._held_count >= self._held_max or (
+            size > self._call_bytes_max or self._unlogged_bytes + size > self._unlogged_bytes_max
+        )
+        if is_full and not self._store.has_seen(node, request_id):
+            refusal = self._refusal(size)
+            if refusal is not None:
+                return [Answer(node, request_id, refusal)]
         answers = self._store.apply(node, request_id, op, timeout_s, now_s)
-        if not _was_refused(answers, node, request_id):
-            self._log(entry, size)
+        if not is_read:
+            self._log_settled(size)
         return self._hold(answers)
 
-    def _too_large(self, size: int) -> StoreFailure:
-        return StoreFailure(
-            LIMIT,
-            f"this call came to {size} bytes, and the ledger of this run keeps at most "
-            f"{self._record_bytes_max} of one call",
-        )
+    def _refusal(self, size: int) -> StoreFailure | None:
+        """Why a call cannot be taken now, if it cannot. Nothing is done to the store (R11)."""
+        if size > self._call_bytes_max:
+            return StoreFailure(
+                LIMIT,
+                f"this call came to {size} bytes, and the ledger of this run keeps at most "
+                f"{self._record_bytes_max} of one call",
+            )
+        if self._held_count >= self._held_max:
+            self._drop_unwanted()
+        limits = self._store.limits
+        excess = limits.excess("unlogged_answers_max", self._held_count + 1)
+        if excess is None and size and self._unlogged_bytes:
+            excess = limits.excess("unlogged_bytes_max", self._unlogged_bytes + size)
+        if excess is None:
+            return None
+        waits = "the ledger has not taken what was written before, so this call was not applied"
+        return StoreFailure(LIMIT, f"{excess.message}: {waits}")
 
     def cancel(self, node: str, request_id: int) -> None:
         """Nobody waits for the call any more."""
         self._store.cancel(node, request_id)
-        self._withdraw(node, request_id)
 
     def forget_node(self, node: str) -> None:
         """The node is no member any more."""
@@ -208,14 +235,14 @@ class DurableStore:
     def expire(self, now_s: float) -> list[Answer]:
         """Answer what ran out of time."""
         answers = self._store.expire(now_s)
-        for answer in answers:
-            self._withdraw(answer.node, answer.request_id)
+        self._log_settled(0)
         return self._hold(answers)
 
     def end(self, message: str) -> list[Answer]:
         """The round is over. What is not in the log yet was never acknowledged, and never is."""
         self._is_over = True
         self._gathering.clear()
+        self._snapshot = None
         held = {(a.node, a.request_id) for _, answers in self._held for a in answers}
         self._held.clear()
         ended = StoreFailure("round_ended", message)
@@ -224,19 +251,71 @@ class DurableStore:
 
     # -- the log -------------------------------------------------------------------------------
 
-    def take_record(self) -> tuple[int, bytes] | None:
-        """The next record to append, and its index; None while one is being written, or if there
-        is nothing to write."""
-        if self._is_over or self._writing or not self._gathering:
+    def take_record(self) -> LogAppend | None:
+        """The next record to append; None while one is being written, or if there is none."""
+        if self._is_over or self._writing is not None:
             return None
-        entries: list[Entry] = []
-        size = 0
-        while self._gathering and (not entries or self._fits(size)):
+        if self._taken == self._moves_at:
+            return self._take_move()
+        # In turns, so that a snapshot holds up neither the calls nor is held up by them.
+        has_turn = not (self._was_part and self._gathering)
+        if self._snapshot is not None and self._moves_at is None and has_turn:
+            return self._take_part(self._snapshot)
+        return self._take_entries() if self._gathering else None
+
+    def appended(self) -> list[Answer]:
+        """The record that was taken last is in the log; the answers that may leave now."""
+        writing, self._writing = self._writing, None
+        if writing is None or self._is_over:
+            return []
+        if writing.header_of is not None:
+            self._next_log = writing.header_of
+        elif writing.moves_to is not None:
+            self._log, self._next_index = writing.moves_to, 1
+            self._moves_at = self._next_log = None
+        else:
+            self._next_index += 1
+            self._note_written(writing)
+        released: list[Answer] = []
+        while self._held and self._held[0][0] <= self._durable:
+            released += self._held.popleft()[1]
+        self._held_count -= len(released)
+        return released
+
+    def take_complete(self) -> LogId | None:
+        """The segment whose snapshot has become complete: those before it are not needed."""
+        complete, self._complete = self._complete, None
+        return complete
+
+    def _note_written(self, writing: _Writing) -> None:
+        if writing.is_part:
+            assert self._snapshot is not None
+            self._snapshot.cost.add(writing.size)
+            if writing.is_last_part:
+                self._snapshot_cost, self._snapshot = self._snapshot.cost, None
+                self._complete = self._log
+            return
+        self._since.add(writing.size)
+        self._durable += writing.entries
+        if self._is_snapshot_due():
+            # Whatever has come by now is written to this segment, and is in the snapshot as well.
+            items = self._store.snapshot(self._part_bytes_max())
+            self._snapshot, self._moves_at = _Snapshot(items), self._logged
+
+    def _take_entries(self) -> LogAppend:
+        entries: list[Settled] = []
+        size = unlogged = 0
+        stop = self._moves_at if self._moves_at is not None else self._logged
+        while self._taken < stop and (not entries or self._fits(size)):
             entry, entry_size = self._gathering.popleft()
             entries.append(entry)
             size += entry_size
-        self._writing = len(entries)
-        return self._next_index, encode_record(Record(FORMAT, self._term, tuple(entries)))
+            unlogged += entry_size + ENTRY_MEMORY_BYTES
+            self._taken += 1
+        self._unlogged_bytes -= unlogged
+        self._was_part = False
+        record = Record(FORMAT, self._term, tuple(entries), unfinished=self._unfinished())
+        return self._take(record, entries=len(entries))
 
     def _fits(self, size: int) -> bool:
         """Whether the next entry may still be in a record that is so large by now."""
@@ -244,60 +323,144 @@ class DurableStore:
         most = self._record_bytes_max - CALL_OVERHEAD_BYTES
         return size < self._batch_bytes_max and size + next_size <= most
 
-    def appended(self) -> list[Answer]:
-        """The record that was taken last is in the log; the answers that may leave now."""
-        self._next_index += 1
-        self._durable += self._writing
-        self._writing = 0
-        released: list[Answer] = []
-        while self._held and self._held[0][0] <= self._durable:
-            released += self._held.popleft()[1]
-        return released
+    def _unfinished(self) -> int:
+        """How many of the entries that were taken wait for the rest of their group."""
+        while self._groups and self._groups[0][1] <= self._taken:
+            self._groups.popleft()
+        return max(0, self._taken - self._groups[0][0]) if self._groups else 0
 
-    def replay(self, records: Iterable[bytes]) -> None:
-        """Take what earlier terms wrote. Their answers were sent, or will be asked for again.
+    def _take_part(self, snapshot: _Snapshot) -> LogAppend:
+        part = snapshot.part(self._part_bytes_max())
+        self._was_part = True
+        record = Record(FORMAT, self._term, part=part)
+        return self._take(record, is_part=True, is_last_part=part.is_last)
 
-        Raises UnreadableLogError.
-        """
-        count = 0
-        for data in records:
-            for entry in decode_record(data).entries:
-                self._replay(entry)
-            count += 1
-        self._next_index = count or self._next_index
+    def _take_move(self) -> LogAppend:
+        """To the next segment: first its header, then the last record of this one."""
+        following = LogId(self._log.term, self._log.number, self._log.segment + 1, self._term)
+        if self._next_log is None:
+            header = header_record(self._run_id, following.number, self._term, following.segment)
+            self._writing = _Writing(len(header), header_of=following)
+            return LogAppend(following, 0, header)
+        self._since = Cost()
+        moved = Record(FORMAT, self._term, moved=Moved(following.segment, following.writer))
+        return self._take(moved, moves_to=following)
 
-    def _replay(self, entry: Entry) -> None:
-        if isinstance(entry, Withdrawn):
-            self._store.cancel(entry.node, entry.request_id)
+    def _take(
+        self,
+        record: Record,
+        *,
+        entries: int = 0,
+        moves_to: LogId | None = None,
+        is_part: bool = False,
+        is_last_part: bool = False,
+    ) -> LogAppend:
+        data = encode_record(record)
+        self._writing = _Writing(
+            len(data),
+            entries,
+            moves_to=moves_to,
+            is_part=is_part,
+            is_last_part=is_last_part,
+        )
+        return LogAppend(self._log, self._next_index, data)
+
+    def _is_snapshot_due(self) -> bool:
+        """Whether what was written since the last one costs more to read than that one does."""
+        since = self._since
+        if self._snapshot is not None:
+            return False
+        if since.records < COMPACT_RECORDS and since.bytes < COMPACT_BYTES:
+            return False
+        return self._price(since) >= self._price(self._snapshot_cost)
+
+    def _price(self, cost: Cost) -> int:
+        return cost.bytes + cost.records * self._record_cost_bytes
+
+    def _part_bytes_max(self) -> int:
+        return min(PART_BYTES_MAX, self._batch_bytes_max)
+
+    def _log_settled(self, size: int) -> None:
+        """What was answered goes to the log. `size`: of the call that brought it about, if any."""
+        settled = self._store.take_settled()
+        if not settled:
             return
-        self._store.acknowledge(entry.node, entry.acknowledged, entry.still_open)
-        self._store.apply(entry.node, entry.request_id, entry.op, None, 0.0)
-
-    def _withdraw(self, node: str, request_id: int) -> None:
-        self._log(Withdrawn(node, request_id), CALL_OVERHEAD_BYTES + 4 * len(node))
-
-    def _log(self, entry: Entry, size: int) -> None:
-        self._logged += 1
-        self._gathering.append((entry, size))
+        if len(settled) > 1:
+            self._groups.append((self._logged, self._logged + len(settled)))
+        for entry in settled:
+            # A call that wrote something needs more than what is logged of it.
+            entry_size = size if entry.writes else _entry_size(entry)
+            self._gathering.append((entry, entry_size))
+            self._unlogged_bytes += entry_size + ENTRY_MEMORY_BYTES
+        self._logged += len(settled)
 
     def _hold(self, answers: list[Answer]) -> list[Answer]:
         if self._durable == self._logged or not answers:
             return answers
         self._held.append((self._logged, answers))
+        self._held_count += len(answers)
         return []
 
+    def _drop_unwanted(self) -> None:
+        """Forget held answers that their nodes have given up: O(how many are held), now and then.
 
-def _was_refused(answers: list[Answer], node: str, request_id: int) -> bool:
-    """Whether the call itself was refused for a limit: then nothing was applied."""
-    own = next((a for a in answers if (a.node, a.request_id) == (node, request_id)), None)
-    return own is not None and isinstance(own.result, StoreFailure) and own.result.code == LIMIT
+        What was written stays in the queue: later calls build on it.
+        """
+        self._calls_until_sweep -= 1
+        if self._calls_until_sweep > 0:
+            return
+        before = self._held_count
+        kept = deque[tuple[int, list[Answer]]]()
+        for position, answers in self._held:
+            wanted = [a for a in answers if self._store.remembers(a.node, a.request_id)]
+            if wanted:
+                kept.append((position, wanted))
+        self._held = kept
+        self._held_count = sum(len(answers) for _, answers in kept)
+        has_helped = self._held_count <= before // 2
+        self._calls_until_sweep = 0 if has_helped else before // 16
 
 
-def _size(entry: Applied) -> int:
+def _call_size(node: str, op: StoreOp) -> int:
+    """No less than what the entry of a call comes to in a record."""
+    if type(op) is Set:
+        size = CALL_OVERHEAD_BYTES + 4 * len(node) + 2 * NUMBER_BYTES_MAX
+        return size + 4 * len(op.key) + len(op.value)
+    values = sum(_length(getattr(op, name)) for name in op.__struct_fields__)
+    # What a compare_set answers is named by its key.
+    key = _length(op.key) if isinstance(op, CompareSet) else 0
+    return CALL_OVERHEAD_BYTES + 4 * len(node) + values + key
+
+
+def _entry_size(entry: Settled) -> int:
     """No less than what an entry comes to in a record."""
-    values = sum(_length(getattr(entry.op, name)) for name in entry.op.__struct_fields__)
-    numbers = NUMBER_BYTES_MAX * len(entry.still_open)
-    return CALL_OVERHEAD_BYTES + 4 * len(entry.node) + values + numbers
+    size = CALL_OVERHEAD_BYTES + 4 * len(entry.node)
+    result = entry.result
+    if isinstance(result, StoreFailure):
+        size += len(msgspec.msgpack.encode(result))
+    elif isinstance(result, AsStored):
+        size += _length(result.key)
+    elif isinstance(result.value, bytes):
+        size += _length(result.value)
+    for write in entry.writes:
+        size += NUMBER_BYTES_MAX + _length(write.key)
+        if not isinstance(write, Drop):
+            size += _length(write.value)
+    return size
+
+
+def _item_size(item: SnapshotItem) -> int:
+    """No less than what an item of a snapshot comes to."""
+    match item:
+        case Put() | Extend():
+            return CALL_OVERHEAD_BYTES + _length(item.key) + _length(item.value)
+        case Settled():
+            return _entry_size(item)
+        case Acknowledged():
+            numbers = NUMBER_BYTES_MAX * len(item.still_open)
+            return CALL_OVERHEAD_BYTES + 4 * len(item.node) + numbers
+        case MoreBytes():
+            return CALL_OVERHEAD_BYTES + 4 * len(item.node) + _length(item.value)
 
 
 def _length(value: object) -> int:

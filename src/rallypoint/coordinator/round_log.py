@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from rallypoint.ledger.keys import log_name, log_of
+
 
 class LogId(NamedTuple):
     """One segment of the log of one round. Those of a run are in the order of their age.
@@ -23,9 +25,9 @@ class LogId(NamedTuple):
     segment: int = 0
     writer: int = 0
 
-    def name(self, prefix: str) -> str:
-        """The log's name in the ledger. `prefix`: what all logs of the run begin with."""
-        return f"{round_prefix(prefix, self.term, self.number)}{self.segment}.{self.writer}"
+    def name(self, run_id: str) -> str:
+        """The log's name in the ledger."""
+        return log_name(run_id, self.number, self.term, self.segment, self.writer)
 
 
 def first_log(term: int, number: int) -> LogId:
@@ -33,33 +35,31 @@ def first_log(term: int, number: int) -> LogId:
     return LogId(term, number, 0, term)
 
 
-def round_prefix(prefix: str, term: int, number: int) -> str:
-    """What the names of all segments of one round begin with."""
-    return f"{prefix}{number}.{term}."
-
-
-def parse(prefix: str, name: str) -> LogId | None:
-    """The log of this name; None if it is no log of this run.
-
-    Releases with format 1 had one log a round, named by the round's number alone: older than all.
-    """
-    parts = name.removeprefix(prefix).split(".") if name.startswith(prefix) else []
-    if not all(part.isascii() and part.isdigit() for part in parts):
+def parse(name: str) -> LogId | None:
+    """The log of this name; None if it is no log's."""
+    found = log_of(name)
+    if found is None:
         return None
-    numbers = [int(part) for part in parts]
-    match numbers:
-        case [number]:
-            return LogId(0, number)
-        case [number, term, segment, writer]:
-            return LogId(term, number, segment, writer)
-        case _:
-            return None
+    number, term, segment, writer = found
+    return LogId(term, number, segment, writer)
 
 
-def older(prefix: str, names: tuple[str, ...], live: LogId) -> list[str]:
-    """The names of the logs that nobody needs once `live` is all that is needed, oldest first.
+def older(names: tuple[str, ...], live: LogId) -> list[str]:
+    """Which of a run's logs nobody needs once `live` is all that is needed, oldest first.
 
     Not those of later rounds, terms or segments: another coordinator may have made them since.
     """
-    found = [(log, name) for name in names if (log := parse(prefix, name)) is not None]
+    found = [(log, name) for name in names if (log := parse(name)) is not None]
     return [name for log, name in sorted(found) if log < live]
+
+
+def first_of(names: tuple[str, ...]) -> LogId | None:
+    """Where a reader of one round begins, given the names of all segments of it that there are.
+
+    The segment before a later one is dropped only after its last record had named that later one.
+    So the earliest that is there counts. Two coordinators may have made one of the same number: the
+    earlier of them was sealed off before its own was named, so the later one's counts.
+    """
+    found = [log for name in names if (log := parse(name)) is not None]
+    earliest = min((log.segment for log in found), default=None)
+    return max((log for log in found if log.segment == earliest), default=None)

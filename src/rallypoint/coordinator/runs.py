@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from rallypoint.coordinator.durable_store import DurableStore
+from rallypoint.coordinator.durable_store import DurableStore, LogAppend
 from rallypoint.coordinator.history import History
 from rallypoint.coordinator.holding import Held
+from rallypoint.coordinator.log_reader import SealedLog
 from rallypoint.coordinator.sessions import Session
 from rallypoint.coordinator.supervision import guarded, told
 from rallypoint.core import effects as do
@@ -26,9 +27,16 @@ from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
-from rallypoint.core.membership import Membership
+from rallypoint.core.membership import Membership, seats_of
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
-from rallypoint.core.store import BAD_REQUEST, ROUND_ENDED, Answer, RoundStore, StoreFailure
+from rallypoint.core.store import (
+    BAD_REQUEST,
+    ROUND_ENDED,
+    Answer,
+    RoundStore,
+    StoreFailure,
+    StoreLimits,
+)
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     CloseRecord,
@@ -54,10 +62,15 @@ Commit = Callable[["RunHost", RoundRecord | CloseRecord], None]
 class Shared(Protocol):
     """What a run on a shared ledger asks for besides commits. See coordinator/shared.py."""
 
-    def new_store(self, run: RunHost, store: RoundStore) -> DurableStore | None:
-        """The round's store with its log; None where the ledger keeps none."""
+    def new_store(
+        self, run: RunHost, store: RoundStore, sealed: SealedLog | None
+    ) -> DurableStore | None:
+        """The round's store with its log; None where the ledger keeps none.
 
-    def append(self, run: RunHost, index: int, data: bytes) -> None:
+        `sealed`: the log that `store` is from, if it is not new.
+        """
+
+    def append(self, run: RunHost, store: DurableStore, record: LogAppend) -> None:
         """Write a record of the round's log; `RunHost.appended` follows."""
 
     def stepped_down(self, run: RunHost) -> None:
@@ -171,19 +184,20 @@ class RunHost:
     def begin(
         self,
         state: RunState,
-        records: Sequence[bytes],
+        sealed: SealedLog | None = None,
         former_host: NodeId | None = None,
         *,
         store_lost: str = "",
     ) -> None:
         """The run is this coordinator's: go on where the last one left it (R5, R10).
 
-        `records`: the log of the round's store, sealed, in order. `former_host`: the node that the
-        last coordinator ended with, if it did. `store_lost`: why there is no store though there
-        should be; then the round has ended. Raises UnreadableLogError.
+        `sealed`: the log of its round's store. `former_host`: the node that the last coordinator
+        ended with, if it did. `store_lost`: why there is no store though there should be; then the
+        round has ended. Raises UnreadableLogError, before anything is done.
         """
         now_s = self._hub.now_s()
         grace_s = self._hub.config.attach_grace_s
+        store = sealed.replay.store if sealed is not None else None
         effects = self.membership.restore(
             state,
             attach_grace_s=grace_s,
@@ -196,7 +210,7 @@ class RunHost:
             self.history.restored(state.round, now_s, time.time())
             self.history.observe(effects, now_s, time.time())
             if not store_lost:
-                self._open_store(state.round, records)
+                self._open_store(state.round, store, sealed)
         for effect in effects:
             _EXECUTE[type(effect)](self, effect)
         self.is_claimed = True
@@ -335,7 +349,7 @@ class RunHost:
             return
         record = self.store.take_record()
         if record is not None:
-            self._shared.append(self, *record)
+            self._shared.append(self, self.store, record)
 
     def appended(self, store: DurableStore) -> None:
         """The record that was being written is in the log of this store."""
@@ -448,7 +462,7 @@ class RunHost:
 
     def _publish(self, effect: do.Publish) -> None:
         record = effect.record
-        self._open_store(record, ())
+        self._open_store(record)
         members, seats = record.members, list(self._seats.values())
         for member, seat in zip(members, seats, strict=True):
             session = self._session_at(member)
@@ -456,17 +470,13 @@ class RunHost:
                 session.send(wire.encode(wire.Formed(self._stamp, record.head, seat)))
         _log.info("run %s: round %d with %d nodes", self.run_id, record.head.number, len(members))
 
-    def _open_store(self, record: RoundRecord, records: Sequence[bytes]) -> None:
+    def _open_store(
+        self, record: RoundRecord, store: RoundStore | None = None, sealed: SealedLog | None = None
+    ) -> None:
         seats = self.membership.seats()
-        members = record.members
-        self._seats = {m.name: seat for m, seat in zip(members, seats, strict=True)}
-        store = RoundStore(
-            [(m.name, s.first_rank, s.workers) for m, s in zip(members, seats, strict=True)],
-            self._hub.config.store_limits,
-        )
-        durable = self._shared.new_store(self, store) if self._shared is not None else None
-        if durable is not None:
-            durable.replay(records)
+        self._seats = {m.name: seat for m, seat in zip(record.members, seats, strict=True)}
+        store = store or store_of(record, self._hub.config.store_limits)
+        durable = self._shared.new_store(self, store, sealed) if self._shared is not None else None
         self.store = durable or store
 
     def _break(self, effect: do.Break) -> None:
@@ -568,6 +578,12 @@ class RunHost:
         """Close every connection: the coordinator is going away."""
         for session in list(self._sessions.values()):
             session.close(reason)
+
+
+def store_of(record: RoundRecord, limits: StoreLimits) -> RoundStore:
+    """An empty store for the members of this round."""
+    seats = zip(record.members, seats_of(record), strict=True)
+    return RoundStore([(m.name, s.first_rank, s.workers) for m, s in seats], limits)
 
 
 _EXECUTE: dict[type[Effect], Callable[..., None]] = {

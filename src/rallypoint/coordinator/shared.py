@@ -13,23 +13,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.durable_store import (
-    FORMAT,
-    DurableStore,
-    Record,
-    UnreadableLogError,
-    decode_record,
-    encode_record,
-    header_record,
+from rallypoint.coordinator.durable_store import DurableStore, LogAppend
+from rallypoint.coordinator.log_reader import (
+    RETRY_S,
+    LogReader,
+    SealedLog,
+    StoreLostError,
 )
+from rallypoint.coordinator.log_records import UnreadableLogError, header_record
 from rallypoint.coordinator.office import Office
 from rallypoint.coordinator.round_log import LogId, first_log, older
-from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.runs import RunHost, store_of
 from rallypoint.coordinator.supervision import Supervised
 from rallypoint.coordinator.sweeping import Keeping, Sweeper
 from rallypoint.coordinator.tables import read_members, table_room
 from rallypoint.core import events as on
-from rallypoint.core.election import RunRegister, Seen, Timing, UnreadableError
+from rallypoint.core.election import RunRegister, RunState, Seen, Timing, UnreadableError
 from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
 from rallypoint.core.store import RoundStore
 from rallypoint.core.suspension import SuspensionCause
@@ -49,12 +48,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("rallypoint.coordinator")
 
-RETRY_S: Final = 0.2
 NO_LOG: Final = "this ledger keeps no log of it, and its coordinator is gone"
-
-
-class StoreLostError(Exception):
-    """The store of a round that is on is not in the ledger. The text says why."""
 
 
 class _Preparing(NamedTuple):
@@ -174,7 +168,7 @@ class SharedRuns:
     async def _create_log(
         self, run: RunHost, record: RoundRecord, log: LogId, header: bytes
     ) -> None:
-        name = log.name(log_prefix(run.run_id))
+        name = log.name(run.run_id)
         problem = ""
         while self._is_committing(run, record):
             try:
@@ -214,18 +208,27 @@ class SharedRuns:
         if self._hub is not None and self._hub.runs.get(run.run_id) is run:
             self._hub.drop(run.run_id)
 
-    def new_store(self, run: RunHost, store: RoundStore) -> DurableStore | None:
+    def new_store(
+        self, run: RunHost, store: RoundStore, sealed: SealedLog | None
+    ) -> DurableStore | None:
         """The round's store with its log; the logs of the rounds before can go."""
-        if not self._ledger.has_log:
+        record = run.membership.round
+        if not self._ledger.has_log or record is None:
             return None
-        self._spawn(run.run_id, self._drop_older(run.run_id, _log_of(run)))
-        record = self._ledger.limits.record_bytes_max
+        log = first_log(record.head.term, record.head.number)
+        limits = self._ledger.limits
+        oldest = sealed.replay.base if sealed else log
+        self._spawn(run.run_id, self._drop_older(run.run_id, oldest))
         return DurableStore(
             store,
             run.membership.term,
-            next_index=1,
-            batch_bytes_max=record // 2,
-            record_bytes_max=record,
+            run_id=run.run_id,
+            log=sealed.log if sealed else log,
+            next_index=sealed.next_index if sealed else 1,
+            batch_bytes_max=limits.record_bytes_max // 2,
+            record_bytes_max=limits.record_bytes_max,
+            record_cost_bytes=limits.record_cost_bytes,
+            replay=sealed.replay if sealed else None,
         )
 
     def check_lease(self) -> None:
@@ -236,21 +239,17 @@ class SharedRuns:
         """Whether the lease stands and the run is this coordinator's."""
         return self.office.may_decide(run.run_id)
 
-    def append(self, run: RunHost, index: int, data: bytes) -> None:
+    def append(self, run: RunHost, store: DurableStore, record: LogAppend) -> None:
         """Write a record of the log of the run's present round."""
-        store = run.store
-        assert isinstance(store, DurableStore)
-        log = _log_of(run).name(log_prefix(run.run_id))
-        self._spawn(run.run_id, self._append(run, store, log, index, data))
+        self._spawn(run.run_id, self._append(run, store, record))
 
-    async def _append(
-        self, run: RunHost, store: DurableStore, log: str, index: int, data: bytes
-    ) -> None:
+    async def _append(self, run: RunHost, store: DurableStore, record: LogAppend) -> None:
         """Until the outcome is known, or the round is over: nothing is acknowledged meanwhile."""
+        log = record.log.name(run.run_id)
         is_refused = False
         while self._needs_log(run, store):
             try:
-                outcome = await self._ledger.append(log, index, data)
+                outcome = await self._ledger.append(log, record.index, record.data)
             except LedgerLimitError as error:
                 # The engine takes less than it should (etcd's --max-request-bytes): what was
                 # applied here cannot be taken back, so the run waits until the engine takes it.
@@ -259,7 +258,7 @@ class SharedRuns:
                 await asyncio.sleep(RETRY_S)
                 continue
             if not isinstance(outcome, Unknown):
-                await self._appended(run, store, log, data, outcome)
+                await self._appended(run, store, log, record.data, outcome)
                 break
             await asyncio.sleep(RETRY_S)
         if is_refused:
@@ -274,6 +273,9 @@ class SharedRuns:
             return
         if isinstance(outcome, Created) or outcome == Exists(data):
             run.appended(store)
+            complete = store.take_complete()
+            if complete is not None:
+                self._spawn(run.run_id, self._drop_older(run.run_id, complete))
         elif isinstance(outcome, Exists):
             run.post(on.CommitRefused("another coordinator has sealed the round's log"))
         else:
@@ -296,11 +298,12 @@ class SharedRuns:
         is_present = run.store is store and self._run(run.run_id) is run
         return is_present and not store.is_over and not run.membership.deposed
 
-    async def _drop_older(self, run_id: str, live: LogId) -> None:
+    async def _drop_older(self, run_id: str, live: LogId | None) -> None:
         """Drop the logs that nobody needs now that `live` is known to be the run's log."""
-        prefix = log_prefix(run_id)
+        if live is None:
+            return
         try:
-            for name in older(prefix, await self._ledger.logs(prefix), live):
+            for name in older(await self._ledger.logs(log_prefix(run_id)), live):
                 await self._ledger.drop_log(name)
         except LedgerError as error:
             # The next round's store looks again, and whoever sweeps the run.
@@ -331,16 +334,16 @@ class SharedRuns:
         # Its nodes may not be here yet: a claim that was turned down goes on to watch the owner.
         run = self._hub.open_run(run_id)
         try:
-            members = await self._members(run_id, register)
-            store_lost = ""
+            state = register.state(await self._members(run_id, register))
+            sealed, store_lost = None, ""
             try:
-                records = await self._sealed_records(run_id, register)
+                sealed = await self._sealed_log(run_id, state)
             except StoreLostError as error:
-                records, store_lost = [], str(error)
+                store_lost = str(error)
                 _log.warning("run %s: round %d ends: %s", run_id, register.number, error)
             if self._run(run_id) is run and not run.is_claimed:
                 self._tell_outage(run)
-                run.begin(register.state(members), records, former_host, store_lost=store_lost)
+                run.begin(state, sealed, former_host, store_lost=store_lost)
                 _log.info("run %s: coordinated here from term %d on", run_id, register.term)
         except (UnreadableError, UnreadableLogError) as error:
             self.unreadable(run_id, str(error))
@@ -378,41 +381,26 @@ class SharedRuns:
                 problem = _told_once(run_id, what, error.message, problem)
                 await asyncio.sleep(RETRY_S)
 
-    async def _sealed_records(self, run_id: str, register: RunRegister) -> list[bytes]:
+    async def _sealed_log(self, run_id: str, state: RunState) -> SealedLog | None:
         """R5: after the seal, nothing that the former owner still writes can be in the log.
 
-        Raises StoreLostError, if the round has no log, and UnreadableLogError.
+        None if there is no round. Raises StoreLostError and UnreadableLogError.
         """
-        if register.round is None or register.close is not None:
-            return []
+        assert self._hub is not None
+        record, limits = state.round, self._hub.config.store_limits
+        if record is None or state.close is not None:
+            return None
         if not self._ledger.has_log:
             raise StoreLostError(NO_LOG)
-        log = first_log(register.round.term, register.number).name(log_prefix(run_id))
-        seal = encode_record(Record(FORMAT, register.term, (), is_seal=True))
-        problem = ""
-        while True:
-            try:
-                records = [value for _, value in await self._ledger.records(log)]
-            except (LedgerCorruptError, LedgerForeignError, LedgerFormatError) as error:
-                raise UnreadableLogError(error.message) from error
-            except LedgerError as error:
-                problem = _told_once(run_id, "the log cannot be read", error.message, problem)
-                await asyncio.sleep(RETRY_S)
-                continue
-            if not records:
-                raise StoreLostError(f"log {log!r} was removed from the ledger")
-            if records[-1] == seal:
-                return records
-            later = _later_term(records, register.term)
-            if later is not None:
-                # This process stood still, and will be told that the run is another's: then this
-                # ends. If its lease turns out to be good, nobody can have sealed after it.
-                await self.office.renewed()
-                raise UnreadableLogError(f"term {later} has sealed it; this one is {register.term}")
-            outcome = await self._ledger.append(log, len(records), seal)
-            if isinstance(outcome, Unknown):
-                problem = _told_once(run_id, "the log cannot be sealed", outcome.reason, problem)
-                await asyncio.sleep(RETRY_S)
+        reader = LogReader(
+            self._ledger,
+            run_id,
+            record.head,
+            state.term,
+            new_store=lambda: store_of(record, limits),
+            make_sure=self.office.renewed,
+        )
+        return await reader.sealed()
 
     def elsewhere(self, run_id: str, addresses: tuple[Address, ...]) -> None:
         """Another coordinator has the run: its nodes go there."""
@@ -505,13 +493,6 @@ class SharedRuns:
         return self._tasks.spawn(work, partial(self.failed, run_id))
 
 
-def _log_of(run: RunHost) -> LogId:
-    """The log of the run's present round."""
-    record = run.membership.round
-    assert record is not None
-    return first_log(record.head.term, record.head.number)
-
-
 def _is_enough(run: RunHost, node: str) -> bool:
     """Whether the run needs no other node, and had none."""
     membership = run.membership
@@ -526,9 +507,3 @@ def _told_once(run_id: str, what: str, why: str, before: str) -> str:
     if problem != before:
         _log.warning("run %s: %s", run_id, problem)
     return problem
-
-
-def _later_term(records: list[bytes], term: int) -> int | None:
-    """The term of a later seal, if there is one. Raises UnreadableLogError."""
-    read = map(decode_record, records)
-    return next((each.term for each in read if each.is_seal and each.term > term), None)

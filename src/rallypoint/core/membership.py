@@ -291,14 +291,7 @@ class Membership:
 
     def seats(self) -> list[Seat]:
         """The seat of every member of the last round, in node-rank order. O(N)."""
-        if self.round is None:
-            return []
-        workers = {member.name: member.workers for member in self.round.members}
-        firsts = ranks.worker_ranks(tuple(workers), workers)
-        return [
-            Seat(rank, first, count)
-            for rank, (first, count) in enumerate(zip(firsts, workers.values(), strict=True))
-        ]
+        return seats_of(self.round) if self.round is not None else []
 
     def is_standby(self, member: Member) -> bool:
         """Whether it is ready, and the round is on without it."""
@@ -1107,6 +1100,16 @@ class Membership:
 
     def _last_call_left_s(self, now_s: float) -> float | None:
         return max(0.0, self._call_ends_s - now_s) if self._call is Call.RUNNING else None
+
+
+def seats_of(record: RoundRecord) -> list[Seat]:
+    """The seat of every member of a round, in node-rank order. O(N)."""
+    workers = {member.name: member.workers for member in record.members}
+    firsts = ranks.worker_ranks(tuple(workers), workers)
+    return [
+        Seat(rank, first, count)
+        for rank, (first, count) in enumerate(zip(firsts, workers.values(), strict=True))
+    ]
 
 
 def _is_repeat(member: Member, event: on.NodeReady) -> bool:

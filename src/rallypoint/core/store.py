@@ -4,7 +4,8 @@ A deterministic machine: calls and times go in, answers come out, and the same i
 order give the same answers. What a call does to the data is decided apart from who waits and who
 is answered: `_Data.effect_of` decides and changes nothing, `_Data.commit` carries out `Write`s and
 can do so again from a log. Sockets, durability and the choice of the round belong to the layers
-above.
+above. For the layer that makes it durable the store lists what each call wrote and was answered
+(`take_settled`), repeats that (`redo`), and lists all that it holds (`snapshot`, `load`).
 
 Where torch's stores differ among themselves, HashStore is followed, but for one thing: `add` on a
 value that only begins like an integer ("12x") is an error here, not 12.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import Final, TypeAlias, assert_never
@@ -122,6 +123,8 @@ DataOp: TypeAlias = (
     Set | Get | Add | CompareSet | Append | Wait | Check | MultiGet | MultiSet | DeleteKey | NumKeys
 )
 StoreOp: TypeAlias = DataOp | Barrier
+READS: Final = frozenset({Get, MultiGet, Wait, Check, NumKeys})
+"""The calls that change nothing, so that they can be made again."""
 
 # ---- answers -----------------------------------------------------------------------------------
 
@@ -173,7 +176,9 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     for a multi_get, which could name one large value thousands of times. A key that is waited for
     counts for `waiting_bytes_per_node_max` with its length and 64 bytes of bookkeeping.
     Unacknowledged is a call that waits, or whose answer is remembered in case it is resent; a node
-    above its `unacknowledged_bytes_per_node_max` has new calls refused.
+    above its `unacknowledged_bytes_per_node_max` has new calls refused. `unlogged_bytes_max` is for
+    all writes that the log of a durable store has not taken yet, as while its ledger is away, and
+    `unlogged_answers_max` for the answers that wait for them.
 
     Raises ValueError, from the constructor, for a limit below 1.
     """
@@ -188,6 +193,8 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     waiting_bytes_per_node_max: int = 64 * 1024**2
     unacknowledged_calls_per_node_max: int = 20_000
     unacknowledged_bytes_per_node_max: int = 256 * 1024**2
+    unlogged_bytes_max: int = 64 * 1024**2
+    unlogged_answers_max: int = 200_000
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -230,6 +237,43 @@ class Drop(msgspec.Struct, frozen=True, array_like=True, tag="drop"):
 Write: TypeAlias = Put | Extend | Drop
 
 
+class AsStored(msgspec.Struct, frozen=True, array_like=True, tag="as"):
+    """The result is the value that `key` has after the writes: it need not be written twice."""
+
+    key: str
+
+
+class Settled(msgspec.Struct, frozen=True, array_like=True, tag="did"):
+    """What a call wrote and what it was answered: all that is needed to repeat both (R10, R11)."""
+
+    node: str
+    request_id: int
+    result: Value | StoreFailure | AsStored
+    writes: tuple[Write, ...] = ()
+
+
+class Acknowledged(msgspec.Struct, frozen=True, array_like=True, tag="ack"):
+    """Of a snapshot: the node has the answers up to this id, but for those `still_open`.
+
+    With more than fit into one item there are several, for the same `up_to`.
+    """
+
+    node: str
+    up_to: int
+    still_open: tuple[int, ...] = ()
+
+
+class MoreBytes(msgspec.Struct, frozen=True, array_like=True, tag="more"):
+    """Of a snapshot: what follows the bytes that this call was answered in an item before."""
+
+    node: str
+    request_id: int
+    value: bytes
+
+
+SnapshotItem: TypeAlias = Put | Extend | Acknowledged | Settled | MoreBytes
+
+
 class Effect(msgspec.Struct, frozen=True):
     """What a call answers, and what it writes: at most one `Write` per key."""
 
@@ -252,6 +296,17 @@ class _Data:
 
     def items(self) -> list[tuple[str, bytes]]:
         return [(key, bytes(self._values[key])) for key in sorted(self._values)]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def copy(self) -> list[tuple[str, bytes]]:
+        """All keys and values, in no order. Costs no bytes but those of values appended to."""
+        items = self._values.items()
+        return [(k, v if type(v) is bytes else bytes(v)) for k, v in items]
+
+    def value(self, key: str) -> bytes:
+        return self._read(key)
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of `keys` that do not exist, each once, in their order."""
@@ -391,6 +446,7 @@ class _Session:
         # By request id: a call that waits, an answer in case it is asked for again, or None for
         # a call that was cancelled.
         self.calls: dict[int, _Call | Answer | None] = {}
+        self._reads: set[int] = set()  # Those of `calls` that were reads, and were answered.
         self.waiting = 0
         self.waiting_bytes = 0
         self.answer_bytes = 0
@@ -412,9 +468,34 @@ class _Session:
         call = self.calls.get(request_id)
         return [call] if isinstance(call, Answer) else []
 
-    def remember(self, answer: Answer) -> None:
+    def remember(self, answer: Answer, *, is_read: bool = False) -> None:
         self.calls[answer.request_id] = answer
         self.answer_bytes += _result_bytes(answer.result)
+        if is_read:
+            self._reads.add(answer.request_id)
+
+    def restore(self, answer: Answer) -> None:
+        """Remember an answer that was given by another coordinator."""
+        known = self.calls.get(answer.request_id)
+        if isinstance(known, Answer):
+            self.answer_bytes -= _result_bytes(known.result)
+        elif answer.request_id > self._floor:
+            heappush(self._ids, answer.request_id)
+        self.remember(answer)
+
+    def restore_acknowledged(self, up_to: int, still_open: Iterable[int]) -> None:
+        """Take what `acknowledged` said, before any answer is restored; in one go or in several."""
+        self._floor = up_to
+        self._open.update(dict.fromkeys(still_open))
+
+    def acknowledged(self) -> tuple[int, tuple[int, ...]] | None:
+        """What `close` was told last; None if nothing was."""
+        return None if self._floor == -math.inf else (int(self._floor), tuple(self._open))
+
+    def written(self) -> list[Answer]:
+        """The remembered answers of calls that were no reads."""
+        answers = (each for each in self.calls.values() if isinstance(each, Answer))
+        return [each for each in answers if each.request_id not in self._reads]
 
     def close(self, up_to: int, still_open: Iterable[int]) -> list[int]:
         """Move the floor, and return the ids that are known here and have become closed."""
@@ -431,6 +512,7 @@ class _Session:
         call = self.calls.pop(request_id)
         if isinstance(call, Answer):
             self.answer_bytes -= _result_bytes(call.result)
+            self._reads.discard(request_id)
 
     def picture(self, node: str) -> SessionPicture:
         known = sorted((i, c) for i, c in self.calls.items() if not isinstance(c, _Call))
@@ -546,6 +628,7 @@ class RoundStore:
         self._deadlines: list[tuple[float, int, _Call]] = []  # a heap; some no longer wait
         self._calls_admitted = 0
         self._ended: str | None = None
+        self._settled: list[Settled] | None = None
 
     def apply(
         self, node: str, request_id: int, op: StoreOp, timeout_s: float | None, now_s: float
@@ -636,6 +719,7 @@ class RoundStore:
         if self._ended is not None:
             return []
         self._ended = message
+        self._settled = None
         self._data = _Data(self._limits)
         failure = StoreFailure(ROUND_ENDED, message)
         return [self._settle(call, failure) for call in list(self._waits)]
@@ -643,6 +727,75 @@ class RoundStore:
     def usage(self) -> tuple[int, int]:
         """How many keys there are, and how many bytes keys and values have."""
         return self._data.usage()
+
+    @property
+    def limits(self) -> StoreLimits:
+        """What this store holds at most."""
+        return self._limits
+
+    def remembers(self, node: str, request_id: int) -> bool:
+        """Whether the answer to this request is kept, as its node may ask for it again."""
+        session = self._sessions.get(node)
+        return session is not None and isinstance(session.calls.get(request_id), Answer)
+
+    # -- for the layer that makes the store durable ----------------------------------------------
+
+    def note_settled(self) -> None:
+        """From now on keep what `take_settled` returns."""
+        self._settled = []
+
+    def take_settled(self) -> list[Settled]:
+        """What was answered since the last time, but for reads: those can be asked again.
+
+        In order. What one call brought about (a barrier's release) stands or falls together.
+        """
+        settled = self._settled
+        if not settled:
+            return []
+        self._settled = []
+        return settled
+
+    def redo(self, settled: Settled) -> None:
+        """Do once more what another coordinator's store did. It is a store nobody has called."""
+        self._data.commit(settled.writes)
+        session, result = self._session_of(settled.node), settled.result
+        if isinstance(result, AsStored):
+            result = Value(self._data.value(result.key))
+        if session is not None:
+            session.restore(Answer(settled.node, settled.request_id, result))
+
+    def snapshot(self, item_bytes_max: int) -> Iterator[SnapshotItem]:
+        """All that the store holds now, whatever is done to it while the items are taken.
+
+        Without who waits: a node asks again for whatever it has no answer to. Calling this costs
+        O(keys + answers), each item O(its size). No item needs more than `item_bytes_max`, if each
+        key does with some to spare.
+        """
+        sessions = [(n, s.acknowledged(), s.written()) for n, s in self._sessions.items()]
+        return _snapshot_items(self._data.copy(), sessions, item_bytes_max)
+
+    def load(self, items: Iterable[SnapshotItem]) -> None:
+        """Take a whole snapshot. It is a store nobody has called."""
+        for item in items:
+            match item:
+                case Put() | Extend():
+                    self._data.commit((item,))
+                case Settled():
+                    self.redo(item)
+                case Acknowledged(node, up_to, still_open):
+                    session = self._session_of(node)
+                    if session is not None:
+                        session.restore_acknowledged(up_to, still_open)
+                case MoreBytes(node, request_id, value):
+                    self._lengthen(node, request_id, value)
+
+    def _lengthen(self, node: str, request_id: int, more: bytes) -> None:
+        session = self._session_of(node)
+        for answer in session.remembered(request_id) if session else ():
+            assert session is not None
+            assert isinstance(answer.result, Value)
+            assert isinstance(answer.result.value, bytes)
+            session.restore(Answer(node, request_id, Value(answer.result.value + more)))
 
     def freeze(self) -> StorePicture:
         """The store as a hashable value; O(size)."""
@@ -684,7 +837,7 @@ class RoundStore:
         if effect is None:
             return self._wait(call, now_s) or self._watch(call)
         self._data.commit(effect.writes)
-        return [self._settle(call, effect.result), *self._wake(effect.writes)]
+        return [self._settle(call, effect.result, effect.writes), *self._wake(effect.writes)]
 
     def _objection(self, call: _Call) -> StoreFailure | None:
         """What is wrong with a call, whatever the data."""
@@ -701,13 +854,26 @@ class RoundStore:
             "key_bytes_max", longest
         )
 
-    def _settle(self, call: _Call, result: StoreResult) -> Answer:
+    def _settle(self, call: _Call, result: StoreResult, writes: tuple[Write, ...] = ()) -> Answer:
         """End a call, waiting or not: each admitted call gets here at most once."""
         if call in self._waits:
             self._leave(call)
         answer = Answer(call.node, call.request_id, result)
-        self._sessions[call.node].remember(answer)
+        if self._settled is None:
+            self._sessions[call.node].remember(answer)
+            return answer
+        is_read = type(call.op) in READS
+        self._sessions[call.node].remember(answer, is_read=is_read)
+        if not is_read:
+            told = self._told(call.op, result)
+            self._settled.append(Settled(call.node, call.request_id, told, writes))
         return answer
+
+    def _told(self, op: StoreOp, result: StoreResult) -> StoreResult | AsStored:
+        """The result as it is logged: a value that is in the store is not written once more."""
+        if isinstance(op, CompareSet) and isinstance(result, Value) and op.key in self._data:
+            return AsStored(op.key)
+        return result
 
     # -- waiting
 
@@ -859,6 +1025,49 @@ def keys_of(op: StoreOp) -> tuple[str, ...]:
             return (key,)
         case _:
             assert_never(op)
+
+
+_ITEM_OVERHEAD_BYTES: Final = 64
+
+
+def _snapshot_items(
+    data: list[tuple[str, bytes]],
+    sessions: list[tuple[str, tuple[int, tuple[int, ...]] | None, list[Answer]]],
+    bytes_max: int,
+) -> Iterator[SnapshotItem]:
+    for key, value in data:
+        for number, piece in enumerate(_pieces(value, bytes_max - _key_bytes(key))):
+            yield Extend(key, piece) if number else Put(key, piece)
+    for node, acknowledged, answers in sessions:
+        if acknowledged is not None:
+            # A number needs 9 bytes at most.
+            for ids in _slices(acknowledged[1], max(1, bytes_max // 16)):
+                yield Acknowledged(node, acknowledged[0], ids)
+        for answer in answers:
+            yield from _answer_items(answer, bytes_max - 4 * len(node))
+
+
+def _answer_items(answer: Answer, bytes_max: int) -> Iterator[SnapshotItem]:
+    node, request_id, result = answer.node, answer.request_id, answer.result
+    value = result.value if isinstance(result, Value) else None
+    if not isinstance(value, bytes):
+        yield Settled(node, request_id, result)
+        return
+    for number, piece in enumerate(_pieces(value, bytes_max)):
+        more = MoreBytes(node, request_id, piece)
+        yield more if number else Settled(node, request_id, Value(piece))
+
+
+def _pieces(value: bytes, bytes_max: int) -> Iterator[bytes]:
+    """At least one, and each with what an item needs besides within `bytes_max`."""
+    room = max(1, bytes_max - _ITEM_OVERHEAD_BYTES)
+    for start in range(0, len(value) or 1, room):
+        yield value[start : start + room]
+
+
+def _slices(ids: tuple[int, ...], count: int) -> Iterator[tuple[int, ...]]:
+    for start in range(0, len(ids) or 1, count):
+        yield ids[start : start + count]
 
 
 def _shape_objection(op: StoreOp) -> StoreFailure | None:

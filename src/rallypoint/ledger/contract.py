@@ -104,6 +104,8 @@ class LedgerLimits(msgspec.Struct, frozen=True, kw_only=True):
     `writes_per_s` is what one process may ask for and still leave room for others: a rate to stay
     below, which nothing enforces. `is_one_value`: all registers are one value of the engine, which
     each swap writes as a whole: what is kept there must be small, and few registers be used.
+    `record_cost_bytes`: to read one record more takes about as long as to read so many bytes more;
+    by this a log's owner decides when to write a snapshot.
     """
 
     value_bytes_max: int
@@ -111,6 +113,7 @@ class LedgerLimits(msgspec.Struct, frozen=True, kw_only=True):
     writes_per_s: float
     registers_max: int | None = None
     is_one_value: bool = False
+    record_cost_bytes: int = 4096
 
 
 class Ledger(abc.ABC):
@@ -222,8 +225,14 @@ class Ledger(abc.ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} keeps no log")
 
-    async def records(self, log: str, start: int = 0) -> tuple[tuple[int, bytes], ...]:
-        """(index, value) of each record from `start` on, in order. Raises as `read`."""
+    async def records(
+        self, log: str, start: int = 0, limit: int | None = None
+    ) -> tuple[tuple[int, bytes], ...]:
+        """(index, value) of each record from `start` on, in order: all, or with `limit` a page.
+
+        A page has at most `limit` records, and may have fewer than there are; it is empty only if
+        there is none from `start` on. Each page has a deadline of its own. Raises as `read`.
+        """
         raise NotImplementedError(f"{type(self).__name__} keeps no log")
 
     async def drop_log(self, log: str) -> None:

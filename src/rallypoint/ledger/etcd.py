@@ -237,9 +237,11 @@ class EtcdLedger(Ledger):
         except LedgerError as error:
             return Unknown(error.message, error)
 
-    async def records(self, log: str, start: int = 0) -> tuple[tuple[int, bytes], ...]:
+    async def records(
+        self, log: str, start: int = 0, limit: int | None = None
+    ) -> tuple[tuple[int, bytes], ...]:
         """See Ledger.records."""
-        found = await self._all(self._log(log), self._record(log, start))
+        found = await self._all(self._log(log), self._record(log, start), limit)
         read = []
         for index, each in enumerate(found, start):
             where = f"etcd's key {each.key.decode(errors='replace')}"
@@ -265,7 +267,9 @@ class EtcdLedger(Ledger):
     async def logs(self, prefix: str = "") -> tuple[str, ...]:
         """See Ledger.logs. Looks from log to log, so it costs by their number, not their length."""
         start = self._root + b"l/"
-        end, at, found = prefix_end(start), start, []
+        # Quoting goes letter by letter, so the names that begin so are those that are quoted so.
+        at = start + urllib.parse.quote(prefix, safe="").encode()
+        end, found = prefix_end(at), []
         while True:
             page = (await self._client.range(at, end, limit=1, keys_only=True)).kvs
             if not page:
@@ -277,9 +281,14 @@ class EtcdLedger(Ledger):
 
     # -- helpers --------------------------------------------------------------------------------
 
-    async def _all(self, prefix: bytes, start: bytes = b"", **options: Any) -> list[KeyValue]:
-        """All keys below a prefix, in pages: an answer has a size that etcd will not exceed."""
-        at, end, limit = start or prefix, prefix_end(prefix), _PAGE
+    async def _all(
+        self, prefix: bytes, start: bytes = b"", count: int | None = None, **options: Any
+    ) -> list[KeyValue]:
+        """All keys below a prefix, or the first ones of them: with `count`, what one page has.
+
+        In pages, as an answer has a size that etcd will not exceed.
+        """
+        at, end, limit = start or prefix, prefix_end(prefix), min(_PAGE, count or _PAGE)
         found: list[KeyValue] = []
         while True:
             try:
@@ -290,7 +299,7 @@ class EtcdLedger(Ledger):
                 limit //= 2
                 continue
             found += page.kvs
-            if not page.more:
+            if count is not None or not page.more:
                 return found
             at = page.kvs[-1].key + b"\0"
 

@@ -53,6 +53,8 @@ TIMEOUT_S: Final = 5.0
 _STALE_S: Final = 3600.0
 """Files that were never linked are swept after this, by the disk's own clock (R9)."""
 _TRIES_MAX: Final = 1000
+PAGE_RECORDS_MAX: Final = 1000
+"""How many records are read at a time where the caller asks for all."""
 TOMBSTONE: Final = b"\0deleted"
 """The last version of a register that was deleted only if it had a certain one."""
 
@@ -63,7 +65,13 @@ class FileLedger(Ledger):
     is_durable = True
     durability = Durability.DISK
     has_log = True
-    limits = LedgerLimits(value_bytes_max=16 << 20, record_bytes_max=16 << 20, writes_per_s=50.0)
+    # On a file server to open a file takes about 2 ms, in which it could send so many bytes.
+    limits = LedgerLimits(
+        value_bytes_max=16 << 20,
+        record_bytes_max=16 << 20,
+        writes_per_s=50.0,
+        record_cost_bytes=256 << 10,
+    )
 
     def __init__(
         self,
@@ -127,11 +135,20 @@ class FileLedger(Ledger):
         except LedgerError as error:
             return Unknown(error.message, error)
 
-    async def records(self, log: str, start: int = 0) -> tuple[tuple[int, bytes], ...]:
-        """See Ledger.records."""
+    async def records(
+        self, log: str, start: int = 0, limit: int | None = None
+    ) -> tuple[tuple[int, bytes], ...]:
+        """See Ledger.records. All are read in pages, too: each file takes as long as it takes."""
         check_name(log)
         files = self._opened()
-        return await self._run(lambda: files.records(log, start))
+        found: list[tuple[int, bytes]] = []
+        while True:
+            at = start + len(found)
+            left = PAGE_RECORDS_MAX if limit is None else limit
+            page = await self._run(lambda: files.records(log, at, left, self._timeout_s / 4))  # noqa: B023
+            found += page
+            if limit is not None or not page:
+                return tuple(found)
 
     async def drop_log(self, log: str) -> None:
         """See Ledger.drop_log."""
@@ -313,33 +330,51 @@ class _Files:
         except FileNotFoundError:
             return None
 
-    def records(self, log: str, start: int) -> tuple[tuple[int, bytes], ...]:
+    def records(self, log: str, start: int, limit: int, seconds: float) -> list[tuple[int, bytes]]:
+        """The next records: as many as can be read in so many seconds, but one at least."""
         for name in self._names(self._logs, log):
+            folder = self._logs / name
             with contextlib.suppress(FileNotFoundError):
-                folder = self._logs / name
-                count = self._count(folder)
-                if self._synced.get((self._logs, log)) != (name, count):
-                    self._disk.sync(folder)
-                    self._synced[self._logs, log] = (name, count)
-                return tuple(self._record_at(folder, index) for index in range(start, count))
-        return ()
+                found = self._page(folder, start, limit, seconds)
+                self._know_synced(log, name, start + len(found))
+                return found
+        return []
 
-    def _count(self, folder: Path) -> int:
-        """How many records there are. Raises FileNotFoundError if the log is gone."""
-        found = {name for name in names(folder) if not name.startswith(".")}
-        for index in range(len(found)):
-            # A listing is not taken at one moment: a record may be missing in it and there.
-            if _record(index) not in found and not (folder / _record(index)).exists():
-                names(folder)
-                raise LedgerCorruptError(
-                    f"record {index} of the log in {folder} is missing, and later ones are there",
-                    hint="stop every process that uses this ledger, and restore it from a backup",
-                )
-        return len(found)
+    def _page(
+        self, folder: Path, start: int, limit: int, seconds: float
+    ) -> list[tuple[int, bytes]]:
+        """Raises FileNotFoundError if the log is gone."""
+        ends_s = time.monotonic() + seconds
+        found: list[tuple[int, bytes]] = []
+        for index in range(start, start + limit):
+            path = folder / _record(index)
+            try:
+                value = envelope.unseal(content(path), str(path)).value
+            except FileNotFoundError:
+                self._check_end(folder, index)
+                break
+            found.append((index, value))
+            if time.monotonic() >= ends_s:
+                break
+        return found
 
-    def _record_at(self, folder: Path, index: int) -> tuple[int, bytes]:
-        path = folder / _record(index)
-        return index, envelope.unseal(content(path), str(path)).value
+    def _check_end(self, folder: Path, count: int) -> None:
+        """There are so many records, as it seems. Raises FileNotFoundError if the log is gone."""
+        later = [name for name in names(folder) if _is_record(name) and int(name, 16) > count]
+        # Others may have written since: only what stays missing is missing.
+        if later and not (folder / _record(count)).exists():
+            names(folder)
+            raise LedgerCorruptError(
+                f"record {count} of the log in {folder} is missing, and later ones are there",
+                hint="stop every process that uses this ledger, and restore it from a backup",
+            )
+
+    def _know_synced(self, log: str, name: str, count: int) -> None:
+        """What is told on must not be undone by a power failure: as `read` does."""
+        known = self._synced.get((self._logs, log))
+        if known is None or known[0] != name or known[1] < count:
+            self._disk.sync(self._logs / name)
+            self._synced[self._logs, log] = (name, count)
 
     def drop_log(self, log: str) -> None:
         self._remove(self._logs, log)
@@ -492,6 +527,10 @@ def _number_in(name: str) -> float:
 
 def _record(index: int) -> str:
     return f"{index:016x}"
+
+
+def _is_record(name: str) -> bool:
+    return len(name) == 16 and all(digit in "0123456789abcdef" for digit in name)
 
 
 def _sealed(value: bytes) -> bytes:

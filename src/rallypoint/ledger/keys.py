@@ -3,7 +3,9 @@
     coordinators/<process>          a coordinator process's lease
     runs/<run>                      the head of a run
     chunks/<run>/<term>-<serial>    a part of the member table of a run's round
-    stores/<run>/<log>              a log of the store of a round
+    stores/<run>/<number>.<term>.<segment>.<writer>
+                                    a segment of the log of the store of a round of that term; the
+                                    writer is the term of the coordinator that made it
     floor                           the highest term and number of all runs that were removed
 
 <run> is the quoted id of the run. It holds no `/`, so that a list of the names that begin with
@@ -56,6 +58,33 @@ def chunk_of(key: str) -> tuple[int, int] | None:
 def log_prefix(run_id: str) -> str:
     """What the names of all logs of a run begin with."""
     return f"stores/{quoted(run_id)}/"
+
+
+def round_prefix(run_id: str, number: int, term: int) -> str:
+    """What the names of all segments of the log of one round begin with."""
+    return f"{log_prefix(run_id)}{number}.{term}."
+
+
+def log_name(run_id: str, number: int, term: int, segment: int, writer: int) -> str:
+    """One segment of the log of the store of one round. Never used again."""
+    return f"{round_prefix(run_id, number, term)}{segment}.{writer}"
+
+
+def log_of(name: str) -> tuple[int, int, int, int] | None:
+    """The number, term, segment and writer in a log's name; None if it is no such name.
+
+    Format 1 had one log a round, named by its number alone: as of term 0.
+    """
+    parts = name.rpartition("/")[2].split(".")
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        return None
+    match [int(part) for part in parts]:
+        case [number]:
+            return number, 0, 0, 0
+        case [number, term, segment, writer]:
+            return number, term, segment, writer
+        case _:
+            return None
 
 
 def quoted(run_id: str) -> str:

@@ -104,10 +104,14 @@ class MemoryLedger(Ledger):
         self._logs.setdefault(log, records).append(value)
         return Created()
 
-    async def records(self, log: str, start: int = 0) -> tuple[tuple[int, bytes], ...]:
+    async def records(
+        self, log: str, start: int = 0, limit: int | None = None
+    ) -> tuple[tuple[int, bytes], ...]:
         """See Ledger.records."""
         check_name(log)
-        return tuple(enumerate(self._logs.get(log, [])))[start:]
+        kept = self._logs.get(log, [])
+        end = len(kept) if limit is None else min(len(kept), start + limit)
+        return tuple((index, kept[index]) for index in range(start, end))
 
     async def drop_log(self, log: str) -> None:
         """See Ledger.drop_log."""

@@ -369,6 +369,42 @@ class LedgerSuite:
 
         _run(connect, body)
 
+    def test_a_log_can_be_read_in_pages(self, connect: Connect) -> None:
+        """A page may have fewer records than were asked for, and none only at the end."""
+
+        async def body(one: Ledger, two: Ledger) -> None:
+            _needs_log(one)
+            assert await two.records("log", 0, 10) == ()
+            for index in range(10):
+                await _append(one, "log", index, b"%d" % index)
+            wanted = tuple((index, b"%d" % index) for index in range(10))
+            for limit in (1, 3, 10, 11):
+                found: tuple[tuple[int, bytes], ...] = ()
+                while page := await two.records("log", len(found), limit):
+                    assert len(page) <= limit
+                    found += page
+                assert found == wanted
+            assert await two.records("log", 11, 1) == ()
+
+        _run(connect, body)
+
+    def test_no_index_of_a_dropped_log_is_free_for_whoever_comes_late(
+        self, connect: Connect
+    ) -> None:
+        """But the first one, for which the caller has a rule: no name is used twice."""
+
+        async def body(one: Ledger, two: Ledger) -> None:
+            _needs_log(one)
+            for index in range(3):
+                await _append(one, "log", index, b"%d" % index)
+            await two.drop_log("log")
+            for index in (1, 2, 3, 4):
+                assert await one.append("log", index, b"late") == Gap()
+            assert await one.records("log", 0, 5) == ()
+            assert await two.logs() == ()
+
+        _run(connect, body)
+
     def test_of_many_who_seal_the_tail_one_does(self, connect: Connect) -> None:
         async def add(ledger: Ledger, writer: int) -> list[int]:
             mine: list[int] = []
@@ -405,6 +441,8 @@ class LedgerSuite:
                     await _append(one, log, index, log.encode())
             assert await two.logs() == ("a", "a/b", "b")
             assert await two.logs("a/") == ("a/b",)
+            assert await two.logs("a") == ("a", "a/b")
+            assert await two.logs("é/") == ()
             await two.drop_log("a")
             assert await one.records("a") == ()
             # Its writer may have been frozen meanwhile: what it still appends leads nowhere.

@@ -1,0 +1,117 @@
+"""The records of a round's log: what is in them, and their bytes.
+
+They hold *results*: what each call wrote and what it was answered. Two releases that replay them
+come to the same store, even if one of them would answer a call otherwise than the other.
+
+A log is a segment of a round's store (`round_log`). Its first record is its header. A segment that
+follows another begins with a *snapshot*, all that the store held when that segment began, in as
+many records as it takes; what happened since then stands between these and after them. Until the
+last part of the snapshot is there, the segment before is needed too.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from rallypoint.core.store import Settled, SnapshotItem
+
+FORMAT: Final = 2
+"""The format of a record; it stands first in each. A reader refuses any other."""
+
+
+class Header(msgspec.Struct, frozen=True, array_like=True):
+    """The first record of a log: what it is a log of.
+
+    It is created before the round is committed, so a log without it was removed.
+    """
+
+    run_id: str
+    number: int
+    segment: int = 0
+
+
+class Moved(msgspec.Struct, frozen=True, array_like=True):
+    """The last record of a segment: the next one goes on. `writer` is the term that made it."""
+
+    segment: int
+    writer: int
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """A part of the snapshot. Only with its last one does a snapshot count."""
+
+    items: tuple[SnapshotItem, ...]
+    is_last: bool
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """One record of a log. A seal has no entries: nothing of an earlier term follows it (R5).
+
+    `unfinished`: so many of the entries written last, in this record and those before it, belong
+    together with the first ones of the next record. They count only if that one is there, as what a
+    barrier answers must count for all.
+    """
+
+    format: int
+    term: int
+    entries: tuple[Settled, ...] = ()
+    is_seal: bool = False
+    header: Header | None = None
+    unfinished: int = 0
+    part: Part | None = None
+    moved: Moved | None = None
+
+
+class UnreadableLogError(Exception):
+    """A record is not ours, damaged, or of another format. The text says which."""
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(Record)
+
+
+def encode_record(record: Record) -> bytes:
+    """A record's bytes."""
+    return _ENCODER.encode(record)
+
+
+def header_record(run_id: str, number: int, term: int, segment: int = 0) -> bytes:
+    """The first record of a log. The same again for the same log."""
+    return encode_record(Record(FORMAT, term, header=Header(run_id, number, segment)))
+
+
+def seal_record(term: int) -> bytes:
+    """What a coordinator puts behind all that those before it have written."""
+    return encode_record(Record(FORMAT, term, is_seal=True))
+
+
+def decode_record(data: bytes) -> Record:
+    """A record. Raises UnreadableLogError."""
+    try:
+        record = _DECODER.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UnreadableLogError(_why_unreadable(data, error)) from error
+    if record.format != FORMAT:
+        raise UnreadableLogError(_other_format(record.format))
+    return record
+
+
+def _why_unreadable(data: bytes, error: Exception) -> str:
+    """The format is told first: a record of another one need not look like ours at all."""
+    try:
+        first = msgspec.msgpack.decode(data, type=list)[0]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError):
+        first = FORMAT
+    if type(first) is int and first != FORMAT:
+        return _other_format(first)
+    return f"a record of the round's store is damaged: {error}"
+
+
+def _other_format(found: int) -> str:
+    age = "a newer" if found > FORMAT else "an older"
+    return (
+        f"a record of the round's store has format {found}, of {age} release; this one reads "
+        f"format {FORMAT}: let that release finish the run, or start it under another id"
+    )

@@ -1,0 +1,108 @@
+"""A round's store from its log, record by record: what a coordinator that takes over begins with.
+
+Without I/O. The reader gives the records of the segments in their order, and goes on in the segment
+that `Moved` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from rallypoint.coordinator.log_records import Record, UnreadableLogError
+from rallypoint.coordinator.round_log import LogId
+from rallypoint.core.store import RoundStore, Settled
+
+
+class Cost(msgspec.Struct):
+    """What it takes to read some records."""
+
+    records: int = 0
+    bytes: int = 0
+
+    def add(self, size: int) -> None:
+        """One more record of this size."""
+        self.records += 1
+        self.bytes += size
+
+
+class Replay:
+    """Takes records, and has the store that they lead to. `new_store` gives an empty one.
+
+    `sealed_by` is the highest term that has sealed the log, `base` the segment without those before
+    which the store can be had, `snapshot` what the last complete snapshot cost, and `since` what
+    the records cost that were written since that one began.
+    """
+
+    def __init__(self, new_store: Callable[[], RoundStore]) -> None:
+        self.sealed_by = 0
+        self.base: LogId | None = None
+        self.snapshot = Cost()
+        self.since = Cost()
+        self._new_store = new_store
+        self._store: RoundStore | None = None
+        self._log: LogId | None = None
+        self._unfinished: list[Settled] = []
+        # The store of the segment's own snapshot, until that is complete; what was written since it
+        # began; and what both cost.
+        self._coming: RoundStore | None = None
+        self._since_it: list[Settled] = []
+        self._cost_of_it = Cost()
+        self._cost_since_it = Cost()
+
+    @property
+    def store(self) -> RoundStore:
+        """What the records lead to. Raises UnreadableLogError if they begin in the middle."""
+        if self._store is None:
+            raise UnreadableLogError("the log of the round's store has lost its beginning")
+        return self._store
+
+    def begin_segment(self, log: LogId) -> None:
+        """The records that follow are those of this segment."""
+        self._log = log
+        self._since_it, self._cost_of_it, self._cost_since_it = [], Cost(), Cost()
+        if log.segment:
+            self._coming = self._new_store()
+        else:
+            self._store, self._coming, self.base = self._new_store(), None, log
+
+    def take(self, record: Record, size: int) -> None:
+        """The segment's next record, of `size` bytes. Raises UnreadableLogError."""
+        try:
+            self._take(record, size)
+        except (KeyError, AssertionError) as error:
+            raise UnreadableLogError("a record does not fit those before it") from error
+
+    def _take(self, record: Record, size: int) -> None:
+        if record.part is not None:
+            self._cost_of_it.add(size)
+            if self._coming is not None:
+                self._coming.load(record.part.items)
+                if record.part.is_last:
+                    self._switch(self._coming)
+            return
+        self.since.add(size)
+        self._cost_since_it.add(size)
+        if record.is_seal:
+            # What its writer could not finish was acknowledged to nobody.
+            self._unfinished = []
+            self.sealed_by = max(self.sealed_by, record.term)
+        self._unfinished += record.entries
+        finished = len(self._unfinished) - record.unfinished
+        entries, self._unfinished = self._unfinished[:finished], self._unfinished[finished:]
+        if self._coming is not None:
+            self._since_it += entries
+        if self._store is not None:
+            _redo(self._store, entries)
+
+    def _switch(self, store: RoundStore) -> None:
+        _redo(store, self._since_it)
+        self._store, self._coming, self._since_it = store, None, []
+        self.base = self._log
+        self.snapshot, self.since = self._cost_of_it, self._cost_since_it
+
+
+def _redo(store: RoundStore, entries: Iterable[Settled]) -> None:
+    for entry in entries:
+        store.redo(entry)
