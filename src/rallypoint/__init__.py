@@ -20,7 +20,8 @@ from rallypoint._version import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rallypoint.client.blocking import Run, Store, World
+    from rallypoint.client.blocking import Portal, Run, Store, World
+    from rallypoint.client.world import Store as AsyncStore
     from rallypoint.core.reasons import Waiting
     from rallypoint.core.values import (
         Change,
@@ -135,8 +136,16 @@ def join(
             token=token,
             labels=labels,
             options=options,
-        )
+        ),
+        _store_for_torch,
     )
+
+
+def _store_for_torch(portal: Portal, store: AsyncStore) -> Store | None:
+    """See blocking.StoreForTorch. Only where torch is imported: it is loaded no sooner."""
+    from rallypoint.rendezvous import torch_bridge
+
+    return torch_bridge.world_store(portal, store)
 
 
 def __getattr__(name: str) -> Any:

@@ -214,6 +214,37 @@ def test_a_tcp_store_is_served(torch_distributed: Any, is_host: Any) -> None:
     assert store.get(KEY) == b64encode(b"one")
 
 
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "0", "[::]", "[::ffff:0.0.0.0]", "224.0.0.1", "255.255.255.255"]
+)
+def test_an_address_that_names_no_machine_is_not_this_one(
+    torch_distributed: Any, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """Every machine could serve a store there, and no node would find another."""
+    port, asked = free_port(), []
+
+    def serve(host: str, port: int, **given: Any) -> None:
+        asked.append(given["is_server"])
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(torch_bridge, "tcp_store", serve)
+    monkeypatch.setattr(c10d, "_knock", lambda *_: [])
+    with pytest.raises(RendezvousConnectionError):
+        create_backend(params(f"{host}:{port}", read_timeout=1))
+    assert asked == [False]
+    with pytest.raises(RendezvousConnectionError):
+        create_backend(params(f"{host}:{port}", read_timeout=1, is_host=True))
+    assert asked == [False, True]
+
+
+def test_the_wildcard_is_served_where_this_is_the_host(torch_distributed: Any) -> None:
+    port = free_port()
+    _, store = create_backend(params(f"0.0.0.0:{port}", is_host=True, read_timeout=10))
+    client = torch_distributed.TCPStore("127.0.0.1", port, is_master=False)
+    client.set("key", "value")
+    assert store.get("key") == b"value"
+
+
 @pytest.mark.parametrize("is_host", ["false", None])
 def test_a_tcp_store_that_is_there_is_used(torch_distributed: Any, is_host: Any) -> None:
     served = torch_distributed.TCPStore("localhost", 0, is_master=True)

@@ -123,6 +123,88 @@ def test_the_path_is_searched_where_the_variable_names_no_file(
     assert str(tmp_path / "gone") in caplog.text
 
 
+def test_a_free_port_is_held_until_it_is_closed() -> None:
+    held = find_free_port()
+    address = held.getsockname()[:2]
+    assert address[0] in ("127.0.0.1", "::1")
+    with socket.socket(held.family) as other, pytest.raises(OSError, match="in use"):
+        other.bind(address)
+    held.close()
+    with socket.socket(held.family) as other:
+        other.bind(address)
+
+
+class NoSockets:
+    """Makes socket.socket refuse at one step, for some families."""
+
+    def __init__(self, step: str, *families: int) -> None:
+        self._step, self._families = step, families
+        self.made: list[socket.socket] = []
+
+    def __call__(self, family: int, kind: int) -> socket.socket:
+        if self._step == "socket" and family in self._families:
+            raise OSError(97, "Address family not supported by protocol")
+        made = RefusingSocket(family, kind)
+        made.refused = self._step if family in self._families else ""
+        self.made.append(made)
+        return made
+
+
+class RefusingSocket(socket.socket):
+    __slots__ = ("refused",)
+    refused: str
+
+    def bind(self, address: object) -> None:
+        if self.refused == "bind":
+            raise OSError(99, "Cannot assign requested address")
+        super().bind(address)  # type: ignore[arg-type]
+
+    def listen(self, backlog: int = 0, /) -> None:
+        if self.refused == "listen":
+            raise OSError(98, "Address already in use")
+        super().listen(backlog)
+
+
+BOTH = [
+    (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+    (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+]
+
+
+@pytest.mark.parametrize("step", ["socket", "bind", "listen"])
+def test_a_family_that_this_machine_lacks_leaves_the_other(
+    monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    sockets = NoSockets(step, socket.AF_INET6)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: BOTH)
+    monkeypatch.setattr(socket, "socket", sockets)
+    with find_free_port() as held:
+        assert held.family == socket.AF_INET
+        assert held.getsockname()[1] > 0
+    assert all(made.fileno() == -1 for made in sockets.made)
+
+
+@pytest.mark.parametrize("step", ["socket", "bind", "listen"])
+@pytest.mark.parametrize("resolves", [True, False])
+def test_a_machine_without_any_socket_is_told_with_torch_s_words(
+    monkeypatch: pytest.MonkeyPatch, step: str, resolves: bool
+) -> None:
+    def look_up(*_: object, **__: object) -> object:
+        if not resolves:
+            raise socket.gaierror(-2, "Name or service not known")
+        return BOTH
+
+    sockets = NoSockets(step, socket.AF_INET, socket.AF_INET6)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket, "socket", sockets)
+    with pytest.raises(RuntimeError, match="Failed to create a socket") as caught:
+        find_free_port()
+    assert caught.value.args == ("Failed to create a socket",)
+    assert "127.0.0.1: " in caught.value.__notes__[0]
+    assert "::1: " in caught.value.__notes__[0]
+    assert all(made.fileno() == -1 for made in sockets.made)
+
+
 PROGRAMS = {
     "etcd Version: 3.3.25": "3.4 is the oldest",
     "something else": "does not say its version",

@@ -150,7 +150,7 @@ def test_torchrun_takes_the_commands_and_the_backend_their_options(path: Path) -
 
 def test_the_python_examples_are_python() -> None:
     examples = blocks(DOC, "python")
-    assert len(examples) == 4
+    assert len(examples) == 5
     for example in examples:
         ast.parse(example)
 
@@ -158,8 +158,8 @@ def test_the_python_examples_are_python() -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("number", "said"),
-    [(1, ["0 1 "]), (2, ["rank 0 of 2", "rank 1 of 2"]), (3, [])],
-    ids=["handler", "own-backend", "override"],
+    [(1, ["0 1 "]), (2, ["reduced 1.0"]), (3, ["rank 0 of 2", "rank 1 of 2"]), (4, [])],
+    ids=["handler", "world-store", "own-backend", "override"],
 )
 def test_the_examples_run_as_they_stand(number: int, said: list[str]) -> None:
     example = blocks(DOC, "python")[number].replace("29400", str(free_port()))

@@ -16,6 +16,7 @@ import asyncio
 import atexit
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -192,6 +193,13 @@ class Store:
         return self._run(self._store.num_keys())
 
 
+StoreForTorch = Callable[[Portal, aio.Store], Store | None]
+"""Makes the Store that is a torch.distributed.Store as well; None where torch has none.
+
+A program's entry into the package gives it, as nothing here knows torch.
+"""
+
+
 class World(aio.Facts):
     """A round, as one of its workers sees it. Use it as `with world:`.
 
@@ -200,12 +208,27 @@ class World(aio.Facts):
     mistake of the program itself (ValueError, TypeError, KeyError, AssertionError and their like).
     """
 
-    def __init__(self, portal: Portal, world: aio.World) -> None:
+    def __init__(self, portal: Portal, world: aio.World, for_torch: StoreForTorch) -> None:
         super().__init__(world._facts)
         self._portal = portal
         self._world = world
         self._members: tuple[RoundMember, ...] | None = None
-        self.store = Store(portal, world.store)
+        self._plain = Store(portal, world.store)
+        self._for_torch = for_torch
+        self._torch: Store | None = None
+
+    @property
+    def store(self) -> Store:
+        """The round's store. Every access is to the same keys.
+
+        Once the process has imported `torch.distributed`, it is a torch.distributed.Store as well:
+        `init_process_group(store=world.store, rank=world.rank, world_size=world.size)` takes it.
+        Rallypoint never imports torch for it. Where torch is imported after the first access, later
+        accesses give another object, with the timeout that the first one had then.
+        """
+        if self._torch is None and "torch.distributed" in sys.modules:
+            self._torch = self._for_torch(self._portal, self._world.store)
+        return self._plain if self._torch is None else self._torch
 
     @property
     def change(self) -> Change | None:
@@ -253,9 +276,15 @@ class World(aio.Facts):
 class Run:
     """A run, as one of its programs sees it. Use it as `with rallypoint.join(...) as run:`."""
 
-    def __init__(self, portal: Portal, run: aio.Run) -> None:
+    def __init__(
+        self,
+        portal: Portal,
+        run: aio.Run,
+        for_torch: StoreForTorch = lambda portal, store: None,
+    ) -> None:
         self._portal = portal
         self._run = run
+        self._for_torch = for_torch
         _open_runs.append(self)
 
     @property
@@ -285,7 +314,7 @@ class Run:
     def next_world(self) -> World | None:
         """The next World; None once the run is closed."""
         world = self._portal.run(self._run.next_world())
-        return World(self._portal, world) if world is not None else None
+        return World(self._portal, world, self._for_torch) if world is not None else None
 
     @property
     def waiting(self) -> Waiting | None:
@@ -320,11 +349,11 @@ class Run:
             self._portal.run(self._run.__aexit__(kind, error, trace))
 
 
-def join(planned: JoinPlan) -> Run:
+def join(planned: JoinPlan, for_torch: StoreForTorch = lambda portal, store: None) -> Run:
     """Join as planned. Raises CoordinatorError."""
     door = portal()
     source = door.run(open_source(planned))
-    return Run(door, aio.Run(source, planned.join_timeout_s))
+    return Run(door, aio.Run(source, planned.join_timeout_s), for_torch)
 
 
 async def _call(function: Callable[[Callable[[Change], None]], None], argument: Any) -> None:

@@ -174,11 +174,17 @@ class Store:
         """See World.barrier."""
         await self._call(ops.Barrier(name, rank), timeout)
 
-    async def _call(self, op: ops.StoreOp, timeout: timedelta | float | None = None) -> object:
+    async def call(self, op: ops.StoreOp, timeout_s: float) -> object:
+        """One operation, which waits for at most `timeout_s`; what its method makes the result of.
+
+        Raises as its method does.
+        """
         self._check()
         wire.check_call(op)
-        timeout_s = self.timeout_s if timeout is None else seconds(timeout)
         return await self._source.call(op, timeout_s)
+
+    async def _call(self, op: ops.StoreOp, timeout: timedelta | float | None = None) -> object:
+        return await self.call(op, self.timeout_s if timeout is None else seconds(timeout))
 
 
 class World(Facts):

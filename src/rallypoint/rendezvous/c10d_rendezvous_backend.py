@@ -12,6 +12,7 @@ thread of its own and is left behind when its time is over; connecting as well.
 from __future__ import annotations
 
 import binascii
+import ipaddress
 import logging
 import os
 import socket
@@ -47,6 +48,7 @@ KNOCK_S: Final = 5.0
 _NOTHING: Final = "(nothing)"
 """Never a state, as it is no base64: what comes back for a key that is not there."""
 _LOOPBACK: Final = "127.0.0.1"
+_BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
 
 
 class C10dRendezvousBackend(RendezvousBackend):
@@ -180,7 +182,7 @@ def create_backend(params: RendezvousParameters) -> tuple[C10dRendezvousBackend,
     * `read_timeout`: seconds within which the store must answer; 60 unless given.
     * `is_host`: whether this process serves the TCPStore. Unless given, it is worked out from the
       endpoint, also on a machine that cannot resolve its own name; who comes second on that machine
-      connects to the first.
+      connects to the first. An address that names no machine, such as 0.0.0.0, is not this one's.
 
     Raises:
         RendezvousConnectionError: the store cannot be reached or served within `read_timeout`: the
@@ -325,11 +327,28 @@ def _addresses(host: str, port: int, ends_s: float) -> list[tuple[int, Any]]:
 
 
 def _is_here(host: str, limit_s: float) -> bool:
-    """Whether the endpoint is this machine, as far as can be found out in time."""
+    """Whether the endpoint is this machine, as far as can be found out in time.
+
+    Any machine can bind 0.0.0.0 and a multicast address. Each of them would serve a store of its
+    own there, and no node would find another, so they need `is_host`, as in torch.
+    """
+    if _names_no_machine(host):
+        return False
     try:
         return within(min(KNOCK_S, limit_s), lambda: is_this_host(host))
     except TimeoutError:
         return False
+
+
+def _names_no_machine(host: str) -> bool:
+    """Whether this is an address, in any spelling, of no machine: 0.0.0.0, 0, ::, 224.0.0.1."""
+    try:
+        found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return False  # a name
+    address = ipaddress.ip_address(str(found[0][4][0]).partition("%")[0])
+    own = getattr(address, "ipv4_mapped", None) or address
+    return own.is_unspecified or own.is_multicast or own == _BROADCAST
 
 
 def _is_own_name(host: str) -> bool:

@@ -39,18 +39,36 @@ _REUSES_PORTS: Final = (3, 5)
 def find_free_port() -> socket.socket:
     """A listening socket on a free port of loopback, held until the caller closes it.
 
-    Raises RuntimeError if this machine gives none, neither over IPv4 nor over IPv6.
+    The addresses of "localhost" are tried in the system's order, of both families; 127.0.0.1 and
+    ::1 where that name cannot be resolved.
+
+    Raises RuntimeError if this machine gives none of them a socket; the note has each answer.
     """
-    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
-        held = socket.socket(family, socket.SOCK_STREAM)
+    answers: list[str] = []
+    for family, address in _loopbacks():
+        held: socket.socket | None = None
         try:
-            held.bind((host, 0))
+            held = socket.socket(family, socket.SOCK_STREAM)
+            held.bind(address)
             held.listen(0)
-        except OSError:
-            held.close()
+        except OSError as error:
+            if held is not None:
+                held.close()
+            answers.append(f"{address[0]}: {error.strerror or error}")
         else:
             return held
-    raise RuntimeError("no free port could be had on loopback")
+    # torch's text, which its tests match whole.
+    failure = RuntimeError("Failed to create a socket")
+    failure.add_note("; ".join(answers) or "this machine has no address of its own for localhost")
+    raise failure
+
+
+def _loopbacks() -> list[tuple[int, tuple[str, int]]]:
+    try:
+        found = socket.getaddrinfo("localhost", None, type=socket.SOCK_STREAM)
+    except OSError:
+        return [(socket.AF_INET, (_LOOPBACK, 0)), (socket.AF_INET6, ("::1", 0))]
+    return [(int(family), (str(sockaddr[0]), 0)) for family, _, _, _, sockaddr in found]
 
 
 def stop_etcd(subprocess: subprocess.Popen[bytes], data_dir: str | None = None) -> None:

@@ -106,8 +106,8 @@ class NodeRendezvousHandler(RendezvousHandler):
     `rallypoint.rendezvous.api`, and at once torch's own where torch's rendezvous is imported; the
     cause is in `__cause__`.
 
-    A handler that is dropped without `shutdown`, together with all stores that it gave, takes its
-    node out of the run.
+    A handler that is dropped without `shutdown` takes its node out of the run, also while a store
+    that it gave is in use: keep the handler for as long as the round matters.
     """
 
     def __init__(self, plan: HandlerPlan) -> None:
@@ -119,7 +119,6 @@ class NodeRendezvousHandler(RendezvousHandler):
         self._agent_store: Any = None
         self._seated = 0
         """The number of the last round that was given out; 0 if none was."""
-        self._is_done = False
         self._is_out = False
         """Whether the last next_rendezvous failed for this node's own reasons."""
         self._is_shut = False
@@ -131,6 +130,10 @@ class NodeRendezvousHandler(RendezvousHandler):
     @property
     def _portal(self) -> Portal | None:
         return self._hold.portal
+
+    @property
+    def _is_done(self) -> bool:
+        return self._hold.is_done
 
     # -- what it is ------------------------------------------------------------------------------
 
@@ -179,7 +182,8 @@ class NodeRendezvousHandler(RendezvousHandler):
             _raise(RendezvousClosedError, self._over(close))
         if not isinstance(found, Round):
             self._end(found)
-        self._is_out, self._is_done, self._seated = False, False, found.head.number
+        self._is_out, self._seated = False, found.head.number
+        self._hold.is_done = False
         return self._info(node, found)
 
     async def _next_round(self, node: Node, ends_s: float) -> Round | CloseRecord | None:
@@ -203,8 +207,14 @@ class NodeRendezvousHandler(RendezvousHandler):
             self._agent_store = self._serve_agent_store(head.bootstrap)
         self._hold.teller.round_began(found)
         bootstrap = RendezvousStoreInfo(head.bootstrap.host, head.bootstrap.port)
+        # Neither it nor the store holds the handler: whoever drops that leaves the run.
+        plan, hold, door = self._plan, self._hold, self._door()
         return RendezvousInfo(
-            None, rank, head.nodes, bootstrap, store_factory=lambda: self._store(node, head)
+            None,
+            rank,
+            head.nodes,
+            bootstrap,
+            store_factory=lambda: _store(plan, hold, door, node, head),
         )
 
     def _serve_agent_store(self, at: Address) -> Any:
@@ -226,21 +236,6 @@ class NodeRendezvousHandler(RendezvousHandler):
                 f"this node has rank 0 and cannot serve the workers' store at {at}: {error}",
                 error,
             )
-
-    def _store(self, node: Node, head: RoundHead) -> Any:
-        def on_terminal() -> None:
-            self._is_done = True
-            node.done()
-
-        door = self._door()
-        if self._plan.store is None:
-            on_bad_end = self._end_done if self._plan.ends_process else None
-            source = RoundSource(node, head.number, on_terminal, tells_end=on_bad_end is not None)
-            return round_store(door, source, on_bad_end)
-        # The store may outlive the run, and the run id be used again: numbers begin at 1 then, but
-        # no two rounds have one digest, as every node draws its incarnation anew.
-        prefix = f"torch.rendezvous.{self.get_run_id()}.{head.number}/{head.digest}"
-        return prefixed(prefix, self._plan.store, lambda: door.run(_called(on_terminal)))
 
     def num_nodes_waiting(self) -> int:
         """More than 0 if the round is over and there is to be another: rendezvous again.
@@ -352,15 +347,7 @@ class NodeRendezvousHandler(RendezvousHandler):
         return self._seated == 0 or self._seated < close.round
 
     def _over(self, close: CloseRecord | None) -> str:
-        text = f"run {self.get_run_id()!r} is over"
-        return text if close is None else f"{text}: {reasons.describe_close(close)}"
-
-    def _end_done(self, close: CloseRecord) -> NoReturn:
-        """This node's workers have finished, and the run has ended badly for others.
-
-        torchrun's agent is in its exit barrier, which passes no Exception on.
-        """
-        raise SystemExit(f"error: {self._over(close)}; the workers of this node had finished")
+        return _over(self.get_run_id(), close)
 
     def _end_unneeded(self, text: str) -> NoReturn:
         if self._plan.ends_process:
@@ -436,6 +423,32 @@ class NodeRendezvousHandler(RendezvousHandler):
         return f"<{type(self).__name__} {self.get_backend()}, run {self.get_run_id()!r}>"
 
 
+def _store(plan: HandlerPlan, hold: _Hold, door: Portal, node: Node, head: RoundHead) -> Any:
+    """The store of a round."""
+
+    def on_terminal() -> None:
+        hold.is_done = True
+        node.done()
+
+    def on_bad_end(close: CloseRecord) -> NoReturn:
+        # torchrun's agent is in its exit barrier, which passes no Exception on.
+        text = _over(plan.node.run_id, close)
+        raise SystemExit(f"error: {text}; the workers of this node had finished")
+
+    if plan.store is None:
+        source = RoundSource(node, head.number, on_terminal, tells_end=plan.ends_process)
+        return round_store(door, source, on_bad_end)
+    # The store may outlive the run, and the run id be used again: numbers begin at 1 then, but no
+    # two rounds have one digest, as every node draws its incarnation anew.
+    prefix = f"torch.rendezvous.{plan.node.run_id}.{head.number}/{head.digest}"
+    return prefixed(prefix, plan.store, lambda: door.run(_called(on_terminal)))
+
+
+def _over(run_id: str, close: CloseRecord | None) -> str:
+    text = f"run {run_id!r} is over"
+    return text if close is None else f"{text}: {reasons.describe_close(close)}"
+
+
 class _Hold:
     """What a handler has open. It outlives the handler by the time that a goodbye takes."""
 
@@ -447,6 +460,8 @@ class _Hold:
         self.node: Node | None = None
         self.ledger: Ledger | None = None
         self.reservation: Reservation | None = None
+        self.is_done = False
+        """Whether the workers of the round have finished."""
         self._has_left = False
         self._leaving: Future[None] | None = None
 

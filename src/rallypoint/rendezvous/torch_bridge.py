@@ -10,18 +10,28 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import Any, Final
 
 from rallypoint import errors
+from rallypoint.client.blocking import Portal
+from rallypoint.client.blocking import Store as BlockingStore
+from rallypoint.client.world import Store as AsyncStore
+from rallypoint.client.world import as_bytes, seconds
 from rallypoint.core import store as ops
 from rallypoint.rendezvous.deadlines import within
 
 TORCH_ERRORS: Final = "torch.distributed.elastic.rendezvous.api"
+TIMEOUT_S_MAX: Final = 365 * 86_400.0
+"""A longer timeout is taken for this one: C++ counts in units that overflow."""
 LATE_S: Final = 1.0
 """How much later than its deadline a call ends if torch's store does not keep it."""
+
+KEPT_STORES: Final = 64
+"""Of so many rounds, the stores live on for torch's C++, whatever Python has dropped."""
 
 Call = Callable[[ops.StoreOp, float], object]
 """Does one operation of a store, waiting at most so many seconds; its value."""
@@ -115,6 +125,38 @@ def store_of(call: Call, timeout_s: float) -> Any:
     return _store_class()(call, timeout_s)
 
 
+def world_store(portal: Portal, store: AsyncStore) -> BlockingStore | None:
+    """The store of a World as a torch.distributed.Store that is a rallypoint.Store as well.
+
+    For a process that has imported torch.distributed. None where that has no Store: torch can be
+    built without its distributed package.
+    """
+    from torch import distributed
+
+    if getattr(distributed, "Store", None) is None:
+        return None
+
+    def call(op: ops.StoreOp, timeout_s: float) -> object:
+        return portal.run(store.call(op, timeout_s))
+
+    both: BlockingStore = _world_store_class()(call, store.timeout_s)
+    return both
+
+
+_kept: deque[object] = deque(maxlen=KEPT_STORES)
+
+
+@cache
+def _world_store_class() -> Any:
+    class WorldStore(_store_class(), BlockingStore):  # type: ignore[misc,unused-ignore]
+        """A torch Store first: torch's C++ reads the timeout of that half, so it is the only one.
+
+        All calls of a BlockingStore are there, and its own attributes are not used.
+        """
+
+    return WorldStore
+
+
 @cache
 def _prefix_store_class() -> Any:
     from torch.distributed import DistNetworkError, PrefixStore
@@ -196,19 +238,24 @@ def _store_class() -> Any:
     class CoordinatedStore(Store):  # type: ignore[misc,unused-ignore]
         """A torch Store whose calls go to the round's coordinator.
 
-        torch's C++ calls these methods too. It has none for num_keys and delete_key: through a
-        PrefixStore those two fail, called on this object they work.
+        torch's C++ calls these methods too, from any thread. It has none for num_keys and
+        delete_key: through a PrefixStore those two fail, called on this object they work.
         """
 
         def __init__(self, call: Call, timeout_s: float) -> None:
-            super().__init__()
+            Store.__init__(self)
             self._call = call
-            self.set_timeout(timedelta(seconds=timeout_s))
+            self.set_timeout(timeout_s)
+            # torch's C++ keeps the C++ half of a store alive, and its calls need this half.
+            _kept.append(self)
 
-        def _ask(self, op: ops.StoreOp, timeout: timedelta | None = None) -> Any:
-            limit = self.timeout if timeout is None else timeout
+        def set_timeout(self, timeout: timedelta | float) -> None:
+            super().set_timeout(timedelta(seconds=min(seconds(timeout), TIMEOUT_S_MAX)))
+
+        def _ask(self, op: ops.StoreOp, timeout: timedelta | float | None = None) -> Any:
+            limit_s = seconds(self.timeout if timeout is None else timeout)
             try:
-                return self._call(op, limit.total_seconds())
+                return self._call(op, limit_s)
             except (errors.StoreError, errors.RoundBrokenError, errors.CoordinatorError) as error:
                 raise store_error(error) from error
 
@@ -227,7 +274,7 @@ def _store_class() -> Any:
         def append(self, key: str, value: str | bytes) -> None:
             self._ask(ops.Append(key, _bytes(value)))
 
-        def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+        def wait(self, keys: Sequence[str], timeout: timedelta | float | None = None) -> None:
             self._ask(ops.Wait(tuple(keys)), timeout)
 
         def check(self, keys: Sequence[str]) -> bool:
@@ -256,9 +303,12 @@ def _store_class() -> Any:
     return CoordinatedStore
 
 
-def _bytes(value: str | bytes) -> bytes:
-    """A value as it is stored: torch hands over a str, bytes, or a list of numbers below 256."""
-    return value.encode() if isinstance(value, str) else bytes(value)
+def _bytes(value: str | bytes | list[int]) -> bytes:
+    """A value as it is stored: torch hands over a str, bytes, or a list of numbers below 256.
+
+    Raises UsageError for anything else: bytes(5) would be five zeros.
+    """
+    return bytes(value) if isinstance(value, list) else as_bytes(value)
 
 
 # -- errors that both sides catch ----------------------------------------------------------------
