@@ -413,6 +413,26 @@ def test_a_run_that_was_forgotten_is_lost_to_its_nodes():
     assert a.refused.code is RefusalCode.RUN_LOST
 
 
+def test_a_run_that_begins_again_after_it_was_forgotten_has_higher_tokens():
+    """R1, R13: the ledger_id is the same."""
+    network = Network(CoordinatorConfig(empty_run_keep_s=1.0))
+    a, b = met(network)
+    before = network.run.membership
+    for node in (a, b):
+        node.reconnects = False
+        node.cut()
+    network.until(lambda: RUN not in network.hub.runs, 300.0)
+    fresh = [network.node(name, TWO, incarnation=7) for name in ("c", "d")]
+    for node in fresh:
+        node.ready()
+    network.settle()
+    after = network.run.membership
+    assert after.round is not None
+    assert before.round is not None
+    assert after.round.head.term > before.round.head.term
+    assert after.round.head.number > before.round.head.number
+
+
 def test_a_run_whose_connections_all_broke_is_not_forgotten_while_its_members_may_resume():
     network = Network(CoordinatorConfig(empty_run_keep_s=0.0))
     nodes = met(network)

@@ -295,6 +295,52 @@ def test_a_run_of_any_id_is_taken_over_from_the_ledger(run_id: str) -> None:
     run_virtual(main())
 
 
+def test_the_tokens_of_a_run_that_was_removed_do_not_come_back() -> None:
+    """R1, R13: the same id on the same ledger begins above all that was removed."""
+
+    async def a_round(shared: SharedRuns, hub: Hub, run_id: str, life: int) -> tuple[int, int]:
+        shared.claim(run_id)
+        await has_begun(hub, run_id)
+        run = hub.runs[run_id]
+        node = NodeInfo("a", life, "h")
+        run.post(on.NodeAttached(node, RunSettings(settle_s=0.0), life))
+        run.post(on.NodeReady(node.id, 0, Address("h", 1), 1))
+        await until(lambda: run.membership.phase is Phase.ACTIVE)
+        assert run.membership.round is not None
+        head = run.membership.round.head
+        return head.term, head.number
+
+    async def is_gone(hub: Hub, ledger: MemoryLedger, run_id: str) -> None:
+        for _ in range(40):
+            await asyncio.sleep(0.1)
+            hub.tick()
+        assert hub.runs == {}
+        assert await ledger.read(run_key(run_id)) is None
+
+    async def main() -> None:
+        config = msgspec.structs.replace(CONFIG, empty_run_keep_s=1.0, closed_run_keep_s=1.0)
+        ledger = MemoryLedger()
+        shared, hub = await coordinator(ledger, 1, config)
+        assert await a_round(shared, hub, "run", 1) == (1, 1)
+        run = hub.runs["run"]
+        run.post(on.NodeReady(NodeId("a", 1), 1, Address("h", 1), 1))
+        await until(lambda: run.membership.number == 2)
+        run.post(on.NodeLeft(NodeId("a", 1), "preempted"))
+        await is_gone(hub, ledger, "run")
+        assert await a_round(shared, hub, "run", 2) == (2, 3)
+        # Another run begins above it too: one floor for all of them.
+        assert await a_round(shared, hub, "another", 3) == (2, 3)
+        await shared.aclose()
+        # What the ledger says holds for another coordinator as well.
+        second, other = await coordinator(ledger, 2, config)
+        second.claim("run")
+        await has_begun(other, "run")
+        assert (other.runs["run"].membership.term, other.runs["run"].membership.number) == (3, 3)
+        await second.aclose()
+
+    run_virtual(main())
+
+
 def test_whom_no_node_reaches_stays_while_nobody_else_could_coordinate_the_run() -> None:
     async def main() -> None:
         ledger = MemoryLedger()

@@ -219,6 +219,8 @@ class Process:
                     self.world.read(self, f"run/{run}", self._run_read(run, action))
                 case e.ReadLease(process=process):
                     self.world.read(self, f"lease/{process}", self._lease_read(run, action))
+                case e.ReadFloor():
+                    self.world.read(self, "floor", self._floor_read(run, action))
                 case e.SwapRun(expected=expected, value=value):
                     then = self._run_swapped(run, action)
                     self.world.swap(self, f"run/{run}", expected, value, then)
@@ -255,6 +257,10 @@ class Process:
     def _lease_read(self, run: str, asked: e.ReadLease) -> Then:
         claim = self.claims[run]
         return lambda found: self._go_on(run, claim, claim.lease_read(asked, found, self.now_s()))
+
+    def _floor_read(self, run: str, asked: e.ReadFloor) -> Then:
+        claim = self.claims[run]
+        return lambda found: self._go_on(run, claim, claim.floor_read(asked, found, self.now_s()))
 
     def _run_swapped(self, run: str, asked: e.SwapRun) -> Then:
         claim = self.claims[run]

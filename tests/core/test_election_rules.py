@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from rallypoint.core.election import FORMAT, Lease, LeaseState, RunRegister
+from rallypoint.core.election import FORMAT, NO_FLOOR, Lease, LeaseState, RunRegister
 from rallypoint.core.election_rules import ElectionJournal
 from rallypoint.core.journal import InvariantViolation
 from rallypoint.core.values import (
@@ -150,3 +150,50 @@ def test_the_fencing_token_never_falls(journal: ElectionJournal):
     journal.accepted("another", "run", Stamp("ledger", 1, 3))
     with pytest.raises(InvariantViolation, match="R13: node went back"):
         journal.accepted("node", "run", Stamp("ledger", 1, 4))
+
+
+class TestRemovingRuns:
+    """R1, R13."""
+
+    CLOSE = then(then(BEGUN, round=a_round(1)), close=CLOSE)
+    FLOOR = NO_FLOOR.raised(CLOSE)
+
+    def removed(self, journal: ElectionJournal) -> None:
+        for each in (then(BEGUN, round=a_round(1)), self.CLOSE):
+            journal.run_written(each)
+        journal.floor_written(self.FLOOR)
+        journal.run_removed("run")
+
+    def test_a_run_that_begins_again_is_above_the_floor(self, journal: ElectionJournal):
+        self.removed(journal)
+        again = msgspec.structs.replace(BEGUN, term=2, floor=1)
+        journal.run_written(again)
+        journal.run_written(then(again, round=a_round(2, term=2)))
+
+    def test_one_that_is_not_forms_no_round(self, journal: ElectionJournal):
+        self.removed(journal)
+        journal.run_written(BEGUN)
+        with pytest.raises(InvariantViolation, match="R13"):
+            journal.run_written(then(BEGUN, round=a_round(1)))
+
+    def test_one_that_was_created_late_is_lifted(self, journal: ElectionJournal):
+        self.removed(journal)
+        journal.run_written(BEGUN)
+        lifted = sealed(BEGUN, "p1", term=2, floor=1)
+        journal.run_written(lifted)
+        journal.run_written(then(lifted, round=a_round(2, term=2)))
+
+    def test_the_floor_comes_before_the_removal(self, journal: ElectionJournal):
+        for each in (then(BEGUN, round=a_round(1)), self.CLOSE):
+            journal.run_written(each)
+        with pytest.raises(InvariantViolation, match="R13"):
+            journal.run_removed("run")
+
+    def test_an_open_run_is_not_removed(self, journal: ElectionJournal):
+        with pytest.raises(InvariantViolation, match="R6"):
+            journal.run_removed("run")
+
+    def test_the_floor_does_not_fall(self, journal: ElectionJournal):
+        journal.floor_written(self.FLOOR)
+        with pytest.raises(InvariantViolation, match="R13"):
+            journal.floor_written(NO_FLOOR)

@@ -86,6 +86,11 @@ def _check_register(journal: ElectionJournal, key: str, value: bytes | None) -> 
     if kind == "runs":
         assert value is not None, "a run was swept while it was on"
         journal.run_written(e.decode_run(value))
+    elif kind == "floor":
+        assert value is not None, "the floor is never removed"
+        journal.floor_written(e.decode_floor(value))
+    elif kind != "coordinators":
+        pass  # Chunks of member tables: content that a head names.
     elif value is None:
         journal.lease_swept(name)
     else:

@@ -60,6 +60,10 @@ class Hub:
         self._beats = 0
         self._next_round_s = 0.0
         self._forget = forget
+        self.floor_term = 0
+        self.floor_number = 0
+        """The highest term and round number of all runs that were forgotten here: new ones begin
+        above them (R1, R13). Without a shared ledger; with one, its own floor holds."""
         self._shared = shared
         self.on_fewer: Callable[[], None] = lambda: None
         """Called when a connection has ended or a run has closed: for who waits for the last."""
@@ -153,6 +157,7 @@ class Hub:
     def run_lost(self, run: RunHost) -> None:
         """An unexpected error has ended a run that is kept in memory only: it is forgotten."""
         if self.runs.get(run.run_id) is run:
+            self._raise_floor(run)
             self._forget(run.run_id)
             self.drop(run.run_id)
 
@@ -189,8 +194,12 @@ class Hub:
         gone = [run_id for run_id, run in self.runs.items() if self._is_over(run, now_s)]
         for run_id in gone:
             _log.info("run %s is forgotten", run_id)
-            del self.runs[run_id]
+            self._raise_floor(self.runs.pop(run_id))
             self._forget(run_id)
+
+    def _raise_floor(self, run: RunHost) -> None:
+        self.floor_term = max(self.floor_term, run.membership.term)
+        self.floor_number = max(self.floor_number, run.membership.number)
 
     def _is_over(self, run: RunHost, now_s: float) -> bool:
         # Who is cut off from the ledger does not know whether another coordinator has the run.

@@ -35,9 +35,10 @@ from rallypoint.errors import (
     LedgerError,
     LedgerFormatError,
     LedgerLimitError,
+    LedgerUnreachableError,
 )
-from rallypoint.ledger.contract import Ledger, SwapOutcome, Swapped, Unknown, Versioned
-from rallypoint.ledger.keys import COORDINATORS, lease_key, log_prefix, run_key
+from rallypoint.ledger.contract import Conflict, Ledger, SwapOutcome, Swapped, Unknown, Versioned
+from rallypoint.ledger.keys import COORDINATORS, FLOOR, lease_key, log_prefix, run_key
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -578,6 +579,8 @@ class Office:
             case e.ReadLease():
                 found = await self._read(lease_key(action.process))
                 more = claim.lease_read(action, found, self._now_s())
+            case e.ReadFloor():
+                more = claim.floor_read(action, await self._read(FLOOR), self._now_s())
             case e.SwapLease():
                 outcome = await self._swap(lease_key(action.process), action.expected, action.value)
                 more = claim.lease_swapped(action, outcome, self._now_s())
@@ -605,8 +608,8 @@ class Office:
                 if not isinstance(outcome, Swapped):
                     return  # It is another's; or nobody knows, and who comes or sweeps finds it.
                 version = outcome.version
-            await delete_run(self._ledger, run_id, version)
-        except LedgerError as error:
+            await delete_run(self._ledger, register, version)
+        except (LedgerError, e.UnreadableError) as error:
             _log.warning("run %s could not be swept from the ledger: %s", run_id, error)
 
     def _spawn(self, work: Coroutine[Any, Any, None], run_id: str = "") -> asyncio.Task[None]:
@@ -622,12 +625,35 @@ def _lease_not_handed_over(error: Exception) -> None:
     _log.error("the lease cannot be handed over, so it runs out", exc_info=error)
 
 
-async def delete_run(ledger: Ledger, run_id: str, version: int) -> None:
+async def raise_floor(ledger: Ledger, register: e.RunRegister) -> None:
+    """Let runs that begin from now on begin above this one (R1, R13). Raises LedgerError."""
+    found = await ledger.read(FLOOR)
+    while True:
+        floor = e.NO_FLOOR if found is None else e.decode_floor(found.value)
+        raised = floor.raised(register)
+        if raised == floor and found is not None:
+            return
+        outcome = await ledger.swap(
+            FLOOR, None if found is None else found.version, e.encode(raised)
+        )
+        match outcome:
+            case Swapped():
+                return
+            case Unknown():
+                raise outcome.error or LedgerUnreachableError(outcome.reason)
+            case Conflict(current):
+                found = current
+
+
+async def delete_run(ledger: Ledger, register: e.RunRegister, version: int) -> None:
     """Remove a closed run, unless its register has moved on. Raises LedgerError.
 
+    The floor comes first, and the register goes last: who finds no register finds the floor raised.
     The logs first: once the register is gone the run may begin anew, with logs of the same names.
     Only of a closed run: an open one may be taken over meanwhile, and then its log is needed (R10).
     """
+    run_id = register.run_id
+    await raise_floor(ledger, register)
     if ledger.has_log:
         for log in await ledger.logs(log_prefix(run_id)):
             current = await ledger.read(run_key(run_id))

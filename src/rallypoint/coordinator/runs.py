@@ -98,7 +98,8 @@ class RunHost:
         self.membership = Membership(
             run_id,
             ledger_id=hub.ledger_id,
-            term=hub.term,
+            term=max(hub.term, hub.floor_term + 1),
+            floor=hub.floor_number,
             members_max=hub.config.members_max,
             table_bytes_max=hub.table_bytes_max,
         )
@@ -120,7 +121,7 @@ class RunHost:
         self._store_timers_s: list[float] = []
         self._queue: deque[on.Event] = deque()
         self._is_draining = False
-        self._stamp = Stamp(hub.ledger_id, hub.term, 0)
+        self._stamp = Stamp(hub.ledger_id, self.membership.term, self.membership.number)
         self._table: tuple[int, msgspec.Raw] | None = None
 
     # -- events in -----------------------------------------------------------------------------

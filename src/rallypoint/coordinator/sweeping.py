@@ -100,7 +100,7 @@ class Sweeper:
             self._claim(run_id)
         elif register.close is not None and stood_still_s >= self._keeping.closed_run_s:
             _log.info("run %s is swept from the ledger", run_id)
-            await delete_run(self._ledger, run_id, current.version)
+            await delete_run(self._ledger, register, current.version)
 
     async def _look_at_lease(self, key: str, now_s: float) -> None:
         """Only a final lease may go: one that is merely missing is taken for that of the dead."""

@@ -64,6 +64,12 @@ class ReadLease(Value, frozen=True):
     ticket: int = 0
 
 
+class ReadFloor(Value, frozen=True):
+    """Read the ledger's floor, and answer by `Claim.floor_read`."""
+
+    ticket: int = 0
+
+
 class SwapRun(Value, frozen=True):
     """Swap the run's register, and answer by `Claim.run_swapped`."""
 
@@ -111,7 +117,7 @@ class Elsewhere(Value, frozen=True):
 
 
 Action: TypeAlias = (
-    ReadRun | ReadLease | SwapRun | SwapLease | Won | Committed | Deposed | Elsewhere
+    ReadRun | ReadLease | ReadFloor | SwapRun | SwapLease | Won | Committed | Deposed | Elsewhere
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import TypeAlias
 
 import msgspec
 
@@ -14,6 +15,7 @@ from rallypoint.core.asking import (
     Found,
     Lost,
     Outcome,
+    ReadFloor,
     ReadLease,
     ReadRun,
     SwapLease,
@@ -25,15 +27,20 @@ from rallypoint.core.asking import (
 from rallypoint.core.leases import LeaseHolder, Seen, Standstill, lease_of, revoked_by
 from rallypoint.core.registers import (
     FORMAT,
+    NO_FLOOR,
+    Floor,
     Lease,
     LeaseState,
     RunRegister,
     UnreadableError,
+    decode_floor,
     decode_lease,
     decode_run,
     encode,
 )
 from rallypoint.core.values import NodeId
+
+Question: TypeAlias = ReadRun | ReadLease | ReadFloor | SwapLease | SwapRun
 
 
 class ClaimState(enum.StrEnum):
@@ -45,6 +52,8 @@ class ClaimState(enum.StrEnum):
     """Another process owns the run; is its lease alive?"""
     REVOKING = "revoking"
     ADOPTING = "adopting"
+    CHECKING = "checking"
+    """Is a run that has had no round above the ledger's floor?"""
     WAITING = "waiting"
     """The run is to be had, but not yet by this process: its lease is not good, or it pauses."""
     OWNED = "owned"
@@ -67,6 +76,10 @@ class Claim:
         self.state = ClaimState.IDLE
         self.register: RunRegister | None = None
         self.version: int | None = None
+        self._floor: Floor | None = None
+        """The ledger's floor, if it was read since the run's register was."""
+        self._is_unchecked = False
+        """Whether this claim has created the register, and not read the floor since."""
         self.former_host: NodeId | None = None
         """The node that hosted the last owner, if that owner's lease was revoked: it has ended with
         its process, as far as can be seen. One that handed its runs over is alive."""
@@ -75,7 +88,7 @@ class Claim:
         self._holder = holder
         self._still = Standstill()
         self._ticket = 0
-        self._open: ReadRun | ReadLease | SwapLease | SwapRun | None = None
+        self._open: Question | None = None
         self._look_again_s: float | None = None
         self._pause_s: float | None = None
 
@@ -148,6 +161,7 @@ class Claim:
         """Forget the run: nobody wants it any more, or the caller knows that another has it."""
         self.state = ClaimState.IDLE
         self.register, self.version = None, None
+        self._floor, self._is_unchecked = None, False
         self._open, self._look_again_s, self._pause_s = None, None, None
         self._still = Standstill()
         self.not_before_s = max(self.not_before_s, now_s + pause_s)
@@ -191,6 +205,19 @@ class Claim:
         self._rest(ClaimState.ELSEWHERE, min(look_s, dead_s))
         return [Elsewhere(lease.addresses, lease.process)]
 
+    def floor_read(self, asked: ReadFloor, found: Found | None, now_s: float) -> list[Action]:
+        """What the ledger's floor is. Raises UnreadableError; the question stays open."""
+        if asked != self._open:
+            return []
+        floor = self._floor = NO_FLOOR if found is None else decode_floor(found.value)
+        register = self.register
+        if self._is_unchecked and register is not None:
+            self._is_unchecked = False
+            if register.term > floor.term and register.floor >= floor.number:
+                return self._own(register, now_s)
+            # The register was created late: meanwhile the run had begun, and was removed.
+        return self._adopt(now_s)
+
     def lease_swapped(self, asked: SwapLease, outcome: Outcome, now_s: float) -> list[Action]:
         """Whether the former owner's lease could be revoked."""
         if asked != self._open or isinstance(outcome, Unclear):
@@ -207,6 +234,7 @@ class Claim:
             return []
         version = version_of(asked, outcome)
         if version is not None:
+            self._is_unchecked = asked.expected is None
             return self._written(decode_run(asked.value), version, now_s)
         assert isinstance(outcome, Lost)
         if self.state is ClaimState.ADOPTING:
@@ -228,9 +256,7 @@ class Claim:
     def _may_take(self, now_s: float) -> bool:
         return self._holder.may_decide(now_s) and now_s >= self.not_before_s
 
-    def _ask(
-        self, state: ClaimState, question: ReadRun | ReadLease | SwapLease | SwapRun, now_s: float
-    ) -> list[Action]:
+    def _ask(self, state: ClaimState, question: Question, now_s: float) -> list[Action]:
         self.state, self._open = state, question
         self._look_again_s = now_s + self._holder.timing.retry_s
         return [question]
@@ -246,6 +272,7 @@ class Claim:
         self.register = None if found is None else self._register_of(found)
         self.version = None if found is None else found.version
         self.former_host = None
+        self._floor, self._is_unchecked = None, False
         owner = self.register.owner if self.register else ""
         if owner in ("", self._holder.process):
             # Its own run, too, is sealed anew: what it had tried before it lost sight is void.
@@ -273,16 +300,29 @@ class Claim:
         """Seal the run's register with the next term. Only whose own lease is good may try."""
         if not self._may_take(now_s):
             return self._wait(now_s)
+        has_no_round = self.register is None or self.register.round is None
+        if has_no_round and self._floor is None:
+            return self._check(now_s)
         swap = SwapRun(self.version, encode(self._sealed()))
         return self._ask(ClaimState.ADOPTING, swap, now_s)
 
+    def _check(self, now_s: float) -> list[Action]:
+        self._ticket += 1
+        return self._ask(ClaimState.CHECKING, ReadFloor(self._ticket), now_s)
+
     def _sealed(self) -> RunRegister:
-        process = self._holder.process
+        process, floor = self._holder.process, self._floor or NO_FLOOR
         if self.register is None:
-            return RunRegister(FORMAT, self.ledger_id, self.run_id, 1, process)
-        term = self.register.term + 1
+            return RunRegister(
+                FORMAT, self.ledger_id, self.run_id, floor.term + 1, process, floor=floor.number
+            )
         return msgspec.structs.replace(
-            self.register, format=FORMAT, term=term, owner=process, sequence=0
+            self.register,
+            format=FORMAT,
+            term=max(self.register.term, floor.term) + 1,
+            owner=process,
+            sequence=0,
+            floor=max(self.register.floor, floor.number),
         )
 
     def _wait(self, now_s: float) -> list[Action]:
@@ -298,11 +338,18 @@ class Claim:
             self._rest(ClaimState.OWNED, None)
             more = [] if self._pause_s is None else self._let_go(now_s)
             return [Committed(register, version), *more]
+        if self._is_unchecked:
+            # R13: the swap may have been under way while the run began elsewhere and was removed.
+            return self._check(now_s)
+        return self._own(register, now_s)
+
+    def _own(self, register: RunRegister, now_s: float) -> list[Action]:
         if not self._holder.may_decide(now_s):
             # The swap was under way for long. By now somebody may have sealed after it.
             return self._wait(now_s)
+        assert self.version is not None
         self._rest(ClaimState.OWNED, None)
-        return [Won(register, version, self.former_host)]
+        return [Won(register, self.version, self.former_host)]
 
     def _let_go(self, now_s: float) -> list[Action]:
         assert self.register is not None

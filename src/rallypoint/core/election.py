@@ -36,6 +36,7 @@ from rallypoint.core.asking import (
     Found,
     Lost,
     Outcome,
+    ReadFloor,
     ReadLease,
     ReadRun,
     SwapLease,
@@ -58,8 +59,10 @@ from rallypoint.core.leases import (
 )
 from rallypoint.core.registers import (
     FORMAT,
+    NO_FLOOR,
     Chunk,
     Counter,
+    Floor,
     Lease,
     LeaseState,
     OtherFormatError,
@@ -67,6 +70,7 @@ from rallypoint.core.registers import (
     RunState,
     Table,
     UnreadableError,
+    decode_floor,
     decode_lease,
     decode_run,
     encode,
@@ -86,6 +90,7 @@ from rallypoint.core.yielding import (
 
 __all__ = [
     "FORMAT",
+    "NO_FLOOR",
     "Action",
     "Attach",
     "Chunk",
@@ -97,6 +102,7 @@ __all__ = [
     "Done",
     "Elsewhere",
     "Finding",
+    "Floor",
     "Found",
     "Lease",
     "LeaseHolder",
@@ -105,6 +111,7 @@ __all__ = [
     "OtherFormatError",
     "Outcome",
     "Over",
+    "ReadFloor",
     "ReadLease",
     "ReadRun",
     "RunRegister",
@@ -121,6 +128,7 @@ __all__ = [
     "UnreadableError",
     "Won",
     "Yielding",
+    "decode_floor",
     "decode_lease",
     "decode_run",
     "encode",

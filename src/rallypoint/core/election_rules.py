@@ -14,7 +14,7 @@ from collections import deque
 
 import msgspec
 
-from rallypoint.core.election import Lease, LeaseState, RunRegister
+from rallypoint.core.election import NO_FLOOR, Floor, Lease, LeaseState, RunRegister
 from rallypoint.core.journal import HISTORY_LENGTH, InvariantViolation
 from rallypoint.core.values import Stamp
 
@@ -22,8 +22,10 @@ from rallypoint.core.values import Stamp
 class _Run:
     """What the engine has been told of one run."""
 
-    def __init__(self, register: RunRegister) -> None:
+    def __init__(self, register: RunRegister, floor: Floor) -> None:
         self.register = register
+        self.floor = floor
+        """The ledger's floor when the run began: the tokens of its rounds are above it."""
         self.digests: dict[int, str] = {}
         self.tokens: set[tuple[int, int]] = set()
 
@@ -34,6 +36,7 @@ class ElectionJournal:
     def __init__(self) -> None:
         self._history: deque[str] = deque(maxlen=HISTORY_LENGTH)
         self._runs: dict[str, _Run] = {}
+        self._floor = NO_FLOOR
         self._leases: dict[str, Lease] = {}
         self._ended: dict[str, LeaseState] = {}
         self._accepted: dict[tuple[str, str], Stamp] = {}
@@ -61,13 +64,31 @@ class ElectionJournal:
         run = self._runs.get(after.run_id)
         if run is None:
             self._must_begin(after)
-            run = self._runs[after.run_id] = _Run(after)
+            run = self._runs[after.run_id] = _Run(after, self._floor)
         elif after.term != run.register.term:
-            self._must_seal(run.register, after)
+            self._must_seal(run, after)
         else:
             self._must_continue(run.register, after)
         self._must_be_once(run, after)
         run.register = after
+
+    def run_removed(self, run_id: str) -> None:
+        """The register of a run was removed. Raises InvariantViolation."""
+        self._note(f"run {run_id} removed")
+        run = self._runs.pop(run_id, None)
+        if run is None:
+            return
+        if run.register.close is None:
+            self._fail("R6", f"an open run was removed: {_told(run.register)}")
+        if self._floor.raised(run.register) != self._floor:
+            self._fail("R13", f"{_told(run.register)} was removed, and the floor is {self._floor}")
+
+    def floor_written(self, after: Floor) -> None:
+        """The ledger's floor was written. Raises InvariantViolation."""
+        self._note(f"floor {after.term} {after.number}")
+        if after.term < self._floor.term or after.number < self._floor.number:
+            self._fail("R13", f"the floor went from {self._floor} to {after}")
+        self._floor = after
 
     def lease_written(self, after: Lease) -> None:
         """A swap of a lease was done. Raises InvariantViolation."""
@@ -126,18 +147,26 @@ class ElectionJournal:
     # -- the rules -----------------------------------------------------------------------------
 
     def _must_begin(self, after: RunRegister) -> None:
-        if (after.term, after.sequence, after.number) != (1, 0, 0) or after.close is not None:
+        is_above = after.term > self._floor.term + 1 or after.floor > self._floor.number
+        is_bare = not after.sequence and after.round is None and after.close is None
+        if is_above or not is_bare or after.term < 1:
             self._fail("R1", f"a run began with {_told(after)}")
         self._must_serve(after)
 
-    def _must_seal(self, before: RunRegister, after: RunRegister) -> None:
+    def _must_seal(self, run: _Run, after: RunRegister) -> None:
+        before = run.register
         # R5: once a newer term has sealed, nothing of an older one takes effect.
         if after.term < before.term:
             self._fail("R5", f"term {after.term} wrote over term {before.term}")
-        if after.term != before.term + 1 or after.sequence:
+        # A register that was created late is sealed above the floor that it did not know of.
+        is_lifted = before.round is None and after.term == run.floor.term + 1
+        if (after.term != before.term + 1 and not is_lifted) or after.sequence:
             self._fail("terms", f"{_told(before)} was sealed by {_told(after)}")
         if _without_office(before) != _without_office(after):
-            self._fail("R1", f"a seal changed what was committed: {before} -> {after}")
+            is_floor_only = before.round is None and after.floor == run.floor.number
+            unlike = msgspec.structs.replace(after, floor=before.floor)
+            if not is_floor_only or _without_office(before) != _without_office(unlike):
+                self._fail("R1", f"a seal changed what was committed: {before} -> {after}")
         self._must_serve(after)
         deposes = before.owner not in ("", after.owner)
         if deposes and before.owner in self._leases and before.owner not in self._ended:
@@ -171,6 +200,8 @@ class ElectionJournal:
         if is_new and (head.term != after.term or token <= max(run.tokens, default=(0, 0))):
             # R13: the token of a new round is above that of every earlier one.
             self._fail("R13", f"round {token} was committed in term {after.term}")
+        if is_new and (head.term <= run.floor.term or head.number <= run.floor.number):
+            self._fail("R13", f"round {token} is not above the floor {run.floor}")
         run.tokens.add(token)
 
     def _note(self, line: str) -> None:

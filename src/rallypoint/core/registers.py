@@ -150,6 +150,27 @@ class RunRegister(Kept, frozen=True):
         return Stamp(self.ledger_id, self.term, self.number)
 
 
+class Floor(Kept, frozen=True):
+    """The highest term and round number of all runs that were removed from a ledger.
+
+    One for the whole ledger: one for each run would grow for ever. A run that begins, begins above
+    it, so that no token (term, number) comes twice for one id of a run (R1, R13).
+    """
+
+    term: Counter = 0
+    number: Counter = 0
+
+    def raised(self, register: RunRegister) -> Floor:
+        """At or above the last token of this run, and never lower than before."""
+        term = max(self.term, register.term)
+        number = max(self.number, register.number)
+        return msgspec.structs.replace(self, term=term, number=number)
+
+
+NO_FLOOR: Final = Floor(FORMAT)
+"""What holds until a run was removed."""
+
+
 class UnreadableError(Exception):
     """A register's bytes are not ours, damaged, or of another format. The text says which."""
 
@@ -186,6 +207,11 @@ def decode_lease(data: bytes) -> Lease:
 def decode_run(data: bytes) -> RunRegister:
     """A run's register. Raises UnreadableError, and nothing else, whatever the bytes are."""
     return _decode(data, RunRegister)
+
+
+def decode_floor(data: bytes) -> Floor:
+    """The ledger's floor. Raises UnreadableError, and nothing else, whatever the bytes are."""
+    return _decode(data, Floor)
 
 
 def _fields(value: Kept) -> list[Any]:
