@@ -39,11 +39,12 @@ def test_survivors_of_a_killed_agent_regroup_and_its_workers_are_gone(machine: M
     killed_s = time.monotonic()
     victim.signal(signal.SIGKILL)
     told = survivors[1].line(r"round 1 has ended: (\w) lost")
-    assert time.monotonic() - killed_s < 1 + 4  # the grace is 1 s, the rest is for this machine
+    # At once; but where this machine stood still just then, the coordinator gives the grace of 5 s.
+    assert time.monotonic() - killed_s < 5 + 4
     assert told[1] == victim.name
     survivors[0].line(r"round 1 has ended: (\w) lost")
     after = {agent.name: agent.workers(2, 2) for agent in survivors}
-    assert time.monotonic() - killed_s < 10  # silence alone takes 30 s, a last call 60
+    assert time.monotonic() - killed_s < 15  # silence alone takes 30 s, a last call 60
 
     gone([worker.pid for worker in before[victim.name]])
     assert all(worker.size == 4 for workers in after.values() for worker in workers)

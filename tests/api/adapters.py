@@ -153,13 +153,14 @@ def together(*programs: Callable[[], T]) -> list[T]:
 
 
 def abandon(run: Any) -> None:
-    """Cut the run's connection and let it never come back, as if its process had been killed."""
+    """End the run's connection as the kernel does when it kills the process."""
     inner = run._run
     node = inner._source._node
 
     async def cut() -> None:
         node._is_closing = True
-        node._connection.abort("killed by the test")
+        node._connection._socket.ends_in_order = True  # a FIN, and not a word
+        node._connection._transport.abort()
 
     if isinstance(run, AsyncRun):
         run._api.wait(cut())

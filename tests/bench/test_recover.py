@@ -116,7 +116,6 @@ def test_agents_recover(is_embedded: bool) -> None:
     ours = found["noticed"] + found["told"] + found["met"]
     assert found["the share that is ours"] == pytest.approx(ours)
     assert found["in all"] == pytest.approx(sum(found[name] for name in recover.STAGES))
-    assert found["noticed"] > 900  # reconnect_grace_s, for which nobody is lost
 
 
 @pytest.mark.processes

@@ -7,7 +7,7 @@ from rallypoint.core.roster import Member, Roster
 from rallypoint.core.suspicion import QUEUE_NODES, Suspicion
 from rallypoint.core.values import Link, MemberState, NodeInfo, RunSettings
 
-SETTINGS = RunSettings(min_nodes=1, max_nodes=100)
+SETTINGS = RunSettings(min_nodes=1, max_nodes=100, mass_min=2)
 
 
 class Nodes:
@@ -30,8 +30,8 @@ class Nodes:
             found += timers(self.suspicion.disconnected(member, SETTINGS, now_s))
         return found
 
-    def guard(self, now_s: float = 0.0) -> list[Timer]:
-        return timers(self.suspicion.update_guard(SETTINGS, now_s))
+    def guard(self, now_s: float = 0.0, settings: RunSettings = SETTINGS) -> list[Timer]:
+        return timers(self.suspicion.update_guard(settings, now_s))
 
     @property
     def lost(self) -> list[str]:
@@ -102,15 +102,28 @@ def test_silence_counts_from_when_it_began() -> None:
 
 @pytest.mark.parametrize(
     ("nodes", "missing", "guards"),
-    [(4, 2, False), (4, 3, True), (20, 2, False), (20, 3, True), (50, 5, False), (50, 6, True)],
+    [(8, 8, False), (20, 8, False), (20, 9, True), (150, 15, False), (150, 16, True)],
 )
-def test_r8_more_than_two_or_a_tenth_missing_raise_the_guard(
+def test_r8_more_than_eight_or_a_tenth_missing_raise_the_guard(
     nodes: int, missing: int, guards: bool
 ) -> None:
     run = Nodes(nodes)
     run.disconnect(*run.members[:missing])
-    run.guard()
+    run.guard(settings=RunSettings(min_nodes=1, max_nodes=nodes))
     assert run.suspicion.guarding is guards
+
+
+def test_r8_a_process_that_has_ended_is_neither_counted_nor_kept_by_the_guard() -> None:
+    run = Nodes(10)
+    run.disconnect(*run.members[:3])
+    run.guard()
+    assert run.suspicion.guarding
+    run.suspicion.ended(run.members[3], 1.0)
+    assert run.suspicion.ended_members() == [run.members[3]]
+    run.suspicion.rearm(SETTINGS, 2.0)
+    assert run.suspicion.ended_members() == [run.members[3]]
+    run.suspicion.heard(run.members[3])
+    assert run.suspicion.ended_members() == []
 
 
 def test_nobody_misses_who_is_done_or_departing() -> None:

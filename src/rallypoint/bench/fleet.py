@@ -191,7 +191,14 @@ class Fleet:
         return {"at_s": time.monotonic()}
 
     async def kill(self, *, index: int) -> dict[str, Any]:
-        """Cut one node's connection without a word; it is no node of this fleet any more."""
+        """End one node as a killed process ends; it is no node of this fleet any more."""
+        node = self._taken_out(index)
+        at_s = time.monotonic()
+        node.die()
+        return {"at_s": at_s}
+
+    async def cut(self, *, index: int) -> dict[str, Any]:
+        """Reset one node's connection; it is no node of this fleet any more."""
         node = self._taken_out(index)
         at_s = time.monotonic()
         node.abort()
@@ -376,6 +383,7 @@ class Fleet:
             except OSError as error:
                 sock.close()
                 raise FleetError(f"{where[0]}:{where[1]}: {error.strerror or error}") from error
+            node.sock = sock
             await loop.create_connection(lambda: node, sock=sock)
 
     async def _until(self, at_s: float) -> None:
@@ -462,7 +470,7 @@ class _Caller:
 # -- the process -----------------------------------------------------------------------------------
 
 _COMMANDS: Final = (
-    "connect", "meet", "expect_end", "ended", "fail", "again", "kill", "leave", "freeze",
+    "connect", "meet", "expect_end", "ended", "fail", "again", "kill", "cut", "leave", "freeze",
     "store", "counts", "settle", "disconnect", "floor_connect", "floor_meet",
     "arrive", "barrier", "share", "beat_on_time",
 )  # fmt: skip

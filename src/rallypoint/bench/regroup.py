@@ -16,9 +16,10 @@ from rallypoint.bench import driver
 from rallypoint.bench.figure import Figure
 
 FROZEN: Final = "a failure beside a frozen node"
+CUT_OFF: Final = "cut off, no grace"
 EVENTS: Final = {
-    "killed": "its connection closes without a word; reconnect_grace_s is 1 s",
-    "killed, no grace": "the same with reconnect_grace_s=0",
+    "killed": "its kernel closes its connection, which is proof that its process has ended",
+    CUT_OFF: "its connection is reset; reconnect_grace_s=0",
     "leaving": "it says goodbye",
     "arriving": "one more comes; scale_up_delay_s is 1 s",
     FROZEN: "one node is silent for longer than suspect_after_s; timed from another's failure on",
@@ -38,7 +39,7 @@ def settings(nodes: int, event: str) -> dict[str, Any]:
         "max_restarts": None,
         "suspect_after_s": SUSPECT_AFTER_S,
     }
-    if event == "killed, no grace":
+    if event == CUT_OFF:
         chosen["reconnect_grace_s"] = 0.0
     if event == "arriving":
         # The first round waits no longer than this for the one that is to come, and the next, of
@@ -104,7 +105,7 @@ def _happen(plan: driver.Plan, fleets: driver.Fleets, event: str, here: int, run
         return came_s
     # One in the middle: node rank 0 has nothing of its own.
     index = here // 2 // len(fleets.each)
-    command = {"leaving": "leave", FROZEN: "freeze"}.get(event, "kill")
+    command = {"leaving": "leave", FROZEN: "freeze", CUT_OFF: "cut"}.get(event, "kill")
     gone_s: float = first.ask(command, index=index)["at_s"]
     if event == FROZEN:
         failed_s: float = first.ask("fail", index=0, at_s=gone_s + FROZEN_S)["at_s"]

@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import socket
 import struct
 import time
 from collections.abc import Callable
 from typing import Final, cast
 
 from rallypoint.client import machine as m
+from rallypoint.client.sockets import reset_on_close
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.values import (
@@ -65,6 +67,8 @@ class VirtualNode(asyncio.Protocol):
         self.sent = self.received = self.sent_bytes = self.received_bytes = 0
         self.beats = self.beats_bytes = 0
         self.transport: asyncio.Transport | None = None
+        self.sock: socket.socket | None = None
+        """The connection's, from whoever opened it."""
         self._token = token
         self._is_open = False
         self._rest = b""
@@ -109,7 +113,13 @@ class VirtualNode(asyncio.Protocol):
         self._act(self.machine.tick(now_s))
 
     def abort(self) -> None:
-        """Cut the connection, as a killed process's kernel does."""
+        """Cut the connection by a reset, as a node does that lives on."""
+        if self.sock is not None:
+            reset_on_close(self.sock)
+        self.die()
+
+    def die(self) -> None:
+        """End the connection by a FIN without a word, as a killed process's kernel does."""
         if self.transport is not None:
             self.transport.abort()
 
@@ -153,7 +163,7 @@ class VirtualNode(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone."""
-        self.transport = None
+        self.transport = self.sock = None
         self.machine.disconnected()
         self.on_lost(self, str(error or "the coordinator closed the connection"))
 
@@ -172,8 +182,12 @@ class VirtualNode(asyncio.Protocol):
             self.abort()
             return b""
         self._is_open = True
-        self._act(self.machine.connected(time.monotonic()))
+        self._act(self.machine.connected(time.monotonic(), self._source()))
         return rest
+
+    def _source(self) -> Address:
+        assert self.transport is not None
+        return Address(*self.transport.get_extra_info("sockname")[:2])
 
     def _frame(self, first: int, payload: bytes) -> None:
         opcode = first & 0x0F

@@ -66,7 +66,6 @@ class Story:
         self._started: dict[str, str] = {}
         self._formed: set[int] = set()
         self._ended: set[int] = set()
-        self._grace_s = 0.0
 
     @property
     def round(self) -> int:
@@ -137,7 +136,6 @@ class Story:
         for name, state in self._started.items():
             if state == "starting" and name in self._members:
                 self._started[name] = "ended"  # shown once the coordinator has it no more
-        self._grace_s = (picture.get("settings") or {}).get("reconnect_grace_s", self._grace_s)
         for before, each in zip([None, *self.rounds], self.rounds, strict=False):
             number = each["number"]
             if each["published"] and number not in self._formed:
@@ -166,8 +164,7 @@ class Story:
             kill.noticed_s = at_s
             self.say(
                 at_s,
-                f"noticed after {at_s - kill.at_s:.2f} s: {kill.node}'s connection closed and did "
-                f"not come back within the grace of {self._grace_s:g} s",
+                f"noticed after {at_s - kill.at_s:.2f} s: {each['ended']}",
                 "loss",
             )
         elif each["change"] is not None:

@@ -129,8 +129,8 @@ def _after(kill: Kill) -> list[str]:
         return [f"{kill.node} was killed, and the run has ended before the others regrouped"]
     lines = [
         f"{kill.node} killed, to the new round: {kill.formed_s - kill.at_s:.2f} s",
-        f"  {kill.noticed_s - kill.at_s:6.2f} s  until it was noticed: nearly all is the grace, "
-        "in which a broken connection may come back",
+        f"  {kill.noticed_s - kill.at_s:6.2f} s  until it was noticed: its kernel closed "
+        "its connection",
         f"  {kill.formed_s - kill.noticed_s:6.2f} s  until the others had stopped their workers "
         "and the round was formed",
     ]

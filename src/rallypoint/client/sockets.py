@@ -40,8 +40,12 @@ class ResettingSocket(socket.socket):
 
     def choose_how(self) -> None:
         """Set how it ends when its descriptor is closed, which must follow at once."""
-        if self.ends_in_order or self.fileno() < 0:
-            return
-        # A child made by fork() has another file at that number (client/forking.py).
-        with contextlib.suppress(OSError):
-            self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        if not self.ends_in_order and self.fileno() >= 0:
+            reset_on_close(self)
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Have the descriptor's closing, which must follow at once, send a reset."""
+    # A child made by fork() has another file at that number (client/forking.py).
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

@@ -158,11 +158,11 @@ class RunSettings(Value, frozen=True, kw_only=True):
     last_call_s: float = 30.0
     settle_s: float = 0.05
     scale_up_delay_s: float = 1.0
-    reconnect_grace_s: float = 1.0
+    reconnect_grace_s: float = 5.0
     suspect_after_s: float = 5.0
     probe_s: float = 1.0
     lost_after_s: float = 30.0
-    mass_min: int = 2
+    mass_min: int = 8
     mass_fraction: float = 0.1
     mass_grace_s: float = 120.0
 

@@ -1,0 +1,71 @@
+"""R8: when many go at once. Spot instances do, by the dozen; so do the nodes behind one switch."""
+
+import pytest
+
+from rallypoint.core import effects as do
+from rallypoint.core.values import RunSettings
+from tests.core.driver import Driver
+
+DEFAULTS = RunSettings()
+
+
+def met(nodes: int) -> tuple[Driver, list[str]]:
+    names = [f"n{number}" for number in range(nodes)]
+    grace_s, mass_min = DEFAULTS.reconnect_grace_s, DEFAULTS.mass_min
+    driver = Driver(min=2, max=nodes, restarts=3, grace=grace_s, mass_min=mass_min)
+    driver.join(*names)
+    driver.advance(1.0)
+    driver.take()
+    return driver, names
+
+
+def when(driver: Driver, kind: type[do.Effect]) -> float:
+    return next(at_s for at_s, effect in driver.effects if isinstance(effect, kind))
+
+
+@pytest.mark.parametrize("nodes", [10, 100])
+@pytest.mark.parametrize("percent", [10, 30, 60])
+def test_a_preempted_part_of_the_run_is_told_at_once(nodes: int, percent: int) -> None:
+    driver, names = met(nodes)
+    began_s, gone = driver.now_s, nodes * percent // 100
+    driver.die(*names[:gone])
+    driver.ready(*names[gone:])
+    driver.advance(1.0)
+    assert when(driver, do.Break) == began_s
+    assert when(driver, do.Publish) == began_s + driver.settings.settle_s
+    assert sorted(driver.names) == sorted(names[gone:])
+
+
+@pytest.mark.parametrize("nodes", [10, 100])
+def test_their_workers_may_fail_before_all_of_them_are_known_to_be_gone(nodes: int) -> None:
+    driver, names = met(nodes)
+    gone, alive = names[: nodes * 3 // 10], names[nodes * 3 // 10 :]
+    driver.fail(alive[0], kind="communication")
+    driver.answer(*alive)
+    began_s = driver.now_s
+    driver.die(*gone)
+    driver.ready(*alive)
+    driver.advance(1.0)
+    verdict = next(effect for _, effect in driver.effects if isinstance(effect, do.Verdict))
+    assert verdict.change.nodes[0] == gone[0]
+    assert not verdict.change.charged
+    assert when(driver, do.Publish) <= began_s + 2 * driver.settings.settle_s
+
+
+def test_as_many_resets_are_taken_for_an_outage() -> None:
+    """A firewall that is flushed resets the connections of nodes that live."""
+    driver, names = met(100)
+    driver.disconnect(*names[:30])
+    driver.advance(119.0)
+    assert not any(isinstance(effect, do.Break) for _, effect in driver.effects)
+    driver.attach(*names[:30])
+    driver.advance(60.0)
+    assert not any(isinstance(effect, do.Break) for _, effect in driver.effects)
+
+
+def test_eight_at_a_time_are_no_outage() -> None:
+    driver, names = met(20)
+    began_s = driver.now_s
+    driver.disconnect(*names[:8])
+    driver.advance(30.0)
+    assert when(driver, do.Break) == began_s + DEFAULTS.reconnect_grace_s
