@@ -6,7 +6,7 @@ from rallypoint.client import machine as m
 from rallypoint.core import reasons
 from rallypoint.core.effects import Standing
 from rallypoint.core.reasons import Refusal, RefusalCode
-from rallypoint.core.store import Set
+from rallypoint.core.store import Barrier, Get, Set, Value
 from rallypoint.core.values import (
     Address,
     Change,
@@ -175,3 +175,25 @@ def test_only_a_beat_that_advances_is_a_sign_of_a_coordinator_that_leads() -> No
 
 def test_a_node_without_a_round_is_no_orphan() -> None:
     assert a_machine().orphaned(30.0) == []
+
+
+def test_a_call_that_is_asked_again_has_the_time_that_is_left() -> None:
+    """Also at a barrier: its deadline survives a failover, and no clock is compared (R9)."""
+    machine = in_round()
+    machine.call(Barrier("start", 0), 10.0, 100.0)
+    machine.call(Get("k"), None, 100.0)
+    answered, _ = machine.call(Set("k", b"v"), 10.0, 100.0)
+    machine.received(wire.StoreAnswer(Stamp("ledger", 1, 1), answered, Value(None)), 101.0)
+    machine.disconnected()
+    machine.connected(104.0)
+    said = sent(machine.received(welcome(2, 1), 104.0))
+    calls = [(each.op, each.timeout_s) for each in said if isinstance(each, wire.StoreCall)]
+    assert calls == [(Barrier("start", 0), 6.0), (Get("k"), None)]
+    machine.disconnected()
+    machine.connected(200.0)
+    (first, _) = [
+        each
+        for each in sent(machine.received(welcome(3, 1), 200.0))
+        if isinstance(each, wire.StoreCall)
+    ]
+    assert first.timeout_s == 0.0

@@ -198,6 +198,8 @@ class NodeMachine:
         self._requests = 0
         self._acknowledged = 0
         self._open: dict[int, wire.StoreCall | wire.AskMembers | wire.AskWaiting] = {}
+        self._ends_s: dict[int, float] = {}
+        """When an open call with a timeout has run out of time."""
         self._heartbeat_s = 1.0
         self._heard_s = 0.0
         self._beat = 0
@@ -319,7 +321,7 @@ class NodeMachine:
         self._next_tick_s = now_s + self._tick_s()
         self.is_standby = message.standing.standby
         actions: list[Action] = [Attached(), *self._catch_up(message)]
-        return actions + [Send(each) for each in self._to_say_again()]
+        return actions + [Send(each) for each in self._to_say_again(now_s)]
 
     def _catch_up(self, message: wire.Welcome) -> list[Action]:
         """What became of the node's last round while it could not be told."""
@@ -349,7 +351,7 @@ class NodeMachine:
         detail = f"the run went on without it to round {message.stamp.round}"
         return Change(ChangeKind.NODE_LOST, self.number, (self.info.name,), 1, detail)
 
-    def _to_say_again(self) -> list[wire.Message]:
+    def _to_say_again(self, now_s: float) -> list[wire.Message]:
         """All that the node wants and has no answer to."""
         said: list[wire.Message] = []
         if self._failure is not None and self.ended is None:
@@ -365,7 +367,17 @@ class NodeMachine:
             return [wire.Goodbye(self.stamp, self._goodbye_reason)]
         if self._close_wanted is not None:
             said.append(self._close_wanted)
-        return said + list(self._open.values())
+        self._ends_s = {i: ends_s for i, ends_s in self._ends_s.items() if i in self._open}
+        return said + [self._with_time_left(each, now_s) for each in self._open.values()]
+
+    def _with_time_left(
+        self, asked: wire.StoreCall | wire.AskMembers | wire.AskWaiting, now_s: float
+    ) -> wire.Message:
+        """A coordinator knows nothing of how long a call has waited at another one (R9)."""
+        ends_s = self._ends_s.get(asked.request_id)
+        if ends_s is None or not isinstance(asked, wire.StoreCall):
+            return asked
+        return msgspec.structs.replace(asked, timeout_s=max(0.0, ends_s - now_s))
 
     def _on_refused(self, refusal: Refusal) -> list[Action]:
         if refusal.code in self._sends_away:
@@ -406,6 +418,7 @@ class NodeMachine:
         return [*actions, RunEnded(close)]
 
     def _on_answer(self, message: wire.StoreAnswer) -> list[Action]:
+        self._ends_s.pop(message.request_id, None)
         if self._open.pop(message.request_id, None) is None:
             return []
         return [CallAnswered(message.request_id, message.result)]
@@ -499,19 +512,27 @@ class NodeMachine:
         self._close_wanted = wire.CloseRun(self.stamp, outcome, _text(reason))
         return self._say(self._close_wanted)
 
-    def call(self, op: StoreOp, timeout_s: float | None) -> tuple[int, list[Action]]:
-        """A call of the round's store. The request's number, and what to do."""
+    def call(
+        self, op: StoreOp, timeout_s: float | None, now_s: float | None = None
+    ) -> tuple[int, list[Action]]:
+        """A call of the round's store. The request's number, and what to do.
+
+        With `now_s` a call that is asked again has the time that is left of `timeout_s`.
+        """
         self._requests += 1
         request_id = self._requests
         stamp = Stamp(self.stamp.ledger_id, self.stamp.term, self.number)
         acknowledged, still_open = self._acknowledgement()
         call = wire.StoreCall(stamp, request_id, op, timeout_s, acknowledged, still_open)
         self._open[request_id] = call
+        if timeout_s is not None and now_s is not None:
+            self._ends_s[request_id] = now_s + timeout_s
         return request_id, self._say(call)
 
     def cancel(self, request_id: int) -> list[Action]:
         """Nobody waits for this request any more."""
         asked = self._open.pop(request_id, None)
+        self._ends_s.pop(request_id, None)
         is_call = isinstance(asked, wire.StoreCall)
         return self._say(wire.StoreCancel(self.stamp, request_id)) if is_call else []
 

@@ -734,7 +734,7 @@ class Node:
         """
         self._check_round()
         wire.check_call(op)
-        request_id, actions = self._machine.call(op, timeout_s)
+        request_id, actions = self._machine.call(op, timeout_s, self._now_s())
         limit_s = None if timeout_s is None else timeout_s + ANSWER_MARGIN_S
         try:
             result = await self._request(request_id, actions, limit_s)

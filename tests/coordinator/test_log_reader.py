@@ -1,0 +1,269 @@
+"""R5, R10: a log of any length can be read and sealed, whatever its former owner still does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from rallypoint.coordinator import durable_store, log_reader
+from rallypoint.coordinator.durable_store import DurableStore
+from rallypoint.coordinator.log_reader import LogReader, SealedLog, StoreLostError
+from rallypoint.coordinator.log_records import decode_record, header_record, seal_record
+from rallypoint.coordinator.round_log import LogId, first_log, older
+from rallypoint.core.store import RoundStore, Set
+from rallypoint.core.values import Address, RoundHead
+from rallypoint.errors import LedgerUnreachableError
+from rallypoint.ledger import file as file_ledger
+from rallypoint.ledger import file_disk
+from rallypoint.ledger.contract import Exists, Gap, Ledger
+from rallypoint.ledger.file import FileLedger
+from rallypoint.ledger.keys import log_prefix
+from rallypoint.ledger.memory import MemoryLedger
+from tests.loops import run_virtual
+
+SEATS = (("a", 0, 1),)
+HEAD = RoundHead(1, 1, 1, 1, Address("h", 1), "digest")
+LOG = first_log(1, 1)
+
+
+class Owner:
+    """The round's coordinator of one term: writes, and moves from segment to segment."""
+
+    def __init__(self, ledger: Ledger, sealed: SealedLog | None = None, term: int = 1) -> None:
+        self.ledger = ledger
+        self.store = DurableStore(
+            sealed.replay.store if sealed else RoundStore(SEATS),
+            term,
+            run_id="run",
+            log=sealed.log if sealed else LOG,
+            next_index=sealed.next_index if sealed else 1,
+            batch_bytes_max=1_000,
+            replay=sealed.replay if sealed else None,
+        )
+        self.written = 0
+
+    async def begin(self) -> None:
+        await self.ledger.append(LOG.name("run"), 0, header_record("run", 1, 1))
+
+    async def write(self, count: int, *, records_max: int = 10_000) -> None:
+        for _ in range(count):
+            self.written += 1
+            number = self.written
+            self.store.apply("a", number, Set(f"k{number % 9}", b"%d" % number), None, 0.0)
+            self.store._store.acknowledge("a", number - 1)
+            while records_max and await self.append_one():
+                records_max -= 1
+
+    async def append_one(self) -> bool:
+        record = self.store.take_record()
+        if record is None:
+            return False
+        outcome = await self.ledger.append(record.log.name("run"), record.index, record.data)
+        assert not isinstance(outcome, Exists | Gap), outcome
+        self.store.appended()
+        complete = self.store.take_complete()
+        if complete is not None:
+            names = await self.ledger.logs(log_prefix("run"))
+            for name in older(names, complete):
+                await self.ledger.drop_log(name)
+        return True
+
+
+def reader(
+    ledger: Ledger, term: int = 2, make_sure: Callable[[], Awaitable[None]] | None = None
+) -> LogReader:
+    async def sure() -> None:
+        pass
+
+    return LogReader(
+        ledger,
+        "run",
+        HEAD,
+        term,
+        new_store=lambda: RoundStore(SEATS),
+        make_sure=make_sure or sure,
+    )
+
+
+def data_of(sealed: SealedLog) -> dict[str, bytes]:
+    return dict(sealed.replay.store.freeze().data)
+
+
+def wanted(count: int) -> dict[str, bytes]:
+    return {f"k{number % 9}": b"%d" % number for number in range(1, count + 1)}
+
+
+class Faulty(MemoryLedger):
+    """Answers each page only the second time, and does `before_page` before the first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starts: list[int] = []
+        self.before_page: Callable[[], Awaitable[None]] | None = None
+
+    async def records(
+        self, log: str, start: int = 0, limit: int | None = None
+    ) -> tuple[tuple[int, bytes], ...]:
+        self.starts.append(start)
+        if self.before_page is not None:
+            first, self.before_page = self.before_page, None
+            found = await super().records(log, start, limit)
+            await first()
+            return found
+        if self.starts.count(start) % 2:
+            raise LedgerUnreachableError("no answer")
+        return await super().records(log, start, limit)
+
+
+def test_a_page_that_fails_is_read_again_and_those_before_it_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log_reader, "PAGE_RECORDS", 10)
+
+    async def main() -> None:
+        ledger = Faulty()
+        owner = Owner(ledger)
+        await owner.begin()
+        await owner.write(95)
+        sealed = await reader(ledger).sealed()
+        assert data_of(sealed) == wanted(95)
+        pages = [*range(0, 100, 10), 96]
+        assert ledger.starts == [start for start in pages for _ in range(2)]
+
+    run_virtual(main())
+
+
+def test_the_former_owner_may_move_on_and_drop_what_is_being_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log_reader, "PAGE_RECORDS", 10)
+    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 20)
+
+    async def main() -> None:
+        ledger = Faulty()
+        owner = Owner(ledger)
+        await owner.begin()
+        await owner.write(15)
+        ledger.before_page = lambda: owner.write(100)
+        sealed = await reader(ledger).sealed()
+        assert data_of(sealed) == wanted(115)
+        assert sealed.log.segment > 0
+        (name,) = await ledger.logs()
+        assert name == sealed.log.name("run")
+        # R5: nothing that the former owner still tries gets into the log.
+        owner.store.apply("a", 999, Set("k", b"late"), None, 0.0)
+        with pytest.raises(AssertionError, match="Exists"):
+            await owner.append_one()
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("steps", range(30))
+def test_a_takeover_at_any_step_of_a_snapshot_has_everything(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its successor does the same again, and both take the segments that are their own."""
+    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 5)
+    monkeypatch.setattr(durable_store, "PART_BYTES_MAX", 200)
+
+    async def main() -> None:
+        ledger = MemoryLedger()
+        owner = Owner(ledger)
+        await owner.begin()
+        await owner.write(40, records_max=steps)
+        durable = owner.store._durable
+        # The deposed one has made the header of its next segment, or was just about to.
+        sealed = await reader(ledger).sealed()
+        assert data_of(sealed) == wanted(durable)
+        successor = Owner(ledger, sealed, 2)
+        successor.written = durable
+        await successor.write(30)
+        again = await reader(ledger, 3).sealed()
+        assert data_of(again) == wanted(durable + 30)
+        logs = await ledger.logs()
+        assert len(logs) <= 2
+
+    run_virtual(main())
+
+
+def test_a_segment_that_a_deposed_coordinator_made_is_not_taken_for_the_next() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        owner = Owner(ledger)
+        await owner.begin()
+        await owner.write(5)
+        orphan = LogId(1, 1, 1, 1).name("run")
+        await ledger.append(orphan, 0, header_record("run", 1, 1, 1))
+        sealed = await reader(ledger).sealed()
+        assert sealed.log == LOG
+        assert data_of(sealed) == wanted(5)
+
+    run_virtual(main())
+
+
+def test_a_log_without_the_segment_that_it_names_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 5)
+    monkeypatch.setattr(durable_store, "PART_BYTES_MAX", 50)
+
+    async def main() -> None:
+        ledger = MemoryLedger()
+        owner = Owner(ledger)
+        await owner.begin()
+        await owner.write(8, records_max=8)
+        _, later = await ledger.logs()
+        await ledger.drop_log(later)
+        with pytest.raises(StoreLostError, match="was removed"):
+            await reader(ledger).sealed()
+
+    run_virtual(main())
+
+
+def test_a_slow_disk_needs_time_and_no_page_of_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it takes several times as long as one call may: a file server that opens slowly."""
+    read = file_disk.content
+
+    def slow_content(path: Path) -> bytes:
+        time.sleep(0.003)
+        return read(path)
+
+    async def main() -> None:
+        async with FileLedger(tmp_path / "ledger") as ledger:
+            owner = Owner(ledger)
+            await owner.begin()
+            await owner.write(200)
+        monkeypatch.setattr(file_ledger, "content", slow_content)
+        async with FileLedger(tmp_path / "ledger", timeout_s=0.2) as ledger:
+            sealed = await reader(ledger).sealed()
+            assert data_of(sealed) == wanted(200)
+            assert len(await ledger.records(LOG.name("run"))) == 202
+
+    asyncio.run(main())
+
+
+def test_whoever_finds_a_later_seal_first_makes_sure_of_its_lease() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        owner = Owner(ledger)
+        await owner.begin()
+        await ledger.append(LOG.name("run"), 1, seal_record(9))
+        asked = []
+
+        async def make_sure() -> None:
+            asked.append(True)
+            await asyncio.Event().wait()
+
+        task = asyncio.ensure_future(reader(ledger, 2, make_sure).sealed())
+        await asyncio.sleep(1.0)
+        assert asked
+        assert not task.done()
+        task.cancel()
+        records = [decode_record(each) for _, each in await ledger.records(LOG.name("run"))]
+        assert [each.term for each in records if each.is_seal] == [9]
+
+    run_virtual(main())
