@@ -7,12 +7,15 @@ from collections.abc import Callable
 
 import pytest
 
+from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.round_log import first_log
 from rallypoint.coordinator.sweeping import Keeping, Sweeper
 from rallypoint.core import election as e
-from rallypoint.core.values import Address, CloseRecord, Outcome
+from rallypoint.core.values import Address, CloseRecord, NodeId, Outcome
 from rallypoint.ledger.keys import FLOOR, lease_key, log_name, run_key
 from rallypoint.ledger.memory import MemoryLedger
+from tests.coordinator.test_shared import coordinator, has_begun
+from tests.loops import run_virtual
 
 KEEPING = Keeping(closed_run_s=10.0, open_run_s=100.0, lease_s=10.0)
 
@@ -157,3 +160,87 @@ def test_what_cannot_be_read_is_left_alone_and_keeps_nothing_from_being_swept() 
     registers = {lease_key("odd"): b"no lease", run_key("a"): b"no run", run_key("r"): CLOSED}
     left = asyncio.run(keys_after(registers, [0.0, 11.0]))
     assert left == (lease_key("odd"), run_key("a"))
+
+
+# -- coordinators inside nodes ---------------------------------------------------------------------
+
+
+async def left_by_a_node(
+    registers: dict[str, bytes], times: list[float], *, sample: int | None = None
+) -> tuple[str, ...]:
+    """What is there after a node's coordinator has looked at these times."""
+    ledger = MemoryLedger()
+    for key, value in registers.items():
+        await ledger.swap(key, None, value)
+    sweeper = Sweeper(ledger, KEEPING, lambda run_id: run_id == "mine", None, sample=sample)
+    for now_s in times:
+        await sweeper.sweep(now_s)
+    return tuple(key for key in await ledger.keys("") if key != FLOOR)
+
+
+def test_a_node_sweeps_closed_runs_and_dead_leases() -> None:
+    registers = {run_key("r"): CLOSED, lease_key("p"): a_lease()}
+    assert asyncio.run(left_by_a_node(registers, [0.0, 11.0, 12.0, 23.0])) == ()
+
+
+def test_it_ends_an_open_run_that_stands_still_without_an_owner() -> None:
+    registers = {run_key("r"): a_run()}
+    assert asyncio.run(left_by_a_node(registers, [0.0, 99.0])) == (run_key("r"),)
+    assert asyncio.run(left_by_a_node(registers, [0.0, 101.0])) == ()
+
+
+def test_but_none_whose_owner_serves() -> None:
+    """Its round may last for weeks without one write; the lease moves meanwhile."""
+
+    async def scenario() -> e.RunRegister:
+        ledger = MemoryLedger()
+        await ledger.swap(run_key("r"), None, a_run())
+        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False, None, sample=64)
+        version = None
+        for beat in range(1, 40):
+            await ledger.swap(lease_key("p"), version, a_lease(beat=beat))
+            version = beat
+            await sweeper.sweep(beat * 9.0)
+        found = await ledger.read(run_key("r"))
+        assert found is not None
+        return e.decode_run(found.value)
+
+    assert asyncio.run(scenario()).close is None
+
+
+def test_nor_its_own() -> None:
+    registers = {run_key("mine"): a_run("mine")}
+    assert asyncio.run(left_by_a_node(registers, [0.0, 500.0])) == (run_key("mine"),)
+
+
+def test_a_part_of_a_large_ledger_at_a_time_in_the_end_all() -> None:
+    many = {run_key(f"r{i}"): a_run(f"r{i}", CLOSE) for i in range(40)}
+    assert len(asyncio.run(left_by_a_node(many, [0.0, 11.0], sample=16))) >= 24
+    times = [11.0 * i for i in range(60)]
+    assert asyncio.run(left_by_a_node(many, times, sample=16)) == ()
+
+
+def test_the_owner_of_an_elected_run_sweeps_and_its_other_candidates_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        looks: list[object] = []
+
+        async def look(sweeper: Sweeper, now_s: float) -> None:
+            looks.append(sweeper)
+
+        monkeypatch.setattr(Sweeper, "sweep", look)
+        config = CoordinatorConfig(only_run="run", own_node=NodeId("n", 1))
+        first, hub = await coordinator(ledger, 1, config)
+        first.claim("run")
+        await has_begun(hub, "run")
+        second, _ = await coordinator(ledger, 2, config)
+        second.claim("run")
+        await asyncio.sleep(1_000.0)
+        assert 2 <= len(looks) <= 5
+        assert len(set(map(id, looks))) == 1
+        for each in (first, second):
+            await each.aclose()
+
+    run_virtual(main())

@@ -197,3 +197,16 @@ class TestRemovingRuns:
         journal.floor_written(self.FLOOR)
         with pytest.raises(InvariantViolation, match="R13"):
             journal.floor_written(NO_FLOOR)
+
+    def test_a_sweeper_closes_a_run_whose_owner_has_ended(self, journal: ElectionJournal):
+        gone = sealed(BEGUN, "", close=CLOSE)
+        with pytest.raises(InvariantViolation, match="lease"):
+            journal.run_written(gone)
+        revoke(journal, "p1")
+        journal.run_written(gone)
+        assert journal.is_closed("run")
+
+    def test_it_changes_nothing_else(self, journal: ElectionJournal):
+        revoke(journal, "p1")
+        with pytest.raises(InvariantViolation, match="R5"):
+            journal.run_written(sealed(BEGUN, "", close=CLOSE, round=a_round(1, term=2)))

@@ -506,6 +506,8 @@ class Office:
             case e.Won():
                 self._note_won(run_id)
                 self._tables.won(run_id, action.register)
+                if action.register.term > 1:
+                    self._spawn(self._sweep_table(run_id), run_id)
                 self._runs.won(run_id, action.register, action.former_host)
             case e.Committed():
                 unneeded = self._tables.committed(run_id, action.register)
@@ -521,6 +523,13 @@ class Office:
             case _:
                 return False
         return True
+
+    async def _sweep_table(self, run_id: str) -> None:
+        """Remove what earlier owners have left of the run's tables."""
+        try:
+            await self._tables.sweep(run_id)
+        except LedgerError as error:
+            _log.debug("run %s: parts of old member tables stay for now: %s", run_id, error)
 
     def _note_won(self, run_id: str) -> None:
         if self._yield_after_s is not None:
@@ -679,11 +688,21 @@ def _with_record(
 
 
 def _forgotten(register: e.RunRegister) -> bytes:
-    close = CloseRecord(
-        Outcome.STOPPED, "nobody was in it for too long", "", register.term, register.number
-    )
-    sequence = register.sequence + 1
+    """The owner's own close of a run that nobody is in."""
+    close, sequence = _nobody_came(register), register.sequence + 1
     return e.encode(msgspec.structs.replace(register, sequence=sequence, close=close))
+
+
+def closed_as_abandoned(register: e.RunRegister) -> e.RunRegister:
+    """Somebody else's close of a run whose owner's lease has ended: a seal of its own (R5)."""
+    return msgspec.structs.replace(
+        register, term=register.term + 1, owner="", sequence=0, close=_nobody_came(register)
+    )
+
+
+def _nobody_came(register: e.RunRegister) -> CloseRecord:
+    why = "nobody was in it for too long"
+    return CloseRecord(Outcome.STOPPED, why, "", register.term, register.number)
 
 
 def _found(versioned: Versioned | None) -> e.Found | None:

@@ -25,7 +25,7 @@ from rallypoint.coordinator.office import Office
 from rallypoint.coordinator.round_log import LogId, first_log, older
 from rallypoint.coordinator.runs import RunHost, store_of
 from rallypoint.coordinator.supervision import Supervised
-from rallypoint.coordinator.sweeping import Keeping, Sweeper
+from rallypoint.coordinator.sweeping import ELECTED_LOOK_S, ELECTED_SAMPLE, Keeping, Sweeper
 from rallypoint.coordinator.tables import read_members, table_room
 from rallypoint.core import events as on
 from rallypoint.core.election import RunRegister, RunState, Seen, Timing, UnreadableError
@@ -97,9 +97,25 @@ class SharedRuns:
         hub.table_bytes_max = table_room(self._ledger.limits)
         self.office.start(addresses)
         keeping = Keeping(closed_run_s=self._config.closed_run_keep_s)
-        sweeper = Sweeper(self._ledger, keeping, lambda run_id: run_id in hub.runs, self.claim)
-        if self._config.only_run is None:
-            self._sweep_for_ever(sweeper)
+        self._sweep_for_ever(self._sweeper(hub, keeping))
+
+    def _sweeper(self, hub: Hub, keeping: Keeping) -> Sweeper:
+        def is_mine(run_id: str) -> bool:
+            return run_id in hub.runs
+
+        own_run = self._config.only_run
+        if own_run is None:
+            return Sweeper(self._ledger, keeping, is_mine, self.claim)
+        return Sweeper(
+            self._ledger,
+            keeping,
+            is_mine,
+            None,
+            look_s=ELECTED_LOOK_S,
+            sample=ELECTED_SAMPLE,
+            # Of the candidates of one run, its owner alone.
+            is_allowed=lambda: self.office.may_decide(own_run),
+        )
 
     def _sweep_for_ever(self, sweeper: Sweeper) -> None:
         """What is not swept costs room and harms no run: an error ends one look, not sweeping."""

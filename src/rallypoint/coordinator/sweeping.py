@@ -8,27 +8,35 @@ A register that stands still is no sign that a run is over: a round that lasts f
 nothing. So only what is closed is deleted here. A run that is open is claimed, as if a node had
 asked for it: if its owner lives, nothing comes of that; else it is this coordinator's, and is
 swept as its own ones are, once nobody has come.
+
+Coordinators inside nodes sweep too, so that a ledger without `rallypoint serve` does not fill. Of
+the candidates of a run only its owner looks, rarely, and at a part of the ledger each time. It can
+take no other run, so it closes an open one that stands still and whose owner's lease has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
-from rallypoint.coordinator.office import delete_run
+from rallypoint.coordinator.office import closed_as_abandoned, delete_run
 from rallypoint.core import election as e
 from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerFormatError
-from rallypoint.ledger.contract import Ledger, Versioned
-from rallypoint.ledger.keys import COORDINATORS, RUNS, run_key
+from rallypoint.ledger.contract import Ledger, Swapped, Versioned
+from rallypoint.ledger.keys import COORDINATORS, RUNS, lease_key, run_key
 
 _log = logging.getLogger("rallypoint.coordinator")
 
 LOOK_S: Final = 60.0
 """How often a sweeper looks through the ledger; a small part of what it keeps things for."""
+ELECTED_LOOK_S: Final = 300.0
+ELECTED_SAMPLE: Final = 64
+"""How often, and how much at a time, a coordinator inside a node looks: there may be many."""
 
 
 class Keeping(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +50,10 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
 class Sweeper:
     """Looks through a ledger now and then. `is_mine` says which runs this process has itself.
 
-    `claim` asks for a run that may have no coordinator any more.
+    `claim` asks for a run that may have no coordinator any more. Without it, as in a coordinator
+    that serves one run alone, an open run that stands still is closed, if its owner's lease has
+    ended, and then removed. `is_allowed` is asked before each look. At most `sample` registers of
+    each kind are looked at, drawn by chance; None: all of them.
     """
 
     def __init__(
@@ -50,18 +61,30 @@ class Sweeper:
         ledger: Ledger,
         keeping: Keeping,
         is_mine: Callable[[str], bool],
-        claim: Callable[[str], None],
+        claim: Callable[[str], None] | None,
+        *,
+        look_s: float = LOOK_S,
+        sample: int | None = None,
+        is_allowed: Callable[[], bool] = lambda: True,
     ) -> None:
         self._ledger = ledger
         self._keeping = keeping
         self._is_mine = is_mine
         self._claim = claim
+        self._look_s = look_s
+        self._sample = sample
+        self._is_allowed = is_allowed
         self._seen: dict[str, tuple[int, float]] = {}
+        self._leases = 0
 
     async def run(self) -> None:
         """Sweep until cancelled. A ledger that does not answer is asked again later."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            # All who sweep one ledger together ask for no more, however many they are.
+            pause_s = max(self._look_s, 0.0 if self._sample is None else float(self._leases))
+            await asyncio.sleep(pause_s * random.uniform(0.9, 1.1))
+            if not self._is_allowed():
+                continue
             try:
                 await self.sweep(asyncio.get_running_loop().time())
             except LedgerError as error:
@@ -69,14 +92,22 @@ class Sweeper:
 
     async def sweep(self, now_s: float) -> None:
         """Look once. Raises LedgerError; what cannot be read is left alone."""
-        found: dict[str, None] = {}
-        for key in await self._ledger.keys(""):
-            found[key] = None
+        leases = await self._ledger.keys(COORDINATORS)
+        runs = await self._ledger.keys(RUNS)
+        self._leases = len(leases)
+        # Kept for what is not looked at this time, too: a version that comes again stood still.
+        there = {*leases, *runs}
+        self._seen = {key: seen for key, seen in self._seen.items() if key in there}
+        for key in (*self._some(leases), *self._some(runs)):
             try:
                 await self._look_at(key, now_s)
             except (e.UnreadableError, LedgerCorruptError, LedgerFormatError) as error:
                 _log.debug("%s is left alone: %s", key, error)
-        self._seen = {key: seen for key, seen in self._seen.items() if key in found}
+
+    def _some(self, keys: Sequence[str]) -> Sequence[str]:
+        if self._sample is None or len(keys) <= self._sample:
+            return keys
+        return random.sample(keys, self._sample)
 
     async def _look_at(self, key: str, now_s: float) -> None:
         if key.startswith(RUNS):
@@ -97,10 +128,28 @@ class Sweeper:
         stood_still_s = self._stood_still_s(key, current, now_s)
         if register.close is None and stood_still_s >= self._keeping.open_run_s:
             self._seen[key] = (current.version, now_s)  # If its owner lives, not again for as long.
-            self._claim(run_id)
+            if self._claim is not None:
+                self._claim(run_id)
+            else:
+                await self._end_abandoned(register, current.version)
         elif register.close is not None and stood_still_s >= self._keeping.closed_run_s:
             _log.info("run %s is swept from the ledger", run_id)
             await delete_run(self._ledger, register, current.version)
+
+    async def _end_abandoned(self, register: e.RunRegister, version: int) -> None:
+        """Seal and close a run whose owner has ended, then remove it.
+
+        One swap, conditioned on the version: if a node has come for the run, nothing is done (R5).
+        """
+        if register.owner:
+            lease = await self._ledger.read(lease_key(register.owner))
+            if lease is not None and e.decode_lease(lease.value).state is e.LeaseState.SERVING:
+                return
+        closed = closed_as_abandoned(register)
+        outcome = await self._ledger.swap(run_key(register.run_id), version, e.encode(closed))
+        if isinstance(outcome, Swapped):
+            _log.info("run %s is swept from the ledger: nobody came for it", register.run_id)
+            await delete_run(self._ledger, closed, outcome.version)
 
     async def _look_at_lease(self, key: str, now_s: float) -> None:
         """Only a final lease may go: one that is merely missing is taken for that of the dead."""

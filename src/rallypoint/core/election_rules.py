@@ -155,6 +155,10 @@ class ElectionJournal:
 
     def _must_seal(self, run: _Run, after: RunRegister) -> None:
         before = run.register
+        if not after.owner and after.close is not None and before.close is None:
+            # A sweeper ends a run whose owner has ended: it closes what it seals.
+            self._must_be_abandoned(before, after)
+            return
         # R5: once a newer term has sealed, nothing of an older one takes effect.
         if after.term < before.term:
             self._fail("R5", f"term {after.term} wrote over term {before.term}")
@@ -171,6 +175,13 @@ class ElectionJournal:
         deposes = before.owner not in ("", after.owner)
         if deposes and before.owner in self._leases and before.owner not in self._ended:
             self._fail("lease", f"{after.owner} deposed {before.owner}, whose lease serves")
+
+    def _must_be_abandoned(self, before: RunRegister, after: RunRegister) -> None:
+        unlike = msgspec.structs.replace(after, close=None)
+        if after.term != before.term + 1 or _without_office(before) != _without_office(unlike):
+            self._fail("R5", f"a sweeper closed {_told(before)} as {_told(after)}")
+        if before.owner in self._leases and before.owner not in self._ended:
+            self._fail("lease", f"a sweeper closed the run of {before.owner}, whose lease serves")
 
     def _must_serve(self, after: RunRegister) -> None:
         """Whoever seals has had a lease."""
