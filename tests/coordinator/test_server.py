@@ -13,12 +13,12 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from rallypoint import errors
 from rallypoint.coordinator import server as serving
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.frames import FrameReader
+from rallypoint.coordinator.listener import Listener
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import Failure, FailureKind, NodeInfo, RunSettings
 from rallypoint.wire import messages as wire
@@ -512,10 +512,10 @@ def test_closing_the_coordinator_is_bounded_whatever_its_peers_do(monkeypatch):
 
 def test_a_coordinator_that_cannot_start_leaves_nothing_open(monkeypatch):
     async def main() -> None:
-        async def fails(site: object) -> None:
+        def fails(listener: object) -> None:
             raise OSError("no")
 
-        monkeypatch.setattr(web.SockSite, "start", fails)
+        monkeypatch.setattr(Listener, "start", fails)
         with pytest.raises(OSError, match="no"):
             async with served():
                 pytest.fail("it started")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import struct
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -250,5 +254,64 @@ def test_an_error_is_explained_by_a_confirmed_end_only() -> None:
             await worker.members()
             assert await worker.is_explained(error, 1)
             assert not await worker.is_explained(ValueError("the program's own"), 1)
+
+    asyncio.run(scenario())
+
+
+STRANGER = """
+import os, socket, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+peer = socket.socket(socket.AF_UNIX)
+peer.connect("\\0" + sys.argv[1])
+sys.exit(0 if peer.recv(1) == b"" else 1)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="becoming another user takes root"
+)
+def test_a_process_of_another_user_is_turned_away() -> None:
+    async def scenario() -> None:
+        async with setup() as made:
+            name = made.channel.path.removeprefix("@")
+            stranger = await asyncio.create_subprocess_exec(
+                sys.executable, "-I", "-c", STRANGER, name, cwd="/"
+            )
+            assert await stranger.wait() == 0
+            assert await (await made.worker()).members() == (MEMBER,)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the socket's folder is private")
+@pytest.mark.parametrize(("own", "may"), [(0, True), (1_000, False)])
+def test_only_this_user_and_root_may_connect(
+    monkeypatch: pytest.MonkeyPatch, own: int, may: bool
+) -> None:
+    credentials = struct.pack("iII", 1, 0 if may else 2_000, 0)
+
+    class Connection:
+        def getsockopt(self, *_: int) -> bytes:
+            return credentials
+
+    monkeypatch.setattr(os, "geteuid", lambda: own)
+    assert channel.is_of_this_user(cast(socket.socket, Connection())) == may
+
+
+def test_connections_that_say_nothing_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "STRANGERS_MAX", 4)
+    monkeypatch.setattr(channel, "HELLO_TIMEOUT_S", 0.3)
+
+    async def scenario() -> None:
+        async with setup() as made:
+            address = socket_address(made.channel.path)
+            mute = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+            for each in mute:
+                each.connect(address)
+            # It comes in when the time of those before it is over.
+            assert await (await made.worker()).members() == (MEMBER,)
+            for each in mute:
+                each.close()
 
     asyncio.run(scenario())

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import signal
 import sys
 import threading
@@ -174,6 +175,21 @@ def test_a_worker_leads_its_session_and_reads_nothing() -> None:
         async with Setup(spec(code)) as setup:
             pid = str(setup.group.pids[0])
             assert (await setup.output.line()).split() == [pid, pid, pid, "b''"]
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_has_the_limit_on_open_files_that_its_agent_was_started_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The agent raises its own, and select() in a program does not bear as much."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(workers, "_OPEN_FILES", (200, hard))
+    code = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], flush=True)"
+
+    async def scenario() -> None:
+        async with Setup(spec(code)) as setup:
+            assert await setup.output.line() == "200"
 
     asyncio.run(scenario())
 

@@ -7,7 +7,6 @@ import contextlib
 import gc
 import importlib
 import logging
-import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from rallypoint._version import __version__
 from rallypoint.cli import output
 from rallypoint.client.identity import reachable_host
 from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.listener import allow_many_descriptors
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint
@@ -42,7 +42,7 @@ def run(
     nodes reach this process, if that is known. Raises LedgerError.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    _allow_many_connections()
+    allow_many_descriptors()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         if place is None:
             config = CoordinatorConfig(token=token, closed_run_keep_s=_seconds("closed_run_keep_s"))
@@ -122,14 +122,6 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
-
-
-def _allow_many_connections() -> None:
-    """A connection is a file, and the usual soft limit is 1024 of them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # macOS: "unlimited" is refused
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -13,6 +13,8 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `only_run`: the one run that an embedded coordinator admits; None admits any.
     `heartbeats_per_suspicion`: how often a node is heard, at least, before its silence counts.
+    `strangers_max`: how many connections may be open that have not shown a token (where there is
+    one, else: have made no request); more wait until some of them have, or their time is over.
     `attach_timeout_s`: how long a connection may take to say who it is.
     `backlog_bytes_max`: what may wait to be sent to one node; beyond it the connection is dropped,
     and the node resumes. Then all its unacknowledged answers are sent again at once: so it is above
@@ -31,6 +33,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     runs_max: int = 10_000
     members_max: int = 100_000
     sessions_max: int = 200_000
+    strangers_max: int = 512
     attach_timeout_s: float = 10.0
     backlog_bytes_max: int = 384 * 1024**2
     heartbeats_per_suspicion: int = 3

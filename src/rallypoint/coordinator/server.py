@@ -24,6 +24,7 @@ from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.frames import FrameReader, binary_frame
 from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd
@@ -81,8 +82,7 @@ class CoordinatorServer:
         self._tick: asyncio.TimerHandle | None = None
         self._closing: set[asyncio.Task[bool]] = set()
         self._ending: asyncio.Task[None] | None = None
-        self._asked: set[web.RequestHandler] = set()
-        self._mute: set[web.RequestHandler] = set()
+        self._listener: Listener | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> CoordinatorServer:
@@ -132,9 +132,17 @@ class CoordinatorServer:
             lingering_time=0,
         )
         await self._runner.setup()
+        server = self._runner.server
+        assert server is not None
         for sock in self._sockets:
-            await web.SockSite(self._runner, sock, backlog=LISTEN_BACKLOG).start()
-        self._watch_for_mute_connections()
+            sock.listen(LISTEN_BACKLOG)
+        limits = ListenerLimits(
+            strangers_max=self.config.strangers_max,
+            connections_max=connections_max(),
+            stranger_s=self.config.attach_timeout_s,
+        )
+        self._listener = Listener(self._sockets, server, lambda: len(server.connections), limits)
+        self._listener.start()
         self._on_tick()
 
     async def aclose(self, reason: str = "the coordinator is going away") -> None:
@@ -152,7 +160,7 @@ class CoordinatorServer:
             self._tick.cancel()
             self._tick = None
         runner, self._runner = self._runner, None
-        await self._stop_listening(runner)
+        await self._stop_listening()
         if runner is None:
             return
         if self.shared is not None:
@@ -166,19 +174,13 @@ class CoordinatorServer:
             await self._committer.aclose()
         await runner.cleanup()
 
-    async def _stop_listening(self, runner: web.AppRunner | None) -> None:
-        """Take no more connections, and then close.
-
-        In two steps, since asyncio leaves a socket open that was accepted just before.
-        """
+    async def _stop_listening(self) -> None:
+        """Take no more connections, and close the sockets."""
+        if self._listener is not None:
+            self._listener.close()
+            await self._listener.entered()
         for sock in self._sockets:
-            if sock.fileno() >= 0:
-                asyncio.get_running_loop().remove_reader(sock)
-        await asyncio.sleep(0)
-        for site in list(runner.sites) if runner is not None else ():
-            await site.stop()
-        for sock in self._sockets:
-            sock.close()  # A site that was never started has not closed it.
+            sock.close()
 
     def filenos(self) -> list[int]:
         """All descriptors, for closing them in a child made by fork()."""
@@ -215,32 +217,17 @@ class CoordinatorServer:
     def _note_request(self) -> Middleware:
         @web.middleware
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
-            self._asked.add(request.protocol)
-            if http.is_foreign_page(request):
-                return http.foreign_page(request)
-            return await handler(request)
+            if http.authorized(request):
+                if self._listener is not None:
+                    self._listener.admit(request.transport)
+                if http.is_foreign_page(request):
+                    return http.foreign_page(request)
+                return await handler(request)
+            response = await handler(request)
+            response.force_close()  # or its connection would stay a stranger's for ever
+            return response
 
         return note
-
-    def _watch_for_mute_connections(self) -> None:
-        due_s = self.hub.now_s() + self.config.attach_timeout_s
-        self.hub.call_at(due_s, self._drop_mute_connections)
-
-    def _drop_mute_connections(self) -> None:
-        """Cut what has made no request since the last look: it would hold a descriptor for ever.
-
-        aiohttp has no deadline for the first request of a connection.
-        """
-        server = self._runner.server if self._runner is not None else None
-        if server is None:
-            return
-        connections = set(server.connections)
-        self._asked &= connections
-        before, self._mute = self._mute, connections - self._asked
-        for connection in self._mute & before:
-            if connection.transport is not None:
-                connection.transport.abort()
-        self._watch_for_mute_connections()
 
     async def _attach(self, request: web.Request) -> web.StreamResponse:
         if not http.authorized(request):

@@ -31,6 +31,7 @@ from rallypoint import errors, settings
 from rallypoint.client.bootstrap import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
 from rallypoint.client.waiting import ON_STANDBY, why_it_waits
+from rallypoint.coordinator.listener import allow_many_descriptors
 from rallypoint.core import reasons
 from rallypoint.core.values import (
     Address,
@@ -108,6 +109,8 @@ def main(config: AgentConfig) -> int:
     Raises RallypointError for what the user can mend; nothing of the workers is left then.
     """
     settings.check_platform()
+    # Workers are started with the limit that this process was started with: see workers.py.
+    allow_many_descriptors()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(Agent(config).run())
 

@@ -12,6 +12,8 @@ import contextlib
 import hmac
 import os
 import secrets
+import socket
+import struct
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine
@@ -23,6 +25,7 @@ import msgspec
 from rallypoint import errors
 from rallypoint.client.node import Node, Round
 from rallypoint.client.worker import socket_address
+from rallypoint.coordinator.listener import Listener, ListenerLimits
 from rallypoint.core.store import (
     BAD_REQUEST,
     ROUND_ENDED,
@@ -36,6 +39,11 @@ from rallypoint.wire import local
 from rallypoint.wire.messages import ANSWER_BYTES_MAX, MalformedError
 
 BACKLOG_BYTES_MAX: Final = 64 * 1024**2
+LISTEN_BACKLOG: Final = 128
+STRANGERS_MAX: Final = 128
+"""How many connections may be open whose process has yet to say who it is."""
+_UCRED: Final = struct.Struct("iII")
+"""A process, its user and its group: `struct ucred` of Linux (unix(7))."""
 HELLO_TIMEOUT_S: Final = 10.0
 """How long a process that has connected may take to say who it is."""
 
@@ -58,20 +66,36 @@ class Channel:
         self.secret = ""
         self.path = ""
         self.links: dict[WorkerLink, None] = {}
-        self._server: asyncio.Server | None = None
+        self._listener: Listener | None = None
+        self._socket: socket.socket | None = None
         self._directory: Path | None = None
 
     async def start(self) -> None:
         """Open the socket: on Linux one without a file, so that nothing can be left behind."""
-        loop = asyncio.get_running_loop()
         if sys.platform == "linux":
             self.path = f"@rallypoint-{os.getpid()}-{secrets.token_hex(6)}"
         else:
             self._directory = Path(tempfile.mkdtemp(prefix="rallypoint-"))
             self.path = str(self._directory / "agent.sock")
-        self._server = await loop.create_unix_server(
-            lambda: WorkerLink(self), socket_address(self.path)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.bind(socket_address(self.path))
+        self._socket.listen(LISTEN_BACKLOG)
+        self._socket.setblocking(False)
+        limits = ListenerLimits(strangers_max=STRANGERS_MAX, stranger_s=HELLO_TIMEOUT_S)
+        self._listener = Listener(
+            [self._socket],
+            lambda: WorkerLink(self),
+            lambda: len(self.links),
+            limits,
+            is_of_this_user,
         )
+        self._listener.start()
+
+    def admit(self, link: WorkerLink, transport: asyncio.Transport) -> None:
+        """The process on this connection has shown that it is a worker of the round."""
+        self.links[link] = None
+        if self._listener is not None:
+            self._listener.admit(transport)
 
     def begin_round(self, found: Round) -> str:
         """Let the workers of this round in, and no others. The secret that they show.
@@ -100,15 +124,30 @@ class Channel:
 
     async def aclose(self) -> None:
         """Close the socket and every connection. Idempotent."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+            await listener.entered()
+        if self._socket is not None:
+            self._socket.close()
         for link in list(self.links):
             link.cut()
         if self._directory is not None:
             with contextlib.suppress(OSError):
                 (self._directory / "agent.sock").unlink(missing_ok=True)
                 self._directory.rmdir()
+
+
+def is_of_this_user(connection: socket.socket) -> bool:
+    """Whether this user's own process, or root's, has connected.
+
+    A socket without a file is open to every user of the machine. Elsewhere its directory is not.
+    """
+    if sys.platform != "linux":
+        return True
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, user, _ = _UCRED.unpack(credentials)
+    return user in (0, os.geteuid())
 
 
 class WorkerLink(asyncio.Protocol):
@@ -120,19 +159,14 @@ class WorkerLink(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._round: Round | None = None
-        self._hello_overdue: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A process has connected; it has yet to say who it is."""
         # uvloop's transports have the methods and derive from nothing of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
-        loop = asyncio.get_running_loop()
-        self._hello_overdue = loop.call_later(HELLO_TIMEOUT_S, self._transport.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
         """The worker has gone: nobody waits for its calls."""
-        if self._hello_overdue is not None:
-            self._hello_overdue.cancel()
         self._channel.links.pop(self, None)
         for task in list(self._calls.values()):
             task.cancel()
@@ -179,9 +213,8 @@ class WorkerLink(asyncio.Protocol):
             return
         self._round = current
         self._unframer.bytes_max = ANSWER_BYTES_MAX
-        if self._hello_overdue is not None:
-            self._hello_overdue.cancel()
-        channel.links[self] = None
+        assert self._transport is not None
+        channel.admit(self, self._transport)
         node = channel.node
         ended = node.change if node.round == current else None
         self.send(local.Admitted(node.info.name, current.head, current.seat, ended))

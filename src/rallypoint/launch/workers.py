@@ -15,6 +15,7 @@ import errno
 import functools
 import os
 import queue
+import resource
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from rallypoint.errors import ProgramNotFoundError, WorkerStartError
 
@@ -428,7 +429,7 @@ def _popen(spec: WorkerSpec, stdout: int, stderr: int) -> subprocess.Popen[bytes
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,
-            preexec_fn=functools.partial(_die_with_parent, os.getpid()),
+            preexec_fn=functools.partial(_before_exec, os.getpid(), _OPEN_FILES),
         )
 
 
@@ -436,8 +437,14 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 _KILL = int(signal.SIGKILL)
 
 
-def _die_with_parent(parent: int) -> None:
+# What this process was started with: an agent raises it for its own connections, and a program
+# that is started by it may not bear that (select() takes descriptors below 1,024 only).
+_OPEN_FILES: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def _before_exec(parent: int, open_files: tuple[int, int]) -> None:
     """In the child, between fork and exec."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
     if _libc is None:
         return
     _libc.prctl(_PR_SET_PDEATHSIG, _KILL, 0, 0, 0)

@@ -1,0 +1,245 @@
+"""Takes connections, within a bound on those that have not shown a token, and on all of them.
+
+Above a bound, connections wait in the kernel's backlog. There is no bound for each address: behind
+a NAT or an ingress many nodes share one. Knows sockets and protocols; what a token is, the server
+says by `admit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final, cast
+
+import msgspec
+
+_log = logging.getLogger("rallypoint.coordinator")
+
+ACCEPTS_PER_TURN: Final = 32
+"""Connections taken from one socket before the event loop does something else."""
+LOOK_S: Final = 0.1
+"""How often it is looked whether there is room again."""
+CROWDED_S: Final = 3.0
+"""While strangers fill their bound, one that has shown nothing for so long is cut: a node shows its
+token with its first bytes."""
+LOG_S: Final = 60.0
+"""How often it is logged that connections cannot be taken."""
+_NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class ListenerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """`strangers_max`: connections that have not been admitted. `connections_max`: all of them.
+
+    `stranger_s`: how long a connection may take to be admitted, in seconds.
+    """
+
+    strangers_max: int = 512
+    connections_max: int = 200_000
+    stranger_s: float = 10.0
+
+
+def connections_max() -> int:
+    """How many connections this process can have, and still open what else it needs.
+
+    The ledger, its files, and an agent's workers need descriptors when connections have taken all
+    others: a quarter is kept, at least 32 and at most 512.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return 1_000_000
+    return max(4, soft - min(512, max(32, soft // 4)))
+
+
+class Listener:
+    """Accepts on bound sockets, in the running event loop.
+
+    `new_protocol` makes the protocol of a connection. `count` tells how many connections there are,
+    strangers among them. `is_welcome`: whether a connection may come in at all, by its socket.
+    """
+
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        new_protocol: Callable[[], asyncio.Protocol],
+        count: Callable[[], int],
+        limits: ListenerLimits,
+        is_welcome: Callable[[socket.socket], bool] = lambda connection: True,
+    ) -> None:
+        self._sockets = tuple(sockets)
+        self._new_protocol = new_protocol
+        self._count = count
+        self._limits = limits
+        self._is_welcome = is_welcome
+        self._loop = asyncio.get_running_loop()
+        self._strangers: dict[_Stranger, None] = {}
+        self._entering: set[asyncio.Task[None]] = set()
+        self._is_reading = False
+        self._looking: asyncio.TimerHandle | None = None
+        self._not_before_s = 0.0
+        self._refused = 0
+        self._told_s = float("-inf")
+
+    def start(self) -> None:
+        """Take connections. The sockets listen already."""
+        self._read()
+        self._looking = self._loop.call_later(LOOK_S, self._look)
+
+    def close(self) -> None:
+        """Take no more. Idempotent; open connections and the sockets stay the caller's."""
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+        self._pause()
+
+    async def entered(self) -> None:
+        """Wait until each connection that was taken has its transport, or has failed."""
+        if self._entering:
+            await asyncio.wait(self._entering)
+
+    def admit(self, transport: asyncio.BaseTransport | None) -> None:
+        """This connection has shown a token: it is no stranger any more."""
+        protocol = transport.get_protocol() if transport is not None else None
+        if isinstance(protocol, _Stranger):
+            protocol.admit()
+
+    # -- taking --------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        if not self._is_reading:
+            self._is_reading = True
+            for sock in self._sockets:
+                self._loop.add_reader(sock, self._accept, sock)
+
+    def _pause(self) -> None:
+        if self._is_reading:
+            self._is_reading = False
+            for sock in self._sockets:
+                if sock.fileno() >= 0:
+                    self._loop.remove_reader(sock)
+
+    def _room(self) -> int:
+        """How many connections may be taken now. O(connections): asked once a turn."""
+        waiting = len(self._entering)
+        strangers = self._limits.strangers_max - len(self._strangers) - waiting
+        return min(strangers, self._limits.connections_max - self._count() - waiting)
+
+    def _accept(self, sock: socket.socket) -> None:
+        room = self._room()
+        if room <= 0:
+            self._pause()
+            return
+        for _ in range(min(room, ACCEPTS_PER_TURN)):
+            try:
+                connection, _ = sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _NO_DESCRIPTORS:
+                    raise
+                self._out_of_descriptors(error)
+                return
+            if not self._is_welcome(connection):
+                connection.close()
+                continue
+            connection.setblocking(False)
+            task = self._loop.create_task(self._enter(connection))
+            self._entering.add(task)
+            task.add_done_callback(self._entering.discard)
+
+    async def _enter(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: _Stranger(self._strangers, self._new_protocol(), self._loop.time()),
+                connection,
+            )
+        except OSError as error:
+            _log.debug("a connection ended while it was taken: %s", error)
+            connection.close()
+
+    def _out_of_descriptors(self, error: OSError) -> None:
+        self._pause()
+        now_s = self._loop.time()
+        self._not_before_s = now_s + 1.0
+        self._refused += 1
+        if now_s - self._told_s >= LOG_S:
+            _log.error(
+                "no connection can be taken: %s (%d times by now); "
+                "raise this process's limit on open files",
+                error.strerror,
+                self._refused,
+            )
+            self._told_s = now_s
+
+    # -- strangers -----------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Cut strangers whose time is over; take connections again where there is room."""
+        self._looking = self._loop.call_later(LOOK_S, self._look)
+        now_s = self._loop.time()
+        is_crowded = len(self._strangers) >= self._limits.strangers_max
+        limit_s = min(CROWDED_S, self._limits.stranger_s) if is_crowded else self._limits.stranger_s
+        for stranger in list(self._strangers):  # the oldest first
+            if now_s - stranger.since_s < limit_s:
+                break
+            stranger.cut()
+        if not self._is_reading and now_s >= self._not_before_s and self._room() > 0:
+            self._read()
+
+
+class _Stranger(asyncio.Protocol):
+    """Stands in front of a connection's protocol until the connection is admitted."""
+
+    def __init__(
+        self, strangers: dict[_Stranger, None], owner: asyncio.Protocol, since_s: float
+    ) -> None:
+        self.since_s = since_s
+        self._strangers = strangers
+        self._owner = owner
+        self._transport: asyncio.Transport | None = None
+
+    def admit(self) -> None:
+        self._strangers.pop(self, None)
+        if self._transport is not None:
+            self._transport.set_protocol(self._owner)
+
+    def cut(self) -> None:
+        self._strangers.pop(self, None)
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- the owner's ---------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports have the methods and derive from nothing of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+        self._strangers[self] = None
+        self._owner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._owner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._owner.eof_received()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._strangers.pop(self, None)
+        self._owner.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self._owner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._owner.resume_writing()
+
+
+def allow_many_descriptors() -> None:
+    """Raise the soft limit on open files to the hard one: a connection is a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS: "unlimited" is refused
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

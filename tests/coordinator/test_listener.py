@@ -1,0 +1,160 @@
+"""Connections of strangers are bounded; whoever has the token comes in all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from rallypoint.coordinator import listener as listening
+from rallypoint.coordinator import server as serving
+from rallypoint.coordinator.config import CoordinatorConfig
+from tests.loops import opened, run_clean, served, until
+
+TOKEN = "correct-horse"
+ASK = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+@contextlib.asynccontextmanager
+async def strangers(port: int, count: int) -> AsyncIterator[list[socket.socket]]:
+    """Connections that say nothing."""
+    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+    try:
+        yield held
+    finally:
+        for each in held:
+            each.close()
+
+
+def open_count(server: serving.CoordinatorServer) -> int:
+    assert server._runner is not None
+    assert server._runner.server is not None
+    return len(server._runner.server.connections)
+
+
+def test_strangers_are_bounded_and_a_token_comes_in_beside_them() -> None:
+    config = CoordinatorConfig(token=TOKEN, strangers_max=8, attach_timeout_s=0.5)
+
+    async def main() -> None:
+        most = 0
+        async with served(config) as (server, port), strangers(port, 40):
+            endpoint = f"http://127.0.0.1:{port}"
+            await until(lambda: open_count(server) == 8, "the bound is not used")
+            joining = asyncio.create_task(_join(endpoint))
+            while not joining.done():
+                most = max(most, open_count(server))
+                await asyncio.sleep(0.01)
+            await joining
+        assert most <= 9  # and the node
+
+    async def _join(endpoint: str) -> None:
+        async with opened(endpoint, token=TOKEN):
+            pass
+
+    run_clean(main)
+
+
+def test_a_stranger_keeps_no_connection_by_asking_for_little() -> None:
+    """Each /healthz without a token is answered, and its connection closed."""
+
+    async def main() -> None:
+        async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(ASK)
+            answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"Connection: close" in answer
+            writer.close()
+
+    run_clean(main)
+
+
+def test_who_shows_the_token_may_keep_its_connection() -> None:
+    async def main() -> None:
+        async with served(CoordinatorConfig(token=TOKEN, attach_timeout_s=0.2)) as (server, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            ask = ASK.replace(b"\r\n\r\n", f"\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
+            async with strangers(port, 1):
+                writer.write(ask)
+                assert b" 200 " in await reader.readuntil(b"ok\n")
+                await until(lambda: open_count(server) == 1, "the stranger was not cut")
+            writer.write(ask)
+            assert b" 200 " in await reader.readuntil(b"ok\n")
+            writer.close()
+
+    run_clean(main)
+
+
+def test_no_more_connections_than_descriptors_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger and the workers need descriptors too. Who waits comes in when another goes."""
+    monkeypatch.setattr(serving, "connections_max", lambda: 4)
+
+    async def main() -> None:
+        async with served() as (server, port), strangers(port, 10) as held:
+            await until(lambda: open_count(server) == 4, "the bound is not used")
+            last = held[-1]
+            last.sendall(ASK)
+            last.setblocking(False)
+            for each in held[:-1]:
+                each.close()
+            loop = asyncio.get_running_loop()
+            assert (await loop.sock_recv(last, 100)).startswith(b"HTTP/1.1 200 ")
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize(
+    ("soft", "left"), [(16, 4), (256, 192), (1_024, 768), (20_000, 19_488), (-1, 1_000_000)]
+)
+def test_a_part_of_the_descriptors_is_kept(
+    monkeypatch: pytest.MonkeyPatch, soft: int, left: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
+    assert listening.connections_max() == left
+
+
+def test_without_descriptors_it_waits_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Full(socket.socket):
+        """A listening socket of a process that has no descriptor left."""
+
+        is_full = True
+
+        def accept(self) -> tuple[socket.socket, object]:
+            if self.is_full:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    class Greeter(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.WriteTransport)
+            transport.write(b"hello")
+            transport.close()
+
+    async def main() -> None:
+        with Full() as sock:
+            sock.bind(("127.0.0.1", 0))
+            sock.listen()
+            sock.setblocking(False)
+            limits = listening.ListenerLimits()
+            listener = listening.Listener([sock], Greeter, lambda: 0, limits)
+            listener.start()
+            reader, writer = await asyncio.open_connection(*sock.getsockname())
+            await until(lambda: listener._refused >= 2, "it did not try again")
+            sock.is_full = False
+            assert await reader.read() == b"hello"
+            writer.close()
+            listener.close()
+            await listener.entered()
+
+    with caplog.at_level(logging.ERROR, "rallypoint.coordinator"):
+        run_clean(main)
+    assert [r.message for r in caplog.records] == [
+        "no connection can be taken: Too many open files (1 times by now); "
+        "raise this process's limit on open files"
+    ]
