@@ -19,7 +19,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import islice
-from typing import Final, TypeAlias, assert_never
+from typing import Final, TypeAlias, assert_never, cast
 
 import msgspec
 
@@ -289,6 +289,7 @@ class _Data:
         # A value that was appended to is a bytearray until it is read: copying it whole on each
         # append would make n appends cost n² bytes.
         self._values: dict[str, bytes | bytearray] = {}
+        self._growing: dict[str, None] = {}  # The keys of all bytearrays.
         self._bytes = 0
 
     def usage(self) -> tuple[int, int]:
@@ -300,10 +301,11 @@ class _Data:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
-    def copy(self) -> list[tuple[str, bytes]]:
-        """All keys and values, in no order. Costs no bytes but those of values appended to."""
-        items = self._values.items()
-        return [(k, v if type(v) is bytes else bytes(v)) for k, v in items]
+    def copy(self) -> dict[str, bytes]:
+        """All keys and values, as they are now. Without a step of Python's for each key."""
+        for key in list(self._growing):
+            self._read(key)
+        return cast(dict[str, bytes], self._values.copy())
 
     def value(self, key: str) -> bytes:
         return self._read(key)
@@ -345,10 +347,13 @@ class _Data:
             match write:
                 case Put(key, value):
                     self._values[key] = value
+                    if self._growing:
+                        self._growing.pop(key, None)
                 case Extend(key, value):
                     self._extend(key, value)
                 case Drop(key):
                     del self._values[key]
+                    self._growing.pop(key, None)
 
     def _reading(self, op: Get | Wait | MultiGet) -> Effect:
         match op:
@@ -410,12 +415,14 @@ class _Data:
         current = self._values.get(key, b"")
         if not isinstance(current, bytearray):
             current = self._values[key] = bytearray(current)
+            self._growing[key] = None
         current += value
 
     def _read(self, key: str) -> bytes:
         value = self._values[key]
         if isinstance(value, bytearray):
             value = self._values[key] = bytes(value)
+            del self._growing[key]
         return value
 
 
@@ -767,9 +774,9 @@ class RoundStore:
     def snapshot(self, item_bytes_max: int) -> Iterator[SnapshotItem]:
         """All that the store holds now, whatever is done to it while the items are taken.
 
-        Without who waits: a node asks again for whatever it has no answer to. Calling this costs
-        O(keys + answers), each item O(its size). No item needs more than `item_bytes_max`, if each
-        key does with some to spare.
+        Calls that wait are not in it: a node asks again for whatever it has no answer to. To call
+        this costs O(keys + answers), little for each key, and each item O(its size). No item needs
+        more than `item_bytes_max`, if each key does with some to spare.
         """
         sessions = [(n, s.acknowledged(), s.written()) for n, s in self._sessions.items()]
         return _snapshot_items(self._data.copy(), sessions, item_bytes_max)
@@ -1031,11 +1038,11 @@ _ITEM_OVERHEAD_BYTES: Final = 64
 
 
 def _snapshot_items(
-    data: list[tuple[str, bytes]],
+    data: dict[str, bytes],
     sessions: list[tuple[str, tuple[int, tuple[int, ...]] | None, list[Answer]]],
     bytes_max: int,
 ) -> Iterator[SnapshotItem]:
-    for key, value in data:
+    for key, value in data.items():
         for number, piece in enumerate(_pieces(value, bytes_max - _key_bytes(key))):
             yield Extend(key, piece) if number else Put(key, piece)
     for node, acknowledged, answers in sessions:
