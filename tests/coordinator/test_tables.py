@@ -13,9 +13,11 @@ import pytest
 
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.tables import Tables, read_members
+from rallypoint.coordinator.tables import Tables, read_members, table_room
 from rallypoint.core import election as e
 from rallypoint.core import events as on
+from rallypoint.core.closing import HEAD_BYTES_MAX
+from rallypoint.core.tables import TABLE_BYTES_MAX
 from rallypoint.core.values import (
     Address,
     NodeId,
@@ -30,6 +32,7 @@ from rallypoint.errors import LedgerLimitError
 from rallypoint.ledger.contract import SwapOutcome, Unknown
 from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
+from rallypoint.ledger.torch_backend import TorchBackendLedger
 from tests.coordinator.test_shared import coordinator, has_begun, until
 from tests.core.test_tables import LABELS, a_close, members, restarted
 from tests.loops import run_virtual
@@ -303,6 +306,27 @@ def test_100_000_members_with_labels_fit() -> None:
         assert await read_members(ledger, "run", head.table) == rows
 
     asyncio.run(main())
+
+
+def test_an_engine_of_one_value_says_for_how_many_bytes_it_has_room() -> None:
+    one_value = TorchBackendLedger.limits
+    assert one_value.is_one_value
+    assert table_room(one_value) == one_value.value_bytes_max - HEAD_BYTES_MAX
+    assert table_room(MemoryLedger.limits) == TABLE_BYTES_MAX
+
+    async def main() -> None:
+        ledger = CountingLedger()
+        ledger.limits = msgspec.structs.replace(one_value, value_bytes_max=HEAD_BYTES_MAX + 20_000)
+        shared, hub = await coordinator(ledger, 1)
+        shared.claim("run")
+        await has_begun(hub, "run")
+        come(hub)
+        membership = hub.runs["run"].membership
+        assert 0 < len(membership.roster) < NODES
+        assert membership.roster.table_bytes <= 20_000
+        await shared.aclose()
+
+    run_virtual(main())
 
 
 def test_a_sweep_leaves_what_the_head_names() -> None:
