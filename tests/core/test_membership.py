@@ -197,7 +197,7 @@ class TestSuspended:
         driver.restore_ledger()
         assert driver.names == ["a", "b", "c", "d"]
 
-    def test_the_mass_guard_begins_anew(self) -> None:
+    def test_the_mass_guard_holds_for_what_is_left_of_its_time(self) -> None:
         driver = meet("a", "b", "c", "d")
         driver.disconnect("a", "b", "c")
         driver.lose_ledger()
@@ -208,7 +208,7 @@ class TestSuspended:
         driver.advance(2.0)
         assert len(driver.run.roster) == 1
 
-    def test_a_probe_begins_anew(self) -> None:
+    def test_an_unanswered_probe_is_repeated(self) -> None:
         driver = meet("a", "b", "c", restarts=None)
         driver.silent("c")
         driver.fail("a")

@@ -120,7 +120,7 @@ def test_r8_a_process_that_has_ended_is_neither_counted_nor_kept_by_the_guard() 
     assert run.suspicion.guarding
     run.suspicion.ended(run.members[3], 1.0)
     assert run.suspicion.ended_members() == [run.members[3]]
-    run.suspicion.rearm(SETTINGS, 2.0)
+    run.suspicion.go_on(SETTINGS, 2.0)
     assert run.suspicion.ended_members() == [run.members[3]]
     run.suspicion.heard(run.members[3])
     assert run.suspicion.ended_members() == []
@@ -174,17 +174,17 @@ def test_a_guard_that_was_lifted_does_not_spoil_the_next() -> None:
     assert nodes.suspicion.guarding
 
 
-def test_deadlines_begin_anew_for_all_that_cannot_be_heard() -> None:
+def test_each_has_what_is_left_of_its_time_when_the_ledger_is_back() -> None:
     nodes = Nodes(4)
-    [grace] = nodes.disconnect(nodes.members[0])
+    nodes.disconnect(nodes.members[0])
     nodes.suspicion.silent(nodes.members[1], SETTINGS, 0.0, 5.0)
-    nodes.suspicion.deadline_passed(grace)
-    again = timers(nodes.suspicion.rearm(SETTINGS, 100.0))
-    assert nodes.lost == []
-    assert [(timer.kind, timer.name) for timer in again] == [
-        (TimerKind.GRACE, "n0"),
-        (TimerKind.LOST, "n1"),
-    ]
+    nodes.suspicion.clock.stop(10.0)  # Twice the grace is over by then.
+    again = nodes.suspicion.go_on(SETTINGS, 100.0)
+    assert nodes.lost == ["n0"]
+    (left,) = again
+    assert isinstance(left, SetTimer)
+    assert (left.timer.kind, left.timer.name) == (TimerKind.LOST, "n1")
+    assert left.delay_s == SETTINGS.lost_after_s - 5.0 - 10.0
 
 
 def test_one_death_in_a_large_run_has_the_grace_of_a_small_one() -> None:

@@ -113,9 +113,12 @@ class Journal:
         self._superseded: set[str] = set()
         self._token = (0, 0)
         self._restored_number = 0
-        self._suspended_since_s: float | None = None
+        self._seen_s = self._clock_s = 0.0
         self._is_closed_in_ledger = False
         self._attach_grace_s = 0.0
+        self._attach_since_s = self._attach_until_s = 0.0
+        self._has_half_come: bool | None = None
+        """Whether half of a round that was taken over attached in time; None: not yet known."""
         self._expected_count = 0
         self._came: set[str] = set()
         """Which of those that were expected after a takeover have attached."""
@@ -128,13 +131,23 @@ class Journal:
     def note(self, event: on.Event, now_s: float, effects: Sequence[do.Effect]) -> None:
         """Take one step of the run. Raises InvariantViolation."""
         self._history.append(_line(event, now_s, effects))
+        now_s = self._judged_s(now_s)
         self._just_committed, self._guarding = None, None
         self._superseded.clear()
+        self._end_attach_grace(now_s)
         self._see_event(event, now_s)
+        self._end_attach_grace(now_s)
         for effect in effects:
             self._see_effect(effect, event, now_s)
         if self._guarding is None:
             self._update_guard(now_s)
+
+    def _judged_s(self, now_s: float) -> float:
+        """R8: deadlines run only while the ledger is there, so all times are of such a clock."""
+        passed_s, self._seen_s = now_s - self._seen_s, now_s
+        if not self._suspended:
+            self._clock_s += passed_s
+        return self._clock_s
 
     def restored(
         self,
@@ -154,8 +167,10 @@ class Journal:
         told = f"round {register.number}, close {register.close is not None}"
         what = f"restored in term {register.term} from {told}"
         self._history.append(f"{now_s:10.3f} s  {what} -> {', '.join(map(_short, effects))}")
+        now_s = self._judged_s(now_s)
         self._must_follow(register)
         self.term, self._attach_grace_s = register.term, attach_grace_s
+        self._attach_since_s, self._attach_until_s = now_s, now_s + attach_grace_s
         self._settings = register.settings or RunSettings()
         self._charged = register.restarts
         self._pending = self._just_committed = self._broken = None
@@ -171,6 +186,7 @@ class Journal:
             self._take_up(register.round, now_s)
         self._expected_count = sum(node.is_awaited for node in self._nodes.values())
         self._came.clear()
+        self._has_half_come = None
         for node in self._nodes.values():
             node.is_former_host = node.id == former_host
         kinds = (do.TimerKind.ATTACH, do.TimerKind.GRACE)
@@ -217,13 +233,12 @@ class Journal:
             case on.CommitRefused():
                 self._suspended = self._deposed = True
             case on.LedgerLost(cause=cause) if not self._closed:
-                self._suspended_since_s = now_s if not self._suspended else self._suspended_since_s
                 self._suspended = True
                 self._causes[cause] = None
             case on.LedgerRestored(cause=cause) if cause in self._causes:
                 del self._causes[cause]
                 if not self._causes and not self._deposed:
-                    self._restored(now_s)
+                    self._go_on(now_s)
         if self._is_committed and self._pending is not None and not self._suspended:
             self._committed(self._pending)
 
@@ -280,25 +295,19 @@ class Journal:
         self._number = record.head.number
         self._digests[self._number] = record.head.digest
 
-    def _restored(self, now_s: float) -> None:
-        self._suspended = False
-        self._mass_since_s = None
-        for node in self._nodes.values():
-            if self._has_had_time_to_attach(node, now_s):
-                # What follows, should it come to that, is the grace of any closed connection.
-                node.absent_since_s = None
-            if node.absent_since_s is not None:
-                node.absent_since_s = now_s
-            else:
-                node.closed_s = now_s
-            is_silent = node.link is Link.SILENT
-            node.silent_since_s = now_s - self._settings.suspect_after_s if is_silent else None
-            node.probed_s = None if node.probed_s is None else now_s
+    def _end_attach_grace(self, now_s: float) -> None:
+        """When it ends it is decided, once, whether the mass guard keeps those that are absent."""
+        is_over = not self._suspended and _passed(self._attach_until_s, 0.0, now_s)
+        if is_over and self._has_half_come is None:
+            self._has_half_come = 2 * len(self._came) >= self._expected_count
 
-    def _has_had_time_to_attach(self, node: _Node, now_s: float) -> bool:
-        since_s, suspended_s = node.absent_since_s, self._suspended_since_s
-        until_s = now_s if suspended_s is None else suspended_s
-        return since_s is not None and _passed(since_s, self._attach_grace_s, until_s)
+    def _go_on(self, now_s: float) -> None:
+        """The ledger is back: who has yet to attach gets a little more time, but only once."""
+        self._suspended = False
+        due_s = self._attach_since_s + self._attach_grace_s
+        more_s = self._settings.reconnect_grace_s
+        if now_s < self._attach_until_s:
+            self._attach_until_s = min(max(due_s, now_s + more_s), due_s + more_s)
 
     # -- effects -------------------------------------------------------------------------------
 
@@ -328,9 +337,12 @@ class Journal:
             case do.ProbeRound(round=number):
                 for node in self._nodes.values():
                     is_asked = node.seated == number and node is not self._living(event)
-                    node.probed_s = now_s if is_asked else node.probed_s
+                    if is_asked and not (_is_again(event) and node.probed_s is not None):
+                        node.probed_s = now_s
             case do.ProbeNode(node=named):
-                self._nodes[named.name].name_probed_s = now_s
+                node = self._nodes[named.name]
+                if not (_is_again(event) and node.name_probed_s is not None):
+                    node.name_probed_s = now_s
             case do.Supersede(node=named):
                 self._supersede(self._nodes[named.name], now_s)
             case do.Forget(node=named):
@@ -436,7 +448,7 @@ class Journal:
             self._update_guard(now_s)
         if node.has_ended and not self._suspended:
             return  # R8: its own kernel has closed its connection.
-        is_kept = self._guarding and not self._is_unguarded(node, now_s)
+        is_kept = self._guarding and not self._is_unguarded(node)
         if self._suspended or is_kept:
             self._fail("R8", f"{node.id.name} was declared lost while nobody may be")
         settings, name = self._settings, node.id.name
@@ -457,11 +469,11 @@ class Journal:
     def _is_attach_over(self, node: _Node, now_s: float) -> bool:
         """Whether a member that has yet to attach had the time for that."""
         assert node.absent_since_s is not None
-        if _passed(node.absent_since_s, self._attach_grace_s, now_s):
+        if _passed(self._attach_until_s, 0.0, now_s):
             return True
         return node.is_former_host and _passed(node.absent_since_s, HOST_GRACE_S, now_s)
 
-    def _is_unguarded(self, node: _Node, now_s: float) -> bool:
+    def _is_unguarded(self, node: _Node) -> bool:
         """Whether the mass guard neither counts nor keeps a member that has yet to attach.
 
         It does both, after the attach grace, where fewer than half of the round have attached: this
@@ -469,15 +481,14 @@ class Journal:
         """
         if node.absent_since_s is None:
             return False
-        is_in_time = not _passed(node.absent_since_s, self._attach_grace_s, now_s)
-        return node.is_former_host or is_in_time or 2 * len(self._came) >= self._expected_count
+        return node.is_former_host or self._has_half_come in (None, True)
 
     def _update_guard(self, now_s: float) -> None:
         """Count once per step: after what the event changed, before anybody is declared lost."""
         if self._suspended or self._closed:
             return
         missing = sum(
-            node.is_missing and not self._is_unguarded(node, now_s) for node in self._nodes.values()
+            node.is_missing and not self._is_unguarded(node) for node in self._nodes.values()
         )
         awaited = sum(node.is_awaited for node in self._nodes.values())
         limit = max(self._settings.mass_min, self._settings.mass_fraction * awaited)
@@ -500,6 +511,11 @@ class Journal:
 
     def _fail(self, rule: str, problem: str) -> None:
         raise InvariantViolation(rule, problem, self.history)
+
+
+def _is_again(event: on.Event) -> bool:
+    """Whether a probe after this event repeats one: who was asked before has no more time."""
+    return isinstance(event, on.LedgerRestored)
 
 
 def _passed(since_s: float, bound_s: float, now_s: float) -> bool:

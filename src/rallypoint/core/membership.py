@@ -123,14 +123,15 @@ class Membership:
         self._probe_serial = 0
         self._case_serial = 0
         self._case_settled = False
+        self._probe_due_s = self._case_due_s = 0.0
         self._let_in_from_s = math.inf
         self._scale_up_at_s = math.inf
         self._scale_up_serial = 0
         self._let_newcomers_in = False
         self._floor = floor
         self._restored_number = floor
-        self._attach_grace_s = 0.0
         self._attach_serial = 0
+        self._attach_due_s = 0.0
 
         self._since_s = 0.0
         self._closed_at_s = 0.0
@@ -224,13 +225,13 @@ class Membership:
                 self._do(*grace)
             else:
                 self._suspicion.absent(member, self._now_s)
-        self._attach_grace_s = attach_grace_s
-        self._arm_attach_grace()
+        self._attach_due_s = self._judged_s() + attach_grace_s
+        self._arm_attach_grace(attach_grace_s)
 
-    def _arm_attach_grace(self) -> None:
+    def _arm_attach_grace(self, delay_s: float) -> None:
         timer = self._suspicion.timer(TimerKind.ATTACH, round_number=self.number)
         self._attach_serial = timer.serial
-        self._do(do.SetTimer(timer, self._attach_grace_s))
+        self._do(do.SetTimer(timer, delay_s))
 
     # -- what can be asked ---------------------------------------------------------------------
 
@@ -418,7 +419,7 @@ class Membership:
         """
         assert self.settings is not None
         timer = self._suspicion.timer(TimerKind.NAME, member.name)
-        self._rivals.wait(event, timer)
+        self._rivals.wait(event, timer, self._judged_s() + self.settings.probe_s)
         if member.is_absent:
             return
         if member.link is Link.DISCONNECTED:
@@ -449,6 +450,7 @@ class Membership:
             if self.phase_of_work is not Phase.ACTIVE:
                 return
             self._break(self._why_left(member, event))
+            self._suspicion.answered(member.name)
         self._mark_ready(member, event)
 
     def _why_left(self, member: Member, event: on.NodeReady) -> Change:
@@ -569,16 +571,15 @@ class Membership:
             self._supersede(member)
 
     def _note_disconnected(self, event: on.ConnectionLost) -> None:
-        """SUSPENDED: nobody is judged, so no deadline begins before the ledger is back."""
+        """SUSPENDED: nobody is judged, so its time does not run before the ledger is back."""
         self._deferral.forget_attached(event.node, event.link)
         member = self.roster.living(event.node)
         if member is None or member.link_id != event.link:
-            return
-        if event.how is ConnectionEnd.PROCESS_ENDED:
+            self._rivals.drop(event.node, event.link)
+        elif event.how is ConnectionEnd.PROCESS_ENDED:
             self._suspicion.ended(member, self._now_s)
-        else:
-            member.link = Link.DISCONNECTED
-            self.roster.refile(member)
+        elif member.link is not Link.DISCONNECTED and self.settings is not None:
+            self._suspicion.disconnected(member, self.settings, self._now_s)
 
     def _on_silent(self, event: on.NodeSilent) -> None:
         member = self.roster.living(event.node)
@@ -599,15 +600,17 @@ class Membership:
                 self._stopping.end_due(self._now_s)
             case TimerKind.SETTLE if timer.serial == self._settle_serial:
                 self._settled = True
-            case TimerKind.CASE if timer.serial == self._case_serial:
-                self._case_settled = True
             case TimerKind.STOP if timer.serial == self._stop_serial:
                 self._stop_ends_s = None
                 self._stopping.end_due(self._now_s)
-            case TimerKind.PROBE if timer.serial == self._probe_serial:
-                self._suspicion.probe_over()
             case TimerKind.SCALE_UP if timer.serial == self._scale_up_serial:
                 self._let_newcomers_in = True
+            case _ if self.suspension:
+                """Nobody is judged: `_judge_again` sets these anew, for what is left."""
+            case TimerKind.CASE if timer.serial == self._case_serial:
+                self._case_settled = True
+            case TimerKind.PROBE if timer.serial == self._probe_serial:
+                self._suspicion.probe_over()
             case TimerKind.NAME if self._rivals.is_due(timer):
                 self._name_unanswered(timer.name)
             case TimerKind.ATTACH if timer.serial == self._attach_serial:
@@ -674,8 +677,7 @@ class Membership:
     def _suspend(self, cause: SuspensionCause, reason: str) -> None:
         if not self.suspension:
             self._suspended_since_s = self._now_s
-            for rival in self._rivals.pop_all():
-                self._defer(rival)
+            self._suspicion.clock.stop(self._now_s)
         self.suspension.begin(cause, reason)
 
     def _note_committed(self, event: on.Committed) -> None:
@@ -692,7 +694,7 @@ class Membership:
 
     def _go_on(self) -> None:
         """Do what had to wait: as if all of it had come at once, before anything is decided."""
-        self._begin_deadlines_again()
+        self._judge_again()
         for kept in self._deferral.take():
             self._note(kept)
         if self._is_committed:
@@ -702,14 +704,55 @@ class Membership:
         for member in self.roster.members(File.NEWCOMER):
             self._consider(member)
 
-    def _begin_deadlines_again(self) -> None:
-        """R8: nobody could be judged meanwhile, so everybody has the whole time again."""
-        if self.case is not None and not self.case.closed:
-            self._open_probe(list(self._suspicion.unanswered))
-        if self.settings is not None:
-            self._do(*self._suspicion.rearm(self.settings, self._now_s))
+    def _judge_again(self) -> None:
+        """R8: nobody was judged meanwhile, and everybody has what is left of its time."""
+        settings = self.settings
+        if settings is None:
+            self._suspicion.clock.go_on(self._now_s)
+            return
+        self._do(*self._suspicion.go_on(settings, self._now_s))
         if self._suspicion.has_absent:
-            self._arm_attach_grace()
+            left_s = self._left_s(self._attach_due_s, settings.reconnect_grace_s)
+            if self._attach_serial and left_s > 0:
+                self._arm_attach_grace(left_s)
+            else:
+                self._end_attach_grace()
+        if self.case is not None and not self.case.closed:
+            self._probe_again(settings)
+        for name in self._rivals.names():
+            self._challenge_again(name, settings)
+
+    def _probe_again(self, settings: RunSettings) -> None:
+        """The case goes on: who has not answered is asked once more, within the time there was."""
+        self._case_settled = self._left_s(self._case_due_s, settings.settle_s) <= 0
+        if not self._case_settled:
+            self._arm_case(self._left_s(self._case_due_s, settings.settle_s))
+        probe_s = self._left_s(self._probe_due_s, settings.probe_s)
+        if probe_s <= 0:
+            self._suspicion.probe_over()
+            return
+        self._suspicion.probe(list(self._suspicion.unanswered))
+        self._do(do.ProbeRound(self.number))
+        self._arm_probe(probe_s)
+
+    def _challenge_again(self, name: str, settings: RunSettings) -> None:
+        member = self.roster.get(name)
+        if member is None or member.is_absent:
+            return
+        left_s = self._left_s(self._rivals.due_s(name), settings.probe_s)
+        if left_s <= 0 or member.link is Link.DISCONNECTED:
+            self._supersede(member)
+            return
+        timer = self._suspicion.timer(TimerKind.NAME, name)
+        self._rivals.asked_again(timer)
+        self._do(do.ProbeNode(member.id), do.SetTimer(timer, left_s))
+
+    def _judged_s(self) -> float:
+        """Now, on the clock that stands still while nobody may be judged."""
+        return self._suspicion.clock.at(self._now_s)
+
+    def _left_s(self, due_s: float, least_s: float) -> float:
+        return self._suspicion.clock.left_s(due_s, least_s, self._now_s)
 
     def _defer(self, event: on.Event) -> None:
         """SUSPENDED: keep what needs the ledger until that is back."""
@@ -992,15 +1035,22 @@ class Membership:
         """Cause before consequence: ask who is still there before anybody is blamed."""
         assert self.settings is not None
         self._suspicion.probe(names)
-        probe = self._suspicion.timer(TimerKind.PROBE, round_number=self.number)
-        case = self._suspicion.timer(TimerKind.CASE, round_number=self.number)
-        self._probe_serial, self._case_serial = probe.serial, case.serial
         self._case_settled = False
-        self._do(
-            do.ProbeRound(self.number),
-            do.SetTimer(case, self.settings.settle_s),
-            do.SetTimer(probe, self.settings.probe_s),
-        )
+        self._case_due_s = self._judged_s() + self.settings.settle_s
+        self._probe_due_s = self._judged_s() + self.settings.probe_s
+        self._do(do.ProbeRound(self.number))
+        self._arm_case(self.settings.settle_s)
+        self._arm_probe(self.settings.probe_s)
+
+    def _arm_case(self, delay_s: float) -> None:
+        timer = self._suspicion.timer(TimerKind.CASE, round_number=self.number)
+        self._case_serial = timer.serial
+        self._do(do.SetTimer(timer, delay_s))
+
+    def _arm_probe(self, delay_s: float) -> None:
+        timer = self._suspicion.timer(TimerKind.PROBE, round_number=self.number)
+        self._probe_serial = timer.serial
+        self._do(do.SetTimer(timer, delay_s))
 
     def _close_case(self, *, forced: bool = False) -> None:
         """Name the cause once it is known, and charge it to the budget if it is the program's."""

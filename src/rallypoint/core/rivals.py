@@ -18,6 +18,7 @@ class Rivals:
     def __init__(self) -> None:
         self._waiting: dict[str, NodeAttached] = {}
         self._serials: dict[str, int] = {}
+        self._due_s: dict[str, float] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._waiting
@@ -26,10 +27,19 @@ class Rivals:
         """Who waits for the name, if anybody does."""
         return self._waiting.get(name)
 
-    def wait(self, event: NodeAttached, timer: Timer) -> None:
-        """The older node was asked to answer before `timer` fires."""
+    def wait(self, event: NodeAttached, timer: Timer, due_s: float) -> None:
+        """The older node was asked to answer before `timer` fires: by `due_s`, if it is judged."""
         self._waiting[event.node.name] = event
-        self._serials[event.node.name] = timer.serial
+        self._due_s[event.node.name] = due_s
+        self.asked_again(timer)
+
+    def asked_again(self, timer: Timer) -> None:
+        """The older node was asked once more, and has until `timer` fires."""
+        self._serials[timer.name] = timer.serial
+
+    def due_s(self, name: str) -> float:
+        """By when the older node ought to have answered. Somebody waits for the name."""
+        return self._due_s[name]
 
     def redialled(self, event: NodeAttached) -> None:
         """The same newcomer is back on another connection; the question stands."""
@@ -42,6 +52,7 @@ class Rivals:
     def pop(self, name: str) -> NodeAttached | None:
         """Take the newcomer out: it is let in or refused."""
         self._serials.pop(name, None)
+        self._due_s.pop(name, None)
         return self._waiting.pop(name, None)
 
     def drop(self, node: NodeId, link: int | None = None) -> None:
@@ -55,6 +66,7 @@ class Rivals:
         waiting = list(self._waiting.values())
         self._waiting.clear()
         self._serials.clear()
+        self._due_s.clear()
         return waiting
 
     def names(self) -> tuple[str, ...]:

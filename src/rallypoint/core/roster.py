@@ -61,6 +61,7 @@ class Member:
         "arrival",
         "attached_s",
         "bootstrap",
+        "due_s",
         "eligible_s",
         "file",
         "info",
@@ -92,6 +93,8 @@ class Member:
         self.last_change: Change | None = None
         self.link = Link.CONNECTED
         self.link_timer = 0
+        self.due_s = 0.0
+        """When its time is over if it stays in trouble; on the judging clock."""
         self.state = MemberState.IDLE
         self.survivor = False
         self.is_absent = False

@@ -14,6 +14,7 @@ This file only notes deadlines and says who is past them; what a loss means is f
 from __future__ import annotations
 
 from rallypoint.core.effects import Effect, SetTimer, Timer, TimerKind
+from rallypoint.core.judging import JudgingClock
 from rallypoint.core.roster import Member, Roster
 from rallypoint.core.values import Link, RunSettings
 
@@ -34,6 +35,7 @@ class Suspicion:
     """Deadlines of members in trouble. `serial` numbers every timer of the run."""
 
     def __init__(self, roster: Roster) -> None:
+        self.clock = JudgingClock()
         self._roster = roster
         self._overdue: dict[str, None] = {}
         self._absent: dict[str, None] = {}
@@ -61,7 +63,7 @@ class Suspicion:
         if member.link is Link.CONNECTED:
             member.trouble_since_s = now_s
         self._set_link(member, Link.DISCONNECTED)
-        return self._deadline(member, TimerKind.GRACE, self.grace_s(settings))
+        return self._deadline(member, TimerKind.GRACE, self.grace_s(settings), now_s)
 
     def ended(self, member: Member, now_s: float) -> None:
         """Its process is gone, by the word of its kernel: no grace, and no guard holds it."""
@@ -89,7 +91,8 @@ class Suspicion:
         living node needs to attach to a new coordinator.
         """
         self._expect(member, now_s)
-        return self._deadline(member, TimerKind.GRACE, min(HOST_GRACE_S, attach_grace_s))
+        grace_s = min(HOST_GRACE_S, attach_grace_s)
+        return self._deadline(member, TimerKind.GRACE, grace_s, now_s)
 
     def _expect(self, member: Member, now_s: float) -> None:
         member.trouble_since_s = now_s
@@ -135,8 +138,11 @@ class Suspicion:
         self._set_link(member, Link.SILENT)
         if self._probe_over and member.name in self._unanswered:
             self._overdue[member.name] = None
+        if self.clock.is_stopped:
+            # Part of the silence is of a time in which nobody is judged.
+            silent_s = min(silent_s, settings.suspect_after_s)
         remaining_s = max(0.0, settings.lost_after_s - silent_s)
-        return self._deadline(member, TimerKind.LOST, remaining_s)
+        return self._deadline(member, TimerKind.LOST, remaining_s, now_s)
 
     def heard(self, member: Member) -> None:
         """It was heard, or its connection is back: all is forgiven."""
@@ -206,27 +212,42 @@ class Suspicion:
         if member and member.link_timer == timer.serial:
             self._overdue[member.name] = None
 
-    def rearm(self, settings: RunSettings, now_s: float) -> list[Effect]:
-        """Begin every deadline again: nobody could be judged meanwhile (SUSPENDED)."""
-        effects: list[Effect] = []
+    def go_on(self, settings: RunSettings, now_s: float) -> list[Effect]:
+        """The ledger is back, and members may be judged again: each has what is left of its time.
+
+        The attach grace and the time to answer a probe are for the caller.
+        """
+        self.clock.go_on(now_s)
         self._overdue.clear()
-        self._lift_guard()
+        effects = self._guard_goes_on(settings, now_s)
         for member in self._roster:
-            if member.name in self._ended:
-                continue  # A process that is gone needs no time to come back.
-            if member.link is Link.DISCONNECTED:
-                member.trouble_since_s = now_s
-                if member.link_timer == YET_TO_ATTACH:
-                    # It has yet to attach here; that has a deadline of its own, which begins anew.
-                    self._wait_for(member)
-                    continue
-                if member.name in self._unguarded:
-                    effects += self._deadline(member, TimerKind.GRACE, HOST_GRACE_S)
-                else:
-                    effects += self.disconnected(member, settings, now_s)
-            elif member.link is Link.SILENT:
-                effects += self.silent(member, settings, now_s, settings.suspect_after_s)
+            is_ended = member.name in self._ended  # A process that is gone needs no time.
+            if member.link is not Link.CONNECTED and not is_ended:
+                effects += self._deadline_goes_on(member, settings, now_s)
         return effects
+
+    def _guard_goes_on(self, settings: RunSettings, now_s: float) -> list[Effect]:
+        left_s = self.guard_left_s(settings, now_s)
+        if left_s is None:
+            return []
+        timer = self.timer(TimerKind.MASS)
+        self._mass_serial = timer.serial
+        return [SetTimer(timer, left_s)]
+
+    def _deadline_goes_on(
+        self, member: Member, settings: RunSettings, now_s: float
+    ) -> list[Effect]:
+        if member.link_timer == YET_TO_ATTACH:
+            return []
+        is_silent = member.link is Link.SILENT
+        least_s = settings.reconnect_grace_s if is_silent else self.grace_s(settings)
+        if member.name in self._unguarded:
+            least_s = HOST_GRACE_S
+        left_s = self.clock.left_s(member.due_s, least_s, now_s)
+        if left_s > 0:
+            return self._arm(member, TimerKind.LOST if is_silent else TimerKind.GRACE, left_s)
+        self._overdue[member.name] = None
+        return []
 
     @property
     def is_quiet(self) -> bool:
@@ -237,10 +258,10 @@ class Suspicion:
     def update_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """Raise or lift the mass guard by how many are missing now."""
         if self._roster.troubled_count - len(self._unguarded) <= self.guard_limit(settings):
-            return self._end_guard(settings)
+            return self._end_guard(settings, now_s)
         if self._mass_since_s is not None:
             return []
-        self._mass_since_s = now_s
+        self._mass_since_s = self.clock.at(now_s)
         timer = self.timer(TimerKind.MASS)
         self._mass_serial = timer.serial
         return [SetTimer(timer, settings.mass_grace_s)]
@@ -262,7 +283,7 @@ class Suspicion:
         """How long the mass guard still holds, in seconds; None if it does not."""
         if not self.guarding or self._mass_since_s is None:
             return None
-        return max(0.0, settings.mass_grace_s - (now_s - self._mass_since_s))
+        return max(0.0, settings.mass_grace_s - (self.clock.at(now_s) - self._mass_since_s))
 
     def guard_limit(self, settings: RunSettings) -> float:
         """More than this many members missing together raise the mass guard."""
@@ -274,7 +295,7 @@ class Suspicion:
 
     # -- helpers -------------------------------------------------------------------------------
 
-    def _end_guard(self, settings: RunSettings) -> list[Effect]:
+    def _end_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """Most are back. R8: the last to come back are not lost for having been the last.
 
         Whoever is past its deadline by now has the grace once more.
@@ -287,7 +308,8 @@ class Suspicion:
         effects: list[Effect] = []
         for member in map(self._roster.get, overdue):
             if member is not None:
-                effects += self._deadline(member, TimerKind.GRACE, self.grace_s(settings))
+                grace_s = self.grace_s(settings)
+                effects += self._deadline(member, TimerKind.GRACE, grace_s, now_s)
         return effects
 
     def _forget_absence(self, name: str) -> None:
@@ -301,7 +323,13 @@ class Suspicion:
         member.link = link
         self._roster.refile(member)
 
-    def _deadline(self, member: Member, kind: TimerKind, delay_s: float) -> list[Effect]:
+    def _deadline(
+        self, member: Member, kind: TimerKind, delay_s: float, now_s: float
+    ) -> list[Effect]:
+        member.due_s = self.clock.at(now_s) + delay_s
+        return self._arm(member, kind, delay_s)
+
+    def _arm(self, member: Member, kind: TimerKind, delay_s: float) -> list[Effect]:
         timer = self.timer(kind, member.name)
         member.link_timer = timer.serial
         return [SetTimer(timer, delay_s)]
