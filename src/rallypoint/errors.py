@@ -26,6 +26,7 @@
     │   ├── LedgerUnreachableError (OSError)  the engine does not answer
     │   ├── LedgerAccessError            user, password, certificate or permission
     │   ├── LedgerForeignError           the place holds something else, or another ledger
+    │   │   └── LedgerReplacedError      by now, and what the first one held is lost
     │   ├── LedgerUnfitError             the place cannot give what a ledger promises
     │   ├── LedgerCorruptError           a record is damaged
     │   ├── LedgerFormatError            a record was written by a newer Rallypoint
@@ -110,7 +111,14 @@ class UnreachableError(CoordinatorError):
 
 
 class NotACoordinatorError(CoordinatorError):
-    """Something listens at the endpoint, and it is no Rallypoint coordinator."""
+    """Something listens at the endpoint, and it is no Rallypoint coordinator.
+
+    `status`: the HTTP status that it answered with; 0 if that was none, or no HTTP.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", status: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
 
 
 class CoordinatorLostError(CoordinatorError):
@@ -231,6 +239,10 @@ class LedgerForeignError(LedgerError):
     """The prefix or folder holds something else, or by now another ledger. Nothing was written."""
 
     exit_code = ExitCode.USAGE
+
+
+class LedgerReplacedError(LedgerForeignError):
+    """The place holds another ledger by now: what this one held is lost."""
 
 
 class LedgerUnfitError(LedgerError):

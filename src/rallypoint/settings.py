@@ -127,8 +127,8 @@ def _name(text: str) -> str:
     return text
 
 
-def _orphan(text: str) -> float | None:
-    return None if text == "never" else parse_duration_s(text)
+def _orphan(text: str) -> float:
+    return math.inf if text == "never" else parse_duration_s(text)
 
 
 def _stop_s(text: str) -> float:
@@ -209,7 +209,7 @@ class Resolved(msgspec.Struct, frozen=True):
     @property
     def shown(self) -> str:
         """The value for people: a secret only as "set"."""
-        if self.name == "orphan_s" and self.value is None:
+        if self.value == math.inf:
             return "never"
         if self.value is None or self.value == "":
             return "unset"
@@ -279,7 +279,7 @@ SETTINGS: Final = (
         "coordinator_lost_after_s",
         parse_duration_s,
         60.0,
-        "how long a coordinator that once answered is looked for",
+        "how long a node without running workers looks for a coordinator that it has lost",
     ),
     _setting("goodbye_timeout_s", parse_duration_s, 5.0, "how long a goodbye may take"),
     _setting(
@@ -292,7 +292,8 @@ SETTINGS: Final = (
         "orphan_s",
         _orphan,
         None,
-        "how long workers go on without any coordinator, or never: for ever",
+        "how long workers go on without a coordinator, or never: for ever; "
+        "if unset, 10 min once the run is known to be lost",
     ),
     _setting("etcd_password", _password, "", "the password of an etcd endpoint's user"),
     _setting(
@@ -472,7 +473,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One node's own settings; other nodes may have others. Durations in seconds.
 
     `node_name` and `local_addr`: None lets the node find its own. `token`: "" is none.
-    `orphan_s` None: never.
+    `orphan_s` None: LOST_ORPHAN_S once the run is known to be lost, if it has other nodes;
+    infinite: never.
     `attach_grace_s` None: derived, see `attach_grace_s`.
     `node_settings` fills one from arguments and environment.
 
@@ -507,7 +509,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
             if value is not None and (name, value) != ("token", ""):
                 read(_BY_NAME[name], value, name)
         for name in _NODE_DURATIONS:
-            if (name, getattr(self, name)) not in (("orphan_s", None), ("attach_grace_s", None)):
+            if (name, getattr(self, name)) not in _NO_DURATIONS:
                 check_duration_s(name, getattr(self, name))
         check_lease_ttl_s(self.lease_ttl_s)
         check_stop_s(self.stop_s)
@@ -524,6 +526,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 _NODE_DURATIONS: Final = tuple(
     name for name in NodeSettings.__struct_fields__ if name.endswith("_s")
 )
+_NO_DURATIONS: Final = (("orphan_s", None), ("orphan_s", math.inf), ("attach_grace_s", None))
+LOST_ORPHAN_S: Final = 600.0
+"""How long workers go on in a run that is lost and has other nodes, unless `orphan_s` is set."""
 _MAY_BE_ZERO: Final = (
     "connect_timeout_s",
     "goodbye_timeout_s",

@@ -364,7 +364,7 @@ def test_who_waits_for_a_round_meanwhile_is_told_of_the_ledger() -> None:
     nodes_on(IN_MEMORY, ledger, scenario)
 
 
-def test_a_node_that_finds_nobody_for_too_long_gives_up() -> None:
+def test_a_node_without_workers_that_finds_nobody_for_too_long_gives_up() -> None:
     ledger = Outage()
 
     async def scenario(nodes: Nodes) -> None:
@@ -372,6 +372,10 @@ def test_a_node_that_finds_nobody_for_too_long_gives_up() -> None:
         host = await the_host(met)
         ledger.is_away = True
         await kill_coordinator_of(host)
+        await asyncio.sleep(2.5)
+        assert [node.gone for node in met] == [None, None]
+        for node in met:
+            node.done()
         await until(lambda: all(node.gone is not None for node in met))
         for node in met:
             assert isinstance(node.gone, CoordinatorLostError)

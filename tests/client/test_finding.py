@@ -13,6 +13,7 @@ import pytest
 
 from rallypoint import errors
 from rallypoint.client import finding
+from rallypoint.client import node as client
 from rallypoint.client.embedded import EmbeddedCoordinator
 from rallypoint.client.finding import Attempts, dial_first
 from rallypoint.coordinator.hub import Hub
@@ -50,6 +51,19 @@ async def answer_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     writer.close()
 
 
+def answering(*statuses: str) -> Talk:
+    """One status for each connection in turn, the last one again and again."""
+    left = list(statuses)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        status = left.pop(0) if len(left) > 1 else left[0]
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+        writer.close()
+
+    return talk
+
+
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while data := await reader.read(1024):
         writer.write(data)
@@ -79,7 +93,7 @@ async def fails(endpoint: str, kind: type[errors.CoordinatorError], **own: Any) 
     """The error of a node that cannot be opened, and that it came in time."""
     loop = asyncio.get_running_loop()
     # What waiting would not mend is told long before this is over.
-    limit_s = 30.0 if kind is errors.NotACoordinatorError else 0.4
+    limit_s = 60.0 if kind is errors.NotACoordinatorError else 0.4
     began_s = loop.time()
     with pytest.raises(kind) as caught:
         await node(endpoint, **({"connect_timeout_s": limit_s} | own)).open()
@@ -88,6 +102,7 @@ async def fails(endpoint: str, kind: type[errors.CoordinatorError], **own: Any) 
     return caught.value.message
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("talk", [answer_http, echo, greet], ids=lambda talk: talk.__name__)
 def test_something_else_listens_there(talk: Talk):
     async def main() -> None:
@@ -116,6 +131,100 @@ def test_somebody_listens_and_does_not_answer(talk: Talk, why: str):
         async with listening(talk) as port:
             message = await fails(f"127.0.0.1:{port}", errors.UnreachableError)
             assert why in message
+
+    run_clean(main)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PROXY_READY_S", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("status", ["404 Not Found", "429 Too Many Requests", "500 Internal"])
+def test_a_proxy_that_knows_of_no_coordinator_yet_is_waited_for_and_named(status: str):
+    async def main() -> None:
+        async with listening(answering(status)) as port:
+            message = await fails(f"http://127.0.0.1:{port}", errors.NotACoordinatorError)
+            assert f"answers at 127.0.0.1:{port}: HTTP status {status}" in message
+            coming = node(f"http://127.0.0.1:{port}", connect_timeout_s=0.1)
+            with pytest.raises(errors.NotACoordinatorError, match=status):
+                await coming.open()
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize("status", ["200 OK", "301 Moved", "400 Bad", "403 Forbidden"])
+def test_a_status_that_no_proxy_answers_for_a_while_is_told_at_once(status: str):
+    async def main() -> None:
+        async with listening(answering(status)) as port:
+            loop = asyncio.get_running_loop()
+            began_s = loop.time()
+            await fails(f"http://127.0.0.1:{port}", errors.NotACoordinatorError)
+            assert loop.time() - began_s < client.PROXY_READY_S
+
+    run_clean(main)
+
+
+@contextlib.asynccontextmanager
+async def behind_a_proxy(port: int) -> AsyncIterator[tuple[int, list[str], Callable[[], None]]]:
+    """A port that leads to `port`, or answers a status while there is one; and what cuts it."""
+    statuses: list[str] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+        writer.close()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if statuses:
+            await answering(statuses[0])(reader, writer)
+            return
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        writers.extend((writer, back))
+        await asyncio.gather(pump(reader, back), pump(there, writer))
+
+    def cut() -> None:
+        for each in writers:
+            each.transport.abort()
+        writers.clear()
+
+    async with listening(talk) as front:
+        yield front, statuses, cut
+        cut()
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        "404 Not Found",
+        "429 Too Many",
+        "500 No",
+        "503 No",
+        "401 Unauthorized",
+        "200 OK",
+        "302 There",
+    ],
+)
+def test_no_status_is_final_for_a_node_that_was_attached(status: str):
+    async def main() -> None:
+        async with (
+            served() as (_, port),
+            behind_a_proxy(port) as (front, statuses, cut),
+            opened(f"http://127.0.0.1:{front}", coordinator_lost_after_s=60.0) as a,
+        ):
+            assert await a.next_round(BOOTSTRAP) is not None
+            statuses.append(status)
+            cut()
+            why = "token" if status.startswith("401") else status
+            await until(lambda: not a.is_connected and why in a.looking, "not told why")
+            await asyncio.sleep(0.3)
+            assert a.gone is None
+            statuses.clear()
+            await until(lambda: a.is_connected, "it did not come back")
+            assert a.change is None
 
     run_clean(main)
 
@@ -170,6 +279,7 @@ def test_all_addresses_of_a_name_are_tried_and_told(monkeypatch):
     run_clean(main)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_an_address_with_something_else_does_not_hide_one_with_a_coordinator(monkeypatch):
     resolving(monkeypatch, "127.0.0.2", "127.0.0.1")
 

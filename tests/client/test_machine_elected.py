@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from rallypoint.client import machine as m
 from rallypoint.core import reasons
 from rallypoint.core.effects import Standing
@@ -197,3 +199,96 @@ def test_a_call_that_is_asked_again_has_the_time_that_is_left() -> None:
         if isinstance(each, wire.StoreCall)
     ]
     assert first.timeout_s == 0.0
+
+
+# -- who can speak for the run ---------------------------------------------------------------------
+
+
+def test_r5_a_coordinator_that_the_ledger_says_is_replaced_is_left_at_once() -> None:
+    machine = in_round()
+    machine.disconnected()
+    machine.found_term(Stamp("ledger", 2, 0))
+    (dropped,) = attach(machine, term=1, number=1)
+    assert isinstance(dropped, m.Drop)
+    assert "replaced" in dropped.reason
+    assert not machine.is_attached
+    machine.disconnected()
+    attach(machine, term=2, number=1)
+    assert machine.is_attached
+
+
+def test_r5_so_is_one_by_a_node_that_was_never_attached() -> None:
+    machine = a_machine()
+    machine.found_term(Stamp("ledger", 3, 0))
+    machine.found_term(Stamp("ledger", 2, 0))
+    assert [type(each) for each in attach(machine, term=2)] == [m.Drop]
+    machine.disconnected()
+    attach(machine, term=3)
+    assert machine.is_attached
+
+
+def test_r5_what_a_replaced_coordinator_says_to_its_nodes_changes_nothing() -> None:
+    machine = in_round()
+    machine.found_term(Stamp("ledger", 2, 0))
+    assert machine.received(wire.Broken(Stamp("ledger", 1, 1), LOST), 1.0) == []
+    assert machine.ended is None
+
+
+LIMIT = Refusal(RefusalCode.LIMIT, "too many connections")
+OTHER_VERSION = Refusal(RefusalCode.VERSION, "speaks another version")
+RUN_LOST = Refusal(RefusalCode.RUN_LOST, "run 'run' was lost")
+
+
+def refused_by(ledger_id: str, refusal: Refusal, *, is_elected: bool) -> list[m.Action]:
+    """What a node does, that was attached, when this refuses it."""
+    machine = a_machine(is_elected=is_elected)
+    attach(machine, 1)
+    machine.disconnected()
+    machine.connected(0.0)
+    return machine.received(wire.Refused(Stamp(ledger_id, 0, 0), refusal), 1.0)
+
+
+@pytest.mark.parametrize("is_elected", [True, False])
+def test_a_refusal_that_nobody_vouches_for_is_not_final(is_elected: bool) -> None:
+    for refusal in (OTHER_VERSION, RUN_LOST):
+        actions = refused_by("", refusal, is_elected=is_elected)
+        assert actions == [m.Drop(refusal.message)]
+        assert refused_by("ledger", refusal, is_elected=is_elected) == [m.WasRefused(refusal)]
+
+
+def test_a_limit_may_be_free_again_for_a_node_of_the_run_and_ends_one_that_comes() -> None:
+    assert refused_by("ledger", LIMIT, is_elected=False) == [m.Drop(LIMIT.message)]
+    newcomer = a_machine(is_elected=False)
+    newcomer.connected(0.0)
+    assert newcomer.received(refused(LIMIT), 0.0) == [m.WasRefused(LIMIT)]
+
+
+def test_another_ledger_in_the_place_of_the_coordinator_is_final() -> None:
+    assert refused_by("another", RUN_LOST, is_elected=False) == [m.WasRefused(RUN_LOST)]
+
+
+def test_another_ledger_at_an_address_that_a_ledger_named_is_not() -> None:
+    assert refused_by("another", RUN_LOST, is_elected=True) == [m.Drop(RUN_LOST.message)]
+
+
+def test_a_ledger_that_is_another_one_by_now_is_final() -> None:
+    machine = in_round()
+    (action,) = machine.found_replaced()
+    assert isinstance(action, m.WasRefused)
+    assert action.refusal.code is RefusalCode.RUN_LOST
+
+
+def test_for_how_long_a_beat_has_stood_still_is_told_by_what_was_heard_only() -> None:
+    machine = in_round()
+    for now_s, beat in ((101.0, 7), (102.0, 7), (106.5, 7)):
+        machine.received(wire.Beat(machine.stamp, beat), now_s)
+    assert machine.beat_stood_still_s == 5.5
+    machine.received(wire.Beat(machine.stamp, 8), 120.0)
+    assert machine.beat_stood_still_s == 0.0
+
+
+def test_a_node_of_a_ledger_says_that_it_reads_it() -> None:
+    for is_elected in (True, False):
+        (said,) = sent(a_machine(is_elected=is_elected).connected(0.0))
+        assert isinstance(said, wire.Attach)
+        assert said.reads_ledger is is_elected

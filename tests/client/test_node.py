@@ -373,6 +373,10 @@ def test_no_call_outlives_its_deadline_while_the_coordinator_stands_still(monkey
 
     async def main() -> None:
         async with two(port, **own) as (a, b), two(port, **given_up) as (c, d):
+            # While workers run, a coordinator that stands still is looked for without a limit.
+            for finished in (c, d):
+                finished.done()
+            await asyncio.sleep(0)
             os.kill(pid, signal.SIGSTOP)
             await bounded(0.7, errors.StoreTimeoutError, a.call(Get("k"), 0.2))
             await bounded(0.5, errors.CoordinatorLostError, a.members(0.5))

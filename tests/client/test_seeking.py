@@ -101,7 +101,7 @@ def test_an_owner_is_a_place_to_go_to_with_its_token() -> None:
         await put_lease(ledger, "owner", token="secret")
         await put_run(ledger, "owner")
         search.begin(at_once=True)
-        assert await search.next(soon()) == Place(THERE, "owner", "secret")
+        assert await search.next(soon()) == Place(THERE, "owner", "secret", 0.3)
 
     searching(scenario)
 
@@ -142,7 +142,7 @@ def test_a_change_of_the_register_ends_the_wait() -> None:
         await put_lease(ledger, "successor")
         await put_run(ledger, "successor")
         began_s = soon(0.0)
-        assert await search.next(soon(60.0)) == Place(THERE, "successor", "")
+        assert await search.next(soon(60.0)) == Place(THERE, "successor", "", 0.3)
         assert soon(0.0) - began_s < 0.1
 
     searching(scenario)

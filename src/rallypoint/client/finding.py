@@ -8,6 +8,7 @@ there is taken by a node on that host, which then carries the coordinator (an em
 from __future__ import annotations
 
 import asyncio
+import enum
 import errno
 import logging
 import math
@@ -23,6 +24,7 @@ import msgspec
 from rallypoint.client.transport import Connection, connect
 from rallypoint.core.values import Address
 from rallypoint.errors import (
+    CoordinatorError,
     EndpointError,
     NotACoordinatorError,
     TokenError,
@@ -34,6 +36,8 @@ _log = logging.getLogger("rallypoint.client")
 
 ADDRESS_TIMEOUT_S: Final = 5.0
 """How long one address may take to connect and answer the handshake."""
+PASSING_STATUSES: Final = (404, 429)
+"""What a proxy answers while it has no coordinator behind it, or too much to do. 5xx, too."""
 STAGGER_S: Final = 0.03
 """How long after one of several coordinators the next is dialled, while none has answered."""
 FIRST_PAUSE_S: Final = 0.01
@@ -58,14 +62,18 @@ class Attempts:
     def __init__(self, target: Address | Endpoint) -> None:
         self.target = target
         self.answers: dict[str, str] = {}
+        self.stranger: NotACoordinatorError | None = None
+        """What answers there instead of a coordinator, and may be a proxy that has none yet."""
         self.only_refused = False
         self.unresolved = False
         self.not_hosting = ""
         self.problem = ""
         """What keeps the ledger from telling where the coordinator is."""
 
-    def error(self, tried_s: float) -> UnreachableError:
+    def error(self, tried_s: float) -> UnreachableError | NotACoordinatorError:
         """Nobody answered: what was tried, for how long, and the system's errors."""
+        if self.stranger is not None:
+            return self.stranger
         answers = dict(self.answers)
         if self.problem:
             answers[str(self.target)] = self.problem
@@ -79,6 +87,11 @@ class Attempts:
             hint=self._hint(),
             attempts=tuple(answers.items()),
         )
+
+    def note(self, tried: Attempts) -> None:
+        """What a try at each address has brought."""
+        self.answers, self.stranger = tried.answers, tried.stranger
+        self.only_refused, self.unresolved = tried.only_refused, tried.unresolved
 
     def listed(self) -> str:
         """Each address and what it answered."""
@@ -98,16 +111,50 @@ def _listed(answers: dict[str, str]) -> str:
     return "; ".join(f"{where}: {answer}" for where, answer in answers.items())
 
 
+class Patience(enum.Enum):
+    """What a node takes for final of what a coordinator's address answers, other than silence."""
+
+    NONE = enum.auto()
+    """Nothing but a coordinator can be meant to listen there."""
+    PROXY = enum.auto()
+    """A proxy may: it answers 404, 429 or 5xx until it knows of the coordinator behind it."""
+    ANY = enum.auto()
+    """There was a coordinator: only one that speaks the protocol ends the search for it."""
+
+    def bears(self, error: NotACoordinatorError) -> bool:
+        """Whether the answer may be another one soon."""
+        if self is Patience.PROXY:
+            return error.status in PASSING_STATUSES or error.status >= 500
+        return self is Patience.ANY
+
+
 async def dial(
-    target: Address, token: str, attempts: Attempts, limit_s: float = math.inf
+    target: Address,
+    token: str,
+    attempts: Attempts,
+    limit_s: float = math.inf,
+    patience: Patience = Patience.NONE,
 ) -> Connection | None:
     """Try every address of the host once. None if none answered; `attempts` then says why.
 
     No address is given more than `limit_s`, in seconds. Raises TokenError at once, and
-    NotACoordinatorError if that is what some address has and none has a coordinator: waiting would
-    not mend those.
+    NotACoordinatorError if that is what some address has and none has a coordinator, unless
+    `patience` says that waiting may mend it.
     """
-    attempts.answers = {}
+    tried = Attempts(target)
+    try:
+        connection = await _dial(target, token, tried, limit_s, patience)
+    except CoordinatorError:
+        attempts.note(tried)
+        raise
+    # All at once: who is cancelled in the middle of a try has the answers of the one before.
+    attempts.note(tried)
+    return connection
+
+
+async def _dial(
+    target: Address, token: str, attempts: Attempts, limit_s: float, patience: Patience
+) -> Connection | None:
     attempts.only_refused = True
     limit_s = min(limit_s, ADDRESS_TIMEOUT_S)
     not_ours: NotACoordinatorError | None = None
@@ -122,10 +169,18 @@ async def dial(
         except OSError as error:
             attempts.answers[str(where)] = describe_os_error(error)
             attempts.only_refused &= error.errno == errno.ECONNREFUSED
+        except TokenError as error:
+            if patience is not Patience.ANY:
+                raise
+            attempts.answers[str(where)] = error.message
+            attempts.only_refused = False
         except NotACoordinatorError as error:
+            attempts.answers[str(where)] = error.message
+            attempts.only_refused = False
             not_ours = error
-    if not_ours is not None:
+    if not_ours is not None and not patience.bears(not_ours):
         raise not_ours
+    attempts.stranger = not_ours if patience is Patience.PROXY else None
     return None
 
 
@@ -140,12 +195,9 @@ async def dial_elected(
     answers: dict[str, str] = {}
     for address in addresses:
         each = Attempts(address)
-        try:
-            connection = await dial(address, token, each, limit_s)
-        except (TokenError, NotACoordinatorError) as error:
-            each.answers[str(address)] = error.message
-            connection = None
+        connection = await dial(address, token, each, limit_s, Patience.ANY)
         if connection is not None:
+            connection.target = address
             return connection
         answers |= each.answers
     attempts.answers = answers
@@ -265,10 +317,11 @@ class Pauses:
 
     def __init__(self) -> None:
         self._pause_s = FIRST_PAUSE_S
+        self.is_used = False
 
     def next_s(self) -> float:
         """The next pause, in seconds."""
-        pause_s = self._pause_s
+        pause_s, self.is_used = self._pause_s, True
         self._pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
         return pause_s * random.uniform(0.5, 1.0)
 

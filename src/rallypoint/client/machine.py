@@ -186,6 +186,7 @@ class NodeMachine:
         self.is_standby = False
         self.stamp = Stamp()
         self._software = software
+        self._is_elected = is_elected
         self._sends_away = _SENDS_AWAY | {RefusalCode.OTHER_RUN} if is_elected else _SENDS_AWAY
         self._ended_term = 0
         """Which term's coordinator has told why the last round ended."""
@@ -203,6 +204,10 @@ class NodeMachine:
         self._heartbeat_s = 1.0
         self._heard_s = 0.0
         self._beat = 0
+        self._beat_heard_s = 0.0
+        self._floor = Stamp()
+        self.is_in_memory = False
+        """Whether the run is kept in the memory of its coordinator's process, and ends with it."""
         self.led_s = 0.0
         """When a coordinator that holds its lease was last heard."""
         self._next_tick_s: float | None = None
@@ -216,6 +221,16 @@ class NodeMachine:
     def is_over(self) -> bool:
         """Whether nothing more will come: the run is closed or the node was refused."""
         return self.closed is not None or self.refused is not None
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether the node's workers run, as far as this knows: its round is on for it."""
+        return self.wish is Wish.IN_ROUND and self.ended is None
+
+    @property
+    def beat_stood_still_s(self) -> float:
+        """For how long the coordinator is known not to have renewed its lease, in seconds."""
+        return self._beat_heard_s - self.led_s
 
     def is_open(self, request_id: int) -> bool:
         """Whether a request still waits for its answer."""
@@ -234,6 +249,7 @@ class NodeMachine:
             self.info,
             self.settings,
             self._software,
+            reads_ledger=self._is_elected,
             source=source,
         )
         return [Send(attach)]
@@ -271,14 +287,15 @@ class NodeMachine:
         """One message of the coordinator."""
         self._heard_s = now_s
         if self._is_stale(message):
-            return []  # R5: the late words of an older term or round change nothing.
+            # R5: the late words of an older term or round change nothing.
+            return self._leave_replaced(message)
         if not isinstance(message, wire.Refused):
             self.stamp = message.stamp
         match message:
             case wire.Welcome():
                 return self._on_welcome(message, now_s)
             case wire.Refused():
-                return self._on_refused(message.refusal)
+                return self._on_refused(message.refusal, message.stamp.ledger_id)
             case wire.Formed():
                 return self._on_formed(message)
             case wire.Broken() | wire.CauseFound():
@@ -307,16 +324,25 @@ class NodeMachine:
                 # refuses what needs none: a version, a size, another ledger.
                 return False
             seen = Stamp(seen.ledger_id, seen.term, 0)
-        return message.stamp.is_older_than(seen)
+        return message.stamp.is_older_than(seen) or message.stamp.is_older_than(self._floor)
+
+    def _leave_replaced(self, message: wire.FromCoordinator) -> list[Action]:
+        """A coordinator that has been replaced and does not know it lets this node in."""
+        if not isinstance(message, wire.Welcome):
+            return []
+        term, floor = message.stamp.term, max(self.stamp.term, self._floor.term)
+        return [Drop(f"this coordinator was replaced: its term is {term}, the run's {floor}")]
 
     def _on_beat(self, message: wire.Beat, now_s: float) -> None:
         """One whose beat stands still has lost its lease, or cannot reach its ledger."""
+        self._beat_heard_s = now_s
         if message.beat != self._beat:
             self._beat, self.led_s = message.beat, now_s
 
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> list[Action]:
         self.is_attached = True
-        self.led_s = now_s
+        self.is_in_memory = message.in_memory
+        self.led_s = self._beat_heard_s = now_s
         self._heartbeat_s = max(HEARTBEAT_MIN_S, message.heartbeat_s)
         self._next_tick_s = now_s + self._tick_s()
         self.is_standby = message.standing.standby
@@ -379,13 +405,26 @@ class NodeMachine:
             return asked
         return msgspec.structs.replace(asked, timeout_s=max(0.0, ends_s - now_s))
 
-    def _on_refused(self, refusal: Refusal) -> list[Action]:
+    def _on_refused(self, refusal: Refusal, ledger_id: str) -> list[Action]:
         if refusal.code in self._sends_away:
             return [SentAway(refusal.addresses, refusal.message)]
+        if self.stamp.ledger_id and not self._is_final(refusal, ledger_id):
+            return [Drop(refusal.message)]
         if refusal.code is RefusalCode.CLOSED and refusal.close is not None and self.stamp.term:
             return self._on_closed(refusal.close)
         self.refused = refusal
         return [WasRefused(refusal)]
+
+    def _is_final(self, refusal: Refusal, ledger_id: str) -> bool:
+        """Whether a node that was in the run need not come back.
+
+        Who has another ledger cannot speak for the run. Where the coordinator has an address of its
+        own, it answers in the place of the one that the run was lost with; a ledger may name an
+        address that something else has taken meanwhile. A limit may be free again soon.
+        """
+        if ledger_id != self.stamp.ledger_id:
+            return bool(ledger_id) and not self._is_elected
+        return refusal.code is not RefusalCode.LIMIT
 
     def _on_formed(self, message: wire.Formed) -> list[Action]:
         # R4: a node takes no round that it is not ready for, nor the same one twice.
@@ -434,7 +473,18 @@ class NodeMachine:
 
     def found_closed(self, close: CloseRecord) -> list[Action]:
         """The ledger says that the run is over (R6)."""
-        return self._on_refused(reasons.run_over(self.run_id, close))
+        return self._on_refused(reasons.run_over(self.run_id, close), self.stamp.ledger_id)
+
+    def found_replaced(self) -> list[Action]:
+        """The ledger is another one now: what the run had is lost with the former."""
+        message = f"run {self.run_id!r} was lost with its ledger: another one is in its place"
+        hint = "start the run again: it will be begun anew in this ledger"
+        return self._on_refused(Refusal(RefusalCode.RUN_LOST, message, hint), self.stamp.ledger_id)
+
+    def found_term(self, floor: Stamp) -> None:
+        """R5: the ledger says that no earlier term than this can be the run's any more."""
+        if self._floor.ledger_id != floor.ledger_id or self._floor.is_older_than(floor):
+            self._floor = floor
 
     def orphaned(self, alone_s: float) -> list[Action]:
         """There has been no coordinator for too long, or none that holds its lease: the node's

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -20,6 +21,7 @@ from rallypoint._version import __version__
 from rallypoint.client import machine as m
 from rallypoint.client.finding import (
     Attempts,
+    Patience,
     Pauses,
     describe_os_error,
     dial,
@@ -47,7 +49,7 @@ from rallypoint.core.values import (
     Seat,
 )
 from rallypoint.ledger.contract import Ledger
-from rallypoint.settings import EndpointKind, NodeSettings
+from rallypoint.settings import LOST_ORPHAN_S, EndpointKind, NodeSettings
 from rallypoint.wire import messages as wire
 
 if TYPE_CHECKING:
@@ -61,6 +63,11 @@ LET_IN_S: Final = 5.0
 """How long a coordinator that was reached may take to let the node in, at least."""
 DIAL_MIN_S: Final = 0.5
 """How long an address is given, however little time is left: else the error would say nothing."""
+PROXY_READY_S: Final = 10.0
+"""How long a node that comes for the first time bears a proxy's 404, 429 or 5xx, at most: who has
+mistaken an address need not wait for `connect_timeout`."""
+GIVE_UP_MARGIN_S: Final = 1.0
+"""How much later than it should a search ends that cannot end itself."""
 STANDBY_LOOK_S: Final = 1.0
 """How often, at most, a standby whose time is over looks whether a round is on without it."""
 ASK_TIMEOUT_S: Final = 30.0
@@ -137,6 +144,14 @@ class Node:
         self._was_messenger = False
         self._retiring: set[asyncio.Task[None]] = set()
         self._orphan: asyncio.TimerHandle | None = None
+        self._attempts = Attempts(settings.endpoint)
+        self._limit: asyncio.Timeout | None = None
+        self._idle_s: float | None = None
+        self._refuses_since_s: float | None = None
+        self._pauses = Pauses()
+        self._was_let_in = True
+        self._beside: asyncio.Task[None] | None = None
+        self._owner_ttl_s = settings.lease_ttl_s
         self._gone: errors.CoordinatorError | None = None
         self._connection: Connection | None = None
         self._reconnecting: asyncio.Task[None] | None = None
@@ -180,7 +195,9 @@ class Node:
         """What keeps this node from a coordinator; "" if it has one."""
         if self.is_connected:
             return ""
-        return self.ledger_problem or f"there is no coordinator at {self.settings.endpoint}"
+        tried = self._attempts.listed()
+        nobody = f"there is no coordinator at {self.settings.endpoint}"
+        return self.ledger_problem or (f"{nobody} ({tried})" if tried else nobody)
 
     @property
     def ledger_problem(self) -> str:
@@ -245,23 +262,30 @@ class Node:
         """Dial until somebody answers; if that is nobody, and this the host, be it."""
         began_s = self._now_s()
         attempts, pauses = Attempts(self._target()), Pauses()
+        self._attempts = attempts
         may_be_host: bool | None = None if self.hosted is None else False
+        # Whoever listens at host:port is the coordinator itself; http:// may be a proxy's address.
+        is_direct = self.settings.endpoint.kind is EndpointKind.HOST
+        patience = Patience.NONE if is_direct else Patience.PROXY
         while True:
             left_s = ends_s - self._now_s()
             connection = await dial(
-                self._target(), self.settings.token, attempts, max(left_s, DIAL_MIN_S)
+                self._target(), self.settings.token, attempts, max(left_s, DIAL_MIN_S), patience
             )
             if connection is not None:
                 self._use(connection)
                 return
+            if attempts.stranger is not None and not pauses.is_used:
+                _log.warning("%s: waiting for a coordinator", attempts.stranger.message)
             if may_be_host is None:
                 may_be_host = await may_host(self.settings)
             if may_be_host and (attempts.only_refused or attempts.unresolved):
                 may_be_host = not await self._host(attempts)
                 if not may_be_host:
                     continue
+            is_too_long = self._now_s() - began_s >= PROXY_READY_S
             left_s = ends_s - self._now_s()
-            if left_s <= 0:
+            if left_s <= 0 or (attempts.stranger is not None and is_too_long):
                 raise attempts.error(self._now_s() - began_s)
             await asyncio.sleep(min(pauses.next_s(), left_s))
 
@@ -287,7 +311,7 @@ class Node:
         own_host = self.settings.local_addr
         self._own_host = own_host or await reachable_host(self.settings.endpoint)
         self._search.begin(at_once=False, is_new=True)
-        attempts, began_s = Attempts(self.settings.endpoint), self._now_s()
+        attempts, began_s = self._attempts, self._now_s()
         if not await self._find_elected(self._search, attempts, ends_s) and self._gone is None:
             raise attempts.error(self._now_s() - began_s)
 
@@ -299,6 +323,8 @@ class Node:
         while True:
             sight = await search.next(ends_s, is_new=self._lost_s is None)
             attempts.problem = search.problem
+            if self._has_learned(search):
+                return True
             if isinstance(sight, Over):
                 self._act(self._machine.found_closed(sight.close))
                 return True
@@ -309,6 +335,16 @@ class Node:
                     return True
             if self._now_s() >= ends_s:
                 return False
+
+    def _has_learned(self, search: Search) -> bool:
+        """Note what the ledger says of terms. Whether the run is lost with the ledger it was in."""
+        known = self._machine.stamp.ledger_id
+        is_other = bool(known) and search.floor.ledger_id not in ("", known)
+        if is_other or (known and isinstance(search.error, errors.LedgerReplacedError)):
+            self._act(self._machine.found_replaced())
+            return True
+        self._machine.found_term(search.floor)
+        return False
 
     async def _go(
         self, search: Search, sight: Place | Turn, attempts: Attempts
@@ -334,6 +370,7 @@ class Node:
         if self.hosted is not None and place.process == self.hosted.process:
             return await self._dial_own(attempts)
         token = self.settings.token or place.token
+        self._owner_ttl_s = place.ttl_s or self.settings.lease_ttl_s
         return await dial_elected(place.addresses, token, attempts, ELECTED_DIAL_S)
 
     async def _dial_own(self, attempts: Attempts) -> Connection | None:
@@ -348,6 +385,7 @@ class Node:
         """One of the `rallypoint serve` that share the ledger."""
         places = [each for each in await search.replicas() if each.process != but]
         own = self.settings.token
+        self._owner_ttl_s = max([each.ttl_s for each in places], default=self._owner_ttl_s)
         dialled = [(each.addresses, own or each.token) for each in places]
         return await dial_first(dialled, attempts, ELECTED_DIAL_S)
 
@@ -414,6 +452,7 @@ class Node:
 
     def _use(self, connection: Connection) -> None:
         self._connection = connection
+        self._was_let_in = False
         connection.on_message = self._received
         connection.on_closed = lambda reason: self._lost(connection, reason)
         self._act(self._machine.connected(self._now_s(), connection.source))
@@ -426,6 +465,7 @@ class Node:
         self._connection = None
         self._machine.disconnected()
         self._schedule_tick()
+        self._end_look_beside()
         if self._is_closing or self._machine.is_over or self._gone is not None:
             self._notify()
         elif self._has_heard_goodbye(connection):
@@ -447,41 +487,92 @@ class Node:
         return said and connection.was_closed_by_peer and not self._was_sent_away
 
     async def _reconnect(self, reason: str) -> None:
-        """Dial until somebody answers, or `coordinator_lost_after_s` is over.
+        """Dial until somebody answers, without a limit while the node's workers run.
 
-        That time begins when the node was last attached: to be answered is not to be let in.
+        A node without running workers gives up after `coordinator_lost_after_s`. That time begins
+        when it was last attached or had workers: to be answered is not to be let in.
         """
         lost_s = self._lost_s or self._now_s()
-        ends_s = lost_s + self.settings.coordinator_lost_after_s
+        target = self._target() if self._search is None else self.settings.endpoint
+        self._attempts = Attempts(target)
         try:
-            if await self._go_where_told():
-                return
-            if self._search is not None:
-                await self._find_again(self._search, lost_s, ends_s)
-                return
-            attempts, pauses = Attempts(self._target()), Pauses()
-            if self._redirects > REDIRECTS_MAX:
-                # What answers here waits itself, as a `serve` that was started again does until
-                # the lease of its predecessor has stood still for long enough.
-                await asyncio.sleep(CIRCLE_S * random.uniform(0.5, 1.0))
-            while True:
-                left_s = ends_s - self._now_s()
-                connection = await dial(
-                    self._target(), self.settings.token, attempts, max(left_s, DIAL_MIN_S)
-                )
-                left_s = ends_s - self._now_s()
-                if connection is not None and left_s > 0:
-                    self._use(connection)
-                    return
-                if connection is not None:
-                    connection.abort("too late")
-                if left_s <= 0:
-                    raise attempts.error(self._now_s() - lost_s)
-                await asyncio.sleep(min(pauses.next_s(), left_s))
+            # The loops keep to the time themselves, and can say what they have tried. This is for
+            # a time that begins while they wait.
+            async with asyncio.timeout_at(self._latest_s()) as self._limit:
+                await self._find_coordinator(lost_s)
+        except TimeoutError:
+            problem = self._search.problem if self._search is not None else ""
+            self._attempts.problem = self._attempts.problem or problem
+            self._give_up(self._lost_error(self._attempts.error(self._now_s() - lost_s), reason))
         except errors.CoordinatorError as error:
             self._give_up(self._lost_error(error, reason))
         finally:
+            self._limit = None
             self._reconnecting = None
+
+    def _given_up_s(self) -> float:
+        """Until when a coordinator is looked for; infinite while the node's workers run."""
+        if self._machine.has_workers:
+            self._idle_s = None
+            return math.inf
+        if self._idle_s is None:
+            self._idle_s = self._now_s()
+        return self._idle_s + self.settings.coordinator_lost_after_s
+
+    def _latest_s(self) -> float | None:
+        given_up_s = self._given_up_s()
+        return None if math.isinf(given_up_s) else given_up_s + GIVE_UP_MARGIN_S
+
+    async def _find_coordinator(self, lost_s: float) -> None:
+        """Raises a CoordinatorError if there is none in time, or never again."""
+        if await self._go_where_told():
+            return
+        if not (self._was_let_in or self._was_sent_away):
+            # What was reached last did not let this node in: a refusal may pass, but not at once.
+            await asyncio.sleep(self._pauses.next_s())
+        if self._search is not None:
+            await self._find_again(self._search, lost_s)
+            return
+        attempts = self._attempts
+        if self._redirects > REDIRECTS_MAX:
+            # What answers here waits itself, as a `serve` that was started again does until
+            # the lease of its predecessor has stood still for long enough.
+            await asyncio.sleep(CIRCLE_S * random.uniform(0.5, 1.0))
+        while True:
+            left_s = self._given_up_s() - self._now_s()
+            connection = await dial(
+                self._target(),
+                self.settings.token,
+                attempts,
+                max(left_s, DIAL_MIN_S),
+                Patience.ANY,
+            )
+            left_s = self._given_up_s() - self._now_s()
+            if connection is not None and left_s > 0:
+                self._use(connection)
+                return
+            if connection is not None:
+                connection.abort("too late")
+            if left_s <= 0 or self._is_process_gone(attempts):
+                raise attempts.error(self._now_s() - lost_s)
+            await asyncio.sleep(min(self._pauses.next_s(), left_s))
+
+    def _is_process_gone(self, attempts: Attempts) -> bool:
+        """Whether the process that kept the run in memory has ended.
+
+        Its address has refused connections for `coordinator_lost_after_s`, each time that it was
+        dialled: nothing listens there. One that is frozen or cut off answers nothing instead.
+        """
+        is_in_memory = (
+            self._machine.is_in_memory or self.settings.endpoint.kind is EndpointKind.HOST
+        )
+        if not (attempts.only_refused and is_in_memory):
+            self._refuses_since_s = None
+            return False
+        now_s = self._now_s()
+        if self._refuses_since_s is None:
+            self._refuses_since_s = now_s
+        return now_s - self._refuses_since_s >= self.settings.coordinator_lost_after_s
 
     async def _go_where_told(self) -> bool:
         """A coordinator that has not the run has said who has."""
@@ -494,35 +585,105 @@ class Node:
             self._sent_on = attempts
         return connection is not None
 
-    async def _find_again(self, search: Search, lost_s: float, ends_s: float) -> None:
-        attempts = Attempts(self.settings.endpoint)
+    async def _find_again(self, search: Search, lost_s: float) -> None:
         if self._redirects > REDIRECTS_MAX:
             # Sent round in circles, most often by its own candidate, until the owner's lease has
             # stood still for long enough: looking at once would ask the ledger without a pause.
             search.again()
         else:
             search.begin(at_once=False)
-        if not await self._find_elected(search, attempts, ends_s):
-            raise attempts.error(self._now_s() - lost_s)
+        if not await self._find_elected(search, self._attempts, self._given_up_s()):
+            raise self._attempts.error(self._now_s() - lost_s)
+
+    # -- a coordinator that does not renew its lease ---------------------------------------------
+
+    def _watch_lease(self) -> None:
+        """A coordinator that is cut off from the ledger keeps its nodes and serves none."""
+        is_renewed = self._machine.beat_stood_still_s < self._owner_ttl_s
+        if is_renewed or not self.is_connected:
+            self._end_look_beside()
+        elif self._beside is not None and not self._beside.done():
+            return
+        elif self._search is not None and self._connection is not None and self._gone is None:
+            work = self._look_beside(self._search, self._connection)
+            self._beside = asyncio.get_running_loop().create_task(work)
+
+    def _end_look_beside(self) -> None:
+        beside, self._beside = self._beside, None
+        if beside is not None:
+            beside.cancel()
+
+    async def _look_beside(self, search: Search, connection: Connection) -> None:
+        """Search the ledger beside a connection, and leave that only for something better.
+
+        That is another owner, a replica that can be one, or the node's own candidate. As long as
+        the ledger does not answer here either, there is nothing better. Cancelled when the beat
+        goes on, and when the connection is lost.
+        """
+        attempts = Attempts(self.settings.endpoint)
+        search.begin(at_once=False)
+        while True:
+            sight = await search.next(math.inf)
+            if self._has_learned(search):
+                return
+            if isinstance(sight, Over):
+                self._act(self._machine.found_closed(sight.close))
+                return
+            if sight is None or (isinstance(sight, Place) and self._is_at(sight, connection)):
+                search.again()
+                continue
+            better = await self._go(search, sight, attempts)
+            if better is not None:
+                self._move_to(better, connection)
+                return
+
+    def _is_at(self, place: Place, connection: Connection) -> bool:
+        is_own = self.hosted is not None and place.process == self.hosted.process
+        return connection.target in place.addresses or (is_own and self._is_at_own())
+
+    def _move_to(self, better: Connection, connection: Connection) -> None:
+        _log.warning("the coordinator has not renewed its lease: going to %s", better.address)
+        self._beside = None  # This task: it ends here.
+        self._connection = None
+        connection.on_message = lambda data: None
+        self._lost_s = self._lost_s or self._now_s()
+        self._watch_orphanhood(self._lost_s)
+        self._machine.disconnected()
+        self._use(better)
+        connection.close("its lease was not renewed")
 
     def _watch_orphanhood(self, lost_s: float) -> None:
         """R13: a node that nobody can reach may be superseded, and cannot know."""
         orphan_s = self.settings.orphan_s
-        if orphan_s is not None and self._orphan is None:
-            loop = asyncio.get_running_loop()
-            self._orphan = loop.call_at(lost_s + orphan_s, self._on_orphaned, orphan_s)
+        if orphan_s is not None:
+            self._end_round_at(lost_s + orphan_s)
 
-    def _on_orphaned(self, orphan_s: float) -> None:
+    def _watch_lost_run(self) -> None:
+        """R13: the other nodes of a run that is lost may begin it anew, and this one cannot know.
+
+        A node that is alone in its round has nobody to come into conflict with.
+        """
+        head = self._machine.head
+        if self.settings.orphan_s is None and head is not None and head.nodes > 1:
+            self._end_round_at(self._now_s() + LOST_ORPHAN_S)
+
+    def _end_round_at(self, when_s: float) -> None:
+        if self._orphan is None and not math.isinf(when_s):
+            self._orphan = asyncio.get_running_loop().call_at(when_s, self._on_orphaned)
+
+    def _on_orphaned(self) -> None:
         if not self.is_connected:
-            self._act(self._machine.orphaned(orphan_s))
+            alone_s = self._now_s() - (self._lost_s or self._now_s())
+            self._act(self._machine.orphaned(alone_s))
 
     def _found_again(self) -> None:
         if self._lost_s is not None:
             away_s = self._now_s() - self._lost_s
             level = logging.WARNING if away_s > WORTH_TELLING_S else logging.DEBUG
             _log.log(level, "attached, after %.1f s without a coordinator", away_s)
-        self._lost_s = None
+        self._lost_s = self._idle_s = self._refuses_since_s = None
         self._redirects, self._was_sent_away, self._was_messenger = 0, False, False
+        self._was_let_in, self._pauses = True, Pauses()
         if self._orphan is not None:
             self._orphan.cancel()
             self._orphan = None
@@ -537,6 +698,8 @@ class Node:
 
     def _give_up(self, error: errors.CoordinatorError) -> None:
         self._gone = error
+        if isinstance(error, errors.RunLostError | errors.CoordinatorLostError):
+            self._watch_lost_run()
         self._fail_results(error)
         self.on_gone(error)
         self._notify()
@@ -551,11 +714,19 @@ class Node:
                 self._connection.abort(f"it sent what is no message: {error}")
             return
         self._act(self._machine.received(message, self._now_s()))
+        self._watch_lease()
 
     def _act(self, actions: list[m.Action]) -> None:
         for action in actions:
             _DO[type(action)](self, action)
         self._schedule_tick()
+        is_limited = self._limit is not None and not self._limit.expired()
+        if (
+            self._limit is not None
+            and is_limited
+            and (when_s := self._latest_s()) != self._limit.when()
+        ):
+            self._limit.reschedule(when_s)  # Its workers have ended, or begun again.
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
@@ -839,10 +1010,12 @@ class Node:
         self._is_closing = True
         if self._orphan is not None:
             self._orphan.cancel()
-        reconnecting = self._reconnecting
-        if reconnecting is not None:
-            reconnecting.cancel()
-            await asyncio.wait([reconnecting])
+        beside, self._beside = self._beside, None
+        searching = [task for task in (self._reconnecting, beside) if task is not None]
+        for task in searching:
+            task.cancel()
+        if searching:
+            await asyncio.wait(searching)
         self._fail_results(errors.CoordinatorLostError("this node has left the run"))
         connection, self._connection = self._connection, None
         self._machine.disconnected()

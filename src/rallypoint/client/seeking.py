@@ -18,13 +18,14 @@ import msgspec
 
 from rallypoint.core import election as e
 from rallypoint.core.reasons import ledger_unreachable
-from rallypoint.core.values import Address, CloseRecord
+from rallypoint.core.values import Address, CloseRecord, Stamp
 from rallypoint.errors import (
     LedgerAccessError,
     LedgerCorruptError,
     LedgerError,
     LedgerForeignError,
     LedgerFormatError,
+    LedgerReplacedError,
     LedgerUnreachableError,
 )
 from rallypoint.ledger.contract import Ledger, Versioned
@@ -50,11 +51,15 @@ _WILL_NOT_MEND: Final = (
 
 
 class Place(msgspec.Struct, frozen=True):
-    """A coordinator process listens here. `token`: what its lease says to use; "" if nothing."""
+    """A coordinator process listens here. `token`: what its lease says to use; "" if nothing.
+
+    `ttl_s`: for how long its lease stands without being renewed, in seconds; 0 if that is unknown.
+    """
 
     addresses: tuple[Address, ...]
     process: str
     token: str = ""
+    ttl_s: float = 0.0
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -119,6 +124,14 @@ class Search:
             await asyncio.sleep(min(RETRY_S * random.uniform(0.5, 1.5), left_s))
 
     @property
+    def floor(self) -> Stamp:
+        """The ledger, and the lowest term that can still be the run's. Empty before the first look.
+
+        Its ledger_id is not that of before if the engine has begun anew.
+        """
+        return self._seeker.floor
+
+    @property
     def nodes(self) -> int:
         """How many nodes the run has, as far as is known."""
         return self._seeker.nodes
@@ -137,8 +150,9 @@ class Search:
         self._seeker.seek_again(_now_s(), random.random())
 
     async def next(self, ends_s: float, *, is_new: bool = False) -> Sight | None:
-        """What is to be done; None if nothing is by `ends_s`. Looks at least once.
+        """What is to be done; None if nothing is by `ends_s`, or in this ledger never again.
 
+        Looks at least once.
         A node that `is_new` to the run has nothing to lose: it is told at once, by a LedgerError,
         what waiting would not mend. One that was in the run looks on, as somebody may mend it.
         """
@@ -147,7 +161,8 @@ class Search:
             sight = await self._look(ends_s)
             if is_new and isinstance(self.error, _WILL_NOT_MEND):
                 raise self.error
-            if sight is not None or _now_s() >= ends_s:
+            is_lost = isinstance(self.error, LedgerReplacedError)
+            if sight is not None or is_lost or _now_s() >= ends_s:
                 return sight
 
     async def replicas(self) -> list[Place]:
@@ -224,8 +239,8 @@ class Search:
                         lease = e.decode_lease(found.value) if found else None
                         todo += self._seeker.lease_read(asked, found, _now_s(), random.random())
                     case e.Attach():
-                        token = lease.token if lease is not None else ""
-                        return Place(asked.addresses, asked.process, token)
+                        assert lease is not None
+                        return Place(asked.addresses, asked.process, lease.token, lease.ttl_s)
                     case e.Stand():
                         return Turn(asked.seen)
                     case e.Over():
@@ -300,7 +315,7 @@ def _seen(before: _Lease | None, found: Versioned | None, now_s: float) -> _Leas
     if found is None or lease is None:
         return _Lease(None, 0, now_s, 0.0, has_moved=False)
     serves = lease.state is e.LeaseState.SERVING and not lease.only_run and lease.addresses
-    place = Place(lease.addresses, lease.process, lease.token) if serves else None
+    place = Place(lease.addresses, lease.process, lease.token, lease.ttl_s) if serves else None
     if before is None or before.version == found.version:
         since_s = now_s if before is None else before.since_s
         return _Lease(place, found.version, since_s, lease.ttl_s, has_moved=False)

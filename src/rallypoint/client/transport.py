@@ -39,6 +39,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, address: Address, token: str, sock: ResettingSocket) -> None:
         uri = f"ws://{address}{wire.ATTACH_PATH}"
         self.address = address
+        self.target = address
+        """What was dialled: the name or address that somebody gave."""
         self.on_message: Callable[[bytes], None] = lambda data: None
         self.on_closed: Callable[[str], None] = lambda reason: None
         self._websocket = ClientProtocol(parse_uri(uri), max_size=wire.ANSWER_BYTES_MAX)
@@ -248,11 +250,12 @@ def _status_error(address: Address, response: Response) -> Exception:
     answer = f"HTTP status {response.status_code} {response.reason_phrase}"
     if response.status_code in RETRIED_STATUSES:
         return ConnectionRefusedError(answer)
-    return _not_ours(address, answer)
+    return _not_ours(address, answer, response.status_code)
 
 
-def _not_ours(address: Address, answer: str) -> NotACoordinatorError:
+def _not_ours(address: Address, answer: str, status: int = 0) -> NotACoordinatorError:
     return NotACoordinatorError(
         f"something else than a Rallypoint coordinator answers at {address}: {answer}",
         hint="check the host and the port; another service may have taken it",
+        status=status,
     )

@@ -101,6 +101,11 @@ class Hub:
         self._end_strangers(now_s)
         self._sweep(now_s)
 
+    @property
+    def is_kept_here(self) -> bool:
+        """Whether the runs are in this process's memory, and end with it."""
+        return self._shared is None
+
     def beat(self) -> int:
         """A counter that advances while this coordinator is one: with its lease, if it has any."""
         if self._shared is not None:
@@ -178,8 +183,7 @@ class Hub:
         if attach.stamp.ledger_id and attach.stamp.ledger_id != self.ledger_id:
             lost = f"run {attach.run_id!r} was lost with the coordinator that kept it in memory"
             return Refusal(RefusalCode.RUN_LOST, lost, hint)
-        is_kept_here = self._shared is None
-        if is_kept_here and attach.stamp.ledger_id and attach.run_id not in self.runs:
+        if self.is_kept_here and attach.stamp.ledger_id and attach.run_id not in self.runs:
             # R5: begun anew under the same ledger, its rounds would look old to this node.
             swept = f"run {attach.run_id!r} was forgotten, as nobody was in it for too long"
             return Refusal(RefusalCode.RUN_LOST, swept, hint)

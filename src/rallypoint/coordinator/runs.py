@@ -440,7 +440,14 @@ class RunHost:
         heartbeat_s = settings.suspect_after_s / self._hub.config.heartbeats_per_suspicion
         software = self._hub.software
         return wire.encode(
-            wire.Welcome(self._stamp, wire.VERSION, heartbeat_s, effect.standing, software)
+            wire.Welcome(
+                self._stamp,
+                wire.VERSION,
+                heartbeat_s,
+                effect.standing,
+                software,
+                in_memory=self._hub.is_kept_here,
+            )
         )
 
     def _send_seat(self, node: NodeId, session: Session) -> None:

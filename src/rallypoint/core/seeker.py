@@ -102,6 +102,8 @@ class Seeker:
         """When the owner's lease is over, should it not move again."""
         self._stands_s: float | None = None
         """When this node stands; None: there is no vacancy."""
+        self.floor = Stamp()
+        """R5: no coordinator of an earlier term is to be believed, by what was read so far."""
 
     @property
     def nodes(self) -> int:
@@ -152,6 +154,7 @@ class Seeker:
         self._answer_s = now_s - self._asked_s
         self._register = None if found is None else decode_run(found.value)
         self._open = None
+        self._raise_floor(is_ended=self._register is not None and not self._register.owner)
         if self._register is not None and self._register.close is not None:
             self._look_again_s = None
             return [Over(self._register.close)]
@@ -171,6 +174,7 @@ class Seeker:
         lease = None if found is None else lease_of(asked.process, found)
         addresses = where(self._register, lease)
         self._open = None
+        self._raise_floor(is_ended=lease is not None and lease.state is not LeaseState.SERVING)
         if found is None or lease is None or addresses is None:
             return self._nobody(now_s, jitter)
         seen = self._still.seen(asked.process, found.version, now_s)
@@ -189,6 +193,12 @@ class Seeker:
             self._stands_s = now_s + stands_after_s(jitter, self.nodes, self.candidates, doubling_s)
         self._rest(now_s, jitter)
         return [Stand(seen)] if now_s >= self._stands_s else []
+
+    def _raise_floor(self, *, is_ended: bool) -> None:
+        """`is_ended`: the term of the register is over for good, and its owner replaced."""
+        if self._register is not None:
+            term = self._register.term + is_ended
+            self.floor = Stamp(self._register.ledger_id, term, 0)
 
     def _spread_s(self) -> float:
         return min(self.look_s, self.nodes / LOOKS_PER_S)

@@ -23,6 +23,7 @@ from rallypoint.errors import (
     LedgerError,
     LedgerForeignError,
     LedgerLimitError,
+    LedgerReplacedError,
     UsageError,
 )
 from rallypoint.ledger import envelope
@@ -312,7 +313,7 @@ class EtcdLedger(Ledger):
 
     def _refuse_replaced(self, marker: RangeResult) -> None:
         if not marker.kvs or marker.kvs[0].value != self._marker_value:
-            raise LedgerForeignError(
+            raise LedgerReplacedError(
                 f"{self._prefix!r} in etcd no longer holds ledger {self.ledger_id}",
                 hint="it was removed, restored or replaced: start this process again",
             )

@@ -23,6 +23,7 @@ from rallypoint.errors import (
     LedgerCorruptError,
     LedgerForeignError,
     LedgerFullError,
+    LedgerReplacedError,
     LedgerUnfitError,
     LedgerUnreachableError,
 )
@@ -94,12 +95,12 @@ def place_of(root: Path, ledger_id: str) -> Path:
     return root / f"{_LEDGER}{ledger_id}"
 
 
-def replaced(root: Path, ledger_id: str) -> LedgerForeignError | None:
+def replaced(root: Path, ledger_id: str) -> LedgerReplacedError | None:
     """An error if the folder holds another ledger by now."""
     with contextlib.suppress(OSError, LedgerCorruptError):
         marker = _marker(root)
         if marker is not None and marker.ledger_id != ledger_id:
-            return LedgerForeignError(
+            return LedgerReplacedError(
                 f"{str(root)!r} held ledger {ledger_id}, and now holds {marker.ledger_id}",
                 hint="this process belongs to the earlier ledger: start it again",
             )

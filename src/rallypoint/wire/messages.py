@@ -183,12 +183,16 @@ FromNode: TypeAlias = (
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
-    """The node is in. It sends a heartbeat every `heartbeat_s`; `version` is spoken from now on."""
+    """The node is in. It sends a heartbeat every `heartbeat_s`; `version` is spoken from now on.
+
+    `in_memory`: the run is kept in the memory of the coordinator's process, and is lost with it.
+    """
 
     version: int
     heartbeat_s: float
     standing: Standing
     software: str = ""
+    in_memory: bool = False
 
 
 class Refused(Message, frozen=True, tag="refused"):
