@@ -22,6 +22,9 @@ from rallypoint.errors import (
     LedgerUnreachableError,
 )
 
+FILE_MODE: Final = 0o600
+FOLDER_MODE: Final = 0o700
+"""A lease holds what admits to a run, and a round what its programs printed last."""
 _GONE: Final = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
 _ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -46,7 +49,7 @@ class Disk:
     def write(self, path: Path, data: bytes) -> None:
         """A new file, on the disk when this returns; its name may not be yet."""
         self._step(f"create {path.name}")
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
         try:
             half = len(data) // 2
             _write_all(descriptor, data[:half])
@@ -85,9 +88,9 @@ class Disk:
                 os.close(descriptor)
 
     def make_folder(self, folder: Path) -> None:
-        """A folder, which may be there already."""
+        """A folder for this user alone, which may be there already."""
         self._step(f"make {folder.name}")
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
 
     def move_away(self, folder: Path, trash: Path) -> None:
         """Move a folder to where nobody looks, in one step, then empty it. It may be gone."""

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import os
+import pwd
 import secrets
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +32,7 @@ from rallypoint.errors import (
 )
 from rallypoint.ledger import envelope
 from rallypoint.ledger.file_chain import SEGMENT, Chain
-from rallypoint.ledger.file_disk import Disk, Link, content, names
+from rallypoint.ledger.file_disk import FILE_MODE, Disk, Link, content, names
 
 MARKER: Final = "rallypoint-ledger"
 _INSIDE: Final = ("index", "registers", "logs", "tmp", "trash")
@@ -71,6 +74,7 @@ def open_folder(root: Path, disk: Disk) -> str:
             f"{str(root)!r} is no folder", hint="name a folder, empty or not there yet"
         )
     disk.make_folder(root)
+    _refuse_shared(root)
     marker = _marker(root)
     if marker is None:
         _refuse_foreign(root)
@@ -81,6 +85,7 @@ def open_folder(root: Path, disk: Disk) -> str:
     if marker is None:
         raise LedgerUnreachableError(f"the marker of a new ledger in {str(root)!r} is gone again")
     place = root / f"{_LEDGER}{marker.ledger_id}"
+    _refuse_shared(place)
     missing = [name for name in _INSIDE if not (place / name).is_dir()]
     if missing:
         raise LedgerCorruptError(
@@ -122,6 +127,34 @@ def _marker(root: Path) -> Marker | None:
         return msgspec.msgpack.decode(opened.value, type=Marker)
     except msgspec.MsgspecError as error:
         raise LedgerCorruptError(f"{path} does not name a ledger: {error}") from error
+
+
+def _refuse_shared(folder: Path) -> None:
+    """A folder in which another user could put a ledger of his own, or take this one away.
+
+    Not one with the sticky bit, as /tmp has it: there nobody can touch what is another's.
+    """
+    status = folder.stat()
+    if status.st_uid not in (0, os.geteuid()) and os.geteuid() != 0:
+        raise LedgerAccessError(
+            f"{str(folder)!r} belongs to another user (uid {status.st_uid})",
+            hint="name a folder of your own, or one that is not there yet",
+        )
+    may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if may_write == stat.S_IWGRP and _is_own_group(status.st_gid):
+        return
+    if may_write and not status.st_mode & stat.S_ISVTX:
+        raise LedgerAccessError(
+            f"other users may write into {str(folder)!r} (mode {stat.S_IMODE(status.st_mode):o})",
+            hint=f"chmod go-w {folder}, or name a folder that is not there yet",
+        )
+
+
+def _is_own_group(group: int) -> bool:
+    """Whether it is the group of this user alone, as many systems give each user one."""
+    with contextlib.suppress(KeyError):
+        return grp.getgrgid(group).gr_name == pwd.getpwuid(os.geteuid()).pw_name
+    return False
 
 
 def _refuse_foreign(root: Path) -> None:
@@ -193,7 +226,7 @@ def probe(root: Path) -> None:
 
 def _try_writing(path: Path) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o666)
+    descriptor = os.open(path, flags, FILE_MODE)
     try:
         os.write(descriptor, b"probe")
         try:
@@ -205,7 +238,7 @@ def _try_writing(path: Path) -> None:
     finally:
         os.close(descriptor)
     try:
-        os.close(os.open(path, flags, 0o666))
+        os.close(os.open(path, flags, FILE_MODE))
     except FileExistsError:
         return
     raise _unfit(path.parent, "lets two processes create one file exclusively (O_EXCL)")
