@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rallypoint.clock import STALL_S, TICK_S, StallProofClock
+from rallypoint.clock import (
+    LATE_S,
+    SETTLED_S,
+    STALL_S,
+    TICK_S,
+    TURNS_IF_SLOW,
+    TURNS_MIN,
+    InputFirst,
+    StallProofClock,
+)
 
 
 class Source:
@@ -49,6 +58,27 @@ def test_several_stalls_add_up():
     assert clock.stalled_s == pytest.approx(50.0 - 2 * TICK_S)
 
 
+@pytest.mark.parametrize("stall_s", [0.4, 0.6, 0.9])
+def test_stalls_below_a_second_are_left_out_too(stall_s: float):
+    found, _ = readings(*[stall_s] * 10)
+    assert found[-1] - found[0] == pytest.approx(10 * TICK_S)
+
+
+def test_a_long_stall_is_remembered_and_a_short_one_is_not():
+    source = Source()
+    clock = StallProofClock(source)
+    source.now_s += 0.9
+    assert not clock.has_stalled_since(clock.now_s())
+    source.now_s += 20.0
+    heard_s = clock.now_s()
+    assert clock.has_stalled_since(heard_s)
+    for _ in range(int(SETTLED_S / TICK_S) + 1):
+        source.now_s += TICK_S
+        clock.now_s()
+    assert clock.has_stalled_since(heard_s - 1.0)
+    assert not clock.has_stalled_since(clock.now_s())
+
+
 @given(st.lists(st.floats(0, 1_000, allow_nan=False), max_size=50))
 def test_it_never_goes_back_nor_faster_than_time(gaps_s: list[float]):
     found, _ = readings(*gaps_s)
@@ -60,3 +90,26 @@ def test_it_never_goes_back_nor_faster_than_time(gaps_s: list[float]):
 def test_without_a_source_it_is_the_systems_monotonic_clock():
     clock, before_s = StallProofClock(), time.monotonic()
     assert before_s <= clock.now_s() <= time.monotonic()
+
+
+def turns(*late_s: float) -> list[float | None]:
+    """What InputFirst says in each turn, of which the n-th is at n seconds."""
+    asked = InputFirst()
+    return [asked.tick(float(turn), late) for turn, late in enumerate(late_s)]
+
+
+def test_deadlines_are_judged_after_the_input_that_was_there_when_they_passed():
+    assert turns(*[0.0] * TURNS_MIN) == [None] * (TURNS_MIN - 1) + [0.0]
+
+
+@pytest.mark.parametrize("slow_turn", range(TURNS_MIN))
+def test_a_slow_loop_takes_more_turns(slow_turn: int):
+    late_s = [0.0] * 40
+    late_s[slow_turn] = 2 * LATE_S
+    told = turns(*late_s)
+    assert told.index(0.0) == slow_turn + TURNS_IF_SLOW - 1
+
+
+def test_a_loop_that_is_always_slow_judges_all_the_same():
+    told = turns(*[3.0] * (3 * TURNS_IF_SLOW))
+    assert [each for each in told if each is not None] == [0.0, TURNS_IF_SLOW, 2 * TURNS_IF_SLOW]

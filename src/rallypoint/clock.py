@@ -3,6 +3,10 @@
 A process that was stopped (SIGSTOP, a suspended machine, a held GIL, swapping) finds every
 deadline passed when it goes on, though nobody else did anything wrong. This clock leaves such a
 gap out: all deadlines that are kept on it move by the time for which the process slept.
+
+That is not enough where the process runs, but slowly. What a node said in time then waits in the
+kernel, and to let a node in again takes several turns of the event loop. So `InputFirst` says when
+deadlines may be judged: after the input that was there when they passed.
 """
 
 from __future__ import annotations
@@ -12,12 +16,22 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-STALL_S: Final = 1.0
-"""Two readings further apart than this were not taken by a process that was running."""
-SETTLED_S: Final = 1.0
-"""So long after a stall everything has been taken that came in during it."""
 TICK_S: Final = 0.25
 """Whoever keeps deadlines on the clock reads it at least this often."""
+LATE_S: Final = 0.0625
+"""A tick or a turn of the event loop that is later or longer than this says that it runs slowly."""
+STALL_S: Final = TICK_S + LATE_S
+"""Two readings further apart than this were not taken by a process that was running."""
+LONG_STALL_S: Final = 1.0
+"""After a stall of this length a connection may have ended for want of an answer."""
+TURNS_MIN: Final = 3
+"""The second may still come before the loop looks for input: uvloop runs its timers first."""
+TURNS_IF_SLOW: Final = 11
+"""An accepted connection has told who it is after seven turns of the event loop."""
+PAUSE_IF_SLOW_S: Final = 0.01
+"""Before each of these turns, so that nodes can answer in between."""
+SETTLED_S: Final = 1.0
+"""So long after a long stall everything has been taken that came in during it."""
 
 
 class StallProofClock:
@@ -40,12 +54,48 @@ class StallProofClock:
         self._last_s = reading_s
         if gap_s > STALL_S:
             self.stalled_s += gap_s - TICK_S
+        if gap_s > LONG_STALL_S:
             self._stall_ended_s = reading_s - self.stalled_s
         return reading_s - self.stalled_s
 
     def has_stalled_since(self, since_s: float) -> bool:
         """Whether the process slept after `since_s` on this clock, or within the last SETTLED_S.
 
-        What happens so soon after a stall may have been under way during it.
+        What happens so soon after a stall may have been under way during it. Stalls below
+        LONG_STALL_S do not count.
         """
         return self._stall_ended_s >= min(since_s, self.now_s() - SETTLED_S)
+
+
+class InputFirst:
+    """When the deadlines of an event loop may be judged: once earlier input has been taken.
+
+    Whoever has deadlines asks at every tick, and ticks again in the next turn of the event loop
+    until there is an answer. In a loop that runs well that takes TURNS_MIN. In one that runs slowly
+    it takes TURNS_IF_SLOW, and no more, so that a loop that is always slow judges all the same.
+    """
+
+    def __init__(self) -> None:
+        self._turns_left = 0
+        self._is_slow = False
+        self._due_s = 0.0
+
+    @property
+    def next_tick_s(self) -> float | None:
+        """In how many seconds it wants to be asked again; None: at the next tick as planned."""
+        if not self._turns_left:
+            return None
+        return PAUSE_IF_SLOW_S if self._is_slow else 0.0
+
+    def tick(self, now_s: float, late_s: float) -> float | None:
+        """Up to which time deadlines may be judged now; None: tick again in the next turn.
+
+        `now_s` is on the clock of the deadlines. `late_s`: how much later than it was due this tick
+        has come; in a following turn that is how long the turn took.
+        """
+        if not self._turns_left:
+            self._turns_left, self._is_slow, self._due_s = TURNS_MIN, False, now_s
+        if late_s > LATE_S and not self._is_slow:
+            self._turns_left, self._is_slow = TURNS_IF_SLOW, True
+        self._turns_left -= 1
+        return None if self._turns_left else self._due_s

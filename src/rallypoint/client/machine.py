@@ -31,8 +31,10 @@ from rallypoint.core.values import (
 )
 from rallypoint.wire import messages as wire
 
-LATE_TICK_S: Final = 1.0
+LATE_TICK_S: Final = 0.05
 """A tick that comes later than this was late because this process did not run."""
+LOOK_AGAIN_S: Final = 0.01
+"""So long after a late tick, what had come in by then has been read."""
 STILL_OPEN_MAX: Final = 64
 """With more calls open than this, acknowledging waits for the oldest of them."""
 HEARTBEAT_MIN_S: Final = 0.01
@@ -211,6 +213,7 @@ class NodeMachine:
         self.led_s = 0.0
         """When a coordinator that holds its lease was last heard."""
         self._next_tick_s: float | None = None
+        self._looks_again = False
 
     @property
     def number(self) -> int:
@@ -269,11 +272,17 @@ class NodeMachine:
             return []
         late_s = now_s - self._next_tick_s
         if late_s > LATE_TICK_S:
-            self._heard_s += late_s  # This process did not run: the coordinator is not to blame.
+            # This process did not run: the coordinator is not to blame.
+            self._heard_s = min(now_s, self._heard_s + late_s)
         self._next_tick_s = now_s + self._tick_s()
         silent_s = now_s - self._heard_s
-        if silent_s > self.silence_s:
+        if silent_s > self.silence_s and late_s > LATE_TICK_S and not self._looks_again:
+            # What the coordinator said meanwhile may not have been read yet.
+            self._looks_again, self._next_tick_s = True, now_s + LOOK_AGAIN_S
+        elif silent_s > self.silence_s:
             return [Drop(f"the coordinator has said nothing for {silent_s:.1f} s")]
+        else:
+            self._looks_again = False
         return [Send(wire.Heartbeat(self.stamp))] if self.is_attached else []
 
     def _tick_s(self) -> float:

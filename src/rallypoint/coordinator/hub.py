@@ -89,9 +89,9 @@ class Hub:
         """When `tick` has something to do, on this hub's clock."""
         return self._timers.next_due_s()
 
-    def tick(self) -> None:
-        """Do all that is due."""
-        now_s = self.now_s()
+    def tick(self, until_s: float | None = None) -> None:
+        """Do all that was due at `until_s`, on this hub's clock; None: by now."""
+        now_s = self.now_s() if until_s is None else until_s
         self._timers.run_due(now_s)
         if now_s < self._next_round_s:
             return  # Going through all runs for every timer of one of them would be O(runs²).

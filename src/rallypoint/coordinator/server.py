@@ -18,7 +18,7 @@ from typing import Final
 from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.typedefs import Handler, Middleware
 
-from rallypoint.clock import TICK_S
+from rallypoint.clock import TICK_S, InputFirst
 from rallypoint.coordinator import http
 from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
@@ -79,7 +79,9 @@ class CoordinatorServer:
             )
         self._runner: web.AppRunner | None = None
         self._sockets: tuple[socket.socket, ...] = ()
-        self._tick: asyncio.TimerHandle | None = None
+        self._tick: asyncio.Handle | None = None
+        self._tick_due_s = 0.0
+        self._input_first = InputFirst()
         self._closing: set[asyncio.Task[bool]] = set()
         self._ending: asyncio.Task[None] | None = None
         self._listener: Listener | None = None
@@ -143,7 +145,7 @@ class CoordinatorServer:
         )
         self._listener = Listener(self._sockets, server, lambda: len(server.connections), limits)
         self._listener.start()
-        self._on_tick()
+        self._schedule()
 
     async def aclose(self, reason: str = "the coordinator is going away") -> None:
         """Stop listening and close every connection. Cancelling it waits for that all the same."""
@@ -195,8 +197,13 @@ class CoordinatorServer:
     # -- time ----------------------------------------------------------------------------------
 
     def _on_tick(self) -> None:
+        assert self._loop is not None
+        late_s = self._loop.time() - self._tick_due_s
+        until_s = self._input_first.tick(self.hub.now_s(), late_s)
         try:
-            self.hub.tick()
+            # R8: what a node said in time may still wait in the kernel.
+            if until_s is not None:
+                self.hub.tick(until_s)
         finally:
             # A run whose invariant broke must not stop the clock of the others.
             self._tick = None
@@ -206,11 +213,20 @@ class CoordinatorServer:
         """Tick when the next deadline is due, and at least every TICK_S (the clock needs it)."""
         if self._loop is None or (self._runner is None and self._tick is None):
             return
+        now_s = self._loop.time()
         if self._tick is not None:
+            if self._tick_due_s <= now_s:
+                return  # It is about to run, and knows how late it is.
             self._tick.cancel()
-        due_s = self.hub.next_due_s()
-        delay_s = TICK_S if due_s is None else min(TICK_S, due_s - self.hub.now_s())
-        self._tick = self._loop.call_later(max(0.0, delay_s), self._on_tick)
+        delay_s = self._input_first.next_tick_s
+        if delay_s is None:
+            due_s = self.hub.next_due_s()
+            delay_s = TICK_S if due_s is None else min(TICK_S, due_s - self.hub.now_s())
+        self._tick_due_s = now_s + max(0.0, delay_s)
+        if delay_s > 0:
+            self._tick = self._loop.call_at(self._tick_due_s, self._on_tick)
+        else:
+            self._tick = self._loop.call_soon(self._on_tick)
 
     # -- connections ---------------------------------------------------------------------------
 
