@@ -71,10 +71,12 @@ def regroups() -> None:
 
 
 def reduces() -> None:
-    """Reduce once."""
+    """Reduce once. One worker of the first round fails then."""
     with join(min_nodes=2, max_nodes=2) as run:
         world = world_of(run)
-        say("sum", world.size, reduced(world))
+        say("round", world.number, "sum", reduced(world))
+        if world.number == 1 and world.rank == 1:
+            raise ValueError("bad batch")
 
 
 def waits() -> None:
@@ -155,6 +157,10 @@ def kinds() -> None:
                 store.set("k", wrong)  # type: ignore[arg-type]
             except rallypoint.UsageError as error:
                 say(type(error).__name__)
+        try:
+            store.multi_set(["p"], [])
+        except rallypoint.UsageError as error:
+            say(error.message)
         prefixed = dist.PrefixStore("p", store)
         prefixed.set_timeout(timedelta(seconds=9))
         say(store.timeout, prefixed.underlying_store is store)

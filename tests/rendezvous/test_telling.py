@@ -13,13 +13,23 @@ import msgspec
 import pytest
 
 from rallypoint import errors
+from rallypoint.client.node import Round
 from rallypoint.client.waiting import ON_STANDBY
 from rallypoint.core.reasons import Waiting, run_over
-from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome
+from rallypoint.core.values import (
+    Address,
+    Change,
+    ChangeKind,
+    CloseRecord,
+    Outcome,
+    RoundHead,
+    Seat,
+)
 from rallypoint.rendezvous.telling import STILL_WAITING_S, Teller
-from tests.loops import run_virtual
+from tests.loops import node, run_virtual
 
 SRC = Path(__file__).parents[2] / "src"
+HEAD = RoundHead(1, 1, 2, 2, Address("host", 1), "digest")
 ALONE = Waiting(ready=1, minimum=2, maximum=2, since_s=0.5)
 
 
@@ -86,6 +96,30 @@ def test_a_node_on_standby_says_so() -> None:
 
     run_virtual(main())
     assert said == [f"[] {ON_STANDBY}"]
+
+
+def test_a_node_that_was_told_to_stand_by_says_so_once_and_again_for_the_next_round() -> None:
+    said: list[str] = []
+
+    async def main() -> None:
+        waiter, teller = Waiter(), Teller(said.append)
+        waiter.reason = None
+        listened = node("http://127.0.0.1:1")
+        teller.listen(listened)
+        async with teller.while_waiting(waiter, "host:1"):
+            listened.on_standby()
+            await asyncio.sleep(20)
+        teller.round_began(Round(HEAD, Seat(0, 0, 1)))
+        async with teller.while_waiting(waiter, "host:1"):
+            listened.on_standby()
+            await asyncio.sleep(20)
+
+    run_virtual(main())
+    assert [text.partition("] ")[2] for text in said] == [
+        ON_STANDBY,
+        "round 1: 2 nodes; this is node 0",
+        ON_STANDBY,
+    ]
 
 
 # -- what ------------------------------------------------------------------------------------------

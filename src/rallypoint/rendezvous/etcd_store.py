@@ -79,6 +79,7 @@ class EtcdStore(BlockingStore):
         # the errors of a rendezvous.
         self._calls = _EtcdCalls(self.client, as_key(self.prefix))
         super().__init__(cast(Any, self.client), self._calls)
+        self._for_torch: list[object] = []
         if timeout is not None:
             self.set_timeout(timeout)
 
@@ -93,14 +94,18 @@ class EtcdStore(BlockingStore):
     def for_torch(self) -> Any:
         """The same keys as a torch.distributed.Store, which torch's C++ and PrefixStore take.
 
-        Raises RuntimeError without torch.
+        Keep this store for as long as torch uses that one. Raises RuntimeError without torch.
         """
 
+        client, calls = self.client, self._calls
+
         def call(op: ops.StoreOp, timeout_s: float) -> object:
-            return self.client.run(self._calls.call(op, timeout_s))
+            return client.run(calls.call(op, timeout_s))
 
         torch_bridge.require("a torch.distributed.Store over etcd")
-        return torch_bridge.store_of(call, self.timeout.total_seconds())
+        store = torch_bridge.store_of(call, self.timeout.total_seconds())
+        self._for_torch.append(store)  # for as long as this one lives; see store_of
+        return store
 
     def __repr__(self) -> str:
         return f"<EtcdStore {self.prefix!r} at {', '.join(self.client.endpoints)}>"

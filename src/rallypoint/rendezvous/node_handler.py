@@ -330,9 +330,14 @@ class NodeRendezvousHandler(RendezvousHandler):
         self._is_shut = True
         self._agent_store = None
         leaving = self._hold.leave(reason)
-        if leaving is not None:
-            with contextlib.suppress(TimeoutError):
-                leaving.result(max(0.0, limit_s))
+        if leaving is None:
+            return
+        try:
+            leaving.result(max(0.0, limit_s))
+        except TimeoutError:
+            _log.debug("run %r: the goodbye goes on after shutdown()", self.get_run_id())
+        except (errors.RallypointError, OSError, CancelledError) as error:
+            _log.warning("run %r: no goodbye was said: %s", self.get_run_id(), error)
 
     def _end(self, close: CloseRecord | None) -> NoReturn:
         """The run was closed while this node waited for a round of it."""

@@ -201,7 +201,7 @@ def round_store(
                 assert on_bad_end is not None
                 on_bad_end(ended.close)
 
-        return torch_bridge.store_of(call, STORE_TIMEOUT_S)
+        return torch_bridge.round_store_of(call, STORE_TIMEOUT_S)
     # The source looks whether the round is on: a barrier at the exit must get there, too.
     return BlockingStore(portal, AsyncStore(cast(Any, source), lambda: None))
 

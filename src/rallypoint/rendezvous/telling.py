@@ -19,7 +19,7 @@ from typing import Final, TextIO
 
 from rallypoint import errors
 from rallypoint.client.node import Node, Round
-from rallypoint.client.waiting import ON_STANDBY, Waits, why_it_waits
+from rallypoint.client.waiting import ON_STANDBY, Waits, Why, why_it_waits
 from rallypoint.core import reasons
 from rallypoint.core.values import Change, ChangeKind, CloseRecord
 
@@ -50,6 +50,8 @@ class Teller:
         self._run_id = ""
         self._told: Change | None = None
         self._is_over = False
+        self._reason: object = None
+        self._said_s = 0.0
 
     def listen(self, node: Node) -> None:
         """Say what this node is told from now on."""
@@ -57,10 +59,11 @@ class Teller:
         node.on_ended = self.round_ended
         node.on_closed = self.run_ended
         node.on_gone = self.gone
-        node.on_standby = lambda: self._tell(ON_STANDBY)
+        node.on_standby = lambda: self._waits(Why(ON_STANDBY, ON_STANDBY))
 
     def round_began(self, found: Round) -> None:
         """A round with this node has begun."""
+        self._reason = None
         self._tell(reasons.describe_round(found.head, None, found.seat.node_rank))
 
     def round_ended(self, change: Change) -> None:
@@ -99,18 +102,17 @@ class Teller:
             await asyncio.wait({telling})
 
     async def _tell_why(self, node: Waits, where: object) -> None:
-        loop = asyncio.get_running_loop()
-        reason: object = None
-        said_s = -STILL_WAITING_S
         pause_s = FIRST_WORD_S
         while True:
             await asyncio.sleep(pause_s)
-            why = await why_it_waits(node, where, LOOK_S)
-            now_s = loop.time()
-            if why.reason != reason or now_s - said_s >= STILL_WAITING_S:
-                self._tell(why.text)
-                reason, said_s = why.reason, now_s
+            self._waits(await why_it_waits(node, where, LOOK_S))
             pause_s = LOOK_S
+
+    def _waits(self, why: Why) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if why.reason != self._reason or now_s - self._said_s >= STILL_WAITING_S:
+            self._reason, self._said_s = why.reason, now_s
+            self._tell(why.text)
 
     def _tell(self, text: str) -> None:
         self._say(reasons.printable(f"[{self._name}] {text}"))

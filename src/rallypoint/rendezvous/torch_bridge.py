@@ -14,15 +14,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rallypoint import errors
-from rallypoint.client.blocking import Portal
-from rallypoint.client.blocking import Store as BlockingStore
-from rallypoint.client.world import Store as AsyncStore
-from rallypoint.client.world import as_bytes, seconds
 from rallypoint.core import store as ops
 from rallypoint.rendezvous.deadlines import within
+
+if TYPE_CHECKING:
+    from rallypoint.client.blocking import Portal
+    from rallypoint.client.blocking import Store as BlockingStore
+    from rallypoint.client.world import Store as AsyncStore
 
 TORCH_ERRORS: Final = "torch.distributed.elastic.rendezvous.api"
 TIMEOUT_S_MAX: Final = 365 * 86_400.0
@@ -33,6 +34,7 @@ LATE_S: Final = 1.0
 KEPT_STORES: Final = 64
 """Of so many rounds, the stores live on for torch's C++, whatever Python has dropped."""
 
+_S = TypeVar("_S")
 Call = Callable[[ops.StoreOp, float], object]
 """Does one operation of a store, waiting at most so many seconds; its value."""
 
@@ -121,8 +123,16 @@ def prefix_store(prefix: str, store: Any, on_add: Callable[[str], None] = lambda
 def store_of(call: Call, timeout_s: float) -> Any:
     """A torch.distributed.Store that asks `call`: whatever takes a Store takes it, PrefixStore and
     init_process_group among them. Its errors are torch's DistStoreError and ours at once.
+
+    Keep a reference to it: torch's C++ keeps only its own half of a store alive, and calls the
+    other half. `round_store_of` and `world_store` do so themselves.
     """
     return _store_class()(call, timeout_s)
+
+
+def round_store_of(call: Call, timeout_s: float) -> Any:
+    """As `store_of`, for a round's store, which a program hands to torch and forgets."""
+    return _kept_for_torch(store_of(call, timeout_s))
 
 
 def world_store(portal: Portal, store: AsyncStore) -> BlockingStore | None:
@@ -139,15 +149,22 @@ def world_store(portal: Portal, store: AsyncStore) -> BlockingStore | None:
     def call(op: ops.StoreOp, timeout_s: float) -> object:
         return portal.run(store.call(op, timeout_s))
 
-    both: BlockingStore = _world_store_class()(call, store.timeout_s)
+    both: BlockingStore = _kept_for_torch(_world_store_class()(call, store.timeout_s))
     return both
 
 
 _kept: deque[object] = deque(maxlen=KEPT_STORES)
 
 
+def _kept_for_torch(store: _S) -> _S:
+    _kept.append(store)
+    return store
+
+
 @cache
 def _world_store_class() -> Any:
+    from rallypoint.client.blocking import Store as BlockingStore
+
     class WorldStore(_store_class(), BlockingStore):  # type: ignore[misc,unused-ignore]
         """A torch Store first: torch's C++ reads the timeout of that half, so it is the only one.
 
@@ -235,6 +252,8 @@ def _prefix_store_class() -> Any:
 def _store_class() -> Any:
     from torch.distributed import Store
 
+    from rallypoint.client.world import seconds
+
     class CoordinatedStore(Store):  # type: ignore[misc,unused-ignore]
         """A torch Store whose calls go to the round's coordinator.
 
@@ -246,8 +265,6 @@ def _store_class() -> Any:
             Store.__init__(self)
             self._call = call
             self.set_timeout(timeout_s)
-            # torch's C++ keeps the C++ half of a store alive, and its calls need this half.
-            _kept.append(self)
 
         def set_timeout(self, timeout: timedelta | float) -> None:
             super().set_timeout(timedelta(seconds=min(seconds(timeout), TIMEOUT_S_MAX)))
@@ -285,7 +302,7 @@ def _store_class() -> Any:
 
         def multi_set(self, keys: Sequence[str], values: Sequence[str | bytes]) -> None:
             if len(keys) != len(values):
-                raise ValueError(f"{len(keys)} keys for {len(values)} values")
+                raise errors.UsageError(f"{len(keys)} keys for {len(values)} values")
             self._ask(ops.MultiSet(tuple(keys), tuple(map(_bytes, values))))
 
         def delete_key(self, key: str) -> bool:
@@ -308,6 +325,8 @@ def _bytes(value: str | bytes | list[int]) -> bytes:
 
     Raises UsageError for anything else: bytes(5) would be five zeros.
     """
+    from rallypoint.client.world import as_bytes
+
     return bytes(value) if isinstance(value, list) else as_bytes(value)
 
 
