@@ -678,7 +678,8 @@ class Seeking:
                     if process in [each.holder.process for each in live]:
                         self.attached = process
                     else:
-                        self._seek()
+                        # As a node does: who was found could not be attached to.
+                        self._seeker.seek_again(now_s, jitter)
                 case e.Over():
                     self.is_over = True
 
