@@ -226,6 +226,31 @@ def test_a_host_that_dies_with_its_node_costs_no_attach_grace(
     on_ledger(scenario, run=msgspec.structs.replace(RUN, max_nodes=3))
 
 
+def test_a_node_that_is_done_and_has_gone_is_not_missed_by_the_next_coordinator(
+    on_ledger: Callable[..., None],
+) -> None:
+    """A3."""
+
+    async def scenario(nodes: Nodes) -> None:
+        met = await nodes.meet("a", "b", "c", lease_ttl_s=2.0)
+        host = await the_host(met)
+        finished, other = [node for node in met if node is not host]
+        finished.done()
+        finished.goodbye("its work is done")
+        await finished.aclose()
+        await kill_coordinator_of(host)
+        await until(lambda: terms([host, other]) == {2})
+        await until(lambda: host.is_connected and other.is_connected)
+        assert (host.change, other.change) == (None, None)
+        other.done()
+        host.done()
+        await until(lambda: host.closed is not None and other.closed is not None)
+        assert host.closed is not None
+        assert host.closed.outcome is Outcome.SUCCEEDED
+
+    on_ledger(scenario, run=msgspec.structs.replace(RUN, min_nodes=3, max_nodes=3))
+
+
 def test_a_run_that_was_closed_while_a_node_was_away_is_over_for_it() -> None:
     async def scenario(nodes: Nodes) -> None:
         first, second = await nodes.meet("a", "b")

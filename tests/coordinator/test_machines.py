@@ -652,6 +652,17 @@ def test_the_member_table_is_given_to_who_asks():
 # -- goodbye ---------------------------------------------------------------------------------------
 
 
+def test_a_goodbye_that_was_not_answered_is_said_again_with_what_came_before_it():
+    """A3: a coordinator that never heard that the node was done would take it for a departure."""
+    network = Network()
+    a, _ = met(network)
+    a.act(a.machine.done())
+    a.machine.disconnected()
+    a.act(a.machine.goodbye("its work is done"))
+    said = [type(message) for message in a.machine._to_say_again(0.0)]
+    assert said == [wire.Done, wire.Goodbye]
+
+
 def test_a_goodbye_ends_the_round_for_both_sides():
     network = Network()
     a, b = met(network)

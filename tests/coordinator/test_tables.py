@@ -20,6 +20,7 @@ from rallypoint.core.closing import HEAD_BYTES_MAX
 from rallypoint.core.tables import TABLE_BYTES_MAX
 from rallypoint.core.values import (
     Address,
+    Marks,
     NodeId,
     NodeInfo,
     Outcome,
@@ -225,7 +226,7 @@ def test_a_close_with_a_long_cause_is_taken() -> None:
         await has_begun(hub, "run")
         await met(ledger, hub)
         close, ledger.largest_bytes = a_close(20, 4_000), 0
-        shared.office.commit("run", close, SETTINGS, 0)
+        shared.office.commit("run", close, SETTINGS, 0, Marks())
         await until(lambda: ledger.largest_bytes > 0)
         kept = (await ledger.head()).close
         assert kept is not None

@@ -25,6 +25,7 @@ from rallypoint.core.values import (
     Failure,
     FailureKind,
     Link,
+    Marks,
     NodeId,
     NodeInfo,
     Outcome,
@@ -50,10 +51,21 @@ def token_of(node: NodeId) -> str:
 class Driver:
     """One run, its clock, its timers and its ledger; remembers what each node would know."""
 
-    def __init__(self, *, manual_commit: bool = False, term: int = 1, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        manual_commit: bool = False,
+        manual_note: bool = False,
+        has_successor: bool = True,
+        term: int = 1,
+        **settings: Any,
+    ) -> None:
         self.settings = msgspec.convert(settings, _Settings).settings()
-        self.checked = Checked(Membership("run", ledger_id="ledger", term=term))
+        self.checked = Checked(
+            Membership("run", ledger_id="ledger", term=term, has_successor=has_successor)
+        )
         self.manual_commit = manual_commit
+        self.manual_note = manual_note
         self.now_s = 0.0
         self.effects: list[tuple[float, do.Effect]] = []
         self.fired: list[do.Timer] = []
@@ -64,7 +76,9 @@ class Driver:
         self._links: dict[str, int] = {}
         self._rounds: dict[str, int] = {}
         self._told: Change | None = None
-        self._asked: tuple[RoundRecord | CloseRecord, int] | None = None
+        self._asked: tuple[RoundRecord | CloseRecord, int, Marks] | None = None
+        self._noted: tuple[Marks, int] | None = None
+        self._note_serial = 0
         self.register = RunState(term)
         """What the ledger holds of the run."""
 
@@ -94,7 +108,14 @@ class Driver:
         queue = list(events)
         self.said += [event for event in events if isinstance(event, on.Spoken)]
         while queue:
-            effects = self.checked.step(queue.pop(0), self.now_s)
+            event = queue.pop(0)
+            if event == on.Noted(self._note_serial) and self._noted is not None:
+                marks, restarts = self._noted
+                self.register = msgspec.structs.replace(
+                    self.register, marks=marks, restarts=restarts
+                )
+                self._noted = None
+            effects = self.checked.step(event, self.now_s)
             found += effects
             self._keep()
             for effect in effects:
@@ -108,9 +129,13 @@ class Driver:
                 self._order += 1
                 heapq.heappush(self._timers, (self.now_s + delay_s, self._order, timer))
             case do.Commit(record=record):
-                self._asked = (record, self.run.restart_count)
+                self._asked = (record, self.run.restart_count, self.run.marks_with(record))
                 if not self.manual_commit:
                     queue.append(on.Committed())
+            case do.Note(serial=serial, marks=marks, restarts=restarts):
+                self._noted, self._note_serial = (marks, restarts), serial
+                if not self.manual_note:
+                    queue.append(on.Noted(serial))
             case do.Break(change=change) | do.Verdict(change=change):
                 self._told = change
             case do.Publish(record=record):
@@ -157,7 +182,7 @@ class Driver:
         term = self.register.term + 1
         settings = self.register.settings or self.run.settings
         self.register = msgspec.structs.replace(self.register, term=term, settings=settings)
-        self._asked = None
+        self._asked = self._noted = None
         self._timers.clear()
         self._links.clear()
         self.fired.clear()
@@ -250,6 +275,10 @@ class Driver:
     def commit(self) -> None:
         self.step(on.Committed())
 
+    def note(self) -> None:
+        """What is noted of the members is in the ledger."""
+        self.step(on.Noted(self._note_serial))
+
     def refuse_commit(self) -> None:
         self.step(on.CommitRefused("term 2 has begun"))
 
@@ -266,10 +295,12 @@ class Driver:
         return member is not None and member.link is Link.CONNECTED
 
 
-def _with(register: RunState, record: RoundRecord | CloseRecord, restarts: int) -> RunState:
+def _with(
+    register: RunState, record: RoundRecord | CloseRecord, restarts: int, marks: Marks
+) -> RunState:
     if isinstance(record, CloseRecord):
-        return msgspec.structs.replace(register, close=record, restarts=restarts)
-    return msgspec.structs.replace(register, round=record, restarts=restarts)
+        return msgspec.structs.replace(register, close=record, restarts=restarts, marks=marks)
+    return msgspec.structs.replace(register, round=record, restarts=restarts, marks=marks)
 
 
 class _Settings(msgspec.Struct, forbid_unknown_fields=True):

@@ -83,6 +83,9 @@ class Successor:
             if isinstance(effect, do.SetTimer):
                 self.timers.append((self.now_s + effect.delay_s, on.TimerFired(effect.timer)))
         self.effects += effects
+        for effect in effects:
+            if isinstance(effect, do.Note):
+                self.step(on.Noted(effect.serial))
         return effects
 
     def broken(self) -> list[Change]:
@@ -200,7 +203,7 @@ def test_a_round_whose_store_is_gone_has_ended_and_its_members_regroup_at_once()
     assert not change.charged
     assert str(change) == "the round's store was lost: its log was removed"
     for name in "abc":
-        (welcome,) = successor.attach(name)
+        welcome = successor.attach(name)[0]
         assert isinstance(welcome, do.Welcome)
         assert welcome.standing.round == 0
         assert welcome.standing.change == change

@@ -4,7 +4,8 @@ They are read as documentation and compared as text. `make rewrite-scenarios` wr
 anew; what they ought to be is for whoever reads the diff. The commands:
 
     run min=2 max=4 ...           a run, with the settings of driver._Settings; commit=manual: the
-                                  ledger answers only when told
+                                  ledger answers only when told; successor=yes: what another
+                                  coordinator would have to know is noted in the ledger
     attach a b, ready a b, join a b (both), leave a, depart a, done a, disconnect a, die a (its
     kernel closes its connection), silent a 5, heard a, answer a, fail a kind=exception, close
                                   what nodes do; `a'` is the second start of node a. `attach` of a
@@ -99,7 +100,12 @@ def _parse(command: str) -> tuple[list[str], dict[str, str]]:
 
 def _new_run(options: dict[str, str]) -> Driver:
     manual = options.pop("commit", "auto") == "manual"
-    return Driver(manual_commit=manual, **{key: _value(each) for key, each in options.items()})
+    has_successor = options.pop("successor", "no") == "yes"
+    return Driver(
+        manual_commit=manual,
+        has_successor=has_successor,
+        **{key: _value(each) for key, each in options.items()},
+    )
 
 
 def _value(text: str) -> Any:

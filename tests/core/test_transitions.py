@@ -76,6 +76,13 @@ def rare_runs() -> None:
     driver.join("a", "b")
     driver.attach("a'")
     driver.disconnect("a")
+    # A round with members that are not ready yet ends in a moment, not at a deadline.
+    driver = Driver(min=2, max=3)
+    driver.join("a", "b", "c")
+    driver.die("a")
+    driver = Driver(min=2, max=2)
+    driver.join("a", "b")
+    driver.step(on.StoreLost(1, "its log was removed"))
     # One of two is superseded, and the other one has yet to ask for the next round.
     driver = Driver(min=2, max=2)
     driver.join("a", "b")

@@ -197,6 +197,7 @@ class NodeMachine:
         self._failure: wire.Failed | None = None
         self._departing_reason = ""
         self._goodbye_reason = ""
+        self._was_done = False
         self._close_wanted: wire.CloseRun | None = None
         self._requests = 0
         self._acknowledged = 0
@@ -399,7 +400,9 @@ class NodeMachine:
         if self.wish is Wish.DEPARTING:
             said.append(wire.Departing(self.stamp, self._departing_reason))
         if self.wish is Wish.GONE:
-            return [wire.Goodbye(self.stamp, self._goodbye_reason)]
+            # A coordinator that never heard that it was done would take it for a departure.
+            goodbye = wire.Goodbye(self.stamp, self._goodbye_reason)
+            return [wire.Done(self.stamp, self.number), goodbye] if self._was_done else [goodbye]
         if self._close_wanted is not None:
             said.append(self._close_wanted)
         self._ends_s = {i: ends_s for i, ends_s in self._ends_s.items() if i in self._open}
@@ -558,6 +561,7 @@ class NodeMachine:
         if self.wish is Wish.GONE:
             return []
         was_in_round = self.wish is Wish.IN_ROUND and self.ended is None
+        self._was_done = self.wish is Wish.DONE
         self.wish = Wish.GONE
         self._goodbye_reason = _text(reason)
         actions = self._say(wire.Goodbye(self.stamp, self._goodbye_reason))

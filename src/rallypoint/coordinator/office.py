@@ -24,6 +24,7 @@ from rallypoint.core.tables import Plan
 from rallypoint.core.values import (
     Address,
     CloseRecord,
+    Marks,
     NodeId,
     Outcome,
     RoundMember,
@@ -72,6 +73,9 @@ class Runs(Protocol):
 
     def committed(self, run_id: str) -> None:
         """The record that was given last is in the ledger."""
+
+    def noted(self, run_id: str, serial: int) -> None:
+        """The marks with this serial number are in the ledger."""
 
     def hears_others(self, run_id: str) -> bool:
         """Whether a node of another process can be heard, or the run needs none."""
@@ -125,6 +129,8 @@ class Office:
         self._wanted_again: set[str] = set()
         """Runs that were asked for while this process was letting go of them."""
         self._elsewhere: dict[str, tuple[Address, ...]] = {}
+        self._noting: dict[str, int] = {}
+        """Which of the writes under way are notes, by run, with their serial numbers."""
         self._yielding: dict[str, e.Yielding] = {}
         self._yield_after_s = yield_after_s
         self._ticker: asyncio.Task[None] | None = None
@@ -423,6 +429,7 @@ class Office:
         self._wanted_s.pop(run_id, None)
         self._wanted_again.discard(run_id)
         self._elsewhere.pop(run_id, None)
+        self._noting.pop(run_id, None)
         self._yielding.pop(run_id, None)
 
     def commit(
@@ -431,6 +438,7 @@ class Office:
         record: RoundRecord | CloseRecord,
         settings: RunSettings | None,
         restarts: int,
+        marks: Marks,
     ) -> None:
         """Write the record to the run's register; `committed`, `deposed` or `ledger_lost` follows.
 
@@ -440,11 +448,25 @@ class Office:
         if claim is None or claim.register is None or claim.state is not e.ClaimState.OWNED:
             self._runs.deposed(run_id, "the run is not this coordinator's")
         elif not claim.is_committing and (run_id, claim.register.term) not in self._writing:
-            following = _with_record(claim.register, record, settings, restarts)
+            following = _with_record(claim.register, record, settings, restarts, marks)
             if isinstance(record, CloseRecord):
                 self._do(run_id, claim.commit(following, self._now_s()))
             else:
                 self._commit_round(run_id, claim, record.members, following)
+
+    def note(self, run_id: str, serial: int, marks: Marks, restarts: int) -> None:
+        """Write what is known of the round's members; `noted` or `deposed` follows.
+
+        Only while nothing else is being written to the run's register.
+        """
+        claim = self._claims.get(run_id)
+        if claim is None or claim.register is None or claim.state is not e.ClaimState.OWNED:
+            self._runs.deposed(run_id, "the run is not this coordinator's")
+            return
+        assert not claim.is_committing, "something else is being written"
+        self._noting[run_id] = serial
+        following = msgspec.structs.replace(claim.register, marks=marks, restarts=restarts)
+        self._do(run_id, claim.commit(following, self._now_s()))
 
     def _commit_round(
         self,
@@ -504,6 +526,7 @@ class Office:
         """Pass news on to whoever has the runs. False: the action is a request to the engine."""
         match action:
             case e.Won():
+                self._noting.pop(run_id, None)
                 self._note_won(run_id)
                 self._tables.won(run_id, action.register)
                 if action.register.term > 1:
@@ -513,7 +536,11 @@ class Office:
                 unneeded = self._tables.committed(run_id, action.register)
                 if unneeded:
                     self._spawn(self._tables.remove(run_id, unneeded), run_id)
-                self._runs.committed(run_id)
+                serial = self._noting.pop(run_id, None)
+                if serial is None:
+                    self._runs.committed(run_id)
+                else:
+                    self._runs.noted(run_id, serial)
             case e.Deposed():
                 self._tables.forget(run_id)
                 self._runs.deposed(run_id, action.reason)
@@ -678,13 +705,16 @@ def _with_record(
     record: RoundRecord | CloseRecord,
     settings: RunSettings | None,
     restarts: int,
+    marks: Marks,
 ) -> e.RunRegister:
     """The head with this record; the table of a round is put in when it is known where it is."""
     if isinstance(record, CloseRecord):
         changes: dict[str, Any] = {"close": bounded_close(record)}
     else:
         changes = {"round": record.head}
-    return msgspec.structs.replace(register, settings=settings, restarts=restarts, **changes)
+    return msgspec.structs.replace(
+        register, settings=settings, restarts=restarts, marks=marks, **changes
+    )
 
 
 def _forgotten(register: e.RunRegister) -> bytes:

@@ -73,6 +73,9 @@ class Shared(Protocol):
     def append(self, run: RunHost, store: DurableStore, record: LogAppend) -> None:
         """Write a record of the round's log; `RunHost.appended` follows."""
 
+    def note(self, run: RunHost, effect: do.Note) -> None:
+        """Write what is known of the round's members; Noted follows."""
+
     def stepped_down(self, run: RunHost) -> None:
         """The run is not this coordinator's any more."""
 
@@ -102,6 +105,7 @@ class RunHost:
             floor=hub.floor_number,
             members_max=hub.config.members_max,
             table_bytes_max=hub.table_bytes_max,
+            has_successor=shared is not None,
         )
         self.history = History(hub.config.rounds_remembered, now_s)
         self.store: RoundStore | DurableStore | None = None
@@ -468,6 +472,10 @@ class RunHost:
     def _commit_record(self, effect: do.Commit) -> None:
         self._commit(self, effect.record)
 
+    def _note(self, effect: do.Note) -> None:
+        assert self._shared is not None
+        self._shared.note(self, effect)
+
     def _publish(self, effect: do.Publish) -> None:
         record = effect.record
         self._open_store(record)
@@ -531,11 +539,17 @@ class RunHost:
         session = self._session_of(effect.node)
         if session is not None:
             del self._sessions[name]
-            session.close(effect.reason)
+            if not effect.keeps_connection:
+                session.close(effect.reason)
         self._silent.pop(name, None)
         self._seats.pop(name, None)  # R4: the round's seat is not the next incarnation's.
         if self.store is not None:
             self.store.forget_node(name)
+
+    def _dismiss(self, effect: do.Dismiss) -> None:
+        session = self._hub.sessions.get(effect.link)
+        if session is not None:
+            session.close(effect.reason)
 
     def _step_down(self, effect: do.StepDown) -> None:
         """R5: whoever is attached looks for the coordinator that has the run now."""
@@ -600,6 +614,8 @@ _EXECUTE: dict[type[Effect], Callable[..., None]] = {
     do.Refuse: RunHost._refuse,
     do.Supersede: RunHost._supersede,
     do.Commit: RunHost._commit_record,
+    do.Note: RunHost._note,
+    do.Dismiss: RunHost._dismiss,
     do.Publish: RunHost._publish,
     do.Break: RunHost._break,
     do.Verdict: RunHost._verdict,

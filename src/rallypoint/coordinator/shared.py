@@ -27,6 +27,7 @@ from rallypoint.coordinator.runs import RunHost, store_of
 from rallypoint.coordinator.supervision import Supervised
 from rallypoint.coordinator.sweeping import ELECTED_LOOK_S, ELECTED_SAMPLE, Keeping, Sweeper
 from rallypoint.coordinator.tables import read_members, table_room
+from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunRegister, RunState, Seen, Timing, UnreadableError
 from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
@@ -162,7 +163,17 @@ class SharedRuns:
 
     def _commit(self, run: RunHost, record: RoundRecord | CloseRecord) -> None:
         membership = run.membership
-        self.office.commit(run.run_id, record, membership.settings, membership.restart_count)
+        self.office.commit(
+            run.run_id,
+            record,
+            membership.settings,
+            membership.restart_count,
+            membership.marks_with(record),
+        )
+
+    def note(self, run: RunHost, effect: do.Note) -> None:
+        """Write what is known of the round's members."""
+        self.office.note(run.run_id, effect.serial, effect.marks, effect.restarts)
 
     async def _commit_with_log(self, run: RunHost, record: RoundRecord) -> None:
         """Create the round's log with its header, then commit the round.
@@ -446,6 +457,13 @@ class SharedRuns:
         if run is not None:
             # In this order: once it goes on, the run gives a record that is not committed again.
             run.post(on.Committed())
+            run.post(on.LedgerRestored(SuspensionCause.COMMIT))
+
+    def noted(self, run_id: str, serial: int) -> None:
+        """The marks are in the ledger."""
+        run = self._run(run_id)
+        if run is not None:
+            run.post(on.Noted(serial))
             run.post(on.LedgerRestored(SuspensionCause.COMMIT))
 
     def hears_others(self, run_id: str) -> bool:

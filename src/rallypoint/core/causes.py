@@ -32,7 +32,8 @@ class Case:
     def __init__(self, change: Change, opened_s: float, finished: str = "") -> None:
         self.round = change.round
         self.opened_s = opened_s
-        self.closed = change.kind is not ChangeKind.WORKER_FAILED
+        # A failure is confirmed at once where an earlier coordinator gave the verdict on it.
+        self.closed = change.confirmed
         self._change = change
         self._loss: Change | None = None
         self._departure: Change | None = None

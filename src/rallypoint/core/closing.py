@@ -31,6 +31,14 @@ def bounded_close(record: CloseRecord) -> CloseRecord:
     return cut
 
 
+def bounded_end(change: Change) -> Change:
+    """Why a round ended, as it stands beside the marks of its members: a few thousand bytes.
+
+    Members that are attached are told the whole of it. A failure's last lines are left out.
+    """
+    return _cut_change(change, 0, 500)
+
+
 def _size(record: CloseRecord) -> int:
     return len(msgspec.msgpack.encode(record))
 

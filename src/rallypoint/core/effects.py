@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 
 from rallypoint.core.reasons import Refusal
-from rallypoint.core.values import Change, CloseRecord, NodeId, RoundRecord, Value
+from rallypoint.core.values import Change, CloseRecord, Marks, NodeId, RoundRecord, Value
 
 
 class TimerKind(enum.StrEnum):
@@ -26,6 +26,7 @@ class TimerKind(enum.StrEnum):
     NAME = "name"
     MASS = "mass"
     ATTACH = "attach"
+    NOTE = "note"
 
 
 class Timer(Value, frozen=True):
@@ -90,6 +91,24 @@ class Commit(Effect, frozen=True):
     record: RoundRecord | CloseRecord
 
 
+class Note(Effect, frozen=True):
+    """Write what has become known of the round's members to the ledger, and bring back Noted.
+
+    One at a time, and never beside a Commit. `restarts`: how many rounds have been charged by now.
+    """
+
+    serial: int
+    marks: Marks
+    restarts: int
+
+
+class Dismiss(Effect, frozen=True):
+    """The node said goodbye, and the ledger knows what a successor must know of it: end `link`."""
+
+    link: int
+    reason: str
+
+
 class Publish(Effect, frozen=True):
     """Give every member of the round its seat; its store opens."""
 
@@ -134,10 +153,14 @@ class Notify(Effect, frozen=True):
 
 
 class Forget(Effect, frozen=True):
-    """The node is no member any more: its requests and its connection can go."""
+    """The node is no member any more: its requests can go.
+
+    Its connection can go, too, unless `keeps_connection`: then a Dismiss follows.
+    """
 
     node: NodeId
     reason: str
+    keeps_connection: bool = False
 
 
 class StepDown(Effect, frozen=True):

@@ -126,6 +126,12 @@ class Committed(Event, frozen=True):
     """The ledger holds the record that was last given to it."""
 
 
+class Noted(Event, frozen=True):
+    """The ledger holds the marks that Note gave to it with this serial number."""
+
+    serial: int
+
+
 class CommitRefused(Event, frozen=True):
     """This coordinator has been deposed: the run's register has, or may have, a higher term.
 
@@ -175,6 +181,7 @@ EVENTS: tuple[type[Event], ...] = (
     NodeHeard,
     TimerFired,
     Committed,
+    Noted,
     CommitRefused,
     LedgerLost,
     LedgerRestored,

@@ -17,6 +17,7 @@ import msgspec
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
+from rallypoint.core.marking import ranks_in
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.suspicion import HOST_GRACE_S
 from rallypoint.core.values import (
@@ -26,6 +27,7 @@ from rallypoint.core.values import (
     CloseRecord,
     ConnectionEnd,
     Link,
+    Marks,
     NodeId,
     RoundRecord,
     RunSettings,
@@ -119,6 +121,8 @@ class Journal:
         self._attach_since_s = self._attach_until_s = 0.0
         self._has_half_come: bool | None = None
         """Whether half of a round that was taken over attached in time; None: not yet known."""
+        self._noting = 0
+        """The number of the marks that the ledger is given; 0 if it has all that it was given."""
         self._expected_count = 0
         self._came: set[str] = set()
         """Which of those that were expected after a takeover have attached."""
@@ -174,6 +178,7 @@ class Journal:
         self._settings = register.settings or RunSettings()
         self._charged = register.restarts
         self._pending = self._just_committed = self._broken = None
+        self._noting = 0
         self._mass_since_s = self._guarding = None
         self._suspended = self._deposed = self._is_committed = False
         self._causes.clear()
@@ -183,16 +188,20 @@ class Journal:
         self._verdicts.clear()
         self._published = None
         if register.round is not None:
-            self._take_up(register.round, now_s)
+            self._take_up(register.round, register.marks, now_s)
         self._expected_count = sum(node.is_awaited for node in self._nodes.values())
         self._came.clear()
         self._has_half_come = None
         for node in self._nodes.values():
             node.is_former_host = node.id == former_host
-        kinds = (do.TimerKind.ATTACH, do.TimerKind.GRACE)
+        ended = register.marks.ended if register.marks.round == self._number else None
+        if ended is not None:
+            self._leavers.update(ended.nodes)
         for effect in effects:
-            is_timer = isinstance(effect, do.SetTimer) and effect.timer.kind in kinds
-            if not is_timer:
+            # Its members are told that the round has ended, if an earlier coordinator saw that.
+            if isinstance(effect, do.Break) and effect.change == ended:
+                self._break(effect.change)
+            elif not isinstance(effect, do.SetTimer | do.ProbeRound):
                 self._fail("R5", f"a coordinator began with more than waiting: {_short(effect)}")
 
     def _must_follow(self, register: RunState) -> None:
@@ -208,7 +217,7 @@ class Journal:
         if self._is_closed_in_ledger and register.close is None:
             self._fail("R6", "a closed run was taken over as an open one")
 
-    def _take_up(self, record: RoundRecord, now_s: float) -> None:
+    def _take_up(self, record: RoundRecord, marks: Marks, now_s: float) -> None:
         """The round is as it was; of its members is known only that they were in it."""
         self._number = self._restored_number = record.head.number
         self._digests[self._number] = record.head.digest
@@ -216,9 +225,14 @@ class Journal:
         self._token = max(self._token, (record.head.term, self._number))
         if self._closed:
             return
-        for row in record.members:
+        is_of_round = marks.round == self._number
+        done, gone = (ranks_in(marks.done), ranks_in(marks.gone)) if is_of_round else ((), ())
+        for rank, row in enumerate(record.members):
+            if rank in gone:
+                continue
             node = self._nodes[row.name] = _Node(NodeId(row.name, row.incarnation), 0)
-            node.link, node.absent_since_s = Link.DISCONNECTED, now_s
+            node.link, node.done = Link.DISCONNECTED, rank in done
+            node.absent_since_s = None if node.done else now_s
             node.seated = self._number
 
     # -- events --------------------------------------------------------------------------------
@@ -230,6 +244,8 @@ class Journal:
         match event:
             case on.Committed() if self._pending is not None:
                 self._is_committed = True
+            case on.Noted(serial=serial) if serial == self._noting:
+                self._noting = 0
             case on.CommitRefused():
                 self._suspended = self._deposed = True
             case on.LedgerLost(cause=cause) if not self._closed:
@@ -325,6 +341,9 @@ class Journal:
                 self._must_be_a_round(record)
             case do.Commit(record=CloseRecord() as record):
                 self._must_be_due(record)
+            case do.Note(serial=serial):
+                self._must_be_alone()
+                self._noting = serial
             case do.Publish(record=record):
                 self._publish(record)
             case do.Break(change=change):
@@ -364,7 +383,12 @@ class Journal:
         node.closed_s = node.silent_since_s = node.absent_since_s = None
         node.has_ended = False
 
+    def _must_be_alone(self) -> None:
+        if self._noting or self._suspended:
+            self._fail("R5", "two writes to one register at a time, or one without a lease")
+
     def _must_be_due(self, record: RoundRecord | CloseRecord) -> None:
+        self._must_be_alone()
         if self._closed:
             self._fail("R6", "something was committed after the close")
         if self._pending is not None and record != self._pending:
@@ -439,9 +463,14 @@ class Journal:
 
     def _forget(self, named: NodeId, now_s: float) -> None:
         node = self._nodes[named.name]
-        if node.is_awaited and not node.said_goodbye and named.name not in self._superseded:
+        has_told = node.said_goodbye or (node.absent_since_s is not None and self._was_named(node))
+        if node.is_awaited and not has_told and named.name not in self._superseded:
             self._must_be_lost(node, now_s)
         del self._nodes[named.name]
+
+    def _was_named(self, node: _Node) -> bool:
+        """Whether members that an earlier coordinator told who had gone named this one."""
+        return node.id.name in self._leavers
 
     def _must_be_lost(self, node: _Node, now_s: float) -> None:
         if self._guarding is None:

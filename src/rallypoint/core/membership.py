@@ -13,6 +13,7 @@ so does what only has to be remembered: `roster`, `rivals`, `departures`, `defer
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import chain
 
 import msgspec
@@ -25,6 +26,7 @@ from rallypoint.core.deferral import Deferral
 from rallypoint.core.departures import STEADY_S, Departures
 from rallypoint.core.effects import Effect, TimerKind
 from rallypoint.core.election import RunState
+from rallypoint.core.marking import Farewell, Marking, ranks_in
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.rivals import Rivals
 from rallypoint.core.roster import File, Member, Roster
@@ -40,12 +42,14 @@ from rallypoint.core.values import (
     CloseRecord,
     ConnectionEnd,
     Link,
+    Marks,
     MemberState,
     NodeId,
     NodeInfo,
     Outcome,
     Phase,
     RoundHead,
+    RoundMember,
     RoundRecord,
     RunSettings,
     Seat,
@@ -55,8 +59,8 @@ from rallypoint.core.values import (
 _RESTING = (Phase.SUSPENDED, Phase.CLOSED)
 """The phases in which nothing is decided."""
 _PROCESS_ENDED = "its process ended: the kernel closed its connection"
-_MISSING = (File.PLACE, File.ABSENT)
-"""Where members are that are waited for though they cannot be heard, or should be ready."""
+_MISSING = (File.STOPPING, File.ABSENT, File.PLACE)
+"""Where survivors are that are not ready, and hold their places."""
 _ENDING = (File.DONE, File.DEPARTING)
 """Where members are that want no other round."""
 
@@ -67,6 +71,7 @@ class Membership:
     `run_id` and `ledger_id` only name things; `term` goes into what is committed (R5).
     `floor`: round numbers begin above it (R1). `members_max` bounds the roster, and
     `table_bytes_max` what its rows come to in the ledger: a node beyond either is refused.
+    `has_successor` False: no other coordinator can take the run over, so nothing is noted for one.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Membership:
         floor: int = 0,
         members_max: int = 100_000,
         table_bytes_max: int = TABLE_BYTES_MAX,
+        has_successor: bool = True,
     ) -> None:
         self.run_id = run_id
         self.ledger_id = ledger_id
@@ -101,6 +107,11 @@ class Membership:
         self._rivals = Rivals()
         self._departures = Departures()
         self._deferral = Deferral()
+        self._marking = Marking()
+        self._has_successor = has_successor
+        self._note_serial = 0
+        self._note_at_s = math.inf
+        self._finished_at_commit = 0
         self._finished = 0
         self._finished_in_round = 0
         self._first_finished = ""
@@ -147,6 +158,7 @@ class Membership:
         self._note_life(event)
         self._note(event)
         self._advance()
+        self._write_marks()
         effects, self._effects = self._effects, []
         return effects
 
@@ -181,7 +193,7 @@ class Membership:
         after `attach_grace_s`; `former_host` after HOST_GRACE_S: the node that hosted the last
         owner, if that owner's lease ran out. What was not committed, the members say again.
         `store_lost`: why the store of its round is gone, if it is. Then the round has ended (R10),
-        and each member is told so when it attaches.
+        and each member is told so when it attaches; likewise if the last owner saw it end.
         """
         assert not len(self.roster)
         self._now_s = now_s
@@ -197,17 +209,36 @@ class Membership:
             self._closed_at_s = now_s
             self._enter(Phase.CLOSED)
         elif state.round is not None:
-            self._expect_members(state.round, attach_grace_s, former_host)
-            if store_lost:
+            marks = state.marks
+            if marks.round != state.number:  # A release that does not know them wrote the round.
+                marks = Marks(state.number)
+            self._marking.restore(state.round, marks)
+            self._expect_members(state.round, marks, attach_grace_s, former_host)
+            if marks.ended is not None:
+                self._break(marks.ended)
+            elif store_lost:
                 self._lose_store(store_lost)
         effects, self._effects = self._effects, []
         return effects
 
     def _expect_members(
-        self, record: RoundRecord, attach_grace_s: float, former_host: NodeId | None
+        self,
+        record: RoundRecord,
+        marks: Marks,
+        attach_grace_s: float,
+        former_host: NodeId | None,
     ) -> None:
+        """All of the round have yet to attach, but for those that the last owner saw go."""
         self._enter(Phase.ACTIVE)
-        for row in record.members:
+        done, gone = ranks_in(marks.done), ranks_in(marks.gone)
+        self._finished_in_round = len(done)
+        self._finished = marks.finished + len(done)
+        for rank, row in enumerate(record.members):
+            if rank in done:
+                self._first_finished = self._first_finished or row.name
+            if rank in gone:
+                self._remember_gone(row, marks)
+                continue
             info = NodeInfo(
                 row.name,
                 row.incarnation,
@@ -218,8 +249,12 @@ class Membership:
                 row.stop_s,
             )
             member = self.roster.add(info, 0, self._now_s)
-            member.state = MemberState.ACTIVE
             member.last_round = record.head.number
+            if rank in done:
+                member.state = MemberState.DONE
+                self._suspicion.ended_elsewhere(member)
+                continue
+            member.state = MemberState.ACTIVE
             if member.id == former_host:
                 grace = self._suspicion.absent_host(member, self._now_s, attach_grace_s)
                 self._do(*grace)
@@ -227,6 +262,11 @@ class Membership:
                 self._suspicion.absent(member, self._now_s)
         self._attach_due_s = self._judged_s() + attach_grace_s
         self._arm_attach_grace(attach_grace_s)
+
+    def _remember_gone(self, row: RoundMember, marks: Marks) -> None:
+        """It departed, left or was lost. Should it come, it is let in and told why."""
+        change = marks.ended or causes.happened(ChangeKind.NODE_LEFT, self.number, [row.name])
+        self._departures.remember(row.name, change, stayed_s=0.0, is_done=True)
 
     def _arm_attach_grace(self, delay_s: float) -> None:
         timer = self._suspicion.timer(TimerKind.ATTACH, round_number=self.number)
@@ -251,6 +291,12 @@ class Membership:
         """Why the run is SUSPENDED; "" if it is not."""
         return self.suspension.reason if self.phase is Phase.SUSPENDED else ""
 
+    def marks_with(self, record: RoundRecord | CloseRecord) -> Marks:
+        """What is noted of the members along with a record: nothing matters after a close."""
+        if isinstance(record, CloseRecord):
+            return Marks()
+        return Marks(record.head.number, finished=self._finished_at_commit)
+
     @property
     def restart_count(self) -> int:
         """How many rounds have been charged to the run's restart budget."""
@@ -262,13 +308,12 @@ class Membership:
         if self.phase in (Phase.ACTIVE, Phase.CLOSED) or settings is None:
             return None
         stop_left_s = self._stopping.left_s(now_s)
-        missing = _MISSING if stop_left_s else (*_MISSING, File.STOPPING)
         return Waiting(
             ready=self.roster.ready_count,
             minimum=settings.min_nodes,
             maximum=settings.max_nodes,
-            missing=reasons.first_names(chain(*map(self.roster.names, missing))),
-            missing_count=sum(map(self.roster.count, missing)),
+            missing=reasons.first_names(chain(*map(self.roster.names, _MISSING))),
+            missing_count=sum(map(self.roster.count, _MISSING)),
             last_call_s=self._last_call_left_s(now_s),
             suspects=reasons.first_names(m.name for m in self.roster.troubled()),
             guard_s=self._suspicion.guard_left_s(settings, now_s),
@@ -318,6 +363,7 @@ class Membership:
             (self._suspicion.guarding, self._suspicion.unanswered, self._suspicion.probe_is_over),
             tuple(member.name for member in self._suspicion.ended_members()),
             self._suspicion.attaching,
+            self._marking.freeze(),
             tuple(member.freeze() for member in self.roster),
             self._rivals.names(),
         )
@@ -447,22 +493,32 @@ class Membership:
         if _is_repeat(member, event):
             return
         if member.file is File.IN_ROUND:
+            self._adopt_end(member, event)
+        if member.file is File.IN_ROUND:
             if self.phase_of_work is not Phase.ACTIVE:
                 return
-            self._break(self._why_left(member, event))
+            self._break(causes.happened(ChangeKind.READY_AGAIN, self.number, [member.name]))
             self._suspicion.answered(member.name)
         self._mark_ready(member, event)
 
-    def _why_left(self, member: Member, event: on.NodeReady) -> Change:
-        """A round that the last coordinator saw end ends here for the same reason.
+    def _adopt_end(self, speaker: Member, event: on.NodeReady) -> None:
+        """The last coordinator saw this round end, told its members why, and wrote nothing of it.
 
-        Whether it was charged to the budget is decided again: a charge is committed with the next
-        round, and so was lost with the coordinator.
+        So it ends here for the same reason, and what it charged is charged now.
         """
         change = event.change
-        if change is not None and change.round == self.number == self._restored_number:
-            return change
-        return causes.happened(ChangeKind.READY_AGAIN, self.number, [member.name])
+        is_known = self.phase_of_work is not Phase.ACTIVE
+        if change is None or is_known or not change.round == self.number == self._restored_number:
+            return
+        self._break(change)
+        self._suspicion.answered(speaker.name)
+        if change.charged:
+            self._charge(change)
+        if change.kind in (ChangeKind.NODE_LEFT, ChangeKind.NODE_LOST):
+            named = [m for m in map(self.roster.get, change.nodes) if m is not None]
+            for member in named:
+                if member.is_absent and member is not speaker:
+                    self._take_out(member, change)
 
     def _mark_ready(self, member: Member, event: on.NodeReady) -> None:
         member.bootstrap = event.bootstrap
@@ -517,6 +573,9 @@ class Membership:
         if member.last_round == self.number:
             self._finished_in_round += 1
             self._first_finished = self._first_finished or member.name
+            self._marking.done(member.id, self._now_s)
+        else:
+            self._marking.finished_before(self._finished - self._finished_in_round, self._now_s)
         member.state = MemberState.DONE
         member.survivor = False
         self.roster.refile(member)
@@ -528,6 +587,7 @@ class Membership:
         was_in_round = member.file is File.IN_ROUND
         self._explain_by_departure(member, event.reason)
         self._note_interruption(member, ChangeKind.NODE_LEFT, event.reason)
+        self._marking.gone(member.id, self._now_s)
         member.state = MemberState.DEPARTING
         member.survivor = False
         self.roster.refile(member)
@@ -548,7 +608,7 @@ class Membership:
             self._rivals.drop(event.node)
             self._deferral.forget_attached(event.node)
             return
-        self._remove([member], ChangeKind.NODE_LEFT, event.reason)
+        self._remove([member], ChangeKind.NODE_LEFT, event.reason, says_goodbye=True)
 
     def _on_close_requested(self, event: on.CloseRequested) -> None:
         self._close(event.outcome, event.reason, by=event.by)
@@ -576,9 +636,11 @@ class Membership:
         member = self.roster.living(event.node)
         if member is None or member.link_id != event.link:
             self._rivals.drop(event.node, event.link)
+        elif member.link is Link.DISCONNECTED:
+            return  # A connection ends once.
         elif event.how is ConnectionEnd.PROCESS_ENDED:
             self._suspicion.ended(member, self._now_s)
-        elif member.link is not Link.DISCONNECTED and self.settings is not None:
+        elif self.settings is not None:
             self._suspicion.disconnected(member, self.settings, self._now_s)
 
     def _on_silent(self, event: on.NodeSilent) -> None:
@@ -615,6 +677,8 @@ class Membership:
                 self._name_unanswered(timer.name)
             case TimerKind.ATTACH if timer.serial == self._attach_serial:
                 self._end_attach_grace()
+            case TimerKind.NOTE if timer.serial == self._note_serial:
+                self._note_at_s = math.inf
             case TimerKind.GRACE | TimerKind.LOST | TimerKind.MASS:
                 self._suspicion.deadline_passed(timer)
             case _:
@@ -649,16 +713,59 @@ class Membership:
         self._break(causes.happened(ChangeKind.NODE_LOST, self.number, (), detail))
 
     def _on_committed(self, event: on.Committed) -> None:
+        if self._marking.is_writing:
+            return  # The record has not been given yet: nothing is, beside a note.
         record, self.committing, self._is_committed = self.committing, None, False
         if isinstance(record, CloseRecord):
             self._enter(Phase.CLOSED)
             self.close = record
             self._closed_at_s = self._now_s
             self._do(do.Announce(record))
+            self._marking.give_up()
+            self._dismiss(self._marking.take_all_farewells())
             for rival in self._rivals.pop_all():
                 self._refuse_closed(rival)
         elif record is not None:
             self._begin(record)
+
+    def _on_noted(self, event: on.Noted) -> None:
+        if not self._marking.written(event.serial):
+            return
+        self._dismiss(self._marking.take_farewells())
+        is_waiting = self.committing is not None and not self._is_committed
+        if is_waiting and not self.suspension:
+            self._give()
+
+    def _dismiss(self, farewells: Iterable[Farewell]) -> None:
+        for each in farewells:
+            self._do(do.Dismiss(each.link, each.reason))
+
+    def _give(self) -> None:
+        """Give `committing` to the ledger, once the ledger has what was given to it before."""
+        assert self.committing is not None
+        if not self._marking.is_writing:
+            self._do(do.Commit(self.committing))
+
+    def _write_marks(self) -> None:
+        """Note what a successor has to know. What nodes wait for is written first.
+
+        The rest waits for a moment: another round may be formed meanwhile, which says it all.
+        """
+        if self.settings is None or self.phase not in (Phase.GATHERING, Phase.ACTIVE):
+            return
+        if not self._has_successor:
+            self._marking.give_up()
+            return
+        due_s = self._marking.next_write_s(self.settings.settle_s)
+        if due_s is None:
+            return
+        if due_s <= self._now_s:
+            serial, marks = self._marking.write(self._now_s)
+            self._do(do.Note(serial, marks, self.budget.spent))
+        elif due_s < self._note_at_s:
+            timer = self._suspicion.timer(TimerKind.NOTE, round_number=self.number)
+            self._note_serial, self._note_at_s = timer.serial, due_s
+            self._do(do.SetTimer(timer, due_s - self._now_s))
 
     def _on_commit_refused(self, event: on.CommitRefused) -> None:
         # R5: a deposed coordinator decides nothing more, whatever its ledger says later.
@@ -666,6 +773,10 @@ class Membership:
         self._ledger_away_since_s = None
         if self.phase_of_work is not Phase.CLOSED:
             self._suspend(SuspensionCause.DEPOSED, event.reason)
+        self._marking.give_up()
+        for each in self._marking.take_all_farewells():
+            # The next coordinator has to hear it: this one's note may not be in the ledger.
+            self._do(do.Refuse(each.link, Refusal(RefusalCode.MOVED, event.reason)))
         self._do(do.StepDown(event.reason, event.is_own_wish))
 
     def _on_ledger_lost(self, event: on.LedgerLost) -> None:
@@ -682,7 +793,8 @@ class Membership:
 
     def _note_committed(self, event: on.Committed) -> None:
         """SUSPENDED: the record is in the ledger, and must not be given to it again."""
-        self._is_committed = self.committing is not None
+        is_given = not self._marking.is_writing
+        self._is_committed = is_given and self.committing is not None
 
     def _on_ledger_restored(self, event: on.LedgerRestored) -> None:
         if not self.suspension.end(event.cause):
@@ -700,7 +812,7 @@ class Membership:
         if self._is_committed:
             self._on_committed(on.Committed())
         elif self.committing is not None:
-            self._do(do.Commit(self.committing))
+            self._give()
         for member in self.roster.members(File.NEWCOMER):
             self._consider(member)
 
@@ -921,7 +1033,8 @@ class Membership:
         self.committing = record
         self._in_record = None
         self._enter(Phase.COMMITTING)
-        self._do(do.Commit(record))
+        self._finished_at_commit = self._finished
+        self._give()
 
     def _record(self, settings: RunSettings) -> RoundRecord:
         chosen = self._chosen(settings)
@@ -953,6 +1066,7 @@ class Membership:
         self._finished_in_round = 0
         self._first_finished = ""
         interrupted, self._interrupted = self._interrupted, None
+        self._begin_marks(record, interrupted)
         self._reset_gathering()
         if self._close_wanted is not None:
             # Nobody is given a round that ends at once.
@@ -965,6 +1079,21 @@ class Membership:
             self._do(do.Publish(record))
             for member in self.roster.members(File.NEWCOMER):
                 self._consider(member)
+
+    def _begin_marks(self, record: RoundRecord, interrupted: Change | None) -> None:
+        """The new round's head says nothing of its members yet."""
+        waiting = self._marking.take_all_farewells()
+        self._marking.begin(record, self._finished_at_commit)
+        self._marking.finished_before(self._finished, self._now_s)
+        if interrupted is not None:
+            self._marking.ended(interrupted, self._now_s)
+            for row in record.members:
+                member = self.roster.living(NodeId(row.name, row.incarnation))
+                if member is None or member.state is MemberState.DEPARTING:
+                    self._marking.gone(NodeId(row.name, row.incarnation), self._now_s)
+        for each in waiting:
+            if not self._marking.farewell(each.node, each.link, each.reason):
+                self._do(do.Dismiss(each.link, each.reason))
 
     def _begin_again(self, record: RoundRecord, change: Change) -> None:
         """A member went while the round was being written: nobody was given it, so form another.
@@ -1028,6 +1157,7 @@ class Membership:
         for member in survivors:
             self.roster.refile(member)
         self._do(do.Break(change))
+        self._marking.ended(change, self._later_s)
         if not self.case.closed:
             self._open_probe([member.name for member in survivors])
 
@@ -1059,6 +1189,17 @@ class Membership:
             return
         change = case.close(self._suspicion.unanswered_count)
         self._suspicion.end_probe()
+        self._marking.ended(change, self._later_s)
+        self._charge(change)
+
+    @property
+    def _later_s(self) -> float:
+        """When that is to be written which no node waits for."""
+        assert self.settings is not None
+        return self._now_s + self.settings.settle_s
+
+    def _charge(self, change: Change) -> None:
+        """Pronounce a verdict. A charge that the budget does not bear ends the run."""
         assert self.settings is not None
         limit = self.settings.max_restarts
         is_borne = self.budget.charge(change, limit)
@@ -1076,7 +1217,9 @@ class Membership:
         """Members are gone without a goodbye: one burst breaks the round once, and names them."""
         self._remove(members, ChangeKind.NODE_LOST, detail)
 
-    def _remove(self, members: list[Member], kind: ChangeKind, detail: str) -> None:
+    def _remove(
+        self, members: list[Member], kind: ChangeKind, detail: str, *, says_goodbye: bool = False
+    ) -> None:
         """Take members out; if they were in the round and not done with it, it is broken."""
         since_s = max(map(self._trouble_s, members))
         in_round = [m.name for m in members if m.file is File.IN_ROUND]
@@ -1085,7 +1228,7 @@ class Membership:
             if kind is ChangeKind.NODE_LEFT:
                 self._explain_by_departure(member, detail)
             own = causes.happened(kind, self.number, [member.name], detail, since_s)
-            self._take_out(member, own)
+            self._take_out(member, own, says_goodbye=says_goodbye)
         if in_round and self.phase_of_work is Phase.ACTIVE:
             self._break(causes.happened(kind, self.number, in_round, detail, since_s))
         elif survivors and self.case is not None and kind is ChangeKind.NODE_LOST:
@@ -1098,14 +1241,24 @@ class Membership:
     def _trouble_s(self, member: Member) -> float:
         return 0.0 if member.link is Link.CONNECTED else self._now_s - member.trouble_since_s
 
-    def _take_out(self, member: Member, change: Change) -> None:
+    def _take_out(self, member: Member, change: Change, *, says_goodbye: bool = False) -> None:
         self._note_interruption(member, change.kind, change.detail)
         stayed_s = self._now_s - member.attached_s
         is_done = member.file is File.DONE
         self._departures.remember(member.name, change, stayed_s=stayed_s, is_done=is_done)
+        if not is_done:
+            self._marking.gone(member.id, self._now_s if says_goodbye else self._later_s)
         self.roster.remove(member)
         self._suspicion.gone(member)
-        self._do(do.Forget(member.id, reasons.describe(change)))
+        reason = reasons.describe(change)
+        waits = says_goodbye and self._waits_to_go(member, reason)
+        self._do(do.Forget(member.id, reason, waits))
+
+    def _waits_to_go(self, member: Member, reason: str) -> bool:
+        """Whether a goodbye is answered only when the ledger has what concerns the node."""
+        if not self._has_successor:
+            return False
+        return self._marking.farewell(member.id, member.link_id, reason)
 
     def _note_interruption(self, member: Member, kind: ChangeKind, detail: str) -> None:
         """COMMITTING: remember the first member of the round being written that went away."""
@@ -1137,7 +1290,7 @@ class Membership:
         self.committing = msgspec.structs.replace(record, round=self.number)
         self._close_wanted = None
         self._enter(Phase.COMMITTING)
-        self._do(do.Commit(self.committing))
+        self._give()
 
     # -- helpers -------------------------------------------------------------------------------
 

@@ -67,14 +67,11 @@ class Waiting(Value, frozen=True):
 
     def _clauses(self) -> list[str]:
         clauses = [f"{self.ready} of at least {self.minimum} nodes ready (at most {self.maximum})"]
-        if self.attached > self.ready and not (self.missing or self.stopping):
+        if self.attached > self.ready and not self.missing:
             clauses.append(f"{self.attached - self.ready} attached but not ready")
         if self.missing:
-            clauses.append(f"waiting for {some(self.missing, self.missing_count)}")
-        if self.stopping:
-            named = some(self.stopping, self.stopping_count)
             clauses.append(
-                f"waiting for {named} to stop workers (at most {self.stop_left_s:.0f} s)"
+                f"waiting for {some(self.missing, self.missing_count)}{self._stopping()}"
             )
         if self.last_call_s is not None:
             clauses.append(f"last call ends in {self.last_call_s:.1f} s")
@@ -86,6 +83,14 @@ class Waiting(Value, frozen=True):
         if self.committing:
             clauses.append("the round is being written to the ledger")
         return clauses
+
+    def _stopping(self) -> str:
+        """How long those of the missing that stop their workers may still take."""
+        if not self.stopping:
+            return ""
+        are_all = self.stopping_count == self.missing_count
+        named = "" if are_all else f"{some(self.stopping, self.stopping_count)}: "
+        return f" ({named}at most {self.stop_left_s:.0f} s to stop workers)"
 
 
 def ledger_unreachable(away_s: float, why: str) -> str:

@@ -10,6 +10,7 @@ import msgspec
 from rallypoint.core.values import (
     Address,
     CloseRecord,
+    Marks,
     NodeId,
     RoundHead,
     RoundMember,
@@ -107,6 +108,7 @@ class RunState(Value, frozen=True):
     close: CloseRecord | None = None
     restarts: int = 0
     floor: int = 0
+    marks: Marks = Marks()
 
     @property
     def number(self) -> int:
@@ -119,7 +121,9 @@ class RunRegister(Kept, frozen=True):
 
     (owner, term, sequence) is its writer's nonce and sequence. `owner` is a process, or "" when the
     last one has let go. `floor`: the run began when runs up to this number had been removed from
-    the ledger, so its own rounds have higher ones (R1).
+    the ledger, so its own rounds have higher ones (R1). `marks`: what is known of the round's
+    members. They count only if they name the round's number, as a release that does not know them
+    may have written the round.
     """
 
     ledger_id: str
@@ -133,6 +137,7 @@ class RunRegister(Kept, frozen=True):
     close: CloseRecord | None = None
     restarts: Counter = 0
     floor: Counter = 0
+    marks: Marks = Marks()
 
     @property
     def number(self) -> int:
@@ -142,7 +147,15 @@ class RunRegister(Kept, frozen=True):
     def state(self, members: tuple[RoundMember, ...]) -> RunState:
         """The whole of it, with the rows of the table."""
         record = RoundRecord(self.round, members) if self.round is not None else None
-        return RunState(self.term, self.settings, record, self.close, self.restarts, self.floor)
+        return RunState(
+            self.term,
+            self.settings,
+            record,
+            self.close,
+            self.restarts,
+            self.floor,
+            self.marks,
+        )
 
     @property
     def stamp(self) -> Stamp:

@@ -104,6 +104,10 @@ class Suspicion:
         member.is_absent = True
         self._set_link(member, Link.DISCONNECTED)
 
+    def ended_elsewhere(self, member: Member) -> None:
+        """It was done under an earlier coordinator, and may have left: nobody expects it."""
+        self._set_link(member, Link.DISCONNECTED)
+
     def attach_over(self) -> None:
         """The time to attach is over: whoever has not attached is past its deadline.
 

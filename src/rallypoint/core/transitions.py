@@ -57,6 +57,7 @@ _TOLD: Final = (
     "as in the phase that it comes back to: a broken round is told at once",
 )
 _DEPOSED: Final = ("_on_commit_refused", "deposed: this coordinator decides nothing more")
+_NOTED: Final = ("_on_noted", "goodbyes that waited for it are answered")
 _NOT_ASKED: Final = ("_ignore", "nothing: no record was given")
 
 _ATTACHED: Final = ("_on_attached", "let in, resumed, or refused with the reason")
@@ -157,6 +158,14 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _NOT_ASKED,
     ),
     **_rows(
+        on.Noted,
+        _NOTED,
+        ("_on_noted", "the record that waited for it is given to the ledger"),
+        _NOTED,
+        _NOTED,
+        _NOTHING,
+    ),
+    **_rows(
         on.CommitRefused,
         _DEPOSED,
         _DEPOSED,
@@ -201,6 +210,8 @@ _LEADS: Final[dict[tuple[Phase, type[on.Event]], tuple[Phase, ...]]] = {
     (ACTIVE, on.NodeSilent): (ACTIVE,),
     (ACTIVE, on.NodeHeard): (ACTIVE, GATHERING),
     (ACTIVE, on.ProbeAnswered): (ACTIVE, GATHERING),
+    (GATHERING, on.Noted): (GATHERING,),
+    (ACTIVE, on.Noted): (ACTIVE,),
     (COMMITTING, on.Committed): (ACTIVE, GATHERING, COMMITTING, CLOSED),
     (GATHERING, on.CommitRefused): (SUSPENDED,),
     (COMMITTING, on.CommitRefused): (SUSPENDED,),

@@ -339,6 +339,22 @@ class Change(Value, frozen=True):
         return describe(self)
 
 
+class Marks(Value, frozen=True):
+    """What is known of the members of one round beyond that they are in it.
+
+    It is written to the run's head, so that it outlives the coordinator. `done` and `gone` are
+    bitmaps over node ranks: bit r % 8 of byte r // 8. Done: its workers have finished. Gone: it is
+    not expected in the next round, as it departs, has left, or was lost. `ended`: why the round
+    ended; None while it is on. `finished`: how many members of earlier rounds have finished.
+    """
+
+    round: int = 0
+    done: bytes = b""
+    gone: bytes = b""
+    ended: Change | None = None
+    finished: int = 0
+
+
 class Outcome(enum.StrEnum):
     """How a run ended."""
 

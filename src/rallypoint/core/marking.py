@@ -1,0 +1,166 @@
+"""What the ledger has to know of a round's members, and which goodbyes wait for that.
+
+A member that is done is missed by nobody, and a member that departs or has left is not expected in
+the next round. A successor must know both, or it would take the absence of such a member for a
+loss. So they are written to the run's head (`values.Marks`), at most one write at a time, and the
+goodbye of a member is answered when the ledger has what concerns it.
+
+This file keeps what was marked, and says what is to be written when; nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from rallypoint.core.closing import bounded_end
+from rallypoint.core.values import Change, Marks, NodeId, RoundRecord
+
+
+class Farewell(msgspec.Struct, frozen=True):
+    """A node that said goodbye on connection `link`, and may go once `serial` is written."""
+
+    node: NodeId
+    link: int
+    reason: str
+    serial: int
+
+
+class Marking:
+    """The marks of the last committed round. `spacing_s` is the time between two writes."""
+
+    def __init__(self) -> None:
+        self._ranks: dict[NodeId, int] | None = None
+        self._record: RoundRecord | None = None
+        self._done, self._gone = bytearray(), bytearray()
+        self._ended: Change | None = None
+        self._finished_before = 0
+        self._serial = 0
+        """Counts the changes: each mark has the number of the write that will carry it."""
+        self._written = 0
+        self._writing = 0
+        self._due_s: float | None = None
+        self._last_write_s = float("-inf")
+        self._farewells: list[Farewell] = []
+
+    # -- what is known ---------------------------------------------------------------------------
+
+    def begin(self, record: RoundRecord, finished_before: int) -> None:
+        """A round is in the ledger, and with it that nothing is known of its members yet."""
+        self.restore(record, Marks(finished=finished_before))
+
+    def restore(self, record: RoundRecord, marks: Marks) -> None:
+        """Go on with what the ledger has of this round."""
+        self._record, self._ranks = record, None
+        size = (record.head.nodes + 7) // 8
+        self._done = bytearray(marks.done.ljust(size, b"\0"))
+        self._gone = bytearray(marks.gone.ljust(size, b"\0"))
+        self._ended, self._finished_before = marks.ended, marks.finished
+        self._written = self._serial
+        self._writing, self._due_s = 0, None
+
+    def finished_before(self, count: int, now_s: float) -> None:
+        """A member of an earlier round has finished only now."""
+        if count != self._finished_before:
+            self._finished_before = count
+            self._changed(now_s)
+
+    def done(self, node: NodeId, now_s: float) -> None:
+        """The node's workers have finished."""
+        self._mark(self._done, node, now_s)
+
+    def gone(self, node: NodeId, not_before_s: float) -> None:
+        """The node is not expected in the next round. Written at `not_before_s`, or earlier."""
+        self._mark(self._gone, node, not_before_s)
+
+    def ended(self, change: Change, not_before_s: float) -> None:
+        """The round has ended, or what is known of its cause is more than before."""
+        change = bounded_end(change)
+        if change != self._ended:
+            self._ended = change
+            self._changed(not_before_s)
+
+    def _mark(self, bits: bytearray, node: NodeId, not_before_s: float) -> None:
+        rank = self._rank(node)
+        if rank is not None and not bits[rank // 8] >> rank % 8 & 1:
+            bits[rank // 8] |= 1 << rank % 8
+            self._changed(not_before_s)
+
+    def _rank(self, node: NodeId) -> int | None:
+        """O(1), but for the first time in a round."""
+        if self._ranks is None:
+            rows = self._record.members if self._record is not None else ()
+            self._ranks = {NodeId(r.name, r.incarnation): rank for rank, r in enumerate(rows)}
+        return self._ranks.get(node)
+
+    def _changed(self, not_before_s: float) -> None:
+        self._serial += 1
+        due_s = not_before_s if self._due_s is None else min(self._due_s, not_before_s)
+        self._due_s = due_s
+
+    def freeze(self) -> tuple[object, ...]:
+        """What decides what follows, hashable; without times and serial numbers."""
+        known = (bytes(self._done), bytes(self._gone), self._ended, self._finished_before)
+        waiting = tuple((each.node, each.serial <= self._written) for each in self._farewells)
+        return (*known, self.is_writing, self._written == self._serial, waiting)
+
+    # -- writes ----------------------------------------------------------------------------------
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the outcome of a write is not known yet."""
+        return self._writing > self._written
+
+    def next_write_s(self, spacing_s: float) -> float | None:
+        """When the next write is due; None if there is nothing to write, or one is under way."""
+        if self.is_writing or self._due_s is None:
+            return None
+        return max(self._due_s, self._last_write_s + spacing_s)
+
+    def write(self, now_s: float) -> tuple[int, Marks]:
+        """The number of the write that begins now, and all that is marked by now."""
+        assert self._record is not None
+        self._writing, self._due_s, self._last_write_s = self._serial, None, now_s
+        number = self._record.head.number
+        done, gone = bytes(self._done), bytes(self._gone)
+        return self._serial, Marks(number, done, gone, self._ended, self._finished_before)
+
+    def written(self, serial: int) -> bool:
+        """The ledger has the write of this number. False if it is not the one that is awaited."""
+        if not self.is_writing or serial != self._writing:
+            return False
+        self._written = serial
+        return True
+
+    def give_up(self) -> None:
+        """What is not written never will be: the run is over, or another coordinator has it."""
+        self._written, self._due_s = self._serial, None
+
+    # -- goodbyes --------------------------------------------------------------------------------
+
+    def farewell(self, node: NodeId, link: int, reason: str) -> bool:
+        """The node said goodbye. False if the ledger has all that concerns it already."""
+        if self._rank(node) is None or self._written == self._serial:
+            return False
+        self._farewells.append(Farewell(node, link, reason, self._serial))
+        return True
+
+    def take_farewells(self) -> Iterator[Farewell]:
+        """Those that may go by now, in the order in which they came."""
+        waiting, self._farewells = self._farewells, []
+        for each in waiting:
+            if each.serial <= self._written:
+                yield each
+            else:
+                self._farewells.append(each)
+
+    def take_all_farewells(self) -> list[Farewell]:
+        """All that wait, whatever the ledger has."""
+        waiting, self._farewells = self._farewells, []
+        return waiting
+
+
+def ranks_in(bits: bytes) -> frozenset[int]:
+    """The ranks that are in a bitmap."""
+    return frozenset(rank for rank in range(8 * len(bits)) if bits[rank // 8] >> rank % 8 & 1)

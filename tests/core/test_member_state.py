@@ -1,0 +1,375 @@
+"""What is known of a member, item by item, and how it survives a takeover (docs/protocol.md).
+
+A3: whatever is not in the ledger would be believed lost.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.reasons import RefusalCode
+from rallypoint.core.values import ChangeKind, Link, MemberState, NodeInfo, Outcome, Phase
+from tests.core.driver import Driver, node_id
+
+GRACE_S = 15.0
+
+
+def met(*names: str, **options: Any) -> Driver:
+    """Round 1 of these nodes; nothing of that is in the effects."""
+    driver = Driver(**{"min": 2, "max": len(names), "restarts": 3, **options})
+    driver.join(*names)
+    if driver.manual_commit:
+        driver.commit()
+    driver.advance(31.0)
+    assert driver.names == list(names)
+    driver.take()
+    return driver
+
+
+def of_kind(driver: Driver, kind: type[Any]) -> list[Any]:
+    return [effect for _, effect in driver.effects if isinstance(effect, kind)]
+
+
+def lost(driver: Driver) -> list[str]:
+    return [e.node.name for e in of_kind(driver, do.Forget) if " lost: " in e.reason]
+
+
+def fail_over(driver: Driver, *attaching: str) -> None:
+    driver.fail_over(attach_grace_s=GRACE_S)
+    driver.take()
+    driver.attach(*attaching)
+
+
+class TestDone:
+    def test_one_that_is_done_and_has_gone_is_not_lost(self) -> None:
+        driver = met("a", "b")
+        driver.done("a")
+        driver.leave("a")
+        fail_over(driver, "b")
+        driver.advance(3_600.0)
+        assert (driver.phase, driver.run.number, lost(driver)) == (Phase.ACTIVE, 1, [])
+
+    def test_the_run_succeeds_when_the_others_are_done_too(self) -> None:
+        driver = met("a", "b", manual_commit=True)
+        driver.done("a")
+        driver.leave("a")
+        driver.done("b")  # The close is on its way, and does not arrive.
+        fail_over(driver, "b")
+        driver.done("b")
+        driver.commit()
+        assert driver.run.close is not None
+        assert driver.run.close.outcome is Outcome.SUCCEEDED
+
+    def test_one_that_is_done_and_still_there_is_done_when_it_attaches(self) -> None:
+        driver = met("a", "b", "c")
+        driver.done("a")
+        fail_over(driver, "a", "b", "c")
+        driver.done("a")  # said again, and counted once
+        member = driver.run.roster.living(node_id("a"))
+        assert member is not None
+        assert (member.state, member.link) == (MemberState.DONE, Link.CONNECTED)
+        driver.die("a")
+        driver.advance(60.0)
+        assert driver.phase is Phase.ACTIVE
+
+    def test_nobody_waits_for_it_to_attach(self) -> None:
+        driver = met("a", "b", "c")
+        driver.done("a")
+        fail_over(driver, "b", "c")
+        driver.disconnect("b")
+        driver.advance(driver.settings.reconnect_grace_s)
+        # The attach grace is over, and b is judged like anybody.
+        assert lost(driver) == ["b"]
+
+    def test_once_somebody_is_done_nobody_is_let_in_any_more(self) -> None:
+        driver = met("a", "b", max=3)
+        driver.done("a")
+        fail_over(driver, "b")
+        driver.join("c")
+        driver.advance(60.0)
+        assert driver.phase is Phase.ACTIVE
+
+    def test_those_of_earlier_rounds_count_when_the_others_are_too_few(self) -> None:
+        driver = met("a", "b", "c")
+        driver.done("a")
+        driver.fail("b")
+        driver.answer("c")
+        driver.ready("b", "c")
+        driver.advance(31.0)
+        assert (driver.run.number, driver.names) == (2, ["c", "b"])
+        fail_over(driver, "b", "c")
+        driver.leave("c")
+        driver.advance(1.0)
+        assert driver.run.close is not None
+        assert driver.run.close.outcome is Outcome.NOT_ENOUGH
+
+    def test_many_that_end_together_are_a_few_writes(self) -> None:
+        names = [f"n{i}" for i in range(400)]
+        driver = met(*names, manual_note=True)
+        for name in names[:399]:
+            driver.done(name)
+        assert len(of_kind(driver, do.Note)) == 1
+        driver.note()
+        driver.advance(0.06)
+        driver.note()
+        notes = of_kind(driver, do.Note)
+        assert len(notes) == 2
+        assert sum(byte.bit_count() for byte in notes[-1].marks.done) == 399
+
+
+class TestDepartingAndLeft:
+    @pytest.mark.parametrize("has_left", [False, True])
+    def test_its_absence_is_no_loss_and_nobody_waits_for_it(self, has_left: bool) -> None:
+        driver = met("a", "b", "c")
+        driver.depart("a")
+        if has_left:
+            driver.leave("a")
+        fail_over(driver, "b", "c")
+        (change,) = {e.standing.change for e in of_kind(driver, do.Welcome)}
+        assert change.kind is ChangeKind.NODE_LEFT
+        driver.ready("b", "c")
+        driver.advance(0.1)
+        assert (driver.run.number, driver.names, lost(driver)) == (2, ["c", "b"], [])
+
+    def test_one_that_comes_while_it_departs_is_let_in_and_missed_by_nobody(self) -> None:
+        driver = met("a", "b", "c")
+        driver.depart("a")
+        fail_over(driver, "a", "b", "c")
+        driver.depart("a")
+        driver.leave("a")
+        driver.ready("b", "c")
+        driver.advance(0.1)
+        assert (driver.run.number, driver.names, lost(driver)) == (2, ["c", "b"], [])
+
+    def test_one_that_left_while_its_round_was_written(self) -> None:
+        driver = Driver(min=2, max=3, manual_commit=True)
+        driver.join("a", "b", "c")
+        driver.leave("a")
+        driver.commit()
+        fail_over(driver, "b", "c")
+        driver.manual_commit = False
+        driver.ready("b", "c", leaving=1)
+        driver.advance(0.1)
+        assert (driver.run.number, driver.names, lost(driver)) == (2, ["c", "b"], [])
+
+
+class TestTheEndOfARound:
+    def test_a_member_that_was_lost_is_not_lost_again(self) -> None:
+        driver = met("a", "b", "c")
+        driver.die("a")
+        driver.advance(0.1)
+        fail_over(driver, "b", "c")
+        driver.ready("b", "c")
+        driver.advance(0.1)
+        assert (driver.run.number, lost(driver)) == (2, [])
+
+    def test_a_verdict_is_given_and_charged_once(self) -> None:
+        driver = met("a", "b", "c")
+        driver.fail("a")
+        driver.answer("b", "c")
+        driver.advance(1.0)
+        assert driver.run.restart_count == 1
+        fail_over(driver, "a", "b", "c")
+        driver.ready("a", "b", "c")
+        driver.advance(0.1)
+        assert (driver.run.number, driver.run.restart_count) == (2, 1)
+        assert of_kind(driver, do.Verdict) == []
+
+    def test_a_verdict_that_the_ledger_does_not_have_is_charged_once_by_the_successor(self) -> None:
+        driver = met("a", "b", "c", manual_note=True)
+        driver.fail("a")
+        driver.answer("b", "c")
+        driver.advance(1.0)
+        fail_over(driver, "a", "b", "c")
+        driver.manual_note = False
+        driver.ready("a", "b", "c")
+        driver.advance(0.1)
+        assert (driver.run.number, driver.run.restart_count) == (2, 1)
+
+    def test_an_open_case_is_opened_again(self) -> None:
+        driver = met("a", "b", "c")
+        driver.fail("a")
+        driver.advance(0.2)
+        fail_over(driver, "a", "b")
+        driver.ready("a", "b")
+        driver.advance(GRACE_S)
+        assert lost(driver) == ["c"]
+        (verdict,) = of_kind(driver, do.Verdict)
+        assert verdict.change.kind is ChangeKind.NODE_LOST
+        assert driver.run.restart_count == 0
+
+    def test_members_that_were_not_told_learn_it_from_the_successor(self) -> None:
+        driver = met("a", "b", "c")
+        driver.fail("a", message="ValueError")
+        driver.advance(0.2)
+        fail_over(driver, "b")
+        (welcome,) = of_kind(driver, do.Welcome)
+        assert welcome.standing.round == 0
+        assert welcome.standing.change.failure.message == "ValueError"
+
+    def test_members_that_others_name_as_gone_are_not_waited_for(self) -> None:
+        """The last coordinator told its nodes, and died before it had noted anything."""
+        driver = met("a", "b", "c", manual_note=True)
+        driver.leave("a")
+        fail_over(driver, "b", "c")
+        driver.manual_note = False
+        assert driver.phase is Phase.ACTIVE
+        driver.ready("b", "c")
+        driver.advance(0.1)
+        assert (driver.run.number, lost(driver)) == (2, [])
+
+    def test_marks_of_another_round_count_nothing(self) -> None:
+        """A release that does not know them has written a round over them."""
+        driver = met("a", "b")
+        driver.done("a")
+        marks = msgspec.structs.replace(driver.register.marks, round=7)
+        driver.register = msgspec.structs.replace(driver.register, marks=marks)
+        fail_over(driver, "a", "b")
+        member = driver.run.roster.living(node_id("a"))
+        assert member is not None
+        assert member.state is MemberState.ACTIVE
+
+
+class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
+    def test_of_a_node_that_is_done(self) -> None:
+        driver = met("a", "b", manual_note=True)
+        driver.done("a")
+        driver.leave("a")
+        (forget,) = of_kind(driver, do.Forget)
+        assert forget.keeps_connection
+        assert of_kind(driver, do.Dismiss) == []
+        driver.note()
+        assert [e.link for e in of_kind(driver, do.Dismiss)] == [driver._links["a"]]
+
+    def test_at_once_if_it_knows_already(self) -> None:
+        driver = met("a", "b")
+        driver.done("a")
+        driver.take()
+        driver.leave("a")
+        (forget,) = of_kind(driver, do.Forget)
+        assert not forget.keeps_connection
+
+    def test_at_once_of_a_node_that_is_in_no_round(self) -> None:
+        driver = met("a", "b", manual_note=True)
+        driver.join("c")
+        driver.done("a")
+        driver.leave("c")
+        (forget,) = of_kind(driver, do.Forget)
+        assert not forget.keeps_connection
+
+    def test_at_once_where_no_other_coordinator_can_follow(self) -> None:
+        driver = met("a", "b", has_successor=False)
+        driver.done("a")
+        driver.leave("a")
+        assert [e.keeps_connection for e in of_kind(driver, do.Forget)] == [False]
+        assert of_kind(driver, do.Note) == []
+
+    def test_with_the_close_if_that_comes_first(self) -> None:
+        driver = met("a", "b", manual_commit=True, manual_note=True)
+        driver.done("a")
+        driver.note()
+        driver.done("b")
+        driver.leave("b")
+        assert of_kind(driver, do.Dismiss) == []
+        driver.commit()
+        assert len(of_kind(driver, do.Dismiss)) == 1
+
+    def test_the_next_round_waits_for_the_note_and_answers_what_came_after_it(self) -> None:
+        driver = met("a", "b", "c", manual_note=True)
+        driver.depart("c")
+        driver.ready("a", "b")
+        driver.advance(31.0)
+        assert (driver.phase, driver.run.number) == (Phase.COMMITTING, 1)
+        driver.leave("c")
+        driver.note()  # One write at a time: the record follows.
+        assert (driver.run.number, driver.names) == (2, ["a", "b"])
+        assert of_kind(driver, do.Forget)
+
+    def test_a_deposed_coordinator_sends_the_node_to_the_next_one(self) -> None:
+        driver = met("a", "b", manual_note=True)
+        driver.done("a")
+        driver.leave("a")
+        driver.refuse_commit()
+        (refuse,) = of_kind(driver, do.Refuse)
+        assert refuse.refusal.code is RefusalCode.MOVED
+
+    def test_after_an_outage_of_the_ledger(self) -> None:
+        driver = met("a", "b")
+        driver.lose_ledger()
+        driver.done("a")
+        driver.leave("a")
+        assert (of_kind(driver, do.Note), of_kind(driver, do.Dismiss)) == ([], [])
+        driver.restore_ledger()
+        assert len(of_kind(driver, do.Dismiss)) == 1
+
+    def test_an_answer_of_the_ledger_during_an_outage_counts(self) -> None:
+        driver = met("a", "b", manual_note=True)
+        driver.done("a")
+        driver.leave("a")
+        driver.lose_ledger()
+        driver.note()
+        assert len(of_kind(driver, do.Dismiss)) == 1
+
+    def test_a_stray_answer_releases_nobody(self) -> None:
+        driver = met("a", "b", manual_note=True)
+        driver.done("a")
+        driver.leave("a")
+        driver.step(on.Noted(99))
+        assert of_kind(driver, do.Dismiss) == []
+
+
+class TestWhatIsSaidAgain:
+    def test_a_node_that_was_ready_says_so_again(self) -> None:
+        driver = met("a", "b", "c")
+        driver.leave("c")
+        driver.ready("a")
+        fail_over(driver, "a", "b")
+        assert driver.run.roster.ready_count == 0
+        driver.ready("a", "b")
+        driver.advance(0.1)
+        assert driver.names == ["a", "b"]
+
+    def test_a_standby_is_told_again_that_it_is_one(self) -> None:
+        driver = met("a", "b")
+        driver.join("c")
+        fail_over(driver, "a", "b")
+        driver.join("c")
+        assert [e.node.name for e in of_kind(driver, do.Notify)] == ["c"]
+
+    def test_a_repeat_of_an_older_ready_breaks_nothing(self) -> None:
+        driver = met("a", "b")
+        fail_over(driver, "a", "b")
+        driver.ready("a", leaving=0)
+        assert driver.phase is Phase.ACTIVE
+
+    def test_how_often_a_name_has_come_and_gone_is_forgotten(self) -> None:
+        driver = met("a", "b", max=3)
+        for start in range(3):
+            driver.join("c" + start * "'")
+            driver.leave("c" + start * "'")
+        fail_over(driver, "a", "b")
+        driver.join("c" + 3 * "'")
+        driver.advance(driver.settings.scale_up_delay_s + 0.1)
+        assert driver.phase is Phase.GATHERING
+
+    def test_of_two_nodes_of_one_name_the_older_keeps_it(self) -> None:
+        driver = met("a", "b")
+        driver.silent("a")
+        driver.attach("a'")
+        fail_over(driver, "a'", "b", "a")
+        assert driver.is_connected("a")
+
+    def test_the_row_of_a_member_is_all_that_its_node_told(self) -> None:
+        driver = Driver(min=1, max=1)
+        info = NodeInfo("a", 1, "host", ("10.0.0.1",), 2, {"zone": "z"}, 7.5)
+        driver.step(on.NodeAttached(info, driver.settings, 1))
+        driver.ready("a", workers=2)
+        driver.fail_over(attach_grace_s=GRACE_S)
+        member = driver.run.roster.get("a")
+        assert member is not None
+        assert member.info == info
