@@ -519,7 +519,8 @@ class _Session:
         call = self.calls.pop(request_id)
         if isinstance(call, Answer):
             self.answer_bytes -= _result_bytes(call.result)
-            self._reads.discard(request_id)
+            if self._reads:
+                self._reads.discard(request_id)
 
     def picture(self, node: str) -> SessionPicture:
         known = sorted((i, c) for i, c in self.calls.items() if not isinstance(c, _Call))
