@@ -244,3 +244,21 @@ def test_the_owner_of_an_elected_run_sweeps_and_its_other_candidates_do_not(
             await each.aclose()
 
     run_virtual(main())
+
+
+def test_a_log_that_a_deposed_coordinator_made_for_a_removed_run_goes() -> None:
+    """Its round was never committed, and no register tells of the run any more."""
+    lost, kept = log_name("gone", 2, 1, 0, 1), log_name("there", 1, 1, 0, 1)
+
+    async def scenario(times: list[float]) -> tuple[str, ...]:
+        ledger = MemoryLedger()
+        await ledger.swap(run_key("there"), None, a_run("there"))
+        for log in (lost, kept):
+            await ledger.append(log, 0, b"header")
+        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False, nobody)
+        for now_s in times:
+            await sweeper.sweep(now_s)
+        return await ledger.logs("")
+
+    assert asyncio.run(scenario([0.0, 9.0])) == (lost, kept)
+    assert asyncio.run(scenario([0.0, 9.0, 11.0])) == (kept,)

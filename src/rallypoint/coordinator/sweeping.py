@@ -28,7 +28,7 @@ from rallypoint.coordinator.office import closed_as_abandoned, delete_run
 from rallypoint.core import election as e
 from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerFormatError
 from rallypoint.ledger.contract import Ledger, Swapped, Versioned
-from rallypoint.ledger.keys import COORDINATORS, RUNS, lease_key, run_key
+from rallypoint.ledger.keys import COORDINATORS, LOGS, RUNS, lease_key, run_key, run_key_of_log
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -96,13 +96,36 @@ class Sweeper:
         runs = await self._ledger.keys(RUNS)
         self._leases = len(leases)
         # Kept for what is not looked at this time, too: a version that comes again stood still.
-        there = {*leases, *runs}
+        lost = await self._lost_logs(runs)
+        there = {*leases, *runs, *lost}
         self._seen = {key: seen for key, seen in self._seen.items() if key in there}
         for key in (*self._some(leases), *self._some(runs)):
             try:
                 await self._look_at(key, now_s)
             except (e.UnreadableError, LedgerCorruptError, LedgerFormatError) as error:
                 _log.debug("%s is left alone: %s", key, error)
+        for log in lost:
+            await self._look_at_lost_log(log, now_s)
+
+    async def _lost_logs(self, runs: Sequence[str]) -> list[str]:
+        """Logs of runs that are not there: a deposed coordinator may make one after all is removed.
+
+        Only for who looks at everything: to list the logs costs by their number.
+        """
+        if not self._ledger.has_log or self._sample is not None:
+            return []
+        there = frozenset(runs)
+        logs = await self._ledger.logs(LOGS)
+        return [log for log in logs if run_key_of_log(log) not in there]
+
+    async def _look_at_lost_log(self, log: str, now_s: float) -> None:
+        _, since_s = self._seen.setdefault(log, (0, now_s))
+        if now_s - since_s < self._keeping.closed_run_s:
+            return
+        # A run that begins anew has logs of other names, as its term is above all before it.
+        if await self._ledger.read(run_key_of_log(log)) is None:
+            _log.info("log %s of no run is swept from the ledger", log)
+            await self._ledger.drop_log(log)
 
     def _some(self, keys: Sequence[str]) -> Sequence[str]:
         if self._sample is None or len(keys) <= self._sample:

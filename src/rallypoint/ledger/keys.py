@@ -23,6 +23,8 @@ COORDINATORS: Final = "coordinators/"
 """What the names of all leases begin with."""
 RUNS: Final = "runs/"
 """What the names of all heads of runs begin with."""
+LOGS: Final = "stores/"
+"""What the names of all logs begin with."""
 QUOTED_BYTES_MAX: Final = 160
 """A quoted id that is longer is cut, and its hash is added: every engine takes such a name."""
 _CUT_BYTES: Final = 96
@@ -57,7 +59,12 @@ def chunk_of(key: str) -> tuple[int, int] | None:
 
 def log_prefix(run_id: str) -> str:
     """What the names of all logs of a run begin with."""
-    return f"stores/{quoted(run_id)}/"
+    return f"{LOGS}{quoted(run_id)}/"
+
+
+def run_key_of_log(name: str) -> str:
+    """The register of the run that a log is of, whether or not it is there."""
+    return RUNS + name.removeprefix(LOGS).partition("/")[0]
 
 
 def round_prefix(run_id: str, number: int, term: int) -> str:
