@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from rallypoint import aio
+from rallypoint.client.machine import Action
+from rallypoint.client.node import Node
+from rallypoint.core.values import RunSettings
+from rallypoint.settings import node_settings
 
 uvloop = pytest.importorskip("uvloop")
 
@@ -18,3 +24,26 @@ def test_a_node_in_a_loop_of_uvloops_meets_and_leaves():
             return world.size, await world.store.get("key")
 
     assert uvloop.run(program()) == (1, b"value")
+
+
+def test_a_heartbeat_that_is_due_at_once_is_scheduled_again():
+    """What uvloop gives for a time that has come has no `when`; a node once lost its coordinator
+    by that.
+    """
+
+    async def program() -> float:
+        node = Node(node_settings(), RunSettings())
+        has_ticked: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        dues_s = iter((0.0, 1.0, 0.0))
+
+        def tick(now_s: float) -> list[Action]:
+            has_ticked.set_result(now_s)
+            return []
+
+        node._machine.next_tick_s = lambda: next(dues_s, None)  # type: ignore[method-assign]
+        node._machine.tick = tick  # type: ignore[method-assign]
+        for _ in range(3):
+            node._schedule_tick()
+        return await has_ticked
+
+    assert uvloop.run(program()) > 0

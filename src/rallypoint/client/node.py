@@ -156,6 +156,7 @@ class Node:
         self._connection: Connection | None = None
         self._reconnecting: asyncio.Task[None] | None = None
         self._tick: asyncio.TimerHandle | None = None
+        self._tick_due_s = 0.0
         self._results: dict[int, asyncio.Future[object]] = {}
         self._changed: list[asyncio.Future[None]] = []
         self._is_closing = False
@@ -733,11 +734,13 @@ class Node:
 
     def _schedule_tick(self) -> None:
         due_s = self._machine.next_tick_s()
-        if self._tick is not None and self._tick.when() != due_s:
+        # The handle is not asked: uvloop's for a time that has come does not know it.
+        if self._tick is not None and self._tick_due_s != due_s:
             self._tick.cancel()
             self._tick = None
         if due_s is not None and self._tick is None:
             self._tick = asyncio.get_running_loop().call_at(due_s, self._on_tick)
+            self._tick_due_s = due_s
 
     def _on_tick(self) -> None:
         self._tick = None
