@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from rallypoint.coordinator import durable_store
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.log_reader import RETRY_S
 from rallypoint.coordinator.log_records import (
@@ -18,7 +19,7 @@ from rallypoint.coordinator.log_records import (
 from rallypoint.coordinator.round_log import first_log
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core.reasons import Refusal, RefusalCode
-from rallypoint.core.store import Check, Get, Set, StoreOp, StoreResult, Value
+from rallypoint.core.store import Add, Check, Get, Set, StoreOp, StoreResult, Value
 from rallypoint.core.values import Address, Change, NodeInfo, Phase, RunSettings, Stamp
 from rallypoint.errors import (
     LedgerCorruptError,
@@ -580,5 +581,34 @@ def test_a_record_is_not_tried_for_ever_once_its_run_is_another_s() -> None:
         await asyncio.sleep(3 * RETRY_S)
         assert ledger.calls == calls
         await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_a_round_of_many_writes_keeps_a_short_log_and_can_be_taken_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 10)
+
+    async def main() -> None:
+        ledger = Troubled()
+        shared, hub = await coordinator(ledger, 1)
+        node = Asking(hub)
+        await formed(node)
+        for number in range(1, 301):
+            assert await answer_to(node, number, Add("n", 1)) == Value(number)
+        # Which of them are dropped is decided by their age, so the first one is gone.
+        await until(lambda: LOG not in ledger._logs)
+        assert sum(map(len, ledger._logs.values())) < 100
+        await shared.aclose()
+        second, other_hub = await coordinator(ledger, 2)
+        second.claim("run")
+        await has_begun(other_hub, "run")
+        again = Asking(other_hub)
+        await until(lambda: any(isinstance(each, wire.Formed) for each in again.said))
+        # R11: the answer that it did not acknowledge; R10: what was acknowledged.
+        assert await answer_to(again, 300, Add("n", 1)) == Value(300)
+        assert await answer_to(again, 301, Add("n", 1)) == Value(301)
+        await second.aclose()
 
     run_virtual(main())
