@@ -116,6 +116,9 @@ class Engine:
     def sweep(self, key: str) -> None:
         """Remove a lease."""
         self._journal.lease_swept(key.removeprefix("lease/"))
+        self._remove(key)
+
+    def _remove(self, key: str) -> None:
         if "shelf" not in self.cells:
             del self.cells[key]
             return
@@ -124,6 +127,27 @@ class Engine:
         assert shelf is not None
         self.cells["shelf"] = e.Found(one_register.encode(shelf), found.version + 1)
         self._counters["" if self._is_together else "shelf"] = found.version + 1
+
+    def remove_run(self, key: str) -> None:
+        """Remove a closed run: the floor first, as a coordinator does."""
+        there = self._logical()
+        register, floor = e.decode_run(there[key].value), there.get("floor")
+        before = e.NO_FLOOR if floor is None else e.decode_floor(floor.value)
+        self._put("floor", e.encode(before.raised(register)))
+        self._remove(key)
+        self._journal.run_removed(register.run_id)
+
+    def _put(self, key: str, value: bytes) -> None:
+        there = self._logical().get(key)
+        expected = None if there is None else there.version
+        if "shelf" not in self.cells:
+            assert isinstance(self.swap(key, expected, value), e.Done)
+            return
+        found = self.cells["shelf"]
+        placed = one_register.decode(found.value, "shelf").swap(key, expected, value)
+        assert isinstance(placed, one_register.Placed)
+        after = one_register.encode(placed.shelf)
+        assert isinstance(self.swap("shelf", found.version, after), e.Done)
 
     def _logical(self) -> dict[str, e.Found]:
         if "shelf" not in self.cells:
@@ -144,6 +168,8 @@ class Engine:
     def _written(self, key: str, value: bytes) -> None:
         if key.startswith("lease/"):
             self._journal.lease_written(e.decode_lease(value))
+        elif key == "floor":
+            self._journal.floor_written(e.decode_floor(value))
         else:
             self._journal.run_written(e.decode_run(value))
 
@@ -230,10 +256,8 @@ class Process:
                 case e.Won(register=register):
                     self._publish(run, register)
                 case e.Committed(register=register):
-                    number, term = (
-                        register.number,
-                        register.round.term if register.round else 0,
-                    )
+                    head = register.round
+                    number, term = (head.number, head.term) if head is not None else (0, 0)
                     self.world.journal.committed(run, term, number)
                     self._publish(run, register)
                 case e.Deposed():
@@ -333,6 +357,8 @@ class World:
         self.engine = Engine(plan, self.journal)
         self.runs = tuple(f"run-{number}" for number in range(plan.runs))
         self.names = 0
+        self.removed = 0
+        """How many closed runs were removed; each may begin again."""
         self.is_healed = False
         self.steps = 0
         self.seen: dict[tuple[str, str], Stamp] = {}
@@ -542,6 +568,13 @@ class World:
         for key, lease in self.engine.leases().items():
             if lease.state is not e.LeaseState.SERVING:
                 self.engine.sweep(key)
+        for run in self.runs:
+            owner, _ = self.journal.owner(run)
+            owners = self.engine.leases().get(f"lease/{owner}")
+            is_gone = owners is None or owners.state is not e.LeaseState.SERVING
+            if self.journal.is_closed(run) and is_gone:
+                self.engine.remove_run(f"run/{run}")
+                self.removed += 1
                 return
 
     # -- the two phases ------------------------------------------------------------------------

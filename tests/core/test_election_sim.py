@@ -38,6 +38,7 @@ def test_the_seeds_see_what_they_are_for() -> None:
     assert {plan.has_one_register for plan in plans} == {True, False}
     assert {plan.are_clocks_wild for plan in plans} == {True, False}
     assert max(terms) >= 5
+    assert sum(world.removed for world in worlds) >= 1
     assert sum(terms) > 2 * len(terms)
     assert any(closes)
     assert not all(closes)

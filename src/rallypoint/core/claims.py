@@ -300,8 +300,9 @@ class Claim:
         """Seal the run's register with the next term. Only whose own lease is good may try."""
         if not self._may_take(now_s):
             return self._wait(now_s)
-        has_no_round = self.register is None or self.register.round is None
-        if has_no_round and self._floor is None:
+        register = self.register
+        may_begin = register is None or (register.round is None and register.close is None)
+        if may_begin and self._floor is None:
             return self._check(now_s)
         swap = SwapRun(self.version, encode(self._sealed()))
         return self._ask(ClaimState.ADOPTING, swap, now_s)

@@ -36,6 +36,8 @@ class ElectionJournal:
     def __init__(self) -> None:
         self._history: deque[str] = deque(maxlen=HISTORY_LENGTH)
         self._runs: dict[str, _Run] = {}
+        self._removed: dict[str, set[tuple[int, int]]] = {}
+        """The tokens of the rounds of runs that were removed."""
         self._floor = NO_FLOOR
         self._leases: dict[str, Lease] = {}
         self._ended: dict[str, LeaseState] = {}
@@ -80,6 +82,7 @@ class ElectionJournal:
             return
         if run.register.close is None:
             self._fail("R6", f"an open run was removed: {_told(run.register)}")
+        self._removed.setdefault(run_id, set()).update(run.tokens)
         if self._floor.raised(run.register) != self._floor:
             self._fail("R13", f"{_told(run.register)} was removed, and the floor is {self._floor}")
 
@@ -131,7 +134,10 @@ class ElectionJournal:
     def committed(self, run_id: str, term: int, number: int) -> None:
         """A coordinator believes that this was committed. Raises InvariantViolation."""
         run = self._runs.get(run_id)
-        if run is None or (number and (term, number) not in run.tokens):
+        # The news may come late, to a process that was frozen while the run was removed.
+        tokens = self._removed.get(run_id, set()) | (run.tokens if run is not None else set())
+        was_there = run is not None or run_id in self._removed
+        if not was_there or (number and (term, number) not in tokens):
             self._fail("R1", f"round {number} of term {term} was never committed for {run_id}")
 
     def accepted(self, node: str, run_id: str, stamp: Stamp) -> None:
@@ -163,11 +169,12 @@ class ElectionJournal:
         if after.term < before.term:
             self._fail("R5", f"term {after.term} wrote over term {before.term}")
         # A register that was created late is sealed above the floor that it did not know of.
-        is_lifted = before.round is None and after.term == run.floor.term + 1
+        is_lifted = before.round is None and before.term < after.term <= self._floor.term + 1
         if (after.term != before.term + 1 and not is_lifted) or after.sequence:
             self._fail("terms", f"{_told(before)} was sealed by {_told(after)}")
         if _without_office(before) != _without_office(after):
-            is_floor_only = before.round is None and after.floor == run.floor.number
+            is_floor_only = before.round is None and before.floor < after.floor
+            is_floor_only = is_floor_only and after.floor <= self._floor.number
             unlike = msgspec.structs.replace(after, floor=before.floor)
             if not is_floor_only or _without_office(before) != _without_office(unlike):
                 self._fail("R1", f"a seal changed what was committed: {before} -> {after}")
