@@ -5,6 +5,7 @@ Each prints what the test reads, a line at a time.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import sys
@@ -72,6 +73,17 @@ def forks() -> None:
     if not child:
         say("child", os.getpid())
         time.sleep(600)
+    time.sleep(600)
+
+
+def forks_unseen() -> None:
+    """A child that C code makes, of which Python is told nothing, and which outlives its parent."""
+    run = join()
+    say("joined")
+    assert run.next_world() is not None
+    child = ctypes.PyDLL(None).fork()
+    if child:
+        say("child", child)
     time.sleep(600)
 
 

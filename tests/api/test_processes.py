@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -92,6 +93,60 @@ def test_a_fork_that_uses_the_run_is_refused_and_one_that_lives_on_hides_no_deat
     )
     assert time.monotonic() - began_s < 25.0
     assert lines(peer) == []
+
+
+def test_a_fork_has_no_copy_of_the_connection(programs, coordinator):
+    peer = programs.start("peer", coordinator, "a")
+    forking = programs.start("forks", coordinator, "b")
+    for _ in range(6):
+        line(forking)
+    child = int(line(forking).removeprefix("child "))
+    programs.children.append(child)
+    assert line(peer) == "met 2"
+    port = int(coordinator.rpartition(":")[2])
+    [connection] = connections_to(port, forking.pid)
+    assert connection not in sockets_of(child)
+
+
+@pytest.mark.parametrize("ends", ["killed", "frozen"])
+def test_where_a_child_holds_the_connection_silence_is_judged_as_ever(
+    programs, coordinator, monkeypatch, ends
+):
+    """No FIN comes while anybody has the socket; and none of a process that only stands still."""
+    monkeypatch.setenv("RALLYPOINT_LOST_AFTER", "6")
+    peer = programs.start("peer", coordinator, "a")
+    forking = programs.start("forks_unseen", coordinator, "b")
+    assert line(forking) == "joined"
+    child = int(line(forking).removeprefix("child "))
+    programs.children.append(child)
+    assert line(peer) == "met 2"
+    port = int(coordinator.rpartition(":")[2])
+    [connection] = connections_to(port, forking.pid)
+    assert connection in sockets_of(child)
+    forking.send_signal(signal.SIGKILL if ends == "killed" else signal.SIGSTOP)
+    assert line(peer) == "node_lost b it fell silent and did not answer"
+    assert lines(peer) == []
+
+
+def connections_to(port: int, pid: int) -> set[str]:
+    """The connections of a process to a port of this machine, by the kernel's number of each."""
+    there = set()
+    for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = row.split()
+        if int(fields[2].rpartition(":")[2], 16) == port:
+            there.add(fields[9])
+    return there & sockets_of(pid)
+
+
+def sockets_of(pid: int) -> set[str]:
+    """All sockets that a process holds."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = str(entry.readlink())
+            if target.startswith("socket:"):
+                found.add(target.removeprefix("socket:[").removesuffix("]"))
+    return found
 
 
 def test_a_fork_of_the_host_hides_no_death_either(programs):

@@ -1,0 +1,118 @@
+"""How the connections of killed nodes end: `python benchmarks/kernels_word.py [--kills 100]`.
+
+A process that is killed while its receive buffer holds a message that it has not read sends a
+reset, and then the reconnect grace passes before it is lost. This counts how often that happens:
+real processes, `kill -9` at random moments, one coordinator that notes the end of each connection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.core import events as on
+
+NODE = """
+import sys, time, rallypoint
+how, run_id, endpoint, name, count = sys.argv[1:]
+run = rallypoint.join(run_id, endpoint, node_name=name, min_nodes=1, max_nodes=int(count),
+                      expected_nodes=int(count), max_restarts=None)
+for world in run.worlds():
+    print("met", flush=True)
+    while not world.change:
+        if how == "busy":
+            try:
+                world.store.set(name, b"x")
+            except rallypoint.RallypointError:
+                break
+        else:
+            time.sleep(0.05)
+"""
+WAVE = 10
+"""So many nodes at a time, that the machine can run them all."""
+KINDS = {
+    "idle": "of idle nodes, one at a time",
+    "busy": "of nodes that call the store without a pause, one at a time",
+    "together": "of idle nodes, ten at once",
+}
+
+
+async def count(
+    port: int, kind: str, kills: int, chance: random.Random
+) -> collections.Counter[str]:
+    """Kill so many nodes; how each connection ended."""
+    ends: collections.Counter[str] = collections.Counter()
+    with noting(ends):
+        for wave in range(kills // WAVE):
+            nodes = await start(port, kind, f"{kind}-{wave}")
+            await asyncio.sleep(chance.uniform(1.0, 3.0))
+            for node in nodes:
+                os.kill(node.pid, signal.SIGKILL)
+                if kind != "together":
+                    await asyncio.sleep(chance.uniform(0.2, 0.6))
+            for node in nodes:
+                await node.wait()
+            await asyncio.sleep(1.0)
+    return ends
+
+
+async def start(port: int, kind: str, run_id: str) -> list[asyncio.subprocess.Process]:
+    how = "busy" if kind == "busy" else "idle"
+    nodes = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", NODE, how, run_id),
+            *(f"http://127.0.0.1:{port}", f"n{n}", str(WAVE)),
+            stdout=subprocess.PIPE,
+        )
+        for n in range(WAVE)
+    ]
+    for node in nodes:
+        assert node.stdout is not None
+        await node.stdout.readline()
+    return nodes
+
+
+@contextlib.contextmanager
+def noting(ends: collections.Counter[str]) -> Iterator[None]:
+    post = RunHost.post
+
+    def noted(run: RunHost, event: on.Event) -> None:
+        if isinstance(event, on.ConnectionLost):
+            ends[event.how] += 1
+        post(run, event)
+
+    RunHost.post = noted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        RunHost.post = post  # type: ignore[method-assign]
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("kinds", nargs="*", default=list(KINDS))
+    chosen = parser.parse_args()
+    sock = bind("127.0.0.1", 0)
+    async with CoordinatorServer() as server:
+        await server.start([sock])
+        for kind in chosen.kinds:
+            chance = random.Random(chosen.seed)
+            ends = await count(sock.getsockname()[1], kind, chosen.kills, chance)
+            told = ", ".join(f"{how}: {times}" for how, times in ends.most_common())
+            print(f"{sum(ends.values())} kills {KINDS[kind]}: {told}", flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
