@@ -161,7 +161,7 @@ def test_the_path_for_nodes_says_so_to_people():
 
 SUMMARY = {
     *("run_id", "term", "phase", "reason", "round", "nodes", "size", "attached", "restart_count"),
-    *("waiting", "closed"),
+    *("waiting", "closed", "suspended"),
 }
 DETAIL = SUMMARY | {
     *("coordinator", "settings", "bootstrap", "digest", "members", "members_total", "rounds"),

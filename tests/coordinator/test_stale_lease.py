@@ -210,6 +210,19 @@ def test_the_end_of_a_round_follows_the_seat_that_was_kept() -> None:
     run_virtual(main())
 
 
+def test_a_node_that_waits_for_its_name_is_sent_away_with_the_others() -> None:
+    async def main() -> None:
+        case = await a_case(redials=False)
+        second = Line(case.hub, "run", redials=False, incarnation=2)
+        assert second.said == []
+        case.shared.deposed("run", "term 2 has begun")
+        for line in (case.line, second):
+            assert [code for code, _ in line.refusals()] == [RefusalCode.MOVED]
+        await case.shared.aclose()
+
+    run_virtual(main())
+
+
 @pytest.mark.parametrize("reads_ledger", [True, False])
 def test_nodes_that_cannot_look_are_sent_away_with_growing_pauses(reads_ledger: bool) -> None:
     """They may reach another replica. Those that read the ledger find it by themselves."""

@@ -79,16 +79,23 @@ class Line:
     peer = "127.0.0.1"
 
     def __init__(
-        self, hub: Hub, run_id: str, *, redials: bool = True, reads_ledger: bool = True
+        self,
+        hub: Hub,
+        run_id: str,
+        *,
+        redials: bool = True,
+        reads_ledger: bool = True,
+        incarnation: int = 1,
     ) -> None:
         self.said: list[wire.FromCoordinator] = []
         self._reads_ledger = reads_ledger
+        self._incarnation = incarnation
         self._hub, self._run_id, self._redials = hub, run_id, redials
         self._dial()
 
     def _dial(self) -> None:
         self._session = self._hub.connected(self)
-        info = NodeInfo("a", 1, "h")
+        info = NodeInfo("a", self._incarnation, "h")
         stamp = Stamp("", 0, 0)
         self.say(
             wire.Attach(

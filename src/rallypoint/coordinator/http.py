@@ -155,6 +155,7 @@ def _summary(run: RunHost) -> dict[str, Any]:
         "term": membership.term,
         "phase": membership.phase.value,
         "reason": _reason(run),
+        "suspended": list(membership.suspension.reasons),
         "round": membership.number,
         "nodes": head.nodes if head else 0,
         "size": head.size if head else 0,

@@ -137,6 +137,8 @@ class Office:
         self._tasks = Supervised()
         self._failures = Backoff(timing.ttl_s, PAUSE_MAX_S)
         self._run_failures: dict[str, Backoff] = {}
+        self._stays_away_s: dict[str, float] = {}
+        """Until when this process does not take a run that failed here."""
         self._rests_until_s = float("-inf")
         self._sendings = Backoff(timing.ttl_s, PAUSE_MAX_S)
         self._send_away_s = float("inf")
@@ -270,7 +272,9 @@ class Office:
         if claim is None:
             return
         first = Backoff(self._timing.ttl_s, PAUSE_MAX_S)
-        pause_s = self._run_failures.setdefault(run_id, first).next_s(self._now_s())
+        now_s = self._now_s()
+        pause_s = self._run_failures.setdefault(run_id, first).next_s(now_s)
+        self._stays_away_s[run_id] = now_s + pause_s
         guarded(partial(self._forget_failed, run_id), self._let_go, run_id, claim, pause_s)
 
     def _let_go(self, run_id: str, claim: e.Claim, pause_s: float) -> None:
@@ -319,7 +323,6 @@ class Office:
             self._is_suspended, self._has_told_why = True, bool(self._outage)
             away_s = self._holder.renewed_ago_s(now_s)
             self._runs.ledger_lost(self._outage or NO_ANSWER, away_s)
-
         if now_s >= self._send_away_s:
             self._send_away_s = now_s + self._sendings.next_s(now_s)
             self._runs.send_away(self._holder.renewed_ago_s(now_s))
@@ -335,7 +338,7 @@ class Office:
         reason = self._holder.lost_reason
         _log.warning("this coordinator has lost its office: %s", reason)
         for run_id, claim in list(self._claims.items()):
-            self._do(run_id, claim.tick(now_s))
+            guarded(partial(self._run_failed, run_id), self._look_again, run_id, claim, now_s)
             self._forget(run_id)
         self._is_suspended = False
         self._holder = self._new_holder()
@@ -370,7 +373,7 @@ class Office:
     def reached(self, run_id: str) -> None:
         """A node has come for the run: this process need not stay away from it."""
         claim = self._claims.get(run_id)
-        if claim is not None and run_id not in self._run_failures:
+        if claim is not None and self._now_s() >= self._stays_away_s.get(run_id, 0.0):
             claim.end_pause()
 
     def _yield_if_unheard(self, run_id: str, claim: e.Claim, now_s: float) -> None:
@@ -418,6 +421,8 @@ class Office:
         """
         claim = self._claims.get(run_id)
         self._forget(run_id)
+        self._run_failures.pop(run_id, None)
+        self._stays_away_s.pop(run_id, None)
         if claim is not None and claim.may_decide(self._now_s()) and not claim.is_committing:
             assert claim.version is not None
             assert claim.register is not None

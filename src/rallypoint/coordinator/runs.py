@@ -165,14 +165,17 @@ class RunHost:
             return
         self.has_failed = True
         _log.error("run %s: ended here by an unexpected error", self.run_id, exc_info=error)
-        refusal = self._failure_refusal(error)
-        for session in list(self._sessions.values()):
-            session.refuse(refusal)
-        self.turn_away(refusal)
+        self._refuse_all(self._failure_refusal(error))
         if self._shared is not None:
             self._shared.gave_up(self)
         else:
             self._hub.run_lost(self)
+
+    def _refuse_all(self, refusal: Refusal) -> None:
+        """Refuse all nodes: also those that wait for a name, or for the run to be claimed. O(N)."""
+        for session in [each for each in self._hub.sessions.values() if each.run is self]:
+            session.refuse(refusal)
+        self.turn_away(refusal)
 
     def _failure_refusal(self, error: Exception) -> Refusal:
         what = f"an unexpected error in the coordinator of run {self.run_id!r}: {told(error)}"
@@ -561,9 +564,7 @@ class RunHost:
                 "run %s: this coordinator has been deposed: %s", self.run_id, effect.reason
             )
         message = f"this coordinator has the run no more: {effect.reason}"
-        for session in list(self._sessions.values()):
-            session.refuse(Refusal(RefusalCode.MOVED, message))
-        self.turn_away(Refusal(RefusalCode.MOVED, message))
+        self._refuse_all(Refusal(RefusalCode.MOVED, message))
         if self._shared is not None:
             self._shared.stepped_down(self)
 
