@@ -63,15 +63,18 @@ class Line(asyncio.Transport):
 class Reading:
     """A reader on a line, what it has handed on, and what it has left to the owner."""
 
-    def __init__(self) -> None:
+    def __init__(self, early: bytes = b"") -> None:
         self.owner = Owner()
         self.line = Line(self.owner)
         self.messages: list[bytes] = []
-        self.reader = FrameReader(self.line, self.messages.append)
+        self.refused: list[str] = []
+        self.reader = FrameReader(
+            self.line, self.messages.append, refused=self.refused.append, early=early
+        )
 
     @property
     def stepped_aside(self) -> bool:
-        return self.line.protocol is self.owner
+        return self.reader.is_aside
 
 
 def frame(payload: bytes, opcode: Opcode = Opcode.BINARY, **more: Any) -> bytes:
@@ -137,14 +140,10 @@ OTHERS = {
     "a first fragment": frame(b"half", fin=False),
     "a later fragment": frame(b"half", Opcode.CONT),
     "the end": frame(b"\x03\xe8", Opcode.CLOSE),
-    "without a mask": Frame(Opcode.BINARY, b"message").serialize(mask=False),
-    "a long one without a mask": Frame(Opcode.BINARY, bytes(300)).serialize(mask=False),
     "a ping that is too large": frame(b"", Opcode.PING)[:1] + frame(bytes(126))[1:],
-    "a ping without a mask": Frame(Opcode.PING, b"").serialize(mask=False),
     "a reserved bit": b"\xc2" + frame(b"message")[1:],
     "an opcode that is none": b"\x83" + frame(b"message")[1:],
     "a size beyond all": b"\x82\xff" + b"\xff" * 8 + b"1234",
-    "TLS": b"\x16\x03\x01\x02\x00\x01\x00",
 }
 
 
@@ -158,6 +157,63 @@ def test_at_anything_else_it_steps_aside_for_good(other: bytes) -> None:
     assert at.messages == [b"before"]
     after = at.owner.bytes.removeprefix(other)
     assert len(after) == len(frame(b"after") + frame(b"later"))
+
+
+UNMASKED = {
+    "a message": Frame(Opcode.BINARY, b"message").serialize(mask=False),
+    "a long message": Frame(Opcode.BINARY, bytes(300)).serialize(mask=False),
+    "a huge message": Frame(Opcode.BINARY, bytes(70_000)).serialize(mask=False),
+    "a text": Frame(Opcode.TEXT, b"text").serialize(mask=False),
+    "a ping": Frame(Opcode.PING, b"").serialize(mask=False),
+    "a fragment": Frame(Opcode.CONT, b"", fin=False).serialize(mask=False),
+    "the end": Frame(Opcode.CLOSE, b"").serialize(mask=False),
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00",
+}
+
+
+@pytest.mark.parametrize("before", [b"", OTHERS["a first fragment"]], ids=["plain", "aside"])
+@pytest.mark.parametrize("unmasked", UNMASKED.values(), ids=UNMASKED)
+def test_a_frame_without_a_mask_is_refused_and_nothing_after_it_read(
+    unmasked: bytes, before: bytes
+) -> None:
+    at = Reading()
+    at.line.bring(before + unmasked + frame(b"after"))
+    at.line.bring(frame(b"later") + unmasked)
+    assert at.refused == [frames.UNMASKED]
+    assert at.messages == []
+    assert at.owner.bytes == before
+
+
+def test_a_frame_inside_another_is_never_taken_for_one() -> None:
+    """However the stream is cut, and whatever comes before it: framing is followed throughout."""
+    hidden = frame(b"smuggled")
+    for outer in (frame(hidden, Opcode.TEXT), frame(b"A" * 20 + hidden, fin=False)):
+        masked = outer[: len(outer) - len(hidden)] + hidden  # as a mask of zeros would leave it
+        for cut in range(len(masked) + 1):
+            at = Reading()
+            at.line.bring(masked[:cut])
+            at.line.bring(masked[cut:])
+            assert at.messages == []
+            assert at.owner.bytes == masked
+
+
+def test_whole_messages_before_the_answer_are_read_after_it_and_in_order() -> None:
+    at = Reading(early=frame(b"a") + frame(b"b"))
+    assert at.messages == []
+    at.reader.begin()
+    at.line.bring(frame(b"c"))
+    assert at.messages == [b"a", b"b", b"c"]
+    assert at.refused == []
+
+
+def test_half_a_frame_before_the_answer_is_refused() -> None:
+    whole = frame(b"a") + frame(b"b" * 200)
+    for cut in range(len(frame(b"a")) + 1, len(whole)):
+        at = Reading(early=whole[:cut])
+        at.reader.begin()
+        at.line.bring(whole[cut:] + frame(b"later"))
+        assert at.refused == [frames.HALF_A_FRAME]
+        assert at.messages == [b"a"]
 
 
 def test_a_large_message_in_small_pieces_is_looked_at_once_it_is_whole(

@@ -85,7 +85,7 @@ def test_a_token_is_asked_for_on_both_faces(path: str):
 def test_a_token_that_is_no_utf8_is_wrong_and_no_more():
     async def main() -> None:
         async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
-            request = b"GET /api/v1/runs HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+            request = b"GET /api/v1/runs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             answer = await raw(port, request + b"Authorization: Bearer \xff\xfe\r\n\r\n")
             assert answer.startswith(b"HTTP/1.1 401 ")
 
@@ -340,7 +340,7 @@ def test_a_message_that_is_too_long_ends_the_connection():
 
 
 UPGRADE = (
-    f"GET {wire.ATTACH_PATH} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n"
+    f"GET {wire.ATTACH_PATH} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
     "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
 ).encode()
@@ -392,9 +392,72 @@ def test_plain_frames_are_read_in_front_of_aiohttp_and_all_others_by_it():
             beats = [decoded(each).beat for each in kinds if each[0] == 0x82]
             assert beats == sorted(beats)
             assert len(beats) == 3
-            assert not isinstance(transport.get_protocol(), FrameReader)
+            assert isinstance(reading := transport.get_protocol(), FrameReader)
+            assert reading.is_aside
             writer.close()
             await until(lambda: not server.hub.sessions, "the session is still there")
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize("halves", [False, True], ids=["whole", "half"])
+def test_what_comes_with_the_handshake_is_read_by_one_reader(halves: bool):
+    """Read by two, a frame inside a frame becomes a message that nobody sent."""
+    smuggled = wire.encode(
+        wire.Attach(stamp(ledger_id=""), wire.VERSION, "smuggled", NodeInfo("a", 1, "host"), TWO)
+    )
+    text = b"\x81" + frame(b"A" * 20 + frame(smuggled))[1:]
+    sent = frame(attach()) + text
+
+    async def main() -> None:
+        async with served() as (server, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            cut = len(sent) - len(frame(smuggled)) if halves else len(sent)
+            writer.write(UPGRADE + sent[:cut])
+            assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+            writer.write(sent[cut:])
+            assert isinstance(decoded(await answered(reader)), wire.Welcome)
+            if halves:
+                refused = decoded(await answered(reader))
+                assert isinstance(refused, wire.Refused)
+                assert "half a frame" in refused.refusal.message
+            else:  # aiohttp ends a text that is no text
+                assert (await answered(reader))[0] == 0x88
+            assert list(server.hub.runs) == ["run"]
+            writer.close()
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        ("Content-Length: 30", frame(attach())),
+        ("Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\n\r\n"),
+    ],
+)
+def test_a_request_for_a_websocket_has_no_body(header: str, body: bytes):
+    async def main() -> None:
+        async with served() as (server, port):
+            request = UPGRADE.replace(b"Host: localhost", f"Host: localhost\r\n{header}".encode())
+            answer = await raw(port, request + body)
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            assert not server.hub.runs
+
+    run_clean(main)
+
+
+def test_a_message_without_a_mask_is_refused_by_its_reason():
+    async def main() -> None:
+        async with served() as (server, port):
+            reader, writer = await upgraded(port)
+            plain = frame(attach())
+            writer.write(plain[:1] + bytes([plain[1] & 0x7F]) + plain[2:4] + plain[8:])
+            refused = decoded(await answered(reader))
+            assert isinstance(refused, wire.Refused)
+            assert "mask" in refused.refusal.message
+            assert not server.hub.runs
+            writer.close()
 
     run_clean(main)
 

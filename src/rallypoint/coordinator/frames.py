@@ -35,8 +35,12 @@ _SIZE_IN_2_BYTES: Final = _MASKED | 126
 _KEY_BYTES: Final = 4
 _SHORTEST: Final = 2
 _OPCODE: Final = 0x0F
+_CONTROL: Final = 0x08
 _CLOSE: Final = 0x08
 _READ_BYTES: Final = 256 * 1024
+
+UNMASKED: Final = "a client masks its frames, and one came without a mask"
+HALF_A_FRAME: Final = "half a frame came before the answer to the handshake"
 
 _END_OF_ERRNO: Final = {
     errno.ECONNRESET: ConnectionEnd.RESET,
@@ -68,10 +72,14 @@ class FrameReader(asyncio.Protocol):
 
     `received` is called with the payload of each whole binary frame. Pings and pongs are passed on.
     At anything else (a closing handshake, an error, a text, a message in fragments, which nothing
-    may overtake) it steps aside for good, and the owner reads on from there.
+    may overtake) it steps aside for good: it hands every later frame on to the owner.
 
     `ended` is called once, with how the connection ended, after all input was given to `received`;
     not after the reader has stepped aside. `end` tells the same, and what is known until then.
+
+    `refused` is called once, with the reason, for a client that breaks the protocol in a way that
+    the owner would accept. Nothing more of it is read. `early` is what the client sent before it
+    was answered; it is read when `begin` is called.
     """
 
     def __init__(
@@ -79,20 +87,38 @@ class FrameReader(asyncio.Protocol):
         transport: asyncio.Transport,
         received: Callable[[bytes], None],
         ended: Callable[[ConnectionEnd], None] = lambda end: None,
+        refused: Callable[[str], None] = lambda why: None,
+        early: bytes = b"",
     ) -> None:
         self.end = ConnectionEnd.UNKNOWN
+        self.is_aside = False
         self._ended = ended
-        self._is_aside = False
+        self._refused = refused
+        self._is_refused = False
         self._has_ended = False
         self._transport = transport
         self._owner = cast(asyncio.Protocol, transport.get_protocol())
         self._received = received
-        self._rest = bytearray()
-        self._needed = 0
+        self._rest = bytearray(early)
+        self._needed = sys.maxsize  # nothing is read before `begin`
         transport.set_protocol(self)
+
+    def begin(self) -> None:
+        """The client has its answer: read what it sent before.
+
+        A client waits for that answer (RFC 6455, section 4.1). Whole messages that came sooner are
+        taken. Part of one is not: who sends it means to have it read in two ways.
+        """
+        early, self._rest = bytes(self._rest), bytearray()
+        if early:
+            self.data_received(early)
+            if self._rest:
+                self._refuse(HALF_A_FRAME)
 
     def data_received(self, data: bytes) -> None:
         """Hand on what is whole by now, and keep the rest."""
+        if self._is_refused:
+            return
         if self._rest:
             self._rest += data
             if len(self._rest) < self._needed:
@@ -101,19 +127,26 @@ class FrameReader(asyncio.Protocol):
         begin, end, needed = 0, len(data), _SHORTEST
         while end - begin >= needed:
             first, length, head = data[begin], data[begin + 1], 2 + _KEY_BYTES
+            if length < _MASKED:
+                # RFC 6455, section 5.1: a server must close at a frame without a mask. aiohttp
+                # would read it, and with it what a proxy was made to send.
+                self._refuse(UNMASKED)
+                return
             if length < _SIZE_IN_2_BYTES:
-                size = length - _MASKED  # below 0 where there is no mask
+                size = length - _MASKED
             else:
                 head += 2 if length == _SIZE_IN_2_BYTES else 8
                 if end - begin < head:
                     needed = head
                     break
                 size = int.from_bytes(data[begin + 2 : begin + head - _KEY_BYTES])
-            is_binary = first == _BINARY
-            size_max = MESSAGE_BYTES_MAX if is_binary else _CONTROL_BYTES_MAX
-            if not 0 <= size <= size_max or not (is_binary or first in _PING_PONG):
-                self._step_aside(data[begin:])
+            is_data = first & _CONTROL == 0
+            if size > (MESSAGE_BYTES_MAX if is_data else _CONTROL_BYTES_MAX):
+                self._leave_to_owner(data[begin:])
                 return
+            is_binary = first == _BINARY and not self.is_aside
+            if not is_binary and first not in _PING_PONG:
+                self._step_aside(first)
             body = begin + head
             stop = body + size
             if stop > end:
@@ -133,12 +166,22 @@ class FrameReader(asyncio.Protocol):
         if begin < end or self._rest:
             self._rest, self._needed = bytearray(data[begin:]), needed
 
-    def _step_aside(self, data: bytes) -> None:
-        self._is_aside = True
-        if data[0] & _OPCODE == _CLOSE:
+    def _step_aside(self, first: int) -> None:
+        if first & _OPCODE == _CLOSE and not self.is_aside:
             self.end = ConnectionEnd.CLOSE
+        self.is_aside = True
+
+    def _leave_to_owner(self, data: bytes) -> None:
+        """The owner ends the connection for a frame that is too large, whatever follows."""
+        self.is_aside = True
+        self._rest = bytearray()
         self._transport.set_protocol(self._owner)
         self._owner.data_received(data)
+
+    def _refuse(self, why: str) -> None:
+        self._is_refused = True
+        self._rest = bytearray()
+        self._refused(why)
 
     # -- the owner's: the transport is its own as before -------------------------------------------
 
@@ -165,7 +208,7 @@ class FrameReader(asyncio.Protocol):
 
     def _has_come_to_an_end(self, end: ConnectionEnd) -> None:
         self._has_ended = True
-        if not self._is_aside:
+        if not self.is_aside:
             self.end = end
             self._ended(end)
 
@@ -182,5 +225,5 @@ class FrameReader(asyncio.Protocol):
         """Take what came before a write failed: event loops leave the peer's last words unread."""
         sock = self._transport.get_extra_info("socket")
         with contextlib.suppress(AttributeError, OSError):
-            while not self._is_aside and (data := os.read(sock.fileno(), _READ_BYTES)):
+            while not self.is_aside and (data := os.read(sock.fileno(), _READ_BYTES)):
                 self.data_received(data)

@@ -256,6 +256,11 @@ class CoordinatorServer:
             response = http.json_error(426, "this path is for nodes of a run", hint)
             response.headers["Upgrade"] = "websocket"
             return response
+        if has_body(request):
+            # aiohttp would read it as frames, and a proxy in front of it as a body.
+            response = http.json_error(400, "a request for a WebSocket has no body", "send none")
+            response.force_close()
+            return response
         if request.transport is None:
             return _hung_up()
         outlet = WebSocketOutlet(ws, request.transport, self._closing)
@@ -266,13 +271,19 @@ class CoordinatorServer:
             if outlet.backlog_bytes():  # for a peer that may never read it
                 asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, outlet.abort)
 
+        def refused(why: str) -> None:
+            session.refuse(Refusal(RefusalCode.MALFORMED, why))
+
         # Before the answer that lets the node begin, so that nothing comes past the reader.
-        reader = FrameReader(request.transport, session.received, ended)
+        reader = FrameReader(
+            request.transport, session.received, ended, refused, _taken_early(request)
+        )
         try:
             try:
                 await ws.prepare(request)
             except ConnectionResetError:
                 return _hung_up()
+            reader.begin()
             async for message in ws:
                 if message.type is WSMsgType.BINARY:
                     session.received(message.data)
@@ -286,6 +297,23 @@ class CoordinatorServer:
 async def _tell_no_version(request: web.Request, response: web.StreamResponse) -> None:
     """A stranger need not learn which releases answer."""
     response.headers["Server"] = "rallypoint"
+
+
+def has_body(request: web.Request) -> bool:
+    """Whether the request says that a body follows."""
+    size = request.headers.get("Content-Length", "0").strip()
+    return "Transfer-Encoding" in request.headers or size.strip("0") != ""
+
+
+def _taken_early(request: web.Request) -> bytes:
+    """What came with the request for a WebSocket, behind it: aiohttp keeps it for its own reader.
+
+    It has no public name. Two readers of one stream would find frames at different places in it.
+    """
+    protocol = request.protocol
+    early = bytes(protocol._message_tail)
+    protocol._message_tail = b""
+    return early
 
 
 def _hung_up() -> web.Response:
