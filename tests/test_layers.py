@@ -28,17 +28,19 @@ LAYERS: dict[str, frozenset[str]] = {
     "clock": frozenset(),
     "core": frozenset(),
     "errors": frozenset({"core"}),
+    "logs": frozenset({"core"}),
     "wire": frozenset({"core", "errors", "_version"}),
     "endpoints": frozenset({"core", "errors"}),
     "ledger": frozenset({"core", "endpoints", "errors"}),
     "settings": frozenset({"core", "endpoints", "errors"}),
     "environments": frozenset({"core", "errors", "settings"}),
-    "coordinator": frozenset({"core", "wire", "ledger", "errors", "settings", "_version", "clock"}),
-    "client": frozenset({"core", "wire", "ledger", "coordinator", "endpoints", "errors"})
+    "coordinator": frozenset({"core", "wire", "ledger", "errors", "logs", "settings"})
+    | {"_version", "clock"},
+    "client": frozenset({"core", "wire", "ledger", "coordinator", "endpoints", "errors", "logs"})
     | {"settings", "_version", "clock"},
     "aio": frozenset({"client", "core", "errors", "settings", "_version"}),
     "rendezvous": frozenset({"client", "core", "wire", "ledger", "coordinator", "endpoints"})
-    | {"errors", "settings", "_version"},
+    | {"errors", "logs", "settings", "_version"},
     # rendezvous: a World's store is torch's too, and only torch_bridge.py knows torch.
     ROOT: frozenset({"aio", "client", "core", "errors", "rendezvous", "settings", "_version"}),
     "launch": frozenset(

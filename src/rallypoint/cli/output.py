@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from rallypoint.cli import descriptors
+from rallypoint.core import reasons
 from rallypoint.errors import RallypointError
 
 if TYPE_CHECKING:
@@ -61,12 +62,7 @@ def print_json(body: Any) -> None:
 
 def clean(text: str, *, lines: bool = False) -> str:
     """The text without anything that a terminal would obey; `lines` keeps its line breaks."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() or (lines and each == "\n") else ascii(each)[1:-1]
-        for each in text
-    )
+    return reasons.escaped(text, lines=lines)
 
 
 def cell(text: object, style: str = "") -> Text:

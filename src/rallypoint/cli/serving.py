@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from rallypoint import settings
+from rallypoint import logs, settings
 from rallypoint._version import __version__
 from rallypoint.cli import output
 from rallypoint.client.identity import reachable_host
@@ -42,6 +42,8 @@ def run(
     nodes reach this process, if that is known. Raises LedgerError.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for handler in logging.getLogger().handlers:  # of libraries, too, which repeat what they got
+        handler.setFormatter(logs.CleanFormatter("%(asctime)s %(levelname)s %(message)s"))
     allow_many_descriptors()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         if place is None:

@@ -4,3 +4,7 @@ Nothing here decides about ranks, rounds or members; that is `core`. Nor does an
 `server` and `committer` know of asyncio: `hub`, `runs` and `sessions` take bytes, connection
 events and ticks, and can be driven by a simulated network as well.
 """
+
+from rallypoint import logs
+
+logs.tidy("rallypoint.coordinator")

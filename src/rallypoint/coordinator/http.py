@@ -27,6 +27,8 @@ MEMBERS_SHOWN_DEFAULT = 1_000
 
 
 REASON_CHARACTERS_MAX = 1_000
+HEALTH_PATH = "/healthz"
+"""Answers everybody, and says nothing of any run."""
 
 
 class _CloseBody(msgspec.Struct):
@@ -35,7 +37,7 @@ class _CloseBody(msgspec.Struct):
 
 def add_routes(app: web.Application) -> None:
     """The HTTP face of a coordinator."""
-    app.router.add_get("/healthz", _healthz)
+    app.router.add_get(HEALTH_PATH, _healthz)
     app.router.add_get("/api/v1/runs", _runs)
     app.router.add_get("/api/v1/runs/{run_id:[^/]+}", _run)
     app.router.add_post("/api/v1/runs/{run_id:[^/]+}/close", _close)
@@ -74,10 +76,16 @@ def json_error(status: int, message: str, hint: str = "") -> web.Response:
     return _json({"error": message, "hint": hint}, status)
 
 
+def why_unauthorized(request: web.Request) -> str:
+    """What is wrong with the token of a request that is not let in. Says nothing of any token."""
+    if "Authorization" in request.headers:
+        return "the token is wrong"
+    return "this coordinator asks for a token, and got none"
+
+
 def unauthorized(request: web.Request) -> web.Response:
     """The answer to a request without the right token."""
-    has_one = "Authorization" in request.headers
-    message = "the token is wrong" if has_one else "this coordinator asks for a token, and got none"
+    message = why_unauthorized(request)
     hint = (
         "give the coordinator's own by --token-file (torchrun: token_file in --rdzv-conf) "
         "or RALLYPOINT_TOKEN"
@@ -124,7 +132,7 @@ async def _close(request: web.Request) -> web.Response:
         body = msgspec.json.decode(await request.read() or b"{}", type=_CloseBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return json_error(400, 'the body must be JSON such as {"reason": "..."}')
-    reason = body.reason[:REASON_CHARACTERS_MAX] or "closed by request"
+    reason = reasons.escaped(body.reason[:REASON_CHARACTERS_MAX]) or "closed by request"
     was_closed = run.is_closed
     run.post(on.CloseRequested(f"operator at {request.remote}", Outcome.STOPPED, reason))
     return _json({"run_id": run.run_id, "was_closed": was_closed})

@@ -26,6 +26,7 @@ from rallypoint.coordinator.frames import FrameReader, binary_frame
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.shared import SharedRuns
+from rallypoint.coordinator.strangers import HTTP_LOG, RefusedLogins
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
@@ -85,6 +86,7 @@ class CoordinatorServer:
         self._closing: set[asyncio.Task[bool]] = set()
         self._ending: asyncio.Task[None] | None = None
         self._listener: Listener | None = None
+        self._refused_logins = RefusedLogins()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> CoordinatorServer:
@@ -126,6 +128,7 @@ class CoordinatorServer:
             app,
             handle_signals=False,
             access_log=None,
+            logger=HTTP_LOG,
             shutdown_timeout=CLOSE_TIMEOUT_S,
             keepalive_timeout=KEEPALIVE_S,
             # Bodies are small and plain. aiohttp would unpack one of a request that was refused: a
@@ -239,7 +242,11 @@ class CoordinatorServer:
                 if http.is_foreign_page(request):
                     return http.foreign_page(request)
                 return await handler(request)
-            response = await handler(request)
+            if request.path == http.HEALTH_PATH:
+                response = await handler(request)
+            else:
+                self._refused_logins.note(request.remote, http.why_unauthorized(request))
+                response = http.unauthorized(request)
             response.force_close()  # or its connection would stay a stranger's for ever
             return response
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rallypoint.core import endings
+from rallypoint.core import endings, reasons
 from rallypoint.core import events as on
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd, NodeId
@@ -175,15 +175,12 @@ class Session:
 
 
 def _ready(run: RunHost, session: Session, node: NodeId, message: wire.Ready) -> None:
-    run.post(
-        on.NodeReady(
-            node, message.leaving_round, message.bootstrap, message.workers, message.change
-        )
-    )
+    change = None if message.change is None else reasons.tidy_change(message.change)
+    run.post(on.NodeReady(node, message.leaving_round, message.bootstrap, message.workers, change))
 
 
 def _failed(run: RunHost, session: Session, node: NodeId, message: wire.Failed) -> None:
-    run.post(on.WorkerFailed(node, message.round, message.failure))
+    run.post(on.WorkerFailed(node, message.round, reasons.tidy_failure(message.failure)))
 
 
 def _done(run: RunHost, session: Session, node: NodeId, message: wire.Done) -> None:
@@ -191,15 +188,15 @@ def _done(run: RunHost, session: Session, node: NodeId, message: wire.Done) -> N
 
 
 def _departing(run: RunHost, session: Session, node: NodeId, message: wire.Departing) -> None:
-    run.post(on.NodeDeparting(node, message.reason))
+    run.post(on.NodeDeparting(node, reasons.escaped(message.reason)))
 
 
 def _goodbye(run: RunHost, session: Session, node: NodeId, message: wire.Goodbye) -> None:
-    run.post(on.NodeLeft(node, message.reason))
+    run.post(on.NodeLeft(node, reasons.escaped(message.reason)))
 
 
 def _close_run(run: RunHost, session: Session, node: NodeId, message: wire.CloseRun) -> None:
-    run.post(on.CloseRequested(node.name, message.outcome, message.reason))
+    run.post(on.CloseRequested(node.name, message.outcome, reasons.escaped(message.reason)))
 
 
 def _heartbeat(run: RunHost, session: Session, node: NodeId, message: wire.Heartbeat) -> None:

@@ -274,6 +274,38 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
 
 
+def escaped(text: str, *, lines: bool = False) -> str:
+    """The text with each character that a terminal obeys written as Python escapes it.
+
+    `lines`: line breaks stay. Without it the result is one line, whatever another machine wrote.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or (lines and each == "\n") else ascii(each)[1:-1]
+        for each in text
+    )
+
+
+def tidy_failure(failure: Failure) -> Failure:
+    """The failure as it is kept and told to others: its message is one line, as each last line."""
+    return msgspec.structs.replace(
+        failure,
+        message=escaped(failure.message),
+        last_lines=tuple(escaped(each.expandtabs()) for each in failure.last_lines),
+    )
+
+
+def tidy_change(change: Change) -> Change:
+    """The same for why a round ended, as a node tells it."""
+    return msgspec.structs.replace(
+        change,
+        nodes=tuple(escaped(each) for each in change.nodes),
+        detail=escaped(change.detail),
+        failure=None if change.failure is None else tidy_failure(change.failure),
+    )
+
+
 def describe_failure(failure: Failure) -> str:
     """One line on a worker's failure: the rank, the kind, the exit and the message."""
     rank = f"rank {failure.rank} " if failure.rank is not None else ""

@@ -15,6 +15,7 @@ Importing it registers the built-in backends by name only. What a backend needs,
 other installed packages (entry points of the group `torchrun.handlers`), are loaded when asked for.
 """
 
+from rallypoint import logs
 from rallypoint.rendezvous.api import (
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -35,6 +36,7 @@ from rallypoint.rendezvous.registry import (
     _register_out_of_tree_handlers,  # noqa: F401  (torch's package has it too)
 )
 
+logs.tidy("rallypoint.rendezvous", lines=True)
 _register_default_handlers()
 
 __all__ = [

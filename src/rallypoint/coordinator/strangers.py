@@ -1,0 +1,60 @@
+"""What is logged of those who are not let in: a line each, limited in rate, and no traceback.
+
+aiohttp logs a traceback for each request that it cannot read, which nine bytes of anybody cause.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+
+from aiohttp.http_exceptions import HttpProcessingError
+
+from rallypoint import logs
+
+_log = logging.getLogger("rallypoint.coordinator")
+
+
+class _BadRequests(logging.Filter):
+    def __init__(self) -> None:
+        super().__init__()
+        self._limit = logs.LineLimit(time.monotonic)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError):
+            return True
+        more = self._limit.ask()
+        if more is None:
+            return False
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg = "a request from %s cannot be read: %s%s"
+        peer = record.args[0] if isinstance(record.args, tuple) and record.args else "a stranger"
+        record.args = (peer, error.message.strip().partition("\n")[0][:200], more)
+        record.exc_info = None
+        return True
+
+
+def _http_logger() -> logging.Logger:
+    logger = logging.getLogger("rallypoint.coordinator.http")
+    if not any(isinstance(each, _BadRequests) for each in logger.filters):
+        logger.addFilter(_BadRequests())  # before the cleaning, which makes text of an error
+    return logs.tidy(logger.name)
+
+
+HTTP_LOG: Final = _http_logger()
+"""What aiohttp logs to on behalf of a coordinator."""
+
+
+class RefusedLogins:
+    """Logs requests that were refused for their token, with the address that they came from."""
+
+    def __init__(self) -> None:
+        self._limit = logs.LineLimit(time.monotonic)
+
+    def note(self, peer: str | None, why: str) -> None:
+        """One more. `peer`: its address, if it is known."""
+        more = self._limit.ask()
+        if more is not None:
+            _log.warning("a request from %s was refused: %s%s", peer or "a local peer", why, more)

@@ -1,0 +1,118 @@
+"""Log lines in which nothing from another machine moves a cursor or looks like a line of its own.
+
+Names, reasons and failures come from nodes, and what a stranger sends comes from anybody. `tidy`
+cleans the lines of a logger at the one place that all of them pass. Nothing here adds a handler or
+sets a level: that is the program's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from rallypoint.core import reasons
+
+_NUMBERS: Final = (bool, int, float, type(None))
+_PLAIN: Final = logging.Formatter()
+
+
+def tidy(name: str, *, lines: bool = False) -> logging.Logger:
+    """The logger of that name, whose records are cleaned from now on. Idempotent.
+
+    `lines`: its messages may have several lines, which are this package's own.
+    """
+    logger = logging.getLogger(name)
+    if not any(isinstance(each, _Cleaning) for each in logger.filters):
+        logger.addFilter(_Cleaning(lines))
+    return logger
+
+
+class _Cleaning(logging.Filter):
+    def __init__(self, lines: bool) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        arguments = record.args
+        if isinstance(arguments, tuple):
+            record.args = tuple(self._cleaned(each) for each in arguments)
+        elif arguments:
+            record.args = {name: self._cleaned(each) for name, each in arguments.items()}
+        if isinstance(record.msg, str) and not record.args:
+            record.msg = reasons.escaped(record.msg, lines=self._lines)
+        if record.exc_info and record.exc_info[0] is not None and not record.exc_text:
+            record.exc_text = _indented(_PLAIN.formatException(record.exc_info))
+        return True
+
+    def _cleaned(self, argument: Any) -> Any:
+        if isinstance(argument, _NUMBERS):
+            return argument
+        if isinstance(argument, str):
+            return reasons.escaped(argument, lines=self._lines)
+        return _Cleaned(argument, self._lines)
+
+
+class _Cleaned:
+    """Another object in a record: cleaned when it becomes text, and only then."""
+
+    def __init__(self, value: object, lines: bool) -> None:
+        self._value = value
+        self._lines = lines
+
+    def __str__(self) -> str:
+        return self._clean(_one_line(self._value))
+
+    def __repr__(self) -> str:
+        return self._clean(repr(self._value))
+
+    def _clean(self, text: str) -> str:
+        return reasons.escaped(text, lines=self._lines)
+
+
+def _one_line(value: object) -> str:
+    """An error of this package has its hint on a line of its own, which is for people."""
+    message, hint = getattr(value, "message", None), getattr(value, "hint", None)
+    if isinstance(value, Exception) and isinstance(message, str) and isinstance(hint, str):
+        return f"{message} (hint: {hint})" if hint else message
+    return str(value)
+
+
+class CleanFormatter(logging.Formatter):
+    """Formats the records of any logger, so that each is one line, and a traceback is indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return reasons.escaped(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return _indented(super().formatException(ei))
+
+
+def _indented(trace: str) -> str:
+    """So that no line of an error's message begins as a log line does."""
+    lines = reasons.escaped(trace, lines=True).split("\n")
+    return "\n".join(f"  {line}" for line in lines)
+
+
+class LineLimit:
+    """How many lines of one kind are logged: `burst` at once, then one in `every_s` seconds."""
+
+    def __init__(self, now_s: Callable[[], float], burst: int = 5, every_s: float = 10.0) -> None:
+        self._now_s = now_s
+        self._burst = burst
+        self._every_s = every_s
+        self._left = float(burst)
+        self._since_s = now_s()
+        self._unsaid = 0
+
+    def ask(self) -> str | None:
+        """What to add to a line that may be logged now: how many were left out. None: not now."""
+        now_s = self._now_s()
+        self._left = min(self._burst, self._left + (now_s - self._since_s) / self._every_s)
+        self._since_s = now_s
+        if self._left < 1:
+            self._unsaid += 1
+            return None
+        self._left -= 1
+        unsaid, self._unsaid = self._unsaid, 0
+        return f" (and {unsaid} more since the last such line)" if unsaid else ""

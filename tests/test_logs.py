@@ -1,0 +1,141 @@
+"""What other machines write cannot move a cursor, forge a line, or fill a log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from rallypoint import logs
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.core.values import Failure, FailureKind, Outcome
+from rallypoint.errors import UsageError
+from rallypoint.wire import messages as wire
+from tests.loops import BOOTSTRAP, opened, run_clean, served, until
+
+EVIL = "bye\n2026-01-01 INFO run payroll closed\x1b]0;owned\x07\x1b[2J\x1b[31m\u202ex\r\x9bY\u2028z"
+
+
+def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    shown = [logs.CleanFormatter("%(levelname)s %(message)s").format(r) for r in caplog.records]
+    plain = [logging.Formatter("%(levelname)s %(message)s").format(r) for r in caplog.records]
+    return shown + plain
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        lambda logger: logger.warning("node %s left", EVIL),
+        lambda logger: logger.warning("node %r left", EVIL),
+        lambda logger: logger.warning("node %(name)s left", {"name": EVIL}),
+        lambda logger: logger.warning("it said: %s", ValueError(EVIL)),
+        lambda logger: logger.warning("it said: %s", UsageError(EVIL, hint=EVIL)),
+        lambda logger: logger.warning(f"node {EVIL} left"),
+        lambda logger: logger.warning("%s and %d and %.1f", EVIL, 3, 0.5),
+        lambda logger: logger.warning("failed", exc_info=ValueError(EVIL)),
+    ],
+)
+def test_a_record_is_one_line_without_control_characters(log, caplog):
+    logger = logs.tidy("rallypoint.coordinator")
+    with caplog.at_level(logging.INFO):
+        log(logger)
+    for text in lines_of(caplog):
+        first, *more = text.split("\n")
+        assert first.isprintable()
+        assert all(line.startswith("  ") and line.isprintable() for line in more)
+
+
+def test_tidying_twice_cleans_once(caplog):
+    logger = logs.tidy("rallypoint.coordinator")
+    before = list(logger.filters)
+    assert logs.tidy("rallypoint.coordinator").filters == before
+
+
+def test_lines_of_our_own_stay_where_they_may():
+    logs.tidy("rallypoint.rendezvous", lines=True)
+    record = logging.makeLogRecord({"msg": "%s", "args": ("a\n  b\x1b",)})
+    assert logging.getLogger("rallypoint.rendezvous").filter(record)
+    assert record.getMessage() == "a\n  b\\x1b"
+
+
+def test_what_a_node_says_is_kept_and_logged_without_control_characters(caplog):
+    """In the log, in the history that the API shows, and in what other nodes are told."""
+
+    async def main() -> None:
+        async with served() as (server, port), opened(f"http://127.0.0.1:{port}") as a:
+            assert await a.next_round(BOOTSTRAP) is not None
+            run = server.hub.runs["run"]
+            failure = Failure(FailureKind.EXCEPTION, EVIL, rank=0, last_lines=("ok", EVIL))
+            a.failed(failure)
+            await until(lambda: run.history.rounds[-1].ended, "the round goes on")
+            await a.close_run(Outcome.FAILED, EVIL, 10.0)
+            close = run.membership.close
+            assert close is not None
+            assert close.reason.isprintable()
+            texts = [each.ended for each in run.history.rounds]
+            assert all(text.isprintable() for text in texts)
+            cause = close.cause
+            if cause is not None and cause.failure is not None:
+                assert all(line.isprintable() for line in cause.failure.last_lines)
+
+    with caplog.at_level(logging.INFO):
+        run_clean(main)
+    assert "bye" in caplog.text
+    assert all(line.isprintable() for text in lines_of(caplog) for line in text.split("\n"))
+    assert not any(line.startswith("2026") for t in lines_of(caplog) for line in t.split("\n"))
+
+
+async def sent(port: int, data: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    try:
+        return await reader.read()
+    finally:
+        writer.close()
+
+
+def test_a_stranger_causes_a_few_lines_and_no_traceback(caplog):
+    async def main() -> None:
+        async with served(CoordinatorConfig(token="correct-horse")) as (_, port):
+            for _ in range(40):
+                await sent(port, b"\x1b[31m\r\n\r\n")
+                await sent(port, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n")
+
+    with caplog.at_level(logging.INFO):
+        run_clean(main)
+    assert 1 <= len(caplog.records) <= 12
+    assert all(record.exc_info is None and not record.exc_text for record in caplog.records)
+    assert all(line.isprintable() for line in lines_of(caplog))
+
+
+def test_refused_logins_are_logged_with_their_address_and_limited(caplog):
+    secret, wrong = "correct-horse", "wrong-donkey"
+
+    async def main() -> None:
+        async with served(CoordinatorConfig(token=secret)) as (_, port):
+            for path in (wire.ATTACH_PATH, "/api/v1/runs", "/nowhere"):
+                head = f"GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {wrong}\r\n\r\n"
+                for _ in range(15):
+                    await sent(port, head.encode())
+            await sent(port, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+
+    with caplog.at_level(logging.INFO):
+        run_clean(main)
+    refused = [r.getMessage() for r in caplog.records if "refused" in r.getMessage()]
+    assert 1 <= len(refused) <= 12
+    assert "127.0.0.1" in refused[0]
+    assert "the token is wrong" in refused[0]
+    assert secret not in caplog.text
+    assert wrong not in caplog.text
+
+
+def test_a_limited_line_says_how_many_were_left_out():
+    now_s = [0.0]
+    limit = logs.LineLimit(lambda: now_s[0], burst=2, every_s=10.0)
+    assert [limit.ask() for _ in range(5)] == ["", "", None, None, None]
+    now_s[0] = 10.0
+    assert limit.ask() == " (and 3 more since the last such line)"
+    assert limit.ask() is None
+    now_s[0] = 1_000.0
+    assert [limit.ask() for _ in range(3)] == [" (and 1 more since the last such line)", "", None]
