@@ -18,8 +18,11 @@ from rallypoint.coordinator.log_records import (
 )
 from rallypoint.coordinator.round_log import first_log
 from rallypoint.coordinator.shared import SharedRuns
+from rallypoint.core import events as on
+from rallypoint.core.election import decode_run
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.store import Add, Check, Get, Set, StoreOp, StoreResult, Value
+from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import Address, Change, NodeInfo, Phase, RunSettings, Stamp
 from rallypoint.errors import (
     LedgerCorruptError,
@@ -612,3 +615,62 @@ def test_a_round_of_many_writes_keeps_a_short_log_and_can_be_taken_over(
         await second.aclose()
 
     run_virtual(main())
+
+
+class Gated(Troubled):
+    """Swaps of the run's register and appends wait while they are told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.swaps = asyncio.Event()
+        self.appends = asyncio.Event()
+        self.swaps.set()
+        self.appends.set()
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        if key.startswith("runs/") and b"host-a" in value:
+            await self.swaps.wait()
+        return await super().swap(key, expected, value)
+
+    async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
+        await self.appends.wait()
+        return await super().append(log, index, value)
+
+
+def test_a_round_is_written_once_though_it_is_given_again_during_two_outages() -> None:
+    """Given again when its first write is still under way, and its log's header is slow."""
+
+    async def main() -> None:
+        ledger = Gated()
+        shared, hub = await coordinator(ledger, 1, CONFIG)
+        ledger.swaps.clear()
+        node = Asking(hub)
+        await has_begun(hub, "run")
+        run = hub.runs["run"]
+        stamp = Stamp(ledger.ledger_id, 1, 0)
+        node.say(wire.Ready(stamp, 0, Address("h", 1), 1))
+        await until(lambda: run.membership.committing is not None)
+        await asyncio.sleep(RETRY_S)
+        away = on.LedgerLost("no answer", 1.0, SuspensionCause.LEASE)
+        back = on.LedgerRestored(SuspensionCause.LEASE)
+        ledger.appends.clear()
+        run.post(away)
+        run.post(back)  # The round is given again, and waits for its log's header.
+        run.post(away)
+        ledger.swaps.set()
+        await until(lambda: _sequence(ledger) == 1)
+        await asyncio.sleep(RETRY_S)
+        ledger.appends.set()
+        await asyncio.sleep(RETRY_S)
+        run.post(back)
+        await until(lambda: any(isinstance(each, wire.Formed) for each in node.said))
+        await asyncio.sleep(RETRY_S)
+        assert _sequence(ledger) == 1
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def _sequence(ledger: MemoryLedger) -> int:
+    """How often the run's owner has written its register."""
+    return decode_run(ledger._registers["runs/run"].value).sequence

@@ -209,7 +209,7 @@ class SharedRuns:
             await asyncio.sleep(RETRY_S)
 
     def _is_committing(self, run: RunHost, record: RoundRecord) -> bool:
-        is_wanted = run.membership.committing == record and not run.membership.deposed
+        is_wanted = run.membership.unwritten == record and not run.membership.deposed
         return is_wanted and self._run(run.run_id) is run
 
     def sweep(self, run_id: str) -> None:

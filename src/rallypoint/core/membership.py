@@ -291,6 +291,11 @@ class Membership:
         """Why the run is SUSPENDED; "" if it is not."""
         return self.suspension.reason if self.phase is Phase.SUSPENDED else ""
 
+    @property
+    def unwritten(self) -> RoundRecord | CloseRecord | None:
+        """The record that is to be written, until the ledger is known to hold it."""
+        return None if self._is_committed else self.committing
+
     def marks_with(self, record: RoundRecord | CloseRecord) -> Marks:
         """What is noted of the members along with a record: nothing matters after a close."""
         if isinstance(record, CloseRecord):
