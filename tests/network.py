@@ -131,8 +131,15 @@ class Link:
 class Node:
     """A node machine, its link, and what it was told. It connects again unless it is over."""
 
-    def __init__(self, network: Network, info: NodeInfo, settings: RunSettings, silence_s: float):
-        self.machine = m.NodeMachine(RUN, info, settings, silence_s=silence_s)
+    def __init__(
+        self,
+        network: Network,
+        info: NodeInfo,
+        settings: RunSettings,
+        silence_s: float,
+        secret: bytes,
+    ):
+        self.machine = m.NodeMachine(RUN, info, settings, silence_s=silence_s, resume_secret=secret)
         self.link: Link | None = None
         self.rounds: list[tuple[RoundHead, Seat]] = []
         self.changes: list[Change] = []
@@ -276,11 +283,13 @@ class Network:
         incarnation: int = 1,
         workers: int = 1,
         silence_s: float = 6.0,
+        secret: bytes | None = None,
     ) -> Node:
-        """A node that has begun to connect."""
+        """A node that has begun to connect. `secret`: instead of its own."""
         info = NodeInfo(name, incarnation, f"{name}.example", (), workers)
-        node = Node(self, info, settings or RunSettings(), silence_s)
-        self.nodes[f"{name}/{incarnation}"] = node
+        own = f"secret of {name}/{incarnation}".encode()
+        node = Node(self, info, settings or RunSettings(), silence_s, secret or own)
+        self.nodes[f"{name}/{incarnation}{' (a stranger)' if secret else ''}"] = node
         return node.connect()
 
     # -- time ----------------------------------------------------------------------------------

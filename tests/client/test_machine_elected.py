@@ -42,6 +42,22 @@ def attach(machine: m.NodeMachine, term: int, number: int = 0) -> list[m.Action]
     return machine.received(welcome(term, number), 0.0)
 
 
+def test_each_attach_shows_the_same_secret_whether_or_not_one_was_answered():
+    machine = m.NodeMachine(
+        "run", NodeInfo("a", 7, "host"), RunSettings(), silence_s=6.0, resume_secret=b"its own"
+    )
+    shown = []
+    for term in (0, 0, 1, 2):  # Two welcomes are lost, then two coordinators let it in.
+        [sent] = machine.connected(0.0)
+        assert isinstance(sent, m.Send)
+        assert isinstance(sent.message, wire.Attach)
+        shown.append(sent.message.resume_secret)
+        if term:
+            machine.received(welcome(term), 0.0)
+        machine.disconnected()
+    assert shown == [b"its own"] * 4
+
+
 def in_round(term: int = 1) -> m.NodeMachine:
     machine = a_machine()
     attach(machine, term)

@@ -18,6 +18,7 @@ from rallypoint.core.values import (
     FailureKind,
     Link,
     Outcome,
+    Phase,
     RunSettings,
 )
 from rallypoint.wire import messages as wire
@@ -647,6 +648,70 @@ def test_the_member_table_is_given_to_who_asks():
     assert [row.name for row in table.members] == ["n0", "n1"]
     assert (table.number, table.digest) == (1, a.rounds[0][0].digest)
     assert waiting == m.WaitingTold(2, None)
+
+
+def test_the_member_table_is_for_members_of_the_round():
+    """Not for standbys, nor for the next start of a name; and what proves a member is not in it."""
+    network = Network()
+    settings = RunSettings(min_nodes=2, max_nodes=2, scale_up_delay_s=0)
+    a, _ = met(network, 2, settings)
+    spare = network.node("n2", settings)
+    spare.ready()
+    a.act(a.machine.done())  # so that its going breaks nothing
+    a.act(a.machine.goodbye("bye"))
+    network.settle()
+    again = network.node("n0", settings, incarnation=2)
+    network.settle()
+    for outside in (spare, again):
+        outside.act(outside.machine.ask_members()[1])
+        network.settle()
+        assert outside.told == [m.MembersTold(1, 1, "", ())]
+
+    b = network.nodes["n1/1"]
+    b.act(b.machine.ask_members()[1])
+    network.settle()
+    [table] = b.told
+    assert isinstance(table, m.MembersTold)
+    assert [row.name for row in table.members] == ["n0", "n1"]
+    assert [(row.incarnation, row.secret_hash) for row in table.members] == [(0, b"")] * 2
+
+
+def test_nothing_that_follows_an_attach_without_the_secret_counts():
+    """All in one write, as if the member were it: nothing of it is taken."""
+    network = Network()
+    a, b = met(network)
+    thief = network.node("n0", TWO, secret=b"guessed")
+    later = stamp(1)
+    assert thief.link is not None
+    for message in (
+        wire.StoreCall(later, 1, Set("k", b"stolen"), 1.0),
+        wire.Failed(later, 1, Failure(FailureKind.EXCEPTION, "forged")),
+        wire.Done(later, 1),
+        wire.Departing(later, "forged"),
+        wire.Goodbye(later, "forged"),
+        wire.CloseRun(later, Outcome.STOPPED, "forged"),
+    ):
+        thief.link.up.append(wire.encode(message))
+    network.settle()
+    assert thief.refused is not None
+    assert thief.refused.code is RefusalCode.NAME_TAKEN
+    request = b.call(Get("k"), 0.1)
+    network.advance(1.0)
+    assert isinstance(b.answers[request], StoreFailure)
+    assert network.run.membership.phase is Phase.ACTIVE
+    assert (a.changes, b.changes) == ([], [])
+    assert a.machine.is_attached
+
+
+def test_what_a_member_says_after_its_goodbye_counts_nothing_for_the_next_of_its_name():
+    network = Network()
+    settings = RunSettings(min_nodes=2, max_nodes=2)
+    a, _ = met(network, 2, settings)
+    session = network.run._sessions["n0"]
+    a.reconnects = False
+    a.act(a.machine.goodbye("bye"))
+    network.settle()
+    assert session.node is None
 
 
 # -- goodbye ---------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from rallypoint.core.values import (
     Phase,
     RoundRecord,
     RunSettings,
+    secret_hash,
 )
 
 STOP_S = 5.0
@@ -199,15 +200,23 @@ class Driver:
     # -- what nodes do -------------------------------------------------------------------------
 
     def attach(
-        self, *tokens: str, settings: RunSettings | None = None, stop_s: float = STOP_S
+        self,
+        *tokens: str,
+        settings: RunSettings | None = None,
+        stop_s: float = STOP_S,
+        secret: str | None = None,
     ) -> None:
-        """Connect, for the first time or again, on a new link."""
+        """Connect, for the first time or again, on a new link.
+
+        `secret`: what is shown instead of the node's own resume secret; "" for none.
+        """
         for token in tokens:
             self._links[token] = len(self._links) + 1 + 1000 * (token in self._links)
             node = node_id(token)
             address = f"{node.name}.example"
             info = NodeInfo(node.name, node.incarnation, node.name, (address,), stop_s=stop_s)
-            self.step(on.NodeAttached(info, settings or self.settings, self._links[token]))
+            shown = secret_hash((token if secret is None else secret).encode())
+            self.step(on.NodeAttached(info, settings or self.settings, self._links[token], shown))
 
     def ready(self, *tokens: str, leaving: int | None = None, workers: int = 1) -> None:
         """Ask for the next round, leaving the one that the node was last given."""

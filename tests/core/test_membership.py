@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import pytest
+
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.departures import REMEMBERED_MAX, Departures
 from rallypoint.core.membership import Membership
+from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import (
     ChangeKind,
     Link,
@@ -14,6 +17,7 @@ from rallypoint.core.values import (
     Outcome,
     Phase,
     RunSettings,
+    secret_hash,
 )
 from tests.core.driver import Driver, node_id
 
@@ -31,6 +35,59 @@ def meet(*names: str, **options: Any) -> Driver:
     assert driver.phase is Phase.ACTIVE
     driver.take()
     return driver
+
+
+class TestResuming:
+    """Whoever knows a member's incarnation, and not its secret, is not that member."""
+
+    @pytest.mark.parametrize("shown", ["", "guessed", "b"], ids=["none", "another", "a peer's"])
+    @pytest.mark.parametrize("where", ["active", "blip", "gathering", "suspended", "taken over"])
+    def test_the_incarnation_is_not_enough(self, where: str, shown: str) -> None:
+        driver = meet("a", "b")
+        {
+            "active": lambda: None,
+            "blip": lambda: driver.disconnect("a"),
+            "gathering": lambda: driver.fail("b"),
+            "suspended": lambda: driver.lose_ledger(),
+            "taken over": lambda: driver.fail_over(),
+        }[where]()
+        driver.take()
+        before = driver.run.freeze()
+
+        driver.attach("a", secret=shown)
+        [(_, effect)] = driver.take()
+        assert isinstance(effect, do.Refuse)
+        assert effect.refusal.code is RefusalCode.NAME_TAKEN
+        assert "did not show its secret" in effect.refusal.message
+        # Nor does it matter when the stranger's connection closes.
+        driver.disconnect("a")
+        assert driver.run.freeze() == before
+
+        driver.attach("a")
+        assert driver.is_connected("a")
+        assert driver.run.number == 1
+
+    def test_a_node_of_an_earlier_release_has_no_secret_and_resumes(self) -> None:
+        driver = Driver(max=2)
+        driver.attach("a", secret="")
+        driver.attach("b")
+        driver.ready("a", "b")
+        for again in (driver.disconnect, driver.fail_over):
+            again(*("a",) if again == driver.disconnect else ())
+            driver.attach("a", secret="")
+            assert driver.is_connected("a")
+        assert driver.names == ["a", "b"]
+
+    def test_a_secret_decides_nothing_of_what_a_round_agrees_on(self) -> None:
+        """R2: two coordinators, one of which knows secrets, have one digest for one table."""
+        digests = []
+        for secret in ("", "s"):
+            driver = Driver(max=2)
+            driver.attach("a", "b", secret=secret)
+            driver.ready("a", "b")
+            assert driver.run.round is not None
+            digests.append(driver.run.round.head.digest)
+        assert digests[0] == digests[1]
 
 
 class TestTwoNodesOfOneName:
@@ -78,6 +135,25 @@ class TestTwoNodesOfOneName:
         driver.restore_ledger()
         driver.advance(5.0)
         assert driver.is_connected("a")
+
+    def test_a_stranger_that_redials_as_the_newcomer_is_refused(self) -> None:
+        driver = meet("a", "b")
+        driver.attach("a'")
+        driver.take()
+        driver.attach("a'", secret="guessed")
+        assert kinds(driver) == ["Refuse"]
+        driver.advance(1.0)
+        assert driver.is_connected("a'")
+
+    def test_a_stranger_does_not_take_the_newcomers_turn_while_suspended(self) -> None:
+        driver = meet("a", "b")
+        driver.lose_ledger()
+        driver.attach("a'")
+        driver.attach("a'", secret="guessed")
+        assert kinds(driver) == ["Refuse"]
+        [kept] = driver.run._deferral
+        assert isinstance(kept, on.NodeAttached)
+        assert kept.secret_hash == secret_hash(b"a'")
 
     def test_another_incarnation_is_no_survivor_of_the_round_being_written(self) -> None:
         driver = Driver(max=3, manual_commit=True)

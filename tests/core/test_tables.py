@@ -35,6 +35,7 @@ from rallypoint.core.values import (
     RoundHead,
     RoundMember,
     RunSettings,
+    secret_hash,
 )
 
 LABELS = {"zone": "us-west-2b", "rack": "r17", "pod": "trainer-worker-0001", "gpu": "H100-80GB"}
@@ -177,9 +178,16 @@ class TestCutting:
         for row in (
             *members(3, LABELS),
             RoundMember("é" * 256, 2**63 - 1, "h", ("a",) * 64, 4_096),
+            RoundMember("n", 2**63 - 1, "h", (), 4_096, LABELS, 59.9, secret_hash(b"secret")),
         ):
             node = NodeInfo(
-                row.name, row.incarnation, row.host, row.addresses, row.workers, row.labels
+                row.name,
+                row.incarnation,
+                row.host,
+                row.addresses,
+                row.workers,
+                row.labels,
+                row.stop_s,
             )
             assert len(msgspec.msgpack.encode(row)) <= row_bytes(node)
             ready_with_more = msgspec.structs.replace(node, workers=1)

@@ -74,6 +74,7 @@ RESULTS: tuple[ops.StoreResult, ...] = (
 )
 FROM_NODE: tuple[wire.FromNode, ...] = (
     wire.Attach(STAMP, 1, "run", INFO, RUN, "rallypoint 0.1.0"),
+    wire.Attach(STAMP, 1, "run", INFO, RUN, "", True, ADDRESS, b"resume secret"),
     wire.Ready(STAMP, 7, ADDRESS, 4),
     wire.Failed(STAMP, 7, FAILURE),
     wire.Done(STAMP, 7),
@@ -172,6 +173,21 @@ def test_a_table_that_was_encoded_once_is_read_as_any_other():
 
 
 # -- versions --------------------------------------------------------------------------------------
+
+
+def test_an_attach_shows_no_secret_in_a_log():
+    attach = wire.Attach(STAMP, 1, "run", INFO, RUN, resume_secret=b"hush-hush")
+    assert "hush" not in repr(attach) + str(attach) + repr([attach])
+    assert "run" in repr(attach)
+
+
+def test_an_attach_of_a_release_without_secrets_is_understood():
+    attach = wire.Attach(STAMP, 1, "run", INFO, RUN, "", True, ADDRESS, b"resume secret")
+    fields = msgspec.msgpack.decode(wire.encode(attach))
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-1]))
+    assert isinstance(older, wire.Attach)
+    assert older.resume_secret == b""
+    assert older == msgspec.structs.replace(attach, resume_secret=b"")
 
 
 def test_the_versions_that_are_spoken():
@@ -373,6 +389,7 @@ def refused(message: wire.Message) -> bool:
         wire.Attach(STAMP, 1, "run", NodeInfo("n", 1, "h", labels={"k": "v" * 4_001}), RUN),
         wire.Attach(STAMP, 1, "run", NodeInfo("n", 1, "h", stop_s=60.1), RUN),
         wire.Attach(STAMP, 1, "run", NodeInfo("n", 1, "h", stop_s=-1.0), RUN),
+        wire.Attach(STAMP, 1, "run", INFO, RUN, resume_secret=b"s" * 65),
         wire.Ready(STAMP, 0, Address("h", 65_536), 1),
         wire.Goodbye(STAMP, "r" * 4_001),
         wire.Failed(STAMP, 1, Failure(FailureKind.OOM, "", last_lines=("",) * 65)),

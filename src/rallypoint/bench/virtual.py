@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import secrets
 import socket
 import struct
 import time
@@ -22,6 +23,7 @@ from rallypoint.client.sockets import reset_on_close
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.values import (
+    SECRET_BYTES,
     Address,
     Change,
     CloseRecord,
@@ -53,7 +55,14 @@ class VirtualNode(asyncio.Protocol):
     """
 
     def __init__(self, run_id: str, info: NodeInfo, settings: RunSettings, token: str = "") -> None:
-        self.machine = m.NodeMachine(run_id, info, settings, silence_s=SILENCE_S, software="bench")
+        self.machine = m.NodeMachine(
+            run_id,
+            info,
+            settings,
+            silence_s=SILENCE_S,
+            software="bench",
+            resume_secret=secrets.token_bytes(SECRET_BYTES),
+        )
         self.on_attached: Callable[[VirtualNode], None] = lambda node: None
         self.on_formed: Callable[[VirtualNode], None] = lambda node: None
         self.on_ended: Callable[[VirtualNode, Change], None] = lambda node, change: None

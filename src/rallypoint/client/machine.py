@@ -161,6 +161,8 @@ class NodeMachine:
     connection is dropped.
     `is_elected`: the coordinator is found through a ledger, so that what listens at an address may
     by now be another run's: a refusal for that is no reason to stop.
+    `resume_secret`: drawn for this node; nobody else can resume as it. Shown at every attach, also
+    the first: then it does not matter whether the answer to that was lost.
     All `now_s` are of one monotonic clock, in seconds.
     """
 
@@ -173,6 +175,7 @@ class NodeMachine:
         silence_s: float,
         software: str = "",
         is_elected: bool = False,
+        resume_secret: bytes = b"",
     ) -> None:
         self.run_id = run_id
         self.info = info
@@ -189,6 +192,7 @@ class NodeMachine:
         self.stamp = Stamp()
         self._software = software
         self._is_elected = is_elected
+        self._resume_secret = resume_secret
         self._sends_away = _SENDS_AWAY | {RefusalCode.OTHER_RUN} if is_elected else _SENDS_AWAY
         self._ended_term = 0
         """Which term's coordinator has told why the last round ended."""
@@ -255,6 +259,7 @@ class NodeMachine:
             self._software,
             reads_ledger=self._is_elected,
             source=source,
+            resume_secret=self._resume_secret,
         )
         return [Send(attach)]
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import random
+import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -37,6 +38,7 @@ from rallypoint.core.election import Seen
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import ROUND_ENDED, TIMEOUT, StoreFailure, StoreOp
 from rallypoint.core.values import (
+    SECRET_BYTES,
     Address,
     Change,
     ChangeKind,
@@ -132,6 +134,7 @@ class Node:
             silence_s=settings.coordinator_silence_s,
             software=f"rallypoint {__version__}",
             is_elected=settings.endpoint.kind is EndpointKind.LEDGER,
+            resume_secret=secrets.token_bytes(SECRET_BYTES),
         )
         self._ledger = ledger
         self._opened_ledger: Ledger | None = None

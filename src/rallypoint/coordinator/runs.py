@@ -47,6 +47,7 @@ from rallypoint.core.values import (
     RoundRecord,
     Seat,
     Stamp,
+    told_rows,
 )
 from rallypoint.wire import messages as wire
 
@@ -314,14 +315,19 @@ class RunHost:
         """Why there is no round yet."""
         return self.membership.waiting(self._hub.now_s())
 
-    def members_message(self, request_id: int) -> bytes:
-        """The member table of the last round. The table is encoded once per round."""
+    def members_message(self, node: NodeId, request_id: int) -> bytes:
+        """The member table of the last round, for a member of it; for others an empty one.
+
+        The table is encoded once per round.
+        """
         record = self.membership.round
         number = self.membership.number
+        if record is None or not self.membership.is_of_last_round(node):
+            return wire.encode(wire.Members(self._stamp, request_id, number, "", ()))
         if self._table is None or self._table[0] != number:
-            rows = record.members if record else ()
-            self._table = (number, msgspec.Raw(msgspec.msgpack.encode(rows)))
-        digest = record.head.digest if record else ""
+            rows = msgspec.msgpack.encode(told_rows(record.members))
+            self._table = (number, msgspec.Raw(rows))
+        digest = record.head.digest
         message = wire.EncodedMembers(self._stamp, request_id, number, digest, self._table[1])
         return wire.encode(message)
 
@@ -542,6 +548,7 @@ class RunHost:
         session = self._session_of(effect.node)
         if session is not None:
             del self._sessions[name]
+            session.node = None  # What it still says must not count for the next of its name.
             if not effect.keeps_connection:
                 session.close(effect.reason)
         self._silent.pop(name, None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rallypoint.core import endings, reasons
 from rallypoint.core import events as on
 from rallypoint.core.reasons import Refusal, RefusalCode
-from rallypoint.core.values import Address, ConnectionEnd, NodeId
+from rallypoint.core.values import Address, ConnectionEnd, NodeId, secret_hash
 from rallypoint.wire import messages as wire
 
 if TYPE_CHECKING:
@@ -132,7 +132,9 @@ class Session:
         self._hub.introduced(self)
         self._source = message.source
         self.reads_ledger = message.reads_ledger
-        self._asked = on.NodeAttached(message.node, message.settings, self.link)
+        # The secret itself goes no further than here.
+        shown = secret_hash(message.resume_secret)
+        self._asked = on.NodeAttached(message.node, message.settings, self.link, shown)
         self.run = self._hub.open_run(message.run_id)
         self.run.post(self._asked)
         self._hub.claim(self.run)
@@ -216,7 +218,7 @@ def _store_cancel(run: RunHost, session: Session, node: NodeId, message: wire.St
 
 
 def _ask_members(run: RunHost, session: Session, node: NodeId, message: wire.AskMembers) -> None:
-    session.send(run.members_message(message.request_id))
+    session.send(run.members_message(node, message.request_id))
 
 
 def _ask_waiting(run: RunHost, session: Session, node: NodeId, message: wire.AskWaiting) -> None:

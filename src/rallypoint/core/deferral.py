@@ -26,6 +26,11 @@ class Deferral:
             return
         self._kept[key] = event
 
+    def attached(self, node: NodeId) -> on.NodeAttached | None:
+        """The node that waits to be let in under this name and incarnation, if one does."""
+        kept = self._kept.get(("NodeAttached", node.name, str(node.incarnation)))
+        return kept if isinstance(kept, on.NodeAttached) else None
+
     def forget_attached(self, node: NodeId, link: int | None = None) -> None:
         """A node that was to be let in said goodbye, or closed this connection."""
         key = ("NodeAttached", node.name, str(node.incarnation))

@@ -38,11 +38,13 @@ class NodeAttached(Event, frozen=True):
     """A node's connection `link` presented itself, for the first time or again.
 
     `settings` are what the node was started with; the first node's become the run's.
+    `secret_hash`: of the resume secret that it showed; empty if it showed none.
     """
 
     node: NodeInfo
     settings: RunSettings
     link: int
+    secret_hash: bytes = b""
 
 
 class NodeReady(Spoken, frozen=True):

@@ -248,7 +248,7 @@ class Membership:
                 row.labels,
                 row.stop_s,
             )
-            member = self.roster.add(info, 0, self._now_s)
+            member = self.roster.add(info, 0, self._now_s, row.secret_hash)
             member.last_round = record.head.number
             if rank in done:
                 member.state = MemberState.DONE
@@ -344,6 +344,11 @@ class Membership:
         """The seat of every member of the last round, in node-rank order. O(N)."""
         return seats_of(self.round) if self.round is not None else []
 
+    def is_of_last_round(self, node: NodeId) -> bool:
+        """Whether the node is a member of the last round: its table is for these. O(1)."""
+        member = self.roster.living(node)
+        return member is not None and 0 < member.last_round == self.number
+
     def is_standby(self, member: Member) -> bool:
         """Whether it is ready, and the round is on without it."""
         return member.file is File.NEWCOMER and self.phase_of_work is Phase.ACTIVE
@@ -383,10 +388,13 @@ class Membership:
         member = self.roster.get(event.node.name)
         if member is None:
             self._admit(event)
-        elif member.info.incarnation == event.node.incarnation:
+        elif member.info.incarnation != event.node.incarnation:
+            self._on_rival(member, event)
+        elif member.is_proved_by(event.secret_hash):
             self._resume(member, event)
         else:
-            self._on_rival(member, event)
+            # Others may know the incarnation, and it must not be enough to be the member.
+            self._do(do.Refuse(event.link, reasons.not_the_member(member.name)))
 
     def _refusal(self, event: on.NodeAttached) -> Refusal | None:
         """Why the node cannot come in, if it cannot. The first node's settings become the run's."""
@@ -416,16 +424,20 @@ class Membership:
     def _admit(self, event: on.NodeAttached) -> None:
         if not len(self.roster) and self.phase_of_work is Phase.GATHERING:
             self._since_s = self._now_s
-        member = self.roster.add(event.node, event.link, self._now_s)
+        member = self.roster.add(event.node, event.link, self._now_s, event.secret_hash)
         standing = do.Standing(change=self._departures.change(member.name))
         self._do(do.Welcome(event.link, member.id, resumed=False, standing=standing))
 
     def _attach_suspended(self, event: on.NodeAttached) -> None:
         member = self.roster.get(event.node.name)
-        if member is not None and member.info.incarnation != event.node.incarnation:
-            self._defer(event)
-        else:
+        if member is None or member.info.incarnation == event.node.incarnation:
             self._on_attached(event)
+            return
+        waiting = self._deferral.attached(event.node.id)
+        if waiting is not None and waiting.secret_hash != event.secret_hash:
+            self._do(do.Refuse(event.link, reasons.name_taken(member.name, member.info.host)))
+        else:
+            self._defer(event)
 
     def _resume(self, member: Member, event: on.NodeAttached) -> None:
         member.link_id = event.link
@@ -457,7 +469,7 @@ class Membership:
         waiting = self._rivals.get(member.name)
         if waiting is None:
             self._challenge(member, event)
-        elif waiting.node.id == event.node.id:
+        elif (waiting.node.id, waiting.secret_hash) == (event.node.id, event.secret_hash):
             self._rivals.redialled(event)
         else:
             self._do(do.Refuse(event.link, reasons.name_taken(member.name, member.info.host)))

@@ -151,6 +151,15 @@ def name_taken(name: str, host: str) -> Refusal:
     )
 
 
+def not_the_member(name: str) -> Refusal:
+    """A connection claims to be a member, by its incarnation, and cannot prove it."""
+    return Refusal(
+        RefusalCode.NAME_TAKEN,
+        f"node {name!r} is a member of this run, and this connection did not show its secret",
+        hint="a node resumes only from the process that attached; start it again to attach anew",
+    )
+
+
 def no_room(run_id: str, members: int, needed: int, room: int, table_bytes_max: int) -> Refusal:
     """The run's ledger cannot keep a member table with this node in it. Sizes in bytes."""
     return Refusal(

@@ -74,6 +74,7 @@ class Member:
         "link_timer",
         "name",
         "row_bytes",
+        "secret_hash",
         "state",
         "stop_ends_s",
         "survivor",
@@ -82,8 +83,12 @@ class Member:
         "workers",
     )
 
-    def __init__(self, info: NodeInfo, link_id: int, arrival: int, attached_s: float) -> None:
+    def __init__(
+        self, info: NodeInfo, link_id: int, arrival: int, attached_s: float, secret_hash: bytes
+    ) -> None:
         self.info = info
+        self.secret_hash = secret_hash
+        """Of the secret that it showed when it first attached; empty: it has none to show."""
         self.name = info.name
         self.row_bytes = row_bytes(info)
         self.link_id = link_id
@@ -123,12 +128,20 @@ class Member:
                 self.workers,
                 info.labels,
                 info.stop_s,
+                self.secret_hash,
             )
         return self._row
 
     @property
     def id(self) -> NodeId:
         return NodeId(self.info.name, self.info.incarnation)
+
+    def is_proved_by(self, secret_hash: bytes) -> bool:
+        """Whether a connection that showed this secret is the member's own.
+
+        A node of an earlier release shows none, and is taken at its word.
+        """
+        return not self.secret_hash or self.secret_hash == secret_hash
 
     @property
     def is_troubled(self) -> bool:
@@ -159,6 +172,7 @@ class Member:
         return (
             self.info.name,
             self.info.incarnation,
+            self.secret_hash,
             self.state,
             self.link,
             self.survivor,
@@ -199,11 +213,11 @@ class Roster:
         member = self._members.get(node.name)
         return member if member and member.info.incarnation == node.incarnation else None
 
-    def add(self, info: NodeInfo, link_id: int, now_s: float) -> Member:
+    def add(self, info: NodeInfo, link_id: int, now_s: float, secret_hash: bytes = b"") -> Member:
         """A new member; its name must be free."""
         assert info.name not in self._members
         self._arrivals += 1
-        member = Member(info, link_id, self._arrivals, now_s)
+        member = Member(info, link_id, self._arrivals, now_s, secret_hash)
         self._members[info.name] = member
         self.table_bytes += member.row_bytes
         self._files[member.file][info.name] = None

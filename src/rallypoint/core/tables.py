@@ -26,7 +26,7 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from rallypoint.core.registers import FORMAT, Chunk, Table, UnreadableError
-from rallypoint.core.values import NodeInfo, RoundMember, Value
+from rallypoint.core.values import SECRET_HASH_BYTES, NodeInfo, RoundMember, Value
 
 RANKS_PER_CHUNK: Final = 512
 """A chunk ends before each multiple of this node rank, so that equal rows give equal chunks."""
@@ -36,7 +36,7 @@ INLINE_BYTES_MAX: Final = 8 * 1024
 """A table up to this size is in the head: a second write would cost a small run more."""
 TABLE_BYTES_MAX: Final = 128 << 20
 """The chunks of a larger table would have too many names for a head."""
-ROW_OVERHEAD_BYTES: Final = 16
+ROW_OVERHEAD_BYTES: Final = 16 + 2 + SECRET_HASH_BYTES
 
 
 class Piece(NamedTuple):

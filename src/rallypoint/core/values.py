@@ -33,6 +33,12 @@ LabelText = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_MAX)]
 STOP_S_MAX: Final = 60.0
 StopTime = Annotated[float, msgspec.Meta(ge=0, le=STOP_S_MAX)]
 """How long a node may need to stop its workers, in seconds: its place is kept for so long."""
+SECRET_BYTES: Final = 16
+"""How many bytes of chance a node's resume secret has."""
+SECRET_BYTES_MAX: Final = 64
+Secret = Annotated[bytes, msgspec.Meta(max_length=SECRET_BYTES_MAX)]
+"""What a node shows whenever it attaches, to prove that it is the member that attached first."""
+SECRET_HASH_BYTES: Final = 16
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 
 
@@ -141,6 +147,14 @@ class NodeInfo(Value, frozen=True):
         return NodeId(self.name, self.incarnation)
 
 
+def secret_hash(secret: bytes) -> bytes:
+    """What is kept of a node's resume secret: 16 bytes of its SHA-256; nothing of an empty one.
+
+    Who reads it, in a ledger or in memory, cannot resume with it.
+    """
+    return hashlib.sha256(secret).digest()[:SECRET_HASH_BYTES] if secret else b""
+
+
 class RunSettings(Value, frozen=True, kw_only=True):
     """What all nodes of a run must agree on; the first to attach sets it. Durations in seconds.
 
@@ -244,7 +258,11 @@ class Seat(Value, frozen=True):
 
 
 class RoundMember(Value, frozen=True):
-    """One row of a round's member table, in node-rank order."""
+    """One row of a round's member table, in node-rank order.
+
+    `secret_hash`: of the member's resume secret; empty if it has none. This and the incarnation are
+    in the ledger only: nodes are told neither (`told_rows`).
+    """
 
     name: str
     incarnation: int
@@ -253,6 +271,7 @@ class RoundMember(Value, frozen=True):
     workers: int
     labels: dict[str, str] = {}
     stop_s: float = 5.0
+    secret_hash: bytes = b""
 
 
 class RoundHead(Value, frozen=True):
@@ -278,9 +297,31 @@ class RoundRecord(Value, frozen=True):
 
 
 def table_digest(number: int, members: tuple[RoundMember, ...], bootstrap: Address) -> str:
-    """A digest of all that the members of a round must agree on (R2), 16 hexadecimal digits."""
-    table = msgspec.msgpack.encode((number, members, bootstrap))
+    """A digest of all that the members of a round must agree on (R2), 16 hexadecimal digits.
+
+    Resume secrets are not in it: they concern one member and its coordinator. The incarnations are,
+    so no two rounds have one digest.
+    """
+    rows = [
+        (r.name, r.incarnation, r.host, r.addresses, r.workers, r.labels, r.stop_s) for r in members
+    ]
+    table = msgspec.msgpack.encode((number, rows, bootstrap))
     return hashlib.sha256(table).hexdigest()[:16]
+
+
+UNTOLD_INCARNATION: Final = 0
+"""What stands for an incarnation in a table that nodes are told."""
+
+
+def told_rows(members: tuple[RoundMember, ...]) -> list[tuple[object, ...]]:
+    """The table as the members of the round are told it, in the form of `RoundMember`s.
+
+    Without what only their coordinators need: incarnations and the hashes of secrets.
+    """
+    return [
+        (r.name, UNTOLD_INCARNATION, r.host, r.addresses, r.workers, r.labels, r.stop_s)
+        for r in members
+    ]
 
 
 class FailureKind(enum.StrEnum):

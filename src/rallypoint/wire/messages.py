@@ -30,6 +30,7 @@ from rallypoint.core.values import (
     RoundMember,
     RunSettings,
     Seat,
+    Secret,
     Stamp,
     Text,
 )
@@ -67,6 +68,9 @@ class Attach(Message, frozen=True, tag="attach"):
     one that has lost its ledger need not send it away.
     `source`: the address and port of this side's socket, as the node sees it. A coordinator that
     sees another one has something in between that may close the connection by itself.
+    `resume_secret`: drawn by the node for this membership, and the same whenever it attaches. Only
+    who shows the secret of the first time is the same member. Empty: a node of a release that has
+    none.
     """
 
     version: int
@@ -76,6 +80,10 @@ class Attach(Message, frozen=True, tag="attach"):
     software: Text = ""
     reads_ledger: bool = False
     source: Address | None = None
+    resume_secret: Secret = b""
+
+    def __repr__(self) -> str:
+        return f"Attach({self.stamp}, {self.run_id!r}, {self.node}, version={self.version})"
 
 
 class Ready(Message, frozen=True, tag="ready"):
@@ -250,7 +258,10 @@ class StoreAnswer(Message, frozen=True, tag="answer"):
 
 
 class Members(Message, frozen=True, tag="members"):
-    """The member table, in node-rank order; `digest` is the one in the round's head (R2)."""
+    """The member table, in node-rank order; `digest` is the one in the round's head (R2).
+
+    For members of the round: others get an empty one, without a digest. Incarnations are 0.
+    """
 
     request_id: int
     round: int
