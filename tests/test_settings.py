@@ -389,6 +389,10 @@ def test_a_run_with_an_endpoint_needs_an_id() -> None:
         {"labels": {"": "x"}},
         {"labels": {"x": "y" * 300}},
         {"labels": {str(each): "" for each in range(65)}},
+        {"labels": {"a": 1}},
+        {"labels": {1: "a"}},
+        {"labels": {"a": "x\ny"}},
+        {"labels": {f"{each:02}": "ü" * 200 for each in range(20)}},
     ],
 )
 def test_a_nodes_settings_are_checked(bad: dict[str, object]) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
+from rallypoint.core import naming
 from rallypoint.core.ranks import POLICIES
 from rallypoint.core.values import NAME_LENGTH_MAX, STOP_S_MAX, RunSettings
 from rallypoint.endpoints import DEFAULT_PORT as DEFAULT_PORT
@@ -32,6 +33,8 @@ Environ = Mapping[str, str]
 
 TOKEN_LENGTH_MAX: Final = 512
 LABELS_MAX: Final = 64
+LABELS_BYTES_MAX: Final = naming.INFO_BYTES_MAX - 4 * 1024
+"""The rest is for the node's name, its host and its addresses."""
 WORKERS_MAX: Final = 1_000_000
 CANDIDATES_MAX: Final = 100
 LEASE_TTL_MIN_S: Final = 0.3
@@ -578,15 +581,30 @@ def check_lease_ttl_s(ttl_s: float) -> None:
         )
 
 
-def _check_labels(labels: Mapping[str, str]) -> None:
+def _check_labels(labels: Mapping[Any, Any]) -> None:
     if len(labels) > LABELS_MAX:
         raise UsageError(f"a node has at most {LABELS_MAX} labels, not {len(labels)}")
     for name, value in labels.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise UsageError(
+                f"label {name!r}: names and values are text, and {value!r} is of type "
+                f"{type(value).__name__}",
+                hint='write labels={"rack": "7"}',
+            )
         if not 1 <= len(name) <= NAME_LENGTH_MAX or len(value) > NAME_LENGTH_MAX:
             raise UsageError(
                 f"label {_shortened(name)!r}: a name has 1 to {NAME_LENGTH_MAX} characters, "
                 f"a value at most {NAME_LENGTH_MAX}"
             )
+        problem = naming.label_problem(name, value)
+        if problem:
+            raise UsageError(problem)
+    size = sum(len(each.encode()) for label in labels.items() for each in label)
+    if size > LABELS_BYTES_MAX:
+        raise UsageError(
+            f"the labels of a node have at most {LABELS_BYTES_MAX} bytes, and these have {size}",
+            hint="every node of the run is told of them: put what is longer into the store",
+        )
 
 
 def node_settings(

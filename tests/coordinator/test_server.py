@@ -20,7 +20,7 @@ from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.frames import FrameReader
 from rallypoint.coordinator.listener import Listener
 from rallypoint.core.reasons import RefusalCode
-from rallypoint.core.values import Failure, FailureKind, NodeInfo, RunSettings
+from rallypoint.core.values import Address, Failure, FailureKind, NodeInfo, RunSettings
 from rallypoint.wire import messages as wire
 from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
 from tests.network import stamp
@@ -634,5 +634,47 @@ def test_no_answer_tells_a_version():
         async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
             for path in ("/healthz", "/api/v1/runs", "/none", wire.ATTACH_PATH):
                 assert (await get(port, path))[2]["Server"] == "rallypoint"
+
+    run_clean(main)
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+BAD_INFOS = {
+    "a name": NodeInfo("a\n2026 INFO", 1, "host"),
+    "a host": NodeInfo("a", 1, "h\x1b[2J"),
+    "an address": NodeInfo("a", 1, "host", ("a\0b",)),
+    "a label": NodeInfo("a", 1, "host", labels={"x": "a\nb"}),
+    "fat labels": NodeInfo("a", 1, "host", labels={f"{n:02}": "😀" * 250 for n in range(64)}),
+}
+
+
+@pytest.mark.parametrize("info", BAD_INFOS.values(), ids=BAD_INFOS)
+def test_a_node_with_a_bad_name_is_refused_with_a_reason(info: NodeInfo):
+    async def main() -> None:
+        async with served() as (server, port):
+            message = wire.Attach(stamp(ledger_id=""), wire.VERSION, "run", info, TWO)
+            refused, _ = await refusal_of(port, wire.encode(message))
+            assert refused is not None
+            assert refused.refusal.code is RefusalCode.MALFORMED
+            assert refused.refusal.message.isprintable()
+            assert not server.hub.runs
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize("host", ["a\0b", "a\nb", "a=b", "", "-x"])
+def test_a_bad_bootstrap_host_reaches_no_other_node(host: str):
+    async def main() -> None:
+        async with served() as (_, port), opened(f"http://127.0.0.1:{port}", TWO) as a:
+            asking = asyncio.ensure_future(a.next_round(BOOTSTRAP))
+            ready = wire.Ready(stamp(), 0, Address(host, 1), 1)
+            refused, _ = await refusal_of(port, attach("!first"), wire.encode(ready))
+            assert refused is not None
+            assert refused.refusal.code is RefusalCode.MALFORMED
+            assert "bootstrap host" in refused.refusal.message
+            async with opened(f"http://127.0.0.1:{port}", TWO) as b:
+                found = await asyncio.gather(asking, b.next_round(BOOTSTRAP))
+                assert [each.head.bootstrap for each in found if each] == [BOOTSTRAP, BOOTSTRAP]
 
     run_clean(main)

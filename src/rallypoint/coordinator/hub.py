@@ -12,6 +12,7 @@ from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.runs import Commit, RunHost
 from rallypoint.coordinator.sessions import Outlet, Session
 from rallypoint.coordinator.timers import Timers
+from rallypoint.core import naming
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.tables import TABLE_BYTES_MAX
 from rallypoint.core.values import Phase, Stamp
@@ -175,10 +176,12 @@ class Hub:
                 f"this coordinator belongs to run {only!r} and admits no node of {attach.run_id!r}",
                 hint="start `rallypoint serve` to have one coordinator for several runs",
             )
-        names = (attach.run_id, attach.node.name, attach.node.host)
-        if not all(name.isprintable() for name in names):
-            message = "names of runs, nodes and hosts are printable"
-            return Refusal(RefusalCode.MALFORMED, message)
+        problem = naming.info_problem(attach.node)
+        if not attach.run_id.isprintable():
+            problem = "the run id has characters that cannot be printed"
+        if problem:
+            hint = "look at --node-name, --local-addr and --label of this node"
+            return Refusal(RefusalCode.MALFORMED, problem, hint)
         hint = "start the run again: this coordinator will begin it anew"
         if attach.stamp.ledger_id and attach.stamp.ledger_id != self.ledger_id:
             lost = f"run {attach.run_id!r} was lost with the coordinator that kept it in memory"

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rallypoint.core import endings, reasons
+from rallypoint.core import endings, naming, reasons
 from rallypoint.core import events as on
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd, NodeId, secret_hash
@@ -177,6 +177,12 @@ class Session:
 
 
 def _ready(run: RunHost, session: Session, node: NodeId, message: wire.Ready) -> None:
+    # It becomes MASTER_ADDR of every worker, on all nodes.
+    problem = naming.host_problem("bootstrap host", message.bootstrap.host)
+    if problem:
+        hint = "look at --local-addr of this node"
+        session.refuse(Refusal(RefusalCode.MALFORMED, problem, hint))
+        return
     change = None if message.change is None else reasons.tidy_change(message.change)
     run.post(on.NodeReady(node, message.leaving_round, message.bootstrap, message.workers, change))
 

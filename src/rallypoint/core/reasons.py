@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from rallypoint.core.values import (
+    NAME_LENGTH_MAX,
     NAMES_SHOWN_MAX,
+    TEXT_LENGTH_MAX,
     Address,
     Change,
     ChangeKind,
@@ -309,8 +311,8 @@ def tidy_change(change: Change) -> Change:
     """The same for why a round ended, as a node tells it."""
     return msgspec.structs.replace(
         change,
-        nodes=tuple(escaped(each) for each in change.nodes),
-        detail=escaped(change.detail),
+        nodes=tuple(escaped(each[:NAME_LENGTH_MAX]) for each in change.nodes[:NAMES_SHOWN_MAX]),
+        detail=escaped(change.detail[:TEXT_LENGTH_MAX]),
         failure=None if change.failure is None else tidy_failure(change.failure),
     )
 

@@ -1,0 +1,75 @@
+"""Which names, hosts and labels a node may bring, and how large they may be. Pure.
+
+They are shown to people, set in the environment of workers, and kept in every member table. So
+they are bounded in bytes, and hold nothing that a terminal, a C string or a shell would obey.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final
+
+from rallypoint.core.values import NodeInfo
+
+INFO_BYTES_MAX: Final = 8 * 1024
+"""Most bytes of all names, addresses and labels of one node: 100,000 nodes have as many of them."""
+HOST_BYTES_MAX: Final = 255
+"""RFC 1035: a host name has no more."""
+
+_HOST: Final = re.compile(r"\w([\w.-]*[\w.])?")
+_ZONE: Final = re.compile(r"[\w.-]{1,64}")
+
+
+def is_host(text: str) -> bool:
+    """Whether this can be a host name or an address literal, without brackets and port."""
+    if len(text.encode("utf-8", "surrogatepass")) > HOST_BYTES_MAX:
+        return False
+    address, percent, zone = text.partition("%")
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return _HOST.fullmatch(text) is not None
+    return not percent or (":" in address and _ZONE.fullmatch(zone) is not None)
+
+
+def host_problem(what: str, host: str) -> str:
+    """Why `host` cannot be the `what` of a node; "" if it can."""
+    return "" if is_host(host) else f"{what} {_shown(host)} is neither a host name nor an address"
+
+
+def label_problem(name: str, value: str) -> str:
+    """Why a node cannot have this label; "" if it can."""
+    for part, text in (("name", name), ("value", value)):
+        if not text.isprintable():
+            return f"the {part} of label {_shown(name)} has characters that cannot be printed"
+    return ""
+
+
+def info_problem(info: NodeInfo) -> str:
+    """Why a node cannot be called so, or have these addresses and labels; "" if it can."""
+    for what, name in (("node name", info.name), ("host", info.host)):
+        if not name.isprintable():
+            return f"{what} {_shown(name)} has characters that cannot be printed"
+    problems = [host_problem("address", each) for each in info.addresses]
+    problems += [label_problem(name, value) for name, value in info.labels.items()]
+    problem = next(filter(None, problems), "")
+    if problem:
+        return problem
+    size = info_bytes(info)
+    if size > INFO_BYTES_MAX:
+        return (
+            f"the names, addresses and labels of a node have at most {INFO_BYTES_MAX} bytes, "
+            f"and these have {size}"
+        )
+    return ""
+
+
+def info_bytes(info: NodeInfo) -> int:
+    """How many bytes of UTF-8 a node's names, addresses and labels come to."""
+    labels = (*info.labels, *info.labels.values())
+    return sum(len(each.encode()) for each in (info.name, info.host, *info.addresses, *labels))
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "...")

@@ -1,0 +1,55 @@
+"""Names, hosts and labels that come from other machines."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from rallypoint.core import naming
+from rallypoint.core.values import NodeInfo
+
+INFO = NodeInfo("n0", 1, "host", ("10.0.0.1",), 1, {"rack": "7"})
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["h", "host-1", "node_3.example.", "10.0.0.1", "::1", "fe80::1%eth0", "müller", "x" * 255],
+)
+def test_a_host(host: str) -> None:
+    assert naming.is_host(host)
+
+
+NO_HOSTS = ["", "a\0b", "a b", "a\nb", "a=b", "a\x1b[2Jb", "-x", "a;b", "$(id)", "[::1]", "h:1"]
+NO_HOSTS += ["x" * 256, "ü" * 200, "fe80::1%", "fe80::1%a/b", "10.0.0.1%eth0", "a\u202eb", "a/b"]
+NO_HOSTS += ["\ud800", "a'b"]
+
+
+@pytest.mark.parametrize("host", NO_HOSTS)
+def test_no_host(host: str) -> None:
+    assert not naming.is_host(host)
+    assert naming.host_problem("bootstrap host", host).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"name": "a\nb"}, "node name 'a\\nb'"),
+        ({"name": "a\0"}, "node name"),
+        ({"host": "a\x1b[2J"}, "host"),
+        ({"addresses": ("10.0.0.1", "a\0b")}, "address"),
+        ({"labels": {"a\n": "x"}}, "the name of label"),
+        ({"labels": {"a": "x\x1b"}}, "the value of label"),
+        ({"labels": {f"{n:02}": "\U0001f600" * 250 for n in range(64)}}, "bytes"),
+        ({"addresses": tuple("x" * 250 for _ in range(64))}, "bytes"),
+    ],
+)
+def test_what_a_node_may_not_be_called(fields: dict[str, object], words: str) -> None:
+    problem = naming.info_problem(msgspec.structs.replace(INFO, **fields))
+    assert words in problem
+    assert problem.isprintable()
+    assert len(problem) < 200
+
+
+def test_a_plain_node() -> None:
+    assert naming.info_problem(INFO) == ""
+    assert naming.info_bytes(INFO) == len("n0" + "host" + "10.0.0.1" + "rack" + "7")
