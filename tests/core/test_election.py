@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 from typing import Any
 
 import msgspec
@@ -1046,6 +1047,28 @@ class TestSeeker:
         found_there = self.looks(seeker, 0.0, run, serving())
         assert found_there == [e.Attach(THERE, "other", Stamp("ledger", 4, 3))]
         assert seeker.next_tick_s() is None
+
+    def test_it_stands_by_beside_an_owner_that_it_cannot_reach(self):
+        """Or one behind a firewall, which keeps its lease, would never see anybody to yield to."""
+        seeker = self.seeker(nodes=2)
+        self.looks(seeker, 0.0, register(round=a_round(3, "a")), serving())
+        assert not seeker.stands_by(1.0, 0.5)
+        seeker.seek_again(1.0, 0.5)
+        assert not seeker.stands_by(1.0 + 0.9 * TIMING.ttl_s, 0.99)
+        assert seeker.stands_by(1.0 + TIMING.ttl_s, 0.99)
+        seeker.seek(10.0, 0.0)  # It had a coordinator meanwhile.
+        assert not seeker.stands_by(10.0, 0.5)
+
+    @pytest.mark.parametrize("nodes", [10, 1_000, 10_000])
+    def test_few_of_many_stand_by(self, nodes):
+        rng = random.Random(nodes)
+        seekers = [self.seeker(nodes=nodes, candidates=3) for _ in range(nodes)]
+        for each in seekers:
+            each.stands_by(0.0, rng.random())
+        early_s = TIMING.ttl_s * 1.1
+        assert sum(each.stands_by(early_s, 0.0) for each in seekers) <= 15
+        late_s = 4 * TIMING.ttl_s
+        assert any(each.stands_by(late_s, 0.0) for each in seekers)
 
     def test_it_looks_at_a_time_of_its_own(self):
         seeker = self.seeker(nodes=10_000)

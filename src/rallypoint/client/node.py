@@ -358,7 +358,8 @@ class Node:
             connection = await self._dial_place(sight, attempts)
             if connection is not None:
                 return connection
-            search.again()
+            if search.again() and self.hosted is None:
+                await self._stand(search, attempts, None)
             # It may be dead. A `rallypoint serve` may take the run only after it has seen the lease
             # stand still itself, so some nodes go there now: few, as a living one sends them back.
             if self._was_messenger or random.random() * search.nodes >= MESSENGERS:

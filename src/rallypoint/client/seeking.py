@@ -145,9 +145,13 @@ class Search:
         self._is_spreading = not (at_once or is_new)
         self._seeker.seek(_now_s(), 0.0 if at_once else random.random())
 
-    def again(self) -> None:
-        """Who was found cannot be reached: look again in a while."""
+    def again(self) -> bool:
+        """Who was found cannot be reached: look again in a while.
+
+        Whether this node is to stand by as a candidate: see `Seeker.stands_by`.
+        """
         self._seeker.seek_again(_now_s(), random.random())
+        return self._seeker.stands_by(_now_s(), random.random())
 
     async def next(self, ends_s: float, *, is_new: bool = False) -> Sight | None:
         """What is to be done; None if nothing is by `ends_s`, or in this ledger never again.

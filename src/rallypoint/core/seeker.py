@@ -102,6 +102,8 @@ class Seeker:
         """When the owner's lease is over, should it not move again."""
         self._stands_s: float | None = None
         """When this node stands; None: there is no vacancy."""
+        self._stands_by_s: float | None = None
+        """When this node stands by, beside an owner that it cannot reach; None: it can."""
         self.floor = Stamp()
         """R5: no coordinator of an earlier term is to be believed, by what was read so far."""
 
@@ -122,13 +124,27 @@ class Seeker:
 
     def seek(self, now_s: float, jitter: float) -> None:
         """There is no coordinator. Looks at once if the run is small, else within `look_s`."""
-        self._open, self._stands_s = None, None
+        self._open, self._stands_s, self._stands_by_s = None, None, None
         self._look_again_s = now_s + self._spread_s() * jitter
 
     def seek_again(self, now_s: float, jitter: float) -> None:
         """Who was found could not be attached to. Looks when its lease may be over, or before."""
         self._open = None
         self._rest(now_s, jitter)
+
+    def stands_by(self, now_s: float, chance: float) -> bool:
+        """Whether to be a candidate though the run has an owner, as that cannot be reached.
+
+        To be asked whenever a dial has failed. A coordinator behind a firewall keeps its lease, and
+        yields only to a process that it sees stand by (`yielding`). Nodes wait for the ttl first,
+        as most owners that do not answer are dead, and then stand as for a vacancy: about
+        `candidates` of them, by `chance`, drawn from [0, 1).
+        """
+        if self._stands_by_s is None:
+            doubling_s = self._doubling_s()
+            drawn_s = stands_after_s(chance, self.nodes, self.candidates, doubling_s)
+            self._stands_by_s = now_s + self.timing.ttl_s + drawn_s
+        return now_s >= self._stands_by_s
 
     def look_now(self, now_s: float, jitter: float = 0.0) -> None:
         """The engine says that the register has changed, to all nodes at once."""
@@ -188,11 +204,14 @@ class Seeker:
     def _nobody(self, now_s: float, jitter: float, seen: Seen | None = None) -> list[Finding]:
         self._lease_ends_s = None
         if self._stands_s is None:
-            # An engine that is slow to answer is slow to show who stands.
-            doubling_s = max(self.timing.ttl_s / DOUBLINGS_PER_TTL, 2 * self._answer_s)
-            self._stands_s = now_s + stands_after_s(jitter, self.nodes, self.candidates, doubling_s)
+            after_s = stands_after_s(jitter, self.nodes, self.candidates, self._doubling_s())
+            self._stands_s = now_s + after_s
         self._rest(now_s, jitter)
         return [Stand(seen)] if now_s >= self._stands_s else []
+
+    def _doubling_s(self) -> float:
+        """An engine that is slow to answer is slow to show who stands."""
+        return max(self.timing.ttl_s / DOUBLINGS_PER_TTL, 2 * self._answer_s)
 
     def _raise_floor(self, *, is_ended: bool) -> None:
         """`is_ended`: the term of the register is over for good, and its owner replaced."""
