@@ -3,7 +3,8 @@
 import pytest
 
 from rallypoint.core import effects as do
-from rallypoint.core.values import RunSettings
+from rallypoint.core.suspicion import BURST_MAX_S, BURST_S
+from rallypoint.core.values import NAMES_SHOWN_MAX, RunSettings
 from tests.core.driver import Driver
 
 DEFAULTS = RunSettings()
@@ -28,11 +29,18 @@ def when(driver: Driver, kind: type[do.Effect]) -> float:
 def test_a_preempted_part_of_the_run_is_told_at_once(nodes: int, percent: int) -> None:
     driver, names = met(nodes)
     began_s, gone = driver.now_s, nodes * percent // 100
-    driver.die(*names[:gone])
+    for name in names[:gone]:  # one after another, within a second
+        assert not any(isinstance(effect, do.Break) for _, effect in driver.effects)
+        driver.advance(BURST_S / 2)
+        driver.die(name)
+    driver.advance(BURST_S)
     driver.ready(*names[gone:])
     driver.advance(1.0)
-    assert when(driver, do.Break) == began_s
-    assert when(driver, do.Publish) == began_s + driver.settings.settle_s
+    told_s = began_s + gone * BURST_S / 2 + BURST_S
+    assert when(driver, do.Break) == pytest.approx(told_s)
+    assert when(driver, do.Publish) == pytest.approx(told_s + driver.settings.settle_s)
+    change = next(effect.change for _, effect in driver.effects if isinstance(effect, do.Break))
+    assert (change.count, change.nodes) == (gone, tuple(names[: min(gone, NAMES_SHOWN_MAX)]))
     assert sorted(driver.names) == sorted(names[gone:])
 
 
@@ -44,12 +52,22 @@ def test_their_workers_may_fail_before_all_of_them_are_known_to_be_gone(nodes: i
     driver.answer(*alive)
     began_s = driver.now_s
     driver.die(*gone)
+    driver.advance(BURST_S)
     driver.ready(*alive)
     driver.advance(1.0)
     verdict = next(effect for _, effect in driver.effects if isinstance(effect, do.Verdict))
     assert verdict.change.nodes[0] == gone[0]
     assert not verdict.change.charged
-    assert when(driver, do.Publish) <= began_s + 2 * driver.settings.settle_s
+    assert when(driver, do.Publish) <= began_s + BURST_S + 2 * driver.settings.settle_s
+
+
+def test_a_run_whose_nodes_end_without_a_pause_is_told_all_the_same() -> None:
+    driver, names = met(200)
+    began_s = driver.now_s
+    for name in names[:150]:
+        driver.die(name)
+        driver.advance(BURST_S / 2)
+    assert BURST_MAX_S < when(driver, do.Break) - began_s <= BURST_MAX_S + 2 * BURST_S
 
 
 def test_as_many_resets_are_taken_for_an_outage() -> None:

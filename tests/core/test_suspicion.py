@@ -118,7 +118,9 @@ def test_r8_a_process_that_has_ended_is_neither_counted_nor_kept_by_the_guard() 
     run.disconnect(*run.members[:3])
     run.guard()
     assert run.suspicion.guarding
-    run.suspicion.ended(run.members[3], 1.0)
+    [burst] = timers(run.suspicion.ended(run.members[3], 1.0))
+    assert run.suspicion.ended_members() == []
+    run.suspicion.deadline_passed(burst)
     assert run.suspicion.ended_members() == [run.members[3]]
     run.suspicion.go_on(SETTINGS, 2.0)
     assert run.suspicion.ended_members() == [run.members[3]]

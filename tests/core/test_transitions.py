@@ -79,7 +79,8 @@ def rare_runs() -> None:
     # A round with members that are not ready yet ends in a moment, not at a deadline.
     driver = Driver(min=2, max=3)
     driver.join("a", "b", "c")
-    driver.die("a")
+    driver.attach("a'")
+    driver.disconnect("a")
     driver = Driver(min=2, max=2)
     driver.join("a", "b")
     driver.step(on.StoreLost(1, "its log was removed"))

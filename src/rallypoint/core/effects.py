@@ -27,6 +27,7 @@ class TimerKind(enum.StrEnum):
     MASS = "mass"
     ATTACH = "attach"
     NOTE = "note"
+    BURST = "burst"
 
 
 class Timer(Value, frozen=True):

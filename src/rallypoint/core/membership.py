@@ -103,6 +103,7 @@ class Membership:
         self.committing: RoundRecord | CloseRecord | None = None
 
         self._suspicion = Suspicion(self.roster)
+        self._failed_in_burst: list[on.WorkerFailed] = []
         self._stopping = Stopping(self.roster)
         self._rivals = Rivals()
         self._departures = Departures()
@@ -372,6 +373,7 @@ class Membership:
             (self._call, self._settled, self._settle_serial > 0, self._let_newcomers_in),
             (self._suspicion.guarding, self._suspicion.unanswered, self._suspicion.probe_is_over),
             tuple(member.name for member in self._suspicion.ended_members()),
+            (self._suspicion.in_burst, tuple(self._failed_in_burst)),
             self._suspicion.attaching,
             self._marking.freeze(),
             tuple(member.freeze() for member in self.roster),
@@ -568,6 +570,10 @@ class Membership:
             self._do(do.Notify(member.id, standby=True))
 
     def _on_worker_failed(self, event: on.WorkerFailed) -> None:
+        if self._suspicion.in_burst:
+            # Cause before consequence: what is known to have ended is said first, and soon.
+            self._failed_in_burst.append(event)
+            return
         member = self.roster.living(event.node)
         if member is None or not event.round == self.number == member.last_round:
             return
@@ -641,7 +647,7 @@ class Membership:
             return
         assert self.settings is not None
         if event.how is ConnectionEnd.PROCESS_ENDED:
-            self._suspicion.ended(member, self._now_s)
+            self._do(*self._suspicion.ended(member, self._now_s))
         else:
             self._do(*self._suspicion.disconnected(member, self.settings, self._now_s))
         if member.name in self._rivals:
@@ -656,7 +662,7 @@ class Membership:
         elif member.link is Link.DISCONNECTED:
             return  # A connection ends once.
         elif event.how is ConnectionEnd.PROCESS_ENDED:
-            self._suspicion.ended(member, self._now_s)
+            self._do(*self._suspicion.ended(member, self._now_s))
         elif self.settings is not None:
             self._suspicion.disconnected(member, self.settings, self._now_s)
 
@@ -684,6 +690,8 @@ class Membership:
                 self._stopping.end_due(self._now_s)
             case TimerKind.SCALE_UP if timer.serial == self._scale_up_serial:
                 self._let_newcomers_in = True
+            case TimerKind.BURST:
+                self._suspicion.deadline_passed(timer)
             case _ if self.suspension:
                 """Nobody is judged: `_judge_again` sets these anew, for what is left."""
             case TimerKind.CASE if timer.serial == self._case_serial:
@@ -911,6 +919,10 @@ class Membership:
             self._part_with(self._suspicion.ended_members(), _PROCESS_ENDED)
             self._do(*self._suspicion.update_guard(self.settings, self._now_s))
             self._declare_losses()
+        if self._failed_in_burst and not self._suspicion.in_burst:
+            failures, self._failed_in_burst = self._failed_in_burst, []
+            for each in failures:
+                self._note(each)
         if self.case is not None and not self.case.closed:
             self._close_case()
         if self.phase is Phase.ACTIVE:

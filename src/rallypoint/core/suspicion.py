@@ -31,6 +31,13 @@ YET_TO_ATTACH = -1
 """In place of a timer's serial: one timer serves all members of a round that was taken over."""
 
 
+BURST_S = 0.025
+"""Processes that end together are lost together, once this time has passed without another. Before
+that nothing is said to the run: one that is about to end would never read it, its kernel would send
+a reset in place of the FIN, and then it would have the grace."""
+BURST_MAX_S = 1.0
+
+
 class Suspicion:
     """Deadlines of members in trouble. `serial` numbers every timer of the run."""
 
@@ -44,6 +51,8 @@ class Suspicion:
         self._expected = 0
         self._arrived = 0
         self._ended: dict[str, None] = {}
+        self._burst_serial = 0
+        self._burst_since_s = 0.0
         self._unanswered: dict[str, None] = {}
         self._probe_over = False
         self._mass_since_s: float | None = None
@@ -65,16 +74,31 @@ class Suspicion:
         self._set_link(member, Link.DISCONNECTED)
         return self._deadline(member, TimerKind.GRACE, self.grace_s(settings), now_s)
 
-    def ended(self, member: Member, now_s: float) -> None:
+    def ended(self, member: Member, now_s: float) -> list[Effect]:
         """Its process is gone, by the word of its kernel: no grace, and no guard holds it."""
         if member.link is Link.CONNECTED:
             member.trouble_since_s = now_s
         member.link_timer = 0
         self._ended[member.name] = None
         self._set_link(member, Link.DISCONNECTED)
+        if not self.in_burst:
+            self._burst_since_s = now_s
+        elif now_s - self._burst_since_s >= BURST_MAX_S:
+            return []
+        timer = self.timer(TimerKind.BURST)
+        self._burst_serial = timer.serial
+        return [SetTimer(timer, BURST_S)]
+
+    @property
+    def in_burst(self) -> bool:
+        """Whether processes are ending just now: who is lost is said once they all have."""
+        return self._burst_serial > 0
 
     def ended_members(self) -> list[Member]:
-        """Members whose process is gone. They count for no mass guard."""
+        """Members whose process is gone, once no other has ended for BURST_S."""
+        return [] if self.in_burst else self._has_ended()
+
+    def _has_ended(self) -> list[Member]:
         found = (self._roster.get(name) for name in self._ended)
         return [member for member in found if member is not None]
 
@@ -208,7 +232,10 @@ class Suspicion:
     # -- deadlines -----------------------------------------------------------------------------
 
     def deadline_passed(self, timer: Timer) -> None:
-        """A GRACE, LOST or MASS timer fired. A stale one changes nothing."""
+        """A GRACE, LOST, MASS or BURST timer fired. A stale one changes nothing."""
+        if timer.kind is TimerKind.BURST:
+            self._burst_serial = 0 if timer.serial == self._burst_serial else self._burst_serial
+            return
         if timer.kind is TimerKind.MASS:
             self._mass_over = self._mass_over or timer.serial == self._mass_serial
             return
@@ -261,7 +288,9 @@ class Suspicion:
 
     def update_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """Raise or lift the mass guard by how many are missing now."""
-        if self._roster.troubled_count - len(self._unguarded) <= self.guard_limit(settings):
+        ended = sum(member.is_troubled for member in self._has_ended())
+        missing = self._roster.troubled_count - len(self._unguarded) - ended
+        if missing <= self.guard_limit(settings):
             return self._end_guard(settings, now_s)
         if self._mass_since_s is not None:
             return []
