@@ -23,7 +23,7 @@ import msgspec
 from rallypoint.bench.counting import DEADLINE_S as FLEET_STEP_S
 from rallypoint.bench.processes import DEADLINE_S, Wait, clean_environment, spread, start
 from rallypoint.bench.processes import BenchError as BenchError
-from rallypoint.core.values import Address
+from rallypoint.core.values import Address, repr_without
 
 SPARE_DESCRIPTORS: Final = 64
 """What a process needs besides its connections."""
@@ -211,6 +211,9 @@ class Coordinator(msgspec.Struct):
     process: Process | None = None
     token: str = ""
     endpoint: str = ""
+
+    def __repr__(self) -> str:
+        return repr_without(self, "token")
 
 
 @contextlib.contextmanager

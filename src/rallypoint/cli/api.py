@@ -24,6 +24,7 @@ from rallypoint.errors import (
     UsageError,
 )
 from rallypoint.settings import Endpoint
+from rallypoint.wire.headers import CLIENT
 
 TIMEOUT_S: Final = 5.0
 ANSWER_BYTES_MAX: Final = 256 * 1024**2
@@ -83,7 +84,9 @@ def _exchange(
 ) -> tuple[int, bytes]:
     until_s = time.monotonic() + TIMEOUT_S
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=TIMEOUT_S)
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = {CLIENT: "command"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
     payload = None if body is None else json.dumps(body).encode()
     if payload is not None:
         headers["Content-Type"] = "application/json"

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from rallypoint.core import reasons
-from rallypoint.core.values import CloseRecord
+from rallypoint.core.values import CloseRecord, repr_without
 from rallypoint.endpoints import Endpoint, EndpointKind, FilePlace
 from rallypoint.errors import (
     CoordinatorError,
@@ -40,6 +40,9 @@ class Owner(msgspec.Struct, frozen=True):
     process: str
     endpoints: tuple[Endpoint, ...]
     token: str
+
+    def __repr__(self) -> str:
+        return repr_without(self, "token")
 
     def ask(self, question: Callable[[Endpoint, str], T]) -> T:
         """The first answer of its addresses. Raises what the last one did."""

@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import urlsplit
 
 from rallypoint import logs, settings
 from rallypoint._version import __version__
@@ -47,7 +48,11 @@ def run(
     allow_many_descriptors()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         if place is None:
-            config = CoordinatorConfig(token=token, closed_run_keep_s=_seconds("closed_run_keep_s"))
+            config = CoordinatorConfig(
+                token=token,
+                closed_run_keep_s=_seconds("closed_run_keep_s"),
+                hosts=(urlsplit(endpoint).hostname or "",),
+            )
             runner.run(_serve(CoordinatorServer(config), sock, endpoint))
         else:
             runner.run(_serve_ledger(place, advertised, sock, endpoint, token))
@@ -64,6 +69,7 @@ async def _serve_ledger(
         ),
         yield_after_s=_seconds("yield_after_s"),
         closed_run_keep_s=_seconds("closed_run_keep_s"),
+        hosts=(urlsplit(endpoint).hostname or "",),
     )
     settings.check_lease_ttl_s(config.lease_ttl_s)
     host = advertised or await reachable_host(place)

@@ -48,7 +48,7 @@ class EmbeddedCoordinator:
         """
         is_local = is_loopback(host)
         sockets = _loopback_sockets(host, port) if is_local else [bind(None, port)]
-        server = CoordinatorServer(CoordinatorConfig(token=token, only_run=run_id))
+        server = CoordinatorServer(CoordinatorConfig(token=token, only_run=run_id, hosts=(host,)))
         await server.start(sockets)
         bound_port = sockets[0].getsockname()[1]
         if not is_local and not token:

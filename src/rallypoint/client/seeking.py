@@ -18,7 +18,7 @@ import msgspec
 
 from rallypoint.core import election as e
 from rallypoint.core.reasons import ledger_unreachable
-from rallypoint.core.values import Address, CloseRecord, Stamp
+from rallypoint.core.values import Address, CloseRecord, Stamp, repr_without
 from rallypoint.errors import (
     LedgerAccessError,
     LedgerCorruptError,
@@ -60,6 +60,9 @@ class Place(msgspec.Struct, frozen=True):
     process: str
     token: str = ""
     ttl_s: float = 0.0
+
+    def __repr__(self) -> str:
+        return repr_without(self, "token")
 
 
 class Turn(msgspec.Struct, frozen=True):

@@ -25,6 +25,7 @@ from rallypoint.client.sockets import ResettingSocket
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address
 from rallypoint.errors import NotACoordinatorError, TokenError
+from rallypoint.wire import headers
 from rallypoint.wire import messages as wire
 
 CLOSE_TIMEOUT_S: Final = 2.0
@@ -115,6 +116,7 @@ class Connection(asyncio.Protocol):
         # Not asserted: uvloop's transports have the methods and derive from nothing of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
         request = self._websocket.connect()
+        request.headers[headers.CLIENT] = "node"
         if self._token:
             request.headers["Authorization"] = f"Bearer {self._token}"
         self._websocket.send_request(request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from rallypoint.core.store import DEFAULT_LIMITS, StoreLimits
-from rallypoint.core.values import NodeId
+from rallypoint.core.values import NodeId, repr_without
 
 
 class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +24,8 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     `own_node`: the node that hosts this coordinator; it proves nothing by reaching it. The lease
     names it.
     `lease_token`: the same as `token`, if nodes that have none may find it in the ledger; else "".
+    `hosts`: names of this coordinator beside those of its machine, such as an endpoint's host. One
+    without a token answers to no other name.
     `yield_after_s`: after how long a coordinator that hears no other node lets another that stands
     by try; None: never.
     """
@@ -46,3 +48,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     yield_after_s: float | None = None
     lease_token: str = ""
     own_node: NodeId | None = None
+    hosts: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return repr_without(self, "token", "lease_token")

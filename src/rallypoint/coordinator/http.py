@@ -13,12 +13,14 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.runs import RunHost
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.roster import Member
 from rallypoint.core.values import MemberState, Outcome, named
+from rallypoint.wire.headers import CLIENT
 
 HUB: web.AppKey[Hub] = web.AppKey("hub", Hub)
 
@@ -48,7 +50,9 @@ def authorized(request: web.Request) -> bool:
     token = request.app[HUB].config.token
     if not token:
         return True
-    given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        return False
     # aiohttp gives bytes that are no UTF-8 as lone surrogates.
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode())
 
@@ -69,6 +73,22 @@ def foreign_page(request: web.Request) -> web.Response:
     """The answer to a page of elsewhere."""
     message = f"a web page of {request.headers['Origin']} has nothing to ask here"
     return json_error(403, message, "set a token, and a page that holds it may ask")
+
+
+async def is_for_another(request: web.Request, known: KnownHosts) -> bool:
+    """Whether a web page may ask under a name of its own that leads here: see `hosts`."""
+    if request.app[HUB].config.token or request.path == HEALTH_PATH:
+        return False
+    if CLIENT in request.headers:
+        return False
+    return not all([await known.knows(each) for each in request.headers.getall("Host", [])])
+
+
+def for_another(request: web.Request) -> web.Response:
+    """The answer to a request under a name that this coordinator does not know."""
+    message = f"this coordinator has no token, and does not answer to the name {request.host!r}"
+    hint = "use its address, or set a token: then it answers to every name"
+    return json_error(421, message, hint)
 
 
 def json_error(status: int, message: str, hint: str = "") -> web.Response:

@@ -23,6 +23,7 @@ from rallypoint.coordinator import http
 from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.frames import FrameReader, binary_frame
+from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.shared import SharedRuns
@@ -87,6 +88,7 @@ class CoordinatorServer:
         self._ending: asyncio.Task[None] | None = None
         self._listener: Listener | None = None
         self._refused_logins = RefusedLogins()
+        self._known_hosts = KnownHosts(self.config.hosts)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> CoordinatorServer:
@@ -109,6 +111,8 @@ class CoordinatorServer:
         LedgerError if the ledger is unfit or out of reach.
         """
         self._sockets = tuple(sockets)
+        for each in addresses:
+            self._known_hosts.add(each.host)
         try:
             if self.shared is not None:
                 await self.shared.start(self.hub, addresses)
@@ -241,6 +245,8 @@ class CoordinatorServer:
                     self._listener.admit(request.transport)
                 if http.is_foreign_page(request):
                     return http.foreign_page(request)
+                if await http.is_for_another(request, self._known_hosts):
+                    return http.for_another(request)
                 return await handler(request)
             if request.path == http.HEALTH_PATH:
                 response = await handler(request)

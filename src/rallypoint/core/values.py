@@ -51,6 +51,14 @@ def named(value: msgspec.Struct) -> dict[str, Any]:
     return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
 
 
+def repr_without(value: msgspec.Struct, *secrets: str) -> str:
+    """A struct's repr in which these fields are shown as "set", or as empty, and no more."""
+    shown = {name: getattr(value, name) for name in value.__struct_fields__}
+    shown |= {name: "set" if shown[name] else "" for name in secrets}
+    fields = ", ".join(f"{name}={each!r}" for name, each in shown.items())
+    return f"{type(value).__name__}({fields})"
+
+
 def _plain(value: object) -> object:
     if isinstance(value, msgspec.Struct):
         return named(value)

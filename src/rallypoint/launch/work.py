@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from rallypoint.client.node import Round
-from rallypoint.core.values import Change, Failure, FailureKind, RunSettings
+from rallypoint.core.values import Change, Failure, FailureKind, RunSettings, repr_without
 from rallypoint.launch import failures
 from rallypoint.launch.bell import Bell
 from rallypoint.launch.guard import Guard
@@ -56,6 +56,9 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     stdin: int | None = None
     role: str = ROLE
     virtual_local_rank: bool = False
+
+    def __repr__(self) -> str:
+        return repr_without(self, "agent_secret", "base")
 
 
 class Work:

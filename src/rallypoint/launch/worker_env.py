@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 ROLE = "default"
 
@@ -45,7 +45,7 @@ class WorkerContext:
     min_nodes: int
     max_nodes: int
     agent_path: str
-    agent_secret: str
+    agent_secret: str = field(repr=False)
     error_file: str | None = None
     role: str = ROLE
     virtual_local_rank: bool = False

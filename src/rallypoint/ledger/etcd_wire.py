@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from rallypoint.core.values import repr_without
 from rallypoint.errors import (
     LedgerAccessError,
     LedgerError,
@@ -156,6 +157,9 @@ class Members(msgspec.Struct, frozen=True):
 
 class Token(msgspec.Struct, frozen=True):
     token: str = ""
+
+    def __repr__(self) -> str:
+        return repr_without(self, "token")
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from rallypoint.core.values import (
     RoundHead,
     RoundMember,
     Seat,
+    repr_without,
 )
 from rallypoint.wire.messages import ANSWER_BYTES_MAX, UNDECODABLE, MalformedError
 
@@ -37,6 +38,9 @@ class Hello(LocalMessage, frozen=True, tag="hello"):
     secret: str
     round: int
     local_rank: int
+
+    def __repr__(self) -> str:
+        return repr_without(self, "secret")
 
 
 class Call(LocalMessage, frozen=True, tag="call"):

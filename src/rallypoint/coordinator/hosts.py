@@ -1,0 +1,92 @@
+"""Whom a request was meant for: the check of its Host header, where there is no token.
+
+A web page can give its own name the address of this machine (DNS rebinding). Its browser then lets
+it ask here, and takes the answer for the page's own. The Host header still holds the page's name.
+So a coordinator without a token answers only to addresses and to names of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import re
+import socket
+import threading
+from collections.abc import Iterable
+from typing import Final
+
+LOOKUP_TIMEOUT_S: Final = 2.0
+"""How long a request with an unknown name waits for this machine's full name, once."""
+_LOCAL_NAMES: Final = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+_PORT: Final = re.compile(r":[0-9]{0,5}$")
+_OLD_IPV4: Final = re.compile(r"(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+)){0,3}")
+
+
+class KnownHosts:
+    """The names that a coordinator answers to, in the running event loop."""
+
+    def __init__(self, given: Iterable[str] = ()) -> None:
+        """`given`: what nodes were told, such as an endpoint's host, and what they are told."""
+        self._names = {*_LOCAL_NAMES, *_with_first_label(socket.gethostname())}
+        self._names |= {_plain(each) for each in given}
+        self._lookup: asyncio.Future[str] | None = None
+
+    def add(self, host: str) -> None:
+        """Another one."""
+        self._names.add(_plain(host))
+
+    async def knows(self, header: str) -> bool:
+        """Whether a Host header names this coordinator. Looks for the machine's full name once."""
+        host = host_of(header)
+        if is_address(host) or host in self._names:
+            return True
+        if self._lookup is None:
+            self._lookup = _full_name()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+                self._names.update(_with_first_label(await asyncio.shield(self._lookup)))
+        return host in self._names
+
+
+def host_of(header: str) -> str:
+    """The host in a Host header, without port, brackets and the dot of a full name."""
+    return _plain(_PORT.sub("", header.strip()))
+
+
+def _plain(host: str) -> str:
+    return host.removeprefix("[").removesuffix("]").removesuffix(".").lower()
+
+
+def is_address(host: str) -> bool:
+    """Whether this is an address, also in a form that only browsers and inet_aton take: 127.1."""
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return True
+    return _OLD_IPV4.fullmatch(host) is not None
+
+
+def _with_first_label(name: str) -> tuple[str, ...]:
+    plain = _plain(name)
+    return (plain, plain.partition(".")[0]) if plain and not is_address(plain) else ()
+
+
+def _full_name() -> asyncio.Future[str]:
+    """This machine's full name; "" if there is none. A resolver that hangs holds up nothing."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[str] = loop.create_future()
+
+    def tell(name: str) -> None:
+        if not found.done():
+            found.set_result(name)
+
+    def look() -> None:
+        try:
+            name = socket.getfqdn()
+        except (OSError, UnicodeError):
+            name = ""
+        with contextlib.suppress(RuntimeError):  # the loop is closed by now
+            loop.call_soon_threadsafe(tell, name)
+
+    threading.Thread(target=look, name="rallypoint-name", daemon=True).start()
+    return found

@@ -1,0 +1,9 @@
+"""Names of HTTP headers on which both sides agree. Loads nothing: every command imports it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+CLIENT: Final = "Sec-Rallypoint-Client"
+"""Nodes and commands send it. Browsers let no web page set a header that begins with Sec- (Fetch
+standard, section 2.2.2), so a request that has it comes from no page."""
