@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -340,6 +341,55 @@ def test_a_file_readable_by_others_is_told(tmp_path: Path) -> None:
     path.chmod(0o640)
     assert settings.is_readable_by_others(str(path))
     assert not settings.is_readable_by_others(str(tmp_path / "none"))
+
+
+def test_tokens_as_they_are_drawn_are_strong_enough() -> None:
+    for _ in range(500):
+        for drawn in (secrets.token_urlsafe(16), secrets.token_hex(16), secrets.token_urlsafe(32)):
+            settings.check_token_strength(drawn)
+
+
+WEAK = ["a", "hunter2", "x" * 512, "abcdefg" * 20, "0123456789abcdef0123456789abcde", "Ab1" * 100]
+WEAK += ["1234567890" * 3, "correct-horse", "VQ2t9qk0X5cM1sB7nJ4eR"]
+
+
+@pytest.mark.parametrize("token", WEAK)
+def test_a_weak_token_is_refused_where_others_reach_the_port(token: str) -> None:
+    with pytest.raises(UsageError, match="128 bits") as caught:
+        settings.check_token_strength(token)
+    assert "token_urlsafe(32)" in caught.value.hint
+    assert repr(token) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host_coordinator", "is_refused"),
+    [
+        ("node0:1", "auto", True),
+        ("10.0.0.1:1", "yes", True),
+        ("etcd://e:1", "auto", True),
+        ("file:///shared/x", "auto", True),
+        ("node0:1", "no", False),
+        ("127.0.0.1:1", "auto", False),
+        ("localhost:1", "auto", False),
+        ("http://node0:1", "auto", False),
+        (None, "auto", False),
+    ],
+)
+def test_a_node_that_may_carry_the_coordinator_has_a_strong_token_or_none(
+    endpoint: str | None, host_coordinator: str, is_refused: bool
+) -> None:
+    node = NodeSettings(
+        endpoint=parse_endpoint(endpoint),
+        run_id="a",
+        token="hunter2",
+        host_coordinator=host_coordinator,
+    )
+    if is_refused:
+        with pytest.raises(UsageError, match="128 bits"):
+            settings.check_own_token(node)
+    else:
+        settings.check_own_token(node)
+    settings.check_own_token(NodeSettings(endpoint=node.endpoint, run_id="a"))
 
 
 # -- a node, a run, a worker ---------------------------------------------------------------------

@@ -298,6 +298,16 @@ def _port(text: str, endpoint: str, default_port: int) -> int:
     )
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an endpoint's host can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def is_ip(host: str, version: int) -> bool:
     """Whether this is an address literal of IP version 4 or 6."""
     try:

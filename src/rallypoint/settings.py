@@ -23,7 +23,7 @@ from rallypoint.core import naming
 from rallypoint.core.ranks import POLICIES
 from rallypoint.core.values import NAME_LENGTH_MAX, STOP_S_MAX, RunSettings
 from rallypoint.endpoints import DEFAULT_PORT as DEFAULT_PORT
-from rallypoint.endpoints import NAME, EtcdPlace, is_ip
+from rallypoint.endpoints import NAME, EtcdPlace, is_ip, is_loopback
 from rallypoint.endpoints import Endpoint as Endpoint
 from rallypoint.endpoints import EndpointKind as EndpointKind
 from rallypoint.endpoints import parse_endpoint as parse_endpoint
@@ -423,6 +423,41 @@ def resolve_token(token_file: str | None = None, environ: Environ | None = None)
     return Resolved("token", token, f"file {path.value} ({path.source})")
 
 
+TOKEN_BITS_MIN: Final = 128
+DRAW_A_TOKEN: Final = "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+_ALPHABETS: Final = (
+    (re.compile(r"[0-9]+"), 10),
+    (re.compile(r"[0-9a-f]+|[0-9A-F]+"), 16),
+    (re.compile(r"[a-z]+|[A-Z]+"), 26),
+    (re.compile(r"[^A-Z]+|[^a-z]+"), 36),
+)
+_MIXED: Final = 64
+_DIFFERENT_MIN: Final = 8
+
+
+def token_bits(token: str) -> int:
+    """At most so many bits were drawn for a token, to judge by its characters and its length.
+
+    22 characters of base64 or 32 hexadecimal digits hold 128 bits. One of fewer than 8 different
+    characters was not drawn, and counts as none.
+    """
+    if len(set(token)) < _DIFFERENT_MIN:
+        return 0
+    size = next((size for looks, size in _ALPHABETS if looks.fullmatch(token)), _MIXED)
+    return int(len(token) * math.log2(size))
+
+
+def check_token_strength(token: str) -> None:
+    """Raises UsageError for a token that others could guess. For a port that they can reach."""
+    if token_bits(token) < TOKEN_BITS_MIN:
+        raise UsageError(
+            "this token can be guessed, and other machines can reach the coordinator: a token has "
+            f"at least {TOKEN_BITS_MIN} bits, which is 22 characters of base64 or 32 hexadecimal "
+            "digits drawn by chance",
+            hint=f"draw one: {DRAW_A_TOKEN}",
+        )
+
+
 def _read_secret(path: str, what: str, parse: Callable[[str], str]) -> str:
     hint = f"write the {what} on its first line, and make it yours alone: chmod 600"
     try:
@@ -605,6 +640,19 @@ def _check_labels(labels: Mapping[Any, Any]) -> None:
             f"the labels of a node have at most {LABELS_BYTES_MAX} bytes, and these have {size}",
             hint="every node of the run is told of them: put what is longer into the store",
         )
+
+
+def check_own_token(node: NodeSettings) -> None:
+    """Raises UsageError if this node may carry the coordinator, and its token is too weak for it.
+
+    All nodes of a run have the same token, so each says so, whichever would carry it.
+    """
+    endpoint = node.endpoint
+    is_inside = endpoint.kind is EndpointKind.LEDGER or (
+        endpoint.kind is EndpointKind.HOST and not is_loopback(endpoint.host)
+    )
+    if node.token and is_inside and node.host_coordinator != "no":
+        check_token_strength(node.token)
 
 
 def node_settings(

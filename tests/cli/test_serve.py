@@ -79,7 +79,7 @@ def test_beyond_loopback_with_a_token_or_insecure(
     serve: Callable[..., Served], cli: Cli, tmp_path: Path
 ) -> None:
     token = tmp_path / "token"
-    token.write_text("hunter2\n")
+    token.write_text("VQ2t9qk0X5cM1sB7nJ4eRw\n")
     token.chmod(0o600)
     open_to_all = serve("--host", "0.0.0.0", "--insecure")
     guarded = serve("--host", "::", "--token-file", str(token))
@@ -87,6 +87,20 @@ def test_beyond_loopback_with_a_token_or_insecure(
     where = f"127.0.0.1:{guarded.port}"
     assert cli("status", "--endpoint", where).code == 2
     assert cli("status", "--endpoint", where, "--token-file", str(token)).code == 0
+
+
+@pytest.mark.parametrize("token", ["a", "hunter2", "correct-horse", "a" * 64, "0123456789" * 3])
+def test_beyond_loopback_a_token_that_can_be_guessed_is_refused(
+    cli: Cli, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RALLYPOINT_TOKEN", token)
+    done = cli("serve", "--host", "0.0.0.0", "--port", "0")
+    assert (done.code, done.out) == (2, "")
+    assert "128 bits" in done.err
+    assert "22 characters of base64 or 32 hexadecimal digits" in done.err
+    assert "secrets.token_urlsafe(32)" in done.err.splitlines()[-1]
+    assert f"{token}\n" not in done.err
+    assert f"'{token}'" not in done.err
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "*", "192.0.2.1"])

@@ -93,8 +93,11 @@ def _ledger_of(text: str | None, advertise: str | None) -> Endpoint | None:
 
 
 def check_exposure(host: str, loopback: bool, token: str, insecure: bool) -> None:
-    """Raises UsageError if this would let everybody in, and nobody said that it may."""
-    if loopback or token or insecure:
+    """Raises UsageError if this would let others in, and nobody said that it may."""
+    if loopback or insecure:
+        return
+    if token:
+        settings.check_token_strength(token)
         return
     raise UsageError(
         f"host {host!r} can be reached from other machines, and there is no token",

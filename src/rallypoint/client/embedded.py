@@ -6,7 +6,6 @@ Imported only when a node becomes the host, since it brings the server's librari
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import secrets
 import socket
@@ -17,6 +16,7 @@ from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer, bind, ignored_if_absent
 from rallypoint.core.election import Seen
 from rallypoint.core.values import Address, NodeId
+from rallypoint.endpoints import is_loopback
 from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import NodeSettings, attach_grace_s
 
@@ -143,16 +143,6 @@ def _warn_once(run_id: str, port: int) -> None:
             port,
             run_id,
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an endpoint's host can only mean this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _loopback_sockets(host: str, port: int) -> list[socket.socket]:

@@ -51,7 +51,7 @@ from rallypoint.core.values import (
     Seat,
 )
 from rallypoint.ledger.contract import Ledger
-from rallypoint.settings import LOST_ORPHAN_S, EndpointKind, NodeSettings
+from rallypoint.settings import LOST_ORPHAN_S, EndpointKind, NodeSettings, check_own_token
 from rallypoint.wire import messages as wire
 
 if TYPE_CHECKING:
@@ -229,10 +229,12 @@ class Node:
     async def open(self) -> None:
         """Find the coordinator, or become it, and attach.
 
-        Raises UnreachableError after `connect_timeout_s`, and any RefusedError,
-        NotACoordinatorError or LedgerError at once (LedgerUnreachableError after that time).
+        Raises UnreachableError after `connect_timeout_s`, UsageError for a token that is too weak
+        for a coordinator in this node, and any RefusedError, NotACoordinatorError or LedgerError
+        at once (LedgerUnreachableError after that time).
         Cancelling it, or an error, leaves nothing open.
         """
+        check_own_token(self.settings)
         limit_s = self.settings.connect_timeout_s
         began_s = self._now_s()
         try:
