@@ -12,7 +12,14 @@ import pytest
 from rallypoint.coordinator import durable_store, log_reader
 from rallypoint.coordinator.durable_store import DurableStore
 from rallypoint.coordinator.log_reader import LogReader, SealedLog, StoreLostError
-from rallypoint.coordinator.log_records import decode_record, header_record, seal_record
+from rallypoint.coordinator.log_records import (
+    FORMAT,
+    Record,
+    decode_record,
+    encode_record,
+    header_record,
+    seal_record,
+)
 from rallypoint.coordinator.round_log import LogId, first_log, older
 from rallypoint.core.store import RoundStore, Set
 from rallypoint.core.values import Address, RoundHead
@@ -265,5 +272,87 @@ def test_whoever_finds_a_later_seal_first_makes_sure_of_its_lease() -> None:
         task.cancel()
         records = [decode_record(each) for _, each in await ledger.records(LOG.name("run"))]
         assert [each.term for each in records if each.is_seal] == [9]
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("records", [1, 2], ids=["header", "header-and-record"])
+@pytest.mark.parametrize("segment", [0, 1])
+def test_a_record_that_comes_after_its_log_was_dropped_is_not_taken_for_the_beginning(
+    segment: int, records: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R10: a first try that got no answer, or what a deposed coordinator sent before it stood
+    still. The log is gone by then, so its first index is free again."""
+    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 5)
+
+    async def main() -> None:
+        ledger = MemoryLedger()
+        owner = Owner(ledger)
+        await owner.begin()
+        await owner.write(40)
+        (live,) = await ledger.logs()
+        late = LogId(1, 1, segment, 1).name("run")
+        assert late < live
+        await ledger.append(late, 0, header_record("run", 1, 1, segment))
+        if records > 1:
+            await ledger.append(late, 1, encode_record(Record(FORMAT, 1)))
+        sealed = await reader(ledger).sealed()
+        assert data_of(sealed) == wanted(40)
+        assert sealed.log.name("run") == live
+        # Nor by those that come after.
+        successor = Owner(ledger, sealed, 2)
+        successor.written = 40
+        await successor.write(3)
+        assert data_of(await reader(ledger, 3).sealed()) == wanted(43)
+
+    run_virtual(main())
+
+
+def test_a_log_that_a_later_term_has_moved_on_is_not_sealed_by_an_earlier_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """R5: the seal of the later one went with its segment, but all that it writes has its term."""
+    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 5)
+
+    async def main() -> None:
+        ledger = MemoryLedger()
+        owner = Owner(ledger)
+        await owner.begin()
+        await owner.write(3)
+        successor = Owner(ledger, await reader(ledger, 9).sealed(), 9)
+        successor.written = 3
+        await successor.write(30)
+        (live,) = await ledger.logs()
+        before = await ledger.records(live)
+        asked = []
+
+        async def make_sure() -> None:
+            asked.append(True)
+            await asyncio.Event().wait()
+
+        task = asyncio.ensure_future(reader(ledger, 2, make_sure).sealed())
+        await asyncio.sleep(1.0)
+        assert asked
+        task.cancel()
+        assert await ledger.records(live) == before
+
+    run_virtual(main())
+
+
+def test_whoever_finds_no_log_first_makes_sure_of_its_lease() -> None:
+    """A successor that formed the next round has dropped it: that is no loss of anything."""
+
+    async def main() -> None:
+        asked = []
+
+        async def make_sure() -> None:
+            asked.append(True)
+            await asyncio.Event().wait()
+
+        task = asyncio.ensure_future(reader(MemoryLedger(), 2, make_sure).sealed())
+        await asyncio.sleep(1.0)
+        assert asked
+        assert not task.done()
+        task.cancel()
 
     run_virtual(main())

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import pytest
 
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.office import delete_run
 from rallypoint.coordinator.tables import Tables, read_members, table_room
 from rallypoint.core import election as e
 from rallypoint.core import events as on
@@ -30,8 +32,8 @@ from rallypoint.core.values import (
     RunSettings,
 )
 from rallypoint.errors import LedgerLimitError
-from rallypoint.ledger.contract import SwapOutcome, Unknown
-from rallypoint.ledger.keys import run_key
+from rallypoint.ledger.contract import SwapOutcome, Swapped, Unknown
+from rallypoint.ledger.keys import chunk_key, run_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.ledger.torch_backend import TorchBackendLedger
 from tests.coordinator.test_shared import coordinator, has_begun, until
@@ -326,6 +328,51 @@ def test_an_engine_of_one_value_says_for_how_many_bytes_it_has_room() -> None:
         assert 0 < len(membership.roster) < NODES
         assert membership.roster.table_bytes <= 20_000
         await shared.aclose()
+
+    run_virtual(main())
+
+
+class StandingStill(CountingLedger):
+    """Lets one process stand still before it lists the chunks of a run that it removes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before_list: Callable[[], Awaitable[None]] | None = None
+
+    async def keys(self, prefix: str = "") -> tuple[str, ...]:
+        if prefix.startswith("chunks/") and self.before_list is not None:
+            first, self.before_list = self.before_list, None
+            await first()
+        return await super().keys(prefix)
+
+
+def test_whoever_removes_a_run_late_takes_no_chunk_of_the_run_that_began_since() -> None:
+    async def main() -> None:
+        ledger = StandingStill()
+        await ledger.open()
+        closed = e.RunRegister(e.FORMAT, ledger.ledger_id, "run", 1, "p", close=a_close(1, 10))
+        outcome = await ledger.swap(run_key("run"), None, e.encode(closed))
+        assert isinstance(outcome, Swapped)
+        await ledger.swap(chunk_key("run", 1, 1), None, b"of the run that is over")
+        begun: list[tuple[str, ...]] = []
+
+        async def meanwhile() -> None:
+            """Another process removes the run, and it begins anew."""
+            await delete_run(ledger, closed, outcome.version)
+            assert await ledger.chunks() == ()
+            shared, hub = await coordinator(ledger, 1)
+            shared.claim("run")
+            await has_begun(hub, "run")
+            await met(ledger, hub)
+            begun.append(await ledger.chunks())
+            await shared.aclose()
+
+        ledger.before_list = meanwhile
+        await delete_run(ledger, closed, outcome.version)
+        (chunks,) = begun
+        assert len(chunks) == 2
+        assert await ledger.chunks() == chunks
+        assert (await ledger.head()).term == 2
 
     run_virtual(main())
 

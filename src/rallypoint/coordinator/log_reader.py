@@ -2,6 +2,11 @@
 
 In pages, so that each has a deadline of its own: a log of any length can be read. The former owner
 may still write, move to another segment, or drop one, until the seal is in the log.
+
+A request that came to nothing in time may still be carried out much later. So a segment that was
+dropped may be there again, with some of its first records. It is known by this: it ends without
+naming a later segment, and a later one has more than its header, which no segment has before it was
+named. Such a remnant is left alone.
 """
 
 from __future__ import annotations
@@ -10,11 +15,12 @@ import asyncio
 import enum
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple, TypeVar
+from functools import partial
+from typing import Final, NamedTuple, Never, TypeVar
 
 from rallypoint.coordinator.log_records import UnreadableLogError, decode_record, seal_record
 from rallypoint.coordinator.log_replay import Replay
-from rallypoint.coordinator.round_log import LogId, first_of
+from rallypoint.coordinator.round_log import LogId, first_of, parse
 from rallypoint.core.store import RoundStore
 from rallypoint.core.values import RoundHead
 from rallypoint.errors import (
@@ -50,6 +56,8 @@ class _Sealed(enum.Enum):
     NOT_YET = enum.auto()
     """There is more to be read first, or nobody knows."""
     GONE = enum.auto()
+    REMNANT = enum.auto()
+    """The segment was dropped, and late requests wrote its first records again."""
 
 
 class LogReader:
@@ -72,12 +80,13 @@ class LogReader:
     ) -> None:
         self._ledger = ledger
         self._run_id = run_id
-        self._head = head
+        self._prefix = round_prefix(run_id, head.number, head.term)
         self._term = term
         self._seal = seal_record(term)
         self._new_store = new_store
         self._make_sure = make_sure
         self._problem = ""
+        self._remnants: set[str] = set()
 
     async def sealed(self) -> SealedLog:
         """The log, after this term has sealed it. Waits for a ledger that does not answer.
@@ -86,42 +95,72 @@ class LogReader:
         """
         gone: LogId | None = None
         while True:
-            reading = _Reading(self._run_id, await self._first(), Replay(self._new_store))
-            if await self._read_and_seal(reading):
+            first = await self._first()
+            reading = _Reading(self._run_id, first, Replay(self._new_store))
+            sealed = await self._read_and_seal(reading)
+            if sealed is _Sealed.DONE:
                 return SealedLog(reading.replay, reading.log, reading.index)
+            if sealed is _Sealed.REMNANT:
+                self._remnants.add(self._name(first))
+                continue
             if reading.log == gone:
-                raise StoreLostError(f"log {self._name(gone)!r} was removed from the ledger")
+                await self._lost(f"log {self._name(gone)!r} was removed from the ledger")
             # Its former owner may have dropped it, as another segment takes its place.
             gone = reading.log
             await asyncio.sleep(RETRY_S)
 
+    async def _lost(self, why: str) -> Never:
+        """A successor drops the log too, once it has formed the next round: that is no loss."""
+        await self._make_sure()
+        raise StoreLostError(why)
+
     async def _first(self) -> LogId:
-        prefix = round_prefix(self._run_id, self._head.number, self._head.term)
-        first = first_of(await self._ask(lambda: self._ledger.logs(prefix)))
+        first = first_of(tuple(name for name in await self._names() if name not in self._remnants))
         if first is None:
-            raise StoreLostError(f"its log, {prefix!r}, was removed from the ledger")
+            await self._lost(f"its log, {self._prefix!r}, was removed from the ledger")
         return first
 
-    async def _read_and_seal(self, reading: _Reading) -> bool:
-        """False: a segment is gone."""
+    async def _names(self) -> tuple[str, ...]:
+        return await self._ask(lambda: self._ledger.logs(self._prefix))
+
+    async def _read_and_seal(self, reading: _Reading) -> _Sealed:
         while True:
             name, index = self._name(reading.log), reading.index
-            page = await self._ask(lambda: self._ledger.records(name, index, PAGE_RECORDS))  # noqa: B023
+            page = await self._page(name, index)
             if page:
                 for _, data in page:
                     reading.take(data)
                 await asyncio.sleep(0)  # Others have their turn between two pages.
             elif not index:
-                return False
+                return _Sealed.GONE
             elif reading.last == self._seal:
-                return True
+                return _Sealed.DONE
+            elif await self._goes_on_after(reading.log):
+                # The segment that goes on was named before it got a second record.
+                if not await self._page(name, index):
+                    return _Sealed.REMNANT
             else:
                 sealed = await self._try_to_seal(reading)
                 if sealed is not _Sealed.NOT_YET:
-                    return sealed is _Sealed.DONE
+                    return sealed
+
+    async def _page(self, name: str, index: int) -> tuple[tuple[int, bytes], ...]:
+        return await self._ask(lambda: self._ledger.records(name, index, PAGE_RECORDS))
+
+    async def _goes_on_after(self, log: LogId) -> bool:
+        """Whether a later segment has more than its header."""
+        found = [(each, name) for name in await self._names() if (each := parse(name)) is not None]
+        for each, name in sorted(found):
+            if each.segment <= log.segment:
+                continue
+            if await self._ask(partial(self._ledger.records, name, 1, 1)):
+                return True
+            if not await self._ask(partial(self._ledger.records, name, 0, 1)):
+                return await self._goes_on_after(log)  # It was dropped: look again.
+        return False
 
     async def _try_to_seal(self, reading: _Reading) -> _Sealed:
-        later = reading.replay.sealed_by
+        later = reading.replay.latest_term
         if later > self._term:
             # This process stood still, and will be told that the run is another's: then this
             # ends. If its lease turns out to be good, nobody can have sealed after it.

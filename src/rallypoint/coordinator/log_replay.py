@@ -30,13 +30,14 @@ class Cost(msgspec.Struct):
 class Replay:
     """Takes records, and has the store that they lead to. `new_store` gives an empty one.
 
-    `sealed_by` is the highest term that has sealed the log, `base` the segment without those before
+    `latest_term` is the highest term that has written to the log: a seal, or anything behind one
+    that may be gone with its segment. `base` is the segment without those before
     which the store can be had, `snapshot` what the last complete snapshot cost, and `since` what
     the records cost that were written since that one began.
     """
 
     def __init__(self, new_store: Callable[[], RoundStore]) -> None:
-        self.sealed_by = 0
+        self.latest_term = 0
         self.base: LogId | None = None
         self.snapshot = Cost()
         self.since = Cost()
@@ -75,6 +76,7 @@ class Replay:
             raise UnreadableLogError("a record does not fit those before it") from error
 
     def _take(self, record: Record, size: int) -> None:
+        self.latest_term = max(self.latest_term, record.term)
         if record.part is not None:
             self._cost_of_it.add(size)
             if self._coming is not None:
@@ -87,7 +89,6 @@ class Replay:
         if record.is_seal:
             # What its writer could not finish was acknowledged to nobody.
             self._unfinished = []
-            self.sealed_by = max(self.sealed_by, record.term)
         self._unfinished += record.entries
         finished = len(self._unfinished) - record.unfinished
         entries, self._unfinished = self._unfinished[:finished], self._unfinished[finished:]

@@ -701,7 +701,7 @@ async def delete_run(ledger: Ledger, register: e.RunRegister, version: int) -> N
             if current is None or current.version != version:
                 return
             await ledger.drop_log(log)
-    await remove_all(ledger, run_id)
+    await remove_all(ledger, run_id, register.term)
     await ledger.delete(run_key(run_id), version)
 
 

@@ -125,10 +125,17 @@ async def read_members(
     return members_of(table, contents)
 
 
-async def remove_all(ledger: Ledger, run_id: str) -> None:
-    """Remove every chunk of a run that is over. Raises LedgerError."""
-    if not ledger.limits.is_one_value:
-        await _each(await ledger.keys(chunk_prefix(run_id)), ledger.delete)
+async def remove_all(ledger: Ledger, run_id: str, term: int) -> None:
+    """Remove every chunk of a run that is over, and whose last term this was. Raises LedgerError.
+
+    Another process may have removed it already, and the run may have begun anew: above this term,
+    which is in the ledger's floor.
+    """
+    if ledger.limits.is_one_value:
+        return
+    keys = await ledger.keys(chunk_prefix(run_id))
+    old = [key for key in keys if (name := chunk_of(key)) is not None and name[0] <= term]
+    await _each(old, ledger.delete)
 
 
 async def _each(items: Iterable[_T], work: Callable[[_T], Awaitable[object]]) -> None:
