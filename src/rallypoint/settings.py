@@ -37,6 +37,7 @@ LABELS_BYTES_MAX: Final = naming.INFO_BYTES_MAX - 4 * 1024
 """The rest is for the node's name, its host and its addresses."""
 WORKERS_MAX: Final = 1_000_000
 CANDIDATES_MAX: Final = 100
+SHARE_LINES_MAX: Final = 64
 LEASE_TTL_MIN_S: Final = 0.3
 LEASE_TTL_MAX_S: Final = 300.0
 
@@ -139,6 +140,13 @@ def _stop_s(text: str) -> float:
     if seconds > STOP_S_MAX:
         raise ValueError(f"must be at most {STOP_S_MAX:g} s, not {text!r}")
     return seconds
+
+
+def _share_lines(text: str) -> int:
+    lines = _whole(text, "a number of lines")
+    if lines > SHARE_LINES_MAX:
+        raise ValueError(f"must be at most {SHARE_LINES_MAX} lines, not {text!r}")
+    return lines
 
 
 def _candidates(text: str) -> int:
@@ -340,6 +348,12 @@ SETTINGS: Final = (
         "how long this node takes to stop its work when a round ends; its place is kept so long",
     ),
     _setting("log_dir", _path, None, "a directory for the output of each worker"),
+    _setting(
+        "share_lines",
+        _share_lines,
+        20,
+        "how many last lines of a failed worker all nodes and the coordinator are told; 0: no word",
+    ),
     _run_setting("max_restarts", _restarts, "rounds that may end by the program's fault, or any"),
     _run_setting(
         "last_call_s", parse_duration_s, "the wait for more nodes once the minimum is there"

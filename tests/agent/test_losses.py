@@ -100,6 +100,24 @@ def test_the_cause_is_told_though_communication_errors_come_first(machine: Machi
         assert "the last lines of rank" in text
 
 
+def test_what_a_worker_wrote_stays_on_its_node_if_it_shares_no_lines(machine: Machine) -> None:
+    """Its own console has it: that is the worker's stderr."""
+    machine.main = PATIENT
+    program = machine.program(CULPRIT)
+    names = ("a", "b", "culprit")
+    options = (*PATIENT_RUN, "--share-lines", "0")
+    agents = [machine.agent(name, *options, nnodes="3", program=program) for name in names]
+    pids = [int(agent.line(r"ready (\d+)")[1]) for agent in agents]
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR1)
+    for name, agent in zip(names, agents, strict=True):
+        text = agent.ends(1)
+        assert "error: run 'test' has ended: failed: a worker failed on culprit" in text
+        assert "ValueError (its words stay on its node: --share-lines 0)" in text
+        assert "the last lines of" not in text
+        assert ("bad batch in shard 7" in text) == (name == "culprit")
+
+
 def test_the_cause_may_be_another_worker_of_the_same_node(machine: Machine) -> None:
     code = CULPRIT.replace('name == "culprit"', 'os.environ["LOCAL_RANK"] == "0"')
     machine.main = PATIENT

@@ -10,6 +10,7 @@ from rallypoint.core.values import Failure, FailureKind
 from rallypoint.launch.failures import (
     MESSAGE_CHARACTERS_MAX,
     classify,
+    shared,
 )
 from rallypoint.launch.workers import WorkerExit
 
@@ -185,3 +186,45 @@ def test_a_message_is_one_bounded_line() -> None:
 def test_a_worker_that_ended_well_has_no_report() -> None:
     with pytest.raises(AssertionError, match="has not failed"):
         classify(ended(0), [], None)
+
+
+@pytest.mark.parametrize("lines", [1, 2, 20, 64])
+def test_so_many_last_lines_are_shared(lines: int) -> None:
+    failure = classify(ended(), [*said("ValueError: no"), "after"], None)
+    told = shared(failure, lines)
+    assert told.last_lines == failure.last_lines[-lines:]
+    assert told.message == failure.message
+
+
+SECRET = "sk-live-51H8"
+
+
+@pytest.mark.parametrize(
+    ("failure", "kept"),
+    [
+        (classify(ended(), said(f"ValueError: 401 for {SECRET}"), None), "ValueError"),
+        (classify(ended(), said(f"a.b.OddError: {SECRET}"), None), "a.b.OddError"),
+        (classify(ended(), [f"cannot open {SECRET}: no such file"], None), "an error"),
+        (classify(ended(), [f"{SECRET}Error is what it said"], None), "an error"),
+        (classify(ended(), [], json.dumps({"message": f"OSError: {SECRET}"})), "OSError"),
+        (
+            classify(ended(None, signal.SIGABRT), [f"terminate called: {SECRET}"], None),
+            "killed by SIGABRT: an error",
+        ),
+        (classify(ended(None, signal.SIGKILL), [SECRET], None), "killed by SIGKILL"),
+        (classify(ended(None, 9, oom=True), [SECRET], None), "out of memory"),
+        (classify(ended(), [], None), "it said nothing"),
+    ],
+)
+def test_of_a_worker_that_shares_nothing_only_the_kind_leaves_the_node(
+    failure: Failure, kept: str
+) -> None:
+    told = shared(failure, 0)
+    assert kept in told.message
+    assert SECRET not in repr(told)
+    assert (told.kind, told.exit_code, told.signal, told.rank) == (
+        failure.kind,
+        failure.exit_code,
+        failure.signal,
+        failure.rank,
+    )

@@ -129,6 +129,15 @@ def run(
     log_dir: Annotated[
         str | None, _text("--log-dir", "DIR", "Write each worker's output to files.", _OUTPUT)
     ] = None,
+    share_lines: Annotated[
+        str | None,
+        _text(
+            "--share-lines",
+            "N",
+            "Last lines of a failed worker that all nodes are told; 20, 0 for none.",
+            _OUTPUT,
+        ),
+    ] = None,
     tee: Annotated[
         bool,
         _flag(

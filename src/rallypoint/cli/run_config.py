@@ -87,6 +87,7 @@ def build_config(
         stop_timeout_s=_duration_s("stop_timeout_s", given, environ),
         regroup_stop_timeout_s=regroup_stop_timeout_s,
         log_dir=log_dir,
+        share_lines=settings.resolve("share_lines", given.get("share_lines"), environ).value,
         stdin=_stdin(options.get("stdin"), workers),
         console=_console_rule(options, has_files=log_dir is not None),
         prefix=bool(options.get("prefix", True)),
@@ -216,6 +217,7 @@ _OPTIONS: Final = (
     "stop_timeout",
     "regroup_stop_timeout",
     "log_dir",
+    "share_lines",
 )
 """Options that are settings, by the same name."""
 _SECRETS: Final = {

@@ -43,11 +43,12 @@ from rallypoint.core.values import (
     RunSettings,
 )
 from rallypoint.errors import ExitCode
-from rallypoint.launch import texts
+from rallypoint.launch import failures, texts
 from rallypoint.launch.bell import Bell, new_event_loop
 from rallypoint.launch.channel import Channel, Requests
 from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
 from rallypoint.launch.guard import Guard
+from rallypoint.launch.lines import LAST_LINES
 from rallypoint.launch.logs import LogPump, check_log_dir
 from rallypoint.launch.oom import OomCounter
 from rallypoint.launch.work import STOPPING_SIGNALS, Assignment, Work, outranks, worst_first
@@ -73,7 +74,8 @@ class AgentConfig:
     reads the agent's standard input, None for none. `console`: which of their output goes to the
     console. `prefix`: whether each line there begins with `prefix_template`, as torch
     has it ($ and {role_name}, {local_rank} or {rank}); None: with `[node:rank]`. `role`: the
-    workers' ROLE_NAME. `virtual_local_rank`: see WorkerContext.
+    workers' ROLE_NAME. `virtual_local_rank`: see WorkerContext. `share_lines`: how many last lines
+    of a failed worker leave this node; 0: nothing that it wrote does.
     """
 
     node: settings.NodeSettings
@@ -83,6 +85,7 @@ class AgentConfig:
     stop_timeout_s: float
     regroup_stop_timeout_s: float
     log_dir: str | None = None
+    share_lines: int = LAST_LINES
     stdin: int | None = None
     console: ConsoleRule = SHOW_ALL
     prefix: bool = True
@@ -133,6 +136,7 @@ class Agent:
             prefix=self._prefix if config.prefix else None,
             shows=config.console.shows,
             prompting=config.stdin,
+            lines_kept=max(LAST_LINES, config.share_lines),
         )
         self._channel = Channel(
             self._node, Requests(self._regroup, self._worker_leaves, self._worker_closes)
@@ -373,7 +377,7 @@ class Agent:
         for failure in worst_first(new):
             self._say(f"round {self._number}: {reasons.describe_failure(failure)}")
             if outranks(failure, known):
-                self._node.failed(failure)
+                self._node.failed(failures.shared(failure, self._config.share_lines))
                 known = [*known, failure]
 
     # -- what ends a round's work --------------------------------------------------------------

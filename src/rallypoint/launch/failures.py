@@ -26,6 +26,11 @@ _FRAME = re.compile(r'^Traceback \(most recent call last\)|^  File "')
 _ERROR_START = re.compile(
     r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Iteration)\b(?::|$)|^terminate called "
 )
+_OURS = re.compile(r"killed by (SIG[A-Z0-9]+|signal \d+|the kernel: out of memory)|it said nothing")
+_ERROR_NAME = re.compile(
+    r"[A-Za-z_][\w.]{0,100}(?:Error|Exception|Interrupt|Exit|Iteration)(?=:|$)"
+)
+UNSHARED: Final = "its words stay on its node: --share-lines 0"
 _ABORTS = (signal.SIGABRT,)
 
 
@@ -49,6 +54,26 @@ def classify(exit: WorkerExit, last_lines: Sequence[str], error_file_text: str |
         signal=number,
         last_lines=tuple(last_lines),
     )
+
+
+def shared(failure: Failure, lines: int) -> Failure:
+    """The failure as other nodes are told it: with at most so many of the worker's last lines.
+
+    0: with nothing that the worker wrote but the name of its exception. What it means (`kind`) was
+    judged here.
+    """
+    if lines > 0:
+        return msgspec.structs.replace(failure, last_lines=failure.last_lines[-lines:])
+    return msgspec.structs.replace(failure, message=_without_words(failure.message), last_lines=())
+
+
+def _without_words(message: str) -> str:
+    if _OURS.fullmatch(message):
+        return message
+    killed, separator, said = message.partition(": ")
+    before = f"{killed}: " if separator and _OURS.fullmatch(killed) else ""
+    name = _ERROR_NAME.match(said if before else message)
+    return f"{before}{name[0] if name else 'an error'} ({UNSHARED})"
 
 
 def signal_of(exit: WorkerExit) -> int | None:

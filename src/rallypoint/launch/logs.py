@@ -26,7 +26,7 @@ from pathlib import Path
 from rallypoint.errors import LogDirectoryError
 
 from .console_rule import STDERR, STDOUT
-from .lines import Console, LastLines, LogFile, Stream
+from .lines import LAST_LINES, Console, LastLines, LogFile, Stream
 
 _COMMANDS_MAX = 10_000  # what the agent says while the console hangs; more is dropped
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -71,6 +71,7 @@ class LogPump:
     ``prefix`` gives what stands before each line of a worker on the console, from its local rank
     and its rank (files get the bytes as they are). ``log_dir`` None: no files. ``shows`` says
     whether the console shows a stream (STDOUT, STDERR) of a local rank; say() is always shown.
+    ``lines_kept``: how many last lines of each worker are kept.
     ``prompting``: a local rank that may ask somebody, so that its output is not held back until
     its line ends.
     """
@@ -83,6 +84,7 @@ class LogPump:
         prefix: Callable[[int, int], str] | None = None,
         shows: Callable[[int, int], bool] = lambda local_rank, stream: True,
         prompting: int | None = None,
+        lines_kept: int = LAST_LINES,
         stdout_fd: int = 1,
         stderr_fd: int = 2,
     ) -> None:
@@ -91,6 +93,7 @@ class LogPump:
         self._prefix = prefix
         self._shows = shows
         self._prompting = prompting
+        self._lines_kept = lines_kept
         self._stdout = Console(stdout_fd)
         self._stderr = Console(stderr_fd)
         self._round_dir: Path | None = None
@@ -116,7 +119,7 @@ class LogPump:
 
     def attach(self, local_rank: int, rank: int, stdout_fd: int, stderr_fd: int) -> None:
         """Takes over the read ends of a worker's pipes."""
-        self._kept[local_rank] = kept = LastLines()
+        self._kept[local_rank] = kept = LastLines(self._lines_kept)
         text = self._prefix(local_rank, rank) if self._prefix is not None else ""
         prefix = text.encode(errors="replace")
         directory = self._round_dir
