@@ -14,6 +14,7 @@ from rallypoint.core.values import (
     Change,
     ChangeKind,
     CloseRecord,
+    ConnectionEnd,
     Failure,
     FailureKind,
     Link,
@@ -331,16 +332,26 @@ def test_a_newer_start_takes_the_place_of_one_that_does_not_answer():
     assert a.link is None
 
 
-def test_a_newer_start_is_let_in_at_once_when_the_older_connection_closes():
+@pytest.mark.parametrize("has_died", [True, False])
+def test_a_newer_start_is_let_in_at_once_only_if_the_older_process_has_ended(has_died: bool):
     network = Network()
-    a, _ = met(network)
+    a, b = met(network)
     a.is_deaf, a.reconnects = True, False
     newer = network.node("n0", TWO, incarnation=2)
     network.settle()
     assert not newer.machine.is_attached
+    assert a.link is not None
+    assert a.link.session is not None
+    if has_died:
+        a.link.session.connection_lost(ConnectionEnd.PROCESS_ENDED)
     a.cut()
-    network.settle()
-    assert newer.machine.is_attached
+    network.advance(0.1)
+    assert newer.machine.is_attached == has_died
+    if not has_died:
+        network.advance(TWO.reconnect_grace_s - 0.5)
+        assert not b.changes
+        network.advance(1.0)
+        assert newer.machine.is_attached
 
 
 def test_r4_the_next_incarnation_has_no_seat_in_the_round_of_the_last():

@@ -155,10 +155,114 @@ class TestTwoNodesOfOneName:
         assert isinstance(kept, on.NodeAttached)
         assert kept.secret_hash == secret_hash(b"a'")
 
+    def test_a_broken_connection_frees_no_name_before_its_grace_is_over(self) -> None:
+        """A blip of a living node: whoever comes under its name meanwhile waits, and is refused."""
+        driver = meet("a", "b", grace=5.0)
+        driver.disconnect("a")
+        driver.advance(2.0)
+        driver.attach("a'")
+        driver.advance(2.9)
+        assert not driver.is_connected("a'")
+        assert driver.run.phase is Phase.ACTIVE
+        driver.take()
+        driver.attach("a")
+        assert kinds(driver) == ["Refuse", "Welcome"]
+        driver.advance(9.0)
+        assert driver.is_connected("a")
+        assert driver.run.number == 1
+
+    def test_the_newcomer_has_the_name_when_the_grace_is_over(self) -> None:
+        driver = meet("a", "b", grace=5.0)
+        driver.disconnect("a")
+        driver.advance(2.0)
+        driver.attach("a'")
+        driver.advance(3.0)
+        assert driver.is_connected("a'")
+
+    def test_a_node_whose_connection_breaks_while_it_is_asked_has_its_grace(self) -> None:
+        driver = meet("a", "b", grace=5.0)
+        driver.attach("a'")
+        driver.advance(0.9)
+        driver.disconnect("a")
+        driver.advance(4.9)
+        assert not driver.is_connected("a'")
+        driver.attach("a")
+        assert driver.is_connected("a")
+        assert driver.run.number == 1
+
+    @pytest.mark.parametrize("is_first", [True, False], ids=["dies first", "newcomer first"])
+    def test_a_node_that_was_started_again_does_not_wait_for_its_dead_predecessor(
+        self, is_first: bool
+    ) -> None:
+        driver = meet("a", "b", grace=5.0)
+        if is_first:
+            driver.die("a")
+        driver.attach("a'")
+        if not is_first:
+            driver.die("a")
+        driver.advance(0.1)
+        assert driver.is_connected("a'")
+
+    def test_the_mass_guard_keeps_no_name_beyond_the_grace(self) -> None:
+        names = [f"n{i}" for i in range(10)]
+        driver = meet(*names, grace=5.0)
+        driver.disconnect(*names)
+        driver.advance(1.0)
+        driver.attach("n0'")
+        driver.advance(3.9)
+        assert not driver.is_connected("n0'")
+        driver.advance(0.1)
+        assert driver.is_connected("n0'")
+        assert not driver.is_connected("n1")
+        assert driver.run.roster.living(node_id("n1"))
+
+    @pytest.mark.parametrize("comes", ["before", "during"])
+    def test_an_outage_of_the_ledger_takes_no_time_from_the_older_node(self, comes: str) -> None:
+        driver = meet("a", "b", grace=5.0)
+        driver.disconnect("a")
+        driver.advance(1.0)
+        if comes == "before":
+            driver.attach("a'")
+        driver.lose_ledger()
+        if comes == "during":
+            driver.attach("a'")
+        driver.advance(60.0)
+        driver.restore_ledger()
+        driver.advance(4.9)  # Its grace, counted anew: it may have tried in vain meanwhile.
+        assert not driver.is_connected("a'")
+        driver.attach("a")
+        assert driver.is_connected("a")
+        assert driver.run.number == 1
+
+    @pytest.mark.parametrize("is_done", [True, False], ids=["done", "active"])
+    def test_a_takeover_frees_no_name_before_its_attach_grace_is_over(self, is_done: bool) -> None:
+        driver = meet("a", "b")
+        if is_done:
+            driver.done("a")
+        driver.fail_over(attach_grace_s=6.0)
+        driver.attach("b")
+        driver.attach("a'")
+        driver.advance(5.9)
+        assert not driver.is_connected("a'")
+        driver.advance(0.2)
+        assert driver.is_connected("a'")
+
+    def test_the_end_of_the_attach_grace_does_not_end_the_grace_of_a_connection(self) -> None:
+        driver = meet("a", "b", "c", grace=5.0)
+        driver.fail_over(attach_grace_s=6.0)
+        driver.attach("a", "b")
+        driver.advance(5.0)
+        driver.disconnect("a")
+        driver.attach("a'")
+        driver.advance(2.0)
+        assert driver.run.roster.living(node_id("a"))
+        assert not driver.is_connected("a'")
+
     def test_another_incarnation_is_no_survivor_of_the_round_being_written(self) -> None:
         driver = Driver(max=3, manual_commit=True)
         driver.join("a", "b", "c")
-        driver.disconnect("a")
+        driver.die("a")
+        driver.advance(0.1)
         driver.join("a'")
         driver.commit()
         survivors = [member.name for member in driver.run.roster if member.survivor]

@@ -460,6 +460,16 @@ class Journal:
         unanswered = asked_s is not None and _passed(asked_s, self._settings.probe_s, now_s)
         if node.link is not Link.DISCONNECTED and not unanswered:
             self._fail("R8", f"{node.id.name} is alive, and was superseded")
+        if node.link is Link.DISCONNECTED and not self._had_grace(node, now_s):
+            self._fail("R8", f"{node.id.name} was superseded within its grace")
+
+    def _had_grace(self, node: _Node, now_s: float) -> bool:
+        """Whether a node whose connection is closed had the time to attach again, or cannot."""
+        if node.has_ended:
+            return True
+        if node.closed_s is not None:
+            return _passed(node.closed_s, self._settings.reconnect_grace_s, now_s)
+        return _passed(self._attach_until_s, 0.0, now_s)
 
     def _forget(self, named: NodeId, now_s: float) -> None:
         node = self._nodes[named.name]

@@ -234,6 +234,7 @@ class Membership:
         done, gone = ranks_in(marks.done), ranks_in(marks.gone)
         self._finished_in_round = len(done)
         self._finished = marks.finished + len(done)
+        self._attach_due_s = self._judged_s() + attach_grace_s
         for rank, row in enumerate(record.members):
             if rank in done:
                 self._first_finished = self._first_finished or row.name
@@ -251,6 +252,7 @@ class Membership:
             )
             member = self.roster.add(info, 0, self._now_s, row.secret_hash)
             member.last_round = record.head.number
+            member.grace_ends_s = self._attach_due_s
             if rank in done:
                 member.state = MemberState.DONE
                 self._suspicion.ended_elsewhere(member)
@@ -261,7 +263,6 @@ class Membership:
                 self._do(*grace)
             else:
                 self._suspicion.absent(member, self._now_s)
-        self._attach_due_s = self._judged_s() + attach_grace_s
         self._arm_attach_grace(attach_grace_s)
 
     def _remember_gone(self, row: RoundMember, marks: Marks) -> None:
@@ -477,20 +478,23 @@ class Membership:
             self._do(do.Refuse(event.link, reasons.name_taken(member.name, member.info.host)))
 
     def _challenge(self, member: Member, event: on.NodeAttached) -> None:
-        """The older is asked whether it lives, unless its connection is closed already.
+        """The older is asked whether it lives, and has `probe_s` to answer.
 
-        One that has yet to attach to this coordinator cannot be asked, and has until the end of
-        the attach grace to answer by attaching.
+        If its connection is closed, it has what is left of its grace, and answers by attaching: a
+        connection that broke is no proof that its process has ended.
         """
         assert self.settings is not None
+        is_closed = member.link is Link.DISCONNECTED
+        grace_left_s = max(0.0, member.grace_ends_s - self._judged_s())
+        left_s = grace_left_s if is_closed else self.settings.probe_s
         timer = self._suspicion.timer(TimerKind.NAME, member.name)
-        self._rivals.wait(event, timer, self._judged_s() + self.settings.probe_s)
-        if member.is_absent:
-            return
-        if member.link is Link.DISCONNECTED:
-            self._supersede(member)
-        else:
-            self._do(do.ProbeNode(member.id), do.SetTimer(timer, self.settings.probe_s))
+        self._rivals.wait(event, timer, self._judged_s() + left_s)
+        if not is_closed:
+            self._do(do.ProbeNode(member.id))
+        # Absent, it has until the end of the attach grace, however long that is; and with one whose
+        # process has ended `_advance` is about to part.
+        if not member.is_absent and not self._suspicion.has_ended(member):
+            self._do(do.SetTimer(timer, left_s))
 
     def _supersede(self, member: Member) -> None:
         message = f"a newer start of node {member.name!r} has taken its place in the run"
@@ -647,11 +651,13 @@ class Membership:
             return
         assert self.settings is not None
         if event.how is ConnectionEnd.PROCESS_ENDED:
+            # R8: proof, so `_advance` parts with it, and then its name is free.
             self._do(*self._suspicion.ended(member, self._now_s))
-        else:
-            self._do(*self._suspicion.disconnected(member, self.settings, self._now_s))
-        if member.name in self._rivals:
-            self._supersede(member)
+            return
+        self._do(*self._suspicion.disconnected(member, self.settings, self._now_s))
+        rival = self._rivals.get(member.name)
+        if rival is not None:
+            self._challenge(member, rival)
 
     def _note_disconnected(self, event: on.ConnectionLost) -> None:
         """SUSPENDED: nobody is judged, so its time does not run before the ledger is back."""
@@ -714,7 +720,7 @@ class Membership:
         self._suspicion.attach_over()
         for name in self._rivals.names():
             member = self.roster.get(name)
-            if member is not None and member.link is Link.DISCONNECTED and not member.is_absent:
+            if member is not None and self._suspicion.has_never_attached(member):
                 self._supersede(member)
 
     def _name_unanswered(self, name: str) -> None:
@@ -876,8 +882,13 @@ class Membership:
         member = self.roster.get(name)
         if member is None or member.is_absent:
             return
+        if member.link is Link.DISCONNECTED:
+            rival = self._rivals.get(name)
+            assert rival is not None
+            self._challenge(member, rival)
+            return
         left_s = self._left_s(self._rivals.due_s(name), settings.probe_s)
-        if left_s <= 0 or member.link is Link.DISCONNECTED:
+        if left_s <= 0:
             self._supersede(member)
             return
         timer = self._suspicion.timer(TimerKind.NAME, name)

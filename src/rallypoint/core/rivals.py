@@ -1,8 +1,9 @@
 """Two nodes of one name: who wants a name that another start of the node still has.
 
 The older one is asked whether it lives. If it does, the newcomer is refused; if it does not
-answer in time, or its connection is closed, or it leaves, the newcomer has the name. This file
-only remembers who waits for which name; what follows is for `membership`.
+answer in time, or its process has ended, or it leaves, the newcomer has the name. An older one
+whose connection is closed answers by attaching, within what is left of its grace. This file only
+remembers who waits for which name; what follows is for `membership`.
 """
 
 from __future__ import annotations

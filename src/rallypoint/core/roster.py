@@ -64,6 +64,7 @@ class Member:
         "due_s",
         "eligible_s",
         "file",
+        "grace_ends_s",
         "info",
         "is_absent",
         "is_late",
@@ -100,6 +101,9 @@ class Member:
         self.link_timer = 0
         self.due_s = 0.0
         """When its time is over if it stays in trouble; on the judging clock."""
+        self.grace_ends_s = 0.0
+        """When the time ends that it was given last; on the judging clock. Later than `due_s` if
+        there was an outage of the ledger."""
         self.state = MemberState.IDLE
         self.survivor = False
         self.is_absent = False

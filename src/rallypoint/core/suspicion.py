@@ -89,6 +89,10 @@ class Suspicion:
         self._burst_serial = timer.serial
         return [SetTimer(timer, BURST_S)]
 
+    def has_ended(self, member: Member) -> bool:
+        """Whether its process is gone, by the word of its kernel."""
+        return member.name in self._ended
+
     @property
     def in_burst(self) -> bool:
         """Whether processes are ending just now: who is lost is said once they all have."""
@@ -127,6 +131,10 @@ class Suspicion:
         self._unguarded[member.name] = None
         member.is_absent = True
         self._set_link(member, Link.DISCONNECTED)
+
+    def has_never_attached(self, member: Member) -> bool:
+        """Whether it was in the round that was taken over, and has not attached here so far."""
+        return member.link_timer == YET_TO_ATTACH
 
     def ended_elsewhere(self, member: Member) -> None:
         """It was done under an earlier coordinator, and may have left: nobody expects it."""
@@ -276,7 +284,8 @@ class Suspicion:
             least_s = HOST_GRACE_S
         left_s = self.clock.left_s(member.due_s, least_s, now_s)
         if left_s > 0:
-            return self._arm(member, TimerKind.LOST if is_silent else TimerKind.GRACE, left_s)
+            kind = TimerKind.LOST if is_silent else TimerKind.GRACE
+            return self._arm(member, kind, left_s, now_s)
         self._overdue[member.name] = None
         return []
 
@@ -360,9 +369,10 @@ class Suspicion:
         self, member: Member, kind: TimerKind, delay_s: float, now_s: float
     ) -> list[Effect]:
         member.due_s = self.clock.at(now_s) + delay_s
-        return self._arm(member, kind, delay_s)
+        return self._arm(member, kind, delay_s, now_s)
 
-    def _arm(self, member: Member, kind: TimerKind, delay_s: float) -> list[Effect]:
+    def _arm(self, member: Member, kind: TimerKind, delay_s: float, now_s: float) -> list[Effect]:
         timer = self.timer(kind, member.name)
         member.link_timer = timer.serial
+        member.grace_ends_s = self.clock.at(now_s) + delay_s
         return [SetTimer(timer, delay_s)]

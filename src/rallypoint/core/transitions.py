@@ -205,6 +205,8 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
 _LEADS: Final[dict[tuple[Phase, type[on.Event]], tuple[Phase, ...]]] = {
     (GATHERING, on.CloseRequested): (COMMITTING,),
     (ACTIVE, on.CloseRequested): (COMMITTING,),
+    (ACTIVE, on.NodeAttached): (ACTIVE,),
+    (ACTIVE, on.ConnectionLost): (ACTIVE,),
     (ACTIVE, on.WorkerFailed): (ACTIVE, GATHERING),
     (ACTIVE, on.StoreLost): (ACTIVE, GATHERING),
     (ACTIVE, on.NodeSilent): (ACTIVE,),
