@@ -6,11 +6,16 @@ In virtual time, without connections.
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
+from rallypoint.coordinator import http
 from rallypoint.coordinator.holding import Held
+from rallypoint.coordinator.http import HUB
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.sessions import Session
 from rallypoint.coordinator.shared import SharedRuns
@@ -325,5 +330,57 @@ def test_what_is_kept_is_bounded_and_whoever_misses_an_answer_has_to_ask_again()
         held.answer(first, b"x" * 100)
         held.release_answers()
         assert len(a.sent) == 3
+
+    run_virtual(main())
+
+
+async def asked_to_close(hub: Hub) -> tuple[int, dict[str, Any]]:
+    """What the coordinator answers to `rallypoint close`."""
+    app = web.Application()
+    app[HUB] = hub
+    http.add_routes(app)
+    request = make_mocked_request("POST", "/api/v1/runs/run/close", app=app)
+    resolved = await app.router.resolve(request)
+    resolved.add_app(app)
+    resolved.current_app = app
+    request._match_info = resolved
+    response = await resolved.handler(request)
+    assert isinstance(response, web.Response)
+    assert isinstance(response.body, bytes)
+    return response.status, json.loads(response.body)
+
+
+def test_a_close_is_confirmed_only_once_the_ledger_has_it() -> None:
+    """R6: a successor knows nothing of a close that was not committed."""
+
+    async def main() -> None:
+        case = await a_case()
+        await case.suspended()
+        status, said = await asked_to_close(case.hub)
+        assert status == 503
+        assert "is not closed yet: the ledger does not answer" in said["error"]
+        asking = asyncio.ensure_future(asked_to_close(case.hub))
+        await asyncio.sleep(TTL_S)
+        assert not asking.done()
+        case.ledger.is_mute = False
+        assert await asking == (200, {"run_id": "run", "was_closed": False})
+        assert case.hub.runs["run"].is_closed
+        assert await asked_to_close(case.hub) == (200, {"run_id": "run", "was_closed": True})
+        await case.shared.aclose()
+
+    run_virtual(main())
+
+
+def test_a_close_that_goes_with_its_coordinator_is_not_confirmed() -> None:
+    async def main() -> None:
+        case = await a_case()
+        await case.suspended()
+        asking = asyncio.ensure_future(asked_to_close(case.hub))
+        await asyncio.sleep(0.1)
+        case.shared.deposed("run", "another coordinator has it")
+        status, said = await asking
+        assert status == 503
+        assert "this coordinator has it no more" in said["error"]
+        await case.shared.aclose()
 
     run_virtual(main())

@@ -6,6 +6,7 @@ asked for here as it is for nodes; only `/healthz`, which says nothing about any
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
 from typing import Any
@@ -28,6 +29,9 @@ MEMBERS_SHOWN_DEFAULT = 1_000
 """How many members `/api/v1/runs/{run_id}` lists unless `?members=` asks for more or fewer."""
 
 
+CLOSE_WAIT_S = 3.0
+"""How long a request to close a run waits for the ledger. A command waits 5 s for its answer."""
+CLOSE_LOOK_S = 0.02
 REASON_CHARACTERS_MAX = 1_000
 HEALTH_PATH = "/healthz"
 """Answers everybody, and says nothing of any run."""
@@ -155,7 +159,28 @@ async def _close(request: web.Request) -> web.Response:
     reason = reasons.escaped(body.reason[:REASON_CHARACTERS_MAX]) or "closed by request"
     was_closed = run.is_closed
     run.post(on.CloseRequested(f"operator at {request.remote}", Outcome.STOPPED, reason))
+    why = await _why_not_closed(hub, run)
+    if why:
+        hint = "nobody can say yet whether it will be: ask again, or look with `rallypoint status`"
+        return json_error(503, f"run {run.run_id!r} is not closed yet: {why}", hint)
     return _json({"run_id": run.run_id, "was_closed": was_closed})
+
+
+async def _why_not_closed(hub: Hub, run: RunHost) -> str:
+    """Wait until the end of the run is in the ledger. Else why it is not; "" if it is.
+
+    A coordinator that has not committed it may be replaced, and its successor knows nothing of it.
+    """
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + CLOSE_WAIT_S
+    while not run.is_closed:
+        if hub.runs.get(run.run_id) is not run:
+            return "this coordinator has it no more"
+        if loop.time() >= until_s:
+            suspended = run.membership.suspended_reason
+            return f"the ledger does not answer: {suspended}" if suspended else "the ledger is slow"
+        await asyncio.sleep(CLOSE_LOOK_S)
+    return ""
 
 
 def _no_such_run(hub: Hub, run_id: str) -> web.Response:
