@@ -281,13 +281,24 @@ def test_r5_what_is_older_than_what_was_seen_changes_nothing():
 
 
 def test_a_refusal_counts_though_it_was_given_before_the_run_was_looked_at():
+    network = Network(CoordinatorConfig())
+    a, _ = met(network)
+    network.hub.config = CoordinatorConfig(only_run="another")
+    a.cut()
+    network.until(lambda: a.refused is not None, 2.0)
+    assert a.refused is not None
+    assert a.refused.code is RefusalCode.OTHER_RUN
+
+
+def test_a_limit_is_not_final_for_a_node_that_was_in_the_run():
     network = Network(CoordinatorConfig(sessions_max=3))
     a, _ = met(network)
     network.hub.config = CoordinatorConfig(sessions_max=0)
     a.cut()
-    network.until(lambda: a.refused is not None, 2.0)
-    assert a.refused is not None
-    assert a.refused.code is RefusalCode.LIMIT
+    network.advance(2.0)
+    assert a.refused is None
+    network.hub.config = CoordinatorConfig(sessions_max=3)
+    network.until(lambda: a.machine.is_attached, 10.0)
 
 
 # -- refusals --------------------------------------------------------------------------------------

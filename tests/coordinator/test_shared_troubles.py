@@ -171,6 +171,8 @@ def test_a_log_that_cannot_be_read_is_left_alone_and_its_nodes_are_told(spoil) -
         (refusal,) = node.refusals()
         assert "'run' cannot be taken over" in refusal.message
         assert refusal.hint
+        # A node that knows of a higher term must not take it for an older coordinator's.
+        assert node.said[-1].stamp == Stamp(ledger.ledger_id, 0, 0)
         assert "run" not in hub.runs
         assert ledger._logs[log] == before
         # Whoever asks again is told again; who does not ask, costs nothing.

@@ -145,6 +145,8 @@ class Node:
         self._redirects = 0
         self._was_sent_away = False
         self._was_messenger = False
+        self._told_loss = ""
+        """The reason that was logged last for the loss of a coordinator, until one is found."""
         self._retiring: set[asyncio.Task[None]] = set()
         self._orphan: asyncio.TimerHandle | None = None
         self._attempts = Attempts(settings.endpoint)
@@ -482,7 +484,9 @@ class Node:
                 # Sent round in circles it is sent again and again, which is news only once.
                 is_news = self._redirects < 2
                 _log.log(logging.INFO if is_news else logging.DEBUG, "sent away: %s", reason)
-            else:
+            elif reason != self._told_loss:
+                # One that refuses this node for now does so each time, for the same reason.
+                self._told_loss = reason
                 _log.warning("the connection to the coordinator is lost: %s", reason)
             self._lost_s = self._lost_s or self._now_s()
             self._watch_orphanhood(self._lost_s)
@@ -690,6 +694,7 @@ class Node:
             _log.log(level, "attached, after %.1f s without a coordinator", away_s)
         self._lost_s = self._idle_s = self._refuses_since_s = None
         self._redirects, self._was_sent_away, self._was_messenger = 0, False, False
+        self._told_loss = ""
         self._was_let_in, self._pauses = True, Pauses()
         if self._orphan is not None:
             self._orphan.cancel()
@@ -763,6 +768,7 @@ class Node:
             self._connection.send(wire.encode(action.message))
 
     def _drop(self, action: m.Drop) -> None:
+        self._was_sent_away = False
         if self._connection is not None:
             self._connection.abort(action.reason)
 

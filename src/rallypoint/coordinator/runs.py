@@ -110,7 +110,6 @@ class RunHost:
         )
         self.history = History(hub.config.rounds_remembered, now_s)
         self.store: RoundStore | DurableStore | None = None
-        """Whether the round of `store` is on: nothing is logged for one that is over."""
         self.is_claimed = shared is None
         self.has_failed = False
         self._shared = shared
@@ -126,7 +125,10 @@ class RunHost:
         self._store_timers_s: list[float] = []
         self._queue: deque[on.Event] = deque()
         self._is_draining = False
-        self._stamp = Stamp(hub.ledger_id, self.membership.term, self.membership.number)
+        # A run that has yet to be claimed has no term: a node must not take what is said of it for
+        # the words of an older coordinator.
+        term = self.membership.term if shared is None else 0
+        self._stamp = Stamp(hub.ledger_id, term, self.membership.number if term else 0)
         self._table: tuple[int, msgspec.Raw] | None = None
 
     # -- events in -----------------------------------------------------------------------------

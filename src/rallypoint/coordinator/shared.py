@@ -87,6 +87,8 @@ class SharedRuns:
         self._tasks = Supervised()
         self._taking: dict[str, _Taking] = {}
         self._preparing: dict[str, _Preparing] = {}
+        self._unreadable: dict[str, str] = {}
+        """Why runs could not be taken over, as it was logged last."""
 
     # -- its life ------------------------------------------------------------------------------
 
@@ -371,6 +373,7 @@ class SharedRuns:
             if self._run(run_id) is run and not run.is_claimed:
                 self._tell_outage(run)
                 run.begin(state, sealed, former_host, store_lost=store_lost)
+                self._unreadable.pop(run_id, None)
                 _log.info("run %s: coordinated here from term %d on", run_id, register.term)
         except (UnreadableError, UnreadableLogError) as error:
             self.unreadable(run_id, str(error))
@@ -509,6 +512,9 @@ class SharedRuns:
             self._suspend(run, SuspensionCause.COMMIT, f"its register cannot be read: {reason}")
         elif run is not None and self._hub is not None:
             message = f"run {run_id!r} cannot be taken over: {reason}"
+            if self._unreadable.get(run_id) != reason:
+                self._unreadable[run_id] = reason
+                _log.error("%s", message)
             hint = "another release may have written it; look at the ledger before you clear it"
             run.turn_away(Refusal(RefusalCode.LIMIT, message, hint))
             self._hub.drop(run_id)
