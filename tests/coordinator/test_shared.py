@@ -21,7 +21,7 @@ from rallypoint.core import events as on
 from rallypoint.core.values import Address, NodeId, NodeInfo, Outcome, Phase, RunSettings
 from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.contract import SwapOutcome, Unknown, Versioned
-from rallypoint.ledger.keys import run_key
+from rallypoint.ledger.keys import COORDINATORS, run_key
 from rallypoint.ledger.memory import MemoryLedger
 from tests.loops import run_virtual
 
@@ -402,3 +402,45 @@ def test_a_clean_end_is_no_deposition(is_closed: bool, caplog: pytest.LogCapture
     assert len(told) == 1
     assert ("over" if is_closed else "handed over") in told[0]
     assert {each.levelname for each in caplog.records} == {"INFO"}
+
+
+class SlowAnswers(MemoryLedger):
+    """Does what it is asked at once; the answers about leases take `answer_s`."""
+
+    answer_s = 0.0
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        outcome = await super().swap(key, expected, value)
+        if key.startswith(COORDINATORS):
+            await asyncio.sleep(self.answer_s)
+        return outcome
+
+
+def test_nobody_is_lost_while_the_lease_is_handed_over() -> None:
+    """R5, R8: from then on another coordinator may have the run, and hear who is missed here."""
+
+    async def main() -> None:
+        settings = RunSettings(min_nodes=2, max_nodes=2, reconnect_grace_s=1.0)
+        ledger = SlowAnswers()
+        shared, hub = await coordinator(ledger, 1)
+        shared.claim("run")
+        await has_begun(hub, "run")
+        run = hub.runs["run"]
+        for link, name in enumerate("ab", 1):
+            run.post(on.NodeAttached(NodeInfo(name, 1, name), settings, link))
+            run.post(on.NodeReady(NodeId(name, 1), 0, Address(name, 1), 1))
+        await until(lambda: run.membership.phase is Phase.ACTIVE)
+        run.post(on.ConnectionLost(NodeId("b", 1), 2))
+        ledger.answer_s = 4.0
+        going = asyncio.ensure_future(shared.hand_over(3.0, "the coordinator is going away"))
+        for _ in range(25):
+            await asyncio.sleep(0.1)
+            hub.tick()
+            assert run.membership.phase is Phase.SUSPENDED
+            assert len(run.membership.roster) == 2
+            assert run.membership.phase_of_work is Phase.ACTIVE
+        await going
+        assert run.membership.deposed
+        await shared.aclose()
+
+    run_virtual(main())

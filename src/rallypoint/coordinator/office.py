@@ -86,6 +86,9 @@ class Runs(Protocol):
     def ledger_restored(self) -> None:
         """It answers again, and the lease is still this process's."""
 
+    def handing_over(self) -> None:
+        """Nothing can be decided any more: the lease is being let go of."""
+
     def send_away(self, away_s: float) -> None:
         """The lease could not be renewed for `away_s`: nodes that cannot look have to leave."""
 
@@ -213,6 +216,7 @@ class Office:
             async with asyncio.timeout(timeout_s):
                 await self._commits_done()
                 self._hand_over(self._holder)
+                self.check_lease()
                 await self._moved()
         except TimeoutError:
             _log.warning("the ledger has not taken this coordinator's goodbye: the ttl will do")
@@ -310,8 +314,16 @@ class Office:
             self._begin_anew(now_s)
         elif self._holder.may_decide(now_s):
             self._restore()
-        elif not self._is_going and self._owned():
+        elif self._is_going:
+            self._decide_no_more()
+        elif self._owned():
             self._suspend(now_s)
+
+    def _decide_no_more(self) -> None:
+        """From now on others may take the runs at once, so nobody is judged here (R5, R8)."""
+        if not self._is_suspended:
+            self._is_suspended = True
+            self._runs.handing_over()
 
     def _suspend(self, now_s: float) -> None:
         # That it does not answer is known before why: requests have longer than the lease stands.

@@ -482,6 +482,11 @@ class SharedRuns:
         for run in self._claimed_runs():
             run.post(on.LedgerLost(reason, away_s, SuspensionCause.LEASE))
 
+    def handing_over(self) -> None:
+        """SUSPENDED, until the ledger says that the lease is moving, and the nodes are sent off."""
+        for run in self._claimed_runs():
+            run.post(on.LedgerLost("this coordinator hands over", cause=SuspensionCause.LEASE))
+
     def ledger_restored(self) -> None:
         """Go on."""
         _log.warning("the ledger answers again")
