@@ -47,18 +47,21 @@ TTL_S: Final = DEFAULTS.lease_ttl_s
 
 
 class Way(msgspec.Struct, frozen=True):
-    """How a coordinator is lost, and until when all are to be attached to the next."""
+    """How a coordinator is lost, and until when all are to be attached to the next.
+
+    `all_s` None: nothing is promised.
+    """
 
     name: str
     signal: int
-    all_s: float
+    all_s: float | None
 
 
 WAYS: Final = (
     Way("kill -9", signal.SIGKILL, TTL_S + OVER_TTL_S),
     Way("SIGTERM", signal.SIGTERM, CLEAN_S),
-    # Nodes give it up after its silence; from then on the lease is watched.
-    Way("SIGSTOP", signal.SIGSTOP, DEFAULTS.coordinator_silence_s + TTL_S + OVER_TTL_S),
+    # Nodes give it up after its silence, and watch the lease from then on.
+    Way("SIGSTOP", signal.SIGSTOP, None),
 )
 
 
@@ -84,7 +87,7 @@ def _measure(plan: Plan, nodes: int, way: Way) -> list[Figure]:
             target=target,
         )
 
-    last = Target(way.all_s)
+    last = None if way.all_s is None else Target(way.all_s)
     return [
         figure("the next one serves", "first", [each[0] for each in results], None),
         figure("all are attached", "last", [each[1] for each in results], last),
