@@ -19,8 +19,11 @@ from rallypoint._version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Unpack
 
+    from rallypoint import aio
     from rallypoint.client.blocking import Portal, Run, Store, World
+    from rallypoint.client.options import JoinOptions
     from rallypoint.client.world import Store as AsyncStore
     from rallypoint.core.reasons import Waiting
     from rallypoint.core.values import (
@@ -63,6 +66,7 @@ _WHERE = {
     "Run": _BLOCKING,
     "World": _BLOCKING,
     "Store": _BLOCKING,
+    "JoinOptions": "rallypoint.client.options",
     "Waiting": "rallypoint.core.reasons",
     "Change": _VALUES,
     "ChangeKind": _VALUES,
@@ -103,7 +107,7 @@ def join(
     max_nodes: int | None = None,
     token: str | None = None,
     labels: Mapping[str, str] | None = None,
-    **options: Any,
+    **options: Unpack[JoinOptions],
 ) -> Run:
     """Join a run, and wait until the coordinator lets this node in.
 
@@ -119,6 +123,7 @@ def join(
         labels: what the other members shall know of this node.
         options: any other setting that `rallypoint env` lists, by its name there: `node_name`,
             `join_timeout_s`, `last_call_s`, `suspect_after_s`, ... Durations are in seconds.
+            `rallypoint.JoinOptions` has all of them.
 
     Raises:
         UsageError: an argument or a variable that cannot be.
@@ -149,6 +154,10 @@ def _store_for_torch(portal: Portal, store: AsyncStore) -> Store | None:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "aio":
+        from importlib import import_module
+
+        return import_module("rallypoint.aio")
     module = _WHERE.get(name)
     if module is None:
         raise AttributeError(f"module 'rallypoint' has no attribute {name!r}")
@@ -160,7 +169,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE])
+    return sorted({*globals(), *_WHERE, "aio"})
 
 
 __all__ = [
@@ -173,6 +182,7 @@ __all__ = [
     "Failure",
     "FailureKind",
     "ForkedProcessError",
+    "JoinOptions",
     "JoinTimeoutError",
     "NameTakenError",
     "NotACoordinatorError",
@@ -196,5 +206,6 @@ __all__ = [
     "Waiting",
     "World",
     "__version__",
+    "aio",
     "join",
 ]

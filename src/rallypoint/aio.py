@@ -11,9 +11,10 @@ A Run belongs to the event loop in which it was joined.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Unpack
 
 from rallypoint.client import joining
+from rallypoint.client.options import JoinOptions
 from rallypoint.client.world import Run, Store, World
 
 __all__ = ["Run", "Store", "World", "join"]
@@ -27,7 +28,7 @@ async def join(
     max_nodes: int | None = None,
     token: str | None = None,
     labels: Mapping[str, str] | None = None,
-    **options: Any,
+    **options: Unpack[JoinOptions],
 ) -> Run:
     """Join a run. Arguments and errors as `rallypoint.join`; cancelling it leaves nothing open."""
     planned = joining.plan(

@@ -226,14 +226,17 @@ def test_a_misuse_is_the_callers_own_and_breaks_nothing(api, coordinator):
         assert worlds[0].change is None
 
 
-def test_a_program_that_ends_by_an_error_leaves_and_says_so(api, coordinator):
+def test_a_program_that_ends_by_an_error_has_failed(api, coordinator):
     with joined(api, 2, coordinator, **ELASTIC, expected_nodes=2) as runs:
         worlds = first_worlds(runs)
         stay, go = by_rank(runs, worlds)
         with pytest.raises(KeyError), go:
             raise KeyError("lost")
         assert stay.next_world().size == 1
-        assert worlds[0].change.detail == "the program ended with KeyError: 'lost'"
+        change = worlds[0].change
+        assert change.kind is ChangeKind.WORKER_FAILED
+        assert change.nodes == (go.node,)
+        assert change.failure.message == "KeyError: 'lost'"
 
 
 # -- the store and barriers ------------------------------------------------------------------------

@@ -119,9 +119,20 @@ os.register_at_fork(after_in_child=_in_forked_child)
 
 def _at_exit() -> None:
     """Say goodbye for a program that ends without leaving: the others are told at once."""
+    error = _what_ended_the_program()
     for run in list(_open_runs):
         with contextlib.suppress(errors.RallypointError, TimeoutError, CancelledError):
-            run.aclose()
+            run.__exit__(type(error) if error else None, error, None)
+
+
+def _what_ended_the_program() -> BaseException | None:
+    """The exception that nobody caught: the interpreter keeps it when it prints the traceback.
+
+    At a prompt that is only the last one that was typed.
+    """
+    if hasattr(sys, "ps1") or sys.flags.interactive:
+        return None
+    return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
 
 
 atexit.register(_at_exit)
@@ -303,18 +314,26 @@ class Run:
         return self._run.closed
 
     def worlds(self) -> Iterator[World]:
-        """The next World each time the members change; ends when the run closes.
+        """The next World each time the members change.
+
+        It ends when the run closes, or once this node has left it.
 
         Asking for the next one leaves the present one, which ends it for all its members.
         Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
         """
-        while (world := self.next_world()) is not None:
-            yield world
+        while (world := self._portal.run(self._run.next_or_none())) is not None:
+            yield self._given(world)
 
     def next_world(self) -> World | None:
-        """The next World; None once the run is closed."""
+        """The next World; None once the run is closed.
+
+        Raises UsageError once this node has left the run, and as `worlds` does.
+        """
         world = self._portal.run(self._run.next_world())
-        return World(self._portal, world, self._for_torch) if world is not None else None
+        return self._given(world) if world is not None else None
+
+    def _given(self, world: aio.World) -> World:
+        return World(self._portal, world, self._for_torch)
 
     @property
     def waiting(self) -> Waiting | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
 from rallypoint import errors, settings
+from rallypoint.client.options import JoinOptions
 from rallypoint.client.sources import Source, open_node
 from rallypoint.client.worker import WorkerSource
 from rallypoint.core.values import RunSettings
-from rallypoint.settings import NodeSettings, WorkerChannel
+from rallypoint.settings import Endpoint, NodeSettings, WorkerChannel
 
 
 class JoinPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +60,15 @@ def plan(
     options: Mapping[str, Any],
 ) -> JoinPlan:
     """Decide how to join. Raises UsageError."""
+    _check_types(
+        run_id=(run_id, str),
+        endpoint=(endpoint, str | Endpoint),
+        min_nodes=(min_nodes, int),
+        max_nodes=(max_nodes, int),
+        token=(token, str),
+        labels=(labels, Mapping),
+    )
+    _check_options(options)
     nothing_said = run_id is None and endpoint is None and min_nodes is None and max_nodes is None
     channel = settings.worker_channel() if nothing_said else None
     if channel is not None:
@@ -77,6 +88,45 @@ def plan(
     )
     run = settings.run_settings(min_nodes=min_nodes, max_nodes=max_nodes, **run_options)
     return JoinPlan(node=node, run=run)
+
+
+def _check_types(**given: tuple[object, Any]) -> None:
+    for name, (value, kind) in given.items():
+        if value is None or (isinstance(value, kind) and not isinstance(value, bool)):
+            continue
+        what, hint = _KINDS.get(name, ("text", ""))
+        raise errors.UsageError(f"{name} is {what}, not {_shown(value)}", hint=hint)
+
+
+_KINDS = {
+    "endpoint": ("text", "a ledger is given by its place: file:///FOLDER or etcd://HOST:PORT"),
+    "min_nodes": ("a whole number", ""),
+    "max_nodes": ("a whole number", ""),
+    "labels": ("a mapping of names to texts", 'write labels={"rack": "7"}'),
+}
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raises UsageError for an option that there is not, or whose value is of no use for it."""
+    kinds = get_type_hints(JoinOptions)
+    for name, value in options.items():
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else "`rallypoint env` lists all settings"
+            raise errors.UsageError(f"join has no option {name!r}", hint=hint)
+        if value is None:
+            continue
+        try:
+            msgspec.convert(value, kinds[name], strict=True)
+        except msgspec.ValidationError:
+            number = "a number of seconds" if name.endswith("_s") else "a number"
+            wanted = "text" if kinds[name] == str | None else f"{number}, or its text"
+            raise errors.UsageError(f"{name} is {wanted}, not {_shown(value)}") from None
+
+
+def _shown(value: object) -> str:
+    """A value that came by mistake: by its type alone, as it may be a secret."""
+    return f"of type {type(value).__name__}"
 
 
 def _is_default(name: str) -> bool:

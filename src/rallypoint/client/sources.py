@@ -63,11 +63,18 @@ class Source(Protocol):
         """How the run ended; None while it is on."""
 
     @property
+    def has_left(self) -> bool:
+        """Whether the program has taken its node out of the run."""
+
+    @property
     def change(self) -> Change | None:
         """Why the round that was given last has ended; None while it is on."""
 
     async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
-        """Leave the round, and wait for the next. None once the run is closed."""
+        """Leave the round, and wait for the next. None once the run is closed.
+
+        Raises UsageError once the node has left the run, also while it waits.
+        """
 
     async def call(self, op: StoreOp, timeout_s: float | None) -> object:
         """A call of the round's store."""
@@ -84,8 +91,11 @@ class Source(Protocol):
     async def leave(self, reason: str) -> None:
         """Take this node out of the run."""
 
-    async def give_up(self, reason: str) -> None:
-        """The program ends with an error: leave, unless whoever started it takes care of that."""
+    async def give_up(self, error: BaseException) -> None:
+        """The program ends with this: tell of a failure, and leave.
+
+        Nothing, where whoever started the program takes care of that.
+        """
 
     async def close(self, outcome: Outcome, reason: str) -> CloseRecord:
         """End the run for all."""
@@ -107,6 +117,11 @@ class NodeSource:
         self.run_id = settings.run_id
         self.node_name = self._node.info.name
         self._has_left = False
+        self._failed_in = 0
+
+    @property
+    def has_left(self) -> bool:
+        return self._has_left
 
     @property
     def closed(self) -> CloseRecord | None:
@@ -121,13 +136,18 @@ class NodeSource:
         await self._node.open()
 
     async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
-        if self.closed is not None or self._has_left:
+        if self.closed is not None:
             return None
+        self._check_is_in()
         if self._was_given or self._reservation is None:
             self._release()
             self._reservation, self._was_given = reserve_port(), False
         bootstrap = Address(self._node.bootstrap_host, self._reservation.port)
-        found = await self._node.next_round(bootstrap, timeout_s=timeout_s)
+        try:
+            found = await self._node.next_round(bootstrap, timeout_s=timeout_s)
+        except errors.CoordinatorLostError:
+            self._check_is_in()  # it left meanwhile
+            raise
         self._was_given = True
         return self._facts(found) if found is not None else None
 
@@ -139,13 +159,20 @@ class NodeSource:
             self._reservation.close()
             self._reservation = None
 
+    def _check_is_in(self) -> None:
+        if self._has_left:
+            raise left_error()
+
     async def call(self, op: StoreOp, timeout_s: float | None) -> object:
+        self._check_is_in()
         return await self._node.call(op, timeout_s)
 
     async def members(self) -> tuple[RoundMember, ...]:
+        self._check_is_in()
         return await self._node.members()
 
     async def waiting(self) -> Waiting | None:
+        self._check_is_in()
         return await self._node.waiting()
 
     async def is_explained(self, error: Exception, number: int) -> bool:
@@ -155,8 +182,7 @@ class NodeSource:
             return False
         if isinstance(error, errors.CoordinatorError | errors.UsageError):
             return False
-        if self._node.change is None:
-            self._node.failed(failure_of(error, found.seat.first_rank))
+        self._tell_failure(error)
         if is_programs_own(error):
             return False
         try:
@@ -177,10 +203,22 @@ class NodeSource:
             self._has_left = True
             self._node.goodbye(reason)
 
-    async def give_up(self, reason: str) -> None:
-        await self.leave(reason)
+    def _tell_failure(self, error: BaseException) -> None:
+        """Once a round, and not once it has ended."""
+        found = self._node.round
+        if found is None or self._node.change is not None or self._failed_in == found.head.number:
+            return
+        self._failed_in = found.head.number
+        self._node.failed(failure_of(error, found.seat.first_rank))
+
+    async def give_up(self, error: BaseException) -> None:
+        if not self._has_left and is_failure(error):
+            self._tell_failure(error)
+        await self.leave(f"the program ended with {type(error).__name__}: {error}"[:500])
 
     async def close(self, outcome: Outcome, reason: str) -> CloseRecord:
+        if self.closed is None:
+            self._check_is_in()
         limit_s = self._node.settings.goodbye_timeout_s
         return await self._node.close_run(outcome, reason, limit_s)
 
@@ -215,7 +253,20 @@ def is_programs_own(error: Exception) -> bool:
     return is_mistake and symptoms.kind_of(str(error)) is not FailureKind.COMMUNICATION
 
 
-def failure_of(error: Exception, rank: int) -> Failure:
+def is_failure(error: BaseException) -> bool:
+    """Whether a program that ends with this has failed: what ended it is not the run itself."""
+    if isinstance(error, SystemExit):
+        return error.code not in (None, 0)
+    of_the_run = errors.CoordinatorError | errors.RoundBrokenError | errors.JoinTimeoutError
+    return isinstance(error, Exception) and not isinstance(error, of_the_run)
+
+
+def left_error() -> errors.UsageError:
+    """Of a call that needs the run, after the program has left it."""
+    return errors.UsageError("this node has left the run", hint="call join to come back")
+
+
+def failure_of(error: BaseException, rank: int) -> Failure:
     """An exception of the program, as a worker's failure: what it says tells whose fault it is."""
     text = f"{type(error).__name__}: {error}"
     kind = symptoms.kind_of(text) or FailureKind.EXCEPTION

@@ -14,7 +14,7 @@ from typing import Final, cast
 from rallypoint import errors
 from rallypoint.client import forking
 from rallypoint.client.node import store_error
-from rallypoint.client.sources import WorldFacts, is_programs_own
+from rallypoint.client.sources import WorldFacts, is_programs_own, left_error
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import StoreFailure, StoreOp
 from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome, RoundMember
@@ -87,8 +87,10 @@ class WorkerSource(asyncio.Protocol):
         The agent then stops this process and starts another one for the next round; None if the
         run is closed before that happens.
         """
-        if self._has_left or self._close is not None:
+        if self._close is not None:
             return None
+        if self._has_left:
+            raise left_error()
         admitted = await self._admitted
         if not self._was_given:
             self._was_given = True
@@ -149,7 +151,11 @@ class WorkerSource(asyncio.Protocol):
         self._has_left = True
         self._send(local.Leave(reason))
 
-    async def give_up(self, reason: str) -> None:
+    @property
+    def has_left(self) -> bool:
+        return self._has_left
+
+    async def give_up(self, error: BaseException) -> None:
         """Nothing: the agent learns of the failure by this process's end, and reports it."""
 
     async def close(self, outcome: Outcome, reason: str) -> CloseRecord:

@@ -281,16 +281,30 @@ class Run:
         return self._world
 
     async def worlds(self) -> AsyncIterator[World]:
-        """The next World each time the members change; ends when the run closes.
+        """The next World each time the members change.
+
+        It ends when the run closes, or once this node has left it.
 
         Asking for the next one leaves the present one, which ends it for all its members.
         Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
         """
-        while (world := await self.next_world()) is not None:
+        while (world := await self.next_or_none()) is not None:
             yield world
 
+    async def next_or_none(self) -> World | None:
+        """The next World; None also once this node has left the run. For `worlds`."""
+        try:
+            return await self.next_world()
+        except errors.UsageError:
+            if self._source.has_left:
+                return None
+            raise
+
     async def next_world(self) -> World | None:
-        """The next World; None once the run is closed."""
+        """The next World; None once the run is closed.
+
+        Raises UsageError once this node has left the run, and as `worlds` does.
+        """
         facts = await self._source.next_world(self._join_timeout_s)
         if facts is None:
             return None
@@ -331,8 +345,7 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         if error is not None and self.closed is None:
-            reason = f"the program ended with {type(error).__name__}: {error}"[:500]
-            await self._source.give_up(reason)
+            await self._source.give_up(error)
         await self.aclose()
 
 

@@ -1,0 +1,46 @@
+"""The further options of `join`, for type checkers, and what a caller may give for each."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class JoinOptions(TypedDict, total=False):
+    """What `join` takes by keyword beside its own arguments: settings of `rallypoint env`.
+
+    Durations are in seconds; a text is read as the environment's would be ("90s", "any").
+    """
+
+    # this node's own
+    node_name: str | None
+    local_addr: str | None
+    token_file: str | None
+    host_coordinator: str | None
+    join_timeout_s: float | str | None
+    connect_timeout_s: float | str | None
+    coordinator_silence_s: float | str | None
+    coordinator_lost_after_s: float | str | None
+    goodbye_timeout_s: float | str | None
+    linger_s: float | str | None
+    orphan_s: float | str | None
+    etcd_password: str | None
+    candidates: int | str | None
+    lease_ttl_s: float | str | None
+    attach_grace_s: float | str | None
+    yield_after_s: float | str | None
+    stop_s: float | str | None
+    # the run's, on which its nodes agree
+    nnodes: str | None
+    expected_nodes: int | str | None
+    max_restarts: int | str | None
+    rank_policy: str | None
+    last_call_s: float | str | None
+    settle_s: float | str | None
+    scale_up_delay_s: float | str | None
+    reconnect_grace_s: float | str | None
+    suspect_after_s: float | str | None
+    probe_s: float | str | None
+    lost_after_s: float | str | None
+    mass_min: int | str | None
+    mass_fraction: float | str | None
+    mass_grace_s: float | str | None

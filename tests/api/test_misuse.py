@@ -1,0 +1,202 @@
+"""The native API used in ways that cannot be, and programs that end by an error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import typing
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+import rallypoint
+from rallypoint import ChangeKind, settings
+from rallypoint.client import options
+from rallypoint.core.values import RunSettings
+from rallypoint.ledger.memory import MemoryLedger
+from tests.api.adapters import together
+
+ELASTIC: dict[str, Any] = {
+    "min_nodes": 1,
+    "max_nodes": 2,
+    "expected_nodes": 2,
+    "last_call_s": 60.0,
+    "scale_up_delay_s": 0.1,
+}
+
+
+# -- arguments -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "hint"),
+    [
+        ({"labels": {"a": 1}}, "label 'a': names and values are text", 'labels={"rack": "7"}'),
+        ({"labels": {1: "a"}}, "label 1: names and values are text", ""),
+        ({"labels": ["a"]}, "labels is a mapping", 'labels={"rack": "7"}'),
+        ({"labels": "a=b"}, "labels is a mapping", ""),
+        ({"join_timeout": 3}, "no option 'join_timeout'", "did you mean join_timeout_s?"),
+        ({"min_node": 3}, "no option 'min_node'", "did you mean"),
+        ({"zebra": 3}, "no option 'zebra'", "rallypoint env"),
+        ({"min_nodes": "2"}, "min_nodes is a whole number", ""),
+        ({"max_nodes": 2.5}, "max_nodes is a whole number", ""),
+        ({"min_nodes": True}, "min_nodes is a whole number", ""),
+        ({"min_nodes": 0}, "min_nodes must be at least 1", ""),
+        ({"join_timeout_s": [1]}, "join_timeout_s is a number of seconds", ""),
+        ({"join_timeout_s": timedelta(seconds=1)}, "join_timeout_s is a number of seconds", ""),
+        ({"join_timeout_s": True}, "join_timeout_s is a number of seconds", ""),
+        ({"join_timeout_s": "soon"}, "join_timeout_s must be a duration", ""),
+        ({"candidates": 1.5}, "candidates is a number", ""),
+        ({"node_name": 7}, "node_name is text", ""),
+        ({"token": b"t"}, "token is text", ""),
+        ({"token_file": 5}, "token_file is text", ""),
+        ({"run_id": 5}, "run_id is text", ""),
+        ({"endpoint": MemoryLedger()}, "endpoint is text", "file:///FOLDER"),
+        ({"endpoint": 29400}, "endpoint is text", ""),
+    ],
+)
+def test_what_join_cannot_take_is_a_usage_error(api, given, words, hint):
+    arguments = {"run_id": "run", "endpoint": None} | given
+    with pytest.raises(rallypoint.UsageError) as caught:
+        api.join(**arguments)
+    assert words in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_a_value_that_may_be_a_secret_is_not_shown(api):
+    with pytest.raises(rallypoint.UsageError) as caught:
+        api.join("run", None, token=b"hunter2")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_typed_options_are_all_settings_that_join_takes():
+    known = set(typing.get_type_hints(options.JoinOptions))
+    own = {*settings.NodeSettings.__struct_fields__, "token_file"}
+    own -= {"endpoint", "run_id", "token", "labels"}
+    shared = {*RunSettings.__struct_fields__, "nnodes"} - {"min_nodes", "max_nodes"}
+    assert known == own | shared
+    assert rallypoint.JoinOptions is options.JoinOptions
+
+
+def test_each_option_may_be_none_as_if_it_was_left_out(api):
+    nothing = dict.fromkeys(typing.get_type_hints(options.JoinOptions))
+    with api.join("run", None, labels=None, token=None, **nothing) as run:
+        assert run.next_world().size == 1
+
+
+def test_the_asynchronous_api_is_there_after_an_import_of_the_package():
+    code = "import rallypoint; print(rallypoint.aio.join.__module__, 'aio' in dir(rallypoint))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["rallypoint.aio", "True"]
+
+
+# -- after leaving ---------------------------------------------------------------------------------
+
+
+def test_after_leaving_a_call_says_so(api):
+    with api.join("run", None) as run:
+        run.next_world()
+        run.leave()
+        run.leave()
+        for call in (run.next_world, lambda: run.close("no")):
+            with pytest.raises(rallypoint.UsageError, match="this node has left the run"):
+                call()
+        assert list(run.worlds()) == []
+
+
+def test_a_program_that_waits_is_told_when_another_thread_leaves():
+    run = rallypoint.join("run", None, min_nodes=2)
+    found: list[BaseException | list[Any]] = []
+
+    def wait(call: Callable[[], Any]) -> None:
+        try:
+            found.append(call())
+        except rallypoint.RallypointError as error:
+            found.append(error)
+
+    waiting = threading.Thread(target=wait, args=(run.next_world,))
+    waiting.start()
+    while run.waiting is None or not run.waiting.ready:  # it asks for a round
+        pass
+    run.leave()
+    waiting.join(20)
+    assert isinstance(found[0], rallypoint.UsageError)
+    run.aclose()
+
+
+# -- how a program ends ----------------------------------------------------------------------------
+
+
+ENDS = [
+    (RuntimeError("no luck"), "RuntimeError: no luck"),
+    (rallypoint.UsageError("a bad call"), "UsageError: a bad call"),
+    (SystemExit(3), "SystemExit: 3"),
+    (SystemExit("no data"), "SystemExit: no data"),
+    (SystemExit(0), None),
+    (SystemExit(), None),
+    (KeyboardInterrupt(), None),
+]
+
+
+@pytest.mark.parametrize(("error", "told"), ENDS, ids=[repr(error) for error, _ in ENDS])
+def test_what_ends_a_program_is_a_failure_or_a_leave(error, told, coordinator):
+    with rallypoint.join("job", coordinator, **ELASTIC) as stay:
+        try:
+            with rallypoint.join("job", coordinator, **ELASTIC) as go:
+                world: Any = together(stay.next_world, go.next_world)[0]
+                raise error
+        except type(error):
+            pass
+        again: Any = stay.next_world()
+        assert (again.number, again.size) == (2, 1)
+        change: Any = world.change
+        assert change.nodes == (go.node,)
+        if told is None:
+            assert change.kind is ChangeKind.NODE_LEFT
+            assert change.detail.startswith(f"the program ended with {type(error).__name__}")
+        else:
+            assert change.kind is ChangeKind.WORKER_FAILED
+            assert change.failure.message == told
+            assert again.restart_count == 1
+
+
+PROGRAM = """
+import sys, rallypoint
+run = rallypoint.join("job", sys.argv[1], min_nodes=1, max_nodes=2, expected_nodes=2,
+                      last_call_s=60.0, scale_up_delay_s=0.1)
+world = run.next_world()
+{}
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "kind"),
+    [
+        ("raise RuntimeError('no luck')", ChangeKind.WORKER_FAILED),
+        ("{}['key']", ChangeKind.WORKER_FAILED),
+        ("", ChangeKind.NODE_LEFT),
+        ("sys.exit(0)", ChangeKind.NODE_LEFT),
+        ("""
+try: raise ValueError
+except ValueError: pass""", ChangeKind.NODE_LEFT),
+    ],
+)  # fmt: skip
+def test_a_program_without_a_block_fails_by_an_exception_that_nobody_catches(
+    last, kind, coordinator
+):
+    with rallypoint.join("job", coordinator, **ELASTIC) as stay:
+        program = [sys.executable, "-c", PROGRAM.format(last), coordinator]
+        with subprocess.Popen(program, stderr=subprocess.DEVNULL) as going:
+            world = stay.next_world()
+            assert world is not None
+            again = stay.next_world() if world.size == 1 else None
+            assert again is None
+            later = threading.Event()
+            world.on_change(lambda change: later.set())
+            assert later.wait(30)
+            assert world.change is not None
+            assert world.change.kind is kind
+            going.wait(30)
