@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rallypoint.coordinator.timers import Timers
+from rallypoint.core.store import Wait
+from rallypoint.wire import messages as wire
+from tests.network import Network
 
 
 def test_they_are_called_in_order_and_no_earlier_than_due() -> None:
@@ -42,3 +45,64 @@ def test_one_that_raises_does_not_take_the_others_along() -> None:
         timers.run_due(1.0)
     timers.run_due(1.0)
     assert called == ["next"]
+
+
+def test_a_cancelled_one_is_never_called_and_does_not_stay() -> None:
+    timers, called = Timers(), list[int]()
+    kept = timers.call_at(5.0, lambda: called.append(5))
+    for number in range(10_000):
+        timer = timers.call_at(4.0 - number / 10_000, lambda: called.append(0))
+        timer.cancel()
+        timer.cancel()
+        assert len(timers._heap) <= 2 * 64 + 2
+    assert (len(timers), timers.next_due_s()) == (1, 5.0)
+    timers.run_due(5.0)
+    kept.cancel()  # it was called: nothing is to be cancelled
+    assert called == [5]
+    assert (len(timers), timers.next_due_s()) == (0, None)
+
+
+def test_one_that_cancels_another_that_is_due_as_well() -> None:
+    timers, called = Timers(), list[str]()
+    other = timers.call_at(2.0, lambda: called.append("other"))
+    timers.call_at(1.0, other.cancel)
+    timers.run_due(3.0)
+    assert called == []
+    assert len(timers) == 0
+
+
+def test_cancelled_waits_leave_no_timer() -> None:
+    """Each ends sooner than the one before it, so that each had a timer of its own."""
+    network = Network()
+    node = network.node("a")
+    network.settle()
+    node.ready()
+    network.until(lambda: bool(node.rounds))
+    session = next(iter(network.hub.sessions.values()))
+    member = session.node
+    assert member is not None
+    before = len(network.hub._timers)
+    for number in range(1, 501):
+        call = wire.StoreCall(
+            network.run.stamp(), number, Wait(("never",)), timeout_s=10_000.0 - number
+        )
+        network.run.store_call(session, member, call)
+        assert len(network.hub._timers) == before + 1
+        network.run.store_cancel(member, number)
+        assert len(network.hub._timers) == before
+
+
+def test_short_waits_beside_a_long_one_have_one_timer_and_end_in_time() -> None:
+    network = Network()
+    node = network.node("a")
+    network.settle()
+    node.ready()
+    network.until(lambda: bool(node.rounds))
+    before = len(network.hub._timers)
+    long = node.call(Wait(("never",)), timeout_s=30.0)
+    for _ in range(50):
+        short = node.call(Wait(("never",)), timeout_s=0.2)
+        network.until(lambda short=short: short in node.answers, limit_s=1.0)  # type: ignore[misc]
+        assert len(network.hub._timers) <= before + 1
+    assert long not in node.answers
+    network.until(lambda: long in node.answers, limit_s=30.5)

@@ -11,7 +11,7 @@ from rallypoint.clock import TICK_S, StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.runs import Commit, RunHost
 from rallypoint.coordinator.sessions import Outlet, Session
-from rallypoint.coordinator.timers import Timers
+from rallypoint.coordinator.timers import Timer, Timers
 from rallypoint.core import naming
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.tables import TABLE_BYTES_MAX
@@ -79,12 +79,13 @@ class Hub:
         """Whether this process stood still after `since_s`, or until a moment ago."""
         return self._clock.has_stalled_since(since_s)
 
-    def call_at(self, due_s: float, callback: Callable[[], None]) -> None:
+    def call_at(self, due_s: float, callback: Callable[[], None]) -> Timer:
         """Call back at `due_s`, from `tick`."""
         before_s = self._timers.next_due_s()
-        self._timers.call_at(due_s, callback)
+        timer = self._timers.call_at(due_s, callback)
         if before_s is None or due_s < before_s:
             self._wake()
+        return timer
 
     def next_due_s(self) -> float | None:
         """When `tick` has something to do, on this hub's clock."""

@@ -22,6 +22,7 @@ from rallypoint.coordinator.holding import Held
 from rallypoint.coordinator.log_reader import SealedLog
 from rallypoint.coordinator.sessions import Session
 from rallypoint.coordinator.supervision import guarded, told
+from rallypoint.coordinator.timers import Timer
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core import reasons
@@ -122,7 +123,8 @@ class RunHost:
         self._silent: dict[str, NodeId] = {}
         # When each attached session may be silent for too long, unless it was heard since; a heap.
         self._listening: list[tuple[float, int, Session]] = []
-        self._store_timers_s: list[float] = []
+        self._store_timer: Timer | None = None
+        self._store_due_s: float | None = None
         self._queue: deque[on.Event] = deque()
         self._is_draining = False
         # A run that has yet to be claimed has no term: a node must not take what is said of it for
@@ -377,6 +379,7 @@ class RunHost:
         """Nobody waits for the call any more."""
         if self.store is not None:
             self.store.cancel(node.name, request_id)
+            self._arm_store_timer()
             self._write_log()
 
     def _answer(self, answers: list[Answer]) -> None:
@@ -410,17 +413,23 @@ class RunHost:
                 session.refuse(refusal)
 
     def _arm_store_timer(self) -> None:
+        """One timer at most, for the first deadline, and none if nothing waits any more.
+
+        Where the first deadline is a later one by now, the timer stays and arms the next: short
+        waits beside a long one would arm the long one's again and again.
+        """
         due_s = self.store.next_deadline_s() if self.store else None
-        armed = self._store_timers_s
-        if due_s is None or (armed and armed[0] <= due_s):
+        if due_s is not None and self._store_due_s is not None and self._store_due_s <= due_s:
             return
-        # All that are armed are kept: short waits beside a long one would arm the long one's timer
-        # again and again, and none is ever cancelled.
-        heappush(armed, due_s)
-        self._hub.call_at(due_s, lambda: self.supervised(self._expire_store))
+        if self._store_timer is not None:
+            self._store_timer.cancel()
+        self._store_timer, self._store_due_s = None, due_s
+        if due_s is not None:
+            expire = partial(self.supervised, self._expire_store)
+            self._store_timer = self._hub.call_at(due_s, expire)
 
     def _expire_store(self) -> None:
-        heappop(self._store_timers_s)
+        self._store_timer = self._store_due_s = None
         if self.store is not None:
             self._answer(self.store.expire(self._hub.now_s()))
             self._arm_store_timer()
