@@ -56,6 +56,7 @@ def _summary(register: e.RunRegister) -> dict[str, Any]:
         "restart_count": register.restarts,
         "waiting": None,
         "closed": named(close) if close else None,
+        "suspended": [],
     }
 
 
