@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from rallypoint.core import reasons
+from rallypoint.core.printable import escaped
 
 _NUMBERS: Final = (bool, int, float, type(None))
 _PLAIN: Final = logging.Formatter()
@@ -40,7 +40,7 @@ class _Cleaning(logging.Filter):
         elif arguments:
             record.args = {name: self._cleaned(each) for name, each in arguments.items()}
         if isinstance(record.msg, str) and not record.args:
-            record.msg = reasons.escaped(record.msg, lines=self._lines)
+            record.msg = escaped(record.msg, lines=self._lines)
         if record.exc_info and record.exc_info[0] is not None and not record.exc_text:
             record.exc_text = _indented(_PLAIN.formatException(record.exc_info))
         return True
@@ -49,7 +49,7 @@ class _Cleaning(logging.Filter):
         if isinstance(argument, _NUMBERS):
             return argument
         if isinstance(argument, str):
-            return reasons.escaped(argument, lines=self._lines)
+            return escaped(argument, lines=self._lines)
         return _Cleaned(argument, self._lines)
 
 
@@ -67,7 +67,7 @@ class _Cleaned:
         return self._clean(repr(self._value))
 
     def _clean(self, text: str) -> str:
-        return reasons.escaped(text, lines=self._lines)
+        return escaped(text, lines=self._lines)
 
 
 def _one_line(value: object) -> str:
@@ -82,7 +82,7 @@ class CleanFormatter(logging.Formatter):
     """Formats the records of any logger, so that each is one line, and a traceback is indented."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return reasons.escaped(super().formatMessage(record))
+        return escaped(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:
         return _indented(super().formatException(ei))
@@ -90,7 +90,7 @@ class CleanFormatter(logging.Formatter):
 
 def _indented(trace: str) -> str:
     """So that no line of an error's message begins as a log line does."""
-    lines = reasons.escaped(trace, lines=True).split("\n")
+    lines = escaped(trace, lines=True).split("\n")
     return "\n".join(f"  {line}" for line in lines)
 
 

@@ -222,6 +222,10 @@ def test_importing_the_package_loads_little_and_no_torch() -> None:
     assert [name for name in loaded if name.startswith("torch.")] == []
     assert [name for name in loaded if name.startswith("rallypoint.")] == [
         "rallypoint._version",
+        # What log lines are cleaned with.
+        "rallypoint.core",
+        "rallypoint.core.printable",
+        "rallypoint.logs",
         "rallypoint.rendezvous",
         "rallypoint.rendezvous.api",
         "rallypoint.rendezvous.registry",

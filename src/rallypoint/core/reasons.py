@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from rallypoint.core.printable import escaped as escaped
 from rallypoint.core.values import (
     NAME_LENGTH_MAX,
     NAMES_SHOWN_MAX,
@@ -283,19 +284,6 @@ def describe_end_of_run(run_id: str, close: CloseRecord) -> str:
 def printable(text: str) -> str:
     """The text without characters that a terminal obeys: other machines wrote parts of it."""
     return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
-
-
-def escaped(text: str, *, lines: bool = False) -> str:
-    """The text with each character that a terminal obeys written as Python escapes it.
-
-    `lines`: line breaks stay. Without it the result is one line, whatever another machine wrote.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() or (lines and each == "\n") else ascii(each)[1:-1]
-        for each in text
-    )
 
 
 def tidy_failure(failure: Failure) -> Failure:

@@ -1,0 +1,16 @@
+"""Text from elsewhere, made harmless for a terminal and a log. Quick to import."""
+
+from __future__ import annotations
+
+
+def escaped(text: str, *, lines: bool = False) -> str:
+    """The text with each character that a terminal obeys written as Python escapes it.
+
+    `lines`: line breaks stay. Without it the result is one line, whatever another machine wrote.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or (lines and each == "\n") else ascii(each)[1:-1]
+        for each in text
+    )
