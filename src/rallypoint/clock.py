@@ -54,8 +54,8 @@ class StallProofClock:
         self._last_s = reading_s
         if gap_s > STALL_S:
             self.stalled_s += gap_s - TICK_S
-        if gap_s > LONG_STALL_S:
-            self._stall_ended_s = reading_s - self.stalled_s
+            if gap_s > LONG_STALL_S:
+                self._stall_ended_s = reading_s - self.stalled_s
         return reading_s - self.stalled_s
 
     def has_stalled_since(self, since_s: float) -> bool:

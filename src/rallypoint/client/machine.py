@@ -339,7 +339,8 @@ class NodeMachine:
                 # refuses what needs none: a version, a size, another ledger.
                 return False
             seen = Stamp(seen.ledger_id, seen.term, 0)
-        return message.stamp.is_older_than(seen) or message.stamp.is_older_than(self._floor)
+        stamp, floor = message.stamp, self._floor  # The floor has a term once a ledger was read.
+        return stamp.is_older_than(seen) or (floor.term > 0 and stamp.is_older_than(floor))
 
     def _leave_replaced(self, message: wire.FromCoordinator) -> list[Action]:
         """A coordinator that has been replaced and does not know it lets this node in."""

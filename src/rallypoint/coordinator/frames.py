@@ -133,17 +133,17 @@ class FrameReader(asyncio.Protocol):
                 self._refuse(UNMASKED)
                 return
             if length < _SIZE_IN_2_BYTES:
-                size = length - _MASKED
+                size = length - _MASKED  # at most 125, which every kind of frame may have
             else:
                 head += 2 if length == _SIZE_IN_2_BYTES else 8
                 if end - begin < head:
                     needed = head
                     break
                 size = int.from_bytes(data[begin + 2 : begin + head - _KEY_BYTES])
-            is_data = first & _CONTROL == 0
-            if size > (MESSAGE_BYTES_MAX if is_data else _CONTROL_BYTES_MAX):
-                self._leave_to_owner(data[begin:])
-                return
+                is_data = first & _CONTROL == 0
+                if size > (MESSAGE_BYTES_MAX if is_data else _CONTROL_BYTES_MAX):
+                    self._leave_to_owner(data[begin:])
+                    return
             is_binary = first == _BINARY and not self.is_aside
             if not is_binary and first not in _PING_PONG:
                 self._step_aside(first)

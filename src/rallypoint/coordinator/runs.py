@@ -139,7 +139,7 @@ class RunHost:
         """Give the core an event. Those that its effects bring are taken in order, after it."""
         if self.has_failed:
             return
-        if not self._is_draining:
+        if self._shared is not None and not self._is_draining:
             self._check_lease()
         self._queue.append(event)
         self._drain()
@@ -153,12 +153,12 @@ class RunHost:
         if self._is_draining or not self.is_claimed:
             return
         self._is_draining = True
-        guarded(self.fail, self._step_all)
+        try:
+            while self._queue:
+                self._step(self._queue.popleft())
+        except Exception as error:  # noqa: BLE001 - it ends the run, and nothing else
+            self.fail(error)
         self._is_draining = False
-
-    def _step_all(self) -> None:
-        while self._queue:
-            self._step(self._queue.popleft())
 
     def fail(self, error: Exception) -> None:
         """End the run on this coordinator after an unexpected error in it. Its neighbours go on.
@@ -336,8 +336,12 @@ class RunHost:
         return wire.encode(message)
 
     def store_call(self, session: Session, node: NodeId, call: wire.StoreCall) -> None:
-        """Apply one call of the round's store, if the node is in the round."""
-        self._check_lease()
+        """Apply one call of the round's store, if the node is in the round.
+
+        It was `heard` a moment ago, and its timeout counts from then.
+        """
+        if self._shared is not None:
+            self._check_lease()
         store = self.store
         if store is None or call.stamp.round != self.membership.number:
             ended = StoreFailure(ROUND_ENDED, f"round {call.stamp.round} has ended")
@@ -347,14 +351,14 @@ class RunHost:
             outside = StoreFailure(BAD_REQUEST, "this node is not in the round")
             self._answer([Answer(node.name, call.request_id, outside)])
         else:
-            self._answer(self._apply(store, node, call))
+            self._answer(self._apply(store, node, call, session.heard_s))
             self._arm_store_timer()
-            self._write_log()
+            if self._shared is not None:
+                self._write_log()
 
     def _apply(
-        self, store: RoundStore | DurableStore, node: NodeId, call: wire.StoreCall
+        self, store: RoundStore | DurableStore, node: NodeId, call: wire.StoreCall, now_s: float
     ) -> list[Answer]:
-        now_s = self._hub.now_s()
         request = (node.name, call.request_id, call.op, call.timeout_s, now_s)
         if isinstance(store, DurableStore):
             return store.apply(*request, call.acknowledged, call.still_open)
@@ -384,13 +388,15 @@ class RunHost:
 
     def _answer(self, answers: list[Answer]) -> None:
         """R5, R10: an answer is sent only while no other coordinator can have the run."""
-        may_answer = not answers or self._may_answer()
+        may_answer = self._shared is None or not answers or self._may_answer()
         for answer in answers:
             session = self._sessions.get(answer.node)
             if session is not None:
                 message = wire.StoreAnswer(self._stamp, answer.request_id, answer.result)
-                send = session.send if may_answer else partial(self._held.answer, session)
-                send(wire.encode(message))
+                if may_answer:
+                    session.send(wire.encode(message))
+                else:
+                    self._held.answer(session, wire.encode(message))
 
     def _may_answer(self) -> bool:
         if self._shared is None or self._shared.may_answer(self):
@@ -511,7 +517,8 @@ class RunHost:
     ) -> None:
         seats = self.membership.seats()
         self._seats = {m.name: seat for m, seat in zip(record.members, seats, strict=True)}
-        store = store or store_of(record, self._hub.config.store_limits)
+        if store is None:
+            store = _store_of(record, seats, self._hub.config.store_limits)
         durable = self._shared.new_store(self, store, sealed) if self._shared is not None else None
         self.store = durable or store
 
@@ -623,8 +630,12 @@ class RunHost:
 
 def store_of(record: RoundRecord, limits: StoreLimits) -> RoundStore:
     """An empty store for the members of this round."""
-    seats = zip(record.members, seats_of(record), strict=True)
-    return RoundStore([(m.name, s.first_rank, s.workers) for m, s in seats], limits)
+    return _store_of(record, seats_of(record), limits)
+
+
+def _store_of(record: RoundRecord, seats: list[Seat], limits: StoreLimits) -> RoundStore:
+    rows = zip(record.members, seats, strict=True)
+    return RoundStore([(m.name, s.first_rank, s.workers) for m, s in rows], limits)
 
 
 _EXECUTE: dict[type[Effect], Callable[..., None]] = {

@@ -44,7 +44,8 @@ class Outlet(Protocol):
 class Session:
     """One connection. `link` numbers it; `run` and `node` are None until it was welcomed.
 
-    `reads_ledger`: its node finds another coordinator by itself.
+    `reads_ledger`: its node finds another coordinator by itself. `good_host`: the last bootstrap
+    host that was looked at and is one; a node says the same for each round.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class Session:
         "_hub",
         "_is_over",
         "_source",
+        "good_host",
         "heard_s",
         "link",
         "node",
@@ -68,6 +70,7 @@ class Session:
         self.node: NodeId | None = None
         self.reads_ledger = False
         self.heard_s = 0.0
+        self.good_host: str | None = None
         self._hub = hub
         self._asked: on.NodeAttached | None = None
         self._source: Address | None = None
@@ -147,8 +150,11 @@ class Session:
         handler = _HANDLERS.get(type(message))
         if handler is None:
             self.refuse(Refusal(RefusalCode.MALFORMED, "the node is attached already"))
-        else:
-            run.supervised(handler, run, self, node, message)
+        elif not run.has_failed:
+            try:  # as RunHost.supervised, without its calls: this is done for every message
+                handler(run, self, node, message)
+            except Exception as error:  # noqa: BLE001 - it ends the run, and nothing else
+                run.fail(error)
 
     # -- what the run sends --------------------------------------------------------------------
 
@@ -178,11 +184,14 @@ class Session:
 
 def _ready(run: RunHost, session: Session, node: NodeId, message: wire.Ready) -> None:
     # It becomes MASTER_ADDR of every worker, on all nodes.
-    problem = naming.host_problem("bootstrap host", message.bootstrap.host)
-    if problem:
-        hint = "look at --local-addr of this node"
-        session.refuse(Refusal(RefusalCode.MALFORMED, problem, hint))
-        return
+    host = message.bootstrap.host
+    if host != session.good_host:
+        problem = naming.host_problem("bootstrap host", host)
+        if problem:
+            hint = "look at --local-addr of this node"
+            session.refuse(Refusal(RefusalCode.MALFORMED, problem, hint))
+            return
+        session.good_host = host
     change = None if message.change is None else reasons.tidy_change(message.change)
     run.post(on.NodeReady(node, message.leaving_round, message.bootstrap, message.workers, change))
 

@@ -40,7 +40,8 @@ class Marking:
         """Counts the changes: each mark has the number of the write that will carry it."""
         self._written = 0
         self._writing = 0
-        self._due_s: float | None = None
+        self.due_s: float | None = None
+        """When what was marked since the last write should be written; None: nothing was."""
         self._last_write_s = float("-inf")
         self._farewells: list[Farewell] = []
 
@@ -58,7 +59,7 @@ class Marking:
         self._gone = bytearray(marks.gone.ljust(size, b"\0"))
         self._ended, self._finished_before = marks.ended, marks.finished
         self._written = self._serial
-        self._writing, self._due_s = 0, None
+        self._writing, self.due_s = 0, None
 
     def finished_before(self, count: int, now_s: float) -> None:
         """A member of an earlier round has finished only now."""
@@ -96,8 +97,8 @@ class Marking:
 
     def _changed(self, not_before_s: float) -> None:
         self._serial += 1
-        due_s = not_before_s if self._due_s is None else min(self._due_s, not_before_s)
-        self._due_s = due_s
+        due_s = not_before_s if self.due_s is None else min(self.due_s, not_before_s)
+        self.due_s = due_s
 
     def freeze(self) -> tuple[object, ...]:
         """What decides what follows, hashable; without times and serial numbers."""
@@ -114,14 +115,14 @@ class Marking:
 
     def next_write_s(self, spacing_s: float) -> float | None:
         """When the next write is due; None if there is nothing to write, or one is under way."""
-        if self.is_writing or self._due_s is None:
+        if self.is_writing or self.due_s is None:
             return None
-        return max(self._due_s, self._last_write_s + spacing_s)
+        return max(self.due_s, self._last_write_s + spacing_s)
 
     def write(self, now_s: float) -> tuple[int, Marks]:
         """The number of the write that begins now, and all that is marked by now."""
         assert self._record is not None
-        self._writing, self._due_s, self._last_write_s = self._serial, None, now_s
+        self._writing, self.due_s, self._last_write_s = self._serial, None, now_s
         number = self._record.head.number
         done, gone = bytes(self._done), bytes(self._gone)
         return self._serial, Marks(number, done, gone, self._ended, self._finished_before)
@@ -135,7 +136,7 @@ class Marking:
 
     def give_up(self) -> None:
         """What is not written never will be: the run is over, or another coordinator has it."""
-        self._written, self._due_s = self._serial, None
+        self._written, self.due_s = self._serial, None
 
     # -- goodbyes --------------------------------------------------------------------------------
 

@@ -92,6 +92,8 @@ class Membership:
         self.table_bytes_max = table_bytes_max
         self.phase_of_work = Phase.GATHERING
         """The phase; while SUSPENDED the one in which the run goes on."""
+        self.phase = Phase.GATHERING
+        """What the run does now. A closed run is never SUSPENDED: nothing is left to be decided."""
         self.settings: RunSettings | None = None
         self.roster = Roster()
         self.round: RoundRecord | None = None
@@ -159,7 +161,8 @@ class Membership:
         self._note_life(event)
         self._note(event)
         self._advance()
-        self._write_marks()
+        if self._marking.due_s is not None:
+            self._write_marks()
         effects, self._effects = self._effects, []
         return effects
 
@@ -281,12 +284,6 @@ class Membership:
     def number(self) -> int:
         """The number of the last committed round; before the first, that of the floor."""
         return self.round.head.number if self.round else self._floor
-
-    @property
-    def phase(self) -> Phase:
-        """What the run does now. A closed run is never SUSPENDED: nothing is left to be decided."""
-        work = self.phase_of_work
-        return Phase.SUSPENDED if self.suspension and work is not Phase.CLOSED else work
 
     @property
     def suspended_reason(self) -> str:
@@ -821,6 +818,7 @@ class Membership:
             self._suspended_since_s = self._now_s
             self._suspicion.clock.stop(self._now_s)
         self.suspension.begin(cause, reason)
+        self._set_phase()
 
     def _note_committed(self, event: on.Committed) -> None:
         """SUSPENDED: the record is in the ledger, and must not be given to it again."""
@@ -830,6 +828,7 @@ class Membership:
     def _on_ledger_restored(self, event: on.LedgerRestored) -> None:
         if not self.suspension.end(event.cause):
             return  # It was not this that suspended the run.
+        self._set_phase()
         if event.cause is SuspensionCause.LEASE:
             self._ledger_away_since_s = None
         if not self.suspension:
@@ -1140,8 +1139,9 @@ class Membership:
 
         Its members are still ready, and keep their places.
         """
+        ended_by = self.case.change if self.case is not None else None
         for member in self.roster:
-            self._stand_down(member)
+            _stand_down(member, ended_by)
             is_ready = member.state is MemberState.READY
             member.survivor = is_ready and self._is_in(record, member)
         self.case = Case(change, self._now_s)
@@ -1150,8 +1150,9 @@ class Membership:
 
     def _seat_members(self, record: RoundRecord) -> None:
         """Members of the round become active; whoever let the call pass is passive from now on."""
+        ended_by = self.case.change if self.case is not None else None
         for member in self.roster:
-            self._stand_down(member)
+            _stand_down(member, ended_by)
         for row in record.members:
             member_now = self.roster.get(row.name)
             assert member_now is not None, row.name
@@ -1162,13 +1163,6 @@ class Membership:
             member_now.last_change = None
         self.case = None
         self._refile_all()
-
-    def _stand_down(self, member: Member) -> None:
-        if member.state is MemberState.ACTIVE:
-            member.state = MemberState.IDLE
-        if member.survivor and self.case is not None:
-            member.last_change = self.case.change
-        member.survivor = False
 
     def _refile_all(self) -> None:
         for member in self.roster:
@@ -1337,6 +1331,13 @@ class Membership:
     def _enter(self, phase: Phase) -> None:
         self.phase_of_work = phase
         self._since_s = self._now_s
+        self._set_phase()
+
+    def _set_phase(self) -> None:
+        """Kept, as each event asks for it several times."""
+        work = self.phase_of_work
+        is_suspended = bool(self.suspension) and work is not Phase.CLOSED
+        self.phase = Phase.SUSPENDED if is_suspended else work
 
     def _do(self, *effects: Effect) -> None:
         self._effects.extend(effects)
@@ -1353,6 +1354,14 @@ def seats_of(record: RoundRecord) -> list[Seat]:
         Seat(rank, first, count)
         for rank, (first, count) in enumerate(zip(firsts, workers.values(), strict=True))
     ]
+
+
+def _stand_down(member: Member, ended_by: Change | None) -> None:
+    if member.state is MemberState.ACTIVE:
+        member.state = MemberState.IDLE
+    if member.survivor and ended_by is not None:
+        member.last_change = ended_by
+    member.survivor = False
 
 
 def _is_repeat(member: Member, event: on.NodeReady) -> bool:

@@ -25,12 +25,14 @@ def is_host(text: str) -> bool:
     """Whether this can be a host name or an address literal, without brackets and port."""
     if len(text.encode("utf-8", "surrogatepass")) > HOST_BYTES_MAX:
         return False
+    if _HOST.fullmatch(text) is not None:
+        return True  # So is an IPv4 literal, which has the same characters.
     address, percent, zone = text.partition("%")
     try:
-        ipaddress.ip_address(address)
+        ipaddress.IPv6Address(address)
     except ValueError:
-        return _HOST.fullmatch(text) is not None
-    return not percent or (":" in address and _ZONE.fullmatch(zone) is not None)
+        return False
+    return not percent or _ZONE.fullmatch(zone) is not None
 
 
 def host_problem(what: str, host: str) -> str:

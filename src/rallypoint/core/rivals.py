@@ -51,10 +51,12 @@ class Rivals:
         return timer.name in self._waiting and self._serials[timer.name] == timer.serial
 
     def pop(self, name: str) -> NodeAttached | None:
-        """Take the newcomer out: it is let in or refused."""
+        """Take the newcomer out: it is let in or refused. None if nobody waits for the name."""
+        if name not in self._waiting:
+            return None  # As nearly always; each event asks.
         self._serials.pop(name, None)
         self._due_s.pop(name, None)
-        return self._waiting.pop(name, None)
+        return self._waiting.pop(name)
 
     def drop(self, node: NodeId, link: int | None = None) -> None:
         """The newcomer has gone itself: said goodbye, or closed this connection."""

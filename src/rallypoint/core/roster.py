@@ -51,6 +51,7 @@ _CONNECTED = Link.CONNECTED
 _READY, _ACTIVE = MemberState.READY, MemberState.ACTIVE
 _IN_ROUND = File.IN_ROUND
 _READY_SURVIVOR, _NEWCOMER = File.READY_SURVIVOR, File.NEWCOMER
+_STOPPING = File.STOPPING
 
 
 class Member:
@@ -158,18 +159,20 @@ class Member:
         state = self.state
         if state is _READY and self.link is _CONNECTED:
             return _READY_SURVIVOR if self.survivor else _NEWCOMER
-        if state is _ACTIVE and not self.survivor:
-            return _IN_ROUND
+        if state is _ACTIVE:
+            return self._where_stopping() if self.survivor else _IN_ROUND
         if state is MemberState.DONE:
             return File.DONE
         if state is MemberState.DEPARTING:
             return File.DEPARTING
         if not self.survivor:
             return File.OTHER
+        return File.ABSENT if self.is_absent else File.PLACE
+
+    def _where_stopping(self) -> File:
         if self.is_absent:
             return File.ABSENT
-        is_stopping = state is _ACTIVE and self.link is _CONNECTED and not self.is_late
-        return File.STOPPING if is_stopping else File.PLACE
+        return _STOPPING if self.link is _CONNECTED and not self.is_late else File.PLACE
 
     def freeze(self) -> tuple[object, ...]:
         """What of it the rules can see, hashable; without times and serial numbers."""

@@ -18,6 +18,8 @@ STOP_MARGIN_S: Final = 3.0
 """How much later than its stop time a survivor is still waited for: signals, the end of killed
 processes and a busy machine take time, too."""
 
+_DISCONNECTED = Link.DISCONNECTED
+
 
 class Stopping:
     """The deadlines of one broken round's survivors."""
@@ -30,21 +32,25 @@ class Stopping:
     def begin(self, survivors: Iterable[Member], now_s: float) -> None:
         """Their round has ended; those that are connected are told so now. O(N)."""
         self.clear()
+        ends = self._ends
         for member in survivors:
-            member.stop_ends_s, member.is_late = None, False
-            if member.link is not Link.DISCONNECTED:
-                self._ends.append(self._told(member, now_s))
-        heapify(self._ends)
+            member.is_late = False
+            if member.link is _DISCONNECTED:
+                member.stop_ends_s = None
+            else:
+                info = member.info
+                member.stop_ends_s = ends_s = now_s + info.stop_s + STOP_MARGIN_S
+                ends.append((ends_s, info.name))
+        if ends:
+            self._last_s = max(ends)[0]
+        heapify(ends)
 
     def told(self, member: Member, now_s: float) -> None:
         """A survivor has attached, and learns that its round has ended if it did not know."""
         if member.stop_ends_s is None:
-            heappush(self._ends, self._told(member, now_s))
-
-    def _told(self, member: Member, now_s: float) -> tuple[float, str]:
-        member.stop_ends_s = now_s + member.info.stop_s + STOP_MARGIN_S
-        self._last_s = max(self._last_s, member.stop_ends_s)
-        return member.stop_ends_s, member.name
+            member.stop_ends_s = now_s + member.info.stop_s + STOP_MARGIN_S
+            self._last_s = max(self._last_s, member.stop_ends_s)
+            heappush(self._ends, (member.stop_ends_s, member.name))
 
     def next_end_s(self) -> float | None:
         """The nearest deadline; None if there is none."""
