@@ -51,6 +51,12 @@ def test_a_run_works_whatever_its_descriptors_are(
     assert (directory / "out").read_text() == "ran"
 
 
+def test_output_that_is_lost_is_told_of_once(directory: Path) -> None:
+    done = _shell("rallypoint run --standalone $PROGRAM > /dev/full", directory)
+    assert done.returncode == 0
+    assert done.stderr.count("output cannot be written: No space left on device") == 1
+
+
 def test_output_goes_where_it_is_meant(directory: Path) -> None:
     """With stdout closed, its number must not become that of a socket or a file."""
     done = _shell("rallypoint run --standalone $PROGRAM >&-", directory)

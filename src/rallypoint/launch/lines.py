@@ -7,6 +7,7 @@ file does; none raises: where output cannot go must never end the job that wrote
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import select
@@ -25,10 +26,15 @@ _LINE_START = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?!\Z)")
 
 
 class Console:
-    """The agent's own stdout or stderr. Once it is gone (``| head``), writes do nothing."""
+    """The agent's own stdout or stderr. Once it is gone (``| head``), writes do nothing.
 
-    def __init__(self, fd: int) -> None:
+    ``on_full`` is told, once, if it takes no more although somebody may want to read it: a file on
+    a full disk.
+    """
+
+    def __init__(self, fd: int, on_full: Callable[[OSError], None] = lambda error: None) -> None:
         self._fd = fd
+        self._on_full = on_full
         self._gone = False
 
     def write(self, data: bytes) -> None:
@@ -38,8 +44,11 @@ class Console:
                 left = left[os.write(self._fd, left) :]
             except BlockingIOError:  # somebody who shares it made it non-blocking
                 _wait_writable(self._fd)
-            except OSError:  # EPIPE, EIO of a closed terminal, EBADF: there is nobody to tell
+            except OSError as error:
                 self._gone = True
+                # EPIPE, EIO of a closed terminal, EBADF: nobody is left to read it.
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    self._on_full(error)
 
 
 class LogFile:

@@ -94,7 +94,7 @@ class LogPump:
         self._shows = shows
         self._prompting = prompting
         self._lines_kept = lines_kept
-        self._stdout = Console(stdout_fd)
+        self._stdout = Console(stdout_fd, self._stdout_full)
         self._stderr = Console(stderr_fd)
         self._round_dir: Path | None = None
         self._kept: dict[int, LastLines] = {}
@@ -231,6 +231,10 @@ class LogPump:
 
     def _of(self, local_rank: int) -> list[Stream]:
         return self._streams.get(local_rank, [])
+
+    def _stdout_full(self, error: OSError) -> None:
+        text = f"rallypoint: the workers' output cannot be written: {error.strerror}; "
+        self._stderr.write(f"{text}the workers go on, what they print is lost\n".encode())
 
     def _file_failed(self, path: Path, error: OSError) -> None:
         if self._file_problem_told:
