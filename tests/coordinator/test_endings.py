@@ -82,7 +82,7 @@ async def served(
     port = sock.getsockname()[1]
     async with CoordinatorServer() as server:
         if clock is not None:
-            server.hub._clock = clock
+            server.hub.clock = clock
         await server.start([sock])
         yield server, port
 

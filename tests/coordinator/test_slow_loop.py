@@ -66,7 +66,7 @@ def test_a_node_that_reconnects_at_once_is_let_in_however_slow_the_turns_are(
         assert isinstance(loop, SlowLoop)
         sock = bind("127.0.0.1", 0)
         async with CoordinatorServer() as server:
-            server.hub._clock = StallProofClock(loop.time)
+            server.hub.clock = StallProofClock(loop.time)
             await server.start([sock])
             nodes = [Raw(sock.getsockname()[1], name) for name in "ab"]
             for node in nodes:

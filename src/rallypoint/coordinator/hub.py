@@ -52,7 +52,8 @@ class Hub:
         self.sessions: dict[int, Session] = {}
         self.runs: dict[str, RunHost] = {}
         self._commit = commit
-        self._clock = clock or StallProofClock()
+        self.clock = clock or StallProofClock()
+        """The coordinator's time: it stands still while the process did (R8)."""
         self._timers = Timers()
         self._wake = wake
         self._links = 0
@@ -73,11 +74,11 @@ class Hub:
 
     def now_s(self) -> float:
         """The coordinator's time: it stands still while the process did (R8)."""
-        return self._clock.now_s()
+        return self.clock.now_s()
 
     def has_stalled_since(self, since_s: float) -> bool:
         """Whether this process stood still after `since_s`, or until a moment ago."""
-        return self._clock.has_stalled_since(since_s)
+        return self.clock.has_stalled_since(since_s)
 
     def call_at(self, due_s: float, callback: Callable[[], None]) -> Timer:
         """Call back at `due_s`, from `tick`."""

@@ -98,7 +98,8 @@ class RunHost:
     """
 
     def __init__(self, hub: Hub, run_id: str, commit: Commit, shared: Shared | None = None) -> None:
-        now_s = hub.now_s()
+        self._now_s = hub.clock.now_s  # Each message asks twice.
+        now_s = self._now_s()
         self.run_id = run_id
         self.membership = Membership(
             run_id,
@@ -208,7 +209,7 @@ class RunHost:
         ended with, if it did. `store_lost`: why there is no store though there should be; then the
         round has ended. Raises UnreadableLogError, before anything is done.
         """
-        now_s = self._hub.now_s()
+        now_s = self._now_s()
         grace_s = self._hub.config.attach_grace_s
         store = sealed.replay.store if sealed is not None else None
         effects = self.membership.restore(
@@ -241,7 +242,7 @@ class RunHost:
                 session.refuse(refusal)
 
     def _step(self, event: on.Event) -> None:
-        now_s = self._hub.now_s()
+        now_s = self._now_s()
         effects = self.membership.step(event, now_s)
         is_empty = not len(self.membership.roster)
         if is_empty != (self.empty_since_s is not None):
@@ -271,7 +272,7 @@ class RunHost:
 
     def heard(self, session: Session, node: NodeId) -> None:
         """Any message is a sign of life: so this is all that it costs."""
-        session.heard_s = self._hub.now_s()
+        session.heard_s = self._now_s()
         if self._silent and node.name in self._silent:
             self._listen(session, node)
 
@@ -317,7 +318,7 @@ class RunHost:
 
     def waiting(self) -> Waiting | None:
         """Why there is no round yet."""
-        return self.membership.waiting(self._hub.now_s())
+        return self.membership.waiting(self._now_s())
 
     def members_message(self, node: NodeId, request_id: int) -> bytes:
         """The member table of the last round, for a member of it; for others an empty one.
@@ -437,14 +438,14 @@ class RunHost:
     def _expire_store(self) -> None:
         self._store_timer = self._store_due_s = None
         if self.store is not None:
-            self._answer(self.store.expire(self._hub.now_s()))
+            self._answer(self.store.expire(self._now_s()))
             self._arm_store_timer()
             self._write_log()
 
     # -- effects out ---------------------------------------------------------------------------
 
     def _set_timer(self, effect: do.SetTimer) -> None:
-        due_s = self._hub.now_s() + effect.delay_s
+        due_s = self._now_s() + effect.delay_s
         self._hub.call_at(due_s, lambda: self.post(on.TimerFired(effect.timer)))
 
     def _welcome(self, effect: do.Welcome) -> None:
@@ -456,7 +457,7 @@ class RunHost:
             before.close("the node has resumed on another connection")
         session.node = effect.node
         self._sessions[effect.node.name] = session
-        session.heard_s = self._hub.now_s()
+        session.heard_s = self._now_s()
         self._listen(session, effect.node)
         session.send(self._welcome_message(effect))
         if effect.standing.round and self._may_answer():

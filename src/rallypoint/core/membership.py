@@ -177,7 +177,8 @@ class Membership:
         if member is None:
             return
         self._suspicion.answered(member.name)
-        self._refuse_rival(member)
+        if self._rivals.waiting:  # Each event comes here, and nearly never does anybody wait.
+            self._refuse_rival(member)
         if member.link is Link.SILENT:
             self._suspicion.heard(member)
             self._consider(member)

@@ -17,20 +17,21 @@ class Rivals:
     """At most one newcomer for each name that is taken, in order of arrival."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, NodeAttached] = {}
+        self.waiting: dict[str, NodeAttached] = {}
+        """Who waits, by name. Only this class changes it."""
         self._serials: dict[str, int] = {}
         self._due_s: dict[str, float] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._waiting
+        return name in self.waiting
 
     def get(self, name: str) -> NodeAttached | None:
         """Who waits for the name, if anybody does."""
-        return self._waiting.get(name)
+        return self.waiting.get(name)
 
     def wait(self, event: NodeAttached, timer: Timer, due_s: float) -> None:
         """The older node was asked to answer before `timer` fires: by `due_s`, if it is judged."""
-        self._waiting[event.node.name] = event
+        self.waiting[event.node.name] = event
         self._due_s[event.node.name] = due_s
         self.asked_again(timer)
 
@@ -44,34 +45,32 @@ class Rivals:
 
     def redialled(self, event: NodeAttached) -> None:
         """The same newcomer is back on another connection; the question stands."""
-        self._waiting[event.node.name] = event
+        self.waiting[event.node.name] = event
 
     def is_due(self, timer: Timer) -> bool:
         """Whether this is the timer by which the older node ought to have answered."""
-        return timer.name in self._waiting and self._serials[timer.name] == timer.serial
+        return timer.name in self.waiting and self._serials[timer.name] == timer.serial
 
     def pop(self, name: str) -> NodeAttached | None:
-        """Take the newcomer out: it is let in or refused. None if nobody waits for the name."""
-        if name not in self._waiting:
-            return None  # As nearly always; each event asks.
+        """Take the newcomer out: it is let in or refused."""
         self._serials.pop(name, None)
         self._due_s.pop(name, None)
-        return self._waiting.pop(name)
+        return self.waiting.pop(name, None)
 
     def drop(self, node: NodeId, link: int | None = None) -> None:
         """The newcomer has gone itself: said goodbye, or closed this connection."""
-        waiting = self._waiting.get(node.name)
+        waiting = self.waiting.get(node.name)
         if waiting and waiting.node.id == node and link in (None, waiting.link):
             self.pop(node.name)
 
     def pop_all(self) -> list[NodeAttached]:
         """Take all of them out."""
-        waiting = list(self._waiting.values())
-        self._waiting.clear()
+        waiting = list(self.waiting.values())
+        self.waiting.clear()
         self._serials.clear()
         self._due_s.clear()
         return waiting
 
     def names(self) -> tuple[str, ...]:
         """The names that somebody waits for."""
-        return tuple(self._waiting)
+        return tuple(self.waiting)
