@@ -15,7 +15,7 @@ import pytest
 from rallypoint.coordinator import listener as listening
 from rallypoint.coordinator import server as serving
 from rallypoint.coordinator.config import CoordinatorConfig
-from tests.loops import opened, run_clean, served, until
+from tests.loops import opened, run_clean, run_virtual, served, until
 
 TOKEN = "correct-horse"
 ASK = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -158,3 +158,19 @@ def test_without_descriptors_it_waits_and_says_so_once(caplog: pytest.LogCapture
         "no connection can be taken: Too many open files (1 times by now); "
         "raise this process's limit on open files"
     ]
+
+
+def test_without_strangers_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator in a node that trains wakes that machine for nothing."""
+    looks: list[object] = []
+    monkeypatch.setattr(listening.Listener, "_look", lambda self: looks.append(self))
+
+    async def main() -> None:
+        limits = listening.ListenerLimits()
+        idle = listening.Listener((), asyncio.Protocol, lambda: 0, limits)
+        idle.start()
+        await asyncio.sleep(100 * listening.LOOK_S)
+        assert not looks
+        idle.close()
+
+    run_virtual(main())

@@ -79,6 +79,7 @@ class Listener:
         self._strangers: dict[_Stranger, None] = {}
         self._entering: set[asyncio.Task[None]] = set()
         self._is_reading = False
+        self._is_closed = False
         self._looking: asyncio.TimerHandle | None = None
         self._not_before_s = 0.0
         self._refused = 0
@@ -87,10 +88,10 @@ class Listener:
     def start(self) -> None:
         """Take connections. The sockets listen already."""
         self._read()
-        self._looking = self._loop.call_later(LOOK_S, self._look)
 
     def close(self) -> None:
         """Take no more. Idempotent; open connections and the sockets stay the caller's."""
+        self._is_closed = True
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
@@ -121,6 +122,7 @@ class Listener:
             for sock in self._sockets:
                 if sock.fileno() >= 0:
                     self._loop.remove_reader(sock)
+        self._look_soon()
 
     def _room(self) -> int:
         """How many connections may be taken now. O(connections): asked once a turn."""
@@ -148,6 +150,7 @@ class Listener:
                 continue
             connection.setblocking(False)
             task = self._loop.create_task(self._enter(connection))
+            self._look_soon()
             self._entering.add(task)
             task.add_done_callback(self._entering.discard)
 
@@ -177,9 +180,16 @@ class Listener:
 
     # -- strangers -----------------------------------------------------------------------------
 
+    def _look_soon(self) -> None:
+        """Look in LOOK_S, as there is something to look at. A run that is idle wakes nobody."""
+        if self._looking is None and not self._is_closed:
+            self._looking = self._loop.call_later(LOOK_S, self._look)
+
     def _look(self) -> None:
         """Cut strangers whose time is over; take connections again where there is room."""
-        self._looking = self._loop.call_later(LOOK_S, self._look)
+        self._looking = None
+        if self._strangers or self._entering or not self._is_reading:
+            self._look_soon()
         now_s = self._loop.time()
         is_crowded = len(self._strangers) >= self._limits.strangers_max
         limit_s = min(CROWDED_S, self._limits.stranger_s) if is_crowded else self._limits.stranger_s
