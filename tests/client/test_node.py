@@ -352,6 +352,12 @@ def frozen() -> Iterator[tuple[int, int]]:
         process.stdout.close()
 
 
+def freeze(pid: int) -> None:
+    """Stop a child of this process, all of its threads, until SIGCONT."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+
 @pytest.mark.processes
 def test_no_call_outlives_its_deadline_while_the_coordinator_stands_still(monkeypatch, frozen):
     port, pid = frozen
@@ -373,11 +379,11 @@ def test_no_call_outlives_its_deadline_while_the_coordinator_stands_still(monkey
 
     async def main() -> None:
         async with two(port, **own) as (a, b), two(port, **given_up) as (c, d):
+            freeze(pid)
             # While workers run, a coordinator that stands still is looked for without a limit.
+            # These two finish after it has stopped: had it heard of both, their run would be over.
             for finished in (c, d):
                 finished.done()
-            await asyncio.sleep(0)
-            os.kill(pid, signal.SIGSTOP)
             await bounded(0.7, errors.StoreTimeoutError, a.call(Get("k"), 0.2))
             await bounded(0.5, errors.CoordinatorLostError, a.members(0.5))
             await bounded(1.5, errors.JoinTimeoutError, a.next_round(BOOTSTRAP, timeout_s=0.2))
@@ -399,7 +405,7 @@ def test_r8_a_coordinator_that_stood_still_loses_nobody(frozen):
             min_nodes=2, max_nodes=2, suspect_after_s=0.6, lost_after_s=4.0, reconnect_grace_s=1.0
         )
         async with two(port, run, coordinator_silence_s=60.0) as (a, b):
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
             # The stall itself: longer than every deadline. That of the nodes is not a short one, as
             # their own process, too, may stand still for a second.
             await asyncio.sleep(6.0)
