@@ -15,7 +15,7 @@ import pytest
 
 import rallypoint
 
-SECRET = re.compile(r"(^|_)(token|secret|password)$")
+SECRET = re.compile(r"(^|_)(token|secret|password)s?$")
 MARK = "s3cr3t-m4rk"
 EXEMPT = {"rallypoint.ledger.torch_backend._Now": "its token is torch's version of a value"}
 

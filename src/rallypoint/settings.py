@@ -437,6 +437,37 @@ def resolve_token(token_file: str | None = None, environ: Environ | None = None)
     return Resolved("token", token, f"file {path.value} ({path.source})")
 
 
+def resolve_tokens(token_file: str | None = None, environ: Environ | None = None) -> Resolved:
+    """All tokens that a coordinator accepts, as a tuple: empty if there is none.
+
+    From where `resolve_token` has the one that a node shows, which is the first. A file has one on
+    each line, so that old and new ones are accepted while the nodes change over. Raises UsageError
+    as `resolve_token` does.
+    """
+    path = resolve("token_file", token_file, environ)
+    if path.value is None:
+        token = resolve("token", None, environ)
+        return Resolved("token", (token.value,) if token.value else (), token.source)
+    return Resolved("token", _read_tokens(path.value), f"file {path.value} ({path.source})")
+
+
+def _read_tokens(path: str) -> tuple[str, ...]:
+    """The first line as `_read_secret` reads it, and all others that are not empty."""
+    first, *others = _lines_of_secret(path, "token", _TOKEN_LINES_MAX)
+    tokens = [_parsed_secret(path, "token", _token, first)]
+    for number, line in enumerate(others, 2):
+        if line:
+            tokens.append(_parsed_secret(path, "token", _token, line, f"line {number}: "))
+    if len(tokens) > TOKENS_MAX or others[-1]:
+        raise UsageError(
+            f"token file {path!r} has more than {TOKENS_MAX} tokens",
+            hint="take out those that no node has any more",
+        )
+    return tuple(dict.fromkeys(tokens))
+
+
+TOKENS_MAX: Final = 16
+_TOKEN_LINES_MAX: Final = 100
 TOKEN_BITS_MIN: Final = 128
 DRAW_A_TOKEN: Final = "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 _ALPHABETS: Final = (
@@ -473,20 +504,36 @@ def check_token_strength(token: str) -> None:
 
 
 def _read_secret(path: str, what: str, parse: Callable[[str], str]) -> str:
-    hint = f"write the {what} on its first line, and make it yours alone: chmod 600"
+    return _parsed_secret(path, what, parse, _lines_of_secret(path, what, 1)[0])
+
+
+def _lines_of_secret(path: str, what: str, lines_max: int) -> list[str]:
+    """The first lines of the file, at least one; "" for one that is not there."""
     try:
         with Path(path).open(encoding="utf-8") as file:
-            text = file.readline(TOKEN_LENGTH_MAX + 2).strip()
+            return [file.readline(TOKEN_LENGTH_MAX + 2).strip() for _ in range(lines_max)]
     except OSError as error:
         problem = error.strerror or str(error)
+        hint = _secret_hint(what)
         raise UsageError(f"cannot read {what} file {path!r}: {problem}", hint=hint) from error
     except UnicodeDecodeError as error:
+        hint = _secret_hint(what)
         raise UsageError(f"{what} file {path!r} is no text", hint=hint) from error
+
+
+def _parsed_secret(
+    path: str, what: str, parse: Callable[[str], str], text: str, where: str = ""
+) -> str:
     try:
         return parse(text)
     except ValueError as error:
         problem = f"{what} {error}" if text else "its first line is empty"
-        raise UsageError(f"{what} file {path!r}: {problem}", hint=hint) from None
+        message = f"{what} file {path!r}: {where}{problem}"
+        raise UsageError(message, hint=_secret_hint(what)) from None
+
+
+def _secret_hint(what: str) -> str:
+    return f"write the {what} on its first line, and make it yours alone: chmod 600"
 
 
 def etcd_password(endpoint: Endpoint, environ: Environ | None = None) -> str:

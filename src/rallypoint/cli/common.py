@@ -37,6 +37,13 @@ def token_of(token_file: str | None) -> str:
     return token
 
 
+def tokens_of(token_file: str | None) -> tuple[str, ...]:
+    """All tokens that a coordinator accepts, with the same warning. Raises UsageError."""
+    tokens: tuple[str, ...] = settings.resolve_tokens(token_file).value
+    warn_if_exposed(token_file)
+    return tokens
+
+
 def warn_if_exposed(token_file: str | None) -> None:
     """Tell the user if others can read the file that the token comes from."""
     path = settings.resolve("token_file", token_file).value

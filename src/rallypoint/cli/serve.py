@@ -9,12 +9,15 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+from collections.abc import Callable
 from typing import Annotated, Final
 
+import msgspec
 import typer
 
 from rallypoint import settings
-from rallypoint.cli.common import TokenFileOption, token_of
+from rallypoint.cli.common import TokenFileOption, tokens_of
+from rallypoint.cli.hangups import Hangups
 from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint, parse_ledger
 from rallypoint.errors import UsageError
@@ -60,17 +63,47 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Run a coordinator for many runs. Prints its endpoint on stdout when it is ready."""
-    settings.check_platform()
-    token = token_of(token_file)
-    check_exposure(host, is_loopback(host), token, insecure)
-    place = _ledger_of(ledger, advertise)
-    sock = _bind(host, port)
-    from rallypoint.cli import serving
+    """Run a coordinator for many runs. Prints its endpoint on stdout when it is ready.
 
-    bound_port = sock.getsockname()[1]
-    advertised = advertise or (None if is_everywhere(host) else host)
-    serving.run(sock, endpoint_text(host, bound_port), token, place, advertised)
+    SIGHUP: it reads the token file again. Each line of it is a token that is accepted.
+    """
+    settings.check_platform()
+    hangups = Hangups()
+    with hangups.taken():  # before the file is read, so that what changes then is not missed
+        tokens = tokens_of(token_file)
+        exposure = Exposure(host, is_loopback(host), insecure)
+        exposure.check(tokens)
+        place = _ledger_of(ledger, advertise)
+        sock = _bind(host, port)
+        from rallypoint.cli import serving
+
+        serving.run(
+            sock,
+            endpoint_text(host, sock.getsockname()[1]),
+            tokens,
+            place,
+            advertise or (None if is_everywhere(host) else host),
+            serving.Reloads(hangups, _rereading(token_file, exposure)),
+        )
+
+
+def _rereading(token_file: str | None, exposure: Exposure) -> Callable[[], tuple[str, ...]] | None:
+    """Reads the tokens again, and asks of them what is asked at the start. None: there is no file.
+
+    What reads them may be called in any thread, and raises UsageError.
+    """
+    path = settings.resolve("token_file", token_file).value
+    if path is None:
+        return None
+
+    def read() -> tuple[str, ...]:
+        tokens: tuple[str, ...] = settings.resolve_tokens(path).value
+        if settings.is_readable_by_others(path):
+            raise UsageError(f"token file {path!r} can be read by others", hint=f"chmod 600 {path}")
+        exposure.check(tokens)
+        return tokens
+
+    return read
 
 
 def _ledger_of(text: str | None, advertise: str | None) -> Endpoint | None:
@@ -92,17 +125,25 @@ def _ledger_of(text: str | None, advertise: str | None) -> Endpoint | None:
 # -- before it listens ---------------------------------------------------------------------------
 
 
-def check_exposure(host: str, loopback: bool, token: str, insecure: bool) -> None:
-    """Raises UsageError if this would let others in, and nobody said that it may."""
-    if loopback or insecure:
-        return
-    if token:
-        settings.check_token_strength(token)
-        return
-    raise UsageError(
-        f"host {host!r} can be reached from other machines, and there is no token",
-        hint="give one by --token-file or RALLYPOINT_TOKEN, or --insecure to let everybody in",
-    )
+class Exposure(msgspec.Struct, frozen=True):
+    """Who reaches the coordinator, and whether somebody said that everybody may."""
+
+    host: str
+    is_loopback: bool
+    is_insecure: bool
+
+    def check(self, tokens: tuple[str, ...]) -> None:
+        """Raises UsageError if these tokens would let others in, and nobody said that it may."""
+        if self.is_loopback or self.is_insecure:
+            return
+        if not tokens:
+            raise UsageError(
+                f"host {self.host!r} can be reached from other machines, and there is no token",
+                hint="give one by --token-file or RALLYPOINT_TOKEN, or --insecure to let "
+                "everybody in",
+            )
+        for each in tokens:
+            settings.check_token_strength(each)
 
 
 def is_loopback(host: str) -> bool:

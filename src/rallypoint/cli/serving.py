@@ -13,9 +13,13 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
+import msgspec
+
 from rallypoint import logs, settings
 from rallypoint._version import __version__
 from rallypoint.cli import output
+from rallypoint.cli.hangups import Hangups
+from rallypoint.cli.reloading import Reloader
 from rallypoint.client.identity import reachable_host
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.listener import allow_many_descriptors
@@ -30,17 +34,26 @@ HAND_OVER_WITHIN_S: Final = 5.0
 """The same with a ledger, in which others are told that they can take the runs at once."""
 
 
+class Reloads(msgspec.Struct, frozen=True):
+    """What SIGHUP does. `reread`: see `Reloader`."""
+
+    hangups: Hangups
+    reread: Callable[[], tuple[str, ...]] | None
+
+
 def run(
     sock: socket.socket,
     endpoint: str,
-    token: str,
-    place: Endpoint | None = None,
-    advertised: str | None = None,
+    tokens: tuple[str, ...],
+    place: Endpoint | None,
+    advertised: str | None,
+    reloads: Reloads,
 ) -> None:
     """Coordinate on a bound socket until SIGINT or SIGTERM; `endpoint` is printed when ready.
 
-    `place`: the ledger that keeps the runs, if there is one; `advertised`: the host at which its
-    nodes reach this process, if that is known. Raises LedgerError.
+    `tokens`: what is accepted; none lets everybody in. `place`: the ledger that keeps the runs, if
+    there is one; `advertised`: the host at which its nodes reach this process, if that is known.
+    Raises LedgerError.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for handler in logging.getLogger().handlers:  # of libraries, too, which repeat what they got
@@ -49,20 +62,27 @@ def run(
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         if place is None:
             config = CoordinatorConfig(
-                token=token,
+                token=tokens[0] if tokens else "",
+                more_tokens=tokens[1:],
                 closed_run_keep_s=_seconds("closed_run_keep_s"),
                 hosts=(urlsplit(endpoint).hostname or "",),
             )
-            runner.run(_serve(CoordinatorServer(config), sock, endpoint))
+            runner.run(_serve(CoordinatorServer(config), sock, endpoint, reloads))
         else:
-            runner.run(_serve_ledger(place, advertised, sock, endpoint, token))
+            runner.run(_serve_ledger(place, advertised, sock, endpoint, tokens, reloads))
 
 
 async def _serve_ledger(
-    place: Endpoint, advertised: str | None, sock: socket.socket, endpoint: str, token: str
+    place: Endpoint,
+    advertised: str | None,
+    sock: socket.socket,
+    endpoint: str,
+    tokens: tuple[str, ...],
+    reloads: Reloads,
 ) -> None:
     config = CoordinatorConfig(
-        token=token,
+        token=tokens[0] if tokens else "",
+        more_tokens=tokens[1:],
         lease_ttl_s=_seconds("lease_ttl_s"),
         attach_grace_s=settings.attach_grace_s(
             settings.resolve("attach_grace_s").value, _seconds("coordinator_silence_s")
@@ -78,7 +98,7 @@ async def _serve_ledger(
         async with open_ledger(place, settings.etcd_password(place)) as ledger:
             server = CoordinatorServer(config, ledger=ledger)
             output.note(f"runs are kept in {place}; nodes come to {addresses[0]}")
-            await _serve(server, sock, endpoint, addresses)
+            await _serve(server, sock, endpoint, reloads, addresses)
     finally:
         sock.close()
 
@@ -92,12 +112,15 @@ async def _serve(
     server: CoordinatorServer,
     sock: socket.socket,
     endpoint: str,
+    reloads: Reloads,
     addresses: tuple[Address, ...] = (),
 ) -> None:
     within_s = STOP_WITHIN_S if server.shared is None else HAND_OVER_WITHIN_S
     try:
         await server.start([sock], addresses)
         stop = _stop_signal()
+        reloader = Reloader(reloads.reread, server.replace_tokens)
+        reloads.hangups.pass_on(asyncio.get_running_loop(), reloader.ask)
         _spare_the_collector()
         print(endpoint, flush=True)
         output.note(f"{__version__} coordinates at {endpoint}; Ctrl-C ends it")

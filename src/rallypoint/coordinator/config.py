@@ -11,6 +11,7 @@ from rallypoint.core.values import NodeId, repr_without
 class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one coordinator process. Durations in seconds, sizes in bytes.
 
+    `token`: what is asked for; "" lets everybody in. `more_tokens` are accepted beside it.
     `only_run`: the one run that an embedded coordinator admits; None admits any.
     `heartbeats_per_suspicion`: how often a node is heard, at least, before its silence counts.
     `strangers_max`: how many connections may be open that have not shown a token (where there is
@@ -49,6 +50,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     lease_token: str = ""
     own_node: NodeId | None = None
     hosts: tuple[str, ...] = ()
+    more_tokens: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return repr_without(self, "token", "lease_token")
+        return repr_without(self, "token", "lease_token", "more_tokens")

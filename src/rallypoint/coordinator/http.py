@@ -7,7 +7,6 @@ asked for here as it is for nodes; only `/healthz`, which says nothing about any
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from typing import Any
 
@@ -17,6 +16,7 @@ from aiohttp import web
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.tokens import Tokens
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.roster import Member
@@ -24,6 +24,7 @@ from rallypoint.core.values import MemberState, Outcome, named
 from rallypoint.wire.headers import CLIENT
 
 HUB: web.AppKey[Hub] = web.AppKey("hub", Hub)
+TOKENS: web.AppKey[Tokens] = web.AppKey("tokens", Tokens)
 
 MEMBERS_SHOWN_DEFAULT = 1_000
 """How many members `/api/v1/runs/{run_id}` lists unless `?members=` asks for more or fewer."""
@@ -50,15 +51,14 @@ def add_routes(app: web.Application) -> None:
 
 
 def authorized(request: web.Request) -> bool:
-    """Whether the request carries the coordinator's token, compared in constant time."""
-    token = request.app[HUB].config.token
-    if not token:
-        return True
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        return False
-    # aiohttp gives bytes that are no UTF-8 as lone surrogates.
-    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode())
+    """Whether the request shows a token of the coordinator, or it has none."""
+    tokens = request.app[TOKENS]
+    return not len(tokens) or shown_token(request) is not None
+
+
+def shown_token(request: web.Request) -> str | None:
+    """The coordinator's token that the request shows. None: it shows none, or another."""
+    return request.app[TOKENS].shown(request.headers.get("Authorization", ""))
 
 
 def is_foreign_page(request: web.Request) -> bool:
@@ -68,7 +68,7 @@ def is_foreign_page(request: web.Request) -> bool:
     the page does not have it; where there is none, a loopback port would be open to every page.
     """
     origin = request.headers.get("Origin")
-    if origin is None or request.app[HUB].config.token:
+    if origin is None or len(request.app[TOKENS]):
         return False
     return origin.partition("://")[2] != request.host
 
@@ -81,7 +81,7 @@ def foreign_page(request: web.Request) -> web.Response:
 
 async def is_for_another(request: web.Request, known: KnownHosts) -> bool:
     """Whether a web page may ask under a name of its own that leads here: see `hosts`."""
-    if request.app[HUB].config.token or request.path == HEALTH_PATH:
+    if len(request.app[TOKENS]) or request.path == HEALTH_PATH:
         return False
     if CLIENT in request.headers:
         return False

@@ -28,6 +28,7 @@ from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.coordinator.strangers import HTTP_LOG, RefusedLogins
+from rallypoint.coordinator.tokens import Tokens
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
@@ -57,6 +58,7 @@ class CoordinatorServer:
         self, config: CoordinatorConfig | None = None, *, ledger: Ledger | None = None
     ) -> None:
         self.config = config or CoordinatorConfig()
+        self.tokens = Tokens((self.config.token, *self.config.more_tokens))
         self.shared = SharedRuns(ledger, self.config) if ledger is not None else None
         self._committer: Committer | None = None
         if self.shared is None:
@@ -125,6 +127,7 @@ class CoordinatorServer:
         self._loop = asyncio.get_running_loop()
         app = web.Application(client_max_size=64 * 1024, middlewares=[self._note_request()])
         app[http.HUB] = self.hub
+        app[http.TOKENS] = self.tokens
         http.add_routes(app)
         app.router.add_get(wire.ATTACH_PATH, self._attach)
         app.on_response_prepare.append(_tell_no_version)
@@ -190,6 +193,17 @@ class CoordinatorServer:
             await self._listener.entered()
         for sock in self._sockets:
             sock.close()
+
+    def replace_tokens(self, accepted: tuple[str, ...]) -> int:
+        """Accept these tokens from now on. How many connections came with one that is gone.
+
+        Those stay until they end: to lose nobody, both tokens are accepted for a while. Raises
+        ValueError if none is left.
+        """
+        self.tokens.replace(accepted)
+        outlets = [session.outlet for session in self.hub.sessions.values()]
+        shown = [each.token for each in outlets if isinstance(each, WebSocketOutlet)]
+        return sum(each is None or each not in self.tokens for each in shown)
 
     def filenos(self) -> list[int]:
         """All descriptors, for closing them in a child made by fork()."""
@@ -276,7 +290,7 @@ class CoordinatorServer:
             return response
         if request.transport is None:
             return _hung_up()
-        outlet = WebSocketOutlet(ws, request.transport, self._closing)
+        outlet = WebSocketOutlet(ws, request.transport, self._closing, http.shown_token(request))
         session = self.hub.connected(outlet)
 
         def ended(end: ConnectionEnd) -> None:
@@ -342,17 +356,20 @@ _TEXT_REFUSAL: Final = Refusal(
 class WebSocketOutlet:
     """A session's way out over one WebSocket. See sessions.Outlet."""
 
-    __slots__ = ("_closing", "_transport", "_ws", "peer", "seen")
+    __slots__ = ("_closing", "_transport", "_ws", "peer", "seen", "token")
 
     def __init__(
         self,
         ws: web.WebSocketResponse,
         transport: asyncio.Transport,
         closing: set[asyncio.Task[bool]],
+        token: str | None = None,
     ) -> None:
+        """`token`: what the connection was opened with, if the coordinator asked for one."""
         self._ws = ws
         self._transport = transport
         self._closing = closing
+        self.token = token
         peer = transport.get_extra_info("peername")
         self.seen = Address(peer[0], peer[1]) if peer else None
         self.peer = str(self.seen or "a local peer")

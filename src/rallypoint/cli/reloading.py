@@ -1,0 +1,83 @@
+"""SIGHUP to `rallypoint serve`: it reads its token file again, and never ends of it.
+
+Whatever else it was started with is read once. A file that cannot be used changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from rallypoint.errors import UsageError
+
+_log = logging.getLogger("rallypoint.serve")
+
+NO_FILE: Final = (
+    "SIGHUP: nothing is read again, as there is no token file; a token in the environment changes "
+    "with a restart only"
+)
+
+
+class Reloader:
+    """Reads the tokens again when asked. Owned by one event loop.
+
+    `read`: the tokens of the file, with all that is asked of them at the start; raises UsageError.
+    None: there is no file. `use`: takes them; returns how many connections came with another one.
+
+    The file is read in a thread, as a file system may hang, and no loop may wait for that.
+    """
+
+    def __init__(
+        self, read: Callable[[], tuple[str, ...]] | None, use: Callable[[tuple[str, ...]], int]
+    ) -> None:
+        self._read = read
+        self._use = use
+        self._loop = asyncio.get_running_loop()
+        self._is_reading = False
+        self._is_asked_again = False
+
+    def ask(self) -> None:
+        """Read the file again, once it was read if that is under way. To be called in the loop."""
+        if self._read is None:
+            _log.warning(NO_FILE)
+        elif self._is_reading:
+            self._is_asked_again = True
+            _log.warning("SIGHUP: the token file is still being read; it is read once more then")
+        else:
+            self._is_reading = True
+            threading.Thread(target=self._read_file, args=(self._read,), daemon=True).start()
+
+    def _read_file(self, read: Callable[[], tuple[str, ...]]) -> None:
+        tokens: tuple[str, ...] = ()
+        problem: UsageError | None = None
+        try:
+            tokens = read()
+        except UsageError as error:
+            problem = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+            self._loop.call_soon_threadsafe(self._finish, tokens, problem)
+
+    def _finish(self, tokens: tuple[str, ...], problem: UsageError | None) -> None:
+        self._is_reading = False
+        if problem is not None:
+            hint = f" (hint: {problem.hint})" if problem.hint else ""
+            _log.error("SIGHUP: the token stays as it was: %s%s", problem.message, hint)
+        else:
+            self._tell(len(tokens), self._use(tokens))
+        if self._is_asked_again:
+            self._is_asked_again = False
+            self.ask()
+
+    def _tell(self, count: int, others: int) -> None:
+        accepted = "1 token is" if count == 1 else f"{count} tokens are"
+        stay = ""
+        if others:
+            are_one = others == 1
+            what = "connection" if are_one else "connections"
+            ends = "stays until it ends" if are_one else "stay until they end"
+            stay = f"; {others} {what} with another one {ends}"
+        _log.info("SIGHUP: the token file was read again: %s accepted%s", accepted, stay)

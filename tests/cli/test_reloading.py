@@ -1,0 +1,296 @@
+"""SIGHUP to `rallypoint serve`: a change of tokens that loses nobody, and what changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rallypoint
+from rallypoint.cli.reloading import Reloader
+from rallypoint.errors import UsageError
+from tests.agent.processes import MAIN, Machine, Process, wait_until
+from tests.loops import until
+
+OLD, NEW = "old-" + "VQ2t9qk0X5cM1sB7nJ4eRw", "new-" + "b8Kd0PzX3mYt6uVw1LqRsA"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path)
+    yield made
+    made.close()
+
+
+class Serving:
+    """A `rallypoint serve` with a token file."""
+
+    def __init__(self, machine: Machine, *options: str, tokens: str | None = OLD) -> None:
+        self.path = machine.directory / "tokens"
+        argv = [sys.executable, "-c", MAIN, "serve", "--port", "0", *options]
+        if tokens is not None:
+            self.write(tokens)
+            argv += ["--token-file", str(self.path)]
+        self.process = Process(argv, machine.env, machine.directory, "serve")
+        machine.processes.append(self.process)
+        self.endpoint = self.process.line(r"^(http://\S+)$")[1]
+
+    def write(self, text: str) -> None:
+        """Another content, at once: whoever reads the file has the old one or this."""
+        draft = self.path.with_suffix(".draft")
+        draft.write_text(text)
+        draft.chmod(0o600)
+        draft.rename(self.path)
+
+    def reload(self) -> str:
+        """What it says of it."""
+        self.process.signal(signal.SIGHUP)
+        return self.process.line("SIGHUP: (.*)")[1]
+
+    def status(self, token: str) -> int:
+        port = self.endpoint.rpartition(":")[2]
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/api/v1/runs")
+        request.add_header("Authorization", f"Bearer {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def statuses(self) -> tuple[int, int]:
+        return self.status(OLD), self.status(NEW)
+
+
+def join(serving: Serving, name: str, token: str) -> rallypoint.Run:
+    """A run of its own, with one node."""
+    path = serving.path.with_name(f"{name}.token")
+    path.write_text(token)
+    path.chmod(0o600)
+    return rallypoint.join(
+        name, serving.endpoint, min_nodes=1, max_nodes=1, node_name=name, token_file=str(path)
+    )
+
+
+@pytest.mark.processes
+def test_tokens_are_changed_and_nobody_is_lost(machine: Machine) -> None:
+    serving = Serving(machine)
+    assert serving.statuses() == (200, 401)
+    with join(serving, "a", OLD) as a:
+        world = a.next_world()
+        assert world is not None
+        serving.write(f"{NEW}\n{OLD}\n")
+        assert serving.reload() == "the token file was read again: 2 tokens are accepted"
+        assert serving.statuses() == (200, 200)
+        with join(serving, "b", NEW) as b:
+            b.next_world()
+            serving.write(NEW)
+            assert serving.reload() == (
+                "the token file was read again: 1 token is accepted; "
+                "1 connection with another one stays until it ends"
+            )
+            assert serving.statuses() == (401, 200)
+            with pytest.raises(rallypoint.TokenError), join(serving, "c", OLD):
+                pass
+            # The session goes on that was opened with the old one.
+            world.store.set("key", b"1")
+            assert world.change is None
+            a.close("the end")
+    text = serving.process.text
+    assert OLD not in text
+    assert NEW not in text
+
+
+def _is_missing(path: Path) -> None:
+    path.unlink()
+
+
+def _is_empty(path: Path) -> None:
+    path.write_text("")
+
+
+def _has_an_empty_line(path: Path) -> None:
+    path.write_text(f"\n{NEW}\n")
+
+
+def _is_weak(path: Path) -> None:
+    path.write_text("hunter2\n")
+
+
+def _has_a_weak_one(path: Path) -> None:
+    path.write_text(f"{NEW}\nhunter2\n")
+
+
+def _has_no_token(path: Path) -> None:
+    path.write_text(f"{NEW}\nthis is a secret sentence\n")
+
+
+def _is_open_to_others(path: Path) -> None:
+    path.write_text(NEW)
+    path.chmod(0o644)
+
+
+def _is_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _has_too_many(path: Path) -> None:
+    path.write_text("".join(f"{secrets.token_hex(16)}\n" for _ in range(17)))
+
+
+def _has_too_many_lines(path: Path) -> None:
+    path.write_text(f"{NEW}\n" * 10_000)
+
+
+@pytest.mark.processes
+def test_a_file_that_cannot_be_used_changes_nothing(machine: Machine) -> None:
+    serving = Serving(machine, "--host", "0.0.0.0")
+    for spoil, why in (
+        (_is_empty, "its first line is empty"),
+        (_has_an_empty_line, "its first line is empty"),
+        (_is_weak, "can be guessed"),
+        (_has_a_weak_one, "can be guessed"),
+        (_has_no_token, "line 2: token must be 1 to 512 visible ASCII characters"),
+        (_is_open_to_others, "can be read by others"),
+        (_has_too_many, "has more than 16 tokens"),
+        (_has_too_many_lines, "has more than 16 tokens"),
+        (_is_missing, "No such file"),
+        (_is_a_folder, "Is a directory"),
+    ):
+        if serving.path.exists():
+            serving.write(OLD)
+        elif spoil is not _is_missing:
+            serving.path.touch()
+        spoil(serving.path)
+        said = serving.reload()
+        assert said.startswith("the token stays as it was: "), spoil.__name__
+        assert why in said, spoil.__name__
+        assert serving.statuses() == (200, 401), spoil.__name__
+    for secret in ("hunter2", "secret sentence", NEW):
+        assert secret not in serving.process.text
+    serving.process.signal(signal.SIGTERM)
+    assert "Traceback" not in serving.process.ends(0)
+
+
+@pytest.mark.processes
+def test_without_a_token_file_it_goes_on(machine: Machine) -> None:
+    serving = Serving(machine, tokens=None)
+    assert "there is no token file" in serving.reload()
+    assert "there is no token file" in serving.reload()
+    assert serving.status("") == 200
+    serving.process.signal(signal.SIGTERM)
+    serving.process.ends(0)
+
+
+@pytest.mark.processes
+def test_under_nohup_it_is_a_request_all_the_same(machine: Machine) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        serving = Serving(machine)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    serving.write(NEW)
+    assert "1 token is accepted" in serving.reload()
+    assert serving.statuses() == (401, 200)
+
+
+@pytest.mark.processes
+def test_it_outlives_its_terminal(machine: Machine) -> None:
+    ours, theirs = pty.openpty()
+    endpoint = machine.directory / "endpoint"
+    with endpoint.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-c", MAIN, "serve", "--port", "0"],
+            env=machine.env,
+            stdin=theirs,
+            stdout=out,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=_take_terminal,  # its controlling one, as a shell's
+        )
+    os.close(theirs)
+    try:
+        wait_until(lambda: process.poll() is not None or endpoint.read_text().endswith("\n"))
+        assert process.poll() is None
+        assert _terminal(process.pid) != "0"
+        os.close(ours)  # the terminal is closed: SIGHUP, and no write to it succeeds any more
+        wait_until(lambda: _terminal(process.pid) == "0")
+        where = f"{endpoint.read_text().strip()}/healthz"
+        for _ in range(3):
+            with urllib.request.urlopen(where, timeout=60) as answer:
+                assert answer.read() == b"ok\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _terminal(pid: int) -> str:
+    """The number of its controlling terminal; "0" if it has none."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[4]
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+# -- the reader ------------------------------------------------------------------------------------
+
+
+def test_a_file_system_that_hangs_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:
+    """The second request is for what is in the file after it: it must not be lost."""
+    may_read = threading.Semaphore(0)
+    contents = iter(("one", "two"))
+
+    def read() -> tuple[str, ...]:
+        may_read.acquire()
+        return (next(contents),)
+
+    async def main() -> None:
+        used: list[tuple[str, ...]] = []
+
+        def use(tokens: tuple[str, ...]) -> int:
+            used.append(tokens)
+            return 0
+
+        reloader = Reloader(read, use)
+        reloader.ask()
+        reloader.ask()
+        reloader.ask()
+        assert used == []
+        may_read.release()
+        await until(lambda: used == [("one",)], "the file is not read")
+        may_read.release()
+        await until(lambda: used == [("one",), ("two",)], "the second request was lost")
+
+    asyncio.run(main())
+    assert "still being read" in caplog.text
+
+
+def test_what_is_wrong_with_the_file_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def read() -> tuple[str, ...]:
+        raise UsageError("the file is gone", hint="write it")
+
+    async def main() -> None:
+        def use(tokens: tuple[str, ...]) -> int:
+            raise AssertionError(tokens)
+
+        Reloader(read, use).ask()
+        await until(lambda: "the file is gone (hint: write it)" in caplog.text, "nothing is said")
+
+    asyncio.run(main())
