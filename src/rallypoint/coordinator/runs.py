@@ -445,6 +445,9 @@ class RunHost:
     # -- effects out ---------------------------------------------------------------------------
 
     def _set_timer(self, effect: do.SetTimer) -> None:
+        if effect.timer.kind is do.TimerKind.PACE:
+            what = "it ends its rounds too often, and the next one is held back"
+            _log.warning("run %s: %s for %.1f s", self.run_id, what, effect.delay_s)
         due_s = self._now_s() + effect.delay_s
         self._hub.call_at(due_s, lambda: self.post(on.TimerFired(effect.timer)))
 

@@ -28,6 +28,7 @@ class TimerKind(enum.StrEnum):
     ATTACH = "attach"
     NOTE = "note"
     BURST = "burst"
+    PACE = "pace"
 
 
 class Timer(Value, frozen=True):

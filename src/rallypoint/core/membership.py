@@ -7,7 +7,7 @@ ends the run. So a rule stands in one place, whatever the event that made it app
 
 This file holds the state and the handlers. The decisions that can stand alone do: `sealing` (is
 the round full enough?), `suspicion` (who is lost?), `causes` (whose fault was it?), `ranks`; and
-so does what only has to be remembered: `roster`, `rivals`, `departures`, `deferral`.
+so does what only has to be remembered: `roster`, `rivals`, `departures`, `deferral`, `pacing`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rallypoint.core.departures import STEADY_S, Departures
 from rallypoint.core.effects import Effect, TimerKind
 from rallypoint.core.election import RunState
 from rallypoint.core.marking import Farewell, Marking, ranks_in
+from rallypoint.core.pacing import Pace
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.rivals import Rivals
 from rallypoint.core.roster import File, Member, Roster
@@ -110,6 +111,7 @@ class Membership:
         self._rivals = Rivals()
         self._departures = Departures()
         self._deferral = Deferral()
+        self._pace = Pace()
         self._marking = Marking()
         self._has_successor = has_successor
         self._note_serial = 0
@@ -134,6 +136,8 @@ class Membership:
         self._stop_ends_s: float | None = None
         self._settled = False
         self._settle_serial = 0
+        self._pace_serial = 0
+        self._pace_due_s = 0.0
         self._probe_serial = 0
         self._case_serial = 0
         self._case_settled = False
@@ -330,6 +334,7 @@ class Membership:
             stopping=reasons.first_names(self.roster.names(File.STOPPING)) if stop_left_s else (),
             stopping_count=self.roster.count(File.STOPPING) if stop_left_s else 0,
             stop_left_s=stop_left_s,
+            held_back_s=max(0.0, self._pace_due_s - now_s) if self._pace_serial else None,
         )
 
     def _ledger_away_s(self, now_s: float) -> float | None:
@@ -375,6 +380,7 @@ class Membership:
             (self._suspicion.in_burst, tuple(self._failed_in_burst)),
             self._suspicion.attaching,
             self._marking.freeze(),
+            (self._pace.freeze(), self._pace_serial > 0),
             tuple(member.freeze() for member in self.roster),
             self._rivals.names(),
         )
@@ -689,6 +695,8 @@ class Membership:
                 self._stopping.end_due(self._now_s)
             case TimerKind.SETTLE if timer.serial == self._settle_serial:
                 self._settled = True
+            case TimerKind.PACE if timer.serial == self._pace_serial:
+                self._pace_serial = 0
             case TimerKind.STOP if timer.serial == self._stop_serial:
                 self._stop_ends_s = None
                 self._stopping.end_due(self._now_s)
@@ -936,6 +944,8 @@ class Membership:
                 self._note(each)
         if self.case is not None and not self.case.closed:
             self._close_case()
+        if self.phase is Phase.GATHERING and self._pace.is_storm:
+            self._close_as_storm()
         if self.phase is Phase.ACTIVE:
             self._advance_active(self.settings)
         if self.phase is Phase.GATHERING:
@@ -1001,7 +1011,7 @@ class Membership:
         if decision is not Decision.SETTLE:
             self._settled, self._settle_serial = False, 0
         if decision.seals:
-            self._seal(settings)
+            self._seal_in_time(settings)
         elif decision is Decision.SETTLE:
             self._arm_settle(settings)
         elif decision is Decision.STOPPING:
@@ -1042,6 +1052,24 @@ class Membership:
             reason = f"{remaining} of at least {minimum} nodes remain; done: {self._finished}"
             self._close(Outcome.NOT_ENOUGH, reason, cause=self.case.change if self.case else None)
 
+    def _close_as_storm(self) -> None:
+        """Slowing did not help: the members take the coordinator's time, and do no work."""
+        self._close_case(forced=True)
+        if self.phase is Phase.GATHERING:
+            cause = self.case.change if self.case is not None else None
+            reason = reasons.storm(self._pace.ended, self._pace.since_s(self._now_s), cause)
+            self._close(Outcome.FAILED, reason, cause=cause)
+
+    def _seal_in_time(self, settings: RunSettings) -> None:
+        """Seal the round now; or later, in a run that ends its rounds too often."""
+        wait_s = self._pace.wait_s(self._now_s)
+        if wait_s <= 0:
+            self._seal(settings)
+        elif not self._pace_serial:
+            timer = self._suspicion.timer(TimerKind.PACE, round_number=self.number + 1)
+            self._pace_serial, self._pace_due_s = timer.serial, self._now_s + wait_s
+            self._do(do.SetTimer(timer, wait_s))
+
     def _arm_settle(self, settings: RunSettings) -> None:
         if not self._settle_serial:
             timer = self._suspicion.timer(TimerKind.SETTLE, round_number=self.number + 1)
@@ -1070,6 +1098,7 @@ class Membership:
         if self.phase is not Phase.GATHERING:
             return
         record = self._record(settings)
+        self._pace.sealed(record.head.nodes)
         self.committing = record
         self._in_record = None
         self._enter(Phase.COMMITTING)
@@ -1140,6 +1169,7 @@ class Membership:
 
         Its members are still ready, and keep their places.
         """
+        self._pace.round_ended(0.0, self._now_s)
         ended_by = self.case.change if self.case is not None else None
         for member in self.roster:
             _stand_down(member, ended_by)
@@ -1182,6 +1212,7 @@ class Membership:
     def _break(self, change: Change) -> None:
         """End the active round, tell its members once, and gather for the next."""
         assert self.phase_of_work is Phase.ACTIVE
+        self._pace.round_ended(self._now_s - self._since_s, self._now_s)
         self._enter(Phase.GATHERING)
         self._reset_gathering()
         self.case = Case(change, self._now_s, self._first_finished)

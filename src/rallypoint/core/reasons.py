@@ -50,6 +50,7 @@ class Waiting(Value, frozen=True):
     stopping: tuple[str, ...] = ()
     stopping_count: int = 0
     stop_left_s: float = 0.0
+    held_back_s: float | None = None
 
     def __str__(self) -> str:
         if self.ledger_away_s is not None:
@@ -66,6 +67,7 @@ class Waiting(Value, frozen=True):
             last_call_s=None if self.last_call_s is None else 0.0,
             guard_s=None if self.guard_s is None else 0.0,
             ledger_away_s=None if self.ledger_away_s is None else 0.0,
+            held_back_s=None if self.held_back_s is None else 0.0,
         )
 
     def _clauses(self) -> list[str]:
@@ -82,6 +84,11 @@ class Waiting(Value, frozen=True):
             clauses.append(
                 f"{some(self.suspects, len(self.suspects))} went missing together, so nobody is "
                 f"declared lost for {self.guard_s:.0f} s"
+            )
+        if self.held_back_s is not None:
+            clauses.append(
+                "this run ends its rounds too often, so the next one is held back for "
+                f"{self.held_back_s:.1f} s"
             )
         if self.committing:
             clauses.append("the round is being written to the ledger")
@@ -212,6 +219,15 @@ def run_over(run_id: str, close: CloseRecord) -> Refusal:
         f"run {run_id!r} was closed: {describe_close(close)}",
         hint="start again under another run id",
         close=close,
+    )
+
+
+def storm(rounds: int, within_s: float, last: Change | None) -> str:
+    """Why a run is closed that ends its own rounds again and again."""
+    why = f"; the last one: {describe(last)}" if last is not None else ""
+    return (
+        f"this run ended {rounds} of its rounds within {within_s:.0f} s, and went on when it was "
+        f"slowed{why}"
     )
 
 

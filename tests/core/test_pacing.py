@@ -1,0 +1,283 @@
+"""A run that ends its own rounds again and again is slowed, then closed; an honest one never is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core import pacing
+from rallypoint.core.membership import Membership
+from rallypoint.core.values import CloseRecord, Outcome, Phase
+from tests.core import driver as checked
+
+ROUND_TRIP_S = 0.005
+"""Between a member that hears of a round and the coordinator that hears of its end."""
+
+
+class Driver(checked.Driver):
+    """Without the checks after each step, as there are many thousands."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.checked = self  # type: ignore[assignment]
+        self.membership = Membership("run", ledger_id="ledger")
+
+    def step(self, *events: on.Event) -> list[do.Effect]:
+        self.said.clear()
+        found: list[do.Effect] = []
+        queue = list(events)
+        while queue:
+            effects = self.membership.step(queue.pop(0), self.now_s)
+            found += effects
+            for effect in effects:
+                self._execute(effect, queue)
+        return found
+
+
+def rounds(driver: Driver) -> list[float]:
+    """When rounds were given to the ledger, since this was last asked."""
+    return [
+        at_s
+        for at_s, effect in driver.take()
+        if isinstance(effect, do.Commit) and not isinstance(effect.record, CloseRecord)
+    ]
+
+
+def two(**settings: Any) -> Driver:
+    driver = Driver(**{"min": 2, "max": 2, "restarts": None, "last_call": 0.0, **settings})
+    driver.join("good", "evil")
+    return driver
+
+
+def names() -> Iterator[str]:
+    number = 0
+    while True:
+        number += 1
+        yield f"evil{number}"
+
+
+# -- storms: each gives a run, and what its bad member does as soon as it is in a round ------------
+
+Storm = Callable[[], tuple[Driver, Callable[[], None]]]
+
+
+def asks_again() -> tuple[Driver, Callable[[], None]]:
+    driver = two()
+
+    def end_round() -> None:
+        driver.ready("evil")
+        driver.ready("good")
+
+    return driver, end_round
+
+
+def fails() -> tuple[Driver, Callable[[], None]]:
+    driver = two(settle=0.0, probe=0.0)
+
+    def end_round() -> None:
+        driver.fail("evil")
+        driver.ready("evil", "good")
+        driver.answer("good")
+
+    return driver, end_round
+
+
+def under_new_names(end: Callable[[Driver, str], None]) -> Storm:
+    def storm() -> tuple[Driver, Callable[[], None]]:
+        driver, names_left = two(), names()
+        driver.leave("evil")
+        now = [next(names_left)]
+        driver.ready("good")
+        driver.join(now[0])
+
+        def end_round() -> None:
+            end(driver, now[0])
+            now[0] = next(names_left)
+            driver.join(now[0])
+            driver.ready("good")
+
+        return driver, end_round
+
+    return storm
+
+
+def is_let_in() -> tuple[Driver, Callable[[], None]]:
+    """Nothing delays a newcomer in a run whose settings say so."""
+    driver = Driver(min=1, max=2, last_call=0.0, scale_up=0.0, settle=0.0)
+    driver.join("good")
+    names_left = names()
+
+    def end_round() -> None:
+        name = next(names_left)
+        driver.join(name)
+        driver.advance(0.0)
+        driver.leave(name)
+        driver.ready("good")
+
+    return driver, end_round
+
+
+def goes_while_it_is_written() -> tuple[Driver, Callable[[], None]]:
+    driver = Driver(min=2, max=2, manual_commit=True)
+    driver.join("good", "evil")
+    names_left = names()
+    now = ["evil"]
+
+    def end_round() -> None:
+        if driver.phase is Phase.COMMITTING and not isinstance(driver.run.committing, CloseRecord):
+            driver.leave(now[0])
+            driver.commit()
+            now[0] = next(names_left)
+            driver.join(now[0])
+        elif driver.phase is Phase.COMMITTING:
+            driver.commit()
+
+    return driver, end_round
+
+
+def _departs(driver: Driver, name: str) -> None:
+    driver.depart(name)
+    driver.leave(name)
+
+
+STORMS: dict[str, Storm] = {
+    "asks again": asks_again,
+    "fails": fails,
+    "leaves and comes": under_new_names(lambda driver, name: driver.leave(name)),
+    "departs and comes": under_new_names(_departs),
+    "dies and comes": under_new_names(lambda driver, name: driver.die(name)),
+    "is let in": is_let_in,
+    "goes while it is written": goes_while_it_is_written,
+}
+
+
+@pytest.mark.parametrize("name", STORMS)
+def test_a_storm_is_slowed_and_then_closed(name: str) -> None:
+    driver, end_round = STORMS[name]()
+    given: list[float] = []
+    held_back = 0
+    while driver.phase is not Phase.CLOSED and driver.now_s < 60:
+        if driver.phase is not Phase.GATHERING:
+            end_round()
+        driver.advance(ROUND_TRIP_S)
+        given += rounds(driver)
+        waiting = driver.run.waiting(driver.now_s)
+        if waiting is not None and waiting.held_back_s:
+            held_back += 1
+            assert "held back" in str(waiting)
+    assert held_back, "it was never slowed"
+    assert driver.run.close is not None
+    assert driver.run.close.outcome is Outcome.FAILED
+    assert "rounds within" in driver.run.close.reason
+    assert "slowed" in driver.run.close.reason
+    assert len(given) < pacing.ROUNDS_AT_ONCE + 100
+    # The last of them no faster than the limit says.
+    last = given[-pacing.BRIEF_ROUNDS_MAX :]
+    assert len(last) - 1 <= (last[-1] - last[0]) * pacing.ROUNDS_PER_S + 0.1
+
+
+def test_the_reason_names_who_ended_the_last_round() -> None:
+    driver, end_round = asks_again()
+    while driver.phase is not Phase.CLOSED:
+        if driver.phase is Phase.ACTIVE:
+            end_round()
+        driver.advance(ROUND_TRIP_S)
+    assert driver.run.close is not None
+    assert "evil asked for a new round" in driver.run.close.reason
+    assert driver.run.close.cause is not None
+    assert driver.run.close.cause.nodes == ("evil",)
+
+
+def test_a_slow_member_is_slowed_but_not_closed() -> None:
+    """Its rounds last longer than those of a storm: slowing is enough, however long it goes on."""
+    driver = two()
+    given: list[float] = []
+    while driver.now_s < 300:
+        while driver.phase is Phase.GATHERING:
+            driver.advance(ROUND_TRIP_S)
+        driver.advance(2 * pacing.BRIEF_S)
+        driver.ready("evil", "good")
+        given += rounds(driver)
+    assert driver.phase is not Phase.CLOSED
+    assert len(given) <= pacing.ROUNDS_AT_ONCE + 2 + 300 * pacing.ROUNDS_PER_S
+
+
+# -- what honest runs do ---------------------------------------------------------------------------
+
+
+def is_slowed(driver: Driver) -> bool:
+    return any(timer.kind is do.TimerKind.PACE for timer in driver.fired)
+
+
+def test_a_run_that_restarts_for_ever_is_not_slowed() -> None:
+    """A worker that cannot start, in an agent that may restart it any number of times."""
+    driver = two()
+    for _ in range(2_000):
+        driver.advance(0.2)
+        driver.fail("evil")
+        driver.advance(0.05)
+        driver.ready("evil", "good")
+        driver.answer("good")
+        driver.advance(0.05)
+    assert not is_slowed(driver)
+    assert driver.phase is Phase.ACTIVE
+
+
+def test_a_rack_whose_nodes_go_one_by_one_is_not_slowed() -> None:
+    """Each loss ends a round, as fast as rounds can be formed (settle_s)."""
+    nodes = [f"n{number}" for number in range(2 * pacing.ROUNDS_AT_ONCE)]
+    driver = Driver(min=1, max=len(nodes), settle=0.05, mass_min=1_000)
+    driver.join(*nodes)
+    left = list(nodes)
+    while len(left) > 1:
+        driver.leave(left.pop())
+        driver.ready(*left)
+        driver.advance(0.05)
+        assert driver.phase is Phase.ACTIVE
+    assert not is_slowed(driver)
+
+
+def test_names_that_come_and_go_are_delayed_before_they_are_slowed() -> None:
+    driver = Driver(min=1, max=8, last_call=0.0)
+    driver.join("good")
+    starts = dict.fromkeys(("a", "b", "c"), 0)
+    for _ in range(5_000):
+        for name in starts:
+            driver.join(name + "'" * starts[name])
+        driver.advance(1.0)
+        for name in starts:
+            driver.leave(name + "'" * starts[name])
+            starts[name] = 1 - starts[name]
+        if driver.phase is not Phase.ACTIVE:
+            driver.ready("good")
+        driver.advance(0.1)
+    assert not is_slowed(driver)
+    assert driver.phase is Phase.ACTIVE
+
+
+def test_what_a_run_was_slowed_for_is_forgiven() -> None:
+    driver, end_round = asks_again()
+    while driver.run.waiting(driver.now_s) is None:
+        end_round()
+    driver.advance(120.0)
+    driver.fired.clear()
+    for _ in range(pacing.RECOVERED_ROUNDS):
+        end_round()
+        driver.advance(ROUND_TRIP_S)
+    assert not is_slowed(driver)
+    assert driver.phase is Phase.ACTIVE
+
+
+def test_a_run_that_is_held_back_while_its_ledger_is_away_goes_on() -> None:
+    driver, end_round = asks_again()
+    while driver.run.waiting(driver.now_s) is None:
+        end_round()
+    driver.lose_ledger()
+    driver.advance(10.0)
+    driver.restore_ledger()
+    driver.advance(1.0)
+    assert driver.phase is Phase.ACTIVE
