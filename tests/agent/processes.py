@@ -56,6 +56,14 @@ def alive(pid: int) -> bool:
     return text[text.rfind(")") + 2] not in "ZX"
 
 
+def stands_still(pid: int) -> bool:
+    """Whether no thread of the process runs: it was stopped, or has ended."""
+    with contextlib.suppress(OSError):  # a thread that ends just now
+        texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+        return all(text[text.rfind(")") + 2] in "TtZX" for text in texts)
+    return False
+
+
 def wait_until(what: Callable[[], T], within_s: float = DEADLINE_S) -> T:
     """Look until it is so, or something is found: what was.
 
@@ -244,9 +252,11 @@ class Machine:
         )
 
     def freeze(self, *pids: int) -> None:
+        """Stop processes, and wait until none of their threads runs any more."""
         for pid in pids:
             self.frozen.add(pid)
             os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: all(map(stands_still, pids)))
 
     def thaw(self, *pids: int) -> None:
         for pid in pids:

@@ -17,6 +17,7 @@ from rallypoint import ChangeKind, settings
 from rallypoint.client import options
 from rallypoint.core.values import RunSettings
 from rallypoint.ledger.memory import MemoryLedger
+from tests.agent.processes import wait_until
 from tests.api.adapters import together
 
 ELASTIC: dict[str, Any] = {
@@ -119,8 +120,7 @@ def test_a_program_that_waits_is_told_when_another_thread_leaves():
 
     waiting = threading.Thread(target=wait, args=(run.next_world,))
     waiting.start()
-    while run.waiting is None or not run.waiting.ready:  # it asks for a round
-        pass
+    wait_until(lambda: (now := run.waiting) is not None and now.ready)  # it asks for a round
     run.leave()
     waiting.join(20)
     assert isinstance(found[0], rallypoint.UsageError)

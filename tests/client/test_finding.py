@@ -89,6 +89,18 @@ async def answer_unavailable(reader: asyncio.StreamReader, writer: asyncio.Strea
     writer.close()
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PROXY_READY_S", 0.2)
+
+
+@pytest.fixture
+def last_try_is_patient(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error tells what the last try has brought: an answer, though this machine pauses."""
+    monkeypatch.setattr(client, "DIAL_MIN_S", 60.0)
+    monkeypatch.setattr(finding, "ADDRESS_TIMEOUT_S", 60.0)
+
+
 async def fails(endpoint: str, kind: type[errors.CoordinatorError], **own: Any) -> str:
     """The error of a node that cannot be opened, and that it came in time."""
     loop = asyncio.get_running_loop()
@@ -117,10 +129,19 @@ def test_something_else_listens_there(talk: Talk):
     run_clean(main)
 
 
+def test_somebody_listens_and_says_nothing():
+    async def main() -> None:
+        async with listening(say_nothing) as port:
+            message = await fails(f"127.0.0.1:{port}", errors.UnreachableError)
+            assert "no answer within 0." in message
+
+    run_clean(main)
+
+
+@pytest.mark.usefixtures("last_try_is_patient")
 @pytest.mark.parametrize(
     ("talk", "why"),
     [
-        (say_nothing, "no answer within 0."),
         (hang_up, "closed the connection without an answer"),
         (answer_unavailable, "HTTP status 503 Service Unavailable"),
     ],
@@ -135,12 +156,7 @@ def test_somebody_listens_and_does_not_answer(talk: Talk, why: str):
     run_clean(main)
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PROXY_READY_S", 0.2)
-
-
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("last_try_is_patient")
 @pytest.mark.parametrize("status", ["404 Not Found", "429 Too Many Requests", "500 Internal"])
 def test_a_proxy_that_knows_of_no_coordinator_yet_is_waited_for_and_named(status: str):
     async def main() -> None:

@@ -242,20 +242,56 @@ def test_r13_another_ledger_in_its_place_is_the_end_of_the_run_at_once():
     run_clean(main, 60.0)
 
 
+@contextlib.asynccontextmanager
+async def muted_later(port: int) -> AsyncIterator[tuple[int, Callable[[], None]]]:
+    """A port that leads to `port`; from a call on it takes connections and says nothing.
+
+    At no moment does it refuse one, as an address would between the end of what listens there and
+    the beginning of something else.
+    """
+    ends: list[asyncio.StreamWriter] = []
+    is_mute = False
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends.append(writer)
+        if not is_mute:
+            there, back = await asyncio.open_connection("127.0.0.1", port)
+            ends.append(back)
+            await asyncio.gather(pump(reader, back), pump(there, writer))
+
+    def cut() -> None:
+        nonlocal is_mute
+        is_mute = True
+        for each in ends:
+            each.transport.abort()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1], cut
+        cut()
+
+
 def test_a_coordinator_that_answers_nothing_is_looked_for_while_workers_run():
     async def main() -> None:
         port = free_port()
         hosted = await EmbeddedCoordinator.start("run", "", "127.0.0.1", port)
-        async with two_at(f"127.0.0.1:{port}", coordinator_lost_after_s=0.3) as met:
-            await hosted.aclose()
-            # Its address takes connections, and nobody reads: a process that stands still.
-            with bind("127.0.0.1", port) as mute:
-                mute.listen(64)
-                await asyncio.sleep(1.5)
-                assert [each.gone for each in met] == [None, None]
-                met[0].done()
-                await until(lambda: met[0].gone is not None, "who is done goes on looking")
-                assert met[1].gone is None
+        async with (
+            muted_later(port) as (front, cut),
+            two_at(
+                f"127.0.0.1:{front}", coordinator_lost_after_s=0.3, host_coordinator="no"
+            ) as met,
+        ):
+            cut()
+            await asyncio.sleep(1.5)
+            assert [each.gone for each in met] == [None, None]
+            met[0].done()
+            await until(lambda: met[0].gone is not None, "who is done goes on looking")
+            assert met[1].gone is None
+        await hosted.aclose()
 
     run_clean(main, 60.0)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -229,26 +229,55 @@ def test_a_log_without_the_segment_that_it_names_is_lost(monkeypatch: pytest.Mon
     run_virtual(main())
 
 
+class SlowDisk:
+    """A clock that only the reading of a file moves on, and what each page took by it."""
+
+    OPENS_S = 0.3
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.pages_s: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def content(self, path: Path) -> bytes:
+        self.now_s += self.OPENS_S
+        return file_disk.content(path)
+
+    def records(self, files: Any, *given: Any) -> list[tuple[int, bytes]]:
+        before_s = self.now_s
+        try:
+            return FILES_RECORDS(files, *given)
+        finally:
+            self.pages_s.append(self.now_s - before_s)
+
+
+FILES_RECORDS = file_ledger._Files.records
+
+
 def test_a_slow_disk_needs_time_and_no_page_of_it_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of it takes several times as long as one call may: a file server that opens slowly."""
-    read = file_disk.content
-
-    def slow_content(path: Path) -> bytes:
-        time.sleep(0.003)
-        return read(path)
+    disk = SlowDisk()
 
     async def main() -> None:
-        async with FileLedger(tmp_path / "ledger") as ledger:
+        async with FileLedger(tmp_path / "ledger", timeout_s=20.0) as ledger:
             owner = Owner(ledger)
             await owner.begin()
             await owner.write(200)
-        monkeypatch.setattr(file_ledger, "content", slow_content)
-        async with FileLedger(tmp_path / "ledger", timeout_s=0.2) as ledger:
+            monkeypatch.setattr(file_ledger, "content", disk.content)
+            monkeypatch.setattr(file_ledger, "time", disk)
+            monkeypatch.setattr(
+                file_ledger._Files, "records", lambda files, *given: disk.records(files, *given)
+            )
             sealed = await reader(ledger).sealed()
             assert data_of(sealed) == wanted(200)
             assert len(await ledger.records(LOG.name("run"))) == 202
+        assert sum(disk.pages_s) > 5 * 20.0
+        # A call that takes longer than its deadline has failed; one that is near it may have.
+        assert max(disk.pages_s) < 20.0 / 2
 
     asyncio.run(main())
 
