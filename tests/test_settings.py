@@ -33,6 +33,9 @@ from rallypoint.settings import EndpointKind, NodeRange, NodeSettings, parse_end
         ("http://node0", EndpointKind.SERVED, "node0", 29400),
         ("http://node0:80/", EndpointKind.SERVED, "node0", 80),
         ("HTTP://[::1]:6", EndpointKind.SERVED, "::1", 6),
+        ("http://[fe80::1%eth0]:6", EndpointKind.SERVED, "fe80::1%eth0", 6),
+        ("http://[fe80::1%25eth0]:6", EndpointKind.SERVED, "fe80::1%eth0", 6),
+        ("[fe80::1%25eth0]:6", EndpointKind.HOST, "fe80::1%25eth0", 6),
     ],
 )
 def test_an_endpoint_is_read(text: str | None, kind: EndpointKind, host: str, port: int) -> None:
@@ -64,6 +67,11 @@ def test_an_endpoint_is_read(text: str | None, kind: EndpointKind, host: str, po
         ("[node0]:1", "no IPv6 address", "[::1]:29400"),
         ("[::1", "no IPv6 address", "[::1]:29400"),
         ("[::1]1", "no IPv6 address", "[::1]:29400"),
+        ("[fe80::1]:1", "leads nowhere without its zone", "[fe80::1%eth0]"),
+        ("http://[FE80::1]", "leads nowhere without its zone", "[FE80::1%eth0]"),
+        ("etcd://[fe80::1]:2379/p", "leads nowhere without its zone", "[fe80::1%eth0]"),
+        ("[fe80::1%]:1", "no IPv6 address", "[::1]:29400"),
+        ("[fe80::1%a b]:1", "no IPv6 address", "[::1]:29400"),
         ("https://node0:1", "no TLS", "http://"),
         ("etcd://", "names no host of etcd", "HOST:PORT"),
         ("etcd:///prefix", "names no host of etcd", "HOST:PORT"),

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
+from rallypoint.core import addresses, naming
 from rallypoint.errors import EndpointError
 
 DEFAULT_PORT: Final = 29400
@@ -112,7 +113,9 @@ def parse_endpoint(text: str | None) -> Endpoint:
         return Endpoint(EndpointKind.HOST, host, port, text)
     match scheme.lower():
         case "http":
-            host, port = _host_and_port(_authority(rest), text)
+            # RFC 6874: within a URL the % before a zone is written as %25.
+            authority = re.sub(r"(?<=[0-9a-f:])%25(?=[^\]]+\])", "%", _authority(rest), flags=re.I)
+            host, port = _host_and_port(authority, text)
             return Endpoint(EndpointKind.SERVED, host, port, text)
         case "etcd" | "etcds":
             return _etcd(text, rest, tls=scheme.lower() == "etcds")
@@ -259,12 +262,22 @@ def _host_and_port(authority: str, text: str, default_port: int = DEFAULT_PORT) 
 
 def _bracketed(authority: str, text: str, default_port: int) -> tuple[str, int]:
     host, bracket, rest = authority[1:].partition("]")
-    if not bracket or (rest and not rest.startswith(":")) or not is_ip(host, 6):
+    if not bracket or (rest and not rest.startswith(":")) or not _is_ipv6(host):
         raise EndpointError(
             f"endpoint {text!r} has no IPv6 address within its brackets",
             hint=f"write such an address as [::1]:{default_port}",
         )
+    if addresses.needs_zone(host):
+        raise EndpointError(
+            f"endpoint {text!r}: the link-local address {host} leads nowhere without its zone",
+            hint=f"add the interface of this machine that leads there, such as [{host}%eth0]; "
+            "or give an address that is the same on all nodes",
+        )
     return host, _port(rest[1:], text, default_port) if rest else default_port
+
+
+def _is_ipv6(host: str) -> bool:
+    return is_ip(host, 6) and naming.is_host(host)  # The latter looks at the zone, too.
 
 
 def _unbracketed(authority: str, text: str, default_port: int) -> EndpointError:
@@ -300,12 +313,7 @@ def _port(text: str, endpoint: str, default_port: int) -> int:
 
 def is_loopback(host: str) -> bool:
     """Whether an endpoint's host can only mean this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost" or addresses.is_loopback(host)
 
 
 def is_ip(host: str, version: int) -> bool:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
+
+from tests.ports import free_port
 
 from .conftest import COMMAND
 
@@ -55,6 +59,36 @@ def test_output_that_is_lost_is_told_of_once(directory: Path) -> None:
     done = _shell("rallypoint run --standalone $PROGRAM > /dev/full", directory)
     assert done.returncode == 0
     assert done.stderr.count("output cannot be written: No space left on device") == 1
+
+
+@pytest.mark.parametrize("stdout", ["> /dev/full", ">&-", "2> /dev/full"])
+def test_a_coordinator_serves_though_its_endpoint_cannot_be_written(
+    directory: Path, stdout: str
+) -> None:
+    port = free_port()
+    command = f"exec {sys.executable} -m rallypoint.cli serve --port {port} {stdout}"
+    serving = subprocess.Popen(["bash", "-c", command], stderr=subprocess.PIPE, text=True)
+    try:
+        _until_it_answers(port)
+    finally:
+        serving.terminate()
+        _, err = serving.communicate(timeout=DEADLINE_S)
+    assert serving.returncode == 0
+    assert "Traceback" not in err
+    is_told = stdout == "> /dev/full"
+    assert (f"http://127.0.0.1:{port} (stdout cannot be written: No space" in err) == is_told
+
+
+def _until_it_answers(port: int) -> None:
+    """Once it does, it handles signals, too."""
+    ends_s = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10):
+                return
+        except OSError:
+            assert time.monotonic() < ends_s
+            time.sleep(0.05)
 
 
 def test_output_goes_where_it_is_meant(directory: Path) -> None:

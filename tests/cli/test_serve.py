@@ -15,6 +15,8 @@ import pytest
 
 import rallypoint
 from rallypoint.cli import serve as serving
+from rallypoint.coordinator.server import bind
+from rallypoint.endpoints import parse_endpoint
 from rallypoint.errors import UsageError
 
 from .conftest import COMMAND, Cli, Served, without_ports
@@ -163,6 +165,63 @@ def test_the_endpoint_of_every_address_names_this_machine() -> None:
     assert serving.endpoint_text("0.0.0.0", 5) == f"http://{socket.gethostname()}:5"
     assert serving.endpoint_text("::1", 5) == "http://[::1]:5"
     assert serving.endpoint_text("localhost", 5) == "http://localhost:5"
+
+
+@pytest.mark.parametrize(
+    ("host", "meant"),
+    [
+        ("127.1", "127.0.0.1"),
+        ("0x7f000001", "127.0.0.1"),
+        ("2130706433", "127.0.0.1"),
+        ("127.0.0.2", "127.0.0.2"),
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+        ("0:0::1", "0:0::1"),
+        ("fe80::1%lo", "fe80::1%lo"),
+        ("localhost", "localhost"),
+        ("node_0.example.", "node_0.example."),
+        ("0", socket.gethostname()),
+        ("0.0", socket.gethostname()),
+        ("::0", socket.gethostname()),
+        ("::ffff:0:0", socket.gethostname()),
+        ("*", socket.gethostname()),
+    ],
+)
+def test_the_endpoint_that_is_told_is_one_that_can_be_read(host: str, meant: str) -> None:
+    text = serving.endpoint_text(serving.written_out(host), 5, "192.0.2.7")
+    assert (parse_endpoint(text).host, parse_endpoint(text).port) == (meant, 5)
+
+
+def test_a_name_that_no_endpoint_can_have_is_told_as_its_address() -> None:
+    assert serving.endpoint_text("knoten-ä", 5, "192.0.2.7") == "http://192.0.2.7:5"
+
+
+def test_a_short_form_is_listened_at(serve: Callable[..., Served], cli: Cli) -> None:
+    served = serve("--host", "127.1")
+    assert served.endpoint == f"http://127.0.0.1:{served.port}"
+    assert cli("status", "--endpoint", served.endpoint).code == 0
+
+
+def test_a_link_local_address_without_its_zone_is_refused(cli: Cli) -> None:
+    done = cli("serve", "--host", "fe80::1", "--port", "0", "--insecure")
+    assert (done.code, done.out) == (2, "")
+    assert "fe80::1%eth0" in done.err.splitlines()[-1]
+
+
+def test_a_name_of_both_families_is_bound_where_one_is_switched_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `localhost` in a container without IPv6."""
+    absent = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 0, 0, 0))
+    found = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [absent, found])
+    with bind("localhost", 0) as sock:
+        assert sock.getsockname()[0] == "127.0.0.1"
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [found, absent])
+    with bind("localhost", 0) as sock:
+        assert sock.getsockname()[0] == "127.0.0.1"
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [absent])
+    with pytest.raises(OSError, match=r"[Cc]annot assign|not supported"):
+        bind("localhost", 0)
 
 
 # -- a ledger --------------------------------------------------------------------------------------

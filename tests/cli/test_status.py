@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -153,6 +154,61 @@ def test_a_malformed_endpoint(
     said = str(cli("status", "--endpoint", "::1"))
     monkeypatch.setenv("RALLYPOINT_ENDPOINT", "node0:99999")
     snapshot("status-malformed-endpoint", said + str(cli("close", "job")))
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("stdout", ["/dev/full", "a pipe that nobody reads"])
+def test_a_run_that_is_closed_is_closed_though_stdout_cannot_say_so(
+    run: tuple[str, rallypoint.Run], stdout: str
+) -> None:
+    command = [*COMMAND, "close", "a/b c", "--endpoint", run[0]]
+    for how in ("is closed", "had ended already"):
+        with _unwritable(stdout) as out:
+            done = subprocess.run(
+                command, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+            )
+        assert done.returncode == 0
+        assert f"run 'a/b c' {how} (stdout cannot be written: " in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("options", [["--json"], [], ["a/b c"], ["a/b c", "--watch", "--json"]])
+@pytest.mark.parametrize(("stdout", "code"), [("/dev/full", 1), ("a pipe that nobody reads", 141)])
+def test_a_picture_that_nobody_gets_is_no_success(
+    run: tuple[str, rallypoint.Run], options: list[str], stdout: str, code: int
+) -> None:
+    with _unwritable(stdout) as out:
+        done = subprocess.run(
+            [*COMMAND, "status", *options, "--endpoint", run[0]],
+            stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == code
+    assert ("the output cannot be written" in done.stderr) == (code == 1)
+    assert "Traceback" not in done.stderr
+
+
+@contextlib.contextmanager
+def _unwritable(name: str) -> Iterator[int]:
+    if name.startswith("/"):
+        out = os.open(name, os.O_WRONLY)
+    else:
+        unread, out = os.pipe()
+        os.close(unread)
+    try:
+        yield out
+    finally:
+        os.close(out)
+
+
+def test_an_address_that_answered_an_hour_ago_may_have_been_a_nodes(
+    cli: Cli, free_port: int
+) -> None:
+    """host:port is most often a run's own coordinator, and nobody can start that again."""
+    served = cli("status", "--endpoint", f"http://127.0.0.1:{free_port}").err.splitlines()[-1]
+    hosted = cli("close", "job", "--endpoint", f"127.0.0.1:{free_port}").err.splitlines()[-1]
+    assert served == "hint: start `rallypoint serve` there, or check --endpoint"
+    assert "ends with that run" in hosted
 
 
 def test_a_refusing_host(cli: Cli, snapshot: Callable[[str, str], None], free_port: int) -> None:

@@ -364,7 +364,7 @@ def test_without_ledger_and_coordinator_a_node_keeps_its_round_and_says_what_is_
         host = await the_host(met)
         ledger.is_away = True
         await kill_coordinator_of(host)
-        await until(lambda: "ledger unreachable since" in met[0].looking)
+        await until(lambda: "ledger unreachable for" in met[0].looking)
         assert [node.change for node in met] == [None, None]
         ledger.is_away = False
         await until(lambda: all(node.is_connected for node in met))
@@ -382,8 +382,8 @@ def test_who_waits_for_a_round_meanwhile_is_told_of_the_ledger() -> None:
         await node.open()
         ledger.is_away = True
         await kill_coordinator_of(node)
-        await until(lambda: "ledger unreachable since" in node.looking)
-        with pytest.raises(JoinTimeoutError, match="ledger unreachable since"):
+        await until(lambda: "ledger unreachable for" in node.looking)
+        with pytest.raises(JoinTimeoutError, match="ledger unreachable for"):
             await node.next_round(HERE, timeout_s=0.1)
 
     nodes_on(IN_MEMORY, ledger, scenario)

@@ -192,7 +192,7 @@ def test_an_outage_is_told_with_its_beginning_and_forgotten_when_it_ends() -> No
         ledger.away = LedgerUnreachableError("no answer from a:2379")
         search.begin(at_once=True)
         assert await search.next(soon(0.2)) is None
-        assert search.problem.startswith("ledger unreachable since ")
+        assert search.problem.startswith("ledger unreachable for ")
         assert "no answer from a:2379" in search.problem
         ledger.away = None
         assert await search.next(soon()) == Turn()

@@ -271,6 +271,28 @@ def test_a_run_is_closed_for_all():
     run_clean(main)
 
 
+def test_an_operator_is_named_by_the_address_that_people_know(caplog: pytest.LogCaptureFixture):
+    """A socket of both families shows IPv4 peers as ::ffff:127.0.0.1."""
+
+    async def main() -> None:
+        config = CoordinatorConfig(token=TOKEN)
+        async with serving.CoordinatorServer(config) as server:
+            sock = serving.bind(None, 0)
+            port = sock.getsockname()[1]
+            await server.start([sock])
+            async with opened(f"http://127.0.0.1:{port}", token=TOKEN) as a:
+                assert (await get(port, "/api/v1/runs"))[0] == 401
+                path, own = "/api/v1/runs/run/close", f"Bearer {TOKEN}"
+                assert (await post(port, path, Authorization=own))[0] == 200
+                await until(lambda: a.closed, "the node was not told")
+                assert a.closed is not None
+                assert a.closed.by == "operator at 127.0.0.1"
+                assert not any("ffff" in each.outlet.peer for each in server.hub.sessions.values())
+
+    run_clean(main)
+    assert any("a request from 127.0.0.1 was refused" in each for each in caplog.messages)
+
+
 # -- who is no node --------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from rallypoint.coordinator.round_log import first_log
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core import election as e
 from rallypoint.core import events as on
+from rallypoint.core.reasons import Refusal
 from rallypoint.core.values import Address, NodeId, NodeInfo, Outcome, Phase, RunSettings
 from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.contract import SwapOutcome, Unknown, Versioned
@@ -79,6 +80,35 @@ def test_a_run_that_is_won_before_its_nodes_come_is_begun() -> None:
     run_virtual(main())
 
 
+@pytest.mark.parametrize(
+    ("port", "said"),
+    [
+        (2, "run 'run' has its coordinator at 127.0.0.1:1"),
+        (1, "the coordinator at 127.0.0.1:1 was started again, and takes run 'run' when the lease "
+            "of its predecessor has ended"),
+    ],
+)  # fmt: skip
+def test_a_coordinator_that_was_started_again_does_not_send_nodes_to_itself(
+    port: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        first, hub = await coordinator(ledger, 1)
+        first.claim("run")
+        await has_begun(hub, "run")
+        second, other = await coordinator(ledger, port)
+        told: list[Refusal] = []
+        monkeypatch.setattr(other.open_run("run"), "turn_away", told.append)
+        second.claim("run")
+        await until(lambda: bool(told))
+        assert told[0].message == said
+        assert told[0].addresses == (Address("127.0.0.1", 1),)
+        for each in (second, first):
+            await each.aclose()
+
+    run_virtual(main())
+
+
 class MuteLedger(MemoryLedger):
     """Does not answer while `is_mute`: at first not at all, and then that it cannot say."""
 
@@ -106,7 +136,7 @@ def test_a_suspended_run_says_why_as_soon_as_that_is_known_and_for_how_long() ->
         assert waiting is not None
         assert waiting.ledger_away_s is not None
         assert waiting.ledger_away_s >= CONFIG.lease_ttl_s / 2
-        assert "ledger unreachable since" in str(waiting)
+        assert "ledger unreachable for" in str(waiting)
         await until(lambda: "no answer from anywhere" in membership.suspended_reason)
         ledger.is_mute = False
         await until(lambda: membership.phase is not Phase.SUSPENDED)

@@ -522,7 +522,7 @@ def test_an_outage_says_for_how_long_the_ledger_has_been_away() -> None:
     waiting = driver.run.waiting(driver.now_s)
     assert waiting is not None
     assert waiting.ledger_away_s == 12.5
-    assert str(waiting) == "suspended: ledger unreachable since 12.5 s ago: no answer"
+    assert str(waiting) == "suspended: ledger unreachable for 12.5 s: no answer"
     driver.step(on.CommitRefused("term 2 has begun"))
     waiting = driver.run.waiting(driver.now_s)
     assert waiting is not None

@@ -107,12 +107,12 @@ def says_why(fleet: Fleet, owner: Replica) -> float:
     """The API, `status` and the log have the same reason. Returns how long the ledger is away."""
     endpoint = f"http://127.0.0.1:{owner.port}"
     shown = fleet.machine.command("status", fleet.run_id, "--endpoint", endpoint).ends(0)
-    assert "suspended: ledger unreachable since" in " ".join(shown.split())
+    assert "suspended: ledger unreachable for" in " ".join(shown.split())
     picture = owner.picture(fleet.run_id, PATIENCE_S)
     assert picture is not None
-    assert picture["reason"].startswith("suspended: ledger unreachable since")
+    assert picture["reason"].startswith("suspended: ledger unreachable for")
     owner.process.rewind()
-    owner.process.line("suspended: ledger unreachable since")
+    owner.process.line("suspended: ledger unreachable for")
     away_s = picture["waiting"]["ledger_away_s"]
     assert isinstance(away_s, float)
     return away_s

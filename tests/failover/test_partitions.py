@@ -73,7 +73,7 @@ class TestHalfOfTheNodesWithTheOldCoordinator:
         net.part(*near)
         self.half_goes_on(fleet, left_behind, going_on)
         fleet.wait(lambda: (old.picture(fleet.run_id) or {}).get("phase") == "suspended")
-        assert "ledger unreachable since" in fleet.status_at(near[0])
+        assert "ledger unreachable for" in fleet.status_at(near[0])
         self.all_meet_again(fleet, net, etcds[0])
         old.process.line("lost its office")
 
@@ -90,7 +90,7 @@ class TestHalfOfTheNodesWithTheOldCoordinator:
         net.part(*(fleet.host_of[agent.name] for agent in left_behind))
         self.half_goes_on(fleet, left_behind, going_on)
         host.process.rewind()
-        host.process.line("suspended: ledger unreachable since")
+        host.process.line("suspended: ledger unreachable for")
         self.all_meet_again(fleet, net, etcds[0])
 
     def half_goes_on(self, fleet: Spread, left_behind: list[Agent], going_on: list[Agent]) -> None:

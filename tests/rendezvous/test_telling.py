@@ -65,7 +65,7 @@ def test_a_reason_is_said_when_it_changes_and_rarely_while_only_time_passes() ->
             await asyncio.sleep(6)
             node.is_connected = False
             await asyncio.sleep(6)
-            node.ledger_problem = "ledger unreachable since 3.0 s ago: no answer"
+            node.ledger_problem = "ledger unreachable for 3.0 s: no answer"
             await asyncio.sleep(6)
         count = len(said)
         await asyncio.sleep(100)
@@ -81,7 +81,7 @@ def test_a_reason_is_said_when_it_changes_and_rarely_while_only_time_passes() ->
     assert [text.split("]")[1] for text in texts[len(first) :]] == [
         " waiting: 2 of at least 2 nodes ready (at most 2)",
         " waiting: the coordinator at host:1 does not answer; trying again",
-        " waiting: ledger unreachable since 3.0 s ago: no answer; trying again",
+        " waiting: ledger unreachable for 3.0 s: no answer; trying again",
     ]
 
 

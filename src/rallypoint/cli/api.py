@@ -23,7 +23,7 @@ from rallypoint.errors import (
     UnreachableError,
     UsageError,
 )
-from rallypoint.settings import Endpoint
+from rallypoint.settings import Endpoint, EndpointKind
 from rallypoint.wire.headers import CLIENT
 
 TIMEOUT_S: Final = 5.0
@@ -167,6 +167,12 @@ def _unreachable(endpoint: Endpoint, problem: str, error: OSError) -> Unreachabl
     elif error.errno == errno.ECONNREFUSED:
         message = f"nobody listens at {where}: {problem}"
         hint = "start `rallypoint serve` there, or check --endpoint"
+        if endpoint.kind is EndpointKind.HOST:
+            # It names a coordinator in a node as well, and most often that has ended.
+            hint = (
+                "a coordinator that a node of a run carries ends with that run; "
+                "one of `rallypoint serve` stays. Else check --endpoint"
+            )
     else:
         message = f"cannot reach {where}: {problem}"
         hint = "check --endpoint, and that the network lets you through"

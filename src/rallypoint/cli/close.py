@@ -33,4 +33,4 @@ def close(
     except RunClosedError:
         was_closed = True  # as the ledger says; nobody coordinates it any more
     how = "had ended already" if was_closed else "is closed"
-    print(f"run {output.clean(repr(run_id))} {how}")
+    output.tell_result(f"run {output.clean(repr(run_id))} {how}")

@@ -59,6 +59,11 @@ def exit_code_of(arguments: Sequence[str]) -> int:
         return 128 + 2
     except BrokenPipeError:
         return _reader_gone()
+    except SystemExit as error:
+        # Where typer sees a broken pipe itself, it ends with 1, as if the program had failed.
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return _reader_gone()
     except OSError as error:
         if error.errno not in descriptors.UNWRITABLE or error.filename is not None:
             raise

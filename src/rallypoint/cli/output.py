@@ -54,6 +54,18 @@ def warn(message: str) -> None:
     note(f"warning: {message}")
 
 
+def tell_result(text: str) -> None:
+    """What a command has done, on stdout.
+
+    If that cannot be written, on stderr: the command's exit code then still says what it has done.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        descriptors.abandon(sys.stdout.fileno())
+        note(f"{text} (stdout cannot be written: {error.strerror or error})")
+
+
 def print_json(body: Any) -> None:
     """One JSON value, for programs: on a terminal indented, else on a line of its own."""
     indent = 2 if sys.stdout.isatty() else None

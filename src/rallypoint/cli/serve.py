@@ -6,8 +6,8 @@ every run on it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import ipaddress
 import socket
 from collections.abc import Callable
 from typing import Annotated, Final
@@ -18,9 +18,10 @@ import typer
 from rallypoint import settings
 from rallypoint.cli.common import TokenFileOption, tokens_of
 from rallypoint.cli.hangups import Hangups
+from rallypoint.core import addresses
 from rallypoint.core.values import Address
-from rallypoint.endpoints import Endpoint, parse_ledger
-from rallypoint.errors import UsageError
+from rallypoint.endpoints import Endpoint, parse_endpoint, parse_ledger
+from rallypoint.errors import EndpointError, UsageError
 
 EVERY_ADDRESS: Final = ("::", "*")
 """Hosts that mean: all addresses of this machine, IPv4 and IPv6."""
@@ -68,6 +69,7 @@ def serve(
     SIGHUP: it reads the token file again. Each line of it is a token that is accepted.
     """
     settings.check_platform()
+    host = written_out(host)
     hangups = Hangups()
     with hangups.taken():  # before the file is read, so that what changes then is not missed
         tokens = tokens_of(token_file)
@@ -77,9 +79,10 @@ def serve(
         sock = _bind(host, port)
         from rallypoint.cli import serving
 
+        bound, bound_port = sock.getsockname()[:2]
         serving.run(
             sock,
-            endpoint_text(host, sock.getsockname()[1]),
+            endpoint_text(host, bound_port, bound),
             tokens,
             place,
             advertise or (None if is_everywhere(host) else host),
@@ -146,6 +149,23 @@ class Exposure(msgspec.Struct, frozen=True):
             settings.check_token_strength(each)
 
 
+def written_out(host: str) -> str:
+    """The host, a short form of an address (127.1, 0, 0x7f000001) in full.
+
+    Raises UsageError for a link-local address without its zone.
+    """
+    if addresses.needs_zone(host):
+        raise UsageError(
+            f"{host} is a link-local address, which each interface has for itself",
+            hint=f"add the zone, which is the interface: {host}%eth0",
+        )
+    if addresses.literal(host) is None:
+        with contextlib.suppress(OSError, UnicodeError):
+            found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+            return str(found[0][4][0])
+    return addresses.plain(host)
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the host, whichever of its addresses is used.
 
@@ -153,7 +173,7 @@ def is_loopback(host: str) -> bool:
     """
     if host in EVERY_ADDRESS:
         return False
-    return all(ipaddress.ip_address(each).is_loopback for each in _addresses(host))
+    return all(map(addresses.is_loopback, _addresses(host)))
 
 
 def _addresses(host: str) -> list[str]:
@@ -167,24 +187,26 @@ def _addresses(host: str) -> list[str]:
     return [str(where[4][0]).partition("%")[0] for where in found]
 
 
-def endpoint_text(host: str, port: int) -> str:
-    """What a node is given to come here."""
-    return f"http://{Address(socket.gethostname() if is_everywhere(host) else host, port)}"
+def endpoint_text(host: str, port: int, bound: str = "127.0.0.1") -> str:
+    """What a node is given to come here. `bound`: the address that is listened at."""
+    text = f"http://{Address(socket.gethostname() if is_everywhere(host) else host, port)}"
+    try:
+        parse_endpoint(text)
+    except EndpointError:  # such a name is found here, and no endpoint can have it
+        return f"http://{Address(bound, port)}"
+    return text
 
 
 def is_everywhere(host: str) -> bool:
     """Whether this means all addresses of the machine."""
-    try:
-        return host in EVERY_ADDRESS or ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
+    return host in EVERY_ADDRESS or addresses.is_unspecified(host)
 
 
 def _bind(host: str, port: int) -> socket.socket:
     from rallypoint.coordinator.server import bind
 
     try:
-        return bind(None if host in EVERY_ADDRESS else host, port)
+        return bind(None if is_everywhere(host) and host != "0.0.0.0" else host, port)
     except OSError as error:
         raise _bind_error(Address(host, port), error) from error
 

@@ -122,7 +122,7 @@ async def _serve(
         reloader = Reloader(reloads.reread, server.replace_tokens)
         reloads.hangups.pass_on(asyncio.get_running_loop(), reloader.ask)
         _spare_the_collector()
-        print(endpoint, flush=True)
+        output.tell_result(endpoint)
         output.note(f"{__version__} coordinates at {endpoint}; Ctrl-C ends it")
         number = await stop
         output.note(f"{signal.Signals(number).name}: the coordinator ends")

@@ -19,6 +19,7 @@ from rallypoint.coordinator.runs import RunHost
 from rallypoint.coordinator.tokens import Tokens
 from rallypoint.core import events as on
 from rallypoint.core import reasons
+from rallypoint.core.addresses import plain
 from rallypoint.core.roster import Member
 from rallypoint.core.values import MemberState, Outcome, named
 from rallypoint.wire.headers import CLIENT
@@ -158,7 +159,8 @@ async def _close(request: web.Request) -> web.Response:
         return json_error(400, 'the body must be JSON such as {"reason": "..."}')
     reason = reasons.escaped(body.reason[:REASON_CHARACTERS_MAX]) or "closed by request"
     was_closed = run.is_closed
-    run.post(on.CloseRequested(f"operator at {request.remote}", Outcome.STOPPED, reason))
+    by = f"operator at {plain(request.remote or 'a local socket')}"
+    run.post(on.CloseRequested(by, Outcome.STOPPED, reason))
     why = await _why_not_closed(hub, run)
     if why:
         hint = "nobody can say yet whether it will be: ask again, or look with `rallypoint status`"

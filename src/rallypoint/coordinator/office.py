@@ -122,7 +122,8 @@ class Office:
         self._only_run = only_run
         self._lease_token = lease_token
         self._node = node
-        self._addresses: tuple[Address, ...] = ()
+        self.addresses: tuple[Address, ...] = ()
+        """Where nodes reach this process."""
         self._holder = self._new_holder()
         self._claims: dict[str, e.Claim] = {}
         self._tables = Tables(ledger)
@@ -154,7 +155,7 @@ class Office:
         """A process name is drawn anew for every lease: a lost one is lost for good."""
         return e.LeaseHolder(
             secrets.token_hex(8),
-            self._addresses,
+            self.addresses,
             self._timing,
             only_run=self._only_run,
             token=self._lease_token,
@@ -205,7 +206,7 @@ class Office:
 
     def start(self, addresses: tuple[Address, ...]) -> None:
         """Take the lease and keep it. `addresses`: where nodes reach this process."""
-        self._addresses = addresses
+        self.addresses = addresses
         self._holder = self._new_holder()
         self._ticker = self._spawn(self._tick_for_ever())
 

@@ -29,6 +29,7 @@ from rallypoint.coordinator.listener import Listener, ListenerLimits, connection
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.coordinator.strangers import HTTP_LOG, RefusedLogins
 from rallypoint.coordinator.tokens import Tokens
+from rallypoint.core.addresses import plain
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
@@ -372,7 +373,7 @@ class WebSocketOutlet:
         self.token = token
         peer = transport.get_extra_info("peername")
         self.seen = Address(peer[0], peer[1]) if peer else None
-        self.peer = str(self.seen or "a local peer")
+        self.peer = str(Address(plain(peer[0]), peer[1])) if peer else "a local peer"
 
     def send(self, payload: bytes) -> None:
         """Write one binary frame."""
@@ -433,9 +434,12 @@ def bind(host: str | None, port: int) -> socket.socket:
             if error.errno not in _NO_SUCH_FAMILY:
                 raise  # The kernel knows IPv6 but has none configured: IPv4 will do.
     address = host or "0.0.0.0"
-    family, _, _, _, where = socket.getaddrinfo(
-        address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # A name may have an address of a family that this machine has switched off: `localhost` has.
+    for family, _, _, _, where in found[:-1]:
+        with ignored_if_absent():
+            return _bound(socket.socket(family, socket.SOCK_STREAM), where)
+    family, _, _, _, where = found[-1]
     return _bound(socket.socket(family, socket.SOCK_STREAM), where)
 
 

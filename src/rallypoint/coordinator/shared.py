@@ -439,6 +439,12 @@ class SharedRuns:
             return
         listed = ", ".join(map(str, addresses))
         message = f"run {run_id!r} has its coordinator at {listed}"
+        if not set(addresses).isdisjoint(self.office.addresses):
+            # The lease is a predecessor's, which listened here: "there" would be this process.
+            message = (
+                f"the coordinator at {listed} was started again, and takes run {run_id!r} "
+                "when the lease of its predecessor has ended"
+            )
         run.turn_away(Refusal(RefusalCode.ELSEWHERE, message, addresses=addresses))
         self._hub.drop(run_id)
 

@@ -12,6 +12,7 @@ from typing import Final
 from aiohttp.http_exceptions import HttpProcessingError
 
 from rallypoint import logs
+from rallypoint.core.addresses import plain
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -31,7 +32,7 @@ class _BadRequests(logging.Filter):
         record.levelno, record.levelname = logging.WARNING, "WARNING"
         record.msg = "a request from %s cannot be read: %s%s"
         peer = record.args[0] if isinstance(record.args, tuple) and record.args else "a stranger"
-        record.args = (peer, error.message.strip().partition("\n")[0][:200], more)
+        record.args = (plain(str(peer)), error.message.strip().partition("\n")[0][:200], more)
         record.exc_info = None
         return True
 
@@ -57,4 +58,5 @@ class RefusedLogins:
         """One more. `peer`: its address, if it is known."""
         more = self._limit.ask()
         if more is not None:
-            _log.warning("a request from %s was refused: %s%s", peer or "a local peer", why, more)
+            shown = plain(peer) if peer else "a local peer"
+            _log.warning("a request from %s was refused: %s%s", shown, why, more)

@@ -14,8 +14,7 @@ What else could send one is in docs/protocol.md; whoever is in doubt gives the g
 
 from __future__ import annotations
 
-import ipaddress
-
+from rallypoint.core.addresses import literal
 from rallypoint.core.values import Address, ConnectionEnd
 
 
@@ -37,19 +36,5 @@ def is_direct(told: Address | None, seen: Address | None) -> bool:
     """Whether both sides see the same address and port: nothing translates between them."""
     if told is None or seen is None or not told.port:
         return False
-    host = _host(told.host)
-    return host is not None and (host, told.port) == (_host(seen.host), seen.port)
-
-
-def _host(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address without how a socket writes it; None if it is none.
-
-    A socket of both families shows IPv4 peers as ::ffff:1.2.3.4. A scope (fe80::1%eth0) names an
-    interface of the machine that says it.
-    """
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
+    host = literal(told.host)
+    return host is not None and (host, told.port) == (literal(seen.host), seen.port)

@@ -105,7 +105,7 @@ class Waiting(Value, frozen=True):
 
 def ledger_unreachable(away_s: float, why: str) -> str:
     """The same words wherever it is shown. `away_s` is by the clock of who says so (R9)."""
-    return f"ledger unreachable since {away_s:.1f} s ago: {why}"
+    return f"ledger unreachable for {away_s:.1f} s: {why}"
 
 
 class RefusalCode(enum.StrEnum):
