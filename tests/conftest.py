@@ -5,6 +5,8 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
+from rallypoint.line_limits import LIMITS
+
 # How long an example takes is the machine's affair; what has a bound has a test of it.
 settings.register_profile("rallypoint", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rallypoint")
@@ -14,6 +16,11 @@ settings.load_profile("rallypoint")
 for each in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(each) is signal.SIG_IGN:
         signal.signal(each, signal.default_int_handler if each is signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def _lines_of_other_tests_do_not_count() -> None:
+    LIMITS.reset()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -128,14 +128,3 @@ def test_refused_logins_are_logged_with_their_address_and_limited(caplog):
     assert "the token is wrong" in refused[0]
     assert secret not in caplog.text
     assert wrong not in caplog.text
-
-
-def test_a_limited_line_says_how_many_were_left_out():
-    now_s = [0.0]
-    limit = logs.LineLimit(lambda: now_s[0], burst=2, every_s=10.0)
-    assert [limit.ask() for _ in range(5)] == ["", "", None, None, None]
-    now_s[0] = 10.0
-    assert limit.ask() == " (and 3 more since the last such line)"
-    assert limit.ask() is None
-    now_s[0] = 1_000.0
-    assert [limit.ask() for _ in range(3)] == [" (and 1 more since the last such line)", "", None]

@@ -1,29 +1,32 @@
 """Log lines in which nothing from another machine moves a cursor or looks like a line of its own.
 
 Names, reasons and failures come from nodes, and what a stranger sends comes from anybody. `tidy`
-cleans the lines of a logger at the one place that all of them pass. Nothing here adds a handler or
-sets a level: that is the program's.
+cleans the lines of a logger at the one place that all of them pass, and bounds how many lines of
+one kind there are (`line_limits`). Nothing here adds a handler or sets a level: that is the
+program's.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any, Final
 
 from rallypoint.core.printable import escaped
+from rallypoint.line_limits import LIMITS
+from rallypoint.line_limits import limit as limit
 
 _NUMBERS: Final = (bool, int, float, type(None))
 _PLAIN: Final = logging.Formatter()
 
 
 def tidy(name: str, *, lines: bool = False) -> logging.Logger:
-    """The logger of that name, whose records are cleaned from now on. Idempotent.
+    """The logger of that name, whose records are cleaned and limited from now on. Idempotent.
 
     `lines`: its messages may have several lines, which are this package's own.
     """
     logger = logging.getLogger(name)
     if not any(isinstance(each, _Cleaning) for each in logger.filters):
+        logger.addFilter(LIMITS.is_let_through)
         logger.addFilter(_Cleaning(lines))
     return logger
 
@@ -92,27 +95,3 @@ def _indented(trace: str) -> str:
     """So that no line of an error's message begins as a log line does."""
     lines = escaped(trace, lines=True).split("\n")
     return "\n".join(f"  {line}" for line in lines)
-
-
-class LineLimit:
-    """How many lines of one kind are logged: `burst` at once, then one in `every_s` seconds."""
-
-    def __init__(self, now_s: Callable[[], float], burst: int = 5, every_s: float = 10.0) -> None:
-        self._now_s = now_s
-        self._burst = burst
-        self._every_s = every_s
-        self._left = float(burst)
-        self._since_s = now_s()
-        self._unsaid = 0
-
-    def ask(self) -> str | None:
-        """What to add to a line that may be logged now: how many were left out. None: not now."""
-        now_s = self._now_s()
-        self._left = min(self._burst, self._left + (now_s - self._since_s) / self._every_s)
-        self._since_s = now_s
-        if self._left < 1:
-            self._unsaid += 1
-            return None
-        self._left -= 1
-        unsaid, self._unsaid = self._unsaid, 0
-        return f" (and {unsaid} more since the last such line)" if unsaid else ""

@@ -222,9 +222,10 @@ def test_importing_the_package_loads_little_and_no_torch() -> None:
     assert [name for name in loaded if name.startswith("torch.")] == []
     assert [name for name in loaded if name.startswith("rallypoint.")] == [
         "rallypoint._version",
-        # What log lines are cleaned with.
+        # What log lines are cleaned and limited with.
         "rallypoint.core",
         "rallypoint.core.printable",
+        "rallypoint.line_limits",
         "rallypoint.logs",
         "rallypoint.rendezvous",
         "rallypoint.rendezvous.api",

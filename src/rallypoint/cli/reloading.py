@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 from collections.abc import Callable
 from typing import Final
 
+from rallypoint import logs
 from rallypoint.errors import UsageError
 
-_log = logging.getLogger("rallypoint.serve")
+_log = logs.tidy("rallypoint.serve")
 
 NO_FILE: Final = (
     "SIGHUP: nothing is read again, as there is no token file; a token in the environment changes "

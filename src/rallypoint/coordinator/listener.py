@@ -18,6 +18,8 @@ from typing import Final, cast
 
 import msgspec
 
+from rallypoint import logs
+
 _log = logging.getLogger("rallypoint.coordinator")
 
 ACCEPTS_PER_TURN: Final = 32
@@ -82,8 +84,6 @@ class Listener:
         self._is_closed = False
         self._looking: asyncio.TimerHandle | None = None
         self._not_before_s = 0.0
-        self._refused = 0
-        self._told_s = float("-inf")
 
     def start(self) -> None:
         """Take connections. The sockets listen already."""
@@ -168,15 +168,8 @@ class Listener:
         self._pause()
         now_s = self._loop.time()
         self._not_before_s = now_s + 1.0
-        self._refused += 1
-        if now_s - self._told_s >= LOG_S:
-            _log.error(
-                "no connection can be taken: %s (%d times by now); "
-                "raise this process's limit on open files",
-                error.strerror,
-                self._refused,
-            )
-            self._told_s = now_s
+        what = "no connection can be taken: %s; raise this process's limit on open files"
+        _log.error(what, error.strerror, extra=logs.limit(1, LOG_S))
 
     # -- strangers -----------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.shared import SharedRuns
-from rallypoint.coordinator.strangers import HTTP_LOG, RefusedLogins
+from rallypoint.coordinator.strangers import HTTP_LOG, login_refused
 from rallypoint.coordinator.tokens import Tokens
 from rallypoint.core.addresses import plain
 from rallypoint.core.reasons import Refusal, RefusalCode
@@ -90,7 +90,6 @@ class CoordinatorServer:
         self._closing: set[asyncio.Task[bool]] = set()
         self._ending: asyncio.Task[None] | None = None
         self._listener: Listener | None = None
-        self._refused_logins = RefusedLogins()
         self._known_hosts = KnownHosts(self.config.hosts)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -266,7 +265,7 @@ class CoordinatorServer:
             if request.path == http.HEALTH_PATH:
                 response = await handler(request)
             else:
-                self._refused_logins.note(request.remote, http.why_unauthorized(request))
+                login_refused(request.remote, http.why_unauthorized(request))
                 response = http.unauthorized(request)
             response.force_close()  # or its connection would stay a stranger's for ever
             return response

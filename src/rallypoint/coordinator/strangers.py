@@ -6,7 +6,6 @@ aiohttp logs a traceback for each request that it cannot read, which nine bytes 
 from __future__ import annotations
 
 import logging
-import time
 from typing import Final
 
 from aiohttp.http_exceptions import HttpProcessingError
@@ -16,24 +15,21 @@ from rallypoint.core.addresses import plain
 
 _log = logging.getLogger("rallypoint.coordinator")
 
+LINES_AT_ONCE: Final = 5
+"""How many lines of one kind strangers can cause in ten seconds."""
+
 
 class _BadRequests(logging.Filter):
-    def __init__(self) -> None:
-        super().__init__()
-        self._limit = logs.LineLimit(time.monotonic)
-
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if not isinstance(error, HttpProcessingError):
             return True
-        more = self._limit.ask()
-        if more is None:
-            return False
         record.levelno, record.levelname = logging.WARNING, "WARNING"
-        record.msg = "a request from %s cannot be read: %s%s"
+        record.msg = "a request from %s cannot be read: %s"
         peer = record.args[0] if isinstance(record.args, tuple) and record.args else "a stranger"
-        record.args = (plain(str(peer)), error.message.strip().partition("\n")[0][:200], more)
+        record.args = (plain(str(peer)), error.message.strip().partition("\n")[0][:200])
         record.exc_info = None
+        record.__dict__.update(logs.limit(LINES_AT_ONCE))
         return True
 
 
@@ -48,15 +44,7 @@ HTTP_LOG: Final = _http_logger()
 """What aiohttp logs to on behalf of a coordinator."""
 
 
-class RefusedLogins:
-    """Logs requests that were refused for their token, with the address that they came from."""
-
-    def __init__(self) -> None:
-        self._limit = logs.LineLimit(time.monotonic)
-
-    def note(self, peer: str | None, why: str) -> None:
-        """One more. `peer`: its address, if it is known."""
-        more = self._limit.ask()
-        if more is not None:
-            shown = plain(peer) if peer else "a local peer"
-            _log.warning("a request from %s was refused: %s%s", shown, why, more)
+def login_refused(peer: str | None, why: str) -> None:
+    """Log a request that was refused for its token. `peer`: its address, if it is known."""
+    where = plain(peer) if peer else "a local peer"
+    _log.warning("a request from %s was refused: %s", where, why, extra=logs.limit(LINES_AT_ONCE))

@@ -36,7 +36,8 @@ from rallypoint.rendezvous.registry import (
     _register_out_of_tree_handlers,  # noqa: F401  (torch's package has it too)
 )
 
-logs.tidy("rallypoint.rendezvous", lines=True)
+for _name in ("", ".etcd_server", ".registry", ".static_tcp_rendezvous"):
+    logs.tidy(f"rallypoint.rendezvous{_name}", lines=True)
 _register_default_handlers()
 
 __all__ = [
