@@ -8,6 +8,7 @@ import errno
 import logging
 import resource
 import socket
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -19,6 +20,7 @@ from tests.loops import opened, run_clean, run_virtual, served, until
 
 TOKEN = "correct-horse"
 ASK = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
+ASK_WITH_TOKEN = ASK.replace(b"\r\n\r\n", f"\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
 
 
 @contextlib.asynccontextmanager
@@ -77,14 +79,28 @@ def test_a_stranger_keeps_no_connection_by_asking_for_little() -> None:
 
 def test_who_shows_the_token_may_keep_its_connection() -> None:
     async def main() -> None:
-        async with served(CoordinatorConfig(token=TOKEN, attach_timeout_s=0.2)) as (server, port):
+        async with served(CoordinatorConfig(token=TOKEN, attach_timeout_s=0.6)) as (server, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            ask = ASK.replace(b"\r\n\r\n", f"\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
             async with strangers(port, 1):
-                writer.write(ask)
+                writer.write(ASK_WITH_TOKEN)
                 assert b" 200 " in await reader.readuntil(b"ok\n")
                 await until(lambda: open_count(server) == 1, "the stranger was not cut")
-            writer.write(ask)
+            writer.write(ASK_WITH_TOKEN)
+            assert b" 200 " in await reader.readuntil(b"ok\n")
+            writer.close()
+
+    run_clean(main)
+
+
+def test_a_token_that_came_while_the_coordinator_stood_still_is_read_first() -> None:
+    """R8: the coordinator's stall takes nobody's time away, that of a stranger neither."""
+
+    async def main() -> None:
+        async with served(CoordinatorConfig(token=TOKEN, attach_timeout_s=0.6)) as (server, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            await until(lambda: open_count(server) == 1, "it was not taken")
+            writer.write(ASK_WITH_TOKEN)
+            time.sleep(1.5)  # noqa: ASYNC251 - the stall itself
             assert b" 200 " in await reader.readuntil(b"ok\n")
             writer.close()
 

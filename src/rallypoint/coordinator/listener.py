@@ -19,6 +19,7 @@ from typing import Final, cast
 import msgspec
 
 from rallypoint import logs
+from rallypoint.clock import StallProofClock
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -78,6 +79,8 @@ class Listener:
         self._limits = limits
         self._is_welcome = is_welcome
         self._loop = asyncio.get_running_loop()
+        # After a stall, what strangers have sent meanwhile is read before they are cut.
+        self._clock = StallProofClock(self._loop.time)
         self._strangers: dict[_Stranger, None] = {}
         self._entering: set[asyncio.Task[None]] = set()
         self._is_reading = False
@@ -157,7 +160,7 @@ class Listener:
     async def _enter(self, connection: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(
-                lambda: _Stranger(self._strangers, self._new_protocol(), self._loop.time()),
+                lambda: _Stranger(self._strangers, self._new_protocol(), self._clock.now_s()),
                 connection,
             )
         except OSError as error:
@@ -166,7 +169,7 @@ class Listener:
 
     def _out_of_descriptors(self, error: OSError) -> None:
         self._pause()
-        now_s = self._loop.time()
+        now_s = self._clock.now_s()
         self._not_before_s = now_s + 1.0
         what = "no connection can be taken: %s; raise this process's limit on open files"
         _log.error(what, error.strerror, extra=logs.limit(1, LOG_S))
@@ -183,7 +186,7 @@ class Listener:
         self._looking = None
         if self._strangers or self._entering or not self._is_reading:
             self._look_soon()
-        now_s = self._loop.time()
+        now_s = self._clock.now_s()
         is_crowded = len(self._strangers) >= self._limits.strangers_max
         limit_s = min(CROWDED_S, self._limits.stranger_s) if is_crowded else self._limits.stranger_s
         for stranger in list(self._strangers):  # the oldest first
