@@ -8,11 +8,13 @@ same machine, in the same moments.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from statistics import median
-from typing import get_args
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 import pytest
@@ -280,33 +282,102 @@ MEETING = 256
 OVER_THE_FLOOR_MAX = 2.4
 """Measured: 1.4 to 1.5 on two quiet cores; beside two or three other busy processes single attempts
 of up to 2.7, and the best of six 1.9 at most. The goal is 2. What this is to catch costs more: with
-a table that is encoded for every event it is 2.9 to 3.5. The ratio of CPU times would be no better
-a guard."""
+a table that is encoded for every event it is 2.9 to 3.5."""
+CPU_OVER_THE_FLOOR_MAX = 2.7
+"""The same of the CPU time of both processes. Beside five to eight busy processes, where it is 1.9
+to 2.1, it is 3.5 with that table. It says nothing of time in which nobody computes, so it counts
+only where the machine is too busy for the other."""
+BUSY = 0.3
+"""Whoever waits for a CPU this part of the time for which it has one is on a busy machine."""
 ATTEMPTS = 6
+"""How many are judged. Those on a busy machine are not, for LONGEST_S in all."""
+LONGEST_S = 45.0
 ROUNDS = 15
 
 
+class Used(NamedTuple):
+    """CPU time of some processes, and how long they were ready to run and had no CPU, in seconds.
+
+    Zeros where the system does not say it: then the machine is taken for a quiet one.
+    """
+
+    cpu_s: float
+    waited_s: float
+
+    @classmethod
+    def by(cls, *pids: int) -> Used:
+        threads = [path for pid in pids for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+        cpu_ns, waited_ns = 0, 0
+        for path in threads:
+            cpu, waited, _ = path.read_text().split()
+            cpu_ns, waited_ns = cpu_ns + int(cpu), waited_ns + int(waited)
+        return cls(cpu_ns / 1e9, waited_ns / 1e9)
+
+    def since(self, before: Used) -> Used:
+        return Used(self.cpu_s - before.cpu_s, self.waited_s - before.waited_s)
+
+
+class Side:
+    """One of the two that are compared: a way to meet, and the processes that do it."""
+
+    def __init__(self, meet: Callable[[], list[dict[str, Any]]], *pids: int) -> None:
+        self._meet, self._pids = meet, pids
+        self.spans_s: list[float] = []
+        self.used: list[Used] = []
+
+    def meet(self) -> None:
+        before = Used.by(*self._pids)
+        self.spans_s.append(driver.span(self._meet(), "formed_s"))
+        self.used.append(Used.by(*self._pids).since(before))
+
+    def span_s(self) -> float:
+        """The median of the last attempt."""
+        return median(self.spans_s[-ROUNDS:])
+
+    def cpu_s(self) -> float:
+        """The median of all attempts."""
+        return median(each.cpu_s for each in self.used)
+
+    def is_busy(self) -> bool:
+        """Whether the last attempt was on a machine that does much else."""
+        last = self.used[-ROUNDS:]
+        return sum(each.waited_s for each in last) > BUSY * sum(each.cpu_s for each in last)
+
+
 @pytest.mark.processes
-def test_a_warm_meeting_takes_a_few_times_what_bare_sockets_take() -> None:
+def test_a_warm_meeting_takes_a_few_times_what_bare_sockets_take(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Rounds here and there in turn, so that what else the machine does slows both. It can still
     hit one of them alone: so one attempt of several has to do, and a median of 15 in each."""
     assert loop_name().startswith("uvloop"), "asyncio's own loop is a floor that is too easy"
-    ratios = []
+    ratios: list[float] = []
+    judged = 0
     with (
         driver.served() as at,
         driver.fleets(1) as fleets,
-        driver.floor(MEETING) as (_, bare, _told),
+        driver.floor(MEETING) as (server, bare, _told),
     ):
         fleets.connect(at, run_id="guard", nodes=MEETING, settings=settings(MEETING), ready=True)
         fleets.ask("settle")
         bare.ask("settle")
-        for _ in range(ATTEMPTS):
-            warm, floor = [], []
+        assert at.process is not None
+        pids = (at.process.pid, fleets.each[0].process.pid)
+        warm = Side(lambda: fleets.ask("meet"), *pids)
+        floor = Side(lambda: [bare.ask("floor_meet")], server.pid, bare.process.pid)
+        ends_s = time.monotonic() + LONGEST_S
+        while judged < ATTEMPTS and (not ratios or time.monotonic() < ends_s):
             for _ in range(ROUNDS):
                 fleets.end_round()
-                warm.append(driver.span(fleets.ask("meet"), "formed_s"))
-                floor.append(driver.span([bare.ask("floor_meet")], "formed_s"))
-            ratios.append(median(warm) / median(floor))
+                warm.meet()
+                floor.meet()
+            ratios.append(warm.span_s() / floor.span_s())
             if ratios[-1] <= OVER_THE_FLOOR_MAX:
                 return
-    pytest.fail(f"{min(ratios):.1f} times the floor at best, in {ATTEMPTS} attempts: {ratios}")
+            judged += not warm.is_busy()
+    if judged == ATTEMPTS:
+        pytest.fail(f"{min(ratios):.1f} times the floor at best, in {len(ratios)} attempts")
+    cpu_ratio = warm.cpu_s() / floor.cpu_s()
+    with capsys.disabled():
+        print(f"\nthe machine is busy: {cpu_ratio:.1f} times the floor's CPU time is judged")
+    assert cpu_ratio <= CPU_OVER_THE_FLOOR_MAX, ratios
