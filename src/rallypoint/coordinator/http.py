@@ -157,7 +157,7 @@ async def _close(request: web.Request) -> web.Response:
         body = msgspec.json.decode(await request.read() or b"{}", type=_CloseBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return json_error(400, 'the body must be JSON such as {"reason": "..."}')
-    reason = reasons.escaped(body.reason[:REASON_CHARACTERS_MAX]) or "closed by request"
+    reason = reasons.tidy(body.reason, REASON_CHARACTERS_MAX) or "closed by request"
     was_closed = run.is_closed
     by = f"operator at {plain(request.remote or 'a local socket')}"
     run.post(on.CloseRequested(by, Outcome.STOPPED, reason))

@@ -205,15 +205,15 @@ def _done(run: RunHost, session: Session, node: NodeId, message: wire.Done) -> N
 
 
 def _departing(run: RunHost, session: Session, node: NodeId, message: wire.Departing) -> None:
-    run.post(on.NodeDeparting(node, reasons.escaped(message.reason)))
+    run.post(on.NodeDeparting(node, reasons.tidy(message.reason)))
 
 
 def _goodbye(run: RunHost, session: Session, node: NodeId, message: wire.Goodbye) -> None:
-    run.post(on.NodeLeft(node, reasons.escaped(message.reason)))
+    run.post(on.NodeLeft(node, reasons.tidy(message.reason)))
 
 
 def _close_run(run: RunHost, session: Session, node: NodeId, message: wire.CloseRun) -> None:
-    run.post(on.CloseRequested(node.name, message.outcome, reasons.escaped(message.reason)))
+    run.post(on.CloseRequested(node.name, message.outcome, reasons.tidy(message.reason)))
 
 
 def _heartbeat(run: RunHost, session: Session, node: NodeId, message: wire.Heartbeat) -> None:

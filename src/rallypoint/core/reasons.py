@@ -306,17 +306,25 @@ def tidy_failure(failure: Failure) -> Failure:
     """The failure as it is kept and told to others: its message is one line, as each last line."""
     return msgspec.structs.replace(
         failure,
-        message=escaped(failure.message),
-        last_lines=tuple(escaped(each.expandtabs()) for each in failure.last_lines),
+        message=tidy(failure.message),
+        last_lines=tuple(tidy(each.expandtabs()) for each in failure.last_lines),
     )
+
+
+def tidy(text: str, characters_max: int = TEXT_LENGTH_MAX) -> str:
+    """A text of a node as it is kept and told to others: on one line, escaped, and bounded.
+
+    Escaped, it is longer. It must still be a text that nodes and successors accept.
+    """
+    return escaped(text[:characters_max])[:characters_max]
 
 
 def tidy_change(change: Change) -> Change:
     """The same for why a round ended, as a node tells it."""
     return msgspec.structs.replace(
         change,
-        nodes=tuple(escaped(each[:NAME_LENGTH_MAX]) for each in change.nodes[:NAMES_SHOWN_MAX]),
-        detail=escaped(change.detail[:TEXT_LENGTH_MAX]),
+        nodes=tuple(tidy(each, NAME_LENGTH_MAX) for each in change.nodes[:NAMES_SHOWN_MAX]),
+        detail=tidy(change.detail),
         failure=None if change.failure is None else tidy_failure(change.failure),
     )
 
