@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.timers import Timers
 from rallypoint.core.store import Wait
+from rallypoint.core.values import RunSettings
 from rallypoint.wire import messages as wire
 from tests.network import Network
 
@@ -106,3 +108,57 @@ def test_short_waits_beside_a_long_one_have_one_timer_and_end_in_time() -> None:
         assert len(network.hub._timers) <= before + 1
     assert long not in node.answers
     network.until(lambda: long in node.answers, limit_s=30.5)
+
+
+YEAR_S = 365 * 86_400.0
+
+
+def test_a_timer_that_is_set_again_replaces_the_one_before() -> None:
+    """The settings are a node's: each time that it resumes would leave one behind for a year."""
+    network = Network()
+    settings = RunSettings(max_restarts=None, reconnect_grace_s=YEAR_S)
+    node = network.node("a", settings)
+    network.settle()
+    node.ready()
+    network.until(lambda: bool(node.rounds))
+    counts = []
+    for _ in range(6):
+        node.cut()
+        network.advance(0.5)
+        assert node.machine.is_attached
+        counts.append(len(network.hub._timers))
+    assert counts == counts[:1] * len(counts)
+
+
+def test_members_that_came_and_went_leave_no_timers() -> None:
+    network = Network()
+    settings = RunSettings(max_nodes=9, max_restarts=None, reconnect_grace_s=YEAR_S, mass_min=10)
+    network.node("stays", settings)
+    network.settle()
+    for number in range(200):
+        node = network.node(f"n{number}", settings)
+        network.settle()
+        node.cut()  # which gives it a year to resume
+        network.advance(0.2)
+        node.act(node.machine.goodbye("done"))
+        network.settle()
+    assert len(network.run.membership.roster) == 1
+    assert len(network.hub._timers) < 100
+
+
+def test_a_run_that_is_forgotten_leaves_no_timers() -> None:
+    config = CoordinatorConfig(empty_run_keep_s=5.0)
+    network = Network(config)
+    settings = RunSettings(
+        min_nodes=1, max_nodes=2, max_restarts=None, last_call_s=YEAR_S, reconnect_grace_s=0.0
+    )
+    node = network.node("a", settings)
+    network.settle()
+    node.ready()
+    network.settle()
+    assert len(network.hub._timers) > 0
+    run = network.run
+    node.act(node.machine.goodbye("done"))
+    network.advance(20.0)
+    assert run.run_id not in network.hub.runs
+    assert len(network.hub._timers) == 0

@@ -159,7 +159,9 @@ class Hub:
 
     def drop(self, run_id: str) -> None:
         """The run is another coordinator's; nothing of it is kept here."""
-        self.runs.pop(run_id, None)
+        run = self.runs.pop(run_id, None)
+        if run is not None:
+            run.end_timers()
         self.on_fewer()
 
     def run_lost(self, run: RunHost) -> None:
@@ -203,7 +205,9 @@ class Hub:
         gone = [run_id for run_id, run in self.runs.items() if self._is_over(run, now_s)]
         for run_id in gone:
             _log.info("run %s is forgotten", run_id)
-            self._raise_floor(self.runs.pop(run_id))
+            run = self.runs.pop(run_id)
+            run.end_timers()
+            self._raise_floor(run)
             self._forget(run_id)
 
     def _raise_floor(self, run: RunHost) -> None:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -56,6 +56,10 @@ if TYPE_CHECKING:
     from rallypoint.coordinator.hub import Hub
 
 _log = logging.getLogger("rallypoint.coordinator")
+
+TIMERS_FEW: Final = 64
+"""It is not looked which of so few timers of a run are stale."""
+_OF_A_MEMBER: Final = (do.TimerKind.GRACE, do.TimerKind.LOST)
 
 Commit = Callable[["RunHost", RoundRecord | CloseRecord], None]
 """Gives a record to the ledger, and posts Committed, CommitRefused or LedgerLost to the run."""
@@ -125,6 +129,9 @@ class RunHost:
         # When each attached session may be silent for too long, unless it was heard since; a heap.
         self._listening: list[tuple[float, int, Session]] = []
         self._store_timer: Timer | None = None
+        self._timers: dict[tuple[do.TimerKind, str], Timer] = {}
+        self._timers_looked_at = TIMERS_FEW
+        self._is_forgotten = False
         self._store_due_s: float | None = None
         self._queue: deque[on.Event] = deque()
         self._is_draining = False
@@ -445,11 +452,44 @@ class RunHost:
     # -- effects out ---------------------------------------------------------------------------
 
     def _set_timer(self, effect: do.SetTimer) -> None:
+        """The newest timer of a kind and a name is the only one that counts (`effects.Timer`).
+
+        The others go at once: settings of a run may let a timer stand for a year.
+        """
+        if self._is_forgotten:
+            return
         if effect.timer.kind is do.TimerKind.PACE:
-            what = "it ends its rounds too often, and the next one is held back"
-            _log.warning("run %s: %s for %.1f s", self.run_id, what, effect.delay_s)
-        due_s = self._now_s() + effect.delay_s
-        self._hub.call_at(due_s, lambda: self.post(on.TimerFired(effect.timer)))
+            why = "it ends its rounds too often, and the next one is held back"
+            _log.warning("run %s: %s for %.1f s", self.run_id, why, effect.delay_s)
+        what = effect.timer.kind, effect.timer.name
+        before = self._timers.get(what)
+        if before is not None:
+            before.cancel()
+        fire = partial(self._fire, what, effect.timer)
+        self._timers[what] = self._hub.call_at(self._now_s() + effect.delay_s, fire)
+        if len(self._timers) > self._timers_looked_at:
+            self._drop_timers_of_former_members()
+
+    def _fire(self, what: tuple[do.TimerKind, str], timer: do.Timer) -> None:
+        del self._timers[what]
+        self.post(on.TimerFired(timer))
+
+    def _drop_timers_of_former_members(self) -> None:
+        for what in list(self._timers):
+            kind, name = what
+            if kind in _OF_A_MEMBER and self.membership.roster.get(name) is None:
+                self._timers.pop(what).cancel()
+        self._timers_looked_at = max(TIMERS_FEW, 2 * len(self._timers))  # O(1) a timer
+
+    def end_timers(self) -> None:
+        """The run is forgotten here: nothing of it is to come."""
+        self._is_forgotten = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        if self._store_timer is not None:
+            self._store_timer.cancel()
+            self._store_timer = None
 
     def _welcome(self, effect: do.Welcome) -> None:
         session = self._hub.sessions.get(effect.link)
