@@ -24,10 +24,11 @@ from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.frames import FrameReader, binary_frame
 from rallypoint.coordinator.hosts import KnownHosts
+from rallypoint.coordinator.http_connection import SERVER_NAME, connections_of
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.shared import SharedRuns
-from rallypoint.coordinator.strangers import HTTP_LOG, login_refused
+from rallypoint.coordinator.strangers import login_refused
 from rallypoint.coordinator.tokens import Tokens
 from rallypoint.core.addresses import plain
 from rallypoint.core.reasons import Refusal, RefusalCode
@@ -42,8 +43,6 @@ CLOSE_TIMEOUT_S: Final = 2.0
 """How long a closing connection may take before it is cut."""
 CLOSE_REASON_BYTES_MAX: Final = 120
 """RFC 6455 allows 123."""
-KEEPALIVE_S: Final = 15.0
-"""How long a connection for people may idle between two requests."""
 LISTEN_BACKLOG: Final = 4_096
 """A large run connects all at once; the kernel caps this at net.core.somaxconn."""
 
@@ -130,19 +129,8 @@ class CoordinatorServer:
         app[http.TOKENS] = self.tokens
         http.add_routes(app)
         app.router.add_get(wire.ATTACH_PATH, self._attach)
-        app.on_response_prepare.append(_tell_no_version)
-        self._runner = web.AppRunner(
-            app,
-            handle_signals=False,
-            access_log=None,
-            logger=HTTP_LOG,
-            shutdown_timeout=CLOSE_TIMEOUT_S,
-            keepalive_timeout=KEEPALIVE_S,
-            # Bodies are small and plain. aiohttp would unpack one of a request that was refused: a
-            # megabyte from a stranger cost a gigabyte. The rest of such a body is not read either.
-            auto_decompress=False,
-            lingering_time=0,
-        )
+        app.on_response_prepare.append(_name_the_server)
+        self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=CLOSE_TIMEOUT_S)
         await self._runner.setup()
         server = self._runner.server
         assert server is not None
@@ -153,7 +141,9 @@ class CoordinatorServer:
             connections_max=connections_max(),
             stranger_s=self.config.attach_timeout_s,
         )
-        self._listener = Listener(self._sockets, server, lambda: len(server.connections), limits)
+        self._listener = Listener(
+            self._sockets, connections_of(server), lambda: len(server.connections), limits
+        )
         self._listener.start()
         self._schedule()
 
@@ -278,7 +268,7 @@ class CoordinatorServer:
         ws = web.WebSocketResponse(
             timeout=CLOSE_TIMEOUT_S, max_msg_size=wire.MESSAGE_BYTES_MAX, compress=False
         )
-        if not ws.can_prepare(request).ok:
+        if not _can_be_websocket(ws, request):
             hint = "nodes attach here over WebSocket; for people there is /api/v1/runs"
             response = http.json_error(426, "this path is for nodes of a run", hint)
             response.headers["Upgrade"] = "websocket"
@@ -316,14 +306,22 @@ class CoordinatorServer:
                     session.received(message.data)
                 elif message.type is WSMsgType.TEXT:
                     session.refuse(_TEXT_REFUSAL)
+        except ConnectionResetError:
+            """aiohttp answers a ping, and the peer has gone since."""
         finally:
             ended(reader.end)
         return ws
 
 
-async def _tell_no_version(request: web.Request, response: web.StreamResponse) -> None:
-    """A stranger need not learn which releases answer."""
-    response.headers["Server"] = "rallypoint"
+async def _name_the_server(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = SERVER_NAME
+
+
+def _can_be_websocket(ws: web.WebSocketResponse, request: web.Request) -> bool:
+    try:
+        return ws.can_prepare(request).ok
+    except ValueError:  # aiohttp's, for a key of the handshake that is no base64
+        return False
 
 
 def has_body(request: web.Request) -> bool:

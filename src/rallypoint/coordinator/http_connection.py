@@ -1,0 +1,54 @@
+"""One connection as aiohttp reads it, with what it answers by itself where no handler is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from aiohttp import web
+
+from rallypoint.coordinator.strangers import HTTP_LOG
+
+SERVER_NAME: Final = "rallypoint"
+"""What every answer says of the server: a stranger need not learn which releases answer."""
+KEEPALIVE_S: Final = 15.0
+"""How long a connection for people may idle between two requests."""
+
+
+class HttpConnection(web.RequestHandler):
+    """Answers a request that cannot be read as a handler would: without the names of releases."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """aiohttp's own answer. The application's signals do not see it."""
+        response = super().handle_error(request, status, exc, message)
+        response.headers["Server"] = SERVER_NAME
+        return response
+
+
+def connections_of(server: web.Server) -> Callable[[], HttpConnection]:
+    """Makes the server's connections. For the event loop that runs now."""
+    loop = asyncio.get_running_loop()
+
+    def connection() -> HttpConnection:
+        return HttpConnection(
+            server,
+            loop=loop,
+            logger=HTTP_LOG,
+            access_log=None,  # type: ignore[arg-type]
+            keepalive_timeout=KEEPALIVE_S,
+            # Bodies are small and plain. aiohttp would unpack one of a request that was refused: a
+            # megabyte from a stranger cost a gigabyte. The rest of such a body is not read either.
+            auto_decompress=False,
+            lingering_time=0,
+        )
+
+    return connection

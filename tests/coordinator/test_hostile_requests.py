@@ -1,0 +1,110 @@
+"""What aiohttp would answer or log by itself, for requests that no client of ours makes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.wire import messages as wire
+from tests.loops import run_clean, served
+
+TOKEN = "a-token-with-more-than-128-bits-of-chance"
+UPGRADE = (
+    f"GET {wire.ATTACH_PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+    "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+)
+PLAIN = UPGRADE.replace("Upgrade\r\nSec", "Upgrade, close\r\nSec")
+KEY = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+
+
+async def answer(port: int, data: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(data)
+        head = await reader.readuntil(b"\r\n\r\n")
+        is_open = head.startswith(b"HTTP/1.1 101 ")
+        return head if is_open else head + await reader.read()
+    finally:
+        writer.close()
+
+
+BELOW_THE_APPLICATION = {
+    "no method": b"\x1b[31m\r\n\r\n",
+    "no version": b"GET /\r\n\r\n",
+    "another version": b"GET / HTTP/9.9\r\n\r\n",
+    "no header": b"GET / HTTP/1.1\r\nHost\r\n\r\n",
+    "a length that is none": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    "a chunk that is none": b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n",
+    "a long line": b"GET /" + b"a" * 9_000 + b" HTTP/1.1\r\n\r\n",
+    "a long header": b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 9_000 + b"\r\n\r\n",
+    "a name in the path": b"GET http://[ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+}
+WITHIN_IT = {
+    "health": b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    "nothing there": b"GET /nowhere HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    "a method": b"DELETE /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    "an expectation": b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: x\r\n\r\n",
+    "a WebSocket": (UPGRADE + KEY + "\r\n").encode(),
+}
+
+
+@pytest.mark.parametrize("token", ["", TOKEN], ids=["open", "token"])
+@pytest.mark.parametrize(
+    "data",
+    [*BELOW_THE_APPLICATION.values(), *WITHIN_IT.values()],
+    ids=[*BELOW_THE_APPLICATION, *WITHIN_IT],
+)
+def test_no_answer_names_a_release(data: bytes, token: str) -> None:
+    async def main() -> bytes:
+        async with served(CoordinatorConfig(token=token)) as (_, port):
+            return await answer(port, data)
+
+    told = run_clean(main)
+    heads = [part for part in told.split(b"HTTP/1.1 ") if part]
+    assert heads
+    for head in heads:
+        is_on_the_way = head.startswith(b"100 ")
+        assert is_on_the_way or b"\r\nServer: rallypoint\r\n" in head
+    assert b"aiohttp" not in told
+    assert b"Python/" not in told
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", "Sec-WebSocket-Key: é\r\n", "Sec-WebSocket-Key: =\r\n", "Sec-WebSocket-Key: eA==\r\n"],
+    ids=["none", "no ASCII", "no base64", "short"],
+)
+def test_a_handshake_with_a_bad_key_is_refused(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> bytes:
+        async with served() as (_, port):
+            return await answer(port, (PLAIN + key + "\r\n").encode())
+
+    with caplog.at_level(logging.INFO):
+        assert run_clean(main).startswith(b"HTTP/1.1 426 ")
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
+
+
+def test_a_peer_that_pings_and_goes_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """aiohttp answers pings: by the time that it does, the connection may be closing."""
+
+    async def main() -> None:
+        async with served() as (server, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write((UPGRADE + KEY + "\r\n").encode())
+            await reader.readuntil(b"\r\n\r\n")
+            (session,) = server.hub.sessions.values()
+            protocol = session.outlet._transport.get_protocol()  # type: ignore[attr-defined]
+            # Both in one turn of the event loop: aiohttp's reader wakes up after the second.
+            protocol.data_received(b"\x89\x80\0\0\0\0")
+            session.outlet.abort()
+            assert await reader.read() == b""
+            writer.close()
+
+    with caplog.at_level(logging.INFO):
+        run_clean(main)
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
