@@ -228,3 +228,12 @@ def test_of_a_worker_that_shares_nothing_only_the_kind_leaves_the_node(
         failure.signal,
         failure.rank,
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"message":' * 100_000, '{"message": ["deep"]}', "\ud800", '{"message": NaN}'],
+)
+def test_an_error_file_that_is_none_ends_nobody_but_its_worker(text: str) -> None:
+    failure = classify(ended(), said("ValueError: boom"), text)
+    assert failure.message == "ValueError: boom"

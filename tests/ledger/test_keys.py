@@ -73,3 +73,12 @@ def test_what_a_name_says_can_be_read_back() -> None:
     for odd in ("chunks/run/x-1", "chunks/run/1", "chunks/run/-", "stores/run/", "chunks/run/²-1"):
         assert keys.chunk_of(odd) is None
         assert keys.log_of(odd) is None or odd == "chunks/run/1"
+
+
+@pytest.mark.parametrize("number", ["9" * 5_000, "", "-1", "1e3", "\u0663", "0x1", " 1", "1_0"])
+def test_a_name_with_a_number_that_is_none_is_none_of_ours(number: str) -> None:
+    """Another writer of the ledger must not end a sweep by a name."""
+    assert keys.chunk_of(f"chunks/run/{number}-1") is None
+    assert keys.chunk_of(f"chunks/run/1-{number}") is None
+    assert keys.log_of(f"stores/run/{number}") is None
+    assert keys.log_of(f"stores/run/1.2.{number}.3") is None

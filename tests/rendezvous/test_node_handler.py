@@ -599,9 +599,10 @@ def test_an_unknown_option_lists_the_known_ones() -> None:
         ("rank_policy", "best"),
         ("host_coordinator", "maybe"),
         ("token_file", "/nowhere/token_file"),
+        ("token_file", 1.5),
     ],
 )
-def test_a_value_that_cannot_be_read_names_its_option(option: str, value: str) -> None:
+def test_a_value_that_cannot_be_read_names_its_option(option: str, value: object) -> None:
     with pytest.raises(ValueError, match=option):
         create_handler(
             RendezvousParameters(

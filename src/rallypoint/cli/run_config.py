@@ -160,7 +160,7 @@ def _stdin(text: str | None, workers: int) -> int | None:
         return 0 if workers == 1 else None
     if text == "none":
         return None
-    if not (text.isascii() and text.isdigit() and int(text) < workers):
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < workers):
         raise UsageError(f"--stdin must be a local rank below {workers}, or none, not {text!r}")
     return int(text)
 

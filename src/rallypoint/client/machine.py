@@ -475,14 +475,17 @@ class NodeMachine:
         return [*actions, RunEnded(close)]
 
     def _on_answer(self, message: wire.StoreAnswer) -> list[Action]:
-        self._ends_s.pop(message.request_id, None)
-        if self._open.pop(message.request_id, None) is None:
+        if not isinstance(self._open.get(message.request_id), wire.StoreCall):
             return []
+        self._ends_s.pop(message.request_id, None)
+        del self._open[message.request_id]
         return [CallAnswered(message.request_id, message.result)]
 
     def _on_told(self, message: wire.Members | wire.WaitingIs) -> list[Action]:
-        if self._open.pop(message.request_id, None) is None:
+        asked = wire.AskWaiting if isinstance(message, wire.WaitingIs) else wire.AskMembers
+        if not isinstance(self._open.get(message.request_id), asked):
             return []
+        del self._open[message.request_id]
         if isinstance(message, wire.WaitingIs):
             return [WaitingTold(message.request_id, message.waiting)]
         return [MembersTold(message.request_id, message.round, message.digest, message.members)]

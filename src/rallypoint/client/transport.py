@@ -244,7 +244,7 @@ class _ErrorBody(msgspec.Struct):
 def _status_error(address: Address, response: Response) -> Exception:
     try:
         body = msgspec.json.decode(response.body or b"{}", type=_ErrorBody)
-    except msgspec.DecodeError:
+    except wire.UNDECODABLE:
         body = _ErrorBody()
     if response.status_code == 401:
         message = body.error or "the coordinator asks for a token"

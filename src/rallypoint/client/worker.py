@@ -42,7 +42,8 @@ class WorkerSource(asyncio.Protocol):
         self._change: Change | None = None
         self._close: CloseRecord | None = None
         self._run_over: asyncio.Event = asyncio.Event()
-        self._results: dict[int, asyncio.Future[object]] = {}
+        self._results: dict[int, tuple[type, asyncio.Future[object]]] = {}
+        """Of each open request: the kind of its answer, and who waits for it."""
         self._requests = 0
         self._was_given = False
         self._has_left = False
@@ -107,10 +108,13 @@ class WorkerSource(asyncio.Protocol):
             raise errors.RoundBrokenError(self._change)
         request_id = self._next_request()
         limit_s = None if timeout_s is None else timeout_s + ANSWER_MARGIN_S
-        result = await self._request(local.Call(request_id, op, timeout_s), request_id, limit_s)
+        call = local.Call(request_id, op, timeout_s)
+        told = await self._request(call, local.Answer, request_id, limit_s)
+        assert isinstance(told, local.Answer)
+        result = told.result
         if isinstance(result, StoreFailure):
             raise store_error(result, self._why_ended(result.message))
-        return result.value  # type: ignore[attr-defined]
+        return result.value
 
     def _why_ended(self, detail: str) -> Change:
         number = self._admitted.result().head.number
@@ -119,7 +123,7 @@ class WorkerSource(asyncio.Protocol):
     async def members(self) -> tuple[RoundMember, ...]:
         request_id = self._next_request()
         message = local.AskMembers(request_id)
-        told = await self._request(message, request_id, CONNECT_TIMEOUT_S)
+        told = await self._request(message, local.Members, request_id, CONNECT_TIMEOUT_S)
         assert isinstance(told, local.Members)
         if told.error:
             raise errors.StoreError(told.error)
@@ -131,7 +135,8 @@ class WorkerSource(asyncio.Protocol):
         Raises CoordinatorLostError, with what the agent sees, if there is no coordinator.
         """
         request_id = self._next_request()
-        told = await self._request(local.AskWaiting(request_id), request_id, CONNECT_TIMEOUT_S)
+        message = local.AskWaiting(request_id)
+        told = await self._request(message, local.WaitingIs, request_id, CONNECT_TIMEOUT_S)
         assert isinstance(told, local.WaitingIs)
         if told.error:
             raise errors.CoordinatorLostError(told.error)
@@ -206,7 +211,7 @@ class WorkerSource(asyncio.Protocol):
         if not self._admitted.done():
             self._admitted.set_exception(self._lost)
             self._admitted.exception()
-        for future in self._results.values():
+        for _, future in self._results.values():
             if not future.done():
                 future.set_exception(self._lost)
         self._run_over.set()
@@ -221,10 +226,8 @@ class WorkerSource(asyncio.Protocol):
             case local.Denied():
                 if not self._admitted.done():
                     self._admitted.set_exception(errors.UnreachableError(message.message))
-            case local.Answer():
-                self._resolve(message.request_id, message.result)
-            case local.Members() | local.WaitingIs():
-                self._resolve(message.request_id, message)
+            case local.Answer() | local.Members() | local.WaitingIs():
+                self._resolve(message)
             case local.Ended():
                 self._take_change(message.change)
             case local.RunClosed():
@@ -246,12 +249,12 @@ class WorkerSource(asyncio.Protocol):
         return self._requests
 
     async def _request(
-        self, message: local.LocalMessage, request_id: int, timeout_s: float | None
+        self, message: local.LocalMessage, kind: type, request_id: int, timeout_s: float | None
     ) -> object:
         if self._lost is not None:
             raise self._lost
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        self._results[request_id] = future
+        self._results[request_id] = kind, future
         self._send(message)
         try:
             async with asyncio.timeout(timeout_s):
@@ -265,10 +268,12 @@ class WorkerSource(asyncio.Protocol):
             if not future.done() or future.cancelled():
                 self._send(local.Cancel(request_id))
 
-    def _resolve(self, request_id: int, result: object) -> None:
-        future = self._results.get(request_id)
+    def _resolve(self, answer: local.Answer | local.Members | local.WaitingIs) -> None:
+        kind, future = self._results.get(answer.request_id, (type(answer), None))
+        if not isinstance(answer, kind):
+            raise MalformedError("an answer of another kind than was asked for")
         if future is not None and not future.done():
-            future.set_result(result)
+            future.set_result(answer)
 
 
 def socket_address(path: str) -> str:

@@ -121,7 +121,8 @@ def _recorded_error(text: str | None) -> str | None:
     """The message in torch's error file, in each of the shapes that it has had; else None."""
     try:
         value = json.loads(text) if text else None
-    except ValueError:  # cut short: the disk was full, or the worker died while it wrote
+    except (ValueError, RecursionError):
+        # Cut short: the disk was full, or the worker died while it wrote. Or not torch's at all.
         return None
     for _ in range(2):  # {"message": {"message": ..., "extraInfo": ...}} or {"message": ...}
         if isinstance(value, dict):

@@ -180,11 +180,15 @@ _REFUSALS: Final = frozenset(
 exceeded, internal, ...) leave it open: "request timed out" is one that may still be applied."""
 
 
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what was expected."""
+
+
 def decode(data: bytes, type: type[T], endpoint: str) -> T:
     """An answer as its type. Raises LedgerForeignError."""
     try:
         return msgspec.json.decode(data, type=type, strict=False)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise not_etcd(endpoint, f"an answer that cannot be read ({error})") from error
 
 
@@ -192,7 +196,7 @@ def refusal(status: int, data: bytes, endpoint: str) -> LedgerError | None:
     """What an answer other than 200 means; None if it leaves open whether anything was done."""
     try:
         problem = msgspec.json.decode(data, type=Problem, strict=False)
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         return None if status in (502, 503, 504) else not_etcd(endpoint, f"HTTP {status}")
     said = problem.message or problem.error
     return said_no(problem.code, said, endpoint) if problem.code in _REFUSALS else None

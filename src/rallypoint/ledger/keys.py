@@ -28,6 +28,8 @@ LOGS: Final = "stores/"
 QUOTED_BYTES_MAX: Final = 160
 """A quoted id that is longer is cut, and its hash is added: every engine takes such a name."""
 _CUT_BYTES: Final = 96
+_DIGITS_MAX: Final = 19
+"""Of a 64-bit number. Python refuses to read one of more than 4,300."""
 
 
 def lease_key(process: str) -> str:
@@ -53,7 +55,7 @@ def chunk_key(run_id: str, term: int, serial: int) -> str:
 def chunk_of(key: str) -> tuple[int, int] | None:
     """The term and the serial number in a chunk's name; None if it is no such name."""
     term, dash, serial = key.rpartition("/")[2].partition("-")
-    is_one = dash and term.isascii() and term.isdigit() and serial.isascii() and serial.isdigit()
+    is_one = dash and _is_number(term) and _is_number(serial)
     return (int(term), int(serial)) if is_one else None
 
 
@@ -83,7 +85,7 @@ def log_of(name: str) -> tuple[int, int, int, int] | None:
     Format 1 had one log a round, named by its number alone: as of term 0.
     """
     parts = name.rpartition("/")[2].split(".")
-    if not all(part.isascii() and part.isdigit() for part in parts):
+    if not all(map(_is_number, parts)):
         return None
     match [int(part) for part in parts]:
         case [number]:
@@ -92,6 +94,11 @@ def log_of(name: str) -> tuple[int, int, int, int] | None:
             return number, term, segment, writer
         case _:
             return None
+
+
+def _is_number(text: str) -> bool:
+    """Whether this is a number as names have them: other writers may have put anything there."""
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX
 
 
 def quoted(run_id: str) -> str:

@@ -88,7 +88,7 @@ def create_handler(
         endpoint="" if is_any_port else params.endpoint or None,
         run_id=params.run_id or None,
         local_addr=params.local_addr,
-        token_file=params.config.get("token_file"),
+        token_file=_token_file(params.config),
         stop_s=stop_s(given.pop("stop_s", None)),
         **{name: given[name] for name in _NODE_OPTIONS if name in given},
     )
@@ -156,6 +156,17 @@ def _name_of_setting(option: str) -> str | None:
         if option in (name, name.removesuffix("_s")):
             return name
     return None
+
+
+def _token_file(config: dict[str, Any]) -> str | None:
+    value = config.get("token_file")
+    if value is None or isinstance(value, str):
+        return value
+    raise errors.UsageError(f"option 'token_file' must be a path, not of type {_kind(value)}")
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
 
 
 def _seconds(config: dict[str, Any], option: str) -> float | None:
