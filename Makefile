@@ -59,6 +59,14 @@ types: $(FOR_DEVELOP) ## check types
 bench: $(FOR_DEVELOP) ## measure the figures that the documentation quotes
 	$(BIN)/python benchmarks/figures.py
 
+# How many inputs `make fuzz` sends, and from which seed.
+FRAMES ?= 1000000
+SEED ?= 1
+
+.PHONY: fuzz
+fuzz: $(FOR_DEVELOP) ## send hostile input at the shipped code (FRAMES, SEED); goes on where it stopped
+	$(BIN)/python -m tests.fuzz --inputs $(FRAMES) --seed $(SEED) --state .fuzz-$(SEED).json
+
 .PHONY: scale
 scale: $(FOR_DEVELOP) ## measure what one coordinator carries, and write it into docs/scale.md
 	$(BIN)/python benchmarks/scale.py

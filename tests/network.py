@@ -47,11 +47,12 @@ class CheckedHub(Hub):
         is_new = run_id not in self.runs
         run = super().open_run(run_id)
         if is_new:
-            _check_every_step(run)
+            check_every_step(run)
         return run
 
 
-def _check_every_step(run: RunHost) -> None:
+def check_every_step(run: RunHost) -> None:
+    """Check each step of its membership against the rules from now on."""
     membership, journal = run.membership, Journal(run.membership.term)
     step = membership.step
 

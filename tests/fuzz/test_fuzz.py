@@ -1,0 +1,142 @@
+"""The fuzzer for a few seconds, and that it would find a fault.
+
+An input that it has found becomes a test of its own, beside what it broke: see docs/fuzzing.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rallypoint.coordinator import sessions
+from rallypoint.ledger import keys
+from rallypoint.wire import messages as wire
+from tests.fuzz import __main__ as fuzz
+from tests.fuzz import live
+from tests.fuzz.memory import MemoryTransport
+from tests.fuzz.watching import FuzzFailure, Watch, must
+
+SEED = 1
+
+
+@pytest.mark.parametrize("target", fuzz.TARGETS)
+def test_no_input_does_harm(target: str) -> None:
+    for number in range(3):
+        assert fuzz.one_episode(target, SEED, number) > 0
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform != "linux", reason="its descriptors are counted in /proc")
+def test_no_input_does_harm_at_a_real_process() -> None:
+    assert live.run(SEED, 400) >= 400
+
+
+def test_an_episode_is_the_same_from_the_same_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sent() -> list[bytes]:
+        found: list[bytes] = []
+        real = MemoryTransport.bring
+
+        def bring(self: MemoryTransport, data: bytes) -> None:
+            found.append(data)
+            real(self, data)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(MemoryTransport, "bring", bring)
+            fuzz.one_episode("people", SEED, 3)
+        return found
+
+    first = sent()
+    assert first == sent()
+    assert len(first) > 50
+
+
+def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    first = fuzz.Fuzzing(["stored", "texts"], SEED, state)
+    assert first.go(5_000) == 0
+    second = fuzz.Fuzzing(["stored", "texts"], SEED, state)
+    assert second.inputs == first.inputs >= 5_000
+    assert second.go(first.inputs) == 0
+    with pytest.raises(FuzzFailure, match="seed 1"):
+        fuzz.Fuzzing(["stored"], SEED + 1, state)
+
+
+# -- faults that are planted: each must be seen ------------------------------------------------
+
+
+def found_in(target: str, episodes: int = 3) -> str:
+    def all_of_them() -> None:
+        for number in range(episodes):
+            fuzz.one_episode(target, SEED, number)
+
+    with pytest.raises(FuzzFailure) as failure:
+        all_of_them()
+    return str(failure.value)
+
+
+def test_an_exception_of_a_handler_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise KeyError("planted")
+
+    handlers: dict[Any, Any] = sessions._HANDLERS
+    monkeypatch.setitem(handlers, wire.StoreCancel, broken)
+    text = found_in("nodes")
+    assert "planted" in text
+    assert f"again: python -m tests.fuzz --target nodes --seed {SEED} --episode" in text
+
+
+def test_a_session_that_stays_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rallypoint.coordinator.hub.Hub.disconnected", lambda self, session: None)
+    assert "sessions are left" in found_in("nodes")
+
+
+def test_a_run_that_disturbs_another_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def departing(run: object, session: sessions.Session, *rest: object) -> None:
+        for each in list(session._hub.sessions.values()):
+            each.close("planted")
+
+    handlers: dict[Any, Any] = sessions._HANDLERS
+    monkeypatch.setitem(handlers, wire.Departing, departing)
+    assert "honest" in found_in("nodes")
+
+
+def test_an_error_that_is_not_declared_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "_is_number", str.isdigit)
+    assert "ValueError" in found_in("stored")
+
+
+def test_a_release_in_an_answer_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "rallypoint.coordinator.http_connection.SERVER_NAME", "Python/3.11 aiohttp/3.14"
+    )
+    assert "no name of ours" in found_in("people")
+
+
+def test_a_task_that_nobody_reads_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*arguments: object) -> None:
+        raise KeyError("planted")
+
+    monkeypatch.setattr("rallypoint.launch.channel.WorkerLink._members", broken)
+    assert "planted" in found_in("sides")
+
+
+def test_a_watch_sees_what_is_logged_and_what_is_lost() -> None:
+    import logging
+
+    async def main(watch: Watch) -> None:
+        asyncio.get_running_loop().set_exception_handler(watch.on_loop)
+        asyncio.get_running_loop().call_soon(lambda: must(False, "in a callback"))
+        await asyncio.sleep(0)
+
+    with Watch() as watch:
+        logging.getLogger("rallypoint.anything").error("planted")
+        with pytest.raises(FuzzFailure, match="planted"):
+            watch.check()
+        asyncio.run(main(watch))
+        with pytest.raises(FuzzFailure, match="in a callback"):
+            watch.check()
+        watch.check()

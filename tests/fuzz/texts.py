@@ -1,0 +1,147 @@
+"""What people write: endpoints, ledgers, settings, run ids, hosts, options of launchers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any, Final
+
+from rallypoint import endpoints, environments, errors, settings
+from rallypoint.coordinator import hosts
+from rallypoint.core import naming
+from rallypoint.core.printable import escaped
+from rallypoint.launch import console_rule
+from rallypoint.ledger import keys
+from rallypoint.rendezvous import rallypoint_rendezvous, utils
+from rallypoint.rendezvous.api import RendezvousParameters
+from tests.fuzz.watching import Watch, must
+
+INPUTS: Final = 3_000
+SECRET: Final = "s3cret-in-a-wrong-place"
+
+_PARTS: Final = (
+    *("http://", "https://", "etcd://", "etcds://", "file:", "file://", "file:///", "HTTP://"),
+    *("localhost", "host", "10.0.0.1", "[::1]", "[fe80::1%eth0]", "::1", "[", "]", "1.2.3", "é"),
+    *(":", ":0", ":29400", ":65536", ":-1", ":\u0663", "/", "//", "/..", "?", "#", "@", ",", "&"),
+    *("?user=a", "&password=x", "?ca=a&cert=b", "?password_file=f", "%00", "%2f", "%", "\0", "\n"),
+    *(" ", "\u202e", "\x1b[2J", "x" * 300, "1" * 5_000, "=", "1.5", "10s", "2m", "500ms", "-1"),
+    *("1e9", "nan", "inf", "any", "auto", "never", "2:4", "4:2", "4", "0", "true", "\udcff"),
+)
+
+
+def text(rng: Random) -> str:
+    """Some of the parts, put together."""
+    return "".join(rng.choice(_PARTS) for _ in range(rng.choice((0, 1, 1, 2, 3, 4, 6))))
+
+
+def _setting(value: str, rng: Random) -> None:
+    known = rng.choice(settings.SETTINGS)
+    settings.resolve(known.name, value)
+    settings.resolve(known.name, None, {known.variable: value})
+
+
+def _run_id(value: str, rng: Random) -> None:
+    found = settings.resolve("run_id", value).value
+    quoted = keys.quoted(found)
+    must("/" not in quoted, "a run's id is one part of a name")
+    must(len(quoted.encode()) <= keys.QUOTED_BYTES_MAX + 1, "and a short one")
+
+
+def _token(value: str, rng: Random) -> None:
+    secret = SECRET + value
+    try:
+        settings.resolve_token(environ={"RALLYPOINT_TOKEN": secret})
+    except errors.UsageError as error:
+        must(SECRET not in f"{error} {error.hint}", "a token is shown")
+    settings.token_bits(secret)
+
+
+def _endpoint(value: str, rng: Random) -> None:
+    endpoint = endpoints.parse_endpoint(value)
+    again = endpoints.parse_endpoint(str(endpoint.text))
+    must(again == endpoint, f"{value!r} is read as {endpoint} and then as {again}")
+
+
+def _ledger(value: str, rng: Random) -> None:
+    endpoints.parse_ledger(value)
+
+
+def _password(value: str, rng: Random) -> None:
+    """Where a password is written into an endpoint, the error does not repeat it."""
+    scheme = rng.choice(("http://", "etcd://", "etcds://"))
+    try:
+        endpoints.parse_endpoint(f"{scheme}user:{SECRET}@host{value}")
+    except errors.EndpointError as error:
+        must(SECRET not in f"{error} {error.hint}", f"a password is shown: {error}")
+
+
+def _names(value: str, rng: Random) -> None:
+    naming.is_host(value)
+    naming.label_problem(value, value)
+    must(escaped(value).isprintable(), f"{value!r} is not escaped")
+    hosts.host_of(value)
+    hosts.is_address(value)
+
+
+def _environment(value: str, rng: Random) -> None:
+    variable = rng.choice(("PET_NNODES", "SLURM_NNODES", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"))
+    environments.more_than_one({variable: value, "RANK": "0", "MASTER_ADDR": "h"})
+
+
+def _worker(value: str, rng: Random) -> None:
+    names = ("AGENT", "SECRET", "ROUND", "NODE", "LOCAL_RANK", "RUN_ID")
+    environ = {f"RALLYPOINT_{name}": rng.choice((value, "1", "x")) for name in names}
+    settings.worker_channel(environ)
+
+
+def _streams(value: str, rng: Random) -> None:
+    console_rule.read_streams(value)
+    console_rule.read_local_ranks(value)
+
+
+def _torch(value: str, rng: Random) -> None:
+    utils.parse_rendezvous_endpoint(value, 29_400)
+
+
+def _torch_options(value: str, rng: Random) -> None:
+    """`--rdzv-conf`, as torchrun hands it on."""
+    names = (*rallypoint_rendezvous.OPTIONS, "token_file", "nope", value)
+    config: dict[str, Any] = {
+        rng.choice(names): rng.choice((value, "5", 5, 1.5, True, None)) for _ in range(2)
+    }
+    endpoint = value if rng.random() < 0.3 else "host:29400"
+    params = RendezvousParameters("rallypoint", endpoint, "run", 1, rng.choice((1, 2)), **config)
+    rallypoint_rendezvous.create_handler(params)
+
+
+_TRIED: Final[dict[Callable[[str, Random], None], tuple[type[Exception], ...]]] = {
+    _setting: (errors.UsageError,),
+    _run_id: (errors.UsageError,),
+    _token: (errors.UsageError,),
+    _endpoint: (errors.EndpointError,),
+    _password: (errors.EndpointError,),
+    _ledger: (errors.EndpointError,),
+    _names: (),
+    _environment: (),
+    _worker: (errors.UsageError,),
+    _streams: (ValueError,),
+    _torch: (ValueError,),
+    _torch_options: (ValueError,),
+}
+_WAYS: Final = tuple(_TRIED)
+
+
+def one(rng: Random) -> None:
+    """One input. Raises whatever is not declared."""
+    way = rng.choice(_WAYS)
+    value = text(rng)
+    try:
+        way(value, rng)
+    except _TRIED[way] as error:
+        must(len(str(error)) < 80_000, f"{value[:60]!r}: an error of {len(str(error))} characters")
+
+
+def episode(rng: Random, watch: Watch) -> int:
+    for _ in range(INPUTS):
+        one(rng)
+    return INPUTS
