@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from rallypoint.line_limits import LIMITS
+from tests.stalls import Stalls
 
 # How long an example takes is the machine's affair; what has a bound has a test of it.
 settings.register_profile("rallypoint", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,3 +35,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write tests/cli/snapshots anew; read the diff before you commit it",
     )
+    parser.addoption(
+        "--stalls",
+        metavar="SEED",
+        help="pause tests, and the processes that they start, at moments drawn from SEED",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (seed := config.getoption("--stalls")) is not None:
+        config.pluginmanager.register(Stalls(seed))
