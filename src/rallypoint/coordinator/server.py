@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
+import ipaddress
 import logging
 import socket
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.typedefs import Handler, Middleware
@@ -31,6 +33,7 @@ from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.coordinator.strangers import login_refused
 from rallypoint.coordinator.tokens import Tokens
 from rallypoint.core.addresses import plain
+from rallypoint.core.quotas import NOBODY, Account
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
@@ -136,9 +139,10 @@ class CoordinatorServer:
         assert server is not None
         for sock in self._sockets:
             sock.listen(LISTEN_BACKLOG)
+        self.hub.descriptors_max = connections_max()
         limits = ListenerLimits(
             strangers_max=self.config.strangers_max,
-            connections_max=connections_max(),
+            connections_max=self.hub.descriptors_max,
             stranger_s=self.config.attach_timeout_s,
         )
         self._listener = Listener(
@@ -251,7 +255,10 @@ class CoordinatorServer:
                     return http.foreign_page(request)
                 if await http.is_for_another(request, self._known_hosts):
                     return http.for_another(request)
-                return await handler(request)
+                response = await handler(request)
+                if request.path != wire.ATTACH_PATH and self._is_crowded():
+                    response.force_close()
+                return response
             if request.path == http.HEALTH_PATH:
                 response = await handler(request)
             else:
@@ -261,6 +268,11 @@ class CoordinatorServer:
             return response
 
         return note
+
+    def _is_crowded(self) -> bool:
+        """Whether connections that only wait for another request take the place of others."""
+        server = self._runner.server if self._runner is not None else None
+        return server is not None and len(server.connections) > self.hub.descriptors_max * 3 // 4
 
     async def _attach(self, request: web.Request) -> web.StreamResponse:
         if not http.authorized(request):
@@ -280,7 +292,14 @@ class CoordinatorServer:
             return response
         if request.transport is None:
             return _hung_up()
-        outlet = WebSocketOutlet(ws, request.transport, self._closing, http.shown_token(request))
+        token = http.shown_token(request)
+        account = account_of(request.transport.get_extra_info("peername"), token)
+        refusal = self.hub.session_refusal(account)
+        if refusal is not None:
+            response = http.json_error(503, refusal.message, refusal.hint)
+            response.force_close()
+            return response
+        outlet = WebSocketOutlet(ws, request.transport, self._closing, token, account)
         session = self.hub.connected(outlet)
 
         def ended(end: ConnectionEnd) -> None:
@@ -351,10 +370,19 @@ _TEXT_REFUSAL: Final = Refusal(
 )
 
 
+def account_of(peer: Sequence[Any] | None, token: str | None) -> Account:
+    """Whose a connection is. `peer`: as its socket names it. Of IPv6 the network counts (/64)."""
+    name = hashlib.sha256(token.encode()).hexdigest()[:16] if token else ""
+    host = plain(str(peer[0])).partition("%")[0] if peer else ""
+    if ":" in host:
+        host = ipaddress.ip_address(host).packed[:8].hex()
+    return Account(name, host)
+
+
 class WebSocketOutlet:
     """A session's way out over one WebSocket. See sessions.Outlet."""
 
-    __slots__ = ("_closing", "_transport", "_ws", "peer", "seen", "token")
+    __slots__ = ("_closing", "_transport", "_ws", "account", "peer", "seen", "token")
 
     def __init__(
         self,
@@ -362,12 +390,14 @@ class WebSocketOutlet:
         transport: asyncio.Transport,
         closing: set[asyncio.Task[bool]],
         token: str | None = None,
+        account: Account = NOBODY,
     ) -> None:
         """`token`: what the connection was opened with, if the coordinator asked for one."""
         self._ws = ws
         self._transport = transport
         self._closing = closing
         self.token = token
+        self.account = account
         peer = transport.get_extra_info("peername")
         self.seen = Address(peer[0], peer[1]) if peer else None
         self.peer = str(Address(plain(peer[0]), peer[1])) if peer else "a local peer"
