@@ -1,7 +1,8 @@
 """What people and their tools ask over HTTP: `/healthz` and `/api/v1/...`, as JSON.
 
 The fields are part of the public API (docs/compatibility.md). The token, where one is set, is
-asked for here as it is for nodes; only `/healthz`, which says nothing about any run, goes without.
+asked for here as it is for nodes, before any of these handlers is called (server.py); only
+`/healthz`, which says nothing about any run, goes without.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from aiohttp import web
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.runs import RunHost
-from rallypoint.coordinator.tokens import Tokens
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.addresses import plain
@@ -25,7 +25,8 @@ from rallypoint.core.values import MemberState, Outcome, named
 from rallypoint.wire.headers import CLIENT
 
 HUB: web.AppKey[Hub] = web.AppKey("hub", Hub)
-TOKENS: web.AppKey[Tokens] = web.AppKey("tokens", Tokens)
+SHOWN = "shown_token"
+"""Under this name a request keeps the coordinator's token that it showed, if one is asked for."""
 
 MEMBERS_SHOWN_DEFAULT = 1_000
 """How many members `/api/v1/runs/{run_id}` lists unless `?members=` asks for more or fewer."""
@@ -51,27 +52,15 @@ def add_routes(app: web.Application) -> None:
     app.router.add_post("/api/v1/runs/{run_id:[^/]+}/close", _close)
 
 
-def authorized(request: web.Request) -> bool:
-    """Whether the request shows a token of the coordinator, or it has none."""
-    tokens = request.app[TOKENS]
-    return not len(tokens) or shown_token(request) is not None
-
-
-def shown_token(request: web.Request) -> str | None:
-    """The coordinator's token that the request shows. None: it shows none, or another."""
-    return request.app[TOKENS].shown(request.headers.get("Authorization", ""))
-
-
 def is_foreign_page(request: web.Request) -> bool:
     """Whether a web page of elsewhere asks, in the browser of somebody who can reach this port.
 
-    Browsers let any page post to any address and open a WebSocket there. Where there is a token,
-    the page does not have it; where there is none, a loopback port would be open to every page.
+    For a coordinator without a token. Browsers let any page post to any address and open a
+    WebSocket there. Where there is a token, the page does not have it; where there is none, a
+    loopback port would be open to every page.
     """
     origin = request.headers.get("Origin")
-    if origin is None or len(request.app[TOKENS]):
-        return False
-    return origin.partition("://")[2] != request.host
+    return origin is not None and origin.partition("://")[2] != request.host
 
 
 def foreign_page(request: web.Request) -> web.Response:
@@ -81,12 +70,16 @@ def foreign_page(request: web.Request) -> web.Response:
 
 
 async def is_for_another(request: web.Request, known: KnownHosts) -> bool:
-    """Whether a web page may ask under a name of its own that leads here: see `hosts`."""
-    if len(request.app[TOKENS]) or request.path == HEALTH_PATH:
+    """Whether a web page may ask under a name of its own that leads here: see `hosts`.
+
+    For a coordinator without a token.
+    """
+    if CLIENT in request.headers or request.path == HEALTH_PATH:
         return False
-    if CLIENT in request.headers:
-        return False
-    return not all([await known.knows(each) for each in request.headers.getall("Host", [])])
+    for header in request.headers.getall("Host", ()):
+        if not (known.knows_at_once(header) or await known.knows(header)):
+            return True
+    return False
 
 
 def for_another(request: web.Request) -> web.Response:
@@ -125,16 +118,12 @@ async def _healthz(request: web.Request) -> web.Response:
 
 
 async def _runs(request: web.Request) -> web.Response:
-    if not authorized(request):
-        return unauthorized(request)
     hub = request.app[HUB]
     runs = [_summary(run) for run in hub.runs.values()]
     return _json({"coordinator": _coordinator(hub), "runs": runs})
 
 
 async def _run(request: web.Request) -> web.Response:
-    if not authorized(request):
-        return unauthorized(request)
     hub = request.app[HUB]
     run = hub.runs.get(request.match_info["run_id"])
     if run is None:
@@ -147,8 +136,6 @@ async def _run(request: web.Request) -> web.Response:
 
 
 async def _close(request: web.Request) -> web.Response:
-    if not authorized(request):
-        return unauthorized(request)
     hub = request.app[HUB]
     run = hub.runs.get(request.match_info["run_id"])
     if run is None:

@@ -129,7 +129,6 @@ class CoordinatorServer:
         self._loop = asyncio.get_running_loop()
         app = web.Application(client_max_size=64 * 1024, middlewares=[self._note_request()])
         app[http.HUB] = self.hub
-        app[http.TOKENS] = self.tokens
         http.add_routes(app)
         app.router.add_get(wire.ATTACH_PATH, self._attach)
         app.on_response_prepare.append(_name_the_server)
@@ -248,26 +247,37 @@ class CoordinatorServer:
     def _note_request(self) -> Middleware:
         @web.middleware
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if http.authorized(request):
-                if self._listener is not None:
-                    self._listener.admit(request.transport)
+            if len(self.tokens):
+                shown = self.tokens.shown(request.headers.get("Authorization", ""))
+                if shown is None:
+                    return await self._unauthorized(request, handler)
+                request[http.SHOWN] = shown
+                self._admit(request)
+            else:
+                self._admit(request)
                 if http.is_foreign_page(request):
                     return http.foreign_page(request)
                 if await http.is_for_another(request, self._known_hosts):
                     return http.for_another(request)
-                response = await handler(request)
-                if request.path != wire.ATTACH_PATH and self._is_crowded():
-                    response.force_close()
-                return response
-            if request.path == http.HEALTH_PATH:
-                response = await handler(request)
-            else:
-                login_refused(request.remote, http.why_unauthorized(request))
-                response = http.unauthorized(request)
-            response.force_close()  # or its connection would stay a stranger's for ever
+            response = await handler(request)
+            if request.path != wire.ATTACH_PATH and self._is_crowded():
+                response.force_close()
             return response
 
         return note
+
+    async def _unauthorized(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path == http.HEALTH_PATH:
+            response = await handler(request)
+        else:
+            login_refused(request.remote, http.why_unauthorized(request))
+            response = http.unauthorized(request)
+        response.force_close()  # or its connection would stay a stranger's for ever
+        return response
+
+    def _admit(self, request: web.Request) -> None:
+        if self._listener is not None:
+            self._listener.admit(request.transport)
 
     def _is_crowded(self) -> bool:
         """Whether connections that only wait for another request take the place of others."""
@@ -275,8 +285,6 @@ class CoordinatorServer:
         return server is not None and len(server.connections) > self.hub.descriptors_max * 3 // 4
 
     async def _attach(self, request: web.Request) -> web.StreamResponse:
-        if not http.authorized(request):
-            return http.unauthorized(request)
         ws = web.WebSocketResponse(
             timeout=CLOSE_TIMEOUT_S, max_msg_size=wire.MESSAGE_BYTES_MAX, compress=False
         )
@@ -292,7 +300,7 @@ class CoordinatorServer:
             return response
         if request.transport is None:
             return _hung_up()
-        token = http.shown_token(request)
+        token = request.get(http.SHOWN)
         account = account_of(request.transport.get_extra_info("peername"), token)
         refusal = self.hub.session_refusal(account)
         if refusal is not None:
@@ -382,7 +390,7 @@ def account_of(peer: Sequence[Any] | None, token: str | None) -> Account:
 class WebSocketOutlet:
     """A session's way out over one WebSocket. See sessions.Outlet."""
 
-    __slots__ = ("_closing", "_transport", "_ws", "account", "peer", "seen", "token")
+    __slots__ = ("_closing", "_transport", "_ws", "account", "seen", "token")
 
     def __init__(
         self,
@@ -400,7 +408,11 @@ class WebSocketOutlet:
         self.account = account
         peer = transport.get_extra_info("peername")
         self.seen = Address(peer[0], peer[1]) if peer else None
-        self.peer = str(Address(plain(peer[0]), peer[1])) if peer else "a local peer"
+
+    @property
+    def peer(self) -> str:
+        """The peer's address, for people. Asked for only where something is told of it."""
+        return str(Address(plain(self.seen.host), self.seen.port)) if self.seen else "a local peer"
 
     def send(self, payload: bytes) -> None:
         """Write one binary frame."""

@@ -31,7 +31,9 @@ class Outlet(Protocol):
     It may have an `account`: whose the connection is. Else it is nobody's.
     """
 
-    peer: str
+    @property
+    def peer(self) -> str:
+        """Who is at the other end, for people."""
 
     def send(self, payload: bytes) -> None:
         """Queue one message; never blocks."""
