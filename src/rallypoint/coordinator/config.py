@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import msgspec
 
 from rallypoint.core.store import DEFAULT_LIMITS, StoreLimits
@@ -12,10 +14,6 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one coordinator process. Durations in seconds, sizes in bytes.
 
     `token`: what is asked for; "" lets everybody in. `more_tokens` are accepted beside it.
-    `runs_max`, `sessions_max`: runs and connections, of all accounts together. `new_runs_per_s`:
-    how fast one account may begin runs, once it has begun many. See core/quotas.py.
-    `empty_run_keep_s`: how long a run is kept that nobody is in, unless it is closed;
-    `unformed_run_keep_s`: the same if it never had a round, nor more than one node.
     `only_run`: the one run that an embedded coordinator admits; None admits any.
     `heartbeats_per_suspicion`: how often a node is heard, at least, before its silence counts.
     `strangers_max`: how many connections may be open that have not shown a token (where there is
@@ -31,6 +29,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     `lease_token`: the same as `token`, if nodes that have none may find it in the ledger; else "".
     `hosts`: names of this coordinator beside those of its machine, such as an endpoint's host. One
     without a token answers to no other name.
+    `clock_host`: whose wall clock the times of day are that people are shown.
     `yield_after_s`: after how long a coordinator that hears no other node lets another that stands
     by try; None: never.
     """
@@ -46,8 +45,6 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     heartbeats_per_suspicion: int = 3
     closed_run_keep_s: float = 3_600.0
     empty_run_keep_s: float = 600.0
-    unformed_run_keep_s: float = 10.0
-    new_runs_per_s: float = 100.0
     rounds_remembered: int = 50
     store_limits: StoreLimits = DEFAULT_LIMITS
     attach_grace_s: float = 15.0
@@ -57,6 +54,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     own_node: NodeId | None = None
     hosts: tuple[str, ...] = ()
     more_tokens: tuple[str, ...] = ()
+    clock_host: str = msgspec.field(default_factory=socket.gethostname)
 
     def __repr__(self) -> str:
         return repr_without(self, "token", "lease_token", "more_tokens")

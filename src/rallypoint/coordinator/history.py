@@ -1,60 +1,100 @@
-"""The last rounds of a run: who was in them, how long each phase took, why they ended.
+"""The last rounds of a run, and who was lost between them: for people.
 
-An observer: it watches the effects of the core go by and changes nothing.
+An observer: it watches the effects of the core go by and changes nothing. What a successor has to
+know of it is in the ledger, with the run's head (`core/past.py`).
 """
 
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 import msgspec
 
 from rallypoint.core import effects as do
 from rallypoint.core import reasons
 from rallypoint.core.effects import Effect
-from rallypoint.core.values import Change, RoundRecord
+from rallypoint.core.past import (
+    ROUNDS_KEPT,
+    Past,
+    PastLoss,
+    PastRound,
+    bounded_past,
+    loss_of,
+)
+from rallypoint.core.values import Change, Phase, RoundRecord
 
-NAMES_KEPT_MAX = 64
+NAMES_KEPT_MAX: Final = 64
+LOSSES_REMEMBERED: Final = 50
 
 
 class RoundHistory(msgspec.Struct, kw_only=True):
-    """One round, for people. Durations in seconds; None while it is not over.
+    """One round. See `core.past.PastRound` for its times: which clock, and when they are None.
 
-    `gathering_s` runs from the end of the round before (or the first node's arrival) to the
-    sealing, `committing_s` to the ledger's answer, `active_s` to the end; without the time in which
-    the coordinator itself stood still. `formed_at` (the sealing) and `ended_at` are its wall clock
-    (seconds since 1970), for display only (R9).
+    `members`: at most NAMES_KEPT_MAX names; None for rounds before the one that was taken over.
     """
 
     number: int
     nodes: int
     size: int
     restart_count: int
-    members: list[str]
-    gathering_s: float
-    committing_s: float
-    formed_at: float
+    members: list[str] | None
+    formed_at: float | None
+    formed_on: str
+    gathering_s: float | None = None
+    committing_s: float | None = None
     published: bool = True
     active_s: float | None = None
+    active_min_s: float = 0.0
     ended_at: float | None = None
+    ended_on: str = ""
     ended: str = ""
     change: Change | None = None
 
 
 class History:
-    """The last rounds of one run, oldest first."""
+    """The last rounds of one run, and the last losses between them, oldest first.
 
-    def __init__(self, rounds_max: int, now_s: float) -> None:
+    `host`: whose wall clock the times of day are, for display only (R9). `now_s` is always the
+    coordinator's clock, which stands still while its process does.
+    """
+
+    def __init__(self, rounds_max: int, now_s: float, host: str = "") -> None:
         self.rounds: deque[RoundHistory] = deque(maxlen=rounds_max)
-        self._gathering_since_s = now_s
+        self.losses: deque[PastLoss] = deque(maxlen=LOSSES_REMEMBERED)
+        self._host = host
+        self._gathering_since_s: float | None = now_s
+        """None: it began under another coordinator, so nobody can say how long it takes."""
         self._sealed_s = now_s
-        self._began_s = now_s
+        self._began_s: float | None = None
+        """Since when the last round is active here; None: it is not."""
+        self._before_s = 0.0
+        """How long it is known to have been active under earlier coordinators."""
+        self._is_whole = True
+        """Whether it became active here."""
+        self._close = ""
 
-    def observe(self, effects: list[Effect], now_s: float, wall_s: float) -> None:
-        """Note what one step of the core decided."""
+    # -- what happens --------------------------------------------------------------------------
+
+    def observe(
+        self,
+        effects: list[Effect],
+        now_s: float,
+        wall_s: float,
+        phase: Phase = Phase.GATHERING,
+        last_round: int = 0,
+    ) -> PastLoss | None:
+        """Note what one step of the core decided. Who was lost beside a round, if anybody was.
+
+        `phase`, `last_round`: the run's, before that step.
+        """
+        lost: list[Change] = []
         for effect in effects:
-            if isinstance(effect, do.Commit) and isinstance(effect.record, RoundRecord):
-                self._sealed(effect.record, now_s, wall_s)
+            if isinstance(effect, do.Commit):
+                if isinstance(effect.record, RoundRecord):
+                    self._sealed(effect.record, now_s, wall_s)
+                else:
+                    self._close = reasons.describe_close(effect.record)
             elif isinstance(effect, do.Publish):
                 self._published(now_s)
             elif isinstance(effect, do.Break):
@@ -63,49 +103,67 @@ class History:
                 self._explain(effect.change)
             elif isinstance(effect, do.Announce):
                 self._closed(effect, now_s, wall_s)
+            elif isinstance(effect, do.Forget) and effect.loss is not None:
+                lost.append(effect.loss)
+        return self._note_loss(lost, phase, last_round, wall_s) if lost else None
 
-    def restored(self, record: RoundRecord, now_s: float, wall_s: float) -> None:
-        """A round that was formed by an earlier coordinator goes on under this one."""
-        self._gathering_since_s = now_s
-        self._sealed(record, now_s, wall_s)
-        self._published(now_s)
+    def restored(
+        self, record: RoundRecord | None, past: Past, ended: Change | None, now_s: float
+    ) -> None:
+        """Go on with what the ledger has. `ended`: why the last round is over, if it is.
+
+        `record`: the last round; None if there was none, or the run is closed.
+        """
+        number = record.head.number if record is not None else None
+        self.losses.extend(past.losses)
+        self.rounds.extend(_read(each) for each in past.rounds if each.number != number)
+        if record is None:
+            return
+        last = next((_read(each) for each in past.rounds if each.number == number), None)
+        if last is None:  # a release that keeps no past wrote it
+            last = _of_record(record, None, "")
+        last.members = [member.name for member in record.members[:NAMES_KEPT_MAX]]
+        self.rounds.append(last)
+        self._is_whole, self._before_s = False, last.active_min_s
+        if ended is not None:
+            self._gathering_since_s = None
+            self._explain(ended)
+        else:
+            last.active_s = last.ended_at = None
+            last.ended = last.ended_on = ""
+            last.published, self._began_s = True, now_s
 
     def first_arrival(self, now_s: float) -> None:
         """The gathering for the first round begins when the first node is there."""
         self._gathering_since_s = now_s
 
     def _sealed(self, record: RoundRecord, now_s: float, wall_s: float) -> None:
-        head = record.head
-        self._sealed_s = now_s
-        self.rounds.append(
-            RoundHistory(
-                number=head.number,
-                nodes=head.nodes,
-                size=head.size,
-                restart_count=head.restart_count,
-                members=[member.name for member in record.members[:NAMES_KEPT_MAX]],
-                gathering_s=now_s - self._gathering_since_s,
-                committing_s=0.0,
-                formed_at=wall_s,
-                published=False,
-            )
-        )
+        since_s = self._gathering_since_s
+        if self.rounds and self.rounds[-1].number == record.head.number:
+            return  # It is given to the ledger again, after an outage.
+        self._sealed_s, self._began_s = now_s, None
+        self.rounds.append(_of_record(record, wall_s, self._host))
+        self.rounds[-1].gathering_s = None if since_s is None else now_s - since_s
 
     def _published(self, now_s: float) -> None:
-        self._began_s = now_s
+        self._began_s, self._before_s, self._is_whole = now_s, 0.0, True
         if self.rounds:
             self.rounds[-1].published = True
             self.rounds[-1].committing_s = now_s - self._sealed_s
 
     def _ended(self, change: Change, now_s: float, wall_s: float) -> None:
-        self._gathering_since_s = now_s
-        self._over(now_s, wall_s)
+        if self._began_s is not None:  # else the last coordinator saw it end
+            self._gathering_since_s = now_s
+            self._over(now_s, wall_s)
         self._explain(change)
 
     def _over(self, now_s: float, wall_s: float) -> None:
-        if self.rounds:
-            self.rounds[-1].active_s = now_s - self._began_s
-            self.rounds[-1].ended_at = wall_s
+        if self.rounds and self._began_s is not None:
+            last, here_s = self.rounds[-1], now_s - self._began_s
+            last.active_min_s = self._before_s + here_s
+            last.active_s = here_s if self._is_whole else None
+            last.ended_at, last.ended_on = wall_s, self._host
+            self._began_s = None
 
     def _explain(self, change: Change) -> None:
         """A verdict may come when the next round is sealed already."""
@@ -115,6 +173,60 @@ class History:
                 return
 
     def _closed(self, effect: do.Announce, now_s: float, wall_s: float) -> None:
-        if self.rounds and self.rounds[-1].active_s is None and self.rounds[-1].published:
+        if self._began_s is not None:
             self._over(now_s, wall_s)
             self.rounds[-1].ended = reasons.describe_close(effect.close)
+
+    def _note_loss(
+        self, lost: list[Change], phase: Phase, last_round: int, wall_s: float
+    ) -> PastLoss:
+        change = loss_of(lost)
+        text = reasons.describe(change)
+        names, count = change.nodes, change.count
+        loss = PastLoss(last_round, phase.value, wall_s, self._host, names, count, text)
+        self.losses.append(loss)
+        return loss
+
+    # -- what a successor needs ----------------------------------------------------------------
+
+    def kept(self, now_s: float, wall_s: float) -> Past:
+        """What is written to the ledger along with the run's head, of bounded size."""
+        rounds = [_written(each) for each in list(self.rounds)[-ROUNDS_KEPT:]]
+        if rounds and self._began_s is not None:
+            here_s = now_s - self._began_s
+            last = msgspec.structs.replace(rounds[-1], active_min_s=self._before_s + here_s)
+            if self._close:  # It ends with the run, once this is in the ledger.
+                last = msgspec.structs.replace(
+                    last,
+                    active_s=here_s if self._is_whole else None,
+                    ended_at=wall_s,
+                    ended_on=self._host,
+                    ended=self._close,
+                )
+            rounds[-1] = last
+        return bounded_past(rounds, tuple(self.losses))
+
+
+def _of_record(record: RoundRecord, wall_s: float | None, host: str) -> RoundHistory:
+    head = record.head
+    return RoundHistory(
+        number=head.number,
+        nodes=head.nodes,
+        size=head.size,
+        restart_count=head.restart_count,
+        members=[member.name for member in record.members[:NAMES_KEPT_MAX]],
+        formed_at=wall_s,
+        formed_on=host,
+        published=wall_s is None,
+    )
+
+
+_KEPT: Final = PastRound.__struct_fields__
+
+
+def _read(past: PastRound) -> RoundHistory:
+    return RoundHistory(members=None, **{name: getattr(past, name) for name in _KEPT})
+
+
+def _written(each: RoundHistory) -> PastRound:
+    return PastRound(**{name: getattr(each, name) for name in _KEPT})

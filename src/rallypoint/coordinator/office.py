@@ -20,6 +20,7 @@ from rallypoint.coordinator.tables import Tables, remove_all
 from rallypoint.core import election as e
 from rallypoint.core.backoff import Backoff
 from rallypoint.core.closing import bounded_close
+from rallypoint.core.past import NO_PAST, Past
 from rallypoint.core.tables import Plan
 from rallypoint.core.values import (
     Address,
@@ -44,8 +45,6 @@ from rallypoint.ledger.keys import COORDINATORS, FLOOR, lease_key, log_prefix, r
 _log = logging.getLogger("rallypoint.coordinator")
 
 LONGEST_TICK_S: Final = 0.1
-LONGEST_LOOK_S: Final = 1.0
-"""How often runs are looked at that are owned, and of which nothing is asked: there may be many."""
 PAUSE_MAX_S: Final = 60.0
 """The longest pause after an unexpected error, in which this process takes no run or lease; and
 between two times at which nodes are sent away, while the lease cannot be renewed."""
@@ -148,7 +147,6 @@ class Office:
         self._rests_until_s = float("-inf")
         self._sendings = Backoff(timing.ttl_s, PAUSE_MAX_S)
         self._send_away_s = float("inf")
-        self._look_at_all_s = float("-inf")
         self._outage: str = ""
         self._is_suspended = False
         self._has_told_why = False
@@ -251,13 +249,7 @@ class Office:
 
     def _tick(self, now_s: float) -> None:
         self._do_lease(self._holder, self._holder.tick(now_s))
-        looks_at_all = now_s >= self._look_at_all_s
-        if looks_at_all:
-            after_s = LONGEST_LOOK_S if self._yield_after_s is None else self._yield_after_s / 10
-            self._look_at_all_s = now_s + min(LONGEST_LOOK_S, after_s)
         for run_id, claim in list(self._claims.items()):
-            if claim.is_at_rest and not looks_at_all:
-                continue
             guarded(partial(self._run_failed, run_id), self._tick_claim, run_id, claim, now_s)
         self._judge_own_lease(now_s)
 
@@ -466,6 +458,7 @@ class Office:
         settings: RunSettings | None,
         restarts: int,
         marks: Marks,
+        past: Past = NO_PAST,
     ) -> None:
         """Write the record to the run's register; `committed`, `deposed` or `ledger_lost` follows.
 
@@ -476,12 +469,15 @@ class Office:
             self._runs.deposed(run_id, "the run is not this coordinator's")
         elif not claim.is_committing and (run_id, claim.register.term) not in self._writing:
             following = _with_record(claim.register, record, settings, restarts, marks)
+            following = msgspec.structs.replace(following, past=past)
             if isinstance(record, CloseRecord):
                 self._do(run_id, claim.commit(following, self._now_s()))
             else:
                 self._commit_round(run_id, claim, record.members, following)
 
-    def note(self, run_id: str, serial: int, marks: Marks, restarts: int) -> None:
+    def note(
+        self, run_id: str, serial: int, marks: Marks, restarts: int, past: Past = NO_PAST
+    ) -> None:
         """Write what is known of the round's members; `noted` or `deposed` follows.
 
         Only while nothing else is being written to the run's register.
@@ -492,7 +488,8 @@ class Office:
             return
         assert not claim.is_committing, "something else is being written"
         self._noting[run_id] = serial
-        following = msgspec.structs.replace(claim.register, marks=marks, restarts=restarts)
+        changes = {"marks": marks, "restarts": restarts, "past": past}
+        following = msgspec.structs.replace(claim.register, **changes)
         self._do(run_id, claim.commit(following, self._now_s()))
 
     def _commit_round(

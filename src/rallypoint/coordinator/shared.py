@@ -171,11 +171,12 @@ class SharedRuns:
             membership.settings,
             membership.restart_count,
             membership.marks_with(record),
+            run.past(),
         )
 
     def note(self, run: RunHost, effect: do.Note) -> None:
         """Write what is known of the round's members."""
-        self.office.note(run.run_id, effect.serial, effect.marks, effect.restarts)
+        self.office.note(run.run_id, effect.serial, effect.marks, effect.restarts, run.past())
 
     async def _commit_with_log(self, run: RunHost, record: RoundRecord) -> None:
         """Create the round's log with its header, then commit the round.

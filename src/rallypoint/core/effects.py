@@ -157,12 +157,14 @@ class Notify(Effect, frozen=True):
 class Forget(Effect, frozen=True):
     """The node is no member any more: its requests can go.
 
-    Its connection can go, too, unless `keeps_connection`: then a Dismiss follows.
+    Its connection can go, too, unless `keeps_connection`: then a Dismiss follows. `loss`: it was
+    lost, and that broke no round: none was on, or it was not in it. Else None.
     """
 
     node: NodeId
     reason: str
     keeps_connection: bool = False
+    loss: Change | None = None
 
 
 class StepDown(Effect, frozen=True):

@@ -1290,11 +1290,14 @@ class Membership:
         since_s = max(map(self._trouble_s, members))
         in_round = [m.name for m in members if m.file is File.IN_ROUND]
         survivors = [m.name for m in members if m.survivor]
+        is_round_on = self.phase_of_work is Phase.ACTIVE
         for member in members:
             if kind is ChangeKind.NODE_LEFT:
                 self._explain_by_departure(member, detail)
             own = causes.happened(kind, self.number, [member.name], detail, since_s)
-            self._take_out(member, own, says_goodbye=says_goodbye)
+            breaks = is_round_on and member.file is File.IN_ROUND
+            is_loss = kind is ChangeKind.NODE_LOST and not breaks
+            self._take_out(member, own, says_goodbye=says_goodbye, is_loss=is_loss)
         if in_round and self.phase_of_work is Phase.ACTIVE:
             self._break(causes.happened(kind, self.number, in_round, detail, since_s))
         elif survivors and self.case is not None and kind is ChangeKind.NODE_LOST:
@@ -1307,7 +1310,15 @@ class Membership:
     def _trouble_s(self, member: Member) -> float:
         return 0.0 if member.link is Link.CONNECTED else self._now_s - member.trouble_since_s
 
-    def _take_out(self, member: Member, change: Change, *, says_goodbye: bool = False) -> None:
+    def _take_out(
+        self,
+        member: Member,
+        change: Change,
+        *,
+        says_goodbye: bool = False,
+        is_loss: bool = False,
+    ) -> None:
+        """`is_loss`: it was lost, and no round ends by it."""
         self._note_interruption(member, change.kind, change.detail)
         stayed_s = self._now_s - member.attached_s
         is_done = member.file is File.DONE
@@ -1318,7 +1329,7 @@ class Membership:
         self._suspicion.gone(member)
         reason = reasons.describe(change)
         waits = says_goodbye and self._waits_to_go(member, reason)
-        self._do(do.Forget(member.id, reason, waits))
+        self._do(do.Forget(member.id, reason, waits, change if is_loss else None))
 
     def _waits_to_go(self, member: Member, reason: str) -> bool:
         """Whether a goodbye is answered only when the ledger has what concerns the node."""

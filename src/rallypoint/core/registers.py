@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
+from rallypoint.core.past import NO_PAST, Past
 from rallypoint.core.values import (
     Address,
     CloseRecord,
@@ -99,7 +100,7 @@ class Table(Value, frozen=True):
 class RunState(Value, frozen=True):
     """What a new owner of a run goes on from: the run's head and its member table, put together.
 
-    `floor`: no round of this run has a number up to this one.
+    `floor`: no round of this run has a number up to this one. `past`: for people.
     """
 
     term: int
@@ -109,6 +110,7 @@ class RunState(Value, frozen=True):
     restarts: int = 0
     floor: int = 0
     marks: Marks = Marks()
+    past: Past = NO_PAST
 
     @property
     def number(self) -> int:
@@ -123,7 +125,7 @@ class RunRegister(Kept, frozen=True):
     last one has let go. `floor`: the run began when runs up to this number had been removed from
     the ledger, so its own rounds have higher ones (R1). `marks`: what is known of the round's
     members. They count only if they name the round's number, as a release that does not know them
-    may have written the round.
+    may have written the round. `past`: its last rounds, for people.
     """
 
     ledger_id: str
@@ -138,6 +140,7 @@ class RunRegister(Kept, frozen=True):
     restarts: Counter = 0
     floor: Counter = 0
     marks: Marks = Marks()
+    past: Past = NO_PAST
 
     @property
     def number(self) -> int:
@@ -155,6 +158,7 @@ class RunRegister(Kept, frozen=True):
             self.restarts,
             self.floor,
             self.marks,
+            self.past,
         )
 
     @property
