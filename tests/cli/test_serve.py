@@ -11,11 +11,13 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import rallypoint
 from rallypoint.cli import serve as serving
 from rallypoint.coordinator.server import bind
+from rallypoint.coordinator.status import RunStatus
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.errors import UsageError
 
@@ -277,6 +279,7 @@ def test_a_run_whose_coordinator_has_gone_is_listed_with_the_same_fields(
         served.stop()
         told = json.loads(cli("status", *where).out)["runs"]
         one = cli("status", "a", *where)
+        shown = cli("status", "a", *where[:2])
     finally:
         agent.terminate()
         agent.wait(60)
@@ -285,6 +288,50 @@ def test_a_run_whose_coordinator_has_gone_is_listed_with_the_same_fields(
     assert told[0]["round"] == 1
     assert "ask again in some seconds" in told[0]["reason"]
     assert (one.code, "has no coordinator now" in one.err) == (3, True)
+    detail = json.loads(one.out)
+    msgspec.convert(detail, RunStatus)  # every field, and no other
+    assert (detail["phase"], detail["source"], detail["owner"]) == ("unowned", "ledger", None)
+    assert [each["number"] for each in detail["rounds"]] == [1]
+    assert (shown.code, shown.err) == (3, one.err)
+    assert shown.out.startswith("run a: unowned, round 1: 1 node, 1 worker, 0 restarts\n")
+
+
+def test_a_run_that_nobody_knows_has_the_same_fields(
+    serve: Callable[..., Served], cli: Cli, tmp_path: Path
+) -> None:
+    served = serve("--ledger", f"file:{tmp_path}")
+    for endpoint in (f"file://{tmp_path}", served.endpoint):
+        done = cli("status", "nope", "--endpoint", endpoint, "--json")
+        assert (done.code, "no run 'nope'" in done.err) == (2, True)
+        told = msgspec.convert(json.loads(done.out), RunStatus)
+        assert (told.run_id, told.phase, told.source) == ("nope", "unknown", None)
+        assert "no run 'nope'" in told.reason
+
+
+def test_a_replica_that_has_not_the_run_shows_and_closes_it(
+    serve: Callable[..., Served], cli: Cli, tmp_path: Path
+) -> None:
+    ledger = ("--ledger", f"file:{tmp_path}")
+    owner, other = serve(*ledger), serve(*ledger)
+    where = ("--endpoint", other.endpoint)
+    with rallypoint.join("a", owner.endpoint, min_nodes=1, max_nodes=1, node_name="n") as run:
+        run.next_world()
+        told = json.loads(cli("status", "a", *where, "--json").out)
+        assert (told["phase"], told["source"], told["attached"]) == ("active", "coordinator", 1)
+        assert "n" in cli("status", *where).out
+        assert str(cli("close", "a", *where)) == "run 'a' is closed\nexit code 0\n"
+        assert list(run.worlds()) == []
+    # The owner is killed: what it kept is shown, and that nobody answers for it.
+    with rallypoint.join("b", owner.endpoint, min_nodes=1, max_nodes=1) as run:
+        run.next_world()
+        owner.kill()
+        for endpoint in (other.endpoint, f"file://{tmp_path}"):
+            done = cli("status", "b", "--endpoint", endpoint, "--json")
+            told = json.loads(done.out)
+            msgspec.convert(told, RunStatus)
+            assert (done.code, told["phase"], told["source"]) == (3, "unreachable", "ledger")
+            assert f":{owner.port}" in done.err
+            assert (told["rounds"][-1]["number"], told["rounds"][-1]["ended"]) == (1, "")
 
 
 def test_where_there_is_no_ledger_nothing_is_made(cli: Cli, tmp_path: Path) -> None:

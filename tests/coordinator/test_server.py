@@ -12,10 +12,12 @@ import zlib
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from rallypoint import errors
 from rallypoint.coordinator import server as serving
+from rallypoint.coordinator import status
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.frames import FrameReader
 from rallypoint.coordinator.listener import Listener
@@ -159,37 +161,18 @@ def test_the_path_for_nodes_says_so_to_people():
     run_clean(main)
 
 
-SUMMARY = {
-    *("run_id", "term", "phase", "reason", "round", "nodes", "size", "attached", "restart_count"),
-    *("waiting", "closed", "suspended"),
-}
-DETAIL = SUMMARY | {
-    *("coordinator", "settings", "bootstrap", "digest", "members", "members_total", "rounds"),
-    "shown_at",
-}
-MEMBER = {
-    *("name", "host", "addresses", "labels", "workers", "state", "link", "troubled_s"),
-    *("node_rank", "ranks"),
-}
-ROUND = {
-    *("number", "nodes", "size", "restart_count", "members", "gathering_s", "committing_s"),
-    *("formed_at", "published", "active_s", "ended_at", "ended", "change"),
-}
-
-
 def test_a_run_as_people_see_it():
     async def main() -> None:
         async with served() as (_, port):
             endpoint = f"http://127.0.0.1:{port}"
             empty = (await get(port, "/api/v1/runs"))[1]
             assert empty["runs"] == []
-            assert list(empty["coordinator"]) == ["software", "ledger_id", "connections"]
+            assert list(empty["coordinator"]) == ["software", "ledger_id", "connections", "host"]
             async with (
                 opened(endpoint, TWO, node_name="a", labels={"zone": "z"}) as a,
                 opened(endpoint, TWO, node_name="b") as b,
             ):
                 one = (await get(port, "/api/v1/runs"))[1]["runs"][0]
-                assert set(one) == SUMMARY
                 assert (one["phase"], one["attached"]) == ("gathering", 2)
                 assert one["waiting"]["minimum"] == 2
                 assert one["reason"].startswith("0 of at least 2 nodes ready")
@@ -206,12 +189,11 @@ def test_a_run_as_people_see_it():
 
 
 def check_detail(run: dict[str, Any]) -> None:
-    assert set(run) == DETAIL
+    msgspec.convert(run, status.RunStatus)  # every field, and no other
     assert (run["phase"], run["round"], run["size"]) == ("active", 2, 2)
     assert run["settings"]["min_nodes"] == 2
     assert run["bootstrap"] == str(BOOTSTRAP)
     first, second = run["members"]
-    assert set(first) == MEMBER
     assert [(m["name"], m["node_rank"], m["ranks"]) for m in (first, second)] == [
         ("a", 0, [0]),
         ("b", 1, [1]),
@@ -222,7 +204,6 @@ def check_detail(run: dict[str, Any]) -> None:
         {"zone": "z"},
     )
     ended, present = run["rounds"]
-    assert set(ended) == ROUND
     assert ended["ended"] == "a worker failed on a: rank 0 failed (ValueError: no)"
     assert (ended["change"]["kind"], ended["change"]["confirmed"]) == ("worker_failed", True)
     assert ended["members"] == ["a", "b"]

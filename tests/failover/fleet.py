@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rallypoint.clock import StallProofClock
+from rallypoint.wire.headers import ONLY_OWN
 from tests.agent.processes import Machine, Process, wait_until
 from tests.ports import free_port
 
@@ -82,11 +83,11 @@ class Replica:
         # It may end while it answers.
         no_answer = (OSError, http.client.HTTPException)
         with contextlib.closing(connection), contextlib.suppress(*no_answer):
-            connection.request("GET", f"/api/v1/runs/{run_id}")
+            connection.request("GET", f"/api/v1/runs/{run_id}", headers={ONLY_OWN: "1"})
             answer = connection.getresponse()
             if answer.status == 200:
                 picture: Event = json.loads(answer.read())
-                return picture
+                return picture if picture["source"] == "coordinator" else None
         return None
 
 

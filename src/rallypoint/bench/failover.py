@@ -35,6 +35,7 @@ from rallypoint.bench.node_processes import (
 from rallypoint.bench.processes import ANSWER_S, BenchError, scratch, tail_of, wait_until
 from rallypoint.bench.real_nodes import RUN_ID, Specification
 from rallypoint.endpoints import FilePlace, parse_endpoint
+from rallypoint.wire.headers import ONLY_OWN
 
 REPEATS_MAX: Final = 5
 ETCD: Final = "etcd"
@@ -180,7 +181,7 @@ class Replica:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)
         with contextlib.closing(connection):
             try:
-                connection.request("GET", "/api/v1/runs")
+                connection.request("GET", "/api/v1/runs", headers={ONLY_OWN: "1"})
                 runs: list[dict[str, Any]] = json.loads(connection.getresponse().read())["runs"]
             except (OSError, http.client.HTTPException) as error:
                 raise BenchError(f"a coordinator does not answer any more: {error}") from error

@@ -24,22 +24,29 @@ from rallypoint.errors import (
     UsageError,
 )
 from rallypoint.settings import Endpoint, EndpointKind
-from rallypoint.wire.headers import CLIENT
+from rallypoint.wire.headers import CLIENT, ONLY_OWN
 
 TIMEOUT_S: Final = 5.0
 ANSWER_BYTES_MAX: Final = 256 * 1024**2
 
 
-def runs(endpoint: Endpoint, token: str) -> dict[str, Any]:
-    """The coordinator and a summary of each run. Raises as `request` does."""
-    body = request(endpoint, token, "GET", "/api/v1/runs")
+class NoSuchRunError(UsageError):
+    """The coordinator knows no run of that name."""
+
+
+def runs(endpoint: Endpoint, token: str, *, only_own: bool = False) -> dict[str, Any]:
+    """The coordinator and a summary of each run. Raises as `request` does.
+
+    `only_own`: of those that it has itself, and not those of its ledger's other coordinators.
+    """
+    body = request(endpoint, token, "GET", "/api/v1/runs", only_own=only_own)
     if not isinstance(body.get("runs"), list) or not isinstance(body.get("coordinator"), dict):
         raise _not_ours(endpoint, "its answer lists no runs")
     return body
 
 
 def run(endpoint: Endpoint, token: str, run_id: str, members: int | None = None) -> dict[str, Any]:
-    """One run in detail. Raises UsageError if there is no such run, and as `request` does."""
+    """One run in detail. Raises NoSuchRunError if there is none, and as `request` does."""
     query = "" if members is None else f"?members={members}"
     return request(endpoint, token, "GET", f"/api/v1/runs/{_quoted(run_id)}{query}")
 
@@ -51,7 +58,13 @@ def close(endpoint: Endpoint, token: str, run_id: str, reason: str) -> dict[str,
 
 
 def request(
-    endpoint: Endpoint, token: str, method: str, path: str, body: Any = None
+    endpoint: Endpoint,
+    token: str,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    only_own: bool = False,
 ) -> dict[str, Any]:
     """The JSON that the coordinator answers with.
 
@@ -59,10 +72,10 @@ def request(
         UnreachableError: nobody answers there, within TIMEOUT_S.
         NotACoordinatorError: what answers is something else.
         TokenError: it wants another token.
-        UsageError: it knows no such run.
+        NoSuchRunError: it knows no such run.
     """
     try:
-        status, answer = _exchange(endpoint, token, method, path, body)
+        status, answer = _exchange(endpoint, token, method, path, body, only_own)
     except TimeoutError as error:
         raise _unreachable(endpoint, f"no answer within {TIMEOUT_S:g} s", error) from error
     except ConnectionResetError as error:
@@ -80,11 +93,11 @@ def _quoted(run_id: str) -> str:
 
 
 def _exchange(
-    endpoint: Endpoint, token: str, method: str, path: str, body: Any
+    endpoint: Endpoint, token: str, method: str, path: str, body: Any, only_own: bool
 ) -> tuple[int, bytes]:
     until_s = time.monotonic() + TIMEOUT_S
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=TIMEOUT_S)
-    headers = {CLIENT: "command"}
+    headers = {CLIENT: "command"} | ({ONLY_OWN: "1"} if only_own else {})
     if token:
         headers["Authorization"] = f"Bearer {token}"
     payload = None if body is None else json.dumps(body).encode()
@@ -148,7 +161,7 @@ def _refused(status: int, message: str, hint: str) -> UsageError | CoordinatorEr
     if status == 401:
         return TokenError(Refusal(RefusalCode.TOKEN, message, hint))
     if status == 404:
-        return UsageError(message, hint=hint)
+        return NoSuchRunError(message, hint=hint)
     return CoordinatorError(f"the coordinator answers: {message}", hint=hint)
 
 

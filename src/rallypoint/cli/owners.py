@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from rallypoint.cli.api import NoSuchRunError
 from rallypoint.core import reasons
 from rallypoint.core.values import CloseRecord, repr_without
 from rallypoint.endpoints import Endpoint, EndpointKind, FilePlace
@@ -62,20 +63,21 @@ class Owner(msgspec.Struct, frozen=True):
 class Known(msgspec.Struct, frozen=True):
     """What the ledger says of a run: how it ended, and who has it if that one still serves.
 
-    `summary`: the same for people, in the words of a coordinator's own summaries.
+    `picture`: the same for people, with the fields of a coordinator's own answers. It takes the
+    reason why that coordinator has not answered.
     """
 
     run_id: str
     close: CloseRecord | None
     owner: Owner | None
-    summary: dict[str, Any]
+    picture: Callable[[str], dict[str, Any]]
 
 
-def find(endpoint: Endpoint, token: str, run_id: str) -> Known:
-    """What a ledger says of one run. Raises UsageError if it knows none, and any LedgerError."""
-    found = _known(endpoint, token, run_id)
+def find(endpoint: Endpoint, token: str, run_id: str, members_shown: int = 0) -> Known:
+    """What a ledger says of one run. Raises NoSuchRunError if it knows none, and LedgerError."""
+    found = _known(endpoint, token, run_id, members_shown)
     if not found:
-        raise UsageError(
+        raise NoSuchRunError(
             f"ledger {endpoint} knows no run {run_id!r}",
             hint="`rallypoint status` without a run lists them",
         )
@@ -107,15 +109,15 @@ def owners(endpoint: Endpoint, token: str) -> tuple[list[Owner], list[Known]]:
     """Every coordinator to ask, and all that a ledger says; the endpoint itself, if it is none."""
     if endpoint.kind is not EndpointKind.LEDGER:
         return [Owner("", (endpoint,), token)], []
-    found = _known(endpoint, token, None)
+    found = _known(endpoint, token, None, 0)
     serving = {known.owner.process: known.owner for known in found if known.owner is not None}
     return list(serving.values()), found
 
 
-def _known(endpoint: Endpoint, token: str, run_id: str | None) -> list[Known]:
+def _known(endpoint: Endpoint, token: str, run_id: str | None, members_shown: int) -> list[Known]:
     place = endpoint.place
     if isinstance(place, FilePlace) and not Path(place.folder).is_dir():
         raise UsageError(f"there is no ledger at {endpoint}", hint="no such folder")
     from rallypoint.cli import ledger_runs  # Only here: it loads an engine.
 
-    return ledger_runs.read(endpoint, token, run_id)
+    return ledger_runs.read(endpoint, token, run_id, members_shown)

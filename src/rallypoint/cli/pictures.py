@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Picture = Mapping[str, Any]
 
 ROUNDS_SHOWN: Final = 5
+LOSSES_SHOWN: Final = 5
 _PHASE_STYLES: Final = {
     "active": "green",
     "gathering": "yellow",
@@ -26,7 +27,7 @@ _PHASE_STYLES: Final = {
 }
 _VOLATILE: Final = frozenset(
     {"shown_at", "connections", "troubled_s", "last_call_s", "guard_s", "since_s", "reason"}
-    | {"gathering_s", "committing_s"}
+    | {"gathering_s", "committing_s", "active_min_s"}
 )
 """What differs between two pictures only because time has passed."""
 
@@ -97,9 +98,14 @@ def _run_row(run: Picture) -> tuple[Text, ...]:
     return (
         cell(run.get("run_id", "")),
         _phase(run),
-        *(cell(run.get(name, "")) for name in names),
+        *(cell(_known(run.get(name))) for name in names),
         cell(run.get("reason", "")),
     )
+
+
+def _known(value: object) -> object:
+    """What nobody knows is drawn as a question mark."""
+    return "?" if value is None else value
 
 
 def _phase(run: Picture) -> Text:
@@ -116,6 +122,7 @@ def _draw_run(run: Picture) -> list[RenderableType]:
         parts.append(cell(f"{_why(run)}: {run['reason']}"))
     parts += _members(run)
     parts += _rounds(run)
+    parts += _losses(run)
     return parts
 
 
@@ -158,7 +165,7 @@ def _by_rank(members: list[Picture]) -> list[Picture]:
 
 
 def _member_row(member: Picture) -> tuple[Text, ...]:
-    link = str(member.get("link", ""))
+    link = str(member.get("link") or "")
     is_troubled = link not in ("connected", "")
     since = f" for {seconds(member.get('troubled_s'))}" if is_troubled else ""
     rank = member.get("node_rank")
@@ -166,7 +173,7 @@ def _member_row(member: Picture) -> tuple[Text, ...]:
         cell("-" if rank is None else rank),
         cell(spans(member.get("ranks") or []) or "-"),
         cell(member.get("name", "")),
-        cell(member.get("state", "")),
+        cell(member.get("state") or ""),
         cell(link + since, "red" if is_troubled else ""),
         cell(member.get("host", "")),
     )
@@ -185,7 +192,26 @@ def _round_row(each: Picture) -> tuple[Text, ...]:
         cell(each.get("number", "")),
         cell(each.get("nodes", "")),
         cell(each.get("size", "")),
-        cell(seconds(each.get("gathering_s"))),
-        cell(seconds(each.get("active_s"))),
+        cell(seconds(each.get("gathering_s")) or "?"),
+        cell(_lasted(each)),
         cell(each.get("ended", "")),
     )
+
+
+def _lasted(each: Picture) -> str:
+    """Of a round that is over. One that was taken over may have lasted longer than is known."""
+    if each.get("active_s") is not None or not each.get("ended"):
+        return seconds(each.get("active_s"))
+    return f">= {seconds(each.get('active_min_s'))}" if each.get("active_min_s") else "?"
+
+
+def _losses(run: Picture) -> list[RenderableType]:
+    losses = run.get("losses") or []
+    if not losses:
+        return []
+    headings = ("after round", "while", "lost between rounds")
+    rows = [
+        tuple(cell(each.get(name, "")) for name in ("round", "phase", "text"))
+        for each in losses[-LOSSES_SHOWN:]
+    ]
+    return [cell(""), table(headings, rows)]

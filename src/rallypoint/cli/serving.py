@@ -10,7 +10,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -65,7 +65,6 @@ def run(
                 token=tokens[0] if tokens else "",
                 more_tokens=tokens[1:],
                 closed_run_keep_s=_seconds("closed_run_keep_s"),
-                **_limits(),
                 hosts=(urlsplit(endpoint).hostname or "",),
             )
             runner.run(_serve(CoordinatorServer(config), sock, endpoint, reloads))
@@ -90,7 +89,6 @@ async def _serve_ledger(
         ),
         yield_after_s=_seconds("yield_after_s"),
         closed_run_keep_s=_seconds("closed_run_keep_s"),
-        **_limits(),
         hosts=(urlsplit(endpoint).hostname or "",),
     )
     settings.check_lease_ttl_s(config.lease_ttl_s)
@@ -108,15 +106,6 @@ async def _serve_ledger(
 def _seconds(name: str) -> float:
     seconds: float = settings.resolve(name).value
     return seconds
-
-
-def _limits() -> dict[str, Any]:
-    """How much of this coordinator those who have its token may take."""
-    return {
-        "runs_max": settings.resolve("runs_max").value,
-        "sessions_max": settings.resolve("sessions_max").value,
-        "new_runs_per_s": settings.resolve("new_run_rate").value,
-    }
 
 
 async def _serve(

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Annotated, Any, Final
 
+import msgspec
 import typer
 
 from rallypoint.cli import api, output, owners, pictures
 from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, token_of
 from rallypoint.endpoints import Endpoint, EndpointKind
+from rallypoint.errors import CoordinatorError, RallypointError, TokenError
 
 WATCH_EVERY_S: Final = 1.0
 MEMBERS_SHOWN: Final = 50
+MEMBERS_IN_JSON: Final = 1_000
+"""As many as a coordinator lists unless it is asked for more or fewer."""
+UNOWNED: Final = f"no coordinator: {owners.UNOWNED_HINT}"
 
 Picture = dict[str, Any]
 
@@ -46,36 +53,93 @@ def status(
     where, token = endpoint_of(endpoint), token_of(token_file)
     shown = MEMBERS_SHOWN if members is None and not as_json else members
 
-    def ask() -> Picture:
+    def ask() -> Answer:
         if run_id is None:
-            return _all_runs(where, token, as_json, shown)
-        if where.kind is EndpointKind.LEDGER:
-            known = owners.find(where, token, run_id)
-            if known.close is not None:  # Whoever closed it may be gone.
-                return known.summary
-            owner = owners.serving(known)
-        else:
-            owner = owners.owner_of(where, token, run_id)
-        return owner.ask(lambda at, secret: api.run(at, secret, run_id, shown))
+            return Answer(_all_runs(where, token, as_json, shown))
+        return _one_run(where, token, run_id, shown)
 
     if watch:
         _watch(ask, as_json, until_ended=run_id is not None)
-    else:
-        _print(ask(), as_json)
+        return
+    answer = ask()
+    if as_json or answer.is_known:
+        _print(answer.picture, as_json)
+    if answer.error is not None:
+        raise answer.error
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What is shown. `error`: why no coordinator has answered about the run, if none has."""
+
+    picture: Picture
+    error: RallypointError | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is such a run."""
+        return not isinstance(self.error, api.NoSuchRunError)
+
+
+def _one_run(where: Endpoint, token: str, run_id: str, shown: int | None) -> Answer:
+    """The run with all fields, also where only the ledger knows of it, or nobody does."""
+    from rallypoint.coordinator import status as fields  # Only here: it loads the core.
+
+    try:
+        if where.kind is EndpointKind.LEDGER:
+            answer = _run_of_ledger(where, token, run_id, shown)
+        else:
+            answer = Answer(api.run(where, token, run_id, shown))
+    except api.NoSuchRunError as error:
+        unknown = fields.unknown(run_id, error.message, socket.gethostname())
+        answer = Answer(msgspec.to_builtins(unknown), error)
+    picture, problem = fields.filled(answer.picture, fields.RunStatus), answer.error
+    if problem is None and picture["phase"] in (fields.UNOWNED, fields.UNREACHABLE):
+        problem = CoordinatorError(f"run {run_id!r}: {picture['reason']}")  # as a replica says
+    return Answer(picture, problem)
+
+
+def _run_of_ledger(where: Endpoint, token: str, run_id: str, shown: int | None) -> Answer:
+    known = owners.find(where, token, run_id, MEMBERS_IN_JSON if shown is None else shown)
+    if known.close is not None:  # Whoever closed it may be gone.
+        return Answer(known.picture(""))
+    try:
+        owner = owners.serving(known)
+        return Answer(owner.ask(lambda at, secret: api.run(at, secret, run_id, shown)))
+    except (CoordinatorError, api.NoSuchRunError) as error:
+        if isinstance(error, TokenError):
+            raise
+        hint = f"; {error.hint}" if error.hint else ""
+        problem = CoordinatorError(error.message, hint=error.hint)
+        return Answer(known.picture(f"{error.message}{hint}"), problem)
 
 
 def _all_runs(where: Endpoint, token: str, as_json: bool, shown: int | None) -> Picture:
     """All runs of these coordinators; for people, a run that is alone in more detail."""
+    from rallypoint.coordinator import status as fields  # Only here: it loads the core.
+
     asked, known = owners.owners(where, token)
-    told = [each.ask(api.runs) for each in asked]
-    runs = [(owner, run) for owner, each in zip(asked, told, strict=True) for run in each["runs"]]
-    names = {str(run.get("run_id")) for _, run in runs}
-    others = [each.summary for each in known if each.run_id not in names]
+    is_ledger = where.kind is EndpointKind.LEDGER
+    told: list[Picture] = []
+    problems: dict[str, str] = {}
+    for owner in asked:
+        try:
+            told.append(owner.ask(partial(api.runs, only_own=is_ledger)))
+        except CoordinatorError as error:
+            if not is_ledger or isinstance(error, TokenError):
+                raise
+            problems[owner.process] = f"{error.message}; {error.hint}"
+    runs = {str(run.get("run_id")): run for each in told for run in each["runs"]}
+    others = {
+        each.run_id: each.picture(problems.get(each.owner.process if each.owner else "", UNOWNED))
+        for each in known
+        if each.run_id not in runs
+    }
     if len(runs) == 1 and not others and not as_json:
-        owner, name = runs[0][0], str(runs[0][1].get("run_id"))
-        return owner.ask(lambda at, secret: api.run(at, secret, name, shown))
+        return _one_run(where, token, next(iter(runs)), shown).picture
     coordinator = told[0]["coordinator"] if told else None
-    return {"coordinator": coordinator, "runs": [*(run for _, run in runs), *others]}
+    lines = [fields.filled(each, fields.RunSummary) for each in (*runs.values(), *others.values())]
+    problem = next((each["problem"] for each in told if each.get("problem")), None)
+    return {"coordinator": coordinator, "runs": lines, "problem": problem}
 
 
 def _print(picture: Picture, as_json: bool) -> None:
@@ -85,7 +149,7 @@ def _print(picture: Picture, as_json: bool) -> None:
         output.show(*pictures.draw(picture))
 
 
-def _watch(ask: Callable[[], Picture], as_json: bool, *, until_ended: bool) -> None:
+def _watch(ask: Callable[[], Answer], as_json: bool, *, until_ended: bool) -> None:
     """Until Ctrl-C or, if `until_ended`, until the run that is shown is over."""
     seconds = _each_second(ask, until_ended)
     try:
@@ -119,9 +183,12 @@ def _watch_in_blocks(seconds: Iterator[Picture], as_json: bool) -> None:
         _print(picture, as_json)
 
 
-def _each_second(ask: Callable[[], Picture], until_ended: bool) -> Iterator[Picture]:
+def _each_second(ask: Callable[[], Answer], until_ended: bool) -> Iterator[Picture]:
     while True:
-        picture = ask()
+        answer = ask()
+        if not answer.is_known and answer.error is not None:
+            raise answer.error
+        picture = answer.picture
         yield picture
         if until_ended and pictures.has_ended(picture):
             return

@@ -1,32 +1,35 @@
 """What people and their tools ask over HTTP: `/healthz` and `/api/v1/...`, as JSON.
 
 The fields are part of the public API (docs/compatibility.md). The token, where one is set, is
-asked for here as it is for nodes, before any of these handlers is called (server.py); only
-`/healthz`, which says nothing about any run, goes without.
+asked for here as it is for nodes; only `/healthz`, which says nothing about any run, goes without.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import Any
+from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 from aiohttp import web
 
+from rallypoint.coordinator import ledger_view, status
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.replicas import LOOK_ERRORS, Answer, NoAnswerError, Replicas, no_answer
 from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.tokens import Tokens
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.addresses import plain
-from rallypoint.core.roster import Member
-from rallypoint.core.values import MemberState, Outcome, named
-from rallypoint.wire.headers import CLIENT
+from rallypoint.core.values import Outcome
+from rallypoint.errors import LedgerError
+from rallypoint.wire.headers import CLIENT, ONLY_OWN
 
 HUB: web.AppKey[Hub] = web.AppKey("hub", Hub)
-SHOWN = "shown_token"
-"""Under this name a request keeps the coordinator's token that it showed, if one is asked for."""
+TOKENS: web.AppKey[Tokens] = web.AppKey("tokens", Tokens)
+REPLICAS: web.AppKey[Replicas] = web.AppKey("replicas", Replicas)
+"""Only where the ledger is shared."""
 
 MEMBERS_SHOWN_DEFAULT = 1_000
 """How many members `/api/v1/runs/{run_id}` lists unless `?members=` asks for more or fewer."""
@@ -52,15 +55,27 @@ def add_routes(app: web.Application) -> None:
     app.router.add_post("/api/v1/runs/{run_id:[^/]+}/close", _close)
 
 
+def authorized(request: web.Request) -> bool:
+    """Whether the request shows a token of the coordinator, or it has none."""
+    tokens = request.app[TOKENS]
+    return not len(tokens) or shown_token(request) is not None
+
+
+def shown_token(request: web.Request) -> str | None:
+    """The coordinator's token that the request shows. None: it shows none, or another."""
+    return request.app[TOKENS].shown(request.headers.get("Authorization", ""))
+
+
 def is_foreign_page(request: web.Request) -> bool:
     """Whether a web page of elsewhere asks, in the browser of somebody who can reach this port.
 
-    For a coordinator without a token. Browsers let any page post to any address and open a
-    WebSocket there. Where there is a token, the page does not have it; where there is none, a
-    loopback port would be open to every page.
+    Browsers let any page post to any address and open a WebSocket there. Where there is a token,
+    the page does not have it; where there is none, a loopback port would be open to every page.
     """
     origin = request.headers.get("Origin")
-    return origin is not None and origin.partition("://")[2] != request.host
+    if origin is None or len(request.app[TOKENS]):
+        return False
+    return origin.partition("://")[2] != request.host
 
 
 def foreign_page(request: web.Request) -> web.Response:
@@ -70,16 +85,12 @@ def foreign_page(request: web.Request) -> web.Response:
 
 
 async def is_for_another(request: web.Request, known: KnownHosts) -> bool:
-    """Whether a web page may ask under a name of its own that leads here: see `hosts`.
-
-    For a coordinator without a token.
-    """
-    if CLIENT in request.headers or request.path == HEALTH_PATH:
+    """Whether a web page may ask under a name of its own that leads here: see `hosts`."""
+    if len(request.app[TOKENS]) or request.path == HEALTH_PATH:
         return False
-    for header in request.headers.getall("Host", ()):
-        if not (known.knows_at_once(header) or await known.knows(header)):
-            return True
-    return False
+    if CLIENT in request.headers:
+        return False
+    return not all([await known.knows(each) for each in request.headers.getall("Host", [])])
 
 
 def for_another(request: web.Request) -> web.Response:
@@ -89,9 +100,9 @@ def for_another(request: web.Request) -> web.Response:
     return json_error(421, message, hint)
 
 
-def json_error(status: int, message: str, hint: str = "") -> web.Response:
+def json_error(code: int, message: str, hint: str = "") -> web.Response:
     """An error in JSON: {"error": ..., "hint": ...}."""
-    return _json({"error": message, "hint": hint}, status)
+    return _json({"error": message, "hint": hint}, code)
 
 
 def why_unauthorized(request: web.Request) -> str:
@@ -118,32 +129,70 @@ async def _healthz(request: web.Request) -> web.Response:
 
 
 async def _runs(request: web.Request) -> web.Response:
+    if not authorized(request):
+        return unauthorized(request)
     hub = request.app[HUB]
-    runs = [_summary(run) for run in hub.runs.values()]
-    return _json({"coordinator": _coordinator(hub), "runs": runs})
+    own = [run for run in hub.runs.values() if run.is_claimed]
+    lines = [msgspec.to_builtins(status.summary_of(run, _owner(hub))) for run in own]
+    problem: str | None = None
+    replicas = _replicas(request)
+    if replicas is not None and ONLY_OWN not in request.headers:
+        try:
+            lines += await replicas.summaries([run.run_id for run in own], _shown(request))
+            lines += _not_claimed(hub, {str(line["run_id"]) for line in lines})
+        except LOOK_ERRORS as error:
+            problem = f"the runs of other coordinators are not listed: {_why(error)}"
+    coordinator = msgspec.to_builtins(status.coordinator_of(hub))
+    return _json({"coordinator": coordinator, "runs": lines, "problem": problem})
+
+
+def _not_claimed(hub: Hub, known: set[str]) -> list[dict[str, Any]]:
+    """Runs that nodes have come for, and of which the ledger knows nothing yet."""
+    new = [run for run in hub.runs.values() if not run.is_claimed and run.run_id not in known]
+    return [msgspec.to_builtins(status.summary_of(run, None)) for run in new]
 
 
 async def _run(request: web.Request) -> web.Response:
-    hub = request.app[HUB]
-    run = hub.runs.get(request.match_info["run_id"])
-    if run is None:
-        return _no_such_run(hub, request.match_info["run_id"])
+    if not authorized(request):
+        return unauthorized(request)
+    hub, run_id = request.app[HUB], request.match_info["run_id"]
     try:
-        shown = int(request.query.get("members", MEMBERS_SHOWN_DEFAULT))
+        shown = max(0, int(request.query.get("members", MEMBERS_SHOWN_DEFAULT)))
     except ValueError:
         return json_error(400, "members must be a whole number")
-    return _json(_detail(hub, run, max(0, shown)))
+    replicas, run = _replicas(request), hub.runs.get(run_id)
+    if replicas is not None and (run is None or not run.is_claimed):
+        try:
+            kept = await replicas.look(run_id)
+            if kept is not None:
+                may_ask = ONLY_OWN not in request.headers
+                said = await replicas.status(kept, shown, _shown(request), may_ask=may_ask)
+                return _passed_on(said)
+        except LOOK_ERRORS as error:
+            return _unreadable(run_id, error)
+        run = hub.runs.get(run_id)  # It may wait for the ledger, which knows nothing of it yet.
+    if run is None:
+        return _no_such_run(hub, run_id)
+    return _json(status.status_of(hub, run, _owner(hub), shown))
 
 
 async def _close(request: web.Request) -> web.Response:
-    hub = request.app[HUB]
-    run = hub.runs.get(request.match_info["run_id"])
-    if run is None:
-        return _no_such_run(hub, request.match_info["run_id"])
+    if not authorized(request):
+        return unauthorized(request)
+    hub, run_id = request.app[HUB], request.match_info["run_id"]
+    data = await request.read()
     try:
-        body = msgspec.json.decode(await request.read() or b"{}", type=_CloseBody)
+        body = msgspec.json.decode(data or b"{}", type=_CloseBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return json_error(400, 'the body must be JSON such as {"reason": "..."}')
+    run = hub.runs.get(run_id)
+    if run is None or not run.is_claimed:
+        other = await _close_elsewhere(request, hub, run_id, data)
+        if other is not None:
+            return other
+        run = hub.runs.get(run_id)
+    if run is None:
+        return _no_such_run(hub, run_id)
     reason = reasons.tidy(body.reason, REASON_CHARACTERS_MAX) or "closed by request"
     was_closed = run.is_closed
     by = f"operator at {plain(request.remote or 'a local socket')}"
@@ -153,6 +202,56 @@ async def _close(request: web.Request) -> web.Response:
         hint = "nobody can say yet whether it will be: ask again, or look with `rallypoint status`"
         return json_error(503, f"run {run.run_id!r} is not closed yet: {why}", hint)
     return _json({"run_id": run.run_id, "was_closed": was_closed})
+
+
+async def _close_elsewhere(
+    request: web.Request, hub: Hub, run_id: str, data: bytes
+) -> web.Response | None:
+    """Close a run of the ledger that this coordinator has not: its owner does.
+
+    Where nobody has it, or the owner does not answer, this coordinator takes it. None: it has.
+    """
+    replicas = _replicas(request)
+    if replicas is None:
+        return None
+    problem = ledger_view.NO_COORDINATOR
+    try:
+        kept = await replicas.look(run_id)
+    except LOOK_ERRORS as error:
+        return _unreadable(run_id, error)
+    if kept is None:
+        return None
+    if kept.register.close is not None:  # R6: whoever closed it may be gone.
+        return _json({"run_id": run_id, "was_closed": True})
+    if kept.lease is not None:
+        if ONLY_OWN in request.headers:
+            return json_error(503, f"run {run_id!r} is another coordinator's now", _ASK_AGAIN)
+        try:
+            path = f"/api/v1/runs/{quote(run_id, safe='')}/close"
+            return _passed_on(await replicas.ask(kept.lease, _shown(request), path, data or b"{}"))
+        except NoAnswerError as error:
+            problem = no_answer(kept.lease, str(error))
+    if await _taken_over(hub, run_id):
+        return None
+    return json_error(503, f"run {run_id!r} is not closed: {problem}", _ASK_AGAIN)
+
+
+_ASK_AGAIN: Final = "ask again in some seconds, or look with `rallypoint status`"
+
+
+async def _taken_over(hub: Hub, run_id: str) -> bool:
+    """Claim the run, as if a node had come for it. Whether it is here within CLOSE_WAIT_S."""
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + CLOSE_WAIT_S
+    hub.claim(hub.open_run(run_id))
+    while loop.time() < until_s:
+        run = hub.runs.get(run_id)
+        if run is None:
+            return False
+        if run.is_claimed:
+            return True
+        await asyncio.sleep(CLOSE_LOOK_S)
+    return False
 
 
 async def _why_not_closed(hub: Hub, run: RunHost) -> str:
@@ -177,87 +276,42 @@ def _no_such_run(hub: Hub, run_id: str) -> web.Response:
     return json_error(404, f"no run {run_id!r} here", f"runs on this coordinator: {known}")
 
 
-# -- pictures ------------------------------------------------------------------------------------
+def _replicas(request: web.Request) -> Replicas | None:
+    return request.app.get(REPLICAS)
 
 
-def _coordinator(hub: Hub) -> dict[str, Any]:
-    return {
-        "software": hub.software,
-        "ledger_id": hub.ledger_id,
-        "connections": len(hub.sessions),
-    }
+def _shown(request: web.Request) -> str:
+    """What the request has shown for itself: accepted by now, if anything was asked for."""
+    return request.headers.get("Authorization", "") if len(request.app[TOKENS]) else ""
 
 
-def _summary(run: RunHost) -> dict[str, Any]:
-    membership = run.membership
-    waiting = run.waiting()
-    head = membership.round.head if membership.round else None
-    return {
-        "run_id": run.run_id,
-        "term": membership.term,
-        "phase": membership.phase.value,
-        "reason": _reason(run),
-        "suspended": list(membership.suspension.reasons),
-        "round": membership.number,
-        "nodes": head.nodes if head else 0,
-        "size": head.size if head else 0,
-        "attached": len(membership.roster),
-        "restart_count": membership.restart_count,
-        "waiting": named(waiting) if waiting else None,
-        "closed": named(membership.close) if membership.close else None,
-    }
+def _owner(hub: Hub) -> status.OwnerStatus | None:
+    """This coordinator, as the ledger names it."""
+    office = hub.office
+    return None if office is None else status.owner_of(office.process, office.addresses)
 
 
-def _detail(hub: Hub, run: RunHost, members_shown: int) -> dict[str, Any]:
-    membership = run.membership
-    record = membership.round
-    now_s = hub.now_s()
-    seats = membership.seats()
-    ranks = {m.name: seat for m, seat in zip(record.members if record else (), seats, strict=True)}
-    members = [
-        _member(run, member, ranks.get(member.name), now_s)
-        for member, _ in zip(membership.roster, range(members_shown), strict=False)
-    ]
-    settings = membership.settings
-    return {
-        **_summary(run),
-        "coordinator": _coordinator(hub),
-        "settings": named(settings) if settings else None,
-        "bootstrap": str(record.head.bootstrap) if record else "",
-        "digest": record.head.digest if record else "",
-        "members": members,
-        "members_total": len(membership.roster),
-        "rounds": [named(each) for each in run.history.rounds],
-        "shown_at": time.time(),
-    }
+def _passed_on(said: Answer | status.RunStatus) -> web.Response:
+    if isinstance(said, status.RunStatus):
+        return _json(said)
+    is_status = said.status == 200 and "phase" in said.body
+    return _json(
+        status.filled(said.body, status.RunStatus) if is_status else said.body, said.status
+    )
 
 
-def _reason(run: RunHost) -> str:
-    membership = run.membership
-    if membership.close is not None:
-        return reasons.describe_close(membership.close)
-    waiting = run.waiting()
-    return str(waiting) if waiting else ""
+def _unreadable(run_id: str, error: Exception) -> web.Response:
+    message = f"run {run_id!r} is not here, and the ledger cannot say where it is: {_why(error)}"
+    return json_error(503, message, _ASK_AGAIN)
 
 
-def _member(run: RunHost, member: Member, seat: Any, now_s: float) -> dict[str, Any]:
-    is_seated = seat is not None and member.state in (MemberState.ACTIVE, MemberState.DONE)
-    state = "standby" if run.membership.is_standby(member) else member.state.value
-    return {
-        "name": member.name,
-        "host": member.info.host,
-        "addresses": list(member.info.addresses),
-        "labels": member.info.labels,
-        "workers": member.workers,
-        "state": state,
-        "link": member.link.value,
-        "troubled_s": now_s - member.trouble_since_s if member.is_troubled else 0.0,
-        "node_rank": seat.node_rank if is_seated else None,
-        "ranks": list(range(seat.first_rank, seat.first_rank + seat.workers)) if is_seated else [],
-    }
+def _why(error: Exception) -> str:
+    if isinstance(error, TimeoutError) and not isinstance(error, LedgerError):
+        return "the ledger has not answered in time"
+    return getattr(error, "message", None) or "this ledger lists no runs"
 
 
-def _json(body: dict[str, Any], status: int = 200) -> web.Response:
+def _json(body: object, code: int = 200) -> web.Response:
     return web.Response(
-        body=msgspec.json.encode(body) + b"\n", status=status, content_type="application/json"
+        body=msgspec.json.encode(body) + b"\n", status=code, content_type="application/json"
     )

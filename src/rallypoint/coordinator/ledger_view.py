@@ -1,0 +1,123 @@
+"""What a ledger says of its runs and of who has them. Reads, and writes nothing.
+
+For coordinators that answer for the runs of others, and for commands that have the ledger alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.parse
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple, TypeVar
+
+from rallypoint.coordinator import status
+from rallypoint.coordinator.tables import read_members
+from rallypoint.core import election as e
+from rallypoint.core.values import RoundMember
+from rallypoint.errors import LedgerCorruptError, LedgerFormatError, RallypointError
+from rallypoint.ledger.contract import Ledger
+from rallypoint.ledger.keys import RUNS, lease_key, run_key
+
+T = TypeVar("T")
+
+READS_MAX: Final = 8
+"""How many registers are read at once: an engine serves others too."""
+NO_COORDINATOR: Final = (
+    "no coordinator has it now: its nodes, or a `rallypoint serve` on the ledger, take it"
+)
+
+
+class Kept(NamedTuple):
+    """A run's register, and the lease of its owner if that one serves."""
+
+    register: e.RunRegister
+    lease: e.Lease | None
+
+    def summary(self, problem: str = NO_COORDINATOR) -> status.RunSummary:
+        """The run in a list. `problem`: why its coordinator has not answered."""
+        return status.kept_summary(self.register, self.lease, problem)
+
+
+class Unread(NamedTuple):
+    """A run whose register cannot be read."""
+
+    run_id: str
+    problem: str
+
+    def summary(self, problem: str = "") -> status.RunSummary:
+        """The run in a list."""
+        return status.unread(self.run_id, self.problem)
+
+
+async def look(ledger: Ledger, run_id: str) -> Kept | None:
+    """One run; None if the ledger knows none of that name. Raises LedgerError."""
+    register = await _decoded(ledger, run_key(run_id), e.decode_run)
+    return None if register is None else Kept(register, await _lease(ledger, register.owner))
+
+
+async def look_at_all(ledger: Ledger, without: Iterable[str] = ()) -> list[Kept | Unread]:
+    """All runs but those with these ids, in order. Raises LedgerError if it does not answer."""
+    skipped = frozenset(map(run_key, without))
+    keys = [key for key in await ledger.keys(RUNS) if key not in skipped]
+    leases: dict[str, asyncio.Task[e.Lease | None]] = {}
+    found: dict[str, Kept | Unread] = {}
+    waiting = iter(keys)
+
+    async def read_some() -> None:
+        for key in waiting:
+            try:
+                register = await _decoded(ledger, key, e.decode_run)
+                if register is None:
+                    continue  # It was swept meanwhile.
+                task = leases.get(register.owner)
+                if task is None:
+                    work = _lease(ledger, register.owner)
+                    task = leases[register.owner] = asyncio.ensure_future(work)
+                found[key] = Kept(register, await asyncio.shield(task))
+            except (LedgerCorruptError, LedgerFormatError) as error:
+                name = urllib.parse.unquote(key.removeprefix(RUNS))
+                found[key] = Unread(name, error.message)
+
+    readers = [asyncio.ensure_future(read_some()) for _ in range(READS_MAX)]
+    try:
+        await asyncio.gather(*readers)
+    finally:
+        for each in (*readers, *leases.values()):
+            each.cancel()
+        await asyncio.gather(*readers, *leases.values(), return_exceptions=True)
+    return [found[key] for key in keys if key in found]
+
+
+async def detail(
+    ledger: Ledger, kept: Kept, members_shown: int, host: str, problem: str = NO_COORDINATOR
+) -> status.RunStatus:
+    """The run in detail. A member table that cannot be read is left out."""
+    members: tuple[RoundMember, ...] | None
+    try:
+        members = await read_members(ledger, kept.register.run_id, kept.register.table)
+    except (RallypointError, e.UnreadableError):
+        members = None
+    return status.kept_status(kept.register, kept.lease, problem, members, members_shown, host)
+
+
+async def _lease(ledger: Ledger, process: str) -> e.Lease | None:
+    """The lease of a process, if it says that it serves."""
+    if not process:
+        return None
+    try:
+        lease = await _decoded(ledger, lease_key(process), e.decode_lease)
+    except (LedgerCorruptError, LedgerFormatError):
+        return None
+    return lease if lease is not None and lease.state is e.LeaseState.SERVING else None
+
+
+async def _decoded(ledger: Ledger, key: str, decode: Callable[[bytes], T]) -> T | None:
+    found = await ledger.read(key)
+    try:
+        return None if found is None else decode(found.value)
+    except e.OtherFormatError as error:
+        raise LedgerFormatError(
+            f"register {key!r} of the ledger: {error}", hint=error.hint
+        ) from error
+    except e.UnreadableError as error:
+        raise LedgerCorruptError(f"register {key!r} of the ledger: {error}") from error

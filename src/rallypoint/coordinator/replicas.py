@@ -1,0 +1,253 @@
+"""What a coordinator answers about runs of its ledger that are another's: it asks that one.
+
+A question is passed on once, and only to an address that the lease of the run's owner in the ledger
+names. If that one does not answer, the ledger's own record of the run does.
+
+The token goes along that the question came with, and it goes to replicas of `serve` only: a node
+that carries a coordinator belongs to one job, which need not have the token of all of them. If such
+a coordinator has drawn its token itself, that token is in its lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+
+from rallypoint.coordinator import ledger_view, status
+from rallypoint.coordinator.ledger_view import Kept, Unread
+from rallypoint.core import election as e
+from rallypoint.core.values import Address
+from rallypoint.errors import LedgerError
+from rallypoint.ledger.contract import Ledger
+from rallypoint.wire.headers import CLIENT, ONLY_OWN
+
+ANSWER_WITHIN_S: Final = 3.0
+"""How long other coordinators have to answer. A command waits 5 s for the whole."""
+LEDGER_WITHIN_S: Final = 1.5
+"""How long the ledger has."""
+ANSWER_BYTES_MAX: Final = 64 * 1024**2
+ASKED_AT_ONCE: Final = 16
+_BEING_TAKEN: Final = "the coordinator that answers takes it over"
+
+
+class Answer(NamedTuple):
+    """What another coordinator has answered."""
+
+    status: int
+    body: dict[str, Any]
+
+
+class NoAnswerError(Exception):
+    """Another coordinator has not answered, or not about this. The text says why."""
+
+
+class Replicas:
+    """The runs of a shared ledger that other coordinators have. Owned by one event loop.
+
+    `only_run`: the one run whose nodes have this coordinator's token; None: any. `process`: the
+    name of this process's lease.
+    """
+
+    def __init__(
+        self, ledger: Ledger, only_run: str | None, host: str, process: Callable[[], str]
+    ) -> None:
+        self._ledger = ledger
+        self._process = process
+        self._only_run = only_run
+        self._host = host
+        self._http: aiohttp.ClientSession | None = None
+
+    async def aclose(self) -> None:
+        """Close the connections. Idempotent."""
+        if self._http is not None:
+            await self._http.close()
+
+    # -- what is asked -------------------------------------------------------------------------
+
+    async def look(self, run_id: str) -> Kept | None:
+        """What the ledger has of a run; None if there is none. Raises LedgerError, TimeoutError."""
+        if self._only_run not in (None, run_id):
+            return None
+        async with asyncio.timeout(LEDGER_WITHIN_S):
+            return await ledger_view.look(self._ledger, run_id)
+
+    async def status(
+        self, kept: Kept, members_shown: int, authorization: str, *, may_ask: bool
+    ) -> Answer | status.RunStatus:
+        """The run in detail: its owner's answer, or what the ledger has.
+
+        Raises LedgerError, TimeoutError.
+        """
+        run_id, problem = kept.register.run_id, ledger_view.NO_COORDINATOR
+        if kept.lease is not None and kept.lease.process == self._process():
+            problem = _BEING_TAKEN
+        elif kept.lease is not None and may_ask and kept.register.close is None:
+            path = f"/api/v1/runs/{quote(run_id, safe='')}?members={members_shown}"
+            try:
+                answer = await self.ask(kept.lease, authorization, path)
+                if answer.status == 200 and answer.body.get("run_id") == run_id:
+                    return answer
+                raise NoAnswerError(_told(answer))
+            except NoAnswerError as error:
+                problem = no_answer(kept.lease, str(error))
+        elif kept.lease is not None:
+            problem = f"it is at {_listed(kept.lease)}, as the ledger says"
+        async with asyncio.timeout(LEDGER_WITHIN_S):
+            return await ledger_view.detail(self._ledger, kept, members_shown, self._host, problem)
+
+    async def summaries(self, own: list[str], authorization: str) -> list[dict[str, Any]]:
+        """A line for each run of the ledger but the own ones. Raises LedgerError, TimeoutError."""
+        if self._only_run is not None:
+            return []
+        async with asyncio.timeout(LEDGER_WITHIN_S):
+            found = await ledger_view.look_at_all(self._ledger, own)
+        owners = {
+            each.lease.process: each.lease
+            for each in found
+            if isinstance(each, Kept) and each.lease is not None and each.register.close is None
+        }
+        owners.pop(self._process(), None)
+        told = await self._ask_all(list(owners.values()), authorization)
+        told[self._process()] = _BEING_TAKEN
+        return [_line(each, told) for each in found]
+
+    async def _ask_all(
+        self, leases: list[e.Lease], authorization: str
+    ) -> dict[str, dict[str, Any] | str]:
+        """What each of these says of its runs, by process; or why it says nothing."""
+        waiting = iter(leases)
+        told: dict[str, dict[str, Any] | str] = {}
+
+        async def ask_some() -> None:
+            for lease in waiting:
+                try:
+                    told[lease.process] = await self._runs_of(lease, authorization)
+                except NoAnswerError as error:
+                    told[lease.process] = no_answer(lease, str(error))
+
+        askers = [asyncio.ensure_future(ask_some()) for _ in range(ASKED_AT_ONCE)]
+        try:
+            await asyncio.wait(askers, timeout=ANSWER_WITHIN_S)
+        finally:
+            for each in askers:
+                each.cancel()
+            await asyncio.gather(*askers, return_exceptions=True)
+        late = {lease.process: no_answer(lease, "no answer in time") for lease in leases}
+        return late | told
+
+    async def _runs_of(self, lease: e.Lease, authorization: str) -> dict[str, Any]:
+        answer = await self.ask(lease, authorization, "/api/v1/runs")
+        if answer.status != 200:
+            raise NoAnswerError(_told(answer))
+        runs = answer.body.get("runs")
+        if not isinstance(runs, list) or not all(isinstance(each, dict) for each in runs):
+            raise NoAnswerError("its answer lists no runs")
+        return {str(each.get("run_id")): each for each in runs}
+
+    async def ask(
+        self, lease: e.Lease, authorization: str, path: str, post: bytes | None = None
+    ) -> Answer:
+        """Ask the process with this lease, at each of its addresses in turn.
+
+        Raises NoAnswerError.
+        """
+        problem = "its lease names no address"
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                for address in lease.addresses:
+                    try:
+                        headers = _headers(lease, authorization)
+                        return await self._ask(address, headers, path, post)
+                    except (aiohttp.ClientError, OSError, NoAnswerError) as error:
+                        problem = str(error) or type(error).__name__
+        except TimeoutError:
+            problem = f"no answer within {ANSWER_WITHIN_S:g} s"
+        raise NoAnswerError(problem)
+
+    async def _ask(
+        self, address: Address, headers: dict[str, str], path: str, post: bytes | None
+    ) -> Answer:
+        if self._http is None:
+            self._http = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=ASKED_AT_ONCE, force_close=True),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        method = "GET" if post is None else "POST"
+        url = f"http://{address}{path}"
+        # The token must not follow a redirection: it goes where the ledger says, and nowhere else.
+        async with self._http.request(
+            method, _exact(url), headers=headers, data=post, allow_redirects=False
+        ) as response:
+            body = await response.content.read(ANSWER_BYTES_MAX + 1)
+            while len(body) <= ANSWER_BYTES_MAX and not response.content.at_eof():
+                body += await response.content.read(ANSWER_BYTES_MAX + 1 - len(body))
+            if len(body) > ANSWER_BYTES_MAX:
+                raise NoAnswerError("its answer is too long")
+            found = _object(body)
+            if found is None:
+                raise NoAnswerError(f"what listens there is no coordinator ({response.status})")
+            return Answer(response.status, found)
+
+
+def no_answer(lease: e.Lease, why: str) -> str:
+    """Why the run's coordinator is not the one that answers."""
+    return (
+        f"its coordinator at {_listed(lease)} does not answer for it: {why}; if it is dead, "
+        "another takes the run over in some seconds"
+    )
+
+
+def _line(each: Kept | Unread, told: dict[str, dict[str, Any] | str]) -> dict[str, Any]:
+    problem = ledger_view.NO_COORDINATOR
+    if isinstance(each, Kept) and each.lease is not None:
+        said = told.get(each.lease.process, "")
+        if isinstance(said, dict):
+            line = said.get(each.register.run_id)
+            if line is not None:
+                return status.filled(line, status.RunSummary)
+            said = no_answer(each.lease, "it has the run no more")
+        problem = said
+    fields: dict[str, Any] = msgspec.to_builtins(each.summary(problem))
+    return fields
+
+
+def _headers(lease: e.Lease, authorization: str) -> dict[str, str]:
+    headers = {CLIENT: "coordinator", ONLY_OWN: "1", "Content-Type": "application/json"}
+    if lease.token:
+        headers["Authorization"] = f"Bearer {lease.token}"
+    elif authorization and not lease.only_run:
+        headers["Authorization"] = authorization
+    return headers
+
+
+def _exact(url: str) -> Any:
+    from yarl import URL
+
+    return URL(url, encoded=True)
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _told(answer: Answer) -> str:
+    """The error that it has answered with."""
+    return str(answer.body.get("error") or f"it answers with status {answer.status}")[:300]
+
+
+def _listed(lease: e.Lease) -> str:
+    return ", ".join(map(str, lease.addresses[:4])) or lease.process
+
+
+LOOK_ERRORS: Final = (LedgerError, TimeoutError, NotImplementedError)
+"""What a ledger that cannot be read ends a look with."""

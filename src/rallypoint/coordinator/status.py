@@ -1,0 +1,419 @@
+"""What people and their tools are told of runs: the one place that says which fields there are.
+
+Every answer about a run has every field of `RunStatus`, and every line of a list those of
+`RunSummary`: whatever the run does, and whether its coordinator answers or only the ledger is left.
+What nobody knows is null. `rallypoint status --json` prints the same. The fields are part of the
+public API: docs/status.md describes them, and docs/compatibility.md says how they may change.
+
+Durations end with `_s` and are in seconds. Each was measured by one clock, and none is negative.
+Times of day end with `_at`: seconds since 1970 by the clock of the host that is named beside them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from rallypoint.core import reasons
+from rallypoint.core.marking import ranks_in
+from rallypoint.core.membership import seats_of
+from rallypoint.core.past import PastLoss, PastRound
+from rallypoint.core.registers import Lease, RunRegister
+from rallypoint.core.roster import Member
+from rallypoint.core.values import (
+    Address,
+    MemberState,
+    RoundMember,
+    RoundRecord,
+    Seat,
+    named,
+)
+
+if TYPE_CHECKING:
+    from rallypoint.coordinator.history import RoundHistory
+    from rallypoint.coordinator.hub import Hub
+    from rallypoint.coordinator.runs import RunHost
+
+UNOWNED: Final = "unowned"
+"""The phase of a run in the ledger that no coordinator has now."""
+UNREACHABLE: Final = "unreachable"
+"""The ledger names a coordinator that does not answer, or not about this run."""
+UNKNOWN: Final = "unknown"
+"""Nobody knows such a run, or what is kept of it cannot be read."""
+
+FROM_COORDINATOR: Final = "coordinator"
+FROM_LEDGER: Final = "ledger"
+
+Named = dict[str, Any]
+"""A value of `core`, with the names of its fields: `named(value)`."""
+
+
+class _Shown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all of these. No field has a default, so none can be left out."""
+
+
+class CoordinatorStatus(_Shown, frozen=True, kw_only=True):
+    """The coordinator that answers. `host`: whose clock the times of day are that it has taken."""
+
+    software: str
+    ledger_id: str
+    connections: int
+    host: str
+
+
+class OwnerStatus(_Shown, frozen=True, kw_only=True):
+    """Who coordinates the run, as the ledger says. `process`: its lease's name there."""
+
+    process: str
+    addresses: list[str]
+
+
+class MemberStatus(_Shown, frozen=True, kw_only=True):
+    """A member. `state`, `link` and `troubled_s` are what its coordinator knows."""
+
+    name: str
+    host: str
+    addresses: list[str]
+    labels: dict[str, str]
+    workers: int
+    state: str | None
+    link: str | None
+    troubled_s: float | None
+    node_rank: int | None
+    ranks: list[int]
+
+
+class RoundStatus(_Shown, frozen=True, kw_only=True):
+    """A round. See `core.past.PastRound` for its times."""
+
+    number: int
+    nodes: int
+    size: int
+    restart_count: int
+    members: list[str] | None
+    published: bool
+    formed_at: float | None
+    formed_on: str | None
+    gathering_s: float | None
+    committing_s: float | None
+    active_s: float | None
+    active_min_s: float
+    ended_at: float | None
+    ended_on: str | None
+    ended: str
+    change: Named | None
+
+
+class LossStatus(_Shown, frozen=True, kw_only=True):
+    """Members that were lost beside a round. See `core.past.PastLoss`."""
+
+    round: int
+    phase: str
+    lost_at: float
+    lost_on: str
+    nodes: list[str]
+    count: int
+    text: str
+
+
+class RunSummary(_Shown, frozen=True, kw_only=True):
+    """A run in a list.
+
+    `source`: "coordinator" if the run's own has answered, "ledger" if this is what the ledger
+    keeps; null for an unknown run. `round`, `nodes`, `size`: of the last round; 0 before the first.
+    `attached`: how many are attached to the coordinator.
+    """
+
+    run_id: str
+    term: int | None
+    phase: str
+    reason: str
+    suspended: list[str] | None
+    round: int | None
+    nodes: int | None
+    size: int | None
+    attached: int | None
+    restart_count: int | None
+    waiting: Named | None
+    closed: Named | None
+    source: str | None
+    owner: OwnerStatus | None
+
+
+class RunStatus(RunSummary, frozen=True, kw_only=True):
+    """A run in detail. `shown_at`: when, by the clock of host `shown_on`."""
+
+    coordinator: CoordinatorStatus | None
+    settings: Named | None
+    bootstrap: str | None
+    digest: str | None
+    members: list[MemberStatus] | None
+    members_total: int | None
+    rounds: list[RoundStatus] | None
+    losses: list[LossStatus] | None
+    shown_at: float
+    shown_on: str
+
+
+class RunList(_Shown, frozen=True, kw_only=True):
+    """All runs. `problem`: why some may be missing; null if none is."""
+
+    coordinator: CoordinatorStatus | None
+    runs: list[RunSummary]
+    problem: str | None
+
+
+def filled(picture: dict[str, Any], kind: type[_Shown]) -> dict[str, Any]:
+    """The picture with every field of `kind`: another release may have left some out."""
+    return {name: picture.get(name) for name in kind.__struct_fields__} | picture
+
+
+# -- what the run's coordinator knows --------------------------------------------------------------
+
+
+def coordinator_of(hub: Hub) -> CoordinatorStatus:
+    """This coordinator."""
+    return CoordinatorStatus(
+        software=hub.software,
+        ledger_id=hub.ledger_id,
+        connections=len(hub.sessions),
+        host=hub.config.clock_host,
+    )
+
+
+def summary_of(run: RunHost, owner: OwnerStatus | None) -> RunSummary:
+    """A run of this coordinator in a list."""
+    return RunSummary(**_summary_fields(run, owner))
+
+
+def status_of(hub: Hub, run: RunHost, owner: OwnerStatus | None, members_shown: int) -> RunStatus:
+    """A run of this coordinator in detail, with at most so many members."""
+    membership = run.membership
+    record, now_s = membership.round, hub.now_s()
+    seats = dict(zip(_names(record), membership.seats(), strict=True))
+    members = [
+        _member(run, member, seats.get(member.name), now_s)
+        for member, _ in zip(membership.roster, range(members_shown), strict=False)
+    ]
+    settings = membership.settings
+    return RunStatus(
+        **_summary_fields(run, owner),
+        coordinator=coordinator_of(hub),
+        settings=named(settings) if settings else None,
+        bootstrap=str(record.head.bootstrap) if record else None,
+        digest=record.head.digest if record else None,
+        members=members,
+        members_total=len(membership.roster),
+        rounds=[_round(each) for each in run.history.rounds],
+        losses=[_loss(each) for each in run.history.losses],
+        shown_at=time.time(),
+        shown_on=hub.config.clock_host,
+    )
+
+
+def _summary_fields(run: RunHost, owner: OwnerStatus | None) -> dict[str, Any]:
+    membership = run.membership
+    waiting, close = run.waiting(), membership.close
+    head = membership.round.head if membership.round else None
+    reason = reasons.describe_close(close) if close is not None else str(waiting or "")
+    return {
+        "run_id": run.run_id,
+        "term": membership.term,
+        "phase": membership.phase.value,
+        "reason": reason,
+        "suspended": list(membership.suspension.reasons),
+        "round": head.number if head else 0,
+        "nodes": head.nodes if head else 0,
+        "size": head.size if head else 0,
+        "attached": len(membership.roster),
+        "restart_count": membership.restart_count,
+        "waiting": named(waiting) if waiting else None,
+        "closed": named(close) if close else None,
+        "source": FROM_COORDINATOR,
+        "owner": owner,
+    }
+
+
+def _names(record: RoundRecord | None) -> list[str]:
+    return [member.name for member in record.members] if record else []
+
+
+def _member(run: RunHost, member: Member, seat: Seat | None, now_s: float) -> MemberStatus:
+    is_in_round = member.state in (MemberState.ACTIVE, MemberState.DONE)
+    place = seat if is_in_round else None
+    state = "standby" if run.membership.is_standby(member) else member.state.value
+    return MemberStatus(
+        name=member.name,
+        host=member.info.host,
+        addresses=list(member.info.addresses),
+        labels=member.info.labels,
+        workers=member.workers,
+        state=state,
+        link=member.link.value,
+        troubled_s=max(0.0, now_s - member.trouble_since_s) if member.is_troubled else 0.0,
+        node_rank=place.node_rank if place else None,
+        ranks=_ranks(place),
+    )
+
+
+def _ranks(seat: Seat | None) -> list[int]:
+    return list(range(seat.first_rank, seat.first_rank + seat.workers)) if seat else []
+
+
+def _round(each: RoundHistory) -> RoundStatus:
+    fields = {name: getattr(each, name) for name in RoundStatus.__struct_fields__}
+    fields["change"] = named(each.change) if each.change is not None else None
+    fields["formed_on"], fields["ended_on"] = each.formed_on or None, each.ended_on or None
+    return RoundStatus(**fields)
+
+
+def _loss(loss: PastLoss) -> LossStatus:
+    return LossStatus(
+        round=loss.round,
+        phase=loss.phase,
+        lost_at=loss.at,
+        lost_on=loss.on,
+        nodes=list(loss.nodes),
+        count=loss.count,
+        text=loss.text,
+    )
+
+
+# -- what the ledger knows -------------------------------------------------------------------------
+
+
+def owner_of(process: str, addresses: tuple[Address, ...]) -> OwnerStatus:
+    """Who has a run, as its lease says."""
+    return OwnerStatus(process=process, addresses=[str(each) for each in addresses])
+
+
+def kept_summary(register: RunRegister, lease: Lease | None, problem: str) -> RunSummary:
+    """A run as the ledger keeps it, in a list.
+
+    `lease`: its owner's, if that serves. `problem`: why nobody has answered who knows more.
+    """
+    return RunSummary(**_kept_fields(register, lease, problem))
+
+
+def kept_status(
+    register: RunRegister,
+    lease: Lease | None,
+    problem: str,
+    members: tuple[RoundMember, ...] | None,
+    members_shown: int,
+    host: str,
+) -> RunStatus:
+    """The same in detail. `members`: its member table; None if it could not be read.
+
+    `host`: of the process that answers.
+    """
+    head, settings = register.round, register.settings
+    done = ranks_in(register.marks.done) if register.marks.round == register.number else frozenset()
+    return RunStatus(
+        **_kept_fields(register, lease, problem),
+        coordinator=None,
+        settings=named(settings) if settings else None,
+        bootstrap=str(head.bootstrap) if head else None,
+        digest=head.digest if head else None,
+        members=None if members is None else _kept_members(register, members, done, members_shown),
+        members_total=None if members is None else len(members),
+        rounds=_kept_rounds(register),
+        losses=[_loss(each) for each in register.past.losses],
+        shown_at=time.time(),
+        shown_on=host,
+    )
+
+
+def _kept_fields(register: RunRegister, lease: Lease | None, problem: str) -> dict[str, Any]:
+    head, close = register.round, register.close
+    return {
+        "run_id": register.run_id,
+        "term": register.term,
+        "phase": "closed" if close else UNREACHABLE if lease else UNOWNED,
+        "reason": reasons.describe_close(close) if close else problem,
+        "suspended": [] if close else None,
+        "round": head.number if head else 0,
+        "nodes": head.nodes if head else 0,
+        "size": head.size if head else 0,
+        "attached": None,
+        "restart_count": register.restarts,
+        "waiting": None,
+        "closed": named(close) if close else None,
+        "source": FROM_LEDGER,
+        "owner": owner_of(lease.process, lease.addresses) if lease else None,
+    }
+
+
+def _kept_members(
+    register: RunRegister,
+    members: tuple[RoundMember, ...],
+    done: frozenset[int],
+    members_shown: int,
+) -> list[MemberStatus]:
+    if register.round is None:
+        return []
+    seats = seats_of(RoundRecord(register.round, members))
+    return [
+        MemberStatus(
+            name=row.name,
+            host=row.host,
+            addresses=list(row.addresses),
+            labels=row.labels,
+            workers=row.workers,
+            state=MemberState.DONE.value if seat.node_rank in done else None,
+            link=None,
+            troubled_s=None,
+            node_rank=seat.node_rank,
+            ranks=_ranks(seat),
+        )
+        for row, seat in list(zip(members, seats, strict=True))[:members_shown]
+    ]
+
+
+def _kept_rounds(register: RunRegister) -> list[RoundStatus]:
+    """Without the texts and names that only the coordinator has that saw them."""
+    ended = register.marks.ended if register.marks.round == register.number else None
+    rounds, head = list(register.past.rounds), register.round
+    if head is not None and not any(each.number == head.number for each in rounds):
+        # A release that keeps no past has formed it.
+        rounds.append(PastRound(head.number, head.nodes, head.size, head.restart_count))
+    shown: list[RoundStatus] = []
+    for past in rounds:
+        is_last = past.number == register.number
+        change = ended if is_last else None
+        shown.append(
+            RoundStatus(
+                number=past.number,
+                nodes=past.nodes,
+                size=past.size,
+                restart_count=past.restart_count,
+                members=None,
+                published=past.published,
+                formed_at=past.formed_at,
+                formed_on=past.formed_on or None,
+                gathering_s=past.gathering_s,
+                committing_s=past.committing_s,
+                active_s=past.active_s,
+                active_min_s=past.active_min_s,
+                ended_at=past.ended_at,
+                ended_on=past.ended_on or None,
+                ended=past.ended,
+                change=named(change) if change is not None else None,
+            )
+        )
+    return shown
+
+
+def unknown(run_id: str, reason: str, host: str) -> RunStatus:
+    """A run that nobody knows, or that cannot be read."""
+    unset: dict[str, Any] = dict.fromkeys(RunStatus.__struct_fields__)
+    unset |= {"run_id": run_id, "phase": UNKNOWN, "reason": reason}
+    return RunStatus(**unset | {"shown_at": time.time(), "shown_on": host})
+
+
+def unread(run_id: str, reason: str) -> RunSummary:
+    """The same in a list."""
+    unset: dict[str, Any] = dict.fromkeys(RunSummary.__struct_fields__)
+    return RunSummary(**unset | {"run_id": run_id, "phase": UNKNOWN, "reason": reason})

@@ -1,0 +1,345 @@
+"""Any coordinator on a ledger answers for all of its runs, and no token goes astray."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.coordinator.status import RunList, RunStatus
+from rallypoint.core import election as e
+from rallypoint.core import events as on
+from rallypoint.core.values import Address, NodeInfo, RunSettings
+from rallypoint.ledger.contract import Swapped
+from rallypoint.ledger.keys import lease_key, run_key
+from rallypoint.ledger.memory import MemoryLedger
+from tests.loops import run_clean, until
+
+TOKEN = "the-token-of-all-replicas"
+SETTINGS = RunSettings(min_nodes=2, max_nodes=2)
+
+
+class Replica:
+    """A coordinator on the ledger."""
+
+    def __init__(self, server: CoordinatorServer, port: int) -> None:
+        self.server, self.port = server, port
+
+    async def ask(
+        self, path: str, *, token: str = TOKEN, post: bytes | None = None, **headers: str
+    ) -> tuple[int, Any]:
+        method = "GET" if post is None else "POST"
+        url = f"http://127.0.0.1:{self.port}{path}"
+        shown = {"Authorization": f"Bearer {token}"} if token else {}
+        async with (
+            aiohttp.ClientSession() as http,
+            http.request(method, url, data=post, headers=shown | headers) as answer,
+        ):
+            return answer.status, json.loads(await answer.text())
+
+    async def has(self, run_id: str) -> None:
+        """It has the run from now on, with a node that waits."""
+        run = self.server.hub.open_run(run_id)
+        self.server.hub.claim(run)
+        await until(lambda: run.is_claimed, "the run is not claimed")
+        run.post(on.NodeAttached(NodeInfo("a", 1, "host"), SETTINGS, 1_000))
+
+    async def status(self, run_id: str) -> RunStatus:
+        code, body = await self.ask(f"/api/v1/runs/{run_id}")
+        assert code == 200, body
+        return msgspec.convert(body, RunStatus)
+
+    async def list(self) -> RunList:
+        code, body = await self.ask("/api/v1/runs")
+        assert code == 200, body
+        return msgspec.convert(body, RunList)
+
+
+@contextlib.asynccontextmanager
+async def replica(ledger: MemoryLedger, **more: Any) -> AsyncIterator[Replica]:
+    config = msgspec.structs.replace(CoordinatorConfig(token=TOKEN, lease_ttl_s=60.0), **more)
+    sock = bind("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+    async with CoordinatorServer(config, ledger=ledger) as server:
+        await server.start([sock], (Address("127.0.0.1", port),))
+        shared = server.shared
+        assert shared is not None
+        await until(lambda: shared.office.beat, "it has no lease")
+        yield Replica(server, port)
+
+
+async def lease_of(ledger: MemoryLedger, one: Replica) -> e.Lease:
+    assert one.server.shared is not None
+    found = await ledger.read(lease_key(one.server.shared.office.process))
+    assert found is not None
+    return e.decode_lease(found.value)
+
+
+async def rewrite_lease(ledger: MemoryLedger, process: str, **changes: Any) -> None:
+    key = lease_key(process)
+    found = await ledger.read(key)
+    assert found is not None
+    changed = msgspec.structs.replace(e.decode_lease(found.value), **changes)
+    assert isinstance(await ledger.swap(key, found.version, e.encode(changed)), Swapped)
+
+
+def test_every_replica_answers_for_every_run() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        async with replica(ledger) as a, replica(ledger) as b, replica(ledger) as c:
+            await a.has("one")
+            await b.has("two/2 ")
+            for each in (a, b, c):
+                one, two = await each.status("one"), await each.status("two%2F2%20")
+                assert [one.run_id, two.run_id] == ["one", "two/2 "]
+                assert [one.source, two.source] == ["coordinator", "coordinator"]
+                assert [one.attached, two.attached] == [1, 1]
+                assert one.owner is not None
+                assert one.owner.addresses == [f"127.0.0.1:{a.port}"]
+                listed = await each.list()
+                assert sorted(line.run_id for line in listed.runs) == ["one", "two/2 "]
+                assert {line.source for line in listed.runs} == {"coordinator"}
+                assert listed.problem is None
+                assert (await each.ask("/api/v1/runs/nope"))[0] == 404
+                assert (await each.ask("/api/v1/runs/one?members=x"))[0] == 400
+            assert (await c.ask("/api/v1/runs/one?members=0"))[1]["members"] == []
+
+    run_clean(main)
+
+
+def test_any_replica_closes_a_run() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        async with replica(ledger) as a, replica(ledger) as b:
+            await a.has("one")
+            said = await b.ask("/api/v1/runs/one/close", post=b'{"reason": "enough"}')
+            assert said == (200, {"run_id": "one", "was_closed": False})
+            assert a.server.hub.runs["one"].is_closed
+            again = await b.ask("/api/v1/runs/one/close", post=b"{}")
+            assert again == (200, {"run_id": "one", "was_closed": True})
+            shown = await b.status("one")
+            assert (shown.phase, shown.reason.startswith("stopped: enough")) == ("closed", True)
+            assert (await b.ask("/api/v1/runs/nope/close", post=b"{}"))[0] == 404
+            assert (await b.ask("/api/v1/runs/one/close", post=b"["))[0] == 400
+
+    run_clean(main)
+
+
+def test_a_run_that_nobody_has_is_shown_and_can_be_closed() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        async with replica(ledger) as b:
+            async with replica(ledger) as a:
+                await a.has("one")
+            shown = await b.status("one")
+            assert (shown.phase, shown.source, shown.owner) == ("unowned", "ledger", None)
+            assert "no coordinator has it now" in shown.reason
+            (line,) = (await b.list()).runs
+            assert (line.phase, line.attached) == ("unowned", None)
+            said = await b.ask("/api/v1/runs/one/close", post=b"{}")
+            assert said == (200, {"run_id": "one", "was_closed": False})
+            assert (await b.status("one")).phase == "closed"
+
+    run_clean(main)
+
+
+def test_an_owner_that_does_not_answer_is_named() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        async with replica(ledger) as a, replica(ledger) as b:
+            await a.has("one")
+            lease = await lease_of(ledger, a)
+            with contextlib.closing(bind("127.0.0.1", 0)) as sock:
+                nobody = Address("127.0.0.1", sock.getsockname()[1])
+            await rewrite_lease(ledger, lease.process, addresses=(nobody,))
+            shown = await b.status("one")
+            assert (shown.phase, shown.source) == ("unreachable", "ledger")
+            assert str(nobody) in shown.reason
+            assert shown.owner is not None
+            assert shown.owner.addresses == [str(nobody)]
+            (line,) = (await b.list()).runs
+            assert (line.phase, str(nobody) in line.reason) == ("unreachable", True)
+            code, said = await b.ask("/api/v1/runs/one/close", post=b"{}")
+            assert (code, str(nobody) in said["error"]) == (503, True)
+
+    run_clean(main)
+
+
+def test_without_the_ledger_it_says_what_it_does_not_know() -> None:
+    async def main() -> None:
+        ledger = Silent()
+        async with replica(ledger) as a, replica(ledger) as b:
+            await a.has("one")
+            await b.has("two")
+            ledger.answers.clear()
+            listed = await a.list()
+            assert [each.run_id for each in listed.runs] == ["one"]
+            assert "the ledger has not answered in time" in (listed.problem or "")
+            assert (await a.status("one")).source == "coordinator"
+            code, said = await a.ask("/api/v1/runs/two")
+            assert (code, "cannot say where it is" in said["error"]) == (503, True)
+            assert (await a.ask("/api/v1/runs/two/close", post=b"{}"))[0] == 503
+            ledger.answers.set()
+
+    run_clean(main)
+
+
+class Silent(MemoryLedger):
+    """Reads of runs hang, if told so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    async def keys(self, prefix: str = "") -> tuple[str, ...]:
+        await self.answers.wait()
+        return await super().keys(prefix)
+
+    async def read(self, key: str) -> Any:
+        if key.startswith(run_key("")):
+            await self.answers.wait()
+        return await super().read(key)
+
+
+# -- the token -------------------------------------------------------------------------------------
+
+
+class Listening:
+    """Something that has a coordinator's address. It keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[str | None] = []
+        self.asked: list[str] = []
+        self.location = ""
+        self.body = b"{}"
+
+    @contextlib.asynccontextmanager
+    async def started(self) -> AsyncIterator[Address]:
+        async def answer(request: web.Request) -> web.Response:
+            self.shown.append(request.headers.get("Authorization"))
+            self.asked.append(request.path)
+            if self.location:
+                return web.Response(status=307, headers={"Location": self.location})
+            return web.Response(body=self.body, content_type="application/json")
+
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        sock = bind("127.0.0.1", 0)
+        try:
+            await web.SockSite(runner, sock).start()
+            yield Address("127.0.0.1", sock.getsockname()[1])
+        finally:
+            await runner.cleanup()
+
+
+async def all_ways(one: Replica, run_id: str) -> None:
+    await one.ask(f"/api/v1/runs/{run_id}")
+    await one.ask("/api/v1/runs")
+    await one.ask(f"/api/v1/runs/{run_id}/close", post=b"{}")
+
+
+def test_the_token_goes_to_replicas_and_not_to_the_coordinator_inside_a_node() -> None:
+    async def main() -> None:
+        ledger, own, other, nodes = MemoryLedger(), Listening(), Listening(), Listening()
+        async with (
+            replica(ledger) as a,
+            replica(ledger) as b,
+            own.started() as address,
+            other.started() as elsewhere,
+            nodes.started() as inside,
+        ):
+            await a.has("one")
+            lease = await lease_of(ledger, a)
+            await rewrite_lease(ledger, lease.process, addresses=(address,))
+            await all_ways(b, "one")
+            assert own.shown == [f"Bearer {TOKEN}"] * 3
+            # Who is sent elsewhere does not go there, with or without the token.
+            own.location = f"http://{elsewhere}/"
+            await all_ways(b, "one")
+            assert (len(own.shown), other.shown) == (6, [])
+            # A coordinator inside a node: none, or that of its lease.
+            await rewrite_lease(ledger, lease.process, addresses=(inside,), only_run="one")
+            await all_ways(b, "one")
+            assert nodes.shown == [None] * 3
+            await rewrite_lease(ledger, lease.process, token="drawn")
+            await all_ways(b, "one")
+            assert nodes.shown == [None] * 3 + ["Bearer drawn"] * 3
+
+    run_clean(main)
+
+
+def test_a_stranger_without_the_token_makes_nobody_ask() -> None:
+    async def main() -> None:
+        ledger, own = MemoryLedger(), Listening()
+        async with replica(ledger) as a, replica(ledger) as b, own.started() as address:
+            await a.has("one")
+            lease = await lease_of(ledger, a)
+            await rewrite_lease(ledger, lease.process, addresses=(address,))
+            for token in ("", "wrong"):
+                for path in ("/api/v1/runs/one", "/api/v1/runs"):
+                    assert (await b.ask(path, token=token))[0] == 401
+                said = await b.ask("/api/v1/runs/one/close", token=token, post=b"{}")
+                assert said[0] == 401
+            assert own.asked == []
+
+    run_clean(main)
+
+
+def test_a_coordinator_inside_a_node_tells_of_its_own_run_alone() -> None:
+    """Its token is that of one run, whose nodes may not look at others."""
+
+    async def main() -> None:
+        ledger = MemoryLedger()
+        async with (
+            replica(ledger) as a,
+            replica(ledger, token="of-run-two", only_run="two") as inside,
+        ):
+            await a.has("one")
+            listed = await inside.ask("/api/v1/runs", token="of-run-two")
+            assert listed[1]["runs"] == []
+            assert (await inside.ask("/api/v1/runs/one", token="of-run-two"))[0] == 404
+            close = await inside.ask("/api/v1/runs/one/close", token="of-run-two", post=b"{}")
+            assert close[0] == 404
+            assert not a.server.hub.runs["one"].is_closed
+
+    run_clean(main)
+
+
+def test_two_that_name_each_other_do_not_ask_for_ever() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        async with replica(ledger) as a, replica(ledger) as b:
+            await a.has("one")
+            a.server.hub.drop("one")  # the lease names it, and it has it no more
+            shown = await b.status("one")
+            assert (shown.phase, shown.source) == ("unreachable", "ledger")
+            assert (await a.status("one")).source == "ledger"
+
+    run_clean(main)
+
+
+def test_what_is_no_answer_of_a_coordinator_is_not_passed_on() -> None:
+    async def main() -> None:
+        ledger, own = MemoryLedger(), Listening()
+        async with replica(ledger) as a, replica(ledger) as b, own.started() as address:
+            await a.has("one")
+            lease = await lease_of(ledger, a)
+            await rewrite_lease(ledger, lease.process, addresses=(address,))
+            for body in (b"", b"<html>", b"[]", b"[" * 100_000, b'{"runs": 5}', b"\xff\xfe"):
+                own.body = body
+                listed = await b.list()
+                assert [each.phase for each in listed.runs] == ["unreachable"]
+                assert (await b.status("one")).phase == "unreachable"
+
+    run_clean(main)

@@ -1,0 +1,187 @@
+"""`status` has the same fields always: whatever the run does, and whoever is left to tell of it.
+
+The types of `coordinator/status.py` have no defaults and take no other field, so an answer that is
+read as one has every field, and each is of its type.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from rallypoint.coordinator import status
+from rallypoint.coordinator.ledger_view import Kept, Unread, detail, look, look_at_all
+from rallypoint.coordinator.status import RunList, RunStatus, RunSummary
+from rallypoint.core import events as on
+from rallypoint.core.reasons import Waiting
+from rallypoint.core.suspension import SuspensionCause
+from rallypoint.core.values import Change, CloseRecord, Outcome, Phase, RunSettings
+from rallypoint.ledger.keys import run_key
+from rallypoint.ledger.memory import MemoryLedger
+from tests.coordinator.test_history import NAMES, Case, Held
+from tests.coordinator.test_shared import until
+from tests.loops import run_virtual
+
+
+def names(kind: type[msgspec.Struct]) -> set[str]:
+    return set(kind.__struct_fields__)
+
+
+def checked(told: RunStatus) -> RunStatus:
+    """The same, as it was read from its JSON; all values of `core` inside have all their fields."""
+    body = msgspec.json.encode(told)
+    read = msgspec.json.decode(body, type=RunStatus)
+    values: list[tuple[Any, type[msgspec.Struct]]] = [
+        (read.waiting, Waiting),
+        (read.closed, CloseRecord),
+        (read.settings, RunSettings),
+        *((each.change, Change) for each in read.rounds or []),
+    ]
+    for value, kind in values:
+        assert value is None or set(value) == names(kind)
+    assert set(msgspec.json.decode(body)) == names(RunStatus)
+    return read
+
+
+def durations(value: Any, name: str = "") -> list[float]:
+    """All that is in seconds, wherever it is."""
+    if isinstance(value, dict):
+        return [each for key, inner in value.items() for each in durations(inner, key)]
+    if isinstance(value, list):
+        return [each for inner in value for each in durations(inner, name)]
+    return [value] if name.endswith("_s") and value is not None else []
+
+
+def test_in_every_phase_the_fields_are_the_same() -> None:
+    async def main() -> None:
+        ledger = Held()
+        case = await Case.begun(ledger, 1, "machine-a")
+        told: dict[str, RunStatus] = {}
+
+        async def note(what: str) -> None:
+            told[what] = checked(status.status_of(case.hub, case.run, None, 10))
+            kept = await look(ledger, "run")
+            assert kept is not None
+            told[f"{what}, from the ledger"] = checked(await detail(ledger, kept, 10, "here"))
+
+        await note("nobody")
+        case.come("a")
+        await note("gathering")
+        ledger.may_write.clear()
+        case.come("b")
+        case.ready(*NAMES)
+        await until_phase(case, Phase.COMMITTING)
+        await note("committing")
+        ledger.may_write.set()
+        await case.is_in(Phase.ACTIVE, 1)
+        await note("active")
+        case.run.post(on.LedgerLost("away", 0.5, cause=SuspensionCause.COMMIT))
+        await note("suspended")
+        case.run.post(on.LedgerRestored(SuspensionCause.COMMIT))
+        case.fail("a")
+        await asyncio.sleep(1.0)
+        await note("ended")
+        case.run.post(on.CloseRequested("somebody", Outcome.STOPPED, "enough"))
+        await until_phase(case, Phase.CLOSED)
+        await note("closed")
+        await case.shared.office.hand_over(1.0)
+        await case.aclose()
+        kept = await look(ledger, "run")
+        assert kept is not None
+        told["nobody serves"] = checked(await detail(ledger, kept, 10, "here"))
+        told["unknown"] = checked(status.unknown("nope", "no run 'nope'", "here"))
+
+        phases = {what: each.phase for what, each in told.items()}
+        assert phases == {
+            "nobody": "gathering",
+            "gathering": "gathering",
+            "committing": "committing",
+            "active": "active",
+            "suspended": "suspended",
+            "ended": "gathering",
+            "closed": "closed",
+            **dict.fromkeys(
+                (f"{what}, from the ledger" for what in (
+                    "nobody", "gathering", "committing", "active", "suspended", "ended"
+                )),
+                "unreachable",
+            ),
+            "closed, from the ledger": "closed",
+            "nobody serves": "closed",
+            "unknown": "unknown",
+        }  # fmt: skip
+        assert {each.source for what, each in told.items() if "ledger" in what} == {"ledger"}
+        assert [told["unknown"].source, told["unknown"].round] == [None, None]
+        assert (told["gathering"].round, told["gathering"].bootstrap) == (0, None)
+        for each in told.values():
+            assert all(value >= 0 for value in durations(msgspec.to_builtins(each)))
+        compare(told["active"], told["active, from the ledger"])
+        compare(told["closed"], told["nobody serves"])
+
+    run_virtual(main())
+
+
+async def until_phase(case: Case, phase: Phase) -> None:
+    await until(lambda: case.run.membership.phase is phase)
+
+
+def compare(own: RunStatus, kept: RunStatus) -> None:
+    """What the ledger knows is what the coordinator says."""
+    for name in (
+        *("run_id", "term", "round", "nodes", "size", "restart_count", "closed"),
+        *("settings", "bootstrap", "digest", "members_total"),
+    ):
+        assert getattr(own, name) == getattr(kept, name), name
+    for one, other in zip(own.members or [], kept.members or [], strict=True):
+        for name in ("name", "host", "addresses", "labels", "workers"):
+            assert getattr(one, name) == getattr(other, name), name
+    assert [each.ended for each in own.rounds or []] == [each.ended for each in kept.rounds or []]
+
+
+def test_a_list_has_the_same_fields_too_also_for_what_cannot_be_read() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        case = await Case.begun(ledger, 1, "machine-a")
+        await ledger.swap(run_key("a/b c"), None, b"\xffnonsense")
+        own = [status.summary_of(case.run, None)]
+        found = await look_at_all(ledger)
+        assert [type(each) for each in found] == [Unread, Kept]
+        lines = own + [each.summary() for each in found]
+        told = RunList(coordinator=status.coordinator_of(case.hub), runs=lines, problem=None)
+        read = msgspec.json.decode(msgspec.json.encode(told), type=RunList)
+        assert [each.run_id for each in read.runs] == ["run", "a/b c", "run"]
+        assert [each.phase for each in read.runs] == ["gathering", "unknown", "unreachable"]
+        assert "is no RunRegister" in read.runs[1].reason
+        assert [each.run_id for each in map(_summary, await look_at_all(ledger, ["run"]))] == [
+            "a/b c"
+        ]
+        await case.aclose()
+
+    run_virtual(main())
+
+
+def _summary(each: Kept | Unread) -> RunSummary:
+    return each.summary()
+
+
+def test_what_an_older_release_leaves_out_is_null() -> None:
+    filled = status.filled({"run_id": "a", "phase": "active", "new": 1}, RunStatus)
+    assert set(filled) == names(RunStatus) | {"new"}
+    assert (filled["run_id"], filled["losses"]) == ("a", None)
+
+
+@pytest.mark.parametrize("kind", [RunStatus, RunSummary, RunList])
+def test_no_field_can_be_left_out(kind: type[msgspec.Struct]) -> None:
+    assert all(each.required for each in msgspec.structs.fields(kind))
+
+
+def test_every_field_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "status.md").read_text()
+    kinds = (RunStatus, RunList, status.CoordinatorStatus, status.OwnerStatus, status.MemberStatus)
+    for kind in (*kinds, status.RoundStatus, status.LossStatus):
+        for name in names(kind) - {"runs"}:
+            assert f"`{name}`" in text, f"{kind.__name__}.{name}"
