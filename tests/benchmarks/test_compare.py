@@ -1,0 +1,89 @@
+"""Two checkouts are compared by the ratios within pairs of runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+compare = pytest.importorskip("benchmarks.compare", reason="no benchmarks in the source package")
+
+
+def run(**figures: tuple[float, str]) -> dict[str, Any]:
+    return {name: {"median": median, "unit": unit} for name, (median, unit) in figures.items()}
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (19, 2.093)]
+)
+def test_the_quantiles_of_students_t(freedom: int, quantile: float) -> None:
+    assert compare.student(freedom) == pytest.approx(quantile, rel=0.01)
+
+
+def test_the_interval_is_that_of_the_logarithms() -> None:
+    # Mean 0 and deviation ln 2 of three logarithms: 4.303 * ln 2 / sqrt 3 to both sides.
+    middle, low, high = compare.interval([0.5, 1.0, 2.0])
+    assert middle == pytest.approx(1.0)
+    assert math.log(high) == pytest.approx(4.303 * math.log(2) / math.sqrt(3))
+    assert low == pytest.approx(1 / high)
+
+
+def test_a_machine_that_slows_down_for_both_changes_no_ratio() -> None:
+    here = [run(t=(slow * 11.0, "ms")) for slow in (1, 2, 5)]
+    there = [run(t=(slow * 10.0, "ms")) for slow in (1, 2, 5)]
+    [ratio] = compare.compared(here, there)
+    assert (ratio.ratio, ratio.low, ratio.high) == (pytest.approx(1.1),) * 3
+    assert ratio.is_worse
+    assert (ratio.here, ratio.there, ratio.pairs) == (22.0, 20.0, 3)
+
+
+def test_fewer_calls_a_second_are_worse() -> None:
+    here = [run(t=(rate, "calls/s")) for rate in (50.0, 51.0)]
+    there = [run(t=(rate, "calls/s")) for rate in (100.0, 102.0)]
+    [ratio] = compare.compared(here, there)
+    assert ratio.ratio == pytest.approx(2.0)
+
+
+def test_an_interval_with_1_in_it_is_no_worse_and_what_one_lacks_is_left_out() -> None:
+    here = [run(t=(value, "ms"), new=(1.0, "ms")) for value in (12.0, 8.0)]
+    there = [run(t=(10.0, "ms")) for _ in range(2)]
+    [ratio] = compare.compared(here, there)
+    assert ratio.name == "t"
+    assert ratio.low < 1.0 < ratio.high
+    assert not ratio.is_worse
+
+
+def test_a_folder_that_is_no_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main([str(tmp_path)]) == 2
+    assert "is no checkout of Rallypoint" in capsys.readouterr().err
+
+
+def test_what_is_judged_is_there_for_each_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bench(tree: Path, python: str, scenario: str, *options: str) -> dict[str, Any]:
+        names = (*compare._SHOWN[scenario], "floor warm")
+        figures = [{"name": n, "median": 2.0, "unit": "ms"} for n in names]
+        return {"figures": figures}
+
+    monkeypatch.setattr(compare, "_bench", bench)
+    found = compare.measure(Path(), "", ("meet", "store"), 4, 1)
+    assert set(compare.JUDGED) <= set(found)
+    assert found["store: set, get and add"]["median"] == pytest.approx(2.0)
+    assert "meet: floor warm" not in found
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_this_checkout_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--pairs", "2", "--nodes", "4", "--repeats", "1", "--only", "meet", "--json"]
+    # Whether either is "worse" is chance, with two pairs of tiny runs.
+    assert compare.main([str(compare.ROOT), *options]) in (0, 1)
+    told = json.loads(capsys.readouterr().out)
+    assert {each["name"] for each in told["ratios"]} == {
+        "meet: warm",
+        "meet: cold",
+        "meet: coordinator's CPU",
+    }
+    assert all(each["pairs"] == 2 and each["ratio"] > 0 for each in told["ratios"])
