@@ -35,6 +35,9 @@ from rallypoint.core.values import (
 )
 from rallypoint.wire import messages as wire
 
+UNSENT_BYTES_MAX = 32 * 1024
+"""What a link holds that its node has not read, before its session is told to wait."""
+
 RECONNECT_S = 0.1
 CLOSE_S = 2.0
 RUN = "run"
@@ -65,6 +68,10 @@ def check_every_step(run: RunHost) -> None:
     membership.step = checked  # type: ignore[method-assign]
 
 
+class Part(bytes):
+    """A part of a message."""
+
+
 class Link:
     """One connection: what is under way in each direction. The coordinator's side is an Outlet."""
 
@@ -77,12 +84,28 @@ class Link:
         self._network = network
         self._node = node
         self._closes = False
+        self._is_paused = False
+        self._message = bytearray()
+        self._size = 0
 
     # -- Outlet --------------------------------------------------------------------------------
+
+    def begin(self, size: int) -> None:
+        self._size = size
+
+    def part(self, piece: bytes | memoryview) -> None:
+        self.send(Part(piece))
+
+    def pong(self, payload: bytes) -> None:
+        raise AssertionError("nobody pings here")
 
     def send(self, payload: bytes) -> None:
         if self.is_open:
             self.down.append(payload)
+            if not self._is_paused and self.backlog_bytes() > UNSENT_BYTES_MAX:
+                self._is_paused = True
+                assert self.session is not None
+                self.session.paused()
 
     def backlog_bytes(self) -> int:
         return sum(map(len, self.down))
@@ -104,6 +127,21 @@ class Link:
             self.down.clear()
             self._network.later(self._ended)
 
+    def _deliver_down(self, payload: bytes) -> None:
+        if isinstance(payload, Part):
+            self._message += payload
+            if len(self._message) < self._size:
+                return
+            payload, self._message = bytes(self._message), bytearray()
+        self._network.count(self._node, payload, is_up=False)
+        self._node.received(payload)
+
+    def _go_on_sending(self) -> None:
+        if self._is_paused and self.backlog_bytes() <= UNSENT_BYTES_MAX // 4:
+            self._is_paused = False
+            assert self.session is not None
+            self.session.resumed()
+
     def _ended(self) -> None:
         assert self.session is not None
         self.session.connection_lost()
@@ -119,9 +157,8 @@ class Link:
             assert self.session is not None
             self.session.received(payload)
         elif self.down and not (self._node.is_deaf or self._node.is_frozen):
-            payload = self.down.popleft()
-            self._network.count(self._node, payload, is_up=False)
-            self._node.received(payload)
+            self._deliver_down(self.down.popleft())
+            self._go_on_sending()
         elif self._closes and not self.down:
             self.cut()
         else:
@@ -139,8 +176,11 @@ class Node:
         settings: RunSettings,
         silence_s: float,
         secret: bytes,
+        run_id: str = RUN,
     ):
-        self.machine = m.NodeMachine(RUN, info, settings, silence_s=silence_s, resume_secret=secret)
+        self.machine = m.NodeMachine(
+            run_id, info, settings, silence_s=silence_s, resume_secret=secret
+        )
         self.link: Link | None = None
         self.rounds: list[tuple[RoundHead, Seat]] = []
         self.changes: list[Change] = []
@@ -274,7 +314,10 @@ class Network:
 
     @property
     def run(self) -> RunHost:
-        return self.hub.runs[RUN]
+        return self.run_of(RUN)
+
+    def run_of(self, run_id: str) -> RunHost:
+        return self.hub.runs[run_id]
 
     def node(
         self,
@@ -285,11 +328,12 @@ class Network:
         workers: int = 1,
         silence_s: float = 6.0,
         secret: bytes | None = None,
+        run_id: str = RUN,
     ) -> Node:
         """A node that has begun to connect. `secret`: instead of its own."""
         info = NodeInfo(name, incarnation, f"{name}.example", (), workers)
         own = f"secret of {name}/{incarnation}".encode()
-        node = Node(self, info, settings or RunSettings(), silence_s, secret or own)
+        node = Node(self, info, settings or RunSettings(), silence_s, secret or own, run_id)
         self.nodes[f"{name}/{incarnation}{' (a stranger)' if secret else ''}"] = node
         return node.connect()
 

@@ -28,6 +28,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "clock": frozenset(),
     "core": frozenset(),
     "errors": frozenset({"core"}),
+    "memory": frozenset({"core"}),
     "line_limits": frozenset(),
     "logs": frozenset({"core", "line_limits"}),
     "wire": frozenset({"core", "errors", "_version"}),
@@ -38,7 +39,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "coordinator": frozenset({"core", "wire", "ledger", "errors", "logs", "settings"})
     | {"_version", "clock"},
     "client": frozenset({"core", "wire", "ledger", "coordinator", "endpoints", "errors", "logs"})
-    | {"settings", "_version", "clock"},
+    | {"memory", "settings", "_version", "clock"},
     "aio": frozenset({"client", "core", "errors", "settings", "_version"}),
     "rendezvous": frozenset({"client", "core", "wire", "ledger", "coordinator", "endpoints"})
     | {"errors", "logs", "settings", "_version"},

@@ -20,7 +20,9 @@ from typing import Any, Final
 import msgspec
 
 from rallypoint.core import naming
+from rallypoint.core.budget import BYTES_MIN
 from rallypoint.core.ranks import POLICIES
+from rallypoint.core.sizes import parse_size, size_text
 from rallypoint.core.values import NAME_LENGTH_MAX, STOP_S_MAX, RunSettings
 from rallypoint.endpoints import DEFAULT_PORT as DEFAULT_PORT
 from rallypoint.endpoints import NAME, EtcdPlace, is_ip, is_loopback
@@ -38,6 +40,7 @@ LABELS_BYTES_MAX: Final = naming.INFO_BYTES_MAX - 4 * 1024
 WORKERS_MAX: Final = 1_000_000
 CANDIDATES_MAX: Final = 100
 SHARE_LINES_MAX: Final = 64
+MEMORY_BYTES_MAX: Final = 1024**5
 LEASE_TTL_MIN_S: Final = 0.3
 LEASE_TTL_MAX_S: Final = 300.0
 
@@ -179,6 +182,14 @@ def _password(text: str) -> str:
     return text
 
 
+def _memory(text: str) -> int:
+    size = parse_size(text)
+    if not BYTES_MIN <= size <= MEMORY_BYTES_MAX:
+        least = size_text(BYTES_MIN)
+        raise ValueError(f"must be within {least} and {size_text(MEMORY_BYTES_MAX)}, not {text!r}")
+    return size
+
+
 def _path(text: str) -> str:
     if "\0" in text:
         raise ValueError(f"must be a path, not {text!r}")
@@ -226,6 +237,8 @@ class Resolved(msgspec.Struct, frozen=True):
             return "unset"
         if self.name in _SECRETS:
             return "set"
+        if self.name == "memory":
+            return size_text(self.value)
         return f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
 
     def __repr__(self) -> str:
@@ -334,6 +347,13 @@ SETTINGS: Final = (
         parse_duration_s,
         3_600.0,
         "how long `serve` keeps a run that is over: then it is swept, from its ledger too",
+    ),
+    _setting(
+        "memory",
+        _memory,
+        None,
+        "how many bytes a coordinator keeps for all its runs; if unset, half of the memory of its "
+        "cgroup or machine, and inside a node at most 1 GiB",
     ),
     _setting(
         "stop_timeout_s", parse_duration_s, 25.0, "from the first signal to workers to SIGKILL"

@@ -8,9 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from rallypoint.memory import MemoryLimit
 from rallypoint.settings import SETTINGS
 
 from .conftest import Cli
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A default that is not this machine's."""
+    found = MemoryLimit(3 * 1024**3, "half of a machine")
+    monkeypatch.setattr("rallypoint.cli.env.default_budget", lambda **which: found)
 
 
 def test_defaults(cli: Cli, snapshot: Callable[[str, str], None]) -> None:

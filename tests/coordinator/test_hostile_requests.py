@@ -90,7 +90,7 @@ def test_a_handshake_with_a_bad_key_is_refused(key: str, caplog: pytest.LogCaptu
 
 
 def test_a_peer_that_pings_and_goes_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    """aiohttp answers pings: by the time that it does, the connection may be closing."""
+    """By the time that a ping is answered, the connection may be closing."""
 
     async def main() -> None:
         async with served() as (server, port):
@@ -99,10 +99,11 @@ def test_a_peer_that_pings_and_goes_is_no_error(caplog: pytest.LogCaptureFixture
             await reader.readuntil(b"\r\n\r\n")
             (session,) = server.hub.sessions.values()
             protocol = session.outlet._transport.get_protocol()  # type: ignore[attr-defined]
-            # Both in one turn of the event loop: aiohttp's reader wakes up after the second.
-            protocol.data_received(b"\x89\x80\0\0\0\0")
+            ping = b"\x89\x80\0\0\0\0"
+            protocol.data_received(ping)
             session.outlet.abort()
-            assert await reader.read() == b""
+            protocol.data_received(ping)
+            assert await reader.read() in (b"", b"\x8a\x00")
             writer.close()
 
     with caplog.at_level(logging.INFO):

@@ -31,6 +31,7 @@ from rallypoint.core.values import (
     Seat,
 )
 from rallypoint.wire import messages as wire
+from tests.outlets import WholeMessages
 
 RUN = "run"
 CHANNEL = struct.Struct("!I")
@@ -58,7 +59,7 @@ def unframe(data: bytes) -> tuple[int, bytes]:
 # -- the coordinator's end -------------------------------------------------------------------------
 
 
-class ChannelOutlet:
+class ChannelOutlet(WholeMessages):
     """What one node's session sees of the cable: an Outlet like any other."""
 
     def __init__(self, end: CoordinatorsEnd, channel: int) -> None:

@@ -36,11 +36,12 @@ from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
 from tests.coordinator.test_shared import CONFIG, coordinator, has_begun, until
 from tests.loops import run_virtual
+from tests.outlets import WholeMessages
 
 LOG = first_log(1, 1).name("run")
 
 
-class Asking:
+class Asking(WholeMessages):
     """The connection of a node that wants the run."""
 
     peer = "127.0.0.1"

@@ -30,6 +30,7 @@ from rallypoint.wire import messages as wire
 from tests.coordinator.test_shared import CONFIG, coordinator, until
 from tests.coordinator.test_supervision import Line
 from tests.loops import VirtualLoop, run_virtual
+from tests.outlets import WholeMessages
 
 TTL_S = CONFIG.lease_ttl_s
 
@@ -289,7 +290,7 @@ def test_a_run_that_is_begun_after_the_lease_ran_out_begins_suspended() -> None:
     run_virtual(main())
 
 
-class Outlet:
+class Outlet(WholeMessages):
     """What a session has sent."""
 
     peer = "127.0.0.1"

@@ -37,6 +37,7 @@ from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
 from tests.coordinator.test_shared import CONFIG, coordinator, has_begun, until
 from tests.loops import run_virtual
+from tests.outlets import WholeMessages
 
 ALONE = RunSettings(min_nodes=1, max_nodes=1, last_call_s=0.1)
 
@@ -73,7 +74,7 @@ class Faulty(MemoryLedger):
         return await super().keys(prefix)
 
 
-class Line:
+class Line(WholeMessages):
     """A node's connection, which it dials again whenever it is sent away."""
 
     peer = "127.0.0.1"

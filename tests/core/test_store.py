@@ -13,6 +13,7 @@ from rallypoint.core.store import (
     NOT_AN_INTEGER,
     ROUND_ENDED,
     TIMEOUT,
+    WAITING_KEY_BYTES,
     Add,
     Answer,
     Append,
@@ -573,7 +574,7 @@ class TestLimits:
         desk.waits(Barrier("step", 0))
 
     def test_keys_that_a_node_waits_for(self) -> None:
-        desk = Desk(waiting_bytes_per_node_max=200)
+        desk = Desk(waiting_bytes_per_node_max=3 * (1 + WAITING_KEY_BYTES))
         desk.waits(Wait(("k", "l", "m")), timeout_s=1)
         assert desk.failure(Get("n")).code == LIMIT
         desk.later(1)

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rallypoint.core.store import (
+    KEY_BYTES,
     NOT_AN_INTEGER,
     ROUND_ENDED,
     TIMEOUT,
+    WAITING_CALL_BYTES,
     Add,
     Answer,
     Append,
@@ -34,6 +36,7 @@ from rallypoint.core.store import (
     Wait,
     Write,
     _Data,
+    _waiting_bytes,
     keys_of,
 )
 
@@ -358,6 +361,10 @@ class Driver:
             assert session.waiting == sum(call.node == node for call in store._waits)
             assert (session.waiting_bytes > 0) == (session.waiting > 0)
             assert session.answer_bytes >= 0
+        kept = sum(session.kept() for session in store._sessions.values())
+        waits = [WAITING_CALL_BYTES + _waiting_bytes(call.op) for call in store._waits]
+        keys, size = store.usage()
+        assert store.footprint() == kept + sum(waits) + size + KEY_BYTES * keys
 
 
 @settings(max_examples=400)

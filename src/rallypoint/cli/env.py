@@ -9,7 +9,9 @@ import typer
 
 from rallypoint import settings
 from rallypoint.cli import output
+from rallypoint.core.sizes import size_text
 from rallypoint.errors import UsageError
+from rallypoint.memory import default_budget
 from rallypoint.settings import Setting
 
 if TYPE_CHECKING:
@@ -57,7 +59,11 @@ def _row(setting: Setting) -> Row:
     except UsageError as error:
         source = f"environment {setting.variable}"
         return Row(setting.name, setting.variable, "?", source, setting.help, error.message)
-    return Row(setting.name, setting.variable, resolved.shown, resolved.source, setting.help)
+    shown = resolved.shown
+    if setting.name == "memory" and resolved.value is None:
+        # Its default is this machine's: what `serve` would take here.
+        shown = size_text(default_budget(is_embedded=False).bytes)
+    return Row(setting.name, setting.variable, shown, resolved.source, setting.help)
 
 
 def _cells(row: Row) -> tuple[Text, ...]:

@@ -63,6 +63,15 @@ def serve(
             help="Where nodes that come through the ledger reach this machine.",
         ),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="What is kept for all runs together, such as 2GiB (default: half of the memory "
+            "of its cgroup or machine).",
+        ),
+    ] = None,
 ) -> None:
     """Run a coordinator for many runs. Prints its endpoint on stdout when it is ready.
 
@@ -76,6 +85,7 @@ def serve(
         exposure = Exposure(host, is_loopback(host), insecure)
         exposure.check(tokens)
         place = _ledger_of(ledger, advertise)
+        memory_bytes_max = _memory_of(memory)
         sock = _bind(host, port)
         from rallypoint.cli import serving
 
@@ -87,6 +97,7 @@ def serve(
             place,
             advertise or (None if is_everywhere(host) else host),
             serving.Reloads(hangups, _rereading(token_file, exposure)),
+            memory_bytes_max,
         )
 
 
@@ -107,6 +118,16 @@ def _rereading(token_file: str | None, exposure: Exposure) -> Callable[[], tuple
         return tokens
 
     return read
+
+
+def _memory_of(text: str | None) -> int | None:
+    """None: nobody has said. Raises UsageError."""
+    size: int | None
+    if text is None:
+        size = settings.resolve("memory").value
+    else:
+        size = settings.read(settings.setting("memory"), text, "--memory")
+    return size
 
 
 def _ledger_of(text: str | None, advertise: str | None) -> Endpoint | None:

@@ -24,9 +24,11 @@ from rallypoint.client.identity import reachable_host
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.listener import allow_many_descriptors
 from rallypoint.coordinator.server import CoordinatorServer
+from rallypoint.core.sizes import size_text
 from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint
 from rallypoint.ledger.opening import open_ledger
+from rallypoint.memory import default_budget
 
 STOP_WITHIN_S: Final = 2.5
 """How long a clean end may take; what is left then ends with the process."""
@@ -48,17 +50,19 @@ def run(
     place: Endpoint | None,
     advertised: str | None,
     reloads: Reloads,
+    memory_bytes_max: int | None = None,
 ) -> None:
     """Coordinate on a bound socket until SIGINT or SIGTERM; `endpoint` is printed when ready.
 
     `tokens`: what is accepted; none lets everybody in. `place`: the ledger that keeps the runs, if
     there is one; `advertised`: the host at which its nodes reach this process, if that is known.
-    Raises LedgerError.
+    `memory_bytes_max`: what is kept for all runs; None: half of what there is. Raises LedgerError.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for handler in logging.getLogger().handlers:  # of libraries, too, which repeat what they got
         handler.setFormatter(logs.CleanFormatter("%(asctime)s %(levelname)s %(message)s"))
     allow_many_descriptors()
+    memory = _memory(memory_bytes_max)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         if place is None:
             config = CoordinatorConfig(
@@ -66,10 +70,19 @@ def run(
                 more_tokens=tokens[1:],
                 closed_run_keep_s=_seconds("closed_run_keep_s"),
                 hosts=(urlsplit(endpoint).hostname or "",),
+                memory_bytes_max=memory,
             )
             runner.run(_serve(CoordinatorServer(config), sock, endpoint, reloads))
         else:
-            runner.run(_serve_ledger(place, advertised, sock, endpoint, tokens, reloads))
+            runner.run(_serve_ledger(place, advertised, sock, endpoint, tokens, reloads, memory))
+
+
+def _memory(given: int | None) -> int:
+    if given is not None:
+        return given
+    found = default_budget(is_embedded=False)
+    output.note(f"keeps at most {size_text(found.bytes)} for its runs: {found.source} (--memory)")
+    return found.bytes
 
 
 async def _serve_ledger(
@@ -79,6 +92,7 @@ async def _serve_ledger(
     endpoint: str,
     tokens: tuple[str, ...],
     reloads: Reloads,
+    memory_bytes_max: int,
 ) -> None:
     config = CoordinatorConfig(
         token=tokens[0] if tokens else "",
@@ -90,6 +104,7 @@ async def _serve_ledger(
         yield_after_s=_seconds("yield_after_s"),
         closed_run_keep_s=_seconds("closed_run_keep_s"),
         hosts=(urlsplit(endpoint).hostname or "",),
+        memory_bytes_max=memory_bytes_max,
     )
     settings.check_lease_ttl_s(config.lease_ttl_s)
     host = advertised or await reachable_host(place)

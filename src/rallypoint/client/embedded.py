@@ -18,7 +18,8 @@ from rallypoint.core.election import Seen
 from rallypoint.core.values import Address, NodeId
 from rallypoint.endpoints import is_loopback
 from rallypoint.ledger.contract import Ledger
-from rallypoint.settings import NodeSettings, attach_grace_s
+from rallypoint.memory import default_budget
+from rallypoint.settings import NodeSettings, attach_grace_s, resolve
 
 _log = logging.getLogger("rallypoint.client")
 
@@ -48,7 +49,13 @@ class EmbeddedCoordinator:
         """
         is_local = is_loopback(host)
         sockets = _loopback_sockets(host, port) if is_local else [bind(None, port)]
-        server = CoordinatorServer(CoordinatorConfig(token=token, only_run=run_id, hosts=(host,)))
+        config = CoordinatorConfig(
+            token=token,
+            only_run=run_id,
+            hosts=(host,),
+            memory_bytes_max=_memory_bytes_max(),
+        )
+        server = CoordinatorServer(config)
         await server.start(sockets)
         bound_port = sockets[0].getsockname()[1]
         if not is_local and not token:
@@ -79,6 +86,7 @@ class EmbeddedCoordinator:
             lease_ttl_s=settings.lease_ttl_s,
             attach_grace_s=attach_grace_s(settings.attach_grace_s, settings.coordinator_silence_s),
             yield_after_s=settings.yield_after_s,
+            memory_bytes_max=_memory_bytes_max(),
         )
         sock = bind(None, 0)
         port = sock.getsockname()[1]
@@ -132,6 +140,11 @@ class EmbeddedCoordinator:
     async def aclose(self) -> None:
         """Close every connection and give the port back. Idempotent, bounded in time."""
         await self._server.aclose()
+
+
+def _memory_bytes_max() -> int:
+    given: int | None = resolve("memory").value
+    return given or default_budget(is_embedded=True).bytes
 
 
 def _warn_once(run_id: str, port: int) -> None:

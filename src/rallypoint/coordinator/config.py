@@ -6,6 +6,7 @@ import socket
 
 import msgspec
 
+from rallypoint.core.budget import BYTES_DEFAULT
 from rallypoint.core.store import DEFAULT_LIMITS, StoreLimits
 from rallypoint.core.values import NodeId, repr_without
 
@@ -19,14 +20,15 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     `strangers_max`: how many connections may be open that have not shown a token (where there is
     one, else: have made no request); more wait until some of them have, or their time is over.
     `attach_timeout_s`: how long a connection may take to say who it is.
-    `backlog_bytes_max`: what may wait to be sent to one node; beyond it the connection is dropped,
-    and the node resumes. Then all its unacknowledged answers are sent again at once: so it is above
-    what the store remembers of one node, or the node would be dropped for ever.
+    `backlog_bytes_max`: what may wait to be sent to one node that does not read; beyond it the
+    connection is dropped, and the node resumes. Large answers count with what the store does not
+    hold of them, which is little.
     `attach_grace_s`: how long the members of a run that was taken over have to attach here.
     `lease_ttl_s`: how long this coordinator's lease may stand still; the lease says it.
     `own_node`: the node that hosts this coordinator; it proves nothing by reaching it. The lease
     names it.
     `lease_token`: the same as `token`, if nodes that have none may find it in the ledger; else "".
+    `memory_bytes_max`: what is kept for all peers together: see core/budget.py.
     `hosts`: names of this coordinator beside those of its machine, such as an endpoint's host. One
     without a token answers to no other name.
     `clock_host`: whose wall clock the times of day are that people are shown.
@@ -41,12 +43,13 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     sessions_max: int = 200_000
     strangers_max: int = 512
     attach_timeout_s: float = 10.0
-    backlog_bytes_max: int = 384 * 1024**2
+    backlog_bytes_max: int = 16 * 1024**2
     heartbeats_per_suspicion: int = 3
     closed_run_keep_s: float = 3_600.0
     empty_run_keep_s: float = 600.0
     rounds_remembered: int = 50
     store_limits: StoreLimits = DEFAULT_LIMITS
+    memory_bytes_max: int = BYTES_DEFAULT
     attach_grace_s: float = 15.0
     lease_ttl_s: float = 5.0
     yield_after_s: float | None = None

@@ -62,6 +62,8 @@ RECORD_COST_BYTES: Final = 4096
 """Where the ledger says nothing else."""
 ENTRY_MEMORY_BYTES: Final = 512
 """What an entry that waits takes in memory besides its values."""
+HELD_ANSWER_BYTES: Final = 256
+"""What an answer takes that waits for the log, besides a value, which an entry or the store has."""
 COMPACT_RECORDS: Final = 500
 COMPACT_BYTES: Final = 8 << 20
 """A log with less than both needs no snapshot, however small the store is."""
@@ -228,6 +230,24 @@ class DurableStore:
         """The node is no member any more."""
         self._store.forget_node(node)
 
+    def acknowledge(self, node: str, up_to: int, still_open: Sequence[int] = ()) -> None:
+        """The node has the answers up to this id, but for those `still_open`."""
+        self._store.acknowledge(node, up_to, still_open)
+
+    def has_seen(self, node: str, request_id: int) -> bool:
+        """Whether the request would be a repeat."""
+        return self._store.has_seen(node, request_id)
+
+    def growth_of(self, op: StoreOp) -> int:
+        """By how much the footprint would grow with this call, at most."""
+        return self._store.growth_of(op)
+
+    def footprint(self) -> int:
+        """About how many bytes of memory all takes that is stored, awaited or to be logged."""
+        writing = self._writing.size if self._writing is not None else 0
+        waiting = self._unlogged_bytes + HELD_ANSWER_BYTES * self._held_count
+        return self._store.footprint() + waiting + writing
+
     def next_deadline_s(self) -> float | None:
         """When `expire` will have something to do."""
         return self._store.next_deadline_s()
@@ -242,9 +262,11 @@ class DurableStore:
         """The round is over. What is not in the log yet was never acknowledged, and never is."""
         self._is_over = True
         self._gathering.clear()
+        self._unlogged_bytes = 0
         self._snapshot = None
         held = {(a.node, a.request_id) for _, answers in self._held for a in answers}
         self._held.clear()
+        self._held_count = 0
         ended = StoreFailure("round_ended", message)
         unanswered = [Answer(node, request_id, ended) for node, request_id in sorted(held)]
         return unanswered + self._store.end(message)

@@ -15,13 +15,14 @@ import os
 import struct
 import sys
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
+from rallypoint.coordinator.turns import Work
 from rallypoint.core.values import ConnectionEnd
 from rallypoint.wire.messages import MESSAGE_BYTES_MAX
 
 try:
-    from websockets.speedups import apply_mask
+    from websockets.speedups import apply_mask as apply_mask
 except ImportError:  # where the library has no C extension
     from websockets.utils import apply_mask
 
@@ -38,9 +39,28 @@ _OPCODE: Final = 0x0F
 _CONTROL: Final = 0x08
 _CLOSE: Final = 0x08
 _READ_BYTES: Final = 256 * 1024
+_PING: Final = 0x89
+_PONG: Final = 0x8A
+_FIRST: Final = 0x02  # the first fragment of a binary message
+_LAST: Final = 0x80
+_FURTHER: Final = (0x00, _LAST)
+_COPIED_BYTES_MAX: Final = 16 * 1024
+
+FRAMES_PER_TURN: Final = 16
+"""How many frames of one connection are taken before the others have their turn: for store calls a
+third of a millisecond."""
+ANNOUNCED_FROM_BYTES: Final = 16 * 1024
+"""A smaller message that is not whole yet counts with its connection."""
+OTHER_BYTES_MAX: Final = 64 * 1024
+"""The largest frame that is not a node's message: a text, for which there is a refusal."""
+SKIPPED_START_BYTES: Final = 1024
+"""What is kept of a message for which there is no room: enough to answer it."""
 
 UNMASKED: Final = "a client masks its frames, and one came without a mask"
 HALF_A_FRAME: Final = "half a frame came before the answer to the handshake"
+IN_A_MESSAGE: Final = "a message began before the one that came in fragments had ended"
+TOO_LONG: Final = f"a message in fragments came to more than {MESSAGE_BYTES_MAX} bytes"
+NO_ROOM: Final = "there is no room for this message, which came in fragments"
 
 _END_OF_ERRNO: Final = {
     errno.ECONNRESET: ConnectionEnd.RESET,
@@ -57,22 +77,80 @@ _END_OF_ERRNO: Final = {
 _SHORT_HEADERS: Final = tuple(bytes((_BINARY, size)) for size in range(126))
 
 
+def frame_header(size: int) -> bytes:
+    """The header of a whole frame with so many bytes, as a server sends it: without a mask."""
+    if size < 126:
+        return _SHORT_HEADERS[size]
+    if size < 65_536:
+        return struct.pack("!BBH", _BINARY, 126, size)
+    return struct.pack("!BBQ", _BINARY, 127, size)
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """The answer to a ping, which has at most 125 bytes."""
+    return bytes((_PONG, len(payload))) + payload
+
+
 def binary_frame(payload: bytes) -> bytes:
     """The payload as one whole frame, as a server sends it: without a mask."""
     size = len(payload)
     if size < 126:
         return _SHORT_HEADERS[size] + payload
-    if size < 65_536:
-        return struct.pack("!BBH", _BINARY, 126, size) + payload
-    return struct.pack("!BBQ", _BINARY, 127, size) + payload
+    return frame_header(size) + payload
+
+
+class _Skipped:
+    """A message that is not kept: how much of it is still to come, and its first bytes."""
+
+    def __init__(self, size: int, key: bytes) -> None:
+        self.size = self.left = size
+        self._key = key
+        self._start = bytearray()
+
+    def pass_over(self, data: bytes) -> bytes:
+        own, rest = data[: self.left], data[self.left :]
+        self.left -= len(own)
+        self._start += own[: SKIPPED_START_BYTES - len(self._start)]
+        return rest
+
+    def start(self) -> bytes:
+        return apply_mask(bytes(self._start), self._key)
+
+
+class Intake(Protocol):
+    """Where a reader's bytes go, as far as they take memory and time. See sessions.Session."""
+
+    def announced(self, size: int) -> bool:
+        """A message of so many bytes begins to come; whether it may. If so, `arrived` follows."""
+
+    def arrived(self, size: int) -> None:
+        """What was announced is not kept any more."""
+
+    def skipped(self, start: bytes, size: int) -> None:
+        """A message that might not come was thrown away, but for its first bytes."""
+
+    def pinged(self, payload: bytes) -> None:
+        """The peer wants this back; of several pings the last will do (RFC 6455, section 5.5.3)."""
+
+    def paused(self) -> None:
+        """The peer reads more slowly than is written."""
+
+    def resumed(self) -> None:
+        """It has caught up."""
+
+    def keeps(self, size: int) -> None:
+        """So many bytes more, or fewer, wait until they are looked at."""
+
+    def later(self, work: Work) -> None:
+        """Go on with this when the other connections have had their turn."""
 
 
 class FrameReader(asyncio.Protocol):
     """Reads what a client sends on a connection, in front of the protocol that owns it.
 
-    `received` is called with the payload of each whole binary frame. Pings and pongs are passed on.
-    At anything else (a closing handshake, an error, a text, a message in fragments, which nothing
-    may overtake) it steps aside for good: it hands every later frame on to the owner.
+    `received` is called with the payload of each message: a whole binary frame, or several. At
+    anything else (a closing handshake, an error, a text) it steps aside for good: it hands every
+    later frame on to the owner.
 
     `ended` is called once, with how the connection ended, after all input was given to `received`;
     not after the reader has stepped aside. `end` tells the same, and what is known until then.
@@ -80,6 +158,10 @@ class FrameReader(asyncio.Protocol):
     `refused` is called once, with the reason, for a client that breaks the protocol in a way that
     the owner would accept. Nothing more of it is read. `early` is what the client sent before it
     was answered; it is read when `begin` is called.
+
+    `intake` bounds what is kept of messages that are not whole yet, and the time that is spent on
+    whole ones: after FRAMES_PER_TURN the other connections come first. Without it there is no bound
+    but MESSAGE_BYTES_MAX; pings are passed on, and messages in fragments are left to the owner.
     """
 
     def __init__(
@@ -89,6 +171,7 @@ class FrameReader(asyncio.Protocol):
         ended: Callable[[ConnectionEnd], None] = lambda end: None,
         refused: Callable[[str], None] = lambda why: None,
         early: bytes = b"",
+        intake: Intake | None = None,
     ) -> None:
         self.end = ConnectionEnd.UNKNOWN
         self.is_aside = False
@@ -99,8 +182,14 @@ class FrameReader(asyncio.Protocol):
         self._transport = transport
         self._owner = cast(asyncio.Protocol, transport.get_protocol())
         self._received = received
+        self._intake = intake
         self._rest = bytearray(early)
         self._needed = sys.maxsize  # nothing is read before `begin`
+        self._announced = 0
+        self._skipping: _Skipped | None = None
+        self._fragments: bytearray | None = None
+        self._put_off: tuple[bytes | bytearray, int] | None = None
+        self._frames_max = FRAMES_PER_TURN if intake is not None else sys.maxsize
         transport.set_protocol(self)
 
     def begin(self) -> None:
@@ -111,27 +200,47 @@ class FrameReader(asyncio.Protocol):
         """
         early, self._rest = bytes(self._rest), bytearray()
         if early:
-            self.data_received(early)
-            if self._rest:
+            self._read(early, 0, sys.maxsize)
+            if self._rest or self._skipping is not None:
                 self._refuse(HALF_A_FRAME)
 
     def data_received(self, data: bytes) -> None:
         """Hand on what is whole by now, and keep the rest."""
         if self._is_refused:
             return
+        if self._put_off is not None:  # An event loop may have read before it was told to pause.
+            kept, begin = self._put_off
+            self._put_off = (kept[begin:] + data, 0)
+            if self._intake is not None:
+                self._intake.keeps(len(data) - begin)
+            return
+        if self._skipping is not None:
+            data = self._skip(self._skipping, data)
         if self._rest:
             self._rest += data
             if len(self._rest) < self._needed:
                 return
-            data = bytes(self._rest)
-        begin, end, needed = 0, len(data), _SHORTEST
+            whole, self._rest = self._rest, bytearray()
+            is_all = self._read(whole, 0, self._frames_max)
+        else:
+            is_all = self._read(data, 0, self._frames_max)
+        if not is_all:
+            self._wait_for_a_turn()
+
+    def _read(self, data: bytes | bytearray, begin: int, frames_max: int) -> bool:
+        """Take the frames that begin there; what is not whole is kept.
+
+        At most `frames_max`: False if others are put off.
+        """
+        end, needed = len(data), _SHORTEST
         while end - begin >= needed:
             first, length, head = data[begin], data[begin + 1], 2 + _KEY_BYTES
             if length < _MASKED:
                 # RFC 6455, section 5.1: a server must close at a frame without a mask. aiohttp
                 # would read it, and with it what a proxy was made to send.
                 self._refuse(UNMASKED)
-                return
+                return True
+            is_message = (first == _BINARY or self._is_fragment(first)) and not self.is_aside
             if length < _SIZE_IN_2_BYTES:
                 size = length - _MASKED  # at most 125, which every kind of frame may have
             else:
@@ -140,31 +249,150 @@ class FrameReader(asyncio.Protocol):
                     needed = head
                     break
                 size = int.from_bytes(data[begin + 2 : begin + head - _KEY_BYTES])
-                is_data = first & _CONTROL == 0
-                if size > (MESSAGE_BYTES_MAX if is_data else _CONTROL_BYTES_MAX):
-                    self._leave_to_owner(data[begin:])
-                    return
-            is_binary = first == _BINARY and not self.is_aside
-            if not is_binary and first not in _PING_PONG:
+                if size > self._size_max(first, is_message):
+                    self._leave_to_owner(bytes(data[begin:]))
+                    return True
+            if not is_message and first not in _PING_PONG:
                 self._step_aside(first)
             body = begin + head
             stop = body + size
             if stop > end:
                 needed = stop - begin
+                if is_message and size > ANNOUNCED_FROM_BYTES and not self._may_come(size):
+                    self._begin_to_skip(first, size, data[body - _KEY_BYTES :])
+                    return True
                 break
-            if is_binary:
-                message = apply_mask(data[body:stop], data[body - _KEY_BYTES : body])
-                try:
-                    self._received(message)
-                except Exception:  # noqa: BLE001 - event loops keep some of them to themselves
-                    _log.exception("a message could not be taken; its connection is cut")
-                    self._transport.abort()
-                    return
+            if not frames_max:
+                self._put_off = (data, begin)
+                return False
+            frames_max -= 1
+            if self._announced:
+                self._arrived()
+            key = data[body - _KEY_BYTES : body]
+            if is_message:
+                # A copy that is not needed would cost a millisecond for the largest.
+                view = data[body:stop] if size < _COPIED_BYTES_MAX else memoryview(data)[body:stop]
+                if not self._take(first, apply_mask(view, key)):
+                    return True
+            elif self._intake is not None and not self.is_aside:
+                if first == _PING:
+                    self._intake.pinged(apply_mask(data[body:stop], key))
             else:
-                self._owner.data_received(data[begin:stop])
+                self._owner.data_received(bytes(data[begin:stop]))
             begin = stop
-        if begin < end or self._rest:
+        if begin < end:
             self._rest, self._needed = bytearray(data[begin:]), needed
+        return True
+
+    def _size_max(self, first: int, is_message: bool) -> int:
+        if is_message:
+            return MESSAGE_BYTES_MAX
+        return _CONTROL_BYTES_MAX if first & _CONTROL else OTHER_BYTES_MAX
+
+    # -- messages ------------------------------------------------------------------------------
+
+    def _is_fragment(self, first: int) -> bool:
+        """Whether this is a part of a message where one can be."""
+        if self._intake is None:
+            return False
+        return first == _FIRST or (first in _FURTHER and self._fragments is not None)
+
+    def _take(self, first: int, payload: bytes) -> bool:
+        """A message, or a part of one. Whether anything more is to be read."""
+        message = self._whole(first, payload)
+        if message is None:
+            return not self._is_refused
+        try:
+            self._received(message)
+        except Exception:  # noqa: BLE001 - event loops keep some of them to themselves
+            _log.exception("a message could not be taken; its connection is cut")
+            self._transport.abort()
+            return False
+        return not self._is_refused
+
+    def _whole(self, first: int, payload: bytes) -> bytes | None:
+        """The message that is whole with this frame; None if there is none."""
+        gathered = self._fragments
+        if gathered is None and first == _BINARY:
+            return payload
+        assert self._intake is not None
+        if first not in _FURTHER:
+            if gathered is not None:
+                self._refuse(IN_A_MESSAGE)
+                return None
+            gathered = self._fragments = bytearray()
+        assert gathered is not None
+        if len(gathered) + len(payload) > MESSAGE_BYTES_MAX:
+            self._refuse(TOO_LONG)
+        elif payload and not self._intake.announced(len(payload)):
+            self._refuse(NO_ROOM)
+        else:
+            gathered += payload
+            if first == _LAST:
+                self._fragments = None
+                self._intake.arrived(len(gathered))
+                return bytes(gathered)
+        return None
+
+    # -- what is not whole yet -----------------------------------------------------------------
+
+    def _may_come(self, size: int) -> bool:
+        if self._announced or self._intake is None:
+            return True
+        if not self._intake.announced(size):
+            return False
+        self._announced = size
+        return True
+
+    def _arrived(self) -> None:
+        size, self._announced = self._announced, 0
+        if self._intake is not None:
+            self._intake.arrived(size)
+
+    def _begin_to_skip(self, first: int, size: int, data: bytes | bytearray) -> None:
+        """There is no room for this message: let it pass, and answer it if it can be answered."""
+        if first != _BINARY:
+            self._refuse(NO_ROOM)
+            return
+        self._skipping = _Skipped(size, bytes(data[:_KEY_BYTES]))
+        self._skip(self._skipping, bytes(data[_KEY_BYTES:]))
+
+    def _skip(self, skipped: _Skipped, data: bytes) -> bytes:
+        """What follows the message that is skipped."""
+        rest = skipped.pass_over(data)
+        if not skipped.left:
+            self._skipping = None
+            if self._intake is not None:
+                self._intake.skipped(skipped.start(), skipped.size)
+        return rest
+
+    # -- turns ---------------------------------------------------------------------------------
+
+    def _wait_for_a_turn(self) -> None:
+        assert self._intake is not None
+        assert self._put_off is not None
+        self._intake.keeps(len(self._put_off[0]))
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+        self._intake.later(self._go_on)
+
+    def _go_on(self) -> bool:
+        """Take some of what was put off. Whether there is more."""
+        if self._put_off is None:
+            return False
+        (data, begin), self._put_off = self._put_off, None
+        if not self._read(data, begin, self._frames_max):
+            return True
+        if self._intake is not None:
+            self._intake.keeps(-len(data))
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+        return False
+
+    def _take_all(self) -> None:
+        """The connection is gone: what came before counts, and nothing comes after it."""
+        self._frames_max = sys.maxsize
+        self._go_on()
 
     def _step_aside(self, first: int) -> None:
         if first & _OPCODE == _CLOSE and not self.is_aside:
@@ -193,16 +421,21 @@ class FrameReader(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone."""
         if not self._has_ended:
+            self._take_all()
             self._has_come_to_an_end(self._how(error))
         self._owner.connection_lost(error)
 
     def pause_writing(self) -> None:
         """The peer reads more slowly than is written."""
         self._owner.pause_writing()
+        if self._intake is not None:
+            self._intake.paused()
 
     def resume_writing(self) -> None:
         """It has caught up."""
         self._owner.resume_writing()
+        if self._intake is not None:
+            self._intake.resumed()
 
     # -- the end -------------------------------------------------------------------------------
 

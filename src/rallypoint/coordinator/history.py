@@ -7,6 +7,7 @@ know of it is in the ledger, with the run's head (`core/past.py`).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -22,10 +23,12 @@ from rallypoint.core.past import (
     bounded_past,
     loss_of,
 )
-from rallypoint.core.values import Change, Phase, RoundRecord
+from rallypoint.core.values import Change, Phase, RoundMember, RoundRecord
 
 NAMES_KEPT_MAX: Final = 64
 LOSSES_REMEMBERED: Final = 50
+ROUND_BYTES: Final = 600
+"""What a round takes in memory besides names and texts."""
 
 
 class RoundHistory(msgspec.Struct, kw_only=True):
@@ -230,3 +233,43 @@ def _read(past: PastRound) -> RoundHistory:
 
 def _written(each: RoundHistory) -> PastRound:
     return PastRound(**{name: getattr(each, name) for name in _KEPT})
+
+
+class PastSizes:
+    """About what the last rounds take in memory, texts above all. `count` is told what changes."""
+
+    def __init__(self, rounds_max: int, count: Callable[[int], None]) -> None:
+        self._sizes: deque[int] = deque(maxlen=rounds_max)
+        self._count = count
+
+    @property
+    def bytes(self) -> int:
+        """Of all of them."""
+        return sum(self._sizes)
+
+    def began(self, members: Sequence[RoundMember]) -> None:
+        """A round with these members is kept, and the oldest not any more."""
+        dropped = self._sizes[0] if len(self._sizes) == self._sizes.maxlen else 0
+        names = sum(_text_bytes(member.name) for member in members[:NAMES_KEPT_MAX])
+        self._sizes.append(ROUND_BYTES + names)
+        self._count(self._sizes[-1] - dropped)
+
+    def ended(self, change: Change) -> None:
+        """The reason of a round's end is kept with it; a verdict that follows counts once more."""
+        if self._sizes:
+            size = _change_bytes(change)
+            self._sizes[-1] += size
+            self._count(size)
+
+
+def _change_bytes(change: Change) -> int:
+    failure, texts = change.failure, (change.detail, *change.nodes)
+    if failure is not None:
+        texts += (failure.message, *failure.last_lines)
+    # Once as it is, and once in the sentence that is shown.
+    return ROUND_BYTES + 2 * sum(map(_text_bytes, texts))
+
+
+def _text_bytes(text: str) -> int:
+    """A text that is not ASCII has up to four bytes a character."""
+    return 60 + len(text) * (1 if text.isascii() else 4)

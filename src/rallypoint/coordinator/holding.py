@@ -8,6 +8,7 @@ request is applied once (R11).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from rallypoint.coordinator.sessions import Session
@@ -17,10 +18,16 @@ HELD_BYTES_MAX: Final = 64 * 1024**2
 
 
 class Held:
-    """What one run's nodes are to be sent when the lease stands again, in order for each node."""
+    """What one run's nodes are to be sent when the lease stands again, in order for each node.
 
-    def __init__(self, bytes_max: int = HELD_BYTES_MAX) -> None:
+    `count` is told what is kept, and what is not kept any more.
+    """
+
+    def __init__(
+        self, bytes_max: int = HELD_BYTES_MAX, count: Callable[[int], None] = lambda size: None
+    ) -> None:
         self._bytes_max = bytes_max
+        self._count = count
         self._bytes = 0
         self._answers: dict[Session, list[bytes]] = {}
         self._seats: dict[Session, None] = {}
@@ -36,6 +43,7 @@ class Held:
             return
         self._answers.setdefault(session, []).append(payload)
         self._bytes += len(payload)
+        self._count(len(payload))
 
     def seat(self, session: Session) -> None:
         """The session's node has a seat that it has yet to be told."""
@@ -54,6 +62,7 @@ class Held:
 
     def release_answers(self) -> None:
         """The lease stands: send what was kept. A node whose answers were dropped has to resume."""
+        self._count(-self._bytes)
         answers, self._answers, self._bytes = self._answers, {}, 0
         dropped, self._dropped = self._dropped, {}
         for session, payloads in answers.items():
@@ -63,4 +72,6 @@ class Held:
             session.outlet.abort()
 
     def _forget_answers(self, session: Session) -> None:
-        self._bytes -= sum(map(len, self._answers.pop(session, [])))
+        size = sum(map(len, self._answers.pop(session, [])))
+        self._bytes -= size
+        self._count(-size)

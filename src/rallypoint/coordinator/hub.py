@@ -12,7 +12,9 @@ from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.runs import Commit, RunHost
 from rallypoint.coordinator.sessions import Outlet, Session
 from rallypoint.coordinator.timers import Timer, Timers
+from rallypoint.coordinator.turns import Turns
 from rallypoint.core import naming
+from rallypoint.core.budget import HOW_TO_RAISE, Budget
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.tables import TABLE_BYTES_MAX
 from rallypoint.core.values import Phase, Stamp
@@ -50,6 +52,12 @@ class Hub:
         self.table_bytes_max = TABLE_BYTES_MAX
         """What the ledger keeps of one run's member table."""
         self.software = f"rallypoint {__version__}"
+        self.budget = Budget(config.memory_bytes_max)
+        """What is kept for all runs together."""
+        self.unattached = self.budget.share("connections that have not attached yet")
+        self.turns = Turns()
+        self.unread: dict[int, Session] = {}
+        """Connections whose peers have not read all that they were sent."""
         self.sessions: dict[int, Session] = {}
         self.runs: dict[str, RunHost] = {}
         self._commit = commit
@@ -103,6 +111,8 @@ class Hub:
         for run in list(self.runs.values()):
             run.supervised(run.check_silence, now_s)
         self._end_strangers(now_s)
+        for session in list(self.unread.values()):
+            session.look(now_s)
         self._sweep(now_s)
 
     @property
@@ -168,6 +178,7 @@ class Hub:
         run = self.runs.pop(run_id, None)
         if run is not None:
             run.end_timers()
+            run.share.close()
         self.on_fewer()
 
     def run_lost(self, run: RunHost) -> None:
@@ -204,7 +215,9 @@ class Hub:
             return Refusal(RefusalCode.LIMIT, f"{self.config.runs_max} runs are open here already")
         if len(self.sessions) > self.config.sessions_max:
             return Refusal(RefusalCode.LIMIT, "the coordinator has too many connections")
-        return None
+        run = self.runs.get(attach.run_id)
+        excess = run.no_room_for(attach.node.name) if run is not None else None
+        return None if excess is None else Refusal(RefusalCode.LIMIT, str(excess), HOW_TO_RAISE)
 
     def _sweep(self, now_s: float) -> None:
         """Forget runs that nobody has anything to do with any more."""
@@ -213,6 +226,7 @@ class Hub:
             _log.info("run %s is forgotten", run_id)
             run = self.runs.pop(run_id)
             run.end_timers()
+            run.share.close()
             self._raise_floor(run)
             self._forget(run_id)
 

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from rallypoint.coordinator.durable_store import DurableStore, LogAppend
-from rallypoint.coordinator.history import History
+from rallypoint.coordinator.history import History, PastSizes
 from rallypoint.coordinator.holding import Held
 from rallypoint.coordinator.log_reader import SealedLog
-from rallypoint.coordinator.sessions import Session
+from rallypoint.coordinator.outgoing import Pins
+from rallypoint.coordinator.sessions import CONNECTION_BYTES, Session
 from rallypoint.coordinator.supervision import guarded, told
 from rallypoint.coordinator.timers import Timer
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core import reasons
+from rallypoint.core.budget import HOW_TO_RAISE, Excess
 from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership, seats_of
@@ -33,6 +35,7 @@ from rallypoint.core.past import Past
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.store import (
     BAD_REQUEST,
+    LIMIT,
     ROUND_ENDED,
     Answer,
     RoundStore,
@@ -52,6 +55,7 @@ from rallypoint.core.values import (
     told_rows,
 )
 from rallypoint.wire import messages as wire
+from rallypoint.wire import parts
 
 if TYPE_CHECKING:
     from rallypoint.coordinator.hub import Hub
@@ -61,6 +65,13 @@ _log = logging.getLogger("rallypoint.coordinator")
 TIMERS_FEW: Final = 64
 """It is not looked which of so few timers of a run are stale."""
 _OF_A_MEMBER: Final = (do.TimerKind.GRACE, do.TimerKind.LOST)
+CALL_BYTES_MAX: Final = 16 * 1024**2
+"""What one call can add to what a run keeps, at most: a message of 8 MiB, and what 10,000 keys take
+besides."""
+MEMBER_BYTES: Final = 2 * 1024
+"""What a member takes besides its names, addresses and labels."""
+INFO_COPIES: Final = 4
+"""How often those are kept: by the member, in the round, in its table and in what is written."""
 
 Commit = Callable[["RunHost", RoundRecord | CloseRecord], None]
 """Gives a record to the ledger, and posts Committed, CommitRefused or LedgerLost to the run."""
@@ -115,6 +126,12 @@ class RunHost:
             table_bytes_max=hub.table_bytes_max,
             has_successor=shared is not None,
         )
+        self.share = hub.budget.share(f"run {run_id!r}")
+        """What the run keeps, in bytes."""
+        self.pins = Pins(self.share.add)
+        self._kept_store = 0
+        self._kept_members: dict[str, int] = {}
+        self._past = PastSizes(hub.config.rounds_remembered, self.share.add)
         self.history = History(hub.config.rounds_remembered, now_s, hub.config.clock_host)
         self.store: RoundStore | DurableStore | None = None
         self.is_claimed = shared is None
@@ -124,7 +141,7 @@ class RunHost:
         self._hub = hub
         self._commit = commit
         self._sessions: dict[str, Session] = {}
-        self._held = Held()
+        self._held = Held(count=self.share.add)
         self._seats: dict[str, Seat] = {}
         self._silent: dict[str, NodeId] = {}
         # When each attached session may be silent for too long, unless it was heard since; a heap.
@@ -141,6 +158,7 @@ class RunHost:
         term = self.membership.term if shared is None else 0
         self._stamp = Stamp(hub.ledger_id, term, self.membership.number if term else 0)
         self._table: tuple[int, msgspec.Raw] | None = None
+        self._kept_table = 0
 
     # -- events in -----------------------------------------------------------------------------
 
@@ -338,7 +356,7 @@ class RunHost:
         """Why there is no round yet."""
         return self.membership.waiting(self._now_s())
 
-    def members_message(self, node: NodeId, request_id: int) -> bytes:
+    def send_members(self, session: Session, node: NodeId, request_id: int) -> None:
         """The member table of the last round, for a member of it; for others an empty one.
 
         The table is encoded once per round.
@@ -346,13 +364,19 @@ class RunHost:
         record = self.membership.round
         number = self.membership.number
         if record is None or not self.membership.is_of_last_round(node):
-            return wire.encode(wire.Members(self._stamp, request_id, number, "", ()))
+            session.send(wire.encode(wire.Members(self._stamp, request_id, number, "", ())))
+            return
         if self._table is None or self._table[0] != number:
             rows = msgspec.msgpack.encode(told_rows(record.members))
             self._table = (number, msgspec.Raw(rows))
+            self.share.add(len(rows) - self._kept_table)
+            self._kept_table = len(rows)
         digest = record.head.digest
         message = wire.EncodedMembers(self._stamp, request_id, number, digest, self._table[1])
-        return wire.encode(message)
+        if self._kept_table < parts.LARGE_FROM_BYTES:
+            session.send(wire.encode(message))
+        else:
+            session.send_parts(parts.members_parts(message))
 
     def store_call(self, session: Session, node: NodeId, call: wire.StoreCall) -> None:
         """Apply one call of the round's store, if the node is in the round.
@@ -370,7 +394,14 @@ class RunHost:
             outside = StoreFailure(BAD_REQUEST, "this node is not in the round")
             self._answer([Answer(node.name, call.request_id, outside)])
         else:
+            if self.share.is_near_fair(CALL_BYTES_MAX):
+                excess = self._no_room_to_call(store, node, call)
+                if excess is not None:
+                    full = StoreFailure(LIMIT, f"{excess}; {HOW_TO_RAISE}")
+                    self._answer([Answer(node.name, call.request_id, full)])
+                    return
             self._answer(self._apply(store, node, call, session.heard_s))
+            self._count_store()
             self._arm_store_timer()
             if self._shared is not None:
                 self._write_log()
@@ -383,6 +414,38 @@ class RunHost:
             return store.apply(*request, call.acknowledged, call.still_open)
         store.acknowledge(node.name, call.acknowledged, call.still_open)
         return store.apply(*request)
+
+    # -- what the run keeps (core/budget.py) ---------------------------------------------------
+
+    def no_room_for(self, name: str) -> Excess | None:
+        """Why a node that is no member cannot become one; None if it can, or is one."""
+        if name in self._kept_members:
+            return None
+        return self.share.excess(CONNECTION_BYTES + MEMBER_BYTES)
+
+    def _no_room_to_call(
+        self, store: RoundStore | DurableStore, node: NodeId, call: wire.StoreCall
+    ) -> Excess | None:
+        """Why a call cannot be applied. Then nothing is done, and it may be sent again (R11)."""
+        store.acknowledge(node.name, call.acknowledged, call.still_open)
+        self._count_store()
+        if store.has_seen(node.name, call.request_id):
+            return None
+        growth = store.growth_of(call.op)
+        return self.share.excess(growth) if growth > 0 else None
+
+    def _count_store(self) -> None:
+        kept = self.store.footprint() if self.store is not None else 0
+        if kept != self._kept_store:
+            self.share.add(kept - self._kept_store)
+            self._kept_store = kept
+
+    def _count_member(self, name: str, size: int) -> None:
+        self.share.add(size - self._kept_members.pop(name, 0))
+        if size:
+            self._kept_members[name] = size
+
+    # -- answers -------------------------------------------------------------------------------
 
     def _write_log(self) -> None:
         """R10: what changes the store is in the log before it is acknowledged."""
@@ -397,11 +460,13 @@ class RunHost:
         if store is self.store:
             self._answer(store.appended())
             self._write_log()
+            self._count_store()
 
     def store_cancel(self, node: NodeId, request_id: int) -> None:
         """Nobody waits for the call any more."""
         if self.store is not None:
             self.store.cancel(node.name, request_id)
+            self._count_store()
             self._arm_store_timer()
             self._write_log()
 
@@ -413,7 +478,7 @@ class RunHost:
             if session is not None:
                 message = wire.StoreAnswer(self._stamp, answer.request_id, answer.result)
                 if may_answer:
-                    session.send(wire.encode(message))
+                    session.answer(message)
                 else:
                     self._held.answer(session, wire.encode(message))
 
@@ -457,6 +522,7 @@ class RunHost:
         self._store_timer = self._store_due_s = None
         if self.store is not None:
             self._answer(self.store.expire(self._now_s()))
+            self._count_store()
             self._arm_store_timer()
             self._write_log()
 
@@ -512,6 +578,9 @@ class RunHost:
         session.node = effect.node
         self._sessions[effect.node.name] = session
         session.heard_s = self._now_s()
+        if effect.node.name not in self._kept_members:
+            size = MEMBER_BYTES + INFO_COPIES * session.attach_bytes
+            self._count_member(effect.node.name, size)
         self._listen(session, effect.node)
         session.send(self._welcome_message(effect))
         if effect.standing.round and self._may_answer():
@@ -559,6 +628,7 @@ class RunHost:
 
     def _publish(self, effect: do.Publish) -> None:
         record = effect.record
+        self._past.began(record.members)
         self._open_store(record)
         members, seats = record.members, list(self._seats.values())
         for member, seat in zip(members, seats, strict=True):
@@ -576,9 +646,11 @@ class RunHost:
             store = _store_of(record, seats, self._hub.config.store_limits)
         durable = self._shared.new_store(self, store, sealed) if self._shared is not None else None
         self.store = durable or store
+        self._count_store()
 
     def _break(self, effect: do.Break) -> None:
         text = reasons.describe(effect.change)
+        self._past.ended(effect.change)
         _log.info("run %s: round %d ended: %s", self.run_id, effect.change.round, text)
         for session in self._held.take_seats():
             # Its node could not place the end of a round of which it was never told.
@@ -588,6 +660,7 @@ class RunHost:
         self._end_store(f"round {effect.change.round} has ended: {text}")
 
     def _verdict(self, effect: do.Verdict) -> None:
+        self._past.ended(effect.change)
         self._tell_round(wire.encode(wire.CauseFound(self._stamp, effect.change)))
 
     def _announce(self, effect: do.Announce) -> None:
@@ -602,6 +675,7 @@ class RunHost:
     def _end_store(self, message: str) -> None:
         if self.store is not None:
             self._answer(self.store.end(message))
+            self._count_store()
 
     def _probe_round(self, effect: do.ProbeRound) -> None:
         self._tell_round(wire.encode(wire.Probe(self._stamp)))
@@ -625,9 +699,11 @@ class RunHost:
             if not effect.keeps_connection:
                 session.close(effect.reason)
         self._silent.pop(name, None)
+        self._count_member(name, 0)
         self._seats.pop(name, None)  # R4: the round's seat is not the next incarnation's.
         if self.store is not None:
             self.store.forget_node(name)
+            self._count_store()
 
     def _dismiss(self, effect: do.Dismiss) -> None:
         session = self._hub.sessions.get(effect.link)

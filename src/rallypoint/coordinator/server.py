@@ -22,7 +22,13 @@ from rallypoint.clock import TICK_S, InputFirst
 from rallypoint.coordinator import http
 from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.frames import FrameReader, binary_frame
+from rallypoint.coordinator.frames import (
+    OTHER_BYTES_MAX,
+    FrameReader,
+    binary_frame,
+    frame_header,
+    pong_frame,
+)
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.http_connection import SERVER_NAME, connections_of
 from rallypoint.coordinator.hub import Hub
@@ -44,6 +50,9 @@ CLOSE_TIMEOUT_S: Final = 2.0
 """How long a closing connection may take before it is cut."""
 CLOSE_REASON_BYTES_MAX: Final = 120
 """RFC 6455 allows 123."""
+UNSENT_BYTES_MAX: Final = 32 * 1024
+"""What a connection's transport may hold that the kernel does not take, before the rest waits where
+it is counted."""
 LISTEN_BACKLOG: Final = 4_096
 """A large run connects all at once; the kernel caps this at net.core.somaxconn."""
 
@@ -129,6 +138,7 @@ class CoordinatorServer:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self.hub.turns.call_soon = self._loop.call_soon
         app = web.Application(client_max_size=64 * 1024, middlewares=[self._note_request()])
         app[http.HUB] = self.hub
         app[http.TOKENS] = self.tokens
@@ -275,7 +285,7 @@ class CoordinatorServer:
         if not http.authorized(request):
             return http.unauthorized(request)
         ws = web.WebSocketResponse(
-            timeout=CLOSE_TIMEOUT_S, max_msg_size=wire.MESSAGE_BYTES_MAX, compress=False
+            timeout=CLOSE_TIMEOUT_S, max_msg_size=OTHER_BYTES_MAX, compress=False
         )
         if not _can_be_websocket(ws, request):
             hint = "nodes attach here over WebSocket; for people there is /api/v1/runs"
@@ -289,6 +299,7 @@ class CoordinatorServer:
             return response
         if request.transport is None:
             return _hung_up()
+        request.transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         outlet = WebSocketOutlet(ws, request.transport, self._closing, http.shown_token(request))
         session = self.hub.connected(outlet)
 
@@ -302,7 +313,7 @@ class CoordinatorServer:
 
         # Before the answer that lets the node begin, so that nothing comes past the reader.
         reader = FrameReader(
-            request.transport, session.received, ended, refused, _taken_early(request)
+            request.transport, session.received, ended, refused, _taken_early(request), session
         )
         try:
             try:
@@ -385,6 +396,21 @@ class WebSocketOutlet:
         """Write one binary frame."""
         if not self._transport.is_closing():
             self._transport.write(binary_frame(payload))
+
+    def begin(self, size: int) -> None:
+        """Write the header of a binary frame."""
+        if not self._transport.is_closing():
+            self._transport.write(frame_header(size))
+
+    def part(self, piece: bytes | memoryview) -> None:
+        """Write a part of what the frame holds."""
+        if not self._transport.is_closing():
+            self._transport.write(piece)
+
+    def pong(self, payload: bytes) -> None:
+        """Answer a ping."""
+        if not self._transport.is_closing():
+            self._transport.write(pong_frame(payload))
 
     def backlog_bytes(self) -> int:
         """What the kernel has not taken yet."""

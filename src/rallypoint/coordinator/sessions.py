@@ -8,19 +8,37 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from rallypoint.coordinator.outgoing import Begin, Outgoing, Pins, Whole
+from rallypoint.coordinator.turns import Work
 from rallypoint.core import endings, naming, reasons
 from rallypoint.core import events as on
+from rallypoint.core.budget import HOW_TO_RAISE, Share
 from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.sizes import size_text
+from rallypoint.core.store import LIMIT, StoreFailure
 from rallypoint.core.values import Address, ConnectionEnd, NodeId, secret_hash
 from rallypoint.wire import messages as wire
+from rallypoint.wire import parts
 
 if TYPE_CHECKING:
     from rallypoint.coordinator.hub import Hub
     from rallypoint.coordinator.runs import RunHost
 
 _log = logging.getLogger("rallypoint.coordinator")
+
+CONNECTION_BYTES: Final = 16 * 1024
+"""What a connection takes besides what waits for it: its sockets' and tasks' objects, and messages
+that are too small to be counted."""
+BEFORE_ATTACH_BYTES_MAX: Final = 256 * 1024
+"""The largest message of a connection that has not been let into a run."""
+UNREAD_S: Final = 60.0
+"""How long a peer may read nothing of what waits for it."""
+TURN_BYTES: Final = 256 * 1024
+"""How much of large messages is sent on one connection before the others have their turn."""
+CLOSE_S: Final = 2.0
+"""How long a connection that is to be closed waits for its peer to read the rest of a message."""
 
 
 class Outlet(Protocol):
@@ -30,6 +48,15 @@ class Outlet(Protocol):
 
     def send(self, payload: bytes) -> None:
         """Queue one message; never blocks."""
+
+    def begin(self, size: int) -> None:
+        """Queue the beginning of a message of so many bytes; `part` brings them."""
+
+    def part(self, piece: bytes | memoryview) -> None:
+        """Queue more of the message that was begun."""
+
+    def pong(self, payload: bytes) -> None:
+        """Queue the answer to a ping. Not within a message."""
 
     def backlog_bytes(self) -> int:
         """How much is queued and has not left."""
@@ -46,14 +73,29 @@ class Session:
 
     `reads_ledger`: its node finds another coordinator by itself. `good_host`: the last bootstrap
     host that was looked at and is one; a node says the same for each round.
+
+    What the connection takes in memory counts for its run (see core/budget.py). What its peer does
+    not read waits in `_outgoing`, which is None as long as the peer reads all.
     """
 
     __slots__ = (
         "_asked",
+        "_buffered",
+        "_closing",
         "_has_ended",
+        "_has_turn",
         "_hub",
         "_is_over",
+        "_is_paused",
+        "_kept",
+        "_outgoing",
+        "_owes_beat",
+        "_owes_pong",
+        "_read_s",
+        "_share",
         "_source",
+        "_unread",
+        "attach_bytes",
         "good_host",
         "heard_s",
         "link",
@@ -76,6 +118,19 @@ class Session:
         self._source: Address | None = None
         self._is_over = False
         self._has_ended = False
+        self.attach_bytes = 0
+        self._share = hub.unattached
+        self._kept = 0
+        self._outgoing: Outgoing | None = None
+        self._is_paused = False
+        self._closing: str | None = None
+        self._owes_beat = False
+        self._owes_pong: bytes | None = None
+        self._buffered = 0
+        self._unread = 0
+        self._has_turn = False
+        self._read_s = 0.0
+        self._keep(CONNECTION_BYTES)
 
     # -- what the connection brings ------------------------------------------------------------
 
@@ -89,6 +144,7 @@ class Session:
             self.refuse(error.refusal)
             return
         if self._asked is None:
+            self.attach_bytes = len(data)
             self._first(message)
         else:
             self._next(message)
@@ -112,6 +168,7 @@ class Session:
         how = ConnectionEnd.OURS if self._is_over else self._judge(end, seen)
         self._hub.disconnected(self)
         self._is_over = True
+        self._let_all_go()
         run, asked = self.run, self._asked
         if run is not None and asked is not None:
             run.connection_lost(self, asked.node.id, how)
@@ -139,6 +196,7 @@ class Session:
         shown = secret_hash(message.resume_secret)
         self._asked = on.NodeAttached(message.node, message.settings, self.link, shown)
         self.run = self._hub.open_run(message.run_id)
+        self._count_for(self.run.share)
         self.run.post(self._asked)
         self._hub.claim(self.run)
 
@@ -159,27 +217,239 @@ class Session:
     # -- what the run sends --------------------------------------------------------------------
 
     def send(self, payload: bytes) -> None:
-        """Queue one message. A consumer that is too slow is dropped; it resumes."""
+        """Queue one message."""
         if self._is_over:
             return
-        self.outlet.send(payload)
-        if self.outlet.backlog_bytes() > self._hub.config.backlog_bytes_max:
-            _log.warning("dropping the connection of %s: it does not read", self.outlet.peer)
-            self.outlet.abort()
+        if self._outgoing is None:
+            self.outlet.send(payload)
+        else:
+            self._wait(payload)
+
+    def answer(self, message: wire.StoreAnswer) -> None:
+        """Queue the answer to a call. A large one is made as the peer takes it."""
+        if self._is_over:
+            return
+        if parts.is_large(message.result):
+            self.send_parts(parts.answer_parts(message))
+        elif self._outgoing is None:
+            self.outlet.send(wire.encode(message))
+        else:
+            self._wait(wire.encode(message))
+
+    def send_parts(self, message: parts.Parts) -> None:
+        """Queue a large message."""
+        if self._is_over:
+            return
+        self._begin_to_wait()
+        self._wait(message)
+        self._go_on()
+
+    def beat(self, run: RunHost) -> None:
+        """Answer a heartbeat. Who does not read needs no more than the last answer."""
+        if self._outgoing is None:
+            self.send(wire.encode(wire.Beat(run.stamp(), run.beat())))
+        else:
+            self._owes_beat = True
 
     def refuse(self, refusal: Refusal) -> None:
         """Say no, and close."""
         if self._is_over:
             return
         stamp = self.run.stamp() if self.run else self._hub.stamp()
-        self.outlet.send(wire.encode(wire.Refused(stamp, refusal)))
+        payload = wire.encode(wire.Refused(stamp, refusal))
+        if self._outgoing is None:
+            self.outlet.send(payload)
+        else:
+            self._outgoing.drop()
+            self._outgoing.put(payload)
         self.close(refusal.message)
 
     def close(self, reason: str) -> None:
         """Close the connection; nothing that still comes in counts."""
-        if not self._is_over:
-            self._is_over = True
+        if self._is_over:
+            return
+        self._is_over = True
+        if not self._outgoing:
             self.outlet.close(reason)
+            return
+        # The end of the message that is under way comes first, or nothing after it can be read.
+        self._closing = reason
+        self._hub.call_at(self._hub.now_s() + CLOSE_S, self._close_now)
+
+    def _close_now(self) -> None:
+        if not self._has_ended and self._outgoing:
+            self.outlet.abort()
+
+    # -- what waits for the peer (frames.Intake) -----------------------------------------------
+
+    def paused(self) -> None:
+        """The peer reads more slowly than is written: what follows waits here."""
+        if self._has_ended:
+            return
+        self._is_paused = True
+        self._begin_to_wait()
+        self._buffered = self._unread = self.outlet.backlog_bytes()
+        self._read_s = self._hub.now_s()
+        self._keep(self._buffered)
+
+    def resumed(self) -> None:
+        """It has caught up."""
+        if self._has_ended or not self._is_paused:
+            return
+        self._is_paused = False
+        self._keep(-self._buffered)
+        self._buffered = 0
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if not self._has_turn and self._take_turn():
+            self._has_turn = True
+            self.later(self._take_turn)
+
+    def _take_turn(self) -> bool:
+        self._has_turn = self._send_more()
+        return self._has_turn
+
+    def later(self, work: Work) -> None:
+        """Do this when the others have had their turn."""
+        self._hub.turns.later(self.run, work)
+
+    def look(self, now_s: float) -> None:
+        """Close the connection if its peer has read nothing for too long."""
+        if not self._is_paused or self._is_over:
+            return
+        unread = self.outlet.backlog_bytes()
+        if unread < self._unread:
+            self._unread, self._read_s = unread, now_s
+        elif now_s - self._read_s > UNREAD_S:
+            self._end_unread(f"it has read nothing for {UNREAD_S:.0f} s")
+
+    def _begin_to_wait(self) -> None:
+        if self._outgoing is None:
+            pins = self.run.pins if self.run is not None else Pins(self._keep)
+            self._outgoing = Outgoing(self._keep, pins)
+            self._hub.unread[self.link] = self
+
+    def _wait(self, message: bytes | parts.Parts) -> None:
+        """Let a message wait, if there is room for one more."""
+        outgoing = self._outgoing
+        assert outgoing is not None
+        outgoing.put(message)
+        bytes_max = self._hub.config.backlog_bytes_max
+        if outgoing.bytes > bytes_max:
+            self._end_unread(f"more than {size_text(bytes_max)} wait for it")
+        elif self._is_paused and (excess := self._share.excess(0)) is not None:
+            self._end_unread(f"{excess}; {HOW_TO_RAISE}")
+
+    def _end_unread(self, why: str) -> None:
+        what = f"this connection does not read what it is sent, and {why}"
+        _log.warning("closing the connection of %s: %s", self.outlet.peer, what)
+        self.refuse(Refusal(RefusalCode.LIMIT, what))
+
+    def _send_more(self) -> bool:
+        """Send of what waits as much as the peer takes, and one turn allows. Whether to go on."""
+        outgoing, left = self._outgoing, TURN_BYTES
+        if outgoing is None or self._has_ended:
+            return False
+        while not self._is_paused:
+            if left <= 0:
+                return True
+            match outgoing.next():
+                case None:
+                    self._has_caught_up()
+                    return False
+                case Begin(size):
+                    self.outlet.begin(size)
+                case Whole(payload):
+                    left -= len(payload)
+                    self.outlet.send(payload)
+                case piece:
+                    left -= len(piece)
+                    self.outlet.part(piece)
+        return False
+
+    def _has_caught_up(self) -> None:
+        """All that waited has been sent."""
+        self._outgoing = None
+        self._hub.unread.pop(self.link, None)
+        if self._closing is not None:
+            self.outlet.close(self._closing)
+            return
+        owes_beat, self._owes_beat = self._owes_beat, False
+        pong, self._owes_pong = self._owes_pong, None
+        if pong is not None:
+            self.outlet.pong(pong)
+        if owes_beat and self.run is not None:
+            self.beat(self.run)
+
+    # -- what comes, as far as it takes memory (frames.Intake) ---------------------------------
+
+    def announced(self, size: int) -> bool:
+        """A message of so many bytes begins to come; whether it may. If not, `skipped` follows."""
+        if self._is_over or (self.node is None and size > BEFORE_ATTACH_BYTES_MAX):
+            return False
+        if self._share.is_near_fair(size) and self._share.excess(size) is not None:
+            return False
+        self._keep(size)
+        return True
+
+    def arrived(self, size: int) -> None:
+        """It is not kept any more."""
+        if not self._has_ended:
+            self._keep(-size)
+
+    def skipped(self, start: bytes, size: int) -> None:
+        """There was no room for a message, and it has passed: a call of the store is answered so.
+
+        Only now, as a connection that is closed with unread input is reset, and its peer may never
+        read why.
+        """
+        if self._is_over:
+            return
+        run, node, request_id = self.run, self.node, parts.request_id_of(start)
+        if run is None or node is None or request_id is None:
+            self.refuse(Refusal(RefusalCode.LIMIT, self._why_not(size), HOW_TO_RAISE))
+            return
+        run.heard(self, node)
+        full = StoreFailure(LIMIT, f"{self._why_not(size)}; {HOW_TO_RAISE}")
+        self.answer(wire.StoreAnswer(run.stamp(), request_id, full))
+
+    def _why_not(self, size: int) -> str:
+        if self.node is None and size > BEFORE_ATTACH_BYTES_MAX:
+            most = size_text(BEFORE_ATTACH_BYTES_MAX)
+            return f"a message of {size_text(size)}, where {most} are allowed before the node is in"
+        return str(self._share.excess(size) or "there was no room for this message")
+
+    def pinged(self, payload: bytes) -> None:
+        """The peer, or a proxy, wants this back."""
+        if self._outgoing is not None:
+            self._owes_pong = payload
+        elif not self._is_over:
+            self.outlet.pong(payload)
+
+    def keeps(self, size: int) -> None:
+        """So many bytes more, or fewer, wait until they are looked at."""
+        if not self._has_ended:
+            self._keep(size)
+
+    # -- what the connection takes -------------------------------------------------------------
+
+    def _keep(self, size: int) -> None:
+        self._kept += size
+        self._share.add(size)
+
+    def _count_for(self, share: Share) -> None:
+        """The connection has attached: what it takes is its run's."""
+        self._share.add(-self._kept)
+        self._share = share
+        share.add(self._kept)
+
+    def _let_all_go(self) -> None:
+        outgoing, self._outgoing = self._outgoing, None
+        if outgoing is not None:
+            outgoing.close()
+            self._hub.unread.pop(self.link, None)
+        self._keep(-self._kept)
 
 
 def _ready(run: RunHost, session: Session, node: NodeId, message: wire.Ready) -> None:
@@ -217,7 +487,7 @@ def _close_run(run: RunHost, session: Session, node: NodeId, message: wire.Close
 
 
 def _heartbeat(run: RunHost, session: Session, node: NodeId, message: wire.Heartbeat) -> None:
-    session.send(wire.encode(wire.Beat(run.stamp(), run.beat())))
+    session.beat(run)
 
 
 def _alive(run: RunHost, session: Session, node: NodeId, message: wire.Alive) -> None:
@@ -233,7 +503,7 @@ def _store_cancel(run: RunHost, session: Session, node: NodeId, message: wire.St
 
 
 def _ask_members(run: RunHost, session: Session, node: NodeId, message: wire.AskMembers) -> None:
-    session.send(run.members_message(node, message.request_id))
+    run.send_members(session, node, message.request_id)
 
 
 def _ask_waiting(run: RunHost, session: Session, node: NodeId, message: wire.AskWaiting) -> None:

@@ -13,6 +13,7 @@ value that only begins like an integer ("12x") is an error here, not 12.
 
 from __future__ import annotations
 
+import enum
 import math
 import re
 from bisect import bisect_right
@@ -174,7 +175,7 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     Keys are measured in UTF-8. `total_bytes_max` is over keys and values. `answer_bytes_max` holds
     for a multi_get, which could name one large value thousands of times. A key that is waited for
-    counts for `waiting_bytes_per_node_max` with its length and 64 bytes of bookkeeping.
+    counts for `waiting_bytes_per_node_max` with its length and WAITING_KEY_BYTES of bookkeeping.
     Unacknowledged is a call that waits, or whose answer is remembered in case it is resent; a node
     above its `unacknowledged_bytes_per_node_max` has new calls refused. `unlogged_bytes_max` is for
     all writes that the log of a durable store has not taken yet, as while its ledger is away, and
@@ -210,6 +211,23 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 DEFAULT_LIMITS: Final = StoreLimits()
+
+# ---- what is kept, in memory -------------------------------------------------------------------
+
+# Measured with CPython 3.11 to 3.13, and rounded up.
+KEY_BYTES: Final = 150
+"""What a key takes besides its text and its value: two objects, and an entry of a dict."""
+CALL_BYTES: Final = 220
+"""What a call takes besides its answer, until that is acknowledged."""
+WAITING_CALL_BYTES: Final = 250
+"""What a call that waits takes besides that and its keys: its deadline, its place in a line."""
+WAITING_KEY_BYTES: Final = 350
+"""What a key takes that is waited for, besides its text."""
+OPEN_ID_BYTES: Final = 100
+"""What the number of a request takes that an acknowledgement leaves open."""
+REMEMBERED_READ_BYTES_MAX: Final = 1024
+"""The answer of a read that is larger is not kept: a node that asks again has the call made again.
+Thousands of them would keep alive what was overwritten long ago."""
 
 # ---- the data: deciding, then writing ----------------------------------------------------------
 
@@ -294,6 +312,19 @@ class _Data:
 
     def usage(self) -> tuple[int, int]:
         return len(self._values), self._bytes
+
+    def footprint(self) -> int:
+        return self._bytes + KEY_BYTES * len(self._values)
+
+    def growth_of(self, writes: Iterable[Write]) -> int:
+        """By how much the footprint grows with these writes."""
+        growth = sum(map(self._growth, writes))
+        for write in writes:
+            if isinstance(write, Drop):
+                growth -= KEY_BYTES
+            elif write.key not in self._values:
+                growth += KEY_BYTES
+        return growth
 
     def items(self) -> list[tuple[str, bytes]]:
         return [(key, bytes(self._values[key])) for key in sorted(self._values)]
@@ -446,13 +477,30 @@ class _Call:
         self.missing = 0  # how many keys it still waits for
 
 
+class _AskAgain(enum.Enum):
+    """What stands for the answer of a large read: who asks again has the call made again."""
+
+    ASK_AGAIN = enum.auto()
+
+
+class _Tally:
+    """What all sessions of a store keep, in bytes; and whether they tell reads from writes."""
+
+    __slots__ = ("kept", "tells_reads")
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self.tells_reads = False
+
+
 class _Session:
     """What is remembered of one incarnation of a node, so that a resend is applied once (R11)."""
 
-    def __init__(self) -> None:
+    def __init__(self, tally: _Tally) -> None:
+        self._tally = tally
         # By request id: a call that waits, an answer in case it is asked for again, or None for
         # a call that was cancelled.
-        self.calls: dict[int, _Call | Answer | None] = {}
+        self.calls: dict[int, _Call | Answer | _AskAgain | None] = {}
         self._reads: set[int] = set()  # Those of `calls` that were reads, and were answered.
         self.waiting = 0
         self.waiting_bytes = 0
@@ -463,37 +511,55 @@ class _Session:
         self._ids: list[int] = []
 
     def admit(self, call: _Call) -> None:
+        if call.request_id not in self.calls:
+            self._tally.kept += CALL_BYTES
+            if call.request_id > self._floor:
+                heappush(self._ids, call.request_id)
         self.calls[call.request_id] = call
-        if call.request_id > self._floor:
-            heappush(self._ids, call.request_id)
 
     def has_seen(self, request_id: int) -> bool:
         acknowledged = request_id <= self._floor and request_id not in self._open
         return acknowledged or request_id in self.calls
+
+    def may_ask_again(self, request_id: int) -> bool:
+        return self.calls.get(request_id) is _AskAgain.ASK_AGAIN
 
     def remembered(self, request_id: int) -> list[Answer]:
         call = self.calls.get(request_id)
         return [call] if isinstance(call, Answer) else []
 
     def remember(self, answer: Answer, *, is_read: bool = False) -> None:
-        self.calls[answer.request_id] = answer
-        self.answer_bytes += _result_bytes(answer.result)
+        size = _result_bytes(answer.result)
         if is_read:
-            self._reads.add(answer.request_id)
+            if size > REMEMBERED_READ_BYTES_MAX:
+                self.calls[answer.request_id] = _AskAgain.ASK_AGAIN
+                return
+            if self._tally.tells_reads:
+                self._reads.add(answer.request_id)
+        self.calls[answer.request_id] = answer
+        if size:
+            self.answer_bytes += size
+            self._tally.kept += size
 
     def restore(self, answer: Answer) -> None:
         """Remember an answer that was given by another coordinator."""
         known = self.calls.get(answer.request_id)
         if isinstance(known, Answer):
-            self.answer_bytes -= _result_bytes(known.result)
-        elif answer.request_id > self._floor:
-            heappush(self._ids, answer.request_id)
+            size = _result_bytes(known.result)
+            self.answer_bytes -= size
+            self._tally.kept -= size
+        else:
+            self._tally.kept += CALL_BYTES
+            if answer.request_id > self._floor:
+                heappush(self._ids, answer.request_id)
         self.remember(answer)
 
     def restore_acknowledged(self, up_to: int, still_open: Iterable[int]) -> None:
         """Take what `acknowledged` said, before any answer is restored; in one go or in several."""
         self._floor = up_to
+        before = len(self._open)
         self._open.update(dict.fromkeys(still_open))
+        self._tally.kept += OPEN_ID_BYTES * (len(self._open) - before)
 
     def acknowledged(self) -> tuple[int, tuple[int, ...]] | None:
         """What `close` was told last; None if nothing was."""
@@ -512,18 +578,33 @@ class _Session:
         closed = [i for i in self._open if i not in stays]
         while self._ids and self._ids[0] <= up_to:
             closed.append(heappop(self._ids))
+        if len(stays) != len(self._open):
+            self._tally.kept += OPEN_ID_BYTES * (len(stays) - len(self._open))
         self._floor, self._open = up_to, stays
         return [i for i in closed if i in self.calls and i not in stays]
 
     def forget(self, request_id: int) -> None:
         call = self.calls.pop(request_id)
+        self._tally.kept -= CALL_BYTES
         if isinstance(call, Answer):
-            self.answer_bytes -= _result_bytes(call.result)
+            size = _result_bytes(call.result)
+            if size:
+                self.answer_bytes -= size
+                self._tally.kept -= size
             if self._reads:
                 self._reads.discard(request_id)
 
+    def kept(self) -> int:
+        """What is in the tally for this session, once none of its calls waits."""
+        own = CALL_BYTES * len(self.calls) + OPEN_ID_BYTES * len(self._open)
+        return own + self.answer_bytes
+
     def picture(self, node: str) -> SessionPicture:
-        known = sorted((i, c) for i, c in self.calls.items() if not isinstance(c, _Call))
+        known = sorted(
+            (i, c if isinstance(c, Answer) else None)
+            for i, c in self.calls.items()
+            if not isinstance(c, _Call)
+        )
         return SessionPicture(node, self._floor, tuple(sorted(self._open)), tuple(known))
 
 
@@ -590,7 +671,10 @@ class _Seats:
 
 
 class SessionPicture(msgspec.Struct, frozen=True):
-    """What is remembered of a node: acknowledged ids, and the answers (None: it cancelled)."""
+    """What is remembered of a node: acknowledged ids, and the answers.
+
+    None: it cancelled, or it was a large read, which it may ask again.
+    """
 
     node: str
     acknowledged: float
@@ -628,6 +712,7 @@ class RoundStore:
         self._limits = limits
         self._seats = _Seats(seats)
         self._sessions: dict[str, _Session] = {}  # of who has called: a new round costs nothing
+        self._tally = _Tally()
         self._data = _Data(limits)
         self._waits: dict[_Call, None] = {}  # in the order in which they began
         # A key that is here does not exist, and no call is under a key that it has seen exist.
@@ -643,8 +728,9 @@ class RoundStore:
     ) -> list[Answer]:
         """Apply a call once, and return the answers that it brings about: its own first.
 
-        R11: a repeat of an answered request brings the same answer again; a repeat of one that
-        waits, was cancelled or was acknowledged brings nothing. Ids are per incarnation of a node
+        R11: a repeat of an answered request brings the same answer again, but a read of more than
+        REMEMBERED_READ_BYTES_MAX is made again; a repeat of one that waits, was cancelled or was
+        acknowledged brings nothing. Ids are per incarnation of a node
         and may come in any order. `timeout_s` counts from `now_s`; None waits as long as the
         round lasts.
 
@@ -655,9 +741,10 @@ class RoundStore:
         if session is None:
             message = f"node {_shown(node)} is not in this round"
             return [Answer(node, request_id, StoreFailure(BAD_REQUEST, message))]
-        if session.has_seen(request_id):
+        is_again = session.has_seen(request_id)
+        if is_again and not session.may_ask_again(request_id):
             return session.remembered(request_id)
-        refusal = self._closing() or self._overload(session)
+        refusal = self._closing() or (None if is_again else self._overload(session))
         if refusal:
             return [Answer(node, request_id, refusal)]
         self._calls_admitted += 1
@@ -703,6 +790,7 @@ class RoundStore:
         for call in list(session.calls.values()):
             if isinstance(call, _Call):
                 self._leave(call)
+        self._tally.kept -= session.kept()
         del self._sessions[node]
 
     def next_deadline_s(self) -> float | None:
@@ -736,6 +824,23 @@ class RoundStore:
         """How many keys there are, and how many bytes keys and values have."""
         return self._data.usage()
 
+    def footprint(self) -> int:
+        """About how many bytes of memory all takes that is stored, awaited or remembered. O(1)."""
+        return self._data.footprint() + self._tally.kept
+
+    def growth_of(self, op: StoreOp) -> int:
+        """By how much the footprint would grow with this call until it is acknowledged, at most.
+
+        0 or less where it only reads or removes. Costs what the call does.
+        """
+        if _shape_objection(op):
+            return 0
+        effect = None if isinstance(op, Barrier) else self._data.effect_of(op)
+        if effect is None:
+            return WAITING_CALL_BYTES + _waiting_bytes(op)
+        answer = 0 if type(op) in READS else _result_bytes(effect.result)
+        return self._data.growth_of(effect.writes) + answer
+
     @property
     def limits(self) -> StoreLimits:
         """What this store holds at most."""
@@ -744,13 +849,17 @@ class RoundStore:
     def remembers(self, node: str, request_id: int) -> bool:
         """Whether the answer to this request is kept, as its node may ask for it again."""
         session = self._sessions.get(node)
-        return session is not None and isinstance(session.calls.get(request_id), Answer)
+        if session is None:
+            return False
+        is_kept = isinstance(session.calls.get(request_id), Answer)
+        return is_kept or session.may_ask_again(request_id)
 
     # -- for the layer that makes the store durable ----------------------------------------------
 
     def note_settled(self) -> None:
         """From now on keep what `take_settled` returns."""
         self._settled = []
+        self._tally.tells_reads = True
 
     def take_settled(self) -> list[Settled]:
         """What was answered since the last time, but for reads: those can be asked again.
@@ -823,7 +932,7 @@ class RoundStore:
     def _session_of(self, node: str) -> _Session | None:
         session = self._sessions.get(node)
         if session is None and node in self._seats:
-            session = self._sessions[node] = _Session()
+            session = self._sessions[node] = _Session(self._tally)
         return session
 
     def _closing(self) -> StoreFailure | None:
@@ -867,12 +976,9 @@ class RoundStore:
         if call in self._waits:
             self._leave(call)
         answer = Answer(call.node, call.request_id, result)
-        if self._settled is None:
-            self._sessions[call.node].remember(answer)
-            return answer
         is_read = type(call.op) in READS
         self._sessions[call.node].remember(answer, is_read=is_read)
-        if not is_read:
+        if self._settled is not None and not is_read:
             told = self._told(call.op, result)
             self._settled.append(Settled(call.node, call.request_id, told, writes))
         return answer
@@ -896,6 +1002,7 @@ class RoundStore:
             return [self._settle(call, refusal)]
         session.waiting += 1
         session.waiting_bytes += footprint
+        self._tally.kept += WAITING_CALL_BYTES + footprint
         self._waits[call] = None
         self._set_deadline(call, now_s)
         return []
@@ -914,8 +1021,10 @@ class RoundStore:
     def _leave(self, call: _Call) -> None:
         """The call waits no more, for whichever reason."""
         session = self._sessions[call.node]
+        footprint = _waiting_bytes(call.op)
         session.waiting -= 1
-        session.waiting_bytes -= _waiting_bytes(call.op)
+        session.waiting_bytes -= footprint
+        self._tally.kept -= WAITING_CALL_BYTES + footprint
         del self._waits[call]
         if isinstance(call.op, Barrier):
             self._withdraw(call, call.op)
@@ -1017,7 +1126,6 @@ class RoundStore:
 
 _INTEGER: Final = re.compile(rb"[+-]?[0-9]{1,64}")
 _SHOWN_CHARACTERS_MAX: Final = 64
-_WAITING_KEY_OVERHEAD_BYTES: Final = 64
 
 
 def keys_of(op: StoreOp) -> tuple[str, ...]:
@@ -1102,7 +1210,7 @@ def _key_bytes(key: str) -> int:
 
 
 def _waiting_bytes(op: StoreOp) -> int:
-    return sum(_key_bytes(key) + _WAITING_KEY_OVERHEAD_BYTES for key in keys_of(op))
+    return sum(_key_bytes(key) + WAITING_KEY_BYTES for key in keys_of(op))
 
 
 def _result_bytes(result: StoreResult) -> int:

@@ -1,0 +1,104 @@
+"""How many bytes a process keeps for its peers, and how they are shared among runs. Pure.
+
+Each run has a *share* that counts what it keeps: stored, awaited, queued. A run may always have its
+fair part, the limit divided by the number of runs that keep anything, and one more for whoever
+comes next. Above that it borrows, as long as at least as much stays free as it then has. So a run
+is refused only when it is above its fair part, and two that borrow all they can leave a third of
+the limit free (this is the dynamic threshold of shared-memory switches: Choudhury and Hahne,
+IEEE/ACM Transactions on Networking 6(2), 1998).
+
+What a run borrowed is not taken back. Where many runs come after others have borrowed, the sum can
+pass the limit, and by less than the limit: those that borrowed get nothing until they are below.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from rallypoint.core.sizes import size_text
+
+BYTES_MIN: Final = 16 * 1024**2
+"""A smaller budget would refuse the largest messages of a single node."""
+BYTES_DEFAULT: Final = 1024**3
+"""Where nobody has said how much memory there is."""
+HOW_TO_RAISE: Final = "raise it where the coordinator starts: --memory or RALLYPOINT_MEMORY"
+
+
+class Excess(msgspec.Struct, frozen=True):
+    """Why so many bytes more are refused: what the run keeps, what all keep, and the limit."""
+
+    name: str
+    asked: int
+    own: int
+    fair: int
+    all: int
+    bytes_max: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} keeps {size_text(self.own)} here and cannot have {size_text(self.asked)} "
+            f"more: the memory for all runs is {size_text(self.bytes_max)}, of which "
+            f"{size_text(self.all)} are in use and {size_text(self.fair)} are a run's fair part"
+        )
+
+
+class Budget:
+    """The bytes of one process. All methods are O(1), whatever the number of shares."""
+
+    __slots__ = ("_holders", "bytes_max", "fair", "used")
+
+    def __init__(self, bytes_max: int = BYTES_DEFAULT) -> None:
+        self.bytes_max = bytes_max
+        self.used = 0
+        self._holders = 0
+        self.fair = self._fair()
+        """What each run may have, whatever the others have."""
+
+    def share(self, name: str) -> Share:
+        """An account of its own. `name` is for people: "run 'job'"."""
+        return Share(self, name)
+
+    def count(self, more: int) -> None:
+        """So many shares more keep something. For shares."""
+        self._holders += more
+        self.fair = self._fair()
+
+    def _fair(self) -> int:
+        return self.bytes_max // (self._holders + 1)
+
+
+class Share:
+    """What one run keeps. `add` is on the path of every message."""
+
+    __slots__ = ("_budget", "name", "used")
+
+    def __init__(self, budget: Budget, name: str) -> None:
+        self.name = name
+        self.used = 0
+        self._budget = budget
+
+    def add(self, size: int) -> None:
+        """So many bytes more are kept, or fewer. What is counted is there: nothing is refused."""
+        before = self.used
+        self.used = after = before + size
+        self._budget.used += size
+        if not before or not after:
+            self._budget.count((after != 0) - (before != 0))
+
+    def is_near_fair(self, margin: int) -> bool:
+        """Whether as much as `margin` more could come to more than the fair part."""
+        return self.used + margin > self._budget.fair
+
+    def excess(self, size: int) -> Excess | None:
+        """Why the run cannot have so many bytes more; None if it can."""
+        budget, own = self._budget, self.used + size
+        if own <= budget.fair or own <= budget.bytes_max - budget.used - size:
+            return None
+        return Excess(self.name, size, self.used, budget.fair, budget.used, budget.bytes_max)
+
+    def close(self) -> None:
+        """Nothing of the run is kept any more. What is still taken back later changes nothing."""
+        self.add(-self.used)
+        self._budget = Budget()

@@ -1,0 +1,136 @@
+"""The bytes of a process and their division among runs: who is refused, and what it is told."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from rallypoint.core.budget import Budget, Share
+
+MIB = 1024**2
+LIMIT = 100 * MIB
+
+
+def filled(share: Share, step: int = MIB) -> int:
+    """What the share has once it may have no more."""
+    while share.excess(step) is None:
+        share.add(step)
+    return share.used
+
+
+def test_a_run_alone_may_have_half_and_leaves_half_to_whoever_comes() -> None:
+    budget = Budget(LIMIT)
+    assert filled(budget.share("first")) == LIMIT // 2
+    assert filled(budget.share("second")) >= LIMIT // 3 - MIB
+    assert budget.used <= LIMIT
+
+
+def test_runs_that_take_all_they_can_leave_as_much_to_one_more() -> None:
+    budget = Budget(LIMIT)
+    shares = [budget.share(str(number)) for number in range(4)]
+    while any(share.excess(MIB) is None for share in shares):
+        for share in shares:
+            if share.excess(MIB) is None:
+                share.add(MIB)
+    assert all(LIMIT // 5 - MIB <= share.used <= LIMIT // 5 + MIB for share in shares)
+    late = budget.share("late")
+    assert filled(late) >= LIMIT // 6 - MIB
+
+
+def test_a_refusal_names_the_run_the_limit_and_who_uses_it() -> None:
+    budget = Budget(LIMIT)
+    share = budget.share("run 'job'")
+    share.add(60 * MIB)
+    other = budget.share("run 'other'")
+    other.add(5 * MIB)
+    excess = share.excess(4 * MIB)
+    assert excess is not None
+    text = str(excess)
+    for part in ("run 'job'", "60 MiB", "4 MiB more", "100 MiB", "65 MiB", "33.3 MiB"):
+        assert part in text
+    assert other.excess(4 * MIB) is None
+
+
+def test_what_is_given_back_can_be_had_again() -> None:
+    budget = Budget(LIMIT)
+    share = budget.share("run")
+    filled(share)
+    share.add(-10 * MIB)
+    assert share.excess(10 * MIB) is None
+
+
+def test_a_run_that_is_over_keeps_nothing_and_what_comes_late_changes_nothing() -> None:
+    budget = Budget(LIMIT)
+    share, other = budget.share("over"), budget.share("other")
+    share.add(7 * MIB)
+    other.add(MIB)
+    share.close()
+    assert (budget.used, budget.fair) == (MIB, LIMIT // 2)
+    share.add(-7 * MIB)
+    assert budget.used == MIB
+
+
+def test_only_runs_that_keep_something_are_counted() -> None:
+    budget = Budget(LIMIT)
+    shares = [budget.share(str(number)) for number in range(1000)]
+    assert budget.fair == LIMIT
+    shares[0].add(1)
+    shares[1].add(5)
+    assert budget.fair == LIMIT // 3
+    shares[1].add(-5)
+    assert budget.fair == LIMIT // 2
+
+
+class Sharing(RuleBasedStateMachine):
+    """Runs that take, give back and end, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.budget = Budget(1000)
+        self.shares = [self.budget.share(str(number)) for number in range(5)]
+
+    @rule(which=st.integers(0, 4), size=st.integers(1, 400))
+    def take(self, which: int, size: int) -> None:
+        share = self.shares[which]
+        fair, used, free = self.budget.fair, share.used, 1000 - self.budget.used
+        excess = share.excess(size)
+        if excess is None:
+            assert used + size <= fair or used + size <= free - size
+            share.add(size)
+        else:
+            assert used + size > fair, "a run below its fair part was refused"
+
+    @rule(which=st.integers(0, 4), part=st.floats(0, 1))
+    def give_back(self, which: int, part: float) -> None:
+        self.shares[which].add(-int(self.shares[which].used * part))
+
+    @rule(which=st.integers(0, 4))
+    def end(self, which: int) -> None:
+        self.shares[which].close()
+        self.shares[which] = self.budget.share(str(which))
+
+    @invariant()
+    def the_sum_is_the_sum(self) -> None:
+        used = [share.used for share in self.shares]
+        assert self.budget.used == sum(used)
+        assert self.budget.fair == 1000 // (sum(map(bool, used)) + 1)
+        assert self.budget.used < 2000
+
+
+TestSharing = Sharing.TestCase
+TestSharing.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30))
+@settings(deadline=None)
+def test_borrowing_alone_never_passes_the_limit(sizes: list[int]) -> None:
+    """However many borrow at once: what passes it is only ever somebody's fair part."""
+    budget = Budget(1000)
+    shares = [budget.share(str(number)) for number in range(len(sizes))]
+    for share in shares:
+        share.add(1)
+    for share, size in zip(shares, sizes, strict=True):
+        while share.excess(size) is None and share.used + size > budget.fair:
+            share.add(size)
+    assert budget.used <= 1000

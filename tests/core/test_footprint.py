@@ -1,0 +1,164 @@
+"""What a round's store says that it keeps, beside what it really takes."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+
+from rallypoint.core.store import (
+    CALL_BYTES,
+    REMEMBERED_READ_BYTES_MAX,
+    Append,
+    Barrier,
+    CompareSet,
+    DeleteKey,
+    Get,
+    MultiGet,
+    MultiSet,
+    RoundStore,
+    Set,
+    StoreOp,
+    Value,
+    Wait,
+)
+
+SEATS = [("a", 0, 1), ("b", 1, 1)]
+
+
+def keys_and_values(store: RoundStore) -> None:
+    for number in range(5_000):
+        store.apply("a", number, Set(f"key/{number}", b"%d" % number), None, 0.0)
+        store.acknowledge("a", number)
+
+
+def large_values(store: RoundStore) -> None:
+    for number in range(20):
+        store.apply("a", number, Set(f"key/{number}", bytes(100_000)), None, 0.0)
+
+
+def keys_that_are_waited_for(store: RoundStore) -> None:
+    for number in range(20):
+        keys = tuple(f"{number}/{key}" for key in range(500))
+        store.apply("a", number, Wait(keys), 1000.0, 0.0)
+
+
+def calls_that_wait(store: RoundStore) -> None:
+    for number in range(5_000):
+        store.apply("a", number, Get(f"key/{number}"), 1000.0 - number / 10, 0.0)
+
+
+def answers_that_nobody_acknowledges(store: RoundStore) -> None:
+    for number in range(5_000):
+        store.apply("a", number, CompareSet("key", b"", bytes(number % 200)), None, 0.0)
+
+
+def numbers_left_open(store: RoundStore) -> None:
+    store.acknowledge("a", 15_000, range(15_000))
+
+
+KINDS = (
+    keys_and_values,
+    large_values,
+    keys_that_are_waited_for,
+    calls_that_wait,
+    answers_that_nobody_acknowledges,
+    numbers_left_open,
+)
+
+
+@pytest.mark.parametrize("fill", KINDS, ids=lambda fill: fill.__name__)
+def test_the_footprint_is_about_what_is_taken(fill: Callable[[RoundStore], None]) -> None:
+    """Too little would not bound the process; far too much would refuse what has room."""
+    fill(RoundStore(SEATS))  # what is made once
+    store = RoundStore(SEATS)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        fill(store)
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.6 * store.footprint() < taken < 1.1 * store.footprint()
+
+
+def test_all_is_given_back() -> None:
+    store = RoundStore(SEATS)
+    for number, fill in enumerate(KINDS[:-1]):
+        fill(store)
+        store.acknowledge("a", 10_000)
+        store.forget_node("a")
+        assert store.footprint() >= 0, number
+    for number, (key, _) in enumerate(store.freeze().data):
+        store.apply("a", number, DeleteKey(key), None, 0.0)
+    store.forget_node("a")
+    assert store.footprint() == 0
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        Set("new", b"x" * 100),
+        Set("old", b"x" * 100),
+        Append("old", b"x" * 100),
+        CompareSet("old", b"12345", b"x" * 100),
+        CompareSet("old", b"else", b"x" * 100),
+        MultiSet(("old", "new", "new"), (b"", b"1", b"22")),
+        DeleteKey("old"),
+        Get("old"),
+        Get("new"),
+        Wait(("old", "new", "newer")),
+        MultiGet(("old", "old")),
+        Barrier("step", 0),
+    ],
+)
+def test_how_much_a_call_adds_is_known_before(op: StoreOp) -> None:
+    store = RoundStore(SEATS)
+    store.apply("a", 1, Set("old", b"12345"), None, 0.0)
+    store.apply("a", 2, Get("nothing"), None, 0.0)
+    store.acknowledge("a", 2, (2, 3))
+    before, growth = store.footprint(), store.growth_of(op)
+    picture = store.freeze()
+    assert store.growth_of(op) == growth
+    assert store.freeze() == picture
+    store.apply("a", 3, op, 5.0, 0.0)
+    store.acknowledge("b", 0)
+    # Nobody has acknowledged it, and a small answer is remembered.
+    assert store.footprint() - before <= growth + CALL_BYTES + REMEMBERED_READ_BYTES_MAX
+    assert store.footprint() - before >= min(growth, 0)
+
+
+def test_a_large_read_is_made_again_and_a_small_one_remembered() -> None:
+    """R11 is for what changes the store; and what was overwritten is not kept for who read it."""
+    store = RoundStore(SEATS)
+    store.apply("a", 1, MultiSet(("large", "small"), (bytes(4096), b"1")), None, 0.0)
+    store.acknowledge("a", 1)
+    kept = store.footprint()
+    for number in range(2, 52):
+        store.apply("a", number, Get("large"), None, 0.0)
+        store.apply("b", number, Set("large", b"%d" % number * 2048), None, 0.0)
+        store.acknowledge("b", number)
+    store.apply("a", 60, Get("small"), None, 0.0)
+    assert store.footprint() < kept + 50 * 500
+    store.apply("b", 60, MultiSet(("large", "small"), (b"new" * 1000, b"2")), None, 0.0)
+    assert store.remembers("a", 2)
+    assert [a.result for a in store.apply("a", 2, Get("large"), None, 0.0)] == [
+        Value(b"new" * 1000)
+    ]
+    assert [a.result for a in store.apply("a", 60, Get("small"), None, 0.0)] == [Value(b"1")]
+    store.acknowledge("a", 60)
+    assert store.apply("a", 2, Get("large"), None, 0.0) == []
+
+
+def test_a_large_read_that_is_asked_again_may_have_to_wait() -> None:
+    store = RoundStore(SEATS)
+    store.apply("a", 1, Set("large", bytes(4096)), None, 0.0)
+    store.apply("a", 2, Get("large"), None, 0.0)
+    store.apply("b", 1, DeleteKey("large"), None, 0.0)
+    assert store.apply("a", 2, Get("large"), None, 0.0) == []
+    assert store.apply("a", 2, Get("large"), None, 0.0) == []
+    (_, answer) = store.apply("b", 2, Set("large", b"back"), None, 0.0)
+    assert (answer.node, answer.request_id, answer.result) == ("a", 2, Value(b"back"))
+    store.acknowledge("a", 2)
+    store.acknowledge("b", 2)
