@@ -16,6 +16,7 @@ import pytest
 from rallypoint.coordinator import listener as listening
 from rallypoint.coordinator import server as serving
 from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.http_connection import HttpConnection
 from tests.loops import opened, run_clean, run_virtual, served, until
 
 TOKEN = "correct-horse"
@@ -192,3 +193,50 @@ def test_without_strangers_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch)
         idle.close()
 
     run_virtual(main())
+
+
+def test_little_is_read_of_a_request_before_its_head_was_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A loop that reads 256 KiB at once keeps that of each of 512 strangers."""
+    taken: list[int] = []
+    take = HttpConnection.data_received
+
+    def data_received(self: HttpConnection, data: bytes) -> None:
+        taken.append(len(data))
+        take(self, data)
+
+    monkeypatch.setattr(HttpConnection, "data_received", data_received)
+    size = 4 << 20
+    head = f"POST /api/v1/runs/x/close HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n"
+
+    async def main() -> None:
+        async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head.encode() + bytes(size))
+            assert b" 401 " in await reader.readline()
+            writer.transport.abort()
+
+    run_clean(main)
+    assert 0 < max(taken) <= listening.STRANGER_READ_BYTES
+    assert sum(taken) < 32 * listening.STRANGER_READ_BYTES
+
+
+def test_a_request_in_many_pieces_is_read_whole() -> None:
+    """The token may stand behind more than is read at once; and so may a body."""
+    padding = "".join(f"X-{number}: {'a' * 4_000}\r\n" for number in range(8))
+    body = b'{"reason":"' + b"x" * 30_000 + b'"}'
+    head = (
+        f"POST /api/v1/runs/run/close HTTP/1.1\r\nHost: a\r\n{padding}"
+        f"Authorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+
+    async def main() -> None:
+        async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            async with opened(f"http://127.0.0.1:{port}", token=TOKEN):
+                writer.write(head.encode() + body)
+                assert b" 200 " in await reader.readline()
+            writer.close()
+
+    run_clean(main)

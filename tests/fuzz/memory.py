@@ -44,7 +44,15 @@ class MemoryTransport(asyncio.Transport):
         if self._is_paused:
             self._held.append(data)
             return
-        cast(asyncio.Protocol, self._protocol).data_received(data)
+        protocol = self._protocol
+        if not isinstance(protocol, asyncio.BufferedProtocol):
+            cast(asyncio.Protocol, protocol).data_received(data)
+            return
+        part = memoryview(protocol.get_buffer(len(data)))[: len(data)]
+        part[:] = data[: len(part)]
+        protocol.buffer_updated(len(part))
+        if len(data) > len(part):  # which may be another protocol's by now
+            self.bring(data[len(part) :])
 
     def end(self, error: Exception | None = None) -> None:
         """The peer ends it: by FIN, or by a reset where there is an error."""

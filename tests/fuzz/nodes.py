@@ -130,7 +130,10 @@ _POOLS: Final[dict[str, Make]] = {
     "stop_s": _mostly((0.0, 5.0), (60.0, 61.0, math.nan)),
     "timeout_s": _mostly((None, 0.0, 0.01, 5.0), (-1.0, 1e308, math.inf, math.nan)),
     "version": _mostly((1,), (0, 2, -1)),
-    "name": _mostly(("n0", "n1", "n2", "n3", "9", "10", "a/b"), (" ", "n\n", "\U0001f600" * 256)),
+    "name": _mostly(
+        (*(f"n{number}" for number in range(12)), "9", "10", "a/b"),
+        (" ", "n\n", "\U0001f600" * 256),
+    ),
     "incarnation": _mostly((1, 1, 1, 2, 3), (-5, 2**63 - 1)),
     "settings": _some_settings,
     "resume_secret": lambda rng: rng.choice((b"", b"", b"s" * 16, b"t" * 16)),
@@ -299,7 +302,7 @@ async def _episode(rng: Random, watch: Watch) -> int:
     asyncio.get_running_loop().set_exception_handler(watch.on_loop)
     inputs = 0
     kind = rng.random()
-    async with World(is_shared=kind < 0.2, is_checked=kind > 0.9) as world:
+    async with World(is_shared=kind < 0.2, is_checked=kind > 0.98) as world:
         peers = [Peer(world, rng) for _ in range(PEERS)]
         for number in range(STEPS):
             inputs += await rng.choice(peers).step()

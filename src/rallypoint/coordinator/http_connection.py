@@ -12,6 +12,7 @@ from rallypoint.coordinator.strangers import HTTP_LOG
 
 SERVER_NAME: Final = "rallypoint"
 """What every answer says of the server: a stranger need not learn which releases answer."""
+HEADERS_MAX: Final = 64
 KEEPALIVE_S: Final = 15.0
 """How long a connection for people may idle between two requests."""
 
@@ -49,6 +50,8 @@ def connections_of(server: web.Server) -> Callable[[], HttpConnection]:
             # megabyte from a stranger cost a gigabyte. The rest of such a body is not read either.
             auto_decompress=False,
             lingering_time=0,
+            # Of at most 8 KiB each: what a stranger can have us keep.
+            max_headers=HEADERS_MAX,
         )
 
     return connection

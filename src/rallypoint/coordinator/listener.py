@@ -32,6 +32,9 @@ CROWDED_S: Final = 3.0
 token with its first bytes."""
 LOG_S: Final = 60.0
 """How often it is logged that connections cannot be taken."""
+STRANGER_READ_BYTES: Final = 4 * 1024
+"""What is read at once of a connection that has not been admitted: a node's request has less. Event
+loops would read 256 KiB of a body, and the next ones, before anybody has looked at the head."""
 _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -197,8 +200,11 @@ class Listener:
             self._read()
 
 
-class _Stranger(asyncio.Protocol):
+class _Stranger(asyncio.BufferedProtocol):
     """Stands in front of a connection's protocol until the connection is admitted."""
+
+    _buffer = memoryview(bytearray(STRANGER_READ_BYTES))
+    """One for all: what was read into it is handed on before anything else is read."""
 
     def __init__(
         self, strangers: dict[_Stranger, None], owner: asyncio.Protocol, since_s: float
@@ -226,8 +232,11 @@ class _Stranger(asyncio.Protocol):
         self._strangers[self] = None
         self._owner.connection_made(transport)
 
-    def data_received(self, data: bytes) -> None:
-        self._owner.data_received(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._owner.data_received(bytes(self._buffer[:nbytes]))
 
     def eof_received(self) -> bool | None:
         return self._owner.eof_received()
