@@ -9,7 +9,7 @@ import pytest
 
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.wire import messages as wire
-from tests.loops import run_clean, served
+from tests.loops import opened, run_clean, served, until
 
 TOKEN = "a-token-with-more-than-128-bits-of-chance"
 UPGRADE = (
@@ -105,6 +105,60 @@ def test_a_peer_that_pings_and_goes_is_no_error(caplog: pytest.LogCaptureFixture
             protocol.data_received(ping)
             assert await reader.read() in (b"", b"\x8a\x00")
             writer.close()
+
+    with caplog.at_level(logging.INFO):
+        run_clean(main)
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
+
+
+NO_TEXT = {
+    "an expectation": b"Expect: \xa0\r\n",
+    "an origin": b"Origin: http://\xa0\r\n",
+    "a host": b"X-Forwarded-Host: \xff\r\n",
+    "a token": b"Authorization: Bearer \xff\r\n",
+}
+
+
+@pytest.mark.parametrize("path", [b"/healthz", b"/api/v1/runs", b"/nowhere/\xff"])
+@pytest.mark.parametrize("header", NO_TEXT.values(), ids=NO_TEXT)
+@pytest.mark.parametrize("token", ["", TOKEN], ids=["open", "token"])
+def test_bytes_that_are_no_text_are_no_error_of_ours(
+    header: bytes, path: bytes, token: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An answer that repeats them was a 500 with a traceback, also for strangers."""
+
+    async def main() -> bytes:
+        async with served(CoordinatorConfig(token=token)) as (_, port):
+            head = b"GET " + path + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+            return await answer(port, head + header + b"\r\n")
+
+    with caplog.at_level(logging.INFO):
+        told = run_clean(main)
+    assert told.split(b" ")[1] in (b"200", b"400", b"401", b"403", b"404", b"417")
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [b"Content-Length: 9\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n5\r\n{", b"\r\n"],
+    ids=["a part", "a chunk", "none"],
+)
+def test_who_goes_in_the_middle_of_a_body_is_no_error(
+    rest: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with served() as (server, port), opened(f"http://127.0.0.1:{port}"):
+            count = len(server.hub.sessions)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST /api/v1/runs/run/close HTTP/1.1\r\nHost: 127.0.0.1\r\n" + rest)
+            assert server._runner is not None
+            assert server._runner.server is not None
+            connections = server._runner.server
+            await until(lambda: connections.requests_count > 1, "the request has not come")
+            writer.transport.abort()
+            await until(lambda: len(connections.connections) == count, "it is still there")
+            assert await reader.read() is not None
 
     with caplog.at_level(logging.INFO):
         run_clean(main)

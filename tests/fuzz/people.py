@@ -30,7 +30,13 @@ _ODD_PATHS: Final = (
 _ODD_VERSIONS: Final = ("HTTP/0.9", "HTTP/2.0", "HTTP/1.1x", "", "HTTP/", "HTTP/1.\u0661")
 _HEADERS: Final = (
     *("Host: 127.0.0.1", "Host: 127.0.0.1", "Host: evil.example", "Host: ", "Host: [", "Host: a b"),
-    *("Origin: http://evil.example", "Origin: null", "Origin: ://", "Connection: close"),
+    *(
+        "Origin: http://evil.example",
+        "Origin: null",
+        "Origin: ://",
+        "Origin: \udca0x",
+        "Connection: close",
+    ),
     *("Connection: keep-alive", "Connection: Upgrade", "Upgrade: websocket", "Upgrade: h2c"),
     *("Sec-WebSocket-Version: 13", "Sec-WebSocket-Version: x", "Sec-WebSocket-Key: x"),
     *("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Key: é" + "=" * 20),
@@ -40,7 +46,14 @@ _HEADERS: Final = (
     *("Content-Type: text/plain; charset=rot13", "Content-Length: 5", "Content-Length: -1"),
     *("Content-Length: 1e3", "Content-Length: 99999999999999999999", "Content-Length: 0, 0"),
     *("Transfer-Encoding: chunked", "Transfer-Encoding: gzip, chunked", "Transfer-Encoding: x"),
-    *("Expect: 100-continue", "Expect: x", "Range: bytes=a-", "Accept: text/html"),
+    *(
+        "Expect: 100-continue",
+        "Expect: x",
+        "Expect: \udca0",
+        "Host: \udcff",
+        "Range: bytes=a-",
+        "Accept: text/html",
+    ),
     *("Cookie: a=b; c", "Cookie: " + ";" * 2_000, "X" * 9_000 + ": a", "X: " + "a" * 9_000),
     *("X-Rallypoint-Client: node", "No colon", ": empty", " folded", "\tfolded", "A\0: b", "A: \0"),
     *("A: \x1b[31m", "é: é", "A : b", "Keep-Alive: timeout=x", "Via: 1.1 x"),
@@ -132,7 +145,7 @@ def check_answers(answers: bytes, asked: bytes) -> None:
 async def _episode(rng: Random, watch: Watch) -> int:
     asyncio.get_running_loop().set_exception_handler(watch.on_loop)
     inputs = 0
-    async with World() as world:
+    async with World(is_open=rng.random() < 0.3) as world:
         while inputs < REQUESTS:
             inputs += await exchange(world, rng)
             if rng.random() < 0.1:

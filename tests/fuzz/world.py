@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final, Protocol
 
+import msgspec
+
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
@@ -68,10 +70,16 @@ class Connecting(Protocol):
 class World:
     """The server. Use it as an asynchronous context manager, in a virtual loop."""
 
-    def __init__(self, *, is_shared: bool = False, is_checked: bool = False) -> None:
-        """`is_shared`: over a ledger, in memory. `is_checked`: each step against the rules."""
+    def __init__(
+        self, *, is_shared: bool = False, is_checked: bool = False, is_open: bool = False
+    ) -> None:
+        """`is_shared`: over a ledger, in memory. `is_checked`: each step against the rules.
+
+        `is_open`: it asks for no token.
+        """
         ledger = MemoryLedger() if is_shared else None
-        self.server = CoordinatorServer(CONFIG, ledger=ledger)
+        config = msgspec.structs.replace(CONFIG, token="") if is_open else CONFIG
+        self.server = CoordinatorServer(config, ledger=ledger)
         self.hub = self.server.hub
         # Drawn by chance otherwise, and what nodes send holds it.
         self.hub.ledger_id = LEDGER_ID

@@ -80,7 +80,8 @@ def is_foreign_page(request: web.Request) -> bool:
 
 def foreign_page(request: web.Request) -> web.Response:
     """The answer to a page of elsewhere."""
-    message = f"a web page of {request.headers['Origin']} has nothing to ask here"
+    origin = reasons.tidy(request.headers["Origin"], 200)
+    message = f"a web page of {origin} has nothing to ask here"
     return json_error(403, message, "set a token, and a page that holds it may ask")
 
 

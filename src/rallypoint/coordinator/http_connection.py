@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from rallypoint.coordinator.strangers import HTTP_LOG
 
@@ -30,6 +31,11 @@ class HttpConnection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """aiohttp's own answer. The application's signals do not see it."""
+        if isinstance(exc, UnicodeEncodeError):
+            # An answer that repeats bytes of the request that are no UTF-8, such as aiohttp's to an
+            # Expect that it does not know.
+            exc = BadHttpMessage("a header has bytes that are no text")
+            status, message = 400, exc.message
         response = super().handle_error(request, status, exc, message)
         response.headers["Server"] = SERVER_NAME
         return response

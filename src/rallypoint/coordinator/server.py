@@ -270,7 +270,10 @@ class CoordinatorServer:
                     return http.foreign_page(request)
                 if await http.is_for_another(request, self._known_hosts):
                     return http.for_another(request)
-                return await handler(request)
+                try:
+                    return await handler(request)
+                except (ConnectionResetError, web.RequestPayloadError):
+                    return _hung_up()  # in the middle of its body
             if request.path == http.HEALTH_PATH:
                 response = await handler(request)
             else:
@@ -362,7 +365,7 @@ def _taken_early(request: web.Request) -> bytes:
 
 
 def _hung_up() -> web.Response:
-    """For a peer that went while this process was stopped: aiohttp wants some answer."""
+    """For a peer that has gone, or whose body is none: aiohttp wants some answer."""
     return web.Response(status=400)
 
 
