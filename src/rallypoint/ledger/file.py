@@ -45,7 +45,8 @@ from rallypoint.ledger.contract import (
 )
 from rallypoint.ledger.file_chain import Advance, Chain
 from rallypoint.ledger.file_disk import Disk, Link, as_ledger_error, content, names
-from rallypoint.ledger.file_folder import Index, open_folder, place_of, replaced
+from rallypoint.ledger.file_folder import open_folder, place_of, replaced
+from rallypoint.ledger.file_index import FileIndex, Index, Indexed
 from rallypoint.ledger.threads import Threads
 
 T = TypeVar("T")
@@ -194,13 +195,6 @@ class FileLedger(Ledger):
             raise other or as_ledger_error(error, self._root) from error
 
 
-class _Indexed(msgspec.Struct, frozen=True):
-    """The index at one of its versions."""
-
-    number: int
-    index: Index
-
-
 class _Files:
     """What is done in a thread. Several threads may be in here at a time."""
 
@@ -212,7 +206,7 @@ class _Files:
         self._temporaries = place / "tmp"
         self._trash = place / "trash"
         self._disk = disk
-        self._index = Chain(place / "index", self._trash, disk)
+        self._index = FileIndex(place, disk)
         # A folder that once was a register's is that register's or nobody's: so what is known of it
         # can be wrong only in that it is gone.
         self._known: dict[tuple[Path, str], str] = {}
@@ -394,7 +388,8 @@ class _Files:
             yield found
 
     def _look_up(self, kind: Path, key: str) -> str | None:
-        name = self._entries(self._read_index().index, kind).get(key)
+        part = self._index.part_of(key)
+        name = self._entries(self._index.read(part).index, kind).get(key)
         if name is None:
             self._forget(kind, key)
         else:
@@ -404,37 +399,26 @@ class _Files:
     def _entries(self, index: Index, kind: Path) -> dict[str, str]:
         return index.registers if kind == self._registers else index.logs
 
-    def _read_index(self) -> _Indexed:
-        head = self._index.head()
-        if head is None:
-            raise FileNotFoundError(2, "the ledger's index is gone", str(self._registers.parent))
-        try:
-            return _Indexed(head.number, msgspec.msgpack.decode(head.value, type=Index))
-        except msgspec.MsgspecError as error:
-            raise LedgerCorruptError(
-                f"version {head.number} of the index in {self._registers.parent} is unreadable: "
-                f"{error}",
-                hint="stop every process that uses this ledger, and restore it from a backup",
-            ) from error
-
-    def _write_index(self, before: _Indexed, index: Index) -> Advance:
+    def _write_index(self, part: str, before: Indexed, index: Index) -> Advance:
         with self._temporary(msgspec.msgpack.encode(index)) as temporary:
-            return self._index.advance(before.number, temporary)
+            return self._index.write(part, before, temporary)
 
     def _add(self, kind: Path, key: str, begin: Callable[[Path, int], None]) -> int | None:
         """Give the key a new folder. Its number in the index; None if another was first."""
-        before = self._read_index()
+        part = self._index.part_of(key)
+        before = self._index.ready(part)
         entries = self._entries(before.index, kind)
         present = entries.get(key)
         if present is not None and (kind / present).is_dir():
             return None
-        # The number is the index's next, so a folder that did not get into the index by then never
+        # The number is the part's next, so a folder that did not get into the index by then never
         # will: it can be swept at any time.
         number = before.number + 1
-        name = f"{number:016x}-{os.urandom(6).hex()}"
+        name = f"{number:016x}-{part}{os.urandom(_RANDOM_DIGITS // 2).hex()}"
         begin(kind / name, number)
         self._disk.sync(kind)
-        advance = self._write_index(before, self._with(before.index, kind, {**entries, key: name}))
+        index = self._with(before.index, kind, {**entries, key: name})
+        advance = self._write_index(part, before, index)
         if advance is Advance.DONE:
             self._known[kind, key] = name
             return number
@@ -452,13 +436,14 @@ class _Files:
         # Moving it away is what deletes it; whoever would write then finds no folder.
         self._disk.move_away(kind / name, self._trash)
         self._disk.sync(kind)
+        part = self._index.part_of(key)
         for _ in range(_TRIES_MAX):
-            before = self._read_index()
+            before = self._index.read(part)
             entries = dict(self._entries(before.index, kind))
             if entries.get(key) != name:
                 break
             del entries[key]
-            advance = self._write_index(before, self._with(before.index, kind, entries))
+            advance = self._write_index(part, before, self._with(before.index, kind, entries))
             if advance is Advance.DONE:
                 break
             _breathe()
@@ -469,11 +454,15 @@ class _Files:
         self._synced.pop((kind, key), None)
 
     def _listed(self, kind: Path, prefix: str) -> tuple[str, ...]:
-        entries = self._entries(self._read_index().index, kind)
-        there = set(names(kind))
-        return tuple(
-            sorted(key for key, name in entries.items() if key.startswith(prefix) and name in there)
-        )
+        found: list[str] = []
+        for part in self._index.parts_with(prefix):
+            entries = self._entries(self._index.read(part).index, kind)
+            found += (
+                key
+                for key, name in entries.items()
+                if key.startswith(prefix) and (kind / name).is_dir()
+            )
+        return tuple(sorted(found))
 
     def _with(self, index: Index, kind: Path, entries: dict[str, str]) -> Index:
         if kind == self._registers:
@@ -484,10 +473,13 @@ class _Files:
 
     def sweep(self) -> None:
         """Remove what crashes have left. Safe beside any other process, frozen or not."""
-        indexed = self._read_index()
+        parts = {part: self._index.read(part) for part in self._index.parts_with("")}
         for kind in (self._registers, self._logs):
-            used = set(self._entries(indexed.index, kind).values())
+            used: set[str] = set()
+            for indexed in parts.values():
+                used.update(self._entries(indexed.index, kind).values())
             for name in names(kind):
+                indexed = parts.get(_part_in(name), _NOT_READ)
                 if name not in used and _number_in(name) <= indexed.number:
                     self._disk.move_away(kind / name, self._trash)
         for name in names(self._trash):
@@ -497,7 +489,11 @@ class _Files:
             for name in names(self._temporaries):
                 path = self._temporaries / name
                 with contextlib.suppress(OSError):
-                    if now_s - path.stat().st_mtime > _STALE_S:
+                    if now_s - path.stat().st_mtime <= _STALE_S:
+                        continue
+                    if path.is_dir():
+                        self._disk.move_away(path, self._trash)
+                    else:
                         path.unlink()
 
     def _chain(self, name: str) -> Chain:
@@ -515,6 +511,15 @@ class _Files:
 
 def _first_version(number: int) -> int:
     return number << 32
+
+
+_RANDOM_DIGITS: Final = 12
+_NOT_READ: Final = Indexed(-1, Index())
+
+
+def _part_in(name: str) -> str:
+    """The part of the index that a folder was made for."""
+    return name.partition("-")[2][:-_RANDOM_DIGITS]
 
 
 def _number_in(name: str) -> float:

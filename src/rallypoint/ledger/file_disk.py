@@ -102,6 +102,11 @@ class Disk:
             return
         self.remove(target)
 
+    def rename(self, folder: Path, name: Path) -> None:
+        """Give a folder its name. Raises OSError if the name is taken by a folder with content."""
+        self._step(f"rename to {name.name}")
+        folder.rename(name)
+
     def remove(self, folder: Path) -> None:
         """Empty and remove a folder in the trash. What fails is left to the next sweep."""
         self._step(f"remove {folder.name}")

@@ -2,7 +2,7 @@
 
 <folder>/rallypoint-ledger       the marker: an envelope with the ledger_id, created once
 <folder>/ledger-<ledger_id>/     all the rest, so that nobody writes into another ledger
-           index/                a chain: which folder each register and log has
+           index/                which folder each register and log has: file_index.py
            registers/  logs/     those folders, each name used once
            tmp/  trash/          files before their link; folders after their use
 """
@@ -31,8 +31,8 @@ from rallypoint.errors import (
     LedgerUnreachableError,
 )
 from rallypoint.ledger import envelope
-from rallypoint.ledger.file_chain import SEGMENT, Chain
 from rallypoint.ledger.file_disk import FILE_MODE, Disk, Link, content, names
+from rallypoint.ledger.file_index import begin_index, is_used
 
 MARKER: Final = "rallypoint-ledger"
 _INSIDE: Final = ("index", "registers", "logs", "tmp", "trash")
@@ -49,13 +49,6 @@ class Marker(msgspec.Struct, frozen=True):
 
     ledger_id: str
     engine: str = "file"
-
-
-class Index(msgspec.Struct, frozen=True):
-    """The folder of each register and each log."""
-
-    registers: dict[str, str] = {}
-    logs: dict[str, str] = {}
 
 
 def open_folder(root: Path, disk: Disk) -> str:
@@ -169,17 +162,11 @@ def _refuse_foreign(root: Path) -> None:
     for name in found:
         # A ledger of which only the marker is lost must not be taken for none. One whose making
         # was cut off has never been written to.
-        if name.startswith(_LEDGER) and _is_used(root / name):
+        if name.startswith(_LEDGER) and is_used(root / name):
             raise LedgerCorruptError(
                 f"{str(root)!r} holds {name}, and its marker {MARKER!r} is missing",
                 hint="restore the folder from a backup, or name another one to begin anew",
             )
-
-
-def _is_used(place: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError, LedgerCorruptError):
-        return Chain(place / "index", place / "trash", Disk()).number() not in (None, SEGMENT)
-    return False
 
 
 def _make(root: Path, disk: Disk) -> None:
@@ -189,8 +176,7 @@ def _make(root: Path, disk: Disk) -> None:
     disk.make_folder(place)
     for name in _INSIDE[1:]:
         disk.make_folder(place / name)
-    index = envelope.seal(msgspec.msgpack.encode(Index()), envelope.new_nonce())
-    Chain(place / "index", place / "trash", disk).begin(SEGMENT, index)
+    begin_index(place, disk)
     disk.sync(place)
     temporary = root / f"{_PROBE}{secrets.token_hex(8)}"
     marker = msgspec.msgpack.encode(Marker(ledger_id))

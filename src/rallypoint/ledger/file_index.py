@@ -1,0 +1,169 @@
+"""Which folder each register and each log of a file ledger has: the index, in parts.
+
+    index/               a chain (file_chain.py): the layout, written once
+    index/<part>/        a chain: the folders of the names in this part
+
+One index for all names would be written anew, as a whole, for each run that begins. So it is in
+PARTS parts, and what belongs to one run is in one of them: that is all that its coordinator reads
+and writes. A part is made when the first name comes into it.
+
+A ledger of an earlier release has one part only, which is the chain `index/` itself. It stays so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from rallypoint.errors import LedgerCorruptError
+from rallypoint.ledger import envelope
+from rallypoint.ledger.file_chain import SEGMENT, Advance, Chain
+from rallypoint.ledger.file_disk import Disk, names
+
+PARTS: Final = 64
+"""All are read where the names of all runs are listed; a file server takes a moment for each."""
+INDEX: Final = "index"
+WHOLE: Final = ""
+"""The only part of a ledger of an earlier release."""
+_THERE: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT})
+"""What a rename says if another process has made the part. NFS repeats a request whose answer was
+lost, and then does not find what it has renamed."""
+
+
+class Index(msgspec.Struct, frozen=True):
+    """The folder of each register and each log of one part."""
+
+    registers: dict[str, str] = {}
+    logs: dict[str, str] = {}
+
+
+class Layout(msgspec.Struct, frozen=True, array_like=True):
+    """How many parts there are. An array, so that no earlier release takes it for an Index."""
+
+    parts: int
+
+
+class Indexed(msgspec.Struct, frozen=True):
+    """One part at one of its versions. Version 0: it has not been made."""
+
+    number: int
+    index: Index
+
+
+def begin_index(place: Path, disk: Disk) -> None:
+    """Make the index of a new ledger, of which nobody else knows yet."""
+    _begin(place / INDEX, Layout(PARTS), place / "trash", disk)
+
+
+def is_used(place: Path) -> bool:
+    """Whether anything was ever written into this ledger."""
+    with contextlib.suppress(FileNotFoundError, LedgerCorruptError):
+        made = any(_is_part(name) for name in names(place / INDEX))
+        return made or Chain(place / INDEX, place / "trash", Disk()).number() not in (None, SEGMENT)
+    return False
+
+
+class FileIndex:
+    """The index of one ledger. Several threads and processes use it at a time.
+
+    Raises FileNotFoundError where the ledger is gone, and LedgerCorruptError. Blocks.
+    """
+
+    def __init__(self, place: Path, disk: Disk) -> None:
+        self._folder = place / INDEX
+        self._temporaries = place / "tmp"
+        self._trash = place / "trash"
+        self._disk = disk
+        self._made: set[str] = set()
+        """Parts that are known to be on the disk."""
+        self._parts = self._read_layout()
+
+    def part_of(self, name: str) -> str:
+        """The part that a name belongs to. Names of one run (`<kind>/<run>/...`) share one."""
+        return self._part(name.split("/", 2)[1] if "/" in name else name)
+
+    def parts_with(self, prefix: str) -> Iterable[str]:
+        """The parts in which there may be names that begin so."""
+        if self._parts == 1:
+            return (WHOLE,)
+        group = prefix.split("/", 2)
+        if len(group) > 2:
+            return (self._part(group[1]),)
+        return [name for name in sorted(names(self._folder)) if _is_part(name)]
+
+    def read(self, part: str) -> Indexed:
+        """The part as it is now."""
+        head = self._chain(part).head()
+        if head is None:
+            if part == WHOLE or not self._folder.is_dir():
+                raise FileNotFoundError(2, "the ledger's index is gone", str(self._folder.parent))
+            return Indexed(0, Index())
+        return Indexed(head.number, self._decoded(head.value, head.number))
+
+    def ready(self, part: str) -> Indexed:
+        """The part as it is now, made if it was not there: before something is added to it."""
+        if part != WHOLE and part not in self._made:
+            if not (self._folder / part).is_dir():
+                self._make(part)
+            # Whoever has made it may have died before it had forced its name to the disk.
+            self._disk.sync(self._folder)
+            self._made.add(part)
+        return self.read(part)
+
+    def write(self, part: str, before: Indexed, temporary: Path) -> Advance:
+        """Make a written file the next version of the part, if `before` is still the newest."""
+        return self._chain(part).advance(before.number, temporary)
+
+    def _chain(self, part: str) -> Chain:
+        return Chain(self._folder / part if part else self._folder, self._trash, self._disk)
+
+    def _part(self, group: str) -> str:
+        if self._parts == 1:
+            return WHOLE
+        number = int.from_bytes(hashlib.sha256(group.encode()).digest()[:4], "big")
+        return f"{number % self._parts:02x}"
+
+    def _read_layout(self) -> int:
+        head = self._chain(WHOLE).head()
+        if head is None:
+            raise FileNotFoundError(2, "the ledger's index is gone", str(self._folder.parent))
+        with contextlib.suppress(msgspec.MsgspecError):
+            return msgspec.msgpack.decode(head.value, type=Layout).parts
+        self._decoded(head.value, head.number)
+        return 1
+
+    def _make(self, part: str) -> None:
+        """Aside, then under its name in one step: another process may do the same."""
+        aside = self._temporaries / os.urandom(12).hex()
+        _begin(aside, Index(), self._trash, self._disk)
+        try:
+            self._disk.rename(aside, self._folder / part)
+        except OSError as error:
+            if error.errno not in _THERE or not (self._folder / part).is_dir():
+                raise
+            self._disk.move_away(aside, self._trash)
+
+    def _decoded(self, value: bytes, number: int) -> Index:
+        try:
+            return msgspec.msgpack.decode(value, type=Index)
+        except msgspec.MsgspecError as error:
+            raise LedgerCorruptError(
+                f"version {number} of the index in {self._folder.parent} is unreadable: {error}",
+                hint="stop every process that uses this ledger, and restore it from a backup",
+            ) from error
+
+
+def _begin(folder: Path, value: Index | Layout, trash: Path, disk: Disk) -> None:
+    sealed = envelope.seal(msgspec.msgpack.encode(value), envelope.new_nonce())
+    Chain(folder, trash, disk).begin(SEGMENT, sealed)
+
+
+def _is_part(name: str) -> bool:
+    return len(name) == 2
