@@ -620,6 +620,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     attach_grace_s: float | None = _BY_NAME["attach_grace_s"].default
     yield_after_s: float = _BY_NAME["yield_after_s"].default
     stop_s: float = _BY_NAME["stop_s"].default
+    share_lines: int = _BY_NAME["share_lines"].default
     labels: dict[str, str] = {}
 
     def __post_init__(self) -> None:
@@ -632,7 +633,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
                 check_duration_s(name, getattr(self, name))
         check_lease_ttl_s(self.lease_ttl_s)
         check_stop_s(self.stop_s)
-        read(_BY_NAME["candidates"], str(self.candidates), "candidates")
+        for name in ("candidates", "share_lines"):
+            read(_BY_NAME[name], str(getattr(self, name)), name)
         _check_labels(self.labels)
 
     def __repr__(self) -> str:

@@ -163,6 +163,44 @@ def test_what_ends_a_program_is_a_failure_or_a_leave(error, told, coordinator):
             assert again.restart_count == 1
 
 
+@pytest.mark.parametrize("error", [RuntimeError("hunter2"), SystemExit("hunter2")], ids=repr)
+@pytest.mark.parametrize("is_given", [True, False], ids=["option", "environment"])
+def test_what_a_program_says_at_its_end_stays_with_it_if_it_shares_nothing(
+    error, is_given, coordinator, monkeypatch
+):
+    options: Any = {"share_lines": 0} if is_given else {}
+    if not is_given:
+        monkeypatch.setenv("RALLYPOINT_SHARE_LINES", "0")
+    with rallypoint.join("job", coordinator, **ELASTIC) as stay:
+        try:
+            with rallypoint.join("job", coordinator, **ELASTIC, **options) as go:
+                world: Any = together(stay.next_world, go.next_world)[0]
+                raise error
+        except type(error):
+            pass
+        stay.next_world()
+        change: Any = world.change
+        assert change.kind is ChangeKind.WORKER_FAILED
+        assert type(error).__name__ in change.failure.message
+        assert "share_lines is 0" in change.failure.message
+        assert "hunter2" not in repr(change)
+
+
+def test_a_leave_says_nothing_of_the_exception_either_if_nothing_is_shared(coordinator):
+    interrupt = KeyboardInterrupt("hunter2")
+    with rallypoint.join("job", coordinator, **ELASTIC) as stay:
+        try:
+            with rallypoint.join("job", coordinator, **ELASTIC, share_lines=0) as go:
+                world: Any = together(stay.next_world, go.next_world)[0]
+                raise interrupt
+        except KeyboardInterrupt:
+            pass
+        stay.next_world()
+        assert world.change.kind is ChangeKind.NODE_LEFT
+        assert "KeyboardInterrupt" in world.change.detail
+        assert "hunter2" not in repr(world.change)
+
+
 PROGRAM = """
 import sys, rallypoint
 run = rallypoint.join("job", sys.argv[1], min_nodes=1, max_nodes=2, expected_nodes=2,

@@ -7,8 +7,10 @@ import fcntl
 import os
 import select
 import signal
+import stat
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -366,6 +368,47 @@ def test_a_run_id_does_not_lead_out_of_the_log_directory(run_id: str, tmp_path: 
 def test_check_log_dir_makes_it_and_leaves_nothing_in_it(tmp_path: Path) -> None:
     check_log_dir(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_what_workers_write_is_for_this_user_alone(tmp_path: Path) -> None:
+    """A traceback may hold a password, and a log directory is often on a shared disk."""
+    root = tmp_path / "made" / "logs"
+
+    async def scenario() -> None:
+        check_log_dir(root)
+        pump = terminal.pump(log_dir=root, run_id="run")
+        pump.begin_round(1)
+        worker = FakeWorker(pump)
+        worker.prints(b"out\n", b"password=hunter2\n")
+        worker.ends()
+        assert await pump.close(DEADLINE_S)
+
+    with Terminal() as terminal:
+        asyncio.run(scenario())
+    found = list((tmp_path / "made").rglob("*"))
+    assert {each.name for each in found} == {"logs", "run", "round-1", "rank-0.out", "rank-0.err"}
+    for each in (tmp_path / "made", *found):
+        assert mode(each) == (0o700 if each.is_dir() else 0o600), each
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_a_log_directory_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+    root = tmp_path / "logs"
+    root.mkdir(mode=0o775)
+    check_log_dir(root)
+    assert mode(root) == 0o775
 
 
 def test_check_log_dir_says_what_is_wrong(tmp_path: Path) -> None:

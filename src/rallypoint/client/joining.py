@@ -46,6 +46,7 @@ NODE_OPTIONS = (
     "attach_grace_s",
     "yield_after_s",
     "stop_s",
+    "share_lines",
 )
 
 

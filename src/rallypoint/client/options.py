@@ -29,6 +29,7 @@ class JoinOptions(TypedDict, total=False):
     attach_grace_s: float | str | None
     yield_after_s: float | str | None
     stop_s: float | str | None
+    share_lines: int | str | None
     # the run's, on which its nodes agree
     nnodes: str | None
     expected_nodes: int | str | None

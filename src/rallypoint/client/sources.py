@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -114,6 +114,8 @@ class NodeSource:
         self._reservation: Reservation | None = None
         self._was_given = False
         self._explain_s = run.suspect_after_s + run.reconnect_grace_s + 2 * run.probe_s
+        # A program's output is its own: at most what its exception says is told to others.
+        self._shares = settings.share_lines > 0
         self.run_id = settings.run_id
         self.node_name = self._node.info.name
         self._has_left = False
@@ -209,12 +211,12 @@ class NodeSource:
         if found is None or self._node.change is not None or self._failed_in == found.head.number:
             return
         self._failed_in = found.head.number
-        self._node.failed(failure_of(error, found.seat.first_rank))
+        self._node.failed(failure_of(error, found.seat.first_rank, shares=self._shares))
 
     async def give_up(self, error: BaseException) -> None:
         if not self._has_left and is_failure(error):
             self._tell_failure(error)
-        await self.leave(f"the program ended with {type(error).__name__}: {error}"[:500])
+        await self.leave(f"the program ended with {_said(error, self._shares)}"[:500])
 
     async def close(self, outcome: Outcome, reason: str) -> CloseRecord:
         if self.closed is None:
@@ -266,13 +268,24 @@ def left_error() -> errors.UsageError:
     return errors.UsageError("this node has left the run", hint="call join to come back")
 
 
-def failure_of(error: BaseException, rank: int) -> Failure:
-    """An exception of the program, as a worker's failure: what it says tells whose fault it is."""
-    text = f"{type(error).__name__}: {error}"
+UNSHARED: Final = "its words stay on its node: share_lines is 0"
+
+
+def _said(error: BaseException, shares: bool) -> str:
+    name = type(error).__name__
+    return f"{name}: {error}" if shares else f"{name} ({UNSHARED})"
+
+
+def failure_of(error: BaseException, rank: int, *, shares: bool = True) -> Failure:
+    """An exception of the program, as a worker's failure: what it says tells whose fault it is.
+
+    `shares` False: nobody else is told what it says, only what it is.
+    """
+    text = _said(error, shares=True)
     kind = symptoms.kind_of(text) or FailureKind.EXCEPTION
     if isinstance(error, ConnectionError | errors.RoundBrokenError):
         kind = FailureKind.COMMUNICATION
-    line = text.splitlines()[0][:MESSAGE_CHARACTERS_MAX]
+    line = _said(error, shares).splitlines()[0][:MESSAGE_CHARACTERS_MAX]
     return Failure(kind, line, rank=rank, local_rank=0)
 
 

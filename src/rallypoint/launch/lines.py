@@ -17,6 +17,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+LOG_FILE_MODE = 0o600
+LOG_FOLDER_MODE = 0o700
+"""What workers write may hold a password. Who wants others to read it opens the folder to them:
+folders that are there already stay as they are, and so do files."""
 LAST_LINES = 20
 LAST_LINE_BYTES_MAX = 2_000
 _HELD_BYTES_MAX = 65_536  # a longer line goes to the console in parts
@@ -51,6 +55,13 @@ class Console:
                     self._on_full(error)
 
 
+def make_log_dir(path: Path) -> None:
+    """The folder, and those above it that are not there, for this user alone."""
+    if not path.parent.exists():
+        make_log_dir(path.parent)
+    path.mkdir(mode=LOG_FOLDER_MODE, exist_ok=True)
+
+
 class LogFile:
     """A file that takes a worker's bytes as they are; the first error ends it and is told."""
 
@@ -62,8 +73,8 @@ class LogFile:
 
     def open(self) -> None:
         with self._telling_errors():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            make_log_dir(self._path.parent)
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, LOG_FILE_MODE)
 
     def write(self, data: bytes) -> None:
         left = memoryview(data)

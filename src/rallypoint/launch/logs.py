@@ -26,7 +26,7 @@ from pathlib import Path
 from rallypoint.errors import LogDirectoryError
 
 from .console_rule import STDERR, STDOUT
-from .lines import LAST_LINES, Console, LastLines, LogFile, Stream
+from .lines import LAST_LINES, Console, LastLines, LogFile, Stream, make_log_dir
 
 _COMMANDS_MAX = 10_000  # what the agent says while the console hangs; more is dropped
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -49,7 +49,7 @@ def check_log_dir(path: Path) -> None:
     Raises LogDirectoryError.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_log_dir(path)
         with tempfile.NamedTemporaryFile(dir=path, prefix=".rallypoint-check-") as file:
             file.write(b"x")
             file.flush()

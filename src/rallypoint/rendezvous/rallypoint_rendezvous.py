@@ -27,6 +27,7 @@ _GIVEN_OTHERWISE: Final = frozenset(
     {"endpoint", "run_id", "local_addr", "min_nodes", "max_nodes"}  # by torchrun's own options
     | {"token", "etcd_password"}  # by a file or the environment: a command line can be read by all
     | {"labels", "max_restarts"}
+    | {"share_lines"}  # torchrun tells other nodes nothing of what its workers write
 )
 _NODE_OPTIONS: Final = tuple(
     name for name in NodeSettings.__struct_fields__ if name not in _GIVEN_OTHERWISE
