@@ -152,6 +152,13 @@ def _share_lines(text: str) -> int:
     return lines
 
 
+def _at_least_one(text: str) -> int:
+    number = _whole(text)
+    if number < 1:
+        raise ValueError(f"must be at least 1, not {text!r}")
+    return number
+
+
 def _candidates(text: str) -> int:
     candidates = _whole(text, "a number of nodes")
     if not 1 <= candidates <= CANDIDATES_MAX:
@@ -354,6 +361,24 @@ SETTINGS: Final = (
         None,
         "how many bytes a coordinator keeps for all its runs; if unset, half of the memory of its "
         "cgroup or machine, and inside a node at most 1 GiB",
+    ),
+    _setting(
+        "runs_max",
+        _at_least_one,
+        10_000,
+        "how many runs `serve` keeps; the last eighth is for addresses that have few",
+    ),
+    _setting(
+        "sessions_max",
+        _at_least_one,
+        200_000,
+        "how many connections of nodes `serve` takes, if its limit on open files allows; likewise",
+    ),
+    _setting(
+        "new_run_rate",
+        _at_least_one,
+        100,
+        "how fast `serve` begins runs for one token at one address, after the first 1,000",
     ),
     _setting(
         "stop_timeout_s", parse_duration_s, 25.0, "from the first signal to workers to SIGKILL"

@@ -15,11 +15,10 @@ from aiohttp.test_utils import make_mocked_request
 
 from rallypoint.coordinator import http
 from rallypoint.coordinator.holding import Held
-from rallypoint.coordinator.http import HUB, TOKENS
+from rallypoint.coordinator.http import HUB
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.sessions import Session
 from rallypoint.coordinator.shared import SharedRuns
-from rallypoint.coordinator.tokens import Tokens
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.store import Add, Get, Set, StoreOp, Wait
 from rallypoint.core.values import Address, Failure, FailureKind, Phase
@@ -340,7 +339,6 @@ async def asked_to_close(hub: Hub) -> tuple[int, dict[str, Any]]:
     """What the coordinator answers to `rallypoint close`."""
     app = web.Application()
     app[HUB] = hub
-    app[TOKENS] = Tokens(())
     http.add_routes(app)
     request = make_mocked_request("POST", "/api/v1/runs/run/close", app=app)
     resolved = await app.router.resolve(request)

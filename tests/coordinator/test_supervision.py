@@ -16,6 +16,7 @@ from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.sessions import Session
 from rallypoint.coordinator.sweeping import LOOK_S
 from rallypoint.core import election as e
 from rallypoint.core import events as on
@@ -348,11 +349,11 @@ def test_an_error_while_looking_for_silence_ends_one_run() -> None:
     async def main() -> None:
         shared, hub, faulty, other = await two_runs(MemoryLedger())
 
-        def check_silence(now_s: float) -> None:
+        def check_silence(session: Session, now_s: float) -> None:
             raise Fault("a bug")
 
         hub.runs["faulty"].check_silence = check_silence  # type: ignore[method-assign]
-        hub.tick()
+        hub.tick(hub.now_s() + 60.0)
         assert "Fault: a bug" in faulty.refusals()[0][1]
         await has_begun(hub, "faulty")
         await is_well(hub, other)

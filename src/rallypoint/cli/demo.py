@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from rallypoint import settings
-from rallypoint.cli import output
+from rallypoint.cli import limits, output
 from rallypoint.errors import RallypointError, UsageError
 
 ACCURACY_MIN: Final = 0.95
@@ -54,6 +54,7 @@ def demo(
     """See nodes meet, train, lose one to kill -9 and regroup, on this machine, in half a minute."""
     settings.check_platform()
     _check_libraries()
+    limits.check("`rallypoint demo`", limits.agent_files(nodes, has_log_files=True))
     directory = Path(tempfile.mkdtemp(prefix="rp-demo-"))  # short: sockets may lie below it
     keeps = True  # what went wrong can be looked at
     try:

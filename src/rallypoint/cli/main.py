@@ -65,9 +65,11 @@ def exit_code_of(arguments: Sequence[str]) -> int:
             raise
         return _reader_gone()
     except OSError as error:
-        if error.errno not in descriptors.UNWRITABLE or error.filename is not None:
-            raise
-        return _unwritable(error)
+        if error.errno in descriptors.UNWRITABLE and error.filename is None:
+            return _unwritable(error)
+        return _refused_by_system(error)
+    except (MemoryError, RuntimeError, ImportError) as error:
+        return _refused_by_system(error)
     return code if isinstance(code, int) else ExitCode.DONE
 
 
@@ -82,6 +84,17 @@ def _usage(error: Any) -> int:
     message = " ".join(error.format_message().split())  # typer puts each choice on its own line
     output.print_error(message.rstrip("."), f"`{command} --help` lists the options")
     return ExitCode.USAGE
+
+
+def _refused_by_system(error: Exception) -> int:
+    """A limit of the system was reached. Raises the error again if it is none of these."""
+    from rallypoint.cli import limits
+
+    found = limits.refusal(error)
+    if found is None:
+        raise error
+    output.print_failure(found)
+    return found.exit_code
 
 
 def _reader_gone() -> int:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from rallypoint import settings
-from rallypoint.cli import output
+from rallypoint.cli import limits, output
 from rallypoint.cli.common import EndpointOption, TokenFileOption, warn_if_exposed
 from rallypoint.cli.run_config import build_config
 from rallypoint.cli.torchrun_args import rewritten
@@ -219,6 +219,11 @@ def run(
     settings.check_platform()
     config = build_config(context.params)
     warn_if_exposed(token_file)
+    has_files = config.log_dir is not None or config.console.needs_files
+    limits.check(
+        f"`rallypoint run` with {config.workers} worker{'s' * (config.workers > 1)}",
+        limits.agent_files(config.workers, has_log_files=has_files),
+    )
     from rallypoint.launch import agent
 
     if config.console.needs_files and config.log_dir is None:

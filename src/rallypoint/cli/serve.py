@@ -16,6 +16,7 @@ import msgspec
 import typer
 
 from rallypoint import settings
+from rallypoint.cli import limits
 from rallypoint.cli.common import TokenFileOption, tokens_of
 from rallypoint.cli.hangups import Hangups
 from rallypoint.core import addresses
@@ -78,6 +79,7 @@ def serve(
     SIGHUP: it reads the token file again. Each line of it is a token that is accepted.
     """
     settings.check_platform()
+    limits.check("`rallypoint serve`", limits.SERVE_FILES)
     host = written_out(host)
     hangups = Hangups()
     with hangups.taken():  # before the file is read, so that what changes then is not missed

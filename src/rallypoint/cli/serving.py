@@ -10,7 +10,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -69,6 +69,7 @@ def run(
                 token=tokens[0] if tokens else "",
                 more_tokens=tokens[1:],
                 closed_run_keep_s=_seconds("closed_run_keep_s"),
+                **_limits(),
                 hosts=(urlsplit(endpoint).hostname or "",),
                 memory_bytes_max=memory,
             )
@@ -103,6 +104,7 @@ async def _serve_ledger(
         ),
         yield_after_s=_seconds("yield_after_s"),
         closed_run_keep_s=_seconds("closed_run_keep_s"),
+        **_limits(),
         hosts=(urlsplit(endpoint).hostname or "",),
         memory_bytes_max=memory_bytes_max,
     )
@@ -121,6 +123,15 @@ async def _serve_ledger(
 def _seconds(name: str) -> float:
     seconds: float = settings.resolve(name).value
     return seconds
+
+
+def _limits() -> dict[str, Any]:
+    """How much of this coordinator those who have its token may take."""
+    return {
+        "runs_max": settings.resolve("runs_max").value,
+        "sessions_max": settings.resolve("sessions_max").value,
+        "new_runs_per_s": settings.resolve("new_run_rate").value,
+    }
 
 
 async def _serve(

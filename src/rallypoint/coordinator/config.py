@@ -15,6 +15,10 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one coordinator process. Durations in seconds, sizes in bytes.
 
     `token`: what is asked for; "" lets everybody in. `more_tokens` are accepted beside it.
+    `runs_max`, `sessions_max`: runs and connections, of all accounts together. `new_runs_per_s`:
+    how fast one account may begin runs, once it has begun many. See core/quotas.py.
+    `empty_run_keep_s`: how long a run is kept that nobody is in, unless it is closed;
+    `unformed_run_keep_s`: the same if it never had a round, nor more than one node.
     `only_run`: the one run that an embedded coordinator admits; None admits any.
     `heartbeats_per_suspicion`: how often a node is heard, at least, before its silence counts.
     `strangers_max`: how many connections may be open that have not shown a token (where there is
@@ -47,6 +51,8 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     heartbeats_per_suspicion: int = 3
     closed_run_keep_s: float = 3_600.0
     empty_run_keep_s: float = 600.0
+    unformed_run_keep_s: float = 10.0
+    new_runs_per_s: float = 100.0
     rounds_remembered: int = 50
     store_limits: StoreLimits = DEFAULT_LIMITS
     memory_bytes_max: int = BYTES_DEFAULT

@@ -20,7 +20,7 @@ LOOKUP_TIMEOUT_S: Final = 2.0
 """How long a request with an unknown name waits for this machine's full name, once."""
 _LOCAL_NAMES: Final = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 _PORT: Final = re.compile(r":[0-9]{0,5}$")
-_OLD_IPV4: Final = re.compile(r"(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+)){0,3}")
+_IPV4: Final = re.compile(r"(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+)){0,3}")
 
 
 class KnownHosts:
@@ -36,11 +36,16 @@ class KnownHosts:
         """Another one."""
         self._names.add(_plain(host))
 
+    def knows_at_once(self, header: str) -> bool:
+        """Whether a Host header is an address, or a name that is known by now."""
+        host = host_of(header)
+        return host in self._names or is_address(host)
+
     async def knows(self, header: str) -> bool:
         """Whether a Host header names this coordinator. Looks for the machine's full name once."""
-        host = host_of(header)
-        if is_address(host) or host in self._names:
+        if self.knows_at_once(header):
             return True
+        host = host_of(header)
         if self._lookup is None:
             self._lookup = _full_name()
         with contextlib.suppress(TimeoutError):
@@ -60,10 +65,12 @@ def _plain(host: str) -> str:
 
 def is_address(host: str) -> bool:
     """Whether this is an address, also in a form that only browsers and inet_aton take: 127.1."""
-    with contextlib.suppress(ValueError):
-        ipaddress.ip_address(host)
+    if _IPV4.fullmatch(host) is not None:
         return True
-    return _OLD_IPV4.fullmatch(host) is not None
+    with contextlib.suppress(ValueError):
+        ipaddress.IPv6Address(host)
+        return True
+    return False
 
 
 def _with_first_label(name: str) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """What people and their tools ask over HTTP: `/healthz` and `/api/v1/...`, as JSON.
 
 The fields are part of the public API (docs/compatibility.md). The token, where one is set, is
-asked for here as it is for nodes; only `/healthz`, which says nothing about any run, goes without.
+asked for here as it is for nodes, before any of these handlers is called (server.py); only
+`/healthz`, which says nothing about any run, goes without.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.replicas import LOOK_ERRORS, Answer, NoAnswerError, Replicas, no_answer
 from rallypoint.coordinator.runs import RunHost
-from rallypoint.coordinator.tokens import Tokens
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.addresses import plain
@@ -27,7 +27,8 @@ from rallypoint.errors import LedgerError
 from rallypoint.wire.headers import CLIENT, ONLY_OWN
 
 HUB: web.AppKey[Hub] = web.AppKey("hub", Hub)
-TOKENS: web.AppKey[Tokens] = web.AppKey("tokens", Tokens)
+SHOWN = "shown_token"
+"""Under this name a request keeps the coordinator's token that it showed, if one is asked for."""
 REPLICAS: web.AppKey[Replicas] = web.AppKey("replicas", Replicas)
 """Only where the ledger is shared."""
 
@@ -55,27 +56,15 @@ def add_routes(app: web.Application) -> None:
     app.router.add_post("/api/v1/runs/{run_id:[^/]+}/close", _close)
 
 
-def authorized(request: web.Request) -> bool:
-    """Whether the request shows a token of the coordinator, or it has none."""
-    tokens = request.app[TOKENS]
-    return not len(tokens) or shown_token(request) is not None
-
-
-def shown_token(request: web.Request) -> str | None:
-    """The coordinator's token that the request shows. None: it shows none, or another."""
-    return request.app[TOKENS].shown(request.headers.get("Authorization", ""))
-
-
 def is_foreign_page(request: web.Request) -> bool:
     """Whether a web page of elsewhere asks, in the browser of somebody who can reach this port.
 
-    Browsers let any page post to any address and open a WebSocket there. Where there is a token,
-    the page does not have it; where there is none, a loopback port would be open to every page.
+    For a coordinator without a token. Browsers let any page post to any address and open a
+    WebSocket there. Where there is a token, the page does not have it; where there is none, a
+    loopback port would be open to every page.
     """
     origin = request.headers.get("Origin")
-    if origin is None or len(request.app[TOKENS]):
-        return False
-    return origin.partition("://")[2] != request.host
+    return origin is not None and origin.partition("://")[2] != request.host
 
 
 def foreign_page(request: web.Request) -> web.Response:
@@ -86,12 +75,16 @@ def foreign_page(request: web.Request) -> web.Response:
 
 
 async def is_for_another(request: web.Request, known: KnownHosts) -> bool:
-    """Whether a web page may ask under a name of its own that leads here: see `hosts`."""
-    if len(request.app[TOKENS]) or request.path == HEALTH_PATH:
+    """Whether a web page may ask under a name of its own that leads here: see `hosts`.
+
+    For a coordinator without a token.
+    """
+    if CLIENT in request.headers or request.path == HEALTH_PATH:
         return False
-    if CLIENT in request.headers:
-        return False
-    return not all([await known.knows(each) for each in request.headers.getall("Host", [])])
+    for header in request.headers.getall("Host", ()):
+        if not (known.knows_at_once(header) or await known.knows(header)):
+            return True
+    return False
 
 
 def for_another(request: web.Request) -> web.Response:
@@ -130,8 +123,6 @@ async def _healthz(request: web.Request) -> web.Response:
 
 
 async def _runs(request: web.Request) -> web.Response:
-    if not authorized(request):
-        return unauthorized(request)
     hub = request.app[HUB]
     own = [run for run in hub.runs.values() if run.is_claimed]
     lines = [msgspec.to_builtins(status.summary_of(run, _owner(hub))) for run in own]
@@ -154,8 +145,6 @@ def _not_claimed(hub: Hub, known: set[str]) -> list[dict[str, Any]]:
 
 
 async def _run(request: web.Request) -> web.Response:
-    if not authorized(request):
-        return unauthorized(request)
     hub, run_id = request.app[HUB], request.match_info["run_id"]
     try:
         shown = max(0, int(request.query.get("members", MEMBERS_SHOWN_DEFAULT)))
@@ -178,8 +167,6 @@ async def _run(request: web.Request) -> web.Response:
 
 
 async def _close(request: web.Request) -> web.Response:
-    if not authorized(request):
-        return unauthorized(request)
     hub, run_id = request.app[HUB], request.match_info["run_id"]
     data = await request.read()
     try:
@@ -283,7 +270,7 @@ def _replicas(request: web.Request) -> Replicas | None:
 
 def _shown(request: web.Request) -> str:
     """What the request has shown for itself: accepted by now, if anything was asked for."""
-    return request.headers.get("Authorization", "") if len(request.app[TOKENS]) else ""
+    return request.headers.get("Authorization", "") if request.get(SHOWN) else ""
 
 
 def _owner(hub: Hub) -> status.OwnerStatus | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Final
 
 from rallypoint._version import __version__
 from rallypoint.clock import TICK_S, StallProofClock
@@ -13,8 +16,18 @@ from rallypoint.coordinator.runs import Commit, RunHost
 from rallypoint.coordinator.sessions import Outlet, Session
 from rallypoint.coordinator.timers import Timer, Timers
 from rallypoint.coordinator.turns import Turns
-from rallypoint.core import naming
+from rallypoint.core import naming, reasons
 from rallypoint.core.budget import HOW_TO_RAISE, Budget
+from rallypoint.core.quotas import (
+    NOBODY,
+    Account,
+    Holdings,
+    Idle,
+    Keep,
+    Paces,
+    keep_s,
+    may_evict,
+)
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.tables import TABLE_BYTES_MAX
 from rallypoint.core.values import Phase, Stamp
@@ -25,6 +38,11 @@ if TYPE_CHECKING:
     from rallypoint.coordinator.shared import SharedRuns
 
 _log = logging.getLogger("rallypoint.coordinator")
+
+LOOK_AGAIN_S: Final = 10.0
+"""When a run is looked at again that is idle, and may not go yet for another reason."""
+FORGOTTEN_MAX: Final = 4_096
+"""How many runs are remembered that were forgotten without a round."""
 
 
 class Hub:
@@ -68,6 +86,22 @@ class Hub:
         self._links = 0
         self._strangers: dict[int, float] = {}
         """Until when each link that has not said who it is has to."""
+        self._listening: list[tuple[float, int, Session]] = []
+        """When each attached session may have been silent for too long; a heap."""
+        self._held_sessions = Holdings()
+        self._held_runs = Holdings()
+        self._paces = Paces(config.new_runs_per_s)
+        self._turns: dict[str, float] = {}
+        """When each run may begin for which nodes wait."""
+        self._idle: dict[Idle, dict[str, RunHost]] = {kind: {} for kind in Idle}
+        """Runs to which no node is connected, of each kind the one that is longest first."""
+        self._idle_due: list[tuple[float, int, RunHost]] = []
+        """When to look whether they are over; a heap."""
+        self._looks = 0
+        self._never_formed: dict[str, None] = {}
+        """Runs that were forgotten here before they had a round: a node may begin them anew."""
+        self.descriptors_max = config.sessions_max
+        """How many connections this process can have."""
         self._beats = 0
         self._next_round_s = 0.0
         self._forget = forget
@@ -108,12 +142,23 @@ class Hub:
         if now_s < self._next_round_s:
             return  # Going through all runs for every timer of one of them would be O(runs²).
         self._next_round_s = now_s + TICK_S / 2
-        for run in list(self.runs.values()):
-            run.supervised(run.check_silence, now_s)
+        self._check_silence(now_s)
         self._end_strangers(now_s)
         for session in list(self.unread.values()):
             session.look(now_s)
         self._sweep(now_s)
+
+    def listen(self, session: Session, due_s: float) -> None:
+        """Look at `due_s` whether the session was silent for too long."""
+        heappush(self._listening, (due_s, session.link, session))
+
+    def _check_silence(self, now_s: float) -> None:
+        """O(those that are due): neither runs nor sessions that are idle cost a tick anything."""
+        while self._listening and self._listening[0][0] <= now_s:
+            session = heappop(self._listening)[2]
+            run = session.run
+            if run is not None and session.link in self.sessions:
+                run.supervised(run.check_silence, session, now_s)
 
     @property
     def office(self) -> Office | None:
@@ -143,6 +188,7 @@ class Hub:
         self._links += 1
         session = Session(self, self._links, outlet)
         self.sessions[session.link] = session
+        self._held_sessions.take(session.account)
         self._strangers[session.link] = self.now_s() + self.config.attach_timeout_s
         return session
 
@@ -153,7 +199,8 @@ class Hub:
     def disconnected(self, session: Session) -> None:
         """The connection is closed."""
         self.introduced(session)
-        self.sessions.pop(session.link, None)
+        if self.sessions.pop(session.link, None) is not None:
+            self._held_sessions.give_back(session.account)
 
     def _end_strangers(self, now_s: float) -> None:
         """All at once: a timer for each of 9,000 that connected would wake the loop as often."""
@@ -166,7 +213,36 @@ class Hub:
         run = self.runs.get(run_id)
         if run is None:
             run = self.runs[run_id] = RunHost(self, run_id, self._commit, self._shared)
+            self._held_runs.take(run.account)
+            self._never_formed.pop(run_id, None)
+            self.run_is_idle(run)
         return run
+
+    def begun_by(self, run: RunHost, account: Account) -> None:
+        """The run counts for this account, unless it counts for one already."""
+        if run.account is NOBODY and self.runs.get(run.run_id) is run:
+            self._held_runs.give_back(NOBODY)
+            self._held_runs.take(account)
+            run.account = account
+
+    def wait_s(self, run_id: str, account: Account) -> float | None:
+        """How long a node of this account has to wait for the run; None: too long.
+
+        Whoever begins many runs has to wait. All that come for one run wait for the same moment.
+        """
+        if run_id in self.runs:
+            return 0.0
+        now_s = self.now_s()
+        if run_id in self._turns:
+            return max(0.0, self._turns[run_id] - now_s)
+        wait_s = self._paces.wait_s(account, now_s)
+        if wait_s:
+            self._turns[run_id] = now_s + wait_s
+            self.call_at(now_s + wait_s, partial(self._turn_over, run_id))
+        return wait_s
+
+    def _turn_over(self, run_id: str) -> None:
+        self._turns.pop(run_id, None)
 
     def claim(self, run: RunHost) -> None:
         """A node wants the run: on a shared ledger it has to be this coordinator's first."""
@@ -175,10 +251,7 @@ class Hub:
 
     def drop(self, run_id: str) -> None:
         """The run is another coordinator's; nothing of it is kept here."""
-        run = self.runs.pop(run_id, None)
-        if run is not None:
-            run.end_timers()
-            run.share.close()
+        self._remove(run_id)
         self.on_fewer()
 
     def run_lost(self, run: RunHost) -> None:
@@ -188,7 +261,7 @@ class Hub:
             self._forget(run.run_id)
             self.drop(run.run_id)
 
-    def refusal(self, attach: wire.Attach) -> Refusal | None:
+    def refusal(self, attach: wire.Attach, account: Account = NOBODY) -> Refusal | None:
         """Why a node cannot attach here at all, if it cannot."""
         only = self.config.only_run
         if only is not None and attach.run_id != only:
@@ -207,42 +280,128 @@ class Hub:
         if attach.stamp.ledger_id and attach.stamp.ledger_id != self.ledger_id:
             lost = f"run {attach.run_id!r} was lost with the coordinator that kept it in memory"
             return Refusal(RefusalCode.RUN_LOST, lost, hint)
-        if self.is_kept_here and attach.stamp.ledger_id and attach.run_id not in self.runs:
+        is_new = attach.run_id not in self.runs
+        is_swept = self.is_kept_here and attach.stamp.ledger_id and is_new
+        if is_swept and attach.run_id not in self._never_formed:
             # R5: begun anew under the same ledger, its rounds would look old to this node.
             swept = f"run {attach.run_id!r} was forgotten, as nobody was in it for too long"
             return Refusal(RefusalCode.RUN_LOST, swept, hint)
-        if attach.run_id not in self.runs and len(self.runs) >= self.config.runs_max:
-            return Refusal(RefusalCode.LIMIT, f"{self.config.runs_max} runs are open here already")
-        if len(self.sessions) > self.config.sessions_max:
-            return Refusal(RefusalCode.LIMIT, "the coordinator has too many connections")
+        if not self._held_sessions.has_room(account, self._sessions_max, more=0):
+            return reasons.too_many_sessions(self._sessions_max, self._held_sessions.total)
+        if is_new and not self._has_room_for_run(account):
+            return reasons.too_many_runs(self.config.runs_max, self._held_runs.total)
         run = self.runs.get(attach.run_id)
         excess = run.no_room_for(attach.node.name) if run is not None else None
         return None if excess is None else Refusal(RefusalCode.LIMIT, str(excess), HOW_TO_RAISE)
 
-    def _sweep(self, now_s: float) -> None:
-        """Forget runs that nobody has anything to do with any more."""
-        gone = [run_id for run_id, run in self.runs.items() if self._is_over(run, now_s)]
-        for run_id in gone:
-            _log.info("run %s is forgotten", run_id)
-            run = self.runs.pop(run_id)
-            run.end_timers()
-            run.share.close()
-            self._raise_floor(run)
-            self._forget(run_id)
+    def session_refusal(self, account: Account) -> Refusal | None:
+        """Why this account may have no other connection, if it may not."""
+        if self._held_sessions.has_room(account, self._sessions_max):
+            return None
+        return reasons.too_many_sessions(self._sessions_max, self._held_sessions.total)
 
-    def _raise_floor(self, run: RunHost) -> None:
-        self.floor_term = max(self.floor_term, run.membership.term)
-        self.floor_number = max(self.floor_number, run.membership.number)
+    @property
+    def _sessions_max(self) -> int:
+        return min(self.config.sessions_max, self.descriptors_max)
+
+    # -- runs that nobody is in ----------------------------------------------------------------
+
+    def run_is_idle(self, run: RunHost) -> None:
+        """No node is connected to the run any more, or yet; or it has closed while that is so."""
+        if self.runs.get(run.run_id) is not run:
+            return
+        self.run_is_busy(run)
+        run.idle_since_s = self.now_s()
+        self._idle[run.idle_kind][run.run_id] = run
+        self._look_at(run, run.idle_since_s + self._keep_s(run))
+
+    def run_is_busy(self, run: RunHost) -> None:
+        """A node is connected to the run."""
+        for runs in self._idle.values():
+            if runs.get(run.run_id) is run:
+                del runs[run.run_id]
+
+    def _look_at(self, run: RunHost, due_s: float) -> None:
+        if due_s < run.look_due_s:  # else a look is due before, which finds out about this one
+            run.look_due_s = due_s
+            self._looks += 1
+            heappush(self._idle_due, (due_s, self._looks, run))
+
+    def _keep_s(self, run: RunHost) -> float:
+        config = self.config
+        kept = Keep(config.closed_run_keep_s, config.empty_run_keep_s, config.unformed_run_keep_s)
+        return keep_s(run.idle_kind, run.arrivals, kept)
+
+    def _sweep(self, now_s: float) -> None:
+        """Forget runs that nobody has anything to do with any more. O(those that are due)."""
+        while self._idle_due and self._idle_due[0][0] < now_s:
+            looked_due_s, _, run = heappop(self._idle_due)
+            if looked_due_s != run.look_due_s:
+                continue  # It was looked at before.
+            run.look_due_s = math.inf
+            if self.runs.get(run.run_id) is not run or run.attached_count:
+                continue  # Once it is idle again, it is looked at again.
+            due_s = run.idle_since_s + self._keep_s(run)
+            if due_s < now_s and self._is_over(run, now_s):
+                self._forget_run(run)
+            else:
+                self._look_at(run, max(due_s, now_s + min(LOOK_AGAIN_S, self._keep_s(run))))
 
     def _is_over(self, run: RunHost, now_s: float) -> bool:
         # Who is cut off from the ledger does not know whether another coordinator has the run.
         is_suspended = run.membership.phase is Phase.SUSPENDED
         if run.attached_count or not run.is_claimed or is_suspended:
             return False
-        if run.is_closed:
-            return run.membership.closed_ago_s(now_s) > self.config.closed_run_keep_s
+        if run.idle_kind is not Idle.EMPTY:
+            return True
         since_s = run.empty_since_s
         return since_s is not None and now_s - since_s > self.config.empty_run_keep_s
+
+    def _has_room_for_run(self, account: Account) -> bool:
+        held, runs_max = self._held_runs, self.config.runs_max
+        if held.has_room(account, runs_max):
+            return True
+        if held.total > runs_max:
+            return False
+        may_take_any = held.total == runs_max and held.is_small(account, runs_max)
+        for run in self._evictable():
+            if may_take_any or run.account == account:  # One for one: it has no more than it had.
+                self._forget_run(run)
+                return True
+        return False
+
+    def _evictable(self) -> Iterator[RunHost]:
+        """Runs that may go before their time: those that never had a round, then the oldest."""
+        now_s = self.now_s()
+        for kind, runs in self._idle.items():
+            for run in runs.values():
+                idle_s = now_s - run.idle_since_s
+                if not may_evict(kind, idle_s, is_kept_here=self.is_kept_here):
+                    break  # The others of this kind became idle later.
+                if run.is_claimed and run.membership.phase is not Phase.SUSPENDED:
+                    yield run
+
+    def _forget_run(self, run: RunHost) -> None:
+        _log.info("run %s is forgotten", run.run_id)
+        if run.membership.round is None and not run.is_closed:
+            self._never_formed[run.run_id] = None
+            while len(self._never_formed) > FORGOTTEN_MAX:
+                del self._never_formed[next(iter(self._never_formed))]
+        self._raise_floor(run)
+        self._remove(run.run_id)
+        self._forget(run.run_id)
+
+    def _remove(self, run_id: str) -> None:
+        run = self.runs.pop(run_id, None)
+        if run is not None:
+            self.run_is_busy(run)
+            self._held_runs.give_back(run.account)
+            run.end_timers()
+            run.share.close()
+
+    def _raise_floor(self, run: RunHost) -> None:
+        self.floor_term = max(self.floor_term, run.membership.term)
+        self.floor_number = max(self.floor_number, run.membership.number)
 
     def close(self, reason: str) -> None:
         """Close every connection."""

@@ -61,11 +61,30 @@ def connections_max() -> int:
     return max(4, soft - min(512, max(32, soft // 4)))
 
 
+class _Connection(socket.socket):
+    """A connection's socket, whose family and type are numbers.
+
+    socket.socket makes an enumeration of them at each look. Accepting, the event loop and aiohttp
+    look five times, which costs as much as all else that is done to accept a connection.
+    """
+
+    family = socket.SocketType.family  # type: ignore[assignment]
+    type = socket.SocketType.type  # type: ignore[assignment]
+
+    @classmethod
+    def accepted_by(cls, listening: socket.socket) -> _Connection:
+        """The next connection. Raises OSError as `accept` does, which is this and two looks."""
+        fd, _ = listening._accept()  # type: ignore[attr-defined]
+        family, kind = socket.SocketType.family, socket.SocketType.type
+        return cls(family.__get__(listening), kind.__get__(listening), listening.proto, fd)
+
+
 class Listener:
     """Accepts on bound sockets, in the running event loop.
 
     `new_protocol` makes the protocol of a connection. `count` tells how many connections there are,
-    strangers among them. `is_welcome`: whether a connection may come in at all, by its socket.
+    strangers among them, but for those that are being taken. `is_welcome`: whether a connection may
+    come in at all, by its socket.
     """
 
     def __init__(
@@ -86,6 +105,7 @@ class Listener:
         self._clock = StallProofClock(self._loop.time)
         self._strangers: dict[_Stranger, None] = {}
         self._entering: set[asyncio.Task[None]] = set()
+        self._open_at_most = 0
         self._is_reading = False
         self._is_closed = False
         self._looking: asyncio.TimerHandle | None = None
@@ -131,10 +151,15 @@ class Listener:
         self._look_soon()
 
     def _room(self) -> int:
-        """How many connections may be taken now. O(connections): asked once a turn."""
-        waiting = len(self._entering)
-        strangers = self._limits.strangers_max - len(self._strangers) - waiting
-        return min(strangers, self._limits.connections_max - self._count() - waiting)
+        """How many connections may be taken now.
+
+        To count all is O(connections). So they are counted anew only where those that were counted
+        and those that were taken since, some of which have ended, would leave no room.
+        """
+        if self._open_at_most >= self._limits.connections_max:
+            self._open_at_most = self._count() + len(self._entering)
+        strangers = self._limits.strangers_max - len(self._strangers) - len(self._entering)
+        return min(strangers, self._limits.connections_max - self._open_at_most)
 
     def _accept(self, sock: socket.socket) -> None:
         room = self._room()
@@ -143,7 +168,8 @@ class Listener:
             return
         for _ in range(min(room, ACCEPTS_PER_TURN)):
             try:
-                connection, _ = sock.accept()
+                connection = _Connection.accepted_by(sock)
+                self._open_at_most += 1
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:

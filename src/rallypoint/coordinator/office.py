@@ -45,6 +45,8 @@ from rallypoint.ledger.keys import COORDINATORS, FLOOR, lease_key, log_prefix, r
 _log = logging.getLogger("rallypoint.coordinator")
 
 LONGEST_TICK_S: Final = 0.1
+LONGEST_LOOK_S: Final = 1.0
+"""How often runs are looked at that are owned, and of which nothing is asked: there may be many."""
 PAUSE_MAX_S: Final = 60.0
 """The longest pause after an unexpected error, in which this process takes no run or lease; and
 between two times at which nodes are sent away, while the lease cannot be renewed."""
@@ -147,6 +149,7 @@ class Office:
         self._rests_until_s = float("-inf")
         self._sendings = Backoff(timing.ttl_s, PAUSE_MAX_S)
         self._send_away_s = float("inf")
+        self._look_at_all_s = float("-inf")
         self._outage: str = ""
         self._is_suspended = False
         self._has_told_why = False
@@ -249,7 +252,13 @@ class Office:
 
     def _tick(self, now_s: float) -> None:
         self._do_lease(self._holder, self._holder.tick(now_s))
+        looks_at_all = now_s >= self._look_at_all_s
+        if looks_at_all:
+            after_s = LONGEST_LOOK_S if self._yield_after_s is None else self._yield_after_s / 10
+            self._look_at_all_s = now_s + min(LONGEST_LOOK_S, after_s)
         for run_id, claim in list(self._claims.items()):
+            if claim.is_at_rest and not looks_at_all:
+                continue
             guarded(partial(self._run_failed, run_id), self._tick_claim, run_id, claim, now_s)
         self._judge_own_lease(now_s)
 

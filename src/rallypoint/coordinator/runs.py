@@ -7,11 +7,11 @@ nodes is encoded once.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -32,6 +32,7 @@ from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership, seats_of
 from rallypoint.core.past import Past
+from rallypoint.core.quotas import NOBODY, Account, Idle
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.store import (
     BAD_REQUEST,
@@ -72,6 +73,8 @@ MEMBER_BYTES: Final = 2 * 1024
 """What a member takes besides its names, addresses and labels."""
 INFO_COPIES: Final = 4
 """How often those are kept: by the member, in the round, in its table and in what is written."""
+LISTEN_MAX_S: Final = 60.0
+"""A session is looked at this often at least, so that one that has ended is not kept for long."""
 
 Commit = Callable[["RunHost", RoundRecord | CloseRecord], None]
 """Gives a record to the ledger, and posts Committed, CommitRefused or LedgerLost to the run."""
@@ -144,8 +147,13 @@ class RunHost:
         self._held = Held(count=self.share.add)
         self._seats: dict[str, Seat] = {}
         self._silent: dict[str, NodeId] = {}
-        # When each attached session may be silent for too long, unless it was heard since; a heap.
-        self._listening: list[tuple[float, int, Session]] = []
+        self.account: Account = NOBODY
+        """Who has begun it."""
+        self.arrivals = 0
+        """How many nodes were let in that were no members."""
+        self.idle_since_s = now_s
+        self.look_due_s = math.inf
+        """When the hub looks whether this run is over, if nobody is connected."""
         self._store_timer: Timer | None = None
         self._timers: dict[tuple[do.TimerKind, str], Timer] = {}
         self._timers_looked_at = TIMERS_FEW
@@ -301,8 +309,13 @@ class RunHost:
         if self._sessions.get(node.name) is session:
             del self._sessions[node.name]
             self._silent.pop(node.name, None)
+            self._has_fewer()
         self._held.forget(session)
         self.post(on.ConnectionLost(node, session.link, how))
+
+    def _has_fewer(self) -> None:
+        if not self._sessions and not self.has_failed:
+            self._hub.run_is_idle(self)
 
     # -- silence -------------------------------------------------------------------------------
 
@@ -316,26 +329,27 @@ class RunHost:
         """From now on it is noticed if nothing is heard of it."""
         if self._silent.pop(node.name, None) is not None:
             self.post(on.NodeHeard(node))
+        self._listen_until(session, session.heard_s)
+
+    def _listen_until(self, session: Session, now_s: float) -> None:
         settings = self.membership.settings
         if settings is not None:
             due_s = session.heard_s + settings.suspect_after_s
-            heappush(self._listening, (due_s, session.link, session))
+            self._hub.listen(session, min(due_s, now_s + LISTEN_MAX_S))
 
-    def check_silence(self, now_s: float) -> None:
-        """Tell the core who was not heard for `suspect_after_s`.
+    def check_silence(self, session: Session, now_s: float) -> None:
+        """Tell the core if this node was not heard for `suspect_after_s`.
 
         Each session is looked at about once in that time, however often it is heard.
         """
-        while self._listening and self._listening[0][0] <= now_s:
-            session = heappop(self._listening)[2]
-            node, settings = session.node, self.membership.settings
-            if settings is None or node is None or self._sessions.get(node.name) is not session:
-                continue
-            if session.heard_s + settings.suspect_after_s > now_s:
-                self._listen(session, node)
-            else:
-                self._silent[node.name] = node
-                self.post(on.NodeSilent(node, now_s - session.heard_s))
+        node, settings = session.node, self.membership.settings
+        if settings is None or node is None or self._sessions.get(node.name) is not session:
+            return
+        if session.heard_s + settings.suspect_after_s > now_s:
+            self._listen_until(session, now_s)
+        else:
+            self._silent[node.name] = node
+            self.post(on.NodeSilent(node, now_s - session.heard_s))
 
     def hears_another_than(self, name: str) -> bool:
         """Whether a node of another name is attached and not silent. O(1)."""
@@ -576,7 +590,10 @@ class RunHost:
         if before is not None and before is not session:
             before.close("the node has resumed on another connection")
         session.node = effect.node
+        if not self._sessions:
+            self._hub.run_is_busy(self)
         self._sessions[effect.node.name] = session
+        self.arrivals += not effect.resumed
         session.heard_s = self._now_s()
         if effect.node.name not in self._kept_members:
             size = MEMBER_BYTES + INFO_COPIES * session.attach_bytes
@@ -670,6 +687,7 @@ class RunHost:
         for session in list(self._sessions.values()):
             session.send(payload)
         self._end_store(f"the run was closed: {text}")
+        self._has_fewer()
         self._hub.on_fewer()
 
     def _end_store(self, message: str) -> None:
@@ -698,6 +716,7 @@ class RunHost:
             session.node = None  # What it still says must not count for the next of its name.
             if not effect.keeps_connection:
                 session.close(effect.reason)
+            self._has_fewer()
         self._silent.pop(name, None)
         self._count_member(name, 0)
         self._seats.pop(name, None)  # R4: the round's seat is not the next incarnation's.
@@ -747,6 +766,13 @@ class RunHost:
     def is_closed(self) -> bool:
         """Whether the run is over."""
         return self.membership.phase is Phase.CLOSED
+
+    @property
+    def idle_kind(self) -> Idle:
+        """What it is while no node is connected to it."""
+        if self.is_closed:
+            return Idle.CLOSED
+        return Idle.UNFORMED if self.membership.round is None else Idle.EMPTY
 
     @property
     def attached_count(self) -> int:

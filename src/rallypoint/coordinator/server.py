@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
+import ipaddress
 import logging
 import socket
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.typedefs import Handler, Middleware
@@ -38,6 +40,7 @@ from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.coordinator.strangers import login_refused
 from rallypoint.coordinator.tokens import Tokens
 from rallypoint.core.addresses import plain
+from rallypoint.core.quotas import NOBODY, Account
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
@@ -141,7 +144,6 @@ class CoordinatorServer:
         self.hub.turns.call_soon = self._loop.call_soon
         app = web.Application(client_max_size=64 * 1024, middlewares=[self._note_request()])
         app[http.HUB] = self.hub
-        app[http.TOKENS] = self.tokens
         if self._replicas is not None:
             app[http.REPLICAS] = self._replicas
         http.add_routes(app)
@@ -153,9 +155,10 @@ class CoordinatorServer:
         assert server is not None
         for sock in self._sockets:
             sock.listen(LISTEN_BACKLOG)
+        self.hub.descriptors_max = connections_max()
         limits = ListenerLimits(
             strangers_max=self.config.strangers_max,
-            connections_max=connections_max(),
+            connections_max=self.hub.descriptors_max,
             stranger_s=self.config.attach_timeout_s,
         )
         self._listener = Listener(
@@ -263,30 +266,47 @@ class CoordinatorServer:
     def _note_request(self) -> Middleware:
         @web.middleware
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if http.authorized(request):
-                if self._listener is not None:
-                    self._listener.admit(request.transport)
+            if len(self.tokens):
+                shown = self.tokens.shown(request.headers.get("Authorization", ""))
+                if shown is None:
+                    return await self._unauthorized(request, handler)
+                request[http.SHOWN] = shown
+                self._admit(request)
+            else:
+                self._admit(request)
                 if http.is_foreign_page(request):
                     return http.foreign_page(request)
                 if await http.is_for_another(request, self._known_hosts):
                     return http.for_another(request)
-                try:
-                    return await handler(request)
-                except (ConnectionResetError, web.RequestPayloadError):
-                    return _hung_up()  # in the middle of its body
-            if request.path == http.HEALTH_PATH:
+            try:
                 response = await handler(request)
-            else:
-                login_refused(request.remote, http.why_unauthorized(request))
-                response = http.unauthorized(request)
-            response.force_close()  # or its connection would stay a stranger's for ever
+            except (ConnectionResetError, web.RequestPayloadError):
+                return _hung_up()  # in the middle of its body
+            if request.path != wire.ATTACH_PATH and self._is_crowded():
+                response.force_close()
             return response
 
         return note
 
+    async def _unauthorized(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path == http.HEALTH_PATH:
+            response = await handler(request)
+        else:
+            login_refused(request.remote, http.why_unauthorized(request))
+            response = http.unauthorized(request)
+        response.force_close()  # or its connection would stay a stranger's for ever
+        return response
+
+    def _admit(self, request: web.Request) -> None:
+        if self._listener is not None:
+            self._listener.admit(request.transport)
+
+    def _is_crowded(self) -> bool:
+        """Whether connections that only wait for another request take the place of others."""
+        server = self._runner.server if self._runner is not None else None
+        return server is not None and len(server.connections) > self.hub.descriptors_max * 3 // 4
+
     async def _attach(self, request: web.Request) -> web.StreamResponse:
-        if not http.authorized(request):
-            return http.unauthorized(request)
         ws = web.WebSocketResponse(
             timeout=CLOSE_TIMEOUT_S, max_msg_size=OTHER_BYTES_MAX, compress=False
         )
@@ -303,7 +323,14 @@ class CoordinatorServer:
         if request.transport is None:
             return _hung_up()
         request.transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
-        outlet = WebSocketOutlet(ws, request.transport, self._closing, http.shown_token(request))
+        token = request.get(http.SHOWN)
+        account = account_of(request.transport.get_extra_info("peername"), token)
+        refusal = self.hub.session_refusal(account)
+        if refusal is not None:
+            response = http.json_error(503, refusal.message, refusal.hint)
+            response.force_close()
+            return response
+        outlet = WebSocketOutlet(ws, request.transport, self._closing, token, account)
         session = self.hub.connected(outlet)
 
         def ended(end: ConnectionEnd) -> None:
@@ -374,10 +401,19 @@ _TEXT_REFUSAL: Final = Refusal(
 )
 
 
+def account_of(peer: Sequence[Any] | None, token: str | None) -> Account:
+    """Whose a connection is. `peer`: as its socket names it. Of IPv6 the network counts (/64)."""
+    name = hashlib.sha256(token.encode()).hexdigest()[:16] if token else ""
+    host = plain(str(peer[0])).partition("%")[0] if peer else ""
+    if ":" in host:
+        host = ipaddress.ip_address(host).packed[:8].hex()
+    return Account(name, host)
+
+
 class WebSocketOutlet:
     """A session's way out over one WebSocket. See sessions.Outlet."""
 
-    __slots__ = ("_closing", "_transport", "_ws", "peer", "seen", "token")
+    __slots__ = ("_closing", "_transport", "_ws", "account", "seen", "token")
 
     def __init__(
         self,
@@ -385,15 +421,21 @@ class WebSocketOutlet:
         transport: asyncio.Transport,
         closing: set[asyncio.Task[bool]],
         token: str | None = None,
+        account: Account = NOBODY,
     ) -> None:
         """`token`: what the connection was opened with, if the coordinator asked for one."""
         self._ws = ws
         self._transport = transport
         self._closing = closing
         self.token = token
+        self.account = account
         peer = transport.get_extra_info("peername")
         self.seen = Address(peer[0], peer[1]) if peer else None
-        self.peer = str(Address(plain(peer[0]), peer[1])) if peer else "a local peer"
+
+    @property
+    def peer(self) -> str:
+        """The peer's address, for people. Asked for only where something is told of it."""
+        return str(Address(plain(self.seen.host), self.seen.port)) if self.seen else "a local peer"
 
     def send(self, payload: bytes) -> None:
         """Write one binary frame."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from rallypoint.coordinator.outgoing import Begin, Outgoing, Pins, Whole
@@ -15,6 +16,7 @@ from rallypoint.coordinator.turns import Work
 from rallypoint.core import endings, naming, reasons
 from rallypoint.core import events as on
 from rallypoint.core.budget import HOW_TO_RAISE, Share
+from rallypoint.core.quotas import NOBODY, Account
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.sizes import size_text
 from rallypoint.core.store import LIMIT, StoreFailure
@@ -42,9 +44,14 @@ CLOSE_S: Final = 2.0
 
 
 class Outlet(Protocol):
-    """How a session's bytes leave: a WebSocket here, a simulated link elsewhere."""
+    """How a session's bytes leave: a WebSocket here, a simulated link elsewhere.
 
-    peer: str
+    It may have an `account`: whose the connection is. Else it is nobody's.
+    """
+
+    @property
+    def peer(self) -> str:
+        """Who is at the other end, for people."""
 
     def send(self, payload: bytes) -> None:
         """Queue one message; never blocks."""
@@ -95,6 +102,7 @@ class Session:
         "_share",
         "_source",
         "_unread",
+        "account",
         "attach_bytes",
         "good_host",
         "heard_s",
@@ -113,6 +121,7 @@ class Session:
         self.reads_ledger = False
         self.heard_s = 0.0
         self.good_host: str | None = None
+        self.account: Account = getattr(outlet, "account", NOBODY)
         self._hub = hub
         self._asked: on.NodeAttached | None = None
         self._source: Address | None = None
@@ -185,19 +194,41 @@ class Session:
             hint = "a connection begins with attach"
             self.refuse(Refusal(RefusalCode.MALFORMED, "the node has not attached", hint))
             return
-        refusal = wire.version_refusal(message.version) or self._hub.refusal(message)
+        hub = self._hub
+        refusal = wire.version_refusal(message.version) or hub.refusal(message, self.account)
         if refusal is not None:
             self.refuse(refusal)
             return
-        self._hub.introduced(self)
+        wait_s = hub.wait_s(message.run_id, self.account)
+        if wait_s is None:
+            self.refuse(reasons.begins_too_many(hub.config.new_runs_per_s))
+            return
+        hub.introduced(self)
         self._source = message.source
         self.reads_ledger = message.reads_ledger
         # The secret itself goes no further than here.
         shown = secret_hash(message.resume_secret)
-        self._asked = on.NodeAttached(message.node, message.settings, self.link, shown)
-        self.run = self._hub.open_run(message.run_id)
+        asked = on.NodeAttached(message.node, message.settings, self.link, shown)
+        self._asked = asked
+        if not wait_s:
+            self._enter(message.run_id, asked)
+        else:
+            hub.call_at(hub.now_s() + wait_s, partial(self._enter_in_turn, message, asked))
+
+    def _enter_in_turn(self, message: wire.Attach, asked: on.NodeAttached) -> None:
+        if self._is_over:
+            return
+        refusal = self._hub.refusal(message, self.account)  # There may be less room by now.
+        if refusal is not None:
+            self.refuse(refusal)
+        else:
+            self._enter(message.run_id, asked)
+
+    def _enter(self, run_id: str, asked: on.NodeAttached) -> None:
+        self.run = self._hub.open_run(run_id)
+        self._hub.begun_by(self.run, self.account)
         self._count_for(self.run.share)
-        self.run.post(self._asked)
+        self.run.post(asked)
         self._hub.claim(self.run)
 
     def _next(self, message: wire.FromNode) -> None:

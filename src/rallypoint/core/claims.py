@@ -103,6 +103,11 @@ class Claim:
         """Whether a commit's outcome is not known yet."""
         return self.state is ClaimState.OWNED and self._open is not None
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the run is this process's, and `tick` has nothing to do."""
+        return self.state is ClaimState.OWNED and self._look_again_s is None
+
     def next_tick_s(self) -> float | None:
         """When `tick` has something to do; None if never by itself."""
         return self._look_again_s

@@ -183,6 +183,44 @@ def no_room(run_id: str, members: int, needed: int, room: int, table_bytes_max: 
     )
 
 
+def too_many_runs(runs_max: int, runs: int) -> Refusal:
+    """No room for another run, or none for this account."""
+    whose = _whose(runs_max, runs, "runs")
+    return Refusal(
+        RefusalCode.LIMIT,
+        f"this coordinator keeps at most {runs_max} runs: {whose}",
+        hint="end runs that are not needed, or start `rallypoint serve` with a larger "
+        "RALLYPOINT_RUNS_MAX",
+    )
+
+
+def too_many_sessions(sessions_max: int, sessions: int) -> Refusal:
+    """No room for another connection, or none for this account."""
+    whose = _whose(sessions_max, sessions, "connections")
+    return Refusal(
+        RefusalCode.LIMIT,
+        f"this coordinator takes at most {sessions_max} connections: {whose}",
+        hint="raise the coordinator's limit on open files (ulimit -n) and its "
+        "RALLYPOINT_SESSIONS_MAX, whichever is lower",
+    )
+
+
+def begins_too_many(per_s: float) -> Refusal:
+    """An account begins runs faster than it may."""
+    return Refusal(
+        RefusalCode.LIMIT,
+        f"from this address more runs were begun than this coordinator takes ({per_s:g} a second)",
+        hint="try again in some seconds, or start `rallypoint serve` with a larger "
+        "RALLYPOINT_NEW_RUN_RATE",
+    )
+
+
+def _whose(most: int, there_are: int, what: str) -> str:
+    if there_are >= most:
+        return "they are all in use"
+    return f"{there_are} are in use, and those with this token and address may not take the rest"
+
+
 def elsewhere(run_id: str, process: str, addresses: tuple[Address, ...]) -> Refusal:
     """Another live process owns the run: its nodes attach there."""
     where = some(tuple(map(str, addresses[:NAMES_SHOWN_MAX])), len(addresses))

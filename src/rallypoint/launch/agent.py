@@ -218,6 +218,7 @@ class Agent:
         """Leave nothing behind. Every step is bounded in time, but a host's stay for the others."""
         if self._work is not None:
             await self._work.stop(0)
+            self._work = None
         await self._channel.aclose()
         for task in list(self._tasks):
             task.cancel()

@@ -1,0 +1,337 @@
+"""Whoever holds a token may open runs and connections, and still leaves room for others."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from rallypoint.clock import StallProofClock
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.runs import RunHost
+from rallypoint.core import events as on
+from rallypoint.core.quotas import EVICT_AFTER_S, RUNS_AT_ONCE, WAIT_MAX_S, Account
+from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.values import (
+    Address,
+    CloseRecord,
+    ConnectionEnd,
+    NodeInfo,
+    Outcome,
+    RoundRecord,
+    RunSettings,
+    Stamp,
+)
+from rallypoint.wire import messages as wire
+from tests.outlets import WholeMessages
+
+HERE, THERE = Account("t", "10.0.0.1"), Account("t", "10.0.0.2")
+
+
+class Peer(WholeMessages):
+    """A connection, as its outlet, and what it was told."""
+
+    peer = "10.0.0.1:1"
+
+    def __init__(self, coordinator: Coordinator, account: Account) -> None:
+        self.account = account
+        self.told: list[wire.FromCoordinator] = []
+        self.is_closed = False
+        self.session = coordinator.hub.connected(self)
+
+    def send(self, payload: bytes) -> None:
+        self.told.append(wire.decode_from_coordinator(payload))
+
+    def backlog_bytes(self) -> int:
+        return 0
+
+    def close(self, reason: str) -> None:
+        self.is_closed = True
+        self.session.connection_lost()
+
+    def abort(self) -> None:
+        self.close("aborted")
+
+    def say(self, message: Any) -> None:
+        self.session.received(wire.encode(message))
+
+    def hang_up(self) -> None:
+        self.session.connection_lost(ConnectionEnd.UNKNOWN)
+
+    @property
+    def is_welcome(self) -> bool:
+        return any(isinstance(each, wire.Welcome) for each in self.told)
+
+    @property
+    def refusal(self) -> Refusal:
+        (refused,) = [each for each in self.told if isinstance(each, wire.Refused)]
+        return refused.refusal
+
+
+class Coordinator:
+    def __init__(self, **config: Any) -> None:
+        self.now_s = 1_000.0
+        self.hub = Hub(
+            CoordinatorConfig(**config),
+            ledger_id="ledger",
+            commit=self._commit,
+            clock=StallProofClock(lambda: self.now_s),
+        )
+        self._committed: list[RunHost] = []
+
+    def _commit(self, run: RunHost, record: RoundRecord | CloseRecord) -> None:
+        self._committed.append(run)
+
+    def pass_time(self, seconds: float) -> None:
+        """In steps that the clock does not take for a stall."""
+        end_s = self.now_s + seconds
+        while self.now_s < end_s:
+            self.now_s = min(end_s, self.now_s + 0.2)
+            self.hub.tick()
+            self.commit()
+
+    def commit(self) -> None:
+        while self._committed:
+            self._committed.pop().post(on.Committed())
+
+    def attach(
+        self, run_id: str, name: str = "n", account: Account = HERE, **settings: Any
+    ) -> Peer:
+        self.now_s += 1e-6
+        peer = Peer(self, account)
+        chosen = RunSettings(**{"suspect_after_s": 1e7, "lost_after_s": 2e7, **settings})
+        peer.say(wire.Attach(Stamp(), wire.VERSION, run_id, NodeInfo(name, 1, "h"), chosen))
+        return peer
+
+    def with_round(self, run_id: str, account: Account = HERE) -> Peer:
+        peer = self.attach(run_id, account=account)
+        peer.say(wire.Ready(Stamp(), 0, Address("127.0.0.1", 1), 1, None))
+        self.commit()
+        assert any(isinstance(each, wire.Formed) for each in peer.told)
+        return peer
+
+
+def test_runs_that_are_opened_and_left_take_no_room() -> None:
+    here = Coordinator(runs_max=2_000, new_runs_per_s=1e8)
+    for number in range(10_000):
+        peer = here.attach(f"run-{number}", reconnect_grace_s=1e7)
+        assert peer.is_welcome
+        peer.hang_up()
+    assert here.attach("honest").is_welcome
+    assert len(here.hub.runs) <= 2_000
+    here.pass_time(15.0)
+    assert list(here.hub.runs) == ["honest"]
+    assert not here.hub._timers, "the time that these runs gave their nodes is over with them"
+
+
+def test_runs_that_are_held_by_one_address_leave_room_for_another() -> None:
+    here = Coordinator(runs_max=80, new_runs_per_s=1e8)
+    held = [here.attach(f"run-{number}") for number in range(100)]
+    assert sum(each.is_welcome for each in held) == 70
+    refusal = held[-1].refusal
+    assert refusal.code is RefusalCode.LIMIT
+    assert "at most 80 runs" in refusal.message
+    assert "RALLYPOINT_RUNS_MAX" in refusal.hint
+    held[0].hang_up()
+    assert here.attach("in its place").is_welcome, "it has no more than it had"
+    for number in range(10):
+        other = here.attach(f"other-{number}", account=Account("another", "10.0.0.1"))
+        assert other.is_welcome
+    other.hang_up()
+    assert not here.attach("one too many").is_welcome, "what another account leaves is not its own"
+    assert here.attach("third", account=Account("third", "10.0.0.1")).is_welcome
+    assert "other-9" not in here.hub.runs, "nobody is in it, and it never had a round"
+
+
+def test_connections_leave_room_for_another_address() -> None:
+    here = Coordinator(sessions_max=80)
+    held = [here.attach("run", str(number)) for number in range(100)]
+    assert sum(each.is_welcome for each in held) == 70
+    assert "at most 80 connections" in held[-1].refusal.message
+    assert "RALLYPOINT_SESSIONS_MAX" in held[-1].refusal.hint
+    assert here.hub.session_refusal(HERE) is not None
+    assert here.hub.session_refusal(Account("another")) is None
+    here.hub.descriptors_max = 70
+    assert here.hub.session_refusal(Account("another")) is not None
+
+
+def test_who_goes_first_where_there_is_no_room() -> None:
+    here = Coordinator(runs_max=4, new_runs_per_s=1e8)
+    empty = here.with_round("empty")
+    closed = here.with_round("closed")
+    closed.say(wire.CloseRun(Stamp(), Outcome.SUCCEEDED, "done"))
+    here.commit()
+    for peer in (empty, closed):
+        peer.hang_up()
+    connected = here.attach("connected")
+    here.attach("unformed").hang_up()
+    assert here.attach("one more").is_welcome
+    assert set(here.hub.runs) == {"empty", "closed", "connected", "one more"}
+    assert not here.attach("yet another").is_welcome, "what had a round is kept for a minute"
+    here.pass_time(EVICT_AFTER_S + 1)
+    assert here.attach("then").is_welcome
+    assert set(here.hub.runs) == {"empty", "connected", "one more", "then"}
+    assert here.attach("and then").is_welcome
+    assert set(here.hub.runs) == {"connected", "one more", "then", "and then"}
+    assert not here.attach("at last").is_welcome
+    assert not connected.is_closed
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_run_that_never_had_a_round_is_kept_while_more_than_one_node_knows_of_it(
+    nodes: int,
+) -> None:
+    here = Coordinator()
+    for number in range(nodes):
+        here.attach("run", str(number), min_nodes=7, max_nodes=7).hang_up()
+    here.pass_time(60.0)
+    assert ("run" in here.hub.runs) == (nodes > 1)
+    here.pass_time(600.0)
+    assert "run" not in here.hub.runs
+
+
+def test_a_node_may_begin_a_run_anew_that_was_forgotten_without_a_round() -> None:
+    """It waited for others, and lost its connection for longer than such a run is kept."""
+    here = Coordinator()
+    waiting = here.attach("run", min_nodes=2, max_nodes=2)
+    (welcome,) = [each for each in waiting.told if isinstance(each, wire.Welcome)]
+    waiting.hang_up()
+    here.pass_time(60.0)
+    assert "run" not in here.hub.runs
+    peer = Peer(here, HERE)
+    settings = RunSettings(min_nodes=2, max_nodes=2)
+    peer.say(wire.Attach(welcome.stamp, wire.VERSION, "run", NodeInfo("n", 1, "h"), settings))
+    assert peer.is_welcome
+    assert peer.told[0].stamp.term > welcome.stamp.term, "R5: newer than what the node has seen"
+
+
+def test_a_run_that_closes_is_kept_as_a_closed_one_is() -> None:
+    """Also where that is shorter than what an empty one is kept."""
+    here = Coordinator(closed_run_keep_s=5.0)
+    here.with_round("run").hang_up()
+    here.pass_time(1.0)
+    here.hub.runs["run"].post(on.CloseRequested("operator", Outcome.STOPPED, "enough"))
+    here.commit()
+    here.pass_time(4.0)
+    assert "run" in here.hub.runs
+    here.pass_time(10.0)
+    assert "run" not in here.hub.runs
+
+
+# -- how fast runs are begun -----------------------------------------------------------------------
+
+
+def busy() -> Coordinator:
+    """A coordinator on which this address has begun many runs just now."""
+    here = Coordinator()
+    for number in range(RUNS_AT_ONCE):
+        here.attach(f"run-{number}").hang_up()
+    return here
+
+
+def test_who_begins_many_runs_waits() -> None:
+    here = busy()
+    waiting = [here.attach(f"new-{number}") for number in range(50)]
+    elsewhere = here.attach("elsewhere", account=THERE)
+    assert elsewhere.is_welcome
+    assert not any(each.told for each in waiting)
+    here.pass_time(0.3)
+    assert 20 <= sum(each.is_welcome for each in waiting) < 50
+    here.pass_time(0.5)
+    assert all(each.is_welcome for each in waiting)
+
+
+def test_all_that_come_for_one_run_wait_for_the_same_turn() -> None:
+    here = busy()
+    first = here.attach("new", "0", min_nodes=90, max_nodes=100)
+    others = [here.attach("new", str(n), min_nodes=90, max_nodes=100) for n in range(1, 100)]
+    here.pass_time(0.2)
+    assert first.is_welcome
+    assert all(each.is_welcome for each in others)
+
+
+def test_who_hangs_up_or_speaks_while_it_waits_does_no_harm() -> None:
+    here = busy()
+    gone, talks = here.attach("gone"), here.attach("talks")
+    gone.hang_up()
+    talks.say(wire.Ready(Stamp(), 0, Address("127.0.0.1", 1), 1, None))
+    talks.say(wire.Goodbye(Stamp(), "changed its mind"))
+    assert not talks.told
+    here.pass_time(1.0)
+    assert "gone" not in here.hub.runs
+    assert talks.is_welcome
+
+
+def test_who_would_wait_too_long_is_told_the_limit() -> None:
+    here = busy()
+    waiting = [here.attach(f"new-{number}") for number in range(int(WAIT_MAX_S * 100) + 10)]
+    refusal = waiting[-1].refusal
+    assert refusal.code is RefusalCode.LIMIT
+    assert "100 a second" in refusal.message
+    assert "RALLYPOINT_NEW_RUN_RATE" in refusal.hint
+    assert here.attach("run-1", "another").is_welcome, "that run is begun already"
+
+
+def test_there_may_be_no_room_any_more_when_it_is_their_turn() -> None:
+    here = busy()
+    waiting = here.attach("new")
+    here.hub.config = CoordinatorConfig(runs_max=0)
+    here.pass_time(1.0)
+    assert waiting.refusal.code is RefusalCode.LIMIT
+
+
+# -- what idle runs cost ---------------------------------------------------------------------------
+
+
+def calls_in_a_tick(runs: int) -> int:
+    here = Coordinator(new_runs_per_s=1e8)
+    held = [here.attach(f"run-{number}") for number in range(runs)]
+    for number in range(runs):
+        here.with_round(f"closed-{number}").hang_up()
+    here.pass_time(1.0)
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    here.now_s += 0.2
+    sys.setprofile(count)
+    try:
+        here.hub.tick()
+    finally:
+        sys.setprofile(None)
+    assert len(held) == runs
+    return calls
+
+
+def test_a_tick_costs_nothing_for_runs_in_which_nothing_happens() -> None:
+    assert calls_in_a_tick(400) == calls_in_a_tick(10)
+
+
+def test_what_a_connection_leaves_behind_is_gone_soon() -> None:
+    """However long the run's settings let its nodes be silent, away or without an answer."""
+    here = Coordinator()
+    forever: dict[str, Any] = {
+        "reconnect_grace_s": 1e7,
+        "probe_s": 1e7,
+        "mass_grace_s": 1e7,
+        "last_call_s": 1e7,
+    }
+    stays = here.attach("run", "stays", min_nodes=2, max_nodes=9, **forever)
+    for number in range(500):
+        peer = here.attach("run", "comes", min_nodes=2, max_nodes=9, **forever)
+        if number % 2:
+            peer.say(wire.Ready(Stamp(), 0, Address("127.0.0.1", 1), 1, None))
+            stays.say(wire.Ready(Stamp(), 0, Address("127.0.0.1", 1), 1, None))
+        if number % 3:
+            peer.hang_up()
+            here.attach("run", "comes", min_nodes=2, max_nodes=9, **forever)
+        peer = here.attach("run", "comes", min_nodes=2, max_nodes=9, **forever)
+        peer.say(wire.Goodbye(Stamp(), "bye"))
+        here.pass_time(0.2)
+    assert len(here.hub._timers) < 10
+    here.pass_time(61.0)
+    assert len(here.hub._listening) < 10
