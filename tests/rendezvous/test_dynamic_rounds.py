@@ -16,6 +16,7 @@ from rallypoint.rendezvous import (
     RendezvousStateError,
     RendezvousTimeoutError,
 )
+from rallypoint.rendezvous.node_handler import NodeRendezvousHandler
 from tests.agent.processes import wait_until
 from tests.rendezvous.backends import (
     WITHIN_S,
@@ -195,10 +196,21 @@ def test_who_waits_is_told_that_the_run_is_closed(group: Group) -> None:
         call.result(WITHIN_S)
 
 
-def test_a_round_that_is_not_formed_in_time_says_what_is_missing(group: Group) -> None:
-    with takes_at_most(1), pytest.raises(RendezvousTimeoutError, match="1 of at least 3") as caught:
-        group.handler(3, 3, join=1).next_rendezvous()
-    assert "within 1 s" in str(caught.value)
+def test_a_round_that_is_not_formed_in_time_says_what_is_missing(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the whole time, though finding the coordinator has taken a part of it."""
+    opened = NodeRendezvousHandler._opened
+
+    def late(handler: NodeRendezvousHandler, *limits_s: float) -> Any:
+        node = opened(handler, *limits_s)
+        time.sleep(1.0)  # the part that it takes
+        return node
+
+    monkeypatch.setattr(NodeRendezvousHandler, "_opened", late)
+    with takes_at_most(6), pytest.raises(RendezvousTimeoutError, match="1 of at least 3") as caught:
+        group.handler(3, 3, join=6).next_rendezvous()
+    assert "within 6 s" in str(caught.value)
 
 
 # -- what a backend may do -------------------------------------------------------------------------

@@ -814,14 +814,19 @@ class Node:
     # -- rounds --------------------------------------------------------------------------------
 
     async def next_round(
-        self, bootstrap: Address, *, workers: int | None = None, timeout_s: float | None = None
+        self,
+        bootstrap: Address,
+        *,
+        workers: int | None = None,
+        timeout_s: float | None = None,
+        whole_s: float | None = None,
     ) -> Round | None:
         """Be ready, and wait for the next round. None if the run was closed instead.
 
         Leaves the round the node is in, which breaks it for all. A round that was formed when
         nobody waited any more (an earlier call timed out or was cancelled) is taken if it is still
         on. `timeout_s` None: the settings' `join_timeout_s`. A standby has no deadline while the
-        round is on without it.
+        round is on without it. `whole_s`: what `timeout_s` is the rest of, for the error.
 
         Raises JoinTimeoutError, RefusedError or CoordinatorLostError.
         """
@@ -830,13 +835,13 @@ class Node:
             self._taken = self._machine.number
             count = workers if workers is not None else self.info.workers
             self._act(self._machine.ready(bootstrap, count))
-        await self._until_round(limit_s)
+        await self._until_round(limit_s, limit_s if whole_s is None else whole_s)
         if not self._has_untaken_round():
             return None
         self._taken = self._machine.number
         return self.round
 
-    async def _until_round(self, limit_s: float) -> None:
+    async def _until_round(self, limit_s: float, whole_s: float) -> None:
         """Wait for a round or the end of the run. Raises as `next_round`."""
         while True:
             await self._until(self._has_untaken_round, limit_s)
@@ -847,7 +852,7 @@ class Node:
             is_round_on = has_answered and (waiting is None or bool(waiting.suspended))
             is_on_standby = self._machine.is_standby and is_round_on
             if not is_on_standby and not self._has_untaken_round():
-                raise self._join_timeout(limit_s, waiting)
+                raise self._join_timeout(whole_s, waiting)
             limit_s = max(limit_s, STANDBY_LOOK_S)
 
     def _has_untaken_round(self) -> bool:

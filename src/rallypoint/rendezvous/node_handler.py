@@ -195,7 +195,9 @@ class NodeRendezvousHandler(RendezvousHandler):
         try:
             left_s = max(0.0, ends_s - time.monotonic())
             async with self._hold.teller.while_waiting(node, self._plan.node.endpoint):
-                return await node.next_round(offered, timeout_s=left_s) or node.closed
+                whole_s = self._plan.node.join_timeout_s
+                found = await node.next_round(offered, timeout_s=left_s, whole_s=whole_s)
+                return found or node.closed
         except errors.RunClosedError as error:
             return error.close
 
