@@ -356,6 +356,29 @@ def test_nobody_listens(torch_distributed: Any) -> None:
         assert f"127.0.0.1:{port}: Connection refused" in text
 
 
+def test_an_error_says_what_the_address_has_answered_however_little_time_is_left(
+    torch_distributed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This machine stood still for all of the read timeout before anything was asked."""
+    is_here, look_up = c10d._is_here, socket.getaddrinfo
+
+    def late(host: str, limit_s: float) -> bool:
+        time.sleep(1.1)
+        return is_here(host, limit_s)
+
+    def slow(*args: Any, **more: Any) -> Any:
+        time.sleep(0.05)
+        return look_up(*args, **more)
+
+    monkeypatch.setattr(c10d, "_is_here", late)
+    monkeypatch.setattr(c10d, "LEAST_S", 30.0)
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    port = free_port()
+    with pytest.raises(RendezvousConnectionError) as caught:
+        create_backend(params(f"0.0.0.0:{port}", read_timeout=1))
+    assert f"0.0.0.0:{port}: Connection refused" in caught.value.__notes__[0]
+
+
 @pytest.mark.parametrize("is_host", [True, False])
 def test_a_name_that_nobody_knows(
     torch_distributed: Any, monkeypatch: pytest.MonkeyPatch, is_host: bool

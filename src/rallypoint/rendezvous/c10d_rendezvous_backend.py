@@ -45,6 +45,8 @@ DEFAULT_PORT: Final = 29400
 DEFAULT_READ_TIMEOUT_S: Final = 60
 KNOCK_S: Final = 5.0
 """How long one address may take to accept a connection."""
+LEAST_S: Final = 0.5
+"""How long each step may take, however little time is left: else the error would say nothing."""
 _NOTHING: Final = "(nothing)"
 """Never a state, as it is no base64: what comes back for a key that is not there."""
 _LOOPBACK: Final = "127.0.0.1"
@@ -248,7 +250,7 @@ def _tcp_store(params: RendezvousParameters, limit_s: float) -> Any:
 def _served(host: str, port: int, limit_s: float, ends_s: float) -> Any:
     """A TCPStore with its server. Handlers of one process share a server, as torch's do."""
     store = within(
-        ends_s - time.monotonic(),
+        _left_s(ends_s),
         lambda: torch_bridge.tcp_store(
             host, port, is_server=True, timeout_s=limit_s, multi_tenant=True
         ),
@@ -265,7 +267,7 @@ def _reached(host: str, port: int, limit_s: float, ends_s: float, not_served: st
         host = _name_for(host, ends_s)
         try:
             return within(
-                ends_s - time.monotonic(),
+                _left_s(ends_s),
                 lambda: torch_bridge.tcp_store(host, port, is_server=False, timeout_s=limit_s),
             )
         except (ValueError, RuntimeError, OSError) as error:
@@ -303,7 +305,7 @@ def _knock_once(host: str, port: int, ends_s: float) -> list[str]:
         found = [(socket.AF_INET, (_LOOPBACK, port))]
     answers: list[str] = []
     for family, sockaddr in found:
-        limit_s = max(0.01, min(KNOCK_S, ends_s - time.monotonic()))
+        limit_s = min(KNOCK_S, _left_s(ends_s))
         try:
             with socket.socket(family, socket.SOCK_STREAM) as sock:
                 sock.settimeout(limit_s)
@@ -320,10 +322,14 @@ def _knock_once(host: str, port: int, ends_s: float) -> list[str]:
 def _addresses(host: str, port: int, ends_s: float) -> list[tuple[int, Any]]:
     """Where a name leads. Raises OSError, TimeoutError among them, or UnicodeError."""
     found = within(
-        ends_s - time.monotonic(),
+        _left_s(ends_s),
         lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
     )
     return list(dict.fromkeys((int(family), sockaddr) for family, _, _, _, sockaddr in found))
+
+
+def _left_s(ends_s: float) -> float:
+    return max(LEAST_S, ends_s - time.monotonic())
 
 
 def _is_here(host: str, limit_s: float) -> bool:
