@@ -30,8 +30,9 @@ import pytest
 PACKAGE = str(Path(__file__).parents[1] / "src")
 LINES_SHARE, LINES_MAX = 0.12, 3
 """Of the lines that a test comes to, and how many of them at most."""
-CALLS_SHARE, CALLS_MAX = 0.01, 3
-"""Of the calls of functions of the package: the 1st, 2nd, 4th, 8th, ... of each."""
+CALLS_SHARE, CALLS_MAX = 0.01, 1
+"""Of the calls of functions of the package: the 1st, 2nd, 4th, 8th, ... of each. One pause at most:
+several within one call of the product would be a longer one than any test has to bear."""
 STALL_S_MIN, STALL_S_MAX = 0.3, 3.0
 WHO = ("this thread", "its processes", "one process", "everybody")
 
@@ -108,7 +109,7 @@ class Pauses:
         at = (frame.f_code, frame.f_lineno)
         if event == "line" and at not in self._lines:
             self._lines.add(at)
-            self._draw("line", LINES_SHARE, f"line {frame.f_lineno}")
+            self._draw("line", LINES_SHARE, f"line {frame.f_lineno} of {frame.f_code.co_qualname}")
         return self._line
 
     def _draw(self, kind: str, share: float, where: str) -> None:

@@ -129,7 +129,7 @@ def test_nodes_leave_it_for_one_of_their_own_where_there_is_no_other():
         shared = MemoryLedger()
         cut_off, seen = View(shared), View(shared)
         async with replica(cut_off) as a, met(seen, "a", "b") as nodes:
-            assert {port_of(each) for each in nodes} == {a}
+            # A machine that stands still for longer than the ttl has them leave even earlier.
             cut_off.cut()
             await until(lambda: not {port_of(each) for each in nodes} & {a, 0}, "still there")
             assert [each.change for each in nodes] == [None, None]
@@ -144,16 +144,16 @@ def test_nodes_stay_while_the_ledger_is_away_for_all():
         shared = MemoryLedger()
         theirs, seen, other = View(shared), View(shared), View(shared)
         async with (
-            replica(theirs) as a,
+            replica(theirs),
             met(seen, "a", "b") as nodes,
             replica(other),
         ):
             for view in (theirs, seen, other):
                 view.cut()
+            where = [(port_of(each), each.hosted) for each in nodes]
             await until(lambda: all(each._beside for each in nodes), "they do not look")
             await asyncio.sleep(3 * TTL_S)
-            assert {port_of(each) for each in nodes} == {a}
-            assert all(each.hosted is None for each in nodes)
+            assert [(port_of(each), each.hosted) for each in nodes] == where
             for view in (theirs, seen, other):
                 view.away = None
             await until(lambda: not any(each._beside for each in nodes), "they still look")
