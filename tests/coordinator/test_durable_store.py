@@ -473,6 +473,18 @@ def test_a_log_that_begins_in_the_middle_is_not_taken_for_the_whole() -> None:
         _ = logs.read().replay.store
 
 
+def test_a_batch_that_is_full_takes_no_further_call() -> None:
+    op = Set("k", b"v" * 100)
+    store = new_store(batch=durable_store._call_size("a", op))
+    for number in (1, 2):
+        assert store.apply("a", number, op, None, 0.0) == []
+    records = []
+    while (record := store.take_record()) is not None:
+        records.append(decode_record(record.data))
+        store.appended()
+    assert [len(each.entries) for each in records] == [1, 1]
+
+
 def test_a_barrier_is_released_to_all_or_to_none_also_over_several_records() -> None:
     seats = tuple((f"node{rank}", rank, 1) for rank in range(50))
     store = DurableStore(RoundStore(seats), 1, run_id="run", log=LOG, batch_bytes_max=200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
 
@@ -21,9 +22,21 @@ from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core import events as on
 from rallypoint.core.election import decode_run
 from rallypoint.core.reasons import Refusal, RefusalCode
-from rallypoint.core.store import Add, Check, Get, Set, StoreOp, StoreResult, Value
+from rallypoint.core.store import (
+    ROUND_ENDED,
+    Add,
+    Barrier,
+    Check,
+    Get,
+    Set,
+    StoreFailure,
+    StoreOp,
+    StoreResult,
+    Value,
+    Wait,
+)
 from rallypoint.core.suspension import SuspensionCause
-from rallypoint.core.values import Address, Change, NodeInfo, Phase, RunSettings, Stamp
+from rallypoint.core.values import Address, Change, NodeInfo, Outcome, Phase, RunSettings, Stamp
 from rallypoint.errors import (
     LedgerCorruptError,
     LedgerError,
@@ -185,6 +198,45 @@ def test_a_log_that_cannot_be_read_is_left_alone_and_its_nodes_are_told(spoil) -
         await second.aclose()
 
     run_virtual(main())
+
+
+def test_what_cannot_be_read_or_written_is_logged_once_and_not_at_each_try(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def lines(words: str) -> list[str]:
+        told = [each.getMessage() for each in caplog.records]
+        return [each for each in told if words in each]
+
+    async def main() -> None:
+        ledger = Troubled()
+        shared, hub = await coordinator(ledger, 1)
+        node = Asking(hub)
+        await formed(node)
+        ledger.appending = LedgerLimitError("too large")
+        node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
+        await until(lambda: hub.runs["run"].membership.phase is Phase.SUSPENDED)
+        await asyncio.sleep(5 * RETRY_S)
+        assert len(lines("is suspended: ")) == 1
+        ledger.appending = None
+        await until(lambda: hub.runs["run"].membership.phase is Phase.ACTIVE)
+        await shared.aclose()
+
+        ledger.listing = LedgerCorruptError("record 0 is damaged")
+        second, hub = await coordinator(ledger, 2)
+        second.claim("run")
+        await until(lambda: second.office.may_decide("run"))
+        for name in "abc":
+            asking = Asking(hub, name)
+            await until(lambda asking=asking: bool(asking.refusals()))  # type: ignore[misc]
+        assert len(lines("cannot be taken over")) == 1
+        ledger.listing = LedgerFormatError("format 9")
+        asking = Asking(hub, "d")
+        await until(lambda: bool(asking.refusals()))
+        assert len(lines("cannot be taken over")) == 2
+        await second.aclose()
+
+    with caplog.at_level(logging.ERROR, "rallypoint.coordinator"):
+        run_virtual(main())
 
 
 def test_a_log_that_cannot_be_sealed_yet_is_sealed_later() -> None:
@@ -379,6 +431,54 @@ def test_a_log_that_is_gone_ends_the_round_with_the_reason() -> None:
         await until(lambda: stamp_of(node).round == 2)
         assert await answer_to(node, 3, Check(("k",))) == Value(False)
         assert await answer_to(node, 4, Set("k", b"x")) == Value(None)
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("ends", ["the round", "the run"])
+def test_a_wait_is_answered_when_its_store_ends(ends: str) -> None:
+    """Its node may be of a release that waits for the answer."""
+
+    async def main() -> None:
+        ledger = Troubled()
+        shared, hub = await coordinator(ledger, 1)
+        node = Asking(hub)
+        await formed(node)
+        node.say(wire.StoreCall(stamp_of(node), 1, Wait(("never",))))
+        if ends == "the round":
+            node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1))
+        else:
+            node.say(wire.CloseRun(stamp_of(node), Outcome.STOPPED, "enough"))
+        await until(lambda: any(isinstance(each, wire.StoreAnswer) for each in node.said))
+        (answer,) = [each for each in node.said if isinstance(each, wire.StoreAnswer)]
+        assert answer.request_id == 1
+        assert isinstance(answer.result, StoreFailure)
+        assert answer.result.code == ROUND_ENDED
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_a_barrier_that_runs_out_of_time_is_in_the_log_and_then_told() -> None:
+    """R10, R11: whoever is told that it was broken, is told the same by a successor."""
+
+    async def main() -> None:
+        ledger = Troubled()
+        shared, hub = await coordinator(ledger, 1)
+        node = Asking(hub)
+        await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
+        node.say(wire.Ready(stamp_of(node), 0, Address("127.0.0.1", 1), workers=2))
+        await until(lambda: any(isinstance(each, wire.Formed) for each in node.said))
+        node.say(wire.StoreCall(stamp_of(node), 1, Barrier("all", 0), timeout_s=0.5))
+        await asyncio.sleep(0.1)
+        before = len(ledger._logs[LOG])
+        assert not any(isinstance(each, wire.StoreAnswer) for each in node.said)
+        for _ in range(5):
+            await asyncio.sleep(0.1)
+            hub.tick()
+        await until(lambda: any(isinstance(each, wire.StoreAnswer) for each in node.said))
+        assert len(ledger._logs[LOG]) == before + 1
         await shared.aclose()
 
     run_virtual(main())

@@ -121,6 +121,43 @@ class TestDone:
         assert len(notes) == 2
         assert sum(byte.bit_count() for byte in notes[-1].marks.done) == 399
 
+    def test_those_that_end_one_after_another_are_a_few_writes_too(self) -> None:
+        names = [f"n{i}" for i in range(40)]
+        driver = met(*names)
+        for name in names[:39]:
+            driver.done(name)
+            driver.advance(driver.settings.settle_s / 10)
+        # One at once, and then one for each `settle_s`.
+        assert len(of_kind(driver, do.Note)) <= 1 + 4
+        driver.advance(driver.settings.settle_s)
+        assert sum(byte.bit_count() for byte in driver.register.marks.done) == 39
+
+    def test_those_of_earlier_rounds_still_count_after_two_takeovers(self) -> None:
+        driver = met("a", "b", "c", min=1)
+        driver.done("a")
+        driver.fail("b")
+        driver.answer("c")
+        driver.ready("b", "c")
+        driver.advance(31.0)
+        assert (driver.run.number, driver.register.marks.finished) == (2, 1)
+        fail_over(driver, "b", "c")
+        driver.done("b")
+        driver.advance(1.0)
+        assert driver.register.marks.finished == 1
+        assert driver.register.marks.done != b"\0"
+
+    def test_one_that_was_left_behind_is_done_only_now(self) -> None:
+        """It hung, and a round was formed without it. Its work is done all the same."""
+        driver = met("a", "b", "c", restarts=None)
+        driver.fail("a")
+        driver.answer("b", "c")
+        driver.ready("a", "b")
+        driver.advance(60.0)
+        assert (driver.run.number, sorted(driver.names)) == (2, ["a", "b"])
+        driver.done("c")
+        driver.advance(1.0)
+        assert driver.register.marks.finished == 1
+
 
 class TestDepartingAndLeft:
     @pytest.mark.parametrize("has_left", [False, True])
@@ -289,6 +326,42 @@ class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
         driver.note()  # One write at a time: the record follows.
         assert (driver.run.number, driver.names) == (2, ["a", "b"])
         assert of_kind(driver, do.Forget)
+
+    def test_no_answer_of_the_ledger_is_taken_for_that_to_a_round_it_was_not_given(self) -> None:
+        driver = met("a", "b", "c", manual_note=True, manual_commit=True)
+        driver.depart("c")
+        driver.ready("a", "b")
+        driver.advance(31.0)
+        assert (driver.phase, of_kind(driver, do.Commit)) == (Phase.COMMITTING, [])
+        driver.commit()  # of nothing: the note is under way
+        assert driver.phase is Phase.COMMITTING
+        driver.note()
+        assert len(of_kind(driver, do.Commit)) == 1
+        driver.commit()
+        assert (driver.phase, driver.run.number) == (Phase.ACTIVE, 2)
+
+    def test_nor_during_an_outage(self) -> None:
+        driver = met("a", "b", "c", manual_note=True, manual_commit=True)
+        driver.depart("c")
+        driver.ready("a", "b")
+        driver.advance(31.0)
+        driver.lose_ledger()
+        driver.commit()
+        driver.note()
+        driver.restore_ledger()
+        assert len(of_kind(driver, do.Commit)) == 1
+        assert driver.phase is Phase.COMMITTING
+
+    def test_a_round_that_waited_for_a_note_is_given_once_though_there_is_an_outage(self) -> None:
+        driver = met("a", "b", "c", manual_note=True, manual_commit=True)
+        driver.depart("c")
+        driver.ready("a", "b")
+        driver.advance(31.0)
+        driver.lose_ledger()
+        driver.note()
+        assert of_kind(driver, do.Commit) == []
+        driver.restore_ledger()
+        assert len(of_kind(driver, do.Commit)) == 1
 
     def test_a_deposed_coordinator_sends_the_node_to_the_next_one(self) -> None:
         driver = met("a", "b", manual_note=True)

@@ -1,5 +1,6 @@
 """Mistakes that the membership once made, one test each: named by what is right."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from rallypoint.core.departures import REMEMBERED_MAX, Departures
 from rallypoint.core.membership import Membership
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import (
+    Address,
+    Change,
     ChangeKind,
     Link,
     MemberState,
@@ -90,6 +93,30 @@ class TestResuming:
         assert digests[0] == digests[1]
 
 
+class TestStandby:
+    def test_one_that_was_silent_while_the_round_was_formed_is_told_when_it_is_heard(self) -> None:
+        driver = Driver(min=2, max=2, manual_commit=True)
+        driver.join("a", "b", "c")
+        driver.silent("c")
+        driver.commit()
+        assert driver.phase is Phase.ACTIVE
+        assert "Notify" not in kinds(driver)
+        driver.heard("c")
+        assert kinds(driver) == ["Notify"]
+
+
+class TestTheEndThatANodeTells:
+    def test_of_a_round_that_this_coordinator_has_formed_it_is_no_news(self) -> None:
+        """Only of one that was taken over: else any member could charge the run's budget."""
+        driver = meet("a", "b", restarts=1)
+        blamed = Change(ChangeKind.WORKER_FAILED, 1, ("b",), charged=True, confirmed=True)
+        bootstrap = Address("a.example", 29500)
+        driver.step(on.NodeReady(node_id("a"), 1, bootstrap, 1, blamed))
+        (change,) = [each.change for _, each in driver.effects if isinstance(each, do.Break)]
+        assert change.kind is ChangeKind.READY_AGAIN
+        assert driver.run.restart_count == 0
+
+
 class TestTwoNodesOfOneName:
     def test_an_older_node_that_resumes_has_answered(self) -> None:
         driver = meet("a", "b")
@@ -135,6 +162,34 @@ class TestTwoNodesOfOneName:
         driver.restore_ledger()
         driver.advance(5.0)
         assert driver.is_connected("a")
+
+    @pytest.mark.parametrize("suspended", ["never", "while it goes"])
+    @pytest.mark.parametrize("goes", [Driver.disconnect, Driver.leave])
+    def test_a_newcomer_that_goes_before_the_answer_takes_no_name(
+        self, goes: Callable[[Driver, str], None], suspended: str
+    ) -> None:
+        driver = meet("a", "b")
+        driver.attach("a'")
+        if suspended == "while it goes":
+            driver.lose_ledger()
+        goes(driver, "a'")
+        if suspended == "while it goes":
+            driver.restore_ledger()
+        driver.advance(5.0)  # The older one does not answer, and nobody wants its name any more.
+        assert driver.is_connected("a")
+        assert driver.run.phase is Phase.ACTIVE
+        driver.take()
+        driver.attach("a''")
+        assert kinds(driver)[0] == "ProbeNode"
+
+    def test_the_end_of_a_newcomers_former_connection_ends_no_wait(self) -> None:
+        driver = meet("a", "b")
+        driver.attach("a'")
+        former = driver._links["a'"]
+        driver.attach("a'")
+        driver.step(on.ConnectionLost(node_id("a'"), former))
+        driver.advance(1.0)
+        assert driver.is_connected("a'")
 
     def test_a_stranger_that_redials_as_the_newcomer_is_refused(self) -> None:
         driver = meet("a", "b")

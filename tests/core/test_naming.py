@@ -53,3 +53,14 @@ def test_what_a_node_may_not_be_called(fields: dict[str, object], words: str) ->
 def test_a_plain_node() -> None:
     assert naming.info_problem(INFO) == ""
     assert naming.info_bytes(INFO) == len("n0" + "host" + "10.0.0.1" + "rack" + "7")
+
+
+def test_so_many_bytes_and_no_more() -> None:
+    room = naming.INFO_BYTES_MAX - naming.info_bytes(msgspec.structs.replace(INFO, labels={}))
+    values = [250] * (room // 260) + [room % 260 - 10]
+    labels = {f"{n:010}": "x" * size for n, size in enumerate(values)}
+    info = msgspec.structs.replace(INFO, labels=labels)
+    assert naming.info_bytes(info) == naming.INFO_BYTES_MAX
+    assert naming.info_problem(info) == ""
+    one_more = msgspec.structs.replace(info, labels=labels | {"0" * 10: "x" * 251})
+    assert "bytes" in naming.info_problem(one_more)

@@ -1,6 +1,7 @@
 """The round's store, one rule at a time: torch's semantics, waiting, barriers, limits, resends."""
 
 import math
+import random
 from collections.abc import Sequence
 from typing import get_args
 
@@ -223,6 +224,23 @@ class TestWaiting:
     def test_waiters_are_woken_in_order(self, desk: Desk) -> None:
         waiting = [desk.waits(Get("k"), node) for node in "cab"]
         assert ids(desk.send(Set("k", b"")))[1:] == waiting
+
+    def test_the_first_deadline_is_known_whichever_waits_were_given_up(self, desk: Desk) -> None:
+        chance = random.Random(7)
+        for _ in range(20):
+            deadlines_s = [float(number) for number in range(1, 301)]
+            chance.shuffle(deadlines_s)
+            waits = {
+                desk.waits(Get("never"), timeout_s=after_s): after_s for after_s in deadlines_s
+            }
+            for request in chance.sample(list(waits), 250):
+                desk.store.cancel("a", request)
+                del waits[request]
+            # One more, which is when those that were given up are swept out.
+            last = desk.waits(Get("never"), timeout_s=1_000.0)
+            assert desk.store.next_deadline_s() == desk.now_s + min(waits.values())
+            for request in (*waits, last):
+                desk.store.cancel("a", request)
 
     def test_timeout_names_the_missing_keys(self, desk: Desk) -> None:
         desk.value(Set("b", b""))

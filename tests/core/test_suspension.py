@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from rallypoint.core import effects as do
+from rallypoint.core import events as on
 from rallypoint.core.suspension import Suspension, SuspensionCause
 from rallypoint.core.values import ChangeKind, Outcome, Phase
-from tests.core.driver import Driver
+from tests.core.driver import Driver, node_id
 
 LEASE, COMMIT, APPEND = SuspensionCause.LEASE, SuspensionCause.COMMIT, SuspensionCause.APPEND
 CAUSES = (LEASE, COMMIT, APPEND)
@@ -198,6 +199,54 @@ def test_a_name_that_is_free_again_is_given_to_the_node_that_waits_for_it() -> N
     driver.leave("a")
     assert len(told(driver, do.Welcome)) == 1
     assert driver.is_connected("a'")
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_an_open_case_is_gone_on_with_and_a_closed_one_is_not(is_closed: bool) -> None:
+    driver = met("a", "b", "c", restarts=None)
+    driver.fail("a")
+    if is_closed:
+        driver.answer("b", "c")
+        driver.advance(driver.settings.settle_s)
+    driver.lose_ledger()
+    driver.take()
+    driver.restore_ledger()
+    assert len(told(driver, do.ProbeRound)) == (0 if is_closed else 1)
+
+
+def test_of_two_closes_the_first_one_counts() -> None:
+    driver = met("a", "b")
+    driver.lose_ledger()
+    driver.close(Outcome.SUCCEEDED, "trained", by="ann")
+    driver.close(Outcome.STOPPED, "too late", by="bob")
+    driver.restore_ledger()
+    assert driver.run.close is not None
+    assert (driver.run.close.outcome, driver.run.close.by) == (Outcome.SUCCEEDED, "ann")
+
+
+def test_the_end_of_a_former_connection_ends_no_wait_for_a_name() -> None:
+    driver = met("a", "b")
+    driver.lose_ledger()
+    driver.attach("a'")
+    former = driver._links["a'"]
+    driver.attach("a'")
+    driver.step(on.ConnectionLost(node_id("a'"), former))
+    driver.restore_ledger()
+    driver.advance(driver.settings.probe_s)
+    assert driver.is_connected("a'")
+
+
+def test_a_connection_ends_once() -> None:
+    """What ended it is what was said first: a process that goes later takes nothing back."""
+    driver = met("a", "b", grace=5.0)
+    driver.lose_ledger()
+    driver.disconnect("a")
+    driver.die("a")
+    driver.restore_ledger()
+    driver.advance(1.0)
+    driver.attach("a")
+    assert driver.is_connected("a")
+    assert (driver.phase, driver.run.number) == (Phase.ACTIVE, 1)
 
 
 def test_a_deposed_coordinator_tells_nothing_more() -> None:

@@ -222,11 +222,28 @@ class TestPlacesAfterATakeover:
         driver = met("a", "b", min=2, max=4, last_call=1.0)
         driver.join("c", "d")
         driver.advance(1.0)
-        for _ in range(10):
+        for _ in range(7):
             driver.advance(1.0)
-            driver.disconnect("a", "b")
-            driver.attach("a", "b")
+            driver.disconnect("a")  # b keeps its place all the time
+            driver.attach("a")
+        assert (driver.phase, driver.names) == (Phase.GATHERING, ["a", "b"])
+        driver.advance(1.1)
         assert driver.names == ["c", "d"]
+
+    def test_it_is_told_how_long_the_slowest_one_stops(self) -> None:
+        driver = Driver(min=2, max=4, last_call=1.0, grace=5.0)
+        driver.attach("a")
+        driver.attach("b", stop_s=20.0)
+        driver.ready("a", "b")
+        driver.advance(1.0)
+        driver.disconnect("a")
+        driver.join("c")
+        driver.advance(1.0)
+        assert driver.phase is Phase.GATHERING
+        driver.attach("a")  # is told only now, and has less to stop
+        waiting = driver.run.waiting(driver.now_s)
+        assert waiting is not None
+        assert waiting.stop_left_s == 20.0 + STOP_MARGIN_S
 
 
 class TestAStandbyWhileTheLedgerIsAway:
