@@ -1,0 +1,68 @@
+"""SECURITY.md says who may do what, what stops everybody else, and which test shows that."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "SECURITY.md").read_text()
+COLUMNS = ["actor", "may", "must not", "what stops it", "test"]
+NOTHING = "nothing yet"
+_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
+
+def rows() -> list[dict[str, str]]:
+    """The threat model, a row of the table at a time; an empty actor is that of the row before."""
+    lines = [each for each in PAGE.splitlines() if each.startswith("|")]
+    cells = [[each.strip() for each in line.strip("|").split(" | ")] for line in lines]
+    begin = next(number for number, row in enumerate(cells) if row == COLUMNS)
+    found: list[dict[str, str]] = []
+    for row in cells[begin + 2 :]:
+        if len(row) != len(COLUMNS):
+            break
+        found.append(dict(zip(COLUMNS, row, strict=True)))
+        if not found[-1]["actor"]:
+            found[-1]["actor"] = found[-2]["actor"]
+    return found
+
+
+def test_each_row_says_what_stops_it_and_which_test_shows_it() -> None:
+    assert len(rows()) > 20
+    for row in rows():
+        assert row["must not"], row
+        if row["what stops it"].startswith(NOTHING):
+            assert row["test"] == "", row
+        else:
+            assert row["what stops it"], row
+            assert _TEST.findall(row["test"]), row
+
+
+@pytest.mark.parametrize(("file", "name"), sorted(set(_TEST.findall(PAGE))))
+def test_a_test_that_is_named_is_there(file: str, name: str) -> None:
+    assert re.search(rf"^( *)(async )?def {name}\(", (ROOT / file).read_text(), re.MULTILINE)
+
+
+def test_nothing_else_in_backticks_looks_like_a_test() -> None:
+    """A name that is not found above would be looked for by nobody."""
+    for each in re.findall(r"`([^`]*tests/[^`]*)`", PAGE):
+        assert _TEST.fullmatch(f"`{each}`"), each
+
+
+def test_those_of_whom_it_must_speak_are_there() -> None:
+    actors = {row["actor"] for row in rows()}
+    assert actors >= {
+        "stranger on the network",
+        "web page",
+        "other user of the machine",
+        "holder of a token in another run",
+        "member of the run",
+        "old coordinator",
+        "whoever writes the ledger",
+        "whoever reads the wire",
+        "whoever answers at an endpoint",
+        "worker process",
+        "operator",
+    }
