@@ -552,3 +552,19 @@ def test_of_two_that_answer_one_connection_is_kept():
             await until(lambda: not (one.hub.sessions or other.hub.sessions), "one was left open")
 
     run_clean(main)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("record", [b"\x15\x03\x01\x00\x02\x02\x46", b"\x16\x03\x03\x00\x7a\x02"])
+def test_a_port_that_speaks_tls_is_named_as_one(record: bytes):
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(record)
+        writer.close()
+
+    async def main() -> None:
+        async with listening(talk) as port:
+            message = await fails(f"http://127.0.0.1:{port}", errors.NotACoordinatorError)
+            assert f"at 127.0.0.1:{port}: it speaks TLS" in message
+
+    run_clean(main)

@@ -16,6 +16,7 @@ from rallypoint import errors
 from rallypoint.client.node import Round
 from rallypoint.client.waiting import ON_STANDBY
 from rallypoint.core.reasons import Waiting, run_over
+from rallypoint.core.telling import AGAIN_S
 from rallypoint.core.values import (
     Address,
     Change,
@@ -25,7 +26,7 @@ from rallypoint.core.values import (
     RoundHead,
     Seat,
 )
-from rallypoint.rendezvous.telling import STILL_WAITING_S, Teller
+from rallypoint.rendezvous.telling import Teller
 from tests.loops import node, run_virtual
 
 SRC = Path(__file__).parents[2] / "src"
@@ -38,7 +39,9 @@ class Waiter:
 
     def __init__(self) -> None:
         self.is_connected = True
-        self.ledger_problem = ""
+        self.carries_run = False
+        self.left_s: float | None = None
+        self.looking = "the coordinator at host:1 does not answer"
         self.reason: Waiting | None = ALONE
 
     async def waiting(self) -> Waiting | None:
@@ -55,17 +58,17 @@ def test_a_reason_is_said_when_it_changes_and_rarely_while_only_time_passes() ->
         loop, node = asyncio.get_running_loop(), Waiter()
         began_s = loop.time()
         teller = Teller(lambda text: said.append((loop.time() - began_s, text)))
-        async with teller.while_waiting(node, "host:1"):
+        async with teller.while_waiting(node):
             await asyncio.sleep(1)
             assert said == []  # most rounds are formed before anybody need be told
-            for tick in range(2 * int(STILL_WAITING_S)):
+            for tick in range(2 * int(AGAIN_S)):
                 node.reason = msgspec.structs.replace(ALONE, since_s=tick, last_call_s=99.0 - tick)
                 await asyncio.sleep(1)
             node.reason = msgspec.structs.replace(ALONE, ready=2)
             await asyncio.sleep(6)
             node.is_connected = False
             await asyncio.sleep(6)
-            node.ledger_problem = "ledger unreachable for 3.0 s: no answer"
+            node.looking = "ledger unreachable for 3.0 s: no answer"
             await asyncio.sleep(6)
         count = len(said)
         await asyncio.sleep(100)
@@ -91,7 +94,7 @@ def test_a_node_on_standby_says_so() -> None:
     async def main() -> None:
         node = Waiter()
         node.reason = None
-        async with Teller(said.append).while_waiting(node, "host:1"):
+        async with Teller(said.append).while_waiting(node):
             await asyncio.sleep(20)
 
     run_virtual(main())
@@ -106,11 +109,11 @@ def test_a_node_that_was_told_to_stand_by_says_so_once_and_again_for_the_next_ro
         waiter.reason = None
         listened = node("http://127.0.0.1:1")
         teller.listen(listened)
-        async with teller.while_waiting(waiter, "host:1"):
+        async with teller.while_waiting(waiter):
             listened.on_standby()
             await asyncio.sleep(20)
         teller.round_began(Round(HEAD, Seat(0, 0, 1)))
-        async with teller.while_waiting(waiter, "host:1"):
+        async with teller.while_waiting(waiter):
             listened.on_standby()
             await asyncio.sleep(20)
 

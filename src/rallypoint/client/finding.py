@@ -62,6 +62,8 @@ class Attempts:
     def __init__(self, target: Address | Endpoint) -> None:
         self.target = target
         self.answers: dict[str, str] = {}
+        self.doing = ""
+        """What is tried now, as long as nothing has been answered."""
         self.stranger: NotACoordinatorError | None = None
         """What answers there instead of a coordinator, and may be a proxy that has none yet."""
         self.only_refused = False
@@ -143,7 +145,7 @@ async def dial(
     """
     tried = Attempts(target)
     try:
-        connection = await _dial(target, token, tried, limit_s, patience)
+        connection = await _dial(target, token, tried, limit_s, patience, attempts)
     except CoordinatorError:
         attempts.note(tried)
         raise
@@ -153,13 +155,20 @@ async def dial(
 
 
 async def _dial(
-    target: Address, token: str, attempts: Attempts, limit_s: float, patience: Patience
+    target: Address,
+    token: str,
+    attempts: Attempts,
+    limit_s: float,
+    patience: Patience,
+    shown: Attempts,
 ) -> Connection | None:
     attempts.only_refused = True
+    shown.doing = f"{target.host}: the name is being looked up"
     limit_s = min(limit_s, ADDRESS_TIMEOUT_S)
     not_ours: NotACoordinatorError | None = None
     for address in await _resolve(target, attempts, limit_s):
         where = Address(address.host, target.port)
+        shown.doing = f"{where}: no answer yet"
         try:
             async with asyncio.timeout(limit_s):
                 return await connect(where, address.sockaddr, address.family, token)

@@ -263,6 +263,10 @@ class NodeMachine:
         )
         return [Send(attach)]
 
+    def comes_again(self) -> None:
+        """What refused this node had another run, and may be gone or replaced soon."""
+        self.refused = None
+
     def disconnected(self) -> None:
         """The connection is closed. What is open stays so, and is said again on the next one."""
         self.is_attached = False

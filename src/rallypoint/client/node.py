@@ -35,7 +35,7 @@ from rallypoint.client.identity import node_info, reachable_host
 from rallypoint.client.seeking import Over, Place, Search, Turn
 from rallypoint.client.transport import Connection
 from rallypoint.core.election import Seen
-from rallypoint.core.reasons import Waiting
+from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.store import ROUND_ENDED, TIMEOUT, StoreFailure, StoreOp
 from rallypoint.core.values import (
     SECRET_BYTES,
@@ -85,6 +85,8 @@ REDIRECTS_MAX: Final = 3
 """How often a node goes where it is sent before it looks for itself."""
 WORTH_TELLING_S: Final = 0.1
 """Without a coordinator for less, a node was only sent from one to the other."""
+OTHER_RUN_S: Final = 1.0
+"""How long a node waits, at most, before it asks a coordinator that has another run once more."""
 CIRCLE_S: Final = 0.5
 """How long it waits, at most, each time that it is sent on after that."""
 LOOPBACKS: Final = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
@@ -150,6 +152,13 @@ class Node:
         self._retiring: set[asyncio.Task[None]] = set()
         self._orphan: asyncio.TimerHandle | None = None
         self._attempts = Attempts(settings.endpoint)
+        self._is_coming = False
+        self._other_run: Refusal | None = None
+        """The last refusal of a coordinator that has another run, while this node comes."""
+        self._was_turned_away = False
+        self._is_starting_host = False
+        self._ends_s: float | None = None
+        """When what the node waits for now is given up."""
         self._limit: asyncio.Timeout | None = None
         self._idle_s: float | None = None
         self._refuses_since_s: float | None = None
@@ -201,9 +210,27 @@ class Node:
         """What keeps this node from a coordinator; "" if it has one."""
         if self.is_connected:
             return ""
-        tried = self._attempts.listed()
-        nobody = f"there is no coordinator at {self.settings.endpoint}"
-        return self.ledger_problem or (f"{nobody} ({tried})" if tried else nobody)
+        if self._is_starting_host:
+            return f"this node starts the coordinator at {self.settings.endpoint}"
+        tried = self._attempts.listed() or self._attempts.doing
+        if self._other_run is not None and not self._attempts.answers:
+            return self._at_another_run(self._other_run)
+        silent = f"the coordinator at {self.settings.endpoint} does not answer"
+        return self.ledger_problem or (f"{silent} ({tried})" if tried else silent)
+
+    @property
+    def carries_run(self) -> bool:
+        """Whether the run of several nodes ends with this one: it carries the only coordinator."""
+        is_host = self.hosted is not None and self.settings.endpoint.kind is EndpointKind.HOST
+        return is_host and self.run.max_nodes > 1
+
+    @property
+    def left_s(self) -> float | None:
+        """How long the node still waits for what it waits for now, in seconds; None: for ever."""
+        ends_s = math.inf if self._ends_s is None else self._ends_s
+        if self._reconnecting is not None and self._idle_s is not None:
+            ends_s = min(ends_s, self._idle_s + self.settings.coordinator_lost_after_s)
+        return None if math.isinf(ends_s) else max(0.0, ends_s - self._now_s())
 
     @property
     def ledger_problem(self) -> str:
@@ -239,6 +266,7 @@ class Node:
         check_own_token(self.settings)
         limit_s = self.settings.connect_timeout_s
         began_s = self._now_s()
+        self._is_coming, self._ends_s = True, began_s + limit_s
         try:
             if self.settings.endpoint.kind is EndpointKind.LOCAL:
                 await self._host_for_itself()
@@ -246,13 +274,39 @@ class Node:
                 await self._connect_to_elected(began_s + limit_s)
             else:
                 await self._connect(began_s + limit_s)
-            left_s = began_s + limit_s - self._now_s()
-            await self._until(lambda: self.is_connected, max(left_s, LET_IN_S))
+            await self._until_let_in(began_s + limit_s)
             if not self.is_connected and self.closed is None:
                 raise self._not_let_in(self._now_s() - began_s)
         except BaseException:
             await self.aclose(linger=False)
             raise
+        finally:
+            self._is_coming, self._ends_s, self._other_run = False, None, None
+
+    async def _until_let_in(self, ends_s: float) -> None:
+        """Wait for the coordinator's answer. One that has another run may be about to end."""
+        while True:
+            left_s = max(ends_s - self._now_s(), LET_IN_S)
+            await self._until(lambda: self.is_connected or self._was_turned_away, left_s)
+            if self._other_run is None or not self._was_turned_away:
+                return
+            left_s = ends_s - self._now_s()
+            if left_s <= 0:
+                message = self._at_another_run(self._other_run)
+                raise errors.refused(msgspec.structs.replace(self._other_run, message=message))
+            await asyncio.sleep(min(left_s, OTHER_RUN_S * random.uniform(0.5, 1.0)))
+            self._was_turned_away = False
+            try:
+                await self._connect(ends_s)
+            except errors.UnreachableError as error:
+                error.hint = f"before, {self._at_another_run(self._other_run)}; {error.hint}"
+                raise
+
+    def _at_another_run(self, refusal: Refusal) -> str:
+        where, own = self.settings.endpoint, self.settings.run_id
+        if not refusal.run_id:  # of a release that does not tell it by itself
+            return f"at {where}: {refusal.message}"
+        return f"the coordinator at {where} runs {refusal.run_id!r}; this node asked for {own!r}"
 
     def _not_let_in(self, tried_s: float) -> errors.UnreachableError:
         text = f"{self.settings.endpoint} was reached, but did not let this node in within"
@@ -438,11 +492,14 @@ class Node:
     async def _host(self, attempts: Attempts) -> bool:
         """Become the coordinator. False if that cannot be: most often, another node has."""
         target = self._target()
+        self._is_starting_host = True
         try:
             await self._start_hosting(target.host, target.port)
         except OSError as error:
             attempts.not_hosting = describe_os_error(error)
             return False
+        finally:
+            self._is_starting_host = False
         return True
 
     async def _host_for_itself(self) -> None:
@@ -793,7 +850,20 @@ class Node:
         self._notify()
 
     def _was_refused(self, action: m.WasRefused) -> None:
+        if action.refusal.code is RefusalCode.OTHER_RUN and self._is_coming:
+            self._turned_away(action.refusal)
+            return
         self._give_up(errors.refused(action.refusal))
+
+    def _turned_away(self, refusal: Refusal) -> None:
+        """Let go of a coordinator that has another run; `open` tries again."""
+        connection, self._connection = self._connection, None
+        self._machine.comes_again()
+        self._machine.disconnected()
+        if connection is not None:
+            connection.abort(refusal.message)
+        self._other_run, self._was_turned_away = refusal, True
+        self._notify()
 
     def _sent_away(self, action: m.SentAway) -> None:
         self._sent_to = action.addresses if self._redirects < REDIRECTS_MAX else ()
@@ -831,11 +901,15 @@ class Node:
         Raises JoinTimeoutError, RefusedError or CoordinatorLostError.
         """
         limit_s = self.settings.join_timeout_s if timeout_s is None else timeout_s
+        self._ends_s = self._now_s() + limit_s
         if not (self._has_untaken_round() and self.change is None):
             self._taken = self._machine.number
             count = workers if workers is not None else self.info.workers
             self._act(self._machine.ready(bootstrap, count))
-        await self._until_round(limit_s, limit_s if whole_s is None else whole_s)
+        try:
+            await self._until_round(limit_s, limit_s if whole_s is None else whole_s)
+        finally:
+            self._ends_s = None
         if not self._has_untaken_round():
             return None
         self._taken = self._machine.number
@@ -854,6 +928,7 @@ class Node:
             if not is_on_standby and not self._has_untaken_round():
                 raise self._join_timeout(whole_s, waiting)
             limit_s = max(limit_s, STANDBY_LOOK_S)
+            self._ends_s = None  # Nobody needs it: it waits for as long as that is so.
 
     def _has_untaken_round(self) -> bool:
         return self._machine.number > self._taken
@@ -861,9 +936,10 @@ class Node:
     def _join_timeout(self, limit_s: float, waiting: Waiting | None) -> errors.RallypointError:
         why = str(waiting) if waiting else self.looking or "the coordinator does not say why"
         shown_s = round(limit_s, 1) or limit_s
+        known = waiting.hint if waiting is not None else ""
         return errors.JoinTimeoutError(
             f"no round of run {self.settings.run_id!r} was formed within {shown_s:g} s: {why}",
-            hint="start the missing nodes, lower the minimum, or raise the join timeout",
+            hint=known or "start the missing nodes, lower the minimum, or raise the join timeout",
             waiting=waiting,
         )
 

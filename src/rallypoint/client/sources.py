@@ -6,6 +6,7 @@ in a worker of `rallypoint run`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -15,9 +16,11 @@ import msgspec
 from rallypoint import errors
 from rallypoint.client.bootstrap import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
+from rallypoint.client.waiting import ON_STANDBY, Why, while_waiting
 from rallypoint.core import reasons, symptoms
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import StoreOp
+from rallypoint.core.telling import Lines
 from rallypoint.core.values import (
     Address,
     Change,
@@ -120,6 +123,7 @@ class NodeSource:
         self.node_name = self._node.info.name
         self._has_left = False
         self._failed_in = 0
+        self._lines = Lines()
 
     @property
     def has_left(self) -> bool:
@@ -135,7 +139,8 @@ class NodeSource:
 
     async def open(self) -> None:
         """Attach. Raises as Node.open does."""
-        await self._node.open()
+        async with while_waiting(self._node, self._waits):
+            await self._node.open()
 
     async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
         if self.closed is not None:
@@ -146,12 +151,20 @@ class NodeSource:
             self._reservation, self._was_given = reserve_port(), False
         bootstrap = Address(self._node.bootstrap_host, self._reservation.port)
         try:
-            found = await self._node.next_round(bootstrap, timeout_s=timeout_s)
+            async with while_waiting(self._node, self._waits):
+                found = await self._node.next_round(bootstrap, timeout_s=timeout_s)
         except errors.CoordinatorLostError:
             self._check_is_in()  # it left meanwhile
             raise
         self._was_given = True
+        self._lines.forget()
         return self._facts(found) if found is not None else None
+
+    def _waits(self, why: Why) -> None:
+        # A warning is seen in a program that has set up no logging.
+        if self._lines.is_due(why.reason, asyncio.get_running_loop().time()):
+            level = logging.INFO if why.reason == ON_STANDBY else logging.WARNING
+            _log.log(level, "%s: %s", self.node_name, why.text)
 
     def _facts(self, found: Round) -> WorldFacts:
         return WorldFacts(self.node_name, found.head, found.seat, 0)

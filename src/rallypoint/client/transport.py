@@ -29,6 +29,8 @@ from rallypoint.wire import headers
 from rallypoint.wire import messages as wire
 
 CLOSE_TIMEOUT_S: Final = 2.0
+_TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
+"""How an alert and a handshake begin (RFC 8446, 5.1)."""
 
 
 class Connection(asyncio.Protocol):
@@ -53,6 +55,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._cutting: asyncio.TimerHandle | None = None
         self._was_answered = False
+        self._speaks_tls = False
         self._parts: list[bytes] = []
         self._why_closed = "the coordinator closed the connection"
 
@@ -124,7 +127,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what came, and hand on whole messages."""
-        self._was_answered = True
+        if not self._was_answered:
+            self._was_answered, self._speaks_tls = True, data[:2] in _TLS_RECORDS
         self._websocket.receive_data(data)
         self._take_events()
         self._flush()
@@ -184,6 +188,8 @@ class Connection(asyncio.Protocol):
         if error is None:
             self._opened.set_result(None)
         else:
+            if self._speaks_tls:
+                error = ValueError("it speaks TLS, and nodes of this release do not")
             self._opened.set_exception(_handshake_error(self.address, error))
             self.abort(str(error))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from rallypoint._version import __version__
 from rallypoint.clock import TICK_S, StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.other_runs import TurnedAway, looking_alike
 from rallypoint.coordinator.runs import Commit, RunHost
 from rallypoint.coordinator.sessions import Outlet, Session
 from rallypoint.coordinator.timers import Timer, Timers
@@ -102,6 +103,7 @@ class Hub:
         """Runs that were forgotten here before they had a round: a node may begin them anew."""
         self.descriptors_max = config.sessions_max
         """How many connections this process can have."""
+        self._turned_away = TurnedAway()
         self._beats = 0
         self._next_round_s = 0.0
         self._forget = forget
@@ -244,6 +246,14 @@ class Hub:
     def _turn_over(self, run_id: str) -> None:
         self._turns.pop(run_id, None)
 
+    def other_runs(self, run: RunHost) -> tuple[str, ...]:
+        """Where the missing nodes of a run may be that has had no round yet."""
+        if run.membership.round is not None:
+            return ()
+        if self.config.only_run is not None:
+            return self._turned_away.recent(self.now_s())
+        return looking_alike(run, reversed(self.runs.values()))
+
     def claim(self, run: RunHost) -> None:
         """A node wants the run: on a shared ledger it has to be this coordinator's first."""
         if self._shared is not None and not run.is_claimed:
@@ -265,11 +275,8 @@ class Hub:
         """Why a node cannot attach here at all, if it cannot."""
         only = self.config.only_run
         if only is not None and attach.run_id != only:
-            return Refusal(
-                RefusalCode.OTHER_RUN,
-                f"this coordinator belongs to run {only!r} and admits no node of {attach.run_id!r}",
-                hint="start `rallypoint serve` to have one coordinator for several runs",
-            )
+            self._turned_away.note(attach.run_id, self.now_s())
+            return reasons.other_run(only, attach.run_id)
         problem = naming.info_problem(attach.node)
         if not attach.run_id.isprintable():
             problem = "the run id has characters that cannot be printed"

@@ -120,6 +120,7 @@ class RunHost:
         self._now_s = hub.clock.now_s  # Each message asks twice.
         now_s = self._now_s()
         self.run_id = run_id
+        self.begun_s = now_s
         self.membership = Membership(
             run_id,
             ledger_id=hub.ledger_id,
@@ -368,7 +369,10 @@ class RunHost:
 
     def waiting(self) -> Waiting | None:
         """Why there is no round yet."""
-        return self.membership.waiting(self._now_s())
+        waiting = self.membership.waiting(self._now_s())
+        if waiting is None or not (others := self._hub.other_runs(self)):
+            return waiting
+        return msgspec.structs.replace(waiting, other_runs=others)
 
     def send_members(self, session: Session, node: NodeId, request_id: int) -> None:
         """The member table of the last round, for a member of it; for others an empty one.

@@ -62,6 +62,7 @@ _RESTING = (Phase.SUSPENDED, Phase.CLOSED)
 _PROCESS_ENDED = "its process ended: the kernel closed its connection"
 _MISSING = (File.STOPPING, File.ABSENT, File.PLACE)
 """Where survivors are that are not ready, and hold their places."""
+_READY = (File.READY_SURVIVOR, File.NEWCOMER)
 _ENDING = (File.DONE, File.DEPARTING)
 """Where members are that want no other round."""
 
@@ -335,6 +336,7 @@ class Membership:
             stopping_count=self.roster.count(File.STOPPING) if stop_left_s else 0,
             stop_left_s=stop_left_s,
             held_back_s=max(0.0, self._pace_due_s - now_s) if self._pace_serial else None,
+            ready_names=reasons.first_names(chain(*map(self.roster.names, _READY))),
         )
 
     def _ledger_away_s(self, now_s: float) -> float | None:

@@ -53,6 +53,9 @@ class Waiting(Value, frozen=True):
     stopping_count: int = 0
     stop_left_s: float = 0.0
     held_back_s: float | None = None
+    ready_names: tuple[str, ...] = ()
+    other_runs: tuple[str, ...] = ()
+    """Other runs for which nodes have come to the same coordinator, and wait as well."""
 
     def __str__(self) -> str:
         if self.ledger_away_s is not None:
@@ -70,10 +73,14 @@ class Waiting(Value, frozen=True):
             guard_s=None if self.guard_s is None else 0.0,
             ledger_away_s=None if self.ledger_away_s is None else 0.0,
             held_back_s=None if self.held_back_s is None else 0.0,
+            stop_left_s=0.0,
         )
 
     def _clauses(self) -> list[str]:
-        clauses = [f"{self.ready} of at least {self.minimum} nodes ready (at most {self.maximum})"]
+        ready = f": {some(self.ready_names, self.ready)}" if self.ready_names else ""
+        clauses = [
+            f"{self.ready} of at least {self.minimum} nodes ready (at most {self.maximum}){ready}"
+        ]
         if self.attached > self.ready and not self.missing:
             clauses.append(f"{self.attached - self.ready} attached but not ready")
         if self.missing:
@@ -94,7 +101,18 @@ class Waiting(Value, frozen=True):
             )
         if self.committing:
             clauses.append("the round is being written to the ledger")
+        if self.other_runs:
+            listed = ", ".join(map(repr, self.other_runs))
+            clauses.append(f"nodes of another run id wait here too: {listed}")
         return clauses
+
+    @property
+    def hint(self) -> str:
+        """What is likely to be wrong, and what to do about it; "" if nothing is known."""
+        if not self.other_runs:
+            return ""
+        listed = ", ".join(map(repr, self.other_runs))
+        return f"give the nodes of one job the same run id; others here ask for {listed}"
 
     def _stopping(self) -> str:
         """How long those of the missing that stop their workers may still take."""
@@ -108,6 +126,18 @@ class Waiting(Value, frozen=True):
 def ledger_unreachable(away_s: float, why: str) -> str:
     """The same words wherever it is shown. `away_s` is by the clock of who says so (R9)."""
     return f"ledger unreachable for {away_s:.1f} s: {why}"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 9 min 50 s."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest_s = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest_s} s" if rest_s else f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if rest else f"{hours} h"
 
 
 class RefusalCode(enum.StrEnum):
@@ -138,6 +168,8 @@ class Refusal(Value, frozen=True):
     conflicts: tuple[SettingConflict, ...] = ()
     close: CloseRecord | None = None
     addresses: tuple[Address, ...] = ()
+    run_id: str = ""
+    """The run that the coordinator has instead, if it is a node's own."""
 
     def __str__(self) -> str:
         return self.message
@@ -169,6 +201,17 @@ def not_the_member(name: str) -> Refusal:
         RefusalCode.NAME_TAKEN,
         f"node {name!r} is a member of this run, and this connection did not show its secret",
         hint="a node resumes only from the process that attached; start it again to attach anew",
+    )
+
+
+def other_run(run_id: str, asked: str) -> Refusal:
+    """The coordinator is that of one run, in a node, and the node asks for another."""
+    return Refusal(
+        RefusalCode.OTHER_RUN,
+        f"this coordinator runs {run_id!r}, and this node asked for {asked!r}",
+        hint="give every node the same run id; several runs at one address need a "
+        "`rallypoint serve` there, or a port for each",
+        run_id=run_id,
     )
 
 

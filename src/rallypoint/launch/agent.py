@@ -30,9 +30,10 @@ from typing import Any, Final, TypeVar
 from rallypoint import errors, settings
 from rallypoint.client.bootstrap import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
-from rallypoint.client.waiting import ON_STANDBY, why_it_waits
+from rallypoint.client.waiting import ON_STANDBY, Why, while_waiting
 from rallypoint.coordinator.listener import allow_many_descriptors
 from rallypoint.core import reasons
+from rallypoint.core.telling import Lines
 from rallypoint.core.values import (
     Address,
     Change,
@@ -58,9 +59,6 @@ _T = TypeVar("_T")
 
 FILE_SYSTEM_TIMEOUT_S: Final = 10.0
 """How long a file system may take at the start before it counts as hanging."""
-FIRST_WORD_S: Final = 2.0
-STILL_WAITING_S: Final = 10.0
-"""How soon, and then how often, the agent says what it waits for."""
 LAST_WORDS_S: Final = 1.0
 """How long the end waits for a console that hangs, and for the removal of the agent's files."""
 FORWARDED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
@@ -128,7 +126,8 @@ class Agent:
         self._node.on_ended = self._on_ended
         self._node.on_closed = self._on_closed
         self._node.on_gone = self._on_gone
-        self._node.on_standby = lambda: self._say(ON_STANDBY)
+        self._node.on_standby = lambda: self._waits(Why(ON_STANDBY, ON_STANDBY))
+        self._lines = Lines()
         self._guard = Guard()
         self._pump = LogPump(
             run_id=config.node.run_id,
@@ -168,11 +167,11 @@ class Agent:
                 await self._let_go()
 
     async def _live(self) -> End:
-        telling = self._spawn(self._tell_why_it_waits())
         try:
             await self._unless_told(self._prepare())
             self._guard.start()
-            await self._unless_told(self._node.open())
+            async with while_waiting(self._node, self._waits):
+                await self._unless_told(self._node.open())
             await self._channel.start()
             end: End | None = None
             while end is None:
@@ -189,8 +188,6 @@ class Agent:
             if error.close is None or self._number == 0:
                 raise
             return self._end_of_run(error.close)
-        finally:
-            telling.cancel()
 
     async def _prepare(self) -> None:
         """What touches a file system: in threads, and with a deadline."""
@@ -248,7 +245,8 @@ class Agent:
     async def _next_round(self) -> Round | End:
         """Be ready, and take the next round; or the end of the run."""
         bootstrap = Address(self._node.bootstrap_host, self._reserve().port)
-        found = await self._unless_told(self._node.next_round(bootstrap))
+        async with while_waiting(self._node, self._waits):
+            found = await self._unless_told(self._node.next_round(bootstrap))
         if found is None:
             assert self._node.closed is not None
             return self._end_of_run(self._node.closed)
@@ -271,6 +269,7 @@ class Agent:
         """Run this round's workers to whatever ends them. None: another round is wanted."""
         self._number = found.head.number
         self._wants_regroup = False
+        self._lines.forget()
         self._say(texts.of_round(found))
         work = self._work = Work(
             found,
@@ -525,14 +524,9 @@ class Agent:
 
     # -- saying --------------------------------------------------------------------------------
 
-    async def _tell_why_it_waits(self) -> None:
-        await asyncio.sleep(FIRST_WORD_S)
-        while True:
-            if self._work is None:
-                why = await why_it_waits(self._node, self._config.node.endpoint, STILL_WAITING_S)
-                if self._work is None:
-                    self._say(why.text)
-            await asyncio.sleep(STILL_WAITING_S)
+    def _waits(self, why: Why) -> None:
+        if self._lines.is_due(why.reason, asyncio.get_running_loop().time()):
+            self._say(why.text)
 
     def _say(self, text: str) -> None:
         """A message of the agent on stderr, without waiting for the console."""

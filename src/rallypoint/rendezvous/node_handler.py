@@ -194,7 +194,7 @@ class NodeRendezvousHandler(RendezvousHandler):
         offered = Address(node.bootstrap_host, self._hold.reserve())
         try:
             left_s = max(0.0, ends_s - time.monotonic())
-            async with self._hold.teller.while_waiting(node, self._plan.node.endpoint):
+            async with self._hold.teller.while_waiting(node):
                 whole_s = self._plan.node.join_timeout_s
                 found = await node.next_round(offered, timeout_s=left_s, whole_s=whole_s)
                 return found or node.closed
@@ -402,7 +402,7 @@ class NodeRendezvousHandler(RendezvousHandler):
         hold.coming = node
         hold.teller.listen(node)
         try:
-            async with hold.teller.while_waiting(node, plan.node.endpoint):
+            async with hold.teller.while_waiting(node):
                 await _let_in(node, limit_s)
         except BaseException:
             await hold.close_ledger()

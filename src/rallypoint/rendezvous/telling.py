@@ -14,13 +14,15 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Final, TextIO
 
 from rallypoint import errors
 from rallypoint.client.node import Node, Round
-from rallypoint.client.waiting import ON_STANDBY, Waits, Why, why_it_waits
+from rallypoint.client.waiting import ON_STANDBY, Waits, Why, while_waiting
 from rallypoint.core import reasons
+from rallypoint.core.telling import Lines
 from rallypoint.core.values import Change, ChangeKind, CloseRecord
 
 __all__ = ["Teller", "show_on_stderr"]
@@ -30,12 +32,6 @@ _SHOWN: Final = ("rallypoint.rendezvous", "rallypoint.client")
 """The loggers of which INFO is shown: the handlers' lines, and those of the node below."""
 _log = logging.getLogger("rallypoint.rendezvous")
 
-FIRST_WORD_S: Final = 2.0
-"""How long a node waits before its first line says for what."""
-LOOK_S: Final = 5.0
-"""How often it looks whether the reason is another one by now."""
-STILL_WAITING_S: Final = 30.0
-"""How often it says the same reason again."""
 LINES_MAX: Final = 1_000
 """How many lines may wait for a stderr that takes none."""
 FLUSH_S: Final = 1.0
@@ -50,8 +46,7 @@ class Teller:
         self._run_id = ""
         self._told: Change | None = None
         self._is_over = False
-        self._reason: object = None
-        self._said_s = 0.0
+        self._lines = Lines()
 
     def listen(self, node: Node) -> None:
         """Say what this node is told from now on."""
@@ -63,7 +58,7 @@ class Teller:
 
     def round_began(self, found: Round) -> None:
         """A round with this node has begun."""
-        self._reason = None
+        self._lines.forget()
         self._tell(reasons.describe_round(found.head, None, found.seat.node_rank))
 
     def round_ended(self, change: Change) -> None:
@@ -91,27 +86,12 @@ class Teller:
         """The node leaves: that its connection ends is no news."""
         self._is_over = True
 
-    @contextlib.asynccontextmanager
-    async def while_waiting(self, node: Waits, where: object) -> AsyncIterator[None]:
-        """Say, inside this block, why the node waits; see the constants above for how often."""
-        telling = asyncio.get_running_loop().create_task(self._tell_why(node, where))
-        try:
-            yield
-        finally:
-            telling.cancel()
-            await asyncio.wait({telling})
-
-    async def _tell_why(self, node: Waits, where: object) -> None:
-        pause_s = FIRST_WORD_S
-        while True:
-            await asyncio.sleep(pause_s)
-            self._waits(await why_it_waits(node, where, LOOK_S))
-            pause_s = LOOK_S
+    def while_waiting(self, node: Waits) -> AbstractAsyncContextManager[None]:
+        """Say, inside this block, why the node waits."""
+        return while_waiting(node, self._waits)
 
     def _waits(self, why: Why) -> None:
-        now_s = asyncio.get_running_loop().time()
-        if why.reason != self._reason or now_s - self._said_s >= STILL_WAITING_S:
-            self._reason, self._said_s = why.reason, now_s
+        if self._lines.is_due(why.reason, asyncio.get_running_loop().time()):
             self._tell(why.text)
 
     def _tell(self, text: str) -> None:
