@@ -241,3 +241,19 @@ def test_a_request_in_many_pieces_is_read_whole() -> None:
             writer.close()
 
     run_clean(main)
+
+
+def test_listeners_in_two_threads_read_into_different_buffers() -> None:
+    """A thread that reads lets the other one run before it hands on what it has read."""
+
+    async def buffer() -> memoryview:
+        limits = listening.ListenerLimits()
+        return (
+            listening.Listener((), asyncio.Protocol, lambda: 0, limits)
+            ._new_stranger()
+            .get_buffer(-1)
+        )
+
+    one, another = asyncio.run(buffer()), asyncio.run(buffer())
+    one[:5], another[:5] = b"first", b"other"
+    assert bytes(one[:5]) == b"first"

@@ -14,7 +14,6 @@ import msgspec
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.listener import _Stranger
 from rallypoint.coordinator.runs import RunHost
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core import store as st
@@ -110,9 +109,9 @@ class World:
         listener = self.server._listener
         assert listener is not None
         self._peers += 1
-        now_s = asyncio.get_running_loop().time()
-        stranger = _Stranger(listener._strangers, listener._new_protocol(), now_s)
-        return MemoryTransport(stranger, ("192.0.2.7", 1_024 + self._peers % 60_000))
+        return MemoryTransport(
+            listener._new_stranger(), ("192.0.2.7", 1_024 + self._peers % 60_000)
+        )
 
     async def check_empty(self) -> None:
         """All connections but the honest one have ended: so must all that they brought about."""

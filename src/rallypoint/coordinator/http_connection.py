@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
+from aiohttp.web_protocol import _ErrInfo
 
 from rallypoint.coordinator.strangers import HTTP_LOG
 
@@ -19,9 +20,27 @@ KEEPALIVE_S: Final = 15.0
 
 
 class HttpConnection(web.RequestHandler):
-    """Answers a request that cannot be read as a handler would: without the names of releases."""
+    """Answers a request that cannot be read as a handler would: without the names of releases.
 
-    __slots__ = ()
+    What follows such a request is not read: aiohttp would keep an error for each piece of it.
+    """
+
+    __slots__ = ("_is_unreadable",)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._is_unreadable = False
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, unless a request could not be read."""
+        if self._is_unreadable:
+            return
+        super().data_received(data)
+        if self._messages and isinstance(broken := self._messages[-1][0], _ErrInfo):
+            self._is_unreadable = True
+            # Its frames hold the error in turn, and what was read. Such a cycle lasts until the
+            # next collection of garbage, and so many of them were 100 MiB within seconds.
+            broken.exc.__traceback__ = None
 
     def handle_error(
         self,
@@ -50,7 +69,7 @@ def connections_of(server: web.Server) -> Callable[[], HttpConnection]:
             server,
             loop=loop,
             logger=HTTP_LOG,
-            access_log=None,  # type: ignore[arg-type]
+            access_log=None,
             keepalive_timeout=KEEPALIVE_S,
             # Bodies are small and plain. aiohttp would unpack one of a request that was refused: a
             # megabyte from a stranger cost a gigabyte. The rest of such a body is not read either.

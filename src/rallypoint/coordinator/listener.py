@@ -104,6 +104,7 @@ class Listener:
         # After a stall, what strangers have sent meanwhile is read before they are cut.
         self._clock = StallProofClock(self._loop.time)
         self._strangers: dict[_Stranger, None] = {}
+        self._buffer = memoryview(bytearray(STRANGER_READ_BYTES))
         self._entering: set[asyncio.Task[None]] = set()
         self._open_at_most = 0
         self._is_reading = False
@@ -188,13 +189,14 @@ class Listener:
 
     async def _enter(self, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(
-                lambda: _Stranger(self._strangers, self._new_protocol(), self._clock.now_s()),
-                connection,
-            )
+            await self._loop.connect_accepted_socket(self._new_stranger, connection)
         except OSError as error:
             _log.debug("a connection ended while it was taken: %s", error)
             connection.close()
+
+    def _new_stranger(self) -> _Stranger:
+        now_s = self._clock.now_s()
+        return _Stranger(self._strangers, self._new_protocol(), now_s, self._buffer)
 
     def _out_of_descriptors(self, error: OSError) -> None:
         self._pause()
@@ -229,13 +231,19 @@ class Listener:
 class _Stranger(asyncio.BufferedProtocol):
     """Stands in front of a connection's protocol until the connection is admitted."""
 
-    _buffer = memoryview(bytearray(STRANGER_READ_BYTES))
-    """One for all: what was read into it is handed on before anything else is read."""
-
     def __init__(
-        self, strangers: dict[_Stranger, None], owner: asyncio.Protocol, since_s: float
+        self,
+        strangers: dict[_Stranger, None],
+        owner: asyncio.Protocol,
+        since_s: float,
+        buffer: memoryview,
     ) -> None:
+        """`buffer`: of the listener, for all of its strangers.
+
+        What was read into it is handed on before the event loop reads anything else.
+        """
         self.since_s = since_s
+        self._buffer = buffer
         self._strangers = strangers
         self._owner = owner
         self._transport: asyncio.Transport | None = None

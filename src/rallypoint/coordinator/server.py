@@ -294,8 +294,7 @@ class CoordinatorServer:
         else:
             login_refused(request.remote, http.why_unauthorized(request))
             response = http.unauthorized(request)
-        response.force_close()  # or its connection would stay a stranger's for ever
-        return response
+        return _last(request, response)  # or its connection would stay a stranger's for ever
 
     def _admit(self, request: web.Request) -> None:
         if self._listener is not None:
@@ -318,8 +317,7 @@ class CoordinatorServer:
         if has_body(request):
             # aiohttp would read it as frames, and a proxy in front of it as a body.
             response = http.json_error(400, "a request for a WebSocket has no body", "send none")
-            response.force_close()
-            return response
+            return _last(request, response)
         if request.transport is None:
             return _hung_up()
         request.transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
@@ -327,9 +325,7 @@ class CoordinatorServer:
         account = account_of(request.transport.get_extra_info("peername"), token)
         refusal = self.hub.session_refusal(account)
         if refusal is not None:
-            response = http.json_error(503, refusal.message, refusal.hint)
-            response.force_close()
-            return response
+            return _last(request, http.json_error(503, refusal.message, refusal.hint))
         outlet = WebSocketOutlet(ws, request.transport, self._closing, token, account)
         session = self.hub.connected(outlet)
 
@@ -389,6 +385,13 @@ def _taken_early(request: web.Request) -> bytes:
     early = bytes(protocol._message_tail)
     protocol._message_tail = b""
     return early
+
+
+def _last(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """The last answer on a connection. What came behind the request is not read."""
+    response.force_close()
+    _taken_early(request)
+    return response
 
 
 def _hung_up() -> web.Response:
