@@ -330,7 +330,8 @@ def test_a_replica_that_has_not_the_run_shows_and_closes_it(
             told = json.loads(done.out)
             msgspec.convert(told, RunStatus)
             assert (done.code, told["phase"], told["source"]) == (3, "unreachable", "ledger")
-            assert f":{owner.port}" in done.err
+            assert f":{owner.port}" in told["reason"]
+            assert "Connection refused" in told["reason"]
             assert (told["rounds"][-1]["number"], told["rounds"][-1]["ended"]) == (1, "")
 
 

@@ -122,7 +122,9 @@ def test_any_replica_closes_a_run() -> None:
             await a.has("one")
             said = await b.ask("/api/v1/runs/one/close", post=b'{"reason": "enough"}')
             assert said == (200, {"run_id": "one", "was_closed": False})
-            assert a.server.hub.runs["one"].is_closed
+            close = a.server.hub.runs["one"].membership.close
+            assert close is not None
+            assert close.by == "operator at 127.0.0.1 through 127.0.0.1"
             again = await b.ask("/api/v1/runs/one/close", post=b"{}")
             assert again == (200, {"run_id": "one", "was_closed": True})
             shown = await b.status("one")

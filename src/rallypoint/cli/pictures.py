@@ -137,7 +137,9 @@ def _head(run: Picture) -> Text:
 
 
 def _why(run: Picture) -> str:
-    return "ended" if run.get("phase") == "closed" else "waiting"
+    if run.get("phase") == "closed":
+        return "ended"
+    return "from the ledger" if run.get("source") == "ledger" else "waiting"
 
 
 def _members(run: Picture) -> list[RenderableType]:

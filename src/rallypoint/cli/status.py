@@ -94,7 +94,10 @@ def _one_run(where: Endpoint, token: str, run_id: str, shown: int | None) -> Ans
         answer = Answer(msgspec.to_builtins(unknown), error)
     picture, problem = fields.filled(answer.picture, fields.RunStatus), answer.error
     if problem is None and picture["phase"] in (fields.UNOWNED, fields.UNREACHABLE):
-        problem = CoordinatorError(f"run {run_id!r}: {picture['reason']}")  # as a replica says
+        # A replica says so: it has answered with what the ledger keeps.
+        is_unowned = picture["phase"] == fields.UNOWNED
+        why = "has no coordinator now" if is_unowned else "has a coordinator that does not answer"
+        problem = CoordinatorError(f"run {run_id!r} {why}", hint=owners.UNOWNED_HINT)
     return Answer(picture, problem)
 
 

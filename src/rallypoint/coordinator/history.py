@@ -29,6 +29,7 @@ NAMES_KEPT_MAX: Final = 64
 LOSSES_REMEMBERED: Final = 50
 ROUND_BYTES: Final = 600
 """What a round takes in memory besides names and texts."""
+_WATCHED: Final = frozenset({do.Commit, do.Publish, do.Break, do.Verdict, do.Announce, do.Forget})
 
 
 class RoundHistory(msgspec.Struct, kw_only=True):
@@ -85,14 +86,15 @@ class History:
         now_s: float,
         wall_s: float,
         phase: Phase = Phase.GATHERING,
-        last_round: int = 0,
     ) -> PastLoss | None:
         """Note what one step of the core decided. Who was lost beside a round, if anybody was.
 
-        `phase`, `last_round`: the run's, before that step.
+        `phase`: the run's, before that step.
         """
         lost: list[Change] = []
         for effect in effects:
+            if type(effect) not in _WATCHED:
+                continue  # Each message of a node comes by here.
             if isinstance(effect, do.Commit):
                 if isinstance(effect.record, RoundRecord):
                     self._sealed(effect.record, now_s, wall_s)
@@ -108,7 +110,7 @@ class History:
                 self._closed(effect, now_s, wall_s)
             elif isinstance(effect, do.Forget) and effect.loss is not None:
                 lost.append(effect.loss)
-        return self._note_loss(lost, phase, last_round, wall_s) if lost else None
+        return self._note_loss(lost, phase, wall_s) if lost else None
 
     def restored(
         self, record: RoundRecord | None, past: Past, ended: Change | None, now_s: float
@@ -180,13 +182,11 @@ class History:
             self._over(now_s, wall_s)
             self.rounds[-1].ended = reasons.describe_close(effect.close)
 
-    def _note_loss(
-        self, lost: list[Change], phase: Phase, last_round: int, wall_s: float
-    ) -> PastLoss:
+    def _note_loss(self, lost: list[Change], phase: Phase, wall_s: float) -> PastLoss:
         change = loss_of(lost)
         text = reasons.describe(change)
         names, count = change.nodes, change.count
-        loss = PastLoss(last_round, phase.value, wall_s, self._host, names, count, text)
+        loss = PastLoss(change.round, phase.value, wall_s, self._host, names, count, text)
         self.losses.append(loss)
         return loss
 

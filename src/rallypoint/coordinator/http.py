@@ -22,9 +22,9 @@ from rallypoint.coordinator.runs import RunHost
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.addresses import plain
-from rallypoint.core.values import Outcome
+from rallypoint.core.values import NAME_LENGTH_MAX, Outcome
 from rallypoint.errors import LedgerError
-from rallypoint.wire.headers import CLIENT, ONLY_OWN
+from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 
 HUB: web.AppKey[Hub] = web.AppKey("hub", Hub)
 SHOWN = "shown_token"
@@ -132,6 +132,7 @@ async def _runs(request: web.Request) -> web.Response:
         try:
             lines += await replicas.summaries([run.run_id for run in own], _shown(request))
             lines += _not_claimed(hub, {str(line["run_id"]) for line in lines})
+            lines.sort(key=lambda line: str(line["run_id"]))  # in one order through any replica
         except LOOK_ERRORS as error:
             problem = f"the runs of other coordinators are not listed: {_why(error)}"
     coordinator = msgspec.to_builtins(status.coordinator_of(hub))
@@ -183,13 +184,20 @@ async def _close(request: web.Request) -> web.Response:
         return _no_such_run(hub, run_id)
     reason = reasons.tidy(body.reason, REASON_CHARACTERS_MAX) or "closed by request"
     was_closed = run.is_closed
-    by = f"operator at {plain(request.remote or 'a local socket')}"
+    by = f"operator at {_asked_from(request)}"
     run.post(on.CloseRequested(by, Outcome.STOPPED, reason))
     why = await _why_not_closed(hub, run)
     if why:
         hint = "nobody can say yet whether it will be: ask again, or look with `rallypoint status`"
         return json_error(503, f"run {run.run_id!r} is not closed yet: {why}", hint)
     return _json({"run_id": run.run_id, "was_closed": was_closed})
+
+
+def _asked_from(request: web.Request) -> str:
+    """Where a question comes from, and through which coordinator if it was passed on."""
+    remote = plain(request.remote or "a local socket")
+    asked_by = reasons.tidy(request.headers.get(ASKED_BY, ""), NAME_LENGTH_MAX)
+    return f"{asked_by} through {remote}" if asked_by else remote
 
 
 async def _close_elsewhere(
@@ -216,7 +224,8 @@ async def _close_elsewhere(
             return json_error(503, f"run {run_id!r} is another coordinator's now", _ASK_AGAIN)
         try:
             path = f"/api/v1/runs/{quote(run_id, safe='')}/close"
-            return _passed_on(await replicas.ask(kept.lease, _shown(request), path, data or b"{}"))
+            shown, by = _shown(request), plain(request.remote or "")
+            return _passed_on(await replicas.ask(kept.lease, shown, path, data or b"{}", by))
         except NoAnswerError as error:
             problem = no_answer(kept.lease, str(error))
     if await _taken_over(hub, run_id):

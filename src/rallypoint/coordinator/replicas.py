@@ -11,6 +11,7 @@ a coordinator has drawn its token itself, that token is in its lease.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -24,7 +25,7 @@ from rallypoint.core import election as e
 from rallypoint.core.values import Address
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.contract import Ledger
-from rallypoint.wire.headers import CLIENT, ONLY_OWN
+from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 
 ANSWER_WITHIN_S: Final = 3.0
 """How long other coordinators have to answer. A command waits 5 s for the whole."""
@@ -150,21 +151,26 @@ class Replicas:
         return {str(each.get("run_id")): each for each in runs}
 
     async def ask(
-        self, lease: e.Lease, authorization: str, path: str, post: bytes | None = None
+        self,
+        lease: e.Lease,
+        authorization: str,
+        path: str,
+        post: bytes | None = None,
+        asked_by: str = "",
     ) -> Answer:
         """Ask the process with this lease, at each of its addresses in turn.
 
-        Raises NoAnswerError.
+        `asked_by`: the address from which the question came. Raises NoAnswerError.
         """
         problem = "its lease names no address"
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 for address in lease.addresses:
                     try:
-                        headers = _headers(lease, authorization)
+                        headers = _headers(lease, authorization, asked_by)
                         return await self._ask(address, headers, path, post)
                     except (aiohttp.ClientError, OSError, NoAnswerError) as error:
-                        problem = str(error) or type(error).__name__
+                        problem = _problem(error)
         except TimeoutError:
             problem = f"no answer within {ANSWER_WITHIN_S:g} s"
         raise NoAnswerError(problem)
@@ -217,8 +223,10 @@ def _line(each: Kept | Unread, told: dict[str, dict[str, Any] | str]) -> dict[st
     return fields
 
 
-def _headers(lease: e.Lease, authorization: str) -> dict[str, str]:
+def _headers(lease: e.Lease, authorization: str, asked_by: str) -> dict[str, str]:
     headers = {CLIENT: "coordinator", ONLY_OWN: "1", "Content-Type": "application/json"}
+    if asked_by:
+        headers[ASKED_BY] = asked_by
     if lease.token:
         headers["Authorization"] = f"Bearer {lease.token}"
     elif authorization and not lease.only_run:
@@ -243,6 +251,13 @@ def _object(body: bytes) -> dict[str, Any] | None:
 def _told(answer: Answer) -> str:
     """The error that it has answered with."""
     return str(answer.body.get("error") or f"it answers with status {answer.status}")[:300]
+
+
+def _problem(error: Exception) -> str:
+    """In few words: aiohttp puts the address and more around the system's own."""
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
 
 
 def _listed(lease: e.Lease) -> str:

@@ -280,7 +280,7 @@ class RunHost:
 
     def _step(self, event: on.Event) -> None:
         now_s = self._now_s()
-        phase, number = self.membership.phase_of_work, self.membership.number
+        phase = self.membership.phase_of_work
         effects = self.membership.step(event, now_s)
         is_empty = not len(self.membership.roster)
         if is_empty != (self.empty_since_s is not None):
@@ -288,7 +288,7 @@ class RunHost:
             if not is_empty:
                 self.history.first_arrival(now_s)
         if effects:
-            loss = self.history.observe(effects, now_s, time.time(), phase, number)
+            loss = self.history.observe(effects, now_s, time.time(), phase)
             if loss is not None:
                 when = reasons.when_lost(loss)
                 _log.info("run %s: %s, %s", self.run_id, loss.text, when)

@@ -11,3 +11,7 @@ standard, section 2.2.2), so a request that has it comes from no page."""
 ONLY_OWN: Final = "Rallypoint-Only-Own"
 """Asks a coordinator for what it knows itself: another one, or a command that reads the ledger,
 asks the others too. So a question is passed on at most once."""
+
+ASKED_BY: Final = "Rallypoint-Asked-By"
+"""The address from which a question came that a coordinator passes on. For people: it is believed
+because whoever shows the token may give any reason."""
