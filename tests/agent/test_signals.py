@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import re
+import select
 import signal
+import subprocess
+import sys
+import termios
 import time
 
 import pytest
@@ -142,3 +149,37 @@ def test_a_worker_that_alone_is_ended_by_sigterm_has_failed(machine: Machine) ->
     agent = machine.agent("a", nnodes="1")
     os.kill(agent.worker().pid, signal.SIGTERM)
     assert "rank 0 was killed by signal 15" in agent.ends(1)
+
+
+def test_an_agent_whose_terminal_is_closed_leaves_in_order(machine: Machine) -> None:
+    """Its output goes nowhere from then on, and its workers are told by the kernel as well."""
+    stays = machine.agent("a", "--last-call", "60", nnodes="1:2")
+    ours, theirs = pty.openpty()
+    argv = [sys.executable, "-c", machine.main, "run", "--node-name", "b", "--nnodes", "1:2"]
+    argv += ["--endpoint", machine.endpoint, "--run-id", "test", "--last-call", "60"]
+    leaves = subprocess.Popen(
+        [*argv, "--host-coordinator", "no", machine.program()],
+        env=machine.env,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    try:
+        shown = b""
+        while (found := re.search(rb"worker 1 \d+ 2 (\d+)\r", shown)) is None:
+            assert select.select([ours], [], [], 60)[0], shown
+            shown += os.read(ours, 65_536)
+        stays.worker(1)
+        os.close(ours)
+        assert leaves.wait(60) == 129
+        gone([int(found[1])])
+    finally:
+        leaves.kill()
+        leaves.wait()
+    worker = stays.worker(2)
+    assert "round 1 has ended: b left: its agent got SIGHUP" in stays.text
+    os.kill(worker.pid, signal.SIGUSR2)
+    stays.ends(0)
