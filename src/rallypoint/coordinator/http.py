@@ -27,7 +27,7 @@ from rallypoint.errors import LedgerError
 from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 
 HUB: web.AppKey[Hub] = web.AppKey("hub", Hub)
-SHOWN = "shown_token"
+SHOWN: web.RequestKey[str] = web.RequestKey("shown_token", str)
 """Under this name a request keeps the coordinator's token that it showed, if one is asked for."""
 REPLICAS: web.AppKey[Replicas] = web.AppKey("replicas", Replicas)
 """Only where the ledger is shared."""
