@@ -14,6 +14,7 @@ import pytest
 
 from rallypoint.launch import agent
 from rallypoint.launch.console_rule import NO_STREAMS, read_streams
+from rallypoint.launch.guard import Guard
 
 from .conftest import COMMAND, Cli, Done, Served
 
@@ -269,6 +270,9 @@ def test_a_host_that_cannot_be_resolved_is_an_error_that_names_it(
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", fails)
+    # The agent runs in this process, which must not leave one behind that is slow to end.
+    close = Guard.close
+    monkeypatch.setattr(Guard, "close", lambda guard: close(guard, timeout_s=60.0))
     done = cli("run", *_MEET, "--endpoint", "nowhere.example:1", script)
     assert done.code == 3
     assert "nowhere.example" in done.err

@@ -25,7 +25,8 @@ STEPS = (
     "publish",
     "half_published",
 )
-FORMED_WITHIN_S = LAST_CALL_S + TTL_S + GRACE_S + 2.0
+FORMED_WITHIN_S = LAST_CALL_S + TTL_S + GRACE_S + 10.0
+"""R7, on a machine that pauses. Its bound itself is held where the clock is virtual."""
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 

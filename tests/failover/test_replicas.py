@@ -16,7 +16,8 @@ from tests.failover.fleet import ALL_WITHIN_S, SERVES_WITHIN_S, Fleet
 
 NODES = 8
 FROZEN_S = {"etcd": 20.0, "file": 8.0}
-HANDED_OVER_WITHIN_S = 2.0
+HANDED_OVER_WITHIN_S = 4.5
+"""Nobody waits for the lease to run out, which takes 5 s."""
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 

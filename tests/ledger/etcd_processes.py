@@ -126,7 +126,8 @@ class EtcdCluster:
 
     @property
     def options(self) -> EtcdOptions:
-        return EtcdOptions(endpoints=self.endpoints)
+        """Patient: a write whose answer takes longer than a try has no known outcome."""
+        return EtcdOptions(endpoints=self.endpoints, try_timeout_s=10.0, timeout_s=60.0)
 
     def leader(self) -> EtcdProcess:
         """The member that leads, as itself says; once one does, if they are about to elect it."""
