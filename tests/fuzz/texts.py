@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Any, Final
 
@@ -54,6 +56,20 @@ def _token(value: str, rng: Random) -> None:
     except errors.UsageError as error:
         must(SECRET not in f"{error} {error.hint}", "a token is shown")
     settings.token_bits(secret)
+
+
+_FOLDER: Final = tempfile.TemporaryDirectory(prefix="rallypoint-fuzz-")
+
+
+def _token_file(value: str, rng: Random) -> None:
+    """A file that a user names: any bytes may be in it, and the error shows none of them."""
+    path = Path(_FOLDER.name) / "token"
+    data = rng.choice((b"", b"\n", b"\xff\xfe", b"\0" * 20, SECRET.encode(), b" " * 600))
+    path.write_bytes(data + value.encode("utf-8", "surrogateescape"))
+    try:
+        settings.resolve_token(str(path), {})
+    except errors.UsageError as error:
+        must(SECRET not in f"{error} {error.hint}", "what a token file holds is shown")
 
 
 def _endpoint(value: str, rng: Random) -> None:
@@ -119,6 +135,7 @@ _TRIED: Final[dict[Callable[[str, Random], None], tuple[type[Exception], ...]]] 
     _run_id: (errors.UsageError,),
     _token: (errors.UsageError,),
     _endpoint: (errors.EndpointError,),
+    _token_file: (),
     _password: (errors.EndpointError,),
     _ledger: (errors.EndpointError,),
     _names: (),
