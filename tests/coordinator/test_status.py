@@ -151,7 +151,9 @@ def test_a_list_has_the_same_fields_too_also_for_what_cannot_be_read() -> None:
         found = await look_at_all(ledger)
         assert [type(each) for each in found] == [Unread, Kept]
         lines = own + [each.summary() for each in found]
-        told = RunList(coordinator=status.coordinator_of(case.hub), runs=lines, problem=None)
+        told = RunList(
+            coordinator=status.coordinator_of(case.hub), runs=lines, problem=None, next=None
+        )
         read = msgspec.json.decode(msgspec.json.encode(told), type=RunList)
         assert [each.run_id for each in read.runs] == ["run", "a/b c", "run"]
         assert [each.phase for each in read.runs] == ["gathering", "unknown", "unreachable"]

@@ -28,6 +28,8 @@ from rallypoint.wire.headers import CLIENT, ONLY_OWN
 
 TIMEOUT_S: Final = 5.0
 ANSWER_BYTES_MAX: Final = 256 * 1024**2
+PAGES_MAX: Final = 1_000
+"""How often it is asked for more runs; a page has 1,000. What is no coordinator may never end."""
 
 
 class NoSuchRunError(UsageError):
@@ -39,7 +41,20 @@ def runs(endpoint: Endpoint, token: str, *, only_own: bool = False) -> dict[str,
 
     `only_own`: of those that it has itself, and not those of its ledger's other coordinators.
     """
-    body = request(endpoint, token, "GET", "/api/v1/runs", only_own=only_own)
+    body = _page_of_runs(endpoint, token, "", only_own)
+    pages = 1
+    while isinstance(body.get("next"), str):
+        if pages >= PAGES_MAX:
+            raise _not_ours(endpoint, "its list of runs has no end")
+        more = _page_of_runs(endpoint, token, f"?after={_quoted(body['next'])}", only_own)
+        problem = body.get("problem") or more.get("problem")
+        body = {**more, "runs": [*body["runs"], *more["runs"]], "problem": problem}
+        pages += 1
+    return body
+
+
+def _page_of_runs(endpoint: Endpoint, token: str, query: str, only_own: bool) -> dict[str, Any]:
+    body = request(endpoint, token, "GET", f"/api/v1/runs{query}", only_own=only_own)
     if not isinstance(body.get("runs"), list) or not isinstance(body.get("coordinator"), dict):
         raise _not_ours(endpoint, "its answer lists no runs")
     return body

@@ -142,7 +142,7 @@ def _all_runs(where: Endpoint, token: str, as_json: bool, shown: int | None) -> 
     coordinator = told[0]["coordinator"] if told else None
     lines = [fields.filled(each, fields.RunSummary) for each in (*runs.values(), *others.values())]
     problem = next((each["problem"] for each in told if each.get("problem")), None)
-    return {"coordinator": coordinator, "runs": lines, "problem": problem}
+    return {"coordinator": coordinator, "runs": lines, "problem": problem, "next": None}
 
 
 def _print(picture: Picture, as_json: bool) -> None:

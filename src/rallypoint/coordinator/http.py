@@ -17,6 +17,7 @@ from aiohttp import web
 from rallypoint.coordinator import ledger_view, status
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.paging import Page, page_of
 from rallypoint.coordinator.replicas import LOOK_ERRORS, Answer, NoAnswerError, Replicas, no_answer
 from rallypoint.coordinator.runs import RunHost
 from rallypoint.core import events as on
@@ -124,25 +125,40 @@ async def _healthz(request: web.Request) -> web.Response:
 
 async def _runs(request: web.Request) -> web.Response:
     hub = request.app[HUB]
+    try:
+        page = page_of(request.query)
+    except ValueError as error:
+        return json_error(400, str(error))
     own = [run for run in hub.runs.values() if run.is_claimed]
-    lines = [msgspec.to_builtins(status.summary_of(run, _owner(hub))) for run in own]
+    shown = page.first(own, lambda run: run.run_id)
+    lines = [msgspec.to_builtins(status.summary_of(run, _owner(hub))) for run in shown]
     problem: str | None = None
     replicas = _replicas(request)
     if replicas is not None and ONLY_OWN not in request.headers:
         try:
-            lines += await replicas.summaries([run.run_id for run in own], _shown(request))
-            lines += _not_claimed(hub, {str(line["run_id"]) for line in lines})
-            lines.sort(key=lambda line: str(line["run_id"]))  # in one order through any replica
+            ids = [run.run_id for run in own]
+            others = await replicas.summaries(ids, _shown(request), page)
+            lines += others
+            lines += _not_claimed(hub, {str(line["run_id"]) for line in others}, page)
         except LOOK_ERRORS as error:
             problem = f"the runs of other coordinators are not listed: {_why(error)}"
-    coordinator = msgspec.to_builtins(status.coordinator_of(hub))
-    return _json({"coordinator": coordinator, "runs": lines, "problem": problem})
+    lines = page.first(lines, lambda line: str(line["run_id"]))
+    following = lines[page.most - 1]["run_id"] if len(lines) > page.most else None
+    return _json(
+        {
+            "coordinator": msgspec.to_builtins(status.coordinator_of(hub)),
+            "runs": lines[: page.most],
+            "problem": problem,
+            "next": following,
+        }
+    )
 
 
-def _not_claimed(hub: Hub, known: set[str]) -> list[dict[str, Any]]:
+def _not_claimed(hub: Hub, known: set[str], page: Page) -> list[dict[str, Any]]:
     """Runs that nodes have come for, and of which the ledger knows nothing yet."""
     new = [run for run in hub.runs.values() if not run.is_claimed and run.run_id not in known]
-    return [msgspec.to_builtins(status.summary_of(run, None)) for run in new]
+    first = page.first(new, lambda run: run.run_id)
+    return [msgspec.to_builtins(status.summary_of(run, None)) for run in first]
 
 
 async def _run(request: web.Request) -> web.Response:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, TypeVar
 
 from rallypoint.coordinator import status
+from rallypoint.coordinator.paging import Page
 from rallypoint.coordinator.tables import read_members
 from rallypoint.core import election as e
 from rallypoint.core.values import RoundMember
@@ -55,10 +56,17 @@ async def look(ledger: Ledger, run_id: str) -> Kept | None:
     return None if register is None else Kept(register, await _lease(ledger, register.owner))
 
 
-async def look_at_all(ledger: Ledger, without: Iterable[str] = ()) -> list[Kept | Unread]:
-    """All runs but those with these ids, in order. Raises LedgerError if it does not answer."""
+async def look_at_all(
+    ledger: Ledger, without: Iterable[str] = (), page: Page | None = None
+) -> list[Kept | Unread]:
+    """All runs but those with these ids, in order: or those of one page, and one beyond it.
+
+    Raises LedgerError if it does not answer.
+    """
     skipped = frozenset(map(run_key, without))
-    keys = [key for key in await ledger.keys(RUNS) if key not in skipped]
+    keys = [key for key in sorted(await ledger.keys(RUNS)) if key not in skipped]
+    if page is not None:
+        keys = [key for key in keys if key > page.after_key][: page.most + 1]
     leases: dict[str, asyncio.Task[e.Lease | None]] = {}
     found: dict[str, Kept | Unread] = {}
     waiting = iter(keys)

@@ -21,6 +21,7 @@ import msgspec
 
 from rallypoint.coordinator import ledger_view, status
 from rallypoint.coordinator.ledger_view import Kept, Unread
+from rallypoint.coordinator.paging import Page
 from rallypoint.core import election as e
 from rallypoint.core.values import Address
 from rallypoint.errors import LedgerError
@@ -101,24 +102,29 @@ class Replicas:
         async with asyncio.timeout(LEDGER_WITHIN_S):
             return await ledger_view.detail(self._ledger, kept, members_shown, self._host, problem)
 
-    async def summaries(self, own: list[str], authorization: str) -> list[dict[str, Any]]:
-        """A line for each run of the ledger but the own ones. Raises LedgerError, TimeoutError."""
+    async def summaries(
+        self, own: list[str], authorization: str, page: Page
+    ) -> list[dict[str, Any]]:
+        """A line for each run of the ledger but the own ones, of this page and one beyond it.
+
+        Raises LedgerError, TimeoutError.
+        """
         if self._only_run is not None:
             return []
         async with asyncio.timeout(LEDGER_WITHIN_S):
-            found = await ledger_view.look_at_all(self._ledger, own)
+            found = await ledger_view.look_at_all(self._ledger, own, page)
         owners = {
             each.lease.process: each.lease
             for each in found
             if isinstance(each, Kept) and each.lease is not None and each.register.close is None
         }
         owners.pop(self._process(), None)
-        told = await self._ask_all(list(owners.values()), authorization)
+        told = await self._ask_all(list(owners.values()), authorization, page)
         told[self._process()] = _BEING_TAKEN
         return [_line(each, told) for each in found]
 
     async def _ask_all(
-        self, leases: list[e.Lease], authorization: str
+        self, leases: list[e.Lease], authorization: str, page: Page
     ) -> dict[str, dict[str, Any] | str]:
         """What each of these says of its runs, by process; or why it says nothing."""
         waiting = iter(leases)
@@ -127,7 +133,7 @@ class Replicas:
         async def ask_some() -> None:
             for lease in waiting:
                 try:
-                    told[lease.process] = await self._runs_of(lease, authorization)
+                    told[lease.process] = await self._runs_of(lease, authorization, page)
                 except NoAnswerError as error:
                     told[lease.process] = no_answer(lease, str(error))
 
@@ -141,8 +147,9 @@ class Replicas:
         late = {lease.process: no_answer(lease, "no answer in time") for lease in leases}
         return late | told
 
-    async def _runs_of(self, lease: e.Lease, authorization: str) -> dict[str, Any]:
-        answer = await self.ask(lease, authorization, "/api/v1/runs")
+    async def _runs_of(self, lease: e.Lease, authorization: str, page: Page) -> dict[str, Any]:
+        path = f"/api/v1/runs?limit={page.most}&after={quote(page.after, safe='')}"
+        answer = await self.ask(lease, authorization, path)
         if answer.status != 200:
             raise NoAnswerError(_told(answer))
         runs = answer.body.get("runs")

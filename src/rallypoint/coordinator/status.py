@@ -158,11 +158,15 @@ class RunStatus(RunSummary, frozen=True, kw_only=True):
 
 
 class RunList(_Shown, frozen=True, kw_only=True):
-    """All runs. `problem`: why some may be missing; null if none is."""
+    """All runs, or some. `problem`: why some may be missing; null if none is.
+
+    `next`: behind which run the others are; null if these are the last.
+    """
 
     coordinator: CoordinatorStatus | None
     runs: list[RunSummary]
     problem: str | None
+    next: str | None
 
 
 def filled(picture: dict[str, Any], kind: type[_Shown]) -> dict[str, Any]:
