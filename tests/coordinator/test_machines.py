@@ -785,3 +785,15 @@ def test_a_failure_is_cut_and_cleaned_rather_than_refused():
     assert failure is not None
     assert len(failure.message) == m.TEXT_CHARACTERS_MAX
     assert failure.last_lines == ("?",) * m.LINES_MAX
+
+
+def test_a_node_that_was_lost_in_silence_takes_nobody_elses_voice() -> None:
+    """A coordinator in a node yields if it hears nobody else, and it hears c all the time."""
+    network = Network()
+    nodes = [network.node(name, RunSettings(min_nodes=2, max_nodes=3)) for name in "abc"]
+    for node in nodes:
+        node.ready()
+    network.until(lambda: all(node.rounds for node in nodes))
+    nodes[1].is_frozen = True
+    network.until(lambda: network.run.membership.roster.get("b") is None, limit_s=60.0)
+    assert network.run.hears_another_than("a")

@@ -163,6 +163,24 @@ def test_what_was_kept_is_dropped_when_another_coordinator_has_the_run() -> None
     run_virtual(main())
 
 
+def test_what_was_kept_for_a_connection_goes_with_it() -> None:
+    async def main() -> None:
+        case = await a_case(redials=False)
+        await case.suspended()
+        case.ask(2, Get("k"))
+        held = case.hub.runs["run"]._held
+        assert held._bytes > 0
+        case.line.close("it breaks")
+        await asyncio.sleep(0.1)
+        assert held._bytes == 0
+        case.ledger.is_mute = False
+        await until(lambda: case.phase is Phase.ACTIVE)
+        assert case.answered() == [1]
+        await case.shared.aclose()
+
+    run_virtual(main())
+
+
 def test_the_beat_stands_still_while_no_renewal_is_confirmed() -> None:
     """A node judges its coordinator by it, so tries do not count."""
 

@@ -183,6 +183,17 @@ class TestDepartingAndLeft:
         driver.advance(0.1)
         assert (driver.run.number, driver.names, lost(driver)) == (2, ["c", "b"], [])
 
+    def test_one_that_begins_to_depart_while_its_round_is_written(self) -> None:
+        driver = Driver(min=2, max=3, manual_commit=True)
+        driver.join("a", "b", "c")
+        driver.depart("a")
+        driver.commit()
+        fail_over(driver, "b", "c")
+        driver.manual_commit = False
+        driver.ready("b", "c", leaving=1)
+        driver.advance(0.1)
+        assert (driver.run.number, driver.names, lost(driver)) == (2, ["c", "b"], [])
+
     def test_one_that_left_while_its_round_was_written(self) -> None:
         driver = Driver(min=2, max=3, manual_commit=True)
         driver.join("a", "b", "c")

@@ -214,6 +214,31 @@ def test_an_open_case_is_gone_on_with_and_a_closed_one_is_not(is_closed: bool) -
     assert len(told(driver, do.ProbeRound)) == (0 if is_closed else 1)
 
 
+def test_silence_during_an_outage_counts_no_more_than_what_makes_a_suspect() -> None:
+    driver = met("a", "b", grace=5.0)
+    driver.lose_ledger()
+    driver.advance(60.0)
+    driver.silent("a", silent_s=60.0)
+    driver.restore_ledger()
+    driver.advance(driver.settings.lost_after_s - driver.settings.suspect_after_s - 0.1)
+    assert driver.run.roster.living(node_id("a"))
+    driver.advance(0.2)
+    assert not driver.run.roster.living(node_id("a"))
+
+
+def test_the_mass_guard_lasts_as_long_after_an_outage_that_is_over() -> None:
+    names = [f"n{number}" for number in range(10)]
+    driver = met(*names, mass_min=2, mass_grace=120.0)
+    driver.lose_ledger()
+    driver.advance(60.0)
+    driver.restore_ledger()
+    driver.fail(names[0])
+    driver.silent(*names[5:])
+    waiting = driver.run.waiting(driver.now_s)
+    assert waiting is not None
+    assert waiting.guard_s == 120.0
+
+
 def test_of_two_closes_the_first_one_counts() -> None:
     driver = met("a", "b")
     driver.lose_ledger()
