@@ -34,6 +34,7 @@ print("served")
 @pytest.mark.parametrize("host", ["", "127.0.0.1"])
 def test_a_server_takes_the_port_over(host: str) -> None:
     reservation = reserve_port()
+    reservation.hand_over()
     with socket.create_server((host, reservation.port)) as server:
         reservation.close()  # who listens goes on listening
         with socket.create_connection(("127.0.0.1", reservation.port)) as client:
@@ -47,6 +48,7 @@ def test_a_server_takes_the_port_over(host: str) -> None:
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
 def test_a_server_of_both_families_takes_the_port_over() -> None:
     with reserve_port() as reservation:
+        reservation.hand_over()
         address = ("::", reservation.port)
         with socket.create_server(address, family=socket.AF_INET6, dualstack_ipv6=True):
             for host in ("127.0.0.1", "::1"):
@@ -58,6 +60,7 @@ def test_a_server_of_both_families_takes_the_port_over() -> None:
 @has_torch
 def test_torchs_store_takes_the_port_over() -> None:
     with reserve_port() as reservation:
+        reservation.hand_over()
         done = subprocess.run(
             [sys.executable, "-c", TCP_STORE, str(reservation.port)],
             capture_output=True,
@@ -70,17 +73,47 @@ def test_torchs_store_takes_the_port_over() -> None:
 
 @linux
 @pytest.mark.parametrize("host", ["", "127.0.0.1"])
-def test_a_plain_bind_is_refused(host: str) -> None:
+@pytest.mark.parametrize("is_handed_over", [False, True])
+def test_a_plain_bind_is_refused(host: str, is_handed_over: bool) -> None:
     taken = pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE))
     with reserve_port() as reservation, socket.socket() as other, taken:
+        if is_handed_over:
+            reservation.hand_over()
         other.bind((host, reservation.port))
+
+
+@linux
+@pytest.mark.parametrize("options", [("SO_REUSEADDR",), ("SO_REUSEADDR", "SO_REUSEPORT")])
+@pytest.mark.parametrize("host", ["", "127.0.0.1", "127.0.0.9", "::", "::1"])
+def test_before_it_is_handed_over_nobody_can_bind_it(options: tuple[str, ...], host: str) -> None:
+    """Whatever the other sets: Linux compares users only where both set SO_REUSEPORT."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if family is socket.AF_INET6 and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    taken = pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE))
+    with reserve_port() as reservation, socket.socket(family) as other:
+        for each in options:
+            other.setsockopt(socket.SOL_SOCKET, getattr(socket, each), 1)
+        with taken:
+            other.bind((host, reservation.port))
+        reservation.hand_over()
+        other.bind((host, reservation.port))
+        other.listen()
+        with taken, socket.socket(family) as third:
+            third.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            third.bind((host, reservation.port))
 
 
 @linux
 @pytest.mark.parametrize("reuse", [0, 1])
 @pytest.mark.parametrize("host", ["", "127.0.0.1"])
-def test_the_kernel_gives_the_port_to_nobody_who_asks_for_any(host: str, reuse: int) -> None:
+@pytest.mark.parametrize("is_handed_over", [False, True])
+def test_the_kernel_gives_the_port_to_nobody_who_asks_for_any(
+    host: str, reuse: int, is_handed_over: bool
+) -> None:
     with reserve_port() as reservation, contextlib.ExitStack() as opened:
+        if is_handed_over:
+            reservation.hand_over()
         for _ in range(300):
             other = opened.enter_context(socket.socket())
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
@@ -94,12 +127,15 @@ def test_the_kernel_gives_the_port_to_nobody_who_asks_for_any(host: str, reuse: 
 
 
 @linux
-def test_no_outgoing_connection_takes_the_port() -> None:
+@pytest.mark.parametrize("is_handed_over", [False, True])
+def test_no_outgoing_connection_takes_the_port(is_handed_over: bool) -> None:
     with (
         reserve_port() as reservation,
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.socket() as client,
     ):
+        if is_handed_over:
+            reservation.hand_over()
         if not _offer_only(client, reservation.port):
             pytest.skip("this kernel cannot be told which ports to choose from")
         with pytest.raises(OSError, match=os.strerror(errno.EADDRNOTAVAIL)):

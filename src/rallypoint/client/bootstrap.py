@@ -1,10 +1,18 @@
 """The round's bootstrap port: bound before it is offered, and nobody else's until rank 0 takes it.
 
 Asking the kernel for a free port and closing it again leaves a gap in which another process can get
-it (pytorch #73320, #126510). On Linux the gap closes: while a socket with SO_REUSEADDR is bound but
-not listening, a second socket with SO_REUSEADDR may bind the same port and listen (torch's
-TCPStore, gRPC and Python's ``create_server`` set it), while a bind without it is refused, and the
-kernel hands the port to nobody who asks for any. Elsewhere it is only known to have been free.
+it (pytorch #73320, #126510). On Linux a bound socket keeps the port, in two stages:
+
+* From `reserve_port` on, nobody else can bind it, whatever options or user they have.
+* From `hand_over` on, SO_REUSEADDR is set. While the socket does not listen, another one with
+  SO_REUSEADDR may bind the port and listen (torch's TCPStore, gRPC and Python's ``create_server``
+  set it); a bind without it is refused, and the kernel gives the port to nobody who asks for any.
+  The kernel does not compare users here, so until rank 0 listens, another user of the machine can
+  be first. Once rank 0 listens, nobody else can.
+
+So the second stage begins as late as it can: when the workers of rank 0's node are started. Where
+this process serves the store itself, it listens on the reserved socket (`detach`), and there is no
+second stage. Elsewhere than on Linux the port is only known to have been free.
 """
 
 from __future__ import annotations
@@ -23,11 +31,16 @@ _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 @dataclass(slots=True)
 class Reservation:
-    """A port that this process holds until close(). A program that binds without SO_REUSEADDR
-    cannot take it over. Not inherited by workers."""
+    """A port that this process holds until close(). Nobody can bind it before `hand_over`, and
+    after that only with SO_REUSEADDR. Not inherited by workers."""
 
     port: int
     _socket: socket.socket | None = field(repr=False)
+
+    def hand_over(self) -> None:
+        """Let a server with SO_REUSEADDR take the port, from now on. Idempotent."""
+        if self._socket is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
     def close(self) -> None:
         """Gives the port up; who listens on it by then goes on listening. Idempotent."""
@@ -67,7 +80,6 @@ def _bind_dual_stack(port: int) -> socket.socket | None:
     with contextlib.ExitStack() as on_error:
         sock = on_error.enter_context(socket.socket(socket.AF_INET6))
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(("::", port))
         except OSError as error:
@@ -81,7 +93,6 @@ def _bind_dual_stack(port: int) -> socket.socket | None:
 def _bind_ipv4(port: int) -> socket.socket:
     with contextlib.ExitStack() as on_error:
         sock = on_error.enter_context(socket.socket(socket.AF_INET))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("", port))
         on_error.pop_all()
         return sock

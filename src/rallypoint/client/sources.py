@@ -158,6 +158,8 @@ class NodeSource:
             raise
         self._was_given = True
         self._lines.forget()
+        if found is not None and found.seat.node_rank == 0:
+            self._reservation.hand_over()
         return self._facts(found) if found is not None else None
 
     def _waits(self, why: Why) -> None:

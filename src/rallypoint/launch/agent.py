@@ -279,6 +279,8 @@ class Agent:
             guard=self._guard,
             oom_counter=self._oom,
         )
+        if found.seat.node_rank == 0 and self._reservation is not None:
+            self._reservation.hand_over()
         await self._start(work)
         end = await self._watch(work)
         self._work = None

@@ -207,6 +207,8 @@ class NodeRendezvousHandler(RendezvousHandler):
         self._agent_store = None
         if rank == 0 and self.use_agent_store:
             self._agent_store = self._serve_agent_store(head.bootstrap)
+        elif rank == 0 and self._hold.reservation is not None:
+            self._hold.reservation.hand_over()
         self._hold.teller.round_began(found)
         bootstrap = RendezvousStoreInfo(head.bootstrap.host, head.bootstrap.port)
         # Neither it nor the store holds the handler: whoever drops that leaves the run.
