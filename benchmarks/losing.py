@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 import signal
 import time
 from collections.abc import Sequence
@@ -57,13 +58,13 @@ def _seconds(
 
 def _stop() -> tuple[float, float]:
     """Stop one of eight: seconds until it is suspect, and from a failure until it is lost."""
-    port = free_port()
-    with agents(NODES, NNODES, f"127.0.0.1:{port}", "stop") as nodes:
+    port, token = free_port(), secrets.token_urlsafe(32)
+    with agents(NODES, NNODES, f"127.0.0.1:{port}", "stop", token=token) as nodes:
         *survivors, victim = nodes
         time.sleep(CALM_S + random.uniform(0, HEARTBEAT_S))
         stopped_s = time.monotonic()
         victim.signal(signal.SIGSTOP)
-        wait_until(lambda: _link_of(port, "stop", victim.name) == "silent", "suspect")
+        wait_until(lambda: _link_of(port, token, "stop", victim.name) == "silent", "suspect")
         suspect_s = time.monotonic() - stopped_s
         failed_s = time.monotonic()
         os.kill(survivors[1].worker_pid, signal.SIGUSR1)
@@ -79,8 +80,8 @@ def _check_verdict(survivors: Sequence[Agent], since_s: float, name: str) -> Non
             raise NotMeasuredError(f"{survivor.name} was told of another cause: {verdict}")
 
 
-def _link_of(port: int, run_id: str, name: str) -> str | None:
-    members = ask(port, f"/api/v1/runs/{run_id}")["members"]
+def _link_of(port: int, token: str, run_id: str, name: str) -> str | None:
+    members = ask(port, f"/api/v1/runs/{run_id}", token)["members"]
     return next((str(m["link"]) for m in members if m["name"] == name), None)
 
 

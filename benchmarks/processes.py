@@ -106,9 +106,10 @@ class Coordinator:
         end([self.process])
 
 
-def ask(port: int, path: str) -> Any:
+def ask(port: int, path: str, token: str = "") -> Any:
     """What a coordinator on this machine answers over HTTP."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
     with contextlib.closing(connection):
-        connection.request("GET", path)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        connection.request("GET", path, headers=headers)
         return json.loads(connection.getresponse().read())

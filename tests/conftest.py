@@ -1,6 +1,9 @@
 """Options of the whole suite. pytest reads its options only from here, not from subfolders."""
 
+import os
 import signal
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -11,6 +14,12 @@ from tests.stalls import Stalls
 # How long an example takes is the machine's affair; what has a bound has a test of it.
 settings.register_profile("rallypoint", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rallypoint")
+
+# A node at host:port makes a token in its user's home. That is not the home of whoever runs the
+# tests, and no two runs of them share one. The caches of libraries may stay where they are.
+os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+_home = tempfile.TemporaryDirectory(prefix="rallypoint-home-")
+os.environ["HOME"] = _home.name
 
 # Whoever starts the tests in the background of a shell, or by nohup, has these ignored, and so
 # would every process that a test starts: also those that are sent them.

@@ -36,10 +36,11 @@ LAYERS: dict[str, frozenset[str]] = {
     "ledger": frozenset({"core", "endpoints", "errors"}),
     "settings": frozenset({"core", "endpoints", "errors"}),
     "environments": frozenset({"core", "errors", "settings"}),
+    "tokens": frozenset({"core", "endpoints", "errors", "settings"}),
     "coordinator": frozenset({"core", "wire", "ledger", "errors", "logs", "settings"})
-    | {"_version", "clock"},
+    | {"_version", "clock", "tokens"},
     "client": frozenset({"core", "wire", "ledger", "coordinator", "endpoints", "errors", "logs"})
-    | {"memory", "settings", "_version", "clock"},
+    | {"memory", "settings", "_version", "clock", "tokens"},
     "aio": frozenset({"client", "core", "errors", "settings", "_version"}),
     "rendezvous": frozenset({"client", "core", "wire", "ledger", "coordinator", "endpoints"})
     | {"errors", "logs", "settings", "_version"},

@@ -136,9 +136,17 @@ class RefusedError(CoordinatorError):
 
 
 class TokenError(RefusedError):
-    """The token is wrong or missing."""
+    """The token is wrong or missing.
+
+    `fingerprint` and `origin`: of the coordinator's token, as it says; "" where it does not.
+    """
 
     exit_code = ExitCode.USAGE
+
+    def __init__(self, refusal: Refusal, *, fingerprint: str = "", origin: str = "") -> None:
+        super().__init__(refusal)
+        self.fingerprint = fingerprint
+        self.origin = origin
 
 
 class VersionError(RefusedError):
@@ -302,7 +310,7 @@ class LogDirectoryError(LaunchError):
         self.error = error
 
 
-_REFUSED = {
+_REFUSED: dict[RefusalCode, type[RefusedError]] = {
     RefusalCode.TOKEN: TokenError,
     RefusalCode.VERSION: VersionError,
     RefusalCode.CONFLICT: SettingsConflictError,

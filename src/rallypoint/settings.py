@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -197,6 +198,15 @@ def _memory(text: str) -> int:
     return size
 
 
+def _yes_no(text: str) -> bool:
+    # What torch's RendezvousParameters.get_as_bool takes (rendezvous/api.py).
+    if text.strip().lower() in ("1", "true", "t", "yes", "y"):
+        return True
+    if text.strip().lower() in ("0", "false", "f", "no", "n"):
+        return False
+    raise ValueError(f"must be yes or no, not {_shortened(text)!r}")
+
+
 def _path(text: str) -> str:
     if "\0" in text:
         raise ValueError(f"must be a path, not {text!r}")
@@ -246,6 +256,8 @@ class Resolved(msgspec.Struct, frozen=True):
             return "set"
         if self.name == "memory":
             return size_text(self.value)
+        if isinstance(self.value, bool):
+            return "yes" if self.value else "no"
         return f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
 
     def __repr__(self) -> str:
@@ -287,6 +299,12 @@ SETTINGS: Final = (
     _setting("local_addr", _address, None, "the address at which other nodes reach this one"),
     _setting("token_file", _path, None, "a file whose first line is the coordinator's token"),
     _setting("token", _token, "", "the coordinator's token; a file is safer"),
+    _setting(
+        "insecure",
+        _yes_no,
+        False,
+        "whether a node at HOST:PORT goes without a token where none is given: everybody is let in",
+    ),
     _setting(
         "host_coordinator",
         _one_of("auto", "yes", "no"),
@@ -463,7 +481,30 @@ def read(known: Setting, text: str, called: str) -> Any:
 
 
 def _environ(environ: Environ | None) -> Environ:
-    return os.environ if environ is None else environ
+    if environ is not None:
+        return environ
+    return ChainMap(os.environ, _withheld) if _withheld else os.environ
+
+
+_withheld: Final[dict[str, str]] = {}
+WITHHELD_PREFIXES: Final = ("RALLYPOINT_TOKEN", "RALLYPOINT_ETCD_PASSWORD")
+"""Variables that admit to a coordinator or to a ledger, or name a file that does."""
+
+
+def withhold_secrets() -> None:
+    """Take this process's tokens and passwords out of its environment, which children inherit.
+
+    They can be resolved here as before; a variable that is set anew wins. For a process whose
+    children are programs of the user's: torch's agent gives its workers a copy of its environment.
+    """
+    for name in [each for each in os.environ if each.startswith(WITHHELD_PREFIXES)]:
+        _withheld[name] = os.environ.pop(name)
+
+
+def home(environ: Environ | None = None) -> str:
+    """The folder of this user, as HOME says; "" if it says none."""
+    folder = _environ(environ).get("HOME", "")
+    return folder if folder.startswith("/") else ""
 
 
 # -- the token -----------------------------------------------------------------------------------
@@ -514,7 +555,9 @@ def _read_tokens(path: str) -> tuple[str, ...]:
 TOKENS_MAX: Final = 16
 _TOKEN_LINES_MAX: Final = 100
 TOKEN_BITS_MIN: Final = 128
-DRAW_A_TOKEN: Final = "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+DRAW_A_TOKEN: Final = (
+    "`rallypoint token new FILE`, or python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+)
 _ALPHABETS: Final = (
     (re.compile(r"[0-9]+"), 10),
     (re.compile(r"[0-9a-f]+|[0-9A-F]+"), 16),
@@ -546,6 +589,16 @@ def check_token_strength(token: str) -> None:
             "digits drawn by chance",
             hint=f"draw one: {DRAW_A_TOKEN}",
         )
+
+
+def check_token(text: str, called: str) -> None:
+    """Raises UsageError, which does not show it, unless this can be a token."""
+    try:
+        _token(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{called}: token {error}", hint="`rallypoint token new` makes one"
+        ) from None
 
 
 def _read_secret(path: str, what: str, parse: Callable[[str], str]) -> str:
@@ -616,7 +669,9 @@ def is_readable_by_others(path: str) -> bool:
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One node's own settings; other nodes may have others. Durations in seconds.
 
-    `node_name` and `local_addr`: None lets the node find its own. `token`: "" is none.
+    `node_name` and `local_addr`: None lets the node find its own.
+    `token`: the one that was given; "" if none was (see `tokens`). `token_place`: where it was
+    found, for people. `insecure`: without a given token, a `host:port` node has none.
     `orphan_s` None: LOST_ORPHAN_S once the run is known to be lost, if it has other nodes;
     infinite: never.
     `attach_grace_s` None: derived, see `attach_grace_s`.
@@ -631,6 +686,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     node_name: str | None = None
     local_addr: str | None = None
     token: str = ""
+    token_place: str = ""
+    insecure: bool = False
     host_coordinator: str = _BY_NAME["host_coordinator"].default
     join_timeout_s: float = _BY_NAME["join_timeout_s"].default
     connect_timeout_s: float = _BY_NAME["connect_timeout_s"].default
@@ -759,7 +816,7 @@ def check_own_token(node: NodeSettings) -> None:
     is_inside = endpoint.kind is EndpointKind.LEDGER or (
         endpoint.kind is EndpointKind.HOST and not is_loopback(endpoint.host)
     )
-    if node.token and is_inside and node.host_coordinator != "no":
+    if node.token and is_inside and node.host_coordinator != "no" and not node.insecure:
         check_token_strength(node.token)
 
 
@@ -786,13 +843,15 @@ def node_settings(
     values = {
         name: resolve(name, explicit.get(name), environ).value
         for name in NodeSettings.__struct_fields__
-        if name not in ("token", "labels", "run_id", "etcd_password")
+        if name not in ("token", "token_place", "labels", "run_id", "etcd_password")
     }
+    found = resolve_token(token_file, environ) if token is None else None
     return NodeSettings(
         **values,
         etcd_password=password or etcd_password(values["endpoint"], environ),
         run_id=_run_id(resolve("run_id", given_id, environ).value, values["endpoint"]),
-        token=resolve_token(token_file, environ).value if token is None else token,
+        token=token if found is None else found.value,
+        token_place=found.source if found is not None and found.value else "",
         labels=dict(labels or {}),
     )
 

@@ -76,7 +76,7 @@ def test_a_value_that_may_be_a_secret_is_not_shown(api):
 def test_the_typed_options_are_all_settings_that_join_takes():
     known = set(typing.get_type_hints(options.JoinOptions))
     own = {*settings.NodeSettings.__struct_fields__, "token_file"}
-    own -= {"endpoint", "run_id", "token", "labels"}
+    own -= {"endpoint", "run_id", "token", "token_place", "labels"}
     shared = {*RunSettings.__struct_fields__, "nnodes"} - {"min_nodes", "max_nodes"}
     assert known == own | shared
     assert rallypoint.JoinOptions is options.JoinOptions

@@ -27,11 +27,14 @@ PLAIN = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def plain_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """What is tested must not depend on whose terminal it is."""
     for name in list(os.environ):
         if name.startswith(("RALLYPOINT_", "CUDA_", "FORCE_COLOR")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # without a token
     for name, text in PLAIN.items():
         monkeypatch.setenv(name, text)
 

@@ -132,7 +132,9 @@ def test_a_missing_and_a_wrong_token(
     monkeypatch.setenv("RALLYPOINT_TOKEN", "hunter3")
     wrong = cli(*command, "--endpoint", endpoint)
     assert wrong.code == 2
-    assert wrong.err.startswith("error: the token is wrong\nhint: ")
+    compared = "the coordinator's was given to it; yours is from environment RALLYPOINT_TOKEN"
+    assert wrong.err.startswith(f"error: the token is wrong: {compared}\nhint: ")
+    assert "hunter" not in wrong.err
     assert "hunter" not in wrong.err
     right = tmp_path / "token"
     right.write_text("hunter2")

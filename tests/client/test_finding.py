@@ -388,7 +388,7 @@ def test_no_host_of_its_own_will():
 
 
 def test_why_this_node_could_not_be_the_host_is_told(monkeypatch):
-    async def fail(*args: object) -> None:
+    async def fail(*args: object, **more: object) -> None:
         raise OSError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(EmbeddedCoordinator, "start", fail)

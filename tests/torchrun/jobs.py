@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from rallypoint import tokens
 from tests.agent.processes import Machine, Process, alive, wait_until
 from tests.ports import free_port
 
@@ -205,7 +206,8 @@ class Job:
         """What the coordinator says of the run; {} if it has not got it, or does not answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         with contextlib.closing(connection), contextlib.suppress(OSError):
-            connection.request("GET", "/api/v1/runs/job")
+            headers = {"Authorization": f"Bearer {tokens.of_home(make=False).token}"}
+            connection.request("GET", "/api/v1/runs/job", headers=headers)
             answer = connection.getresponse()
             if answer.status == 200:
                 found: dict[str, Any] = json.loads(answer.read())

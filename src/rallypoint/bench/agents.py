@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -22,6 +23,7 @@ from rallypoint.bench.processes import (
     tail_of,
     wait_until,
 )
+from rallypoint.endpoints import EndpointKind, parse_endpoint
 
 PLAIN: Final = "rallypoint.bench.plain_worker"
 DDP: Final = "rallypoint.bench.ddp_worker"
@@ -137,8 +139,11 @@ def team(
 ) -> Iterator[Team]:
     """So many agents in their first round, each with its worker, which has come to `until`.
 
-    The first is there before the others start: with a `host:port` endpoint it is the host.
+    The first is there before the others start: with a `host:port` endpoint it is the host, and
+    without `token` they have one of their own, and none from the user's home.
     """
+    if not token and parse_endpoint(endpoint).kind is EndpointKind.HOST:
+        token = secrets.token_urlsafe(32)
     with scratch() as folder:
         arguments = ("--nnodes", nnodes, "--endpoint", endpoint, "--run-id", run_id)
         made = Team(folder, arguments, worker, token)

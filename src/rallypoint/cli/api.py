@@ -14,16 +14,15 @@ import time
 from typing import Any, Final
 from urllib.parse import quote
 
-from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address
 from rallypoint.errors import (
     CoordinatorError,
     NotACoordinatorError,
-    TokenError,
     UnreachableError,
     UsageError,
 )
 from rallypoint.settings import Endpoint, EndpointKind
+from rallypoint.tokens import token_error
 from rallypoint.wire.headers import CLIENT, ONLY_OWN
 
 TIMEOUT_S: Final = 5.0
@@ -169,12 +168,14 @@ def _checked(endpoint: Endpoint, status: int, answer: bytes) -> dict[str, Any]:
         return body
     if not isinstance(body.get("error"), str):
         raise _not_ours(endpoint, f"it answers with status {status}")
-    raise _refused(status, body["error"], str(body.get("hint") or ""))
+    hint = str(body.get("hint") or "")
+    if status == 401:
+        told = (str(body.get("fingerprint") or ""), str(body.get("origin") or ""))
+        raise token_error(body["error"], hint, *told)
+    raise _refused(status, body["error"], hint)
 
 
 def _refused(status: int, message: str, hint: str) -> UsageError | CoordinatorError:
-    if status == 401:
-        return TokenError(Refusal(RefusalCode.TOKEN, message, hint))
     if status == 404:
         return NoSuchRunError(message, hint=hint)
     return CoordinatorError(f"the coordinator answers: {message}", hint=hint)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rallypoint.cli import api, output
-from rallypoint.cli.common import TokenFileOption, token_of
+from rallypoint.cli import api, output, owners
+from rallypoint.cli.common import TokenFileOption, keys_of
 from rallypoint.core.values import Address
 from rallypoint.endpoints import EndpointKind, parse_endpoint
 from rallypoint.errors import RallypointError, UnreachableError, UsageError
@@ -210,7 +210,7 @@ def bench(
         )
 
     def place() -> contextlib.AbstractContextManager[Coordinator]:
-        return _coordinator(scenario, at, token_of(token_file) or "")
+        return _coordinator(scenario, at, token_file)
 
     if scenario is Scenario.RECOVER:
         _check_recover(plan_for(driver.NOWHERE), sizes)
@@ -464,7 +464,7 @@ def _connections(scenario: Scenario, nodes: int, runs: int) -> int:
 
 
 def _coordinator(
-    scenario: Scenario, at: str, token: str
+    scenario: Scenario, at: str, token_file: str | None
 ) -> contextlib.AbstractContextManager[Coordinator]:
     from rallypoint.bench import driver
 
@@ -474,10 +474,10 @@ def _coordinator(
         return driver.served()
     if at == "embedded":
         return driver.embedded()
-    return contextlib.nullcontext(_running(at, token))
+    return contextlib.nullcontext(_running(at, token_file))
 
 
-def _running(at: str, token: str) -> Coordinator:
+def _running(at: str, token_file: str | None) -> Coordinator:
     """A coordinator that somebody runs, and that lets this in. Raises UsageError, and as api.runs.
 
     An ordinary web server would have all nodes fail later, one by one.
@@ -490,15 +490,16 @@ def _running(at: str, token: str) -> Coordinator:
             f"--at {at!r} does not name a coordinator that runs",
             hint="write HOST:PORT or http://...",
         )
+    keys = keys_of(place, token_file)
     try:
-        api.runs(place, token)
+        owners.ask(keys, lambda token: api.runs(place, token))
     except UnreachableError as error:
         raise UnreachableError(
             error.message,
             hint="start one with `rallypoint serve`, or leave --at out",
             attempts=error.attempts,
         ) from error
-    return driver.Coordinator(Address(place.host, place.port), None, token, at)
+    return driver.Coordinator(Address(place.host, place.port), None, keys.token, at)
 
 
 # -- pictures --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rallypoint.cli import api, output, owners
-from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, token_of
+from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, keys_of
 from rallypoint.errors import RunClosedError
 
 
@@ -25,9 +25,10 @@ def close(
     ] = "closed by request",
 ) -> None:
     """End a run for all its nodes: their workers are stopped, and no further round is formed."""
-    where, token = endpoint_of(endpoint), token_of(token_file)
+    where = endpoint_of(endpoint)
+    keys = keys_of(where, token_file)
     try:
-        owner = owners.owner_of(where, token, run_id)
+        owner = owners.owner_of(where, keys, run_id)
         answer = owner.ask(lambda at, secret: api.close(at, secret, run_id, reason))
         was_closed = bool(answer.get("was_closed"))
     except RunClosedError:

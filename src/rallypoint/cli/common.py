@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rallypoint import settings
+from rallypoint import settings, tokens
 from rallypoint.cli import output
 from rallypoint.errors import UsageError
 from rallypoint.settings import Endpoint, EndpointKind
@@ -30,18 +30,27 @@ TokenFileOption = Annotated[
 ]
 
 
-def token_of(token_file: str | None) -> str:
-    """The token, with a warning if its file is open to others. Raises UsageError."""
-    token: str = settings.resolve_token(token_file).value
-    warn_if_exposed(token_file)
-    return token
+InsecureOption = Annotated[
+    bool,
+    typer.Option(
+        "--insecure",
+        help="Go without a token where none is given: everybody is let in [RALLYPOINT_INSECURE].",
+    ),
+]
 
 
 def tokens_of(token_file: str | None) -> tuple[str, ...]:
     """All tokens that a coordinator accepts, with the same warning. Raises UsageError."""
-    tokens: tuple[str, ...] = settings.resolve_tokens(token_file).value
+    accepted: tuple[str, ...] = settings.resolve_tokens(token_file).value
     warn_if_exposed(token_file)
-    return tokens
+    return accepted
+
+
+def keys_of(endpoint: Endpoint, token_file: str | None) -> tokens.Keys:
+    """What a command shows to the coordinator there. Warns as `tokens_of`; raises UsageError."""
+    keys = tokens.Keys.of_command(endpoint, token_file)
+    warn_if_exposed(token_file)
+    return keys
 
 
 def warn_if_exposed(token_file: str | None) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from rallypoint import tokens
 from rallypoint.cli import api, output
 from rallypoint.errors import RallypointError
 from rallypoint.launch.worker_env import inherited_environment
@@ -67,6 +68,8 @@ class Nodes:
         self.agents: dict[str, Agent] = {}
         self._endpoint = endpoint
         self._run_id = run_id
+        # One of its own: a demo leaves nothing in the user's home, and needs none.
+        self._token = tokens.draw()
         self._directory = directory
         self._happened: queue.SimpleQueue[Line | Picture] = queue.SimpleQueue()
         self._over = threading.Event()
@@ -87,7 +90,7 @@ class Nodes:
         """Start an agent with these arguments of `rallypoint run`. Raises OSError."""
         process = subprocess.Popen(
             [sys.executable, "-m", "rallypoint.cli", "run", *arguments],
-            env=_environment(self._directory),
+            env=_environment(self._directory) | {"RALLYPOINT_TOKEN": self._token},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -134,7 +137,7 @@ class Nodes:
     def _ask(self) -> None:
         while not self._over.wait(ASK_EVERY_S):
             with contextlib.suppress(RallypointError):  # not there yet, or not any more
-                self._happened.put(Picture(api.run(self._endpoint, "", self._run_id)))
+                self._happened.put(Picture(api.run(self._endpoint, self._token, self._run_id)))
 
     def _stop(self) -> None:
         for wait_s in STOP_WAITS_S:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from rallypoint import settings
+from rallypoint import settings, tokens
 from rallypoint.cli import output
 from rallypoint.core.sizes import size_text
 from rallypoint.errors import UsageError
 from rallypoint.memory import default_budget
-from rallypoint.settings import Setting
+from rallypoint.settings import Resolved, Setting
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -55,7 +55,7 @@ def env(
 def _row(setting: Setting) -> Row:
     try:
         is_token = setting.name == "token"
-        resolved = settings.resolve_token() if is_token else settings.resolve(setting.name)
+        resolved = _token() if is_token else settings.resolve(setting.name)
     except UsageError as error:
         source = f"environment {setting.variable}"
         return Row(setting.name, setting.variable, "?", source, setting.help, error.message)
@@ -64,6 +64,17 @@ def _row(setting: Setting) -> Row:
         # Its default is this machine's: what `serve` would take here.
         shown = size_text(default_budget(is_embedded=False).bytes)
     return Row(setting.name, setting.variable, shown, resolved.source, setting.help)
+
+
+def _token() -> Resolved:
+    """The token that is given, or else the home's, which nodes at HOST:PORT use."""
+    given = settings.resolve_token()
+    if given.value or not settings.home() or settings.resolve("insecure").value:
+        return given
+    home = tokens.of_home(make=False)
+    if not home.token:
+        return given
+    return Resolved("token", home.token, f"file {home.place} (for host:port)")
 
 
 def _cells(row: Row) -> tuple[Text, ...]:

@@ -5,6 +5,7 @@ Reads the ledger, and writes nothing but what opening it writes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -18,9 +19,11 @@ from rallypoint.endpoints import Endpoint, EndpointKind, FilePlace
 from rallypoint.errors import (
     CoordinatorError,
     RunClosedError,
+    TokenError,
     UnreachableError,
     UsageError,
 )
+from rallypoint.tokens import Keys
 
 T = TypeVar("T")
 
@@ -36,11 +39,15 @@ UNOWNED_HINT: Final = (
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """A coordinator process: where to ask it, and with which token."""
+    """A coordinator process: where to ask it, and with which token.
+
+    `keys`: what this command shows, and may show, in place of `token`; None for what is in a lease.
+    """
 
     process: str
     endpoints: tuple[Endpoint, ...]
     token: str
+    keys: Keys | None = None
 
     def __repr__(self) -> str:
         return repr_without(self, "token")
@@ -50,7 +57,9 @@ class Owner(msgspec.Struct, frozen=True):
         failed: UnreachableError | None = None
         for endpoint in self.endpoints:
             try:
-                return question(endpoint, self.token)
+                if self.keys is None:
+                    return question(endpoint, self.token)
+                return ask(self.keys, functools.partial(question, endpoint))
             except UnreachableError as error:
                 failed = error
         if failed is None:
@@ -58,6 +67,19 @@ class Owner(msgspec.Struct, frozen=True):
         if self.process:
             failed.hint = _STALE_HINT
         raise failed
+
+
+def ask(keys: Keys, question: Callable[[str], T]) -> T:
+    """The answer to a question that is asked with a token. Raises what the question does.
+
+    A TokenError names both tokens.
+    """
+    while True:
+        try:
+            return question(keys.token)
+        except TokenError as error:
+            if not keys.takes_home(error):
+                raise keys.explained(error) from None
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -73,9 +95,9 @@ class Known(msgspec.Struct, frozen=True):
     picture: Callable[[str], dict[str, Any]]
 
 
-def find(endpoint: Endpoint, token: str, run_id: str, members_shown: int = 0) -> Known:
+def find(endpoint: Endpoint, keys: Keys, run_id: str, members_shown: int = 0) -> Known:
     """What a ledger says of one run. Raises NoSuchRunError if it knows none, and LedgerError."""
-    found = _known(endpoint, token, run_id, members_shown)
+    found = _known(endpoint, keys.token, run_id, members_shown)
     if not found:
         raise NoSuchRunError(
             f"ledger {endpoint} knows no run {run_id!r}",
@@ -84,15 +106,15 @@ def find(endpoint: Endpoint, token: str, run_id: str, members_shown: int = 0) ->
     return found[0]
 
 
-def owner_of(endpoint: Endpoint, token: str, run_id: str) -> Owner:
+def owner_of(endpoint: Endpoint, keys: Keys, run_id: str) -> Owner:
     """Who coordinates a run: the endpoint itself, unless that is a ledger.
 
     Raises UsageError if the ledger knows no such run, RunClosedError if it is over,
     CoordinatorError if it has no coordinator now, and any LedgerError.
     """
     if endpoint.kind is not EndpointKind.LEDGER:
-        return Owner("", (endpoint,), token)
-    return serving(find(endpoint, token, run_id))
+        return Owner("", (endpoint,), keys.token, keys)
+    return serving(find(endpoint, keys, run_id))
 
 
 def serving(known: Known) -> Owner:
@@ -105,11 +127,11 @@ def serving(known: Known) -> Owner:
     raise CoordinatorError(f"run {known.run_id!r} has no coordinator now", hint=UNOWNED_HINT)
 
 
-def owners(endpoint: Endpoint, token: str) -> tuple[list[Owner], list[Known]]:
+def owners(endpoint: Endpoint, keys: Keys) -> tuple[list[Owner], list[Known]]:
     """Every coordinator to ask, and all that a ledger says; the endpoint itself, if it is none."""
     if endpoint.kind is not EndpointKind.LEDGER:
-        return [Owner("", (endpoint,), token)], []
-    found = _known(endpoint, token, None, 0)
+        return [Owner("", (endpoint,), keys.token, keys)], []
+    found = _known(endpoint, keys.token, None, 0)
     serving = {known.owner.process: known.owner for known in found if known.owner is not None}
     return list(serving.values()), found
 

@@ -11,7 +11,12 @@ from typer.core import TyperCommand
 
 from rallypoint import settings
 from rallypoint.cli import limits, output
-from rallypoint.cli.common import EndpointOption, TokenFileOption, warn_if_exposed
+from rallypoint.cli.common import (
+    EndpointOption,
+    InsecureOption,
+    TokenFileOption,
+    warn_if_exposed,
+)
 from rallypoint.cli.run_config import build_config
 from rallypoint.cli.torchrun_args import rewritten
 
@@ -84,6 +89,7 @@ def run(
         _text("--host-coordinator", "auto|yes|no", "Whether this node hosts the coordinator."),
     ] = None,
     token_file: TokenFileOption = None,
+    insecure: InsecureOption = False,
     join_timeout: Annotated[
         str | None, _text("--join-timeout", "TIME", "How long to wait for a round; 10m.")
     ] = None,

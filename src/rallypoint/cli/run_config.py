@@ -270,6 +270,8 @@ def _given(options: Options, note: Note) -> _Given:
             given.add(name, options[name], f"--{name.replace('_', '-')}")
     for name, text in _pairs(options.get("set") or (), "--set", "NAME=VALUE"):
         given.add(name, text, f"--set {name}")
+    if options.get("insecure"):
+        given.add("insecure", "yes", "--insecure")
     _add_torchrun(given, options, note)
     if options.get("standalone"):
         _stand_alone(given)

@@ -165,8 +165,8 @@ class Exposure(msgspec.Struct, frozen=True):
         if not tokens:
             raise UsageError(
                 f"host {self.host!r} can be reached from other machines, and there is no token",
-                hint="give one by --token-file or RALLYPOINT_TOKEN, or --insecure to let "
-                "everybody in",
+                hint="give one: --token-file ~/.rallypoint/token is that of your own nodes, "
+                "`rallypoint token new FILE` makes another; or --insecure to let everybody in",
             )
         for each in tokens:
             settings.check_token_strength(each)

@@ -29,6 +29,7 @@ from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint
 from rallypoint.ledger.opening import open_ledger
 from rallypoint.memory import default_budget
+from rallypoint.tokens import Origin
 
 STOP_WITHIN_S: Final = 2.5
 """How long a clean end may take; what is left then ends with the process."""
@@ -68,6 +69,7 @@ def run(
             config = CoordinatorConfig(
                 token=tokens[0] if tokens else "",
                 more_tokens=tokens[1:],
+                token_origin=Origin.GIVEN if tokens else "",
                 closed_run_keep_s=_seconds("closed_run_keep_s"),
                 **_limits(),
                 hosts=(urlsplit(endpoint).hostname or "",),
@@ -98,6 +100,7 @@ async def _serve_ledger(
     config = CoordinatorConfig(
         token=tokens[0] if tokens else "",
         more_tokens=tokens[1:],
+        token_origin=Origin.GIVEN if tokens else "",
         lease_ttl_s=_seconds("lease_ttl_s"),
         attach_grace_s=settings.attach_grace_s(
             settings.resolve("attach_grace_s").value, _seconds("coordinator_silence_s")

@@ -13,9 +13,10 @@ import msgspec
 import typer
 
 from rallypoint.cli import api, output, owners, pictures
-from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, token_of
+from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, keys_of
 from rallypoint.endpoints import Endpoint, EndpointKind
 from rallypoint.errors import CoordinatorError, RallypointError, TokenError
+from rallypoint.tokens import Keys
 
 WATCH_EVERY_S: Final = 1.0
 MEMBERS_SHOWN: Final = 50
@@ -50,13 +51,14 @@ def status(
     ] = None,
 ) -> None:
     """Show the runs of a coordinator, or one run: members, ranks, why it waits, its last rounds."""
-    where, token = endpoint_of(endpoint), token_of(token_file)
+    where = endpoint_of(endpoint)
+    keys = keys_of(where, token_file)
     shown = MEMBERS_SHOWN if members is None and not as_json else members
 
     def ask() -> Answer:
         if run_id is None:
-            return Answer(_all_runs(where, token, as_json, shown))
-        return _one_run(where, token, run_id, shown)
+            return Answer(_all_runs(where, keys, as_json, shown))
+        return _one_run(where, keys, run_id, shown)
 
     if watch:
         _watch(ask, as_json, until_ended=run_id is not None)
@@ -80,15 +82,16 @@ class Answer(msgspec.Struct, frozen=True):
         return not isinstance(self.error, api.NoSuchRunError)
 
 
-def _one_run(where: Endpoint, token: str, run_id: str, shown: int | None) -> Answer:
+def _one_run(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Answer:
     """The run with all fields, also where only the ledger knows of it, or nobody does."""
     from rallypoint.coordinator import status as fields  # Only here: it loads the core.
 
     try:
         if where.kind is EndpointKind.LEDGER:
-            answer = _run_of_ledger(where, token, run_id, shown)
+            answer = _run_of_ledger(where, keys, run_id, shown)
         else:
-            answer = Answer(api.run(where, token, run_id, shown))
+            asked = owners.owner_of(where, keys, run_id)
+            answer = Answer(asked.ask(lambda at, secret: api.run(at, secret, run_id, shown)))
     except api.NoSuchRunError as error:
         unknown = fields.unknown(run_id, error.message, socket.gethostname())
         answer = Answer(msgspec.to_builtins(unknown), error)
@@ -101,8 +104,8 @@ def _one_run(where: Endpoint, token: str, run_id: str, shown: int | None) -> Ans
     return Answer(picture, problem)
 
 
-def _run_of_ledger(where: Endpoint, token: str, run_id: str, shown: int | None) -> Answer:
-    known = owners.find(where, token, run_id, MEMBERS_IN_JSON if shown is None else shown)
+def _run_of_ledger(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Answer:
+    known = owners.find(where, keys, run_id, MEMBERS_IN_JSON if shown is None else shown)
     if known.close is not None:  # Whoever closed it may be gone.
         return Answer(known.picture(""))
     try:
@@ -116,11 +119,11 @@ def _run_of_ledger(where: Endpoint, token: str, run_id: str, shown: int | None) 
         return Answer(known.picture(f"{error.message}{hint}"), problem)
 
 
-def _all_runs(where: Endpoint, token: str, as_json: bool, shown: int | None) -> Picture:
+def _all_runs(where: Endpoint, keys: Keys, as_json: bool, shown: int | None) -> Picture:
     """All runs of these coordinators; for people, a run that is alone in more detail."""
     from rallypoint.coordinator import status as fields  # Only here: it loads the core.
 
-    asked, known = owners.owners(where, token)
+    asked, known = owners.owners(where, keys)
     is_ledger = where.kind is EndpointKind.LEDGER
     told: list[Picture] = []
     problems: dict[str, str] = {}
@@ -138,7 +141,7 @@ def _all_runs(where: Endpoint, token: str, as_json: bool, shown: int | None) -> 
         if each.run_id not in runs
     }
     if len(runs) == 1 and not others and not as_json:
-        return _one_run(where, token, next(iter(runs)), shown).picture
+        return _one_run(where, keys, next(iter(runs)), shown).picture
     coordinator = told[0]["coordinator"] if told else None
     lines = [fields.filled(each, fields.RunSummary) for each in (*runs.values(), *others.values())]
     problem = next((each["problem"] for each in told if each.get("problem")), None)

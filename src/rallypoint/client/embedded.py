@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import socket
 from collections.abc import Callable
 
+from rallypoint import tokens
 from rallypoint.client import forking
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer, bind, ignored_if_absent
 from rallypoint.core.election import Seen
 from rallypoint.core.values import Address, NodeId
 from rallypoint.endpoints import is_loopback
+from rallypoint.errors import UsageError
 from rallypoint.ledger.contract import Ledger
 from rallypoint.memory import default_budget
 from rallypoint.settings import NodeSettings, attach_grace_s, resolve
@@ -42,15 +43,31 @@ class EmbeddedCoordinator:
         forking.close_all_in_children(server)
 
     @classmethod
-    async def start(cls, run_id: str, token: str, host: str, port: int) -> EmbeddedCoordinator:
+    async def start(
+        cls,
+        run_id: str,
+        token: str,
+        host: str,
+        port: int,
+        *,
+        insecure: bool = False,
+        token_origin: str = "",
+    ) -> EmbeddedCoordinator:
         """Bind and serve: on loopback if the endpoint is there, else on every address.
 
-        `port` 0: any. Raises OSError, EADDRINUSE among them.
+        `port` 0: any. Raises OSError, EADDRINUSE among them, and UsageError for a port that others
+        can reach without a token, unless `insecure`.
         """
         is_local = is_loopback(host)
+        if not (is_local or token or insecure):
+            raise UsageError(
+                f"port {port} of this machine can be reached by others, and there is no token",
+                hint="give one by --token-file or RALLYPOINT_TOKEN, or --insecure to go without",
+            )
         sockets = _loopback_sockets(host, port) if is_local else [bind(None, port)]
         config = CoordinatorConfig(
             token=token,
+            token_origin=token_origin,
             only_run=run_id,
             hosts=(host,),
             memory_bytes_max=_memory_bytes_max(),
@@ -58,7 +75,7 @@ class EmbeddedCoordinator:
         server = CoordinatorServer(config)
         await server.start(sockets)
         bound_port = sockets[0].getsockname()[1]
-        if not is_local and not token:
+        if not token and not is_local:
             _warn_once(run_id, bound_port)
         return cls(server, Address("127.0.0.1", bound_port))
 
@@ -77,9 +94,10 @@ class EmbeddedCoordinator:
         coordinator's in its lease. `seen`: the lease of the owner, as this process has seen it
         stand still. Raises OSError or a LedgerError; then, and when cancelled, nothing is open.
         """
-        token = settings.token or secrets.token_urlsafe(24)
+        token = settings.token or tokens.draw()
         config = CoordinatorConfig(
             token=token,
+            token_origin=tokens.Origin.GIVEN if settings.token else tokens.Origin.LEASE,
             lease_token="" if settings.token else token,
             only_run=settings.run_id,
             own_node=node,
@@ -151,8 +169,7 @@ def _warn_once(run_id: str, port: int) -> None:
     if run_id not in _warned:
         _warned.add(run_id)
         _log.warning(
-            "no token is set: whoever reaches port %d of this machine can join run %r "
-            "(set one with --token-file or RALLYPOINT_TOKEN)",
+            "insecure: whoever reaches port %d of this machine can join run %r, and end it",
             port,
             run_id,
         )

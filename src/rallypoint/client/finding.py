@@ -66,6 +66,8 @@ class Attempts:
         """What is tried now, as long as nothing has been answered."""
         self.stranger: NotACoordinatorError | None = None
         """What answers there instead of a coordinator, and may be a proxy that has none yet."""
+        self.refused: TokenError | None = None
+        """A coordinator that asks for another token."""
         self.only_refused = False
         self.unresolved = False
         self.not_hosting = ""
@@ -93,6 +95,7 @@ class Attempts:
     def note(self, tried: Attempts) -> None:
         """What a try at each address has brought."""
         self.answers, self.stranger = tried.answers, tried.stranger
+        self.refused = tried.refused
         self.only_refused, self.unresolved = tried.only_refused, tried.unresolved
 
     def listed(self) -> str:
@@ -179,6 +182,7 @@ async def _dial(
             attempts.answers[str(where)] = describe_os_error(error)
             attempts.only_refused &= error.errno == errno.ECONNREFUSED
         except TokenError as error:
+            attempts.refused = error
             if patience is not Patience.ANY:
                 raise
             attempts.answers[str(where)] = error.message

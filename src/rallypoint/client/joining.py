@@ -32,6 +32,7 @@ NODE_OPTIONS = (
     "node_name",
     "local_addr",
     "token_file",
+    "insecure",
     "host_coordinator",
     "join_timeout_s",
     "connect_timeout_s",
@@ -121,8 +122,13 @@ def _check_options(options: Mapping[str, Any]) -> None:
             msgspec.convert(value, kinds[name], strict=True)
         except msgspec.ValidationError:
             number = "a number of seconds" if name.endswith("_s") else "a number"
-            wanted = "text" if kinds[name] == str | None else f"{number}, or its text"
+            wanted = _WANTED.get(name) or (
+                "text" if kinds[name] == str | None else f"{number}, or its text"
+            )
             raise errors.UsageError(f"{name} is {wanted}, not {_shown(value)}") from None
+
+
+_WANTED = {"insecure": "True or False, or yes or no"}
 
 
 def _shown(value: object) -> str:

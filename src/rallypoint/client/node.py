@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from rallypoint import errors
+from rallypoint import errors, tokens
 from rallypoint._version import __version__
 from rallypoint.client import machine as m
 from rallypoint.client.finding import (
@@ -50,7 +50,9 @@ from rallypoint.core.values import (
     RunSettings,
     Seat,
 )
+from rallypoint.endpoints import is_loopback
 from rallypoint.ledger.contract import Ledger
+from rallypoint.ledger.threads import Threads
 from rallypoint.settings import LOST_ORPHAN_S, EndpointKind, NodeSettings, check_own_token
 from rallypoint.wire import messages as wire
 
@@ -61,6 +63,8 @@ _log = logging.getLogger("rallypoint.client")
 
 WHY_TIMEOUT_S: Final = 1.0
 """How long an error waits to be told why a round is not there yet."""
+HOME_WITHIN_S: Final = 10.0
+"""How long the file system of this user's home may take for the token that is there."""
 LET_IN_S: Final = 5.0
 """How long a coordinator that was reached may take to let the node in, at least."""
 DIAL_MIN_S: Final = 0.5
@@ -138,6 +142,8 @@ class Node:
             is_elected=settings.endpoint.kind is EndpointKind.LEDGER,
             resume_secret=secrets.token_bytes(SECRET_BYTES),
         )
+        self._keys = tokens.Keys(tokens.NONE)
+        self._has_told_open = False
         self._ledger = ledger
         self._opened_ledger: Ledger | None = None
         self._search: Search | None = None
@@ -258,12 +264,13 @@ class Node:
     async def open(self) -> None:
         """Find the coordinator, or become it, and attach.
 
-        Raises UnreachableError after `connect_timeout_s`, UsageError for a token that is too weak
-        for a coordinator in this node, and any RefusedError, NotACoordinatorError or LedgerError
-        at once (LedgerUnreachableError after that time).
+        Raises UnreachableError after `connect_timeout_s`, UsageError for a token that cannot be had
+        or is too weak for a coordinator in this node, and any RefusedError, NotACoordinatorError or
+        LedgerError at once (LedgerUnreachableError after that time).
         Cancelling it, or an error, leaves nothing open.
         """
         check_own_token(self.settings)
+        self._keys = await self._find_token()
         limit_s = self.settings.connect_timeout_s
         began_s = self._now_s()
         self._is_coming, self._ends_s = True, began_s + limit_s
@@ -308,6 +315,49 @@ class Node:
             return f"at {where}: {refusal.message}"
         return f"the coordinator at {where} runs {refusal.run_id!r}; this node asked for {own!r}"
 
+    async def _find_token(self) -> tokens.Keys:
+        """See `tokens`. In a thread where it is in a file: a home may be on a server that hangs."""
+        node = self.settings
+        if node.token or node.insecure or node.endpoint.kind is not EndpointKind.HOST:
+            return tokens.Keys.of_node(node)
+        try:
+            return await Threads().run(lambda: tokens.Keys.of_node(node), HOME_WITHIN_S)
+        except TimeoutError:
+            raise errors.UsageError(
+                f"{tokens.SHOWN} could not be read within {HOME_WITHIN_S:g} s",
+                hint=f"does its file server hang? Else {tokens.EXPORT_LINE}",
+            ) from None
+
+    async def _dial(
+        self, attempts: Attempts, limit_s: float, patience: Patience
+    ) -> Connection | None:
+        """As `dial`, with this node's token, or with the home's if that is the one asked for.
+
+        Raises TokenError with both tokens named.
+        """
+        while True:
+            refused: errors.TokenError | None
+            try:
+                connection = await dial(
+                    self._target(), self._keys.token, attempts, limit_s, patience
+                )
+                refused = attempts.refused if connection is None else None
+            except errors.TokenError as error:
+                connection, refused = None, error
+            if refused is None or not await self._takes_home(refused):
+                break
+        if refused is not None and patience is not Patience.ANY:
+            raise self._keys.explained(refused) from None
+        return connection
+
+    async def _takes_home(self, refused: errors.TokenError) -> bool:
+        if not self._keys.needs_look:
+            return False
+        try:
+            return await Threads().run(lambda: self._keys.takes_home(refused), HOME_WITHIN_S)
+        except TimeoutError:
+            return False
+
     def _not_let_in(self, tried_s: float) -> errors.UnreachableError:
         text = f"{self.settings.endpoint} was reached, but did not let this node in within"
         if self._sent_on is None:
@@ -331,9 +381,7 @@ class Node:
         patience = Patience.NONE if is_direct else Patience.PROXY
         while True:
             left_s = ends_s - self._now_s()
-            connection = await dial(
-                self._target(), self.settings.token, attempts, max(left_s, DIAL_MIN_S), patience
-            )
+            connection = await self._dial(attempts, max(left_s, DIAL_MIN_S), patience)
             if connection is not None:
                 self._use(connection)
                 return
@@ -513,15 +561,37 @@ class Node:
         from rallypoint.client.embedded import EmbeddedCoordinator
 
         self.hosted = await EmbeddedCoordinator.start(
-            self.settings.run_id, self.settings.token, host, port
+            self.settings.run_id,
+            self._keys.token,
+            host,
+            port,
+            insecure=self.settings.insecure,
+            token_origin=self._keys.known.origin,
         )
 
     def _use(self, connection: Connection) -> None:
         self._connection = connection
         self._was_let_in = False
+        self._tell_if_open(connection)
         connection.on_message = self._received
         connection.on_closed = lambda reason: self._lost(connection, reason)
         self._act(self._machine.connected(self._now_s(), connection.source))
+
+    def _tell_if_open(self, connection: Connection) -> None:
+        """A token was given, and the coordinator lets everybody in: somebody may not know it."""
+        is_given = self._keys.known.origin == tokens.Origin.GIVEN
+        is_wanted = is_given or not is_loopback(connection.address.host)
+        if not (connection.asks_no_token and self._keys.token and is_wanted):
+            return
+        if not self._has_told_open:
+            self._has_told_open = True
+            _log.warning(
+                "the coordinator at %s asks for no token: whoever reaches it can join run %r and "
+                "end it (this node's token is from %s)",
+                connection.address,
+                self.settings.run_id,
+                self._keys.known.place,
+            )
 
     # -- losing and finding the coordinator again ----------------------------------------------
 
@@ -608,13 +678,7 @@ class Node:
             await asyncio.sleep(CIRCLE_S * random.uniform(0.5, 1.0))
         while True:
             left_s = self._given_up_s() - self._now_s()
-            connection = await dial(
-                self._target(),
-                self.settings.token,
-                attempts,
-                max(left_s, DIAL_MIN_S),
-                Patience.ANY,
-            )
+            connection = await self._dial(attempts, max(left_s, DIAL_MIN_S), Patience.ANY)
             left_s = self._given_up_s() - self._now_s()
             if connection is not None and left_s > 0:
                 self._use(connection)
@@ -646,7 +710,7 @@ class Node:
         """A coordinator that has not the run has said who has."""
         told, self._sent_to = self._sent_to, ()
         attempts = Attempts(self.settings.endpoint)
-        connection = await dial_elected(told, self.settings.token, attempts, ELECTED_DIAL_S)
+        connection = await dial_elected(told, self._keys.token, attempts, ELECTED_DIAL_S)
         if connection is not None:
             self._use(connection)
         elif told:

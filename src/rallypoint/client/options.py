@@ -15,6 +15,7 @@ class JoinOptions(TypedDict, total=False):
     node_name: str | None
     local_addr: str | None
     token_file: str | None
+    insecure: bool | str | None
     host_coordinator: str | None
     join_timeout_s: float | str | None
     connect_timeout_s: float | str | None

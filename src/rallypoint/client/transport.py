@@ -22,9 +22,9 @@ from websockets.uri import parse_uri
 
 from rallypoint.client import forking
 from rallypoint.client.sockets import ResettingSocket
-from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address
-from rallypoint.errors import NotACoordinatorError, TokenError
+from rallypoint.errors import NotACoordinatorError
+from rallypoint.tokens import token_error
 from rallypoint.wire import headers
 from rallypoint.wire import messages as wire
 
@@ -56,6 +56,8 @@ class Connection(asyncio.Protocol):
         self._cutting: asyncio.TimerHandle | None = None
         self._was_answered = False
         self._speaks_tls = False
+        self.asks_no_token = False
+        """Whether the coordinator says that it lets everybody in."""
         self._parts: list[bytes] = []
         self._why_closed = "the coordinator closed the connection"
 
@@ -175,6 +177,7 @@ class Connection(asyncio.Protocol):
     def _take_events(self) -> None:
         for event in self._websocket.events_received():
             if isinstance(event, Response):
+                self.asks_no_token = headers.NO_TOKEN in event.headers.get_all(headers.TOKEN)
                 self._finish_handshake()
             elif isinstance(event, Frame):
                 self._take_frame(event)
@@ -245,6 +248,8 @@ def _handshake_error(address: Address, error: Exception) -> Exception:
 class _ErrorBody(msgspec.Struct):
     error: str = ""
     hint: str = ""
+    fingerprint: str = ""
+    origin: str = ""
 
 
 def _status_error(address: Address, response: Response) -> Exception:
@@ -254,7 +259,7 @@ def _status_error(address: Address, response: Response) -> Exception:
         body = _ErrorBody()
     if response.status_code == 401:
         message = body.error or "the coordinator asks for a token"
-        return TokenError(Refusal(RefusalCode.TOKEN, f"{address}: {message}", body.hint))
+        return token_error(f"{address}: {message}", body.hint, body.fingerprint, body.origin)
     answer = f"HTTP status {response.status_code} {response.reason_phrase}"
     if response.status_code in RETRIED_STATUSES:
         return ConnectionRefusedError(answer)

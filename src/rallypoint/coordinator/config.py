@@ -31,6 +31,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     `lease_ttl_s`: how long this coordinator's lease may stand still; the lease says it.
     `own_node`: the node that hosts this coordinator; it proves nothing by reaching it. The lease
     names it.
+    `token_origin`: whose the token is, in a word (tokens.Origin); "" where that is not told.
     `lease_token`: the same as `token`, if nodes that have none may find it in the ledger; else "".
     `memory_bytes_max`: what is kept for all peers together: see core/budget.py.
     `hosts`: names of this coordinator beside those of its machine, such as an endpoint's host. One
@@ -64,6 +65,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     hosts: tuple[str, ...] = ()
     more_tokens: tuple[str, ...] = ()
     clock_host: str = msgspec.field(default_factory=socket.gethostname)
+    token_origin: str = ""
 
     def __repr__(self) -> str:
         return repr_without(self, "token", "lease_token", "more_tokens")

@@ -25,6 +25,7 @@ from rallypoint.core import reasons
 from rallypoint.core.addresses import plain
 from rallypoint.core.values import NAME_LENGTH_MAX, Outcome
 from rallypoint.errors import LedgerError
+from rallypoint.tokens import fingerprint
 from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 
 HUB: web.AppKey[Hub] = web.AppKey("hub", Hub)
@@ -95,9 +96,9 @@ def for_another(request: web.Request) -> web.Response:
     return json_error(421, message, hint)
 
 
-def json_error(code: int, message: str, hint: str = "") -> web.Response:
-    """An error in JSON: {"error": ..., "hint": ...}."""
-    return _json({"error": message, "hint": hint}, code)
+def json_error(code: int, message: str, hint: str = "", **more: str) -> web.Response:
+    """An error in JSON: {"error": ..., "hint": ...}, and `more`."""
+    return _json({"error": message, "hint": hint, **more}, code)
 
 
 def why_unauthorized(request: web.Request) -> str:
@@ -107,14 +108,19 @@ def why_unauthorized(request: web.Request) -> str:
     return "this coordinator asks for a token, and got none"
 
 
-def unauthorized(request: web.Request) -> web.Response:
-    """The answer to a request without the right token."""
+def unauthorized(request: web.Request, token: str) -> web.Response:
+    """The answer to a request without the right token.
+
+    It names `token`, of those that are asked for the first, by its fingerprint. So the other side
+    can say whether its own is another one, and where that came from.
+    """
     message = why_unauthorized(request)
     hint = (
         "give the coordinator's own by --token-file (torchrun: token_file in --rdzv-conf) "
         "or RALLYPOINT_TOKEN"
     )
-    response = json_error(401, message, hint)
+    told = {"fingerprint": fingerprint(token), "origin": request.app[HUB].config.token_origin}
+    response = json_error(401, message, hint, **told)
     response.headers["WWW-Authenticate"] = "Bearer"
     return response
 

@@ -45,6 +45,7 @@ from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
 from rallypoint.ledger.memory import MemoryLedger
+from rallypoint.wire import headers
 from rallypoint.wire import messages as wire
 
 _log = logging.getLogger("rallypoint.coordinator")
@@ -293,7 +294,7 @@ class CoordinatorServer:
             response = await handler(request)
         else:
             login_refused(request.remote, http.why_unauthorized(request))
-            response = http.unauthorized(request)
+            response = http.unauthorized(request, self.tokens.first)
         return _last(request, response)  # or its connection would stay a stranger's for ever
 
     def _admit(self, request: web.Request) -> None:
@@ -327,6 +328,8 @@ class CoordinatorServer:
         if refusal is not None:
             return _last(request, http.json_error(503, refusal.message, refusal.hint))
         outlet = WebSocketOutlet(ws, request.transport, self._closing, token, account)
+        if not len(self.tokens):
+            ws.headers[headers.TOKEN] = headers.NO_TOKEN
         session = self.hub.connected(outlet)
 
         def ended(end: ConnectionEnd) -> None:

@@ -25,6 +25,11 @@ class Tokens:
     def __len__(self) -> int:
         return len(self._accepted)
 
+    @property
+    def first(self) -> str:
+        """The one that strangers are told the fingerprint of; "" if everybody is let in."""
+        return self._accepted[0] if self._accepted else ""
+
     def __contains__(self, token: str) -> bool:
         """Whether this one still opens a connection. Not for what a stranger has sent."""
         return token in self._accepted

@@ -25,7 +25,8 @@ BACKEND: Final = "rallypoint"
 
 _GIVEN_OTHERWISE: Final = frozenset(
     {"endpoint", "run_id", "local_addr", "min_nodes", "max_nodes"}  # by torchrun's own options
-    | {"token", "etcd_password"}  # by a file or the environment: a command line can be read by all
+    # By a file or the environment: a command line can be read by all.
+    | {"token", "token_place", "etcd_password"}
     | {"labels", "max_restarts"}
     | {"share_lines"}  # torchrun tells other nodes nothing of what its workers write
 )
@@ -66,7 +67,10 @@ def torchrun_handler() -> RendezvousHandlerCreator:
 
 
 def _create_for_torchrun(params: RendezvousParameters) -> NodeRendezvousHandler:
-    return create_handler(params, ends_process=True)
+    handler = create_handler(params, ends_process=True)
+    # torch's agent gives each worker a copy of its environment, which is this process's.
+    settings.withhold_secrets()
+    return handler
 
 
 def create_handler(

@@ -7,6 +7,9 @@ from typing import Final
 CLIENT: Final = "Sec-Rallypoint-Client"
 """Nodes and commands send it. Browsers let no web page set a header that begins with Sec- (Fetch
 standard, section 2.2.2), so a request that has it comes from no page."""
+TOKEN: Final = "Rallypoint-Token"
+"""A coordinator that asks for no token sends it, with NO_TOKEN, when a node attaches."""
+NO_TOKEN: Final = "none"
 
 ONLY_OWN: Final = "Rallypoint-Only-Own"
 """Asks a coordinator for what it knows itself: another one, or a command that reads the ledger,

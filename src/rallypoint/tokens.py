@@ -1,0 +1,437 @@
+"""Where a node's token comes from, how two tokens are told apart, and what is said if they differ.
+
+The order: an argument or `--token-file`, RALLYPOINT_TOKEN_FILE, RALLYPOINT_TOKEN, and then, by kind
+of endpoint:
+
+* none (one machine): a token drawn for this process, kept in its memory alone;
+* `host:port`: the token of this user's home, `~/.rallypoint/token`, made if it is not there;
+* `http://`: none; the home's, if the coordinator answers 401 with the fingerprint of that;
+* a ledger: what the coordinator's lease says.
+
+This module reads and writes token files, and nothing else does. It reads no environment. Its calls
+may block for as long as a file system does: an event loop calls them in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import os
+import re
+import secrets
+import stat
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from rallypoint import settings
+from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.endpoints import Endpoint, EndpointKind
+from rallypoint.errors import TokenError, UsageError
+from rallypoint.settings import NodeSettings
+
+FOLDER: Final = ".rallypoint"
+NAME: Final = "token"
+SHOWN: Final = f"~/{FOLDER}/{NAME}"
+WHOLE_WITHIN_S: Final = 5.0
+"""How long another node may take to write the home's token, before it counts as left half-made."""
+LOOK_EVERY_S: Final = 0.02
+_FINGERPRINT_LABEL: Final = b"rallypoint token fingerprint"
+_FINGERPRINT_ROUNDS: Final = 20_000
+"""About 8 ms, once a process. A token of 128 bits cannot be found from its fingerprint; a sentence
+that only looks like one is 20,000 times dearer to guess."""
+_FINGERPRINT_BYTES: Final = 6
+_NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+EXPORT_LINE: Final = (
+    "export RALLYPOINT_TOKEN_FILE=/shared/token (mpirun -x RALLYPOINT_TOKEN_FILE; in Kubernetes, "
+    "a mounted Secret)"
+)
+_GIVE_ALL: Final = f"give every node the same --token-file: {EXPORT_LINE}"
+_WITHOUT_HOME: Final = (
+    f"make one with `rallypoint token new /shared/token`, and on every node {EXPORT_LINE}; "
+    "--insecure goes without"
+)
+
+
+class Origin:
+    """Whose token it is, in a word that a coordinator tells those whom it refuses."""
+
+    HOME: Final = "home"
+    GIVEN: Final = "given"
+    DRAWN: Final = "drawn"
+    LEASE: Final = "lease"
+
+
+class KnownToken(msgspec.Struct, frozen=True):
+    """A token, "" for none; its Origin; and where exactly it was found, for people."""
+
+    token: str = ""
+    origin: str = ""
+    place: str = ""
+
+    def __repr__(self) -> str:
+        shown = "set" if self.token else "none"
+        return f"KnownToken({shown}, {self.origin!r}, {self.place!r})"
+
+
+NONE: Final = KnownToken()
+
+
+# -- the order -----------------------------------------------------------------------------------
+
+
+def of_node(node: NodeSettings) -> KnownToken:
+    """The token that a node begins with, and that its own coordinator asks for.
+
+    May write the home's token. Raises UsageError if that is needed and cannot be had.
+    """
+    if node.token:
+        return KnownToken(node.token, Origin.GIVEN, node.token_place or "given by the program")
+    if node.endpoint.kind is EndpointKind.LOCAL:
+        return KnownToken(draw(), Origin.DRAWN, "drawn by this process")
+    if node.endpoint.kind is EndpointKind.HOST and not node.insecure:
+        return of_home(make=True)
+    return NONE
+
+
+def of_command(endpoint: Endpoint, token_file: str | None) -> KnownToken:
+    """The token that a command shows to the coordinator that it asks. Writes nothing.
+
+    Raises UsageError for a token that cannot be read.
+    """
+    given = given_token(token_file)
+    if given.token or endpoint.kind is not EndpointKind.HOST or not settings.home():
+        return given
+    return of_home(make=False)
+
+
+def given_token(token_file: str | None) -> KnownToken:
+    """What a file or the environment gives; none if they do not. Raises UsageError."""
+    found = settings.resolve_token(token_file)
+    return KnownToken(found.value, Origin.GIVEN, found.source) if found.value else NONE
+
+
+class Keys:
+    """The token that one node or command shows, and what it says where that is refused.
+
+    `may_try_home`: whether the home's token may be taken later, for a coordinator that names its
+    fingerprint: it is sent to no other.
+    """
+
+    def __init__(self, known: KnownToken, *, may_try_home: bool = False) -> None:
+        self.known = known
+        self._may_try_home = may_try_home and not known.token
+
+    @classmethod
+    def of_node(cls, node: NodeSettings) -> Keys:
+        """As `of_node`."""
+        may_try = node.endpoint.kind is EndpointKind.SERVED and not node.insecure
+        return cls(of_node(node), may_try_home=may_try)
+
+    @classmethod
+    def of_command(cls, endpoint: Endpoint, token_file: str | None) -> Keys:
+        """As `of_command`."""
+        may_try = endpoint.kind is EndpointKind.SERVED
+        return cls(of_command(endpoint, token_file), may_try_home=may_try)
+
+    @property
+    def token(self) -> str:
+        """What is shown; "" for none."""
+        return self.known.token
+
+    @property
+    def needs_look(self) -> bool:
+        """Whether `takes_home` may have to read a file."""
+        return self._may_try_home
+
+    def takes_home(self, refused: TokenError) -> bool:
+        """Whether the home's token is the one that was asked for: then it is shown from now on."""
+        if not self._may_try_home or not refused.fingerprint or not settings.home():
+            return False
+        try:
+            home = of_home(make=False)
+        except UsageError:
+            return False  # The coordinator's answer says more than a file that is of no use.
+        if fingerprint(home.token) != refused.fingerprint:
+            return False
+        self.known, self._may_try_home = home, False
+        return True
+
+    def explained(self, refused: TokenError) -> TokenError:
+        """The same refusal, with both tokens named by fingerprint and origin."""
+        text = f"{refused.message}: {_compared(refused, self.known)}"
+        refusal = Refusal(RefusalCode.TOKEN, text, _what_to_do(refused, self.known))
+        return TokenError(refusal, fingerprint=refused.fingerprint, origin=refused.origin)
+
+
+def _compared(refused: TokenError, own: KnownToken) -> str:
+    theirs = "the coordinator's"
+    if refused.fingerprint:
+        theirs += f" has the fingerprint {refused.fingerprint}"
+    whose = _WHOSE.get(refused.origin, "")
+    if whose:
+        theirs += f" and {whose}" if refused.fingerprint else f" {whose}"
+    if not own.token:
+        has_more = theirs != "the coordinator's"
+        return f"{theirs}; you have none" if has_more else "you have none"
+    mine = fingerprint(own.token)
+    ours = f"yours is from {own.place}" + (f", with the fingerprint {mine}" if mine else "")
+    return f"{theirs}; {ours}" if theirs != "the coordinator's" else ours
+
+
+def _what_to_do(refused: TokenError, own: KnownToken) -> str:
+    if Origin.HOME in (refused.origin, own.origin):
+        return f"copy one {SHOWN} to the home of every node; or {_GIVE_ALL}"
+    return (
+        "give the coordinator's own by --token-file (torchrun: token_file in --rdzv-conf): "
+        f"{EXPORT_LINE}"
+    )
+
+
+def token_error(message: str, hint: str, fingerprint: str, origin: str) -> TokenError:
+    """What a coordinator, or what stands for one, has answered with 401. No more of it is kept
+    than a coordinator says."""
+    is_known = re.fullmatch(r"[0-9a-f]{12}", fingerprint) is not None
+    return TokenError(
+        Refusal(RefusalCode.TOKEN, message[:_SAID_MAX], hint[:_SAID_MAX]),
+        fingerprint=fingerprint if is_known else "",
+        origin=origin if origin in _WHOSE else "",
+    )
+
+
+_SAID_MAX: Final = 500
+_WHOSE: Final = {
+    Origin.HOME: f"is {SHOWN} of the node that carries it",
+    Origin.GIVEN: "was given to it",
+    Origin.LEASE: "was drawn for its lease",
+    Origin.DRAWN: "was drawn by its process, for that process alone",
+}
+
+
+# -- what a token looks like ---------------------------------------------------------------------
+
+
+def draw() -> str:
+    """A new token, of 256 bits."""
+    return secrets.token_urlsafe(32)
+
+
+@functools.lru_cache(maxsize=16)
+def fingerprint(token: str) -> str:
+    """12 hexadecimal digits that tell two tokens apart; "" for a token that could be guessed.
+
+    A coordinator tells it to whoever asks, so it must not help to guess the token.
+    """
+    if settings.token_bits(token) < settings.TOKEN_BITS_MIN:
+        return ""
+    size, rounds = _FINGERPRINT_BYTES, _FINGERPRINT_ROUNDS
+    found = hashlib.pbkdf2_hmac("sha256", token.encode(), _FINGERPRINT_LABEL, rounds, size)
+    return found.hex()
+
+
+# -- the home's token ----------------------------------------------------------------------------
+
+
+def of_home(*, make: bool) -> KnownToken:
+    """The token of this user's home; none if there is none and it is not to be made.
+
+    All nodes that share the home get the same one, whichever makes it. Raises UsageError.
+    """
+    path = home_file()
+    token = _settled(path, make=make)
+    if not token:
+        return NONE
+    if settings.token_bits(token) < settings.TOKEN_BITS_MIN:
+        raise UsageError(
+            f"the token in {str(path)!r} can be guessed: it has less than "
+            f"{settings.TOKEN_BITS_MIN} bits",
+            hint=f"remove the file and run `rallypoint token new`, or {_GIVE_ALL}",
+        )
+    return KnownToken(token, Origin.HOME, str(path))
+
+
+def home_file() -> Path:
+    """Where the home's token is kept. Raises UsageError without a home."""
+    home = settings.home()
+    if not home:
+        raise UsageError(
+            f"there is no token: none is given, and without HOME there is no {SHOWN}",
+            hint=_WITHOUT_HOME,
+        )
+    return Path(home) / FOLDER / NAME
+
+
+def _settled(path: Path, *, make: bool) -> str:
+    """What the file holds once it is whole; "" if there is none and it is not to be made.
+
+    Over NFS a file that another node has made may be missing here, or empty, for a moment.
+    """
+    until_s = time.monotonic() + WHOLE_WITHIN_S
+    has_made = False
+    while True:
+        found = _read_own(path)
+        if found:
+            return found
+        if found is None and not make:
+            return ""
+        if found is None and not has_made:
+            _make_own(path)
+            has_made = True
+        elif time.monotonic() >= until_s:
+            raise UsageError(
+                f"the token file {str(path)!r} is empty, or leads nowhere",
+                hint="remove it, and start again",
+            )
+        else:
+            time.sleep(LOOK_EVERY_S)
+
+
+def _read_own(path: Path) -> str | None:
+    """The token in a file that is this user's alone; "" if it is empty, None if there is none."""
+    try:
+        folder = path.parent.stat()
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ESTALE:
+            return None
+        raise _unusable("read", path, error) from error
+    try:
+        about = os.fstat(file)
+        if not stat.S_ISREG(about.st_mode):
+            raise UsageError(f"{str(path)!r} is no file", hint=f"remove it, or {_GIVE_ALL}")
+        _check_own(path.parent, folder, _WRITABLE, path)
+        _check_own(path, about, _READABLE | _WRITABLE, path)
+        data = os.read(file, settings.TOKEN_LENGTH_MAX + 2)
+    except OSError as error:
+        raise _unusable("read", path, error) from error
+    finally:
+        os.close(file)
+    line = data.partition(b"\n")[0].decode("utf-8", "replace").strip()
+    if line:
+        settings.check_token(line, f"token file {str(path)!r}")
+    elif data:
+        raise UsageError(
+            f"the first line of the token file {str(path)!r} is empty",
+            hint="remove the file, and start again",
+        )
+    return line
+
+
+_READABLE: Final = stat.S_IRGRP | stat.S_IROTH
+_WRITABLE: Final = stat.S_IWGRP | stat.S_IWOTH
+
+
+def _check_own(path: Path, about: os.stat_result, forbidden: int, file: Path) -> None:
+    """Raises UsageError unless this is the user's own, and others have none of these rights.
+
+    `file`: the token file, if this is its folder. ssh treats private keys so.
+    """
+    own = os.geteuid()
+    if about.st_uid != own:
+        raise UsageError(
+            f"{str(path)!r} belongs to user {about.st_uid}, and this process is of user {own}: "
+            "its token is not used",
+            hint=f"if you trust it, export RALLYPOINT_TOKEN_FILE={file}; else {_GIVE_ALL}",
+        )
+    rights = about.st_mode & forbidden
+    if rights:
+        can = "written" if rights & _WRITABLE else "read"
+        mode = "700" if stat.S_ISDIR(about.st_mode) else "600"
+        raise UsageError(
+            f"{str(path)!r} can be {can} by other users: its token is not used",
+            hint=f"chmod {mode} {path}; if others may have seen the token, make a new one",
+        )
+
+
+def _make_own(path: Path) -> None:
+    """Put a new token there, unless somebody has. Raises UsageError."""
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        _check_own(path.parent, path.parent.stat(), _WRITABLE, path)
+        _create(path, draw())
+    except FileExistsError as error:
+        if not path.parent.is_dir():
+            raise _unusable("make", path, error) from error
+    except OSError as error:
+        raise _unusable("make", path, error) from error
+
+
+def _unusable(what: str, path: Path, error: OSError) -> UsageError:
+    problem = error.strerror or str(error)
+    return UsageError(
+        f"there is no token: none is given, and this user's cannot be {_PAST[what]} at "
+        f"{str(path)!r}: {problem}",
+        hint=_WITHOUT_HOME,
+    )
+
+
+_PAST: Final = {"read": "read", "make": "made"}
+
+
+# -- making a file -------------------------------------------------------------------------------
+
+
+def make_file(path: Path) -> str:
+    """Make a token file, for this user alone; the token's fingerprint.
+
+    Raises UsageError if there is something at the path already, or it cannot be written.
+    """
+    token = draw()
+    try:
+        _create(path, token)
+    except FileExistsError as error:
+        raise UsageError(
+            f"{str(path)!r} is there already, and is left as it is",
+            hint="give another path, or remove it; `rallypoint token show` tells its fingerprint",
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"no token file can be made at {str(path)!r}: {error.strerror or error}",
+            hint="give a path in a folder that is there and that you may write to",
+        ) from error
+    return fingerprint(token)
+
+
+def make_home_file() -> tuple[Path, str]:
+    """The same for the home's token; its path too."""
+    path = home_file()
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise _unusable("make", path, error) from error
+    _check_own(path.parent, path.parent.stat(), _WRITABLE, path)
+    return path, make_file(path)
+
+
+def _create(path: Path, token: str) -> None:
+    """A new file with this token, which is whole as soon as it can be seen. Raises OSError.
+
+    It is written under another name and then linked: link() makes exactly one of two that begin at
+    once, also over NFS. Without hard links it is made in place, and readers wait until it is whole.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        _write(temporary, token)
+        try:
+            os.link(temporary, path, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _write(path, token)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, token: str) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+    with os.fdopen(file, "wb") as opened:
+        os.fchmod(opened.fileno(), 0o600)  # whatever the umask is
+        opened.write(token.encode() + b"\n")
+        opened.flush()
+        os.fsync(opened.fileno())

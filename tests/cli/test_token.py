@@ -1,0 +1,89 @@
+"""`rallypoint token`: a file is made once, and no token is ever shown."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rallypoint import tokens
+from tests.cli.conftest import Cli
+
+
+def test_new_makes_a_file_and_says_how_to_use_it(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "a token"
+    done = cli("token", "new", str(path))
+    assert done.code == 0
+    assert done.out == f"{path}\nexport RALLYPOINT_TOKEN_FILE='{path}'\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+    token = path.read_text().strip()
+    assert token not in str(done)
+    assert tokens.fingerprint(token) in done.err
+    again = cli("token", "new", str(path))
+    assert (again.code, again.out) == (2, "")
+    assert "is there already" in again.err
+    assert path.read_text().strip() == token
+
+
+def test_new_makes_the_homes_once(cli: Cli) -> None:
+    path = Path(os.environ["HOME"]) / ".rallypoint" / "token"
+    assert cli("token", "show").code == 2
+    assert not path.exists()
+    assert cli("token", "new").out.splitlines()[0] == str(path)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert cli("token", "new").code == 2
+    shown = cli("token", "show")
+    assert shown.out == f"{tokens.fingerprint(path.read_text().strip())}  {path}\n"
+
+
+@pytest.mark.parametrize("place", ["/nonexistent/folder/token", "/dev/null/token"])
+def test_new_where_nothing_can_be_made(cli: Cli, place: str) -> None:
+    done = cli("token", "new", place)
+    assert (done.code, done.out) == (2, "")
+    assert len(done.err.splitlines()) == 2
+
+
+def test_new_without_a_home(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    for command in ("new", "show"):
+        done = cli("token", command)
+        assert (done.code, done.out) == (2, "")
+        assert "RALLYPOINT_TOKEN_FILE" in done.err
+
+
+def test_show_names_what_is_given_before_the_homes(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("token", "new")
+    token = tokens.draw()
+    monkeypatch.setenv("RALLYPOINT_TOKEN", token)
+    done = cli("token", "show")
+    assert done.out == f"{tokens.fingerprint(token)}  environment RALLYPOINT_TOKEN\n"
+    monkeypatch.setenv("RALLYPOINT_TOKEN", "hunter2")
+    done = cli("token", "show")
+    assert (done.code, done.out) == (2, "")
+    assert "no fingerprint" in done.err
+    assert "hunter2" not in done.err
+
+
+def test_env_names_the_homes_token(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = cli("token", "new").out.splitlines()[0]
+    (line,) = [each for each in cli("env").out.splitlines() if each.startswith("token ")]
+    assert "set" in line
+    assert "(for host:port)" in line
+    assert Path(path).read_text().strip() not in line
+    Path(path).chmod(0o644)
+    done = cli("env")
+    assert done.code == 2
+    assert f"chmod 600 {path}" not in done.out
+    assert "can be read by other users" in done.err
+
+
+def test_serve_takes_no_token_that_was_not_given(cli: Cli) -> None:
+    """It is for many runs, and so asks which token is meant, also where the home has one."""
+    cli("token", "new")
+    done = cli("serve", "--host", "0.0.0.0", "--port", "0")
+    assert (done.code, done.out) == (2, "")
+    assert "--token-file ~/.rallypoint/token" in done.err
+    assert "rallypoint token new" in done.err

@@ -1,0 +1,248 @@
+"""Tokens of nodes: the home's at host:port, a drawn one for one machine, and two that differ."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rallypoint import errors, tokens
+from rallypoint.client.embedded import EmbeddedCoordinator
+from rallypoint.client.node import Node
+from rallypoint.coordinator.config import CoordinatorConfig
+from tests.coordinator.test_server import get
+from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
+from tests.ports import free_port
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in [each for each in os.environ if each.startswith("RALLYPOINT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def hosted(of: Node) -> EmbeddedCoordinator:
+    assert of.hosted is not None
+    return of.hosted
+
+
+async def status_of(port: int, token: str = "") -> tuple[int, dict[str, str]]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    status, body, _ = await get(port, "/api/v1/runs", **headers)
+    return status, body
+
+
+def test_nodes_of_one_home_meet_and_strangers_stay_out(home: Path):
+    async def main() -> None:
+        endpoint = f"127.0.0.1:{free_port()}"
+        async with opened(endpoint) as a, opened(endpoint) as b:
+            token = (home / ".rallypoint" / "token").read_text().strip()
+            assert hosted(a).token == token
+            assert b.hosted is None
+            port = hosted(a).address.port
+            status, body = await status_of(port)
+            assert (status, body["fingerprint"]) == (401, tokens.fingerprint(token))
+            assert body["origin"] == tokens.Origin.HOME
+            assert token not in json.dumps(body)
+            assert (await status_of(port, tokens.draw()))[0] == 401
+            assert (await status_of(port, token))[0] == 200
+
+    run_clean(main)
+
+
+def test_one_machine_alone_lets_nobody_in(home: Path):
+    async def main() -> None:
+        async with opened("") as a, opened("") as b:
+            drawn = {hosted(each).token for each in (a, b)}
+            assert len(drawn) == 2
+            for each in (a, b):
+                port = hosted(each).address.port
+                assert (await status_of(port))[0] == 401
+                assert (await status_of(port, hosted(each).token))[0] == 200
+            assert await a.next_round(BOOTSTRAP) is not None
+            assert not [t for t in drawn if any(t in text for text in os.environ.values())]
+        assert not any(home.iterdir())
+
+    run_clean(main)
+
+
+def test_beyond_loopback_there_is_no_coordinator_without_a_token():
+    async def main() -> None:
+        port = free_port()
+        with pytest.raises(errors.UsageError, match="can be reached by others"):
+            await EmbeddedCoordinator.start("run", "", "node0", port)
+        open_one = await EmbeddedCoordinator.start("run", "", "node0", port, insecure=True)
+        assert (await status_of(port))[0] == 200
+        await open_one.aclose()
+
+    run_clean(main)
+
+
+def test_insecure_goes_without_and_leaves_the_home_alone(home: Path, caplog):
+    async def main() -> None:
+        endpoint = f"127.0.0.1:{free_port()}"
+        async with opened(endpoint, insecure=True) as a, opened(endpoint, insecure=True):
+            assert hosted(a).token == ""
+            assert (await status_of(hosted(a).address.port))[0] == 200
+        assert not any(home.iterdir())
+
+    run_clean(main)
+
+
+def test_no_home_is_told_before_anything_listens(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("HOME")
+
+    async def main() -> None:
+        port = free_port()
+        with pytest.raises(errors.UsageError) as caught:
+            await node(f"127.0.0.1:{port}").open()
+        assert "export RALLYPOINT_TOKEN_FILE=" in caught.value.hint
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+        async with opened(f"127.0.0.1:{port}", token="given"):
+            pass
+
+    run_clean(main)
+
+
+# -- two that differ -------------------------------------------------------------------------------
+
+
+def test_homes_that_are_not_shared_are_told_apart(home: Path, monkeypatch: pytest.MonkeyPatch):
+    async def main() -> None:
+        endpoint = f"127.0.0.1:{free_port()}"
+        async with opened(endpoint) as a:
+            monkeypatch.setenv("HOME", str(home / "other"))
+            (home / "other").mkdir()
+            with pytest.raises(errors.TokenError, match="the token is wrong") as caught:
+                await node(endpoint).open()
+            own = (home / "other" / ".rallypoint" / "token").read_text().strip()
+            for token in (own, hosted(a).token):
+                assert tokens.fingerprint(token) in caught.value.message
+                assert token not in str(caught.value)
+            assert str(home / "other") in caught.value.message
+            assert "~/.rallypoint/token of the node that carries it" in caught.value.message
+            assert "export RALLYPOINT_TOKEN_FILE=" in caught.value.hint
+
+    run_clean(main)
+
+
+def test_a_node_that_has_none_is_told_so():
+    async def main() -> None:
+        endpoint = f"127.0.0.1:{free_port()}"
+        async with opened(endpoint) as a:
+            with pytest.raises(errors.TokenError, match="you have none") as caught:
+                await node(endpoint, insecure=True).open()
+            assert tokens.fingerprint(hosted(a).token) in caught.value.message
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_coordinator_that_asks_for_none_is_told_of(is_given: bool, caplog):
+    """On loopback the home's token may well meet a `serve` without one: that is no news."""
+    own: dict[str, Any] = {}
+    if is_given:
+        own = {"token": "given", "token_place": "environment RALLYPOINT_TOKEN"}
+
+    async def main() -> None:
+        endpoint = f"127.0.0.1:{free_port()}"
+        async with opened(endpoint, insecure=True), opened(endpoint, **own):
+            pass
+
+    with caplog.at_level(logging.WARNING):
+        run_clean(main)
+    told = [each for each in caplog.messages if "asks for no token" in each]
+    assert len(told) == is_given
+    assert all("environment RALLYPOINT_TOKEN" in each for each in told)
+
+
+# -- http:// ---------------------------------------------------------------------------------------
+
+
+def test_a_served_coordinator_with_the_homes_token_lets_its_nodes_in(home: Path):
+    async def main() -> None:
+        token = tokens.of_home(make=True).token
+        async with (
+            served(CoordinatorConfig(token=token)) as (_, port),
+            opened(f"http://127.0.0.1:{port}") as a,
+        ):
+            assert a.is_connected
+        other = CoordinatorConfig(token=tokens.draw(), token_origin="given")
+        async with served(other) as (_, port):
+            with pytest.raises(errors.TokenError, match="was given to it; you have none"):
+                await node(f"http://127.0.0.1:{port}").open()
+
+    run_clean(main)
+
+
+@contextlib.asynccontextmanager
+async def pretender(fingerprint: str) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """Answers everybody with 401 and this fingerprint; what it was sent."""
+    heard: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"\r\n\r\n"))
+        body = json.dumps({"error": "who is it?", "fingerprint": fingerprint}).encode()
+        writer.write(
+            b"HTTP/1.1 401 Unauthorized\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], heard
+
+
+@pytest.mark.parametrize("fingerprint", ["", "0123456789ab", "\x1b[2J"])
+def test_the_homes_token_goes_to_nobody_who_does_not_name_it(fingerprint: str):
+    async def main() -> None:
+        token = tokens.of_home(make=True).token
+        async with pretender(fingerprint) as (port, heard):
+            with pytest.raises(errors.TokenError, match=r"who is it\?"):
+                await node(f"http://127.0.0.1:{port}").open()
+            assert len(heard) == 1
+            assert token.encode() not in b"".join(heard)
+            assert b"Authorization" not in b"".join(heard)
+
+    run_clean(main)
+
+
+def test_a_wrong_answer_to_the_right_token_is_the_end():
+    async def main() -> None:
+        token = tokens.of_home(make=True).token
+        async with pretender(tokens.fingerprint(token)) as (port, heard):
+            with pytest.raises(errors.TokenError, match="yours is from"):
+                await node(f"http://127.0.0.1:{port}").open()
+            assert [token.encode() in each for each in heard] == [False, True]
+
+    run_clean(main)
+
+
+def test_the_homes_token_is_taken_when_the_coordinator_comes_back_with_it():
+    async def main() -> None:
+        token = tokens.of_home(make=True).token
+        async with (
+            served() as (first, port),
+            opened(f"http://127.0.0.1:{port}", coordinator_lost_after_s=60.0) as a,
+        ):
+            assert await a.next_round(BOOTSTRAP) is not None
+            await first.aclose()
+            await until(lambda: not a.is_connected, "still connected")
+            again = await EmbeddedCoordinator.start("run", token, "127.0.0.1", port)
+            # It is another one, which has not this run: what it says of that, the node hears.
+            await until(lambda: a.gone is not None, "it was not let in to be told")
+            assert isinstance(a.gone, errors.RunLostError)
+            await again.aclose()
+
+    run_clean(main)

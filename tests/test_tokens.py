@@ -1,0 +1,415 @@
+"""Where a token comes from, the home's token, fingerprints, and what is said if two differ."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rallypoint import settings, tokens
+from rallypoint.endpoints import parse_endpoint
+from rallypoint.errors import TokenError, UsageError
+from rallypoint.settings import NodeSettings
+from rallypoint.tokens import Keys, KnownToken, Origin
+
+STRONG = "VQ2t9qk0X5cM1sB7nJ4eRwVQ2t9qk0X5"
+EXPORT = "export RALLYPOINT_TOKEN_FILE="
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home of the test's own, and no token in the environment."""
+    for name in [each for each in os.environ if each.startswith("RALLYPOINT_")]:
+        monkeypatch.delenv(name)
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    before = os.umask(0)  # the worst there is
+    yield folder
+    os.umask(before)
+
+
+def node(endpoint: str | None, **own: Any) -> NodeSettings:
+    return NodeSettings(endpoint=parse_endpoint(endpoint), run_id="run", **own)
+
+
+def put(home: Path, text: str, mode: int = 0o600, folder_mode: int = 0o700) -> Path:
+    path = home / ".rallypoint" / "token"
+    path.parent.mkdir()
+    path.write_text(text)
+    path.chmod(mode)
+    path.parent.chmod(folder_mode)
+    return path
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# -- the order -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("endpoint", [None, "node0:1", "127.0.0.1:1", "http://a:1", "file:///x"])
+def test_a_given_token_is_used_everywhere(home: Path, endpoint: str | None) -> None:
+    found = tokens.of_node(node(endpoint, token="t", token_place="file 'x' (argument)"))
+    assert (found.token, found.origin, found.place) == ("t", Origin.GIVEN, "file 'x' (argument)")
+    assert not any(home.iterdir())
+
+
+@pytest.mark.parametrize("insecure", [False, True])
+def test_one_machine_alone_draws_one_and_keeps_it_in_memory(home: Path, insecure: bool) -> None:
+    drawn = [tokens.of_node(node(None, insecure=insecure)) for _ in range(3)]
+    assert len({each.token for each in drawn}) == 3
+    assert all(settings.token_bits(each.token) >= 128 for each in drawn)
+    assert not any(home.iterdir())
+    assert not any(each.token in text for each in drawn for text in os.environ.values())
+
+
+@pytest.mark.parametrize("endpoint", ["node0:1", "127.0.0.1:1", "localhost:1", "[::1]:1"])
+def test_host_port_uses_the_homes_which_is_made_once(home: Path, endpoint: str) -> None:
+    first = tokens.of_node(node(endpoint))
+    path = home / ".rallypoint" / "token"
+    assert path.read_text() == first.token + "\n"
+    assert (first.origin, first.place) == (Origin.HOME, str(path))
+    assert settings.token_bits(first.token) >= 128
+    assert (mode_of(path), mode_of(path.parent)) == (0o600, 0o700)
+    assert [each.name for each in path.parent.iterdir()] == ["token"]
+    assert tokens.of_node(node("other:2")) == first
+    path.unlink()
+    assert tokens.of_node(node(endpoint)).token != first.token
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "insecure"), [("node0:1", True), ("http://a:1", False), ("file:///x", False)]
+)
+def test_else_there_is_none_and_nothing_is_written(
+    home: Path, endpoint: str, insecure: bool
+) -> None:
+    assert tokens.of_node(node(endpoint, insecure=insecure)) == tokens.NONE
+    assert not any(home.iterdir())
+
+
+def test_a_command_makes_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = parse_endpoint("node0:1")
+    assert tokens.of_command(where, None) == tokens.NONE
+    assert not any(home.iterdir())
+    made = tokens.of_node(node("node0:1"))
+    assert tokens.of_command(where, None) == made
+    assert tokens.of_command(parse_endpoint("http://node0:1"), None) == tokens.NONE
+    monkeypatch.setenv("RALLYPOINT_TOKEN", "given")
+    assert tokens.of_command(where, None).token == "given"
+    monkeypatch.delenv("RALLYPOINT_TOKEN")
+    monkeypatch.delenv("HOME")
+    assert tokens.of_command(where, None) == tokens.NONE
+
+
+# -- two that begin at once ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_nodes_that_begin_at_once_end_with_one_token(
+    home: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    together, found = threading.Barrier(12), []
+
+    def begin() -> None:
+        together.wait(60)
+        found.append(tokens.of_home(make=True).token)
+
+    threads = [threading.Thread(target=begin) for _ in range(12)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+    assert len(found) == 12
+    assert {*found} == {(home / ".rallypoint" / "token").read_text().strip()}
+    assert len([*(home / ".rallypoint").iterdir()]) == 1
+
+
+PAUSE_S = 0.5
+
+
+def on_pause(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> list[float]:
+    """Time passes by PAUSE_S at each look for a file, and this happens then. The pauses so far."""
+    pauses: list[float] = []
+
+    def pause(_: float) -> None:
+        pauses.append(PAUSE_S)
+        act()
+
+    clock = SimpleNamespace(monotonic=lambda: sum(pauses), sleep=pause)
+    monkeypatch.setattr(tokens, "time", clock)
+    return pauses
+
+
+def no_links(*_: object, **__: object) -> None:
+    raise OSError(errno.EPERM, "no hard links here")
+
+
+def test_one_that_another_node_has_just_made_is_waited_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without hard links it is empty for a moment; over NFS it may be missing for one."""
+    path = put(home, "")
+    on_pause(monkeypatch, lambda: path.write_text(STRONG + "\n"))
+    assert tokens.of_home(make=True).token == STRONG
+    assert tokens.of_home(make=False).token == STRONG
+
+
+def test_the_link_that_came_second_takes_the_first_ones_token(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other's appears between the look and the link, and is not seen at once (NFS)."""
+    path = home / ".rallypoint" / "token"
+
+    def too_late(*_: object, **__: object) -> None:
+        raise FileExistsError(errno.EEXIST, "there")
+
+    monkeypatch.setattr(os, "link", too_late)
+    on_pause(monkeypatch, lambda: _written(path))
+    assert tokens.of_home(make=True).token == STRONG
+
+
+def _written(path: Path) -> None:
+    path.write_text(STRONG)
+    path.chmod(0o600)
+
+
+def test_one_that_stays_empty_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(home, "")
+    pauses = on_pause(monkeypatch, lambda: None)
+    with pytest.raises(UsageError, match="is empty"):
+        tokens.of_home(make=True)
+    assert 1 <= len(pauses) * PAUSE_S <= tokens.WHOLE_WITHIN_S + PAUSE_S
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "folder_mode", "words", "hint"),
+    [
+        (0o640, 0o700, "token' can be read by other users", "chmod 600 "),
+        (0o604, 0o700, "token' can be read by other users", "chmod 600 "),
+        (0o620, 0o700, "token' can be written by other users", "chmod 600 "),
+        (0o602, 0o700, "token' can be written by other users", "chmod 600 "),
+        (0o600, 0o770, ".rallypoint' can be written by other users", "chmod 700 "),
+        (0o600, 0o707, ".rallypoint' can be written by other users", "chmod 700 "),
+    ],
+)
+@pytest.mark.parametrize("make", [False, True])
+def test_a_file_that_others_reach_is_refused(
+    home: Path, mode: int, folder_mode: int, words: str, hint: str, make: bool
+) -> None:
+    path = put(home, STRONG, mode, folder_mode)
+    with pytest.raises(UsageError) as caught:
+        tokens.of_home(make=make)
+    assert words in caught.value.message
+    assert hint in caught.value.hint
+    assert STRONG not in str(caught.value)
+    path.chmod(0o600)
+    path.parent.chmod(0o755)  # others may look into it: that shows no token
+    assert tokens.of_home(make=make).token == STRONG
+
+
+def test_a_file_of_another_user_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(home, STRONG)
+    own = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+    with pytest.raises(UsageError, match=f"belongs to user {own}, .* user {own + 1}") as caught:
+        tokens.of_home(make=False)
+    assert EXPORT in caught.value.hint
+    assert STRONG not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["hunter2\n", "a" * 64, "\nnot on the first line", "two words"])
+def test_what_is_no_strong_token_is_refused(home: Path, text: str) -> None:
+    put(home, text)
+    with pytest.raises(UsageError) as caught:
+        tokens.of_home(make=True)
+    assert str(home) in caught.value.message
+    for word in ("hunter", "aaaa", "words", "not on"):
+        assert word not in caught.value.message
+
+
+def test_what_is_no_file_is_refused(home: Path) -> None:
+    (home / ".rallypoint" / "token").mkdir(parents=True, mode=0o700)
+    with pytest.raises(UsageError, match="is no file"):
+        tokens.of_home(make=True)
+    (home / ".rallypoint" / "token").rmdir()
+    os.mkfifo(home / ".rallypoint" / "token", 0o600)  # opening one to read it waits for a writer
+    (home / ".rallypoint").chmod(0o700)
+    with pytest.raises(UsageError, match="is no file"):
+        tokens.of_home(make=True)
+
+
+@pytest.mark.parametrize("where", [None, "", "relative", "/dev/null", "/proc/1", "/nonexistent/x"])
+def test_without_a_home_the_line_to_add_is_named(
+    monkeypatch: pytest.MonkeyPatch, where: str | None
+) -> None:
+    if where is None:
+        monkeypatch.delenv("HOME")
+    else:
+        monkeypatch.setenv("HOME", where)
+    with pytest.raises(UsageError, match="there is no token: none is given") as caught:
+        tokens.of_node(node("node0:29400"))
+    for each in (EXPORT, "mpirun -x RALLYPOINT_TOKEN_FILE", "Secret", "--insecure", "token new"):
+        assert each in caught.value.hint
+    assert len(str(caught.value).splitlines()) == 2
+    assert tokens.of_node(node("node0:29400", token=STRONG)).token == STRONG
+
+
+def test_a_disk_that_is_full_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError, match="No space left on device"):
+        tokens.of_home(make=True)
+    assert not any((home / ".rallypoint").iterdir())
+
+
+# -- a file elsewhere ------------------------------------------------------------------------------
+
+
+def test_a_new_file_is_its_users_alone_and_overwrites_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    mark = tokens.make_file(path)
+    text = path.read_text()
+    assert mark == tokens.fingerprint(text.strip())
+    assert mode_of(path) == 0o600
+    with pytest.raises(UsageError, match="is there already"):
+        tokens.make_file(path)
+    assert path.read_text() == text
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="is there already"):
+        tokens.make_file(link)
+    assert not (tmp_path / "elsewhere").exists()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["home", "link", "token"]
+
+
+# -- fingerprints ----------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_tells_tokens_apart_and_is_no_plain_hash() -> None:
+    one, two = tokens.draw(), tokens.draw()
+    assert tokens.fingerprint(one) == tokens.fingerprint(str(one)) != tokens.fingerprint(two)
+    assert len(tokens.fingerprint(one)) == 12
+    assert tokens.fingerprint(one) not in hashlib.sha256(one.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("weak", ["", "hunter2", "correct-horse", "a" * 64])
+def test_a_token_that_can_be_guessed_has_none(weak: str) -> None:
+    assert tokens.fingerprint(weak) == ""
+
+
+# -- what is said ----------------------------------------------------------------------------------
+
+
+def refused(
+    fingerprint: str = "", origin: str = "", text: str = "the token is wrong"
+) -> TokenError:
+    return tokens.token_error(text, "", fingerprint, origin)
+
+
+def test_two_that_differ_are_both_named() -> None:
+    theirs, mine = tokens.draw(), tokens.draw()
+    keys = Keys(KnownToken(mine, Origin.HOME, "/home/a/.rallypoint/token"))
+    error = keys.explained(refused(tokens.fingerprint(theirs), Origin.HOME))
+    for each in (tokens.fingerprint(theirs), tokens.fingerprint(mine), "/home/a/.rallypoint/token"):
+        assert each in error.message
+    assert "~/.rallypoint/token of the node that carries it" in error.message
+    assert "copy one ~/.rallypoint/token" in error.hint
+    assert EXPORT in error.hint
+    assert theirs not in str(error)
+    assert mine not in str(error)
+
+
+def test_one_that_has_none_is_told_so() -> None:
+    error = Keys(tokens.NONE).explained(refused("0123456789ab", Origin.GIVEN, "got none"))
+    assert "got none: the coordinator's has the fingerprint 0123456789ab" in error.message
+    assert "you have none" in error.message
+    assert "--token-file" in error.hint
+    assert EXPORT in error.hint
+
+
+def test_a_coordinator_of_an_older_release_tells_no_fingerprint() -> None:
+    keys = Keys(KnownToken("hunter2", Origin.GIVEN, "environment RALLYPOINT_TOKEN"))
+    error = keys.explained(refused())
+    assert error.message == "the token is wrong: yours is from environment RALLYPOINT_TOKEN"
+
+
+@pytest.mark.parametrize("bad", ["x" * 12, "0123456789ab\x1b[2J", "0123456789AB", "0123"])
+def test_of_a_stranger_only_what_a_coordinator_says_is_kept(bad: str) -> None:
+    error = tokens.token_error("x" * 10_000, "y" * 10_000, bad, "of\nmy own")
+    assert (error.fingerprint, error.origin) == ("", "")
+    assert len(error.message) + len(error.hint) <= 1_000
+
+
+# -- the home's token at an http:// endpoint -------------------------------------------------------
+
+
+def served(insecure: bool = False) -> Keys:
+    return Keys.of_node(node("http://host0:29400", insecure=insecure))
+
+
+def test_the_homes_is_taken_only_for_its_own_fingerprint() -> None:
+    home = tokens.of_home(make=True)
+    for other in ("", tokens.fingerprint(tokens.draw())):
+        keys = served()
+        assert not keys.takes_home(refused(other))
+        assert keys.token == ""
+    keys = served()
+    assert keys.takes_home(refused(tokens.fingerprint(home.token)))
+    assert keys.token == home.token
+    # Refused with it once more: there is nothing else to try.
+    assert not keys.takes_home(refused(tokens.fingerprint(home.token)))
+
+
+def test_it_is_taken_for_nobody_who_has_a_token_or_wants_none() -> None:
+    mark = tokens.fingerprint(tokens.of_home(make=True).token)
+    given = Keys.of_node(node("http://host0:29400", token=STRONG))
+    assert not given.takes_home(refused(mark))
+    assert not served(insecure=True).takes_home(refused(mark))
+
+
+def test_one_that_cannot_be_used_is_not_taken(home: Path) -> None:
+    path = put(home, STRONG, 0o644)
+    assert not served().takes_home(refused(tokens.fingerprint(STRONG)))
+    path.chmod(0o600)
+    assert served().takes_home(refused(tokens.fingerprint(STRONG)))
+
+
+# -- secrets that children must not inherit --------------------------------------------------------
+
+
+def test_secrets_are_withheld_from_children_and_can_still_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(settings, "_withheld", {})
+    for name in ("RALLYPOINT_TOKEN", "RALLYPOINT_ETCD_PASSWORD", "RALLYPOINT_RUN_ID"):
+        monkeypatch.setenv(name, "one")
+    settings.withhold_secrets()
+    assert "RALLYPOINT_TOKEN" not in os.environ
+    assert "RALLYPOINT_ETCD_PASSWORD" not in os.environ
+    assert os.environ["RALLYPOINT_RUN_ID"] == "one"
+    for _ in range(2):  # each handler of a process reads it
+        assert settings.resolve_token().value == "one"
+        assert settings.resolve("etcd_password").value == "one"
+        settings.withhold_secrets()
+    monkeypatch.setenv("RALLYPOINT_TOKEN", "two")
+    assert settings.resolve_token().value == "two"
+    settings.withhold_secrets()
+    assert settings.resolve_token().value == "two"
+    assert settings.resolve_token(None, {}).value == ""
