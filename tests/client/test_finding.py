@@ -487,7 +487,7 @@ def test_a_node_that_is_sent_in_circles_by_a_coordinator_pauses(
             itself = Address("127.0.0.1", port)
             until_s = loop.time() + 2.0
 
-            def refusal(hub: Hub, attach: object) -> Refusal | None:
+            def refusal(hub: Hub, *of: object) -> Refusal | None:
                 nonlocal asked
                 asked += 1
                 if loop.time() > until_s:
