@@ -227,6 +227,18 @@ class Hub:
             self._held_runs.take(account)
             run.account = account
 
+    def begin_anew(self, attach: wire.Attach) -> None:
+        """Forget a closed run that never had a round, if this node may begin it anew.
+
+        Not one that was in it: for its members the run stays closed (R6).
+        """
+        run = self.runs.get(attach.run_id)
+        if run is None or not run.is_closed or not self.is_kept_here or attach.stamp.ledger_id:
+            return
+        if run.membership.may_begin_anew(attach.settings, self.now_s()):
+            run.close_sessions("the run is closed, and begins anew for other nodes")
+            self._forget_run(run)
+
     def wait_s(self, run_id: str, account: Account) -> float | None:
         """How long a node of this account has to wait for the run; None: too long.
 

@@ -199,6 +199,7 @@ class Session:
         if refusal is not None:
             self.refuse(refusal)
             return
+        hub.begin_anew(message)
         wait_s = hub.wait_s(message.run_id, self.account)
         if wait_s is None:
             self.refuse(reasons.begins_too_many(hub.config.new_runs_per_s))

@@ -54,9 +54,14 @@ from rallypoint.core.values import (
     RoundRecord,
     RunSettings,
     Seat,
+    SettingConflict,
     table_digest,
 )
 
+ANEW_AFTER_S = 30.0
+"""How long late nodes are told that their run was closed, if it never had a round."""
+OPERATOR = "operator"
+"""What the name of who closes a run begins with, if that is no node."""
 _RESTING = (Phase.SUSPENDED, Phase.CLOSED)
 """The phases in which nothing is decided."""
 _PROCESS_ENDED = "its process ended: the kernel closed its connection"
@@ -97,6 +102,7 @@ class Membership:
         self.phase = Phase.GATHERING
         """What the run does now. A closed run is never SUSPENDED: nothing is left to be decided."""
         self.settings: RunSettings | None = None
+        self._settings_by: tuple[str, str, float] | None = None
         self.roster = Roster()
         self.round: RoundRecord | None = None
         self.close: CloseRecord | None = None
@@ -347,6 +353,28 @@ class Membership:
         """How long the run has been closed, in seconds."""
         return max(0.0, now_s - self._closed_at_s)
 
+    @property
+    def _can_begin_anew(self) -> bool:
+        """R6: a run that has had a round stays closed. An operator's close holds for its job."""
+        close = self.close
+        is_unused = close is not None and self.round is None and not self._has_successor
+        return is_unused and close is not None and not close.by.startswith(OPERATOR)
+
+    def may_begin_anew(self, settings: RunSettings, now_s: float) -> bool:
+        """Whether a node that was never in this run, which is closed, may begin it anew.
+
+        Only a run without a round: somebody has had the id before its job began. A node with other
+        settings is not of that job. One with the same may be a late node of it, which has to hear
+        that it is over; after a while nobody is late any more.
+        """
+        if self.phase_of_work is not Phase.CLOSED or self.round is not None:
+            return False
+        if self._has_successor or self.settings is None:
+            return False
+        if self.settings.conflicts(settings):
+            return True
+        return self._can_begin_anew and self.closed_ago_s(now_s) >= ANEW_AFTER_S
+
     def seats(self) -> list[Seat]:
         """The seat of every member of the last round, in node-rank order. O(N)."""
         return seats_of(self.round) if self.round is not None else []
@@ -413,13 +441,23 @@ class Membership:
             return Refusal(RefusalCode.MALFORMED, message, hint=f"known policies: {known}")
         if self.settings is None or not len(self.roster):
             self.settings = event.settings
+            self._settings_by = (event.node.name, event.node.host, self._now_s)
         conflicts = self.settings.conflicts(event.settings)
         if conflicts:
-            return reasons.conflict(self.run_id, conflicts)
+            return self._conflict(conflicts)
         if len(self.roster) >= self.members_max and event.node.name not in self.roster:
             message = f"run {self.run_id!r} has {self.members_max} members, and takes no more"
             return Refusal(RefusalCode.LIMIT, message)
         return self._no_room(event.node)
+
+    def _conflict(self, conflicts: tuple[SettingConflict, ...]) -> Refusal:
+        """Whose settings they are helps a person to find out whose mistake it is."""
+        set_by = ""
+        if self._settings_by is not None:
+            name, host, at_s = self._settings_by
+            set_by = reasons.settings_set_by(name, host, self._now_s - at_s)
+        is_new = self.round is None and not self._has_successor
+        return reasons.conflict(self.run_id, conflicts, set_by, is_new=is_new)
 
     def _no_room(self, node: NodeInfo) -> Refusal | None:
         """Why the ledger could not keep a round with this node. Told now, not at the seal."""
@@ -468,7 +506,9 @@ class Membership:
 
     def _refuse_closed(self, event: on.NodeAttached) -> None:
         assert self.close is not None
-        refusal = reasons.run_closed(self.run_id, self.close, self.closed_ago_s(self._now_s))
+        ago_s = self.closed_ago_s(self._now_s)
+        anew_s = max(0.0, ANEW_AFTER_S - ago_s) if self._can_begin_anew else None
+        refusal = reasons.run_closed(self.run_id, self.close, ago_s, anew_s)
         self._do(do.Refuse(event.link, refusal))
 
     # -- two nodes of one name -----------------------------------------------------------------

@@ -175,15 +175,32 @@ class Refusal(Value, frozen=True):
         return self.message
 
 
-def conflict(run_id: str, conflicts: tuple[SettingConflict, ...]) -> Refusal:
-    """The node's settings are not those of the run: both values are shown."""
+def conflict(
+    run_id: str, conflicts: tuple[SettingConflict, ...], set_by: str = "", *, is_new: bool = False
+) -> Refusal:
+    """The node's settings are not those of the run: both values are shown.
+
+    `set_by`: who set them, and when. `is_new`: the run has had no round, so it can be begun anew.
+    """
     listed = "; ".join(str(each) for each in conflicts)
+    hint = "start every node of a run with the same settings; the first to arrive sets them"
+    if is_new:
+        hint += (
+            "; if that node is not of this job, use another run id, or end its run with "
+            "`rallypoint close`, and start again"
+        )
     return Refusal(
         RefusalCode.CONFLICT,
-        f"this node's settings differ from those of run {run_id!r}: {listed}",
-        hint="start every node of a run with the same settings; the first to arrive sets them",
+        f"this node's settings differ from those of run {run_id!r}: {listed}"
+        + (f"; {set_by}" if set_by else ""),
+        hint=hint,
         conflicts=conflicts,
     )
+
+
+def settings_set_by(name: str, host: str, ago_s: float) -> str:
+    """Which node was the first of the run, and when it came."""
+    return f"node {name!r} on host {host!r} has set them {ago_s:.0f} s ago"
 
 
 def name_taken(name: str, host: str) -> Refusal:
@@ -285,12 +302,17 @@ def moved(run_id: str, why: str) -> Refusal:
     )
 
 
-def run_closed(run_id: str, close: CloseRecord, ago_s: float) -> Refusal:
-    """The run is over: why, and since when."""
+def run_closed(
+    run_id: str, close: CloseRecord, ago_s: float, anew_s: float | None = None
+) -> Refusal:
+    """The run is over: why, and since when. `anew_s`: after how long it can be begun anew."""
+    hint = "start again under another run id"
+    if anew_s is not None:
+        hint += f", or in {anew_s:.0f} s under this one, as the run never had a round"
     return Refusal(
         RefusalCode.CLOSED,
         f"run {run_id!r} was closed {ago_s:.0f} s ago: {describe_close(close)}",
-        hint="start again under another run id",
+        hint=hint,
         close=close,
     )
 

@@ -1,0 +1,124 @@
+"""Somebody has had the id of a run before its job began: who that was, and how the job gets it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rallypoint.core import events as on
+from rallypoint.core.membership import ANEW_AFTER_S
+from rallypoint.core.reasons import RefusalCode
+from rallypoint.core.values import NodeInfo, Outcome, RunSettings, Stamp
+from rallypoint.wire import messages as wire
+from tests.coordinator.test_quotas import HERE, Coordinator, Peer
+
+SQUATTERS: dict[str, Any] = {"min_nodes": 7, "max_nodes": 7}
+JOBS: dict[str, Any] = {"min_nodes": 2, "max_nodes": 4}
+
+
+def closed_by_node(here: Coordinator, **settings: Any) -> Peer:
+    squatter = here.attach("job", "x", **settings)
+    squatter.say(wire.CloseRun(Stamp(), Outcome.SUCCEEDED, "squatted"))
+    here.commit()
+    assert here.hub.runs["job"].is_closed
+    return squatter
+
+
+def test_a_conflict_names_who_set_the_settings_and_what_to_do() -> None:
+    here = Coordinator()
+    here.attach("job", "x", **SQUATTERS)
+    here.pass_time(12.0)
+    refusal = here.attach("job", "n0", **JOBS).refusal
+    assert refusal.code is RefusalCode.CONFLICT
+    assert "min_nodes: the run has 7, this node 2" in refusal.message
+    assert "node 'x' on host 'h' has set them 12 s ago" in refusal.message
+    assert "rallypoint close" in refusal.hint
+
+
+def test_an_operator_can_end_what_is_in_the_jobs_way() -> None:
+    here = Coordinator()
+    squatter = here.attach("job", "x", **SQUATTERS)
+    here.hub.runs["job"].post(on.CloseRequested("operator at ::1", Outcome.STOPPED, "not ours"))
+    here.commit()
+    assert here.attach("job", "n0", **JOBS).is_welcome
+    assert squatter.is_closed
+    assert here.hub.runs["job"].membership.settings.min_nodes == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_run_that_was_closed_without_a_round_begins_anew_for_another_job(stays: bool) -> None:
+    here = Coordinator()
+    squatter = closed_by_node(here, **SQUATTERS)
+    before = here.hub.runs["job"].membership
+    if not stays:
+        squatter.hang_up()
+    node = here.attach("job", "n0", **JOBS)
+    assert node.is_welcome
+    run = here.hub.runs["job"]
+    assert run.membership.term > before.term
+    squatter.say(wire.CloseRun(Stamp(), Outcome.FAILED, "and again"))
+    here.commit()
+    assert not run.is_closed, "what the squatter still says counts for its own run"
+
+
+def test_late_nodes_of_the_same_job_hear_that_it_is_over() -> None:
+    here = Coordinator()
+    closed_by_node(here, **JOBS).hang_up()
+    late = here.attach("job", "late", **JOBS)
+    assert late.refusal.code is RefusalCode.CLOSED
+    assert "squatted (by x)" in late.refusal.message
+    assert "in 30 s under this one" in late.refusal.hint
+    here.pass_time(ANEW_AFTER_S + 1)
+    assert here.attach("job", "n0", **JOBS).is_welcome
+
+
+def test_what_an_operator_closed_stays_closed_for_its_job() -> None:
+    here = Coordinator()
+    here.attach("job", "x", **JOBS)
+    here.hub.runs["job"].post(on.CloseRequested("operator at ::1", Outcome.STOPPED, "enough"))
+    here.commit()
+    here.pass_time(2 * ANEW_AFTER_S)
+    refusal = here.attach("job", "n0", **JOBS).refusal
+    assert refusal.code is RefusalCode.CLOSED
+    assert refusal.hint == "start again under another run id"
+
+
+def test_a_run_that_had_a_round_stays_closed() -> None:
+    """R6."""
+    here = Coordinator()
+    member = here.with_round("job")
+    member.say(wire.CloseRun(Stamp(), Outcome.SUCCEEDED, "done"))
+    here.commit()
+    member.hang_up()
+    here.pass_time(2 * ANEW_AFTER_S)
+    for settings in (JOBS, {}):
+        assert here.attach("job", "n0", **settings).refusal.code is RefusalCode.CLOSED
+
+
+def test_a_closed_run_stays_closed_for_its_members() -> None:
+    """R6. One that lost its connection before it was told comes with what it knows of the run."""
+    here = Coordinator()
+    away = here.attach("job", "away", **SQUATTERS)
+    stamp = away.told[0].stamp
+    away.hang_up()
+    closed_by_node(here, **SQUATTERS)
+    here.pass_time(2 * ANEW_AFTER_S)
+    peer = Peer(here, HERE)
+    settings = RunSettings(**SQUATTERS)
+    peer.say(wire.Attach(stamp, wire.VERSION, "job", NodeInfo("away", 1, "h"), settings))
+    assert peer.refusal.code is RefusalCode.CLOSED
+
+
+def test_a_loop_of_closing_and_beginning_anew_is_slowed() -> None:
+    here = Coordinator()
+    begun = 0
+    for number in range(5_000):
+        peer = here.attach("job", "x", min_nodes=7 + number % 2, max_nodes=9)
+        begun += peer.is_welcome
+        if peer.is_welcome:
+            peer.say(wire.CloseRun(Stamp(), Outcome.FAILED, "again"))
+            here.commit()
+        else:
+            peer.hang_up()
+    assert begun <= 1_000
