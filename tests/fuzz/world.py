@@ -170,9 +170,12 @@ class Honest:
     async def begin(self) -> None:
         self.transport = self._world.connect()
         self.transport.bring(HANDSHAKE)
-        while not self._reader.is_open:
+        for _ in range(2_000):
             await asyncio.sleep(0.01)
             must(not self._heard(), "a coordinator speaks before it is asked")
+            if self._reader.is_open:
+                break
+        must(self._reader.is_open, "the honest node was not answered")
         node = NodeInfo("honest", 1, "honest-host")
         self._say(wire.Attach(Stamp(), wire.VERSION, HONEST_RUN, node, PATIENT))
         for _ in range(100):
