@@ -232,13 +232,14 @@ def served(*options: str) -> Iterator[Coordinator]:
 
 
 @contextlib.contextmanager
-def embedded() -> Iterator[Coordinator]:
+def embedded(*options: str) -> Iterator[Coordinator]:
     """A coordinator as a node carries it, in a process of its own."""
-    process = Process(("-m", "rallypoint.bench.embedded"))
-    try:
-        yield Coordinator(Address("127.0.0.1", int(process.line("the coordinator"))), process)
-    finally:
-        process.end()
+    with _quiet() as log:
+        process = Process(("-m", "rallypoint.bench.embedded", *options), stderr=log)
+        try:
+            yield Coordinator(Address("127.0.0.1", int(process.line("the coordinator"))), process)
+        finally:
+            process.end()
 
 
 NOWHERE: Final = Coordinator(Address("127.0.0.1", 0))
@@ -256,6 +257,7 @@ class Plan(msgspec.Struct):
 
     `seconds`: how long to watch where nothing happens. `ddp`: whether workers are a DDP job.
     `runs`: of how many runs. `ledger`: where elected coordinators keep it; none is a folder.
+    `place`: served or embedded, for a scenario that starts its coordinators.
     """
 
     at: Coordinator
@@ -265,6 +267,7 @@ class Plan(msgspec.Struct):
     ddp: bool = False
     runs: int = 1
     ledger: str = ""
+    place: str = "served"
     name: str = ""
     _runs: int = 0
 
@@ -294,6 +297,7 @@ _WAITS: Final = {
     "share": "the nodes of all machines",
     "store": "all calls of the store to be answered",
     "barrier": "all nodes to be let through the barrier",
+    "watch": "the time of watching to be over",
     "disconnect": "all nodes to be let go",
 }
 _NODES: Final = "a process of nodes"
@@ -315,6 +319,7 @@ class Fleet:
             self._what += " and given a round"
         steps = 2 * (1 + int(arguments.get("repeats", 0)))
         self._within_s = _STUCK_S + steps * FLEET_STEP_S + float(arguments.get("within_s", 0.0))
+        self._within_s += float(arguments.get("seconds", 0.0))
         self._since_s = float(arguments.get("at_s", 0.0))
         command = {"do": do, **arguments}
         try:

@@ -1,6 +1,6 @@
 """A process that carries a coordinator as a node of a HOST:PORT endpoint does, and nothing else.
 
-    python -m rallypoint.bench.embedded
+    python -m rallypoint.bench.embedded [--token-file FILE]
 
 The event loop and the collector are as in a program that joins: nothing of the process is tuned. It
 prints its port, and ends with its stdin.
@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer, bind
 
 
-async def _serve() -> None:
+async def _serve(token: str) -> None:
     sock = bind("127.0.0.1", 0)
     port = sock.getsockname()[1]
-    async with CoordinatorServer(CoordinatorConfig()) as server:
+    async with CoordinatorServer(CoordinatorConfig(token=token)) as server:
         await server.start([sock])
         print(port, flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    asyncio.run(_serve(Path(sys.argv[2]).read_text().strip() if sys.argv[1:] else ""))

@@ -17,7 +17,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import count
 from typing import Any, Final
 
@@ -36,6 +36,8 @@ TICK_S: Final = 0.05
 TELL_EVERY_S: Final = 10.0
 GOLDEN_RATIO: Final = 0.618034
 NAMES: Final = "node"
+COME_S: Final = 10.0
+"""How long a node may take to be let in, or to be let go, while it is watched."""
 BETWEEN_ROUNDS_S: Final = 0.2
 """How long a round of several machines lasts, so that all of them have taken it before it ends."""
 
@@ -271,6 +273,70 @@ class Fleet:
         total = {name: sum(getattr(node, name) for node in self.nodes) for name in names}
         return total | {"cpu_s": time.process_time(), "at_s": time.monotonic()}
 
+    async def watch(
+        self, *, seconds: float, every_s: float, places: dict[str, dict[str, Any]]
+    ) -> dict[str, Any]:
+        """For so long, time the heartbeats of all nodes, and new nodes that attach in between.
+
+        It goes on until each run has had a heartbeat answered at least.
+        `places`: where each run has its coordinator. Every `every_s` one node comes to each, into a
+        run of its own, and leaves. Returns lists of seconds by run, and how many have tried to.
+        """
+        for node in self.nodes:
+            node.round_trips_s = []
+        attach_s: dict[str, list[float]] = {run_id: [] for run_id in places}
+        comers: list[asyncio.Future[None]] = []
+        ends_s = time.monotonic() + seconds
+        while time.monotonic() < ends_s or not self._has_beats(places):
+            for run_id, place in places.items():
+                come = self._come_and_go(f"{run_id}-comers", len(comers), place, attach_s[run_id])
+                comers.append(asyncio.ensure_future(come))
+            await asyncio.sleep(every_s)
+            if self._lost:
+                raise FleetError(self._lost)
+        await asyncio.gather(*comers)
+        round_trips_s: dict[str, list[float]] = {run_id: [] for run_id in places}
+        for node in self.nodes:
+            found = round_trips_s[node.machine.run_id]
+            found += node.round_trips_s or []
+            waits_s = node.beat_waits_s()
+            if waits_s is not None and waits_s > every_s:
+                found.append(waits_s)
+            node.round_trips_s = None
+        tried = {run_id: len(comers) // len(places) for run_id in places}
+        return {"round_trips_s": round_trips_s, "attach_s": attach_s, "tried": tried}
+
+    def _has_beats(self, runs: Iterable[str]) -> bool:
+        return {node.machine.run_id for node in self.nodes if node.round_trips_s} >= set(runs)
+
+    async def _come_and_go(
+        self, run_id: str, number: int, place: dict[str, Any], attach_s: list[float]
+    ) -> None:
+        """One node attaches, which is timed if it is let in, and leaves."""
+        attached, gone = Count(1), Count(1)
+        info = NodeInfo(f"comer{number}", secrets.randbits(62), f"comer{number}.example")
+        # Nobody stays there long enough for a round.
+        node = VirtualNode(run_id, info, RunSettings(min_nodes=2, max_nodes=2), place["token"])
+        node.on_attached = lambda node: attached.one()
+
+        def lost(node: VirtualNode, why: str) -> None:
+            attached.fail(why)
+            if not gone.seen:
+                gone.one()
+
+        node.on_lost = lost
+        began_s = time.monotonic()
+        try:
+            address = await _resolved(place["host"], place["port"])
+            await self._connect(node, address, asyncio.Semaphore(1))
+            await attached.all("was let in", COME_S)
+            attach_s.append(attached.last_s - began_s)
+            node.goodbye()
+            await gone.all("was let go", COME_S)
+        except FleetError as error:
+            _say(f"a node could not come to {run_id} and go: {error}")
+            node.abort()
+
     async def beat_on_time(self) -> dict[str, Any]:
         """From now on say each heartbeat at its moment, as nodes on machines of their own do.
 
@@ -472,7 +538,7 @@ class _Caller:
 _COMMANDS: Final = (
     "connect", "meet", "expect_end", "ended", "fail", "again", "kill", "cut", "leave", "freeze",
     "store", "counts", "settle", "disconnect", "floor_connect", "floor_meet",
-    "arrive", "barrier", "share", "beat_on_time",
+    "arrive", "barrier", "share", "beat_on_time", "watch",
 )  # fmt: skip
 
 

@@ -51,7 +51,8 @@ class VirtualNode(asyncio.Protocol):
     `on_attached`, `on_formed`, `on_ended`, `on_closed`, `on_lost`, `on_standby` and, after
     `ask_waiting`, `on_waiting` are called as these things happen. `sent_bytes`, `received_bytes`,
     `sent`, `received` count WebSocket payloads and frames; `beats` and `beats_bytes` those of them,
-    of both directions, that are heartbeats and answers.
+    of both directions, that are heartbeats and answers. `round_trips_s`: a list that takes how long
+    each heartbeat waited for its answer, in seconds; None: nobody asks.
     """
 
     def __init__(self, run_id: str, info: NodeInfo, settings: RunSettings, token: str = "") -> None:
@@ -75,6 +76,8 @@ class VirtualNode(asyncio.Protocol):
         self.answers: dict[int, Callable[[StoreResult], None]] = {}
         self.sent = self.received = self.sent_bytes = self.received_bytes = 0
         self.beats = self.beats_bytes = 0
+        self.round_trips_s: list[float] | None = None
+        self._beat_said_s: float | None = None
         self.transport: asyncio.Transport | None = None
         self.sock: socket.socket | None = None
         """The connection's, from whoever opened it."""
@@ -252,6 +255,20 @@ class VirtualNode(asyncio.Protocol):
         if isinstance(message, wire.Heartbeat | wire.Beat):
             self.beats += 1
             self.beats_bytes += len(payload)
+            if self.round_trips_s is not None:
+                self._time_beat(self.round_trips_s, isinstance(message, wire.Beat))
+
+    def _time_beat(self, round_trips_s: list[float], is_answer: bool) -> None:
+        now_s = time.monotonic()
+        if not is_answer:
+            self._beat_said_s = now_s if self._beat_said_s is None else self._beat_said_s
+        elif self._beat_said_s is not None:
+            round_trips_s.append(now_s - self._beat_said_s)
+            self._beat_said_s = None
+
+    def beat_waits_s(self) -> float | None:
+        """How long a heartbeat that was not answered has waited by now, if there is one."""
+        return None if self._beat_said_s is None else time.monotonic() - self._beat_said_s
 
     def _send(self, payload: bytes) -> None:
         self.sent += 1

@@ -44,6 +44,7 @@ class Scenario(enum.StrEnum):
     IDLE = "idle"
     STORE = "store"
     RUNS = "runs"
+    STRANGERS = "strangers"
     MODEL = "model"
 
 
@@ -63,9 +64,12 @@ _SIZES: Final = {
     Scenario.LEDGER_READS: "10,100,1000",
     Scenario.LEDGER_WRITES: "10000",
     Scenario.RUNS: "16",
+    Scenario.STRANGERS: "64",
     Scenario.MODEL: "128,256,512,1024",
 }
 _SIZES_ELSE: Final = "8,32,128"
+_SECONDS: Final = {Scenario.STRANGERS: 60.0}
+_SECONDS_ELSE: Final = 10.0
 _RUNS: Final = 200
 _PLACES: Final = ("served", "embedded")
 _OVER_A_LEDGER: Final = (Scenario.FAILOVER, Scenario.HOST_LOST, Scenario.RACK)
@@ -80,7 +84,11 @@ _OVER_THEIR_OWN: Final = (
 )
 """They start all that they need, and `--at` is not for them."""
 _SERVED: Final = (Scenario.CUT, Scenario.PREEMPTED)
-_NO_COORDINATOR: Final = (*_OVER_A_LEDGER, *set(_OVER_THEIR_OWN) - set(_SERVED))
+_NO_COORDINATOR: Final = (
+    Scenario.STRANGERS,
+    *_OVER_A_LEDGER,
+    *set(_OVER_THEIR_OWN) - set(_SERVED),
+)
 """What they measure has its own coordinators."""
 
 
@@ -101,8 +109,9 @@ def bench(
             "frozen; host-lost: an elected coordinator lost with its node; rack: the first 30 % "
             "of the ranks lost with the coordinator; ledger-away: etcd stands still; "
             "ledger-reads, ledger-writes: bytes that etcd is asked for and given; idle: traffic, "
-            "CPU and memory; store: calls a second, barriers; runs: one of many runs; model: what "
-            "a node costs, and what follows for more of them.",
+            "CPU and memory; store: calls a second, barriers; runs: one of many runs; "
+            "strangers: an attack without a token; model: what a node costs, and what follows for "
+            "more of them.",
         ),
     ],
     nodes: Annotated[
@@ -112,7 +121,7 @@ def bench(
             metavar="N[,N...]",
             help="How many nodes, one or more sizes (default: 8,32,128; recover 3; kill, cut, "
             "failover, host-lost and ledger-away 8; preempted 100; rack 1000; ledger-reads "
-            "10,100,1000; ledger-writes 10000; runs 16; model 128,256,512,1024).",
+            "10,100,1000; ledger-writes 10000; runs 16; strangers 64; model 128,256,512,1024).",
         ),
     ] = None,
     repeats: Annotated[
@@ -135,14 +144,15 @@ def bench(
         ),
     ] = None,
     seconds: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--seconds",
             metavar="S",
             min=0.1,
-            help="How long idle and model watch, and how long etcd stands still in ledger-away.",
+            help="How long idle and model watch, how long etcd stands still in ledger-away "
+            "(default: 10), and how long strangers attack (default: 60).",
         ),
-    ] = 10.0,
+    ] = None,
     at: Annotated[
         str,
         typer.Option(
@@ -203,10 +213,11 @@ def bench(
             where,
             repeats=repeats,
             processes=processes or 1,
-            seconds=seconds,
+            seconds=seconds or _SECONDS.get(scenario, _SECONDS_ELSE),
             ddp=ddp,
             runs=runs or _RUNS,
             ledger=ledger,
+            place=at,
         )
 
     def place() -> contextlib.AbstractContextManager[Coordinator]:
@@ -262,6 +273,7 @@ def _measure(scenario: Scenario, run: str | None, of: int | None) -> _Measure:
         runs,
         share,
         store,
+        strangers,
     )
 
     if run is not None and of is not None:
@@ -283,6 +295,7 @@ def _measure(scenario: Scenario, run: str | None, of: int | None) -> _Measure:
         Scenario.IDLE: idle.measure,
         Scenario.STORE: store.measure,
         Scenario.RUNS: runs.measure,
+        Scenario.STRANGERS: strangers.measure,
     }[scenario]
 
 
@@ -423,6 +436,11 @@ def _check_together(
     if scenario in _OVER_THEIR_OWN and at != "served":
         raise UsageError(
             f"`bench {scenario}` starts its own coordinators and ledger", hint="leave --at out"
+        )
+    if scenario is Scenario.STRANGERS and at not in _PLACES:
+        raise UsageError(
+            f"`bench {scenario}` attacks a coordinator that it starts itself, not {at!r}",
+            hint="write --at served or --at embedded",
         )
     if (run is None) != (of is None):
         raise UsageError(

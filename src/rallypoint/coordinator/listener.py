@@ -23,8 +23,9 @@ from rallypoint.clock import StallProofClock
 
 _log = logging.getLogger("rallypoint.coordinator")
 
-ACCEPTS_PER_TURN: Final = 32
-"""Connections taken from one socket before the event loop does something else."""
+ACCEPTS_PER_TURN: Final = 8
+"""Connections taken from one socket before the event loop does something else. Each is some ten
+calls in the turns that follow: 32 of them held up heartbeats for 50 ms, again and again."""
 LOOK_S: Final = 0.1
 """How often it is looked whether there is room again."""
 CROWDED_S: Final = 3.0
