@@ -274,6 +274,17 @@ def test_who_would_wait_too_long_is_told_the_limit() -> None:
     assert here.attach("run-1", "another").is_welcome, "that run is begun already"
 
 
+def test_members_that_come_to_the_next_coordinator_do_not_wait() -> None:
+    """All at once, behind one address: they have the attach grace, and begin nothing."""
+    here = busy()
+    assert here.hub.wait_s("new", HERE) != 0.0
+    for number in range(5_000):
+        assert here.hub.wait_s(f"taken-over-{number}", HERE, was_in_it=True) == 0.0
+    for number in range(10_000):
+        here.hub.wait_s(f"made-up-{number}", HERE, was_in_it=True)
+    assert here.hub.wait_s("made-up", HERE, was_in_it=True) is None
+
+
 def test_there_may_be_no_room_any_more_when_it_is_their_turn() -> None:
     here = busy()
     waiting = here.attach("new")

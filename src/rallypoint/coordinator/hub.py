@@ -92,6 +92,8 @@ class Hub:
         self._held_sessions = Holdings()
         self._held_runs = Holdings()
         self._paces = Paces(config.new_runs_per_s)
+        self._paces_of_members = Paces(config.new_runs_per_s, max(1, config.runs_max))
+        """After a takeover the nodes of all runs come at once: they begin nothing."""
         self._turns: dict[str, float] = {}
         """When each run may begin for which nodes wait."""
         self._idle: dict[Idle, dict[str, RunHost]] = {kind: {} for kind in Idle}
@@ -239,17 +241,19 @@ class Hub:
             run.close_sessions("the run is closed, and begins anew for other nodes")
             self._forget_run(run)
 
-    def wait_s(self, run_id: str, account: Account) -> float | None:
+    def wait_s(self, run_id: str, account: Account, *, was_in_it: bool = False) -> float | None:
         """How long a node of this account has to wait for the run; None: too long.
 
         Whoever begins many runs has to wait. All that come for one run wait for the same moment.
+        `was_in_it`: by what the node says, another coordinator had the run.
         """
         if run_id in self.runs:
             return 0.0
         now_s = self.now_s()
         if run_id in self._turns:
             return max(0.0, self._turns[run_id] - now_s)
-        wait_s = self._paces.wait_s(account, now_s)
+        paces = self._paces_of_members if was_in_it else self._paces
+        wait_s = paces.wait_s(account, now_s)
         if wait_s:
             self._turns[run_id] = now_s + wait_s
             self.call_at(now_s + wait_s, partial(self._turn_over, run_id))

@@ -200,7 +200,8 @@ class Session:
             self.refuse(refusal)
             return
         hub.begin_anew(message)
-        wait_s = hub.wait_s(message.run_id, self.account)
+        was_in_it = bool(message.stamp.ledger_id)
+        wait_s = hub.wait_s(message.run_id, self.account, was_in_it=was_in_it)
         if wait_s is None:
             self.refuse(reasons.begins_too_many(hub.config.new_runs_per_s))
             return

@@ -78,10 +78,11 @@ class Holdings:
 
 
 class Paces:
-    """When each account may begin its next run: RUNS_AT_ONCE, and then `per_s` a second."""
+    """When each account may begin its next run: `at_once`, and then `per_s` a second."""
 
-    def __init__(self, per_s: float) -> None:
+    def __init__(self, per_s: float, at_once: int = RUNS_AT_ONCE) -> None:
         self._each_s = 1 / per_s
+        self._at_once = at_once
         self._next_s: dict[Account, float] = {}
         """When an account has used up what it has begun; the generic cell rate algorithm."""
 
@@ -91,7 +92,7 @@ class Paces:
         None: too long, and it has no turn.
         """
         used_s = max(now_s, self._next_s.pop(account, now_s)) + self._each_s
-        wait_s = used_s - now_s - RUNS_AT_ONCE * self._each_s
+        wait_s = used_s - now_s - self._at_once * self._each_s
         if wait_s > WAIT_MAX_S:
             self._next_s[account] = used_s - self._each_s
             return None
