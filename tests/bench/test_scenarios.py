@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from rallypoint.bench import driver, failover, idle, meet, model, regroup, runs, store
+from rallypoint.bench import (
+    driver,
+    failover,
+    flood,
+    idle,
+    meet,
+    model,
+    neighbour,
+    regroup,
+    runs,
+    store,
+)
 from rallypoint.bench.figure import Figure, Target
 from rallypoint.bench.node_processes import NodeProcesses
 
@@ -93,6 +104,20 @@ def test_one_of_many_runs(plan: driver.Plan) -> None:
     figures = found(runs.measure(plan, 2))
     assert list(figures) == ["alone", "one of 3 runs", "one of many / alone"]
     assert len(figures["alone"].values) == 2 * len(figures["one of 3 runs"].values)
+
+
+def test_a_run_beside_one_that_floods(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbour, "TIMES", 3)
+    monkeypatch.setattr(neighbour, "WARM_S", 0.05)
+    once = driver.Plan(plan.at, repeats=1)
+    figures = found(neighbour.measure(once, len(flood.KINDS)))
+    for what in ("store call", "heartbeat"):
+        for kind in (*flood.KINDS, neighbour.ALL):
+            assert figures[f"{what} p99, beside {kind}"].values[0] > 0
+    judged = [each for each in figures.values() if each.target is not None]
+    assert [each.name for each in judged] == ["store call p99, beside all / alone"]
+    assert plan.at.process is not None
+    assert plan.at.process.code is None
 
 
 def test_the_model_counts_what_a_node_costs(monkeypatch: pytest.MonkeyPatch) -> None:

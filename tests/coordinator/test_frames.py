@@ -282,6 +282,10 @@ class Taking:
         self.kept = 0
         self.told: list[Any] = []
         self.put_off: list[Any] = []
+        self.slice: float | None = None
+        self.turns_had = 0
+        self.now_s = 0.0
+        self.took_s: list[float] = []
 
     def announced(self, size: int) -> bool:
         self.told.append(("announced", size))
@@ -310,6 +314,19 @@ class Taking:
 
     def later(self, work: Any) -> None:
         self.put_off.append(work)
+
+    def had_its_turn(self) -> None:
+        self.turns_had += 1
+
+    def slice_s(self) -> float | None:
+        return self.slice
+
+    def clock_s(self) -> float:
+        self.now_s += 0.001
+        return self.now_s
+
+    def spent(self, took_s: float) -> None:
+        self.took_s.append(took_s)
 
     def turn(self) -> bool:
         """A piece of what was put off."""
@@ -480,3 +497,46 @@ def test_the_intake_is_told_when_the_peer_does_not_read() -> None:
     at.reader.resume_writing()
     assert at.intake.told == ["paused", "resumed"]
     assert at.owner.told == ["pause", "resume"]
+
+
+def test_while_several_runs_speak_a_connection_has_a_slice_and_at_least_one_message() -> None:
+    at = Bounded()
+    at.intake.slice = 0.0035  # the clock advances by 1 ms whenever it is read
+    payloads = [b"%d" % number for number in range(20)]
+    at.line.bring(b"".join(map(frame, payloads)))
+    assert 1 <= len(at.messages) < 5
+    assert at.line.is_paused
+    assert len(at.intake.took_s) == 1
+    while at.intake.put_off:
+        before = len(at.messages)
+        at.intake.turn()
+        assert 1 <= len(at.messages) - before < 5
+    assert at.messages == payloads
+    assert at.intake.turns_had == 1
+    assert not at.line.is_paused
+
+
+def test_what_comes_while_others_of_its_run_wait_waits_behind_them() -> None:
+    at = Bounded()
+    at.intake.slice = 0.0
+    at.line.bring(frame(b"one") + frame(b"two")[:3])
+    assert at.messages == []
+    assert at.line.is_paused
+    while at.intake.put_off:
+        at.intake.turn()
+    assert at.messages == [b"one"]
+    assert not at.line.is_paused
+
+
+def test_a_large_message_comes_piece_by_piece_while_several_runs_speak() -> None:
+    at, payload = Bounded(), os.urandom(300_000)
+    at.intake.slice = 0.01
+    stream, pauses = frame(payload), 0
+    for begin in range(0, len(stream), 64 * 1024):
+        at.line.bring(stream[begin : begin + 64 * 1024])
+        pauses += at.line.is_paused
+        while at.intake.put_off:
+            at.intake.turn()
+    assert at.messages == [payload]
+    assert pauses == 4
+    assert at.intake.kept == 0

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
-from rallypoint.coordinator.turns import Turns
+from rallypoint.coordinator.turns import (
+    ALONE_AFTER_TICKS,
+    BURST_S,
+    DUTY,
+    LINE_S,
+    SLICE_S,
+    Turns,
+)
 from tests.loops import run_virtual
 
 
@@ -29,6 +37,14 @@ class Loop:
 
     def __init__(self) -> None:
         self.soon: list[Callable[[], None]] = []
+        self.delays: list[float] = []
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.soon.append(callback)
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        self.delays.append(delay)
+        self.soon.append(callback)
 
     def turn(self) -> None:
         soon, self.soon = self.soon, []
@@ -38,7 +54,7 @@ class Loop:
 
 def test_runs_take_turns_whatever_they_have_put_off() -> None:
     loop, log = Loop(), list[str]()
-    turns = Turns(lambda callback: loop.soon.append(callback))
+    turns = Turns(loop)
     for number in range(3):
         turns.later("a", counted(f"a{number}", 2, log))
     turns.later("b", counted("b", 3, log))
@@ -51,7 +67,7 @@ def test_runs_take_turns_whatever_they_have_put_off() -> None:
 
 def test_work_that_fails_does_not_stop_the_others() -> None:
     loop, log = Loop(), list[str]()
-    turns = Turns(lambda callback: loop.soon.append(callback))
+    turns = Turns(loop)
 
     def fail() -> bool:
         raise ValueError("of one run")
@@ -68,7 +84,7 @@ def test_work_that_fails_does_not_stop_the_others() -> None:
 
 def test_work_may_put_off_more() -> None:
     loop, log = Loop(), list[str]()
-    turns = Turns(lambda callback: loop.soon.append(callback))
+    turns = Turns(loop)
 
     def more() -> bool:
         turns.later("a", counted("more", 1, log))
@@ -90,7 +106,7 @@ def test_between_two_pieces_the_loop_does_all_else() -> None:
     async def main() -> list[str]:
         log = list[str]()
         loop = asyncio.get_running_loop()
-        turns = Turns(loop.call_soon)
+        turns = Turns(loop)
         turns.later("a", counted("a", 3, log))
 
         def other() -> None:
@@ -103,3 +119,87 @@ def test_between_two_pieces_the_loop_does_all_else() -> None:
         return log
 
     assert run_virtual(main()) == ["a", "other", "a", "other", "a", "other"]
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_run_alone_has_no_slices_and_those_that_share_have() -> None:
+    turns = Turns(Loop())
+    assert [turns.slice_s("a") for _ in range(3)] == [None] * 3
+    assert turns.slice_s("b") == SLICE_S
+    assert turns.slice_s("a") == SLICE_S
+    turns.later("a", lambda: False)
+    assert turns.slice_s("a") == 0.0
+    assert turns.slice_s("b") == SLICE_S
+    for _ in range(ALONE_AFTER_TICKS):
+        turns.tick()
+    assert turns.slice_s("b") is None
+    assert turns.slice_s("b") is None
+
+
+def test_without_a_loop_nobody_waits() -> None:
+    turns = Turns()
+    assert [turns.slice_s(run) for run in "abab"] == [None] * 4
+
+
+def test_long_pieces_are_free_for_a_while_and_then_rare() -> None:
+    loop, clock = Loop(), Clock()
+    turns = Turns(loop, clock)
+    turns.slice_s("others")
+    turns.slice_s("long")
+    log = list[tuple[str, float]]()
+
+    def long() -> bool:
+        log.append(("long", clock.now_s))
+        clock.now_s += 0.005
+        return True
+
+    def short() -> bool:
+        log.append(("short", clock.now_s))
+        clock.now_s += 0.0001
+        return True
+
+    turns.later("long", long)
+    turns.later("others", short)
+    for _ in range(20_000):
+        loop.turn()
+    began_s, ended_s = log[0][1], clock.now_s
+    long_s = 0.005 * sum(name == "long" for name, _ in log)
+    assert long_s <= BURST_S + 0.01 + DUTY * (ended_s - began_s)
+    assert long_s >= BURST_S
+    assert sum(name == "short" for name, _ in log) > 15_000
+
+
+def test_a_line_of_many_connections_is_served_in_time_all_the_same() -> None:
+    """Their heartbeats are in it."""
+    loop, clock = Loop(), Clock()
+    turns = Turns(loop, clock)
+    turns.slice_s("others")
+    turns.slice_s("long")
+    served: dict[int, list[float]] = {number: [] for number in range(20)}
+
+    def of(number: int) -> Callable[[], bool]:
+        def work() -> bool:
+            served[number].append(clock.now_s)
+            clock.now_s += 0.005
+            return True
+
+        return work
+
+    for number in served:
+        turns.later("long", of(number))
+    while clock.now_s < 130.0:
+        loop.turn()
+        if loop.delays:
+            clock.now_s += loop.delays.pop()
+    for times in served.values():
+        gaps = [b - a for a, b in pairwise(times)]
+        assert max(gaps) < 1.5 * LINE_S

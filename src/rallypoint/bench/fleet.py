@@ -24,6 +24,7 @@ from typing import Any, Final
 import msgspec
 
 from rallypoint.bench.counting import DEADLINE_S, Count, FleetError, new_event_loop
+from rallypoint.bench.flood import Flood
 from rallypoint.bench.floor import FloorFleet
 from rallypoint.bench.virtual import EARLY, VirtualNode
 from rallypoint.core import store as ops
@@ -55,6 +56,7 @@ class Fleet:
         self._tick_s = TICK_S
         self._change: Change | None = None
         self._floor = FloorFleet()
+        self._floods: list[Flood] = []
         self._closed = asyncio.Event()
         self.hint = ""
         """What to do about the first error, if that is known."""
@@ -242,6 +244,41 @@ class Fleet:
             _Caller(node, index, what, per_node, done).begin(window)
         await done.all(f"had their {what} answered")
         return {"began_s": began_s, "done_s": done.last_s}
+
+    async def one_by_one(self, *, what: str, times: int, gap_s: float) -> dict[str, Any]:
+        """The first node asks for one thing after another: how long each took, in seconds.
+
+        `what`: a call of the store, or "beat".
+        """
+        node, took_s = self.nodes[0], []
+        for number in range(times):
+            asked_s, answered = time.monotonic(), Count(1)
+            if what == "beat":
+                node.on_beat = answered.one
+                node.beat()
+            else:
+                node.call(_op(what, 0, number), DEADLINE_S, _told(answered))
+            await answered.all(f"had their {what} answered")
+            took_s.append(answered.last_s - asked_s)
+            await asyncio.sleep(gap_s)
+        return {"took_s": took_s}
+
+    async def flood(self, *, kinds: list[str], warm_s: float) -> dict[str, Any]:
+        """Each node floods the coordinator in one of these ways, until `calm`."""
+        for number, node in enumerate(self.nodes):
+            node.on_lost = lambda node, why: None  # It may be disconnected for what it does.
+            self._floods.append(Flood(node, kinds[number % len(kinds)]))
+            self._floods[-1].begin()
+        await asyncio.sleep(warm_s)
+        return {}
+
+    async def calm(self, *, settle_s: float) -> dict[str, Any]:
+        """The floods end, and what was asked is answered."""
+        for flood in self._floods:
+            flood.stop()
+        self._floods.clear()
+        await asyncio.sleep(settle_s)
+        return {"connected": sum(node.transport is not None for node in self.nodes)}
 
     async def barrier(self, *, name: str) -> dict[str, Any]:
         """All nodes come to one barrier."""
@@ -477,6 +514,8 @@ class Fleet:
                 # As if it were said when it was due: what is said in one bunch is not so for ever.
                 node.tick(max(due_s, now_s - TICK_S))
                 self._watch(node)
+            for flood in self._floods:
+                flood.tick()
 
 
 async def _resolved(host: str, port: int) -> tuple[Any, ...]:
@@ -502,6 +541,10 @@ def _op(what: str, node: int, number: int) -> ops.StoreOp:
         case "add":
             return ops.Add("bench/sum", 1)
     raise FleetError(f"there is no call {what!r}")
+
+
+def _told(count: Count) -> Callable[[ops.StoreResult], None]:
+    return lambda result: count.one()
 
 
 class _Caller:
@@ -538,7 +581,7 @@ class _Caller:
 _COMMANDS: Final = (
     "connect", "meet", "expect_end", "ended", "fail", "again", "kill", "cut", "leave", "freeze",
     "store", "counts", "settle", "disconnect", "floor_connect", "floor_meet",
-    "arrive", "barrier", "share", "beat_on_time", "watch",
+    "arrive", "barrier", "one_by_one", "flood", "calm", "share", "beat_on_time", "watch",
 )  # fmt: skip
 
 

@@ -71,6 +71,7 @@ class VirtualNode(asyncio.Protocol):
         self.on_lost: Callable[[VirtualNode, str], None] = lambda node, why: None
         self.on_standby: Callable[[VirtualNode], None] = lambda node: None
         self.on_waiting: Callable[[VirtualNode, Waiting | None], None] = lambda node, why: None
+        self.on_beat: Callable[[], None] = lambda: None
         self.told_round = 0
         """The last round whose end this node was told of."""
         self.answers: dict[int, Callable[[StoreResult], None]] = {}
@@ -110,11 +111,21 @@ class VirtualNode(asyncio.Protocol):
         """Leave the run."""
         self._act(self.machine.goodbye("the benchmark is over"))
 
-    def call(self, op: StoreOp, timeout_s: float, answered: Callable[[StoreResult], None]) -> None:
-        """One call of the round's store."""
+    def call(self, op: StoreOp, timeout_s: float, answered: Callable[[StoreResult], None]) -> int:
+        """One call of the round's store. Its number, for `cancel`."""
         request_id, actions = self.machine.call(op, timeout_s)
         self.answers[request_id] = answered
         self._act(actions)
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Nobody waits for this call any more."""
+        self.answers.pop(request_id, None)
+        self._act(self.machine.cancel(request_id))
+
+    def beat(self) -> None:
+        """Say a heartbeat, now; `on_beat` is called with the answer to this or another one."""
+        self._act([m.Send(wire.Heartbeat(self.machine.stamp))])
 
     def ask_waiting(self) -> None:
         """Ask why there is no round yet."""
@@ -222,6 +233,8 @@ class VirtualNode(asyncio.Protocol):
         message = wire.decode_from_coordinator(payload)
         self._count(message, payload)
         self._act(self.machine.received(message, time.monotonic()))
+        if isinstance(message, wire.Beat):
+            self.on_beat()
 
     def _act(self, actions: list[m.Action]) -> None:
         for action in actions:
@@ -281,6 +294,8 @@ class VirtualNode(asyncio.Protocol):
         length = len(payload)
         if length < 126:
             header = bytes((first, 0x80 | length, 0, 0, 0, 0))
-        else:
+        elif length < 65_536:
             header = struct.pack("!BBHI", first, 0xFE, length, 0)
+        else:
+            header = struct.pack("!BBQI", first, 0xFF, length, 0)
         self.transport.write(header + payload)

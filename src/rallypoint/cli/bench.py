@@ -45,6 +45,7 @@ class Scenario(enum.StrEnum):
     STORE = "store"
     RUNS = "runs"
     STRANGERS = "strangers"
+    NEIGHBOUR = "neighbour"
     MODEL = "model"
 
 
@@ -65,6 +66,7 @@ _SIZES: Final = {
     Scenario.LEDGER_WRITES: "10000",
     Scenario.RUNS: "16",
     Scenario.STRANGERS: "64",
+    Scenario.NEIGHBOUR: "12",
     Scenario.MODEL: "128,256,512,1024",
 }
 _SIZES_ELSE: Final = "8,32,128"
@@ -109,8 +111,9 @@ def bench(
             "frozen; host-lost: an elected coordinator lost with its node; rack: the first 30 % "
             "of the ranks lost with the coordinator; ledger-away: etcd stands still; "
             "ledger-reads, ledger-writes: bytes that etcd is asked for and given; idle: traffic, "
-            "CPU and memory; store: calls a second, barriers; runs: one of many runs; "
-            "strangers: an attack without a token; model: what a node costs, and what follows for "
+            "CPU and memory; store: calls a second, barriers; runs: one of many runs; neighbour: "
+            "one run beside another that floods; strangers: an attack without a token; model: what "
+            "a node costs, and what follows for "
             "more of them.",
         ),
     ],
@@ -121,7 +124,8 @@ def bench(
             metavar="N[,N...]",
             help="How many nodes, one or more sizes (default: 8,32,128; recover 3; kill, cut, "
             "failover, host-lost and ledger-away 8; preempted 100; rack 1000; ledger-reads "
-            "10,100,1000; ledger-writes 10000; runs 16; strangers 64; model 128,256,512,1024).",
+            "10,100,1000; ledger-writes 10000; runs 16; neighbour 12; strangers 64; "
+            "model 128,256,512,1024).",
         ),
     ] = None,
     repeats: Annotated[
@@ -266,6 +270,7 @@ def _measure(scenario: Scenario, run: str | None, of: int | None) -> _Measure:
         ledger_reads,
         ledger_writes,
         meet,
+        neighbour,
         preempted,
         rack,
         recover,
@@ -296,6 +301,7 @@ def _measure(scenario: Scenario, run: str | None, of: int | None) -> _Measure:
         Scenario.STORE: store.measure,
         Scenario.RUNS: runs.measure,
         Scenario.STRANGERS: strangers.measure,
+        Scenario.NEIGHBOUR: neighbour.measure,
     }[scenario]
 
 

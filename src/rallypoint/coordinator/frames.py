@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import struct
 import sys
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
-from rallypoint.coordinator.turns import Work
+from rallypoint.coordinator.turns import SLICE_S, Work
 from rallypoint.core.values import ConnectionEnd
 from rallypoint.wire.messages import MESSAGE_BYTES_MAX
 
@@ -144,6 +145,18 @@ class Intake(Protocol):
     def later(self, work: Work) -> None:
         """Go on with this when the other connections have had their turn."""
 
+    def had_its_turn(self) -> None:
+        """Nothing is put off any more."""
+
+    def slice_s(self) -> float | None:
+        """How long may be read now; None: without a limit; 0: not at all, before `later`."""
+
+    def clock_s(self) -> float:
+        """The clock that slices are measured on."""
+
+    def spent(self, took_s: float) -> None:
+        """So long was read, at one go."""
+
 
 class FrameReader(asyncio.Protocol):
     """Reads what a client sends on a connection, in front of the protocol that owns it.
@@ -189,6 +202,7 @@ class FrameReader(asyncio.Protocol):
         self._skipping: _Skipped | None = None
         self._fragments: bytearray | None = None
         self._put_off: tuple[bytes | bytearray, int] | None = None
+        self._until_s = math.inf
         self._frames_max = FRAMES_PER_TURN if intake is not None else sys.maxsize
         transport.set_protocol(self)
 
@@ -219,20 +233,40 @@ class FrameReader(asyncio.Protocol):
         if self._rest:
             self._rest += data
             if len(self._rest) < self._needed:
+                self._let_others_go(len(data))
                 return
             whole, self._rest = self._rest, bytearray()
-            is_all = self._read(whole, 0, self._frames_max)
+            is_all = self._read_a_slice(whole, 0)
         else:
-            is_all = self._read(data, 0, self._frames_max)
+            is_all = self._read_a_slice(data, 0)
         if not is_all:
             self._wait_for_a_turn()
+        elif self._rest:
+            self._let_others_go(len(self._rest))
+
+    def _read_a_slice(self, data: bytes | bytearray, begin: int) -> bool:
+        """Take as many frames as one turn allows. False if others are put off."""
+        intake = self._intake
+        slice_s = intake.slice_s() if intake is not None else None
+        if intake is None or slice_s is None:
+            return self._read(data, begin, self._frames_max)
+        if not slice_s:
+            self._put_off = (data, begin)
+            return False
+        began_s = intake.clock_s()
+        self._until_s = began_s + slice_s
+        is_all = self._read(data, begin, self._frames_max)
+        self._until_s = math.inf
+        intake.spent(intake.clock_s() - began_s)
+        return is_all
 
     def _read(self, data: bytes | bytearray, begin: int, frames_max: int) -> bool:
         """Take the frames that begin there; what is not whole is kept.
 
-        At most `frames_max`: False if others are put off.
+        At most `frames_max`, and none more after `_until_s`: False if others are put off.
         """
         end, needed = len(data), _SHORTEST
+        until_s, has_taken = self._until_s, False
         while end - begin >= needed:
             first, length, head = data[begin], data[begin + 1], 2 + _KEY_BYTES
             if length < _MASKED:
@@ -262,10 +296,11 @@ class FrameReader(asyncio.Protocol):
                     self._begin_to_skip(first, size, data[body - _KEY_BYTES :])
                     return True
                 break
-            if not frames_max:
+            if not frames_max or (has_taken and until_s < math.inf and self._is_past(until_s)):
                 self._put_off = (data, begin)
                 return False
             frames_max -= 1
+            has_taken = True
             if self._announced:
                 self._arrived()
             key = data[body - _KEY_BYTES : body]
@@ -283,6 +318,9 @@ class FrameReader(asyncio.Protocol):
         if begin < end:
             self._rest, self._needed = bytearray(data[begin:]), needed
         return True
+
+    def _is_past(self, until_s: float) -> bool:
+        return self._intake is not None and self._intake.clock_s() >= until_s
 
     def _size_max(self, first: int, is_message: bool) -> int:
         if is_message:
@@ -376,15 +414,27 @@ class FrameReader(asyncio.Protocol):
             self._transport.pause_reading()
         self._intake.later(self._go_on)
 
+    def _let_others_go(self, size: int) -> None:
+        """Part of a large message has come: read no more of it before the others had their turn."""
+        intake = self._intake
+        if size >= _COPIED_BYTES_MAX and intake is not None and intake.slice_s() is not None:
+            self._put_off = (b"", 0)
+            self._wait_for_a_turn()
+
     def _go_on(self) -> bool:
         """Take some of what was put off. Whether there is more."""
         if self._put_off is None:
             return False
         (data, begin), self._put_off = self._put_off, None
-        if not self._read(data, begin, self._frames_max):
+        if self._intake is not None and self._frames_max < sys.maxsize:
+            self._until_s = self._intake.clock_s() + SLICE_S
+        is_all = self._read(data, begin, self._frames_max)
+        self._until_s = math.inf
+        if not is_all:
             return True
         if self._intake is not None:
             self._intake.keeps(-len(data))
+            self._intake.had_its_turn()
         if not self._transport.is_closing():
             self._transport.resume_reading()
         return False

@@ -148,6 +148,7 @@ class Hub:
         self._next_round_s = now_s + TICK_S / 2
         self._check_silence(now_s)
         self._end_strangers(now_s)
+        self.turns.tick()
         for session in list(self.unread.values()):
             session.look(now_s)
         self._sweep(now_s)

@@ -346,6 +346,8 @@ class RunHost:
         node, settings = session.node, self.membership.settings
         if settings is None or node is None or self._sessions.get(node.name) is not session:
             return
+        if session.is_put_off:
+            session.heard_s = now_s  # R8: what it says waits here.
         if session.heard_s + settings.suspect_after_s > now_s:
             self._listen_until(session, now_s)
         else:

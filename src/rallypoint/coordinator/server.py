@@ -142,7 +142,7 @@ class CoordinatorServer:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.hub.turns.call_soon = self._loop.call_soon
+        self.hub.turns.loop = self._loop
         app = web.Application(client_max_size=64 * 1024, middlewares=[self._note_request()])
         app[http.HUB] = self.hub
         if self._replicas is not None:

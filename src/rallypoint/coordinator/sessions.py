@@ -79,7 +79,8 @@ class Session:
     """One connection. `link` numbers it; `run` and `node` are None until it was welcomed.
 
     `reads_ledger`: its node finds another coordinator by itself. `good_host`: the last bootstrap
-    host that was looked at and is one; a node says the same for each round.
+    host that was looked at and is one; a node says the same for each round. `is_put_off`: what its
+    peer says waits here for its turn.
 
     What the connection takes in memory counts for its run (see core/budget.py). What its peer does
     not read waits in `_outgoing`, which is None as long as the peer reads all.
@@ -106,6 +107,7 @@ class Session:
         "attach_bytes",
         "good_host",
         "heard_s",
+        "is_put_off",
         "link",
         "node",
         "outlet",
@@ -128,6 +130,7 @@ class Session:
         self._is_over = False
         self._has_ended = False
         self.attach_bytes = 0
+        self.is_put_off = False
         self._share = hub.unattached
         self._kept = 0
         self._outgoing: Outgoing | None = None
@@ -337,7 +340,7 @@ class Session:
     def _go_on(self) -> None:
         if not self._has_turn and self._take_turn():
             self._has_turn = True
-            self.later(self._take_turn)
+            self._hub.turns.later(self.run, self._take_turn)
 
     def _take_turn(self) -> bool:
         self._has_turn = self._send_more()
@@ -345,7 +348,24 @@ class Session:
 
     def later(self, work: Work) -> None:
         """Do this when the others have had their turn."""
+        self.is_put_off = True
         self._hub.turns.later(self.run, work)
+
+    def had_its_turn(self) -> None:
+        """Nothing that came is put off any more."""
+        self.is_put_off = False
+
+    def slice_s(self) -> float | None:
+        """How long this connection may be read now: see Turns."""
+        return self._hub.turns.slice_s(self.run)
+
+    def clock_s(self) -> float:
+        """The clock that slices are measured on."""
+        return self._hub.turns.clock_s()
+
+    def spent(self, took_s: float) -> None:
+        """So long was read, at one go."""
+        self._hub.turns.spent(self.run, took_s)
 
     def look(self, now_s: float) -> None:
         """Close the connection if its peer has read nothing for too long."""

@@ -1,30 +1,100 @@
-"""Work that is put off, so that no connection and no run keeps the event loop from the others.
+"""Whose turn it is: so that no connection and no run keeps the event loop from the others.
 
-One piece is done in each turn of the loop, of one run after another. A run that sends as fast as it
-can so gets what is left over, however many connections it has.
+What is put off is done one piece in each turn of the loop, of one run after another. While several
+runs speak, a run has a slice of time in each turn, whatever the number of its connections; the rest
+of its input waits. A piece cannot be interrupted. So a run whose pieces take longer than a slice (a
+value of megabytes, a wait for thousands of keys) has some of that for nothing, and then waits
+between them: one call in a hundred of another run may meet such a piece, and no more.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Final, Protocol
 
 Work = Callable[[], bool]
 """Does a piece of work; whether there is more to do."""
 
+SLICE_S: Final = 0.0002
+"""What a run may use in one turn of the loop while others speak: some ten calls of its store."""
+BURST_S: Final = 0.05
+"""How long pieces that are longer may take together before their run waits for them."""
+DUTY: Final = 0.01
+"""Which part of the time they may take in the long run."""
+LINE_S: Final = 2.0
+"""About how long a connection waits for its turn at most: its heartbeats are in what waits."""
+ALONE_AFTER_TICKS: Final = 20
+"""A run that alone was heard for so many ticks of the coordinator need not share its turns."""
+
+
+class Loop(Protocol):
+    """As much of an event loop as is needed."""
+
+    def call_soon(self, callback: Callable[[], None]) -> Any:
+        """Call it in the next turn."""
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Any:
+        """Call it in a turn after so many seconds."""
+
 
 class Turns:
-    """Owned by one event loop. `call_soon`: the loop's; without one all is done at once."""
+    """Owned by one event loop: `loop`; without one all is done at once, and no slice ends."""
 
-    def __init__(self, call_soon: Callable[[Callable[[], None]], Any] | None = None) -> None:
-        self.call_soon = call_soon
+    def __init__(
+        self, loop: Loop | None = None, clock_s: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.loop = loop
+        self.clock_s = clock_s
         self._lines: dict[Hashable, deque[Work]] = {}  # the next run first
         self._is_set = False
+        self._last: Hashable = None
+        self._shared_ticks = 0
+        # Of runs with long pieces: what they have left, and when that was so.
+        self._credits: dict[Hashable, tuple[float, float]] = {}
+        self._rests: dict[Hashable, float] = {}  # until when they wait
+
+    # -- slices --------------------------------------------------------------------------------
+
+    def slice_s(self, run: Hashable) -> float | None:
+        """How long this run may use the loop now; None: as long as it likes, as it is alone.
+
+        0: it has put something off, so that what comes now waits behind that.
+        """
+        if run is not self._last:
+            if self._last is not None and self.loop is not None:
+                self._shared_ticks = ALONE_AFTER_TICKS
+            self._last = run
+        if not self._shared_ticks:
+            return None
+        return 0.0 if run in self._lines else SLICE_S
+
+    def tick(self) -> None:
+        """Time passes: a run that is not heard any more shares nothing."""
+        if self._shared_ticks:
+            self._shared_ticks -= 1
+            if not self._shared_ticks:
+                self._credits.clear()
+                self._rests.clear()
+
+    def spent(self, run: Hashable, took_s: float) -> None:
+        """The run has used the loop for so long, at one go, while it shared it."""
+        if took_s <= SLICE_S or not self._shared_ticks:
+            return
+        now_s = self.clock_s()
+        credit_s, since_s = self._credits.get(run, (BURST_S, now_s))
+        credit_s = min(BURST_S, credit_s + DUTY * (now_s - since_s)) - took_s
+        self._credits[run] = (credit_s, now_s)
+        if credit_s < 0:
+            waiting = len(self._lines.get(run, ())) + 1
+            self._rests[run] = now_s + min(-credit_s / DUTY, LINE_S / waiting)
+
+    # -- what is put off -----------------------------------------------------------------------
 
     def later(self, run: Hashable, work: Work) -> None:
         """Do this in later turns, after what else this run has put off."""
-        if self.call_soon is None:
+        if self.loop is None:
             while work():
                 pass
             return
@@ -35,19 +105,40 @@ class Turns:
         self._set()
 
     def _set(self) -> None:
-        if self._lines and not self._is_set and self.call_soon is not None:
+        if self._lines and not self._is_set and self.loop is not None:
             self._is_set = True
-            self.call_soon(self._turn)
+            self.loop.call_soon(self._turn)
 
     def _turn(self) -> None:
         self._is_set = False
-        run, line = next(iter(self._lines.items()))
-        del self._lines[run]
+        run = self._next()
+        if run is None:
+            return
+        line = self._lines.pop(run)
         work = line.popleft()
         if line:
             self._lines[run] = line  # behind the other runs
+        began_s = self.clock_s()
         try:
             if work():
                 self._lines.setdefault(run, line).append(work)
         finally:
+            self.spent(run, self.clock_s() - began_s)
             self._set()
+
+    def _next(self) -> Hashable | None:
+        """The next run that need not wait. If all do, it is looked again when the first may go."""
+        if not self._rests:
+            return next(iter(self._lines), None)
+        now_s = self.clock_s()
+        until_s = []
+        for run in self._lines:
+            rests_s = self._rests.get(run, now_s)
+            if rests_s <= now_s:
+                self._rests.pop(run, None)
+                return run
+            until_s.append(rests_s)
+        if until_s and self.loop is not None:
+            self._is_set = True
+            self.loop.call_later(min(until_s) - now_s, self._turn)
+        return None

@@ -1,0 +1,99 @@
+"""What one run that asks for all it can costs another one on the same coordinator.
+
+The honest run makes one call after another: alone, and beside each kind of flood, in turn, so that
+what else the machine did is in both. What counts is the ratio of the two.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from typing import Any, Final
+
+from rallypoint.bench import driver
+from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.flood import KINDS
+from rallypoint.bench.meet import settings
+
+TIMES: Final = 100
+"""How often the honest run asks, in each repeat, of each kind."""
+GAP_S: Final = 0.001
+WARM_S: Final = 0.3
+SETTLE_S: Final = 0.3
+HONEST: Final = 2
+ALL: Final = "all"
+P99_RATIO_MAX: Final = 2.0
+"""One run at its limit must not slow the others more than that."""
+
+
+def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
+    """Calls and heartbeats of an honest run beside one of so many nodes that flood."""
+    driver.check_descriptors(nodes + HONEST)
+    took: dict[tuple[str, str], list[float]] = defaultdict(list)
+    with driver.fleets(1) as honest:
+        honest.connect(
+            plan.at, run_id=plan.run_id(), nodes=HONEST, settings=settings(HONEST), ready=True
+        )
+        honest.ask("settle")
+        honest.ask("store", what="set", per_node=10, window=1)
+        for _ in range(plan.repeats):
+            for kind in (*KINDS, ALL):
+                _ask(honest, took, "alone")
+                _beside(plan, honest, took, kind, nodes)
+        honest.ask("disconnect")
+    return [figure for what in ("set", "beat") for figure in _figures(took, what, nodes)]
+
+
+def _beside(
+    plan: driver.Plan,
+    honest: driver.Fleets,
+    took: dict[tuple[str, str], list[float]],
+    kind: str,
+    nodes: int,
+) -> None:
+    kinds = list(KINDS) if kind == ALL else [kind]
+    limits: dict[str, Any] = {**settings(nodes), "suspect_after_s": 60.0, "lost_after_s": 120.0}
+    with driver.fleets(1) as greedy:
+        greedy.connect(plan.at, run_id=plan.run_id(), nodes=nodes, settings=limits, ready=True)
+        greedy.ask("flood", kinds=kinds, warm_s=WARM_S)
+        _ask(honest, took, kind)
+        greedy.ask("calm", settle_s=SETTLE_S)
+
+
+def _ask(honest: driver.Fleets, took: dict[tuple[str, str], list[float]], beside: str) -> None:
+    for what in ("set", "beat"):
+        (told,) = honest.ask("one_by_one", what=what, times=TIMES, gap_s=GAP_S)
+        took[what, beside] += told["took_s"]
+
+
+def _figures(took: dict[tuple[str, str], list[float]], what: str, nodes: int) -> list[Figure]:
+    called = {"set": "store call", "beat": "heartbeat"}[what]
+
+    def figure(name: str, unit: str, value: float, about: str) -> Figure:
+        is_judged = unit == "x" and what == "set" and "p99, beside all" in name
+        return Figure(
+            scenario="neighbour",
+            name=name,
+            nodes=nodes,
+            unit=unit,
+            values=(value,),
+            about=about,
+            target=Target(P99_RATIO_MAX) if is_judged else None,
+        )
+
+    found = []
+    alone = took[what, "alone"]
+    for percent in (50, 99):
+        before_s = _percentile(alone, percent)
+        about = f"{len(alone)} of an honest run, one after another"
+        found.append(figure(f"{called} p{percent}, alone", "ms", before_s * 1e3, about))
+        for kind in (*KINDS, ALL):
+            beside_s = _percentile(took[what, kind], percent)
+            name = f"{called} p{percent}, beside {kind}"
+            found.append(figure(name, "ms", beside_s * 1e3, f"beside a run that floods: {kind}"))
+            found.append(figure(f"{name} / alone", "x", beside_s / before_s, "the ratio"))
+    return found
+
+
+def _percentile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
