@@ -102,6 +102,28 @@ def test_an_endpoint_is_refused(text: str, told: str, hint: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("0.0.0.0", "which is all of them"),
+        ("::", "which is all of them"),
+        ("fe80::1", "must have its zone, as fe80::1%eth0"),
+        ("fe80::1%a b", "must be a host name or an address"),
+        ("10.1", "must be a host name or an address"),
+        ("node0:1", "must be a host name or an address"),
+    ],
+)
+def test_an_address_that_others_could_not_come_to_is_refused(text: str, told: str) -> None:
+    with pytest.raises(UsageError, match="local_addr") as caught:
+        settings.node_settings(endpoint="node0", run_id="r", local_addr=text)
+    assert told in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["10.0.0.5", "2001:db8::1", "fe80::1%eth0", "node0.example"])
+def test_an_address_that_others_may_come_to(text: str) -> None:
+    assert settings.node_settings(endpoint="node0", run_id="r", local_addr=text).local_addr == text
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "http://me:hunter2@node0:1",

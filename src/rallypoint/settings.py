@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rallypoint.core import naming
+from rallypoint.core import addresses, naming
 from rallypoint.core.budget import BYTES_MIN
 from rallypoint.core.ranks import POLICIES
 from rallypoint.core.sizes import parse_size, size_text
@@ -168,8 +168,15 @@ def _candidates(text: str) -> int:
 
 
 def _address(text: str) -> str:
-    if not (is_ip(text, 4) or is_ip(text, 6) or NAME.fullmatch(text)):
+    is_number = re.fullmatch(r"[0-9.]+", text) is not None  # such as 10.1, which is no name
+    is_name = NAME.fullmatch(text) is not None and not is_number
+    is_six = is_ip(text, 6) and naming.is_host(text)  # The latter looks at the zone, too.
+    if not (is_ip(text, 4) or is_six or is_name):
         raise ValueError(f"must be a host name or an address without a port, not {text!r}")
+    if addresses.is_unspecified(text):
+        raise ValueError(f"must be one address of this machine, not {text!r}, which is all of them")
+    if addresses.needs_zone(text):
+        raise ValueError(f"must have its zone, as {text}%eth0: it is a link-local address")
     return text
 
 

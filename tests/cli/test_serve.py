@@ -197,6 +197,26 @@ def test_a_name_that_no_endpoint_can_have_is_told_as_its_address() -> None:
     assert serving.endpoint_text("knoten-ä", 5, "192.0.2.7") == "http://192.0.2.7:5"
 
 
+@pytest.mark.parametrize("name", ["localhost", "my host", "-x"])
+def test_a_machine_without_a_useful_name_is_told_by_its_address(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    monkeypatch.setattr(serving, "source_towards", lambda host: "10.0.0.5")
+    assert serving.endpoint_text("::", 5, "::") == "http://10.0.0.5:5"
+
+
+def test_a_coordinator_on_loopback_says_that_others_cannot_come_to_it() -> None:
+    command = [*COMMAND, "serve", "--port", "0", "--ledger", "etcd://192.0.2.9:2379/p"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = next((line for line in process.stderr if "warning" in line), "")
+        process.kill()
+        process.stderr.read()
+    assert "warning: nodes on other machines cannot come to 127.0.0.1" in said
+    assert "--advertise" in said
+
+
 def test_a_short_form_is_listened_at(serve: Callable[..., Served], cli: Cli) -> None:
     served = serve("--host", "127.1")
     assert served.endpoint == f"http://127.0.0.1:{served.port}"

@@ -14,7 +14,7 @@ import pytest
 
 from tests.agent.processes import Process
 from tests.failover.fleet import PATIENCE_S, Agent
-from tests.failover.netns import Host, Network, network
+from tests.failover.netns import Host, Network, network, run
 from tests.failover.spread import SERVE_PORT, Etcd, Spread
 from tests.ledger.etcd_processes import programs
 
@@ -183,6 +183,8 @@ class TestNobodyReachesTheCoordinator:
         fleet = spread(etcds)
         fleet.machine.env |= QUICK
         nowhere = f"{machines[0].address.rpartition('.')[0]}.250"
+        # It is an address of this machine, and no other one finds it there.
+        run("ip", "-n", machines[0].namespace, "address", "add", f"{nowhere}/32", "dev", "lo")
         (wrong,) = fleet.start_on(machines[:1], "3", "--local-addr", nowhere)
         fleet.wait(lambda: wrong.first("attached", hosts=True) is not None)
         self.another_is_elected(fleet, wrong, machines[1:])

@@ -2,7 +2,19 @@ from __future__ import annotations
 
 import msgspec
 
-from rallypoint.core.values import Change, ChangeKind, CloseRecord, Failure, FailureKind, Outcome
+from rallypoint.client.node import Round
+from rallypoint.core.addresses import OwnAddress
+from rallypoint.core.values import (
+    Address,
+    Change,
+    ChangeKind,
+    CloseRecord,
+    Failure,
+    FailureKind,
+    Outcome,
+    RoundHead,
+    Seat,
+)
 from rallypoint.launch import texts
 
 OPEN = Change(
@@ -36,3 +48,24 @@ def test_the_end_names_who_failed_and_shows_its_last_lines() -> None:
 def test_nothing_that_is_shown_moves_the_cursor() -> None:
     assert texts.shown("a\n\tb é") == "a\n\tb é"
     assert "\x1b" not in texts.shown("\x1b[2J")
+
+
+def test_where_workers_met_is_told_if_they_did_not_reach_each_other() -> None:
+    head = RoundHead(3, 1, 2, 4, Address("10.0.0.5", 29500), "digest")
+    first, second = Round(head, Seat(0, 0, 2)), Round(head, Seat(1, 2, 2))
+    own = OwnAddress("10.0.0.5", "eth0")
+    close = CloseRecord(Outcome.FAILED, "because", cause=OPEN)
+    here = texts.of_meeting(first, own, close)
+    assert here.startswith(
+        "hint: the workers met at 10.0.0.5:29500, an address of this node by its interface eth0; "
+    )
+    assert "--local-addr" in here
+    there = texts.of_meeting(second, own, close)
+    assert "10.0.0.5:29500, an address of the node of rank 0; " in there
+    assert "an address of this node; " in texts.of_meeting(first, None, close)
+    programs = msgspec.structs.replace(OPEN, failure=Failure(FailureKind.EXCEPTION, "x", rank=2))
+    for other in (programs, None):
+        ended = msgspec.structs.replace(close, cause=other)
+        assert texts.of_meeting(first, own, ended) == ""
+    alone = msgspec.structs.replace(head, nodes=1)
+    assert texts.of_meeting(Round(alone, Seat(0, 0, 4)), own, close) == ""

@@ -19,9 +19,11 @@ from rallypoint import settings
 from rallypoint.cli import limits
 from rallypoint.cli.common import TokenFileOption, tokens_of
 from rallypoint.cli.hangups import Hangups
+from rallypoint.client.interfaces import NOWHERE, interfaces, source_towards
 from rallypoint.core import addresses
 from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint, parse_endpoint, parse_ledger
+from rallypoint.endpoints import is_loopback as names_loopback
 from rallypoint.errors import EndpointError, UsageError
 
 EVERY_ADDRESS: Final = ("::", "*")
@@ -212,12 +214,21 @@ def _addresses(host: str) -> list[str]:
 
 def endpoint_text(host: str, port: int, bound: str = "127.0.0.1") -> str:
     """What a node is given to come here. `bound`: the address that is listened at."""
-    text = f"http://{Address(socket.gethostname() if is_everywhere(host) else host, port)}"
+    is_all = is_everywhere(host)
+    text = f"http://{Address(socket.gethostname() if is_all else host, port)}"
     try:
-        parse_endpoint(text)
+        endpoint = parse_endpoint(text)
     except EndpointError:  # such a name is found here, and no endpoint can have it
-        return f"http://{Address(bound, port)}"
-    return text
+        endpoint = None
+    if endpoint is not None and not (is_all and names_loopback(endpoint.host)):
+        return text
+    return f"http://{Address(_own_address() if is_all else bound, port)}"
+
+
+def _own_address() -> str:
+    sources = [each for each in map(source_towards, NOWHERE) if each]
+    own = addresses.own_address(sources, interfaces())
+    return own.host if own is not None else "127.0.0.1"
 
 
 def is_everywhere(host: str) -> bool:

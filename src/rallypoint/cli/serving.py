@@ -20,13 +20,13 @@ from rallypoint._version import __version__
 from rallypoint.cli import output
 from rallypoint.cli.hangups import Hangups
 from rallypoint.cli.reloading import Reloader
-from rallypoint.client.identity import reachable_host
+from rallypoint.client.identity import may_be_one_machine, own_address
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.listener import allow_many_descriptors
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.sizes import size_text
 from rallypoint.core.values import Address
-from rallypoint.endpoints import Endpoint
+from rallypoint.endpoints import Endpoint, is_loopback
 from rallypoint.ledger.opening import open_ledger
 from rallypoint.memory import default_budget
 from rallypoint.tokens import Origin
@@ -112,7 +112,13 @@ async def _serve_ledger(
         memory_bytes_max=memory_bytes_max,
     )
     settings.check_lease_ttl_s(config.lease_ttl_s)
-    host = advertised or await reachable_host(place)
+    own = None if advertised else await own_address(place)
+    host = advertised or (own.host if own is not None else "127.0.0.1")
+    if is_loopback(host) and not may_be_one_machine(place):
+        output.warn(
+            f"nodes on other machines cannot come to {host}, which is loopback: "
+            "give --host, or --advertise with an address of this machine"
+        )
     addresses = (Address(host, sock.getsockname()[1]),)
     try:
         async with open_ledger(place, settings.etcd_password(place)) as ledger:

@@ -109,7 +109,10 @@ class Attempts:
             return f"check the spelling of {self.target.host!r}, or use an address"
         if isinstance(self.target, Address):
             return "is the coordinator running there, and does a firewall let this node through?"
-        return "is a node or a `rallypoint serve` elected, and can this node reach its address?"
+        return (
+            "is a node or a `rallypoint serve` elected, and can this node reach its address? "
+            "--local-addr there (serve: --advertise) gives another"
+        )
 
 
 def _listed(answers: dict[str, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import logging
 import os
 import secrets
 import socket
@@ -11,9 +11,15 @@ from functools import cache
 from itertools import count
 from typing import Final
 
+from rallypoint.client.interfaces import NOWHERE, interfaces, source_towards
+from rallypoint.core import addresses
+from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.values import NAME_LENGTH_MAX, NodeInfo
-from rallypoint.endpoints import Endpoint, EtcdPlace
+from rallypoint.endpoints import Endpoint, EtcdPlace, is_loopback
+from rallypoint.errors import UsageError
 from rallypoint.settings import NodeSettings
+
+_log = logging.getLogger("rallypoint.client")
 
 _counter = count()
 
@@ -25,45 +31,71 @@ runs. Those two are told so, as two nodes of one name are."""
 LOOKUP_TIMEOUT_S: Final = 2.0
 
 
-NOWHERE: Final = (("192.0.2.1", socket.AF_INET), ("2001:db8::1", socket.AF_INET6))
-"""Addresses for documentation (RFC 5737, RFC 3849): what leads there is the way to the network."""
+async def own_address(endpoint: Endpoint) -> OwnAddress | None:
+    """An address of this machine for others to come to. None if it has none but loopback.
 
-
-async def reachable_host(endpoint: Endpoint) -> str:
-    """An address of this machine for others to come to: the one by which it reaches the network.
-
-    As a packet to the ledger's first host would leave; to anywhere, if that is this machine; else
-    loopback. Nothing is sent.
+    As a packet to whoever is named by the endpoint would leave; else to anywhere; else that of an
+    interface that is up. Nothing is sent.
     """
-    for host, family in [*await _ledger_hosts(endpoint), *NOWHERE]:
-        own = _source_address(host, family)
-        if own is not None and not ipaddress.ip_address(own.partition("%")[0]).is_loopback:
-            return own
-    return "127.0.0.1"
+    hosts = [*await _meeting_hosts(endpoint), *((host, 0) for host in NOWHERE)]
+    sources = [source_towards(host, scope) for host, scope in hosts]
+    return addresses.own_address([each for each in sources if each], interfaces())
 
 
-async def _ledger_hosts(endpoint: Endpoint) -> list[tuple[str, int]]:
+def own_address_of(host: str) -> OwnAddress:
+    """An address of this machine that is known, with its interface."""
+    return OwnAddress(host, addresses.interface_of(host, interfaces()))
+
+
+async def check_local_addr(settings: NodeSettings, max_nodes: int) -> None:
+    """Whether others can reach this machine where it was told that they do. Raises UsageError."""
+    given, endpoint = settings.local_addr, settings.endpoint
+    if given is None:
+        return
+    is_alone = max_nodes == 1 or may_be_one_machine(endpoint)
+    found = [host for host, _ in await _lookup(given)]
+    if not found:
+        _log.warning("local address %s cannot be resolved on this machine", given)
+    has = interfaces()
+    problem = addresses.local_addr_problem(found, has, is_alone=is_alone)
+    # On Debian a machine's own name means 127.0.1.1 there, and its real address elsewhere.
+    is_own_name = given.partition(".")[0] == socket.gethostname().partition(".")[0]
+    if problem and not is_own_name:
+        raise UsageError(
+            f"local address {given!r} {problem}",
+            hint=f"--local-addr is where others reach this machine, which has "
+            f"{addresses.named(has)}; without it the node finds its own",
+        )
+
+
+def may_be_one_machine(endpoint: Endpoint) -> bool:
+    """Whether nothing in the endpoint says that there are other machines."""
+    if isinstance(endpoint.place, EtcdPlace):
+        return all(is_loopback(_without_port(each)) for each in endpoint.place.hosts)
+    return not endpoint.host or is_loopback(endpoint.host)
+
+
+def _without_port(authority: str) -> str:
+    return authority.rpartition(":")[0].strip("[]")
+
+
+async def _meeting_hosts(endpoint: Endpoint) -> list[tuple[str, int]]:
+    """The addresses of those that an endpoint names, each with its scope."""
     place = endpoint.place
-    host = endpoint.host  # of a ledger that only its opener knows
-    if isinstance(place, EtcdPlace):
-        host = place.hosts[0].rpartition(":")[0].strip("[]")
-    if not host:
-        return []
+    # The second is of a ledger that only its opener knows.
+    hosts = [*map(_without_port, place.hosts)] if isinstance(place, EtcdPlace) else [endpoint.host]
+    found = await asyncio.gather(*(_lookup(host) for host in hosts if host))
+    return [each for one in found for each in one]
+
+
+async def _lookup(host: str) -> list[tuple[str, int]]:
+    """What a name or an address means here: each address and its scope; nothing if unknown."""
     try:
         async with asyncio.timeout(LOOKUP_TIMEOUT_S):
             found = await asyncio.get_running_loop().getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
     except (TimeoutError, OSError, UnicodeError):
         return []
-    return [(str(where[0]), family) for family, _, _, _, where in found]
-
-
-def _source_address(host: str, family: int) -> str | None:
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.connect((host, 9))
-            return str(sock.getsockname()[0])
-    except OSError:
-        return None
+    return [(str(where[0]), where[3] if len(where) > 2 else 0) for *_, where in found]
 
 
 def node_info(settings: NodeSettings, workers: int) -> NodeInfo:
@@ -76,12 +108,12 @@ def node_info(settings: NodeSettings, workers: int) -> NodeInfo:
     host = socket.gethostname()[:NAME_LENGTH_MAX] or "unnamed"
     own = f"{host}-{os.getpid()}-{_mark(os.getpid())}-{next(_counter)}"
     name = settings.node_name or own[-NAME_LENGTH_MAX:]
-    addresses = (settings.local_addr,) if settings.local_addr else ()
+    told = (settings.local_addr,) if settings.local_addr else ()
     return NodeInfo(
         name,
         secrets.randbits(62),
         host,
-        addresses,
+        told,
         workers,
         dict(settings.labels),
         settings.stop_s,

@@ -28,12 +28,19 @@ from rallypoint.client.finding import (
     dial,
     dial_elected,
     dial_first,
+    is_this_host,
     may_host,
     target_of,
 )
-from rallypoint.client.identity import node_info, reachable_host
+from rallypoint.client.identity import (
+    check_local_addr,
+    node_info,
+    own_address,
+    own_address_of,
+)
 from rallypoint.client.seeking import Over, Place, Search, Turn
 from rallypoint.client.transport import Connection
+from rallypoint.core.addresses import OwnAddress, is_unspecified
 from rallypoint.core.election import Seen
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.store import ROUND_ENDED, TIMEOUT, StoreFailure, StoreOp
@@ -93,7 +100,6 @@ OTHER_RUN_S: Final = 1.0
 """How long a node waits, at most, before it asks a coordinator that has another run once more."""
 CIRCLE_S: Final = 0.5
 """How long it waits, at most, each time that it is sent on after that."""
-LOOPBACKS: Final = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 _LOST_HINT: Final = (
     "the run ends with its coordinator's process; start it again, use `rallypoint serve` on a "
     "machine that stays, or an etcd:// or file:/// endpoint"
@@ -147,7 +153,10 @@ class Node:
         self._ledger = ledger
         self._opened_ledger: Ledger | None = None
         self._search: Search | None = None
-        self._own_host = ""
+        self.own_address: OwnAddress | None = None
+        """Where other machines reach this one, if that was looked for and found."""
+        self._is_named_here = False
+        """Whether the endpoint's host is this machine, as the other nodes name it."""
         self._sent_to: tuple[Address, ...] = ()
         self._sent_on: Attempts | None = None
         self._redirects = 0
@@ -252,12 +261,33 @@ class Node:
         """An address of this machine that the other nodes can reach."""
         if self.settings.local_addr:
             return self.settings.local_addr
-        if self.hosted is not None and self.settings.endpoint.kind is EndpointKind.HOST:
-            return self.settings.endpoint.host
+        if self.hosted is not None and self._is_named_here:
+            return self.settings.endpoint.host  # as the others were given it
         host = self._connection.local_host if self._connection else "127.0.0.1"
-        if host in LOOPBACKS:
-            return self._own_host or "127.0.0.1"
-        return host.removeprefix("::ffff:")
+        # Whoever is on the coordinator's own machine may come by loopback.
+        return self._advertised_host if is_loopback(host) else host
+
+    async def _find_own_address(self) -> None:
+        """For an endpoint where other machines may come, find where they reach this one."""
+        endpoint = self.settings.endpoint
+        is_named = endpoint.kind is EndpointKind.HOST and not is_unspecified(endpoint.host)
+        self._is_named_here = (is_named and self.hosted is not None) and (
+            self.settings.host_coordinator != "yes"  # then it was looked at before
+            or await asyncio.to_thread(is_this_host, endpoint.host)
+        )
+        if self.settings.local_addr:
+            self.own_address = own_address_of(self.settings.local_addr)
+        elif endpoint.kind is not EndpointKind.LOCAL and not is_loopback(endpoint.host):
+            connection = self._connection
+            if connection is not None and not is_loopback(connection.local_host):
+                self.own_address = own_address_of(connection.local_host)
+            else:
+                self.own_address = await own_address(endpoint)
+            if self.own_address is None and self.run.max_nodes > 1:
+                _log.warning(
+                    "this machine has no address but loopback, so that nodes on others cannot "
+                    "reach it (--local-addr says where they can)"
+                )
 
     # -- coming --------------------------------------------------------------------------------
 
@@ -270,6 +300,7 @@ class Node:
         Cancelling it, or an error, leaves nothing open.
         """
         check_own_token(self.settings)
+        await check_local_addr(self.settings, self.run.max_nodes)
         self._keys = await self._find_token()
         limit_s = self.settings.connect_timeout_s
         began_s = self._now_s()
@@ -281,6 +312,7 @@ class Node:
                 await self._connect_to_elected(began_s + limit_s)
             else:
                 await self._connect(began_s + limit_s)
+                await self._find_own_address()
             await self._until_let_in(began_s + limit_s)
             if not self.is_connected and self.closed is None:
                 raise self._not_let_in(self._now_s() - began_s)
@@ -418,8 +450,7 @@ class Node:
         nodes = self.run.expected_nodes or self.run.min_nodes
         self._search = Search(self.settings, self.info.name, ledger, nodes)
         await self._search.open(ends_s)
-        own_host = self.settings.local_addr
-        self._own_host = own_host or await reachable_host(self.settings.endpoint)
+        await self._find_own_address()
         self._search.begin(at_once=False, is_new=True)
         attempts, began_s = self._attempts, self._now_s()
         if not await self._find_elected(self._search, attempts, ends_s) and self._gone is None:
@@ -511,13 +542,19 @@ class Node:
 
         try:
             self.hosted = await EmbeddedCoordinator.stand(
-                self.settings, self.info.id, search.ledger, self._own_host, seen
+                self.settings, self.info.id, search.ledger, self._advertised_host, seen
             )
         except (OSError, errors.LedgerError) as error:
             attempts.not_hosting = describe_os_error(error)
             return False
-        _log.info("this node stands as coordinator of run %s", self.settings.run_id)
+        own = str(self.own_address or "loopback alone")
+        where, run_id = self.hosted.advertised, self.settings.run_id
+        _log.info("this node stands as coordinator of run %s, at %s (%s)", run_id, where, own)
         return True
+
+    @property
+    def _advertised_host(self) -> str:
+        return self.own_address.host if self.own_address is not None else "127.0.0.1"
 
     def _retire(self) -> None:
         """Another coordinator has the run: what this node has started for it can go."""
@@ -1000,11 +1037,24 @@ class Node:
     def _join_timeout(self, limit_s: float, waiting: Waiting | None) -> errors.RallypointError:
         why = str(waiting) if waiting else self.looking or "the coordinator does not say why"
         shown_s = round(limit_s, 1) or limit_s
-        known = waiting.hint if waiting is not None else ""
+        known = (waiting.hint if waiting is not None else "") or self._told_address
         return errors.JoinTimeoutError(
             f"no round of run {self.settings.run_id!r} was formed within {shown_s:g} s: {why}",
             hint=known or "start the missing nodes, lower the minimum, or raise the join timeout",
             waiting=waiting,
+        )
+
+    @property
+    def _told_address(self) -> str:
+        """Of a node that was elected: where it told the others to come, if they do not."""
+        if self.hosted is None or self._search is None or self.run.max_nodes == 1:
+            return ""
+        own = (
+            self.own_address if self.own_address is not None else "which only this machine reaches"
+        )
+        return (
+            f"start the missing nodes; they come to this one at {self.hosted.advertised}, {own}: "
+            "--local-addr gives another address"
         )
 
     async def _why_waiting(self) -> tuple[bool, Waiting | None]:

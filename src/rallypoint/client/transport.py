@@ -8,6 +8,7 @@ in one process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import Final, cast
@@ -22,6 +23,7 @@ from websockets.uri import parse_uri
 
 from rallypoint.client import forking
 from rallypoint.client.sockets import ResettingSocket
+from rallypoint.core.addresses import plain, with_zone
 from rallypoint.core.values import Address
 from rallypoint.errors import NotACoordinatorError
 from rallypoint.tokens import token_error
@@ -65,7 +67,11 @@ class Connection(asyncio.Protocol):
     def local_host(self) -> str:
         """This side's address: how this machine reaches the coordinator, and can be reached."""
         assert self._transport is not None
-        return str(self._transport.get_extra_info("sockname")[0])
+        host, _, *more = self._transport.get_extra_info("sockname")
+        with contextlib.suppress(OSError):  # the interface has gone meanwhile
+            if more and more[1]:  # Python leaves the zone of a link-local address out
+                return with_zone(str(host), socket.if_indextoname(more[1]))
+        return plain(str(host))
 
     @property
     def source(self) -> Address:

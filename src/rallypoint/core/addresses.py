@@ -6,7 +6,11 @@ Who asks has found out what interfaces and routes there are (`client/interfaces.
 from __future__ import annotations
 
 import ipaddress
-from typing import TypeAlias
+import re
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+from rallypoint.core.values import NAMES_SHOWN_MAX, Value
 
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -55,3 +59,106 @@ def needs_zone(text: str) -> bool:
     if not isinstance(address, ipaddress.IPv6Address) or not address.is_link_local:
         return False
     return not text.partition("%")[2]
+
+
+# -- which address to tell others ----------------------------------------------------------------
+
+_VIRTUAL: Final = re.compile(r"(docker|br-|virbr|veth|cni|flannel|cali|lxc|lxd|podman|vmnet)")
+"""Interfaces that lead to guests of this machine, and not to other machines."""
+
+
+class Interface(Value, frozen=True):
+    """One address of an interface of this machine. `address`: a literal without a zone.
+
+    `is_inner`: it is the loopback interface, which may have other addresses as well.
+    """
+
+    name: str
+    address: str
+    is_up: bool = True
+    is_inner: bool = False
+
+
+class OwnAddress(Value, frozen=True):
+    """An address of this machine, as others are told it. `interface`: "" if that is not known."""
+
+    host: str
+    interface: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.host} ({self.interface})" if self.interface else self.host
+
+
+def own_address(sources: Sequence[str], interfaces: Sequence[Interface]) -> OwnAddress | None:
+    """The address to tell others. None if this machine has none but loopback.
+
+    `sources`: the addresses from which packets would leave, towards peers first, then towards the
+    network at large; without zones. Where no route leads anywhere, the address of an interface that
+    is up. An address that means something else on each link is the last choice.
+    """
+    up = [each for each in interfaces if each.is_up]
+    by_address = {each.address: each for each in reversed(up)}
+    routed = [by_address.get(source, Interface("", source)) for source in sources]
+    # In the system's order, which is that in which they were set up.
+    outer = [each for each in up if not each.is_inner]
+    rest = sorted(outer, key=lambda each: (_VIRTUAL.match(each.name) is not None, _is_six(each)))
+    usable = [each for each in (*routed, *rest) if _is_for_others(each.address)]
+    usable.sort(key=lambda each: _is_link_local(each.address))
+    if not usable:
+        return None
+    first = usable[0]
+    return OwnAddress(with_zone(first.address, first.name), first.name)
+
+
+def interface_of(host: str, interfaces: Sequence[Interface]) -> str:
+    """The interface that has an address; "" if none has, or the host is a name."""
+    address = literal(host)
+    has = (each.name for each in interfaces if literal(each.address) == address)
+    return next(has, "") if address is not None else ""
+
+
+def with_zone(address: str, interface: str) -> str:
+    """The address with its interface as zone, if it leads nowhere without one."""
+    return f"{address}%{interface}" if needs_zone(address) and interface else address
+
+
+def local_addr_problem(
+    found: Sequence[str], interfaces: Sequence[Interface], *, is_alone: bool
+) -> str:
+    """Why an address that was given for this machine is of no use to others; "" if it may be.
+
+    `found`: what it means here, a name or an address. `is_alone`: no other machine is expected.
+    """
+    if not found or not interfaces:
+        return ""  # It may mean something elsewhere; and the system may not say what it has.
+    if all(map(is_loopback, found)):
+        return "" if is_alone else "means every machine itself, and other machines are expected"
+    own = {literal(each.address) for each in interfaces}
+    is_own = any(is_loopback(each) or literal(each) in own for each in found)
+    return "" if is_own else "is no address of this machine"
+
+
+def named(interfaces: Sequence[Interface]) -> str:
+    """The addresses that others may be told, in words."""
+    shown = [
+        str(OwnAddress(with_zone(each.address, each.name), each.name))
+        for each in interfaces
+        if each.is_up and not each.is_inner and _is_for_others(each.address)
+    ]
+    return ", ".join(shown[:NAMES_SHOWN_MAX]) or "none but loopback"
+
+
+def _is_for_others(text: str) -> bool:
+    address = literal(text)
+    return address is not None and not (
+        address.is_loopback or address.is_unspecified or address.is_multicast
+    )
+
+
+def _is_link_local(text: str) -> bool:
+    address = literal(text)
+    return address is not None and address.is_link_local
+
+
+def _is_six(interface: Interface) -> bool:
+    return ":" in interface.address

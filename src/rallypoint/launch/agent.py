@@ -442,7 +442,10 @@ class Agent:
 
     def _end_of_run(self, close: CloseRecord) -> End:
         code = errors.exit_code_of(close.outcome)
-        return End(code, texts.of_end(self._config.node.run_id, close))
+        text = texts.of_end(self._config.node.run_id, close)
+        found = self._node.round
+        where = texts.of_meeting(found, self._node.own_address, close) if found is not None else ""
+        return End(code, f"{text}\n{where}" if where else text)
 
     def _end_by_signal(self) -> End:
         return End(128 + self._signals[0])

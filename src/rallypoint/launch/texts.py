@@ -9,7 +9,8 @@ import signal
 
 from rallypoint.client.node import Round
 from rallypoint.core import reasons
-from rallypoint.core.values import Change, CloseRecord
+from rallypoint.core.addresses import OwnAddress
+from rallypoint.core.values import Change, CloseRecord, FailureKind
 
 
 def of_round(found: Round) -> str:
@@ -31,6 +32,25 @@ def of_departure(number: int, grace_s: float) -> str:
 def of_end(run_id: str, close: CloseRecord) -> str:
     """The same on every node: the outcome, and the cause with the last lines of who failed."""
     return reasons.describe_end_of_run(run_id, close)
+
+
+def of_meeting(found: Round, own: OwnAddress | None, close: CloseRecord) -> str:
+    """Where the workers met, if the run failed as they did not reach each other; else "".
+
+    `own`: where others reach this node, if that is known.
+    """
+    failure = close.cause.failure if close.cause is not None else None
+    is_of_network = failure is not None and failure.kind is FailureKind.COMMUNICATION
+    if not is_of_network or found.head.nodes == 1:
+        return ""
+    is_here = found.seat.node_rank == 0
+    told_by = "this node" if is_here else "the node of rank 0"
+    own_interface = own.interface if is_here and own is not None else ""
+    by = f"{told_by} by its interface {own_interface}" if own_interface else told_by
+    return (
+        f"hint: the workers met at {found.head.bootstrap}, an address of {by}; if the others "
+        "cannot reach it, give another with --local-addr there"
+    )
 
 
 def shown(text: str) -> str:

@@ -1,0 +1,86 @@
+"""What addresses this machine has, and from which one a packet to somewhere would leave.
+
+Reads what the system says and sends nothing. Which address to take: `core/addresses.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import socket
+import struct
+from typing import Any, Final
+
+from rallypoint.core.addresses import Interface
+
+NOWHERE: Final = ("192.0.2.1", "2001:db8::1")
+"""Addresses for documentation (RFC 5737, RFC 3849): what leads there is the way to the network."""
+_IS_UP: Final = 0x1
+_IS_INNER: Final = 0x8
+"""IFF_UP and IFF_LOOPBACK, the same on Linux, BSD and macOS."""
+
+
+def source_towards(host: str, scope: int = 0) -> str | None:
+    """The address from which a packet to this address would leave; None if it would not."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    where: tuple[Any, ...] = (host, 9, 0, scope) if family == socket.AF_INET6 else (host, 9)
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect(where)
+            return str(sock.getsockname()[0]).partition("%")[0]
+    except OSError:
+        return None
+
+
+class _IfAddrs(ctypes.Structure):
+    """struct ifaddrs of getifaddrs(3), as far as it is the same everywhere."""
+
+
+_IfAddrs._fields_ = [
+    ("next", ctypes.POINTER(_IfAddrs)),
+    ("name", ctypes.c_char_p),
+    ("flags", ctypes.c_uint),
+    ("address", ctypes.c_void_p),
+]
+
+
+def interfaces() -> list[Interface]:
+    """Every address of every interface, in the system's order; nothing if it does not say."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        first = ctypes.POINTER(_IfAddrs)()
+        if libc.getifaddrs(ctypes.byref(first)):
+            return []
+    except (OSError, AttributeError):
+        return []
+    try:
+        found = []
+        each: Any = first  # a pointer is false where it is null
+        while each:
+            entry = each.contents
+            address = _address(entry.address)
+            if address is not None:
+                name = entry.name.decode(errors="replace")
+                is_up, is_inner = bool(entry.flags & _IS_UP), bool(entry.flags & _IS_INNER)
+                found.append(Interface(name, address, is_up, is_inner))
+            each = entry.next
+        return found
+    finally:
+        libc.freeifaddrs(first)
+
+
+def _address(at: int | None) -> str | None:
+    """The address in a struct sockaddr; None if it is of another family."""
+    if not at:
+        return None
+    head = ctypes.string_at(at, 2)
+    # Linux has two bytes of family, BSD and macOS one of length and one of family.
+    families = (struct.unpack("=H", head)[0], head[1])
+    if socket.AF_INET in families:
+        return str(ipaddress.IPv4Address(ctypes.string_at(at + 4, 4)))
+    if socket.AF_INET6 in families:
+        packed = ctypes.string_at(at + 8, 16)
+        if packed[:2] == b"\xfe\x80":  # macOS keeps the interface's number within it
+            packed = packed[:2] + b"\0\0" + packed[4:]
+        return str(ipaddress.IPv6Address(packed))
+    return None

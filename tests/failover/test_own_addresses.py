@@ -1,0 +1,209 @@
+"""Which address nodes tell each other, on hosts of every kind: network namespaces and real agents.
+
+Workers meet at MASTER_ADDR: rank 0 listens, and the other one, on another host, connects.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.failover.netns import Host, Network, network, run
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
+LIMIT_S = 100.0
+PORT = 29400
+MEET = """
+import os, socket, sys, time
+host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+print("meets at", host, flush=True)
+if os.environ["RANK"] == "0":
+    with socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        for _ in range(int(os.environ["WORLD_SIZE"]) - 1):
+            server.accept()[0].sendall(b"!")
+else:
+    until_s = time.monotonic() + 60
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=5) as connection:
+                assert connection.recv(1) == b"!"
+            break
+        except OSError as error:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(0.1)
+"""
+
+
+class Fleet:
+    """Agents of one run, each on a host of its own."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.tmp_path = tmp_path
+        self.agents: list[subprocess.Popen[str]] = []
+        (tmp_path / "meet.py").write_text(MEET)
+
+    def start(self, host: Host, *options: str, hosts: str = "", nnodes: str = "2") -> None:
+        """`hosts`: what this host has in place of /etc/hosts."""
+        command = [
+            *(sys.executable, "-m", "rallypoint", "run", "--nnodes", nnodes, "--run-id", "run"),
+            *("--node-name", host.name, "--join-timeout", "40s", *options),
+            str(self.tmp_path / "meet.py"),
+        ]
+        if hosts:
+            path = self.tmp_path / f"hosts-{host.name}"
+            path.write_text(hosts)
+            script = f'mount --bind {path} /etc/hosts && exec "$@"'
+            command = ["unshare", "-m", "sh", "-c", script, "sh", *command]
+        with host.inside():
+            agent = subprocess.Popen(
+                command,
+                env=os.environ | {"RALLYPOINT_TOKEN": "VQ2t9qk0X5cM1sB7nJ4eRw"},
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+        self.agents.append(agent)
+
+    def end(self, *codes: int) -> list[str]:
+        """What each agent said, once they have ended with these codes."""
+        said = [agent.communicate(timeout=LIMIT_S)[0] for agent in self.agents]
+        assert [agent.returncode for agent in self.agents] == list(codes), said
+        return said
+
+    def meets_at(self, *hosts: str) -> None:
+        """All workers met at one of these."""
+        found = {
+            line.partition("meets at ")[2]
+            for text in self.end(*[0 for _ in self.agents])
+            for line in text.splitlines()
+            if "meets at " in line
+        }
+        assert len(found) == 1
+        assert found <= set(hosts), found
+
+    def close(self) -> None:
+        for agent in self.agents:
+            if agent.poll() is None:
+                agent.terminate()
+                agent.communicate(timeout=LIMIT_S)
+
+
+@pytest.fixture
+def net() -> Iterator[Network]:
+    with network() as made:
+        yield made
+
+
+@pytest.fixture
+def fleet(net: Network, tmp_path: Path) -> Iterator[Fleet]:
+    made = Fleet(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def ipv6_only(host: Host, number: int) -> str:
+    """Take its IPv4 addresses away. Its new address."""
+    address = f"fd00:77::{number}"
+    inside = ("ip", "-n", host.namespace)
+    run(*inside, "address", "flush", "dev", "eth0")
+    run(*inside, "address", "add", f"{address}/64", "dev", "eth0", "nodad")
+    return address
+
+
+def link_local_only(host: Host, number: int) -> str:
+    inside = ("ip", "-n", host.namespace)
+    run(*inside, "address", "flush", "dev", "eth0")
+    run(*inside, "address", "add", f"fe80::{number}/64", "dev", "eth0", "nodad")
+    return f"fe80::{number}%eth0"
+
+
+def test_a_ledger_that_names_no_host_and_no_default_route(net: Network, fleet: Fleet) -> None:
+    one, other = net.host("one"), net.host("other")
+    for host in (one, other):
+        fleet.start(host, "--endpoint", f"file://{fleet.tmp_path}/ledger")
+    fleet.meets_at(one.address, other.address)
+
+
+def test_a_host_whose_name_is_127_0_1_1_to_itself(net: Network, fleet: Fleet) -> None:
+    """As Debian has it in /etc/hosts."""
+    one, other = net.host("one"), net.host("other")
+    local = "127.0.0.1 localhost\n"
+    endpoint = ("--endpoint", f"node0:{PORT}")
+    fleet.start(one, *endpoint, hosts=f"{local}127.0.1.1 node0\n")
+    fleet.start(other, *endpoint, hosts=f"{local}{one.address} node0\n")
+    fleet.meets_at("node0", other.address)
+
+
+def test_two_nodes_on_the_host_whose_name_is_127_0_1_1(net: Network, fleet: Fleet) -> None:
+    """The one that does not carry the coordinator reaches it by loopback."""
+    one, other = net.host("one"), net.host("other")
+    local = "127.0.0.1 localhost\n"
+    options = ("--endpoint", f"node0:{PORT}", "--host-coordinator", "no")
+    carries = ("--endpoint", f"node0:{PORT}", "--node-name", "z", "--rank-policy", "natural")
+    natural = ("--rank-policy", "natural")
+    fleet.start(one, *options, *natural, hosts=f"{local}127.0.1.1 node0\n", nnodes="3")
+    fleet.start(other, *options, *natural, hosts=f"{local}{one.address} node0\n", nnodes="3")
+    fleet.start(one, *carries, hosts=f"{local}127.0.1.1 node0\n", nnodes="3")
+    fleet.meets_at(one.address)
+
+
+@pytest.mark.parametrize("where", ["host", "ledger"])
+def test_hosts_without_ipv4(net: Network, fleet: Fleet, where: str) -> None:
+    hosts = [net.host("one"), net.host("other")]
+    addresses = [ipv6_only(host, number) for number, host in enumerate(hosts, 1)]
+    ledger = f"file://{fleet.tmp_path}/ledger"
+    endpoint = f"[{addresses[0]}]:{PORT}" if where == "host" else ledger
+    for host in hosts:
+        fleet.start(host, "--endpoint", endpoint)
+    fleet.meets_at(*addresses)
+
+
+@pytest.mark.parametrize("where", ["host", "ledger"])
+def test_hosts_that_have_link_local_addresses_only(net: Network, fleet: Fleet, where: str) -> None:
+    hosts = [net.host("one"), net.host("other")]
+    addresses = [link_local_only(host, number) for number, host in enumerate(hosts, 1)]
+    ledger = f"file://{fleet.tmp_path}/ledger"
+    endpoint = f"[{addresses[0]}]:{PORT}" if where == "host" else ledger
+    for host in hosts:
+        fleet.start(host, "--endpoint", endpoint)
+    fleet.meets_at(*addresses)
+
+
+def test_a_host_that_has_loopback_only_says_so(net: Network, fleet: Fleet) -> None:
+    one = net.host("one")
+    run("ip", "-n", one.namespace, "link", "set", "eth0", "down")
+    fleet.start(one, "--endpoint", f"file://{fleet.tmp_path}/ledger", "--join-timeout", "4s")
+    (said,) = fleet.end(3)
+    assert "this machine has no address but loopback" in said
+    assert "--local-addr" in said.splitlines()[-1]
+    assert "which only this machine reaches" in said.splitlines()[-1]
+
+
+def test_an_address_of_another_host_is_refused(net: Network, fleet: Fleet) -> None:
+    one, other = net.host("one"), net.host("other")
+    endpoint = ("--endpoint", f"{one.address}:{PORT}")
+    fleet.start(one, *endpoint, "--local-addr", other.address)
+    fleet.start(one, *endpoint, "--local-addr", "127.0.0.1")
+    fleet.start(one, *endpoint, "--local-addr", "localhost", hosts="127.0.0.1 localhost\n")
+    foreign, loopback, name = fleet.end(2, 2, 2)
+    assert f"local address '{other.address}' is no address of this machine" in foreign
+    for said in (loopback, name):
+        assert "means every machine itself, and other machines are expected" in said
+    for said in (foreign, loopback, name):
+        assert f"which has {one.address} (eth0)" in said.splitlines()[-1]
+
+
+def test_who_is_waited_for_is_told_where_to_come(net: Network, fleet: Fleet) -> None:
+    """The node that is elected names its address and its interface at the end."""
+    one = net.host("one")
+    fleet.start(one, "--endpoint", f"file://{fleet.tmp_path}/ledger", "--join-timeout", "4s")
+    (said,) = fleet.end(3)
+    assert f"at {one.address}:" in said.splitlines()[-1]
+    assert f"{one.address} (eth0): --local-addr gives another address" in said.splitlines()[-1]
