@@ -63,6 +63,24 @@ def test_strangers_are_bounded_and_a_token_comes_in_beside_them() -> None:
     run_clean(main)
 
 
+def test_where_strangers_fill_the_bound_they_have_less_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listening, "CROWDED_S", 0.6)
+    config = CoordinatorConfig(token=TOKEN, strangers_max=2, attach_timeout_s=600.0)
+
+    async def main() -> None:
+        async with served(config) as (_, port), strangers(port, 2) as held:
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(10.0):  # Who says nothing otherwise has 15 s.
+                for each in held:
+                    each.setblocking(False)
+                    with contextlib.suppress(ConnectionResetError):
+                        assert await loop.sock_recv(each, 1) == b""
+
+    run_clean(main)
+
+
 def test_a_stranger_keeps_no_connection_by_asking_for_little() -> None:
     """Each /healthz without a token is answered, and its connection closed."""
 
@@ -163,9 +181,12 @@ def test_without_descriptors_it_waits_and_says_so_once(caplog: pytest.LogCapture
             sock.setblocking(False)
             limits = listening.ListenerLimits()
             listener = listening.Listener([sock], Greeter, lambda: 0, limits)
+            loop = asyncio.get_running_loop()
+            began_s = loop.time()
             listener.start()
             reader, writer = await asyncio.open_connection(*sock.getsockname())
             await until(lambda: sock.tries >= 2, "it did not try again")
+            assert loop.time() - began_s >= 0.99  # Trying is in vain, and not for nothing.
             sock.is_full = False
             assert await reader.read() == b"hello"
             writer.close()
