@@ -25,6 +25,7 @@ from rallypoint.core import reasons
 from rallypoint.core.addresses import plain
 from rallypoint.core.values import NAME_LENGTH_MAX, Outcome
 from rallypoint.errors import LedgerError
+from rallypoint.ledger.keys import run_key
 from rallypoint.tokens import fingerprint
 from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 
@@ -136,7 +137,7 @@ async def _runs(request: web.Request) -> web.Response:
     except ValueError as error:
         return json_error(400, str(error))
     own = [run for run in hub.runs.values() if run.is_claimed]
-    shown = page.first(own, lambda run: run.run_id)
+    shown = page.first(own, _key_of_run)
     lines = [msgspec.to_builtins(status.summary_of(run, _owner(hub))) for run in shown]
     problem: str | None = None
     replicas = _replicas(request)
@@ -148,7 +149,7 @@ async def _runs(request: web.Request) -> web.Response:
             lines += _not_claimed(hub, {str(line["run_id"]) for line in others}, page)
         except LOOK_ERRORS as error:
             problem = f"the runs of other coordinators are not listed: {_why(error)}"
-    lines = page.first(lines, lambda line: str(line["run_id"]))
+    lines = page.first(lines, _key_of_line)
     following = lines[page.most - 1]["run_id"] if len(lines) > page.most else None
     return _json(
         {
@@ -160,10 +161,18 @@ async def _runs(request: web.Request) -> web.Response:
     )
 
 
+def _key_of_run(run: RunHost) -> str:
+    return run.ledger_key
+
+
+def _key_of_line(line: dict[str, Any]) -> str:
+    return run_key(str(line["run_id"]))
+
+
 def _not_claimed(hub: Hub, known: set[str], page: Page) -> list[dict[str, Any]]:
     """Runs that nodes have come for, and of which the ledger knows nothing yet."""
     new = [run for run in hub.runs.values() if not run.is_claimed and run.run_id not in known]
-    first = page.first(new, lambda run: run.run_id)
+    first = page.first(new, _key_of_run)
     return [msgspec.to_builtins(status.summary_of(run, None)) for run in first]
 
 

@@ -27,14 +27,15 @@ class Page(NamedTuple):
     def after_key(self) -> str:
         return run_key(self.after) if self.after else ""
 
-    def first(self, items: Iterable[T], run_id: Callable[[T], str]) -> list[T]:
-        """Those of this page, in order, and one more if there are more. O(n)."""
+    def first(self, items: Iterable[T], key: Callable[[T], str]) -> list[T]:
+        """Those of this page, in order, and one more if there are more. O(n).
 
-        def key(item: T) -> str:
-            return run_key(run_id(item))
-
+        `key`: the name of the item's run in a ledger. To make one takes long for some ids.
+        """
         after = self.after_key
-        return nsmallest(self.most + 1, (item for item in items if key(item) > after), key=key)
+        keyed = ((key(item), number, item) for number, item in enumerate(items))
+        found = nsmallest(self.most + 1, (each for each in keyed if each[0] > after))
+        return [item for _, _, item in found]
 
 
 def page_of(query: Mapping[str, str]) -> Page:

@@ -55,6 +55,7 @@ from rallypoint.core.values import (
     Stamp,
     told_rows,
 )
+from rallypoint.ledger.keys import run_key
 from rallypoint.wire import messages as wire
 from rallypoint.wire import parts
 
@@ -120,6 +121,7 @@ class RunHost:
         self._now_s = hub.clock.now_s  # Each message asks twice.
         now_s = self._now_s()
         self.run_id = run_id
+        self.ledger_key = run_key(run_id)
         self.begun_s = now_s
         self.membership = Membership(
             run_id,
