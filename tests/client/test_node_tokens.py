@@ -41,6 +41,23 @@ async def status_of(port: int, token: str = "") -> tuple[int, dict[str, str]]:
     return status, body
 
 
+def test_a_log_of_everything_shows_no_token(caplog: pytest.LogCaptureFixture) -> None:
+    """A program may turn DEBUG on for all loggers; websockets then logs headers and frames."""
+    token = tokens.draw()
+    caplog.set_level(logging.DEBUG)
+
+    async def main() -> None:
+        async with opened(f"127.0.0.1:{free_port()}", token=token) as one:
+            assert hosted(one).token == token
+            assert one.is_connected
+
+    run_clean(main)
+    said = [each.getMessage() for each in caplog.records]
+    assert said, "the log was not on"
+    assert not [line for line in said if token in line]
+    assert not [each for each in caplog.records if each.name.startswith("websockets")]
+
+
 def test_nodes_of_one_home_meet_and_strangers_stay_out(home: Path):
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Callable
 from typing import Final, cast
@@ -31,6 +32,9 @@ from rallypoint.wire import headers
 from rallypoint.wire import messages as wire
 
 CLOSE_TIMEOUT_S: Final = 2.0
+_SILENT: Final = logging.Logger("rallypoint.websocket", logging.CRITICAL)
+"""At DEBUG the library logs each header, the token's among them, and parts of each frame. A program
+may turn DEBUG on for all loggers: this one is under no other, and has no handler."""
 _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
 """How an alert and a handshake begin (RFC 8446, 5.1)."""
 
@@ -48,7 +52,9 @@ class Connection(asyncio.Protocol):
         """What was dialled: the name or address that somebody gave."""
         self.on_message: Callable[[bytes], None] = lambda data: None
         self.on_closed: Callable[[str], None] = lambda reason: None
-        self._websocket = ClientProtocol(parse_uri(uri), max_size=wire.ANSWER_BYTES_MAX)
+        self._websocket = ClientProtocol(
+            parse_uri(uri), max_size=wire.ANSWER_BYTES_MAX, logger=_SILENT
+        )
         self._token = token
         self._socket = sock
         loop = asyncio.get_running_loop()
