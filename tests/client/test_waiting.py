@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 import pytest
 
-from rallypoint.client import finding
+from rallypoint.client import finding, transport
 from rallypoint.client.waiting import CARRIES, ON_STANDBY, Why, while_waiting, why_it_waits
 from rallypoint.core.reasons import Waiting, duration
 from rallypoint.core.telling import Lines
@@ -79,6 +80,44 @@ def test_a_wait_that_is_over_soon_says_nothing() -> None:
         waiter = Waiter()
         waiter.is_connected = is_connected
         assert lines_of(waiter, 0.9) == []
+
+
+def test_a_node_that_starts_its_coordinator_waits_for_nobody() -> None:
+    waiter = Waiter()
+    waiter.looking = ""
+    assert lines_of(waiter, 20.0) == []
+
+
+@pytest.mark.parametrize("endpoint", ["", "127.0.0.1:{port}"])
+def test_a_node_does_not_look_for_the_coordinator_that_it_starts(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    connect = transport.connect
+
+    async def main() -> None:
+        coming = node(endpoint.format(port=free_port()), TWO)
+
+        async def slow(*arguments: Any) -> Any:
+            if coming.hosted is not None:
+                seen.append(coming.looking)
+            return await connect(*arguments)
+
+        start = coming._start_hosting
+
+        async def starting(*arguments: Any) -> None:
+            seen.append(coming.looking)
+            await start(*arguments)
+
+        monkeypatch.setattr(finding, "connect", slow)
+        monkeypatch.setattr(coming, "_start_hosting", starting)
+        await coming.open()
+        await coming.aclose()
+
+    run_clean(main)
+    assert seen[-1] == ""
+    if endpoint:
+        assert seen == ["", ""]
 
 
 def test_a_standby_has_no_time_that_runs_out() -> None:

@@ -222,11 +222,11 @@ class Node:
 
     @property
     def looking(self) -> str:
-        """What keeps this node from a coordinator; "" if it has one."""
+        """What keeps this node from a coordinator; "" if it has one, or is starting it."""
         if self.is_connected:
             return ""
-        if self._is_starting_host:
-            return f"this node starts the coordinator at {self.settings.endpoint}"
+        if self._is_coming and (self._is_starting_host or self._carries_only_one):
+            return ""  # It starts the coordinator itself, and waits for nobody.
         tried = self._attempts.listed() or self._attempts.doing
         if self._other_run is not None and not self._attempts.answers:
             return self._at_another_run(self._other_run)
@@ -236,8 +236,12 @@ class Node:
     @property
     def carries_run(self) -> bool:
         """Whether the run of several nodes ends with this one: it carries the only coordinator."""
-        is_host = self.hosted is not None and self.settings.endpoint.kind is EndpointKind.HOST
-        return is_host and self.run.max_nodes > 1
+        return self._carries_only_one and self.run.max_nodes > 1
+
+    @property
+    def _carries_only_one(self) -> bool:
+        """Whether it carries the coordinator, and no other node could."""
+        return self.hosted is not None and self._search is None
 
     @property
     def left_s(self) -> float | None:

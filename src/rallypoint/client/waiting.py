@@ -67,9 +67,10 @@ async def _tell(node: Waits, told: Callable[[Why], None]) -> None:
     while True:
         await asyncio.sleep(LOOK_S)
         now_s = loop.time()
-        if not node.is_connected and now_s - began_s >= UNREACHED_S:
-            told(_why_unreached(node))
-        elif node.is_connected and now_s >= next_ask_s:
+        if not node.is_connected:
+            if node.looking and now_s - began_s >= UNREACHED_S:
+                told(_why_unreached(node))
+        elif now_s >= next_ask_s:
             told(await why_it_waits(node, ASK_S))
             next_ask_s = loop.time() + ASK_S
 
