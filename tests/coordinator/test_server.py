@@ -16,11 +16,15 @@ import msgspec
 import pytest
 
 from rallypoint import errors
+from rallypoint.coordinator import http, sending, status
 from rallypoint.coordinator import server as serving
-from rallypoint.coordinator import status
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.frames import FrameReader
 from rallypoint.coordinator.listener import Listener
+from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.server import CoordinatorServer
+from rallypoint.coordinator.status import RunStatus
+from rallypoint.core import events as on
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import Address, Failure, FailureKind, NodeInfo, RunSettings
 from rallypoint.wire import messages as wire
@@ -167,7 +171,14 @@ def test_a_run_as_people_see_it():
             endpoint = f"http://127.0.0.1:{port}"
             empty = (await get(port, "/api/v1/runs"))[1]
             assert empty["runs"] == []
-            assert list(empty["coordinator"]) == ["software", "ledger_id", "connections", "host"]
+            assert list(empty["coordinator"]) == [
+                "software",
+                "ledger_id",
+                "connections",
+                "host",
+                "memory_bytes",
+                "memory_bytes_max",
+            ]
             async with (
                 opened(endpoint, TWO, node_name="a", labels={"zone": "z"}) as a,
                 opened(endpoint, TWO, node_name="b") as b,
@@ -679,5 +690,87 @@ def test_a_bad_bootstrap_host_reaches_no_other_node(host: str):
             async with opened(f"http://127.0.0.1:{port}", TWO) as b:
                 found = await asyncio.gather(asking, b.next_round(BOOTSTRAP))
                 assert [each.head.bootstrap for each in found if each] == [BOOTSTRAP, BOOTSTRAP]
+
+    run_clean(main)
+
+
+def crowd(server: CoordinatorServer, run_id: str, count: int) -> RunHost:
+    """A run with so many members, whose connections are gone already."""
+    run = server.hub.open_run(run_id)
+    for number in range(count):
+        node = NodeInfo(f"node{number}", 1, "host", labels={"label": "x" * 200})
+        run.post(on.NodeAttached(node, RunSettings(min_nodes=9_999, max_nodes=9_999), 0, b""))
+    return run
+
+
+@pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 350])
+def test_members_are_made_some_at_a_time_and_are_one_answer(count: int):
+    async def main() -> None:
+        async with served() as (server, port):
+            crowd(server, "run", count)
+            status, told, _ = await get(port, "/api/v1/runs/run?members=340")
+            assert status == 200
+            assert [each["name"] for each in told["members"]] == [
+                f"node{number}" for number in range(min(count, 340))
+            ]
+            assert told["members_total"] == count
+            assert list(told) == list(RunStatus.__struct_fields__)
+
+    run_clean(main)
+
+
+def test_who_does_not_read_an_answer_holds_little_of_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sending, "SEND_S", 0.5)
+
+    async def main() -> None:
+        async with served() as (server, port):
+            crowd(server, "run", 20_000)
+            made = 0
+            encode = http._with_members
+
+            def counted(*arguments: Any) -> Any:
+                nonlocal made
+                for piece in encode(*arguments):
+                    made += len(piece)
+                    yield piece
+
+            monkeypatch.setattr(http, "_with_members", counted)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            query = "GET /api/v1/runs/run?members=20000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            writer.write(query.encode())
+            assert server._runner is not None
+            open_ones = server._runner.server
+            assert open_ones is not None
+            await until(lambda: not open_ones.connections, "not cut", 20.0)
+            assert 0 < made < 8 * 1024**2
+            writer.close()
+            del reader
+
+    run_clean(main)
+
+
+def test_a_list_of_runs_counts_until_it_is_read_and_has_its_limit():
+    config = CoordinatorConfig(memory_bytes_max=16 * 1024**2)
+
+    async def main() -> None:
+        async with served(config) as (server, port):
+            run = crowd(server, "run", 1)
+            for number in range(200):
+                crowd(server, f"{number}" + "x" * 200, 0)
+            before = server.hub.budget.used
+            status, told, _ = await get(port, "/api/v1/runs")
+            assert status == 200
+            assert told["coordinator"]["memory_bytes_max"] == 16 * 1024**2
+            (shown,) = [each for each in told["runs"] if each["run_id"] == "run"]
+            assert shown["memory_bytes"] == run.share.used
+            assert server.hub.budget.used == before
+            server.hub.people.add(14 * 1024**2)
+            status, told, _ = await get(port, "/api/v1/runs")
+            assert status == 503
+            assert "16 MiB" in told["error"]
+            assert "--memory" in told["hint"]
 
     run_clean(main)

@@ -63,7 +63,11 @@ def test_in_every_phase_the_fields_are_the_same() -> None:
         told: dict[str, RunStatus] = {}
 
         async def note(what: str) -> None:
-            told[what] = checked(status.status_of(case.hub, case.run, None, 10))
+            told[what] = checked(
+                status.status_of(
+                    case.hub, case.run, None, list(status.members_of(case.hub, case.run, 10))
+                )
+            )
             kept = await look(ledger, "run")
             assert kept is not None
             told[f"{what}, from the ledger"] = checked(await detail(ledger, kept, 10, "here"))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from rallypoint.cli.output import cell, table
+from rallypoint.core.sizes import size_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,7 +28,7 @@ _PHASE_STYLES: Final = {
 }
 _VOLATILE: Final = frozenset(
     {"shown_at", "connections", "troubled_s", "last_call_s", "guard_s", "since_s", "reason"}
-    | {"gathering_s", "committing_s", "active_min_s"}
+    | {"gathering_s", "committing_s", "active_min_s", "memory_bytes"}
 )
 """What differs between two pictures only because time has passed."""
 
@@ -90,7 +91,9 @@ def _draw_runs(picture: Picture) -> list[RenderableType]:
 
 def _coordinator(it: Picture) -> str:
     connections = _count(it.get("connections"), "connection")
-    return f"coordinator: {it.get('software', 'unknown')}, {connections}"
+    used, most = it.get("memory_bytes"), it.get("memory_bytes_max")
+    memory = f", {size_text(used)} of {size_text(most)} in memory" if used and most else ""
+    return f"coordinator: {it.get('software', 'unknown')}, {connections}{memory}"
 
 
 def _run_row(run: Picture) -> tuple[Text, ...]:

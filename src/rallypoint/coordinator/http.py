@@ -8,13 +8,15 @@ asked for here as it is for nodes, before any of these handlers is called (serve
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
 from aiohttp import web
 
-from rallypoint.coordinator import ledger_view, status
+from rallypoint.coordinator import ledger_view, sending, status
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.paging import Page, page_of
@@ -23,6 +25,7 @@ from rallypoint.coordinator.runs import RunHost
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.addresses import plain
+from rallypoint.core.budget import HOW_TO_RAISE
 from rallypoint.core.values import NAME_LENGTH_MAX, Outcome
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.keys import run_key
@@ -37,6 +40,8 @@ REPLICAS: web.AppKey[Replicas] = web.AppKey("replicas", Replicas)
 
 MEMBERS_SHOWN_DEFAULT = 1_000
 """How many members `/api/v1/runs/{run_id}` lists unless `?members=` asks for more or fewer."""
+MEMBERS_AT_ONCE = 100
+"""How many of them are made before something else is done."""
 
 
 CLOSE_WAIT_S = 3.0
@@ -130,7 +135,7 @@ async def _healthz(request: web.Request) -> web.Response:
     return web.Response(text="ok\n")
 
 
-async def _runs(request: web.Request) -> web.Response:
+async def _runs(request: web.Request) -> web.StreamResponse:
     hub = request.app[HUB]
     try:
         page = page_of(request.query)
@@ -138,7 +143,11 @@ async def _runs(request: web.Request) -> web.Response:
         return json_error(400, str(error))
     own = [run for run in hub.runs.values() if run.is_claimed]
     shown = page.first(own, _key_of_run)
-    lines = [msgspec.to_builtins(status.summary_of(run, _owner(hub))) for run in shown]
+    lines = []
+    for number, run in enumerate(shown, 1):
+        lines.append(msgspec.to_builtins(status.summary_of(run, _owner(hub))))
+        if not number % MEMBERS_AT_ONCE:
+            await asyncio.sleep(0)  # Others have their turn.
     problem: str | None = None
     replicas = _replicas(request)
     if replicas is not None and ONLY_OWN not in request.headers:
@@ -151,14 +160,28 @@ async def _runs(request: web.Request) -> web.Response:
             problem = f"the runs of other coordinators are not listed: {_why(error)}"
     lines = page.first(lines, _key_of_line)
     following = lines[page.most - 1]["run_id"] if len(lines) > page.most else None
-    return _json(
-        {
-            "coordinator": msgspec.to_builtins(status.coordinator_of(hub)),
-            "runs": lines[: page.most],
-            "problem": problem,
-            "next": following,
-        }
-    )
+    body = {
+        "coordinator": msgspec.to_builtins(status.coordinator_of(hub)),
+        "runs": lines[: page.most],
+        "problem": problem,
+        "next": following,
+    }
+    return await _large(request, msgspec.json.encode(body) + b"\n")
+
+
+async def _large(request: web.Request, body: bytes) -> web.StreamResponse:
+    """An answer that counts with what the coordinator keeps until it has been read."""
+    if len(body) <= sending.PIECE_BYTES:
+        return web.Response(body=body, content_type="application/json")
+    share = request.app[HUB].people
+    excess = share.excess(len(body))
+    if excess is not None:
+        return json_error(503, str(excess), HOW_TO_RAISE)
+    share.add(len(body))
+    try:
+        return await sending.stream(request, sending.pieces_of(body))
+    finally:
+        share.add(-len(body))
 
 
 def _key_of_run(run: RunHost) -> str:
@@ -176,7 +199,7 @@ def _not_claimed(hub: Hub, known: set[str], page: Page) -> list[dict[str, Any]]:
     return [msgspec.to_builtins(status.summary_of(run, None)) for run in first]
 
 
-async def _run(request: web.Request) -> web.Response:
+async def _run(request: web.Request) -> web.StreamResponse:
     hub, run_id = request.app[HUB], request.match_info["run_id"]
     try:
         shown = max(0, int(request.query.get("members", MEMBERS_SHOWN_DEFAULT)))
@@ -195,7 +218,24 @@ async def _run(request: web.Request) -> web.Response:
         run = hub.runs.get(run_id)  # It may wait for the ledger, which knows nothing of it yet.
     if run is None:
         return _no_such_run(hub, run_id)
-    return _json(status.status_of(hub, run, _owner(hub), shown))
+    members = status.members_of(hub, run, shown)
+    first = list(islice(members, MEMBERS_AT_ONCE))
+    if len(first) < MEMBERS_AT_ONCE:
+        return _json(status.status_of(hub, run, _owner(hub), first))
+    whole = msgspec.json.encode(status.status_of(hub, run, _owner(hub), []))
+    return await sending.stream(request, _with_members(whole, first, members))
+
+
+def _with_members(
+    whole: bytes, first: list[status.MemberStatus], more: Iterator[status.MemberStatus]
+) -> Iterator[bytes]:
+    """A status without members, piece by piece, with these in it."""
+    before, empty, after = whole.partition(b'"members":[],"members_total":')
+    assert empty
+    yield before + b'"members":[' + msgspec.json.encode(first)[1:-1]
+    while some := list(islice(more, MEMBERS_AT_ONCE)):
+        yield b"," + msgspec.json.encode(some)[1:-1]
+    yield b'],"members_total":' + after + b"\n"
 
 
 async def _close(request: web.Request) -> web.Response:

@@ -74,6 +74,7 @@ class Hub:
         self.budget = Budget(config.memory_bytes_max)
         """What is kept for all runs together."""
         self.unattached = self.budget.share("connections that have not attached yet")
+        self.people = self.budget.share("requests of people")
         self.turns = Turns()
         self.unread: dict[int, Session] = {}
         """Connections whose peers have not read all that they were sent."""

@@ -12,6 +12,8 @@ Times of day end with `_at`: seconds since 1970 by the clock of the host that is
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -55,12 +57,17 @@ class _Shown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class CoordinatorStatus(_Shown, frozen=True, kw_only=True):
-    """The coordinator that answers. `host`: whose clock the times of day are that it has taken."""
+    """The coordinator that answers. `host`: whose clock the times of day are that it has taken.
+
+    `memory_bytes`: what it keeps for all runs; it keeps at most about `memory_bytes_max`.
+    """
 
     software: str
     ledger_id: str
     connections: int
     host: str
+    memory_bytes: int
+    memory_bytes_max: int
 
 
 class OwnerStatus(_Shown, frozen=True, kw_only=True):
@@ -123,7 +130,7 @@ class RunSummary(_Shown, frozen=True, kw_only=True):
 
     `source`: "coordinator" if the run's own has answered, "ledger" if this is what the ledger
     keeps; null for an unknown run. `round`, `nodes`, `size`: of the last round; 0 before the first.
-    `attached`: how many are attached to the coordinator.
+    `attached`: how many are attached to the coordinator. `memory_bytes`: what it keeps for the run.
     """
 
     run_id: str
@@ -140,6 +147,7 @@ class RunSummary(_Shown, frozen=True, kw_only=True):
     closed: Named | None
     source: str | None
     owner: OwnerStatus | None
+    memory_bytes: int | None
 
 
 class RunStatus(RunSummary, frozen=True, kw_only=True):
@@ -184,6 +192,8 @@ def coordinator_of(hub: Hub) -> CoordinatorStatus:
         ledger_id=hub.ledger_id,
         connections=len(hub.sessions),
         host=hub.config.clock_host,
+        memory_bytes=hub.budget.used,
+        memory_bytes_max=hub.budget.bytes_max,
     )
 
 
@@ -192,15 +202,12 @@ def summary_of(run: RunHost, owner: OwnerStatus | None) -> RunSummary:
     return RunSummary(**_summary_fields(run, owner))
 
 
-def status_of(hub: Hub, run: RunHost, owner: OwnerStatus | None, members_shown: int) -> RunStatus:
-    """A run of this coordinator in detail, with at most so many members."""
+def status_of(
+    hub: Hub, run: RunHost, owner: OwnerStatus | None, members: list[MemberStatus]
+) -> RunStatus:
+    """A run of this coordinator in detail, with these of its members."""
     membership = run.membership
-    record, now_s = membership.round, hub.now_s()
-    seats = dict(zip(_names(record), membership.seats(), strict=True))
-    members = [
-        _member(run, member, seats.get(member.name), now_s)
-        for member, _ in zip(membership.roster, range(members_shown), strict=False)
-    ]
+    record = membership.round
     settings = membership.settings
     return RunStatus(
         **_summary_fields(run, owner),
@@ -215,6 +222,17 @@ def status_of(hub: Hub, run: RunHost, owner: OwnerStatus | None, members_shown: 
         shown_at=time.time(),
         shown_on=hub.config.clock_host,
     )
+
+
+def members_of(hub: Hub, run: RunHost, most: int) -> Iterator[MemberStatus]:
+    """The run's members as they are now, at most so many; made one after another."""
+    membership, now_s = run.membership, hub.now_s()
+    shown = list(islice(membership.roster, most))
+    names = {member.name for member in shown}
+    members = membership.round.members if membership.round is not None else ()
+    rows = zip(members, membership.seats(), strict=True)
+    seats = {row.name: seat for row, seat in rows if row.name in names}
+    return (_member(run, member, seats.get(member.name), now_s) for member in shown)
 
 
 def _summary_fields(run: RunHost, owner: OwnerStatus | None) -> dict[str, Any]:
@@ -237,11 +255,8 @@ def _summary_fields(run: RunHost, owner: OwnerStatus | None) -> dict[str, Any]:
         "closed": named(close) if close else None,
         "source": FROM_COORDINATOR,
         "owner": owner,
+        "memory_bytes": run.share.used,
     }
-
-
-def _names(record: RoundRecord | None) -> list[str]:
-    return [member.name for member in record.members] if record else []
 
 
 def _member(run: RunHost, member: Member, seat: Seat | None, now_s: float) -> MemberStatus:
@@ -347,6 +362,7 @@ def _kept_fields(register: RunRegister, lease: Lease | None, problem: str) -> di
         "closed": named(close) if close else None,
         "source": FROM_LEDGER,
         "owner": owner_of(lease.process, lease.addresses) if lease else None,
+        "memory_bytes": None,
     }
 
 

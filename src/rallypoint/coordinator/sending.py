@@ -1,0 +1,39 @@
+"""Large answers to people: made piece by piece, as the one who asked reads them.
+
+A page of a hundred thousand members has a gigabyte. It is never in memory as a whole, and whoever
+does not read it holds one piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Final
+
+from aiohttp import web
+
+PIECE_BYTES: Final = 64 * 1024
+SEND_S: Final = 60.0
+"""How long an answer may take to be read."""
+
+
+def pieces_of(body: bytes) -> Iterator[memoryview]:
+    """A body that is in memory."""
+    view = memoryview(body)
+    return (view[begin : begin + PIECE_BYTES] for begin in range(0, len(body), PIECE_BYTES))
+
+
+async def stream(request: web.Request, pieces: Iterator[bytes | memoryview]) -> web.StreamResponse:
+    """Answer with JSON in these pieces. Between two of them, all else has its turn."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    try:
+        async with asyncio.timeout(SEND_S):
+            for piece in pieces:
+                await response.write(piece)
+                await asyncio.sleep(0)
+            await response.write_eof()
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+    return response
