@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -124,6 +126,24 @@ def test_runs_that_are_opened_and_left_take_no_room() -> None:
     here.pass_time(15.0)
     assert list(here.hub.runs) == ["honest"]
     assert not here.hub._timers, "the time that these runs gave their nodes is over with them"
+
+
+def test_a_run_that_had_to_go_is_not_kept_until_its_time() -> None:
+    """Each of these would have had ten minutes."""
+    here = Coordinator(runs_max=200, new_runs_per_s=1e8)
+    forgotten: list[weakref.ref[RunHost]] = []
+    for number in range(2_000):
+        run_id = f"run-{number}"
+        peers = [here.attach(run_id, name) for name in "ab"]
+        forgotten.append(weakref.ref(here.hub.runs[run_id]))
+        for peer in peers:
+            peer.hang_up()
+    del peer, peers
+    gc.collect()
+    assert sum(run() is not None for run in forgotten) == len(here.hub.runs) <= 200
+    assert len(here.hub._idle_due) <= 2 * 200 + 64 + 1
+    here.pass_time(here.hub.config.empty_run_keep_s + 1)
+    assert not here.hub.runs, "the others are looked at when their time is over"
 
 
 def test_runs_that_are_held_by_one_address_leave_room_for_another() -> None:

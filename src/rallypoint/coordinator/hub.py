@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final
 
 from rallypoint._version import __version__
@@ -42,6 +42,8 @@ _log = logging.getLogger("rallypoint.coordinator")
 
 LOOK_AGAIN_S: Final = 10.0
 """When a run is looked at again that is idle, and may not go yet for another reason."""
+STALE_LOOKS_FEW: Final = 64
+"""So few looks at runs that have gone are left in the heap."""
 FORGOTTEN_MAX: Final = 4_096
 """How many runs are remembered that were forgotten without a round."""
 
@@ -88,8 +90,8 @@ class Hub:
         self._links = 0
         self._strangers: dict[int, float] = {}
         """Until when each link that has not said who it is has to."""
-        self._listening: list[tuple[float, int, Session]] = []
-        """When each attached session may have been silent for too long; a heap."""
+        self._listening: list[tuple[float, int]] = []
+        """When each attached session, by its link, may have been silent for too long; a heap."""
         self._held_sessions = Holdings()
         self._held_runs = Holdings()
         self._paces = Paces(config.new_runs_per_s)
@@ -99,8 +101,9 @@ class Hub:
         """When each run may begin for which nodes wait."""
         self._idle: dict[Idle, dict[str, RunHost]] = {kind: {} for kind in Idle}
         """Runs to which no node is connected, of each kind the one that is longest first."""
-        self._idle_due: list[tuple[float, int, RunHost]] = []
-        """When to look whether they are over; a heap."""
+        self._idle_due: list[tuple[float, int, str]] = []
+        """When to look whether they are over; a heap. It names runs and does not hold them: one
+        that is forgotten earlier must not stay in memory, with its store, until then."""
         self._looks = 0
         self._never_formed: dict[str, None] = {}
         """Runs that were forgotten here before they had a round: a node may begin them anew."""
@@ -156,14 +159,14 @@ class Hub:
 
     def listen(self, session: Session, due_s: float) -> None:
         """Look at `due_s` whether the session was silent for too long."""
-        heappush(self._listening, (due_s, session.link, session))
+        heappush(self._listening, (due_s, session.link))
 
     def _check_silence(self, now_s: float) -> None:
         """O(those that are due): neither runs nor sessions that are idle cost a tick anything."""
         while self._listening and self._listening[0][0] <= now_s:
-            session = heappop(self._listening)[2]
-            run = session.run
-            if run is not None and session.link in self.sessions:
+            session = self.sessions.get(heappop(self._listening)[1])
+            if session is not None and session.run is not None:
+                run = session.run
                 run.supervised(run.check_silence, session, now_s)
 
     @property
@@ -350,7 +353,15 @@ class Hub:
         if due_s < run.look_due_s:  # else a look is due before, which finds out about this one
             run.look_due_s = due_s
             self._looks += 1
-            heappush(self._idle_due, (due_s, self._looks, run))
+            heappush(self._idle_due, (due_s, self._looks, run.run_id))
+            if len(self._idle_due) > 2 * len(self.runs) + STALE_LOOKS_FEW:
+                self._idle_due = [each for each in self._idle_due if self._looked_at(each)]
+                heapify(self._idle_due)
+
+    def _looked_at(self, look: tuple[float, int, str]) -> RunHost | None:
+        """The run that is to be looked at then; None if it has gone, or was looked at before."""
+        run = self.runs.get(look[2])
+        return run if run is not None and run.look_due_s == look[0] else None
 
     def _keep_s(self, run: RunHost) -> float:
         config = self.config
@@ -360,11 +371,11 @@ class Hub:
     def _sweep(self, now_s: float) -> None:
         """Forget runs that nobody has anything to do with any more. O(those that are due)."""
         while self._idle_due and self._idle_due[0][0] < now_s:
-            looked_due_s, _, run = heappop(self._idle_due)
-            if looked_due_s != run.look_due_s:
-                continue  # It was looked at before.
+            run = self._looked_at(heappop(self._idle_due))
+            if run is None:
+                continue
             run.look_due_s = math.inf
-            if self.runs.get(run.run_id) is not run or run.attached_count:
+            if run.attached_count:
                 continue  # Once it is idle again, it is looked at again.
             due_s = run.idle_since_s + self._keep_s(run)
             if due_s < now_s and self._is_over(run, now_s):
