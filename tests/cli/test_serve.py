@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,6 +21,7 @@ from rallypoint.coordinator.server import bind
 from rallypoint.coordinator.status import RunStatus
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.errors import UsageError
+from tests.agent.processes import wait_until
 
 from .conftest import COMMAND, Cli, Served, without_ports
 
@@ -292,12 +294,18 @@ def test_a_run_whose_coordinator_has_gone_is_listed_with_the_same_fields(
             *("--endpoint", served.endpoint, "--no-python", "--", "sleep", "1000"),
         ]
     )
+
+    def listed() -> list[dict[str, Any]]:
+        runs: list[dict[str, Any]] = json.loads(cli("status", *where).out or '{"runs": []}')["runs"]
+        return runs
+
     try:
-        ends_s = time.monotonic() + 60.0
-        while not (live := json.loads(cli("status", *where).out)["runs"]) or not live[0]["round"]:
-            assert time.monotonic() < ends_s
-        served.stop()
-        told = json.loads(cli("status", *where).out)["runs"]
+        live = wait_until(lambda: [each for each in listed() if each["phase"] == "active"])
+        # It has 2 s to hand the run over. A pause may take them: then once more.
+        while "has not taken this coordinator's goodbye" in served.stop()[1]:
+            served = serve("--ledger", f"file:{tmp_path}", "--port", str(served.port))
+            wait_until(lambda: [each for each in listed() if each["phase"] == "active"])
+        told = listed()
         one = cli("status", "a", *where)
         shown = cli("status", "a", *where[:2])
     finally:
@@ -336,10 +344,19 @@ def test_a_replica_that_has_not_the_run_shows_and_closes_it(
     where = ("--endpoint", other.endpoint)
     with rallypoint.join("a", owner.endpoint, min_nodes=1, max_nodes=1, node_name="n") as run:
         run.next_world()
-        told = json.loads(cli("status", "a", *where, "--json").out)
-        assert (told["phase"], told["source"], told["attached"]) == ("active", "coordinator", 1)
+
+        def is_shown() -> bool:
+            # A coordinator that pauses for 3 s counts as one that does not answer.
+            told = json.loads(cli("status", "a", *where, "--json").out or "{}")
+            shown = [told.get(each) for each in ("phase", "source", "attached")]
+            return shown == ["active", "coordinator", 1]
+
+        wait_until(is_shown)
         assert "n" in cli("status", *where).out
-        assert str(cli("close", "a", *where)) == "run 'a' is closed\nexit code 0\n"
+        attempts = (cli("close", "a", *where) for _ in range(100))
+        closed = next(each for each in attempts if each.code == 0)
+        # Closed by an earlier attempt, if the owner paused before it answered that one.
+        assert closed.out in ("run 'a' is closed\n", "run 'a' had ended already\n")
         assert list(run.worlds()) == []
     # The owner is killed: what it kept is shown, and that nobody answers for it.
     with rallypoint.join("b", owner.endpoint, min_nodes=1, max_nodes=1) as run:

@@ -17,6 +17,7 @@ from rallypoint import errors, tokens
 from rallypoint.client.embedded import EmbeddedCoordinator
 from rallypoint.client.node import Node
 from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.server import CoordinatorServer, bind
 from tests.coordinator.test_server import get
 from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
 from tests.ports import free_port
@@ -249,17 +250,18 @@ def test_a_wrong_answer_to_the_right_token_is_the_end():
 def test_the_homes_token_is_taken_when_the_coordinator_comes_back_with_it():
     async def main() -> None:
         token = tokens.of_home(make=True).token
-        async with (
-            served() as (first, port),
-            opened(f"http://127.0.0.1:{port}", coordinator_lost_after_s=60.0) as a,
-        ):
-            assert await a.next_round(BOOTSTRAP) is not None
-            await first.aclose()
-            await until(lambda: not a.is_connected, "still connected")
-            again = await EmbeddedCoordinator.start("run", token, "127.0.0.1", port)
-            # It is another one, which has not this run: what it says of that, the node hears.
-            await until(lambda: a.gone is not None, "it was not let in to be told")
-            assert isinstance(a.gone, errors.RunLostError)
-            await again.aclose()
+        port = free_port()  # nobody else is given it between the two coordinators
+        where = f"http://127.0.0.1:{port}"
+        async with CoordinatorServer() as first:
+            await first.start([bind("127.0.0.1", port)])
+            async with opened(where, coordinator_lost_after_s=60.0) as a:
+                assert await a.next_round(BOOTSTRAP) is not None
+                await first.aclose()
+                await until(lambda: not a.is_connected, "still connected")
+                again = await EmbeddedCoordinator.start("run", token, "127.0.0.1", port)
+                # It is another one, which has not this run: what it says of that, the node hears.
+                await until(lambda: a.gone is not None, "it was not let in to be told")
+                assert isinstance(a.gone, errors.RunLostError)
+                await again.aclose()
 
     run_clean(main)

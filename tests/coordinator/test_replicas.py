@@ -10,8 +10,11 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import pytest
 from aiohttp import web
 
+from rallypoint.coordinator import replicas
+from rallypoint.coordinator import server as serving
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer, bind
 from rallypoint.coordinator.status import RunList, RunStatus
@@ -25,6 +28,17 @@ from tests.loops import run_clean, until
 
 TOKEN = "the-token-of-all-replicas"
 SETTINGS = RunSettings(min_nodes=2, max_nodes=2)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause of this machine is no coordinator that does not answer, and no goodbye too late."""
+    for module, name in (
+        (replicas, "ANSWER_WITHIN_S"),
+        (replicas, "LEDGER_WITHIN_S"),
+        (serving, "CLOSE_TIMEOUT_S"),
+    ):
+        monkeypatch.setattr(module, name, 20.0)
 
 
 class Replica:
@@ -175,7 +189,11 @@ def test_an_owner_that_does_not_answer_is_named() -> None:
     run_clean(main)
 
 
-def test_without_the_ledger_it_says_what_it_does_not_know() -> None:
+def test_without_the_ledger_it_says_what_it_does_not_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replicas, "LEDGER_WITHIN_S", 0.5)
+
     async def main() -> None:
         ledger = Silent()
         async with replica(ledger) as a, replica(ledger) as b:
