@@ -43,7 +43,7 @@ LAYERS: dict[str, frozenset[str]] = {
     | {"memory", "settings", "_version", "clock", "tokens"},
     "aio": frozenset({"client", "core", "errors", "settings", "_version"}),
     "rendezvous": frozenset({"client", "core", "wire", "ledger", "coordinator", "endpoints"})
-    | {"errors", "logs", "settings", "_version"},
+    | {"errors", "logs", "memory", "settings", "_version"},
     # rendezvous: a World's store is torch's too, and only torch_bridge.py knows torch.
     ROOT: frozenset({"aio", "client", "core", "errors", "rendezvous", "settings", "_version"}),
     "launch": frozenset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -557,20 +558,106 @@ def test_one_connection_more_than_it_takes_is_refused(
     assert connect(server, 20).get("key") == b"value"
 
 
-def test_a_peer_that_does_not_read_is_cut_off(
+def unread(server: StoreServer, peer: Peer, calls: int) -> None:
+    """The peer asks for large answers, and reads none of them."""
+    store = connect(server)
+    store.set("large", bytes(4 * 1024**2))
+    for number in range(1, calls + 1):
+        peer.send(local.Call(number, ops.MultiGet(("large",) * 16), None))
+    until(lambda: max(link._last_id for link in server._connected) == calls)
+    assert store.check(["large"]) is True
+
+
+def test_answers_that_are_not_read_take_no_more_than_the_values(
+    server: StoreServer, peer_of: Callable[..., Peer]
+) -> None:
+    peer = peer_of(server)
+    before = server.budget.used
+    unread(server, peer, 10)
+    assert server.budget.used - before < 9 * 1024**2
+    wanted = ops.Value((bytes(4 * 1024**2),) * 16)
+    assert peer.next() == local.Answer(1, wanted)
+    assert peer.next() == local.Answer(2, wanted)
+
+
+def test_a_peer_that_reads_nothing_is_cut_off(
     servers: Callable[..., StoreServer],
     monkeypatch: pytest.MonkeyPatch,
     peer_of: Callable[..., Peer],
 ) -> None:
-    monkeypatch.setattr(wire, "ANSWER_BYTES_MAX", 6 * 1024**2)
+    monkeypatch.setattr(wire, "UNREAD_S", 0.2)
     server = servers()
-    store = connect(server)
-    store.set("large", bytes(4 * 1024**2))
     peer = peer_of(server)
-    for number in range(1, 40):
-        try:
-            peer.send(local.Call(number, ops.Get("large"), None))
-        except (ConnectionResetError, BrokenPipeError):
-            break
+    unread(server, peer, 5)
+    until(lambda: len(server._links) <= 1)
+    gc.collect()
+    until(lambda: not server._connected)
+    until(lambda: server.budget.used < 5 * 1024**2)
+
+
+def test_small_answers_that_are_not_read_are_bounded(
+    server: StoreServer, peer_of: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "UNREAD_BYTES_MAX", 64 * 1024)
+    peer = peer_of(server)
+    store = connect(server)
+    store.set("key", bytes(10_000))
+    calls = [local.encode(local.Call(n, ops.Get("key"), None)) for n in range(1, 3_000)]
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        peer.send_bytes(b"".join(calls))
     until(lambda: len(server._links) == 1)
-    assert store.check(["large"]) is True
+    assert store.check(["key"]) is True
+
+
+def test_a_store_that_is_full_says_so_and_goes_on(
+    servers: Callable[..., StoreServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RALLYPOINT_MEMORY", "16MiB")
+    store = connect(servers())
+    for number in range(3):
+        store.set(f"key/{number}", bytes(1024**2))
+    more = [f"more/{number}" for number in range(6)]
+    with pytest.raises(errors.StoreError, match=r"16 MiB.*RALLYPOINT_MEMORY") as caught:
+        store.multi_set(more, [bytes(1024**2)] * 6)
+    assert caught.value.code == ops.LIMIT
+    assert store.get("key/0") == bytes(1024**2)
+    assert store.delete_key("key/0")
+    store.set("new", bytes(1024**2))
+
+
+def test_calls_beside_many_that_wait_cost_no_more(
+    server: StoreServer, peer_of: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer was acknowledged with the list of all calls that were open."""
+    asked: list[int] = []
+    acknowledge = server._engine.acknowledge
+
+    def counted(node: str, up_to: int, still_open: Sequence[int] = ()) -> None:
+        asked.append(len(still_open))
+        acknowledge(node, up_to, still_open)
+
+    monkeypatch.setattr(server._engine, "acknowledge", counted)
+    peer = peer_of(server)
+    waits = [local.encode(local.Call(n, ops.Get("absent"), None)) for n in range(1, 1_001)]
+    calls = [local.encode(local.Call(n, ops.NumKeys(), None)) for n in range(1_001, 3_001)]
+    peer.send_bytes(b"".join(waits + calls))
+    for number in range(1_001, 3_001):
+        assert peer.next() == local.Answer(number, ops.Value(0))
+    assert sum(asked) < 10 * len(calls)
+
+
+def test_who_has_not_greeted_has_no_seat(
+    servers: Callable[..., StoreServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "STRANGERS_MAX", 8)
+    server = servers(clients_max=4)
+    mute = [socket.create_connection(("localhost", server.port)) for _ in range(7)]
+    until(lambda: len(server._connected) == 7)
+    store = connect(server)
+    store.set("key", "value")
+    more = [socket.create_connection(("localhost", server.port)) for _ in range(20)]
+    assert store.get("key") == b"value"
+    assert len(server._connected) <= 9
+    for each in mute + more:
+        each.close()
+    assert connect(server, 30).get("key") == b"value"

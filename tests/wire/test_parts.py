@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rallypoint.core.store import Get, MultiGet, Set, StoreFailure, Value
 from rallypoint.core.values import Stamp
+from rallypoint.wire import local, parts
 from rallypoint.wire import messages as wire
-from rallypoint.wire import parts
 
 SIZES = (0, 1, 255, 256, 65_535, 65_536, 70_000)
 STAMP = Stamp("ledger", 7, 300)
@@ -39,9 +40,15 @@ def test_an_answer(value: bytes | tuple[bytes, ...], bytes_max: int) -> None:
     assert max(map(len, pieces)) <= max(bytes_max, len(made.head)) + 5
 
 
-def test_a_member_table() -> None:
-    import msgspec
+@pytest.mark.parametrize("value", [bytes(100_000), (b"x" * 5000,) * 20], ids=["bytes", "tuple"])
+def test_a_local_answer(value: bytes | tuple[bytes, ...]) -> None:
+    answer = local.Answer(2**33, Value(value))
+    made = parts.local_answer_parts(answer)
+    assert b"".join(made.pieces(10_000)) == local.encode(answer)
+    assert made.size == len(local.encode(answer))
 
+
+def test_a_member_table() -> None:
     rows = msgspec.msgpack.encode(["a row"] * 30_000)
     message = wire.EncodedMembers(STAMP, 5, 300, "digest", msgspec.Raw(rows))
     made = parts.members_parts(message)

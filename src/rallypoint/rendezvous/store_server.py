@@ -18,28 +18,52 @@ import secrets
 import socket
 import threading
 import weakref
-from typing import Final, TypeAlias
+from collections import deque
+from typing import Final, TypeAlias, cast
 
 import msgspec
 
+from rallypoint import settings
 from rallypoint.client import forking
 from rallypoint.client.blocking import Portal
-from rallypoint.core.store import Answer, RoundStore, StoreLimits
-from rallypoint.wire import local
+from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
+from rallypoint.coordinator.outgoing import Begin, Outgoing, Pins, Whole
+from rallypoint.coordinator.turns import Turns
+from rallypoint.core.budget import Budget
+from rallypoint.core.store import LIMIT, Answer, RoundStore, StoreFailure, StoreLimits
+from rallypoint.memory import default_budget
+from rallypoint.wire import local, parts
 from rallypoint.wire.messages import (
-    ANSWER_BYTES_MAX,
     MESSAGE_BYTES_MAX,
     UNDECODABLE,
     MalformedError,
 )
 
 VERSION: Final = 1
+FULL: Final = "this store has as many connections as it takes"
 CLIENTS_MAX: Final = 4096
 """How many connections a server holds, unless told otherwise."""
 GREETING_BYTES_MAX: Final = 256
 GREETING_TIMEOUT_S: Final = 10.0
 """How long a process that has connected may take to say that it speaks this protocol."""
-LIMITS: Final = StoreLimits(waiting_calls_per_node_max=4096)
+LIMITS: Final = StoreLimits(waiting_calls_per_node_max=4096, waiting_bytes_per_node_max=4 * 1024**2)
+STRANGERS_MAX: Final = 128
+"""How many connections may not have greeted yet; more wait in the listener's backlog."""
+CALLS_PER_TURN: Final = 16
+"""How many messages of one connection are taken before the others have their turn."""
+OPEN_FEW: Final = 16
+"""With so few calls open, each answer is acknowledged at once: that costs as many steps."""
+UNREAD_BYTES_MAX: Final = 1024**2
+"""What may wait for a client that does not read; of large values only what is made of them."""
+UNREAD_S: Final = 60.0
+"""How long a client may read nothing of what waits for it."""
+UNSENT_BYTES_MAX: Final = 32 * 1024
+TURN_BYTES: Final = 256 * 1024
+CONNECTION_BYTES: Final = 8 * 1024
+PARTIAL_FROM_BYTES: Final = 16 * 1024
+"""A smaller message that is not whole yet counts with its connection."""
+CALL_BYTES_MAX: Final = 16 * 1024**2
+"""What one call can add to what is kept, at most."""
 
 
 class Greeting(local.LocalMessage, frozen=True, tag="store"):
@@ -86,7 +110,14 @@ class StoreServer:
         self._engine = RoundStore(seats, LIMITS)
         self._free = [name for name, _, _ in reversed(seats)]
         self._links: dict[str, _Link] = {}
-        self._server: asyncio.Server | None = None
+        self._connected: dict[_Link, None] = {}  # those too that have not greeted
+        given: int | None = settings.resolve("memory").value
+        self.budget = Budget(given or default_budget(is_embedded=True).bytes)
+        self._share = self.budget.share("the store")
+        self._kept = 0
+        self.turns = Turns()
+        self._sock: socket.socket | None = None
+        self._listener: Listener | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
         self._alarm: asyncio.TimerHandle | None = None
@@ -102,15 +133,24 @@ class StoreServer:
         forking.close_in_children(sock)
         self.port = sock.getsockname()[1]
         self._loop = asyncio.get_running_loop()
-        self._server = await self._loop.create_server(lambda: _Link(self), sock=sock)
+        self.turns.loop = self._loop
+        self._sock = sock
+        limits = ListenerLimits(
+            strangers_max=STRANGERS_MAX,
+            connections_max=connections_max(),
+            stranger_s=GREETING_TIMEOUT_S,
+        )
+        self._listener = Listener([sock], lambda: _Link(self), lambda: len(self._connected), limits)
+        self._listener.start()
         forking.close_all_in_children(self)
 
     def close(self) -> None:
         """Stop listening and cut every connection off. Idempotent."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
-        for link in list(self._links.values()):
+        if self._listener is not None:
+            self._listener.close()
+        if self._sock is not None:
+            self._sock.close()
+        for link in list(self._connected):
             link.cut()
         if self._alarm is not None:
             self._alarm.cancel()
@@ -123,12 +163,28 @@ class StoreServer:
 
     def filenos(self) -> list[int]:
         """The connections' descriptors, for `forking`."""
-        return [link.fileno() for link in self._links.values()]
+        listening = [self._sock.fileno()] if self._sock is not None else []
+        return listening + [link.fileno() for link in self._connected]
 
     # -- for links
 
-    def admit(self, link: _Link) -> str:
-        """A seat for a connection; "" if there is none."""
+    def connected(self, link: _Link) -> None:
+        """A connection is there."""
+        self._connected[link] = None
+
+    def disconnected(self, link: _Link) -> None:
+        """It is gone."""
+        self._connected.pop(link, None)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no seat for one more."""
+        return not self._free
+
+    def admit(self, link: _Link, transport: asyncio.BaseTransport) -> str:
+        """A seat for a connection that has greeted; "" if there is none."""
+        if self._listener is not None:
+            self._listener.admit(transport)
         if not self._free:
             return ""
         seat = self._free.pop()
@@ -139,17 +195,31 @@ class StoreServer:
         """The connection is gone, and with it whatever it waited for."""
         del self._links[seat]
         self._engine.forget_node(seat)
+        self._count()
         self._free.append(seat)
 
     def apply(self, seat: str, call: local.Call) -> None:
         """Carry a call out, and send the answers that it brings about."""
         now_s = asyncio.get_running_loop().time()
+        if self._share.is_near_fair(CALL_BYTES_MAX):
+            excess = self._share.excess(max(0, self._engine.growth_of(call.op)))
+            if excess is not None:
+                full = StoreFailure(LIMIT, f"{excess}; set RALLYPOINT_MEMORY where it runs")
+                self._links[seat].answer(local.Answer(call.request_id, full))
+                return
         self._send(self._engine.apply(seat, call.request_id, call.op, call.timeout_s, now_s))
+        self._count()
         self._set_alarm()
 
     def acknowledge(self, seat: str, up_to: int, still_open: tuple[int, ...]) -> None:
         """Forget what was answered: a connection is not resumed, so nothing is asked for twice."""
         self._engine.acknowledge(seat, up_to, still_open)
+        self._count()
+
+    def _count(self) -> None:
+        kept = self._engine.footprint()
+        self._share.add(kept - self._kept)
+        self._kept = kept
 
     def _send(self, answers: list[Answer]) -> None:
         for answer in answers:
@@ -164,6 +234,7 @@ class StoreServer:
 
     def _expire(self) -> None:
         self._send(self._engine.expire(asyncio.get_running_loop().time()))
+        self._count()
         self._set_alarm()
 
 
@@ -216,51 +287,91 @@ class _Link(asyncio.Protocol):
         self._greeting_overdue: asyncio.TimerHandle | None = None
         self._last_id = -1
         self._open: dict[int, None] = {}
+        self._settled_since = 0
+        self._share = server.budget.share("a client of the store")
+        self._pins = Pins(self._share.add)
+        self._partial = 0
+        self._bodies: deque[bytes] = deque()
+        self._outgoing: Outgoing | None = None
+        self._is_paused = False
+        self._has_turn = False
+        self._unread = 0
+        self._looking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports have the methods and derive from nothing of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+        self._server.connected(self)
+        self._share.add(CONNECTION_BYTES)
         # A peer whose machine has gone must not hold its seat for ever.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._seat = self._server.admit(self)
-        if not self._seat:
-            self._refuse("this store has as many connections as it takes")
+        self._transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
+        if self._server.is_full:
+            self._refuse(FULL)
             return
         self._send(Greeting(VERSION, self._server.server_id))
         loop = asyncio.get_running_loop()
         self._greeting_overdue = loop.call_later(GREETING_TIMEOUT_S, self.cut)
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self._greeting_overdue is not None:
-            self._greeting_overdue.cancel()
+        for timer in (self._greeting_overdue, self._looking):
+            if timer is not None:
+                timer.cancel()
+        if self._outgoing is not None:
+            self._outgoing.close()
+            self._outgoing = None
+        self._bodies.clear()
+        self._server.disconnected(self)
         if self._seat:
             self._server.forget(self._seat)
+        self._share.close()
+
+    # -- what comes ----------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         try:
-            for body in self._unframer.feed(data):
-                self._take(decode_from_client(body))
+            self._bodies.extend(self._unframer.feed(data))
+        except MalformedError as error:
+            self._take_some()
+            self._refuse(str(error))
+            return
+        self._count_partial()
+        if self._take_some() and self._transport is not None:
+            self._transport.pause_reading()
+            self._server.turns.later(self, self._go_on)
+
+    def _count_partial(self) -> None:
+        """A large message that is not whole counts; without room for it the connection ends."""
+        size = self._unframer.kept_bytes
+        size = size if size > PARTIAL_FROM_BYTES else 0
+        if size != self._partial:
+            self._share.add(size - self._partial)
+            self._partial = size
+            excess = self._share.excess(0) if size else None
+            if excess is not None:
+                self._refuse(str(excess))
+
+    def _take_some(self) -> bool:
+        """As many messages as one turn allows. Whether there are more."""
+        try:
+            for _ in range(CALLS_PER_TURN):
+                if not self._bodies or self._is_closing():
+                    break
+                self._take(decode_from_client(self._bodies.popleft()))
         except MalformedError as error:
             self._refuse(str(error))
+        if self._is_closing():
+            self._bodies.clear()
+        return bool(self._bodies)
 
-    def answer(self, answer: local.Answer) -> None:
-        """Send the result of a call; the engine need not remember it."""
-        self._send(answer)
-        self._settled(answer.request_id)
-
-    def cut(self) -> None:
-        """End the connection at once."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def fileno(self) -> int:
-        """The descriptor; -1 once it is closed."""
-        found = self._transport.get_extra_info("socket") if self._transport else None
-        return found.fileno() if found is not None else -1
+    def _go_on(self) -> bool:
+        if self._take_some():
+            return True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+        return False
 
     def _take(self, message: FromClient) -> None:
-        if self._is_closing():
-            return
         if not self._has_greeted:
             self._take_greeting(message)
             return
@@ -283,23 +394,108 @@ class _Link(asyncio.Protocol):
         self._unframer.bytes_max = MESSAGE_BYTES_MAX
         if self._greeting_overdue is not None:
             self._greeting_overdue.cancel()
+        assert self._transport is not None
+        self._seat = self._server.admit(self, self._transport)
+        if not self._seat:
+            self._refuse(FULL)
+
+    # -- what leaves ---------------------------------------------------------------------------
+
+    def answer(self, answer: local.Answer) -> None:
+        """Send the result of a call; the engine need not remember it."""
+        if parts.is_large(answer.result) and not self._is_closing():
+            self._wait(parts.local_answer_parts(answer))
+            self._send_on()
+        else:
+            self._send(answer)
+        self._settled(answer.request_id)
 
     def _settled(self, request_id: int) -> None:
+        """Not at each answer if many calls are open: each costs as many steps as there are."""
         self._open.pop(request_id, None)
-        self._server.acknowledge(self._seat, self._last_id, tuple(self._open))
+        self._settled_since += 1
+        if self._settled_since >= len(self._open) or len(self._open) <= OPEN_FEW:
+            self._settled_since = 0
+            self._server.acknowledge(self._seat, self._last_id, tuple(self._open))
+
+    def _send(self, message: local.LocalMessage) -> None:
+        if self._transport is None or self._is_closing():
+            return
+        if self._outgoing is None:
+            self._transport.write(local.encode(message))
+        else:
+            self._wait(local.encode(message))
+
+    def _wait(self, message: bytes | parts.Parts) -> None:
+        if self._outgoing is None:
+            self._outgoing = Outgoing(self._share.add, self._pins)
+        self._outgoing.put(message)
+        # Nobody waits for a peer that does not read.
+        is_too_much = self._outgoing.bytes > UNREAD_BYTES_MAX
+        if is_too_much or (self._is_paused and self._share.excess(0) is not None):
+            self.cut()
+
+    def pause_writing(self) -> None:
+        assert self._transport is not None
+        self._is_paused = True
+        if self._outgoing is None:
+            self._outgoing = Outgoing(self._share.add, self._pins)
+        self._unread = self._transport.get_write_buffer_size()
+        self._looking = asyncio.get_running_loop().call_later(UNREAD_S, self._look)
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        if self._looking is not None:
+            self._looking.cancel()
+        self._send_on()
+
+    def _look(self) -> None:
+        """Cut a peer that has read nothing since the last look."""
+        assert self._transport is not None
+        unread = self._transport.get_write_buffer_size()
+        if unread >= self._unread:
+            self.cut()
+            return
+        self._unread = unread
+        self._looking = asyncio.get_running_loop().call_later(UNREAD_S, self._look)
+
+    def _send_on(self) -> None:
+        if not self._has_turn and self._send_some():
+            self._has_turn = True
+            self._server.turns.later(self, self._send_some)
+
+    def _send_some(self) -> bool:
+        """As much of what waits as the peer takes and one turn allows. Whether to go on."""
+        left, transport = TURN_BYTES, self._transport
+        while not self._is_paused and self._outgoing is not None and not self._is_closing():
+            if left <= 0:
+                return True
+            match self._outgoing.next():
+                case None:
+                    self._outgoing = None
+                case Begin():
+                    pass  # The head has the length.
+                case Whole(piece) | piece:
+                    assert transport is not None
+                    left -= len(piece)
+                    transport.write(piece)
+        self._has_turn = False
+        return False
 
     def _refuse(self, why: str) -> None:
         self._send(local.Denied(why))
         if self._transport is not None:
             self._transport.close()
 
-    def _send(self, message: local.LocalMessage) -> None:
-        if self._transport is None or self._transport.is_closing():
-            return
-        self._transport.write(local.encode(message))
-        # Nobody waits for a peer that does not read; it holds one large answer at most.
-        if self._transport.get_write_buffer_size() > ANSWER_BYTES_MAX:
-            self.cut()
+    def cut(self) -> None:
+        """End the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def fileno(self) -> int:
+        """The descriptor; -1 once it is closed."""
+        found = self._transport.get_extra_info("socket") if self._transport else None
+        return found.fileno() if found is not None else -1
 
     def _is_closing(self) -> bool:
         return self._transport is None or self._transport.is_closing()

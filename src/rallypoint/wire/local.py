@@ -185,6 +185,11 @@ class Unframer:
         self.bytes_max = bytes_max
         self._buffer = bytearray()
 
+    @property
+    def kept_bytes(self) -> int:
+        """How much has come of a message that is not whole."""
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> list[bytes]:
         """The bodies that are whole now. Raises MalformedError for an absurd length."""
         self._buffer += data

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from rallypoint.core.store import StoreResult, Value
+from rallypoint.wire import local
 from rallypoint.wire import messages as wire
 
 LARGE_FROM_BYTES: Final = 64 * 1024
@@ -67,6 +68,21 @@ def answer_parts(message: wire.StoreAnswer) -> Parts:
         return _parts(head + _array_header(len(value)), value)
     assert isinstance(value, bytes)
     return _parts(head, (value,))
+
+
+def local_answer_parts(answer: local.Answer) -> Parts:
+    """The same of a local answer, with the frame's length before it."""
+    assert isinstance(answer.result, Value)
+    value = answer.result.value
+    empty = local.encode(local.Answer(answer.request_id, Value(None)))
+    head = empty[local.LENGTH.size :].removesuffix(_NIL)
+    if isinstance(value, tuple):
+        body = _parts(head + _array_header(len(value)), value)
+    else:
+        assert isinstance(value, bytes)
+        body = _parts(head, (value,))
+    length = local.LENGTH.pack(body.size)
+    return Parts(body.size + len(length), length + body.head, body.values)
 
 
 def members_parts(message: wire.EncodedMembers) -> Parts:
