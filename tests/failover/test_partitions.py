@@ -183,8 +183,9 @@ class TestNobodyReachesTheCoordinator:
         fleet = spread(etcds)
         fleet.machine.env |= QUICK
         nowhere = f"{machines[0].address.rpartition('.')[0]}.250"
-        # It is an address of this machine, and no other one finds it there.
+        # It is an address of this machine, to which no other one gets through.
         run("ip", "-n", machines[0].namespace, "address", "add", f"{nowhere}/32", "dev", "lo")
+        machines[0].drop_incoming("ip", "daddr", nowhere)
         (wrong,) = fleet.start_on(machines[:1], "3", "--local-addr", nowhere)
         fleet.wait(lambda: wrong.first("attached", hosts=True) is not None)
         self.another_is_elected(fleet, wrong, machines[1:])
