@@ -91,8 +91,12 @@ async def _meeting_hosts(endpoint: Endpoint) -> list[tuple[str, int]]:
 async def _lookup(host: str) -> list[tuple[str, int]]:
     """What a name or an address means here: each address and its scope; nothing if unknown."""
     try:
-        async with asyncio.timeout(LOOKUP_TIMEOUT_S):
-            found = await asyncio.get_running_loop().getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+        if addresses.literal(host) is not None:  # nobody need be asked, nor a thread be had
+            found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
+        else:
+            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+                loop = asyncio.get_running_loop()
+                found = await loop.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
     except (TimeoutError, OSError, UnicodeError):
         return []
     return [(str(where[0]), where[3] if len(where) > 2 else 0) for *_, where in found]
