@@ -17,6 +17,9 @@ import pytest
 from rallypoint import settings, tokens
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.errors import TokenError, UsageError
+from rallypoint.rendezvous.api import RendezvousParameters
+from rallypoint.rendezvous.node_handler import NodeRendezvousHandler
+from rallypoint.rendezvous.rallypoint_rendezvous import torchrun_handler
 from rallypoint.settings import NodeSettings
 from rallypoint.tokens import Keys, KnownToken, Origin
 
@@ -413,3 +416,16 @@ def test_secrets_are_withheld_from_children_and_can_still_be_read(
     settings.withhold_secrets()
     assert settings.resolve_token().value == "two"
     assert settings.resolve_token(None, {}).value == ""
+
+
+def test_the_backend_for_torchrun_withholds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's agent gives each worker a copy of os.environ. A later handler reads them, too."""
+    monkeypatch.setattr(settings, "_withheld", {})
+    monkeypatch.setenv("RALLYPOINT_TOKEN", STRONG)
+    create = torchrun_handler()
+    for _ in range(2):
+        params = RendezvousParameters("rallypoint", "node0:1", "run", 1, 2, quiet=True)
+        handler = create(params)
+        assert isinstance(handler, NodeRendezvousHandler)
+        assert handler._plan.node.token == STRONG
+        assert "RALLYPOINT_TOKEN" not in os.environ

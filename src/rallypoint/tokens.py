@@ -163,12 +163,13 @@ class Keys:
 
     def explained(self, refused: TokenError) -> TokenError:
         """The same refusal, with both tokens named by fingerprint and origin."""
-        text = f"{refused.message}: {_compared(refused, self.known)}"
-        refusal = Refusal(RefusalCode.TOKEN, text, _what_to_do(refused, self.known))
+        text = f"{refused.message}: {compared(refused, self.known)}"
+        refusal = Refusal(RefusalCode.TOKEN, text, what_to_do(refused, self.known))
         return TokenError(refusal, fingerprint=refused.fingerprint, origin=refused.origin)
 
 
-def _compared(refused: TokenError, own: KnownToken) -> str:
+def compared(refused: TokenError, own: KnownToken) -> str:
+    """What is known of the token that a coordinator asks for, and of this side's own."""
     theirs = "the coordinator's"
     if refused.fingerprint:
         theirs += f" has the fingerprint {refused.fingerprint}"
@@ -183,7 +184,8 @@ def _compared(refused: TokenError, own: KnownToken) -> str:
     return f"{theirs}; {ours}" if theirs != "the coordinator's" else ours
 
 
-def _what_to_do(refused: TokenError, own: KnownToken) -> str:
+def what_to_do(refused: TokenError, own: KnownToken) -> str:
+    """The line to add where these two differ."""
     if Origin.HOME in (refused.origin, own.origin):
         return f"copy one {SHOWN} to the home of every node; or {_GIVE_ALL}"
     return (

@@ -184,6 +184,27 @@ def test_a_coordinator_that_asks_for_none_is_told_of(is_given: bool, caplog):
     assert all("environment RALLYPOINT_TOKEN" in each for each in told)
 
 
+@pytest.mark.parametrize("other", ["another", ""])
+def test_nodes_that_elect_are_told_of_tokens_that_differ(home: Path, other: str):
+    """Nobody is refused for good there, as a stranger may have the port by now: until the end."""
+    ledger = f"file://{home}/ledger"
+    token = tokens.draw()
+    given: dict[str, Any] = {"token": tokens.draw() if other else ""}
+
+    async def main() -> None:
+        local: dict[str, Any] = {"local_addr": "127.0.0.1", "connect_timeout_s": 20.0}
+        async with opened(ledger, token=token, **local):
+            late = local | {"host_coordinator": "no", "connect_timeout_s": 1.0}
+            with pytest.raises(errors.UnreachableError) as caught:
+                await node(ledger, node_name="b", **given, **late).open()
+            assert f"has the fingerprint {tokens.fingerprint(token)}" in caught.value.message
+            said = tokens.fingerprint(given["token"]) or "you have none"
+            assert said in caught.value.message
+            assert "export RALLYPOINT_TOKEN_FILE=" in caught.value.hint
+
+    run_clean(main)
+
+
 # -- http:// ---------------------------------------------------------------------------------------
 
 

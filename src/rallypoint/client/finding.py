@@ -209,6 +209,7 @@ async def dial_elected(
     `attempts` says what was answered.
     """
     answers: dict[str, str] = {}
+    refused: TokenError | None = None
     for address in addresses:
         each = Attempts(address)
         connection = await dial(address, token, each, limit_s, Patience.ANY)
@@ -216,7 +217,8 @@ async def dial_elected(
             connection.target = address
             return connection
         answers |= each.answers
-    attempts.answers = answers
+        refused = refused or each.refused
+    attempts.answers, attempts.refused = answers, refused
     return None
 
 

@@ -149,6 +149,8 @@ class Node:
             resume_secret=secrets.token_bytes(SECRET_BYTES),
         )
         self._keys = tokens.Keys(tokens.NONE)
+        self._shown: tokens.KnownToken | None = None
+        """What was shown last, if that is not in `_keys`: a lease told it."""
         self._has_told_open = False
         self._ledger = ledger
         self._opened_ledger: Ledger | None = None
@@ -386,6 +388,18 @@ class Node:
             raise self._keys.explained(refused) from None
         return connection
 
+    def _nobody(self, attempts: Attempts, tried_s: float) -> errors.CoordinatorError:
+        """The error of a search in vain. It names the tokens if one was the reason."""
+        error = attempts.error(tried_s)
+        if attempts.refused is None or not isinstance(error, errors.UnreachableError):
+            return error
+        own = self._shown or self._keys.known
+        return errors.UnreachableError(
+            f"{error.message}: {tokens.compared(attempts.refused, own)}",
+            hint=tokens.what_to_do(attempts.refused, own),
+            attempts=error.attempts,
+        )
+
     async def _takes_home(self, refused: errors.TokenError) -> bool:
         if not self._keys.needs_look:
             return False
@@ -432,7 +446,7 @@ class Node:
             is_too_long = self._now_s() - began_s >= PROXY_READY_S
             left_s = ends_s - self._now_s()
             if left_s <= 0 or (attempts.stranger is not None and is_too_long):
-                raise attempts.error(self._now_s() - began_s)
+                raise self._nobody(attempts, self._now_s() - began_s)
             await asyncio.sleep(min(pauses.next_s(), left_s))
 
     # -- a coordinator that is elected -----------------------------------------------------------
@@ -458,7 +472,7 @@ class Node:
         self._search.begin(at_once=False, is_new=True)
         attempts, began_s = self._attempts, self._now_s()
         if not await self._find_elected(self._search, attempts, ends_s) and self._gone is None:
-            raise attempts.error(self._now_s() - began_s)
+            raise self._nobody(attempts, self._now_s() - began_s)
 
     async def _find_elected(self, search: Search, attempts: Attempts, ends_s: float) -> bool:
         """Look until there is a connection or the run is over; False at `ends_s`.
@@ -516,6 +530,8 @@ class Node:
         if self.hosted is not None and place.process == self.hosted.process:
             return await self._dial_own(attempts)
         token = self.settings.token or place.token
+        if place.token and not self.settings.token:
+            self._shown = tokens.KnownToken(token, tokens.Origin.LEASE, "the coordinator's lease")
         self._owner_ttl_s = place.ttl_s or self.settings.lease_ttl_s
         return await dial_elected(place.addresses, token, attempts, ELECTED_DIAL_S)
 
@@ -682,7 +698,8 @@ class Node:
         except TimeoutError:
             problem = self._search.problem if self._search is not None else ""
             self._attempts.problem = self._attempts.problem or problem
-            self._give_up(self._lost_error(self._attempts.error(self._now_s() - lost_s), reason))
+            error = self._nobody(self._attempts, self._now_s() - lost_s)
+            self._give_up(self._lost_error(error, reason))
         except errors.CoordinatorError as error:
             self._give_up(self._lost_error(error, reason))
         finally:
@@ -727,7 +744,7 @@ class Node:
             if connection is not None:
                 connection.abort("too late")
             if left_s <= 0 or self._is_process_gone(attempts):
-                raise attempts.error(self._now_s() - lost_s)
+                raise self._nobody(attempts, self._now_s() - lost_s)
             await asyncio.sleep(min(self._pauses.next_s(), left_s))
 
     def _is_process_gone(self, attempts: Attempts) -> bool:
@@ -766,7 +783,7 @@ class Node:
         else:
             search.begin(at_once=False)
         if not await self._find_elected(search, self._attempts, self._given_up_s()):
-            raise self._attempts.error(self._now_s() - lost_s)
+            raise self._nobody(self._attempts, self._now_s() - lost_s)
 
     # -- a coordinator that does not renew its lease ---------------------------------------------
 
