@@ -575,3 +575,18 @@ def test_answers_that_wait_for_the_log_are_bounded_and_those_given_up_are_droppe
     assert 140 <= len(answers) <= 150
     assert all(isinstance(each.result, StoreFailure) for each in answers)
     assert store._held_count <= 50
+
+
+def test_answers_that_have_left_are_not_counted_any_more() -> None:
+    store, logs = new_store(), Logs()
+    store.apply("a", 1, Set("k", b"v"), None, 0.0)
+    write(store, logs)
+    store.acknowledge("a", 1)
+    before = store.footprint()
+    store.apply("a", 2, Set("k", b"v"), None, 0.0)
+    for number in range(1, 21):
+        assert store.apply("b", number, Get("k"), None, 0.0) == []
+    assert len(write(store, logs)) == 21
+    store.acknowledge("a", 2)
+    store.acknowledge("b", 20)
+    assert store.footprint() == before

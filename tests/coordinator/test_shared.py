@@ -411,6 +411,27 @@ def test_a_replica_to_which_a_node_has_come_need_not_stay_away_from_its_run() ->
     run_virtual(main())
 
 
+def test_a_run_that_failed_here_is_left_to_others_for_a_while_though_a_node_comes() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        shared, hub = await coordinator(MemoryLedger(), 1)
+        shared.claim("run")
+        await has_begun(hub, "run")
+        claim = shared.office._claims["run"]
+        for longer in (1, 2, 4):
+            began_s = loop.time()
+            shared.office.give_up("run")
+            hub.drop("run")
+            await until(lambda: claim.state is e.ClaimState.IDLE)
+            hub.open_run("run")
+            shared.claim("run")
+            await has_begun(hub, "run")
+            assert loop.time() - began_s >= longer * CONFIG.lease_ttl_s
+        await shared.aclose()
+
+    run_virtual(main())
+
+
 @pytest.mark.parametrize("is_closed", [False, True], ids=["open", "closed"])
 def test_a_clean_end_is_no_deposition(is_closed: bool, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "rallypoint.coordinator")

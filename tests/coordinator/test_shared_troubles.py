@@ -20,7 +20,8 @@ from rallypoint.coordinator.log_records import (
 from rallypoint.coordinator.round_log import first_log
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core import events as on
-from rallypoint.core.election import decode_run
+from rallypoint.core import tables
+from rallypoint.core.election import decode_lease, decode_run, encode, revoked_by
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.store import (
     ROUND_ENDED,
@@ -45,6 +46,7 @@ from rallypoint.errors import (
     LedgerLimitError,
 )
 from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown, Versioned
+from rallypoint.ledger.keys import lease_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
 from tests.coordinator.test_shared import CONFIG, coordinator, has_begun, until
@@ -294,6 +296,31 @@ def test_a_commit_that_does_not_fit_suspends_the_run_with_the_reason() -> None:
         await until(lambda: membership.phase is Phase.SUSPENDED)
         assert "too large" in membership.suspended_reason
         assert "use another ledger" in membership.suspended_reason
+        ledger.swapping = None
+        await until(lambda: any(isinstance(each, wire.Formed) for each in node.said))
+        await asyncio.sleep(RETRY_S)
+        assert _sequence(ledger) == 1, "what is in the ledger is not given to it again"
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_a_close_that_did_not_fit_is_written_once_the_ledger_takes_it() -> None:
+    async def main() -> None:
+        ledger = Troubled()
+        shared, hub = await coordinator(ledger, 1)
+        node = Asking(hub)
+        await formed(node)
+        run, before = hub.runs["run"], _sequence(ledger)
+        ledger.swapping = LedgerLimitError("too large", hint="use another ledger")
+        node.say(wire.CloseRun(stamp_of(node), Outcome.SUCCEEDED, "trained"))
+        await until(lambda: run.membership.phase is Phase.SUSPENDED)
+        ledger.swapping = None
+        await until(lambda: run.is_closed)
+        await asyncio.sleep(RETRY_S)
+        assert _sequence(ledger) == before + 1
+        assert hub.runs["run"] is run
+        assert not node.refusals()
         await shared.aclose()
 
     run_virtual(main())
@@ -431,6 +458,30 @@ def test_a_log_that_is_gone_ends_the_round_with_the_reason() -> None:
         await until(lambda: stamp_of(node).round == 2)
         assert await answer_to(node, 3, Check(("k",))) == Value(False)
         assert await answer_to(node, 4, Set("k", b"x")) == Value(None)
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+def test_r5_a_log_that_a_successor_has_dropped_ends_no_round() -> None:
+    """Its owner is deposed, and has yet to see that: its nodes may be in the successor's round."""
+
+    async def main() -> None:
+        ledger = Troubled()
+        shared, hub = await coordinator(ledger, 1)
+        node = Asking(hub)
+        await formed(node)
+        await answer_to(node, 1, Set("k", b"v"))
+        key = lease_key(shared.office.process)
+        lease = await ledger.read(key)
+        assert lease is not None
+        revoked = revoked_by(decode_lease(lease.value), "successor")
+        await ledger.swap(key, lease.version, encode(revoked))
+        ledger._logs.pop(LOG)
+        node.say(wire.StoreCall(stamp_of(node), 2, Set("k", b"w")))
+        await until(lambda: bool(node.refusals()))
+        assert [each.code for each in node.refusals()] == [RefusalCode.MOVED]
+        assert not node.broken()
         await shared.aclose()
 
     run_virtual(main())
@@ -768,6 +819,47 @@ def test_a_round_is_written_once_though_it_is_given_again_during_two_outages() -
         run.post(back)
         await until(lambda: any(isinstance(each, wire.Formed) for each in node.said))
         await asyncio.sleep(RETRY_S)
+        assert _sequence(ledger) == 1
+        await shared.aclose()
+
+    run_virtual(main())
+
+
+class SlowTables(MemoryLedger):
+    """Chunks of member tables wait, and are counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_write = asyncio.Event()
+        self.chunks = 0
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        if key.startswith("chunks/"):
+            self.chunks += 1
+            await self.may_write.wait()
+        return await super().swap(key, expected, value)
+
+
+def test_a_member_table_is_written_once_though_its_round_is_given_again_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tables, "INLINE_BYTES_MAX", 0)  # as a table of many members
+
+    async def main() -> None:
+        ledger = SlowTables()
+        shared, hub = await coordinator(ledger, 1, CONFIG)
+        node = Asking(hub)
+        await has_begun(hub, "run")
+        run = hub.runs["run"]
+        node.say(wire.Ready(Stamp(ledger.ledger_id, 1, 0), 0, Address("h", 1), 1))
+        await until(lambda: ledger.chunks > 0)
+        run.post(on.LedgerLost("no answer", 1.0, SuspensionCause.LEASE))
+        run.post(on.LedgerRestored(SuspensionCause.LEASE))  # the round is given again
+        await asyncio.sleep(RETRY_S)
+        ledger.may_write.set()
+        await until(lambda: any(isinstance(each, wire.Formed) for each in node.said))
+        await asyncio.sleep(RETRY_S)
+        assert ledger.chunks == 1
         assert _sequence(ledger) == 1
         await shared.aclose()
 

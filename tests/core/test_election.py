@@ -1048,6 +1048,23 @@ class TestSeeker:
         assert found_there == [e.Attach(THERE, "other", Stamp("ledger", 4, 3))]
         assert seeker.next_tick_s() is None
 
+    @pytest.mark.parametrize(
+        ("owner", "lease", "term"),
+        [
+            ("other", serving(), 4),
+            ("other", None, 4),
+            ("other", moving(), 5),
+            ("other", revoked("other", by="me"), 5),
+            ("", None, 5),
+        ],
+    )
+    def test_r5_no_coordinator_of_a_term_that_has_ended_is_believed(
+        self, owner: str, lease: e.Lease | None, term: int
+    ):
+        seeker = self.seeker()
+        self.looks(seeker, 0.0, register(owner, 4), lease)
+        assert seeker.floor == Stamp("ledger", term, 0)
+
     def test_it_stands_by_beside_an_owner_that_it_cannot_reach(self):
         """Or one behind a firewall, which keeps its lease, would never see anybody to yield to."""
         seeker = self.seeker(nodes=2)
