@@ -47,6 +47,8 @@ MEMBERS_AT_ONCE = 100
 CLOSE_WAIT_S = 3.0
 """How long a request to close a run waits for the ledger. A command waits 5 s for its answer."""
 CLOSE_LOOK_S = 0.02
+BODY_WITHIN_S = 10.0
+"""How long the body of a request may take, which has a few bytes."""
 REASON_CHARACTERS_MAX = 1_000
 HEALTH_PATH = "/healthz"
 """Answers everybody, and says nothing of any run."""
@@ -240,7 +242,13 @@ def _with_members(
 
 async def _close(request: web.Request) -> web.Response:
     hub, run_id = request.app[HUB], request.match_info["run_id"]
-    data = await request.read()
+    try:
+        async with asyncio.timeout(BODY_WITHIN_S):
+            data = await request.read()
+    except TimeoutError:
+        response = json_error(408, "the body of the request has not come", "send it at once")
+        response.force_close()
+        return response
     try:
         body = msgspec.json.decode(data or b"{}", type=_CloseBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -33,6 +33,7 @@ from rallypoint.coordinator.frames import (
 )
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.http_connection import SERVER_NAME, connections_of
+from rallypoint.coordinator.http_requests import Requests
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.replicas import Replicas
@@ -99,6 +100,7 @@ class CoordinatorServer:
         if ledger is not None and self.shared is not None:
             office, own = self.shared.office, self.config
             self._replicas = Replicas(ledger, own.only_run, own.clock_host, lambda: office.process)
+        self._requests = Requests(self.hub)
         self._runner: web.AppRunner | None = None
         self._sockets: tuple[socket.socket, ...] = ()
         self._tick: asyncio.Handle | None = None
@@ -280,12 +282,13 @@ class CoordinatorServer:
                 if await http.is_for_another(request, self._known_hosts):
                     return http.for_another(request)
             try:
-                response = await handler(request)
-            except (ConnectionResetError, web.RequestPayloadError):
-                return _hung_up()  # in the middle of its body
-            if request.path != wire.ATTACH_PATH and self._is_crowded():
-                response.force_close()
-            return response
+                if request.path in (wire.ATTACH_PATH, http.HEALTH_PATH):
+                    return await handler(request)
+                account = _account_of(request)
+                is_last = self._is_crowded()
+                return await self._requests.answer(request, handler, account, is_last=is_last)
+            except (ConnectionError, web.RequestPayloadError):
+                return _hung_up()  # in the middle of its body, or of the answer
 
         return note
 
@@ -322,8 +325,7 @@ class CoordinatorServer:
         if request.transport is None:
             return _hung_up()
         request.transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
-        token = request.get(http.SHOWN)
-        account = account_of(request.transport.get_extra_info("peername"), token)
+        token, account = request.get(http.SHOWN), _account_of(request)
         refusal = self.hub.session_refusal(account)
         if refusal is not None:
             return _last(request, http.json_error(503, refusal.message, refusal.hint))
@@ -414,6 +416,12 @@ def account_of(peer: Sequence[Any] | None, token: str | None) -> Account:
     if ":" in host:
         host = ipaddress.ip_address(host).packed[:8].hex()
     return Account(name, host)
+
+
+def _account_of(request: web.Request) -> Account:
+    transport = request.transport
+    peer = transport.get_extra_info("peername") if transport is not None else None
+    return account_of(peer, request.get(http.SHOWN))
 
 
 class WebSocketOutlet:
