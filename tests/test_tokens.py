@@ -225,6 +225,34 @@ def test_a_file_that_others_reach_is_refused(
     assert tokens.of_home(make=make).token == STRONG
 
 
+def test_no_token_is_made_in_a_folder_that_others_can_write_to(home: Path) -> None:
+    """They could put one of their own there."""
+    folder = home / ".rallypoint"
+    folder.mkdir()
+    folder.chmod(0o777)
+    for make in (lambda: tokens.of_home(make=True), tokens.make_home_file):
+        with pytest.raises(UsageError, match="can be written by other users"):
+            make()
+    assert not any(folder.iterdir())
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_anew(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over NFS, what another machine has replaced cannot be opened by its old handle."""
+    put(home, STRONG)
+    real, failures = os.open, [errno.ESTALE]
+
+    def stale(path: Any, *rest: Any, **more: Any) -> int:
+        if failures and str(path).endswith("/token"):
+            raise OSError(failures.pop(), "Stale file handle")
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", stale)
+    assert tokens.of_home(make=True).token == STRONG
+    assert not failures
+
+
 def test_a_file_of_another_user_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(home, STRONG)
     own = os.geteuid()

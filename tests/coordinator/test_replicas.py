@@ -363,3 +363,38 @@ def test_what_is_no_answer_of_a_coordinator_is_not_passed_on() -> None:
                 assert (await b.status("one")).phase == "unreachable"
 
     run_clean(main)
+
+
+def test_an_answer_about_another_run_or_without_an_end_is_not_passed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replicas, "ANSWER_BYTES_MAX", 10_000)
+
+    async def main() -> None:
+        ledger, own = MemoryLedger(), Listening()
+        async with replica(ledger) as a, replica(ledger) as b, own.started() as address:
+            await a.has("one")
+            lease = await lease_of(ledger, a)
+            await rewrite_lease(ledger, lease.process, addresses=(address,))
+            own.body = json.dumps({"run_id": "two", "phase": "active"}).encode()
+            assert (await b.status("one")).phase == "unreachable"
+            own.body = json.dumps({"run_id": "one", "reason": "x" * 10_000}).encode()
+            shown = await b.status("one")
+            assert (shown.phase, "its answer is too long" in shown.reason) == ("unreachable", True)
+
+    run_clean(main)
+
+
+def test_nobody_is_asked_about_a_run_that_is_closed() -> None:
+    async def main() -> None:
+        ledger, own = MemoryLedger(), Listening()
+        async with replica(ledger) as a, replica(ledger) as b, own.started() as address:
+            await a.has("one")
+            assert (await a.ask("/api/v1/runs/one/close", post=b"{}"))[0] == 200
+            lease = await lease_of(ledger, a)
+            await rewrite_lease(ledger, lease.process, addresses=(address,))
+            assert (await b.status("one")).phase == "closed"
+            assert [each.phase for each in (await b.list()).runs] == ["closed"]
+            assert own.asked == []
+
+    run_clean(main)

@@ -8,13 +8,16 @@ from hypothesis import strategies as st
 
 from rallypoint.core.past import (
     LOSSES_KEPT,
+    NAMES_KEPT,
     PAST_BYTES_MAX,
     ROUNDS_KEPT,
     Past,
     PastLoss,
     PastRound,
     bounded_past,
+    loss_of,
 )
+from rallypoint.core.values import Change, ChangeKind
 
 texts = st.text(max_size=600)
 seconds = st.none() | st.floats(0, 1e9)
@@ -74,3 +77,14 @@ def test_usual_ones_all_fit() -> None:
     assert [each.number for each in kept.rounds] == [*range(10, 20)]
     assert len(kept.rounds) == ROUNDS_KEPT
     assert kept.rounds[-1] == rounds[-1]
+
+
+def test_members_that_were_lost_in_one_step_are_one_loss() -> None:
+    lost = [
+        Change(ChangeKind.NODE_LOST, 3, (f"n{number}",), 1, "silent", float(number))
+        for number in range(NAMES_KEPT + 4)
+    ]
+    one = loss_of(lost[::-1])
+    assert (one.round, one.count, len(one.nodes)) == (3, len(lost), NAMES_KEPT)
+    assert one.since_s == max(each.since_s for each in lost)
+    assert loss_of(lost).since_s == one.since_s

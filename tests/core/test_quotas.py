@@ -71,11 +71,21 @@ def test_runs_are_begun_at_once_then_at_a_rate_then_not() -> None:
     assert paces.wait_s(A, 500.0) == 0.0
 
 
+def test_turns_that_were_not_used_are_not_saved() -> None:
+    paces = Paces(1.0, at_once=2)
+    assert paces.wait_s(A, 0.0) == 0.0
+    assert [paces.wait_s(A, 1_000.0) for _ in range(3)] == [0.0, 0.0, 1.0]
+
+
 def test_accounts_that_begin_runs_are_remembered_in_a_bounded_number() -> None:
-    paces = Paces(100.0)
+    """Those are forgotten that have begun none for longest."""
+    paces = Paces(0.001, at_once=1)
+    assert paces.wait_s(A, 0.0) == 0.0
     for number in range(2 * PACES_MAX):
-        paces.wait_s(Account("t", str(number)), 0.0)
+        assert paces.wait_s(Account("t", str(number)), 0.0) == 0.0
     assert len(paces._next_s) == PACES_MAX
+    assert paces.wait_s(Account("t", str(2 * PACES_MAX - 1)), 0.0) is None
+    assert paces.wait_s(A, 0.0) == 0.0
 
 
 def test_how_long_a_run_is_kept_that_nobody_is_in() -> None:
