@@ -418,6 +418,27 @@ def test_a_long_log_is_cut_short_and_leads_to_the_same_store(
     assert read.replay.since.records < 40
 
 
+def test_r11_a_snapshot_says_which_calls_are_over_and_which_are_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 5)
+    store, logs = new_store(), Logs()
+    store.apply("a", 1, Barrier("start", 0), None, 0.0)
+    for number in range(2, 40):
+        store.apply("a", number, Add("n", 1), None, 0.0, number - 1, (1,))
+        write(store, logs)
+    assert logs.read().log.segment > 0
+    successor = successor_of(logs)
+    assert successor.apply("a", 2, Add("n", 1), None, 0.0) == []
+    assert write(successor, logs) == []
+    (answer,) = successor.apply("b", 1, Get("n"), None, 0.0)
+    assert answer.result == Value(b"38")
+    successor.apply("a", 1, Barrier("start", 0), None, 0.0)
+    for rank in (1, 2):
+        successor.apply("b", rank + 1, Barrier("start", rank), None, 0.0)
+    assert [each.result for each in write(successor, logs)] == [Value(None)] * 3
+
+
 def test_calls_are_answered_while_a_snapshot_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 5)
     monkeypatch.setattr(durable_store, "PART_BYTES_MAX", 2_000)
