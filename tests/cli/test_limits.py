@@ -44,6 +44,14 @@ def _processes(mark: str) -> list[str]:
     return found
 
 
+def test_a_python_that_the_user_may_not_run_is_no_fault_of_this_program() -> None:
+    found = limits.refusal(PermissionError(errno.EACCES, "Permission denied", sys.executable))
+    assert found is not None
+    assert f"cannot start {sys.executable!r}" in found.message
+    assert found.message.endswith("Permission denied")
+    assert limits.refusal(PermissionError(errno.EACCES, "Permission denied", "/a/file")) is None
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("files", [8, 16, 24])
 @pytest.mark.parametrize(

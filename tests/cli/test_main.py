@@ -71,6 +71,18 @@ def test_a_line_that_cannot_be_read_is_a_usage_error(cli: Cli, arguments: list[s
     assert len(lines) == 2
 
 
+@pytest.mark.parametrize("arguments", [["statu"], ["token", "nwe"], ["token"]])
+def test_a_command_that_is_not_there_points_at_the_list_of_commands(
+    cli: Cli, arguments: list[str]
+) -> None:
+    above = " ".join(["rallypoint", *arguments[:1]]) if arguments[0] == "token" else "rallypoint"
+    done = cli(*arguments)
+    assert (done.code, done.err.splitlines()[-1]) == (
+        2,
+        f"hint: `{above} --help` lists the commands",
+    )
+
+
 def test_the_options_of_each_command(snapshot: Callable[[str, str], None]) -> None:
     """Names and help texts only: how typer draws them is its own affair."""
     snapshot("options", "\n".join(_all_options()) + "\n")

@@ -374,7 +374,12 @@ def test_a_replica_that_has_not_the_run_shows_and_closes_it(
 
 def test_where_there_is_no_ledger_nothing_is_made(cli: Cli, tmp_path: Path) -> None:
     done = cli("status", "--endpoint", f"file://{tmp_path}/none")
-    assert (done.code, "there is no ledger" in done.err) == (2, True)
+    error, hint = done.err.splitlines()
+    assert (done.code, error) == (
+        2,
+        f"error: there is no ledger at file://{tmp_path}/none: no such folder",
+    )
+    assert hint.startswith("hint: check the folder")
     assert not (tmp_path / "none").exists()
 
 

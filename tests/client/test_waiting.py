@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rallypoint.client import finding, transport
-from rallypoint.client.waiting import CARRIES, ON_STANDBY, Why, while_waiting, why_it_waits
+from rallypoint.client.waiting import CARRIES, Why, while_waiting, why_it_waits
 from rallypoint.core.reasons import Waiting, duration
 from rallypoint.core.telling import Lines
 from rallypoint.core.values import RunSettings
@@ -26,6 +26,7 @@ class Waiter:
     def __init__(self) -> None:
         self.is_connected = False
         self.carries_run = False
+        self.nodes_max = 4
         self.left_s: float | None = 590.0
         self.looking = "the coordinator at host:1 does not answer"
         self.asked = 0
@@ -123,7 +124,17 @@ def test_a_node_does_not_look_for_the_coordinator_that_it_starts(
 def test_a_standby_has_no_time_that_runs_out() -> None:
     waiter = Waiter()
     waiter.is_connected, waiter.kept_by = True, None
-    assert [text for _, text in lines_of(waiter, 10.0)] == [ON_STANDBY]
+    (only,) = lines_of(waiter, 10.0)
+    assert only[1] == (
+        "a round of at most 4 nodes is on: this node is on standby, and steps in when it can"
+    )
+
+
+def test_a_standby_whose_nnodes_was_forgotten_reads_that_the_run_is_for_one_node() -> None:
+    waiter = Waiter()
+    waiter.is_connected, waiter.kept_by, waiter.nodes_max = True, None, 1
+    (only,) = lines_of(waiter, 10.0)
+    assert only[1].startswith("a round of at most 1 node is on:")
 
 
 def test_only_time_passes_and_the_reason_stays() -> None:

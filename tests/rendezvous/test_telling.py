@@ -14,7 +14,7 @@ import pytest
 
 from rallypoint import errors
 from rallypoint.client.node import Round
-from rallypoint.client.waiting import ON_STANDBY
+from rallypoint.client.waiting import on_standby
 from rallypoint.core.reasons import Waiting, run_over
 from rallypoint.core.telling import AGAIN_S
 from rallypoint.core.values import (
@@ -24,6 +24,7 @@ from rallypoint.core.values import (
     CloseRecord,
     Outcome,
     RoundHead,
+    RunSettings,
     Seat,
 )
 from rallypoint.rendezvous.telling import Teller
@@ -33,6 +34,8 @@ SRC = Path(__file__).parents[2] / "src"
 HEAD = RoundHead(1, 1, 2, 2, Address("host", 1), "digest")
 ALONE = Waiting(ready=1, minimum=2, maximum=2, since_s=0.5)
 
+TWO = RunSettings(min_nodes=2, max_nodes=2, max_restarts=None)
+
 
 class Waiter:
     """A node that waits, for a reason that the test sets."""
@@ -40,6 +43,7 @@ class Waiter:
     def __init__(self) -> None:
         self.is_connected = True
         self.carries_run = False
+        self.nodes_max = 2
         self.left_s: float | None = None
         self.looking = "the coordinator at host:1 does not answer"
         self.reason: Waiting | None = ALONE
@@ -98,7 +102,7 @@ def test_a_node_on_standby_says_so() -> None:
             await asyncio.sleep(20)
 
     run_virtual(main())
-    assert said == [f"[] {ON_STANDBY}"]
+    assert said == [f"[] {on_standby(2).text}"]
 
 
 def test_a_node_that_was_told_to_stand_by_says_so_once_and_again_for_the_next_round() -> None:
@@ -107,7 +111,7 @@ def test_a_node_that_was_told_to_stand_by_says_so_once_and_again_for_the_next_ro
     async def main() -> None:
         waiter, teller = Waiter(), Teller(said.append)
         waiter.reason = None
-        listened = node("http://127.0.0.1:1")
+        listened = node("http://127.0.0.1:1", TWO)
         teller.listen(listened)
         async with teller.while_waiting(waiter):
             listened.on_standby()
@@ -119,9 +123,9 @@ def test_a_node_that_was_told_to_stand_by_says_so_once_and_again_for_the_next_ro
 
     run_virtual(main())
     assert [text.partition("] ")[2] for text in said] == [
-        ON_STANDBY,
+        on_standby(2).text,
         "round 1: 2 nodes; this is node 0",
-        ON_STANDBY,
+        on_standby(2).text,
     ]
 
 

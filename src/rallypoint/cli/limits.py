@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -101,6 +102,12 @@ def refusal(error: BaseException) -> ResourceError | None:
         return ResourceError(
             f"there is not enough memory (limit: {_space()} of address space)",
             hint="raise the limit, `ulimit -v` or that of the container, or start fewer workers",
+        )
+    if isinstance(error, OSError) and error.filename == sys.executable:
+        return ResourceError(
+            f"this user cannot start {sys.executable!r}, the Python of this process: "
+            f"{error.strerror}",
+            hint="install Python where this user may run it, and make the environment anew",
         )
     return None
 

@@ -82,7 +82,8 @@ def _usage(error: Any) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "rallypoint"
     message = " ".join(error.format_message().split())  # typer puts each choice on its own line
-    output.print_error(message.rstrip("."), f"`{command} --help` lists the options")
+    listed = "commands" if hasattr(getattr(context, "command", None), "commands") else "options"
+    output.print_error(message.rstrip("."), f"`{command} --help` lists the {listed}")
     return ExitCode.USAGE
 
 

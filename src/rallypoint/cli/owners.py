@@ -139,7 +139,8 @@ def owners(endpoint: Endpoint, keys: Keys) -> tuple[list[Owner], list[Known]]:
 def _known(endpoint: Endpoint, token: str, run_id: str | None, members_shown: int) -> list[Known]:
     place = endpoint.place
     if isinstance(place, FilePlace) and not Path(place.folder).is_dir():
-        raise UsageError(f"there is no ledger at {endpoint}", hint="no such folder")
+        hint = "check the folder, and that it is mounted here: the first node or `serve` makes it"
+        raise UsageError(f"there is no ledger at {endpoint}: no such folder", hint=hint)
     from rallypoint.cli import ledger_runs  # Only here: it loads an engine.
 
     return ledger_runs.read(endpoint, token, run_id, members_shown)

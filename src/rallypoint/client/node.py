@@ -246,6 +246,11 @@ class Node:
         return self.hosted is not None and self._search is None
 
     @property
+    def nodes_max(self) -> int:
+        """How many nodes a round of the run may have."""
+        return self.run.max_nodes
+
+    @property
     def left_s(self) -> float | None:
         """How long the node still waits for what it waits for now, in seconds; None: for ever."""
         ends_s = math.inf if self._ends_s is None else self._ends_s

@@ -10,8 +10,8 @@ from typing import Final, NamedTuple, Protocol
 from rallypoint import errors
 from rallypoint.core.reasons import Waiting, duration
 
-ON_STANDBY: Final = "a round is on: this node is on standby, and steps in when it can"
-"""Of a full round, and of one that lets newcomers in later: a node is not told which it is."""
+ON_STANDBY: Final = "on standby"
+"""The reason of a node for which the round has no place now."""
 CARRIES: Final = "this node carries the coordinator: the run ends with it"
 
 UNREACHED_S: Final = 1.0
@@ -36,6 +36,9 @@ class Waits(Protocol):
 
     @property
     def looking(self) -> str: ...
+
+    @property
+    def nodes_max(self) -> int: ...
 
     @property
     def left_s(self) -> float | None: ...
@@ -75,6 +78,16 @@ async def _tell(node: Waits, told: Callable[[Why], None]) -> None:
             next_ask_s = loop.time() + ASK_S
 
 
+def on_standby(nodes_max: int) -> Why:
+    """Of a full round, and of one that lets newcomers in later: a node is not told which it is.
+
+    The number is there for who forgot --nnodes: it is 1 then, and this node would wait for nothing.
+    """
+    most = f"{nodes_max} node" if nodes_max == 1 else f"{nodes_max} nodes"
+    text = f"a round of at most {most} is on: this node is on standby, and steps in when it can"
+    return Why(text, ON_STANDBY)
+
+
 async def why_it_waits(node: Waits, timeout_s: float) -> Why:
     """Ask the coordinator why there is no round yet, for at most `timeout_s`."""
     if not node.is_connected:
@@ -86,7 +99,7 @@ async def why_it_waits(node: Waits, timeout_s: float) -> Why:
         text = "waiting: the coordinator does not say why"
         return Why(text, text)
     if waiting is None:
-        return Why(ON_STANDBY, ON_STANDBY)
+        return on_standby(node.nodes_max)
     left_s = node.left_s
     left = f"; {duration(left_s)} left" if left_s is not None else ""
     carries = f"; {CARRIES}" if node.carries_run else ""

@@ -30,7 +30,7 @@ from typing import Any, Final, TypeVar
 from rallypoint import errors, settings
 from rallypoint.client.bootstrap import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
-from rallypoint.client.waiting import ON_STANDBY, Why, while_waiting
+from rallypoint.client.waiting import Why, on_standby, while_waiting
 from rallypoint.coordinator.listener import allow_many_descriptors
 from rallypoint.core import reasons
 from rallypoint.core.telling import Lines
@@ -126,7 +126,7 @@ class Agent:
         self._node.on_ended = self._on_ended
         self._node.on_closed = self._on_closed
         self._node.on_gone = self._on_gone
-        self._node.on_standby = lambda: self._waits(Why(ON_STANDBY, ON_STANDBY))
+        self._node.on_standby = lambda: self._waits(on_standby(config.run.max_nodes))
         self._lines = Lines()
         self._guard = Guard()
         self._pump = LogPump(

@@ -20,7 +20,7 @@ from typing import Final, TextIO
 
 from rallypoint import errors
 from rallypoint.client.node import Node, Round
-from rallypoint.client.waiting import ON_STANDBY, Waits, Why, while_waiting
+from rallypoint.client.waiting import Waits, Why, on_standby, while_waiting
 from rallypoint.core import reasons
 from rallypoint.core.telling import Lines
 from rallypoint.core.values import Change, ChangeKind, CloseRecord
@@ -54,7 +54,7 @@ class Teller:
         node.on_ended = self.round_ended
         node.on_closed = self.run_ended
         node.on_gone = self.gone
-        node.on_standby = lambda: self._waits(Why(ON_STANDBY, ON_STANDBY))
+        node.on_standby = lambda: self._waits(on_standby(node.nodes_max))
 
     def round_began(self, found: Round) -> None:
         """A round with this node has begun."""
