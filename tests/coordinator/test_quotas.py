@@ -146,6 +146,30 @@ def test_a_run_that_had_to_go_is_not_kept_until_its_time() -> None:
     assert not here.hub.runs, "the others are looked at when their time is over"
 
 
+def test_who_comes_and_goes_while_a_run_cannot_be_claimed_leaves_nothing() -> None:
+    """A ledger that is away must not have the run gather all who came for it."""
+    here = Coordinator()
+    here.hub._shared = NeverClaims()  # type: ignore[assignment]
+    stays = here.attach("run", "stays")
+    for number in range(1_000):
+        here.attach("run", f"n{number}").hang_up()
+    run = here.hub.runs["run"]
+    assert not run.is_claimed
+    assert len(run._queue) <= 2 * 64 + 3
+    links = {each.link for each in run._queue if isinstance(each, on.NodeAttached)}
+    assert stays.session.link in links
+
+
+class NeverClaims:
+    office = None
+
+    def claim(self, run_id: str) -> None:
+        """The ledger does not answer."""
+
+    def check_lease(self) -> None:
+        """It stands."""
+
+
 def test_runs_that_are_held_by_one_address_leave_room_for_another() -> None:
     here = Coordinator(runs_max=80, new_runs_per_s=1e8)
     held = [here.attach(f"run-{number}") for number in range(100)]

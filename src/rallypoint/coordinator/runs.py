@@ -74,6 +74,8 @@ MEMBER_BYTES: Final = 2 * 1024
 """What a member takes besides its names, addresses and labels."""
 INFO_COPIES: Final = 4
 """How often those are kept: by the member, in the round, in its table and in what is written."""
+QUEUED_FEW: Final = 64
+"""So few connections that were lost are left in the queue of a run that has yet to be claimed."""
 LISTEN_MAX_S: Final = 60.0
 """A session is looked at this often at least, so that one that has ended is not kept for long."""
 
@@ -163,6 +165,7 @@ class RunHost:
         self._is_forgotten = False
         self._store_due_s: float | None = None
         self._queue: deque[on.Event] = deque()
+        self._lost_in_queue = 0
         self._is_draining = False
         # A run that has yet to be claimed has no term: a node must not take what is said of it for
         # the words of an older coordinator.
@@ -315,6 +318,23 @@ class RunHost:
             self._has_fewer()
         self._held.forget(session)
         self.post(on.ConnectionLost(node, session.link, how))
+        if not self.is_claimed:
+            self._lost_in_queue += 1
+            if self._lost_in_queue > max(QUEUED_FEW, len(self._queue) // 4):
+                self._drop_those_that_went()
+
+    def _drop_those_that_went(self) -> None:
+        """Forget nodes that came and went while the run had yet to be claimed.
+
+        The ledger may be away for hours, and they may come and go as often as they like. One that
+        was a member has its grace all the same, from the takeover on. O(1) over many of them.
+        """
+        gone = {each.link for each in self._queue if isinstance(each, on.ConnectionLost)}
+        attached = (on.NodeAttached, on.ConnectionLost)
+        self._queue = deque(
+            each for each in self._queue if not (isinstance(each, attached) and each.link in gone)
+        )
+        self._lost_in_queue = 0
 
     def _has_fewer(self) -> None:
         if not self._sessions and not self.has_failed:
