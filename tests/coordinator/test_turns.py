@@ -52,6 +52,18 @@ class Loop:
             each()
 
 
+def test_connections_that_have_not_attached_have_turns_too_and_hold_nobody_up() -> None:
+    """They have no run. What they put off came first for ever, and all others waited behind it."""
+    loop, log = Loop(), list[str]()
+    turns = Turns(loop)
+    turns.later(None, counted("none", 2, log))
+    turns.later("a", counted("a", 2, log))
+    for _ in range(4):
+        loop.turn()
+    assert log == ["none", "a", "none", "a"]
+    assert not turns._lines
+
+
 def test_runs_take_turns_whatever_they_have_put_off() -> None:
     loop, log = Loop(), list[str]()
     turns = Turns(loop)

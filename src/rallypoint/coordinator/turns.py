@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from itertools import islice
 from typing import Any, Final, Protocol
 
 Work = Callable[[], bool]
@@ -111,9 +112,10 @@ class Turns:
 
     def _turn(self) -> None:
         self._is_set = False
-        run = self._next()
-        if run is None:
+        found = self._next()
+        if not found:
             return
+        (run,) = found
         line = self._lines.pop(run)
         work = line.popleft()
         if line:
@@ -126,19 +128,22 @@ class Turns:
             self.spent(run, self.clock_s() - began_s)
             self._set()
 
-    def _next(self) -> Hashable | None:
-        """The next run that need not wait. If all do, it is looked again when the first may go."""
+    def _next(self) -> tuple[Hashable, ...]:
+        """The next run that need not wait. If all do, it is looked again when the first may go.
+
+        In a tuple, as None is a run here: that of all connections that have not attached.
+        """
         if not self._rests:
-            return next(iter(self._lines), None)
+            return tuple(islice(self._lines, 1))
         now_s = self.clock_s()
         until_s = []
         for run in self._lines:
             rests_s = self._rests.get(run, now_s)
             if rests_s <= now_s:
                 self._rests.pop(run, None)
-                return run
+                return (run,)
             until_s.append(rests_s)
         if until_s and self.loop is not None:
             self._is_set = True
             self.loop.call_later(min(until_s) - now_s, self._turn)
-        return None
+        return ()
