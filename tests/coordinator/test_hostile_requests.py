@@ -12,7 +12,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.wire import messages as wire
-from tests.loops import opened, run_clean, served, until
+from tests.fuzz.watching import Watch
+from tests.fuzz.world import World, turns
+from tests.loops import opened, run_clean, run_virtual, served, until
 
 TOKEN = "a-token-with-more-than-128-bits-of-chance"
 UPGRADE = (
@@ -207,3 +209,18 @@ def test_a_request_that_cannot_be_read_leaves_nothing_behind(data: bytes) -> Non
                 gc.enable()
 
     run_clean(main)
+
+
+def test_who_goes_before_it_is_told_to_go_on_is_no_error() -> None:
+    """aiohttp answers an expectation before any handler is asked."""
+
+    async def main() -> None:
+        async with World() as world:
+            transport = world.connect()
+            transport.bring(b"POST /x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n")
+            transport.close()
+            await turns(20)
+
+    with Watch() as watch:
+        run_virtual(main())
+        watch.check()

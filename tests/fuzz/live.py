@@ -20,7 +20,7 @@ from typing import Final
 
 from tests.fuzz import people
 from tests.fuzz.nodes import Peer
-from tests.fuzz.watching import must
+from tests.fuzz.watching import FuzzFailure, must
 from tests.fuzz.world import TOKEN, Honest
 
 PEERS: Final = 6
@@ -84,6 +84,9 @@ class Served:
     def descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
+    def log_end(self) -> str:
+        return self._log.read_text(errors="replace")[-3_000:]
+
     def check_log(self) -> None:
         text = self._log.read_text(errors="replace")
         for sign in ("Traceback", " ERROR "):
@@ -130,7 +133,7 @@ async def _run(rng: Random, inputs_max: int) -> int:
                 inputs += await rng.choice(peers).step()
             for _ in range(10):
                 inputs += await people.exchange(server, rng)
-            await honest.check()
+            await _checked(server, honest, inputs)
             must(server.process.poll() is None, f"it ended with {server.process.returncode}")
             if before[1] == 0:
                 before = server.memory_mib(), server.descriptors() - PEERS
@@ -141,6 +144,16 @@ async def _run(rng: Random, inputs_max: int) -> int:
         honest.transport.end()
         server.check_log()
     return inputs
+
+
+async def _checked(server: Served, honest: Honest, inputs: int) -> None:
+    try:
+        await honest.check()
+    except FuzzFailure as failure:
+        server.check_log()  # which says more, if there was an error
+        raise FuzzFailure(
+            f"after {inputs} inputs: {failure}; the log: {server.log_end()}"
+        ) from None
 
 
 async def _back_to(server: Served, before: tuple[float, int]) -> None:

@@ -202,6 +202,8 @@ class Peer:
             self.transport.bring(HANDSHAKE)
         await turns(HANDSHAKE_TURNS)
         self._listen()
+        if rng.random() < 0.05:  # much, before it says who it is
+            self.transport.bring(framed(b"", 0x89) * rng.randrange(60))
         if first and rng.random() < 0.97:
             self.transport.bring(first)
             self._listen()
@@ -234,7 +236,8 @@ class Peer:
         if kind < 0.80:
             return 1, framed(self._message())
         if kind < 0.90:
-            several = [framed(self._message()) for _ in range(rng.randrange(2, 9))]
+            most = 80 if rng.random() < 0.1 else 9  # also more than one turn takes
+            several = [framed(self._message()) for _ in range(rng.randrange(2, most))]
             return len(several), b"".join(several)
         if kind < 0.93:
             return 1, framed(self._message(), key=rng.randbytes(4))

@@ -119,7 +119,7 @@ async def exchange(world: Connecting, rng: Random) -> int:
         transport.bring(data[cut:])
     else:
         transport.bring(data)
-    await turns(6 + 3 * count)
+    await turns(6 + 3 * count if rng.random() < 0.9 else rng.randrange(6))
     if rng.random() < 0.02:
         await asyncio.sleep(rng.choice((1.0, 4.0, 20.0)))
     check_answers(transport.take(), data)

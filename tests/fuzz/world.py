@@ -13,6 +13,7 @@ import msgspec
 
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.frames import FRAMES_PER_TURN
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.runs import RunHost
 from rallypoint.coordinator.server import CoordinatorServer
@@ -123,6 +124,7 @@ class World:
         kept = [_told(run) for run in hub.runs.values() if not self._may_stay(run)]
         must(not kept, f"runs are left: {kept[:5]}")
         must(len(hub.sessions) == 1, f"{len(hub.sessions)} sessions are left, of which 1 is honest")
+        must(not hub.turns._lines, f"work of {list(hub.turns._lines)} is put off")
         must(not hub._strangers, f"{len(hub._strangers)} links are still waited for")
         must(not listener._strangers, f"{len(listener._strangers)} strangers are left")
         left = len(runner.server.connections)
@@ -195,8 +197,9 @@ class Honest:
         call = wire.StoreCall(
             self._stamp, self._request, st.Add("n", 1), 5.0, acknowledged=self._request - 1
         )
-        self._say(call)
-        self._say(wire.Heartbeat(self._stamp))
+        # More than is taken in one turn, so that it has to be given another.
+        beats = framed(wire.encode(wire.Heartbeat(self._stamp))) * (2 * FRAMES_PER_TURN)
+        self._bring(beats + framed(wire.encode(call)))
         heard: list[wire.FromCoordinator] = []
         for number in range(1_000):
             await asyncio.sleep(0.01 if number > 5 else 0)
@@ -211,8 +214,11 @@ class Honest:
         must(got == st.Value(self._sum), f"the honest node's sum is {got}, not {self._sum}")
 
     def _say(self, message: wire.Message) -> None:
+        self._bring(framed(wire.encode(message)))
+
+    def _bring(self, data: bytes) -> None:
         must(not self.transport.is_closing(), "the honest node's connection was closed")
-        self.transport.bring(framed(wire.encode(message)))
+        self.transport.bring(data)
 
     def _heard(self) -> list[wire.FromCoordinator]:
         return self._reader.take(self.transport.take())

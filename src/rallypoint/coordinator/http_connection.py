@@ -50,14 +50,19 @@ class HttpConnection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """aiohttp's own answer. The application's signals do not see it."""
+        if isinstance(exc, ConnectionResetError):
+            # Its sender has gone before aiohttp could say "100 Continue".
+            response = web.Response(status=400)
+            response.force_close()
+            return response
         if isinstance(exc, UnicodeEncodeError):
             # An answer that repeats bytes of the request that are no UTF-8, such as aiohttp's to an
             # Expect that it does not know.
             exc = BadHttpMessage("a header has bytes that are no text")
             status, message = 400, exc.message
-        response = super().handle_error(request, status, exc, message)
-        response.headers["Server"] = SERVER_NAME
-        return response
+        answer = super().handle_error(request, status, exc, message)
+        answer.headers["Server"] = SERVER_NAME
+        return answer
 
 
 def connections_of(server: web.Server) -> Callable[[], HttpConnection]:
