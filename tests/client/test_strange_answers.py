@@ -41,6 +41,17 @@ def test_a_refused_handshake_is_an_error_of_ours_whatever_its_body(
     assert isinstance(error, errors.CoordinatorError | ConnectionRefusedError)
 
 
+def test_a_limit_that_refused_the_connection_is_told_and_how_to_raise_it() -> None:
+    from websockets.exceptions import InvalidStatus
+
+    body = b'{"error":"at most 2 connections\\u001b[31m","hint":"raise RALLYPOINT_SESSIONS_MAX"}'
+    refused = InvalidStatus(Response(503, "Service Unavailable", Headers(), body))
+    text = str(_handshake_error(Address("h", 1), refused))
+    assert "at most 2 connections" in text
+    assert "RALLYPOINT_SESSIONS_MAX" in text
+    assert "\x1b" not in text
+
+
 def test_a_node_takes_no_answer_of_another_kind_than_it_asked_for() -> None:
     network = Network()
     node = network.node("a")

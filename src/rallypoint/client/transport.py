@@ -25,6 +25,7 @@ from websockets.uri import parse_uri
 from rallypoint.client import forking
 from rallypoint.client.sockets import ResettingSocket
 from rallypoint.core.addresses import plain, with_zone
+from rallypoint.core.reasons import tidy
 from rallypoint.core.values import Address
 from rallypoint.errors import NotACoordinatorError
 from rallypoint.tokens import token_error
@@ -245,6 +246,7 @@ async def connect(address: Address, sockaddr: object, family: int, token: str) -
     return connection
 
 
+SAID_MAX: Final = 500
 RETRIED_STATUSES: Final = (502, 503, 504)
 """What a proxy answers while the coordinator behind it starts again: worth another try."""
 
@@ -274,7 +276,9 @@ def _status_error(address: Address, response: Response) -> Exception:
         return token_error(f"{address}: {message}", body.hint, body.fingerprint, body.origin)
     answer = f"HTTP status {response.status_code} {response.reason_phrase}"
     if response.status_code in RETRIED_STATUSES:
-        return ConnectionRefusedError(answer)
+        # Ours says which limit it is, and how to raise it.
+        said = tidy("; ".join(filter(None, (body.error, body.hint))), SAID_MAX)
+        return ConnectionRefusedError(f"{answer}: {said}" if said else answer)
     return _not_ours(address, answer, response.status_code)
 
 
