@@ -157,6 +157,14 @@ def test_a_run_alone_has_no_slices_and_those_that_share_have() -> None:
     assert turns.slice_s("b") is None
 
 
+def test_connections_that_come_to_a_run_share_nothing_with_it() -> None:
+    """Each is nobody's until it has attached: a run alone would pay for slices while nodes come."""
+    turns = Turns(Loop())
+    for run in (None, "a", None, "a", None):
+        assert turns.slice_s(run) is None
+    assert turns.slice_s("b") == SLICE_S
+
+
 def test_without_a_loop_nobody_waits() -> None:
     turns = Turns()
     assert [turns.slice_s(run) for run in "abab"] == [None] * 4

@@ -19,7 +19,7 @@ from rallypoint.core.budget import HOW_TO_RAISE, Share
 from rallypoint.core.quotas import NOBODY, Account
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.sizes import size_text
-from rallypoint.core.store import LIMIT, StoreFailure
+from rallypoint.core.store import LIMIT, StoreFailure, Value
 from rallypoint.core.values import Address, ConnectionEnd, NodeId, secret_hash
 from rallypoint.wire import messages as wire
 from rallypoint.wire import parts
@@ -41,6 +41,10 @@ TURN_BYTES: Final = 256 * 1024
 """How much of large messages is sent on one connection before the others have their turn."""
 CLOSE_S: Final = 2.0
 """How long a connection that is to be closed waits for its peer to read the rest of a message."""
+
+
+_SIZED: Final = (bytes, tuple)
+"""What an answer's value may be that can be large."""
 
 
 class Outlet(Protocol):
@@ -102,6 +106,7 @@ class Session:
         "_read_s",
         "_share",
         "_source",
+        "_turns",
         "_unread",
         "account",
         "attach_bytes",
@@ -127,6 +132,7 @@ class Session:
         self._hub = hub
         self._asked: on.NodeAttached | None = None
         self._source: Address | None = None
+        self._turns = hub.turns
         self._is_over = False
         self._has_ended = False
         self.attach_bytes = 0
@@ -265,7 +271,9 @@ class Session:
         """Queue the answer to a call. A large one is made as the peer takes it."""
         if self._is_over:
             return
-        if parts.is_large(message.result):
+        result = message.result
+        # Most are of a write, and have no value that could be large.
+        if type(result) is Value and type(result.value) in _SIZED and parts.is_large(result):
             self.send_parts(parts.answer_parts(message))
         elif self._outgoing is None:
             self.outlet.send(wire.encode(message))
@@ -357,7 +365,10 @@ class Session:
 
     def slice_s(self) -> float | None:
         """How long this connection may be read now: see Turns."""
-        return self._hub.turns.slice_s(self.run)
+        turns, run = self._turns, self.run
+        if run is turns.last and not turns.shared_ticks:
+            return None  # as slice_s says, which is asked for every message
+        return turns.slice_s(run)
 
     def clock_s(self) -> float:
         """The clock that slices are measured on."""

@@ -50,8 +50,10 @@ class Turns:
         self.clock_s = clock_s
         self._lines: dict[Hashable, deque[Work]] = {}  # the next run first
         self._is_set = False
-        self._last: Hashable = None
-        self._shared_ticks = 0
+        self.last: Hashable = None
+        """The run that was asked for last."""
+        self.shared_ticks = 0
+        """For so many ticks more, runs share the turns; 0: the last one is alone."""
         # Of runs with long pieces: what they have left, and when that was so.
         self._credits: dict[Hashable, tuple[float, float]] = {}
         self._rests: dict[Hashable, float] = {}  # until when they wait
@@ -61,27 +63,28 @@ class Turns:
     def slice_s(self, run: Hashable) -> float | None:
         """How long this run may use the loop now; None: as long as it likes, as it is alone.
 
-        0: it has put something off, so that what comes now waits behind that.
+        0: it has put something off, so that what comes now waits behind that. None is who has not
+        attached yet: it is no run that others share their time with.
         """
-        if run is not self._last:
-            if self._last is not None and self.loop is not None:
-                self._shared_ticks = ALONE_AFTER_TICKS
-            self._last = run
-        if not self._shared_ticks:
+        if run is not self.last and run is not None:
+            if self.last is not None and self.loop is not None:
+                self.shared_ticks = ALONE_AFTER_TICKS
+            self.last = run
+        if not self.shared_ticks:
             return None
         return 0.0 if run in self._lines else SLICE_S
 
     def tick(self) -> None:
         """Time passes: a run that is not heard any more shares nothing."""
-        if self._shared_ticks:
-            self._shared_ticks -= 1
-            if not self._shared_ticks:
+        if self.shared_ticks:
+            self.shared_ticks -= 1
+            if not self.shared_ticks:
                 self._credits.clear()
                 self._rests.clear()
 
     def spent(self, run: Hashable, took_s: float) -> None:
         """The run has used the loop for so long, at one go, while it shared it."""
-        if took_s <= SLICE_S or not self._shared_ticks:
+        if took_s <= SLICE_S or not self.shared_ticks:
             return
         now_s = self.clock_s()
         credit_s, since_s = self._credits.get(run, (BURST_S, now_s))

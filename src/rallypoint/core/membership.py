@@ -986,7 +986,7 @@ class Membership:
                 self._note(each)
         if self.case is not None and not self.case.closed:
             self._close_case()
-        if self.phase is Phase.GATHERING and self._pace.is_storm:
+        if self._pace.is_slowed and self._pace.is_storm and self.phase is Phase.GATHERING:
             self._close_as_storm()
         if self.phase is Phase.ACTIVE:
             self._advance_active(self.settings)

@@ -826,7 +826,8 @@ class RoundStore:
 
     def footprint(self) -> int:
         """About how many bytes of memory all takes that is stored, awaited or remembered. O(1)."""
-        return self._data.footprint() + self._tally.kept
+        data = self._data  # whose own footprint this is, without a call: it is asked for each call
+        return data._bytes + KEY_BYTES * len(data._values) + self._tally.kept
 
     def growth_of(self, op: StoreOp) -> int:
         """By how much the footprint would grow with this call until it is acknowledged, at most.
