@@ -281,3 +281,18 @@ def test_a_run_that_is_held_back_while_its_ledger_is_away_goes_on() -> None:
     driver.restore_ledger()
     driver.advance(1.0)
     assert driver.phase is Phase.ACTIVE
+
+
+def test_only_brief_rounds_in_a_row_are_a_storm() -> None:
+    pace = pacing.Pace()
+    for _ in range(pacing.ROUNDS_AT_ONCE):
+        pace.round_ended(0.0, 0.0)
+    assert pace.wait_s(0.0) > 0
+    for _ in range(pacing.BRIEF_ROUNDS_MAX - 1):
+        pace.round_ended(0.0, 0.0)
+    pace.round_ended(pacing.BRIEF_S, 0.0)
+    for _ in range(pacing.BRIEF_ROUNDS_MAX - 1):
+        pace.round_ended(0.0, 0.0)
+    assert not pace.is_storm
+    pace.round_ended(0.0, 0.0)
+    assert pace.is_storm
