@@ -17,6 +17,7 @@ from rallypoint.core import events as on
 from rallypoint.core.values import Address, NodeId, NodeInfo, Outcome, Phase, RunSettings
 from rallypoint.errors import LedgerLimitError
 from rallypoint.ledger.contract import Ledger, SwapOutcome, Unknown, Versioned
+from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
 from tests.loops import run_virtual
 
@@ -233,3 +234,32 @@ def test_a_run_that_is_forgotten_leaves_no_register(caplog):
         await bench.committer.aclose()
 
     asyncio.run(main())
+
+
+def test_a_run_that_goes_while_its_record_is_written_leaves_no_record():
+    async def main() -> None:
+        at = Bench([])
+        key = run_key("run")
+        is_written, may_answer = asyncio.Event(), asyncio.Event()
+        swap = at.ledger.inner.swap
+
+        async def slow(key: str, expected: int | None, value: bytes) -> SwapOutcome:
+            outcome = await swap(key, expected, value)
+            is_written.set()
+            await may_answer.wait()
+            return outcome
+
+        at.ledger.inner.swap = slow  # type: ignore[method-assign]
+        failed: list[object] = []
+        at.run.fail = failed.append  # type: ignore[method-assign,assignment]
+        at.node("a")
+        await at.until(is_written.is_set)
+        at.committer.forget("run")
+        may_answer.set()
+        async with asyncio.timeout(20):
+            while await at.ledger.inner.read(key) is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        assert not failed
+        await at.committer.aclose()
+
+    run_virtual(main())

@@ -100,12 +100,14 @@ class Committer:
             # An earlier try, whose outcome was unknown, had been done.
             self._committed(run, outcome.current.version)
         else:
-            del self._pending[run.run_id]
+            self._pending.pop(run.run_id, None)
             run.post(on.CommitRefused("another coordinator has written this run's record"))
 
     def _committed(self, run: RunHost, version: int) -> None:
         self._versions[run.run_id] = version
-        del self._pending[run.run_id]
+        if self._pending.pop(run.run_id, None) is None:
+            self.forget(run.run_id)  # The run had to go while this was written.
+            return
         run.post(on.Committed())
 
     def _run_record(self, run: RunHost, record: RoundRecord | CloseRecord) -> RunRecord:
