@@ -34,6 +34,8 @@ LEDGER_WITHIN_S: Final = 1.5
 """How long the ledger has."""
 ANSWER_BYTES_MAX: Final = 64 * 1024**2
 ASKED_AT_ONCE: Final = 16
+ASKED_AT_ONE: Final = 8
+"""So many of them at one coordinator: one that hangs leaves room for questions to others."""
 _BEING_TAKEN: Final = "the coordinator that answers takes it over"
 
 
@@ -187,7 +189,9 @@ class Replicas:
     ) -> Answer:
         if self._http is None:
             self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=ASKED_AT_ONCE, force_close=True),
+                connector=aiohttp.TCPConnector(
+                    limit=ASKED_AT_ONCE, limit_per_host=ASKED_AT_ONE, force_close=True
+                ),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
