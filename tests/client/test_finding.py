@@ -131,6 +131,27 @@ def test_something_else_listens_there(talk: Talk):
     run_clean(main)
 
 
+def test_an_address_that_takes_long_is_given_longer_each_time(monkeypatch: pytest.MonkeyPatch):
+    """A coordinator that has thousands to let in must not work for those that have given up."""
+    monkeypatch.setattr(finding, "ADDRESS_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(finding, "ADDRESS_TIMEOUT_MAX_S", 0.12)
+
+    async def main() -> None:
+        async with listening(say_nothing) as port:
+            target = Address("127.0.0.1", port)
+            attempts = Attempts(target)
+            given_s = []
+            for _ in range(4):
+                assert await finding.dial(target, "", attempts) is None
+                words = attempts.answers[str(target)]
+                given_s.append(float(words.removeprefix("no answer within ").removesuffix(" s")))
+            assert given_s[0] == 0.05
+            assert 0.08 <= given_s[1] <= 0.1
+            assert given_s[2:] == [0.12, 0.12]
+
+    run_clean(main)
+
+
 def test_somebody_listens_and_says_nothing():
     async def main() -> None:
         async with listening(say_nothing) as port:

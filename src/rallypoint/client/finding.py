@@ -35,7 +35,13 @@ from rallypoint.settings import Endpoint, EndpointKind, NodeSettings
 _log = logging.getLogger("rallypoint.client")
 
 ADDRESS_TIMEOUT_S: Final = 5.0
-"""How long one address may take to connect and answer the handshake."""
+"""How long one address may take to connect and answer the handshake, the first time."""
+ADDRESS_TIMEOUT_MAX_S: Final = 20.0
+"""Each time that an address takes longer than it may, it may take twice as long the next time.
+
+A coordinator that thousands of nodes dial at once needs some seconds for all handshakes. If every
+node gave up after the same 5 s, it would work for connections that are gone, again and again.
+"""
 PASSING_STATUSES: Final = (404, 429)
 """What a proxy answers while it has no coordinator behind it, or too much to do. 5xx, too."""
 STAGGER_S: Final = 0.03
@@ -68,6 +74,8 @@ class Attempts:
         """What answers there instead of a coordinator, and may be a proxy that has none yet."""
         self.refused: TokenError | None = None
         """A coordinator that asks for another token."""
+        self.address_limit_s = ADDRESS_TIMEOUT_S
+        """How long an address may take, the next time that one is dialled."""
         self.only_refused = False
         self.unresolved = False
         self.not_hosting = ""
@@ -170,7 +178,7 @@ async def _dial(
 ) -> Connection | None:
     attempts.only_refused = True
     shown.doing = f"{target.host}: the name is being looked up"
-    limit_s = min(limit_s, ADDRESS_TIMEOUT_S)
+    limit_s = min(limit_s, shown.address_limit_s)
     not_ours: NotACoordinatorError | None = None
     for address in await _resolve(target, attempts, limit_s):
         where = Address(address.host, target.port)
@@ -181,6 +189,9 @@ async def _dial(
         except TimeoutError:
             attempts.answers[str(where)] = f"no answer within {limit_s:.3g} s"
             attempts.only_refused = False
+            # Chance, so that many nodes do not give up at the same time.
+            longer_s = shown.address_limit_s * random.uniform(1.6, 2.0)
+            shown.address_limit_s = min(longer_s, ADDRESS_TIMEOUT_MAX_S)
         except OSError as error:
             attempts.answers[str(where)] = describe_os_error(error)
             attempts.only_refused &= error.errno == errno.ECONNREFUSED
