@@ -126,7 +126,8 @@ def test_the_cause_may_be_another_worker_of_the_same_node(machine: Machine) -> N
     pids = [int(agent.line(r"ready (\d+)")[1]) for _ in range(3)]  # before the first of them fails
     for pid in pids:
         os.kill(pid, signal.SIGUSR1)
-    assert "ValueError: bad batch" in agent.ends(1).rpartition("error: run")[2]
+    text = agent.ends(1)
+    assert "ValueError: bad batch" in text.rpartition("error: run")[2], text
 
 
 def test_a_program_that_fails_on_every_node_at_once_is_charged_once(machine: Machine) -> None:

@@ -101,6 +101,21 @@ def both_ways_to_watch(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("both_ways_to_watch")
+def test_a_worker_runs_until_its_end_was_told() -> None:
+    """The agent regroups once nobody runs: it must have heard of the failure that was the cause."""
+
+    async def scenario() -> None:
+        async with Setup(spec("raise SystemExit(7)", 0)) as setup:
+            async with asyncio.timeout(20):
+                while not setup.exits.seen:
+                    assert setup.group.running == (0,)
+                    await asyncio.sleep(0)
+            assert setup.group.running == ()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("both_ways_to_watch")
 def test_exits_are_told_with_their_code_or_signal() -> None:
     async def scenario() -> None:
         codes = ["raise SystemExit(0)", "raise SystemExit(7)", SLEEP]

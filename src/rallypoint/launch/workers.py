@@ -93,6 +93,7 @@ class Worker:
         self.popen = popen
         self.pid = popen.pid
         self.exited: asyncio.Future[int]
+        self.is_told = False
         self.killed_by_us = False
         self.reaped = False
 
@@ -162,8 +163,12 @@ class WorkerGroup:
 
     @property
     def running(self) -> tuple[int, ...]:
-        """The local ranks of the workers that have not ended."""
-        return tuple(w.spec.local_rank for w in self._workers if not w.exited.done())
+        """The local ranks of the workers whose end was not told yet.
+
+        A worker that has ended and was not told of is one of them: a caller that finds nobody
+        running has heard how each of them ended.
+        """
+        return tuple(w.spec.local_rank for w in self._workers if not w.is_told)
 
     async def start(self) -> None:
         """Starts all workers, or none: when one fails, those before it are killed.
@@ -295,7 +300,7 @@ class WorkerGroup:
         status = await worker.exited
         oom = await self._was_oom(worker, status)
         # Not called from here: whatever it raises must not keep the session from being emptied.
-        asyncio.get_running_loop().call_soon(self._exits, _describe(worker, status, oom))
+        asyncio.get_running_loop().call_soon(self._tell, worker, _describe(worker, status, oom))
         await self._empty_session(worker)
         if self._guard is not None:
             self._guard.remove(worker.pid)  # while its pid cannot be that of another group
@@ -303,6 +308,10 @@ class WorkerGroup:
         self._changed.set()
         if self._thread is not None and all(w.reaped for w in self._workers):
             self._thread.close()
+
+    def _tell(self, worker: Worker, exit: WorkerExit) -> None:
+        worker.is_told = True
+        self._exits(exit)
 
     async def _was_oom(self, worker: Worker, status: int) -> bool:
         counter, before = self._oom_counter, self._oom_before
