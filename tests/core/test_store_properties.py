@@ -33,6 +33,7 @@ from rallypoint.core.store import (
     StoreLimits,
     StoreOp,
     StoreResult,
+    Tally,
     Wait,
     Write,
     _Data,
@@ -400,7 +401,7 @@ def test_the_same_inputs_give_the_same_outputs_in_the_same_order(steps: list[Ste
 
 @given(st.lists(DATA_OPS, max_size=30))
 def test_replaying_the_writes_gives_the_same_data(ops: list[DataOp]) -> None:
-    data, replayed = _Data(StoreLimits()), _Data(StoreLimits())
+    data, replayed = _Data(StoreLimits(), Tally()), _Data(StoreLimits(), Tally())
     log: list[Write] = []
     for op in ops:
         before = data.items()

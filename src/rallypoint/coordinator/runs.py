@@ -42,6 +42,7 @@ from rallypoint.core.store import (
     RoundStore,
     StoreFailure,
     StoreLimits,
+    Tally,
 )
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
@@ -67,9 +68,6 @@ _log = logging.getLogger("rallypoint.coordinator")
 TIMERS_FEW: Final = 64
 """It is not looked which of so few timers of a run are stale."""
 _OF_A_MEMBER: Final = (do.TimerKind.GRACE, do.TimerKind.LOST)
-CALL_BYTES_MAX: Final = 16 * 1024**2
-"""What one call can add to what a run keeps, at most: a message of 8 MiB, and what 10,000 keys take
-besides."""
 MEMBER_BYTES: Final = 2 * 1024
 """What a member takes besides its names, addresses and labels."""
 INFO_COPIES: Final = 4
@@ -138,6 +136,7 @@ class RunHost:
         """What the run keeps, in bytes."""
         self.pins = Pins(self.share.add)
         self._kept_store = 0
+        self._tally: Tally | None = None
         self._kept_members: dict[str, int] = {}
         self._past = PastSizes(hub.config.rounds_remembered, self.share.add)
         self.history = History(hub.config.rounds_remembered, now_s, hub.config.clock_host)
@@ -436,14 +435,15 @@ class RunHost:
             outside = StoreFailure(BAD_REQUEST, "this node is not in the round")
             self._answer([Answer(node.name, call.request_id, outside)])
         else:
-            if self.share.is_near_fair(CALL_BYTES_MAX):
+            if self.share.used > self._hub.budget.surely:
                 excess = self._no_room_to_call(store, node, call)
                 if excess is not None:
                     full = StoreFailure(LIMIT, f"{excess}; {HOW_TO_RAISE}")
                     self._answer([Answer(node.name, call.request_id, full)])
                     return
             self._answer(self._apply(store, node, call, session.heard_s))
-            self._count_store()
+            if self._tally is None or self._tally.kept != self._kept_store:
+                self._count_store()
             self._arm_store_timer()
             if self._shared is not None:
                 self._write_log()
@@ -691,6 +691,7 @@ class RunHost:
             store = _store_of(record, seats, self._hub.config.store_limits)
         durable = self._shared.new_store(self, store, sealed) if self._shared is not None else None
         self.store = durable or store
+        self._tally = store.tally if durable is None else None
         self._count_store()
 
     def _break(self, effect: do.Break) -> None:

@@ -23,6 +23,8 @@ BYTES_MIN: Final = 16 * 1024**2
 """A smaller budget would refuse the largest messages of a single node."""
 BYTES_DEFAULT: Final = 1024**3
 """Where nobody has said how much memory there is."""
+CALL_BYTES_MAX: Final = 16 * 1024**2
+"""What one call of a store can add at most: a message of 8 MiB, and what 10,000 keys take."""
 HOW_TO_RAISE: Final = "raise it where the coordinator starts: --memory or RALLYPOINT_MEMORY"
 
 
@@ -47,14 +49,13 @@ class Excess(msgspec.Struct, frozen=True):
 class Budget:
     """The bytes of one process. All methods are O(1), whatever the number of shares."""
 
-    __slots__ = ("_holders", "bytes_max", "fair", "used")
+    __slots__ = ("_holders", "bytes_max", "fair", "surely", "used")
 
     def __init__(self, bytes_max: int = BYTES_DEFAULT) -> None:
         self.bytes_max = bytes_max
         self.used = 0
         self._holders = 0
-        self.fair = self._fair()
-        """What each run may have, whatever the others have."""
+        self._set_fair()
 
     def share(self, name: str) -> Share:
         """An account of its own. `name` is for people: "run 'job'"."""
@@ -63,10 +64,13 @@ class Budget:
     def count(self, more: int) -> None:
         """So many shares more keep something. For shares."""
         self._holders += more
-        self.fair = self._fair()
+        self._set_fair()
 
-    def _fair(self) -> int:
-        return self.bytes_max // (self._holders + 1)
+    def _set_fair(self) -> None:
+        self.fair = self.bytes_max // (self._holders + 1)
+        """What each run may have, whatever the others have."""
+        self.surely = self.fair - CALL_BYTES_MAX
+        """A run that keeps no more than this may make any call."""
 
 
 class Share:

@@ -299,22 +299,30 @@ class Effect(msgspec.Struct, frozen=True):
     writes: tuple[Write, ...] = ()
 
 
+class Tally:
+    """What a store keeps in memory, in bytes; and whether its sessions tell reads from writes."""
+
+    __slots__ = ("kept", "tells_reads")
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self.tells_reads = False
+
+
 class _Data:
     """Keys and values, and the decision what a call does to them."""
 
-    def __init__(self, limits: StoreLimits) -> None:
+    def __init__(self, limits: StoreLimits, tally: Tally) -> None:
         self._limits = limits
+        self._tally = tally
         # A value that was appended to is a bytearray until it is read: copying it whole on each
         # append would make n appends cost n² bytes.
-        self._values: dict[str, bytes | bytearray] = {}
+        self.values: dict[str, bytes | bytearray] = {}
         self._growing: dict[str, None] = {}  # The keys of all bytearrays.
-        self._bytes = 0
+        self.bytes = 0
 
     def usage(self) -> tuple[int, int]:
-        return len(self._values), self._bytes
-
-    def footprint(self) -> int:
-        return self._bytes + KEY_BYTES * len(self._values)
+        return len(self.values), self.bytes
 
     def growth_of(self, writes: Iterable[Write]) -> int:
         """By how much the footprint grows with these writes."""
@@ -322,31 +330,33 @@ class _Data:
         for write in writes:
             if isinstance(write, Drop):
                 growth -= KEY_BYTES
-            elif write.key not in self._values:
+            elif write.key not in self.values:
                 growth += KEY_BYTES
         return growth
 
     def items(self) -> list[tuple[str, bytes]]:
-        return [(key, bytes(self._values[key])) for key in sorted(self._values)]
+        return [(key, bytes(self.values[key])) for key in sorted(self.values)]
 
     def __contains__(self, key: str) -> bool:
-        return key in self._values
+        return key in self.values
 
     def copy(self) -> dict[str, bytes]:
         """All keys and values, as they are now. Without a step of Python's for each key."""
         for key in list(self._growing):
             self._read(key)
-        return cast(dict[str, bytes], self._values.copy())
+        return cast(dict[str, bytes], self.values.copy())
 
     def value(self, key: str) -> bytes:
         return self._read(key)
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of `keys` that do not exist, each once, in their order."""
-        return [key for key in dict.fromkeys(keys) if key not in self._values]
+        return [key for key in dict.fromkeys(keys) if key not in self.values]
 
     def effect_of(self, op: DataOp) -> Effect | None:
         """What `op` would answer and write now; None if it has to wait. Changes nothing."""
+        if type(op) is Get:  # the last of the classes below, and one of the most frequent
+            return self._reading(op) if op.key in self.values else None
         match op:
             case Set(key, value):
                 return self._writing(None, Put(key, value))
@@ -360,12 +370,12 @@ class _Data:
                 last = dict(zip(keys, values, strict=True))
                 return self._writing(None, *(Put(key, value) for key, value in last.items()))
             case DeleteKey(key):
-                there = key in self._values
+                there = key in self.values
                 return Effect(Value(there), (Drop(key),) if there else ())
             case Check(keys):
                 return Effect(Value(not self.missing(keys)))
             case NumKeys():
-                return Effect(Value(len(self._values)))
+                return Effect(Value(len(self.values)))
             case Get() | Wait() | MultiGet():
                 return None if self.missing(keys_of(op)) else self._reading(op)
             case _:
@@ -373,18 +383,29 @@ class _Data:
 
     def commit(self, writes: Iterable[Write]) -> None:
         """Carry out what was decided. Replaying the writes of a log in order gives this data."""
+        keys = len(self.values)
         for write in writes:
-            self._bytes += self._growth(write)
+            growth = self._growth(write)
+            if growth:
+                self.bytes += growth
+                self._tally.kept += growth
             match write:
                 case Put(key, value):
-                    self._values[key] = value
+                    self.values[key] = value
                     if self._growing:
                         self._growing.pop(key, None)
                 case Extend(key, value):
                     self._extend(key, value)
                 case Drop(key):
-                    del self._values[key]
+                    del self.values[key]
                     self._growing.pop(key, None)
+        if len(self.values) != keys:
+            self._tally.kept += KEY_BYTES * (len(self.values) - keys)
+
+    def drop_all(self) -> None:
+        """Keep nothing any more."""
+        self._tally.kept -= self.bytes + KEY_BYTES * len(self.values)
+        self.values, self._growing, self.bytes = {}, {}, 0
 
     def _reading(self, op: Get | Wait | MultiGet) -> Effect:
         match op:
@@ -393,12 +414,12 @@ class _Data:
             case Wait():
                 return Effect(Value(None))
             case MultiGet(keys):
-                size = sum(len(self._values[key]) for key in keys)
+                size = sum(len(self.values[key]) for key in keys)
                 excess = self._limits.excess("answer_bytes_max", size)
                 return Effect(excess or Value(tuple(self._read(key) for key in keys)))
 
     def _adding(self, key: str, amount: int) -> Effect:
-        current = _integer(self._values.get(key) or b"0")
+        current = _integer(self.values.get(key) or b"0")
         if current is None:
             message = f"the value of key {_shown(key)} is not a 64-bit decimal integer"
             return Effect(StoreFailure(NOT_AN_INTEGER, message))
@@ -410,8 +431,8 @@ class _Data:
 
     def _comparing(self, op: CompareSet) -> Effect:
         # An absent key compares as empty, but is not: then `expected` comes back, as in torch.
-        absent = op.key not in self._values
-        if (b"" if absent else self._values[op.key]) == op.expected:
+        absent = op.key not in self.values
+        if (b"" if absent else self.values[op.key]) == op.expected:
             return self._writing(op.desired, Put(op.key, op.desired))
         return Effect(Value(op.expected if absent else self._read(op.key)))
 
@@ -422,8 +443,8 @@ class _Data:
 
     def _excess(self, writes: Sequence[Put | Extend]) -> StoreFailure | None:
         largest = max(map(self._length_after, writes), default=0)
-        total = self._bytes + sum(map(self._growth, writes))
-        count = len(self._values) + sum(write.key not in self._values for write in writes)
+        total = self.bytes + sum(map(self._growth, writes))
+        count = len(self.values) + sum(write.key not in self.values for write in writes)
         return (
             self._limits.excess("value_bytes_max", largest)
             or self._limits.excess("total_bytes_max", total)
@@ -431,28 +452,28 @@ class _Data:
         )
 
     def _length_after(self, write: Put | Extend) -> int:
-        before = len(self._values.get(write.key, b"")) if isinstance(write, Extend) else 0
+        before = len(self.values.get(write.key, b"")) if isinstance(write, Extend) else 0
         return before + len(write.value)
 
     def _growth(self, write: Write) -> int:
         """By how many bytes `write` makes the data larger."""
-        before = self._values.get(write.key)
+        before = self.values.get(write.key)
         held = 0 if before is None else _key_bytes(write.key) + len(before)
         if isinstance(write, Drop):
             return -held
         return _key_bytes(write.key) + self._length_after(write) - held
 
     def _extend(self, key: str, value: bytes) -> None:
-        current = self._values.get(key, b"")
+        current = self.values.get(key, b"")
         if not isinstance(current, bytearray):
-            current = self._values[key] = bytearray(current)
+            current = self.values[key] = bytearray(current)
             self._growing[key] = None
         current += value
 
     def _read(self, key: str) -> bytes:
-        value = self._values[key]
+        value = self.values[key]
         if isinstance(value, bytearray):
-            value = self._values[key] = bytes(value)
+            value = self.values[key] = bytes(value)
             del self._growing[key]
         return value
 
@@ -483,20 +504,10 @@ class _AskAgain(enum.Enum):
     ASK_AGAIN = enum.auto()
 
 
-class _Tally:
-    """What all sessions of a store keep, in bytes; and whether they tell reads from writes."""
-
-    __slots__ = ("kept", "tells_reads")
-
-    def __init__(self) -> None:
-        self.kept = 0
-        self.tells_reads = False
-
-
 class _Session:
     """What is remembered of one incarnation of a node, so that a resend is applied once (R11)."""
 
-    def __init__(self, tally: _Tally) -> None:
+    def __init__(self, tally: Tally) -> None:
         self._tally = tally
         # By request id: a call that waits, an answer in case it is asked for again, or None for
         # a call that was cancelled.
@@ -511,11 +522,10 @@ class _Session:
         self._ids: list[int] = []
 
     def admit(self, call: _Call) -> None:
-        if call.request_id not in self.calls:
-            self._tally.kept += CALL_BYTES
-            if call.request_id > self._floor:
-                heappush(self._ids, call.request_id)
         self.calls[call.request_id] = call
+        self._tally.kept += CALL_BYTES
+        if call.request_id > self._floor:
+            heappush(self._ids, call.request_id)
 
     def has_seen(self, request_id: int) -> bool:
         acknowledged = request_id <= self._floor and request_id not in self._open
@@ -528,14 +538,13 @@ class _Session:
         call = self.calls.get(request_id)
         return [call] if isinstance(call, Answer) else []
 
-    def remember(self, answer: Answer, *, is_read: bool = False) -> None:
+    def remember(self, answer: Answer, op: StoreOp | None = None) -> None:
         size = _result_bytes(answer.result)
-        if is_read:
-            if size > REMEMBERED_READ_BYTES_MAX:
-                self.calls[answer.request_id] = _AskAgain.ASK_AGAIN
-                return
-            if self._tally.tells_reads:
-                self._reads.add(answer.request_id)
+        if size > REMEMBERED_READ_BYTES_MAX and type(op) in READS:
+            self.calls[answer.request_id] = _AskAgain.ASK_AGAIN
+            return
+        if self._tally.tells_reads and type(op) in READS:
+            self._reads.add(answer.request_id)
         self.calls[answer.request_id] = answer
         if size:
             self.answer_bytes += size
@@ -710,10 +719,10 @@ class RoundStore:
         self, seats: Sequence[tuple[str, int, int]], limits: StoreLimits = DEFAULT_LIMITS
     ) -> None:
         self._limits = limits
+        self.tally = self._tally = Tally()
         self._seats = _Seats(seats)
         self._sessions: dict[str, _Session] = {}  # of who has called: a new round costs nothing
-        self._tally = _Tally()
-        self._data = _Data(limits)
+        self._data = _Data(limits, self._tally)
         self._waits: dict[_Call, None] = {}  # in the order in which they began
         # A key that is here does not exist, and no call is under a key that it has seen exist.
         self._by_key: dict[str, dict[_Call, None]] = {}
@@ -749,7 +758,10 @@ class RoundStore:
             return [Answer(node, request_id, refusal)]
         self._calls_admitted += 1
         call = _Call(node, request_id, op, timeout_s, self._calls_admitted)
-        session.admit(call)
+        if is_again:
+            session.calls[request_id] = call
+        else:
+            session.admit(call)
         return self._begin(call, now_s)
 
     def acknowledge(self, node: str, up_to_request_id: int, still_open: Sequence[int] = ()) -> None:
@@ -816,7 +828,7 @@ class RoundStore:
             return []
         self._ended = message
         self._settled = None
-        self._data = _Data(self._limits)
+        self._data.drop_all()
         failure = StoreFailure(ROUND_ENDED, message)
         return [self._settle(call, failure) for call in list(self._waits)]
 
@@ -826,8 +838,7 @@ class RoundStore:
 
     def footprint(self) -> int:
         """About how many bytes of memory all takes that is stored, awaited or remembered. O(1)."""
-        data = self._data  # whose own footprint this is, without a call: it is asked for each call
-        return data._bytes + KEY_BYTES * len(data._values) + self._tally.kept
+        return self._tally.kept
 
     def growth_of(self, op: StoreOp) -> int:
         """By how much the footprint would grow with this call until it is acknowledged, at most.
@@ -967,6 +978,8 @@ class RoundStore:
         return _shape_objection(call.op) or self._key_objection(keys_of(call.op))
 
     def _key_objection(self, keys: tuple[str, ...]) -> StoreFailure | None:
+        if len(keys) == 1 and UTF8_BYTES_MAX * len(keys[0]) <= self._limits.key_bytes_max:
+            return None  # as nearly always: this is done for every call
         longest = max(map(_key_bytes, keys), default=0)
         return self._limits.excess("keys_per_call_max", len(keys)) or self._limits.excess(
             "key_bytes_max", longest
@@ -977,9 +990,8 @@ class RoundStore:
         if call in self._waits:
             self._leave(call)
         answer = Answer(call.node, call.request_id, result)
-        is_read = type(call.op) in READS
-        self._sessions[call.node].remember(answer, is_read=is_read)
-        if self._settled is not None and not is_read:
+        self._sessions[call.node].remember(answer, call.op)
+        if self._settled is not None and type(call.op) not in READS:
             told = self._told(call.op, result)
             self._settled.append(Settled(call.node, call.request_id, told, writes))
         return answer
@@ -1125,12 +1137,16 @@ class RoundStore:
 
 # ---- helpers -----------------------------------------------------------------------------------
 
+_OF_ONE_KEY: Final = frozenset({Set, Get, Add, CompareSet, Append, DeleteKey})
+UTF8_BYTES_MAX: Final = 4
 _INTEGER: Final = re.compile(rb"[+-]?[0-9]{1,64}")
 _SHOWN_CHARACTERS_MAX: Final = 64
 
 
 def keys_of(op: StoreOp) -> tuple[str, ...]:
     """The keys that a call names; a barrier's name is held to the same limits."""
+    if type(op) in _OF_ONE_KEY:  # a `match` would try one class after another, for every call
+        return (cast(Get, op).key,)
     match op:
         case NumKeys():
             return ()

@@ -62,8 +62,6 @@ TURN_BYTES: Final = 256 * 1024
 CONNECTION_BYTES: Final = 8 * 1024
 PARTIAL_FROM_BYTES: Final = 16 * 1024
 """A smaller message that is not whole yet counts with its connection."""
-CALL_BYTES_MAX: Final = 16 * 1024**2
-"""What one call can add to what is kept, at most."""
 
 
 class Greeting(local.LocalMessage, frozen=True, tag="store"):
@@ -201,7 +199,7 @@ class StoreServer:
     def apply(self, seat: str, call: local.Call) -> None:
         """Carry a call out, and send the answers that it brings about."""
         now_s = asyncio.get_running_loop().time()
-        if self._share.is_near_fair(CALL_BYTES_MAX):
+        if self._share.used > self.budget.surely:
             excess = self._share.excess(max(0, self._engine.growth_of(call.op)))
             if excess is not None:
                 full = StoreFailure(LIMIT, f"{excess}; set RALLYPOINT_MEMORY where it runs")
