@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import resource
 import socket
@@ -278,3 +279,38 @@ def test_listeners_in_two_threads_read_into_different_buffers() -> None:
     one, another = asyncio.run(buffer()), asyncio.run(buffer())
     one[:5], another[:5] = b"first", b"other"
     assert bytes(one[:5]) == b"first"
+
+
+def test_a_stranger_who_has_gone_leaves_no_garbage() -> None:
+    """A transport that lasts until garbage is collected makes a long collection of thousands."""
+
+    def gone() -> list[object]:
+        name = "_SelectorSocketTransport"
+        return [o for o in gc.get_objects() if type(o).__name__ == name and o.is_closing()]
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            sock.setblocking(False)
+            came = 0
+
+            class Counter(asyncio.Protocol):
+                def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                    nonlocal came
+                    came += 1
+
+            listener = listening.Listener([sock], Counter, lambda: 0, listening.ListenerLimits())
+            listener.start()
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(3):
+                    socket.create_connection(sock.getsockname()).close()
+                await until(lambda: came == 3, "not all were let in")
+                await until(lambda: not listener._strangers, "a stranger has not gone")
+                await until(lambda: not gone(), "its transport is kept")
+            finally:
+                gc.enable()
+            listener.close()
+            await listener.entered()
+
+    run_clean(main)
