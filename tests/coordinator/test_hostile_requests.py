@@ -13,6 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.wire import messages as wire
 from tests.fuzz.watching import Watch
+from tests.fuzz.world import TOKEN as FUZZ_TOKEN
 from tests.fuzz.world import World, turns
 from tests.loops import opened, run_clean, run_virtual, served, until
 
@@ -220,6 +221,26 @@ def test_who_goes_before_it_is_told_to_go_on_is_no_error() -> None:
             transport = world.connect()
             transport.bring(b"POST /x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n")
             transport.close()
+            await turns(20)
+
+    with Watch() as watch:
+        run_virtual(main())
+        watch.check()
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_who_goes_at_any_moment_before_its_body_was_read_is_no_error(count: int) -> None:
+    """Also when the handler asks for the body after the connection has ended."""
+    head = (
+        f"POST /api/v1/runs/x/close HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {FUZZ_TOKEN}\r\n"
+    )
+
+    async def main() -> None:
+        async with World() as world:
+            transport = world.connect()
+            transport.bring(f"{head}Content-Length: 9\r\n\r\n{{".encode())
+            await turns(count)
+            transport.end(ConnectionResetError(104, "reset"))
             await turns(20)
 
     with Watch() as watch:

@@ -10,6 +10,7 @@ import asyncio
 from typing import Final, Protocol
 
 import msgspec
+from aiohttp.web_app import _cached_build_middleware
 
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
@@ -104,6 +105,8 @@ class World:
         self.honest.transport.end()
         await turns(5)
         await self.server.aclose()
+        # aiohttp keeps a thousand handlers of applications that are gone, and these with them.
+        _cached_build_middleware.cache_clear()
 
     def connect(self) -> MemoryTransport:
         """A new connection, of a stranger."""

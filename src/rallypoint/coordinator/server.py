@@ -289,6 +289,11 @@ class CoordinatorServer:
                 return await self._requests.answer(request, handler, account, is_last=is_last)
             except (ConnectionError, web.RequestPayloadError):
                 return _hung_up()  # in the middle of its body, or of the answer
+            except RuntimeError:
+                # aiohttp's, for a body that is asked for once its connection has ended.
+                if request.transport is not None:
+                    raise
+                return _hung_up()
 
         return note
 
