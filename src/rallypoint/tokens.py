@@ -353,15 +353,23 @@ def _check_own(path: Path, about: os.stat_result, forbidden: int, file: Path) ->
 
 def _make_own(path: Path) -> None:
     """Put a new token there, unless somebody has. Raises UsageError."""
+    _make_folder(path)
     try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        _check_own(path.parent, path.parent.stat(), _WRITABLE, path)
         _create(path, draw())
-    except FileExistsError as error:
-        if not path.parent.is_dir():
-            raise _unusable("make", path, error) from error
+    except FileExistsError:
+        return
     except OSError as error:
         raise _unusable("make", path, error) from error
+
+
+def _make_folder(path: Path) -> None:
+    """The folder of the home's token, for this user alone. Raises UsageError."""
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        about = path.parent.stat()
+    except OSError as error:
+        raise _unusable("make", path, error) from error
+    _check_own(path.parent, about, _WRITABLE, path)
 
 
 def _unusable(what: str, path: Path, error: OSError) -> UsageError:
@@ -403,11 +411,7 @@ def make_file(path: Path) -> str:
 def make_home_file() -> tuple[Path, str]:
     """The same for the home's token; its path too."""
     path = home_file()
-    try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise _unusable("make", path, error) from error
-    _check_own(path.parent, path.parent.stat(), _WRITABLE, path)
+    _make_folder(path)
     return path, make_file(path)
 
 
