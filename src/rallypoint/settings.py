@@ -560,6 +560,7 @@ def _read_tokens(path: str) -> tuple[str, ...]:
 
 
 TOKENS_MAX: Final = 16
+"""A coordinator compares each request with all of them."""
 _TOKEN_LINES_MAX: Final = 100
 TOKEN_BITS_MIN: Final = 128
 DRAW_A_TOKEN: Final = (

@@ -7,10 +7,6 @@ ends no connection; it only opens no other one.
 from __future__ import annotations
 
 import hmac
-from typing import Final
-
-TOKENS_MAX: Final = 16
-"""Each request is compared with all of them."""
 
 
 class Tokens:
