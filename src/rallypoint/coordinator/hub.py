@@ -97,7 +97,7 @@ class Hub:
         self._paces = Paces(config.new_runs_per_s)
         self._paces_of_members = Paces(config.new_runs_per_s, max(1, config.runs_max))
         """After a takeover the nodes of all runs come at once: they begin nothing."""
-        self._turns: dict[str, float] = {}
+        self._begins_at_s: dict[str, float] = {}
         """When each run may begin for which nodes wait."""
         self._idle: dict[Idle, dict[str, RunHost]] = {kind: {} for kind in Idle}
         """Runs to which no node is connected, of each kind the one that is longest first."""
@@ -255,17 +255,17 @@ class Hub:
         if run_id in self.runs:
             return 0.0
         now_s = self.now_s()
-        if run_id in self._turns:
-            return max(0.0, self._turns[run_id] - now_s)
+        if run_id in self._begins_at_s:
+            return max(0.0, self._begins_at_s[run_id] - now_s)
         paces = self._paces_of_members if was_in_it else self._paces
         wait_s = paces.wait_s(account, now_s)
         if wait_s:
-            self._turns[run_id] = now_s + wait_s
+            self._begins_at_s[run_id] = now_s + wait_s
             self.call_at(now_s + wait_s, partial(self._turn_over, run_id))
         return wait_s
 
     def _turn_over(self, run_id: str) -> None:
-        self._turns.pop(run_id, None)
+        self._begins_at_s.pop(run_id, None)
 
     def other_runs(self, run: RunHost) -> tuple[str, ...]:
         """Where the missing nodes of a run may be that has had no round yet."""
