@@ -677,3 +677,18 @@ def test_r12_an_answer_travels_as_it_is(result: StoreResult) -> None:
 def test_every_call_has_a_tag_of_its_own() -> None:
     tags = [op.__struct_config__.tag for op in get_args(StoreOp)]
     assert len(set(tags)) == 12
+
+
+def test_r11_answers_of_another_coordinator_are_forgotten_once_acknowledged() -> None:
+    """After a takeover, too: else they would stay for as long as the round lasts."""
+    before, after = Desk(), Desk()
+    before.store.note_settled()
+    for _ in range(3):
+        before.call(Add("n", 1))
+    for settled in before.store.take_settled():
+        after.store.redo(settled)
+    assert [after.store.remembers("a", number) for number in (1, 2, 3)] == [True, True, True]
+    after.store.acknowledge("a", 2)
+    assert [after.store.remembers("a", number) for number in (1, 2, 3)] == [False, False, True]
+    before.store.acknowledge("a", 2)
+    assert after.store.footprint() == before.store.footprint()
