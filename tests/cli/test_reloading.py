@@ -294,3 +294,56 @@ def test_what_is_wrong_with_the_file_is_logged(caplog: pytest.LogCaptureFixture)
         await until(lambda: "the file is gone (hint: write it)" in caplog.text, "nothing is said")
 
     asyncio.run(main())
+
+
+def test_a_fault_of_the_reading_keeps_no_later_request_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    faults = iter([MemoryError("no memory"), None])
+
+    def read() -> tuple[str, ...]:
+        fault = next(faults)
+        if fault is not None:
+            raise fault
+        return ("new",)
+
+    async def main() -> None:
+        used: list[tuple[str, ...]] = []
+
+        def use(tokens: tuple[str, ...]) -> int:
+            used.append(tokens)
+            return 0
+
+        reloader = Reloader(read, use)
+        reloader.ask()
+        await until(lambda: "the token stays as it was" in caplog.text, "nothing is said")
+        assert used == []
+        reloader.ask()
+        await until(lambda: used == [("new",)], "the second request was lost")
+
+    asyncio.run(main())
+    assert "MemoryError('no memory')" in caplog.text
+
+
+def test_without_a_thread_the_token_stays_and_may_be_asked_for_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        used: list[tuple[str, ...]] = []
+
+        def use(tokens: tuple[str, ...]) -> int:
+            used.append(tokens)
+            return 0
+
+        def refuse(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        reloader = Reloader(lambda: ("new",), use)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            reloader.ask()
+        assert "the token stays as it was: the file was not read" in caplog.text
+        reloader.ask()
+        await until(lambda: used == [("new",)], "the second request was lost")
+
+    asyncio.run(main())

@@ -49,7 +49,11 @@ class Reloader:
             _log.warning("SIGHUP: the token file is still being read; it is read once more then")
         else:
             self._is_reading = True
-            threading.Thread(target=self._read_file, args=(self._read,), daemon=True).start()
+            thread = threading.Thread(target=self._read_file, args=(self._read,), daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the machine has no thread for it now
+                self._finish((), _not_read(error))
 
     def _read_file(self, read: Callable[[], tuple[str, ...]]) -> None:
         tokens: tuple[str, ...] = ()
@@ -58,6 +62,8 @@ class Reloader:
             tokens = read()
         except UsageError as error:
             problem = error
+        except Exception as error:  # noqa: BLE001 - else no later request would be heard
+            problem = _not_read(error)
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
             self._loop.call_soon_threadsafe(self._finish, tokens, problem)
 
@@ -81,3 +87,7 @@ class Reloader:
             ends = "stays until it ends" if are_one else "stay until they end"
             stay = f"; {others} {what} with another one {ends}"
         _log.info("SIGHUP: the token file was read again: %s accepted%s", accepted, stay)
+
+
+def _not_read(error: Exception) -> UsageError:
+    return UsageError(f"the file was not read: {error!r}", hint="send SIGHUP again")
