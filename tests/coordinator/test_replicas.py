@@ -263,6 +263,18 @@ class Listening:
             await runner.cleanup()
 
 
+@contextlib.asynccontextmanager
+async def stranger_in_the_lease() -> AsyncIterator[tuple[Replica, Listening]]:
+    """Run "one" is another's, in whose lease a stranger's address stands. The replica to ask, and
+    the stranger."""
+    ledger, own = MemoryLedger(), Listening()
+    async with replica(ledger) as a, replica(ledger) as b, own.started() as address:
+        await a.has("one")
+        lease = await lease_of(ledger, a)
+        await rewrite_lease(ledger, lease.process, addresses=(address,))
+        yield b, own
+
+
 async def all_ways(one: Replica, run_id: str) -> None:
     await one.ask(f"/api/v1/runs/{run_id}")
     await one.ask("/api/v1/runs")
@@ -301,11 +313,7 @@ def test_the_token_goes_to_replicas_and_not_to_the_coordinator_inside_a_node() -
 
 def test_a_stranger_without_the_token_makes_nobody_ask() -> None:
     async def main() -> None:
-        ledger, own = MemoryLedger(), Listening()
-        async with replica(ledger) as a, replica(ledger) as b, own.started() as address:
-            await a.has("one")
-            lease = await lease_of(ledger, a)
-            await rewrite_lease(ledger, lease.process, addresses=(address,))
+        async with stranger_in_the_lease() as (b, own):
             for token in ("", "wrong"):
                 for path in ("/api/v1/runs/one", "/api/v1/runs"):
                     assert (await b.ask(path, token=token))[0] == 401
@@ -351,11 +359,7 @@ def test_two_that_name_each_other_do_not_ask_for_ever() -> None:
 
 def test_what_is_no_answer_of_a_coordinator_is_not_passed_on() -> None:
     async def main() -> None:
-        ledger, own = MemoryLedger(), Listening()
-        async with replica(ledger) as a, replica(ledger) as b, own.started() as address:
-            await a.has("one")
-            lease = await lease_of(ledger, a)
-            await rewrite_lease(ledger, lease.process, addresses=(address,))
+        async with stranger_in_the_lease() as (b, own):
             for body in (b"", b"<html>", b"[]", b"[" * 100_000, b'{"runs": 5}', b"\xff\xfe"):
                 own.body = body
                 listed = await b.list()
@@ -371,11 +375,7 @@ def test_an_answer_about_another_run_or_without_an_end_is_not_passed_on(
     monkeypatch.setattr(replicas, "ANSWER_BYTES_MAX", 10_000)
 
     async def main() -> None:
-        ledger, own = MemoryLedger(), Listening()
-        async with replica(ledger) as a, replica(ledger) as b, own.started() as address:
-            await a.has("one")
-            lease = await lease_of(ledger, a)
-            await rewrite_lease(ledger, lease.process, addresses=(address,))
+        async with stranger_in_the_lease() as (b, own):
             own.body = json.dumps({"run_id": "two", "phase": "active"}).encode()
             assert (await b.status("one")).phase == "unreachable"
             own.body = json.dumps({"run_id": "one", "reason": "x" * 10_000}).encode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -154,26 +154,26 @@ def test_two_nodes_on_the_host_whose_name_is_127_0_1_1(net: Network, fleet: Flee
     fleet.meets_at(one.address)
 
 
-@pytest.mark.parametrize("where", ["host", "ledger"])
-def test_hosts_without_ipv4(net: Network, fleet: Fleet, where: str) -> None:
+def two_that_have_only(
+    kind: Callable[[Host, int], str], net: Network, fleet: Fleet, where: str
+) -> None:
     hosts = [net.host("one"), net.host("other")]
-    addresses = [ipv6_only(host, number) for number, host in enumerate(hosts, 1)]
+    addresses = [kind(host, number) for number, host in enumerate(hosts, 1)]
     ledger = f"file://{fleet.tmp_path}/ledger"
     endpoint = f"[{addresses[0]}]:{PORT}" if where == "host" else ledger
     for host in hosts:
         fleet.start(host, "--endpoint", endpoint)
     fleet.meets_at(*addresses)
+
+
+@pytest.mark.parametrize("where", ["host", "ledger"])
+def test_hosts_without_ipv4(net: Network, fleet: Fleet, where: str) -> None:
+    two_that_have_only(ipv6_only, net, fleet, where)
 
 
 @pytest.mark.parametrize("where", ["host", "ledger"])
 def test_hosts_that_have_link_local_addresses_only(net: Network, fleet: Fleet, where: str) -> None:
-    hosts = [net.host("one"), net.host("other")]
-    addresses = [link_local_only(host, number) for number, host in enumerate(hosts, 1)]
-    ledger = f"file://{fleet.tmp_path}/ledger"
-    endpoint = f"[{addresses[0]}]:{PORT}" if where == "host" else ledger
-    for host in hosts:
-        fleet.start(host, "--endpoint", endpoint)
-    fleet.meets_at(*addresses)
+    two_that_have_only(link_local_only, net, fleet, where)
 
 
 def test_a_host_that_has_loopback_only_says_so(net: Network, fleet: Fleet) -> None:
