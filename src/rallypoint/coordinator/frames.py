@@ -202,6 +202,8 @@ class FrameReader(asyncio.Protocol):
         self._skipping: _Skipped | None = None
         self._fragments: bytearray | None = None
         self._put_off: tuple[bytes | bytearray, int] | None = None
+        self._is_clear = False
+        """Whether nothing waits: what comes next begins a frame, and may be read."""
         self._until_s = math.inf
         self._frames_max = FRAMES_PER_TURN if intake is not None else sys.maxsize
         transport.set_protocol(self)
@@ -217,18 +219,16 @@ class FrameReader(asyncio.Protocol):
             self._read(early, 0, sys.maxsize)
             if self._rest or self._skipping is not None:
                 self._refuse(HALF_A_FRAME)
+        self._look()
 
     def data_received(self, data: bytes) -> None:
         """Hand on what is whole by now, and keep the rest."""
         size = len(data) - _SHORTEST - _KEY_BYTES
         if (
-            0 <= size <= _CONTROL_BYTES_MAX
+            self._is_clear
+            and 0 <= size <= _CONTROL_BYTES_MAX
             and data[0] == _BINARY
             and data[1] == size + _MASKED
-            and not (self._rest or self._is_refused or self.is_aside)
-            and self._put_off is None
-            and self._skipping is None
-            and self._fragments is None
             and (self._intake is None or self._intake.slice_s() is None)
         ):
             # One short message, and nothing that waits: all that a node sends in a quiet run, and
@@ -237,9 +237,23 @@ class FrameReader(asyncio.Protocol):
                 self._received(apply_mask(data[6:], data[2:6]))
             except Exception:  # noqa: BLE001 - event loops keep some of them to themselves
                 self._cut()
-            return
-        if self._is_refused:
-            return
+        elif not self._is_refused:
+            self._take(data)
+            self._look()
+
+    def _look(self) -> None:
+        """To be called after anything else than one short message was read."""
+        self._is_clear = not (
+            self._rest
+            or self._is_refused
+            or self.is_aside
+            or self._put_off is not None
+            or self._skipping is not None
+            or self._fragments is not None
+        )
+
+    def _take(self, data: bytes) -> None:
+        """Read what comes, after what waits."""
         if self._put_off is not None:  # An event loop may have read before it was told to pause.
             kept, begin = self._put_off
             self._put_off = (kept[begin:] + data, 0)
@@ -449,6 +463,7 @@ class FrameReader(asyncio.Protocol):
             self._until_s = self._intake.clock_s() + SLICE_S
         is_all = self._read(data, begin, self._frames_max)
         self._until_s = math.inf
+        self._look()
         if not is_all:
             return True
         if self._intake is not None:

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -182,7 +182,8 @@ class RunHost:
         if self._shared is not None and not self._is_draining:
             self._check_lease()
         self._queue.append(event)
-        self._drain()
+        if self.is_claimed and not self._is_draining:
+            self._drain()
 
     def _check_lease(self) -> None:
         """What comes in must find the run SUSPENDED if the lease does not stand any more."""
@@ -190,8 +191,6 @@ class RunHost:
             self._shared.check_lease()
 
     def _drain(self) -> None:
-        if self._is_draining or not self.is_claimed:
-            return
         self._is_draining = True
         try:
             while self._queue:
@@ -270,7 +269,8 @@ class RunHost:
             _EXECUTE[type(effect)](self, effect)
         self.is_claimed = True
         self.empty_since_s = None if len(self.membership.roster) else now_s
-        self._drain()
+        if not self._is_draining:
+            self._drain()
 
     def turn_away(self, refusal: Refusal) -> None:
         """Refuse all that wait for the run to be claimed."""
@@ -675,11 +675,12 @@ class RunHost:
         record = effect.record
         self._past.began(record.members)
         self._open_store(record)
-        members, seats = record.members, list(self._seats.values())
-        for member, seat in zip(members, seats, strict=True):
-            session = self._session_at(member)
+        members, stamp = record.members, self._stamp
+        head = msgspec.Raw(msgspec.msgpack.encode(record.head))
+        sessions = self._sessions_of(members)
+        for session, seat in zip(sessions, self._seats.values(), strict=True):
             if session is not None:
-                session.send(wire.encode(wire.Formed(self._stamp, record.head, seat)))
+                session.send(wire.encode(wire.EncodedFormed(stamp, head, seat)))
         _log.info("run %s: round %d with %d nodes", self.run_id, record.head.number, len(members))
 
     def _open_store(
@@ -778,16 +779,21 @@ class RunHost:
         session = self._sessions.get(node.name)
         return session if session is not None and session.node == node else None
 
-    def _session_at(self, member: RoundMember) -> Session | None:
-        session = self._sessions.get(member.name)
-        if session is None or session.node is None:
-            return None
-        return session if session.node.incarnation == member.incarnation else None
+    def _sessions_of(self, members: Iterable[RoundMember]) -> Iterator[Session | None]:
+        """The connection of each of them; None for who is not connected, or came back as another.
+
+        O(N) of a round, twice a round: so without a call for each.
+        """
+        sessions = self._sessions
+        for member in members:
+            session = sessions.get(member.name)
+            node = session.node if session is not None else None
+            is_it = node is not None and node.incarnation == member.incarnation
+            yield session if is_it else None
 
     def _tell_round(self, payload: bytes) -> None:
         record = self.membership.round
-        for member in record.members if record else ():
-            session = self._session_at(member)
+        for session in self._sessions_of(record.members if record else ()):
             if session is not None:
                 session.send(payload)
 

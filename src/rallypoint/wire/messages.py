@@ -10,7 +10,7 @@ How they travel (WebSocket, a local socket, a simulated network) is not known he
 
 from __future__ import annotations
 
-from typing import Annotated, Final, TypeAlias, TypeVar
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
@@ -216,6 +216,13 @@ class Formed(Message, frozen=True, tag="formed"):
     seat: Seat
 
 
+class EncodedFormed(Message, frozen=True, tag="formed"):
+    """`Formed` with its head already in bytes: for a sender that tells all members of it."""
+
+    head: msgspec.Raw
+    seat: Seat
+
+
 class Broken(Message, frozen=True, tag="broken"):
     """The round has ended."""
 
@@ -319,7 +326,6 @@ class MalformedError(Exception):
 UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not what was expected."""
 
-_T = TypeVar("_T")
 _encoder = msgspec.msgpack.Encoder()
 _from_node: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)
 _from_coordinator: msgspec.msgpack.Decoder[FromCoordinator] = msgspec.msgpack.Decoder(
@@ -335,21 +341,26 @@ def encode(message: Message) -> bytes:
 
 def decode_from_node(data: bytes) -> FromNode:
     """A node's message. Raises MalformedError."""
-    return _decode(_from_node, data, MESSAGE_BYTES_MAX)
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise _too_long(len(data), MESSAGE_BYTES_MAX)
+    try:
+        return _from_node.decode(data)
+    except UNDECODABLE as error:
+        raise MalformedError(str(error)) from error
 
 
 def decode_from_coordinator(data: bytes) -> FromCoordinator:
     """A coordinator's message. Raises MalformedError."""
-    return _decode(_from_coordinator, data, ANSWER_BYTES_MAX)
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes, bytes_max: int) -> _T:
-    if len(data) > bytes_max:
-        raise MalformedError(f"{len(data)} bytes, where {bytes_max} are allowed")
+    if len(data) > ANSWER_BYTES_MAX:
+        raise _too_long(len(data), ANSWER_BYTES_MAX)
     try:
-        return decoder.decode(data)
+        return _from_coordinator.decode(data)
     except UNDECODABLE as error:
         raise MalformedError(str(error)) from error
+
+
+def _too_long(size: int, bytes_max: int) -> MalformedError:
+    return MalformedError(f"{size} bytes, where {bytes_max} are allowed")
 
 
 def check_call(op: StoreOp) -> None:
