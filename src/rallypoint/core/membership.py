@@ -559,9 +559,13 @@ class Membership:
         member = self.roster.living(event.node)
         if member is None or member.file in _ENDING:
             return
-        if _is_repeat(member, event):
+        is_in_round = member.file is File.IN_ROUND
+        # R4: whoever names an older round than it was given repeats what it said before.
+        if event.leaving_round < member.last_round:
             return
-        if member.file is File.IN_ROUND:
+        if is_in_round and event.leaving_round != member.last_round:
+            return
+        if is_in_round:
             self._adopt_end(member, event)
         if member.file is File.IN_ROUND:
             if self.phase_of_work is not Phase.ACTIVE:
@@ -1213,19 +1217,18 @@ class Membership:
         """
         self._pace.round_ended(0.0, self._now_s)
         ended_by = self.case.change if self.case is not None else None
+        _stand_down(self.roster, ended_by)
         for member in self.roster:
-            _stand_down(member, ended_by)
             is_ready = member.state is MemberState.READY
             member.survivor = is_ready and self._is_in(record, member)
         self.case = Case(change, self._now_s)
-        self._refile_all()
+        self.roster.refile_all()
         self._enter(Phase.GATHERING)
 
     def _seat_members(self, record: RoundRecord) -> None:
         """Members of the round become active; whoever let the call pass is passive from now on."""
         ended_by = self.case.change if self.case is not None else None
-        for member in self.roster:
-            _stand_down(member, ended_by)
+        _stand_down(self.roster, ended_by)
         for row in record.members:
             member_now = self.roster.get(row.name)
             assert member_now is not None, row.name
@@ -1235,11 +1238,7 @@ class Membership:
             member_now.last_round = record.head.number
             member_now.last_change = None
         self.case = None
-        self._refile_all()
-
-    def _refile_all(self) -> None:
-        for member in self.roster:
-            self.roster.refile(member)
+        self.roster.refile_all()
 
     def _reset_gathering(self) -> None:
         self._call, self._call_serial = Call.NOT_YET, 0
@@ -1262,8 +1261,7 @@ class Membership:
         for member in survivors:
             member.survivor = True
         self._stopping.begin(survivors, self._now_s)
-        for member in survivors:
-            self.roster.refile(member)
+        self.roster.refile_all()
         self._do(do.Break(change))
         self._marking.ended(change, self._later_s)
         if not self.case.closed:
@@ -1441,19 +1439,13 @@ def seats_of(record: RoundRecord) -> list[Seat]:
     ]
 
 
-def _stand_down(member: Member, ended_by: Change | None) -> None:
-    if member.state is MemberState.ACTIVE:
-        member.state = MemberState.IDLE
-    if member.survivor and ended_by is not None:
-        member.last_change = ended_by
-    member.survivor = False
-
-
-def _is_repeat(member: Member, event: on.NodeReady) -> bool:
-    """R4: whoever names an older round than it was given repeats what it said before."""
-    if member.file is File.IN_ROUND:
-        return event.leaving_round != member.last_round
-    return event.leaving_round < member.last_round
+def _stand_down(members: Iterable[Member], ended_by: Change | None) -> None:
+    for member in members:
+        if member.state is MemberState.ACTIVE:
+            member.state = MemberState.IDLE
+        if member.survivor and ended_by is not None:
+            member.last_change = ended_by
+        member.survivor = False
 
 
 def _how_lost(member: Member) -> str:

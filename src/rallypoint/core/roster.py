@@ -160,7 +160,11 @@ class Member:
         if state is _READY and self.link is _CONNECTED:
             return _READY_SURVIVOR if self.survivor else _NEWCOMER
         if state is _ACTIVE:
-            return self._where_stopping() if self.survivor else _IN_ROUND
+            if not self.survivor:
+                return _IN_ROUND
+            if self.is_absent:
+                return File.ABSENT
+            return _STOPPING if self.link is _CONNECTED and not self.is_late else File.PLACE
         if state is MemberState.DONE:
             return File.DONE
         if state is MemberState.DEPARTING:
@@ -168,11 +172,6 @@ class Member:
         if not self.survivor:
             return File.OTHER
         return File.ABSENT if self.is_absent else File.PLACE
-
-    def _where_stopping(self) -> File:
-        if self.is_absent:
-            return File.ABSENT
-        return _STOPPING if self.link is _CONNECTED and not self.is_late else File.PLACE
 
     def freeze(self) -> tuple[object, ...]:
         """What of it the rules can see, hashable; without times and serial numbers."""
@@ -197,7 +196,8 @@ class Roster:
     def __init__(self) -> None:
         self._members: dict[str, Member] = {}
         self._files: dict[File, dict[str, None]] = {file: {} for file in File}
-        self._troubled: dict[str, None] = {}
+        self.troubled_names: dict[str, None] = {}
+        """Of the members that cannot be heard though somebody would miss them."""
         self._arrivals = 0
         self.table_bytes = 0
         """What the rows of all members come to in a member table, at most."""
@@ -240,7 +240,7 @@ class Roster:
         del self._members[member.name]
         self.table_bytes -= member.row_bytes
         del self._files[member.file][member.name]
-        self._troubled.pop(member.name, None)
+        self.troubled_names.pop(member.name, None)
 
     def refile(self, member: Member) -> None:
         """Call after any change to a member's state, link or survivorship."""
@@ -249,12 +249,27 @@ class Roster:
             del self._files[member.file][member.name]
             self._files[file][member.name] = None
             member.file = file
-        if not self._troubled and member.link is _CONNECTED:
-            return  # As nearly always.
+        if self.troubled_names or member.link is not _CONNECTED:  # Nearly never.
+            self._note_trouble(member)
+
+    def refile_all(self) -> None:
+        """The same for all members, after a change to all of them. O(N)."""
+        files = self._files
+        for member in self._members.values():
+            file = member.where()
+            if file is not member.file:
+                name = member.name
+                del files[member.file][name]
+                files[file][name] = None
+                member.file = file
+            if self.troubled_names or member.link is not _CONNECTED:
+                self._note_trouble(member)
+
+    def _note_trouble(self, member: Member) -> None:
         if member.is_troubled:
-            self._troubled[member.name] = None
+            self.troubled_names[member.name] = None
         else:
-            self._troubled.pop(member.name, None)
+            self.troubled_names.pop(member.name, None)
 
     def count(self, file: File) -> int:
         """How many members are in a file. O(1)."""
@@ -275,11 +290,7 @@ class Roster:
 
     def troubled(self) -> list[Member]:
         """The members that cannot be heard though somebody would miss them."""
-        return [self._members[name] for name in self._troubled]
-
-    @property
-    def troubled_count(self) -> int:
-        return len(self._troubled)
+        return [self._members[name] for name in self.troubled_names]
 
     @property
     def awaited_count(self) -> int:

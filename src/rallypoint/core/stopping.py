@@ -26,31 +26,34 @@ class Stopping:
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
-        self._ends: list[tuple[float, str]] = []
+        self._ends: list[tuple[float, list[str]]] = []
+        """A heap: nearly all nodes take as long as others, so it has few entries."""
         self._last_s = 0.0
 
     def begin(self, survivors: Iterable[Member], now_s: float) -> None:
         """Their round has ended; those that are connected are told so now. O(N)."""
         self.clear()
-        ends = self._ends
+        names: dict[float, list[str]] = {}  # by how long they take
         for member in survivors:
             member.is_late = False
             if member.link is _DISCONNECTED:
                 member.stop_ends_s = None
-            else:
-                info = member.info
-                member.stop_ends_s = ends_s = now_s + info.stop_s + STOP_MARGIN_S
-                ends.append((ends_s, info.name))
-        if ends:
-            self._last_s = max(ends)[0]
-        heapify(ends)
+                continue
+            stop_s = member.info.stop_s
+            if stop_s not in names:
+                names[stop_s] = []
+            names[stop_s].append(member.name)
+            member.stop_ends_s = now_s + stop_s + STOP_MARGIN_S
+        self._ends = [(now_s + stop_s + STOP_MARGIN_S, each) for stop_s, each in names.items()]
+        self._last_s = max((ends_s for ends_s, _ in self._ends), default=0.0)
+        heapify(self._ends)
 
     def told(self, member: Member, now_s: float) -> None:
         """A survivor has attached, and learns that its round has ended if it did not know."""
         if member.stop_ends_s is None:
             member.stop_ends_s = now_s + member.info.stop_s + STOP_MARGIN_S
             self._last_s = max(self._last_s, member.stop_ends_s)
-            heappush(self._ends, (member.stop_ends_s, member.name))
+            heappush(self._ends, (member.stop_ends_s, [member.name]))
 
     def next_end_s(self) -> float | None:
         """The nearest deadline; None if there is none."""
@@ -63,10 +66,10 @@ class Stopping:
     def end_due(self, now_s: float) -> None:
         """Those whose deadline has passed are late, if they are not ready."""
         while self._ends and self._ends[0][0] <= now_s:
-            member = self._roster.get(heappop(self._ends)[1])
-            if member is not None and member.survivor and member.stop_ends_s is not None:
-                member.is_late = member.stop_ends_s <= now_s
-                self._roster.refile(member)
+            for member in map(self._roster.get, heappop(self._ends)[1]):
+                if member is not None and member.survivor and member.stop_ends_s is not None:
+                    member.is_late = member.stop_ends_s <= now_s
+                    self._roster.refile(member)
 
     def clear(self) -> None:
         """Another round has begun."""

@@ -292,13 +292,13 @@ class Suspicion:
     @property
     def is_quiet(self) -> bool:
         """Whether everybody is heard, as nearly always: there is nothing to guard or to judge."""
-        nobody = not self._roster.troubled_count and not self._overdue and not self._ended
+        nobody = not self._roster.troubled_names and not self._overdue and not self._ended
         return nobody and self._mass_since_s is None
 
     def update_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """Raise or lift the mass guard by how many are missing now."""
         ended = sum(member.is_troubled for member in self._has_ended())
-        missing = self._roster.troubled_count - len(self._unguarded) - ended
+        missing = len(self._roster.troubled_names) - len(self._unguarded) - ended
         if missing <= self.guard_limit(settings):
             return self._end_guard(settings, now_s)
         if self._mass_since_s is not None:
@@ -333,7 +333,7 @@ class Suspicion:
 
     def grace_s(self, settings: RunSettings) -> float:
         """How long a connection that closes now has to resume: more where many are missing."""
-        return settings.reconnect_grace_s * max(1.0, self._roster.troubled_count / QUEUE_NODES)
+        return settings.reconnect_grace_s * max(1.0, len(self._roster.troubled_names) / QUEUE_NODES)
 
     # -- helpers -------------------------------------------------------------------------------
 

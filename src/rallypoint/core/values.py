@@ -193,7 +193,9 @@ class RunSettings(Value, frozen=True, kw_only=True):
         if self.max_restarts is not None and self.max_restarts < 0:
             raise ValueError(f"max_restarts must not be negative, not {self.max_restarts}")
         for name in _DURATIONS:
-            _check_duration(name, getattr(self, name))
+            seconds = getattr(self, name)
+            if not 0 < seconds <= _DURATION_MAX_S:
+                _check_duration(name, seconds)
         if not 0 <= self.mass_fraction <= 1 or self.mass_min < 0:
             raise ValueError(
                 "mass_fraction must be within 0 and 1 and mass_min not negative, "
@@ -207,6 +209,8 @@ class RunSettings(Value, frozen=True, kw_only=True):
 
     def conflicts(self, other: RunSettings) -> tuple[SettingConflict, ...]:
         """Each setting in which `other` differs from these: empty if the two agree."""
+        if self == other:  # As nearly always, and each node that attaches comes by here.
+            return ()
         return tuple(
             SettingConflict(name, str(getattr(self, name)), str(getattr(other, name)))
             for name in self.__struct_fields__
