@@ -120,3 +120,23 @@ needs_ipv6 = pytest.mark.skipif(
     not socket.has_dualstack_ipv6() or not Path("/proc/net/if_inet6").exists(),
     reason="this machine has no IPv6",
 )
+
+
+class SteppedLoop:
+    """As much of an event loop as `Turns` needs, turn by turn."""
+
+    def __init__(self) -> None:
+        self.soon: list[Callable[[], None]] = []
+        self.delays: list[float] = []
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.soon.append(callback)
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        self.delays.append(delay)
+        self.soon.append(callback)
+
+    def turn(self) -> None:
+        soon, self.soon = self.soon, []
+        for each in soon:
+            each()

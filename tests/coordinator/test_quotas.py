@@ -27,6 +27,7 @@ from rallypoint.core.values import (
     Stamp,
 )
 from rallypoint.wire import messages as wire
+from tests.loops import SteppedLoop
 from tests.outlets import WholeMessages
 
 HERE, THERE = Account("t", "10.0.0.1"), Account("t", "10.0.0.2")
@@ -126,6 +127,18 @@ def test_runs_that_are_opened_and_left_take_no_room() -> None:
     here.pass_time(15.0)
     assert list(here.hub.runs) == ["honest"]
     assert not here.hub._timers, "the time that these runs gave their nodes is over with them"
+
+
+def test_a_run_whose_neighbour_has_gone_has_the_event_loop_for_itself_at_once() -> None:
+    here = Coordinator()
+    here.hub.turns.loop = SteppedLoop()
+    one, other = here.with_round("one"), here.with_round("other")
+    assert [peer.session.slice_s() is None for peer in (one, other, one)] == [True, False, False]
+    other.hang_up()
+    assert one.session.slice_s() is None
+    other = here.with_round("other")
+    one.session.slice_s()
+    assert other.session.slice_s() is not None
 
 
 def test_a_run_that_had_to_go_is_not_kept_until_its_time() -> None:

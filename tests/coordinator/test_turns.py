@@ -16,7 +16,7 @@ from rallypoint.coordinator.turns import (
     SLICE_S,
     Turns,
 )
-from tests.loops import run_virtual
+from tests.loops import SteppedLoop, run_virtual
 
 
 def counted(name: str, times: int, log: list[str]) -> Callable[[], bool]:
@@ -32,29 +32,9 @@ def counted(name: str, times: int, log: list[str]) -> Callable[[], bool]:
     return work
 
 
-class Loop:
-    """An event loop's `call_soon`, turn by turn."""
-
-    def __init__(self) -> None:
-        self.soon: list[Callable[[], None]] = []
-        self.delays: list[float] = []
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        self.soon.append(callback)
-
-    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
-        self.delays.append(delay)
-        self.soon.append(callback)
-
-    def turn(self) -> None:
-        soon, self.soon = self.soon, []
-        for each in soon:
-            each()
-
-
 def test_connections_that_have_not_attached_have_turns_too_and_hold_nobody_up() -> None:
     """They have no run. What they put off came first for ever, and all others waited behind it."""
-    loop, log = Loop(), list[str]()
+    loop, log = SteppedLoop(), list[str]()
     turns = Turns(loop)
     turns.later(None, counted("none", 2, log))
     turns.later("a", counted("a", 2, log))
@@ -65,7 +45,7 @@ def test_connections_that_have_not_attached_have_turns_too_and_hold_nobody_up() 
 
 
 def test_runs_take_turns_whatever_they_have_put_off() -> None:
-    loop, log = Loop(), list[str]()
+    loop, log = SteppedLoop(), list[str]()
     turns = Turns(loop)
     for number in range(3):
         turns.later("a", counted(f"a{number}", 2, log))
@@ -78,7 +58,7 @@ def test_runs_take_turns_whatever_they_have_put_off() -> None:
 
 
 def test_work_that_fails_does_not_stop_the_others() -> None:
-    loop, log = Loop(), list[str]()
+    loop, log = SteppedLoop(), list[str]()
     turns = Turns(loop)
 
     def fail() -> bool:
@@ -95,7 +75,7 @@ def test_work_that_fails_does_not_stop_the_others() -> None:
 
 
 def test_work_may_put_off_more() -> None:
-    loop, log = Loop(), list[str]()
+    loop, log = SteppedLoop(), list[str]()
     turns = Turns(loop)
 
     def more() -> bool:
@@ -144,7 +124,7 @@ class Clock:
 
 
 def test_a_run_alone_has_no_slices_and_those_that_share_have() -> None:
-    turns = Turns(Loop())
+    turns = Turns(SteppedLoop())
     assert [turns.slice_s("a") for _ in range(3)] == [None] * 3
     assert turns.slice_s("b") == SLICE_S
     assert turns.slice_s("a") == SLICE_S
@@ -159,10 +139,20 @@ def test_a_run_alone_has_no_slices_and_those_that_share_have() -> None:
 
 def test_connections_that_come_to_a_run_share_nothing_with_it() -> None:
     """Each is nobody's until it has attached: a run alone would pay for slices while nodes come."""
-    turns = Turns(Loop())
+    turns = Turns(SteppedLoop())
     for run in (None, "a", None, "a", None):
         assert turns.slice_s(run) is None
     assert turns.slice_s("b") == SLICE_S
+
+
+def test_a_run_that_is_left_alone_shares_nothing_at_once() -> None:
+    """It paid for slices for seconds after the nodes of the other run had gone."""
+    turns = Turns(SteppedLoop())
+    for run in "aba":
+        turns.slice_s(run)
+    turns.alone()
+    assert [turns.slice_s("a") for _ in range(3)] == [None] * 3
+    assert turns.slice_s("b") == SLICE_S, "the other one has come back"
 
 
 def test_without_a_loop_nobody_waits() -> None:
@@ -171,7 +161,7 @@ def test_without_a_loop_nobody_waits() -> None:
 
 
 def test_long_pieces_are_free_for_a_while_and_then_rare() -> None:
-    loop, clock = Loop(), Clock()
+    loop, clock = SteppedLoop(), Clock()
     turns = Turns(loop, clock)
     turns.slice_s("others")
     turns.slice_s("long")
@@ -200,7 +190,7 @@ def test_long_pieces_are_free_for_a_while_and_then_rare() -> None:
 
 def test_a_line_of_many_connections_is_served_in_time_all_the_same() -> None:
     """Their heartbeats are in it."""
-    loop, clock = Loop(), Clock()
+    loop, clock = SteppedLoop(), Clock()
     turns = Turns(loop, clock)
     turns.slice_s("others")
     turns.slice_s("long")

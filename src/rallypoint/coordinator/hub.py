@@ -342,6 +342,8 @@ class Hub:
         run.idle_since_s = self.now_s()
         self._idle[run.idle_kind][run.run_id] = run
         self._look_at(run, run.idle_since_s + self._keep_s(run))
+        if len(self.runs) - sum(map(len, self._idle.values())) <= 1:
+            self.turns.alone()
 
     def run_is_busy(self, run: RunHost) -> None:
         """A node is connected to the run."""

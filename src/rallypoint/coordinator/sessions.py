@@ -366,7 +366,7 @@ class Session:
     def slice_s(self) -> float | None:
         """How long this connection may be read now: see Turns."""
         turns, run = self._turns, self.run
-        if run is turns.last and not turns.shared_ticks:
+        if run is turns.last and not turns.is_shared:
             return None  # as slice_s says, which is asked for every message
         return turns.slice_s(run)
 

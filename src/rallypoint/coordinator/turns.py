@@ -52,8 +52,9 @@ class Turns:
         self._is_set = False
         self.last: Hashable = None
         """The run that was asked for last."""
-        self.shared_ticks = 0
-        """For so many ticks more, runs share the turns; 0: the last one is alone."""
+        self.is_shared = False
+        """Whether runs share the turns; else the last one is alone."""
+        self._shared_ticks = 0  # for so many ticks more, if none of them ends
         # Of runs with long pieces: what they have left, and when that was so.
         self._credits: dict[Hashable, tuple[float, float]] = {}
         self._rests: dict[Hashable, float] = {}  # until when they wait
@@ -68,23 +69,31 @@ class Turns:
         """
         if run is not self.last and run is not None:
             if self.last is not None and self.loop is not None:
-                self.shared_ticks = ALONE_AFTER_TICKS
+                self.is_shared, self._shared_ticks = True, ALONE_AFTER_TICKS
             self.last = run
-        if not self.shared_ticks:
+        if not self.is_shared:
             return None
         return 0.0 if run in self._lines else SLICE_S
 
     def tick(self) -> None:
         """Time passes: a run that is not heard any more shares nothing."""
-        if self.shared_ticks:
-            self.shared_ticks -= 1
-            if not self.shared_ticks:
+        if self._shared_ticks:
+            self._shared_ticks -= 1
+            if not self._shared_ticks:
+                self.is_shared = False
                 self._credits.clear()
                 self._rests.clear()
 
+    def alone(self) -> None:
+        """One run at most has nodes that are connected; the next that is heard may be that one.
+
+        What runs owe stays: one whose nodes go and come again gains nothing by it.
+        """
+        self.is_shared, self.last = False, None
+
     def spent(self, run: Hashable, took_s: float) -> None:
         """The run has used the loop for so long, at one go, while it shared it."""
-        if took_s <= SLICE_S or not self.shared_ticks:
+        if took_s <= SLICE_S or not self.is_shared:
             return
         now_s = self.clock_s()
         credit_s, since_s = self._credits.get(run, (BURST_S, now_s))
