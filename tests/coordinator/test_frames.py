@@ -10,8 +10,9 @@ from typing import Any, cast
 import pytest
 from websockets.frames import Frame, Opcode
 
-from rallypoint.coordinator import frames
+from rallypoint.coordinator import frames, incoming
 from rallypoint.coordinator.frames import FrameReader
+from rallypoint.coordinator.incoming import SKIPPED_START_BYTES
 from rallypoint.wire.messages import MESSAGE_BYTES_MAX
 
 
@@ -67,7 +68,16 @@ class Line(asyncio.Transport):
         self.protocol = protocol
 
     def bring(self, data: bytes) -> None:
-        cast(asyncio.Protocol, self.protocol).data_received(data)
+        """As event loops do it: what a protocol has a buffer for goes there."""
+        while isinstance(self.protocol, asyncio.BufferedProtocol) and data:
+            buffer = cast(memoryview, self.protocol.get_buffer(-1))
+            size = min(len(buffer), len(data))
+            assert size, "an event loop would take that for the end of the connection"
+            buffer[:size] = data[:size]
+            data = data[size:]
+            self.protocol.buffer_updated(size)
+        if data:
+            cast(asyncio.Protocol, self.protocol).data_received(data)
 
 
 class Reading:
@@ -226,11 +236,11 @@ def test_half_a_frame_before_the_answer_is_refused() -> None:
         assert at.messages == [b"a"]
 
 
-def test_a_large_message_in_small_pieces_is_looked_at_once_it_is_whole(
+def test_of_a_large_message_in_small_pieces_each_byte_is_looked_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And not copied for each piece, which would be the square of its size."""
-    copied, unmasked = [], frames.apply_mask
+    """To look at all of them for each piece would be the square of its size."""
+    copied, unmasked = [], incoming.apply_mask
 
     def counted(data: bytes, key: bytes) -> bytes:
         copied.append(len(data))
@@ -238,11 +248,101 @@ def test_a_large_message_in_small_pieces_is_looked_at_once_it_is_whole(
 
     at, payload = Reading(), os.urandom(1 << 20)
     stream = frame(payload)
-    monkeypatch.setattr(frames, "apply_mask", counted)
+    monkeypatch.setattr(incoming, "apply_mask", counted)
     for begin in range(0, len(stream), 1024):
         at.line.bring(stream[begin : begin + 1024])
     assert at.messages == [payload]
-    assert copied == [len(payload)]
+    assert sum(copied) == len(payload)
+
+
+@pytest.mark.parametrize("size", [70_000, 1 << 18, (1 << 20) + 3])
+@pytest.mark.parametrize("step", [7, 997, 65_536, 1 << 18])
+def test_a_large_message_is_the_same_however_it_comes(size: int, step: int) -> None:
+    payload = os.urandom(size)
+    stream = frame(b"before") + frame(payload) + frame(b"after") + frame(payload) + frame(b"end")
+    at = Bounded()
+    step = max(step, size // 2_000)
+    for begin in range(0, len(stream), step):
+        at.line.bring(stream[begin : begin + step])
+        assert isinstance(at.line.protocol, FrameReader) or at.intake.kept == size
+    assert at.messages == [b"before", payload, b"after", payload, b"end"]
+    assert at.line.protocol is at.reader
+    assert at.intake.kept == 0
+
+
+def test_a_large_message_waits_for_its_turn_between_its_pieces_and_when_it_is_whole() -> None:
+    """One that has come is taken before what follows it, and after what others had put off."""
+    at, payload = Bounded(), os.urandom(300_000)
+    at.intake.slice = 0.1
+    stream, turns = frame(payload) + frame(b"after"), 0
+    for begin in range(0, len(stream), 50_000):
+        at.line.bring(stream[begin : begin + 50_000])
+        while at.intake.put_off:
+            assert at.line.is_paused
+            at.intake.turn()
+            turns += 1
+        assert not at.line.is_paused
+    assert turns >= 6
+    assert at.messages == [payload, b"after"]
+    at.line.bring(stream[:200_000])
+    at.intake.turn()
+    at.intake.slice = 0.0
+    at.line.bring(stream[200_000:])
+    assert len(at.messages) == 2
+    while at.intake.put_off:
+        at.intake.turn()
+    assert at.messages[2:] == [payload, b"after"]
+    assert at.intake.kept == 0
+
+
+def test_a_large_message_that_waits_is_taken_when_the_connection_is_gone() -> None:
+    at, payload = Bounded(), os.urandom(300_000)
+    stream = frame(payload)
+    at.line.bring(stream[:100_000])
+    at.intake.slice = 0.0
+    at.line.bring(stream[100_000:])
+    assert at.messages == []
+    cast(asyncio.Protocol, at.line.protocol).connection_lost(OSError("gone"))
+    assert at.messages == [payload]
+
+
+def test_a_connection_that_ends_in_a_large_message_is_known_to_have_ended() -> None:
+    at, ends = Bounded(), list[Any]()
+    at.reader._ended = ends.append
+    at.line.bring(frame(os.urandom(300_000))[:1_000])
+    assert not isinstance(at.line.protocol, FrameReader)
+    reading = cast(asyncio.Protocol, at.line.protocol)
+    reading.pause_writing()
+    reading.resume_writing()
+    assert reading.eof_received()
+    reading.connection_lost(None)
+    assert len(ends) == 1
+    assert at.owner.told == ["pause", "resume", "eof", "lost: None"]
+    assert at.messages == []
+
+
+def test_half_of_a_large_frame_before_the_answer_is_refused_too() -> None:
+    at = Reading(early=frame(os.urandom(300_000))[:-10])
+    at.reader.begin()
+    assert at.refused == [frames.HALF_A_FRAME]
+    assert at.line.protocol is at.reader
+    at.line.bring(bytes(1_000))
+    assert at.messages == []
+
+
+def test_what_had_been_read_before_a_pause_belongs_to_the_large_message_that_waits() -> None:
+    """It was read as the beginning of a frame."""
+    at, payload = Bounded(), os.urandom(300_000)
+    at.intake.slice = 0.1
+    stream = frame(payload) + frame(b"after")
+    at.reader.data_received(stream[:100_000])
+    assert at.intake.put_off
+    at.reader.data_received(stream[100_000:250_000])
+    at.reader.data_received(stream[250_000:])
+    while at.intake.put_off:
+        at.intake.turn()
+    assert at.messages == [payload, b"after"]
+    assert at.intake.kept == 0
 
 
 def test_a_message_that_cannot_be_taken_ends_its_connection_and_is_logged(
@@ -376,7 +476,7 @@ def test_a_message_without_room_passes_and_what_follows_is_read(cut: int) -> Non
             at.line.bring(stream[:begin])
     assert at.messages == [b"before", b"after"]
     (told,) = [each for each in at.intake.told if each[0] == "skipped"]
-    assert told == ("skipped", payload[: frames.SKIPPED_START_BYTES], 100_000)
+    assert told == ("skipped", payload[:SKIPPED_START_BYTES], 100_000)
     assert at.intake.kept == 0
     assert len(at.reader._rest) < 100
 

@@ -18,14 +18,10 @@ import sys
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
+from rallypoint.coordinator.incoming import PIECE_BYTES, Incoming, Kept, Skipped, apply_mask
 from rallypoint.coordinator.turns import SLICE_S, Work
 from rallypoint.core.values import ConnectionEnd
 from rallypoint.wire.messages import MESSAGE_BYTES_MAX
-
-try:
-    from websockets.speedups import apply_mask as apply_mask
-except ImportError:  # where the library has no C extension
-    from websockets.utils import apply_mask
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -54,9 +50,6 @@ ANNOUNCED_FROM_BYTES: Final = 16 * 1024
 """A smaller message that is not whole yet counts with its connection."""
 OTHER_BYTES_MAX: Final = 64 * 1024
 """The largest frame that is not a node's message: a text, for which there is a refusal."""
-SKIPPED_START_BYTES: Final = 1024
-"""What is kept of a message for which there is no room: enough to answer it."""
-
 UNMASKED: Final = "a client masks its frames, and one came without a mask"
 HALF_A_FRAME: Final = "half a frame came before the answer to the handshake"
 IN_A_MESSAGE: Final = "a message began before the one that came in fragments had ended"
@@ -98,24 +91,6 @@ def binary_frame(payload: bytes) -> bytes:
     if size < 126:
         return _SHORT_HEADERS[size] + payload
     return frame_header(size) + payload
-
-
-class _Skipped:
-    """A message that is not kept: how much of it is still to come, and its first bytes."""
-
-    def __init__(self, size: int, key: bytes) -> None:
-        self.size = self.left = size
-        self._key = key
-        self._start = bytearray()
-
-    def pass_over(self, data: bytes) -> bytes:
-        own, rest = data[: self.left], data[self.left :]
-        self.left -= len(own)
-        self._start += own[: SKIPPED_START_BYTES - len(self._start)]
-        return rest
-
-    def start(self) -> bytes:
-        return apply_mask(bytes(self._start), self._key)
 
 
 class Intake(Protocol):
@@ -198,8 +173,8 @@ class FrameReader(asyncio.Protocol):
         self._intake = intake
         self._rest = bytearray(early)
         self._needed = sys.maxsize  # nothing is read before `begin`
-        self._announced = 0
-        self._skipping: _Skipped | None = None
+        self._incoming: Incoming | None = None
+        self._arrived_whole: Kept | None = None
         self._fragments: bytearray | None = None
         self._put_off: tuple[bytes | bytearray, int] | None = None
         self._is_clear = False
@@ -217,7 +192,7 @@ class FrameReader(asyncio.Protocol):
         early, self._rest = bytes(self._rest), bytearray()
         if early:
             self._read(early, 0, sys.maxsize)
-            if self._rest or self._skipping is not None:
+            if self._rest or self._incoming is not None:
                 self._refuse(HALF_A_FRAME)
         self._look()
 
@@ -248,7 +223,7 @@ class FrameReader(asyncio.Protocol):
             or self._is_refused
             or self.is_aside
             or self._put_off is not None
-            or self._skipping is not None
+            or self._incoming is not None
             or self._fragments is not None
         )
 
@@ -260,14 +235,28 @@ class FrameReader(asyncio.Protocol):
             if self._intake is not None:
                 self._intake.keeps(len(data) - begin)
             return
-        if self._skipping is not None:
-            data = self._skip(self._skipping, data)
-        if self._rest:
+        gathered = self._gather(data)
+        if gathered is None:
+            self._let_others_go(len(data))
+        else:
+            self._read_on(gathered)
+
+    def _gather(self, data: bytes | bytearray) -> bytes | bytearray | None:
+        """What can be read with these bytes, behind a large message if one is whole with them."""
+        if self._incoming is not None:
+            data = self._incoming.take(data)
+            if self._incoming.left:
+                return None
+            self._has_come(self._incoming)
+        elif self._rest:
             self._rest += data
             if len(self._rest) < self._needed:
-                self._let_others_go(len(data))
-                return
-            data, self._rest = cast(bytes, self._rest), bytearray()  # both have what is needed
+                return None
+            data, self._rest = self._rest, bytearray()  # both have what is needed
+        return data
+
+    def _read_on(self, data: bytes | bytearray) -> None:
+        """Read these, as far as it is this connection's turn."""
         intake = self._intake
         slice_s = intake.slice_s() if intake is not None else None
         if slice_s is None:
@@ -276,8 +265,8 @@ class FrameReader(asyncio.Protocol):
             is_all = self._read_a_slice(data, slice_s)
         if not is_all:
             self._wait_for_a_turn()
-        elif self._rest:
-            self._let_others_go(len(self._rest))
+        elif self._rest or self._incoming is not None:
+            self._let_others_go(len(data))
 
     def _read_a_slice(self, data: bytes | bytearray, slice_s: float) -> bool:
         """Take as many frames as that time allows. False if others are put off."""
@@ -300,6 +289,10 @@ class FrameReader(asyncio.Protocol):
         """
         end, needed = len(data), _SHORTEST
         until_s, has_taken = self._until_s, False
+        if self._arrived_whole is not None:
+            has_taken = True
+            if not self._hand_on_large():
+                return True
         while end - begin >= needed:
             first, length, head = data[begin], data[begin + 1], 2 + _KEY_BYTES
             if length < _MASKED:
@@ -325,8 +318,8 @@ class FrameReader(asyncio.Protocol):
             stop = body + size
             if stop > end:
                 needed = stop - begin
-                if is_message and size > ANNOUNCED_FROM_BYTES and not self._may_come(size):
-                    self._begin_to_skip(first, size, data[body - _KEY_BYTES :])
+                if is_message and size > ANNOUNCED_FROM_BYTES:
+                    self._begin_large(first, size, data[body - _KEY_BYTES :])
                     return True
                 break
             if not frames_max or (has_taken and until_s < math.inf and self._is_past(until_s)):
@@ -334,23 +327,11 @@ class FrameReader(asyncio.Protocol):
                 return False
             frames_max -= 1
             has_taken = True
-            if self._announced:
-                self._arrived()
             key = data[body - _KEY_BYTES : body]
             if is_message:
-                # A copy that is not needed would cost a millisecond for the largest.
+                # A copy that is not needed would take long for a large one.
                 view = data[body:stop] if size < _COPIED_BYTES_MAX else memoryview(data)[body:stop]
-                message: bytes | None = apply_mask(view, key)
-                if first != _BINARY or self._fragments is not None:
-                    message = self._whole(first, cast(bytes, message))
-                # Here, without a call of its own: this is done for every message.
-                if message is not None:
-                    try:
-                        self._received(message)
-                    except Exception:  # noqa: BLE001 - as above
-                        self._cut()
-                        return True
-                if self._is_refused:
+                if not self._hand_on(first, apply_mask(view, key)):
                     return True
             elif self._intake is not None and not self.is_aside:
                 if first == _PING:
@@ -405,37 +386,67 @@ class FrameReader(asyncio.Protocol):
                 return bytes(gathered)
         return None
 
-    # -- what is not whole yet -----------------------------------------------------------------
+    # -- large messages that are not whole yet -------------------------------------------------
 
-    def _may_come(self, size: int) -> bool:
-        if self._announced or self._intake is None:
-            return True
-        if not self._intake.announced(size):
-            return False
-        self._announced = size
-        return True
-
-    def _arrived(self) -> None:
-        size, self._announced = self._announced, 0
-        if self._intake is not None:
-            self._intake.arrived(size)
-
-    def _begin_to_skip(self, first: int, size: int, data: bytes | bytearray) -> None:
-        """There is no room for this message: let it pass, and answer it if it can be answered."""
-        if first != _BINARY:
+    def _begin_large(self, first: int, size: int, data: bytes | bytearray) -> None:
+        """`data`: the key, and what has come of the message."""
+        key, begun = bytes(data[:_KEY_BYTES]), data[_KEY_BYTES:]
+        if self._intake is None or self._intake.announced(size):
+            self._incoming = Kept(first, size, key)
+        elif first == _BINARY:  # Let it pass, and answer it if it can be answered.
+            self._incoming = Skipped(first, size, key)
+        else:
             self._refuse(NO_ROOM)
             return
-        self._skipping = _Skipped(size, bytes(data[:_KEY_BYTES]))
-        self._skip(self._skipping, bytes(data[_KEY_BYTES:]))
+        self._incoming.take(begun)
+        if self._incoming.left > PIECE_BYTES:
+            self._transport.set_protocol(_LargeReader(self, self._incoming))
 
-    def _skip(self, skipped: _Skipped, data: bytes) -> bytes:
-        """What follows the message that is skipped."""
-        rest = skipped.pass_over(data)
-        if not skipped.left:
-            self._skipping = None
-            if self._intake is not None:
-                self._intake.skipped(skipped.start(), skipped.size)
-        return rest
+    def filled(self, incoming: Incoming, size: int) -> None:
+        """So many bytes of a large message have been read to where they go."""
+        incoming.filled(size)
+        if not incoming.left:
+            self._has_come(incoming)
+        if self._put_off is not None:
+            return  # An event loop may have read before it was told to pause.
+        if incoming.left:
+            self._let_others_go(size)
+        else:
+            self._read_on(b"")
+        self._look()
+
+    def _has_come(self, incoming: Incoming) -> None:
+        self._read_here()
+        if isinstance(incoming, Kept):
+            self._arrived_whole = incoming
+        elif isinstance(incoming, Skipped) and self._intake is not None:
+            self._intake.skipped(incoming.start(), incoming.size)
+
+    def _read_here(self) -> None:
+        """No large message is under way any more."""
+        self._incoming = None
+        if isinstance(self._transport.get_protocol(), _LargeReader):
+            self._transport.set_protocol(self)
+
+    def _hand_on_large(self) -> bool:
+        large, self._arrived_whole = self._arrived_whole, None
+        assert large is not None
+        if self._intake is not None:
+            self._intake.arrived(large.size)
+        return self._hand_on(large.first, cast(bytes, large.message))
+
+    def _hand_on(self, first: int, message: bytes) -> bool:
+        """Hand on the payload of a frame, or keep it if it is a fragment. Whether to go on."""
+        whole: bytes | None = message
+        if first != _BINARY or self._fragments is not None:
+            whole = self._whole(first, message)
+        if whole is not None:
+            try:
+                self._received(whole)
+            except Exception:  # noqa: BLE001 - event loops keep some of them to themselves
+                self._cut()
+                return False
+        return not self._is_refused
 
     # -- turns ---------------------------------------------------------------------------------
 
@@ -461,7 +472,14 @@ class FrameReader(asyncio.Protocol):
         (data, begin), self._put_off = self._put_off, None
         if self._intake is not None and self._frames_max < sys.maxsize:
             self._until_s = self._intake.clock_s() + SLICE_S
-        is_all = self._read(data, begin, self._frames_max)
+        is_all = True
+        if self._incoming is not None or self._rest:
+            gathered = self._gather(data[begin:])
+            if self._intake is not None:
+                self._intake.keeps(len(gathered or b"") - len(data))
+            data, begin = gathered or b"", 0
+        if self._incoming is None and not self._rest:
+            is_all = self._read(data, begin, self._frames_max)
         self._until_s = math.inf
         self._look()
         if not is_all:
@@ -493,6 +511,7 @@ class FrameReader(asyncio.Protocol):
     def _refuse(self, why: str) -> None:
         self._is_refused = True
         self._rest = bytearray()
+        self._read_here()
         self._refused(why)
 
     # -- the owner's: the transport is its own as before -------------------------------------------
@@ -544,3 +563,29 @@ class FrameReader(asyncio.Protocol):
         with contextlib.suppress(AttributeError, OSError):
             while not self.is_aside and (data := os.read(sock.fileno(), _READ_BYTES)):
                 self.data_received(data)
+
+
+class _LargeReader(asyncio.BufferedProtocol):
+    """In a reader's place while most of a large message is still to come: reads it in place."""
+
+    def __init__(self, reader: FrameReader, incoming: Incoming) -> None:
+        self._reader = reader
+        self._incoming = incoming
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._incoming.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._reader.filled(self._incoming, nbytes)
+
+    def eof_received(self) -> bool | None:
+        return self._reader.eof_received()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._reader.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self._reader.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._reader.resume_writing()

@@ -1,0 +1,104 @@
+"""A large message of which a part has come: where its bytes go, and how they are unmasked. No I/O.
+
+Each piece is read to where it stays and is unmasked as it comes. To put a message of megabytes
+together at its end, and to unmask it there, kept everything else waiting for milliseconds.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Final
+
+try:
+    from websockets.speedups import apply_mask as apply_mask
+except ImportError:  # where the library has no C extension
+    from websockets.utils import apply_mask
+
+PIECE_BYTES: Final = 64 * 1024
+"""How much is read at a time."""
+SKIPPED_START_BYTES: Final = 1024
+"""What is kept of a message for which there is no room: enough to answer it."""
+_MAPPED_FROM_BYTES: Final = 256 * 1024
+_KEY_BYTES: Final = 4
+
+_nowhere = memoryview(bytearray(PIECE_BYTES))  # for what is read and not kept
+
+
+class Incoming:
+    """A message of `size` bytes, masked with `key` (RFC 6455, 5.3). `first`: of its frame.
+
+    `left`: how many bytes are still to come. They are read to `room` and then counted by `filled`;
+    or `take` copies them.
+    """
+
+    def __init__(self, first: int, size: int, key: bytes) -> None:
+        self.first = first
+        self.size = self.left = size
+        self._key = key
+
+    def room(self) -> memoryview:
+        """Where the next bytes go: some of them, and never any of what follows the message."""
+        raise NotImplementedError
+
+    def filled(self, size: int) -> None:
+        """So many bytes have been read to `room`."""
+        raise NotImplementedError
+
+    def take(self, data: bytes | bytearray | memoryview) -> bytes:
+        """Take these, as far as they belong to the message. What follows it."""
+        view = memoryview(data)
+        while self.left and view:
+            room = self.room()
+            size = min(len(room), len(view))
+            room[:size] = view[:size]
+            self.filled(size)
+            view = view[size:]
+        return bytes(view)
+
+    def _unmasked(self, data: memoryview, at: int) -> bytes:
+        shift = at % _KEY_BYTES
+        return apply_mask(data, self._key[shift:] + self._key[:shift])
+
+
+class Kept(Incoming):
+    """A message that is to be read. `message`: its bytes, once all of them have come."""
+
+    def __init__(self, first: int, size: int, key: bytes) -> None:
+        super().__init__(first, size, key)
+        # Pages that are mapped cost nothing before something comes to them. A bytearray writes
+        # zeros to all of its own at once.
+        is_large = size >= _MAPPED_FROM_BYTES
+        self.message = memoryview(mmap.mmap(-1, size) if is_large else bytearray(size))
+
+    def room(self) -> memoryview:
+        """See Incoming."""
+        done = self.size - self.left
+        return self.message[done : done + PIECE_BYTES]
+
+    def filled(self, size: int) -> None:
+        """See Incoming."""
+        done = self.size - self.left
+        piece = self.message[done : done + size]
+        piece[:] = self._unmasked(piece, done)
+        self.left -= size
+
+
+class Skipped(Incoming):
+    """A message for which there is no room: only its first bytes are kept."""
+
+    def __init__(self, first: int, size: int, key: bytes) -> None:
+        super().__init__(first, size, key)
+        self._start = bytearray()
+
+    def room(self) -> memoryview:
+        """See Incoming."""
+        return _nowhere[: self.left]
+
+    def filled(self, size: int) -> None:
+        """See Incoming."""
+        self._start += _nowhere[: min(size, SKIPPED_START_BYTES - len(self._start))]
+        self.left -= size
+
+    def start(self) -> bytes:
+        """The first bytes."""
+        return self._unmasked(memoryview(self._start), 0)
