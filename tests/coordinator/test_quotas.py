@@ -12,10 +12,13 @@ import pytest
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.outgoing import PIECE_BYTES
 from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.sessions import TURN_BYTES
 from rallypoint.core import events as on
 from rallypoint.core.quotas import EVICT_AFTER_S, RUNS_AT_ONCE, WAIT_MAX_S, Account
 from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.store import Value
 from rallypoint.core.values import (
     Address,
     CloseRecord,
@@ -41,11 +44,16 @@ class Peer(WholeMessages):
     def __init__(self, coordinator: Coordinator, account: Account) -> None:
         self.account = account
         self.told: list[wire.FromCoordinator] = []
+        self.sent_in_parts = 0
         self.is_closed = False
         self.session = coordinator.hub.connected(self)
 
     def send(self, payload: bytes) -> None:
         self.told.append(wire.decode_from_coordinator(payload))
+
+    def part(self, piece: bytes | memoryview) -> None:
+        self.sent_in_parts += len(piece)
+        super().part(piece)
 
     def backlog_bytes(self) -> int:
         return 0
@@ -139,6 +147,28 @@ def test_a_run_whose_neighbour_has_gone_has_the_event_loop_for_itself_at_once() 
     other = here.with_round("other")
     one.session.slice_s()
     assert other.session.slice_s() is not None
+
+
+def test_peers_that_read_at_once_are_not_sent_to_at_once_beside_another_run() -> None:
+    """Each was sent a quarter of a megabyte in one turn, and another run waited for them all."""
+    here, loop = Coordinator(), SteppedLoop()
+    here.hub.turns.loop = loop
+    readers = [here.attach("one", f"reader-{number}") for number in range(4)]
+    here.attach("other", "late").session.slice_s()
+    answer = wire.StoreAnswer(Stamp(), 1, Value(bytes(1 << 20)))
+    for peer in readers:
+        peer.session.slice_s()
+        peer.session.paused()
+        peer.session.answer(answer)
+        peer.session.resumed()
+    assert not any(peer.sent_in_parts for peer in readers)
+    while loop.soon:
+        before = [peer.sent_in_parts for peer in readers]
+        loop.turn()
+        sent = [peer.sent_in_parts - was for peer, was in zip(readers, before, strict=True)]
+        assert sum(size > 0 for size in sent) <= 1, "one of them in each turn"
+        assert sum(sent) <= TURN_BYTES + PIECE_BYTES
+    assert all(answer in peer.told for peer in readers)
 
 
 def test_a_run_that_had_to_go_is_not_kept_until_its_time() -> None:

@@ -188,6 +188,23 @@ def test_long_pieces_are_free_for_a_while_and_then_rare() -> None:
     assert sum(name == "short" for name, _ in log) > 15_000
 
 
+def test_a_run_that_has_used_its_part_is_read_later_though_nothing_of_it_waits() -> None:
+    """Its next large message was read at once, as if it owed nothing."""
+    loop, clock = SteppedLoop(), Clock()
+    turns = Turns(loop, clock)
+    turns.slice_s("others")
+    assert turns.slice_s("long") == SLICE_S
+    turns.spent("long", 2 * BURST_S)
+    assert turns.slice_s("long") == 0.0
+    assert turns.slice_s("others") == SLICE_S
+    turns.later("long", lambda: False)
+    loop.turn()
+    assert loop.delays == [pytest.approx(BURST_S / DUTY, rel=0.01)]
+    clock.now_s += loop.delays[0]
+    loop.turn()
+    assert turns.slice_s("long") == SLICE_S
+
+
 def test_a_line_of_many_connections_is_served_in_time_all_the_same() -> None:
     """Their heartbeats are in it."""
     loop, clock = SteppedLoop(), Clock()

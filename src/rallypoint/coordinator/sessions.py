@@ -37,7 +37,7 @@ BEFORE_ATTACH_BYTES_MAX: Final = 256 * 1024
 """The largest message of a connection that has not been let into a run."""
 UNREAD_S: Final = 60.0
 """How long a peer may read nothing of what waits for it."""
-TURN_BYTES: Final = 256 * 1024
+TURN_BYTES: Final = 128 * 1024
 """How much of large messages is sent on one connection before the others have their turn."""
 CLOSE_S: Final = 2.0
 """How long a connection that is to be closed waits for its peer to read the rest of a message."""
@@ -346,9 +346,10 @@ class Session:
         self._go_on()
 
     def _go_on(self) -> None:
-        if not self._has_turn and self._take_turn():
+        # Where runs share the turns, those whose peers read at once do not send at once.
+        if not self._has_turn and (self._turns.is_shared or self._take_turn()):
             self._has_turn = True
-            self._hub.turns.later(self.run, self._take_turn)
+            self._turns.later(self.run, self._take_turn)
 
     def _take_turn(self) -> bool:
         self._has_turn = self._send_more()

@@ -20,7 +20,7 @@ Work = Callable[[], bool]
 
 SLICE_S: Final = 0.0002
 """What a run may use in one turn of the loop while others speak: some ten calls of its store."""
-BURST_S: Final = 0.05
+BURST_S: Final = 0.01
 """How long pieces that are longer may take together before their run waits for them."""
 DUTY: Final = 0.01
 """Which part of the time they may take in the long run."""
@@ -64,7 +64,8 @@ class Turns:
     def slice_s(self, run: Hashable) -> float | None:
         """How long this run may use the loop now; None: as long as it likes, as it is alone.
 
-        0: it has put something off, so that what comes now waits behind that. None is who has not
+        0: it has put something off, so that what comes now waits behind that; or it has used more
+        than its part of the time. None is who has not
         attached yet: it is no run that others share their time with.
         """
         if run is not self.last and run is not None:
@@ -73,7 +74,10 @@ class Turns:
             self.last = run
         if not self.is_shared:
             return None
-        return 0.0 if run in self._lines else SLICE_S
+        return 0.0 if run in self._lines or self._must_rest(run) else SLICE_S
+
+    def _must_rest(self, run: Hashable) -> bool:
+        return run in self._rests and self._rests[run] > self.clock_s()
 
     def tick(self) -> None:
         """Time passes: a run that is not heard any more shares nothing."""
