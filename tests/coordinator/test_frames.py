@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import socket
+import weakref
 from typing import Any, cast
 
 import pytest
@@ -13,6 +15,7 @@ from websockets.frames import Frame, Opcode
 from rallypoint.coordinator import frames, incoming
 from rallypoint.coordinator.frames import FrameReader
 from rallypoint.coordinator.incoming import SKIPPED_START_BYTES
+from rallypoint.core.values import ConnectionEnd
 from rallypoint.wire.messages import MESSAGE_BYTES_MAX
 
 
@@ -91,6 +94,8 @@ class Reading:
         self.reader = FrameReader(
             self.line, self.messages.append, refused=self.refused.append, early=early
         )
+        if not early:
+            self.reader.begin()
 
     @property
     def stepped_aside(self) -> bool:
@@ -330,6 +335,94 @@ def test_half_of_a_large_frame_before_the_answer_is_refused_too() -> None:
     assert at.messages == []
 
 
+def test_of_a_large_message_nothing_is_kept_once_it_was_taken() -> None:
+    """uvloop keeps a protocol's methods until another one with buffers takes its place."""
+    at = Reading()
+    stream = frame(os.urandom(300_000))
+    at.line.bring(stream[:1_000])
+    reading = cast(asyncio.BufferedProtocol, at.line.protocol)
+    kept_by_the_loop = reading.get_buffer, reading.buffer_updated
+    message = weakref.ref(cast(incoming.Kept, at.reader._incoming))
+    at.line.bring(stream[1_000:])
+    assert len(at.messages) == 1
+    at.messages.clear()
+    assert message() is None
+    del kept_by_the_loop
+
+
+def test_a_large_message_for_which_there_is_no_memory_passes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    at, payload = Bounded(), os.urandom(300_000)
+
+    def mapped(size: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(incoming, "_mapped", mapped)
+    at.line.bring(frame(payload) + frame(b"after"))
+    assert at.messages == [payload, b"after"], "it came at once, and needs no place"
+    stream = frame(payload) + frame(b"later")
+    at.line.bring(stream[:1_000])
+    at.line.bring(stream[1_000:])
+    assert at.messages[2:] == [b"later"]
+    assert at.intake.told[-1] == ("skipped", payload[:SKIPPED_START_BYTES], 300_000)
+    assert at.intake.kept == 0
+    assert "there is no memory for a message of 300000 bytes" in caplog.text
+
+
+def test_an_error_in_a_turn_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """It stayed paused for ever."""
+    at = Bounded()
+    at.line.bring(b"".join(frame(b"%d" % number) for number in range(100)))
+
+    def read(data: bytes | bytearray, begin: int, frames_max: int) -> bool:
+        raise MemoryError
+
+    at.reader._read = read  # type: ignore[method-assign]
+    assert not at.intake.turn()
+    assert at.line.is_aborted
+
+
+def test_nothing_is_read_before_the_answer() -> None:
+    line, messages, refused = Line(Owner()), list[bytes](), list[str]()
+    reader = FrameReader(line, messages.append, refused=refused.append)
+    line.bring(frame(b"early") + frame(b"half")[:-1])
+    assert messages == []
+    reader.begin()
+    assert messages == [b"early"]
+    assert refused == [frames.HALF_A_FRAME]
+
+
+class SocketLine(Line):
+    """A line with the socket of a peer that has said its last words."""
+
+    def __init__(self, protocol: asyncio.BaseProtocol, sock: socket.socket) -> None:
+        super().__init__(protocol)
+        self.sock = sock
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.sock if name == "socket" else default
+
+
+@pytest.mark.parametrize("slice_s", [None, 0.0002, 0.0])
+def test_last_words_come_before_the_end_whosever_turn_it_is(slice_s: float | None) -> None:
+    """Those of a run that had to wait came after it, and were dropped."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        line, intake, told = SocketLine(Owner(), ours), Taking(1 << 30), list[Any]()
+        reader = FrameReader(line, told.append, told.append, intake=intake)
+        reader.begin()
+        intake.slice = slice_s
+        large = os.urandom(20_000)
+        theirs.sendall(frame(b"first") + frame(large) + frame(b"last"))
+        theirs.close()
+        reader.connection_lost(BrokenPipeError(32, "Broken pipe"))
+    assert told[:-1] == [b"first", large, b"last"]
+    assert told[-1] is ConnectionEnd.FIN
+    assert intake.kept == 0
+
+
 def test_what_had_been_read_before_a_pause_belongs_to_the_large_message_that_waits() -> None:
     """It was read as the beginning of a frame."""
     at, payload = Bounded(), os.urandom(300_000)
@@ -355,7 +448,7 @@ def test_a_message_that_cannot_be_taken_ends_its_connection_and_is_logged(
 
     owner = Owner()
     line = Line(owner)
-    FrameReader(line, fail)
+    FrameReader(line, fail).begin()
     line.bring(frame(b"one") + frame(b"two"))
     assert line.is_aborted
     assert [record.levelname for record in caplog.records] == ["ERROR"]
@@ -449,6 +542,7 @@ class Bounded(Reading):
         self.reader = FrameReader(
             self.line, self.messages.append, refused=self.refused.append, intake=self.intake
         )
+        self.reader.begin()
 
 
 def test_a_message_that_is_not_whole_counts_from_its_first_bytes_on() -> None:

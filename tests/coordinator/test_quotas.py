@@ -171,6 +171,24 @@ def test_peers_that_read_at_once_are_not_sent_to_at_once_beside_another_run() ->
     assert all(answer in peer.told for peer in readers)
 
 
+def test_a_node_hears_of_its_coordinator_while_what_it_says_waits() -> None:
+    """It heard nothing, gave up, came again and said all that once more, for ever."""
+    here = Coordinator()
+    here.hub.turns.loop = SteppedLoop()
+    peer, other = here.with_round("run"), here.with_round("other")
+    peer.session.later(lambda: True)
+    here.pass_time(1.0)
+    for each in (peer, other):
+        each.told.clear()
+    here.pass_time(5.0)
+    assert sum(isinstance(each, wire.Beat) for each in peer.told) >= 5
+    assert not other.told
+    peer.session.had_its_turn()
+    peer.told.clear()
+    here.pass_time(5.0)
+    assert not peer.told
+
+
 def test_a_run_that_had_to_go_is_not_kept_until_its_time() -> None:
     """Each of these would have had ten minutes."""
     here = Coordinator(runs_max=200, new_runs_per_s=1e8)

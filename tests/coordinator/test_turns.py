@@ -162,7 +162,7 @@ def test_without_a_loop_nobody_waits() -> None:
 
 def test_long_pieces_are_free_for_a_while_and_then_rare() -> None:
     loop, clock = SteppedLoop(), Clock()
-    turns = Turns(loop, clock)
+    turns = Turns(loop, clock, clock)
     turns.slice_s("others")
     turns.slice_s("long")
     log = list[tuple[str, float]]()
@@ -191,7 +191,7 @@ def test_long_pieces_are_free_for_a_while_and_then_rare() -> None:
 def test_a_run_that_has_used_its_part_is_read_later_though_nothing_of_it_waits() -> None:
     """Its next large message was read at once, as if it owed nothing."""
     loop, clock = SteppedLoop(), Clock()
-    turns = Turns(loop, clock)
+    turns = Turns(loop, clock, clock)
     turns.slice_s("others")
     assert turns.slice_s("long") == SLICE_S
     turns.spent("long", 2 * BURST_S)
@@ -202,13 +202,92 @@ def test_a_run_that_has_used_its_part_is_read_later_though_nothing_of_it_waits()
     assert loop.delays == [pytest.approx(BURST_S / DUTY, rel=0.01)]
     clock.now_s += loop.delays[0]
     loop.turn()
+    loop.turn()
     assert turns.slice_s("long") == SLICE_S
+
+
+def test_while_a_run_rests_what_others_put_off_is_done_at_once() -> None:
+    """It waited until the one that rests might go on: for two seconds."""
+    loop, clock, log = SteppedLoop(), Clock(), list[str]()
+    turns = Turns(loop, clock, clock)
+    turns.slice_s("others")
+    turns.slice_s("long")
+    turns.spent("long", 2 * BURST_S)
+    turns.later("long", counted("long", 1, log))
+    loop.turn()
+    assert loop.delays, "it rests"
+    loop.soon.clear()  # its timer, which is yet to come
+    turns.later("others", counted("others", 3, log))
+    for _ in range(3):
+        loop.turn()
+    assert log == ["others"] * 3
+
+
+def test_a_run_that_rests_goes_on_when_it_is_alone() -> None:
+    loop, clock, log = SteppedLoop(), Clock(), list[str]()
+    turns = Turns(loop, clock, clock)
+    turns.slice_s("others")
+    turns.slice_s("long")
+    turns.spent("long", 2 * BURST_S)
+    turns.later("long", counted("long", 1, log))
+    loop.turn()
+    loop.soon.clear()
+    turns.alone()
+    loop.turn()
+    assert log == ["long"]
+
+
+def test_slices_that_end_with_a_whole_frame_are_no_long_pieces() -> None:
+    """Forty calls at once cost a run two thirds of a second, beside one that only beat."""
+    turns = Turns(SteppedLoop(), Clock())
+    turns.slice_s("others")
+    turns.slice_s("busy")
+    for _ in range(10_000):
+        turns.spent("busy", 1.5 * SLICE_S)
+    assert turns.slice_s("busy") == SLICE_S
+
+
+def test_of_a_run_that_has_gone_nothing_is_kept() -> None:
+    turns = Turns(SteppedLoop(), Clock())
+    turns.slice_s("others")
+    turns.slice_s("long")
+    turns.spent("long", 2 * BURST_S)
+    turns.forget("long")
+    assert not turns._credits
+    assert not turns._rests
+    assert turns.last is None
+
+
+@pytest.mark.parametrize("count", [10, 100])
+def test_the_last_of_many_connections_waits_no_longer_than_a_line(count: int) -> None:
+    """As the line became shorter each of those that were left waited longer."""
+    loop, clock = SteppedLoop(), Clock()
+    turns = Turns(loop, clock, clock)
+    turns.slice_s("others")
+    turns.slice_s("long")
+    served = 0
+
+    def work() -> bool:
+        nonlocal served
+        served += 1
+        clock.now_s += 0.005
+        return False
+
+    turns.spent("long", BURST_S)  # as it did long ago, and owes nothing
+    for _ in range(count):
+        turns.later("long", work)
+    began_s = clock.now_s
+    while served < count:
+        loop.turn()
+        if loop.delays:
+            clock.now_s += loop.delays.pop()
+    assert clock.now_s - began_s < 1.2 * LINE_S + 0.005 * count
 
 
 def test_a_line_of_many_connections_is_served_in_time_all_the_same() -> None:
     """Their heartbeats are in it."""
     loop, clock = SteppedLoop(), Clock()
-    turns = Turns(loop, clock)
+    turns = Turns(loop, clock, clock)
     turns.slice_s("others")
     turns.slice_s("long")
     served: dict[int, list[float]] = {number: [] for number in range(20)}

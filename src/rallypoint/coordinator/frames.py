@@ -172,7 +172,8 @@ class FrameReader(asyncio.Protocol):
         self._received = received
         self._intake = intake
         self._rest = bytearray(early)
-        self._needed = sys.maxsize  # nothing is read before `begin`
+        self._needed = 0
+        self._has_begun = False
         self._incoming: Incoming | None = None
         self._arrived_whole: Kept | None = None
         self._fragments: bytearray | None = None
@@ -190,6 +191,7 @@ class FrameReader(asyncio.Protocol):
         taken. Part of one is not: who sends it means to have it read in two ways.
         """
         early, self._rest = bytes(self._rest), bytearray()
+        self._has_begun = True
         if early:
             self._read(early, 0, sys.maxsize)
             if self._rest or self._incoming is not None:
@@ -212,6 +214,8 @@ class FrameReader(asyncio.Protocol):
                 self._received(apply_mask(data[6:], data[2:6]))
             except Exception:  # noqa: BLE001 - event loops keep some of them to themselves
                 self._cut()
+        elif not self._has_begun:
+            self._rest += data
         elif not self._is_refused:
             self._take(data)
             self._look()
@@ -391,8 +395,8 @@ class FrameReader(asyncio.Protocol):
     def _begin_large(self, first: int, size: int, data: bytes | bytearray) -> None:
         """`data`: the key, and what has come of the message."""
         key, begun = bytes(data[:_KEY_BYTES]), data[_KEY_BYTES:]
-        if self._intake is None or self._intake.announced(size):
-            self._incoming = Kept(first, size, key)
+        if self._may_come(size) and (kept := self._space_for(first, size, key)):
+            self._incoming = kept
         elif first == _BINARY:  # Let it pass, and answer it if it can be answered.
             self._incoming = Skipped(first, size, key)
         else:
@@ -400,10 +404,29 @@ class FrameReader(asyncio.Protocol):
             return
         self._incoming.take(begun)
         if self._incoming.left > PIECE_BYTES:
-            self._transport.set_protocol(_LargeReader(self, self._incoming))
+            self._transport.set_protocol(_LargeReader(self))
 
-    def filled(self, incoming: Incoming, size: int) -> None:
-        """So many bytes of a large message have been read to where they go."""
+    def _may_come(self, size: int) -> bool:
+        return self._intake is None or self._intake.announced(size)
+
+    def _space_for(self, first: int, size: int, key: bytes) -> Kept | None:
+        try:
+            return Kept(first, size, key)
+        except (OSError, MemoryError) as error:
+            _log.error("there is no memory for a message of %d bytes: %s", size, error)
+            if self._intake is not None:
+                self._intake.arrived(size)
+            return None
+
+    def room(self) -> memoryview:
+        """Where the next bytes of the large message go."""
+        assert self._incoming is not None
+        return self._incoming.room()
+
+    def filled(self, size: int) -> None:
+        """So many bytes of it have been read to there."""
+        incoming = self._incoming
+        assert incoming is not None
         incoming.filled(size)
         if not incoming.left:
             self._has_come(incoming)
@@ -469,7 +492,14 @@ class FrameReader(asyncio.Protocol):
         """Take some of what was put off. Whether there is more."""
         if self._put_off is None:
             return False
-        (data, begin), self._put_off = self._put_off, None
+        try:
+            return self._take_put_off(self._put_off)
+        except Exception:  # noqa: BLE001 - else the connection would be paused for ever
+            self._cut()
+            return False
+
+    def _take_put_off(self, put_off: tuple[bytes | bytearray, int]) -> bool:
+        (data, begin), self._put_off = put_off, None
         if self._intake is not None and self._frames_max < sys.maxsize:
             self._until_s = self._intake.clock_s() + SLICE_S
         is_all = True
@@ -555,6 +585,7 @@ class FrameReader(asyncio.Protocol):
             return ConnectionEnd.OURS
         if self._transport.get_extra_info("ssl_object") is None:
             self._read_the_rest()
+            self._go_on()
         return _END_OF_ERRNO.get(getattr(error, "errno", None) or 0, ConnectionEnd.UNKNOWN)
 
     def _read_the_rest(self) -> None:
@@ -568,15 +599,15 @@ class FrameReader(asyncio.Protocol):
 class _LargeReader(asyncio.BufferedProtocol):
     """In a reader's place while most of a large message is still to come: reads it in place."""
 
-    def __init__(self, reader: FrameReader, incoming: Incoming) -> None:
+    def __init__(self, reader: FrameReader) -> None:
+        # No message: uvloop keeps the methods of this until the connection ends.
         self._reader = reader
-        self._incoming = incoming
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._incoming.room()
+        return self._reader.room()
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._reader.filled(self._incoming, nbytes)
+        self._reader.filled(nbytes)
 
     def eof_received(self) -> bool | None:
         return self._reader.eof_received()

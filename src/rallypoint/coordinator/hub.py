@@ -80,6 +80,8 @@ class Hub:
         self.turns = Turns()
         self.unread: dict[int, Session] = {}
         """Connections whose peers have not read all that they were sent."""
+        self.put_off: dict[int, Session] = {}
+        """Connections of which something waits for its turn: by their links."""
         self.sessions: dict[int, Session] = {}
         self.runs: dict[str, RunHost] = {}
         self._commit = commit
@@ -153,6 +155,8 @@ class Hub:
         self._check_silence(now_s)
         self._end_strangers(now_s)
         self.turns.tick()
+        for session in list(self.put_off.values()):
+            session.beat_unasked()
         for session in list(self.unread.values()):
             session.look(now_s)
         self._sweep(now_s)
@@ -208,6 +212,7 @@ class Hub:
     def disconnected(self, session: Session) -> None:
         """The connection is closed."""
         self.introduced(session)
+        self.put_off.pop(session.link, None)
         if self.sessions.pop(session.link, None) is not None:
             self._held_sessions.give_back(session.account)
 
@@ -436,6 +441,7 @@ class Hub:
             self._held_runs.give_back(run.account)
             run.end_timers()
             run.share.close()
+            self.turns.forget(run)
 
     def _raise_floor(self, run: RunHost) -> None:
         self.floor_term = max(self.floor_term, run.membership.term)

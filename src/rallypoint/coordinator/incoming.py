@@ -61,14 +61,17 @@ class Incoming:
 
 
 class Kept(Incoming):
-    """A message that is to be read. `message`: its bytes, once all of them have come."""
+    """A message that is to be read. `message`: its bytes, once all of them have come.
+
+    Raises OSError or MemoryError if there is no memory for it.
+    """
 
     def __init__(self, first: int, size: int, key: bytes) -> None:
         super().__init__(first, size, key)
         # Pages that are mapped cost nothing before something comes to them. A bytearray writes
         # zeros to all of its own at once.
         is_large = size >= _MAPPED_FROM_BYTES
-        self.message = memoryview(mmap.mmap(-1, size) if is_large else bytearray(size))
+        self.message = memoryview(_mapped(size) if is_large else bytearray(size))
 
     def room(self) -> memoryview:
         """See Incoming."""
@@ -81,6 +84,10 @@ class Kept(Incoming):
         piece = self.message[done : done + size]
         piece[:] = self._unmasked(piece, done)
         self.left -= size
+
+
+def _mapped(size: int) -> mmap.mmap:
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class Skipped(Incoming):

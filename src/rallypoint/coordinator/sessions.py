@@ -83,8 +83,7 @@ class Session:
     """One connection. `link` numbers it; `run` and `node` are None until it was welcomed.
 
     `reads_ledger`: its node finds another coordinator by itself. `good_host`: the last bootstrap
-    host that was looked at and is one; a node says the same for each round. `is_put_off`: what its
-    peer says waits here for its turn.
+    host that was looked at and is one; a node says the same for each round.
 
     What the connection takes in memory counts for its run (see core/budget.py). What its peer does
     not read waits in `_outgoing`, which is None as long as the peer reads all.
@@ -112,7 +111,6 @@ class Session:
         "attach_bytes",
         "good_host",
         "heard_s",
-        "is_put_off",
         "link",
         "node",
         "outlet",
@@ -136,7 +134,6 @@ class Session:
         self._is_over = False
         self._has_ended = False
         self.attach_bytes = 0
-        self.is_put_off = False
         self._share = hub.unattached
         self._kept = 0
         self._outgoing: Outgoing | None = None
@@ -357,12 +354,22 @@ class Session:
 
     def later(self, work: Work) -> None:
         """Do this when the others have had their turn."""
-        self.is_put_off = True
+        self._hub.put_off[self.link] = self
         self._hub.turns.later(self.run, work)
+
+    @property
+    def is_put_off(self) -> bool:
+        """Whether what its peer says waits here for its turn."""
+        return self.link in self._hub.put_off
+
+    def beat_unasked(self) -> None:
+        """What the peer says waits here, its heartbeats too: it must not give this side up."""
+        if self.run is not None and self.node is not None:
+            self.beat(self.run)
 
     def had_its_turn(self) -> None:
         """Nothing that came is put off any more."""
-        self.is_put_off = False
+        self._hub.put_off.pop(self.link, None)
 
     def slice_s(self) -> float | None:
         """How long this connection may be read now: see Turns."""
@@ -373,7 +380,7 @@ class Session:
 
     def clock_s(self) -> float:
         """The clock that slices are measured on."""
-        return self._hub.turns.clock_s()
+        return self._hub.turns.used_s()
 
     def spent(self, took_s: float) -> None:
         """So long was read, at one go."""

@@ -9,6 +9,7 @@ between them: one call in a hundred of another run may meet such a piece, and no
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -44,12 +45,20 @@ class Turns:
     """Owned by one event loop: `loop`; without one all is done at once, and no slice ends."""
 
     def __init__(
-        self, loop: Loop | None = None, clock_s: Callable[[], float] = time.perf_counter
+        self,
+        loop: Loop | None = None,
+        clock_s: Callable[[], float] = time.perf_counter,
+        used_s: Callable[[], float] = time.thread_time,
     ) -> None:
         self.loop = loop
         self.clock_s = clock_s
+        self.used_s = used_s
+        """What slices and pieces are measured on: a run does not pay for what else the machine
+        does meanwhile."""
         self._lines: dict[Hashable, deque[Work]] = {}  # the next run first
         self._is_set = False
+        self._looks_at_s = math.inf  # as all that wait have to rest
+        self._longest: dict[Hashable, int] = {}  # each line, since it was empty
         self.last: Hashable = None
         """The run that was asked for last."""
         self.is_shared = False
@@ -87,6 +96,7 @@ class Turns:
                 self.is_shared = False
                 self._credits.clear()
                 self._rests.clear()
+                self._set()
 
     def alone(self) -> None:
         """One run at most has nodes that are connected; the next that is heard may be that one.
@@ -94,17 +104,21 @@ class Turns:
         What runs owe stays: one whose nodes go and come again gains nothing by it.
         """
         self.is_shared, self.last = False, None
+        self._set()
 
     def spent(self, run: Hashable, took_s: float) -> None:
-        """The run has used the loop for so long, at one go, while it shared it."""
-        if took_s <= SLICE_S or not self.is_shared:
+        """The run has used the loop for so long, at one go, while it shared it.
+
+        What ends a slice is a frame like others, and takes some time itself: that is no long piece.
+        """
+        if took_s <= 2 * SLICE_S or not self.is_shared:
             return
         now_s = self.clock_s()
         credit_s, since_s = self._credits.get(run, (BURST_S, now_s))
         credit_s = min(BURST_S, credit_s + DUTY * (now_s - since_s)) - took_s
         self._credits[run] = (credit_s, now_s)
         if credit_s < 0:
-            waiting = len(self._lines.get(run, ())) + 1
+            waiting = max(len(self._lines.get(run, ())) + 1, self._longest.get(run, 0))
             self._rests[run] = now_s + min(-credit_s / DUTY, LINE_S / waiting)
 
     # -- what is put off -----------------------------------------------------------------------
@@ -119,7 +133,15 @@ class Turns:
         if line is None:
             line = self._lines[run] = deque()
         line.append(work)
+        self._longest[run] = max(self._longest.get(run, 0), len(line))
         self._set()
+
+    def forget(self, run: Hashable) -> None:
+        """There is no such run any more."""
+        self._credits.pop(run, None)
+        self._rests.pop(run, None)
+        if self.last is run:
+            self.last = None
 
     def _set(self) -> None:
         if self._lines and not self._is_set and self.loop is not None:
@@ -136,12 +158,14 @@ class Turns:
         work = line.popleft()
         if line:
             self._lines[run] = line  # behind the other runs
-        began_s = self.clock_s()
+        began_s = self.used_s()
         try:
             if work():
                 self._lines.setdefault(run, line).append(work)
         finally:
-            self.spent(run, self.clock_s() - began_s)
+            self.spent(run, self.used_s() - began_s)
+            if run not in self._lines:
+                self._longest.pop(run, None)
             self._set()
 
     def _next(self) -> tuple[Hashable, ...]:
@@ -149,7 +173,7 @@ class Turns:
 
         In a tuple, as None is a run here: that of all connections that have not attached.
         """
-        if not self._rests:
+        if not self._rests or not self.is_shared:
             return tuple(islice(self._lines, 1))
         now_s = self.clock_s()
         until_s = []
@@ -159,7 +183,11 @@ class Turns:
                 self._rests.pop(run, None)
                 return (run,)
             until_s.append(rests_s)
-        if until_s and self.loop is not None:
-            self._is_set = True
-            self.loop.call_later(min(until_s) - now_s, self._turn)
+        if until_s and self.loop is not None and min(until_s) < self._looks_at_s:
+            self._looks_at_s = min(until_s)
+            self.loop.call_later(self._looks_at_s - now_s, self._look)
         return ()
+
+    def _look(self) -> None:
+        self._looks_at_s = math.inf
+        self._set()
