@@ -12,7 +12,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,17 @@ from tests.agent.processes import MAIN, Machine, Process, wait_until
 from tests.loops import until
 
 OLD, NEW = "old-" + "VQ2t9qk0X5cM1sB7nJ4eRw", "new-" + "b8Kd0PzX3mYt6uVw1LqRsA"
+
+
+def noting(read: Callable[[], tuple[str, ...]]) -> tuple[Reloader, list[tuple[str, ...]]]:
+    """A reloader, and the tokens that it gave to be used, each time."""
+    used: list[tuple[str, ...]] = []
+
+    def use(tokens: tuple[str, ...]) -> int:
+        used.append(tokens)
+        return 0
+
+    return Reloader(read, use), used
 
 
 @pytest.fixture
@@ -262,13 +273,7 @@ def test_a_file_system_that_hangs_holds_nothing_up(caplog: pytest.LogCaptureFixt
         return (next(contents),)
 
     async def main() -> None:
-        used: list[tuple[str, ...]] = []
-
-        def use(tokens: tuple[str, ...]) -> int:
-            used.append(tokens)
-            return 0
-
-        reloader = Reloader(read, use)
+        reloader, used = noting(read)
         reloader.ask()
         reloader.ask()
         reloader.ask()
@@ -308,13 +313,7 @@ def test_a_fault_of_the_reading_keeps_no_later_request_out(
         return ("new",)
 
     async def main() -> None:
-        used: list[tuple[str, ...]] = []
-
-        def use(tokens: tuple[str, ...]) -> int:
-            used.append(tokens)
-            return 0
-
-        reloader = Reloader(read, use)
+        reloader, used = noting(read)
         reloader.ask()
         await until(lambda: "the token stays as it was" in caplog.text, "nothing is said")
         assert used == []

@@ -206,9 +206,9 @@ def test_a_run_that_has_used_its_part_is_read_later_though_nothing_of_it_waits()
     assert turns.slice_s("long") == SLICE_S
 
 
-def test_while_a_run_rests_what_others_put_off_is_done_at_once() -> None:
-    """It waited until the one that rests might go on: for two seconds."""
-    loop, clock, log = SteppedLoop(), Clock(), list[str]()
+def resting(log: list[str]) -> tuple[Turns, SteppedLoop]:
+    """A run, "long", that put something off and rests beside "others". Its timer never comes."""
+    loop, clock = SteppedLoop(), Clock()
     turns = Turns(loop, clock, clock)
     turns.slice_s("others")
     turns.slice_s("long")
@@ -216,7 +216,14 @@ def test_while_a_run_rests_what_others_put_off_is_done_at_once() -> None:
     turns.later("long", counted("long", 1, log))
     loop.turn()
     assert loop.delays, "it rests"
-    loop.soon.clear()  # its timer, which is yet to come
+    loop.soon.clear()
+    return turns, loop
+
+
+def test_while_a_run_rests_what_others_put_off_is_done_at_once() -> None:
+    """It waited until the one that rests might go on: for two seconds."""
+    log = list[str]()
+    turns, loop = resting(log)
     turns.later("others", counted("others", 3, log))
     for _ in range(3):
         loop.turn()
@@ -224,14 +231,8 @@ def test_while_a_run_rests_what_others_put_off_is_done_at_once() -> None:
 
 
 def test_a_run_that_rests_goes_on_when_it_is_alone() -> None:
-    loop, clock, log = SteppedLoop(), Clock(), list[str]()
-    turns = Turns(loop, clock, clock)
-    turns.slice_s("others")
-    turns.slice_s("long")
-    turns.spent("long", 2 * BURST_S)
-    turns.later("long", counted("long", 1, log))
-    loop.turn()
-    loop.soon.clear()
+    log = list[str]()
+    turns, loop = resting(log)
     turns.alone()
     loop.turn()
     assert log == ["long"]
