@@ -179,20 +179,25 @@ class RunHost:
         """Give the core an event. Those that its effects bring are taken in order, after it."""
         if self.has_failed:
             return
-        if self._shared is not None and not self._is_draining:
+        if self._is_draining:
+            self._queue.append(event)
+            return
+        if self._shared is not None:
             self._check_lease()
-        self._queue.append(event)
-        if self.is_claimed and not self._is_draining:
-            self._drain()
+        if not self.is_claimed:
+            self._queue.append(event)
+        else:
+            self._drain(event)
 
     def _check_lease(self) -> None:
         """What comes in must find the run SUSPENDED if the lease does not stand any more."""
         if self._shared is not None and self.is_claimed:
             self._shared.check_lease()
 
-    def _drain(self) -> None:
+    def _drain(self, event: on.Event) -> None:
         self._is_draining = True
         try:
+            self._step(event)
             while self._queue:
                 self._step(self._queue.popleft())
         except Exception as error:  # noqa: BLE001 - it ends the run, and nothing else
@@ -269,8 +274,8 @@ class RunHost:
             _EXECUTE[type(effect)](self, effect)
         self.is_claimed = True
         self.empty_since_s = None if len(self.membership.roster) else now_s
-        if not self._is_draining:
-            self._drain()
+        if self._queue and not self._is_draining:
+            self._drain(self._queue.popleft())
 
     def turn_away(self, refusal: Refusal) -> None:
         """Refuse all that wait for the run to be claimed."""

@@ -161,8 +161,19 @@ class Session:
         if self._asked is None:
             self.attach_bytes = len(data)
             self._first(message)
-        else:
-            self._next(message)
+            return
+        run, node = self.run, self.node
+        if run is None or node is None:
+            return  # A rival waits for the probe of the older node; nothing it says counts yet.
+        run.heard(self, node)
+        handler = _HANDLERS.get(type(message))
+        if handler is None:
+            self.refuse(Refusal(RefusalCode.MALFORMED, "the node is attached already"))
+        elif not run.has_failed:
+            try:  # as RunHost.supervised, without its calls: this is done for every message
+                handler(run, self, node, message)
+            except Exception as error:  # noqa: BLE001 - it ends the run, and nothing else
+                run.fail(error)
 
     def attach_overdue(self) -> None:
         """It has had its time to say who it is."""
@@ -238,20 +249,6 @@ class Session:
         self._count_for(self.run.share)
         self.run.post(asked)
         self._hub.claim(self.run)
-
-    def _next(self, message: wire.FromNode) -> None:
-        run, node = self.run, self.node
-        if run is None or node is None:
-            return  # A rival waits for the probe of the older node; nothing it says counts yet.
-        run.heard(self, node)
-        handler = _HANDLERS.get(type(message))
-        if handler is None:
-            self.refuse(Refusal(RefusalCode.MALFORMED, "the node is attached already"))
-        elif not run.has_failed:
-            try:  # as RunHost.supervised, without its calls: this is done for every message
-                handler(run, self, node, message)
-            except Exception as error:  # noqa: BLE001 - it ends the run, and nothing else
-                run.fail(error)
 
     # -- what the run sends --------------------------------------------------------------------
 
