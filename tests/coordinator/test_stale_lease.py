@@ -134,6 +134,7 @@ def test_nobody_is_judged_on_an_old_lease_after_the_process_stood_still() -> Non
         loop._now_s += 10 * TTL_S
         case.ledger.is_mute = True
         case.line.say(wire.Ready(case.line.said[-1].stamp, 1, Address("h", 1), 1))
+        assert case.phase is Phase.SUSPENDED  # Nothing that is decided now could be committed.
         assert case.line.count(wire.Formed) == 1
         case.ledger.is_mute = False
         await until(lambda: case.line.count(wire.Formed) == 2)
