@@ -20,9 +20,8 @@ from rallypoint.coordinator.runs import RunHost
 from rallypoint.coordinator.sessions import Session
 from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
-from rallypoint.core.invariants import Journal, check
 from rallypoint.core.reasons import Refusal
-from rallypoint.core.store import StoreOp, StoreResult
+from rallypoint.core.store.store import StoreOp, StoreResult
 from rallypoint.core.values import (
     Address,
     Change,
@@ -33,6 +32,7 @@ from rallypoint.core.values import (
     Seat,
     Stamp,
 )
+from rallypoint.testing.invariants import Journal, check
 from rallypoint.wire import messages as wire
 
 UNSENT_BYTES_MAX = 32 * 1024

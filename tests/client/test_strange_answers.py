@@ -11,7 +11,7 @@ from rallypoint.client import machine as m
 from rallypoint.client.transport import _handshake_error
 from rallypoint.client.worker import WorkerSource
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store import Get, Value
+from rallypoint.core.store.store import Get, Value
 from rallypoint.core.values import Address, RoundHead, Seat
 from rallypoint.settings import WorkerChannel
 from rallypoint.wire import local

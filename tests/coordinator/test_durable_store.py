@@ -23,8 +23,7 @@ from rallypoint.coordinator.log_records import (
 )
 from rallypoint.coordinator.log_replay import Replay
 from rallypoint.coordinator.round_log import LogId, first_of
-from rallypoint.core.journal import InvariantViolation
-from rallypoint.core.store import (
+from rallypoint.core.store.store import (
     DEFAULT_LIMITS,
     LIMIT,
     TIMEOUT,
@@ -44,7 +43,8 @@ from rallypoint.core.store import (
     StoreOp,
     Value,
 )
-from rallypoint.core.store_journal import StoreJournal
+from rallypoint.testing.run_checker import InvariantViolation
+from rallypoint.testing.store_checker import StoreJournal
 
 SEATS = (("a", 0, 1), ("b", 1, 2))
 

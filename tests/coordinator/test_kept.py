@@ -13,7 +13,7 @@ from rallypoint.coordinator.sessions import (
     UNREAD_S,
 )
 from rallypoint.core.reasons import RefusalCode
-from rallypoint.core.store import (
+from rallypoint.core.store.store import (
     LIMIT,
     DeleteKey,
     Get,

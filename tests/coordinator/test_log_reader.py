@@ -21,7 +21,7 @@ from rallypoint.coordinator.log_records import (
     seal_record,
 )
 from rallypoint.coordinator.round_log import LogId, first_log, older
-from rallypoint.core.store import RoundStore, Set
+from rallypoint.core.store.store import RoundStore, Set
 from rallypoint.core.values import Address, RoundHead
 from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger import file as file_ledger

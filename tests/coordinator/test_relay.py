@@ -19,7 +19,7 @@ from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.sessions import Session
 from rallypoint.core import events as on
-from rallypoint.core.store import Add, StoreResult, Value
+from rallypoint.core.store.store import Add, StoreResult, Value
 from rallypoint.core.values import (
     Address,
     Change,

@@ -20,7 +20,7 @@ from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.sessions import Session
 from rallypoint.coordinator.shared import SharedRuns
 from rallypoint.core.reasons import RefusalCode
-from rallypoint.core.store import Add, Get, Set, StoreOp, Wait
+from rallypoint.core.store.store import Add, Get, Set, StoreOp, Wait
 from rallypoint.core.values import Address, Failure, FailureKind, Phase
 from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown
 from rallypoint.ledger.keys import COORDINATORS

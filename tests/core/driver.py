@@ -14,7 +14,6 @@ import msgspec
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
-from rallypoint.core.invariants import Checked
 from rallypoint.core.membership import Membership
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
@@ -34,6 +33,7 @@ from rallypoint.core.values import (
     RunSettings,
     secret_hash,
 )
+from rallypoint.testing.invariants import Checked
 
 STOP_S = 5.0
 """How long nodes say that they take to stop their workers, unless a test says otherwise."""

@@ -20,7 +20,6 @@ from typing import Any
 import msgspec
 
 from rallypoint.core import election as e
-from rallypoint.core.election_rules import ElectionJournal
 from rallypoint.core.values import (
     Address,
     CloseRecord,
@@ -32,6 +31,7 @@ from rallypoint.core.values import (
 )
 from rallypoint.ledger import one_register
 from rallypoint.ledger.contract import Conflict
+from rallypoint.testing.election_checker import ElectionJournal
 
 LEDGER = "ledger"
 TIMING = e.Timing()

@@ -8,8 +8,6 @@ import msgspec
 import pytest
 
 from rallypoint.core.election import FORMAT, NO_FLOOR, Lease, LeaseState, RunRegister
-from rallypoint.core.election_rules import ElectionJournal
-from rallypoint.core.journal import InvariantViolation
 from rallypoint.core.values import (
     Address,
     CloseRecord,
@@ -17,6 +15,8 @@ from rallypoint.core.values import (
     RoundHead,
     Stamp,
 )
+from rallypoint.testing.election_checker import ElectionJournal
+from rallypoint.testing.run_checker import InvariantViolation
 
 BEGUN = RunRegister(FORMAT, "ledger", "run", 1, "p1")
 CLOSE = CloseRecord(Outcome.SUCCEEDED, "trained")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rallypoint.core.store import (
+from rallypoint.core.store.store import (
     CALL_BYTES,
     REMEMBERED_READ_BYTES_MAX,
     Append,

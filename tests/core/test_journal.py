@@ -10,8 +10,8 @@ import pytest
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
-from rallypoint.core.journal import InvariantViolation, Journal
 from rallypoint.core.values import NodeId, NodeInfo, Phase
+from rallypoint.testing.run_checker import InvariantViolation, Journal
 from tests.core.driver import Driver
 from tests.core.walks import random_run, stride
 

@@ -7,7 +7,7 @@ import pytest
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.departures import REMEMBERED_MAX, Departures
+from rallypoint.core.flapping import REMEMBERED_MAX, Departures
 from rallypoint.core.membership import Membership
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import (

@@ -9,7 +9,6 @@ import pytest
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.invariants import InvariantViolation, Journal, check
 from rallypoint.core.values import (
     Address,
     ChangeKind,
@@ -20,6 +19,7 @@ from rallypoint.core.values import (
     RunSettings,
     table_digest,
 )
+from rallypoint.testing.invariants import InvariantViolation, Journal, check
 from tests.core.driver import Driver, node_id
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rallypoint.core.sealing import Call, Decision, Gathering, decide
+from rallypoint.core.formation import Call, Decision, Gathering, decide
 
 NOT_YET, RUNNING, OVER = Call.NOT_YET, Call.RUNNING, Call.OVER
 

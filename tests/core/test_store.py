@@ -8,7 +8,7 @@ from typing import get_args
 import msgspec
 import pytest
 
-from rallypoint.core.store import (
+from rallypoint.core.store.store import (
     BAD_REQUEST,
     LIMIT,
     NOT_AN_INTEGER,

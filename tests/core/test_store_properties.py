@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rallypoint.core.store import (
+from rallypoint.core.store.store import (
     KEY_BYTES,
     NOT_AN_INTEGER,
     ROUND_ENDED,

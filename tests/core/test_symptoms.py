@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from rallypoint.core.symptoms import PATTERNS, kind_of
+from rallypoint.core.failure_patterns import PATTERNS, kind_of
 
 # Whole last lines as programs printed them. "run" in symptoms.py means: these.
 GLOO_KILLED = (

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rallypoint.core import reasons, registers
+from rallypoint.core import reasons
+from rallypoint.core.election import records
 from rallypoint.core.values import (
     TEXT_LENGTH_MAX,
     Change,
@@ -38,10 +39,10 @@ def test_the_longest_failure_is_understood_by_nodes_and_by_successors(text: str)
     close = CloseRecord(Outcome.FAILED, reasons.tidy(text), cause=told)
     for message in (wire.Broken(Stamp(), told), wire.Closed(Stamp(), close)):
         assert wire.decode_from_coordinator(wire.encode(message)) == message
-    register = registers.RunRegister(
+    register = records.RunRegister(
         2, "ledger", "run", 1, "process", marks=Marks(1, ended=told), close=close, as_read=()
     )
-    assert registers.decode_run(registers.encode(register)) == register
+    assert records.decode_run(records.encode(register)) == register
 
 
 @given(TEXTS)

@@ -13,11 +13,11 @@ from collections import defaultdict
 
 from rallypoint.coordinator.log_records import Record, decode_record
 from rallypoint.core import election as e
-from rallypoint.core.election_rules import ElectionJournal
-from rallypoint.core.store import Put, Settled, Value
+from rallypoint.core.store.store import Put, Settled, Value
 from rallypoint.ledger import envelope
 from rallypoint.ledger.etcd_client import EtcdClient
 from rallypoint.ledger.etcd_wire import KeyValue, prefix_end
+from rallypoint.testing.election_checker import ElectionJournal
 from tests.ledger.etcd_processes import EtcdCluster
 
 READ_WITHIN_S = 60.0

@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from rallypoint.core import election as e
-from rallypoint.core.election_rules import ElectionJournal
 from rallypoint.ledger import envelope
 from rallypoint.ledger.etcd_client import EtcdClient, EtcdOptions
 from rallypoint.ledger.etcd_wire import Event as EtcdEvent
 from rallypoint.ledger.etcd_wire import prefix_end
+from rallypoint.testing.election_checker import ElectionJournal
 from tests.agent.processes import MAIN, Process, wait_until
 from tests.failover.fleet import Agent, Event, Fleet, Replica
 from tests.failover.netns import Host

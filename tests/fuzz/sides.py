@@ -17,7 +17,7 @@ from rallypoint.client.node import Round
 from rallypoint.client.sockets import ResettingSocket
 from rallypoint.client.transport import Connection
 from rallypoint.client.worker import WorkerSource
-from rallypoint.core import store as st
+from rallypoint.core.store import store as st
 from rallypoint.core.values import (
     Address,
     Failure,

@@ -11,7 +11,8 @@ import msgspec
 
 from rallypoint.client.transport import _status_error
 from rallypoint.coordinator import log_records
-from rallypoint.core import registers, tables
+from rallypoint.core import tables
+from rallypoint.core.election import records
 from rallypoint.core.values import Address, RoundMember
 from rallypoint.errors import LedgerError
 from rallypoint.launch import failures
@@ -45,8 +46,8 @@ class _Reader:
 
 def _chunk(data: bytes) -> object:
     digest = tables._digest(data)
-    chunk = registers.Chunk(1, 1, 2, digest)
-    return tables.members_of(registers.Table(chunks=(chunk,)), {chunk: data})
+    chunk = records.Chunk(1, 1, 2, digest)
+    return tables.members_of(records.Table(chunks=(chunk,)), {chunk: data})
 
 
 def _sealed(data: bytes) -> object:
@@ -104,18 +105,18 @@ _JSON_ODD: Final = (
 
 READERS: Final[dict[str, _Reader]] = {
     "lease": _Reader(
-        registers.decode_lease, registers.Lease, registers.UnreadableError, again=registers.encode
+        records.decode_lease, records.Lease, records.UnreadableError, again=records.encode
     ),
     "run": _Reader(
-        registers.decode_run,
-        registers.RunRegister,
-        registers.UnreadableError,
-        again=registers.encode,
+        records.decode_run,
+        records.RunRegister,
+        records.UnreadableError,
+        again=records.encode,
     ),
     "floor": _Reader(
-        registers.decode_floor, registers.Floor, registers.UnreadableError, again=registers.encode
+        records.decode_floor, records.Floor, records.UnreadableError, again=records.encode
     ),
-    "chunk": _Reader(_chunk, tables._Rows, registers.UnreadableError),
+    "chunk": _Reader(_chunk, tables._Rows, records.UnreadableError),
     "record": _Reader(
         log_records.decode_record, log_records.Record, log_records.UnreadableLogError
     ),

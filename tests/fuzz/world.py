@@ -18,7 +18,7 @@ from rallypoint.coordinator.frames import FRAMES_PER_TURN
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.runs import RunHost
 from rallypoint.coordinator.server import CoordinatorServer
-from rallypoint.core import store as st
+from rallypoint.core.store import store as st
 from rallypoint.core.values import Address, NodeInfo, RunSettings, Stamp
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire

@@ -20,7 +20,7 @@ from rallypoint.client.node import Node, Round
 from rallypoint.client.worker import WorkerSource, socket_address
 from rallypoint.client.world import Run
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store import Get, Set, StoreOp
+from rallypoint.core.store.store import Get, Set, StoreOp
 from rallypoint.core.values import (
     Address,
     Change,

@@ -1,6 +1,6 @@
 """Where the run's coordinator is, as a ledger tells it: a node's search.
 
-`core/seeker.py` says when to look, and when it is this node's turn to coordinate; this file reads
+`core/election/discovery.py` says when to look, and when it is this node's turn to coordinate; this file reads
 the ledger for it. A node looks only while it has no coordinator, or one whose lease is not renewed:
 spread by chance, and woken when the run's register changes. Nothing is written here.
 """

@@ -17,9 +17,9 @@ from rallypoint import errors
 from rallypoint.client.bootstrap import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
 from rallypoint.client.waiting import ON_STANDBY, Why, while_waiting
-from rallypoint.core import reasons, symptoms
+from rallypoint.core import failure_patterns, reasons
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store import StoreOp
+from rallypoint.core.store.store import StoreOp
 from rallypoint.core.telling import Lines
 from rallypoint.core.values import (
     Address,
@@ -267,7 +267,7 @@ def is_programs_own(error: Exception) -> bool:
     unless the text says so.
     """
     is_mistake = isinstance(error, _MISTAKES) and not isinstance(error, errors.RallypointError)
-    return is_mistake and symptoms.kind_of(str(error)) is not FailureKind.COMMUNICATION
+    return is_mistake and failure_patterns.kind_of(str(error)) is not FailureKind.COMMUNICATION
 
 
 def is_failure(error: BaseException) -> bool:
@@ -297,7 +297,7 @@ def failure_of(error: BaseException, rank: int, *, shares: bool = True) -> Failu
     `shares` False: nobody else is told what it says, only what it is.
     """
     text = _said(error, shares=True)
-    kind = symptoms.kind_of(text) or FailureKind.EXCEPTION
+    kind = failure_patterns.kind_of(text) or FailureKind.EXCEPTION
     if isinstance(error, ConnectionError | errors.RoundBrokenError):
         kind = FailureKind.COMMUNICATION
     line = _said(error, shares).splitlines()[0][:MESSAGE_CHARACTERS_MAX]

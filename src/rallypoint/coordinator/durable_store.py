@@ -31,7 +31,7 @@ from rallypoint.coordinator.log_records import (
 )
 from rallypoint.coordinator.log_replay import Cost, Replay
 from rallypoint.coordinator.round_log import LogId
-from rallypoint.core.store import (
+from rallypoint.core.store.store import (
     LIMIT,
     READS,
     Acknowledged,

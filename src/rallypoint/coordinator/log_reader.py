@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, Never, TypeVar
 from rallypoint.coordinator.log_records import UnreadableLogError, decode_record, seal_record
 from rallypoint.coordinator.log_replay import Replay
 from rallypoint.coordinator.round_log import LogId, first_of, parse
-from rallypoint.core.store import RoundStore
+from rallypoint.core.store.store import RoundStore
 from rallypoint.core.values import RoundHead
 from rallypoint.errors import (
     LedgerCorruptError,

@@ -34,7 +34,7 @@ from rallypoint.core.membership import Membership, seats_of
 from rallypoint.core.past import Past
 from rallypoint.core.quotas import NOBODY, Account, Idle
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
-from rallypoint.core.store import (
+from rallypoint.core.store.store import (
     BAD_REQUEST,
     LIMIT,
     ROUND_ENDED,

@@ -31,7 +31,7 @@ from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunRegister, RunState, Seen, Timing, UnreadableError
 from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
-from rallypoint.core.store import RoundStore
+from rallypoint.core.store.store import RoundStore
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import Address, CloseRecord, NodeId, RoundMember, RoundRecord
 from rallypoint.errors import (

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from rallypoint.core import reasons
+from rallypoint.core.election.records import Lease, RunRegister
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.membership import seats_of
 from rallypoint.core.past import PastLoss, PastRound
-from rallypoint.core.registers import Lease, RunRegister
 from rallypoint.core.roster import Member
 from rallypoint.core.values import (
     Address,

@@ -18,21 +18,21 @@ from itertools import chain
 
 import msgspec
 
-from rallypoint.core import causes, ranks, reasons, sealing
+from rallypoint.core import causes, formation, ranks, reasons
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.causes import Budget, Case
-from rallypoint.core.deferral import Deferral
-from rallypoint.core.departures import STEADY_S, Departures
 from rallypoint.core.effects import Effect, TimerKind
 from rallypoint.core.election import RunState
+from rallypoint.core.flapping import STEADY_S, Departures
+from rallypoint.core.formation import Call, Decision, Gathering
 from rallypoint.core.marking import Farewell, Marking, ranks_in
+from rallypoint.core.name_conflicts import Rivals
 from rallypoint.core.pacing import Pace
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
-from rallypoint.core.rivals import Rivals
 from rallypoint.core.roster import File, Member, Roster
-from rallypoint.core.sealing import Call, Decision, Gathering
 from rallypoint.core.stopping import Stopping
+from rallypoint.core.suspended_events import Deferral
 from rallypoint.core.suspension import Suspension, SuspensionCause
 from rallypoint.core.suspicion import Suspicion
 from rallypoint.core.tables import TABLE_BYTES_MAX, row_bytes
@@ -1057,7 +1057,7 @@ class Membership:
         if not (gathering.ready or gathering.held or gathering.places_held):
             # Nobody is left of those that were called: whoever comes next is a new meeting.
             self._reset_gathering()
-        decision = sealing.decide(gathering)
+        decision = formation.decide(gathering)
         if decision is not Decision.SETTLE:
             self._settled, self._settle_serial = False, 0
         if decision.seals:

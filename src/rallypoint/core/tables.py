@@ -25,7 +25,7 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
-from rallypoint.core.registers import FORMAT, Chunk, Table, UnreadableError
+from rallypoint.core.election.records import FORMAT, Chunk, Table, UnreadableError
 from rallypoint.core.values import SECRET_HASH_BYTES, NodeInfo, RoundMember, Value
 
 RANKS_PER_CHUNK: Final = 512

@@ -26,7 +26,7 @@ from rallypoint import errors
 from rallypoint.client.node import Node, Round
 from rallypoint.client.worker import socket_address
 from rallypoint.coordinator.listener import Listener, ListenerLimits
-from rallypoint.core.store import (
+from rallypoint.core.store.store import (
     BAD_REQUEST,
     ROUND_ENDED,
     TIMEOUT,

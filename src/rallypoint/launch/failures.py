@@ -1,7 +1,7 @@
 """What a worker's end says of its cause, read from its exit, its last lines and torch's error file.
 
 Pure. Which part of the text is the error is decided here; what an error's text means, in
-core/symptoms.py.
+core/failure_patterns.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.core import symptoms
+from rallypoint.core import failure_patterns as symptoms
 from rallypoint.core.values import Failure, FailureKind
-
-from .workers import WorkerExit
+from rallypoint.launch.workers import WorkerExit
 
 MESSAGE_CHARACTERS_MAX: Final = 500
 

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import guard_process
-from .worker_env import inherited_environment
+from rallypoint.launch import guard_process
+from rallypoint.launch.worker_env import inherited_environment
 
 _IGNORED_BY_GUARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LIVED_LONG_S = 10.0

@@ -24,9 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rallypoint.errors import LogDirectoryError
-
-from .console_rule import STDERR, STDOUT
-from .lines import LAST_LINES, Console, LastLines, LogFile, Stream, make_log_dir
+from rallypoint.launch.console_rule import STDERR, STDOUT
+from rallypoint.launch.lines import LAST_LINES, Console, LastLines, LogFile, Stream, make_log_dir
 
 _COMMANDS_MAX = 10_000  # what the agent says while the console hangs; more is dropped
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")

@@ -26,9 +26,8 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
 from rallypoint.errors import ProgramNotFoundError, WorkerStartError
-
-from . import guard_process
-from .oom import OomCounter
+from rallypoint.launch import guard_process
+from rallypoint.launch.oom import OomCounter
 
 T = TypeVar("T")
 

@@ -30,7 +30,7 @@ from rallypoint.coordinator.listener import Listener, ListenerLimits, connection
 from rallypoint.coordinator.outgoing import Begin, Outgoing, Pins, Whole
 from rallypoint.coordinator.turns import Turns
 from rallypoint.core.budget import Budget
-from rallypoint.core.store import LIMIT, Answer, RoundStore, StoreFailure, StoreLimits
+from rallypoint.core.store.store import LIMIT, Answer, RoundStore, StoreFailure, StoreLimits
 from rallypoint.memory import default_budget
 from rallypoint.wire import local, parts
 from rallypoint.wire.messages import (

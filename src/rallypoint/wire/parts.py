@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.core.store import StoreResult, Value
+from rallypoint.core.store.store import StoreResult, Value
 from rallypoint.wire import local
 from rallypoint.wire import messages as wire
 

@@ -27,7 +27,7 @@ This file holds no code: the parts are in `registers`, `asking`, `leases`, `clai
 
 from __future__ import annotations
 
-from rallypoint.core.asking import (
+from rallypoint.core.election.actions import (
     Action,
     Committed,
     Deposed,
@@ -45,11 +45,8 @@ from rallypoint.core.asking import (
     Won,
     version_of,
 )
-from rallypoint.core.claims import (
-    Claim,
-    ClaimState,
-)
-from rallypoint.core.leases import (
+from rallypoint.core.election.discovery import Attach, Finding, Over, Seeker, Stand, may_take, where
+from rallypoint.core.election.lease import (
     LeaseHolder,
     Seen,
     Standstill,
@@ -57,7 +54,8 @@ from rallypoint.core.leases import (
     lease_of,
     revoked_by,
 )
-from rallypoint.core.registers import (
+from rallypoint.core.election.ownership import Claim, ClaimState
+from rallypoint.core.election.records import (
     FORMAT,
     NO_FLOOR,
     Chunk,
@@ -75,18 +73,7 @@ from rallypoint.core.registers import (
     decode_run,
     encode,
 )
-from rallypoint.core.seeker import (
-    Attach,
-    Finding,
-    Over,
-    Seeker,
-    Stand,
-    may_take,
-    where,
-)
-from rallypoint.core.yielding import (
-    Yielding,
-)
+from rallypoint.core.election.resignation import Yielding
 
 __all__ = [
     "FORMAT",

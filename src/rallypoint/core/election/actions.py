@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from rallypoint.core.registers import (
-    RunRegister,
-)
+from rallypoint.core.election.records import RunRegister
 from rallypoint.core.values import (
     Address,
     NodeId,

@@ -15,8 +15,8 @@ from collections import deque
 import msgspec
 
 from rallypoint.core.election import NO_FLOOR, Floor, Lease, LeaseState, RunRegister
-from rallypoint.core.journal import HISTORY_LENGTH, InvariantViolation
 from rallypoint.core.values import Stamp
+from rallypoint.testing.run_checker import HISTORY_LENGTH, InvariantViolation
 
 
 class _Run:

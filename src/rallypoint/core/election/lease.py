@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from rallypoint.core.asking import (
+from rallypoint.core.election.actions import (
     Action,
     Found,
     Lost,
@@ -13,7 +13,7 @@ from rallypoint.core.asking import (
     Unclear,
     version_of,
 )
-from rallypoint.core.registers import (
+from rallypoint.core.election.records import (
     FORMAT,
     Lease,
     LeaseState,

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from typing import Final, TypeAlias
 
-from rallypoint.core.asking import (
-    Found,
-    ReadLease,
-    ReadRun,
-)
 from rallypoint.core.candidacy import stands_after_s
-from rallypoint.core.leases import Seen, Standstill, Timing, lease_of
-from rallypoint.core.registers import (
-    Lease,
-    LeaseState,
-    RunRegister,
-    decode_run,
-)
+from rallypoint.core.election.actions import Found, ReadLease, ReadRun
+from rallypoint.core.election.lease import Seen, Standstill, Timing, lease_of
+from rallypoint.core.election.records import Lease, LeaseState, RunRegister, decode_run
 from rallypoint.core.values import (
     Address,
     CloseRecord,

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from rallypoint.core.asking import (
+from rallypoint.core.election.actions import (
     Action,
     Committed,
     Deposed,
@@ -24,8 +24,8 @@ from rallypoint.core.asking import (
     Won,
     version_of,
 )
-from rallypoint.core.leases import LeaseHolder, Seen, Standstill, lease_of, revoked_by
-from rallypoint.core.registers import (
+from rallypoint.core.election.lease import LeaseHolder, Seen, Standstill, lease_of, revoked_by
+from rallypoint.core.election.records import (
     FORMAT,
     NO_FLOOR,
     Floor,

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from rallypoint.core.journal import InvariantViolation
-from rallypoint.core.store import (
+from rallypoint.core.store.store import (
     Answer,
     Check,
     Get,
@@ -21,6 +20,7 @@ from rallypoint.core.store import (
     Value,
     Wait,
 )
+from rallypoint.testing.run_checker import InvariantViolation
 
 READS: Final = (Get, MultiGet, Wait, Check, NumKeys)
 

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
-from rallypoint.core.journal import InvariantViolation, Journal
 from rallypoint.core.membership import Membership
 from rallypoint.core.roster import File, Roster
-from rallypoint.core.store_journal import StoreJournal
 from rallypoint.core.values import NodeId, Phase, RoundRecord, table_digest
+from rallypoint.testing.run_checker import InvariantViolation, Journal
+from rallypoint.testing.store_checker import StoreJournal
 
 __all__ = ["Checked", "InvariantViolation", "Journal", "StoreJournal", "check"]
 
