@@ -32,7 +32,7 @@ from rallypoint.core.values import (
     Seat,
     Stamp,
 )
-from rallypoint.testing.invariants import Journal, check
+from rallypoint.testing.invariants import RunChecker, check
 from rallypoint.wire import messages as wire
 
 UNSENT_BYTES_MAX = 32 * 1024
@@ -56,7 +56,7 @@ class CheckedHub(Hub):
 
 def check_every_step(run: RunHost) -> None:
     """Check each step of its membership against the rules from now on."""
-    membership, journal = run.membership, Journal(run.membership.term)
+    membership, journal = run.membership, RunChecker(run.membership.term)
     step = membership.step
 
     def checked(event: on.Event, now_s: float) -> list[Effect]:

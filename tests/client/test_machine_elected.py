@@ -8,7 +8,7 @@ from rallypoint.client import machine as m
 from rallypoint.core import reasons
 from rallypoint.core.effects import Standing
 from rallypoint.core.reasons import Refusal, RefusalCode
-from rallypoint.core.store.store import Barrier, Get, Set, Value
+from rallypoint.core.store.store import Barrier, Get, Set, StoreValue
 from rallypoint.core.values import (
     Address,
     Change,
@@ -201,7 +201,7 @@ def test_a_call_that_is_asked_again_has_the_time_that_is_left() -> None:
     machine.call(Barrier("start", 0), 10.0, 100.0)
     machine.call(Get("k"), None, 100.0)
     answered, _ = machine.call(Set("k", b"v"), 10.0, 100.0)
-    machine.received(wire.StoreAnswer(Stamp("ledger", 1, 1), answered, Value(None)), 101.0)
+    machine.received(wire.StoreAnswer(Stamp("ledger", 1, 1), answered, StoreValue(None)), 101.0)
     machine.disconnected()
     machine.connected(104.0)
     said = sent(machine.received(welcome(2, 1), 104.0))

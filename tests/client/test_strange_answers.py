@@ -11,7 +11,7 @@ from rallypoint.client import machine as m
 from rallypoint.client.transport import _handshake_error
 from rallypoint.client.worker import WorkerSource
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store.store import Get, Value
+from rallypoint.core.store.store import Get, StoreValue
 from rallypoint.core.values import Address, RoundHead, Seat
 from rallypoint.settings import WorkerChannel
 from rallypoint.wire import local
@@ -66,7 +66,7 @@ def test_a_node_takes_no_answer_of_another_kind_than_it_asked_for() -> None:
     why, _ = machine.ask_waiting()
     for number, others in {call: (table, why), table: (call, why), why: (call, table)}.items():
         answers: dict[int, wire.FromCoordinator] = {
-            call: wire.StoreAnswer(stamp(1), number, Value(b"x")),
+            call: wire.StoreAnswer(stamp(1), number, StoreValue(b"x")),
             table: wire.Members(stamp(1), number, 1, "", ()),
             why: wire.WaitingIs(stamp(1), number, None),
         }
@@ -94,7 +94,7 @@ CHANNEL = WorkerChannel(
 )
 HEAD = RoundHead(1, 1, 1, 1, Address("h", 1), "")
 ANSWERS: dict[str, local.LocalMessage] = {
-    "call": local.Answer(1, Value(b"x")),
+    "call": local.Answer(1, StoreValue(b"x")),
     "members": local.Members(1, ()),
     "waiting": local.WaitingIs(1, Waiting(ready=1, minimum=2, maximum=2)),
 }

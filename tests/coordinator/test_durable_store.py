@@ -41,10 +41,10 @@ from rallypoint.core.store.store import (
     StoreFailure,
     StoreLimits,
     StoreOp,
-    Value,
+    StoreValue,
 )
 from rallypoint.testing.run_checker import InvariantViolation
-from rallypoint.testing.store_checker import StoreJournal
+from rallypoint.testing.store_checker import StoreChecker
 
 SEATS = (("a", 0, 1), ("b", 1, 2))
 
@@ -128,7 +128,7 @@ def test_a_write_is_answered_once_it_is_in_the_log() -> None:
     record = store.take_record()
     assert record is not None
     (answer,) = store.appended()
-    assert (answer.node, answer.request_id, answer.result) == ("a", 1, Value(None))
+    assert (answer.node, answer.request_id, answer.result) == ("a", 1, StoreValue(None))
 
 
 def test_a_read_does_not_show_what_a_successor_might_not_have() -> None:
@@ -137,7 +137,10 @@ def test_a_read_does_not_show_what_a_successor_might_not_have() -> None:
     store.take_record()
     assert store.apply("b", 1, Get("k"), None, 0.0) == []
     answers = store.appended()
-    assert [(a.node, a.result) for a in answers] == [("a", Value(None)), ("b", Value(b"v"))]
+    assert [(a.node, a.result) for a in answers] == [
+        ("a", StoreValue(None)),
+        ("b", StoreValue(b"v")),
+    ]
 
 
 def test_a_read_with_nothing_unwritten_is_answered_at_once() -> None:
@@ -145,7 +148,7 @@ def test_a_read_with_nothing_unwritten_is_answered_at_once() -> None:
     store.apply("a", 1, Set("k", b"v"), None, 0.0)
     write(store, logs)
     (answer,) = store.apply("b", 1, Get("k"), None, 0.0)
-    assert answer.result == Value(b"v")
+    assert answer.result == StoreValue(b"v")
 
 
 def test_while_one_record_is_written_the_next_gathers() -> None:
@@ -182,10 +185,10 @@ def test_a_successor_answers_a_resend_from_memory_and_counts_it_once() -> None:
     write(store, logs)
     successor = successor_of(logs)
     (answer,) = successor.apply("a", 1, Add("n", 5), None, 0.0)
-    assert answer.result == Value(5)
+    assert answer.result == StoreValue(5)
     successor.apply("a", 2, Add("n", 1), None, 0.0)
     (answer,) = write(successor, logs)
-    assert answer.result == Value(6)
+    assert answer.result == StoreValue(6)
 
 
 def test_a_barrier_released_to_some_is_released_to_all() -> None:
@@ -195,7 +198,7 @@ def test_a_barrier_released_to_some_is_released_to_all() -> None:
     assert len(write(store, logs)) == 3
     successor = successor_of(logs)
     (answer,) = successor.apply("b", 3, Barrier("start", 2), 10.0, 0.0)
-    assert answer.result == Value(None)
+    assert answer.result == StoreValue(None)
 
 
 def test_a_rank_that_gave_up_is_not_counted_by_the_successor() -> None:
@@ -216,7 +219,7 @@ def test_what_was_not_written_is_never_acknowledged_once_the_round_has_ended() -
     store.take_record()
     (answer,) = store.end("over")
     assert answer.request_id == 1
-    assert answer.result != Value(None)
+    assert answer.result != StoreValue(None)
     assert store.appended() == []
 
 
@@ -299,7 +302,7 @@ def test_r10_r11_hold_whatever_is_resent_and_whoever_coordinates(
 
 def _live(steps: list[tuple[str, Any]]) -> None:
     batch = 150  # A snapshot has several parts.
-    store, logs, journal, term = new_store(batch), Logs(), StoreJournal(), 1
+    store, logs, journal, term = new_store(batch), Logs(), StoreChecker(), 1
     said: list[tuple[str, int, StoreOp]] = []
     acknowledged = {"a": 0, "b": 0}
 
@@ -332,11 +335,11 @@ def _live(steps: list[tuple[str, Any]]) -> None:
 
 
 def test_the_store_journal_finds_a_bad_store_out() -> None:
-    journal = StoreJournal()
+    journal = StoreChecker()
     journal.asked("a", 1, Add("x", 1))
-    journal.acknowledged([Answer("a", 1, Value(1))])
+    journal.acknowledged([Answer("a", 1, StoreValue(1))])
     with pytest.raises(InvariantViolation, match="R11: request 1 of a"):
-        journal.acknowledged([Answer("a", 1, Value(2))])
+        journal.acknowledged([Answer("a", 1, StoreValue(2))])
     with pytest.raises(InvariantViolation, match="R10: request 1 of a"):
         journal.taken_over(RoundStore(SEATS))
     journal.let_go("a", 1)
@@ -362,7 +365,7 @@ def test_a_call_that_the_ledger_could_not_keep_is_refused_before_it_is_applied()
         assert "1000 of one call" in answer.result.message
     assert store.take_record() is None
     (answer,) = store.apply("a", 9, NumKeys(), None, 0.0)
-    assert answer.result == Value(0)
+    assert answer.result == StoreValue(0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 950), st.integers(0, 40)), max_size=40))
@@ -432,11 +435,11 @@ def test_r11_a_snapshot_says_which_calls_are_over_and_which_are_open(
     assert successor.apply("a", 2, Add("n", 1), None, 0.0) == []
     assert write(successor, logs) == []
     (answer,) = successor.apply("b", 1, Get("n"), None, 0.0)
-    assert answer.result == Value(b"38")
+    assert answer.result == StoreValue(b"38")
     successor.apply("a", 1, Barrier("start", 0), None, 0.0)
     for rank in (1, 2):
         successor.apply("b", rank + 1, Barrier("start", rank), None, 0.0)
-    assert [each.result for each in write(successor, logs)] == [Value(None)] * 3
+    assert [each.result for each in write(successor, logs)] == [StoreValue(None)] * 3
 
 
 def test_calls_are_answered_while_a_snapshot_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -576,7 +579,7 @@ def test_what_waits_for_the_log_is_bounded_and_a_refused_call_was_not_applied() 
     store.apply("b", 2, Add("n", 1), None, 0.0)
     store.apply("a", 99, Add("n", 1), None, 0.0, 98, ())
     answers = write(store, logs)
-    assert [answer.result for answer in answers] == [Value(1), Value(2)]
+    assert [answer.result for answer in answers] == [StoreValue(1), StoreValue(2)]
 
 
 def test_answers_that_wait_for_the_log_are_bounded_and_those_given_up_are_dropped() -> None:

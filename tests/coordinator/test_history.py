@@ -121,9 +121,9 @@ class Case:
 
     def ended(self, name: str, incarnation: int = 1) -> None:
         """The kernel closes its connection: it is lost."""
-        link = 100 * incarnation + ord(name)
+        connection_id = 100 * incarnation + ord(name)
         process_ended = ConnectionEnd.PROCESS_ENDED
-        self.run.post(on.ConnectionLost(NodeId(name, incarnation), link, process_ended))
+        self.run.post(on.ConnectionLost(NodeId(name, incarnation), connection_id, process_ended))
 
     def fail(self, name: str) -> None:
         """A worker fails, and all answer the probe."""

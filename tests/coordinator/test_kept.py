@@ -21,7 +21,7 @@ from rallypoint.core.store.store import (
     Set,
     StoreFailure,
     StoreResult,
-    Value,
+    StoreValue,
     Wait,
 )
 from rallypoint.core.values import RunSettings
@@ -81,9 +81,9 @@ def test_a_run_that_takes_all_it_can_leaves_room_for_the_others() -> None:
     assert failure.code == LIMIT
     for part in ("run 'greedy' keeps", "64 MiB", "--memory", "RALLYPOINT_MEMORY"):
         assert part in failure.message
-    assert answer(network, other, other.call(Set("key", bytes(4 * MIB)))) == Value(None)
+    assert answer(network, other, other.call(Set("key", bytes(4 * MIB)))) == StoreValue(None)
     late = alone(network, "late")
-    assert answer(network, late, late.call(Set("key", bytes(4 * MIB)))) == Value(None)
+    assert answer(network, late, late.call(Set("key", bytes(4 * MIB)))) == StoreValue(None)
     assert network.hub.budget.used < LIMIT_BYTES
     check_sums(network.hub)
 
@@ -92,10 +92,10 @@ def test_a_run_at_its_limit_can_read_and_make_room() -> None:
     network = Network(CONFIG)
     node = alone(network, "run")
     fill(network, node)
-    assert answer(network, node, node.call(Get("key/1"))) == Value(bytes(MIB))
-    assert answer(network, node, node.call(Set("key/1", b"\1" * MIB))) == Value(None)
-    assert answer(network, node, node.call(DeleteKey("key/0"))) == Value(True)
-    assert answer(network, node, node.call(Set("new", bytes(MIB)))) == Value(None)
+    assert answer(network, node, node.call(Get("key/1"))) == StoreValue(bytes(MIB))
+    assert answer(network, node, node.call(Set("key/1", b"\1" * MIB))) == StoreValue(None)
+    assert answer(network, node, node.call(DeleteKey("key/0"))) == StoreValue(True)
+    assert answer(network, node, node.call(Set("new", bytes(MIB)))) == StoreValue(None)
     refused = answer(network, node, node.call(Wait(("never",) * 10_000)))
     assert isinstance(refused, StoreFailure)
     assert refused.code == LIMIT
@@ -118,7 +118,7 @@ def test_a_call_that_was_refused_may_be_sent_again() -> None:
         message = wire.decode_from_coordinator(node.link.down.pop())
         assert isinstance(message, wire.StoreAnswer)
         told.append(message)
-    assert [isinstance(each.result, Value) for each in told] == [False, True, True]
+    assert [isinstance(each.result, StoreValue) for each in told] == [False, True, True]
 
 
 def test_a_node_too_many_is_told_which_limit_and_how_to_raise_it() -> None:
@@ -144,7 +144,7 @@ def test_answers_that_nobody_reads_take_no_more_than_the_values() -> None:
     network = Network(CONFIG)
     nodes = [alone(network, f"run{number}") for number in range(3)]
     for node in nodes:
-        assert answer(network, node, node.call(Set("key", bytes(MIB)))) == Value(None)
+        assert answer(network, node, node.call(Set("key", bytes(MIB)))) == StoreValue(None)
         node.is_deaf = True
         for _ in range(5):
             node.call(MultiGet(("key",) * 16), None)
@@ -157,7 +157,7 @@ def test_answers_that_nobody_reads_take_no_more_than_the_values() -> None:
     for node in nodes:
         node.is_deaf = False
     network.advance(1.0)
-    wanted = Value((bytes(MIB),) * 16)
+    wanted = StoreValue((bytes(MIB),) * 16)
     assert all(node.answers[max(node.answers)] == wanted for node in nodes)
     assert all(len(node.answers) == 6 for node in nodes)
     assert not network.hub.unread

@@ -10,7 +10,7 @@ from rallypoint.client import machine as m
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.sessions import CLOSE_S
 from rallypoint.core.reasons import RefusalCode
-from rallypoint.core.store.store import Add, Barrier, Get, Set, StoreFailure, Value
+from rallypoint.core.store.store import Add, Barrier, Get, Set, StoreFailure, StoreValue
 from rallypoint.core.values import (
     Change,
     ChangeKind,
@@ -18,9 +18,9 @@ from rallypoint.core.values import (
     ConnectionEnd,
     Failure,
     FailureKind,
-    Link,
     Outcome,
     Phase,
+    Reachability,
     RunSettings,
 )
 from rallypoint.wire import messages as wire
@@ -71,7 +71,7 @@ class Program:
         match action:
             case m.RoundFormed():
                 self._waits_for[self.node.call(Add("sum", 1))] = "sum"
-            case m.CallAnswered(request_id=request_id, result=Value(value)):
+            case m.CallAnswered(request_id=request_id, result=StoreValue(value)):
                 self._answered(self._waits_for.pop(request_id), value)
             case m.RoundEnded(change=change) if change.confirmed and self.node.closed is None:
                 self.node.ready()
@@ -155,7 +155,7 @@ def test_an_answer_that_was_lost_is_given_again_and_the_add_counts_once():
     network.until(lambda: request in a.answers)
     other = b.call(Add("n", 1))
     network.settle()
-    assert (a.answers[request], b.answers[other]) == (Value(1), Value(2))
+    assert (a.answers[request], b.answers[other]) == (StoreValue(1), StoreValue(2))
 
 
 def test_short_waits_beside_a_long_one_leave_no_timers():
@@ -178,7 +178,7 @@ def test_requests_that_come_twice_are_applied_once():
     network.settle()
     again = a.call(Add("n", 1))
     network.settle()
-    assert (a.answers[request], a.answers[again]) == (Value(1), Value(2))
+    assert (a.answers[request], a.answers[again]) == (StoreValue(1), StoreValue(2))
 
 
 def test_everything_a_node_says_may_come_twice():
@@ -509,10 +509,10 @@ def test_names_that_could_forge_a_log_are_refused(name: str):
 # -- silence, stalls, slow consumers ---------------------------------------------------------------
 
 
-def link_of(network: Network, name: str) -> Link:
+def link_of(network: Network, name: str) -> Reachability:
     member = network.run.membership.roster.get(name)
     assert member is not None
-    return member.link
+    return member.reachability
 
 
 def test_silence_makes_a_node_suspect_and_a_word_clears_it():
@@ -520,11 +520,14 @@ def test_silence_makes_a_node_suspect_and_a_word_clears_it():
     a, b = met(network)
     b.is_frozen = True
     network.advance(5.5)
-    assert (link_of(network, "n0"), link_of(network, "n1")) == (Link.CONNECTED, Link.SILENT)
+    assert (link_of(network, "n0"), link_of(network, "n1")) == (
+        Reachability.CONNECTED,
+        Reachability.SILENT,
+    )
     assert not a.changes
     b.is_frozen = False
     network.advance(2.0)
-    assert link_of(network, "n1") is Link.CONNECTED
+    assert link_of(network, "n1") is Reachability.CONNECTED
 
 
 def test_who_stays_silent_is_lost_in_the_end():
@@ -546,7 +549,7 @@ def test_r8_nobody_is_lost_because_the_coordinator_stood_still():
         network.advance(3.0)
         assert not any(node.changes for node in nodes)
         assert network.run.membership.phase.value == "active"
-        assert all(link_of(network, node.name) is Link.CONNECTED for node in nodes)
+        assert all(link_of(network, node.name) is Reachability.CONNECTED for node in nodes)
 
 
 def test_a_node_gives_up_a_coordinator_that_says_nothing():
@@ -582,7 +585,7 @@ def test_heartbeats_keep_the_connection_whatever_the_settings(suspect_after_s: f
     (a,) = met(network, 1, settings)
     network.advance(100.0)
     assert not a.dropped
-    assert link_of(network, "n0") is Link.CONNECTED
+    assert link_of(network, "n0") is Reachability.CONNECTED
 
 
 def test_a_slow_consumer_is_dropped_and_resumes():
@@ -598,7 +601,7 @@ def test_a_slow_consumer_is_dropped_and_resumes():
     network.until(lambda: a.machine.is_attached, 2.0)
     request = a.call(Add("n", 1))
     network.settle()
-    assert a.answers[request] == Value(1)
+    assert a.answers[request] == StoreValue(1)
     assert not b.changes
 
 

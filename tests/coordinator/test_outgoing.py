@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rallypoint.coordinator.outgoing import Begin, Outgoing, Pins, Whole
-from rallypoint.core.store.store import Value
+from rallypoint.core.store.store import StoreValue
 from rallypoint.core.values import Stamp
 from rallypoint.wire import messages as wire
 from rallypoint.wire.parts import Parts, answer_parts
@@ -21,7 +21,7 @@ class Count:
 
 def large(*values: bytes) -> Parts:
     value = values if len(values) > 1 else values[0]
-    return answer_parts(wire.StoreAnswer(Stamp(), 1, Value(value)))
+    return answer_parts(wire.StoreAnswer(Stamp(), 1, StoreValue(value)))
 
 
 def sent(outgoing: Outgoing) -> list[bytes]:
@@ -41,7 +41,7 @@ def sent(outgoing: Outgoing) -> list[bytes]:
 def test_messages_leave_in_order_and_nothing_stays_counted() -> None:
     count = Count()
     outgoing = Outgoing(count, Pins(count))
-    answer = wire.StoreAnswer(Stamp(), 1, Value(bytes(200_000)))
+    answer = wire.StoreAnswer(Stamp(), 1, StoreValue(bytes(200_000)))
     outgoing.put(b"first")
     outgoing.put(answer_parts(answer))
     outgoing.put(b"last")

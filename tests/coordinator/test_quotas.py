@@ -18,7 +18,7 @@ from rallypoint.coordinator.sessions import TURN_BYTES
 from rallypoint.core import events as on
 from rallypoint.core.quotas import EVICT_AFTER_S, RUNS_AT_ONCE, WAIT_MAX_S, Account
 from rallypoint.core.reasons import Refusal, RefusalCode
-from rallypoint.core.store.store import Value
+from rallypoint.core.store.store import StoreValue
 from rallypoint.core.values import (
     Address,
     CloseRecord,
@@ -155,7 +155,7 @@ def test_peers_that_read_at_once_are_not_sent_to_at_once_beside_another_run() ->
     here.hub.turns.loop = loop
     readers = [here.attach("one", f"reader-{number}") for number in range(4)]
     here.attach("other", "late").session.slice_s()
-    answer = wire.StoreAnswer(Stamp(), 1, Value(bytes(1 << 20)))
+    answer = wire.StoreAnswer(Stamp(), 1, StoreValue(bytes(1 << 20)))
     for peer in readers:
         peer.session.slice_s()
         peer.session.paused()
@@ -217,8 +217,8 @@ def test_who_comes_and_goes_while_a_run_cannot_be_claimed_leaves_nothing() -> No
     run = here.hub.runs["run"]
     assert not run.is_claimed
     assert len(run._queue) <= 2 * 64 + 3
-    links = {each.link for each in run._queue if isinstance(each, on.NodeAttached)}
-    assert stays.session.link in links
+    links = {each.connection_id for each in run._queue if isinstance(each, on.NodeAttached)}
+    assert stays.session.connection_id in links
 
 
 class NeverClaims:

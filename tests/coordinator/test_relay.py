@@ -19,13 +19,13 @@ from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.sessions import Session
 from rallypoint.core import events as on
-from rallypoint.core.store.store import Add, StoreResult, Value
+from rallypoint.core.store.store import Add, StoreResult, StoreValue
 from rallypoint.core.values import (
     Address,
     Change,
     ChangeKind,
-    Link,
     NodeInfo,
+    Reachability,
     RoundHead,
     RunSettings,
     Seat,
@@ -286,7 +286,7 @@ def test_a_silent_node_behind_the_relay_is_no_reason_to_suspect_the_others() -> 
     del relay.nodes[nodes[3].channel]  # It says nothing more, and its channel stays open.
     relay.advance(8.0)  # suspect_after_s is 5 s
     found = relay.hub.runs[RUN].membership.roster
-    suspects = [each.info.name for each in found if each.link is not Link.CONNECTED]
+    suspects = [each.info.name for each in found if each.reachability is not Reachability.CONNECTED]
     assert suspects == ["n3"]
 
 
@@ -311,7 +311,7 @@ def test_what_was_asked_when_the_cable_was_cut_is_applied_once() -> None:
     again = [node.add() for node in nodes]
     relay.settle()
     answered = [n.answers[r] for n, r in zip(nodes * 2, first + again, strict=True)]
-    values = {a.value for a in answered if isinstance(a, Value)}
+    values = {a.value for a in answered if isinstance(a, StoreValue)}
     assert (len(answered), values) == (8, set(range(1, 9)))  # R11
 
 

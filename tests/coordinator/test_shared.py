@@ -477,8 +477,8 @@ def test_nobody_is_lost_while_the_lease_is_handed_over() -> None:
         shared.claim("run")
         await has_begun(hub, "run")
         run = hub.runs["run"]
-        for link, name in enumerate("ab", 1):
-            run.post(on.NodeAttached(NodeInfo(name, 1, name), settings, link))
+        for connection_id, name in enumerate("ab", 1):
+            run.post(on.NodeAttached(NodeInfo(name, 1, name), settings, connection_id))
             run.post(on.NodeReady(NodeId(name, 1), 0, Address(name, 1), 1))
         await until(lambda: run.membership.phase is Phase.ACTIVE)
         run.post(on.ConnectionLost(NodeId("b", 1), 2))

@@ -33,7 +33,7 @@ from rallypoint.core.store.store import (
     StoreFailure,
     StoreOp,
     StoreResult,
-    Value,
+    StoreValue,
     Wait,
 )
 from rallypoint.core.suspension import SuspensionCause
@@ -260,7 +260,7 @@ def test_a_log_that_cannot_be_sealed_yet_is_sealed_later() -> None:
         await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
         node.say(wire.StoreCall(stamp_of(node), 7, Get("k")))
         await until(lambda: any(isinstance(each, wire.StoreAnswer) for each in node.said))
-        assert node.said[-1].result == Value(b"v")  # type: ignore[union-attr]
+        assert node.said[-1].result == StoreValue(b"v")  # type: ignore[union-attr]
         await second.aclose()
 
     run_virtual(main())
@@ -456,8 +456,8 @@ def test_a_log_that_is_gone_ends_the_round_with_the_reason() -> None:
         assert not change.charged
         node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1))
         await until(lambda: stamp_of(node).round == 2)
-        assert await answer_to(node, 3, Check(("k",))) == Value(False)
-        assert await answer_to(node, 4, Set("k", b"x")) == Value(None)
+        assert await answer_to(node, 3, Check(("k",))) == StoreValue(False)
+        assert await answer_to(node, 4, Set("k", b"x")) == StoreValue(None)
         await shared.aclose()
 
     run_virtual(main())
@@ -566,7 +566,7 @@ def test_an_append_that_comes_after_its_round_means_nothing() -> None:
         assert membership.phase is Phase.ACTIVE
         assert membership.number == 2
         assert LOG not in ledger._logs
-        assert await answer_to(node, 3, Set("k", b"x")) == Value(None)
+        assert await answer_to(node, 3, Set("k", b"x")) == StoreValue(None)
         await shared.aclose()
 
     run_virtual(main())
@@ -753,7 +753,7 @@ def test_a_round_of_many_writes_keeps_a_short_log_and_can_be_taken_over(
         node = Asking(hub)
         await formed(node)
         for number in range(1, 301):
-            assert await answer_to(node, number, Add("n", 1)) == Value(number)
+            assert await answer_to(node, number, Add("n", 1)) == StoreValue(number)
         # Which of them are dropped is decided by their age, so the first one is gone.
         await until(lambda: LOG not in ledger._logs)
         assert sum(map(len, ledger._logs.values())) < 100
@@ -764,8 +764,8 @@ def test_a_round_of_many_writes_keeps_a_short_log_and_can_be_taken_over(
         again = Asking(other_hub)
         await until(lambda: any(isinstance(each, wire.Formed) for each in again.said))
         # R11: the answer that it did not acknowledge; R10: what was acknowledged.
-        assert await answer_to(again, 300, Add("n", 1)) == Value(300)
-        assert await answer_to(again, 301, Add("n", 1)) == Value(301)
+        assert await answer_to(again, 300, Add("n", 1)) == StoreValue(300)
+        assert await answer_to(again, 301, Add("n", 1)) == StoreValue(301)
         await second.aclose()
 
     run_virtual(main())

@@ -12,7 +12,7 @@ from rallypoint.client.transport import Connection, connect
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.server import CoordinatorServer, bind
 from rallypoint.coordinator.sessions import Session
-from rallypoint.core.values import Address, Link, NodeId, NodeInfo, RunSettings, Stamp
+from rallypoint.core.values import Address, NodeId, NodeInfo, Reachability, RunSettings, Stamp
 from rallypoint.wire import messages as wire
 from tests.loops import VirtualLoop, until
 
@@ -80,7 +80,7 @@ def test_a_node_that_reconnects_at_once_is_let_in_however_slow_the_turns_are(
             assert b.connection is not None
             b.heard = b.heard[-1:]
             b.connection.abort("it blinks")
-            while roster.get("b").link is not Link.DISCONNECTED:  # type: ignore[union-attr] # noqa: ASYNC110
+            while roster.get("b").reachability is not Reachability.DISCONNECTED:  # type: ignore[union-attr] # noqa: ASYNC110
                 await asyncio.sleep(0)
             loop.turn_s = turn_s
             await b.dial()

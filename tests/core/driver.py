@@ -23,12 +23,12 @@ from rallypoint.core.values import (
     ConnectionEnd,
     Failure,
     FailureKind,
-    Link,
     Marks,
     NodeId,
     NodeInfo,
     Outcome,
     Phase,
+    Reachability,
     RoundRecord,
     RunSettings,
     secret_hash,
@@ -107,7 +107,7 @@ class Driver:
         """Step events, and the ledger's answers to what they bring, now."""
         found: list[do.Effect] = []
         queue = list(events)
-        self.said += [event for event in events if isinstance(event, on.Spoken)]
+        self.said += [event for event in events if isinstance(event, on.SignOfLife)]
         while queue:
             event = queue.pop(0)
             if event == on.Noted(self._note_serial) and self._noted is not None:
@@ -301,7 +301,7 @@ class Driver:
 
     def is_connected(self, token: str) -> bool:
         member = self.run.roster.living(node_id(token))
-        return member is not None and member.link is Link.CONNECTED
+        return member is not None and member.reachability is Reachability.CONNECTED
 
 
 def _with(

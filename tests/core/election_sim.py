@@ -31,7 +31,7 @@ from rallypoint.core.values import (
 )
 from rallypoint.ledger import one_register
 from rallypoint.ledger.contract import Conflict
-from rallypoint.testing.election_checker import ElectionJournal
+from rallypoint.testing.election_checker import ElectionChecker
 
 LEDGER = "ledger"
 TIMING = e.Timing()
@@ -79,7 +79,7 @@ class Plan(msgspec.Struct):
 class Engine:
     """Registers, linearizable. Tells the journal of every write that it has done."""
 
-    def __init__(self, plan: Plan, journal: ElectionJournal) -> None:
+    def __init__(self, plan: Plan, journal: ElectionChecker) -> None:
         self.cells: dict[str, e.Found] = {}
         self._journal = journal
         self._is_together = plan.is_versioned_together
@@ -91,7 +91,7 @@ class Engine:
     def read(self, key: str) -> e.Found | None:
         return self.cells.get(key)
 
-    def swap(self, key: str, expected: int | None, value: bytes) -> e.Outcome:
+    def swap(self, key: str, expected: int | None, value: bytes) -> e.SwapOutcome:
         current = self.cells.get(key)
         if (None if current is None else current.version) != expected:
             return e.Lost(current)
@@ -184,7 +184,7 @@ class Process:
         self.is_dead = self.is_frozen = self.is_cut_off = self.is_leaving = False
         self.inbox: list[tuple[Then, Any]] = []
         self.claims: dict[str, e.Claim] = {}
-        self.elsewhere: dict[str, e.Elsewhere] = {}
+        self.elsewhere: dict[str, e.OwnedElsewhere] = {}
         self.begin()
 
     def begin(self) -> None:
@@ -253,9 +253,9 @@ class Process:
                 case e.SwapLease(process=process, expected=expected, value=value):
                     then = self._lease_swapped(run, action)
                     self.world.swap(self, f"lease/{process}", expected, value, then)
-                case e.Won(register=register):
+                case e.Elected(register=register):
                     self._publish(run, register)
-                case e.Committed(register=register):
+                case e.RegisterWritten(register=register):
                     head = register.round
                     number, term = (head.number, head.term) if head is not None else (0, 0)
                     self.world.journal.committed(run, term, number)
@@ -264,7 +264,7 @@ class Process:
                     # Nobody gives up what is still its own.
                     owner, _ = self.world.journal.owner(run)
                     assert self.holder.is_lost or owner != self.holder.process
-                case e.Elsewhere():
+                case e.OwnedElsewhere():
                     self.elsewhere[run] = action
 
     def _publish(self, run: str, register: e.RunRegister) -> None:
@@ -301,7 +301,7 @@ class Process:
         if self.claims[run] is claim:
             self.do(run, actions)
         else:
-            assert not any(isinstance(action, e.Won) for action in actions)
+            assert not any(isinstance(action, e.Elected) for action in actions)
 
     def _held(self, holder: e.LeaseHolder, actions: list[e.Action]) -> None:
         if self.holder is holder:
@@ -353,7 +353,7 @@ class World:
         self.rng = random.Random(seed)
         self.plan = plan = Plan.draw(self.rng)
         self.now_s = 0.0
-        self.journal = ElectionJournal()
+        self.journal = ElectionChecker()
         self.engine = Engine(plan, self.journal)
         self.runs = tuple(f"run-{number}" for number in range(plan.runs))
         self.names = 0
@@ -655,7 +655,7 @@ class _ShelfSwap:
             return
         value, version = one_register.encode(after.shelf), after.version
 
-        def swapped(outcome: e.Outcome) -> None:
+        def swapped(outcome: e.SwapOutcome) -> None:
             if isinstance(outcome, e.Done):
                 self._then(e.Done(version))
             else:
@@ -679,7 +679,7 @@ class Seeking:
         self.world, self.run = world, run
         self.attached = ""
         self.is_over = False
-        self._seeker = e.Seeker("node-a", TIMING, candidates=3)
+        self._seeker = e.Discovery("node-a", TIMING, candidates=3)
         self._seek()
 
     def _seek(self) -> None:
@@ -695,7 +695,7 @@ class Seeking:
         self._do(self._seeker.tick(self.world.now_s, self.world.rng.random()))
         self._rest()
 
-    def _do(self, findings: list[e.Finding]) -> None:
+    def _do(self, findings: list[e.DiscoveryAction]) -> None:
         now_s, jitter = self.world.now_s, self.world.rng.random()
         logical = self.world.engine._logical()
         for finding in findings:
@@ -706,14 +706,14 @@ class Seeking:
                 case e.ReadLease(process=process):
                     found = logical.get(f"lease/{process}")
                     self._do(self._seeker.lease_read(finding, found, now_s, jitter))
-                case e.Attach(process=process):
+                case e.AttachTo(process=process):
                     live = [each for each in self.world.processes if each.is_awake]
                     if process in [each.holder.process for each in live]:
                         self.attached = process
                     else:
                         # As a node does: who was found could not be attached to.
                         self._seeker.seek_again(now_s, jitter)
-                case e.Over():
+                case e.RunOver():
                     self.is_over = True
 
 

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from rallypoint.core.budget import Budget, Share
+from rallypoint.core.budget import MemoryBudget, MemoryShare
 
 MIB = 1024**2
 LIMIT = 100 * MIB
 
 
-def filled(share: Share, step: int = MIB) -> int:
+def filled(share: MemoryShare, step: int = MIB) -> int:
     """What the share has once it may have no more."""
     while share.excess(step) is None:
         share.add(step)
@@ -20,14 +20,14 @@ def filled(share: Share, step: int = MIB) -> int:
 
 
 def test_a_run_alone_may_have_half_and_leaves_half_to_whoever_comes() -> None:
-    budget = Budget(LIMIT)
+    budget = MemoryBudget(LIMIT)
     assert filled(budget.share("first")) == LIMIT // 2
     assert filled(budget.share("second")) >= LIMIT // 3 - MIB
     assert budget.used <= LIMIT
 
 
 def test_runs_that_take_all_they_can_leave_as_much_to_one_more() -> None:
-    budget = Budget(LIMIT)
+    budget = MemoryBudget(LIMIT)
     shares = [budget.share(str(number)) for number in range(4)]
     while any(share.excess(MIB) is None for share in shares):
         for share in shares:
@@ -39,7 +39,7 @@ def test_runs_that_take_all_they_can_leave_as_much_to_one_more() -> None:
 
 
 def test_a_refusal_names_the_run_the_limit_and_who_uses_it() -> None:
-    budget = Budget(LIMIT)
+    budget = MemoryBudget(LIMIT)
     share = budget.share("run 'job'")
     share.add(60 * MIB)
     other = budget.share("run 'other'")
@@ -53,7 +53,7 @@ def test_a_refusal_names_the_run_the_limit_and_who_uses_it() -> None:
 
 
 def test_what_is_given_back_can_be_had_again() -> None:
-    budget = Budget(LIMIT)
+    budget = MemoryBudget(LIMIT)
     share = budget.share("run")
     filled(share)
     share.add(-10 * MIB)
@@ -61,7 +61,7 @@ def test_what_is_given_back_can_be_had_again() -> None:
 
 
 def test_a_run_that_is_over_keeps_nothing_and_what_comes_late_changes_nothing() -> None:
-    budget = Budget(LIMIT)
+    budget = MemoryBudget(LIMIT)
     share, other = budget.share("over"), budget.share("other")
     share.add(7 * MIB)
     other.add(MIB)
@@ -72,7 +72,7 @@ def test_a_run_that_is_over_keeps_nothing_and_what_comes_late_changes_nothing() 
 
 
 def test_only_runs_that_keep_something_are_counted() -> None:
-    budget = Budget(LIMIT)
+    budget = MemoryBudget(LIMIT)
     shares = [budget.share(str(number)) for number in range(1000)]
     assert budget.fair == LIMIT
     shares[0].add(1)
@@ -87,7 +87,7 @@ class Sharing(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.budget = Budget(1000)
+        self.budget = MemoryBudget(1000)
         self.shares = [self.budget.share(str(number)) for number in range(5)]
 
     @rule(which=st.integers(0, 4), size=st.integers(1, 400))
@@ -126,7 +126,7 @@ TestSharing.settings = settings(max_examples=60, stateful_step_count=40, deadlin
 @settings(deadline=None)
 def test_borrowing_alone_never_passes_the_limit(sizes: list[int]) -> None:
     """However many borrow at once: what passes it is only ever somebody's fair part."""
-    budget = Budget(1000)
+    budget = MemoryBudget(1000)
     shares = [budget.share(str(number)) for number in range(len(sizes))]
     for share in shares:
         share.add(1)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from rallypoint.core.causes import Budget, Case, failed, happened
+from rallypoint.core.causes import Case, RestartBudget, failed, happened
 from rallypoint.core.values import NAMES_SHOWN_MAX, Change, ChangeKind, Failure, FailureKind
 
 SIGNAL, OOM, EXCEPTION, COMMUNICATION = FailureKind
@@ -99,14 +99,14 @@ def test_what_comes_after_the_verdict_changes_nothing() -> None:
     ("limit", "bears"), [(0, [False]), (1, [True, False, False]), (None, [True] * 5)]
 )
 def test_the_budget(limit: int | None, bears: list[bool]) -> None:
-    budget = Budget()
+    budget = RestartBudget()
     charged = case_of(EXCEPTION).close(0)
     assert [budget.charge(charged, limit) for _ in bears] == bears
     assert budget.spent == bears.count(True)
 
 
 def test_what_is_not_charged_costs_nothing() -> None:
-    budget = Budget()
+    budget = RestartBudget()
     assert budget.charge(Change(ChangeKind.NODE_LEFT, 1), 0)
     assert budget.spent == 0
 

@@ -19,8 +19,8 @@ class Large:
         self.settings = RunSettings(min_nodes=minimum, max_nodes=maximum or nodes)
         self.run = Membership("large")
         self.infos = [NodeInfo(f"n{number}", 1, f"h{number}") for number in range(nodes)]
-        for link, info in enumerate(self.infos):
-            self.run.step(on.NodeAttached(info, self.settings, link), 0.0)
+        for connection_id, info in enumerate(self.infos):
+            self.run.step(on.NodeAttached(info, self.settings, connection_id), 0.0)
 
     def ready(self, info: NodeInfo, leaving: int = 0, now_s: float = 0.0) -> list[Effect]:
         return self.run.step(on.NodeReady(info.id, leaving, Address("h", 1), 1), now_s)
@@ -75,8 +75,8 @@ def test_ten_thousand_done_nodes_that_hang_up_cost_no_more_each_than_a_thousand(
         for info in run.infos[:-1]:
             run.run.step(on.NodeDone(info.id, 1), 0.0)
         events: list[on.Event] = []
-        for link, info in enumerate(run.infos[:-1]):
-            [grace] = run.run.step(on.ConnectionLost(info.id, link), 0.0)
+        for connection_id, info in enumerate(run.infos[:-1]):
+            [grace] = run.run.step(on.ConnectionLost(info.id, connection_id), 0.0)
             events.append(on.TimerFired(grace.timer))  # type: ignore[attr-defined]
         taken = run.seconds_per_event(events)
         assert len(run.run.roster) == 1

@@ -327,8 +327,8 @@ class Claimant:
         """Make the run its own."""
         swap = run_swap_of(self.sees(run, now_s))
         (won,) = self.claim.run_swapped(swap, e.Done(8), now_s)
-        assert isinstance(won, e.Won)
-        assert won == e.Won(e.decode_run(swap.value), 8)
+        assert isinstance(won, e.Elected)
+        assert won == e.Elected(e.decode_run(swap.value), 8)
         return won.register
 
 
@@ -379,7 +379,7 @@ class TestAdopting:
         assert me.claim.tick(0.5) == [swap]
         assert me.claim.tick(1.0) == [swap]
         (won,) = me.claim.run_swapped(swap, e.Lost(e.Found(swap.value, 4)), 1.1)
-        assert won == e.Won(register("me", 1), 4)
+        assert won == e.Elected(register("me", 1), 4)
 
     def test_of_two_that_race_the_slower_one_learns_of_the_other(self):
         me = Claimant()
@@ -388,7 +388,7 @@ class TestAdopting:
         (asked,) = me.claim.run_swapped(swap, there, 0.1)
         assert isinstance(asked, e.ReadLease)
         actions = me.claim.lease_read(asked, found(serving()), 0.2)
-        assert actions == [e.Elsewhere(THERE, "other")]
+        assert actions == [e.OwnedElsewhere(THERE, "other")]
 
     def test_without_a_good_lease_nothing_is_adopted(self):
         me = Claimant(lease=holder())
@@ -433,7 +433,7 @@ class TestAdopting:
 class TestAnOwnerThatLives:
     def test_its_nodes_attach_there(self):
         me = Claimant()
-        assert me.judges(serving(), 0.0) == [e.Elsewhere(THERE, "other")]
+        assert me.judges(serving(), 0.0) == [e.OwnedElsewhere(THERE, "other")]
         assert me.claim.state is e.ClaimState.ELSEWHERE
 
     def test_it_is_looked_at_again_three_times_per_ttl(self):
@@ -447,7 +447,7 @@ class TestAnOwnerThatLives:
             if beat > 1:
                 keep(me.lease, float(beat))
             actions = me.judges(serving(beat=beat), float(beat), version=beat)
-            assert actions == [e.Elsewhere(THERE, "other")]
+            assert actions == [e.OwnedElsewhere(THERE, "other")]
 
 
 HOSTED = msgspec.structs.replace(serving(), node=NodeId("n", 5))
@@ -470,7 +470,7 @@ class TestAnOwnerThatStandsStill:
 
     def test_not_before(self):
         me = Claimant()
-        assert self.stands_still(me, 2.9) == [e.Elsewhere(THERE, "other")]
+        assert self.stands_still(me, 2.9) == [e.OwnedElsewhere(THERE, "other")]
 
     def test_it_is_looked_at_just_when_the_ttl_is_over(self):
         me = Claimant()
@@ -489,7 +489,7 @@ class TestAnOwnerThatStandsStill:
         swap = swap_of(me.judges(hosted, 3.0))
         adopt = run_swap_of(me.claim.lease_swapped(swap, e.Done(4), 3.1))
         (won,) = me.claim.run_swapped(adopt, e.Done(8), 3.2)
-        assert won == e.Won(e.decode_run(adopt.value), 8, node)
+        assert won == e.Elected(e.decode_run(adopt.value), 8, node)
 
     @pytest.mark.parametrize(
         ("owner", "own_node", "former_host"),
@@ -508,7 +508,7 @@ class TestAnOwnerThatStandsStill:
         me = Claimant(lease=good(0.0, node=own_node))
         adopt = run_swap_of(me.judges(owner, 0.0))
         (won,) = me.claim.run_swapped(adopt, e.Done(8), 0.1)
-        assert isinstance(won, e.Won)
+        assert isinstance(won, e.Elected)
         assert won.former_host == former_host
 
     def test_once_revoked_the_run_is_adopted_with_the_next_term(self):
@@ -537,7 +537,7 @@ class TestAnOwnerThatStandsStill:
         (judge,) = me.claim.run_read(asked, found(register()), 3.2)
         assert isinstance(judge, e.ReadLease)
         actions = me.claim.lease_read(judge, found(serving(beat=2), 4), 3.2)
-        assert actions == [e.Elsewhere(THERE, "other")]
+        assert actions == [e.OwnedElsewhere(THERE, "other")]
 
     def test_another_that_revoked_first_and_died_leaves_the_run_to_whoever_comes(self):
         me = Claimant()
@@ -554,7 +554,7 @@ class TestAnOwnerThatStandsStill:
         self.stands_still(me, 2.5, version=3)
         run = register("third", 5)
         actions = me.judges(serving("third"), 3.0, version=3, run=run)
-        assert actions == [e.Elsewhere((Address("third", 2),), "third")]
+        assert actions == [e.OwnedElsewhere((Address("third", 2),), "third")]
 
     def test_without_a_good_lease_nobody_is_revoked(self):
         me = Claimant()
@@ -672,7 +672,7 @@ class TestCommitting:
         assert me.claim.state is e.ClaimState.OWNED
         written = msgspec.structs.replace(following, sequence=1)
         assert e.decode_run(swap.value) == written
-        assert me.claim.run_swapped(swap, e.Done(9), 0.2) == [e.Committed(written, 9)]
+        assert me.claim.run_swapped(swap, e.Done(9), 0.2) == [e.RegisterWritten(written, 9)]
         assert not me.claim.is_committing
 
     def test_the_next_commit_builds_on_it(self):
@@ -691,7 +691,7 @@ class TestCommitting:
         assert me.claim.commit(closed, 0.4) == []
         assert me.claim.tick(0.6) == [swap]
         (committed,) = me.claim.run_swapped(swap, e.Lost(e.Found(swap.value, 9)), 0.7)
-        assert isinstance(committed, e.Committed)
+        assert isinstance(committed, e.RegisterWritten)
 
     def test_another_while_the_outcome_is_unknown_is_a_mistake(self):
         me, won = self.owner()
@@ -762,7 +762,7 @@ class TestLettingGo:
         assert me.sees(register("", 1, sequence=1), 0.2) == []
         keep(me.lease, 1.2)
         actions = me.judges(serving(), 1.2, run=register("other", 2))
-        assert actions == [e.Elsewhere(THERE, "other")]
+        assert actions == [e.OwnedElsewhere(THERE, "other")]
 
     def test_after_the_pause_it_takes_what_is_still_nobodys(self):
         me = Claimant()
@@ -778,7 +778,7 @@ class TestLettingGo:
         commit = run_swap_of(me.claim.commit(msgspec.structs.replace(won, close=CLOSE), 0.1))
         assert me.claim.let_go(0.2) == []
         committed, swap = me.claim.run_swapped(commit, e.Done(9), 0.3)
-        assert isinstance(committed, e.Committed)
+        assert isinstance(committed, e.RegisterWritten)
         assert isinstance(swap, e.SwapRun)
         assert (swap.expected, e.decode_run(swap.value).owner) == (9, "")
 
@@ -897,9 +897,9 @@ class TestWhatCannotBeRead:
 
 
 class TestYielding:
-    def yielding(self) -> e.Yielding:
+    def yielding(self) -> e.Resignation:
         """In office since 5.0, and by the first look a second process keeps its lease."""
-        yielding = e.Yielding(10.0, 3.0)
+        yielding = e.Resignation(10.0, 3.0)
         yielding.won(5.0)
         yielding.should_yield({"second": 1}, 12.0)
         return yielding
@@ -931,17 +931,17 @@ class TestYielding:
         assert yielding.should_yield({"second": 10}, 60.0)
 
     def test_it_looks_twice_before_it_may_yield_and_then_as_often(self):
-        yielding = e.Yielding(10.0, 3.0)
+        yielding = e.Resignation(10.0, 3.0)
         assert not yielding.should_look(4.0)
         yielding.won(5.0)
         looks_s = [t / 2 for t in range(10, 50) if yielding.should_look(t / 2)]
         assert looks_s == [12.0, 15.0, 18.0, 21.0, 24.0]
 
     def test_who_is_not_in_office_has_nothing_to_yield(self):
-        assert not e.Yielding(10.0, 3.0).should_yield(None, 100.0)
+        assert not e.Resignation(10.0, 3.0).should_yield(None, 100.0)
 
     def test_each_time_it_stays_away_twice_as_long_up_to_a_bound(self):
-        yielding = e.Yielding(10.0, 3.0)
+        yielding = e.Resignation(10.0, 3.0)
         pauses_s = []
         for _ in range(8):
             yielding.won(0.0)
@@ -951,7 +951,7 @@ class TestYielding:
         assert yielding.pause_s() == 20.0
 
     def test_a_pause_ends_the_office(self):
-        yielding = e.Yielding(10.0, 3.0)
+        yielding = e.Resignation(10.0, 3.0)
         yielding.won(0.0)
         yielding.pause_s()
         assert not yielding.should_yield(None, 100.0)
@@ -996,12 +996,12 @@ class TestWhatAnotherPartOfTheProcessHasSeen:
 
     def test_is_not_enough_before_the_ttl_is_over(self):
         (elsewhere,) = self.judging(self.SEEN, 12.9)
-        assert isinstance(elsewhere, e.Elsewhere)
+        assert isinstance(elsewhere, e.OwnedElsewhere)
 
     @pytest.mark.parametrize("seen", [None, e.Seen("other", 6, 10.0), e.Seen("third", 7, 10.0)])
     def test_counts_for_that_lease_at_that_version_only(self, seen: e.Seen | None):
         (elsewhere,) = self.judging(seen, 13.0)
-        assert isinstance(elsewhere, e.Elsewhere)
+        assert isinstance(elsewhere, e.OwnedElsewhere)
 
     def test_is_taken_by_a_claim_that_has_been_turned_down(self):
         claim = e.Claim("run", "ledger", good(12.0))
@@ -1020,19 +1020,19 @@ class TestWhatAnotherPartOfTheProcessHasSeen:
 
 
 class TestSeeker:
-    def seeker(self, name: str = "a", **options: Any) -> e.Seeker:
-        made = e.Seeker(name, TIMING, **{"candidates": 2, **options})
+    def seeker(self, name: str = "a", **options: Any) -> e.Discovery:
+        made = e.Discovery(name, TIMING, **{"candidates": 2, **options})
         made.seek(0.0, 0.0)
         return made
 
     def looks(
         self,
-        seeker: e.Seeker,
+        seeker: e.Discovery,
         now_s: float,
         run: e.RunRegister | None,
         lease: e.Lease | None = None,
         jitter: float = 0.5,
-    ) -> list[e.Finding]:
+    ) -> list[e.DiscoveryAction]:
         (asked,) = seeker.tick(now_s, jitter)
         assert isinstance(asked, e.ReadRun)
         findings = seeker.run_read(asked, None if run is None else found(run), now_s, jitter)
@@ -1045,7 +1045,7 @@ class TestSeeker:
         seeker = self.seeker()
         run = register(round=a_round(3, "a"))
         found_there = self.looks(seeker, 0.0, run, serving())
-        assert found_there == [e.Attach(THERE, "other", Stamp("ledger", 4, 3))]
+        assert found_there == [e.AttachTo(THERE, "other", Stamp("ledger", 4, 3))]
         assert seeker.next_tick_s() is None
 
     @pytest.mark.parametrize(
@@ -1120,10 +1120,12 @@ class TestSeeker:
         assert seeker.next_tick_s() == pytest.approx(0.35)
 
     def test_in_a_small_run_every_node_stands_at_once(self):
-        assert self.looks(self.seeker(nodes=2), 0.0, None) == [e.Stand()]
+        assert self.looks(self.seeker(nodes=2), 0.0, None) == [e.BecomeCandidate()]
 
     def test_in_a_large_one_a_node_stands_when_chance_says_so(self):
-        assert self.looks(self.seeker(nodes=1_000), 0.0, None, jitter=0.001) == [e.Stand()]
+        assert self.looks(self.seeker(nodes=1_000), 0.0, None, jitter=0.001) == [
+            e.BecomeCandidate()
+        ]
         seeker = self.seeker(nodes=1_000)
         assert self.looks(seeker, 0.0, None, jitter=0.5) == []
         # 2 ** (t / 0.3 s) * 4 / 3 of 1,000 nodes are to stand by t: ln 2 of each is chance's half.
@@ -1133,7 +1135,7 @@ class TestSeeker:
             now_s = seeker.next_tick_s() or 0.0
             stood = self.looks(seeker, now_s, None, jitter=0.5)
         assert now_s == pytest.approx(due_s)
-        assert stood == [e.Stand()]
+        assert stood == [e.BecomeCandidate()]
 
     def test_how_many_nodes_there_are_is_what_the_register_says(self):
         settings = RunSettings(min_nodes=300, max_nodes=900, expected_nodes=500)
@@ -1165,20 +1167,22 @@ class TestSeeker:
 
     @pytest.mark.parametrize("lease", [None, moving(), revoked("other")])
     def test_an_owner_that_does_not_serve_is_nobody(self, lease: e.Lease | None):
-        assert self.looks(self.seeker(), 0.0, register(), lease) == [e.Stand()]
+        assert self.looks(self.seeker(), 0.0, register(), lease) == [e.BecomeCandidate()]
 
     def test_an_owner_that_stands_still_for_the_ttl_is_nobody(self):
         seeker = self.seeker()
         for now_s in (0.0, 1.5):
             (attach,) = self.looks(seeker, now_s, register(), serving())
-            assert isinstance(attach, e.Attach)
+            assert isinstance(attach, e.AttachTo)
             seeker.seek(now_s, 0.0)
-        assert self.looks(seeker, 3.0, register(), serving()) == [e.Stand(e.Seen("other", 7, 0.0))]
+        assert self.looks(seeker, 3.0, register(), serving()) == [
+            e.BecomeCandidate(e.Seen("other", 7, 0.0))
+        ]
 
     def test_a_closed_run_is_over(self):
         for owner in ("other", ""):
             seeker = self.seeker()
-            assert self.looks(seeker, 0.0, register(owner, close=CLOSE)) == [e.Over(CLOSE)]
+            assert self.looks(seeker, 0.0, register(owner, close=CLOSE)) == [e.RunOver(CLOSE)]
             assert seeker.next_tick_s() is None
 
     def test_what_is_not_answered_is_asked_again(self):
@@ -1206,7 +1210,7 @@ class TestSeeker:
     @pytest.mark.parametrize("wrong", [{"candidates": 0}, {"look_s": 0.0}])
     def test_settings_that_make_no_sense_are_refused(self, wrong: dict[str, Any]):
         with pytest.raises(ValueError, match="must be positive"):
-            e.Seeker("a", TIMING, **{"candidates": 1, **wrong})
+            e.Discovery("a", TIMING, **{"candidates": 1, **wrong})
 
 
 class TestWhatANewerReleaseAdded:
@@ -1255,7 +1259,7 @@ class TestTheTtlOfALease:
         for now_s in (1.0, 4.0, 12.0, 29.0):
             keep(me.lease, now_s)
             (news,) = me.judges(self.SLOW, now_s)
-            assert isinstance(news, e.Elsewhere), now_s
+            assert isinstance(news, e.OwnedElsewhere), now_s
         keep(me.lease, 31.0)
         (swap,) = me.judges(self.SLOW, 31.0)
         assert isinstance(swap, e.SwapLease)
@@ -1307,14 +1311,14 @@ class TestTheFloor:
         assert (begun.term, begun.number, begun.sequence) == (8, 40, 0)
         checked = self.floor(made.run_swapped(swap, e.Done(8), 0.3))
         (won,) = made.floor_read(checked, self.there(self.FLOOR), 0.4)
-        assert won == e.Won(begun, 8)
+        assert won == e.Elected(begun, 8)
 
     def test_with_no_floor_in_term_1(self):
         made, swap = self.begins(None)
         begun = e.decode_run(swap.value)
         assert (begun.term, begun.number) == (1, 0)
         (won,) = made.floor_read(self.floor(made.run_swapped(swap, e.Done(8), 0.3)), None, 0.4)
-        assert isinstance(won, e.Won)
+        assert isinstance(won, e.Elected)
 
     def test_a_register_that_is_created_late_is_lifted_before_the_run_is_won(self):
         """Between question and answer the run had begun elsewhere, and was removed."""
@@ -1324,7 +1328,7 @@ class TestTheFloor:
         lifted = e.decode_run(lift.value)
         assert (lift.expected, lifted.term, lifted.number) == (8, 8, 40)
         (won,) = made.run_swapped(lift, e.Done(9), 0.5)
-        assert won == e.Won(lifted, 9)
+        assert won == e.Elected(lifted, 9)
 
     def test_so_is_one_that_its_creator_never_checked(self):
         made, asked = self.claim()

@@ -20,7 +20,7 @@ from rallypoint.core.store.store import (
     RoundStore,
     Set,
     StoreOp,
-    Value,
+    StoreValue,
     Wait,
 )
 
@@ -144,9 +144,9 @@ def test_a_large_read_is_made_again_and_a_small_one_remembered() -> None:
     store.apply("b", 60, MultiSet(("large", "small"), (b"new" * 1000, b"2")), None, 0.0)
     assert store.remembers("a", 2)
     assert [a.result for a in store.apply("a", 2, Get("large"), None, 0.0)] == [
-        Value(b"new" * 1000)
+        StoreValue(b"new" * 1000)
     ]
-    assert [a.result for a in store.apply("a", 60, Get("small"), None, 0.0)] == [Value(b"1")]
+    assert [a.result for a in store.apply("a", 60, Get("small"), None, 0.0)] == [StoreValue(b"1")]
     store.acknowledge("a", 60)
     assert store.apply("a", 2, Get("large"), None, 0.0) == []
 
@@ -159,6 +159,6 @@ def test_a_large_read_that_is_asked_again_may_have_to_wait() -> None:
     assert store.apply("a", 2, Get("large"), None, 0.0) == []
     assert store.apply("a", 2, Get("large"), None, 0.0) == []
     (_, answer) = store.apply("b", 2, Set("large", b"back"), None, 0.0)
-    assert (answer.node, answer.request_id, answer.result) == ("a", 2, Value(b"back"))
+    assert (answer.node, answer.request_id, answer.result) == ("a", 2, StoreValue(b"back"))
     store.acknowledge("a", 2)
     store.acknowledge("b", 2)

@@ -13,7 +13,7 @@ import pytest
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.reasons import RefusalCode
-from rallypoint.core.values import ChangeKind, Link, MemberState, NodeInfo, Outcome, Phase
+from rallypoint.core.values import ChangeKind, MemberState, NodeInfo, Outcome, Phase, Reachability
 from tests.core.driver import Driver, node_id
 
 GRACE_S = 15.0
@@ -72,7 +72,7 @@ class TestDone:
         driver.done("a")  # said again, and counted once
         member = driver.run.roster.living(node_id("a"))
         assert member is not None
-        assert (member.state, member.link) == (MemberState.DONE, Link.CONNECTED)
+        assert (member.state, member.reachability) == (MemberState.DONE, Reachability.CONNECTED)
         driver.die("a")
         driver.advance(60.0)
         assert driver.phase is Phase.ACTIVE
@@ -292,7 +292,7 @@ class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
         assert forget.keeps_connection
         assert of_kind(driver, do.Dismiss) == []
         driver.note()
-        assert [e.link for e in of_kind(driver, do.Dismiss)] == [driver._links["a"]]
+        assert [e.connection_id for e in of_kind(driver, do.Dismiss)] == [driver._links["a"]]
 
     def test_at_once_if_it_knows_already(self) -> None:
         driver = met("a", "b")

@@ -7,18 +7,18 @@ import pytest
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.flapping import REMEMBERED_MAX, Departures
+from rallypoint.core.flapping import REMEMBERED_MAX, DepartureHistory
 from rallypoint.core.membership import Membership
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import (
     Address,
     Change,
     ChangeKind,
-    Link,
     MemberState,
     NodeInfo,
     Outcome,
     Phase,
+    Reachability,
     RunSettings,
     secret_hash,
 )
@@ -206,7 +206,7 @@ class TestTwoNodesOfOneName:
         driver.attach("a'")
         driver.attach("a'", secret="guessed")
         assert kinds(driver) == ["Refuse"]
-        [kept] = driver.run._deferral
+        [kept] = driver.run._suspended_events
         assert isinstance(kept, on.NodeAttached)
         assert kept.secret_hash == secret_hash(b"a'")
 
@@ -503,7 +503,7 @@ class TestLosses:
         assert welcome.standing.change.kind is ChangeKind.READY_AGAIN
         member = driver.run.roster.get("c")
         assert member is not None
-        assert member.link is Link.CONNECTED
+        assert member.reachability is Reachability.CONNECTED
 
     def test_a_done_node_that_resumes_later_is_told_its_own_round(self) -> None:
         driver = meet("a", "b", "c")
@@ -544,7 +544,7 @@ class TestGathering:
 
 class TestDepartures:
     def test_short_stays_double_the_delay_and_a_long_one_forgives(self) -> None:
-        departures = Departures()
+        departures = DepartureHistory()
         driver = meet("a", "b")
         driver.leave("a")
         assert driver.run.case is not None
@@ -558,7 +558,7 @@ class TestDepartures:
         assert departures.delay_s("a", 1.0) == 1.0
 
     def test_only_so_many_names_are_remembered(self) -> None:
-        departures = Departures()
+        departures = DepartureHistory()
         driver = meet("a", "b")
         driver.leave("a")
         assert driver.run.case is not None

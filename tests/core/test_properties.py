@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.roster import File
+from rallypoint.core.roster import Bucket
 from rallypoint.core.stopping import STOP_MARGIN_S
 from rallypoint.core.values import (
     Address,
@@ -200,7 +200,7 @@ def keep_ready(driver: Driver) -> None:
     """A node that is not in an active round asks for the next one at once."""
     for name in driver.good:
         member = driver.run.roster.get(name)
-        if member is not None and member.file in (File.OTHER, File.PLACE, File.STOPPING):
+        if member is not None and member.bucket in (Bucket.OTHER, Bucket.PLACE, Bucket.STOPPING):
             driver.ready(token_of(member.id))
 
 

@@ -33,8 +33,8 @@ def a_round() -> RoundRecord:
     """Round 1 of a, b and c, made by a first coordinator."""
     first = Membership("run")
     record = None
-    for link, name in enumerate("abc"):
-        first.step(on.NodeAttached(info(name), SETTINGS, link), 0.0)
+    for connection_id, name in enumerate("abc"):
+        first.step(on.NodeAttached(info(name), SETTINGS, connection_id), 0.0)
         for effect in first.step(on.NodeReady(NodeId(name, 7), 0, Address(name, 1), 1), 0.0):
             if isinstance(effect, do.Commit):
                 record = effect.record

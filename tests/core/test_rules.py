@@ -19,7 +19,7 @@ from rallypoint.core.values import (
     RunSettings,
     table_digest,
 )
-from rallypoint.testing.invariants import InvariantViolation, Journal, check
+from rallypoint.testing.invariants import InvariantViolation, RunChecker, check
 from tests.core.driver import Driver, node_id
 
 
@@ -229,7 +229,7 @@ class Forger:
     """A run of one node, whose effects somebody has tampered with."""
 
     def __init__(self) -> None:
-        self.journal = Journal(term=1)
+        self.journal = RunChecker(term=1)
         self.driver = Driver(min=1, max=1)
         self.driver.join("a")
         self.welcome = next(e for e in effects_of(self.driver, do.Welcome))

@@ -34,9 +34,9 @@ from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     Change,
     CloseRecord,
-    Link,
     MemberState,
     Phase,
+    Reachability,
     RoundRecord,
 )
 from tests.core.driver import Driver, token_of
@@ -240,6 +240,6 @@ def _state(driver: Driver) -> list[str]:
         standby = driver.run.is_standby(member)
         state = "standby" if standby else str(member.state)
         passive = " (passive)" if member.state is MemberState.IDLE else ""
-        link = "" if member.link is Link.CONNECTED else f", {member.link}"
-        lines.append(f"{token_of(member.id)}: {state}{passive}{link}")
+        reach = "" if member.reachability is Reachability.CONNECTED else f", {member.reachability}"
+        lines.append(f"{token_of(member.id)}: {state}{passive}{reach}")
     return lines

@@ -32,7 +32,7 @@ from rallypoint.core.store.store import (
     StoreLimits,
     StoreOp,
     StoreResult,
-    Value,
+    StoreValue,
     Wait,
 )
 
@@ -57,7 +57,7 @@ class Desk:
 
     def value(self, op: StoreOp) -> object:
         result = self.call(op)
-        assert isinstance(result, Value), result
+        assert isinstance(result, StoreValue), result
         return result.value
 
     def failure(self, op: StoreOp, node: str = "a") -> StoreFailure:
@@ -192,7 +192,7 @@ class TestWaiting:
     def test_get_waits_until_the_key_exists(self, desk: Desk) -> None:
         waiting = desk.waits(Get("k"))
         done = desk.send(Set("k", b"1"), "b")
-        assert done == [Answer("b", 2, Value(None)), Answer("a", waiting, Value(b"1"))]
+        assert done == [Answer("b", 2, StoreValue(None)), Answer("a", waiting, StoreValue(b"1"))]
 
     @pytest.mark.parametrize(
         "op",
@@ -200,14 +200,14 @@ class TestWaiting:
     )
     def test_every_write_wakes(self, desk: Desk, op: StoreOp) -> None:
         waiting = desk.waits(Get("k"))
-        assert desk.send(op)[1:] == [Answer("a", waiting, Value(b"1"))]
+        assert desk.send(op)[1:] == [Answer("a", waiting, StoreValue(b"1"))]
 
     def test_all_keys_must_exist_at_once(self, desk: Desk) -> None:
         desk.waits(MultiGet(("x", "y", "x")))
         desk.value(Set("x", b"1"))
         desk.value(DeleteKey("x"))
         desk.value(Set("y", b"2"))
-        assert desk.send(Set("x", b"3"))[1].result == Value((b"3", b"2", b"3"))
+        assert desk.send(Set("x", b"3"))[1].result == StoreValue((b"3", b"2", b"3"))
 
     def test_a_key_that_was_there_before_the_wait_may_go(self, desk: Desk) -> None:
         desk.value(Set("x", b"1"))
@@ -321,10 +321,10 @@ class TestBarrier:
     def test_releases_when_every_rank_has_come(self, desk: Desk) -> None:
         assert [desk.arrive(rank) for rank in (3, 0, 1)] == [[], [], []]
         assert desk.arrive(2) == [
-            Answer("b", 4, Value(None)),
-            Answer("c", 1, Value(None)),
-            Answer("a", 2, Value(None)),
-            Answer("a", 3, Value(None)),
+            Answer("b", 4, StoreValue(None)),
+            Answer("c", 1, StoreValue(None)),
+            Answer("a", 2, StoreValue(None)),
+            Answer("a", 3, StoreValue(None)),
         ]
 
     def test_the_name_can_be_used_again_at_once(self, desk: Desk) -> None:
@@ -417,7 +417,7 @@ class TestBarrier:
 
     def test_alone(self) -> None:
         store = RoundStore([("a", 0, 1)])
-        assert store.apply("a", 1, Barrier("", 0), None, 0.0) == [Answer("a", 1, Value(None))]
+        assert store.apply("a", 1, Barrier("", 0), None, 0.0) == [Answer("a", 1, StoreValue(None))]
 
     def test_missing_ranks_are_bounded(self) -> None:
         store = RoundStore([(f"n{i}", i, 1) for i in range(100)])
@@ -436,7 +436,7 @@ class TestResends:
 
     def test_ids_are_per_node(self, desk: Desk) -> None:
         desk.store.apply("a", 1, Add("n", 1), None, 0.0)
-        assert desk.store.apply("b", 1, Add("n", 1), None, 0.0)[0].result == Value(2)
+        assert desk.store.apply("b", 1, Add("n", 1), None, 0.0)[0].result == StoreValue(2)
 
     def test_a_failure_is_remembered_too(self, desk: Desk) -> None:
         desk.waits(Get("k"), timeout_s=1)
@@ -498,7 +498,7 @@ class TestResends:
         desk.store.forget_node("a")
         picture = desk.store.freeze()
         assert (picture.waiting, picture.barriers) == ((), ())
-        assert desk.store.apply("a", 1, Add("n", 1), None, 0.0)[0].result == Value(2)
+        assert desk.store.apply("a", 1, Add("n", 1), None, 0.0)[0].result == StoreValue(2)
         assert desk.later(2) == []
 
     def test_strangers_are_ignored(self, desk: Desk) -> None:
@@ -604,7 +604,7 @@ class TestLimits:
         desk.waits(Get("k"))
         assert desk.failure(Add("n", 1)).code == LIMIT
         desk.store.acknowledge("a", 1)
-        assert desk.store.apply("a", 3, Add("n", 1), None, 0.0)[0].result == Value(2)
+        assert desk.store.apply("a", 3, Add("n", 1), None, 0.0)[0].result == StoreValue(2)
 
     def test_unacknowledged_bytes_of_a_node(self) -> None:
         desk = Desk(unacknowledged_bytes_per_node_max=5)
@@ -661,7 +661,7 @@ def test_r12_a_call_travels_as_a_small_typed_array(op: StoreOp) -> None:
 @pytest.mark.parametrize(
     "result",
     [
-        *(Value(value) for value in (b"1", 1, True, (b"1", b""), None)),
+        *(StoreValue(value) for value in (b"1", 1, True, (b"1", b""), None)),
         StoreFailure(TIMEOUT, "late", ("k",), 1),
     ],
 )
@@ -669,8 +669,8 @@ def test_r12_an_answer_travels_as_it_is(result: StoreResult) -> None:
     answer = Answer("a", 7, result)
     again = msgspec.msgpack.decode(msgspec.msgpack.encode(answer), type=Answer)
     assert again == answer
-    if isinstance(result, Value):
-        assert isinstance(again.result, Value)
+    if isinstance(result, StoreValue):
+        assert isinstance(again.result, StoreValue)
         assert type(again.result.value) is type(result.value)
 
 

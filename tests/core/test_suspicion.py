@@ -5,7 +5,7 @@ import pytest
 from rallypoint.core.effects import Effect, SetTimer, Timer, TimerKind
 from rallypoint.core.roster import Member, Roster
 from rallypoint.core.suspicion import QUEUE_NODES, Suspicion
-from rallypoint.core.values import Link, MemberState, NodeInfo, RunSettings
+from rallypoint.core.values import MemberState, NodeInfo, Reachability, RunSettings
 
 SETTINGS = RunSettings(min_nodes=1, max_nodes=100, mass_min=2)
 
@@ -21,7 +21,7 @@ class Nodes:
     def _member(self, name: str, number: int) -> Member:
         member = self.roster.add(NodeInfo(name, 1, name), number, 0.0)
         member.state = MemberState.ACTIVE
-        self.roster.refile(member)
+        self.roster.reindex(member)
         return member
 
     def disconnect(self, *members: Member, now_s: float = 0.0) -> list[Timer]:
@@ -132,7 +132,7 @@ def test_nobody_misses_who_is_done_or_departing() -> None:
     nodes = Nodes(4)
     for member in nodes.members[:2]:
         member.state = MemberState.DONE
-        nodes.roster.refile(member)
+        nodes.roster.reindex(member)
     nodes.disconnect(*nodes.members[:3])
     nodes.guard()
     assert not nodes.suspicion.guarding
@@ -204,13 +204,18 @@ def test_many_that_are_missing_have_a_longer_grace() -> None:
 def test_the_link_is_what_was_last_heard_of() -> None:
     nodes = Nodes(1)
     [member] = nodes.members
-    links = [member.link]
+    links = [member.reachability]
     nodes.suspicion.silent(member, SETTINGS, 5.0, 5.0)
-    links.append(member.link)
+    links.append(member.reachability)
     nodes.disconnect(member, now_s=6.0)
-    links.append(member.link)
+    links.append(member.reachability)
     assert member.trouble_since_s == 0.0
     nodes.suspicion.heard(member)
-    links.append(member.link)
-    assert links == [Link.CONNECTED, Link.SILENT, Link.DISCONNECTED, Link.CONNECTED]
+    links.append(member.reachability)
+    assert links == [
+        Reachability.CONNECTED,
+        Reachability.SILENT,
+        Reachability.DISCONNECTED,
+        Reachability.CONNECTED,
+    ]
     assert not member.is_troubled

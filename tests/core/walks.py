@@ -15,10 +15,10 @@ from rallypoint.core.values import (
     Address,
     Failure,
     FailureKind,
-    Link,
     MemberState,
     NodeId,
     Phase,
+    Reachability,
 )
 from tests.core.driver import Driver, token_of
 
@@ -88,7 +88,7 @@ def _live_on(driver: Driver, random: Random, name: str) -> None:
     token = token_of(member.id)
     if random.random() < 0.05:
         driver.attach(token + "'")
-    elif member.link is not Link.CONNECTED:
+    elif member.reachability is not Reachability.CONNECTED:
         deeds = ["attach", "heard", "answer", "disconnect", "leave", "ready"]
         _do(driver, random.choice(deeds), token)
     elif member.state is MemberState.ACTIVE and driver.phase is Phase.ACTIVE:

@@ -13,11 +13,11 @@ from collections import defaultdict
 
 from rallypoint.coordinator.log_records import Record, decode_record
 from rallypoint.core import election as e
-from rallypoint.core.store.store import Put, Settled, Value
+from rallypoint.core.store.store import Put, Settled, StoreValue
 from rallypoint.ledger import envelope
 from rallypoint.ledger.etcd_client import EtcdClient
 from rallypoint.ledger.etcd_wire import KeyValue, prefix_end
-from rallypoint.testing.election_checker import ElectionJournal
+from rallypoint.testing.election_checker import ElectionChecker
 from tests.ledger.etcd_processes import EtcdCluster
 
 READ_WITHIN_S = 60.0
@@ -63,7 +63,7 @@ def check(written: list[Written]) -> dict[int, int]:
 
     Raises InvariantViolation or AssertionError.
     """
-    journal = ElectionJournal()
+    journal = ElectionChecker()
     logs: dict[str, list[Record]] = defaultdict(list)
     for key, value in written:
         kind, _, rest = key.partition("/")
@@ -81,7 +81,7 @@ def check(written: list[Written]) -> dict[int, int]:
     return added
 
 
-def _check_register(journal: ElectionJournal, key: str, value: bytes | None) -> None:
+def _check_register(journal: ElectionChecker, key: str, value: bytes | None) -> None:
     kind, _, name = key.partition("/")
     if kind == "runs":
         assert value is not None, "a run was swept while it was on"
@@ -111,7 +111,7 @@ def _check_log(name: str, records: list[Record]) -> int:
 def _is_sum(call: Settled) -> bool:
     """Whether it is an `add`, each of which adds one: it writes what it answers."""
     match call:
-        case Settled(result=Value(value=int(total)), writes=(Put(value=written),)):
+        case Settled(result=StoreValue(value=int(total)), writes=(Put(value=written),)):
             return written == b"%d" % total
         case _:
             return False

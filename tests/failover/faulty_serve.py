@@ -70,7 +70,7 @@ def around_the_swap(is_before: bool, number: int) -> None:
     """`number`: of the round that the register then has; 0: the run is claimed."""
     swap = Office._swap
 
-    async def faulty(self: Office, key: str, expected: int | None, value: bytes) -> e.Outcome:
+    async def faulty(self: Office, key: str, expected: int | None, value: bytes) -> e.SwapOutcome:
         forms = key.startswith("runs/") and e.decode_run(value).number == number
         if forms and is_before:
             die_once()

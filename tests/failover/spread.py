@@ -15,7 +15,7 @@ from rallypoint.ledger import envelope
 from rallypoint.ledger.etcd_client import EtcdClient, EtcdOptions
 from rallypoint.ledger.etcd_wire import Event as EtcdEvent
 from rallypoint.ledger.etcd_wire import prefix_end
-from rallypoint.testing.election_checker import ElectionJournal
+from rallypoint.testing.election_checker import ElectionChecker
 from tests.agent.processes import MAIN, Process, wait_until
 from tests.failover.fleet import Agent, Event, Fleet, Replica
 from tests.failover.netns import Host
@@ -185,7 +185,7 @@ class Spread(Fleet):
 
     def check_ledger(self, seen_from: Host) -> None:
         """R1, R5, R6, R13, by all that was ever written; and what nodes were told is that."""
-        journal = ElectionJournal()
+        journal = ElectionChecker()
         rounds: dict[int, tuple[int, str]] = {}
         root = f"{self.prefix}/r/"
         for event in self.etcd.writes(seen_from, root):

@@ -110,7 +110,7 @@ class _Node:
         self._requests += 1
         answers = self._store.apply("n", self._requests, op, 0.0, 0.0)
         for answer in answers:
-            if isinstance(answer.result, st.Value):
+            if isinstance(answer.result, st.StoreValue):
                 return answer.result.value
             raise errors.StoreError(answer.result.message, code=answer.result.code)
         raise errors.StoreTimeoutError("not there")

@@ -214,7 +214,7 @@ class Honest:
         must(not others, f"the honest node was told: {others[:2]}")
         must(len(answers) == 1, f"the honest node has {len(answers)} answers")
         got = answers[0].result
-        must(got == st.Value(self._sum), f"the honest node's sum is {got}, not {self._sum}")
+        must(got == st.StoreValue(self._sum), f"the honest node's sum is {got}, not {self._sum}")
 
     def _say(self, message: wire.Message) -> None:
         self._bring(framed(wire.encode(message)))

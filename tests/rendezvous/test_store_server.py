@@ -467,7 +467,7 @@ def test_garbage_ends_the_connection_and_nothing_else(
     store = connect(server)
     peer = peer_of(server)
     peer.send(local.Call(0, ops.Set("key", b"value"), None))
-    assert peer.next() == local.Answer(0, ops.Value(None))
+    assert peer.next() == local.Answer(0, ops.StoreValue(None))
     peer.send_bytes(data)
     told = peer.next()
     if isinstance(told, local.Answer):  # of the first of two calls with one number
@@ -506,7 +506,7 @@ def test_a_frame_may_come_in_pieces(
     peer = peer_of(server)
     for byte in local.encode(local.Call(1, ops.Add("count", 5), 1.0)):
         peer.send_bytes(bytes([byte]))
-    assert peer.next() == local.Answer(1, ops.Value(5))
+    assert peer.next() == local.Answer(1, ops.StoreValue(5))
 
 
 def test_who_says_nothing_is_cut_off(
@@ -528,7 +528,7 @@ def test_a_call_can_be_withdrawn(
     peer.send(local.Cancel(1))
     peer.send(local.Cancel(7))  # one that never was
     peer.send(local.Call(2, ops.NumKeys(), None))
-    assert peer.next() == local.Answer(2, ops.Value(0))
+    assert peer.next() == local.Answer(2, ops.StoreValue(0))
     assert server._engine.freeze().waiting == ()
 
 
@@ -575,7 +575,7 @@ def test_answers_that_are_not_read_take_no_more_than_the_values(
     before = server.budget.used
     unread(server, peer, 10)
     assert server.budget.used - before < 9 * 1024**2
-    wanted = ops.Value((bytes(4 * 1024**2),) * 16)
+    wanted = ops.StoreValue((bytes(4 * 1024**2),) * 16)
     assert peer.next() == local.Answer(1, wanted)
     assert peer.next() == local.Answer(2, wanted)
 
@@ -642,7 +642,7 @@ def test_calls_beside_many_that_wait_cost_no_more(
     calls = [local.encode(local.Call(n, ops.NumKeys(), None)) for n in range(1_001, 3_001)]
     peer.send_bytes(b"".join(waits + calls))
     for number in range(1_001, 3_001):
-        assert peer.next() == local.Answer(number, ops.Value(0))
+        assert peer.next() == local.Answer(number, ops.StoreValue(0))
     assert sum(asked) < 10 * len(calls)
 
 

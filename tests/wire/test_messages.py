@@ -65,11 +65,11 @@ OPS: tuple[ops.StoreOp, ...] = (
     ops.Barrier("b", 3),
 )
 RESULTS: tuple[ops.StoreResult, ...] = (
-    ops.Value(None),
-    ops.Value(True),
-    ops.Value(-5),
-    ops.Value(b"bytes"),
-    ops.Value((b"1", b"2")),
+    ops.StoreValue(None),
+    ops.StoreValue(True),
+    ops.StoreValue(-5),
+    ops.StoreValue(b"bytes"),
+    ops.StoreValue((b"1", b"2")),
     ops.StoreFailure("timeout", "after 1 s", ("a",), 3),
 )
 FROM_NODE: tuple[wire.FromNode, ...] = (

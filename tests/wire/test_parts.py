@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rallypoint.core.store.store import Get, MultiGet, Set, StoreFailure, Value
+from rallypoint.core.store.store import Get, MultiGet, Set, StoreFailure, StoreValue
 from rallypoint.core.values import Stamp
 from rallypoint.wire import local, parts
 from rallypoint.wire import messages as wire
@@ -32,7 +32,7 @@ STAMP = Stamp("ledger", 7, 300)
 def test_an_answer(value: bytes | tuple[bytes, ...], bytes_max: int) -> None:
     if bytes_max == 1 and len(value) > 60_000:
         bytes_max = 100
-    answer = wire.StoreAnswer(STAMP, 2**40, Value(value))
+    answer = wire.StoreAnswer(STAMP, 2**40, StoreValue(value))
     made = parts.answer_parts(answer)
     pieces = [bytes(piece) for piece in made.pieces(bytes_max)]
     assert b"".join(pieces) == wire.encode(answer)
@@ -42,7 +42,7 @@ def test_an_answer(value: bytes | tuple[bytes, ...], bytes_max: int) -> None:
 
 @pytest.mark.parametrize("value", [bytes(100_000), (b"x" * 5000,) * 20], ids=["bytes", "tuple"])
 def test_a_local_answer(value: bytes | tuple[bytes, ...]) -> None:
-    answer = local.Answer(2**33, Value(value))
+    answer = local.Answer(2**33, StoreValue(value))
     made = parts.local_answer_parts(answer)
     assert b"".join(made.pieces(10_000)) == local.encode(answer)
     assert made.size == len(local.encode(answer))
@@ -68,7 +68,7 @@ def test_a_member_table() -> None:
     ],
 )
 def test_what_is_large(value: bytes | tuple[bytes, ...] | int | None, is_large: bool) -> None:
-    assert parts.is_large(Value(value)) is is_large
+    assert parts.is_large(StoreValue(value)) is is_large
     assert not parts.is_large(StoreFailure("limit", "x" * parts.LARGE_FROM_BYTES))
 
 

@@ -1,8 +1,8 @@
 """Where the run's coordinator is, as a ledger tells it: a node's search.
 
-`core/election/discovery.py` says when to look, and when it is this node's turn to coordinate; this file reads
-the ledger for it. A node looks only while it has no coordinator, or one whose lease is not renewed:
-spread by chance, and woken when the run's register changes. Nothing is written here.
+`core/election/discovery.py` says when to look, and when it is this node's turn to coordinate; this
+file reads the ledger for it. A node looks only while it has no coordinator, or one whose lease is
+not renewed: spread by chance, and woken when the run's register changes. Nothing is written here.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """Nobody coordinates the run, and it is this node's turn. `seen`: see `core.seeker.Stand`."""
+    """Nobody coordinates the run, and it is this node's turn. `seen`: see `BecomeCandidate`."""
 
     seen: e.Seen | None = None
 
@@ -94,7 +94,7 @@ class Search:
         self._run_key = run_key(settings.run_id)
         self._where = str(settings.endpoint)
         timing = e.Timing.of(settings.lease_ttl_s)
-        self._seeker = e.Seeker(node, timing, settings.candidates, nodes)
+        self._seeker = e.Discovery(node, timing, settings.candidates, nodes)
         self._version: int | None = None
         self._is_spreading = False
         self._replicas: dict[str, _Lease] = {}
@@ -151,7 +151,7 @@ class Search:
     def again(self) -> bool:
         """Who was found cannot be reached: look again in a while.
 
-        Whether this node is to stand by as a candidate: see `Seeker.stands_by`.
+        Whether this node is to stand by as a candidate: see `Discovery.stands_by`.
         """
         self._seeker.seek_again(_now_s(), random.random())
         return self._seeker.stands_by(_now_s(), random.random())
@@ -245,12 +245,12 @@ class Search:
                         found = await self._bounded(self._read(lease_key(asked.process)), ends_s)
                         lease = e.decode_lease(found.value) if found else None
                         todo += self._seeker.lease_read(asked, found, _now_s(), random.random())
-                    case e.Attach():
+                    case e.AttachTo():
                         assert lease is not None
                         return Place(asked.addresses, asked.process, lease.token, lease.ttl_s)
-                    case e.Stand():
+                    case e.BecomeCandidate():
                         return Turn(asked.seen)
-                    case e.Over():
+                    case e.RunOver():
                         return Over(asked.close)
         except LedgerError as error:
             self._note(error)

@@ -18,7 +18,7 @@ from rallypoint.coordinator.sessions import Outlet, Session
 from rallypoint.coordinator.timers import Timer, Timers
 from rallypoint.coordinator.turns import Turns
 from rallypoint.core import naming, reasons
-from rallypoint.core.budget import HOW_TO_RAISE, Budget
+from rallypoint.core.budget import HOW_TO_RAISE, MemoryBudget
 from rallypoint.core.quotas import (
     NOBODY,
     Account,
@@ -73,7 +73,7 @@ class Hub:
         self.table_bytes_max = TABLE_BYTES_MAX
         """What the ledger keeps of one run's member table."""
         self.software = f"rallypoint {__version__}"
-        self.budget = Budget(config.memory_bytes_max)
+        self.budget = MemoryBudget(config.memory_bytes_max)
         """What is kept for all runs together."""
         self.unattached = self.budget.share("connections that have not attached yet")
         self.people = self.budget.share("requests of people")
@@ -163,7 +163,7 @@ class Hub:
 
     def listen(self, session: Session, due_s: float) -> None:
         """Look at `due_s` whether the session was silent for too long."""
-        heappush(self._listening, (due_s, session.link))
+        heappush(self._listening, (due_s, session.connection_id))
 
     def _check_silence(self, now_s: float) -> None:
         """O(those that are due): neither runs nor sessions that are idle cost a tick anything."""
@@ -200,27 +200,29 @@ class Hub:
         """A new connection."""
         self._links += 1
         session = Session(self, self._links, outlet)
-        self.sessions[session.link] = session
+        self.sessions[session.connection_id] = session
         self._held_sessions.take(session.account)
-        self._strangers[session.link] = self.now_s() + self.config.attach_timeout_s
+        self._strangers[session.connection_id] = self.now_s() + self.config.attach_timeout_s
         return session
 
     def introduced(self, session: Session) -> None:
         """The connection has said who it is."""
-        self._strangers.pop(session.link, None)
+        self._strangers.pop(session.connection_id, None)
 
     def disconnected(self, session: Session) -> None:
         """The connection is closed."""
         self.introduced(session)
-        self.put_off.pop(session.link, None)
-        if self.sessions.pop(session.link, None) is not None:
+        self.put_off.pop(session.connection_id, None)
+        if self.sessions.pop(session.connection_id, None) is not None:
             self._held_sessions.give_back(session.account)
 
     def _end_strangers(self, now_s: float) -> None:
         """All at once: a timer for each of 9,000 that connected would wake the loop as often."""
-        for link in [link for link, due_s in self._strangers.items() if due_s <= now_s]:
-            del self._strangers[link]
-            self.sessions[link].attach_overdue()
+        for connection_id in [
+            connection_id for connection_id, due_s in self._strangers.items() if due_s <= now_s
+        ]:
+            del self._strangers[connection_id]
+            self.sessions[connection_id].attach_overdue()
 
     def open_run(self, run_id: str) -> RunHost:
         """The run of that name, begun if there is none."""

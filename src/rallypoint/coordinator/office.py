@@ -138,7 +138,7 @@ class Office:
         self._elsewhere: dict[str, tuple[Address, ...]] = {}
         self._noting: dict[str, int] = {}
         """Which of the writes under way are notes, by run, with their serial numbers."""
-        self._yielding: dict[str, e.Yielding] = {}
+        self._yielding: dict[str, e.Resignation] = {}
         self._yield_after_s = yield_after_s
         self._ticker: asyncio.Task[None] | None = None
         self._tasks = Supervised()
@@ -410,7 +410,7 @@ class Office:
         if yielding.should_look(now_s):
             self._spawn(self._yield_to_another(run_id, claim, yielding), run_id)
 
-    async def _yield_to_another(self, run_id: str, claim: e.Claim, yielding: e.Yielding) -> None:
+    async def _yield_to_another(self, run_id: str, claim: e.Claim, yielding: e.Resignation) -> None:
         try:
             others = await self._others(run_id)
         except (LedgerError, e.UnreadableError) as error:
@@ -558,14 +558,14 @@ class Office:
     def _tell(self, run_id: str, action: e.Action) -> bool:
         """Pass news on to whoever has the runs. False: the action is a request to the engine."""
         match action:
-            case e.Won():
+            case e.Elected():
                 self._noting.pop(run_id, None)
                 self._note_won(run_id)
                 self._tables.won(run_id, action.register)
                 if action.register.term > 1:
                     self._spawn(self._sweep_table(run_id), run_id)
                 self._runs.won(run_id, action.register, action.former_host)
-            case e.Committed():
+            case e.RegisterWritten():
                 unneeded = self._tables.committed(run_id, action.register)
                 if unneeded:
                     self._spawn(self._tables.remove(run_id, unneeded), run_id)
@@ -577,7 +577,7 @@ class Office:
             case e.Deposed():
                 self._tables.forget(run_id)
                 self._runs.deposed(run_id, action.reason)
-            case e.Elsewhere():
+            case e.OwnedElsewhere():
                 self._elsewhere[run_id] = action.addresses
                 self._runs.elsewhere(run_id, action.addresses)
             case _:
@@ -593,7 +593,7 @@ class Office:
 
     def _note_won(self, run_id: str) -> None:
         if self._yield_after_s is not None:
-            new = e.Yielding(self._yield_after_s, self._timing.ttl_s)
+            new = e.Resignation(self._yield_after_s, self._timing.ttl_s)
             yielding = self._yielding.setdefault(run_id, new)
             yielding.won(self._now_s())
 
@@ -664,7 +664,7 @@ class Office:
     async def _read(self, key: str) -> e.Found | None:
         return _found(await self._ledger.read(key))
 
-    async def _swap(self, key: str, expected: int | None, value: bytes) -> e.Outcome:
+    async def _swap(self, key: str, expected: int | None, value: bytes) -> e.SwapOutcome:
         outcome = await self._ledger.swap(key, expected, value)
         self._outage = outcome.reason if isinstance(outcome, Unknown) else ""
         return _outcome(outcome)
@@ -772,7 +772,7 @@ def _found(versioned: Versioned | None) -> e.Found | None:
     return e.Found(versioned.value, versioned.version) if versioned is not None else None
 
 
-def _outcome(outcome: SwapOutcome) -> e.Outcome:
+def _outcome(outcome: SwapOutcome) -> e.SwapOutcome:
     if isinstance(outcome, Swapped):
         return e.Done(outcome.version)
     if isinstance(outcome, Unknown):

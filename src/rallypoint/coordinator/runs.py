@@ -282,7 +282,9 @@ class RunHost:
         events, self._queue = self._queue, deque()
         for event in events:
             session = (
-                self._hub.sessions.get(event.link) if isinstance(event, on.NodeAttached) else None
+                self._hub.sessions.get(event.connection_id)
+                if isinstance(event, on.NodeAttached)
+                else None
             )
             if session is not None:
                 session.refuse(refusal)
@@ -321,7 +323,7 @@ class RunHost:
             self._silent.pop(node.name, None)
             self._has_fewer()
         self._held.forget(session)
-        self.post(on.ConnectionLost(node, session.link, how))
+        self.post(on.ConnectionLost(node, session.connection_id, how))
         if not self.is_claimed:
             self._lost_in_queue += 1
             if self._lost_in_queue > max(QUEUED_FEW, len(self._queue) // 4):
@@ -333,10 +335,12 @@ class RunHost:
         The ledger may be away for hours, and they may come and go as often as they like. One that
         was a member has its grace all the same, from the takeover on. O(1) over many of them.
         """
-        gone = {each.link for each in self._queue if isinstance(each, on.ConnectionLost)}
+        gone = {each.connection_id for each in self._queue if isinstance(each, on.ConnectionLost)}
         attached = (on.NodeAttached, on.ConnectionLost)
         self._queue = deque(
-            each for each in self._queue if not (isinstance(each, attached) and each.link in gone)
+            each
+            for each in self._queue
+            if not (isinstance(each, attached) and each.connection_id in gone)
         )
         self._lost_in_queue = 0
 
@@ -616,7 +620,7 @@ class RunHost:
             self._store_timer = None
 
     def _welcome(self, effect: do.Welcome) -> None:
-        session = self._hub.sessions.get(effect.link)
+        session = self._hub.sessions.get(effect.connection_id)
         if session is None:
             return  # It went away while it waited; its ConnectionLost is on the way.
         before = self._sessions.get(effect.node.name)
@@ -660,7 +664,7 @@ class RunHost:
             session.send(wire.encode(wire.Formed(self._stamp, record.head, seat)))
 
     def _refuse(self, effect: do.Refuse) -> None:
-        session = self._hub.sessions.get(effect.link)
+        session = self._hub.sessions.get(effect.connection_id)
         if session is not None:
             session.refuse(effect.refusal)
 
@@ -760,7 +764,7 @@ class RunHost:
             self._count_store()
 
     def _dismiss(self, effect: do.Dismiss) -> None:
-        session = self._hub.sessions.get(effect.link)
+        session = self._hub.sessions.get(effect.connection_id)
         if session is not None:
             session.close(effect.reason)
 

@@ -15,11 +15,11 @@ from rallypoint.coordinator.outgoing import Begin, Outgoing, Pins, Whole
 from rallypoint.coordinator.turns import Work
 from rallypoint.core import endings, naming, reasons
 from rallypoint.core import events as on
-from rallypoint.core.budget import HOW_TO_RAISE, Share
+from rallypoint.core.budget import HOW_TO_RAISE, MemoryShare
 from rallypoint.core.quotas import NOBODY, Account
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.sizes import size_text
-from rallypoint.core.store.store import LIMIT, StoreFailure, Value
+from rallypoint.core.store.store import LIMIT, StoreFailure, StoreValue
 from rallypoint.core.values import Address, ConnectionEnd, NodeId, secret_hash
 from rallypoint.wire import messages as wire
 from rallypoint.wire import parts
@@ -109,17 +109,17 @@ class Session:
         "_unread",
         "account",
         "attach_bytes",
+        "connection_id",
         "good_host",
         "heard_s",
-        "link",
         "node",
         "outlet",
         "reads_ledger",
         "run",
     )
 
-    def __init__(self, hub: Hub, link: int, outlet: Outlet) -> None:
-        self.link = link
+    def __init__(self, hub: Hub, connection_id: int, outlet: Outlet) -> None:
+        self.connection_id = connection_id
         self.outlet = outlet
         self.run: RunHost | None = None
         self.node: NodeId | None = None
@@ -227,7 +227,7 @@ class Session:
         self.reads_ledger = message.reads_ledger
         # The secret itself goes no further than here.
         shown = secret_hash(message.resume_secret)
-        asked = on.NodeAttached(message.node, message.settings, self.link, shown)
+        asked = on.NodeAttached(message.node, message.settings, self.connection_id, shown)
         self._asked = asked
         if not wait_s:
             self._enter(message.run_id, asked)
@@ -267,7 +267,7 @@ class Session:
             return
         result = message.result
         # Most are of a write, and have no value that could be large.
-        if type(result) is Value and type(result.value) in _SIZED and parts.is_large(result):
+        if type(result) is StoreValue and type(result.value) in _SIZED and parts.is_large(result):
             self.send_parts(parts.answer_parts(message))
         elif self._outgoing is None:
             self.outlet.send(wire.encode(message))
@@ -351,13 +351,13 @@ class Session:
 
     def later(self, work: Work) -> None:
         """Do this when the others have had their turn."""
-        self._hub.put_off[self.link] = self
+        self._hub.put_off[self.connection_id] = self
         self._hub.turns.later(self.run, work)
 
     @property
     def is_put_off(self) -> bool:
         """Whether what its peer says waits here for its turn."""
-        return self.link in self._hub.put_off
+        return self.connection_id in self._hub.put_off
 
     def beat_unasked(self) -> None:
         """What the peer says waits here, its heartbeats too: it must not give this side up."""
@@ -366,7 +366,7 @@ class Session:
 
     def had_its_turn(self) -> None:
         """Nothing that came is put off any more."""
-        self._hub.put_off.pop(self.link, None)
+        self._hub.put_off.pop(self.connection_id, None)
 
     def slice_s(self) -> float | None:
         """How long this connection may be read now: see Turns."""
@@ -397,7 +397,7 @@ class Session:
         if self._outgoing is None:
             pins = self.run.pins if self.run is not None else Pins(self._keep)
             self._outgoing = Outgoing(self._keep, pins)
-            self._hub.unread[self.link] = self
+            self._hub.unread[self.connection_id] = self
 
     def _wait(self, message: bytes | parts.Parts) -> None:
         """Let a message wait, if there is room for one more."""
@@ -440,7 +440,7 @@ class Session:
     def _has_caught_up(self) -> None:
         """All that waited has been sent."""
         self._outgoing = None
-        self._hub.unread.pop(self.link, None)
+        self._hub.unread.pop(self.connection_id, None)
         if self._closing is not None:
             self.outlet.close(self._closing)
             return
@@ -507,7 +507,7 @@ class Session:
         self._kept += size
         self._share.add(size)
 
-    def _count_for(self, share: Share) -> None:
+    def _count_for(self, share: MemoryShare) -> None:
         """The connection has attached: what it takes is its run's."""
         self._share.add(-self._kept)
         self._share = share
@@ -517,7 +517,7 @@ class Session:
         outgoing, self._outgoing = self._outgoing, None
         if outgoing is not None:
             outgoing.close()
-            self._hub.unread.pop(self.link, None)
+            self._hub.unread.pop(self.connection_id, None)
         self._keep(-self._kept)
 
 

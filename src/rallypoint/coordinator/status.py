@@ -270,7 +270,7 @@ def _member(run: RunHost, member: Member, seat: Seat | None, now_s: float) -> Me
         labels=member.info.labels,
         workers=member.workers,
         state=state,
-        link=member.link.value,
+        link=member.reachability.value,
         troubled_s=max(0.0, now_s - member.trouble_since_s) if member.is_troubled else 0.0,
         node_rank=place.node_rank if place else None,
         ranks=_ranks(place),

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
-from rallypoint.core.values import NAMES_SHOWN_MAX, Value
+from rallypoint.core.values import NAMES_SHOWN_MAX, FrozenStruct
 
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -67,7 +67,7 @@ _VIRTUAL: Final = re.compile(r"(docker|br-|virbr|veth|cni|flannel|cali|lxc|lxd|p
 """Interfaces that lead to guests of this machine, and not to other machines."""
 
 
-class Interface(Value, frozen=True):
+class Interface(FrozenStruct, frozen=True):
     """One address of an interface of this machine. `address`: a literal without a zone.
 
     `is_inner`: it is the loopback interface, which may have other addresses as well.
@@ -79,7 +79,7 @@ class Interface(Value, frozen=True):
     is_inner: bool = False
 
 
-class OwnAddress(Value, frozen=True):
+class OwnAddress(FrozenStruct, frozen=True):
     """An address of this machine, as others are told it. `interface`: "" if that is not known."""
 
     host: str

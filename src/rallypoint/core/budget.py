@@ -46,7 +46,7 @@ class Excess(msgspec.Struct, frozen=True):
         )
 
 
-class Budget:
+class MemoryBudget:
     """The bytes of one process. All methods are O(1), whatever the number of shares."""
 
     __slots__ = ("_holders", "bytes_max", "fair", "surely", "used")
@@ -57,9 +57,9 @@ class Budget:
         self._holders = 0
         self._set_fair()
 
-    def share(self, name: str) -> Share:
+    def share(self, name: str) -> MemoryShare:
         """An account of its own. `name` is for people: "run 'job'"."""
-        return Share(self, name)
+        return MemoryShare(self, name)
 
     def count(self, more: int) -> None:
         """So many shares more keep something. For shares."""
@@ -73,12 +73,12 @@ class Budget:
         """A run that keeps no more than this may make any call."""
 
 
-class Share:
+class MemoryShare:
     """What one run keeps. `add` is on the path of every message."""
 
     __slots__ = ("_budget", "name", "used")
 
-    def __init__(self, budget: Budget, name: str) -> None:
+    def __init__(self, budget: MemoryBudget, name: str) -> None:
         self.name = name
         self.used = 0
         self._budget = budget
@@ -105,4 +105,4 @@ class Share:
     def close(self) -> None:
         """Nothing of the run is kept any more. What is still taken back later changes nothing."""
         self.add(-self.used)
-        self._budget = Budget()
+        self._budget = MemoryBudget()

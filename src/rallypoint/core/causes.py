@@ -96,7 +96,7 @@ class Case:
         return self._change
 
 
-class Budget:
+class RestartBudget:
     """The run's restart budget: one for all its nodes, however many rounds and restarts."""
 
     def __init__(self, spent: int = 0) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 
 from rallypoint.core.reasons import Refusal
-from rallypoint.core.values import Change, CloseRecord, Marks, NodeId, RoundRecord, Value
+from rallypoint.core.values import Change, CloseRecord, FrozenStruct, Marks, NodeId, RoundRecord
 
 
 class TimerKind(enum.StrEnum):
@@ -31,7 +31,7 @@ class TimerKind(enum.StrEnum):
     PACE = "pace"
 
 
-class Timer(Value, frozen=True):
+class Timer(FrozenStruct, frozen=True):
     """A timer: `serial` tells it from earlier ones of its kind, so that a stale one is ignored."""
 
     kind: TimerKind
@@ -40,7 +40,7 @@ class Timer(Value, frozen=True):
     round: int = 0
 
 
-class Effect(Value, frozen=True):
+class Effect(FrozenStruct, frozen=True):
     """Base of all effects."""
 
 
@@ -54,13 +54,13 @@ class SetTimer(Effect, frozen=True):
 class Welcome(Effect, frozen=True):
     """Let the node on connection `link` in. `resumed`: it is a member already."""
 
-    link: int
+    connection_id: int
     node: NodeId
     resumed: bool
     standing: Standing
 
 
-class Standing(Value, frozen=True):
+class Standing(FrozenStruct, frozen=True):
     """Where a node stands when it attaches, so that both sides agree again after a break.
 
     `round` is the round that it is in (0: none). `change` is why the last round that the run knows
@@ -76,7 +76,7 @@ class Standing(Value, frozen=True):
 class Refuse(Effect, frozen=True):
     """Refuse the node on connection `link`, and close the connection."""
 
-    link: int
+    connection_id: int
     refusal: Refusal
 
 
@@ -107,7 +107,7 @@ class Note(Effect, frozen=True):
 class Dismiss(Effect, frozen=True):
     """The node said goodbye, and the ledger knows what a successor must know of it: end `link`."""
 
-    link: int
+    connection_id: int
     reason: str
 
 

@@ -13,19 +13,19 @@ from rallypoint.core.values import (
     Change,
     ConnectionEnd,
     Failure,
+    FrozenStruct,
     NodeId,
     NodeInfo,
     Outcome,
     RunSettings,
-    Value,
 )
 
 
-class Event(Value, frozen=True):
+class Event(FrozenStruct, frozen=True):
     """Base of all events."""
 
 
-class Spoken(Event, frozen=True):
+class SignOfLife(Event, frozen=True):
     """What only a living node can say, so that each is an answer to every probe.
 
     (A NodeLeft is too, but nobody needs to know any more.)
@@ -43,11 +43,11 @@ class NodeAttached(Event, frozen=True):
 
     node: NodeInfo
     settings: RunSettings
-    link: int
+    connection_id: int
     secret_hash: bytes = b""
 
 
-class NodeReady(Spoken, frozen=True):
+class NodeReady(SignOfLife, frozen=True):
     """A node wants the next round, and leaves `leaving_round` for it (0: it has had none).
 
     R4: a repeat of this names an older round than the one it is in, and so breaks nothing.
@@ -61,20 +61,20 @@ class NodeReady(Spoken, frozen=True):
     change: Change | None = None
 
 
-class WorkerFailed(Spoken, frozen=True):
+class WorkerFailed(SignOfLife, frozen=True):
     """A worker of the node, in this round, failed."""
 
     round: int
     failure: Failure
 
 
-class NodeDone(Spoken, frozen=True):
+class NodeDone(SignOfLife, frozen=True):
     """The node's workers, in this round, have all finished."""
 
     round: int
 
 
-class NodeDeparting(Spoken, frozen=True):
+class NodeDeparting(SignOfLife, frozen=True):
     """The node asked to leave, and is stopping its workers."""
 
     reason: str
@@ -95,7 +95,7 @@ class CloseRequested(Event, frozen=True):
     reason: str
 
 
-class ProbeAnswered(Spoken, frozen=True):
+class ProbeAnswered(SignOfLife, frozen=True):
     """The node answered a probe."""
 
 
@@ -103,7 +103,7 @@ class ConnectionLost(Event, frozen=True):
     """The node's connection `link` closed without a goodbye, whoever closed it."""
 
     node: NodeId
-    link: int
+    connection_id: int
     how: ConnectionEnd = ConnectionEnd.UNKNOWN
 
 
@@ -114,7 +114,7 @@ class NodeSilent(Event, frozen=True):
     silent_s: float
 
 
-class NodeHeard(Spoken, frozen=True):
+class NodeHeard(SignOfLife, frozen=True):
     """A silent node was heard again."""
 
 

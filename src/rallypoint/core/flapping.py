@@ -20,7 +20,7 @@ REMEMBERED_MAX: Final = 1_024
 """How many names that have gone are remembered."""
 
 
-class Departures:
+class DepartureHistory:
     """The latest names that have gone, oldest first."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ class Farewell(msgspec.Struct, frozen=True):
     """A node that said goodbye on connection `link`, and may go once `serial` is written."""
 
     node: NodeId
-    link: int
+    connection_id: int
     reason: str
     serial: int
 
@@ -140,11 +140,11 @@ class Marking:
 
     # -- goodbyes --------------------------------------------------------------------------------
 
-    def farewell(self, node: NodeId, link: int, reason: str) -> bool:
+    def farewell(self, node: NodeId, connection_id: int, reason: str) -> bool:
         """The node said goodbye. False if the ledger has all that concerns it already."""
         if self._rank(node) is None or self._written == self._serial:
             return False
-        self._farewells.append(Farewell(node, link, reason, self._serial))
+        self._farewells.append(Farewell(node, connection_id, reason, self._serial))
         return True
 
     def take_farewells(self) -> Iterator[Farewell]:

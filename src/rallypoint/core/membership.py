@@ -5,9 +5,10 @@ An event is first noted by a handler, chosen by the table in `transitions.py`; t
 looks at the counts and does what the rules ask for: declares losses, closes a case, seals a round,
 ends the run. So a rule stands in one place, whatever the event that made it apply.
 
-This file holds the state and the handlers. The decisions that can stand alone do: `sealing` (is
-the round full enough?), `suspicion` (who is lost?), `causes` (whose fault was it?), `ranks`; and
-so does what only has to be remembered: `roster`, `rivals`, `departures`, `deferral`, `pacing`.
+This file holds the state and the handlers. The decisions that can stand alone do: `formation` (is
+the round full enough?), `suspicion` (who is lost?), `causes` (whose fault was it?), `ranks`; and so
+does what only has to be remembered: `roster`, `name_conflicts`, `flapping`, `suspended_events`,
+`pacing`.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ import msgspec
 from rallypoint.core import causes, formation, ranks, reasons
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.causes import Budget, Case
+from rallypoint.core.causes import Case, RestartBudget
 from rallypoint.core.effects import Effect, TimerKind
 from rallypoint.core.election import RunState
-from rallypoint.core.flapping import STEADY_S, Departures
+from rallypoint.core.flapping import STEADY_S, DepartureHistory
 from rallypoint.core.formation import Call, Decision, Gathering
 from rallypoint.core.marking import Farewell, Marking, ranks_in
-from rallypoint.core.name_conflicts import Rivals
+from rallypoint.core.name_conflicts import NameConflicts
 from rallypoint.core.pacing import Pace
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
-from rallypoint.core.roster import File, Member, Roster
+from rallypoint.core.roster import Bucket, Member, Roster
 from rallypoint.core.stopping import Stopping
-from rallypoint.core.suspended_events import Deferral
+from rallypoint.core.suspended_events import SuspendedEvents
 from rallypoint.core.suspension import Suspension, SuspensionCause
 from rallypoint.core.suspicion import Suspicion
 from rallypoint.core.tables import TABLE_BYTES_MAX, row_bytes
@@ -42,13 +43,13 @@ from rallypoint.core.values import (
     ChangeKind,
     CloseRecord,
     ConnectionEnd,
-    Link,
     Marks,
     MemberState,
     NodeId,
     NodeInfo,
     Outcome,
     Phase,
+    Reachability,
     RoundHead,
     RoundMember,
     RoundRecord,
@@ -64,16 +65,16 @@ OPERATOR = "operator"
 """What the name of who closes a run begins with, if that is no node."""
 # Each event asks for these; in its class a member takes seven times as long to find (Python 3.11).
 _GATHERING, _ACTIVE = Phase.GATHERING, Phase.ACTIVE
-_IN_ROUND, _NEWCOMER = File.IN_ROUND, File.NEWCOMER
-_IS_READY, _IS_ACTIVE, _SILENT = MemberState.READY, MemberState.ACTIVE, Link.SILENT
+_IN_ROUND, _NEWCOMER = Bucket.IN_ROUND, Bucket.NEWCOMER
+_IS_READY, _IS_ACTIVE, _SILENT = MemberState.READY, MemberState.ACTIVE, Reachability.SILENT
 
 _RESTING = (Phase.SUSPENDED, Phase.CLOSED)
 """The phases in which nothing is decided."""
 _PROCESS_ENDED = "its process ended: the kernel closed its connection"
-_MISSING = (File.STOPPING, File.ABSENT, File.PLACE)
+_MISSING = (Bucket.STOPPING, Bucket.ABSENT, Bucket.PLACE)
 """Where survivors are that are not ready, and hold their places."""
-_READY = (File.READY_SURVIVOR, File.NEWCOMER)
-_ENDING = (File.DONE, File.DEPARTING)
+_READY = (Bucket.READY_SURVIVOR, Bucket.NEWCOMER)
+_ENDING = (Bucket.DONE, Bucket.DEPARTING)
 """Where members are that want no other round."""
 
 
@@ -111,7 +112,7 @@ class Membership:
         self.roster = Roster()
         self.round: RoundRecord | None = None
         self.close: CloseRecord | None = None
-        self.budget = Budget()
+        self.budget = RestartBudget()
         self.case: Case | None = None
         self.suspension = Suspension()
         self.deposed = False
@@ -120,9 +121,9 @@ class Membership:
         self._suspicion = Suspicion(self.roster)
         self._failed_in_burst: list[on.WorkerFailed] = []
         self._stopping = Stopping(self.roster)
-        self._rivals = Rivals()
-        self._departures = Departures()
-        self._deferral = Deferral()
+        self._name_conflicts = NameConflicts()
+        self._departure_history = DepartureHistory()
+        self._suspended_events = SuspendedEvents()
         self._pace = Pace()
         self._marking = Marking()
         self._has_successor = has_successor
@@ -174,7 +175,7 @@ class Membership:
         """Take one event at `now_s` (seconds, never going back) and return what to do about it."""
         self._now_s = now_s
         self._effects = []
-        if isinstance(event, on.Spoken):
+        if isinstance(event, on.SignOfLife):
             self._note_life(event)
         self._note(event)
         self._advance()
@@ -186,15 +187,17 @@ class Membership:
     def _note(self, event: on.Event) -> None:
         getattr(self, TRANSITIONS[self.phase, type(event)].handler)(event)
 
-    def _note_life(self, event: on.Spoken) -> None:
+    def _note_life(self, event: on.SignOfLife) -> None:
         """R8: what only a living node can say is an answer, whatever else becomes of it."""
         member = self.roster.living(event.node)
         if member is None:
             return
         self._suspicion.answered(member.name)
-        if self._rivals.waiting:  # Each event comes here, and nearly never does anybody wait.
+        if (
+            self._name_conflicts.waiting
+        ):  # Each event comes here, and nearly never does anybody wait.
             self._refuse_rival(member)
-        if member.link is _SILENT:
+        if member.reachability is _SILENT:
             self._suspicion.heard(member)
             self._consider(member)
 
@@ -220,7 +223,7 @@ class Membership:
         self._effects = []
         self.term = state.term
         self.settings = state.settings
-        self.budget = Budget(state.restarts)
+        self.budget = RestartBudget(state.restarts)
         self.round = state.round
         self.close = state.close
         self._floor = state.floor
@@ -287,7 +290,7 @@ class Membership:
     def _remember_gone(self, row: RoundMember, marks: Marks) -> None:
         """It departed, left or was lost. Should it come, it is let in and told why."""
         change = marks.ended or causes.happened(ChangeKind.NODE_LEFT, self.number, [row.name])
-        self._departures.remember(row.name, change, stayed_s=0.0, is_done=True)
+        self._departure_history.remember(row.name, change, stayed_s=0.0, is_done=True)
 
     def _arm_attach_grace(self, delay_s: float) -> None:
         timer = self._suspicion.timer(TimerKind.ATTACH, round_number=self.number)
@@ -342,8 +345,8 @@ class Membership:
             since_s=now_s - (self._suspended_since_s if self.suspension else self._since_s),
             attached=len(self.roster),
             ledger_away_s=self._ledger_away_s(now_s),
-            stopping=reasons.first_names(self.roster.names(File.STOPPING)) if stop_left_s else (),
-            stopping_count=self.roster.count(File.STOPPING) if stop_left_s else 0,
+            stopping=reasons.first_names(self.roster.names(Bucket.STOPPING)) if stop_left_s else (),
+            stopping_count=self.roster.count(Bucket.STOPPING) if stop_left_s else 0,
             stop_left_s=stop_left_s,
             held_back_s=max(0.0, self._pace_due_s - now_s) if self._pace_serial else None,
             ready_names=reasons.first_names(chain(*map(self.roster.names, _READY))),
@@ -390,7 +393,7 @@ class Membership:
 
     def is_standby(self, member: Member) -> bool:
         """Whether it is ready, and the round is on without it."""
-        return member.file is File.NEWCOMER and self.phase_of_work is Phase.ACTIVE
+        return member.bucket is Bucket.NEWCOMER and self.phase_of_work is Phase.ACTIVE
 
     def freeze(self) -> tuple[object, ...]:
         """A hashable picture of all that decides what follows, for tests and the model checker.
@@ -404,7 +407,7 @@ class Membership:
                 self.committing,
                 self._interrupted,
                 self._close_wanted,
-                tuple(self._deferral),
+                tuple(self._suspended_events),
             ),
             (self.budget.spent, self._finished, self._finished_in_round),
             self.case and (self.case.change, self.case.closed, self._case_settled),
@@ -416,7 +419,7 @@ class Membership:
             self._marking.freeze(),
             (self._pace.freeze(), self._pace_serial > 0),
             tuple(member.freeze() for member in self.roster),
-            self._rivals.names(),
+            self._name_conflicts.names(),
         )
 
     # -- nodes come ----------------------------------------------------------------------------
@@ -424,7 +427,7 @@ class Membership:
     def _on_attached(self, event: on.NodeAttached) -> None:
         refusal = self._refusal(event)
         if refusal is not None:
-            self._do(do.Refuse(event.link, refusal))
+            self._do(do.Refuse(event.connection_id, refusal))
             return
         member = self.roster.get(event.node.name)
         if member is None:
@@ -435,7 +438,7 @@ class Membership:
             self._resume(member, event)
         else:
             # Others may know the incarnation, and it must not be enough to be the member.
-            self._do(do.Refuse(event.link, reasons.not_the_member(member.name)))
+            self._do(do.Refuse(event.connection_id, reasons.not_the_member(member.name)))
 
     def _refusal(self, event: on.NodeAttached) -> Refusal | None:
         """Why the node cannot come in, if it cannot. The first node's settings become the run's."""
@@ -475,23 +478,25 @@ class Membership:
     def _admit(self, event: on.NodeAttached) -> None:
         if not len(self.roster) and self.phase_of_work is Phase.GATHERING:
             self._since_s = self._now_s
-        member = self.roster.add(event.node, event.link, self._now_s, event.secret_hash)
-        standing = do.Standing(change=self._departures.change(member.name))
-        self._do(do.Welcome(event.link, member.id, resumed=False, standing=standing))
+        member = self.roster.add(event.node, event.connection_id, self._now_s, event.secret_hash)
+        standing = do.Standing(change=self._departure_history.change(member.name))
+        self._do(do.Welcome(event.connection_id, member.id, resumed=False, standing=standing))
 
     def _attach_suspended(self, event: on.NodeAttached) -> None:
         member = self.roster.get(event.node.name)
         if member is None or member.info.incarnation == event.node.incarnation:
             self._on_attached(event)
             return
-        waiting = self._deferral.attached(event.node.id)
+        waiting = self._suspended_events.attached(event.node.id)
         if waiting is not None and waiting.secret_hash != event.secret_hash:
-            self._do(do.Refuse(event.link, reasons.name_taken(member.name, member.info.host)))
+            self._do(
+                do.Refuse(event.connection_id, reasons.name_taken(member.name, member.info.host))
+            )
         else:
             self._defer(event)
 
     def _resume(self, member: Member, event: on.NodeAttached) -> None:
-        member.link_id = event.link
+        member.connection_id = event.connection_id
         self._suspicion.heard(member)
         self._suspicion.answered(member.name)
         self._refuse_rival(member)
@@ -499,11 +504,15 @@ class Membership:
         if member.survivor:
             self._stopping.told(member, self._now_s)
         self._consider(member)
-        self._do(do.Welcome(event.link, member.id, resumed=True, standing=self._standing(member)))
+        self._do(
+            do.Welcome(
+                event.connection_id, member.id, resumed=True, standing=self._standing(member)
+            )
+        )
 
     def _standing(self, member: Member) -> do.Standing:
         ready = member.state is MemberState.READY
-        in_round = member.file in (File.IN_ROUND, File.DONE)
+        in_round = member.bucket in (Bucket.IN_ROUND, Bucket.DONE)
         round_number = member.last_round if in_round else 0
         change = self.case.change if self.case and member.survivor else member.last_change
         return do.Standing(round_number, change, ready, self.is_standby(member))
@@ -513,19 +522,21 @@ class Membership:
         ago_s = self.closed_ago_s(self._now_s)
         anew_s = max(0.0, ANEW_AFTER_S - ago_s) if self._can_begin_anew else None
         refusal = reasons.run_closed(self.run_id, self.close, ago_s, anew_s)
-        self._do(do.Refuse(event.link, refusal))
+        self._do(do.Refuse(event.connection_id, refusal))
 
     # -- two nodes of one name -----------------------------------------------------------------
 
     def _on_rival(self, member: Member, event: on.NodeAttached) -> None:
         """Another incarnation wants the name. At most one may wait for it."""
-        waiting = self._rivals.get(member.name)
+        waiting = self._name_conflicts.get(member.name)
         if waiting is None:
             self._challenge(member, event)
         elif (waiting.node.id, waiting.secret_hash) == (event.node.id, event.secret_hash):
-            self._rivals.redialled(event)
+            self._name_conflicts.redialled(event)
         else:
-            self._do(do.Refuse(event.link, reasons.name_taken(member.name, member.info.host)))
+            self._do(
+                do.Refuse(event.connection_id, reasons.name_taken(member.name, member.info.host))
+            )
 
     def _challenge(self, member: Member, event: on.NodeAttached) -> None:
         """The older is asked whether it lives, and has `probe_s` to answer.
@@ -534,11 +545,11 @@ class Membership:
         connection that broke is no proof that its process has ended.
         """
         assert self.settings is not None
-        is_closed = member.link is Link.DISCONNECTED
+        is_closed = member.reachability is Reachability.DISCONNECTED
         grace_left_s = max(0.0, member.grace_ends_s - self._judged_s())
         left_s = grace_left_s if is_closed else self.settings.probe_s
         timer = self._suspicion.timer(TimerKind.NAME, member.name)
-        self._rivals.wait(event, timer, self._judged_s() + left_s)
+        self._name_conflicts.wait(event, timer, self._judged_s() + left_s)
         if not is_closed:
             self._do(do.ProbeNode(member.id))
         # Absent, it has until the end of the attach grace, however long that is; and with one whose
@@ -552,18 +563,18 @@ class Membership:
         self._lose([member], "superseded by a newer start of the same name")
 
     def _refuse_rival(self, member: Member) -> None:
-        rival = self._rivals.pop(member.name)
+        rival = self._name_conflicts.pop(member.name)
         if rival is not None:
             refusal = reasons.name_taken(member.name, member.info.host)
-            self._do(do.Refuse(rival.link, refusal))
+            self._do(do.Refuse(rival.connection_id, refusal))
 
     # -- nodes ask for things ------------------------------------------------------------------
 
     def _on_ready(self, event: on.NodeReady) -> None:
         member = self.roster.living(event.node)
-        if member is None or member.file in _ENDING:
+        if member is None or member.bucket in _ENDING:
             return
-        is_in_round = member.file is _IN_ROUND
+        is_in_round = member.bucket is _IN_ROUND
         # R4: whoever names an older round than it was given repeats what it said before.
         if event.leaving_round < member.last_round:
             return
@@ -571,7 +582,7 @@ class Membership:
             return
         if is_in_round:
             self._adopt_end(member, event)
-        if member.file is _IN_ROUND:
+        if member.bucket is _IN_ROUND:
             if self.phase_of_work is not Phase.ACTIVE:
                 return
             self._break(causes.happened(ChangeKind.READY_AGAIN, self.number, [member.name]))
@@ -606,21 +617,21 @@ class Membership:
         member.told_standby = False
         member.eligible_s = self._now_s + self._entry_delay_s(member)
         self.roster.queue(member)
-        self.roster.refile(member)
+        self.roster.reindex(member)
         self._consider(member)
 
     def _entry_delay_s(self, member: Member) -> float:
         assert self.settings is not None
         base_s = self.settings.scale_up_delay_s
         is_steady = self._now_s - member.attached_s >= STEADY_S
-        return base_s if is_steady else self._departures.delay_s(member.name, base_s)
+        return base_s if is_steady else self._departure_history.delay_s(member.name, base_s)
 
     def _consider(self, member: Member) -> None:
         """A newcomer that is ready may be let in once its delay is over. O(1).
 
         On standby it is told so once, and not again by each round that has no place for it.
         """
-        if member.file is not _NEWCOMER:
+        if member.bucket is not _NEWCOMER:
             return
         self._let_in_from_s = min(self._let_in_from_s, member.eligible_s)
         if self.is_standby(member) and not member.told_standby:
@@ -635,7 +646,7 @@ class Membership:
         member = self.roster.living(event.node)
         if member is None or not event.round == self.number == member.last_round:
             return
-        if member.file is File.IN_ROUND:
+        if member.bucket is Bucket.IN_ROUND:
             self._break(causes.failed(self.number, member.name, event.failure))
             self._suspicion.answered(member.name)
         elif self.case is not None:
@@ -659,19 +670,19 @@ class Membership:
             self._marking.finished_before(self._finished - self._finished_in_round, self._now_s)
         member.state = MemberState.DONE
         member.survivor = False
-        self.roster.refile(member)
+        self.roster.reindex(member)
 
     def _on_departing(self, event: on.NodeDeparting) -> None:
         member = self.roster.living(event.node)
-        if member is None or member.file in _ENDING:
+        if member is None or member.bucket in _ENDING:
             return
-        was_in_round = member.file is File.IN_ROUND
+        was_in_round = member.bucket is Bucket.IN_ROUND
         self._explain_by_departure(member, event.reason)
         self._note_interruption(member, ChangeKind.NODE_LEFT, event.reason)
         self._marking.gone(member.id, self._now_s)
         member.state = MemberState.DEPARTING
         member.survivor = False
-        self.roster.refile(member)
+        self.roster.reindex(member)
         if was_in_round and self.phase_of_work is Phase.ACTIVE:
             self._break(
                 causes.happened(ChangeKind.NODE_LEFT, self.number, [member.name], event.reason)
@@ -686,8 +697,8 @@ class Membership:
     def _on_left(self, event: on.NodeLeft) -> None:
         member = self.roster.living(event.node)
         if member is None:
-            self._rivals.drop(event.node)
-            self._deferral.forget_attached(event.node)
+            self._name_conflicts.drop(event.node)
+            self._suspended_events.forget_attached(event.node)
             return
         self._remove([member], ChangeKind.NODE_LEFT, event.reason, says_goodbye=True)
 
@@ -698,10 +709,10 @@ class Membership:
 
     def _on_connection_lost(self, event: on.ConnectionLost) -> None:
         member = self.roster.living(event.node)
-        if member is None or member.link_id != event.link:
-            self._rivals.drop(event.node, event.link)
+        if member is None or member.connection_id != event.connection_id:
+            self._name_conflicts.drop(event.node, event.connection_id)
             return
-        if member.link is Link.DISCONNECTED:
+        if member.reachability is Reachability.DISCONNECTED:
             return
         assert self.settings is not None
         if event.how is ConnectionEnd.PROCESS_ENDED:
@@ -709,17 +720,17 @@ class Membership:
             self._do(*self._suspicion.ended(member, self._now_s))
             return
         self._do(*self._suspicion.disconnected(member, self.settings, self._now_s))
-        rival = self._rivals.get(member.name)
+        rival = self._name_conflicts.get(member.name)
         if rival is not None:
             self._challenge(member, rival)
 
     def _note_disconnected(self, event: on.ConnectionLost) -> None:
         """SUSPENDED: nobody is judged, so its time does not run before the ledger is back."""
-        self._deferral.forget_attached(event.node, event.link)
+        self._suspended_events.forget_attached(event.node, event.connection_id)
         member = self.roster.living(event.node)
-        if member is None or member.link_id != event.link:
-            self._rivals.drop(event.node, event.link)
-        elif member.link is Link.DISCONNECTED:
+        if member is None or member.connection_id != event.connection_id:
+            self._name_conflicts.drop(event.node, event.connection_id)
+        elif member.reachability is Reachability.DISCONNECTED:
             return  # A connection ends once.
         elif event.how is ConnectionEnd.PROCESS_ENDED:
             self._do(*self._suspicion.ended(member, self._now_s))
@@ -728,7 +739,11 @@ class Membership:
 
     def _on_silent(self, event: on.NodeSilent) -> None:
         member = self.roster.living(event.node)
-        if member is None or member.link is not Link.CONNECTED or self.settings is None:
+        if (
+            member is None
+            or member.reachability is not Reachability.CONNECTED
+            or self.settings is None
+        ):
             return
         self._do(*self._suspicion.silent(member, self.settings, self._now_s, event.silent_s))
 
@@ -760,7 +775,7 @@ class Membership:
                 self._case_settled = True
             case TimerKind.PROBE if timer.serial == self._probe_serial:
                 self._suspicion.probe_over()
-            case TimerKind.NAME if self._rivals.is_due(timer):
+            case TimerKind.NAME if self._name_conflicts.is_due(timer):
                 self._name_unanswered(timer.name)
             case TimerKind.ATTACH if timer.serial == self._attach_serial:
                 self._end_attach_grace()
@@ -774,7 +789,7 @@ class Membership:
     def _end_attach_grace(self) -> None:
         self._attach_serial = 0
         self._suspicion.attach_over()
-        for name in self._rivals.names():
+        for name in self._name_conflicts.names():
             member = self.roster.get(name)
             if member is not None and self._suspicion.has_never_attached(member):
                 self._supersede(member)
@@ -810,7 +825,7 @@ class Membership:
             self._do(do.Announce(record))
             self._marking.give_up()
             self._dismiss(self._marking.take_all_farewells())
-            for rival in self._rivals.pop_all():
+            for rival in self._name_conflicts.pop_all():
                 self._refuse_closed(rival)
         elif record is not None:
             self._begin(record)
@@ -825,7 +840,7 @@ class Membership:
 
     def _dismiss(self, farewells: Iterable[Farewell]) -> None:
         for each in farewells:
-            self._do(do.Dismiss(each.link, each.reason))
+            self._do(do.Dismiss(each.connection_id, each.reason))
 
     def _give(self) -> None:
         """Give `committing` to the ledger, once the ledger has what was given to it before."""
@@ -863,7 +878,7 @@ class Membership:
         self._marking.give_up()
         for each in self._marking.take_all_farewells():
             # The next coordinator has to hear it: this one's note may not be in the ledger.
-            self._do(do.Refuse(each.link, Refusal(RefusalCode.MOVED, event.reason)))
+            self._do(do.Refuse(each.connection_id, Refusal(RefusalCode.MOVED, event.reason)))
         self._do(do.StepDown(event.reason, event.is_own_wish))
 
     def _on_ledger_lost(self, event: on.LedgerLost) -> None:
@@ -896,13 +911,13 @@ class Membership:
     def _go_on(self) -> None:
         """Do what had to wait: as if all of it had come at once, before anything is decided."""
         self._judge_again()
-        for kept in self._deferral.take():
+        for kept in self._suspended_events.take():
             self._note(kept)
         if self._is_committed:
             self._on_committed(on.Committed())
         elif self.committing is not None:
             self._give()
-        for member in self.roster.members(File.NEWCOMER):
+        for member in self.roster.members(Bucket.NEWCOMER):
             self._consider(member)
 
     def _judge_again(self) -> None:
@@ -920,7 +935,7 @@ class Membership:
                 self._end_attach_grace()
         if self.case is not None and not self.case.closed:
             self._probe_again(settings)
-        for name in self._rivals.names():
+        for name in self._name_conflicts.names():
             self._challenge_again(name, settings)
 
     def _probe_again(self, settings: RunSettings) -> None:
@@ -940,17 +955,17 @@ class Membership:
         member = self.roster.get(name)
         if member is None or member.is_absent:
             return
-        if member.link is Link.DISCONNECTED:
-            rival = self._rivals.get(name)
+        if member.reachability is Reachability.DISCONNECTED:
+            rival = self._name_conflicts.get(name)
             assert rival is not None
             self._challenge(member, rival)
             return
-        left_s = self._left_s(self._rivals.due_s(name), settings.probe_s)
+        left_s = self._left_s(self._name_conflicts.due_s(name), settings.probe_s)
         if left_s <= 0:
             self._supersede(member)
             return
         timer = self._suspicion.timer(TimerKind.NAME, name)
-        self._rivals.asked_again(timer)
+        self._name_conflicts.asked_again(timer)
         self._do(do.ProbeNode(member.id), do.SetTimer(timer, left_s))
 
     def _judged_s(self) -> float:
@@ -962,7 +977,7 @@ class Membership:
 
     def _defer(self, event: on.Event) -> None:
         """SUSPENDED: keep what needs the ledger until that is back."""
-        self._deferral.keep(event)
+        self._suspended_events.keep(event)
 
     def _as_at_work(self, event: on.Event) -> None:
         """SUSPENDED: what a node reports needs no ledger, so it counts at once.
@@ -1016,11 +1031,11 @@ class Membership:
             self._remove(ended, ChangeKind.NODE_LEFT, "its connection ended with its work")
 
     def _advance_active(self, settings: RunSettings) -> None:
-        in_round = self.roster.count(File.IN_ROUND)
+        in_round = self.roster.count(Bucket.IN_ROUND)
         if not in_round:
             # Losses and departures break a round, so all of it are done.
             self._close(Outcome.SUCCEEDED, "all nodes have finished")
-        elif self.roster.count(File.NEWCOMER) and not self._finished:
+        elif self.roster.count(Bucket.NEWCOMER) and not self._finished:
             free = settings.max_nodes - in_round
             if free:
                 self._let_in(free)
@@ -1043,7 +1058,7 @@ class Membership:
 
     def _newcomers(self) -> list[Member]:
         """In the order in which they asked. O(n log n)."""
-        return sorted(self.roster.members(File.NEWCOMER), key=lambda member: member.arrival)
+        return sorted(self.roster.members(Bucket.NEWCOMER), key=lambda member: member.arrival)
 
     def _advance_gathering(self, settings: RunSettings) -> None:
         if self._finished and self._is_ending(settings):
@@ -1074,11 +1089,11 @@ class Membership:
             minimum=settings.min_nodes,
             maximum=settings.max_nodes,
             expected=settings.expected_nodes,
-            ready_survivors=self.roster.count(File.READY_SURVIVOR),
-            places_held=self.roster.count(File.PLACE),
-            stopping=self.roster.count(File.STOPPING),
-            absent=self.roster.count(File.ABSENT),
-            newcomers=self.roster.count(File.NEWCOMER),
+            ready_survivors=self.roster.count(Bucket.READY_SURVIVOR),
+            places_held=self.roster.count(Bucket.PLACE),
+            stopping=self.roster.count(Bucket.STOPPING),
+            absent=self.roster.count(Bucket.ABSENT),
+            newcomers=self.roster.count(Bucket.NEWCOMER),
             settled=self._settled,
             call=self._call,
         )
@@ -1177,7 +1192,7 @@ class Membership:
     def _chosen(self, settings: RunSettings) -> list[Member]:
         """Survivors first, then newcomers in order of arrival, as many as there are places."""
         count = self._gathering(settings).chosen
-        return (self.roster.members(File.READY_SURVIVOR) + self._newcomers())[:count]
+        return (self.roster.members(Bucket.READY_SURVIVOR) + self._newcomers())[:count]
 
     def _begin(self, record: RoundRecord) -> None:
         """The ledger has the round. What happened meanwhile comes after it, not instead of it."""
@@ -1196,7 +1211,7 @@ class Membership:
             self._enter(Phase.ACTIVE)
             self._seat_members(record)
             self._do(do.Publish(record))
-            for member in self.roster.members(File.NEWCOMER):
+            for member in self.roster.members(Bucket.NEWCOMER):
                 self._consider(member)
 
     def _begin_marks(self, record: RoundRecord, interrupted: Change | None) -> None:
@@ -1211,8 +1226,8 @@ class Membership:
                 if member is None or member.state is MemberState.DEPARTING:
                     self._marking.gone(NodeId(row.name, row.incarnation), self._now_s)
         for each in waiting:
-            if not self._marking.farewell(each.node, each.link, each.reason):
-                self._do(do.Dismiss(each.link, each.reason))
+            if not self._marking.farewell(each.node, each.connection_id, each.reason):
+                self._do(do.Dismiss(each.connection_id, each.reason))
 
     def _begin_again(self, record: RoundRecord, change: Change) -> None:
         """A member went while the round was being written: nobody was given it, so form another.
@@ -1226,7 +1241,7 @@ class Membership:
             is_ready = member.state is MemberState.READY
             member.survivor = is_ready and self._is_in(record, member)
         self.case = Case(change, self._now_s)
-        self.roster.refile_all()
+        self.roster.reindex_all()
         self._enter(Phase.GATHERING)
 
     def _seat_members(self, record: RoundRecord) -> None:
@@ -1242,7 +1257,7 @@ class Membership:
             member_now.last_round = record.head.number
             member_now.last_change = None
         self.case = None
-        self.roster.refile_all()
+        self.roster.reindex_all()
 
     def _reset_gathering(self) -> None:
         self._call, self._call_serial = Call.NOT_YET, 0
@@ -1261,11 +1276,11 @@ class Membership:
         self._enter(Phase.GATHERING)
         self._reset_gathering()
         self.case = Case(change, self._now_s, self._first_finished)
-        survivors = self.roster.members(File.IN_ROUND)
+        survivors = self.roster.members(Bucket.IN_ROUND)
         for member in survivors:
             member.survivor = True
         self._stopping.begin(survivors, self._now_s)
-        self.roster.refile_all()
+        self.roster.reindex_all()
         self._do(do.Break(change))
         self._marking.ended(change, self._later_s)
         if not self.case.closed:
@@ -1332,14 +1347,14 @@ class Membership:
     ) -> None:
         """Take members out; if they were in the round and not done with it, it is broken."""
         since_s = max(map(self._trouble_s, members))
-        in_round = [m.name for m in members if m.file is File.IN_ROUND]
+        in_round = [m.name for m in members if m.bucket is Bucket.IN_ROUND]
         survivors = [m.name for m in members if m.survivor]
         is_round_on = self.phase_of_work is Phase.ACTIVE
         for member in members:
             if kind is ChangeKind.NODE_LEFT:
                 self._explain_by_departure(member, detail)
             own = causes.happened(kind, self.number, [member.name], detail, since_s)
-            breaks = is_round_on and member.file is File.IN_ROUND
+            breaks = is_round_on and member.bucket is Bucket.IN_ROUND
             is_loss = kind is ChangeKind.NODE_LOST and not breaks
             self._take_out(member, own, says_goodbye=says_goodbye, is_loss=is_loss)
         if in_round and self.phase_of_work is Phase.ACTIVE:
@@ -1347,12 +1362,18 @@ class Membership:
         elif survivors and self.case is not None and kind is ChangeKind.NODE_LOST:
             self.case.add_loss(causes.happened(kind, self.number, survivors, detail, since_s))
         for member in members:
-            rival = self._rivals.pop(member.name) or self._deferral.take_attached(member.name)
+            rival = self._name_conflicts.pop(member.name) or self._suspended_events.take_attached(
+                member.name
+            )
             if rival is not None:
                 self._admit(rival)
 
     def _trouble_s(self, member: Member) -> float:
-        return 0.0 if member.link is Link.CONNECTED else self._now_s - member.trouble_since_s
+        return (
+            0.0
+            if member.reachability is Reachability.CONNECTED
+            else self._now_s - member.trouble_since_s
+        )
 
     def _take_out(
         self,
@@ -1365,8 +1386,8 @@ class Membership:
         """`is_loss`: it was lost, and no round ends by it."""
         self._note_interruption(member, change.kind, change.detail)
         stayed_s = self._now_s - member.attached_s
-        is_done = member.file is File.DONE
-        self._departures.remember(member.name, change, stayed_s=stayed_s, is_done=is_done)
+        is_done = member.bucket is Bucket.DONE
+        self._departure_history.remember(member.name, change, stayed_s=stayed_s, is_done=is_done)
         if not is_done:
             self._marking.gone(member.id, self._now_s if says_goodbye else self._later_s)
         self.roster.remove(member)
@@ -1379,7 +1400,7 @@ class Membership:
         """Whether a goodbye is answered only when the ledger has what concerns the node."""
         if not self._has_successor:
             return False
-        return self._marking.farewell(member.id, member.link_id, reason)
+        return self._marking.farewell(member.id, member.connection_id, reason)
 
     def _note_interruption(self, member: Member, kind: ChangeKind, detail: str) -> None:
         """COMMITTING: remember the first member of the round being written that went away."""
@@ -1453,7 +1474,7 @@ def _stand_down(members: Iterable[Member], ended_by: Change | None) -> None:
 
 
 def _how_lost(member: Member) -> str:
-    if member.link is Link.DISCONNECTED:
+    if member.reachability is Reachability.DISCONNECTED:
         return "its connection closed and was not resumed"
     return "it fell silent and did not answer"
 

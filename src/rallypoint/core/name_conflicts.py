@@ -13,7 +13,7 @@ from rallypoint.core.events import NodeAttached
 from rallypoint.core.values import NodeId
 
 
-class Rivals:
+class NameConflicts:
     """At most one newcomer for each name that is taken, in order of arrival."""
 
     def __init__(self) -> None:
@@ -57,10 +57,10 @@ class Rivals:
         self._due_s.pop(name, None)
         return self.waiting.pop(name, None)
 
-    def drop(self, node: NodeId, link: int | None = None) -> None:
+    def drop(self, node: NodeId, connection_id: int | None = None) -> None:
         """The newcomer has gone itself: said goodbye, or closed this connection."""
         waiting = self.waiting.get(node.name)
-        if waiting and waiting.node.id == node and link in (None, waiting.link):
+        if waiting and waiting.node.id == node and connection_id in (None, waiting.connection_id):
             self.pop(node.name)
 
     def pop_all(self) -> list[NodeAttached]:

@@ -7,7 +7,7 @@ slowed: its next round waits until there is one again. A run that is slowed, and
 round as soon as it has it, is in a storm, and has to be closed.
 
 The limits are far from what honest runs do. Workers that crash live longer than BRIEF_S; names that
-come and go are delayed already (`departures`); and a member adds one to the allowance when the run
+come and go are delayed already (`flapping`); and a member adds one to the allowance when the run
 has more members than ever before, so that each of them may be lost in a round of its own.
 """
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.core.values import Change, ChangeKind, Value
+from rallypoint.core.values import Change, ChangeKind, FrozenStruct
 
 PAST_BYTES_MAX: Final = 2_048
 """What a head has of the past, at most: it is read by each node that looks for a coordinator."""
@@ -24,7 +24,7 @@ HOST_KEPT: Final = 64
 NAMES_KEPT: Final = 3
 
 
-class PastRound(Value, frozen=True):
+class PastRound(FrozenStruct, frozen=True):
     """One round. Durations in seconds, times of day in seconds since 1970.
 
     `formed_at`, `ended_at`: by the clocks of the hosts `formed_on` and `ended_on`. `gathering_s`:
@@ -51,7 +51,7 @@ class PastRound(Value, frozen=True):
     published: bool = True
 
 
-class PastLoss(Value, frozen=True):
+class PastLoss(FrozenStruct, frozen=True):
     """Members that were lost while no round was on, or that were not in it.
 
     `round`: the last that was committed by then. `phase`: what the run did: "gathering" for the
@@ -68,7 +68,7 @@ class PastLoss(Value, frozen=True):
     text: str
 
 
-class Past(Value, frozen=True):
+class Past(FrozenStruct, frozen=True):
     """What a head has of the past, oldest first."""
 
     rounds: tuple[PastRound, ...] = ()
@@ -129,5 +129,5 @@ def _cut(text: str) -> str:
     return text if len(text) <= TEXT_KEPT else f"{text[: TEXT_KEPT - 3]}..."
 
 
-def _size(value: Value) -> int:
+def _size(value: FrozenStruct) -> int:
     return len(msgspec.msgpack.encode(value))

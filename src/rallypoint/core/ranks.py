@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Final, TypeAlias
 
-from rallypoint.core.values import Value
+from rallypoint.core.values import FrozenStruct
 
 
-class Candidate(Value, frozen=True):
+class Candidate(FrozenStruct, frozen=True):
     """A node that will be in the next round: its unique name, its host, its number of workers."""
 
     name: str

@@ -24,16 +24,16 @@ from rallypoint.core.values import (
     CloseRecord,
     Failure,
     FailureKind,
+    FrozenStruct,
     Outcome,
     Phase,
     RoundHead,
     Seat,
     SettingConflict,
-    Value,
 )
 
 
-class Waiting(Value, frozen=True):
+class Waiting(FrozenStruct, frozen=True):
     """Why the next round has not begun. Durations in seconds, names bounded in number."""
 
     ready: int
@@ -159,7 +159,7 @@ class RefusalCode(enum.StrEnum):
     """This process coordinates the run no longer: look in the ledger who does."""
 
 
-class Refusal(Value, frozen=True):
+class Refusal(FrozenStruct, frozen=True):
     """A "no" to a node, with what it must know to put it right."""
 
     code: RefusalCode

@@ -1,7 +1,7 @@
-"""Who is attached to a run, filed by what the rules ask of them, so that no event costs O(N).
+"""Who is attached to a run, grouped by what the rules ask of them, so that no event costs O(N).
 
 The rules need counts ("how many are ready?", "how many hold a place?") after every event of a run
-that may have ten thousand members. `Roster.refile` moves a member between the files whenever
+that may have ten thousand members. `Roster.reindex` moves a member between the buckets whenever
 something about it changed; everything else only reads them. Nothing here decides anything.
 """
 
@@ -14,15 +14,15 @@ from rallypoint.core.tables import row_bytes
 from rallypoint.core.values import (
     Address,
     Change,
-    Link,
     MemberState,
     NodeId,
     NodeInfo,
+    Reachability,
     RoundMember,
 )
 
 
-class File(enum.StrEnum):
+class Bucket(enum.StrEnum):
     """Where the roster keeps a member: each member is in exactly one."""
 
     IN_ROUND = "in_round"
@@ -45,13 +45,13 @@ class File(enum.StrEnum):
     """Attached, and asks for nothing; or a newcomer that cannot be heard."""
 
 
-# Each event files its member anew, and a global is found in a tenth of the time that an attribute
+# Each event reindexes its member, and a global is found in a tenth of the time that an attribute
 # of an enum takes.
-_CONNECTED = Link.CONNECTED
+_CONNECTED = Reachability.CONNECTED
 _READY, _ACTIVE = MemberState.READY, MemberState.ACTIVE
-_IN_ROUND = File.IN_ROUND
-_READY_SURVIVOR, _NEWCOMER = File.READY_SURVIVOR, File.NEWCOMER
-_STOPPING = File.STOPPING
+_IN_ROUND = Bucket.IN_ROUND
+_READY_SURVIVOR, _NEWCOMER = Bucket.READY_SURVIVOR, Bucket.NEWCOMER
+_STOPPING = Bucket.STOPPING
 
 
 class Member:
@@ -62,19 +62,18 @@ class Member:
         "arrival",
         "attached_s",
         "bootstrap",
+        "bucket",
+        "connection_id",
         "due_s",
         "eligible_s",
-        "file",
         "grace_ends_s",
         "info",
         "is_absent",
         "is_late",
         "last_change",
         "last_round",
-        "link",
-        "link_id",
-        "link_timer",
         "name",
+        "reachability",
         "row_bytes",
         "secret_hash",
         "state",
@@ -82,24 +81,30 @@ class Member:
         "survivor",
         "told_standby",
         "trouble_since_s",
+        "trouble_timer",
         "workers",
     )
 
     def __init__(
-        self, info: NodeInfo, link_id: int, arrival: int, attached_s: float, secret_hash: bytes
+        self,
+        info: NodeInfo,
+        connection_id: int,
+        arrival: int,
+        attached_s: float,
+        secret_hash: bytes,
     ) -> None:
         self.info = info
         self.secret_hash = secret_hash
         """Of the secret that it showed when it first attached; empty: it has none to show."""
         self.name = info.name
         self.row_bytes = row_bytes(info)
-        self.link_id = link_id
+        self.connection_id = connection_id
         self.arrival = arrival
         self.attached_s = attached_s
         self.last_round = 0
         self.last_change: Change | None = None
-        self.link = Link.CONNECTED
-        self.link_timer = 0
+        self.reachability = Reachability.CONNECTED
+        self.trouble_timer = 0
         self.due_s = 0.0
         """When its time is over if it stays in trouble; on the judging clock."""
         self.grace_ends_s = 0.0
@@ -118,7 +123,7 @@ class Member:
         self.workers = info.workers
         self.trouble_since_s = 0.0
         self.eligible_s = 0.0
-        self.file = File.OTHER
+        self.bucket = Bucket.OTHER
         self._row: RoundMember | None = None
 
     def row(self) -> RoundMember:
@@ -152,26 +157,28 @@ class Member:
     def is_troubled(self) -> bool:
         """Whether it cannot be heard though somebody would miss it (done and departing: nobody)."""
         expected = self.state not in (MemberState.DONE, MemberState.DEPARTING)
-        return expected and self.link is not Link.CONNECTED
+        return expected and self.reachability is not Reachability.CONNECTED
 
-    def where(self) -> File:
-        """The file that this member belongs to, by what it is now."""
+    def where(self) -> Bucket:
+        """The bucket that this member belongs to, by what it is now."""
         state = self.state
-        if state is _READY and self.link is _CONNECTED:
+        if state is _READY and self.reachability is _CONNECTED:
             return _READY_SURVIVOR if self.survivor else _NEWCOMER
         if state is _ACTIVE:
             if not self.survivor:
                 return _IN_ROUND
             if self.is_absent:
-                return File.ABSENT
-            return _STOPPING if self.link is _CONNECTED and not self.is_late else File.PLACE
+                return Bucket.ABSENT
+            return (
+                _STOPPING if self.reachability is _CONNECTED and not self.is_late else Bucket.PLACE
+            )
         if state is MemberState.DONE:
-            return File.DONE
+            return Bucket.DONE
         if state is MemberState.DEPARTING:
-            return File.DEPARTING
+            return Bucket.DEPARTING
         if not self.survivor:
-            return File.OTHER
-        return File.ABSENT if self.is_absent else File.PLACE
+            return Bucket.OTHER
+        return Bucket.ABSENT if self.is_absent else Bucket.PLACE
 
     def freeze(self) -> tuple[object, ...]:
         """What of it the rules can see, hashable; without times and serial numbers."""
@@ -180,7 +187,7 @@ class Member:
             self.info.incarnation,
             self.secret_hash,
             self.state,
-            self.link,
+            self.reachability,
             self.survivor,
             self.is_absent,
             self.is_late,
@@ -191,11 +198,11 @@ class Member:
 
 
 class Roster:
-    """All members of a run, in order of arrival, and the files over them."""
+    """All members of a run, in order of arrival, and the buckets over them."""
 
     def __init__(self) -> None:
         self._members: dict[str, Member] = {}
-        self._files: dict[File, dict[str, None]] = {file: {} for file in File}
+        self._buckets: dict[Bucket, dict[str, None]] = {bucket: {} for bucket in Bucket}
         self.troubled_names: dict[str, None] = {}
         """Of the members that cannot be heard though somebody would miss them."""
         self._arrivals = 0
@@ -220,14 +227,16 @@ class Roster:
         member = self._members.get(node.name)
         return member if member and member.info.incarnation == node.incarnation else None
 
-    def add(self, info: NodeInfo, link_id: int, now_s: float, secret_hash: bytes = b"") -> Member:
+    def add(
+        self, info: NodeInfo, connection_id: int, now_s: float, secret_hash: bytes = b""
+    ) -> Member:
         """A new member; its name must be free."""
         assert info.name not in self._members
         self._arrivals += 1
-        member = Member(info, link_id, self._arrivals, now_s, secret_hash)
+        member = Member(info, connection_id, self._arrivals, now_s, secret_hash)
         self._members[info.name] = member
         self.table_bytes += member.row_bytes
-        self._files[member.file][info.name] = None
+        self._buckets[member.bucket][info.name] = None
         return member
 
     def queue(self, member: Member) -> None:
@@ -236,33 +245,33 @@ class Roster:
         member.arrival = self._arrivals
 
     def remove(self, member: Member) -> None:
-        """Take a member out of every file."""
+        """Take a member out of every bucket."""
         del self._members[member.name]
         self.table_bytes -= member.row_bytes
-        del self._files[member.file][member.name]
+        del self._buckets[member.bucket][member.name]
         self.troubled_names.pop(member.name, None)
 
-    def refile(self, member: Member) -> None:
+    def reindex(self, member: Member) -> None:
         """Call after any change to a member's state, link or survivorship."""
-        file = member.where()
-        if file is not member.file:
-            del self._files[member.file][member.name]
-            self._files[file][member.name] = None
-            member.file = file
-        if self.troubled_names or member.link is not _CONNECTED:  # Nearly never.
+        bucket = member.where()
+        if bucket is not member.bucket:
+            del self._buckets[member.bucket][member.name]
+            self._buckets[bucket][member.name] = None
+            member.bucket = bucket
+        if self.troubled_names or member.reachability is not _CONNECTED:  # Nearly never.
             self._note_trouble(member)
 
-    def refile_all(self) -> None:
+    def reindex_all(self) -> None:
         """The same for all members, after a change to all of them. O(N)."""
-        files = self._files
+        buckets = self._buckets
         for member in self._members.values():
-            file = member.where()
-            if file is not member.file:
+            bucket = member.where()
+            if bucket is not member.bucket:
                 name = member.name
-                del files[member.file][name]
-                files[file][name] = None
-                member.file = file
-            if self.troubled_names or member.link is not _CONNECTED:
+                del buckets[member.bucket][name]
+                buckets[bucket][name] = None
+                member.bucket = bucket
+            if self.troubled_names or member.reachability is not _CONNECTED:
                 self._note_trouble(member)
 
     def _note_trouble(self, member: Member) -> None:
@@ -271,22 +280,23 @@ class Roster:
         else:
             self.troubled_names.pop(member.name, None)
 
-    def count(self, file: File) -> int:
-        """How many members are in a file. O(1)."""
-        return len(self._files[file])
+    def count(self, bucket: Bucket) -> int:
+        """How many members are in a bucket. O(1)."""
+        return len(self._buckets[bucket])
 
     @property
     def ready_count(self) -> int:
         """How many are ready for the next round, survivors and newcomers. O(1)."""
-        return len(self._files[_READY_SURVIVOR]) + len(self._files[_NEWCOMER])
+        return len(self._buckets[_READY_SURVIVOR]) + len(self._buckets[_NEWCOMER])
 
-    def names(self, file: File) -> Iterator[str]:
-        """The names in a file, in the order in which they came into it."""
-        return iter(self._files[file])
+    def names(self, bucket: Bucket) -> Iterator[str]:
+        """The names in a bucket, in the order in which they came into it."""
+        return iter(self._buckets[bucket])
 
-    def members(self, file: File) -> list[Member]:
-        """The members of a file: a list, so that they may be refiled on the way. O(its length)."""
-        return [self._members[name] for name in self._files[file]]
+    def members(self, bucket: Bucket) -> list[Member]:
+        """The members of a bucket: a list, so that they may be reindexed on the way. O(its
+        length)."""
+        return [self._members[name] for name in self._buckets[bucket]]
 
     def troubled(self) -> list[Member]:
         """The members that cannot be heard though somebody would miss them."""
@@ -295,4 +305,4 @@ class Roster:
     @property
     def awaited_count(self) -> int:
         """How many somebody would miss: all but those that are done or departing."""
-        return len(self._members) - self.count(File.DONE) - self.count(File.DEPARTING)
+        return len(self._members) - self.count(Bucket.DONE) - self.count(Bucket.DEPARTING)

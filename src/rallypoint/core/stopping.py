@@ -2,7 +2,7 @@
 
 Every node says at attach how long it takes to stop its workers (`NodeInfo.stop_s`). The time begins
 when the node is told that its round has ended: at once, or when it attaches again if its connection
-was closed. This file only keeps the deadlines; what they mean is for `sealing` and `membership`.
+was closed. This file only keeps the deadlines; what they mean is for `formation` and `membership`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from heapq import heapify, heappop, heappush
 from typing import Final
 
 from rallypoint.core.roster import Member, Roster
-from rallypoint.core.values import Link
+from rallypoint.core.values import Reachability
 
 STOP_MARGIN_S: Final = 3.0
 """How much later than its stop time a survivor is still waited for: signals, the end of killed
 processes and a busy machine take time, too."""
 
-_DISCONNECTED = Link.DISCONNECTED
+_DISCONNECTED = Reachability.DISCONNECTED
 
 
 class Stopping:
@@ -36,7 +36,7 @@ class Stopping:
         names: dict[float, list[str]] = {}  # by how long they take
         for member in survivors:
             member.is_late = False
-            if member.link is _DISCONNECTED:
+            if member.reachability is _DISCONNECTED:
                 member.stop_ends_s = None
                 continue
             stop_s = member.info.stop_s
@@ -69,7 +69,7 @@ class Stopping:
             for member in map(self._roster.get, heappop(self._ends)[1]):
                 if member is not None and member.survivor and member.stop_ends_s is not None:
                     member.is_late = member.stop_ends_s <= now_s
-                    self._roster.refile(member)
+                    self._roster.reindex(member)
 
     def clear(self) -> None:
         """Another round has begun."""

@@ -13,7 +13,7 @@ from rallypoint.core import events as on
 from rallypoint.core.values import NodeId, NodeInfo
 
 
-class Deferral:
+class SuspendedEvents:
     """Events in the order in which they first came."""
 
     def __init__(self) -> None:
@@ -31,11 +31,11 @@ class Deferral:
         kept = self._kept.get(("NodeAttached", node.name, str(node.incarnation)))
         return kept if isinstance(kept, on.NodeAttached) else None
 
-    def forget_attached(self, node: NodeId, link: int | None = None) -> None:
+    def forget_attached(self, node: NodeId, connection_id: int | None = None) -> None:
         """A node that was to be let in said goodbye, or closed this connection."""
         key = ("NodeAttached", node.name, str(node.incarnation))
         kept = self._kept.get(key)
-        if isinstance(kept, on.NodeAttached) and link in (None, kept.link):
+        if isinstance(kept, on.NodeAttached) and connection_id in (None, kept.connection_id):
             del self._kept[key]
 
     def take_attached(self, name: str) -> on.NodeAttached | None:

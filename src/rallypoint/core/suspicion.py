@@ -16,7 +16,7 @@ from __future__ import annotations
 from rallypoint.core.effects import Effect, SetTimer, Timer, TimerKind
 from rallypoint.core.judging import JudgingClock
 from rallypoint.core.roster import Member, Roster
-from rallypoint.core.values import Link, RunSettings
+from rallypoint.core.values import Reachability, RunSettings
 
 QUEUE_NODES = 500
 """With more than this many missing the grace grows in proportion: their reconnects queue up. It is
@@ -69,18 +69,18 @@ class Suspicion:
 
     def disconnected(self, member: Member, settings: RunSettings, now_s: float) -> list[Effect]:
         """Its connection closed: it has the grace to resume."""
-        if member.link is Link.CONNECTED:
+        if member.reachability is Reachability.CONNECTED:
             member.trouble_since_s = now_s
-        self._set_link(member, Link.DISCONNECTED)
+        self._set_reachability(member, Reachability.DISCONNECTED)
         return self._deadline(member, TimerKind.GRACE, self.grace_s(settings), now_s)
 
     def ended(self, member: Member, now_s: float) -> list[Effect]:
         """Its process is gone, by the word of its kernel: no grace, and no guard holds it."""
-        if member.link is Link.CONNECTED:
+        if member.reachability is Reachability.CONNECTED:
             member.trouble_since_s = now_s
-        member.link_timer = 0
+        member.trouble_timer = 0
         self._ended[member.name] = None
-        self._set_link(member, Link.DISCONNECTED)
+        self._set_reachability(member, Reachability.DISCONNECTED)
         if not self.in_burst:
             self._burst_since_s = now_s
         elif now_s - self._burst_since_s >= BURST_MAX_S:
@@ -109,7 +109,7 @@ class Suspicion:
     def absent(self, member: Member, now_s: float) -> None:
         """It was in the round that this coordinator took over, and has yet to attach here."""
         self._expect(member, now_s)
-        member.link_timer = YET_TO_ATTACH
+        member.trouble_timer = YET_TO_ATTACH
         self._absent[member.name] = None
 
     def absent_host(self, member: Member, now_s: float, attach_grace_s: float) -> list[Effect]:
@@ -130,15 +130,15 @@ class Suspicion:
     def _wait_for(self, member: Member) -> None:
         self._unguarded[member.name] = None
         member.is_absent = True
-        self._set_link(member, Link.DISCONNECTED)
+        self._set_reachability(member, Reachability.DISCONNECTED)
 
     def has_never_attached(self, member: Member) -> bool:
         """Whether it was in the round that was taken over, and has not attached here so far."""
-        return member.link_timer == YET_TO_ATTACH
+        return member.trouble_timer == YET_TO_ATTACH
 
     def ended_elsewhere(self, member: Member) -> None:
         """It was done under an earlier coordinator, and may have left: nobody expects it."""
-        self._set_link(member, Link.DISCONNECTED)
+        self._set_reachability(member, Reachability.DISCONNECTED)
 
     def attach_over(self) -> None:
         """The time to attach is over: whoever has not attached is past its deadline.
@@ -153,7 +153,7 @@ class Suspicion:
         for member in map(self._roster.get, self._absent):
             if member is not None:
                 member.is_absent = False
-                self._roster.refile(member)
+                self._roster.reindex(member)
 
     @property
     def has_absent(self) -> bool:
@@ -171,7 +171,7 @@ class Suspicion:
     ) -> list[Effect]:
         """Nothing was heard from it: it is suspect, and no more than that for now."""
         member.trouble_since_s = now_s - silent_s
-        self._set_link(member, Link.SILENT)
+        self._set_reachability(member, Reachability.SILENT)
         if self._probe_over and member.name in self._unanswered:
             self._overdue[member.name] = None
         if self.clock.is_stopped:
@@ -186,10 +186,10 @@ class Suspicion:
             self._arrived += 1
         self._forget_absence(member.name)
         member.is_absent = False
-        member.link_timer = 0
+        member.trouble_timer = 0
         self._overdue.pop(member.name, None)
         self._ended.pop(member.name, None)
-        self._set_link(member, Link.CONNECTED)
+        self._set_reachability(member, Reachability.CONNECTED)
 
     def gone(self, member: Member) -> None:
         """It is no member any more."""
@@ -214,7 +214,7 @@ class Suspicion:
         self._probe_over = True
         for name in self._unanswered:
             member = self._roster.get(name)
-            if member and member.link is Link.SILENT:
+            if member and member.reachability is Reachability.SILENT:
                 self._overdue[name] = None
 
     def end_probe(self) -> None:
@@ -248,7 +248,7 @@ class Suspicion:
             self._mass_over = self._mass_over or timer.serial == self._mass_serial
             return
         member = self._roster.get(timer.name)
-        if member and member.link_timer == timer.serial:
+        if member and member.trouble_timer == timer.serial:
             self._overdue[member.name] = None
 
     def go_on(self, settings: RunSettings, now_s: float) -> list[Effect]:
@@ -261,7 +261,7 @@ class Suspicion:
         effects = self._guard_goes_on(settings, now_s)
         for member in self._roster:
             is_ended = member.name in self._ended  # A process that is gone needs no time.
-            if member.link is not Link.CONNECTED and not is_ended:
+            if member.reachability is not Reachability.CONNECTED and not is_ended:
                 effects += self._deadline_goes_on(member, settings, now_s)
         return effects
 
@@ -276,9 +276,9 @@ class Suspicion:
     def _deadline_goes_on(
         self, member: Member, settings: RunSettings, now_s: float
     ) -> list[Effect]:
-        if member.link_timer == YET_TO_ATTACH:
+        if member.trouble_timer == YET_TO_ATTACH:
             return []
-        is_silent = member.link is Link.SILENT
+        is_silent = member.reachability is Reachability.SILENT
         least_s = settings.reconnect_grace_s if is_silent else self.grace_s(settings)
         if member.name in self._unguarded:
             least_s = HOST_GRACE_S
@@ -361,9 +361,9 @@ class Suspicion:
     def _lift_guard(self) -> None:
         self._mass_since_s, self._mass_over, self._mass_serial = None, False, 0
 
-    def _set_link(self, member: Member, link: Link) -> None:
-        member.link = link
-        self._roster.refile(member)
+    def _set_reachability(self, member: Member, reachability: Reachability) -> None:
+        member.reachability = reachability
+        self._roster.reindex(member)
 
     def _deadline(
         self, member: Member, kind: TimerKind, delay_s: float, now_s: float
@@ -373,6 +373,6 @@ class Suspicion:
 
     def _arm(self, member: Member, kind: TimerKind, delay_s: float, now_s: float) -> list[Effect]:
         timer = self.timer(kind, member.name)
-        member.link_timer = timer.serial
+        member.trouble_timer = timer.serial
         member.grace_ends_s = self.clock.at(now_s) + delay_s
         return [SetTimer(timer, delay_s)]

@@ -26,7 +26,7 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from rallypoint.core.election.records import FORMAT, Chunk, Table, UnreadableError
-from rallypoint.core.values import SECRET_HASH_BYTES, NodeInfo, RoundMember, Value
+from rallypoint.core.values import SECRET_HASH_BYTES, FrozenStruct, NodeInfo, RoundMember
 
 RANKS_PER_CHUNK: Final = 512
 """A chunk ends before each multiple of this node rank, so that equal rows give equal chunks."""
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     new: tuple[tuple[Chunk, bytes], ...]
 
 
-class _Rows(Value, frozen=True):
+class _Rows(FrozenStruct, frozen=True):
     format: int
     rows: Annotated[tuple[RoundMember, ...], msgspec.Meta(max_length=RANKS_PER_CHUNK)]
 

@@ -42,7 +42,7 @@ SECRET_HASH_BYTES: Final = 16
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 
 
-class Value(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
+class FrozenStruct(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
     """Base of all values of the protocol."""
 
 
@@ -78,7 +78,7 @@ class Phase(enum.StrEnum):
 
 
 class MemberState(enum.StrEnum):
-    """What a member is doing. Whether it can be heard is another matter: `Link`."""
+    """What a member is doing. Whether it can be heard is another matter: `Reachability`."""
 
     IDLE = "idle"
     """Attached, but not asking for a round: just arrived, or passive since it let a call pass."""
@@ -92,7 +92,7 @@ class MemberState(enum.StrEnum):
     """Its workers have finished. Its leaving or loss breaks nothing."""
 
 
-class Link(enum.StrEnum):
+class Reachability(enum.StrEnum):
     """Whether a member can be heard."""
 
     CONNECTED = "connected"
@@ -119,14 +119,14 @@ class ConnectionEnd(enum.StrEnum):
     """The coordinator closed it."""
 
 
-class NodeId(Value, frozen=True):
+class NodeId(FrozenStruct, frozen=True):
     """A node and which of its lives: the name is unique in the run, the incarnation per start."""
 
     name: str
     incarnation: int
 
 
-class Address(Value, frozen=True):
+class Address(FrozenStruct, frozen=True):
     """Where something listens. `host` is a name or an address literal without brackets."""
 
     host: Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_MAX)]
@@ -136,7 +136,7 @@ class Address(Value, frozen=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class NodeInfo(Value, frozen=True):
+class NodeInfo(FrozenStruct, frozen=True):
     """What a node tells of itself when it attaches.
 
     `stop_s`: the longest that it takes, after its round has ended, until its workers are gone.
@@ -163,7 +163,7 @@ def secret_hash(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()[:SECRET_HASH_BYTES] if secret else b""
 
 
-class RunSettings(Value, frozen=True, kw_only=True):
+class RunSettings(FrozenStruct, frozen=True, kw_only=True):
     """What all nodes of a run must agree on; the first to attach sets it. Durations in seconds.
 
     Raises:
@@ -250,7 +250,7 @@ def _check_duration(name: str, seconds: float) -> None:
         raise ValueError(f"{name} must be more than 0 seconds: every member would be silent")
 
 
-class SettingConflict(Value, frozen=True):
+class SettingConflict(FrozenStruct, frozen=True):
     """One setting on which a node and its run disagree."""
 
     name: str
@@ -261,7 +261,7 @@ class SettingConflict(Value, frozen=True):
         return f"{self.name}: the run has {self.run_value}, this node {self.node_value}"
 
 
-class Seat(Value, frozen=True):
+class Seat(FrozenStruct, frozen=True):
     """One node's place in a round: what differs from node to node, and so is pushed to each."""
 
     node_rank: int
@@ -269,7 +269,7 @@ class Seat(Value, frozen=True):
     workers: int
 
 
-class RoundMember(Value, frozen=True):
+class RoundMember(FrozenStruct, frozen=True):
     """One row of a round's member table, in node-rank order.
 
     `secret_hash`: of the member's resume secret; empty if it has none. This and the incarnation are
@@ -286,7 +286,7 @@ class RoundMember(Value, frozen=True):
     secret_hash: bytes = b""
 
 
-class RoundHead(Value, frozen=True):
+class RoundHead(FrozenStruct, frozen=True):
     """What every member of a round is told alike: O(1), whatever the number of members.
 
     `digest` is over the member table (R2: all agree on it without it being pushed).
@@ -301,7 +301,7 @@ class RoundHead(Value, frozen=True):
     restart_count: int = 0
 
 
-class RoundRecord(Value, frozen=True):
+class RoundRecord(FrozenStruct, frozen=True):
     """A round as it is committed: the head and the whole member table."""
 
     head: RoundHead
@@ -345,7 +345,7 @@ class FailureKind(enum.StrEnum):
     COMMUNICATION = "communication"
 
 
-class Failure(Value, frozen=True):
+class Failure(FrozenStruct, frozen=True):
     """A worker's failure, as its node reports it."""
 
     kind: FailureKind
@@ -368,7 +368,7 @@ class ChangeKind(enum.StrEnum):
     CLOSED = "closed"
 
 
-class Change(Value, frozen=True):
+class Change(FrozenStruct, frozen=True):
     """Why a round ended: what happened, to whom, since when. `reasons.describe` gives the text.
 
     `nodes` holds at most NAMES_SHOWN_MAX names, `count` how many there are. `since_s` is how long
@@ -392,7 +392,7 @@ class Change(Value, frozen=True):
         return describe(self)
 
 
-class Marks(Value, frozen=True):
+class Marks(FrozenStruct, frozen=True):
     """What is known of the members of one round beyond that they are in it.
 
     It is written to the run's head, so that it outlives the coordinator. `done` and `gone` are
@@ -417,7 +417,7 @@ class Outcome(enum.StrEnum):
     STOPPED = "stopped"
 
 
-class CloseRecord(Value, frozen=True):
+class CloseRecord(FrozenStruct, frozen=True):
     """The end of a run as it is committed (R6: nothing follows it)."""
 
     outcome: Outcome
@@ -428,7 +428,7 @@ class CloseRecord(Value, frozen=True):
     cause: Change | None = None
 
 
-class Stamp(Value, frozen=True):
+class Stamp(FrozenStruct, frozen=True):
     """(ledger, term, round): carried by every message, compared by whoever receives one (R5)."""
 
     ledger_id: str = ""

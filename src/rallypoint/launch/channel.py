@@ -32,7 +32,7 @@ from rallypoint.core.store.store import (
     TIMEOUT,
     StoreFailure,
     StoreResult,
-    Value,
+    StoreValue,
 )
 from rallypoint.core.values import Change, CloseRecord, Outcome
 from rallypoint.wire import local
@@ -254,7 +254,7 @@ class WorkerLink(asyncio.Protocol):
         if self._channel.node.round != self._round:
             return StoreFailure(ROUND_ENDED, "the round has ended")
         try:
-            return Value(await self._channel.node.call(call.op, call.timeout_s))  # type: ignore[arg-type]
+            return StoreValue(await self._channel.node.call(call.op, call.timeout_s))  # type: ignore[arg-type]
         except errors.StoreTimeoutError as error:
             return StoreFailure(TIMEOUT, error.message, error.missing, error.missing_count)
         except errors.StoreError as error:

@@ -29,7 +29,7 @@ from rallypoint.client.blocking import Portal
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.outgoing import Begin, Outgoing, Pins, Whole
 from rallypoint.coordinator.turns import Turns
-from rallypoint.core.budget import Budget
+from rallypoint.core.budget import MemoryBudget
 from rallypoint.core.store.store import LIMIT, Answer, RoundStore, StoreFailure, StoreLimits
 from rallypoint.memory import default_budget
 from rallypoint.wire import local, parts
@@ -110,7 +110,7 @@ class StoreServer:
         self._links: dict[str, _Link] = {}
         self._connected: dict[_Link, None] = {}  # those too that have not greeted
         given: int | None = settings.resolve("memory").value
-        self.budget = Budget(given or default_budget(is_embedded=True).bytes)
+        self.budget = MemoryBudget(given or default_budget(is_embedded=True).bytes)
         self._share = self.budget.share("the store")
         self._kept = 0
         self.turns = Turns()

@@ -1,6 +1,6 @@
 """The rules that hold only with a ledger, as checks on what is written to it.
 
-An `ElectionJournal` sees every write that an engine has done, in the engine's order, and nothing
+An `ElectionChecker` sees every write that an engine has done, in the engine's order, and nothing
 of what led to it. From those alone it tells whether R1, R5 and R6 hold across coordinators, and
 whether terms pass from one owner to the next as they must. What processes believe of themselves is
 compared with it: `may_decide` for who would decide, `accepted` for what a node was told (R13).
@@ -30,7 +30,7 @@ class _Run:
         self.tokens: set[tuple[int, int]] = set()
 
 
-class ElectionJournal:
+class ElectionChecker:
     """Checks the writes of one ledger."""
 
     def __init__(self) -> None:

@@ -1,9 +1,9 @@
 """The rules as checks on the state of a run: run after every step by tests and by the simulator.
 
 What must hold of any one state is in `check`; what spans several steps, and several coordinators,
-is in `journal` and, for the round's store, in `store_journal`. Together they see R1 to R6, R8, R10,
-R11 and that tokens grow (R13). R7 and the upper bounds of R8 say that something *does* happen, so
-they need time to pass: see tests/core/test_properties.py. R9 is kept by there being no clock to
+is in `run_checker` and, for the round's store, in `store_checker`. Together they see R1 to R6, R8,
+R10, R11 and that tokens grow (R13). R7 and the upper bounds of R8 say that something *does* happen,
+so they need time to pass: see tests/core/test_properties.py. R9 is kept by there being no clock to
 compare with, R12 by the wire; that a superseded node stops its workers (R13) is the agent's part.
 """
 
@@ -15,12 +15,12 @@ from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership
-from rallypoint.core.roster import File, Roster
+from rallypoint.core.roster import Bucket, Roster
 from rallypoint.core.values import NodeId, Phase, RoundRecord, table_digest
-from rallypoint.testing.run_checker import InvariantViolation, Journal
-from rallypoint.testing.store_checker import StoreJournal
+from rallypoint.testing.run_checker import InvariantViolation, RunChecker
+from rallypoint.testing.store_checker import StoreChecker
 
-__all__ = ["Checked", "InvariantViolation", "Journal", "StoreJournal", "check"]
+__all__ = ["Checked", "InvariantViolation", "RunChecker", "StoreChecker", "check"]
 
 
 class Checked:
@@ -28,7 +28,7 @@ class Checked:
 
     def __init__(self, membership: Membership) -> None:
         self.membership = membership
-        self.journal = Journal(membership.term)
+        self.journal = RunChecker(membership.term)
 
     def step(self, event: on.Event, now_s: float) -> list[Effect]:
         """Step the membership. Raises InvariantViolation, with the history, for any assertion."""
@@ -84,7 +84,7 @@ class Checked:
 
 def check(membership: Membership) -> None:
     """Whether this state may be. Raises InvariantViolation, without a history."""
-    _check_files(membership.roster)
+    _check_buckets(membership.roster)
     _check_phase(membership)
     for record in (membership.round, membership.committing):
         if isinstance(record, RoundRecord):
@@ -92,9 +92,9 @@ def check(membership: Membership) -> None:
     _check_seats(membership)
 
 
-def _check_files(roster: Roster) -> None:
+def _check_buckets(roster: Roster) -> None:
     """The files agree with a recount of the members."""
-    for file in File:
+    for file in Bucket:
         filed = list(roster.names(file))
         recounted = [member.name for member in roster if member.where() is file]
         _must(sorted(filed) == sorted(recounted), "files", f"{file}: {filed}, not {recounted}")
@@ -106,7 +106,7 @@ def _check_files(roster: Roster) -> None:
 def _check_phase(membership: Membership) -> None:
     """Each phase has what belongs to it, and nothing of another."""
     phase = membership.phase_of_work
-    in_round = membership.roster.members(File.IN_ROUND)
+    in_round = membership.roster.members(Bucket.IN_ROUND)
     committing = membership.committing
     _must((committing is not None) == (phase is Phase.COMMITTING), "phase", "no record, or one")
     _must((membership.close is not None) == (phase is Phase.CLOSED), "phase", "closed, or not")
@@ -123,7 +123,7 @@ def _check_active(membership: Membership) -> None:
     if record is None:
         raise InvariantViolation("phase", "active without a round")
     rows = {NodeId(row.name, row.incarnation) for row in record.members}
-    inside = {member.id for member in membership.roster.members(File.IN_ROUND)}
+    inside = {member.id for member in membership.roster.members(Bucket.IN_ROUND)}
     _must(inside <= rows, "R4", f"active in a round without them: {inside - rows}")
     _must(membership.case is None, "phase", "active with a case")
     survivors = [member.name for member in membership.roster if member.survivor]

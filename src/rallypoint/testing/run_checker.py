@@ -1,8 +1,8 @@
 """What happened to one run, and whether it was allowed: the rules that span more than one step.
 
-A `Journal` sees the events and effects of a run and nothing else: it keeps its own, much simpler,
-account of who is there, who asked for a round and who cannot be heard, and compares. It shares
-no state with `membership`, so that one mistake cannot hide in both. Used by tests and by the
+A `RunChecker` sees the events and effects of a run and nothing else: it keeps its own, much
+simpler, account of who is there, who asked for a round and who cannot be heard, and compares. It
+shares no state with `membership`, so that one mistake cannot hide in both. Used by tests and by the
 simulator, never by a coordinator: it costs O(N) per step.
 """
 
@@ -26,12 +26,12 @@ from rallypoint.core.values import (
     ChangeKind,
     CloseRecord,
     ConnectionEnd,
-    Link,
+    FrozenStruct,
     Marks,
     NodeId,
+    Reachability,
     RoundRecord,
     RunSettings,
-    Value,
     table_digest,
 )
 
@@ -54,10 +54,10 @@ class InvariantViolation(AssertionError):
 class _Node:
     """What the journal knows of one member."""
 
-    def __init__(self, node: NodeId, link_id: int) -> None:
+    def __init__(self, node: NodeId, connection_id: int) -> None:
         self.id = node
-        self.link_id = link_id
-        self.link = Link.CONNECTED
+        self.connection_id = connection_id
+        self.reachability = Reachability.CONNECTED
         self.closed_s: float | None = None
         self.absent_since_s: float | None = None
         """Since when it is expected by a coordinator that has taken its round over."""
@@ -78,15 +78,19 @@ class _Node:
 
     @property
     def is_missing(self) -> bool:
-        return self.is_awaited and self.link is not Link.CONNECTED and not self.has_ended
+        return (
+            self.is_awaited
+            and self.reachability is not Reachability.CONNECTED
+            and not self.has_ended
+        )
 
     def heard(self) -> None:
         self.probed_s = self.name_probed_s = None
-        if self.link is Link.SILENT:
-            self.link, self.silent_since_s = Link.CONNECTED, None
+        if self.reachability is Reachability.SILENT:
+            self.reachability, self.silent_since_s = Reachability.CONNECTED, None
 
 
-class Journal:
+class RunChecker:
     """Checks R1 to R6, R8 and R13 over the steps of one run.
 
     `term` is its coordinator's. A run that changes its coordinator keeps its journal: `restored`
@@ -231,7 +235,7 @@ class Journal:
             if rank in gone:
                 continue
             node = self._nodes[row.name] = _Node(NodeId(row.name, row.incarnation), 0)
-            node.link, node.done = Link.DISCONNECTED, rank in done
+            node.reachability, node.done = Reachability.DISCONNECTED, rank in done
             node.absent_since_s = None if node.done else now_s
             node.seated = self._number
 
@@ -266,7 +270,7 @@ class Journal:
         return node if node is not None and node.id == named else None
 
     def _see_node(self, node: _Node, event: on.Event, now_s: float) -> None:
-        if isinstance(event, on.Spoken):
+        if isinstance(event, on.SignOfLife):
             node.heard()
         match event:
             case on.NodeReady():
@@ -278,12 +282,15 @@ class Journal:
                 node.departing = not node.done
             case on.NodeLeft():
                 node.said_goodbye = True
-            case on.ConnectionLost(link=link, how=how):
-                if link == node.link_id and node.link is not Link.DISCONNECTED:
-                    node.link, node.closed_s = Link.DISCONNECTED, now_s
+            case on.ConnectionLost(connection_id=connection_id, how=how):
+                if (
+                    connection_id == node.connection_id
+                    and node.reachability is not Reachability.DISCONNECTED
+                ):
+                    node.reachability, node.closed_s = Reachability.DISCONNECTED, now_s
                     node.has_ended = how is ConnectionEnd.PROCESS_ENDED
-            case on.NodeSilent(silent_s=silent_s) if node.link is Link.CONNECTED:
-                node.link, node.silent_since_s = Link.SILENT, now_s - silent_s
+            case on.NodeSilent(silent_s=silent_s) if node.reachability is Reachability.CONNECTED:
+                node.reachability, node.silent_since_s = Reachability.SILENT, now_s - silent_s
 
     def _ready(self, node: _Node, event: on.NodeReady) -> None:
         # R4: whoever names an older round repeats what it said before.
@@ -374,12 +381,12 @@ class Journal:
         if node is None:
             if not self._nodes and isinstance(event, on.NodeAttached):
                 self._settings = event.settings
-            self._nodes[effect.node.name] = _Node(effect.node, effect.link)
+            self._nodes[effect.node.name] = _Node(effect.node, effect.connection_id)
             return
         node.heard()
         if node.absent_since_s is not None:
             self._came.add(node.id.name)
-        node.link, node.link_id = Link.CONNECTED, effect.link
+        node.reachability, node.connection_id = Reachability.CONNECTED, effect.connection_id
         node.closed_s = node.silent_since_s = node.absent_since_s = None
         node.has_ended = False
 
@@ -458,9 +465,9 @@ class Journal:
         self._superseded.add(node.id.name)
         asked_s = node.name_probed_s
         unanswered = asked_s is not None and _passed(asked_s, self._settings.probe_s, now_s)
-        if node.link is not Link.DISCONNECTED and not unanswered:
+        if node.reachability is not Reachability.DISCONNECTED and not unanswered:
             self._fail("R8", f"{node.id.name} is alive, and was superseded")
-        if node.link is Link.DISCONNECTED and not self._had_grace(node, now_s):
+        if node.reachability is Reachability.DISCONNECTED and not self._had_grace(node, now_s):
             self._fail("R8", f"{node.id.name} was superseded within its grace")
 
     def _had_grace(self, node: _Node, now_s: float) -> bool:
@@ -495,10 +502,13 @@ class Journal:
             if not self._is_attach_over(node, now_s):
                 self._fail("R8", f"{name} was declared lost before it had time to attach here")
             return
-        if node.link is Link.CONNECTED:
+        if node.reachability is Reachability.CONNECTED:
             self._fail("R8", f"{name} answers, and was declared lost")
         bounds = (
-            (node.closed_s if node.link is Link.DISCONNECTED else None, settings.reconnect_grace_s),
+            (
+                node.closed_s if node.reachability is Reachability.DISCONNECTED else None,
+                settings.reconnect_grace_s,
+            ),
             (node.silent_since_s, settings.lost_after_s),
             (node.probed_s if node.silent_since_s is not None else None, settings.probe_s),
         )
@@ -563,7 +573,7 @@ def _passed(since_s: float, bound_s: float, now_s: float) -> bool:
 
 def _lengths(value: object) -> Iterator[int]:
     """The lengths of all sequences and mappings in a value, but for a failure's own lines."""
-    if isinstance(value, Value):
+    if isinstance(value, FrozenStruct):
         for name in value.__struct_fields__:
             if name != "last_lines":
                 yield from _lengths(getattr(value, name))
@@ -585,7 +595,7 @@ def _short(value: object) -> str:
             return f"round {head.number} of {head.nodes}: {' '.join(names)}"
         case NodeId(name=name, incarnation=incarnation):
             return f"{name}/{incarnation}"
-        case Value():
+        case FrozenStruct():
             fields = ", ".join(_short(each) for each in _told(value))
             return f"{type(value).__name__}({fields})"
         case str():
@@ -593,7 +603,7 @@ def _short(value: object) -> str:
     return repr(value)
 
 
-def _told(value: Value) -> Iterator[object]:
+def _told(value: FrozenStruct) -> Iterator[object]:
     for field in msgspec.structs.fields(value):
         each = getattr(value, field.name)
         if each != field.default:

@@ -1,7 +1,7 @@
 """What the store of one round was asked and what it answered, and whether that was allowed.
 
-The rules that span calls and coordinators: R10 and R11. As `journal` for a run's steps, it keeps an
-account of its own and is used by tests and by the simulator, never by a coordinator.
+The rules that span calls and coordinators: R10 and R11. As `run_checker` for a run's steps, it
+keeps an account of its own and is used by tests and by the simulator, never by a coordinator.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rallypoint.core.store.store import (
     NumKeys,
     RoundStore,
     StoreOp,
-    Value,
+    StoreValue,
     Wait,
 )
 from rallypoint.testing.run_checker import InvariantViolation
@@ -25,12 +25,12 @@ from rallypoint.testing.run_checker import InvariantViolation
 READS: Final = (Get, MultiGet, Wait, Check, NumKeys)
 
 
-class StoreJournal:
+class StoreChecker:
     """Checks R10 and R11 over the calls of one round's store, whoever coordinates."""
 
     def __init__(self) -> None:
         self._asked: dict[tuple[str, int], StoreOp] = {}
-        self._answered: dict[tuple[str, int], Value] = {}
+        self._answered: dict[tuple[str, int], StoreValue] = {}
 
     def asked(self, node: str, request_id: int, op: StoreOp) -> None:
         """A node has made this call, for the first time or again."""
@@ -45,7 +45,7 @@ class StoreJournal:
             # R11: applied once, so answered once, however often it was resent.
             if before is not None and answer.result != before:
                 self._fail("R11", call, f"was answered {before}, and then {answer.result}")
-            if isinstance(answer.result, Value):
+            if isinstance(answer.result, StoreValue):
                 self._answered[call] = answer.result
 
     def let_go(self, node: str, up_to_request_id: int) -> None:

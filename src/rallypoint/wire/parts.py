@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.core.store.store import StoreResult, Value
+from rallypoint.core.store.store import StoreResult, StoreValue
 from rallypoint.wire import local
 from rallypoint.wire import messages as wire
 
@@ -52,7 +52,7 @@ class Parts(msgspec.Struct, frozen=True):
 
 def is_large(result: StoreResult) -> bool:
     """Whether the answer with this result is better made in pieces."""
-    value = result.value if type(result) is Value else None
+    value = result.value if type(result) is StoreValue else None
     if type(value) is bytes:
         return len(value) >= LARGE_FROM_BYTES
     return type(value) is tuple and sum(map(len, value)) >= LARGE_FROM_BYTES
@@ -60,9 +60,9 @@ def is_large(result: StoreResult) -> bool:
 
 def answer_parts(message: wire.StoreAnswer) -> Parts:
     """An answer whose result `is_large`."""
-    assert isinstance(message.result, Value)
+    assert isinstance(message.result, StoreValue)
     value = message.result.value
-    empty = wire.StoreAnswer(message.stamp, message.request_id, Value(None))
+    empty = wire.StoreAnswer(message.stamp, message.request_id, StoreValue(None))
     head = _head(empty)
     if isinstance(value, tuple):
         return _parts(head + _array_header(len(value)), value)
@@ -72,9 +72,9 @@ def answer_parts(message: wire.StoreAnswer) -> Parts:
 
 def local_answer_parts(answer: local.Answer) -> Parts:
     """The same of a local answer, with the frame's length before it."""
-    assert isinstance(answer.result, Value)
+    assert isinstance(answer.result, StoreValue)
     value = answer.result.value
-    empty = local.encode(local.Answer(answer.request_id, Value(None)))
+    empty = local.encode(local.Answer(answer.request_id, StoreValue(None)))
     head = empty[local.LENGTH.size :].removesuffix(_NIL)
     if isinstance(value, tuple):
         body = _parts(head + _array_header(len(value)), value)

@@ -19,33 +19,41 @@ outcome only the same bytes are tried again, until the version moves; then what 
 `LeaseHolder` keeps one process's own lease, `Claim` its claim to one run. Both take answers and
 ticks and return actions; who carries those out is not known here, nor whether the engine keeps the
 two registers in one blob. Every answer comes with the action that it answers, so that one to an
-earlier question is known for late. `Seeker` is a node's side: where is the run's coordinator?
+earlier question is known for late. `Discovery` is a node's side: where is the run's coordinator?
 
-This file holds no code: the parts are in `registers`, `asking`, `leases`, `claims`, `yielding` and
-`seeker`, and all their names are here.
+This file holds no code: the parts are in `records`, `actions`, `lease`, `ownership`, `resignation`
+and `discovery`, and all their names are here.
 """
 
 from __future__ import annotations
 
 from rallypoint.core.election.actions import (
     Action,
-    Committed,
     Deposed,
     Done,
-    Elsewhere,
+    Elected,
     Found,
     Lost,
-    Outcome,
+    OwnedElsewhere,
     ReadFloor,
     ReadLease,
     ReadRun,
+    RegisterWritten,
     SwapLease,
+    SwapOutcome,
     SwapRun,
     Unclear,
-    Won,
     version_of,
 )
-from rallypoint.core.election.discovery import Attach, Finding, Over, Seeker, Stand, may_take, where
+from rallypoint.core.election.discovery import (
+    AttachTo,
+    BecomeCandidate,
+    Discovery,
+    DiscoveryAction,
+    RunOver,
+    may_take,
+    where,
+)
 from rallypoint.core.election.lease import (
     LeaseHolder,
     Seen,
@@ -73,22 +81,23 @@ from rallypoint.core.election.records import (
     decode_run,
     encode,
 )
-from rallypoint.core.election.resignation import Yielding
+from rallypoint.core.election.resignation import Resignation
 
 __all__ = [
     "FORMAT",
     "NO_FLOOR",
     "Action",
-    "Attach",
+    "AttachTo",
+    "BecomeCandidate",
     "Chunk",
     "Claim",
     "ClaimState",
-    "Committed",
     "Counter",
     "Deposed",
+    "Discovery",
+    "DiscoveryAction",
     "Done",
-    "Elsewhere",
-    "Finding",
+    "Elected",
     "Floor",
     "Found",
     "Lease",
@@ -96,25 +105,24 @@ __all__ = [
     "LeaseState",
     "Lost",
     "OtherFormatError",
-    "Outcome",
-    "Over",
+    "OwnedElsewhere",
     "ReadFloor",
     "ReadLease",
     "ReadRun",
+    "RegisterWritten",
+    "Resignation",
+    "RunOver",
     "RunRegister",
     "RunState",
-    "Seeker",
     "Seen",
-    "Stand",
     "Standstill",
     "SwapLease",
+    "SwapOutcome",
     "SwapRun",
     "Table",
     "Timing",
     "Unclear",
     "UnreadableError",
-    "Won",
-    "Yielding",
     "decode_floor",
     "decode_lease",
     "decode_run",

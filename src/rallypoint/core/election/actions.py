@@ -11,71 +11,71 @@ from typing import TypeAlias
 from rallypoint.core.election.records import RunRegister
 from rallypoint.core.values import (
     Address,
+    FrozenStruct,
     NodeId,
-    Value,
 )
 
 # -- what the engine answers ---------------------------------------------------------------------
 
 
-class Found(Value, frozen=True):
+class Found(FrozenStruct, frozen=True):
     """What a register holds, and the version that a swap must name."""
 
     value: bytes
     version: int
 
 
-class Done(Value, frozen=True):
+class Done(FrozenStruct, frozen=True):
     """The swap was done."""
 
     version: int
 
 
-class Lost(Value, frozen=True):
+class Lost(FrozenStruct, frozen=True):
     """The swap was not done: `current` is there instead (None: nothing)."""
 
     current: Found | None
 
 
-class Unclear(Value, frozen=True):
+class Unclear(FrozenStruct, frozen=True):
     """The engine did not say whether the swap was done."""
 
     reason: str
 
 
-Outcome: TypeAlias = Done | Lost | Unclear
+SwapOutcome: TypeAlias = Done | Lost | Unclear
 
 
 # -- what is wanted ------------------------------------------------------------------------------
 
 
-class ReadRun(Value, frozen=True):
+class ReadRun(FrozenStruct, frozen=True):
     """Read the run's register, and answer by `run_read` of who asked."""
 
     ticket: int = 0
 
 
-class ReadLease(Value, frozen=True):
+class ReadLease(FrozenStruct, frozen=True):
     """Read a process's lease, and answer by `lease_read` of who asked."""
 
     process: str
     ticket: int = 0
 
 
-class ReadFloor(Value, frozen=True):
+class ReadFloor(FrozenStruct, frozen=True):
     """Read the ledger's floor, and answer by `Claim.floor_read`."""
 
     ticket: int = 0
 
 
-class SwapRun(Value, frozen=True):
+class SwapRun(FrozenStruct, frozen=True):
     """Swap the run's register, and answer by `Claim.run_swapped`."""
 
     expected: int | None
     value: bytes
 
 
-class SwapLease(Value, frozen=True):
+class SwapLease(FrozenStruct, frozen=True):
     """Swap a process's lease, and answer by `LeaseHolder.swapped` or `Claim.lease_swapped`."""
 
     process: str
@@ -83,7 +83,7 @@ class SwapLease(Value, frozen=True):
     value: bytes
 
 
-class Won(Value, frozen=True):
+class Elected(FrozenStruct, frozen=True):
     """The run is this process's from now on. Its log's tail is to be sealed before it serves.
 
     `former_host`: the node that hosted the last owner, if that owner's lease was revoked.
@@ -94,20 +94,20 @@ class Won(Value, frozen=True):
     former_host: NodeId | None = None
 
 
-class Committed(Value, frozen=True):
+class RegisterWritten(FrozenStruct, frozen=True):
     """What `Claim.commit` was given is in the ledger."""
 
     register: RunRegister
     version: int
 
 
-class Deposed(Value, frozen=True):
+class Deposed(FrozenStruct, frozen=True):
     """The run is no longer this process's."""
 
     reason: str
 
 
-class Elsewhere(Value, frozen=True):
+class OwnedElsewhere(FrozenStruct, frozen=True):
     """Another live process owns the run; its nodes attach there."""
 
     addresses: tuple[Address, ...]
@@ -115,11 +115,19 @@ class Elsewhere(Value, frozen=True):
 
 
 Action: TypeAlias = (
-    ReadRun | ReadLease | ReadFloor | SwapRun | SwapLease | Won | Committed | Deposed | Elsewhere
+    ReadRun
+    | ReadLease
+    | ReadFloor
+    | SwapRun
+    | SwapLease
+    | Elected
+    | RegisterWritten
+    | Deposed
+    | OwnedElsewhere
 )
 
 
-def version_of(asked: SwapRun | SwapLease, outcome: Outcome) -> int | None:
+def version_of(asked: SwapRun | SwapLease, outcome: SwapOutcome) -> int | None:
     """The version of what was asked for, if it is there: own bytes in a conflict are a success."""
     if isinstance(outcome, Done):
         return outcome.version

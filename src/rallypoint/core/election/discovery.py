@@ -11,12 +11,12 @@ from rallypoint.core.election.records import Lease, LeaseState, RunRegister, dec
 from rallypoint.core.values import (
     Address,
     CloseRecord,
+    FrozenStruct,
     Stamp,
-    Value,
 )
 
 
-class Attach(Value, frozen=True):
+class AttachTo(FrozenStruct, frozen=True):
     """The run's coordinator listens here. `stamp`: nothing older is to be believed (R5)."""
 
     addresses: tuple[Address, ...]
@@ -24,7 +24,7 @@ class Attach(Value, frozen=True):
     stamp: Stamp
 
 
-class Stand(Value, frozen=True):
+class BecomeCandidate(FrozenStruct, frozen=True):
     """Nobody coordinates the run, and it is this node's turn: become a candidate.
 
     `seen`: the owner's lease, if that is in the way. It was seen to stand still for its ttl, so a
@@ -34,13 +34,13 @@ class Stand(Value, frozen=True):
     seen: Seen | None = None
 
 
-class Over(Value, frozen=True):
+class RunOver(FrozenStruct, frozen=True):
     """The run is closed (R6): there is nothing to attach to."""
 
     close: CloseRecord
 
 
-Finding: TypeAlias = ReadRun | ReadLease | Attach | Stand | Over
+DiscoveryAction: TypeAlias = ReadRun | ReadLease | AttachTo | BecomeCandidate | RunOver
 
 
 def may_take(lease: Lease, run_id: str) -> bool:
@@ -62,7 +62,7 @@ DOUBLINGS_PER_TTL: Final = 10
 long a candidate may take to become visible: two writes and a read are less than a tenth of it."""
 
 
-class Seeker:
+class Discovery:
     """How a node without a coordinator finds one, and when it becomes a candidate itself.
 
     It reads and never writes: the run's head and its owner's lease, so what one look costs does not
@@ -127,8 +127,8 @@ class Seeker:
         """Whether to be a candidate though the run has an owner, as that cannot be reached.
 
         To be asked whenever a dial has failed. A coordinator behind a firewall keeps its lease, and
-        yields only to a process that it sees stand by (`yielding`). Nodes wait for the ttl first,
-        as most owners that do not answer are dead, and then stand as for a vacancy: about
+        yields only to a process that it sees stand by (`resignation`). Nodes wait for the ttl
+        first, as most owners that do not answer are dead, and then stand as for a vacancy: about
         `candidates` of them, by `chance`, drawn from [0, 1).
         """
         if self._stands_by_s is None:
@@ -142,7 +142,7 @@ class Seeker:
         if self._look_again_s is not None:
             self._look_again_s = min(self._look_again_s, now_s + self._spread_s() * jitter)
 
-    def tick(self, now_s: float, jitter: float) -> list[Finding]:
+    def tick(self, now_s: float, jitter: float) -> list[DiscoveryAction]:
         """Look, or ask again what was not answered."""
         if self._look_again_s is None or now_s < self._look_again_s:
             return []
@@ -154,7 +154,7 @@ class Seeker:
 
     def run_read(
         self, asked: ReadRun, found: Found | None, now_s: float, jitter: float
-    ) -> list[Finding]:
+    ) -> list[DiscoveryAction]:
         """What the run's register holds. Raises UnreadableError; it will look again."""
         if asked != self._open:
             return []
@@ -164,7 +164,7 @@ class Seeker:
         self._raise_floor(is_ended=self._register is not None and not self._register.owner)
         if self._register is not None and self._register.close is not None:
             self._look_again_s = None
-            return [Over(self._register.close)]
+            return [RunOver(self._register.close)]
         if self._register is None or not self._register.owner:
             return self._nobody(now_s, jitter)
         self._ticket += 1
@@ -174,7 +174,7 @@ class Seeker:
 
     def lease_read(
         self, asked: ReadLease, found: Found | None, now_s: float, jitter: float
-    ) -> list[Finding]:
+    ) -> list[DiscoveryAction]:
         """What the owner's lease says. Raises UnreadableError; it will look again."""
         if asked != self._open or self._register is None:
             return []
@@ -190,15 +190,17 @@ class Seeker:
         if now_s >= self._lease_ends_s:
             return self._nobody(now_s, jitter, seen)
         self._stands_s = self._look_again_s = None
-        return [Attach(addresses, asked.process, self._register.stamp)]
+        return [AttachTo(addresses, asked.process, self._register.stamp)]
 
-    def _nobody(self, now_s: float, jitter: float, seen: Seen | None = None) -> list[Finding]:
+    def _nobody(
+        self, now_s: float, jitter: float, seen: Seen | None = None
+    ) -> list[DiscoveryAction]:
         self._lease_ends_s = None
         if self._stands_s is None:
             after_s = stands_after_s(jitter, self.nodes, self.candidates, self._doubling_s())
             self._stands_s = now_s + after_s
         self._rest(now_s, jitter)
-        return [Stand(seen)] if now_s >= self._stands_s else []
+        return [BecomeCandidate(seen)] if now_s >= self._stands_s else []
 
     def _doubling_s(self) -> float:
         """An engine that is slow to answer is slow to show who stands."""

@@ -8,8 +8,8 @@ from rallypoint.core.election.actions import (
     Action,
     Found,
     Lost,
-    Outcome,
     SwapLease,
+    SwapOutcome,
     Unclear,
     version_of,
 )
@@ -23,12 +23,12 @@ from rallypoint.core.election.records import (
 )
 from rallypoint.core.values import (
     Address,
+    FrozenStruct,
     NodeId,
-    Value,
 )
 
 
-class Timing(Value, frozen=True, kw_only=True):
+class Timing(FrozenStruct, frozen=True, kw_only=True):
     """Durations of the election, in seconds.
 
     `margin_s`: how much earlier than the ttl a holder stops to decide; it bears the difference
@@ -58,7 +58,7 @@ class Timing(Value, frozen=True, kw_only=True):
             raise ValueError(f"retry_s must be more than 0 seconds, not {self.retry_s}")
 
 
-class _Try(Value, frozen=True):
+class _Try(FrozenStruct, frozen=True):
     """A swap whose outcome is not known yet."""
 
     swap: SwapLease
@@ -164,7 +164,7 @@ class LeaseHolder:
             return []
         return self._write(now_s)
 
-    def swapped(self, asked: SwapLease, outcome: Outcome, now_s: float) -> list[Action]:
+    def swapped(self, asked: SwapLease, outcome: SwapOutcome, now_s: float) -> list[Action]:
         """The engine's answer to this try: also a late or a repeated one."""
         if self._try is None or asked != self._try.swap:
             return []
@@ -223,7 +223,7 @@ def _why_lost(current: Found | None) -> str:
     return f"its lease was written by another process that calls itself {lease.process}"
 
 
-class Seen(Value, frozen=True):
+class Seen(FrozenStruct, frozen=True):
     """Since when a lease has been seen at this version, by the clock of whoever looks (R9)."""
 
     process: str

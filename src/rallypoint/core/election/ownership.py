@@ -9,19 +9,19 @@ import msgspec
 
 from rallypoint.core.election.actions import (
     Action,
-    Committed,
     Deposed,
-    Elsewhere,
+    Elected,
     Found,
     Lost,
-    Outcome,
+    OwnedElsewhere,
     ReadFloor,
     ReadLease,
     ReadRun,
+    RegisterWritten,
     SwapLease,
+    SwapOutcome,
     SwapRun,
     Unclear,
-    Won,
     version_of,
 )
 from rallypoint.core.election.lease import LeaseHolder, Seen, Standstill, lease_of, revoked_by
@@ -129,8 +129,8 @@ class Claim:
     def commit(self, register: RunRegister, now_s: float) -> list[Action]:
         """Write `self.register` with another round, close, settings or restart count.
 
-        Only for OWNED; the same again while its outcome is unknown changes nothing. `Committed` or
-        `Deposed` follows, if not this process's end.
+        Only for OWNED; the same again while its outcome is unknown changes nothing.
+        `RegisterWritten` or `Deposed` follows, if not this process's end.
         """
         previous = self.register
         assert self.state is ClaimState.OWNED, self.state
@@ -208,7 +208,7 @@ class Claim:
             return self._revoke(lease, found.version, now_s)
         look_s = now_s + self._ttl_s / 3
         self._rest(ClaimState.ELSEWHERE, min(look_s, dead_s))
-        return [Elsewhere(lease.addresses, lease.process)]
+        return [OwnedElsewhere(lease.addresses, lease.process)]
 
     def floor_read(self, asked: ReadFloor, found: Found | None, now_s: float) -> list[Action]:
         """What the ledger's floor is. Raises UnreadableError; the question stays open."""
@@ -223,7 +223,7 @@ class Claim:
             # The register was created late: meanwhile the run had begun, and was removed.
         return self._adopt(now_s)
 
-    def lease_swapped(self, asked: SwapLease, outcome: Outcome, now_s: float) -> list[Action]:
+    def lease_swapped(self, asked: SwapLease, outcome: SwapOutcome, now_s: float) -> list[Action]:
         """Whether the former owner's lease could be revoked."""
         if asked != self._open or isinstance(outcome, Unclear):
             return []
@@ -233,7 +233,7 @@ class Claim:
         # It was renewed after all, or revoked by another: look again.
         return self._read(now_s)
 
-    def run_swapped(self, asked: SwapRun, outcome: Outcome, now_s: float) -> list[Action]:
+    def run_swapped(self, asked: SwapRun, outcome: SwapOutcome, now_s: float) -> list[Action]:
         """Whether the run's register could be written. Raises UnreadableError, as `run_read`."""
         if asked != self._open or isinstance(outcome, Unclear):
             return []
@@ -343,7 +343,7 @@ class Claim:
         if before is ClaimState.OWNED:
             self._rest(ClaimState.OWNED, None)
             more = [] if self._pause_s is None else self._let_go(now_s)
-            return [Committed(register, version), *more]
+            return [RegisterWritten(register, version), *more]
         if self._is_unchecked:
             # R13: the swap may have been under way while the run began elsewhere and was removed.
             return self._check(now_s)
@@ -355,7 +355,7 @@ class Claim:
             return self._wait(now_s)
         assert self.version is not None
         self._rest(ClaimState.OWNED, None)
-        return [Won(register, self.version, self.former_host)]
+        return [Elected(register, self.version, self.former_host)]
 
     def _let_go(self, now_s: float) -> list[Action]:
         assert self.register is not None

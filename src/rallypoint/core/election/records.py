@@ -11,6 +11,7 @@ from rallypoint.core.past import NO_PAST, Past
 from rallypoint.core.values import (
     Address,
     CloseRecord,
+    FrozenStruct,
     Marks,
     NodeId,
     RoundHead,
@@ -18,7 +19,6 @@ from rallypoint.core.values import (
     RoundRecord,
     RunSettings,
     Stamp,
-    Value,
 )
 
 FORMAT: Final = 2
@@ -30,7 +30,7 @@ Counter = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
 
 
-class _Kept(Value, frozen=True, kw_only=True):
+class _Kept(FrozenStruct, frozen=True, kw_only=True):
     as_read: tuple[bytes, ...] = ()
 
 
@@ -81,7 +81,7 @@ class Lease(Kept, frozen=True):
         return f"Lease({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
-class Chunk(Value, frozen=True, order=True):
+class Chunk(FrozenStruct, frozen=True, order=True):
     """A part of a member table, in a register of its own. See `tables` for its name."""
 
     term: Counter
@@ -90,14 +90,14 @@ class Chunk(Value, frozen=True, order=True):
     digest: Annotated[bytes, msgspec.Meta(max_length=32)]
 
 
-class Table(Value, frozen=True):
+class Table(FrozenStruct, frozen=True):
     """The member table of a round, in node-rank order: its rows, or the chunks that hold them."""
 
     rows: tuple[RoundMember, ...] = ()
     chunks: tuple[Chunk, ...] = ()
 
 
-class RunState(Value, frozen=True):
+class RunState(FrozenStruct, frozen=True):
     """What a new owner of a run goes on from: the run's head and its member table, put together.
 
     `floor`: no round of this run has a number up to this one. `past`: for people.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
-class Yielding:
+class Resignation:
     """When a coordinator that no node of another process can reach should let another try.
 
     A firewall or a wrong interface shows only after the election, and may come at any time later.

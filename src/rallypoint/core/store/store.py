@@ -136,7 +136,7 @@ ROUND_ENDED: Final = "round_ended"
 BAD_REQUEST: Final = "bad_request"
 
 
-class Value(msgspec.Struct, frozen=True, array_like=True, tag="ok"):
+class StoreValue(msgspec.Struct, frozen=True, array_like=True, tag="ok"):
     """A call's result; its type is the call's."""
 
     value: bytes | int | bool | tuple[bytes, ...] | None
@@ -156,7 +156,7 @@ class StoreFailure(msgspec.Struct, frozen=True, array_like=True, tag="no"):
     missing_count: int = 0
 
 
-StoreResult: TypeAlias = Value | StoreFailure
+StoreResult: TypeAlias = StoreValue | StoreFailure
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
@@ -266,7 +266,7 @@ class Settled(msgspec.Struct, frozen=True, array_like=True, tag="did"):
 
     node: str
     request_id: int
-    result: Value | StoreFailure | AsStored
+    result: StoreValue | StoreFailure | AsStored
     writes: tuple[Write, ...] = ()
 
 
@@ -292,7 +292,7 @@ class MoreBytes(msgspec.Struct, frozen=True, array_like=True, tag="more"):
 SnapshotItem: TypeAlias = Put | Extend | Acknowledged | Settled | MoreBytes
 
 
-class Effect(msgspec.Struct, frozen=True):
+class StoreEffect(msgspec.Struct, frozen=True):
     """What a call answers, and what it writes: at most one `Write` per key."""
 
     result: StoreResult
@@ -353,7 +353,7 @@ class _Data:
         """Those of `keys` that do not exist, each once, in their order."""
         return [key for key in dict.fromkeys(keys) if key not in self.values]
 
-    def effect_of(self, op: DataOp) -> Effect | None:
+    def effect_of(self, op: DataOp) -> StoreEffect | None:
         """What `op` would answer and write now; None if it has to wait. Changes nothing."""
         if type(op) is Get:  # the last of the classes below, and one of the most frequent
             return self._reading(op) if op.key in self.values else None
@@ -371,11 +371,11 @@ class _Data:
                 return self._writing(None, *(Put(key, value) for key, value in last.items()))
             case DeleteKey(key):
                 there = key in self.values
-                return Effect(Value(there), (Drop(key),) if there else ())
+                return StoreEffect(StoreValue(there), (Drop(key),) if there else ())
             case Check(keys):
-                return Effect(Value(not self.missing(keys)))
+                return StoreEffect(StoreValue(not self.missing(keys)))
             case NumKeys():
-                return Effect(Value(len(self.values)))
+                return StoreEffect(StoreValue(len(self.values)))
             case Get() | Wait() | MultiGet():
                 return None if self.missing(keys_of(op)) else self._reading(op)
             case _:
@@ -407,39 +407,39 @@ class _Data:
         self._tally.kept -= self.bytes + KEY_BYTES * len(self.values)
         self.values, self._growing, self.bytes = {}, {}, 0
 
-    def _reading(self, op: Get | Wait | MultiGet) -> Effect:
+    def _reading(self, op: Get | Wait | MultiGet) -> StoreEffect:
         match op:
             case Get(key):
-                return Effect(Value(self._read(key)))
+                return StoreEffect(StoreValue(self._read(key)))
             case Wait():
-                return Effect(Value(None))
+                return StoreEffect(StoreValue(None))
             case MultiGet(keys):
                 size = sum(len(self.values[key]) for key in keys)
                 excess = self._limits.excess("answer_bytes_max", size)
-                return Effect(excess or Value(tuple(self._read(key) for key in keys)))
+                return StoreEffect(excess or StoreValue(tuple(self._read(key) for key in keys)))
 
-    def _adding(self, key: str, amount: int) -> Effect:
+    def _adding(self, key: str, amount: int) -> StoreEffect:
         current = _integer(self.values.get(key) or b"0")
         if current is None:
             message = f"the value of key {_shown(key)} is not a 64-bit decimal integer"
-            return Effect(StoreFailure(NOT_AN_INTEGER, message))
+            return StoreEffect(StoreFailure(NOT_AN_INTEGER, message))
         total = current + amount
         if not _is_int64(total):
             message = f"the sum {total} of key {_shown(key)} does not fit into 64 bits"
-            return Effect(StoreFailure(LIMIT, message))
+            return StoreEffect(StoreFailure(LIMIT, message))
         return self._writing(total, Put(key, b"%d" % total))
 
-    def _comparing(self, op: CompareSet) -> Effect:
+    def _comparing(self, op: CompareSet) -> StoreEffect:
         # An absent key compares as empty, but is not: then `expected` comes back, as in torch.
         absent = op.key not in self.values
         if (b"" if absent else self.values[op.key]) == op.expected:
             return self._writing(op.desired, Put(op.key, op.desired))
-        return Effect(Value(op.expected if absent else self._read(op.key)))
+        return StoreEffect(StoreValue(op.expected if absent else self._read(op.key)))
 
-    def _writing(self, answer: bytes | int | None, *writes: Put | Extend) -> Effect:
+    def _writing(self, answer: bytes | int | None, *writes: Put | Extend) -> StoreEffect:
         """The effect of an op that writes: nothing at all if a limit stands against it."""
         excess = self._excess(writes)
-        return Effect(excess) if excess else Effect(Value(answer), writes)
+        return StoreEffect(excess) if excess else StoreEffect(StoreValue(answer), writes)
 
     def _excess(self, writes: Sequence[Put | Extend]) -> StoreFailure | None:
         largest = max(map(self._length_after, writes), default=0)
@@ -889,7 +889,7 @@ class RoundStore:
         self._data.commit(settled.writes)
         session, result = self._session_of(settled.node), settled.result
         if isinstance(result, AsStored):
-            result = Value(self._data.value(result.key))
+            result = StoreValue(self._data.value(result.key))
         if session is not None:
             session.restore(Answer(settled.node, settled.request_id, result))
 
@@ -922,9 +922,9 @@ class RoundStore:
         session = self._session_of(node)
         for answer in session.remembered(request_id) if session else ():
             assert session is not None
-            assert isinstance(answer.result, Value)
+            assert isinstance(answer.result, StoreValue)
             assert isinstance(answer.result.value, bytes)
-            session.restore(Answer(node, request_id, Value(answer.result.value + more)))
+            session.restore(Answer(node, request_id, StoreValue(answer.result.value + more)))
 
     def freeze(self) -> StorePicture:
         """The store as a hashable value; O(size)."""
@@ -998,7 +998,7 @@ class RoundStore:
 
     def _told(self, op: StoreOp, result: StoreResult) -> StoreResult | AsStored:
         """The result as it is logged: a value that is in the store is not written once more."""
-        if isinstance(op, CompareSet) and isinstance(result, Value) and op.key in self._data:
+        if isinstance(op, CompareSet) and isinstance(result, StoreValue) and op.key in self._data:
             return AsStored(op.key)
         return result
 
@@ -1109,7 +1109,7 @@ class RoundStore:
 
     def _release(self, barrier: _Barrier, last: _Call) -> list[Answer]:
         others = [call for call in barrier.arrived.values() if call is not last]
-        return [self._settle(call, Value(None)) for call in (last, *others)]
+        return [self._settle(call, StoreValue(None)) for call in (last, *others)]
 
     def _withdraw(self, call: _Call, op: Barrier) -> None:
         barrier = self._barriers[op.name]
@@ -1182,13 +1182,13 @@ def _snapshot_items(
 
 def _answer_items(answer: Answer, bytes_max: int) -> Iterator[SnapshotItem]:
     node, request_id, result = answer.node, answer.request_id, answer.result
-    value = result.value if isinstance(result, Value) else None
+    value = result.value if isinstance(result, StoreValue) else None
     if not isinstance(value, bytes):
         yield Settled(node, request_id, result)
         return
     for number, piece in enumerate(_pieces(value, bytes_max)):
         more = MoreBytes(node, request_id, piece)
-        yield more if number else Settled(node, request_id, Value(piece))
+        yield more if number else Settled(node, request_id, StoreValue(piece))
 
 
 def _pieces(value: bytes, bytes_max: int) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
 from rallypoint.core.values import NodeId, NodeInfo, Phase
-from rallypoint.testing.run_checker import InvariantViolation, Journal
+from rallypoint.testing.run_checker import InvariantViolation, RunChecker
 from tests.core.driver import Driver
 from tests.core.walks import random_run, stride
 
@@ -95,7 +95,7 @@ def a_register(driver: Driver, **changes: object) -> RunState:
     return msgspec.structs.replace(driver.register, term=2, **changes)
 
 
-def taken_over(driver: Driver, register: RunState) -> Journal:
+def taken_over(driver: Driver, register: RunState) -> RunChecker:
     journal = driver.checked.journal
     journal.restored(register, attach_grace_s=GRACE_S, now_s=driver.now_s, effects=[])
     return journal
@@ -129,9 +129,9 @@ def test_a_coordinator_that_judges_too_early_is_found_out() -> None:
     journal = taken_over(driver, a_register(driver))
     lost = [do.Forget(NodeId("c", 1), "lost")]
     heard = on.NodeHeard(NodeId("a", 1))
-    for link, name in enumerate("ab"):
-        attach = on.NodeAttached(NodeInfo(name, 1, name), driver.settings, link)
-        welcome = do.Welcome(link, NodeId(name, 1), True, do.Standing(1))
+    for connection_id, name in enumerate("ab"):
+        attach = on.NodeAttached(NodeInfo(name, 1, name), driver.settings, connection_id)
+        welcome = do.Welcome(connection_id, NodeId(name, 1), True, do.Standing(1))
         journal.note(attach, 0.0, [welcome])
     with pytest.raises(InvariantViolation, match="R8: c was declared lost before"):
         journal.note(heard, GRACE_S - 0.1, lost)

@@ -8,7 +8,7 @@ import pytest
 
 from rallypoint.core.failure_patterns import PATTERNS, kind_of
 
-# Whole last lines as programs printed them. "run" in symptoms.py means: these.
+# Whole last lines as programs printed them. "run" in failure_patterns.py means: these.
 GLOO_KILLED = (
     "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error "
     "[127.0.0.1]:45493: Connection reset by peer. This is typically caused by a remote worker "

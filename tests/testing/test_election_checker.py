@@ -15,7 +15,7 @@ from rallypoint.core.values import (
     RoundHead,
     Stamp,
 )
-from rallypoint.testing.election_checker import ElectionJournal
+from rallypoint.testing.election_checker import ElectionChecker
 from rallypoint.testing.run_checker import InvariantViolation
 
 BEGUN = RunRegister(FORMAT, "ledger", "run", 1, "p1")
@@ -40,20 +40,20 @@ def lease(process: str, beat: int = 1, state: LeaseState = LeaseState.SERVING) -
 
 
 @pytest.fixture
-def journal() -> ElectionJournal:
+def journal() -> ElectionChecker:
     """p1 owns the run; p2 and p3 have leases too."""
-    made = ElectionJournal()
+    made = ElectionChecker()
     for process in ("p1", "p2", "p3"):
         made.lease_written(lease(process))
     made.run_written(BEGUN)
     return made
 
 
-def revoke(journal: ElectionJournal, process: str) -> None:
+def revoke(journal: ElectionChecker, process: str) -> None:
     journal.lease_written(lease(process, 1, LeaseState.REVOKED))
 
 
-def test_an_ordinary_life_breaks_nothing(journal: ElectionJournal):
+def test_an_ordinary_life_breaks_nothing(journal: ElectionChecker):
     one = then(BEGUN, round=a_round(1))
     journal.run_written(one)
     journal.committed("run", 1, 1)
@@ -97,7 +97,7 @@ CLOSED = then(BEGUN, close=CLOSE)
         ("lease", [sealed(BEGUN, "unknown")]),
     ],
 )
-def test_a_write_that_breaks_a_rule(journal: ElectionJournal, rule: str, writes: list[RunRegister]):
+def test_a_write_that_breaks_a_rule(journal: ElectionChecker, rule: str, writes: list[RunRegister]):
     for right in writes[:-1]:
         journal.run_written(right)
     with pytest.raises(InvariantViolation) as broken:
@@ -110,41 +110,41 @@ def test_a_write_that_breaks_a_rule(journal: ElectionJournal, rule: str, writes:
     "begun", [sealed(BEGUN, "p1"), then(BEGUN), msgspec.structs.replace(BEGUN, round=a_round(1))]
 )
 def test_a_run_begins_in_term_1_with_nothing(begun: RunRegister):
-    fresh = ElectionJournal()
+    fresh = ElectionChecker()
     fresh.lease_written(lease("p1"))
     with pytest.raises(InvariantViolation, match="R1: a run began"):
         fresh.run_written(begun)
 
 
-def test_a_lease_that_ended_is_final(journal: ElectionJournal):
+def test_a_lease_that_ended_is_final(journal: ElectionChecker):
     revoke(journal, "p1")
     with pytest.raises(InvariantViolation, match="lease: a lease that had ended"):
         journal.lease_written(lease("p1", 2))
 
 
-def test_a_beat_advances_by_one(journal: ElectionJournal):
+def test_a_beat_advances_by_one(journal: ElectionChecker):
     with pytest.raises(InvariantViolation, match="the beat went from 1 to 3"):
         journal.lease_written(lease("p1", 3))
 
 
-def test_a_serving_lease_is_not_swept(journal: ElectionJournal):
+def test_a_serving_lease_is_not_swept(journal: ElectionChecker):
     with pytest.raises(InvariantViolation, match="while it was serving"):
         journal.lease_swept("p1")
 
 
-def test_who_may_decide_is_whom_the_ledger_names(journal: ElectionJournal):
+def test_who_may_decide_is_whom_the_ledger_names(journal: ElectionChecker):
     journal.may_decide("run", "p1", 1)
     for process, term in (("p2", 1), ("p1", 2)):
         with pytest.raises(InvariantViolation, match="would decide for run"):
             journal.may_decide("run", process, term)
 
 
-def test_what_is_believed_committed_was_committed(journal: ElectionJournal):
+def test_what_is_believed_committed_was_committed(journal: ElectionChecker):
     with pytest.raises(InvariantViolation, match="never committed"):
         journal.committed("run", 1, 1)
 
 
-def test_the_fencing_token_never_falls(journal: ElectionJournal):
+def test_the_fencing_token_never_falls(journal: ElectionChecker):
     journal.accepted("node", "run", Stamp("ledger", 2, 3))
     journal.accepted("node", "run", Stamp("ledger", 2, 3))
     journal.accepted("another", "run", Stamp("ledger", 1, 3))
@@ -158,47 +158,47 @@ class TestRemovingRuns:
     CLOSE = then(then(BEGUN, round=a_round(1)), close=CLOSE)
     FLOOR = NO_FLOOR.raised(CLOSE)
 
-    def removed(self, journal: ElectionJournal) -> None:
+    def removed(self, journal: ElectionChecker) -> None:
         for each in (then(BEGUN, round=a_round(1)), self.CLOSE):
             journal.run_written(each)
         journal.floor_written(self.FLOOR)
         journal.run_removed("run")
 
-    def test_a_run_that_begins_again_is_above_the_floor(self, journal: ElectionJournal):
+    def test_a_run_that_begins_again_is_above_the_floor(self, journal: ElectionChecker):
         self.removed(journal)
         again = msgspec.structs.replace(BEGUN, term=2, floor=1)
         journal.run_written(again)
         journal.run_written(then(again, round=a_round(2, term=2)))
 
-    def test_one_that_is_not_forms_no_round(self, journal: ElectionJournal):
+    def test_one_that_is_not_forms_no_round(self, journal: ElectionChecker):
         self.removed(journal)
         journal.run_written(BEGUN)
         with pytest.raises(InvariantViolation, match="R13"):
             journal.run_written(then(BEGUN, round=a_round(1)))
 
-    def test_one_that_was_created_late_is_lifted(self, journal: ElectionJournal):
+    def test_one_that_was_created_late_is_lifted(self, journal: ElectionChecker):
         self.removed(journal)
         journal.run_written(BEGUN)
         lifted = sealed(BEGUN, "p1", term=2, floor=1)
         journal.run_written(lifted)
         journal.run_written(then(lifted, round=a_round(2, term=2)))
 
-    def test_the_floor_comes_before_the_removal(self, journal: ElectionJournal):
+    def test_the_floor_comes_before_the_removal(self, journal: ElectionChecker):
         for each in (then(BEGUN, round=a_round(1)), self.CLOSE):
             journal.run_written(each)
         with pytest.raises(InvariantViolation, match="R13"):
             journal.run_removed("run")
 
-    def test_an_open_run_is_not_removed(self, journal: ElectionJournal):
+    def test_an_open_run_is_not_removed(self, journal: ElectionChecker):
         with pytest.raises(InvariantViolation, match="R6"):
             journal.run_removed("run")
 
-    def test_the_floor_does_not_fall(self, journal: ElectionJournal):
+    def test_the_floor_does_not_fall(self, journal: ElectionChecker):
         journal.floor_written(self.FLOOR)
         with pytest.raises(InvariantViolation, match="R13"):
             journal.floor_written(NO_FLOOR)
 
-    def test_a_sweeper_closes_a_run_whose_owner_has_ended(self, journal: ElectionJournal):
+    def test_a_sweeper_closes_a_run_whose_owner_has_ended(self, journal: ElectionChecker):
         gone = sealed(BEGUN, "", close=CLOSE)
         with pytest.raises(InvariantViolation, match="lease"):
             journal.run_written(gone)
@@ -206,7 +206,7 @@ class TestRemovingRuns:
         journal.run_written(gone)
         assert journal.is_closed("run")
 
-    def test_it_changes_nothing_else(self, journal: ElectionJournal):
+    def test_it_changes_nothing_else(self, journal: ElectionChecker):
         revoke(journal, "p1")
         with pytest.raises(InvariantViolation, match="R5"):
             journal.run_written(sealed(BEGUN, "", close=CLOSE, round=a_round(1, term=2)))
