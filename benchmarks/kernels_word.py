@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.hosted_run import RunHost
 from rallypoint.coordinator.server import CoordinatorServer, bind
 from rallypoint.core import events as on
 

@@ -15,9 +15,9 @@ import msgspec
 from rallypoint.client import machine as m
 from rallypoint.clock import TICK_S, StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.runs import RunHost
-from rallypoint.coordinator.sessions import Session
+from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.session import Session
 from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
 from rallypoint.core.reasons import Refusal

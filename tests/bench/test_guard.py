@@ -24,8 +24,8 @@ from rallypoint.bench.counting import loop_name
 from rallypoint.bench.meet import settings
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.hosted_run import RunHost
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.store.store import Barrier, Get

@@ -18,7 +18,7 @@ from rallypoint.client import finding
 from rallypoint.client import node as client
 from rallypoint.client.embedded import EmbeddedCoordinator
 from rallypoint.client.finding import Attempts, dial_first
-from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.coordinator import Hub
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, RunSettings
 from tests.loops import BOOTSTRAP, needs_ipv6, node, opened, run_clean, served, until

@@ -11,8 +11,8 @@ from rallypoint.clock import StallProofClock
 from rallypoint.coordinator import committer as committing
 from rallypoint.coordinator.committer import Committer, RunRecord
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.hosted_run import RunHost
 from rallypoint.core import events as on
 from rallypoint.core.values import Address, NodeId, NodeInfo, Outcome, Phase, RunSettings
 from rallypoint.errors import LedgerLimitError

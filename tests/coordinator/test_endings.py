@@ -17,7 +17,7 @@ import pytest
 from rallypoint.client.sockets import ResettingSocket
 from rallypoint.client.transport import Connection, connect
 from rallypoint.clock import SETTLED_S, StallProofClock
-from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.hosted_run import RunHost
 from rallypoint.coordinator.server import CoordinatorServer, bind
 from rallypoint.core import events as on
 from rallypoint.core.values import Address, ConnectionEnd, NodeInfo, RunSettings, Stamp

@@ -1,6 +1,6 @@
 """A run's history survives its coordinators, and says whose clock each time is by (R9).
 
-In virtual time, as test_shared.py; the wall clocks of the two coordinators are an hour apart.
+In virtual time, as test_run_ownership.py; the wall clocks of the two coordinators are an hour apart.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import pytest
 
 from rallypoint.coordinator import status
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.hosted_run import RunHost
 from rallypoint.coordinator.ledger_view import detail, look
-from rallypoint.coordinator.runs import RunHost
-from rallypoint.coordinator.shared import SharedRuns
+from rallypoint.coordinator.run_ownership import SharedRuns
 from rallypoint.coordinator.status import RunStatus
 from rallypoint.core import events as on
 from rallypoint.core.past import NO_PAST
@@ -37,7 +37,7 @@ from rallypoint.core.values import (
 from rallypoint.ledger.contract import SwapOutcome, Swapped
 from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
-from tests.coordinator.test_shared import coordinator, has_begun, until
+from tests.coordinator.test_run_ownership import coordinator, has_begun, until
 from tests.loops import run_virtual
 
 SETTINGS = RunSettings(

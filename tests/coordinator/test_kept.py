@@ -6,12 +6,8 @@ import msgspec
 import pytest
 
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.sessions import (
-    BEFORE_ATTACH_BYTES_MAX,
-    CLOSE_S,
-    UNREAD_S,
-)
+from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.session import BEFORE_ATTACH_BYTES_MAX, CLOSE_S, UNREAD_S
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.store.store import (
     LIMIT,

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from rallypoint.coordinator import durable_store, log_reader
-from rallypoint.coordinator.durable_store import DurableStore
+from rallypoint.coordinator import log_reader, store_log
 from rallypoint.coordinator.log_reader import LogReader, SealedLog, StoreLostError
 from rallypoint.coordinator.log_records import (
     FORMAT,
@@ -21,6 +20,7 @@ from rallypoint.coordinator.log_records import (
     seal_record,
 )
 from rallypoint.coordinator.round_log import LogId, first_log, older
+from rallypoint.coordinator.store_log import DurableStore
 from rallypoint.core.store.store import RoundStore, Set
 from rallypoint.core.values import Address, RoundHead
 from rallypoint.errors import LedgerUnreachableError
@@ -148,7 +148,7 @@ def test_the_former_owner_may_move_on_and_drop_what_is_being_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(log_reader, "PAGE_RECORDS", 10)
-    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 20)
+    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 20)
 
     async def main() -> None:
         ledger = Faulty()
@@ -174,8 +174,8 @@ def test_a_takeover_at_any_step_of_a_snapshot_has_everything(
     steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its successor does the same again, and both take the segments that are their own."""
-    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 5)
-    monkeypatch.setattr(durable_store, "PART_BYTES_MAX", 200)
+    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 5)
+    monkeypatch.setattr(store_log, "PART_BYTES_MAX", 200)
 
     async def main() -> None:
         ledger = MemoryLedger()
@@ -213,8 +213,8 @@ def test_a_segment_that_a_deposed_coordinator_made_is_not_taken_for_the_next() -
 
 
 def test_a_log_without_the_segment_that_it_names_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 5)
-    monkeypatch.setattr(durable_store, "PART_BYTES_MAX", 50)
+    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 5)
+    monkeypatch.setattr(store_log, "PART_BYTES_MAX", 50)
 
     async def main() -> None:
         ledger = MemoryLedger()
@@ -312,7 +312,7 @@ def test_a_record_that_comes_after_its_log_was_dropped_is_not_taken_for_the_begi
 ) -> None:
     """R10: a first try that got no answer, or what a deposed coordinator sent before it stood
     still. The log is gone by then, so its first index is free again."""
-    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 5)
+    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 5)
 
     async def main() -> None:
         ledger = MemoryLedger()
@@ -341,7 +341,7 @@ def test_a_log_that_a_later_term_has_moved_on_is_not_sealed_by_an_earlier_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """R5: the seal of the later one went with its segment, but all that it writes has its term."""
-    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 5)
+    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 5)
 
     async def main() -> None:
         ledger = MemoryLedger()

@@ -8,7 +8,7 @@ import pytest
 
 from rallypoint.client import machine as m
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.sessions import CLOSE_S
+from rallypoint.coordinator.session import CLOSE_S
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.store.store import Add, Barrier, Get, Set, StoreFailure, StoreValue
 from rallypoint.core.values import (

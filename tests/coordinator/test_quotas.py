@@ -11,10 +11,10 @@ import pytest
 
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.hosted_run import RunHost
 from rallypoint.coordinator.outgoing import PIECE_BYTES
-from rallypoint.coordinator.runs import RunHost
-from rallypoint.coordinator.sessions import TURN_BYTES
+from rallypoint.coordinator.session import TURN_BYTES
 from rallypoint.core import events as on
 from rallypoint.core.quotas import EVICT_AFTER_S, RUNS_AT_ONCE, WAIT_MAX_S, Account
 from rallypoint.core.reasons import Refusal, RefusalCode

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from rallypoint.client import machine as m
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.sessions import Session
+from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.session import Session
 from rallypoint.core import events as on
 from rallypoint.core.store.store import Add, StoreResult, StoreValue
 from rallypoint.core.values import (

@@ -16,14 +16,14 @@ import msgspec
 import pytest
 
 from rallypoint import errors
-from rallypoint.coordinator import http, sending, status
+from rallypoint.coordinator import http_api, sending, status
 from rallypoint.coordinator import server as serving
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.frames import FrameReader
+from rallypoint.coordinator.hosted_run import RunHost
 from rallypoint.coordinator.listener import Listener
-from rallypoint.coordinator.runs import RunHost
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.coordinator.status import RunStatus
+from rallypoint.coordinator.websocket import FrameReader
 from rallypoint.core import events as on
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import Address, Failure, FailureKind, NodeInfo, RunSettings
@@ -726,7 +726,7 @@ def test_who_does_not_read_an_answer_holds_little_of_it(monkeypatch: pytest.Monk
         async with served() as (server, port):
             crowd(server, "run", 20_000)
             made = 0
-            encode = http._with_members
+            encode = http_api._with_members
 
             def counted(*arguments: Any) -> Any:
                 nonlocal made
@@ -734,7 +734,7 @@ def test_who_does_not_read_an_answer_holds_little_of_it(monkeypatch: pytest.Monk
                     made += len(piece)
                     yield piece
 
-            monkeypatch.setattr(http, "_with_members", counted)
+            monkeypatch.setattr(http_api, "_with_members", counted)
             reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             sock = writer.get_extra_info("socket")

@@ -11,7 +11,7 @@ import pytest
 from rallypoint.client.transport import Connection, connect
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.server import CoordinatorServer, bind
-from rallypoint.coordinator.sessions import Session
+from rallypoint.coordinator.session import Session
 from rallypoint.core.values import Address, NodeId, NodeInfo, Reachability, RunSettings, Stamp
 from rallypoint.wire import messages as wire
 from tests.loops import VirtualLoop, until

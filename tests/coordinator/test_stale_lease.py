@@ -13,12 +13,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from rallypoint.coordinator import http
+from rallypoint.coordinator import http_api
+from rallypoint.coordinator.coordinator import Hub
 from rallypoint.coordinator.holding import Held
-from rallypoint.coordinator.http import HUB
-from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.sessions import Session
-from rallypoint.coordinator.shared import SharedRuns
+from rallypoint.coordinator.http_api import HUB
+from rallypoint.coordinator.run_ownership import SharedRuns
+from rallypoint.coordinator.session import Session
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.store.store import Add, Get, Set, StoreOp, Wait
 from rallypoint.core.values import Address, Failure, FailureKind, Phase
@@ -26,7 +26,7 @@ from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown
 from rallypoint.ledger.keys import COORDINATORS
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
-from tests.coordinator.test_shared import CONFIG, coordinator, until
+from tests.coordinator.test_run_ownership import CONFIG, coordinator, until
 from tests.coordinator.test_supervision import Line
 from tests.loops import VirtualLoop, run_virtual
 from tests.outlets import WholeMessages
@@ -358,7 +358,7 @@ async def asked_to_close(hub: Hub) -> tuple[int, dict[str, Any]]:
     """What the coordinator answers to `rallypoint close`."""
     app = web.Application()
     app[HUB] = hub
-    http.add_routes(app)
+    http_api.add_routes(app)
     request = make_mocked_request("POST", "/api/v1/runs/run/close", app=app)
     resolved = await app.router.resolve(request)
     resolved.add_app(app)

@@ -23,7 +23,7 @@ from rallypoint.core.values import Change, CloseRecord, Outcome, Phase, RunSetti
 from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
 from tests.coordinator.test_history import NAMES, Case, Held
-from tests.coordinator.test_shared import until
+from tests.coordinator.test_run_ownership import until
 from tests.loops import run_virtual
 
 

@@ -14,10 +14,10 @@ import pytest
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.runs import RunHost
-from rallypoint.coordinator.sessions import Session
-from rallypoint.coordinator.sweeping import LOOK_S
+from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.garbage_collector import LOOK_S
+from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.session import Session
 from rallypoint.core import election as e
 from rallypoint.core import events as on
 from rallypoint.core.backoff import Backoff
@@ -36,7 +36,7 @@ from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Versioned
 from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
-from tests.coordinator.test_shared import CONFIG, coordinator, has_begun, until
+from tests.coordinator.test_run_ownership import CONFIG, coordinator, has_begun, until
 from tests.loops import run_virtual
 from tests.outlets import WholeMessages
 

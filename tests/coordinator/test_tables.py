@@ -1,6 +1,6 @@
 """Member tables in a ledger: what a large run writes, and how it is taken over.
 
-In virtual time, as test_shared.py.
+In virtual time, as test_run_ownership.py.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.office import delete_run
+from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.lease_manager import delete_run
 from rallypoint.coordinator.tables import Tables, read_members, table_room
 from rallypoint.core import election as e
 from rallypoint.core import events as on
@@ -36,7 +36,7 @@ from rallypoint.ledger.contract import SwapOutcome, Swapped, Unknown
 from rallypoint.ledger.keys import chunk_key, run_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.ledger.torch_backend import TorchBackendLedger
-from tests.coordinator.test_shared import coordinator, has_begun, until
+from tests.coordinator.test_run_ownership import coordinator, has_begun, until
 from tests.core.test_tables import LABELS, a_close, members, restarted
 from tests.loops import run_virtual
 

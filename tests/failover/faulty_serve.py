@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from rallypoint.cli.main import main
-from rallypoint.coordinator.office import Office
-from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.lease_manager import Office
 from rallypoint.coordinator.server import WebSocketOutlet
 from rallypoint.core import effects as do
 from rallypoint.core import election as e
@@ -109,9 +109,9 @@ def replace(kind: type, name: str, function: Callable[..., Any]) -> None:
 
 
 def _in_table(effect: type, function: Callable[..., None]) -> None:
-    from rallypoint.coordinator import runs
+    from rallypoint.coordinator import hosted_run
 
-    runs._EXECUTE[effect] = function
+    hosted_run._EXECUTE[effect] = function
 
 
 STEPS: Final[dict[str, Callable[[], None]]] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rallypoint.coordinator import sessions
+from rallypoint.coordinator import session as sessions
 from rallypoint.ledger import keys
 from rallypoint.wire import messages as wire
 from tests.fuzz import __main__ as fuzz
@@ -90,7 +90,9 @@ def test_an_exception_of_a_handler_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_session_that_stays_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rallypoint.coordinator.hub.Hub.disconnected", lambda self, session: None)
+    monkeypatch.setattr(
+        "rallypoint.coordinator.coordinator.Hub.disconnected", lambda self, session: None
+    )
     assert "sessions are left" in found_in("nodes")
 
 

@@ -14,10 +14,10 @@ from aiohttp.web_app import _cached_build_middleware
 
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.frames import FRAMES_PER_TURN
-from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.hosted_run import RunHost
 from rallypoint.coordinator.server import CoordinatorServer
+from rallypoint.coordinator.websocket import FRAMES_PER_TURN
 from rallypoint.core.store import store as st
 from rallypoint.core.values import Address, NodeInfo, RunSettings, Stamp
 from rallypoint.ledger.memory import MemoryLedger

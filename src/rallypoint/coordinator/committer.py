@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.coordinator.runs import RunHost
+from rallypoint.coordinator.hosted_run import RunHost
 from rallypoint.coordinator.supervision import Supervised
 from rallypoint.core import events as on
 from rallypoint.core.suspension import SuspensionCause

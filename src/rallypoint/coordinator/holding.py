@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from rallypoint.coordinator.sessions import Session
+from rallypoint.coordinator.session import Session
 
 HELD_BYTES_MAX: Final = 64 * 1024**2
 """What is kept for all nodes of one run. A node whose answers do not fit asks again later."""

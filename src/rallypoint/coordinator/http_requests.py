@@ -13,8 +13,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from rallypoint.coordinator import sending
-from rallypoint.coordinator.http import json_error
-from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.http_api import json_error
 from rallypoint.core.quotas import Account, Holdings
 
 OPEN_MAX: Final = 256

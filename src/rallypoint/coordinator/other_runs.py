@@ -14,7 +14,7 @@ from rallypoint.core.reasons import tidy
 from rallypoint.core.values import NAME_LENGTH_MAX
 
 if TYPE_CHECKING:
-    from rallypoint.coordinator.runs import RunHost
+    from rallypoint.coordinator.hosted_run import RunHost
 
 RECENT_S: Final = 60.0
 """A node that was turned away asks again about once a second."""

@@ -21,25 +21,25 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.typedefs import Handler, Middleware
 
 from rallypoint.clock import TICK_S, InputFirst
-from rallypoint.coordinator import http
+from rallypoint.coordinator import http_api
 from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.frames import (
+from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.hosts import KnownHosts
+from rallypoint.coordinator.http_connection import SERVER_NAME, connections_of
+from rallypoint.coordinator.http_requests import Requests
+from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
+from rallypoint.coordinator.replicas import Replicas
+from rallypoint.coordinator.run_ownership import SharedRuns
+from rallypoint.coordinator.strangers import login_refused
+from rallypoint.coordinator.tokens import Tokens
+from rallypoint.coordinator.websocket import (
     OTHER_BYTES_MAX,
     FrameReader,
     binary_frame,
     frame_header,
     pong_frame,
 )
-from rallypoint.coordinator.hosts import KnownHosts
-from rallypoint.coordinator.http_connection import SERVER_NAME, connections_of
-from rallypoint.coordinator.http_requests import Requests
-from rallypoint.coordinator.hub import Hub
-from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
-from rallypoint.coordinator.replicas import Replicas
-from rallypoint.coordinator.shared import SharedRuns
-from rallypoint.coordinator.strangers import login_refused
-from rallypoint.coordinator.tokens import Tokens
 from rallypoint.core.addresses import plain
 from rallypoint.core.quotas import NOBODY, Account
 from rallypoint.core.reasons import Refusal, RefusalCode
@@ -146,10 +146,10 @@ class CoordinatorServer:
         self._loop = asyncio.get_running_loop()
         self.hub.turns.loop = self._loop
         app = web.Application(client_max_size=64 * 1024, middlewares=[self._note_request()])
-        app[http.HUB] = self.hub
+        app[http_api.HUB] = self.hub
         if self._replicas is not None:
-            app[http.REPLICAS] = self._replicas
-        http.add_routes(app)
+            app[http_api.REPLICAS] = self._replicas
+        http_api.add_routes(app)
         app.router.add_get(wire.ATTACH_PATH, self._attach)
         app.on_response_prepare.append(_name_the_server)
         self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=CLOSE_TIMEOUT_S)
@@ -273,16 +273,16 @@ class CoordinatorServer:
                 shown = self.tokens.shown(request.headers.get("Authorization", ""))
                 if shown is None:
                     return await self._unauthorized(request, handler)
-                request[http.SHOWN] = shown
+                request[http_api.SHOWN] = shown
                 self._admit(request)
             else:
                 self._admit(request)
-                if http.is_foreign_page(request):
-                    return http.foreign_page(request)
-                if await http.is_for_another(request, self._known_hosts):
-                    return http.for_another(request)
+                if http_api.is_foreign_page(request):
+                    return http_api.foreign_page(request)
+                if await http_api.is_for_another(request, self._known_hosts):
+                    return http_api.for_another(request)
             try:
-                if request.path in (wire.ATTACH_PATH, http.HEALTH_PATH):
+                if request.path in (wire.ATTACH_PATH, http_api.HEALTH_PATH):
                     return await handler(request)
                 account = _account_of(request)
                 is_last = self._is_crowded()
@@ -298,11 +298,11 @@ class CoordinatorServer:
         return note
 
     async def _unauthorized(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path == http.HEALTH_PATH:
+        if request.path == http_api.HEALTH_PATH:
             response = await handler(request)
         else:
-            login_refused(request.remote, http.why_unauthorized(request))
-            response = http.unauthorized(request, self.tokens.first)
+            login_refused(request.remote, http_api.why_unauthorized(request))
+            response = http_api.unauthorized(request, self.tokens.first)
         return _last(request, response)  # or its connection would stay a stranger's for ever
 
     def _admit(self, request: web.Request) -> None:
@@ -320,20 +320,22 @@ class CoordinatorServer:
         )
         if not _can_be_websocket(ws, request):
             hint = "nodes attach here over WebSocket; for people there is /api/v1/runs"
-            response = http.json_error(426, "this path is for nodes of a run", hint)
+            response = http_api.json_error(426, "this path is for nodes of a run", hint)
             response.headers["Upgrade"] = "websocket"
             return response
         if has_body(request):
             # aiohttp would read it as frames, and a proxy in front of it as a body.
-            response = http.json_error(400, "a request for a WebSocket has no body", "send none")
+            response = http_api.json_error(
+                400, "a request for a WebSocket has no body", "send none"
+            )
             return _last(request, response)
         if request.transport is None:
             return _hung_up()
         request.transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
-        token, account = request.get(http.SHOWN), _account_of(request)
+        token, account = request.get(http_api.SHOWN), _account_of(request)
         refusal = self.hub.session_refusal(account)
         if refusal is not None:
-            return _last(request, http.json_error(503, refusal.message, refusal.hint))
+            return _last(request, http_api.json_error(503, refusal.message, refusal.hint))
         outlet = WebSocketOutlet(ws, request.transport, self._closing, token, account)
         if not len(self.tokens):
             ws.headers[headers.TOKEN] = headers.NO_TOKEN
@@ -426,7 +428,7 @@ def account_of(peer: Sequence[Any] | None, token: str | None) -> Account:
 def _account_of(request: web.Request) -> Account:
     transport = request.transport
     peer = transport.get_extra_info("peername") if transport is not None else None
-    return account_of(peer, request.get(http.SHOWN))
+    return account_of(peer, request.get(http_api.SHOWN))
 
 
 class WebSocketOutlet:

@@ -34,9 +34,9 @@ from rallypoint.core.values import (
 )
 
 if TYPE_CHECKING:
+    from rallypoint.coordinator.coordinator import Hub
     from rallypoint.coordinator.history import RoundHistory
-    from rallypoint.coordinator.hub import Hub
-    from rallypoint.coordinator.runs import RunHost
+    from rallypoint.coordinator.hosted_run import RunHost
 
 UNOWNED: Final = "unowned"
 """The phase of a run in the ledger that no coordinator has now."""

@@ -34,7 +34,7 @@ class _BadRequests(logging.Filter):
 
 
 def _http_logger() -> logging.Logger:
-    logger = logging.getLogger("rallypoint.coordinator.http")
+    logger = logging.getLogger("rallypoint.coordinator.http_api")
     if not any(isinstance(each, _BadRequests) for each in logger.filters):
         logger.addFilter(_BadRequests())  # before the cleaning, which makes text of an error
     return logs.tidy(logger.name)

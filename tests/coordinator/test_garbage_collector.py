@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 
 from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.garbage_collector import Keeping, Sweeper
 from rallypoint.coordinator.round_log import first_log
-from rallypoint.coordinator.sweeping import Keeping, Sweeper
 from rallypoint.core import election as e
 from rallypoint.core.values import Address, CloseRecord, NodeId, Outcome
 from rallypoint.ledger.keys import FLOOR, lease_key, log_name, run_key
 from rallypoint.ledger.memory import MemoryLedger
-from tests.coordinator.test_shared import coordinator, has_begun
+from tests.coordinator.test_run_ownership import coordinator, has_begun
 from tests.loops import run_virtual
 
 KEEPING = Keeping(closed_run_s=10.0, open_run_s=100.0, lease_s=10.0)

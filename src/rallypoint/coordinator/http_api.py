@@ -17,11 +17,11 @@ import msgspec
 from aiohttp import web
 
 from rallypoint.coordinator import ledger_view, sending, status
+from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.hosted_run import RunHost
 from rallypoint.coordinator.hosts import KnownHosts
-from rallypoint.coordinator.hub import Hub
 from rallypoint.coordinator.paging import Page, page_of
 from rallypoint.coordinator.replicas import LOOK_ERRORS, Answer, NoAnswerError, Replicas, no_answer
-from rallypoint.coordinator.runs import RunHost
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.addresses import plain

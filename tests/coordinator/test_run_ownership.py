@@ -13,9 +13,9 @@ import pytest
 
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator.coordinator import Hub
 from rallypoint.coordinator.round_log import first_log
-from rallypoint.coordinator.shared import SharedRuns
+from rallypoint.coordinator.run_ownership import SharedRuns
 from rallypoint.core import election as e
 from rallypoint.core import events as on
 from rallypoint.core.reasons import Refusal

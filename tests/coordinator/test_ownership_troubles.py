@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from rallypoint.coordinator import durable_store
-from rallypoint.coordinator.hub import Hub
+from rallypoint.coordinator import store_log
+from rallypoint.coordinator.coordinator import Hub
 from rallypoint.coordinator.log_reader import RETRY_S
 from rallypoint.coordinator.log_records import (
     FORMAT,
@@ -18,7 +18,7 @@ from rallypoint.coordinator.log_records import (
     encode_record,
 )
 from rallypoint.coordinator.round_log import first_log
-from rallypoint.coordinator.shared import SharedRuns
+from rallypoint.coordinator.run_ownership import SharedRuns
 from rallypoint.core import events as on
 from rallypoint.core import tables
 from rallypoint.core.election import decode_lease, decode_run, encode, revoked_by
@@ -49,7 +49,7 @@ from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown, Vers
 from rallypoint.ledger.keys import lease_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
-from tests.coordinator.test_shared import CONFIG, coordinator, has_begun, until
+from tests.coordinator.test_run_ownership import CONFIG, coordinator, has_begun, until
 from tests.loops import run_virtual
 from tests.outlets import WholeMessages
 
@@ -745,7 +745,7 @@ def test_a_record_is_not_tried_for_ever_once_its_run_is_another_s() -> None:
 def test_a_round_of_many_writes_keeps_a_short_log_and_can_be_taken_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 10)
+    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 10)
 
     async def main() -> None:
         ledger = Troubled()

@@ -13,7 +13,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.durable_store import DurableStore, LogAppend
+from rallypoint.coordinator.garbage_collector import (
+    ELECTED_LOOK_S,
+    ELECTED_SAMPLE,
+    Keeping,
+    Sweeper,
+)
+from rallypoint.coordinator.hosted_run import RunHost, store_of
+from rallypoint.coordinator.lease_manager import Office
 from rallypoint.coordinator.log_reader import (
     RETRY_S,
     LogReader,
@@ -21,11 +28,9 @@ from rallypoint.coordinator.log_reader import (
     StoreLostError,
 )
 from rallypoint.coordinator.log_records import UnreadableLogError, header_record
-from rallypoint.coordinator.office import Office
 from rallypoint.coordinator.round_log import LogId, first_log, older
-from rallypoint.coordinator.runs import RunHost, store_of
+from rallypoint.coordinator.store_log import DurableStore, LogAppend
 from rallypoint.coordinator.supervision import Supervised
-from rallypoint.coordinator.sweeping import ELECTED_LOOK_S, ELECTED_SAMPLE, Keeping, Sweeper
 from rallypoint.coordinator.tables import read_members, table_room
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
@@ -45,7 +50,7 @@ from rallypoint.ledger.contract import AppendOutcome, Created, Exists, Ledger, U
 from rallypoint.ledger.keys import log_prefix
 
 if TYPE_CHECKING:
-    from rallypoint.coordinator.hub import Hub
+    from rallypoint.coordinator.coordinator import Hub
 
 _log = logging.getLogger("rallypoint.coordinator")
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rallypoint.coordinator import durable_store
-from rallypoint.coordinator.durable_store import DurableStore, LogAppend
+from rallypoint.coordinator import store_log
 from rallypoint.coordinator.log_reader import SealedLog
 from rallypoint.coordinator.log_records import (
     FORMAT,
@@ -23,6 +22,7 @@ from rallypoint.coordinator.log_records import (
 )
 from rallypoint.coordinator.log_replay import Replay
 from rallypoint.coordinator.round_log import LogId, first_of
+from rallypoint.coordinator.store_log import DurableStore, LogAppend
 from rallypoint.core.store.store import (
     DEFAULT_LIMITS,
     LIMIT,
@@ -296,7 +296,7 @@ def test_r10_r11_hold_whatever_is_resent_and_whoever_coordinates(
 ) -> None:
     """Also while a snapshot is written, and whichever of its records was the last one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(durable_store, "COMPACT_RECORDS", compact_records)
+        patch.setattr(store_log, "COMPACT_RECORDS", compact_records)
         _live(steps)
 
 
@@ -407,7 +407,7 @@ def leads_to(logs: Logs, store: RoundStore) -> None:
 def test_a_long_log_is_cut_short_and_leads_to_the_same_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 20)
+    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 20)
     store, logs = new_store(), Logs()
     for number in range(1, 1_001):
         key = f"k{number % 7}"
@@ -424,7 +424,7 @@ def test_a_long_log_is_cut_short_and_leads_to_the_same_store(
 def test_r11_a_snapshot_says_which_calls_are_over_and_which_are_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 5)
+    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 5)
     store, logs = new_store(), Logs()
     store.apply("a", 1, Barrier("start", 0), None, 0.0)
     for number in range(2, 40):
@@ -443,8 +443,8 @@ def test_r11_a_snapshot_says_which_calls_are_over_and_which_are_open(
 
 
 def test_calls_are_answered_while_a_snapshot_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 5)
-    monkeypatch.setattr(durable_store, "PART_BYTES_MAX", 2_000)
+    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 5)
+    monkeypatch.setattr(store_log, "PART_BYTES_MAX", 2_000)
     store, logs = new_store(100_000), Logs()
     for number in range(1, 300):
         store.apply("a", number, Set(f"k{number}", bytes(200)), None, 0.0, number - 1, ())
@@ -469,7 +469,7 @@ def test_calls_are_answered_while_a_snapshot_is_written(monkeypatch: pytest.Monk
 def test_values_and_answers_that_no_record_could_hold_are_in_the_snapshot_in_pieces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(durable_store, "COMPACT_RECORDS", 30)
+    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 30)
     store = DurableStore(
         RoundStore(SEATS), 1, run_id="run", log=LOG, batch_bytes_max=500, record_bytes_max=1_000
     )
@@ -499,7 +499,7 @@ def test_a_log_that_begins_in_the_middle_is_not_taken_for_the_whole() -> None:
 
 def test_a_batch_that_is_full_takes_no_further_call() -> None:
     op = Set("k", b"v" * 100)
-    store = new_store(batch=durable_store._call_size("a", op))
+    store = new_store(batch=store_log._call_size("a", op))
     for number in (1, 2):
         assert store.apply("a", number, op, None, 0.0) == []
     records = []

@@ -12,9 +12,9 @@ from typing import Any, cast
 import pytest
 from websockets.frames import Frame, Opcode
 
-from rallypoint.coordinator import frames, incoming
-from rallypoint.coordinator.frames import FrameReader
+from rallypoint.coordinator import incoming, websocket
 from rallypoint.coordinator.incoming import SKIPPED_START_BYTES
+from rallypoint.coordinator.websocket import FrameReader
 from rallypoint.core.values import ConnectionEnd
 from rallypoint.wire.messages import MESSAGE_BYTES_MAX
 
@@ -204,7 +204,7 @@ def test_a_frame_without_a_mask_is_refused_and_nothing_after_it_read(
     at = Reading()
     at.line.bring(before + unmasked + frame(b"after"))
     at.line.bring(frame(b"later") + unmasked)
-    assert at.refused == [frames.UNMASKED]
+    assert at.refused == [websocket.UNMASKED]
     assert at.messages == []
     assert at.owner.bytes == before
 
@@ -237,7 +237,7 @@ def test_half_a_frame_before_the_answer_is_refused() -> None:
         at = Reading(early=whole[:cut])
         at.reader.begin()
         at.line.bring(whole[cut:] + frame(b"later"))
-        assert at.refused == [frames.HALF_A_FRAME]
+        assert at.refused == [websocket.HALF_A_FRAME]
         assert at.messages == [b"a"]
 
 
@@ -329,7 +329,7 @@ def test_a_connection_that_ends_in_a_large_message_is_known_to_have_ended() -> N
 def test_half_of_a_large_frame_before_the_answer_is_refused_too() -> None:
     at = Reading(early=frame(os.urandom(300_000))[:-10])
     at.reader.begin()
-    assert at.refused == [frames.HALF_A_FRAME]
+    assert at.refused == [websocket.HALF_A_FRAME]
     assert at.line.protocol is at.reader
     at.line.bring(bytes(1_000))
     assert at.messages == []
@@ -390,7 +390,7 @@ def test_nothing_is_read_before_the_answer() -> None:
     assert messages == []
     reader.begin()
     assert messages == [b"early"]
-    assert refused == [frames.HALF_A_FRAME]
+    assert refused == [websocket.HALF_A_FRAME]
 
 
 class SocketLine(Line):
@@ -580,7 +580,7 @@ def test_only_so_many_frames_are_taken_in_one_turn() -> None:
     payloads = [b"%d" % number for number in range(100)]
     stream, half = b"".join(map(frame, payloads)), frame(b"half")
     at.line.bring(stream + half[:5])
-    assert at.messages == payloads[: frames.FRAMES_PER_TURN]
+    assert at.messages == payloads[: websocket.FRAMES_PER_TURN]
     assert at.line.is_paused
     assert at.intake.kept > 0
     at.line.bring(half[5:])  # what an event loop had read before
@@ -589,7 +589,7 @@ def test_only_so_many_frames_are_taken_in_one_turn() -> None:
         before = len(at.messages)
         at.intake.turn()
         turns += 1
-        assert len(at.messages) - before <= frames.FRAMES_PER_TURN
+        assert len(at.messages) - before <= websocket.FRAMES_PER_TURN
     assert at.messages == [*payloads, b"half"]
     assert not at.line.is_paused
     assert at.intake.kept == 0
@@ -610,7 +610,7 @@ def test_what_was_put_off_is_taken_when_the_connection_is_gone() -> None:
 def test_pings_are_answered_here_and_count_as_frames() -> None:
     at = Bounded()
     at.line.bring(b"".join(frame(b"%d" % n, Opcode.PING) for n in range(40)))
-    assert len(at.intake.told) == frames.FRAMES_PER_TURN
+    assert len(at.intake.told) == websocket.FRAMES_PER_TURN
     while at.intake.put_off:
         at.intake.turn()
     assert at.intake.told == [("pinged", b"%d" % n) for n in range(40)]
@@ -634,26 +634,26 @@ def test_messages_in_fragments_are_put_together_and_counted() -> None:
 def test_nothing_begins_within_a_message_in_fragments(second: bytes) -> None:
     at = Bounded()
     at.line.bring(frame(b"one", fin=False) + second + frame(b"later"))
-    assert at.refused == [frames.IN_A_MESSAGE]
+    assert at.refused == [websocket.IN_A_MESSAGE]
     assert at.messages == []
 
 
 def test_fragments_are_bounded_together() -> None:
     at = Bounded(room=1000)
     at.line.bring(frame(bytes(600), fin=False) + frame(bytes(600), Opcode.CONT))
-    assert at.refused == [frames.NO_ROOM]
+    assert at.refused == [websocket.NO_ROOM]
     at = Bounded()
     part = bytes(MESSAGE_BYTES_MAX // 2)
     at.line.bring(frame(part, fin=False) + frame(part, Opcode.CONT, fin=False))
     assert at.refused == []
     at.line.bring(frame(b"x", Opcode.CONT))
-    assert at.refused == [frames.TOO_LONG]
+    assert at.refused == [websocket.TOO_LONG]
     assert at.messages == []
 
 
 def test_a_large_frame_that_is_no_message_is_left_to_the_owner_at_once() -> None:
     at = Bounded()
-    text = frame(bytes(frames.OTHER_BYTES_MAX + 1), Opcode.TEXT)[:100]
+    text = frame(bytes(websocket.OTHER_BYTES_MAX + 1), Opcode.TEXT)[:100]
     at.line.bring(text)
     assert at.owner.bytes == text
     assert at.stepped_aside

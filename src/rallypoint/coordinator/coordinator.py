@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 from rallypoint._version import __version__
 from rallypoint.clock import TICK_S, StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.hosted_run import Commit, RunHost
 from rallypoint.coordinator.other_runs import TurnedAway, looking_alike
-from rallypoint.coordinator.runs import Commit, RunHost
-from rallypoint.coordinator.sessions import Outlet, Session
+from rallypoint.coordinator.session import Outlet, Session
 from rallypoint.coordinator.timers import Timer, Timers
 from rallypoint.coordinator.turns import Turns
 from rallypoint.core import naming, reasons
@@ -35,8 +35,8 @@ from rallypoint.core.values import Phase, Stamp
 from rallypoint.wire import messages as wire
 
 if TYPE_CHECKING:
-    from rallypoint.coordinator.office import Office
-    from rallypoint.coordinator.shared import SharedRuns
+    from rallypoint.coordinator.lease_manager import Office
+    from rallypoint.coordinator.run_ownership import SharedRuns
 
 _log = logging.getLogger("rallypoint.coordinator")
 

@@ -24,7 +24,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.coordinator.office import closed_as_abandoned, delete_run
+from rallypoint.coordinator.lease_manager import closed_as_abandoned, delete_run
 from rallypoint.core import election as e
 from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerFormatError
 from rallypoint.ledger.contract import Ledger, Swapped, Versioned

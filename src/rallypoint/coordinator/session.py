@@ -25,8 +25,8 @@ from rallypoint.wire import messages as wire
 from rallypoint.wire import parts
 
 if TYPE_CHECKING:
-    from rallypoint.coordinator.hub import Hub
-    from rallypoint.coordinator.runs import RunHost
+    from rallypoint.coordinator.coordinator import Hub
+    from rallypoint.coordinator.hosted_run import RunHost
 
 _log = logging.getLogger("rallypoint.coordinator")
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from rallypoint.coordinator.durable_store import DurableStore, LogAppend
 from rallypoint.coordinator.history import History, PastSizes
 from rallypoint.coordinator.holding import Held
 from rallypoint.coordinator.log_reader import SealedLog
 from rallypoint.coordinator.outgoing import Pins
-from rallypoint.coordinator.sessions import CONNECTION_BYTES, Session
+from rallypoint.coordinator.session import CONNECTION_BYTES, Session
+from rallypoint.coordinator.store_log import DurableStore, LogAppend
 from rallypoint.coordinator.supervision import guarded, told
 from rallypoint.coordinator.timers import Timer
 from rallypoint.core import effects as do
@@ -61,7 +61,7 @@ from rallypoint.wire import messages as wire
 from rallypoint.wire import parts
 
 if TYPE_CHECKING:
-    from rallypoint.coordinator.hub import Hub
+    from rallypoint.coordinator.coordinator import Hub
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -82,7 +82,7 @@ Commit = Callable[["RunHost", RoundRecord | CloseRecord], None]
 
 
 class Shared(Protocol):
-    """What a run on a shared ledger asks for besides commits. See coordinator/shared.py."""
+    """What a run on a shared ledger asks for besides commits. See coordinator/run_ownership.py."""
 
     def new_store(
         self, run: RunHost, store: RoundStore, sealed: SealedLog | None
