@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.server import CoordinatorServer, bind
 from rallypoint.core import events as on
 
@@ -84,18 +84,18 @@ async def start(port: int, kind: str, run_id: str) -> list[asyncio.subprocess.Pr
 
 @contextlib.contextmanager
 def noting(ends: collections.Counter[str]) -> Iterator[None]:
-    post = RunHost.post
+    post = HostedRun.post
 
-    def noted(run: RunHost, event: on.Event) -> None:
+    def noted(run: HostedRun, event: on.Event) -> None:
         if isinstance(event, on.ConnectionLost):
             ends[event.how] += 1
         post(run, event)
 
-    RunHost.post = noted  # type: ignore[method-assign]
+    HostedRun.post = noted  # type: ignore[method-assign]
     try:
         yield
     finally:
-        RunHost.post = post  # type: ignore[method-assign]
+        HostedRun.post = post  # type: ignore[method-assign]
 
 
 async def main() -> None:

@@ -15,8 +15,8 @@ import msgspec
 from rallypoint.client import machine as m
 from rallypoint.clock import TICK_S, StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.coordinator import Hub
-from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.coordinator import Coordinator
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.session import Session
 from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
@@ -43,10 +43,10 @@ CLOSE_S = 2.0
 RUN = "run"
 
 
-class CheckedHub(Hub):
-    """A hub whose runs are checked against the rules at every step."""
+class CheckedCoordinator(Coordinator):
+    """A coordinator whose runs are checked against the rules at every step."""
 
-    def open_run(self, run_id: str) -> RunHost:
+    def open_run(self, run_id: str) -> HostedRun:
         is_new = run_id not in self.runs
         run = super().open_run(run_id)
         if is_new:
@@ -54,7 +54,7 @@ class CheckedHub(Hub):
         return run
 
 
-def check_every_step(run: RunHost) -> None:
+def check_every_step(run: HostedRun) -> None:
     """Check each step of its membership against the rules from now on."""
     membership, journal = run.membership, RunChecker(run.membership.term)
     step = membership.step
@@ -211,7 +211,7 @@ class Node:
         link = Link(self._network, self)
         self.link = link
         self._network.links.append(link)
-        link.session = self._network.hub.connected(link)
+        link.session = self._network.coordinator.connected(link)
         self.act(self.machine.connected(self._network.now_s))
         return self
 
@@ -290,11 +290,11 @@ class Network:
         self._soon: deque[Callable[[], None]] = deque()
         self._timed: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = 0
-        self.hub = self.coordinator(config, ledger_id)
+        self.coordinator = self.new_coordinator(config, ledger_id)
 
-    def coordinator(self, config: CoordinatorConfig | None, ledger_id: str) -> Hub:
+    def new_coordinator(self, config: CoordinatorConfig | None, ledger_id: str) -> Coordinator:
         """A coordinator on this network's clock."""
-        return CheckedHub(
+        return CheckedCoordinator(
             config or CoordinatorConfig(),
             ledger_id=ledger_id,
             commit=lambda run, record: self.later(lambda: self._committed(run)),
@@ -306,18 +306,18 @@ class Network:
         for link in self.links:
             link.cut()
         self.settle()
-        self.hub = self.coordinator(None, ledger_id)
+        self.coordinator = self.new_coordinator(None, ledger_id)
 
-    def _committed(self, run: RunHost) -> None:
+    def _committed(self, run: HostedRun) -> None:
         if self.commits_by_itself:
             run.post(on.Committed())
 
     @property
-    def run(self) -> RunHost:
+    def run(self) -> HostedRun:
         return self.run_of(RUN)
 
-    def run_of(self, run_id: str) -> RunHost:
-        return self.hub.runs[run_id]
+    def run_of(self, run_id: str) -> HostedRun:
+        return self.coordinator.runs[run_id]
 
     def node(
         self,
@@ -393,15 +393,15 @@ class Network:
         ticks = [n.machine.next_tick_s() for n in self.nodes.values() if not n.is_frozen]
         due = [each for each in ticks if each is not None]
         due += [self._timed[0][0]] if self._timed else []
-        hub_s = self.hub.next_due_s()
+        hub_s = self.coordinator.next_due_s()
         if hub_s is not None:
-            due.append(self.now_s + max(0.0, hub_s - self.hub.now_s()))
+            due.append(self.now_s + max(0.0, hub_s - self.coordinator.now_s()))
         return [max(each, self.now_s + 1e-6) for each in due]
 
     def _fire(self) -> None:
         while self._timed and self._timed[0][0] <= self.now_s:
             self._timed.pop(0)[2]()
-        self.hub.tick()
+        self.coordinator.tick()
         for node in list(self.nodes.values()):
             if not node.is_frozen:
                 node.act(node.machine.tick(self.now_s))

@@ -65,7 +65,7 @@ def test_what_a_node_says_is_kept_and_logged_without_control_characters(caplog):
     async def main() -> None:
         async with served() as (server, port), opened(f"http://127.0.0.1:{port}") as a:
             assert await a.next_round(BOOTSTRAP) is not None
-            run = server.hub.runs["run"]
+            run = server.coordinator.runs["run"]
             failure = Failure(FailureKind.EXCEPTION, EVIL, rank=0, last_lines=("ok", EVIL))
             a.failed(failure)
             await until(lambda: run.history.rounds[-1].ended, "the round goes on")

@@ -24,8 +24,8 @@ from rallypoint.bench.counting import loop_name
 from rallypoint.bench.meet import settings
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.coordinator import Hub
-from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.coordinator import Coordinator
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.store.store import Barrier, Get
@@ -41,12 +41,12 @@ HEADER_TO_NODE_BYTES, HEADER_FROM_NODE_BYTES = 2, 6
 IDLE_BYTES_PER_S_MAX = 200.0
 
 
-class CountingHub(Hub):
-    """A hub that notes the effects of each step. Unchecked: the checks are O(N) per step."""
+class CountingCoordinator(Coordinator):
+    """A coordinator that notes the effects of each step. Unchecked: the checks are O(N) a step."""
 
     steps: list[list[do.Effect]]
 
-    def open_run(self, run_id: str) -> RunHost:
+    def open_run(self, run_id: str) -> HostedRun:
         is_new = run_id not in self.runs
         run = super().open_run(run_id)
         if is_new:
@@ -70,15 +70,15 @@ class Counted(Network):
         self.up: list[tuple[str, str, int]] = []
         super().__init__(ledger_id="0123456789abcdef")  # as long as a real one
 
-    def coordinator(self, config: CoordinatorConfig | None, ledger_id: str) -> Hub:
-        hub = CountingHub(
+    def new_coordinator(self, config: CoordinatorConfig | None, ledger_id: str) -> Coordinator:
+        coordinator = CountingCoordinator(
             config or CoordinatorConfig(),
             ledger_id=ledger_id,
             commit=lambda run, record: self.later(lambda: self._committed(run)),
             clock=StallProofClock(lambda: self.now_s),
         )
-        hub.steps = self.steps
-        return hub
+        coordinator.steps = self.steps
+        return coordinator
 
     def count(self, node: Node, payload: bytes, *, is_up: bool) -> None:
         decode: Callable[[bytes], object] = (
@@ -271,7 +271,7 @@ def test_no_timer_waits_for_each_node_that_came_and_is_well() -> None:
         network = Counted()
         network.met(count, run_of(count))
         network.advance(RunSettings().settle_s)
-        return len(network.hub._timers)
+        return len(network.coordinator._timers)
 
     assert timers(64) == timers(SMALL)
 

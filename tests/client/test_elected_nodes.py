@@ -113,8 +113,8 @@ async def kill_coordinator_of(host: Node) -> None:
     assert host.hosted is not None
     server, host.hosted = host.hosted._server, None
     assert server.shared is not None
-    await server.shared.office.aclose()
-    for session in list(server.hub.sessions.values()):
+    await server.shared.lease_manager.aclose()
+    for session in list(server.coordinator.sessions.values()):
         session.outlet.abort()
 
     async def say_nothing(timeout_s: float, reason: str) -> None:

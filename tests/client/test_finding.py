@@ -18,7 +18,7 @@ from rallypoint.client import finding
 from rallypoint.client import node as client
 from rallypoint.client.embedded import EmbeddedCoordinator
 from rallypoint.client.finding import Attempts, dial_first
-from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, RunSettings
 from tests.loops import BOOTSTRAP, needs_ipv6, node, opened, run_clean, served, until
@@ -462,7 +462,7 @@ def test_cancelled_while_it_attaches_nothing_is_left_open(turns: int):
                 await opening
             if not opening.cancelled():  # it was quicker
                 await a.aclose()
-            await until(lambda: not server.hub.sessions, "a connection is left")
+            await until(lambda: not server.coordinator.sessions, "a connection is left")
 
     run_clean(main)
 
@@ -511,7 +511,7 @@ def test_a_node_that_is_sent_in_circles_by_a_coordinator_pauses(
             itself = Address("127.0.0.1", port)
             until_s = math.inf
 
-            def refusal(hub: Hub, *of: object) -> Refusal | None:
+            def refusal(coordinator: Coordinator, *of: object) -> Refusal | None:
                 nonlocal asked, until_s
                 asked += 1
                 until_s = min(until_s, loop.time() + 2.0)
@@ -519,7 +519,7 @@ def test_a_node_that_is_sent_in_circles_by_a_coordinator_pauses(
                     return None
                 return Refusal(RefusalCode.ELSEWHERE, "it is there", addresses=(itself,))
 
-            monkeypatch.setattr(Hub, "refusal", refusal)
+            monkeypatch.setattr(Coordinator, "refusal", refusal)
             async with opened(f"http://127.0.0.1:{port}"):
                 assert asked < 15
 
@@ -574,7 +574,10 @@ def test_of_two_that_answer_one_connection_is_kept():
                 assert connection is not None
                 connection.close("the test is over")
                 await connection.wait_closed()
-            await until(lambda: not (one.hub.sessions or other.hub.sessions), "one was left open")
+            await until(
+                lambda: not (one.coordinator.sessions or other.coordinator.sessions),
+                "one was left open",
+            )
 
     run_clean(main)
 

@@ -95,7 +95,7 @@ def test_a_node_that_has_left_does_not_come_back():
         async with served() as (server, port), two(port) as (_, b):
             b.goodbye("enough")
             await until(lambda: b.gone, "it did not end")
-            assert len(server.hub.sessions) == 1
+            assert len(server.coordinator.sessions) == 1
             assert b.change is not None
             assert b.change.kind is ChangeKind.NODE_LEFT
             with pytest.raises(errors.CoordinatorLostError, match="has left the run"):
@@ -234,7 +234,7 @@ def test_a_table_with_fields_of_a_later_release_is_still_this_rounds():
 
     async def main() -> None:
         async with served() as (server, port), two(port) as (a, _):
-            run = server.hub.runs["run"]
+            run = server.coordinator.runs["run"]
             assert run.membership.round is not None
             rows = run.membership.round.members
             later = [Later(m.name, m.incarnation, m.host, m.addresses, m.workers) for m in rows]

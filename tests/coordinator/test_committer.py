@@ -11,8 +11,8 @@ from rallypoint.clock import StallProofClock
 from rallypoint.coordinator import committer as committing
 from rallypoint.coordinator.committer import Committer, RunRecord
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.coordinator import Hub
-from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.coordinator import Coordinator
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import events as on
 from rallypoint.core.values import Address, NodeId, NodeInfo, Outcome, Phase, RunSettings
 from rallypoint.errors import LedgerLimitError
@@ -61,18 +61,19 @@ class FlakyLedger(Ledger):
 
 
 class Bench:
-    """One run on a hub whose commits go to a flaky ledger, with one node that wants a round."""
+    """One run on a coordinator whose commits go to a flaky ledger, with one node that wants a
+    round."""
 
     def __init__(self, script: list[str]) -> None:
         self.ledger = FlakyLedger(script)
         self.committer = Committer(self.ledger)
-        self.hub = Hub(
+        self.coordinator = Coordinator(
             CoordinatorConfig(),
             ledger_id=self.ledger.ledger_id,
             commit=self.committer.commit,
             clock=StallProofClock(asyncio.get_running_loop().time),
         )
-        self.run: RunHost = self.hub.open_run("run")
+        self.run: HostedRun = self.coordinator.open_run("run")
         self.phases: list[Phase] = []
 
     def node(self, name: str) -> None:
@@ -86,7 +87,7 @@ class Bench:
                 phase = self.run.membership.phase
                 if not self.phases or self.phases[-1] is not phase:
                     self.phases.append(phase)
-                self.hub.tick()
+                self.coordinator.tick()
                 await asyncio.sleep(0.001)
 
 

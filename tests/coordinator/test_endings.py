@@ -17,7 +17,7 @@ import pytest
 from rallypoint.client.sockets import ResettingSocket
 from rallypoint.client.transport import Connection, connect
 from rallypoint.clock import SETTLED_S, StallProofClock
-from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.server import CoordinatorServer, bind
 from rallypoint.core import events as on
 from rallypoint.core.values import Address, ConnectionEnd, NodeInfo, RunSettings, Stamp
@@ -52,16 +52,16 @@ class Ends:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.found: list[tuple[str, ConnectionEnd]] = []
         self.said: list[str] = []
-        post = RunHost.post
+        post = HostedRun.post
 
-        def noted(run: RunHost, event: on.Event) -> None:
+        def noted(run: HostedRun, event: on.Event) -> None:
             if isinstance(event, on.ConnectionLost):
                 self.found.append((event.node.name, event.how))
             if isinstance(event, on.NodeLeft):
                 self.said.append(event.reason)
             post(run, event)
 
-        monkeypatch.setattr(RunHost, "post", noted)
+        monkeypatch.setattr(HostedRun, "post", noted)
 
     async def of(self, name: str) -> ConnectionEnd:
         await until(lambda: name in dict(self.found), f"no end of {name} was told")
@@ -82,7 +82,7 @@ async def served(
     port = sock.getsockname()[1]
     async with CoordinatorServer() as server:
         if clock is not None:
-            server.hub.clock = clock
+            server.coordinator.clock = clock
         await server.start([sock])
         yield server, port
 
@@ -148,7 +148,7 @@ def test_r8_a_fin_of_a_direct_node_is_its_process_s_end(run: Any, ends: Ends) ->
             node = await attached(port)
             node.die()
             assert await ends.of("a") is ConnectionEnd.PROCESS_ENDED
-            roster = server.hub.runs["run"].membership.roster
+            roster = server.coordinator.runs["run"].membership.roster
             await until(lambda: "a" not in roster, "it was not lost")
 
     run(main)
@@ -176,7 +176,7 @@ def test_all_that_came_before_the_fin_counts_first(run: Any, ends: Ends) -> None
             node.die()
             await ends.of("a")
             assert ends.said == ["last words"]
-            change = server.hub.runs["run"].membership._departure_history.change("a")
+            change = server.coordinator.runs["run"].membership._departure_history.change("a")
             assert change is not None
             assert change.detail == "last words"
 
@@ -191,7 +191,7 @@ def test_a_fin_of_a_node_behind_a_proxy_proves_nothing(run: Any, ends: Ends) -> 
                 node = await attached(proxy.sockets[0].getsockname()[1])
                 node.die()
                 assert await ends.of("a") is ConnectionEnd.FIN
-                assert "a" in server.hub.runs["run"].membership.roster
+                assert "a" in server.coordinator.runs["run"].membership.roster
 
     run(main)
 
@@ -227,7 +227,7 @@ def test_a_websocket_close_is_no_death(run: Any, ends: Ends) -> None:
             node.connection.close("as agreed")
             await node.connection.wait_closed()
             assert await ends.of("a") is ConnectionEnd.CLOSE
-            assert "a" in server.hub.runs["run"].membership.roster
+            assert "a" in server.coordinator.runs["run"].membership.roster
 
     run(main)
 
@@ -238,7 +238,7 @@ def test_a_node_that_drops_its_connection_resets_it(run: Any, ends: Ends) -> Non
             node = await attached(port)
             node.connection.abort("silence")
             assert await ends.of("a") is ConnectionEnd.RESET
-            assert "a" in server.hub.runs["run"].membership.roster
+            assert "a" in server.coordinator.runs["run"].membership.roster
 
     run(main)
 
@@ -247,7 +247,7 @@ def test_what_the_coordinator_ends_is_its_own_doing(run: Any, ends: Ends) -> Non
     async def main() -> None:
         async with served() as (server, port):
             node, other = await attached(port), await attached(port, "b")
-            sessions = {s.node.name: s for s in server.hub.sessions.values() if s.node}
+            sessions = {s.node.name: s for s in server.coordinator.sessions.values() if s.node}
             sessions["a"].close("not any more")
             sessions["b"].outlet.abort()
             assert await ends.of("a") is ConnectionEnd.OURS
@@ -274,7 +274,7 @@ def test_a_fin_that_may_belong_to_a_stall_of_the_coordinator_proves_nothing(
 
             for _ in range(int(SETTLED_S / 0.1) + 1):  # it runs again, and hears the node again
                 source.added_s += 0.1
-                server.hub.now_s()
+                server.coordinator.now_s()
             nodes[1].heard.clear()
             nodes[1].connection.send(wire.encode(wire.Heartbeat(Stamp())))
             await nodes[1].says(wire.Beat)
@@ -288,7 +288,7 @@ def test_a_peer_that_cannot_be_reached_any_more_is_a_timeout(run: Any, ends: End
     async def main() -> None:
         async with served() as (server, port):
             node = await attached(port)
-            [session] = server.hub.sessions.values()
+            [session] = server.coordinator.sessions.values()
             transport: Any = session.outlet._transport  # type: ignore[attr-defined]
             transport.get_protocol().connection_lost(TimeoutError(110, "Connection timed out"))
             assert await ends.of("a") is ConnectionEnd.TIMEOUT
@@ -304,7 +304,7 @@ def test_r8_a_death_is_known_though_writing_to_it_fails_first(run: Any, ends: En
     async def main() -> None:
         async with served() as (server, port):
             nodes = [await attached(port, name) for name in ("a", "b", "c")]
-            outlets = [session.outlet for session in server.hub.sessions.values()]
+            outlets = [session.outlet for session in server.coordinator.sessions.values()]
             for node in nodes:
                 node.connection._transport.pause_reading()  # type: ignore[union-attr]
             nodes[1].send(wire.Goodbye, "last words")

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.garbage_collector import Keeping, Sweeper
+from rallypoint.coordinator.garbage_collector import GarbageCollector, Keeping
 from rallypoint.coordinator.round_log import first_log
 from rallypoint.core import election as e
 from rallypoint.core.values import Address, CloseRecord, NodeId, Outcome
 from rallypoint.ledger.keys import FLOOR, lease_key, log_name, run_key
 from rallypoint.ledger.memory import MemoryLedger
-from tests.coordinator.test_run_ownership import coordinator, has_begun
+from tests.coordinator.test_run_ownership import has_begun, new_coordinator
 from tests.loops import run_virtual
 
 KEEPING = Keeping(closed_run_s=10.0, open_run_s=100.0, lease_s=10.0)
@@ -48,9 +48,9 @@ async def keys_after(
     await ledger.open()
     for key, value in registers.items():
         await ledger.swap(key, None, value)
-    sweeper = Sweeper(ledger, KEEPING, lambda run_id: run_id == mine, claim)
+    garbage_collector = GarbageCollector(ledger, KEEPING, lambda run_id: run_id == mine, claim)
     for now_s in times:
-        await sweeper.sweep(now_s)
+        await garbage_collector.sweep(now_s)
     return tuple(key for key in await ledger.keys("") if key != FLOOR)
 
 
@@ -91,12 +91,12 @@ def test_a_register_that_moves_is_alive() -> None:
     async def scenario() -> tuple[str, ...]:
         ledger = MemoryLedger()
         await ledger.open()
-        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False, nobody)
+        garbage_collector = GarbageCollector(ledger, KEEPING, lambda run_id: False, nobody)
         version = None
         for beat in range(1, 6):
             await ledger.swap(lease_key("p"), version, a_lease(beat=beat))
             version = beat
-            await sweeper.sweep(beat * 9.0)
+            await garbage_collector.sweep(beat * 9.0)
         return await ledger.keys("")
 
     assert asyncio.run(scenario()) == (lease_key("p"),)
@@ -107,9 +107,9 @@ def test_a_dead_lease_is_revoked_first_and_goes_later() -> None:
         ledger = MemoryLedger()
         await ledger.open()
         await ledger.swap(lease_key("p"), None, a_lease())
-        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False, nobody)
+        garbage_collector = GarbageCollector(ledger, KEEPING, lambda run_id: False, nobody)
         for now_s in times:
-            await sweeper.sweep(now_s)
+            await garbage_collector.sweep(now_s)
         found = await ledger.read(lease_key("p"))
         return e.decode_lease(found.value).state if found else None
 
@@ -124,9 +124,9 @@ def test_the_log_of_a_swept_run_goes_with_it() -> None:
         await ledger.open()
         await ledger.swap(run_key("r"), None, CLOSED)
         await ledger.append(first_log(1, 1).name("r"), 0, b"record")
-        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False, nobody)
+        garbage_collector = GarbageCollector(ledger, KEEPING, lambda run_id: False, nobody)
         for now_s in (0.0, 101.0):
-            await sweeper.sweep(now_s)
+            await garbage_collector.sweep(now_s)
         return await ledger.logs("")
 
     assert asyncio.run(scenario()) == ()
@@ -142,9 +142,9 @@ def test_the_log_of_a_run_whose_id_begins_alike_stays(closed: str) -> None:
         for run_id, value in ((closed, a_run(closed, CLOSE)), (alive, a_run(alive))):
             await ledger.swap(run_key(run_id), None, value)
             await ledger.append(log_name(run_id, 1, 1, 0, 1), 0, b"record")
-        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False, nobody)
+        garbage_collector = GarbageCollector(ledger, KEEPING, lambda run_id: False, nobody)
         for now_s in (0.0, 11.0):
-            await sweeper.sweep(now_s)
+            await garbage_collector.sweep(now_s)
         assert await ledger.keys("") == (FLOOR, run_key(alive))
         return await ledger.logs("")
 
@@ -172,9 +172,11 @@ async def left_by_a_node(
     ledger = MemoryLedger()
     for key, value in registers.items():
         await ledger.swap(key, None, value)
-    sweeper = Sweeper(ledger, KEEPING, lambda run_id: run_id == "mine", None, sample=sample)
+    garbage_collector = GarbageCollector(
+        ledger, KEEPING, lambda run_id: run_id == "mine", None, sample=sample
+    )
     for now_s in times:
-        await sweeper.sweep(now_s)
+        await garbage_collector.sweep(now_s)
     return tuple(key for key in await ledger.keys("") if key != FLOOR)
 
 
@@ -195,12 +197,12 @@ def test_but_none_whose_owner_serves() -> None:
     async def scenario() -> e.RunRegister:
         ledger = MemoryLedger()
         await ledger.swap(run_key("r"), None, a_run())
-        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False, None, sample=64)
+        garbage_collector = GarbageCollector(ledger, KEEPING, lambda run_id: False, None, sample=64)
         version = None
         for beat in range(1, 40):
             await ledger.swap(lease_key("p"), version, a_lease(beat=beat))
             version = beat
-            await sweeper.sweep(beat * 9.0)
+            await garbage_collector.sweep(beat * 9.0)
         found = await ledger.read(run_key("r"))
         assert found is not None
         return e.decode_run(found.value)
@@ -227,15 +229,15 @@ def test_the_owner_of_an_elected_run_sweeps_and_its_other_candidates_do_not(
         ledger = MemoryLedger()
         looks: list[object] = []
 
-        async def look(sweeper: Sweeper, now_s: float) -> None:
-            looks.append(sweeper)
+        async def look(garbage_collector: GarbageCollector, now_s: float) -> None:
+            looks.append(garbage_collector)
 
-        monkeypatch.setattr(Sweeper, "sweep", look)
+        monkeypatch.setattr(GarbageCollector, "sweep", look)
         config = CoordinatorConfig(only_run="run", own_node=NodeId("n", 1))
-        first, hub = await coordinator(ledger, 1, config)
+        first, coordinator = await new_coordinator(ledger, 1, config)
         first.claim("run")
-        await has_begun(hub, "run")
-        second, _ = await coordinator(ledger, 2, config)
+        await has_begun(coordinator, "run")
+        second, _ = await new_coordinator(ledger, 2, config)
         second.claim("run")
         await asyncio.sleep(1_000.0)
         assert 2 <= len(looks) <= 5
@@ -255,9 +257,9 @@ def test_a_log_that_a_deposed_coordinator_made_for_a_removed_run_goes() -> None:
         await ledger.swap(run_key("there"), None, a_run("there"))
         for log in (lost, kept):
             await ledger.append(log, 0, b"header")
-        sweeper = Sweeper(ledger, KEEPING, lambda run_id: False, nobody)
+        garbage_collector = GarbageCollector(ledger, KEEPING, lambda run_id: False, nobody)
         for now_s in times:
-            await sweeper.sweep(now_s)
+            await garbage_collector.sweep(now_s)
         return await ledger.logs("")
 
     assert asyncio.run(scenario([0.0, 9.0])) == (lost, kept)

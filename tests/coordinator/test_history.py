@@ -1,6 +1,7 @@
 """A run's history survives its coordinators, and says whose clock each time is by (R9).
 
-In virtual time, as test_run_ownership.py; the wall clocks of the two coordinators are an hour apart.
+In virtual time, as test_run_ownership.py; the wall clocks of the two coordinators are an hour
+apart.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import pytest
 
 from rallypoint.coordinator import status
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.coordinator import Hub
-from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.coordinator import Coordinator
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.ledger_view import detail, look
-from rallypoint.coordinator.run_ownership import SharedRuns
+from rallypoint.coordinator.run_ownership import RunOwnership
 from rallypoint.coordinator.status import RunStatus
 from rallypoint.core import events as on
 from rallypoint.core.past import NO_PAST
@@ -37,7 +38,7 @@ from rallypoint.core.values import (
 from rallypoint.ledger.contract import SwapOutcome, Swapped
 from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
-from tests.coordinator.test_run_ownership import coordinator, has_begun, until
+from tests.coordinator.test_run_ownership import has_begun, new_coordinator, until
 from tests.loops import run_virtual
 
 SETTINGS = RunSettings(
@@ -82,21 +83,21 @@ class Held(MemoryLedger):
 class Case:
     """A coordinator with the run, and what its nodes say. Its clock ticks."""
 
-    def __init__(self, shared: SharedRuns, hub: Hub) -> None:
-        self.shared, self.hub = shared, hub
+    def __init__(self, shared: RunOwnership, coordinator: Coordinator) -> None:
+        self.shared, self.coordinator = shared, coordinator
         self._ticking = asyncio.ensure_future(self._tick())
 
     @classmethod
     async def begun(cls, ledger: MemoryLedger, port: int, host: str) -> Case:
         config = CoordinatorConfig(lease_ttl_s=0.3, clock_host=host)
-        case = cls(*await coordinator(ledger, port, config))
+        case = cls(*await new_coordinator(ledger, port, config))
         case.shared.claim("run")
-        await has_begun(case.hub, "run")
+        await has_begun(case.coordinator, "run")
         return case
 
     async def _tick(self) -> None:
         while True:
-            self.hub.tick()
+            self.coordinator.tick()
             await asyncio.sleep(0.01)
 
     async def aclose(self) -> None:
@@ -105,8 +106,8 @@ class Case:
         await self.shared.aclose()
 
     @property
-    def run(self) -> RunHost:
-        return self.hub.runs["run"]
+    def run(self) -> HostedRun:
+        return self.coordinator.runs["run"]
 
     def come(self, *names: str, incarnation: int = 1) -> None:
         for name in names:
@@ -138,7 +139,7 @@ class Case:
 
     def status(self) -> RunStatus:
         """As HTTP gives it, so that it has all fields, of the right types."""
-        shown = status.status_of(self.hub, self.run, None, [])
+        shown = status.status_of(self.coordinator, self.run, None, [])
         return msgspec.json.decode(msgspec.json.encode(shown), type=RunStatus)
 
 

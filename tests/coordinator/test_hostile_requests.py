@@ -103,7 +103,7 @@ def test_a_peer_that_pings_and_goes_is_no_error(caplog: pytest.LogCaptureFixture
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write((UPGRADE + KEY + "\r\n").encode())
             await reader.readuntil(b"\r\n\r\n")
-            (session,) = server.hub.sessions.values()
+            (session,) = server.coordinator.sessions.values()
             protocol = session.outlet._transport.get_protocol()  # type: ignore[attr-defined]
             ping = b"\x89\x80\0\0\0\0"
             protocol.data_received(ping)
@@ -155,7 +155,7 @@ def test_who_goes_in_the_middle_of_a_body_is_no_error(
 ) -> None:
     async def main() -> None:
         async with served() as (server, port), opened(f"http://127.0.0.1:{port}"):
-            count = len(server.hub.sessions)
+            count = len(server.coordinator.sessions)
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"POST /api/v1/runs/run/close HTTP/1.1\r\nHost: 127.0.0.1\r\n" + rest)
             assert server._runner is not None

@@ -88,7 +88,7 @@ def test_small_answers_that_nobody_reads_end_their_connection(
     async def main() -> None:
         async with served(CoordinatorConfig(token=TOKEN)) as (server, port):
             for number in range(50):
-                server.hub.open_run(f"{number:04d}" + "x" * 1_000)
+                server.coordinator.open_run(f"{number:04d}" + "x" * 1_000)
             _, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**10)
             assert server._runner is not None
             web = server._runner.server
@@ -113,12 +113,12 @@ def test_a_peer_that_goes_in_the_middle_of_a_large_answer_is_no_error(
     async def main() -> None:
         async with served(CoordinatorConfig(token=TOKEN)) as (server, port):
             for number in range(1_000):
-                server.hub.open_run(f"{number:04d}" + "x" * 1_000)
+                server.coordinator.open_run(f"{number:04d}" + "x" * 1_000)
             for _ in range(3):
                 async with sent(port, LIST * 20):
                     await until(lambda: waits(server), "the kernel takes no more")
             await until(lambda: open_now(server) == 0, "they have ended")
-            assert server.hub.people.used == 0
+            assert server.coordinator.people.used == 0
 
     with caplog.at_level(logging.INFO):
         run_clean(main)

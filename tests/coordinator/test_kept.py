@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.session import BEFORE_ATTACH_BYTES_MAX, CLOSE_S, UNREAD_S
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.store.store import (
@@ -54,20 +54,20 @@ def fill(network: Network, node: Node, size: int = MIB) -> StoreFailure:
     raise AssertionError("there is no limit")
 
 
-def check_sums(hub: Hub) -> None:
+def check_sums(coordinator: Coordinator) -> None:
     """Each run's share is the sum of what is kept for it, and the budget that of the shares."""
     total = 0
-    for run in hub.runs.values():
-        sessions = [each for each in hub.sessions.values() if each._share is run.share]
+    for run in coordinator.runs.values():
+        sessions = [each for each in coordinator.sessions.values() if each._share is run.share]
         kept = sum(each._kept for each in sessions) + sum(run._kept_members.values())
         store = run.store.footprint() if run.store is not None else 0
         pinned = sum(len(value) for value, _ in run.pins._held.values())
         others = run._kept_table + run._past.bytes + run._held._bytes
         assert run.share.used == kept + store + pinned + others
         total += run.share.used
-    assert hub.budget.used == total + hub.unattached.used
-    waiting = sum(each._kept for each in hub.sessions.values() if each.run is None)
-    assert hub.unattached.used == waiting
+    assert coordinator.budget.used == total + coordinator.unattached.used
+    waiting = sum(each._kept for each in coordinator.sessions.values() if each.run is None)
+    assert coordinator.unattached.used == waiting
 
 
 def test_a_run_that_takes_all_it_can_leaves_room_for_the_others() -> None:
@@ -80,8 +80,8 @@ def test_a_run_that_takes_all_it_can_leaves_room_for_the_others() -> None:
     assert answer(network, other, other.call(Set("key", bytes(4 * MIB)))) == StoreValue(None)
     late = alone(network, "late")
     assert answer(network, late, late.call(Set("key", bytes(4 * MIB)))) == StoreValue(None)
-    assert network.hub.budget.used < LIMIT_BYTES
-    check_sums(network.hub)
+    assert network.coordinator.budget.used < LIMIT_BYTES
+    check_sums(network.coordinator)
 
 
 def test_a_run_at_its_limit_can_read_and_make_room() -> None:
@@ -95,7 +95,7 @@ def test_a_run_at_its_limit_can_read_and_make_room() -> None:
     refused = answer(network, node, node.call(Wait(("never",) * 10_000)))
     assert isinstance(refused, StoreFailure)
     assert refused.code == LIMIT
-    check_sums(network.hub)
+    check_sums(network.coordinator)
 
 
 def test_a_call_that_was_refused_may_be_sent_again() -> None:
@@ -148,16 +148,16 @@ def test_answers_that_nobody_reads_take_no_more_than_the_values() -> None:
     links = [node.link for node in nodes]
     assert all(link is not None and link.is_open for link in links)
     assert all(link is not None and link.backlog_bytes() < 3 * UNSENT_BYTES_MAX for link in links)
-    assert network.hub.budget.used < 3 * 3 * MIB
-    check_sums(network.hub)
+    assert network.coordinator.budget.used < 3 * 3 * MIB
+    check_sums(network.coordinator)
     for node in nodes:
         node.is_deaf = False
     network.advance(1.0)
     wanted = StoreValue((bytes(MIB),) * 16)
     assert all(node.answers[max(node.answers)] == wanted for node in nodes)
     assert all(len(node.answers) == 6 for node in nodes)
-    assert not network.hub.unread
-    check_sums(network.hub)
+    assert not network.coordinator.unread
+    check_sums(network.coordinator)
 
 
 def test_what_waits_comes_in_order_and_beats_are_not_piled_up() -> None:
@@ -198,12 +198,12 @@ def test_a_value_that_is_overwritten_counts_while_somebody_has_yet_to_read_it() 
     assert before < 9 * MIB, "counted for each that has yet to read it"
     answer(network, writer, writer.call(Set("key", b"")))
     assert network.run.share.used > 4 * MIB
-    check_sums(network.hub)
+    check_sums(network.coordinator)
     for reader in readers:
         reader.cut()
     network.settle()
     assert network.run.share.used < MIB
-    check_sums(network.hub)
+    check_sums(network.coordinator)
 
 
 def test_a_peer_that_reads_nothing_is_closed_with_the_reason_and_resumes(
@@ -224,7 +224,7 @@ def test_a_peer_that_reads_nothing_is_closed_with_the_reason_and_resumes(
     node.is_deaf = False
     network.until(lambda: len(node.answers) == 2)
     assert not node.refused
-    check_sums(network.hub)
+    check_sums(network.coordinator)
 
 
 def test_a_peer_that_reads_slowly_is_not_closed() -> None:
@@ -263,8 +263,8 @@ def test_a_refusal_comes_behind_the_message_that_is_under_way() -> None:
     assert requests[0] in node.answers
     network.advance(2 * CLOSE_S)
     assert node.link is None
-    assert not network.hub.unread
-    check_sums(network.hub)
+    assert not network.coordinator.unread
+    check_sums(network.coordinator)
 
 
 def test_small_answers_that_nobody_reads_are_bounded_for_each_connection() -> None:
@@ -303,13 +303,13 @@ def test_messages_that_are_not_whole_yet_count_and_before_attach_none_is_large()
     assert message.result.code == LIMIT
     assert "8 MiB more" in message.result.message
     session.arrived(8 * MIB)
-    check_sums(network.hub)
+    check_sums(network.coordinator)
     stranger = network.node("stranger", ALONE, run_id="other")
     assert stranger.link is not None
     fresh = stranger.link.session
     assert fresh is not None
     assert fresh.announced(BEFORE_ATTACH_BYTES_MAX)
-    assert network.hub.unattached.used > BEFORE_ATTACH_BYTES_MAX
+    assert network.coordinator.unattached.used > BEFORE_ATTACH_BYTES_MAX
     fresh.arrived(BEFORE_ATTACH_BYTES_MAX)
     assert not fresh.announced(BEFORE_ATTACH_BYTES_MAX + 1)
     fresh.skipped(b"", BEFORE_ATTACH_BYTES_MAX + 1)
@@ -328,13 +328,13 @@ def test_all_is_given_back_when_runs_and_connections_are_over() -> None:
         node.is_deaf = True
         node.call(MultiGet(("key",) * 3))
     network.advance(1.0)
-    assert network.hub.budget.used > 3 * MIB
+    assert network.coordinator.budget.used > 3 * MIB
     for node in nodes:
         node.reconnects = False
         node.cut()
     network.settle()
-    check_sums(network.hub)
+    check_sums(network.coordinator)
     network.advance(30.0)
-    network.until(lambda: not network.hub.runs, 2_000.0)
-    assert network.hub.budget.used == 0
-    assert not network.hub.unread
+    network.until(lambda: not network.coordinator.runs, 2_000.0)
+    assert network.coordinator.budget.used == 0
+    assert not network.coordinator.unread

@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.core.values import Address
 from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Versioned
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
 from tests.coordinator.test_ownership_troubles import Asking, formed, stamp_of
-from tests.coordinator.test_run_ownership import CONFIG, coordinator, until
+from tests.coordinator.test_run_ownership import CONFIG, new_coordinator, until
 from tests.loops import run_virtual
 
 RENEW_S = CONFIG.lease_ttl_s / 3
@@ -55,9 +55,9 @@ class Counted(MemoryLedger):
 class OfRun(Asking):
     """A node of a run of its own."""
 
-    def __init__(self, hub: Hub, name: str, run_id: str) -> None:
+    def __init__(self, coordinator: Coordinator, name: str, run_id: str) -> None:
         self.run_id = run_id
-        super().__init__(hub, name)
+        super().__init__(coordinator, name)
 
     def say(self, message: wire.FromNode) -> None:
         if isinstance(message, wire.Attach):
@@ -75,8 +75,8 @@ def test_forming_a_round_takes_few_operations() -> None:
 
     async def main() -> None:
         ledger = Counted()
-        shared, hub = await coordinator(ledger, 1)
-        node = Asking(hub)
+        shared, coordinator = await new_coordinator(ledger, 1)
+        node = Asking(coordinator)
         await formed(node)
         assert len(ledger.asked) <= 7, ledger.asked
         ledger.asked.clear()
@@ -93,9 +93,9 @@ def test_forming_a_round_takes_few_operations() -> None:
 def test_an_idle_coordinator_only_renews_its_lease(runs: int) -> None:
     async def main() -> None:
         ledger = Counted()
-        shared, hub = await coordinator(ledger, 1)
+        shared, coordinator = await new_coordinator(ledger, 1)
         for number in range(runs):
-            await formed(OfRun(hub, "a", f"run{number}"))
+            await formed(OfRun(coordinator, "a", f"run{number}"))
         await asyncio.sleep(RENEW_S)
         ledger.asked.clear()
         ledger.renewals = 0

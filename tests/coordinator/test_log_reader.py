@@ -20,7 +20,7 @@ from rallypoint.coordinator.log_records import (
     seal_record,
 )
 from rallypoint.coordinator.round_log import LogId, first_log, older
-from rallypoint.coordinator.store_log import DurableStore
+from rallypoint.coordinator.store_log import StoreLog
 from rallypoint.core.store.store import RoundStore, Set
 from rallypoint.core.values import Address, RoundHead
 from rallypoint.errors import LedgerUnreachableError
@@ -42,7 +42,7 @@ class Owner:
 
     def __init__(self, ledger: Ledger, sealed: SealedLog | None = None, term: int = 1) -> None:
         self.ledger = ledger
-        self.store = DurableStore(
+        self.store = StoreLog(
             sealed.replay.store if sealed else RoundStore(SEATS),
             term,
             run_id="run",

@@ -165,7 +165,7 @@ def test_short_waits_beside_a_long_one_leave_no_timers():
     for _ in range(20):
         a.call(Get("short"), timeout_s=0.01)
         network.advance(0.02)
-    late = [due_s for due_s, _, _ in network.hub._timers._heap if due_s > 3_000.0]
+    late = [due_s for due_s, _, _ in network.coordinator._timers._heap if due_s > 3_000.0]
     assert len(late) == 1
 
 
@@ -284,7 +284,7 @@ def test_r5_what_is_older_than_what_was_seen_changes_nothing():
 def test_a_refusal_counts_though_it_was_given_before_the_run_was_looked_at():
     network = Network(CoordinatorConfig())
     a, _ = met(network)
-    network.hub.config = CoordinatorConfig(only_run="another")
+    network.coordinator.config = CoordinatorConfig(only_run="another")
     a.cut()
     network.until(lambda: a.refused is not None, 2.0)
     assert a.refused is not None
@@ -294,11 +294,11 @@ def test_a_refusal_counts_though_it_was_given_before_the_run_was_looked_at():
 def test_a_limit_is_not_final_for_a_node_that_was_in_the_run():
     network = Network(CoordinatorConfig(sessions_max=3))
     a, _ = met(network)
-    network.hub.config = CoordinatorConfig(sessions_max=0)
+    network.coordinator.config = CoordinatorConfig(sessions_max=0)
     a.cut()
     network.advance(2.0)
     assert a.refused is None
-    network.hub.config = CoordinatorConfig(sessions_max=3)
+    network.coordinator.config = CoordinatorConfig(sessions_max=3)
     network.until(lambda: a.machine.is_attached, 10.0)
 
 
@@ -430,7 +430,7 @@ def test_a_run_that_was_forgotten_is_lost_to_its_nodes():
     for node in (a, b):
         node.reconnects = False
         node.cut()
-    network.until(lambda: RUN not in network.hub.runs, 300.0)
+    network.until(lambda: RUN not in network.coordinator.runs, 300.0)
     a.connect()
     network.settle()
     assert a.refused is not None
@@ -445,7 +445,7 @@ def test_a_run_that_begins_again_after_it_was_forgotten_has_higher_tokens():
     for node in (a, b):
         node.reconnects = False
         node.cut()
-    network.until(lambda: RUN not in network.hub.runs, 300.0)
+    network.until(lambda: RUN not in network.coordinator.runs, 300.0)
     fresh = [network.node(name, TWO, incarnation=7) for name in ("c", "d")]
     for node in fresh:
         node.ready()
@@ -465,7 +465,7 @@ def test_a_run_whose_connections_all_broke_is_not_forgotten_while_its_members_ma
         node.reconnects = False
         node.cut()
     network.advance(0.6)  # a few looks, within reconnect_grace
-    assert RUN in network.hub.runs
+    assert RUN in network.coordinator.runs
     for node in nodes:
         node.connect()
     network.settle()
@@ -625,7 +625,7 @@ def test_a_connection_that_never_attaches_is_closed():
     assert link.is_open or a.dropped
     network.advance(2.0)
     assert not link.is_open
-    assert not network.hub.sessions
+    assert not network.coordinator.sessions
 
 
 # -- what is pushed --------------------------------------------------------------------------------

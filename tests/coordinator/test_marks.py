@@ -10,7 +10,7 @@ import asyncio
 from rallypoint.core import events as on
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.values import Failure, FailureKind, MemberState, NodeId, Phase
-from tests.coordinator.test_run_ownership import coordinator, has_begun, until
+from tests.coordinator.test_run_ownership import has_begun, new_coordinator, until
 from tests.coordinator.test_tables import NODES, CountingLedger, come, met
 from tests.loops import run_virtual
 
@@ -22,14 +22,14 @@ def node(i: int) -> NodeId:
 def test_many_that_are_done_are_a_few_swaps_and_none_is_awaited_by_the_successor() -> None:
     async def main() -> None:
         ledger = CountingLedger()
-        first, hub = await coordinator(ledger, 1)
+        first, coordinator = await new_coordinator(ledger, 1)
         first.claim("run")
-        await has_begun(hub, "run")
-        await met(ledger, hub)
+        await has_begun(coordinator, "run")
+        await met(ledger, coordinator)
         before = await ledger.head()
         ledger.unsure.append("runs/")
         for i in range(NODES - 1):
-            hub.runs["run"].post(on.NodeDone(node(i), 1))
+            coordinator.runs["run"].post(on.NodeDone(node(i), 1))
         while len(ranks_in((await ledger.head()).marks.done)) < NODES - 1:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         after = await ledger.head()
@@ -37,7 +37,7 @@ def test_many_that_are_done_are_a_few_swaps_and_none_is_awaited_by_the_successor
         assert after.table == before.table
         await first.aclose()
 
-        second, other = await coordinator(ledger, 2)
+        second, other = await new_coordinator(ledger, 2)
         second.claim("run")
         await has_begun(other, "run")
         membership = other.runs["run"].membership
@@ -55,11 +55,11 @@ def test_many_that_are_done_are_a_few_swaps_and_none_is_awaited_by_the_successor
 def test_a_round_that_was_broken_is_broken_for_the_successor_and_charged_once() -> None:
     async def main() -> None:
         ledger = CountingLedger()
-        first, hub = await coordinator(ledger, 1)
+        first, coordinator = await new_coordinator(ledger, 1)
         first.claim("run")
-        await has_begun(hub, "run")
-        await met(ledger, hub)
-        run = hub.runs["run"]
+        await has_begun(coordinator, "run")
+        await met(ledger, coordinator)
+        run = coordinator.runs["run"]
         run.post(on.WorkerFailed(node(0), 1, Failure(FailureKind.COMMUNICATION, "gloo")))
         run.post(on.NodeLeft(node(1), "preempted"))
         while (await ledger.head()).marks.ended is None:  # noqa: ASYNC110
@@ -68,7 +68,7 @@ def test_a_round_that_was_broken_is_broken_for_the_successor_and_charged_once() 
         assert ranks_in(head.marks.gone) == {1}
         await first.aclose()
 
-        second, other = await coordinator(ledger, 2)
+        second, other = await new_coordinator(ledger, 2)
         second.claim("run")
         await has_begun(other, "run")
         membership = other.runs["run"].membership

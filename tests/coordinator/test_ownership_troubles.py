@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from rallypoint.coordinator import store_log
-from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.log_reader import RETRY_S
 from rallypoint.coordinator.log_records import (
     FORMAT,
@@ -18,7 +18,7 @@ from rallypoint.coordinator.log_records import (
     encode_record,
 )
 from rallypoint.coordinator.round_log import first_log
-from rallypoint.coordinator.run_ownership import SharedRuns
+from rallypoint.coordinator.run_ownership import RunOwnership
 from rallypoint.core import events as on
 from rallypoint.core import tables
 from rallypoint.core.election import decode_lease, decode_run, encode, revoked_by
@@ -49,7 +49,7 @@ from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown, Vers
 from rallypoint.ledger.keys import lease_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
-from tests.coordinator.test_run_ownership import CONFIG, coordinator, has_begun, until
+from tests.coordinator.test_run_ownership import CONFIG, has_begun, new_coordinator, until
 from tests.loops import run_virtual
 from tests.outlets import WholeMessages
 
@@ -61,9 +61,9 @@ class Asking(WholeMessages):
 
     peer = "127.0.0.1"
 
-    def __init__(self, hub: Hub, name: str = "a") -> None:
+    def __init__(self, coordinator: Coordinator, name: str = "a") -> None:
         self.said: list[wire.FromCoordinator] = []
-        self._session = hub.connected(self)
+        self._session = coordinator.connected(self)
         info, settings = NodeInfo(name, 1, f"host-{name}"), RunSettings()
         stamp = Stamp("", 0, 0)
         self.say(wire.Attach(stamp, wire.VERSION, "run", info, settings))
@@ -128,15 +128,15 @@ class Troubled(MemoryLedger):
         return await super().swap(key, expected, value)
 
 
-async def a_round(ledger: Troubled) -> tuple[Hub, Asking]:
+async def a_round(ledger: Troubled) -> tuple[Coordinator, Asking]:
     """A coordinator that dies after round 1 of one node was formed and a write was acknowledged."""
-    shared, hub = await coordinator(ledger, 1)
-    node = Asking(hub)
+    shared, coordinator = await new_coordinator(ledger, 1)
+    node = Asking(coordinator)
     await formed(node)
     node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
     await until(lambda: any(isinstance(each, wire.StoreAnswer) for each in node.said))
     await shared.aclose()
-    return hub, node
+    return coordinator, node
 
 
 async def formed(node: Asking) -> None:
@@ -177,22 +177,22 @@ def test_a_log_that_cannot_be_read_is_left_alone_and_its_nodes_are_told(spoil) -
         ledger = Troubled()
         await a_round(ledger)
         log = LOG
-        second, hub = await coordinator(ledger, 2)
+        second, coordinator = await new_coordinator(ledger, 2)
         spoil(ledger, log)
         second.claim("run")
-        await until(lambda: second.office.may_decide("run"))
+        await until(lambda: second.lease_manager.may_decide("run"))
         before = list(ledger._logs[log])
-        node = Asking(hub)
+        node = Asking(coordinator)
         await until(lambda: bool(node.refusals()))
         (refusal,) = node.refusals()
         assert "'run' cannot be taken over" in refusal.message
         assert refusal.hint
         # A node that knows of a higher term must not take it for an older coordinator's.
         assert node.said[-1].stamp == Stamp(ledger.ledger_id, 0, 0)
-        assert "run" not in hub.runs
+        assert "run" not in coordinator.runs
         assert ledger._logs[log] == before
         # Whoever asks again is told again; who does not ask, costs nothing.
-        other = Asking(hub, "b")
+        other = Asking(coordinator, "b")
         await until(lambda: bool(other.refusals()))
         calls = ledger.calls
         await asyncio.sleep(3 * RETRY_S)
@@ -211,28 +211,28 @@ def test_what_cannot_be_read_or_written_is_logged_once_and_not_at_each_try(
 
     async def main() -> None:
         ledger = Troubled()
-        shared, hub = await coordinator(ledger, 1)
-        node = Asking(hub)
+        shared, coordinator = await new_coordinator(ledger, 1)
+        node = Asking(coordinator)
         await formed(node)
         ledger.appending = LedgerLimitError("too large")
         node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
-        await until(lambda: hub.runs["run"].membership.phase is Phase.SUSPENDED)
+        await until(lambda: coordinator.runs["run"].membership.phase is Phase.SUSPENDED)
         await asyncio.sleep(5 * RETRY_S)
         assert len(lines("is suspended: ")) == 1
         ledger.appending = None
-        await until(lambda: hub.runs["run"].membership.phase is Phase.ACTIVE)
+        await until(lambda: coordinator.runs["run"].membership.phase is Phase.ACTIVE)
         await shared.aclose()
 
         ledger.listing = LedgerCorruptError("record 0 is damaged")
-        second, hub = await coordinator(ledger, 2)
+        second, coordinator = await new_coordinator(ledger, 2)
         second.claim("run")
-        await until(lambda: second.office.may_decide("run"))
+        await until(lambda: second.lease_manager.may_decide("run"))
         for name in "abc":
-            asking = Asking(hub, name)
+            asking = Asking(coordinator, name)
             await until(lambda asking=asking: bool(asking.refusals()))  # type: ignore[misc]
         assert len(lines("cannot be taken over")) == 1
         ledger.listing = LedgerFormatError("format 9")
-        asking = Asking(hub, "d")
+        asking = Asking(coordinator, "d")
         await until(lambda: bool(asking.refusals()))
         assert len(lines("cannot be taken over")) == 2
         await second.aclose()
@@ -245,7 +245,7 @@ def test_a_log_that_cannot_be_sealed_yet_is_sealed_later() -> None:
     async def main() -> None:
         ledger = Troubled()
         await a_round(ledger)
-        second, hub = await coordinator(ledger, 2)
+        second, coordinator = await new_coordinator(ledger, 2)
         ledger.appending = LedgerFullError("no room")
         ledger.calls = 0
         second.claim("run")
@@ -253,10 +253,10 @@ def test_a_log_that_cannot_be_sealed_yet_is_sealed_later() -> None:
         began_s = loop.time()
         await until(lambda: ledger.calls >= 4)
         assert loop.time() - began_s > RETRY_S  # Not again and again at once.
-        assert not hub.runs["run"].is_claimed
+        assert not coordinator.runs["run"].is_claimed
         ledger.appending = None
-        await has_begun(hub, "run")
-        node = Asking(hub)
+        await has_begun(coordinator, "run")
+        node = Asking(coordinator)
         await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
         node.say(wire.StoreCall(stamp_of(node), 7, Get("k")))
         await until(lambda: any(isinstance(each, wire.StoreAnswer) for each in node.said))
@@ -269,10 +269,10 @@ def test_a_log_that_cannot_be_sealed_yet_is_sealed_later() -> None:
 def test_a_register_that_cannot_be_read_is_asked_for_when_a_node_asks() -> None:
     async def main() -> None:
         ledger = Troubled()
-        shared, hub = await coordinator(ledger, 1)
+        shared, coordinator = await new_coordinator(ledger, 1)
         ledger.reading = LedgerCorruptError("the register is damaged")
         for name in "ab":
-            node = Asking(hub, name)
+            node = Asking(coordinator, name)
             await until(lambda node=node: bool(node.refusals()))  # type: ignore[misc]
             (refusal,) = node.refusals()
             assert "the register is damaged" in refusal.message
@@ -287,12 +287,12 @@ def test_a_register_that_cannot_be_read_is_asked_for_when_a_node_asks() -> None:
 def test_a_commit_that_does_not_fit_suspends_the_run_with_the_reason() -> None:
     async def main() -> None:
         ledger = Troubled()
-        shared, hub = await coordinator(ledger, 1)
+        shared, coordinator = await new_coordinator(ledger, 1)
         ledger.swapping = LedgerLimitError("too large", hint="use another ledger")
-        node = Asking(hub)
+        node = Asking(coordinator)
         await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
         node.say(wire.Ready(stamp_of(node), 0, Address("127.0.0.1", 1), 1))
-        membership = hub.runs["run"].membership
+        membership = coordinator.runs["run"].membership
         await until(lambda: membership.phase is Phase.SUSPENDED)
         assert "too large" in membership.suspended_reason
         assert "use another ledger" in membership.suspended_reason
@@ -308,10 +308,10 @@ def test_a_commit_that_does_not_fit_suspends_the_run_with_the_reason() -> None:
 def test_a_close_that_did_not_fit_is_written_once_the_ledger_takes_it() -> None:
     async def main() -> None:
         ledger = Troubled()
-        shared, hub = await coordinator(ledger, 1)
-        node = Asking(hub)
+        shared, coordinator = await new_coordinator(ledger, 1)
+        node = Asking(coordinator)
         await formed(node)
-        run, before = hub.runs["run"], _sequence(ledger)
+        run, before = coordinator.runs["run"], _sequence(ledger)
         ledger.swapping = LedgerLimitError("too large", hint="use another ledger")
         node.say(wire.CloseRun(stamp_of(node), Outcome.SUCCEEDED, "trained"))
         await until(lambda: run.membership.phase is Phase.SUSPENDED)
@@ -319,7 +319,7 @@ def test_a_close_that_did_not_fit_is_written_once_the_ledger_takes_it() -> None:
         await until(lambda: run.is_closed)
         await asyncio.sleep(RETRY_S)
         assert _sequence(ledger) == before + 1
-        assert hub.runs["run"] is run
+        assert coordinator.runs["run"] is run
         assert not node.refusals()
         await shared.aclose()
 
@@ -329,12 +329,12 @@ def test_a_close_that_did_not_fit_is_written_once_the_ledger_takes_it() -> None:
 def test_a_record_that_the_engine_refuses_waits_for_the_engine() -> None:
     async def main() -> None:
         ledger = Troubled()
-        shared, hub = await coordinator(ledger, 1)
-        node = Asking(hub)
+        shared, coordinator = await new_coordinator(ledger, 1)
+        node = Asking(coordinator)
         await formed(node)
         ledger.appending = LedgerLimitError("too large")
         node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
-        membership = hub.runs["run"].membership
+        membership = coordinator.runs["run"].membership
         await until(lambda: membership.phase is Phase.SUSPENDED)
         assert not any(isinstance(each, wire.StoreAnswer) for each in node.said)
         ledger.appending = None
@@ -367,20 +367,22 @@ class Slow(Troubled):
         return Unknown("no answer") if self.is_mute else await super().swap(key, expected, value)
 
 
-async def overtaken(ledger: Troubled) -> tuple[Slow, SharedRuns, Hub, Asking, SharedRuns]:
+async def overtaken(
+    ledger: Troubled,
+) -> tuple[Slow, RunOwnership, Coordinator, Asking, RunOwnership]:
     """The second coordinator, cut off while it reads the log, and a third that has the run now."""
     await a_round(ledger)
     slow = Slow(ledger)
-    second, hub = await coordinator(slow, 2)
+    second, coordinator = await new_coordinator(slow, 2)
     second.claim("run")
     await until(lambda: slow.is_reading)
-    node = Asking(hub)
+    node = Asking(coordinator)
     slow.is_mute = True
-    third, other = await coordinator(ledger, 3)
+    third, other = await new_coordinator(ledger, 3)
     third.claim("run")
     await has_begun(other, "run")
     assert other.runs["run"].membership.term == 3
-    return slow, second, hub, node, third
+    return slow, second, coordinator, node, third
 
 
 def test_who_is_overtaken_while_it_reads_the_log_sends_its_nodes_away_and_ends_no_run() -> None:
@@ -400,14 +402,14 @@ def test_who_is_overtaken_while_it_reads_the_log_sends_its_nodes_away_and_ends_n
 
 def test_a_run_that_is_won_again_is_begun_though_it_was_still_being_taken_over() -> None:
     async def main() -> None:
-        slow, second, hub, node, third = await overtaken(Troubled())
+        slow, second, coordinator, node, third = await overtaken(Troubled())
         slow.is_mute = False
         await until(lambda: bool(node.refusals()))
         await third.aclose()
         second.claim("run")
-        await has_begun(hub, "run")
-        assert hub.runs["run"].membership.term == 4
-        again = Asking(hub)
+        await has_begun(coordinator, "run")
+        assert coordinator.runs["run"].membership.term == 4
+        again = Asking(coordinator)
         await until(lambda: any(isinstance(each, wire.Welcome) for each in again.said))
         slow.reads.set()
         await asyncio.sleep(2 * RETRY_S)
@@ -424,10 +426,10 @@ def test_a_seal_of_a_later_term_under_a_good_lease_is_no_work_of_a_successor() -
         ledger = Troubled()
         await a_round(ledger)
         ledger._logs[LOG].append(encode_record(Record(FORMAT, 9, is_seal=True)))
-        second, hub = await coordinator(ledger, 2)
+        second, coordinator = await new_coordinator(ledger, 2)
         second.claim("run")
-        await until(lambda: second.office.may_decide("run"))
-        node = Asking(hub)
+        await until(lambda: second.lease_manager.may_decide("run"))
+        node = Asking(coordinator)
         await until(lambda: bool(node.refusals()))
         assert "term 9 has sealed it" in node.refusals()[0].message
         await second.aclose()
@@ -443,8 +445,8 @@ def test_a_log_that_is_gone_ends_the_round_with_the_reason() -> None:
 
     async def main() -> None:
         ledger = Troubled()
-        shared, hub = await coordinator(ledger, 1)
-        node = Asking(hub)
+        shared, coordinator = await new_coordinator(ledger, 1)
+        node = Asking(coordinator)
         await formed(node)
         await answer_to(node, 1, Set("k", b"v"))
         ledger._logs.pop(LOG)
@@ -468,11 +470,11 @@ def test_r5_a_log_that_a_successor_has_dropped_ends_no_round() -> None:
 
     async def main() -> None:
         ledger = Troubled()
-        shared, hub = await coordinator(ledger, 1)
-        node = Asking(hub)
+        shared, coordinator = await new_coordinator(ledger, 1)
+        node = Asking(coordinator)
         await formed(node)
         await answer_to(node, 1, Set("k", b"v"))
-        key = lease_key(shared.office.process)
+        key = lease_key(shared.lease_manager.process)
         lease = await ledger.read(key)
         assert lease is not None
         revoked = revoked_by(decode_lease(lease.value), "successor")
@@ -493,8 +495,8 @@ def test_a_wait_is_answered_when_its_store_ends(ends: str) -> None:
 
     async def main() -> None:
         ledger = Troubled()
-        shared, hub = await coordinator(ledger, 1)
-        node = Asking(hub)
+        shared, coordinator = await new_coordinator(ledger, 1)
+        node = Asking(coordinator)
         await formed(node)
         node.say(wire.StoreCall(stamp_of(node), 1, Wait(("never",))))
         if ends == "the round":
@@ -516,8 +518,8 @@ def test_a_barrier_that_runs_out_of_time_is_in_the_log_and_then_told() -> None:
 
     async def main() -> None:
         ledger = Troubled()
-        shared, hub = await coordinator(ledger, 1)
-        node = Asking(hub)
+        shared, coordinator = await new_coordinator(ledger, 1)
+        node = Asking(coordinator)
         await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
         node.say(wire.Ready(stamp_of(node), 0, Address("127.0.0.1", 1), workers=2))
         await until(lambda: any(isinstance(each, wire.Formed) for each in node.said))
@@ -527,7 +529,7 @@ def test_a_barrier_that_runs_out_of_time_is_in_the_log_and_then_told() -> None:
         assert not any(isinstance(each, wire.StoreAnswer) for each in node.said)
         for _ in range(5):
             await asyncio.sleep(0.1)
-            hub.tick()
+            coordinator.tick()
         await until(lambda: any(isinstance(each, wire.StoreAnswer) for each in node.said))
         assert len(ledger._logs[LOG]) == before + 1
         await shared.aclose()
@@ -550,8 +552,8 @@ def test_an_append_that_comes_after_its_round_means_nothing() -> None:
 
     async def main() -> None:
         ledger = Late()
-        shared, hub = await coordinator(ledger, 1)
-        node = Asking(hub)
+        shared, coordinator = await new_coordinator(ledger, 1)
+        node = Asking(coordinator)
         await formed(node)
         await answer_to(node, 1, Set("k", b"v"))
         ledger.late_s = 0.5
@@ -562,7 +564,7 @@ def test_an_append_that_comes_after_its_round_means_nothing() -> None:
         await until(lambda: stamp_of(node).round == 2)
         await until(lambda: LOG not in ledger._logs)
         await asyncio.sleep(1.0)
-        membership = hub.runs["run"].membership
+        membership = coordinator.runs["run"].membership
         assert membership.phase is Phase.ACTIVE
         assert membership.number == 2
         assert LOG not in ledger._logs
@@ -578,14 +580,14 @@ def test_whoever_stops_waiting_for_the_engine_lets_the_run_go_on() -> None:
 
     async def main() -> None:
         ledger = Troubled()
-        shared, hub = await coordinator(ledger, 1)
-        node = Asking(hub)
+        shared, coordinator = await new_coordinator(ledger, 1)
+        node = Asking(coordinator)
         await formed(node)
         ledger.appending = LedgerLimitError("too large")
         node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
-        membership = hub.runs["run"].membership
+        membership = coordinator.runs["run"].membership
         await until(lambda: membership.phase is Phase.SUSPENDED)
-        store = hub.runs["run"].store
+        store = coordinator.runs["run"].store
         assert store is not None
         store.end("as when the round ends")
         await until(lambda: membership.phase is Phase.ACTIVE)
@@ -622,12 +624,12 @@ def test_a_deposed_coordinator_acknowledges_nothing_and_makes_no_log() -> None:
     async def main() -> None:
         ledger = Troubled()
         own = OwnWay(ledger)
-        first, hub = await coordinator(own, 1)
-        node = Asking(hub)
+        first, coordinator = await new_coordinator(own, 1)
+        node = Asking(coordinator)
         await formed(node)
         own.is_open.clear()
         node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
-        second, other_hub = await coordinator(ledger, 2)
+        second, other_hub = await new_coordinator(ledger, 2)
         second.claim("run")
         await has_begun(other_hub, "run")
         again = Asking(other_hub)
@@ -650,13 +652,13 @@ def test_a_deposed_coordinator_acknowledges_nothing_and_makes_no_log() -> None:
 def test_a_round_is_committed_only_once_its_log_is_there() -> None:
     async def main() -> None:
         ledger = Troubled()
-        shared, hub = await coordinator(ledger, 1)
+        shared, coordinator = await new_coordinator(ledger, 1)
         ledger.appending = LedgerFullError("no room")
-        node = Asking(hub)
+        node = Asking(coordinator)
         await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
         node.say(wire.Ready(stamp_of(node), 0, Address("127.0.0.1", 1), 1))
         await until(lambda: ledger.calls > 2)
-        assert hub.runs["run"].membership.phase is Phase.COMMITTING
+        assert coordinator.runs["run"].membership.phase is Phase.COMMITTING
         ledger.appending = None
         await until(lambda: any(isinstance(each, wire.Formed) for each in node.said))
         record = decode_record(ledger._logs[LOG][0])
@@ -669,14 +671,14 @@ def test_a_round_is_committed_only_once_its_log_is_there() -> None:
 def test_a_number_that_was_committed_and_never_published_leaves_no_log() -> None:
     async def main() -> None:
         ledger = Late()
-        shared, hub = await coordinator(ledger, 1)
-        node = Asking(hub)
+        shared, coordinator = await new_coordinator(ledger, 1)
+        node = Asking(coordinator)
         await formed(node)
-        other = Asking(hub, "b")
+        other = Asking(coordinator, "b")
         await until(lambda: any(isinstance(each, wire.Welcome) for each in other.said))
         ledger.late_s = 0.3
         node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1))
-        membership = hub.runs["run"].membership
+        membership = coordinator.runs["run"].membership
         await until(lambda: membership.phase is Phase.COMMITTING)
         node.say(wire.Goodbye(stamp_of(node), "preempted"))
         other.say(wire.Ready(stamp_of(other), 0, Address("127.0.0.1", 1), 1))
@@ -704,10 +706,10 @@ def test_a_live_round_whose_store_is_not_in_the_ledger_ends_at_a_takeover(kind) 
         ledger = kind()
         await a_round(ledger)
         ledger._logs.clear()
-        second, hub = await coordinator(ledger, 2)
+        second, coordinator = await new_coordinator(ledger, 2)
         second.claim("run")
-        await has_begun(hub, "run")
-        node = Asking(hub)
+        await has_begun(coordinator, "run")
+        node = Asking(coordinator)
         await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
         (welcome,) = [each for each in node.said if isinstance(each, wire.Welcome)]
         assert welcome.standing.round == 0
@@ -717,7 +719,7 @@ def test_a_live_round_whose_store_is_not_in_the_ledger_ends_at_a_takeover(kind) 
         assert "the round's store was lost" in str(change)
         node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1, change))
         await until(lambda: stamp_of(node).round == 2)
-        assert hub.runs["run"].membership.restart_count == 0
+        assert coordinator.runs["run"].membership.restart_count == 0
         await second.aclose()
 
     run_virtual(main())
@@ -726,8 +728,8 @@ def test_a_live_round_whose_store_is_not_in_the_ledger_ends_at_a_takeover(kind) 
 def test_a_record_is_not_tried_for_ever_once_its_run_is_another_s() -> None:
     async def main() -> None:
         ledger = Troubled()
-        shared, hub = await coordinator(ledger, 1)
-        node = Asking(hub)
+        shared, coordinator = await new_coordinator(ledger, 1)
+        node = Asking(coordinator)
         await formed(node)
         ledger.appending = LedgerFullError("no room")
         node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
@@ -749,8 +751,8 @@ def test_a_round_of_many_writes_keeps_a_short_log_and_can_be_taken_over(
 
     async def main() -> None:
         ledger = Troubled()
-        shared, hub = await coordinator(ledger, 1)
-        node = Asking(hub)
+        shared, coordinator = await new_coordinator(ledger, 1)
+        node = Asking(coordinator)
         await formed(node)
         for number in range(1, 301):
             assert await answer_to(node, number, Add("n", 1)) == StoreValue(number)
@@ -758,7 +760,7 @@ def test_a_round_of_many_writes_keeps_a_short_log_and_can_be_taken_over(
         await until(lambda: LOG not in ledger._logs)
         assert sum(map(len, ledger._logs.values())) < 100
         await shared.aclose()
-        second, other_hub = await coordinator(ledger, 2)
+        second, other_hub = await new_coordinator(ledger, 2)
         second.claim("run")
         await has_begun(other_hub, "run")
         again = Asking(other_hub)
@@ -796,11 +798,11 @@ def test_a_round_is_written_once_though_it_is_given_again_during_two_outages() -
 
     async def main() -> None:
         ledger = Gated()
-        shared, hub = await coordinator(ledger, 1, CONFIG)
+        shared, coordinator = await new_coordinator(ledger, 1, CONFIG)
         ledger.swaps.clear()
-        node = Asking(hub)
-        await has_begun(hub, "run")
-        run = hub.runs["run"]
+        node = Asking(coordinator)
+        await has_begun(coordinator, "run")
+        run = coordinator.runs["run"]
         stamp = Stamp(ledger.ledger_id, 1, 0)
         node.say(wire.Ready(stamp, 0, Address("h", 1), 1))
         await until(lambda: run.membership.committing is not None)
@@ -847,10 +849,10 @@ def test_a_member_table_is_written_once_though_its_round_is_given_again_meanwhil
 
     async def main() -> None:
         ledger = SlowTables()
-        shared, hub = await coordinator(ledger, 1, CONFIG)
-        node = Asking(hub)
-        await has_begun(hub, "run")
-        run = hub.runs["run"]
+        shared, coordinator = await new_coordinator(ledger, 1, CONFIG)
+        node = Asking(coordinator)
+        await has_begun(coordinator, "run")
+        run = coordinator.runs["run"]
         node.say(wire.Ready(Stamp(ledger.ledger_id, 1, 0), 0, Address("h", 1), 1))
         await until(lambda: ledger.chunks > 0)
         run.post(on.LedgerLost("no answer", 1.0, SuspensionCause.LEASE))

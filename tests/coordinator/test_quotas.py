@@ -11,8 +11,8 @@ import pytest
 
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.coordinator import Hub
-from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.coordinator import Coordinator
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.outgoing import PIECE_BYTES
 from rallypoint.coordinator.session import TURN_BYTES
 from rallypoint.core import events as on
@@ -41,12 +41,12 @@ class Peer(WholeMessages):
 
     peer = "10.0.0.1:1"
 
-    def __init__(self, coordinator: Coordinator, account: Account) -> None:
+    def __init__(self, coordinator: OneCoordinator, account: Account) -> None:
         self.account = account
         self.told: list[wire.FromCoordinator] = []
         self.sent_in_parts = 0
         self.is_closed = False
-        self.session = coordinator.hub.connected(self)
+        self.session = coordinator.coordinator.connected(self)
 
     def send(self, payload: bytes) -> None:
         self.told.append(wire.decode_from_coordinator(payload))
@@ -81,18 +81,18 @@ class Peer(WholeMessages):
         return refused.refusal
 
 
-class Coordinator:
+class OneCoordinator:
     def __init__(self, **config: Any) -> None:
         self.now_s = 1_000.0
-        self.hub = Hub(
+        self.coordinator = Coordinator(
             CoordinatorConfig(**config),
             ledger_id="ledger",
             commit=self._commit,
             clock=StallProofClock(lambda: self.now_s),
         )
-        self._committed: list[RunHost] = []
+        self._committed: list[HostedRun] = []
 
-    def _commit(self, run: RunHost, record: RoundRecord | CloseRecord) -> None:
+    def _commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
         self._committed.append(run)
 
     def pass_time(self, seconds: float) -> None:
@@ -100,7 +100,7 @@ class Coordinator:
         end_s = self.now_s + seconds
         while self.now_s < end_s:
             self.now_s = min(end_s, self.now_s + 0.2)
-            self.hub.tick()
+            self.coordinator.tick()
             self.commit()
 
     def commit(self) -> None:
@@ -125,21 +125,23 @@ class Coordinator:
 
 
 def test_runs_that_are_opened_and_left_take_no_room() -> None:
-    here = Coordinator(runs_max=2_000, new_runs_per_s=1e8)
+    here = OneCoordinator(runs_max=2_000, new_runs_per_s=1e8)
     for number in range(10_000):
         peer = here.attach(f"run-{number}", reconnect_grace_s=1e7)
         assert peer.is_welcome
         peer.hang_up()
     assert here.attach("honest").is_welcome
-    assert len(here.hub.runs) <= 2_000
+    assert len(here.coordinator.runs) <= 2_000
     here.pass_time(15.0)
-    assert list(here.hub.runs) == ["honest"]
-    assert not here.hub._timers, "the time that these runs gave their nodes is over with them"
+    assert list(here.coordinator.runs) == ["honest"]
+    assert not here.coordinator._timers, (
+        "the time that these runs gave their nodes is over with them"
+    )
 
 
 def test_a_run_whose_neighbour_has_gone_has_the_event_loop_for_itself_at_once() -> None:
-    here = Coordinator()
-    here.hub.turns.loop = SteppedLoop()
+    here = OneCoordinator()
+    here.coordinator.turns.loop = SteppedLoop()
     one, other = here.with_round("one"), here.with_round("other")
     assert [peer.session.slice_s() is None for peer in (one, other, one)] == [True, False, False]
     other.hang_up()
@@ -151,8 +153,8 @@ def test_a_run_whose_neighbour_has_gone_has_the_event_loop_for_itself_at_once() 
 
 def test_peers_that_read_at_once_are_not_sent_to_at_once_beside_another_run() -> None:
     """Each was sent a quarter of a megabyte in one turn, and another run waited for them all."""
-    here, loop = Coordinator(), SteppedLoop()
-    here.hub.turns.loop = loop
+    here, loop = OneCoordinator(), SteppedLoop()
+    here.coordinator.turns.loop = loop
     readers = [here.attach("one", f"reader-{number}") for number in range(4)]
     here.attach("other", "late").session.slice_s()
     answer = wire.StoreAnswer(Stamp(), 1, StoreValue(bytes(1 << 20)))
@@ -173,8 +175,8 @@ def test_peers_that_read_at_once_are_not_sent_to_at_once_beside_another_run() ->
 
 def test_a_node_hears_of_its_coordinator_while_what_it_says_waits() -> None:
     """It heard nothing, gave up, came again and said all that once more, for ever."""
-    here = Coordinator()
-    here.hub.turns.loop = SteppedLoop()
+    here = OneCoordinator()
+    here.coordinator.turns.loop = SteppedLoop()
     peer, other = here.with_round("run"), here.with_round("other")
     peer.session.later(lambda: True)
     here.pass_time(1.0)
@@ -191,30 +193,30 @@ def test_a_node_hears_of_its_coordinator_while_what_it_says_waits() -> None:
 
 def test_a_run_that_had_to_go_is_not_kept_until_its_time() -> None:
     """Each of these would have had ten minutes."""
-    here = Coordinator(runs_max=200, new_runs_per_s=1e8)
-    forgotten: list[weakref.ref[RunHost]] = []
+    here = OneCoordinator(runs_max=200, new_runs_per_s=1e8)
+    forgotten: list[weakref.ref[HostedRun]] = []
     for number in range(2_000):
         run_id = f"run-{number}"
         peers = [here.attach(run_id, name) for name in "ab"]
-        forgotten.append(weakref.ref(here.hub.runs[run_id]))
+        forgotten.append(weakref.ref(here.coordinator.runs[run_id]))
         for peer in peers:
             peer.hang_up()
     del peer, peers
     gc.collect()
-    assert sum(run() is not None for run in forgotten) == len(here.hub.runs) <= 200
-    assert len(here.hub._idle_due) <= 2 * 200 + 64 + 1
-    here.pass_time(here.hub.config.empty_run_keep_s + 1)
-    assert not here.hub.runs, "the others are looked at when their time is over"
+    assert sum(run() is not None for run in forgotten) == len(here.coordinator.runs) <= 200
+    assert len(here.coordinator._idle_due) <= 2 * 200 + 64 + 1
+    here.pass_time(here.coordinator.config.empty_run_keep_s + 1)
+    assert not here.coordinator.runs, "the others are looked at when their time is over"
 
 
 def test_who_comes_and_goes_while_a_run_cannot_be_claimed_leaves_nothing() -> None:
     """A ledger that is away must not have the run gather all who came for it."""
-    here = Coordinator()
-    here.hub._shared = NeverClaims()  # type: ignore[assignment]
+    here = OneCoordinator()
+    here.coordinator._ownership = NeverClaims()  # type: ignore[assignment]
     stays = here.attach("run", "stays")
     for number in range(1_000):
         here.attach("run", f"n{number}").hang_up()
-    run = here.hub.runs["run"]
+    run = here.coordinator.runs["run"]
     assert not run.is_claimed
     assert len(run._queue) <= 2 * 64 + 3
     links = {each.connection_id for each in run._queue if isinstance(each, on.NodeAttached)}
@@ -222,7 +224,7 @@ def test_who_comes_and_goes_while_a_run_cannot_be_claimed_leaves_nothing() -> No
 
 
 class NeverClaims:
-    office = None
+    lease_manager = None
 
     def claim(self, run_id: str) -> None:
         """The ledger does not answer."""
@@ -232,7 +234,7 @@ class NeverClaims:
 
 
 def test_runs_that_are_held_by_one_address_leave_room_for_another() -> None:
-    here = Coordinator(runs_max=80, new_runs_per_s=1e8)
+    here = OneCoordinator(runs_max=80, new_runs_per_s=1e8)
     held = [here.attach(f"run-{number}") for number in range(100)]
     assert sum(each.is_welcome for each in held) == 70
     refusal = held[-1].refusal
@@ -247,23 +249,23 @@ def test_runs_that_are_held_by_one_address_leave_room_for_another() -> None:
     other.hang_up()
     assert not here.attach("one too many").is_welcome, "what another account leaves is not its own"
     assert here.attach("third", account=Account("third", "10.0.0.1")).is_welcome
-    assert "other-9" not in here.hub.runs, "nobody is in it, and it never had a round"
+    assert "other-9" not in here.coordinator.runs, "nobody is in it, and it never had a round"
 
 
 def test_connections_leave_room_for_another_address() -> None:
-    here = Coordinator(sessions_max=80)
+    here = OneCoordinator(sessions_max=80)
     held = [here.attach("run", str(number)) for number in range(100)]
     assert sum(each.is_welcome for each in held) == 70
     assert "at most 80 connections" in held[-1].refusal.message
     assert "RALLYPOINT_SESSIONS_MAX" in held[-1].refusal.hint
-    assert here.hub.session_refusal(HERE) is not None
-    assert here.hub.session_refusal(Account("another")) is None
-    here.hub.descriptors_max = 70
-    assert here.hub.session_refusal(Account("another")) is not None
+    assert here.coordinator.session_refusal(HERE) is not None
+    assert here.coordinator.session_refusal(Account("another")) is None
+    here.coordinator.descriptors_max = 70
+    assert here.coordinator.session_refusal(Account("another")) is not None
 
 
 def test_who_goes_first_where_there_is_no_room() -> None:
-    here = Coordinator(runs_max=4, new_runs_per_s=1e8)
+    here = OneCoordinator(runs_max=4, new_runs_per_s=1e8)
     empty = here.with_round("empty")
     closed = here.with_round("closed")
     closed.say(wire.CloseRun(Stamp(), Outcome.SUCCEEDED, "done"))
@@ -273,13 +275,13 @@ def test_who_goes_first_where_there_is_no_room() -> None:
     connected = here.attach("connected")
     here.attach("unformed").hang_up()
     assert here.attach("one more").is_welcome
-    assert set(here.hub.runs) == {"empty", "closed", "connected", "one more"}
+    assert set(here.coordinator.runs) == {"empty", "closed", "connected", "one more"}
     assert not here.attach("yet another").is_welcome, "what had a round is kept for a minute"
     here.pass_time(EVICT_AFTER_S + 1)
     assert here.attach("then").is_welcome
-    assert set(here.hub.runs) == {"empty", "connected", "one more", "then"}
+    assert set(here.coordinator.runs) == {"empty", "connected", "one more", "then"}
     assert here.attach("and then").is_welcome
-    assert set(here.hub.runs) == {"connected", "one more", "then", "and then"}
+    assert set(here.coordinator.runs) == {"connected", "one more", "then", "and then"}
     assert not here.attach("at last").is_welcome
     assert not connected.is_closed
 
@@ -288,23 +290,23 @@ def test_who_goes_first_where_there_is_no_room() -> None:
 def test_a_run_that_never_had_a_round_is_kept_while_more_than_one_node_knows_of_it(
     nodes: int,
 ) -> None:
-    here = Coordinator()
+    here = OneCoordinator()
     for number in range(nodes):
         here.attach("run", str(number), min_nodes=7, max_nodes=7).hang_up()
     here.pass_time(60.0)
-    assert ("run" in here.hub.runs) == (nodes > 1)
+    assert ("run" in here.coordinator.runs) == (nodes > 1)
     here.pass_time(600.0)
-    assert "run" not in here.hub.runs
+    assert "run" not in here.coordinator.runs
 
 
 def test_a_node_may_begin_a_run_anew_that_was_forgotten_without_a_round() -> None:
     """It waited for others, and lost its connection for longer than such a run is kept."""
-    here = Coordinator()
+    here = OneCoordinator()
     waiting = here.attach("run", min_nodes=2, max_nodes=2)
     (welcome,) = [each for each in waiting.told if isinstance(each, wire.Welcome)]
     waiting.hang_up()
     here.pass_time(60.0)
-    assert "run" not in here.hub.runs
+    assert "run" not in here.coordinator.runs
     peer = Peer(here, HERE)
     settings = RunSettings(min_nodes=2, max_nodes=2)
     peer.say(wire.Attach(welcome.stamp, wire.VERSION, "run", NodeInfo("n", 1, "h"), settings))
@@ -314,23 +316,23 @@ def test_a_node_may_begin_a_run_anew_that_was_forgotten_without_a_round() -> Non
 
 def test_a_run_that_closes_is_kept_as_a_closed_one_is() -> None:
     """Also where that is shorter than what an empty one is kept."""
-    here = Coordinator(closed_run_keep_s=5.0)
+    here = OneCoordinator(closed_run_keep_s=5.0)
     here.with_round("run").hang_up()
     here.pass_time(1.0)
-    here.hub.runs["run"].post(on.CloseRequested("operator", Outcome.STOPPED, "enough"))
+    here.coordinator.runs["run"].post(on.CloseRequested("operator", Outcome.STOPPED, "enough"))
     here.commit()
     here.pass_time(4.0)
-    assert "run" in here.hub.runs
+    assert "run" in here.coordinator.runs
     here.pass_time(10.0)
-    assert "run" not in here.hub.runs
+    assert "run" not in here.coordinator.runs
 
 
 # -- how fast runs are begun -----------------------------------------------------------------------
 
 
-def busy() -> Coordinator:
+def busy() -> OneCoordinator:
     """A coordinator on which this address has begun many runs just now."""
-    here = Coordinator()
+    here = OneCoordinator()
     for number in range(RUNS_AT_ONCE):
         here.attach(f"run-{number}").hang_up()
     return here
@@ -365,7 +367,7 @@ def test_who_hangs_up_or_speaks_while_it_waits_does_no_harm() -> None:
     talks.say(wire.Goodbye(Stamp(), "changed its mind"))
     assert not talks.told
     here.pass_time(1.0)
-    assert "gone" not in here.hub.runs
+    assert "gone" not in here.coordinator.runs
     assert talks.is_welcome
 
 
@@ -382,18 +384,18 @@ def test_who_would_wait_too_long_is_told_the_limit() -> None:
 def test_members_that_come_to_the_next_coordinator_do_not_wait() -> None:
     """All at once, behind one address: they have the attach grace, and begin nothing."""
     here = busy()
-    assert here.hub.wait_s("new", HERE) != 0.0
+    assert here.coordinator.wait_s("new", HERE) != 0.0
     for number in range(5_000):
-        assert here.hub.wait_s(f"taken-over-{number}", HERE, was_in_it=True) == 0.0
+        assert here.coordinator.wait_s(f"taken-over-{number}", HERE, was_in_it=True) == 0.0
     for number in range(10_000):
-        here.hub.wait_s(f"made-up-{number}", HERE, was_in_it=True)
-    assert here.hub.wait_s("made-up", HERE, was_in_it=True) is None
+        here.coordinator.wait_s(f"made-up-{number}", HERE, was_in_it=True)
+    assert here.coordinator.wait_s("made-up", HERE, was_in_it=True) is None
 
 
 def test_there_may_be_no_room_any_more_when_it_is_their_turn() -> None:
     here = busy()
     waiting = here.attach("new")
-    here.hub.config = CoordinatorConfig(runs_max=0)
+    here.coordinator.config = CoordinatorConfig(runs_max=0)
     here.pass_time(1.0)
     assert waiting.refusal.code is RefusalCode.LIMIT
 
@@ -402,7 +404,7 @@ def test_there_may_be_no_room_any_more_when_it_is_their_turn() -> None:
 
 
 def calls_in_a_tick(runs: int) -> int:
-    here = Coordinator(new_runs_per_s=1e8)
+    here = OneCoordinator(new_runs_per_s=1e8)
     held = [here.attach(f"run-{number}") for number in range(runs)]
     for number in range(runs):
         here.with_round(f"closed-{number}").hang_up()
@@ -416,7 +418,7 @@ def calls_in_a_tick(runs: int) -> int:
     here.now_s += 0.2
     sys.setprofile(count)
     try:
-        here.hub.tick()
+        here.coordinator.tick()
     finally:
         sys.setprofile(None)
     assert len(held) == runs
@@ -429,7 +431,7 @@ def test_a_tick_costs_nothing_for_runs_in_which_nothing_happens() -> None:
 
 def test_what_a_connection_leaves_behind_is_gone_soon() -> None:
     """However long the run's settings let its nodes be silent, away or without an answer."""
-    here = Coordinator()
+    here = OneCoordinator()
     forever: dict[str, Any] = {
         "reconnect_grace_s": 1e7,
         "probe_s": 1e7,
@@ -448,6 +450,6 @@ def test_what_a_connection_leaves_behind_is_gone_soon() -> None:
         peer = here.attach("run", "comes", min_nodes=2, max_nodes=9, **forever)
         peer.say(wire.Goodbye(Stamp(), "bye"))
         here.pass_time(0.2)
-    assert len(here.hub._timers) < 10
+    assert len(here.coordinator._timers) < 10
     here.pass_time(61.0)
-    assert len(here.hub._listening) < 10
+    assert len(here.coordinator._listening) < 10

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from rallypoint.client import machine as m
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.session import Session
 from rallypoint.core import events as on
 from rallypoint.core.store.store import Add, StoreResult, StoreValue
@@ -83,12 +83,12 @@ class ChannelOutlet(WholeMessages):
 
 
 class CoordinatorsEnd:
-    """Makes one session of the hub for each channel of one cable."""
+    """Makes one session of the coordinator for each channel of one cable."""
 
-    def __init__(self, hub: Hub, cable: Cable) -> None:
+    def __init__(self, coordinator: Coordinator, cable: Cable) -> None:
         self.cable = cable
         self.sessions: dict[int, Session] = {}
-        self._hub = hub
+        self._coordinator = coordinator
 
     def take(self, data: bytes) -> None:
         channel, payload = unframe(data)
@@ -99,7 +99,7 @@ class CoordinatorsEnd:
                 session.connection_lost()
             return
         if channel not in self.sessions:
-            self.sessions[channel] = self._hub.connected(ChannelOutlet(self, channel))
+            self.sessions[channel] = self._coordinator.connected(ChannelOutlet(self, channel))
         self.sessions[channel].received(payload)
 
     def lost(self) -> None:
@@ -155,11 +155,11 @@ class Behind:
 
 
 class Relay:
-    """One cable to a hub, a channel for each node, and a clock. It reads no message."""
+    """One cable to a coordinator, a channel for each node, and a clock. It reads no message."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self.hub = Hub(
+        self.coordinator = Coordinator(
             CoordinatorConfig(),
             ledger_id="ledger",
             commit=lambda run, record: self._later.append(lambda: run.post(on.Committed())),
@@ -176,7 +176,7 @@ class Relay:
         """A cable, the first or another one."""
         self.cables += 1
         self.cable = Cable()
-        self.end = CoordinatorsEnd(self.hub, self.cable)
+        self.end = CoordinatorsEnd(self.coordinator, self.cable)
 
     def attach(self, node: Behind) -> None:
         """A node's connection, as the relay took it: a channel of its own."""
@@ -226,7 +226,7 @@ class Relay:
             self.now_s += 0.01
             for node in list(self.nodes.values()):
                 node.act(node.machine.tick(self.now_s))
-            self.hub.tick()
+            self.coordinator.tick()
             self.settle()
 
 
@@ -246,7 +246,7 @@ def met(count: int, **more: float) -> tuple[Relay, list[Behind]]:
 def test_a_thousand_nodes_meet_over_one_connection() -> None:
     relay, nodes = met(1_000)
     assert relay.cables == 1
-    assert len(relay.hub.sessions) == 1_000
+    assert len(relay.coordinator.sessions) == 1_000
     assert sorted(node.rounds[0][1].node_rank for node in nodes) == list(range(1_000))
     assert len({node.rounds[0][0].digest for node in nodes}) == 1  # R2
     assert relay.cable.frames == 4 * 1_000  # attach, ready, welcome, formed
@@ -278,14 +278,14 @@ def test_one_node_behind_the_relay_is_lost_alone() -> None:
     for node in others:
         assert node.changes[-1].kind is ChangeKind.NODE_LOST
         assert node.changes[-1].nodes == ("n7",)
-    assert len(relay.hub.sessions) == 7
+    assert len(relay.coordinator.sessions) == 7
 
 
 def test_a_silent_node_behind_the_relay_is_no_reason_to_suspect_the_others() -> None:
     relay, nodes = met(8)
     del relay.nodes[nodes[3].channel]  # It says nothing more, and its channel stays open.
     relay.advance(8.0)  # suspect_after_s is 5 s
-    found = relay.hub.runs[RUN].membership.roster
+    found = relay.coordinator.runs[RUN].membership.roster
     suspects = [each.info.name for each in found if each.reachability is not Reachability.CONNECTED]
     assert suspects == ["n3"]
 

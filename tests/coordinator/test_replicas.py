@@ -66,8 +66,8 @@ class Replica:
 
     async def has(self, run_id: str) -> None:
         """It has the run from now on, with a node that waits."""
-        run = self.server.hub.open_run(run_id)
-        self.server.hub.claim(run)
+        run = self.server.coordinator.open_run(run_id)
+        self.server.coordinator.claim(run)
         await until(lambda: run.is_claimed, "the run is not claimed")
         run.post(on.NodeAttached(NodeInfo("a", 1, "host"), SETTINGS, 1_000))
 
@@ -91,13 +91,13 @@ async def replica(ledger: MemoryLedger, **more: Any) -> AsyncIterator[Replica]:
         await server.start([sock], (Address("127.0.0.1", port),))
         shared = server.shared
         assert shared is not None
-        await until(lambda: shared.office.beat, "it has no lease")
+        await until(lambda: shared.lease_manager.beat, "it has no lease")
         yield Replica(server, port)
 
 
 async def lease_of(ledger: MemoryLedger, one: Replica) -> e.Lease:
     assert one.server.shared is not None
-    found = await ledger.read(lease_key(one.server.shared.office.process))
+    found = await ledger.read(lease_key(one.server.shared.lease_manager.process))
     assert found is not None
     return e.decode_lease(found.value)
 
@@ -141,7 +141,7 @@ def test_any_replica_closes_a_run() -> None:
             await a.has("one")
             said = await b.ask("/api/v1/runs/one/close", post=b'{"reason": "enough"}')
             assert said == (200, {"run_id": "one", "was_closed": False})
-            close = a.server.hub.runs["one"].membership.close
+            close = a.server.coordinator.runs["one"].membership.close
             assert close is not None
             assert close.by == "operator at 127.0.0.1 through 127.0.0.1"
             again = await b.ask("/api/v1/runs/one/close", post=b"{}")
@@ -345,7 +345,7 @@ def test_a_coordinator_inside_a_node_tells_of_its_own_run_alone() -> None:
             assert (await inside.ask("/api/v1/runs/one", token="of-run-two"))[0] == 404
             close = await inside.ask("/api/v1/runs/one/close", token="of-run-two", post=b"{}")
             assert close[0] == 404
-            assert not a.server.hub.runs["one"].is_closed
+            assert not a.server.coordinator.runs["one"].is_closed
 
     run_clean(main)
 
@@ -355,7 +355,7 @@ def test_two_that_name_each_other_do_not_ask_for_ever() -> None:
         ledger = MemoryLedger()
         async with replica(ledger) as a, replica(ledger) as b:
             await a.has("one")
-            a.server.hub.drop("one")  # the lease names it, and it has it no more
+            a.server.coordinator.drop("one")  # the lease names it, and it has it no more
             shown = await b.status("one")
             assert (shown.phase, shown.source) == ("unreachable", "ledger")
             assert (await a.status("one")).source == "ledger"

@@ -1,4 +1,4 @@
-"""Runs on a shared ledger, as hub and office see them, without connections.
+"""Runs on a shared ledger, as the coordinator and its lease manager see them, without connections.
 
 In virtual time: leases are short here, and a machine that pauses would let them run out.
 """
@@ -13,9 +13,9 @@ import pytest
 
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.round_log import first_log
-from rallypoint.coordinator.run_ownership import SharedRuns
+from rallypoint.coordinator.run_ownership import RunOwnership
 from rallypoint.core import election as e
 from rallypoint.core import events as on
 from rallypoint.core.reasons import Refusal
@@ -31,11 +31,11 @@ WITHIN_S = 10.0
 LOG = first_log(1, 1).name("run")
 
 
-async def coordinator(
+async def new_coordinator(
     ledger: MemoryLedger, port: int, config: CoordinatorConfig = CONFIG
-) -> tuple[SharedRuns, Hub]:
-    shared = SharedRuns(ledger, config)
-    hub = Hub(
+) -> tuple[RunOwnership, Coordinator]:
+    shared = RunOwnership(ledger, config)
+    coordinator = Coordinator(
         config,
         ledger_id="",
         term=0,
@@ -45,12 +45,12 @@ async def coordinator(
         forget=shared.sweep,
         shared=shared,
     )
-    await shared.start(hub, (Address("127.0.0.1", port),))
-    return shared, hub
+    await shared.start(coordinator, (Address("127.0.0.1", port),))
+    return shared, coordinator
 
 
-async def has_begun(hub: Hub, run_id: str) -> None:
-    await until(lambda: run_id in hub.runs and hub.runs[run_id].is_claimed)
+async def has_begun(coordinator: Coordinator, run_id: str) -> None:
+    await until(lambda: run_id in coordinator.runs and coordinator.runs[run_id].is_claimed)
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -64,11 +64,11 @@ async def until(is_so: Callable[[], bool]) -> None:
 def test_a_run_that_is_won_before_its_nodes_come_is_begun() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
-        first, hub = await coordinator(ledger, 1)
+        first, coordinator = await new_coordinator(ledger, 1)
         first.claim("run")
-        await has_begun(hub, "run")
+        await has_begun(coordinator, "run")
         # A node asks the second one, is sent to the first, and goes there; then that one dies.
-        second, other = await coordinator(ledger, 2)
+        second, other = await new_coordinator(ledger, 2)
         other.open_run("run")
         second.claim("run")
         await until(lambda: not other.runs)
@@ -93,10 +93,10 @@ def test_a_coordinator_that_was_started_again_does_not_send_nodes_to_itself(
 ) -> None:
     async def main() -> None:
         ledger = MemoryLedger()
-        first, hub = await coordinator(ledger, 1)
+        first, coordinator = await new_coordinator(ledger, 1)
         first.claim("run")
-        await has_begun(hub, "run")
-        second, other = await coordinator(ledger, port)
+        await has_begun(coordinator, "run")
+        second, other = await new_coordinator(ledger, port)
         told: list[Refusal] = []
         monkeypatch.setattr(other.open_run("run"), "turn_away", told.append)
         second.claim("run")
@@ -124,15 +124,15 @@ class MuteLedger(MemoryLedger):
 def test_a_suspended_run_says_why_as_soon_as_that_is_known_and_for_how_long() -> None:
     async def main() -> None:
         ledger = MuteLedger()
-        shared, hub = await coordinator(ledger, 1)
-        membership = hub.open_run("run").membership
+        shared, coordinator = await new_coordinator(ledger, 1)
+        membership = coordinator.open_run("run").membership
         shared.claim("run")
-        await has_begun(hub, "run")
+        await has_begun(coordinator, "run")
         settings = RunSettings(min_nodes=2, max_nodes=2)
-        hub.runs["run"].post(on.NodeAttached(NodeInfo("a", 1, "h"), settings, 1))
+        coordinator.runs["run"].post(on.NodeAttached(NodeInfo("a", 1, "h"), settings, 1))
         ledger.is_mute = True
         await until(lambda: membership.phase is Phase.SUSPENDED)
-        waiting = membership.waiting(hub.now_s())
+        waiting = membership.waiting(coordinator.now_s())
         assert waiting is not None
         assert waiting.ledger_away_s is not None
         assert waiting.ledger_away_s >= CONFIG.lease_ttl_s / 2
@@ -180,24 +180,24 @@ def test_who_was_cut_off_does_not_sweep_a_run_that_another_has_by_now() -> None:
         ledger = MemoryLedger()
         own = CutOffLedger(ledger)
         config = msgspec.structs.replace(CONFIG, empty_run_keep_s=0.0)
-        first, hub = await coordinator(own, 1, config)
+        first, coordinator = await new_coordinator(own, 1, config)
         first.claim("run")
-        await has_begun(hub, "run")
+        await has_begun(coordinator, "run")
         own.is_cut_off = True
-        await until(lambda: hub.runs["run"].membership.phase is Phase.SUSPENDED)
-        second, other = await coordinator(ledger, 2)
+        await until(lambda: coordinator.runs["run"].membership.phase is Phase.SUSPENDED)
+        second, other = await new_coordinator(ledger, 2)
         second.claim("run")
         await has_begun(other, "run")
-        hub.tick()
-        assert "run" in hub.runs
-        hub.drop("run")
+        coordinator.tick()
+        assert "run" in coordinator.runs
+        coordinator.drop("run")
         first.sweep("run")  # Were it to do that all the same:
-        process = first.office.process
+        process = first.lease_manager.process
         own.is_cut_off = False
-        await until(lambda: first.office.process != process)
+        await until(lambda: first.lease_manager.process != process)
         register = await ledger.read(run_key("run"))
         assert register is not None
-        assert e.decode_run(register.value).owner == second.office.process
+        assert e.decode_run(register.value).owner == second.lease_manager.process
         for each in (first, second):
             await each.aclose()
 
@@ -224,19 +224,19 @@ def test_a_run_that_is_taken_over_while_it_is_swept_keeps_its_log() -> None:
         ledger = MemoryLedger()
         late = LateLedger(ledger)
         config = msgspec.structs.replace(CONFIG, empty_run_keep_s=0.0)
-        first, hub = await coordinator(late, 1, config)
+        first, coordinator = await new_coordinator(late, 1, config)
         first.claim("run")
-        await has_begun(hub, "run")
+        await has_begun(coordinator, "run")
         await ledger.append(LOG, 0, b"record")
-        await until(lambda: not swept(hub).runs)
+        await until(lambda: not swept(coordinator).runs)
         await until(lambda: late.is_cut_off)
-        second, other = await coordinator(ledger, 2)
+        second, other = await new_coordinator(ledger, 2)
         second.claim("run")
         await has_begun(other, "run")
         run = other.runs["run"]
         late.is_cut_off = False
-        process = first.office.process
-        await until(lambda: first.office.process != process)
+        process = first.lease_manager.process
+        await until(lambda: first.lease_manager.process != process)
         # If it is over, then for good (R6); if it goes on, then with all that it had.
         assert run.is_closed or await ledger.logs() == (LOG,)
         for each in (first, second):
@@ -248,9 +248,9 @@ def test_a_run_that_is_taken_over_while_it_is_swept_keeps_its_log() -> None:
 def test_a_run_that_was_taken_over_before_it_is_swept_is_left_alone() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
-        shared, hub = await coordinator(ledger, 1)
+        shared, coordinator = await new_coordinator(ledger, 1)
         shared.claim("run")
-        await has_begun(hub, "run")
+        await has_begun(coordinator, "run")
         await ledger.append(LOG, 0, b"record")
         current = await ledger.read(run_key("run"))
         assert current is not None
@@ -267,20 +267,20 @@ def test_a_run_that_was_taken_over_before_it_is_swept_is_left_alone() -> None:
     run_virtual(main())
 
 
-def swept(hub: Hub) -> Hub:
-    hub.tick()
-    return hub
+def swept(coordinator: Coordinator) -> Coordinator:
+    coordinator.tick()
+    return coordinator
 
 
 def test_an_empty_run_is_swept_by_its_owner() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         config = msgspec.structs.replace(CONFIG, empty_run_keep_s=0.0)
-        shared, hub = await coordinator(ledger, 1, config)
+        shared, coordinator = await new_coordinator(ledger, 1, config)
         shared.claim("run")
-        await has_begun(hub, "run")
+        await has_begun(coordinator, "run")
         await ledger.append(LOG, 0, b"record")
-        await until(lambda: not swept(hub).runs)
+        await until(lambda: not swept(coordinator).runs)
         while (register := await ledger.read(run_key("run"))) is not None:
             await ledger.changed(run_key("run"), register.version, WITHIN_S)
         assert await ledger.logs() == ()
@@ -295,14 +295,14 @@ YIELDING = msgspec.structs.replace(CONFIG, yield_after_s=0.6)
 def test_whom_no_node_reaches_lets_another_try_that_stands_by() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
-        first, hub = await coordinator(ledger, 1, YIELDING)
+        first, coordinator = await new_coordinator(ledger, 1, YIELDING)
         first.claim("run")
-        await has_begun(hub, "run")
-        second, other = await coordinator(ledger, 2, YIELDING)
+        await has_begun(coordinator, "run")
+        second, other = await new_coordinator(ledger, 2, YIELDING)
         other.open_run("run")
         second.claim("run")
         await has_begun(other, "run")
-        assert "run" not in hub.runs
+        assert "run" not in coordinator.runs
         assert other.runs["run"].membership.term == 2
         for each in (first, second):
             await each.aclose()
@@ -315,11 +315,11 @@ def test_a_run_of_any_id_is_taken_over_from_the_ledger(run_id: str) -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         for term in (1, 2):
-            shared, hub = await coordinator(ledger, term)
+            shared, coordinator = await new_coordinator(ledger, term)
             shared.claim(run_id)
-            await has_begun(hub, run_id)
-            assert hub.runs[run_id].membership.term == term
-            await shared.office.hand_over(1.0)
+            await has_begun(coordinator, run_id)
+            assert coordinator.runs[run_id].membership.term == term
+            await shared.lease_manager.hand_over(1.0)
             await shared.aclose()
 
     run_virtual(main())
@@ -328,10 +328,12 @@ def test_a_run_of_any_id_is_taken_over_from_the_ledger(run_id: str) -> None:
 def test_the_tokens_of_a_run_that_was_removed_do_not_come_back() -> None:
     """R1, R13: the same id on the same ledger begins above all that was removed."""
 
-    async def a_round(shared: SharedRuns, hub: Hub, run_id: str, life: int) -> tuple[int, int]:
+    async def a_round(
+        shared: RunOwnership, coordinator: Coordinator, run_id: str, life: int
+    ) -> tuple[int, int]:
         shared.claim(run_id)
-        await has_begun(hub, run_id)
-        run = hub.runs[run_id]
+        await has_begun(coordinator, run_id)
+        run = coordinator.runs[run_id]
         node = NodeInfo("a", life, "h")
         run.post(on.NodeAttached(node, RunSettings(settle_s=0.0), life))
         run.post(on.NodeReady(node.id, 0, Address("h", 1), 1))
@@ -340,29 +342,29 @@ def test_the_tokens_of_a_run_that_was_removed_do_not_come_back() -> None:
         head = run.membership.round.head
         return head.term, head.number
 
-    async def is_gone(hub: Hub, ledger: MemoryLedger, run_id: str) -> None:
+    async def is_gone(coordinator: Coordinator, ledger: MemoryLedger, run_id: str) -> None:
         for _ in range(40):
             await asyncio.sleep(0.1)
-            hub.tick()
-        assert hub.runs == {}
+            coordinator.tick()
+        assert coordinator.runs == {}
         assert await ledger.read(run_key(run_id)) is None
 
     async def main() -> None:
         config = msgspec.structs.replace(CONFIG, empty_run_keep_s=1.0, closed_run_keep_s=1.0)
         ledger = MemoryLedger()
-        shared, hub = await coordinator(ledger, 1, config)
-        assert await a_round(shared, hub, "run", 1) == (1, 1)
-        run = hub.runs["run"]
+        shared, coordinator = await new_coordinator(ledger, 1, config)
+        assert await a_round(shared, coordinator, "run", 1) == (1, 1)
+        run = coordinator.runs["run"]
         run.post(on.NodeReady(NodeId("a", 1), 1, Address("h", 1), 1))
         await until(lambda: run.membership.number == 2)
         run.post(on.NodeLeft(NodeId("a", 1), "preempted"))
-        await is_gone(hub, ledger, "run")
-        assert await a_round(shared, hub, "run", 2) == (2, 3)
+        await is_gone(coordinator, ledger, "run")
+        assert await a_round(shared, coordinator, "run", 2) == (2, 3)
         # Another run begins above it too: one floor for all of them.
-        assert await a_round(shared, hub, "another", 3) == (2, 3)
+        assert await a_round(shared, coordinator, "another", 3) == (2, 3)
         await shared.aclose()
         # What the ledger says holds for another coordinator as well.
-        second, other = await coordinator(ledger, 2, config)
+        second, other = await new_coordinator(ledger, 2, config)
         second.claim("run")
         await has_begun(other, "run")
         assert (other.runs["run"].membership.term, other.runs["run"].membership.number) == (3, 3)
@@ -374,16 +376,16 @@ def test_the_tokens_of_a_run_that_was_removed_do_not_come_back() -> None:
 def test_whom_no_node_reaches_stays_while_nobody_else_could_coordinate_the_run() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
-        first, hub = await coordinator(ledger, 1, YIELDING)
+        first, coordinator = await new_coordinator(ledger, 1, YIELDING)
         first.claim("run")
-        await has_begun(hub, "run")
-        run = hub.runs["run"]
+        await has_begun(coordinator, "run")
+        run = coordinator.runs["run"]
         of_another_run = msgspec.structs.replace(
             YIELDING, only_run="other", own_node=NodeId("n", 1)
         )
-        second, _ = await coordinator(ledger, 2, of_another_run)
+        second, _ = await new_coordinator(ledger, 2, of_another_run)
         await asyncio.sleep(2 * (YIELDING.yield_after_s or 0.0))
-        assert hub.runs["run"] is run
+        assert coordinator.runs["run"] is run
         assert run.membership.phase is not Phase.SUSPENDED
         for each in (first, second):
             await each.aclose()
@@ -395,17 +397,17 @@ def test_a_replica_to_which_a_node_has_come_need_not_stay_away_from_its_run() ->
     async def main() -> None:
         ledger = MemoryLedger()
         config = msgspec.structs.replace(CONFIG, yield_after_s=60.0)
-        shared, hub = await coordinator(ledger, 1, config)
+        shared, coordinator = await new_coordinator(ledger, 1, config)
         shared.claim("run")
-        await has_begun(hub, "run")
-        claim = shared.office._claims["run"]
-        shared.office._do("run", claim.let_go(asyncio.get_running_loop().time(), 120.0))
-        hub.drop("run")
+        await has_begun(coordinator, "run")
+        claim = shared.lease_manager._claims["run"]
+        shared.lease_manager._do("run", claim.let_go(asyncio.get_running_loop().time(), 120.0))
+        coordinator.drop("run")
         await until(lambda: claim.state is e.ClaimState.IDLE)
-        hub.open_run("run")
+        coordinator.open_run("run")
         shared.claim("run")
-        await has_begun(hub, "run")
-        assert hub.runs["run"].membership.term == 2
+        await has_begun(coordinator, "run")
+        assert coordinator.runs["run"].membership.term == 2
         await shared.aclose()
 
     run_virtual(main())
@@ -414,18 +416,18 @@ def test_a_replica_to_which_a_node_has_come_need_not_stay_away_from_its_run() ->
 def test_a_run_that_failed_here_is_left_to_others_for_a_while_though_a_node_comes() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        shared, hub = await coordinator(MemoryLedger(), 1)
+        shared, coordinator = await new_coordinator(MemoryLedger(), 1)
         shared.claim("run")
-        await has_begun(hub, "run")
-        claim = shared.office._claims["run"]
+        await has_begun(coordinator, "run")
+        claim = shared.lease_manager._claims["run"]
         for longer in (1, 2, 4):
             began_s = loop.time()
-            shared.office.give_up("run")
-            hub.drop("run")
+            shared.lease_manager.give_up("run")
+            coordinator.drop("run")
             await until(lambda: claim.state is e.ClaimState.IDLE)
-            hub.open_run("run")
+            coordinator.open_run("run")
             shared.claim("run")
-            await has_begun(hub, "run")
+            await has_begun(coordinator, "run")
             assert loop.time() - began_s >= longer * CONFIG.lease_ttl_s
         await shared.aclose()
 
@@ -437,10 +439,10 @@ def test_a_clean_end_is_no_deposition(is_closed: bool, caplog: pytest.LogCapture
     caplog.set_level("INFO", "rallypoint.coordinator")
 
     async def main() -> None:
-        shared, hub = await coordinator(MemoryLedger(), 1)
+        shared, coordinator = await new_coordinator(MemoryLedger(), 1)
         shared.claim("run")
-        await has_begun(hub, "run")
-        run = hub.runs["run"]
+        await has_begun(coordinator, "run")
+        run = coordinator.runs["run"]
         if is_closed:
             run.post(on.NodeAttached(NodeInfo("a", 1, "h"), RunSettings(), 1))
             run.post(on.CloseRequested("a", Outcome.SUCCEEDED, "trained"))
@@ -473,10 +475,10 @@ def test_nobody_is_lost_while_the_lease_is_handed_over() -> None:
     async def main() -> None:
         settings = RunSettings(min_nodes=2, max_nodes=2, reconnect_grace_s=1.0)
         ledger = SlowAnswers()
-        shared, hub = await coordinator(ledger, 1)
+        shared, coordinator = await new_coordinator(ledger, 1)
         shared.claim("run")
-        await has_begun(hub, "run")
-        run = hub.runs["run"]
+        await has_begun(coordinator, "run")
+        run = coordinator.runs["run"]
         for connection_id, name in enumerate("ab", 1):
             run.post(on.NodeAttached(NodeInfo(name, 1, name), settings, connection_id))
             run.post(on.NodeReady(NodeId(name, 1), 0, Address(name, 1), 1))
@@ -486,7 +488,7 @@ def test_nobody_is_lost_while_the_lease_is_handed_over() -> None:
         going = asyncio.ensure_future(shared.hand_over(3.0, "the coordinator is going away"))
         for _ in range(25):
             await asyncio.sleep(0.1)
-            hub.tick()
+            coordinator.tick()
             assert run.membership.phase is Phase.SUSPENDED
             assert len(run.membership.roster) == 2
             assert run.membership.phase_of_work is Phase.ACTIVE

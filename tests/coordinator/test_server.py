@@ -19,7 +19,7 @@ from rallypoint import errors
 from rallypoint.coordinator import http_api, sending, status
 from rallypoint.coordinator import server as serving
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.listener import Listener
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.coordinator.status import RunStatus
@@ -106,7 +106,10 @@ def test_a_web_page_of_elsewhere_can_end_no_run(origin: str, may: bool):
         async with served() as (server, port):
             _, writer = await upgraded(port)
             writer.write(frame(attach()))
-            await until(lambda: server.hub.runs and server.hub.runs["run"].attached_count, "none")
+            await until(
+                lambda: server.coordinator.runs and server.coordinator.runs["run"].attached_count,
+                "none",
+            )
             headers = {"Origin": origin or f"http://127.0.0.1:{port}"}
             status, _ = await post(port, "/api/v1/runs/run/close", b"", **headers)
             assert status == (200 if may else 403)
@@ -279,7 +282,9 @@ def test_an_operator_is_named_by_the_address_that_people_know(caplog: pytest.Log
                 await until(lambda: a.closed, "the node was not told")
                 assert a.closed is not None
                 assert a.closed.by == "operator at 127.0.0.1"
-                assert not any("ffff" in each.outlet.peer for each in server.hub.sessions.values())
+                assert not any(
+                    "ffff" in each.outlet.peer for each in server.coordinator.sessions.values()
+                )
 
     run_clean(main)
     assert any("a request from 127.0.0.1 was refused" in each for each in caplog.messages)
@@ -337,7 +342,7 @@ def test_what_a_node_would_not_send_is_refused_with_a_reason(frames: tuple[bytes
             assert refused is not None
             assert refused.refusal.code is RefusalCode.MALFORMED
             assert code == 1008
-            await until(lambda: not server.hub.sessions, "the session is still there")
+            await until(lambda: not server.coordinator.sessions, "the session is still there")
 
     run_clean(main)
 
@@ -347,7 +352,7 @@ def test_a_message_that_is_too_long_ends_the_connection():
         async with served() as (server, port), opened(f"http://127.0.0.1:{port}") as a:
             with contextlib.suppress(ConnectionError):  # cut while it was being sent
                 assert await refusal_of(port, bytes(wire.MESSAGE_BYTES_MAX + 1)) == (None, 1009)
-            await until(lambda: len(server.hub.sessions) == 1, "the session is still there")
+            await until(lambda: len(server.coordinator.sessions) == 1, "the session is still there")
             assert await a.next_round(BOOTSTRAP) is not None
 
     run_clean(main)
@@ -396,7 +401,7 @@ def test_messages_are_read_in_front_of_aiohttp_in_fragments_too():
             assert isinstance(decoded(await answered(reader)), wire.Welcome)
             kinds = [await answered(reader), await answered(reader)]
             assert (0x8A, b"hi") in kinds
-            outlet = server.hub.sessions[1].outlet
+            outlet = server.coordinator.sessions[1].outlet
             assert isinstance(outlet, serving.WebSocketOutlet)
             transport = outlet._transport
             assert isinstance(transport.get_protocol(), FrameReader)
@@ -409,7 +414,7 @@ def test_messages_are_read_in_front_of_aiohttp_in_fragments_too():
             assert isinstance(reading := transport.get_protocol(), FrameReader)
             assert not reading.is_aside
             writer.close()
-            await until(lambda: not server.hub.sessions, "the session is still there")
+            await until(lambda: not server.coordinator.sessions, "the session is still there")
 
     run_clean(main)
 
@@ -437,7 +442,7 @@ def test_what_comes_with_the_handshake_is_read_by_one_reader(halves: bool):
                 assert "half a frame" in refused.refusal.message
             else:  # aiohttp ends a text that is no text
                 assert (await answered(reader))[0] == 0x88
-            assert list(server.hub.runs) == ["run"]
+            assert list(server.coordinator.runs) == ["run"]
             writer.close()
 
     run_clean(main)
@@ -456,7 +461,7 @@ def test_a_request_for_a_websocket_has_no_body(header: str, body: bytes):
             request = UPGRADE.replace(b"Host: localhost", f"Host: localhost\r\n{header}".encode())
             answer = await raw(port, request + body)
             assert answer.startswith(b"HTTP/1.1 400 ")
-            assert not server.hub.runs
+            assert not server.coordinator.runs
 
     run_clean(main)
 
@@ -470,7 +475,7 @@ def test_a_message_without_a_mask_is_refused_by_its_reason():
             refused = decoded(await answered(reader))
             assert isinstance(refused, wire.Refused)
             assert "mask" in refused.refusal.message
-            assert not server.hub.runs
+            assert not server.coordinator.runs
             writer.close()
 
     run_clean(main)
@@ -495,7 +500,7 @@ def test_a_node_that_hung_up_before_it_was_answered_is_no_error(
                     if how == "RST":
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             assert (await get(port, "/healthz"))[0] == 200
-            await until(lambda: not server.hub.sessions, "a session is still there")
+            await until(lambda: not server.coordinator.sessions, "a session is still there")
 
     run_clean(main)
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
@@ -508,7 +513,7 @@ def test_half_a_message_and_then_nothing_is_not_waited_for():
             writer.write(frame(attach())[:20])
             assert b"did not attach in time" in await reader.read()
             writer.close()
-            await until(lambda: not server.hub.sessions, "the session is still there")
+            await until(lambda: not server.coordinator.sessions, "the session is still there")
 
     run_clean(main)
 
@@ -526,7 +531,9 @@ def test_a_connection_that_never_asks_for_anything_is_cut(start: bytes):
             with contextlib.suppress(ConnectionResetError):
                 assert await reader.read() == b""
             mute.close()
-            assert server.hub.runs["run"].attached_count == 1  # who asked for something stays
+            assert (
+                server.coordinator.runs["run"].attached_count == 1
+            )  # who asked for something stays
             writer.close()
 
     run_clean(main)
@@ -539,7 +546,7 @@ def test_a_peer_that_never_answers_the_closing_handshake_is_cut(monkeypatch):
         async with served() as (server, port):
             reader, writer = await upgraded(port)
             writer.write(frame(b"\xff"))
-            await until(lambda: not server.hub.sessions, "the session is still there")
+            await until(lambda: not server.coordinator.sessions, "the session is still there")
             await reader.read()  # until the coordinator has closed the connection
             writer.close()
 
@@ -553,12 +560,15 @@ def test_a_peer_that_does_not_read_is_cut(monkeypatch):
         async with served(CoordinatorConfig(backlog_bytes_max=2**30)) as (server, port):
             _, writer = await upgraded(port)
             writer.write(frame(attach()))
-            await until(lambda: server.hub.runs and server.hub.runs["run"].attached_count, "none")
-            (session,) = server.hub.sessions.values()
+            await until(
+                lambda: server.coordinator.runs and server.coordinator.runs["run"].attached_count,
+                "none",
+            )
+            (session,) = server.coordinator.sessions.values()
             session.send(bytes(50 * 1024**2))
             assert session.outlet.backlog_bytes() > 1024**2
             session.close("enough")
-            await until(lambda: not server.hub.sessions, "the session is still there", 9.0)
+            await until(lambda: not server.coordinator.sessions, "the session is still there", 9.0)
             writer.close()
 
     run_clean(main)
@@ -573,8 +583,11 @@ def test_closing_the_coordinator_is_bounded_whatever_its_peers_do(monkeypatch):
             writers = [(await upgraded(port))[1] for _ in range(3)]
             writers.append((await asyncio.open_connection("127.0.0.1", port))[1])
             writers[0].write(frame(attach()))
-            await until(lambda: server.hub.runs and server.hub.runs["run"].attached_count, "none")
-            for session in server.hub.sessions.values():
+            await until(
+                lambda: server.coordinator.runs and server.coordinator.runs["run"].attached_count,
+                "none",
+            )
+            for session in server.coordinator.sessions.values():
                 session.send(bytes(20 * 1024**2))
             began_s = loop.time()
             await server.aclose()
@@ -672,7 +685,7 @@ def test_a_node_with_a_bad_name_is_refused_with_a_reason(info: NodeInfo):
             assert refused is not None
             assert refused.refusal.code is RefusalCode.MALFORMED
             assert refused.refusal.message.isprintable()
-            assert not server.hub.runs
+            assert not server.coordinator.runs
 
     run_clean(main)
 
@@ -694,9 +707,9 @@ def test_a_bad_bootstrap_host_reaches_no_other_node(host: str):
     run_clean(main)
 
 
-def crowd(server: CoordinatorServer, run_id: str, count: int) -> RunHost:
+def crowd(server: CoordinatorServer, run_id: str, count: int) -> HostedRun:
     """A run with so many members, whose connections are gone already."""
-    run = server.hub.open_run(run_id)
+    run = server.coordinator.open_run(run_id)
     for number in range(count):
         node = NodeInfo(f"node{number}", 1, "host", labels={"label": "x" * 200})
         run.post(on.NodeAttached(node, RunSettings(min_nodes=9_999, max_nodes=9_999), 0, b""))
@@ -760,14 +773,14 @@ def test_a_list_of_runs_counts_until_it_is_read_and_has_its_limit():
             run = crowd(server, "run", 1)
             for number in range(200):
                 crowd(server, f"{number}" + "x" * 200, 0)
-            before = server.hub.budget.used
+            before = server.coordinator.budget.used
             status, told, _ = await get(port, "/api/v1/runs")
             assert status == 200
             assert told["coordinator"]["memory_bytes_max"] == 16 * 1024**2
             (shown,) = [each for each in told["runs"] if each["run_id"] == "run"]
             assert shown["memory_bytes"] == run.share.used
-            assert server.hub.budget.used == before
-            server.hub.people.add(14 * 1024**2)
+            assert server.coordinator.budget.used == before
+            server.coordinator.people.add(14 * 1024**2)
             status, told, _ = await get(port, "/api/v1/runs")
             assert status == 503
             assert "16 MiB" in told["error"]

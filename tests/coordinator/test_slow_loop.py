@@ -66,7 +66,7 @@ def test_a_node_that_reconnects_at_once_is_let_in_however_slow_the_turns_are(
         assert isinstance(loop, SlowLoop)
         sock = bind("127.0.0.1", 0)
         async with CoordinatorServer() as server:
-            server.hub.clock = StallProofClock(loop.time)
+            server.coordinator.clock = StallProofClock(loop.time)
             await server.start([sock])
             nodes = [Raw(sock.getsockname()[1], name) for name in "ab"]
             for node in nodes:
@@ -76,7 +76,7 @@ def test_a_node_that_reconnects_at_once_is_let_in_however_slow_the_turns_are(
             for node in nodes:
                 await node.says(wire.Formed)
             a, b = nodes
-            roster = server.hub.runs["run"].membership.roster
+            roster = server.coordinator.runs["run"].membership.roster
             assert b.connection is not None
             b.heard = b.heard[-1:]
             b.connection.abort("it blinks")
@@ -115,9 +115,9 @@ def test_what_came_during_a_stall_is_taken_before_anybody_is_judged(
             for node in nodes:
                 await node.dial()
                 await node.says(wire.Welcome)
-            run = server.hub.runs["run"]
+            run = server.coordinator.runs["run"]
             order: list[str] = []
-            tick, heard = server.hub.tick, run.heard
+            tick, heard = server.coordinator.tick, run.heard
 
             def noting_tick(until_s: float) -> None:
                 order.append("judged")
@@ -132,7 +132,7 @@ def test_what_came_during_a_stall_is_taken_before_anybody_is_judged(
                     nodes[0].send(wire.Heartbeat(nodes[0].heard[-1].stamp))
                     time.sleep(1.2)
 
-            monkeypatch.setattr(server.hub, "tick", noting_tick)
+            monkeypatch.setattr(server.coordinator, "tick", noting_tick)
             monkeypatch.setattr(run, "heard", noting_heard)
             nodes[1].send(wire.Heartbeat(nodes[1].heard[-1].stamp))
             await until(lambda: "a" in order, "it was not heard")

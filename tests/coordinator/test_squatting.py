@@ -11,22 +11,22 @@ from rallypoint.core.membership import ANEW_AFTER_S
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import NodeInfo, Outcome, RunSettings, Stamp
 from rallypoint.wire import messages as wire
-from tests.coordinator.test_quotas import HERE, Coordinator, Peer
+from tests.coordinator.test_quotas import HERE, OneCoordinator, Peer
 
 SQUATTERS: dict[str, Any] = {"min_nodes": 7, "max_nodes": 7}
 JOBS: dict[str, Any] = {"min_nodes": 2, "max_nodes": 4}
 
 
-def closed_by_node(here: Coordinator, **settings: Any) -> Peer:
+def closed_by_node(here: OneCoordinator, **settings: Any) -> Peer:
     squatter = here.attach("job", "x", **settings)
     squatter.say(wire.CloseRun(Stamp(), Outcome.SUCCEEDED, "squatted"))
     here.commit()
-    assert here.hub.runs["job"].is_closed
+    assert here.coordinator.runs["job"].is_closed
     return squatter
 
 
 def test_a_conflict_names_who_set_the_settings_and_what_to_do() -> None:
-    here = Coordinator()
+    here = OneCoordinator()
     here.attach("job", "x", **SQUATTERS)
     here.pass_time(12.0)
     refusal = here.attach("job", "n0", **JOBS).refusal
@@ -37,25 +37,27 @@ def test_a_conflict_names_who_set_the_settings_and_what_to_do() -> None:
 
 
 def test_an_operator_can_end_what_is_in_the_jobs_way() -> None:
-    here = Coordinator()
+    here = OneCoordinator()
     squatter = here.attach("job", "x", **SQUATTERS)
-    here.hub.runs["job"].post(on.CloseRequested("operator at ::1", Outcome.STOPPED, "not ours"))
+    here.coordinator.runs["job"].post(
+        on.CloseRequested("operator at ::1", Outcome.STOPPED, "not ours")
+    )
     here.commit()
     assert here.attach("job", "n0", **JOBS).is_welcome
     assert squatter.is_closed
-    assert here.hub.runs["job"].membership.settings.min_nodes == 2  # type: ignore[union-attr]
+    assert here.coordinator.runs["job"].membership.settings.min_nodes == 2  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("stays", [True, False])
 def test_a_run_that_was_closed_without_a_round_begins_anew_for_another_job(stays: bool) -> None:
-    here = Coordinator()
+    here = OneCoordinator()
     squatter = closed_by_node(here, **SQUATTERS)
-    before = here.hub.runs["job"].membership
+    before = here.coordinator.runs["job"].membership
     if not stays:
         squatter.hang_up()
     node = here.attach("job", "n0", **JOBS)
     assert node.is_welcome
-    run = here.hub.runs["job"]
+    run = here.coordinator.runs["job"]
     assert run.membership.term > before.term
     squatter.say(wire.CloseRun(Stamp(), Outcome.FAILED, "and again"))
     here.commit()
@@ -63,7 +65,7 @@ def test_a_run_that_was_closed_without_a_round_begins_anew_for_another_job(stays
 
 
 def test_late_nodes_of_the_same_job_hear_that_it_is_over() -> None:
-    here = Coordinator()
+    here = OneCoordinator()
     closed_by_node(here, **JOBS).hang_up()
     late = here.attach("job", "late", **JOBS)
     assert late.refusal.code is RefusalCode.CLOSED
@@ -74,9 +76,11 @@ def test_late_nodes_of_the_same_job_hear_that_it_is_over() -> None:
 
 
 def test_what_an_operator_closed_stays_closed_for_its_job() -> None:
-    here = Coordinator()
+    here = OneCoordinator()
     here.attach("job", "x", **JOBS)
-    here.hub.runs["job"].post(on.CloseRequested("operator at ::1", Outcome.STOPPED, "enough"))
+    here.coordinator.runs["job"].post(
+        on.CloseRequested("operator at ::1", Outcome.STOPPED, "enough")
+    )
     here.commit()
     here.pass_time(2 * ANEW_AFTER_S)
     refusal = here.attach("job", "n0", **JOBS).refusal
@@ -86,7 +90,7 @@ def test_what_an_operator_closed_stays_closed_for_its_job() -> None:
 
 def test_a_run_that_had_a_round_stays_closed() -> None:
     """R6."""
-    here = Coordinator()
+    here = OneCoordinator()
     member = here.with_round("job")
     member.say(wire.CloseRun(Stamp(), Outcome.SUCCEEDED, "done"))
     here.commit()
@@ -98,7 +102,7 @@ def test_a_run_that_had_a_round_stays_closed() -> None:
 
 def test_a_closed_run_stays_closed_for_its_members() -> None:
     """R6. One that lost its connection before it was told comes with what it knows of the run."""
-    here = Coordinator()
+    here = OneCoordinator()
     away = here.attach("job", "away", **SQUATTERS)
     stamp = away.told[0].stamp
     away.hang_up()
@@ -111,7 +115,7 @@ def test_a_closed_run_stays_closed_for_its_members() -> None:
 
 
 def test_a_loop_of_closing_and_beginning_anew_is_slowed() -> None:
-    here = Coordinator()
+    here = OneCoordinator()
     begun = 0
     for number in range(5_000):
         peer = here.attach("job", "x", min_nodes=7 + number % 2, max_nodes=9)

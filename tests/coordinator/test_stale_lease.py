@@ -14,10 +14,10 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from rallypoint.coordinator import http_api
-from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.holding import Held
-from rallypoint.coordinator.http_api import HUB
-from rallypoint.coordinator.run_ownership import SharedRuns
+from rallypoint.coordinator.http_api import COORDINATOR
+from rallypoint.coordinator.run_ownership import RunOwnership
 from rallypoint.coordinator.session import Session
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.store.store import Add, Get, Set, StoreOp, Wait
@@ -26,7 +26,7 @@ from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown
 from rallypoint.ledger.keys import COORDINATORS
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
-from tests.coordinator.test_run_ownership import CONFIG, coordinator, until
+from tests.coordinator.test_run_ownership import CONFIG, new_coordinator, until
 from tests.coordinator.test_supervision import Line
 from tests.loops import VirtualLoop, run_virtual
 from tests.outlets import WholeMessages
@@ -55,12 +55,14 @@ class NoRenewal(MemoryLedger):
 class Case:
     """A coordinator with one run, whose round has one node, and its ledger."""
 
-    def __init__(self, ledger: NoRenewal, shared: SharedRuns, hub: Hub, line: Line) -> None:
-        self.ledger, self.shared, self.hub, self.line = ledger, shared, hub, line
+    def __init__(
+        self, ledger: NoRenewal, shared: RunOwnership, coordinator: Coordinator, line: Line
+    ) -> None:
+        self.ledger, self.shared, self.coordinator, self.line = ledger, shared, coordinator, line
 
     @property
     def phase(self) -> Phase:
-        return self.hub.runs["run"].membership.phase
+        return self.coordinator.runs["run"].membership.phase
 
     async def suspended(self) -> None:
         self.ledger.is_mute = True
@@ -76,10 +78,10 @@ class Case:
 
 async def a_case(**options: Any) -> Case:
     ledger = NoRenewal()
-    shared, hub = await coordinator(ledger, 1)
-    line = Line(hub, "run", **options)
+    shared, coordinator = await new_coordinator(ledger, 1)
+    line = Line(coordinator, "run", **options)
     await line.formed()
-    case = Case(ledger, shared, hub, line)
+    case = Case(ledger, shared, coordinator, line)
     case.ask(1, Set("k", b"v"))
     await until(lambda: case.answered() == [1])
     return case
@@ -150,7 +152,7 @@ def test_what_was_kept_is_dropped_when_another_coordinator_has_the_run() -> None
         case = await a_case(redials=False)
         await case.suspended()
         case.ask(2, Get("k"))
-        second, other = await coordinator(MemoryLedger(), 2)
+        second, other = await new_coordinator(MemoryLedger(), 2)
         case.shared.deposed("run", "term 2 has begun")
         assert case.answered() == [1]
         assert [code for code, _ in case.line.refusals()] == [RefusalCode.MOVED]
@@ -169,7 +171,7 @@ def test_what_was_kept_for_a_connection_goes_with_it() -> None:
         case = await a_case(redials=False)
         await case.suspended()
         case.ask(2, Get("k"))
-        held = case.hub.runs["run"]._held
+        held = case.coordinator.runs["run"]._held
         assert held._bytes > 0
         case.line.close("it breaks")
         await asyncio.sleep(0.1)
@@ -187,8 +189,8 @@ def test_the_beat_stands_still_while_no_renewal_is_confirmed() -> None:
 
     async def main() -> None:
         case = await a_case()
-        before = case.hub.beat()
-        await until(lambda: case.hub.beat() > before)
+        before = case.coordinator.beat()
+        await until(lambda: case.coordinator.beat() > before)
         await case.suspended()
         beats = set()
         for _ in range(20):
@@ -199,7 +201,7 @@ def test_the_beat_stands_still_while_no_renewal_is_confirmed() -> None:
             beats.add(said.beat)
         assert len(beats) == 1
         case.ledger.is_mute = False
-        await until(lambda: case.hub.beat() > max(beats))
+        await until(lambda: case.coordinator.beat() > max(beats))
         await case.shared.aclose()
 
     run_virtual(main())
@@ -209,7 +211,7 @@ def test_a_node_that_comes_back_is_let_in_and_has_its_seat_once_the_lease_stands
     async def main() -> None:
         case = await a_case()
         await case.suspended()
-        back = Line(case.hub, "run")
+        back = Line(case.coordinator, "run")
         assert back.count(wire.Welcome) == 1
         assert back.count(wire.Formed) == 0
         case.ledger.is_mute = False
@@ -225,7 +227,7 @@ def test_the_end_of_a_round_follows_the_seat_that_was_kept() -> None:
     async def main() -> None:
         case = await a_case()
         await case.suspended()
-        back = Line(case.hub, "run")
+        back = Line(case.coordinator, "run")
         failed = wire.Failed(back.said[-1].stamp, 1, Failure(FailureKind.EXCEPTION, "ValueError"))
         back.say(failed)
         kinds = [type(each) for each in back.said if isinstance(each, wire.Formed | wire.Broken)]
@@ -238,7 +240,7 @@ def test_the_end_of_a_round_follows_the_seat_that_was_kept() -> None:
 def test_a_node_that_waits_for_its_name_is_sent_away_with_the_others() -> None:
     async def main() -> None:
         case = await a_case(redials=False)
-        second = Line(case.hub, "run", redials=False, incarnation=2)
+        second = Line(case.coordinator, "run", redials=False, incarnation=2)
         assert second.said == []
         case.shared.deposed("run", "term 2 has begun")
         for line in (case.line, second):
@@ -291,11 +293,11 @@ class SlowLog(NoRenewal):
 def test_a_run_that_is_begun_after_the_lease_ran_out_begins_suspended() -> None:
     async def main() -> None:
         ledger = SlowLog()
-        first, hub = await coordinator(ledger, 1)
-        line = Line(hub, "run", redials=False)
+        first, coordinator = await new_coordinator(ledger, 1)
+        line = Line(coordinator, "run", redials=False)
         await line.formed()
         await first.aclose()
-        second, other = await coordinator(ledger, 2)
+        second, other = await new_coordinator(ledger, 2)
         back = Line(other, "run")
         await until(lambda: "run" in other.runs and other.runs["run"].is_claimed)
         assert other.runs["run"].membership.phase is Phase.SUSPENDED
@@ -332,9 +334,9 @@ class Outlet(WholeMessages):
 
 def test_what_is_kept_is_bounded_and_whoever_misses_an_answer_has_to_ask_again() -> None:
     async def main() -> None:
-        _, hub = await coordinator(MemoryLedger(), 1)
+        _, coordinator = await new_coordinator(MemoryLedger(), 1)
         a, b = Outlet(), Outlet()
-        first, second = Session(hub, 1, a), Session(hub, 2, b)
+        first, second = Session(coordinator, 1, a), Session(coordinator, 2, b)
         held = Held(bytes_max=100)
         held.answer(first, b"x" * 60)
         held.answer(second, b"y" * 60)
@@ -354,10 +356,10 @@ def test_what_is_kept_is_bounded_and_whoever_misses_an_answer_has_to_ask_again()
     run_virtual(main())
 
 
-async def asked_to_close(hub: Hub) -> tuple[int, dict[str, Any]]:
+async def asked_to_close(coordinator: Coordinator) -> tuple[int, dict[str, Any]]:
     """What the coordinator answers to `rallypoint close`."""
     app = web.Application()
-    app[HUB] = hub
+    app[COORDINATOR] = coordinator
     http_api.add_routes(app)
     request = make_mocked_request("POST", "/api/v1/runs/run/close", app=app)
     resolved = await app.router.resolve(request)
@@ -376,16 +378,19 @@ def test_a_close_is_confirmed_only_once_the_ledger_has_it() -> None:
     async def main() -> None:
         case = await a_case()
         await case.suspended()
-        status, said = await asked_to_close(case.hub)
+        status, said = await asked_to_close(case.coordinator)
         assert status == 503
         assert "is not closed yet: the ledger does not answer" in said["error"]
-        asking = asyncio.ensure_future(asked_to_close(case.hub))
+        asking = asyncio.ensure_future(asked_to_close(case.coordinator))
         await asyncio.sleep(TTL_S)
         assert not asking.done()
         case.ledger.is_mute = False
         assert await asking == (200, {"run_id": "run", "was_closed": False})
-        assert case.hub.runs["run"].is_closed
-        assert await asked_to_close(case.hub) == (200, {"run_id": "run", "was_closed": True})
+        assert case.coordinator.runs["run"].is_closed
+        assert await asked_to_close(case.coordinator) == (
+            200,
+            {"run_id": "run", "was_closed": True},
+        )
         await case.shared.aclose()
 
     run_virtual(main())
@@ -395,7 +400,7 @@ def test_a_close_that_goes_with_its_coordinator_is_not_confirmed() -> None:
     async def main() -> None:
         case = await a_case()
         await case.suspended()
-        asking = asyncio.ensure_future(asked_to_close(case.hub))
+        asking = asyncio.ensure_future(asked_to_close(case.coordinator))
         await asyncio.sleep(0.1)
         case.shared.deposed("run", "another coordinator has it")
         status, said = await asking

@@ -65,7 +65,10 @@ def test_in_every_phase_the_fields_are_the_same() -> None:
         async def note(what: str) -> None:
             told[what] = checked(
                 status.status_of(
-                    case.hub, case.run, None, list(status.members_of(case.hub, case.run, 10))
+                    case.coordinator,
+                    case.run,
+                    None,
+                    list(status.members_of(case.coordinator, case.run, 10)),
                 )
             )
             kept = await look(ledger, "run")
@@ -92,7 +95,7 @@ def test_in_every_phase_the_fields_are_the_same() -> None:
         case.run.post(on.CloseRequested("somebody", Outcome.STOPPED, "enough"))
         await until_phase(case, Phase.CLOSED)
         await note("closed")
-        await case.shared.office.hand_over(1.0)
+        await case.shared.lease_manager.hand_over(1.0)
         await case.aclose()
         kept = await look(ledger, "run")
         assert kept is not None
@@ -156,7 +159,7 @@ def test_a_list_has_the_same_fields_too_also_for_what_cannot_be_read() -> None:
         assert [type(each) for each in found] == [Unread, Kept]
         lines = own + [each.summary() for each in found]
         told = RunList(
-            coordinator=status.coordinator_of(case.hub), runs=lines, problem=None, next=None
+            coordinator=status.coordinator_of(case.coordinator), runs=lines, problem=None, next=None
         )
         read = msgspec.json.decode(msgspec.json.encode(told), type=RunList)
         assert [each.run_id for each in read.runs] == ["run", "a/b c", "run"]

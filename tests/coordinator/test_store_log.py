@@ -22,7 +22,7 @@ from rallypoint.coordinator.log_records import (
 )
 from rallypoint.coordinator.log_replay import Replay
 from rallypoint.coordinator.round_log import LogId, first_of
-from rallypoint.coordinator.store_log import DurableStore, LogAppend
+from rallypoint.coordinator.store_log import LogAppend, StoreLog
 from rallypoint.core.store.store import (
     DEFAULT_LIMITS,
     LIMIT,
@@ -90,17 +90,17 @@ class Logs:
             self.segments = {each: kept for each, kept in self.segments.items() if each >= log}
 
 
-def new_store(batch: int = 1_000, limits: StoreLimits = DEFAULT_LIMITS) -> DurableStore:
+def new_store(batch: int = 1_000, limits: StoreLimits = DEFAULT_LIMITS) -> StoreLog:
     store = RoundStore(SEATS, limits)
-    return DurableStore(store, 1, run_id="run", log=LOG, batch_bytes_max=batch)
+    return StoreLog(store, 1, run_id="run", log=LOG, batch_bytes_max=batch)
 
 
-def successor_of(logs: Logs, term: int = 2, batch: int = 1_000) -> DurableStore:
+def successor_of(logs: Logs, term: int = 2, batch: int = 1_000) -> StoreLog:
     """A coordinator of the next term, after it has sealed the log."""
     read = logs.read()
     logs.append(LogAppend(read.log, read.next_index, seal_record(term)))
     read = logs.read()
-    return DurableStore(
+    return StoreLog(
         read.replay.store,
         term,
         run_id="run",
@@ -111,7 +111,7 @@ def successor_of(logs: Logs, term: int = 2, batch: int = 1_000) -> DurableStore:
     )
 
 
-def write(store: DurableStore, logs: Logs, at_most: int = 1_000_000) -> list[Answer]:
+def write(store: StoreLog, logs: Logs, at_most: int = 1_000_000) -> list[Answer]:
     """Append everything that waits, as a ledger that answers at once would."""
     released = []
     while at_most and (record := store.take_record()) is not None:
@@ -350,7 +350,7 @@ def test_the_store_journal_finds_a_bad_store_out() -> None:
 
 
 def test_a_call_that_the_ledger_could_not_keep_is_refused_before_it_is_applied() -> None:
-    store = DurableStore(RoundStore(SEATS), 1, batch_bytes_max=500, record_bytes_max=1_000)
+    store = StoreLog(RoundStore(SEATS), 1, batch_bytes_max=500, record_bytes_max=1_000)
     calls: list[StoreOp] = [
         Set("k", bytes(1_000)),
         Append("k", bytes(1_000)),
@@ -371,7 +371,7 @@ def test_a_call_that_the_ledger_could_not_keep_is_refused_before_it_is_applied()
 @given(st.lists(st.tuples(st.integers(0, 950), st.integers(0, 40)), max_size=40))
 def test_no_record_is_larger_than_the_ledger_takes(calls: list[tuple[int, int]]) -> None:
     most = 1_000
-    store = DurableStore(
+    store = StoreLog(
         RoundStore(SEATS),
         1,
         run_id="run",
@@ -470,7 +470,7 @@ def test_values_and_answers_that_no_record_could_hold_are_in_the_snapshot_in_pie
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(store_log, "COMPACT_RECORDS", 30)
-    store = DurableStore(
+    store = StoreLog(
         RoundStore(SEATS), 1, run_id="run", log=LOG, batch_bytes_max=500, record_bytes_max=1_000
     )
     logs = Logs()
@@ -511,7 +511,7 @@ def test_a_batch_that_is_full_takes_no_further_call() -> None:
 
 def test_a_barrier_is_released_to_all_or_to_none_also_over_several_records() -> None:
     seats = tuple((f"node{rank}", rank, 1) for rank in range(50))
-    store = DurableStore(RoundStore(seats), 1, run_id="run", log=LOG, batch_bytes_max=200)
+    store = StoreLog(RoundStore(seats), 1, run_id="run", log=LOG, batch_bytes_max=200)
     for rank in range(50):
         store.apply(f"node{rank}", 1, Barrier("start", rank), 10.0, 0.0)
     logs = Logs()

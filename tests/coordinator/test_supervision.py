@@ -14,9 +14,9 @@ import pytest
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.garbage_collector import LOOK_S
-from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.session import Session
 from rallypoint.core import election as e
 from rallypoint.core import events as on
@@ -36,7 +36,7 @@ from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Versioned
 from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
-from tests.coordinator.test_run_ownership import CONFIG, coordinator, has_begun, until
+from tests.coordinator.test_run_ownership import CONFIG, has_begun, new_coordinator, until
 from tests.loops import run_virtual
 from tests.outlets import WholeMessages
 
@@ -82,7 +82,7 @@ class Line(WholeMessages):
 
     def __init__(
         self,
-        hub: Hub,
+        coordinator: Coordinator,
         run_id: str,
         *,
         redials: bool = True,
@@ -92,11 +92,11 @@ class Line(WholeMessages):
         self.said: list[wire.FromCoordinator] = []
         self._reads_ledger = reads_ledger
         self._incarnation = incarnation
-        self._hub, self._run_id, self._redials = hub, run_id, redials
+        self._coordinator, self._run_id, self._redials = coordinator, run_id, redials
         self._dial()
 
     def _dial(self) -> None:
-        self._session = self._hub.connected(self)
+        self._session = self._coordinator.connected(self)
         info = NodeInfo("a", self._incarnation, "h")
         stamp = Stamp("", 0, 0)
         self.say(
@@ -139,7 +139,7 @@ class Line(WholeMessages):
         await until(lambda: self.count(wire.Formed) > 0)
 
 
-def failing(run: RunHost, error: Exception) -> None:
+def failing(run: HostedRun, error: Exception) -> None:
     """The next event of this run brings the error."""
 
     def step(event: on.Event, now_s: float) -> list[Any]:
@@ -148,18 +148,18 @@ def failing(run: RunHost, error: Exception) -> None:
     run.membership.step = step  # type: ignore[method-assign]
 
 
-async def two_runs(ledger: MemoryLedger) -> tuple[Any, Hub, Line, Line]:
-    shared, hub = await coordinator(ledger, 1)
-    faulty, other = Line(hub, "faulty"), Line(hub, "other")
+async def two_runs(ledger: MemoryLedger) -> tuple[Any, Coordinator, Line, Line]:
+    shared, coordinator = await new_coordinator(ledger, 1)
+    faulty, other = Line(coordinator, "faulty"), Line(coordinator, "other")
     await faulty.formed()
     await other.formed()
-    return shared, hub, faulty, other
+    return shared, coordinator, faulty, other
 
 
-async def is_well(hub: Hub, other: Line) -> None:
+async def is_well(coordinator: Coordinator, other: Line) -> None:
     """The other run goes on in its round, and can be ended."""
     assert other.refusals() == []
-    run = hub.runs["other"]
+    run = coordinator.runs["other"]
     await until(lambda: run.membership.phase is Phase.ACTIVE)
     other.say(wire.CloseRun(other.said[-1].stamp, Outcome.SUCCEEDED, "trained"))
     await until(lambda: run.is_closed)
@@ -168,8 +168,8 @@ async def is_well(hub: Hub, other: Line) -> None:
 def test_an_error_in_one_run_ends_it_with_its_cause_and_it_goes_on_from_its_register() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
-        shared, hub, faulty, other = await two_runs(ledger)
-        failing(hub.runs["faulty"], Fault("a bug"))
+        shared, coordinator, faulty, other = await two_runs(ledger)
+        failing(coordinator.runs["faulty"], Fault("a bug"))
         faulty.say(wire.Done(faulty.said[-1].stamp, 1))
         ((code, message),) = faulty.refusals()
         assert code is RefusalCode.MOVED
@@ -177,8 +177,8 @@ def test_an_error_in_one_run_ends_it_with_its_cause_and_it_goes_on_from_its_regi
         assert "Fault: a bug" in message
         await until(lambda: faulty.count(wire.Welcome) == 2)
         assert faulty.said[-1].stamp.term == 2
-        assert hub.runs["faulty"].membership.number == 1
-        await is_well(hub, other)
+        assert coordinator.runs["faulty"].membership.number == 1
+        await is_well(coordinator, other)
         await shared.aclose()
 
     run_virtual(main())
@@ -187,15 +187,15 @@ def test_an_error_in_one_run_ends_it_with_its_cause_and_it_goes_on_from_its_regi
 def test_one_run_that_fails_when_the_ledger_is_back_does_not_keep_the_others_suspended() -> None:
     async def main() -> None:
         ledger = Faulty()
-        shared, hub, faulty, other = await two_runs(ledger)
+        shared, coordinator, faulty, other = await two_runs(ledger)
         shared.ledger_lost("no answer", 1.0)
-        shared.office._is_suspended = True
-        assert hub.runs["other"].membership.phase is Phase.SUSPENDED
-        failing(hub.runs["faulty"], Fault("a bug"))
+        shared.lease_manager._is_suspended = True
+        assert coordinator.runs["other"].membership.phase is Phase.SUSPENDED
+        failing(coordinator.runs["faulty"], Fault("a bug"))
         shared.ledger_restored()
-        await until(lambda: hub.runs["other"].membership.phase is Phase.ACTIVE)
+        await until(lambda: coordinator.runs["other"].membership.phase is Phase.ACTIVE)
         assert faulty.refusals()
-        await is_well(hub, other)
+        await is_well(coordinator, other)
         await shared.aclose()
 
     run_virtual(main())
@@ -224,7 +224,7 @@ def test_a_stall_of_the_ledger_while_a_run_is_closed_hangs_no_run(
 ) -> None:
     async def main() -> None:
         ledger = Stalling(lease_last=lease_last)
-        shared, hub, closing, other = await two_runs(ledger)
+        shared, coordinator, closing, other = await two_runs(ledger)
         ledger.until_s = asyncio.get_running_loop().time() + stall_ttls * CONFIG.lease_ttl_s
         closing.say(wire.CloseRun(closing.said[-1].stamp, Outcome.SUCCEEDED, "trained"))
         await until(lambda: closing.count(wire.Closed) == 1)
@@ -234,7 +234,7 @@ def test_a_stall_of_the_ledger_while_a_run_is_closed_hangs_no_run(
         close = e.decode_run(register.value).close
         assert close is not None
         assert close.outcome is Outcome.SUCCEEDED
-        await is_well(hub, other)
+        await is_well(coordinator, other)
         await shared.aclose()
 
     run_virtual(main())
@@ -244,7 +244,7 @@ def test_a_stall_of_the_ledger_while_a_run_is_closed_hangs_no_run(
 def test_an_error_of_the_engine_in_one_run_s_request_ends_that_run(operation: str) -> None:
     async def main() -> None:
         ledger = Faulty()
-        shared, hub, faulty, other = await two_runs(ledger)
+        shared, coordinator, faulty, other = await two_runs(ledger)
         ledger.fault = lambda what, key: what == operation and "faulty" in key
         stamp = faulty.said[-1].stamp
         if operation == "swap":
@@ -257,7 +257,7 @@ def test_an_error_of_the_engine_in_one_run_s_request_ends_that_run(operation: st
         assert f"Fault: {operation}" in message
         ledger.fault = lambda what, key: False
         await until(lambda: faulty.count(wire.Welcome) == 2)
-        await is_well(hub, other)
+        await is_well(coordinator, other)
         await shared.aclose()
 
     run_virtual(main())
@@ -266,16 +266,16 @@ def test_an_error_of_the_engine_in_one_run_s_request_ends_that_run(operation: st
 def test_an_error_in_taking_a_run_over_is_told_and_it_is_tried_again_later() -> None:
     async def main() -> None:
         ledger = Faulty()
-        shared, hub = await coordinator(ledger, 1)
-        other = Line(hub, "other")
+        shared, coordinator = await new_coordinator(ledger, 1)
+        other = Line(coordinator, "other")
         await other.formed()
         ledger.fault = lambda what, key: what == "read" and key == run_key("faulty")
-        faulty = Line(hub, "faulty")
+        faulty = Line(coordinator, "faulty")
         await until(lambda: len(faulty.refusals()) >= 2)
         assert "Fault: read" in faulty.refusals()[0][1]
         ledger.fault = lambda what, key: False
         await faulty.formed()
-        await is_well(hub, other)
+        await is_well(coordinator, other)
         await shared.aclose()
 
     run_virtual(main())
@@ -287,15 +287,15 @@ def test_an_error_of_the_engine_with_the_lease_hands_all_runs_over_and_the_proce
     async def main() -> None:
         ledger = Faulty()
         shared, _, faulty, other = await two_runs(ledger)
-        process = shared.office.process
+        process = shared.lease_manager.process
         ledger.fault = lambda what, key: what == "swap" and key.startswith("coordinators/")
         await until(lambda: bool(faulty.refusals()) and bool(other.refusals()))
         assert "Fault: swap" in other.refusals()[0][1]
         ledger.fault = lambda what, key: False
         await until(lambda: faulty.count(wire.Welcome) == 2 and other.count(wire.Welcome) == 2)
-        assert shared.office.process != process
-        assert shared.office._ticker is not None
-        assert not shared.office._ticker.done()
+        assert shared.lease_manager.process != process
+        assert shared.lease_manager._ticker is not None
+        assert not shared.lease_manager._ticker.done()
         await shared.aclose()
 
     run_virtual(main())
@@ -311,7 +311,7 @@ def test_an_error_while_sweeping_ends_one_look() -> None:
             return operation == "keys"
 
         ledger.fault = fault
-        shared, _ = await coordinator(ledger, 1)
+        shared, _ = await new_coordinator(ledger, 1)
         await asyncio.sleep(3.5 * LOOK_S)
         assert sum(looks) == 3
         await shared.aclose()
@@ -323,23 +323,23 @@ def test_in_memory_a_run_that_fails_is_lost_and_its_nodes_are_told_why() -> None
     async def main() -> None:
         ledger = MemoryLedger()
         committer = Committer(ledger)
-        hub = Hub(
+        coordinator = Coordinator(
             CoordinatorConfig(),
             ledger_id=ledger.ledger_id,
             commit=committer.commit,
             clock=StallProofClock(asyncio.get_running_loop().time),
             forget=committer.forget,
         )
-        faulty, other = Line(hub, "faulty", redials=False), Line(hub, "other")
+        faulty, other = Line(coordinator, "faulty", redials=False), Line(coordinator, "other")
         await faulty.formed()
         await other.formed()
-        failing(hub.runs["faulty"], Fault("a bug"))
-        hub.runs["faulty"].post(on.NodeLeft(NodeId("b", 1), "nobody"))
+        failing(coordinator.runs["faulty"], Fault("a bug"))
+        coordinator.runs["faulty"].post(on.NodeLeft(NodeId("b", 1), "nobody"))
         ((code, message),) = faulty.refusals()
         assert code is RefusalCode.RUN_LOST
         assert "Fault: a bug" in message
-        assert "faulty" not in hub.runs
-        await is_well(hub, other)
+        assert "faulty" not in coordinator.runs
+        await is_well(coordinator, other)
         await committer.aclose()
 
     run_virtual(main())
@@ -347,16 +347,16 @@ def test_in_memory_a_run_that_fails_is_lost_and_its_nodes_are_told_why() -> None
 
 def test_an_error_while_looking_for_silence_ends_one_run() -> None:
     async def main() -> None:
-        shared, hub, faulty, other = await two_runs(MemoryLedger())
+        shared, coordinator, faulty, other = await two_runs(MemoryLedger())
 
         def check_silence(session: Session, now_s: float) -> None:
             raise Fault("a bug")
 
-        hub.runs["faulty"].check_silence = check_silence  # type: ignore[method-assign]
-        hub.tick(hub.now_s() + 60.0)
+        coordinator.runs["faulty"].check_silence = check_silence  # type: ignore[method-assign]
+        coordinator.tick(coordinator.now_s() + 60.0)
         assert "Fault: a bug" in faulty.refusals()[0][1]
-        await has_begun(hub, "faulty")
-        await is_well(hub, other)
+        await has_begun(coordinator, "faulty")
+        await is_well(coordinator, other)
         await shared.aclose()
 
     run_virtual(main())

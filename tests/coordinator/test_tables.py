@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.lease_manager import delete_run
 from rallypoint.coordinator.tables import Tables, read_members, table_room
 from rallypoint.core import election as e
@@ -36,7 +36,7 @@ from rallypoint.ledger.contract import SwapOutcome, Swapped, Unknown
 from rallypoint.ledger.keys import chunk_key, run_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.ledger.torch_backend import TorchBackendLedger
-from tests.coordinator.test_run_ownership import coordinator, has_begun, until
+from tests.coordinator.test_run_ownership import has_begun, new_coordinator, until
 from tests.core.test_tables import LABELS, a_close, members, restarted
 from tests.loops import run_virtual
 
@@ -79,36 +79,36 @@ class CountingLedger(MemoryLedger):
         return await self.keys("chunks/")
 
 
-def come(hub: Hub, count: int = NODES) -> None:
-    run = hub.runs["run"]
+def come(coordinator: Coordinator, count: int = NODES) -> None:
+    run = coordinator.runs["run"]
     for i in range(count):
         run.post(on.NodeAttached(NodeInfo(f"n{i:04}", 1, f"h{i:04}"), SETTINGS, i))
 
 
-def are_ready(hub: Hub, leaving: int, count: int = NODES) -> None:
+def are_ready(coordinator: Coordinator, leaving: int, count: int = NODES) -> None:
     for i in range(count):
         name = f"n{i:04}"
-        hub.runs["run"].post(on.NodeReady(NodeId(name, 1), leaving, Address(name, 1), 1))
+        coordinator.runs["run"].post(on.NodeReady(NodeId(name, 1), leaving, Address(name, 1), 1))
 
 
-async def met(ledger: CountingLedger, hub: Hub) -> None:
-    come(hub)
-    are_ready(hub, 0)
-    await until(lambda: hub.runs["run"].membership.phase is Phase.ACTIVE)
+async def met(ledger: CountingLedger, coordinator: Coordinator) -> None:
+    come(coordinator)
+    are_ready(coordinator, 0)
+    await until(lambda: coordinator.runs["run"].membership.phase is Phase.ACTIVE)
 
 
 def test_a_large_round_is_taken_over_with_all_its_members() -> None:
     async def main() -> None:
         ledger = CountingLedger()
-        first, hub = await coordinator(ledger, 1)
+        first, coordinator = await new_coordinator(ledger, 1)
         first.claim("run")
-        await has_begun(hub, "run")
-        await met(ledger, hub)
-        before = hub.runs["run"].membership.round
+        await has_begun(coordinator, "run")
+        await met(ledger, coordinator)
+        before = coordinator.runs["run"].membership.round
         assert before is not None
         assert len(await ledger.chunks()) == 2
         await first.aclose()
-        second, other = await coordinator(ledger, 2)
+        second, other = await new_coordinator(ledger, 2)
         second.claim("run")
         await has_begun(other, "run")
         membership = other.runs["run"].membership
@@ -129,11 +129,11 @@ def test_a_large_round_is_taken_over_with_all_its_members() -> None:
 def test_a_run_whose_table_is_not_whole_is_refused_and_left_alone(damage: str) -> None:
     async def main() -> None:
         ledger = CountingLedger()
-        first, hub = await coordinator(ledger, 1)
+        first, coordinator = await new_coordinator(ledger, 1)
         first.claim("run")
-        await has_begun(hub, "run")
-        await met(ledger, hub)
-        await first.office.hand_over(1.0)
+        await has_begun(coordinator, "run")
+        await met(ledger, coordinator)
+        await first.lease_manager.hand_over(1.0)
         await first.aclose()
         broken = (await ledger.chunks())[1]
         found = await ledger.read(broken)
@@ -142,7 +142,7 @@ def test_a_run_whose_table_is_not_whole_is_refused_and_left_alone(damage: str) -
             await ledger.delete(broken)
         else:
             await ledger.swap(broken, found.version, found.value[:-1])
-        second, other = await coordinator(ledger, 2)
+        second, other = await new_coordinator(ledger, 2)
         run = other.open_run("run")
         told: list[str] = []
         run.turn_away = lambda refusal: told.append(refusal.message)  # type: ignore[method-assign]
@@ -163,19 +163,19 @@ def test_a_run_goes_on_as_soon_as_what_it_writes_fits(what: str) -> None:
 
     async def main() -> None:
         ledger = CountingLedger()
-        shared, hub = await coordinator(ledger, 1, CoordinatorConfig())
+        shared, coordinator = await new_coordinator(ledger, 1, CoordinatorConfig())
         shared.claim("run")
-        await has_begun(hub, "run")
+        await has_begun(coordinator, "run")
         prefixes = ["chunks/", "runs/"] if what == "both" else [what]
         ledger.too_large = prefixes * 3
-        come(hub)
-        are_ready(hub, 0)
-        membership = hub.runs["run"].membership
+        come(coordinator)
+        are_ready(coordinator, 0)
+        membership = coordinator.runs["run"].membership
         await until(lambda: membership.phase is Phase.SUSPENDED)
         assert "refuses a request of this size" in membership.suspended_reason
         await until(lambda: membership.phase is Phase.ACTIVE)
         assert (await ledger.head()).number == 1
-        are_ready(hub, 1)
+        are_ready(coordinator, 1)
         await until(lambda: membership.number == 2)
         await shared.aclose()
 
@@ -185,11 +185,11 @@ def test_a_run_goes_on_as_soon_as_what_it_writes_fits(what: str) -> None:
 def test_a_chunk_whose_write_is_in_doubt_is_written_again() -> None:
     async def main() -> None:
         ledger = CountingLedger()
-        shared, hub = await coordinator(ledger, 1)
+        shared, coordinator = await new_coordinator(ledger, 1)
         shared.claim("run")
-        await has_begun(hub, "run")
+        await has_begun(coordinator, "run")
         ledger.unsure = ["chunks/", "chunks/", "runs/"]
-        await met(ledger, hub)
+        await met(ledger, coordinator)
         assert len(await ledger.chunks()) == 2
         await shared.aclose()
 
@@ -200,19 +200,19 @@ def test_a_run_that_is_removed_takes_its_chunks_with_it() -> None:
     async def main() -> None:
         config = CoordinatorConfig(lease_ttl_s=0.3, closed_run_keep_s=1.0)
         ledger = CountingLedger()
-        shared, hub = await coordinator(ledger, 1, config)
+        shared, coordinator = await new_coordinator(ledger, 1, config)
         shared.claim("run")
-        await has_begun(hub, "run")
-        await met(ledger, hub)
-        run = hub.runs["run"]
+        await has_begun(coordinator, "run")
+        await met(ledger, coordinator)
+        run = coordinator.runs["run"]
         run.post(on.CloseRequested("n0000", Outcome.SUCCEEDED, "trained"))
         await until(lambda: run.is_closed)
         for i in range(NODES):
             run.post(on.NodeLeft(NodeId(f"n{i:04}", 1), "done"))
         for _ in range(40):
             await asyncio.sleep(0.1)
-            hub.tick()
-        assert hub.runs == {}
+            coordinator.tick()
+        assert coordinator.runs == {}
         assert await ledger.chunks() == ()
         assert await ledger.read(run_key("run")) is None
         await shared.aclose()
@@ -223,12 +223,12 @@ def test_a_run_that_is_removed_takes_its_chunks_with_it() -> None:
 def test_a_close_with_a_long_cause_is_taken() -> None:
     async def main() -> None:
         ledger = CountingLedger()
-        shared, hub = await coordinator(ledger, 1)
+        shared, coordinator = await new_coordinator(ledger, 1)
         shared.claim("run")
-        await has_begun(hub, "run")
-        await met(ledger, hub)
+        await has_begun(coordinator, "run")
+        await met(ledger, coordinator)
         close, ledger.largest_bytes = a_close(20, 4_000), 0
-        shared.office.commit("run", close, SETTINGS, 0, Marks())
+        shared.lease_manager.commit("run", close, SETTINGS, 0, Marks())
         await until(lambda: ledger.largest_bytes > 0)
         kept = (await ledger.head()).close
         assert kept is not None
@@ -247,7 +247,7 @@ def test_a_close_with_a_long_cause_is_taken() -> None:
 async def rounds(
     ledger: CountingLedger, tables: Tables, tablesets: list[tuple[RoundMember, ...]]
 ) -> None:
-    """Commit these rounds as an office does, chunks first, then the head."""
+    """Commit these rounds as a lease manager does, chunks first, then the head."""
     register = e.RunRegister(e.FORMAT, ledger.ledger_id, "run", 1, "p")
     tables.won("run", register)
     version = None
@@ -320,11 +320,11 @@ def test_an_engine_of_one_value_says_for_how_many_bytes_it_has_room() -> None:
     async def main() -> None:
         ledger = CountingLedger()
         ledger.limits = msgspec.structs.replace(one_value, value_bytes_max=HEAD_BYTES_MAX + 20_000)
-        shared, hub = await coordinator(ledger, 1)
+        shared, coordinator = await new_coordinator(ledger, 1)
         shared.claim("run")
-        await has_begun(hub, "run")
-        come(hub)
-        membership = hub.runs["run"].membership
+        await has_begun(coordinator, "run")
+        come(coordinator)
+        membership = coordinator.runs["run"].membership
         assert 0 < len(membership.roster) < NODES
         assert membership.roster.table_bytes <= 20_000
         await shared.aclose()
@@ -360,10 +360,10 @@ def test_whoever_removes_a_run_late_takes_no_chunk_of_the_run_that_began_since()
             """Another process removes the run, and it begins anew."""
             await delete_run(ledger, closed, outcome.version)
             assert await ledger.chunks() == ()
-            shared, hub = await coordinator(ledger, 1)
+            shared, coordinator = await new_coordinator(ledger, 1)
             shared.claim("run")
-            await has_begun(hub, "run")
-            await met(ledger, hub)
+            await has_begun(coordinator, "run")
+            await met(ledger, coordinator)
             begun.append(await ledger.chunks())
             await shared.aclose()
 

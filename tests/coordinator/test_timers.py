@@ -80,18 +80,18 @@ def test_cancelled_waits_leave_no_timer() -> None:
     network.settle()
     node.ready()
     network.until(lambda: bool(node.rounds))
-    session = next(iter(network.hub.sessions.values()))
+    session = next(iter(network.coordinator.sessions.values()))
     member = session.node
     assert member is not None
-    before = len(network.hub._timers)
+    before = len(network.coordinator._timers)
     for number in range(1, 501):
         call = wire.StoreCall(
             network.run.stamp(), number, Wait(("never",)), timeout_s=10_000.0 - number
         )
         network.run.store_call(session, member, call)
-        assert len(network.hub._timers) == before + 1
+        assert len(network.coordinator._timers) == before + 1
         network.run.store_cancel(member, number)
-        assert len(network.hub._timers) == before
+        assert len(network.coordinator._timers) == before
 
 
 def test_short_waits_beside_a_long_one_have_one_timer_and_end_in_time() -> None:
@@ -100,12 +100,12 @@ def test_short_waits_beside_a_long_one_have_one_timer_and_end_in_time() -> None:
     network.settle()
     node.ready()
     network.until(lambda: bool(node.rounds))
-    before = len(network.hub._timers)
+    before = len(network.coordinator._timers)
     long = node.call(Wait(("never",)), timeout_s=30.0)
     for _ in range(50):
         short = node.call(Wait(("never",)), timeout_s=0.2)
         network.until(lambda short=short: short in node.answers, limit_s=1.0)  # type: ignore[misc]
-        assert len(network.hub._timers) <= before + 1
+        assert len(network.coordinator._timers) <= before + 1
     assert long not in node.answers
     network.until(lambda: long in node.answers, limit_s=30.5)
 
@@ -126,7 +126,7 @@ def test_a_timer_that_is_set_again_replaces_the_one_before() -> None:
         node.cut()
         network.advance(0.5)
         assert node.machine.is_attached
-        counts.append(len(network.hub._timers))
+        counts.append(len(network.coordinator._timers))
     assert counts == counts[:1] * len(counts)
 
 
@@ -143,7 +143,7 @@ def test_members_that_came_and_went_leave_no_timers() -> None:
         node.act(node.machine.goodbye("done"))
         network.settle()
     assert len(network.run.membership.roster) == 1
-    assert len(network.hub._timers) < 100
+    assert len(network.coordinator._timers) < 100
 
 
 def test_a_run_that_is_forgotten_leaves_no_timers() -> None:
@@ -156,9 +156,9 @@ def test_a_run_that_is_forgotten_leaves_no_timers() -> None:
     network.settle()
     node.ready()
     network.settle()
-    assert len(network.hub._timers) > 0
+    assert len(network.coordinator._timers) > 0
     run = network.run
     node.act(node.machine.goodbye("done"))
     network.advance(20.0)
-    assert run.run_id not in network.hub.runs
-    assert len(network.hub._timers) == 0
+    assert run.run_id not in network.coordinator.runs
+    assert len(network.coordinator._timers) == 0

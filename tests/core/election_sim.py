@@ -272,7 +272,7 @@ class Process:
         if self.claims[run].may_decide(self.now_s()):
             self.world.tell_nodes(run, register.stamp)
 
-    # An answer belongs to who asked: the holder and the claims of that office.
+    # An answer belongs to who asked: the holder and the claims of that lease manager.
 
     def _run_read(self, run: str, asked: e.ReadRun) -> Then:
         claim = self.claims[run]

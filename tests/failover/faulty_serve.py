@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from rallypoint.cli.main import main
-from rallypoint.coordinator.hosted_run import RunHost
-from rallypoint.coordinator.lease_manager import Office
+from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.coordinator.lease_manager import LeaseManager
 from rallypoint.coordinator.server import WebSocketOutlet
 from rallypoint.core import effects as do
 from rallypoint.core import election as e
@@ -34,20 +34,20 @@ def die_once() -> None:
 
 
 def at_the_last_ready() -> None:
-    step = RunHost._step
+    step = HostedRun._step
 
-    def faulty(self: RunHost, event: on.Event) -> None:
+    def faulty(self: HostedRun, event: on.Event) -> None:
         settings = self.membership.settings
         is_last = settings is not None and len(self.membership.roster) == settings.max_nodes
         if isinstance(event, on.NodeReady) and is_last:
             die_once()
         step(self, event)
 
-    replace(RunHost, "_step", faulty)
+    replace(HostedRun, "_step", faulty)
 
 
 def at_the_commit() -> None:
-    def faulty(self: RunHost, effect: do.Commit) -> None:
+    def faulty(self: HostedRun, effect: do.Commit) -> None:
         die_once()
         self._commit(self, effect.record)
 
@@ -55,22 +55,24 @@ def at_the_commit() -> None:
 
 
 def at_the_first_read() -> None:
-    read = Office._read
+    read = LeaseManager._read
 
-    async def faulty(self: Office, key: str) -> e.Found | None:
+    async def faulty(self: LeaseManager, key: str) -> e.Found | None:
         found = await read(self, key)
         if key.startswith("runs/"):
             die_once()
         return found
 
-    replace(Office, "_read", faulty)
+    replace(LeaseManager, "_read", faulty)
 
 
 def around_the_swap(is_before: bool, number: int) -> None:
     """`number`: of the round that the register then has; 0: the run is claimed."""
-    swap = Office._swap
+    swap = LeaseManager._swap
 
-    async def faulty(self: Office, key: str, expected: int | None, value: bytes) -> e.SwapOutcome:
+    async def faulty(
+        self: LeaseManager, key: str, expected: int | None, value: bytes
+    ) -> e.SwapOutcome:
         forms = key.startswith("runs/") and e.decode_run(value).number == number
         if forms and is_before:
             die_once()
@@ -79,11 +81,11 @@ def around_the_swap(is_before: bool, number: int) -> None:
             die_once()
         return outcome
 
-    replace(Office, "_swap", faulty)
+    replace(LeaseManager, "_swap", faulty)
 
 
 def at_the_publication() -> None:
-    def faulty(self: RunHost, effect: do.Publish) -> None:
+    def faulty(self: HostedRun, effect: do.Publish) -> None:
         die_once()
         self._publish(effect)
 

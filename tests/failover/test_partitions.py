@@ -75,7 +75,7 @@ class TestHalfOfTheNodesWithTheOldCoordinator:
         fleet.wait(lambda: (old.picture(fleet.run_id) or {}).get("phase") == "suspended")
         assert "ledger unreachable for" in fleet.status_at(near[0])
         self.all_meet_again(fleet, net, etcds[0])
-        old.process.line("lost its office")
+        old.process.line("lost its lease")
 
     def test_nodes_that_elect_one_of_them(
         self, net: Network, spread: Callable[[list[Host]], Spread]
@@ -148,7 +148,7 @@ class TestAPartOfEtcdIsCutOff:
         fleet.all_attached_since(began_s)
         self.the_round_goes_on(fleet, pids, cut_s)
         net.heal()
-        old.process.line("lost its office")
+        old.process.line("lost its lease")
         self.the_round_goes_on(fleet, pids, time.monotonic())
         fleet.check_counter(1)
         fleet.check_ledger(etcds[1])

@@ -151,7 +151,7 @@ async def _episode(rng: Random, watch: Watch) -> int:
             if rng.random() < 0.1:
                 await world.honest.check()
                 watch.check()
-        must(HONEST_RUN in world.hub.runs, "the honest run is gone")
+        must(HONEST_RUN in world.coordinator.runs, "the honest run is gone")
         await world.check_empty()
         await world.honest.check()
     return inputs

@@ -91,14 +91,14 @@ def test_an_exception_of_a_handler_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_session_that_stays_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "rallypoint.coordinator.coordinator.Hub.disconnected", lambda self, session: None
+        "rallypoint.coordinator.coordinator.Coordinator.disconnected", lambda self, session: None
     )
     assert "sessions are left" in found_in("nodes")
 
 
 def test_a_run_that_disturbs_another_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def departing(run: object, session: sessions.Session, *rest: object) -> None:
-        for each in list(session._hub.sessions.values()):
+        for each in list(session._coordinator.sessions.values()):
             each.close("planted")
 
     handlers: dict[Any, Any] = sessions._HANDLERS

@@ -14,8 +14,8 @@ from aiohttp.web_app import _cached_build_middleware
 
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.coordinator import Hub
-from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.coordinator import Coordinator
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.coordinator.websocket import FRAMES_PER_TURN
 from rallypoint.core.store import store as st
@@ -81,15 +81,15 @@ class World:
         ledger = MemoryLedger() if is_shared else None
         config = msgspec.structs.replace(CONFIG, token="") if is_open else CONFIG
         self.server = CoordinatorServer(config, ledger=ledger)
-        self.hub = self.server.hub
+        self.coordinator = self.server.coordinator
         # Drawn by chance otherwise, and what nodes send holds it.
-        self.hub.ledger_id = LEDGER_ID
+        self.coordinator.ledger_id = LEDGER_ID
         if ledger is not None:
             ledger.ledger_id = LEDGER_ID
         if is_checked:
-            _check_every_run(self.hub)
-        # The hub's own clock is this process's, and no time passes there.
-        self.hub.clock = StallProofClock(asyncio.get_running_loop().time)
+            _check_every_run(self.coordinator)
+        # The coordinator's own clock is this process's, and no time passes there.
+        self.coordinator.clock = StallProofClock(asyncio.get_running_loop().time)
         self._peers = 0
 
     async def __aenter__(self) -> World:
@@ -97,7 +97,7 @@ class World:
         self.honest = Honest(self)
         await self.honest.begin()
         await turns(10)
-        self._timers = len(self.hub._timers)
+        self._timers = len(self.coordinator._timers)
         self._tasks = len(asyncio.all_tasks())
         return self
 
@@ -120,46 +120,51 @@ class World:
     async def check_empty(self) -> None:
         """All connections but the honest one have ended: so must all that they brought about."""
         await asyncio.sleep(4 * KEEP_S)
-        hub, listener, runner = self.hub, self.server._listener, self.server._runner
+        coordinator, listener, runner = self.coordinator, self.server._listener, self.server._runner
         assert listener is not None
         assert runner is not None
         assert runner.server is not None
-        kept = [_told(run) for run in hub.runs.values() if not self._may_stay(run)]
+        kept = [_told(run) for run in coordinator.runs.values() if not self._may_stay(run)]
         must(not kept, f"runs are left: {kept[:5]}")
-        must(len(hub.sessions) == 1, f"{len(hub.sessions)} sessions are left, of which 1 is honest")
-        must(not hub.turns._lines, f"work of {list(hub.turns._lines)} is put off")
-        must(not hub._strangers, f"{len(hub._strangers)} links are still waited for")
+        must(
+            len(coordinator.sessions) == 1,
+            f"{len(coordinator.sessions)} sessions are left, of which 1 is honest",
+        )
+        must(not coordinator.turns._lines, f"work of {list(coordinator.turns._lines)} is put off")
+        must(
+            not coordinator._strangers, f"{len(coordinator._strangers)} links are still waited for"
+        )
         must(not listener._strangers, f"{len(listener._strangers)} strangers are left")
         left = len(runner.server.connections)
         must(left == 1, f"{left} connections are left, of which 1 is honest")
-        timers = len(hub._timers)
+        timers = len(coordinator._timers)
         must(timers <= self._timers, f"{timers} timers are left, where there were {self._timers}")
         tasks = asyncio.all_tasks()
         must(len(tasks) <= self._tasks, f"{len(tasks)} tasks are left, not {self._tasks}: {tasks}")
 
-    def _may_stay(self, run: RunHost) -> bool:
+    def _may_stay(self, run: HostedRun) -> bool:
         """Settings that the fuzzer made by chance may keep a lost member's place for a year."""
         settings = run.membership.settings
         is_known = settings is None or settings.reconnect_grace_s + settings.mass_grace_s <= KEEP_S
         return run.run_id == HONEST_RUN or not is_known
 
 
-def _told(run: RunHost) -> str:
+def _told(run: HostedRun) -> str:
     phase = run.membership.phase
     return f"{run.run_id!r} is {phase}, with {run.attached_count} attached"
 
 
-def _check_every_run(hub: Hub) -> None:
-    open_run = hub.open_run
+def _check_every_run(coordinator: Coordinator) -> None:
+    open_run = coordinator.open_run
 
-    def opened(run_id: str) -> RunHost:
-        is_new = run_id not in hub.runs
+    def opened(run_id: str) -> HostedRun:
+        is_new = run_id not in coordinator.runs
         run = open_run(run_id)
         if is_new:
             check_every_step(run)
         return run
 
-    hub.open_run = opened  # type: ignore[method-assign]
+    coordinator.open_run = opened  # type: ignore[method-assign]
 
 
 class Honest:

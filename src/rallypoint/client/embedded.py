@@ -123,17 +123,17 @@ class EmbeddedCoordinator:
     @property
     def process(self) -> str:
         """The name of its lease; "" without a ledger."""
-        return self._server.shared.office.process if self._server.shared is not None else ""
+        return self._server.shared.lease_manager.process if self._server.shared is not None else ""
 
     @property
     def others(self) -> int:
         """How many connections there are."""
-        return len(self._server.hub.sessions)
+        return len(self._server.coordinator.sessions)
 
     @property
     def is_run_open(self) -> bool:
         """Whether a run is in progress here."""
-        return any(not run.is_closed for run in self._server.hub.runs.values())
+        return any(not run.is_closed for run in self._server.coordinator.runs.values())
 
     async def linger(self, timeout_s: float) -> int:
         """Wait until everybody has said goodbye, at most `timeout_s`. How many had not."""
@@ -150,7 +150,7 @@ class EmbeddedCoordinator:
 
     async def _until(self, is_so: Callable[[], bool]) -> None:
         fewer = asyncio.Event()
-        self._server.hub.on_fewer = fewer.set
+        self._server.coordinator.on_fewer = fewer.set
         while not is_so():
             fewer.clear()
             await fewer.wait()

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.supervision import Supervised
 from rallypoint.core import events as on
 from rallypoint.core.suspension import SuspensionCause
@@ -56,7 +56,7 @@ class Committer:
         self._sequence = 0
         self._tasks = Supervised()
 
-    def commit(self, run: RunHost, record: RoundRecord | CloseRecord) -> None:
+    def commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
         """Begin to write; the outcome is posted to the run as an event.
 
         After an unknown outcome the core gives the same record again, and no other, and the same
@@ -84,7 +84,7 @@ class Committer:
         except (OSError, LedgerError) as error:
             _not_deleted(run_id, error)
 
-    async def _write(self, run: RunHost, value: bytes) -> None:
+    async def _write(self, run: HostedRun, value: bytes) -> None:
         """One swap. What the ledger will not even try is shown like an outage, and tried again."""
         expected = self._versions.get(run.run_id)
         outcome: SwapOutcome
@@ -103,14 +103,14 @@ class Committer:
             self._pending.pop(run.run_id, None)
             run.post(on.CommitRefused("another coordinator has written this run's record"))
 
-    def _committed(self, run: RunHost, version: int) -> None:
+    def _committed(self, run: HostedRun, version: int) -> None:
         self._versions[run.run_id] = version
         if self._pending.pop(run.run_id, None) is None:
             self.forget(run.run_id)  # The run had to go while this was written.
             return
         run.post(on.Committed())
 
-    def _run_record(self, run: RunHost, record: RoundRecord | CloseRecord) -> RunRecord:
+    def _run_record(self, run: HostedRun, record: RoundRecord | CloseRecord) -> RunRecord:
         membership = run.membership
         self._sequence += 1
         return RunRecord(
@@ -123,7 +123,7 @@ class Committer:
             self._sequence,
         )
 
-    async def _outage(self, run: RunHost, reason: str) -> None:
+    async def _outage(self, run: HostedRun, reason: str) -> None:
         """Wait until the ledger answers again."""
         run.post(on.LedgerLost(reason, cause=SuspensionCause.COMMIT))
         while True:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 from rallypoint._version import __version__
 from rallypoint.clock import TICK_S, StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.hosted_run import Commit, RunHost
+from rallypoint.coordinator.hosted_run import Commit, HostedRun
 from rallypoint.coordinator.other_runs import TurnedAway, looking_alike
 from rallypoint.coordinator.session import Outlet, Session
-from rallypoint.coordinator.timers import Timer, Timers
+from rallypoint.coordinator.timers import ScheduledCall, Timers
 from rallypoint.coordinator.turns import Turns
 from rallypoint.core import naming, reasons
 from rallypoint.core.budget import HOW_TO_RAISE, MemoryBudget
@@ -35,8 +35,8 @@ from rallypoint.core.values import Phase, Stamp
 from rallypoint.wire import messages as wire
 
 if TYPE_CHECKING:
-    from rallypoint.coordinator.lease_manager import Office
-    from rallypoint.coordinator.run_ownership import SharedRuns
+    from rallypoint.coordinator.lease_manager import LeaseManager
+    from rallypoint.coordinator.run_ownership import RunOwnership
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -48,7 +48,7 @@ FORGOTTEN_MAX: Final = 4_096
 """How many runs are remembered that were forgotten without a round."""
 
 
-class Hub:
+class Coordinator:
     """The runs and connections of one coordinator.
 
     Owned by one thread. Whoever drives it calls `tick` at least every `clock.TICK_S` seconds and
@@ -65,7 +65,7 @@ class Hub:
         clock: StallProofClock | None = None,
         wake: Callable[[], None] = lambda: None,
         forget: Callable[[str], None] = lambda run_id: None,
-        shared: SharedRuns | None = None,
+        shared: RunOwnership | None = None,
     ) -> None:
         self.config = config
         self.ledger_id = ledger_id
@@ -83,7 +83,7 @@ class Hub:
         self.put_off: dict[int, Session] = {}
         """Connections of which something waits for its turn: by their links."""
         self.sessions: dict[int, Session] = {}
-        self.runs: dict[str, RunHost] = {}
+        self.runs: dict[str, HostedRun] = {}
         self._commit = commit
         self.clock = clock or StallProofClock()
         """The coordinator's time: it stands still while the process did (R8)."""
@@ -101,7 +101,7 @@ class Hub:
         """After a takeover the nodes of all runs come at once: they begin nothing."""
         self._begins_at_s: dict[str, float] = {}
         """When each run may begin for which nodes wait."""
-        self._idle: dict[Idle, dict[str, RunHost]] = {kind: {} for kind in Idle}
+        self._idle: dict[Idle, dict[str, HostedRun]] = {kind: {} for kind in Idle}
         """Runs to which no node is connected, of each kind the one that is longest first."""
         self._idle_due: list[tuple[float, int, str]] = []
         """When to look whether they are over; a heap. It names runs and does not hold them: one
@@ -119,7 +119,7 @@ class Hub:
         self.floor_number = 0
         """The highest term and round number of all runs that were forgotten here: new ones begin
         above them (R1, R13). Without a shared ledger; with one, its own floor holds."""
-        self._shared = shared
+        self._ownership = shared
         self.on_fewer: Callable[[], None] = lambda: None
         """Called when a connection has ended or a run has closed: for who waits for the last."""
 
@@ -133,7 +133,7 @@ class Hub:
         """Whether this process stood still after `since_s`, or until a moment ago."""
         return self.clock.has_stalled_since(since_s)
 
-    def call_at(self, due_s: float, callback: Callable[[], None]) -> Timer:
+    def call_at(self, due_s: float, callback: Callable[[], None]) -> ScheduledCall:
         """Call back at `due_s`, from `tick`."""
         before_s = self._timers.next_due_s()
         timer = self._timers.call_at(due_s, callback)
@@ -142,11 +142,11 @@ class Hub:
         return timer
 
     def next_due_s(self) -> float | None:
-        """When `tick` has something to do, on this hub's clock."""
+        """When `tick` has something to do, on this coordinator's clock."""
         return self._timers.next_due_s()
 
     def tick(self, until_s: float | None = None) -> None:
-        """Do all that was due at `until_s`, on this hub's clock; None: by now."""
+        """Do all that was due at `until_s`, on this coordinator's clock; None: by now."""
         now_s = self.now_s() if until_s is None else until_s
         self._timers.run_due(now_s)
         if now_s < self._next_round_s:
@@ -174,19 +174,19 @@ class Hub:
                 run.supervised(run.check_silence, session, now_s)
 
     @property
-    def office(self) -> Office | None:
-        """This coordinator's office; None: its runs are in its memory."""
-        return self._shared.office if self._shared is not None else None
+    def lease_manager(self) -> LeaseManager | None:
+        """This coordinator's lease manager; None: its runs are in its memory."""
+        return self._ownership.lease_manager if self._ownership is not None else None
 
     @property
     def is_kept_here(self) -> bool:
         """Whether the runs are in this process's memory, and end with it."""
-        return self._shared is None
+        return self._ownership is None
 
     def beat(self) -> int:
         """A counter that advances while this coordinator is one: with its lease, if it has any."""
-        if self._shared is not None:
-            return self._shared.office.beat
+        if self._ownership is not None:
+            return self._ownership.lease_manager.beat
         self._beats += 1
         return self._beats
 
@@ -224,17 +224,17 @@ class Hub:
             del self._strangers[connection_id]
             self.sessions[connection_id].attach_overdue()
 
-    def open_run(self, run_id: str) -> RunHost:
+    def open_run(self, run_id: str) -> HostedRun:
         """The run of that name, begun if there is none."""
         run = self.runs.get(run_id)
         if run is None:
-            run = self.runs[run_id] = RunHost(self, run_id, self._commit, self._shared)
+            run = self.runs[run_id] = HostedRun(self, run_id, self._commit, self._ownership)
             self._held_runs.take(run.account)
             self._never_formed.pop(run_id, None)
             self.run_is_idle(run)
         return run
 
-    def begun_by(self, run: RunHost, account: Account) -> None:
+    def begun_by(self, run: HostedRun, account: Account) -> None:
         """The run counts for this account, unless it counts for one already."""
         if run.account is NOBODY and self.runs.get(run.run_id) is run:
             self._held_runs.give_back(NOBODY)
@@ -274,7 +274,7 @@ class Hub:
     def _turn_over(self, run_id: str) -> None:
         self._begins_at_s.pop(run_id, None)
 
-    def other_runs(self, run: RunHost) -> tuple[str, ...]:
+    def other_runs(self, run: HostedRun) -> tuple[str, ...]:
         """Where the missing nodes of a run may be that has had no round yet."""
         if run.membership.round is not None:
             return ()
@@ -282,17 +282,17 @@ class Hub:
             return self._turned_away.recent(self.now_s())
         return looking_alike(run, reversed(self.runs.values()))
 
-    def claim(self, run: RunHost) -> None:
+    def claim(self, run: HostedRun) -> None:
         """A node wants the run: on a shared ledger it has to be this coordinator's first."""
-        if self._shared is not None and not run.is_claimed:
-            self._shared.claim(run.run_id)
+        if self._ownership is not None and not run.is_claimed:
+            self._ownership.claim(run.run_id)
 
     def drop(self, run_id: str) -> None:
         """The run is another coordinator's; nothing of it is kept here."""
         self._remove(run_id)
         self.on_fewer()
 
-    def run_lost(self, run: RunHost) -> None:
+    def run_lost(self, run: HostedRun) -> None:
         """An unexpected error has ended a run that is kept in memory only: it is forgotten."""
         if self.runs.get(run.run_id) is run:
             self._raise_floor(run)
@@ -341,7 +341,7 @@ class Hub:
 
     # -- runs that nobody is in ----------------------------------------------------------------
 
-    def run_is_idle(self, run: RunHost) -> None:
+    def run_is_idle(self, run: HostedRun) -> None:
         """No node is connected to the run any more, or yet; or it has closed while that is so."""
         if self.runs.get(run.run_id) is not run:
             return
@@ -352,13 +352,13 @@ class Hub:
         if len(self.runs) - sum(map(len, self._idle.values())) <= 1:
             self.turns.alone()
 
-    def run_is_busy(self, run: RunHost) -> None:
+    def run_is_busy(self, run: HostedRun) -> None:
         """A node is connected to the run."""
         for runs in self._idle.values():
             if runs.get(run.run_id) is run:
                 del runs[run.run_id]
 
-    def _look_at(self, run: RunHost, due_s: float) -> None:
+    def _look_at(self, run: HostedRun, due_s: float) -> None:
         if due_s < run.look_due_s:  # else a look is due before, which finds out about this one
             run.look_due_s = due_s
             self._looks += 1
@@ -367,12 +367,12 @@ class Hub:
                 self._idle_due = [each for each in self._idle_due if self._looked_at(each)]
                 heapify(self._idle_due)
 
-    def _looked_at(self, look: tuple[float, int, str]) -> RunHost | None:
+    def _looked_at(self, look: tuple[float, int, str]) -> HostedRun | None:
         """The run that is to be looked at then; None if it has gone, or was looked at before."""
         run = self.runs.get(look[2])
         return run if run is not None and run.look_due_s == look[0] else None
 
-    def _keep_s(self, run: RunHost) -> float:
+    def _keep_s(self, run: HostedRun) -> float:
         config = self.config
         kept = Keep(config.closed_run_keep_s, config.empty_run_keep_s, config.unformed_run_keep_s)
         return keep_s(run.idle_kind, run.arrivals, kept)
@@ -392,7 +392,7 @@ class Hub:
             else:
                 self._look_at(run, max(due_s, now_s + min(LOOK_AGAIN_S, self._keep_s(run))))
 
-    def _is_over(self, run: RunHost, now_s: float) -> bool:
+    def _is_over(self, run: HostedRun, now_s: float) -> bool:
         # Who is cut off from the ledger does not know whether another coordinator has the run.
         is_suspended = run.membership.phase is Phase.SUSPENDED
         if run.attached_count or not run.is_claimed or is_suspended:
@@ -415,7 +415,7 @@ class Hub:
                 return True
         return False
 
-    def _evictable(self) -> Iterator[RunHost]:
+    def _evictable(self) -> Iterator[HostedRun]:
         """Runs that may go before their time: those that never had a round, then the oldest."""
         now_s = self.now_s()
         for kind, runs in self._idle.items():
@@ -426,7 +426,7 @@ class Hub:
                 if run.is_claimed and run.membership.phase is not Phase.SUSPENDED:
                     yield run
 
-    def _forget_run(self, run: RunHost) -> None:
+    def _forget_run(self, run: HostedRun) -> None:
         _log.info("run %s is forgotten", run.run_id)
         if run.membership.round is None and not run.is_closed:
             self._never_formed[run.run_id] = None
@@ -445,7 +445,7 @@ class Hub:
             run.share.close()
             self.turns.forget(run)
 
-    def _raise_floor(self, run: RunHost) -> None:
+    def _raise_floor(self, run: HostedRun) -> None:
         self.floor_term = max(self.floor_term, run.membership.term)
         self.floor_number = max(self.floor_number, run.membership.number)
 

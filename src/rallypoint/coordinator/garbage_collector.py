@@ -1,8 +1,8 @@
 """Keeps a ledger from growing without end: old runs and old leases are swept.
 
-A coordinator sweeps its own runs when they are over (`Hub`). What is left are registers whose
-owner died and that nobody asked for again, and the leases of processes that are gone. Nobody's
-clock is compared (R9): each sweeper goes by how long *it* has seen a register stand still.
+A coordinator sweeps its own runs when they are over (`Coordinator`). What is left are registers
+whose owner died and that nobody asked for again, and the leases of processes that are gone.
+Nobody's clock is compared (R9): each sweeper goes by how long *it* has seen a register stand still.
 
 A register that stands still is no sign that a run is over: a round that lasts for weeks writes
 nothing. So only what is closed is deleted here. A run that is open is claimed, as if a node had
@@ -47,7 +47,7 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: float = 3_600.0
 
 
-class Sweeper:
+class GarbageCollector:
     """Looks through a ledger now and then. `is_mine` says which runs this process has itself.
 
     `claim` asks for a run that may have no coordinator any more. Without it, as in a coordinator

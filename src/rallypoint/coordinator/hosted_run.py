@@ -21,9 +21,9 @@ from rallypoint.coordinator.holding import Held
 from rallypoint.coordinator.log_reader import SealedLog
 from rallypoint.coordinator.outgoing import Pins
 from rallypoint.coordinator.session import CONNECTION_BYTES, Session
-from rallypoint.coordinator.store_log import DurableStore, LogAppend
+from rallypoint.coordinator.store_log import LogAppend, StoreLog
 from rallypoint.coordinator.supervision import guarded, told
-from rallypoint.coordinator.timers import Timer
+from rallypoint.coordinator.timers import ScheduledCall
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core import reasons
@@ -61,7 +61,7 @@ from rallypoint.wire import messages as wire
 from rallypoint.wire import parts
 
 if TYPE_CHECKING:
-    from rallypoint.coordinator.coordinator import Hub
+    from rallypoint.coordinator.coordinator import Coordinator
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -77,7 +77,7 @@ QUEUED_FEW: Final = 64
 LISTEN_MAX_S: Final = 60.0
 """A session is looked at this often at least, so that one that has ended is not kept for long."""
 
-Commit = Callable[["RunHost", RoundRecord | CloseRecord], None]
+Commit = Callable[["HostedRun", RoundRecord | CloseRecord], None]
 """Gives a record to the ledger, and posts Committed, CommitRefused or LedgerLost to the run."""
 
 
@@ -85,67 +85,71 @@ class Shared(Protocol):
     """What a run on a shared ledger asks for besides commits. See coordinator/run_ownership.py."""
 
     def new_store(
-        self, run: RunHost, store: RoundStore, sealed: SealedLog | None
-    ) -> DurableStore | None:
+        self, run: HostedRun, store: RoundStore, sealed: SealedLog | None
+    ) -> StoreLog | None:
         """The round's store with its log; None where the ledger keeps none.
 
         `sealed`: the log that `store` is from, if it is not new.
         """
 
-    def append(self, run: RunHost, store: DurableStore, record: LogAppend) -> None:
-        """Write a record of the round's log; `RunHost.appended` follows."""
+    def append(self, run: HostedRun, store: StoreLog, record: LogAppend) -> None:
+        """Write a record of the round's log; `HostedRun.appended` follows."""
 
-    def note(self, run: RunHost, effect: do.Note) -> None:
+    def note(self, run: HostedRun, effect: do.Note) -> None:
         """Write what is known of the round's members; Noted follows."""
 
-    def stepped_down(self, run: RunHost) -> None:
+    def stepped_down(self, run: HostedRun) -> None:
         """The run is not this coordinator's any more."""
 
     def check_lease(self) -> None:
         """Suspend the runs if the lease does not stand; to be called before anything is decided."""
 
-    def may_answer(self, run: RunHost) -> bool:
+    def may_answer(self, run: HostedRun) -> bool:
         """Whether the lease stands, so that no other coordinator can have the run."""
 
-    def gave_up(self, run: RunHost) -> None:
+    def gave_up(self, run: HostedRun) -> None:
         """An unexpected error has ended the run on this coordinator."""
 
 
-class RunHost:
-    """One run on this coordinator. Owned by one thread, as the hub is.
+class HostedRun:
+    """One run on this coordinator. Owned by one thread, as the coordinator is.
 
     On a shared ledger the run is first claimed: until `begin`, events only gather.
     """
 
-    def __init__(self, hub: Hub, run_id: str, commit: Commit, shared: Shared | None = None) -> None:
-        self._now_s = hub.clock.now_s  # Each message asks twice.
+    def __init__(
+        self, coordinator: Coordinator, run_id: str, commit: Commit, shared: Shared | None = None
+    ) -> None:
+        self._now_s = coordinator.clock.now_s  # Each message asks twice.
         now_s = self._now_s()
         self.run_id = run_id
         self.ledger_key = run_key(run_id)
         self.begun_s = now_s
         self.membership = Membership(
             run_id,
-            ledger_id=hub.ledger_id,
-            term=max(hub.term, hub.floor_term + 1),
-            floor=hub.floor_number,
-            members_max=hub.config.members_max,
-            table_bytes_max=hub.table_bytes_max,
+            ledger_id=coordinator.ledger_id,
+            term=max(coordinator.term, coordinator.floor_term + 1),
+            floor=coordinator.floor_number,
+            members_max=coordinator.config.members_max,
+            table_bytes_max=coordinator.table_bytes_max,
             has_successor=shared is not None,
         )
-        self.share = hub.budget.share(f"run {run_id!r}")
+        self.share = coordinator.budget.share(f"run {run_id!r}")
         """What the run keeps, in bytes."""
         self.pins = Pins(self.share.add)
         self._kept_store = 0
         self._tally: Tally | None = None
         self._kept_members: dict[str, int] = {}
-        self._past = PastSizes(hub.config.rounds_remembered, self.share.add)
-        self.history = History(hub.config.rounds_remembered, now_s, hub.config.clock_host)
-        self.store: RoundStore | DurableStore | None = None
+        self._past = PastSizes(coordinator.config.rounds_remembered, self.share.add)
+        self.history = History(
+            coordinator.config.rounds_remembered, now_s, coordinator.config.clock_host
+        )
+        self.store: RoundStore | StoreLog | None = None
         self.is_claimed = shared is None
         self.has_failed = False
-        self._shared = shared
+        self._ownership = shared
         self.empty_since_s: float | None = now_s
-        self._hub = hub
+        self._coordinator = coordinator
         self._commit = commit
         self._sessions: dict[str, Session] = {}
         self._held = Held(count=self.share.add)
@@ -157,9 +161,9 @@ class RunHost:
         """How many nodes were let in that were no members."""
         self.idle_since_s = now_s
         self.look_due_s = math.inf
-        """When the hub looks whether this run is over, if nobody is connected."""
-        self._store_timer: Timer | None = None
-        self._timers: dict[tuple[do.TimerKind, str], Timer] = {}
+        """When the coordinator looks whether this run is over, if nobody is connected."""
+        self._store_timer: ScheduledCall | None = None
+        self._timers: dict[tuple[do.TimerKind, str], ScheduledCall] = {}
         self._timers_looked_at = TIMERS_FEW
         self._is_forgotten = False
         self._store_due_s: float | None = None
@@ -169,7 +173,7 @@ class RunHost:
         # A run that has yet to be claimed has no term: a node must not take what is said of it for
         # the words of an older coordinator.
         term = self.membership.term if shared is None else 0
-        self._stamp = Stamp(hub.ledger_id, term, self.membership.number if term else 0)
+        self._stamp = Stamp(coordinator.ledger_id, term, self.membership.number if term else 0)
         self._table: tuple[int, msgspec.Raw] | None = None
         self._kept_table = 0
 
@@ -182,7 +186,7 @@ class RunHost:
         if self._is_draining:
             self._queue.append(event)
             return
-        if self._shared is not None:
+        if self._ownership is not None:
             self._check_lease()
         if not self.is_claimed:
             self._queue.append(event)
@@ -191,8 +195,8 @@ class RunHost:
 
     def _check_lease(self) -> None:
         """What comes in must find the run SUSPENDED if the lease does not stand any more."""
-        if self._shared is not None and self.is_claimed:
-            self._shared.check_lease()
+        if self._ownership is not None and self.is_claimed:
+            self._ownership.check_lease()
 
     def _drain(self, event: on.Event) -> None:
         self._is_draining = True
@@ -215,20 +219,20 @@ class RunHost:
         self.has_failed = True
         _log.error("run %s: ended here by an unexpected error", self.run_id, exc_info=error)
         self._refuse_all(self._failure_refusal(error))
-        if self._shared is not None:
-            self._shared.gave_up(self)
+        if self._ownership is not None:
+            self._ownership.gave_up(self)
         else:
-            self._hub.run_lost(self)
+            self._coordinator.run_lost(self)
 
     def _refuse_all(self, refusal: Refusal) -> None:
         """Refuse all nodes: also those that wait for a name, or for the run to be claimed. O(N)."""
-        for session in [each for each in self._hub.sessions.values() if each.run is self]:
+        for session in [each for each in self._coordinator.sessions.values() if each.run is self]:
             session.refuse(refusal)
         self.turn_away(refusal)
 
     def _failure_refusal(self, error: Exception) -> Refusal:
         what = f"an unexpected error in the coordinator of run {self.run_id!r}: {told(error)}"
-        if self._shared is not None:
+        if self._ownership is not None:
             return Refusal(RefusalCode.MOVED, what)
         hint = "start the run again; the coordinator's log has the traceback for a bug report"
         return Refusal(RefusalCode.RUN_LOST, what, hint)
@@ -253,7 +257,7 @@ class RunHost:
         round has ended. Raises UnreadableLogError, before anything is done.
         """
         now_s = self._now_s()
-        grace_s = self._hub.config.attach_grace_s
+        grace_s = self._coordinator.config.attach_grace_s
         store = sealed.replay.store if sealed is not None else None
         effects = self.membership.restore(
             state,
@@ -282,7 +286,7 @@ class RunHost:
         events, self._queue = self._queue, deque()
         for event in events:
             session = (
-                self._hub.sessions.get(event.connection_id)
+                self._coordinator.sessions.get(event.connection_id)
                 if isinstance(event, on.NodeAttached)
                 else None
             )
@@ -314,7 +318,7 @@ class RunHost:
     def _refresh_stamp(self) -> None:
         membership = self.membership
         if (self._stamp.term, self._stamp.round) != (membership.term, membership.number):
-            self._stamp = Stamp(self._hub.ledger_id, membership.term, membership.number)
+            self._stamp = Stamp(self._coordinator.ledger_id, membership.term, membership.number)
 
     def connection_lost(self, session: Session, node: NodeId, how: ConnectionEnd) -> None:
         """A connection that had attached, or wanted to, is closed."""
@@ -346,7 +350,7 @@ class RunHost:
 
     def _has_fewer(self) -> None:
         if not self._sessions and not self.has_failed:
-            self._hub.run_is_idle(self)
+            self._coordinator.run_is_idle(self)
 
     # -- silence -------------------------------------------------------------------------------
 
@@ -366,7 +370,7 @@ class RunHost:
         settings = self.membership.settings
         if settings is not None:
             due_s = session.heard_s + settings.suspect_after_s
-            self._hub.listen(session, min(due_s, now_s + LISTEN_MAX_S))
+            self._coordinator.listen(session, min(due_s, now_s + LISTEN_MAX_S))
 
     def check_silence(self, session: Session, now_s: float) -> None:
         """Tell the core if this node was not heard for `suspect_after_s`.
@@ -397,12 +401,12 @@ class RunHost:
 
     def beat(self) -> int:
         """The coordinator's beat: advances while it holds its lease (in memory: always)."""
-        return self._hub.beat()
+        return self._coordinator.beat()
 
     def waiting(self) -> Waiting | None:
         """Why there is no round yet."""
         waiting = self.membership.waiting(self._now_s())
-        if waiting is None or not (others := self._hub.other_runs(self)):
+        if waiting is None or not (others := self._coordinator.other_runs(self)):
             return waiting
         return msgspec.structs.replace(waiting, other_runs=others)
 
@@ -433,7 +437,7 @@ class RunHost:
 
         It was `heard` a moment ago, and its timeout counts from then.
         """
-        if self._shared is not None:
+        if self._ownership is not None:
             self._check_lease()
         store = self.store
         if store is None or call.stamp.round != self.membership.number:
@@ -444,7 +448,7 @@ class RunHost:
             outside = StoreFailure(BAD_REQUEST, "this node is not in the round")
             self._answer([Answer(node.name, call.request_id, outside)])
         else:
-            if self.share.used > self._hub.budget.surely:
+            if self.share.used > self._coordinator.budget.surely:
                 excess = self._no_room_to_call(store, node, call)
                 if excess is not None:
                     full = StoreFailure(LIMIT, f"{excess}; {HOW_TO_RAISE}")
@@ -454,14 +458,14 @@ class RunHost:
             if self._tally is None or self._tally.kept != self._kept_store:
                 self._count_store()
             self._arm_store_timer()
-            if self._shared is not None:
+            if self._ownership is not None:
                 self._write_log()
 
     def _apply(
-        self, store: RoundStore | DurableStore, node: NodeId, call: wire.StoreCall, now_s: float
+        self, store: RoundStore | StoreLog, node: NodeId, call: wire.StoreCall, now_s: float
     ) -> list[Answer]:
         request = (node.name, call.request_id, call.op, call.timeout_s, now_s)
-        if isinstance(store, DurableStore):
+        if isinstance(store, StoreLog):
             return store.apply(*request, call.acknowledged, call.still_open)
         store.acknowledge(node.name, call.acknowledged, call.still_open)
         return store.apply(*request)
@@ -475,7 +479,7 @@ class RunHost:
         return self.share.excess(CONNECTION_BYTES + MEMBER_BYTES)
 
     def _no_room_to_call(
-        self, store: RoundStore | DurableStore, node: NodeId, call: wire.StoreCall
+        self, store: RoundStore | StoreLog, node: NodeId, call: wire.StoreCall
     ) -> Excess | None:
         """Why a call cannot be applied. Then nothing is done, and it may be sent again (R11)."""
         store.acknowledge(node.name, call.acknowledged, call.still_open)
@@ -500,13 +504,13 @@ class RunHost:
 
     def _write_log(self) -> None:
         """R10: what changes the store is in the log before it is acknowledged."""
-        if self._shared is None or not isinstance(self.store, DurableStore):
+        if self._ownership is None or not isinstance(self.store, StoreLog):
             return
         record = self.store.take_record()
         if record is not None:
-            self._shared.append(self, self.store, record)
+            self._ownership.append(self, self.store, record)
 
-    def appended(self, store: DurableStore) -> None:
+    def appended(self, store: StoreLog) -> None:
         """The record that was being written is in the log of this store."""
         if store is self.store:
             self._answer(store.appended())
@@ -523,7 +527,7 @@ class RunHost:
 
     def _answer(self, answers: list[Answer]) -> None:
         """R5, R10: an answer is sent only while no other coordinator can have the run."""
-        may_answer = self._shared is None or not answers or self._may_answer()
+        may_answer = self._ownership is None or not answers or self._may_answer()
         for answer in answers:
             session = self._sessions.get(answer.node)
             if session is not None:
@@ -534,9 +538,9 @@ class RunHost:
                     self._held.answer(session, wire.encode(message))
 
     def _may_answer(self) -> bool:
-        if self._shared is None or self._shared.may_answer(self):
+        if self._ownership is None or self._ownership.may_answer(self):
             return True
-        self._shared.check_lease()  # so that `lease_stands` follows
+        self._ownership.check_lease()  # so that `lease_stands` follows
         return False
 
     def lease_stands(self) -> None:
@@ -567,7 +571,7 @@ class RunHost:
         self._store_timer, self._store_due_s = None, due_s
         if due_s is not None:
             expire = partial(self.supervised, self._expire_store)
-            self._store_timer = self._hub.call_at(due_s, expire)
+            self._store_timer = self._coordinator.call_at(due_s, expire)
 
     def _expire_store(self) -> None:
         self._store_timer = self._store_due_s = None
@@ -580,7 +584,8 @@ class RunHost:
     # -- effects out ---------------------------------------------------------------------------
 
     def _set_timer(self, effect: do.SetTimer) -> None:
-        """The newest timer of a kind and a name is the only one that counts (`effects.Timer`).
+        """The newest timer of a kind and a name is the only one that counts
+        (`effects.ScheduledCall`).
 
         The others go at once: settings of a run may let a timer stand for a year.
         """
@@ -594,7 +599,7 @@ class RunHost:
         if before is not None:
             before.cancel()
         fire = partial(self._fire, what, effect.timer)
-        self._timers[what] = self._hub.call_at(self._now_s() + effect.delay_s, fire)
+        self._timers[what] = self._coordinator.call_at(self._now_s() + effect.delay_s, fire)
         if len(self._timers) > self._timers_looked_at:
             self._drop_timers_of_former_members()
 
@@ -620,7 +625,7 @@ class RunHost:
             self._store_timer = None
 
     def _welcome(self, effect: do.Welcome) -> None:
-        session = self._hub.sessions.get(effect.connection_id)
+        session = self._coordinator.sessions.get(effect.connection_id)
         if session is None:
             return  # It went away while it waited; its ConnectionLost is on the way.
         before = self._sessions.get(effect.node.name)
@@ -628,7 +633,7 @@ class RunHost:
             before.close("the node has resumed on another connection")
         session.node = effect.node
         if not self._sessions:
-            self._hub.run_is_busy(self)
+            self._coordinator.run_is_busy(self)
         self._sessions[effect.node.name] = session
         self.arrivals += not effect.resumed
         session.heard_s = self._now_s()
@@ -645,8 +650,8 @@ class RunHost:
     def _welcome_message(self, effect: do.Welcome) -> bytes:
         settings = self.membership.settings
         assert settings is not None
-        heartbeat_s = settings.suspect_after_s / self._hub.config.heartbeats_per_suspicion
-        software = self._hub.software
+        heartbeat_s = settings.suspect_after_s / self._coordinator.config.heartbeats_per_suspicion
+        software = self._coordinator.software
         return wire.encode(
             wire.Welcome(
                 self._stamp,
@@ -654,7 +659,7 @@ class RunHost:
                 heartbeat_s,
                 effect.standing,
                 software,
-                in_memory=self._hub.is_kept_here,
+                in_memory=self._coordinator.is_kept_here,
             )
         )
 
@@ -664,7 +669,7 @@ class RunHost:
             session.send(wire.encode(wire.Formed(self._stamp, record.head, seat)))
 
     def _refuse(self, effect: do.Refuse) -> None:
-        session = self._hub.sessions.get(effect.connection_id)
+        session = self._coordinator.sessions.get(effect.connection_id)
         if session is not None:
             session.refuse(effect.refusal)
 
@@ -677,8 +682,8 @@ class RunHost:
         self._commit(self, effect.record)
 
     def _note(self, effect: do.Note) -> None:
-        assert self._shared is not None
-        self._shared.note(self, effect)
+        assert self._ownership is not None
+        self._ownership.note(self, effect)
 
     def _publish(self, effect: do.Publish) -> None:
         record = effect.record
@@ -698,8 +703,10 @@ class RunHost:
         seats = self.membership.seats()
         self._seats = {m.name: seat for m, seat in zip(record.members, seats, strict=True)}
         if store is None:
-            store = _store_of(record, seats, self._hub.config.store_limits)
-        durable = self._shared.new_store(self, store, sealed) if self._shared is not None else None
+            store = _store_of(record, seats, self._coordinator.config.store_limits)
+        durable = (
+            self._ownership.new_store(self, store, sealed) if self._ownership is not None else None
+        )
         self.store = durable or store
         self._tally = store.tally if durable is None else None
         self._count_store()
@@ -727,7 +734,7 @@ class RunHost:
             session.send(payload)
         self._end_store(f"the run was closed: {text}")
         self._has_fewer()
-        self._hub.on_fewer()
+        self._coordinator.on_fewer()
 
     def _end_store(self, message: str) -> None:
         if self.store is not None:
@@ -764,7 +771,7 @@ class RunHost:
             self._count_store()
 
     def _dismiss(self, effect: do.Dismiss) -> None:
-        session = self._hub.sessions.get(effect.connection_id)
+        session = self._coordinator.sessions.get(effect.connection_id)
         if session is not None:
             session.close(effect.reason)
 
@@ -779,8 +786,8 @@ class RunHost:
             )
         message = f"this coordinator has the run no more: {effect.reason}"
         self._refuse_all(Refusal(RefusalCode.MOVED, message))
-        if self._shared is not None:
-            self._shared.stepped_down(self)
+        if self._ownership is not None:
+            self._ownership.stepped_down(self)
 
     # -- helpers -------------------------------------------------------------------------------
 
@@ -840,20 +847,20 @@ def _store_of(record: RoundRecord, seats: list[Seat], limits: StoreLimits) -> Ro
 
 
 _EXECUTE: dict[type[Effect], Callable[..., None]] = {
-    do.SetTimer: RunHost._set_timer,
-    do.Welcome: RunHost._welcome,
-    do.Refuse: RunHost._refuse,
-    do.Supersede: RunHost._supersede,
-    do.Commit: RunHost._commit_record,
-    do.Note: RunHost._note,
-    do.Dismiss: RunHost._dismiss,
-    do.Publish: RunHost._publish,
-    do.Break: RunHost._break,
-    do.Verdict: RunHost._verdict,
-    do.Announce: RunHost._announce,
-    do.ProbeRound: RunHost._probe_round,
-    do.ProbeNode: RunHost._probe_node,
-    do.Notify: RunHost._notify,
-    do.Forget: RunHost._forget,
-    do.StepDown: RunHost._step_down,
+    do.SetTimer: HostedRun._set_timer,
+    do.Welcome: HostedRun._welcome,
+    do.Refuse: HostedRun._refuse,
+    do.Supersede: HostedRun._supersede,
+    do.Commit: HostedRun._commit_record,
+    do.Note: HostedRun._note,
+    do.Dismiss: HostedRun._dismiss,
+    do.Publish: HostedRun._publish,
+    do.Break: HostedRun._break,
+    do.Verdict: HostedRun._verdict,
+    do.Announce: HostedRun._announce,
+    do.ProbeRound: HostedRun._probe_round,
+    do.ProbeNode: HostedRun._probe_node,
+    do.Notify: HostedRun._notify,
+    do.Forget: HostedRun._forget,
+    do.StepDown: HostedRun._step_down,
 }

@@ -17,8 +17,8 @@ import msgspec
 from aiohttp import web
 
 from rallypoint.coordinator import ledger_view, sending, status
-from rallypoint.coordinator.coordinator import Hub
-from rallypoint.coordinator.hosted_run import RunHost
+from rallypoint.coordinator.coordinator import Coordinator
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.paging import Page, page_of
 from rallypoint.coordinator.replicas import LOOK_ERRORS, Answer, NoAnswerError, Replicas, no_answer
@@ -32,7 +32,7 @@ from rallypoint.ledger.keys import run_key
 from rallypoint.tokens import fingerprint
 from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 
-HUB: web.AppKey[Hub] = web.AppKey("hub", Hub)
+COORDINATOR: web.AppKey[Coordinator] = web.AppKey("coordinator", Coordinator)
 SHOWN: web.RequestKey[str] = web.RequestKey("shown_token", str)
 """Under this name a request keeps the coordinator's token that it showed, if one is asked for."""
 REPLICAS: web.AppKey[Replicas] = web.AppKey("replicas", Replicas)
@@ -127,7 +127,10 @@ def unauthorized(request: web.Request, token: str) -> web.Response:
         "give the coordinator's own by --token-file (torchrun: token_file in --rdzv-conf) "
         "or RALLYPOINT_TOKEN"
     )
-    told = {"fingerprint": fingerprint(token), "origin": request.app[HUB].config.token_origin}
+    told = {
+        "fingerprint": fingerprint(token),
+        "origin": request.app[COORDINATOR].config.token_origin,
+    }
     response = json_error(401, message, hint, **told)
     response.headers["WWW-Authenticate"] = "Bearer"
     return response
@@ -138,16 +141,16 @@ async def _healthz(request: web.Request) -> web.Response:
 
 
 async def _runs(request: web.Request) -> web.StreamResponse:
-    hub = request.app[HUB]
+    coordinator = request.app[COORDINATOR]
     try:
         page = page_of(request.query)
     except ValueError as error:
         return json_error(400, str(error))
-    own = [run for run in hub.runs.values() if run.is_claimed]
+    own = [run for run in coordinator.runs.values() if run.is_claimed]
     shown = page.first(own, _key_of_run)
     lines = []
     for number, run in enumerate(shown, 1):
-        lines.append(msgspec.to_builtins(status.summary_of(run, _owner(hub))))
+        lines.append(msgspec.to_builtins(status.summary_of(run, _owner(coordinator))))
         if not number % MEMBERS_AT_ONCE:
             await asyncio.sleep(0)  # Others have their turn.
     problem: str | None = None
@@ -157,13 +160,13 @@ async def _runs(request: web.Request) -> web.StreamResponse:
             ids = [run.run_id for run in own]
             others = await replicas.summaries(ids, _shown(request), page)
             lines += others
-            lines += _not_claimed(hub, {str(line["run_id"]) for line in others}, page)
+            lines += _not_claimed(coordinator, {str(line["run_id"]) for line in others}, page)
         except LOOK_ERRORS as error:
             problem = f"the runs of other coordinators are not listed: {_why(error)}"
     lines = page.first(lines, _key_of_line)
     following = lines[page.most - 1]["run_id"] if len(lines) > page.most else None
     body = {
-        "coordinator": msgspec.to_builtins(status.coordinator_of(hub)),
+        "coordinator": msgspec.to_builtins(status.coordinator_of(coordinator)),
         "runs": lines[: page.most],
         "problem": problem,
         "next": following,
@@ -175,7 +178,7 @@ async def _large(request: web.Request, body: bytes) -> web.StreamResponse:
     """An answer that counts with what the coordinator keeps until it has been read."""
     if len(body) <= sending.PIECE_BYTES:
         return web.Response(body=body, content_type="application/json")
-    share = request.app[HUB].people
+    share = request.app[COORDINATOR].people
     excess = share.excess(len(body))
     if excess is not None:
         return json_error(503, str(excess), HOW_TO_RAISE)
@@ -186,7 +189,7 @@ async def _large(request: web.Request, body: bytes) -> web.StreamResponse:
         share.add(-len(body))
 
 
-def _key_of_run(run: RunHost) -> str:
+def _key_of_run(run: HostedRun) -> str:
     return run.ledger_key
 
 
@@ -194,20 +197,22 @@ def _key_of_line(line: dict[str, Any]) -> str:
     return run_key(str(line["run_id"]))
 
 
-def _not_claimed(hub: Hub, known: set[str], page: Page) -> list[dict[str, Any]]:
+def _not_claimed(coordinator: Coordinator, known: set[str], page: Page) -> list[dict[str, Any]]:
     """Runs that nodes have come for, and of which the ledger knows nothing yet."""
-    new = [run for run in hub.runs.values() if not run.is_claimed and run.run_id not in known]
+    new = [
+        run for run in coordinator.runs.values() if not run.is_claimed and run.run_id not in known
+    ]
     first = page.first(new, _key_of_run)
     return [msgspec.to_builtins(status.summary_of(run, None)) for run in first]
 
 
 async def _run(request: web.Request) -> web.StreamResponse:
-    hub, run_id = request.app[HUB], request.match_info["run_id"]
+    coordinator, run_id = request.app[COORDINATOR], request.match_info["run_id"]
     try:
         shown = max(0, int(request.query.get("members", MEMBERS_SHOWN_DEFAULT)))
     except ValueError:
         return json_error(400, "members must be a whole number")
-    replicas, run = _replicas(request), hub.runs.get(run_id)
+    replicas, run = _replicas(request), coordinator.runs.get(run_id)
     if replicas is not None and (run is None or not run.is_claimed):
         try:
             kept = await replicas.look(run_id)
@@ -217,14 +222,16 @@ async def _run(request: web.Request) -> web.StreamResponse:
                 return _passed_on(said)
         except LOOK_ERRORS as error:
             return _unreadable(run_id, error)
-        run = hub.runs.get(run_id)  # It may wait for the ledger, which knows nothing of it yet.
+        run = coordinator.runs.get(
+            run_id
+        )  # It may wait for the ledger, which knows nothing of it yet.
     if run is None:
-        return _no_such_run(hub, run_id)
-    members = status.members_of(hub, run, shown)
+        return _no_such_run(coordinator, run_id)
+    members = status.members_of(coordinator, run, shown)
     first = list(islice(members, MEMBERS_AT_ONCE))
     if len(first) < MEMBERS_AT_ONCE:
-        return _json(status.status_of(hub, run, _owner(hub), first))
-    whole = msgspec.json.encode(status.status_of(hub, run, _owner(hub), []))
+        return _json(status.status_of(coordinator, run, _owner(coordinator), first))
+    whole = msgspec.json.encode(status.status_of(coordinator, run, _owner(coordinator), []))
     return await sending.stream(request, _with_members(whole, first, members))
 
 
@@ -241,7 +248,7 @@ def _with_members(
 
 
 async def _close(request: web.Request) -> web.Response:
-    hub, run_id = request.app[HUB], request.match_info["run_id"]
+    coordinator, run_id = request.app[COORDINATOR], request.match_info["run_id"]
     try:
         async with asyncio.timeout(BODY_WITHIN_S):
             data = await request.read()
@@ -253,19 +260,19 @@ async def _close(request: web.Request) -> web.Response:
         body = msgspec.json.decode(data or b"{}", type=_CloseBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return json_error(400, 'the body must be JSON such as {"reason": "..."}')
-    run = hub.runs.get(run_id)
+    run = coordinator.runs.get(run_id)
     if run is None or not run.is_claimed:
-        other = await _close_elsewhere(request, hub, run_id, data)
+        other = await _close_elsewhere(request, coordinator, run_id, data)
         if other is not None:
             return other
-        run = hub.runs.get(run_id)
+        run = coordinator.runs.get(run_id)
     if run is None:
-        return _no_such_run(hub, run_id)
+        return _no_such_run(coordinator, run_id)
     reason = reasons.tidy(body.reason, REASON_CHARACTERS_MAX) or "closed by request"
     was_closed = run.is_closed
     by = f"operator at {_asked_from(request)}"
     run.post(on.CloseRequested(by, Outcome.STOPPED, reason))
-    why = await _why_not_closed(hub, run)
+    why = await _why_not_closed(coordinator, run)
     if why:
         hint = "nobody can say yet whether it will be: ask again, or look with `rallypoint status`"
         return json_error(503, f"run {run.run_id!r} is not closed yet: {why}", hint)
@@ -280,7 +287,7 @@ def _asked_from(request: web.Request) -> str:
 
 
 async def _close_elsewhere(
-    request: web.Request, hub: Hub, run_id: str, data: bytes
+    request: web.Request, coordinator: Coordinator, run_id: str, data: bytes
 ) -> web.Response | None:
     """Close a run of the ledger that this coordinator has not: its owner does.
 
@@ -307,7 +314,7 @@ async def _close_elsewhere(
             return _passed_on(await replicas.ask(kept.lease, shown, path, data or b"{}", by))
         except NoAnswerError as error:
             problem = no_answer(kept.lease, str(error))
-    if await _taken_over(hub, run_id):
+    if await _taken_over(coordinator, run_id):
         return None
     return json_error(503, f"run {run_id!r} is not closed: {problem}", _ASK_AGAIN)
 
@@ -315,13 +322,13 @@ async def _close_elsewhere(
 _ASK_AGAIN: Final = "ask again in some seconds, or look with `rallypoint status`"
 
 
-async def _taken_over(hub: Hub, run_id: str) -> bool:
+async def _taken_over(coordinator: Coordinator, run_id: str) -> bool:
     """Claim the run, as if a node had come for it. Whether it is here within CLOSE_WAIT_S."""
     loop = asyncio.get_running_loop()
     until_s = loop.time() + CLOSE_WAIT_S
-    hub.claim(hub.open_run(run_id))
+    coordinator.claim(coordinator.open_run(run_id))
     while loop.time() < until_s:
-        run = hub.runs.get(run_id)
+        run = coordinator.runs.get(run_id)
         if run is None:
             return False
         if run.is_claimed:
@@ -330,7 +337,7 @@ async def _taken_over(hub: Hub, run_id: str) -> bool:
     return False
 
 
-async def _why_not_closed(hub: Hub, run: RunHost) -> str:
+async def _why_not_closed(coordinator: Coordinator, run: HostedRun) -> str:
     """Wait until the end of the run is in the ledger. Else why it is not; "" if it is.
 
     A coordinator that has not committed it may be replaced, and its successor knows nothing of it.
@@ -338,7 +345,7 @@ async def _why_not_closed(hub: Hub, run: RunHost) -> str:
     loop = asyncio.get_running_loop()
     until_s = loop.time() + CLOSE_WAIT_S
     while not run.is_closed:
-        if hub.runs.get(run.run_id) is not run:
+        if coordinator.runs.get(run.run_id) is not run:
             return "this coordinator has it no more"
         if loop.time() >= until_s:
             suspended = run.membership.suspended_reason
@@ -347,8 +354,8 @@ async def _why_not_closed(hub: Hub, run: RunHost) -> str:
     return ""
 
 
-def _no_such_run(hub: Hub, run_id: str) -> web.Response:
-    known = ", ".join(list(hub.runs)[:8]) or "none"
+def _no_such_run(coordinator: Coordinator, run_id: str) -> web.Response:
+    known = ", ".join(list(coordinator.runs)[:8]) or "none"
     return json_error(404, f"no run {run_id!r} here", f"runs on this coordinator: {known}")
 
 
@@ -361,10 +368,14 @@ def _shown(request: web.Request) -> str:
     return request.headers.get("Authorization", "") if request.get(SHOWN) else ""
 
 
-def _owner(hub: Hub) -> status.OwnerStatus | None:
+def _owner(coordinator: Coordinator) -> status.OwnerStatus | None:
     """This coordinator, as the ledger names it."""
-    office = hub.office
-    return None if office is None else status.owner_of(office.process, office.addresses)
+    lease_manager = coordinator.lease_manager
+    return (
+        None
+        if lease_manager is None
+        else status.owner_of(lease_manager.process, lease_manager.addresses)
+    )
 
 
 def _passed_on(said: Answer | status.RunStatus) -> web.Response:

@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from rallypoint.coordinator import sending
-from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.http_api import json_error
 from rallypoint.core.quotas import Account, Holdings
 
@@ -26,15 +26,15 @@ OPEN_FEW: Final = 8
 class Requests:
     """The requests of one coordinator that are being answered. Owned by one event loop."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
         self._open = Holdings()
 
     async def answer(
         self, request: web.Request, handler: Handler, account: Account, *, is_last: bool
     ) -> web.StreamResponse:
         """Let the handler answer, and send that. `is_last`: close the connection then."""
-        open_max = min(OPEN_MAX, max(OPEN_FEW, self._hub.descriptors_max // 4))
+        open_max = min(OPEN_MAX, max(OPEN_FEW, self._coordinator.descriptors_max // 4))
         if not self._open.has_room(account, open_max):
             said = f"{self._open.total} requests are open here, and this one is too many"
             refused = json_error(503, said, "ask again when others have their answer")

@@ -1,7 +1,8 @@
-"""A coordinator's office: its lease, its claims to runs, and what it commits, against a ledger.
+"""A coordinator's lease manager: its lease, its claims to runs, and what it commits, against a
+ledger.
 
 Carries out what `core/election.py` decides. One lease per process, however many runs; an idle
-office writes once per `renew_s`. Nothing here judges who is alive or who may decide.
+lease manager writes once per `renew_s`. Nothing here judges who is alive or who may decide.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ Request = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Runs(Protocol):
-    """Who has the runs: told what becomes of them. Called from the office's loop."""
+    """Who has the runs: told what becomes of them. Called from the lease manager's loop."""
 
     def won(self, run_id: str, register: e.RunRegister, former_host: NodeId | None) -> None:
         """The run is this process's; its register is as the last owner left it.
@@ -105,8 +106,8 @@ class Runs(Protocol):
         """An unexpected error in what belongs to the run: this process lets go of it."""
 
 
-class Office:
-    """One coordinator process's office. Owned by one event loop."""
+class LeaseManager:
+    """One coordinator process's lease manager. Owned by one event loop."""
 
     def __init__(
         self,
@@ -359,7 +360,7 @@ class Office:
     def _begin_anew(self, now_s: float) -> None:
         """R5: deposed. Every run is somebody else's now; go on under another name."""
         reason = self._holder.lost_reason
-        _log.warning("this coordinator has lost its office: %s", reason)
+        _log.warning("this coordinator lost its lease: %s", reason)
         for run_id, claim in list(self._claims.items()):
             guarded(partial(self._run_failed, run_id), self._look_again, run_id, claim, now_s)
             self._forget(run_id)

@@ -14,7 +14,7 @@ from rallypoint.core.reasons import tidy
 from rallypoint.core.values import NAME_LENGTH_MAX
 
 if TYPE_CHECKING:
-    from rallypoint.coordinator.hosted_run import RunHost
+    from rallypoint.coordinator.hosted_run import HostedRun
 
 RECENT_S: Final = 60.0
 """A node that was turned away asks again about once a second."""
@@ -42,7 +42,7 @@ class TurnedAway:
         return tuple(run_id for run_id, s in self._asked_s.items() if now_s - s <= RECENT_S)
 
 
-def looking_alike(run: RunHost, others: Iterable[RunHost]) -> tuple[str, ...]:
+def looking_alike(run: HostedRun, others: Iterable[HostedRun]) -> tuple[str, ...]:
     """Runs that may be parts of the same job: begun about when this one was, by too few nodes.
 
     `others`: the youngest first.
@@ -51,7 +51,7 @@ def looking_alike(run: RunHost, others: Iterable[RunHost]) -> tuple[str, ...]:
     return tuple(islice(found, TOLD_MAX))
 
 
-def _may_belong(run: RunHost, other: RunHost) -> bool:
+def _may_belong(run: HostedRun, other: HostedRun) -> bool:
     settings = run.membership.settings
     return (
         other is not run

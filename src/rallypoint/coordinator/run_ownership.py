@@ -1,7 +1,8 @@
-"""Runs on a shared ledger: claimed, taken over, suspended and given up, between hub and office.
+"""Runs on a shared ledger: claimed, taken over, suspended and given up, between the coordinator and
+its lease manager.
 
-The hub knows runs and connections, the office knows the ledger; this file tells each what the
-other needs, and reads and writes the logs of the rounds' stores. It decides nothing.
+The coordinator knows runs and connections, the lease manager knows the ledger; this file tells each
+what the other needs, and reads and writes the logs of the rounds' stores. It decides nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.garbage_collector import (
     ELECTED_LOOK_S,
     ELECTED_SAMPLE,
+    GarbageCollector,
     Keeping,
-    Sweeper,
 )
-from rallypoint.coordinator.hosted_run import RunHost, store_of
-from rallypoint.coordinator.lease_manager import Office
+from rallypoint.coordinator.hosted_run import HostedRun, store_of
+from rallypoint.coordinator.lease_manager import LeaseManager
 from rallypoint.coordinator.log_reader import (
     RETRY_S,
     LogReader,
@@ -29,7 +30,7 @@ from rallypoint.coordinator.log_reader import (
 )
 from rallypoint.coordinator.log_records import UnreadableLogError, header_record
 from rallypoint.coordinator.round_log import LogId, first_log, older
-from rallypoint.coordinator.store_log import DurableStore, LogAppend
+from rallypoint.coordinator.store_log import LogAppend, StoreLog
 from rallypoint.coordinator.supervision import Supervised
 from rallypoint.coordinator.tables import read_members, table_room
 from rallypoint.core import effects as do
@@ -50,7 +51,7 @@ from rallypoint.ledger.contract import AppendOutcome, Created, Exists, Ledger, U
 from rallypoint.ledger.keys import log_prefix
 
 if TYPE_CHECKING:
-    from rallypoint.coordinator.coordinator import Hub
+    from rallypoint.coordinator.coordinator import Coordinator
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -71,12 +72,13 @@ class _Taking(NamedTuple):
     task: asyncio.Task[None]
 
 
-class SharedRuns:
-    """The runs of one coordinator on a shared ledger. Implements office.Runs and runs.Shared."""
+class RunOwnership:
+    """The runs of one coordinator on a shared ledger. Implements `lease_manager.Runs` and
+    `hosted_run.Shared`."""
 
     def __init__(self, ledger: Ledger, config: CoordinatorConfig) -> None:
         timing = Timing.of(config.lease_ttl_s)
-        self.office = Office(
+        self.lease_manager = LeaseManager(
             ledger,
             self,
             timing,
@@ -88,7 +90,7 @@ class SharedRuns:
         self._config = config
         self._ledger = ledger
         self._own_node = config.own_node.name if config.own_node is not None else ""
-        self._hub: Hub | None = None
+        self._coordinator: Coordinator | None = None
         self._tasks = Supervised()
         self._taking: dict[str, _Taking] = {}
         self._preparing: dict[str, _Preparing] = {}
@@ -97,24 +99,24 @@ class SharedRuns:
 
     # -- its life ------------------------------------------------------------------------------
 
-    async def start(self, hub: Hub, addresses: tuple[Address, ...]) -> None:
+    async def start(self, coordinator: Coordinator, addresses: tuple[Address, ...]) -> None:
         """Reach the ledger and take the lease. Raises LedgerError."""
         await self._ledger.open()
-        self._hub = hub
-        hub.ledger_id = self._ledger.ledger_id
-        hub.table_bytes_max = table_room(self._ledger.limits)
-        self.office.start(addresses)
+        self._coordinator = coordinator
+        coordinator.ledger_id = self._ledger.ledger_id
+        coordinator.table_bytes_max = table_room(self._ledger.limits)
+        self.lease_manager.start(addresses)
         keeping = Keeping(closed_run_s=self._config.closed_run_keep_s)
-        self._sweep_for_ever(self._sweeper(hub, keeping))
+        self._sweep_for_ever(self._garbage_collector(coordinator, keeping))
 
-    def _sweeper(self, hub: Hub, keeping: Keeping) -> Sweeper:
+    def _garbage_collector(self, coordinator: Coordinator, keeping: Keeping) -> GarbageCollector:
         def is_mine(run_id: str) -> bool:
-            return run_id in hub.runs
+            return run_id in coordinator.runs
 
         own_run = self._config.only_run
         if own_run is None:
-            return Sweeper(self._ledger, keeping, is_mine, self.claim)
-        return Sweeper(
+            return GarbageCollector(self._ledger, keeping, is_mine, self.claim)
+        return GarbageCollector(
             self._ledger,
             keeping,
             is_mine,
@@ -122,40 +124,41 @@ class SharedRuns:
             look_s=ELECTED_LOOK_S,
             sample=ELECTED_SAMPLE,
             # Of the candidates of one run, its owner alone.
-            is_allowed=lambda: self.office.may_decide(own_run),
+            is_allowed=lambda: self.lease_manager.may_decide(own_run),
         )
 
-    def _sweep_for_ever(self, sweeper: Sweeper) -> None:
+    def _sweep_for_ever(self, garbage_collector: GarbageCollector) -> None:
         """What is not swept costs room and harms no run: an error ends one look, not sweeping."""
 
         def failed(error: Exception) -> None:
             _log.error("an unexpected error while sweeping the ledger", exc_info=error)
-            self._sweep_for_ever(sweeper)
+            self._sweep_for_ever(garbage_collector)
 
-        self._tasks.spawn(sweeper.run(), failed)
+        self._tasks.spawn(garbage_collector.run(), failed)
 
     async def hand_over(self, timeout_s: float, reason: str) -> None:
         """Say in the ledger that this coordinator is going, then send the nodes to look again."""
-        if self._hub is None:
+        if self._coordinator is None:
             return
-        await self.office.hand_over(timeout_s)
-        for run in list(self._hub.runs.values()):
+        await self.lease_manager.hand_over(timeout_s)
+        for run in list(self._coordinator.runs.values()):
             run.post(on.CommitRefused(reason, is_own_wish=True))
 
     async def aclose(self) -> None:
         """Stop. Idempotent. The ledger stays open: it is the caller's."""
         await self._tasks.aclose()
-        await self.office.aclose()
+        await self.lease_manager.aclose()
 
-    # -- what the hub and its runs ask for -----------------------------------------------------
+    # -- what the coordinator and its runs ask for
+    # -----------------------------------------------------
 
     def claim(self, run_id: str, seen: Seen | None = None) -> None:
-        """A node of the run is here. `seen`: see `Office.want`."""
-        self.office.want(run_id, seen)
+        """A node of the run is here. `seen`: see `LeaseManager.want`."""
+        self.lease_manager.want(run_id, seen)
         if not self._own_node:
-            self.office.reached(run_id)
+            self.lease_manager.reached(run_id)
 
-    def commit(self, run: RunHost, record: RoundRecord | CloseRecord) -> None:
+    def commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
         """Give a record to the ledger. A round's log is created first (R10)."""
         if isinstance(record, CloseRecord) or not self._ledger.has_log:
             self._commit(run, record)
@@ -168,9 +171,9 @@ class SharedRuns:
         task = self._spawn(run.run_id, self._commit_with_log(run, record))
         self._preparing[run.run_id] = _Preparing(record, task)
 
-    def _commit(self, run: RunHost, record: RoundRecord | CloseRecord) -> None:
+    def _commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
         membership = run.membership
-        self.office.commit(
+        self.lease_manager.commit(
             run.run_id,
             record,
             membership.settings,
@@ -179,11 +182,13 @@ class SharedRuns:
             run.past(),
         )
 
-    def note(self, run: RunHost, effect: do.Note) -> None:
+    def note(self, run: HostedRun, effect: do.Note) -> None:
         """Write what is known of the round's members."""
-        self.office.note(run.run_id, effect.serial, effect.marks, effect.restarts, run.past())
+        self.lease_manager.note(
+            run.run_id, effect.serial, effect.marks, effect.restarts, run.past()
+        )
 
-    async def _commit_with_log(self, run: RunHost, record: RoundRecord) -> None:
+    async def _commit_with_log(self, run: HostedRun, record: RoundRecord) -> None:
         """Create the round's log with its header, then commit the round.
 
         So whoever finds the round in the ledger finds its log there, or knows that it was removed;
@@ -201,7 +206,7 @@ class SharedRuns:
             self._commit(run, record)
 
     async def _create_log(
-        self, run: RunHost, record: RoundRecord, log: LogId, header: bytes
+        self, run: HostedRun, record: RoundRecord, log: LogId, header: bytes
     ) -> None:
         name = log.name(run.run_id)
         problem = ""
@@ -216,13 +221,13 @@ class SharedRuns:
             problem = _told_once(run.run_id, "the round's log cannot be created", why, problem)
             await asyncio.sleep(RETRY_S)
 
-    def _is_committing(self, run: RunHost, record: RoundRecord) -> bool:
+    def _is_committing(self, run: HostedRun, record: RoundRecord) -> bool:
         is_wanted = run.membership.unwritten == record and not run.membership.deposed
         return is_wanted and self._run(run.run_id) is run
 
     def sweep(self, run_id: str) -> None:
         """The run is over for good."""
-        self.office.let_go(run_id)
+        self.lease_manager.let_go(run_id)
 
     def failed(self, run_id: str, error: Exception) -> None:
         """An unexpected error in a task of the run."""
@@ -232,20 +237,20 @@ class SharedRuns:
         else:
             _log.error("run %s: an unexpected error", run_id, exc_info=error)
 
-    def gave_up(self, run: RunHost) -> None:
+    def gave_up(self, run: HostedRun) -> None:
         """An unexpected error has ended the run on this coordinator: another may have it."""
         self._stop_taking(run.run_id)
-        self.office.give_up(run.run_id)
+        self.lease_manager.give_up(run.run_id)
         self.stepped_down(run)
 
-    def stepped_down(self, run: RunHost) -> None:
+    def stepped_down(self, run: HostedRun) -> None:
         """The run is another coordinator's."""
-        if self._hub is not None and self._hub.runs.get(run.run_id) is run:
-            self._hub.drop(run.run_id)
+        if self._coordinator is not None and self._coordinator.runs.get(run.run_id) is run:
+            self._coordinator.drop(run.run_id)
 
     def new_store(
-        self, run: RunHost, store: RoundStore, sealed: SealedLog | None
-    ) -> DurableStore | None:
+        self, run: HostedRun, store: RoundStore, sealed: SealedLog | None
+    ) -> StoreLog | None:
         """The round's store with its log; the logs of the rounds before can go."""
         record = run.membership.round
         if not self._ledger.has_log or record is None:
@@ -254,7 +259,7 @@ class SharedRuns:
         limits = self._ledger.limits
         oldest = sealed.replay.base if sealed else log
         self._spawn(run.run_id, self._drop_older(run.run_id, oldest))
-        return DurableStore(
+        return StoreLog(
             store,
             run.membership.term,
             run_id=run.run_id,
@@ -268,17 +273,17 @@ class SharedRuns:
 
     def check_lease(self) -> None:
         """Suspend the runs if the lease does not stand; before anything is decided."""
-        self.office.check_lease()
+        self.lease_manager.check_lease()
 
-    def may_answer(self, run: RunHost) -> bool:
+    def may_answer(self, run: HostedRun) -> bool:
         """Whether the lease stands and the run is this coordinator's."""
-        return self.office.may_decide(run.run_id)
+        return self.lease_manager.may_decide(run.run_id)
 
-    def append(self, run: RunHost, store: DurableStore, record: LogAppend) -> None:
+    def append(self, run: HostedRun, store: StoreLog, record: LogAppend) -> None:
         """Write a record of the log of the run's present round."""
         self._spawn(run.run_id, self._append(run, store, record))
 
-    async def _append(self, run: RunHost, store: DurableStore, record: LogAppend) -> None:
+    async def _append(self, run: HostedRun, store: StoreLog, record: LogAppend) -> None:
         """Until the outcome is known, or the round is over: nothing is acknowledged meanwhile."""
         log = record.log.name(run.run_id)
         is_refused = False
@@ -301,7 +306,7 @@ class SharedRuns:
             run.post(on.LedgerRestored(SuspensionCause.APPEND))
 
     async def _appended(
-        self, run: RunHost, store: DurableStore, log: str, data: bytes, outcome: AppendOutcome
+        self, run: HostedRun, store: StoreLog, log: str, data: bytes, outcome: AppendOutcome
     ) -> None:
         """The outcome is known. It means nothing if the round has ended meanwhile."""
         if not self._needs_log(run, store):
@@ -316,19 +321,19 @@ class SharedRuns:
         else:
             await self._log_is_gone(run, store, log)
 
-    async def _log_is_gone(self, run: RunHost, store: DurableStore, log: str) -> None:
+    async def _log_is_gone(self, run: HostedRun, store: StoreLog, log: str) -> None:
         """Somebody removed the log of a round that is on: it ends, if it is still this process's.
 
         A successor drops the log once it has formed the next round. So this coordinator first finds
         out whether it has been deposed: then it must not tell anybody that the round has ended.
         """
-        await self.office.renewed()
-        if self._needs_log(run, store) and self.office.may_decide(run.run_id):
+        await self.lease_manager.renewed()
+        if self._needs_log(run, store) and self.lease_manager.may_decide(run.run_id):
             reason = f"log {log!r} was removed from the ledger"
             _log.error("run %s: round %d: %s", run.run_id, run.membership.number, reason)
             run.post(on.StoreLost(run.membership.number, reason))
 
-    def _needs_log(self, run: RunHost, store: DurableStore) -> bool:
+    def _needs_log(self, run: HostedRun, store: StoreLog) -> bool:
         """Whether the store is that of the present round of a run of this process."""
         is_present = run.store is store and self._run(run.run_id) is run
         return is_present and not store.is_over and not run.membership.deposed
@@ -344,7 +349,8 @@ class SharedRuns:
             # The next round's store looks again, and whoever sweeps the run.
             _log.debug("run %s: an old log stays for now: %s", run_id, error)
 
-    # -- what the office tells -----------------------------------------------------------------
+    # -- what the lease manager tells
+    # -----------------------------------------------------------------
 
     def won(self, run_id: str, register: RunRegister, former_host: NodeId | None) -> None:
         """The run is this coordinator's. Told again while nobody has begun it."""
@@ -365,9 +371,9 @@ class SharedRuns:
         self, run_id: str, register: RunRegister, former_host: NodeId | None
     ) -> None:
         """Seal the round's log, and begin with what is in it. Cancelled when the run is lost."""
-        assert self._hub is not None
+        assert self._coordinator is not None
         # Its nodes may not be here yet: a claim that was turned down goes on to watch the owner.
-        run = self._hub.open_run(run_id)
+        run = self._coordinator.open_run(run_id)
         try:
             state = register.state(await self._members(run_id, register))
             sealed, store_lost = None, ""
@@ -388,11 +394,15 @@ class SharedRuns:
             if taking is not None and taking.task is asyncio.current_task():
                 del self._taking[run_id]
 
-    def _tell_outage(self, run: RunHost) -> None:
+    def _tell_outage(self, run: HostedRun) -> None:
         """Reading the log took longer than the lease stands: the run begins SUSPENDED."""
-        self.office.check_lease()
-        if self.office.outage:
-            run.post(on.LedgerLost(self.office.outage, self.office.away_s, SuspensionCause.LEASE))
+        self.lease_manager.check_lease()
+        if self.lease_manager.outage:
+            run.post(
+                on.LedgerLost(
+                    self.lease_manager.outage, self.lease_manager.away_s, SuspensionCause.LEASE
+                )
+            )
 
     async def _members(self, run_id: str, register: RunRegister) -> tuple[RoundMember, ...]:
         """The member table. Nobody is expected in a run that is closed.
@@ -408,7 +418,7 @@ class SharedRuns:
             except UnreadableError:
                 # A later owner may have replaced the table: then this one is deposed. If its lease
                 # turns out to be good, nobody has sealed after it, and the table is really damaged.
-                await self.office.renewed()
+                await self.lease_manager.renewed()
                 raise
             except (LedgerCorruptError, LedgerForeignError, LedgerFormatError) as error:
                 raise UnreadableError(error.message) from error
@@ -422,8 +432,8 @@ class SharedRuns:
 
         None if there is no round. Raises StoreLostError and UnreadableLogError.
         """
-        assert self._hub is not None
-        record, limits = state.round, self._hub.config.store_limits
+        assert self._coordinator is not None
+        record, limits = state.round, self._coordinator.config.store_limits
         if record is None or state.close is not None:
             return None
         if not self._ledger.has_log:
@@ -434,25 +444,25 @@ class SharedRuns:
             record.head,
             state.term,
             new_store=lambda: store_of(record, limits),
-            make_sure=self.office.renewed,
+            make_sure=self.lease_manager.renewed,
         )
         return await reader.sealed()
 
     def elsewhere(self, run_id: str, addresses: tuple[Address, ...]) -> None:
         """Another coordinator has the run: its nodes go there."""
         run = self._run(run_id)
-        if run is None or run.is_claimed or self._hub is None:
+        if run is None or run.is_claimed or self._coordinator is None:
             return
         listed = ", ".join(map(str, addresses))
         message = f"run {run_id!r} has its coordinator at {listed}"
-        if not set(addresses).isdisjoint(self.office.addresses):
+        if not set(addresses).isdisjoint(self.lease_manager.addresses):
             # The lease is a predecessor's, which listened here: "there" would be this process.
             message = (
                 f"the coordinator at {listed} was started again, and takes run {run_id!r} "
                 "when the lease of its predecessor has ended"
             )
         run.turn_away(Refusal(RefusalCode.ELSEWHERE, message, addresses=addresses))
-        self._hub.drop(run_id)
+        self._coordinator.drop(run_id)
 
     def deposed(self, run_id: str, reason: str) -> None:
         """The run is not this coordinator's any more."""
@@ -507,7 +517,7 @@ class SharedRuns:
 
     def send_away(self, away_s: float) -> None:
         """Nodes that cannot read the ledger may reach another replica; those that can, look."""
-        reason = ledger_unreachable(away_s, self.office.outage)
+        reason = ledger_unreachable(away_s, self.lease_manager.outage)
         for run in self._claimed_runs():
             run.supervised(run.send_away, Refusal(RefusalCode.MOVED, reason))
 
@@ -517,7 +527,7 @@ class SharedRuns:
         if run is not None and run.is_claimed:
             self._suspend(run, SuspensionCause.COMMIT, reason)
 
-    def _suspend(self, run: RunHost, cause: SuspensionCause, reason: str) -> None:
+    def _suspend(self, run: HostedRun, cause: SuspensionCause, reason: str) -> None:
         if reason not in run.membership.suspension.reasons:
             _log.error("run %s is suspended: %s", run.run_id, reason)
         run.post(on.LedgerLost(reason, cause=cause))
@@ -527,22 +537,22 @@ class SharedRuns:
         run = self._run(run_id)
         if run is not None and run.is_claimed:
             self._suspend(run, SuspensionCause.COMMIT, f"its register cannot be read: {reason}")
-        elif run is not None and self._hub is not None:
+        elif run is not None and self._coordinator is not None:
             message = f"run {run_id!r} cannot be taken over: {reason}"
             if self._unreadable.get(run_id) != reason:
                 self._unreadable[run_id] = reason
                 _log.error("%s", message)
             hint = "another release may have written it; look at the ledger before you clear it"
             run.turn_away(Refusal(RefusalCode.LIMIT, message, hint))
-            self._hub.drop(run_id)
+            self._coordinator.drop(run_id)
 
     # -- helpers -------------------------------------------------------------------------------
 
-    def _run(self, run_id: str) -> RunHost | None:
-        return self._hub.runs.get(run_id) if self._hub is not None else None
+    def _run(self, run_id: str) -> HostedRun | None:
+        return self._coordinator.runs.get(run_id) if self._coordinator is not None else None
 
-    def _claimed_runs(self) -> list[RunHost]:
-        runs = self._hub.runs.values() if self._hub is not None else ()
+    def _claimed_runs(self) -> list[HostedRun]:
+        runs = self._coordinator.runs.values() if self._coordinator is not None else ()
         return [run for run in runs if run.is_claimed]
 
     def _spawn(self, run_id: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -550,7 +560,7 @@ class SharedRuns:
         return self._tasks.spawn(work, partial(self.failed, run_id))
 
 
-def _is_enough(run: RunHost, node: str) -> bool:
+def _is_enough(run: HostedRun, node: str) -> bool:
     """Whether the run needs no other node, and had none."""
     membership = run.membership
     settings, last = membership.settings, membership.round

@@ -1,7 +1,8 @@
 """One port for nodes and people: the WebSocket for the former, HTTP for the latter (aiohttp).
 
-Carries bytes and time to the hub and decides nothing. Frames are built here and written to the
-connection's transport, which spares a task per message; aiohttp reads, answers pings and closes.
+Carries bytes and time to the coordinator and decides nothing. Frames are built here and written to
+the connection's transport, which spares a task per message; aiohttp reads, answers pings and
+closes.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from rallypoint.clock import TICK_S, InputFirst
 from rallypoint.coordinator import http_api
 from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.coordinator import Hub
+from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.http_connection import SERVER_NAME, connections_of
 from rallypoint.coordinator.http_requests import Requests
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.replicas import Replicas
-from rallypoint.coordinator.run_ownership import SharedRuns
+from rallypoint.coordinator.run_ownership import RunOwnership
 from rallypoint.coordinator.strangers import login_refused
 from rallypoint.coordinator.tokens import Tokens
 from rallypoint.coordinator.websocket import (
@@ -74,13 +75,13 @@ class CoordinatorServer:
     ) -> None:
         self.config = config or CoordinatorConfig()
         self.tokens = Tokens((self.config.token, *self.config.more_tokens))
-        self.shared = SharedRuns(ledger, self.config) if ledger is not None else None
+        self.shared = RunOwnership(ledger, self.config) if ledger is not None else None
         self._replicas: Replicas | None = None
         self._committer: Committer | None = None
         if self.shared is None:
             memory = MemoryLedger()
             self._committer = Committer(memory)
-            self.hub = Hub(
+            self.coordinator = Coordinator(
                 self.config,
                 ledger_id=memory.ledger_id,
                 commit=self._committer.commit,
@@ -88,7 +89,7 @@ class CoordinatorServer:
                 forget=self._committer.forget,
             )
         else:
-            self.hub = Hub(
+            self.coordinator = Coordinator(
                 self.config,
                 ledger_id="",
                 term=0,
@@ -98,9 +99,11 @@ class CoordinatorServer:
                 shared=self.shared,
             )
         if ledger is not None and self.shared is not None:
-            office, own = self.shared.office, self.config
-            self._replicas = Replicas(ledger, own.only_run, own.clock_host, lambda: office.process)
-        self._requests = Requests(self.hub)
+            lease_manager, own = self.shared.lease_manager, self.config
+            self._replicas = Replicas(
+                ledger, own.only_run, own.clock_host, lambda: lease_manager.process
+            )
+        self._requests = Requests(self.coordinator)
         self._runner: web.AppRunner | None = None
         self._sockets: tuple[socket.socket, ...] = ()
         self._tick: asyncio.Handle | None = None
@@ -136,7 +139,7 @@ class CoordinatorServer:
             self._known_hosts.add(each.host)
         try:
             if self.shared is not None:
-                await self.shared.start(self.hub, addresses)
+                await self.shared.start(self.coordinator, addresses)
             await self._serve()
         except BaseException:
             await self.aclose()
@@ -144,9 +147,9 @@ class CoordinatorServer:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.hub.turns.loop = self._loop
+        self.coordinator.turns.loop = self._loop
         app = web.Application(client_max_size=64 * 1024, middlewares=[self._note_request()])
-        app[http_api.HUB] = self.hub
+        app[http_api.COORDINATOR] = self.coordinator
         if self._replicas is not None:
             app[http_api.REPLICAS] = self._replicas
         http_api.add_routes(app)
@@ -158,10 +161,10 @@ class CoordinatorServer:
         assert server is not None
         for sock in self._sockets:
             sock.listen(LISTEN_BACKLOG)
-        self.hub.descriptors_max = connections_max()
+        self.coordinator.descriptors_max = connections_max()
         limits = ListenerLimits(
             strangers_max=self.config.strangers_max,
-            connections_max=self.hub.descriptors_max,
+            connections_max=self.coordinator.descriptors_max,
             stranger_s=self.config.attach_timeout_s,
         )
         self._listener = Listener(
@@ -190,7 +193,7 @@ class CoordinatorServer:
             return
         if self.shared is not None:
             await self.shared.hand_over(CLOSE_TIMEOUT_S, reason)
-        self.hub.close(reason)
+        self.coordinator.close(reason)
         if self._closing:
             await asyncio.wait(self._closing, timeout=CLOSE_TIMEOUT_S)
         if self.shared is not None:
@@ -216,7 +219,7 @@ class CoordinatorServer:
         ValueError if none is left.
         """
         self.tokens.replace(accepted)
-        outlets = [session.outlet for session in self.hub.sessions.values()]
+        outlets = [session.outlet for session in self.coordinator.sessions.values()]
         shown = [each.token for each in outlets if isinstance(each, WebSocketOutlet)]
         return sum(each is None or each not in self.tokens for each in shown)
 
@@ -235,11 +238,11 @@ class CoordinatorServer:
     def _on_tick(self) -> None:
         assert self._loop is not None
         late_s = self._loop.time() - self._tick_due_s
-        until_s = self._input_first.tick(self.hub.now_s(), late_s)
+        until_s = self._input_first.tick(self.coordinator.now_s(), late_s)
         try:
             # R8: what a node said in time may still wait in the kernel.
             if until_s is not None:
-                self.hub.tick(until_s)
+                self.coordinator.tick(until_s)
         finally:
             # A run whose invariant broke must not stop the clock of the others.
             self._tick = None
@@ -256,8 +259,8 @@ class CoordinatorServer:
             self._tick.cancel()
         delay_s = self._input_first.next_tick_s
         if delay_s is None:
-            due_s = self.hub.next_due_s()
-            delay_s = TICK_S if due_s is None else min(TICK_S, due_s - self.hub.now_s())
+            due_s = self.coordinator.next_due_s()
+            delay_s = TICK_S if due_s is None else min(TICK_S, due_s - self.coordinator.now_s())
         self._tick_due_s = now_s + max(0.0, delay_s)
         if delay_s > 0:
             self._tick = self._loop.call_at(self._tick_due_s, self._on_tick)
@@ -312,7 +315,10 @@ class CoordinatorServer:
     def _is_crowded(self) -> bool:
         """Whether connections that only wait for another request take the place of others."""
         server = self._runner.server if self._runner is not None else None
-        return server is not None and len(server.connections) > self.hub.descriptors_max * 3 // 4
+        return (
+            server is not None
+            and len(server.connections) > self.coordinator.descriptors_max * 3 // 4
+        )
 
     async def _attach(self, request: web.Request) -> web.StreamResponse:
         ws = web.WebSocketResponse(
@@ -333,13 +339,13 @@ class CoordinatorServer:
             return _hung_up()
         request.transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         token, account = request.get(http_api.SHOWN), _account_of(request)
-        refusal = self.hub.session_refusal(account)
+        refusal = self.coordinator.session_refusal(account)
         if refusal is not None:
             return _last(request, http_api.json_error(503, refusal.message, refusal.hint))
         outlet = WebSocketOutlet(ws, request.transport, self._closing, token, account)
         if not len(self.tokens):
             ws.headers[headers.TOKEN] = headers.NO_TOKEN
-        session = self.hub.connected(outlet)
+        session = self.coordinator.connected(outlet)
 
         def ended(end: ConnectionEnd) -> None:
             session.connection_lost(end, outlet.seen)

@@ -25,8 +25,8 @@ from rallypoint.wire import messages as wire
 from rallypoint.wire import parts
 
 if TYPE_CHECKING:
-    from rallypoint.coordinator.coordinator import Hub
-    from rallypoint.coordinator.hosted_run import RunHost
+    from rallypoint.coordinator.coordinator import Coordinator
+    from rallypoint.coordinator.hosted_run import HostedRun
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -93,9 +93,9 @@ class Session:
         "_asked",
         "_buffered",
         "_closing",
+        "_coordinator",
         "_has_ended",
         "_has_turn",
-        "_hub",
         "_is_over",
         "_is_paused",
         "_kept",
@@ -118,23 +118,23 @@ class Session:
         "run",
     )
 
-    def __init__(self, hub: Hub, connection_id: int, outlet: Outlet) -> None:
+    def __init__(self, coordinator: Coordinator, connection_id: int, outlet: Outlet) -> None:
         self.connection_id = connection_id
         self.outlet = outlet
-        self.run: RunHost | None = None
+        self.run: HostedRun | None = None
         self.node: NodeId | None = None
         self.reads_ledger = False
         self.heard_s = 0.0
         self.good_host: str | None = None
         self.account: Account = getattr(outlet, "account", NOBODY)
-        self._hub = hub
+        self._coordinator = coordinator
         self._asked: on.NodeAttached | None = None
         self._source: Address | None = None
-        self._turns = hub.turns
+        self._turns = coordinator.turns
         self._is_over = False
         self._has_ended = False
         self.attach_bytes = 0
-        self._share = hub.unattached
+        self._share = coordinator.unattached
         self._kept = 0
         self._outgoing: Outgoing | None = None
         self._is_paused = False
@@ -170,7 +170,7 @@ class Session:
         if handler is None:
             self.refuse(Refusal(RefusalCode.MALFORMED, "the node is attached already"))
         elif not run.has_failed:
-            try:  # as RunHost.supervised, without its calls: this is done for every message
+            try:  # as HostedRun.supervised, without its calls: this is done for every message
                 handler(run, self, node, message)
             except Exception as error:  # noqa: BLE001 - it ends the run, and nothing else
                 run.fail(error)
@@ -192,18 +192,18 @@ class Session:
             return
         self._has_ended = True
         how = ConnectionEnd.OURS if self._is_over else self._judge(end, seen)
-        self._hub.disconnected(self)
+        self._coordinator.disconnected(self)
         self._is_over = True
         self._let_all_go()
         run, asked = self.run, self._asked
         if run is not None and asked is not None:
             run.connection_lost(self, asked.node.id, how)
-        self._hub.on_fewer()
+        self._coordinator.on_fewer()
 
     def _judge(self, end: ConnectionEnd, seen: Address | None) -> ConnectionEnd:
         if self.node is None:
             return end  # It was never let in: its end proves nothing of any member.
-        has_stalled = self._hub.has_stalled_since(self.heard_s)
+        has_stalled = self._coordinator.has_stalled_since(self.heard_s)
         return endings.judge(end, told=self._source, seen=seen, has_stalled=has_stalled)
 
     def _first(self, message: wire.FromNode) -> None:
@@ -211,18 +211,20 @@ class Session:
             hint = "a connection begins with attach"
             self.refuse(Refusal(RefusalCode.MALFORMED, "the node has not attached", hint))
             return
-        hub = self._hub
-        refusal = wire.version_refusal(message.version) or hub.refusal(message, self.account)
+        coordinator = self._coordinator
+        refusal = wire.version_refusal(message.version) or coordinator.refusal(
+            message, self.account
+        )
         if refusal is not None:
             self.refuse(refusal)
             return
-        hub.begin_anew(message)
+        coordinator.begin_anew(message)
         was_in_it = bool(message.stamp.ledger_id)
-        wait_s = hub.wait_s(message.run_id, self.account, was_in_it=was_in_it)
+        wait_s = coordinator.wait_s(message.run_id, self.account, was_in_it=was_in_it)
         if wait_s is None:
-            self.refuse(reasons.begins_too_many(hub.config.new_runs_per_s))
+            self.refuse(reasons.begins_too_many(coordinator.config.new_runs_per_s))
             return
-        hub.introduced(self)
+        coordinator.introduced(self)
         self._source = message.source
         self.reads_ledger = message.reads_ledger
         # The secret itself goes no further than here.
@@ -232,23 +234,25 @@ class Session:
         if not wait_s:
             self._enter(message.run_id, asked)
         else:
-            hub.call_at(hub.now_s() + wait_s, partial(self._enter_in_turn, message, asked))
+            coordinator.call_at(
+                coordinator.now_s() + wait_s, partial(self._enter_in_turn, message, asked)
+            )
 
     def _enter_in_turn(self, message: wire.Attach, asked: on.NodeAttached) -> None:
         if self._is_over:
             return
-        refusal = self._hub.refusal(message, self.account)  # There may be less room by now.
+        refusal = self._coordinator.refusal(message, self.account)  # There may be less room by now.
         if refusal is not None:
             self.refuse(refusal)
         else:
             self._enter(message.run_id, asked)
 
     def _enter(self, run_id: str, asked: on.NodeAttached) -> None:
-        self.run = self._hub.open_run(run_id)
-        self._hub.begun_by(self.run, self.account)
+        self.run = self._coordinator.open_run(run_id)
+        self._coordinator.begun_by(self.run, self.account)
         self._count_for(self.run.share)
         self.run.post(asked)
-        self._hub.claim(self.run)
+        self._coordinator.claim(self.run)
 
     # -- what the run sends --------------------------------------------------------------------
 
@@ -282,7 +286,7 @@ class Session:
         self._wait(message)
         self._go_on()
 
-    def beat(self, run: RunHost) -> None:
+    def beat(self, run: HostedRun) -> None:
         """Answer a heartbeat. Who does not read needs no more than the last answer."""
         if self._outgoing is None:
             self.send(wire.encode(wire.Beat(run.stamp(), run.beat())))
@@ -293,7 +297,7 @@ class Session:
         """Say no, and close."""
         if self._is_over:
             return
-        stamp = self.run.stamp() if self.run else self._hub.stamp()
+        stamp = self.run.stamp() if self.run else self._coordinator.stamp()
         payload = wire.encode(wire.Refused(stamp, refusal))
         if self._outgoing is None:
             self.outlet.send(payload)
@@ -312,7 +316,7 @@ class Session:
             return
         # The end of the message that is under way comes first, or nothing after it can be read.
         self._closing = reason
-        self._hub.call_at(self._hub.now_s() + CLOSE_S, self._close_now)
+        self._coordinator.call_at(self._coordinator.now_s() + CLOSE_S, self._close_now)
 
     def _close_now(self) -> None:
         if not self._has_ended and self._outgoing:
@@ -327,7 +331,7 @@ class Session:
         self._is_paused = True
         self._begin_to_wait()
         self._buffered = self._unread = self.outlet.backlog_bytes()
-        self._read_s = self._hub.now_s()
+        self._read_s = self._coordinator.now_s()
         self._keep(self._buffered)
 
     def resumed(self) -> None:
@@ -351,13 +355,13 @@ class Session:
 
     def later(self, work: Work) -> None:
         """Do this when the others have had their turn."""
-        self._hub.put_off[self.connection_id] = self
-        self._hub.turns.later(self.run, work)
+        self._coordinator.put_off[self.connection_id] = self
+        self._coordinator.turns.later(self.run, work)
 
     @property
     def is_put_off(self) -> bool:
         """Whether what its peer says waits here for its turn."""
-        return self.connection_id in self._hub.put_off
+        return self.connection_id in self._coordinator.put_off
 
     def beat_unasked(self) -> None:
         """What the peer says waits here, its heartbeats too: it must not give this side up."""
@@ -366,7 +370,7 @@ class Session:
 
     def had_its_turn(self) -> None:
         """Nothing that came is put off any more."""
-        self._hub.put_off.pop(self.connection_id, None)
+        self._coordinator.put_off.pop(self.connection_id, None)
 
     def slice_s(self) -> float | None:
         """How long this connection may be read now: see Turns."""
@@ -377,11 +381,11 @@ class Session:
 
     def clock_s(self) -> float:
         """The clock that slices are measured on."""
-        return self._hub.turns.used_s()
+        return self._coordinator.turns.used_s()
 
     def spent(self, took_s: float) -> None:
         """So long was read, at one go."""
-        self._hub.turns.spent(self.run, took_s)
+        self._coordinator.turns.spent(self.run, took_s)
 
     def look(self, now_s: float) -> None:
         """Close the connection if its peer has read nothing for too long."""
@@ -397,14 +401,14 @@ class Session:
         if self._outgoing is None:
             pins = self.run.pins if self.run is not None else Pins(self._keep)
             self._outgoing = Outgoing(self._keep, pins)
-            self._hub.unread[self.connection_id] = self
+            self._coordinator.unread[self.connection_id] = self
 
     def _wait(self, message: bytes | parts.Parts) -> None:
         """Let a message wait, if there is room for one more."""
         outgoing = self._outgoing
         assert outgoing is not None
         outgoing.put(message)
-        bytes_max = self._hub.config.backlog_bytes_max
+        bytes_max = self._coordinator.config.backlog_bytes_max
         if outgoing.bytes > bytes_max:
             self._end_unread(f"more than {size_text(bytes_max)} wait for it")
         elif self._is_paused and (excess := self._share.excess(0)) is not None:
@@ -440,7 +444,7 @@ class Session:
     def _has_caught_up(self) -> None:
         """All that waited has been sent."""
         self._outgoing = None
-        self._hub.unread.pop(self.connection_id, None)
+        self._coordinator.unread.pop(self.connection_id, None)
         if self._closing is not None:
             self.outlet.close(self._closing)
             return
@@ -517,11 +521,11 @@ class Session:
         outgoing, self._outgoing = self._outgoing, None
         if outgoing is not None:
             outgoing.close()
-            self._hub.unread.pop(self.connection_id, None)
+            self._coordinator.unread.pop(self.connection_id, None)
         self._keep(-self._kept)
 
 
-def _ready(run: RunHost, session: Session, node: NodeId, message: wire.Ready) -> None:
+def _ready(run: HostedRun, session: Session, node: NodeId, message: wire.Ready) -> None:
     # It becomes MASTER_ADDR of every worker, on all nodes.
     host = message.bootstrap.host
     if host != session.good_host:
@@ -535,47 +539,49 @@ def _ready(run: RunHost, session: Session, node: NodeId, message: wire.Ready) ->
     run.post(on.NodeReady(node, message.leaving_round, message.bootstrap, message.workers, change))
 
 
-def _failed(run: RunHost, session: Session, node: NodeId, message: wire.Failed) -> None:
+def _failed(run: HostedRun, session: Session, node: NodeId, message: wire.Failed) -> None:
     run.post(on.WorkerFailed(node, message.round, reasons.tidy_failure(message.failure)))
 
 
-def _done(run: RunHost, session: Session, node: NodeId, message: wire.Done) -> None:
+def _done(run: HostedRun, session: Session, node: NodeId, message: wire.Done) -> None:
     run.post(on.NodeDone(node, message.round))
 
 
-def _departing(run: RunHost, session: Session, node: NodeId, message: wire.Departing) -> None:
+def _departing(run: HostedRun, session: Session, node: NodeId, message: wire.Departing) -> None:
     run.post(on.NodeDeparting(node, reasons.tidy(message.reason)))
 
 
-def _goodbye(run: RunHost, session: Session, node: NodeId, message: wire.Goodbye) -> None:
+def _goodbye(run: HostedRun, session: Session, node: NodeId, message: wire.Goodbye) -> None:
     run.post(on.NodeLeft(node, reasons.tidy(message.reason)))
 
 
-def _close_run(run: RunHost, session: Session, node: NodeId, message: wire.CloseRun) -> None:
+def _close_run(run: HostedRun, session: Session, node: NodeId, message: wire.CloseRun) -> None:
     run.post(on.CloseRequested(node.name, message.outcome, reasons.tidy(message.reason)))
 
 
-def _heartbeat(run: RunHost, session: Session, node: NodeId, message: wire.Heartbeat) -> None:
+def _heartbeat(run: HostedRun, session: Session, node: NodeId, message: wire.Heartbeat) -> None:
     session.beat(run)
 
 
-def _alive(run: RunHost, session: Session, node: NodeId, message: wire.Alive) -> None:
+def _alive(run: HostedRun, session: Session, node: NodeId, message: wire.Alive) -> None:
     run.post(on.ProbeAnswered(node))
 
 
-def _store_call(run: RunHost, session: Session, node: NodeId, message: wire.StoreCall) -> None:
+def _store_call(run: HostedRun, session: Session, node: NodeId, message: wire.StoreCall) -> None:
     run.store_call(session, node, message)
 
 
-def _store_cancel(run: RunHost, session: Session, node: NodeId, message: wire.StoreCancel) -> None:
+def _store_cancel(
+    run: HostedRun, session: Session, node: NodeId, message: wire.StoreCancel
+) -> None:
     run.store_cancel(node, message.request_id)
 
 
-def _ask_members(run: RunHost, session: Session, node: NodeId, message: wire.AskMembers) -> None:
+def _ask_members(run: HostedRun, session: Session, node: NodeId, message: wire.AskMembers) -> None:
     run.send_members(session, node, message.request_id)
 
 
-def _ask_waiting(run: RunHost, session: Session, node: NodeId, message: wire.AskWaiting) -> None:
+def _ask_waiting(run: HostedRun, session: Session, node: NodeId, message: wire.AskWaiting) -> None:
     answer = wire.WaitingIs(run.stamp(), message.request_id, run.waiting())
     session.send(wire.encode(answer))
 

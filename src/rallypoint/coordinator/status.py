@@ -34,9 +34,9 @@ from rallypoint.core.values import (
 )
 
 if TYPE_CHECKING:
-    from rallypoint.coordinator.coordinator import Hub
+    from rallypoint.coordinator.coordinator import Coordinator
     from rallypoint.coordinator.history import RoundHistory
-    from rallypoint.coordinator.hosted_run import RunHost
+    from rallypoint.coordinator.hosted_run import HostedRun
 
 UNOWNED: Final = "unowned"
 """The phase of a run in the ledger that no coordinator has now."""
@@ -185,25 +185,25 @@ def filled(picture: dict[str, Any], kind: type[_Shown]) -> dict[str, Any]:
 # -- what the run's coordinator knows --------------------------------------------------------------
 
 
-def coordinator_of(hub: Hub) -> CoordinatorStatus:
+def coordinator_of(coordinator: Coordinator) -> CoordinatorStatus:
     """This coordinator."""
     return CoordinatorStatus(
-        software=hub.software,
-        ledger_id=hub.ledger_id,
-        connections=len(hub.sessions),
-        host=hub.config.clock_host,
-        memory_bytes=hub.budget.used,
-        memory_bytes_max=hub.budget.bytes_max,
+        software=coordinator.software,
+        ledger_id=coordinator.ledger_id,
+        connections=len(coordinator.sessions),
+        host=coordinator.config.clock_host,
+        memory_bytes=coordinator.budget.used,
+        memory_bytes_max=coordinator.budget.bytes_max,
     )
 
 
-def summary_of(run: RunHost, owner: OwnerStatus | None) -> RunSummary:
+def summary_of(run: HostedRun, owner: OwnerStatus | None) -> RunSummary:
     """A run of this coordinator in a list."""
     return RunSummary(**_summary_fields(run, owner))
 
 
 def status_of(
-    hub: Hub, run: RunHost, owner: OwnerStatus | None, members: list[MemberStatus]
+    coordinator: Coordinator, run: HostedRun, owner: OwnerStatus | None, members: list[MemberStatus]
 ) -> RunStatus:
     """A run of this coordinator in detail, with these of its members."""
     membership = run.membership
@@ -211,7 +211,7 @@ def status_of(
     settings = membership.settings
     return RunStatus(
         **_summary_fields(run, owner),
-        coordinator=coordinator_of(hub),
+        coordinator=coordinator_of(coordinator),
         settings=named(settings) if settings else None,
         bootstrap=str(record.head.bootstrap) if record else None,
         digest=record.head.digest if record else None,
@@ -220,13 +220,13 @@ def status_of(
         rounds=[_round(each) for each in run.history.rounds],
         losses=[_loss(each) for each in run.history.losses],
         shown_at=time.time(),
-        shown_on=hub.config.clock_host,
+        shown_on=coordinator.config.clock_host,
     )
 
 
-def members_of(hub: Hub, run: RunHost, most: int) -> Iterator[MemberStatus]:
+def members_of(coordinator: Coordinator, run: HostedRun, most: int) -> Iterator[MemberStatus]:
     """The run's members as they are now, at most so many; made one after another."""
-    membership, now_s = run.membership, hub.now_s()
+    membership, now_s = run.membership, coordinator.now_s()
     shown = list(islice(membership.roster, most))
     names = {member.name for member in shown}
     members = membership.round.members if membership.round is not None else ()
@@ -235,7 +235,7 @@ def members_of(hub: Hub, run: RunHost, most: int) -> Iterator[MemberStatus]:
     return (_member(run, member, seats.get(member.name), now_s) for member in shown)
 
 
-def _summary_fields(run: RunHost, owner: OwnerStatus | None) -> dict[str, Any]:
+def _summary_fields(run: HostedRun, owner: OwnerStatus | None) -> dict[str, Any]:
     membership = run.membership
     waiting, close = run.waiting(), membership.close
     head = membership.round.head if membership.round else None
@@ -259,7 +259,7 @@ def _summary_fields(run: RunHost, owner: OwnerStatus | None) -> dict[str, Any]:
     }
 
 
-def _member(run: RunHost, member: Member, seat: Seat | None, now_s: float) -> MemberStatus:
+def _member(run: HostedRun, member: Member, seat: Seat | None, now_s: float) -> MemberStatus:
     is_in_round = member.state in (MemberState.ACTIVE, MemberState.DONE)
     place = seat if is_in_round else None
     state = "standby" if run.membership.is_standby(member) else member.state.value

@@ -110,7 +110,7 @@ class _Snapshot:
         return Part(tuple(items), is_last=True)
 
 
-class DurableStore:
+class StoreLog:
     """A RoundStore whose answers wait for the log. The same calls, besides the log's own.
 
     `log`: the segment to write to, from `next_index` on; its header is there. `term`: of the

@@ -11,7 +11,7 @@ COMPACT_MIN: Final = 64
 """Fewer cancelled timers than this are left in the heap."""
 
 
-class Timer:
+class ScheduledCall:
     """One callback that is to come."""
 
     __slots__ = ("_callback", "_timers")
@@ -40,7 +40,7 @@ class Timers:
     """Callbacks with their due times, in seconds on whatever clock the owner reads."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Timer]] = []
+        self._heap: list[tuple[float, int, ScheduledCall]] = []
         self._serials = count()
         self._cancelled = 0
 
@@ -48,9 +48,9 @@ class Timers:
         """How many are to come."""
         return len(self._heap) - self._cancelled
 
-    def call_at(self, due_s: float, callback: Callable[[], None]) -> Timer:
+    def call_at(self, due_s: float, callback: Callable[[], None]) -> ScheduledCall:
         """Call `callback` at `due_s`. Among equals, first come first called."""
-        timer = Timer(self, callback)
+        timer = ScheduledCall(self, callback)
         heapq.heappush(self._heap, (due_s, next(self._serials), timer))
         return timer
 

@@ -246,7 +246,7 @@ class SharedServer:
         weakref.finalize(self, server.let_go).atexit = False
 
 
-_shared: weakref.WeakValueDictionary[int, SharedServer] = weakref.WeakValueDictionary()
+_ownership: weakref.WeakValueDictionary[int, SharedServer] = weakref.WeakValueDictionary()
 _sharing = threading.Lock()
 
 
@@ -256,10 +256,10 @@ def serve_at(portal: Portal, port: int) -> SharedServer:
     Raises OSError: EADDRINUSE if the port is another process's.
     """
     with _sharing:
-        found = _shared.get(port)
+        found = _ownership.get(port)
         if found is None:
             found = SharedServer(portal, port)
-            _shared[found.port] = found
+            _ownership[found.port] = found
         return found
 
 
@@ -267,7 +267,7 @@ def _in_forked_child() -> None:
     """The parent's servers are not the child's."""
     global _sharing
     _sharing = threading.Lock()
-    _shared.clear()
+    _ownership.clear()
 
 
 os.register_at_fork(after_in_child=_in_forked_child)

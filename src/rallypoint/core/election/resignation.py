@@ -1,4 +1,4 @@
-"""Giving up an office that no node can reach."""
+"""Giving up a lease that no node can reach."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Resignation:
         self._times = 0
 
     def won(self, now_s: float) -> None:
-        """The office begins."""
+        """The lease begins."""
         self._since_s = now_s
 
     def heard(self) -> None:
