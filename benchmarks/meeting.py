@@ -39,7 +39,7 @@ def measure_import(repeats: int, say: Say) -> list[Figure]:
     """Fresh interpreters in turn: with the import, and with nothing to do."""
     codes = {
         "import": "import rallypoint",
-        "import_and_first_use": "import rallypoint.client.blocking, rallypoint.client.joining",
+        "import_and_first_use": "import rallypoint.client.blocking, rallypoint.client.join_plan",
     }
     for code in ("pass", *codes.values()):
         _interpreter_s(code)  # files are read and compiled once

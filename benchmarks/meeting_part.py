@@ -14,8 +14,8 @@ import time
 
 import rallypoint
 import rallypoint.client.blocking
-import rallypoint.client.embedded
-import rallypoint.client.joining
+import rallypoint.client.hosting
+import rallypoint.client.join_plan
 
 
 def meet(count: int, port: int) -> tuple[float, float, rallypoint.Run]:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-import rallypoint.client.embedded
+import rallypoint.client.hosting
 import rallypoint.rendezvous.rallypoint_rendezvous  # noqa: F401
 
 HEAD_START_S = 0.5

@@ -130,10 +130,10 @@ def join(
         UnreachableError: nobody answered within `connect_timeout_s`; it lists what was tried.
         RefusedError: the coordinator said no; its class says why.
     """
-    from rallypoint.client import blocking, joining
+    from rallypoint.client import blocking, join_plan
 
     return blocking.join(
-        joining.plan(
+        join_plan.plan(
             run_id,
             endpoint,
             min_nodes=min_nodes,

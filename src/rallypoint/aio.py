@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Unpack
 
-from rallypoint.client import joining
+from rallypoint.client import join_plan
 from rallypoint.client.options import JoinOptions
 from rallypoint.client.world import Run, Store, World
 
@@ -31,7 +31,7 @@ async def join(
     **options: Unpack[JoinOptions],
 ) -> Run:
     """Join a run. Arguments and errors as `rallypoint.join`; cancelling it leaves nothing open."""
-    planned = joining.plan(
+    planned = join_plan.plan(
         run_id,
         endpoint,
         min_nodes=min_nodes,
@@ -40,4 +40,4 @@ async def join(
         labels=labels,
         options=options,
     )
-    return Run(await joining.open_source(planned), planned.join_timeout_s)
+    return Run(await join_plan.open_source(planned), planned.join_timeout_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rallypoint import errors
-from rallypoint.client.sources import is_programs_own
+from rallypoint.client.run_client import is_programs_own
 from rallypoint.core.values import Change, ChangeKind
 
 LOST = Change(ChangeKind.NODE_LOST, 1, ("a",), 1)

@@ -12,7 +12,7 @@ import pytest
 
 from rallypoint import errors
 from rallypoint.client import node as client
-from rallypoint.client.embedded import EmbeddedCoordinator
+from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer, bind

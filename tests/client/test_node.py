@@ -17,7 +17,7 @@ import pytest
 
 from rallypoint import errors
 from rallypoint.client import node as client
-from rallypoint.client.embedded import EmbeddedCoordinator
+from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
 from rallypoint.core.store.store import Add, Get, Set
 from rallypoint.core.values import (

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rallypoint import errors, tokens
-from rallypoint.client.embedded import EmbeddedCoordinator
+from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer, bind

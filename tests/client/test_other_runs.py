@@ -10,7 +10,7 @@ import pytest
 
 from rallypoint import errors
 from rallypoint.client import node as client
-from rallypoint.client.embedded import EmbeddedCoordinator
+from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
 from rallypoint.client.waiting import why_it_waits
 from rallypoint.coordinator.config import CoordinatorConfig

@@ -8,8 +8,8 @@ from websockets.http11 import Response
 
 from rallypoint import errors
 from rallypoint.client import machine as m
+from rallypoint.client.agent_client import WorkerSource
 from rallypoint.client.transport import _handshake_error
-from rallypoint.client.worker import WorkerSource
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store.store import Get, StoreValue
 from rallypoint.core.values import Address, RoundHead, Seat

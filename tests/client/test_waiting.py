@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rallypoint.client import finding, transport
+from rallypoint.client import dialing, transport
 from rallypoint.client.waiting import CARRIES, Why, while_waiting, why_it_waits
 from rallypoint.core.reasons import Waiting, duration
 from rallypoint.core.telling import Lines
@@ -110,7 +110,7 @@ def test_a_node_does_not_look_for_the_coordinator_that_it_starts(
             seen.append(coming.looking)
             await start(*arguments)
 
-        monkeypatch.setattr(finding, "connect", slow)
+        monkeypatch.setattr(dialing, "connect", slow)
         monkeypatch.setattr(coming, "_start_hosting", starting)
         await coming.open()
         await coming.aclose()
@@ -209,7 +209,7 @@ def test_a_name_that_cannot_be_resolved_is_told_while_the_node_waits(
         async def fails(*_: object, **__: object) -> list[object]:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-        monkeypatch.setattr(finding, "is_this_host", lambda host: False)
+        monkeypatch.setattr(dialing, "is_this_host", lambda host: False)
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fails)
         coming = node("nohost.invalid:1", TWO, connect_timeout_s=500.0)
         task = asyncio.create_task(coming.open())

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from rallypoint import errors
 from rallypoint.client import machine as m
+from rallypoint.client.agent_client import WorkerSource
 from rallypoint.client.node import Round
 from rallypoint.client.sockets import ResettingSocket
 from rallypoint.client.transport import Connection
-from rallypoint.client.worker import WorkerSource
 from rallypoint.core.store import store as st
 from rallypoint.core.values import (
     Address,

@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from rallypoint import errors
+from rallypoint.client.agent_client import WorkerSource, socket_address
 from rallypoint.client.node import Node, Round
-from rallypoint.client.worker import WorkerSource, socket_address
 from rallypoint.client.world import Run
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store.store import Get, Set, StoreOp

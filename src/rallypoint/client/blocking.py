@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from rallypoint import errors
 from rallypoint.client import world as aio
-from rallypoint.client.joining import JoinPlan, open_source
+from rallypoint.client.join_plan import JoinPlan, open_source
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.values import Change, CloseRecord, RoundMember
 
@@ -105,7 +105,7 @@ def portal() -> Portal:
 def _in_forked_child() -> None:
     """The parent's runs and its thread are not the child's, which may join runs of its own.
 
-    The parent's portal is kept, so that nothing of it is finalized here: see `forking`.
+    The parent's portal is kept, so that nothing of it is finalized here: see `fork_safety`.
     """
     global _portal, _portal_lock
     _kept_for_ever.append(_portal)

@@ -20,7 +20,7 @@ import msgspec
 from rallypoint import errors, tokens
 from rallypoint._version import __version__
 from rallypoint.client import machine as m
-from rallypoint.client.finding import (
+from rallypoint.client.dialing import (
     Attempts,
     Patience,
     Pauses,
@@ -32,13 +32,13 @@ from rallypoint.client.finding import (
     may_host,
     target_of,
 )
+from rallypoint.client.discovery import Over, Place, Search, Turn
 from rallypoint.client.identity import (
     check_local_addr,
     node_info,
     own_address,
     own_address_of,
 )
-from rallypoint.client.seeking import Over, Place, Search, Turn
 from rallypoint.client.transport import Connection
 from rallypoint.core.addresses import OwnAddress, is_unspecified
 from rallypoint.core.election import Seen
@@ -64,7 +64,7 @@ from rallypoint.settings import LOST_ORPHAN_S, EndpointKind, NodeSettings, check
 from rallypoint.wire import messages as wire
 
 if TYPE_CHECKING:
-    from rallypoint.client.embedded import EmbeddedCoordinator
+    from rallypoint.client.hosting import EmbeddedCoordinator
 
 _log = logging.getLogger("rallypoint.client")
 
@@ -563,7 +563,7 @@ class Node:
         if self.hosted is not None:
             self.hosted.claim(seen)
             return True
-        from rallypoint.client.embedded import EmbeddedCoordinator
+        from rallypoint.client.hosting import EmbeddedCoordinator
 
         try:
             self.hosted = await EmbeddedCoordinator.stand(
@@ -620,7 +620,7 @@ class Node:
             raise errors.UnreachableError(f"cannot listen on this machine: {why}") from error
 
     async def _start_hosting(self, host: str, port: int) -> None:
-        from rallypoint.client.embedded import EmbeddedCoordinator
+        from rallypoint.client.hosting import EmbeddedCoordinator
 
         self.hosted = await EmbeddedCoordinator.start(
             self.settings.run_id,

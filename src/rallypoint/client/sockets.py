@@ -46,6 +46,6 @@ class ResettingSocket(socket.socket):
 
 def reset_on_close(sock: socket.socket) -> None:
     """Have the descriptor's closing, which must follow at once, send a reset."""
-    # A child made by fork() has another file at that number (client/forking.py).
+    # A child made by fork() has another file at that number (client/fork_safety.py).
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

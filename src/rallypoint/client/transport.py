@@ -22,7 +22,7 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-from rallypoint.client import forking
+from rallypoint.client import fork_safety
 from rallypoint.client.sockets import ResettingSocket
 from rallypoint.core.addresses import plain, with_zone
 from rallypoint.core.reasons import tidy
@@ -227,7 +227,7 @@ async def connect(address: Address, sockaddr: object, family: int, token: str) -
     """
     loop = asyncio.get_running_loop()
     sock = ResettingSocket(family, socket.SOCK_STREAM)
-    forking.close_in_children(sock)
+    fork_safety.close_in_children(sock)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

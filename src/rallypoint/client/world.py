@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final, TypeVar, cast
 
 from rallypoint import errors
-from rallypoint.client.sources import Source, WorldFacts
+from rallypoint.client.run_client import Source, WorldFacts
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import store as ops
 from rallypoint.core.values import Address, Change, CloseRecord, Outcome, RoundMember

@@ -28,7 +28,7 @@ from string import Template
 from typing import Any, Final, TypeVar
 
 from rallypoint import errors, settings
-from rallypoint.client.bootstrap import Reservation, reserve_port
+from rallypoint.client.bootstrap_port import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
 from rallypoint.client.waiting import Why, on_standby, while_waiting
 from rallypoint.coordinator.listener import allow_many_descriptors

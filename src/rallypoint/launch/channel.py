@@ -23,8 +23,8 @@ from typing import Any, Final, cast
 import msgspec
 
 from rallypoint import errors
+from rallypoint.client.agent_client import socket_address
 from rallypoint.client.node import Node, Round
-from rallypoint.client.worker import socket_address
 from rallypoint.coordinator.listener import Listener, ListenerLimits
 from rallypoint.core.store.store import (
     BAD_REQUEST,

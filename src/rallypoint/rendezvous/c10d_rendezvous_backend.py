@@ -24,7 +24,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from rallypoint.client.finding import Pauses, describe_os_error, is_this_host
+from rallypoint.client.dialing import Pauses, describe_os_error, is_this_host
 from rallypoint.core.values import Address
 from rallypoint.rendezvous import torch_bridge
 from rallypoint.rendezvous.api import (

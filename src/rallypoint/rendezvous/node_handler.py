@@ -26,7 +26,7 @@ import msgspec
 
 from rallypoint import errors, settings
 from rallypoint.client.blocking import Portal, portal
-from rallypoint.client.bootstrap import Reservation, reserve_port
+from rallypoint.client.bootstrap_port import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
 from rallypoint.core import reasons
 from rallypoint.core.values import Address, ChangeKind, CloseRecord, Outcome, RoundHead, RunSettings

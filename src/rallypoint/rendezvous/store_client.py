@@ -16,7 +16,7 @@ import weakref
 from typing import Any, Final, cast
 
 from rallypoint import errors
-from rallypoint.client import forking
+from rallypoint.client import fork_safety
 from rallypoint.client.blocking import Portal
 from rallypoint.client.blocking import Store as BlockingStore
 from rallypoint.client.node import store_error
@@ -211,7 +211,7 @@ class _Link(asyncio.Protocol):
         self._transport = transport
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        forking.close_all_in_children(self)
+        fork_safety.close_all_in_children(self)
         self._send(wire.Greeting(wire.VERSION))
 
     def data_received(self, data: bytes) -> None:

@@ -24,7 +24,7 @@ from typing import Final, TypeAlias, cast
 import msgspec
 
 from rallypoint import settings
-from rallypoint.client import forking
+from rallypoint.client import fork_safety
 from rallypoint.client.blocking import Portal
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.outgoing import Begin, Outgoing, Pins, Whole
@@ -128,7 +128,7 @@ class StoreServer:
         from rallypoint.coordinator.server import bind  # loads aiohttp, which only this needs
 
         sock = bind(None, port)
-        forking.close_in_children(sock)
+        fork_safety.close_in_children(sock)
         self.port = sock.getsockname()[1]
         self._loop = asyncio.get_running_loop()
         self.turns.loop = self._loop
@@ -140,7 +140,7 @@ class StoreServer:
         )
         self._listener = Listener([sock], lambda: _Link(self), lambda: len(self._connected), limits)
         self._listener.start()
-        forking.close_all_in_children(self)
+        fork_safety.close_all_in_children(self)
 
     def close(self) -> None:
         """Stop listening and cut every connection off. Idempotent."""

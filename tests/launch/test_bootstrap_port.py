@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from rallypoint.client.bootstrap import reserve_port
+from rallypoint.client.bootstrap_port import reserve_port
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux can hold a port so")
 has_torch = pytest.mark.skipif(

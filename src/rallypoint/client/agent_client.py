@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from rallypoint import errors
-from rallypoint.client import forking
+from rallypoint.client import fork_safety
 from rallypoint.client.node import store_error
-from rallypoint.client.sources import WorldFacts, is_programs_own, left_error
+from rallypoint.client.run_client import WorldFacts, is_programs_own, left_error
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store.store import StoreFailure, StoreOp
 from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome, RoundMember
@@ -180,7 +180,7 @@ class WorkerSource(asyncio.Protocol):
             self._transport.close()
 
     def filenos(self) -> list[int]:
-        """For a child made by fork(): see `forking`."""
+        """For a child made by fork(): see `fork_safety`."""
         sock = self._transport.get_extra_info("socket") if self._transport else None
         return [sock.fileno()] if sock is not None else []
 
@@ -190,7 +190,7 @@ class WorkerSource(asyncio.Protocol):
         """Say who this is."""
         # uvloop's transports have the methods and derive from nothing of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
-        forking.close_all_in_children(self)
+        fork_safety.close_all_in_children(self)
         channel = self._channel
         self._send(local.Hello(channel.secret, channel.round, channel.local_rank))
 

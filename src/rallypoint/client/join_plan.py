@@ -9,9 +9,9 @@ from typing import Any, get_type_hints
 import msgspec
 
 from rallypoint import errors, settings
+from rallypoint.client.agent_client import WorkerSource
 from rallypoint.client.options import JoinOptions
-from rallypoint.client.sources import Source, open_node
-from rallypoint.client.worker import WorkerSource
+from rallypoint.client.run_client import Source, open_node
 from rallypoint.core.values import RunSettings
 from rallypoint.settings import Endpoint, NodeSettings, WorkerChannel
 

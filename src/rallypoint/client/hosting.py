@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 
 from rallypoint import tokens
-from rallypoint.client import forking
+from rallypoint.client import fork_safety
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer, bind, ignored_if_absent
 from rallypoint.core.election import Seen
@@ -40,7 +40,7 @@ class EmbeddedCoordinator:
         self.advertised = advertised or address
         self.token = server.config.token
         self._server = server
-        forking.close_all_in_children(server)
+        fork_safety.close_all_in_children(server)
 
     @classmethod
     async def start(

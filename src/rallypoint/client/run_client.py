@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import msgspec
 
 from rallypoint import errors
-from rallypoint.client.bootstrap import Reservation, reserve_port
+from rallypoint.client.bootstrap_port import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
 from rallypoint.client.waiting import ON_STANDBY, Why, while_waiting
 from rallypoint.core import failure_patterns, reasons

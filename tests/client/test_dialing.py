@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from rallypoint import errors
-from rallypoint.client import finding
+from rallypoint.client import dialing
 from rallypoint.client import node as client
-from rallypoint.client.embedded import EmbeddedCoordinator
-from rallypoint.client.finding import Attempts, dial_first
+from rallypoint.client.dialing import Attempts, dial_first
+from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, RunSettings
@@ -100,7 +100,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def last_try_is_patient(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error tells what the last try has brought: an answer, though this machine pauses."""
     monkeypatch.setattr(client, "DIAL_MIN_S", 60.0)
-    monkeypatch.setattr(finding, "ADDRESS_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(dialing, "ADDRESS_TIMEOUT_S", 60.0)
 
 
 async def fails(endpoint: str, kind: type[errors.CoordinatorError], **own: Any) -> str:
@@ -133,8 +133,8 @@ def test_something_else_listens_there(talk: Talk):
 
 def test_an_address_that_takes_long_is_given_longer_each_time(monkeypatch: pytest.MonkeyPatch):
     """A coordinator that has thousands to let in must not work for those that have given up."""
-    monkeypatch.setattr(finding, "ADDRESS_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(finding, "ADDRESS_TIMEOUT_MAX_S", 0.12)
+    monkeypatch.setattr(dialing, "ADDRESS_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(dialing, "ADDRESS_TIMEOUT_MAX_S", 0.12)
 
     async def main() -> None:
         async with listening(say_nothing) as port:
@@ -142,7 +142,7 @@ def test_an_address_that_takes_long_is_given_longer_each_time(monkeypatch: pytes
             attempts = Attempts(target)
             given_s = []
             for _ in range(4):
-                assert await finding.dial(target, "", attempts) is None
+                assert await dialing.dial(target, "", attempts) is None
                 words = attempts.answers[str(target)]
                 given_s.append(float(words.removeprefix("no answer within ").removesuffix(" s")))
             assert given_s[0] == 0.05
@@ -426,9 +426,9 @@ def test_why_this_node_could_not_be_the_host_is_told(monkeypatch):
 
 def test_whether_a_host_is_this_one():
     for own in ("localhost", "127.0.0.1", socket.gethostname(), socket.gethostname().upper()):
-        assert finding.is_this_host(own)
+        assert dialing.is_this_host(own)
     for other in ("192.0.2.1", "no-such-host.invalid"):
-        assert not finding.is_this_host(other)
+        assert not dialing.is_this_host(other)
 
 
 # -- going in the middle ---------------------------------------------------------------------------

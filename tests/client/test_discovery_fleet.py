@@ -12,8 +12,8 @@ import random
 import msgspec
 import pytest
 
-from rallypoint.client import seeking
-from rallypoint.client.seeking import Place, Search, Turn
+from rallypoint.client import discovery
+from rallypoint.client.discovery import Place, Search, Turn
 from rallypoint.core import election as e
 from rallypoint.core.values import Address, RunSettings
 from rallypoint.endpoints import Endpoint, EndpointKind
@@ -111,7 +111,7 @@ async def lose(nodes: int, alive: int, *, is_new: bool, can_watch: bool = True) 
 @pytest.fixture(params=range(3))
 def seeded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The chance of each trial is another, and the same in each run of the tests."""
-    monkeypatch.setattr(seeking, "random", random.Random(request.param))
+    monkeypatch.setattr(discovery, "random", random.Random(request.param))
 
 
 @pytest.mark.usefixtures("seeded")

@@ -23,7 +23,7 @@ import socket
 import sys
 from dataclasses import dataclass, field
 
-from rallypoint.client import forking
+from rallypoint.client import fork_safety
 
 _HOLDS = sys.platform == "linux"
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
@@ -66,7 +66,7 @@ def reserve_port(port: int = 0) -> Reservation:
     Does not wait. Raises OSError: EADDRINUSE if the port asked for is somebody's.
     """
     sock = _bind_dual_stack(port) or _bind_ipv4(port)
-    forking.close_in_children(sock)
+    fork_safety.close_in_children(sock)
     reservation = Reservation(sock.getsockname()[1], sock)
     if not _HOLDS:  # a second bind would be refused there, rank 0's too
         reservation.close()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rallypoint.client import seeking
-from rallypoint.client.seeking import Over, Place, Search, Turn
+from rallypoint.client import discovery
+from rallypoint.client.discovery import Over, Place, Search, Turn
 from rallypoint.core import election as e
 from rallypoint.core.values import Address, CloseRecord, Outcome, RunSettings
 from rallypoint.endpoints import Endpoint, EndpointKind
@@ -273,12 +273,12 @@ def test_a_replica_whose_lease_moves_is_first_and_one_that_stands_still_is_left_
 
 def test_any_number_of_dead_leases_hides_no_live_one() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
-        for number in range(5 * seeking.REPLICAS_READ_MAX):
+        for number in range(5 * discovery.REPLICAS_READ_MAX):
             await put_lease(ledger, f"dead{number}", only_run="", ttl_s=0.3)
         await put_lease(ledger, "live", only_run="", ttl_s=600.0)
         for _ in range(6):
             found = [each.process for each in await search.replicas()]
-            assert len(found) <= seeking.REPLICAS_READ_MAX
+            assert len(found) <= discovery.REPLICAS_READ_MAX
             await asyncio.sleep(1.0)
         assert "live" in found
 
