@@ -220,7 +220,7 @@ class Node:
             return
         self.link = None
         self.machine.disconnected()
-        is_wanted = not self.machine.is_over and self.machine.wish is not m.Wish.GONE
+        is_wanted = not self.machine.is_over and self.machine.desired is not m.DesiredState.GONE
         if self.reconnects and is_wanted:
             self._network.call_in(RECONNECT_S, self._connect_again)
 

@@ -64,7 +64,7 @@ def in_round(term: int = 1) -> m.NodeMachine:
     machine.ready(HERE, 1)
     head, seat = _round()
     machine.received(wire.Formed(Stamp("ledger", term, 1), head, seat), 0.0)
-    assert machine.wish is m.Wish.IN_ROUND
+    assert machine.desired is m.DesiredState.IN_ROUND
     return machine
 
 

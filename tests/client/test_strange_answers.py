@@ -8,7 +8,7 @@ from websockets.http11 import Response
 
 from rallypoint import errors
 from rallypoint.client import machine as m
-from rallypoint.client.agent_client import WorkerSource
+from rallypoint.client.agent_client import AgentClient
 from rallypoint.client.transport import _handshake_error
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store.store import Get, StoreValue
@@ -108,7 +108,7 @@ def test_a_worker_takes_no_answer_of_another_kind_than_it_asked_for(
     async def main() -> object:
         import asyncio
 
-        source = WorkerSource(CHANNEL)
+        source = AgentClient(CHANNEL)
         transport = MemoryTransport(source, ("", 0))
         transport.bring(local.encode(local.Admitted("n", HEAD, Seat(0, 0, 1))))
         work = {

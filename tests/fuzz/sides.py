@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from rallypoint import errors
 from rallypoint.client import machine as m
-from rallypoint.client.agent_client import WorkerSource
+from rallypoint.client.agent_client import AgentClient
 from rallypoint.client.node import Round
 from rallypoint.client.sockets import ResettingSocket
 from rallypoint.client.transport import Connection
@@ -175,11 +175,11 @@ async def _worker(rng: Random, watch: Watch) -> int:
     )
     before = _tasks()
     while inputs < INPUTS:
-        source = WorkerSource(known)
+        source = AgentClient(known)
         transport = MemoryTransport(source, ("", 0))
         admitted = local.Admitted("n", HEAD, Seat(0, 0, 1))
         calls: list[asyncio.Task[None]] = []
-        if rng.random() < 0.9:  # nobody asks anything before that: see WorkerSource.open
+        if rng.random() < 0.9:  # nobody asks anything before that: see AgentClient.open
             transport.bring(local.encode(admitted))
             calls = [asyncio.create_task(_asked(source, rng)) for _ in range(5)]
         await turns(2)
@@ -195,7 +195,7 @@ async def _worker(rng: Random, watch: Watch) -> int:
     return inputs
 
 
-async def _asked(source: WorkerSource, rng: Random) -> None:
+async def _asked(source: AgentClient, rng: Random) -> None:
     with contextlib.suppress(errors.RallypointError):
         match rng.randrange(4):
             case 0:

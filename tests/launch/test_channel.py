@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from rallypoint import errors
-from rallypoint.client.agent_client import WorkerSource, socket_address
+from rallypoint.client.agent_client import AgentClient, socket_address
 from rallypoint.client.node import Node, Round
 from rallypoint.client.world import Run
 from rallypoint.core.reasons import Waiting
@@ -81,7 +81,7 @@ class Setup:
                 lambda outcome, reason: self.asked.append((outcome, reason)),
             ),
         )
-        self.sources: list[WorkerSource] = []
+        self.sources: list[AgentClient] = []
 
     def told(self, number: int = 1, **changed: Any) -> WorkerChannel:
         """What a worker's environment says."""
@@ -101,8 +101,8 @@ class Setup:
         )
         return msgspec.structs.replace(told, **changed)
 
-    async def worker(self, **changed: Any) -> WorkerSource:
-        source = await WorkerSource.open(self.told(**changed))
+    async def worker(self, **changed: Any) -> AgentClient:
+        source = await AgentClient.open(self.told(**changed))
         self.sources.append(source)
         return source
 

@@ -27,7 +27,7 @@ ANSWER_MARGIN_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 30.0
 
 
-class WorkerSource(asyncio.Protocol):
+class AgentClient(asyncio.Protocol):
     """One worker's connection to its agent. See Source."""
 
     def __init__(self, channel: WorkerChannel) -> None:
@@ -50,7 +50,7 @@ class WorkerSource(asyncio.Protocol):
         self._lost: errors.CoordinatorLostError | None = None
 
     @classmethod
-    async def open(cls, channel: WorkerChannel) -> WorkerSource:
+    async def open(cls, channel: WorkerChannel) -> AgentClient:
         """Connect and be admitted. Raises UnreachableError."""
         loop = asyncio.get_running_loop()
         address = socket_address(channel.agent)

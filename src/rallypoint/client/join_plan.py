@@ -9,9 +9,9 @@ from typing import Any, get_type_hints
 import msgspec
 
 from rallypoint import errors, settings
-from rallypoint.client.agent_client import WorkerSource
+from rallypoint.client.agent_client import AgentClient
 from rallypoint.client.options import JoinOptions
-from rallypoint.client.run_client import Source, open_node
+from rallypoint.client.run_client import RunClient, open_node
 from rallypoint.core.values import RunSettings
 from rallypoint.settings import Endpoint, NodeSettings, WorkerChannel
 
@@ -140,10 +140,10 @@ def _is_default(name: str) -> bool:
     return settings.resolve(name).source == "default"
 
 
-async def open_source(planned: JoinPlan) -> Source:
+async def open_source(planned: JoinPlan) -> RunClient:
     """Carry out the plan. Raises CoordinatorError."""
     if planned.channel is not None:
-        return await WorkerSource.open(planned.channel)
+        return await AgentClient.open(planned.channel)
     if planned.node is None or planned.run is None:
         raise errors.UsageError("there is no run to join")
     return await open_node(planned.node, planned.run)

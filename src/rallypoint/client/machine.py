@@ -46,7 +46,7 @@ LINES_MAX: Final = 64
 _SENDS_AWAY: Final = frozenset({RefusalCode.ELSEWHERE, RefusalCode.MOVED})
 
 
-class Wish(enum.StrEnum):
+class DesiredState(enum.StrEnum):
     """What the node wants of the run."""
 
     NOTHING = "nothing"
@@ -181,7 +181,7 @@ class NodeMachine:
         self.info = info
         self.settings = settings
         self.silence_s = silence_s
-        self.wish = Wish.NOTHING
+        self.desired = DesiredState.NOTHING
         self.head: RoundHead | None = None
         self.seat: Seat | None = None
         self.ended: Change | None = None
@@ -233,7 +233,7 @@ class NodeMachine:
     @property
     def has_workers(self) -> bool:
         """Whether the node's workers run, as far as this knows: its round is on for it."""
-        return self.wish is Wish.IN_ROUND and self.ended is None
+        return self.desired is DesiredState.IN_ROUND and self.ended is None
 
     @property
     def beat_stood_still_s(self) -> float:
@@ -402,14 +402,14 @@ class NodeMachine:
         said: list[wire.Message] = []
         if self._failure is not None and self.ended is None:
             said.append(self._failure)  # first: it, and not being ready again, ends the round
-        if self.wish is Wish.READY and self._ready is not None:
+        if self.desired is DesiredState.READY and self._ready is not None:
             self._ready = self._ready_message(self._ready.bootstrap, self._ready.workers)
             said.append(self._ready)
-        if self.wish is Wish.DONE:
+        if self.desired is DesiredState.DONE:
             said.append(wire.Done(self.stamp, self.number))
-        if self.wish is Wish.DEPARTING:
+        if self.desired is DesiredState.DEPARTING:
             said.append(wire.Departing(self.stamp, self._departing_reason))
-        if self.wish is Wish.GONE:
+        if self.desired is DesiredState.GONE:
             # A coordinator that never heard that it was done would take it for a departure.
             goodbye = wire.Goodbye(self.stamp, self._goodbye_reason)
             return [wire.Done(self.stamp, self.number), goodbye] if self._was_done else [goodbye]
@@ -450,10 +450,10 @@ class NodeMachine:
 
     def _on_formed(self, message: wire.Formed) -> list[Action]:
         # R4: a node takes no round that it is not ready for, nor the same one twice.
-        if self.wish is not Wish.READY or message.head.number <= self.number:
+        if self.desired is not DesiredState.READY or message.head.number <= self.number:
             return []
         self.head, self.seat, self.ended = message.head, message.seat, None
-        self.wish = Wish.IN_ROUND
+        self.desired = DesiredState.IN_ROUND
         self.is_standby = False
         self._ready, self._failure = None, None
         return [RoundFormed(message.head, message.seat)]
@@ -531,12 +531,12 @@ class NodeMachine:
         Once more, with another bootstrap or number of workers, before the round is formed: that
         replaces what was said.
         """
-        if self.wish in (Wish.DEPARTING, Wish.GONE):
+        if self.desired in (DesiredState.DEPARTING, DesiredState.GONE):
             return []
-        said = self._ready if self.wish is Wish.READY else None
+        said = self._ready if self.desired is DesiredState.READY else None
         if said is not None and (said.bootstrap, said.workers) == (bootstrap, workers):
             return []
-        self.wish = Wish.READY
+        self.desired = DesiredState.READY
         self._ready = self._ready_message(bootstrap, workers)
         return self._say(self._ready)
 
@@ -549,33 +549,33 @@ class NodeMachine:
 
     def failed(self, failure: Failure) -> list[Action]:
         """A worker of this round failed."""
-        if self.wish is not Wish.IN_ROUND:
+        if self.desired is not DesiredState.IN_ROUND:
             return []
         self._failure = wire.Failed(self.stamp, self.number, _bounded(failure))
         return self._say(self._failure)
 
     def done(self) -> list[Action]:
         """All workers of this round have finished."""
-        if self.wish is not Wish.IN_ROUND:
+        if self.desired is not DesiredState.IN_ROUND:
             return []
-        self.wish = Wish.DONE
+        self.desired = DesiredState.DONE
         return self._say(wire.Done(self.stamp, self.number))
 
     def depart(self, reason: str) -> list[Action]:
         """The node was asked to leave, and begins to stop its workers."""
-        if self.wish in (Wish.DONE, Wish.DEPARTING, Wish.GONE):
+        if self.desired in (DesiredState.DONE, DesiredState.DEPARTING, DesiredState.GONE):
             return []
-        self.wish = Wish.DEPARTING
+        self.desired = DesiredState.DEPARTING
         self._departing_reason = _text(reason)
         return self._say(wire.Departing(self.stamp, self._departing_reason))
 
     def goodbye(self, reason: str) -> list[Action]:
         """Nothing of the node runs any more. Its round, if it is in one, ends for it here."""
-        if self.wish is Wish.GONE:
+        if self.desired is DesiredState.GONE:
             return []
-        was_in_round = self.wish is Wish.IN_ROUND and self.ended is None
-        self._was_done = self.wish is Wish.DONE
-        self.wish = Wish.GONE
+        was_in_round = self.desired is DesiredState.IN_ROUND and self.ended is None
+        self._was_done = self.desired is DesiredState.DONE
+        self.desired = DesiredState.GONE
         self._goodbye_reason = _text(reason)
         actions = self._say(wire.Goodbye(self.stamp, self._goodbye_reason))
         if was_in_round:

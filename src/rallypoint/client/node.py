@@ -683,7 +683,7 @@ class Node:
 
     def _has_heard_goodbye(self, connection: Connection) -> bool:
         """Whether the coordinator has heard that this node leaves, and is still the run's."""
-        said = self._machine.wish is m.Wish.GONE
+        said = self._machine.desired is m.DesiredState.GONE
         return said and connection.was_closed_by_peer and not self._was_sent_away
 
     async def _reconnect(self, reason: str) -> None:
@@ -1240,7 +1240,9 @@ class Node:
             await ledger.aclose()
 
     async def _hang_up(self, hosted: EmbeddedCoordinator | None) -> None:
-        if self._machine.wish is m.Wish.GONE and (self._connection or self._reconnecting):
+        if self._machine.desired is m.DesiredState.GONE and (
+            self._connection or self._reconnecting
+        ):
             # The coordinator answers a goodbye by closing the connection in due form.
             await self._until(lambda: self._gone is not None, self.settings.goodbye_timeout_s)
         self._is_closing = True

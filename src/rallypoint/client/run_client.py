@@ -1,6 +1,6 @@
 """Where a program's worlds come from: its own node, or the agent that started it.
 
-`Run` and `World` are written against `Source`, and so are the same in a plain Python process and
+`Run` and `World` are written against `RunClient`, and so are the same in a plain Python process and
 in a worker of `rallypoint run`.
 """
 
@@ -54,7 +54,7 @@ class WorldFacts(msgspec.Struct, frozen=True):
         return self.seat.first_rank + self.local_rank
 
 
-class Source(Protocol):
+class RunClient(Protocol):
     """A run as one program sees it. All methods are for the source's event loop."""
 
     run_id: str
@@ -107,7 +107,7 @@ class Source(Protocol):
         """Let go of everything. Idempotent."""
 
 
-class NodeSource:
+class NodeRunClient:
     """A program that is its own node. See Source."""
 
     def __init__(self, settings: NodeSettings, run: RunSettings) -> None:
@@ -304,8 +304,8 @@ def failure_of(error: BaseException, rank: int, *, shares: bool = True) -> Failu
     return Failure(kind, line, rank=rank, local_rank=0)
 
 
-async def open_node(settings: NodeSettings, run: RunSettings) -> NodeSource:
+async def open_node(settings: NodeSettings, run: RunSettings) -> NodeRunClient:
     """A program's own node, attached."""
-    source = NodeSource(settings, run)
+    source = NodeRunClient(settings, run)
     await source.open()
     return source

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final, TypeVar, cast
 
 from rallypoint import errors
-from rallypoint.client.run_client import Source, WorldFacts
+from rallypoint.client.run_client import RunClient, WorldFacts
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import store as ops
 from rallypoint.core.values import Address, Change, CloseRecord, Outcome, RoundMember
@@ -109,7 +109,7 @@ class Store:
     the round has ended, or CoordinatorLostError.
     """
 
-    def __init__(self, source: Source, is_current: Callable[[], None]) -> None:
+    def __init__(self, source: RunClient, is_current: Callable[[], None]) -> None:
         self._source = source
         self._check = is_current
         self.timeout_s = STORE_TIMEOUT_S
@@ -195,7 +195,7 @@ class World(Facts):
     mistake of the program itself (ValueError, TypeError, KeyError, AssertionError and their like).
     """
 
-    def __init__(self, source: Source, facts: WorldFacts) -> None:
+    def __init__(self, source: RunClient, facts: WorldFacts) -> None:
         super().__init__(facts)
         self._source = source
         self._callbacks: list[Callable[[Change], None]] = []
@@ -254,7 +254,7 @@ class World(Facts):
 class Run:
     """A run, as one of its programs sees it. Use it as `async with await join(...) as run:`."""
 
-    def __init__(self, source: Source, join_timeout_s: float | None = None) -> None:
+    def __init__(self, source: RunClient, join_timeout_s: float | None = None) -> None:
         self._source = source
         self._join_timeout_s = join_timeout_s
         self._world: World | None = None
