@@ -12,7 +12,7 @@ import sys
 
 from rallypoint.launch.guard import Guard
 from rallypoint.launch.logs import LogPump
-from rallypoint.launch.workers import WorkerExit, WorkerGroup, WorkerSpec
+from rallypoint.launch.worker_processes import WorkerExit, WorkerGroup, WorkerSpec
 
 # Each child says its pid when it is as it should be; the stopped one is stopped by its parent.
 WORKER = """

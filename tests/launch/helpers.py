@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rallypoint.launch import guard_process
-from rallypoint.launch.workers import WorkerExit, WorkerSpec
+from rallypoint.launch.worker_processes import WorkerExit, WorkerSpec
 
 SRC = Path(__file__).parents[2] / "src"
 DEADLINE_S = 60.0  # for what should take milliseconds, on a machine that does much else

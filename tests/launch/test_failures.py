@@ -12,7 +12,7 @@ from rallypoint.launch.failures import (
     classify,
     shared,
 )
-from rallypoint.launch.workers import WorkerExit
+from rallypoint.launch.worker_processes import WorkerExit
 
 
 def ended(

@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 
 from rallypoint.errors import LogDirectoryError
-from rallypoint.launch.lines import Stream
 from rallypoint.launch.logs import (
     LogPump,
     check_log_dir,
     read_what_is_there,
     round_log_dir,
 )
-from rallypoint.launch.workers import WorkerGroup
+from rallypoint.launch.output_streams import Stream
+from rallypoint.launch.worker_processes import WorkerGroup
 from tests.launch.helpers import DEADLINE_S, Exits, spec, until, wait_until
 
 

@@ -15,7 +15,7 @@ from rallypoint.bench.logged_node import logged
 from rallypoint.bench.notes import Writer
 from rallypoint.cli.main import main
 from rallypoint.launch import agent
-from rallypoint.launch.work import Work
+from rallypoint.launch.round_workers import Work
 
 
 def logged_work(notes: Writer) -> type[Work]:

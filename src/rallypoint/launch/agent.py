@@ -44,15 +44,21 @@ from rallypoint.core.values import (
     RunSettings,
 )
 from rallypoint.errors import ExitCode
-from rallypoint.launch import failures, texts
-from rallypoint.launch.bell import Bell, new_event_loop
+from rallypoint.launch import agent_messages, failures
+from rallypoint.launch.change_notifier import Bell, new_event_loop
 from rallypoint.launch.channel import Channel, Requests
 from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
 from rallypoint.launch.guard import Guard
-from rallypoint.launch.lines import LAST_LINES
 from rallypoint.launch.logs import LogPump, check_log_dir
 from rallypoint.launch.oom import OomCounter
-from rallypoint.launch.work import STOPPING_SIGNALS, Assignment, Work, outranks, worst_first
+from rallypoint.launch.output_streams import LAST_LINES
+from rallypoint.launch.round_workers import (
+    STOPPING_SIGNALS,
+    Assignment,
+    Work,
+    outranks,
+    worst_first,
+)
 from rallypoint.launch.worker_env import ROLE, inherited_environment
 
 _T = TypeVar("_T")
@@ -68,12 +74,12 @@ FORWARDED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 class AgentConfig:
     """What `rallypoint run` was asked for. Durations in seconds.
 
-    `argv`: the workers' command. `workers`: how many on this node. `stdin`: the local rank that
-    reads the agent's standard input, None for none. `console`: which of their output goes to the
-    console. `prefix`: whether each line there begins with `prefix_template`, as torch
-    has it ($ and {role_name}, {local_rank} or {rank}); None: with `[node:rank]`. `role`: the
-    workers' ROLE_NAME. `virtual_local_rank`: see WorkerContext. `share_lines`: how many last lines
-    of a failed worker leave this node; 0: nothing that it wrote does.
+    `argv`: the workers' command. `worker_processes`: how many on this node. `stdin`: the local rank
+    that reads the agent's standard input, None for none. `console`: which of their output goes to
+    the console. `prefix`: whether each line there begins with `prefix_template`, as torch has it ($
+    and {role_name}, {local_rank} or {rank}); None: with `[node:rank]`. `role`: the workers'
+    ROLE_NAME. `virtual_local_rank`: see WorkerContext. `share_lines`: how many last lines of a
+    failed worker leave this node; 0: nothing that it wrote does.
     """
 
     node: settings.NodeSettings
@@ -110,7 +116,8 @@ def main(config: AgentConfig) -> int:
     Raises RallypointError for what the user can mend; nothing of the workers is left then.
     """
     settings.check_platform()
-    # Workers are started with the limit that this process was started with: see workers.py.
+    # Workers are started with the limit that this process was started with: see
+    # worker_processes.py.
     allow_many_descriptors()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(Agent(config).run())
@@ -270,7 +277,7 @@ class Agent:
         self._number = found.head.number
         self._wants_regroup = False
         self._lines.forget()
-        self._say(texts.of_round(found))
+        self._say(agent_messages.of_round(found))
         work = self._work = Work(
             found,
             self._assignment(found),
@@ -413,7 +420,7 @@ class Agent:
     async def _depart(self, work: Work) -> End:
         """Told to go. The others know by now: the workers get the signal, and a grace."""
         number = self._signals[0]
-        self._say(texts.of_departure(number, self._config.stop_timeout_s))
+        self._say(agent_messages.of_departure(number, self._config.stop_timeout_s))
         await self._stop(work, self._config.stop_timeout_s, number)
         return self._end_by_signal()
 
@@ -442,9 +449,13 @@ class Agent:
 
     def _end_of_run(self, close: CloseRecord) -> End:
         code = errors.exit_code_of(close.outcome)
-        text = texts.of_end(self._config.node.run_id, close)
+        text = agent_messages.of_end(self._config.node.run_id, close)
         found = self._node.round
-        where = texts.of_meeting(found, self._node.own_address, close) if found is not None else ""
+        where = (
+            agent_messages.of_meeting(found, self._node.own_address, close)
+            if found is not None
+            else ""
+        )
         return End(code, f"{text}\n{where}" if where else text)
 
     def _end_by_signal(self) -> End:
@@ -454,7 +465,7 @@ class Agent:
 
     def _on_ended(self, change: Change) -> None:
         self._channel.end_round(change)
-        text = texts.of_change(change, self._told_change)
+        text = agent_messages.of_change(change, self._told_change)
         if text and change.kind is not ChangeKind.CLOSED:  # the end of the run is said last
             self._say(text)
         self._told_change = change
@@ -516,7 +527,8 @@ class Agent:
             self._work.group.signal_leaders(number)
 
     async def _unless_told(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The result of `work`. Raises _ToldToGo if a signal comes first; it is cancelled then."""
+        """The result of `round_workers`. Raises _ToldToGo if a signal comes first; it is cancelled
+        then."""
         task = self._spawn(work)
         try:
             await self._bell.until(lambda: task.done() or bool(self._signals))
@@ -535,7 +547,7 @@ class Agent:
 
     def _say(self, text: str) -> None:
         """A message of the agent on stderr, without waiting for the console."""
-        self._pump.say(texts.shown(f"[{self._node.info.name}] {text}"))
+        self._pump.say(agent_messages.shown(f"[{self._node.info.name}] {text}"))
 
     def _prefix(self, local_rank: int, rank: int) -> str:
         if self._config.prefix_template is None:

@@ -16,7 +16,7 @@ import msgspec
 
 from rallypoint.core import failure_patterns as symptoms
 from rallypoint.core.values import Failure, FailureKind
-from rallypoint.launch.workers import WorkerExit
+from rallypoint.launch.worker_processes import WorkerExit
 
 MESSAGE_CHARACTERS_MAX: Final = 500
 

@@ -3,7 +3,7 @@
 The agent cannot clean up after its own SIGKILL, and the kernel's parent-death signal reaches the
 workers but not their children. So a small process in a session of its own holds the end of a pipe
 and the list of groups (guard_process.py); this file is the agent's side of it. It decides nothing
-about when workers stop: that is workers.py.
+about when workers stop: that is worker_processes.py.
 """
 
 from __future__ import annotations

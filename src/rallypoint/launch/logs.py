@@ -25,7 +25,14 @@ from pathlib import Path
 
 from rallypoint.errors import LogDirectoryError
 from rallypoint.launch.console_rule import STDERR, STDOUT
-from rallypoint.launch.lines import LAST_LINES, Console, LastLines, LogFile, Stream, make_log_dir
+from rallypoint.launch.output_streams import (
+    LAST_LINES,
+    Console,
+    LastLines,
+    LogFile,
+    Stream,
+    make_log_dir,
+)
 
 _COMMANDS_MAX = 10_000  # what the agent says while the console hangs; more is dropped
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")

@@ -1,8 +1,8 @@
 """One round's work on this node: its workers, which of them failed, and what that says.
 
-It stands between workers.py, which knows processes, and agent.py, which knows the run: a worker
-that ends while nobody stops it has finished or failed; one that ends because it was told to has
-done neither.
+It stands between worker_processes.py, which knows processes, and agent.py, which knows the run: a
+worker that ends while nobody stops it has finished or failed; one that ends because it was told to
+has done neither.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import msgspec
 from rallypoint.client.node import Round
 from rallypoint.core.values import Change, Failure, FailureKind, RunSettings, repr_without
 from rallypoint.launch import failures
-from rallypoint.launch.bell import Bell
+from rallypoint.launch.change_notifier import Bell
 from rallypoint.launch.guard import Guard
 from rallypoint.launch.logs import LogPump
 from rallypoint.launch.oom import OomCounter
 from rallypoint.launch.worker_env import ROLE, WorkerContext, worker_environment
-from rallypoint.launch.workers import WorkerExit, WorkerGroup, WorkerSpec
+from rallypoint.launch.worker_processes import WorkerExit, WorkerGroup, WorkerSpec
 
 DRAIN_S: Final = 0.2
 """How long a failure report waits for the failed worker's last lines, and for its error file."""
@@ -64,7 +64,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 class Work:
     """The workers of one round on this node. `failures`: those reported so far.
 
-    `bell` rings whenever a worker ends.
+    `change_notifier` rings whenever a worker ends.
     """
 
     def __init__(

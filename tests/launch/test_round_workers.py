@@ -7,8 +7,8 @@ import threading
 import time
 
 from rallypoint.core.values import Failure, FailureKind
-from rallypoint.launch.bell import Bell, new_event_loop
-from rallypoint.launch.work import outranks, worst_first
+from rallypoint.launch.change_notifier import Bell, new_event_loop
+from rallypoint.launch.round_workers import outranks, worst_first
 
 
 def failure(kind: FailureKind, message: str = "") -> Failure:

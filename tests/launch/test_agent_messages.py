@@ -15,7 +15,7 @@ from rallypoint.core.values import (
     RoundHead,
     Seat,
 )
-from rallypoint.launch import texts
+from rallypoint.launch import agent_messages
 
 OPEN = Change(
     ChangeKind.WORKER_FAILED,
@@ -28,26 +28,26 @@ OPEN = Change(
 
 
 def test_a_verdict_is_said_once_and_only_if_it_is_news() -> None:
-    assert texts.of_change(OPEN, None).endswith("; looking for the cause")
+    assert agent_messages.of_change(OPEN, None).endswith("; looking for the cause")
     confirmed = msgspec.structs.replace(OPEN, confirmed=True)
-    assert texts.of_change(confirmed, OPEN) == ""
+    assert agent_messages.of_change(confirmed, OPEN) == ""
     lost = Change(ChangeKind.NODE_LOST, 3, ("b",), 1, "it fell silent")
     expected = "round 3 has ended: the cause was: b lost: it fell silent"
-    assert texts.of_change(lost, OPEN) == expected
-    assert texts.of_change(confirmed, msgspec.structs.replace(OPEN, round=2)) != ""
+    assert agent_messages.of_change(lost, OPEN) == expected
+    assert agent_messages.of_change(confirmed, msgspec.structs.replace(OPEN, round=2)) != ""
 
 
 def test_the_end_names_who_failed_and_shows_its_last_lines() -> None:
     failure = Failure(FailureKind.EXCEPTION, "E: x", rank=2, exit_code=1, last_lines=("one", "E"))
     cause = msgspec.structs.replace(OPEN, failure=failure)
-    text = texts.of_end("run", CloseRecord(Outcome.FAILED, "because", cause=cause))
+    text = agent_messages.of_end("run", CloseRecord(Outcome.FAILED, "because", cause=cause))
     assert text.splitlines()[1:] == ["the last lines of rank 2 on a:", "  | one", "  | E"]
-    assert texts.of_end("run", CloseRecord(Outcome.FAILED, "because")).count("\n") == 0
+    assert agent_messages.of_end("run", CloseRecord(Outcome.FAILED, "because")).count("\n") == 0
 
 
 def test_nothing_that_is_shown_moves_the_cursor() -> None:
-    assert texts.shown("a\n\tb é") == "a\n\tb é"
-    assert "\x1b" not in texts.shown("\x1b[2J")
+    assert agent_messages.shown("a\n\tb é") == "a\n\tb é"
+    assert "\x1b" not in agent_messages.shown("\x1b[2J")
 
 
 def test_where_workers_met_is_told_if_they_did_not_reach_each_other() -> None:
@@ -55,17 +55,17 @@ def test_where_workers_met_is_told_if_they_did_not_reach_each_other() -> None:
     first, second = Round(head, Seat(0, 0, 2)), Round(head, Seat(1, 2, 2))
     own = OwnAddress("10.0.0.5", "eth0")
     close = CloseRecord(Outcome.FAILED, "because", cause=OPEN)
-    here = texts.of_meeting(first, own, close)
+    here = agent_messages.of_meeting(first, own, close)
     assert here.startswith(
         "hint: the workers met at 10.0.0.5:29500, an address of this node by its interface eth0; "
     )
     assert "--local-addr" in here
-    there = texts.of_meeting(second, own, close)
+    there = agent_messages.of_meeting(second, own, close)
     assert "10.0.0.5:29500, an address of the node of rank 0; " in there
-    assert "an address of this node; " in texts.of_meeting(first, None, close)
+    assert "an address of this node; " in agent_messages.of_meeting(first, None, close)
     programs = msgspec.structs.replace(OPEN, failure=Failure(FailureKind.EXCEPTION, "x", rank=2))
     for other in (programs, None):
         ended = msgspec.structs.replace(close, cause=other)
-        assert texts.of_meeting(first, own, ended) == ""
+        assert agent_messages.of_meeting(first, own, ended) == ""
     alone = msgspec.structs.replace(head, nodes=1)
-    assert texts.of_meeting(Round(alone, Seat(0, 0, 4)), own, close) == ""
+    assert agent_messages.of_meeting(Round(alone, Seat(0, 0, 4)), own, close) == ""

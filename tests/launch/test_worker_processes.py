@@ -15,13 +15,9 @@ from pathlib import Path
 import pytest
 
 from rallypoint.errors import ProgramNotFoundError, WorkerStartError
-from rallypoint.launch import guard_process, workers
+from rallypoint.launch import guard_process, worker_processes
 from rallypoint.launch.oom import OomCounter
-from rallypoint.launch.workers import (
-    WorkerExit,
-    WorkerGroup,
-    WorkerSpec,
-)
+from rallypoint.launch.worker_processes import WorkerExit, WorkerGroup, WorkerSpec
 from tests.launch.helpers import DEADLINE_S, Exits, Lines, alive, gone, spec, until
 
 pytestmark = pytest.mark.processes
@@ -199,7 +195,7 @@ def test_a_worker_has_the_limit_on_open_files_that_its_agent_was_started_with(
 ) -> None:
     """The agent raises its own, and select() in a program does not bear as much."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    monkeypatch.setattr(workers, "_OPEN_FILES", (200, hard))
+    monkeypatch.setattr(worker_processes, "_OPEN_FILES", (200, hard))
     code = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], flush=True)"
 
     async def scenario() -> None:
@@ -494,7 +490,7 @@ def test_a_start_that_is_given_up_leaves_nothing_running(
     hanging, release = asyncio.Event(), contextlib.ExitStack()
     read_end, write_end = os.pipe()
     release.callback(os.close, read_end)
-    popen = workers._popen
+    popen = worker_processes._popen
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
@@ -505,7 +501,7 @@ def test_a_start_that_is_given_up_leaves_nothing_running(
             os.read(read_end, 1)
             return process
 
-        monkeypatch.setattr(workers, "_popen", hang)
+        monkeypatch.setattr(worker_processes, "_popen", hang)
         setup = Setup(*(spec(SLEEP, local_rank) for local_rank in range(count)))
         start = asyncio.create_task(setup.group.start())
         async with asyncio.timeout(DEADLINE_S):

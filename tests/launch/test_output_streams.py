@@ -1,4 +1,4 @@
-"""What becomes of a pipe's bytes, without threads or processes: lines.py."""
+"""What becomes of a pipe's bytes, without threads or processes: output_streams.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rallypoint.launch.lines import Console, LastLines, LogFile, Stream
+from rallypoint.launch.output_streams import Console, LastLines, LogFile, Stream
 
 
 class Written:
