@@ -7,7 +7,7 @@ import threading
 import time
 
 from rallypoint.core.values import Failure, FailureKind
-from rallypoint.launch.change_notifier import Bell, new_event_loop
+from rallypoint.launch.change_notifier import ChangeNotifier, new_event_loop
 from rallypoint.launch.round_workers import outranks, worst_first
 
 
@@ -36,21 +36,21 @@ def test_only_what_says_more_outranks() -> None:
 
 def test_a_bell_wakes_all_who_wait_and_each_looks_for_itself() -> None:
     async def scenario() -> None:
-        bell, seen = Bell(), list[int]()
+        notifier, seen = ChangeNotifier(), list[int]()
 
         async def wait_for(count: int) -> None:
-            assert await bell.until(lambda: len(rings) >= count)
+            assert await notifier.until(lambda: len(ends) >= count)
             seen.append(count)
 
-        rings: list[int] = []
+        ends: list[int] = []
         waiters = [asyncio.create_task(wait_for(count)) for count in (3, 1, 2)]
         for number in range(3):
             await asyncio.sleep(0)
-            rings.append(number)
-            bell.ring()
+            ends.append(number)
+            notifier.notify()
         await asyncio.wait_for(asyncio.gather(*waiters), 10)
         assert sorted(seen) == [1, 2, 3]
-        assert not await bell.until(lambda: False, 0.01)
+        assert not await notifier.until(lambda: False, 0.01)
 
     asyncio.run(scenario())
 

@@ -15,13 +15,13 @@ from rallypoint.bench.logged_node import logged
 from rallypoint.bench.notes import Writer
 from rallypoint.cli.main import main
 from rallypoint.launch import agent
-from rallypoint.launch.round_workers import Work
+from rallypoint.launch.round_workers import RoundWorkers
 
 
-def logged_work(notes: Writer) -> type[Work]:
+def logged_work(notes: Writer) -> type[RoundWorkers]:
     """A class of work that writes down when it has been stopped."""
 
-    class LoggedWork(Work):
+    class LoggedWork(RoundWorkers):
         async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
             left = await super().stop(grace_s, first_signal)
             notes.note("stopped", round=self.number)

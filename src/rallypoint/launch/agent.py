@@ -45,7 +45,7 @@ from rallypoint.core.values import (
 )
 from rallypoint.errors import ExitCode
 from rallypoint.launch import agent_messages, failures
-from rallypoint.launch.change_notifier import Bell, new_event_loop
+from rallypoint.launch.change_notifier import ChangeNotifier, new_event_loop
 from rallypoint.launch.channel import Channel, Requests
 from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
 from rallypoint.launch.guard import Guard
@@ -55,7 +55,7 @@ from rallypoint.launch.output_streams import LAST_LINES
 from rallypoint.launch.round_workers import (
     STOPPING_SIGNALS,
     Assignment,
-    Work,
+    RoundWorkers,
     outranks,
     worst_first,
 )
@@ -74,7 +74,7 @@ FORWARDED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 class AgentConfig:
     """What `rallypoint run` was asked for. Durations in seconds.
 
-    `argv`: the workers' command. `worker_processes`: how many on this node. `stdin`: the local rank
+    `argv`: the workers' command. `workers`: how many on this node. `stdin`: the local rank
     that reads the agent's standard input, None for none. `console`: which of their output goes to
     the console. `prefix`: whether each line there begins with `prefix_template`, as torch has it ($
     and {role_name}, {local_rank} or {rank}); None: with `[node:rank]`. `role`: the workers'
@@ -128,7 +128,7 @@ class Agent:
 
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
-        self._bell = Bell()
+        self._notifier = ChangeNotifier()
         self._node = Node(config.node, config.run, workers=config.workers)
         self._node.on_ended = self._on_ended
         self._node.on_closed = self._on_closed
@@ -149,7 +149,7 @@ class Agent:
         )
         self._oom = OomCounter()
         self._signals: list[int] = []
-        self._work: Work | None = None
+        self._work: RoundWorkers | None = None
         self._number = 0
         self._wants_regroup = False
         self._wants_to_leave: str | None = None
@@ -241,7 +241,7 @@ class Agent:
         self._node.goodbye(self._goodbye)
         seen = len(self._signals)
         closing = self._spawn(self._node.aclose(linger=not self._is_hurried))
-        await self._bell.until(lambda: closing.done() or len(self._signals) > seen)
+        await self._notifier.until(lambda: closing.done() or len(self._signals) > seen)
         if not closing.done():
             self._say("told again to go: the coordinator that this node carries goes with it")
             closing.cancel()
@@ -278,10 +278,10 @@ class Agent:
         self._wants_regroup = False
         self._lines.forget()
         self._say(agent_messages.of_round(found))
-        work = self._work = Work(
+        work = self._work = RoundWorkers(
             found,
             self._assignment(found),
-            bell=self._bell,
+            notifier=self._notifier,
             pump=self._pump,
             guard=self._guard,
             oom_counter=self._oom,
@@ -308,10 +308,10 @@ class Agent:
             virtual_local_rank=self._config.virtual_local_rank,
         )
 
-    async def _start(self, work: Work) -> None:
+    async def _start(self, work: RoundWorkers) -> None:
         """Start the workers, unless the round is over before they are: a start can take long."""
         starting = self._spawn(work.group.start())
-        await self._bell.until(lambda: starting.done() or self._is_round_over)
+        await self._notifier.until(lambda: starting.done() or self._is_round_over)
         starting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             try:
@@ -332,7 +332,7 @@ class Agent:
             or node.change is not None
         )
 
-    async def _watch(self, work: Work) -> End | None:
+    async def _watch(self, work: RoundWorkers) -> End | None:
         """Wait for what ends this round's work here, and act on it. The order is the precedence."""
         while True:
             if self._signals:
@@ -355,7 +355,7 @@ class Agent:
                 await self._stop(work, self._config.regroup_stop_timeout_s)
                 return None
 
-    async def _may_be_told_to_go(self, work: Work) -> bool:
+    async def _may_be_told_to_go(self, work: RoundWorkers) -> bool:
         """Whether it is too soon to judge a worker that a signal ended. Waits for what comes next.
 
         The same sender may be about to signal this agent, and then this node departs.
@@ -364,21 +364,21 @@ class Agent:
         if left_s > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
-                    await self._bell.next()
+                    await self._notifier.next()
         return left_s > 0
 
-    async def _must_regroup(self, work: Work) -> bool:
+    async def _must_regroup(self, work: RoundWorkers) -> bool:
         """Whether to stop the workers for another round; if not yet, after the next happening."""
         change = self._node.change
         if not (change is not None or work.failures or self._wants_regroup):
-            await self._bell.next()
+            await self._notifier.next()
             return False
         now_s = asyncio.get_running_loop().time()
         if self._wants_regroup or not work.may_yet_tell_the_cause(change, now_s):
             return True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(work.patience_ends_s - now_s):
-                await self._bell.next()
+                await self._notifier.next()
         return False
 
     def _report(self, known: list[Failure], new: list[Failure]) -> None:
@@ -391,12 +391,12 @@ class Agent:
 
     # -- what ends a round's work --------------------------------------------------------------
 
-    async def _finish(self, work: Work) -> End:
+    async def _finish(self, work: RoundWorkers) -> End:
         """All workers have finished: wait for the others, whose failure would be the run's."""
         node = self._node
         node.done()
         self._say(f"round {work.number}: all workers of this node have finished")
-        await self._bell.until(lambda: bool(node.closed or node.gone or self._signals))
+        await self._notifier.until(lambda: bool(node.closed or node.gone or self._signals))
         if node.closed is not None:
             return self._end_of_run(node.closed)
         if self._signals:
@@ -407,24 +407,24 @@ class Agent:
             f"this node's work is done; how the others end is not known: {node.gone.message}",
         )
 
-    async def _close_down(self, work: Work, close: CloseRecord) -> End:
+    async def _close_down(self, work: RoundWorkers, close: CloseRecord) -> End:
         """The run is over. If it succeeded, the workers get a moment to end by themselves."""
         if close.outcome is Outcome.SUCCEEDED:
-            await self._bell.until(
+            await self._notifier.until(
                 lambda: not work.group.running or self._is_hurried,
                 self._config.regroup_stop_timeout_s,
             )
         await self._stop(work, self._config.stop_timeout_s)
         return self._end_of_run(close)
 
-    async def _depart(self, work: Work) -> End:
+    async def _depart(self, work: RoundWorkers) -> End:
         """Told to go. The others know by now: the workers get the signal, and a grace."""
         number = self._signals[0]
         self._say(agent_messages.of_departure(number, self._config.stop_timeout_s))
         await self._stop(work, self._config.stop_timeout_s, number)
         return self._end_by_signal()
 
-    async def _leave(self, work: Work, reason: str) -> End:
+    async def _leave(self, work: RoundWorkers, reason: str) -> End:
         """A worker takes this node out of the run."""
         self._goodbye = reason
         self._node.depart(reason)
@@ -432,10 +432,12 @@ class Agent:
         await self._stop(work, self._config.stop_timeout_s)
         return End(ExitCode.DONE)
 
-    async def _stop(self, work: Work, grace_s: float, first_signal: int = signal.SIGTERM) -> None:
+    async def _stop(
+        self, work: RoundWorkers, grace_s: float, first_signal: int = signal.SIGTERM
+    ) -> None:
         """Stop the workers: with a grace, which a second signal to the agent ends."""
         stopping = self._spawn(work.stop(grace_s, first_signal))
-        await self._bell.until(lambda: stopping.done() or self._is_hurried)
+        await self._notifier.until(lambda: stopping.done() or self._is_hurried)
         if not stopping.done():
             self._say("told again to go: killing the workers")
             await work.stop(0)
@@ -469,25 +471,25 @@ class Agent:
         if text and change.kind is not ChangeKind.CLOSED:  # the end of the run is said last
             self._say(text)
         self._told_change = change
-        self._bell.ring()
+        self._notifier.notify()
 
     def _on_closed(self, close: CloseRecord) -> None:
         self._channel.end_run(close)
-        self._bell.ring()
+        self._notifier.notify()
 
     def _on_gone(self, error: errors.CoordinatorError) -> None:
         """Losing the coordinator does not disturb the workers; being superseded ends them."""
         if self._work is not None and not isinstance(error, errors.SupersededError):
             self._say(f"warning: {error.message}; the workers go on, but no other round can follow")
-        self._bell.ring()
+        self._notifier.notify()
 
     def _regroup(self) -> None:
         self._wants_regroup = True
-        self._bell.ring()
+        self._notifier.notify()
 
     def _worker_leaves(self, reason: str) -> None:
         self._wants_to_leave = reason
-        self._bell.ring()
+        self._notifier.notify()
 
     def _worker_closes(self, outcome: Outcome, reason: str) -> None:
         self._spawn(self._close_run(outcome, reason))
@@ -516,7 +518,7 @@ class Agent:
         if len(self._signals) == 1:
             self._goodbye = f"its agent got {signal.Signals(number).name}"
             self._node.depart(self._goodbye)
-        self._bell.ring()
+        self._notifier.notify()
 
     @property
     def _is_hurried(self) -> bool:
@@ -527,11 +529,11 @@ class Agent:
             self._work.group.signal_leaders(number)
 
     async def _unless_told(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The result of `round_workers`. Raises _ToldToGo if a signal comes first; it is cancelled
+        """The result of `work`. Raises _ToldToGo if a signal comes first; it is cancelled
         then."""
         task = self._spawn(work)
         try:
-            await self._bell.until(lambda: task.done() or bool(self._signals))
+            await self._notifier.until(lambda: task.done() or bool(self._signals))
             if not task.done():
                 raise _ToldToGo
             return task.result()
@@ -572,11 +574,11 @@ class Agent:
     # -- tasks ---------------------------------------------------------------------------------
 
     def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        """A task of this agent, which rings at its end and is cancelled at the agent's."""
+        """A task of this agent, which notifies at its end and is cancelled at the agent's."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(self._bell.ring)
+        task.add_done_callback(self._notifier.notify)
         return task
 
 

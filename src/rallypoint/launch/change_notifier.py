@@ -15,26 +15,27 @@ _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
 
-class Bell:
-    """Rings when something may have changed; whoever waits looks again. For one event loop.
+class ChangeNotifier:
+    """Wakes the waiters when something may have changed; they look again. For one event loop.
 
-    No ring is lost: a waiter looks before it waits, and between the two nothing else runs.
+    No notification is lost: a waiter looks before it waits, and nothing else runs in between.
     """
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
-    def ring(self, *_: object) -> None:
+    def notify(self, *_: object) -> None:
         """Something may have changed. Usable as a callback of any kind."""
         self._event.set()
 
     async def next(self) -> None:
-        """Wait for the next ring."""
+        """Wait for the next notification."""
         self._event.clear()
         await self._event.wait()
 
     async def until(self, is_so: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Wait until it is so, at most `timeout_s`; whether it is. All that it reads must ring."""
+        """Wait until it is so, at most `timeout_s`; whether it is. Whatever changes what it reads
+        must notify."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not is_so():

@@ -18,7 +18,7 @@ import msgspec
 from rallypoint.client.node import Round
 from rallypoint.core.values import Change, Failure, FailureKind, RunSettings, repr_without
 from rallypoint.launch import failures
-from rallypoint.launch.change_notifier import Bell
+from rallypoint.launch.change_notifier import ChangeNotifier
 from rallypoint.launch.guard import Guard
 from rallypoint.launch.logs import LogPump
 from rallypoint.launch.oom import OomCounter
@@ -61,10 +61,10 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
         return repr_without(self, "agent_secret", "base")
 
 
-class Work:
+class RoundWorkers:
     """The workers of one round on this node. `failures`: those reported so far.
 
-    `change_notifier` rings whenever a worker ends.
+    `notifier` is notified whenever a worker ends.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Work:
         found: Round,
         assignment: Assignment,
         *,
-        bell: Bell,
+        notifier: ChangeNotifier,
         pump: LogPump,
         guard: Guard,
         oom_counter: OomCounter,
@@ -81,7 +81,7 @@ class Work:
         self.failures: list[Failure] = []
         self.patience_ends_s = 0.0
         self._assignment = assignment
-        self._bell = bell
+        self._notifier = notifier
         self._pump = pump
         self._exits: list[WorkerExit] = []
         self._unreported: list[WorkerExit] = []
@@ -116,7 +116,7 @@ class Work:
                 self._unreported.append(exit)
             if failures.signal_of(exit) in STOPPING_SIGNALS:
                 self._judged_from_s = asyncio.get_running_loop().time() + SIGNAL_SETTLE_S
-        self._bell.ring()
+        self._notifier.notify()
 
     async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
         """See WorkerGroup.stop. What ends from now on has neither finished nor failed."""
