@@ -22,7 +22,7 @@ from rallypoint.coordinator.server import CoordinatorServer, bind
 from rallypoint.core.values import Address
 from rallypoint.endpoints import parse_ledger
 from rallypoint.ledger.contract import Ledger
-from rallypoint.ledger.opening import open_ledger
+from rallypoint.ledger.open import open_ledger
 
 READS: Final = ("read", "keys", "records", "logs")
 WRITES: Final = ("swap", "delete", "append", "drop_log")

@@ -24,10 +24,10 @@ from rallypoint.coordinator.store_log import StoreLog
 from rallypoint.core.store.store import RoundStore, Set
 from rallypoint.core.values import Address, RoundHead
 from rallypoint.errors import LedgerUnreachableError
-from rallypoint.ledger import file as file_ledger
-from rallypoint.ledger import file_disk
 from rallypoint.ledger.contract import Exists, Gap, Ledger
-from rallypoint.ledger.file import FileLedger
+from rallypoint.ledger.file import disk as file_disk
+from rallypoint.ledger.file import ledger as file_ledger
+from rallypoint.ledger.file.ledger import FileLedger
 from rallypoint.ledger.keys import log_prefix
 from rallypoint.ledger.memory import MemoryLedger
 from tests.loops import run_virtual

@@ -29,7 +29,7 @@ from rallypoint.core.values import (
     Stamp,
     table_digest,
 )
-from rallypoint.ledger import one_register
+from rallypoint.ledger import single_value
 from rallypoint.ledger.contract import Conflict
 from rallypoint.testing.election_checker import ElectionChecker
 
@@ -85,7 +85,7 @@ class Engine:
         self._is_together = plan.is_versioned_together
         self._counters: dict[str, int] = {}
         if plan.has_one_register:
-            empty = one_register.encode(one_register.Shelf.empty(LEDGER))
+            empty = single_value.encode(single_value.Shelf.empty(LEDGER))
             self.cells["shelf"] = e.Found(empty, 1)
 
     def read(self, key: str) -> e.Found | None:
@@ -123,9 +123,9 @@ class Engine:
             del self.cells[key]
             return
         found = self.cells["shelf"]
-        shelf = one_register.decode(found.value, "shelf").delete(key)
+        shelf = single_value.decode(found.value, "shelf").delete(key)
         assert shelf is not None
-        self.cells["shelf"] = e.Found(one_register.encode(shelf), found.version + 1)
+        self.cells["shelf"] = e.Found(single_value.encode(shelf), found.version + 1)
         self._counters["" if self._is_together else "shelf"] = found.version + 1
 
     def remove_run(self, key: str) -> None:
@@ -144,22 +144,22 @@ class Engine:
             assert isinstance(self.swap(key, expected, value), e.Done)
             return
         found = self.cells["shelf"]
-        placed = one_register.decode(found.value, "shelf").swap(key, expected, value)
-        assert isinstance(placed, one_register.Placed)
-        after = one_register.encode(placed.shelf)
+        placed = single_value.decode(found.value, "shelf").swap(key, expected, value)
+        assert isinstance(placed, single_value.Placed)
+        after = single_value.encode(placed.shelf)
         assert isinstance(self.swap("shelf", found.version, after), e.Done)
 
     def _logical(self) -> dict[str, e.Found]:
         if "shelf" not in self.cells:
             return self.cells
-        shelf = one_register.decode(self.cells["shelf"].value, "shelf")
+        shelf = single_value.decode(self.cells["shelf"].value, "shelf")
         return {key: e.Found(each.value, each.version) for key, each in shelf.entries.items()}
 
     def _shelf_written(self, before: bytes, after: bytes) -> None:
-        old = one_register.decode(before, "shelf").entries
+        old = single_value.decode(before, "shelf").entries
         changed = [
             (key, entry.value)
-            for key, entry in one_register.decode(after, "shelf").entries.items()
+            for key, entry in single_value.decode(after, "shelf").entries.items()
             if old.get(key) != entry
         ]
         assert len(changed) == 1, changed
@@ -466,9 +466,9 @@ class World:
             # A timeout. The answer may come after it, or have come before it.
             self.at(1.0, self._deliver, process, process.life, then, e.Unclear("no answer"))
 
-    def _ask_shelf(self, process: Process, then: Callable[[one_register.Shelf, int], None]) -> None:
+    def _ask_shelf(self, process: Process, then: Callable[[single_value.Shelf, int], None]) -> None:
         def unpack(found: e.Found) -> None:
-            then(one_register.decode(found.value, "shelf"), found.version)
+            then(single_value.decode(found.value, "shelf"), found.version)
 
         self._ask(process, lambda: self.engine.read("shelf"), unpack)
 
@@ -648,12 +648,12 @@ class _ShelfSwap:
         self._key, self._expected, self._value = key, expected, value
         self._then = then
 
-    def shelf_read(self, shelf: one_register.Shelf, shelf_version: int) -> None:
+    def shelf_read(self, shelf: single_value.Shelf, shelf_version: int) -> None:
         after = shelf.swap(self._key, self._expected, self._value)
         if isinstance(after, Conflict):
             self._then(e.Lost(_found(after.current)))
             return
-        value, version = one_register.encode(after.shelf), after.version
+        value, version = single_value.encode(after.shelf), after.version
 
         def swapped(outcome: e.SwapOutcome) -> None:
             if isinstance(outcome, e.Done):
@@ -662,7 +662,7 @@ class _ShelfSwap:
                 assert isinstance(outcome, e.Lost)
                 assert outcome.current is not None
                 current = outcome.current
-                self.shelf_read(one_register.decode(current.value, "shelf"), current.version)
+                self.shelf_read(single_value.decode(current.value, "shelf"), current.version)
 
         engine = self._world.engine
         self._world._ask(self._process, lambda: engine.swap("shelf", shelf_version, value), swapped)

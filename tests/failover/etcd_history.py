@@ -14,9 +14,9 @@ from collections import defaultdict
 from rallypoint.coordinator.log_records import Record, decode_record
 from rallypoint.core import election as e
 from rallypoint.core.store.store import Put, Settled, StoreValue
-from rallypoint.ledger import envelope
-from rallypoint.ledger.etcd_client import EtcdClient
-from rallypoint.ledger.etcd_wire import KeyValue, prefix_end
+from rallypoint.ledger import record_format
+from rallypoint.ledger.etcd.client import EtcdClient
+from rallypoint.ledger.etcd.wire import KeyValue, prefix_end
 from rallypoint.testing.election_checker import ElectionChecker
 from tests.ledger.etcd_processes import EtcdCluster
 
@@ -55,7 +55,7 @@ async def _history(cluster: EtcdCluster, prefix: bytes) -> list[Written]:
 
 def _written(prefix: bytes, found: KeyValue, kind: str) -> Written:
     key = found.key.removeprefix(prefix + b"/").decode()
-    return key, envelope.unseal(found.value, key).value if kind == "PUT" else None
+    return key, record_format.unseal(found.value, key).value if kind == "PUT" else None
 
 
 def check(written: list[Written]) -> dict[int, int]:

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from rallypoint.core import election as e
-from rallypoint.ledger import envelope
-from rallypoint.ledger.etcd_client import EtcdClient, EtcdOptions
-from rallypoint.ledger.etcd_wire import Event as EtcdEvent
-from rallypoint.ledger.etcd_wire import prefix_end
+from rallypoint.ledger import record_format
+from rallypoint.ledger.etcd.client import EtcdClient, EtcdOptions
+from rallypoint.ledger.etcd.wire import Event as EtcdEvent
+from rallypoint.ledger.etcd.wire import prefix_end
 from rallypoint.testing.election_checker import ElectionChecker
 from tests.agent.processes import MAIN, Process, wait_until
 from tests.failover.fleet import Agent, Event, Fleet, Replica
@@ -190,7 +190,9 @@ class Spread(Fleet):
         root = f"{self.prefix}/r/"
         for event in self.etcd.writes(seen_from, root):
             key = event.kv.key.decode().removeprefix(root)
-            value = b"" if event.type == "DELETE" else envelope.unseal(event.kv.value, key).value
+            value = (
+                b"" if event.type == "DELETE" else record_format.unseal(event.kv.value, key).value
+            )
             kind, _, name = key.partition("/")
             if kind == "coordinators":
                 journal.lease_written(e.decode_lease(value)) if value else journal.lease_swept(name)

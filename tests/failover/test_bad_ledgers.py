@@ -24,10 +24,10 @@ from pathlib import Path
 import pytest
 
 from rallypoint.errors import ExitCode
-from rallypoint.ledger import envelope
-from rallypoint.ledger.etcd import EtcdLedger
-from rallypoint.ledger.etcd_client import EtcdClient, EtcdOptions
-from rallypoint.ledger.file import FileLedger
+from rallypoint.ledger import record_format
+from rallypoint.ledger.etcd.client import EtcdClient, EtcdOptions
+from rallypoint.ledger.etcd.ledger import EtcdLedger
+from rallypoint.ledger.file.ledger import FileLedger
 from tests.agent.processes import MAIN, SRC, Process, wait_until
 from tests.failover.fleet import Fleet
 from tests.ledger.etcd_certificates import _openssl, make_certificates
@@ -254,8 +254,8 @@ async def keys_below(options: EtcdOptions, prefix: str) -> dict[bytes, bytes]:
 
 def test_a_prefix_that_holds_something_else(three_etcd: EtcdCluster) -> None:
     hosts, options = ",".join(three_etcd.endpoints), three_etcd.options
-    newer = envelope.seal(b"", bytes(8), format=9)
-    damaged = envelope.seal(b"value", bytes(8))[:-1]
+    newer = record_format.seal(b"", bytes(8), format=9)
+    damaged = record_format.seal(b"value", bytes(8))[:-1]
     for key, value, code, said, hint in [
         ("theirs", b"1", ExitCode.USAGE, "holds something else: /", "nothing else uses"),
         ("ledger", b"1", ExitCode.USAGE, "holds something else: /", "nothing else uses"),
@@ -271,13 +271,13 @@ def test_a_prefix_that_holds_something_else(three_etcd: EtcdCluster) -> None:
 @pytest.mark.parametrize(
     ("value", "said", "hint"),
     [
-        (envelope.seal(b"value", bytes(8))[:-1], "is damaged", "from a backup"),
+        (record_format.seal(b"value", bytes(8))[:-1], "is damaged", "from a backup"),
         (
-            envelope.seal(b"value", bytes(8), format=9),
+            record_format.seal(b"value", bytes(8), format=9),
             "in format 9",
             "use the release that wrote it",
         ),
-        (envelope.seal(b"\x93\x01", bytes(8)), "cannot be read", "nothing has been changed"),
+        (record_format.seal(b"\x93\x01", bytes(8)), "cannot be read", "nothing has been changed"),
     ],
     ids=["damaged", "newer", "half"],
 )
@@ -326,12 +326,12 @@ def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
             (made / each.replace("_", "-")).write_bytes(data)
         return f"file:{made}"
 
-    marker = envelope.seal(b"value", bytes(8))
+    marker = record_format.seal(b"value", bytes(8))
     theirs = folder("theirs", thing=b"x")
     is_refused(theirs, ExitCode.USAGE, "holds no ledger: thing", hint="name an empty folder")
     foreign = folder("foreign", rallypoint_ledger=b"hello")
     is_refused(foreign, ExitCode.USAGE, "is not a marker", hint="name another folder")
-    newer = folder("newer", rallypoint_ledger=envelope.seal(b"", bytes(8), format=9))
+    newer = folder("newer", rallypoint_ledger=record_format.seal(b"", bytes(8), format=9))
     is_refused(newer, ExitCode.USAGE, "in format 9", hint="use the release that wrote it")
     for name, data in {"empty": b"", "half": marker[:-2], "bare": marker[:10]}.items():
         damaged = folder(name, rallypoint_ledger=data)

@@ -16,7 +16,8 @@ from rallypoint.core.election import records
 from rallypoint.core.values import Address, RoundMember
 from rallypoint.errors import LedgerError
 from rallypoint.launch import failures
-from rallypoint.ledger import envelope, etcd_wire, keys, one_register
+from rallypoint.ledger import keys, record_format, single_value
+from rallypoint.ledger.etcd import wire as etcd_wire
 from rallypoint.wire import messages as wire
 from tests.fuzz.making import Make, Maker, bent, packed
 from tests.fuzz.watching import Watch, must
@@ -51,11 +52,11 @@ def _chunk(data: bytes) -> object:
 
 
 def _sealed(data: bytes) -> object:
-    return envelope.unseal(data, "the record")
+    return record_format.unseal(data, "the record")
 
 
 def _shelf(data: bytes) -> object:
-    return one_register.decode(data, "the backend")
+    return single_value.decode(data, "the backend")
 
 
 def _answer(kind: type[Any]) -> Read:
@@ -88,7 +89,7 @@ def _as_json(value: Any) -> bytes:
 
 
 def _in_envelope(value: Any) -> bytes:
-    return envelope.seal(packed(value), b"12345678")
+    return record_format.seal(packed(value), b"12345678")
 
 
 _JSON_ODD: Final = (
@@ -121,7 +122,7 @@ READERS: Final[dict[str, _Reader]] = {
         log_records.decode_record, log_records.Record, log_records.UnreadableLogError
     ),
     "envelope": _Reader(_sealed, RoundMember, LedgerError, packs=_in_envelope),
-    "shelf": _Reader(_shelf, one_register.Shelf, LedgerError),
+    "shelf": _Reader(_shelf, single_value.Shelf, LedgerError),
     "txn": _Reader(_answer(etcd_wire.TxnResult), etcd_wire.TxnResult, LedgerError, packs=_as_json),
     "range": _Reader(
         _answer(etcd_wire.RangeResult), etcd_wire.RangeResult, LedgerError, packs=_as_json

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rallypoint.ledger.etcd_client import EtcdClient, EtcdOptions
+from rallypoint.ledger.etcd.client import EtcdClient, EtcdOptions
 from tests.ports import free_ports
 
 READY_S = 30.0

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.contract import Conflict, Created, Swapped, Unknown
-from rallypoint.ledger.file import FileLedger
-from rallypoint.ledger.file_chain import SEGMENT
+from rallypoint.ledger.file.chain import SEGMENT
+from rallypoint.ledger.file.ledger import FileLedger
 
 # -- crash: the same action on copies of a ledger, killed one step later each time ----------------
 

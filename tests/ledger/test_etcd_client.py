@@ -19,8 +19,7 @@ from rallypoint.errors import (
     UsageError,
 )
 from rallypoint.ledger.contract import Conflict, Created, Swapped, Unknown
-from rallypoint.ledger.etcd import EtcdLedger
-from rallypoint.ledger.etcd_client import (
+from rallypoint.ledger.etcd.client import (
     EtcdClient,
     EtcdOptions,
     compare,
@@ -29,12 +28,8 @@ from rallypoint.ledger.etcd_client import (
     get,
     put,
 )
-from rallypoint.ledger.etcd_wire import (
-    EtcdCompactedError,
-    EtcdUnknownError,
-    Event,
-    prefix_end,
-)
+from rallypoint.ledger.etcd.ledger import EtcdLedger
+from rallypoint.ledger.etcd.wire import EtcdCompactedError, EtcdUnknownError, Event, prefix_end
 from tests.ledger.etcd_certificates import make_certificates
 from tests.ledger.etcd_processes import EtcdCluster, Program, etcd
 from tests.ports import free_port, free_ports

@@ -17,10 +17,10 @@ from rallypoint.errors import (
     LedgerUnreachableError,
     UsageError,
 )
-from rallypoint.ledger import envelope
+from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import Changed, Conflict, Swapped, Unknown
-from rallypoint.ledger.etcd import EtcdLedger
-from rallypoint.ledger.etcd_client import EtcdClient, EtcdOptions
+from rallypoint.ledger.etcd.client import EtcdClient, EtcdOptions
+from rallypoint.ledger.etcd.ledger import EtcdLedger
 from rallypoint.testing import Connect, LedgerSuite
 from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, Program, etcd
 
@@ -65,10 +65,10 @@ def test_a_key_in_the_markers_place_is_refused(one_etcd, prefix) -> None:
     asyncio.run(body())
 
 
-@pytest.mark.parametrize(("format", "by"), [(1, "an older"), (envelope.FORMAT + 1, "a newer")])
+@pytest.mark.parametrize(("format", "by"), [(1, "an older"), (record_format.FORMAT + 1, "a newer")])
 def test_another_format_is_refused(one_etcd, prefix, format: int, by: str) -> None:
     async def body() -> None:
-        other = envelope.seal(b"value", envelope.new_nonce(), format=format)
+        other = record_format.seal(b"value", record_format.new_nonce(), format=format)
         async with EtcdLedger(one_etcd.options, prefix) as ledger:
             await _put(one_etcd.options, f"{prefix}/r/run", other)
             with pytest.raises(LedgerFormatError, match=f"format {format} by {by}"):
@@ -83,7 +83,7 @@ def test_another_format_is_refused(one_etcd, prefix, format: int, by: str) -> No
 def test_a_damaged_record_is_refused_and_named(one_etcd, prefix) -> None:
     async def body() -> None:
         async with EtcdLedger(one_etcd.options, prefix) as ledger:
-            whole = envelope.seal(b"value", envelope.new_nonce())
+            whole = record_format.seal(b"value", record_format.new_nonce())
             for damaged in (whole[:-1], whole[:3], b"", b"other" * 10):
                 await _put(one_etcd.options, f"{prefix}/r/run", damaged)
                 with pytest.raises(LedgerCorruptError, match=f"{prefix}/r/run"):

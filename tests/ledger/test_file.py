@@ -28,11 +28,13 @@ from rallypoint.errors import (
     LedgerUnfitError,
     LedgerUnreachableError,
 )
-from rallypoint.ledger import envelope, file_chain, file_folder
+from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import Conflict, Created, Exists, Gap, Swapped, Unknown, Versioned
-from rallypoint.ledger.file import FileLedger
-from rallypoint.ledger.file_chain import SEGMENT, Advance, Chain
-from rallypoint.ledger.file_disk import Disk, names
+from rallypoint.ledger.file import chain as file_chain
+from rallypoint.ledger.file import folder as file_folder
+from rallypoint.ledger.file.chain import SEGMENT, Advance, Chain
+from rallypoint.ledger.file.disk import Disk, names
+from rallypoint.ledger.file.ledger import FileLedger
 
 CHILD = Path(__file__).with_name("file_child.py")
 SRC = Path(__file__).parents[2] / "src"
@@ -233,7 +235,7 @@ def _chain(folder: Path) -> tuple[Chain, Callable[[int], Advance]]:
     disk, trash = Disk(), folder / "trash"
     trash.mkdir(parents=True)
     chain = Chain(folder / "chain", trash, disk)
-    sealed = envelope.seal(b"value", envelope.new_nonce())
+    sealed = record_format.seal(b"value", record_format.new_nonce())
     chain.begin(SEGMENT, sealed)
 
     def advance(expected: int) -> Advance:
@@ -389,10 +391,10 @@ def test_a_record_that_is_missing_or_damaged_is_named(folder) -> None:
     asyncio.run(body())
 
 
-@pytest.mark.parametrize(("format", "by"), [(1, "an older"), (envelope.FORMAT + 1, "a newer")])
+@pytest.mark.parametrize(("format", "by"), [(1, "an older"), (record_format.FORMAT + 1, "a newer")])
 def test_another_format_is_refused(folder, format: int, by: str) -> None:
     async def body() -> None:
-        other = envelope.seal(b"value", envelope.new_nonce(), format=format)
+        other = record_format.seal(b"value", record_format.new_nonce(), format=format)
         async with FileLedger(folder) as ledger:
             await _swap_on(ledger, "run", 1)
             _versions(folder)[-1].write_bytes(other)

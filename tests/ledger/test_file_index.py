@@ -9,11 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from rallypoint.ledger import envelope, file_folder, file_index
+from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import Created, Swapped
-from rallypoint.ledger.file import FileLedger
-from rallypoint.ledger.file_chain import SEGMENT, Chain
-from rallypoint.ledger.file_disk import Disk
+from rallypoint.ledger.file import folder as file_folder
+from rallypoint.ledger.file import index as file_index
+from rallypoint.ledger.file.chain import SEGMENT, Chain
+from rallypoint.ledger.file.disk import Disk
+from rallypoint.ledger.file.ledger import FileLedger
 from rallypoint.ledger.keys import chunk_key, log_name, log_prefix, quoted, run_key
 
 
@@ -88,7 +90,9 @@ def as_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """New ledgers are made as an earlier release made them."""
 
     def begin(place: Path, disk: Disk) -> None:
-        sealed = envelope.seal(msgspec.msgpack.encode(file_index.Index()), envelope.new_nonce())
+        sealed = record_format.seal(
+            msgspec.msgpack.encode(file_index.Index()), record_format.new_nonce()
+        )
         Chain(place / "index", place / "trash", disk).begin(SEGMENT, sealed)
 
     monkeypatch.setattr(file_folder, "begin_index", begin)

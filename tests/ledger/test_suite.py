@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rallypoint.ledger.contract import Ledger, SwapOutcome, Swapped, Versioned
-from rallypoint.ledger.file import FileLedger
+from rallypoint.ledger.file.ledger import FileLedger
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.testing import Connect, LedgerSuite
 

@@ -21,7 +21,7 @@ from rallypoint.errors import (
     LedgerUnreachableError,
     UsageError,
 )
-from rallypoint.ledger import envelope
+from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import Conflict, Swapped, Unknown, Versioned
 from rallypoint.ledger.torch_backend import TorchBackendLedger
 from rallypoint.testing import Connect, LedgerSuite
@@ -229,10 +229,10 @@ def test_a_senseless_token_changes_nothing():
     [
         (b"", LedgerForeignError),
         (b"garbage", LedgerForeignError),
-        (envelope.MAGIC, LedgerCorruptError),
-        (envelope.seal(b"", b"12345678")[:-1] + b"?", LedgerCorruptError),
-        (envelope.seal(b"garbage", b"12345678"), LedgerCorruptError),
-        (envelope.seal(b"", b"12345678", format=99), LedgerFormatError),
+        (record_format.MAGIC, LedgerCorruptError),
+        (record_format.seal(b"", b"12345678")[:-1] + b"?", LedgerCorruptError),
+        (record_format.seal(b"garbage", b"12345678"), LedgerCorruptError),
+        (record_format.seal(b"", b"12345678", format=99), LedgerFormatError),
     ],
 )
 def test_what_is_no_ledger_is_refused_and_left_as_it_is(state: bytes, kind: type[LedgerError]):

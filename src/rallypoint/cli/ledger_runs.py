@@ -15,7 +15,7 @@ from rallypoint.coordinator import ledger_view
 from rallypoint.coordinator.ledger_view import Kept, Unread
 from rallypoint.core import election as e
 from rallypoint.endpoints import Endpoint, EndpointKind
-from rallypoint.ledger.opening import open_ledger
+from rallypoint.ledger.open import open_ledger
 
 
 def read(endpoint: Endpoint, token: str, run_id: str | None, members_shown: int) -> list[Known]:

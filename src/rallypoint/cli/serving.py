@@ -27,7 +27,7 @@ from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.sizes import size_text
 from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint, is_loopback
-from rallypoint.ledger.opening import open_ledger
+from rallypoint.ledger.open import open_ledger
 from rallypoint.memory import default_budget
 from rallypoint.tokens import Origin
 

@@ -458,7 +458,7 @@ class Node:
 
     async def _connect_to_elected(self, ends_s: float) -> None:
         """Open the ledger, and find the run's coordinator through it, or become it."""
-        from rallypoint.ledger.opening import CALL_TIMEOUT_S, open_ledger
+        from rallypoint.ledger.open import CALL_TIMEOUT_S, open_ledger
 
         ledger = self._ledger
         if ledger is None:

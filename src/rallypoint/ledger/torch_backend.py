@@ -2,8 +2,9 @@
 
 Anything with the methods of torch's RendezvousBackend will do, such as one that a site has written
 for its own scheduler; torch itself is not needed. All registers stand on the backend's one value
-(one_register.py), sealed with a nonce for each write (envelope.py). So a write is recognised as
-one's own by its bytes, whatever the backend says about it, and no two writers ever write the same.
+(single_value.py), sealed with a nonce for each write (record_format.py). So a write is recognised
+as one's own by its bytes, whatever the backend says about it, and no two writers ever write the
+same.
 
 What a backend may do, and what comes of it:
 
@@ -39,7 +40,7 @@ from rallypoint.errors import (
     LedgerUnreachableError,
     UsageError,
 )
-from rallypoint.ledger import envelope, one_register
+from rallypoint.ledger import record_format, single_value
 from rallypoint.ledger.contract import (
     Conflict,
     Ledger,
@@ -50,7 +51,7 @@ from rallypoint.ledger.contract import (
     Versioned,
     check_name,
 )
-from rallypoint.ledger.one_register import Shelf
+from rallypoint.ledger.single_value import Shelf
 from rallypoint.ledger.threads import Threads
 
 T = TypeVar("T")
@@ -207,7 +208,7 @@ class TorchBackendLedger(Ledger):
 
         Raises a LedgerError if it is not known to be done; it may be, then or later.
         """
-        data = envelope.seal(one_register.encode(shelf), envelope.new_nonce())
+        data = record_format.seal(single_value.encode(shelf), record_format.new_nonce())
         if len(data) > STATE_BYTES_MAX:
             raise LedgerFullError(
                 f"all registers together would need {len(data)} bytes, and at most "
@@ -259,13 +260,13 @@ class TorchBackendLedger(Ledger):
                 "set_state (state, token, has_set) or None",
             )
         data = bytes(answer[0])
-        if not envelope.is_sealed(data):
+        if not record_format.is_sealed(data):
             raise LedgerForeignError(
                 f"{self._where} is not Rallypoint's: it begins with {data[:8]!r}",
                 hint="torch's own rendezvous or another program uses it; "
                 "give the backend a run id of its own",
             )
-        shelf = one_register.decode(envelope.unseal(data, self._where).value, self._where)
+        shelf = single_value.decode(record_format.unseal(data, self._where).value, self._where)
         return _Now(shelf, data, answer[1])
 
     def _shelf(self, now: _Now) -> Shelf:

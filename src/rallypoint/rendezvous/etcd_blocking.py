@@ -20,8 +20,8 @@ import msgspec
 
 from rallypoint import errors
 from rallypoint.client.blocking import portal
-from rallypoint.ledger.etcd_client import EtcdClient, EtcdOptions
-from rallypoint.ledger.etcd_wire import KeyValue, prefix_end
+from rallypoint.ledger.etcd.client import EtcdClient, EtcdOptions
+from rallypoint.ledger.etcd.wire import KeyValue, prefix_end
 from rallypoint.rendezvous import torch_bridge
 from rallypoint.rendezvous.api import (
     RendezvousConnectionError,

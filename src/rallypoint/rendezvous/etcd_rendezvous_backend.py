@@ -13,9 +13,9 @@ import binascii
 from base64 import b64decode, b64encode
 from typing import Any, ClassVar, Final
 
-from rallypoint.ledger.etcd_client import EtcdClient, compare, get, put
-from rallypoint.ledger.etcd_decided import decided
-from rallypoint.ledger.etcd_wire import EtcdRefusedError, KeyValue
+from rallypoint.ledger.etcd.client import EtcdClient, compare, get, put
+from rallypoint.ledger.etcd.txn import decided
+from rallypoint.ledger.etcd.wire import EtcdRefusedError, KeyValue
 from rallypoint.rendezvous import torch_bridge
 from rallypoint.rendezvous.api import RendezvousParameters, RendezvousStateError
 from rallypoint.rendezvous.dynamic_rendezvous import RendezvousBackend, Token

@@ -20,15 +20,10 @@ from rallypoint.client.blocking import Store as BlockingStore
 from rallypoint.client.world import Store as AsyncStore
 from rallypoint.client.world import seconds
 from rallypoint.core.store import store as ops
-from rallypoint.ledger import envelope
-from rallypoint.ledger.etcd_client import EtcdClient, compare, delete, get, put
-from rallypoint.ledger.etcd_decided import decided
-from rallypoint.ledger.etcd_wire import (
-    EtcdCompactedError,
-    EtcdUnknownError,
-    KeyValue,
-    prefix_end,
-)
+from rallypoint.ledger import record_format
+from rallypoint.ledger.etcd.client import EtcdClient, compare, delete, get, put
+from rallypoint.ledger.etcd.txn import decided
+from rallypoint.ledger.etcd.wire import EtcdCompactedError, EtcdUnknownError, KeyValue, prefix_end
 from rallypoint.rendezvous import torch_bridge
 from rallypoint.rendezvous.etcd_blocking import EtcdConnection, as_key, connection
 
@@ -219,12 +214,12 @@ class _EtcdCalls(AsyncStore):
         """
         client, place = await self._etcd.client(), self._place(key)
         while True:
-            value, nonce = change(found), envelope.new_nonce()
+            value, nonce = change(found), record_format.new_nonce()
             before = found.mod_revision if found else 0
             result, unsure = await decided(
                 client,
                 [compare(place, "mod_revision", before)],
-                [put(place, envelope.seal(value, nonce))],
+                [put(place, record_format.seal(value, nonce))],
                 [get(place)],
             )
             if result.succeeded:
@@ -298,8 +293,10 @@ class _EtcdCalls(AsyncStore):
     def _place(self, key: str) -> bytes:
         return self._prefix + as_key(key)
 
-    def _opened(self, found: KeyValue) -> envelope.Opened:
-        return envelope.unseal(found.value, f"etcd's key {found.key.decode(errors='replace')!r}")
+    def _opened(self, found: KeyValue) -> record_format.Opened:
+        return record_format.unseal(
+            found.value, f"etcd's key {found.key.decode(errors='replace')!r}"
+        )
 
     def _value(self, found: KeyValue | None) -> bytes:
         return b"" if found is None else self._opened(found).value

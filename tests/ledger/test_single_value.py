@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerFormatError
 from rallypoint.ledger.contract import Conflict, Versioned
-from rallypoint.ledger.one_register import Placed, Shelf, decode, encode
+from rallypoint.ledger.single_value import Placed, Shelf, decode, encode
 
 EMPTY = Shelf.empty("ledger")
 

@@ -26,7 +26,7 @@ from rallypoint.errors import (
     LedgerReplacedError,
     UsageError,
 )
-from rallypoint.ledger import envelope
+from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import (
     AppendOutcome,
     Changed,
@@ -43,7 +43,7 @@ from rallypoint.ledger.contract import (
     Versioned,
     check_name,
 )
-from rallypoint.ledger.etcd_client import (
+from rallypoint.ledger.etcd.client import (
     EtcdClient,
     EtcdOptions,
     compare,
@@ -53,8 +53,8 @@ from rallypoint.ledger.etcd_client import (
     get,
     put,
 )
-from rallypoint.ledger.etcd_decided import decided
-from rallypoint.ledger.etcd_wire import (
+from rallypoint.ledger.etcd.txn import decided
+from rallypoint.ledger.etcd.wire import (
     EtcdCompactedError,
     EtcdRefusedError,
     KeyValue,
@@ -114,7 +114,9 @@ class EtcdLedger(Ledger):
     async def _find_or_make(self) -> tuple[str, bytes]:
         """The ledger's id and its marker's value. A marker only where there is no other key."""
         ledger_id = secrets.token_hex(8)
-        value = envelope.seal(msgspec.msgpack.encode(Marker(ledger_id)), envelope.new_nonce())
+        value = record_format.seal(
+            msgspec.msgpack.encode(Marker(ledger_id)), record_format.new_nonce()
+        )
         result, _ = await decided(
             self._client,
             [compare_absent(self._root, prefix_end(self._root))],
@@ -142,19 +144,19 @@ class EtcdLedger(Ledger):
     async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
         """See Ledger.swap."""
         self.check_value(key, value)
-        place, nonce = self._register(key), envelope.new_nonce()
+        place, nonce = self._register(key), record_format.new_nonce()
         try:
             result, unsure = await decided(
                 self._client,
                 [self._ours(), compare(place, "mod_revision", expected or 0)],
-                [put(place, envelope.seal(value, nonce))],
+                [put(place, record_format.seal(value, nonce))],
                 [get(place), get(self._marker)],
             )
             if result.succeeded:
                 return Swapped(result.header.revision)
             self._refuse_replaced(result.range(1))
             found = result.range(0).kvs
-            if unsure and found and envelope.unseal(found[0].value, key).nonce == nonce:
+            if unsure and found and record_format.unseal(found[0].value, key).nonce == nonce:
                 return Swapped(found[0].mod_revision)
             if unsure:
                 # An earlier try may have been done, and another write have followed it.
@@ -213,7 +215,7 @@ class EtcdLedger(Ledger):
     async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
         """See Ledger.append."""
         self.check_record(log, index, value)
-        place, nonce = self._record(log, index), envelope.new_nonce()
+        place, nonce = self._record(log, index), record_format.new_nonce()
         conditions = [self._ours(), compare(place, "create_revision", 0)]
         if index > 0:
             before = self._record(log, index - 1)
@@ -222,7 +224,7 @@ class EtcdLedger(Ledger):
             result, unsure = await decided(
                 self._client,
                 conditions,
-                [put(place, envelope.seal(value, nonce))],
+                [put(place, record_format.seal(value, nonce))],
                 [get(place), get(self._marker)],
             )
             if result.succeeded:
@@ -231,7 +233,7 @@ class EtcdLedger(Ledger):
             found = result.range(0).kvs
             if not found:
                 return Unknown("the answer was lost, and the log is gone") if unsure else Gap()
-            opened = envelope.unseal(found[0].value, f"{log}[{index}]")
+            opened = record_format.unseal(found[0].value, f"{log}[{index}]")
             return Created() if unsure and opened.nonce == nonce else Exists(opened.value)
         except LedgerLimitError:
             raise
@@ -251,7 +253,7 @@ class EtcdLedger(Ledger):
                     f"{where} follows record {index - 1} of log {log!r}, which no ledger writes",
                     hint=f"does something else write below {self._prefix}?",
                 )
-            read.append((index, envelope.unseal(each.value, where).value))
+            read.append((index, record_format.unseal(each.value, where).value))
         return tuple(read)
 
     async def drop_log(self, log: str) -> None:
@@ -319,9 +321,9 @@ class EtcdLedger(Ledger):
             )
 
     def _marker_in(self, found: KeyValue) -> str:
-        if not envelope.is_sealed(found.value):
+        if not record_format.is_sealed(found.value):
             raise self._foreign([found])
-        opened = envelope.unseal(found.value, f"etcd's key {self._marker.decode()}")
+        opened = record_format.unseal(found.value, f"etcd's key {self._marker.decode()}")
         try:
             return msgspec.msgpack.decode(opened.value, type=Marker).ledger_id
         except msgspec.MsgspecError as error:
@@ -350,5 +352,7 @@ class EtcdLedger(Ledger):
         return self._versioned(found.kvs[0]) if found.kvs else None
 
     def _versioned(self, found: KeyValue) -> Versioned:
-        opened = envelope.unseal(found.value, f"etcd's key {found.key.decode(errors='replace')}")
+        opened = record_format.unseal(
+            found.value, f"etcd's key {found.key.decode(errors='replace')}"
+        )
         return Versioned(opened.value, found.mod_revision)

@@ -23,8 +23,8 @@ from typing import Final
 import msgspec
 
 from rallypoint.errors import LedgerCorruptError, LedgerUnreachableError
-from rallypoint.ledger import envelope
-from rallypoint.ledger.file_disk import Disk, Link, content, names
+from rallypoint.ledger import record_format
+from rallypoint.ledger.file.disk import Disk, Link, content, names
 
 SEGMENT: Final = 8
 """Versions in a segment. A register keeps up to as many besides its newest."""
@@ -100,7 +100,7 @@ class Chain:
                 sealed = content(path)
             except FileNotFoundError:
                 continue
-            opened = envelope.unseal(sealed, str(path))
+            opened = record_format.unseal(sealed, str(path))
             return Head(number, opened.value, opened.nonce)
         raise LedgerUnreachableError(
             f"{self._folder} changes faster than it can be read",

@@ -2,7 +2,7 @@
 
 <folder>/rallypoint-ledger       the marker: an envelope with the ledger_id, created once
 <folder>/ledger-<ledger_id>/     all the rest, so that nobody writes into another ledger
-           index/                which folder each register and log has: file_index.py
+           index/                which folder each register and log has: index.py
            registers/  logs/     those folders, each name used once
            tmp/  trash/          files before their link; folders after their use
 """
@@ -30,9 +30,9 @@ from rallypoint.errors import (
     LedgerUnfitError,
     LedgerUnreachableError,
 )
-from rallypoint.ledger import envelope
-from rallypoint.ledger.file_disk import FILE_MODE, Disk, Link, content, names
-from rallypoint.ledger.file_index import begin_index, is_used
+from rallypoint.ledger import record_format
+from rallypoint.ledger.file.disk import FILE_MODE, Disk, Link, content, names
+from rallypoint.ledger.file.index import begin_index, is_used
 
 MARKER: Final = "rallypoint-ledger"
 _INSIDE: Final = ("index", "registers", "logs", "tmp", "trash")
@@ -111,11 +111,11 @@ def _marker(root: Path) -> Marker | None:
         sealed = content(path)
     except FileNotFoundError:
         return None
-    if not envelope.is_sealed(sealed) and sealed:
+    if not record_format.is_sealed(sealed) and sealed:
         raise LedgerForeignError(
             f"{str(path)!r} is not a marker of Rallypoint's", hint="name another folder"
         )
-    opened = envelope.unseal(sealed, str(path))
+    opened = record_format.unseal(sealed, str(path))
     try:
         return msgspec.msgpack.decode(opened.value, type=Marker)
     except msgspec.MsgspecError as error:
@@ -180,7 +180,7 @@ def _make(root: Path, disk: Disk) -> None:
     disk.sync(place)
     temporary = root / f"{_PROBE}{secrets.token_hex(8)}"
     marker = msgspec.msgpack.encode(Marker(ledger_id))
-    disk.write(temporary, envelope.seal(marker, envelope.new_nonce()))
+    disk.write(temporary, record_format.seal(marker, record_format.new_nonce()))
     linked = disk.link(temporary, root / MARKER)
     disk.sync(root)
     disk.forget(temporary)

@@ -1,7 +1,7 @@
 """The ledger in files: a folder on a local disk, or on one that several machines share.
 
 Nothing here locks: a register is a chain of versions, each taken by one exclusive link
-(file_chain.py), and a log a folder of records, each linked once. Which folder a register or log
+(chain.py), and a log a folder of records, each linked once. Which folder a register or log
 has stands in the index, itself such a chain. So a name that is deleted and used again gets another
 folder and other versions, and whoever was frozen in between finds nothing to write to.
 
@@ -27,7 +27,7 @@ from rallypoint.errors import (
     LedgerError,
     LedgerUnreachableError,
 )
-from rallypoint.ledger import envelope
+from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import (
     AppendOutcome,
     Conflict,
@@ -43,10 +43,10 @@ from rallypoint.ledger.contract import (
     Versioned,
     check_name,
 )
-from rallypoint.ledger.file_chain import Advance, Chain
-from rallypoint.ledger.file_disk import Disk, Link, as_ledger_error, content, names
-from rallypoint.ledger.file_folder import open_folder, place_of, replaced
-from rallypoint.ledger.file_index import FileIndex, Index, Indexed
+from rallypoint.ledger.file.chain import Advance, Chain
+from rallypoint.ledger.file.disk import Disk, Link, as_ledger_error, content, names
+from rallypoint.ledger.file.folder import open_folder, place_of, replaced
+from rallypoint.ledger.file.index import FileIndex, Index, Indexed
 from rallypoint.ledger.threads import Threads
 
 T = TypeVar("T")
@@ -320,7 +320,7 @@ class _Files:
             if linked is Link.LINKED:
                 return Created()
         try:
-            return Exists(envelope.unseal(content(path), str(path)).value)
+            return Exists(record_format.unseal(content(path), str(path)).value)
         except FileNotFoundError:
             return None
 
@@ -343,7 +343,7 @@ class _Files:
         for index in range(start, start + limit):
             path = folder / _record(index)
             try:
-                value = envelope.unseal(content(path), str(path)).value
+                value = record_format.unseal(content(path), str(path)).value
             except FileNotFoundError:
                 self._check_end(folder, index)
                 break
@@ -539,7 +539,7 @@ def _is_record(name: str) -> bool:
 
 
 def _sealed(value: bytes) -> bytes:
-    return envelope.seal(value, envelope.new_nonce())
+    return record_format.seal(value, record_format.new_nonce())
 
 
 def _crowded() -> LedgerUnreachableError:

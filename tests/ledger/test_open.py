@@ -11,9 +11,9 @@ import pytest
 
 from rallypoint.endpoints import parse_endpoint, parse_ledger
 from rallypoint.errors import EndpointError, LedgerUnreachableError
-from rallypoint.ledger.etcd import EtcdLedger
-from rallypoint.ledger.file import FileLedger
-from rallypoint.ledger.opening import open_ledger
+from rallypoint.ledger.etcd.ledger import EtcdLedger
+from rallypoint.ledger.file.ledger import FileLedger
+from rallypoint.ledger.open import open_ledger
 
 
 def test_a_folder_is_a_file_ledger_and_two_handles_are_one(tmp_path: Path) -> None:
@@ -47,9 +47,9 @@ def test_an_engine_is_loaded_only_when_it_is_used() -> None:
     program = (
         "import sys\n"
         "from rallypoint.endpoints import parse_endpoint\n"
-        "from rallypoint.ledger.opening import open_ledger\n"
-        "assert not [m for m in sys.modules if m.startswith('rallypoint.ledger.etcd')]\n"
+        "from rallypoint.ledger.open import open_ledger\n"
+        "assert not [m for m in sys.modules if m.startswith('rallypoint.ledger.etcd.ledger')]\n"
         "open_ledger(parse_endpoint('file:///tmp/x'))\n"
-        "assert 'aiohttp' not in sys.modules and 'rallypoint.ledger.file' in sys.modules\n"
+        "assert 'aiohttp' not in sys.modules and 'rallypoint.ledger.file.ledger' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

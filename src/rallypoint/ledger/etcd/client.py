@@ -32,7 +32,7 @@ from rallypoint.errors import (
     LedgerUnreachableError,
     UsageError,
 )
-from rallypoint.ledger.etcd_wire import (
+from rallypoint.ledger.etcd.wire import (
     DeleteResult,
     EtcdCompactedError,
     EtcdRefusedError,

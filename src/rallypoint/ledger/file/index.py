@@ -1,6 +1,6 @@
 """Which folder each register and each log of a file ledger has: the index, in parts.
 
-    index/               a chain (file_chain.py): the layout, written once
+    index/               a chain (chain.py): the layout, written once
     index/<part>/        a chain: the folders of the names in this part
 
 One index for all names would be written anew, as a whole, for each run that begins. So it is in
@@ -23,9 +23,9 @@ from typing import Final
 import msgspec
 
 from rallypoint.errors import LedgerCorruptError
-from rallypoint.ledger import envelope
-from rallypoint.ledger.file_chain import SEGMENT, Advance, Chain
-from rallypoint.ledger.file_disk import Disk, names
+from rallypoint.ledger import record_format
+from rallypoint.ledger.file.chain import SEGMENT, Advance, Chain
+from rallypoint.ledger.file.disk import Disk, names
 
 PARTS: Final = 64
 """All are read where the names of all runs are listed; a file server takes a moment for each."""
@@ -161,7 +161,7 @@ class FileIndex:
 
 
 def _begin(folder: Path, value: Index | Layout, trash: Path, disk: Disk) -> None:
-    sealed = envelope.seal(msgspec.msgpack.encode(value), envelope.new_nonce())
+    sealed = record_format.seal(msgspec.msgpack.encode(value), record_format.new_nonce())
     Chain(folder, trash, disk).begin(SEGMENT, sealed)
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from rallypoint.errors import LedgerUnreachableError
-from rallypoint.ledger.etcd_client import EtcdClient
-from rallypoint.ledger.etcd_wire import EtcdUnknownError, TxnResult
+from rallypoint.ledger.etcd.client import EtcdClient
+from rallypoint.ledger.etcd.wire import EtcdUnknownError, TxnResult
 
 _RETRY_S: Final = 0.05
 

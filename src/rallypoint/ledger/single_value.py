@@ -26,7 +26,7 @@ import msgspec
 
 from rallypoint.errors import LedgerCorruptError, LedgerFormatError
 from rallypoint.ledger.contract import Conflict, Versioned
-from rallypoint.ledger.envelope import OTHER_FORMAT_HINT
+from rallypoint.ledger.record_format import OTHER_FORMAT_HINT
 
 FORMAT: Final = 2
 """What this release writes and reads. It stands first."""

@@ -28,14 +28,14 @@ def open_ledger(
         )
     if isinstance(place, EtcdPlace):
         return _etcd(place, password, call_timeout_s)
-    from rallypoint.ledger.file import FileLedger
+    from rallypoint.ledger.file.ledger import FileLedger
 
     return FileLedger(place.folder)
 
 
 def _etcd(place: EtcdPlace, password: str, call_timeout_s: float) -> Ledger:
-    from rallypoint.ledger.etcd import EtcdLedger
-    from rallypoint.ledger.etcd_client import EtcdOptions
+    from rallypoint.ledger.etcd.client import EtcdOptions
+    from rallypoint.ledger.etcd.ledger import EtcdLedger
 
     options = EtcdOptions(
         endpoints=place.hosts,
