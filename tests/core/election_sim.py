@@ -85,8 +85,8 @@ class Engine:
         self._is_together = plan.is_versioned_together
         self._counters: dict[str, int] = {}
         if plan.has_one_register:
-            empty = single_value.encode(single_value.Shelf.empty(LEDGER))
-            self.cells["shelf"] = e.Found(empty, 1)
+            empty = single_value.encode(single_value.RegisterMap.empty(LEDGER))
+            self.cells["map"] = e.Found(empty, 1)
 
     def read(self, key: str) -> e.Found | None:
         return self.cells.get(key)
@@ -98,7 +98,7 @@ class Engine:
         counter = "" if self._is_together else key
         version = self._counters[counter] = self._counters.get(counter, 1) + 1
         self.cells[key] = e.Found(value, version)
-        if key == "shelf":
+        if key == "map":
             assert current is not None
             self._shelf_written(current.value, value)
         else:
@@ -119,14 +119,14 @@ class Engine:
         self._remove(key)
 
     def _remove(self, key: str) -> None:
-        if "shelf" not in self.cells:
+        if "map" not in self.cells:
             del self.cells[key]
             return
-        found = self.cells["shelf"]
-        shelf = single_value.decode(found.value, "shelf").delete(key)
-        assert shelf is not None
-        self.cells["shelf"] = e.Found(single_value.encode(shelf), found.version + 1)
-        self._counters["" if self._is_together else "shelf"] = found.version + 1
+        found = self.cells["map"]
+        register_map = single_value.decode(found.value, "map").delete(key)
+        assert register_map is not None
+        self.cells["map"] = e.Found(single_value.encode(register_map), found.version + 1)
+        self._counters["" if self._is_together else "map"] = found.version + 1
 
     def remove_run(self, key: str) -> None:
         """Remove a closed run: the floor first, as a coordinator does."""
@@ -140,26 +140,28 @@ class Engine:
     def _put(self, key: str, value: bytes) -> None:
         there = self._logical().get(key)
         expected = None if there is None else there.version
-        if "shelf" not in self.cells:
+        if "map" not in self.cells:
             assert isinstance(self.swap(key, expected, value), e.Done)
             return
-        found = self.cells["shelf"]
-        placed = single_value.decode(found.value, "shelf").swap(key, expected, value)
+        found = self.cells["map"]
+        placed = single_value.decode(found.value, "map").swap(key, expected, value)
         assert isinstance(placed, single_value.Placed)
-        after = single_value.encode(placed.shelf)
-        assert isinstance(self.swap("shelf", found.version, after), e.Done)
+        after = single_value.encode(placed.register_map)
+        assert isinstance(self.swap("map", found.version, after), e.Done)
 
     def _logical(self) -> dict[str, e.Found]:
-        if "shelf" not in self.cells:
+        if "map" not in self.cells:
             return self.cells
-        shelf = single_value.decode(self.cells["shelf"].value, "shelf")
-        return {key: e.Found(each.value, each.version) for key, each in shelf.entries.items()}
+        register_map = single_value.decode(self.cells["map"].value, "map")
+        return {
+            key: e.Found(each.value, each.version) for key, each in register_map.entries.items()
+        }
 
     def _shelf_written(self, before: bytes, after: bytes) -> None:
-        old = single_value.decode(before, "shelf").entries
+        old = single_value.decode(before, "map").entries
         changed = [
             (key, entry.value)
-            for key, entry in single_value.decode(after, "shelf").entries.items()
+            for key, entry in single_value.decode(after, "map").entries.items()
             if old.get(key) != entry
         ]
         assert len(changed) == 1, changed
@@ -450,7 +452,7 @@ class World:
 
     def read(self, process: Process, key: str, then: Then) -> None:
         if self.plan.has_one_register:
-            self._ask_shelf(process, lambda shelf, _: then(_found(shelf.read(key))))
+            self._ask_shelf(process, lambda register_map, _: then(_found(register_map.read(key))))
         else:
             self._ask(process, lambda: self.engine.read(key), then)
 
@@ -459,18 +461,20 @@ class World:
     ) -> None:
         if self.plan.has_one_register:
             swap = _ShelfSwap(self, process, key, expected, value, then)
-            self._ask_shelf(process, swap.shelf_read)
+            self._ask_shelf(process, swap.map_read)
         else:
             self._ask(process, lambda: self.engine.swap(key, expected, value), then)
         if not self.is_healed and self.rng.random() < 0.3:
             # A timeout. The answer may come after it, or have come before it.
             self.at(1.0, self._deliver, process, process.life, then, e.Unclear("no answer"))
 
-    def _ask_shelf(self, process: Process, then: Callable[[single_value.Shelf, int], None]) -> None:
+    def _ask_shelf(
+        self, process: Process, then: Callable[[single_value.RegisterMap, int], None]
+    ) -> None:
         def unpack(found: e.Found) -> None:
-            then(single_value.decode(found.value, "shelf"), found.version)
+            then(single_value.decode(found.value, "map"), found.version)
 
-        self._ask(process, lambda: self.engine.read("shelf"), unpack)
+        self._ask(process, lambda: self.engine.read("map"), unpack)
 
     def tell_nodes(self, run: str, stamp: Stamp) -> None:
         for node in NODES:
@@ -648,12 +652,12 @@ class _ShelfSwap:
         self._key, self._expected, self._value = key, expected, value
         self._then = then
 
-    def shelf_read(self, shelf: single_value.Shelf, shelf_version: int) -> None:
-        after = shelf.swap(self._key, self._expected, self._value)
+    def map_read(self, register_map: single_value.RegisterMap, map_version: int) -> None:
+        after = register_map.swap(self._key, self._expected, self._value)
         if isinstance(after, Conflict):
             self._then(e.Lost(_found(after.current)))
             return
-        value, version = single_value.encode(after.shelf), after.version
+        value, version = single_value.encode(after.register_map), after.version
 
         def swapped(outcome: e.SwapOutcome) -> None:
             if isinstance(outcome, e.Done):
@@ -662,10 +666,10 @@ class _ShelfSwap:
                 assert isinstance(outcome, e.Lost)
                 assert outcome.current is not None
                 current = outcome.current
-                self.shelf_read(single_value.decode(current.value, "shelf"), current.version)
+                self.map_read(single_value.decode(current.value, "map"), current.version)
 
         engine = self._world.engine
-        self._world._ask(self._process, lambda: engine.swap("shelf", shelf_version, value), swapped)
+        self._world._ask(self._process, lambda: engine.swap("map", map_version, value), swapped)
 
 
 def _found(versioned: Any) -> e.Found | None:

@@ -55,7 +55,7 @@ def _sealed(data: bytes) -> object:
     return record_format.unseal(data, "the record")
 
 
-def _shelf(data: bytes) -> object:
+def _register_map(data: bytes) -> object:
     return single_value.decode(data, "the backend")
 
 
@@ -122,7 +122,7 @@ READERS: Final[dict[str, _Reader]] = {
         log_records.decode_record, log_records.Record, log_records.UnreadableLogError
     ),
     "envelope": _Reader(_sealed, RoundMember, LedgerError, packs=_in_envelope),
-    "shelf": _Reader(_shelf, single_value.Shelf, LedgerError),
+    "register map": _Reader(_register_map, single_value.RegisterMap, LedgerError),
     "txn": _Reader(_answer(etcd_wire.TxnResult), etcd_wire.TxnResult, LedgerError, packs=_as_json),
     "range": _Reader(
         _answer(etcd_wire.RangeResult), etcd_wire.RangeResult, LedgerError, packs=_as_json

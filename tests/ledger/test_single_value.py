@@ -11,29 +11,29 @@ from hypothesis import strategies as st
 
 from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerFormatError
 from rallypoint.ledger.contract import Conflict, Versioned
-from rallypoint.ledger.single_value import Placed, Shelf, decode, encode
+from rallypoint.ledger.single_value import Placed, RegisterMap, decode, encode
 
-EMPTY = Shelf.empty("ledger")
+EMPTY = RegisterMap.empty("ledger")
 
 
-def put(shelf: Shelf, key: str, value: bytes) -> Shelf:
-    current = shelf.read(key)
-    placed = shelf.swap(key, current.version if current else None, value)
+def put(register_map: RegisterMap, key: str, value: bytes) -> RegisterMap:
+    current = register_map.read(key)
+    placed = register_map.swap(key, current.version if current else None, value)
     assert isinstance(placed, Placed)
-    return placed.shelf
+    return placed.register_map
 
 
 def test_what_was_swapped_in_is_read():
     placed = EMPTY.swap("a", None, b"1")
     assert isinstance(placed, Placed)
-    assert placed.shelf.read("a") == Versioned(b"1", placed.version)
+    assert placed.register_map.read("a") == Versioned(b"1", placed.version)
     assert EMPTY.read("a") is None
 
 
 @pytest.mark.parametrize("expected", [None, 7])
 def test_a_swap_that_names_another_version_is_in_conflict(expected: int | None):
-    shelf = put(EMPTY, "a", b"1")
-    assert shelf.swap("a", expected, b"2") == Conflict(shelf.read("a"))
+    register_map = put(EMPTY, "a", b"1")
+    assert register_map.swap("a", expected, b"2") == Conflict(register_map.read("a"))
 
 
 def test_a_swap_of_what_is_not_there_is_in_conflict():
@@ -41,32 +41,32 @@ def test_a_swap_of_what_is_not_there_is_in_conflict():
 
 
 def test_a_registers_version_moves_with_its_own_writes_only():
-    shelf = put(EMPTY, "a", b"1")
-    before = shelf.read("a")
-    shelf = put(put(shelf, "b", b"1"), "b", b"2")
-    assert shelf.read("a") == before
+    register_map = put(EMPTY, "a", b"1")
+    before = register_map.read("a")
+    register_map = put(put(register_map, "b", b"1"), "b", b"2")
+    assert register_map.read("a") == before
 
 
 def test_a_version_does_not_come_back_with_a_register():
-    shelf = put(EMPTY, "a", b"1")
-    gone = shelf.delete("a")
+    register_map = put(EMPTY, "a", b"1")
+    gone = register_map.delete("a")
     assert gone is not None
     assert gone.read("a") is None
     again = put(gone, "a", b"1")
-    assert again.read("a") != shelf.read("a")
+    assert again.read("a") != register_map.read("a")
 
 
 def test_no_two_writes_leave_the_same_bytes():
     # An engine that compares values, not versions, would take the one for the other.
     seen = [encode(EMPTY)]
-    shelf = EMPTY
+    register_map = EMPTY
     for _ in range(3):
-        shelf = put(shelf, "a", b"1")
-        seen.append(encode(shelf))
-        gone = shelf.delete("a")
+        register_map = put(register_map, "a", b"1")
+        seen.append(encode(register_map))
+        gone = register_map.delete("a")
         assert gone is not None
-        shelf = gone
-        seen.append(encode(shelf))
+        register_map = gone
+        seen.append(encode(register_map))
     assert len(set(seen)) == len(seen)
 
 
@@ -75,14 +75,14 @@ def test_deleting_what_is_not_there_needs_no_write():
 
 
 def test_registers_are_listed_in_order():
-    shelf = put(put(put(EMPTY, "run/b", b""), "lease/x", b""), "run/a", b"")
-    assert shelf.keys("run/") == ("run/a", "run/b")
-    assert len(shelf.keys()) == 3
+    register_map = put(put(put(EMPTY, "run/b", b""), "lease/x", b""), "run/a", b"")
+    assert register_map.keys("run/") == ("run/a", "run/b")
+    assert len(register_map.keys()) == 3
 
 
 def test_it_is_decoded_as_it_was_encoded():
-    shelf = put(put(EMPTY, "a", b"\x00"), "b", b"")
-    assert decode(encode(shelf), "here") == shelf
+    register_map = put(put(EMPTY, "a", b"\x00"), "b", b"")
+    assert decode(encode(register_map), "here") == register_map
 
 
 @pytest.mark.parametrize("data", [b"", b"pickle", msgspec.msgpack.encode([0, "ledger"])])

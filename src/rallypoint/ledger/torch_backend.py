@@ -51,7 +51,7 @@ from rallypoint.ledger.contract import (
     Versioned,
     check_name,
 )
-from rallypoint.ledger.single_value import Shelf
+from rallypoint.ledger.single_value import RegisterMap
 from rallypoint.ledger.threads import Threads
 
 T = TypeVar("T")
@@ -78,9 +78,9 @@ class RendezvousBackend(Protocol):
 
 
 class _Now(msgspec.Struct, frozen=True):
-    """What the backend holds. `shelf` and `data` are None if it holds nothing."""
+    """What the backend holds. `register_map` and `data` are None if it holds nothing."""
 
-    shelf: Shelf | None
+    register_map: RegisterMap | None
     data: bytes | None = None
     token: Any = None
 
@@ -125,18 +125,18 @@ class TorchBackendLedger(Ledger):
         if self.ledger_id:
             return
         deadline = self._deadline()
-        shelf = (now := await self._get(deadline)).shelf
-        if shelf is None:
-            mine = Shelf.empty(secrets.token_hex(8))
+        register_map = (now := await self._get(deadline)).register_map
+        if register_map is None:
+            mine = RegisterMap.empty(secrets.token_hex(8))
             try:
                 moved = await self._put(now, mine, deadline)
             except _TakesNothingError:
                 self.ledger_id, self.keeps_nothing = mine.ledger_id, True
                 return
-            shelf = moved.now.shelf if moved else mine
-            if shelf is None:
+            register_map = moved.now.register_map if moved else mine
+            if register_map is None:
                 raise self._gone()
-        self.ledger_id, self._seen = shelf.ledger_id, True
+        self.ledger_id, self._seen = register_map.ledger_id, True
 
     async def aclose(self) -> None:
         """See Ledger.aclose. The backend is the caller's, and stays as it is."""
@@ -147,11 +147,11 @@ class TorchBackendLedger(Ledger):
     async def read(self, key: str) -> Versioned | None:
         """See Ledger.read."""
         check_name(key)
-        return self._shelf(await self._get(self._deadline())).read(key)
+        return self._register_map(await self._get(self._deadline())).read(key)
 
     async def keys(self, prefix: str = "") -> tuple[str, ...]:
         """See Ledger.keys."""
-        return self._shelf(await self._get(self._deadline())).keys(prefix)
+        return self._register_map(await self._get(self._deadline())).keys(prefix)
 
     async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
         """See Ledger.swap."""
@@ -166,14 +166,14 @@ class TorchBackendLedger(Ledger):
         now = await self._get(deadline)
         unsure = False
         while True:
-            after = self._shelf(now).swap(key, expected, value)
+            after = self._register_map(now).swap(key, expected, value)
             # A register that still has the version expected was not written by an earlier try, and
             # cannot be any more: what it named is gone. One that is not there may be gone again.
             if unsure and (expected is None or isinstance(after, Conflict)):
                 return Unknown("the backend's answer was lost, and its value has moved on since")
             if isinstance(after, Conflict):
                 return after
-            moved = await self._put(now, after.shelf, deadline)
+            moved = await self._put(now, after.register_map, deadline)
             if moved is None:
                 return Swapped(after.version)
             now, unsure = moved.now, unsure or moved.unsure
@@ -184,7 +184,7 @@ class TorchBackendLedger(Ledger):
         deadline = self._deadline()
         now = await self._get(deadline)
         seen, unsure = version, False
-        while (found := self._shelf(now).read(key)) is not None:
+        while (found := self._register_map(now).read(key)) is not None:
             if unsure and found.version != seen:
                 raise LedgerUnreachableError(
                     f"whether {key!r} was deleted is not known: the answer was lost, and the "
@@ -193,9 +193,9 @@ class TorchBackendLedger(Ledger):
             if version not in (None, found.version):
                 return False
             seen = found.version
-            shelf = self._shelf(now).delete(key)
-            assert shelf is not None  # it was there just now
-            moved = await self._put(now, shelf, deadline)
+            register_map = self._register_map(now).delete(key)
+            assert register_map is not None  # it was there just now
+            moved = await self._put(now, register_map, deadline)
             if moved is None:
                 return True
             now, unsure = moved.now, unsure or moved.unsure
@@ -203,12 +203,12 @@ class TorchBackendLedger(Ledger):
 
     # -- the backend's one value ----------------------------------------------------------------
 
-    async def _put(self, at: _Now, shelf: Shelf, deadline: float) -> _Moved | None:
+    async def _put(self, at: _Now, register_map: RegisterMap, deadline: float) -> _Moved | None:
         """Replace what is there `at` that time; None once it is done.
 
         Raises a LedgerError if it is not known to be done; it may be, then or later.
         """
-        data = record_format.seal(single_value.encode(shelf), record_format.new_nonce())
+        data = record_format.seal(single_value.encode(register_map), record_format.new_nonce())
         if len(data) > STATE_BYTES_MAX:
             raise LedgerFullError(
                 f"all registers together would need {len(data)} bytes, and at most "
@@ -266,21 +266,23 @@ class TorchBackendLedger(Ledger):
                 hint="torch's own rendezvous or another program uses it; "
                 "give the backend a run id of its own",
             )
-        shelf = single_value.decode(record_format.unseal(data, self._where).value, self._where)
-        return _Now(shelf, data, answer[1])
+        register_map = single_value.decode(
+            record_format.unseal(data, self._where).value, self._where
+        )
+        return _Now(register_map, data, answer[1])
 
-    def _shelf(self, now: _Now) -> Shelf:
+    def _register_map(self, now: _Now) -> RegisterMap:
         """The registers, if they are those of this ledger."""
         if not self.ledger_id:
             raise LedgerUnreachableError(f"the ledger in {self._where} is not open")
-        if now.shelf is None:
+        if now.register_map is None:
             if self._seen:
                 raise self._gone()
-            return Shelf.empty(self.ledger_id)
-        if now.shelf.ledger_id != self.ledger_id:
-            raise self._gone(f"but ledger {now.shelf.ledger_id}")
+            return RegisterMap.empty(self.ledger_id)
+        if now.register_map.ledger_id != self.ledger_id:
+            raise self._gone(f"but ledger {now.register_map.ledger_id}")
         self._seen = True
-        return now.shelf
+        return now.register_map
 
     def _gone(self, instead: str = "and is empty") -> LedgerForeignError:
         return LedgerForeignError(

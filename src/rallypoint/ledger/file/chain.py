@@ -24,7 +24,7 @@ import msgspec
 
 from rallypoint.errors import LedgerCorruptError, LedgerUnreachableError
 from rallypoint.ledger import record_format
-from rallypoint.ledger.file.disk import Disk, Link, content, names
+from rallypoint.ledger.file.disk import Disk, LinkResult, content, names
 
 SEGMENT: Final = 8
 """Versions in a segment. A register keeps up to as many besides its newest."""
@@ -120,9 +120,9 @@ class Chain:
             if self.number() != expected:
                 return Advance.LOST
             linked = self._disk.link(temporary, self._path(number))
-            if linked is Link.TAKEN:
+            if linked is LinkResult.TAKEN:
                 return Advance.LOST
-            if linked is Link.LINKED:
+            if linked is LinkResult.LINKED:
                 return self._settle(number)
             # Whoever began this segment died before it made the next.
             with contextlib.suppress(FileNotFoundError):

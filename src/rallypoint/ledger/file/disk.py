@@ -30,7 +30,7 @@ _ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-class Link(enum.Enum):
+class LinkResult(enum.Enum):
     """What came of a link."""
 
     LINKED = enum.auto()
@@ -60,8 +60,8 @@ class Disk:
         finally:
             os.close(descriptor)
 
-    def link(self, temporary: Path, name: Path) -> Link:
-        """Give a file that was written its name, unless that is taken. See `Link`."""
+    def link(self, temporary: Path, name: Path) -> LinkResult:
+        """Give a file that was written its name, unless that is taken. See `LinkResult`."""
         self._step(f"link {name.name}")
         try:
             os.link(temporary, name)
@@ -69,13 +69,13 @@ class Disk:
             # NFS repeats a request whose answer was lost, and then answers that the name is taken:
             # what counts is whether both names are one file.
             if _is_same(temporary, name):
-                return Link.LINKED
+                return LinkResult.LINKED
             if error.errno == errno.EEXIST:
-                return Link.TAKEN
+                return LinkResult.TAKEN
             if error.errno in _GONE and temporary.exists():
-                return Link.GONE
+                return LinkResult.GONE
             raise
-        return Link.LINKED
+        return LinkResult.LINKED
 
     def sync(self, folder: Path) -> None:
         """Force the names in a folder to the disk. A folder that is gone needs none."""

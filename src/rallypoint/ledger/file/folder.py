@@ -31,7 +31,7 @@ from rallypoint.errors import (
     LedgerUnreachableError,
 )
 from rallypoint.ledger import record_format
-from rallypoint.ledger.file.disk import FILE_MODE, Disk, Link, content, names
+from rallypoint.ledger.file.disk import FILE_MODE, Disk, LinkResult, content, names
 from rallypoint.ledger.file.index import begin_index, is_used
 
 MARKER: Final = "rallypoint-ledger"
@@ -184,7 +184,7 @@ def _make(root: Path, disk: Disk) -> None:
     linked = disk.link(temporary, root / MARKER)
     disk.sync(root)
     disk.forget(temporary)
-    if linked is not Link.LINKED:
+    if linked is not LinkResult.LINKED:
         disk.remove(place)
 
 

@@ -44,7 +44,7 @@ from rallypoint.ledger.contract import (
     check_name,
 )
 from rallypoint.ledger.file.chain import Advance, Chain
-from rallypoint.ledger.file.disk import Disk, Link, as_ledger_error, content, names
+from rallypoint.ledger.file.disk import Disk, LinkResult, as_ledger_error, content, names
 from rallypoint.ledger.file.folder import open_folder, place_of, replaced
 from rallypoint.ledger.file.index import FileIndex, Index, Indexed
 from rallypoint.ledger.threads import Threads
@@ -314,10 +314,10 @@ class _Files:
                 return Gap()
             with self._temporary(value) as temporary:
                 linked = self._disk.link(temporary, path)
-            if linked is Link.GONE:
+            if linked is LinkResult.GONE:
                 return None
             self._disk.sync(folder)
-            if linked is Link.LINKED:
+            if linked is LinkResult.LINKED:
                 return Created()
         try:
             return Exists(record_format.unseal(content(path), str(path)).value)
