@@ -22,7 +22,7 @@ from rallypoint.bench import processes
 from rallypoint.bench.agents import Agent as Agent
 from rallypoint.bench.agents import agents as agents
 from rallypoint.bench.agents import wait_for as wait_for
-from rallypoint.bench.notes import Note as Event
+from rallypoint.bench.event_log import Note as Event
 from rallypoint.bench.processes import DEADLINE_S
 from rallypoint.bench.processes import BenchError as NotMeasuredError
 from rallypoint.bench.processes import end as end

@@ -11,7 +11,7 @@ import pytest
 
 from rallypoint.bench import driver, recover
 from rallypoint.bench.agents import PLAIN, Agent
-from rallypoint.bench.notes import Reader, Writer
+from rallypoint.bench.event_log import Reader, Writer
 from rallypoint.bench.processes import BenchError, end, wait_until
 
 KILLED_S = 100.0

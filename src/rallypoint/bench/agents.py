@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from rallypoint.bench.notes import Note, Reader
+from rallypoint.bench.event_log import Note, Reader
 from rallypoint.bench.processes import (
     DEADLINE_S,
     clean_environment,

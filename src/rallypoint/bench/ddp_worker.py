@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from rallypoint.bench.notes import Writer
+from rallypoint.bench.event_log import Writer
 
 STEP_S: Final = 0.05
 

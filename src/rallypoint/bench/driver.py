@@ -443,7 +443,7 @@ def grown(before: list[dict[str, Any]], after: list[dict[str, Any]], *names: str
 @contextlib.contextmanager
 def floor(nodes: int) -> Iterator[tuple[Process, Fleet, dict[str, Any]]]:
     """The floor's two processes, connected; and how that went."""
-    server = Process(("-m", "rallypoint.bench.floor", str(nodes)))
+    server = Process(("-m", "rallypoint.bench.socket_baseline", str(nodes)))
     fleet = Fleet()
     try:
         port = int(server.line("the floor"))

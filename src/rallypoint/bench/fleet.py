@@ -25,7 +25,7 @@ import msgspec
 
 from rallypoint.bench.counting import DEADLINE_S, Count, FleetError, new_event_loop
 from rallypoint.bench.flood import Flood
-from rallypoint.bench.floor import FloorFleet
+from rallypoint.bench.socket_baseline import FloorFleet
 from rallypoint.bench.virtual import EARLY, VirtualNode
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import store as ops

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from rallypoint.bench.notes import Writer
+from rallypoint.bench.event_log import Writer
 from rallypoint.client import machine as m
 from rallypoint.client.node import Node
 from rallypoint.wire import messages as wire

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from rallypoint.bench.driver import Process
-from rallypoint.bench.notes import Note, Reader
+from rallypoint.bench.event_log import Note, Reader
 from rallypoint.bench.processes import DEADLINE_S, BenchError, scratch, tail_of, wait_until
 from rallypoint.bench.real_nodes import Specification
 from rallypoint.settings import NodeSettings, attach_grace_s

@@ -14,7 +14,7 @@ import signal
 import sys
 
 import rallypoint
-from rallypoint.bench.notes import Writer
+from rallypoint.bench.event_log import Writer
 
 
 def _fail(*_: object) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rallypoint.cli import api, output, owners
+from rallypoint.cli import api, output, run_locator
 from rallypoint.cli.common import TokenFileOption, keys_of
 from rallypoint.core.values import Address
 from rallypoint.endpoints import EndpointKind, parse_endpoint
@@ -276,14 +276,14 @@ def _measure(scenario: Scenario, run: str | None, of: int | None) -> _Measure:
         recover,
         regroup,
         runs,
-        share,
         store,
         strangers,
     )
+    from rallypoint.bench import multi_host
 
     if run is not None and of is not None:
-        shared = share.Share(run, of)
-        return lambda plan, nodes: share.measure(plan, nodes, shared)
+        shared = multi_host.Share(run, of)
+        return lambda plan, nodes: multi_host.measure(plan, nodes, shared)
     return {
         Scenario.MEET: meet.measure,
         Scenario.REGROUP: regroup.measure,
@@ -516,7 +516,7 @@ def _running(at: str, token_file: str | None) -> Coordinator:
         )
     keys = keys_of(place, token_file)
     try:
-        owners.ask(keys, lambda token: api.runs(place, token))
+        run_locator.ask(keys, lambda token: api.runs(place, token))
     except UnreachableError as error:
         raise UnreachableError(
             error.message,

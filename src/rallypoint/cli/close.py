@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rallypoint.cli import api, output, owners
+from rallypoint.cli import api, output, run_locator
 from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, keys_of
 from rallypoint.errors import RunClosedError
 
@@ -28,7 +28,7 @@ def close(
     where = endpoint_of(endpoint)
     keys = keys_of(where, token_file)
     try:
-        owner = owners.owner_of(where, keys, run_id)
+        owner = run_locator.owner_of(where, keys, run_id)
         answer = owner.ask(lambda at, secret: api.close(at, secret, run_id, reason))
         was_closed = bool(answer.get("was_closed"))
     except RunClosedError:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from rallypoint import settings
-from rallypoint.cli.owners import Known, Owner
+from rallypoint.cli.run_locator import Known, Owner
 from rallypoint.coordinator import ledger_view
 from rallypoint.coordinator.ledger_view import Kept, Unread
 from rallypoint.core import election as e

@@ -12,7 +12,7 @@ import signal
 import sys
 
 from rallypoint.bench.logged_node import logged
-from rallypoint.bench.notes import Writer
+from rallypoint.bench.event_log import Writer
 from rallypoint.cli.main import main
 from rallypoint.launch import agent
 from rallypoint.launch.round_workers import RoundWorkers

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from rallypoint.cli import api, output, owners, pictures
+from rallypoint.cli import api, output, run_locator, status_view
 from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, keys_of
 from rallypoint.endpoints import Endpoint, EndpointKind
 from rallypoint.errors import CoordinatorError, RallypointError, TokenError
@@ -22,7 +22,7 @@ WATCH_EVERY_S: Final = 1.0
 MEMBERS_SHOWN: Final = 50
 MEMBERS_IN_JSON: Final = 1_000
 """As many as a coordinator lists unless it is asked for more or fewer."""
-UNOWNED: Final = f"no coordinator: {owners.UNOWNED_HINT}"
+UNOWNED: Final = f"no coordinator: {run_locator.UNOWNED_HINT}"
 
 Picture = dict[str, Any]
 
@@ -90,7 +90,7 @@ def _one_run(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Ans
         if where.kind is EndpointKind.LEDGER:
             answer = _run_of_ledger(where, keys, run_id, shown)
         else:
-            asked = owners.owner_of(where, keys, run_id)
+            asked = run_locator.owner_of(where, keys, run_id)
             answer = Answer(asked.ask(lambda at, secret: api.run(at, secret, run_id, shown)))
     except api.NoSuchRunError as error:
         unknown = fields.unknown(run_id, error.message, socket.gethostname())
@@ -100,16 +100,16 @@ def _one_run(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Ans
         # A replica says so: it has answered with what the ledger keeps.
         is_unowned = picture["phase"] == fields.UNOWNED
         why = "has no coordinator now" if is_unowned else "has a coordinator that does not answer"
-        problem = CoordinatorError(f"run {run_id!r} {why}", hint=owners.UNOWNED_HINT)
+        problem = CoordinatorError(f"run {run_id!r} {why}", hint=run_locator.UNOWNED_HINT)
     return Answer(picture, problem)
 
 
 def _run_of_ledger(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Answer:
-    known = owners.find(where, keys, run_id, MEMBERS_IN_JSON if shown is None else shown)
+    known = run_locator.find(where, keys, run_id, MEMBERS_IN_JSON if shown is None else shown)
     if known.close is not None:  # Whoever closed it may be gone.
         return Answer(known.picture(""))
     try:
-        owner = owners.serving(known)
+        owner = run_locator.serving(known)
         return Answer(owner.ask(lambda at, secret: api.run(at, secret, run_id, shown)))
     except (CoordinatorError, api.NoSuchRunError) as error:
         if isinstance(error, TokenError):
@@ -123,7 +123,7 @@ def _all_runs(where: Endpoint, keys: Keys, as_json: bool, shown: int | None) -> 
     """All runs of these coordinators; for people, a run that is alone in more detail."""
     from rallypoint.coordinator import status as fields  # Only here: it loads the core.
 
-    asked, known = owners.owners(where, keys)
+    asked, known = run_locator.owners(where, keys)
     is_ledger = where.kind is EndpointKind.LEDGER
     told: list[Picture] = []
     problems: dict[str, str] = {}
@@ -152,7 +152,7 @@ def _print(picture: Picture, as_json: bool) -> None:
     if as_json:
         output.print_json(picture)
     else:
-        output.show(*pictures.draw(picture))
+        output.show(*status_view.draw(picture))
 
 
 def _watch(ask: Callable[[], Answer], as_json: bool, *, until_ended: bool) -> None:
@@ -173,14 +173,14 @@ def _watch_in_place(seconds: Iterator[Picture]) -> None:
 
     with Live(console=output.console(), auto_refresh=False) as live:
         for picture in seconds:
-            live.update(Group(*pictures.draw(picture)), refresh=True)
+            live.update(Group(*status_view.draw(picture)), refresh=True)
 
 
 def _watch_in_blocks(seconds: Iterator[Picture], as_json: bool) -> None:
     """A block, or a line of JSON, whenever something has changed besides the time."""
     last: object = None
     for picture in seconds:
-        key = pictures.key(picture)
+        key = status_view.key(picture)
         if key == last:
             continue
         if last is not None and not as_json:
@@ -196,6 +196,6 @@ def _each_second(ask: Callable[[], Answer], until_ended: bool) -> Iterator[Pictu
             raise answer.error
         picture = answer.picture
         yield picture
-        if until_ended and pictures.has_ended(picture):
+        if until_ended and status_view.has_ended(picture):
             return
         time.sleep(WATCH_EVERY_S)

@@ -1,6 +1,6 @@
 """The floor: what sockets of this machine need for the traffic of a meeting, without any protocol.
 
-    python -m rallypoint.bench.floor NODES
+    python -m rallypoint.bench.socket_baseline NODES
 
 A process that listens, and counts: once NODES messages of REQUEST_BYTES have come, it answers each
 connection with ANSWER_BYTES. The other side is `FloorFleet`, which a fleet process runs

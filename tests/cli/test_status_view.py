@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rallypoint.cli import output, pictures
+from rallypoint.cli import output, status_view
 
 SUMMARY: dict[str, Any] = {
     "run_id": "job-42",
@@ -55,7 +55,7 @@ DETAIL: dict[str, Any] = {
 
 
 def _drawn(picture: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
-    output.show(*pictures.draw(picture))
+    output.show(*status_view.draw(picture))
     return capsys.readouterr().out
 
 
@@ -95,9 +95,9 @@ def test_the_key_changes_with_what_happens_and_not_with_time() -> None:
     later["reason"] = "...; last call ends in 2.2 s"
     later["waiting"]["last_call_s"] = 2.2
     later["members"][1]["troubled_s"] = 8.25
-    assert pictures.key(later) == pictures.key(DETAIL)
+    assert status_view.key(later) == status_view.key(DETAIL)
     later["members"][1]["link"] = "connected"
-    assert pictures.key(later) != pictures.key(DETAIL)
+    assert status_view.key(later) != status_view.key(DETAIL)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_the_key_changes_with_what_happens_and_not_with_time() -> None:
     [([], ""), ([3], "3"), ([0, 1, 2, 3], "0-3"), ([0, 1, 4, 6, 7], "0-1,4,6-7")],
 )
 def test_ranks_are_drawn_short(numbers: list[int], text: str) -> None:
-    assert pictures.spans(numbers) == text
+    assert status_view.spans(numbers) == text
 
 
 @pytest.mark.parametrize(
@@ -113,4 +113,4 @@ def test_ranks_are_drawn_short(numbers: list[int], text: str) -> None:
     [(None, ""), (0.004, "4 ms"), (0.9996, "1.0 s"), (30.25, "30.2 s"), (90, "1.5 min")],
 )
 def test_durations_are_drawn_short(value: float | None, text: str) -> None:
-    assert pictures.seconds(value) == text
+    assert status_view.seconds(value) == text
