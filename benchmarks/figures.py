@@ -20,14 +20,14 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a file: what lies beside it is the package `benchmarks`
     sys.path[0] = str(ROOT)
 
-from benchmarks import failover, failures, idle, inside, losing, meeting  # noqa: E402
+from benchmarks import failover, failures, idle, in_process, meeting, node_loss  # noqa: E402
 from benchmarks.figure import Group, load_average, markdown  # noqa: E402
 from benchmarks.processes import NotMeasuredError  # noqa: E402
 from rallypoint import __version__  # noqa: E402
 
 GROUPS: Final = {
     group.name: group
-    for each in (meeting, failures, losing, idle, inside, failover)
+    for each in (meeting, failures, node_loss, idle, in_process, failover)
     for group in each.GROUPS
 }
 

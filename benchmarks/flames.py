@@ -23,7 +23,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a file: what lies beside it is the package `benchmarks`
     sys.path[0] = str(ROOT)
 
-from benchmarks import page  # noqa: E402
+from benchmarks import doc_tables  # noqa: E402
 from rallypoint.bench import driver, meet  # noqa: E402
 
 SAMPLES_PER_S: Final = 500
@@ -125,11 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return 1
     rows = [[part, *(f"{each[part]:.0%}" for each in found)] for part in found[0]]
-    text = page.table(["share of the time", *(f"{n:,} nodes" for n in sizes)], rows)
+    text = doc_tables.table(["share of the time", *(f"{n:,} nodes" for n in sizes)], rows)
     if options.print:
         print(text)
     else:
-        PAGE.write_text(page.put(text, PAGE.read_text("utf-8"), WRITER), "utf-8")
+        PAGE.write_text(doc_tables.put(text, PAGE.read_text("utf-8"), WRITER), "utf-8")
         say(f"written into {PAGE.relative_to(ROOT)}")
     return 0
 

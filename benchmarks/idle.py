@@ -85,7 +85,7 @@ def measure_idle(repeats: int, say: Say) -> list[Figure]:
 def _pushed(nodes: int) -> list[float]:
     """Bytes pushed to a node per round; and messages."""
     with Coordinator() as coordinator, CountingProxy(coordinator.port) as proxy:
-        command = ("-m", "benchmarks.inside_part", "rounds", str(nodes), proxy.endpoint)
+        command = ("-m", "benchmarks.in_process_part", "rounds", str(nodes), proxy.endpoint)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         process = python(*command, str(ROUNDS), **pipes)
         try:

@@ -18,7 +18,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a file: what lies beside it is the package `benchmarks`
     sys.path[0] = str(ROOT)
 
-from benchmarks import page, quiet  # noqa: E402
+from benchmarks import doc_tables, wait_idle  # noqa: E402
 from rallypoint.bench import (  # noqa: E402
     driver,
     idle,
@@ -53,7 +53,7 @@ def tables(sizes: Sequence[int], repeats: int, many: int, seconds: float = IDLE_
     about = bench_report.machine()
     carried: list[Figure] = []
     driver.check_descriptors(max(*sizes, many * NODES_OF_A_RUN))
-    others = quiet.wait()
+    others = wait_idle.wait()
     for nodes in sizes:
         say(f"meet and idle with {nodes:,} nodes")
         with driver.served() as at:
@@ -91,12 +91,12 @@ def tables(sizes: Sequence[int], repeats: int, many: int, seconds: float = IDLE_
             _over_sizes(changed, large),
             f"One of {many} runs of {NODES_OF_A_RUN} nodes, and three agents of which one is "
             "killed:",
-            page.table(
+            doc_tables.table(
                 ["figure", "median", "unit"],
                 [[e.name, bench_report.rounded(e.median), e.unit] for e in [*beside, *recovered]],
             ),
             "The cost model. Columns with *predicted* were not measured:",
-            page.table(*model.rows(costs)),
+            doc_tables.table(*model.rows(costs)),
             *(f"{text[0].upper()}{text[1:]}." for text in model.remarks(costs)),
         )
     )
@@ -105,7 +105,7 @@ def tables(sizes: Sequence[int], repeats: int, many: int, seconds: float = IDLE_
 def _quietness(others: int | None) -> str:
     if others is None:
         return "what else ran is not known"
-    if others > quiet.RUNNABLE_MAX:
+    if others > wait_idle.RUNNABLE_MAX:
         return f"**{others} other processes wanted to run before: on a quiet machine it is faster**"
     return "nothing else ran before"
 
@@ -116,7 +116,7 @@ def _over_sizes(figures: Sequence[Figure], sizes: Sequence[int]) -> str:
     for scenario, name, unit in dict.fromkeys((e.scenario, e.name, e.unit) for e in figures):
         values = (found[scenario, name, unit, n] for n in sizes)
         rows.append([f"{scenario}: {name}", unit, *map(bench_report.rounded, values)])
-    return page.table(["figure", "unit", *(f"{n:,}" for n in sizes)], rows)
+    return doc_tables.table(["figure", "unit", *(f"{n:,}" for n in sizes)], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.print:
         print(text)
     else:
-        PAGE.write_text(page.put(text, PAGE.read_text("utf-8"), WRITER), "utf-8")
+        PAGE.write_text(doc_tables.put(text, PAGE.read_text("utf-8"), WRITER), "utf-8")
         say(f"written into {PAGE.relative_to(ROOT)}")
     return 0
 

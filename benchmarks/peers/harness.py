@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from benchmarks import quiet
+from benchmarks import wait_idle
 from benchmarks.peers import common, install
 from benchmarks.peers.catalogue import PROCESS_BYTES, Peer
 
@@ -220,7 +220,7 @@ class Bench:
     def _run(
         self, python: Path, peer: Peer, arguments: Sequence[object], deadline_s: float
     ) -> Outcome:
-        busy = quiet.wait()
+        busy = wait_idle.wait()
         outcome = run_script(python, f"benchmarks.peers.{peer.module}", arguments, deadline_s)
         outcome.busy = busy
         return outcome

@@ -29,7 +29,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 if not __package__:  # run as a file: the checkout is where `benchmarks` is
     sys.path[0] = str(ROOT)
 
-from benchmarks import page, private_network, quiet  # noqa: E402
+from benchmarks import doc_tables, private_network, wait_idle  # noqa: E402
 from benchmarks.peers import common, install, report  # noqa: E402
 from benchmarks.peers.catalogue import PEERS, Peer  # noqa: E402
 from benchmarks.peers.harness import Bench, Outcome  # noqa: E402
@@ -114,7 +114,7 @@ def measure(
             "repeats": options.repeats,
             "deadline_s": options.deadline,
             "death_deadline_s": DEATH_DEADLINE_S,
-            "quiet": {"runnable_max": quiet.RUNNABLE_MAX, "wait_max_s": quiet.WAIT_MAX_S},
+            "quiet": {"runnable_max": wait_idle.RUNNABLE_MAX, "wait_max_s": wait_idle.WAIT_MAX_S},
         },
         "peers": [_peer(peer, seen[peer.name]) for peer in peers],
         "results": results,
@@ -228,7 +228,7 @@ def _write(run: dict[str, Any]) -> int:
         say("no new pictures: they need matplotlib (pip install 'rallypoint[bench]')")
     shown = report.shown(DOCUMENT.parent / "images", DOCUMENT.parent)
     document = DOCUMENT.read_text(encoding="utf-8")
-    text = page.put(report.markdown(run, shown), document, report.WRITER)
+    text = doc_tables.put(report.markdown(run, shown), document, report.WRITER)
     DOCUMENT.write_text(text, encoding="utf-8")
     _write_json(run, DOCUMENT.with_suffix(".json"))
     say(f"written to {DOCUMENT.relative_to(ROOT)}, its .json, and images/")

@@ -20,7 +20,7 @@ SCRIPT = ROOT / "benchmarks" / "peers" / "run.py"
 if not SCRIPT.exists():
     pytest.skip("the source distribution has no benchmarks", allow_module_level=True)
 
-from benchmarks import page, quiet  # noqa: E402
+from benchmarks import doc_tables, wait_idle  # noqa: E402
 from benchmarks.peers import catalogue, common, harness, install, report, run  # noqa: E402
 
 needs_torch = pytest.mark.skipif(
@@ -214,8 +214,8 @@ class Machine:
         self.now_s = 100.0
         self._file = file
         self._busy: Callable[[float], int] = lambda now_s: 0
-        monkeypatch.setattr(quiet, "_LOADAVG", file)
-        monkeypatch.setattr(quiet, "time", self)
+        monkeypatch.setattr(wait_idle, "_LOADAVG", file)
+        monkeypatch.setattr(wait_idle, "time", self)
 
     def is_busy(self, busy: Callable[[float], int]) -> None:
         """How many others want to run, so many seconds after the beginning."""
@@ -240,24 +240,24 @@ def test_a_quiet_machine_is_waited_for_by_what_runs_and_not_by_the_load_average(
     machine: Machine,
 ) -> None:
     machine.is_busy(lambda now_s: 40 if now_s < 5.0 else 1)
-    assert quiet.wait() == 1
-    assert 5.0 + quiet.QUIET_S <= machine.now_s - 100.0 < 5.2 + quiet.QUIET_S
+    assert wait_idle.wait() == 1
+    assert 5.0 + wait_idle.QUIET_S <= machine.now_s - 100.0 < 5.2 + wait_idle.QUIET_S
 
 
 def test_it_must_have_been_quiet_for_a_while(machine: Machine) -> None:
     machine.is_busy(lambda now_s: 2 if now_s % 0.5 < 0.1 and now_s < 7.0 else 0)
-    assert quiet.wait() == 0
-    assert machine.now_s - 100.0 >= 6.5 + quiet.QUIET_S
+    assert wait_idle.wait() == 0
+    assert machine.now_s - 100.0 >= 6.5 + wait_idle.QUIET_S
 
 
 def test_what_never_gets_quiet_is_waited_for_so_long_and_no_longer(machine: Machine) -> None:
     machine.is_busy(lambda now_s: 90 if now_s < 2.0 else 7)
-    assert quiet.wait() == 7, "the most of the last second, not of all the time"
-    assert quiet.WAIT_MAX_S <= machine.now_s - 100.0 < quiet.WAIT_MAX_S + 0.1
+    assert wait_idle.wait() == 7, "the most of the last second, not of all the time"
+    assert wait_idle.WAIT_MAX_S <= machine.now_s - 100.0 < wait_idle.WAIT_MAX_S + 0.1
 
 
 def test_where_nobody_tells_what_runs_nobody_waits(machine: Machine) -> None:
-    assert quiet.wait() is None
+    assert wait_idle.wait() is None
     assert machine.now_s == 100.0
 
 
@@ -274,7 +274,7 @@ def test_what_is_run_is_run_on_a_quiet_machine_and_what_is_not_waits_for_nothing
         order.append("run")
         return harness.Outcome()
 
-    monkeypatch.setattr(quiet, "wait", wait)
+    monkeypatch.setattr(wait_idle, "wait", wait)
     monkeypatch.setattr(harness, "run_script", run_script)
     bench = harness.Bench(tmp_path, 1.0, 1)
     assert bench.meet(peer(), 2).busy == 3
@@ -627,5 +627,5 @@ def test_the_document_says_what_its_json_holds() -> None:
     run = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     document = path.read_text(encoding="utf-8")
     pictures = report.shown(path.parent / "images", path.parent)
-    assert page.put(report.markdown(run, pictures), document, report.WRITER) == document
+    assert doc_tables.put(report.markdown(run, pictures), document, report.WRITER) == document
     assert len(pictures) == len(report.PICTURES)

@@ -28,8 +28,8 @@ import msgspec
 
 from rallypoint.bench import child
 from rallypoint.bench.counting import loop_name, new_event_loop
-from rallypoint.bench.logged_node import logged
 from rallypoint.bench.event_log import Writer
+from rallypoint.bench.logged_node import logged
 from rallypoint.client.node import Node
 from rallypoint.core.values import Address, Failure, FailureKind, RunSettings
 from rallypoint.errors import RallypointError

@@ -270,6 +270,7 @@ def _measure(scenario: Scenario, run: str | None, of: int | None) -> _Measure:
         ledger_reads,
         ledger_writes,
         meet,
+        multi_host,
         neighbour,
         preempted,
         rack,
@@ -279,7 +280,6 @@ def _measure(scenario: Scenario, run: str | None, of: int | None) -> _Measure:
         store,
         strangers,
     )
-    from rallypoint.bench import multi_host
 
     if run is not None and of is not None:
         shared = multi_host.Share(run, of)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import signal
 import sys
 
-from rallypoint.bench.logged_node import logged
 from rallypoint.bench.event_log import Writer
+from rallypoint.bench.logged_node import logged
 from rallypoint.cli.main import main
 from rallypoint.launch import agent
 from rallypoint.launch.round_workers import RoundWorkers

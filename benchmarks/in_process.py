@@ -15,7 +15,7 @@ def measure_regroup(repeats: int, say: Say) -> list[Figure]:
     figures = []
     for nodes in (64, 256):
         endpoint = f"127.0.0.1:{free_port()}"
-        lines = run_part("inside_part", "regroup", nodes, endpoint, repeats)
+        lines = run_part("in_process_part", "regroup", nodes, endpoint, repeats)
         say(f"regroup of {nodes}")
         figures.append(
             Figure(
@@ -34,11 +34,13 @@ def measure_regroup(repeats: int, say: Say) -> list[Figure]:
 def measure_store(repeats: int, say: Say) -> list[Figure]:
     """One caller that waits for each answer; 64 at once; and a barrier."""
     with Coordinator() as coordinator:
-        alone = run_part("inside_part", "store", 1, coordinator.endpoint, repeats, OPS)
+        alone = run_part("in_process_part", "store", 1, coordinator.endpoint, repeats, OPS)
         say("store, one caller")
-        together = run_part("inside_part", "store_together", 64, coordinator.endpoint, repeats, 50)
+        together = run_part(
+            "in_process_part", "store_together", 64, coordinator.endpoint, repeats, 50
+        )
         say("store, 64 callers")
-        barrier = run_part("inside_part", "barrier", 64, coordinator.endpoint, repeats)
+        barrier = run_part("in_process_part", "barrier", 64, coordinator.endpoint, repeats)
         say("barrier of 64")
     where = "nodes in one process, `rallypoint serve` in another"
     return [
