@@ -18,6 +18,7 @@ PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CREATED      := $(VENV)/.stamp-created
 FOR_DEMO     := $(VENV)/.stamp-demo
 FOR_DEVELOP  := $(VENV)/.stamp-develop
+FOR_DOCS     := $(VENV)/.stamp-docs
 FOR_PEERS    := $(VENV)/.stamp-peers
 TORCH_STAMP  := $(if $(strip $(TORCH)),$(VENV)/.stamp-$(subst =,-,$(strip $(TORCH))))
 
@@ -75,6 +76,10 @@ scale: $(FOR_DEVELOP) ## measure what one coordinator carries, and write it into
 profile: $(FOR_PEERS) ## draw where the coordinator's time goes, into docs/images
 	$(BIN)/python benchmarks/flames.py
 
+.PHONY: docs
+docs: $(FOR_DOCS) ## build the documentation into site/; any warning is an error
+	$(BIN)/python -m tools.docsite
+
 .PHONY: peers
 peers: $(FOR_PEERS) ## compare with other rendezvous, and write docs/benchmarks.md (half an hour)
 	@$(BIN)/python benchmarks/peers/run.py --install || \
@@ -87,8 +92,8 @@ rewrite-scenarios: $(FOR_DEVELOP) ## write the scenarios' results anew; read the
 
 .PHONY: clean
 clean: ## remove .venv, caches and builds
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CREATED):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -104,6 +109,10 @@ $(FOR_DEMO): pyproject.toml | $(CREATED)
 $(FOR_DEVELOP): pyproject.toml | $(CREATED) $(TORCH_STAMP)
 	$(PIP) --editable '.[dev,examples]'
 	@touch $@ $(FOR_DEMO)
+
+$(FOR_DOCS): pyproject.toml | $(CREATED)
+	$(PIP) --editable '.[docs]'
+	@touch $@
 
 $(FOR_PEERS): pyproject.toml | $(FOR_DEVELOP)
 	$(PIP) --editable '.[dev,examples,bench]'

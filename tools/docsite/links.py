@@ -1,0 +1,102 @@
+"""Links that work on GitHub, made to work in the site.
+
+The pages of docs/ link to each other and to other files of the repository by relative paths. In the
+site each target has another place, and code has the page that the source index makes of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+
+from tools.docsite.sources import page_of, relative
+
+_LINK = re.compile(r"(?<=\]\()(?P<target>[^)\s]+)(?=\))")
+_FENCE = re.compile(r"^\s*```")
+
+
+class LinkError(Exception):
+    """A link that leads nowhere, or to what the site does not have."""
+
+
+def headings(text: str) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    found: set[str] = set()
+    in_code = False
+    for line in text.splitlines():
+        in_code ^= bool(_FENCE.match(line))
+        if not in_code and (heading := re.match(r"#+ (.+)", line)):
+            found.add(anchor(heading[1]))
+    return found
+
+
+def anchor(heading: str) -> str:
+    """GitHub's anchor of a heading: lower case, signs left out, blanks as dashes."""
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+    return re.sub(r"[^\w\- ]", "", plain.strip().lower()).replace(" ", "-")
+
+
+def targets(text: str) -> list[str]:
+    """Every relative link of a page, code blocks left out."""
+    found: list[str] = []
+
+    def noted(target: str) -> str:
+        found.append(target)
+        return target
+
+    _each_link(text, noted)
+    return [each for each in found if "://" not in each and not each.startswith("mailto:")]
+
+
+def problem(root: Path, page: PurePosixPath, target: str) -> str:
+    """Why a relative link of a page does not work on GitHub; "" if it does."""
+    path, _, fragment = target.partition("#")
+    file = (root / page.parent / path).resolve() if path else root / page
+    if not file.exists():
+        return f"{page}: {target}: there is no such file"
+    is_page = fragment and file.suffix == ".md"
+    if is_page and fragment not in headings(file.read_text(encoding="utf-8")):
+        return f"{page}: {target}: no heading there has this anchor"
+    return ""
+
+
+def adapted(
+    root: Path,
+    page: PurePosixPath,
+    text: str,
+    places: Mapping[PurePosixPath, PurePosixPath],
+) -> str:
+    """A page's text with its links led to where their targets are in the site.
+
+    `page` is a path in the repository, `places` has the place in the site of each page and file.
+    Raises LinkError for a link that leads nowhere.
+    """
+    place = places[page]
+
+    def led(target: str) -> str:
+        if "://" in target or target.startswith(("#", "mailto:")):
+            return target
+        path, sign, fragment = target.partition("#")
+        file = (root / page.parent / path).resolve()
+        if not file.is_relative_to(root.resolve()) or not file.exists():
+            raise LinkError(f"{page}: {target} leads nowhere")
+        found = PurePosixPath(file.relative_to(root.resolve()).as_posix())
+        if file.is_dir():
+            found /= "README.md"
+        if found in places:
+            return relative(places[found], place) + sign + fragment
+        if found.suffix == ".py":
+            return relative(page_of(found), place)
+        raise LinkError(f"{page}: {target} is not in the site")
+
+    return _each_link(text, led)
+
+
+def _each_link(text: str, change: Callable[[str], str]) -> str:
+    lines: list[str] = []
+    in_code = False
+    for line in text.splitlines(keepends=True):
+        in_code ^= bool(_FENCE.match(line))
+        lines.append(line if in_code else _LINK.sub(lambda found: change(found["target"]), line))
+    return "".join(lines)

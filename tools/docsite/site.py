@@ -1,0 +1,149 @@
+"""The plan of the site: which pages it has, in which order, and how they are put into a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from tools.docsite import listings, public, reading, reference, sources
+from tools.docsite.commands import PAGE as COMMANDS
+from tools.docsite.links import adapted
+
+GUIDE = {
+    "README.md": "Rallypoint",
+    "docs/getting-started.md": "Getting started",
+}
+TASKS = {
+    "docs/from-torch.md": "torchrun and torch",
+    "docs/native.md": "The native API",
+    "docs/clusters.md": "Clusters",
+    "docs/operations.md": "Operations",
+    "SECURITY.md": "Security",
+    "docs/status.md": "What status tells",
+    "docs/compatibility.md": "Compatibility",
+    "examples/README.md": "Examples",
+}
+DESIGN = {
+    "docs/protocol.md": "The protocol",
+    "docs/architecture.md": "Architecture",
+    "docs/journey.md": "One node's join",
+    "docs/scale.md": "Scale",
+    "docs/benchmarks.md": "Beside its peers",
+    "benchmarks/README.md": "Benchmarks",
+    "docs/fuzzing.md": "Fuzzing",
+}
+PROJECT = {
+    "CONTRIBUTING.md": "Contributing",
+    "CHANGELOG.md": "Changelog",
+}
+COMMITTED = GUIDE | TASKS | DESIGN | PROJECT
+"""Every page that is written by hand, by its path in the repository, with its title in the menu."""
+
+CONFIG = "zensical.toml"
+PAGES = "pages"
+_HERE = Path(__file__).parent
+
+
+def places(root: Path) -> dict[PurePosixPath, PurePosixPath]:
+    """Where each page, and each file that pages show or link to, is within the site."""
+    found = {PurePosixPath(each): _place(PurePosixPath(each)) for each in COMMITTED}
+    for path in sorted((root / "docs").rglob("*")):
+        name = PurePosixPath(path.relative_to(root).as_posix())
+        if path.is_file() and path.suffix != ".md":
+            found[name] = name.relative_to("docs")
+    found[PurePosixPath("LICENSE")] = PurePosixPath("LICENSE.txt")
+    return found
+
+
+def _place(path: PurePosixPath) -> PurePosixPath:
+    match path.parts:
+        case ("docs", *rest):
+            return PurePosixPath(*rest)
+        case ("README.md",):
+            return PurePosixPath("index.md")
+        case (folder, "README.md"):
+            return PurePosixPath(f"{folder}.md" if folder != "benchmarks" else "measuring.md")
+    return PurePosixPath(path.name.lower())
+
+
+def stage(root: Path, folder: Path) -> None:
+    """Write everything from which the site is built into `folder`, which is emptied first.
+
+    Raises LinkError if a page has a link that leads nowhere.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    pages = folder / PAGES
+    where = places(root)
+    for path, place in where.items():
+        if path.suffix == ".md":
+            text = (root / path).read_text(encoding="utf-8")
+            _write(pages / place, adapted(root, path, text, where))
+        else:
+            (pages / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / path, pages / place)
+    files = reading.read_all(root)
+    for place, text in sources.pages(files):
+        _write(pages / place, text)
+    for each in files:
+        place = sources.listing_of(each.path)
+        _write(pages / place, listings.listing(each, place))
+    _write(pages / listings.STYLESHEET, listings.stylesheet())
+    for place, text in reference.pages(root, files):
+        _write(pages / place, text)
+    shutil.copytree(_HERE / "theme", folder / "theme")
+    shutil.copytree(_HERE / "style", pages / "style")
+    _write(folder / CONFIG, config(root))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def config(root: Path) -> str:
+    """The generator's configuration: what is committed, and the menu."""
+    text = (_HERE / CONFIG).read_text(encoding="utf-8")
+    source = json.dumps(str((root / "src").resolve()))
+    return text.replace('["SOURCE"]', f"[{source}]").replace("nav = []", f"nav = {menu(root)}")
+
+
+def menu(root: Path) -> str:
+    """The menu as TOML. The source index is one entry: its pages would be more than all others."""
+    groups = [
+        *_entries(GUIDE),
+        _group("Guide", _entries(TASKS)),
+        _group("Reference", [_entry(title, page) for title, page in _reference(root)]),
+        _group("Design", _entries(DESIGN)),
+        _group(
+            "Source",
+            [
+                _entry("Files", sources.INDEX),
+                _entry("Keywords", sources.KEYWORDS / "index.md"),
+                *_entries(PROJECT),
+            ],
+        ),
+    ]
+    return f"[{', '.join(groups)}]"
+
+
+def _reference(root: Path) -> Iterator[tuple[str, PurePosixPath]]:
+    yield "All names", reference.INDEX
+    for module in public.modules(root / "src"):
+        page = reference.page_of(module)
+        special = {reference.ERRORS: "Errors and exit codes", reference.SETTINGS: "Settings"}
+        yield special.get(page, module), page
+    yield "Command line", COMMANDS
+
+
+def _entries(pages: dict[str, str]) -> list[str]:
+    return [_entry(title, _place(PurePosixPath(path))) for path, title in pages.items()]
+
+
+def _entry(title: str, page: PurePosixPath) -> str:
+    return f"{{{json.dumps(title)} = {json.dumps(str(page))}}}"
+
+
+def _group(title: str, entries: list[str]) -> str:
+    return f"{{{json.dumps(title)} = [{', '.join(entries)}]}}"

@@ -1,0 +1,39 @@
+"""Text for Markdown pages: escaping, first sentences, lists."""
+
+from __future__ import annotations
+
+import re
+
+_CODE_SPAN = re.compile(r"(`+[^`]+`+)")
+
+
+def first_sentence(docstring: str) -> str:
+    """The first sentence of a docstring, or its first paragraph if that has none."""
+    paragraph = " ".join(docstring.strip().split("\n\n")[0].split())
+    found = re.match(r"(.+?[.!?])(?= [A-Z`(]|$)", paragraph)
+    return found.group(1) if found else paragraph
+
+
+def prose(docstring: str) -> str:
+    """A docstring as Markdown: what is indented stays code, and no sign makes markup by chance."""
+    lines = docstring.strip().splitlines()
+    return "\n".join(line if line.startswith("    ") else escaped(line) for line in lines)
+
+
+def escaped(line: str) -> str:
+    """A line in which only code spans are markup."""
+    parts = _CODE_SPAN.split(line)
+    return "".join(
+        part if number % 2 else re.sub(r"([\[\]<>*_|\\#])", r"\\\1", part)
+        for number, part in enumerate(parts)
+    )
+
+
+def cell(text: str) -> str:
+    """Text within a cell of a table. A bar would end the cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def code(text: str) -> str:
+    """A code span."""
+    return f"`{text}`"
