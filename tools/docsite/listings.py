@@ -19,7 +19,7 @@ from tools.docsite.sources import FOLDER, page_of, relative
 STYLESHEET = FOLDER / "listing.css"
 
 _LEXER = PythonLexer(stripnl=False)
-_FORMATTER = HtmlFormatter(lineanchors="L", cssclass="listing")
+_FORMATTER = HtmlFormatter(cssclass="listing")
 
 _PLAIN_STYLE = """\
 :root { color-scheme: light dark; }
@@ -59,17 +59,13 @@ def listing(file: SourceFile, place: PurePosixPath) -> str:
 
 
 def _lines(body: str) -> str:
-    """Each line in a span of its own, with its anchor: pygments leaves a bare one before it."""
+    """Each line in a span of its own, with its anchor."""
     lines = body.removesuffix("\n").split("\n")
     marked = [
-        f'<span class="line" id="L-{number}">{_without_anchor(line)}</span>'
+        f'<span class="line" id="L-{number}">{line}</span>'
         for number, line in enumerate(lines, start=1)
     ]
     return "".join(marked)
-
-
-def _without_anchor(line: str) -> str:
-    return line.rpartition("</a>")[2] if line.startswith('<a id="L-') else line
 
 
 def stylesheet() -> str:

@@ -1,4 +1,4 @@
-"""The plan of the site: which pages it has, in which order, and how they are put into a folder."""
+"""Puts the pages of the site into a folder, with the menu and the generator's configuration."""
 
 from __future__ import annotations
 
@@ -10,62 +10,11 @@ from pathlib import Path, PurePosixPath
 from tools.docsite import listings, public, reading, reference, sources
 from tools.docsite.commands import PAGE as COMMANDS
 from tools.docsite.links import adapted
-
-GUIDE = {
-    "README.md": "Rallypoint",
-    "docs/getting-started.md": "Getting started",
-}
-TASKS = {
-    "docs/from-torch.md": "torchrun and torch",
-    "docs/native.md": "The native API",
-    "docs/clusters.md": "Clusters",
-    "docs/operations.md": "Operations",
-    "SECURITY.md": "Security",
-    "docs/status.md": "What status tells",
-    "docs/compatibility.md": "Compatibility",
-    "examples/README.md": "Examples",
-}
-DESIGN = {
-    "docs/protocol.md": "The protocol",
-    "docs/architecture.md": "Architecture",
-    "docs/journey.md": "One node's join",
-    "docs/scale.md": "Scale",
-    "docs/benchmarks.md": "Beside its peers",
-    "benchmarks/README.md": "Benchmarks",
-    "docs/fuzzing.md": "Fuzzing",
-}
-PROJECT = {
-    "CONTRIBUTING.md": "Contributing",
-    "CHANGELOG.md": "Changelog",
-}
-COMMITTED = GUIDE | TASKS | DESIGN | PROJECT
-"""Every page that is written by hand, by its path in the repository, with its title in the menu."""
+from tools.docsite.plan import DESIGN, GUIDE, PROJECT, TASKS, place_of, places
 
 CONFIG = "zensical.toml"
 PAGES = "pages"
 _HERE = Path(__file__).parent
-
-
-def places(root: Path) -> dict[PurePosixPath, PurePosixPath]:
-    """Where each page, and each file that pages show or link to, is within the site."""
-    found = {PurePosixPath(each): _place(PurePosixPath(each)) for each in COMMITTED}
-    for path in sorted((root / "docs").rglob("*")):
-        name = PurePosixPath(path.relative_to(root).as_posix())
-        if path.is_file() and path.suffix != ".md":
-            found[name] = name.relative_to("docs")
-    found[PurePosixPath("LICENSE")] = PurePosixPath("LICENSE.txt")
-    return found
-
-
-def _place(path: PurePosixPath) -> PurePosixPath:
-    match path.parts:
-        case ("docs", *rest):
-            return PurePosixPath(*rest)
-        case ("README.md",):
-            return PurePosixPath("index.md")
-        case (folder, "README.md"):
-            return PurePosixPath(f"{folder}.md" if folder != "benchmarks" else "measuring.md")
-    return PurePosixPath(path.name.lower())
 
 
 def stage(root: Path, folder: Path) -> None:
@@ -138,7 +87,7 @@ def _reference(root: Path) -> Iterator[tuple[str, PurePosixPath]]:
 
 
 def _entries(pages: dict[str, str]) -> list[str]:
-    return [_entry(title, _place(PurePosixPath(path))) for path, title in pages.items()]
+    return [_entry(title, place_of(PurePosixPath(path))) for path, title in pages.items()]
 
 
 def _entry(title: str, page: PurePosixPath) -> str:

@@ -1,0 +1,91 @@
+"""No page, docstring or comment names a module or a file that does not exist."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from tests.docsite.pages import PAGES, ROOT, text_of
+from tools.docsite.mentions import Mention, Repository, in_page, in_source
+
+READERS = frozenset({"train.py", "script.py", "two.py", "test_my_ledger.py"})
+"""Files that a reader has or makes, not this repository."""
+TORCHS = ("torch/", "elastic/")
+"""Where the files of torch's begin."""
+PAST = frozenset({PurePosixPath("CHANGELOG.md")})
+"""Pages that tell of what was."""
+PARTS = ("src", "tests", "examples", "benchmarks", "tools", "docs", ".github")
+
+
+def files() -> list[PurePosixPath]:
+    found = [path for part in PARTS for path in (ROOT / part).rglob("*") if path.is_file()]
+    found += [path for path in ROOT.iterdir() if path.is_file()]
+    return [PurePosixPath(path.relative_to(ROOT).as_posix()) for path in found]
+
+
+def missing(mentions: list[Mention], repository: Repository) -> list[str]:
+    return [
+        str(each)
+        for each in mentions
+        if not repository.has(each)
+        and each.name not in READERS
+        and not each.name.startswith(TORCHS)
+    ]
+
+
+def test_pages_name_only_what_is_there() -> None:
+    repository = Repository(ROOT, files())
+    found = [each for page in PAGES if page not in PAST for each in in_page(page, text_of(page))]
+    assert len(found) > 100
+    assert missing(found, repository) == []
+
+
+def test_docstrings_and_comments_name_only_what_is_there() -> None:
+    known = files()
+    repository = Repository(ROOT, known)
+    # This folder's own tests name what is not there.
+    sources = [each for each in known if each.suffix == ".py" and "docsite" not in each.parts]
+    found = [each for path in sources for each in in_source(path, text_of(path))]
+    assert len(found) > 100
+    assert missing(found, repository) == []
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Repository:
+    package = tmp_path / "src" / "rallypoint"
+    (package / "core").mkdir(parents=True)
+    (package / "__init__.py").write_text("def join(): ...\n")
+    (package / "core" / "__init__.py").write_text("")
+    (package / "core" / "ranks.py").write_text("class Order: ...\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "protocol.md").write_text("")
+    names = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    return Repository(tmp_path, [PurePosixPath(each.as_posix()) for each in names])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("see `core/ranks.py` and ranks.py", []),
+        ("see docs/protocol.md", []),
+        ("see [it](../docs/protocol.md#words)", []),
+        ("see `core/rank.py`", ["core/rank.py"]),
+        ("see docs/protocols.md", ["docs/protocols.md"]),
+        ("`rallypoint.join`, `rallypoint.core.ranks.Order`", []),
+        ("`rallypoint.joins`", ["rallypoint.joins"]),
+        ("`rallypoint.core.office`", ["rallypoint.core.office"]),
+        ("`rallypoint.core.ranks.Orders`", ["rallypoint.core.ranks.Orders"]),
+    ],
+)
+def test_what_is_not_there_is_found(small: Repository, text: str, told: list[str]) -> None:
+    page = PurePosixPath("docs/x.md")
+    assert [each.name for each in in_page(page, text) if not small.has(each)] == told
+
+
+def test_docstrings_and_comments_are_read_and_code_is_not() -> None:
+    text = (
+        '"""Of a.py."""\n\n# and b.py\nx = "c.py"\n\n\ndef f():\n    """Two.\n\n    d.py\n    """\n'
+    )
+    found = sorted((each.name, each.line) for each in in_source(PurePosixPath("x.py"), text))
+    assert found == [("a.py", 1), ("b.py", 3), ("d.py", 10)]

@@ -1,0 +1,58 @@
+"""Which pages are written by hand, in which order the menu has them, and where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+GUIDE = {
+    "README.md": "Rallypoint",
+    "docs/getting-started.md": "Getting started",
+}
+TASKS = {
+    "docs/from-torch.md": "torchrun and torch",
+    "docs/native.md": "The native API",
+    "docs/clusters.md": "Clusters",
+    "docs/operations.md": "Operations",
+    "SECURITY.md": "Security",
+    "docs/status.md": "What status tells",
+    "docs/compatibility.md": "Compatibility",
+    "examples/README.md": "Examples",
+}
+DESIGN = {
+    "docs/protocol.md": "The protocol",
+    "docs/architecture.md": "Architecture",
+    "docs/journey.md": "One node's join",
+    "docs/scale.md": "Scale",
+    "docs/benchmarks.md": "Beside its peers",
+    "benchmarks/README.md": "Benchmarks",
+    "docs/fuzzing.md": "Fuzzing",
+}
+PROJECT = {
+    "CONTRIBUTING.md": "Contributing",
+    "CHANGELOG.md": "Changelog",
+}
+COMMITTED = GUIDE | TASKS | DESIGN | PROJECT
+"""Every page that is written by hand, by its path in the repository, with its title in the menu."""
+
+
+def places(root: Path) -> dict[PurePosixPath, PurePosixPath]:
+    """Where each page, and each file that pages show or link to, is within the site."""
+    found = {PurePosixPath(each): place_of(PurePosixPath(each)) for each in COMMITTED}
+    for path in sorted((root / "docs").rglob("*")):
+        name = PurePosixPath(path.relative_to(root).as_posix())
+        if path.is_file() and path.suffix != ".md":
+            found[name] = name.relative_to("docs")
+    found[PurePosixPath("LICENSE")] = PurePosixPath("LICENSE.txt")
+    return found
+
+
+def place_of(path: PurePosixPath) -> PurePosixPath:
+    """Where a page that is written by hand is within the site."""
+    match path.parts:
+        case ("docs", *rest):
+            return PurePosixPath(*rest)
+        case ("README.md",):
+            return PurePosixPath("index.md")
+        case (folder, "README.md"):
+            return PurePosixPath(f"{folder}.md" if folder != "benchmarks" else "measuring.md")
+    return PurePosixPath(path.name.lower())
