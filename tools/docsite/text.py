@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 _CODE_SPAN = re.compile(r"(`+[^`]+`+)")
+_FORM_OF_ADDRESS = re.compile(r"\bhttps?://\w+(?::\w+)?(?![\w./])")
+"""Such as http://HOST:PORT, of which a generator would make a link."""
 
 
 def first_sentence(docstring: str) -> str:
@@ -22,7 +24,7 @@ def prose(docstring: str) -> str:
 
 def escaped(line: str) -> str:
     """A line in which only code spans are markup."""
-    parts = _CODE_SPAN.split(line)
+    parts = _CODE_SPAN.split(_FORM_OF_ADDRESS.sub(r"`\g<0>`", line) if "`" not in line else line)
     return "".join(
         part if number % 2 else re.sub(r"([\[\]<>*_|\\#])", r"\\\1", part)
         for number, part in enumerate(parts)
