@@ -18,6 +18,7 @@ from tools.docsite.links import LinkError
 ROOT = Path(__file__).parents[2]
 STAGED = ROOT / "build" / "docs"
 SITE = ROOT / "site"
+SHOWN_MAX = 50
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Zensical counts its own warnings only; mkdocstrings and griffe print theirs.
@@ -69,9 +70,9 @@ def public_anchors() -> list[tuple[str, str]]:
 
 
 def _failed(found: list[str]) -> int:
-    for each in found:
+    for each in found[:SHOWN_MAX]:
         print(f"error: {each}", file=sys.stderr)
-    print(f"error: {len(found)} problems", file=sys.stderr)
+    print(f"error: {len(found)} in all; at most {SHOWN_MAX} are shown", file=sys.stderr)
     return 1
 
 

@@ -1,7 +1,7 @@
 """Looks at the built site: every link leads somewhere, and nothing is fetched from elsewhere.
 
-Zensical's strict mode checks the links of Markdown. It sees neither the anchors that mkdocstrings
-makes, nor references that were not resolved, nor what a template loads. Here the HTML is read.
+Zensical's strict mode checks the links between pages and the references of mkdocstrings. It sees
+neither what a template loads, nor the lines of listings, nor whether every public name is there.
 """
 
 from __future__ import annotations
