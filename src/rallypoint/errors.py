@@ -200,7 +200,7 @@ class JoinTimeoutError(RallypointError, TimeoutError):
 
 
 class RoundBrokenError(RallypointError):
-    """The round has ended. `change` says why."""
+    """The round has ended: ask for the next world. `change` says why."""
 
     def __init__(self, change: Change) -> None:
         super().__init__(f"round {change.round} has ended: {reasons.describe(change)}")

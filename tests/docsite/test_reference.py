@@ -115,20 +115,32 @@ def test_the_errors_say_what_to_do(pages: dict[PurePosixPath, str]) -> None:
     assert "hints say:" in pages[reference.ERRORS]
 
 
-def test_hints_are_read_from_the_source() -> None:
-    text = (
-        'WHERE = "look there"\n'
-        "def f(x, y):\n"
-        '    raise UsageError("no", hint=f"give {x}")\n'
-        '    raise errors.LimitError("no", hint=WHERE)\n'
-        '    raise LimitError("no", hint="a" if x else "b")\n'
-        "    raise LimitError(hint=y)\n"
-        '    return Refusal(RefusalCode.TOKEN, "no", hint="one" + f"{x}")\n'
-    )
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ('raise UsageError("no", hint="give one")', {"UsageError": ["give one"]}),
+        ('raise errors.UsageError("no", hint=f"give {x}")', {"UsageError": ["give …"]}),
+        ('raise UsageError("no", hint=WHERE)', {"UsageError": ["look there"]}),
+        ('raise UsageError("no", hint="a" if x else "b")', {"UsageError": ["a", "b"]}),
+        ('raise UsageError("no", hint=x or "a")', {"UsageError": ["a"]}),
+        ('raise UsageError("no", hint="a" + WHERE)', {"UsageError": ["alook there"]}),
+        ('y = "a"\n    raise UsageError("no", hint=y[:9])', {"UsageError": ["a"]}),
+        ('y = "a"\n    y += "; b"\n    raise UsageError("no", hint=y)', {"UsageError": ["a", "b"]}),
+        (
+            'y = "a"\n    raise UsageError(hint=y)\n    y = "b"\n    raise LimitError(hint=y)',
+            {"UsageError": ["a"], "LimitError": ["b"]},
+        ),
+        ('raise UsageError("no", hint=other())', {"UsageError": ["from there"]}),
+        ('return Refusal(RefusalCode.TOKEN, "no", hint="a")', {"TokenError": ["a"]}),
+        ('return Refusal(RefusalCode.TOKEN, "no", "a")', {"TokenError": ["a"]}),
+        ('return Refusal(RefusalCode.ELSE, "no", "a")', {"RefusedError": ["a"]}),
+        ('raise UsageError("no", hint=x)', {}),
+        ('raise UsageError("no")', {}),
+        ('print("no", hint="a")', {}),
+    ],
+)
+def test_hints_are_read_from_the_source(lines: str, told: dict[str, list[str]]) -> None:
+    text = f'WHERE = "look there"\ndef f(x):\n    {lines}\ndef other():\n    return "from there"\n'
     file = SourceFile(PurePosixPath("x.py"), "x", "", text, (), ())
     found = hints.hints([file], {"TOKEN": "TokenError"})
-    assert {name: [(each.text, each.line) for each in given] for name, given in found.items()} == {
-        "UsageError": [("give …", 3)],
-        "LimitError": [("look there", 4), ("a", 5), ("b", 5)],
-        "TokenError": [("one…", 7)],
-    }
+    assert {name: [each.text for each in given] for name, given in found.items()} == told
