@@ -72,7 +72,11 @@ def index_page(src: Path, modules: Sequence[str]) -> str:
 def module_page(src: Path, module: str, names: Sequence[str]) -> str:
     """A module's purpose and each of its public names."""
     parts = [f"# {module}", prose(public.docstring(src, module))]
-    parts += [directive(module, each) for each in names]
+    for each in names:
+        parts.append(directive(module, each))
+        if f"{module}.{each}" in public.MODULES:  # a public module, which has a page of its own
+            parts[-1] += "\n      members: false"
+            parts.append(f"[Its page]({relative(page_of(f'{module}.{each}'), page_of(module))}).")
     return "\n\n".join(parts) + "\n"
 
 

@@ -82,7 +82,8 @@ def _reference(root: Path) -> Iterator[tuple[str, PurePosixPath]]:
     for module in public.modules(root / "src"):
         page = reference.page_of(module)
         special = {reference.ERRORS: "Errors and exit codes", reference.SETTINGS: "Settings"}
-        yield special.get(page, module), page
+        submodule = module.removeprefix(f"{public.SUBMODULES}.")
+        yield special.get(page, submodule), page
     yield "Command line", COMMANDS
 
 
