@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -49,6 +50,17 @@ def test_docstrings_and_comments_name_only_what_is_there() -> None:
     found = [each for path in sources for each in in_source(path, text_of(path))]
     assert len(found) > 100
     assert missing(found, repository) == []
+
+
+def test_the_tests_that_are_named_are_there() -> None:
+    """Such as tests/core/test_ranks.py and the name of a test in it, with `::` between them."""
+    texts = [text_of(each) for each in PAGES if each not in PAST]
+    texts += [path.read_text("utf-8") for path in (ROOT / "src").rglob("*.py")]
+    named = {each for text in texts for each in re.findall(r"(tests/[\w/]+\.py)::(\w+)", text)}
+    assert len(named) > 10
+    for file, name in sorted(named):
+        defined = rf"^ *(?:async )?def {name}\(|^class {name}\b"
+        assert re.search(defined, (ROOT / file).read_text("utf-8"), re.MULTILINE), (file, name)
 
 
 @pytest.fixture
