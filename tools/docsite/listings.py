@@ -50,7 +50,7 @@ def listing(file: SourceFile, place: PurePosixPath) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}</title>\n"
+        f'<title>{name}</title>\n<link rel="icon" href="data:,">\n'
         f'<link rel="stylesheet" href="{relative(STYLESHEET, place)}">\n</head>\n<body>\n'
         f"<header>{name} · "
         f'<a href="{relative(page_of(file.path).with_suffix(".html"), place)}">about this file</a>'
