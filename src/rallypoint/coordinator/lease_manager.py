@@ -1,7 +1,7 @@
 """A coordinator's lease manager: its lease, its claims to runs, and what it commits, against a
 ledger.
 
-Carries out what `core/election.py` decides. One lease per process, however many runs; an idle
+Carries out what `core/election/` decides. One lease per process, however many runs; an idle
 lease manager writes once per `renew_s`. Nothing here judges who is alive or who may decide.
 """
 
