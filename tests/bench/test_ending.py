@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 SCENARIOS = {
-    "meet": ("bench.floor", "bench.fleet", "serve --port 0"),
+    "meet": ("bench.socket_baseline", "bench.fleet", "serve --port 0"),
     "idle --at embedded --processes 2": ("bench.embedded", "bench.fleet"),
     "failover": ("bench.real_nodes", "serve --port 0 --ledger"),
     "recover": ("plain_worker", "logged_agent", "guard_process", "serve --port 0"),
@@ -135,7 +135,7 @@ def test_a_second_signal_does_not_wait_for_what_hangs(measuring: Measuring) -> N
     [serve] = [pid for pid in measuring.seen if "serve --port 0" in _command(pid)]
     os.kill(serve, signal.SIGSTOP)
     measuring.process.terminate()
-    wait_until(lambda: "bench.f" not in measuring.look(), "only the coordinator left")
+    wait_until(lambda: "rallypoint.bench." not in measuring.look(), "only the coordinator left")
     measuring.process.terminate()
     code, _ = measuring.ended()
     assert code == -signal.SIGTERM
