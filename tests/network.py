@@ -21,7 +21,7 @@ from rallypoint.coordinator.session import Session
 from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
 from rallypoint.core.reasons import Refusal
-from rallypoint.core.store.store import StoreOp, StoreResult
+from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.values import (
     Address,
     Change,

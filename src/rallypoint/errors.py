@@ -208,7 +208,7 @@ class RoundBrokenError(RallypointError):
 
 
 class StoreError(RallypointError):
-    """A call of the round's store failed. `code` is one of those in `core/store/store.py`."""
+    """A call of the round's store failed. `code` is one of those in `core/store/operations.py`."""
 
     def __init__(self, message: str, *, code: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)

@@ -28,7 +28,7 @@ from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.store.store import Barrier, Get
+from rallypoint.core.store import Barrier, Get
 from rallypoint.core.values import NAMES_SHOWN_MAX, Failure, FailureKind, Outcome, RunSettings
 from rallypoint.wire import messages as wire
 from tests.network import Network, Node

@@ -15,7 +15,7 @@ import time
 
 from rallypoint.client.node import Node
 from rallypoint.core import reasons
-from rallypoint.core.store.store import Add
+from rallypoint.core.store import Add
 from rallypoint.core.values import Address, RunSettings
 from rallypoint.errors import RoundBrokenError
 from rallypoint.settings import NodeSettings, parse_endpoint

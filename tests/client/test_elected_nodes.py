@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from rallypoint.client.node import Node
-from rallypoint.core.store.store import Add, Get, Set
+from rallypoint.core.store import Add, Get, Set
 from rallypoint.core.values import Address, ChangeKind, Outcome, RunSettings
 from rallypoint.endpoints import Endpoint, EndpointKind, parse_endpoint
 from rallypoint.errors import (

@@ -16,7 +16,7 @@ from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer, bind
-from rallypoint.core.store.store import Get, Set
+from rallypoint.core.store import Get, Set
 from rallypoint.core.values import Address, ChangeKind, RunSettings
 from rallypoint.endpoints import Endpoint, EndpointKind
 from rallypoint.errors import LedgerReplacedError, LedgerUnreachableError

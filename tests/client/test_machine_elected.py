@@ -8,7 +8,7 @@ from rallypoint.client import machine as m
 from rallypoint.core import reasons
 from rallypoint.core.effects import Standing
 from rallypoint.core.reasons import Refusal, RefusalCode
-from rallypoint.core.store.store import Barrier, Get, Set, StoreValue
+from rallypoint.core.store import Barrier, Get, Set, StoreValue
 from rallypoint.core.values import (
     Address,
     Change,

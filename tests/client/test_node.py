@@ -19,7 +19,7 @@ from rallypoint import errors
 from rallypoint.client import node as client
 from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
-from rallypoint.core.store.store import Add, Get, Set
+from rallypoint.core.store import Add, Get, Set
 from rallypoint.core.values import (
     Address,
     ChangeKind,

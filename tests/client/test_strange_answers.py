@@ -11,7 +11,7 @@ from rallypoint.client import machine as m
 from rallypoint.client.agent_client import AgentClient
 from rallypoint.client.transport import _handshake_error
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store.store import Get, StoreValue
+from rallypoint.core.store import Get, StoreValue
 from rallypoint.core.values import Address, RoundHead, Seat
 from rallypoint.settings import WorkerChannel
 from rallypoint.wire import local

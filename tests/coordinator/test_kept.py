@@ -9,7 +9,7 @@ from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.session import BEFORE_ATTACH_BYTES_MAX, CLOSE_S, UNREAD_S
 from rallypoint.core.reasons import RefusalCode
-from rallypoint.core.store.store import (
+from rallypoint.core.store import (
     LIMIT,
     DeleteKey,
     Get,

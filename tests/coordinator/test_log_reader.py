@@ -21,7 +21,8 @@ from rallypoint.coordinator.log_records import (
 )
 from rallypoint.coordinator.round_log import LogId, first_log, older
 from rallypoint.coordinator.store_log import StoreLog
-from rallypoint.core.store.store import RoundStore, Set
+from rallypoint.core.store import Set
+from rallypoint.core.store.store import RoundStore
 from rallypoint.core.values import Address, RoundHead
 from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.contract import Exists, Gap, Ledger

@@ -10,7 +10,7 @@ from rallypoint.client import machine as m
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.session import CLOSE_S
 from rallypoint.core.reasons import RefusalCode
-from rallypoint.core.store.store import Add, Barrier, Get, Set, StoreFailure, StoreValue
+from rallypoint.core.store import Add, Barrier, Get, Set, StoreFailure, StoreValue
 from rallypoint.core.values import (
     Change,
     ChangeKind,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rallypoint.coordinator.outgoing import Begin, Outgoing, Pins, Whole
-from rallypoint.core.store.store import StoreValue
+from rallypoint.core.store import StoreValue
 from rallypoint.core.values import Stamp
 from rallypoint.wire import messages as wire
 from rallypoint.wire.parts import Parts, answer_parts

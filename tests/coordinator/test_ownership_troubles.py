@@ -23,7 +23,7 @@ from rallypoint.core import events as on
 from rallypoint.core import tables
 from rallypoint.core.election import decode_lease, decode_run, encode, revoked_by
 from rallypoint.core.reasons import Refusal, RefusalCode
-from rallypoint.core.store.store import (
+from rallypoint.core.store import (
     ROUND_ENDED,
     Add,
     Barrier,

@@ -18,7 +18,7 @@ from rallypoint.coordinator.session import TURN_BYTES
 from rallypoint.core import events as on
 from rallypoint.core.quotas import EVICT_AFTER_S, RUNS_AT_ONCE, WAIT_MAX_S, Account
 from rallypoint.core.reasons import Refusal, RefusalCode
-from rallypoint.core.store.store import StoreValue
+from rallypoint.core.store import StoreValue
 from rallypoint.core.values import (
     Address,
     CloseRecord,

@@ -19,7 +19,7 @@ from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.session import Session
 from rallypoint.core import events as on
-from rallypoint.core.store.store import Add, StoreResult, StoreValue
+from rallypoint.core.store import Add, StoreResult, StoreValue
 from rallypoint.core.values import (
     Address,
     Change,

@@ -20,7 +20,7 @@ from rallypoint.coordinator.http_api import COORDINATOR
 from rallypoint.coordinator.run_ownership import RunOwnership
 from rallypoint.coordinator.session import Session
 from rallypoint.core.reasons import RefusalCode
-from rallypoint.core.store.store import Add, Get, Set, StoreOp, Wait
+from rallypoint.core.store import Add, Get, Set, StoreOp, Wait
 from rallypoint.core.values import Address, Failure, FailureKind, Phase
 from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown
 from rallypoint.ledger.keys import COORDINATORS

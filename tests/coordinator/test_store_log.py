@@ -23,7 +23,7 @@ from rallypoint.coordinator.log_records import (
 from rallypoint.coordinator.log_replay import Replay
 from rallypoint.coordinator.round_log import LogId, first_of
 from rallypoint.coordinator.store_log import LogAppend, StoreLog
-from rallypoint.core.store.store import (
+from rallypoint.core.store import (
     DEFAULT_LIMITS,
     LIMIT,
     TIMEOUT,
@@ -36,13 +36,13 @@ from rallypoint.core.store.store import (
     Get,
     MultiSet,
     NumKeys,
-    RoundStore,
     Set,
     StoreFailure,
     StoreLimits,
     StoreOp,
     StoreValue,
 )
+from rallypoint.core.store.store import RoundStore
 from rallypoint.testing.run_checker import InvariantViolation
 from rallypoint.testing.store_checker import StoreChecker
 

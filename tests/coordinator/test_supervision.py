@@ -22,7 +22,7 @@ from rallypoint.core import election as e
 from rallypoint.core import events as on
 from rallypoint.core.backoff import Backoff
 from rallypoint.core.reasons import RefusalCode
-from rallypoint.core.store.store import Set
+from rallypoint.core.store import Set
 from rallypoint.core.values import (
     Address,
     NodeId,

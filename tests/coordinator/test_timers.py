@@ -6,7 +6,7 @@ import pytest
 
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.timers import Timers
-from rallypoint.core.store.store import Wait
+from rallypoint.core.store import Wait
 from rallypoint.core.values import RunSettings
 from rallypoint.wire import messages as wire
 from tests.network import Network

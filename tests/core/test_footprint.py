@@ -7,9 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rallypoint.core.store.store import (
-    CALL_BYTES,
-    REMEMBERED_READ_BYTES_MAX,
+from rallypoint.core.store import (
     Append,
     Barrier,
     CompareSet,
@@ -17,12 +15,13 @@ from rallypoint.core.store.store import (
     Get,
     MultiGet,
     MultiSet,
-    RoundStore,
     Set,
     StoreOp,
     StoreValue,
     Wait,
 )
+from rallypoint.core.store.sessions import CALL_BYTES, REMEMBERED_READ_BYTES_MAX
+from rallypoint.core.store.store import RoundStore
 
 SEATS = [("a", 0, 1), ("b", 1, 1)]
 

@@ -8,13 +8,12 @@ from typing import get_args
 import msgspec
 import pytest
 
-from rallypoint.core.store.store import (
+from rallypoint.core.store import (
     BAD_REQUEST,
     LIMIT,
     NOT_AN_INTEGER,
     ROUND_ENDED,
     TIMEOUT,
-    WAITING_KEY_BYTES,
     Add,
     Answer,
     Append,
@@ -26,7 +25,6 @@ from rallypoint.core.store.store import (
     MultiGet,
     MultiSet,
     NumKeys,
-    RoundStore,
     Set,
     StoreFailure,
     StoreLimits,
@@ -35,6 +33,8 @@ from rallypoint.core.store.store import (
     StoreValue,
     Wait,
 )
+from rallypoint.core.store.store import RoundStore
+from rallypoint.core.store.waits import WAITING_KEY_BYTES
 
 
 class Desk:

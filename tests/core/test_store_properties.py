@@ -9,12 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rallypoint.core.store.store import (
-    KEY_BYTES,
+from rallypoint.core.store import (
     NOT_AN_INTEGER,
     ROUND_ENDED,
     TIMEOUT,
-    WAITING_CALL_BYTES,
     Add,
     Answer,
     Append,
@@ -27,19 +25,17 @@ from rallypoint.core.store.store import (
     MultiGet,
     MultiSet,
     NumKeys,
-    RoundStore,
     Set,
     StoreFailure,
     StoreLimits,
     StoreOp,
     StoreResult,
-    Tally,
     Wait,
-    Write,
-    _Data,
-    _waiting_bytes,
-    keys_of,
 )
+from rallypoint.core.store.data import KEY_BYTES, Data, Tally, Write
+from rallypoint.core.store.operations import keys_of
+from rallypoint.core.store.store import RoundStore
+from rallypoint.core.store.waits import WAITING_CALL_BYTES, waiting_bytes
 
 SEATS = [("a", 0, 2), ("b", 2, 1)]
 RANKS = {"a": (0, 1), "b": (2,)}
@@ -363,7 +359,7 @@ class Driver:
             assert (session.waiting_bytes > 0) == (session.waiting > 0)
             assert session.answer_bytes >= 0
         kept = sum(session.kept() for session in store._sessions.values())
-        waits = [WAITING_CALL_BYTES + _waiting_bytes(call.op) for call in store._waits]
+        waits = [WAITING_CALL_BYTES + waiting_bytes(call.op) for call in store._waits]
         keys, size = store.usage()
         assert store.footprint() == kept + sum(waits) + size + KEY_BYTES * keys
 
@@ -401,7 +397,7 @@ def test_the_same_inputs_give_the_same_outputs_in_the_same_order(steps: list[Ste
 
 @given(st.lists(DATA_OPS, max_size=30))
 def test_replaying_the_writes_gives_the_same_data(ops: list[DataOp]) -> None:
-    data, replayed = _Data(StoreLimits(), Tally()), _Data(StoreLimits(), Tally())
+    data, replayed = Data(StoreLimits(), Tally()), Data(StoreLimits(), Tally())
     log: list[Write] = []
     for op in ops:
         before = data.items()

@@ -13,7 +13,9 @@ from collections import defaultdict
 
 from rallypoint.coordinator.log_records import Record, decode_record
 from rallypoint.core import election as e
-from rallypoint.core.store.store import Put, Settled, StoreValue
+from rallypoint.core.store import StoreValue
+from rallypoint.core.store.data import Put
+from rallypoint.core.store.snapshot import Settled
 from rallypoint.ledger import record_format
 from rallypoint.ledger.etcd.client import EtcdClient
 from rallypoint.ledger.etcd.wire import KeyValue, prefix_end

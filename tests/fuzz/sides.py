@@ -17,7 +17,8 @@ from rallypoint.client.agent_client import AgentClient
 from rallypoint.client.node import Round
 from rallypoint.client.sockets import ResettingSocket
 from rallypoint.client.transport import Connection
-from rallypoint.core.store import store as st
+from rallypoint.core import store as st
+from rallypoint.core.store.store import RoundStore
 from rallypoint.core.values import (
     Address,
     Failure,
@@ -102,7 +103,7 @@ class _Node:
         self.closed = None
         self.is_connected = True
         self.looking = ""
-        self._store = st.RoundStore([("n", 0, 1)], st.DEFAULT_LIMITS)
+        self._store = RoundStore([("n", 0, 1)], st.DEFAULT_LIMITS)
         self._requests = 0
 
     async def call(self, op: st.StoreOp, timeout_s: float | None) -> object:

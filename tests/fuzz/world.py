@@ -18,7 +18,7 @@ from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.coordinator.websocket import FRAMES_PER_TURN
-from rallypoint.core.store import store as st
+from rallypoint.core import store as st
 from rallypoint.core.values import Address, NodeInfo, RunSettings, Stamp
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire

@@ -20,7 +20,7 @@ from rallypoint.client.agent_client import AgentClient, socket_address
 from rallypoint.client.node import Node, Round
 from rallypoint.client.world import Run
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store.store import Get, Set, StoreOp
+from rallypoint.core.store import Get, Set, StoreOp
 from rallypoint.core.values import (
     Address,
     Change,

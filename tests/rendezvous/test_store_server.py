@@ -23,7 +23,7 @@ import pytest
 
 from rallypoint import errors
 from rallypoint.client.blocking import portal
-from rallypoint.core.store import store as ops
+from rallypoint.core import store as ops
 from rallypoint.rendezvous import store_client
 from rallypoint.rendezvous import store_server as wire
 from rallypoint.rendezvous.store_client import TcpStore, open_store

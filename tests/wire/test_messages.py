@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rallypoint import errors
+from rallypoint.core import store as ops
 from rallypoint.core.effects import Standing
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
-from rallypoint.core.store import store as ops
 from rallypoint.core.values import (
     NAME_LENGTH_MAX,
     NAMES_SHOWN_MAX,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rallypoint.core.store.store import Get, MultiGet, Set, StoreFailure, StoreValue
+from rallypoint.core.store import Get, MultiGet, Set, StoreFailure, StoreValue
 from rallypoint.core.values import Stamp
 from rallypoint.wire import local, parts
 from rallypoint.wire import messages as wire

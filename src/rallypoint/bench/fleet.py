@@ -27,8 +27,8 @@ from rallypoint.bench.counting import DEADLINE_S, Count, FleetError, new_event_l
 from rallypoint.bench.flood import Flood
 from rallypoint.bench.socket_baseline import FloorFleet
 from rallypoint.bench.virtual import EARLY, VirtualNode
+from rallypoint.core import store as ops
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store import store as ops
 from rallypoint.core.values import Change, Failure, FailureKind, NodeInfo, RunSettings
 
 CONNECTS_AT_ONCE: Final = 512

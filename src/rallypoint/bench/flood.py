@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from rallypoint.bench.virtual import VirtualNode
-from rallypoint.core.store import store as ops
+from rallypoint.core import store as ops
 
 KINDS: Final = ("calls", "values", "unread", "waits", "refused", "pings")
 CALLS_OPEN: Final = 500

@@ -21,7 +21,7 @@ from typing import Final, cast
 from rallypoint.client import machine as m
 from rallypoint.client.sockets import reset_on_close
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store.store import StoreOp, StoreResult
+from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.values import (
     SECRET_BYTES,
     Address,

@@ -16,7 +16,7 @@ from rallypoint.client import fork_safety
 from rallypoint.client.node import store_error
 from rallypoint.client.run_client import WorldFacts, is_programs_own, left_error
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store.store import StoreFailure, StoreOp
+from rallypoint.core.store import StoreFailure, StoreOp
 from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome, RoundMember
 from rallypoint.settings import WorkerChannel
 from rallypoint.wire import local

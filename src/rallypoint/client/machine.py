@@ -14,7 +14,7 @@ import msgspec
 
 from rallypoint.core import reasons
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
-from rallypoint.core.store.store import StoreOp, StoreResult
+from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.values import (
     Address,
     Change,

@@ -43,7 +43,7 @@ from rallypoint.client.transport import Connection
 from rallypoint.core.addresses import OwnAddress, is_unspecified
 from rallypoint.core.election import Seen
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
-from rallypoint.core.store.store import ROUND_ENDED, TIMEOUT, StoreFailure, StoreOp
+from rallypoint.core.store import ROUND_ENDED, TIMEOUT, StoreFailure, StoreOp
 from rallypoint.core.values import (
     SECRET_BYTES,
     Address,

@@ -19,7 +19,7 @@ from rallypoint.client.node import Node, Round
 from rallypoint.client.waiting import ON_STANDBY, Why, while_waiting
 from rallypoint.core import failure_patterns, reasons
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store.store import StoreOp
+from rallypoint.core.store import StoreOp
 from rallypoint.core.telling import Lines
 from rallypoint.core.values import (
     Address,

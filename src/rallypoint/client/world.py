@@ -14,8 +14,8 @@ from typing import Final, TypeVar, cast
 
 from rallypoint import errors
 from rallypoint.client.run_client import RunClient, WorldFacts
+from rallypoint.core import store as ops
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store import store as ops
 from rallypoint.core.values import Address, Change, CloseRecord, Outcome, RoundMember
 from rallypoint.wire import messages as wire
 

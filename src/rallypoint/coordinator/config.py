@@ -7,7 +7,7 @@ import socket
 import msgspec
 
 from rallypoint.core.budget import BYTES_DEFAULT
-from rallypoint.core.store.store import DEFAULT_LIMITS, StoreLimits
+from rallypoint.core.store import DEFAULT_LIMITS, StoreLimits
 from rallypoint.core.values import NodeId, repr_without
 
 

@@ -34,16 +34,9 @@ from rallypoint.core.membership import Membership, seats_of
 from rallypoint.core.past import Past
 from rallypoint.core.quotas import NOBODY, Account, Idle
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
-from rallypoint.core.store.store import (
-    BAD_REQUEST,
-    LIMIT,
-    ROUND_ENDED,
-    Answer,
-    RoundStore,
-    StoreFailure,
-    StoreLimits,
-    Tally,
-)
+from rallypoint.core.store import BAD_REQUEST, LIMIT, ROUND_ENDED, Answer, StoreFailure, StoreLimits
+from rallypoint.core.store.data import Tally
+from rallypoint.core.store.store import RoundStore
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     CloseRecord,

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.core.store.store import Settled, SnapshotItem
+from rallypoint.core.store.snapshot import Settled, SnapshotItem
 
 FORMAT: Final = 2
 """The format of a record; it stands first in each. A reader refuses any other."""

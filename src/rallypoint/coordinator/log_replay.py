@@ -12,7 +12,8 @@ import msgspec
 
 from rallypoint.coordinator.log_records import Record, UnreadableLogError
 from rallypoint.coordinator.round_log import LogId
-from rallypoint.core.store.store import RoundStore, Settled
+from rallypoint.core.store.snapshot import Settled
+from rallypoint.core.store.store import RoundStore
 
 
 class Cost(msgspec.Struct):

@@ -19,7 +19,7 @@ from rallypoint.core.budget import HOW_TO_RAISE, MemoryShare
 from rallypoint.core.quotas import NOBODY, Account
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.sizes import size_text
-from rallypoint.core.store.store import LIMIT, StoreFailure, StoreValue
+from rallypoint.core.store import LIMIT, StoreFailure, StoreValue
 from rallypoint.core.values import Address, ConnectionEnd, NodeId, secret_hash
 from rallypoint.wire import messages as wire
 from rallypoint.wire import parts

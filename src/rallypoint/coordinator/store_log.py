@@ -31,24 +31,10 @@ from rallypoint.coordinator.log_records import (
 )
 from rallypoint.coordinator.log_replay import Cost, Replay
 from rallypoint.coordinator.round_log import LogId
-from rallypoint.core.store.store import (
-    LIMIT,
-    READS,
-    Acknowledged,
-    Answer,
-    AsStored,
-    CompareSet,
-    Drop,
-    Extend,
-    MoreBytes,
-    Put,
-    RoundStore,
-    Set,
-    Settled,
-    SnapshotItem,
-    StoreFailure,
-    StoreOp,
-)
+from rallypoint.core.store import LIMIT, READS, Answer, CompareSet, Set, StoreFailure, StoreOp
+from rallypoint.core.store.data import Drop, Extend, Put
+from rallypoint.core.store.snapshot import Acknowledged, AsStored, MoreBytes, Settled, SnapshotItem
+from rallypoint.core.store.store import RoundStore
 
 CALL_OVERHEAD_BYTES: Final = 96
 """Of a record, and of an entry in it: the format, the tags and the numbers."""

@@ -26,7 +26,7 @@ from rallypoint import errors
 from rallypoint.client.agent_client import socket_address
 from rallypoint.client.node import Node, Round
 from rallypoint.coordinator.listener import Listener, ListenerLimits
-from rallypoint.core.store.store import (
+from rallypoint.core.store import (
     BAD_REQUEST,
     ROUND_ENDED,
     TIMEOUT,

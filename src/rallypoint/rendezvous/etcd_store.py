@@ -19,7 +19,7 @@ from rallypoint import errors
 from rallypoint.client.blocking import Store as BlockingStore
 from rallypoint.client.world import Store as AsyncStore
 from rallypoint.client.world import seconds
-from rallypoint.core.store import store as ops
+from rallypoint.core import store as ops
 from rallypoint.ledger import record_format
 from rallypoint.ledger.etcd.client import EtcdClient, compare, delete, get, put
 from rallypoint.ledger.etcd.txn import decided

@@ -21,7 +21,7 @@ from rallypoint.client.blocking import Portal
 from rallypoint.client.blocking import Store as BlockingStore
 from rallypoint.client.node import store_error
 from rallypoint.client.world import Store as AsyncStore
-from rallypoint.core.store.store import StoreFailure, StoreOp, StoreResult
+from rallypoint.core.store import StoreFailure, StoreOp, StoreResult
 from rallypoint.core.values import Change, ChangeKind
 from rallypoint.rendezvous import store_server as wire
 from rallypoint.rendezvous.store_probe import StoreKind, kind_at

@@ -30,7 +30,8 @@ from rallypoint.coordinator.listener import Listener, ListenerLimits, connection
 from rallypoint.coordinator.outgoing import Begin, Outgoing, Pins, Whole
 from rallypoint.coordinator.turns import Turns
 from rallypoint.core.budget import MemoryBudget
-from rallypoint.core.store.store import LIMIT, Answer, RoundStore, StoreFailure, StoreLimits
+from rallypoint.core.store import LIMIT, Answer, StoreFailure, StoreLimits
+from rallypoint.core.store.store import RoundStore
 from rallypoint.memory import default_budget
 from rallypoint.wire import local, parts
 from rallypoint.wire.messages import (

@@ -26,7 +26,7 @@ from rallypoint.client.blocking import Store as BlockingStore
 from rallypoint.client.node import Node
 from rallypoint.client.world import STORE_TIMEOUT_S
 from rallypoint.client.world import Store as AsyncStore
-from rallypoint.core.store import store as ops
+from rallypoint.core import store as ops
 from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome
 from rallypoint.rendezvous import torch_bridge
 

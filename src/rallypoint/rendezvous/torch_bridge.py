@@ -17,7 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rallypoint import errors
-from rallypoint.core.store import store as ops
+from rallypoint.core import store as ops
 from rallypoint.rendezvous.deadlines import within
 
 if TYPE_CHECKING:

@@ -9,17 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from rallypoint.core.store.store import (
-    Answer,
-    Check,
-    Get,
-    MultiGet,
-    NumKeys,
-    RoundStore,
-    StoreOp,
-    StoreValue,
-    Wait,
-)
+from rallypoint.core.store import Answer, Check, Get, MultiGet, NumKeys, StoreOp, StoreValue, Wait
+from rallypoint.core.store.store import RoundStore
 from rallypoint.testing.run_checker import InvariantViolation
 
 READS: Final = (Get, MultiGet, Wait, Check, NumKeys)

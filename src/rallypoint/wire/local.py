@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store.store import StoreOp, StoreResult
+from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.values import (
     Change,
     CloseRecord,

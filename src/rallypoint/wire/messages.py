@@ -16,7 +16,7 @@ import msgspec
 
 from rallypoint.core.effects import Standing
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
-from rallypoint.core.store.store import LIMIT, StoreOp, StoreResult
+from rallypoint.core.store import LIMIT, StoreOp, StoreResult
 from rallypoint.core.values import (
     Address,
     Change,

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.core.store.store import StoreResult, StoreValue
+from rallypoint.core.store import StoreResult, StoreValue
 from rallypoint.wire import local
 from rallypoint.wire import messages as wire
 
