@@ -11,7 +11,7 @@ import pytest
 
 from rallypoint.bench import driver, recover
 from rallypoint.bench.agents import PLAIN, Agent
-from rallypoint.bench.event_log import Reader, Writer
+from rallypoint.bench.event_log import EventReader, EventWriter
 from rallypoint.bench.processes import BenchError, end, wait_until
 
 KILLED_S = 100.0
@@ -21,11 +21,11 @@ class Written:
     """An agent of which only the notes are left."""
 
     def __init__(self, path: Path, **times: float) -> None:
-        writer = Writer(path)
-        writer.note("stepped", KILLED_S - 1.0)  # of the round before
+        writer = EventWriter(path)
+        writer.write("stepped", KILLED_S - 1.0)  # of the round before
         for event, at_s in times.items():
-            writer.note(event, at_s)
-        reader = Reader(path)
+            writer.write(event, at_s)
+        reader = EventReader(path)
         self.first, self.events = reader.first, reader.all
 
     def problem(self) -> str:
@@ -54,7 +54,7 @@ def test_a_survivor_that_has_stopped_before_the_other_is_told(tmp_path: Path) ->
 
 def test_a_line_that_is_not_whole_yet_is_read_later(tmp_path: Path) -> None:
     path = tmp_path / "notes"
-    reader = Reader(path)
+    reader = EventReader(path)
     assert reader.all("told") == []
     line = json.dumps({"event": "told", "at_s": 1.0}).encode() + b"\n"
     path.write_bytes(line + line[:7])

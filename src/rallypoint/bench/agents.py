@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from rallypoint.bench.event_log import Note, Reader
+from rallypoint.bench.event_log import EventReader, LoggedEvent
 from rallypoint.bench.processes import (
     DEADLINE_S,
     clean_environment,
@@ -37,15 +37,15 @@ class Agent:
     ) -> None:
         self.name = name
         self._is_killed = False
-        notes = folder / f"{name}.jsonl"
-        self._notes = Reader(notes)
+        log = folder / f"{name}.jsonl"
+        self._log = EventReader(log)
         self._said = folder / f"{name}.txt"
         own = {"RALLYPOINT_TOKEN": token} if token else {}
         with self._said.open("wb") as said:
             self.process = start(
                 (
-                    *("-m", "rallypoint.cli.logged_agent", str(notes), "run"),
-                    *("--node-name", name, *arguments, "-m", worker, str(notes)),
+                    *("-m", "rallypoint.cli.logged_agent", str(log), "run"),
+                    *("--node-name", name, *arguments, "-m", worker, str(log)),
                 ),
                 env=clean_environment(TMPDIR=str(folder), **own),
                 stdin=subprocess.DEVNULL,
@@ -53,13 +53,13 @@ class Agent:
                 stderr=said,
             )
 
-    def events(self, kind: str, since_s: float = 0.0) -> list[Note]:
+    def events(self, kind: str, since_s: float = 0.0) -> list[LoggedEvent]:
         """What has happened so far, in order."""
-        return self._notes.all(kind, since_s)
+        return self._log.all(kind, since_s)
 
     def first(self, kind: str, since_s: float = 0.0) -> float | None:
         """When it first happened; None if it did not."""
-        return self._notes.first(kind, since_s)
+        return self._log.first(kind, since_s)
 
     @property
     def worker_pid(self) -> int:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from rallypoint.bench.event_log import Writer
+from rallypoint.bench.event_log import EventWriter
 
 STEP_S: Final = 0.05
 
@@ -41,9 +41,9 @@ def train(on_first_step: Callable[[], None]) -> None:
 
 def main(path: str) -> None:
     """Train, and write down when that began and when the first step was taken."""
-    notes = Writer(path)
-    notes.note("working", pid=os.getpid())
-    train(lambda: notes.note("stepped", size=dist.get_world_size()))
+    log = EventWriter(path)
+    log.write("working", pid=os.getpid())
+    train(lambda: log.write("stepped", size=dist.get_world_size()))
 
 
 if __name__ == "__main__":

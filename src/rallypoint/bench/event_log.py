@@ -12,34 +12,34 @@ import time
 from pathlib import Path
 from typing import Any
 
-Note = dict[str, Any]
+LoggedEvent = dict[str, Any]
 
 
-class Writer:
+class EventWriter:
     """Appends to a file. Several processes may write one."""
 
     def __init__(self, path: str | Path) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o600)
 
-    def note(self, event: str, at_s: float | None = None, **more: Any) -> None:
+    def write(self, event: str, at_s: float | None = None, **more: Any) -> None:
         """Something has happened now, or at `at_s`."""
         line = {"event": event, "at_s": time.monotonic() if at_s is None else at_s, **more}
         os.write(self._fd, json.dumps(line).encode() + b"\n")
 
 
-class Reader:
+class EventReader:
     """Reads a file that grows, each line once. One that is not there yet is empty."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read_bytes = 0
-        self._notes: list[Note] = []
+        self._events: list[LoggedEvent] = []
 
-    def all(self, event: str, since_s: float = 0.0) -> list[Note]:
+    def all(self, event: str, since_s: float = 0.0) -> list[LoggedEvent]:
         """What has happened so far, in order."""
         self._read()
-        return [n for n in self._notes if n["event"] == event and n["at_s"] >= since_s]
+        return [e for e in self._events if e["event"] == event and e["at_s"] >= since_s]
 
     def first(self, event: str, since_s: float = 0.0) -> float | None:
         """When it first happened; None if it did not."""
@@ -54,4 +54,4 @@ class Reader:
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._read_bytes += len(whole)
-        self._notes += [json.loads(line) for line in whole.splitlines()]
+        self._events += [json.loads(line) for line in whole.splitlines()]

@@ -67,7 +67,7 @@ def _once(plan: Plan, place: str, nodes: int) -> tuple[float, float]:
 
 def host_of(group: NodeProcesses) -> str:
     """The node that carries the coordinator. Raises BenchError unless there is one."""
-    last = {note["name"]: note for note in group.notes.all("attached")}
+    last = {note["name"]: note for note in group.log.all("attached")}
     hosts = [str(name) for name, note in last.items() if note["is_own"]]
     if len(hosts) != 1:
         raise BenchError(f"these nodes carry the coordinator, instead of one: {hosts}")

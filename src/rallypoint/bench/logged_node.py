@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 
-from rallypoint.bench.event_log import Writer
+from rallypoint.bench.event_log import EventWriter
 from rallypoint.client import machine as m
 from rallypoint.client.node import Node
 from rallypoint.wire import messages as wire
 
 
-def logged(notes: Writer) -> type[Node]:
+def logged(log: EventWriter) -> type[Node]:
     """A class of nodes that write their ready, formed, told, verdict, attached and dropped there.
 
     Each note has the node's name. `told` is any word that the round has ended; `verdict` the one
@@ -32,19 +32,19 @@ def logged(notes: Writer) -> type[Node]:
             name = self.info.name
             match action:
                 case m.Send(message=wire.Ready()):
-                    notes.note("ready", at_s, name=name)
+                    log.write("ready", at_s, name=name)
                 case m.RoundFormed():
                     head = action.head
-                    notes.note("formed", at_s, name=name, round=head.number, nodes=head.nodes)
+                    log.write("formed", at_s, name=name, round=head.number, nodes=head.nodes)
                 case m.RoundEnded():
                     change = action.change
                     event = "verdict" if change.confirmed else "unconfirmed"
-                    notes.note("told", at_s, name=name, round=change.round)
-                    notes.note(event, at_s, name=name, kind=change.kind, nodes=change.nodes)
+                    log.write("told", at_s, name=name, round=change.round)
+                    log.write(event, at_s, name=name, kind=change.kind, nodes=change.nodes)
                 case m.Attached():
                     term, is_own = self._machine.stamp.term, self._is_at_own()
-                    notes.note("attached", at_s, name=name, term=term, is_own=is_own)
+                    log.write("attached", at_s, name=name, term=term, is_own=is_own)
                 case m.Drop():
-                    notes.note("dropped", at_s, name=name, reason=action.reason)
+                    log.write("dropped", at_s, name=name, reason=action.reason)
 
     return LoggedNode

@@ -22,14 +22,14 @@ WAIT_S: Final = 600.0
 """How long the first machine waits for the last one to be started."""
 
 
-class Share(msgspec.Struct, frozen=True):
+class HostShare(msgspec.Struct, frozen=True):
     """Which run, and how many nodes it has on all machines together."""
 
     run_id: str
     of: int
 
 
-def measure(plan: driver.Plan, nodes: int, share: Share) -> list[Figure]:
+def measure(plan: driver.Plan, nodes: int, share: HostShare) -> list[Figure]:
     """Rounds of `share.of` nodes, of which this machine has `nodes`."""
     driver.check_descriptors(nodes)
     names = f"{socket.gethostname()}-{secrets.token_hex(3)}-"

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from rallypoint.bench.driver import Process
-from rallypoint.bench.event_log import Note, Reader
+from rallypoint.bench.event_log import EventReader, LoggedEvent
 from rallypoint.bench.processes import DEADLINE_S, BenchError, scratch, tail_of, wait_until
 from rallypoint.bench.real_nodes import Specification
 from rallypoint.settings import NodeSettings, attach_grace_s
@@ -30,7 +30,7 @@ class NodeProcesses:
     def __init__(self, folder: Path, what: Specification) -> None:
         self.names = list(what.names)
         label = what.names[0]
-        self.notes = Reader(folder / f"{label}.jsonl")
+        self.log = EventReader(folder / f"{label}.jsonl")
         self._said = folder / f"{label}.txt"
         arguments = ("-m", "rallypoint.bench.real_nodes", str(folder / f"{label}.jsonl"))
         with self._said.open("wb") as said:  # Each node tells of each coordinator that it loses.
@@ -44,12 +44,12 @@ class NodeProcesses:
 
     def pid(self, name: str) -> int:
         """The process that has this node."""
-        return next(int(n["pid"]) for n in self.notes.all("pid") if n["name"] == name)
+        return next(int(n["pid"]) for n in self.log.all("pid") if n["name"] == name)
 
-    def first(self, event: str, since_s: float = 0.0) -> dict[str, Note]:
+    def first(self, event: str, since_s: float = 0.0) -> dict[str, LoggedEvent]:
         """The first such note of each node since then, by name."""
-        found: dict[str, Note] = {}
-        for each in self.notes.all(event, since_s):
+        found: dict[str, LoggedEvent] = {}
+        for each in self.log.all(event, since_s):
             found.setdefault(each["name"], each)
         return found
 
@@ -71,10 +71,10 @@ class NodeProcesses:
     def problem(self) -> str:
         """Why nothing more will come of it, if that is so."""
         for event in PROBLEMS:
-            for note in self.notes.all(event):
-                if note["name"] in self.names:
+            for each in self.log.all(event):
+                if each["name"] in self.names:
                     what = "its round has ended" if event == "ended" else "it gave up"
-                    return f"of {note['name']}: {what}: {note['why']}"
+                    return f"of {each['name']}: {what}: {each['why']}"
         code = self.process.code
         return "" if code is None else f"a process of nodes ended with exit code {code}"
 
@@ -118,16 +118,16 @@ def wait_for(
     waited_for: str,
     since_s: float = 0.0,
     within_s: float = DEADLINE_S,
-    only: Callable[[Note], bool] = lambda note: True,
-) -> dict[str, Note]:
+    only: Callable[[LoggedEvent], bool] = lambda each: True,
+) -> dict[str, LoggedEvent]:
     """Wait until this has happened to every node that lives; the first such note of each.
 
-    `only`: notes of which this is true. Raises BenchError as soon as a node has given up.
+    `only`: events of which this is true. Raises BenchError as soon as a node has given up.
     """
 
-    def of(group: NodeProcesses) -> dict[str, Note]:
-        found: dict[str, Note] = {}
-        for each in group.notes.all(event, since_s):
+    def of(group: NodeProcesses) -> dict[str, LoggedEvent]:
+        found: dict[str, LoggedEvent] = {}
+        for each in group.log.all(event, since_s):
             if only(each):
                 found.setdefault(each["name"], each)
         return found
@@ -141,7 +141,7 @@ def wait_for(
     }
 
 
-def last_s(notes: dict[str, Note]) -> float:
+def last_s(notes: dict[str, LoggedEvent]) -> float:
     """When the last of these happened."""
     return max(float(each["at_s"]) for each in notes.values())
 

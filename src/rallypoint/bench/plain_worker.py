@@ -14,7 +14,7 @@ import signal
 import sys
 
 import rallypoint
-from rallypoint.bench.event_log import Writer
+from rallypoint.bench.event_log import EventWriter
 
 
 def _fail(*_: object) -> None:
@@ -23,10 +23,10 @@ def _fail(*_: object) -> None:
 
 def main(path: str) -> None:
     """Join, take the step, and wait for a signal for ever."""
-    notes = Writer(path)
+    log = EventWriter(path)
 
     def terminated(*_: object) -> None:
-        notes.note("worker_told", by="SIGTERM")
+        log.write("worker_told", by="SIGTERM")
         os._exit(0)
 
     signal.signal(signal.SIGUSR1, _fail)
@@ -34,11 +34,11 @@ def main(path: str) -> None:
     run = rallypoint.join()
     world = run.next_world()
     assert world is not None
-    world.on_change(lambda change: notes.note("worker_told", by="callback"))
-    notes.note("working", pid=os.getpid(), round=world.number)
+    world.on_change(lambda change: log.write("worker_told", by="callback"))
+    log.write("working", pid=os.getpid(), round=world.number)
     with contextlib.suppress(rallypoint.RoundBrokenError):
         world.barrier("the first step")
-        notes.note("stepped", round=world.number, size=world.size)
+        log.write("stepped", round=world.number, size=world.size)
     while True:
         signal.pause()
 

@@ -28,7 +28,7 @@ import msgspec
 
 from rallypoint.bench import child
 from rallypoint.bench.counting import loop_name, new_event_loop
-from rallypoint.bench.event_log import Writer
+from rallypoint.bench.event_log import EventWriter
 from rallypoint.bench.logged_node import logged
 from rallypoint.client.node import Node
 from rallypoint.core.values import Address, Failure, FailureKind, RunSettings
@@ -86,9 +86,9 @@ def node(
 class _Lives:
     """The nodes of one process."""
 
-    def __init__(self, notes: Writer, what: Specification, names: Sequence[str]) -> None:
-        self._notes, self._what = notes, what
-        kind = logged(notes)
+    def __init__(self, log: EventWriter, what: Specification, names: Sequence[str]) -> None:
+        self._log, self._what = log, what
+        kind = logged(log)
         self._nodes = [
             node(
                 kind,
@@ -109,7 +109,7 @@ class _Lives:
         loop.add_reader(sys.stdin.fileno(), os._exit, 0)
         loop.add_signal_handler(signal.SIGUSR1, self._fail)
         for each in self._nodes:
-            self._notes.note("pid", name=each.info.name, pid=os.getpid())
+            self._log.write("pid", name=each.info.name, pid=os.getpid())
         await asyncio.gather(*(self._live(each) for each in self._nodes))
         await asyncio.Event().wait()
 
@@ -124,18 +124,18 @@ class _Lives:
             while True:
                 told = await one.next_round(BOOTSTRAP)
                 if told is None:
-                    self._notes.note("gone", name=name, why=f"closed: {one.closed}")
+                    self._log.write("gone", name=name, why=f"closed: {one.closed}")
                     return
-                self._notes.note("met", name=name, round=told.head.number)
+                self._log.write("met", name=name, round=told.head.number)
                 while one.change is None and one.gone is None and one.closed is None:
                     is_news.clear()
                     await is_news.wait()
                 if not self._what.regroups:
                     why = one.gone or one.closed or one.change
-                    self._notes.note("ended", name=name, why=str(why))
+                    self._log.write("ended", name=name, why=str(why))
                     return
         except RallypointError as error:
-            self._notes.note("gone", name=name, why=str(error))
+            self._log.write("gone", name=name, why=str(error))
 
     def _fail(self) -> None:
         failure = Failure(FailureKind.COMMUNICATION, "a peer closed the connection")
@@ -148,7 +148,7 @@ def _be_one(path: str, what: Specification, names: Sequence[str], parent: int) -
     child.end_with(parent)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_Lives(Writer(path), what, names).live())
+        runner.run(_Lives(EventWriter(path), what, names).live())
 
 
 def main(path: str, specification: str) -> None:

@@ -282,7 +282,7 @@ def _measure(scenario: Scenario, run: str | None, of: int | None) -> _Measure:
     )
 
     if run is not None and of is not None:
-        shared = multi_host.Share(run, of)
+        shared = multi_host.HostShare(run, of)
         return lambda plan, nodes: multi_host.measure(plan, nodes, shared)
     return {
         Scenario.MEET: meet.measure,

@@ -1,4 +1,4 @@
-"""How the connections of killed nodes end: `python benchmarks/kernels_word.py [--kills 100]`.
+"""How the connections of killed nodes end: `python benchmarks/killed_connections.py [--kills 100]`.
 
 A process that is killed while its receive buffer holds a message that it has not read sends a
 reset, and then the reconnect grace passes before it is lost. This counts how often that happens:
