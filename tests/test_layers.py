@@ -26,6 +26,7 @@ ROOT = "__init__"  # the package's own __init__.py, as a layer
 LAYERS: dict[str, frozenset[str]] = {
     "_version": frozenset(),
     "clock": frozenset(),
+    "threads": frozenset(),
     "core": frozenset(),
     "errors": frozenset({"core"}),
     "memory": frozenset({"core"}),
@@ -33,17 +34,17 @@ LAYERS: dict[str, frozenset[str]] = {
     "logs": frozenset({"core", "line_limits"}),
     "wire": frozenset({"core", "errors", "_version"}),
     "endpoints": frozenset({"core", "errors"}),
-    "ledger": frozenset({"core", "endpoints", "errors"}),
+    "ledger": frozenset({"core", "endpoints", "errors", "threads"}),
     "settings": frozenset({"core", "endpoints", "errors"}),
     "environments": frozenset({"core", "errors", "settings"}),
     "tokens": frozenset({"core", "endpoints", "errors", "settings"}),
     "coordinator": frozenset({"core", "wire", "ledger", "errors", "logs", "settings"})
-    | {"_version", "clock", "tokens"},
+    | {"_version", "clock", "threads", "tokens"},
     "client": frozenset({"core", "wire", "ledger", "coordinator", "endpoints", "errors", "logs"})
-    | {"memory", "settings", "_version", "clock", "tokens"},
+    | {"memory", "settings", "_version", "clock", "threads", "tokens"},
     "aio": frozenset({"client", "core", "errors", "settings", "_version"}),
     "rendezvous": frozenset({"client", "core", "wire", "ledger", "coordinator", "endpoints"})
-    | {"errors", "logs", "memory", "settings", "_version"},
+    | {"errors", "logs", "memory", "settings", "_version", "threads"},
     # rendezvous: a World's store is torch's too, and only torch_bridge.py knows torch.
     ROOT: frozenset({"aio", "client", "core", "errors", "rendezvous", "settings", "_version"}),
     "launch": frozenset(
@@ -56,6 +57,7 @@ LAYERS: dict[str, frozenset[str]] = {
             "environments",
             "errors",
             "settings",
+            "threads",
             "_version",
         }
     ),

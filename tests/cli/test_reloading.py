@@ -185,7 +185,7 @@ def test_a_file_that_cannot_be_used_changes_nothing(machine: Machine) -> None:
             serving.path.touch()
         spoil(serving.path)
         said = serving.reload()
-        assert said.startswith("the token stays as it was: "), spoil.__name__
+        assert said.startswith("the tokens stay as they were: "), spoil.__name__
         assert why in said, spoil.__name__
         assert serving.statuses() == (200, 401), spoil.__name__
     for secret in ("hunter2", "secret sentence", NEW):
@@ -315,7 +315,7 @@ def test_a_fault_of_the_reading_keeps_no_later_request_out(
     async def main() -> None:
         reloader, used = noting(read)
         reloader.ask()
-        await until(lambda: "the token stays as it was" in caplog.text, "nothing is said")
+        await until(lambda: "the tokens stay as they were" in caplog.text, "nothing is said")
         assert used == []
         reloader.ask()
         await until(lambda: used == [("new",)], "the second request was lost")
@@ -341,7 +341,7 @@ def test_without_a_thread_the_token_stays_and_may_be_asked_for_again(
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", refuse)
             reloader.ask()
-        assert "the token stays as it was: the file was not read" in caplog.text
+        assert "the tokens stay as they were: the file was not read" in caplog.text
         reloader.ask()
         await until(lambda: used == [("new",)], "the second request was lost")
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 
 from rallypoint.core.values import Failure, FailureKind
-from rallypoint.launch.change_notifier import ChangeNotifier, new_event_loop
+from rallypoint.launch.change_notifier import ChangeNotifier
 from rallypoint.launch.round_workers import outranks, worst_first
 
 
@@ -53,24 +51,3 @@ def test_a_bell_wakes_all_who_wait_and_each_looks_for_itself() -> None:
         assert not await notifier.until(lambda: False, 0.01)
 
     asyncio.run(scenario())
-
-
-def test_a_call_that_hangs_does_not_keep_the_loop_from_ending() -> None:
-    hangs = threading.Event()
-
-    async def scenario() -> None:
-        try:
-            async with asyncio.timeout(0.01):
-                await asyncio.to_thread(hangs.wait)
-        except TimeoutError:
-            pass
-        # Python waits at exit for every thread that is none.
-        assert await asyncio.to_thread(lambda: threading.current_thread().daemon)
-
-    started_s = time.monotonic()
-    try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(scenario())
-        assert time.monotonic() - started_s < 10
-    finally:
-        hangs.set()

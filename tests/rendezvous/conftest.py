@@ -19,7 +19,7 @@ LEFT_BEHIND_S = 30.0
 
 @pytest.fixture(autouse=True, scope="module")
 def calls_left_behind_have_ended() -> Iterator[None]:
-    """What a deadline gave up (rendezvous/deadlines.py) ends before the next file's tests begin.
+    """What a deadline gave up (threads.py) ends before the next file's tests begin.
 
     torch's C++ prints when it does, and that would be in the output of a test that reads its own.
     """

@@ -5,14 +5,12 @@ Whatever else it was started with is read once. A file that cannot be used chang
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import threading
 from collections.abc import Callable
 from typing import Final
 
 from rallypoint import logs
 from rallypoint.errors import UsageError
+from rallypoint.threads import call_from_loop
 
 _log = logs.tidy("rallypoint.serve")
 
@@ -36,7 +34,6 @@ class Reloader:
     ) -> None:
         self._read = read
         self._use = use
-        self._loop = asyncio.get_running_loop()
         self._is_reading = False
         self._is_asked_again = False
 
@@ -49,31 +46,24 @@ class Reloader:
             _log.warning("SIGHUP: the token file is still being read; it is read once more then")
         else:
             self._is_reading = True
-            thread = threading.Thread(target=self._read_file, args=(self._read,), daemon=True)
             try:
-                thread.start()
-            except RuntimeError as error:  # the machine has no thread for it now
-                self._finish((), _not_read(error))
+                reading = call_from_loop(self._read)
+            except RuntimeError as error:  # the system grants no thread now
+                self._finish(error)
+            else:
+                reading.add_done_callback(
+                    lambda _: self._finish(reading.exception() or reading.result())
+                )
 
-    def _read_file(self, read: Callable[[], tuple[str, ...]]) -> None:
-        tokens: tuple[str, ...] = ()
-        problem: UsageError | None = None
-        try:
-            tokens = read()
-        except UsageError as error:
-            problem = error
-        except Exception as error:  # noqa: BLE001 - else no later request would be heard
-            problem = _not_read(error)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-            self._loop.call_soon_threadsafe(self._finish, tokens, problem)
-
-    def _finish(self, tokens: tuple[str, ...], problem: UsageError | None) -> None:
+    def _finish(self, outcome: tuple[str, ...] | BaseException) -> None:
         self._is_reading = False
-        if problem is not None:
+        if isinstance(outcome, BaseException):
+            # Whatever it is, only this request fails: a later one is heard.
+            problem = outcome if isinstance(outcome, UsageError) else _not_read(outcome)
             hint = f" (hint: {problem.hint})" if problem.hint else ""
-            _log.error("SIGHUP: the token stays as it was: %s%s", problem.message, hint)
+            _log.error("SIGHUP: the tokens stay as they were: %s%s", problem.message, hint)
         else:
-            self._tell(len(tokens), self._use(tokens))
+            self._tell(len(outcome), self._use(outcome))
         if self._is_asked_again:
             self._is_asked_again = False
             self.ask()
@@ -89,5 +79,5 @@ class Reloader:
         _log.info("SIGHUP: the token file was read again: %s accepted%s", accepted, stay)
 
 
-def _not_read(error: Exception) -> UsageError:
+def _not_read(error: BaseException) -> UsageError:
     return UsageError(f"the file was not read: {error!r}", hint="send SIGHUP again")

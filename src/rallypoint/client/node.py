@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from rallypoint import errors, tokens
+from rallypoint import errors, threads, tokens
 from rallypoint._version import __version__
 from rallypoint.client import machine as m
 from rallypoint.client.dialing import (
@@ -59,7 +59,6 @@ from rallypoint.core.values import (
 )
 from rallypoint.endpoints import is_loopback
 from rallypoint.ledger.contract import Ledger
-from rallypoint.ledger.threads import Threads
 from rallypoint.settings import LOST_ORPHAN_S, EndpointKind, NodeSettings, check_own_token
 from rallypoint.wire import messages as wire
 
@@ -364,7 +363,7 @@ class Node:
         if node.token or node.insecure or node.endpoint.kind is not EndpointKind.HOST:
             return tokens.Keys.of_node(node)
         try:
-            return await Threads().run(lambda: tokens.Keys.of_node(node), HOME_WITHIN_S)
+            return await threads.await_within(HOME_WITHIN_S, lambda: tokens.Keys.of_node(node))
         except TimeoutError:
             raise errors.UsageError(
                 f"{tokens.SHOWN} could not be read within {HOME_WITHIN_S:g} s",
@@ -409,7 +408,7 @@ class Node:
         if not self._keys.needs_look:
             return False
         try:
-            return await Threads().run(lambda: self._keys.takes_home(refused), HOME_WITHIN_S)
+            return await threads.await_within(HOME_WITHIN_S, lambda: self._keys.takes_home(refused))
         except TimeoutError:
             return False
 

@@ -12,9 +12,10 @@ import contextlib
 import ipaddress
 import re
 import socket
-import threading
 from collections.abc import Iterable
 from typing import Final
+
+from rallypoint.threads import call_from_loop
 
 LOOKUP_TIMEOUT_S: Final = 2.0
 """How long a request with an unknown name waits for this machine's full name, once."""
@@ -47,7 +48,7 @@ class KnownHosts:
             return True
         host = host_of(header)
         if self._lookup is None:
-            self._lookup = _full_name()
+            self._lookup = call_from_loop(_full_name)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
                 self._names.update(_with_first_label(await asyncio.shield(self._lookup)))
@@ -78,22 +79,8 @@ def _with_first_label(name: str) -> tuple[str, ...]:
     return (plain, plain.partition(".")[0]) if plain and not is_address(plain) else ()
 
 
-def _full_name() -> asyncio.Future[str]:
-    """This machine's full name; "" if there is none. A resolver that hangs holds up nothing."""
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[str] = loop.create_future()
-
-    def tell(name: str) -> None:
-        if not found.done():
-            found.set_result(name)
-
-    def look() -> None:
-        try:
-            name = socket.getfqdn()
-        except (OSError, UnicodeError):
-            name = ""
-        with contextlib.suppress(RuntimeError):  # the loop is closed by now
-            loop.call_soon_threadsafe(tell, name)
-
-    threading.Thread(target=look, name="rallypoint-name", daemon=True).start()
-    return found
+def _full_name() -> str:
+    try:
+        return socket.getfqdn()
+    except (OSError, UnicodeError):
+        return ""

@@ -45,7 +45,7 @@ from rallypoint.core.values import (
 )
 from rallypoint.errors import ExitCode
 from rallypoint.launch import agent_messages, failures
-from rallypoint.launch.change_notifier import ChangeNotifier, new_event_loop
+from rallypoint.launch.change_notifier import ChangeNotifier
 from rallypoint.launch.channel import Channel, Requests
 from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
 from rallypoint.launch.guard import Guard
@@ -60,6 +60,7 @@ from rallypoint.launch.round_workers import (
     worst_first,
 )
 from rallypoint.launch.worker_env import ROLE, inherited_environment
+from rallypoint.threads import new_event_loop
 
 _T = TypeVar("_T")
 

@@ -33,6 +33,7 @@ from rallypoint.launch.output_streams import (
     Stream,
     make_log_dir,
 )
+from rallypoint.threads import settle
 
 _COMMANDS_MAX = 10_000  # what the agent says while the console hangs; more is dropped
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -171,13 +172,7 @@ class LogPump:
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-
-        def drained() -> None:
-            self._drain(local_rank)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(_settle, done)
-
-        if self._command(drained):
+        if self._command(lambda: settle(done, lambda: self._drain(local_rank))):
             await asyncio.wait([done], timeout=timeout_s)
             return done.done()
         return True
@@ -259,11 +254,6 @@ class LogPump:
         self._selector.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
-
-
-def _settle(done: asyncio.Future[None]) -> None:
-    if not done.done():
-        done.set_result(None)
 
 
 def read_what_is_there(stream: Stream) -> None:

@@ -28,6 +28,7 @@ from typing import Final, Protocol, TypeVar
 from rallypoint.errors import ProgramNotFoundError, WorkerStartError
 from rallypoint.launch import guard_process
 from rallypoint.launch.oom import OomCounter
+from rallypoint.threads import call_from_loop, settle
 
 T = TypeVar("T")
 
@@ -377,7 +378,7 @@ class _GroupThread:
 
     def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self.loop.create_future()
-        self._jobs.put(functools.partial(self._do, function, future))
+        self._jobs.put(functools.partial(settle, future, function))
         return future
 
     def close(self) -> None:
@@ -387,15 +388,6 @@ class _GroupThread:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
-
-    def _do(self, function: Callable[[], T], future: asyncio.Future[T]) -> None:
-        settle: Callable[[], None]
-        try:
-            settle = functools.partial(future.set_result, function())
-        except Exception as error:  # noqa: BLE001 - handed to who waits for the future
-            settle = functools.partial(future.set_exception, error)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            self.loop.call_soon_threadsafe(lambda: None if future.done() else settle())
 
 
 def _search_session(session: int, *, kill: bool) -> bool:
@@ -500,14 +492,8 @@ def _watch_pidfd(worker: Worker, pidfd: int) -> None:
 
 
 def _watch_in_thread(worker: Worker) -> None:
-    loop = asyncio.get_running_loop()
-
-    def wait() -> None:
-        status = _status(worker, 0)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the agent is ending
-            loop.call_soon_threadsafe(worker.exited.set_result, status)
-
-    threading.Thread(target=wait, name=f"rallypoint-wait-{worker.pid}", daemon=True).start()
+    ended = call_from_loop(lambda: _status(worker, 0))
+    ended.add_done_callback(lambda _: worker.exited.set_result(ended.result()))
 
 
 def _status(worker: Worker, options: int) -> int:

@@ -52,7 +52,7 @@ from rallypoint.ledger.contract import (
     check_name,
 )
 from rallypoint.ledger.single_value import RegisterMap
-from rallypoint.ledger.threads import Threads
+from rallypoint.threads import LimitedCalls
 
 T = TypeVar("T")
 TIMEOUT_S: Final = 5.0
@@ -113,7 +113,7 @@ class TorchBackendLedger(Ledger):
         self._backend = backend
         self._where = f"the value of the rendezvous backend {_name_of(backend)!r}"
         self._timeout_s = timeout_s
-        self._threads = Threads()
+        self._threads = LimitedCalls()
         self._one_call = threading.Lock()
         self._seen = False
         """Whether the backend ever held this ledger, as far as this handle knows."""

@@ -33,9 +33,9 @@ from rallypoint.rendezvous.api import (
     RendezvousParameters,
     RendezvousStateError,
 )
-from rallypoint.rendezvous.deadlines import OneAtATime, within
 from rallypoint.rendezvous.dynamic_rendezvous import RendezvousBackend, Token
 from rallypoint.rendezvous.utils import parse_rendezvous_endpoint
+from rallypoint.threads import OneAtATime, within
 
 __all__ = ["DEFAULT_PORT", "C10dRendezvousBackend", "create_backend"]
 

@@ -27,8 +27,8 @@ from rallypoint.rendezvous.api import (
     RendezvousStoreInfo,
     RendezvousTimeoutError,
 )
-from rallypoint.rendezvous.deadlines import within
 from rallypoint.rendezvous.utils import parse_rendezvous_endpoint
+from rallypoint.threads import within
 
 __all__ = ["StaticTCPRendezvous", "create_rdzv_handler"]
 

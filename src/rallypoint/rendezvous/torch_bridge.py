@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rallypoint import errors
 from rallypoint.core import store as ops
-from rallypoint.rendezvous.deadlines import within
+from rallypoint.threads import within
 
 if TYPE_CHECKING:
     from rallypoint.client.blocking import Portal

@@ -47,7 +47,7 @@ from rallypoint.ledger.file.chain import Advance, Chain
 from rallypoint.ledger.file.disk import Disk, LinkResult, as_ledger_error, content, names
 from rallypoint.ledger.file.folder import open_folder, place_of, replaced
 from rallypoint.ledger.file.index import FileIndex, Index, Indexed
-from rallypoint.ledger.threads import Threads
+from rallypoint.threads import LimitedCalls
 
 T = TypeVar("T")
 TIMEOUT_S: Final = 5.0
@@ -86,7 +86,7 @@ class FileLedger(Ledger):
         self._root = Path(folder).absolute()
         self._timeout_s = timeout_s
         self._disk = Disk(on_step)
-        self._threads = Threads()
+        self._threads = LimitedCalls()
         self._files: _Files | None = None
 
     async def open(self) -> None:
