@@ -299,7 +299,7 @@ class TestWaiting:
             desk.send(Set("k", b""))
             desk.value(DeleteKey("k"))
             desk.store.acknowledge("a", desk.last_id)
-        assert len(desk.store._deadlines) < 100
+        assert len(desk.store._waits._deadlines) < 100
 
     def test_cancelled_is_never_answered(self, desk: Desk) -> None:
         waiting = desk.waits(Get("k"), timeout_s=1)
@@ -307,7 +307,7 @@ class TestWaiting:
         assert desk.store.apply("a", waiting, Get("k"), 1, desk.now_s) == []
         assert ids(desk.send(Set("k", b""))) == [desk.last_id]
         assert desk.later(2) == []
-        assert desk.store._by_key == {}
+        assert desk.store._waits.by_key == {}
 
     def test_cancelling_what_does_not_wait_does_nothing(self, desk: Desk) -> None:
         answers = desk.send(Set("k", b"1"))

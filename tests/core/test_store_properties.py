@@ -349,19 +349,20 @@ class Driver:
 
     def check_bookkeeping(self) -> None:
         """Nothing is left behind of calls that wait no more."""
-        store = self.store
-        assert all(key not in self.model.data for key in store._by_key)
-        watching = {call for waiters in store._by_key.values() for call in waiters}
-        at_barriers = {call for b in store._barriers.values() for call in b.arrived.values()}
-        assert watching | at_barriers == set(store._waits)
-        for node, session in store._sessions.items():
-            assert session.waiting == sum(call.node == node for call in store._waits)
-            assert (session.waiting_bytes > 0) == (session.waiting > 0)
-            assert session.answer_bytes >= 0
+        store, waits = self.store, self.store._waits
+        assert all(key not in self.model.data for key in waits.by_key)
+        watching = {call for waiters in waits.by_key.values() for call in waiters}
+        at_barriers = {call for b in waits.barriers.values() for call in b.arrived.values()}
+        assert watching | at_barriers == set(waits.calls)
+        assert waits.counts.keys() == {call.node for call in waits.calls}
+        for node, count in waits.counts.items():
+            of_node = [waiting_bytes(call.op) for call in waits.calls if call.node == node]
+            assert (count.calls, count.key_bytes) == (len(of_node), sum(of_node))
+        assert all(session.answer_bytes >= 0 for session in store._sessions.values())
         kept = sum(session.kept() for session in store._sessions.values())
-        waits = [WAITING_CALL_BYTES + waiting_bytes(call.op) for call in store._waits]
+        of_waits = [WAITING_CALL_BYTES + waiting_bytes(call.op) for call in waits.calls]
         keys, size = store.usage()
-        assert store.footprint() == kept + sum(waits) + size + KEY_BYTES * keys
+        assert store.footprint() == kept + sum(of_waits) + size + KEY_BYTES * keys
 
 
 @settings(max_examples=400)

@@ -1,7 +1,7 @@
 """The keys and values of a round's store: what a call does to them, and how large they are.
 
-`Data.effect_of` decides and changes nothing, `Data.commit` carries out `Write`s and can do so again
-from a log. Nothing here waits, and nothing knows which node has called.
+`Data.effect_of` decides what a call answers and writes, and changes nothing. `Data.commit` carries
+out `Write`s, and can repeat them from a log. Waiting and nodes are no concern of this file.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeAlias, assert_never, cast
-
-import msgspec
 
 from rallypoint.core.store.operations import (
     LIMIT,
@@ -36,28 +34,29 @@ from rallypoint.core.store.operations import (
     keys_of,
     shown,
 )
+from rallypoint.core.values import FrozenStruct
 
 # Measured with CPython 3.11 to 3.13, and rounded up.
 KEY_BYTES: Final = 150
-"""What a key takes besides its text and its value: two objects, and an entry of a dict."""
+"""Memory of a key besides its text and its value: two objects, and an entry of a dict."""
 
 
-class Put(msgspec.Struct, frozen=True, array_like=True, tag="put"):
+class Put(FrozenStruct, frozen=True, tag="put"):
     """`key` now has `value`."""
 
     key: str
     value: bytes
 
 
-class Extend(msgspec.Struct, frozen=True, array_like=True, tag="ext"):
-    """`value` now stands behind what `key` had, if anything."""
+class Extend(FrozenStruct, frozen=True, tag="ext"):
+    """`value` was added at the end of the value of `key`, or is its first value."""
 
     key: str
     value: bytes
 
 
-class Drop(msgspec.Struct, frozen=True, array_like=True, tag="drop"):
-    """`key` is gone."""
+class Drop(FrozenStruct, frozen=True, tag="drop"):
+    """`key` was removed."""
 
     key: str
 
@@ -65,15 +64,19 @@ class Drop(msgspec.Struct, frozen=True, array_like=True, tag="drop"):
 Write: TypeAlias = Put | Extend | Drop
 
 
-class StoreEffect(msgspec.Struct, frozen=True):
-    """What a call answers, and what it writes: at most one `Write` per key."""
+class StoreEffect(FrozenStruct, frozen=True):
+    """What a call answers, and what it writes: at most one `Write` for each key."""
 
     result: StoreResult
     writes: tuple[Write, ...] = ()
 
 
 class Tally:
-    """What a store keeps in memory, in bytes; and whether its sessions tell reads from writes."""
+    """A count that all parts of one store share.
+
+    `kept`: the memory that the store takes, in bytes. `tells_reads`: whether sessions note which
+    answers are those of reads, for a snapshot.
+    """
 
     __slots__ = ("kept", "tells_reads")
 
@@ -83,7 +86,7 @@ class Tally:
 
 
 class Data:
-    """Keys and values, and the decision what a call does to them."""
+    """Keys and values."""
 
     def __init__(self, limits: StoreLimits, tally: Tally) -> None:
         self._limits = limits
@@ -95,10 +98,11 @@ class Data:
         self.bytes = 0
 
     def usage(self) -> tuple[int, int]:
+        """How many keys there are, and how many bytes keys and values have."""
         return len(self.values), self.bytes
 
     def growth_of(self, writes: Iterable[Write]) -> int:
-        """By how much the footprint grows with these writes."""
+        """By how many bytes of memory these writes make the data larger."""
         growth = sum(map(self._growth, writes))
         for write in writes:
             if isinstance(write, Drop):
@@ -108,19 +112,25 @@ class Data:
         return growth
 
     def items(self) -> list[tuple[str, bytes]]:
+        """All keys and values, in the order of the keys."""
         return [(key, bytes(self.values[key])) for key in sorted(self.values)]
 
     def __contains__(self, key: str) -> bool:
         return key in self.values
 
     def copy(self) -> dict[str, bytes]:
-        """All keys and values, as they are now. Without a step of Python's for each key."""
+        """All keys and values, as they are now. No Python code runs for each key."""
         for key in list(self._growing):
-            self._read(key)
+            self.value(key)
         return cast(dict[str, bytes], self.values.copy())
 
     def value(self, key: str) -> bytes:
-        return self._read(key)
+        """The value of a key that exists."""
+        value = self.values[key]
+        if isinstance(value, bytearray):
+            value = self.values[key] = bytes(value)
+            del self._growing[key]
+        return value
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of `keys` that do not exist, each once, in their order."""
@@ -128,7 +138,7 @@ class Data:
 
     def effect_of(self, op: DataOp) -> StoreEffect | None:
         """What `op` would answer and write now; None if it has to wait. Changes nothing."""
-        if type(op) is Get:  # the last of the classes below, and one of the most frequent
+        if type(op) is Get:  # one of the most frequent, and the last in the `match`
             return self._reading(op) if op.key in self.values else None
         match op:
             case Set(key, value):
@@ -155,7 +165,7 @@ class Data:
                 assert_never(op)
 
     def commit(self, writes: Iterable[Write]) -> None:
-        """Carry out what was decided. Replaying the writes of a log in order gives this data."""
+        """Carry out these writes. All writes of a log, in their order, give this data again."""
         keys = len(self.values)
         for write in writes:
             growth = self._growth(write)
@@ -168,7 +178,11 @@ class Data:
                     if self._growing:
                         self._growing.pop(key, None)
                 case Extend(key, value):
-                    self._extend(key, value)
+                    current = self.values.get(key, b"")
+                    if not isinstance(current, bytearray):
+                        current = self.values[key] = bytearray(current)
+                        self._growing[key] = None
+                    current += value
                 case Drop(key):
                     del self.values[key]
                     self._growing.pop(key, None)
@@ -176,20 +190,21 @@ class Data:
             self._tally.kept += KEY_BYTES * (len(self.values) - keys)
 
     def drop_all(self) -> None:
-        """Keep nothing any more."""
+        """Remove all keys and values."""
         self._tally.kept -= self.bytes + KEY_BYTES * len(self.values)
         self.values, self._growing, self.bytes = {}, {}, 0
 
     def _reading(self, op: Get | Wait | MultiGet) -> StoreEffect:
+        """The effect of a call that reads keys, all of which exist."""
         match op:
             case Get(key):
-                return StoreEffect(StoreValue(self._read(key)))
+                return StoreEffect(StoreValue(self.value(key)))
             case Wait():
                 return StoreEffect(StoreValue(None))
             case MultiGet(keys):
                 size = sum(len(self.values[key]) for key in keys)
                 excess = self._limits.excess("answer_bytes_max", size)
-                return StoreEffect(excess or StoreValue(tuple(self._read(key) for key in keys)))
+                return StoreEffect(excess or StoreValue(tuple(self.value(key) for key in keys)))
 
     def _adding(self, key: str, amount: int) -> StoreEffect:
         current = _integer(self.values.get(key) or b"0")
@@ -207,10 +222,10 @@ class Data:
         absent = op.key not in self.values
         if (b"" if absent else self.values[op.key]) == op.expected:
             return self._writing(op.desired, Put(op.key, op.desired))
-        return StoreEffect(StoreValue(op.expected if absent else self._read(op.key)))
+        return StoreEffect(StoreValue(op.expected if absent else self.value(op.key)))
 
     def _writing(self, answer: bytes | int | None, *writes: Put | Extend) -> StoreEffect:
-        """The effect of an op that writes: nothing at all if a limit stands against it."""
+        """The effect of a call that writes: a failure, and no write, where a limit forbids it."""
         excess = self._excess(writes)
         return StoreEffect(excess) if excess else StoreEffect(StoreValue(answer), writes)
 
@@ -235,20 +250,6 @@ class Data:
         if isinstance(write, Drop):
             return -held
         return key_bytes(write.key) + self._length_after(write) - held
-
-    def _extend(self, key: str, value: bytes) -> None:
-        current = self.values.get(key, b"")
-        if not isinstance(current, bytearray):
-            current = self.values[key] = bytearray(current)
-            self._growing[key] = None
-        current += value
-
-    def _read(self, key: str) -> bytes:
-        value = self.values[key]
-        if isinstance(value, bytearray):
-            value = self.values[key] = bytes(value)
-            del self._growing[key]
-        return value
 
 
 _INTEGER: Final = re.compile(rb"[+-]?[0-9]{1,64}")

@@ -1,36 +1,36 @@
-"""What can be asked of a round's store, what it answers, and the limits of both.
+"""The calls of a round's store, their answers, and the limits of both.
 
-Values only: nothing here keeps a key, waits, or remembers an answer. A node, an agent and a worker
-need nothing else of the store than this file.
+Values only: no code here keeps a key, waits, or remembers an answer. Nodes, agents and workers need
+no other file of this package.
 """
 
 from __future__ import annotations
 
 from typing import Final, TypeAlias, assert_never, cast
 
-import msgspec
+from rallypoint.core.values import FrozenStruct
 
 # ---- calls -------------------------------------------------------------------------------------
 
 
-class _Op(msgspec.Struct, frozen=True, array_like=True):
+class Operation(FrozenStruct, frozen=True):
     """Base of all calls; on the wire an array that begins with the tag."""
 
 
-class Set(_Op, frozen=True, tag="set"):
+class Set(Operation, frozen=True, tag="set"):
     """Store `value` under `key`, whatever was there. Answers None."""
 
     key: str
     value: bytes
 
 
-class Get(_Op, frozen=True, tag="get"):
+class Get(Operation, frozen=True, tag="get"):
     """Answer the value of `key`, once it exists."""
 
     key: str
 
 
-class Add(_Op, frozen=True, tag="add"):
+class Add(Operation, frozen=True, tag="add"):
     """Add `amount` to the decimal integer of `key` (0 if absent or empty). Answers the sum.
 
     Fails with `not_an_integer`, or with `limit` where the sum does not fit into 64 bits.
@@ -40,7 +40,7 @@ class Add(_Op, frozen=True, tag="add"):
     amount: int
 
 
-class CompareSet(_Op, frozen=True, tag="cas"):
+class CompareSet(Operation, frozen=True, tag="cas"):
     """Replace `expected` by `desired`. Answers `desired` if it did, else the current value.
 
     An absent key is set if `expected` is empty; otherwise `expected` comes back, as in torch.
@@ -51,53 +51,53 @@ class CompareSet(_Op, frozen=True, tag="cas"):
     desired: bytes
 
 
-class Append(_Op, frozen=True, tag="app"):
-    """Put `value` behind the value of `key`, or set it if it is absent. Answers None."""
+class Append(Operation, frozen=True, tag="app"):
+    """Add `value` at the end of the value of `key`, or set it if it is absent. Answers None."""
 
     key: str
     value: bytes
 
 
-class Wait(_Op, frozen=True, tag="wait"):
+class Wait(Operation, frozen=True, tag="wait"):
     """Answer None once all `keys` exist at the same time."""
 
     keys: tuple[str, ...]
 
 
-class Check(_Op, frozen=True, tag="chk"):
+class Check(Operation, frozen=True, tag="chk"):
     """Answer at once whether all `keys` exist."""
 
     keys: tuple[str, ...]
 
 
-class MultiGet(_Op, frozen=True, tag="mget"):
+class MultiGet(Operation, frozen=True, tag="mget"):
     """Answer the values of `keys`, in their order, once all exist at the same time."""
 
     keys: tuple[str, ...]
 
 
-class MultiSet(_Op, frozen=True, tag="mset"):
+class MultiSet(Operation, frozen=True, tag="mset"):
     """Store each value under its key, all or none; of a key named twice the last counts."""
 
     keys: tuple[str, ...]
     values: tuple[bytes, ...]
 
 
-class DeleteKey(_Op, frozen=True, tag="del"):
+class DeleteKey(Operation, frozen=True, tag="del"):
     """Remove `key`. Answers whether it was there."""
 
     key: str
 
 
-class NumKeys(_Op, frozen=True, tag="num"):
+class NumKeys(Operation, frozen=True, tag="num"):
     """Answer how many keys there are."""
 
 
-class Barrier(_Op, frozen=True, tag="bar"):
-    """Worker `rank` has come to barrier `name`: answers None once every rank of the round has.
+class Barrier(Operation, frozen=True, tag="bar"):
+    """Worker `rank` waits at barrier `name`. Answers None once every rank of the round waits there.
 
-    The name can be used again at once. A rank that calls again while its call waits (its worker
-    gave up and tries anew) takes over its own place; the older call is answered `timeout`.
+    The name can be used again at once. If a rank calls again while its call waits, the new call
+    takes its place (a worker gave up and tries again), and the older one is answered `timeout`.
     """
 
     name: str
@@ -109,7 +109,7 @@ DataOp: TypeAlias = (
 )
 StoreOp: TypeAlias = DataOp | Barrier
 READS: Final = frozenset({Get, MultiGet, Wait, Check, NumKeys})
-"""The calls that change nothing, so that they can be made again."""
+"""The calls that change nothing: to make one again does no harm."""
 
 # ---- answers -----------------------------------------------------------------------------------
 
@@ -120,18 +120,19 @@ ROUND_ENDED: Final = "round_ended"
 BAD_REQUEST: Final = "bad_request"
 
 
-class StoreValue(msgspec.Struct, frozen=True, array_like=True, tag="ok"):
+class StoreValue(FrozenStruct, frozen=True, tag="ok"):
     """A call's result; its type is the call's."""
 
     value: bytes | int | bool | tuple[bytes, ...] | None
 
 
-class StoreFailure(msgspec.Struct, frozen=True, array_like=True, tag="no"):
-    """Why a call failed. `code` is one of the constants of this module.
+class StoreFailure(FrozenStruct, frozen=True, tag="no"):
+    """Why a call failed.
 
-    `missing` names, for a timeout, the keys that do not exist or the ranks that did not come, as
-    `node-3` or, where a node has several workers, `node-3 (rank 25)`. It holds at most
-    NAMES_SHOWN_MAX names, `missing_count` says how many there are.
+    `code` is one of TIMEOUT, NOT_AN_INTEGER, LIMIT, ROUND_ENDED and BAD_REQUEST. For a timeout,
+    `missing` has the keys that do not exist, or the ranks that did not come to the barrier: as
+    `node-3`, or `node-3 (rank 25)` for a node with several workers. It has at most NAMES_SHOWN_MAX
+    names; `missing_count` is the full number.
     """
 
     code: str
@@ -143,8 +144,8 @@ class StoreFailure(msgspec.Struct, frozen=True, array_like=True, tag="no"):
 StoreResult: TypeAlias = StoreValue | StoreFailure
 
 
-class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """What `node` is to be told about its request."""
+class Answer(FrozenStruct, frozen=True):
+    """The answer to a request of `node`."""
 
     node: str
     request_id: int
@@ -154,18 +155,20 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 # ---- limits ------------------------------------------------------------------------------------
 
 
-class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one round's store holds at most, so that no peer can exhaust the coordinator.
+class StoreLimits(FrozenStruct, frozen=True, kw_only=True):
+    """The most that one round's store holds, so that no peer can exhaust the coordinator.
 
-    Keys are measured in UTF-8. `total_bytes_max` is over keys and values. `answer_bytes_max` holds
-    for a multi_get, which could name one large value thousands of times. A key that is waited for
-    counts for `waiting_bytes_per_node_max` with its length and WAITING_KEY_BYTES of bookkeeping.
-    Unacknowledged is a call that waits, or whose answer is remembered in case it is resent; a node
-    above its `unacknowledged_bytes_per_node_max` has new calls refused. `unlogged_bytes_max` is for
-    all writes that the log of a durable store has not taken yet, as while its ledger is away, and
-    `unlogged_answers_max` for the answers that wait for them.
+    The length of a key is that of its UTF-8. `total_bytes_max` counts keys and values.
+    `answer_bytes_max` limits a multi_get, which could name one large value thousands of times. For
+    `waiting_bytes_per_node_max`, a key that a call waits for counts with its length and
+    `waits.WAITING_KEY_BYTES`. A call is unacknowledged while it waits, and while its answer is
+    remembered in case the node asks again; a node above its `unacknowledged_bytes_per_node_max` has
+    new calls refused. `unlogged_bytes_max` counts the writes that the log of a durable store has
+    not taken yet (while its ledger is away), and `unlogged_answers_max` the answers that wait for
+    those writes.
 
-    Raises ValueError, from the constructor, for a limit below 1.
+    Raises:
+        ValueError: from the constructor, for a limit below 1.
     """
 
     key_bytes_max: int = 4 * 1024
@@ -204,8 +207,8 @@ _SHOWN_CHARACTERS_MAX: Final = 64
 
 
 def keys_of(op: StoreOp) -> tuple[str, ...]:
-    """The keys that a call names; a barrier's name is held to the same limits."""
-    if type(op) in _OF_ONE_KEY:  # a `match` would try one class after another, for every call
+    """The keys that a call names. A barrier's name counts as one: the same limits hold for it."""
+    if type(op) in _OF_ONE_KEY:  # nearly every call: a `match` would try class after class
         return (cast(Get, op).key,)
     match op:
         case NumKeys():
@@ -220,7 +223,8 @@ def keys_of(op: StoreOp) -> tuple[str, ...]:
             assert_never(op)
 
 
-def shape_objection(op: StoreOp) -> StoreFailure | None:
+def malformed(op: StoreOp) -> StoreFailure | None:
+    """What is wrong with a call by itself, without a store; None if nothing is."""
     if isinstance(op, MultiSet) and len(op.keys) != len(op.values):
         message = f"{len(op.keys)} keys, but {len(op.values)} values"
         return StoreFailure(BAD_REQUEST, message)
@@ -230,20 +234,23 @@ def shape_objection(op: StoreOp) -> StoreFailure | None:
 
 
 def is_int64(number: int) -> bool:
+    """Whether the number fits into a signed integer of 64 bits."""
     return -(2**63) <= number < 2**63
 
 
 def key_bytes(key: str) -> int:
+    """The length of a key in UTF-8."""
     return len(key) if key.isascii() else len(key.encode("utf-8", "surrogatepass"))
 
 
 def listed(what: str, total: int, count: int, names: tuple[str, ...]) -> str:
+    """For a message: "2 of 9 keys do not exist: a, b". `names` may be the first of `count`."""
     more = f" and {count - len(names)} more" if count > len(names) else ""
     return f"{count} of {total} {what}: {', '.join(map(shown, names))}{more}"
 
 
 def shown(name: str) -> str:
-    """A name for a message: in full unless it is very long, and quoted where it needs it."""
+    """A name for a message: cut if it is very long, and quoted if it has unprintable characters."""
     text = name if name.isprintable() and name else repr(name)
     if len(text) <= _SHOWN_CHARACTERS_MAX:
         return text

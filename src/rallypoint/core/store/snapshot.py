@@ -1,7 +1,7 @@
 """What is written of a round's store, so that another coordinator's store can go on from it.
 
-`Settled` is one call's part of the log; a snapshot is all that a store holds, in items of a bounded
-size.
+`Settled` is what the log has of one call. A snapshot is all that a store holds, in items of a
+bounded size. How they are encoded and where they are kept is not decided here.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
-import msgspec
-
 from rallypoint.core.store.data import Extend, Put, Write
 from rallypoint.core.store.operations import Answer, StoreFailure, StoreValue, key_bytes
+from rallypoint.core.values import FrozenStruct
 
 
-class AsStored(msgspec.Struct, frozen=True, array_like=True, tag="as"):
-    """The result is the value that `key` has after the writes: it need not be written twice."""
+class AsStored(FrozenStruct, frozen=True, tag="as"):
+    """The result is the value that `key` has after the writes, so the log has it only once."""
 
     key: str
 
 
-class Settled(msgspec.Struct, frozen=True, array_like=True, tag="did"):
-    """What a call wrote and what it was answered: all that is needed to repeat both (R10, R11)."""
+class Settled(FrozenStruct, frozen=True, tag="did"):
+    """What a call wrote, and its answer: all that is needed to repeat both (R10, R11)."""
 
     node: str
     request_id: int
@@ -30,10 +29,10 @@ class Settled(msgspec.Struct, frozen=True, array_like=True, tag="did"):
     writes: tuple[Write, ...] = ()
 
 
-class Acknowledged(msgspec.Struct, frozen=True, array_like=True, tag="ack"):
-    """Of a snapshot: the node has the answers up to this id, but for those `still_open`.
+class Acknowledged(FrozenStruct, frozen=True, tag="ack"):
+    """Part of a snapshot: the node has the answers up to this id, except those `still_open`.
 
-    With more than fit into one item there are several, for the same `up_to`.
+    If those do not fit into one item, several items have the same `up_to`.
     """
 
     node: str
@@ -41,8 +40,8 @@ class Acknowledged(msgspec.Struct, frozen=True, array_like=True, tag="ack"):
     still_open: tuple[int, ...] = ()
 
 
-class MoreBytes(msgspec.Struct, frozen=True, array_like=True, tag="more"):
-    """Of a snapshot: what follows the bytes that this call was answered in an item before."""
+class MoreBytes(FrozenStruct, frozen=True, tag="more"):
+    """Part of a snapshot: the next bytes of an answer that began in an earlier item."""
 
     node: str
     request_id: int
@@ -60,6 +59,7 @@ def snapshot_items(
     sessions: list[tuple[str, tuple[int, tuple[int, ...]] | None, list[Answer]]],
     bytes_max: int,
 ) -> Iterator[SnapshotItem]:
+    """The items of a snapshot: the data, then each node's acknowledgements and answers."""
     for key, value in data.items():
         for number, piece in enumerate(_pieces(value, bytes_max - key_bytes(key))):
             yield Extend(key, piece) if number else Put(key, piece)
@@ -84,7 +84,7 @@ def _answer_items(answer: Answer, bytes_max: int) -> Iterator[SnapshotItem]:
 
 
 def _pieces(value: bytes, bytes_max: int) -> Iterator[bytes]:
-    """At least one, and each with what an item needs besides within `bytes_max`."""
+    """The value in pieces, at least one: each leaves room for the rest of its item."""
     room = max(1, bytes_max - _ITEM_OVERHEAD_BYTES)
     for start in range(0, len(value) or 1, room):
         yield value[start : start + room]

@@ -1,22 +1,42 @@
-"""Who waits for what in a round's store: calls, barriers, and the ranks that meet at them."""
+"""The calls of a round's store that wait: what for, until when, and when that is over.
+
+`Waits` keeps the account and answers nothing: `store.RoundStore` reads from it which calls are due
+and answers them. No data is read here; which keys a call is missing is an argument.
+"""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import Final
 
-from rallypoint.core.store.operations import StoreOp, key_bytes, keys_of
+from rallypoint.core.store.data import Drop, Tally, Write
+from rallypoint.core.store.operations import (
+    TIMEOUT,
+    Barrier,
+    StoreFailure,
+    StoreLimits,
+    StoreOp,
+    key_bytes,
+    keys_of,
+    listed,
+    shown,
+)
+from rallypoint.core.values import NAMES_SHOWN_MAX
 
 # Measured with CPython 3.11 to 3.13, and rounded up.
 WAITING_CALL_BYTES: Final = 250
-"""What a call that waits takes besides that and its keys: its deadline, its place in a line."""
+"""Memory of a waiting call, besides `sessions.CALL_BYTES` and its keys: its deadline, its places
+in the account."""
 WAITING_KEY_BYTES: Final = 350
-"""What a key takes that is waited for, besides its text."""
+"""Memory of a key that a call waits for, besides its text."""
 
 
 class Call:
-    """A call that was admitted. It is compared by identity."""
+    """A call that was admitted. Compared by identity."""
 
     __slots__ = ("deadline_s", "missing", "node", "op", "request_id", "serial", "timeout_s")
 
@@ -32,64 +52,221 @@ class Call:
         self.missing = 0  # how many keys it still waits for
 
 
-class OpenBarrier:
-    """One generation of a barrier: it lives while somebody waits at it."""
-
-    def __init__(self) -> None:
-        self.arrived: dict[int, Call] = {}
-        # Ranks that came and timed out. They have to come again, but who times out after them is
-        # told of those that never came: they are the cause.
-        self.gave_up: dict[int, None] = {}
-        # The first ranks that never came, where known: N timeouts in a row search for them once.
-        self.absent: tuple[int, ...] | None = None
-
-    def place(self, rank: int, call: Call) -> None:
-        self.arrived[rank] = call
-        self.gave_up.pop(rank, None)
-        self.absent = None
-
-    def withdraw(self, rank: int, call: Call) -> None:
-        if self.arrived.get(rank) is call:  # else it gave up, or a newer call took its place
-            del self.arrived[rank]
-            self.absent = None
-
-    def give_up(self, rank: int) -> None:
-        del self.arrived[rank]
-        self.gave_up[rank] = None
-
-
 class Seats:
-    """Which node has which worker ranks."""
+    """Which node has which worker ranks.
+
+    Raises ValueError, from the constructor, if the ranks are not 0 ... size - 1, each once (R3).
+    """
 
     def __init__(self, seats: Sequence[tuple[str, int, int]]) -> None:
         self._seats = sorted(seats, key=lambda seat: seat[1])
         self._firsts = [first for _, first, _ in self._seats]
         self._workers = {name: (first, workers) for name, first, workers in seats}
-        self.size = sum(workers for _, _, workers in seats)
-        self._check()
+        self.size = 0
+        for name, first, workers in self._seats:
+            if first != self.size or workers < 1:
+                raise ValueError(f"seat {name!r} has {workers} workers from rank {first} on")
+            self.size += workers
+        if len(self._workers) != len(self._seats):
+            raise ValueError("a node has two seats")
 
     def __contains__(self, node: str) -> bool:
         return node in self._workers
 
     def has(self, node: str, rank: int) -> bool:
+        """Whether this rank is one of the node's."""
         first, workers = self._workers[node]
         return first <= rank < first + workers
 
     def label(self, rank: int) -> str:
-        """A rank as a person wants to read it."""
+        """A rank as people read it: the name of its node, with the rank if the node has several."""
         name, _, workers = self._seats[bisect_right(self._firsts, rank) - 1]
         return name if workers == 1 else f"{name} (rank {rank})"
 
-    def _check(self) -> None:
-        # R3: each rank once, from 0 on.
-        expected = 0
-        for name, first, workers in self._seats:
-            if first != expected or workers < 1:
-                raise ValueError(f"seat {name!r} has {workers} workers from rank {first} on")
-            expected += workers
-        if len(self._workers) != len(self._seats):
-            raise ValueError("a node has two seats")
+
+class OpenBarrier:
+    """One use of a barrier. It lasts as long as a call waits at it."""
+
+    def __init__(self) -> None:
+        self.arrived: dict[int, Call] = {}
+        # Ranks whose calls timed out. They have to call again. A call that times out after them
+        # reports the ranks that never came instead, because those are the cause.
+        self.gave_up: dict[int, None] = {}
+        # The first ranks that never came, once computed: N timeouts in a row search for them once.
+        self.absent: tuple[int, ...] | None = None
+
+
+class WaitCount:
+    """How many calls of a node wait, and how many bytes of memory their keys take."""
+
+    __slots__ = ("calls", "key_bytes")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.key_bytes = 0
+
+
+class Waits:
+    """The account of all calls that wait.
+
+    Each operation costs O(1) amortised for each key of its call, and O(log n) for a deadline. To
+    admit N calls at a barrier costs O(N) in all.
+    """
+
+    def __init__(self, seats: Seats, limits: StoreLimits, tally: Tally) -> None:
+        self._seats = seats
+        self._limits = limits
+        self._tally = tally
+        self.calls: dict[Call, None] = {}
+        """All calls that wait, in the order in which the waits began."""
+        # A key that is here does not exist, and no call is under a key that it has seen exist.
+        self.by_key: dict[str, dict[Call, None]] = {}
+        self.barriers: dict[str, OpenBarrier] = {}
+        self.counts: dict[str, WaitCount] = {}
+        """By node; a node without a waiting call has none."""
+        self._deadlines: list[tuple[float, int, Call]] = []  # a heap; some no longer wait
+
+    # -- a wait begins and ends ------------------------------------------------------------------
+
+    def begin(self, call: Call, now_s: float) -> StoreFailure | None:
+        """Let the call wait. Returns the failure if its node has too much waiting already."""
+        footprint = waiting_bytes(call.op)
+        count = self.counts.get(call.node) or WaitCount()
+        refusal = self._limits.excess(
+            "waiting_calls_per_node_max", count.calls + 1
+        ) or self._limits.excess("waiting_bytes_per_node_max", count.key_bytes + footprint)
+        if refusal:
+            return refusal
+        self.counts[call.node] = count
+        count.calls += 1
+        count.key_bytes += footprint
+        self._tally.kept += WAITING_CALL_BYTES + footprint
+        self.calls[call] = None
+        if call.timeout_s is not None and call.timeout_s != math.inf:
+            call.deadline_s = now_s + max(call.timeout_s, 0.0)
+            heappush(self._deadlines, (call.deadline_s, call.serial, call))
+            # Calls that were answered in time leave their entry behind. Sweeping when these are
+            # the most keeps the heap within a constant of the waits, at an amortised cost of O(1).
+            if len(self._deadlines) > 2 * len(self.calls) + 64:
+                self._deadlines = [entry for entry in self._deadlines if entry[2] in self.calls]
+                heapify(self._deadlines)
+        return None
+
+    def end(self, call: Call) -> None:
+        """The call waits no more, for whichever reason."""
+        footprint = waiting_bytes(call.op)
+        count = self.counts[call.node]
+        count.calls -= 1
+        count.key_bytes -= footprint
+        if not count.calls:
+            del self.counts[call.node]
+        self._tally.kept -= WAITING_CALL_BYTES + footprint
+        del self.calls[call]
+        if isinstance(call.op, Barrier):
+            self._leave_barrier(call, call.op)
+        elif call.missing:
+            self._unwatch(call)
+
+    def next_deadline_s(self) -> float | None:
+        """The earliest deadline of a call that waits; None if there is none."""
+        while self._deadlines and self._deadlines[0][2] not in self.calls:
+            heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def take_due(self, now_s: float) -> Call | None:
+        """The call with the earliest deadline, if that is not after `now_s`; it still waits."""
+        deadline_s = self.next_deadline_s()
+        if deadline_s is None or deadline_s > now_s:
+            return None
+        return heappop(self._deadlines)[2]
+
+    # -- waiting for keys ------------------------------------------------------------------------
+
+    def watch(self, call: Call, missing: Sequence[str]) -> None:
+        """The call waits until all these keys have been written."""
+        for key in missing:
+            self.by_key.setdefault(key, {})[call] = None
+        call.missing = len(missing)
+
+    def written(self, writes: Iterable[Write]) -> list[Call]:
+        """The calls whose last missing key is among these writes, in the order of their waits.
+
+        Whether the call can be answered has to be tried: a key that was there when the call began
+        to wait may have been deleted since. So a deletion costs nothing, however many calls wait.
+        """
+        ready: list[Call] = []
+        for write in writes:
+            if isinstance(write, Drop):
+                continue
+            for call in self.by_key.pop(write.key, ()):
+                call.missing -= 1
+                if not call.missing:
+                    ready.append(call)
+        return ready
+
+    def _unwatch(self, call: Call) -> None:
+        for key in keys_of(call.op):
+            waiters = self.by_key.get(key)
+            if waiters is not None:
+                waiters.pop(call, None)
+                if not waiters:
+                    del self.by_key[key]
+
+    # -- waiting at a barrier --------------------------------------------------------------------
+
+    def arrive(self, call: Call, op: Barrier) -> Call | None:
+        """The call takes its rank's place at the barrier. Returns the call that had it before."""
+        barrier = self.barriers.setdefault(op.name, OpenBarrier())
+        replaced = barrier.arrived.get(op.rank)
+        barrier.arrived[op.rank] = call
+        barrier.gave_up.pop(op.rank, None)
+        barrier.absent = None
+        return replaced
+
+    def met(self, name: str) -> list[Call]:
+        """The calls at this barrier, in order of arrival, if every rank is there; else none."""
+        arrived = self.barriers[name].arrived
+        return list(arrived.values()) if len(arrived) == self._seats.size else []
+
+    def give_up(self, op: Barrier) -> None:
+        """The rank's call has timed out. It keeps waiting in the account until `end`."""
+        barrier = self.barriers[op.name]
+        del barrier.arrived[op.rank]
+        barrier.gave_up[op.rank] = None
+
+    def ranks_missing(self, after: str, name: str) -> StoreFailure:
+        """The timeout of a call at this barrier. `after` says what ended the wait.
+
+        It names the ranks that never came. If there are none, it names those that gave up.
+        """
+        barrier = self.barriers[name]
+        count = self._seats.size - len(barrier.arrived) - len(barrier.gave_up)
+        if count:
+            ranks = self._absent(barrier)
+        else:
+            count, ranks = len(barrier.gave_up), tuple(islice(barrier.gave_up, NAMES_SHOWN_MAX))
+        names = tuple(map(self._seats.label, ranks))
+        what = f"ranks are not at barrier {shown(name)}"
+        message = f"{after}{listed(what, self._seats.size, count, names)}"
+        return StoreFailure(TIMEOUT, message, names, count)
+
+    def _absent(self, barrier: OpenBarrier) -> tuple[int, ...]:
+        """The first ranks that never came."""
+        if barrier.absent is None:
+            came = (barrier.arrived, barrier.gave_up)
+            never = (r for r in range(self._seats.size) if not any(r in ranks for ranks in came))
+            barrier.absent = tuple(islice(never, NAMES_SHOWN_MAX))
+        return barrier.absent
+
+    def _leave_barrier(self, call: Call, op: Barrier) -> None:
+        barrier = self.barriers[op.name]
+        if barrier.arrived.get(op.rank) is call:  # else it gave up, or a newer call has its place
+            del barrier.arrived[op.rank]
+            barrier.absent = None
+        if not barrier.arrived:
+            del self.barriers[op.name]
 
 
 def waiting_bytes(op: StoreOp) -> int:
+    """Memory of the keys that a call waits for, in bytes."""
     return sum(key_bytes(key) + WAITING_KEY_BYTES for key in keys_of(op))
