@@ -1,11 +1,13 @@
-"""The table of transitions: it is complete, its handlers exist, and no run leaves it."""
+"""The table of transitions: it is complete, each cell has a function, and no run leaves it."""
+
+from typing import get_type_hints
 
 import pytest
 
 from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
-from rallypoint.core.membership import Membership
-from rallypoint.core.transitions import TRANSITIONS, as_markdown
+from rallypoint.core.membership import HANDLERS, Membership
+from rallypoint.core.transitions import TRANSITIONS, Handling, as_markdown
 from rallypoint.core.values import Phase
 from tests.core.driver import Driver
 from tests.core.walks import walk
@@ -24,9 +26,16 @@ def test_every_event_of_the_module_is_in_the_list() -> None:
     assert set(on.EVENTS) == found - bases
 
 
-def test_every_handler_exists() -> None:
-    for pair, cell in TRANSITIONS.items():
-        assert callable(getattr(Membership, cell.handler, None)), pair
+def test_every_cell_has_a_function() -> None:
+    """Also one that is not of another event, and no function that no cell names."""
+    named = {(event, cell.handling) for (_, event), cell in TRANSITIONS.items()}
+    assert named <= set(HANDLERS)
+    for_all = (Handling.IGNORED, Handling.UNDERLYING)
+    assert {pair for pair in HANDLERS if pair[1] not in for_all} <= named
+    for (event, handling), function in HANDLERS.items():
+        if handling not in for_all and function is not Membership._ignore:
+            asked = get_type_hints(function)["event"]
+            assert issubclass(event, asked), (event, handling)
 
 
 def test_every_cell_says_what_it_means() -> None:

@@ -14,8 +14,9 @@ does what only has to be remembered: `roster`, `name_conflicts`, `flapping`, `su
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
+from typing import Any, Final
 
 import msgspec
 
@@ -37,7 +38,7 @@ from rallypoint.core.suspended_events import SuspendedEvents
 from rallypoint.core.suspension import Suspension, SuspensionCause
 from rallypoint.core.suspicion import Suspicion
 from rallypoint.core.tables import TABLE_BYTES_MAX, row_bytes
-from rallypoint.core.transitions import TRANSITIONS
+from rallypoint.core.transitions import TRANSITIONS, Handling
 from rallypoint.core.values import (
     Change,
     ChangeKind,
@@ -185,7 +186,7 @@ class Membership:
         return effects
 
     def _note(self, event: on.Event) -> None:
-        getattr(self, TRANSITIONS[self.phase, type(event)].handler)(event)
+        _HANDLER_OF[self.phase, type(event)](self, event)
 
     def _note_life(self, event: on.SignOfLife) -> None:
         """R8: what only a living node can say is an answer, whatever else becomes of it."""
@@ -493,7 +494,7 @@ class Membership:
                 do.Refuse(event.connection_id, reasons.name_taken(member.name, member.info.host))
             )
         else:
-            self._defer(event)
+            self._keep(event)
 
     def _resume(self, member: Member, event: on.NodeAttached) -> None:
         member.connection_id = event.connection_id
@@ -747,9 +748,6 @@ class Membership:
             return
         self._do(*self._suspicion.silent(member, self.settings, self._now_s, event.silent_s))
 
-    def _on_answer(self, event: on.Event) -> None:
-        """The node lives: all that this means has been noted, see `_note_life`."""
-
     # -- timers --------------------------------------------------------------------------------
 
     def _on_timer(self, event: on.TimerFired) -> None:
@@ -975,17 +973,17 @@ class Membership:
     def _left_s(self, due_s: float, least_s: float) -> float:
         return self._suspicion.clock.left_s(due_s, least_s, self._now_s)
 
-    def _defer(self, event: on.Event) -> None:
+    def _keep(self, event: on.Event) -> None:
         """SUSPENDED: keep what needs the ledger until that is back."""
         self._suspended_events.keep(event)
 
-    def _as_at_work(self, event: on.Event) -> None:
+    def _as_in_phase_of_work(self, event: on.Event) -> None:
         """SUSPENDED: what a node reports needs no ledger, so it counts at once.
 
         Its peers are told of a round that is broken; the next one waits for the ledger.
         """
         if not self.deposed:
-            getattr(self, TRANSITIONS[self.phase_of_work, type(event)].handler)(event)
+            _HANDLER_OF[self.phase_of_work, type(event)](self, event)
 
     def _ignore(self, event: on.Event) -> None:
         """Nothing changes."""
@@ -1452,6 +1450,40 @@ class Membership:
 
     def _last_call_left_s(self, now_s: float) -> float | None:
         return max(0.0, self._call_ends_s - now_s) if self._call is Call.RUNNING else None
+
+
+HANDLERS: Final[dict[tuple[type[on.Event], Handling], Callable[[Membership, Any], None]]] = {
+    (on.NodeAttached, Handling.NOW): Membership._on_attached,
+    (on.NodeAttached, Handling.NOTED): Membership._attach_suspended,
+    (on.NodeAttached, Handling.REFUSED): Membership._refuse_closed,
+    (on.NodeReady, Handling.NOW): Membership._on_ready,
+    (on.WorkerFailed, Handling.NOW): Membership._on_worker_failed,
+    (on.NodeDone, Handling.NOW): Membership._on_done,
+    (on.NodeDeparting, Handling.NOW): Membership._on_departing,
+    (on.NodeLeft, Handling.NOW): Membership._on_left,
+    (on.CloseRequested, Handling.NOW): Membership._on_close_requested,
+    (on.CloseRequested, Handling.KEPT): Membership._keep,
+    # `_note_life` has done all that these two events mean.
+    (on.ProbeAnswered, Handling.NOW): Membership._ignore,
+    (on.NodeHeard, Handling.NOW): Membership._ignore,
+    (on.ConnectionLost, Handling.NOW): Membership._on_connection_lost,
+    (on.ConnectionLost, Handling.NOTED): Membership._note_disconnected,
+    (on.NodeSilent, Handling.NOW): Membership._on_silent,
+    (on.TimerFired, Handling.NOW): Membership._on_timer,
+    (on.Committed, Handling.NOW): Membership._on_committed,
+    (on.Committed, Handling.NOTED): Membership._note_committed,
+    (on.Noted, Handling.NOW): Membership._on_noted,
+    (on.CommitRefused, Handling.NOW): Membership._on_commit_refused,
+    (on.LedgerLost, Handling.NOW): Membership._on_ledger_lost,
+    (on.LedgerRestored, Handling.NOW): Membership._on_ledger_restored,
+    (on.StoreLost, Handling.NOW): Membership._on_store_lost,
+    **{(event, Handling.IGNORED): Membership._ignore for event in on.EVENTS},
+    **{(event, Handling.UNDERLYING): Membership._as_in_phase_of_work for event in on.EVENTS},
+}
+"""The function for each handling of an event that the table of transitions names."""
+_HANDLER_OF: Final = {
+    (phase, event): HANDLERS[event, cell.handling] for (phase, event), cell in TRANSITIONS.items()
+}
 
 
 def seats_of(record: RoundRecord) -> list[Seat]:
