@@ -5,6 +5,7 @@ import pytest
 from rallypoint.core.effects import Effect, SetTimer, Timer, TimerKind
 from rallypoint.core.roster import Member, Roster
 from rallypoint.core.suspicion import QUEUE_NODES, Suspicion
+from rallypoint.core.timers import Timers
 from rallypoint.core.values import MemberState, NodeInfo, Reachability, RunSettings
 
 SETTINGS = RunSettings(min_nodes=1, max_nodes=100, mass_min=2)
@@ -15,7 +16,8 @@ class Nodes:
 
     def __init__(self, count: int) -> None:
         self.roster = Roster()
-        self.suspicion = Suspicion(self.roster)
+        self.timers = Timers()
+        self.suspicion = Suspicion(self.roster, self.timers)
         self.members = [self._member(f"n{number}", number) for number in range(count)]
 
     def _member(self, name: str, number: int) -> Member:
@@ -33,6 +35,10 @@ class Nodes:
     def guard(self, now_s: float = 0.0, settings: RunSettings = SETTINGS) -> list[Timer]:
         return timers(self.suspicion.update_guard(settings, now_s))
 
+    def fire(self, timer: Timer) -> None:
+        if self.timers.take(timer):
+            self.suspicion.deadline_passed(timer)
+
     @property
     def lost(self) -> list[str]:
         return [member.name for member in self.suspicion.past_deadline()]
@@ -47,7 +53,7 @@ def test_a_closed_connection_has_its_grace() -> None:
     [grace] = nodes.disconnect(nodes.members[0])
     assert grace.kind is TimerKind.GRACE
     assert nodes.lost == []
-    nodes.suspicion.deadline_passed(grace)
+    nodes.fire(grace)
     assert nodes.lost == ["n0"]
 
 
@@ -56,7 +62,7 @@ def test_a_grace_of_an_earlier_break_is_stale() -> None:
     [stale] = nodes.disconnect(nodes.members[0])
     nodes.suspicion.heard(nodes.members[0])
     nodes.disconnect(nodes.members[0])
-    nodes.suspicion.deadline_passed(stale)
+    nodes.fire(stale)
     assert nodes.lost == []
 
 
@@ -120,7 +126,7 @@ def test_r8_a_process_that_has_ended_is_neither_counted_nor_kept_by_the_guard() 
     assert run.suspicion.guarding
     [burst] = timers(run.suspicion.ended(run.members[3], 1.0))
     assert run.suspicion.ended_members() == []
-    run.suspicion.deadline_passed(burst)
+    run.fire(burst)
     assert run.suspicion.ended_members() == [run.members[3]]
     run.suspicion.go_on(SETTINGS, 2.0)
     assert run.suspicion.ended_members() == [run.members[3]]
@@ -143,10 +149,10 @@ def test_r8_while_the_guard_holds_nobody_is_lost_and_then_they_are() -> None:
     graces = nodes.disconnect(*nodes.members[:3])
     [mass] = nodes.guard()
     for grace in graces:
-        nodes.suspicion.deadline_passed(grace)
+        nodes.fire(grace)
     assert nodes.lost == []
     assert nodes.suspicion.guard_left_s(SETTINGS, 20.0) == 100.0
-    nodes.suspicion.deadline_passed(mass)
+    nodes.fire(mass)
     assert nodes.lost == ["n0", "n1", "n2"]
 
 
@@ -155,12 +161,12 @@ def test_r8_the_last_to_come_back_have_the_grace_again() -> None:
     graces = nodes.disconnect(*nodes.members[:3])
     nodes.guard()
     for grace in graces:
-        nodes.suspicion.deadline_passed(grace)
+        nodes.fire(grace)
     nodes.suspicion.heard(nodes.members[0])
     again = nodes.guard(now_s=10.0)
     assert [timer.name for timer in again] == ["n1", "n2"]
     assert nodes.lost == []
-    nodes.suspicion.deadline_passed(again[0])
+    nodes.fire(again[0])
     assert nodes.lost == ["n1"]
 
 
@@ -170,7 +176,7 @@ def test_a_guard_that_was_lifted_does_not_spoil_the_next() -> None:
     [stale] = nodes.guard()
     nodes.suspicion.heard(nodes.members[0])
     nodes.guard()
-    nodes.suspicion.deadline_passed(stale)
+    nodes.fire(stale)
     nodes.disconnect(nodes.members[0])
     nodes.guard()
     assert nodes.suspicion.guarding

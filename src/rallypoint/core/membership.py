@@ -38,6 +38,7 @@ from rallypoint.core.suspended_events import SuspendedEvents
 from rallypoint.core.suspension import Suspension, SuspensionCause
 from rallypoint.core.suspicion import Suspicion
 from rallypoint.core.tables import TABLE_BYTES_MAX, row_bytes
+from rallypoint.core.timers import Timers
 from rallypoint.core.transitions import TRANSITIONS, Handling
 from rallypoint.core.values import (
     Change,
@@ -72,6 +73,16 @@ _IS_READY, _IS_ACTIVE, _SILENT = MemberState.READY, MemberState.ACTIVE, Reachabi
 _RESTING = (Phase.SUSPENDED, Phase.CLOSED)
 """The phases in which nothing is decided."""
 _PROCESS_ENDED = "its process ended: the kernel closed its connection"
+_JUDGING = (
+    TimerKind.CASE,
+    TimerKind.PROBE,
+    TimerKind.NAME,
+    TimerKind.ATTACH,
+    TimerKind.GRACE,
+    TimerKind.LOST,
+    TimerKind.MASS,
+)
+"""The timers by which members are judged."""
 _MISSING = (Bucket.STOPPING, Bucket.ABSENT, Bucket.PLACE)
 """Where survivors are that are not ready, and hold their places."""
 _READY = (Bucket.READY_SURVIVOR, Bucket.NEWCOMER)
@@ -119,16 +130,16 @@ class Membership:
         self.deposed = False
         self.committing: RoundRecord | CloseRecord | None = None
 
-        self._suspicion = Suspicion(self.roster)
+        self._timers = Timers()
+        self._suspicion = Suspicion(self.roster, self._timers)
         self._failed_in_burst: list[on.WorkerFailed] = []
         self._stopping = Stopping(self.roster)
-        self._name_conflicts = NameConflicts()
+        self._name_conflicts = NameConflicts(self._timers)
         self._departure_history = DepartureHistory()
         self._suspended_events = SuspendedEvents()
         self._pace = Pace()
         self._marking = Marking()
         self._has_successor = has_successor
-        self._note_serial = 0
         self._note_at_s = math.inf
         self._finished_at_commit = 0
         self._finished = 0
@@ -144,25 +155,19 @@ class Membership:
         self._ledger_away_since_s: float | None = None
 
         self._call = Call.NOT_YET
-        self._call_serial = 0
         self._call_ends_s = 0.0
-        self._stop_serial = 0
         self._stop_ends_s: float | None = None
         self._settled = False
-        self._settle_serial = 0
-        self._pace_serial = 0
+        self._is_settling = False
+        """Whether the time to settle is running, or over (`_settled`)."""
         self._pace_due_s = 0.0
-        self._probe_serial = 0
-        self._case_serial = 0
         self._case_settled = False
         self._probe_due_s = self._case_due_s = 0.0
         self._let_in_from_s = math.inf
         self._scale_up_at_s = math.inf
-        self._scale_up_serial = 0
         self._let_newcomers_in = False
         self._floor = floor
         self._restored_number = floor
-        self._attach_serial = 0
         self._attach_due_s = 0.0
 
         self._since_s = 0.0
@@ -294,9 +299,7 @@ class Membership:
         self._departure_history.remember(row.name, change, stayed_s=0.0, is_done=True)
 
     def _arm_attach_grace(self, delay_s: float) -> None:
-        timer = self._suspicion.timer(TimerKind.ATTACH, round_number=self.number)
-        self._attach_serial = timer.serial
-        self._do(do.SetTimer(timer, delay_s))
+        self._do(self._timers.set(TimerKind.ATTACH, delay_s, round_number=self.number))
 
     # -- what can be asked ---------------------------------------------------------------------
 
@@ -349,13 +352,17 @@ class Membership:
             stopping=reasons.first_names(self.roster.names(Bucket.STOPPING)) if stop_left_s else (),
             stopping_count=self.roster.count(Bucket.STOPPING) if stop_left_s else 0,
             stop_left_s=stop_left_s,
-            held_back_s=max(0.0, self._pace_due_s - now_s) if self._pace_serial else None,
+            held_back_s=self._held_back_s(now_s),
             ready_names=reasons.first_names(chain(*map(self.roster.names, _READY))),
         )
 
     def _ledger_away_s(self, now_s: float) -> float | None:
         since_s = self._ledger_away_since_s
         return None if since_s is None or self.phase is not Phase.SUSPENDED else now_s - since_s
+
+    def _held_back_s(self, now_s: float) -> float | None:
+        is_held = self._timers.is_set(TimerKind.PACE)
+        return max(0.0, self._pace_due_s - now_s) if is_held else None
 
     def closed_ago_s(self, now_s: float) -> float:
         """How long the run has been closed, in seconds."""
@@ -412,13 +419,18 @@ class Membership:
             ),
             (self.budget.spent, self._finished, self._finished_in_round),
             self.case and (self.case.change, self.case.closed, self._case_settled),
-            (self._call, self._settled, self._settle_serial > 0, self._let_newcomers_in),
+            (
+                self._call,
+                self._settled,
+                self._timers.is_set(TimerKind.SETTLE),
+                self._let_newcomers_in,
+            ),
             (self._suspicion.guarding, self._suspicion.unanswered, self._suspicion.probe_is_over),
             tuple(member.name for member in self._suspicion.ended_members()),
             (self._suspicion.in_burst, tuple(self._failed_in_burst)),
             self._suspicion.attaching,
             self._marking.freeze(),
-            (self._pace.freeze(), self._pace_serial > 0),
+            (self._pace.freeze(), self._timers.is_set(TimerKind.PACE)),
             tuple(member.freeze() for member in self.roster),
             self._name_conflicts.names(),
         )
@@ -549,14 +561,13 @@ class Membership:
         is_closed = member.reachability is Reachability.DISCONNECTED
         grace_left_s = max(0.0, member.grace_ends_s - self._judged_s())
         left_s = grace_left_s if is_closed else self.settings.probe_s
-        timer = self._suspicion.timer(TimerKind.NAME, member.name)
-        self._name_conflicts.wait(event, timer, self._judged_s() + left_s)
+        self._name_conflicts.wait(event, self._judged_s() + left_s)
         if not is_closed:
             self._do(do.ProbeNode(member.id))
         # Absent, it has until the end of the attach grace, however long that is; and with one whose
         # process has ended `_advance` is about to part.
         if not member.is_absent and not self._suspicion.has_ended(member):
-            self._do(do.SetTimer(timer, left_s))
+            self._do(self._timers.set(TimerKind.NAME, left_s, name=member.name))
 
     def _supersede(self, member: Member) -> None:
         message = f"a newer start of node {member.name!r} has taken its place in the run"
@@ -752,40 +763,38 @@ class Membership:
 
     def _on_timer(self, event: on.TimerFired) -> None:
         timer = event.timer
+        if self.suspension and timer.kind in _JUDGING:
+            return  # Nobody is judged: `_judge_again` sets these anew, for what is left.
+        if not self._timers.take(timer):
+            return  # It is stale: what it was set for is over.
         match timer.kind:
-            case TimerKind.LAST_CALL if timer.serial == self._call_serial:
+            case TimerKind.LAST_CALL:
                 self._call = Call.OVER
                 self._stopping.end_due(self._now_s)
-            case TimerKind.SETTLE if timer.serial == self._settle_serial:
+            case TimerKind.SETTLE:
                 self._settled = True
-            case TimerKind.PACE if timer.serial == self._pace_serial:
-                self._pace_serial = 0
-            case TimerKind.STOP if timer.serial == self._stop_serial:
+            case TimerKind.STOP:
                 self._stop_ends_s = None
                 self._stopping.end_due(self._now_s)
-            case TimerKind.SCALE_UP if timer.serial == self._scale_up_serial:
+            case TimerKind.SCALE_UP:
                 self._let_newcomers_in = True
-            case TimerKind.BURST:
-                self._suspicion.deadline_passed(timer)
-            case _ if self.suspension:
-                """Nobody is judged: `_judge_again` sets these anew, for what is left."""
-            case TimerKind.CASE if timer.serial == self._case_serial:
+            case TimerKind.CASE:
                 self._case_settled = True
-            case TimerKind.PROBE if timer.serial == self._probe_serial:
+            case TimerKind.PROBE:
                 self._suspicion.probe_over()
-            case TimerKind.NAME if self._name_conflicts.is_due(timer):
+            case TimerKind.NAME:
                 self._name_unanswered(timer.name)
-            case TimerKind.ATTACH if timer.serial == self._attach_serial:
+            case TimerKind.ATTACH:
                 self._end_attach_grace()
-            case TimerKind.NOTE if timer.serial == self._note_serial:
+            case TimerKind.NOTE:
                 self._note_at_s = math.inf
             case TimerKind.GRACE | TimerKind.LOST | TimerKind.MASS:
                 self._suspicion.deadline_passed(timer)
-            case _:
-                """A stale timer: what it was set for is over."""
+            case TimerKind.PACE | TimerKind.BURST:
+                """The wait is over: `_advance` goes on."""
 
     def _end_attach_grace(self) -> None:
-        self._attach_serial = 0
+        self._timers.cancel(TimerKind.ATTACH)
         self._suspicion.attach_over()
         for name in self._name_conflicts.names():
             member = self.roster.get(name)
@@ -863,9 +872,9 @@ class Membership:
             serial, marks = self._marking.write(self._now_s)
             self._do(do.Note(serial, marks, self.budget.spent))
         elif due_s < self._note_at_s:
-            timer = self._suspicion.timer(TimerKind.NOTE, round_number=self.number)
-            self._note_serial, self._note_at_s = timer.serial, due_s
-            self._do(do.SetTimer(timer, due_s - self._now_s))
+            self._note_at_s = due_s
+            delay_s = due_s - self._now_s
+            self._do(self._timers.set(TimerKind.NOTE, delay_s, round_number=self.number))
 
     def _on_commit_refused(self, event: on.CommitRefused) -> None:
         # R5: a deposed coordinator decides nothing more, whatever its ledger says later.
@@ -927,7 +936,7 @@ class Membership:
         self._do(*self._suspicion.go_on(settings, self._now_s))
         if self._suspicion.has_absent:
             left_s = self._left_s(self._attach_due_s, settings.reconnect_grace_s)
-            if self._attach_serial and left_s > 0:
+            if self._timers.is_set(TimerKind.ATTACH) and left_s > 0:
                 self._arm_attach_grace(left_s)
             else:
                 self._end_attach_grace()
@@ -962,9 +971,8 @@ class Membership:
         if left_s <= 0:
             self._supersede(member)
             return
-        timer = self._suspicion.timer(TimerKind.NAME, name)
-        self._name_conflicts.asked_again(timer)
-        self._do(do.ProbeNode(member.id), do.SetTimer(timer, left_s))
+        timer = self._timers.set(TimerKind.NAME, left_s, name=name)
+        self._do(do.ProbeNode(member.id), timer)
 
     def _judged_s(self) -> float:
         """Now, on the clock that stands still while nobody may be judged."""
@@ -994,7 +1002,7 @@ class Membership:
         """Do all that the rules ask for, given what is known now."""
         if self.settings is None or self.phase in _RESTING:
             return
-        if self._attach_serial and not self._suspicion.has_absent:
+        if self._timers.is_set(TimerKind.ATTACH) and not self._suspicion.has_absent:
             self._end_attach_grace()
         if not self._suspicion.is_quiet:
             # R8: the kernel's word needs no grace, and no mass guard holds it back.
@@ -1050,9 +1058,9 @@ class Membership:
                 return
             self._scale_up_at_s = math.inf
         if self._let_in_from_s < self._scale_up_at_s:
-            timer = self._suspicion.timer(TimerKind.SCALE_UP, round_number=self.number)
-            self._scale_up_serial, self._scale_up_at_s = timer.serial, self._let_in_from_s
-            self._do(do.SetTimer(timer, max(0.0, self._scale_up_at_s - self._now_s)))
+            self._scale_up_at_s = self._let_in_from_s
+            delay_s = max(0.0, self._scale_up_at_s - self._now_s)
+            self._do(self._timers.set(TimerKind.SCALE_UP, delay_s, round_number=self.number))
 
     def _newcomers(self) -> list[Member]:
         """In the order in which they asked. O(n log n)."""
@@ -1064,15 +1072,16 @@ class Membership:
         ready = self.roster.ready_count
         if 0 < ready < settings.min_nodes:
             # Decision.TOO_FEW, without asking for each of thousands that come one by one.
-            self._settled, self._settle_serial = False, 0
+            if self._is_settling:
+                self._unsettle()
             return
         gathering = self._gathering(settings)
         if not (gathering.ready or gathering.held or gathering.places_held):
             # Nobody is left of those that were called: whoever comes next is a new meeting.
             self._reset_gathering()
         decision = formation.decide(gathering)
-        if decision is not Decision.SETTLE:
-            self._settled, self._settle_serial = False, 0
+        if self._is_settling and decision is not Decision.SETTLE:
+            self._unsettle()
         if decision.seals:
             self._seal_in_time(settings)
         elif decision is Decision.SETTLE:
@@ -1128,30 +1137,33 @@ class Membership:
         wait_s = self._pace.wait_s(self._now_s)
         if wait_s <= 0:
             self._seal(settings)
-        elif not self._pace_serial:
-            timer = self._suspicion.timer(TimerKind.PACE, round_number=self.number + 1)
-            self._pace_serial, self._pace_due_s = timer.serial, self._now_s + wait_s
-            self._do(do.SetTimer(timer, wait_s))
+        elif not self._timers.is_set(TimerKind.PACE):
+            self._pace_due_s = self._now_s + wait_s
+            self._do(self._timers.set(TimerKind.PACE, wait_s, round_number=self.number + 1))
+
+    def _unsettle(self) -> None:
+        self._settled = self._is_settling = False
+        self._timers.cancel(TimerKind.SETTLE)
 
     def _arm_settle(self, settings: RunSettings) -> None:
-        if not self._settle_serial:
-            timer = self._suspicion.timer(TimerKind.SETTLE, round_number=self.number + 1)
-            self._settle_serial = timer.serial
-            self._do(do.SetTimer(timer, settings.settle_s))
+        if not self._is_settling:
+            self._is_settling = True
+            delay_s = settings.settle_s
+            self._do(self._timers.set(TimerKind.SETTLE, delay_s, round_number=self.number + 1))
 
     def _arm_stop(self) -> None:
         """Only survivors that stop their workers are waited for: look again when one is late."""
         ends_s = self._stopping.next_end_s()
         if ends_s is not None and ends_s != self._stop_ends_s:
-            timer = self._suspicion.timer(TimerKind.STOP, round_number=self.number + 1)
-            self._stop_serial, self._stop_ends_s = timer.serial, ends_s
-            self._do(do.SetTimer(timer, max(0.0, ends_s - self._now_s)))
+            self._stop_ends_s = ends_s
+            delay_s = max(0.0, ends_s - self._now_s)
+            self._do(self._timers.set(TimerKind.STOP, delay_s, round_number=self.number + 1))
 
     def _arm_last_call(self, settings: RunSettings) -> None:
-        timer = self._suspicion.timer(TimerKind.LAST_CALL, round_number=self.number + 1)
-        self._call, self._call_serial = Call.RUNNING, timer.serial
+        self._call = Call.RUNNING
         self._call_ends_s = self._now_s + settings.last_call_s
-        self._do(do.SetTimer(timer, settings.last_call_s))
+        delay_s = settings.last_call_s
+        self._do(self._timers.set(TimerKind.LAST_CALL, delay_s, round_number=self.number + 1))
 
     # -- a round begins ------------------------------------------------------------------------
 
@@ -1258,12 +1270,14 @@ class Membership:
         self.roster.reindex_all()
 
     def _reset_gathering(self) -> None:
-        self._call, self._call_serial = Call.NOT_YET, 0
+        for kind in (TimerKind.LAST_CALL, TimerKind.STOP, TimerKind.SETTLE, TimerKind.SCALE_UP):
+            self._timers.cancel(kind)
+        self._call = Call.NOT_YET
         self._stopping.clear()
-        self._stop_serial, self._stop_ends_s = 0, None
-        self._settled, self._settle_serial = False, 0
+        self._stop_ends_s = None
+        self._settled = self._is_settling = False
         self._let_in_from_s = self._scale_up_at_s = math.inf
-        self._scale_up_serial, self._let_newcomers_in = 0, False
+        self._let_newcomers_in = False
 
     # -- a round ends --------------------------------------------------------------------------
 
@@ -1296,14 +1310,10 @@ class Membership:
         self._arm_probe(self.settings.probe_s)
 
     def _arm_case(self, delay_s: float) -> None:
-        timer = self._suspicion.timer(TimerKind.CASE, round_number=self.number)
-        self._case_serial = timer.serial
-        self._do(do.SetTimer(timer, delay_s))
+        self._do(self._timers.set(TimerKind.CASE, delay_s, round_number=self.number))
 
     def _arm_probe(self, delay_s: float) -> None:
-        timer = self._suspicion.timer(TimerKind.PROBE, round_number=self.number)
-        self._probe_serial = timer.serial
-        self._do(do.SetTimer(timer, delay_s))
+        self._do(self._timers.set(TimerKind.PROBE, delay_s, round_number=self.number))
 
     def _close_case(self, *, forced: bool = False) -> None:
         """Name the cause once it is known, and charge it to the budget if it is the program's."""
@@ -1312,6 +1322,8 @@ class Membership:
             return
         change = case.close(self._suspicion.unanswered_count)
         self._suspicion.end_probe()
+        self._timers.cancel(TimerKind.CASE)
+        self._timers.cancel(TimerKind.PROBE)
         self._marking.ended(change, self._later_s)
         self._charge(change)
 

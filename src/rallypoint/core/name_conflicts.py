@@ -8,18 +8,19 @@ remembers who waits for which name; what follows is for `membership`.
 
 from __future__ import annotations
 
-from rallypoint.core.effects import Timer
+from rallypoint.core.effects import TimerKind
 from rallypoint.core.events import NodeAttached
+from rallypoint.core.timers import Timers
 from rallypoint.core.values import NodeId
 
 
 class NameConflicts:
     """At most one newcomer for each name that is taken, in order of arrival."""
 
-    def __init__(self) -> None:
+    def __init__(self, timers: Timers) -> None:
+        self._timers = timers
         self.waiting: dict[str, NodeAttached] = {}
         """Who waits, by name. Only this class changes it."""
-        self._serials: dict[str, int] = {}
         self._due_s: dict[str, float] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -29,15 +30,10 @@ class NameConflicts:
         """Who waits for the name, if anybody does."""
         return self.waiting.get(name)
 
-    def wait(self, event: NodeAttached, timer: Timer, due_s: float) -> None:
-        """The older node was asked to answer before `timer` fires: by `due_s`, if it is judged."""
+    def wait(self, event: NodeAttached, due_s: float) -> None:
+        """The older node was asked to answer by `due_s`, on the judging clock."""
         self.waiting[event.node.name] = event
         self._due_s[event.node.name] = due_s
-        self.asked_again(timer)
-
-    def asked_again(self, timer: Timer) -> None:
-        """The older node was asked once more, and has until `timer` fires."""
-        self._serials[timer.name] = timer.serial
 
     def due_s(self, name: str) -> float:
         """By when the older node ought to have answered. Somebody waits for the name."""
@@ -47,14 +43,10 @@ class NameConflicts:
         """The same newcomer is back on another connection; the question stands."""
         self.waiting[event.node.name] = event
 
-    def is_due(self, timer: Timer) -> bool:
-        """Whether this is the timer by which the older node ought to have answered."""
-        return timer.name in self.waiting and self._serials[timer.name] == timer.serial
-
     def pop(self, name: str) -> NodeAttached | None:
         """Take the newcomer out: it is let in or refused."""
-        self._serials.pop(name, None)
         self._due_s.pop(name, None)
+        self._timers.cancel(TimerKind.NAME, name)
         return self.waiting.pop(name, None)
 
     def drop(self, node: NodeId, connection_id: int | None = None) -> None:
@@ -65,11 +57,7 @@ class NameConflicts:
 
     def pop_all(self) -> list[NodeAttached]:
         """Take all of them out."""
-        waiting = list(self.waiting.values())
-        self.waiting.clear()
-        self._serials.clear()
-        self._due_s.clear()
-        return waiting
+        return [event for name in self.names() if (event := self.pop(name)) is not None]
 
     def names(self) -> tuple[str, ...]:
         """The names that somebody waits for."""

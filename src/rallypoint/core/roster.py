@@ -81,7 +81,6 @@ class Member:
         "survivor",
         "told_standby",
         "trouble_since_s",
-        "trouble_timer",
         "workers",
     )
 
@@ -104,7 +103,6 @@ class Member:
         self.last_round = 0
         self.last_change: Change | None = None
         self.reachability = Reachability.CONNECTED
-        self.trouble_timer = 0
         self.due_s = 0.0
         """When its time is over if it stays in trouble; on the judging clock."""
         self.grace_ends_s = 0.0

@@ -13,9 +13,10 @@ This file only notes deadlines and says who is past them; what a loss means is f
 
 from __future__ import annotations
 
-from rallypoint.core.effects import Effect, SetTimer, Timer, TimerKind
+from rallypoint.core.effects import Effect, Timer, TimerKind
 from rallypoint.core.judging import JudgingClock
 from rallypoint.core.roster import Member, Roster
+from rallypoint.core.timers import Timers
 from rallypoint.core.values import Reachability, RunSettings
 
 QUEUE_NODES = 500
@@ -27,10 +28,6 @@ HOST_GRACE_S = 2.0
 """How long the former coordinator's node has to attach to the next one, if the lease ran out. All
 living nodes attach within this time of a takeover (docs/operations.md)."""
 
-YET_TO_ATTACH = -1
-"""In place of a timer's serial: one timer serves all members of a round that was taken over."""
-
-
 BURST_S = 0.025
 """Processes that end together are lost together, once this time has passed without another. Before
 that nothing is said to the run: one that is about to end would never read it, its kernel would send
@@ -39,31 +36,25 @@ BURST_MAX_S = 1.0
 
 
 class Suspicion:
-    """Deadlines of members in trouble. `serial` numbers every timer of the run."""
+    """Deadlines of members in trouble."""
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, roster: Roster, timers: Timers) -> None:
         self.clock = JudgingClock()
         self._roster = roster
+        self._timers = timers
         self._overdue: dict[str, None] = {}
         self._absent: dict[str, None] = {}
+        """Who has yet to attach after a takeover. The ATTACH timer is the deadline of all these."""
         self._unguarded: dict[str, None] = {}
         """Who neither counts for the mass guard nor is kept by it: see `attach_over`."""
         self._expected = 0
         self._arrived = 0
         self._ended: dict[str, None] = {}
-        self._burst_serial = 0
         self._burst_since_s = 0.0
         self._unanswered: dict[str, None] = {}
         self._probe_over = False
         self._mass_since_s: float | None = None
         self._mass_over = False
-        self._mass_serial = 0
-        self._serial = 0
-
-    def timer(self, kind: TimerKind, name: str = "", round_number: int = 0) -> Timer:
-        """A new timer with a serial number of its own."""
-        self._serial += 1
-        return Timer(kind, self._serial, name, round_number)
 
     # -- what happened to a member -------------------------------------------------------------
 
@@ -78,16 +69,14 @@ class Suspicion:
         """Its process is gone, by the word of its kernel: no grace, and no guard holds it."""
         if member.reachability is Reachability.CONNECTED:
             member.trouble_since_s = now_s
-        member.trouble_timer = 0
+        self._cancel_deadline(member.name)
         self._ended[member.name] = None
         self._set_reachability(member, Reachability.DISCONNECTED)
         if not self.in_burst:
             self._burst_since_s = now_s
         elif now_s - self._burst_since_s >= BURST_MAX_S:
             return []
-        timer = self.timer(TimerKind.BURST)
-        self._burst_serial = timer.serial
-        return [SetTimer(timer, BURST_S)]
+        return [self._timers.set(TimerKind.BURST, BURST_S)]
 
     def has_ended(self, member: Member) -> bool:
         """Whether its process is gone, by the word of its kernel."""
@@ -96,7 +85,7 @@ class Suspicion:
     @property
     def in_burst(self) -> bool:
         """Whether processes are ending just now: who is lost is said once they all have."""
-        return self._burst_serial > 0
+        return self._timers.is_set(TimerKind.BURST)
 
     def ended_members(self) -> list[Member]:
         """Members whose process is gone, once no other has ended for BURST_S."""
@@ -109,7 +98,6 @@ class Suspicion:
     def absent(self, member: Member, now_s: float) -> None:
         """It was in the round that this coordinator took over, and has yet to attach here."""
         self._expect(member, now_s)
-        member.trouble_timer = YET_TO_ATTACH
         self._absent[member.name] = None
 
     def absent_host(self, member: Member, now_s: float, attach_grace_s: float) -> list[Effect]:
@@ -134,7 +122,7 @@ class Suspicion:
 
     def has_never_attached(self, member: Member) -> bool:
         """Whether it was in the round that was taken over, and has not attached here so far."""
-        return member.trouble_timer == YET_TO_ATTACH
+        return member.name in self._absent
 
     def ended_elsewhere(self, member: Member) -> None:
         """It was done under an earlier coordinator, and may have left: nobody expects it."""
@@ -186,7 +174,7 @@ class Suspicion:
             self._arrived += 1
         self._forget_absence(member.name)
         member.is_absent = False
-        member.trouble_timer = 0
+        self._cancel_deadline(member.name)
         self._overdue.pop(member.name, None)
         self._ended.pop(member.name, None)
         self._set_reachability(member, Reachability.CONNECTED)
@@ -194,6 +182,7 @@ class Suspicion:
     def gone(self, member: Member) -> None:
         """It is no member any more."""
         self._forget_absence(member.name)
+        self._cancel_deadline(member.name)
         self._overdue.pop(member.name, None)
         self._ended.pop(member.name, None)
         self._unanswered.pop(member.name, None)
@@ -240,16 +229,11 @@ class Suspicion:
     # -- deadlines -----------------------------------------------------------------------------
 
     def deadline_passed(self, timer: Timer) -> None:
-        """A GRACE, LOST, MASS or BURST timer fired. A stale one changes nothing."""
-        if timer.kind is TimerKind.BURST:
-            self._burst_serial = 0 if timer.serial == self._burst_serial else self._burst_serial
-            return
+        """A GRACE, LOST or MASS timer fired that was not stale."""
         if timer.kind is TimerKind.MASS:
-            self._mass_over = self._mass_over or timer.serial == self._mass_serial
-            return
-        member = self._roster.get(timer.name)
-        if member and member.trouble_timer == timer.serial:
-            self._overdue[member.name] = None
+            self._mass_over = True
+        else:
+            self._overdue[timer.name] = None
 
     def go_on(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """The ledger is back, and members may be judged again: each has what is left of its time.
@@ -269,14 +253,12 @@ class Suspicion:
         left_s = self.guard_left_s(settings, now_s)
         if left_s is None:
             return []
-        timer = self.timer(TimerKind.MASS)
-        self._mass_serial = timer.serial
-        return [SetTimer(timer, left_s)]
+        return [self._timers.set(TimerKind.MASS, left_s)]
 
     def _deadline_goes_on(
         self, member: Member, settings: RunSettings, now_s: float
     ) -> list[Effect]:
-        if member.trouble_timer == YET_TO_ATTACH:
+        if member.name in self._absent:
             return []
         is_silent = member.reachability is Reachability.SILENT
         least_s = settings.reconnect_grace_s if is_silent else self.grace_s(settings)
@@ -304,9 +286,7 @@ class Suspicion:
         if self._mass_since_s is not None:
             return []
         self._mass_since_s = self.clock.at(now_s)
-        timer = self.timer(TimerKind.MASS)
-        self._mass_serial = timer.serial
-        return [SetTimer(timer, settings.mass_grace_s)]
+        return [self._timers.set(TimerKind.MASS, settings.mass_grace_s)]
 
     def past_deadline(self) -> list[Member]:
         """Who has not been heard by its deadline; of those that the mass guard keeps, nobody."""
@@ -350,6 +330,7 @@ class Suspicion:
         effects: list[Effect] = []
         for member in map(self._roster.get, overdue):
             if member is not None:
+                self._absent.pop(member.name, None)  # It has a deadline of its own from now on.
                 grace_s = self.grace_s(settings)
                 effects += self._deadline(member, TimerKind.GRACE, grace_s, now_s)
         return effects
@@ -359,7 +340,8 @@ class Suspicion:
         self._unguarded.pop(name, None)
 
     def _lift_guard(self) -> None:
-        self._mass_since_s, self._mass_over, self._mass_serial = None, False, 0
+        self._mass_since_s, self._mass_over = None, False
+        self._timers.cancel(TimerKind.MASS)
 
     def _set_reachability(self, member: Member, reachability: Reachability) -> None:
         member.reachability = reachability
@@ -372,7 +354,10 @@ class Suspicion:
         return self._arm(member, kind, delay_s, now_s)
 
     def _arm(self, member: Member, kind: TimerKind, delay_s: float, now_s: float) -> list[Effect]:
-        timer = self.timer(kind, member.name)
-        member.trouble_timer = timer.serial
+        self._cancel_deadline(member.name)
         member.grace_ends_s = self.clock.at(now_s) + delay_s
-        return [SetTimer(timer, delay_s)]
+        return [self._timers.set(kind, delay_s, name=member.name)]
+
+    def _cancel_deadline(self, name: str) -> None:
+        self._timers.cancel(TimerKind.GRACE, name)
+        self._timers.cancel(TimerKind.LOST, name)
