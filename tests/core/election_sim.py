@@ -80,30 +80,30 @@ class Engine:
     """Registers, linearizable. Tells the journal of every write that it has done."""
 
     def __init__(self, plan: Plan, journal: ElectionChecker) -> None:
-        self.cells: dict[str, e.Found] = {}
+        self.cells: dict[str, e.Versioned] = {}
         self._journal = journal
         self._is_together = plan.is_versioned_together
         self._counters: dict[str, int] = {}
         if plan.has_one_register:
             empty = single_value.encode(single_value.RegisterMap.empty(LEDGER))
-            self.cells["map"] = e.Found(empty, 1)
+            self.cells["map"] = e.Versioned(empty, 1)
 
-    def read(self, key: str) -> e.Found | None:
+    def read(self, key: str) -> e.Versioned | None:
         return self.cells.get(key)
 
     def swap(self, key: str, expected: int | None, value: bytes) -> e.SwapOutcome:
         current = self.cells.get(key)
         if (None if current is None else current.version) != expected:
-            return e.Lost(current)
+            return e.Conflict(current)
         counter = "" if self._is_together else key
         version = self._counters[counter] = self._counters.get(counter, 1) + 1
-        self.cells[key] = e.Found(value, version)
+        self.cells[key] = e.Versioned(value, version)
         if key == "map":
             assert current is not None
             self._shelf_written(current.value, value)
         else:
             self._written(key, value)
-        return e.Done(version)
+        return e.Swapped(version)
 
     def leases(self) -> dict[str, e.Lease]:
         """The leases that are there, by key."""
@@ -125,7 +125,7 @@ class Engine:
         found = self.cells["map"]
         register_map = single_value.decode(found.value, "map").delete(key)
         assert register_map is not None
-        self.cells["map"] = e.Found(single_value.encode(register_map), found.version + 1)
+        self.cells["map"] = e.Versioned(single_value.encode(register_map), found.version + 1)
         self._counters["" if self._is_together else "map"] = found.version + 1
 
     def remove_run(self, key: str) -> None:
@@ -141,20 +141,20 @@ class Engine:
         there = self._logical().get(key)
         expected = None if there is None else there.version
         if "map" not in self.cells:
-            assert isinstance(self.swap(key, expected, value), e.Done)
+            assert isinstance(self.swap(key, expected, value), e.Swapped)
             return
         found = self.cells["map"]
         placed = single_value.decode(found.value, "map").swap(key, expected, value)
         assert isinstance(placed, single_value.Placed)
         after = single_value.encode(placed.register_map)
-        assert isinstance(self.swap("map", found.version, after), e.Done)
+        assert isinstance(self.swap("map", found.version, after), e.Swapped)
 
-    def _logical(self) -> dict[str, e.Found]:
+    def _logical(self) -> dict[str, e.Versioned]:
         if "map" not in self.cells:
             return self.cells
         register_map = single_value.decode(self.cells["map"].value, "map")
         return {
-            key: e.Found(each.value, each.version) for key, each in register_map.entries.items()
+            key: e.Versioned(each.value, each.version) for key, each in register_map.entries.items()
         }
 
     def _shelf_written(self, before: bytes, after: bytes) -> None:
@@ -466,12 +466,12 @@ class World:
             self._ask(process, lambda: self.engine.swap(key, expected, value), then)
         if not self.is_healed and self.rng.random() < 0.3:
             # A timeout. The answer may come after it, or have come before it.
-            self.at(1.0, self._deliver, process, process.life, then, e.Unclear("no answer"))
+            self.at(1.0, self._deliver, process, process.life, then, e.Unknown("no answer"))
 
     def _ask_shelf(
         self, process: Process, then: Callable[[single_value.RegisterMap, int], None]
     ) -> None:
-        def unpack(found: e.Found) -> None:
+        def unpack(found: e.Versioned) -> None:
             then(single_value.decode(found.value, "map"), found.version)
 
         self._ask(process, lambda: self.engine.read("map"), unpack)
@@ -655,15 +655,15 @@ class _ShelfSwap:
     def map_read(self, register_map: single_value.RegisterMap, map_version: int) -> None:
         after = register_map.swap(self._key, self._expected, self._value)
         if isinstance(after, Conflict):
-            self._then(e.Lost(_found(after.current)))
+            self._then(e.Conflict(_found(after.current)))
             return
         value, version = single_value.encode(after.register_map), after.version
 
         def swapped(outcome: e.SwapOutcome) -> None:
-            if isinstance(outcome, e.Done):
-                self._then(e.Done(version))
+            if isinstance(outcome, e.Swapped):
+                self._then(e.Swapped(version))
             else:
-                assert isinstance(outcome, e.Lost)
+                assert isinstance(outcome, e.Conflict)
                 assert outcome.current is not None
                 current = outcome.current
                 self.map_read(single_value.decode(current.value, "map"), current.version)
@@ -672,8 +672,8 @@ class _ShelfSwap:
         self._world._ask(self._process, lambda: engine.swap("map", map_version, value), swapped)
 
 
-def _found(versioned: Any) -> e.Found | None:
-    return None if versioned is None else e.Found(versioned.value, versioned.version)
+def _found(versioned: Any) -> e.Versioned | None:
+    return None if versioned is None else e.Versioned(versioned.value, versioned.version)
 
 
 class Seeking:

@@ -37,7 +37,7 @@ def holder(process: str = "me", node: NodeId | None = None) -> e.LeaseHolder:
 def good(now_s: float = 0.0, process: str = "me", node: NodeId | None = None) -> e.LeaseHolder:
     """A lease that was taken now."""
     taken = holder(process, node)
-    taken.swapped(swap_of(taken.tick(now_s)), e.Done(1), now_s)
+    taken.swapped(swap_of(taken.tick(now_s)), e.Swapped(1), now_s)
     assert taken.may_decide(now_s)
     return taken
 
@@ -45,7 +45,7 @@ def good(now_s: float = 0.0, process: str = "me", node: NodeId | None = None) ->
 def keep(lease: e.LeaseHolder, now_s: float) -> None:
     """The lease is renewed, and good at this time."""
     version = lease.beat + 1
-    lease.swapped(swap_of(lease.tick(now_s)), e.Done(version), now_s)
+    lease.swapped(swap_of(lease.tick(now_s)), e.Swapped(version), now_s)
     assert lease.may_decide(now_s)
 
 
@@ -89,8 +89,8 @@ def a_table(*names: str) -> e.Table:
     return e.Table(rows=tuple(RoundMember(name, 1, "host", (), 1) for name in names))
 
 
-def found(value: e.Lease | e.RunRegister, version: int = 7) -> e.Found:
-    return e.Found(e.encode(value), version)
+def found(value: e.Lease | e.RunRegister, version: int = 7) -> e.Versioned:
+    return e.Versioned(e.encode(value), version)
 
 
 class TestTiming:
@@ -137,7 +137,7 @@ class TestTakingAndRenewing:
     def test_it_lets_decide_from_when_the_renewal_was_sent_not_answered(self):
         lease = holder()
         swap = swap_of(lease.tick(0.0))
-        lease.swapped(swap, e.Done(1), 2.0)
+        lease.swapped(swap, e.Swapped(1), 2.0)
         assert lease.may_decide(2.4)
         assert not lease.may_decide(2.5)
 
@@ -145,7 +145,7 @@ class TestTakingAndRenewing:
         lease = holder()
         lease.tick(0.0)
         swap = swap_of(lease.tick(0.5))
-        lease.swapped(swap, e.Done(1), 0.6)
+        lease.swapped(swap, e.Swapped(1), 0.6)
         assert not lease.may_decide(2.5)
 
     def test_after_a_stall_it_renews_before_it_decides(self):
@@ -153,7 +153,7 @@ class TestTakingAndRenewing:
         assert not lease.may_decide(20.0)
         swap = swap_of(lease.tick(20.0))
         assert not lease.may_decide(20.0)
-        lease.swapped(swap, e.Done(2), 20.1)
+        lease.swapped(swap, e.Swapped(2), 20.1)
         assert lease.may_decide(20.1)
 
 
@@ -161,7 +161,7 @@ class TestUnknownOutcomes:
     def test_the_same_bytes_are_tried_again_and_no_others(self):
         lease = good(0.0)
         first = swap_of(lease.tick(1.0))
-        lease.swapped(first, e.Unclear("timeout"), 1.2)
+        lease.swapped(first, e.Unknown("timeout"), 1.2)
         assert lease.tick(1.4) == []
         assert lease.tick(1.5) == [first]
         assert lease.tick(9.0) == [first]
@@ -169,31 +169,36 @@ class TestUnknownOutcomes:
     def test_own_bytes_in_a_conflict_are_a_success(self):
         lease = good(0.0)
         swap = swap_of(lease.tick(1.0))
-        lease.swapped(swap, e.Lost(e.Found(swap.value, 5)), 1.1)
+        lease.swapped(swap, e.Conflict(e.Versioned(swap.value, 5)), 1.1)
         assert not lease.is_lost
         assert swap_of(lease.tick(2.0)).expected == 5
 
     def test_a_late_or_repeated_answer_changes_nothing(self):
         lease = good(0.0)
         old = swap_of(lease.tick(1.0))
-        lease.swapped(old, e.Done(2), 1.0)
+        lease.swapped(old, e.Swapped(2), 1.0)
         out = swap_of(lease.tick(2.0))
-        for late in (e.Done(9), e.Lost(None), e.Lost(found(revoked())), e.Unclear("late")):
+        for late in (
+            e.Swapped(9),
+            e.Conflict(None),
+            e.Conflict(found(revoked())),
+            e.Unknown("late"),
+        ):
             assert lease.swapped(old, late, 2.1) == []
-        lease.swapped(out, e.Done(3), 2.2)
+        lease.swapped(out, e.Swapped(3), 2.2)
         assert swap_of(lease.tick(3.0)).expected == 3
 
     def test_a_renewal_that_is_known_too_late_lets_nobody_decide(self):
         lease = good(0.0)
         swap = swap_of(lease.tick(1.0))
-        lease.swapped(swap, e.Done(2), 21.0)
+        lease.swapped(swap, e.Swapped(2), 21.0)
         assert not lease.may_decide(21.0)
 
 
 class TestLosing:
-    def lose(self, current: e.Found | None) -> e.LeaseHolder:
+    def lose(self, current: e.Versioned | None) -> e.LeaseHolder:
         lease = good(0.0)
-        lease.swapped(swap_of(lease.tick(1.0)), e.Lost(current), 1.1)
+        lease.swapped(swap_of(lease.tick(1.0)), e.Conflict(current), 1.1)
         return lease
 
     def test_a_revoked_lease_is_lost_for_good(self):
@@ -212,24 +217,24 @@ class TestLosing:
             (found(revoked(by="other")), "its lease was revoked by other"),
             (found(revoked(by="")), "its lease was revoked by somebody"),
             (None, "its lease is gone"),
-            (e.Found(b"x", 2), "its lease was overwritten: this is no Lease"),
+            (e.Versioned(b"x", 2), "its lease was overwritten: this is no Lease"),
             (found(serving("me")), "by another process that calls itself me"),
         ],
     )
-    def test_it_says_why(self, current: e.Found | None, why: str):
+    def test_it_says_why(self, current: e.Versioned | None, why: str):
         assert why in self.lose(current).lost_reason
 
     def test_a_name_that_was_used_before_is_lost_at_once(self):
         lease = holder()
         first = lease.tick(0.0)
-        lease.swapped(swap_of(first), e.Lost(found(serving("me", 40))), 0.1)
+        lease.swapped(swap_of(first), e.Conflict(found(serving("me", 40))), 0.1)
         assert lease.is_lost
 
     def test_late_answers_do_not_bring_it_back(self):
         lease = good(0.0)
         swap = swap_of(lease.tick(1.0))
-        lease.swapped(swap, e.Lost(found(revoked())), 1.1)
-        lease.swapped(swap, e.Done(2), 1.2)
+        lease.swapped(swap, e.Conflict(found(revoked())), 1.1)
+        lease.swapped(swap, e.Swapped(2), 1.2)
         assert lease.is_lost
         assert not lease.may_decide(1.2)
 
@@ -244,7 +249,7 @@ class TestHandingOver:
 
     def test_it_is_renewed_no_more(self):
         lease = good(0.0)
-        lease.swapped(swap_of(lease.hand_over(0.5)), e.Done(2), 0.6)
+        lease.swapped(swap_of(lease.hand_over(0.5)), e.Swapped(2), 0.6)
         assert lease.has_moved
         assert not lease.may_decide(0.6)
         assert lease.next_tick_s(0.6) is None
@@ -257,7 +262,7 @@ class TestHandingOver:
         assert lease.hand_over(1.1) == []
         assert not lease.may_decide(1.1)
         assert lease.tick(1.5) == [renewal]
-        swap = swap_of(lease.swapped(renewal, e.Done(2), 1.6))
+        swap = swap_of(lease.swapped(renewal, e.Swapped(2), 1.6))
         assert (swap.expected, lease_in(swap).state) == (2, e.LeaseState.MOVING)
 
     def test_once_more_changes_nothing(self):
@@ -274,7 +279,7 @@ class TestHandingOver:
 
     def test_a_lease_that_is_lost_meanwhile_ends_it(self):
         lease = good(0.0)
-        lease.swapped(swap_of(lease.hand_over(0.5)), e.Lost(found(revoked())), 0.6)
+        lease.swapped(swap_of(lease.hand_over(0.5)), e.Conflict(found(revoked())), 0.6)
         assert lease.is_lost
         assert not lease.has_moved
 
@@ -326,7 +331,7 @@ class Claimant:
     def wins(self, now_s: float = 0.0, run: e.RunRegister | None = None) -> e.RunRegister:
         """Make the run its own."""
         swap = run_swap_of(self.sees(run, now_s))
-        (won,) = self.claim.run_swapped(swap, e.Done(8), now_s)
+        (won,) = self.claim.run_swapped(swap, e.Swapped(8), now_s)
         assert isinstance(won, e.Elected)
         assert won == e.Elected(e.decode_run(swap.value), 8)
         return won.register
@@ -375,16 +380,16 @@ class TestAdopting:
     def test_an_unknown_outcome_is_followed_by_the_same_bytes(self):
         me = Claimant()
         swap = run_swap_of(me.sees(None, 0.0))
-        assert me.claim.run_swapped(swap, e.Unclear("timeout"), 0.2) == []
+        assert me.claim.run_swapped(swap, e.Unknown("timeout"), 0.2) == []
         assert me.claim.tick(0.5) == [swap]
         assert me.claim.tick(1.0) == [swap]
-        (won,) = me.claim.run_swapped(swap, e.Lost(e.Found(swap.value, 4)), 1.1)
+        (won,) = me.claim.run_swapped(swap, e.Conflict(e.Versioned(swap.value, 4)), 1.1)
         assert won == e.Elected(register("me", 1), 4)
 
     def test_of_two_that_race_the_slower_one_learns_of_the_other(self):
         me = Claimant()
         swap = run_swap_of(me.sees(None, 0.0))
-        there = e.Lost(found(register("other", 1), 1))
+        there = e.Conflict(found(register("other", 1), 1))
         (asked,) = me.claim.run_swapped(swap, there, 0.1)
         assert isinstance(asked, e.ReadLease)
         actions = me.claim.lease_read(asked, found(serving()), 0.2)
@@ -400,7 +405,7 @@ class TestAdopting:
         take = swap_of(me.lease.tick(0.0))
         me.sees(None, 0.1)
         assert me.claim.tick(0.15) == []
-        me.lease.swapped(take, e.Done(1), 0.2)
+        me.lease.swapped(take, e.Swapped(1), 0.2)
         run_swap_of(me.sees(None, 0.2))
 
     def test_a_swap_is_not_repeated_while_its_lease_is_not_good(self):
@@ -413,7 +418,7 @@ class TestAdopting:
     def test_an_adoption_that_is_known_too_late_is_not_won(self):
         me = Claimant()
         swap = run_swap_of(me.sees(None, 0.0))
-        assert me.claim.run_swapped(swap, e.Done(1), 10.0) == []
+        assert me.claim.run_swapped(swap, e.Swapped(1), 10.0) == []
         assert not me.claim.may_decide(10.0)
         keep(me.lease, 10.1)
         again = run_swap_of(me.sees(register("me", 1), 10.2, 1))
@@ -423,8 +428,8 @@ class TestAdopting:
         me = Claimant()
         swap = run_swap_of(me.sees(None, 0.0))
         renewal = swap_of(me.lease.tick(1.0))
-        me.lease.swapped(renewal, e.Lost(found(revoked())), 1.1)
-        assert me.claim.run_swapped(swap, e.Done(1), 1.2) == []
+        me.lease.swapped(renewal, e.Conflict(found(revoked())), 1.1)
+        assert me.claim.run_swapped(swap, e.Swapped(1), 1.2) == []
         assert me.claim.tick(50.0) == []
         assert me.claim.state is e.ClaimState.IDLE
         assert me.claim.want(50.0) == []
@@ -487,8 +492,8 @@ class TestAnOwnerThatStandsStill:
         me.judges(hosted, 0.0)
         keep(me.lease, 3.0)
         swap = swap_of(me.judges(hosted, 3.0))
-        adopt = run_swap_of(me.claim.lease_swapped(swap, e.Done(4), 3.1))
-        (won,) = me.claim.run_swapped(adopt, e.Done(8), 3.2)
+        adopt = run_swap_of(me.claim.lease_swapped(swap, e.Swapped(4), 3.1))
+        (won,) = me.claim.run_swapped(adopt, e.Swapped(8), 3.2)
         assert won == e.Elected(e.decode_run(adopt.value), 8, node)
 
     @pytest.mark.parametrize(
@@ -507,32 +512,32 @@ class TestAnOwnerThatStandsStill:
     ):
         me = Claimant(lease=good(0.0, node=own_node))
         adopt = run_swap_of(me.judges(owner, 0.0))
-        (won,) = me.claim.run_swapped(adopt, e.Done(8), 0.1)
+        (won,) = me.claim.run_swapped(adopt, e.Swapped(8), 0.1)
         assert isinstance(won, e.Elected)
         assert won.former_host == former_host
 
     def test_once_revoked_the_run_is_adopted_with_the_next_term(self):
         me = Claimant()
         swap = swap_of(self.stands_still(me, 3.0))
-        adopt = run_swap_of(me.claim.lease_swapped(swap, e.Done(4), 3.1))
+        adopt = run_swap_of(me.claim.lease_swapped(swap, e.Swapped(4), 3.1))
         assert adopt.expected == 7
         assert e.decode_run(adopt.value) == register("me", 5)
 
     def test_own_bytes_in_a_conflict_are_a_revocation(self):
         me = Claimant()
         swap = swap_of(self.stands_still(me, 3.0))
-        run_swap_of(me.claim.lease_swapped(swap, e.Lost(e.Found(swap.value, 4)), 3.1))
+        run_swap_of(me.claim.lease_swapped(swap, e.Conflict(e.Versioned(swap.value, 4)), 3.1))
 
     def test_an_unknown_revocation_is_tried_again_with_the_same_bytes(self):
         me = Claimant()
         swap = swap_of(self.stands_still(me, 3.0))
-        assert me.claim.lease_swapped(swap, e.Unclear("timeout"), 3.2) == []
+        assert me.claim.lease_swapped(swap, e.Unknown("timeout"), 3.2) == []
         assert me.claim.tick(3.5) == [swap]
 
     def test_a_renewal_that_was_faster_is_believed(self):
         me = Claimant()
         swap = swap_of(self.stands_still(me, 3.0))
-        (asked,) = me.claim.lease_swapped(swap, e.Lost(found(serving(beat=2), 4)), 3.1)
+        (asked,) = me.claim.lease_swapped(swap, e.Conflict(found(serving(beat=2), 4)), 3.1)
         assert isinstance(asked, e.ReadRun)
         (judge,) = me.claim.run_read(asked, found(register()), 3.2)
         assert isinstance(judge, e.ReadLease)
@@ -542,7 +547,7 @@ class TestAnOwnerThatStandsStill:
     def test_another_that_revoked_first_and_died_leaves_the_run_to_whoever_comes(self):
         me = Claimant()
         swap = swap_of(self.stands_still(me, 3.0))
-        me.claim.lease_swapped(swap, e.Lost(found(revoked("other", by="third"), 4)), 3.1)
+        me.claim.lease_swapped(swap, e.Conflict(found(revoked("other", by="third"), 4)), 3.1)
         asked = me.claim.tick(3.6)[0]
         assert isinstance(asked, e.ReadRun)
         (judge,) = me.claim.run_read(asked, found(register()), 3.7)
@@ -601,10 +606,10 @@ class TestLateAnswers:
             *claim.floor_read(e.ReadFloor(99), None, 3.0),
             *claim.lease_read(e.ReadLease("other", 99), None, 3.0),
             *claim.lease_read(e.ReadLease("other", 99), found(revoked("other")), 3.0),
-            *claim.lease_swapped(another, e.Done(4), 3.0),
-            *claim.lease_swapped(another, e.Lost(None), 3.0),
-            *claim.run_swapped(mine, e.Done(4), 3.0),
-            *claim.run_swapped(mine, e.Lost(None), 3.0),
+            *claim.lease_swapped(another, e.Swapped(4), 3.0),
+            *claim.lease_swapped(another, e.Conflict(None), 3.0),
+            *claim.run_swapped(mine, e.Swapped(4), 3.0),
+            *claim.run_swapped(mine, e.Conflict(None), 3.0),
         ]
         assert given == []
         assert (claim.state, claim.register, claim.version, claim.next_tick_s()) == before
@@ -614,9 +619,9 @@ class TestLateAnswers:
         asked = me.read_run(0.0)
         swap = run_swap_of(me.claim.run_read(asked, None, 0.1))
         assert me.claim.run_read(asked, None, 0.2) == []
-        assert len(me.claim.run_swapped(swap, e.Done(1), 0.3)) == 1
-        assert me.claim.run_swapped(swap, e.Done(1), 0.4) == []
-        assert me.claim.run_swapped(swap, e.Lost(None), 0.4) == []
+        assert len(me.claim.run_swapped(swap, e.Swapped(1), 0.3)) == 1
+        assert me.claim.run_swapped(swap, e.Swapped(1), 0.4) == []
+        assert me.claim.run_swapped(swap, e.Conflict(None), 0.4) == []
 
     def test_an_answer_to_the_reading_before_is_not_one_to_this(self):
         me = Claimant()
@@ -672,13 +677,13 @@ class TestCommitting:
         assert me.claim.state is e.ClaimState.OWNED
         written = msgspec.structs.replace(following, sequence=1)
         assert e.decode_run(swap.value) == written
-        assert me.claim.run_swapped(swap, e.Done(9), 0.2) == [e.RegisterWritten(written, 9)]
+        assert me.claim.run_swapped(swap, e.Swapped(9), 0.2) == [e.RegisterWritten(written, 9)]
         assert not me.claim.is_committing
 
     def test_the_next_commit_builds_on_it(self):
         me, won = self.owner()
         one = msgspec.structs.replace(won, round=a_round(1, "a"))
-        me.claim.run_swapped(run_swap_of(me.claim.commit(one, 0.1)), e.Done(9), 0.1)
+        me.claim.run_swapped(run_swap_of(me.claim.commit(one, 0.1)), e.Swapped(9), 0.1)
         two = msgspec.structs.replace(one, round=a_round(2, "a"))
         swap = run_swap_of(me.claim.commit(two, 0.2))
         assert (swap.expected, e.decode_run(swap.value).sequence) == (9, 2)
@@ -687,10 +692,10 @@ class TestCommitting:
         me, won = self.owner()
         closed = msgspec.structs.replace(won, close=CLOSE)
         swap = run_swap_of(me.claim.commit(closed, 0.1))
-        assert me.claim.run_swapped(swap, e.Unclear("timeout"), 0.3) == []
+        assert me.claim.run_swapped(swap, e.Unknown("timeout"), 0.3) == []
         assert me.claim.commit(closed, 0.4) == []
         assert me.claim.tick(0.6) == [swap]
-        (committed,) = me.claim.run_swapped(swap, e.Lost(e.Found(swap.value, 9)), 0.7)
+        (committed,) = me.claim.run_swapped(swap, e.Conflict(e.Versioned(swap.value, 9)), 0.7)
         assert isinstance(committed, e.RegisterWritten)
 
     def test_another_while_the_outcome_is_unknown_is_a_mistake(self):
@@ -702,7 +707,7 @@ class TestCommitting:
     def test_a_conflict_deposes(self):
         me, won = self.owner()
         swap = run_swap_of(me.claim.commit(msgspec.structs.replace(won, close=CLOSE), 0.1))
-        (deposed,) = me.claim.run_swapped(swap, e.Lost(found(register("other", 2))), 0.2)
+        (deposed,) = me.claim.run_swapped(swap, e.Conflict(found(register("other", 2))), 0.2)
         assert isinstance(deposed, e.Deposed)
         assert me.claim.state is e.ClaimState.IDLE
         assert not me.claim.may_decide(0.2)
@@ -731,7 +736,7 @@ class TestCommitting:
 
     def test_who_loses_its_lease_is_deposed_once(self):
         me, _ = self.owner()
-        me.lease.swapped(swap_of(me.lease.tick(1.0)), e.Lost(found(revoked())), 1.1)
+        me.lease.swapped(swap_of(me.lease.tick(1.0)), e.Conflict(found(revoked())), 1.1)
         assert not me.claim.may_decide(1.1)
         assert me.claim.tick(1.1) == [e.Deposed("its lease was revoked by other")]
         assert me.claim.tick(1.2) == []
@@ -745,20 +750,20 @@ class TestLettingGo:
         left = register("", 5, sequence=1, round=a_round(3, "a"))
         assert (swap.expected, e.decode_run(swap.value)) == (8, left)
         assert not me.claim.may_decide(0.1)
-        assert me.claim.run_swapped(swap, e.Done(9), 0.2) == []
+        assert me.claim.run_swapped(swap, e.Swapped(9), 0.2) == []
         assert me.claim.state is e.ClaimState.IDLE
 
     def test_an_unknown_outcome_is_followed_by_the_same_bytes(self):
         me = Claimant()
         me.wins()
         swap = run_swap_of(me.claim.let_go(0.1))
-        me.claim.run_swapped(swap, e.Unclear("timeout"), 0.2)
+        me.claim.run_swapped(swap, e.Unknown("timeout"), 0.2)
         assert me.claim.tick(0.6) == [swap]
 
     def test_it_stays_away_but_says_where_the_run_is(self):
         me = Claimant()
         me.wins()
-        me.claim.run_swapped(run_swap_of(me.claim.let_go(0.0, 2.0)), e.Done(9), 0.1)
+        me.claim.run_swapped(run_swap_of(me.claim.let_go(0.0, 2.0)), e.Swapped(9), 0.1)
         assert me.sees(register("", 1, sequence=1), 0.2) == []
         keep(me.lease, 1.2)
         actions = me.judges(serving(), 1.2, run=register("other", 2))
@@ -767,7 +772,7 @@ class TestLettingGo:
     def test_after_the_pause_it_takes_what_is_still_nobodys(self):
         me = Claimant()
         me.wins()
-        me.claim.run_swapped(run_swap_of(me.claim.let_go(0.0, 2.0)), e.Done(9), 0.1)
+        me.claim.run_swapped(run_swap_of(me.claim.let_go(0.0, 2.0)), e.Swapped(9), 0.1)
         assert me.sees(register("", 1, sequence=1), 0.2) == []
         keep(me.lease, 2.1)
         run_swap_of(me.sees(register("", 1, sequence=1), 2.1))
@@ -777,7 +782,7 @@ class TestLettingGo:
         won = me.wins()
         commit = run_swap_of(me.claim.commit(msgspec.structs.replace(won, close=CLOSE), 0.1))
         assert me.claim.let_go(0.2) == []
-        committed, swap = me.claim.run_swapped(commit, e.Done(9), 0.3)
+        committed, swap = me.claim.run_swapped(commit, e.Swapped(9), 0.3)
         assert isinstance(committed, e.RegisterWritten)
         assert isinstance(swap, e.SwapRun)
         assert (swap.expected, e.decode_run(swap.value).owner) == (9, "")
@@ -786,7 +791,7 @@ class TestLettingGo:
         me = Claimant()
         me.wins()
         swap = run_swap_of(me.claim.let_go(0.1, 5.0))
-        assert me.claim.run_swapped(swap, e.Lost(found(register("other", 2))), 0.2) == []
+        assert me.claim.run_swapped(swap, e.Conflict(found(register("other", 2))), 0.2) == []
         assert me.claim.state is e.ClaimState.IDLE
         assert me.claim.not_before_s == 5.2
 
@@ -878,7 +883,7 @@ class TestWhatCannotBeRead:
         (asked,) = me.sees(register(), 0.0)
         assert isinstance(asked, e.ReadLease)
         with pytest.raises(e.UnreadableError):
-            me.claim.lease_read(asked, e.Found(b"x", 3), 0.1)
+            me.claim.lease_read(asked, e.Versioned(b"x", 3), 0.1)
         assert me.claim.tick(9.0) == [asked]
 
     @pytest.mark.parametrize("change", [{"run_id": "x"}, {"ledger_id": "x"}])
@@ -1204,7 +1209,7 @@ class TestSeeker:
         (asked,) = seeker.tick(0.0, 0.5)
         assert isinstance(asked, e.ReadRun)
         with pytest.raises(e.UnreadableError):
-            seeker.run_read(asked, e.Found(b"x", 1), 0.1, 0.5)
+            seeker.run_read(asked, e.Versioned(b"x", 1), 0.1, 0.5)
         assert seeker.tick(1.0, 0.5) == [asked]
 
     @pytest.mark.parametrize("wrong", [{"candidates": 0}, {"look_s": 0.0}])
@@ -1219,7 +1224,7 @@ class TestWhatANewerReleaseAdded:
     def test_fields_at_the_end_of_a_register_are_kept_when_it_is_sealed(self):
         newer = [*fields_of(register("other", 4)), {"pinned": ["n1"]}, 7]
         me = Claimant()
-        there = e.Found(msgspec.msgpack.encode(newer), 7)
+        there = e.Versioned(msgspec.msgpack.encode(newer), 7)
         (asked,) = me.claim.run_read(me.read_run(0.0), there, 0.0)
         assert isinstance(asked, e.ReadLease)
         sealed = run_swap_of(me.claim.lease_read(asked, None, 0.1))
@@ -1296,10 +1301,10 @@ class TestTheFloor:
         assert isinstance(asked, e.ReadFloor)
         return asked
 
-    def there(self, value: e.Floor) -> e.Found:
-        return e.Found(e.encode(value), 3)
+    def there(self, value: e.Floor) -> e.Versioned:
+        return e.Versioned(e.encode(value), 3)
 
-    def begins(self, floor: e.Found | None) -> tuple[e.Claim, e.SwapRun]:
+    def begins(self, floor: e.Versioned | None) -> tuple[e.Claim, e.SwapRun]:
         made, asked = self.claim()
         return made, run_swap_of(
             made.floor_read(self.floor(made.run_read(asked, None, 0.1)), floor, 0.2)
@@ -1309,7 +1314,7 @@ class TestTheFloor:
         made, swap = self.begins(self.there(self.FLOOR))
         begun = e.decode_run(swap.value)
         assert (begun.term, begun.number, begun.sequence) == (8, 40, 0)
-        checked = self.floor(made.run_swapped(swap, e.Done(8), 0.3))
+        checked = self.floor(made.run_swapped(swap, e.Swapped(8), 0.3))
         (won,) = made.floor_read(checked, self.there(self.FLOOR), 0.4)
         assert won == e.Elected(begun, 8)
 
@@ -1317,17 +1322,17 @@ class TestTheFloor:
         made, swap = self.begins(None)
         begun = e.decode_run(swap.value)
         assert (begun.term, begun.number) == (1, 0)
-        (won,) = made.floor_read(self.floor(made.run_swapped(swap, e.Done(8), 0.3)), None, 0.4)
+        (won,) = made.floor_read(self.floor(made.run_swapped(swap, e.Swapped(8), 0.3)), None, 0.4)
         assert isinstance(won, e.Elected)
 
     def test_a_register_that_is_created_late_is_lifted_before_the_run_is_won(self):
         """Between question and answer the run had begun elsewhere, and was removed."""
         made, swap = self.begins(None)
-        checked = self.floor(made.run_swapped(swap, e.Done(8), 0.3))
+        checked = self.floor(made.run_swapped(swap, e.Swapped(8), 0.3))
         lift = run_swap_of(made.floor_read(checked, self.there(self.FLOOR), 0.4))
         lifted = e.decode_run(lift.value)
         assert (lift.expected, lifted.term, lifted.number) == (8, 8, 40)
-        (won,) = made.run_swapped(lift, e.Done(9), 0.5)
+        (won,) = made.run_swapped(lift, e.Swapped(9), 0.5)
         assert won == e.Elected(lifted, 9)
 
     def test_so_is_one_that_its_creator_never_checked(self):
@@ -1348,7 +1353,7 @@ class TestTheFloor:
         made, asked = self.claim()
         floor = self.floor(made.run_read(asked, None, 0.1))
         with pytest.raises(e.UnreadableError):
-            made.floor_read(floor, e.Found(b"x", 1), 0.2)
+            made.floor_read(floor, e.Versioned(b"x", 1), 0.2)
         assert made.tick(0.7) == [floor]
         assert made.floor_read(e.ReadFloor(99), None, 0.8) == []
 

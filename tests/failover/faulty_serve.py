@@ -57,7 +57,7 @@ def at_the_commit() -> None:
 def at_the_first_read() -> None:
     read = LeaseManager._read
 
-    async def faulty(self: LeaseManager, key: str) -> e.Found | None:
+    async def faulty(self: LeaseManager, key: str) -> e.Versioned | None:
         found = await read(self, key)
         if key.startswith("runs/"):
             die_once()

@@ -283,10 +283,10 @@ class Search:
                 hint="is it running, and within reach? connect_timeout bounds the search",
             ) from error
 
-    async def _read(self, key: str) -> e.Found | None:
+    async def _read(self, key: str) -> Versioned | None:
         found = await self.ledger.read(key)
         self._answers()
-        return None if found is None else e.Found(found.value, found.version)
+        return found
 
     def _note(self, error: LedgerError, since_s: float | None = None) -> None:
         is_news, self.error = self.error is None, error

@@ -662,13 +662,13 @@ class LeaseManager:
         if self._claims.get(run_id) is claim:
             self._do(run_id, more)
 
-    async def _read(self, key: str) -> e.Found | None:
-        return _found(await self._ledger.read(key))
+    async def _read(self, key: str) -> Versioned | None:
+        return await self._ledger.read(key)
 
-    async def _swap(self, key: str, expected: int | None, value: bytes) -> e.SwapOutcome:
+    async def _swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
         outcome = await self._ledger.swap(key, expected, value)
         self._outage = outcome.reason if isinstance(outcome, Unknown) else ""
-        return _outcome(outcome)
+        return outcome
 
     async def _delete(self, run_id: str, register: e.RunRegister, version: int) -> None:
         """Close the run before its logs go: should it be another's by now, nothing is done (R5)."""
@@ -767,15 +767,3 @@ def closed_as_abandoned(register: e.RunRegister) -> e.RunRegister:
 def _nobody_came(register: e.RunRegister) -> CloseRecord:
     why = "nobody was in it for too long"
     return CloseRecord(Outcome.STOPPED, why, "", register.term, register.number)
-
-
-def _found(versioned: Versioned | None) -> e.Found | None:
-    return e.Found(versioned.value, versioned.version) if versioned is not None else None
-
-
-def _outcome(outcome: SwapOutcome) -> e.SwapOutcome:
-    if isinstance(outcome, Swapped):
-        return e.Done(outcome.version)
-    if isinstance(outcome, Unknown):
-        return e.Unclear(outcome.reason)
-    return e.Lost(_found(outcome.current))

@@ -23,45 +23,32 @@ from typing import ClassVar, Final, Self, TypeAlias
 
 import msgspec
 
-from rallypoint.errors import LedgerError, LedgerLimitError, UsageError
+from rallypoint.core.registers import Conflict, SwapOutcome, Swapped, Unknown, Versioned
+from rallypoint.errors import LedgerLimitError, UsageError
+
+__all__ = [
+    "KEY_BYTES_MAX",
+    "POLL_S",
+    "AppendOutcome",
+    "Changed",
+    "Conflict",
+    "Created",
+    "Durability",
+    "Exists",
+    "Gap",
+    "Ledger",
+    "LedgerLimits",
+    "SwapOutcome",
+    "Swapped",
+    "Unknown",
+    "Versioned",
+    "check_name",
+]
 
 KEY_BYTES_MAX: Final = 1024
 """A register's or a log's name in UTF-8."""
 POLL_S: Final = 0.2
 """How often an engine that cannot watch looks, on average."""
-
-
-class Versioned(msgspec.Struct, frozen=True):
-    """A register's value, and the version that a swap must name to replace it."""
-
-    value: bytes
-    version: int
-
-
-class Swapped(msgspec.Struct, frozen=True):
-    """The swap was done; the register now has this version."""
-
-    version: int
-
-
-class Conflict(msgspec.Struct, frozen=True):
-    """Nothing was written: the register has another version. `current` is it (None: nothing)."""
-
-    current: Versioned | None
-
-
-class Unknown(msgspec.Struct, frozen=True):
-    """It may have been done, or not. `reason` is for people, `error` the same as an error of ours.
-
-    An engine that is out of reach, full, or refuses this process answers so as well: the caller
-    does the same about all of them, which is to wait and to try the same bytes again.
-    """
-
-    reason: str
-    error: LedgerError | None = None
-
-
-SwapOutcome: TypeAlias = Swapped | Conflict | Unknown
 
 
 class Changed(msgspec.Struct, frozen=True):

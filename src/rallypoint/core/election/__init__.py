@@ -30,19 +30,14 @@ from __future__ import annotations
 from rallypoint.core.election.actions import (
     Action,
     Deposed,
-    Done,
     Elected,
-    Found,
-    Lost,
     OwnedElsewhere,
     ReadFloor,
     ReadLease,
     ReadRun,
     RegisterWritten,
     SwapLease,
-    SwapOutcome,
     SwapRun,
-    Unclear,
     version_of,
 )
 from rallypoint.core.election.discovery import (
@@ -82,6 +77,7 @@ from rallypoint.core.election.records import (
     encode,
 )
 from rallypoint.core.election.resignation import Resignation
+from rallypoint.core.registers import Conflict, SwapOutcome, Swapped, Unknown, Versioned
 
 __all__ = [
     "FORMAT",
@@ -92,18 +88,16 @@ __all__ = [
     "Chunk",
     "Claim",
     "ClaimState",
+    "Conflict",
     "Counter",
     "Deposed",
     "Discovery",
     "DiscoveryAction",
-    "Done",
     "Elected",
     "Floor",
-    "Found",
     "Lease",
     "LeaseHolder",
     "LeaseState",
-    "Lost",
     "OtherFormatError",
     "OwnedElsewhere",
     "ReadFloor",
@@ -119,10 +113,12 @@ __all__ = [
     "SwapLease",
     "SwapOutcome",
     "SwapRun",
+    "Swapped",
     "Table",
     "Timing",
-    "Unclear",
+    "Unknown",
     "UnreadableError",
+    "Versioned",
     "decode_floor",
     "decode_lease",
     "decode_run",

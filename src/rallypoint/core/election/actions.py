@@ -9,42 +9,12 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from rallypoint.core.election.records import RunRegister
+from rallypoint.core.registers import Conflict, SwapOutcome, Swapped
 from rallypoint.core.values import (
     Address,
     FrozenStruct,
     NodeId,
 )
-
-# -- what the engine answers ---------------------------------------------------------------------
-
-
-class Found(FrozenStruct, frozen=True):
-    """What a register holds, and the version that a swap must name."""
-
-    value: bytes
-    version: int
-
-
-class Done(FrozenStruct, frozen=True):
-    """The swap was done."""
-
-    version: int
-
-
-class Lost(FrozenStruct, frozen=True):
-    """The swap was not done: `current` is there instead (None: nothing)."""
-
-    current: Found | None
-
-
-class Unclear(FrozenStruct, frozen=True):
-    """The engine did not say whether the swap was done."""
-
-    reason: str
-
-
-SwapOutcome: TypeAlias = Done | Lost | Unclear
-
 
 # -- what is wanted ------------------------------------------------------------------------------
 
@@ -129,8 +99,8 @@ Action: TypeAlias = (
 
 def version_of(asked: SwapRun | SwapLease, outcome: SwapOutcome) -> int | None:
     """The version of what was asked for, if it is there: own bytes in a conflict are a success."""
-    if isinstance(outcome, Done):
+    if isinstance(outcome, Swapped):
         return outcome.version
-    if isinstance(outcome, Lost) and outcome.current is not None:
+    if isinstance(outcome, Conflict) and outcome.current is not None:
         return outcome.current.version if outcome.current.value == asked.value else None
     return None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Final, TypeAlias
 
 from rallypoint.core.candidacy import stands_after_s
-from rallypoint.core.election.actions import Found, ReadLease, ReadRun
+from rallypoint.core.election.actions import ReadLease, ReadRun
 from rallypoint.core.election.lease import Seen, Standstill, Timing, lease_of
 from rallypoint.core.election.records import Lease, LeaseState, RunRegister, decode_run
+from rallypoint.core.registers import Versioned
 from rallypoint.core.values import (
     Address,
     CloseRecord,
@@ -153,7 +154,7 @@ class Discovery:
         return [self._open]
 
     def run_read(
-        self, asked: ReadRun, found: Found | None, now_s: float, jitter: float
+        self, asked: ReadRun, found: Versioned | None, now_s: float, jitter: float
     ) -> list[DiscoveryAction]:
         """What the run's register holds. Raises UnreadableError; it will look again."""
         if asked != self._open:
@@ -173,7 +174,7 @@ class Discovery:
         return [self._open]
 
     def lease_read(
-        self, asked: ReadLease, found: Found | None, now_s: float, jitter: float
+        self, asked: ReadLease, found: Versioned | None, now_s: float, jitter: float
     ) -> list[DiscoveryAction]:
         """What the owner's lease says. Raises UnreadableError; it will look again."""
         if asked != self._open or self._register is None:

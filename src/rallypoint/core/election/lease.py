@@ -6,11 +6,7 @@ import msgspec
 
 from rallypoint.core.election.actions import (
     Action,
-    Found,
-    Lost,
     SwapLease,
-    SwapOutcome,
-    Unclear,
     version_of,
 )
 from rallypoint.core.election.records import (
@@ -21,6 +17,7 @@ from rallypoint.core.election.records import (
     decode_lease,
     encode,
 )
+from rallypoint.core.registers import Conflict, SwapOutcome, Unknown, Versioned
 from rallypoint.core.values import (
     Address,
     FrozenStruct,
@@ -168,12 +165,12 @@ class LeaseHolder:
         """The engine's answer to this try: also a late or a repeated one."""
         if self._try is None or asked != self._try.swap:
             return []
-        if isinstance(outcome, Unclear):
+        if isinstance(outcome, Unknown):
             return []
         version = version_of(asked, outcome)
         if version is not None:
             return self._renewed(self._try, version, now_s)
-        assert isinstance(outcome, Lost)
+        assert isinstance(outcome, Conflict)
         self._lose(outcome.current)
         return []
 
@@ -205,13 +202,13 @@ class LeaseHolder:
         # A hand-over may have begun while a renewal was out.
         return self._write(now_s) if self._is_moving and not self.has_moved else []
 
-    def _lose(self, current: Found | None) -> None:
+    def _lose(self, current: Versioned | None) -> None:
         self._try = None
         self._renewed_s = None
         self.lost_reason = _why_lost(current)
 
 
-def _why_lost(current: Found | None) -> str:
+def _why_lost(current: Versioned | None) -> str:
     if current is None:
         return "its lease is gone"
     try:
@@ -255,7 +252,7 @@ class Standstill:
             self._seen = max(known, seen, key=lambda each: each.since_s)
 
 
-def lease_of(process: str, found: Found) -> Lease:
+def lease_of(process: str, found: Versioned) -> Lease:
     lease = decode_lease(found.value)
     if lease.process != process:
         raise UnreadableError(f"this is the lease of {lease.process}, not of {process}")

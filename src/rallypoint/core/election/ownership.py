@@ -11,17 +11,13 @@ from rallypoint.core.election.actions import (
     Action,
     Deposed,
     Elected,
-    Found,
-    Lost,
     OwnedElsewhere,
     ReadFloor,
     ReadLease,
     ReadRun,
     RegisterWritten,
     SwapLease,
-    SwapOutcome,
     SwapRun,
-    Unclear,
     version_of,
 )
 from rallypoint.core.election.lease import LeaseHolder, Seen, Standstill, lease_of, revoked_by
@@ -38,6 +34,7 @@ from rallypoint.core.election.records import (
     decode_run,
     encode,
 )
+from rallypoint.core.registers import Conflict, SwapOutcome, Unknown, Versioned
 from rallypoint.core.values import NodeId
 
 Question: TypeAlias = ReadRun | ReadLease | ReadFloor | SwapLease | SwapRun
@@ -188,11 +185,11 @@ class Claim:
 
     # -- answers -------------------------------------------------------------------------------
 
-    def run_read(self, asked: ReadRun, found: Found | None, now_s: float) -> list[Action]:
+    def run_read(self, asked: ReadRun, found: Versioned | None, now_s: float) -> list[Action]:
         """What the run's register holds. Raises UnreadableError; the question stays open."""
         return self._judge(found, now_s) if asked == self._open else []
 
-    def lease_read(self, asked: ReadLease, found: Found | None, now_s: float) -> list[Action]:
+    def lease_read(self, asked: ReadLease, found: Versioned | None, now_s: float) -> list[Action]:
         """What the owner's lease says. Raises UnreadableError; the question stays open."""
         if asked != self._open:
             return []
@@ -210,7 +207,7 @@ class Claim:
         self._rest(ClaimState.ELSEWHERE, min(look_s, dead_s))
         return [OwnedElsewhere(lease.addresses, lease.process)]
 
-    def floor_read(self, asked: ReadFloor, found: Found | None, now_s: float) -> list[Action]:
+    def floor_read(self, asked: ReadFloor, found: Versioned | None, now_s: float) -> list[Action]:
         """What the ledger's floor is. Raises UnreadableError; the question stays open."""
         if asked != self._open:
             return []
@@ -225,7 +222,7 @@ class Claim:
 
     def lease_swapped(self, asked: SwapLease, outcome: SwapOutcome, now_s: float) -> list[Action]:
         """Whether the former owner's lease could be revoked."""
-        if asked != self._open or isinstance(outcome, Unclear):
+        if asked != self._open or isinstance(outcome, Unknown):
             return []
         if version_of(asked, outcome) is not None:
             self._note_former_host(decode_lease(asked.value))
@@ -235,13 +232,13 @@ class Claim:
 
     def run_swapped(self, asked: SwapRun, outcome: SwapOutcome, now_s: float) -> list[Action]:
         """Whether the run's register could be written. Raises UnreadableError, as `run_read`."""
-        if asked != self._open or isinstance(outcome, Unclear):
+        if asked != self._open or isinstance(outcome, Unknown):
             return []
         version = version_of(asked, outcome)
         if version is not None:
             self._is_unchecked = asked.expected is None
             return self._written(decode_run(asked.value), version, now_s)
-        assert isinstance(outcome, Lost)
+        assert isinstance(outcome, Conflict)
         if self.state is ClaimState.ADOPTING:
             return self._judge(outcome.current, now_s)
         pause_s = self._pause_s or 0.0
@@ -273,7 +270,7 @@ class Claim:
         self._ticket += 1
         return self._ask(ClaimState.READING, ReadRun(self._ticket), now_s)
 
-    def _judge(self, found: Found | None, now_s: float) -> list[Action]:
+    def _judge(self, found: Versioned | None, now_s: float) -> list[Action]:
         self.register = None if found is None else self._register_of(found)
         self.version = None if found is None else found.version
         self.former_host = None
@@ -285,7 +282,7 @@ class Claim:
         self._ticket += 1
         return self._ask(ClaimState.JUDGING, ReadLease(owner, self._ticket), now_s)
 
-    def _register_of(self, found: Found) -> RunRegister:
+    def _register_of(self, found: Versioned) -> RunRegister:
         register = decode_run(found.value)
         if (register.ledger_id, register.run_id) != (self.ledger_id, self.run_id):
             raise UnreadableError(

@@ -1,0 +1,51 @@
+"""A register with compare-and-swap: what a read finds in it, and the outcomes of a swap.
+
+The election's machines and every ledger use these classes, so that an engine's answer reaches a
+machine as it is. `rallypoint.ledger.contract` exports them. How an engine keeps registers, and
+what is written there, is no concern of this file.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from rallypoint.core.values import FrozenStruct
+
+
+class Versioned(FrozenStruct, frozen=True):
+    """A register's value, and the version that a swap must name to replace it."""
+
+    value: bytes
+    version: int
+
+
+class Swapped(FrozenStruct, frozen=True):
+    """The swap was done. The register now has this version."""
+
+    version: int
+
+
+class Conflict(FrozenStruct, frozen=True):
+    """Nothing was written, because the register has another version.
+
+    `current`: what the register holds instead; None if it holds nothing.
+    """
+
+    current: Versioned | None
+
+
+class Unknown(FrozenStruct, frozen=True):
+    """The swap may have been done, or not, or may be done later.
+
+    An engine that is out of reach, full, or refuses this process also answers with this, because
+    the caller does the same in all these cases: it waits, and tries the same bytes again.
+
+    `reason`: what went wrong, for people. `error`: the same as a LedgerError, where there is one,
+    for a caller that raises it. (The type is wider because `core` does not know that class.)
+    """
+
+    reason: str
+    error: Exception | None = None
+
+
+SwapOutcome: TypeAlias = Swapped | Conflict | Unknown
