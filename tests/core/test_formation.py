@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rallypoint.core.formation import Call, Decision, Gathering, decide
+from rallypoint.core.formation import Call, Counts, Decision, decide
 
 NOT_YET, RUNNING, OVER = Call.NOT_YET, Call.RUNNING, Call.OVER
 
 
-def gathering(survivors: int = 0, held: int = 0, newcomers: int = 0, **more: Any) -> Gathering:
+def gathering(survivors: int = 0, held: int = 0, newcomers: int = 0, **more: Any) -> Counts:
     """A gathering for rounds of 2 to 4 nodes."""
     fields: dict[str, Any] = {"minimum": 2, "maximum": 4} | more
-    return Gathering(ready_survivors=survivors, places_held=held, newcomers=newcomers, **fields)
+    return Counts(ready_survivors=survivors, places_held=held, newcomers=newcomers, **fields)
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_the_truth_table(
 
 
 @st.composite
-def gatherings(draw: st.DrawFn) -> Gathering:
+def gatherings(draw: st.DrawFn) -> Counts:
     minimum = draw(st.integers(1, 5))
     maximum = draw(st.integers(minimum, 6))
     survivors = draw(st.integers(0, maximum))
     stopping = draw(st.integers(0, maximum - survivors))
     absent = draw(st.integers(0, maximum - survivors - stopping))
-    return Gathering(
+    return Counts(
         minimum=minimum,
         maximum=maximum,
         expected=draw(st.none() | st.integers(minimum, maximum)),
@@ -89,31 +89,31 @@ def gatherings(draw: st.DrawFn) -> Gathering:
 
 
 @given(gatherings())
-def test_r3_what_is_sealed_is_within_the_bounds(given_: Gathering) -> None:
+def test_r3_what_is_sealed_is_within_the_bounds(given_: Counts) -> None:
     if decide(given_).seals:
         assert given_.minimum <= given_.chosen <= given_.maximum
 
 
 @given(gatherings())
-def test_survivors_hold_their_places_until_the_last_call_is_over(given_: Gathering) -> None:
+def test_survivors_hold_their_places_until_the_last_call_is_over(given_: Counts) -> None:
     if decide(given_).seals and given_.call is not OVER:
         assert given_.places_held == 0
 
 
 @given(gatherings())
-def test_no_round_is_formed_beside_survivors_that_stop_their_workers(given_: Gathering) -> None:
+def test_no_round_is_formed_beside_survivors_that_stop_their_workers(given_: Counts) -> None:
     if given_.stopping or given_.absent:
         assert not decide(given_).seals
 
 
 @given(gatherings())
-def test_r7_the_minimum_is_enough_once_the_last_call_is_over(given_: Gathering) -> None:
+def test_r7_the_minimum_is_enough_once_the_last_call_is_over(given_: Counts) -> None:
     is_waiting = given_.stopping or given_.absent
     if given_.call is OVER and given_.ready >= given_.minimum and not is_waiting:
         assert decide(given_).seals
 
 
 @given(gatherings())
-def test_r7_the_last_call_runs_as_soon_as_the_minimum_is_ready(given_: Gathering) -> None:
+def test_r7_the_last_call_runs_as_soon_as_the_minimum_is_ready(given_: Counts) -> None:
     is_enough = given_.ready >= given_.minimum
     assert (decide(given_) is not Decision.TOO_FEW) == is_enough

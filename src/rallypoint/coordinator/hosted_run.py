@@ -30,10 +30,11 @@ from rallypoint.core import reasons
 from rallypoint.core.budget import HOW_TO_RAISE, Excess
 from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
-from rallypoint.core.membership import Membership, seats_of
+from rallypoint.core.membership import Membership
 from rallypoint.core.past import Past
 from rallypoint.core.quotas import NOBODY, Account, Idle
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
+from rallypoint.core.rounds import seats_of
 from rallypoint.core.store import BAD_REQUEST, LIMIT, ROUND_ENDED, Answer, StoreFailure, StoreLimits
 from rallypoint.core.store.data import Tally
 from rallypoint.core.store.store import RoundStore

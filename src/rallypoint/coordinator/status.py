@@ -21,9 +21,9 @@ import msgspec
 from rallypoint.core import reasons
 from rallypoint.core.election.records import Lease, RunRegister
 from rallypoint.core.marking import ranks_in
-from rallypoint.core.membership import seats_of
 from rallypoint.core.past import PastLoss, PastRound
 from rallypoint.core.roster import Member
+from rallypoint.core.rounds import seats_of
 from rallypoint.core.values import (
     Address,
     MemberState,

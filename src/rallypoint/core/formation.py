@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-import msgspec
+from rallypoint.core.values import FrozenStruct
 
 
 class Call(enum.StrEnum):
@@ -27,7 +27,7 @@ class Call(enum.StrEnum):
     OVER = "over"
 
 
-class Gathering(msgspec.Struct, frozen=True, kw_only=True):
+class Counts(FrozenStruct, frozen=True, kw_only=True):
     """What the decision depends on; counts of nodes."""
 
     minimum: int
@@ -80,25 +80,25 @@ class Decision(enum.StrEnum):
 _SEALS: Final = frozenset(each for each in Decision if each.name.startswith("SEAL"))
 
 
-def decide(gathering: Gathering) -> Decision:
+def decide(counts: Counts) -> Decision:
     """What to do now. Pure: the same counts always get the same answer."""
-    chosen = gathering.chosen
-    if gathering.ready < gathering.minimum:
+    chosen = counts.chosen
+    if counts.ready < counts.minimum:
         return Decision.TOO_FEW
-    if chosen >= gathering.maximum:
+    if chosen >= counts.maximum:
         return Decision.SEAL_MAXIMUM
-    if gathering.call is Call.OVER and gathering.stopping:
+    if counts.call is Call.OVER and counts.stopping:
         return Decision.STOPPING
-    if gathering.call is Call.OVER and gathering.absent:
+    if counts.call is Call.OVER and counts.absent:
         return Decision.ATTACHING
-    if gathering.call is Call.OVER:
+    if counts.call is Call.OVER:
         return Decision.SEAL_LAST_CALL
     # R7: survivors that hang, or cannot be heard, hold their places for one last call and no
     # longer, even if they leave fewer places than the minimum.
-    if gathering.held:
+    if counts.held:
         return Decision.LAST_CALL
-    if gathering.expected is not None and chosen >= gathering.expected:
+    if counts.expected is not None and chosen >= counts.expected:
         return Decision.SEAL_EXPECTED
-    if gathering.ready_survivors:
-        return Decision.SEAL_SURVIVORS if gathering.settled else Decision.SETTLE
+    if counts.ready_survivors:
+        return Decision.SEAL_SURVIVORS if counts.settled else Decision.SETTLE
     return Decision.LAST_CALL

@@ -10,16 +10,17 @@ This file keeps what was marked, and says what is to be written when; nothing he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-import msgspec
-
 from rallypoint.core.closing import bounded_end
-from rallypoint.core.values import Change, Marks, NodeId, RoundRecord
+from rallypoint.core.effects import Effect, Note, TimerKind
+from rallypoint.core.timers import Timers
+from rallypoint.core.values import Change, FrozenStruct, Marks, NodeId, RoundRecord
 
 
-class Farewell(msgspec.Struct, frozen=True):
-    """A node that said goodbye on connection `link`, and may go once `serial` is written."""
+class Farewell(FrozenStruct, frozen=True):
+    """A node that said goodbye on this connection, and may go once `serial` is written."""
 
     node: NodeId
     connection_id: int
@@ -28,9 +29,15 @@ class Farewell(msgspec.Struct, frozen=True):
 
 
 class Marking:
-    """The marks of the last committed round. `spacing_s` is the time between two writes."""
+    """The marks of the last committed round.
 
-    def __init__(self) -> None:
+    `is_kept` False: no other coordinator can take the run over, so nothing is written.
+    """
+
+    def __init__(self, timers: Timers, *, is_kept: bool = True) -> None:
+        self._timers = timers
+        self._is_kept = is_kept
+        self._timer_at_s = math.inf
         self._ranks: dict[NodeId, int] | None = None
         self._record: RoundRecord | None = None
         self._done, self._gone = bytearray(), bytearray()
@@ -113,19 +120,33 @@ class Marking:
         """Whether the outcome of a write is not known yet."""
         return self._writing > self._written
 
-    def next_write_s(self, spacing_s: float) -> float | None:
-        """When the next write is due; None if there is nothing to write, or one is under way."""
-        if self.is_writing or self.due_s is None:
-            return None
-        return max(self.due_s, self._last_write_s + spacing_s)
+    def write(self, spacing_s: float, restarts: int, now_s: float) -> list[Effect]:
+        """Write what was marked, or set the timer for that. For the caller: `due_s` is not None.
 
-    def write(self, now_s: float) -> tuple[int, Marks]:
-        """The number of the write that begins now, and all that is marked by now."""
+        What nodes wait for is written first. The rest waits for a moment, because the record of
+        another round may come meanwhile, which says it all. `spacing_s`: the least time between two
+        writes. `restarts`: how many rounds have been charged.
+        """
+        if not self._is_kept:
+            self.give_up()
+        if self.is_writing or self.due_s is None:
+            return []
         assert self._record is not None
-        self._writing, self.due_s, self._last_write_s = self._serial, None, now_s
         number = self._record.head.number
-        done, gone = bytes(self._done), bytes(self._gone)
-        return self._serial, Marks(number, done, gone, self._ended, self._finished_before)
+        due_s = max(self.due_s, self._last_write_s + spacing_s)
+        if due_s <= now_s:
+            self._writing, self.due_s, self._last_write_s = self._serial, None, now_s
+            done, gone = bytes(self._done), bytes(self._gone)
+            marks = Marks(number, done, gone, self._ended, self._finished_before)
+            return [Note(self._serial, marks, restarts)]
+        if due_s >= self._timer_at_s:
+            return []
+        self._timer_at_s = due_s
+        return [self._timers.set(TimerKind.NOTE, due_s - now_s, round_number=number)]
+
+    def timer_fired(self) -> None:
+        """A NOTE timer fired that was not stale."""
+        self._timer_at_s = math.inf
 
     def written(self, serial: int) -> bool:
         """The ledger has the write of this number. False if it is not the one that is awaited."""
@@ -142,7 +163,7 @@ class Marking:
 
     def farewell(self, node: NodeId, connection_id: int, reason: str) -> bool:
         """The node said goodbye. False if the ledger has all that concerns it already."""
-        if self._rank(node) is None or self._written == self._serial:
+        if not self._is_kept or self._rank(node) is None or self._written == self._serial:
             return False
         self._farewells.append(Farewell(node, connection_id, reason, self._serial))
         return True

@@ -13,27 +13,28 @@ does what only has to be remembered: `roster`, `name_conflicts`, `flapping`, `su
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, Final
 
 import msgspec
 
-from rallypoint.core import causes, formation, ranks, reasons
+from rallypoint.core import causes, ranks, reasons
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.causes import Case, RestartBudget
+from rallypoint.core.committing import Committing
 from rallypoint.core.effects import Effect, TimerKind
 from rallypoint.core.election import RunState
+from rallypoint.core.finished import Finished
 from rallypoint.core.flapping import STEADY_S, DepartureHistory
-from rallypoint.core.formation import Call, Decision, Gathering
+from rallypoint.core.gathering import Gathering
 from rallypoint.core.marking import Farewell, Marking, ranks_in
 from rallypoint.core.name_conflicts import NameConflicts
-from rallypoint.core.pacing import Pace
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.roster import Bucket, Member, Roster
-from rallypoint.core.stopping import Stopping
+from rallypoint.core.rounds import record_of, seats_of
+from rallypoint.core.scale_up import ScaleUp
 from rallypoint.core.suspended_events import SuspendedEvents
 from rallypoint.core.suspension import Suspension, SuspensionCause
 from rallypoint.core.suspicion import Suspicion
@@ -52,13 +53,11 @@ from rallypoint.core.values import (
     Outcome,
     Phase,
     Reachability,
-    RoundHead,
     RoundMember,
     RoundRecord,
     RunSettings,
     Seat,
     SettingConflict,
-    table_digest,
 )
 
 ANEW_AFTER_S = 30.0
@@ -128,44 +127,23 @@ class Membership:
         self.case: Case | None = None
         self.suspension = Suspension()
         self.deposed = False
-        self.committing: RoundRecord | CloseRecord | None = None
-
         self._timers = Timers()
         self._suspicion = Suspicion(self.roster, self._timers)
         self._failed_in_burst: list[on.WorkerFailed] = []
-        self._stopping = Stopping(self.roster)
+        self._gathering = Gathering(self.roster, self._timers)
+        self._scale_up = ScaleUp(self.roster, self._timers)
+        self._committing = Committing()
+        self._finished = Finished()
         self._name_conflicts = NameConflicts(self._timers)
         self._departure_history = DepartureHistory()
         self._suspended_events = SuspendedEvents()
-        self._pace = Pace()
-        self._marking = Marking()
+        self._marking = Marking(self._timers, is_kept=has_successor)
         self._has_successor = has_successor
-        self._note_at_s = math.inf
-        self._finished_at_commit = 0
-        self._finished = 0
-        self._finished_in_round = 0
-        self._first_finished = ""
-
-        self._in_record: frozenset[NodeId] | None = None
-        self._interrupted: Change | None = None
-        self._close_wanted: CloseRecord | None = None
-        self._is_committed = False
-        """Whether the ledger has `committing` already, though the run is SUSPENDED."""
         self._suspended_since_s = 0.0
         self._ledger_away_since_s: float | None = None
 
-        self._call = Call.NOT_YET
-        self._call_ends_s = 0.0
-        self._stop_ends_s: float | None = None
-        self._settled = False
-        self._is_settling = False
-        """Whether the time to settle is running, or over (`_settled`)."""
-        self._pace_due_s = 0.0
         self._case_settled = False
         self._probe_due_s = self._case_due_s = 0.0
-        self._let_in_from_s = math.inf
-        self._scale_up_at_s = math.inf
-        self._let_newcomers_in = False
         self._floor = floor
         self._restored_number = floor
         self._attach_due_s = 0.0
@@ -260,12 +238,10 @@ class Membership:
         """All of the round have yet to attach, but for those that the last owner saw go."""
         self._enter(Phase.ACTIVE)
         done, gone = ranks_in(marks.done), ranks_in(marks.gone)
-        self._finished_in_round = len(done)
-        self._finished = marks.finished + len(done)
+        first = next((row.name for rank, row in enumerate(record.members) if rank in done), "")
+        self._finished = Finished(earlier=marks.finished, in_round=len(done), first=first)
         self._attach_due_s = self._judged_s() + attach_grace_s
         for rank, row in enumerate(record.members):
-            if rank in done:
-                self._first_finished = self._first_finished or row.name
             if rank in gone:
                 self._remember_gone(row, marks)
                 continue
@@ -316,13 +292,18 @@ class Membership:
     @property
     def unwritten(self) -> RoundRecord | CloseRecord | None:
         """The record that is to be written, until the ledger is known to hold it."""
-        return None if self._is_committed else self.committing
+        return self._committing.unwritten
+
+    @property
+    def committing(self) -> RoundRecord | CloseRecord | None:
+        """The record that is being written to the ledger."""
+        return self._committing.record
 
     def marks_with(self, record: RoundRecord | CloseRecord) -> Marks:
         """What is noted of the members along with a record: nothing matters after a close."""
         if isinstance(record, CloseRecord):
             return Marks()
-        return Marks(record.head.number, finished=self._finished_at_commit)
+        return Marks(record.head.number, finished=self._finished.count_at_seal)
 
     @property
     def restart_count(self) -> int:
@@ -334,14 +315,14 @@ class Membership:
         settings = self.settings
         if self.phase in (Phase.ACTIVE, Phase.CLOSED) or settings is None:
             return None
-        stop_left_s = self._stopping.left_s(now_s)
+        stop_left_s = self._gathering.stopping.left_s(now_s)
         return Waiting(
             ready=self.roster.ready_count,
             minimum=settings.min_nodes,
             maximum=settings.max_nodes,
             missing=reasons.first_names(chain(*map(self.roster.names, _MISSING))),
             missing_count=sum(map(self.roster.count, _MISSING)),
-            last_call_s=self._last_call_left_s(now_s),
+            last_call_s=self._gathering.last_call_left_s(now_s),
             suspects=reasons.first_names(m.name for m in self.roster.troubled()),
             guard_s=self._suspicion.guard_left_s(settings, now_s),
             committing=self.phase is Phase.COMMITTING,
@@ -352,17 +333,13 @@ class Membership:
             stopping=reasons.first_names(self.roster.names(Bucket.STOPPING)) if stop_left_s else (),
             stopping_count=self.roster.count(Bucket.STOPPING) if stop_left_s else 0,
             stop_left_s=stop_left_s,
-            held_back_s=self._held_back_s(now_s),
+            held_back_s=self._gathering.pause_left_s(now_s),
             ready_names=reasons.first_names(chain(*map(self.roster.names, _READY))),
         )
 
     def _ledger_away_s(self, now_s: float) -> float | None:
         since_s = self._ledger_away_since_s
         return None if since_s is None or self.phase is not Phase.SUSPENDED else now_s - since_s
-
-    def _held_back_s(self, now_s: float) -> float | None:
-        is_held = self._timers.is_set(TimerKind.PACE)
-        return max(0.0, self._pace_due_s - now_s) if is_held else None
 
     def closed_ago_s(self, now_s: float) -> float:
         """How long the run has been closed, in seconds."""
@@ -410,27 +387,15 @@ class Membership:
         """
         return (
             (self.phase_of_work, self.suspension.causes, self.deposed, self.close, self.number),
-            (
-                self._is_committed,
-                self.committing,
-                self._interrupted,
-                self._close_wanted,
-                tuple(self._suspended_events),
-            ),
-            (self.budget.spent, self._finished, self._finished_in_round),
+            (*self._committing.freeze(), tuple(self._suspended_events)),
+            (self.budget.spent, self._finished.count, self._finished.in_round),
             self.case and (self.case.change, self.case.closed, self._case_settled),
-            (
-                self._call,
-                self._settled,
-                self._timers.is_set(TimerKind.SETTLE),
-                self._let_newcomers_in,
-            ),
+            (*self._gathering.freeze(), self._scale_up.is_due),
             (self._suspicion.guarding, self._suspicion.unanswered, self._suspicion.probe_is_over),
             tuple(member.name for member in self._suspicion.ended_members()),
             (self._suspicion.in_burst, tuple(self._failed_in_burst)),
             self._suspicion.attaching,
             self._marking.freeze(),
-            (self._pace.freeze(), self._timers.is_set(TimerKind.PACE)),
             tuple(member.freeze() for member in self.roster),
             self._name_conflicts.names(),
         )
@@ -515,7 +480,7 @@ class Membership:
         self._refuse_rival(member)
         member.told_standby = self.is_standby(member)  # by the welcome
         if member.survivor:
-            self._stopping.told(member, self._now_s)
+            self._gathering.stopping.told(member, self._now_s)
         self._consider(member)
         self._do(
             do.Welcome(
@@ -645,7 +610,7 @@ class Membership:
         """
         if member.bucket is not _NEWCOMER:
             return
-        self._let_in_from_s = min(self._let_in_from_s, member.eligible_s)
+        self._scale_up.newcomer(member)
         if self.is_standby(member) and not member.told_standby:
             member.told_standby = True
             self._do(do.Notify(member.id, standby=True))
@@ -673,13 +638,12 @@ class Membership:
             self._finish(member)
 
     def _finish(self, member: Member) -> None:
-        self._finished += 1
-        if member.last_round == self.number:
-            self._finished_in_round += 1
-            self._first_finished = self._first_finished or member.name
+        is_in_round = member.last_round == self.number
+        self._finished.add(member.name, is_in_round=is_in_round)
+        if is_in_round:
             self._marking.done(member.id, self._now_s)
         else:
-            self._marking.finished_before(self._finished - self._finished_in_round, self._now_s)
+            self._marking.finished_before(self._finished.earlier, self._now_s)
         member.state = MemberState.DONE
         member.survivor = False
         self.roster.reindex(member)
@@ -690,7 +654,7 @@ class Membership:
             return
         was_in_round = member.bucket is Bucket.IN_ROUND
         self._explain_by_departure(member, event.reason)
-        self._note_interruption(member, ChangeKind.NODE_LEFT, event.reason)
+        self._committing.member_went(member, ChangeKind.NODE_LEFT, event.reason)
         self._marking.gone(member.id, self._now_s)
         member.state = MemberState.DEPARTING
         member.survivor = False
@@ -768,16 +732,10 @@ class Membership:
         if not self._timers.take(timer):
             return  # It is stale: what it was set for is over.
         match timer.kind:
-            case TimerKind.LAST_CALL:
-                self._call = Call.OVER
-                self._stopping.end_due(self._now_s)
-            case TimerKind.SETTLE:
-                self._settled = True
-            case TimerKind.STOP:
-                self._stop_ends_s = None
-                self._stopping.end_due(self._now_s)
+            case TimerKind.SETTLE | TimerKind.LAST_CALL | TimerKind.STOP | TimerKind.PACE:
+                self._gathering.timer_fired(timer.kind, self._now_s)
             case TimerKind.SCALE_UP:
-                self._let_newcomers_in = True
+                self._scale_up.timer_fired()
             case TimerKind.CASE:
                 self._case_settled = True
             case TimerKind.PROBE:
@@ -787,10 +745,10 @@ class Membership:
             case TimerKind.ATTACH:
                 self._end_attach_grace()
             case TimerKind.NOTE:
-                self._note_at_s = math.inf
+                self._marking.timer_fired()
             case TimerKind.GRACE | TimerKind.LOST | TimerKind.MASS:
                 self._suspicion.deadline_passed(timer)
-            case TimerKind.PACE | TimerKind.BURST:
+            case TimerKind.BURST:
                 """The wait is over: `_advance` goes on."""
 
     def _end_attach_grace(self) -> None:
@@ -824,7 +782,7 @@ class Membership:
     def _on_committed(self, event: on.Committed) -> None:
         if self._marking.is_writing:
             return  # The record has not been given yet: nothing is, beside a note.
-        record, self.committing, self._is_committed = self.committing, None, False
+        record = self._committing.finish()
         if isinstance(record, CloseRecord):
             self._enter(Phase.CLOSED)
             self.close = record
@@ -841,8 +799,7 @@ class Membership:
         if not self._marking.written(event.serial):
             return
         self._dismiss(self._marking.take_farewells())
-        is_waiting = self.committing is not None and not self._is_committed
-        if is_waiting and not self.suspension:
+        if self._committing.unwritten is not None and not self.suspension:
             self._give()
 
     def _dismiss(self, farewells: Iterable[Farewell]) -> None:
@@ -850,31 +807,17 @@ class Membership:
             self._do(do.Dismiss(each.connection_id, each.reason))
 
     def _give(self) -> None:
-        """Give `committing` to the ledger, once the ledger has what was given to it before."""
-        assert self.committing is not None
+        """Give the record to the ledger, once the ledger has what was given to it before."""
+        assert self._committing.record is not None
         if not self._marking.is_writing:
-            self._do(do.Commit(self.committing))
+            self._do(do.Commit(self._committing.record))
 
     def _write_marks(self) -> None:
-        """Note what a successor has to know. What nodes wait for is written first.
-
-        The rest waits for a moment: another round may be formed meanwhile, which says it all.
-        """
+        """Note what a successor has to know of the members."""
         if self.settings is None or self.phase not in (Phase.GATHERING, Phase.ACTIVE):
             return
-        if not self._has_successor:
-            self._marking.give_up()
-            return
-        due_s = self._marking.next_write_s(self.settings.settle_s)
-        if due_s is None:
-            return
-        if due_s <= self._now_s:
-            serial, marks = self._marking.write(self._now_s)
-            self._do(do.Note(serial, marks, self.budget.spent))
-        elif due_s < self._note_at_s:
-            self._note_at_s = due_s
-            delay_s = due_s - self._now_s
-            self._do(self._timers.set(TimerKind.NOTE, delay_s, round_number=self.number))
+        settle_s = self.settings.settle_s
+        self._do(*self._marking.write(settle_s, self.budget.spent, self._now_s))
 
     def _on_commit_refused(self, event: on.CommitRefused) -> None:
         # R5: a deposed coordinator decides nothing more, whatever its ledger says later.
@@ -904,7 +847,7 @@ class Membership:
     def _note_committed(self, event: on.Committed) -> None:
         """SUSPENDED: the record is in the ledger, and must not be given to it again."""
         is_given = not self._marking.is_writing
-        self._is_committed = is_given and self.committing is not None
+        self._committing.is_in_ledger = is_given and self._committing.record is not None
 
     def _on_ledger_restored(self, event: on.LedgerRestored) -> None:
         if not self.suspension.end(event.cause):
@@ -920,9 +863,9 @@ class Membership:
         self._judge_again()
         for kept in self._suspended_events.take():
             self._note(kept)
-        if self._is_committed:
+        if self._committing.is_in_ledger:
             self._on_committed(on.Committed())
-        elif self.committing is not None:
+        elif self._committing.record is not None:
             self._give()
         for member in self.roster.members(Bucket.NEWCOMER):
             self._consider(member)
@@ -1015,7 +958,8 @@ class Membership:
                 self._note(each)
         if self.case is not None and not self.case.closed:
             self._close_case()
-        if self._pace.is_slowed and self._pace.is_storm and self.phase is _GATHERING:
+        pace = self._gathering.pace
+        if pace.is_slowed and pace.is_storm and self.phase is _GATHERING:
             self._close_as_storm()
         if self.phase is _ACTIVE:
             self._advance_active(self.settings)
@@ -1041,73 +985,42 @@ class Membership:
         if not in_round:
             # Losses and departures break a round, so all of it are done.
             self._close(Outcome.SUCCEEDED, "all nodes have finished")
-        elif self.roster.count(Bucket.NEWCOMER) and not self._finished:
+        elif self.roster.count(Bucket.NEWCOMER) and not self._finished.count:
             free = settings.max_nodes - in_round
             if free:
                 self._let_in(free)
 
     def _let_in(self, free: int) -> None:
-        """Announce newcomers, coalesced: those that keep coming and going wait longer."""
-        if self._let_newcomers_in:
-            self._let_newcomers_in = False
-            newcomers = self._newcomers()
-            self._let_in_from_s = min(member.eligible_s for member in newcomers)
-            if self._let_in_from_s <= max(self._now_s, self._scale_up_at_s):
-                names = [member.name for member in newcomers[:free]]
-                self._break(causes.happened(ChangeKind.NODES_JOINED, self.number, names))
-                return
-            self._scale_up_at_s = math.inf
-        if self._let_in_from_s < self._scale_up_at_s:
-            self._scale_up_at_s = self._let_in_from_s
-            delay_s = max(0.0, self._scale_up_at_s - self._now_s)
-            self._do(self._timers.set(TimerKind.SCALE_UP, delay_s, round_number=self.number))
-
-    def _newcomers(self) -> list[Member]:
-        """In the order in which they asked. O(n log n)."""
-        return sorted(self.roster.members(Bucket.NEWCOMER), key=lambda member: member.arrival)
+        """End the round for the newcomers once their time is over."""
+        newcomers = self._scale_up.take(self._now_s)
+        if newcomers:
+            names = [member.name for member in newcomers[:free]]
+            self._break(causes.happened(ChangeKind.NODES_JOINED, self.number, names))
+        else:
+            self._do(*self._scale_up.wait(self.number, self._now_s))
 
     def _advance_gathering(self, settings: RunSettings) -> None:
-        if self._finished and self._is_ending(settings):
+        if self._finished.count and self._is_ending(settings):
             return
-        ready = self.roster.ready_count
-        if 0 < ready < settings.min_nodes:
+        gathering = self._gathering
+        if 0 < self.roster.ready_count < settings.min_nodes:
             # Decision.TOO_FEW, without asking for each of thousands that come one by one.
-            if self._is_settling:
-                self._unsettle()
+            if gathering.is_settling:
+                gathering.unsettle()
             return
-        gathering = self._gathering(settings)
-        if not (gathering.ready or gathering.held or gathering.places_held):
-            # Nobody is left of those that were called: whoever comes next is a new meeting.
-            self._reset_gathering()
-        decision = formation.decide(gathering)
-        if self._is_settling and decision is not Decision.SETTLE:
-            self._unsettle()
-        if decision.seals:
-            self._seal_in_time(settings)
-        elif decision is Decision.SETTLE:
-            self._arm_settle(settings)
-        elif decision is Decision.STOPPING:
-            self._arm_stop()
-        elif decision is Decision.LAST_CALL and self._call is Call.NOT_YET:
-            self._arm_last_call(settings)
-
-    def _gathering(self, settings: RunSettings) -> Gathering:
-        return Gathering(
-            minimum=settings.min_nodes,
-            maximum=settings.max_nodes,
-            expected=settings.expected_nodes,
-            ready_survivors=self.roster.count(Bucket.READY_SURVIVOR),
-            places_held=self.roster.count(Bucket.PLACE),
-            stopping=self.roster.count(Bucket.STOPPING),
-            absent=self.roster.count(Bucket.ABSENT),
-            newcomers=self.roster.count(Bucket.NEWCOMER),
-            settled=self._settled,
-            call=self._call,
-        )
+        decision = gathering.decide(settings)
+        if not decision.seals:
+            self._do(*gathering.wait(decision, settings, self.number + 1, self._now_s))
+            return
+        pause_s = gathering.pace.wait_s(self._now_s)
+        if pause_s > 0:
+            self._do(*gathering.pause(pause_s, self.number + 1, self._now_s))
+        else:
+            self._seal(settings)
 
     def _is_ending(self, settings: RunSettings) -> bool:
         """End a run whose round is done, or whose remaining nodes are too few as others are."""
-        if self.round is not None and self._finished_in_round == self.round.head.nodes:
+        if self.round is not None and self._finished.in_round == self.round.head.nodes:
             self._close(Outcome.SUCCEEDED, "all nodes have finished")
             return True
         remaining = self.roster.awaited_count
@@ -1121,7 +1034,7 @@ class Membership:
     def _close_as_too_few(self, remaining: int, minimum: int) -> None:
         self._close_case(forced=True)
         if self.phase is Phase.GATHERING:
-            reason = f"{remaining} of at least {minimum} nodes remain; done: {self._finished}"
+            reason = f"{remaining} of at least {minimum} nodes remain; done: {self._finished.count}"
             self._close(Outcome.NOT_ENOUGH, reason, cause=self.case.change if self.case else None)
 
     def _close_as_storm(self) -> None:
@@ -1129,41 +1042,9 @@ class Membership:
         self._close_case(forced=True)
         if self.phase is Phase.GATHERING:
             cause = self.case.change if self.case is not None else None
-            reason = reasons.storm(self._pace.ended, self._pace.since_s(self._now_s), cause)
+            pace = self._gathering.pace
+            reason = reasons.storm(pace.ended, pace.since_s(self._now_s), cause)
             self._close(Outcome.FAILED, reason, cause=cause)
-
-    def _seal_in_time(self, settings: RunSettings) -> None:
-        """Seal the round now; or later, in a run that ends its rounds too often."""
-        wait_s = self._pace.wait_s(self._now_s)
-        if wait_s <= 0:
-            self._seal(settings)
-        elif not self._timers.is_set(TimerKind.PACE):
-            self._pace_due_s = self._now_s + wait_s
-            self._do(self._timers.set(TimerKind.PACE, wait_s, round_number=self.number + 1))
-
-    def _unsettle(self) -> None:
-        self._settled = self._is_settling = False
-        self._timers.cancel(TimerKind.SETTLE)
-
-    def _arm_settle(self, settings: RunSettings) -> None:
-        if not self._is_settling:
-            self._is_settling = True
-            delay_s = settings.settle_s
-            self._do(self._timers.set(TimerKind.SETTLE, delay_s, round_number=self.number + 1))
-
-    def _arm_stop(self) -> None:
-        """Only survivors that stop their workers are waited for: look again when one is late."""
-        ends_s = self._stopping.next_end_s()
-        if ends_s is not None and ends_s != self._stop_ends_s:
-            self._stop_ends_s = ends_s
-            delay_s = max(0.0, ends_s - self._now_s)
-            self._do(self._timers.set(TimerKind.STOP, delay_s, round_number=self.number + 1))
-
-    def _arm_last_call(self, settings: RunSettings) -> None:
-        self._call = Call.RUNNING
-        self._call_ends_s = self._now_s + settings.last_call_s
-        delay_s = settings.last_call_s
-        self._do(self._timers.set(TimerKind.LAST_CALL, delay_s, round_number=self.number + 1))
 
     # -- a round begins ------------------------------------------------------------------------
 
@@ -1172,49 +1053,32 @@ class Membership:
         self._close_case(forced=True)
         if self.phase is not Phase.GATHERING:
             return
-        record = self._record(settings)
-        self._pace.sealed(record.head.nodes)
-        self.committing = record
-        self._in_record = None
-        self._enter(Phase.COMMITTING)
-        self._finished_at_commit = self._finished
-        self._give()
-
-    def _record(self, settings: RunSettings) -> RoundRecord:
-        chosen = self._chosen(settings)
-        by_name = {member.name: member for member in chosen}
-        previous = [m.name for m in self.round.members] if self.round else []
-        candidates = [ranks.Candidate(m.name, m.info.host, m.workers) for m in chosen]
-        order = ranks.order(settings.rank_policy, previous, candidates)
-        members = tuple(by_name[name].row() for name in order)
-        number, bootstrap = self.number + 1, by_name[order[0]].bootstrap
-        head = RoundHead(
-            number=number,
+        record = record_of(
+            self._gathering.chosen(settings),
+            number=self.number + 1,
             term=self.term,
-            nodes=len(members),
-            size=sum(member.workers for member in members),
-            bootstrap=bootstrap,
-            digest=table_digest(number, members, bootstrap),
+            rank_policy=settings.rank_policy,
+            previous=self.round,
             restart_count=self.budget.spent,
         )
-        return RoundRecord(head, members)
-
-    def _chosen(self, settings: RunSettings) -> list[Member]:
-        """Survivors first, then newcomers in order of arrival, as many as there are places."""
-        count = self._gathering(settings).chosen
-        return (self.roster.members(Bucket.READY_SURVIVOR) + self._newcomers())[:count]
+        self._gathering.pace.sealed(record.head.nodes)
+        self._committing.begin(record)
+        self._enter(Phase.COMMITTING)
+        self._finished.sealed()
+        self._give()
 
     def _begin(self, record: RoundRecord) -> None:
         """The ledger has the round. What happened meanwhile comes after it, not instead of it."""
         self.round = record
-        self._finished_in_round = 0
-        self._first_finished = ""
-        interrupted, self._interrupted = self._interrupted, None
+        self._finished.round_began()
+        committing = self._committing
+        interrupted, committing.interrupted = committing.interrupted, None
         self._begin_marks(record, interrupted)
-        self._reset_gathering()
-        if self._close_wanted is not None:
+        self._gathering.reset()
+        self._scale_up.reset()
+        if committing.close_wanted is not None:
             # Nobody is given a round that ends at once.
-            self._commit_close(self._close_wanted)
+            self._commit_close(committing.close_wanted)
         elif interrupted is not None:
             self._begin_again(record, interrupted)
         else:
@@ -1227,8 +1091,8 @@ class Membership:
     def _begin_marks(self, record: RoundRecord, interrupted: Change | None) -> None:
         """The new round's head says nothing of its members yet."""
         waiting = self._marking.take_all_farewells()
-        self._marking.begin(record, self._finished_at_commit)
-        self._marking.finished_before(self._finished, self._now_s)
+        self._marking.begin(record, self._finished.count_at_seal)
+        self._marking.finished_before(self._finished.count, self._now_s)
         if interrupted is not None:
             self._marking.ended(interrupted, self._now_s)
             for row in record.members:
@@ -1244,12 +1108,12 @@ class Membership:
 
         Its members are still ready, and keep their places.
         """
-        self._pace.round_ended(0.0, self._now_s)
+        self._gathering.pace.round_ended(0.0, self._now_s)
         ended_by = self.case.change if self.case is not None else None
         _stand_down(self.roster, ended_by)
         for member in self.roster:
             is_ready = member.state is MemberState.READY
-            member.survivor = is_ready and self._is_in(record, member)
+            member.survivor = is_ready and self._committing.is_in(record, member)
         self.case = Case(change, self._now_s)
         self.roster.reindex_all()
         self._enter(Phase.GATHERING)
@@ -1269,29 +1133,19 @@ class Membership:
         self.case = None
         self.roster.reindex_all()
 
-    def _reset_gathering(self) -> None:
-        for kind in (TimerKind.LAST_CALL, TimerKind.STOP, TimerKind.SETTLE, TimerKind.SCALE_UP):
-            self._timers.cancel(kind)
-        self._call = Call.NOT_YET
-        self._stopping.clear()
-        self._stop_ends_s = None
-        self._settled = self._is_settling = False
-        self._let_in_from_s = self._scale_up_at_s = math.inf
-        self._let_newcomers_in = False
-
     # -- a round ends --------------------------------------------------------------------------
 
     def _break(self, change: Change) -> None:
         """End the active round, tell its members once, and gather for the next."""
         assert self.phase_of_work is Phase.ACTIVE
-        self._pace.round_ended(self._now_s - self._since_s, self._now_s)
+        self._gathering.pace.round_ended(self._now_s - self._since_s, self._now_s)
         self._enter(Phase.GATHERING)
-        self._reset_gathering()
-        self.case = Case(change, self._now_s, self._first_finished)
+        self._scale_up.reset()
+        self.case = Case(change, self._now_s, self._finished.first)
         survivors = self.roster.members(Bucket.IN_ROUND)
         for member in survivors:
             member.survivor = True
-        self._stopping.begin(survivors, self._now_s)
+        self._gathering.begin(survivors, self._now_s)
         self.roster.reindex_all()
         self._do(do.Break(change))
         self._marking.ended(change, self._later_s)
@@ -1394,7 +1248,7 @@ class Membership:
         is_loss: bool = False,
     ) -> None:
         """`is_loss`: it was lost, and no round ends by it."""
-        self._note_interruption(member, change.kind, change.detail)
+        self._committing.member_went(member, change.kind, change.detail)
         stayed_s = self._now_s - member.attached_s
         is_done = member.bucket is Bucket.DONE
         self._departure_history.remember(member.name, change, stayed_s=stayed_s, is_done=is_done)
@@ -1403,28 +1257,9 @@ class Membership:
         self.roster.remove(member)
         self._suspicion.gone(member)
         reason = reasons.describe(change)
-        waits = says_goodbye and self._waits_to_go(member, reason)
+        # A goodbye is answered only when the ledger has what concerns the node.
+        waits = says_goodbye and self._marking.farewell(member.id, member.connection_id, reason)
         self._do(do.Forget(member.id, reason, waits, change if is_loss else None))
-
-    def _waits_to_go(self, member: Member, reason: str) -> bool:
-        """Whether a goodbye is answered only when the ledger has what concerns the node."""
-        if not self._has_successor:
-            return False
-        return self._marking.farewell(member.id, member.connection_id, reason)
-
-    def _note_interruption(self, member: Member, kind: ChangeKind, detail: str) -> None:
-        """COMMITTING: remember the first member of the round being written that went away."""
-        record = self.committing
-        if self._interrupted is not None or not isinstance(record, RoundRecord):
-            return
-        if self._is_in(record, member):
-            self._interrupted = causes.happened(kind, self.number + 1, [member.name], detail)
-
-    def _is_in(self, record: RoundRecord, member: Member) -> bool:
-        """Whether the member is in the record that was sealed last. O(1) but for the first time."""
-        if self._in_record is None:
-            self._in_record = frozenset(NodeId(m.name, m.incarnation) for m in record.members)
-        return member.id in self._in_record
 
     # -- the run ends --------------------------------------------------------------------------
 
@@ -1434,13 +1269,13 @@ class Membership:
         """End the run: at once, or after the record that is being written (R6)."""
         record = CloseRecord(outcome, reason, by, self.term, self.number, cause)
         if self.phase is Phase.COMMITTING:
-            self._close_wanted = self._close_wanted or record
+            self._committing.close_wanted = self._committing.close_wanted or record
         else:
             self._commit_close(record)
 
     def _commit_close(self, record: CloseRecord) -> None:
-        self.committing = msgspec.structs.replace(record, round=self.number)
-        self._close_wanted = None
+        self._committing.begin(msgspec.structs.replace(record, round=self.number))
+        self._committing.close_wanted = None
         self._enter(Phase.COMMITTING)
         self._give()
 
@@ -1459,9 +1294,6 @@ class Membership:
 
     def _do(self, *effects: Effect) -> None:
         self._effects.extend(effects)
-
-    def _last_call_left_s(self, now_s: float) -> float | None:
-        return max(0.0, self._call_ends_s - now_s) if self._call is Call.RUNNING else None
 
 
 HANDLERS: Final[dict[tuple[type[on.Event], Handling], Callable[[Membership, Any], None]]] = {
@@ -1496,16 +1328,6 @@ HANDLERS: Final[dict[tuple[type[on.Event], Handling], Callable[[Membership, Any]
 _HANDLER_OF: Final = {
     (phase, event): HANDLERS[event, cell.handling] for (phase, event), cell in TRANSITIONS.items()
 }
-
-
-def seats_of(record: RoundRecord) -> list[Seat]:
-    """The seat of every member of a round, in node-rank order. O(N)."""
-    workers = {member.name: member.workers for member in record.members}
-    firsts = ranks.worker_ranks(tuple(workers), workers)
-    return [
-        Seat(rank, first, count)
-        for rank, (first, count) in enumerate(zip(firsts, workers.values(), strict=True))
-    ]
 
 
 def _stand_down(members: Iterable[Member], ended_by: Change | None) -> None:

@@ -296,6 +296,10 @@ class Roster:
         length)."""
         return [self._members[name] for name in self._buckets[bucket]]
 
+    def newcomers(self) -> list[Member]:
+        """The newcomers, in the order in which they asked for a round. O(n log n)."""
+        return sorted(self.members(_NEWCOMER), key=lambda member: member.arrival)
+
     def troubled(self) -> list[Member]:
         """The members that cannot be heard though somebody would miss them."""
         return [self._members[name] for name in self.troubled_names]

@@ -1,0 +1,60 @@
+"""The record that is being written to the ledger, and what happens to the run meanwhile.
+
+What happens during a write never changes the record: the round that is being written is finished
+first. Then the next one begins, or the close follows. This file remembers what has to follow; it
+decides nothing.
+"""
+
+from __future__ import annotations
+
+from rallypoint.core import causes
+from rallypoint.core.roster import Member
+from rallypoint.core.values import Change, ChangeKind, CloseRecord, NodeId, RoundRecord
+
+
+class Committing:
+    """The write of one record. `record` is None while no record is written."""
+
+    def __init__(self) -> None:
+        self.record: RoundRecord | CloseRecord | None = None
+        self.is_in_ledger = False
+        """Whether the ledger has the record already, though the run is SUSPENDED."""
+        self.interrupted: Change | None = None
+        """Why the round that is being written cannot be begun: a member of it went away."""
+        self.close_wanted: CloseRecord | None = None
+        """The close that follows the record."""
+        self._members: frozenset[NodeId] | None = None
+
+    def begin(self, record: RoundRecord | CloseRecord) -> None:
+        """The record is to be written."""
+        self.record = record
+        self._members = None
+
+    def finish(self) -> RoundRecord | CloseRecord | None:
+        """The ledger has the record, if one was to be written."""
+        record, self.record, self.is_in_ledger = self.record, None, False
+        return record
+
+    @property
+    def unwritten(self) -> RoundRecord | CloseRecord | None:
+        """The record, until the ledger is known to hold it."""
+        return None if self.is_in_ledger else self.record
+
+    def member_went(self, member: Member, kind: ChangeKind, detail: str) -> None:
+        """A member left, departed or was lost. Of the round that is written, the first counts."""
+        record = self.record
+        if self.interrupted is not None or not isinstance(record, RoundRecord):
+            return
+        if self.is_in(record, member):
+            number = record.head.number
+            self.interrupted = causes.happened(kind, number, [member.name], detail)
+
+    def is_in(self, record: RoundRecord, member: Member) -> bool:
+        """Whether the member is in this record, the last one. O(1) except for the first time."""
+        if self._members is None:
+            self._members = frozenset(NodeId(m.name, m.incarnation) for m in record.members)
+        return member.id in self._members
+
+    def freeze(self) -> tuple[object, ...]:
+        """What decides, hashable."""
+        return (self.is_in_ledger, self.record, self.interrupted, self.close_wanted)

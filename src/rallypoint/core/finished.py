@@ -1,0 +1,43 @@
+"""How many members have finished their work, and which one was the first in this round.
+
+The end of a run, the cause of a round's end and the marks in the ledger depend on it. This file
+only counts.
+"""
+
+from __future__ import annotations
+
+
+class Finished:
+    """Counts of members whose workers have finished. The lists of who they are: `marking`."""
+
+    def __init__(self, *, earlier: int = 0, in_round: int = 0, first: str = "") -> None:
+        """`earlier`: how many finished that were not in the last round; `first`: of that round."""
+        self.count = earlier + in_round
+        """Of the whole run."""
+        self.in_round = in_round
+        """Of the last committed round."""
+        self.first = first
+        """Which member of that round finished first; "" if none has."""
+        self.count_at_seal = self.count
+        """Of the whole run, when the last record was given to the ledger."""
+
+    @property
+    def earlier(self) -> int:
+        """How many finished that are not in the last committed round."""
+        return self.count - self.in_round
+
+    def add(self, name: str, *, is_in_round: bool) -> None:
+        """One more has finished."""
+        self.count += 1
+        if is_in_round:
+            self.in_round += 1
+            self.first = self.first or name
+
+    def sealed(self) -> None:
+        """A record is given to the ledger. Who finishes from now on is not in it."""
+        self.count_at_seal = self.count
+
+    def round_began(self) -> None:
+        """Another round is committed, and none of its members has finished in it."""
+        self.in_round = 0
+        self.first = ""

@@ -1,0 +1,146 @@
+"""The gathering before a round: what it waits for, and until when.
+
+`formation` decides from counts alone whether the round is formed now. This file gives it the
+counts, and sets the timer at which to decide again: the moment for simultaneous arrivals, the last
+call, the time that survivors need to stop their workers, the pause of a run that ends its rounds
+too often. It must not send anything to a node, and it must not change a member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rallypoint.core.effects import Effect, TimerKind
+from rallypoint.core.formation import Call, Counts, Decision, decide
+from rallypoint.core.pacing import Pace
+from rallypoint.core.roster import Bucket, Member, Roster
+from rallypoint.core.stopping import Stopping
+from rallypoint.core.timers import Timers
+from rallypoint.core.values import RunSettings
+
+
+class Gathering:
+    """The waits of the gathering that is on. `begin` or `reset` starts the next one."""
+
+    def __init__(self, roster: Roster, timers: Timers) -> None:
+        self._roster = roster
+        self._timers = timers
+        self.pace = Pace()
+        self.stopping = Stopping(roster)
+        self.call = Call.NOT_YET
+        self.is_settling = False
+        """Whether the moment for simultaneous arrivals has begun: it may be over."""
+        self._is_settled = False
+        self._call_ends_s = 0.0
+        self._stop_ends_s: float | None = None
+        """For which deadline the STOP timer is set."""
+        self._pause_ends_s = 0.0
+
+    def begin(self, survivors: Iterable[Member], now_s: float) -> None:
+        """The round has ended. `survivors`: its members, which get time to stop their workers."""
+        self.reset()
+        self.stopping.begin(survivors, now_s)
+
+    def reset(self) -> None:
+        """Forget the waits: a round has begun, or nobody is left of those that came."""
+        for kind in (TimerKind.LAST_CALL, TimerKind.STOP):
+            self._timers.cancel(kind)
+        self.call = Call.NOT_YET
+        self.stopping.clear()
+        self._stop_ends_s = None
+        self.unsettle()
+
+    def unsettle(self) -> None:
+        """There is nothing to settle any more: the moment begins anew when there is again."""
+        self._is_settled = self.is_settling = False
+        self._timers.cancel(TimerKind.SETTLE)
+
+    def counts(self, settings: RunSettings) -> Counts:
+        """What the decision depends on. O(1)."""
+        count = self._roster.count
+        return Counts(
+            minimum=settings.min_nodes,
+            maximum=settings.max_nodes,
+            expected=settings.expected_nodes,
+            ready_survivors=count(Bucket.READY_SURVIVOR),
+            places_held=count(Bucket.PLACE),
+            stopping=count(Bucket.STOPPING),
+            absent=count(Bucket.ABSENT),
+            newcomers=count(Bucket.NEWCOMER),
+            settled=self._is_settled,
+            call=self.call,
+        )
+
+    def chosen(self, settings: RunSettings) -> list[Member]:
+        """The members of the round if it is formed now: survivors first, then newcomers in order
+        of arrival, as many as there are places (R3)."""
+        members = self._roster.members(Bucket.READY_SURVIVOR) + self._roster.newcomers()
+        return members[: self.counts(settings).chosen]
+
+    def decide(self, settings: RunSettings) -> Decision:
+        """Whether to form the round now, or what to wait for."""
+        counts = self.counts(settings)
+        if not (counts.ready or counts.held or counts.places_held):
+            # Nobody is left of those that came, so the next node begins a new gathering.
+            self.reset()
+            counts = self.counts(settings)
+        decision = decide(counts)
+        if self.is_settling and decision is not Decision.SETTLE:
+            self.unsettle()
+        return decision
+
+    def wait(
+        self, decision: Decision, settings: RunSettings, round_number: int, now_s: float
+    ) -> list[Effect]:
+        """Set the timer at which to decide again, unless it is set."""
+        match decision:
+            case Decision.SETTLE if not self.is_settling:
+                self.is_settling = True
+                kind, delay_s = TimerKind.SETTLE, settings.settle_s
+            case Decision.LAST_CALL if self.call is Call.NOT_YET:
+                self.call, self._call_ends_s = Call.RUNNING, now_s + settings.last_call_s
+                kind, delay_s = TimerKind.LAST_CALL, settings.last_call_s
+            case Decision.STOPPING:
+                ends_s = self.stopping.next_end_s()
+                if ends_s is None or ends_s == self._stop_ends_s:
+                    return []
+                self._stop_ends_s = ends_s
+                kind, delay_s = TimerKind.STOP, max(0.0, ends_s - now_s)
+            case _:
+                return []
+        return [self._timers.set(kind, delay_s, round_number=round_number)]
+
+    def pause(self, pause_s: float, round_number: int, now_s: float) -> list[Effect]:
+        """The run ends its rounds too often: form the next one after this pause."""
+        if self._timers.is_set(TimerKind.PACE):
+            return []
+        self._pause_ends_s = now_s + pause_s
+        return [self._timers.set(TimerKind.PACE, pause_s, round_number=round_number)]
+
+    def timer_fired(self, kind: TimerKind, now_s: float) -> None:
+        """A SETTLE, LAST_CALL, STOP or PACE timer fired that was not stale."""
+        match kind:
+            case TimerKind.SETTLE:
+                self._is_settled = True
+            case TimerKind.LAST_CALL:
+                self.call = Call.OVER
+                self.stopping.end_due(now_s)
+            case TimerKind.STOP:
+                self._stop_ends_s = None
+                self.stopping.end_due(now_s)
+            case _:
+                """PACE: the pause is over."""
+
+    def last_call_left_s(self, now_s: float) -> float | None:
+        """How long the last call still runs, in seconds; None if it does not."""
+        return max(0.0, self._call_ends_s - now_s) if self.call is Call.RUNNING else None
+
+    def pause_left_s(self, now_s: float) -> float | None:
+        """How long the next round is held back, in seconds; None if it is not."""
+        is_held_back = self._timers.is_set(TimerKind.PACE)
+        return max(0.0, self._pause_ends_s - now_s) if is_held_back else None
+
+    def freeze(self) -> tuple[object, ...]:
+        """What decides, hashable; without times."""
+        is_paused = self._timers.is_set(TimerKind.PACE)
+        return (self.call, self._is_settled, self.is_settling, self.pace.freeze(), is_paused)
