@@ -14,7 +14,7 @@ TASKS = {
     "docs/clusters.md": "Clusters",
     "docs/operations.md": "Operations",
     "SECURITY.md": "Security",
-    "docs/status.md": "What status tells",
+    "docs/status.md": "Output of status",
     "docs/compatibility.md": "Compatibility",
     "examples/README.md": "Examples",
 }
@@ -23,7 +23,7 @@ DESIGN = {
     "docs/architecture.md": "Architecture",
     "docs/journey.md": "One node's join",
     "docs/scale.md": "Scale",
-    "docs/benchmarks.md": "Beside its peers",
+    "docs/benchmarks.md": "Comparison",
     "benchmarks/README.md": "Benchmarks",
     "docs/fuzzing.md": "Fuzzing",
 }
