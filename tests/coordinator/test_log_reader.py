@@ -27,7 +27,7 @@ from rallypoint.core.values import Address, RoundHead
 from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.contract import Exists, Gap, Ledger
 from rallypoint.ledger.file import disk as file_disk
-from rallypoint.ledger.file import ledger as file_ledger
+from rallypoint.ledger.file import logs as file_logs
 from rallypoint.ledger.file.ledger import FileLedger
 from rallypoint.ledger.keys import log_prefix
 from rallypoint.ledger.memory import MemoryLedger
@@ -254,7 +254,7 @@ class SlowDisk:
             self.pages_s.append(self.now_s - before_s)
 
 
-FILES_RECORDS = file_ledger._Files.records
+FILES_RECORDS = file_logs.Logs.records
 
 
 def test_a_slow_disk_needs_time_and_no_page_of_it_fails(
@@ -268,10 +268,10 @@ def test_a_slow_disk_needs_time_and_no_page_of_it_fails(
             owner = Owner(ledger)
             await owner.begin()
             await owner.write(200)
-            monkeypatch.setattr(file_ledger, "content", disk.content)
-            monkeypatch.setattr(file_ledger, "time", disk)
+            monkeypatch.setattr(file_logs, "content", disk.content)
+            monkeypatch.setattr(file_logs, "time", disk)
             monkeypatch.setattr(
-                file_ledger._Files, "records", lambda files, *given: disk.records(files, *given)
+                file_logs.Logs, "records", lambda files, *given: disk.records(files, *given)
             )
             sealed = await reader(ledger).sealed()
             assert data_of(sealed) == wanted(200)

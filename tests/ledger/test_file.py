@@ -32,6 +32,7 @@ from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import Conflict, Created, Exists, Gap, Swapped, Unknown, Versioned
 from rallypoint.ledger.file import chain as file_chain
 from rallypoint.ledger.file import folder as file_folder
+from rallypoint.ledger.file import probe as file_probe
 from rallypoint.ledger.file.chain import SEGMENT, Advance, Chain
 from rallypoint.ledger.file.disk import Disk, names
 from rallypoint.ledger.file.ledger import FileLedger
@@ -547,7 +548,7 @@ def test_a_disk_whose_links_are_copies_is_unfit(folder, monkeypatch) -> None:
 
 
 def test_a_share_whose_client_does_not_ask_for_news_is_unfit(folder, monkeypatch) -> None:
-    monkeypatch.setattr(file_folder, "_mount_options", lambda _root: ["rw", "nocto"])
+    monkeypatch.setattr(file_probe, "_mount_options", lambda _root: ["rw", "nocto"])
     _refused(folder, LedgerUnfitError, "nocto")
 
 

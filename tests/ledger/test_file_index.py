@@ -146,7 +146,7 @@ def test_two_processes_make_one_part(
         monkeypatch.setattr(Disk, "rename", real)
         if is_answered:
             files = others[0]._opened()
-            assert isinstance(files.create(run_key("theirs"), b"head"), Swapped)
+            assert isinstance(files.registers.create(run_key("theirs"), b"head"), Swapped)
         else:
             real(disk, made, name)
         real(disk, made, name)

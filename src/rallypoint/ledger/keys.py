@@ -96,6 +96,30 @@ def log_of(name: str) -> tuple[int, int, int, int] | None:
             return None
 
 
+def group_of(name: str) -> str:
+    """The part of a name that all names of one run share. An engine may keep them together.
+
+    It is <run>, or <process> in a lease's name; a name without a slash is its own group.
+    """
+    return name.split("/", 2)[1] if "/" in name else name
+
+
+def group_of_prefix(prefix: str) -> str | None:
+    """The group of all names that begin with `prefix`; None if it does not say which."""
+    parts = prefix.split("/", 2)
+    return parts[1] if len(parts) > 2 else None
+
+
+def record_name(index: int) -> str:
+    """The name of a record within its log: 16 hexadecimal digits, so that names sort as indexes."""
+    return f"{index:016x}"
+
+
+def is_record_name(name: str) -> bool:
+    """Whether this can be the name of a record: another program may have put files there."""
+    return len(name) == 16 and all(digit in "0123456789abcdef" for digit in name)
+
+
 def _is_number(text: str) -> bool:
     """Whether this is a number as names have them: other writers may have put anything there."""
     return text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import urllib.parse
 from collections.abc import Sequence
 from typing import Any, Final
@@ -61,16 +60,11 @@ from rallypoint.ledger.etcd.wire import (
     RangeResult,
     prefix_end,
 )
+from rallypoint.ledger.keys import record_name
+from rallypoint.ledger.marker import decode, new_marker
 
 DEFAULT_PREFIX: Final = "/rallypoint"
 _PAGE: Final = 128
-
-
-class Marker(msgspec.Struct, frozen=True):
-    """What the marker key says."""
-
-    ledger_id: str
-    engine: str = "etcd"
 
 
 class EtcdLedger(Ledger):
@@ -113,10 +107,7 @@ class EtcdLedger(Ledger):
 
     async def _find_or_make(self) -> tuple[str, bytes]:
         """The ledger's id and its marker's value. A marker only where there is no other key."""
-        ledger_id = secrets.token_hex(8)
-        value = record_format.seal(
-            msgspec.msgpack.encode(Marker(ledger_id)), record_format.new_nonce()
-        )
+        ledger_id, value = new_marker("etcd")
         result, _ = await decided(
             self._client,
             [compare_absent(self._root, prefix_end(self._root))],
@@ -325,7 +316,7 @@ class EtcdLedger(Ledger):
             raise self._foreign([found])
         opened = record_format.unseal(found.value, f"etcd's key {self._marker.decode()}")
         try:
-            return msgspec.msgpack.decode(opened.value, type=Marker).ledger_id
+            return decode(opened.value).ledger_id
         except msgspec.MsgspecError as error:
             raise self._foreign([found]) from error
 
@@ -346,7 +337,7 @@ class EtcdLedger(Ledger):
         return self._root + b"l/" + urllib.parse.quote(log, safe="").encode() + b"/"
 
     def _record(self, log: str, index: int) -> bytes:
-        return self._log(log) + b"%016x" % index
+        return self._log(log) + record_name(index).encode()
 
     def _first(self, found: RangeResult) -> Versioned | None:
         return self._versioned(found.kvs[0]) if found.kvs else None

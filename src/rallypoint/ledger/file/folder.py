@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import grp
 import os
 import pwd
@@ -25,30 +24,18 @@ from rallypoint.errors import (
     LedgerAccessError,
     LedgerCorruptError,
     LedgerForeignError,
-    LedgerFullError,
     LedgerReplacedError,
-    LedgerUnfitError,
     LedgerUnreachableError,
 )
 from rallypoint.ledger import record_format
-from rallypoint.ledger.file.disk import FILE_MODE, Disk, LinkResult, content, names
+from rallypoint.ledger.file import probe
+from rallypoint.ledger.file.disk import Disk, LinkResult, content, names
 from rallypoint.ledger.file.index import begin_index, is_used
+from rallypoint.ledger.marker import Marker, decode, new_marker
 
 MARKER: Final = "rallypoint-ledger"
 _INSIDE: Final = ("index", "registers", "logs", "tmp", "trash")
 _LEDGER: Final = "ledger-"
-_PROBE: Final = ".rallypoint-"
-_FREE_BYTES_MIN: Final = 1 << 20
-_NO_LINKS: Final = frozenset(
-    {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
-)
-
-
-class Marker(msgspec.Struct, frozen=True):
-    """What the marker file says."""
-
-    ledger_id: str
-    engine: str = "file"
 
 
 def open_folder(root: Path, disk: Disk) -> str:
@@ -71,7 +58,7 @@ def open_folder(root: Path, disk: Disk) -> str:
     marker = _marker(root)
     if marker is None:
         _refuse_foreign(root)
-    probe(root)
+    probe.probe(root)
     if marker is None:
         _make(root, disk)
         marker = _marker(root)
@@ -117,7 +104,7 @@ def _marker(root: Path) -> Marker | None:
         )
     opened = record_format.unseal(sealed, str(path))
     try:
-        return msgspec.msgpack.decode(opened.value, type=Marker)
+        return decode(opened.value)
     except msgspec.MsgspecError as error:
         raise LedgerCorruptError(f"{path} does not name a ledger: {error}") from error
 
@@ -152,7 +139,7 @@ def _is_own_group(group: int) -> bool:
 
 def _refuse_foreign(root: Path) -> None:
     found = sorted(names(root))
-    foreign = [name for name in found if not name.startswith((_LEDGER, _PROBE))]
+    foreign = [name for name in found if not name.startswith((_LEDGER, probe.PREFIX))]
     if foreign and MARKER not in foreign:
         more = ", ..." if len(foreign) > 3 else ""
         raise LedgerForeignError(
@@ -171,130 +158,17 @@ def _refuse_foreign(root: Path) -> None:
 
 def _make(root: Path, disk: Disk) -> None:
     """A new ledger; if another process makes one at the same time, one of the two counts."""
-    ledger_id = secrets.token_hex(8)
+    ledger_id, marker = new_marker("file")
     place = place_of(root, ledger_id)
     disk.make_folder(place)
     for name in _INSIDE[1:]:
         disk.make_folder(place / name)
     begin_index(place, disk)
     disk.sync(place)
-    temporary = root / f"{_PROBE}{secrets.token_hex(8)}"
-    marker = msgspec.msgpack.encode(Marker(ledger_id))
-    disk.write(temporary, record_format.seal(marker, record_format.new_nonce()))
+    temporary = root / f"{probe.PREFIX}{secrets.token_hex(8)}"
+    disk.write(temporary, marker)
     linked = disk.link(temporary, root / MARKER)
     disk.sync(root)
     disk.forget(temporary)
     if linked is not LinkResult.LINKED:
         disk.remove(place)
-
-
-# -- the probe ---------------------------------------------------------------------------------
-
-
-def probe(root: Path) -> None:
-    """Find out by trying whether the folder can give what a ledger needs.
-
-    Raises LedgerUnfitError, LedgerFullError, or OSError where the system refuses.
-    """
-    _refuse_mount(root)
-    _refuse_disk(root)
-    one = root / f"{_PROBE}{secrets.token_hex(8)}"
-    other = one.with_name(f"{one.name}-link")
-    try:
-        _try_writing(one)
-        _try_links(one, other)
-        _try_folders(root)
-    finally:
-        for path in (one, other):
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _try_writing(path: Path) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = os.open(path, flags, FILE_MODE)
-    try:
-        os.write(descriptor, b"probe")
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise _unfit(path.parent, "cannot force a file to the disk (fsync)") from error
-            raise
-    finally:
-        os.close(descriptor)
-    try:
-        os.close(os.open(path, flags, FILE_MODE))
-    except FileExistsError:
-        return
-    raise _unfit(path.parent, "lets two processes create one file exclusively (O_EXCL)")
-
-
-def _try_links(one: Path, other: Path) -> None:
-    try:
-        os.link(one, other)
-    except OSError as error:
-        if error.errno in _NO_LINKS:
-            raise _unfit(one.parent, f"has no hard links ({error.strerror})") from error
-        raise
-    if not os.path.samestat(one.stat(), other.stat()) or one.stat().st_nlink != 2:
-        raise _unfit(one.parent, "does not show two names of one file as one file")
-    try:
-        os.link(one, other)
-    except FileExistsError:
-        return
-    raise _unfit(one.parent, "lets a link replace a file that is there")
-
-
-def _try_folders(root: Path) -> None:
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
-            raise _unfit(root, "cannot force the names in a folder to the disk") from error
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _refuse_disk(root: Path) -> None:
-    space = os.statvfs(root)
-    if space.f_flag & os.ST_RDONLY:
-        raise LedgerAccessError(
-            f"{str(root)!r} is on a disk mounted read-only", hint="mount it read-write"
-        )
-    if space.f_bavail * space.f_frsize < _FREE_BYTES_MIN:
-        raise LedgerFullError(
-            f"the disk of {str(root)!r} has {space.f_bavail * space.f_frsize} bytes free",
-            hint=f"a ledger needs {_FREE_BYTES_MIN} at least; make room, or name another folder",
-        )
-
-
-def _refuse_mount(root: Path) -> None:
-    """An NFS client that was told not to ask for news reads folders that have long changed."""
-    options = _mount_options(root)
-    if "nocto" in options:
-        raise _unfit(root, "is mounted with 'nocto', so processes would not see each other's files")
-
-
-def _mount_options(root: Path) -> list[str]:
-    """The options of the mount that a folder is on, where the system tells (Linux)."""
-    best, options = "", ""
-    resolved = str(root.resolve())
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mounts").read_text(errors="replace").splitlines():
-            fields = line.split(" ")
-            if len(fields) < 4:
-                continue
-            point = fields[1].replace("\\040", " ").rstrip("/")
-            if (resolved == point or resolved.startswith(f"{point}/")) and len(point) >= len(best):
-                best, options = point, fields[3]
-    return options.split(",")
-
-
-def _unfit(root: Path, what: str) -> LedgerUnfitError:
-    return LedgerUnfitError(
-        f"{str(root)!r} {what}",
-        hint="use a local disk or an NFS folder mounted as usual, or an etcd:// ledger",
-    )

@@ -13,6 +13,7 @@ A ledger of an earlier release has one part only, which is the chain `index/` it
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import hashlib
 import os
@@ -26,6 +27,7 @@ from rallypoint.errors import LedgerCorruptError
 from rallypoint.ledger import record_format
 from rallypoint.ledger.file.chain import SEGMENT, Advance, Chain
 from rallypoint.ledger.file.disk import Disk, names
+from rallypoint.ledger.keys import group_of, group_of_prefix
 
 PARTS: Final = 64
 """All are read where the names of all runs are listed; a file server takes a moment for each."""
@@ -37,11 +39,28 @@ _THERE: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT})
 lost, and then does not find what it has renamed."""
 
 
+class Kind(enum.StrEnum):
+    """What a name in the index is the name of. The value is the folder that holds their folders."""
+
+    REGISTERS = "registers"
+    LOGS = "logs"
+
+
 class Index(msgspec.Struct, frozen=True):
     """The folder of each register and each log of one part."""
 
     registers: dict[str, str] = {}
     logs: dict[str, str] = {}
+
+    def entries(self, kind: Kind) -> dict[str, str]:
+        """The folders of one kind, by name."""
+        return self.registers if kind is Kind.REGISTERS else self.logs
+
+    def with_entries(self, kind: Kind, entries: dict[str, str]) -> Index:
+        """The index with these folders of one kind."""
+        if kind is Kind.REGISTERS:
+            return Index(entries, self.logs)
+        return Index(self.registers, entries)
 
 
 class Layout(msgspec.Struct, frozen=True, array_like=True):
@@ -87,15 +106,15 @@ class FileIndex:
 
     def part_of(self, name: str) -> str:
         """The part that a name belongs to. Names of one run (`<kind>/<run>/...`) share one."""
-        return self._part(name.split("/", 2)[1] if "/" in name else name)
+        return self._part(group_of(name))
 
     def parts_with(self, prefix: str) -> Iterable[str]:
         """The parts in which there may be names that begin so."""
         if self._parts == 1:
             return (WHOLE,)
-        group = prefix.split("/", 2)
-        if len(group) > 2:
-            return (self._part(group[1]),)
+        group = group_of_prefix(prefix)
+        if group is not None:
+            return (self._part(group),)
         return [name for name in sorted(names(self._folder)) if _is_part(name)]
 
     def read(self, part: str) -> Indexed:

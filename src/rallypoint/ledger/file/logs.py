@@ -1,0 +1,121 @@
+"""The logs of a file ledger. All calls block; several threads and processes make them.
+
+A log is a folder of records, each linked to its name once. The index names the folder (`entries`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+from rallypoint.errors import LedgerCorruptError
+from rallypoint.ledger import record_format
+from rallypoint.ledger.contract import AppendOutcome, Created, Exists, Gap
+from rallypoint.ledger.file.disk import Disk, LinkResult, content, names
+from rallypoint.ledger.file.entries import TRIES_MAX, Entries, crowded
+from rallypoint.ledger.file.scratch import Scratch
+from rallypoint.ledger.keys import is_record_name, record_name
+
+
+class Logs:
+    """The logs of one ledger. Raises LedgerError, and OSError for what the system says."""
+
+    def __init__(self, entries: Entries, disk: Disk, scratch: Scratch) -> None:
+        self._entries = entries
+        self._disk = disk
+        self._scratch = scratch
+
+    def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
+        """See Ledger.append."""
+
+        def begin(folder: Path, _number: int) -> None:
+            self._disk.make_folder(folder)
+            sealed = record_format.seal(value, record_format.new_nonce())
+            self._disk.write(folder / record_name(0), sealed)
+            self._disk.sync(folder)
+
+        for _ in range(TRIES_MAX):
+            for name in self._entries.candidates(log):
+                outcome = self._append(self._entries.folder / name, index, value)
+                if outcome is not None:
+                    return outcome
+            if index > 0:
+                return Gap()
+            if self._entries.add(log, begin) is not None:
+                return Created()
+        raise crowded()
+
+    def records(self, log: str, start: int, limit: int, seconds: float) -> list[tuple[int, bytes]]:
+        """The next records: as many as can be read in so many seconds, but at least one."""
+        for name in self._entries.candidates(log):
+            folder = self._entries.folder / name
+            with contextlib.suppress(FileNotFoundError):
+                found = _page(folder, start, limit, seconds)
+                self._sync(log, name, start + len(found))
+                return found
+        return []
+
+    def drop(self, log: str) -> None:
+        """See Ledger.drop_log."""
+        self._entries.remove(log)
+
+    def names(self, prefix: str) -> tuple[str, ...]:
+        """See Ledger.logs."""
+        return self._entries.keys(prefix)
+
+    def _append(self, folder: Path, index: int, value: bytes) -> AppendOutcome | None:
+        """Append to the log in this folder. None: the folder is gone."""
+        path = folder / record_name(index)
+        if not path.exists():
+            if not folder.is_dir():
+                return None
+            if index > 0 and not (folder / record_name(index - 1)).exists():
+                return Gap()
+            with self._scratch.temporary(value) as temporary:
+                linked = self._disk.link(temporary, path)
+            if linked is LinkResult.GONE:
+                return None
+            self._disk.sync(folder)
+            if linked is LinkResult.LINKED:
+                return Created()
+        try:
+            return Exists(record_format.unseal(content(path), str(path)).value)
+        except FileNotFoundError:
+            return None
+
+    def _sync(self, log: str, name: str, count: int) -> None:
+        """Force the names of so many records to the disk: as `Registers.read` does, and why."""
+        known = self._entries.synced.get(log)
+        if known is None or known[0] != name or known[1] < count:
+            self._disk.sync(self._entries.folder / name)
+            self._entries.synced[log] = (name, count)
+
+
+def _page(folder: Path, start: int, limit: int, seconds: float) -> list[tuple[int, bytes]]:
+    """Raises FileNotFoundError if the log is gone."""
+    ends_s = time.monotonic() + seconds
+    found: list[tuple[int, bytes]] = []
+    for index in range(start, start + limit):
+        path = folder / record_name(index)
+        try:
+            value = record_format.unseal(content(path), str(path)).value
+        except FileNotFoundError:
+            _check_end(folder, index)
+            break
+        found.append((index, value))
+        if time.monotonic() >= ends_s:
+            break
+    return found
+
+
+def _check_end(folder: Path, count: int) -> None:
+    """Check that the log ends after so many records. Raises FileNotFoundError if it is gone."""
+    later = [name for name in names(folder) if is_record_name(name) and int(name, 16) > count]
+    # Another process may have written it since: only a record that stays missing is missing.
+    if later and not (folder / record_name(count)).exists():
+        names(folder)  # raises if the log was removed meanwhile
+        raise LedgerCorruptError(
+            f"record {count} of the log in {folder} is missing, but later records exist",
+            hint="stop every process that uses this ledger, and restore it from a backup",
+        )
