@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -17,9 +18,11 @@ from rallypoint.clock import TICK_S, StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.coordinator.memory_ownership import MemoryOwnership
 from rallypoint.coordinator.session import Session
 from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
+from rallypoint.core.quotas import NOBODY
 from rallypoint.core.reasons import Refusal
 from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.values import (
@@ -77,6 +80,7 @@ class Link:
 
     def __init__(self, network: Network, node: Node) -> None:
         self.peer = node.machine.info.name
+        self.account = NOBODY
         self.is_open = True
         self.up: deque[bytes] = deque()
         self.down: deque[bytes] = deque()
@@ -294,12 +298,18 @@ class Network:
 
     def new_coordinator(self, config: CoordinatorConfig | None, ledger_id: str) -> Coordinator:
         """A coordinator on this network's clock."""
-        return CheckedCoordinator(
-            config or CoordinatorConfig(),
-            ledger_id=ledger_id,
-            commit=lambda run, record: self.later(lambda: self._committed(run)),
-            clock=StallProofClock(lambda: self.now_s),
-        )
+        clock = StallProofClock(lambda: self.now_s)
+        ownership = self.new_ownership(ledger_id)
+        return CheckedCoordinator(config or CoordinatorConfig(), ownership, clock=clock)
+
+    def new_ownership(self, ledger_id: str) -> MemoryOwnership:
+        """Commits are answered when the network goes on, if `commits_by_itself`."""
+
+        def committed(callback: Callable[[], None]) -> None:
+            if self.commits_by_itself:
+                callback()
+
+        return MemoryOwnership(ledger_id, lambda callback: self.later(partial(committed, callback)))
 
     def replace_coordinator(self, ledger_id: str) -> None:
         """The process ends, and another takes its place at the same address."""
@@ -307,10 +317,6 @@ class Network:
             link.cut()
         self.settle()
         self.coordinator = self.new_coordinator(None, ledger_id)
-
-    def _committed(self, run: HostedRun) -> None:
-        if self.commits_by_itself:
-            run.post(on.Committed())
 
     @property
     def run(self) -> HostedRun:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from rallypoint.core.quotas import NOBODY, Account
+
 
 class WholeMessages:
     """The part of an Outlet that puts a large message together, and gives it to `send`."""
 
     _parts = bytearray()
     _size = 0
+    account: Account = NOBODY
 
     def send(self, payload: bytes) -> None:
         raise NotImplementedError

@@ -73,8 +73,7 @@ class Counted(Network):
     def new_coordinator(self, config: CoordinatorConfig | None, ledger_id: str) -> Coordinator:
         coordinator = CountingCoordinator(
             config or CoordinatorConfig(),
-            ledger_id=ledger_id,
-            commit=lambda run, record: self.later(lambda: self._committed(run)),
+            self.new_ownership(ledger_id),
             clock=StallProofClock(lambda: self.now_s),
         )
         coordinator.steps = self.steps

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from rallypoint.client.node import Node
+from rallypoint.coordinator.run_ownership import RunOwnership
 from rallypoint.core.store import Add, Get, Set
 from rallypoint.core.values import Address, ChangeKind, Outcome, RunSettings
 from rallypoint.endpoints import Endpoint, EndpointKind, parse_endpoint
@@ -112,15 +113,15 @@ async def kill_coordinator_of(host: Node) -> None:
     """As its process would end: nothing is said, in the ledger neither."""
     assert host.hosted is not None
     server, host.hosted = host.hosted._server, None
-    assert server.shared is not None
-    await server.shared.lease_manager.aclose()
+    assert isinstance(server.ownership, RunOwnership)
+    await server.ownership.lease_manager.aclose()
     for session in list(server.coordinator.sessions.values()):
         session.outlet.abort()
 
     async def say_nothing(timeout_s: float, reason: str) -> None:
         pass
 
-    server.shared.hand_over = say_nothing  # type: ignore[method-assign]
+    server.ownership.hand_over = say_nothing  # type: ignore[method-assign]
     await server.aclose()
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
-from rallypoint.coordinator.session import BEFORE_ATTACH_BYTES_MAX, CLOSE_S, UNREAD_S
+from rallypoint.coordinator.outgoing import UNREAD_S
+from rallypoint.coordinator.session import BEFORE_ATTACH_BYTES_MAX, CLOSE_S
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.store import (
     LIMIT,
@@ -59,10 +60,10 @@ def check_sums(coordinator: Coordinator) -> None:
     total = 0
     for run in coordinator.runs.values():
         sessions = [each for each in coordinator.sessions.values() if each._share is run.share]
-        kept = sum(each._kept for each in sessions) + sum(run._kept_members.values())
-        store = run.store.footprint() if run.store is not None else 0
+        kept = sum(each._kept for each in sessions) + run.memory.bytes
+        store = run.store.current.footprint() if run.store.current is not None else 0
         pinned = sum(len(value) for value, _ in run.pins._held.values())
-        others = run._kept_table + run._past.bytes + run._held._bytes
+        others = run.store._held.bytes
         assert run.share.used == kept + store + pinned + others
         total += run.share.used
     assert coordinator.budget.used == total + coordinator.unattached.used

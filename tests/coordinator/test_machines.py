@@ -733,7 +733,7 @@ def test_what_a_member_says_after_its_goodbye_counts_nothing_for_the_next_of_its
     network = Network()
     settings = RunSettings(min_nodes=2, max_nodes=2)
     a, _ = met(network, 2, settings)
-    session = network.run._sessions["n0"]
+    session = network.run.connections.by_name["n0"]
     a.reconnects = False
     a.act(a.machine.goodbye("bye"))
     network.settle()
@@ -799,4 +799,4 @@ def test_a_node_that_was_lost_in_silence_takes_nobody_elses_voice() -> None:
     network.until(lambda: all(node.rounds for node in nodes))
     nodes[1].is_frozen = True
     network.until(lambda: network.run.membership.roster.get("b") is None, limit_s=60.0)
-    assert network.run.hears_another_than("a")
+    assert network.run.connections.hears_another_than("a")

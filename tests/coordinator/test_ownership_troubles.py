@@ -587,7 +587,7 @@ def test_whoever_stops_waiting_for_the_engine_lets_the_run_go_on() -> None:
         node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
         membership = coordinator.runs["run"].membership
         await until(lambda: membership.phase is Phase.SUSPENDED)
-        store = coordinator.runs["run"].store
+        store = coordinator.runs["run"].store.current
         assert store is not None
         store.end("as when the round ends")
         await until(lambda: membership.phase is Phase.ACTIVE)

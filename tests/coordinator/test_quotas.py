@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,19 +14,17 @@ from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
-from rallypoint.coordinator.outgoing import PIECE_BYTES
-from rallypoint.coordinator.session import TURN_BYTES
+from rallypoint.coordinator.memory_ownership import MemoryOwnership
+from rallypoint.coordinator.outgoing import PIECE_BYTES, TURN_BYTES
 from rallypoint.core import events as on
 from rallypoint.core.quotas import EVICT_AFTER_S, RUNS_AT_ONCE, WAIT_MAX_S, Account
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.store import StoreValue
 from rallypoint.core.values import (
     Address,
-    CloseRecord,
     ConnectionEnd,
     NodeInfo,
     Outcome,
-    RoundRecord,
     RunSettings,
     Stamp,
 )
@@ -84,16 +83,12 @@ class Peer(WholeMessages):
 class OneCoordinator:
     def __init__(self, **config: Any) -> None:
         self.now_s = 1_000.0
+        self._committed: list[Callable[[], None]] = []
         self.coordinator = Coordinator(
             CoordinatorConfig(**config),
-            ledger_id="ledger",
-            commit=self._commit,
+            MemoryOwnership("ledger", self._committed.append),
             clock=StallProofClock(lambda: self.now_s),
         )
-        self._committed: list[HostedRun] = []
-
-    def _commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
-        self._committed.append(run)
 
     def pass_time(self, seconds: float) -> None:
         """In steps that the clock does not take for a stall."""
@@ -105,7 +100,7 @@ class OneCoordinator:
 
     def commit(self) -> None:
         while self._committed:
-            self._committed.pop().post(on.Committed())
+            self._committed.pop()()
 
     def attach(
         self, run_id: str, name: str = "n", account: Account = HERE, **settings: Any
@@ -212,7 +207,7 @@ def test_a_run_that_had_to_go_is_not_kept_until_its_time() -> None:
 def test_who_comes_and_goes_while_a_run_cannot_be_claimed_leaves_nothing() -> None:
     """A ledger that is away must not have the run gather all who came for it."""
     here = OneCoordinator()
-    here.coordinator._ownership = NeverClaims()  # type: ignore[assignment]
+    here.coordinator.ownership = NeverClaims()
     stays = here.attach("run", "stays")
     for number in range(1_000):
         here.attach("run", f"n{number}").hang_up()
@@ -223,14 +218,10 @@ def test_who_comes_and_goes_while_a_run_cannot_be_claimed_leaves_nothing() -> No
     assert stays.session.connection_id in links
 
 
-class NeverClaims:
-    lease_manager = None
+class NeverClaims(MemoryOwnership):
+    """Of a ledger that does not answer."""
 
-    def claim(self, run_id: str) -> None:
-        """The ledger does not answer."""
-
-    def check_lease(self) -> None:
-        """It stands."""
+    is_in_memory = False
 
 
 def test_runs_that_are_held_by_one_address_leave_room_for_another() -> None:

@@ -17,8 +17,8 @@ from rallypoint.client import machine as m
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
+from rallypoint.coordinator.memory_ownership import MemoryOwnership
 from rallypoint.coordinator.session import Session
-from rallypoint.core import events as on
 from rallypoint.core.store import Add, StoreResult, StoreValue
 from rallypoint.core.values import (
     Address,
@@ -159,16 +159,15 @@ class Relay:
 
     def __init__(self) -> None:
         self.now_s = 0.0
+        self._later: list[Callable[[], None]] = []
         self.coordinator = Coordinator(
             CoordinatorConfig(),
-            ledger_id="ledger",
-            commit=lambda run, record: self._later.append(lambda: run.post(on.Committed())),
+            MemoryOwnership("ledger", lambda callback: self._later.append(callback)),
             clock=StallProofClock(lambda: self.now_s),
         )
         self.cables = 0
         self.nodes: dict[int, Behind] = {}
         self.deaf: set[int] = set()
-        self._later: list[Callable[[], None]] = []
         self._channels = 0
         self.connect()
 

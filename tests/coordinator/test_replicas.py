@@ -67,7 +67,7 @@ class Replica:
     async def has(self, run_id: str) -> None:
         """It has the run from now on, with a node that waits."""
         run = self.server.coordinator.open_run(run_id)
-        self.server.coordinator.claim(run)
+        self.server.coordinator.claim(run_id)
         await until(lambda: run.is_claimed, "the run is not claimed")
         run.post(on.NodeAttached(NodeInfo("a", 1, "host"), SETTINGS, 1_000))
 
@@ -89,15 +89,12 @@ async def replica(ledger: MemoryLedger, **more: Any) -> AsyncIterator[Replica]:
     port = sock.getsockname()[1]
     async with CoordinatorServer(config, ledger=ledger) as server:
         await server.start([sock], (Address("127.0.0.1", port),))
-        shared = server.shared
-        assert shared is not None
-        await until(lambda: shared.lease_manager.beat, "it has no lease")
+        await until(server.ownership.beat, "it has no lease")
         yield Replica(server, port)
 
 
 async def lease_of(ledger: MemoryLedger, one: Replica) -> e.Lease:
-    assert one.server.shared is not None
-    found = await ledger.read(lease_key(one.server.shared.lease_manager.process))
+    found = await ledger.read(lease_key(one.server.ownership.process))
     assert found is not None
     return e.decode_lease(found.value)
 
@@ -355,7 +352,10 @@ def test_two_that_name_each_other_do_not_ask_for_ever() -> None:
         ledger = MemoryLedger()
         async with replica(ledger) as a, replica(ledger) as b:
             await a.has("one")
-            a.server.coordinator.drop("one")  # the lease names it, and it has it no more
+            coordinator = a.server.coordinator
+            coordinator.drop_run(
+                coordinator.runs["one"]
+            )  # the lease names it, and it has it no more
             shown = await b.status("one")
             assert (shown.phase, shown.source) == ("unreachable", "ledger")
             assert (await a.status("one")).source == "ledger"

@@ -35,16 +35,8 @@ async def new_coordinator(
     ledger: MemoryLedger, port: int, config: CoordinatorConfig = CONFIG
 ) -> tuple[RunOwnership, Coordinator]:
     shared = RunOwnership(ledger, config)
-    coordinator = Coordinator(
-        config,
-        ledger_id="",
-        term=0,
-        commit=shared.commit,
-        clock=StallProofClock(asyncio.get_running_loop().time),
-        wake=lambda: None,
-        forget=shared.sweep,
-        shared=shared,
-    )
+    clock = StallProofClock(asyncio.get_running_loop().time)
+    coordinator = Coordinator(config, shared, clock=clock)
     await shared.start(coordinator, (Address("127.0.0.1", port),))
     return shared, coordinator
 
@@ -190,8 +182,8 @@ def test_who_was_cut_off_does_not_sweep_a_run_that_another_has_by_now() -> None:
         await has_begun(other, "run")
         coordinator.tick()
         assert "run" in coordinator.runs
-        coordinator.drop("run")
-        first.sweep("run")  # Were it to do that all the same:
+        coordinator.drop_run(coordinator.runs["run"])
+        first.forget("run")  # Were it to do that all the same:
         process = first.lease_manager.process
         own.is_cut_off = False
         await until(lambda: first.lease_manager.process != process)
@@ -256,7 +248,7 @@ def test_a_run_that_was_taken_over_before_it_is_swept_is_left_alone() -> None:
         assert current is not None
         taken = msgspec.structs.replace(e.decode_run(current.value), term=2, owner="another")
         await ledger.swap(run_key("run"), current.version, e.encode(taken))
-        shared.sweep("run")
+        shared.forget("run")
         await asyncio.sleep(0.1)
         found = await ledger.read(run_key("run"))
         assert found is not None
@@ -402,7 +394,7 @@ def test_a_replica_to_which_a_node_has_come_need_not_stay_away_from_its_run() ->
         await has_begun(coordinator, "run")
         claim = shared.lease_manager._claims["run"]
         shared.lease_manager._do("run", claim.let_go(asyncio.get_running_loop().time(), 120.0))
-        coordinator.drop("run")
+        coordinator.drop_run(coordinator.runs["run"])
         await until(lambda: claim.state is e.ClaimState.IDLE)
         coordinator.open_run("run")
         shared.claim("run")
@@ -423,7 +415,7 @@ def test_a_run_that_failed_here_is_left_to_others_for_a_while_though_a_node_come
         for longer in (1, 2, 4):
             began_s = loop.time()
             shared.lease_manager.give_up("run")
-            coordinator.drop("run")
+            coordinator.drop_run(coordinator.runs["run"])
             await until(lambda: claim.state is e.ClaimState.IDLE)
             coordinator.open_run("run")
             shared.claim("run")

@@ -117,7 +117,7 @@ def test_what_came_during_a_stall_is_taken_before_anybody_is_judged(
                 await node.says(wire.Welcome)
             run = server.coordinator.runs["run"]
             order: list[str] = []
-            tick, heard = server.coordinator.tick, run.heard
+            tick, heard = server.coordinator.tick, run.connections.heard
 
             def noting_tick(until_s: float) -> None:
                 order.append("judged")
@@ -133,7 +133,7 @@ def test_what_came_during_a_stall_is_taken_before_anybody_is_judged(
                     time.sleep(1.2)
 
             monkeypatch.setattr(server.coordinator, "tick", noting_tick)
-            monkeypatch.setattr(run, "heard", noting_heard)
+            monkeypatch.setattr(run.connections, "heard", noting_heard)
             nodes[1].send(wire.Heartbeat(nodes[1].heard[-1].stamp))
             await until(lambda: "a" in order, "it was not heard")
             await until(lambda: "judged" in order, "nobody was judged")

@@ -15,7 +15,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from rallypoint.coordinator import http_api
 from rallypoint.coordinator.coordinator import Coordinator
-from rallypoint.coordinator.holding import Held
+from rallypoint.coordinator.holding import HeldAnswers
 from rallypoint.coordinator.http_api import COORDINATOR
 from rallypoint.coordinator.run_ownership import RunOwnership
 from rallypoint.coordinator.session import Session
@@ -171,11 +171,11 @@ def test_what_was_kept_for_a_connection_goes_with_it() -> None:
         case = await a_case(redials=False)
         await case.suspended()
         case.ask(2, Get("k"))
-        held = case.coordinator.runs["run"]._held
-        assert held._bytes > 0
+        held = case.coordinator.runs["run"].store._held
+        assert held.bytes > 0
         case.line.close("it breaks")
         await asyncio.sleep(0.1)
-        assert held._bytes == 0
+        assert held.bytes == 0
         case.ledger.is_mute = False
         await until(lambda: case.phase is Phase.ACTIVE)
         assert case.answered() == [1]
@@ -189,8 +189,8 @@ def test_the_beat_stands_still_while_no_renewal_is_confirmed() -> None:
 
     async def main() -> None:
         case = await a_case()
-        before = case.coordinator.beat()
-        await until(lambda: case.coordinator.beat() > before)
+        before = case.shared.beat()
+        await until(lambda: case.shared.beat() > before)
         await case.suspended()
         beats = set()
         for _ in range(20):
@@ -201,7 +201,7 @@ def test_the_beat_stands_still_while_no_renewal_is_confirmed() -> None:
             beats.add(said.beat)
         assert len(beats) == 1
         case.ledger.is_mute = False
-        await until(lambda: case.coordinator.beat() > max(beats))
+        await until(lambda: case.shared.beat() > max(beats))
         await case.shared.aclose()
 
     run_virtual(main())
@@ -337,20 +337,20 @@ def test_what_is_kept_is_bounded_and_whoever_misses_an_answer_has_to_ask_again()
         _, coordinator = await new_coordinator(MemoryLedger(), 1)
         a, b = Outlet(), Outlet()
         first, second = Session(coordinator, 1, a), Session(coordinator, 2, b)
-        held = Held(bytes_max=100)
-        held.answer(first, b"x" * 60)
-        held.answer(second, b"y" * 60)
-        held.answer(second, b"z")
-        held.answer(first, b"x" * 40)
-        held.release_answers()
+        held = HeldAnswers(bytes_max=100)
+        held.put(first, b"x" * 60)
+        held.put(second, b"y" * 60)
+        held.put(second, b"z")
+        held.put(first, b"x" * 40)
+        held.release()
         assert list(map(len, a.sent)) == [60, 40]
         assert not a.is_cut
         assert b.sent == []
         assert b.is_cut
-        held.answer(second, b"y" * 60)
+        held.put(second, b"y" * 60)
         held.forget(second)
-        held.answer(first, b"x" * 100)
-        held.release_answers()
+        held.put(first, b"x" * 100)
+        held.release()
         assert len(a.sent) == 3
 
     run_virtual(main())

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from rallypoint.clock import StallProofClock
-from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.garbage_collector import LOOK_S
 from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.coordinator.memory_ownership import MemoryOwnership
 from rallypoint.coordinator.session import Session
 from rallypoint.core import election as e
 from rallypoint.core import events as on
@@ -321,15 +321,9 @@ def test_an_error_while_sweeping_ends_one_look() -> None:
 
 def test_in_memory_a_run_that_fails_is_lost_and_its_nodes_are_told_why() -> None:
     async def main() -> None:
-        ledger = MemoryLedger()
-        committer = Committer(ledger)
-        coordinator = Coordinator(
-            CoordinatorConfig(),
-            ledger_id=ledger.ledger_id,
-            commit=committer.commit,
-            clock=StallProofClock(asyncio.get_running_loop().time),
-            forget=committer.forget,
-        )
+        loop = asyncio.get_running_loop()
+        ownership = MemoryOwnership(call_soon=loop.call_soon)
+        coordinator = Coordinator(CoordinatorConfig(), ownership, clock=StallProofClock(loop.time))
         faulty, other = Line(coordinator, "faulty", redials=False), Line(coordinator, "other")
         await faulty.formed()
         await other.formed()
@@ -340,7 +334,6 @@ def test_in_memory_a_run_that_fails_is_lost_and_its_nodes_are_told_why() -> None
         assert "Fault: a bug" in message
         assert "faulty" not in coordinator.runs
         await is_well(coordinator, other)
-        await committer.aclose()
 
     run_virtual(main())
 
@@ -352,7 +345,8 @@ def test_an_error_while_looking_for_silence_ends_one_run() -> None:
         def check_silence(session: Session, now_s: float) -> None:
             raise Fault("a bug")
 
-        coordinator.runs["faulty"].check_silence = check_silence  # type: ignore[method-assign]
+        connections = coordinator.runs["faulty"].connections
+        connections.check_silence = check_silence  # type: ignore[method-assign]
         coordinator.tick(coordinator.now_s() + 60.0)
         assert "Fault: a bug" in faulty.refusals()[0][1]
         await has_begun(coordinator, "faulty")

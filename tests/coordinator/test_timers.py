@@ -86,11 +86,11 @@ def test_cancelled_waits_leave_no_timer() -> None:
     before = len(network.coordinator._timers)
     for number in range(1, 501):
         call = wire.StoreCall(
-            network.run.stamp(), number, Wait(("never",)), timeout_s=10_000.0 - number
+            network.run.stamp, number, Wait(("never",)), timeout_s=10_000.0 - number
         )
-        network.run.store_call(session, member, call)
+        network.run.store.call(session, member, call)
         assert len(network.coordinator._timers) == before + 1
-        network.run.store_cancel(member, number)
+        network.run.store.cancel(member, number)
         assert len(network.coordinator._timers) == before
 
 

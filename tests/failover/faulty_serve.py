@@ -49,7 +49,7 @@ def at_the_last_ready() -> None:
 def at_the_commit() -> None:
     def faulty(self: HostedRun, effect: do.Commit) -> None:
         die_once()
-        self._commit(self, effect.record)
+        self._commit(effect)
 
     _in_table(do.Commit, faulty)
 

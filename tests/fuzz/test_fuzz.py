@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rallypoint.coordinator import session as sessions
+from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.ledger import keys
 from rallypoint.wire import messages as wire
 from tests.fuzz import __main__ as fuzz
@@ -98,7 +99,8 @@ def test_a_session_that_stays_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_that_disturbs_another_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def departing(run: object, session: sessions.Session, *rest: object) -> None:
-        for each in list(session._coordinator.sessions.values()):
+        assert isinstance(session._host, Coordinator)
+        for each in list(session._host.sessions.values()):
             each.close("planted")
 
     handlers: dict[Any, Any] = sessions._HANDLERS

@@ -150,7 +150,7 @@ async def _serve(
     reloads: Reloads,
     addresses: tuple[Address, ...] = (),
 ) -> None:
-    within_s = STOP_WITHIN_S if server.shared is None else HAND_OVER_WITHIN_S
+    within_s = STOP_WITHIN_S if server.ownership.is_in_memory else HAND_OVER_WITHIN_S
     try:
         await server.start([sock], addresses)
         stop = _stop_signal()

@@ -116,14 +116,14 @@ class EmbeddedCoordinator:
 
     def claim(self, seen: Seen | None = None) -> None:
         """Have the run as soon as nobody else has it. `seen`: as for `stand`."""
-        shared, only_run = self._server.shared, self._server.config.only_run
-        if shared is not None and only_run is not None:
-            shared.claim(only_run, seen)
+        only_run = self._server.config.only_run
+        if only_run is not None:
+            self._server.ownership.claim(only_run, seen)
 
     @property
     def process(self) -> str:
         """The name of its lease; "" without a ledger."""
-        return self._server.shared.lease_manager.process if self._server.shared is not None else ""
+        return self._server.ownership.process
 
     @property
     def others(self) -> int:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import socket
+from typing import Final
 
 import msgspec
 
+from rallypoint._version import __version__
 from rallypoint.core.budget import BYTES_DEFAULT
 from rallypoint.core.store import DEFAULT_LIMITS, StoreLimits
 from rallypoint.core.values import NodeId, repr_without
+
+SOFTWARE: Final = f"rallypoint {__version__}"
+"""What nodes and people are told of the release of this coordinator."""
 
 
 class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,8 @@
-"""All runs of one coordinator: opens them, ticks them, sweeps them. Without sockets or asyncio."""
+"""All runs and connections of one coordinator: opens runs, passes time on, forgets idle runs.
+
+Without sockets and asyncio. Where the records of runs are kept, and whether this process owns a
+run, is `Ownership`'s: in memory or on a ledger.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,21 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
-from rallypoint._version import __version__
 from rallypoint.clock import TICK_S, StallProofClock
+from rallypoint.coordinator import hosted_run
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.hosted_run import Commit, HostedRun
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.other_runs import TurnedAway, looking_alike
-from rallypoint.coordinator.session import Outlet, Session
+from rallypoint.coordinator.outgoing import Outlet
+from rallypoint.coordinator.session import Session
 from rallypoint.coordinator.timers import ScheduledCall, Timers
 from rallypoint.coordinator.turns import Turns
 from rallypoint.core import naming, reasons
 from rallypoint.core.budget import HOW_TO_RAISE, MemoryBudget
+from rallypoint.core.election import Seen
+from rallypoint.core.membership import Membership
 from rallypoint.core.quotas import (
     NOBODY,
     Account,
@@ -31,12 +38,8 @@ from rallypoint.core.quotas import (
 )
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.tables import TABLE_BYTES_MAX
-from rallypoint.core.values import Phase, Stamp
+from rallypoint.core.values import Address, Phase, Stamp
 from rallypoint.wire import messages as wire
-
-if TYPE_CHECKING:
-    from rallypoint.coordinator.lease_manager import LeaseManager
-    from rallypoint.coordinator.run_ownership import RunOwnership
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -46,6 +49,44 @@ STALE_LOOKS_FEW: Final = 64
 """So few looks at runs that have gone are left in the heap."""
 FORGOTTEN_MAX: Final = 4_096
 """How many runs are remembered that were forgotten without a round."""
+
+
+class Ownership(hosted_run.Ownership, Protocol):
+    """Besides what a run needs: what its coordinator needs.
+
+    In `memory_ownership` all runs are in this process, and end with it. In `run_ownership` they are
+    on a ledger that several coordinators share.
+    """
+
+    @property
+    def ledger_id(self) -> str:
+        """The id of the ledger; in memory, one that is drawn for this process."""
+
+    @property
+    def process(self) -> str:
+        """The name of this process's lease; "" in memory."""
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where nodes reach this process, as its lease says; none in memory."""
+
+    async def start(self, coordinator: Coordinator, addresses: tuple[Address, ...]) -> None:
+        """Reach the ledger, and take the lease. Raises LedgerError."""
+
+    async def hand_over(self, timeout_s: float, reason: str) -> None:
+        """This coordinator is going: let go of every run, within a bounded time."""
+
+    async def aclose(self) -> None:
+        """Stop. Idempotent."""
+
+    def claim(self, run_id: str, seen: Seen | None = None) -> None:
+        """A node of the run is here: own the run, or find out who does.
+
+        `seen`: since when this process has seen the owner's lease stand still.
+        """
+
+    def forget(self, run_id: str) -> None:
+        """The run is over, and its records can go."""
 
 
 class Coordinator:
@@ -58,21 +99,16 @@ class Coordinator:
     def __init__(
         self,
         config: CoordinatorConfig,
+        ownership: Ownership,
         *,
-        ledger_id: str,
-        commit: Commit,
-        term: int = 1,
         clock: StallProofClock | None = None,
         wake: Callable[[], None] = lambda: None,
-        forget: Callable[[str], None] = lambda run_id: None,
-        shared: RunOwnership | None = None,
     ) -> None:
         self.config = config
-        self.ledger_id = ledger_id
-        self.term = term
+        self.ownership = ownership
+        self.ledger_id = ownership.ledger_id
         self.table_bytes_max = TABLE_BYTES_MAX
         """What the ledger keeps of one run's member table."""
-        self.software = f"rallypoint {__version__}"
         self.budget = MemoryBudget(config.memory_bytes_max)
         """What is kept for all runs together."""
         self.unattached = self.budget.share("connections that have not attached yet")
@@ -84,7 +120,6 @@ class Coordinator:
         """Connections of which something waits for its turn: by their links."""
         self.sessions: dict[int, Session] = {}
         self.runs: dict[str, HostedRun] = {}
-        self._commit = commit
         self.clock = clock or StallProofClock()
         """The coordinator's time: it stands still while the process did (R8)."""
         self._timers = Timers()
@@ -112,14 +147,11 @@ class Coordinator:
         self.descriptors_max = config.sessions_max
         """How many connections this process can have."""
         self._turned_away = TurnedAway()
-        self._beats = 0
         self._next_round_s = 0.0
-        self._forget = forget
         self.floor_term = 0
         self.floor_number = 0
         """The highest term and round number of all runs that were forgotten here: new ones begin
         above them (R1, R13). Without a shared ledger; with one, its own floor holds."""
-        self._ownership = shared
         self.on_fewer: Callable[[], None] = lambda: None
         """Called when a connection has ended or a run has closed: for who waits for the last."""
 
@@ -171,28 +203,16 @@ class Coordinator:
             session = self.sessions.get(heappop(self._listening)[1])
             if session is not None and session.run is not None:
                 run = session.run
-                run.supervised(run.check_silence, session, now_s)
-
-    @property
-    def lease_manager(self) -> LeaseManager | None:
-        """This coordinator's lease manager; None: its runs are in its memory."""
-        return self._ownership.lease_manager if self._ownership is not None else None
-
-    @property
-    def is_kept_here(self) -> bool:
-        """Whether the runs are in this process's memory, and end with it."""
-        return self._ownership is None
-
-    def beat(self) -> int:
-        """A counter that advances while this coordinator is one: with its lease, if it has any."""
-        if self._ownership is not None:
-            return self._ownership.lease_manager.beat
-        self._beats += 1
-        return self._beats
+                run.supervised(run.connections.check_silence, session, now_s)
 
     def stamp(self) -> Stamp:
-        """What a message carries before its sender is in a run."""
-        return Stamp(self.ledger_id, self.term, 0)
+        """The stamp of a message to a node that is in no run."""
+        return Stamp(self.ledger_id, self._first_term, 0)
+
+    @property
+    def _first_term(self) -> int:
+        """The term of runs in memory; on a ledger, their registers have it."""
+        return 1 if self.ownership.is_in_memory else 0
 
     # -- connections and runs ------------------------------------------------------------------
 
@@ -205,16 +225,13 @@ class Coordinator:
         self._strangers[session.connection_id] = self.now_s() + self.config.attach_timeout_s
         return session
 
-    def introduced(self, session: Session) -> None:
-        """The connection has said who it is."""
-        self._strangers.pop(session.connection_id, None)
-
     def disconnected(self, session: Session) -> None:
         """The connection is closed."""
-        self.introduced(session)
+        self._strangers.pop(session.connection_id, None)
         self.put_off.pop(session.connection_id, None)
         if self.sessions.pop(session.connection_id, None) is not None:
             self._held_sessions.give_back(session.account)
+        self.on_fewer()
 
     def _end_strangers(self, now_s: float) -> None:
         """All at once: a timer for each of 9,000 that connected would wake the loop as often."""
@@ -228,35 +245,58 @@ class Coordinator:
         """The run of that name, begun if there is none."""
         run = self.runs.get(run_id)
         if run is None:
-            run = self.runs[run_id] = HostedRun(self, run_id, self._commit, self._ownership)
+            membership = Membership(
+                run_id,
+                ledger_id=self.ledger_id,
+                term=max(self._first_term, self.floor_term + 1),
+                floor=self.floor_number,
+                members_max=self.config.members_max,
+                table_bytes_max=self.table_bytes_max,
+                has_successor=not self.ownership.is_in_memory,
+            )
+            run = self.runs[run_id] = HostedRun(self, run_id, membership, self.ownership)
             self._held_runs.take(run.account)
             self._never_formed.pop(run_id, None)
             self.run_is_idle(run)
         return run
 
-    def begun_by(self, run: HostedRun, account: Account) -> None:
-        """The run counts for this account, unless it counts for one already."""
-        if run.account is NOBODY and self.runs.get(run.run_id) is run:
+    def run_for(self, session: Session, run_id: str) -> HostedRun:
+        """The run, which counts for the session's account unless it counts for one already."""
+        run = self.open_run(run_id)
+        if run.account is NOBODY:
             self._held_runs.give_back(NOBODY)
-            self._held_runs.take(account)
-            run.account = account
+            self._held_runs.take(session.account)
+            run.account = session.account
+        return run
 
-    def begin_anew(self, attach: wire.Attach) -> None:
+    def admit(self, session: Session, attach: wire.Attach) -> float | None:
+        """In how many seconds the node may enter its run; None: too late to wait for.
+
+        An account that begins many runs has to wait. All nodes of one run wait for the same moment.
+        """
+        self._begin_anew(attach)
+        was_in_it = bool(attach.stamp.ledger_id)
+        wait_s = self.wait_s(attach.run_id, session.account, was_in_it=was_in_it)
+        if wait_s is not None:
+            self._strangers.pop(session.connection_id, None)
+        return wait_s
+
+    def _begin_anew(self, attach: wire.Attach) -> None:
         """Forget a closed run that never had a round, if this node may begin it anew.
 
-        Not one that was in it: for its members the run stays closed (R6).
+        For a node that was in it, the run stays closed (R6).
         """
         run = self.runs.get(attach.run_id)
-        if run is None or not run.is_closed or not self.is_kept_here or attach.stamp.ledger_id:
+        is_in_memory = self.ownership.is_in_memory
+        if run is None or not run.is_closed or not is_in_memory or attach.stamp.ledger_id:
             return
         if run.membership.may_begin_anew(attach.settings, self.now_s()):
-            run.close_sessions("the run is closed, and begins anew for other nodes")
+            run.connections.close_all("the run is closed, and begins anew for other nodes")
             self._forget_run(run)
 
     def wait_s(self, run_id: str, account: Account, *, was_in_it: bool = False) -> float | None:
         """How long a node of this account has to wait for the run; None: too long.
 
-        Whoever begins many runs has to wait. All that come for one run wait for the same moment.
         `was_in_it`: by what the node says, another coordinator had the run.
         """
         if run_id in self.runs:
@@ -282,22 +322,23 @@ class Coordinator:
             return self._turned_away.recent(self.now_s())
         return looking_alike(run, reversed(self.runs.values()))
 
-    def claim(self, run: HostedRun) -> None:
-        """A node wants the run: on a shared ledger it has to be this coordinator's first."""
-        if self._ownership is not None and not run.is_claimed:
-            self._ownership.claim(run.run_id)
+    def claim(self, run_id: str) -> None:
+        """A node of the run is here: own the run, or find out who does."""
+        run = self.runs.get(run_id)
+        if run is not None and not run.is_claimed:
+            self.ownership.claim(run_id)
 
-    def drop(self, run_id: str) -> None:
-        """The run is another coordinator's; nothing of it is kept here."""
-        self._remove(run_id)
-        self.on_fewer()
-
-    def run_lost(self, run: HostedRun) -> None:
-        """An unexpected error has ended a run that is kept in memory only: it is forgotten."""
+    def drop_run(self, run: HostedRun) -> None:
+        """Forget the run: another coordinator owns it, or an error has ended it here."""
         if self.runs.get(run.run_id) is run:
-            self._raise_floor(run)
-            self._forget(run.run_id)
-            self.drop(run.run_id)
+            if self.ownership.is_in_memory:
+                self._raise_floor(run)
+            self._remove(run.run_id)
+            self.on_fewer()
+
+    def run_closed(self, run: HostedRun) -> None:
+        """The run is over for its nodes."""
+        self.on_fewer()
 
     def refusal(self, attach: wire.Attach, account: Account = NOBODY) -> Refusal | None:
         """Why a node cannot attach here at all, if it cannot."""
@@ -316,7 +357,7 @@ class Coordinator:
             lost = f"run {attach.run_id!r} was lost with the coordinator that kept it in memory"
             return Refusal(RefusalCode.RUN_LOST, lost, hint)
         is_new = attach.run_id not in self.runs
-        is_swept = self.is_kept_here and attach.stamp.ledger_id and is_new
+        is_swept = self.ownership.is_in_memory and attach.stamp.ledger_id and is_new
         if is_swept and attach.run_id not in self._never_formed:
             # R5: begun anew under the same ledger, its rounds would look old to this node.
             swept = f"run {attach.run_id!r} was forgotten, as nobody was in it for too long"
@@ -326,7 +367,7 @@ class Coordinator:
         if is_new and not self._has_room_for_run(account):
             return reasons.too_many_runs(self.config.runs_max, self._held_runs.total)
         run = self.runs.get(attach.run_id)
-        excess = run.no_room_for(attach.node.name) if run is not None else None
+        excess = run.memory.no_room_for(attach.node.name) if run is not None else None
         return None if excess is None else Refusal(RefusalCode.LIMIT, str(excess), HOW_TO_RAISE)
 
     def session_refusal(self, account: Account) -> Refusal | None:
@@ -421,7 +462,7 @@ class Coordinator:
         for kind, runs in self._idle.items():
             for run in runs.values():
                 idle_s = now_s - run.idle_since_s
-                if not may_evict(kind, idle_s, is_kept_here=self.is_kept_here):
+                if not may_evict(kind, idle_s, is_kept_here=self.ownership.is_in_memory):
                     break  # The others of this kind became idle later.
                 if run.is_claimed and run.membership.phase is not Phase.SUSPENDED:
                     yield run
@@ -434,15 +475,14 @@ class Coordinator:
                 del self._never_formed[next(iter(self._never_formed))]
         self._raise_floor(run)
         self._remove(run.run_id)
-        self._forget(run.run_id)
+        self.ownership.forget(run.run_id)
 
     def _remove(self, run_id: str) -> None:
         run = self.runs.pop(run_id, None)
         if run is not None:
             self.run_is_busy(run)
             self._held_runs.give_back(run.account)
-            run.end_timers()
-            run.share.close()
+            run.forgotten()
             self.turns.forget(run)
 
     def _raise_floor(self, run: HostedRun) -> None:

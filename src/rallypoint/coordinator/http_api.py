@@ -326,7 +326,8 @@ async def _taken_over(coordinator: Coordinator, run_id: str) -> bool:
     """Claim the run, as if a node had come for it. Whether it is here within CLOSE_WAIT_S."""
     loop = asyncio.get_running_loop()
     until_s = loop.time() + CLOSE_WAIT_S
-    coordinator.claim(coordinator.open_run(run_id))
+    coordinator.open_run(run_id)
+    coordinator.claim(run_id)
     while loop.time() < until_s:
         run = coordinator.runs.get(run_id)
         if run is None:
@@ -370,12 +371,10 @@ def _shown(request: web.Request) -> str:
 
 def _owner(coordinator: Coordinator) -> status.OwnerStatus | None:
     """This coordinator, as the ledger names it."""
-    lease_manager = coordinator.lease_manager
-    return (
-        None
-        if lease_manager is None
-        else status.owner_of(lease_manager.process, lease_manager.addresses)
-    )
+    ownership = coordinator.ownership
+    if ownership.is_in_memory:
+        return None
+    return status.owner_of(ownership.process, ownership.addresses)
 
 
 def _passed_on(said: Answer | status.RunStatus) -> web.Response:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core.reasons import tidy
 from rallypoint.core.values import NAME_LENGTH_MAX
-
-if TYPE_CHECKING:
-    from rallypoint.coordinator.hosted_run import HostedRun
 
 RECENT_S: Final = 60.0
 """A node that was turned away asks again about once a second."""

@@ -1,6 +1,6 @@
-"""What waits for a peer that does not read, or reads more slowly than is answered. No I/O.
+"""What waits for a peer that reads more slowly than it is sent to. No I/O: `Outlet` has the socket.
 
-A large answer waits as references to the values that it is made of: its bytes are made piece by
+A large answer waits as references to the values that it consists of. Its bytes are made piece by
 piece, as the connection takes them. So a value that a thousand nodes ask for at once is in memory
 once.
 """
@@ -8,19 +8,58 @@ once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Final
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from typing import Final, Protocol
 
 import msgspec
 
+from rallypoint.coordinator.turns import Turns
+from rallypoint.core.quotas import Account
 from rallypoint.wire.parts import Parts
 
 PIECE_BYTES: Final = 64 * 1024
 """How much of a large message is made at a time."""
+TURN_BYTES: Final = 128 * 1024
+"""How much of large messages is sent on one connection before the turns of the others."""
+UNREAD_S: Final = 60.0
+"""How long a peer may read nothing of what waits for it."""
 ITEM_BYTES: Final = 128
-"""What a message that waits takes besides its bytes."""
+"""The memory of a message that waits, besides its bytes."""
 _PINNED_FROM_BYTES: Final = 4 * 1024
-"""Smaller values count for each message that they are in."""
+"""A smaller value counts once for each message that it is in."""
+
+
+class Outlet(Protocol):
+    """How a session's bytes leave: a WebSocket here, a simulated connection in tests."""
+
+    @property
+    def peer(self) -> str:
+        """The peer, in words for people."""
+
+    @property
+    def account(self) -> Account:
+        """The account that the connection counts for."""
+
+    def send(self, payload: bytes) -> None:
+        """Queue one message; never blocks."""
+
+    def begin(self, size: int) -> None:
+        """Queue the beginning of a message of so many bytes; `part` brings them."""
+
+    def part(self, piece: bytes | memoryview) -> None:
+        """Queue more of the message that was begun."""
+
+    def pong(self, payload: bytes) -> None:
+        """Queue the answer to a ping. Not within a message."""
+
+    def backlog_bytes(self) -> int:
+        """How much is queued and has not left."""
+
+    def close(self, reason: str) -> None:
+        """Close the connection once everything queued has left, within a bounded time."""
+
+    def abort(self) -> None:
+        """Close the connection now."""
 
 
 class Begin(msgspec.Struct, frozen=True):
@@ -39,7 +78,7 @@ Piece = Begin | Whole | bytes | memoryview
 
 
 class Pins:
-    """The values that messages of one run keep alive, each counted once for all of them."""
+    """The values that waiting messages of one run keep alive. Each counts once for all of them."""
 
     def __init__(self, count: Callable[[int], None]) -> None:
         self._count = count
@@ -54,7 +93,7 @@ class Pins:
             self._held[id(value)] = (value, known[1] + 1 if known is not None else 1)
 
     def let_go(self, values: Iterable[bytes]) -> None:
-        """It does not wait any more."""
+        """A message with these values does not wait any more."""
         for value in values:
             _, messages = self._held.pop(id(value))
             if messages > 1:
@@ -64,11 +103,11 @@ class Pins:
 
 
 class Outgoing:
-    """The messages that wait on one connection, in order. `count` is told what they take."""
+    """The messages that wait on one connection, in order. `count` is told of their memory."""
 
     def __init__(self, count: Callable[[int], None], pins: Pins) -> None:
         self.bytes = 0
-        """What they take, but for values that are pinned."""
+        """Their memory, without values that are pinned."""
         self._count = count
         self._pins = pins
         self._items: deque[bytes | Parts] = deque()
@@ -103,7 +142,7 @@ class Outgoing:
         return Whole(message)
 
     def drop(self) -> None:
-        """Let only that wait of which a part has been sent: what follows must find its end."""
+        """Drop all messages but the one of which a part has been sent: it needs an end."""
         while self._items:
             message = self._items.popleft()
             self._add(-self._size(message))
@@ -130,6 +169,136 @@ class Outgoing:
             return ITEM_BYTES + len(message)
         small = sum(len(value) for value in message.values if len(value) < _PINNED_FROM_BYTES)
         return ITEM_BYTES + len(message.head) + 8 * len(message.values) + small
+
+
+class Backlog:
+    """What waits on one connection whose peer has not read everything. Others have no backlog.
+
+    It is sent in turns with the connections of other runs; `run` is whose turn that is. `count` is
+    told how the memory changes. `caught_up` is called once everything has been sent; then the
+    backlog has ended.
+    """
+
+    __slots__ = (
+        "_buffered",
+        "_caught_up",
+        "_count",
+        "_has_turn",
+        "_is_over",
+        "_outlet",
+        "_queue",
+        "_read_s",
+        "_turns",
+        "_unread",
+        "closing",
+        "is_paused",
+        "owes_beat",
+        "owes_pong",
+        "run",
+    )
+
+    def __init__(
+        self,
+        outlet: Outlet,
+        turns: Turns,
+        run: Hashable,
+        count: Callable[[int], None],
+        pins: Pins,
+        caught_up: Callable[[], None],
+    ) -> None:
+        self.run = run
+        self.is_paused = False
+        """Whether the transport's buffer is full."""
+        # To be done once everything has been sent.
+        self.closing: str | None = None
+        self.owes_beat = False
+        self.owes_pong: bytes | None = None
+        self._outlet = outlet
+        self._turns = turns
+        self._count = count
+        self._caught_up = caught_up
+        self._queue = Outgoing(count, pins)
+        self._buffered = 0
+        self._unread = 0
+        self._read_s = 0.0
+        self._has_turn = False
+        self._is_over = False
+
+    def __bool__(self) -> bool:
+        """Whether any message waits."""
+        return bool(self._queue)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The memory of the messages, without values that are pinned."""
+        return self._queue.bytes
+
+    def put(self, message: bytes | Parts) -> None:
+        """Let a message wait."""
+        self._queue.put(message)
+
+    def drop(self) -> None:
+        """Drop all messages but the one of which a part has been sent."""
+        self._queue.drop()
+
+    def close(self) -> None:
+        """The connection has ended."""
+        self._is_over = True
+        self._queue.close()
+
+    def paused(self, now_s: float) -> None:
+        """The transport's buffer is full."""
+        self.is_paused = True
+        self._buffered = self._unread = self._outlet.backlog_bytes()
+        self._read_s = now_s
+        self._count(self._buffered)
+
+    def resumed(self) -> None:
+        """The transport's buffer has room again."""
+        self.is_paused = False
+        self._count(-self._buffered)
+        self._buffered = 0
+        self.go_on()
+
+    def is_stuck(self, now_s: float) -> bool:
+        """Whether the peer has read nothing for UNREAD_S. Looks now, so ask now and then."""
+        if not self.is_paused:
+            return False
+        unread = self._outlet.backlog_bytes()
+        if unread < self._unread:
+            self._unread, self._read_s = unread, now_s
+            return False
+        return now_s - self._read_s > UNREAD_S
+
+    def go_on(self) -> None:
+        """Send what the peer takes: now, or in turn where several runs share the event loop."""
+        if not self._has_turn and (self._turns.is_shared or self._take_turn()):
+            self._has_turn = True
+            self._turns.later(self.run, self._take_turn)
+
+    def _take_turn(self) -> bool:
+        """Send as much as the peer takes and one turn allows. Whether there is more to send."""
+        self._has_turn = self._send_more()
+        return self._has_turn
+
+    def _send_more(self) -> bool:
+        left = TURN_BYTES
+        while not (self.is_paused or self._is_over):
+            if left <= 0:
+                return True
+            match self._queue.next():
+                case None:
+                    self._is_over = True
+                    self._caught_up()
+                case Begin(size):
+                    self._outlet.begin(size)
+                case Whole(payload):
+                    left -= len(payload)
+                    self._outlet.send(payload)
+                case piece:
+                    left -= len(piece)
+                    self._outlet.part(piece)
+        return False
 
 
 def _pinned(message: Parts) -> Collection[bytes]:

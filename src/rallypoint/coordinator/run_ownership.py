@@ -11,9 +11,10 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.garbage_collector import (
     ELECTED_LOOK_S,
     ELECTED_SAMPLE,
@@ -50,9 +51,6 @@ from rallypoint.errors import (
 from rallypoint.ledger.contract import AppendOutcome, Created, Exists, Ledger, Unknown
 from rallypoint.ledger.keys import log_prefix
 
-if TYPE_CHECKING:
-    from rallypoint.coordinator.coordinator import Coordinator
-
 _log = logging.getLogger("rallypoint.coordinator")
 
 NO_LOG: Final = "this ledger keeps no log of it, and its coordinator is gone"
@@ -73,8 +71,12 @@ class _Taking(NamedTuple):
 
 
 class RunOwnership:
-    """The runs of one coordinator on a shared ledger. Implements `lease_manager.Runs` and
-    `hosted_run.Shared`."""
+    """The runs of one coordinator on a shared ledger.
+
+    Implements `coordinator.Ownership` and `lease_manager.Runs`.
+    """
+
+    is_in_memory = False
 
     def __init__(self, ledger: Ledger, config: CoordinatorConfig) -> None:
         timing = Timing.of(config.lease_ttl_s)
@@ -89,6 +91,8 @@ class RunOwnership:
         )
         self._config = config
         self._ledger = ledger
+        self.ledger_id = ""
+        """Known once the ledger has been reached."""
         self._own_node = config.own_node.name if config.own_node is not None else ""
         self._coordinator: Coordinator | None = None
         self._tasks = Supervised()
@@ -103,7 +107,7 @@ class RunOwnership:
         """Reach the ledger and take the lease. Raises LedgerError."""
         await self._ledger.open()
         self._coordinator = coordinator
-        coordinator.ledger_id = self._ledger.ledger_id
+        self.ledger_id = coordinator.ledger_id = self._ledger.ledger_id
         coordinator.table_bytes_max = table_room(self._ledger.limits)
         self.lease_manager.start(addresses)
         keeping = Keeping(closed_run_s=self._config.closed_run_keep_s)
@@ -149,8 +153,21 @@ class RunOwnership:
         await self._tasks.aclose()
         await self.lease_manager.aclose()
 
-    # -- what the coordinator and its runs ask for
-    # -----------------------------------------------------
+    # -- what the coordinator and its runs ask for -------------------------------------------------
+
+    @property
+    def process(self) -> str:
+        """The name of this process's lease."""
+        return self.lease_manager.process
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where nodes reach this process, as its lease says."""
+        return self.lease_manager.addresses
+
+    def beat(self) -> int:
+        """A counter that advances while the lease is renewed."""
+        return self.lease_manager.beat
 
     def claim(self, run_id: str, seen: Seen | None = None) -> None:
         """A node of the run is here. `seen`: see `LeaseManager.want`."""
@@ -225,8 +242,8 @@ class RunOwnership:
         is_wanted = run.membership.unwritten == record and not run.membership.deposed
         return is_wanted and self._run(run.run_id) is run
 
-    def sweep(self, run_id: str) -> None:
-        """The run is over for good."""
+    def forget(self, run_id: str) -> None:
+        """The run is over, and its records can go."""
         self.lease_manager.let_go(run_id)
 
     def failed(self, run_id: str, error: Exception) -> None:
@@ -241,14 +258,8 @@ class RunOwnership:
         """An unexpected error has ended the run on this coordinator: another may have it."""
         self._stop_taking(run.run_id)
         self.lease_manager.give_up(run.run_id)
-        self.stepped_down(run)
 
-    def stepped_down(self, run: HostedRun) -> None:
-        """The run is another coordinator's."""
-        if self._coordinator is not None and self._coordinator.runs.get(run.run_id) is run:
-            self._coordinator.drop(run.run_id)
-
-    def new_store(
+    def new_log(
         self, run: HostedRun, store: RoundStore, sealed: SealedLog | None
     ) -> StoreLog | None:
         """The round's store with its log; the logs of the rounds before can go."""
@@ -312,7 +323,7 @@ class RunOwnership:
         if not self._needs_log(run, store):
             return
         if isinstance(outcome, Created) or outcome == Exists(data):
-            run.appended(store)
+            run.store.appended(store)
             complete = store.take_complete()
             if complete is not None:
                 self._spawn(run.run_id, self._drop_older(run.run_id, complete))
@@ -335,7 +346,7 @@ class RunOwnership:
 
     def _needs_log(self, run: HostedRun, store: StoreLog) -> bool:
         """Whether the store is that of the present round of a run of this process."""
-        is_present = run.store is store and self._run(run.run_id) is run
+        is_present = run.store.current is store and self._run(run.run_id) is run
         return is_present and not store.is_over and not run.membership.deposed
 
     async def _drop_older(self, run_id: str, live: LogId | None) -> None:
@@ -349,8 +360,7 @@ class RunOwnership:
             # The next round's store looks again, and whoever sweeps the run.
             _log.debug("run %s: an old log stays for now: %s", run_id, error)
 
-    # -- what the lease manager tells
-    # -----------------------------------------------------------------
+    # -- what the lease manager tells --------------------------------------------------------------
 
     def won(self, run_id: str, register: RunRegister, former_host: NodeId | None) -> None:
         """The run is this coordinator's. Told again while nobody has begun it."""
@@ -462,7 +472,7 @@ class RunOwnership:
                 "when the lease of its predecessor has ended"
             )
         run.turn_away(Refusal(RefusalCode.ELSEWHERE, message, addresses=addresses))
-        self._coordinator.drop(run_id)
+        self._coordinator.drop_run(run)
 
     def deposed(self, run_id: str, reason: str) -> None:
         """The run is not this coordinator's any more."""
@@ -474,7 +484,8 @@ class RunOwnership:
             run.post(on.CommitRefused(reason))
         else:
             run.turn_away(Refusal(RefusalCode.MOVED, reason))
-            self.stepped_down(run)
+            if self._coordinator is not None:
+                self._coordinator.drop_run(run)
 
     def committed(self, run_id: str) -> None:
         """The record is in the ledger."""
@@ -496,7 +507,11 @@ class RunOwnership:
         run, own = self._run(run_id), self._own_node
         if run is None or not run.is_claimed:
             return False
-        return run.is_closed or run.hears_another_than(own) or (bool(own) and _is_enough(run, own))
+        return (
+            run.is_closed
+            or run.connections.hears_another_than(own)
+            or (bool(own) and _is_enough(run, own))
+        )
 
     def ledger_lost(self, reason: str, away_s: float) -> None:
         """SUSPENDED: sessions stay, active rounds go on, nobody is judged."""
@@ -519,7 +534,7 @@ class RunOwnership:
         """Nodes that cannot read the ledger may reach another replica; those that can, look."""
         reason = ledger_unreachable(away_s, self.lease_manager.outage)
         for run in self._claimed_runs():
-            run.supervised(run.send_away, Refusal(RefusalCode.MOVED, reason))
+            run.supervised(run.connections.send_away, Refusal(RefusalCode.MOVED, reason))
 
     def not_taken(self, run_id: str, reason: str) -> None:
         """The ledger does not take the run's record: shown like an outage, until Committed."""
@@ -544,7 +559,7 @@ class RunOwnership:
                 _log.error("%s", message)
             hint = "another release may have written it; look at the ledger before you clear it"
             run.turn_away(Refusal(RefusalCode.LIMIT, message, hint))
-            self._coordinator.drop(run_id)
+            self._coordinator.drop_run(run)
 
     # -- helpers -------------------------------------------------------------------------------
 

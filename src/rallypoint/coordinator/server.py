@@ -14,7 +14,7 @@ import hashlib
 import ipaddress
 import logging
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final
 
@@ -23,13 +23,13 @@ from aiohttp.typedefs import Handler, Middleware
 
 from rallypoint.clock import TICK_S, InputFirst
 from rallypoint.coordinator import http_api
-from rallypoint.coordinator.committer import Committer
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.coordinator import Coordinator
+from rallypoint.coordinator.coordinator import Coordinator, Ownership
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.http_connection import SERVER_NAME, connections_of
 from rallypoint.coordinator.http_requests import Requests
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
+from rallypoint.coordinator.memory_ownership import MemoryOwnership
 from rallypoint.coordinator.replicas import Replicas
 from rallypoint.coordinator.run_ownership import RunOwnership
 from rallypoint.coordinator.strangers import login_refused
@@ -46,7 +46,6 @@ from rallypoint.core.quotas import NOBODY, Account
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
-from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import headers
 from rallypoint.wire import messages as wire
 
@@ -75,34 +74,17 @@ class CoordinatorServer:
     ) -> None:
         self.config = config or CoordinatorConfig()
         self.tokens = Tokens((self.config.token, *self.config.more_tokens))
-        self.shared = RunOwnership(ledger, self.config) if ledger is not None else None
+        self.ownership: Ownership
         self._replicas: Replicas | None = None
-        self._committer: Committer | None = None
-        if self.shared is None:
-            memory = MemoryLedger()
-            self._committer = Committer(memory)
-            self.coordinator = Coordinator(
-                self.config,
-                ledger_id=memory.ledger_id,
-                commit=self._committer.commit,
-                wake=self._schedule,
-                forget=self._committer.forget,
-            )
+        if ledger is None:
+            self.ownership = MemoryOwnership(call_soon=_call_soon)
         else:
-            self.coordinator = Coordinator(
-                self.config,
-                ledger_id="",
-                term=0,
-                commit=self.shared.commit,
-                wake=self._schedule,
-                forget=self.shared.sweep,
-                shared=self.shared,
-            )
-        if ledger is not None and self.shared is not None:
-            lease_manager, own = self.shared.lease_manager, self.config
+            own = self.config
+            self.ownership = ownership = RunOwnership(ledger, own)
             self._replicas = Replicas(
-                ledger, own.only_run, own.clock_host, lambda: lease_manager.process
+                ledger, own.only_run, own.clock_host, lambda: ownership.process
             )
+        self.coordinator = Coordinator(self.config, self.ownership, wake=self._schedule)
         self._requests = Requests(self.coordinator)
         self._runner: web.AppRunner | None = None
         self._sockets: tuple[socket.socket, ...] = ()
@@ -138,8 +120,7 @@ class CoordinatorServer:
         for each in addresses:
             self._known_hosts.add(each.host)
         try:
-            if self.shared is not None:
-                await self.shared.start(self.coordinator, addresses)
+            await self.ownership.start(self.coordinator, addresses)
             await self._serve()
         except BaseException:
             await self.aclose()
@@ -191,15 +172,11 @@ class CoordinatorServer:
         await self._stop_listening()
         if runner is None:
             return
-        if self.shared is not None:
-            await self.shared.hand_over(CLOSE_TIMEOUT_S, reason)
+        await self.ownership.hand_over(CLOSE_TIMEOUT_S, reason)
         self.coordinator.close(reason)
         if self._closing:
             await asyncio.wait(self._closing, timeout=CLOSE_TIMEOUT_S)
-        if self.shared is not None:
-            await self.shared.aclose()
-        if self._committer is not None:
-            await self._committer.aclose()
+        await self.ownership.aclose()
         await runner.cleanup()
         if self._replicas is not None:
             await self._replicas.aclose()
@@ -377,6 +354,10 @@ class CoordinatorServer:
         return ws
 
 
+def _call_soon(callback: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_soon(callback)
+
+
 async def _name_the_server(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = SERVER_NAME
 
@@ -438,7 +419,7 @@ def _account_of(request: web.Request) -> Account:
 
 
 class WebSocketOutlet:
-    """A session's way out over one WebSocket. See sessions.Outlet."""
+    """A session's way out over one WebSocket. See outgoing.Outlet."""
 
     __slots__ = ("_closing", "_transport", "_ws", "account", "seen", "token")
 

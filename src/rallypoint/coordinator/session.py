@@ -1,112 +1,164 @@
-"""One connection of a node: from its first bytes to its end. Knows messages, not sockets.
+"""One connection of a node, from its first message to its end.
 
-A session outlives nothing: when the connection closes, it is over, and the node resumes on
-another one. What must survive a broken connection is in the core and in the round's store.
+A session decodes messages, turns them into events of its run, and sends what the run says. It knows
+no sockets (`Outlet` has them) and decides nothing about members or rounds. It ends with its
+connection; the node resumes on another one. What must survive that is in the core and in the
+round's store.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
-from rallypoint.coordinator.outgoing import Begin, Outgoing, Pins, Whole
-from rallypoint.coordinator.turns import Work
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.outgoing import UNREAD_S, Backlog, Outlet, Pins
+from rallypoint.coordinator.turns import Turns, Work
 from rallypoint.core import endings, naming, reasons
 from rallypoint.core import events as on
 from rallypoint.core.budget import HOW_TO_RAISE, MemoryShare
-from rallypoint.core.quotas import NOBODY, Account
-from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.quotas import Account
+from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.sizes import size_text
 from rallypoint.core.store import LIMIT, StoreFailure, StoreValue
-from rallypoint.core.values import Address, ConnectionEnd, NodeId, secret_hash
+from rallypoint.core.values import Address, ConnectionEnd, NodeId, Stamp, secret_hash
 from rallypoint.wire import messages as wire
 from rallypoint.wire import parts
-
-if TYPE_CHECKING:
-    from rallypoint.coordinator.coordinator import Coordinator
-    from rallypoint.coordinator.hosted_run import HostedRun
 
 _log = logging.getLogger("rallypoint.coordinator")
 
 CONNECTION_BYTES: Final = 16 * 1024
-"""What a connection takes besides what waits for it: its sockets' and tasks' objects, and messages
-that are too small to be counted."""
+"""The memory of a connection besides the messages that wait for it: the objects of its socket and
+its tasks, and messages too small to be counted."""
 BEFORE_ATTACH_BYTES_MAX: Final = 256 * 1024
-"""The largest message of a connection that has not been let into a run."""
-UNREAD_S: Final = 60.0
-"""How long a peer may read nothing of what waits for it."""
-TURN_BYTES: Final = 128 * 1024
-"""How much of large messages is sent on one connection before the others have their turn."""
+"""The largest message of a connection that is not in a run yet."""
 CLOSE_S: Final = 2.0
 """How long a connection that is to be closed waits for its peer to read the rest of a message."""
 
-
 _SIZED: Final = (bytes, tuple)
-"""What an answer's value may be that can be large."""
+"""The types of a value that can make an answer large."""
 
 
-class Outlet(Protocol):
-    """How a session's bytes leave: a WebSocket here, a simulated link elsewhere.
+class Store(Protocol):
+    """What a session needs of its run's store."""
 
-    It may have an `account`: whose the connection is. Else it is nobody's.
-    """
+    def call(self, session: Session, node: NodeId, call: wire.StoreCall) -> None:
+        """Apply one call, and answer it now or later."""
+
+    def cancel(self, node: NodeId, request_id: int) -> None:
+        """The caller does not wait for this call any more."""
+
+
+class Connections(Protocol):
+    """What a session needs of its run's connections."""
+
+    def heard(self, session: Session, node: NodeId) -> None:
+        """A message of the node has come."""
+
+    def check_silence(self, session: Session, now_s: float) -> None:
+        """Look whether the node has been silent for too long."""
+
+
+class Run(Hashable, Protocol):
+    """What a session needs of its run."""
+
+    share: MemoryShare
+    pins: Pins
+    has_failed: bool
+    stamp: Stamp
 
     @property
-    def peer(self) -> str:
-        """Who is at the other end, for people."""
+    def connections(self) -> Connections:
+        """The connections of the run."""
 
-    def send(self, payload: bytes) -> None:
-        """Queue one message; never blocks."""
+    @property
+    def store(self) -> Store:
+        """The store of the run's present round."""
 
-    def begin(self, size: int) -> None:
-        """Queue the beginning of a message of so many bytes; `part` brings them."""
+    def post(self, event: on.Event) -> None:
+        """Give the core an event."""
 
-    def part(self, piece: bytes | memoryview) -> None:
-        """Queue more of the message that was begun."""
+    def fail(self, error: Exception) -> None:
+        """End the run on this coordinator."""
 
-    def pong(self, payload: bytes) -> None:
-        """Queue the answer to a ping. Not within a message."""
+    def supervised(self, work: Callable[..., None], *args: Any) -> None:
+        """Do some work. An unexpected error in it ends this run, and nothing else."""
 
-    def backlog_bytes(self) -> int:
-        """How much is queued and has not left."""
+    def connection_lost(self, session: Session, node: NodeId, how: ConnectionEnd) -> None:
+        """The connection has ended."""
 
-    def close(self, reason: str) -> None:
-        """Close the connection once everything queued has left, within a bounded time."""
+    def beat(self) -> int:
+        """A counter that advances while this coordinator may decide for the run."""
 
-    def abort(self) -> None:
-        """Close the connection now."""
+    def waiting(self) -> Waiting | None:
+        """Why there is no round yet."""
+
+    def send_members(self, session: Session, node: NodeId, request_id: int) -> None:
+        """Send the member table of the last round."""
+
+
+class Host(Protocol):
+    """What a session needs of its coordinator."""
+
+    config: CoordinatorConfig
+    turns: Turns
+    unattached: MemoryShare
+    unread: dict[int, Session]
+    """Connections with a backlog, by their ids: sessions keep themselves in it."""
+    put_off: dict[int, Session]
+    """Connections whose input waits for its turn: the same."""
+
+    def now_s(self) -> float:
+        """The coordinator's time."""
+
+    def has_stalled_since(self, since_s: float) -> bool:
+        """Whether this process stood still after `since_s`, or until a moment ago."""
+
+    def call_at(self, due_s: float, callback: Callable[[], None]) -> object:
+        """Call back at that time."""
+
+    def stamp(self) -> Stamp:
+        """The stamp of a message to a node that is in no run."""
+
+    def refusal(self, attach: wire.Attach, account: Account) -> Refusal | None:
+        """Why the node cannot attach, if it cannot."""
+
+    def admit(self, session: Session, attach: wire.Attach) -> float | None:
+        """In how many seconds the node may enter its run; None: too late to wait for."""
+
+    def run_for(self, session: Session, run_id: str) -> Run:
+        """The run, begun for the account of this session if there is none."""
+
+    def claim(self, run_id: str) -> None:
+        """A node of the run is here: own the run, or find out who does."""
+
+    def disconnected(self, session: Session) -> None:
+        """The connection has ended."""
 
 
 class Session:
-    """One connection. `link` numbers it; `run` and `node` are None until it was welcomed.
+    """One connection. `run` and `node` are None until the node was welcomed.
 
-    `reads_ledger`: its node finds another coordinator by itself. `good_host`: the last bootstrap
-    host that was looked at and is one; a node says the same for each round.
+    `connection_id` numbers the connections of a coordinator. `reads_ledger`: the node finds another
+    coordinator by itself. `good_host`: the bootstrap host that was checked last, and is valid; a
+    node repeats it in each round. `attach_bytes`: the size of its first message.
 
-    What the connection takes in memory counts for its run (see core/budget.py). What its peer does
-    not read waits in `_outgoing`, which is None as long as the peer reads all.
+    The memory of a connection counts for its run (core/budget.py). `_backlog` holds what the peer
+    has not read; it is None while the peer reads everything at once.
     """
 
     __slots__ = (
         "_asked",
-        "_buffered",
-        "_closing",
-        "_coordinator",
+        "_backlog",
         "_has_ended",
-        "_has_turn",
+        "_host",
         "_is_over",
-        "_is_paused",
         "_kept",
-        "_outgoing",
-        "_owes_beat",
-        "_owes_pong",
-        "_read_s",
         "_share",
         "_source",
         "_turns",
-        "_unread",
         "account",
         "attach_bytes",
         "connection_id",
@@ -118,33 +170,25 @@ class Session:
         "run",
     )
 
-    def __init__(self, coordinator: Coordinator, connection_id: int, outlet: Outlet) -> None:
+    def __init__(self, host: Host, connection_id: int, outlet: Outlet) -> None:
         self.connection_id = connection_id
         self.outlet = outlet
-        self.run: HostedRun | None = None
+        self.run: Run | None = None
         self.node: NodeId | None = None
         self.reads_ledger = False
         self.heard_s = 0.0
         self.good_host: str | None = None
-        self.account: Account = getattr(outlet, "account", NOBODY)
-        self._coordinator = coordinator
+        self.account = outlet.account
+        self.attach_bytes = 0
+        self._host = host
         self._asked: on.NodeAttached | None = None
         self._source: Address | None = None
-        self._turns = coordinator.turns
+        self._turns = host.turns
         self._is_over = False
         self._has_ended = False
-        self.attach_bytes = 0
-        self._share = coordinator.unattached
+        self._share = host.unattached
         self._kept = 0
-        self._outgoing: Outgoing | None = None
-        self._is_paused = False
-        self._closing: str | None = None
-        self._owes_beat = False
-        self._owes_pong: bytes | None = None
-        self._buffered = 0
-        self._unread = 0
-        self._has_turn = False
-        self._read_s = 0.0
+        self._backlog: Backlog | None = None
         self._keep(CONNECTION_BYTES)
 
     # -- what the connection brings ------------------------------------------------------------
@@ -164,26 +208,26 @@ class Session:
             return
         run, node = self.run, self.node
         if run is None or node is None:
-            return  # A rival waits for the probe of the older node; nothing it says counts yet.
-        run.heard(self, node)
+            return  # Another node of its name is probed first; until then this one is ignored.
+        run.connections.heard(self, node)
         handler = _HANDLERS.get(type(message))
         if handler is None:
             self.refuse(Refusal(RefusalCode.MALFORMED, "the node is attached already"))
         elif not run.has_failed:
-            try:  # as HostedRun.supervised, without its calls: this is done for every message
+            try:  # as Run.supervised, without its calls: this is done for every message
                 handler(run, self, node, message)
             except Exception as error:  # noqa: BLE001 - it ends the run, and nothing else
                 run.fail(error)
 
     def attach_overdue(self) -> None:
-        """It has had its time to say who it is."""
+        """The node has not attached within its time."""
         hint = "a connection begins with attach"
         self.refuse(Refusal(RefusalCode.MALFORMED, "the node did not attach in time", hint))
 
     def connection_lost(
         self, end: ConnectionEnd = ConnectionEnd.UNKNOWN, seen: Address | None = None
     ) -> None:
-        """The connection is closed, whoever closed it. Only the first call counts.
+        """The connection is closed, by either side. Only the first call counts.
 
         `end`: how, as the transport saw it, after all input was given to `received`. `seen`: the
         peer's address as this side sees it.
@@ -191,40 +235,33 @@ class Session:
         if self._has_ended:
             return
         self._has_ended = True
-        how = ConnectionEnd.OURS if self._is_over else self._judge(end, seen)
-        self._coordinator.disconnected(self)
+        how = end
+        if self._is_over:
+            how = ConnectionEnd.OURS
+        elif self.node is not None:  # The end of others proves nothing of any member.
+            has_stalled = self._host.has_stalled_since(self.heard_s)
+            how = endings.judge(end, told=self._source, seen=seen, has_stalled=has_stalled)
+        self._host.disconnected(self)
         self._is_over = True
         self._let_all_go()
         run, asked = self.run, self._asked
         if run is not None and asked is not None:
             run.connection_lost(self, asked.node.id, how)
-        self._coordinator.on_fewer()
-
-    def _judge(self, end: ConnectionEnd, seen: Address | None) -> ConnectionEnd:
-        if self.node is None:
-            return end  # It was never let in: its end proves nothing of any member.
-        has_stalled = self._coordinator.has_stalled_since(self.heard_s)
-        return endings.judge(end, told=self._source, seen=seen, has_stalled=has_stalled)
 
     def _first(self, message: wire.FromNode) -> None:
         if not isinstance(message, wire.Attach):
             hint = "a connection begins with attach"
             self.refuse(Refusal(RefusalCode.MALFORMED, "the node has not attached", hint))
             return
-        coordinator = self._coordinator
-        refusal = wire.version_refusal(message.version) or coordinator.refusal(
-            message, self.account
-        )
+        host = self._host
+        refusal = wire.version_refusal(message.version) or host.refusal(message, self.account)
         if refusal is not None:
             self.refuse(refusal)
             return
-        coordinator.begin_anew(message)
-        was_in_it = bool(message.stamp.ledger_id)
-        wait_s = coordinator.wait_s(message.run_id, self.account, was_in_it=was_in_it)
+        wait_s = host.admit(self, message)
         if wait_s is None:
-            self.refuse(reasons.begins_too_many(coordinator.config.new_runs_per_s))
+            self.refuse(reasons.begins_too_many(host.config.new_runs_per_s))
             return
-        coordinator.introduced(self)
         self._source = message.source
         self.reads_ledger = message.reads_ledger
         # The secret itself goes no further than here.
@@ -234,25 +271,22 @@ class Session:
         if not wait_s:
             self._enter(message.run_id, asked)
         else:
-            coordinator.call_at(
-                coordinator.now_s() + wait_s, partial(self._enter_in_turn, message, asked)
-            )
+            host.call_at(host.now_s() + wait_s, partial(self._enter_in_turn, message, asked))
 
     def _enter_in_turn(self, message: wire.Attach, asked: on.NodeAttached) -> None:
         if self._is_over:
             return
-        refusal = self._coordinator.refusal(message, self.account)  # There may be less room by now.
+        refusal = self._host.refusal(message, self.account)  # There may be less room by now.
         if refusal is not None:
             self.refuse(refusal)
         else:
             self._enter(message.run_id, asked)
 
     def _enter(self, run_id: str, asked: on.NodeAttached) -> None:
-        self.run = self._coordinator.open_run(run_id)
-        self._coordinator.begun_by(self.run, self.account)
-        self._count_for(self.run.share)
-        self.run.post(asked)
-        self._coordinator.claim(self.run)
+        self.run = run = self._host.run_for(self, run_id)
+        self._count_for(run)
+        run.post(asked)
+        self._host.claim(run_id)
 
     # -- what the run sends --------------------------------------------------------------------
 
@@ -260,10 +294,10 @@ class Session:
         """Queue one message."""
         if self._is_over:
             return
-        if self._outgoing is None:
+        if self._backlog is None:
             self.outlet.send(payload)
         else:
-            self._wait(payload)
+            self._wait(self._backlog, payload)
 
     def answer(self, message: wire.StoreAnswer) -> None:
         """Queue the answer to a call. A large one is made as the peer takes it."""
@@ -273,104 +307,86 @@ class Session:
         # Most are of a write, and have no value that could be large.
         if type(result) is StoreValue and type(result.value) in _SIZED and parts.is_large(result):
             self.send_parts(parts.answer_parts(message))
-        elif self._outgoing is None:
+        elif self._backlog is None:
             self.outlet.send(wire.encode(message))
         else:
-            self._wait(wire.encode(message))
+            self._wait(self._backlog, wire.encode(message))
 
     def send_parts(self, message: parts.Parts) -> None:
         """Queue a large message."""
         if self._is_over:
             return
-        self._begin_to_wait()
-        self._wait(message)
-        self._go_on()
+        backlog = self._begin_backlog()
+        self._wait(backlog, message)
+        backlog.go_on()
 
-    def beat(self, run: HostedRun) -> None:
-        """Answer a heartbeat. Who does not read needs no more than the last answer."""
-        if self._outgoing is None:
-            self.send(wire.encode(wire.Beat(run.stamp(), run.beat())))
+    def beat(self, run: Run) -> None:
+        """Answer a heartbeat. A peer that does not read gets the last answer only."""
+        if self._backlog is None:
+            self.send(wire.encode(wire.Beat(run.stamp, run.beat())))
         else:
-            self._owes_beat = True
+            self._backlog.owes_beat = True
 
     def refuse(self, refusal: Refusal) -> None:
-        """Say no, and close."""
+        """Send the refusal, and close."""
         if self._is_over:
             return
-        stamp = self.run.stamp() if self.run else self._coordinator.stamp()
+        stamp = self.run.stamp if self.run else self._host.stamp()
         payload = wire.encode(wire.Refused(stamp, refusal))
-        if self._outgoing is None:
+        if self._backlog is None:
             self.outlet.send(payload)
         else:
-            self._outgoing.drop()
-            self._outgoing.put(payload)
+            self._backlog.drop()
+            self._backlog.put(payload)
         self.close(refusal.message)
 
     def close(self, reason: str) -> None:
-        """Close the connection; nothing that still comes in counts."""
+        """Close the connection. Input that still comes is ignored."""
         if self._is_over:
             return
         self._is_over = True
-        if not self._outgoing:
+        if not self._backlog:
             self.outlet.close(reason)
             return
         # The end of the message that is under way comes first, or nothing after it can be read.
-        self._closing = reason
-        self._coordinator.call_at(self._coordinator.now_s() + CLOSE_S, self._close_now)
+        self._backlog.closing = reason
+        self._host.call_at(self._host.now_s() + CLOSE_S, self._close_now)
 
     def _close_now(self) -> None:
-        if not self._has_ended and self._outgoing:
+        if not self._has_ended and self._backlog:
             self.outlet.abort()
 
-    # -- what waits for the peer (frames.Intake) -----------------------------------------------
+    # -- what waits for the peer, and when this connection is read (websocket.Intake) ----------
 
     def paused(self) -> None:
-        """The peer reads more slowly than is written: what follows waits here."""
-        if self._has_ended:
-            return
-        self._is_paused = True
-        self._begin_to_wait()
-        self._buffered = self._unread = self.outlet.backlog_bytes()
-        self._read_s = self._coordinator.now_s()
-        self._keep(self._buffered)
+        """The transport's buffer is full: what follows waits here."""
+        if not self._has_ended:
+            self._begin_backlog().paused(self._host.now_s())
 
     def resumed(self) -> None:
-        """It has caught up."""
-        if self._has_ended or not self._is_paused:
-            return
-        self._is_paused = False
-        self._keep(-self._buffered)
-        self._buffered = 0
-        self._go_on()
-
-    def _go_on(self) -> None:
-        # Where runs share the turns, those whose peers read at once do not send at once.
-        if not self._has_turn and (self._turns.is_shared or self._take_turn()):
-            self._has_turn = True
-            self._turns.later(self.run, self._take_turn)
-
-    def _take_turn(self) -> bool:
-        self._has_turn = self._send_more()
-        return self._has_turn
+        """The transport's buffer has room again."""
+        backlog = self._backlog
+        if not self._has_ended and backlog is not None and backlog.is_paused:
+            backlog.resumed()
 
     def later(self, work: Work) -> None:
-        """Do this when the others have had their turn."""
-        self._coordinator.put_off[self.connection_id] = self
-        self._coordinator.turns.later(self.run, work)
+        """Do this after the turns of the other connections."""
+        self._host.put_off[self.connection_id] = self
+        self._turns.later(self.run, work)
 
     @property
     def is_put_off(self) -> bool:
-        """Whether what its peer says waits here for its turn."""
-        return self.connection_id in self._coordinator.put_off
+        """Whether input of this connection waits for its turn."""
+        return self.connection_id in self._host.put_off
 
     def beat_unasked(self) -> None:
-        """What the peer says waits here, its heartbeats too: it must not give this side up."""
+        """Its input is put off, heartbeats too: the node must not give this coordinator up."""
         if self.run is not None and self.node is not None:
             self.beat(self.run)
 
     def had_its_turn(self) -> None:
-        """Nothing that came is put off any more."""
-        self._coordinator.put_off.pop(self.connection_id, None)
+        """No input is put off any more."""
+        self._host.put_off.pop(self.connection_id, None)
 
     def slice_s(self) -> float | None:
         """How long this connection may be read now: see Turns."""
@@ -381,37 +397,35 @@ class Session:
 
     def clock_s(self) -> float:
         """The clock that slices are measured on."""
-        return self._coordinator.turns.used_s()
+        return self._turns.used_s()
 
     def spent(self, took_s: float) -> None:
-        """So long was read, at one go."""
-        self._coordinator.turns.spent(self.run, took_s)
+        """This connection was read for so long, without a break."""
+        self._turns.spent(self.run, took_s)
 
     def look(self, now_s: float) -> None:
         """Close the connection if its peer has read nothing for too long."""
-        if not self._is_paused or self._is_over:
-            return
-        unread = self.outlet.backlog_bytes()
-        if unread < self._unread:
-            self._unread, self._read_s = unread, now_s
-        elif now_s - self._read_s > UNREAD_S:
+        backlog = self._backlog
+        if backlog is not None and not self._is_over and backlog.is_stuck(now_s):
             self._end_unread(f"it has read nothing for {UNREAD_S:.0f} s")
 
-    def _begin_to_wait(self) -> None:
-        if self._outgoing is None:
+    def _begin_backlog(self) -> Backlog:
+        backlog = self._backlog
+        if backlog is None:
             pins = self.run.pins if self.run is not None else Pins(self._keep)
-            self._outgoing = Outgoing(self._keep, pins)
-            self._coordinator.unread[self.connection_id] = self
+            caught_up = self._has_caught_up
+            backlog = Backlog(self.outlet, self._turns, self.run, self._keep, pins, caught_up)
+            self._backlog = backlog
+            self._host.unread[self.connection_id] = self
+        return backlog
 
-    def _wait(self, message: bytes | parts.Parts) -> None:
+    def _wait(self, backlog: Backlog, message: bytes | parts.Parts) -> None:
         """Let a message wait, if there is room for one more."""
-        outgoing = self._outgoing
-        assert outgoing is not None
-        outgoing.put(message)
-        bytes_max = self._coordinator.config.backlog_bytes_max
-        if outgoing.bytes > bytes_max:
+        backlog.put(message)
+        bytes_max = self._host.config.backlog_bytes_max
+        if backlog.waiting_bytes > bytes_max:
             self._end_unread(f"more than {size_text(bytes_max)} wait for it")
-        elif self._is_paused and (excess := self._share.excess(0)) is not None:
+        elif backlog.is_paused and (excess := self._share.excess(0)) is not None:
             self._end_unread(f"{excess}; {HOW_TO_RAISE}")
 
     def _end_unread(self, why: str) -> None:
@@ -419,43 +433,20 @@ class Session:
         _log.warning("closing the connection of %s: %s", self.outlet.peer, what)
         self.refuse(Refusal(RefusalCode.LIMIT, what))
 
-    def _send_more(self) -> bool:
-        """Send of what waits as much as the peer takes, and one turn allows. Whether to go on."""
-        outgoing, left = self._outgoing, TURN_BYTES
-        if outgoing is None or self._has_ended:
-            return False
-        while not self._is_paused:
-            if left <= 0:
-                return True
-            match outgoing.next():
-                case None:
-                    self._has_caught_up()
-                    return False
-                case Begin(size):
-                    self.outlet.begin(size)
-                case Whole(payload):
-                    left -= len(payload)
-                    self.outlet.send(payload)
-                case piece:
-                    left -= len(piece)
-                    self.outlet.part(piece)
-        return False
-
     def _has_caught_up(self) -> None:
         """All that waited has been sent."""
-        self._outgoing = None
-        self._coordinator.unread.pop(self.connection_id, None)
-        if self._closing is not None:
-            self.outlet.close(self._closing)
+        backlog, self._backlog = self._backlog, None
+        self._host.unread.pop(self.connection_id, None)
+        assert backlog is not None
+        if backlog.closing is not None:
+            self.outlet.close(backlog.closing)
             return
-        owes_beat, self._owes_beat = self._owes_beat, False
-        pong, self._owes_pong = self._owes_pong, None
-        if pong is not None:
-            self.outlet.pong(pong)
-        if owes_beat and self.run is not None:
+        if backlog.owes_pong is not None:
+            self.outlet.pong(backlog.owes_pong)
+        if backlog.owes_beat and self.run is not None:
             self.beat(self.run)
 
-    # -- what comes, as far as it takes memory (frames.Intake) ---------------------------------
+    # -- what comes, as far as it takes memory (websocket.Intake) ------------------------------
 
     def announced(self, size: int) -> bool:
         """A message of so many bytes begins to come; whether it may. If not, `skipped` follows."""
@@ -467,15 +458,15 @@ class Session:
         return True
 
     def arrived(self, size: int) -> None:
-        """It is not kept any more."""
+        """A message that was announced is not kept any more."""
         if not self._has_ended:
             self._keep(-size)
 
     def skipped(self, start: bytes, size: int) -> None:
-        """There was no room for a message, and it has passed: a call of the store is answered so.
+        """A message for which there was no room has passed. A call of the store is answered.
 
-        Only now, as a connection that is closed with unread input is reset, and its peer may never
-        read why.
+        Not before it has passed: a connection that is closed with unread input is reset, and the
+        peer might never read the reason.
         """
         if self._is_over:
             return
@@ -483,9 +474,9 @@ class Session:
         if run is None or node is None or request_id is None:
             self.refuse(Refusal(RefusalCode.LIMIT, self._why_not(size), HOW_TO_RAISE))
             return
-        run.heard(self, node)
+        run.connections.heard(self, node)
         full = StoreFailure(LIMIT, f"{self._why_not(size)}; {HOW_TO_RAISE}")
-        self.answer(wire.StoreAnswer(run.stamp(), request_id, full))
+        self.answer(wire.StoreAnswer(run.stamp, request_id, full))
 
     def _why_not(self, size: int) -> str:
         if self.node is None and size > BEFORE_ATTACH_BYTES_MAX:
@@ -494,38 +485,40 @@ class Session:
         return str(self._share.excess(size) or "there was no room for this message")
 
     def pinged(self, payload: bytes) -> None:
-        """The peer, or a proxy, wants this back."""
-        if self._outgoing is not None:
-            self._owes_pong = payload
+        """The peer, or a proxy, sent a ping with this payload."""
+        if self._backlog is not None:
+            self._backlog.owes_pong = payload
         elif not self._is_over:
             self.outlet.pong(payload)
 
     def keeps(self, size: int) -> None:
-        """So many bytes more, or fewer, wait until they are looked at."""
+        """So many bytes of input more, or fewer, wait to be read."""
         if not self._has_ended:
             self._keep(size)
 
-    # -- what the connection takes -------------------------------------------------------------
+    # -- the memory of the connection ----------------------------------------------------------
 
     def _keep(self, size: int) -> None:
         self._kept += size
         self._share.add(size)
 
-    def _count_for(self, share: MemoryShare) -> None:
-        """The connection has attached: what it takes is its run's."""
+    def _count_for(self, run: Run) -> None:
+        """The connection has attached: its memory counts for its run."""
         self._share.add(-self._kept)
-        self._share = share
-        share.add(self._kept)
+        self._share = run.share
+        run.share.add(self._kept)
+        if self._backlog is not None:
+            self._backlog.run = run
 
     def _let_all_go(self) -> None:
-        outgoing, self._outgoing = self._outgoing, None
-        if outgoing is not None:
-            outgoing.close()
-            self._coordinator.unread.pop(self.connection_id, None)
+        backlog, self._backlog = self._backlog, None
+        if backlog is not None:
+            backlog.close()
+            self._host.unread.pop(self.connection_id, None)
         self._keep(-self._kept)
 
 
-def _ready(run: HostedRun, session: Session, node: NodeId, message: wire.Ready) -> None:
+def _ready(run: Run, session: Session, node: NodeId, message: wire.Ready) -> None:
     # It becomes MASTER_ADDR of every worker, on all nodes.
     host = message.bootstrap.host
     if host != session.good_host:
@@ -539,54 +532,52 @@ def _ready(run: HostedRun, session: Session, node: NodeId, message: wire.Ready) 
     run.post(on.NodeReady(node, message.leaving_round, message.bootstrap, message.workers, change))
 
 
-def _failed(run: HostedRun, session: Session, node: NodeId, message: wire.Failed) -> None:
+def _failed(run: Run, session: Session, node: NodeId, message: wire.Failed) -> None:
     run.post(on.WorkerFailed(node, message.round, reasons.tidy_failure(message.failure)))
 
 
-def _done(run: HostedRun, session: Session, node: NodeId, message: wire.Done) -> None:
+def _done(run: Run, session: Session, node: NodeId, message: wire.Done) -> None:
     run.post(on.NodeDone(node, message.round))
 
 
-def _departing(run: HostedRun, session: Session, node: NodeId, message: wire.Departing) -> None:
+def _departing(run: Run, session: Session, node: NodeId, message: wire.Departing) -> None:
     run.post(on.NodeDeparting(node, reasons.tidy(message.reason)))
 
 
-def _goodbye(run: HostedRun, session: Session, node: NodeId, message: wire.Goodbye) -> None:
+def _goodbye(run: Run, session: Session, node: NodeId, message: wire.Goodbye) -> None:
     run.post(on.NodeLeft(node, reasons.tidy(message.reason)))
 
 
-def _close_run(run: HostedRun, session: Session, node: NodeId, message: wire.CloseRun) -> None:
+def _close_run(run: Run, session: Session, node: NodeId, message: wire.CloseRun) -> None:
     run.post(on.CloseRequested(node.name, message.outcome, reasons.tidy(message.reason)))
 
 
-def _heartbeat(run: HostedRun, session: Session, node: NodeId, message: wire.Heartbeat) -> None:
+def _heartbeat(run: Run, session: Session, node: NodeId, message: wire.Heartbeat) -> None:
     session.beat(run)
 
 
-def _alive(run: HostedRun, session: Session, node: NodeId, message: wire.Alive) -> None:
+def _alive(run: Run, session: Session, node: NodeId, message: wire.Alive) -> None:
     run.post(on.ProbeAnswered(node))
 
 
-def _store_call(run: HostedRun, session: Session, node: NodeId, message: wire.StoreCall) -> None:
-    run.store_call(session, node, message)
+def _store_call(run: Run, session: Session, node: NodeId, message: wire.StoreCall) -> None:
+    run.store.call(session, node, message)
 
 
-def _store_cancel(
-    run: HostedRun, session: Session, node: NodeId, message: wire.StoreCancel
-) -> None:
-    run.store_cancel(node, message.request_id)
+def _store_cancel(run: Run, session: Session, node: NodeId, message: wire.StoreCancel) -> None:
+    run.store.cancel(node, message.request_id)
 
 
-def _ask_members(run: HostedRun, session: Session, node: NodeId, message: wire.AskMembers) -> None:
+def _ask_members(run: Run, session: Session, node: NodeId, message: wire.AskMembers) -> None:
     run.send_members(session, node, message.request_id)
 
 
-def _ask_waiting(run: HostedRun, session: Session, node: NodeId, message: wire.AskWaiting) -> None:
-    answer = wire.WaitingIs(run.stamp(), message.request_id, run.waiting())
+def _ask_waiting(run: Run, session: Session, node: NodeId, message: wire.AskWaiting) -> None:
+    answer = wire.WaitingIs(run.stamp, message.request_id, run.waiting())
     session.send(wire.encode(answer))
 
 
-_Handler = Callable[[Any, Session, NodeId, Any], None]
+_Handler = Callable[[Run, Session, NodeId, Any], None]
 
 _HANDLERS: dict[type[wire.Message], _Handler] = {
     wire.Ready: _ready,

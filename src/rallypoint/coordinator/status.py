@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from rallypoint.coordinator.config import SOFTWARE
 from rallypoint.core import reasons
 from rallypoint.core.election.records import Lease, RunRegister
 from rallypoint.core.marking import ranks_in
@@ -188,7 +189,7 @@ def filled(picture: dict[str, Any], kind: type[_Shown]) -> dict[str, Any]:
 def coordinator_of(coordinator: Coordinator) -> CoordinatorStatus:
     """This coordinator."""
     return CoordinatorStatus(
-        software=coordinator.software,
+        software=SOFTWARE,
         ledger_id=coordinator.ledger_id,
         connections=len(coordinator.sessions),
         host=coordinator.config.clock_host,

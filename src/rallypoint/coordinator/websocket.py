@@ -94,7 +94,7 @@ def binary_frame(payload: bytes) -> bytes:
 
 
 class Intake(Protocol):
-    """Where a reader's bytes go, as far as they take memory and time. See sessions.Session."""
+    """Where a reader's bytes go, as far as they take memory and time. See session.Session."""
 
     def announced(self, size: int) -> bool:
         """A message of so many bytes begins to come; whether it may. If so, `arrived` follows."""

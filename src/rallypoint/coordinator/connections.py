@@ -1,0 +1,147 @@
+"""The connections of one run: which node has which, and which nodes are silent.
+
+Silence is watched here and not in the core: a heartbeat is no event of the protocol, but to fall
+silent is one, and so is to be heard again. What follows from that is the core's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from rallypoint.coordinator.session import Session
+from rallypoint.core import events as on
+from rallypoint.core.membership import Membership
+from rallypoint.core.reasons import Refusal
+from rallypoint.core.values import NodeId, RoundMember
+from rallypoint.wire import messages as wire
+
+LISTEN_MAX_S: Final = 60.0
+"""Every session is looked at this often, so that one that has ended is not kept for long."""
+
+
+class Connections:
+    """One for each attached node. `by_name` has them by the names of the nodes.
+
+    `post` gives an event to the run. `listen` sees to it that `check_silence` is called at a time,
+    on the clock `now_s`.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        post: Callable[[on.Event], None],
+        listen: Callable[[Session, float], None],
+        now_s: Callable[[], float],
+    ) -> None:
+        self.by_name: dict[str, Session] = {}
+        self._silent: dict[str, NodeId] = {}
+        self._membership = membership
+        self._post = post
+        self._listen = listen
+        self._now_s = now_s
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    # -- which node has which ------------------------------------------------------------------
+
+    def of(self, node: NodeId) -> Session | None:
+        """The node's connection."""
+        session = self.by_name.get(node.name)
+        return session if session is not None and session.node == node else None
+
+    def of_each(self, members: Iterable[RoundMember]) -> Iterator[Session | None]:
+        """The connection of each member; None if it has none, or has come back as another node.
+
+        O(N) of a round, twice a round: so without a call for each.
+        """
+        sessions = self.by_name
+        for member in members:
+            session = sessions.get(member.name)
+            node = session.node if session is not None else None
+            is_it = node is not None and node.incarnation == member.incarnation
+            yield session if is_it else None
+
+    def add(self, session: Session, node: NodeId) -> None:
+        """The node is attached by this connection, and is heard."""
+        session.node = node
+        session.heard_s = self._now_s()
+        self.by_name[node.name] = session
+        self._listen_again(session, node)
+
+    def remove(self, session: Session, name: str) -> bool:
+        """The connection of this name has ended. Whether it was this one."""
+        if self.by_name.get(name) is not session:
+            return False
+        del self.by_name[name]
+        self._silent.pop(name, None)
+        return True
+
+    def forget(self, name: str) -> None:
+        """The node is no member any more, connected or not."""
+        self._silent.pop(name, None)
+
+    def send_to(self, node: NodeId, message: wire.FromCoordinator) -> None:
+        """Send a message to the node, if it is connected."""
+        session = self.of(node)
+        if session is not None:
+            session.send(wire.encode(message))
+
+    # -- all of them ---------------------------------------------------------------------------
+
+    def send_to_all(self, payload: bytes) -> None:
+        """Send one message to every node."""
+        for session in list(self.by_name.values()):
+            session.send(payload)
+
+    def close_all(self, reason: str) -> None:
+        """Close every connection."""
+        for session in list(self.by_name.values()):
+            session.close(reason)
+
+    def send_away(self, refusal: Refusal) -> None:
+        """Refuse the nodes that cannot find another coordinator by themselves."""
+        for session in list(self.by_name.values()):
+            if not session.reads_ledger:
+                session.refuse(refusal)
+
+    # -- silence -------------------------------------------------------------------------------
+
+    def heard(self, session: Session, node: NodeId) -> None:
+        """A message of the node has come. This is done for every message."""
+        session.heard_s = self._now_s()
+        if self._silent and node.name in self._silent:
+            self._listen_again(session, node)
+
+    def check_silence(self, session: Session, now_s: float) -> None:
+        """Tell the core if this node was not heard for `suspect_after_s`.
+
+        Each session is looked at about once in that time, no matter how often it is heard.
+        """
+        node, settings = session.node, self._membership.settings
+        if settings is None or node is None or self.by_name.get(node.name) is not session:
+            return
+        if session.is_put_off:
+            session.heard_s = now_s  # R8: its input waits in this process.
+        if session.heard_s + settings.suspect_after_s > now_s:
+            self._listen_until(session, now_s)
+        else:
+            self._silent[node.name] = node
+            self._post(on.NodeSilent(node, now_s - session.heard_s))
+
+    def _listen_again(self, session: Session, node: NodeId) -> None:
+        if self._silent.pop(node.name, None) is not None:
+            self._post(on.NodeHeard(node))
+        self._listen_until(session, session.heard_s)
+
+    def _listen_until(self, session: Session, now_s: float) -> None:
+        settings = self._membership.settings
+        if settings is not None:
+            due_s = session.heard_s + settings.suspect_after_s
+            self._listen(session, min(due_s, now_s + LISTEN_MAX_S))
+
+    def hears_another_than(self, name: str) -> bool:
+        """Whether a node of another name is attached and not silent. O(1)."""
+        is_own_heard = name in self.by_name and name not in self._silent
+        return len(self.by_name) - len(self._silent) > is_own_heard

@@ -1,0 +1,233 @@
+"""The store of a run's present round: takes calls of its members, and answers them.
+
+The store is a machine without I/O (`core/store`), and so is its log (`store_log`). This part gives
+them calls and time, counts their memory, and sends the answers: in memory at once; on a ledger when
+the call is in the log and while the lease stands (R5, R10). It knows nothing of membership, and it
+writes nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+from rallypoint.coordinator.holding import HeldAnswers
+from rallypoint.coordinator.session import Session
+from rallypoint.coordinator.store_log import LogAppend, StoreLog
+from rallypoint.coordinator.timers import ScheduledCall
+from rallypoint.core.budget import HOW_TO_RAISE, Excess, MemoryBudget, MemoryShare
+from rallypoint.core.store import BAD_REQUEST, LIMIT, ROUND_ENDED, Answer, StoreFailure
+from rallypoint.core.store.data import Tally
+from rallypoint.core.store.store import RoundStore
+from rallypoint.core.values import NodeId, Seat, Stamp
+from rallypoint.wire import messages as wire
+
+
+class Run(Protocol):
+    """What the service needs of its run."""
+
+    stamp: Stamp
+    share: MemoryShare
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether the run is owned by a lease, which may end. In memory it is not."""
+
+    def check_lease(self) -> None:
+        """Suspend the run if the lease does not stand."""
+
+    def may_answer(self) -> bool:
+        """Whether the lease stands, so that no other coordinator can own the run."""
+
+    def append(self, log: StoreLog, record: LogAppend) -> None:
+        """Write a record; `StoreService.appended` follows."""
+
+    def supervised(self, work: Callable[..., None], *args: Any) -> None:
+        """Do some work. An unexpected error in it ends the run."""
+
+
+class StoreService:
+    """The store of one run's present round. Owned by one thread, as the run is.
+
+    `sessions`: the connections of the run, by the names of their nodes. `call_at` and `now_s`: the
+    coordinator's clock.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        sessions: Mapping[str, Session],
+        budget: MemoryBudget,
+        call_at: Callable[[float, Callable[[], None]], ScheduledCall],
+        now_s: Callable[[], float],
+    ) -> None:
+        self.current: RoundStore | StoreLog | None = None
+        """None before the first round, and on a run that is closed."""
+        self.seats: dict[str, Seat] = {}
+        """The members of the round, by name: nobody else may call (R4)."""
+        self._run = run
+        self._is_leased = run.is_leased
+        self._sessions = sessions
+        self._share = run.share
+        self._budget = budget
+        self._call_at = call_at
+        self._now_s = now_s
+        self._held = HeldAnswers(count=run.share.add)
+        self._tally: Tally | None = None
+        """The store's own count, where it is all that is kept."""
+        self._kept = 0
+        self._timer: ScheduledCall | None = None
+        self._timer_due_s: float | None = None
+
+    # -- rounds --------------------------------------------------------------------------------
+
+    def open(self, seats: dict[str, Seat], store: RoundStore, log: StoreLog | None) -> None:
+        """A round begins with this store. `log`: the same store with its log, if it has one."""
+        self.seats = seats
+        self.current = log or store
+        self._tally = store.tally if log is None else None
+        self._count()
+
+    def end(self, message: str) -> None:
+        """The round has ended: answer every call that waits."""
+        if self.current is not None:
+            self._answer(self.current.end(message))
+            self._count()
+
+    def forget_node(self, name: str) -> None:
+        """The node is no member any more."""
+        self.seats.pop(name, None)  # R4: the round's seat is not the next incarnation's.
+        if self.current is not None:
+            self.current.forget_node(name)
+            self._count()
+
+    def close(self) -> None:
+        """The run is forgotten here."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- calls ---------------------------------------------------------------------------------
+
+    def call(self, session: Session, node: NodeId, call: wire.StoreCall) -> None:
+        """Apply one call, if the node is in the round.
+
+        The session was heard a moment ago, and the call's timeout counts from then.
+        """
+        if self._is_leased:
+            self._run.check_lease()
+        store = self.current
+        if store is None or call.stamp.round != self._run.stamp.round:
+            ended = StoreFailure(ROUND_ENDED, f"round {call.stamp.round} has ended")
+            self._answer([Answer(node.name, call.request_id, ended)])
+            return
+        if node.name not in self.seats:
+            # R4: nobody has the store of a round that it is not in.
+            outside = StoreFailure(BAD_REQUEST, "this node is not in the round")
+            self._answer([Answer(node.name, call.request_id, outside)])
+            return
+        if self._share.used > self._budget.surely:
+            excess = self._no_room(store, node, call)
+            if excess is not None:
+                full = StoreFailure(LIMIT, f"{excess}; {HOW_TO_RAISE}")
+                self._answer([Answer(node.name, call.request_id, full)])
+                return
+        request = (node.name, call.request_id, call.op, call.timeout_s, session.heard_s)
+        if isinstance(store, StoreLog):
+            answers = store.apply(*request, call.acknowledged, call.still_open)
+        else:
+            store.acknowledge(node.name, call.acknowledged, call.still_open)
+            answers = store.apply(*request)
+        self._answer(answers)
+        if self._tally is None or self._tally.kept != self._kept:
+            self._count()
+        self._arm_timer()
+        if self._is_leased:
+            self._write_log()
+
+    def cancel(self, node: NodeId, request_id: int) -> None:
+        """The caller does not wait for this call any more."""
+        if self.current is not None:
+            self.current.cancel(node.name, request_id)
+            self._count()
+            self._arm_timer()
+            self._write_log()
+
+    def _no_room(
+        self, store: RoundStore | StoreLog, node: NodeId, call: wire.StoreCall
+    ) -> Excess | None:
+        """Why a call cannot be applied. Then nothing is done, and it may be sent again (R11)."""
+        store.acknowledge(node.name, call.acknowledged, call.still_open)
+        self._count()
+        if store.has_seen(node.name, call.request_id):
+            return None
+        growth = store.growth_of(call.op)
+        return self._share.excess(growth) if growth > 0 else None
+
+    def _count(self) -> None:
+        kept = self.current.footprint() if self.current is not None else 0
+        if kept != self._kept:
+            self._share.add(kept - self._kept)
+            self._kept = kept
+
+    # -- answers -------------------------------------------------------------------------------
+
+    def _answer(self, answers: list[Answer]) -> None:
+        """R5, R10: an answer is sent only while no other coordinator can own the run."""
+        may_answer = not self._is_leased or not answers or self._run.may_answer()
+        for answer in answers:
+            session = self._sessions.get(answer.node)
+            if session is not None:
+                message = wire.StoreAnswer(self._run.stamp, answer.request_id, answer.result)
+                if may_answer:
+                    session.answer(message)
+                else:
+                    self._held.put(session, wire.encode(message))
+
+    def release_answers(self) -> None:
+        """The lease stands again: send the answers that were held."""
+        self._held.release()
+
+    def forget_session(self, session: Session) -> None:
+        """The connection has ended: drop the answers that were held for it."""
+        self._held.forget(session)
+
+    # -- the log -------------------------------------------------------------------------------
+
+    def _write_log(self) -> None:
+        """R10: what changes the store is in the log before it is acknowledged."""
+        if isinstance(self.current, StoreLog):
+            record = self.current.take_record()
+            if record is not None:
+                self._run.append(self.current, record)
+
+    def appended(self, log: StoreLog) -> None:
+        """The record that was being written is in this log."""
+        if log is self.current:
+            self._answer(log.appended())
+            self._write_log()
+            self._count()
+
+    # -- timeouts ------------------------------------------------------------------------------
+
+    def _arm_timer(self) -> None:
+        """Keep one timer, for the first deadline; none if no call waits."""
+        due_s = self.current.next_deadline_s() if self.current else None
+        # A timer that is due too early stays, and arms the next one when it fires. Else a long wait
+        # would be armed again for each short one beside it.
+        if due_s is not None and self._timer_due_s is not None and self._timer_due_s <= due_s:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_due_s = None, due_s
+        if due_s is not None:
+            self._timer = self._call_at(due_s, partial(self._run.supervised, self._expire))
+
+    def _expire(self) -> None:
+        self._timer = self._timer_due_s = None
+        if self.current is not None:
+            self._answer(self.current.expire(self._now_s()))
+            self._count()
+            self._arm_timer()
+            self._write_log()
