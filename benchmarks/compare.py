@@ -29,7 +29,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a file: what lies beside it is the package `benchmarks`
     sys.path[0] = str(ROOT)
 
-from benchmarks.processes import DEADLINE_S, NotMeasuredError  # noqa: E402
+from rallypoint.bench.processes import DEADLINE_S, BenchError  # noqa: E402
 
 PAIRS: Final = 20
 JUDGED: Final = ("meet: warm", "store: set, get and add")
@@ -126,10 +126,10 @@ def _bench(tree: Path, python: str, *arguments: str) -> dict[str, Any]:
             command, env=environment, cwd=tree, capture_output=True, timeout=_BENCH_S
         )
     except subprocess.TimeoutExpired:
-        raise NotMeasuredError(f"{tree}: {arguments[0]} takes more than {_BENCH_S:g} s") from None
+        raise BenchError(f"{tree}: {arguments[0]} takes more than {_BENCH_S:g} s") from None
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace")[-1_000:].strip()
-        raise NotMeasuredError(f"{tree}: {arguments[0]} ended with {done.returncode}: {said}")
+        raise BenchError(f"{tree}: {arguments[0]} ended with {done.returncode}: {said}")
     told: dict[str, Any] = json.loads(done.stdout)
     return told
 
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for tree, python, found in sides if pair % 2 else reversed(sides):
                 found.append(measure(tree, python, scenarios, options.nodes, options.repeats))
             say(f"pair {pair + 1} of {options.pairs}")
-    except NotMeasuredError as error:
+    except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     ratios = compared(here, there)

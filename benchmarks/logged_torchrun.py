@@ -7,32 +7,19 @@ The handler of any backend is taken from torch's registry, and passed on within 
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from typing import Any
 
 from torch.distributed import run
 from torch.distributed.elastic.rendezvous import registry
 
-
-class Log:
-    """Lines of JSON at the end of a file, each written at once. The workers write there, too."""
-
-    def __init__(self) -> None:
-        path = os.environ["BENCHMARK_LOG"]
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def note(self, event: str, **more: Any) -> None:
-        """Something has happened now."""
-        line = {"event": event, "at_s": time.monotonic(), **more}
-        os.write(self._fd, json.dumps(line).encode() + b"\n")
+from rallypoint.bench.event_log import EventWriter
 
 
 class LoggedHandler:
     """Everything is the other handler's; three kinds of calls are noted."""
 
-    def __init__(self, handler: Any, log: Log) -> None:
+    def __init__(self, handler: Any, log: EventWriter) -> None:
         self._handler = handler
         self._log = log
         self._is_told = False
@@ -42,10 +29,10 @@ class LoggedHandler:
 
     def next_rendezvous(self) -> Any:
         """Noted before, and once it has returned."""
-        self._log.note("called")
+        self._log.write("called")
         info = self._handler.next_rendezvous()
         self._is_told = False
-        self._log.note("met", rank=info.rank, size=info.world_size)
+        self._log.write("met", rank=info.rank, size=info.world_size)
         return info
 
     def num_nodes_waiting(self) -> int:
@@ -53,21 +40,21 @@ class LoggedHandler:
         count: int = self._handler.num_nodes_waiting()
         if count > 0 and not self._is_told:
             self._is_told = True
-            self._log.note("told", count=count)
+            self._log.write("told", count=count)
         return count
 
 
 def main() -> None:
     """torchrun's own main."""
-    log = Log()
+    log = EventWriter(os.environ["BENCHMARK_LOG"])  # The workers write there, too.
     create = registry.get_rendezvous_handler
 
     def logged(params: Any) -> LoggedHandler:
-        log.note("asked")
+        log.write("asked")
         return LoggedHandler(create(params), log)
 
     registry.get_rendezvous_handler = logged
-    log.note("began", pid=os.getpid())
+    log.write("began", pid=os.getpid())
     run.main()
 
 

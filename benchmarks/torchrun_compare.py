@@ -27,8 +27,7 @@ if not __package__:  # run as a file: what lies beside it is the package `benchm
     sys.path[0] = str(ROOT)
 
 from benchmarks import private_network  # noqa: E402
-from benchmarks.figure import load_average, rounded  # noqa: E402
-from benchmarks.processes import free_port, run_part  # noqa: E402
+from benchmarks.parts import run_part  # noqa: E402
 from benchmarks.torchrun_jobs import (  # noqa: E402
     C10D,
     C10D_DEFAULT,
@@ -39,7 +38,7 @@ from benchmarks.torchrun_jobs import (  # noqa: E402
     job,
 )
 from rallypoint import __version__  # noqa: E402
-from rallypoint.bench.processes import BenchError  # noqa: E402
+from rallypoint.bench.processes import BenchError, free_port  # noqa: E402
 
 IDLE_S: Final = 20.0
 CALM_S: Final = 3.0
@@ -109,12 +108,8 @@ class Measured:
 
 
 def _meet(count: int, variant: Variant) -> Sample:
-    os.environ.update(variant.environment)
-    try:
-        lines = run_part("torchrun_meeting_part", variant.backend, count, free_port())
-    finally:
-        for name in variant.environment:
-            del os.environ[name]
+    where = (variant.backend, count, free_port())
+    lines = run_part("torchrun_meeting_part", *where, **variant.environment)
     failed = [line["error"] for line in lines if "error" in line]
     if failed:
         raise BenchError(f"{len(failed)} of {count} did not meet: {failed[0]}")
@@ -321,6 +316,16 @@ def measure(group: Group, repeats: int) -> list[Measured]:
             shown = ", ".join(f"{name} {rounded(value):g}" for name, value in sample.items())
             say(f"{group.name} {index + 1} of {repeats}, {variant.name}: {shown}")
     return list(rows.values())
+
+
+def rounded(value: float) -> float:
+    """Four significant digits: more would claim what nobody measured."""
+    return float(f"{value:.4g}")
+
+
+def load_average() -> list[float]:
+    """How many processes wanted to run, over 1, 5 and 15 minutes."""
+    return [rounded(value) for value in os.getloadavg()]
 
 
 def as_json(group: Group, measured: Measured, loads: dict[str, Any]) -> dict[str, Any]:

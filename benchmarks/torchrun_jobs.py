@@ -8,7 +8,6 @@ them training, which is not what happens to a machine.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -20,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.processes import ROOT, clean_environment, free_port, wait_until
-from rallypoint.bench.processes import BenchError
+from benchmarks.parts import ROOT, clean_environment
+from rallypoint.bench.event_log import EventReader, LoggedEvent
+from rallypoint.bench.processes import BenchError, free_port, wait_until
 
 WORKER: Final = ROOT / "benchmarks" / "torchrun_worker.py"
 MAX_RESTARTS: Final = 3
@@ -54,8 +54,9 @@ class Node:
 
     def __init__(self, job: Job, name: str) -> None:
         self.name = name
-        self._log = job.folder / f"{name}.jsonl"
-        self._said = self._log.with_suffix(".txt").open("wb")
+        self._path = job.folder / f"{name}.jsonl"
+        self._log = EventReader(self._path)
+        self._said = self._path.with_suffix(".txt").open("wb")
         self.started_s = time.monotonic()
         self.process = subprocess.Popen(
             [
@@ -68,7 +69,7 @@ class Node:
             ],
             env=clean_environment(
                 **job.variant.environment,
-                BENCHMARK_LOG=str(self._log),
+                BENCHMARK_LOG=str(self._path),
                 TMPDIR=str(job.folder),
                 GLOO_SOCKET_IFNAME="lo",
                 OMP_NUM_THREADS="1",
@@ -78,18 +79,12 @@ class Node:
             stderr=self._said,
         )
 
-    def events(self, kind: str, since_s: float = 0.0, **fields: Any) -> list[dict[str, Any]]:
+    def events(self, kind: str, since_s: float = 0.0, **fields: Any) -> list[LoggedEvent]:
         """What has happened so far, in order."""
-        if not self._log.exists():
-            return []
-        data = self._log.read_bytes()
-        events = map(json.loads, data[: data.rfind(b"\n") + 1].splitlines())
         return [
-            e
-            for e in events
-            if e["event"] == kind
-            and e["at_s"] >= since_s
-            and all(e[name] == value for name, value in fields.items())
+            event
+            for event in self._log.all(kind, since_s)
+            if all(event[name] == value for name, value in fields.items())
         ]
 
     def first_s(self, *kinds: str, since_s: float = 0.0, **fields: Any) -> float | None:
@@ -99,11 +94,11 @@ class Node:
 
     def last_said(self) -> str:
         """The end of what the agent and its worker wrote, for an error."""
-        return self._log.with_suffix(".txt").read_text(errors="replace")[-2_000:]
+        return self._path.with_suffix(".txt").read_text(errors="replace")[-2_000:]
 
     def kill(self) -> None:
         """SIGKILL to all its processes, the agent first, as if the machine were gone."""
-        mark = f"BENCHMARK_LOG={self._log}".encode()
+        mark = f"BENCHMARK_LOG={self._path}".encode()
         for pid in [self.process.pid, *_processes_with(mark)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

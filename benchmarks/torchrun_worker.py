@@ -7,20 +7,13 @@ It imports torch as any DDP script does, which is most of what a new round's fir
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
-import time
-from typing import Any
 
-_fd = os.open(os.environ["BENCHMARK_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+from rallypoint.bench.event_log import EventWriter
 
-
-def note(event: str, **more: Any) -> None:
-    """One line of JSON, at once."""
-    line = {"event": event, "at_s": time.monotonic(), **more}
-    os.write(_fd, json.dumps(line).encode() + b"\n")
+_log = EventWriter(os.environ["BENCHMARK_LOG"])
 
 
 def train() -> None:
@@ -29,17 +22,19 @@ def train() -> None:
 
     from rallypoint.bench import ddp_worker
 
-    note("worker_imported")
-    ddp_worker.train(lambda: note("stepped", size=dist.get_world_size(), rank=dist.get_rank()))
+    _log.write("worker_imported")
+    ddp_worker.train(
+        lambda: _log.write("stepped", size=dist.get_world_size(), rank=dist.get_rank())
+    )
 
 
 if __name__ == "__main__":
-    note("worker_began", pid=os.getpid())
+    _log.write("worker_began", pid=os.getpid())
     if sys.argv[1] == "idle":
         while True:
             signal.pause()
     try:
         train()
     except Exception as error:
-        note("worker_failed", error=str(error)[:200])
+        _log.write("worker_failed", error=str(error)[:200])
         raise

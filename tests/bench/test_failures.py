@@ -14,6 +14,8 @@ from rallypoint.bench import (
     cut,
     driver,
     etcd,
+    frozen_coordinator,
+    frozen_node,
     host_lost,
     kill,
     ledger_away,
@@ -88,6 +90,24 @@ def test_a_machine_without_power_is_lost_in_time(served: driver.Plan) -> None:
 def test_those_that_are_left_of_many_regroup(served: driver.Plan, workers: str) -> None:
     told_s, met_s = preempted._once(served, 10, workers)
     assert told_s <= met_s < preempted.NEXT_ROUND_S + SLOW_S
+
+
+def test_a_node_that_hangs_is_suspect_and_then_lost() -> None:
+    figures = found(frozen_node.measure(own(), 3))
+    assert figures["suspect"].target == Target(6.0, worst=True)
+    assert figures["lost after a failure"].target == Target(1.5)
+    # It is silent from its last heartbeat on, which was at most an interval ago.
+    run = RunSettings()
+    least_s = run.suspect_after_s - frozen_node.HEARTBEAT_S
+    assert least_s * 0.9 < figures["suspect"].median < run.lost_after_s
+    assert run.probe_s <= figures["lost after a failure"].median < run.lost_after_s
+
+
+def test_a_coordinator_that_stands_still_disturbs_nobody(served: driver.Plan) -> None:
+    served.seconds = RunSettings().suspect_after_s + 2.0
+    figures = found(frozen_coordinator.measure(served, 3))
+    assert figures["nodes disturbed"].values == (0.0,)
+    assert figures["nodes disturbed"].target == Target(0, worst=True)
 
 
 def test_an_elected_host_that_is_lost_with_its_node() -> None:

@@ -14,6 +14,7 @@ from rallypoint.bench import (
     failover,
     flood,
     idle,
+    join,
     meet,
     model,
     neighbour,
@@ -44,6 +45,15 @@ def test_meet(plan: driver.Plan) -> None:
     assert {"warm", "floor warm", "cold", "floor cold", "warm / floor"} <= set(figures)
     assert len(figures["warm"].values) == 2
     assert all(value > 0 for each in figures.values() for value in each.values)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_programs_that_join(processes: int) -> None:
+    plan = driver.Plan(driver.NOWHERE, repeats=1, processes=processes)
+    [figure] = join.measure(plan, 3)
+    assert f"{processes} process" in figure.about
+    assert figure.target == Target(500.0)
+    assert 0 < figure.median < 60_000
 
 
 def test_regroup(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:

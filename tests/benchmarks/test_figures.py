@@ -1,9 +1,10 @@
-"""The benchmarks still run and say what they should; how fast anything was is not checked here."""
+"""The figures of the documentation can be measured again; how fast anything was is not checked."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,31 +12,70 @@ from typing import Any
 
 import pytest
 
+figures = pytest.importorskip("benchmarks.figures", reason="the source package has no benchmarks")
+
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "benchmarks" / "figures.py"
-FAST = ("import", "meet", "regroup", "store", "push")
-# What one part of the script makes of the numbers is read by people and by README's author.
-FIELDS = {
-    "group": str,
-    "name": str,
-    "timed": str,
-    "unit": str,
-    "median": float,
-    "min": float,
-    "max": float,
-    "repeats": int,
-    "values": list,
-    "limited_by": str,
-    "details": dict,
-    "load_average_before": list,
-    "load_average_after": list,
-}
+FAST = ("import", "join")
+QUOTING = ("README.md", "docs/operations.md", "docs/scale.md")
 
-pytestmark = [
-    pytest.mark.processes,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(not FIGURES.exists(), reason="the source distribution has no benchmarks"),
-]
+
+# -- which commands there are ----------------------------------------------------------------------
+
+
+def test_each_scenario_that_a_page_has_figures_of_is_measured() -> None:
+    """A row of a table of figures ends with the command that measures it again."""
+    quoted = set()
+    for page in QUOTING:
+        rows = [line for line in (ROOT / page).read_text("utf-8").splitlines() if line[:1] == "|"]
+        quoted |= {name for row in rows for name in re.findall(r"`rallypoint bench ([\w-]+)", row)}
+    assert len(quoted) > 8
+    assert quoted <= set(figures.SCENARIOS)
+
+
+def test_what_is_measured_here_is_what_no_scenario_measures() -> None:
+    from rallypoint.cli.bench_scenarios import Scenario
+
+    names = {each.value for each in Scenario}
+    assert set(figures.SCENARIOS) <= names
+    assert set(figures.HERE).isdisjoint(names)
+
+
+def test_each_command_gives_the_figures_of_its_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def bench(words: tuple[str, ...]) -> list[dict[str, Any]]:
+        asked.append(words)
+        return [{"name": "warm"}]
+
+    monkeypatch.setattr(figures, "_bench", bench)
+    found = figures.measure("host-lost", 2)
+    assert asked == [
+        ("bench", "host-lost", "--repeats", "2"),
+        ("bench", "host-lost", "--at", "etcd", "--repeats", "2"),
+    ]
+    assert found[1] == {
+        "group": "host-lost",
+        "command": "rallypoint bench host-lost --at etcd --repeats 2",
+        "name": "warm",
+    }
+
+
+def test_a_scenario_that_fails_is_named_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def bench(words: tuple[str, ...]) -> list[dict[str, Any]]:
+        if words[1] == "cut":
+            raise figures.BenchError("there is no coordinator")
+        return []
+
+    monkeypatch.setattr(figures, "_bench", bench)
+    assert figures.main(["--only", "cut,kill"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["not_measured"] == ["cut: there is no coordinator"]
+
+
+# -- once, with the quick ones ---------------------------------------------------------------------
 
 
 def run_figures(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -48,54 +88,46 @@ def run_figures(*arguments: str) -> subprocess.CompletedProcess[str]:
 def result() -> dict[str, Any]:
     done = run_figures("--only", ",".join(FAST), "--repeats", "1")
     assert done.returncode == 0, done.stderr
-    assert "figures: " in done.stderr
+    assert "figures: rallypoint bench join" in done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def test_every_group_asked_for_is_there(result: dict[str, Any]) -> None:
+@pytest.mark.processes
+@pytest.mark.timeout(300)
+def test_each_figure_says_what_was_timed_and_how_to_have_it_again(result: dict[str, Any]) -> None:
     assert result["not_measured"] == []
-    assert tuple(dict.fromkeys(figure["group"] for figure in result["figures"])) == FAST
-    names = [figure["name"] for figure in result["figures"]]
-    assert len(names) == len(set(names))
-    assert {"import", "meet_2_processes", "meet_64_threads", "barrier_64"} <= set(names)
+    assert result["machine"]["cores"] >= 1
+    assert tuple(dict.fromkeys(each["group"] for each in result["figures"])) == FAST
+    for each in result["figures"]:
+        assert each["about"]
+        assert each["values"]
+        assert min(each["values"]) <= each["median"] <= max(each["values"])
+        assert each["group"] in each["command"]
 
 
-def test_the_machine_is_described(result: dict[str, Any]) -> None:
-    machine = result["machine"]
-    assert machine["cpus"] >= 1
-    assert len(machine["load_average_before"]) == len(machine["load_average_after"]) == 3
-
-
-def test_each_figure_says_what_was_timed_and_keeps_its_values(result: dict[str, Any]) -> None:
-    for figure in result["figures"]:
-        for name, kind in FIELDS.items():
-            assert isinstance(figure[name], kind), (figure["name"], name)
-        assert figure["timed"]
-        assert figure["values"]
-        assert figure["repeats"] == len(figure["values"])
-        assert figure["min"] <= figure["median"] <= figure["max"]
-
-
+@pytest.mark.processes
+@pytest.mark.timeout(300)
 def test_a_target_is_judged_by_the_values(result: dict[str, Any]) -> None:
-    for figure in result["figures"]:
-        target = figure["target"]
-        if target is None:
-            assert figure["reached"] is None
-        else:
-            assert figure["reached"] == (figure[target["of"]] <= target["at_most"])
+    judged = [each for each in result["figures"] if each["target"] is not None]
+    assert len(judged) == 3  # the import, and both meetings
+    for each in judged:
+        assert each["target"]["of"] == "median"
+        assert each["reached"] == (each["median"] <= each["target"]["at_most"])
 
 
+@pytest.mark.processes
+@pytest.mark.timeout(300)
 def test_a_table_for_people() -> None:
     done = run_figures("--only", "import", "--repeats", "1", "--markdown")
     assert done.returncode == 0, done.stderr
     head, rule, *rows = done.stdout.strip().splitlines()
-    assert head.startswith("| figure | median |")
+    assert head.startswith("| figure | nodes | median |")
     assert set(rule) <= set("|-")
-    assert [row.split(" | ")[0] for row in rows] == ["| import", "| import_and_first_use"]
+    names = [row.split(" | ")[0] for row in rows]
+    assert names == ["| import: import", "| import: import and first use"]
 
 
-def test_a_group_that_is_not_there_is_named() -> None:
-    done = run_figures("--only", "meat")
-    assert done.returncode == 2
-    assert "there is no meat" in done.stderr
+def test_a_group_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert figures.main(["--only", "meat"]) == 2
+    assert "there is no meat" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from typing import Any, Final
 from rallypoint.bench.event_log import EventReader, LoggedEvent
 from rallypoint.bench.processes import (
     DEADLINE_S,
+    BenchError,
     clean_environment,
     end,
     kill_tree,
@@ -27,6 +28,9 @@ from rallypoint.endpoints import EndpointKind, parse_endpoint
 
 PLAIN: Final = "rallypoint.bench.plain_worker"
 DDP: Final = "rallypoint.bench.ddp_worker"
+AGENTS_MIN: Final = 3
+AGENTS_MAX: Final = 64
+"""Each is an agent, its guard and a worker: three Python processes of this machine."""
 
 
 class Agent:
@@ -123,6 +127,16 @@ class Team:
         for pid in workers:  # its guard has done it, or is about to
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def check_count(scenario: str, count: int, hint: str = "") -> None:
+    """Whether so many agents can be started here. Raises BenchError."""
+    if not AGENTS_MIN <= count <= AGENTS_MAX:
+        raise BenchError(
+            f"{scenario} starts real agents, from {AGENTS_MIN} to {AGENTS_MAX} of them, not "
+            f"{count}",
+            hint,
+        )
 
 
 @contextlib.contextmanager

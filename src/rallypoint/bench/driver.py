@@ -42,12 +42,14 @@ PORTS_MAX: Final = 65_535 - 1_024 + 1
 class Process:
     """A process of ours: its id, its CPU time and its memory."""
 
-    def __init__(self, arguments: Sequence[str], **options: Any) -> None:
+    def __init__(
+        self, arguments: Sequence[str], env: dict[str, str] | None = None, **options: Any
+    ) -> None:
         self._popen = start(
             arguments,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=clean_environment(),
+            env=clean_environment() if env is None else env,
             **options,
         )
         assert self._popen.stdin is not None

@@ -7,8 +7,6 @@ coordinator by themselves. The round goes on meanwhile: should one end, nothing 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import math
 import secrets
 import shutil
@@ -20,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
+from rallypoint.bench import coordinator_api
 from rallypoint.bench.driver import Plan, Process
 from rallypoint.bench.etcd import etcd
 from rallypoint.bench.figure import Figure, Target
@@ -32,10 +31,9 @@ from rallypoint.bench.node_processes import (
     problem_of,
     wait_for,
 )
-from rallypoint.bench.processes import ANSWER_S, BenchError, scratch, tail_of, wait_until
+from rallypoint.bench.processes import BenchError, scratch, tail_of, wait_until
 from rallypoint.bench.real_nodes import RUN_ID, Specification
 from rallypoint.endpoints import FilePlace, parse_endpoint
-from rallypoint.wire.headers import ONLY_OWN
 
 REPEATS_MAX: Final = 5
 ETCD: Final = "etcd"
@@ -178,13 +176,7 @@ class Replica:
 
     def run(self, run_id: str = RUN_ID) -> dict[str, Any] | None:
         """What it says of the run; None if it has not got it. Raises BenchError."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)
-        with contextlib.closing(connection):
-            try:
-                connection.request("GET", "/api/v1/runs", headers={ONLY_OWN: "1"})
-                runs: list[dict[str, Any]] = json.loads(connection.getresponse().read())["runs"]
-            except (OSError, http.client.HTTPException) as error:
-                raise BenchError(f"a coordinator does not answer any more: {error}") from error
+        runs = coordinator_api.runs(self.port)
         return next((each for each in runs if each["run_id"] == run_id), None)
 
     def attached(self, run_id: str = RUN_ID) -> int:

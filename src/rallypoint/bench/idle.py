@@ -11,9 +11,10 @@ from itertools import pairwise
 from typing import Any, Final
 
 from rallypoint.bench import driver
-from rallypoint.bench.figure import Figure
+from rallypoint.bench.figure import Figure, Target
 from rallypoint.bench.meet import settings
 
+MESSAGES_PER_S: Final = 2.0
 STEADY_S: Final = 4.0
 """How long after the last node has come all of them beat steadily: two heartbeats, and some."""
 UNANSWERED_MAX: Final = 0.1
@@ -42,9 +43,17 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
             seen.append((fleets.ask("counts", at_s=at_s), plan.usage()))
         fleets.ask("disconnect")
 
-    def figure(name: str, unit: str, values: Iterable[float], about: str) -> Figure:
+    def figure(
+        name: str, unit: str, values: Iterable[float], about: str, target: Target | None = None
+    ) -> Figure:
         return Figure(
-            scenario="idle", name=name, nodes=nodes, unit=unit, values=tuple(values), about=about
+            scenario="idle",
+            name=name,
+            nodes=nodes,
+            unit=unit,
+            values=tuple(values),
+            about=about,
+            target=target,
         )
 
     _check_answers(nodes, seen[0][0], seen[-1][0])
@@ -56,6 +65,7 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
             "per node and s",
             (driver.grown(a, b, *messages) / nodes / spent_s for a, b, spent_s in pairs),
             "both directions",
+            Target(MESSAGES_PER_S),
         ),
         figure(
             "bytes",

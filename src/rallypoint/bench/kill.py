@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from rallypoint.bench.agents import Agent, team, wait_for
+from rallypoint.bench.agents import Agent, check_count, team, wait_for
 from rallypoint.bench.driver import Plan
 from rallypoint.bench.figure import Figure, Target
-from rallypoint.bench.processes import BenchError, free_port, wait_until
+from rallypoint.bench.processes import free_port, wait_until
 
 TOLD_MS: Final = 100.0
 READY_MS: Final = 200.0
@@ -23,14 +23,12 @@ GRACE_MS: Final = 900.0
 """Who was told later than this was told after a grace, and not by the kernel's word."""
 CALM_S: Final = 0.5
 """Between the last node's round and the next kill."""
-NODES_MAX: Final = 64
 WITHIN_S: Final = 120.0
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:
     """Kill one of so many, `plan.repeats` times."""
-    if not 3 <= nodes <= NODES_MAX:
-        raise BenchError(f"kill starts real agents, from 3 to {NODES_MAX} of them, not {nodes}")
+    check_count("kill", nodes)
     endpoint = f"127.0.0.1:{free_port()}"
     results = []
     with team(nodes, f"{nodes - 1}:{nodes}", endpoint, plan.run_id()) as made:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Final
 
-from rallypoint.bench.agents import DDP, PLAIN, Agent, agents, wait_for
+from rallypoint.bench.agents import DDP, PLAIN, Agent, agents, check_count, wait_for
 from rallypoint.bench.driver import Plan
 from rallypoint.bench.figure import Figure
 from rallypoint.bench.processes import BenchError, free_port
@@ -29,8 +29,6 @@ STAGES: Final = {
 }
 OURS: Final = ("noticed", "told", "met")
 REPEATS_MAX: Final = 5
-NODES_MAX: Final = 64
-"""Each is an agent, its guard and a worker: three Python processes of this machine."""
 WITHIN_S: Final = 120.0
 
 
@@ -41,11 +39,7 @@ def check(plan: Plan, nodes: int) -> None:
             "--ddp needs torch, which is not installed",
             "pip install 'rallypoint[torch]', or leave --ddp out: a plain Python worker is used",
         )
-    if not 3 <= nodes <= NODES_MAX:
-        raise BenchError(
-            f"recover starts real agents, from 3 to {NODES_MAX} of them, not {nodes}",
-            "two survivors at least are to meet again",
-        )
+    check_count("recover", nodes, "two survivors at least are to meet again")
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:

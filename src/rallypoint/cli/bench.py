@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import enum
-import importlib.util
 import logging
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rallypoint.cli import api, output, run_locator
+from rallypoint.cli import api, bench_plot, output, run_locator
+from rallypoint.cli.bench_scenarios import (
+    NEEDS,
+    NODES_HELP,
+    SCENARIOS_HELP,
+    At,
+    Measure,
+    Scenario,
+    measure_of,
+)
 from rallypoint.cli.common import TokenFileOption, keys_of
 from rallypoint.core.values import Address
 from rallypoint.endpoints import EndpointKind, parse_endpoint
@@ -26,72 +32,12 @@ if TYPE_CHECKING:
     from rallypoint.bench.figure import Figure
 
 
-class Scenario(enum.StrEnum):
-    """One question."""
-
-    MEET = "meet"
-    REGROUP = "regroup"
-    RECOVER = "recover"
-    KILL = "kill"
-    CUT = "cut"
-    PREEMPTED = "preempted"
-    FAILOVER = "failover"
-    HOST_LOST = "host-lost"
-    RACK = "rack"
-    LEDGER_AWAY = "ledger-away"
-    LEDGER_READS = "ledger-reads"
-    LEDGER_WRITES = "ledger-writes"
-    IDLE = "idle"
-    STORE = "store"
-    RUNS = "runs"
-    STRANGERS = "strangers"
-    NEIGHBOUR = "neighbour"
-    MODEL = "model"
-
-
 class BenchFailedError(RallypointError):
     """A measurement could not be taken."""
 
 
-_SIZES: Final = {
-    Scenario.RECOVER: "3",
-    Scenario.KILL: "8",
-    Scenario.CUT: "8",
-    Scenario.PREEMPTED: "100",
-    Scenario.FAILOVER: "8",
-    Scenario.HOST_LOST: "8",
-    Scenario.RACK: "1000",
-    Scenario.LEDGER_AWAY: "8",
-    Scenario.LEDGER_READS: "10,100,1000",
-    Scenario.LEDGER_WRITES: "10000",
-    Scenario.RUNS: "16",
-    Scenario.STRANGERS: "64",
-    Scenario.NEIGHBOUR: "12",
-    Scenario.MODEL: "128,256,512,1024",
-}
-_SIZES_ELSE: Final = "8,32,128"
-_SECONDS: Final = {Scenario.STRANGERS: 60.0}
-_SECONDS_ELSE: Final = 10.0
 _RUNS: Final = 200
 _PLACES: Final = ("served", "embedded")
-_OVER_A_LEDGER: Final = (Scenario.FAILOVER, Scenario.HOST_LOST, Scenario.RACK)
-"""Their `--at` is a ledger."""
-_OVER_THEIR_OWN: Final = (
-    Scenario.KILL,
-    Scenario.CUT,
-    Scenario.PREEMPTED,
-    Scenario.LEDGER_AWAY,
-    Scenario.LEDGER_READS,
-    Scenario.LEDGER_WRITES,
-)
-"""They start all that they need, and `--at` is not for them."""
-_SERVED: Final = (Scenario.CUT, Scenario.PREEMPTED)
-_NO_COORDINATOR: Final = (
-    Scenario.STRANGERS,
-    *_OVER_A_LEDGER,
-    *set(_OVER_THEIR_OWN) - set(_SERVED),
-)
-"""What they measure has its own coordinators."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -104,17 +50,7 @@ def bench(
         Scenario,
         typer.Argument(
             metavar="SCENARIO",
-            help="meet: from the first call to the last answer; regroup: a node killed, leaving, "
-            "arriving, frozen; recover: real agents and workers, from a kill to the next step; "
-            "kill: kill -9 of real agents; cut: the network of one node is cut; preempted: 30 % "
-            "of the nodes killed at once; failover: the coordinator is killed, terminated or "
-            "frozen; host-lost: an elected coordinator lost with its node; rack: the first 30 % "
-            "of the ranks lost with the coordinator; ledger-away: etcd stands still; "
-            "ledger-reads, ledger-writes: bytes that etcd is asked for and given; idle: traffic, "
-            "CPU and memory; store: calls a second, barriers; runs: one of many runs; neighbour: "
-            "one run beside another that floods; strangers: an attack without a token; model: what "
-            "a node costs, and what follows for "
-            "more of them.",
+            help=SCENARIOS_HELP,
         ),
     ],
     nodes: Annotated[
@@ -122,10 +58,7 @@ def bench(
         typer.Option(
             "--nodes",
             metavar="N[,N...]",
-            help="How many nodes, one or more sizes (default: 8,32,128; recover 3; kill, cut, "
-            "failover, host-lost and ledger-away 8; preempted 100; rack 1000; ledger-reads "
-            "10,100,1000; ledger-writes 10000; runs 16; neighbour 12; strangers 64; "
-            "model 128,256,512,1024).",
+            help=NODES_HELP,
         ),
     ] = None,
     repeats: Annotated[
@@ -205,19 +138,19 @@ def bench(
     """Measure on this machine, with nodes that are real for the coordinator. See docs/scale.md."""
     from rallypoint.bench import driver, report
 
-    sizes = _sizes(nodes or _SIZES.get(scenario, _SIZES_ELSE))
+    sizes = _sizes(nodes or NEEDS[scenario].nodes)
     _check_together(scenario, sizes, at, ddp=ddp, runs=runs, run=run, of=of)
     if plot is not None:
-        _check_plot(plot)
+        bench_plot.check(plot)
     about = report.machine()
 
     def plan_for(where: Coordinator) -> Plan:
-        ledger = at if scenario in _OVER_A_LEDGER and at not in _PLACES else ""
+        ledger = at if NEEDS[scenario].at is At.LEDGER and at not in _PLACES else ""
         return driver.Plan(
             where,
             repeats=repeats,
             processes=processes or 1,
-            seconds=seconds or _SECONDS.get(scenario, _SECONDS_ELSE),
+            seconds=seconds or NEEDS[scenario].seconds,
             ddp=ddp,
             runs=runs or _RUNS,
             ledger=ledger,
@@ -253,56 +186,16 @@ def bench(
         output.note(report.described(about))
         output.show(report.table(figures))
     if plot is not None:
-        _plot(lambda path: report.plot(figures, path), plot)
+        bench_plot.draw_to(plot, lambda path: report.plot(figures, path))
 
 
-_Measure = Callable[["Plan", int], "list[Figure]"]
+def _measure(scenario: Scenario, run: str | None, of: int | None) -> Measure:
+    if run is None or of is None:
+        return measure_of(scenario)
+    from rallypoint.bench import multi_host
 
-
-def _measure(scenario: Scenario, run: str | None, of: int | None) -> _Measure:
-    from rallypoint.bench import (
-        cut,
-        failover,
-        host_lost,
-        idle,
-        kill,
-        ledger_away,
-        ledger_reads,
-        ledger_writes,
-        meet,
-        multi_host,
-        neighbour,
-        preempted,
-        rack,
-        recover,
-        regroup,
-        runs,
-        store,
-        strangers,
-    )
-
-    if run is not None and of is not None:
-        shared = multi_host.HostShare(run, of)
-        return lambda plan, nodes: multi_host.measure(plan, nodes, shared)
-    return {
-        Scenario.MEET: meet.measure,
-        Scenario.REGROUP: regroup.measure,
-        Scenario.RECOVER: recover.measure,
-        Scenario.KILL: kill.measure,
-        Scenario.CUT: cut.measure,
-        Scenario.PREEMPTED: preempted.measure,
-        Scenario.FAILOVER: failover.measure,
-        Scenario.HOST_LOST: host_lost.measure,
-        Scenario.RACK: rack.measure,
-        Scenario.LEDGER_AWAY: ledger_away.measure,
-        Scenario.LEDGER_READS: ledger_reads.measure,
-        Scenario.LEDGER_WRITES: ledger_writes.measure,
-        Scenario.IDLE: idle.measure,
-        Scenario.STORE: store.measure,
-        Scenario.RUNS: runs.measure,
-        Scenario.STRANGERS: strangers.measure,
-        Scenario.NEIGHBOUR: neighbour.measure,
-    }[scenario]
+    share = multi_host.HostShare(run, of)
+    return lambda plan, nodes: multi_host.measure(plan, nodes, share)
 
 
 def _model(
@@ -325,7 +218,7 @@ def _model(
         for text in model.remarks(costs):
             output.note(text)
     if plot is not None:
-        _plot(lambda path: model.plot(costs, path), plot)
+        bench_plot.draw_to(plot, lambda path: model.plot(costs, path))
 
 
 # -- while it is measured --------------------------------------------------------------------------
@@ -434,16 +327,17 @@ def _check_together(
         raise UsageError(
             "a model is fitted from two sizes at least", hint="for example --nodes 128,256,512"
         )
-    if scenario in _OVER_A_LEDGER and at not in ("served", "etcd") and "://" not in at:
+    may_be = NEEDS[scenario].at
+    if may_be is At.LEDGER and at not in ("served", "etcd") and "://" not in at:
         raise UsageError(
             f"`bench {scenario}` starts its own coordinators, over a ledger: {at!r} is none",
             hint="write --at etcd, etcd://HOST:PORT,.../PREFIX or file:///FOLDER, or leave it out",
         )
-    if scenario in _OVER_THEIR_OWN and at != "served":
+    if may_be in (At.SERVED, At.NONE) and at != "served":
         raise UsageError(
             f"`bench {scenario}` starts its own coordinators and ledger", hint="leave --at out"
         )
-    if scenario is Scenario.STRANGERS and at not in _PLACES:
+    if may_be is At.STARTED and at not in _PLACES:
         raise UsageError(
             f"`bench {scenario}` attacks a coordinator that it starts itself, not {at!r}",
             hint="write --at served or --at embedded",
@@ -492,7 +386,8 @@ def _coordinator(
 ) -> contextlib.AbstractContextManager[Coordinator]:
     from rallypoint.bench import driver
 
-    if scenario in _NO_COORDINATOR or (scenario is Scenario.RECOVER and at == "embedded"):
+    own = NEEDS[scenario].at in (At.STARTED, At.LEDGER, At.NONE)
+    if own or (scenario is Scenario.RECOVER and at == "embedded"):
         return contextlib.nullcontext(driver.NOWHERE)
     if at == "served":
         return driver.served()
@@ -524,55 +419,3 @@ def _running(at: str, token_file: str | None) -> Coordinator:
             attempts=error.attempts,
         ) from error
     return driver.Coordinator(Address(place.host, place.port), None, keys.token, at)
-
-
-# -- pictures --------------------------------------------------------------------------------------
-
-
-def _check_plot(path: Path) -> None:
-    """Whether it can be drawn, before anything is measured. Raises UsageError."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError(
-            "--plot needs matplotlib, which is not installed", hint="pip install matplotlib"
-        )
-    folder = path.absolute().parent
-    if path.is_dir():
-        raise UsageError(
-            f"cannot draw to {path}: it is a folder", hint=f"name a file: {path / 'figures.png'}"
-        )
-    if not folder.is_dir():
-        raise UsageError(
-            f"cannot draw to {path}: there is no folder {path.parent}",
-            hint=f"mkdir -p {path.parent}",
-        )
-    _check_suffix(path)
-    try:
-        if path.exists():
-            path.open("ab").close()
-        else:
-            tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UsageError(
-            f"cannot draw to {path}: {error.strerror or error}",
-            hint="name a file in a folder that you may write",
-        ) from error
-
-
-def _check_suffix(path: Path) -> None:
-    from matplotlib.figure import Figure as Picture  # optional: only for this
-
-    known = sorted(Picture().canvas.get_supported_filetypes())
-    if path.suffix.lower().lstrip(".") not in known:
-        raise UsageError(
-            f"cannot draw to {path}: matplotlib tells by its suffix what it is to be, "
-            f"and knows no {path.suffix!r}",
-            hint=f"one of {', '.join(f'.{each}' for each in known)}",
-        )
-
-
-def _plot(draw: Callable[[Path], None], path: Path) -> None:
-    try:
-        draw(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot draw to {path}: {error}") from error
-    output.note(f"drawn to {path}")

@@ -1,0 +1,35 @@
+"""What a coordinator on this machine answers over HTTP. For scenarios that watch what it shows."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+from typing import Any
+
+from rallypoint.bench.processes import ANSWER_S, BenchError
+from rallypoint.wire.headers import ONLY_OWN
+
+
+def runs(port: int) -> list[dict[str, Any]]:
+    """The runs that this coordinator has; it asks no other one. Raises BenchError."""
+    found: list[dict[str, Any]] = _get(port, "/api/v1/runs", {ONLY_OWN: "1"})["runs"]
+    return found
+
+
+def members(port: int, run_id: str, token: str = "") -> list[dict[str, Any]]:
+    """The members of one run, as far as the answer lists them. Raises BenchError."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    found: list[dict[str, Any]] = _get(port, f"/api/v1/runs/{run_id}", headers)["members"]
+    return found
+
+
+def _get(port: int, path: str, headers: dict[str, str]) -> dict[str, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", path, headers=headers)
+            answer: dict[str, Any] = json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException) as error:
+            raise BenchError(f"a coordinator does not answer any more: {error}") from error
+    return answer

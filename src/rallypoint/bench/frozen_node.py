@@ -1,0 +1,95 @@
+"""What happens to a node that hangs: `rallypoint run` agents, one of which is stopped by SIGSTOP.
+
+The node is suspect after `suspect_after_s`, and nothing else happens. It is lost once a worker
+beside it fails and it does not answer the probe that follows.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from rallypoint.bench import coordinator_api
+from rallypoint.bench.agents import Agent, agents, check_count, wait_for
+from rallypoint.bench.driver import Plan
+from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.processes import BenchError, free_port, wait_until
+from rallypoint.core.values import RunSettings
+
+CALM_S: Final = 1.0
+"""Between the start of the last worker and SIGSTOP."""
+RUN: Final = RunSettings()
+HEARTBEAT_S: Final = RUN.suspect_after_s / 3
+"""A node may be stopped at any time between two of its heartbeats."""
+SUSPECT_S: Final = RUN.suspect_after_s + 1.0
+LOST_S: Final = RUN.probe_s + 0.5
+REPEATS_MAX: Final = 5
+
+
+def measure(plan: Plan, nodes: int) -> list[Figure]:
+    """Stop one of so many, each time in a run of its own."""
+    check_count("frozen-node", nodes)
+    results = [_once(plan, nodes) for _ in range(min(plan.repeats, REPEATS_MAX))]
+    return [
+        Figure(
+            scenario="frozen-node",
+            name=name,
+            nodes=nodes,
+            unit="s",
+            values=tuple(result[column] for result in results),
+            about=about,
+            target=target,
+        )
+        for name, about, column, target in (
+            (
+                "suspect",
+                "from SIGSTOP of one agent and its worker until the coordinator shows the node as "
+                "silent",
+                0,
+                Target(SUSPECT_S, worst=True),
+            ),
+            (
+                "lost after a failure",
+                "one node is suspect; from a survivor's worker failing until the last survivor's "
+                "agent is told that the suspect one is lost, and is the cause",
+                1,
+                Target(LOST_S),
+            ),
+        )
+    ]
+
+
+def _once(plan: Plan, nodes: int) -> tuple[float, float]:
+    """Seconds from SIGSTOP until it is suspect, and from a failure until it is lost."""
+    port, token, run_id = free_port(), secrets.token_urlsafe(32), plan.run_id()
+    place = f"127.0.0.1:{port}"
+    with agents(nodes, f"{nodes - 1}:{nodes}", place, run_id, token=token) as started:
+        *survivors, victim = started  # The first one carries the coordinator.
+        time.sleep(CALM_S + random.uniform(0, HEARTBEAT_S))
+
+        def is_suspect() -> bool:
+            shown = coordinator_api.members(port, run_id, token)
+            return any((m["name"], m["link"]) == (victim.name, "silent") for m in shown)
+
+        stopped_s = time.monotonic()
+        victim.signal(signal.SIGSTOP)
+        wait_until(is_suspect, "the stopped node to be suspect")
+        suspect_s = time.monotonic() - stopped_s
+        failed_s = time.monotonic()
+        os.kill(survivors[1].worker_pid, signal.SIGUSR1)
+        lost = wait_for(survivors, "verdict", failed_s)
+        _check_cause(survivors, failed_s, victim.name)
+    return suspect_s, max(lost) - failed_s
+
+
+def _check_cause(survivors: Sequence[Agent], since_s: float, name: str) -> None:
+    """Raises BenchError if a survivor was told of another cause: that would be another figure."""
+    for survivor in survivors:
+        told = survivor.events("verdict", since_s)[0]
+        if told["kind"] != "node_lost" or told["nodes"] != [name]:
+            raise BenchError(f"{survivor.name} was told of another cause: {told}")

@@ -1,0 +1,64 @@
+"""The picture that `rallypoint bench --plot` draws: checked before it measures, drawn afterwards.
+
+What is in the picture is the affair of rallypoint/bench; this is about the file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from rallypoint.cli import output
+from rallypoint.errors import UsageError
+
+
+def check(path: Path) -> None:
+    """Whether it can be drawn, before anything is measured. Raises UsageError."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError(
+            "--plot needs matplotlib, which is not installed", hint="pip install matplotlib"
+        )
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise UsageError(
+            f"cannot draw to {path}: it is a folder", hint=f"name a file: {path / 'figures.png'}"
+        )
+    if not folder.is_dir():
+        raise UsageError(
+            f"cannot draw to {path}: there is no folder {path.parent}",
+            hint=f"mkdir -p {path.parent}",
+        )
+    _check_suffix(path)
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(
+            f"cannot draw to {path}: {error.strerror or error}",
+            hint="name a file in a folder that you may write",
+        ) from error
+
+
+def draw_to(path: Path, draw: Callable[[Path], None]) -> None:
+    """Draw it there. Raises UsageError."""
+    try:
+        draw(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot draw to {path}: {error}") from error
+    output.note(f"drawn to {path}")
+
+
+def _check_suffix(path: Path) -> None:
+    from matplotlib.figure import Figure as Picture  # optional: only for this
+
+    known = sorted(Picture().canvas.get_supported_filetypes())
+    if path.suffix.lower().lstrip(".") not in known:
+        raise UsageError(
+            f"cannot draw to {path}: matplotlib tells by its suffix what it is to be, "
+            f"and knows no {path.suffix!r}",
+            hint=f"one of {', '.join(f'.{each}' for each in known)}",
+        )

@@ -1,0 +1,171 @@
+"""The scenarios of `rallypoint bench`: the question of each, and what it needs.
+
+One table, so that a scenario is added in one place: the help, the defaults and the checks of the
+options come from it. How a scenario measures stands in a module of rallypoint/bench, which is
+loaded when that scenario is chosen.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from rallypoint.bench.driver import Plan
+    from rallypoint.bench.figure import Figure
+
+Measure = Callable[["Plan", int], "list[Figure]"]
+
+
+class Scenario(enum.StrEnum):
+    """One question."""
+
+    MEET = "meet"
+    JOIN = "join"
+    REGROUP = "regroup"
+    RECOVER = "recover"
+    KILL = "kill"
+    CUT = "cut"
+    PREEMPTED = "preempted"
+    FROZEN_NODE = "frozen-node"
+    FROZEN_COORDINATOR = "frozen-coordinator"
+    FAILOVER = "failover"
+    HOST_LOST = "host-lost"
+    RACK = "rack"
+    LEDGER_AWAY = "ledger-away"
+    LEDGER_READS = "ledger-reads"
+    LEDGER_WRITES = "ledger-writes"
+    IDLE = "idle"
+    STORE = "store"
+    RUNS = "runs"
+    STRANGERS = "strangers"
+    NEIGHBOUR = "neighbour"
+    MODEL = "model"
+
+
+class At(enum.Enum):
+    """What `--at` may be for a scenario, and which coordinator is started for it."""
+
+    COORDINATOR = enum.auto()
+    """served, embedded, or the endpoint of one that runs."""
+    STARTED = enum.auto()
+    """served or embedded; the scenario starts them itself."""
+    LEDGER = enum.auto()
+    """A ledger; the scenario starts its coordinators over it."""
+    SERVED = enum.auto()
+    """Nothing: a `rallypoint serve` is started."""
+    NONE = enum.auto()
+    """Nothing: the scenario starts all that it needs."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a scenario measures, in few words, and what it takes. `nodes`, `seconds`: defaults."""
+
+    measures: str
+    nodes: str = "8,32,128"
+    at: At = At.COORDINATOR
+    seconds: float = 10.0
+
+
+NEEDS: Final = {
+    Scenario.MEET: Needs("from the first node's call to the last node's answer"),
+    Scenario.JOIN: Needs(
+        "the same for programs that call rallypoint.join(), with no coordinator yet",
+        "2,64",
+        At.NONE,
+    ),
+    Scenario.REGROUP: Needs("a node is killed, leaves, arrives, or is frozen"),
+    Scenario.RECOVER: Needs("real agents and workers, from a kill to the next training step", "3"),
+    Scenario.KILL: Needs("kill -9 of real agents", "8", At.NONE),
+    Scenario.CUT: Needs("the network of one node is cut", "8", At.SERVED),
+    Scenario.PREEMPTED: Needs("30 % of the nodes are killed at once", "100", At.SERVED),
+    Scenario.FROZEN_NODE: Needs("SIGSTOP of a real agent and its worker", "8", At.NONE),
+    Scenario.FROZEN_COORDINATOR: Needs(
+        "the only coordinator is stopped and continued", "8", At.SERVED, 20.0
+    ),
+    Scenario.FAILOVER: Needs("a coordinator is killed, terminated or frozen", "8", At.LEDGER),
+    Scenario.HOST_LOST: Needs("an elected coordinator is lost with its node", "8", At.LEDGER),
+    Scenario.RACK: Needs(
+        "the first 30 % of the ranks are lost, with the coordinator", "1000", At.LEDGER
+    ),
+    Scenario.LEDGER_AWAY: Needs("etcd stands still", "8", At.NONE),
+    Scenario.LEDGER_READS: Needs("bytes that a node reads from etcd", "10,100,1000", At.NONE),
+    Scenario.LEDGER_WRITES: Needs("bytes that a run writes into etcd", "10000", At.NONE),
+    Scenario.IDLE: Needs("messages, bytes, CPU and memory of a run that does nothing"),
+    Scenario.STORE: Needs("calls a second, and barriers"),
+    Scenario.RUNS: Needs("one run, alone and beside many others", "16"),
+    Scenario.NEIGHBOUR: Needs("one run beside another that floods the coordinator", "12"),
+    Scenario.STRANGERS: Needs("an attack without a token", "64", At.STARTED, 60.0),
+    Scenario.MODEL: Needs(
+        "what a node costs, and what follows for more of them", "128,256,512,1024"
+    ),
+}
+
+SCENARIOS_HELP: Final = (
+    "; ".join(f"{each}: {needs.measures}" for each, needs in NEEDS.items()) + "."
+)
+
+
+def _defaults_help() -> str:
+    """The default numbers of nodes: the usual ones, then those scenarios that have others."""
+    usual = NEEDS[Scenario.MEET].nodes
+    own: dict[str, list[str]] = {}
+    for each, needs in NEEDS.items():
+        if needs.nodes != usual:
+            own.setdefault(needs.nodes, []).append(each.value)
+    return "; ".join([usual, *(f"{', '.join(names)}: {nodes}" for nodes, names in own.items())])
+
+
+NODES_HELP: Final = f"How many nodes, one or more sizes (default: {_defaults_help()})."
+
+
+def measure_of(scenario: Scenario) -> Measure:
+    """The function that measures it. MODEL has none: it measures all sizes together."""
+    from rallypoint.bench import (
+        cut,
+        failover,
+        frozen_coordinator,
+        frozen_node,
+        host_lost,
+        idle,
+        join,
+        kill,
+        ledger_away,
+        ledger_reads,
+        ledger_writes,
+        meet,
+        neighbour,
+        preempted,
+        rack,
+        recover,
+        regroup,
+        runs,
+        store,
+        strangers,
+    )
+
+    return {
+        Scenario.MEET: meet.measure,
+        Scenario.JOIN: join.measure,
+        Scenario.REGROUP: regroup.measure,
+        Scenario.RECOVER: recover.measure,
+        Scenario.KILL: kill.measure,
+        Scenario.CUT: cut.measure,
+        Scenario.PREEMPTED: preempted.measure,
+        Scenario.FROZEN_NODE: frozen_node.measure,
+        Scenario.FROZEN_COORDINATOR: frozen_coordinator.measure,
+        Scenario.FAILOVER: failover.measure,
+        Scenario.HOST_LOST: host_lost.measure,
+        Scenario.RACK: rack.measure,
+        Scenario.LEDGER_AWAY: ledger_away.measure,
+        Scenario.LEDGER_READS: ledger_reads.measure,
+        Scenario.LEDGER_WRITES: ledger_writes.measure,
+        Scenario.IDLE: idle.measure,
+        Scenario.STORE: store.measure,
+        Scenario.RUNS: runs.measure,
+        Scenario.STRANGERS: strangers.measure,
+        Scenario.NEIGHBOUR: neighbour.measure,
+    }[scenario]
