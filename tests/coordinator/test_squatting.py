@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rallypoint.core import events as on
-from rallypoint.core.membership import ANEW_AFTER_S
+from rallypoint.core.admission import ANEW_AFTER_S
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import NodeInfo, Outcome, RunSettings, Stamp
 from rallypoint.wire import messages as wire

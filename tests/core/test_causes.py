@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from rallypoint.core.causes import Case, RestartBudget, failed, happened
+from rallypoint.core.causes import Case, failed, happened, restarts_after
 from rallypoint.core.values import NAMES_SHOWN_MAX, Change, ChangeKind, Failure, FailureKind
 
 SIGNAL, OOM, EXCEPTION, COMMUNICATION = FailureKind
@@ -17,7 +17,7 @@ def failure(kind: FailureKind) -> Failure:
 
 def case_of(*kinds: FailureKind) -> Case:
     """A case opened by the first of these failures, on nodes a, b, ..."""
-    case = Case(failed(1, "a", failure(kinds[0])), 0.0)
+    case = Case(failed(1, "a", failure(kinds[0])))
     for name, kind in zip("bcd", kinds[1:], strict=False):
         case.add_failure(name, failure(kind))
     return case
@@ -80,7 +80,7 @@ def test_only_a_communication_error_needs_time() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in ChangeKind if kind != "worker_failed"])
 def test_only_a_failure_leaves_a_question_open(kind: ChangeKind) -> None:
-    case = Case(happened(kind, 1, ["a"]), 0.0)
+    case = Case(happened(kind, 1, ["a"]))
     assert case.closed
     case.add_failure("b", failure(SIGNAL))
     case.add_loss(LOSS)
@@ -99,16 +99,16 @@ def test_what_comes_after_the_verdict_changes_nothing() -> None:
     ("limit", "bears"), [(0, [False]), (1, [True, False, False]), (None, [True] * 5)]
 )
 def test_the_budget(limit: int | None, bears: list[bool]) -> None:
-    budget = RestartBudget()
     charged = case_of(EXCEPTION).close(0)
-    assert [budget.charge(charged, limit) for _ in bears] == bears
-    assert budget.spent == bears.count(True)
+    spent = 0
+    for is_borne in bears:
+        after = restarts_after(charged, spent, limit)
+        assert after == (spent + 1 if is_borne else None)
+        spent = spent if after is None else after
 
 
 def test_what_is_not_charged_costs_nothing() -> None:
-    budget = RestartBudget()
-    assert budget.charge(Change(ChangeKind.NODE_LEFT, 1), 0)
-    assert budget.spent == 0
+    assert restarts_after(Change(ChangeKind.NODE_LEFT, 1), 0, 0) == 0
 
 
 def test_a_change_names_a_bounded_number_of_nodes() -> None:
@@ -147,7 +147,7 @@ def test_a_loss_outranks_a_departure() -> None:
 
 @pytest.mark.parametrize("kind", FailureKind)
 def test_an_early_clean_end_is_told_with_a_communication_error(kind: FailureKind) -> None:
-    case = Case(failed(1, "a", failure(kind)), 0.0, finished="z")
+    case = Case(failed(1, "a", failure(kind)), finished="z")
     change = case.close(unresolved=0)
     assert change.charged
     assert change.failure is not None

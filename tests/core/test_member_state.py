@@ -457,3 +457,18 @@ class TestWhatIsSaidAgain:
         member = driver.run.roster.get("a")
         assert member is not None
         assert member.info == info
+
+
+def test_a_goodbye_after_an_outage_of_the_ledger_is_answered_without_another_event() -> None:
+    """The timer of an earlier note fires during the outage, and must not hold up a later one."""
+    driver = Driver(min=2, max=3)
+    driver.join("a", "b", "c")
+    driver.ready("a")
+    driver.lose_ledger()
+    driver.advance(0.1)
+    driver.restore_ledger()
+    driver.take()
+    driver.leave("b")
+    assert of_kind(driver, do.Dismiss) == []
+    driver.advance(0.1)
+    assert len(of_kind(driver, do.Dismiss)) == 1

@@ -55,7 +55,7 @@ def test_a_reason_that_was_not_raised_cannot_be_cleared(other: SuspensionCause) 
 def test_the_most_important_reason_is_shown() -> None:
     suspension = Suspension()
     for cause in reversed(SuspensionCause):
-        suspension.begin(cause, f"because of {cause}")
+        suspension.begin(cause, f"because of {cause}", 0.0)
         assert suspension.reason == f"because of {cause}"
     assert len(suspension.reasons) == len(SuspensionCause)
     assert not suspension.end(SuspensionCause.DEPOSED)

@@ -3,6 +3,8 @@
 import pytest
 
 from rallypoint.core.effects import Effect, SetTimer, Timer, TimerKind
+from rallypoint.core.judging import JudgingClock
+from rallypoint.core.probing import Probe
 from rallypoint.core.roster import Member, Roster
 from rallypoint.core.suspicion import QUEUE_NODES, Suspicion
 from rallypoint.core.timers import Timers
@@ -17,7 +19,9 @@ class Nodes:
     def __init__(self, count: int) -> None:
         self.roster = Roster()
         self.timers = Timers()
-        self.suspicion = Suspicion(self.roster, self.timers)
+        self.clock = JudgingClock()
+        self.probe = Probe(self.timers, self.clock)
+        self.suspicion = Suspicion(self.roster, self.timers, self.clock, self.probe)
         self.members = [self._member(f"n{number}", number) for number in range(count)]
 
     def _member(self, name: str, number: int) -> Member:
@@ -83,9 +87,9 @@ def test_r8_who_is_silent_and_leaves_a_probe_unanswered_is_lost(
     member = nodes.members[0]
     if silent:
         nodes.suspicion.silent(member, SETTINGS, 10.0, 5.0)
-    nodes.suspicion.probe(["n0"])
+    nodes.probe.begin(["n0"], SETTINGS, 1, 0.0)
     if answered:
-        nodes.suspicion.answered("n0")
+        nodes.probe.answered("n0")
     if probe_over:
         nodes.suspicion.probe_over()
     assert nodes.lost == (["n0"] if is_lost else [])
@@ -93,7 +97,7 @@ def test_r8_who_is_silent_and_leaves_a_probe_unanswered_is_lost(
 
 def test_who_falls_silent_after_the_probe_ran_out_is_lost_at_once() -> None:
     nodes = Nodes(3)
-    nodes.suspicion.probe(["n0"])
+    nodes.probe.begin(["n0"], SETTINGS, 1, 0.0)
     nodes.suspicion.probe_over()
     nodes.suspicion.silent(nodes.members[0], SETTINGS, 10.0, 5.0)
     assert nodes.lost == ["n0"]
@@ -186,7 +190,7 @@ def test_each_has_what_is_left_of_its_time_when_the_ledger_is_back() -> None:
     nodes = Nodes(4)
     nodes.disconnect(nodes.members[0])
     nodes.suspicion.silent(nodes.members[1], SETTINGS, 0.0, 5.0)
-    nodes.suspicion.clock.stop(10.0)  # Twice the grace is over by then.
+    nodes.clock.stop(10.0)  # Twice the grace is over by then.
     again = nodes.suspicion.go_on(SETTINGS, 100.0)
     assert nodes.lost == ["n0"]
     (left,) = again

@@ -29,9 +29,8 @@ class Case:
     explains the communication errors of those that went on.
     """
 
-    def __init__(self, change: Change, opened_s: float, finished: str = "") -> None:
+    def __init__(self, change: Change, finished: str = "") -> None:
         self.round = change.round
-        self.opened_s = opened_s
         # A failure is confirmed at once where an earlier coordinator gave the verdict on it.
         self.closed = change.confirmed
         self._change = change
@@ -96,20 +95,15 @@ class Case:
         return self._change
 
 
-class RestartBudget:
-    """The run's restart budget: one for all its nodes, however many rounds and restarts."""
+def restarts_after(change: Change, spent: int, limit: int | None) -> int | None:
+    """How much of the run's restart budget is spent once this verdict is charged to it.
 
-    def __init__(self, spent: int = 0) -> None:
-        self.spent = spent
-
-    def charge(self, change: Change, limit: int | None) -> bool:
-        """Charge one round's end. False if the budget does not bear it (nothing is spent then)."""
-        if not change.charged:
-            return True
-        if limit is not None and self.spent >= limit:
-            return False
-        self.spent += 1
-        return True
+    There is one budget for all nodes of a run. `limit` None: it has no bound. The result is None if
+    the budget does not bear the charge: then the run ends, and nothing is spent.
+    """
+    if not change.charged:
+        return spent
+    return None if limit is not None and spent >= limit else spent + 1
 
 
 def failed(round_number: int, node: str, failure: Failure) -> Change:

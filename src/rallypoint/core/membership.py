@@ -19,18 +19,21 @@ from typing import Any, Final
 
 import msgspec
 
-from rallypoint.core import causes, ranks, reasons
+from rallypoint.core import causes, reasons
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.causes import Case, RestartBudget
+from rallypoint.core.admission import ANEW_AFTER_S, Admission, is_reusable, unknown_policy
+from rallypoint.core.causes import Case
 from rallypoint.core.committing import Committing
 from rallypoint.core.effects import Effect, TimerKind
 from rallypoint.core.election import RunState
 from rallypoint.core.finished import Finished
 from rallypoint.core.flapping import STEADY_S, DepartureHistory
 from rallypoint.core.gathering import Gathering
+from rallypoint.core.judging import JudgingClock
 from rallypoint.core.marking import Farewell, Marking, ranks_in
 from rallypoint.core.name_conflicts import NameConflicts
+from rallypoint.core.probing import Probe
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.roster import Bucket, Member, Roster
 from rallypoint.core.rounds import record_of, seats_of
@@ -38,7 +41,8 @@ from rallypoint.core.scale_up import ScaleUp
 from rallypoint.core.suspended_events import SuspendedEvents
 from rallypoint.core.suspension import Suspension, SuspensionCause
 from rallypoint.core.suspicion import Suspicion
-from rallypoint.core.tables import TABLE_BYTES_MAX, row_bytes
+from rallypoint.core.tables import TABLE_BYTES_MAX
+from rallypoint.core.takeover import Takeover
 from rallypoint.core.timers import Timers
 from rallypoint.core.transitions import TRANSITIONS, Handling
 from rallypoint.core.values import (
@@ -49,21 +53,14 @@ from rallypoint.core.values import (
     Marks,
     MemberState,
     NodeId,
-    NodeInfo,
     Outcome,
     Phase,
     Reachability,
-    RoundMember,
     RoundRecord,
     RunSettings,
     Seat,
-    SettingConflict,
 )
 
-ANEW_AFTER_S = 30.0
-"""How long late nodes are told that their run was closed, if it never had a round."""
-OPERATOR = "operator"
-"""What the name of who closes a run begins with, if that is no node."""
 # Each event asks for these; in its class a member takes seven times as long to find (Python 3.11).
 _GATHERING, _ACTIVE = Phase.GATHERING, Phase.ACTIVE
 _IN_ROUND, _NEWCOMER = Bucket.IN_ROUND, Bucket.NEWCOMER
@@ -112,42 +109,42 @@ class Membership:
         self.run_id = run_id
         self.ledger_id = ledger_id
         self.term = term
-        self.members_max = members_max
-        self.table_bytes_max = table_bytes_max
         self.phase_of_work = Phase.GATHERING
         """The phase; while SUSPENDED the one in which the run goes on."""
         self.phase = Phase.GATHERING
         """What the run does now. A closed run is never SUSPENDED: nothing is left to be decided."""
         self.settings: RunSettings | None = None
-        self._settings_by: tuple[str, str, float] | None = None
         self.roster = Roster()
         self.round: RoundRecord | None = None
         self.close: CloseRecord | None = None
-        self.budget = RestartBudget()
+        self.restart_count = 0
+        """How many rounds have been charged to the run's restart budget."""
         self.case: Case | None = None
+        """Why the last round ended, while the next one is gathered."""
         self.suspension = Suspension()
         self.deposed = False
-        self._timers = Timers()
-        self._suspicion = Suspicion(self.roster, self._timers)
-        self._failed_in_burst: list[on.WorkerFailed] = []
-        self._gathering = Gathering(self.roster, self._timers)
-        self._scale_up = ScaleUp(self.roster, self._timers)
+
+        timers, clock = Timers(), JudgingClock()
+        self._timers = timers
+        self._clock = clock
+        self._probe = Probe(timers, clock)
+        self._suspicion = Suspicion(self.roster, timers, clock, self._probe)
+        self._takeover = Takeover(self.roster, timers, clock, self._suspicion)
+        self._name_conflicts = NameConflicts(timers, clock, self._suspicion)
+        self._gathering = Gathering(self.roster, timers)
+        self._scale_up = ScaleUp(self.roster, timers)
         self._committing = Committing()
+        self._marking = Marking(timers, is_kept=has_successor)
         self._finished = Finished()
-        self._name_conflicts = NameConflicts(self._timers)
+        self._admission = Admission(
+            run_id, members_max=members_max, table_bytes_max=table_bytes_max
+        )
         self._departure_history = DepartureHistory()
         self._suspended_events = SuspendedEvents()
-        self._marking = Marking(self._timers, is_kept=has_successor)
-        self._has_successor = has_successor
-        self._suspended_since_s = 0.0
-        self._ledger_away_since_s: float | None = None
-
-        self._case_settled = False
-        self._probe_due_s = self._case_due_s = 0.0
+        self._failed_in_burst: list[on.WorkerFailed] = []
+        """Failures that are told while processes are ending: looked at when all have ended."""
         self._floor = floor
-        self._restored_number = floor
-        self._attach_due_s = 0.0
-
+        self._has_successor = has_successor
         self._since_s = 0.0
         self._closed_at_s = 0.0
         self._now_s = 0.0
@@ -176,11 +173,11 @@ class Membership:
         member = self.roster.living(event.node)
         if member is None:
             return
-        self._suspicion.answered(member.name)
+        self._probe.answered(member.name)
         if (
             self._name_conflicts.waiting
         ):  # Each event comes here, and nearly never does anybody wait.
-            self._refuse_rival(member)
+            self._do(*self._name_conflicts.refuse(member))
         if member.reachability is _SILENT:
             self._suspicion.heard(member)
             self._consider(member)
@@ -207,11 +204,11 @@ class Membership:
         self._effects = []
         self.term = state.term
         self.settings = state.settings
-        self.budget = RestartBudget(state.restarts)
+        self.restart_count = state.restarts
         self.round = state.round
         self.close = state.close
         self._floor = state.floor
-        self._restored_number = self.number
+        self._takeover.number = self.number
         if state.close is not None:
             self._closed_at_s = now_s
             self._enter(Phase.CLOSED)
@@ -220,62 +217,26 @@ class Membership:
             if marks.round != state.number:  # A release that does not know them wrote the round.
                 marks = Marks(state.number)
             self._marking.restore(state.round, marks)
-            self._expect_members(state.round, marks, attach_grace_s, former_host)
+            done = ranks_in(marks.done)
+            first = next((row.name for i, row in enumerate(state.round.members) if i in done), "")
+            self._finished = Finished(earlier=marks.finished, in_round=len(done), first=first)
+            self._enter(Phase.ACTIVE)
+            self._do(
+                *self._takeover.expect_members(
+                    state.round,
+                    marks,
+                    self._departure_history,
+                    attach_grace_s=attach_grace_s,
+                    former_host=former_host,
+                    now_s=now_s,
+                )
+            )
             if marks.ended is not None:
                 self._break(marks.ended)
             elif store_lost:
                 self._lose_store(store_lost)
         effects, self._effects = self._effects, []
         return effects
-
-    def _expect_members(
-        self,
-        record: RoundRecord,
-        marks: Marks,
-        attach_grace_s: float,
-        former_host: NodeId | None,
-    ) -> None:
-        """All of the round have yet to attach, but for those that the last owner saw go."""
-        self._enter(Phase.ACTIVE)
-        done, gone = ranks_in(marks.done), ranks_in(marks.gone)
-        first = next((row.name for rank, row in enumerate(record.members) if rank in done), "")
-        self._finished = Finished(earlier=marks.finished, in_round=len(done), first=first)
-        self._attach_due_s = self._judged_s() + attach_grace_s
-        for rank, row in enumerate(record.members):
-            if rank in gone:
-                self._remember_gone(row, marks)
-                continue
-            info = NodeInfo(
-                row.name,
-                row.incarnation,
-                row.host,
-                row.addresses,
-                row.workers,
-                row.labels,
-                row.stop_s,
-            )
-            member = self.roster.add(info, 0, self._now_s, row.secret_hash)
-            member.last_round = record.head.number
-            member.grace_ends_s = self._attach_due_s
-            if rank in done:
-                member.state = MemberState.DONE
-                self._suspicion.ended_elsewhere(member)
-                continue
-            member.state = MemberState.ACTIVE
-            if member.id == former_host:
-                grace = self._suspicion.absent_host(member, self._now_s, attach_grace_s)
-                self._do(*grace)
-            else:
-                self._suspicion.absent(member, self._now_s)
-        self._arm_attach_grace(attach_grace_s)
-
-    def _remember_gone(self, row: RoundMember, marks: Marks) -> None:
-        """It departed, left or was lost. Should it come, it is let in and told why."""
-        change = marks.ended or causes.happened(ChangeKind.NODE_LEFT, self.number, [row.name])
-        self._departure_history.remember(row.name, change, stayed_s=0.0, is_done=True)
-
-    def _arm_attach_grace(self, delay_s: float) -> None:
-        self._do(self._timers.set(TimerKind.ATTACH, delay_s, round_number=self.number))
 
     # -- what can be asked ---------------------------------------------------------------------
 
@@ -305,11 +266,6 @@ class Membership:
             return Marks()
         return Marks(record.head.number, finished=self._finished.count_at_seal)
 
-    @property
-    def restart_count(self) -> int:
-        """How many rounds have been charged to the run's restart budget."""
-        return self.budget.spent
-
     def waiting(self, now_s: float) -> Waiting | None:
         """Why no round is active, as data of bounded size; None if one is, or the run is over."""
         settings = self.settings
@@ -327,19 +283,15 @@ class Membership:
             guard_s=self._suspicion.guard_left_s(settings, now_s),
             committing=self.phase is Phase.COMMITTING,
             suspended=self.suspended_reason,
-            since_s=now_s - (self._suspended_since_s if self.suspension else self._since_s),
+            since_s=now_s - (self.suspension.since_s if self.suspension else self._since_s),
             attached=len(self.roster),
-            ledger_away_s=self._ledger_away_s(now_s),
+            ledger_away_s=self.suspension.ledger_away_s(now_s) if self.suspended_reason else None,
             stopping=reasons.first_names(self.roster.names(Bucket.STOPPING)) if stop_left_s else (),
             stopping_count=self.roster.count(Bucket.STOPPING) if stop_left_s else 0,
             stop_left_s=stop_left_s,
             held_back_s=self._gathering.pause_left_s(now_s),
             ready_names=reasons.first_names(chain(*map(self.roster.names, _READY))),
         )
-
-    def _ledger_away_s(self, now_s: float) -> float | None:
-        since_s = self._ledger_away_since_s
-        return None if since_s is None or self.phase is not Phase.SUSPENDED else now_s - since_s
 
     def closed_ago_s(self, now_s: float) -> float:
         """How long the run has been closed, in seconds."""
@@ -349,8 +301,8 @@ class Membership:
     def _can_begin_anew(self) -> bool:
         """R6: a run that has had a round stays closed. An operator's close holds for its job."""
         close = self.close
-        is_unused = close is not None and self.round is None and not self._has_successor
-        return is_unused and close is not None and not close.by.startswith(OPERATOR)
+        is_unused = self.round is None and not self._has_successor
+        return is_unused and close is not None and is_reusable(close)
 
     def may_begin_anew(self, settings: RunSettings, now_s: float) -> bool:
         """Whether a node that was never in this run, which is closed, may begin it anew.
@@ -388,10 +340,10 @@ class Membership:
         return (
             (self.phase_of_work, self.suspension.causes, self.deposed, self.close, self.number),
             (*self._committing.freeze(), tuple(self._suspended_events)),
-            (self.budget.spent, self._finished.count, self._finished.in_round),
-            self.case and (self.case.change, self.case.closed, self._case_settled),
+            (self.restart_count, self._finished.count, self._finished.in_round),
+            self.case and (self.case.change, self.case.closed, self._probe.is_settled),
             (*self._gathering.freeze(), self._scale_up.is_due),
-            (self._suspicion.guarding, self._suspicion.unanswered, self._suspicion.probe_is_over),
+            (self._suspicion.guarding, tuple(self._probe.unanswered), self._probe.is_over),
             tuple(member.name for member in self._suspicion.ended_members()),
             (self._suspicion.in_burst, tuple(self._failed_in_burst)),
             self._suspicion.attaching,
@@ -407,11 +359,12 @@ class Membership:
         if refusal is not None:
             self._do(do.Refuse(event.connection_id, refusal))
             return
+        assert self.settings is not None
         member = self.roster.get(event.node.name)
         if member is None:
             self._admit(event)
         elif member.info.incarnation != event.node.incarnation:
-            self._on_rival(member, event)
+            self._do(*self._name_conflicts.asked(member, event, self.settings, self._now_s))
         elif member.is_proved_by(event.secret_hash):
             self._resume(member, event)
         else:
@@ -420,38 +373,20 @@ class Membership:
 
     def _refusal(self, event: on.NodeAttached) -> Refusal | None:
         """Why the node cannot come in, if it cannot. The first node's settings become the run's."""
-        if event.settings.rank_policy not in ranks.POLICIES:
-            known = ", ".join(sorted(ranks.POLICIES))
-            message = f"unknown rank policy {event.settings.rank_policy!r}"
-            return Refusal(RefusalCode.MALFORMED, message, hint=f"known policies: {known}")
+        refusal = unknown_policy(event.settings)
+        if refusal is not None:
+            return refusal
         if self.settings is None or not len(self.roster):
             self.settings = event.settings
-            self._settings_by = (event.node.name, event.node.host, self._now_s)
-        conflicts = self.settings.conflicts(event.settings)
-        if conflicts:
-            return self._conflict(conflicts)
-        if len(self.roster) >= self.members_max and event.node.name not in self.roster:
-            message = f"run {self.run_id!r} has {self.members_max} members, and takes no more"
-            return Refusal(RefusalCode.LIMIT, message)
-        return self._no_room(event.node)
-
-    def _conflict(self, conflicts: tuple[SettingConflict, ...]) -> Refusal:
-        """Whose settings they are helps a person to find out whose mistake it is."""
-        set_by = ""
-        if self._settings_by is not None:
-            name, host, at_s = self._settings_by
-            set_by = reasons.settings_set_by(name, host, self._now_s - at_s)
-        is_new = self.round is None and not self._has_successor
-        return reasons.conflict(self.run_id, conflicts, set_by, is_new=is_new)
-
-    def _no_room(self, node: NodeInfo) -> Refusal | None:
-        """Why the ledger could not keep a round with this node. Told now, not at the seal."""
-        known = self.roster.get(node.name)
-        others = self.roster.table_bytes - (known.row_bytes if known is not None else 0)
-        needed, room = row_bytes(node), self.table_bytes_max - others
-        if needed <= room:
-            return None
-        return reasons.no_room(self.run_id, len(self.roster), needed, room, self.table_bytes_max)
+            self._admission.settings_are_of(event.node, self._now_s)
+        return self._admission.refusal(
+            event.node,
+            event.settings,
+            self.settings,
+            self.roster,
+            is_new=self.round is None and not self._has_successor,
+            now_s=self._now_s,
+        )
 
     def _admit(self, event: on.NodeAttached) -> None:
         if not len(self.roster) and self.phase_of_work is Phase.GATHERING:
@@ -476,8 +411,8 @@ class Membership:
     def _resume(self, member: Member, event: on.NodeAttached) -> None:
         member.connection_id = event.connection_id
         self._suspicion.heard(member)
-        self._suspicion.answered(member.name)
-        self._refuse_rival(member)
+        self._probe.answered(member.name)
+        self._do(*self._name_conflicts.refuse(member))
         member.told_standby = self.is_standby(member)  # by the welcome
         if member.survivor:
             self._gathering.stopping.told(member, self._now_s)
@@ -502,48 +437,10 @@ class Membership:
         refusal = reasons.run_closed(self.run_id, self.close, ago_s, anew_s)
         self._do(do.Refuse(event.connection_id, refusal))
 
-    # -- two nodes of one name -----------------------------------------------------------------
-
-    def _on_rival(self, member: Member, event: on.NodeAttached) -> None:
-        """Another incarnation wants the name. At most one may wait for it."""
-        waiting = self._name_conflicts.get(member.name)
-        if waiting is None:
-            self._challenge(member, event)
-        elif (waiting.node.id, waiting.secret_hash) == (event.node.id, event.secret_hash):
-            self._name_conflicts.redialled(event)
-        else:
-            self._do(
-                do.Refuse(event.connection_id, reasons.name_taken(member.name, member.info.host))
-            )
-
-    def _challenge(self, member: Member, event: on.NodeAttached) -> None:
-        """The older is asked whether it lives, and has `probe_s` to answer.
-
-        If its connection is closed, it has what is left of its grace, and answers by attaching: a
-        connection that broke is no proof that its process has ended.
-        """
-        assert self.settings is not None
-        is_closed = member.reachability is Reachability.DISCONNECTED
-        grace_left_s = max(0.0, member.grace_ends_s - self._judged_s())
-        left_s = grace_left_s if is_closed else self.settings.probe_s
-        self._name_conflicts.wait(event, self._judged_s() + left_s)
-        if not is_closed:
-            self._do(do.ProbeNode(member.id))
-        # Absent, it has until the end of the attach grace, however long that is; and with one whose
-        # process has ended `_advance` is about to part.
-        if not member.is_absent and not self._suspicion.has_ended(member):
-            self._do(self._timers.set(TimerKind.NAME, left_s, name=member.name))
-
     def _supersede(self, member: Member) -> None:
         message = f"a newer start of node {member.name!r} has taken its place in the run"
         self._do(do.Supersede(member.id, Refusal(RefusalCode.SUPERSEDED, message)))
         self._lose([member], "superseded by a newer start of the same name")
-
-    def _refuse_rival(self, member: Member) -> None:
-        rival = self._name_conflicts.pop(member.name)
-        if rival is not None:
-            refusal = reasons.name_taken(member.name, member.info.host)
-            self._do(do.Refuse(rival.connection_id, refusal))
 
     # -- nodes ask for things ------------------------------------------------------------------
 
@@ -563,7 +460,7 @@ class Membership:
             if self.phase_of_work is not Phase.ACTIVE:
                 return
             self._break(causes.happened(ChangeKind.READY_AGAIN, self.number, [member.name]))
-            self._suspicion.answered(member.name)
+            self._probe.answered(member.name)
         self._mark_ready(member, event)
 
     def _adopt_end(self, speaker: Member, event: on.NodeReady) -> None:
@@ -573,10 +470,10 @@ class Membership:
         """
         change = event.change
         is_known = self.phase_of_work is not Phase.ACTIVE
-        if change is None or is_known or not change.round == self.number == self._restored_number:
+        if change is None or is_known or not change.round == self.number == self._takeover.number:
             return
         self._break(change)
-        self._suspicion.answered(speaker.name)
+        self._probe.answered(speaker.name)
         if change.charged:
             self._charge(change)
         if change.kind in (ChangeKind.NODE_LEFT, ChangeKind.NODE_LOST):
@@ -625,7 +522,7 @@ class Membership:
             return
         if member.bucket is Bucket.IN_ROUND:
             self._break(causes.failed(self.number, member.name, event.failure))
-            self._suspicion.answered(member.name)
+            self._probe.answered(member.name)
         elif self.case is not None:
             self.case.add_failure(member.name, event.failure)
 
@@ -696,9 +593,10 @@ class Membership:
             self._do(*self._suspicion.ended(member, self._now_s))
             return
         self._do(*self._suspicion.disconnected(member, self.settings, self._now_s))
-        rival = self._name_conflicts.get(member.name)
-        if rival is not None:
-            self._challenge(member, rival)
+        newcomer = self._name_conflicts.waiting.get(member.name)
+        if newcomer is not None:
+            conflicts = self._name_conflicts
+            self._do(*conflicts.challenge(member, newcomer, self.settings, self._now_s))
 
     def _note_disconnected(self, event: on.ConnectionLost) -> None:
         """SUSPENDED: nobody is judged, so its time does not run before the ledger is back."""
@@ -737,7 +635,7 @@ class Membership:
             case TimerKind.SCALE_UP:
                 self._scale_up.timer_fired()
             case TimerKind.CASE:
-                self._case_settled = True
+                self._probe.is_settled = True
             case TimerKind.PROBE:
                 self._suspicion.probe_over()
             case TimerKind.NAME:
@@ -752,8 +650,7 @@ class Membership:
                 """The wait is over: `_advance` goes on."""
 
     def _end_attach_grace(self) -> None:
-        self._timers.cancel(TimerKind.ATTACH)
-        self._suspicion.attach_over()
+        self._takeover.end_grace()
         for name in self._name_conflicts.names():
             member = self.roster.get(name)
             if member is not None and self._suspicion.has_never_attached(member):
@@ -817,12 +714,11 @@ class Membership:
         if self.settings is None or self.phase not in (Phase.GATHERING, Phase.ACTIVE):
             return
         settle_s = self.settings.settle_s
-        self._do(*self._marking.write(settle_s, self.budget.spent, self._now_s))
+        self._do(*self._marking.write(settle_s, self.restart_count, self._now_s))
 
     def _on_commit_refused(self, event: on.CommitRefused) -> None:
         # R5: a deposed coordinator decides nothing more, whatever its ledger says later.
         self.deposed = True
-        self._ledger_away_since_s = None
         if self.phase_of_work is not Phase.CLOSED:
             self._suspend(SuspensionCause.DEPOSED, event.reason)
         self._marking.give_up()
@@ -832,16 +728,11 @@ class Membership:
         self._do(do.StepDown(event.reason, event.is_own_wish))
 
     def _on_ledger_lost(self, event: on.LedgerLost) -> None:
-        if event.cause is SuspensionCause.LEASE and not self.deposed:
-            is_away = event.away_s is not None
-            self._ledger_away_since_s = self._now_s - (event.away_s or 0.0) if is_away else None
-        self._suspend(event.cause, event.reason)
+        self._suspend(event.cause, event.reason, event.away_s)
 
-    def _suspend(self, cause: SuspensionCause, reason: str) -> None:
-        if not self.suspension:
-            self._suspended_since_s = self._now_s
-            self._suspicion.clock.stop(self._now_s)
-        self.suspension.begin(cause, reason)
+    def _suspend(self, cause: SuspensionCause, reason: str, away_s: float | None = None) -> None:
+        self._clock.stop(self._now_s)
+        self.suspension.begin(cause, reason, self._now_s, away_s=away_s)
         self._set_phase()
 
     def _note_committed(self, event: on.Committed) -> None:
@@ -853,8 +744,6 @@ class Membership:
         if not self.suspension.end(event.cause):
             return  # It was not this that suspended the run.
         self._set_phase()
-        if event.cause is SuspensionCause.LEASE:
-            self._ledger_away_since_s = None
         if not self.suspension:
             self._go_on()
 
@@ -874,55 +763,26 @@ class Membership:
         """R8: nobody was judged meanwhile, and everybody has what is left of its time."""
         settings = self.settings
         if settings is None:
-            self._suspicion.clock.go_on(self._now_s)
+            self._clock.go_on(self._now_s)
             return
         self._do(*self._suspicion.go_on(settings, self._now_s))
         if self._suspicion.has_absent:
-            left_s = self._left_s(self._attach_due_s, settings.reconnect_grace_s)
-            if self._timers.is_set(TimerKind.ATTACH) and left_s > 0:
-                self._arm_attach_grace(left_s)
-            else:
+            self._do(*self._takeover.go_on(settings, self._now_s))
+            if not self._takeover.is_grace_on:
                 self._end_attach_grace()
         if self.case is not None and not self.case.closed:
-            self._probe_again(settings)
-        for name in self._name_conflicts.names():
-            self._challenge_again(name, settings)
-
-    def _probe_again(self, settings: RunSettings) -> None:
-        """The case goes on: who has not answered is asked once more, within the time there was."""
-        self._case_settled = self._left_s(self._case_due_s, settings.settle_s) <= 0
-        if not self._case_settled:
-            self._arm_case(self._left_s(self._case_due_s, settings.settle_s))
-        probe_s = self._left_s(self._probe_due_s, settings.probe_s)
-        if probe_s <= 0:
-            self._suspicion.probe_over()
-            return
-        self._suspicion.probe(list(self._suspicion.unanswered))
-        self._do(do.ProbeRound(self.number))
-        self._arm_probe(probe_s)
-
-    def _challenge_again(self, name: str, settings: RunSettings) -> None:
-        member = self.roster.get(name)
-        if member is None or member.is_absent:
-            return
-        if member.reachability is Reachability.DISCONNECTED:
-            rival = self._name_conflicts.get(name)
-            assert rival is not None
-            self._challenge(member, rival)
-            return
-        left_s = self._left_s(self._name_conflicts.due_s(name), settings.probe_s)
-        if left_s <= 0:
-            self._supersede(member)
-            return
-        timer = self._timers.set(TimerKind.NAME, left_s, name=name)
-        self._do(do.ProbeNode(member.id), timer)
-
-    def _judged_s(self) -> float:
-        """Now, on the clock that stands still while nobody may be judged."""
-        return self._suspicion.clock.at(self._now_s)
-
-    def _left_s(self, due_s: float, least_s: float) -> float:
-        return self._suspicion.clock.left_s(due_s, least_s, self._now_s)
+            self._do(*self._probe.go_on(settings, self.number, self._now_s))
+            if self._probe.is_over:
+                self._suspicion.probe_over()
+        conflicts = self._name_conflicts
+        for name in conflicts.names():
+            member = self.roster.get(name)
+            if member is None or member.is_absent:
+                continue
+            if conflicts.is_over(member, settings, self._now_s):
+                self._supersede(member)
+            else:
+                self._do(*conflicts.go_on(member, settings, self._now_s))
 
     def _keep(self, event: on.Event) -> None:
         """SUSPENDED: keep what needs the ledger until that is back."""
@@ -945,7 +805,7 @@ class Membership:
         """Do all that the rules ask for, given what is known now."""
         if self.settings is None or self.phase in _RESTING:
             return
-        if self._timers.is_set(TimerKind.ATTACH) and not self._suspicion.has_absent:
+        if self._takeover.is_grace_on and not self._suspicion.has_absent:
             self._end_attach_grace()
         if not self._suspicion.is_quiet:
             # R8: the kernel's word needs no grace, and no mass guard holds it back.
@@ -1027,7 +887,7 @@ class Membership:
         if remaining >= settings.min_nodes:
             return False
         # Cause before consequence: the end names the cause, so it waits for the open case.
-        if self.case is None or self.case.closed or self._suspicion.probe_is_over:
+        if self.case is None or self.case.closed or self._probe.is_over:
             self._close_as_too_few(remaining, settings.min_nodes)
         return True
 
@@ -1059,7 +919,7 @@ class Membership:
             term=self.term,
             rank_policy=settings.rank_policy,
             previous=self.round,
-            restart_count=self.budget.spent,
+            restart_count=self.restart_count,
         )
         self._gathering.pace.sealed(record.head.nodes)
         self._committing.begin(record)
@@ -1114,7 +974,7 @@ class Membership:
         for member in self.roster:
             is_ready = member.state is MemberState.READY
             member.survivor = is_ready and self._committing.is_in(record, member)
-        self.case = Case(change, self._now_s)
+        self.case = Case(change)
         self.roster.reindex_all()
         self._enter(Phase.GATHERING)
 
@@ -1141,7 +1001,7 @@ class Membership:
         self._gathering.pace.round_ended(self._now_s - self._since_s, self._now_s)
         self._enter(Phase.GATHERING)
         self._scale_up.reset()
-        self.case = Case(change, self._now_s, self._finished.first)
+        self.case = Case(change, self._finished.first)
         survivors = self.roster.members(Bucket.IN_ROUND)
         for member in survivors:
             member.survivor = True
@@ -1150,34 +1010,18 @@ class Membership:
         self._do(do.Break(change))
         self._marking.ended(change, self._later_s)
         if not self.case.closed:
-            self._open_probe([member.name for member in survivors])
-
-    def _open_probe(self, names: list[str]) -> None:
-        """Cause before consequence: ask who is still there before anybody is blamed."""
-        assert self.settings is not None
-        self._suspicion.probe(names)
-        self._case_settled = False
-        self._case_due_s = self._judged_s() + self.settings.settle_s
-        self._probe_due_s = self._judged_s() + self.settings.probe_s
-        self._do(do.ProbeRound(self.number))
-        self._arm_case(self.settings.settle_s)
-        self._arm_probe(self.settings.probe_s)
-
-    def _arm_case(self, delay_s: float) -> None:
-        self._do(self._timers.set(TimerKind.CASE, delay_s, round_number=self.number))
-
-    def _arm_probe(self, delay_s: float) -> None:
-        self._do(self._timers.set(TimerKind.PROBE, delay_s, round_number=self.number))
+            # Cause before consequence: ask who is still there before anybody is blamed.
+            assert self.settings is not None
+            names = [member.name for member in survivors]
+            self._do(*self._probe.begin(names, self.settings, self.number, self._now_s))
 
     def _close_case(self, *, forced: bool = False) -> None:
         """Name the cause once it is known, and charge it to the budget if it is the program's."""
         case = self.case
         if case is None or case.closed or not (forced or self._case_is_clear(case)):
             return
-        change = case.close(self._suspicion.unanswered_count)
-        self._suspicion.end_probe()
-        self._timers.cancel(TimerKind.CASE)
-        self._timers.cancel(TimerKind.PROBE)
+        change = case.close(len(self._probe.unanswered))
+        self._probe.end()
         self._marking.ended(change, self._later_s)
         self._charge(change)
 
@@ -1191,16 +1035,18 @@ class Membership:
         """Pronounce a verdict. A charge that the budget does not bear ends the run."""
         assert self.settings is not None
         limit = self.settings.max_restarts
-        is_borne = self.budget.charge(change, limit)
+        restarts = causes.restarts_after(change, self.restart_count, limit)
         self._do(do.Verdict(change))
-        if not is_borne:
+        if restarts is not None:
+            self.restart_count = restarts
+        else:
             reason = f"{reasons.describe(change)}; {_budget_text(limit)}"
             self._close(Outcome.FAILED, reason, cause=change)
 
     def _case_is_clear(self, case: Case) -> bool:
-        if self._suspicion.unanswered_count:
+        if self._probe.unanswered:
             return False
-        return self._suspicion.probe_is_over if case.needs_time() else self._case_settled
+        return self._probe.is_over if case.needs_time() else self._probe.is_settled
 
     def _lose(self, members: list[Member], detail: str) -> None:
         """Members are gone without a goodbye: one burst breaks the round once, and names them."""

@@ -1,64 +1,102 @@
-"""Two nodes of one name: who wants a name that another start of the node still has.
+"""Two nodes of one name: a newcomer asks for a name that another start of the node still has.
 
-The older one is asked whether it lives. If it does, the newcomer is refused; if it does not
-answer in time, or its process has ended, or it leaves, the newcomer has the name. An older one
-whose connection is closed answers by attaching, within what is left of its grace. This file only
-remembers who waits for which name; what follows is for `membership`.
+The older node is asked whether it lives. If it answers, the newcomer is refused. If it does not
+answer in time, or its process has ended, or it leaves, the newcomer gets the name. If its
+connection is closed, it has the rest of its grace, and answers by attaching: a broken connection is
+no proof that the process has ended. This file keeps the newcomers and asks; `membership` takes the
+older node out and lets the newcomer in.
 """
 
 from __future__ import annotations
 
-from rallypoint.core.effects import TimerKind
+from rallypoint.core import reasons
+from rallypoint.core.effects import Effect, ProbeNode, Refuse, TimerKind
 from rallypoint.core.events import NodeAttached
+from rallypoint.core.judging import JudgingClock
+from rallypoint.core.roster import Member
+from rallypoint.core.suspicion import Suspicion
 from rallypoint.core.timers import Timers
-from rallypoint.core.values import NodeId
+from rallypoint.core.values import NodeId, Reachability, RunSettings
 
 
 class NameConflicts:
     """At most one newcomer for each name that is taken, in order of arrival."""
 
-    def __init__(self, timers: Timers) -> None:
+    def __init__(self, timers: Timers, clock: JudgingClock, suspicion: Suspicion) -> None:
         self._timers = timers
+        self._clock = clock
+        self._suspicion = suspicion
         self.waiting: dict[str, NodeAttached] = {}
-        """Who waits, by name. Only this class changes it."""
+        """The newcomers, by name. Only this class changes it."""
         self._due_s: dict[str, float] = {}
+        """By when the older node has to answer; on the judging clock."""
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.waiting
+    def asked(
+        self, member: Member, event: NodeAttached, settings: RunSettings, now_s: float
+    ) -> list[Effect]:
+        """Another incarnation asks for the member's name. A second newcomer is refused."""
+        waiting = self.waiting.get(member.name)
+        if waiting is None:
+            return self.challenge(member, event, settings, now_s)
+        if (waiting.node.id, waiting.secret_hash) == (event.node.id, event.secret_hash):
+            self.waiting[member.name] = event  # The same one, on another connection.
+            return []
+        return [Refuse(event.connection_id, reasons.name_taken(member.name, member.info.host))]
 
-    def get(self, name: str) -> NodeAttached | None:
-        """Who waits for the name, if anybody does."""
-        return self.waiting.get(name)
+    def challenge(
+        self, member: Member, event: NodeAttached, settings: RunSettings, now_s: float
+    ) -> list[Effect]:
+        """Ask the older node whether it lives."""
+        name = member.name
+        is_closed = member.reachability is Reachability.DISCONNECTED
+        grace_left_s = max(0.0, member.grace_ends_s - self._clock.at(now_s))
+        left_s = grace_left_s if is_closed else settings.probe_s
+        self.waiting[name] = event
+        self._due_s[name] = self._clock.at(now_s) + left_s
+        effects: list[Effect] = [] if is_closed else [ProbeNode(member.id)]
+        # A member that has yet to attach after a takeover has until the end of the attach grace.
+        # One whose process has ended is about to be taken out.
+        if not member.is_absent and not self._suspicion.has_ended(member):
+            effects.append(self._timers.set(TimerKind.NAME, left_s, name=name))
+        return effects
 
-    def wait(self, event: NodeAttached, due_s: float) -> None:
-        """The older node was asked to answer by `due_s`, on the judging clock."""
-        self.waiting[event.node.name] = event
-        self._due_s[event.node.name] = due_s
+    def is_over(self, member: Member, settings: RunSettings, now_s: float) -> bool:
+        """The ledger is back: whether the older node has no time left to answer."""
+        due_s = self._due_s[member.name]
+        is_closed = member.reachability is Reachability.DISCONNECTED
+        return not is_closed and self._clock.left_s(due_s, settings.probe_s, now_s) <= 0
 
-    def due_s(self, name: str) -> float:
-        """By when the older node ought to have answered. Somebody waits for the name."""
-        return self._due_s[name]
+    def go_on(self, member: Member, settings: RunSettings, now_s: float) -> list[Effect]:
+        """The ledger is back: ask the older node again, within the time that is left."""
+        if member.reachability is Reachability.DISCONNECTED:
+            return self.challenge(member, self.waiting[member.name], settings, now_s)
+        left_s = self._clock.left_s(self._due_s[member.name], settings.probe_s, now_s)
+        timer = self._timers.set(TimerKind.NAME, left_s, name=member.name)
+        return [ProbeNode(member.id), timer]
 
-    def redialled(self, event: NodeAttached) -> None:
-        """The same newcomer is back on another connection; the question stands."""
-        self.waiting[event.node.name] = event
+    def refuse(self, member: Member) -> list[Effect]:
+        """The older node lives: refuse the newcomer, if there is one."""
+        newcomer = self.pop(member.name)
+        if newcomer is None:
+            return []
+        return [Refuse(newcomer.connection_id, reasons.name_taken(member.name, member.info.host))]
 
     def pop(self, name: str) -> NodeAttached | None:
-        """Take the newcomer out: it is let in or refused."""
+        """Take the newcomer out, if there is one."""
         self._due_s.pop(name, None)
         self._timers.cancel(TimerKind.NAME, name)
         return self.waiting.pop(name, None)
-
-    def drop(self, node: NodeId, connection_id: int | None = None) -> None:
-        """The newcomer has gone itself: said goodbye, or closed this connection."""
-        waiting = self.waiting.get(node.name)
-        if waiting and waiting.node.id == node and connection_id in (None, waiting.connection_id):
-            self.pop(node.name)
 
     def pop_all(self) -> list[NodeAttached]:
         """Take all of them out."""
         return [event for name in self.names() if (event := self.pop(name)) is not None]
 
+    def drop(self, node: NodeId, connection_id: int | None = None) -> None:
+        """The newcomer said goodbye, or closed this connection."""
+        waiting = self.waiting.get(node.name)
+        if waiting and waiting.node.id == node and connection_id in (None, waiting.connection_id):
+            self.pop(node.name)
+
     def names(self) -> tuple[str, ...]:
-        """The names that somebody waits for."""
+        """The names for which a newcomer waits."""
         return tuple(self.waiting)

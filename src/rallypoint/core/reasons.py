@@ -243,6 +243,12 @@ def no_room(run_id: str, members: int, needed: int, room: int, table_bytes_max: 
     )
 
 
+def too_many_members(run_id: str, members_max: int) -> Refusal:
+    """The run has as many members as it may have."""
+    message = f"run {run_id!r} has {members_max} members, and takes no more"
+    return Refusal(RefusalCode.LIMIT, message)
+
+
 def too_many_runs(runs_max: int, runs: int) -> Refusal:
     """No room for another run, or none for this account."""
     whose = _whose(runs_max, runs, "runs")

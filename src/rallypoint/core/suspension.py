@@ -28,6 +28,9 @@ class Suspension:
 
     def __init__(self) -> None:
         self._reasons: dict[SuspensionCause, str] = {}
+        self.since_s = 0.0
+        """When the run was suspended, if it is."""
+        self._ledger_away_since_s: float | None = None
 
     def __bool__(self) -> bool:
         return bool(self._reasons)
@@ -35,15 +38,33 @@ class Suspension:
     def __contains__(self, cause: SuspensionCause) -> bool:
         return cause in self._reasons
 
-    def begin(self, cause: SuspensionCause, reason: str) -> None:
-        """Raise a reason. A newer one of the same cause takes the place of the older."""
+    def begin(
+        self, cause: SuspensionCause, reason: str, now_s: float, *, away_s: float | None = None
+    ) -> None:
+        """Raise a reason. A newer one of the same cause takes the place of the older.
+
+        `away_s`, for the cause LEASE: how long the ledger has not answered; None if it answers.
+        """
+        if not self._reasons:
+            self.since_s = now_s
         self._reasons[cause] = reason
+        if cause is SuspensionCause.DEPOSED:
+            self._ledger_away_since_s = None
+        elif cause is SuspensionCause.LEASE and SuspensionCause.DEPOSED not in self._reasons:
+            self._ledger_away_since_s = None if away_s is None else now_s - away_s
 
     def end(self, cause: SuspensionCause) -> bool:
         """Clear the reason of this cause. False if there was none. DEPOSED never ends."""
-        if cause is SuspensionCause.DEPOSED:
+        if cause is SuspensionCause.DEPOSED or self._reasons.pop(cause, None) is None:
             return False
-        return self._reasons.pop(cause, None) is not None
+        if cause is SuspensionCause.LEASE:
+            self._ledger_away_since_s = None
+        return True
+
+    def ledger_away_s(self, now_s: float) -> float | None:
+        """How long the ledger has not answered, in seconds; None if it answers."""
+        since_s = self._ledger_away_since_s
+        return None if since_s is None else now_s - since_s
 
     @property
     def reason(self) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from rallypoint.core.effects import Effect, Timer, TimerKind
 from rallypoint.core.judging import JudgingClock
+from rallypoint.core.probing import Probe
 from rallypoint.core.roster import Member, Roster
 from rallypoint.core.timers import Timers
 from rallypoint.core.values import Reachability, RunSettings
@@ -38,10 +39,11 @@ BURST_MAX_S = 1.0
 class Suspicion:
     """Deadlines of members in trouble."""
 
-    def __init__(self, roster: Roster, timers: Timers) -> None:
-        self.clock = JudgingClock()
+    def __init__(self, roster: Roster, timers: Timers, clock: JudgingClock, probe: Probe) -> None:
         self._roster = roster
         self._timers = timers
+        self._clock = clock
+        self._probe = probe
         self._overdue: dict[str, None] = {}
         self._absent: dict[str, None] = {}
         """Who has yet to attach after a takeover. The ATTACH timer is the deadline of all these."""
@@ -51,8 +53,6 @@ class Suspicion:
         self._arrived = 0
         self._ended: dict[str, None] = {}
         self._burst_since_s = 0.0
-        self._unanswered: dict[str, None] = {}
-        self._probe_over = False
         self._mass_since_s: float | None = None
         self._mass_over = False
 
@@ -160,9 +160,9 @@ class Suspicion:
         """Nothing was heard from it: it is suspect, and no more than that for now."""
         member.trouble_since_s = now_s - silent_s
         self._set_reachability(member, Reachability.SILENT)
-        if self._probe_over and member.name in self._unanswered:
+        if self._probe.is_over and member.name in self._probe.unanswered:
             self._overdue[member.name] = None
-        if self.clock.is_stopped:
+        if self._clock.is_stopped:
             # Part of the silence is of a time in which nobody is judged.
             silent_s = min(silent_s, settings.suspect_after_s)
         remaining_s = max(0.0, settings.lost_after_s - silent_s)
@@ -185,46 +185,15 @@ class Suspicion:
         self._cancel_deadline(member.name)
         self._overdue.pop(member.name, None)
         self._ended.pop(member.name, None)
-        self._unanswered.pop(member.name, None)
-
-    # -- probes --------------------------------------------------------------------------------
-
-    def probe(self, names: list[str]) -> None:
-        """A case was opened: these were asked to answer."""
-        self._unanswered = dict.fromkeys(names)
-        self._probe_over = False
-
-    def answered(self, name: str) -> None:
-        """It answered the probe, or did something that only a living node can do."""
-        self._unanswered.pop(name, None)
+        self._probe.answered(member.name)
 
     def probe_over(self) -> None:
         """The time to answer has run out: suspects that did not answer are past their deadline."""
-        self._probe_over = True
-        for name in self._unanswered:
+        self._probe.is_over = True
+        for name in self._probe.unanswered:
             member = self._roster.get(name)
             if member and member.reachability is Reachability.SILENT:
                 self._overdue[name] = None
-
-    def end_probe(self) -> None:
-        """The case is closed: an unanswered probe means nothing any more."""
-        self._unanswered = {}
-        self._probe_over = False
-
-    @property
-    def unanswered(self) -> tuple[str, ...]:
-        """Who has not answered the probe of the open case. O(how many those are)."""
-        return tuple(self._unanswered)
-
-    @property
-    def unanswered_count(self) -> int:
-        """How many those are. O(1), as it is asked for after every event of an open case."""
-        return len(self._unanswered)
-
-    @property
-    def probe_is_over(self) -> bool:
-        """Whether the time to answer the probe of the open case has run out."""
-        return self._probe_over
 
     # -- deadlines -----------------------------------------------------------------------------
 
@@ -240,7 +209,7 @@ class Suspicion:
 
         The attach grace and the time to answer a probe are for the caller.
         """
-        self.clock.go_on(now_s)
+        self._clock.go_on(now_s)
         self._overdue.clear()
         effects = self._guard_goes_on(settings, now_s)
         for member in self._roster:
@@ -264,7 +233,7 @@ class Suspicion:
         least_s = settings.reconnect_grace_s if is_silent else self.grace_s(settings)
         if member.name in self._unguarded:
             least_s = HOST_GRACE_S
-        left_s = self.clock.left_s(member.due_s, least_s, now_s)
+        left_s = self._clock.left_s(member.due_s, least_s, now_s)
         if left_s > 0:
             kind = TimerKind.LOST if is_silent else TimerKind.GRACE
             return self._arm(member, kind, left_s, now_s)
@@ -285,7 +254,7 @@ class Suspicion:
             return self._end_guard(settings, now_s)
         if self._mass_since_s is not None:
             return []
-        self._mass_since_s = self.clock.at(now_s)
+        self._mass_since_s = self._clock.at(now_s)
         return [self._timers.set(TimerKind.MASS, settings.mass_grace_s)]
 
     def past_deadline(self) -> list[Member]:
@@ -305,7 +274,7 @@ class Suspicion:
         """How long the mass guard still holds, in seconds; None if it does not."""
         if not self.guarding or self._mass_since_s is None:
             return None
-        return max(0.0, settings.mass_grace_s - (self.clock.at(now_s) - self._mass_since_s))
+        return max(0.0, settings.mass_grace_s - (self._clock.at(now_s) - self._mass_since_s))
 
     def guard_limit(self, settings: RunSettings) -> float:
         """More than this many members missing together raise the mass guard."""
@@ -350,12 +319,12 @@ class Suspicion:
     def _deadline(
         self, member: Member, kind: TimerKind, delay_s: float, now_s: float
     ) -> list[Effect]:
-        member.due_s = self.clock.at(now_s) + delay_s
+        member.due_s = self._clock.at(now_s) + delay_s
         return self._arm(member, kind, delay_s, now_s)
 
     def _arm(self, member: Member, kind: TimerKind, delay_s: float, now_s: float) -> list[Effect]:
         self._cancel_deadline(member.name)
-        member.grace_ends_s = self.clock.at(now_s) + delay_s
+        member.grace_ends_s = self._clock.at(now_s) + delay_s
         return [self._timers.set(kind, delay_s, name=member.name)]
 
     def _cancel_deadline(self, name: str) -> None:

@@ -1,0 +1,84 @@
+"""Whether a node may come into a run: its settings, the limits, and a run that is closed.
+
+The refusals say what to do about them. Names that two nodes have are not the business of this file:
+see `name_conflicts`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rallypoint.core import ranks, reasons
+from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.roster import Roster
+from rallypoint.core.tables import row_bytes
+from rallypoint.core.values import CloseRecord, NodeInfo, RunSettings
+
+ANEW_AFTER_S: Final = 30.0
+"""How long late nodes are told that their run was closed, if it never had a round."""
+OPERATOR: Final = "operator"
+"""How `CloseRecord.by` begins if a person closed the run, and not a node."""
+
+
+class Admission:
+    """The limits of one run, and which node set its settings.
+
+    `members_max`: the most members. `table_bytes_max`: the most bytes that the ledger can keep of
+    their rows in a member table.
+    """
+
+    def __init__(self, run_id: str, *, members_max: int, table_bytes_max: int) -> None:
+        self._run_id = run_id
+        self._members_max = members_max
+        self._table_bytes_max = table_bytes_max
+        self._set_by: tuple[str, str, float] | None = None
+
+    def settings_are_of(self, node: NodeInfo, now_s: float) -> None:
+        """The run's settings are those of this node, the first one."""
+        self._set_by = (node.name, node.host, now_s)
+
+    def refusal(
+        self,
+        node: NodeInfo,
+        wanted: RunSettings,
+        settings: RunSettings,
+        roster: Roster,
+        *,
+        is_new: bool,
+        now_s: float,
+    ) -> Refusal | None:
+        """Why the node cannot come in; None if it can. `is_new`: the run has had no round."""
+        conflicts = settings.conflicts(wanted)
+        if conflicts:
+            # Which node set the settings tells a person whose mistake it is.
+            set_by = ""
+            if self._set_by is not None:
+                name, host, at_s = self._set_by
+                set_by = reasons.settings_set_by(name, host, now_s - at_s)
+            return reasons.conflict(self._run_id, conflicts, set_by, is_new=is_new)
+        known = roster.get(node.name)
+        if known is None and len(roster) >= self._members_max:
+            return reasons.too_many_members(self._run_id, self._members_max)
+        # The ledger must be able to keep a round with this node. Told now, not at the seal.
+        others = roster.table_bytes - (known.row_bytes if known is not None else 0)
+        needed, room = row_bytes(node), self._table_bytes_max - others
+        if needed <= room:
+            return None
+        return reasons.no_room(self._run_id, len(roster), needed, room, self._table_bytes_max)
+
+
+def unknown_policy(settings: RunSettings) -> Refusal | None:
+    """Why these settings can be those of no run; None if they can."""
+    if settings.rank_policy in ranks.POLICIES:
+        return None
+    known = ", ".join(sorted(ranks.POLICIES))
+    message = f"unknown rank policy {settings.rank_policy!r}"
+    return Refusal(RefusalCode.MALFORMED, message, hint=f"known policies: {known}")
+
+
+def is_reusable(close: CloseRecord) -> bool:
+    """Whether the id of a closed run that never had a round may be used again, after a while.
+
+    An operator's close is meant for the job, however late its nodes come.
+    """
+    return not close.by.startswith(OPERATOR)

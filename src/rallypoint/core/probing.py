@@ -1,0 +1,71 @@
+"""The probe of an open case: which members were asked to answer, and how long they have.
+
+A worker's failure may be the consequence of a node's death that nobody knows of yet. So the members
+of the broken round are probed before the cause is named. This file keeps who has not answered, and
+the two times: the case is open for `settle_s` at least, and a member has `probe_s` to answer. What
+follows from an answer that does not come is for `suspicion`, what the cause is for `causes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rallypoint.core.effects import Effect, ProbeRound, TimerKind
+from rallypoint.core.judging import JudgingClock
+from rallypoint.core.timers import Timers
+from rallypoint.core.values import RunSettings
+
+
+class Probe:
+    """The probe of the last broken round. Deadlines are on the judging clock."""
+
+    def __init__(self, timers: Timers, clock: JudgingClock) -> None:
+        self._timers = timers
+        self._clock = clock
+        self.unanswered: dict[str, None] = {}
+        """The members that have not answered."""
+        self.is_settled = False
+        """Whether the case has been open for `settle_s`."""
+        self.is_over = False
+        """Whether the time to answer has run out."""
+        self._settle_due_s = 0.0
+        self._due_s = 0.0
+
+    def begin(
+        self, names: Iterable[str], settings: RunSettings, round_number: int, now_s: float
+    ) -> list[Effect]:
+        """A case was opened on this round: ask its members."""
+        self.unanswered = dict.fromkeys(names)
+        self.is_settled = self.is_over = False
+        self._settle_due_s = self._clock.at(now_s) + settings.settle_s
+        self._due_s = self._clock.at(now_s) + settings.probe_s
+        return [
+            ProbeRound(round_number),
+            self._timers.set(TimerKind.CASE, settings.settle_s, round_number=round_number),
+            self._timers.set(TimerKind.PROBE, settings.probe_s, round_number=round_number),
+        ]
+
+    def answered(self, name: str) -> None:
+        """The member answered, or did something that only a living node can do."""
+        self.unanswered.pop(name, None)
+
+    def end(self) -> None:
+        """The case is closed: an answer that does not come means nothing any more."""
+        self.unanswered = {}
+        self.is_over = False
+        self._timers.cancel(TimerKind.CASE)
+        self._timers.cancel(TimerKind.PROBE)
+
+    def go_on(self, settings: RunSettings, round_number: int, now_s: float) -> list[Effect]:
+        """The ledger is back, and the case still open: ask again, within the time that is left."""
+        effects: list[Effect] = []
+        left_s = self._clock.left_s(self._settle_due_s, settings.settle_s, now_s)
+        self.is_settled = left_s <= 0
+        if not self.is_settled:
+            effects.append(self._timers.set(TimerKind.CASE, left_s, round_number=round_number))
+        left_s = self._clock.left_s(self._due_s, settings.probe_s, now_s)
+        self.is_over = left_s <= 0
+        if not self.is_over:
+            effects.append(ProbeRound(round_number))
+            effects.append(self._timers.set(TimerKind.PROBE, left_s, round_number=round_number))
+        return effects

@@ -1,0 +1,108 @@
+"""A round that another coordinator left: its members have yet to attach to this one.
+
+Losing a coordinator does not disturb the workers, so the round goes on. Its members find the new
+coordinator by themselves; one that has not attached when the attach grace is over is lost. This
+file puts the members into the roster as the ledger knows them, and keeps the grace. Which of them
+are lost is for `suspicion`.
+"""
+
+from __future__ import annotations
+
+from rallypoint.core import causes
+from rallypoint.core.effects import Effect, TimerKind
+from rallypoint.core.flapping import DepartureHistory
+from rallypoint.core.judging import JudgingClock
+from rallypoint.core.marking import ranks_in
+from rallypoint.core.roster import Roster
+from rallypoint.core.suspicion import Suspicion
+from rallypoint.core.timers import Timers
+from rallypoint.core.values import (
+    ChangeKind,
+    Marks,
+    MemberState,
+    NodeId,
+    NodeInfo,
+    RoundRecord,
+    RunSettings,
+)
+
+
+class Takeover:
+    """The round that was taken over. Without a takeover there is none, and no grace."""
+
+    def __init__(
+        self, roster: Roster, timers: Timers, clock: JudgingClock, suspicion: Suspicion
+    ) -> None:
+        self._roster = roster
+        self._timers = timers
+        self._clock = clock
+        self._suspicion = suspicion
+        self.number = 0
+        """The number of the last round that the run had when it was taken over."""
+        self.is_grace_on = False
+        """Whether members still have time to attach."""
+        self._due_s = 0.0
+
+    def expect_members(
+        self,
+        record: RoundRecord,
+        marks: Marks,
+        history: DepartureHistory,
+        *,
+        attach_grace_s: float,
+        former_host: NodeId | None,
+        now_s: float,
+    ) -> list[Effect]:
+        """Put the members of the round into the roster, except those that the ledger says went.
+
+        `marks` are of this round. `former_host`: the node that hosted the last coordinator, if that
+        one's lease ran out.
+        """
+        done, gone = ranks_in(marks.done), ranks_in(marks.gone)
+        number = record.head.number
+        self._due_s = self._clock.at(now_s) + attach_grace_s
+        effects: list[Effect] = []
+        for rank, row in enumerate(record.members):
+            if rank in gone:
+                # It departed, left or was lost. If it comes, it is let in and told why.
+                change = marks.ended or causes.happened(ChangeKind.NODE_LEFT, number, [row.name])
+                history.remember(row.name, change, stayed_s=0.0, is_done=True)
+                continue
+            info = NodeInfo(
+                row.name,
+                row.incarnation,
+                row.host,
+                row.addresses,
+                row.workers,
+                row.labels,
+                row.stop_s,
+            )
+            member = self._roster.add(info, 0, now_s, row.secret_hash)
+            member.last_round = number
+            member.grace_ends_s = self._due_s
+            if rank in done:
+                member.state = MemberState.DONE
+                self._suspicion.ended_elsewhere(member)
+                continue
+            member.state = MemberState.ACTIVE
+            if member.id == former_host:
+                effects += self._suspicion.absent_host(member, now_s, attach_grace_s)
+            else:
+                self._suspicion.absent(member, now_s)
+        return [*effects, self._begin_grace(attach_grace_s)]
+
+    def end_grace(self) -> None:
+        """The time to attach is over, or everybody has attached."""
+        self.is_grace_on = False
+        self._timers.cancel(TimerKind.ATTACH)
+        self._suspicion.attach_over()
+
+    def go_on(self, settings: RunSettings, now_s: float) -> list[Effect]:
+        """The ledger is back: what is left of the grace. If nothing is, the grace is not on."""
+        left_s = self._clock.left_s(self._due_s, settings.reconnect_grace_s, now_s)
+        self.is_grace_on = self.is_grace_on and left_s > 0
+        return [self._begin_grace(left_s)] if self.is_grace_on else []
+
+    def _begin_grace(self, delay_s: float) -> Effect:
+        self.is_grace_on = True
+        return self._timers.set(TimerKind.ATTACH, delay_s, round_number=self.number)
