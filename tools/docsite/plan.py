@@ -19,9 +19,10 @@ TASKS = {
     "examples/README.md": "Examples",
 }
 DESIGN = {
+    "docs/reading.md": "Twelve files to read",
+    "docs/journey.md": "Two journeys",
     "docs/protocol.md": "The protocol",
     "docs/architecture.md": "Architecture",
-    "docs/journey.md": "One node's join",
     "docs/scale.md": "Scale",
     "docs/benchmarks.md": "Comparison",
     "benchmarks/README.md": "Benchmarks",
