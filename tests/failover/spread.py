@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rallypoint.core import election as e
 from rallypoint.ledger import record_format
-from rallypoint.ledger.etcd.client import EtcdClient, EtcdOptions
+from rallypoint.ledger.etcd.client import EtcdClient
+from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.ledger.etcd.wire import Event as EtcdEvent
 from rallypoint.ledger.etcd.wire import prefix_end
 from rallypoint.testing.election_checker import ElectionChecker

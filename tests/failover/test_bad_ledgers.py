@@ -25,8 +25,9 @@ import pytest
 
 from rallypoint.errors import ExitCode
 from rallypoint.ledger import record_format
-from rallypoint.ledger.etcd.client import EtcdClient, EtcdOptions
+from rallypoint.ledger.etcd.client import EtcdClient
 from rallypoint.ledger.etcd.ledger import EtcdLedger
+from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.ledger.file.ledger import FileLedger
 from tests.agent.processes import MAIN, SRC, Process, wait_until
 from tests.failover.fleet import Fleet
@@ -206,8 +207,12 @@ def test_certificates(tmp_path: Path) -> None:
         for given, said, hint in [
             (f"ca={file('other-ca.pem')}&{cert}", unknown, "against"),
             (cert, unknown, "give the file of etcd's own CA"),
-            (ca, "asks for a client certificate", "give cert=FILE and key=FILE"),
-            (f"{ca}&{others}", "refuses the client certificate", "which the CA must have signed"),
+            (ca, "requires a client certificate", "give cert=FILE and key=FILE"),
+            (
+                f"{ca}&{others}",
+                "rejected the client certificate",
+                "signed by a CA that etcd trusts",
+            ),
             (f"{ca}&{mixed}", "cannot be used", "the key that of the certificate"),
             (f"ca={file('missing.pem')}", "No such file", "PEM files"),
             (f"ca={file('server.key')}", "cannot be used", "PEM files"),

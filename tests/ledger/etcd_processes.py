@@ -21,7 +21,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rallypoint.ledger.etcd.client import EtcdClient, EtcdOptions
+from rallypoint.ledger.etcd.client import EtcdClient
+from rallypoint.ledger.etcd.options import EtcdOptions
 from tests.ports import free_ports
 
 READY_S = 30.0

@@ -19,16 +19,10 @@ from rallypoint.errors import (
     UsageError,
 )
 from rallypoint.ledger.contract import Conflict, Created, Swapped, Unknown
-from rallypoint.ledger.etcd.client import (
-    EtcdClient,
-    EtcdOptions,
-    compare,
-    compare_absent,
-    delete,
-    get,
-    put,
-)
+from rallypoint.ledger.etcd.client import EtcdClient
 from rallypoint.ledger.etcd.ledger import EtcdLedger
+from rallypoint.ledger.etcd.options import EtcdOptions
+from rallypoint.ledger.etcd.txn import compare, compare_absent, delete, get, put
 from rallypoint.ledger.etcd.wire import EtcdCompactedError, EtcdUnknownError, Event, prefix_end
 from tests.ledger.etcd_certificates import make_certificates
 from tests.ledger.etcd_processes import EtcdCluster, Program, etcd

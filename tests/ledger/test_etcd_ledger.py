@@ -19,8 +19,9 @@ from rallypoint.errors import (
 )
 from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import Changed, Conflict, Swapped, Unknown
-from rallypoint.ledger.etcd.client import EtcdClient, EtcdOptions
+from rallypoint.ledger.etcd.client import EtcdClient
 from rallypoint.ledger.etcd.ledger import EtcdLedger
+from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.testing import Connect, LedgerSuite
 from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, Program, etcd
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rallypoint.ledger.etcd.client import EtcdOptions
+from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.rendezvous.api import (
     RendezvousConnectionError,
     RendezvousParameters,

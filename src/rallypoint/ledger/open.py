@@ -34,8 +34,8 @@ def open_ledger(
 
 
 def _etcd(place: EtcdPlace, password: str, call_timeout_s: float) -> Ledger:
-    from rallypoint.ledger.etcd.client import EtcdOptions
     from rallypoint.ledger.etcd.ledger import EtcdLedger
+    from rallypoint.ledger.etcd.options import EtcdOptions
 
     options = EtcdOptions(
         endpoints=place.hosts,

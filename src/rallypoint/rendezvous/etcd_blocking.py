@@ -20,7 +20,8 @@ import msgspec
 
 from rallypoint import errors
 from rallypoint.client.blocking import portal
-from rallypoint.ledger.etcd.client import EtcdClient, EtcdOptions
+from rallypoint.ledger.etcd.client import EtcdClient
+from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.ledger.etcd.wire import KeyValue, prefix_end
 from rallypoint.rendezvous import torch_bridge
 from rallypoint.rendezvous.api import (

@@ -13,8 +13,8 @@ import binascii
 from base64 import b64decode, b64encode
 from typing import Any, ClassVar, Final
 
-from rallypoint.ledger.etcd.client import EtcdClient, compare, get, put
-from rallypoint.ledger.etcd.txn import decided
+from rallypoint.ledger.etcd.client import EtcdClient
+from rallypoint.ledger.etcd.txn import compare, decided, get, put
 from rallypoint.ledger.etcd.wire import EtcdRefusedError, KeyValue
 from rallypoint.rendezvous import torch_bridge
 from rallypoint.rendezvous.api import RendezvousParameters, RendezvousStateError

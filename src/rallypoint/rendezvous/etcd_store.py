@@ -21,8 +21,8 @@ from rallypoint.client.world import Store as AsyncStore
 from rallypoint.client.world import seconds
 from rallypoint.core import store as ops
 from rallypoint.ledger import record_format
-from rallypoint.ledger.etcd.client import EtcdClient, compare, delete, get, put
-from rallypoint.ledger.etcd.txn import decided
+from rallypoint.ledger.etcd.client import EtcdClient
+from rallypoint.ledger.etcd.txn import compare, decided, delete, get, put
 from rallypoint.ledger.etcd.wire import EtcdCompactedError, EtcdUnknownError, KeyValue, prefix_end
 from rallypoint.rendezvous import torch_bridge
 from rallypoint.rendezvous.etcd_blocking import EtcdConnection, as_key, connection

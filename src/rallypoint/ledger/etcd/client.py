@@ -15,10 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import os
 import random
-import socket
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -32,6 +29,14 @@ from rallypoint.errors import (
     LedgerUnreachableError,
     UsageError,
 )
+from rallypoint.ledger.etcd.failures import (
+    BadEndpointError,
+    LostError,
+    NotSentError,
+    certificate_error,
+    system_words,
+)
+from rallypoint.ledger.etcd.options import EtcdOptions, tls_context
 from rallypoint.ledger.etcd.wire import (
     DeleteResult,
     EtcdCompactedError,
@@ -67,63 +72,6 @@ _CONNECTING: Final = 0.9
 """The part of an attempt's time in which it has to be connected."""
 
 
-class EtcdOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Where etcd is and how to speak to it.
-
-    `endpoints` are "host:port". With `tls`, `ca_file` says whom to believe (None: the system's
-    authorities), and `cert_file` with `key_file` is this client's certificate. `try_timeout_s`
-    bounds how long one endpoint may say nothing, so that a frozen member costs no more than that;
-    `timeout_s` bounds a call. The password is not in the repr.
-    """
-
-    endpoints: tuple[str, ...]
-    tls: bool = False
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-    user: str = ""
-    password: str = ""
-    try_timeout_s: float = 1.0
-    timeout_s: float = 5.0
-    watch_idle_s: float = 5.0
-    """After so long a silence a watch goes on at the next endpoint: this one may be frozen."""
-
-    def __repr__(self) -> str:
-        user = f", user={self.user!r}" if self.user else ""
-        return f"EtcdOptions({', '.join(self.endpoints)}, tls={self.tls}{user})"
-
-
-def compare(key: bytes, target: str, value: int, *, result: str = "EQUAL") -> dict[str, Any]:
-    """A condition of a transaction. `target` is "mod_revision", "create_revision" or "version"."""
-    names = {"mod_revision": "MOD", "create_revision": "CREATE", "version": "VERSION"}
-    return {"key": key, "target": names[target], "result": result, target: str(value)}
-
-
-def compare_value(key: bytes, value: bytes) -> dict[str, Any]:
-    """The condition that a key has this value."""
-    return {"key": key, "target": "VALUE", "result": "EQUAL", "value": value}
-
-
-def compare_absent(prefix: bytes, range_end: bytes) -> dict[str, Any]:
-    """The condition that there is no key from `prefix` up to `range_end`."""
-    return {**compare(prefix, "create_revision", 0), "range_end": range_end}
-
-
-def put(key: bytes, value: bytes, *, lease: int = 0) -> dict[str, Any]:
-    """An operation of a transaction."""
-    return {"request_put": {"key": key, "value": value, "lease": str(lease)}}
-
-
-def get(key: bytes, range_end: bytes = b"", **options: Any) -> dict[str, Any]:
-    """An operation of a transaction; options as in etcd's RangeRequest."""
-    return {"request_range": {"key": key, "range_end": range_end, **options}}
-
-
-def delete(key: bytes, range_end: bytes = b"") -> dict[str, Any]:
-    """An operation of a transaction."""
-    return {"request_delete_range": {"key": key, "range_end": range_end}}
-
-
 class EtcdClient:
     """One event loop owns it. Every call raises a LedgerError and nothing else (see etcd_wire)."""
 
@@ -143,7 +91,7 @@ class EtcdClient:
     async def open(self) -> None:
         """Make ready to connect. Raises LedgerAccessError if a certificate cannot be used."""
         if self._session is None:
-            context = _tls_context(self.options) if self.options.tls else False
+            context = tls_context(self.options) if self.options.tls else False
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=context, limit=0),
                 auto_decompress=False,
@@ -209,7 +157,7 @@ class EtcdClient:
                         if result.events:
                             next_revision = result.events[-1].kv.mod_revision + 1
                             yield result.events
-            except (_NotSentError, _LostError, _BadEndpointError, EtcdTokenError) as problem:
+            except (NotSentError, LostError, BadEndpointError, EtcdTokenError) as problem:
                 if isinstance(problem, EtcdTokenError):
                     self._token = ""
                 tries += 1
@@ -278,14 +226,14 @@ class EtcdClient:
                 if authentications > _AUTHENTICATIONS_MAX:
                     raise
                 continue
-            except _NotSentError as problem:
+            except NotSentError as problem:
                 problems[url] = str(problem)
-            except _LostError as problem:
+            except LostError as problem:
                 if not repeatable:
                     self._next(url)
                     raise EtcdUnknownError(f"etcd at {url} did not say: {problem}") from problem
                 problems[url] = str(problem)
-            except _BadEndpointError as problem:
+            except BadEndpointError as problem:
                 refused[url] = problem.error
                 problems[url] = problem.error.message
             self._next(url)
@@ -316,8 +264,8 @@ class EtcdClient:
             if "not enabled" in error.message:
                 return _NO_TOKEN  # as etcd's own client: a user where none is asked for
             raise
-        except _LostError as error:
-            raise _NotSentError(str(error)) from error  # what the token was for was not sent
+        except LostError as error:
+            raise NotSentError(str(error)) from error  # what the token was for was not sent
         return decode(answer, Token, url).token
 
     async def _exchange(
@@ -331,7 +279,7 @@ class EtcdClient:
         loop = asyncio.get_running_loop()
         quiet_s, left_s = self.options.try_timeout_s, deadline - loop.time()
         if left_s <= 0:
-            raise _NotSentError("there was no time left for it")
+            raise NotSentError("there was no time left for it")
         problem = f"no answer within {min(left_s, quiet_s):g} s"
         parts: list[bytes] = []
         try:
@@ -346,7 +294,7 @@ class EtcdClient:
         except TimeoutError as error:
             if parts and loop.time() >= deadline:
                 problem = f"not all of its answer came within {self.options.timeout_s:g} s"
-            raise _LostError(problem) from error
+            raise LostError(problem) from error
         return response.status, b"".join(parts)
 
     async def _stream(self, url: str, body: Mapping[str, Any]) -> AsyncGenerator[WatchResult, None]:
@@ -365,7 +313,7 @@ class EtcdClient:
                         answer = b"".join([part async for part in _parts(response, url)])
                         _raise_refusal(response.status, answer, url)
             except TimeoutError as error:
-                raise _LostError(f"no answer within {quiet_s:g} s") from error
+                raise LostError(f"no answer within {quiet_s:g} s") from error
             lines = _lines(response)
             idle_s = quiet_s  # until it says that the watch was created
             while True:
@@ -375,9 +323,9 @@ class EtcdClient:
                 except TimeoutError:
                     if idle_s == self.options.watch_idle_s:
                         return
-                    raise _LostError(f"no answer within {idle_s:g} s") from None
+                    raise LostError(f"no answer within {idle_s:g} s") from None
                 if not line:
-                    raise _LostError("the watch was ended")
+                    raise LostError("the watch was ended")
                 result = _watch_result(decode(line, WatchStream, url), url)
                 self._check_cluster(result.header, url)
                 yield result
@@ -403,17 +351,17 @@ class EtcdClient:
             ) as response:
                 yield response
         except aiohttp.ClientSSLError as error:
-            raise _BadEndpointError(self._certificate_error(url, error)) from error
+            raise BadEndpointError(self._certificate_error(url, error)) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise _NotSentError(_said(error)) from error
+            raise NotSentError(system_words(error)) from error
         except aiohttp.InvalidURL as error:
             raise UsageError(f"{url} is no endpoint of etcd") from error
         except aiohttp.ClientResponseError as error:
-            raise _BadEndpointError(not_etcd(url, error.message or "no HTTP")) from error
+            raise BadEndpointError(not_etcd(url, error.message or "no HTTP")) from error
         except (aiohttp.ClientError, OSError) as error:
             if "SSL" in str(error):  # TLS 1.3: a missing certificate is told after the handshake
-                raise _BadEndpointError(self._certificate_error(url, error)) from error
-            raise _LostError(_said(error)) from error
+                raise BadEndpointError(self._certificate_error(url, error)) from error
+            raise LostError(system_words(error)) from error
 
     def _check_cluster(self, header: Header | None, url: str) -> None:
         """Endpoints of two clusters (or a port that somebody else has by now) are never mixed."""
@@ -422,7 +370,7 @@ class EtcdClient:
         if not self._cluster_id:
             self._cluster_id = header.cluster_id
         if header.cluster_id != self._cluster_id:
-            raise _BadEndpointError(
+            raise BadEndpointError(
                 LedgerForeignError(
                     f"etcd at {url} belongs to cluster {header.cluster_id:x}, and those asked "
                     f"before to {self._cluster_id:x}",
@@ -436,27 +384,7 @@ class EtcdClient:
             self._preferred = (self._preferred + 1) % len(self._urls)
 
     def _certificate_error(self, url: str, error: Exception) -> LedgerAccessError:
-        """Which side did not believe the other, and what to change."""
-        said = _said(error)
-        if isinstance(_cause(error), ssl.SSLCertVerificationError):
-            ca = self.options.ca_file or "the system's authorities"
-            return LedgerAccessError(
-                f"the certificate of etcd at {url} is not one to believe: {said}",
-                hint=f"it is checked against {ca}; give the file of etcd's own CA as ca=FILE, and "
-                "name the host as its certificate does",
-            )
-        if "alert" in said:
-            own = self.options.cert_file
-            what = (
-                f"refuses the client certificate {own}" if own else "asks for a client certificate"
-            )
-            return LedgerAccessError(
-                f"etcd at {url} {what}: {said}",
-                hint="give cert=FILE and key=FILE, which the CA must have signed that etcd trusts",
-            )
-        return LedgerAccessError(
-            f"no TLS connection to etcd at {url}: {said}", hint="does the port speak TLS?"
-        )
+        return certificate_error(url, error, self.options.ca_file, self.options.cert_file)
 
     @property
     def _tls_hint(self) -> str:
@@ -474,36 +402,20 @@ _NO_TOKEN: Final = "-"
 """Instead of a token, where etcd asks for none."""
 
 
-class _NotSentError(Exception):
-    """Certainly nothing was sent."""
-
-
-class _LostError(Exception):
-    """Something may have been sent, and no answer came that says what became of it."""
-
-
-class _BadEndpointError(Exception):
-    """This endpoint will not do; another one might."""
-
-    def __init__(self, error: LedgerError) -> None:
-        super().__init__(error.message)
-        self.error = error
-
-
 def _raise_refusal(status: int, answer: bytes, url: str) -> None:
     if status == 200:
         return
     error = refusal(status, answer, url)
     if error is None:
-        raise _LostError(f"HTTP {status}: {answer[:200].decode(errors='replace').strip()}")
+        raise LostError(f"HTTP {status}: {answer[:200].decode(errors='replace').strip()}")
     if isinstance(error, LedgerForeignError):
-        raise _BadEndpointError(error)
+        raise BadEndpointError(error)
     raise error
 
 
 def _watch_result(line: WatchStream, url: str) -> WatchResult:
     if line.result is None:
-        raise _LostError(f"the watch was ended: {line.error}")
+        raise LostError(f"the watch was ended: {line.error}")
     if line.result.compact_revision:
         raise EtcdCompactedError(
             f"etcd has compacted its history up to revision {line.result.compact_revision}"
@@ -513,7 +425,7 @@ def _watch_result(line: WatchStream, url: str) -> WatchResult:
         code = 7 if "permission denied" in reason else 0
         if code or "auth token" in reason:
             raise said_no(code, reason, url)
-        raise _LostError(f"the watch was ended: {reason}")
+        raise LostError(f"the watch was ended: {reason}")
     return line.result
 
 
@@ -523,7 +435,7 @@ async def _parts(response: aiohttp.ClientResponse, url: str) -> AsyncGenerator[b
     async for part in response.content.iter_any():
         size += len(part)
         if size > ANSWER_BYTES_MAX:
-            raise _BadEndpointError(not_etcd(url, f"more than {ANSWER_BYTES_MAX} bytes"))
+            raise BadEndpointError(not_etcd(url, f"more than {ANSWER_BYTES_MAX} bytes"))
         yield part
 
 
@@ -538,46 +450,7 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None
             if line:
                 yield line
         if len(buffer) > _LINE_BYTES_MAX:
-            raise _LostError("a line without end")
-
-
-def _tls_context(options: EtcdOptions) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=options.ca_file)
-        if options.cert_file:
-            context.load_cert_chain(options.cert_file, options.key_file)
-    except (OSError, ssl.SSLError) as error:
-        files = [options.ca_file, options.cert_file, options.key_file]
-        raise LedgerAccessError(
-            f"the certificate or key for etcd cannot be used: {_said(error)}",
-            hint=f"check {', '.join(file for file in files if file)}: PEM files that can be read "
-            "here, and the key that of the certificate",
-        ) from error
-    return context
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What the system raised, without what aiohttp put around it."""
-    for name in ("certificate_error", "os_error"):
-        inner = getattr(error, name, None)
-        if isinstance(inner, BaseException):
-            return inner
-    return error
-
-
-def _said(error: BaseException) -> str:
-    """The system's own words, without numbers, addresses and places in somebody's source."""
-    cause = _cause(error)
-    match cause:
-        case ssl.SSLCertVerificationError() if cause.verify_message:
-            return str(cause.verify_message)
-        case ssl.SSLError() if cause.reason:
-            return str(cause.reason).replace("_", " ").lower()
-        case socket.gaierror() if cause.strerror:
-            return cause.strerror
-        case OSError() if cause.errno is not None and cause.errno > 0:
-            return os.strerror(cause.errno)  # asyncio puts words of its own in their place
-    return str(cause) or type(cause).__name__
+            raise LostError("a line without end")
 
 
 def _backoff(turn: int) -> float:

@@ -42,17 +42,17 @@ from rallypoint.ledger.contract import (
     Versioned,
     check_name,
 )
-from rallypoint.ledger.etcd.client import (
-    EtcdClient,
-    EtcdOptions,
+from rallypoint.ledger.etcd.client import EtcdClient
+from rallypoint.ledger.etcd.options import EtcdOptions
+from rallypoint.ledger.etcd.txn import (
     compare,
     compare_absent,
     compare_value,
+    decided,
     delete,
     get,
     put,
 )
-from rallypoint.ledger.etcd.txn import decided
 from rallypoint.ledger.etcd.wire import (
     EtcdCompactedError,
     EtcdRefusedError,

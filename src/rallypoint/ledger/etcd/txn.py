@@ -18,6 +18,37 @@ from rallypoint.ledger.etcd.wire import EtcdUnknownError, TxnResult
 _RETRY_S: Final = 0.05
 
 
+def compare(key: bytes, target: str, value: int, *, result: str = "EQUAL") -> dict[str, Any]:
+    """A condition of a transaction. `target` is "mod_revision", "create_revision" or "version"."""
+    names = {"mod_revision": "MOD", "create_revision": "CREATE", "version": "VERSION"}
+    return {"key": key, "target": names[target], "result": result, target: str(value)}
+
+
+def compare_value(key: bytes, value: bytes) -> dict[str, Any]:
+    """The condition that a key has this value."""
+    return {"key": key, "target": "VALUE", "result": "EQUAL", "value": value}
+
+
+def compare_absent(prefix: bytes, range_end: bytes) -> dict[str, Any]:
+    """The condition that there is no key from `prefix` up to `range_end`."""
+    return {**compare(prefix, "create_revision", 0), "range_end": range_end}
+
+
+def put(key: bytes, value: bytes, *, lease: int = 0) -> dict[str, Any]:
+    """An operation of a transaction."""
+    return {"request_put": {"key": key, "value": value, "lease": str(lease)}}
+
+
+def get(key: bytes, range_end: bytes = b"", **options: Any) -> dict[str, Any]:
+    """An operation of a transaction; options as in etcd's RangeRequest."""
+    return {"request_range": {"key": key, "range_end": range_end, **options}}
+
+
+def delete(key: bytes, range_end: bytes = b"") -> dict[str, Any]:
+    """An operation of a transaction."""
+    return {"request_delete_range": {"key": key, "range_end": range_end}}
+
+
 async def decided(
     client: EtcdClient,
     conditions: Sequence[Mapping[str, Any]],

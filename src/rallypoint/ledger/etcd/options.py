@@ -1,0 +1,51 @@
+"""Where etcd is, how to speak to it, and with which certificates."""
+
+from __future__ import annotations
+
+import ssl
+
+import msgspec
+
+from rallypoint.errors import LedgerAccessError
+from rallypoint.ledger.etcd.failures import system_words
+
+
+class EtcdOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where etcd is and how to speak to it.
+
+    `endpoints` are "host:port". With `tls`, `ca_file` says whom to believe (None: the system's
+    authorities), and `cert_file` with `key_file` is this client's certificate. `try_timeout_s`
+    bounds how long one endpoint may say nothing, so that a frozen member costs no more than that;
+    `timeout_s` bounds a call. The password is not in the repr.
+    """
+
+    endpoints: tuple[str, ...]
+    tls: bool = False
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    user: str = ""
+    password: str = ""
+    try_timeout_s: float = 1.0
+    timeout_s: float = 5.0
+    watch_idle_s: float = 5.0
+    """After so long a silence a watch goes on at the next endpoint: this one may be frozen."""
+
+    def __repr__(self) -> str:
+        user = f", user={self.user!r}" if self.user else ""
+        return f"EtcdOptions({', '.join(self.endpoints)}, tls={self.tls}{user})"
+
+
+def tls_context(options: EtcdOptions) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=options.ca_file)
+        if options.cert_file:
+            context.load_cert_chain(options.cert_file, options.key_file)
+    except (OSError, ssl.SSLError) as error:
+        files = [options.ca_file, options.cert_file, options.key_file]
+        raise LedgerAccessError(
+            f"the certificate or key for etcd cannot be used: {system_words(error)}",
+            hint=f"check {', '.join(file for file in files if file)}: PEM files that can be read "
+            "here, and the key that of the certificate",
+        ) from error
+    return context
