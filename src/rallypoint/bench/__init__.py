@@ -2,7 +2,8 @@
 
     socket_baseline.py   what the machine itself can do: bare sockets, no protocol
     virtual.py   one virtual node: the shipped machine and messages, over a lean WebSocket
-    fleet.py     many virtual nodes in one process, driven by commands
+    fleet.py     many virtual nodes in one process, driven by commands; what these ask of the
+                 coordinator (fleet_calls.py), and how soon it answers them (fleet_watch.py)
     driver.py    starts coordinators and fleets, and asks them
     agents.py    real `rallypoint run` agents, each with a worker
     real_nodes.py, node_processes.py   real nodes, in processes that can be killed alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import sys
 import time
 from typing import Any, Final
 
@@ -52,6 +53,11 @@ class Count:
             raise FleetError(
                 f"{self.seen} of {self.expected} nodes {what} within {within_s:g} s"
             ) from None
+
+
+def say(text: str) -> None:
+    """Progress, for a person who waits: stdout is for the driver."""
+    print(f"rallypoint: {text}", file=sys.stderr, flush=True)
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

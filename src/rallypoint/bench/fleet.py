@@ -14,20 +14,20 @@ import asyncio
 import gc
 import heapq
 import secrets
-import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any, Final
 
 import msgspec
 
-from rallypoint.bench.counting import DEADLINE_S, Count, FleetError, new_event_loop
+from rallypoint.bench.counting import DEADLINE_S, Count, FleetError, new_event_loop, say
+from rallypoint.bench.fleet_calls import Calls
+from rallypoint.bench.fleet_watch import Watch
 from rallypoint.bench.flood import Flood
 from rallypoint.bench.socket_baseline import FloorFleet
-from rallypoint.bench.virtual import EARLY, VirtualNode
-from rallypoint.core import store as ops
+from rallypoint.bench.virtual import EARLY, SocketAddress, VirtualNode, connect, resolve
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.values import Change, Failure, FailureKind, NodeInfo, RunSettings
 
@@ -37,8 +37,6 @@ TICK_S: Final = 0.05
 TELL_EVERY_S: Final = 10.0
 GOLDEN_RATIO: Final = 0.618034
 NAMES: Final = "node"
-COME_S: Final = 10.0
-"""How long a node may take to be let in, or to be let go, while it is watched."""
 BETWEEN_ROUNDS_S: Final = 0.2
 """How long a round of several machines lasts, so that all of them have taken it before it ends."""
 
@@ -49,14 +47,15 @@ class Fleet:
     def __init__(self) -> None:
         self.nodes: list[VirtualNode] = []
         self._attached = self._formed = self._ended = self._calls = Count(0)
-        self._lost = ""
+        self.lost = ""
+        """Which node has lost its connection unasked, and why; "" if none has."""
         self._due: list[tuple[float, int, VirtualNode]] = []
         self._order = count()
         self._ticking: asyncio.Task[None] | None = None
         self._tick_s = TICK_S
         self._change: Change | None = None
-        self._floor = FloorFleet()
-        self._floods: list[Flood] = []
+        self.floods: list[Flood] = []
+        """What nodes ask for again and again; each has a `tick`, which is called often."""
         self._closed = asyncio.Event()
         self.hint = ""
         """What to do about the first error, if that is known."""
@@ -95,7 +94,7 @@ class Fleet:
             self._ticking = asyncio.get_running_loop().create_task(self._tick())
         began_s = time.monotonic()
         gate = asyncio.Semaphore(CONNECTS_AT_ONCE)
-        address = await _resolved(host, port)
+        address = await resolve(host, port)
         await asyncio.gather(*(self._connect(node, address, gate) for node in made))
         await self._attached.all("were let in")
         if ready:
@@ -223,7 +222,7 @@ class Fleet:
         node = self._node(run_id, f"{NAMES}{first}", RunSettings(**settings), token)
         node.ready()
         began_s = time.monotonic()
-        await self._connect(node, await _resolved(host, port), asyncio.Semaphore(1))
+        await connect(node, await resolve(host, port))
         await self._attached.all("were let in")
         self.nodes.append(node)
         return {"began_s": began_s}
@@ -236,143 +235,17 @@ class Fleet:
         node.machine.disconnected()  # It has no heartbeat any more.
         return {"at_s": time.monotonic()}
 
-    async def store(self, *, what: str, per_node: int, window: int) -> dict[str, Any]:
-        """Each node makes `per_node` calls of one kind, `window` of them open at a time."""
-        done = self._calls = Count(len(self.nodes))
-        began_s = time.monotonic()
-        for index, node in enumerate(self.nodes):
-            _Caller(node, index, what, per_node, done).begin(window)
-        await done.all(f"had their {what} answered")
-        return {"began_s": began_s, "done_s": done.last_s}
-
-    async def one_by_one(self, *, what: str, times: int, gap_s: float) -> dict[str, Any]:
-        """The first node asks for one thing after another: how long each took, in seconds.
-
-        `what`: a call of the store, or "beat".
-        """
-        node, took_s = self.nodes[0], []
-        for number in range(times):
-            asked_s, answered = time.monotonic(), Count(1)
-            if what == "beat":
-                node.on_beat = answered.one
-                node.beat()
-            else:
-                node.call(_op(what, 0, number), DEADLINE_S, _told(answered))
-            await answered.all(f"had their {what} answered")
-            took_s.append(answered.last_s - asked_s)
-            await asyncio.sleep(gap_s)
-        return {"took_s": took_s}
-
-    async def flood(self, *, kinds: list[str], warm_s: float) -> dict[str, Any]:
-        """Each node floods the coordinator in one of these ways, until `calm`."""
-        for number, node in enumerate(self.nodes):
-            node.on_lost = lambda node, why: None  # It may be disconnected for what it does.
-            self._floods.append(Flood(node, kinds[number % len(kinds)]))
-            self._floods[-1].begin()
-        await asyncio.sleep(warm_s)
-        return {}
-
-    async def calm(self, *, settle_s: float) -> dict[str, Any]:
-        """The floods end, and what was asked is answered."""
-        for flood in self._floods:
-            flood.stop()
-        self._floods.clear()
-        await asyncio.sleep(settle_s)
-        return {"connected": sum(node.transport is not None for node in self.nodes)}
-
-    async def barrier(self, *, name: str) -> dict[str, Any]:
-        """All nodes come to one barrier."""
-        done = self._calls = Count(len(self.nodes))
-
-        def answered(result: ops.StoreResult) -> None:
-            if isinstance(result, ops.StoreFailure):
-                done.fail(f"a barrier failed: {result.message}")
-            else:
-                done.one()
-
-        began_s = time.monotonic()
-        for node in self.nodes:
-            seat = node.machine.seat
-            rank = seat.first_rank if seat is not None else 0
-            node.call(ops.Barrier(name, rank), DEADLINE_S, answered)
-        await done.all("were let through the barrier")
-        return {"began_s": began_s, "done_s": done.last_s}
-
     async def counts(self, *, at_s: float = 0.0) -> dict[str, Any]:
         """Messages and payload bytes of all nodes, both directions, since they were made.
 
         Raises FleetError if one has lost its connection: it costs nothing any more.
         """
         await self._until(at_s)
-        if self._lost:
-            raise FleetError(self._lost)
+        if self.lost:
+            raise FleetError(self.lost)
         names = ("sent", "received", "beats", "sent_bytes", "received_bytes", "beats_bytes")
         total = {name: sum(getattr(node, name) for node in self.nodes) for name in names}
         return total | {"cpu_s": time.process_time(), "at_s": time.monotonic()}
-
-    async def watch(
-        self, *, seconds: float, every_s: float, places: dict[str, dict[str, Any]]
-    ) -> dict[str, Any]:
-        """For so long, time the heartbeats of all nodes, and new nodes that attach in between.
-
-        It goes on until each run has had a heartbeat answered at least.
-        `places`: where each run has its coordinator. Every `every_s` one node comes to each, into a
-        run of its own, and leaves. Returns lists of seconds by run, and how many have tried to.
-        """
-        for node in self.nodes:
-            node.round_trips_s = []
-        attach_s: dict[str, list[float]] = {run_id: [] for run_id in places}
-        comers: list[asyncio.Future[None]] = []
-        ends_s = time.monotonic() + seconds
-        while time.monotonic() < ends_s or not self._has_beats(places):
-            for run_id, place in places.items():
-                come = self._come_and_go(f"{run_id}-comers", len(comers), place, attach_s[run_id])
-                comers.append(asyncio.ensure_future(come))
-            await asyncio.sleep(every_s)
-            if self._lost:
-                raise FleetError(self._lost)
-        await asyncio.gather(*comers)
-        round_trips_s: dict[str, list[float]] = {run_id: [] for run_id in places}
-        for node in self.nodes:
-            found = round_trips_s[node.machine.run_id]
-            found += node.round_trips_s or []
-            waits_s = node.beat_waits_s()
-            if waits_s is not None and waits_s > every_s:
-                found.append(waits_s)
-            node.round_trips_s = None
-        tried = {run_id: len(comers) // len(places) for run_id in places}
-        return {"round_trips_s": round_trips_s, "attach_s": attach_s, "tried": tried}
-
-    def _has_beats(self, runs: Iterable[str]) -> bool:
-        return {node.machine.run_id for node in self.nodes if node.round_trips_s} >= set(runs)
-
-    async def _come_and_go(
-        self, run_id: str, number: int, place: dict[str, Any], attach_s: list[float]
-    ) -> None:
-        """One node attaches, which is timed if it is let in, and leaves."""
-        attached, gone = Count(1), Count(1)
-        info = NodeInfo(f"comer{number}", secrets.randbits(62), f"comer{number}.example")
-        # Nobody stays there long enough for a round.
-        node = VirtualNode(run_id, info, RunSettings(min_nodes=2, max_nodes=2), place["token"])
-        node.on_attached = lambda node: attached.one()
-
-        def lost(node: VirtualNode, why: str) -> None:
-            attached.fail(why)
-            if not gone.seen:
-                gone.one()
-
-        node.on_lost = lost
-        began_s = time.monotonic()
-        try:
-            address = await _resolved(place["host"], place["port"])
-            await self._connect(node, address, asyncio.Semaphore(1))
-            await attached.all("was let in", COME_S)
-            attach_s.append(attached.last_s - began_s)
-            node.goodbye()
-            await gone.all("was let go", COME_S)
-        except FleetError as error:
-            _say(f"a node could not come to {run_id} and go: {error}")
-            node.abort()
 
     async def beat_on_time(self) -> dict[str, Any]:
         """From now on say each heartbeat at its moment, as nodes on machines of their own do.
@@ -381,21 +254,6 @@ class Fleet:
         more: an event loop's timers are a millisecond apart, and thousands of nodes nearer.
         """
         self._tick_s = 0.0
-        return {}
-
-    async def floor_connect(self, *, port: int, nodes: int) -> dict[str, Any]:
-        """Connections to the floor's server, instead of nodes."""
-        self._floor = FloorFleet()
-        return await self._floor.connect(port, nodes)
-
-    async def floor_meet(self) -> dict[str, Any]:
-        """One message on each, and one back on each."""
-        return await self._floor.meet()
-
-    async def settle(self) -> dict[str, Any]:
-        """Collect garbage now, and leave what is here out of later collections."""
-        gc.collect()
-        gc.freeze()
         return {}
 
     async def disconnect(self) -> dict[str, Any]:
@@ -414,6 +272,13 @@ class Fleet:
         self.nodes, self._due = [], []
         return {}
 
+    # -- for the other parts of this process -----------------------------------------------------
+
+    def count_calls(self, expected: int) -> Count:
+        """Count the answers of so many calls; it fails as soon as a node loses its connection."""
+        self._calls = Count(expected)
+        return self._calls
+
     # -- helpers ---------------------------------------------------------------------------------
 
     async def _tell_why(self, nodes: list[VirtualNode], within_s: float) -> None:
@@ -421,7 +286,7 @@ class Fleet:
         ends_s = time.monotonic() + within_s
 
         def tell(node: VirtualNode, why: Waiting | None) -> None:
-            _say(f"{why}; waiting {ends_s - time.monotonic():.0f} s more")
+            say(f"{why}; waiting {ends_s - time.monotonic():.0f} s more")
 
         for node in nodes:
             node.on_standby = self._on_standby
@@ -466,28 +331,17 @@ class Fleet:
             self._ended.one()
 
     def _on_lost(self, node: VirtualNode, why: str) -> None:
-        self._lost = f"{node.machine.info.name} lost its connection: {why}"
+        self.lost = f"{node.machine.info.name} lost its connection: {why}"
         if node.machine.refused is not None:
-            self._lost, self.hint = f"a node was refused: {why}", node.machine.refused.hint
+            self.lost, self.hint = f"a node was refused: {why}", node.machine.refused.hint
         for each in (self._attached, self._formed, self._ended, self._calls):
-            each.fail(self._lost)
+            each.fail(self.lost)
 
     async def _connect(
-        self, node: VirtualNode, address: tuple[Any, ...], gate: asyncio.Semaphore
+        self, node: VirtualNode, address: SocketAddress, gate: asyncio.Semaphore
     ) -> None:
-        family, where = address
-        loop = asyncio.get_running_loop()
         async with gate:
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                await loop.sock_connect(sock, where)
-            except OSError as error:
-                sock.close()
-                raise FleetError(f"{where[0]}:{where[1]}: {error.strerror or error}") from error
-            node.sock = sock
-            await loop.create_connection(lambda: node, sock=sock)
+            await connect(node, address)
 
     async def _until(self, at_s: float) -> None:
         delay_s = at_s - time.monotonic()
@@ -514,90 +368,67 @@ class Fleet:
                 # As if it were said when it was due: what is said in one bunch is not so for ever.
                 node.tick(max(due_s, now_s - TICK_S))
                 self._watch(node)
-            for flood in self._floods:
+            for flood in self.floods:
                 flood.tick()
-
-
-async def _resolved(host: str, port: int) -> tuple[Any, ...]:
-    """Family and socket address of the first thing that the name stands for."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return found[0][0], found[0][4]
-
-
-def _say(text: str) -> None:
-    print(f"rallypoint: {text}", file=sys.stderr, flush=True)
-
-
-# -- calls of the store ----------------------------------------------------------------------------
-
-
-def _op(what: str, node: int, number: int) -> ops.StoreOp:
-    key = f"bench/{node}/{number % 100}"
-    match what:
-        case "set":
-            return ops.Set(key, b"x" * 64)
-        case "get":
-            return ops.Get("bench/0/0")
-        case "add":
-            return ops.Add("bench/sum", 1)
-    raise FleetError(f"there is no call {what!r}")
-
-
-def _told(count: Count) -> Callable[[ops.StoreResult], None]:
-    return lambda result: count.one()
-
-
-class _Caller:
-    """One node's calls: `window` of them open at a time, until all are answered."""
-
-    def __init__(self, node: VirtualNode, index: int, what: str, calls: int, done: Count) -> None:
-        self._node, self._index, self._what = node, index, what
-        self._left_to_say = self._left_to_hear = calls
-        self._done = done
-
-    def begin(self, window: int) -> None:
-        """Make the first calls; each answer makes the next."""
-        for _ in range(min(window, self._left_to_say)):
-            self._say()
-
-    def _say(self) -> None:
-        self._left_to_say -= 1
-        op = _op(self._what, self._index, self._left_to_say)
-        self._node.call(op, DEADLINE_S, self._answered)
-
-    def _answered(self, result: ops.StoreResult) -> None:
-        if isinstance(result, ops.StoreFailure):
-            self._done.fail(f"a call of the store failed: {result.message}")
-            return
-        self._left_to_hear -= 1
-        if self._left_to_say:
-            self._say()
-        elif not self._left_to_hear:
-            self._done.one()
 
 
 # -- the process -----------------------------------------------------------------------------------
 
-_COMMANDS: Final = (
-    "connect", "meet", "expect_end", "ended", "fail", "again", "kill", "cut", "leave", "freeze",
-    "store", "counts", "settle", "disconnect", "floor_connect", "floor_meet",
-    "arrive", "barrier", "one_by_one", "flood", "calm", "share", "beat_on_time", "watch",
-)  # fmt: skip
+
+async def settle() -> dict[str, Any]:
+    """Collect garbage now, and leave what is here out of later collections."""
+    gc.collect()
+    gc.freeze()
+    return {}
+
+
+Command = Callable[..., Awaitable[dict[str, Any]]]
+
+
+def commands_of(fleet: Fleet) -> dict[str, Command]:
+    """What the driver may ask of this process, by the word for it."""
+    calls, watch, sockets = Calls(fleet), Watch(fleet), FloorFleet()
+    return {
+        "connect": fleet.connect,
+        "arrive": fleet.arrive,
+        "disconnect": fleet.disconnect,
+        "meet": fleet.meet,
+        "share": fleet.share,
+        "expect_end": fleet.expect_end,
+        "ended": fleet.ended,
+        "again": fleet.again,
+        "fail": fleet.fail,
+        "kill": fleet.kill,
+        "cut": fleet.cut,
+        "leave": fleet.leave,
+        "freeze": fleet.freeze,
+        "counts": fleet.counts,
+        "beat_on_time": fleet.beat_on_time,
+        "settle": settle,
+        "store": calls.store,
+        "one_by_one": calls.one_by_one,
+        "barrier": calls.barrier,
+        "flood": calls.flood,
+        "calm": calls.calm,
+        "watch": watch.watch,
+        "floor_connect": sockets.connect,
+        "floor_meet": sockets.meet,
+    }
 
 
 async def _serve() -> None:
     """Do what stdin says, one command after another."""
     fleet = Fleet()
+    commands = commands_of(fleet)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.buffer.readline):
         command = msgspec.json.decode(line)
         name = command.pop("do")
         answer: dict[str, Any]
         try:
-            if name not in _COMMANDS:
+            if name not in commands:
                 raise FleetError(f"there is no command {name!r}")
-            work: Callable[..., Awaitable[dict[str, Any]]] = getattr(fleet, name)
-            answer = await work(**command)
+            answer = await commands[name](**command)
         except (FleetError, OSError) as error:
             answer = {"error": str(error), "hint": fleet.hint}
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")

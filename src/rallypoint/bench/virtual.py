@@ -16,8 +16,9 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Any, Final, cast
 
+from rallypoint.bench.counting import FleetError
 from rallypoint.client import machine as m
 from rallypoint.client.sockets import reset_on_close
 from rallypoint.core.reasons import Waiting
@@ -40,6 +41,8 @@ BOOTSTRAP: Final = Address("127.0.0.1", 1)
 """Nobody is to listen there."""
 EARLY: Final = Address("127.0.0.1", 2)
 """The same; what is said with it is said again with the other."""
+SocketAddress = tuple[int, tuple[Any, ...]]
+"""A family, and what `socket.connect` takes for it."""
 _CLOSE: Final = 8
 _PING: Final = 9
 _DATA: Final = (0, 1, 2)
@@ -299,3 +302,25 @@ class VirtualNode(asyncio.Protocol):
         else:
             header = struct.pack("!BBQI", first, 0xFF, length, 0)
         self.transport.write(header + payload)
+
+
+async def resolve(host: str, port: int) -> SocketAddress:
+    """Family and socket address of the first address that the name stands for. Raises OSError."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return found[0][0], found[0][4]
+
+
+async def connect(node: VirtualNode, address: SocketAddress) -> None:
+    """Open the node's connection. Raises FleetError if nobody listens there."""
+    family, where = address
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        await loop.sock_connect(sock, where)
+    except OSError as error:
+        sock.close()
+        raise FleetError(f"{where[0]}:{where[1]}: {error.strerror or error}") from error
+    node.sock = sock
+    await loop.create_connection(lambda: node, sock=sock)

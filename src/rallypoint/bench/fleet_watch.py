@@ -1,0 +1,97 @@
+"""How soon a coordinator answers ordinary nodes for a while: their heartbeats, and new nodes.
+
+Nothing here asks the coordinator for more than ordinary nodes do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
+
+from rallypoint.bench.counting import Count, FleetError, say
+from rallypoint.bench.virtual import VirtualNode, connect, resolve
+from rallypoint.core.values import NodeInfo, RunSettings
+
+COME_S: Final = 10.0
+"""How long a node may take to be let in, or to be let go, while it is watched."""
+
+
+class Nodes(Protocol):
+    """The nodes of this process, as they are watched; fleet.py has them."""
+
+    nodes: list[VirtualNode]
+    lost: str
+
+
+class Watch:
+    """The command of the driver that watches. For the fleet's event loop."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._all = nodes
+
+    async def watch(
+        self, *, seconds: float, every_s: float, places: dict[str, dict[str, Any]]
+    ) -> dict[str, Any]:
+        """For so long, time the heartbeats of all nodes, and new nodes that attach in between.
+
+        It goes on until each run has had a heartbeat answered at least.
+        `places`: where each run has its coordinator. Every `every_s` one node comes to each, into a
+        run of its own, and leaves. Returns lists of seconds by run, and how many have tried to.
+        """
+        for node in self._all.nodes:
+            node.round_trips_s = []
+        attach_s: dict[str, list[float]] = {run_id: [] for run_id in places}
+        comers: list[asyncio.Future[None]] = []
+        ends_s = time.monotonic() + seconds
+        while time.monotonic() < ends_s or not self._has_beats(places):
+            for run_id, place in places.items():
+                come = self._come_and_go(f"{run_id}-comers", len(comers), place, attach_s[run_id])
+                comers.append(asyncio.ensure_future(come))
+            await asyncio.sleep(every_s)
+            if self._all.lost:
+                raise FleetError(self._all.lost)
+        await asyncio.gather(*comers)
+        round_trips_s: dict[str, list[float]] = {run_id: [] for run_id in places}
+        for node in self._all.nodes:
+            found = round_trips_s[node.machine.run_id]
+            found += node.round_trips_s or []
+            waits_s = node.beat_waits_s()
+            if waits_s is not None and waits_s > every_s:
+                found.append(waits_s)
+            node.round_trips_s = None
+        tried = {run_id: len(comers) // len(places) for run_id in places}
+        return {"round_trips_s": round_trips_s, "attach_s": attach_s, "tried": tried}
+
+    def _has_beats(self, runs: Iterable[str]) -> bool:
+        beating = {each.machine.run_id for each in self._all.nodes if each.round_trips_s}
+        return beating >= set(runs)
+
+    async def _come_and_go(
+        self, run_id: str, number: int, place: dict[str, Any], attach_s: list[float]
+    ) -> None:
+        """One node attaches, which is timed if it is let in, and leaves."""
+        attached, gone = Count(1), Count(1)
+        info = NodeInfo(f"comer{number}", secrets.randbits(62), f"comer{number}.example")
+        # Nobody stays there long enough for a round.
+        node = VirtualNode(run_id, info, RunSettings(min_nodes=2, max_nodes=2), place["token"])
+        node.on_attached = lambda node: attached.one()
+
+        def lost(node: VirtualNode, why: str) -> None:
+            attached.fail(why)
+            if not gone.seen:
+                gone.one()
+
+        node.on_lost = lost
+        began_s = time.monotonic()
+        try:
+            await connect(node, await resolve(place["host"], place["port"]))
+            await attached.all("was let in", COME_S)
+            attach_s.append(attached.last_s - began_s)
+            node.goodbye()
+            await gone.all("was let go", COME_S)
+        except FleetError as error:
+            say(f"a node could not come to {run_id} and go: {error}")
+            node.abort()
