@@ -19,8 +19,9 @@ import sys
 from collections.abc import Iterator
 
 from rallypoint.coordinator.hosted_run import HostedRun
-from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core import events as on
+from rallypoint.net import bind
 
 NODE = """
 import sys, time, rallypoint

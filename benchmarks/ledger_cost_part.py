@@ -18,11 +18,12 @@ from typing import Any, Final
 from rallypoint.bench.real_nodes import BOOTSTRAP, node
 from rallypoint.client.node import Node
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.values import Address
 from rallypoint.endpoints import parse_ledger
 from rallypoint.ledger.contract import Ledger
 from rallypoint.ledger.open import open_ledger
+from rallypoint.net import bind
 
 READS: Final = ("read", "keys", "records", "logs")
 WRITES: Final = ("swap", "delete", "append", "drop_log")

@@ -38,7 +38,8 @@ from benchmarks.torchrun_jobs import (  # noqa: E402
     job,
 )
 from rallypoint import __version__  # noqa: E402
-from rallypoint.bench.processes import BenchError, free_port  # noqa: E402
+from rallypoint.bench.processes import BenchError  # noqa: E402
+from rallypoint.net import free_port  # noqa: E402
 
 IDLE_S: Final = 20.0
 CALM_S: Final = 3.0

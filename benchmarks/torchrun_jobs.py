@@ -21,7 +21,8 @@ from typing import Any, Final
 
 from benchmarks.parts import ROOT, clean_environment
 from rallypoint.bench.event_log import EventReader, LoggedEvent
-from rallypoint.bench.processes import BenchError, free_port, wait_until
+from rallypoint.bench.processes import BenchError, wait_until
+from rallypoint.net import free_port
 
 WORKER: Final = ROOT / "benchmarks" / "torchrun_worker.py"
 MAX_RESTARTS: Final = 3

@@ -15,8 +15,9 @@ import pytest
 
 from rallypoint.client.node import Node
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.values import Address, RunSettings
+from rallypoint.net import bind
 from rallypoint.settings import NodeSettings, parse_endpoint
 
 T = TypeVar("T")

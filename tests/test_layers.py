@@ -28,6 +28,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "clock": frozenset(),
     "threads": frozenset(),
     "core": frozenset(),
+    "net": frozenset({"core"}),
     "errors": frozenset({"core"}),
     "memory": frozenset({"core"}),
     "line_limits": frozenset(),
@@ -39,12 +40,12 @@ LAYERS: dict[str, frozenset[str]] = {
     "environments": frozenset({"core", "errors", "settings"}),
     "tokens": frozenset({"core", "endpoints", "errors", "settings"}),
     "coordinator": frozenset({"core", "wire", "ledger", "errors", "logs", "settings"})
-    | {"_version", "clock", "threads", "tokens"},
+    | {"_version", "clock", "net", "threads", "tokens"},
     "client": frozenset({"core", "wire", "ledger", "coordinator", "endpoints", "errors", "logs"})
-    | {"memory", "settings", "_version", "clock", "threads", "tokens"},
+    | {"memory", "net", "settings", "_version", "clock", "threads", "tokens"},
     "aio": frozenset({"client", "core", "errors", "settings", "_version"}),
     "rendezvous": frozenset({"client", "core", "wire", "ledger", "coordinator", "endpoints"})
-    | {"errors", "logs", "memory", "settings", "_version", "threads"},
+    | {"errors", "logs", "memory", "net", "settings", "_version", "threads"},
     # rendezvous: a World's store is torch's too, and only torch_bridge.py knows torch.
     ROOT: frozenset({"aio", "client", "core", "errors", "rendezvous", "settings", "_version"}),
     "launch": frozenset(
@@ -66,7 +67,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "testing": frozenset({"core", "wire", "ledger", "client", "coordinator", "simulation"})
     | {"errors", "settings"},
     "bench": frozenset({ROOT, "client", "coordinator", "core", "endpoints", "errors", "settings"})
-    | {"wire", "_version"},
+    | {"net", "wire", "_version"},
 }
 ABOVE_ALL = frozenset({"cli", "__main__"})  # what a person types may import everything
 

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, unquote
 import msgspec
 
 from rallypoint.core import addresses, naming
+from rallypoint.core.values import Address
 from rallypoint.errors import EndpointError
 
 DEFAULT_PORT: Final = 29400
@@ -78,8 +79,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         """Where the coordinator's HTTP is, without a slash at the end; "" if that is not fixed."""
         if not self.host or self.kind is EndpointKind.LEDGER:
             return ""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"http://{Address(self.host, self.port)}"
 
     def __str__(self) -> str:
         return self.text or "none (this machine only)"
@@ -195,9 +195,8 @@ def _etcd(text: str, rest: str, *, tls: bool) -> Endpoint:
 def _etcd_hosts(hosts: str, text: str) -> tuple[str, ...]:
     if not hosts:
         raise EndpointError(f"endpoint {text!r} names no host of etcd", hint=_ETCD_FORM)
-    found = [_host_and_port(each, text, ETCD_PORT) for each in hosts.split(",")]
-    shown = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in found)
-    return tuple(dict.fromkeys(shown))
+    found = [Address(*_host_and_port(each, text, ETCD_PORT)) for each in hosts.split(",")]
+    return tuple(dict.fromkeys(map(str, found)))
 
 
 def _etcd_options(text: str, query: str) -> dict[str, str]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.coordinator.server import CoordinatorServer
+from rallypoint.net import bind
 from tests.api.adapters import AsyncApi, BlockingApi
 
 

@@ -17,7 +17,6 @@ import pytest
 
 import rallypoint
 from rallypoint.cli import serve as serving
-from rallypoint.coordinator.server import bind
 from rallypoint.coordinator.status import RunStatus
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.errors import UsageError
@@ -229,23 +228,6 @@ def test_a_link_local_address_without_its_zone_is_refused(cli: Cli) -> None:
     done = cli("serve", "--host", "fe80::1", "--port", "0", "--insecure")
     assert (done.code, done.out) == (2, "")
     assert "fe80::1%eth0" in done.err.splitlines()[-1]
-
-
-def test_a_name_of_both_families_is_bound_where_one_is_switched_off(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As `localhost` in a container without IPv6."""
-    absent = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 0, 0, 0))
-    found = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [absent, found])
-    with bind("localhost", 0) as sock:
-        assert sock.getsockname()[0] == "127.0.0.1"
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [found, absent])
-    with bind("localhost", 0) as sock:
-        assert sock.getsockname()[0] == "127.0.0.1"
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [absent])
-    with pytest.raises(OSError, match=r"[Cc]annot assign|not supported"):
-        bind("localhost", 0)
 
 
 # -- a ledger --------------------------------------------------------------------------------------

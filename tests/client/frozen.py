@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.coordinator.server import CoordinatorServer
+from rallypoint.net import bind
 
 
 async def main() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rallypoint import errors
+from rallypoint import errors, net
 from rallypoint.client import dialing
 from rallypoint.client import node as client
 from rallypoint.client.dialing import Attempts, dial_first
@@ -426,9 +426,9 @@ def test_why_this_node_could_not_be_the_host_is_told(monkeypatch):
 
 def test_whether_a_host_is_this_one():
     for own in ("localhost", "127.0.0.1", socket.gethostname(), socket.gethostname().upper()):
-        assert dialing.is_this_host(own)
+        assert net.is_this_host(own)
     for other in ("192.0.2.1", "no-such-host.invalid"):
-        assert not dialing.is_this_host(other)
+        assert not net.is_this_host(other)
 
 
 # -- going in the middle ---------------------------------------------------------------------------

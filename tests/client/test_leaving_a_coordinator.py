@@ -15,13 +15,14 @@ from rallypoint.client import node as client
 from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.store import Get, Set
 from rallypoint.core.values import Address, ChangeKind, RunSettings
 from rallypoint.endpoints import Endpoint, EndpointKind
 from rallypoint.errors import LedgerReplacedError, LedgerUnreachableError
 from rallypoint.ledger.contract import AppendOutcome, Changed, SwapOutcome, Unknown, Versioned
 from rallypoint.ledger.memory import MemoryLedger
+from rallypoint.net import bind
 from rallypoint.settings import NodeSettings
 from tests.loops import node, run_clean, until
 from tests.ports import free_port

@@ -18,9 +18,10 @@ from rallypoint.client.sockets import ResettingSocket
 from rallypoint.client.transport import Connection, connect
 from rallypoint.clock import SETTLED_S, StallProofClock
 from rallypoint.coordinator.hosted_run import HostedRun
-from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core import events as on
 from rallypoint.core.values import Address, ConnectionEnd, NodeInfo, RunSettings, Stamp
+from rallypoint.net import bind
 from rallypoint.wire import messages as wire
 from tests.loops import needs_ipv6, until
 

@@ -12,8 +12,9 @@ import pytest
 from rallypoint.cli import api
 from rallypoint.coordinator import hosts
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.values import Address
+from rallypoint.net import bind
 from rallypoint.settings import parse_endpoint
 from rallypoint.wire import headers, messages
 from tests.loops import BOOTSTRAP, opened, run_clean, served

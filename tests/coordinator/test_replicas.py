@@ -16,7 +16,7 @@ from aiohttp import web
 from rallypoint.coordinator import replicas
 from rallypoint.coordinator import server as serving
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.coordinator.status import RunList, RunStatus
 from rallypoint.core import election as e
 from rallypoint.core import events as on
@@ -24,6 +24,7 @@ from rallypoint.core.values import Address, NodeInfo, RunSettings
 from rallypoint.ledger.contract import Swapped
 from rallypoint.ledger.keys import lease_key, run_key
 from rallypoint.ledger.memory import MemoryLedger
+from rallypoint.net import bind
 from tests.loops import run_clean, until
 
 TOKEN = "the-token-of-all-replicas"

@@ -27,6 +27,7 @@ from rallypoint.coordinator.websocket import FrameReader
 from rallypoint.core import events as on
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import Address, Failure, FailureKind, NodeInfo, RunSettings
+from rallypoint.net import bind
 from rallypoint.wire import messages as wire
 from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
 from tests.network import stamp
@@ -272,7 +273,7 @@ def test_an_operator_is_named_by_the_address_that_people_know(caplog: pytest.Log
     async def main() -> None:
         config = CoordinatorConfig(token=TOKEN)
         async with serving.CoordinatorServer(config) as server:
-            sock = serving.bind(None, 0)
+            sock = bind(None, 0)
             port = sock.getsockname()[1]
             await server.start([sock])
             async with opened(f"http://127.0.0.1:{port}", token=TOKEN) as a:

@@ -10,9 +10,10 @@ import pytest
 
 from rallypoint.client.transport import Connection, connect
 from rallypoint.clock import StallProofClock
-from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.coordinator.session import Session
 from rallypoint.core.values import Address, NodeId, NodeInfo, Reachability, RunSettings, Stamp
+from rallypoint.net import bind
 from rallypoint.wire import messages as wire
 from tests.loops import VirtualLoop, until
 

@@ -247,7 +247,7 @@ def test_a_program_that_closes_connections_is_no_store() -> None:
 
         thread = threading.Thread(target=close_all)
         thread.start()
-        with pytest.raises(errors.NotACoordinatorError, match="is no store of Rallypoint's"):
+        with pytest.raises(errors.NotACoordinatorError, match="is not a store of Rallypoint"):
             open_store(portal(), "127.0.0.1", other.getsockname()[1], 30)
         thread.join(20)
 
@@ -263,7 +263,7 @@ def test_a_program_that_speaks_otherwise_is_no_store() -> None:
 
         thread = threading.Thread(target=answer_all)
         thread.start()
-        with pytest.raises(errors.NotACoordinatorError, match="is no store of Rallypoint's"):
+        with pytest.raises(errors.NotACoordinatorError, match="is not a store of Rallypoint"):
             open_store(portal(), "127.0.0.1", other.getsockname()[1], 30)
         thread.join(20)
         for sock in accepted:

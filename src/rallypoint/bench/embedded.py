@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.server import CoordinatorServer, bind
+from rallypoint.coordinator.server import CoordinatorServer
+from rallypoint.net import bind
 
 
 async def _serve(token: str) -> None:

@@ -16,7 +16,8 @@ from typing import Final
 
 from rallypoint import settings
 from rallypoint.bench import child
-from rallypoint.bench.processes import BenchError, end, free_port, scratch, wait_until
+from rallypoint.bench.processes import BenchError, end, scratch, wait_until
+from rallypoint.net import free_port
 
 READY_S: Final = 30.0
 ANSWER_S: Final = 5.0

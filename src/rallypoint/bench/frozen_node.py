@@ -18,8 +18,9 @@ from rallypoint.bench import coordinator_api
 from rallypoint.bench.agents import Agent, agents, check_count, wait_for
 from rallypoint.bench.driver import Plan
 from rallypoint.bench.figure import Figure, Target
-from rallypoint.bench.processes import BenchError, free_port, wait_until
+from rallypoint.bench.processes import BenchError, wait_until
 from rallypoint.core.values import RunSettings
+from rallypoint.net import free_port
 
 CALM_S: Final = 1.0
 """Between the start of the last worker and SIGSTOP."""

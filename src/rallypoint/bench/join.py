@@ -16,7 +16,8 @@ import msgspec
 from rallypoint.bench.driver import Plan, Process
 from rallypoint.bench.figure import Figure, Target
 from rallypoint.bench.joining import Met
-from rallypoint.bench.processes import clean_environment, free_port, spread
+from rallypoint.bench.processes import clean_environment, spread
+from rallypoint.net import free_port
 
 START_AFTER_S: Final = 0.1
 """Between the last process's word that it is there, and the moment at which all call."""

@@ -12,7 +12,8 @@ from typing import Final
 from rallypoint.bench.agents import Agent, check_count, team, wait_for
 from rallypoint.bench.driver import Plan
 from rallypoint.bench.figure import Figure, Target
-from rallypoint.bench.processes import free_port, wait_until
+from rallypoint.bench.processes import wait_until
+from rallypoint.net import free_port
 
 TOLD_MS: Final = 100.0
 READY_MS: Final = 200.0

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -80,12 +79,6 @@ def scratch() -> Iterator[Path]:
             yield Path(folder)
         finally:
             end([sweeping])
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens at; nobody else is likely to take it meanwhile."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 class Wait:

@@ -18,7 +18,8 @@ from typing import Final
 from rallypoint.bench.agents import DDP, PLAIN, Agent, agents, check_count, wait_for
 from rallypoint.bench.driver import Plan
 from rallypoint.bench.figure import Figure
-from rallypoint.bench.processes import BenchError, free_port
+from rallypoint.bench.processes import BenchError
+from rallypoint.net import free_port
 
 STAGES: Final = {
     "noticed": "from kill -9 of one node's processes until the first survivor's agent is told",

@@ -10,7 +10,6 @@ import importlib.util
 import secrets
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from pathlib import Path
@@ -86,11 +85,12 @@ class Demo:
         from rallypoint.cli.common import endpoint_of
         from rallypoint.cli.demo_nodes import Nodes
         from rallypoint.cli.demo_story import Story
+        from rallypoint.net import free_port
 
         self._count = count
         self._directory = directory
         self._signals = signals
-        self._address = f"127.0.0.1:{_free_port()}"
+        self._address = f"127.0.0.1:{free_port()}"
         self._run_id = f"demo-{secrets.token_hex(3)}"
         self._names = [f"node-{i}" for i in range(count)]
         self._victim = self._names[count // 2]
@@ -255,12 +255,6 @@ def _check_libraries() -> None:
             f"the demo trains with numpy and scikit-learn: {' and '.join(missing)} cannot be found",
             hint="pip install 'rallypoint[examples]'",
         )
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 # -- being told to end ---------------------------------------------------------------------------

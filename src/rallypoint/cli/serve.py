@@ -6,7 +6,6 @@ every run on it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 from collections.abc import Callable
@@ -184,10 +183,10 @@ def written_out(host: str) -> str:
             f"{host} is a link-local address, which each interface has for itself",
             hint=f"add the zone, which is the interface: {host}%eth0",
         )
+    from rallypoint.net import numeric
+
     if addresses.literal(host) is None:
-        with contextlib.suppress(OSError, UnicodeError):
-            found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
-            return str(found[0][4][0])
+        return numeric(host) or host
     return addresses.plain(host)
 
 
@@ -196,20 +195,17 @@ def is_loopback(host: str) -> bool:
 
     Raises UsageError if the name cannot be resolved.
     """
+    from rallypoint.net import resolves_to_loopback
+
     if host in EVERY_ADDRESS:
         return False
-    return all(map(addresses.is_loopback, _addresses(host)))
-
-
-def _addresses(host: str) -> list[str]:
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return resolves_to_loopback(host)
     except (OSError, UnicodeError) as error:
         problem = getattr(error, "strerror", None) or str(error)
         raise UsageError(
             f"cannot resolve host {host!r}: {problem}", hint="give an address of this machine"
         ) from error
-    return [str(where[4][0]).partition("%")[0] for where in found]
 
 
 def endpoint_text(host: str, port: int, bound: str = "127.0.0.1") -> str:
@@ -237,7 +233,7 @@ def is_everywhere(host: str) -> bool:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    from rallypoint.coordinator.server import bind
+    from rallypoint.net import bind
 
     try:
         return bind(None if is_everywhere(host) and host != "0.0.0.0" else host, port)

@@ -17,16 +17,14 @@ second stage. Elsewhere than on Linux the port is only known to have been free.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import socket
 import sys
 from dataclasses import dataclass, field
 
+from rallypoint import net
 from rallypoint.client import fork_safety
 
 _HOLDS = sys.platform == "linux"
-_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 
 @dataclass(slots=True)
@@ -65,34 +63,9 @@ def reserve_port(port: int = 0) -> Reservation:
 
     Does not wait. Raises OSError: EADDRINUSE if the port asked for is somebody's.
     """
-    sock = _bind_dual_stack(port) or _bind_ipv4(port)
+    sock = net.reserve(port)
     fork_safety.close_in_children(sock)
     reservation = Reservation(sock.getsockname()[1], sock)
     if not _HOLDS:  # a second bind would be refused there, rank 0's too
         reservation.close()
     return reservation
-
-
-def _bind_dual_stack(port: int) -> socket.socket | None:
-    """None where there is no IPv6, or not both in one socket."""
-    if not socket.has_dualstack_ipv6():
-        return None
-    with contextlib.ExitStack() as on_error:
-        sock = on_error.enter_context(socket.socket(socket.AF_INET6))
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        try:
-            sock.bind(("::", port))
-        except OSError as error:
-            if error.errno in _NO_IPV6:  # compiled in, but switched off
-                return None
-            raise
-        on_error.pop_all()
-        return sock
-
-
-def _bind_ipv4(port: int) -> socket.socket:
-    with contextlib.ExitStack() as on_error:
-        sock = on_error.enter_context(socket.socket(socket.AF_INET))
-        sock.bind(("", port))
-        on_error.pop_all()
-        return sock

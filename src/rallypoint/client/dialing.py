@@ -12,14 +12,10 @@ import enum
 import errno
 import logging
 import math
-import os
 import random
-import socket
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final, TypeAlias
-
-import msgspec
+from typing import Final
 
 from rallypoint.client.transport import Connection, connect
 from rallypoint.core.values import Address
@@ -30,6 +26,7 @@ from rallypoint.errors import (
     TokenError,
     UnreachableError,
 )
+from rallypoint.net import SocketAddress, describe_os_error, is_this_host, look_up
 from rallypoint.settings import Endpoint, EndpointKind, NodeSettings
 
 _log = logging.getLogger("rallypoint.client")
@@ -49,17 +46,6 @@ STAGGER_S: Final = 0.03
 FIRST_PAUSE_S: Final = 0.01
 """Nodes often start together: about what the host takes from its bind to its first answer."""
 LONGEST_PAUSE_S: Final = 1.0
-
-
-class Resolved(msgspec.Struct, frozen=True):
-    """One address that a host's name stands for."""
-
-    family: int
-    sockaddr: tuple[object, ...]
-
-    @property
-    def host(self) -> str:
-        return str(self.sockaddr[0])
 
 
 class Attempts:
@@ -275,14 +261,9 @@ async def _give_up(dialling: set[asyncio.Task[Connection | None]]) -> None:
             made.abort("another coordinator was faster")
 
 
-async def _resolve(target: Address, attempts: Attempts, limit_s: float) -> list[Resolved]:
-    """The addresses of a host. A name is looked up in a thread, which none is left for at exit."""
-    loop = asyncio.get_running_loop()
+async def _resolve(target: Address, attempts: Attempts, limit_s: float) -> list[SocketAddress]:
     try:
-        found: _Found | None = _literal(target)
-        if found is None:
-            async with asyncio.timeout(limit_s):
-                found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        found = await look_up(target.host, target.port, limit_s)
     except (TimeoutError, OSError, UnicodeError, RuntimeError) as error:
         attempts.unresolved = True
         attempts.only_refused = False
@@ -291,54 +272,7 @@ async def _resolve(target: Address, attempts: Attempts, limit_s: float) -> list[
         attempts.answers[target.host] = f"the name could not be resolved: {why}"
         return []
     attempts.unresolved = False
-    unique = dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found)
-    return [Resolved(family, sockaddr) for family, sockaddr in unique]
-
-
-_Found: TypeAlias = Sequence[tuple[Any, ...]]
-
-
-def _literal(target: Address) -> _Found | None:
-    try:
-        return socket.getaddrinfo(
-            target.host, target.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-        )
-    except socket.gaierror:
-        return None
-
-
-def describe_os_error(error: BaseException) -> str:
-    """The system's own words, without the numbers around them."""
-    if not isinstance(error, OSError) or error.errno is None:
-        return str(error) or type(error).__name__
-    if isinstance(error, socket.gaierror):
-        return error.strerror or str(error)
-    return os.strerror(error.errno)  # asyncio puts words of its own in the place of the system's
-
-
-def is_this_host(host: str) -> bool:
-    """Whether a name or address is this machine's: by its own name, or because it can be bound.
-
-    Works where a machine cannot resolve its own name. May block for a name look-up: not for an
-    event loop.
-    """
-    own = socket.gethostname()
-    if host.lower() in ("localhost", own.lower(), own.partition(".")[0].lower()):
-        return True
-    try:
-        found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
-    except (OSError, UnicodeError):
-        return False
-    return any(_can_bind(family, sockaddr) for family, _, _, _, sockaddr in found)
-
-
-def _can_bind(family: int, sockaddr: object) -> bool:
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.bind(sockaddr)  # type: ignore[arg-type]
-    except OSError:
-        return False
-    return True
+    return found
 
 
 class Pauses:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable
 
 from rallypoint import tokens
 from rallypoint.client import fork_safety
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.server import CoordinatorServer, bind, ignored_if_absent
+from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.election import Seen
 from rallypoint.core.values import Address, NodeId
 from rallypoint.endpoints import is_loopback
 from rallypoint.errors import UsageError
 from rallypoint.ledger.contract import Ledger
 from rallypoint.memory import default_budget
+from rallypoint.net import bind, bind_loopback
 from rallypoint.settings import NodeSettings, attach_grace_s, resolve
 
 _log = logging.getLogger("rallypoint.client")
@@ -64,7 +64,7 @@ class EmbeddedCoordinator:
                 f"port {port} of this machine can be reached by others, and there is no token",
                 hint="give one by --token-file or RALLYPOINT_TOKEN, or --insecure to go without",
             )
-        sockets = _loopback_sockets(host, port) if is_local else [bind(None, port)]
+        sockets = bind_loopback(host, port) if is_local else [bind(None, port)]
         config = CoordinatorConfig(
             token=token,
             token_origin=token_origin,
@@ -173,24 +173,3 @@ def _warn_once(run_id: str, port: int) -> None:
             port,
             run_id,
         )
-
-
-def _loopback_sockets(host: str, port: int) -> list[socket.socket]:
-    """127.0.0.1, and ::1 where there is one: a client may try either for `localhost`.
-
-    The port must be free on all of them, or two nodes that write the endpoint differently could
-    become two coordinators. Only a port of the kernel's choice has nobody else who knows of it.
-    """
-    if not port:
-        return [bind("127.0.0.1", 0)]
-    sockets: list[socket.socket] = []
-    try:
-        for address in dict.fromkeys(("127.0.0.1", "::1", host)):
-            if address != "localhost":
-                with ignored_if_absent():
-                    sockets.append(bind(address, port))
-    except OSError:
-        for sock in sockets:
-            sock.close()
-        raise
-    return sockets

@@ -17,6 +17,7 @@ from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.values import NAME_LENGTH_MAX, NodeInfo
 from rallypoint.endpoints import Endpoint, EtcdPlace, is_loopback
 from rallypoint.errors import UsageError
+from rallypoint.net import SocketAddress, look_up
 from rallypoint.settings import NodeSettings
 
 _log = logging.getLogger("rallypoint.client")
@@ -53,7 +54,7 @@ async def check_local_addr(settings: NodeSettings, max_nodes: int) -> None:
     if given is None:
         return
     is_alone = max_nodes == 1 or may_be_one_machine(endpoint)
-    found = [host for host, _ in await _lookup(given)]
+    found = [each.host for each in await _look_up(given)]
     if not found:
         _log.warning("local address %s cannot be resolved on this machine", given)
     has = interfaces()
@@ -84,22 +85,16 @@ async def _meeting_hosts(endpoint: Endpoint) -> list[tuple[str, int]]:
     place = endpoint.place
     # The second is of a ledger that only its opener knows.
     hosts = [*map(_without_port, place.hosts)] if isinstance(place, EtcdPlace) else [endpoint.host]
-    found = await asyncio.gather(*(_lookup(host) for host in hosts if host))
-    return [each for one in found for each in one]
+    found = await asyncio.gather(*(_look_up(host) for host in hosts if host))
+    return [(each.host, each.scope) for one in found for each in one]
 
 
-async def _lookup(host: str) -> list[tuple[str, int]]:
-    """What a name or an address means here: each address and its scope; nothing if unknown."""
+async def _look_up(host: str) -> list[SocketAddress]:
+    """What a name or an address means on this machine; nothing if it is unknown."""
     try:
-        if addresses.literal(host) is not None:  # nobody need be asked, nor a thread be had
-            found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
-        else:
-            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
-                loop = asyncio.get_running_loop()
-                found = await loop.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+        return await look_up(host, 0, LOOKUP_TIMEOUT_S)
     except (TimeoutError, OSError, UnicodeError):
         return []
-    return [(str(where[0]), where[3] if len(where) > 2 else 0) for *_, where in found]
 
 
 def node_info(settings: NodeSettings, workers: int) -> NodeInfo:

@@ -24,11 +24,9 @@ from rallypoint.client.dialing import (
     Attempts,
     Patience,
     Pauses,
-    describe_os_error,
     dial,
     dial_elected,
     dial_first,
-    is_this_host,
     may_host,
     target_of,
 )
@@ -59,6 +57,7 @@ from rallypoint.core.values import (
 )
 from rallypoint.endpoints import is_loopback
 from rallypoint.ledger.contract import Ledger
+from rallypoint.net import describe_os_error, is_this_host
 from rallypoint.settings import LOST_ORPHAN_S, EndpointKind, NodeSettings, check_own_token
 from rallypoint.wire import messages as wire
 

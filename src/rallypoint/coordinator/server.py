@@ -8,13 +8,11 @@ closes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import hashlib
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final
 
@@ -46,6 +44,7 @@ from rallypoint.core.quotas import NOBODY, Account
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
+from rallypoint.net import LISTEN_BACKLOG
 from rallypoint.wire import headers
 from rallypoint.wire import messages as wire
 
@@ -58,8 +57,6 @@ CLOSE_REASON_BYTES_MAX: Final = 120
 UNSENT_BYTES_MAX: Final = 32 * 1024
 """What a connection's transport may hold that the kernel does not take, before the rest waits where
 it is counted."""
-LISTEN_BACKLOG: Final = 4_096
-"""A large run connects all at once; the kernel caps this at net.core.somaxconn."""
 
 
 class CoordinatorServer:
@@ -490,57 +487,3 @@ class WebSocketOutlet:
     def abort(self) -> None:
         """Cut the connection."""
         self._transport.abort()
-
-
-_NO_SUCH_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
-
-
-@contextlib.contextmanager
-def ignored_if_absent() -> Iterator[None]:
-    """Go on where this machine does not have the address that was to be bound."""
-    try:
-        yield
-    except socket.gaierror:
-        return
-    except OSError as error:
-        if error.errno not in _NO_SUCH_FAMILY:
-            raise
-
-
-def bind(host: str | None, port: int) -> socket.socket:
-    """A socket bound to `host` (None: every address, IPv4 and IPv6 in one) and `port` (0: any).
-
-    Raises OSError, EADDRINUSE among them.
-    """
-    if host is None and socket.has_dualstack_ipv6():
-        try:
-            return _dual_stack(port)
-        except OSError as error:
-            if error.errno not in _NO_SUCH_FAMILY:
-                raise  # The kernel knows IPv6 but has none configured: IPv4 will do.
-    address = host or "0.0.0.0"
-    found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    # A name may have an address of a family that this machine has switched off: `localhost` has.
-    for family, _, _, _, where in found[:-1]:
-        with ignored_if_absent():
-            return _bound(socket.socket(family, socket.SOCK_STREAM), where)
-    family, _, _, _, where = found[-1]
-    return _bound(socket.socket(family, socket.SOCK_STREAM), where)
-
-
-def _dual_stack(port: int) -> socket.socket:
-    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    return _bound(sock, ("::", port))
-
-
-def _bound(sock: socket.socket, where: object) -> socket.socket:
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(where)  # type: ignore[arg-type]
-        sock.listen(LISTEN_BACKLOG)
-        sock.setblocking(False)
-    except OSError:
-        sock.close()
-        raise
-    return sock

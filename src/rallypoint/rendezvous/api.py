@@ -104,20 +104,15 @@ class RendezvousStoreInfo:
         """
         if rank == 0:
             address = local_addr or socket.getfqdn()
-            port = server_port or _free_port()
+            from rallypoint.net import free_port  # here, as only this needs sockets
+
+            port = server_port or free_port()
             store.set(RendezvousStoreInfo.MASTER_ADDR_KEY, address.encode())
             store.set(RendezvousStoreInfo.MASTER_PORT_KEY, str(port).encode())
         return RendezvousStoreInfo(
             master_addr=store.get(RendezvousStoreInfo.MASTER_ADDR_KEY).decode(),
             master_port=int(store.get(RendezvousStoreInfo.MASTER_PORT_KEY)),
         )
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as free:
-        free.bind(("", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 class RendezvousInfo:

@@ -24,8 +24,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from rallypoint.client.dialing import Pauses, describe_os_error, is_this_host
+from rallypoint.client.dialing import Pauses
+from rallypoint.core import addresses
 from rallypoint.core.values import Address
+from rallypoint.net import (
+    SocketAddress,
+    describe_os_error,
+    is_own_name,
+    is_this_host,
+    numeric,
+    resolve,
+)
 from rallypoint.rendezvous import torch_bridge
 from rallypoint.rendezvous.api import (
     RendezvousConnectionError,
@@ -300,32 +309,28 @@ def _knock_once(host: str, port: int, ends_s: float) -> list[str]:
     try:
         found = _addresses(host, port, ends_s)
     except (OSError, UnicodeError) as error:
-        if not _is_own_name(host):
+        if not is_own_name(host):
             return [f"{host}: the name could not be resolved: {describe_os_error(error)}"]
-        found = [(socket.AF_INET, (_LOOPBACK, port))]
+        found = [SocketAddress(socket.AF_INET, (_LOOPBACK, port))]
     answers: list[str] = []
-    for family, sockaddr in found:
+    for address in found:
         limit_s = min(KNOCK_S, _left_s(ends_s))
         try:
-            with socket.socket(family, socket.SOCK_STREAM) as sock:
+            with socket.socket(address.family, socket.SOCK_STREAM) as sock:
                 sock.settimeout(limit_s)
-                sock.connect(sockaddr)
+                sock.connect(address.sockaddr)
             return []
         except TimeoutError:
             why = f"no answer within {limit_s:.3g} s"
         except OSError as error:
             why = describe_os_error(error)
-        answers.append(f"{Address(str(sockaddr[0]), port)}: {why}")
+        answers.append(f"{Address(address.host, port)}: {why}")
     return answers
 
 
-def _addresses(host: str, port: int, ends_s: float) -> list[tuple[int, Any]]:
+def _addresses(host: str, port: int, ends_s: float) -> list[SocketAddress]:
     """Where a name leads. Raises OSError, TimeoutError among them, or UnicodeError."""
-    found = within(
-        _left_s(ends_s),
-        lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
-    )
-    return list(dict.fromkeys((int(family), sockaddr) for family, _, _, _, sockaddr in found))
+    return within(_left_s(ends_s), lambda: resolve(host, port))
 
 
 def _left_s(ends_s: float) -> float:
@@ -348,23 +353,16 @@ def _is_here(host: str, limit_s: float) -> bool:
 
 def _names_no_machine(host: str) -> bool:
     """Whether this is an address, in any spelling, of no machine: 0.0.0.0, 0, ::, 224.0.0.1."""
-    try:
-        found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
-    except (OSError, UnicodeError):
+    found = numeric(host)
+    address = addresses.literal(found) if found is not None else None
+    if address is None:
         return False  # a name
-    address = ipaddress.ip_address(str(found[0][4][0]).partition("%")[0])
-    own = getattr(address, "ipv4_mapped", None) or address
-    return own.is_unspecified or own.is_multicast or own == _BROADCAST
-
-
-def _is_own_name(host: str) -> bool:
-    own = socket.gethostname().lower()
-    return host.lower() in (own, own.partition(".")[0])
+    return address.is_unspecified or address.is_multicast or address == _BROADCAST
 
 
 def _name_for(host: str, ends_s: float) -> str:
     """How torch is to call this host: a machine that cannot resolve its own name is loopback."""
-    if not _is_own_name(host):
+    if not is_own_name(host):
         return host
     try:
         _addresses(host, 0, min(ends_s, time.monotonic() + KNOCK_S))

@@ -20,6 +20,7 @@ import msgspec
 
 from rallypoint import errors
 from rallypoint.client.blocking import portal
+from rallypoint.core.values import Address
 from rallypoint.ledger.etcd.client import EtcdClient
 from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.ledger.etcd.wire import KeyValue, prefix_end
@@ -83,7 +84,7 @@ class EtcdConnection:
             raise ValueError("The protocol must be HTTP or HTTPS.")
         cert_file, key_file = (cert, None) if cert is None or isinstance(cert, str) else cert
         self.options = EtcdOptions(
-            endpoints=endpoints or (at(host, port),),
+            endpoints=endpoints or (str(Address(host, port)),),
             tls=scheme == "https",
             ca_file=ca_cert,
             cert_file=cert_file,
@@ -268,12 +269,7 @@ def endpoints_of(endpoint: str | None) -> tuple[str, ...]:
     """The members that an endpoint names: "host:port", or several with commas between them."""
     each = (endpoint or "").split(",")
     parsed = [parse_rendezvous_endpoint(one.strip(), DEFAULT_PORT) for one in each]
-    return tuple(dict.fromkeys(at(host, port) for host, port in parsed))
-
-
-def at(host: str, port: int) -> str:
-    """ "host:port", with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return tuple(dict.fromkeys(str(Address(host, port)) for host, port in parsed))
 
 
 def as_key(key: str | bytes) -> bytes:

@@ -191,7 +191,8 @@ class StaticTCPRendezvous(RendezvousHandler):
         store that is none of torch's. It is left to find out only what has not said for a while
         what it is: one that is stopped, or speaks as no torch that is known.
         """
-        from rallypoint.client.dialing import Pauses, describe_os_error
+        from rallypoint.client.dialing import Pauses
+        from rallypoint.net import describe_os_error
         from rallypoint.rendezvous.store_probe import StoreKind, kind_at
 
         pauses = Pauses()

@@ -22,7 +22,7 @@ from rallypoint.client.blocking import Store as BlockingStore
 from rallypoint.client.node import store_error
 from rallypoint.client.world import Store as AsyncStore
 from rallypoint.core.store import StoreFailure, StoreOp, StoreResult
-from rallypoint.core.values import Change, ChangeKind
+from rallypoint.core.values import Address, Change, ChangeKind
 from rallypoint.rendezvous import store_server as wire
 from rallypoint.rendezvous.store_probe import StoreKind, kind_at
 from rallypoint.wire import local
@@ -70,7 +70,7 @@ class TcpStore(BlockingStore):
         weakref.finalize(self, source.let_go).atexit = False
 
     def __repr__(self) -> str:
-        return f"<TcpStore at {_at(self.host, self.port)}>"
+        return f"<TcpStore at {Address(self.host, self.port)}>"
 
 
 class _Source:
@@ -124,10 +124,10 @@ class _Source:
                 result = await link.request(op, timeout_s)
         except TimeoutError:
             raise errors.StoreTimeoutError(
-                f"the store at {_at(self.host, self.port)} has not answered for {limit_s:g} s"
+                f"the store at {Address(self.host, self.port)} has not answered for {limit_s:g} s"
             ) from None
         except OSError as error:
-            message = f"the store at {_at(self.host, self.port)} is lost: {error}"
+            message = f"the store at {Address(self.host, self.port)} is lost: {error}"
             raise errors.StoreError(message, hint="node rank 0 serves it: see its log") from error
         if isinstance(result, StoreFailure):
             raise store_error(result, Change(ChangeKind.NODE_LOST, 0, detail=result.message))
@@ -170,7 +170,7 @@ class _Source:
             return StoreKind.UNKNOWN
 
     def _unreachable(self, timeout_s: float, problem: str) -> errors.UnreachableError:
-        where = _at(self.host, self.port)
+        where = str(Address(self.host, self.port))
         return errors.UnreachableError(
             f"no store answered at {where} within {timeout_s:g} s: {problem}",
             hint="node rank 0 serves it there: is it started, and can this machine reach it?",
@@ -178,8 +178,9 @@ class _Source:
         )
 
     def _not_a_store(self, problem: str) -> errors.NotACoordinatorError:
+        where = Address(self.host, self.port)
         return errors.NotACoordinatorError(
-            f"what listens at {_at(self.host, self.port)} is no store of Rallypoint's: {problem}",
+            f"what listens at {where} is not a store of Rallypoint: {problem}",
             hint="a node rank 0 that has PyTorch serves PyTorch's own TCPStore: install PyTorch on "
             "this node too, or on none; or else the port is another program's",
         )
@@ -286,7 +287,3 @@ class _Link(asyncio.Protocol):
     def _send(self, message: local.LocalMessage) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(local.encode(message))
-
-
-def _at(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -126,7 +126,7 @@ class StoreServer:
 
         Raises OSError: EADDRINUSE if the port is somebody's.
         """
-        from rallypoint.coordinator.server import bind  # loads aiohttp, which only this needs
+        from rallypoint.net import bind
 
         sock = bind(None, port)
         fork_safety.close_in_children(sock)
