@@ -552,10 +552,10 @@ class TestDepartures:
         delays = []
         for _ in range(8):
             departures.remember("a", change, stayed_s=1.0, is_done=False)
-            delays.append(departures.delay_s("a", 1.0))
+            delays.append(departures.delay_s("a", 1.0, 1.0))
         assert delays == [2, 4, 8, 16, 32, 64, 64, 64]
         departures.remember("a", change, stayed_s=60.0, is_done=False)
-        assert departures.delay_s("a", 1.0) == 1.0
+        assert departures.delay_s("a", 1.0, 1.0) == 1.0
 
     def test_only_so_many_names_are_remembered(self) -> None:
         departures = DepartureHistory()

@@ -39,8 +39,13 @@ class DepartureHistory:
         """Why the name went when it last did, if that is remembered."""
         return self._changes.get(name)
 
-    def delay_s(self, name: str, base_s: float) -> float:
-        """How long the name's next entry is delayed: doubled for each short stay."""
+    def delay_s(self, name: str, base_s: float, attached_for_s: float) -> float:
+        """How long the name's entry is delayed: `base_s`, doubled for each short stay.
+
+        `attached_for_s`: how long it has been attached this time.
+        """
+        if attached_for_s >= STEADY_S:
+            return base_s
         stays = self._short_stays.get(name, 0)
         return base_s * float(2 ** min(stays, DOUBLINGS_MAX)) if stays else base_s
 

@@ -11,10 +11,11 @@ This file keeps what was marked, and says what is to be written when; nothing he
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from rallypoint.core.closing import bounded_end
-from rallypoint.core.effects import Effect, Note, TimerKind
+from rallypoint.core.effects import Dismiss, Effect, Note, TimerKind
+from rallypoint.core.finished import Finished
 from rallypoint.core.timers import Timers
 from rallypoint.core.values import Change, FrozenStruct, Marks, NodeId, RoundRecord
 
@@ -54,9 +55,30 @@ class Marking:
 
     # -- what is known ---------------------------------------------------------------------------
 
-    def begin(self, record: RoundRecord, finished_before: int) -> None:
-        """A round is in the ledger, and with it that nothing is known of its members yet."""
-        self.restore(record, Marks(finished=finished_before))
+    def begin(
+        self,
+        record: RoundRecord,
+        finished: Finished,
+        ended: Change | None,
+        gone: Iterable[NodeId],
+        now_s: float,
+    ) -> list[Effect]:
+        """The ledger has a round, and with it that nothing is known of its members yet.
+
+        `ended` and `gone`: what happened to it while it was written.
+        """
+        waiting, self._farewells = self._farewells, []
+        self.restore(record, Marks(finished=finished.count_at_seal))
+        self.finished_before(finished.count, now_s)
+        if ended is not None:
+            self.ended(ended, now_s)
+        for node in gone:
+            self.gone(node, now_s)
+        return [
+            Dismiss(each.connection_id, each.reason)
+            for each in waiting
+            if not self.farewell(each.node, each.connection_id, each.reason)
+        ]
 
     def restore(self, record: RoundRecord, marks: Marks) -> None:
         """Go on with what the ledger has of this round."""
@@ -168,14 +190,15 @@ class Marking:
         self._farewells.append(Farewell(node, connection_id, reason, self._serial))
         return True
 
-    def take_farewells(self) -> Iterator[Farewell]:
-        """Those that may go by now, in the order in which they came."""
-        waiting, self._farewells = self._farewells, []
-        for each in waiting:
-            if each.serial <= self._written:
-                yield each
-            else:
-                self._farewells.append(each)
+    def answered_farewells(self) -> list[Effect]:
+        """The answers to goodbyes that the ledger has, in the order in which they came."""
+        waiting = self._farewells
+        self._farewells = [each for each in waiting if each.serial > self._written]
+        return [
+            Dismiss(each.connection_id, each.reason)
+            for each in waiting
+            if each.serial <= self._written
+        ]
 
     def take_all_farewells(self) -> list[Farewell]:
         """All that wait, whatever the ledger has."""

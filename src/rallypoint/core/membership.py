@@ -1,14 +1,15 @@
-"""The state of one run: who is in it, when a round is formed, and when it ends.
+"""The state of one run: its members, when a round is formed, and when the run ends.
 
-`Membership.step(event, now_s)` changes the state in place and returns what must be done about it.
-An event is first noted by a handler, chosen by the table in `transitions.py`; then `_advance`
-looks at the counts and does what the rules ask for: declares losses, closes a case, seals a round,
-ends the run. So a rule stands in one place, whatever the event that made it apply.
+`Membership.step(event, now_s)` changes the state in place and returns what to do about it. A step
+has two parts. First a handler takes the event; `transitions` says which one. Then `_advance` looks
+at the counts and does what the rules demand: it declares losses, closes a case, seals a round, or
+ends the run. So each rule stands in one place, whatever event made it apply.
 
-This file holds the state and the handlers. The decisions that can stand alone do: `formation` (is
-the round full enough?), `suspicion` (who is lost?), `causes` (whose fault was it?), `ranks`; and so
-does what only has to be remembered: `roster`, `name_conflicts`, `flapping`, `suspended_events`,
-`pacing`.
+This file has the way in, the handlers, and the order of the rules. Everything that can stand alone
+is elsewhere, and must stay there: decisions (`formation`, `suspicion`, `causes`, `ranks`,
+`admission`), waits and deadlines (`gathering`, `scale_up`, `probing`, `takeover`,
+`name_conflicts`), and memory (`roster`, `committing`, `marking`, `finished`, `flapping`,
+`suspended_events`, `timers`).
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from rallypoint.core.committing import Committing
 from rallypoint.core.effects import Effect, TimerKind
 from rallypoint.core.election import RunState
 from rallypoint.core.finished import Finished
-from rallypoint.core.flapping import STEADY_S, DepartureHistory
+from rallypoint.core.flapping import DepartureHistory
 from rallypoint.core.gathering import Gathering
 from rallypoint.core.judging import JudgingClock
-from rallypoint.core.marking import Farewell, Marking, ranks_in
+from rallypoint.core.marking import Marking, ranks_in
 from rallypoint.core.name_conflicts import NameConflicts
 from rallypoint.core.probing import Probe
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
@@ -67,7 +68,7 @@ _IN_ROUND, _NEWCOMER = Bucket.IN_ROUND, Bucket.NEWCOMER
 _IS_READY, _IS_ACTIVE, _SILENT = MemberState.READY, MemberState.ACTIVE, Reachability.SILENT
 
 _RESTING = (Phase.SUSPENDED, Phase.CLOSED)
-"""The phases in which nothing is decided."""
+"""The phases in which the rules do not apply."""
 _PROCESS_ENDED = "its process ended: the kernel closed its connection"
 _JUDGING = (
     TimerKind.CASE,
@@ -80,19 +81,19 @@ _JUDGING = (
 )
 """The timers by which members are judged."""
 _MISSING = (Bucket.STOPPING, Bucket.ABSENT, Bucket.PLACE)
-"""Where survivors are that are not ready, and hold their places."""
+"""The buckets of survivors that are not ready, and keep their places."""
 _READY = (Bucket.READY_SURVIVOR, Bucket.NEWCOMER)
 _ENDING = (Bucket.DONE, Bucket.DEPARTING)
-"""Where members are that want no other round."""
+"""The buckets of members that ask for no further round."""
 
 
 class Membership:
     """The members and rounds of one run. Not thread-safe: one owner steps it.
 
-    `run_id` and `ledger_id` only name things; `term` goes into what is committed (R5).
-    `floor`: round numbers begin above it (R1). `members_max` bounds the roster, and
-    `table_bytes_max` what its rows come to in the ledger: a node beyond either is refused.
-    `has_successor` False: no other coordinator can take the run over, so nothing is noted for one.
+    `run_id` and `ledger_id` are names only. `term` goes into every record (R5). Round numbers begin
+    above `floor` (R1). `members_max`: the most members. `table_bytes_max`: the most bytes that the
+    ledger can keep of their rows. A node beyond either is refused. `has_successor` False: no other
+    coordinator can take the run over, so the ledger needs no marks.
     """
 
     def __init__(
@@ -110,9 +111,9 @@ class Membership:
         self.ledger_id = ledger_id
         self.term = term
         self.phase_of_work = Phase.GATHERING
-        """The phase; while SUSPENDED the one in which the run goes on."""
+        """The phase. While the run is SUSPENDED: the phase to which it returns."""
         self.phase = Phase.GATHERING
-        """What the run does now. A closed run is never SUSPENDED: nothing is left to be decided."""
+        """What the run does now. A closed run is never SUSPENDED: there is nothing to decide."""
         self.settings: RunSettings | None = None
         self.roster = Roster()
         self.round: RoundRecord | None = None
@@ -142,7 +143,7 @@ class Membership:
         self._departure_history = DepartureHistory()
         self._suspended_events = SuspendedEvents()
         self._failed_in_burst: list[on.WorkerFailed] = []
-        """Failures that are told while processes are ending: looked at when all have ended."""
+        """Failures that were reported while processes ended: they count when all have ended."""
         self._floor = floor
         self._has_successor = has_successor
         self._since_s = 0.0
@@ -157,26 +158,22 @@ class Membership:
         self._now_s = now_s
         self._effects = []
         if isinstance(event, on.SignOfLife):
-            self._note_life(event)
-        self._note(event)
+            self._heard_from(event)
+        _HANDLER_OF[self.phase, type(event)](self, event)
         self._advance()
         if self._marking.due_s is not None:
             self._write_marks()
         effects, self._effects = self._effects, []
         return effects
 
-    def _note(self, event: on.Event) -> None:
-        _HANDLER_OF[self.phase, type(event)](self, event)
-
-    def _note_life(self, event: on.SignOfLife) -> None:
-        """R8: what only a living node can say is an answer, whatever else becomes of it."""
+    def _heard_from(self, event: on.SignOfLife) -> None:
+        """The node lives (R8), whatever else follows from the event."""
         member = self.roster.living(event.node)
         if member is None:
             return
         self._probe.answered(member.name)
-        if (
-            self._name_conflicts.waiting
-        ):  # Each event comes here, and nearly never does anybody wait.
+        # Each event comes here, and there is nearly never a conflict.
+        if self._name_conflicts.waiting:
             self._do(*self._name_conflicts.refuse(member))
         if member.reachability is _SILENT:
             self._suspicion.heard(member)
@@ -191,13 +188,15 @@ class Membership:
         former_host: NodeId | None = None,
         store_lost: str = "",
     ) -> list[Effect]:
-        """Go on where the run's last owner left it; before any other step.
+        """Take the run over where its last owner left it, before any other step.
 
-        The members of its round have yet to attach to this coordinator. One that has not is lost
-        after `attach_grace_s`; `former_host` after HOST_GRACE_S: the node that hosted the last
-        owner, if that owner's lease ran out. What was not committed, the members say again.
-        `store_lost`: why the store of its round is gone, if it is. Then the round has ended (R10),
-        and each member is told so when it attaches; likewise if the last owner saw it end.
+        The members of its round have yet to attach to this coordinator. A member that has not done
+        so is lost after `attach_grace_s`. `former_host`, the node that hosted the last owner, is
+        lost after HOST_GRACE_S, if that owner's lease ran out. The members repeat what is not in
+        the ledger.
+
+        `store_lost`: why the store of the round is gone; "" if it is not. Then the round has ended
+        (R10), as it has if the last owner saw it end. Each member is told so when it attaches.
         """
         assert not len(self.roster)
         self._now_s = now_s
@@ -214,7 +213,8 @@ class Membership:
             self._enter(Phase.CLOSED)
         elif state.round is not None:
             marks = state.marks
-            if marks.round != state.number:  # A release that does not know them wrote the round.
+            if marks.round != state.number:
+                # A release that does not know marks wrote the round.
                 marks = Marks(state.number)
             self._marking.restore(state.round, marks)
             done = ranks_in(marks.done)
@@ -242,7 +242,7 @@ class Membership:
 
     @property
     def number(self) -> int:
-        """The number of the last committed round; before the first, that of the floor."""
+        """The number of the last committed round; before the first one, that of the floor."""
         return self.round.head.number if self.round else self._floor
 
     @property
@@ -252,7 +252,7 @@ class Membership:
 
     @property
     def unwritten(self) -> RoundRecord | CloseRecord | None:
-        """The record that is to be written, until the ledger is known to hold it."""
+        """The record that is being written, until the ledger is known to hold it."""
         return self._committing.unwritten
 
     @property
@@ -261,13 +261,13 @@ class Membership:
         return self._committing.record
 
     def marks_with(self, record: RoundRecord | CloseRecord) -> Marks:
-        """What is noted of the members along with a record: nothing matters after a close."""
+        """The marks that are written together with a record."""
         if isinstance(record, CloseRecord):
-            return Marks()
+            return Marks()  # After a close nobody reads them.
         return Marks(record.head.number, finished=self._finished.count_at_seal)
 
     def waiting(self, now_s: float) -> Waiting | None:
-        """Why no round is active, as data of bounded size; None if one is, or the run is over."""
+        """Why no round is active; None if one is, or the run is over. Its size is bounded."""
         settings = self.settings
         if self.phase in (Phase.ACTIVE, Phase.CLOSED) or settings is None:
             return None
@@ -299,17 +299,18 @@ class Membership:
 
     @property
     def _can_begin_anew(self) -> bool:
-        """R6: a run that has had a round stays closed. An operator's close holds for its job."""
+        """R6: a run that has had a round stays closed."""
         close = self.close
         is_unused = self.round is None and not self._has_successor
         return is_unused and close is not None and is_reusable(close)
 
     def may_begin_anew(self, settings: RunSettings, now_s: float) -> bool:
-        """Whether a node that was never in this run, which is closed, may begin it anew.
+        """Whether a node that was never in this closed run may begin it anew.
 
-        Only a run without a round: somebody has had the id before its job began. A node with other
-        settings is not of that job. One with the same may be a late node of it, which has to hear
-        that it is over; after a while nobody is late any more.
+        It may if the run never had a round: then somebody used the id before the job began. A node
+        with other settings is not of that earlier job, so it may do so at once. A node with the
+        same settings may be a late node of it, which must hear that the run is over. So such a node
+        may begin the run anew only after ANEW_AFTER_S.
         """
         if self.phase_of_work is not Phase.CLOSED or self.round is not None:
             return False
@@ -324,18 +325,18 @@ class Membership:
         return seats_of(self.round) if self.round is not None else []
 
     def is_of_last_round(self, node: NodeId) -> bool:
-        """Whether the node is a member of the last round: its table is for these. O(1)."""
+        """Whether the node is a member of the last round, and so may have its table. O(1)."""
         member = self.roster.living(node)
         return member is not None and 0 < member.last_round == self.number
 
     def is_standby(self, member: Member) -> bool:
-        """Whether it is ready, and the round is on without it."""
+        """Whether it is ready while a round is active without it."""
         return member.bucket is Bucket.NEWCOMER and self.phase_of_work is Phase.ACTIVE
 
     def freeze(self) -> tuple[object, ...]:
-        """A hashable picture of all that decides what follows, for tests and the model checker.
+        """All that decides what follows, hashable: for tests and model checkers.
 
-        Without times and serial numbers, but with what each running timer is for.
+        It has no times and no serial numbers, but says which timers are set.
         """
         return (
             (self.phase_of_work, self.suspension.causes, self.deposed, self.close, self.number),
@@ -372,11 +373,12 @@ class Membership:
             self._do(do.Refuse(event.connection_id, reasons.not_the_member(member.name)))
 
     def _refusal(self, event: on.NodeAttached) -> Refusal | None:
-        """Why the node cannot come in, if it cannot. The first node's settings become the run's."""
+        """Why the node cannot come in; None if it can."""
         refusal = unknown_policy(event.settings)
         if refusal is not None:
             return refusal
         if self.settings is None or not len(self.roster):
+            # The first node's settings become the run's.
             self.settings = event.settings
             self._admission.settings_are_of(event.node, self._now_s)
         return self._admission.refusal(
@@ -396,6 +398,7 @@ class Membership:
         self._do(do.Welcome(event.connection_id, member.id, resumed=False, standing=standing))
 
     def _attach_suspended(self, event: on.NodeAttached) -> None:
+        """SUSPENDED: of two nodes of one name the second one waits, as the first is not judged."""
         member = self.roster.get(event.node.name)
         if member is None or member.info.incarnation == event.node.incarnation:
             self._on_attached(event)
@@ -413,22 +416,17 @@ class Membership:
         self._suspicion.heard(member)
         self._probe.answered(member.name)
         self._do(*self._name_conflicts.refuse(member))
-        member.told_standby = self.is_standby(member)  # by the welcome
+        is_standby = member.told_standby = self.is_standby(member)  # The welcome says so.
         if member.survivor:
             self._gathering.stopping.told(member, self._now_s)
         self._consider(member)
-        self._do(
-            do.Welcome(
-                event.connection_id, member.id, resumed=True, standing=self._standing(member)
-            )
+        standing = do.Standing(
+            round=member.last_round if member.bucket in (Bucket.IN_ROUND, Bucket.DONE) else 0,
+            change=self.case.change if self.case and member.survivor else member.last_change,
+            ready=member.state is _IS_READY,
+            standby=is_standby,
         )
-
-    def _standing(self, member: Member) -> do.Standing:
-        ready = member.state is MemberState.READY
-        in_round = member.bucket in (Bucket.IN_ROUND, Bucket.DONE)
-        round_number = member.last_round if in_round else 0
-        change = self.case.change if self.case and member.survivor else member.last_change
-        return do.Standing(round_number, change, ready, self.is_standby(member))
+        self._do(do.Welcome(event.connection_id, member.id, resumed=True, standing=standing))
 
     def _refuse_closed(self, event: on.NodeAttached) -> None:
         assert self.close is not None
@@ -440,7 +438,7 @@ class Membership:
     def _supersede(self, member: Member) -> None:
         message = f"a newer start of node {member.name!r} has taken its place in the run"
         self._do(do.Supersede(member.id, Refusal(RefusalCode.SUPERSEDED, message)))
-        self._lose([member], "superseded by a newer start of the same name")
+        self._remove([member], ChangeKind.NODE_LOST, "superseded by a newer start of the same name")
 
     # -- nodes ask for things ------------------------------------------------------------------
 
@@ -449,7 +447,7 @@ class Membership:
         if member is None or member.bucket in _ENDING:
             return
         is_in_round = member.bucket is _IN_ROUND
-        # R4: whoever names an older round than it was given repeats what it said before.
+        # R4: a node that names an older round than the last it was given repeats itself.
         if event.leaving_round < member.last_round:
             return
         if is_in_round and event.leaving_round != member.last_round:
@@ -464,9 +462,9 @@ class Membership:
         self._mark_ready(member, event)
 
     def _adopt_end(self, speaker: Member, event: on.NodeReady) -> None:
-        """The last coordinator saw this round end, told its members why, and wrote nothing of it.
+        """The last coordinator told the members that this round had ended, but wrote nothing of it.
 
-        So it ends here for the same reason, and what it charged is charged now.
+        So the round ends here for the same reason. What that coordinator charged is charged now.
         """
         change = event.change
         is_known = self.phase_of_work is not Phase.ACTIVE
@@ -489,21 +487,18 @@ class Membership:
             return
         member.state = _IS_READY
         member.told_standby = False
-        member.eligible_s = self._now_s + self._entry_delay_s(member)
+        assert self.settings is not None
+        member.eligible_s = self._now_s + self._departure_history.delay_s(
+            member.name, self.settings.scale_up_delay_s, self._now_s - member.attached_s
+        )
         self.roster.queue(member)
         self.roster.reindex(member)
         self._consider(member)
 
-    def _entry_delay_s(self, member: Member) -> float:
-        assert self.settings is not None
-        base_s = self.settings.scale_up_delay_s
-        is_steady = self._now_s - member.attached_s >= STEADY_S
-        return base_s if is_steady else self._departure_history.delay_s(member.name, base_s)
-
     def _consider(self, member: Member) -> None:
-        """A newcomer that is ready may be let in once its delay is over. O(1).
+        """A ready newcomer may be let in when its delay is over. O(1).
 
-        On standby it is told so once, and not again by each round that has no place for it.
+        It is told once that it is on standby, and not again by each round without it.
         """
         if member.bucket is not _NEWCOMER:
             return
@@ -514,7 +509,7 @@ class Membership:
 
     def _on_worker_failed(self, event: on.WorkerFailed) -> None:
         if self._suspicion.in_burst:
-            # Cause before consequence: what is known to have ended is said first, and soon.
+            # Cause before consequence: the round ends by the processes that have ended.
             self._failed_in_burst.append(event)
             return
         member = self.roster.living(event.node)
@@ -528,13 +523,11 @@ class Membership:
 
     def _on_done(self, event: on.NodeDone) -> None:
         member = self.roster.living(event.node)
-        # R11: what a node repeats, or says of a round it is not in, counts nothing.
+        # R11: a repeat counts nothing, and nothing counts about a round that the node is not in.
         if member is None or not event.round or event.round != member.last_round:
             return
-        if member.state not in (MemberState.READY, MemberState.DEPARTING, MemberState.DONE):
-            self._finish(member)
-
-    def _finish(self, member: Member) -> None:
+        if member.state in (MemberState.READY, MemberState.DEPARTING, MemberState.DONE):
+            return
         is_in_round = member.last_round == self.number
         self._finished.add(member.name, is_in_round=is_in_round)
         if is_in_round:
@@ -562,7 +555,7 @@ class Membership:
             )
 
     def _explain_by_departure(self, member: Member, reason: str) -> None:
-        """An open case of a broken round: its communication errors may be due to this member."""
+        """This member's departure may be the cause of the open case's communication errors."""
         if member.survivor and self.case is not None:
             left = causes.happened(ChangeKind.NODE_LEFT, self.number, [member.name], reason)
             self.case.add_departure(left)
@@ -589,7 +582,7 @@ class Membership:
             return
         assert self.settings is not None
         if event.how is ConnectionEnd.PROCESS_ENDED:
-            # R8: proof, so `_advance` parts with it, and then its name is free.
+            # R8: this is proof, so `_advance` removes the member, and then its name is free.
             self._do(*self._suspicion.ended(member, self._now_s))
             return
         self._do(*self._suspicion.disconnected(member, self.settings, self._now_s))
@@ -599,7 +592,7 @@ class Membership:
             self._do(*conflicts.challenge(member, newcomer, self.settings, self._now_s))
 
     def _note_disconnected(self, event: on.ConnectionLost) -> None:
-        """SUSPENDED: nobody is judged, so its time does not run before the ledger is back."""
+        """Nobody is judged in this phase: the grace begins when the ledger is back."""
         self._suspended_events.forget_attached(event.node, event.connection_id)
         member = self.roster.living(event.node)
         if member is None or member.connection_id != event.connection_id:
@@ -626,9 +619,9 @@ class Membership:
     def _on_timer(self, event: on.TimerFired) -> None:
         timer = event.timer
         if self.suspension and timer.kind in _JUDGING:
-            return  # Nobody is judged: `_judge_again` sets these anew, for what is left.
+            return  # Nobody is judged: `_judge_again` sets these again, for the time that is left.
         if not self._timers.take(timer):
-            return  # It is stale: what it was set for is over.
+            return  # It is stale.
         match timer.kind:
             case TimerKind.SETTLE | TimerKind.LAST_CALL | TimerKind.STOP | TimerKind.PACE:
                 self._gathering.timer_fired(timer.kind, self._now_s)
@@ -639,7 +632,9 @@ class Membership:
             case TimerKind.PROBE:
                 self._suspicion.probe_over()
             case TimerKind.NAME:
-                self._name_unanswered(timer.name)
+                member = self.roster.get(timer.name)
+                if member is not None:
+                    self._supersede(member)
             case TimerKind.ATTACH:
                 self._end_attach_grace()
             case TimerKind.NOTE:
@@ -656,11 +651,6 @@ class Membership:
             if member is not None and self._suspicion.has_never_attached(member):
                 self._supersede(member)
 
-    def _name_unanswered(self, name: str) -> None:
-        member = self.roster.get(name)
-        if member is not None:
-            self._supersede(member)
-
     # -- the ledger ----------------------------------------------------------------------------
 
     def _on_store_lost(self, event: on.StoreLost) -> None:
@@ -670,15 +660,15 @@ class Membership:
     def _lose_store(self, reason: str) -> None:
         """R10: what was acknowledged in this round cannot be read any more, so the round ends.
 
-        It is no fault of the program's, so it is not charged. The kind is one that nodes of earlier
-        releases know.
+        The program is not to blame, so nothing is charged.
         """
+        # Nodes of earlier releases know this kind of change.
         detail = f"the round's store was lost: {reason}"
         self._break(causes.happened(ChangeKind.NODE_LOST, self.number, (), detail))
 
     def _on_committed(self, event: on.Committed) -> None:
         if self._marking.is_writing:
-            return  # The record has not been given yet: nothing is, beside a note.
+            return  # The ledger takes one write at a time, so it does not have the record yet.
         record = self._committing.finish()
         if isinstance(record, CloseRecord):
             self._enter(Phase.CLOSED)
@@ -686,44 +676,40 @@ class Membership:
             self._closed_at_s = self._now_s
             self._do(do.Announce(record))
             self._marking.give_up()
-            self._dismiss(self._marking.take_all_farewells())
-            for rival in self._name_conflicts.pop_all():
-                self._refuse_closed(rival)
+            self._do(*self._marking.answered_farewells())
+            for newcomer in self._name_conflicts.pop_all():
+                self._refuse_closed(newcomer)
         elif record is not None:
             self._begin(record)
 
     def _on_noted(self, event: on.Noted) -> None:
         if not self._marking.written(event.serial):
             return
-        self._dismiss(self._marking.take_farewells())
+        self._do(*self._marking.answered_farewells())
         if self._committing.unwritten is not None and not self.suspension:
             self._give()
 
-    def _dismiss(self, farewells: Iterable[Farewell]) -> None:
-        for each in farewells:
-            self._do(do.Dismiss(each.connection_id, each.reason))
-
     def _give(self) -> None:
-        """Give the record to the ledger, once the ledger has what was given to it before."""
+        """Write the record, unless marks are being written: then it follows them."""
         assert self._committing.record is not None
         if not self._marking.is_writing:
             self._do(do.Commit(self._committing.record))
 
     def _write_marks(self) -> None:
-        """Note what a successor has to know of the members."""
+        """Write what a successor has to know of the members, or set the timer for that."""
         if self.settings is None or self.phase not in (Phase.GATHERING, Phase.ACTIVE):
             return
         settle_s = self.settings.settle_s
         self._do(*self._marking.write(settle_s, self.restart_count, self._now_s))
 
     def _on_commit_refused(self, event: on.CommitRefused) -> None:
-        # R5: a deposed coordinator decides nothing more, whatever its ledger says later.
+        # R5: a deposed coordinator decides nothing more, whatever the ledger answers later.
         self.deposed = True
         if self.phase_of_work is not Phase.CLOSED:
             self._suspend(SuspensionCause.DEPOSED, event.reason)
         self._marking.give_up()
         for each in self._marking.take_all_farewells():
-            # The next coordinator has to hear it: this one's note may not be in the ledger.
+            # The node has to tell the next coordinator: the ledger may not have these marks.
             self._do(do.Refuse(each.connection_id, Refusal(RefusalCode.MOVED, event.reason)))
         self._do(do.StepDown(event.reason, event.is_own_wish))
 
@@ -736,22 +722,20 @@ class Membership:
         self._set_phase()
 
     def _note_committed(self, event: on.Committed) -> None:
-        """SUSPENDED: the record is in the ledger, and must not be given to it again."""
+        """SUSPENDED: the ledger has the record, so it must not be written again."""
         is_given = not self._marking.is_writing
         self._committing.is_in_ledger = is_given and self._committing.record is not None
 
     def _on_ledger_restored(self, event: on.LedgerRestored) -> None:
         if not self.suspension.end(event.cause):
-            return  # It was not this that suspended the run.
+            return
         self._set_phase()
-        if not self.suspension:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        """Do what had to wait: as if all of it had come at once, before anything is decided."""
+        if self.suspension:
+            return
+        # All that had to wait happens as if it came at once, before anything is decided.
         self._judge_again()
         for kept in self._suspended_events.take():
-            self._note(kept)
+            self._handle(kept)
         if self._committing.is_in_ledger:
             self._on_committed(on.Committed())
         elif self._committing.record is not None:
@@ -760,7 +744,7 @@ class Membership:
             self._consider(member)
 
     def _judge_again(self) -> None:
-        """R8: nobody was judged meanwhile, and everybody has what is left of its time."""
+        """R8: nobody was judged meanwhile, and each deadline has the time that was left."""
         settings = self.settings
         if settings is None:
             self._clock.go_on(self._now_s)
@@ -785,37 +769,42 @@ class Membership:
                 self._do(*conflicts.go_on(member, settings, self._now_s))
 
     def _keep(self, event: on.Event) -> None:
-        """SUSPENDED: keep what needs the ledger until that is back."""
+        """SUSPENDED: this needs the ledger, so it counts when the ledger is back."""
         self._suspended_events.keep(event)
 
     def _as_in_phase_of_work(self, event: on.Event) -> None:
-        """SUSPENDED: what a node reports needs no ledger, so it counts at once.
+        """SUSPENDED: this needs no ledger, so it counts at once.
 
-        Its peers are told of a round that is broken; the next one waits for the ledger.
+        Members are told of a round that ends. The next round waits for the ledger.
         """
         if not self.deposed:
             _HANDLER_OF[self.phase_of_work, type(event)](self, event)
 
+    def _handle(self, event: on.Event) -> None:
+        _HANDLER_OF[self.phase, type(event)](self, event)
+
     def _ignore(self, event: on.Event) -> None:
         """Nothing changes."""
 
-    # -- what the rules ask for ----------------------------------------------------------------
+    # -- the rules, in order -------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Do all that the rules ask for, given what is known now."""
+        """Do all that the rules demand of the present state."""
         if self.settings is None or self.phase in _RESTING:
             return
         if self._takeover.is_grace_on and not self._suspicion.has_absent:
             self._end_attach_grace()
         if not self._suspicion.is_quiet:
-            # R8: the kernel's word needs no grace, and no mass guard holds it back.
-            self._part_with(self._suspicion.ended_members(), _PROCESS_ENDED)
+            # R8: a process that has ended gets no grace, and the mass guard does not protect it.
+            self._remove_gone(self._suspicion.ended_members(), _PROCESS_ENDED)
             self._do(*self._suspicion.update_guard(self.settings, self._now_s))
-            self._declare_losses()
+            overdue = self._suspicion.past_deadline()
+            if overdue:
+                self._remove_gone(overdue, _how_lost(overdue[0]))
         if self._failed_in_burst and not self._suspicion.in_burst:
             failures, self._failed_in_burst = self._failed_in_burst, []
             for each in failures:
-                self._note(each)
+                self._handle(each)
         if self.case is not None and not self.case.closed:
             self._close_case()
         pace = self._gathering.pace
@@ -826,16 +815,11 @@ class Membership:
         if self.phase is _GATHERING:
             self._advance_gathering(self.settings)
 
-    def _declare_losses(self) -> None:
-        overdue = self._suspicion.past_deadline()
-        if overdue:
-            self._part_with(overdue, _how_lost(overdue[0]))
-
-    def _part_with(self, members: list[Member], detail: str) -> None:
-        """These are gone. Nobody misses one that is done or departing; the others are lost."""
+    def _remove_gone(self, members: list[Member], detail: str) -> None:
+        """Remove members that are done or departing, which nobody misses; the others are lost."""
         lost = [member for member in members if member.is_troubled]
         if lost:
-            self._lose(lost, detail)
+            self._remove(lost, ChangeKind.NODE_LOST, detail)
         ended = [member for member in members if not member.is_troubled]
         if ended:
             self._remove(ended, ChangeKind.NODE_LEFT, "its connection ended with its work")
@@ -843,15 +827,12 @@ class Membership:
     def _advance_active(self, settings: RunSettings) -> None:
         in_round = self.roster.count(Bucket.IN_ROUND)
         if not in_round:
-            # Losses and departures break a round, so all of it are done.
+            # A loss or a departure ends a round, so all of its members are done.
             self._close(Outcome.SUCCEEDED, "all nodes have finished")
-        elif self.roster.count(Bucket.NEWCOMER) and not self._finished.count:
-            free = settings.max_nodes - in_round
-            if free:
-                self._let_in(free)
-
-    def _let_in(self, free: int) -> None:
-        """End the round for the newcomers once their time is over."""
+            return
+        free = settings.max_nodes - in_round
+        if self._finished.count or not free or not self.roster.count(_NEWCOMER):
+            return
         newcomers = self._scale_up.take(self._now_s)
         if newcomers:
             names = [member.name for member in newcomers[:free]]
@@ -864,7 +845,7 @@ class Membership:
             return
         gathering = self._gathering
         if 0 < self.roster.ready_count < settings.min_nodes:
-            # Decision.TOO_FEW, without asking for each of thousands that come one by one.
+            # This is Decision.TOO_FEW, found quickly: thousands of nodes come one by one.
             if gathering.is_settling:
                 gathering.unsettle()
             return
@@ -879,7 +860,10 @@ class Membership:
             self._seal(settings)
 
     def _is_ending(self, settings: RunSettings) -> bool:
-        """End a run whose round is done, or whose remaining nodes are too few as others are."""
+        """End a run whose round is done, or which cannot reach the minimum any more.
+
+        True if the run ends, now or when the open case is closed.
+        """
         if self.round is not None and self._finished.in_round == self.round.head.nodes:
             self._close(Outcome.SUCCEEDED, "all nodes have finished")
             return True
@@ -888,17 +872,15 @@ class Membership:
             return False
         # Cause before consequence: the end names the cause, so it waits for the open case.
         if self.case is None or self.case.closed or self._probe.is_over:
-            self._close_as_too_few(remaining, settings.min_nodes)
+            self._close_case(forced=True)
+            if self.phase is Phase.GATHERING:
+                cause = self.case.change if self.case is not None else None
+                reason = reasons.too_few_remain(remaining, settings.min_nodes, self._finished.count)
+                self._close(Outcome.NOT_ENOUGH, reason, cause=cause)
         return True
 
-    def _close_as_too_few(self, remaining: int, minimum: int) -> None:
-        self._close_case(forced=True)
-        if self.phase is Phase.GATHERING:
-            reason = f"{remaining} of at least {minimum} nodes remain; done: {self._finished.count}"
-            self._close(Outcome.NOT_ENOUGH, reason, cause=self.case.change if self.case else None)
-
     def _close_as_storm(self) -> None:
-        """Slowing did not help: the members take the coordinator's time, and do no work."""
+        """End a run whose members do no work, and take the coordinator's time from other runs."""
         self._close_case(forced=True)
         if self.phase is Phase.GATHERING:
             cause = self.case.change if self.case is not None else None
@@ -909,7 +891,7 @@ class Membership:
     # -- a round begins ------------------------------------------------------------------------
 
     def _seal(self, settings: RunSettings) -> None:
-        """Give the round to the ledger. An open case is closed first: it may end the run."""
+        """Write the round to the ledger. An open case is closed first, which may end the run."""
         self._close_case(forced=True)
         if self.phase is not Phase.GATHERING:
             return
@@ -928,16 +910,17 @@ class Membership:
         self._give()
 
     def _begin(self, record: RoundRecord) -> None:
-        """The ledger has the round. What happened meanwhile comes after it, not instead of it."""
+        """The ledger has the round. What happened meanwhile follows it, and does not replace it."""
         self.round = record
         self._finished.round_began()
         committing = self._committing
         interrupted, committing.interrupted = committing.interrupted, None
-        self._begin_marks(record, interrupted)
+        gone = self._gone_of(record) if interrupted is not None else []
+        self._do(*self._marking.begin(record, self._finished, interrupted, gone, self._now_s))
         self._gathering.reset()
         self._scale_up.reset()
         if committing.close_wanted is not None:
-            # Nobody is given a round that ends at once.
+            # No node is given a round that ends at once.
             self._commit_close(committing.close_wanted)
         elif interrupted is not None:
             self._begin_again(record, interrupted)
@@ -948,25 +931,20 @@ class Membership:
             for member in self.roster.members(Bucket.NEWCOMER):
                 self._consider(member)
 
-    def _begin_marks(self, record: RoundRecord, interrupted: Change | None) -> None:
-        """The new round's head says nothing of its members yet."""
-        waiting = self._marking.take_all_farewells()
-        self._marking.begin(record, self._finished.count_at_seal)
-        self._marking.finished_before(self._finished.count, self._now_s)
-        if interrupted is not None:
-            self._marking.ended(interrupted, self._now_s)
-            for row in record.members:
-                member = self.roster.living(NodeId(row.name, row.incarnation))
-                if member is None or member.state is MemberState.DEPARTING:
-                    self._marking.gone(NodeId(row.name, row.incarnation), self._now_s)
-        for each in waiting:
-            if not self._marking.farewell(each.node, each.connection_id, each.reason):
-                self._do(do.Dismiss(each.connection_id, each.reason))
+    def _gone_of(self, record: RoundRecord) -> list[NodeId]:
+        """The members of a record that went while it was written."""
+        gone = []
+        for row in record.members:
+            node = NodeId(row.name, row.incarnation)
+            member = self.roster.living(node)
+            if member is None or member.state is MemberState.DEPARTING:
+                gone.append(node)
+        return gone
 
     def _begin_again(self, record: RoundRecord, change: Change) -> None:
-        """A member went while the round was being written: nobody was given it, so form another.
+        """A member went while the round was written, so no node was given it: form another.
 
-        Its members are still ready, and keep their places.
+        The other members are still ready, and keep their places.
         """
         self._gathering.pace.round_ended(0.0, self._now_s)
         ended_by = self.case.change if self.case is not None else None
@@ -979,7 +957,7 @@ class Membership:
         self._enter(Phase.GATHERING)
 
     def _seat_members(self, record: RoundRecord) -> None:
-        """Members of the round become active; whoever let the call pass is passive from now on."""
+        """The members of the round become active. A survivor that is not in it becomes idle."""
         ended_by = self.case.change if self.case is not None else None
         _stand_down(self.roster, ended_by)
         for row in record.members:
@@ -1010,29 +988,32 @@ class Membership:
         self._do(do.Break(change))
         self._marking.ended(change, self._later_s)
         if not self.case.closed:
-            # Cause before consequence: ask who is still there before anybody is blamed.
+            # Cause before consequence: find out who lives before a cause is named.
             assert self.settings is not None
             names = [member.name for member in survivors]
             self._do(*self._probe.begin(names, self.settings, self.number, self._now_s))
 
     def _close_case(self, *, forced: bool = False) -> None:
-        """Name the cause once it is known, and charge it to the budget if it is the program's."""
-        case = self.case
-        if case is None or case.closed or not (forced or self._case_is_clear(case)):
+        """Name the cause when it is known, and charge the program's fault to the budget."""
+        case, probe = self.case, self._probe
+        if case is None or case.closed:
             return
-        change = case.close(len(self._probe.unanswered))
-        self._probe.end()
+        is_clear = probe.is_over if case.needs_time() else probe.is_settled
+        if not forced and (probe.unanswered or not is_clear):
+            return
+        change = case.close(len(probe.unanswered))
+        probe.end()
         self._marking.ended(change, self._later_s)
         self._charge(change)
 
     @property
     def _later_s(self) -> float:
-        """When that is to be written which no node waits for."""
+        """When to write marks for which no node waits."""
         assert self.settings is not None
         return self._now_s + self.settings.settle_s
 
     def _charge(self, change: Change) -> None:
-        """Pronounce a verdict. A charge that the budget does not bear ends the run."""
+        """Tell the verdict. A charge that the budget does not bear ends the run."""
         assert self.settings is not None
         limit = self.settings.max_restarts
         restarts = causes.restarts_after(change, self.restart_count, limit)
@@ -1043,20 +1024,11 @@ class Membership:
             reason = f"{reasons.describe(change)}; {_budget_text(limit)}"
             self._close(Outcome.FAILED, reason, cause=change)
 
-    def _case_is_clear(self, case: Case) -> bool:
-        if self._probe.unanswered:
-            return False
-        return self._probe.is_over if case.needs_time() else self._probe.is_settled
-
-    def _lose(self, members: list[Member], detail: str) -> None:
-        """Members are gone without a goodbye: one burst breaks the round once, and names them."""
-        self._remove(members, ChangeKind.NODE_LOST, detail)
-
     def _remove(
         self, members: list[Member], kind: ChangeKind, detail: str, *, says_goodbye: bool = False
     ) -> None:
-        """Take members out; if they were in the round and not done with it, it is broken."""
-        since_s = max(map(self._trouble_s, members))
+        """Take members out. If one of them was active, its round ends: once, for all of them."""
+        since_s = max(member.trouble_s(self._now_s) for member in members)
         in_round = [m.name for m in members if m.bucket is Bucket.IN_ROUND]
         survivors = [m.name for m in members if m.survivor]
         is_round_on = self.phase_of_work is Phase.ACTIVE
@@ -1072,18 +1044,10 @@ class Membership:
         elif survivors and self.case is not None and kind is ChangeKind.NODE_LOST:
             self.case.add_loss(causes.happened(kind, self.number, survivors, detail, since_s))
         for member in members:
-            rival = self._name_conflicts.pop(member.name) or self._suspended_events.take_attached(
-                member.name
-            )
-            if rival is not None:
-                self._admit(rival)
-
-    def _trouble_s(self, member: Member) -> float:
-        return (
-            0.0
-            if member.reachability is Reachability.CONNECTED
-            else self._now_s - member.trouble_since_s
-        )
+            name = member.name
+            newcomer = self._name_conflicts.pop(name) or self._suspended_events.take_attached(name)
+            if newcomer is not None:
+                self._admit(newcomer)
 
     def _take_out(
         self,
@@ -1093,7 +1057,7 @@ class Membership:
         says_goodbye: bool = False,
         is_loss: bool = False,
     ) -> None:
-        """`is_loss`: it was lost, and no round ends by it."""
+        """Take one member out. `is_loss`: it was lost, and no round ends by that."""
         self._committing.member_went(member, change.kind, change.detail)
         stayed_s = self._now_s - member.attached_s
         is_done = member.bucket is Bucket.DONE
@@ -1103,7 +1067,7 @@ class Membership:
         self.roster.remove(member)
         self._suspicion.gone(member)
         reason = reasons.describe(change)
-        # A goodbye is answered only when the ledger has what concerns the node.
+        # A goodbye is answered when the ledger has what concerns the node.
         waits = says_goodbye and self._marking.farewell(member.id, member.connection_id, reason)
         self._do(do.Forget(member.id, reason, waits, change if is_loss else None))
 
@@ -1133,7 +1097,7 @@ class Membership:
         self._set_phase()
 
     def _set_phase(self) -> None:
-        """Kept, as each event asks for it several times."""
+        # The phase is kept, because each event asks for it several times.
         work = self.phase_of_work
         is_suspended = bool(self.suspension) and work is not Phase.CLOSED
         self.phase = Phase.SUSPENDED if is_suspended else work
@@ -1153,7 +1117,7 @@ HANDLERS: Final[dict[tuple[type[on.Event], Handling], Callable[[Membership, Any]
     (on.NodeLeft, Handling.NOW): Membership._on_left,
     (on.CloseRequested, Handling.NOW): Membership._on_close_requested,
     (on.CloseRequested, Handling.KEPT): Membership._keep,
-    # `_note_life` has done all that these two events mean.
+    # `_heard_from` has done all that these two events mean.
     (on.ProbeAnswered, Handling.NOW): Membership._ignore,
     (on.NodeHeard, Handling.NOW): Membership._ignore,
     (on.ConnectionLost, Handling.NOW): Membership._on_connection_lost,
@@ -1177,6 +1141,7 @@ _HANDLER_OF: Final = {
 
 
 def _stand_down(members: Iterable[Member], ended_by: Change | None) -> None:
+    """The round of these members is over. `ended_by`: why, to tell those that attach later."""
     for member in members:
         if member.state is _IS_ACTIVE:
             member.state = MemberState.IDLE

@@ -333,6 +333,11 @@ def run_over(run_id: str, close: CloseRecord) -> Refusal:
     )
 
 
+def too_few_remain(remaining: int, minimum: int, done: int) -> str:
+    """Why a run ends that cannot reach its minimum any more, as other nodes have finished."""
+    return f"{remaining} of at least {minimum} nodes remain; done: {done}"
+
+
 def storm(rounds: int, within_s: float, last: Change | None) -> str:
     """Why a run is closed that ends its own rounds again and again."""
     why = f"; the last one: {describe(last)}" if last is not None else ""

@@ -157,6 +157,10 @@ class Member:
         expected = self.state not in (MemberState.DONE, MemberState.DEPARTING)
         return expected and self.reachability is not Reachability.CONNECTED
 
+    def trouble_s(self, now_s: float) -> float:
+        """How long it has not been heard, in seconds; 0 if it is."""
+        return 0.0 if self.reachability is _CONNECTED else now_s - self.trouble_since_s
+
     def where(self) -> Bucket:
         """The bucket that this member belongs to, by what it is now."""
         state = self.state
