@@ -1,6 +1,6 @@
-"""Makes the documentation's site: what `make docs` runs. No part of the package that is installed.
+"""Builds the documentation's site for `make docs`. It is not installed with the package.
 
-`site.stage` writes the pages into a folder: those of docs/ with their links adapted, the reference
-and the source index, which are made from the code. Zensical turns that folder into HTML, and
-`built.problems` looks at what came of it. Nothing that is generated is committed.
+`site.stage` writes the pages into a folder: the pages of docs/ with adapted links, and the
+reference and the source index, which are generated from the code. Zensical turns that folder into
+HTML, and `built.problems` checks the result. Generated files are never committed.
 """

@@ -1,6 +1,6 @@
 """`python -m tools.docsite`: build the site into `site/`, and fail on any warning.
 
-Its pages are put together in build/docs, which may be deleted at any time.
+It stages its pages in build/docs, which may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SITE = ROOT / "site"
 SHOWN_MAX = 50
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-# Zensical counts its own warnings only; mkdocstrings and griffe print theirs.
+# Zensical counts only its own warnings; mkdocstrings and griffe print theirs.
 _WARNING = re.compile(r"\b(warning|error)\b|griffe:|mkdocstrings:|could not be", re.IGNORECASE)
 
 
 def main() -> int:
-    """Build the site. The exit code is 1 if there is anything to complain about."""
+    """Build the site. Return exit code 1 if there is any problem."""
     began = time.monotonic()
     try:
         site.stage(ROOT, STAGED)

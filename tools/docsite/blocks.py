@@ -1,8 +1,8 @@
-"""The code blocks of pages, and what is promised of each: run, checked, or why not.
+"""The code blocks of pages, and how each is checked.
 
 The language says what a block is. `text` is output or a drawing. In `console` each line that begins
-with `$` is a command, which is checked against the program that it calls. Any other block is a
-program, and the line before it is a comment that GitHub does not show: `run by` with the test that
+with `$` is a command, and is checked against the program that it calls. Any other block is a
+program. The line before it is a comment that GitHub does not show: `run by` with the test that
 runs it, or `not run:` with the reason.
 """
 
@@ -21,7 +21,7 @@ _MARK = re.compile(r"^\s*<!-- (?:run by (?P<test>\S+)|not run: (?P<reason>.+)) -
 
 @dataclass(frozen=True)
 class Block:
-    """A code block. `line` is that of its fence; `test` and `reason` are of the comment above."""
+    """A code block. `line` is its fence; `test` and `reason` come from the comment above."""
 
     page: PurePosixPath
     line: int
@@ -60,7 +60,7 @@ def blocks(page: PurePosixPath, text: str) -> Iterator[Block]:
 
 
 def problem(block: Block) -> str:
-    """What a block leaves open; "" if nothing."""
+    """What is wrong with a block; "" if nothing is."""
     if not block.language:
         return f"{block}: it has no language: `text` if it is output or a drawing"
     if block.language == "console" and not commands(block):
@@ -72,7 +72,7 @@ def problem(block: Block) -> str:
 
 
 def commands(block: Block) -> list[list[str]]:
-    """The commands in a block: of a console the lines with `$`, of a script all that are ours."""
+    """The commands in a block: the lines with `$` of a console, our own commands of a script."""
     text = re.sub(r"\$\([^()]*\)", "HERE", block.text.replace("\\\n", " "))
     if block.language == "console":
         lines = re.findall(r"^(?:\w+)?\$ (.+)$", text, re.MULTILINE)

@@ -1,7 +1,7 @@
-"""Looks at the built site: every link leads somewhere, and nothing is fetched from elsewhere.
+"""Checks the built site: every link has a target, and no page loads anything from the network.
 
-Zensical's strict mode checks the links between pages and the references of mkdocstrings. It sees
-neither what a template loads, nor the lines of listings, nor whether every public name is there.
+Zensical's strict mode checks the links between pages and the references of mkdocstrings. It does
+not check what a template loads, the lines of listings, and whether every public name is there.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class _Page(HTMLParser):
 
 
 def problems(site: Path, anchors: Iterable[tuple[str, str]] = ()) -> list[str]:
-    """Everything that is wrong with the site, a line each.
+    """Return all problems of the site, one line each.
 
-    `anchors` are those that must be there, each with its page.
+    `anchors` are the anchors that must exist, each with its page.
     """
     found: list[str] = []
     listings = {path: _listing_anchors(path) for path in site.rglob("*.py.html")}

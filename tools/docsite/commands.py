@@ -1,4 +1,4 @@
-"""The page of the command line, made from the commands themselves."""
+"""The page of the command line, generated from the commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = PurePosixPath("reference/command-line.md")
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Every command with its full name, the groups too: `rallypoint token new`."""
+    """Every command with its full name, including groups: `rallypoint token new`."""
     yield from _below("rallypoint", typer.main.get_command(main.app))
 
 

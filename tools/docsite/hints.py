@@ -1,4 +1,4 @@
-"""What errors tell people to do: every `hint` that the source gives to an error or a refusal."""
+"""What errors advise: every `hint` that the source gives to an error or a refusal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from tools.docsite.model import SourceFile
 
 GAP = "…"
-"""Stands for what is filled in when the error is made."""
+"""Replaces a part of a text that is known only when the error is created."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Hint:
 def hints(files: Iterable[SourceFile], refused: Mapping[str, str]) -> dict[str, list[Hint]]:
     """The hints of each class of error, by its name.
 
-    `refused` has the class that each code of a refusal becomes, by the code's name.
+    `refused` maps the name of each refusal code to the class of its error.
     """
     found: dict[str, list[Hint]] = defaultdict(list)
     for file in files:
@@ -46,7 +46,7 @@ def _without_repeats(given: Sequence[Hint]) -> list[Hint]:
 
 
 def _error_and_hint(call: ast.Call, refused: Mapping[str, str]) -> tuple[str, ast.expr | None]:
-    """The class of the error that a call makes, and its hint; None if it makes none or has none."""
+    """The class of the error that a call creates, and its hint; None without error or hint."""
     given = next((each.value for each in call.keywords if each.arg == "hint"), None)
     match call:
         case ast.Call(
@@ -64,7 +64,7 @@ def _error_and_hint(call: ast.Call, refused: Mapping[str, str]) -> tuple[str, as
 class _Assigned:
     value: ast.expr
     is_added: bool
-    """Whether it was added to what was there, by `+=`."""
+    """Whether it was appended to the earlier text, by `+=`."""
 
 
 _Scope = Mapping[str, list[_Assigned]]
@@ -88,7 +88,7 @@ class _Reader:
                 self.calls += [(each, scope) for each in inside if isinstance(each, ast.Call)]
 
     def texts(self, value: ast.expr, scope: _Scope, depth: int = 0) -> list[str]:
-        """Every text that an expression may be, as far as this file shows it."""
+        """Every text that an expression may have, as far as this file shows."""
         if depth > _DEPTH_MAX:
             return [GAP]
 
@@ -136,9 +136,9 @@ def _assigned(nodes: Iterable[ast.AST]) -> dict[str, list[_Assigned]]:
 
 
 def _last_before(given: Sequence[_Assigned], line: int) -> list[ast.expr]:
-    """What a name has at a line: what it was last set to, and what was added since.
+    """The values of a name at a line: the last assignment, and the additions since then.
 
-    Of two branches that both set it, that is the lower one alone.
+    If two branches both assign it, only the lower one counts.
     """
     found: list[ast.expr] = []
     for each in given:

@@ -1,7 +1,7 @@
-"""Links that work on GitHub, made to work in the site.
+"""Adapts links that work on GitHub to the site.
 
 The pages of docs/ link to each other and to other files of the repository by relative paths. In the
-site each target has another place, and code has the page that the source index makes of it.
+site each target has another place. The target of a link to code is its page in the source index.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FENCE = re.compile(r"^\s*```")
 
 
 class LinkError(Exception):
-    """A link that leads nowhere, or to what the site does not have."""
+    """A link without a target, or with a target that is not in the site."""
 
 
 def headings(text: str) -> set[str]:
@@ -32,13 +32,13 @@ def headings(text: str) -> set[str]:
 
 
 def anchor(heading: str) -> str:
-    """GitHub's anchor of a heading: lower case, signs left out, blanks as dashes."""
+    """GitHub's anchor of a heading: lower case, without signs, dashes for blanks."""
     plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
     return re.sub(r"[^\w\- ]", "", plain.strip().lower()).replace(" ", "-")
 
 
 def targets(text: str) -> list[str]:
-    """Every relative link of a page, code blocks left out."""
+    """Every relative link of a page outside code blocks."""
     found: list[str] = []
 
     def noted(target: str) -> str:
@@ -67,10 +67,10 @@ def adapted(
     text: str,
     places: Mapping[PurePosixPath, PurePosixPath],
 ) -> str:
-    """A page's text with its links led to where their targets are in the site.
+    """A page's text with links to the places of their targets in the site.
 
-    `page` is a path in the repository, `places` has the place in the site of each page and file.
-    Raises LinkError for a link that leads nowhere.
+    `page` is a path in the repository. `places` maps each page and file to its place in the site.
+    Raises LinkError for a link without a target.
     """
     place = places[page]
 

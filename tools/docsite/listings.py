@@ -1,7 +1,7 @@
-"""Listings: a plain HTML page for each Python file, to whose lines the source index links.
+"""Listings: a plain HTML page for each Python file. The source index links to their lines.
 
-They are not Markdown, so that the site's generator copies them as they are: their text is not in
-the search, which would otherwise find little else.
+They are not Markdown, so the site's generator copies them unchanged. Their text is not in the
+search index: otherwise most results of a search would be listings.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def listing(file: SourceFile, place: PurePosixPath) -> str:
 
 
 def _lines(body: str) -> str:
-    """Each line in a span of its own, with its anchor."""
+    """Each line in its own span, with its anchor."""
     lines = body.removesuffix("\n").split("\n")
     marked = [
         f'<span class="line" id="L-{number}">{line}</span>'

@@ -1,4 +1,4 @@
-"""What pages, docstrings and comments mention of the repository: modules and files."""
+"""Modules and files of the repository that pages, docstrings and comments mention."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MODULE = re.compile(r"(?<![\w./-])rallypoint(?:\.[A-Za-z_]\w*)+(?![\w/=-]|\.[a-
 
 @dataclass(frozen=True)
 class Mention:
-    """A file or a dotted name that is mentioned, and where."""
+    """A mentioned file or dotted name, and the place of the mention."""
 
     name: str
     path: PurePosixPath
@@ -27,14 +27,14 @@ class Mention:
 
 
 def in_page(path: PurePosixPath, text: str) -> Iterator[Mention]:
-    """What a page mentions, wherever in it."""
+    """All mentions in a page."""
     for number, line in enumerate(text.splitlines(), start=1):
         yield from _in_line(path, number, line)
 
 
 def in_source(path: PurePosixPath, text: str) -> Iterator[Mention]:
-    """What the docstrings and comments of a Python file mention."""
-    # Reading the tokens takes long, and most files mention nothing.
+    """All mentions in the docstrings and comments of a Python file."""
+    # Tokenizing is slow, and most files have no mentions.
     candidates = [each for each in text.splitlines() if _may_mention(each)]
     if any("#" in each for each in candidates):
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -57,14 +57,14 @@ def _may_mention(line: str) -> bool:
 def _in_line(path: PurePosixPath, number: int, line: str) -> Iterator[Mention]:
     for pattern in (_FILE, _MODULE):
         for each in pattern.findall(line):
-            # `../` is of a link, which `links` follows; `_part.py` is how a name ends.
+            # `../` belongs to a link, which `links` checks; `_part.py` is the end of a longer name.
             name = re.sub(r"^(?:\.\./)+", "", each)
             if not name.startswith("_") or name.startswith("__"):
                 yield Mention(name, path, number)
 
 
 class Repository:
-    """What there is to be mentioned."""
+    """Everything that a text may mention."""
 
     def __init__(self, root: Path, files: list[PurePosixPath]) -> None:
         self._root = root
@@ -75,10 +75,10 @@ class Repository:
         }
 
     def has(self, mention: Mention) -> bool:
-        """Whether what is mentioned exists.
+        """Whether a mentioned file or name exists.
 
-        A file may be named by the end of its path: `core/ranks.py`. A dotted name must lead to a
-        module, or to a name that the source of one has.
+        A file may be named by the end of its path: `core/ranks.py`. A dotted name must name a
+        module, or a name in the source of a module.
         """
         if mention.name.endswith((".py", ".md", ".toml", ".yml")):
             return mention.name in self._endings

@@ -1,4 +1,4 @@
-"""What is known of a source file. Values only: `reading` makes them, the pages show them."""
+"""The description of a source file. Values only: `reading` creates them, the pages show them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Import:
     name: str
     line: int
     is_lazy: bool
-    """Whether it stands in a function, and so runs when that is called."""
+    """Whether it is inside a function, and so runs only when the function is called."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which pages are written by hand, in which order the menu has them, and where they are."""
+"""The pages that are written by hand, their order in the menu, and their places."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ PROJECT = {
     "CHANGELOG.md": "Changelog",
 }
 COMMITTED = GUIDE | TASKS | DESIGN | PROJECT
-"""Every page that is written by hand, by its path in the repository, with its title in the menu."""
+"""The pages that are written by hand: their paths in the repository, and their menu titles."""
 
 
 def places(root: Path) -> dict[PurePosixPath, PurePosixPath]:
-    """Where each page, and each file that pages show or link to, is within the site."""
+    """The place within the site of each page, and of each file that a page shows or links to."""
     found = {PurePosixPath(each): place_of(PurePosixPath(each)) for each in COMMITTED}
     for path in sorted((root / "docs").rglob("*")):
         name = PurePosixPath(path.relative_to(root).as_posix())
@@ -48,7 +48,7 @@ def places(root: Path) -> dict[PurePosixPath, PurePosixPath]:
 
 
 def place_of(path: PurePosixPath) -> PurePosixPath:
-    """Where a page that is written by hand is within the site."""
+    """The place within the site of a page that is written by hand."""
     match path.parts:
         case ("docs", *rest):
             return PurePosixPath(*rest)

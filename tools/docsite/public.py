@@ -1,4 +1,4 @@
-"""What is public: the modules, and the names of each, read from the source without importing it."""
+"""The public modules and their names, read from the source without importing it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODULES = {
     "rallypoint.settings": "Settings: their names, defaults and how their text is read.",
     "rallypoint.errors": "Every error, with its exit code and what to do.",
 }
-"""The public modules. Those of the package `SUBMODULES` that have an `__all__` join them."""
+"""The public modules. The modules of the package `SUBMODULES` with an `__all__` are added."""
 
 SUBMODULES = "rallypoint.rendezvous"
 
@@ -32,7 +32,7 @@ def modules(src: Path) -> list[str]:
 
 
 def names(src: Path, module: str) -> list[str]:
-    """The public names of a module: its `__all__`, else what it defines without an underscore."""
+    """The public names of a module: its `__all__`, or else its definitions without underscore."""
     tree = _tree(source_of(src, module))
     exported = _exported(tree)
     found = _defined(tree) if exported is None else exported
@@ -72,6 +72,6 @@ def _defined(tree: ast.Module) -> list[str]:
                 found.append(name)
             case ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]):
                 found.append(name)
-            case ast.ImportFrom(names=imported):  # `import X as X` passes X on
+            case ast.ImportFrom(names=imported):  # `import X as X` re-exports X
                 found += [each.name for each in imported if each.asname == each.name]
     return found

@@ -1,4 +1,4 @@
-"""Reads the repository's Python files. The one place that knows griffe.
+"""Reads the repository's Python files. The only file that uses griffe.
 
 griffe gives the definitions. Imports are read from the syntax tree: griffe leaves out those that
 stand in functions, and a lazy import is a real one.
@@ -48,7 +48,7 @@ def read(root: Path, path: PurePosixPath) -> SourceFile:
 
 
 def module_name(path: PurePosixPath) -> str:
-    """The dotted name by which a file is imported: what lies in src is imported from there."""
+    """The dotted name by which a file is imported; files in src are imported from there."""
     parts = [*path.with_suffix("").parts]
     if parts[0] == "src":
         del parts[0]
@@ -71,7 +71,7 @@ def _definitions(module: griffe.Module) -> Iterator[Definition]:
 
 
 def _own(holder: griffe.Object) -> Iterable[griffe.Object]:
-    """Its members in the order of their lines, without what is imported."""
+    """Its members in the order of their lines, without imported names."""
     members = [
         each
         for each in holder.members.values()
@@ -91,7 +91,7 @@ def _definition(member: griffe.Object, name: str, kind: Kind) -> Definition:
 
 
 def _parameters(member: griffe.Object) -> str:
-    """The names alone: the listing has types and defaults. "" for what takes none, as a class."""
+    """Only the names: the listing has types and defaults. "" if it takes none, like a class."""
     if not isinstance(member, griffe.Function):
         return ""
     shown: list[str] = []
@@ -110,7 +110,7 @@ def _parameters(member: griffe.Object) -> str:
 
 
 def _imports(tree: ast.Module, package: str) -> Iterator[Import]:
-    """Every import, wherever it stands; `package` is where relative ones start from."""
+    """Every import, at any level; `package` is the start of relative imports."""
     pending: list[tuple[ast.AST, bool]] = [(tree, False)]
     while pending:
         node, is_lazy = pending.pop(0)

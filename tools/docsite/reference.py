@@ -1,4 +1,4 @@
-"""The reference, made from the code: public modules, settings, errors and exit codes."""
+"""The reference, generated from the code: public modules, settings, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SETTINGS_MODULE = settings.__name__
 
 
 def page_of(module: str) -> PurePosixPath:
-    """Where the page of a public module is, within the site."""
+    """The place of the page of a public module within the site."""
     special = {_ERRORS_MODULE: ERRORS, _SETTINGS_MODULE: SETTINGS}
     return special.get(module, FOLDER / f"{module}.md")
 
@@ -46,7 +46,7 @@ def pages(root: Path, files: Sequence[SourceFile]) -> Iterator[tuple[PurePosixPa
 
 
 def directive(module: str, name: str, level: int = 2) -> str:
-    """What mkdocstrings replaces by the documentation of a name."""
+    """The directive that mkdocstrings replaces by the documentation of a name."""
     return f"::: {module}.{name}\n    options:\n      heading_level: {level}"
 
 
@@ -74,7 +74,7 @@ def module_page(src: Path, module: str, names: Sequence[str]) -> str:
     parts = [f"# {module}", prose(public.docstring(src, module))]
     for each in names:
         parts.append(directive(module, each))
-        if f"{module}.{each}" in public.MODULES:  # a public module, which has a page of its own
+        if f"{module}.{each}" in public.MODULES:  # a public module with its own page
             parts[-1] += "\n      members: false"
             parts.append(f"[Its page]({relative(page_of(f'{module}.{each}'), page_of(module))}).")
     return "\n\n".join(parts) + "\n"
@@ -107,7 +107,7 @@ def _setting_line(each: settings.Setting) -> str:
 
 
 def exit_code_meanings(compatibility: str) -> dict[int, str]:
-    """What docs/compatibility.md promises of each exit code."""
+    """The meaning of each exit code in docs/compatibility.md."""
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", compatibility, re.MULTILINE)
     return {int(number): meaning for number, meaning in rows}
 
@@ -115,7 +115,7 @@ def exit_code_meanings(compatibility: str) -> dict[int, str]:
 def errors_page(
     src: Path, names: Sequence[str], files: Sequence[SourceFile], meanings: dict[int, str]
 ) -> str:
-    """The exit codes, the tree, and each error with what its hints say."""
+    """The exit codes, the tree of errors, and each error with its hints."""
     refused = {code.name: kind.__name__ for code, kind in errors._REFUSED.items()}
     given = hints((each for each in files if each.path.parts[0] == "src"), refused)
     exits = [

@@ -1,4 +1,4 @@
-"""Which files belong together: by what they import, both ways."""
+"""Related files: those that a file imports, and those that import it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Related:
     imports: list[PurePosixPath] = field(default_factory=list)
     imported_by: list[PurePosixPath] = field(default_factory=list)
     tested_by: list[PurePosixPath] = field(default_factory=list)
-    """Those of the files that import it which are tests."""
+    """The tests among the files that import it."""
 
 
 def related_files(files: Sequence[SourceFile]) -> dict[PurePosixPath, Related]:
@@ -36,7 +36,7 @@ def related_files(files: Sequence[SourceFile]) -> dict[PurePosixPath, Related]:
 def _target(
     one: Import, importer: SourceFile, by_module: dict[str, SourceFile]
 ) -> PurePosixPath | None:
-    """The file that an import loads: the longest part of its name that is a module here.
+    """The file that an import loads: the longest part of its name that is a module.
 
     A script also finds the modules in its own folder.
     """

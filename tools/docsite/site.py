@@ -1,4 +1,4 @@
-"""Puts the pages of the site into a folder, with the menu and the generator's configuration."""
+"""Writes the pages of the site into a folder, with the menu and the generator's configuration."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _HERE = Path(__file__).parent
 
 
 def stage(root: Path, folder: Path) -> None:
-    """Write everything from which the site is built into `folder`, which is emptied first.
+    """Empty `folder`, and write all input of the site into it.
 
-    Raises LinkError if a page has a link that leads nowhere.
+    Raises LinkError if a page has a link without a target.
     """
     shutil.rmtree(folder, ignore_errors=True)
     pages = folder / PAGES
@@ -52,14 +52,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def config(root: Path) -> str:
-    """The generator's configuration: what is committed, and the menu."""
+    """The generator's configuration: the committed file, and the menu."""
     text = (_HERE / CONFIG).read_text(encoding="utf-8")
     source = json.dumps(str((root / "src").resolve()))
     return text.replace('["SOURCE"]', f"[{source}]").replace("nav = []", f"nav = {menu(root)}")
 
 
 def menu(root: Path) -> str:
-    """The menu as TOML. The source index is one entry: its pages would be more than all others."""
+    """The menu as TOML. The source index is one entry, because it has the most pages."""
     groups = [
         *_entries(GUIDE),
         _group("Guide", _entries(TASKS)),

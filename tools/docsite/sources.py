@@ -19,12 +19,12 @@ _NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
 
 
 def page_of(path: PurePosixPath) -> PurePosixPath:
-    """Where a Python file's page is, within the site."""
+    """The place of a Python file's page within the site."""
     return FOLDER / path.with_suffix(".md")
 
 
 def listing_of(path: PurePosixPath) -> PurePosixPath:
-    """Where a Python file's listing is, within the site."""
+    """The place of a Python file's listing within the site."""
     return FOLDER / path.with_suffix(".py.html")
 
 
@@ -41,7 +41,7 @@ def pages(files: Sequence[SourceFile]) -> Iterator[tuple[PurePosixPath, str]]:
 
 
 def file_page(file: SourceFile, related: Related) -> str:
-    """One file: its purpose, what it defines and imports, and the files around it."""
+    """One file: its purpose, its definitions and imports, and related files."""
     listing = listing_of(file.path).name
     lines = file.text.count("\n")
     parts = [
@@ -115,7 +115,7 @@ def _link(start: PurePosixPath, path: PurePosixPath) -> str:
 
 
 def relative(target: PurePosixPath, page: PurePosixPath) -> str:
-    """The link from a page to a target, both within the site."""
+    """The link from a page to a target; both are in the site."""
     return PurePosixPath(os.path.relpath(target, page.parent)).as_posix()
 
 
@@ -144,13 +144,13 @@ def index_page(files: Sequence[SourceFile]) -> str:
 
 
 def keyword(name: str) -> str:
-    """What a name is filed under: a test by what it tests, all else without its underscores."""
+    """The key of a name: for a test, what it tests; otherwise the name without underscores."""
     last = name.rpartition(".")[2].strip("_").lower()
     return last.removeprefix("test_") or last
 
 
 def keyword_pages(files: Sequence[SourceFile]) -> Iterator[tuple[PurePosixPath, str]]:
-    """A page for each first letter, with every name that is defined anywhere, and their index."""
+    """A page for each first letter with every defined name, and an index of these pages."""
     letters: dict[str, list[tuple[str, str, SourceFile, Definition]]] = defaultdict(list)
     for file in files:
         for each in file.definitions:

@@ -1,6 +1,6 @@
-"""Code spans in pages, docstrings and comments: what looks like a name must be one somewhere.
+"""Code spans in pages, docstrings and comments: a span that looks like a name must be one.
 
-Names without an underscore and without an inner capital are left out: they may be plain words.
+Names without an underscore and without an inner capital are skipped: they may be plain words.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FIELDS = ("name", "id", "attr", "arg", "asname", "module", "rest")
 
 
 class Names:
-    """Every name that the code has: what it defines and uses, and the words of its strings."""
+    """All names in the code: definitions, uses, and the words of its strings."""
 
     def __init__(self, sources: Iterable[tuple[PurePosixPath, ast.Module]]) -> None:
         self._words: set[str] = set()
@@ -42,7 +42,7 @@ class Names:
                 self._words.update(value.split("."))
 
     def has(self, mention: Mention) -> bool:
-        """Whether each part of a name is one. A setting may be without its unit."""
+        """Whether each part of a name exists. A setting may be named without its unit."""
         return all(
             part in self._words
             or f"{part}_s" in self._words
@@ -60,7 +60,7 @@ def in_text(path: PurePosixPath, text: str, first_line: int = 1) -> Iterator[Men
 
 
 def in_code(path: PurePosixPath, text: str, tree: ast.Module) -> Iterator[Mention]:
-    """Those of a file's docstrings, and of its comments that have a line of their own."""
+    """The code spans of a file's docstrings, and of comments on their own line."""
     for docstring, value in _docstrings(tree):
         yield from in_text(path, value, docstring.lineno)
     for number, line in enumerate(text.splitlines(), start=1):

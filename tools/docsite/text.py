@@ -6,24 +6,24 @@ import re
 
 _CODE_SPAN = re.compile(r"(`+[^`]+`+)")
 _FORM_OF_ADDRESS = re.compile(r"\bhttps?://\w+(?::\w+)?(?![\w./])")
-"""Such as http://HOST:PORT, of which a generator would make a link."""
+"""For example http://HOST:PORT, which a generator would turn into a link."""
 
 
 def first_sentence(docstring: str) -> str:
-    """The first sentence of a docstring, or its first paragraph if that has none."""
+    """The first sentence of a docstring, or its first paragraph if there is no sentence."""
     paragraph = " ".join(docstring.strip().split("\n\n")[0].split())
     found = re.match(r"(.+?[.!?])(?= [A-Z`(]|$)", paragraph)
     return found.group(1) if found else paragraph
 
 
 def prose(docstring: str) -> str:
-    """A docstring as Markdown: what is indented stays code, and no sign makes markup by chance."""
+    """A docstring as Markdown: indented text stays code, and signs of markup are escaped."""
     lines = docstring.strip().splitlines()
     return "\n".join(line if line.startswith("    ") else escaped(line) for line in lines)
 
 
 def escaped(line: str) -> str:
-    """A line in which only code spans are markup."""
+    """A line with code spans as its only markup."""
     parts = _CODE_SPAN.split(_FORM_OF_ADDRESS.sub(r"`\g<0>`", line) if "`" not in line else line)
     return "".join(
         part if number % 2 else re.sub(r"([\[\]<>*_|\\#])", r"\\\1", part)
