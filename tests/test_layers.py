@@ -86,7 +86,7 @@ TORCH_PROGRAM = "bench/ddp_worker.py"
 # Only settings reads the environment, so that one place knows every variable's name, type and
 # precedence. Who else touches it is named here, with the reason.
 ENVIRONMENT_EXEMPT = {
-    "settings.py": "the reader",
+    "settings/environment.py": "the reader",
     "bench/processes.py": "starts what is measured without this shell's settings, reads none",
     "launch/worker_env.py": "copies the agent's environment into its workers', reads no setting",
 }
@@ -154,7 +154,7 @@ def violations(package: Path) -> list[str]:
                 found.append(f"{where}:{each.line}: {problem}")
         if str(where) not in ENVIRONMENT_EXEMPT:
             found += [
-                f"{where}:{line}: touches the environment ({name}); only settings.py reads it"
+                f"{where}:{line}: touches the environment ({name}); only settings may"
                 for line, name in _environment_uses(source)
             ]
     return found
@@ -418,7 +418,7 @@ def test_the_checker_allows_what_the_layers_allow(tmp_path: Path) -> None:
         core__ranks="from __future__ import annotations\nimport msgspec\nfrom . import values",
         core__values="from collections.abc import Sequence\nfrom .ranks import x",
         errors="from rallypoint.core.reasons import Reason",
-        settings="import os\nfrom .errors import SettingsError\nos.environ.get('A')",
+        settings__environment="import os\nfrom ..errors import SettingsError\nos.environ.get('A')",
         wire__messages="import time\nfrom rallypoint.core import values",
         coordinator__server="import aiohttp\nfrom ..wire import messages\nfrom .. import ledger",
         client__node="def f():\n    from rallypoint.coordinator import server",

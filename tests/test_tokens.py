@@ -20,7 +20,7 @@ from rallypoint.errors import TokenError, UsageError
 from rallypoint.rendezvous.api import RendezvousParameters
 from rallypoint.rendezvous.node_handler import NodeRendezvousHandler
 from rallypoint.rendezvous.rallypoint_rendezvous import torchrun_handler
-from rallypoint.settings import NodeSettings
+from rallypoint.settings import NodeSettings, environment
 from rallypoint.tokens import Keys, KnownToken, Origin
 
 STRONG = "VQ2t9qk0X5cM1sB7nJ4eRwVQ2t9qk0X5"
@@ -428,7 +428,7 @@ def test_one_that_cannot_be_used_is_not_taken(home: Path) -> None:
 def test_secrets_are_withheld_from_children_and_can_still_be_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(settings, "_withheld", {})
+    monkeypatch.setattr(environment, "_withheld", {})
     for name in ("RALLYPOINT_TOKEN", "RALLYPOINT_ETCD_PASSWORD", "RALLYPOINT_RUN_ID"):
         monkeypatch.setenv(name, "one")
     settings.withhold_secrets()
@@ -448,7 +448,7 @@ def test_secrets_are_withheld_from_children_and_can_still_be_read(
 
 def test_the_backend_for_torchrun_withholds_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's agent gives each worker a copy of os.environ. A later handler reads them, too."""
-    monkeypatch.setattr(settings, "_withheld", {})
+    monkeypatch.setattr(environment, "_withheld", {})
     monkeypatch.setenv("RALLYPOINT_TOKEN", STRONG)
     create = torchrun_handler()
     for _ in range(2):

@@ -45,7 +45,7 @@ class _RunCommand(TyperCommand):
 
 
 def _text(name: str, metavar: str, help: str, panel: str | None = None, *short: str) -> Any:
-    """An option whose text settings.py reads, as it does the environment's."""
+    """An option whose text settings/ reads, as it does the environment's."""
     return typer.Option(name, *short, metavar=metavar, help=help, rich_help_panel=panel)
 
 

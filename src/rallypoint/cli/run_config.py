@@ -1,6 +1,6 @@
 """From the options of `rallypoint run` to what the agent is given.
 
-Options and environment are read here and by settings.py, the program is looked for, and nothing is
+Options and environment are read here and by settings/, the program is looked for, and nothing is
 started, joined or written. torchrun's names are taken where the idea is the same, and refused with
 a hint where it is another.
 """

@@ -1,0 +1,173 @@
+"""Tokens and passwords: the files and variables that hold them, and how strong a token is.
+
+No error of this file shows a secret. The token of a user's home is in rallypoint/tokens.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from rallypoint.endpoints import Endpoint, EtcdPlace
+from rallypoint.errors import UsageError
+from rallypoint.settings.environment import Environ
+from rallypoint.settings.resolution import Resolved, resolve
+from rallypoint.settings.values import TOKEN_LENGTH_MAX, parse_password, parse_token
+
+
+def resolve_token(token_file: str | None = None, environ: Environ | None = None) -> Resolved:
+    """The token: from `token_file`, else RALLYPOINT_TOKEN_FILE, else RALLYPOINT_TOKEN, else "".
+
+    Never from a command line, which every user of the machine can read. Raises UsageError for a
+    file that cannot be read or that holds no token.
+    """
+    path = resolve("token_file", token_file, environ)
+    if path.value is None:
+        return resolve("token", None, environ)
+    token = _read_secret(path.value, "token", parse_token)
+    return Resolved("token", token, f"file {path.value} ({path.source})")
+
+
+def resolve_tokens(token_file: str | None = None, environ: Environ | None = None) -> Resolved:
+    """All tokens that a coordinator accepts, as a tuple: empty if there is none.
+
+    From where `resolve_token` has the one that a node shows, which is the first. A file has one on
+    each line, so that old and new ones are accepted while the nodes change over. Raises UsageError
+    as `resolve_token` does.
+    """
+    path = resolve("token_file", token_file, environ)
+    if path.value is None:
+        token = resolve("token", None, environ)
+        return Resolved("token", (token.value,) if token.value else (), token.source)
+    return Resolved("token", _read_tokens(path.value), f"file {path.value} ({path.source})")
+
+
+def _read_tokens(path: str) -> tuple[str, ...]:
+    """The first line as `_read_secret` reads it, and all others that are not empty."""
+    first, *others = _lines_of_secret(path, "token", _TOKEN_LINES_MAX)
+    tokens = [_parsed_secret(path, "token", parse_token, first)]
+    for number, line in enumerate(others, 2):
+        if line:
+            tokens.append(_parsed_secret(path, "token", parse_token, line, f"line {number}: "))
+    if len(tokens) > TOKENS_MAX or others[-1]:
+        raise UsageError(
+            f"token file {path!r} has more than {TOKENS_MAX} tokens",
+            hint="take out those that no node has any more",
+        )
+    return tuple(dict.fromkeys(tokens))
+
+
+TOKENS_MAX: Final = 16
+"""A coordinator compares each request with all of them."""
+_TOKEN_LINES_MAX: Final = 100
+TOKEN_BITS_MIN: Final = 128
+DRAW_A_TOKEN: Final = (
+    "`rallypoint token new FILE`, or python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+)
+_ALPHABETS: Final = (
+    (re.compile(r"[0-9]+"), 10),
+    (re.compile(r"[0-9a-f]+|[0-9A-F]+"), 16),
+    (re.compile(r"[a-z]+|[A-Z]+"), 26),
+    (re.compile(r"[^A-Z]+|[^a-z]+"), 36),
+)
+_MIXED: Final = 64
+_DIFFERENT_MIN: Final = 8
+
+
+def token_bits(token: str) -> int:
+    """At most so many bits were drawn for a token, to judge by its characters and its length.
+
+    22 characters of base64 or 32 hexadecimal digits hold 128 bits. One of fewer than 8 different
+    characters was not drawn, and counts as none.
+    """
+    if len(set(token)) < _DIFFERENT_MIN:
+        return 0
+    size = next((size for looks, size in _ALPHABETS if looks.fullmatch(token)), _MIXED)
+    return int(len(token) * math.log2(size))
+
+
+def check_token_strength(token: str) -> None:
+    """Raises UsageError for a token that others could guess. For a port that they can reach."""
+    if token_bits(token) < TOKEN_BITS_MIN:
+        raise UsageError(
+            "this token can be guessed, and other machines can reach the coordinator: a token has "
+            f"at least {TOKEN_BITS_MIN} bits, which is 22 characters of base64 or 32 hexadecimal "
+            "digits drawn by chance",
+            hint=f"draw one: {DRAW_A_TOKEN}",
+        )
+
+
+def check_token(text: str, called: str) -> None:
+    """Raises UsageError, which does not show it, unless this can be a token."""
+    try:
+        parse_token(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{called}: token {error}", hint="`rallypoint token new` makes one"
+        ) from None
+
+
+def _read_secret(path: str, what: str, parse: Callable[[str], str]) -> str:
+    return _parsed_secret(path, what, parse, _lines_of_secret(path, what, 1)[0])
+
+
+def _lines_of_secret(path: str, what: str, lines_max: int) -> list[str]:
+    """The first lines of the file, at least one; "" for one that is not there."""
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            return [file.readline(TOKEN_LENGTH_MAX + 2).strip() for _ in range(lines_max)]
+    except OSError as error:
+        problem = error.strerror or str(error)
+        hint = _secret_hint(what)
+        raise UsageError(f"cannot read {what} file {path!r}: {problem}", hint=hint) from error
+    except UnicodeDecodeError as error:
+        hint = _secret_hint(what)
+        raise UsageError(f"{what} file {path!r} is no text", hint=hint) from error
+
+
+def _parsed_secret(
+    path: str, what: str, parse: Callable[[str], str], text: str, where: str = ""
+) -> str:
+    try:
+        return parse(text)
+    except ValueError as error:
+        problem = f"{what} {error}" if text else "its first line is empty"
+        message = f"{what} file {path!r}: {where}{problem}"
+        raise UsageError(message, hint=_secret_hint(what)) from None
+
+
+def _secret_hint(what: str) -> str:
+    return f"write the {what} on its first line, and make it yours alone: chmod 600"
+
+
+def etcd_password(endpoint: Endpoint, environ: Environ | None = None) -> str:
+    """The password of the endpoint's etcd user: from its `password_file`, else the environment.
+
+    "" if the endpoint has no user. Raises UsageError if there is none, or it cannot be read.
+    """
+    place = endpoint.place
+    if not isinstance(place, EtcdPlace) or not place.user:
+        return ""
+    if place.password_file:
+        return _read_secret(place.password_file, "password", parse_password)
+    password: str = resolve("etcd_password", None, environ).value
+    if not password:
+        raise UsageError(
+            f"etcd user {place.user!r} has no password",
+            hint="write it into a file and add password_file=FILE to the endpoint, or set "
+            "RALLYPOINT_ETCD_PASSWORD",
+        )
+    return password
+
+
+def is_readable_by_others(path: str) -> bool:
+    """Whether users other than the file's owner may read it. False if there is no such file."""
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError:
+        return False
+    return bool(mode & (stat.S_IRGRP | stat.S_IROTH))

@@ -1,0 +1,91 @@
+"""The only reader of the environment, and what this process and its platform are.
+
+Secrets that have been taken out of the environment are kept here, for later reads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Final
+
+from rallypoint.errors import PlatformError
+
+Environ = Mapping[str, str]
+
+
+def variables(environ: Environ | None) -> Environ:
+    if environ is not None:
+        return environ
+    return ChainMap(os.environ, _withheld) if _withheld else os.environ
+
+
+_withheld: Final[dict[str, str]] = {}
+WITHHELD_PREFIXES: Final = ("RALLYPOINT_TOKEN", "RALLYPOINT_ETCD_PASSWORD")
+"""Variables that admit to a coordinator or to a ledger, or name a file that does."""
+
+
+def withhold_secrets() -> None:
+    """Take this process's tokens and passwords out of its environment, which children inherit.
+
+    They can be resolved here as before; a variable that is set anew wins. For a process whose
+    children are programs of the user's: torch's agent gives its workers a copy of its environment.
+    """
+    for name in [each for each in os.environ if each.startswith(WITHHELD_PREFIXES)]:
+        _withheld[name] = os.environ.pop(name)
+
+
+def home(environ: Environ | None = None) -> str:
+    """The folder of this user, as HOME says; "" if it says none."""
+    folder = variables(environ).get("HOME", "")
+    return folder if folder.startswith("/") else ""
+
+
+def shares_torch_store(environ: Environ | None = None) -> bool:
+    """Whether torch's workers use a store that their agent serves: torch's own variable, 1 is no.
+
+    Source: torch 2.13, DynamicRendezvousHandler.use_agent_store.
+    """
+    return variables(environ).get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0") != "1"
+
+
+def etcd_binary(environ: Environ | None = None) -> str | None:
+    """The etcd program that TORCHELASTIC_ETCD_BINARY_PATH names, as for torch; None if none is.
+
+    Source: torch 2.13, elastic/rendezvous/etcd_server.py.
+    """
+    return variables(environ).get("TORCHELASTIC_ETCD_BINARY_PATH") or None
+
+
+def process_environment() -> Environ:
+    """The variables of this process, for what a pure function judges as a whole."""
+    return os.environ
+
+
+def visible_gpus(environ: Environ | None = None) -> tuple[str, ...] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves this process; None if it is not set.
+
+    As the CUDA driver reads it: the list ends at the first entry that is no device ("-1").
+    """
+    text = variables(environ).get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    devices: list[str] = []
+    for each in text.split(","):
+        if not re.fullmatch(r"[0-9]+|(GPU|MIG)-\S+", each.strip()):
+            break
+        devices.append(each.strip())
+    return tuple(devices)
+
+
+def check_platform(platform: str | None = None) -> None:
+    """Raises PlatformError, naming the platform, unless this is Linux or macOS."""
+    platform = sys.platform if platform is None else platform
+    if not platform.startswith(("linux", "darwin")):
+        raise PlatformError(
+            f"rallypoint runs on Linux and, for development, on macOS, not on {platform}",
+            hint="on Windows, use the Windows Subsystem for Linux",
+        )

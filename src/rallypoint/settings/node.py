@@ -1,0 +1,227 @@
+"""The settings of one node. Other nodes of its run may have others."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from rallypoint.core import naming
+from rallypoint.core.values import NAME_LENGTH_MAX, STOP_S_MAX
+from rallypoint.endpoints import Endpoint, EndpointKind, is_loopback
+from rallypoint.errors import UsageError
+from rallypoint.settings.credentials import check_token_strength, etcd_password, resolve_token
+from rallypoint.settings.environment import Environ
+from rallypoint.settings.resolution import read, refuse_unknown, resolve
+from rallypoint.settings.table import BY_NAME, SECRETS
+from rallypoint.settings.values import shortened
+
+LABELS_MAX: Final = 64
+LABELS_BYTES_MAX: Final = naming.INFO_BYTES_MAX - 4 * 1024
+"""The rest is for the node's name, its host and its addresses."""
+LEASE_TTL_MIN_S: Final = 0.3
+LEASE_TTL_MAX_S: Final = 300.0
+
+
+class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One node's own settings; other nodes may have others. Durations in seconds.
+
+    `node_name` and `local_addr`: None lets the node find its own.
+    `token`: the one that was given; "" if none was (see `tokens`). `token_place`: where it was
+    found, for people. `insecure`: without a given token, a `host:port` node has none.
+    `orphan_s` None: LOST_ORPHAN_S once the run is known to be lost, if it has other nodes;
+    infinite: never.
+    `attach_grace_s` None: derived, see `attach_grace_s`.
+    `node_settings` fills one from arguments and environment.
+
+    Raises:
+        UsageError: from the constructor, naming the field.
+    """
+
+    endpoint: Endpoint = Endpoint(EndpointKind.LOCAL)
+    run_id: str
+    node_name: str | None = None
+    local_addr: str | None = None
+    token: str = ""
+    token_place: str = ""
+    insecure: bool = False
+    host_coordinator: str = BY_NAME["host_coordinator"].default
+    join_timeout_s: float = BY_NAME["join_timeout_s"].default
+    connect_timeout_s: float = BY_NAME["connect_timeout_s"].default
+    coordinator_silence_s: float = BY_NAME["coordinator_silence_s"].default
+    coordinator_lost_after_s: float = BY_NAME["coordinator_lost_after_s"].default
+    goodbye_timeout_s: float = BY_NAME["goodbye_timeout_s"].default
+    linger_s: float = BY_NAME["linger_s"].default
+    orphan_s: float | None = BY_NAME["orphan_s"].default
+    etcd_password: str = ""
+    candidates: int = BY_NAME["candidates"].default
+    lease_ttl_s: float = BY_NAME["lease_ttl_s"].default
+    attach_grace_s: float | None = BY_NAME["attach_grace_s"].default
+    yield_after_s: float = BY_NAME["yield_after_s"].default
+    stop_s: float = BY_NAME["stop_s"].default
+    share_lines: int = BY_NAME["share_lines"].default
+    labels: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        for name in ("run_id", "node_name", "local_addr", "token", "host_coordinator"):
+            value = getattr(self, name)
+            if value is not None and (name, value) != ("token", ""):
+                read(BY_NAME[name], value, name)
+        for name in _NODE_DURATIONS:
+            if (name, getattr(self, name)) not in _NO_DURATIONS:
+                check_duration_s(name, getattr(self, name))
+        check_lease_ttl_s(self.lease_ttl_s)
+        check_stop_s(self.stop_s)
+        for name in ("candidates", "share_lines"):
+            read(BY_NAME[name], str(getattr(self, name)), name)
+        _check_labels(self.labels)
+
+    def __repr__(self) -> str:
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        for name in SECRETS:
+            shown[name] = "set" if shown[name] else ""
+        return f"NodeSettings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+_NODE_DURATIONS: Final = tuple(
+    name for name in NodeSettings.__struct_fields__ if name.endswith("_s")
+)
+_NO_DURATIONS: Final = (("orphan_s", None), ("orphan_s", math.inf), ("attach_grace_s", None))
+LOST_ORPHAN_S: Final = 600.0
+"""How long workers go on in a run that is lost and has other nodes, unless `orphan_s` is set."""
+_MAY_BE_ZERO: Final = (
+    "connect_timeout_s",
+    "goodbye_timeout_s",
+    "linger_s",
+    "stop_timeout_s",
+    "stop_s",
+)
+_DURATION_MAX_S: Final = 365 * 86_400.0
+
+
+def check_duration_s(name: str, seconds: float) -> None:
+    """Raises UsageError unless this is a bounded number of seconds that makes sense for `name`."""
+    if not 0 <= seconds <= _DURATION_MAX_S:
+        raise UsageError(f"{name} must be within 0 and {_DURATION_MAX_S:g} s, not {seconds}")
+    if seconds == 0 and name in _NODE_DURATIONS and name not in _MAY_BE_ZERO:
+        raise UsageError(f"{name} must be more than 0 s")
+
+
+ATTACH_MARGIN_S: Final = 7.0
+"""From the moment that a node notices the loss until it is attached to the next coordinator: it
+dials the old address (2 s), looks into the ledger (up to 1.5 s), dials the new one (2 s), and is
+let in; all of that may be slow for as long again as the last of these takes."""
+
+
+def attach_grace_s(given_s: float | None, silence_s: float) -> float:
+    """How long a new coordinator waits for the nodes of the one before it, in seconds.
+
+    `given_s`: the setting; None: derived. A node that hears nothing notices it after `silence_s`,
+    which it checks at least thrice in that time: so up to 4/3 of it later.
+    """
+    return ATTACH_MARGIN_S + silence_s * 4 / 3 if given_s is None else given_s
+
+
+def check_stop_s(stop_s: float) -> None:
+    """Raises UsageError unless a node's place may be kept for so long."""
+    if not 0 <= stop_s <= STOP_S_MAX:
+        raise UsageError(f"stop_s must be within 0 and {STOP_S_MAX:g} s, not {stop_s:g}")
+
+
+def check_lease_ttl_s(ttl_s: float) -> None:
+    """Raises UsageError unless a lease of this length can be kept over a network."""
+    if not LEASE_TTL_MIN_S <= ttl_s <= LEASE_TTL_MAX_S:
+        raise UsageError(
+            f"lease_ttl_s must be within {LEASE_TTL_MIN_S:g} and {LEASE_TTL_MAX_S:g} s, "
+            f"not {ttl_s:g}",
+            hint="a third of it is how often an elected coordinator writes to the ledger",
+        )
+
+
+def _check_labels(labels: Mapping[Any, Any]) -> None:
+    if len(labels) > LABELS_MAX:
+        raise UsageError(f"a node has at most {LABELS_MAX} labels, not {len(labels)}")
+    for name, value in labels.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise UsageError(
+                f"label {name!r}: names and values are text, and {value!r} is of type "
+                f"{type(value).__name__}",
+                hint='write labels={"rack": "7"}',
+            )
+        if not 1 <= len(name) <= NAME_LENGTH_MAX or len(value) > NAME_LENGTH_MAX:
+            raise UsageError(
+                f"label {shortened(name)!r}: a name has 1 to {NAME_LENGTH_MAX} characters, "
+                f"a value at most {NAME_LENGTH_MAX}"
+            )
+        problem = naming.label_problem(name, value)
+        if problem:
+            raise UsageError(problem)
+    size = sum(len(each.encode()) for label in labels.items() for each in label)
+    if size > LABELS_BYTES_MAX:
+        raise UsageError(
+            f"the labels of a node have at most {LABELS_BYTES_MAX} bytes, and these have {size}",
+            hint="every node of the run is told of them: put what is longer into the store",
+        )
+
+
+def check_own_token(node: NodeSettings) -> None:
+    """Raises UsageError if this node may carry the coordinator, and its token is too weak for it.
+
+    All nodes of a run have the same token, so each says so, whichever would carry it.
+    """
+    endpoint = node.endpoint
+    is_inside = endpoint.kind is EndpointKind.LEDGER or (
+        endpoint.kind is EndpointKind.HOST and not is_loopback(endpoint.host)
+    )
+    if node.token and is_inside and node.host_coordinator != "no" and not node.insecure:
+        check_token_strength(node.token)
+
+
+def node_settings(
+    *,
+    environ: Environ | None = None,
+    token_file: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    **explicit: Any,
+) -> NodeSettings:
+    """A node's settings from arguments named as its fields, environment and defaults.
+
+    None, and leaving it out, are the same. Where there is no endpoint and no run id, the run gets
+    one by chance: nobody else can reach it, so nobody needs to know it.
+
+    Raises:
+        UsageError: for a value that cannot be, or an endpoint without a run id.
+        TypeError: for an argument that is no field.
+    """
+    refuse_unknown(explicit, NodeSettings.__struct_fields__)
+    token = explicit.pop("token", None)
+    password = explicit.pop("etcd_password", None)
+    given_id = explicit.pop("run_id", None)
+    values = {
+        name: resolve(name, explicit.get(name), environ).value
+        for name in NodeSettings.__struct_fields__
+        if name not in ("token", "token_place", "labels", "run_id", "etcd_password")
+    }
+    found = resolve_token(token_file, environ) if token is None else None
+    return NodeSettings(
+        **values,
+        etcd_password=password or etcd_password(values["endpoint"], environ),
+        run_id=_run_id(resolve("run_id", given_id, environ).value, values["endpoint"]),
+        token=token if found is None else found.value,
+        token_place=found.source if found is not None and found.value else "",
+        labels=dict(labels or {}),
+    )
+
+
+def _run_id(given: str | None, endpoint: Endpoint) -> str:
+    if given is not None:
+        return given
+    if endpoint.kind is EndpointKind.LOCAL:
+        return f"local-{os.urandom(6).hex()}"
+    raise UsageError(
+        f"a run that meets at {endpoint} needs a run id",
+        hint="give every node the same --run-id, or RALLYPOINT_RUN_ID",
+    )

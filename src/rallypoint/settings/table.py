@@ -1,0 +1,250 @@
+"""Every setting: its name, its variable, how its text is read, its default and its help.
+
+Where a value comes from is in resolution.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from rallypoint.core.ranks import POLICIES
+from rallypoint.core.values import RunSettings
+from rallypoint.endpoints import Endpoint, EndpointKind, parse_endpoint
+from rallypoint.errors import UsageError
+from rallypoint.settings.values import (
+    NodeRange,
+    one_of,
+    parse_address,
+    parse_at_least_one,
+    parse_candidates,
+    parse_duration_s,
+    parse_fraction,
+    parse_memory,
+    parse_name,
+    parse_nnodes,
+    parse_orphan,
+    parse_password,
+    parse_path,
+    parse_restarts,
+    parse_share_lines,
+    parse_stop_s,
+    parse_token,
+    parse_workers,
+    parse_yes_no,
+    shortened,
+    whole,
+)
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that can be set. `parse` turns text into its value, or raises ValueError."""
+
+    name: str
+    variable: str
+    parse: Callable[[str], Any]
+    default: Any
+    help: str
+
+    @property
+    def secret(self) -> bool:
+        """Whether its value must never be shown."""
+        return self.name in SECRETS
+
+
+SECRETS: Final = ("token", "etcd_password")
+
+
+def _setting(name: str, parse: Callable[[str], Any], default: Any, help: str) -> Setting:
+    variable = f"RALLYPOINT_{name.removesuffix('_s').upper()}"
+    return Setting(name=name, variable=variable, parse=parse, default=default, help=help)
+
+
+_RUN_DEFAULTS: Final = RunSettings()
+
+
+def _run_setting(name: str, parse: Callable[[str], Any], help: str) -> Setting:
+    """A setting of the run itself: core knows its default."""
+    return _setting(name, parse, getattr(_RUN_DEFAULTS, name), help)
+
+
+SETTINGS: Final = (
+    _setting(
+        "endpoint",
+        parse_endpoint,
+        Endpoint(EndpointKind.LOCAL),
+        "where the nodes meet: HOST:PORT, http://HOST:PORT, etcd://HOST:PORT,... or file:///FOLDER",
+    ),
+    # No default: where a coordinator is shared, two jobs that both left a default in place would
+    # meet each other. Only a run that nobody else can reach is given a name by chance.
+    _setting("run_id", parse_name, None, "the run's name; needed unless there is no endpoint"),
+    _setting(
+        "nnodes",
+        parse_nnodes,
+        NodeRange(_RUN_DEFAULTS.min_nodes, _RUN_DEFAULTS.max_nodes),
+        "how many nodes: N or MIN:MAX",
+    ),
+    _run_setting("expected_nodes", whole, "how many nodes were started, if that is known"),
+    _setting("nproc_per_node", parse_workers, 1, "workers on this node: N, auto, gpu or cpu"),
+    _setting(
+        "node_name", parse_name, None, "this node's name; made from host and process if unset"
+    ),
+    _setting("local_addr", parse_address, None, "the address at which other nodes reach this one"),
+    _setting("token_file", parse_path, None, "a file whose first line is the coordinator's token"),
+    _setting("token", parse_token, "", "the coordinator's token; a file is safer"),
+    _setting(
+        "insecure",
+        parse_yes_no,
+        False,
+        "whether a node at HOST:PORT goes without a token where none is given: everybody is let in",
+    ),
+    _setting(
+        "host_coordinator",
+        one_of("auto", "yes", "no"),
+        "auto",
+        "whether this node hosts the coordinator: auto, yes or no",
+    ),
+    _setting("join_timeout_s", parse_duration_s, 600.0, "how long to wait for a round"),
+    _setting(
+        "connect_timeout_s",
+        parse_duration_s,
+        60.0,
+        "how long to try an endpoint that nobody answers at",
+    ),
+    _setting(
+        "coordinator_silence_s",
+        parse_duration_s,
+        6.0,
+        "silence after which the coordinator is connected to anew",
+    ),
+    _setting(
+        "coordinator_lost_after_s",
+        parse_duration_s,
+        60.0,
+        "how long a node without running workers looks for a coordinator that it has lost",
+    ),
+    _setting("goodbye_timeout_s", parse_duration_s, 5.0, "how long a goodbye may take"),
+    _setting(
+        "linger_s",
+        parse_duration_s,
+        30.0,
+        "how long a node that hosts the coordinator waits for the others at the end",
+    ),
+    _setting(
+        "orphan_s",
+        parse_orphan,
+        None,
+        "how long workers go on without a coordinator, or never: for ever; "
+        "if unset, 10 min once the run is known to be lost",
+    ),
+    _setting("etcd_password", parse_password, "", "the password of an etcd endpoint's user"),
+    _setting(
+        "candidates",
+        parse_candidates,
+        3,
+        "about how many nodes stand at once where a ledger elects one",
+    ),
+    _setting(
+        "lease_ttl_s",
+        parse_duration_s,
+        5.0,
+        "how long the lease of a coordinator stands that is elected through a ledger",
+    ),
+    _setting(
+        "attach_grace_s",
+        parse_duration_s,
+        None,
+        "how long a new coordinator waits for the nodes of the one before it; "
+        "if unset, 7 s and 4/3 of coordinator_silence",
+    ),
+    _setting(
+        "yield_after_s",
+        parse_duration_s,
+        10.0,
+        "after how long an elected coordinator that nobody reaches lets another try",
+    ),
+    _setting(
+        "closed_run_keep_s",
+        parse_duration_s,
+        3_600.0,
+        "how long `serve` keeps a run that is over: then it is swept, from its ledger too",
+    ),
+    _setting(
+        "memory",
+        parse_memory,
+        None,
+        "how many bytes a coordinator keeps for all its runs; if unset, half of the memory of its "
+        "cgroup or machine, and inside a node at most 1 GiB",
+    ),
+    _setting(
+        "runs_max",
+        parse_at_least_one,
+        10_000,
+        "how many runs `serve` keeps; the last eighth is for addresses that have few",
+    ),
+    _setting(
+        "sessions_max",
+        parse_at_least_one,
+        200_000,
+        "how many connections of nodes `serve` takes, if its limit on open files allows; likewise",
+    ),
+    _setting(
+        "new_run_rate",
+        parse_at_least_one,
+        100,
+        "how fast `serve` begins runs for one token at one address, after the first 1,000",
+    ),
+    _setting(
+        "stop_timeout_s", parse_duration_s, 25.0, "from the first signal to workers to SIGKILL"
+    ),
+    _setting(
+        "regroup_stop_timeout_s", parse_duration_s, 5.0, "the same when workers stop to regroup"
+    ),
+    _setting(
+        "stop_s",
+        parse_stop_s,
+        5.0,
+        "how long this node takes to stop its work when a round ends; its place is kept so long",
+    ),
+    _setting("log_dir", parse_path, None, "a directory for the output of each worker"),
+    _setting(
+        "share_lines",
+        parse_share_lines,
+        20,
+        "how many last lines of a failed worker all nodes and the coordinator are told; 0: no word",
+    ),
+    _run_setting(
+        "max_restarts", parse_restarts, "rounds that may end by the program's fault, or any"
+    ),
+    _run_setting(
+        "last_call_s", parse_duration_s, "the wait for more nodes once the minimum is there"
+    ),
+    _run_setting("settle_s", parse_duration_s, "the wait for simultaneous arrivals"),
+    _run_setting("scale_up_delay_s", parse_duration_s, "the wait before newcomers are announced"),
+    _run_setting(
+        "reconnect_grace_s", parse_duration_s, "how long a node may be without its connection"
+    ),
+    _run_setting("suspect_after_s", parse_duration_s, "silence after which a node is suspect"),
+    _run_setting("probe_s", parse_duration_s, "how long a suspect may take to answer"),
+    _run_setting("lost_after_s", parse_duration_s, "silence after which a node is lost"),
+    _run_setting("mass_min", whole, "as many nodes may go missing before it counts as an outage"),
+    _run_setting("mass_fraction", parse_fraction, "the same as a fraction of all nodes"),
+    _run_setting("mass_grace_s", parse_duration_s, "how long nobody is lost in an outage"),
+    _run_setting("rank_policy", one_of(*POLICIES), f"how ranks are given: {', '.join(POLICIES)}"),
+)
+"""All settings, in the order in which `rallypoint env` shows them."""
+
+BY_NAME: Final = {each.name: each for each in SETTINGS}
+
+
+def setting(name: str) -> Setting:
+    """The setting of that name, also without its unit or with dashes. Raises UsageError."""
+    plain = name.replace("-", "_").lower()
+    found = BY_NAME.get(plain) or BY_NAME.get(f"{plain}_s")
+    if found is None:
+        raise UsageError(
+            f"there is no setting {shortened(name)!r}", hint="`rallypoint env` lists all settings"
+        )
+    return found
