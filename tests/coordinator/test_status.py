@@ -164,7 +164,7 @@ def test_a_list_has_the_same_fields_too_also_for_what_cannot_be_read() -> None:
         read = msgspec.json.decode(msgspec.json.encode(told), type=RunList)
         assert [each.run_id for each in read.runs] == ["run", "a/b c", "run"]
         assert [each.phase for each in read.runs] == ["gathering", "unknown", "unreachable"]
-        assert "is no RunRegister" in read.runs[1].reason
+        assert "is not a run head" in read.runs[1].reason
         assert [each.run_id for each in map(_summary, await look_at_all(ledger, ["run"]))] == [
             "a/b c"
         ]

@@ -217,8 +217,8 @@ class TestLosing:
             (found(revoked(by="other")), "its lease was revoked by other"),
             (found(revoked(by="")), "its lease was revoked by somebody"),
             (None, "its lease is gone"),
-            (e.Versioned(b"x", 2), "its lease was overwritten: this is no Lease"),
-            (found(serving("me")), "by another process that calls itself me"),
+            (e.Versioned(b"x", 2), "its lease was overwritten: this is not a lease"),
+            (found(serving("me")), "by another process with the name me"),
         ],
     )
     def test_it_says_why(self, current: e.Versioned | None, why: str):
@@ -572,10 +572,10 @@ class TestLateAnswers:
     """Whatever answers another question than the open one changes nothing."""
 
     def states(self) -> dict[str, Claimant]:
-        made = {each: Claimant() for each in ("idle", "reading", "judging", "adopting", "owned")}
+        made = {each: Claimant() for each in ("idle", "reading", "judging", "sealing", "owned")}
         made["reading"].read_run(0.0)
         made["judging"].sees(register(), 0.0)
-        made["adopting"].sees(None, 0.0)
+        made["sealing"].sees(None, 0.0)
         made["owned"].wins()
         made["elsewhere"] = Claimant()
         made["elsewhere"].judges(serving(), 0.0)
@@ -701,7 +701,7 @@ class TestCommitting:
     def test_another_while_the_outcome_is_unknown_is_a_mistake(self):
         me, won = self.owner()
         me.claim.commit(msgspec.structs.replace(won, close=CLOSE), 0.1)
-        with pytest.raises(AssertionError, match="outcome is not known"):
+        with pytest.raises(AssertionError, match="outcome of another commit is not known"):
             me.claim.commit(msgspec.structs.replace(won, round=a_round(1, "a")), 0.2)
 
     def test_a_conflict_deposes(self):
@@ -804,15 +804,15 @@ class TestLettingGo:
 
 class TestWhatCannotBeRead:
     def test_bytes_of_something_else(self):
-        with pytest.raises(e.UnreadableError, match="no RunRegister of Rallypoint"):
+        with pytest.raises(e.UnreadableError, match="not a run head of Rallypoint"):
             e.decode_run(b'{"owner": 1}')
 
     def test_a_list_of_something_else(self):
-        with pytest.raises(e.UnreadableError, match="it has no format"):
+        with pytest.raises(e.UnreadableError, match="it has no format number"):
             e.decode_lease(msgspec.msgpack.encode(["hello", 2]))
 
     def test_a_damaged_register(self):
-        with pytest.raises(e.UnreadableError, match="this RunRegister is damaged"):
+        with pytest.raises(e.UnreadableError, match="this run head is damaged"):
             e.decode_run(msgspec.msgpack.encode([e.FORMAT, "ledger", "run", -4, "me"]))
 
     def test_a_newer_format(self):

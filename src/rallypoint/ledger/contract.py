@@ -1,15 +1,19 @@
-"""What a ledger must offer: registers, small values with compare-and-swap. The least that works.
+"""What a ledger must offer, and the outcomes of its operations.
 
-A swap has three outcomes, and the third is the one that matters: *unknown*. The engine may or may
-not have done it (a lost answer, a timeout). Whoever gets it may try the same bytes again and
-nothing else, until the version moves.
+A ledger has registers: small values with compare-and-swap. This is the least that works, so one
+small class can join almost any engine to Rallypoint. Where the engine can, a ledger also has logs:
+sequences of records, each created once. To create the next record seals all records before it.
 
-Where the engine can, there is a log besides: records that are each created once. Whoever creates
-the next index seals what is before it.
+A swap has three outcomes. The third is the important one: *unknown*. The engine may or may not have
+done the swap, because an answer was lost or came too late. A caller that gets it may try the same
+bytes again, and nothing else, until the version changes.
 
-Atomicity is the same for all: each operation takes effect at once and whole, or not at all, and
-those on one register or one log are linearizable. No two operations are atomic together. What
-differs from engine to engine is declared: `is_durable`, `durability`, `has_log`, `limits`.
+All engines are equally strict. Each operation takes effect at one moment and as a whole, or not at
+all. The operations on one register, or on one log, are linearizable. Two operations are never
+atomic together. What differs between engines is declared: `is_durable`, `durability`, `has_log`,
+`can_watch` and `limits`.
+
+What the registers and logs are for is no concern of an engine. `ledger/keys.py` has their names.
 """
 
 from __future__ import annotations
@@ -46,53 +50,61 @@ __all__ = [
 ]
 
 KEY_BYTES_MAX: Final = 1024
-"""A register's or a log's name in UTF-8."""
+"""The longest name of a register or log, in bytes of UTF-8."""
 POLL_S: Final = 0.2
-"""How often an engine that cannot watch looks, on average."""
+"""The average time between two reads of `Ledger.changed` where the engine cannot watch, in seconds.
+"""
 
 
 class Changed(msgspec.Struct, frozen=True):
-    """The register has another version than the one waited at: `current` (None: nothing)."""
+    """The register has another version than the caller has.
+
+    `current`: what it holds now; None if it holds nothing.
+    """
 
     current: Versioned | None
 
 
 class Created(msgspec.Struct, frozen=True):
-    """The record was created by this call, or by an earlier try of the same bytes within it."""
+    """The record was created by this call."""
 
 
 class Exists(msgspec.Struct, frozen=True):
-    """Nothing was written: the record is there already, and this is its value."""
+    """Nothing was written, because the record exists already. `value` is what it holds."""
 
     value: bytes
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """Nothing was written: the record before it is missing, as after `drop_log`."""
+    """Nothing was written, because the record before it does not exist (as after `drop_log`)."""
 
 
 AppendOutcome: TypeAlias = Created | Exists | Gap | Unknown
 
 
 class Durability(enum.StrEnum):
-    """What what was acknowledged survives."""
+    """What an acknowledged write survives."""
 
     PROCESS = "process"
-    """Nothing: it is lost with the process that keeps it."""
+    """Nothing: the write is lost when the process that keeps it ends."""
     DISK = "disk"
-    """The end of every process and of the machine; not the loss of the disk."""
+    """The end of all processes and of the machine, but not the loss of the disk."""
     REPLICATED = "replicated"
     """The loss of a minority of the engine's machines."""
 
 
 class LedgerLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine takes. `registers_max`: None if there is no bound to speak of.
+    """The limits of an engine.
 
-    `writes_per_s` is what one process may ask for and still leave room for others: a rate to stay
-    below, which nothing enforces. `is_one_value`: all registers are one value of the engine, which
-    each swap writes as a whole: what is kept there must be small, and few registers be used.
-    `record_cost_bytes`: to read one record more takes about as long as to read so many bytes more;
-    by this a log's owner decides when to write a snapshot.
+    `value_bytes_max`: the largest value of a register, in bytes.
+    `record_bytes_max`: the largest record of a log, in bytes.
+    `writes_per_s`: the rate of writes that one process should stay below, so that others have room.
+    Nothing enforces it.
+    `registers_max`: the largest number of registers; None: no limit that matters.
+    `is_one_value`: whether the engine keeps all registers in one value and writes it whole in each
+    swap. Then values must be small, and registers few.
+    `record_cost_bytes`: reading one more record takes about as long as reading so many more bytes.
+    The owner of a log decides by this when to write a snapshot.
     """
 
     value_bytes_max: int
@@ -104,40 +116,46 @@ class LedgerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ledger(abc.ABC):
-    """An engine's registers, and its log where it has one, under one `ledger_id`.
+    """The registers of an engine, and its logs where it has them, under one `ledger_id`.
 
-    `ledger_id` names this ledger for ever: two ledgers never have the same. A durable engine draws
-    it at first use and keeps it; it is set once `open` has returned. `is_durable` says whether
-    what was acknowledged survives the loss of the coordinator's process.
+    One event loop owns an instance. Any number of instances, in any number of processes, may share
+    a ledger. Every call ends within a bounded time. If a swap or append is cancelled, its outcome
+    is unknown.
 
-    One event loop owns a handle; any number of handles, in any number of processes, share a ledger.
-    Every call is bounded in time. Cancelling a swap or an append leaves its outcome unknown.
+    Every method except `open` and `aclose` may raise the errors that it names, and:
 
-    Raised besides what each method names: UsageError for a malformed name, LedgerLimitError for a
-    value that is too large (nothing was sent in both cases).
+    Raises:
+        UsageError: a name is malformed. Nothing was sent.
+        LedgerLimitError: a value is too large. Nothing was sent.
     """
 
     ledger_id: str
+    """Names this ledger for ever; no other ledger has the same. Set when `open` has returned. A
+    durable engine draws it at the first use and keeps it."""
     is_durable: bool
+    """Whether an acknowledged write survives the loss of the coordinator's process."""
     durability: ClassVar[Durability] = Durability.PROCESS
     has_log: ClassVar[bool] = False
+    """Whether `append`, `records`, `drop_log` and `logs` work."""
     can_watch: ClassVar[bool] = False
-    """Whether `changed` is told by the engine; else it reads again and again."""
+    """Whether the engine reports changes to `changed`; otherwise `changed` reads repeatedly."""
     limits: LedgerLimits = LedgerLimits(
         value_bytes_max=1 << 20, record_bytes_max=1 << 20, writes_per_s=100.0
     )
 
-    # -- its life -----------------------------------------------------------------------------
+    # -- opening and closing --------------------------------------------------------------------
 
     async def open(self) -> None:  # noqa: B027 - an engine may have nothing to do
-        """Reach the engine and find out what can be known at start. Idempotent.
+        """Connect to the engine, and check all that can be checked now. Idempotent.
 
-        Raises a LedgerError that says what is wrong: it is unreachable, refuses this process, holds
-        something else, is unfit, full, damaged or of a newer format. Then nothing is left open.
+        Raises:
+            LedgerError: the engine is out of reach, refuses this process, holds something else, is
+                unfit, full, damaged, or in a format of another release. The class and the text say
+                which. Nothing is left open.
         """
 
     async def aclose(self) -> None:  # noqa: B027 - the same
-        """Let go of connections and threads. Idempotent, bounded in time, never raises."""
+        """Release connections and threads. Idempotent, bounded in time; raises nothing."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -155,40 +173,55 @@ class Ledger(abc.ABC):
     ) -> None:
         await self.aclose()
 
-    # -- registers ----------------------------------------------------------------------------
+    # -- registers ------------------------------------------------------------------------------
 
     @abc.abstractmethod
     async def read(self, key: str) -> Versioned | None:
-        """The register's value; None if it was never written.
+        """The value of a register and its version; None if the register does not exist.
 
-        Raises LedgerUnreachableError (an OSError) if out of reach, or another LedgerError.
+        Raises:
+            LedgerUnreachableError: the engine is out of reach. It is an OSError.
+            LedgerError: another problem, as its class says.
         """
 
     @abc.abstractmethod
     async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
-        """Replace the value if the version is still `expected` (None: if there is none yet).
+        """Write `value` if the version is still `expected` (None: if the register does not exist).
 
-        A version is never given twice to one register, not even after it was deleted.
+        A register never has the same version twice, not even after it was deleted.
+
+        Problems of the engine are no errors here: the outcome is Unknown, with the error in it.
         """
 
     @abc.abstractmethod
     async def delete(self, key: str, version: int | None = None) -> bool:
-        """Remove a register that nobody will need again, if this is still its version (None: any).
+        """Remove a register, if it still has this version (None: whatever its version is).
 
-        Whether it is gone, which it is also if there was none; False if it has another version,
-        and then nothing was done. Raises as `read`; then it may or may not be gone, and can be
-        deleted again.
+        Returns True if it does not exist any more, or did not exist before. Returns False if it has
+        another version; then nothing was done.
+
+        Raises:
+            LedgerError: as `read`. The register may or may not be gone, and can be deleted again.
         """
 
     async def keys(self, prefix: str = "") -> tuple[str, ...]:
-        """The registers whose name begins so, in order. Raises as `read`."""
+        """The names of the registers that begin with `prefix`, in order.
+
+        Raises:
+            LedgerError: as `read`.
+            NotImplementedError: the engine cannot list its registers.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot list its registers")
 
     async def changed(self, key: str, version: int | None, timeout_s: float) -> Changed | None:
-        """Wait until the register has another version than `version` (None: until there is one).
+        """Wait until the register has another version than `version` (None: until it exists).
 
-        None if it still had that version at the end of `timeout_s`. Versions between may go unseen.
-        Raises as `read`. This one looks again and again; an engine that can watch does better.
+        Returns None if it still has that version after `timeout_s` seconds. Versions in between may
+        be missed. This implementation reads the register about every POLL_S; an engine that can
+        watch should replace it.
+
+        Raises:
+            LedgerError: as `read`.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
@@ -199,49 +232,75 @@ class Ledger(abc.ABC):
             left_s = deadline - loop.time()
             if left_s <= 0:
                 return None
-            # Jitter, so that those who wait for one coordinator do not all look at once.
+            # Jitter, so that all that wait for one coordinator do not read at the same moment.
             await asyncio.sleep(min(left_s, POLL_S * random.uniform(0.5, 1.5)))
 
-    # -- the log, where the engine can ----------------------------------------------------------
+    # -- logs, where the engine can -------------------------------------------------------------
 
     async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
-        """Create record `index` of `log`, which exists once for ever. The first index is 0.
+        """Create record `index` of `log`, once and for ever. The first index is 0.
 
-        A record needs the one before it, so a log has no holes. The name of a log that was dropped
-        is not used again.
+        A record needs the one before it, so that a log has no holes. The name of a log that was
+        dropped is not used again.
+
+        Problems of the engine are no errors here: the outcome is Unknown, with the error in it.
+
+        Raises:
+            NotImplementedError: the engine has no logs.
         """
         raise NotImplementedError(f"{type(self).__name__} keeps no log")
 
     async def records(
         self, log: str, start: int = 0, limit: int | None = None
     ) -> tuple[tuple[int, bytes], ...]:
-        """(index, value) of each record from `start` on, in order: all, or with `limit` a page.
+        """(index, value) of the records from `start` on, in order: all, or with `limit` a page.
 
-        A page has at most `limit` records, and may have fewer than there are; it is empty only if
-        there is none from `start` on. Each page has a deadline of its own. Raises as `read`.
+        A page has at most `limit` records. It may have fewer than exist, but it is empty only if
+        none exists from `start` on. Each page has its own deadline.
+
+        Raises:
+            LedgerError: as `read`.
+            NotImplementedError: the engine has no logs.
         """
         raise NotImplementedError(f"{type(self).__name__} keeps no log")
 
     async def drop_log(self, log: str) -> None:
-        """Remove a log that nobody will need again; nothing happens if there is none.
+        """Remove a log. Does nothing if the log does not exist.
 
-        Raises as `read`; then it may or may not be gone, and can be dropped again.
+        Raises:
+            LedgerError: as `read`. The log may or may not be gone, and can be dropped again.
+            NotImplementedError: the engine has no logs.
         """
         raise NotImplementedError(f"{type(self).__name__} keeps no log")
 
     async def logs(self, prefix: str = "") -> tuple[str, ...]:
-        """The logs whose name begins so, in order. Raises as `read`."""
+        """The names of the logs that begin with `prefix`, in order.
+
+        Raises:
+            LedgerError: as `read`.
+            NotImplementedError: the engine has no logs.
+        """
         raise NotImplementedError(f"{type(self).__name__} keeps no log")
 
-    # -- for engines ------------------------------------------------------------------------------
+    # -- for engines ----------------------------------------------------------------------------
 
     def check_value(self, key: str, value: bytes) -> None:
-        """Raise UsageError or LedgerLimitError before anything is sent."""
+        """Check the arguments of `swap`. An engine calls it before it sends anything.
+
+        Raises:
+            UsageError: the name is malformed.
+            LedgerLimitError: the value has more than `limits.value_bytes_max` bytes.
+        """
         check_name(key)
         self._check_size(key, value, self.limits.value_bytes_max)
 
     def check_record(self, log: str, index: int, value: bytes) -> None:
-        """The same for a record."""
+        """Check the arguments of `append`. An engine calls it before it sends anything.
+
+        Raises:
+            UsageError: the name is malformed, or the index is negative.
+            LedgerLimitError: the value has more than `limits.record_bytes_max` bytes.
+        """
         check_name(log)
         if index < 0:
             raise UsageError(f"record {index} of {log!r}: the first index is 0")
@@ -250,15 +309,19 @@ class Ledger(abc.ABC):
     def _check_size(self, what: str, value: bytes, bytes_max: int) -> None:
         if len(value) > bytes_max:
             raise LedgerLimitError(
-                f"the value for {what!r} has {len(value)} bytes, and {type(self).__name__} takes "
-                f"at most {bytes_max}",
-                hint="a run with fewer nodes or shorter names needs less; other ledgers take more",
+                f"the value for {what!r} has {len(value)} bytes; {type(self).__name__} takes at "
+                f"most {bytes_max}",
+                hint="use fewer nodes or shorter names, or a ledger that takes larger values",
             )
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError if no register or log can have this name."""
+    """Check the name of a register or log.
+
+    Raises:
+        UsageError: it is empty, has a NUL, or has more than KEY_BYTES_MAX bytes of UTF-8.
+    """
     if not name or "\0" in name or len(name.encode()) > KEY_BYTES_MAX:
         raise UsageError(
-            f"{name[:80]!r} cannot name a register: 1 to {KEY_BYTES_MAX} bytes without a NUL"
+            f"{name[:80]!r} cannot name a register: use 1 to {KEY_BYTES_MAX} bytes, and no NUL"
         )

@@ -1,28 +1,37 @@
-"""Who coordinates a run: leases, terms, takeover and stepping down. Pure, as all of `core/`.
+"""The election: which process owns a run, and why two processes can never both commit.
 
-There are two kinds of register. A *lease* belongs to one coordinator process, however many runs it
-has: a beat that advances, and where the process listens. A *run's register* says which process
-owns the run, since which term, and what was last committed. Whoever sees a lease stand still on its
-own clock, for the ttl that the lease names, may revoke it (a swap), and may then make a run of that
-process its own (another swap, with the next term). That second swap is the seal: whatever the
-former owner still tries to commit names a version that is gone (R5). Safety rests on the swaps
-alone; the times only say when it is worth trying.
+Two kinds of register. A *lease* belongs to one coordinator process and serves for all its runs. It
+says where the process listens, and has a beat that the process increases at regular times. The
+*head* of a run names the process that owns the run, the term since when, and what was last
+committed.
 
-What the times add, as long as two clocks' rates differ by less than the margin allows: at every
-moment, a process whose claim is OWNED and whose lease lets it decide is the one that the run's
-register names, with that term. A lease is final once it is revoked or moving, so reading that is
-reason enough to seal. Only such leases may be swept: one that is merely missing is taken for dead.
+A takeover has two steps, each a swap:
 
-Answers of the engine may be lost, late, repeated or in conflict. The discipline: after an unknown
-outcome only the same bytes are tried again, until the version moves; then what is there counts.
+1. Revoke the owner's lease. A process may try this when it has seen the lease at one version for
+   the ttl that the lease contains, by its own clock (R9).
+2. Seal the run's head with the next term, and become its owner. From then on, every commit that the
+   former owner tries names a version of the head that is gone (R5).
 
-`LeaseHolder` keeps one process's own lease, `Claim` its claim to one run. Both take answers and
-ticks and return actions; who carries those out is not known here, nor whether the engine keeps the
-two registers in one blob. Every answer comes with the action that it answers, so that one to an
-earlier question is known for late. `Discovery` is a node's side: where is the run's coordinator?
+Safety rests on the swaps alone. Times only say when a takeover is worth trying.
 
-This file holds no code: the parts are in `records`, `actions`, `lease`, `ownership`, `resignation`
-and `discovery`, and all their names are here.
+The times add one promise. It holds while the rates of two clocks differ by less than the margin: at
+every moment, a process whose claim is OWNED and whose lease lets it decide is the process, and has
+the term, that the run's head names.
+
+A lease that is revoked or moving is final. A process that reads such a lease may seal at once, and
+only such a lease may be removed from the ledger. A lease that is missing counts as final, too.
+
+The engine's answers may be lost, late, repeated or in conflict. After an unknown outcome, only the
+same bytes are tried again, until the version changes. Then the value that is read counts.
+
+`LeaseHolder` keeps the lease of its own process. `Claim` is the process's claim to one run.
+`Discovery` is the side of a node: where is the coordinator of the run? All three take ticks and
+answers and return actions. They do not execute them, and do not know whether the engine keeps the
+two kinds of register in one value. Each answer comes with the action that it answers, so that an
+answer to an earlier question is recognised as late.
+
+This file has no code. The parts are `records`, `actions`, `lease`, `ownership`, `resignation` and
+`discovery`; this package exports all their names, and those of `core/registers.py`.
 """
 
 from __future__ import annotations

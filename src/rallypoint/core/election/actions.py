@@ -1,7 +1,7 @@
-"""What an election asks of the engine, what it is answered, and what it tells of a run.
+"""The actions of the election: what to ask of the engine, and what became of a run.
 
-An answer comes back with the action that it answers, so that one to an earlier question is known
-for late.
+The answer to an action comes back together with the action. So an answer to an earlier action is
+recognised as late. What the engine answers is in `core/registers.py`.
 """
 
 from __future__ import annotations
@@ -9,52 +9,55 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from rallypoint.core.election.records import RunRegister
-from rallypoint.core.registers import Conflict, SwapOutcome, Swapped
+from rallypoint.core.registers import Conflict, SwapOutcome, Swapped, Versioned
 from rallypoint.core.values import (
     Address,
     FrozenStruct,
     NodeId,
 )
 
-# -- what is wanted ------------------------------------------------------------------------------
+# -- to be executed ----------------------------------------------------------------------------
 
 
 class ReadRun(FrozenStruct, frozen=True):
-    """Read the run's register, and answer by `run_read` of who asked."""
+    """Read the run's head. The answer goes to `run_read` of the machine that asks."""
 
     ticket: int = 0
 
 
 class ReadLease(FrozenStruct, frozen=True):
-    """Read a process's lease, and answer by `lease_read` of who asked."""
+    """Read a process's lease. The answer goes to `lease_read` of the machine that asks."""
 
     process: str
     ticket: int = 0
 
 
 class ReadFloor(FrozenStruct, frozen=True):
-    """Read the ledger's floor, and answer by `Claim.floor_read`."""
+    """Read the ledger's floor. The answer goes to `Claim.floor_read`."""
 
     ticket: int = 0
 
 
 class SwapRun(FrozenStruct, frozen=True):
-    """Swap the run's register, and answer by `Claim.run_swapped`."""
+    """Swap the run's head. The outcome goes to `Claim.run_swapped`."""
 
     expected: int | None
     value: bytes
 
 
 class SwapLease(FrozenStruct, frozen=True):
-    """Swap a process's lease, and answer by `LeaseHolder.swapped` or `Claim.lease_swapped`."""
+    """Swap a process's lease. `LeaseHolder.swapped` or `Claim.lease_swapped` gets the outcome."""
 
     process: str
     expected: int | None
     value: bytes
 
 
+# -- to be told of a run -------------------------------------------------------------------------
+
+
 class Elected(FrozenStruct, frozen=True):
-    """The run is this process's from now on. Its log's tail is to be sealed before it serves.
+    """This process owns the run now. It has to seal the end of the run's log before it serves.
 
     `former_host`: the node that hosted the last owner, if that owner's lease was revoked.
     """
@@ -65,20 +68,20 @@ class Elected(FrozenStruct, frozen=True):
 
 
 class RegisterWritten(FrozenStruct, frozen=True):
-    """What `Claim.commit` was given is in the ledger."""
+    """The register that `Claim.commit` was given is in the ledger."""
 
     register: RunRegister
     version: int
 
 
 class Deposed(FrozenStruct, frozen=True):
-    """The run is no longer this process's."""
+    """This process no longer owns the run."""
 
     reason: str
 
 
 class OwnedElsewhere(FrozenStruct, frozen=True):
-    """Another live process owns the run; its nodes attach there."""
+    """Another process that is alive owns the run. Nodes attach at these addresses."""
 
     addresses: tuple[Address, ...]
     process: str
@@ -98,9 +101,14 @@ Action: TypeAlias = (
 
 
 def version_of(asked: SwapRun | SwapLease, outcome: SwapOutcome) -> int | None:
-    """The version of what was asked for, if it is there: own bytes in a conflict are a success."""
-    if isinstance(outcome, Swapped):
-        return outcome.version
-    if isinstance(outcome, Conflict) and outcome.current is not None:
-        return outcome.current.version if outcome.current.value == asked.value else None
-    return None
+    """The version under which the value of this swap is in the register; None if it is not there.
+
+    A conflict with this process's own bytes is a success: an earlier try was done.
+    """
+    match outcome:
+        case Swapped(version):
+            return version
+        case Conflict(Versioned(value, version)) if value == asked.value:
+            return version
+        case _:
+            return None

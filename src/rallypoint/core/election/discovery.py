@@ -1,4 +1,8 @@
-"""A node's side of the election: where is the coordinator, and when is it this node's turn?"""
+"""The node's side of the election: where the coordinator is, and when to become a candidate.
+
+Discovery only reads. What a candidate does is in `ownership`; how a node attaches is not decided
+here.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from rallypoint.core.values import (
 
 
 class AttachTo(FrozenStruct, frozen=True):
-    """The run's coordinator listens here. `stamp`: nothing older is to be believed (R5)."""
+    """The run's coordinator listens here. `stamp`: the node accepts nothing older (R5)."""
 
     addresses: tuple[Address, ...]
     process: str
@@ -26,17 +30,17 @@ class AttachTo(FrozenStruct, frozen=True):
 
 
 class BecomeCandidate(FrozenStruct, frozen=True):
-    """Nobody coordinates the run, and it is this node's turn: become a candidate.
+    """Nobody coordinates the run, and this node should become a candidate.
 
-    `seen`: the owner's lease, if that is in the way. It was seen to stand still for its ttl, so a
-    candidate in this process need not watch it for as long again.
+    `seen`: the owner's lease, if it has to be revoked first. It did not change for its ttl, so a
+    candidate in this process need not watch it for that time again.
     """
 
     seen: Seen | None = None
 
 
 class RunOver(FrozenStruct, frozen=True):
-    """The run is closed (R6): there is nothing to attach to."""
+    """The run is closed (R6). There is no coordinator to attach to."""
 
     close: CloseRecord
 
@@ -45,31 +49,37 @@ DiscoveryAction: TypeAlias = ReadRun | ReadLease | AttachTo | BecomeCandidate | 
 
 
 def may_take(lease: Lease, run_id: str) -> bool:
-    """Whether the process of this lease, if it is alive, may coordinate the run."""
+    """Whether the process of this lease may coordinate the run, if it is alive."""
     return lease.state is LeaseState.SERVING and lease.only_run in ("", run_id)
 
 
 def where(register: RunRegister | None, lease: Lease | None) -> tuple[Address, ...] | None:
-    """Where the nodes of a run attach, given its register and its owner's lease; None: nowhere."""
+    """Where nodes attach, by a run's head and its owner's lease; None: there is no owner."""
     if register is None or lease is None or lease.process != (register.owner or None):
         return None
     return lease.addresses if lease.state is LeaseState.SERVING else None
 
 
 LOOKS_PER_S: Final = 2_000
-"""How often all nodes of a run together may look into the ledger, about: more nodes look rarer."""
+"""About how often all nodes of a run together look into the ledger. The more nodes there are, the
+less often each looks."""
 DOUBLINGS_PER_TTL: Final = 10
-"""How fast the hazard grows (`candidacy`). The ttl is set to what the ledger can do, so it says how
-long a candidate may take to become visible: two writes and a read are less than a tenth of it."""
+"""How often within a ttl the number of candidates doubles (see `candidacy`). A candidate becomes
+visible after two writes and a read. The ttl is set to suit the ledger, so that these take less than
+a tenth of it."""
 
 
 class Discovery:
-    """How a node without a coordinator finds one, and when it becomes a candidate itself.
+    """How a node without a coordinator finds one, and when it becomes a candidate.
 
-    It reads and never writes: the run's head and its owner's lease, so what one look costs does not
-    grow with the run. `nodes`: how many nodes the run is to have, as long as the register does
-    not say. Every `jitter` is drawn by the caller from [0, 1): nodes look at different times, and
-    those that stand are few (`candidacy`), whoever is dead.
+    It reads the run's head and its owner's lease, so the cost of one look does not grow with the
+    run. `nodes`: how many nodes the run is expected to have, until the head says it.
+
+    The caller draws each `jitter` from [0, 1). So nodes look at different times, and few of them
+    become candidates (see `candidacy`), whichever nodes are dead.
+
+    Raises:
+        ValueError: from the constructor, if `candidates` or `look_s` is not positive.
     """
 
     def __init__(
@@ -87,21 +97,21 @@ class Discovery:
         self._open: ReadRun | ReadLease | None = None
         self._asked_s = 0.0
         self._answer_s = 0.0
-        """How long the engine took for its last answer."""
+        """How long the engine took to answer the last time, in seconds."""
         self._register: RunRegister | None = None
         self._look_again_s: float | None = None
         self._lease_ends_s: float | None = None
-        """When the owner's lease is over, should it not move again."""
+        """When the owner's lease has expired, unless it changes before."""
         self._stands_s: float | None = None
-        """When this node stands; None: there is no vacancy."""
+        """When this node becomes a candidate; None: the run has an owner."""
         self._stands_by_s: float | None = None
-        """When this node stands by, beside an owner that it cannot reach; None: it can."""
+        """When this node becomes a candidate beside an owner that it cannot reach; None: it can."""
         self.floor = Stamp()
-        """R5: no coordinator of an earlier term is to be believed, by what was read so far."""
+        """R5: by what was read so far, the node accepts no coordinator of an earlier term."""
 
     @property
     def nodes(self) -> int:
-        """How many nodes the run has, dead or alive, as far as this one can know."""
+        """How many nodes the run has, dead or alive, as far as this node knows."""
         register = self._register
         if register is not None and register.round is not None:
             return max(1, register.round.nodes)
@@ -111,26 +121,26 @@ class Discovery:
         return settings.expected_nodes or settings.min_nodes
 
     def next_tick_s(self) -> float | None:
-        """When `tick` has something to do; None while nothing is sought."""
+        """When `tick` has something to do; None while this node looks for no coordinator."""
         return self._look_again_s
 
     def seek(self, now_s: float, jitter: float) -> None:
-        """There is no coordinator. Looks at once if the run is small, else within `look_s`."""
+        """Begin to look for a coordinator: at once if the run is small, else within `look_s`."""
         self._open, self._stands_s, self._stands_by_s = None, None, None
         self._look_again_s = now_s + self._spread_s() * jitter
 
     def seek_again(self, now_s: float, jitter: float) -> None:
-        """Who was found could not be attached to. Looks when its lease may be over, or before."""
+        """The coordinator is out of reach: look again, at the latest when its lease may expire."""
         self._open = None
         self._rest(now_s, jitter)
 
     def stands_by(self, now_s: float, chance: float) -> bool:
-        """Whether to be a candidate though the run has an owner, as that cannot be reached.
+        """Whether to become a candidate although the run has an owner that is out of reach.
 
-        To be asked whenever a dial has failed. A coordinator behind a firewall keeps its lease, and
-        yields only to a process that it sees stand by (`resignation`). Nodes wait for the ttl
-        first, as most owners that do not answer are dead, and then stand as for a vacancy: about
-        `candidates` of them, by `chance`, drawn from [0, 1).
+        The caller asks after each failed dial. A coordinator behind a firewall keeps its lease, and
+        resigns only if it sees another process that can take over (see `resignation`). Nodes wait
+        for the ttl first, because most owners that do not answer are dead. Then about `candidates`
+        of them become candidates, by `chance`, which is drawn from [0, 1).
         """
         if self._stands_by_s is None:
             doubling_s = self._doubling_s()
@@ -139,12 +149,12 @@ class Discovery:
         return now_s >= self._stands_by_s
 
     def look_now(self, now_s: float, jitter: float = 0.0) -> None:
-        """The engine says that the register has changed, to all nodes at once."""
+        """The engine has reported a change of the head, to all nodes at once: look soon."""
         if self._look_again_s is not None:
             self._look_again_s = min(self._look_again_s, now_s + self._spread_s() * jitter)
 
     def tick(self, now_s: float, jitter: float) -> list[DiscoveryAction]:
-        """Look, or ask again what was not answered."""
+        """Look, or repeat a question without an answer."""
         if self._look_again_s is None or now_s < self._look_again_s:
             return []
         if self._open is None:
@@ -156,7 +166,7 @@ class Discovery:
     def run_read(
         self, asked: ReadRun, found: Versioned | None, now_s: float, jitter: float
     ) -> list[DiscoveryAction]:
-        """What the run's register holds. Raises UnreadableError; it will look again."""
+        """The answer to ReadRun. Raises UnreadableError; it will look again."""
         if asked != self._open:
             return []
         self._answer_s = now_s - self._asked_s
@@ -176,7 +186,7 @@ class Discovery:
     def lease_read(
         self, asked: ReadLease, found: Versioned | None, now_s: float, jitter: float
     ) -> list[DiscoveryAction]:
-        """What the owner's lease says. Raises UnreadableError; it will look again."""
+        """The answer to ReadLease. Raises UnreadableError; it will look again."""
         if asked != self._open or self._register is None:
             return []
         lease = None if found is None else lease_of(asked.process, found)
@@ -186,7 +196,7 @@ class Discovery:
         if found is None or lease is None or addresses is None:
             return self._nobody(now_s, jitter)
         seen = self._still.seen(asked.process, found.version, now_s)
-        # The lease's own ttl: its process renews by that one, whatever this node is set to.
+        # The ttl in the lease: its process renews by that, whatever the settings of this node.
         self._lease_ends_s = seen.since_s + lease.ttl_s
         if now_s >= self._lease_ends_s:
             return self._nobody(now_s, jitter, seen)
@@ -204,11 +214,11 @@ class Discovery:
         return [BecomeCandidate(seen)] if now_s >= self._stands_s else []
 
     def _doubling_s(self) -> float:
-        """An engine that is slow to answer is slow to show who stands."""
+        """In what time the number of candidates doubles. A slow engine shows candidates late."""
         return max(self.timing.ttl_s / DOUBLINGS_PER_TTL, 2 * self._answer_s)
 
     def _raise_floor(self, *, is_ended: bool) -> None:
-        """`is_ended`: the term of the register is over for good, and its owner replaced."""
+        """`is_ended`: the term in the head is over, and another owner will replace its owner."""
         if self._register is not None:
             term = self._register.term + is_ended
             self.floor = Stamp(self._register.ledger_id, term, 0)
@@ -217,7 +227,7 @@ class Discovery:
         return min(self.look_s, self.nodes / LOOKS_PER_S)
 
     def _rest(self, now_s: float, jitter: float) -> None:
-        """Look again in a while, and in any case when there may be something to do."""
+        """Look again after a while, and at every moment at which there may be something to do."""
         often_s = max(self.look_s, min(self.nodes / LOOKS_PER_S, self.timing.ttl_s))
         due_s = [now_s + often_s * (0.5 + jitter)]
         for then_s in (self._lease_ends_s, self._stands_s):

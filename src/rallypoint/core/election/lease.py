@@ -1,4 +1,7 @@
-"""One's own lease, and what somebody else's tells: see `election`."""
+"""The lease of this process, kept by `LeaseHolder`; and how to read another process's lease.
+
+Why a lease is safe stands in the package's docstring. Runs and their owners are in `ownership`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from rallypoint.core.election.records import (
     decode_lease,
     encode,
 )
-from rallypoint.core.registers import Conflict, SwapOutcome, Unknown, Versioned
+from rallypoint.core.registers import Conflict, SwapOutcome, Versioned
 from rallypoint.core.values import (
     Address,
     FrozenStruct,
@@ -28,8 +31,11 @@ from rallypoint.core.values import (
 class Timing(FrozenStruct, frozen=True, kw_only=True):
     """Durations of the election, in seconds.
 
-    `margin_s`: how much earlier than the ttl a holder stops to decide; it bears the difference
-    between two clocks' rates and the time that a decision takes to leave.
+    `ttl_s`: the time without a renewal after which others may revoke the lease.
+    `margin_s`: how much earlier the holder stops to decide. It covers the difference between the
+    rates of two clocks, and the time until a decision has left the process.
+    `renew_s`: the time from one renewal to the next. `retry_s`: the time until a question or swap
+    without an answer is sent again.
 
     Raises:
         ValueError: from the constructor, naming the durations that do not fit together.
@@ -42,7 +48,7 @@ class Timing(FrozenStruct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, ttl_s: float) -> Timing:
-        """For a lease that stands for `ttl_s`, which it says itself."""
+        """The usual durations for a lease with this ttl."""
         return cls(ttl_s=ttl_s, margin_s=ttl_s / 6, renew_s=ttl_s / 3, retry_s=ttl_s / 6)
 
     def __post_init__(self) -> None:
@@ -64,10 +70,12 @@ class _Try(FrozenStruct, frozen=True):
 
 
 class LeaseHolder:
-    """One process's own lease. A lost lease is lost for good: the process takes a new name.
+    """The lease of this process. A lost lease is never regained: the process takes a new name.
 
-    `process` must be drawn, never given: a second life of one name would take the first one's
-    bytes for its own.
+    `process` must be drawn at random. If a name were used a second time, its process would take the
+    earlier one's bytes for its own.
+
+    No method waits or reads a clock: `now_s` is the process's monotonic clock, in seconds.
     """
 
     def __init__(
@@ -88,7 +96,7 @@ class LeaseHolder:
         self.timing = timing
         self.lost_reason = ""
         self.has_moved = False
-        """Whether the ledger says that the process is going: nothing is left to be done."""
+        """Whether the ledger says that the process is ending: nothing is left to do."""
         self._beat = 0
         self._renewals = 0
         self._version: int | None = None
@@ -106,28 +114,29 @@ class LeaseHolder:
 
     @property
     def beat(self) -> int:
-        """How many renewals are in the ledger: stands still while none is confirmed."""
+        """How many renewals are known to be in the ledger."""
         return self._renewals
 
     def may_decide(self, now_s: float) -> bool:
-        """Whether the last renewal *was sent* less than the ttl, minus the margin, ago.
+        """Whether this process may decide for its runs.
 
-        Never again after `hand_over`: from then on others may take the runs at once.
+        It may for the ttl less the margin, from the moment at which the last renewal *was sent*.
+        After `hand_over` it never may again, because others may take over its runs at once.
         """
         if self.is_lost or self._is_moving or self._renewed_s is None:
             return False
         return now_s - self._renewed_s < self.timing.ttl_s - self.timing.margin_s
 
     def renewed_ago_s(self, now_s: float) -> float:
-        """How long ago the last renewal that was answered was sent; 0 if there was none."""
+        """How many seconds ago the last confirmed renewal was sent; 0 if there was none."""
         return 0.0 if self._renewed_s is None else now_s - self._renewed_s
 
     def was_renewed_since(self, since_s: float) -> bool:
-        """Whether a renewal that was sent after this moment is in the ledger."""
+        """Whether a renewal that was sent after this moment is confirmed."""
         return self._renewed_s is not None and self._renewed_s > since_s
 
     def next_tick_s(self, now_s: float) -> float | None:
-        """When `tick` has something to do; None if never again."""
+        """When `tick` has something to do; None: never again."""
         if self.is_lost or self.has_moved:
             return None
         if self._try is not None:
@@ -137,7 +146,7 @@ class LeaseHolder:
     # -- what happens --------------------------------------------------------------------------
 
     def tick(self, now_s: float) -> list[Action]:
-        """Take the lease, renew it, or repeat the last try."""
+        """Write the lease for the first time, renew it, or repeat a write without an answer."""
         next_s = self.next_tick_s(now_s)
         if next_s is None or now_s < next_s:
             return []
@@ -147,31 +156,30 @@ class LeaseHolder:
         return [self._try.swap]
 
     def hand_over(self, now_s: float) -> list[Action]:
-        """Say that the process is going: its runs may be taken at once. Idempotent.
+        """Write that the process is ending, so that its runs may be taken over at once. Idempotent.
 
-        Until `has_moved`, ticks go on. What is being committed should be done before.
+        Call `tick` until `has_moved`. Commits should be finished before.
         """
         if self.is_lost or self._is_moving:
             return []
         self._is_moving = True
         if self._try is not None:
-            return []  # A renewal is out, and nothing else may be tried before its outcome.
+            return []  # Its outcome has to be known before another value may be written.
         if self._version is None:
             self.has_moved = True
             return []
         return self._write(now_s)
 
     def swapped(self, asked: SwapLease, outcome: SwapOutcome, now_s: float) -> list[Action]:
-        """The engine's answer to this try: also a late or a repeated one."""
+        """The engine's answer to this swap, which may be late or repeated."""
         if self._try is None or asked != self._try.swap:
-            return []
-        if isinstance(outcome, Unknown):
             return []
         version = version_of(asked, outcome)
         if version is not None:
             return self._renewed(self._try, version, now_s)
-        assert isinstance(outcome, Conflict)
-        self._lose(outcome.current)
+        if isinstance(outcome, Conflict):
+            self._try, self._renewed_s = None, None
+            self.lost_reason = _why_lost(outcome.current)
         return []
 
     def _write(self, now_s: float) -> list[Action]:
@@ -199,13 +207,8 @@ class LeaseHolder:
         self._renewals += 1
         self._try = None
         self.has_moved = done.state is LeaseState.MOVING
-        # A hand-over may have begun while a renewal was out.
+        # A hand-over may have begun while this renewal had no answer.
         return self._write(now_s) if self._is_moving and not self.has_moved else []
-
-    def _lose(self, current: Versioned | None) -> None:
-        self._try = None
-        self._renewed_s = None
-        self.lost_reason = _why_lost(current)
 
 
 def _why_lost(current: Versioned | None) -> str:
@@ -217,11 +220,11 @@ def _why_lost(current: Versioned | None) -> str:
         return f"its lease was overwritten: {error}"
     if lease.state is LeaseState.REVOKED:
         return f"its lease was revoked by {lease.revoked_by or 'somebody'}"
-    return f"its lease was written by another process that calls itself {lease.process}"
+    return f"its lease was written by another process with the name {lease.process}"
 
 
 class Seen(FrozenStruct, frozen=True):
-    """Since when a lease has been seen at this version, by the clock of whoever looks (R9)."""
+    """Since when a lease has been at this version, by the clock of the process that looks (R9)."""
 
     process: str
     version: int
@@ -229,20 +232,20 @@ class Seen(FrozenStruct, frozen=True):
 
 
 class Standstill:
-    """Since when one lease stands still, as far as one process has seen."""
+    """Since when one lease has not changed, as far as this process has seen."""
 
     def __init__(self) -> None:
         self._seen: Seen | None = None
 
     def seen(self, process: str, version: int, now_s: float) -> Seen:
-        """The lease is at this version now."""
+        """The lease is at this version now. Returns since when it has been."""
         known = self._seen
         if known is None or (known.process, known.version) != (process, version):
             known = self._seen = Seen(process, version, now_s)
         return known
 
     def take_over(self, seen: Seen) -> None:
-        """What another part of this process, with the same clock, has seen before."""
+        """Use what another part of this process, with the same clock, has seen before."""
         known = self._seen
         if known is None or known.process != seen.process:
             self._seen = seen
@@ -253,6 +256,7 @@ class Standstill:
 
 
 def lease_of(process: str, found: Versioned) -> Lease:
+    """The lease of this process in what was read. Raises UnreadableError, also for another's."""
     lease = decode_lease(found.value)
     if lease.process != process:
         raise UnreadableError(f"this is the lease of {lease.process}, not of {process}")
@@ -260,7 +264,7 @@ def lease_of(process: str, found: Versioned) -> Lease:
 
 
 def revoked_by(lease: Lease, by: str) -> Lease:
-    """The lease as somebody ends it. It still says which node its process ran in."""
+    """The lease as the process `by` revokes it. It still names the node that hosted its process."""
     return msgspec.structs.replace(
         lease, state=LeaseState.REVOKED, addresses=(), revoked_by=by, token=""
     )

@@ -1,4 +1,8 @@
-"""One process's claim to one run: see `election`."""
+"""The claim of this process to one run, from the first question to the loss of ownership.
+
+Why a takeover is safe stands in the package's docstring. What the owner then commits, and when, is
+not decided here.
+"""
 
 from __future__ import annotations
 
@@ -41,30 +45,31 @@ Question: TypeAlias = ReadRun | ReadLease | ReadFloor | SwapLease | SwapRun
 
 
 class ClaimState(enum.StrEnum):
-    """How far a claim has come."""
+    """The state of a claim."""
 
     IDLE = "idle"
     READING = "reading"
     JUDGING = "judging"
-    """Another process owns the run; is its lease alive?"""
+    """Another process owns the run. Its lease is being read."""
     REVOKING = "revoking"
-    ADOPTING = "adopting"
+    SEALING = "sealing"
     CHECKING = "checking"
-    """Is a run that has had no round above the ledger's floor?"""
+    """The run has had no round. The ledger's floor is being read: the run has to be above it."""
     WAITING = "waiting"
-    """The run is to be had, but not yet by this process: its lease is not good, or it pauses."""
+    """The run may be taken over, but not by this process yet: its own lease does not let it decide,
+    or it has resigned."""
     OWNED = "owned"
     LETTING_GO = "letting go"
     ELSEWHERE = "elsewhere"
-    """The owner is alive, as far as can be seen; looked at again while anybody wants the run."""
+    """The owner is alive, as far as is known. Its lease is read again from time to time."""
 
 
 class Claim:
-    """One process's claim to one run. `holder` is the process's own lease.
+    """The claim of this process to one run. `holder` is the lease of this process.
 
-    `want` begins; `tick` looks again; answers bring it on. At most one question is open: it is
-    asked again, the same, until it is answered, and whatever answers another one is ignored.
-    After every answer to the holder its claims are ticked: they may have waited for it.
+    `want` begins it, and each answer continues it. At most one question is open. `tick` asks the
+    same question again until it is answered; answers to other questions are ignored. The caller
+    also ticks all claims after every answer to the holder, since they may have waited for it.
     """
 
     def __init__(self, run_id: str, ledger_id: str, holder: LeaseHolder) -> None:
@@ -74,14 +79,14 @@ class Claim:
         self.register: RunRegister | None = None
         self.version: int | None = None
         self._floor: Floor | None = None
-        """The ledger's floor, if it was read since the run's register was."""
+        """The ledger's floor, if it was read after the run's head."""
         self._is_unchecked = False
-        """Whether this claim has created the register, and not read the floor since."""
+        """Whether this claim has created the head, and has not read the floor since."""
         self.former_host: NodeId | None = None
-        """The node that hosted the last owner, if that owner's lease was revoked: it has ended with
-        its process, as far as can be seen. One that handed its runs over is alive."""
+        """The node that hosted the last owner, if that owner's lease was revoked: the node has
+        ended with its process, as far as is known. A node whose owner handed over is alive."""
         self.not_before_s = float("-inf")
-        """Until then it does not take the run, but says where it is."""
+        """This process does not take over the run before this time. It only reports the owner."""
         self._holder = holder
         self._still = Standstill()
         self._ticket = 0
@@ -92,29 +97,29 @@ class Claim:
     # -- what can be asked ---------------------------------------------------------------------
 
     def may_decide(self, now_s: float) -> bool:
-        """Whether this process may decide for the run now: to be asked before anything is sent."""
+        """Whether this process may decide for the run now. Ask before anything is sent."""
         return self.state is ClaimState.OWNED and self._holder.may_decide(now_s)
 
     @property
     def is_committing(self) -> bool:
-        """Whether a commit's outcome is not known yet."""
+        """Whether the outcome of a commit is not known yet."""
         return self.state is ClaimState.OWNED and self._open is not None
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether the run is this process's, and `tick` has nothing to do."""
+        """Whether this process owns the run, and `tick` has nothing to do."""
         return self.state is ClaimState.OWNED and self._look_again_s is None
 
     def next_tick_s(self) -> float | None:
-        """When `tick` has something to do; None if never by itself."""
+        """When `tick` has something to do; None: not before something else happens."""
         return self._look_again_s
 
     # -- what is asked for ---------------------------------------------------------------------
 
     def want(self, now_s: float, seen: Seen | None = None) -> list[Action]:
-        """A node of the run is here, or this process would coordinate it.
+        """A node asks for the run, or this process is to coordinate it.
 
-        `seen`: what this process has seen of the owner's lease before, by the same clock.
+        `seen`: since when this process has seen the owner's lease unchanged, by the same clock.
         """
         if self._holder.is_lost:
             return []
@@ -124,29 +129,29 @@ class Claim:
         return self._read(now_s) if looks else []
 
     def commit(self, register: RunRegister, now_s: float) -> list[Action]:
-        """Write `self.register` with another round, close, settings or restart count.
+        """Write the head with another round, close, settings or restart count. Only while OWNED.
 
-        Only for OWNED; the same again while its outcome is unknown changes nothing.
-        `RegisterWritten` or `Deposed` follows, if not this process's end.
+        To commit the same again while the outcome is unknown changes nothing. `RegisterWritten` or
+        `Deposed` follows, unless this process ends before.
         """
         previous = self.register
         assert self.state is ClaimState.OWNED, self.state
         assert previous is not None
         # R6: a closed run forms no further round. R1: numbers only grow.
-        assert previous.close is None, "a closed run is committed to no more"
+        assert previous.close is None, "a closed run gets no further commit"
         is_next = register.number == previous.number + 1
         assert register.round == previous.round or is_next, (previous.number, register.number)
         swap = SwapRun(self.version, encode(_following(previous, register)))
-        assert self._open in (None, swap), "another commit's outcome is not known yet"
+        assert self._open in (None, swap), "the outcome of another commit is not known yet"
         if self._open is not None:
             return []
         self._ask(ClaimState.OWNED, swap, now_s)
         return [swap] if self._holder.may_decide(now_s) else []
 
     def let_go(self, now_s: float, pause_s: float = 0.0) -> list[Action]:
-        """Give the run up, once a commit that is under way is done, and stay away for a while.
+        """Resign: give up the run when a pending commit is done, and not take it for `pause_s`.
 
-        For a process that yields; one that goes hands its whole lease over. A claim that does not
+        A process that ends does not call this; it hands over its whole lease. A claim that does not
         own the run is dropped.
         """
         if self.state is not ClaimState.OWNED:
@@ -156,11 +161,11 @@ class Claim:
         return [] if self._open is not None else self._let_go(now_s)
 
     def end_pause(self) -> None:
-        """What this process stayed away for is over: it may take the run again."""
+        """The reason for which this process resigned is gone: it may take over the run again."""
         self.not_before_s = float("-inf")
 
     def deposed(self, now_s: float, pause_s: float = 0.0) -> None:
-        """Forget the run: nobody wants it any more, or the caller knows that another has it."""
+        """Drop the claim: nobody asks for the run now, or another process is known to own it."""
         self.state = ClaimState.IDLE
         self.register, self.version = None, None
         self._floor, self._is_unchecked = None, False
@@ -169,10 +174,10 @@ class Claim:
         self.not_before_s = max(self.not_before_s, now_s + pause_s)
 
     def tick(self, now_s: float) -> list[Action]:
-        """Look again at an owner that may be dead; repeat what was not answered."""
+        """Look again whether the owner is alive, or repeat a question without an answer."""
         if self._holder.is_lost:
             return self._stop(self._holder.lost_reason, now_s)
-        # Who waited only for its own lease goes on as soon as that is good.
+        # A claim that waits for this process's lease goes on as soon as that lets it decide.
         can_go_on = self.state is ClaimState.WAITING and self._may_take(now_s)
         is_due = self._look_again_s is not None and now_s >= self._look_again_s
         if not (can_go_on or is_due):
@@ -186,20 +191,20 @@ class Claim:
     # -- answers -------------------------------------------------------------------------------
 
     def run_read(self, asked: ReadRun, found: Versioned | None, now_s: float) -> list[Action]:
-        """What the run's register holds. Raises UnreadableError; the question stays open."""
+        """The answer to ReadRun. Raises UnreadableError; then the question stays open."""
         return self._judge(found, now_s) if asked == self._open else []
 
     def lease_read(self, asked: ReadLease, found: Versioned | None, now_s: float) -> list[Action]:
-        """What the owner's lease says. Raises UnreadableError; the question stays open."""
+        """The answer to ReadLease. Raises UnreadableError; then the question stays open."""
         if asked != self._open:
             return []
         if found is None:
-            return self._adopt(now_s)
+            return self._seal(now_s)
         lease = lease_of(asked.process, found)
         if lease.state is not LeaseState.SERVING:
             self._note_former_host(lease)
-            return self._adopt(now_s)
-        # The lease's own ttl: its process renews by that one, whatever this process is set to.
+            return self._seal(now_s)
+        # The ttl in the lease: its process renews by that, whatever the settings of this process.
         dead_s = self._still.seen(lease.process, found.version, now_s).since_s + lease.ttl_s
         if now_s >= dead_s:
             return self._revoke(lease, found.version, now_s)
@@ -208,7 +213,7 @@ class Claim:
         return [OwnedElsewhere(lease.addresses, lease.process)]
 
     def floor_read(self, asked: ReadFloor, found: Versioned | None, now_s: float) -> list[Action]:
-        """What the ledger's floor is. Raises UnreadableError; the question stays open."""
+        """The answer to ReadFloor. Raises UnreadableError; then the question stays open."""
         if asked != self._open:
             return []
         floor = self._floor = NO_FLOOR if found is None else decode_floor(found.value)
@@ -217,29 +222,29 @@ class Claim:
             self._is_unchecked = False
             if register.term > floor.term and register.floor >= floor.number:
                 return self._own(register, now_s)
-            # The register was created late: meanwhile the run had begun, and was removed.
-        return self._adopt(now_s)
+            # The head was created late: the run had begun elsewhere meanwhile, and was removed.
+        return self._seal(now_s)
 
     def lease_swapped(self, asked: SwapLease, outcome: SwapOutcome, now_s: float) -> list[Action]:
-        """Whether the former owner's lease could be revoked."""
+        """The outcome of revoking the owner's lease."""
         if asked != self._open or isinstance(outcome, Unknown):
             return []
         if version_of(asked, outcome) is not None:
             self._note_former_host(decode_lease(asked.value))
-            return self._adopt(now_s)
-        # It was renewed after all, or revoked by another: look again.
+            return self._seal(now_s)
+        # The lease was renewed after all, or another process has revoked it: look again.
         return self._read(now_s)
 
     def run_swapped(self, asked: SwapRun, outcome: SwapOutcome, now_s: float) -> list[Action]:
-        """Whether the run's register could be written. Raises UnreadableError, as `run_read`."""
+        """The outcome of writing the run's head. Raises UnreadableError, as `run_read`."""
         if asked != self._open or isinstance(outcome, Unknown):
             return []
         version = version_of(asked, outcome)
         if version is not None:
             self._is_unchecked = asked.expected is None
             return self._written(decode_run(asked.value), version, now_s)
-        assert isinstance(outcome, Conflict)
-        if self.state is ClaimState.ADOPTING:
+        assert isinstance(outcome, Conflict)  # not Unknown, see above
+        if self.state is ClaimState.SEALING:
             return self._judge(outcome.current, now_s)
         pause_s = self._pause_s or 0.0
         return self._stop("another process has written the run's register", now_s, pause_s)
@@ -247,7 +252,7 @@ class Claim:
     # -- steps ---------------------------------------------------------------------------------
 
     def _note_former_host(self, lease: Lease) -> None:
-        # A process that lost its lease goes on under another name, in the same node.
+        # A process that has lost its lease continues under another name, in the same node.
         is_gone = lease.state is LeaseState.REVOKED and lease.node != self._holder.node
         self.former_host = lease.node if is_gone else None
 
@@ -277,8 +282,8 @@ class Claim:
         self._floor, self._is_unchecked = None, False
         owner = self.register.owner if self.register else ""
         if owner in ("", self._holder.process):
-            # Its own run, too, is sealed anew: what it had tried before it lost sight is void.
-            return self._adopt(now_s)
+            # Its own run, too, is sealed again, so that nothing it tried before can take effect.
+            return self._seal(now_s)
         self._ticket += 1
         return self._ask(ClaimState.JUDGING, ReadLease(owner, self._ticket), now_s)
 
@@ -298,8 +303,8 @@ class Claim:
         swap = SwapLease(lease.process, version, encode(revoked))
         return self._ask(ClaimState.REVOKING, swap, now_s)
 
-    def _adopt(self, now_s: float) -> list[Action]:
-        """Seal the run's register with the next term. Only whose own lease is good may try."""
+    def _seal(self, now_s: float) -> list[Action]:
+        """Seal the run's head with the next term, if this process may take over the run now."""
         if not self._may_take(now_s):
             return self._wait(now_s)
         register = self.register
@@ -307,7 +312,7 @@ class Claim:
         if may_begin and self._floor is None:
             return self._check(now_s)
         swap = SwapRun(self.version, encode(self._sealed()))
-        return self._ask(ClaimState.ADOPTING, swap, now_s)
+        return self._ask(ClaimState.SEALING, swap, now_s)
 
     def _check(self, now_s: float) -> list[Action]:
         self._ticket += 1
@@ -342,13 +347,13 @@ class Claim:
             more = [] if self._pause_s is None else self._let_go(now_s)
             return [RegisterWritten(register, version), *more]
         if self._is_unchecked:
-            # R13: the swap may have been under way while the run began elsewhere and was removed.
+            # R13: during this swap the run may have begun elsewhere, and have been removed.
             return self._check(now_s)
         return self._own(register, now_s)
 
     def _own(self, register: RunRegister, now_s: float) -> list[Action]:
         if not self._holder.may_decide(now_s):
-            # The swap was under way for long. By now somebody may have sealed after it.
+            # The swap took long. By now another process may have sealed after it.
             return self._wait(now_s)
         assert self.version is not None
         self._rest(ClaimState.OWNED, None)
@@ -368,7 +373,7 @@ class Claim:
 
 
 def _following(previous: RunRegister, register: RunRegister) -> RunRegister:
-    """The next value that the same owner writes in the same term."""
+    """The next head that the same owner writes in the same term."""
     return msgspec.structs.replace(
         register,
         format=FORMAT,

@@ -1,4 +1,8 @@
-"""What the two kinds of register hold, and their bytes. See `election` for what they mean."""
+"""The values of the election's registers, and their bytes.
+
+The package's docstring says what a lease and a head are for. When a register is written, and by
+whom, is not decided here.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from rallypoint.core.values import (
 )
 
 FORMAT: Final = 2
-"""The format of what is written, and the only one that this release reads."""
+"""The format that this release writes, and the only one that it reads."""
 
 Counter = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -37,32 +41,33 @@ class _Kept(FrozenStruct, frozen=True, kw_only=True):
 class Kept(_Kept, frozen=True):
     """Base of the values that one release writes over those of another.
 
-    A newer release of the same format may add fields at the end, here and in the values that are
-    inside. A release that does not know them must not remove them. So `as_read` keeps each field's
-    bytes if they hold more than this release knows, and `encode` writes the bytes of every field
-    that was not changed as they were. It is empty where there is nothing to keep.
+    A newer release of the same format may add fields at the end, here and in the values inside. A
+    release that does not know these fields must not remove them. So `as_read` keeps the bytes of
+    all fields if they hold more than this release knows. `encode` writes those bytes again for each
+    field that was not changed. `as_read` is empty if there is nothing to keep.
     """
 
     format: int
 
 
 class LeaseState(enum.StrEnum):
-    """What a lease says of its process. The last two are final."""
+    """What a lease says about its process. The last two are final."""
 
     SERVING = "serving"
     MOVING = "moving"
-    """The process is going, and has let go of its runs: no need to wait for the ttl."""
+    """The process is ending. Its runs may be taken over at once, without waiting for the ttl."""
     REVOKED = "revoked"
 
 
 class Lease(Kept, frozen=True):
-    """A coordinator process's lease. (process, beat) is its writer's nonce and sequence.
+    """The lease of a coordinator process. No two writes of it have the same (process, beat).
 
-    `only_run`: the one run that a node's own coordinator serves; "" is any run. `token`: what it
-    asks nodes for that have been given none; whoever may read the ledger may join its runs.
-    `ttl_s`: after how long without a renewal, in seconds, others may revoke it. Everybody goes by
-    the lease's own value: processes with different settings share a ledger while they change.
-    `node`: the node that hosts the coordinator, which ends with it; None for `rallypoint serve`.
+    `only_run`: the only run that an embedded coordinator serves; "" is any run.
+    `token`: the token that opens a connection, for nodes that were given none. So a process that
+    can read the ledger can join the runs.
+    `ttl_s`: the seconds without a renewal after which others may revoke the lease. Every reader
+    uses this value: while settings are changed, processes with different ones share a ledger.
+    `node`: the node that hosts the coordinator, and ends with it; None for `rallypoint serve`.
     """
 
     process: str
@@ -82,7 +87,7 @@ class Lease(Kept, frozen=True):
 
 
 class Chunk(FrozenStruct, frozen=True, order=True):
-    """A part of a member table, in a register of its own. See `tables` for its name."""
+    """A part of a member table, in its own register. `core/tables.py` says how it is named."""
 
     term: Counter
     serial: Counter
@@ -91,16 +96,16 @@ class Chunk(FrozenStruct, frozen=True, order=True):
 
 
 class Table(FrozenStruct, frozen=True):
-    """The member table of a round, in node-rank order: its rows, or the chunks that hold them."""
+    """The member table of a round, in node-rank order: its rows, or the chunks that have them."""
 
     rows: tuple[RoundMember, ...] = ()
     chunks: tuple[Chunk, ...] = ()
 
 
 class RunState(FrozenStruct, frozen=True):
-    """What a new owner of a run goes on from: the run's head and its member table, put together.
+    """What a new owner of a run starts from: the run's head and its member table, joined.
 
-    `floor`: no round of this run has a number up to this one. `past`: for people.
+    `floor`: all rounds of this run have higher numbers. `past`: the last rounds, for people.
     """
 
     term: int
@@ -114,18 +119,20 @@ class RunState(FrozenStruct, frozen=True):
 
     @property
     def number(self) -> int:
-        """The number of the last committed round; that of the floor before the first."""
+        """The number of the last committed round; before the first round, that of the floor."""
         return self.round.head.number if self.round else self.floor
 
 
 class RunRegister(Kept, frozen=True):
-    """The head of a run: everything but the member table, which may be kept apart in chunks.
+    """The head of a run: everything except the member table, which may be in chunks.
 
-    (owner, term, sequence) is its writer's nonce and sequence. `owner` is a process, or "" when the
-    last one has let go. `floor`: the run began when runs up to this number had been removed from
-    the ledger, so its own rounds have higher ones (R1). `marks`: what is known of the round's
-    members. They count only if they name the round's number, as a release that does not know them
-    may have written the round. `past`: its last rounds, for people.
+    No two writes have the same (owner, term, sequence).
+
+    `owner`: a process; "" after the last owner has resigned.
+    `floor`: the floor of the ledger when the run began. Its rounds have higher numbers (R1).
+    `marks`: what is known about the members of the round. They count only if they have the round's
+    number: a release without marks may have written the round.
+    `past`: the last rounds, for people.
     """
 
     ledger_id: str
@@ -144,11 +151,11 @@ class RunRegister(Kept, frozen=True):
 
     @property
     def number(self) -> int:
-        """The number of the last committed round; that of the floor before the first."""
+        """The number of the last committed round; before the first round, that of the floor."""
         return self.round.number if self.round else self.floor
 
     def state(self, members: tuple[RoundMember, ...]) -> RunState:
-        """The whole of it, with the rows of the table."""
+        """The whole state of the run, given the rows of its member table."""
         record = RoundRecord(self.round, members) if self.round is not None else None
         return RunState(
             self.term,
@@ -163,37 +170,40 @@ class RunRegister(Kept, frozen=True):
 
     @property
     def stamp(self) -> Stamp:
-        """What messages of this owner carry."""
+        """The stamp of this owner's messages."""
         return Stamp(self.ledger_id, self.term, self.number)
 
 
 class Floor(Kept, frozen=True):
-    """The highest term and round number of all runs that were removed from a ledger.
+    """The highest term and the highest round number of all runs that were removed from a ledger.
 
-    One for the whole ledger: one for each run would grow for ever. A run that begins, begins above
-    it, so that no token (term, number) comes twice for one id of a run (R1, R13).
+    A new run begins above it, so that no fencing token (term, number) is used twice with one run id
+    (R1, R13). There is one floor for the whole ledger, since one for each id would grow for ever.
     """
 
     term: Counter = 0
     number: Counter = 0
 
     def raised(self, register: RunRegister) -> Floor:
-        """At or above the last token of this run, and never lower than before."""
+        """The floor, raised to at least the last token of this run."""
         term = max(self.term, register.term)
         number = max(self.number, register.number)
         return msgspec.structs.replace(self, term=term, number=number)
 
 
 NO_FLOOR: Final = Floor(FORMAT)
-"""What holds until a run was removed."""
+"""The floor before any run was removed."""
 
 
 class UnreadableError(Exception):
-    """A register's bytes are not ours, damaged, or of another format. The text says which."""
+    """A register's bytes are not Rallypoint's, are damaged, or have another format.
+
+    The text says which.
+    """
 
 
 class OtherFormatError(UnreadableError):
-    """A release that is older or newer wrote it, in a format that this one does not read."""
+    """An older or newer release wrote the register, in a format that this one does not read."""
 
     hint: Final = (
         "use the release that wrote it; or stop every process of that release and give this "
@@ -202,10 +212,12 @@ class OtherFormatError(UnreadableError):
 
 
 _T = TypeVar("_T", bound=Kept)
+_NAMES: Final[dict[type[Kept], str]] = {Lease: "lease", RunRegister: "run head", Floor: "floor"}
+"""For messages."""
 
 
 def encode(value: Kept) -> bytes:
-    """The bytes of a register's value, and with it what a newer release had written there."""
+    """The bytes of a register's value, with the fields that a newer release has added."""
     fields = _fields(value)
     if value.as_read:
         before = _fields(_known(value.as_read, type(value)))
@@ -217,17 +229,17 @@ def encode(value: Kept) -> bytes:
 
 
 def decode_lease(data: bytes) -> Lease:
-    """A lease. Raises UnreadableError, and nothing else, whatever the bytes are."""
+    """Decode a lease. Raises UnreadableError for all other bytes, and nothing else."""
     return _decode(data, Lease)
 
 
 def decode_run(data: bytes) -> RunRegister:
-    """A run's register. Raises UnreadableError, and nothing else, whatever the bytes are."""
+    """Decode a run's head. Raises UnreadableError for all other bytes, and nothing else."""
     return _decode(data, RunRegister)
 
 
 def decode_floor(data: bytes) -> Floor:
-    """The ledger's floor. Raises UnreadableError, and nothing else, whatever the bytes are."""
+    """Decode the ledger's floor. Raises UnreadableError for all other bytes, and nothing else."""
     return _decode(data, Floor)
 
 
@@ -247,11 +259,11 @@ def _decode(data: bytes, kind: type[_T]) -> _T:
         fields = tuple(bytes(each) for each in raw)
         value = _known(fields, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _unreadable(data, kind.__name__, error) from error
-    # Another release may only have added fields: what can be read need not be all there is.
+        raise _unreadable(data, _NAMES[kind], error) from error
+    # Checked last: a value of another format may be readable, with fields that are not known here.
     if value.format != FORMAT:
         raise OtherFormatError(_other_format(value.format))
-    # A field's default may be left out, so what matters is whether anything would be lost.
+    # Keep the bytes only if this release would lose something by writing the value again.
     return value if encode(value) == data else msgspec.structs.replace(value, as_read=fields)
 
 
@@ -259,9 +271,9 @@ def _unreadable(data: bytes, kind: str, error: Exception) -> UnreadableError:
     try:
         (found,) = msgspec.msgpack.decode(data, type=list)[:1] or (None,)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError):
-        return UnreadableError(f"this is no {kind} of Rallypoint: {error}")
+        return UnreadableError(f"this is not a {kind} of Rallypoint: {error}")
     if not isinstance(found, int) or isinstance(found, bool):
-        return UnreadableError(f"this is no {kind} of Rallypoint: it has no format")
+        return UnreadableError(f"this is not a {kind} of Rallypoint: it has no format number")
     if found != FORMAT:
         return OtherFormatError(_other_format(found))
     return UnreadableError(f"this {kind} is damaged: {error}")
@@ -269,4 +281,4 @@ def _unreadable(data: bytes, kind: str, error: Exception) -> UnreadableError:
 
 def _other_format(found: int) -> str:
     by = "a newer release" if found > FORMAT else "an older release" if found > 0 else "no release"
-    return f"format {found} was written by {by}; this one reads format {FORMAT} alone"
+    return f"format {found} was written by {by}; this release reads only format {FORMAT}"

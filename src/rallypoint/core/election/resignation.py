@@ -1,4 +1,7 @@
-"""Giving up a lease that no node can reach."""
+"""When a coordinator that no node can reach gives up its runs.
+
+The rule alone. Whether nodes are heard, and which leases exist, are arguments.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ from collections.abc import Mapping
 
 
 class Resignation:
-    """When a coordinator that no node of another process can reach should let another try.
+    """When a coordinator resigns because no node of another process can reach it.
 
-    A firewall or a wrong interface shows only after the election, and may come at any time later.
-    Who has heard nobody for `after_s`, and sees that another process stands by, lets go of the run
-    and stays away, each time twice as long (up to 2**2 times: the others may not be able to host).
-    Who would yield to nobody stays: whom it waits for may only not have been started yet.
+    A firewall or a wrong interface shows only after the election, and may appear at any later time.
+    A coordinator that has heard no node for `after_s` seconds resigns if another process is ready
+    to take over. Then it does not take the run for a while: `after_s` doubled each time, up to four
+    times as long, since the others may be unable to host it.
 
-    Others are looked for every `look_s`, in which a living process renews its lease.
+    Without another process it keeps the run: the nodes may only not have been started yet.
+
+    Every `look_s` seconds it looks for other processes. Each of those that are alive renews its
+    lease in that time.
     """
 
     def __init__(self, after_s: float, look_s: float) -> None:
@@ -29,7 +35,7 @@ class Resignation:
         self._since_s = now_s
 
     def heard(self) -> None:
-        """A node of another process can be heard, or none is needed."""
+        """A node of another process can be heard, or the run needs none."""
         self._since_s = None
         self._times = 0
 
@@ -39,7 +45,7 @@ class Resignation:
             self._since_s = now_s
 
     def should_look(self, now_s: float) -> bool:
-        """Whether it is time to see who stands by: twice before `after_s` is over, then again."""
+        """Whether it is time to look for other processes: twice in `after_s`, and then again."""
         if self._since_s is None:
             return False
         if now_s < max(self._since_s + self.after_s - self.look_s, self._next_look_s):
@@ -48,9 +54,10 @@ class Resignation:
         return True
 
     def should_yield(self, others: Mapping[str, int] | None, now_s: float) -> bool:
-        """Whether to let go now. `others`: the version of the lease of each that may take the run.
+        """Whether to resign now.
 
-        Only one that has moved since the last look is alive. None: the engine cannot list them.
+        `others`: the lease's version for each process that may take over the run. A process is
+        alive if that has changed since the last look. None: the engine cannot list leases.
         """
         before, self._seen = self._seen, others or {}
         if self._since_s is None or now_s - self._since_s < self.after_s:
@@ -58,7 +65,7 @@ class Resignation:
         return others is None or any(before.get(p, v) != v for p, v in others.items())
 
     def pause_s(self) -> float:
-        """How long to stay away after yielding now, in seconds."""
+        """How many seconds not to take the run after resigning now."""
         self._since_s = None
         self._times += 1
         return self.after_s * float(2 ** min(self._times, 2))
