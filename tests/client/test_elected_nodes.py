@@ -114,7 +114,7 @@ async def kill_coordinator_of(host: Node) -> None:
     assert host.hosted is not None
     server, host.hosted = host.hosted._server, None
     assert isinstance(server.ownership, RunOwnership)
-    await server.ownership.lease_manager.aclose()
+    await server.ownership.aclose()
     for session in list(server.coordinator.sessions.values()):
         session.outlet.abort()
 

@@ -239,7 +239,7 @@ def test_a_table_with_fields_of_a_later_release_is_still_this_rounds():
             rows = run.membership.round.members
             later = [Later(m.name, m.incarnation, m.host, m.addresses, m.workers) for m in rows]
             raw = msgspec.msgpack.encode(later)
-            run._table = (1, msgspec.Raw(raw))
+            run._table._number, run._table._rows = 1, msgspec.Raw(raw)
             assert [m.name for m in await a.members()] == ["a", "b"]
 
     run_clean(main)

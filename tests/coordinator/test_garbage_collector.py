@@ -14,7 +14,7 @@ from rallypoint.core import election as e
 from rallypoint.core.values import Address, CloseRecord, NodeId, Outcome
 from rallypoint.ledger.keys import FLOOR, lease_key, log_name, run_key
 from rallypoint.ledger.memory import MemoryLedger
-from tests.coordinator.test_run_ownership import has_begun, new_coordinator
+from tests.coordinator.shared_ledger import has_begun, new_coordinator
 from tests.loops import run_virtual
 
 KEEPING = Keeping(closed_run_s=10.0, open_run_s=100.0, lease_s=10.0)

@@ -1,6 +1,6 @@
 """A run's history survives its coordinators, and says whose clock each time is by (R9).
 
-In virtual time, as test_run_ownership.py; the wall clocks of the two coordinators are an hour
+In virtual time, as shared_ledger.py; the wall clocks of the two coordinators are an hour
 apart.
 """
 
@@ -38,7 +38,7 @@ from rallypoint.core.values import (
 from rallypoint.ledger.contract import SwapOutcome, Swapped
 from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
-from tests.coordinator.test_run_ownership import has_begun, new_coordinator, until
+from tests.coordinator.shared_ledger import has_begun, new_coordinator, until
 from tests.loops import run_virtual
 
 SETTINGS = RunSettings(

@@ -11,8 +11,8 @@ from rallypoint.core.values import Address
 from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Versioned
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
+from tests.coordinator.shared_ledger import CONFIG, new_coordinator, until
 from tests.coordinator.test_ownership_troubles import Asking, formed, stamp_of
-from tests.coordinator.test_run_ownership import CONFIG, new_coordinator, until
 from tests.loops import run_virtual
 
 RENEW_S = CONFIG.lease_ttl_s / 3

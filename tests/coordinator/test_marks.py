@@ -1,6 +1,6 @@
 """What is noted of a round's members goes through a real ledger, to another coordinator (A3).
 
-In virtual time, as test_run_ownership.py.
+In virtual time, as shared_ledger.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 from rallypoint.core import events as on
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.values import Failure, FailureKind, MemberState, NodeId, Phase
-from tests.coordinator.test_run_ownership import has_begun, new_coordinator, until
+from tests.coordinator.shared_ledger import has_begun, new_coordinator, until
 from tests.coordinator.test_tables import NODES, CountingLedger, come, met
 from tests.loops import run_virtual
 

@@ -49,7 +49,7 @@ from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown, Vers
 from rallypoint.ledger.keys import lease_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
-from tests.coordinator.test_run_ownership import CONFIG, has_begun, new_coordinator, until
+from tests.coordinator.shared_ledger import CONFIG, has_begun, new_coordinator, until
 from tests.loops import run_virtual
 from tests.outlets import WholeMessages
 
@@ -180,7 +180,7 @@ def test_a_log_that_cannot_be_read_is_left_alone_and_its_nodes_are_told(spoil) -
         second, coordinator = await new_coordinator(ledger, 2)
         spoil(ledger, log)
         second.claim("run")
-        await until(lambda: second.lease_manager.may_decide("run"))
+        await until(lambda: second.may_decide("run"))
         before = list(ledger._logs[log])
         node = Asking(coordinator)
         await until(lambda: bool(node.refusals()))
@@ -226,7 +226,7 @@ def test_what_cannot_be_read_or_written_is_logged_once_and_not_at_each_try(
         ledger.listing = LedgerCorruptError("record 0 is damaged")
         second, coordinator = await new_coordinator(ledger, 2)
         second.claim("run")
-        await until(lambda: second.lease_manager.may_decide("run"))
+        await until(lambda: second.may_decide("run"))
         for name in "abc":
             asking = Asking(coordinator, name)
             await until(lambda asking=asking: bool(asking.refusals()))  # type: ignore[misc]
@@ -428,7 +428,7 @@ def test_a_seal_of_a_later_term_under_a_good_lease_is_no_work_of_a_successor() -
         ledger._logs[LOG].append(encode_record(Record(FORMAT, 9, is_seal=True)))
         second, coordinator = await new_coordinator(ledger, 2)
         second.claim("run")
-        await until(lambda: second.lease_manager.may_decide("run"))
+        await until(lambda: second.may_decide("run"))
         node = Asking(coordinator)
         await until(lambda: bool(node.refusals()))
         assert "term 9 has sealed it" in node.refusals()[0].message
@@ -734,7 +734,7 @@ def test_a_record_is_not_tried_for_ever_once_its_run_is_another_s() -> None:
         ledger.appending = LedgerFullError("no room")
         node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
         await until(lambda: ledger.calls > 2)
-        shared.deposed("run", "term 2 has begun")
+        shared._runs.deposed("run", "term 2 has begun")
         await asyncio.sleep(2 * RETRY_S)
         calls = ledger.calls
         await asyncio.sleep(3 * RETRY_S)

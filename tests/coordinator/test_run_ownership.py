@@ -6,13 +6,10 @@ In virtual time: leases are short here, and a machine that pauses would let them
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import msgspec
 import pytest
 
-from rallypoint.clock import StallProofClock
-from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.round_log import first_log
 from rallypoint.coordinator.run_ownership import RunOwnership
@@ -24,33 +21,10 @@ from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.contract import SwapOutcome, Unknown, Versioned
 from rallypoint.ledger.keys import COORDINATORS, run_key
 from rallypoint.ledger.memory import MemoryLedger
+from tests.coordinator.shared_ledger import CONFIG, WITHIN_S, has_begun, new_coordinator, until
 from tests.loops import run_virtual
 
-CONFIG = CoordinatorConfig(lease_ttl_s=0.3)
-WITHIN_S = 10.0
 LOG = first_log(1, 1).name("run")
-
-
-async def new_coordinator(
-    ledger: MemoryLedger, port: int, config: CoordinatorConfig = CONFIG
-) -> tuple[RunOwnership, Coordinator]:
-    shared = RunOwnership(ledger, config)
-    clock = StallProofClock(asyncio.get_running_loop().time)
-    coordinator = Coordinator(config, shared, clock=clock)
-    await shared.start(coordinator, (Address("127.0.0.1", port),))
-    return shared, coordinator
-
-
-async def has_begun(coordinator: Coordinator, run_id: str) -> None:
-    await until(lambda: run_id in coordinator.runs and coordinator.runs[run_id].is_claimed)
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    loop = asyncio.get_running_loop()
-    ends_s = loop.time() + WITHIN_S
-    while not is_so():
-        assert loop.time() < ends_s, "it did not come to that in time"
-        await asyncio.sleep(0.01)
 
 
 def test_a_run_that_is_won_before_its_nodes_come_is_begun() -> None:
@@ -311,7 +285,7 @@ def test_a_run_of_any_id_is_taken_over_from_the_ledger(run_id: str) -> None:
             shared.claim(run_id)
             await has_begun(coordinator, run_id)
             assert coordinator.runs[run_id].membership.term == term
-            await shared.lease_manager.hand_over(1.0)
+            await shared.hand_over_lease(1.0)
             await shared.aclose()
 
     run_virtual(main())
@@ -392,8 +366,9 @@ def test_a_replica_to_which_a_node_has_come_need_not_stay_away_from_its_run() ->
         shared, coordinator = await new_coordinator(ledger, 1, config)
         shared.claim("run")
         await has_begun(coordinator, "run")
-        claim = shared.lease_manager._claims["run"]
-        shared.lease_manager._do("run", claim.let_go(asyncio.get_running_loop().time(), 120.0))
+        claimed = shared._claims["run"]
+        claim = claimed.claim
+        shared._do(claimed, claim.let_go(asyncio.get_running_loop().time(), 120.0))
         coordinator.drop_run(coordinator.runs["run"])
         await until(lambda: claim.state is e.ClaimState.IDLE)
         coordinator.open_run("run")
@@ -411,10 +386,10 @@ def test_a_run_that_failed_here_is_left_to_others_for_a_while_though_a_node_come
         shared, coordinator = await new_coordinator(MemoryLedger(), 1)
         shared.claim("run")
         await has_begun(coordinator, "run")
-        claim = shared.lease_manager._claims["run"]
+        claim = shared._claims["run"].claim
         for longer in (1, 2, 4):
             began_s = loop.time()
-            shared.lease_manager.give_up("run")
+            shared.give_up("run")
             coordinator.drop_run(coordinator.runs["run"])
             await until(lambda: claim.state is e.ClaimState.IDLE)
             coordinator.open_run("run")

@@ -26,7 +26,7 @@ from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown
 from rallypoint.ledger.keys import COORDINATORS
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
-from tests.coordinator.test_run_ownership import CONFIG, new_coordinator, until
+from tests.coordinator.shared_ledger import CONFIG, new_coordinator, until
 from tests.coordinator.test_supervision import Line
 from tests.loops import VirtualLoop, run_virtual
 from tests.outlets import WholeMessages
@@ -153,7 +153,7 @@ def test_what_was_kept_is_dropped_when_another_coordinator_has_the_run() -> None
         await case.suspended()
         case.ask(2, Get("k"))
         second, other = await new_coordinator(MemoryLedger(), 2)
-        case.shared.deposed("run", "term 2 has begun")
+        case.shared._runs.deposed("run", "term 2 has begun")
         assert case.answered() == [1]
         assert [code for code, _ in case.line.refusals()] == [RefusalCode.MOVED]
         case.ledger.is_mute = False
@@ -242,7 +242,7 @@ def test_a_node_that_waits_for_its_name_is_sent_away_with_the_others() -> None:
         case = await a_case(redials=False)
         second = Line(case.coordinator, "run", redials=False, incarnation=2)
         assert second.said == []
-        case.shared.deposed("run", "term 2 has begun")
+        case.shared._runs.deposed("run", "term 2 has begun")
         for line in (case.line, second):
             assert [code for code, _ in line.refusals()] == [RefusalCode.MOVED]
         await case.shared.aclose()
@@ -402,7 +402,7 @@ def test_a_close_that_goes_with_its_coordinator_is_not_confirmed() -> None:
         await case.suspended()
         asking = asyncio.ensure_future(asked_to_close(case.coordinator))
         await asyncio.sleep(0.1)
-        case.shared.deposed("run", "another coordinator has it")
+        case.shared._runs.deposed("run", "another coordinator has it")
         status, said = await asking
         assert status == 503
         assert "this coordinator has it no more" in said["error"]

@@ -22,8 +22,8 @@ from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import Change, CloseRecord, Outcome, Phase, RunSettings
 from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
+from tests.coordinator.shared_ledger import until
 from tests.coordinator.test_history import NAMES, Case, Held
-from tests.coordinator.test_run_ownership import until
 from tests.loops import run_virtual
 
 
@@ -95,7 +95,7 @@ def test_in_every_phase_the_fields_are_the_same() -> None:
         case.run.post(on.CloseRequested("somebody", Outcome.STOPPED, "enough"))
         await until_phase(case, Phase.CLOSED)
         await note("closed")
-        await case.shared.lease_manager.hand_over(1.0)
+        await case.shared.hand_over_lease(1.0)
         await case.aclose()
         kept = await look(ledger, "run")
         assert kept is not None

@@ -36,7 +36,7 @@ from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Versioned
 from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
-from tests.coordinator.test_run_ownership import CONFIG, has_begun, new_coordinator, until
+from tests.coordinator.shared_ledger import CONFIG, has_begun, new_coordinator, until
 from tests.loops import run_virtual
 from tests.outlets import WholeMessages
 
@@ -188,11 +188,11 @@ def test_one_run_that_fails_when_the_ledger_is_back_does_not_keep_the_others_sus
     async def main() -> None:
         ledger = Faulty()
         shared, coordinator, faulty, other = await two_runs(ledger)
-        shared.ledger_lost("no answer", 1.0)
-        shared.lease_manager._is_suspended = True
+        shared._runs.suspend_all("no answer", 1.0)
+        shared.lease_manager.is_suspended = True
         assert coordinator.runs["other"].membership.phase is Phase.SUSPENDED
         failing(coordinator.runs["faulty"], Fault("a bug"))
-        shared.ledger_restored()
+        shared._runs.restore_all()
         await until(lambda: coordinator.runs["other"].membership.phase is Phase.ACTIVE)
         assert faulty.refusals()
         await is_well(coordinator, other)
@@ -294,8 +294,8 @@ def test_an_error_of_the_engine_with_the_lease_hands_all_runs_over_and_the_proce
         ledger.fault = lambda what, key: False
         await until(lambda: faulty.count(wire.Welcome) == 2 and other.count(wire.Welcome) == 2)
         assert shared.lease_manager.process != process
-        assert shared.lease_manager._ticker is not None
-        assert not shared.lease_manager._ticker.done()
+        assert shared._ticker is not None
+        assert not shared._ticker.done()
         await shared.aclose()
 
     run_virtual(main())

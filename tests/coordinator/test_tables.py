@@ -1,6 +1,6 @@
 """Member tables in a ledger: what a large run writes, and how it is taken over.
 
-In virtual time, as test_run_ownership.py.
+In virtual time, as shared_ledger.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
-from rallypoint.coordinator.lease_manager import delete_run
+from rallypoint.coordinator.run_removal import delete_run
 from rallypoint.coordinator.tables import Tables, read_members, table_room
 from rallypoint.core import election as e
 from rallypoint.core import events as on
@@ -22,7 +22,6 @@ from rallypoint.core.closing import HEAD_BYTES_MAX
 from rallypoint.core.tables import TABLE_BYTES_MAX
 from rallypoint.core.values import (
     Address,
-    Marks,
     NodeId,
     NodeInfo,
     Outcome,
@@ -36,7 +35,7 @@ from rallypoint.ledger.contract import SwapOutcome, Swapped, Unknown
 from rallypoint.ledger.keys import chunk_key, run_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.ledger.torch_backend import TorchBackendLedger
-from tests.coordinator.test_run_ownership import has_begun, new_coordinator, until
+from tests.coordinator.shared_ledger import has_begun, new_coordinator, until
 from tests.core.test_tables import LABELS, a_close, members, restarted
 from tests.loops import run_virtual
 
@@ -133,7 +132,7 @@ def test_a_run_whose_table_is_not_whole_is_refused_and_left_alone(damage: str) -
         first.claim("run")
         await has_begun(coordinator, "run")
         await met(ledger, coordinator)
-        await first.lease_manager.hand_over(1.0)
+        await first.hand_over_lease(1.0)
         await first.aclose()
         broken = (await ledger.chunks())[1]
         found = await ledger.read(broken)
@@ -228,7 +227,7 @@ def test_a_close_with_a_long_cause_is_taken() -> None:
         await has_begun(coordinator, "run")
         await met(ledger, coordinator)
         close, ledger.largest_bytes = a_close(20, 4_000), 0
-        shared.lease_manager.commit("run", close, SETTINGS, 0, Marks())
+        shared.commit(coordinator.runs["run"], close)
         await until(lambda: ledger.largest_bytes > 0)
         kept = (await ledger.head()).close
         assert kept is not None

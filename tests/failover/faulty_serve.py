@@ -55,7 +55,7 @@ def at_the_commit() -> None:
 
 
 def at_the_first_read() -> None:
-    read = LeaseManager._read
+    read = LeaseManager.read
 
     async def faulty(self: LeaseManager, key: str) -> e.Versioned | None:
         found = await read(self, key)
@@ -63,12 +63,12 @@ def at_the_first_read() -> None:
             die_once()
         return found
 
-    replace(LeaseManager, "_read", faulty)
+    replace(LeaseManager, "read", faulty)
 
 
 def around_the_swap(is_before: bool, number: int) -> None:
     """`number`: of the round that the register then has; 0: the run is claimed."""
-    swap = LeaseManager._swap
+    swap = LeaseManager.swap
 
     async def faulty(
         self: LeaseManager, key: str, expected: int | None, value: bytes
@@ -81,7 +81,7 @@ def around_the_swap(is_before: bool, number: int) -> None:
             die_once()
         return outcome
 
-    replace(LeaseManager, "_swap", faulty)
+    replace(LeaseManager, "swap", faulty)
 
 
 def at_the_publication() -> None:

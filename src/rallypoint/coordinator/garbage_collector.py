@@ -19,12 +19,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Final
 
 import msgspec
 
-from rallypoint.coordinator.lease_manager import closed_as_abandoned, delete_run
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.run_removal import closed_as_abandoned, delete_run
 from rallypoint.core import election as e
 from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerFormatError
 from rallypoint.ledger.contract import Ledger, Swapped, Versioned
@@ -45,6 +46,30 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
     closed_run_s: float = 3_600.0
     open_run_s: float = 7 * 86_400.0
     lease_s: float = 3_600.0
+
+
+def collector_for(
+    ledger: Ledger,
+    config: CoordinatorConfig,
+    own: Container[str],
+    claim: Callable[[str], None],
+    may_decide: Callable[[str], bool],
+) -> GarbageCollector:
+    """The garbage collector of a coordinator with this configuration, that has its `own` runs."""
+    keeping = Keeping(closed_run_s=config.closed_run_keep_s)
+    own_run = config.only_run
+    if own_run is None:
+        return GarbageCollector(ledger, keeping, own.__contains__, claim)
+    return GarbageCollector(
+        ledger,
+        keeping,
+        own.__contains__,
+        None,
+        look_s=ELECTED_LOOK_S,
+        sample=ELECTED_SAMPLE,
+        # Of the candidates of one run, its owner alone.
+        is_allowed=lambda: may_decide(own_run),
+    )
 
 
 class GarbageCollector:

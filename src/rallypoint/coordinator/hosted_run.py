@@ -21,6 +21,7 @@ from rallypoint.coordinator.connections import Connections
 from rallypoint.coordinator.event_queue import EventQueue
 from rallypoint.coordinator.history import History
 from rallypoint.coordinator.log_reader import SealedLog
+from rallypoint.coordinator.member_table import MemberTable
 from rallypoint.coordinator.run_memory import RunMemory
 from rallypoint.coordinator.run_timers import RunTimers
 from rallypoint.coordinator.session import Session
@@ -50,11 +51,9 @@ from rallypoint.core.values import (
     RoundRecord,
     Seat,
     Stamp,
-    told_rows,
 )
 from rallypoint.ledger.keys import run_key
 from rallypoint.wire import messages as wire
-from rallypoint.wire import parts
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -188,8 +187,7 @@ class HostedRun:
         )
         self._queue = EventQueue()
         self._is_draining = False
-        self._table: tuple[int, msgspec.Raw] | None = None
-        """The number of a round, and its member table as it is sent."""
+        self._table = MemberTable(self.memory.count_table)
 
     # -- events in -----------------------------------------------------------------------------
 
@@ -367,25 +365,12 @@ class HostedRun:
         return msgspec.structs.replace(waiting, other_runs=others)
 
     def send_members(self, session: Session, node: NodeId, request_id: int) -> None:
-        """The member table of the last round, for a member of it; for others an empty one.
-
-        The table is encoded once per round.
-        """
-        record = self.membership.round
-        number = self.membership.number
+        """The member table of the last round, for a member of it; for others an empty one."""
+        record, number = self.membership.round, self.membership.number
         if record is None or not self.membership.is_of_last_round(node):
             session.send(wire.encode(wire.Members(self.stamp, request_id, number, "", ())))
-            return
-        if self._table is None or self._table[0] != number:
-            rows = msgspec.Raw(msgspec.msgpack.encode(told_rows(record.members)))
-            self._table = (number, rows)
-            self.memory.count_table(len(rows))
-        _, rows = self._table
-        message = wire.EncodedMembers(self.stamp, request_id, number, record.head.digest, rows)
-        if len(rows) < parts.LARGE_FROM_BYTES:
-            session.send(wire.encode(message))
         else:
-            session.send_parts(parts.members_parts(message))
+            self._table.send(session, self.stamp, request_id, record)
 
     # -- the lease (on a ledger) ---------------------------------------------------------------
 

@@ -1,159 +1,182 @@
-"""Runs on a shared ledger: claimed, taken over, suspended and given up, between the coordinator and
-its lease manager.
+"""Runs on a ledger that coordinators share: claimed, taken over, committed, suspended, given up.
 
-The coordinator knows runs and connections, the lease manager knows the ledger; this file tells each
-what the other needs, and reads and writes the logs of the rounds' stores. It decides nothing.
+Drives the election: each run has a claim (`core/election`), whose requests are carried out here,
+and whose outcomes are told to the hosted runs (`owned_runs`). A claim allows what this process's
+lease allows (`lease_manager`). It decides nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+import msgspec
+
+from rallypoint.coordinator.claimed_run import ClaimedRun, with_record
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
-from rallypoint.coordinator.garbage_collector import (
-    ELECTED_LOOK_S,
-    ELECTED_SAMPLE,
-    GarbageCollector,
-    Keeping,
+from rallypoint.coordinator.garbage_collector import GarbageCollector, collector_for
+from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.coordinator.lease_manager import (
+    PAUSE_MAX_S,
+    HandingOver,
+    LeaseManager,
+    Lost,
+    NodesMustLeave,
+    Restored,
+    Suspended,
 )
-from rallypoint.coordinator.hosted_run import HostedRun, store_of
-from rallypoint.coordinator.lease_manager import LeaseManager
-from rallypoint.coordinator.log_reader import (
-    RETRY_S,
-    LogReader,
-    SealedLog,
-    StoreLostError,
-)
-from rallypoint.coordinator.log_records import UnreadableLogError, header_record
-from rallypoint.coordinator.round_log import LogId, first_log, older
+from rallypoint.coordinator.log_reader import SealedLog
+from rallypoint.coordinator.owned_runs import OwnedRuns
+from rallypoint.coordinator.run_removal import close_and_delete
 from rallypoint.coordinator.store_log import LogAppend, StoreLog
-from rallypoint.coordinator.supervision import Supervised
-from rallypoint.coordinator.tables import read_members, table_room
+from rallypoint.coordinator.supervision import Supervised, guarded, told
+from rallypoint.coordinator.tables import Tables, table_room
 from rallypoint.core import effects as do
+from rallypoint.core import election as e
 from rallypoint.core import events as on
-from rallypoint.core.election import RunRegister, RunState, Seen, Timing, UnreadableError
-from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
+from rallypoint.core.backoff import Backoff
 from rallypoint.core.store.store import RoundStore
-from rallypoint.core.suspension import SuspensionCause
-from rallypoint.core.values import Address, CloseRecord, NodeId, RoundMember, RoundRecord
-from rallypoint.errors import (
-    LedgerCorruptError,
-    LedgerError,
-    LedgerForeignError,
-    LedgerFormatError,
-    LedgerLimitError,
-)
-from rallypoint.ledger.contract import AppendOutcome, Created, Exists, Ledger, Unknown
-from rallypoint.ledger.keys import log_prefix
+from rallypoint.core.tables import Plan
+from rallypoint.core.values import Address, CloseRecord, RoundRecord
+from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerFormatError, LedgerLimitError
+from rallypoint.ledger.contract import Ledger
+from rallypoint.ledger.keys import FLOOR, lease_key, run_key
 
 _log = logging.getLogger("rallypoint.coordinator")
 
-NO_LOG: Final = "this ledger keeps no log of it, and its coordinator is gone"
-
-
-class _Preparing(NamedTuple):
-    """A round whose log is being created, before the round is committed."""
-
-    record: RoundRecord
-    task: asyncio.Task[None]
-
-
-class _Taking(NamedTuple):
-    """A run that is being taken over."""
-
-    term: int
-    task: asyncio.Task[None]
+LONGEST_TICK_S: Final = 0.1
+LONGEST_LOOK_S: Final = 1.0
+"""How often runs are looked at that are owned, and of which nothing is asked: there may be many."""
+FORGET_CLAIM_S: Final = 60.0
+"""A claim to a run of another process is dropped when no node has come for it for this long."""
 
 
 class RunOwnership:
-    """The runs of one coordinator on a shared ledger.
-
-    Implements `coordinator.Ownership` and `lease_manager.Runs`.
-    """
+    """The runs of one coordinator on a ledger. Implements `coordinator.Ownership`."""
 
     is_in_memory = False
 
     def __init__(self, ledger: Ledger, config: CoordinatorConfig) -> None:
-        timing = Timing.of(config.lease_ttl_s)
         self.lease_manager = LeaseManager(
             ledger,
-            self,
-            timing,
-            yield_after_s=config.yield_after_s,
+            e.Timing.of(config.lease_ttl_s),
             only_run=config.only_run or "",
             lease_token=config.lease_token,
             node=config.own_node,
         )
-        self._config = config
-        self._ledger = ledger
         self.ledger_id = ""
         """Known once the ledger has been reached."""
+        self._config = config
+        self._ledger = ledger
         self._own_node = config.own_node.name if config.own_node is not None else ""
-        self._coordinator: Coordinator | None = None
-        self._tasks = Supervised()
-        self._taking: dict[str, _Taking] = {}
-        self._preparing: dict[str, _Preparing] = {}
-        self._unreadable: dict[str, str] = {}
-        """Why runs could not be taken over, as it was logged last."""
+        self._claims: dict[str, ClaimedRun] = {}
+        self._tables = Tables(ledger)
+        self._writing: set[tuple[str, int]] = set()
+        """Runs and terms whose member table is being written, before the head that names it."""
+        self._requests = Supervised()
+        self._ticker: asyncio.Task[None] | None = None
+        self._sweeping = Supervised()
+        self._runs = OwnedRuns(
+            ledger, self.lease_manager, config, self.check_lease, self._renewed, self.may_decide
+        )
+        self._look_at_all_s = float("-inf")
+        self._failures = Backoff(config.lease_ttl_s, PAUSE_MAX_S)
+        self._rests_until_s = float("-inf")
+        self._run_failures: dict[str, Backoff] = {}
+        self._stays_away_s: dict[str, float] = {}
+        """Until when this process does not take a run that failed here."""
 
     # -- its life ------------------------------------------------------------------------------
 
     async def start(self, coordinator: Coordinator, addresses: tuple[Address, ...]) -> None:
         """Reach the ledger and take the lease. Raises LedgerError."""
         await self._ledger.open()
-        self._coordinator = coordinator
+        self._runs.coordinator = coordinator
         self.ledger_id = coordinator.ledger_id = self._ledger.ledger_id
         coordinator.table_bytes_max = table_room(self._ledger.limits)
-        self.lease_manager.start(addresses)
-        keeping = Keeping(closed_run_s=self._config.closed_run_keep_s)
-        self._sweep_for_ever(self._garbage_collector(coordinator, keeping))
-
-    def _garbage_collector(self, coordinator: Coordinator, keeping: Keeping) -> GarbageCollector:
-        def is_mine(run_id: str) -> bool:
-            return run_id in coordinator.runs
-
-        own_run = self._config.only_run
-        if own_run is None:
-            return GarbageCollector(self._ledger, keeping, is_mine, self.claim)
-        return GarbageCollector(
-            self._ledger,
-            keeping,
-            is_mine,
-            None,
-            look_s=ELECTED_LOOK_S,
-            sample=ELECTED_SAMPLE,
-            # Of the candidates of one run, its owner alone.
-            is_allowed=lambda: self.lease_manager.may_decide(own_run),
+        self.lease_manager.addresses = addresses
+        self.lease_manager.begin_anew()
+        self._ticker = self._requests.spawn(self._tick_for_ever(), self._process_failed)
+        self._collect_for_ever(
+            collector_for(self._ledger, self._config, coordinator.runs, self.claim, self.may_decide)
         )
 
-    def _sweep_for_ever(self, garbage_collector: GarbageCollector) -> None:
-        """What is not swept costs room and harms no run: an error ends one look, not sweeping."""
-
+    def _collect_for_ever(self, garbage_collector: GarbageCollector) -> None:
+        # What is not removed costs room and harms no run: an error ends one look, not all of them.
         def failed(error: Exception) -> None:
             _log.error("an unexpected error while sweeping the ledger", exc_info=error)
-            self._sweep_for_ever(garbage_collector)
+            self._collect_for_ever(garbage_collector)
 
-        self._tasks.spawn(garbage_collector.run(), failed)
+        self._sweeping.spawn(garbage_collector.run(), failed)
 
     async def hand_over(self, timeout_s: float, reason: str) -> None:
         """Say in the ledger that this coordinator is going, then send the nodes to look again."""
-        if self._coordinator is None:
+        coordinator = self._runs.coordinator
+        if coordinator is None:
             return
-        await self.lease_manager.hand_over(timeout_s)
-        for run in list(self._coordinator.runs.values()):
+        await self.hand_over_lease(timeout_s)
+        for run in list(coordinator.runs.values()):
             run.post(on.CommitRefused(reason, is_own_wish=True))
 
-    async def aclose(self) -> None:
-        """Stop. Idempotent. The ledger stays open: it is the caller's."""
-        await self._tasks.aclose()
-        await self.lease_manager.aclose()
+    async def hand_over_lease(self, timeout_s: float) -> None:
+        """Say in the ledger that this process is going: then nobody has to wait for the ttl."""
+        lease = self.lease_manager
+        lease.is_going = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._writing or any(each.claim.is_committing for each in self._all_claims()):
+                    await self._any_request()
+                self._hand_over(lease.holder)
+                self.check_lease()
+                while not (lease.holder.has_moved or lease.holder.is_lost):
+                    await self._any_request()
+        except TimeoutError:
+            _log.warning("the ledger has not taken this coordinator's goodbye: the ttl will do")
 
-    # -- what the coordinator and its runs ask for -------------------------------------------------
+    async def aclose(self) -> None:
+        """Stop. Idempotent. The lease is left to run out unless it was handed over. The ledger
+        stays open: it is the caller's."""
+        await self._sweeping.aclose()
+        await self._runs.aclose()
+        await self._requests.aclose()
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            now_s = _now_s()
+            if now_s >= self._rests_until_s:
+                guarded(self._process_failed, self._tick, now_s)
+            await asyncio.sleep(LONGEST_TICK_S)
+
+    def _tick(self, now_s: float) -> None:
+        holder = self.lease_manager.holder
+        self._do_lease(holder, holder.tick(now_s))
+        looks_at_all = now_s >= self._look_at_all_s
+        if looks_at_all:
+            yield_after_s = self._config.yield_after_s
+            after_s = LONGEST_LOOK_S if yield_after_s is None else yield_after_s / 10
+            self._look_at_all_s = now_s + min(LONGEST_LOOK_S, after_s)
+        for claimed in self._all_claims():
+            if looks_at_all or not claimed.claim.is_at_rest:
+                failed = partial(self._run_failed, claimed.run_id)
+                guarded(failed, self._tick_claim, claimed, now_s)
+        self._judge_lease(now_s)
+
+    def _tick_claim(self, claimed: ClaimedRun, now_s: float) -> None:
+        claim = claimed.claim
+        self._do(claimed, claim.tick(now_s))
+        if claim.state is e.ClaimState.IDLE and claimed.is_wanted_again:
+            claimed.is_wanted_again = False
+            self._do(claimed, claim.want(now_s))
+        self._yield_if_unheard(claimed, now_s)
+        is_busy = claim.state not in (e.ClaimState.IDLE, e.ClaimState.ELSEWHERE)
+        if not is_busy and now_s - claimed.wanted_s > FORGET_CLAIM_S:
+            self._forget(claimed.run_id)
+
+    # -- what the coordinator and its runs ask for ---------------------------------------------
 
     @property
     def process(self) -> str:
@@ -169,423 +192,389 @@ class RunOwnership:
         """A counter that advances while the lease is renewed."""
         return self.lease_manager.beat
 
-    def claim(self, run_id: str, seen: Seen | None = None) -> None:
-        """A node of the run is here. `seen`: see `LeaseManager.want`."""
-        self.lease_manager.want(run_id, seen)
-        if not self._own_node:
-            self.lease_manager.reached(run_id)
+    def may_decide(self, run_id: str) -> bool:
+        """Whether this process may decide for the run now."""
+        claimed = self._claims.get(run_id)
+        return claimed is not None and claimed.claim.may_decide(_now_s())
+
+    def may_answer(self, run: HostedRun) -> bool:
+        """Whether this process may answer calls of the run's store now."""
+        return self.may_decide(run.run_id)
+
+    def check_lease(self) -> None:
+        """Suspend all runs now if the last renewal is not fresh: before anything is decided.
+
+        The ticker does so too, but after a stall of the process events may come before it.
+        """
+        lease, now_s = self.lease_manager, _now_s()
+        if not lease.is_suspended and not lease.holder.may_decide(now_s):
+            guarded(self._process_failed, self._judge_lease, now_s)
+
+    def claim(self, run_id: str, seen: e.Seen | None = None) -> None:
+        """A node of the run is here: own the run, or find out which process does.
+
+        `seen`: since when this process has seen the owner's lease stand still.
+        """
+        guarded(partial(self._run_failed, run_id), self._want, run_id, _now_s(), seen)
+        claimed = self._claims.get(run_id)
+        # A node has reached this process, so it need not stay away from the run. The node that
+        # hosts it proves nothing.
+        may_take = _now_s() >= self._stays_away_s.get(run_id, 0.0)
+        if claimed is not None and not self._own_node and may_take:
+            claimed.claim.end_pause()
+
+    def _want(self, run_id: str, now_s: float, seen: e.Seen | None) -> None:
+        claimed = self._claims.get(run_id)
+        if claimed is None:
+            new = e.Claim(run_id, self._ledger.ledger_id, self.lease_manager.holder)
+            claimed = self._claims[run_id] = ClaimedRun(run_id, new)
+        claimed.wanted_s = now_s
+        claim = claimed.claim
+        if claim.state is e.ClaimState.ELSEWHERE and claimed.elsewhere is not None:
+            self._runs.send_elsewhere(run_id, claimed.elsewhere)
+        if claim.state is e.ClaimState.OWNED and claim.register is not None:
+            # It was won, but could not be begun.
+            self._runs.won(run_id, claim.register, claim.former_host)
+        if claim.state is e.ClaimState.LETTING_GO:
+            claimed.is_wanted_again = True
+        self._do(claimed, claim.want(now_s, seen))
 
     def commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
-        """Give a record to the ledger. A round's log is created first (R10)."""
-        if isinstance(record, CloseRecord) or not self._ledger.has_log:
+        """Write a record to the run's register. A round's log is created first (R10)."""
+        if isinstance(record, RoundRecord) and self._ledger.has_log:
+            self._runs.logs.create(run, record, self._commit)
+        else:
             self._commit(run, record)
-            return
-        preparing = self._preparing.get(run.run_id)
-        if preparing is not None and preparing.record == record:
-            return  # It is asked for again after an outage; the same task goes on.
-        if preparing is not None:
-            preparing.task.cancel()
-        task = self._spawn(run.run_id, self._commit_with_log(run, record))
-        self._preparing[run.run_id] = _Preparing(record, task)
 
     def _commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
-        membership = run.membership
-        self.lease_manager.commit(
-            run.run_id,
-            record,
-            membership.settings,
-            membership.restart_count,
-            membership.marks_with(record),
-            run.past(),
-        )
+        """The same record again, after an unknown outcome, is the same bytes again."""
+        claimed = self._owned(run)
+        if claimed is None:
+            return
+        claim, register = claimed.claim, claimed.register
+        if claim.is_committing or (run.run_id, register.term) in self._writing:
+            return
+        following = with_record(register, run, record)
+        if isinstance(record, RoundRecord):
+            plan = self._tables.plan(run.run_id, record.members)
+            following = msgspec.structs.replace(following, table=plan.table)
+            if plan.new:
+                self._writing.add((run.run_id, following.term))
+                work = self._write_table(claimed, plan, following)
+                self._request(work, run.run_id)
+                return
+        self._do(claimed, claim.commit(following, _now_s()))
+
+    async def _write_table(self, claimed: ClaimedRun, plan: Plan, following: e.RunRegister) -> None:
+        """The chunks first, then the head that names them. Until it is done or the run is lost."""
+        run_id = claimed.run_id
+        try:
+            while self._is_owned_in(following.term, claimed):
+                try:
+                    await self._tables.write(run_id, plan)
+                    break
+                except LedgerLimitError as error:
+                    self._runs.not_taken(run_id, str(error))
+                except LedgerError as error:
+                    self.lease_manager.problem = error.message
+                    _log.debug("run %s: its member table is not written: %s", run_id, error)
+                await asyncio.sleep(self.lease_manager.timing.retry_s)
+        finally:
+            self._writing.discard((run_id, following.term))
+        if self._is_owned_in(following.term, claimed):
+            self._do(claimed, claimed.claim.commit(following, _now_s()))
+
+    def _is_owned_in(self, term: int, claimed: ClaimedRun) -> bool:
+        # The term, too: the chunks of a plan belong to it, and a later one may remove them.
+        is_owned = self._claims.get(claimed.run_id) is claimed and claimed.is_owned
+        return is_owned and claimed.register.term == term
 
     def note(self, run: HostedRun, effect: do.Note) -> None:
-        """Write what is known of the round's members."""
-        self.lease_manager.note(
-            run.run_id, effect.serial, effect.marks, effect.restarts, run.past()
-        )
+        """Write what is known of the round's members, while nothing else is being written."""
+        claimed = self._owned(run)
+        if claimed is None:
+            return
+        assert not claimed.claim.is_committing, "something else is being written"
+        claimed.noting = effect.serial
+        changes = {"marks": effect.marks, "restarts": effect.restarts, "past": run.past()}
+        following = msgspec.structs.replace(claimed.register, **changes)
+        self._do(claimed, claimed.claim.commit(following, _now_s()))
 
-    async def _commit_with_log(self, run: HostedRun, record: RoundRecord) -> None:
-        """Create the round's log with its header, then commit the round.
-
-        So whoever finds the round in the ledger finds its log there, or knows that it was removed;
-        and each append needs the header, so that none succeeds once the log was dropped (R5).
-        """
-        log = first_log(record.head.term, record.head.number)
-        header = header_record(run.run_id, log.number, log.term)
-        try:
-            await self._create_log(run, record, log, header)
-        finally:
-            preparing = self._preparing.get(run.run_id)
-            if preparing is not None and preparing.task is asyncio.current_task():
-                del self._preparing[run.run_id]
-        if self._is_committing(run, record):
-            self._commit(run, record)
-
-    async def _create_log(
-        self, run: HostedRun, record: RoundRecord, log: LogId, header: bytes
-    ) -> None:
-        name = log.name(run.run_id)
-        problem = ""
-        while self._is_committing(run, record):
-            try:
-                outcome = await self._ledger.append(name, 0, header)
-            except LedgerError as error:
-                outcome = Unknown(error.message, error)
-            if isinstance(outcome, Created) or outcome == Exists(header):
-                return
-            why = outcome.reason if isinstance(outcome, Unknown) else "another log has its name"
-            problem = _told_once(run.run_id, "the round's log cannot be created", why, problem)
-            await asyncio.sleep(RETRY_S)
-
-    def _is_committing(self, run: HostedRun, record: RoundRecord) -> bool:
-        is_wanted = run.membership.unwritten == record and not run.membership.deposed
-        return is_wanted and self._run(run.run_id) is run
-
-    def forget(self, run_id: str) -> None:
-        """The run is over, and its records can go."""
-        self.lease_manager.let_go(run_id)
-
-    def failed(self, run_id: str, error: Exception) -> None:
-        """An unexpected error in a task of the run."""
-        run = self._run(run_id)
-        if run is not None:
-            run.fail(error)
-        else:
-            _log.error("run %s: an unexpected error", run_id, exc_info=error)
-
-    def gave_up(self, run: HostedRun) -> None:
-        """An unexpected error has ended the run on this coordinator: another may have it."""
-        self._stop_taking(run.run_id)
-        self.lease_manager.give_up(run.run_id)
+    def _owned(self, run: HostedRun) -> ClaimedRun | None:
+        """The claim to a run that has to be owned. Without it, the run is deposed."""
+        claimed = self._claims.get(run.run_id)
+        if claimed is not None and claimed.is_owned:
+            return claimed
+        self._runs.deposed(run.run_id, "the run is not this coordinator's")
+        return None
 
     def new_log(
         self, run: HostedRun, store: RoundStore, sealed: SealedLog | None
     ) -> StoreLog | None:
-        """The round's store with its log; the logs of the rounds before can go."""
-        record = run.membership.round
-        if not self._ledger.has_log or record is None:
-            return None
-        log = first_log(record.head.term, record.head.number)
-        limits = self._ledger.limits
-        oldest = sealed.replay.base if sealed else log
-        self._spawn(run.run_id, self._drop_older(run.run_id, oldest))
-        return StoreLog(
-            store,
-            run.membership.term,
-            run_id=run.run_id,
-            log=sealed.log if sealed else log,
-            next_index=sealed.next_index if sealed else 1,
-            batch_bytes_max=limits.record_bytes_max // 2,
-            record_bytes_max=limits.record_bytes_max,
-            record_cost_bytes=limits.record_cost_bytes,
-            replay=sealed.replay if sealed else None,
-        )
+        """The log of the present round around its store; None if the ledger keeps no logs."""
+        return self._runs.logs.open(run, store, sealed)
 
-    def check_lease(self) -> None:
-        """Suspend the runs if the lease does not stand; before anything is decided."""
-        self.lease_manager.check_lease()
-
-    def may_answer(self, run: HostedRun) -> bool:
-        """Whether the lease stands and the run is this coordinator's."""
-        return self.lease_manager.may_decide(run.run_id)
-
-    def append(self, run: HostedRun, store: StoreLog, record: LogAppend) -> None:
+    def append(self, run: HostedRun, log: StoreLog, record: LogAppend) -> None:
         """Write a record of the log of the run's present round."""
-        self._spawn(run.run_id, self._append(run, store, record))
+        self._runs.logs.append(run, log, record)
 
-    async def _append(self, run: HostedRun, store: StoreLog, record: LogAppend) -> None:
-        """Until the outcome is known, or the round is over: nothing is acknowledged meanwhile."""
-        log = record.log.name(run.run_id)
-        is_refused = False
-        while self._needs_log(run, store):
-            try:
-                outcome = await self._ledger.append(log, record.index, record.data)
-            except LedgerLimitError as error:
-                # The engine takes less than it should (etcd's --max-request-bytes): what was
-                # applied here cannot be taken back, so the run waits until the engine takes it.
-                self._suspend(run, SuspensionCause.APPEND, str(error))
-                is_refused = True
-                await asyncio.sleep(RETRY_S)
-                continue
-            if not isinstance(outcome, Unknown):
-                await self._appended(run, store, log, record.data, outcome)
-                break
-            await asyncio.sleep(RETRY_S)
-        if is_refused:
-            # Also where the round ended meanwhile: a cause is cleared by whoever raised it.
-            run.post(on.LedgerRestored(SuspensionCause.APPEND))
+    def gave_up(self, run: HostedRun) -> None:
+        """An unexpected error has ended the run on this coordinator: another may own it."""
+        self._runs.stop_taking_over(run.run_id)
+        self.give_up(run.run_id)
 
-    async def _appended(
-        self, run: HostedRun, store: StoreLog, log: str, data: bytes, outcome: AppendOutcome
-    ) -> None:
-        """The outcome is known. It means nothing if the round has ended meanwhile."""
-        if not self._needs_log(run, store):
-            return
-        if isinstance(outcome, Created) or outcome == Exists(data):
-            run.store.appended(store)
-            complete = store.take_complete()
-            if complete is not None:
-                self._spawn(run.run_id, self._drop_older(run.run_id, complete))
-        elif isinstance(outcome, Exists):
-            run.post(on.CommitRefused("another coordinator has sealed the round's log"))
-        else:
-            await self._log_is_gone(run, store, log)
+    def forget(self, run_id: str) -> None:
+        """The run is over: its register and its logs can go, if it is still this process's.
 
-    async def _log_is_gone(self, run: HostedRun, store: StoreLog, log: str) -> None:
-        """Somebody removed the log of a round that is on: it ends, if it is still this process's.
-
-        A successor drops the log once it has formed the next round. So this coordinator first finds
-        out whether it has been deposed: then it must not tell anybody that the round has ended.
+        Else it is left to its owner, or to a garbage collector: this process may have been cut off.
         """
-        await self.lease_manager.renewed()
-        if self._needs_log(run, store) and self.lease_manager.may_decide(run.run_id):
-            reason = f"log {log!r} was removed from the ledger"
-            _log.error("run %s: round %d: %s", run.run_id, run.membership.number, reason)
-            run.post(on.StoreLost(run.membership.number, reason))
-
-    def _needs_log(self, run: HostedRun, store: StoreLog) -> bool:
-        """Whether the store is that of the present round of a run of this process."""
-        is_present = run.store.current is store and self._run(run.run_id) is run
-        return is_present and not store.is_over and not run.membership.deposed
-
-    async def _drop_older(self, run_id: str, live: LogId | None) -> None:
-        """Drop the logs that nobody needs now that `live` is known to be the run's log."""
-        if live is None:
+        claimed = self._claims.get(run_id)
+        self._forget(run_id)
+        self._run_failures.pop(run_id, None)
+        self._stays_away_s.pop(run_id, None)
+        if claimed is None or claimed.claim.is_committing:
             return
+        if claimed.claim.may_decide(_now_s()):
+            assert claimed.claim.version is not None
+            self._request(self._delete(claimed.register, claimed.claim.version), run_id)
+
+    async def _delete(self, register: e.RunRegister, version: int) -> None:
         try:
-            for name in older(await self._ledger.logs(log_prefix(run_id)), live):
-                await self._ledger.drop_log(name)
+            await close_and_delete(self._ledger, register, version)
+        except (LedgerError, e.UnreadableError) as error:
+            _log.warning("run %s could not be swept from the ledger: %s", register.run_id, error)
+
+    def _forget(self, run_id: str) -> None:
+        self._claims.pop(run_id, None)
+        self._tables.forget(run_id)
+
+    # -- the election's actions ----------------------------------------------------------------
+
+    def _do(self, claimed: ClaimedRun, actions: list[e.Action]) -> None:
+        run_id = claimed.run_id
+        for action in actions:
+            match action:
+                case e.Elected():
+                    claimed.noting = None
+                    claimed.won(self._config.yield_after_s, self.lease_manager.timing, _now_s())
+                    self._tables.won(run_id, action.register)
+                    if action.register.term > 1:
+                        self._request(self._sweep_table(run_id), run_id)
+                    self._runs.won(run_id, action.register, action.former_host)
+                case e.RegisterWritten():
+                    unneeded = self._tables.committed(run_id, action.register)
+                    if unneeded:
+                        self._request(self._tables.remove(run_id, unneeded), run_id)
+                    noted, claimed.noting = claimed.noting, None
+                    self._runs.written(run_id, on.Committed() if noted is None else on.Noted(noted))
+                case e.Deposed():
+                    self._tables.forget(run_id)
+                    self._runs.deposed(run_id, action.reason)
+                case e.OwnedElsewhere():
+                    claimed.elsewhere = action.addresses
+                    self._runs.send_elsewhere(run_id, action.addresses)
+                case _:
+                    asking = partial(self._ask_for_run, claimed, action)
+                    self._request(self._carry_out(run_id, asking), run_id)
+
+    def _do_lease(self, holder: e.LeaseHolder, actions: list[e.Action]) -> None:
+        for action in actions:
+            assert isinstance(action, e.SwapLease)
+            asking = partial(self._swap_own_lease, holder, action)
+            self._request(self._carry_out(None, asking))
+
+    def _hand_over(self, holder: e.LeaseHolder) -> None:
+        self._do_lease(holder, holder.hand_over(_now_s()))
+
+    async def _carry_out(
+        self, run_id: str | None, asking: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """One request to the engine. One that cannot be made is made again by the next tick."""
+        try:
+            await asking()
+        except (e.UnreadableError, LedgerCorruptError, LedgerFormatError) as error:
+            self._cannot_be_read(run_id, getattr(error, "message", str(error)))
+        except LedgerLimitError as error:
+            if run_id is None:
+                self.lease_manager.problem = str(error)
+            else:
+                self._runs.not_taken(run_id, str(error))
         except LedgerError as error:
-            # The next round's store looks again, and whoever sweeps the run.
-            _log.debug("run %s: an old log stays for now: %s", run_id, error)
+            self.lease_manager.problem = error.message
+            _log.debug("the ledger does not answer: %s", error)
 
-    # -- what the lease manager tells --------------------------------------------------------------
+    async def _swap_own_lease(self, holder: e.LeaseHolder, action: e.SwapLease) -> None:
+        key = lease_key(action.process)
+        outcome = await self.lease_manager.swap(key, action.expected, action.value)
+        now_s = _now_s()
+        self._do_lease(holder, holder.swapped(action, outcome, now_s))
+        if holder is self.lease_manager.holder:
+            self._tick_all_claims(now_s)
+            self._judge_lease(now_s)
 
-    def won(self, run_id: str, register: RunRegister, former_host: NodeId | None) -> None:
-        """The run is this coordinator's. Told again while nobody has begun it."""
-        taking = self._taking.get(run_id)
-        if taking is not None and taking.term == register.term:
+    async def _ask_for_run(self, claimed: ClaimedRun, action: e.Action) -> None:
+        run_id, claim, ledger = claimed.run_id, claimed.claim, self.lease_manager
+        if self._claims.get(run_id) is not claimed:
             return
-        self._stop_taking(run_id)
-        task = self._spawn(run_id, self._take_over(run_id, register, former_host))
-        self._taking[run_id] = _Taking(register.term, task)
+        match action:
+            case e.ReadRun():
+                more = claim.run_read(action, await ledger.read(run_key(run_id)), _now_s())
+            case e.ReadLease():
+                lease = await ledger.read(lease_key(action.process))
+                more = claim.lease_read(action, lease, _now_s())
+            case e.ReadFloor():
+                more = claim.floor_read(action, await ledger.read(FLOOR), _now_s())
+            case e.SwapLease():
+                key = lease_key(action.process)
+                outcome = await ledger.swap(key, action.expected, action.value)
+                more = claim.lease_swapped(action, outcome, _now_s())
+            case e.SwapRun():
+                outcome = await ledger.swap(run_key(run_id), action.expected, action.value)
+                more = claim.run_swapped(action, outcome, _now_s())
+            case _:
+                raise AssertionError(action)
+        if self._claims.get(run_id) is claimed:
+            self._do(claimed, more)
 
-    def _stop_taking(self, run_id: str) -> None:
-        """Whoever takes a run over in a term that is past must neither begin it nor refuse it."""
-        taking = self._taking.pop(run_id, None)
-        if taking is not None:
-            taking.task.cancel()
-
-    async def _take_over(
-        self, run_id: str, register: RunRegister, former_host: NodeId | None
-    ) -> None:
-        """Seal the round's log, and begin with what is in it. Cancelled when the run is lost."""
-        assert self._coordinator is not None
-        # Its nodes may not be here yet: a claim that was turned down goes on to watch the owner.
-        run = self._coordinator.open_run(run_id)
+    async def _sweep_table(self, run_id: str) -> None:
+        """Remove what earlier owners have left of the run's tables."""
         try:
-            state = register.state(await self._members(run_id, register))
-            sealed, store_lost = None, ""
-            try:
-                sealed = await self._sealed_log(run_id, state)
-            except StoreLostError as error:
-                store_lost = str(error)
-                _log.warning("run %s: round %d ends: %s", run_id, register.number, error)
-            if self._run(run_id) is run and not run.is_claimed:
-                self._tell_outage(run)
-                run.begin(state, sealed, former_host, store_lost=store_lost)
-                self._unreadable.pop(run_id, None)
-                _log.info("run %s: coordinated here from term %d on", run_id, register.term)
-        except (UnreadableError, UnreadableLogError) as error:
-            self.unreadable(run_id, str(error))
-        finally:
-            taking = self._taking.get(run_id)
-            if taking is not None and taking.task is asyncio.current_task():
-                del self._taking[run_id]
+            await self._tables.sweep(run_id)
+        except LedgerError as error:
+            _log.debug("run %s: parts of old member tables stay for now: %s", run_id, error)
 
-    def _tell_outage(self, run: HostedRun) -> None:
-        """Reading the log took longer than the lease stands: the run begins SUSPENDED."""
-        self.lease_manager.check_lease()
-        if self.lease_manager.outage:
-            run.post(
-                on.LedgerLost(
-                    self.lease_manager.outage, self.lease_manager.away_s, SuspensionCause.LEASE
-                )
+    def _cannot_be_read(self, run_id: str | None, problem: str) -> None:
+        """What cannot be read is left as it is, and not asked for again until a node asks."""
+        _log.error("run %s: %s", run_id, problem)
+        if run_id is None:
+            return
+        claimed = self._claims.get(run_id)
+        if claimed is not None and claimed.claim.state is not e.ClaimState.OWNED:
+            self._forget(run_id)
+        self._runs.unreadable(run_id, problem)
+
+    # -- what becomes of the lease -------------------------------------------------------------
+
+    def _judge_lease(self, now_s: float) -> None:
+        for news in self.lease_manager.judge(now_s, self._owns_runs):
+            match news:
+                case Lost(reason):
+                    _log.warning("this coordinator lost its lease: %s", reason)
+                    self._tick_all_claims(now_s)  # which finds each run deposed
+                    for run_id in list(self._claims):
+                        self._forget(run_id)
+                    self.lease_manager.begin_anew()
+                case Suspended(reason, away_s):
+                    self._runs.suspend_all(reason, away_s)
+                case NodesMustLeave(away_s):
+                    self._runs.send_nodes_away(away_s)
+                case HandingOver():
+                    self._runs.hand_over_all()
+                case Restored():
+                    self._runs.restore_all()
+
+    def _owns_runs(self) -> bool:
+        return any(each.claim.state is e.ClaimState.OWNED for each in self._claims.values())
+
+    def _tick_all_claims(self, now_s: float) -> None:
+        for claimed in self._all_claims():
+            guarded(
+                partial(self._run_failed, claimed.run_id),
+                lambda each=claimed: self._do(each, each.claim.tick(now_s)),
             )
 
-    async def _members(self, run_id: str, register: RunRegister) -> tuple[RoundMember, ...]:
-        """The member table. Nobody is expected in a run that is closed.
+    async def _renewed(self) -> None:
+        """Wait until a renewal that is sent from now on was done: nobody has revoked the lease."""
+        since_s = _now_s()
+        while not self.lease_manager.holder.was_renewed_since(since_s):
+            await self._any_request()
 
-        Raises UnreadableError: then the run is not begun, and nothing of it is changed.
-        """
-        if register.close is not None:
-            return register.table.rows if register.table is not None else ()
-        problem = ""
-        while True:
-            try:
-                return await read_members(self._ledger, run_id, register.table)
-            except UnreadableError:
-                # A later owner may have replaced the table: then this one is deposed. If its lease
-                # turns out to be good, nobody has sealed after it, and the table is really damaged.
-                await self.lease_manager.renewed()
-                raise
-            except (LedgerCorruptError, LedgerForeignError, LedgerFormatError) as error:
-                raise UnreadableError(error.message) from error
-            except LedgerError as error:
-                what = "the member table cannot be read"
-                problem = _told_once(run_id, what, error.message, problem)
-                await asyncio.sleep(RETRY_S)
+    # -- a coordinator that no other node reaches ----------------------------------------------
 
-    async def _sealed_log(self, run_id: str, state: RunState) -> SealedLog | None:
-        """R5: after the seal, nothing that the former owner still writes can be in the log.
-
-        None if there is no round. Raises StoreLostError and UnreadableLogError.
-        """
-        assert self._coordinator is not None
-        record, limits = state.round, self._coordinator.config.store_limits
-        if record is None or state.close is not None:
-            return None
-        if not self._ledger.has_log:
-            raise StoreLostError(NO_LOG)
-        reader = LogReader(
-            self._ledger,
-            run_id,
-            record.head,
-            state.term,
-            new_store=lambda: store_of(record, limits),
-            make_sure=self.lease_manager.renewed,
-        )
-        return await reader.sealed()
-
-    def elsewhere(self, run_id: str, addresses: tuple[Address, ...]) -> None:
-        """Another coordinator has the run: its nodes go there."""
-        run = self._run(run_id)
-        if run is None or run.is_claimed or self._coordinator is None:
+    def _yield_if_unheard(self, claimed: ClaimedRun, now_s: float) -> None:
+        resignation = claimed.resignation
+        if resignation is None or not claimed.claim.may_decide(now_s):
             return
-        listed = ", ".join(map(str, addresses))
-        message = f"run {run_id!r} has its coordinator at {listed}"
-        if not set(addresses).isdisjoint(self.lease_manager.addresses):
-            # The lease is a predecessor's, which listened here: "there" would be this process.
-            message = (
-                f"the coordinator at {listed} was started again, and takes run {run_id!r} "
-                "when the lease of its predecessor has ended"
-            )
-        run.turn_away(Refusal(RefusalCode.ELSEWHERE, message, addresses=addresses))
-        self._coordinator.drop_run(run)
-
-    def deposed(self, run_id: str, reason: str) -> None:
-        """The run is not this coordinator's any more."""
-        self._stop_taking(run_id)
-        run = self._run(run_id)
-        if run is None:
+        if self._runs.hears_others(claimed.run_id):
+            resignation.heard()
             return
-        if run.is_claimed:
-            run.post(on.CommitRefused(reason))
-        else:
-            run.turn_away(Refusal(RefusalCode.MOVED, reason))
-            if self._coordinator is not None:
-                self._coordinator.drop_run(run)
+        resignation.unheard(now_s)
+        if resignation.should_look(now_s):
+            self._request(self._yield_to_another(claimed, resignation), claimed.run_id)
 
-    def committed(self, run_id: str) -> None:
-        """The record is in the ledger."""
-        run = self._run(run_id)
-        if run is not None:
-            # In this order: once it goes on, the run gives a record that is not committed again.
-            run.post(on.Committed())
-            run.post(on.LedgerRestored(SuspensionCause.COMMIT))
+    async def _yield_to_another(self, claimed: ClaimedRun, resignation: e.Resignation) -> None:
+        run_id = claimed.run_id
+        try:
+            others = await self.lease_manager.others(run_id)
+        except (LedgerError, e.UnreadableError) as error:
+            _log.debug("run %s: who else could coordinate it cannot be read: %s", run_id, error)
+            return
+        now_s = _now_s()
+        is_ours = self._claims.get(run_id) is claimed and claimed.claim.may_decide(now_s)
+        if is_ours and resignation.should_yield(others, now_s):
+            reason = "no other node reaches this coordinator: it yields"
+            _log.warning("run %s: %s", run_id, reason)
+            self._do(claimed, claimed.claim.let_go(now_s, resignation.pause_s()))
+            self._runs.deposed(run_id, reason)
 
-    def noted(self, run_id: str, serial: int) -> None:
-        """The marks are in the ledger."""
-        run = self._run(run_id)
-        if run is not None:
-            run.post(on.Noted(serial))
-            run.post(on.LedgerRestored(SuspensionCause.COMMIT))
+    # -- unexpected errors ---------------------------------------------------------------------
 
-    def hears_others(self, run_id: str) -> bool:
-        """Its own node proves nothing, unless that is all there is."""
-        run, own = self._run(run_id), self._own_node
-        if run is None or not run.is_claimed:
-            return False
-        return (
-            run.is_closed
-            or run.connections.hears_another_than(own)
-            or (bool(own) and _is_enough(run, own))
-        )
+    def _run_failed(self, run_id: str, error: Exception) -> None:
+        """What belongs to a run has failed: the run ends here, and other runs go on."""
+        _log.error("run %s: an unexpected error", run_id, exc_info=error)
+        self.give_up(run_id)
+        self._runs.failed(run_id, error)
 
-    def ledger_lost(self, reason: str, away_s: float) -> None:
-        """SUSPENDED: sessions stay, active rounds go on, nobody is judged."""
-        _log.warning("suspended: %s", ledger_unreachable(away_s, reason))
-        for run in self._claimed_runs():
-            run.post(on.LedgerLost(reason, away_s, SuspensionCause.LEASE))
+    def give_up(self, run_id: str) -> None:
+        """Let go of a run after an error in it, and stay away from it for a while.
 
-    def handing_over(self) -> None:
-        """SUSPENDED, until the ledger says that the lease is moving, and the nodes are sent off."""
-        for run in self._claimed_runs():
-            run.post(on.LedgerLost("this coordinator hands over", cause=SuspensionCause.LEASE))
+        Another process may take it at once; this one does later, from the run's register.
+        """
+        claimed = self._claims.get(run_id)
+        if claimed is None:
+            return
+        first = Backoff(self.lease_manager.timing.ttl_s, PAUSE_MAX_S)
+        now_s = _now_s()
+        pause_s = self._run_failures.setdefault(run_id, first).next_s(now_s)
+        self._stays_away_s[run_id] = now_s + pause_s
 
-    def ledger_restored(self) -> None:
-        """Go on."""
-        _log.warning("the ledger answers again")
-        for run in self._claimed_runs():
-            run.supervised(run.lease_stands)
+        try:
+            self._do(claimed, claimed.claim.let_go(now_s, pause_s))
+        except Exception as error:  # noqa: BLE001 - as in `guarded`
+            # Its register names this process, which takes it anew if a node asks for the run.
+            _log.error("run %s: it cannot be let go of", run_id, exc_info=error)
+            self._forget(run_id)
 
-    def send_away(self, away_s: float) -> None:
-        """Nodes that cannot read the ledger may reach another replica; those that can, look."""
-        reason = ledger_unreachable(away_s, self.lease_manager.outage)
-        for run in self._claimed_runs():
-            run.supervised(run.connections.send_away, Refusal(RefusalCode.MOVED, reason))
-
-    def not_taken(self, run_id: str, reason: str) -> None:
-        """The ledger does not take the run's record: shown like an outage, until Committed."""
-        run = self._run(run_id)
-        if run is not None and run.is_claimed:
-            self._suspend(run, SuspensionCause.COMMIT, reason)
-
-    def _suspend(self, run: HostedRun, cause: SuspensionCause, reason: str) -> None:
-        if reason not in run.membership.suspension.reasons:
-            _log.error("run %s is suspended: %s", run.run_id, reason)
-        run.post(on.LedgerLost(reason, cause=cause))
-
-    def unreadable(self, run_id: str, reason: str) -> None:
-        """The run's register or log cannot be read: nothing of it is touched."""
-        run = self._run(run_id)
-        if run is not None and run.is_claimed:
-            self._suspend(run, SuspensionCause.COMMIT, f"its register cannot be read: {reason}")
-        elif run is not None and self._coordinator is not None:
-            message = f"run {run_id!r} cannot be taken over: {reason}"
-            if self._unreadable.get(run_id) != reason:
-                self._unreadable[run_id] = reason
-                _log.error("%s", message)
-            hint = "another release may have written it; look at the ledger before you clear it"
-            run.turn_away(Refusal(RefusalCode.LIMIT, message, hint))
-            self._coordinator.drop_run(run)
+    def _process_failed(self, error: Exception) -> None:
+        """What belongs to the process has failed: it hands its lease over, and begins anew."""
+        _log.error("an unexpected error: this coordinator gives up its lease", exc_info=error)
+        now_s = _now_s()
+        self._rests_until_s = now_s + self._failures.next_s(now_s)
+        former = self.lease_manager.begin_anew()
+        for run_id in list(self._claims):
+            self._forget(run_id)
+            self._runs.deposed(run_id, f"an error in this coordinator: {told(error)}")
+        guarded(_lease_not_handed_over, self._hand_over, former)
 
     # -- helpers -------------------------------------------------------------------------------
 
-    def _run(self, run_id: str) -> HostedRun | None:
-        return self._coordinator.runs.get(run_id) if self._coordinator is not None else None
+    def _all_claims(self) -> list[ClaimedRun]:
+        return list(self._claims.values())
 
-    def _claimed_runs(self) -> list[HostedRun]:
-        runs = self._coordinator.runs.values() if self._coordinator is not None else ()
-        return [run for run in runs if run.is_claimed]
+    def _request(self, work: Coroutine[Any, Any, None], run_id: str = "") -> None:
+        """Make a request in the background, for one run or (without `run_id`) for the process."""
+        failed = partial(self._run_failed, run_id) if run_id else self._process_failed
+        self._requests.spawn(work, failed)
 
-    def _spawn(self, run_id: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run it in the background, for one run: an unexpected error ends the run here."""
-        return self._tasks.spawn(work, partial(self.failed, run_id))
-
-
-def _is_enough(run: HostedRun, node: str) -> bool:
-    """Whether the run needs no other node, and had none."""
-    membership = run.membership
-    settings, last = membership.settings, membership.round
-    alone = last is None or all(member.name == node for member in last.members)
-    return alone and settings is not None and settings.min_nodes <= 1
+    async def _any_request(self) -> None:
+        """Wait until some request is answered, or for a tick."""
+        done_first = asyncio.FIRST_COMPLETED
+        await asyncio.wait(self._requests.running, timeout=LONGEST_TICK_S, return_when=done_first)
 
 
-def _told_once(run_id: str, what: str, why: str, before: str) -> str:
-    """Log a problem, unless it is the one that was logged `before`."""
-    problem = f"{what}: {why}"
-    if problem != before:
-        _log.warning("run %s: %s", run_id, problem)
-    return problem
+def _lease_not_handed_over(error: Exception) -> None:
+    _log.error("the lease cannot be handed over, so it runs out", exc_info=error)
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

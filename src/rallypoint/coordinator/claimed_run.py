@@ -1,0 +1,66 @@
+"""A run that a process has claimed on a ledger: its claim, and what goes with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.core import election as e
+from rallypoint.core.closing import bounded_close
+from rallypoint.core.values import Address, CloseRecord, RoundRecord
+
+
+class ClaimedRun:
+    """One run. `claim` decides; the rest is forgotten with it."""
+
+    def __init__(self, run_id: str, claim: e.Claim) -> None:
+        self.run_id = run_id
+        self.claim = claim
+        self.wanted_s = 0.0
+        """When a node came for it last."""
+        self.is_wanted_again = False
+        """Whether a node has come while this process was letting go of it."""
+        self.elsewhere: tuple[Address, ...] | None = None
+        """Where its coordinator is, if another process owns it."""
+        self.noting: int | None = None
+        """The serial number of the note that is being written, if one is."""
+        self.resignation: e.Resignation | None = None
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether this process owns the run, as far as it knows."""
+        return self.claim.state is e.ClaimState.OWNED and self.claim.register is not None
+
+    @property
+    def register(self) -> e.RunRegister:
+        """The run's register, as it was read or written last."""
+        assert self.claim.register is not None
+        return self.claim.register
+
+    def won(self, yield_after_s: float | None, timing: e.Timing, now_s: float) -> None:
+        """The run is owned. `yield_after_s`: see CoordinatorConfig."""
+        if yield_after_s is not None:
+            if self.resignation is None:
+                self.resignation = e.Resignation(yield_after_s, timing.ttl_s)
+            self.resignation.won(now_s)
+
+
+def with_record(
+    register: e.RunRegister, run: HostedRun, record: RoundRecord | CloseRecord
+) -> e.RunRegister:
+    """The register with this record. The table of a round is put in once its place is known."""
+    membership = run.membership
+    changes: dict[str, Any] = {"past": run.past()}
+    if isinstance(record, CloseRecord):
+        changes["close"] = bounded_close(record)
+    else:
+        changes["round"] = record.head
+    return msgspec.structs.replace(
+        register,
+        settings=membership.settings,
+        restarts=membership.restart_count,
+        marks=membership.marks_with(record),
+        **changes,
+    )

@@ -1,0 +1,201 @@
+"""Writes the logs of rounds' stores to a ledger: creates them, appends, drops those before.
+
+What is in a log is `store_log`'s and `log_records`'. Reading one at a takeover is `log_reader`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, NamedTuple
+
+from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.coordinator.log_reader import RETRY_S, SealedLog
+from rallypoint.coordinator.log_records import header_record
+from rallypoint.coordinator.round_log import LogId, first_log, older
+from rallypoint.coordinator.store_log import LogAppend, StoreLog
+from rallypoint.core import events as on
+from rallypoint.core.store.store import RoundStore
+from rallypoint.core.suspension import SuspensionCause
+from rallypoint.core.values import RoundRecord
+from rallypoint.errors import LedgerError, LedgerLimitError
+from rallypoint.ledger.contract import AppendOutcome, Created, Exists, Ledger, Unknown
+from rallypoint.ledger.keys import log_prefix
+
+_log = logging.getLogger("rallypoint.coordinator")
+
+
+class _Creating(NamedTuple):
+    """A round whose log is being created, before the round is committed."""
+
+    record: RoundRecord
+    task: asyncio.Task[None]
+
+
+class LogWriter:
+    """The logs of all runs of one coordinator on one ledger.
+
+    `spawn` runs work of a run in the background. `is_ours` says, after a renewal of the lease that
+    is sent from now on, whether this process owns the run.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        spawn: Callable[[str, Coroutine[Any, Any, None]], asyncio.Task[None]],
+        is_ours: Callable[[str], Awaitable[bool]],
+    ) -> None:
+        self._ledger = ledger
+        self._spawn = spawn
+        self._is_ours = is_ours
+        self._creating: dict[str, _Creating] = {}
+
+    # -- before a round is committed -----------------------------------------------------------
+
+    def create(
+        self, run: HostedRun, record: RoundRecord, commit: Callable[[HostedRun, RoundRecord], None]
+    ) -> None:
+        """Create the round's log with its header, then commit the round.
+
+        So a process that finds the round in the ledger finds its log there, or knows that it was
+        removed; and no append succeeds once the log was dropped, as each needs the header (R5).
+        """
+        creating = self._creating.get(run.run_id)
+        if creating is not None and creating.record == record:
+            return  # It is asked for again after an outage; the same task goes on.
+        if creating is not None:
+            creating.task.cancel()
+        task = self._spawn(run.run_id, self._create_and_commit(run, record, commit))
+        self._creating[run.run_id] = _Creating(record, task)
+
+    async def _create_and_commit(
+        self, run: HostedRun, record: RoundRecord, commit: Callable[[HostedRun, RoundRecord], None]
+    ) -> None:
+        try:
+            await self._create(run, record)
+        finally:
+            creating = self._creating.get(run.run_id)
+            if creating is not None and creating.task is asyncio.current_task():
+                del self._creating[run.run_id]
+        if _is_committing(run, record):
+            commit(run, record)
+
+    async def _create(self, run: HostedRun, record: RoundRecord) -> None:
+        log = first_log(record.head.term, record.head.number)
+        header = header_record(run.run_id, log.number, log.term)
+        told = ""
+        while _is_committing(run, record):
+            try:
+                outcome = await self._ledger.append(log.name(run.run_id), 0, header)
+            except LedgerError as error:
+                outcome = Unknown(error.message, error)
+            if isinstance(outcome, Created) or outcome == Exists(header):
+                return
+            why = outcome.reason if isinstance(outcome, Unknown) else "another log has its name"
+            if why != told:
+                told = why
+                _log.warning("run %s: the round's log cannot be created: %s", run.run_id, why)
+            await asyncio.sleep(RETRY_S)
+
+    # -- while the round is on -----------------------------------------------------------------
+
+    def open(self, run: HostedRun, store: RoundStore, sealed: SealedLog | None) -> StoreLog | None:
+        """The log of the present round around its store; None if the ledger keeps no logs.
+
+        `sealed`: the log that `store` was read from, if it is not new. Logs of the rounds before
+        are dropped.
+        """
+        record = run.membership.round
+        if not self._ledger.has_log or record is None:
+            return None
+        log = first_log(record.head.term, record.head.number)
+        limits = self._ledger.limits
+        oldest = sealed.replay.base if sealed else log
+        self._spawn(run.run_id, self._drop_older(run.run_id, oldest))
+        return StoreLog(
+            store,
+            run.membership.term,
+            run_id=run.run_id,
+            log=sealed.log if sealed else log,
+            next_index=sealed.next_index if sealed else 1,
+            batch_bytes_max=limits.record_bytes_max // 2,
+            record_bytes_max=limits.record_bytes_max,
+            record_cost_bytes=limits.record_cost_bytes,
+            replay=sealed.replay if sealed else None,
+        )
+
+    def append(self, run: HostedRun, log: StoreLog, record: LogAppend) -> None:
+        """Write a record of the log of the run's present round."""
+        self._spawn(run.run_id, self._append(run, log, record))
+
+    async def _append(self, run: HostedRun, log: StoreLog, record: LogAppend) -> None:
+        """Until the outcome is known, or the round is over: nothing is acknowledged meanwhile."""
+        name = record.log.name(run.run_id)
+        is_refused = False
+        while _needs(run, log):
+            try:
+                outcome = await self._ledger.append(name, record.index, record.data)
+            except LedgerLimitError as error:
+                # The engine takes less than it should (etcd's --max-request-bytes): what was
+                # applied here cannot be taken back, so the run waits until the engine takes it.
+                suspend(run, SuspensionCause.APPEND, str(error))
+                is_refused = True
+                await asyncio.sleep(RETRY_S)
+                continue
+            if not isinstance(outcome, Unknown):
+                await self._appended(run, log, name, record.data, outcome)
+                break
+            await asyncio.sleep(RETRY_S)
+        if is_refused:
+            # Also where the round ended meanwhile: a cause is cleared by the part that raised it.
+            run.post(on.LedgerRestored(SuspensionCause.APPEND))
+
+    async def _appended(
+        self, run: HostedRun, log: StoreLog, name: str, data: bytes, outcome: AppendOutcome
+    ) -> None:
+        """The outcome is known. It means nothing if the round has ended meanwhile."""
+        if not _needs(run, log):
+            return
+        if isinstance(outcome, Created) or outcome == Exists(data):
+            run.store.appended(log)
+            complete = log.take_complete()
+            if complete is not None:
+                self._spawn(run.run_id, self._drop_older(run.run_id, complete))
+        elif isinstance(outcome, Exists):
+            run.post(on.CommitRefused("another coordinator has sealed the round's log"))
+        # The log was removed. A successor drops it once it has formed the next round. So this
+        # process first finds out whether it is deposed: then it must not end the round.
+        elif await self._is_ours(run.run_id) and _needs(run, log):
+            reason = f"log {name!r} was removed from the ledger"
+            _log.error("run %s: round %d: %s", run.run_id, run.membership.number, reason)
+            run.post(on.StoreLost(run.membership.number, reason))
+
+    async def _drop_older(self, run_id: str, live: LogId | None) -> None:
+        """Drop the logs that are not needed now that `live` is known to be the run's log."""
+        if live is None:
+            return
+        try:
+            for name in older(await self._ledger.logs(log_prefix(run_id)), live):
+                await self._ledger.drop_log(name)
+        except LedgerError as error:
+            # The next round's store looks again, and so does the garbage collector.
+            _log.debug("run %s: an old log stays for now: %s", run_id, error)
+
+
+def suspend(run: HostedRun, cause: SuspensionCause, reason: str) -> None:
+    """The ledger does not take what the run has to write: the run waits, and shows the reason."""
+    if reason not in run.membership.suspension.reasons:
+        _log.error("run %s is suspended: %s", run.run_id, reason)
+    run.post(on.LedgerLost(reason, cause=cause))
+
+
+def _is_committing(run: HostedRun, record: RoundRecord) -> bool:
+    is_wanted = run.membership.unwritten == record and not run.membership.deposed
+    return is_wanted and not run.is_forgotten
+
+
+def _needs(run: HostedRun, log: StoreLog) -> bool:
+    """Whether this is the log of the present round of a run of this process."""
+    is_present = run.store.current is log and not run.is_forgotten
+    return is_present and not log.is_over and not run.membership.deposed

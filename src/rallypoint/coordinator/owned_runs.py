@@ -1,0 +1,245 @@
+"""The hosted runs of a coordinator on a ledger, as their claims and its lease go.
+
+`run_ownership` calls this part with the outcomes of the election; here they become events of the
+runs and refusals for their nodes. What the last owner of a run has left is read in `takeover`, logs
+are written in `log_writer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, NamedTuple
+
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.coordinator import Coordinator
+from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.coordinator.lease_manager import LeaseManager
+from rallypoint.coordinator.log_records import UnreadableLogError
+from rallypoint.coordinator.log_writer import LogWriter, suspend
+from rallypoint.coordinator.supervision import Supervised
+from rallypoint.coordinator.takeover import read_and_seal
+from rallypoint.core import events as on
+from rallypoint.core.election import RunRegister, UnreadableError
+from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
+from rallypoint.core.suspension import SuspensionCause
+from rallypoint.core.values import Address, NodeId
+from rallypoint.ledger.contract import Ledger
+
+_log = logging.getLogger("rallypoint.coordinator")
+
+
+class _TakeOver(NamedTuple):
+    """A run that is being taken over."""
+
+    term: int
+    task: asyncio.Task[None]
+
+
+class OwnedRuns:
+    """The runs of one coordinator. `coordinator` is None until it has started.
+
+    `check_lease` suspends all runs if the lease does not stand. `renewed` returns once a renewal
+    was sent and confirmed. `may_decide` says whether this process may decide for a run now.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        lease: LeaseManager,
+        config: CoordinatorConfig,
+        check_lease: Callable[[], None],
+        renewed: Callable[[], Awaitable[None]],
+        may_decide: Callable[[str], bool],
+    ) -> None:
+        self.coordinator: Coordinator | None = None
+        self._ledger = ledger
+        self._lease = lease
+        self._store_limits = config.store_limits
+        self._own_node = config.own_node.name if config.own_node is not None else ""
+        self._check_lease = check_lease
+        self._renewed = renewed
+        self._may_decide = may_decide
+        self._tasks = Supervised()
+        self.logs = LogWriter(ledger, self._spawn, self._is_ours)
+        self._taking_over: dict[str, _TakeOver] = {}
+        self._unreadable: dict[str, str] = {}
+        """Why runs could not be taken over, as it was logged last."""
+
+    async def aclose(self) -> None:
+        """Give up what is under way. Idempotent."""
+        await self._tasks.aclose()
+
+    # -- what has become of a run's claim ------------------------------------------------------
+
+    def won(self, run_id: str, register: RunRegister, former_host: NodeId | None) -> None:
+        """The run is this process's: begin it. Called again while nobody has begun it."""
+        taking = self._taking_over.get(run_id)
+        if taking is not None and taking.term == register.term:
+            return
+        self.stop_taking_over(run_id)
+        task = self._spawn(run_id, self._take_over(run_id, register, former_host))
+        self._taking_over[run_id] = _TakeOver(register.term, task)
+
+    def stop_taking_over(self, run_id: str) -> None:
+        """A takeover in a term that is past must neither begin the run nor refuse its nodes."""
+        taking = self._taking_over.pop(run_id, None)
+        if taking is not None:
+            taking.task.cancel()
+
+    async def _take_over(
+        self, run_id: str, register: RunRegister, former_host: NodeId | None
+    ) -> None:
+        """Read and seal what the last owner has left, and begin. Cancelled when the run is lost."""
+        assert self.coordinator is not None
+        # Its nodes may not be here yet: a claim that was turned down goes on to watch the owner.
+        run = self.coordinator.open_run(run_id)
+        try:
+            left = await read_and_seal(self._ledger, register, self._store_limits, self._renewed)
+            if not run.is_forgotten and not run.is_claimed:
+                self._post_outage(run)
+                run.begin(left.state, left.sealed, former_host, store_lost=left.store_lost)
+                self._unreadable.pop(run_id, None)
+                _log.info("run %s: coordinated here from term %d on", run_id, register.term)
+        except (UnreadableError, UnreadableLogError) as error:
+            self.unreadable(run_id, str(error))
+        finally:
+            taking = self._taking_over.get(run_id)
+            if taking is not None and taking.task is asyncio.current_task():
+                del self._taking_over[run_id]
+
+    def _post_outage(self, run: HostedRun) -> None:
+        """Where the takeover took longer than the lease stands, the run begins SUSPENDED."""
+        self._check_lease()
+        lease = self._lease
+        if lease.outage:
+            away_s = lease.holder.renewed_ago_s(asyncio.get_running_loop().time())
+            run.post(on.LedgerLost(lease.outage, away_s, SuspensionCause.LEASE))
+
+    def written(self, run_id: str, event: on.Committed | on.Noted) -> None:
+        """What was given last is in the ledger."""
+        run = self._run(run_id)
+        if run is not None:
+            # In this order: once it goes on, the run gives a record that is not committed again.
+            run.post(event)
+            run.post(on.LedgerRestored(SuspensionCause.COMMIT))
+
+    def send_elsewhere(self, run_id: str, addresses: tuple[Address, ...]) -> None:
+        """Another process owns the run: its nodes go there."""
+        run = self._run(run_id)
+        if run is None or run.is_claimed or self.coordinator is None:
+            return
+        listed = ", ".join(map(str, addresses))
+        message = f"run {run_id!r} has its coordinator at {listed}"
+        if not set(addresses).isdisjoint(self._lease.addresses):
+            # The lease is a predecessor's, which listened here: "there" would be this process.
+            message = (
+                f"the coordinator at {listed} was started again, and takes run {run_id!r} "
+                "when the lease of its predecessor has ended"
+            )
+        run.turn_away(Refusal(RefusalCode.ELSEWHERE, message, addresses=addresses))
+        self.coordinator.drop_run(run)
+
+    def deposed(self, run_id: str, reason: str) -> None:
+        """The run is not this process's any more."""
+        self.stop_taking_over(run_id)
+        run = self._run(run_id)
+        if run is None:
+            return
+        if run.is_claimed:
+            run.post(on.CommitRefused(reason))
+        else:
+            run.turn_away(Refusal(RefusalCode.MOVED, reason))
+            assert self.coordinator is not None
+            self.coordinator.drop_run(run)
+
+    def not_taken(self, run_id: str, reason: str) -> None:
+        """The ledger does not take the run's record: shown like an outage, until Committed."""
+        run = self._run(run_id)
+        if run is not None and run.is_claimed:
+            suspend(run, SuspensionCause.COMMIT, reason)
+
+    def unreadable(self, run_id: str, reason: str) -> None:
+        """The run's register or log cannot be read: nothing of it is touched."""
+        run = self._run(run_id)
+        if run is not None and run.is_claimed:
+            suspend(run, SuspensionCause.COMMIT, f"its register cannot be read: {reason}")
+        elif run is not None and self.coordinator is not None:
+            message = f"run {run_id!r} cannot be taken over: {reason}"
+            if self._unreadable.get(run_id) != reason:
+                self._unreadable[run_id] = reason
+                _log.error("%s", message)
+            hint = "another release may have written it; look at the ledger before you clear it"
+            run.turn_away(Refusal(RefusalCode.LIMIT, message, hint))
+            self.coordinator.drop_run(run)
+
+    def failed(self, run_id: str, error: Exception) -> None:
+        """An unexpected error in what belongs to the run."""
+        run = self._run(run_id)
+        if run is not None:
+            run.fail(error)
+
+    def hears_others(self, run_id: str) -> bool:
+        """Whether another node than the own one is heard, or the run needs no other."""
+        run, own = self._run(run_id), self._own_node
+        if run is None or not run.is_claimed:
+            return False
+        is_heard = run.is_closed or run.connections.hears_another_than(own)
+        return is_heard or (bool(own) and _is_enough(run, own))
+
+    # -- what has become of the lease ----------------------------------------------------------
+
+    def suspend_all(self, reason: str, away_s: float) -> None:
+        """SUSPENDED: sessions stay, active rounds go on, nobody is judged."""
+        _log.warning("suspended: %s", ledger_unreachable(away_s, reason))
+        for run in self._claimed():
+            run.post(on.LedgerLost(reason, away_s, SuspensionCause.LEASE))
+
+    def send_nodes_away(self, away_s: float) -> None:
+        """Nodes that cannot read the ledger may reach another replica; the others look there."""
+        why = ledger_unreachable(away_s, self._lease.outage)
+        for run in self._claimed():
+            run.supervised(run.connections.send_away, Refusal(RefusalCode.MOVED, why))
+
+    def hand_over_all(self) -> None:
+        """SUSPENDED, until the ledger says that the lease is moving, and the nodes are sent off."""
+        for run in self._claimed():
+            reason = "this coordinator hands over"
+            run.post(on.LedgerLost(reason, cause=SuspensionCause.LEASE))
+
+    def restore_all(self) -> None:
+        """Go on."""
+        _log.warning("the ledger answers again")
+        for run in self._claimed():
+            run.supervised(run.lease_stands)
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _run(self, run_id: str) -> HostedRun | None:
+        return self.coordinator.runs.get(run_id) if self.coordinator is not None else None
+
+    def _claimed(self) -> list[HostedRun]:
+        runs = self.coordinator.runs.values() if self.coordinator is not None else ()
+        return [run for run in runs if run.is_claimed]
+
+    async def _is_ours(self, run_id: str) -> bool:
+        await self._renewed()
+        return self._may_decide(run_id)
+
+    def _spawn(self, run_id: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run it in the background, for one run: an unexpected error ends the run here."""
+        return self._tasks.spawn(work, partial(self._task_failed, run_id))
+
+    def _task_failed(self, run_id: str, error: Exception) -> None:
+        if self._run(run_id) is None:
+            _log.error("run %s: an unexpected error", run_id, exc_info=error)
+        self.failed(run_id, error)
+
+
+def _is_enough(run: HostedRun, node: str) -> bool:
+    """Whether the run needs no other node, and had none."""
+    settings, last = run.membership.settings, run.membership.round
+    is_alone = last is None or all(member.name == node for member in last.members)
+    return is_alone and settings is not None and settings.min_nodes <= 1

@@ -1,0 +1,82 @@
+"""Removes runs from a ledger: their logs, their member tables, and last their registers.
+
+When a run may be removed is decided elsewhere: by its coordinator, or by the garbage collector.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from rallypoint.coordinator.tables import remove_all
+from rallypoint.core import election as e
+from rallypoint.core.values import CloseRecord, Outcome
+from rallypoint.errors import LedgerUnreachableError
+from rallypoint.ledger.contract import Conflict, Ledger, Swapped, Unknown
+from rallypoint.ledger.keys import FLOOR, log_prefix, run_key
+
+
+async def raise_floor(ledger: Ledger, register: e.RunRegister) -> None:
+    """Let runs that begin from now on begin above this one (R1, R13). Raises LedgerError."""
+    found = await ledger.read(FLOOR)
+    while True:
+        floor = e.NO_FLOOR if found is None else e.decode_floor(found.value)
+        raised = floor.raised(register)
+        if raised == floor and found is not None:
+            return
+        outcome = await ledger.swap(
+            FLOOR, None if found is None else found.version, e.encode(raised)
+        )
+        match outcome:
+            case Swapped():
+                return
+            case Unknown():
+                raise outcome.error or LedgerUnreachableError(outcome.reason)
+            case Conflict(current):
+                found = current
+
+
+async def delete_run(ledger: Ledger, register: e.RunRegister, version: int) -> None:
+    """Remove a closed run, unless its register has moved on. Raises LedgerError.
+
+    An open run must not be removed: it may be taken over meanwhile, and needs its log then (R10).
+    """
+    run_id = register.run_id
+    # The floor first, the register last: a process that finds no register finds the floor raised.
+    # The logs before the register: once that is gone, a new run may make logs of the same names.
+    await raise_floor(ledger, register)
+    if ledger.has_log:
+        for log in await ledger.logs(log_prefix(run_id)):
+            current = await ledger.read(run_key(run_id))
+            if current is None or current.version != version:
+                return
+            await ledger.drop_log(log)
+    await remove_all(ledger, run_id, register.term)
+    await ledger.delete(run_key(run_id), version)
+
+
+async def close_and_delete(ledger: Ledger, register: e.RunRegister, version: int) -> None:
+    """Remove a run of this process that nobody is in. Raises LedgerError.
+
+    An open run is closed first: if it is another process's by now, nothing is done (R5).
+    """
+    if register.close is None:
+        closed = msgspec.structs.replace(
+            register, sequence=register.sequence + 1, close=_nobody_came(register)
+        )
+        outcome = await ledger.swap(run_key(register.run_id), version, e.encode(closed))
+        if not isinstance(outcome, Swapped):
+            return  # Another process has it; or nobody knows, and a node or a collector finds it.
+        version = outcome.version
+    await delete_run(ledger, register, version)
+
+
+def closed_as_abandoned(register: e.RunRegister) -> e.RunRegister:
+    """The run, closed by a process that is not its owner, whose lease has ended (R5)."""
+    return msgspec.structs.replace(
+        register, term=register.term + 1, owner="", sequence=0, close=_nobody_came(register)
+    )
+
+
+def _nobody_came(register: e.RunRegister) -> CloseRecord:
+    why = "nobody was in it for too long"
+    return CloseRecord(Outcome.STOPPED, why, "", register.term, register.number)

@@ -1,0 +1,110 @@
+"""What the last owner of a run has left in the ledger: its members, and its round's store.
+
+Read and sealed before the run begins here. Nothing of the run is changed, but for the seal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+from rallypoint.coordinator.hosted_run import store_of
+from rallypoint.coordinator.log_reader import RETRY_S, LogReader, SealedLog, StoreLostError
+from rallypoint.coordinator.tables import read_members
+from rallypoint.core.election import RunRegister, RunState, UnreadableError
+from rallypoint.core.store import StoreLimits
+from rallypoint.core.values import RoundMember
+from rallypoint.errors import (
+    LedgerCorruptError,
+    LedgerError,
+    LedgerForeignError,
+    LedgerFormatError,
+)
+from rallypoint.ledger.contract import Ledger
+
+_log = logging.getLogger("rallypoint.coordinator")
+
+NO_LOG: Final = "this ledger keeps no log of it, and its coordinator is gone"
+
+
+class Left(NamedTuple):
+    """`sealed`: the log of the round's store. `store_lost`: why there is none, though there is a
+    round that is not over."""
+
+    state: RunState
+    sealed: SealedLog | None
+    store_lost: str
+
+
+async def read_and_seal(
+    ledger: Ledger,
+    register: RunRegister,
+    limits: StoreLimits,
+    renewed: Callable[[], Awaitable[None]],
+) -> Left:
+    """All that is needed to go on with the run. Waits for a ledger that does not answer.
+
+    `renewed` returns once a renewal of the lease was sent and confirmed. Raises UnreadableError and
+    UnreadableLogError: then the run is not begun, and nothing of it is changed.
+    """
+    state = register.state(await _members(ledger, register, renewed))
+    try:
+        return Left(state, await _sealed_log(ledger, register.run_id, state, limits, renewed), "")
+    except StoreLostError as error:
+        _log.warning("run %s: round %d ends: %s", register.run_id, register.number, error)
+        return Left(state, None, str(error))
+
+
+async def _members(
+    ledger: Ledger, register: RunRegister, renewed: Callable[[], Awaitable[None]]
+) -> tuple[RoundMember, ...]:
+    """The member table. Of a closed run, what its head has: nobody is expected in it."""
+    if register.close is not None:
+        return register.table.rows if register.table is not None else ()
+    told = ""
+    while True:
+        try:
+            return await read_members(ledger, register.run_id, register.table)
+        except UnreadableError:
+            # A later owner may have replaced the table: then this one is deposed. If its lease
+            # turns out to be good, nobody has sealed after it, and the table is really damaged.
+            await renewed()
+            raise
+        except (LedgerCorruptError, LedgerForeignError, LedgerFormatError) as error:
+            raise UnreadableError(error.message) from error
+        except LedgerError as error:
+            if error.message != told:
+                told = error.message
+                _log.warning(
+                    "run %s: the member table cannot be read: %s", register.run_id, error.message
+                )
+            await asyncio.sleep(RETRY_S)
+
+
+async def _sealed_log(
+    ledger: Ledger,
+    run_id: str,
+    state: RunState,
+    limits: StoreLimits,
+    renewed: Callable[[], Awaitable[None]],
+) -> SealedLog | None:
+    """The log of the round's store; None if there is no round.
+
+    R5: after the seal, nothing that the former owner still writes can be in the log.
+    """
+    record = state.round
+    if record is None or state.close is not None:
+        return None
+    if not ledger.has_log:
+        raise StoreLostError(NO_LOG)
+    reader = LogReader(
+        ledger,
+        run_id,
+        record.head,
+        state.term,
+        new_store=lambda: store_of(record, limits),
+        make_sure=renewed,
+    )
+    return await reader.sealed()
