@@ -18,6 +18,7 @@ from rallypoint.core.tables import (
     CHUNK_BYTES,
     INLINE_BYTES_MAX,
     RANKS_PER_CHUNK,
+    Plan,
     TableKeeper,
     members_of,
     pieces,
@@ -95,7 +96,7 @@ class TestStoring:
 
     def test_an_engine_of_one_value_has_all_in_the_head(self):
         rows = members(2_000)
-        assert TableKeeper(1, None, is_inline=True).plan(rows) == (Table(rows=rows), ())
+        assert TableKeeper(1, None, is_inline=True).plan(rows) == Plan(Table(rows=rows), ())
 
     def test_unchanged_chunks_are_not_written_again(self):
         store, keeper, rows = Store(), TableKeeper(1, None), members(10_000)

@@ -144,7 +144,7 @@ def test_the_end_of_a_round_and_of_the_run_are_said_once() -> None:
     teller.gone(errors.RunClosedError(run_over("run", close)))
     assert said == [
         "[] round 1 has ended: b lost: its connection closed; looking for the cause",
-        "[] error: run '' has ended: failed: \ufffd[2Jbad batch (by b)",
+        "[] error: run '' has ended: failed: \\x1b[2Jbad batch (by b)",
     ]
 
 

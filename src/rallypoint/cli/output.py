@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from rallypoint.cli import descriptors
-from rallypoint.core import reasons
+from rallypoint.core.printable import escaped
 from rallypoint.errors import RallypointError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def print_json(body: Any) -> None:
 
 def clean(text: str, *, lines: bool = False) -> str:
     """The text without anything that a terminal would obey; `lines` keeps its line breaks."""
-    return reasons.escaped(text, lines=lines)
+    return escaped(text, lines=lines)
 
 
 def cell(text: object, style: str = "") -> Text:

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-
 from rallypoint.core.sizes import size_text
+from rallypoint.core.values import FrozenStruct
 
 BYTES_MIN: Final = 16 * 1024**2
 """A smaller budget would refuse the largest messages of a single node."""
@@ -28,7 +27,7 @@ CALL_BYTES_MAX: Final = 16 * 1024**2
 HOW_TO_RAISE: Final = "raise it where the coordinator starts: --memory or RALLYPOINT_MEMORY"
 
 
-class Excess(msgspec.Struct, frozen=True):
+class Excess(FrozenStruct, frozen=True):
     """Why so many bytes more are refused: what the run keeps, what all keep, and the limit."""
 
     name: str

@@ -10,7 +10,9 @@ Nothing here knows of sessions or runs. Times and durations are in seconds, on t
 from __future__ import annotations
 
 import enum
-from typing import Final, NamedTuple
+from typing import Final
+
+from rallypoint.core.values import FrozenStruct
 
 RESERVED: Final = 8
 """One part in so many of each limit is left to accounts that have less than such a part."""
@@ -24,7 +26,7 @@ EVICT_AFTER_S: Final = 60.0
 """A run that has had a round is kept for so long after its last connection, in any case."""
 
 
-class Account(NamedTuple):
+class Account(FrozenStruct, frozen=True):
     """Who a connection belongs to. `token` names the token and does not tell it."""
 
     token: str = ""
@@ -112,7 +114,7 @@ class Idle(enum.Enum):
     """It has had rounds, and is not closed."""
 
 
-class Keep(NamedTuple):
+class Keep(FrozenStruct, frozen=True):
     """For how long runs are kept to which no node is connected."""
 
     closed_s: float

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from rallypoint.core.past import PastLoss
-from rallypoint.core.printable import escaped as escaped
+from rallypoint.core.printable import escaped
 from rallypoint.core.values import (
     NAME_LENGTH_MAX,
     NAMES_SHOWN_MAX,
@@ -422,11 +422,6 @@ def describe_end_of_run(run_id: str, close: CloseRecord) -> str:
     who = f"rank {cause.failure.rank} on {some(cause.nodes)}"
     lines = "\n".join(f"  | {line}" for line in cause.failure.last_lines)
     return f"{text}\nthe last lines of {who}:\n{lines}"
-
-
-def printable(text: str) -> str:
-    """The text without characters that a terminal obeys: other machines wrote parts of it."""
-    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
 
 
 def tidy_failure(failure: Failure) -> Failure:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final
 
 import msgspec
 
@@ -39,7 +39,7 @@ TABLE_BYTES_MAX: Final = 128 << 20
 ROW_OVERHEAD_BYTES: Final = 16 + 2 + SECRET_HASH_BYTES
 
 
-class Piece(NamedTuple):
+class Piece(FrozenStruct, frozen=True):
     """A chunk's content."""
 
     digest: bytes
@@ -47,7 +47,7 @@ class Piece(NamedTuple):
     data: bytes
 
 
-class Plan(NamedTuple):
+class Plan(FrozenStruct, frozen=True):
     """How a table is to be stored: `new` has the chunks to write before a head names `table`."""
 
     table: Table

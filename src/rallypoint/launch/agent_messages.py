@@ -10,6 +10,7 @@ import signal
 from rallypoint.client.node import Round
 from rallypoint.core import reasons
 from rallypoint.core.addresses import OwnAddress
+from rallypoint.core.printable import escaped
 from rallypoint.core.values import Change, CloseRecord, FailureKind
 
 
@@ -55,4 +56,4 @@ def of_meeting(found: Round, own: OwnAddress | None, close: CloseRecord) -> str:
 
 def shown(text: str) -> str:
     """Without what a terminal would obey: some of it comes from other machines."""
-    return reasons.printable(text)
+    return escaped(text, lines=True)

@@ -22,6 +22,7 @@ from rallypoint import errors
 from rallypoint.client.node import Node, Round
 from rallypoint.client.waiting import Waits, Why, on_standby, while_waiting
 from rallypoint.core import reasons
+from rallypoint.core.printable import escaped
 from rallypoint.core.telling import Lines
 from rallypoint.core.values import Change, ChangeKind, CloseRecord
 
@@ -95,7 +96,7 @@ class Teller:
             self._tell(why.text)
 
     def _tell(self, text: str) -> None:
-        self._say(reasons.printable(f"[{self._name}] {text}"))
+        self._say(escaped(f"[{self._name}] {text}", lines=True))
 
 
 def _to_log(text: str) -> None:
@@ -139,7 +140,7 @@ class _StderrHandler(logging.Handler):
         text = record.getMessage()
         if not text.startswith("["):
             level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-            text = f"[{_PACKAGE}] {level}{reasons.printable(self.format(record))}"
+            text = f"[{_PACKAGE}] {level}{escaped(self.format(record), lines=True)}"
         if self._started_by != os.getpid():  # the first line, or the first in a child of fork()
             self._started_by = os.getpid()
             self._lines = queue.SimpleQueue()
