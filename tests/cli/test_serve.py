@@ -126,7 +126,7 @@ def test_a_port_that_is_taken(
 def test_an_address_of_another_machine(cli: Cli) -> None:
     done = cli("serve", "--host", "192.0.2.1", "--port", "0", "--insecure")
     assert done.code == 2
-    assert "192.0.2.1 is no address of this machine" in done.err
+    assert "192.0.2.1 is not an address of this machine" in done.err
 
 
 def test_a_token_file_that_others_can_read_is_told(cli: Cli, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_nodes_that_wait_are_told_of_who_came_for_another_run() -> None:
             with pytest.raises(errors.JoinTimeoutError) as caught:
                 raise host._join_timeout(1.0, waiting)
             assert caught.value.hint == (
-                "give the nodes of one job the same run id; others here ask for 'job-42'"
+                "give all nodes of one job the same run id; other nodes here ask for 'job-42'"
             )
 
     run_clean(main)

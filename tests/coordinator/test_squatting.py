@@ -32,7 +32,7 @@ def test_a_conflict_names_who_set_the_settings_and_what_to_do() -> None:
     refusal = here.attach("job", "n0", **JOBS).refusal
     assert refusal.code is RefusalCode.CONFLICT
     assert "min_nodes: the run has 7, this node 2" in refusal.message
-    assert "node 'x' on host 'h' has set them 12 s ago" in refusal.message
+    assert "node 'x' on host 'h' set the run's settings 12 s ago" in refusal.message
     assert "rallypoint close" in refusal.hint
 
 

@@ -370,7 +370,7 @@ class TestDone:
         assert driver.phase is Phase.ACTIVE
         driver.leave("b")
         assert driver.run.close is not None
-        assert driver.run.close.reason == "1 of at least 2 nodes remain; done: 1"
+        assert driver.run.close.reason == "1 of at least 2 nodes remain, and 1 finished"
 
     def test_who_was_in_no_round_cannot_be_done(self) -> None:
         driver = meet("a", "b", max=3)

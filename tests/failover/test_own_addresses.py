@@ -193,9 +193,9 @@ def test_an_address_of_another_host_is_refused(net: Network, fleet: Fleet) -> No
     fleet.start(one, *endpoint, "--local-addr", "127.0.0.1")
     fleet.start(one, *endpoint, "--local-addr", "localhost", hosts="127.0.0.1 localhost\n")
     foreign, loopback, name = fleet.end(2, 2, 2)
-    assert f"local address '{other.address}' is no address of this machine" in foreign
+    assert f"local address '{other.address}' is not an address of this machine" in foreign
     for said in (loopback, name):
-        assert "means every machine itself, and other machines are expected" in said
+        assert "reaches only this machine, but other machines are expected" in said
     for said in (foreign, loopback, name):
         assert f"which has {one.address} (eth0)" in said.splitlines()[-1]
 

@@ -46,7 +46,7 @@ def test_the_end_names_who_failed_and_shows_its_last_lines() -> None:
 
 
 def test_nothing_that_is_shown_moves_the_cursor() -> None:
-    assert agent_messages.shown("a\n\tb é") == "a\n\tb é"
+    assert agent_messages.shown("a\n\tb é") == "a\n        b é"
     assert "\x1b" not in agent_messages.shown("\x1b[2J")
 
 

@@ -250,7 +250,7 @@ def _bind_error(where: Address, error: OSError) -> UsageError:
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return UsageError(
-            f"{where.host} is no address of this machine",
+            f"{where.host} is not an address of this machine",
             hint="give one of its own addresses, or `--host ::` for all of them",
         )
     return UsageError(f"cannot listen at {where}: {problem}", hint="give another --host or --port")

@@ -132,10 +132,10 @@ def local_addr_problem(
     if not found or not interfaces:
         return ""  # It may mean something elsewhere; and the system may not say what it has.
     if all(map(is_loopback, found)):
-        return "" if is_alone else "means every machine itself, and other machines are expected"
+        return "" if is_alone else "reaches only this machine, but other machines are expected"
     own = {literal(each.address) for each in interfaces}
     is_own = any(is_loopback(each) or literal(each) in own for each in found)
-    return "" if is_own else "is no address of this machine"
+    return "" if is_own else "is not an address of this machine"
 
 
 def named(interfaces: Sequence[Interface]) -> str:

@@ -822,7 +822,7 @@ class Membership:
             self._remove(lost, ChangeKind.NODE_LOST, detail)
         ended = [member for member in members if not member.is_troubled]
         if ended:
-            self._remove(ended, ChangeKind.NODE_LEFT, "its connection ended with its work")
+            self._remove(ended, ChangeKind.NODE_LEFT, "its connection ended after its work")
 
     def _advance_active(self, settings: RunSettings) -> None:
         in_round = self.roster.count(Bucket.IN_ROUND)

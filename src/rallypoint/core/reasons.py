@@ -1,8 +1,7 @@
-"""Every "not yet" and every "no", as data: the same value feeds the error, the log and the page.
+"""Reasons for waiting, for a refusal and for an end, as data; and their words.
 
-A reason is decided where the rule is (membership, sealing, a session) and put into words here, so
-that a user reads the same sentence in a traceback, in `rallypoint status` and in the coordinator's
-log.
+A reason is made where the rule is: in `membership`, in a session, in a coordinator. Its words are
+made here, so the error, the log, `rallypoint status` and the page say the same sentence.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Waiting(FrozenStruct, frozen=True):
     held_back_s: float | None = None
     ready_names: tuple[str, ...] = ()
     other_runs: tuple[str, ...] = ()
-    """Other runs for which nodes have come to the same coordinator, and wait as well."""
+    """Other runs of the same coordinator whose nodes wait as well."""
 
     def __str__(self) -> str:
         if self.ledger_away_s is not None:
@@ -65,7 +64,7 @@ class Waiting(FrozenStruct, frozen=True):
         return "; ".join(self._clauses())
 
     def without_times(self) -> Waiting:
-        """The same reason without its durations: equal as long as only time passes."""
+        """The same reason without its durations: it stays equal while only time passes."""
         return msgspec.structs.replace(
             self,
             since_s=0.0,
@@ -91,8 +90,8 @@ class Waiting(FrozenStruct, frozen=True):
             clauses.append(f"last call ends in {self.last_call_s:.1f} s")
         if self.guard_s is not None:
             clauses.append(
-                f"{some(self.suspects, len(self.suspects))} went missing together, so nobody is "
-                f"declared lost for {self.guard_s:.0f} s"
+                f"{some(self.suspects, len(self.suspects))} went missing together, so no node "
+                f"is declared lost for {self.guard_s:.0f} s"
             )
         if self.held_back_s is not None:
             clauses.append(
@@ -108,14 +107,14 @@ class Waiting(FrozenStruct, frozen=True):
 
     @property
     def hint(self) -> str:
-        """What is likely to be wrong, and what to do about it; "" if nothing is known."""
+        """What is probably wrong, and what to do about it; "" if that is not known."""
         if not self.other_runs:
             return ""
         listed = ", ".join(map(repr, self.other_runs))
-        return f"give the nodes of one job the same run id; others here ask for {listed}"
+        return f"give all nodes of one job the same run id; other nodes here ask for {listed}"
 
     def _stopping(self) -> str:
-        """How long those of the missing that stop their workers may still take."""
+        """How much longer nodes may take that are missing because they stop their workers."""
         if not self.stopping:
             return ""
         are_all = self.stopping_count == self.missing_count
@@ -124,12 +123,12 @@ class Waiting(FrozenStruct, frozen=True):
 
 
 def ledger_unreachable(away_s: float, why: str) -> str:
-    """The same words wherever it is shown. `away_s` is by the clock of who says so (R9)."""
+    """Why the ledger cannot be used. `away_s`: measured by the process that says so (R9)."""
     return f"ledger unreachable for {away_s:.1f} s: {why}"
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 9 min 50 s."""
+    """A duration in words: 9 min 50 s."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -141,7 +140,7 @@ def duration(seconds: float) -> str:
 
 
 class RefusalCode(enum.StrEnum):
-    """Why a coordinator refuses a node. `client` turns each into one class of error."""
+    """Why a coordinator refuses a node. The client has one class of error for each."""
 
     TOKEN = "token"
     VERSION = "version"
@@ -156,11 +155,11 @@ class RefusalCode(enum.StrEnum):
     ELSEWHERE = "elsewhere"
     """Another process coordinates the run, at the refusal's addresses."""
     MOVED = "moved"
-    """This process coordinates the run no longer: look in the ledger who does."""
+    """This process does not coordinate the run any more: the ledger says which one does."""
 
 
 class Refusal(FrozenStruct, frozen=True):
-    """A "no" to a node, with what it must know to put it right."""
+    """Why a node is refused, and what its user can do about it."""
 
     code: RefusalCode
     message: str
@@ -169,7 +168,7 @@ class Refusal(FrozenStruct, frozen=True):
     close: CloseRecord | None = None
     addresses: tuple[Address, ...] = ()
     run_id: str = ""
-    """The run that the coordinator has instead, if it is a node's own."""
+    """The only run of the coordinator, if that is inside a node."""
 
     def __str__(self) -> str:
         return self.message
@@ -178,16 +177,17 @@ class Refusal(FrozenStruct, frozen=True):
 def conflict(
     run_id: str, conflicts: tuple[SettingConflict, ...], set_by: str = "", *, is_new: bool = False
 ) -> Refusal:
-    """The node's settings are not those of the run: both values are shown.
+    """The node's settings differ from those of the run. Both values of each are shown.
 
-    `set_by`: who set them, and when. `is_new`: the run has had no round, so it can be begun anew.
+    `set_by`: which node set them, and when. `is_new`: the run has had no round, so it can be begun
+    anew.
     """
     listed = "; ".join(str(each) for each in conflicts)
-    hint = "start every node of a run with the same settings; the first to arrive sets them"
+    hint = "start every node of a run with the same settings; the first node sets them"
     if is_new:
         hint += (
-            "; if that node is not of this job, use another run id, or end its run with "
-            "`rallypoint close`, and start again"
+            "; if that node is not part of this job, use another run id, or end its run with "
+            "`rallypoint close` and start again"
         )
     return Refusal(
         RefusalCode.CONFLICT,
@@ -199,12 +199,12 @@ def conflict(
 
 
 def settings_set_by(name: str, host: str, ago_s: float) -> str:
-    """Which node was the first of the run, and when it came."""
-    return f"node {name!r} on host {host!r} has set them {ago_s:.0f} s ago"
+    """Which node set the run's settings: its first one."""
+    return f"node {name!r} on host {host!r} set the run's settings {ago_s:.0f} s ago"
 
 
 def name_taken(name: str, host: str) -> Refusal:
-    """Another live node has the name: it was probed, and answered."""
+    """Another node has the name. It was asked whether it lives, and it does."""
     return Refusal(
         RefusalCode.NAME_TAKEN,
         f"a live node on host {host!r} already has the name {name!r} in this run",
@@ -213,44 +213,45 @@ def name_taken(name: str, host: str) -> Refusal:
 
 
 def not_the_member(name: str) -> Refusal:
-    """A connection claims to be a member, by its incarnation, and cannot prove it."""
+    """A connection names the incarnation of a member, and does not prove to be that node."""
     return Refusal(
         RefusalCode.NAME_TAKEN,
-        f"node {name!r} is a member of this run, and this connection did not show its secret",
-        hint="a node resumes only from the process that attached; start it again to attach anew",
+        f"node {name!r} is a member of this run, but this connection did not show its secret",
+        hint="only the process that attached can resume; start the node again to attach anew",
     )
 
 
 def other_run(run_id: str, asked: str) -> Refusal:
-    """The coordinator is that of one run, in a node, and the node asks for another."""
+    """The coordinator is inside a node and has one run, and the node asks for another one."""
     return Refusal(
         RefusalCode.OTHER_RUN,
-        f"this coordinator runs {run_id!r}, and this node asked for {asked!r}",
-        hint="give every node the same run id; several runs at one address need a "
-        "`rallypoint serve` there, or a port for each",
+        f"this coordinator has only run {run_id!r}, and this node asked for run {asked!r}",
+        hint="give every node the same run id; for several runs at one address start "
+        "`rallypoint serve` there, or give each run a port of its own",
         run_id=run_id,
     )
 
 
 def no_room(run_id: str, members: int, needed: int, room: int, table_bytes_max: int) -> Refusal:
-    """The run's ledger cannot keep a member table with this node in it. Sizes in bytes."""
+    """The run's ledger cannot keep a member table that has this node. Sizes in bytes."""
     return Refusal(
         RefusalCode.LIMIT,
         f"the ledger of run {run_id!r} keeps a member table of at most {table_bytes_max} bytes: "
         f"its {members} nodes leave {max(room, 0)}, and this node's entry needs {needed}; about "
         f"{table_bytes_max // needed} nodes like this one fit",
-        hint="use fewer or shorter labels and names, fewer nodes, or etcd or a shared folder",
+        hint="use fewer or shorter labels and names, fewer nodes, or another ledger: etcd or a "
+        "shared folder",
     )
 
 
 def too_many_members(run_id: str, members_max: int) -> Refusal:
     """The run has as many members as it may have."""
-    message = f"run {run_id!r} has {members_max} members, and takes no more"
+    message = f"run {run_id!r} has {members_max} members, which is the most that it may have"
     return Refusal(RefusalCode.LIMIT, message)
 
 
 def too_many_runs(runs_max: int, runs: int) -> Refusal:
-    """No room for another run, or none for this account."""
+    """There is no room for another run, or none for this account."""
     whose = _whose(runs_max, runs, "runs")
     return Refusal(
         RefusalCode.LIMIT,
@@ -261,7 +262,7 @@ def too_many_runs(runs_max: int, runs: int) -> Refusal:
 
 
 def too_many_sessions(sessions_max: int, sessions: int) -> Refusal:
-    """No room for another connection, or none for this account."""
+    """There is no room for another connection, or none for this account."""
     whose = _whose(sessions_max, sessions, "connections")
     return Refusal(
         RefusalCode.LIMIT,
@@ -272,10 +273,10 @@ def too_many_sessions(sessions_max: int, sessions: int) -> Refusal:
 
 
 def begins_too_many(per_s: float) -> Refusal:
-    """An account begins runs faster than it may."""
+    """An account begins runs too fast."""
     return Refusal(
         RefusalCode.LIMIT,
-        f"from this address more runs were begun than this coordinator takes ({per_s:g} a second)",
+        f"this address begins runs faster than this coordinator allows ({per_s:g} a second)",
         hint="try again in some seconds, or start `rallypoint serve` with a larger "
         "RALLYPOINT_NEW_RUN_RATE",
     )
@@ -284,11 +285,11 @@ def begins_too_many(per_s: float) -> Refusal:
 def _whose(most: int, there_are: int, what: str) -> str:
     if there_are >= most:
         return "they are all in use"
-    return f"{there_are} are in use, and those with this token and address may not take the rest"
+    return f"{there_are} are in use, and the rest is kept for other tokens and addresses"
 
 
 def elsewhere(run_id: str, process: str, addresses: tuple[Address, ...]) -> Refusal:
-    """Another live process owns the run: its nodes attach there."""
+    """Another live process coordinates the run."""
     where = some(tuple(map(str, addresses[:NAMES_SHOWN_MAX])), len(addresses))
     at = f" at {where}" if addresses else ""
     return Refusal(
@@ -300,7 +301,7 @@ def elsewhere(run_id: str, process: str, addresses: tuple[Address, ...]) -> Refu
 
 
 def moved(run_id: str, why: str) -> Refusal:
-    """This process has let go of the run; the ledger says, or will say, who has it now."""
+    """This process does not coordinate the run any more. The ledger says which one does."""
     return Refusal(
         RefusalCode.MOVED,
         f"run {run_id!r} is no longer coordinated here: {why}",
@@ -311,7 +312,7 @@ def moved(run_id: str, why: str) -> Refusal:
 def run_closed(
     run_id: str, close: CloseRecord, ago_s: float, anew_s: float | None = None
 ) -> Refusal:
-    """The run is over: why, and since when. `anew_s`: after how long it can be begun anew."""
+    """The run is over. `anew_s`: after how many seconds it can be begun anew, if it can."""
     hint = "start again under another run id"
     if anew_s is not None:
         hint += f", or in {anew_s:.0f} s under this one, as the run never had a round"
@@ -324,7 +325,7 @@ def run_closed(
 
 
 def run_over(run_id: str, close: CloseRecord) -> Refusal:
-    """The run is over, as its register says: nobody need be asked (R6)."""
+    """The run is over, as its record in the ledger says (R6)."""
     return Refusal(
         RefusalCode.CLOSED,
         f"run {run_id!r} was closed: {describe_close(close)}",
@@ -335,31 +336,31 @@ def run_over(run_id: str, close: CloseRecord) -> Refusal:
 
 def too_few_remain(remaining: int, minimum: int, done: int) -> str:
     """Why a run ends that cannot reach its minimum any more, as other nodes have finished."""
-    return f"{remaining} of at least {minimum} nodes remain; done: {done}"
+    return f"{remaining} of at least {minimum} nodes remain, and {done} finished"
 
 
 def storm(rounds: int, within_s: float, last: Change | None) -> str:
-    """Why a run is closed that ends its own rounds again and again."""
+    """Why a run is closed that ends each of its rounds at once."""
     why = f"; the last one: {describe(last)}" if last is not None else ""
     return (
-        f"this run ended {rounds} of its rounds within {within_s:.0f} s, and went on when it was "
-        f"slowed{why}"
+        f"this run ended {rounds} of its rounds within {within_s:.0f} s, and did not stop when it "
+        f"was slowed{why}"
     )
 
 
 def describe_close(close: CloseRecord) -> str:
-    """One line: how the run ended, and the cause if it failed."""
+    """One line: how the run ended, why, and by whom."""
     by = f" (by {close.by})" if close.by else ""
     return f"{close.outcome.value.replace('_', ' ')}: {close.reason}{by}"
 
 
 def describe(change: Change) -> str:
-    """One line that says why a round ended: what happened, to whom, since when."""
+    """One line: why a round ended, and which nodes are the reason."""
     who = some(change.nodes, change.count)
     detail = f": {change.detail}" if change.detail else ""
     match change.kind:
         case ChangeKind.NODE_LOST if not change.nodes and change.detail:
-            return change.detail  # The round's store was lost, and no member was.
+            return change.detail  # The round's store was lost, and no member.
         case ChangeKind.NODE_LOST:
             return f"{who} lost{detail}"
         case ChangeKind.WORKER_FAILED:
@@ -375,7 +376,7 @@ def describe(change: Change) -> str:
 
 
 def when_lost(loss: PastLoss) -> str:
-    """What the run did when members were lost by which no round ended."""
+    """What the run did when members were lost whose loss ended no round."""
     match loss.phase:
         case Phase.ACTIVE:
             return f"which was not in round {loss.round}"
@@ -386,10 +387,10 @@ def when_lost(loss: PastLoss) -> str:
 
 
 def describe_round(head: RoundHead, seat: Seat | None, node_rank: int = 0) -> str:
-    """One line: a round has begun, and the place of this node in it.
+    """One line: a round has begun, and the ranks of this node in it.
 
-    `seat` None: the coordinator does not count the workers, as under torchrun, and `node_rank` is
-    all that is known of the place.
+    `seat` None: the coordinator does not count workers, as under torchrun. Then only `node_rank` is
+    known.
     """
     if seat is None:
         return f"round {head.number}: {_count(head.nodes, 'node')}; this is node {node_rank}"
@@ -402,7 +403,7 @@ def describe_round(head: RoundHead, seat: Seat | None, node_rank: int = 0) -> st
 
 
 def describe_end_of_round(change: Change, before: Change | None) -> str:
-    """One line: a round has ended, or its cause is known now. "" if `before` says the same."""
+    """One line: a round has ended, or its cause is known now. "" if `before` said the same."""
     why = describe(change)
     if before is not None and before.round == change.round:
         is_known = describe(before) == why
@@ -412,7 +413,7 @@ def describe_end_of_round(change: Change, before: Change | None) -> str:
 
 
 def describe_end_of_run(run_id: str, close: CloseRecord) -> str:
-    """The same on every node: the outcome, and the cause with the last lines of its worker."""
+    """How the run ended, with the last lines of the worker at fault. Equal on all nodes."""
     if close.outcome is Outcome.SUCCEEDED:
         return f"run {run_id!r} has succeeded: {close.reason}"
     text = f"error: run {run_id!r} has ended: {describe_close(close)}"
@@ -425,7 +426,7 @@ def describe_end_of_run(run_id: str, close: CloseRecord) -> str:
 
 
 def tidy_failure(failure: Failure) -> Failure:
-    """The failure as it is kept and told to others: its message is one line, as each last line."""
+    """The failure as it is kept and sent: its message and each of its last lines are one line."""
     return msgspec.structs.replace(
         failure,
         message=tidy(failure.message),
@@ -434,15 +435,13 @@ def tidy_failure(failure: Failure) -> Failure:
 
 
 def tidy(text: str, characters_max: int = TEXT_LENGTH_MAX) -> str:
-    """A text of a node as it is kept and told to others: on one line, escaped, and bounded.
-
-    Escaped, it is longer. It must still be a text that nodes and successors accept.
-    """
+    """A node's text as it is kept and sent: one line, escaped, of at most so many characters."""
+    # Escaping makes it longer, and nodes and other coordinators refuse a text that is too long.
     return escaped(text[:characters_max])[:characters_max]
 
 
 def tidy_change(change: Change) -> Change:
-    """The same for why a round ended, as a node tells it."""
+    """The same for the reason that a node gives for the end of a round."""
     return msgspec.structs.replace(
         change,
         nodes=tuple(tidy(each, NAME_LENGTH_MAX) for each in change.nodes[:NAMES_SHOWN_MAX]),
@@ -452,7 +451,7 @@ def tidy_change(change: Change) -> Change:
 
 
 def describe_failure(failure: Failure) -> str:
-    """One line on a worker's failure: the rank, the kind, the exit and the message."""
+    """One line: the rank of the worker, how it ended, and its message."""
     rank = f"rank {failure.rank} " if failure.rank is not None else ""
     if failure.kind is FailureKind.OOM:
         how = "was killed for memory"
@@ -466,7 +465,7 @@ def describe_failure(failure: Failure) -> str:
 
 
 def some(names: Sequence[str], count: int = 0) -> str:
-    """A bounded list of names in words: 'a, b and 3 more'."""
+    """Names in words, with how many are not named: 'a, b and 3 more'."""
     total = max(count, len(names))
     if not names:
         return f"{total} nodes" if total else "a node"
@@ -475,7 +474,7 @@ def some(names: Sequence[str], count: int = 0) -> str:
 
 
 def first_names(names: Iterable[str]) -> tuple[str, ...]:
-    """At most NAMES_SHOWN_MAX of them, in order."""
+    """The first NAMES_SHOWN_MAX of them."""
     shown: list[str] = []
     for name in names:
         if len(shown) == NAMES_SHOWN_MAX:

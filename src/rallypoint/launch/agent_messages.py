@@ -56,4 +56,4 @@ def of_meeting(found: Round, own: OwnAddress | None, close: CloseRecord) -> str:
 
 def shown(text: str) -> str:
     """Without what a terminal would obey: some of it comes from other machines."""
-    return escaped(text, lines=True)
+    return escaped(text.expandtabs(), lines=True)

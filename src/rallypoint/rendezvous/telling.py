@@ -140,7 +140,7 @@ class _StderrHandler(logging.Handler):
         text = record.getMessage()
         if not text.startswith("["):
             level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-            text = f"[{_PACKAGE}] {level}{escaped(self.format(record), lines=True)}"
+            text = f"[{_PACKAGE}] {level}{escaped(self.format(record).expandtabs(), lines=True)}"
         if self._started_by != os.getpid():  # the first line, or the first in a child of fork()
             self._started_by = os.getpid()
             self._lines = queue.SimpleQueue()
