@@ -49,7 +49,7 @@ def a_round(number: int, members: list[str], formed_at: float, **more: Any) -> d
     return common | more
 
 
-def a_picture(*rounds: dict[str, Any]) -> dict[str, Any]:
+def a_status(*rounds: dict[str, Any]) -> dict[str, Any]:
     return {
         "phase": "active",
         "rounds": list(rounds),
@@ -69,7 +69,7 @@ def test_the_story_of_a_loss() -> None:
     for name in "abcd":
         story.started(name)
     first = a_round(1, ["a", "b", "c", "d"], 10.0)
-    story.take_picture(a_picture(first))
+    story.take_status(a_status(first))
     story.take_line("[a:0] round 1: 4 workers go on from epoch 0 of 9", 11.0)
     story.take_line("[a:0] epoch 5 of 9: loss 0.1234", 12.0)
     story.killed("c", 13.0, "c killed")
@@ -80,8 +80,8 @@ def test_the_story_of_a_loss() -> None:
     first |= {"active_s": 1.5, "ended_at": 14.0}
     first |= {"ended": "c lost: its connection closed", "change": change}
     second = a_round(2, ["a", "b", "d"], 14.25)
-    story.take_picture(a_picture(first, second))
-    story.take_picture(a_picture(first, second))  # the same again is no news
+    story.take_status(a_status(first, second))
+    story.take_status(a_status(first, second))  # the same again is no news
     story.take_line("[a:0] round 2: 3 workers go on from epoch 5 of 9", 15.0)
 
     assert told(story) == [
@@ -105,7 +105,7 @@ def test_the_story_of_a_newcomer_and_the_end() -> None:
     story = Story()
     first = a_round(1, ["a", "b"], 10.0, ended_at=15.0, ended="c joined", change={"kind": "x"})
     second = a_round(2, ["a", "b", "c"], 15.5)
-    story.take_picture(a_picture(first, second))
+    story.take_status(a_status(first, second))
     story.take_line("[a:0] test accuracy 0.9712", 20.0)
     assert told(story)[1:] == [
         "15.0 round 1 ends: c joined",

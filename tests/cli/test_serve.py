@@ -240,7 +240,7 @@ def test_runs_are_found_through_the_ledger(
     served = serve("--ledger", ledger)
     nobody = cli("status", "no-run", "--endpoint", f"file://{tmp_path}/ledger")
     assert nobody.code == 2
-    assert "knows no run 'no-run'" in nobody.err
+    assert "has no run 'no-run'" in nobody.err
     code, err, _ = served.stop()
     assert code == 0
     assert f"runs are kept in {ledger}" in err

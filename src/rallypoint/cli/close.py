@@ -28,8 +28,8 @@ def close(
     where = endpoint_of(endpoint)
     keys = keys_of(where, token_file)
     try:
-        owner = run_locator.owner_of(where, keys, run_id)
-        answer = owner.ask(lambda at, secret: api.close(at, secret, run_id, reason))
+        coordinator = run_locator.coordinator_of(where, keys, run_id)
+        answer = coordinator.ask(lambda at, secret: api.close(at, secret, run_id, reason))
         was_closed = bool(answer.get("was_closed"))
     except RunClosedError:
         was_closed = True  # as the ledger says; nobody coordinates it any more

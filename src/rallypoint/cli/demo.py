@@ -179,7 +179,7 @@ class Demo:
             if isinstance(each, Line):
                 self._story.take_line(each.text, time.time())
             else:
-                self._story.take_picture(each.body)
+                self._story.take_status(each.body)
 
     def _say(self, text: str, kind: str = "") -> None:
         self._story.say(time.time(), text, kind)

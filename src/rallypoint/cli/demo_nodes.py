@@ -40,7 +40,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Picture:
+class StatusAnswer:
     """What the coordinator has answered."""
 
     body: dict[str, object]
@@ -71,7 +71,7 @@ class Nodes:
         # One of its own: a demo leaves nothing in the user's home, and needs none.
         self._token = tokens.draw()
         self._directory = directory
-        self._happened: queue.SimpleQueue[Line | Picture] = queue.SimpleQueue()
+        self._happened: queue.SimpleQueue[Line | StatusAnswer] = queue.SimpleQueue()
         self._over = threading.Event()
         self._asking = _thread(self._ask)
         self._reading: list[threading.Thread] = []
@@ -111,7 +111,7 @@ class Nodes:
         agent.process.kill()
         agent.process.wait(KILLED_WITHIN_S)
 
-    def happenings(self, within_s: float) -> Iterator[Line | Picture]:
+    def happenings(self, within_s: float) -> Iterator[Line | StatusAnswer]:
         """What has happened; waits for the first of it."""
         with contextlib.suppress(queue.Empty):
             yield self._happened.get(timeout=within_s)
@@ -137,7 +137,7 @@ class Nodes:
     def _ask(self) -> None:
         while not self._over.wait(ASK_EVERY_S):
             with contextlib.suppress(RallypointError):  # not there yet, or not any more
-                self._happened.put(Picture(api.run(self._endpoint, self._token, self._run_id)))
+                self._happened.put(StatusAnswer(api.run(self._endpoint, self._token, self._run_id)))
 
     def _stop(self) -> None:
         for wait_s in STOP_WAITS_S:

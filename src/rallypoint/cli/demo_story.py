@@ -1,6 +1,6 @@
-"""What `rallypoint demo` tells: from the coordinator's pictures and the nodes' lines to sentences.
+"""What `rallypoint demo` tells: from the coordinator's answers and the nodes' lines to sentences.
 
-No input, output or clock in here: the same pictures always make the same story. Times are seconds
+No input, output or clock in here: the same answers always make the same story. Times are seconds
 on this machine's wall clock, as the coordinator's are; both are on one machine, and nothing but
 the story is made of them (R9).
 """
@@ -128,11 +128,11 @@ class Story:
 
     # -- what the coordinator says -------------------------------------------------------------
 
-    def take_picture(self, picture: Mapping[str, Any]) -> None:
+    def take_status(self, status: Mapping[str, Any]) -> None:
         """The coordinator's answer about the run."""
-        self.phase = picture["phase"]
-        self.rounds = picture["rounds"]
-        self._members = {member["name"]: member for member in picture["members"]}
+        self.phase = status["phase"]
+        self.rounds = status["rounds"]
+        self._members = {member["name"]: member for member in status["members"]}
         for name, state in self._started.items():
             if state == "starting" and name in self._members:
                 self._started[name] = "ended"  # shown once the coordinator has it no more

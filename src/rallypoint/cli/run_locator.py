@@ -1,17 +1,20 @@
-"""Which coordinator to ask about a run that a ledger knows: its owner, where its lease says.
+"""Which coordinator to ask about a run: the endpoint itself, or the one that a ledger names.
 
-Reads the ledger, and writes nothing but what opening it writes.
+A ledger is only read, and opened as any process opens it. What loads an engine is imported where
+it is used, so that a command that asks a coordinator does not pay for it.
 """
 
 from __future__ import annotations
 
 import functools
+import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
+from rallypoint import settings
 from rallypoint.cli.api import NoSuchRunError
 from rallypoint.core import reasons
 from rallypoint.core.values import CloseRecord, repr_without
@@ -25,23 +28,27 @@ from rallypoint.errors import (
 )
 from rallypoint.tokens import Keys
 
+if TYPE_CHECKING:
+    from rallypoint.coordinator.ledger_view import Kept, Unread
+    from rallypoint.core.election import Lease
+
 T = TypeVar("T")
 
-
-_STALE_HINT: Final = (
-    "the ledger still names it: if it is dead, another takes over; ask again in some seconds"
-)
-
-
 UNOWNED_HINT: Final = (
-    "its nodes, or a `rallypoint serve` on the ledger, take it: ask again in some seconds"
+    "a node of the run, or a `rallypoint serve` on the ledger, takes it over: ask again in some "
+    "seconds"
+)
+_STALE_HINT: Final = (
+    "the ledger still names this coordinator: if it has failed, another takes over; ask again in "
+    "some seconds"
 )
 
 
-class Owner(msgspec.Struct, frozen=True):
-    """A coordinator process: where to ask it, and with which token.
+class CoordinatorClient(msgspec.Struct, frozen=True):
+    """How to ask one coordinator: its addresses and the token to show.
 
-    `keys`: what this command shows, and may show, in place of `token`; None for what is in a lease.
+    `process`: the name of its lease; "" without a ledger. `keys`: this command's tokens, which
+    are used in place of `token`; None for the token of a lease.
     """
 
     process: str
@@ -53,7 +60,7 @@ class Owner(msgspec.Struct, frozen=True):
         return repr_without(self, "token")
 
     def ask(self, question: Callable[[Endpoint, str], T]) -> T:
-        """The first answer of its addresses. Raises what the last one did."""
+        """The first answer of its addresses. Raises the last address's error."""
         failed: UnreachableError | None = None
         for endpoint in self.endpoints:
             try:
@@ -70,7 +77,7 @@ class Owner(msgspec.Struct, frozen=True):
 
 
 def ask(keys: Keys, question: Callable[[str], T]) -> T:
-    """The answer to a question that is asked with a token. Raises what the question does.
+    """The answer to a question that needs a token. Raises the question's error.
 
     A TokenError names both tokens.
     """
@@ -82,65 +89,128 @@ def ask(keys: Keys, question: Callable[[str], T]) -> T:
                 raise keys.explained(error) from None
 
 
-class Known(msgspec.Struct, frozen=True):
-    """What the ledger says of a run: how it ended, and who has it if that one still serves.
+class LedgerRun(msgspec.Struct, frozen=True):
+    """What a ledger says of a run: how it ended, and its owner, if that one holds its lease.
 
-    `picture`: the same for people, with the fields of a coordinator's own answers. It takes the
+    `status`: the run's status with the fields of a coordinator's own answer. Its argument is the
     reason why that coordinator has not answered.
     """
 
     run_id: str
     close: CloseRecord | None
-    owner: Owner | None
-    picture: Callable[[str], dict[str, Any]]
+    owner: CoordinatorClient | None
+    status: Callable[[str], dict[str, Any]]
 
 
-def find(endpoint: Endpoint, keys: Keys, run_id: str, members_shown: int = 0) -> Known:
-    """What a ledger says of one run. Raises NoSuchRunError if it knows none, and LedgerError."""
-    found = _known(endpoint, keys.token, run_id, members_shown)
+# -- which coordinator ---------------------------------------------------------------------------
+
+
+def coordinator_of(endpoint: Endpoint, keys: Keys, run_id: str) -> CoordinatorClient:
+    """The coordinator of a run: the endpoint itself, unless that is a ledger.
+
+    Raises UsageError if the ledger has no such run, RunClosedError if it is over,
+    CoordinatorError if it has no coordinator now, and any LedgerError.
+    """
+    if endpoint.kind is not EndpointKind.LEDGER:
+        return CoordinatorClient("", (endpoint,), keys.token, keys)
+    return owner_of(find(endpoint, keys, run_id))
+
+
+def coordinators(endpoint: Endpoint, keys: Keys) -> tuple[list[CoordinatorClient], list[LedgerRun]]:
+    """Every coordinator to ask, and all runs of a ledger; only the endpoint, if it is none."""
+    if endpoint.kind is not EndpointKind.LEDGER:
+        return [CoordinatorClient("", (endpoint,), keys.token, keys)], []
+    found = _runs_of(endpoint, keys.token, None, 0)
+    by_process = {run.owner.process: run.owner for run in found if run.owner is not None}
+    return list(by_process.values()), found
+
+
+def find(endpoint: Endpoint, keys: Keys, run_id: str, members_shown: int = 0) -> LedgerRun:
+    """What a ledger says of one run. Raises NoSuchRunError if it has none, and LedgerError."""
+    found = _runs_of(endpoint, keys.token, run_id, members_shown)
     if not found:
         raise NoSuchRunError(
-            f"ledger {endpoint} knows no run {run_id!r}",
+            f"ledger {endpoint} has no run {run_id!r}",
             hint="`rallypoint status` without a run lists them",
         )
     return found[0]
 
 
-def owner_of(endpoint: Endpoint, keys: Keys, run_id: str) -> Owner:
-    """Who coordinates a run: the endpoint itself, unless that is a ledger.
-
-    Raises UsageError if the ledger knows no such run, RunClosedError if it is over,
-    CoordinatorError if it has no coordinator now, and any LedgerError.
-    """
-    if endpoint.kind is not EndpointKind.LEDGER:
-        return Owner("", (endpoint,), keys.token, keys)
-    return serving(find(endpoint, keys, run_id))
-
-
-def serving(known: Known) -> Owner:
-    """Who coordinates a run of a ledger. Raises RunClosedError and CoordinatorError."""
-    if known.close is not None:
-        # Whoever closed it may be gone: what the ledger says is final (R6).
-        raise RunClosedError(reasons.run_over(known.run_id, known.close))
-    if known.owner is not None:
-        return known.owner
-    raise CoordinatorError(f"run {known.run_id!r} has no coordinator now", hint=UNOWNED_HINT)
+def owner_of(run: LedgerRun) -> CoordinatorClient:
+    """The coordinator of a run of a ledger. Raises RunClosedError and CoordinatorError."""
+    if run.close is not None:
+        # The coordinator that closed it may be gone: what the ledger says is final (R6).
+        raise RunClosedError(reasons.run_over(run.run_id, run.close))
+    if run.owner is not None:
+        return run.owner
+    raise CoordinatorError(f"run {run.run_id!r} has no coordinator now", hint=UNOWNED_HINT)
 
 
-def owners(endpoint: Endpoint, keys: Keys) -> tuple[list[Owner], list[Known]]:
-    """Every coordinator to ask, and all that a ledger says; the endpoint itself, if it is none."""
-    if endpoint.kind is not EndpointKind.LEDGER:
-        return [Owner("", (endpoint,), keys.token, keys)], []
-    found = _known(endpoint, keys.token, None, 0)
-    serving = {known.owner.process: known.owner for known in found if known.owner is not None}
-    return list(serving.values()), found
+# -- reading a ledger ----------------------------------------------------------------------------
 
 
-def _known(endpoint: Endpoint, token: str, run_id: str | None, members_shown: int) -> list[Known]:
+def _runs_of(
+    endpoint: Endpoint, token: str, run_id: str | None, members_shown: int
+) -> list[LedgerRun]:
+    """One run in detail, or a line for each. Raises UsageError and LedgerError."""
     place = endpoint.place
     if isinstance(place, FilePlace) and not Path(place.folder).is_dir():
-        hint = "check the folder, and that it is mounted here: the first node or `serve` makes it"
+        hint = (
+            "check the path, and that the folder is mounted on this machine: the first node or "
+            "`rallypoint serve` makes the ledger"
+        )
         raise UsageError(f"there is no ledger at {endpoint}: no such folder", hint=hint)
-    from rallypoint.cli import ledger_runs  # Only here: it loads an engine.
+    import asyncio
 
-    return ledger_runs.read(endpoint, token, run_id, members_shown)
+    return asyncio.run(_read(endpoint, token, run_id, members_shown))
+
+
+async def _read(
+    endpoint: Endpoint, token: str, run_id: str | None, members_shown: int
+) -> list[LedgerRun]:
+    from rallypoint.coordinator import ledger_view
+    from rallypoint.ledger.open import open_ledger
+
+    async with open_ledger(endpoint, settings.etcd_password(endpoint)) as ledger:
+        if run_id is None:
+            return [_summary(each, token) for each in await ledger_view.look_at_all(ledger)]
+        kept = await ledger_view.look(ledger, run_id)
+        if kept is None:
+            return []
+        shown = await ledger_view.detail(ledger, kept, members_shown, socket.gethostname())
+
+        def status(problem: str) -> dict[str, Any]:
+            # The summary's reason says why no coordinator answers, unless the run is over.
+            reason = kept.summary(problem).reason
+            return _as_dict(msgspec.structs.replace(shown, reason=reason))
+
+        return [_ledger_run(kept, token, status)]
+
+
+def _summary(each: Kept | Unread, token: str) -> LedgerRun:
+    from rallypoint.coordinator.ledger_view import Unread
+
+    def status(problem: str) -> dict[str, Any]:
+        return _as_dict(each.summary(problem))
+
+    if isinstance(each, Unread):
+        return LedgerRun(each.run_id, None, None, status)
+    return _ledger_run(each, token, status)
+
+
+def _ledger_run(kept: Kept, token: str, status: Callable[[str], dict[str, Any]]) -> LedgerRun:
+    owner = None if kept.lease is None else _client_of(kept.lease, token)
+    return LedgerRun(kept.register.run_id, kept.register.close, owner, status)
+
+
+def _client_of(lease: Lease, token: str) -> CoordinatorClient:
+    endpoints = (
+        Endpoint(EndpointKind.SERVED, each.host, each.port, f"http://{each}")
+        for each in lease.addresses
+    )
+    return CoordinatorClient(lease.process, tuple(endpoints), token or lease.token)
+
+
+def _as_dict(value: msgspec.Struct) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(value)
+    return fields

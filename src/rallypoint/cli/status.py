@@ -24,7 +24,7 @@ MEMBERS_IN_JSON: Final = 1_000
 """As many as a coordinator lists unless it is asked for more or fewer."""
 UNOWNED: Final = f"no coordinator: {run_locator.UNOWNED_HINT}"
 
-Picture = dict[str, Any]
+Status = dict[str, Any]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -65,7 +65,7 @@ def status(
         return
     answer = ask()
     if as_json or answer.is_known:
-        _print(answer.picture, as_json)
+        _print(answer.status, as_json)
     if answer.error is not None:
         raise answer.error
 
@@ -73,7 +73,7 @@ def status(
 class Answer(msgspec.Struct, frozen=True):
     """What is shown. `error`: why no coordinator has answered about the run, if none has."""
 
-    picture: Picture
+    status: Status
     error: RallypointError | None = None
 
     @property
@@ -90,42 +90,42 @@ def _one_run(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Ans
         if where.kind is EndpointKind.LEDGER:
             answer = _run_of_ledger(where, keys, run_id, shown)
         else:
-            asked = run_locator.owner_of(where, keys, run_id)
+            asked = run_locator.coordinator_of(where, keys, run_id)
             answer = Answer(asked.ask(lambda at, secret: api.run(at, secret, run_id, shown)))
     except api.NoSuchRunError as error:
         unknown = fields.unknown(run_id, error.message, socket.gethostname())
         answer = Answer(msgspec.to_builtins(unknown), error)
-    picture, problem = fields.filled(answer.picture, fields.RunStatus), answer.error
-    if problem is None and picture["phase"] in (fields.UNOWNED, fields.UNREACHABLE):
+    status, problem = fields.filled(answer.status, fields.RunStatus), answer.error
+    if problem is None and status["phase"] in (fields.UNOWNED, fields.UNREACHABLE):
         # A replica says so: it has answered with what the ledger keeps.
-        is_unowned = picture["phase"] == fields.UNOWNED
+        is_unowned = status["phase"] == fields.UNOWNED
         why = "has no coordinator now" if is_unowned else "has a coordinator that does not answer"
         problem = CoordinatorError(f"run {run_id!r} {why}", hint=run_locator.UNOWNED_HINT)
-    return Answer(picture, problem)
+    return Answer(status, problem)
 
 
 def _run_of_ledger(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Answer:
     known = run_locator.find(where, keys, run_id, MEMBERS_IN_JSON if shown is None else shown)
     if known.close is not None:  # Whoever closed it may be gone.
-        return Answer(known.picture(""))
+        return Answer(known.status(""))
     try:
-        owner = run_locator.serving(known)
+        owner = run_locator.owner_of(known)
         return Answer(owner.ask(lambda at, secret: api.run(at, secret, run_id, shown)))
     except (CoordinatorError, api.NoSuchRunError) as error:
         if isinstance(error, TokenError):
             raise
         hint = f"; {error.hint}" if error.hint else ""
         problem = CoordinatorError(error.message, hint=error.hint)
-        return Answer(known.picture(f"{error.message}{hint}"), problem)
+        return Answer(known.status(f"{error.message}{hint}"), problem)
 
 
-def _all_runs(where: Endpoint, keys: Keys, as_json: bool, shown: int | None) -> Picture:
+def _all_runs(where: Endpoint, keys: Keys, as_json: bool, shown: int | None) -> Status:
     """All runs of these coordinators; for people, a run that is alone in more detail."""
     from rallypoint.coordinator import status as fields  # Only here: it loads the core.
 
-    asked, known = run_locator.owners(where, keys)
+    asked, known = run_locator.coordinators(where, keys)
     is_ledger = where.kind is EndpointKind.LEDGER
-    told: list[Picture] = []
+    told: list[Status] = []
     problems: dict[str, str] = {}
     for owner in asked:
         try:
@@ -136,23 +136,23 @@ def _all_runs(where: Endpoint, keys: Keys, as_json: bool, shown: int | None) -> 
             problems[owner.process] = f"{error.message}; {error.hint}"
     runs = {str(run.get("run_id")): run for each in told for run in each["runs"]}
     others = {
-        each.run_id: each.picture(problems.get(each.owner.process if each.owner else "", UNOWNED))
+        each.run_id: each.status(problems.get(each.owner.process if each.owner else "", UNOWNED))
         for each in known
         if each.run_id not in runs
     }
     if len(runs) == 1 and not others and not as_json:
-        return _one_run(where, keys, next(iter(runs)), shown).picture
+        return _one_run(where, keys, next(iter(runs)), shown).status
     coordinator = told[0]["coordinator"] if told else None
     lines = [fields.filled(each, fields.RunSummary) for each in (*runs.values(), *others.values())]
     problem = next((each["problem"] for each in told if each.get("problem")), None)
     return {"coordinator": coordinator, "runs": lines, "problem": problem, "next": None}
 
 
-def _print(picture: Picture, as_json: bool) -> None:
+def _print(status: Status, as_json: bool) -> None:
     if as_json:
-        output.print_json(picture)
+        output.print_json(status)
     else:
-        output.show(*status_view.draw(picture))
+        output.show(*status_view.draw(status))
 
 
 def _watch(ask: Callable[[], Answer], as_json: bool, *, until_ended: bool) -> None:
@@ -167,35 +167,35 @@ def _watch(ask: Callable[[], Answer], as_json: bool, *, until_ended: bool) -> No
         pass  # how a watch ends
 
 
-def _watch_in_place(seconds: Iterator[Picture]) -> None:
+def _watch_in_place(seconds: Iterator[Status]) -> None:
     from rich.console import Group
     from rich.live import Live
 
     with Live(console=output.console(), auto_refresh=False) as live:
-        for picture in seconds:
-            live.update(Group(*status_view.draw(picture)), refresh=True)
+        for status in seconds:
+            live.update(Group(*status_view.draw(status)), refresh=True)
 
 
-def _watch_in_blocks(seconds: Iterator[Picture], as_json: bool) -> None:
+def _watch_in_blocks(seconds: Iterator[Status], as_json: bool) -> None:
     """A block, or a line of JSON, whenever something has changed besides the time."""
     last: object = None
-    for picture in seconds:
-        key = status_view.key(picture)
+    for status in seconds:
+        key = status_view.key(status)
         if key == last:
             continue
         if last is not None and not as_json:
             print()
         last = key
-        _print(picture, as_json)
+        _print(status, as_json)
 
 
-def _each_second(ask: Callable[[], Answer], until_ended: bool) -> Iterator[Picture]:
+def _each_second(ask: Callable[[], Answer], until_ended: bool) -> Iterator[Status]:
     while True:
         answer = ask()
         if not answer.is_known and answer.error is not None:
             raise answer.error
-        picture = answer.picture
-        yield picture
-        if until_ended and status_view.has_ended(picture):
+        status = answer.status
+        yield status
+        if until_ended and status_view.has_ended(status):
             return
         time.sleep(WATCH_EVERY_S)

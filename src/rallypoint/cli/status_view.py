@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-Picture = Mapping[str, Any]
+Status = Mapping[str, Any]
 
 ROUNDS_SHOWN: Final = 5
 LOSSES_SHOWN: Final = 5
@@ -30,26 +30,26 @@ _VOLATILE: Final = frozenset(
     {"shown_at", "connections", "troubled_s", "last_call_s", "guard_s", "since_s", "reason"}
     | {"gathering_s", "committing_s", "active_min_s", "memory_bytes"}
 )
-"""What differs between two pictures only because time has passed."""
+"""What differs between two statuses only because time has passed."""
 
 
-def draw(picture: Picture) -> list[RenderableType]:
-    """The parts of a picture of one run, or of all runs of a coordinator."""
-    return _draw_run(picture) if "run_id" in picture else _draw_runs(picture)
+def draw(status: Status) -> list[RenderableType]:
+    """The parts of a status of one run, or of all runs of a coordinator."""
+    return _draw_run(status) if "run_id" in status else _draw_runs(status)
 
 
-def key(picture: object) -> object:
+def key(status: object) -> object:
     """What stays equal as long as nothing but the time has changed."""
-    if isinstance(picture, Mapping):
-        return {name: key(each) for name, each in picture.items() if name not in _VOLATILE}
-    if isinstance(picture, list):
-        return [key(each) for each in picture]
-    return picture
+    if isinstance(status, Mapping):
+        return {name: key(each) for name, each in status.items() if name not in _VOLATILE}
+    if isinstance(status, list):
+        return [key(each) for each in status]
+    return status
 
 
-def has_ended(picture: Picture) -> bool:
-    """Whether this is a picture of one run, and it is over."""
-    return picture.get("phase") == "closed"
+def has_ended(status: Status) -> bool:
+    """Whether this is a status of one run, and it is over."""
+    return status.get("phase") == "closed"
 
 
 def spans(numbers: Iterable[int]) -> str:
@@ -79,24 +79,24 @@ def _count(number: object, noun: str) -> str:
 # -- all runs ------------------------------------------------------------------------------------
 
 
-def _draw_runs(picture: Picture) -> list[RenderableType]:
-    coordinator = picture.get("coordinator")
+def _draw_runs(status: Status) -> list[RenderableType]:
+    coordinator = status.get("coordinator")
     head = cell(_coordinator(coordinator) if coordinator else "no coordinator serves a run now")
-    runs = picture.get("runs") or []
+    runs = status.get("runs") or []
     if not runs:
         return [head, cell("no runs")]
     headings = ("run", "phase", "round", "nodes", "workers", "attached", "restarts", "why")
     return [head, table(headings, [_run_row(each) for each in runs])]
 
 
-def _coordinator(it: Picture) -> str:
+def _coordinator(it: Status) -> str:
     connections = _count(it.get("connections"), "connection")
     used, most = it.get("memory_bytes"), it.get("memory_bytes_max")
     memory = f", {size_text(used)} of {size_text(most)} in memory" if used and most else ""
     return f"coordinator: {it.get('software', 'unknown')}, {connections}{memory}"
 
 
-def _run_row(run: Picture) -> tuple[Text, ...]:
+def _run_row(run: Status) -> tuple[Text, ...]:
     names = ("round", "nodes", "size", "attached", "restart_count")
     return (
         cell(run.get("run_id", "")),
@@ -111,7 +111,7 @@ def _known(value: object) -> object:
     return "?" if value is None else value
 
 
-def _phase(run: Picture) -> Text:
+def _phase(run: Status) -> Text:
     phase = str(run.get("phase", ""))
     return cell(phase, _PHASE_STYLES.get(phase, ""))
 
@@ -119,7 +119,7 @@ def _phase(run: Picture) -> Text:
 # -- one run -------------------------------------------------------------------------------------
 
 
-def _draw_run(run: Picture) -> list[RenderableType]:
+def _draw_run(run: Status) -> list[RenderableType]:
     parts: list[RenderableType] = [_head(run)]
     if run.get("reason"):
         parts.append(cell(f"{_why(run)}: {run['reason']}"))
@@ -129,7 +129,7 @@ def _draw_run(run: Picture) -> list[RenderableType]:
     return parts
 
 
-def _head(run: Picture) -> Text:
+def _head(run: Status) -> Text:
     line = cell(f"run {run.get('run_id')}: ", "bold") + _phase(run)
     if run.get("round"):
         line += cell(
@@ -139,13 +139,13 @@ def _head(run: Picture) -> Text:
     return line
 
 
-def _why(run: Picture) -> str:
+def _why(run: Status) -> str:
     if run.get("phase") == "closed":
         return "ended"
     return "from the ledger" if run.get("source") == "ledger" else "waiting"
 
 
-def _members(run: Picture) -> list[RenderableType]:
+def _members(run: Status) -> list[RenderableType]:
     members = run.get("members") or []
     total = int(run.get("members_total") or len(members))
     if not total:
@@ -159,17 +159,17 @@ def _members(run: Picture) -> list[RenderableType]:
     return parts
 
 
-def _by_rank(members: list[Picture]) -> list[Picture]:
+def _by_rank(members: list[Status]) -> list[Status]:
     """Members of the round in the order of their ranks, then the others as they came."""
 
-    def place(member: Picture) -> tuple[bool, int]:
+    def place(member: Status) -> tuple[bool, int]:
         rank = member.get("node_rank")
         return (rank is None, rank or 0)
 
     return sorted(members, key=place)
 
 
-def _member_row(member: Picture) -> tuple[Text, ...]:
+def _member_row(member: Status) -> tuple[Text, ...]:
     link = str(member.get("link") or "")
     is_troubled = link not in ("connected", "")
     since = f" for {seconds(member.get('troubled_s'))}" if is_troubled else ""
@@ -184,7 +184,7 @@ def _member_row(member: Picture) -> tuple[Text, ...]:
     )
 
 
-def _rounds(run: Picture) -> list[RenderableType]:
+def _rounds(run: Status) -> list[RenderableType]:
     rounds = run.get("rounds") or []
     if not rounds:
         return []
@@ -192,7 +192,7 @@ def _rounds(run: Picture) -> list[RenderableType]:
     return [cell(""), table(headings, [_round_row(each) for each in rounds[-ROUNDS_SHOWN:]])]
 
 
-def _round_row(each: Picture) -> tuple[Text, ...]:
+def _round_row(each: Status) -> tuple[Text, ...]:
     return (
         cell(each.get("number", "")),
         cell(each.get("nodes", "")),
@@ -203,14 +203,14 @@ def _round_row(each: Picture) -> tuple[Text, ...]:
     )
 
 
-def _lasted(each: Picture) -> str:
+def _lasted(each: Status) -> str:
     """Of a round that is over. One that was taken over may have lasted longer than is known."""
     if each.get("active_s") is not None or not each.get("ended"):
         return seconds(each.get("active_s"))
     return f">= {seconds(each.get('active_min_s'))}" if each.get("active_min_s") else "?"
 
 
-def _losses(run: Picture) -> list[RenderableType]:
+def _losses(run: Status) -> list[RenderableType]:
     losses = run.get("losses") or []
     if not losses:
         return []
