@@ -122,7 +122,6 @@ CIRCLES_ALLOWED: frozenset[frozenset[str]] = frozenset(
                 "rendezvous.static_tcp_rendezvous",
             }
         ),
-        frozenset({"cli.ledger_runs", "cli.run_locator"}),
         frozenset({"core.past", "core.reasons", "core.values"}),
     }
 )
