@@ -12,6 +12,7 @@ from rallypoint.endpoints import parse_endpoint
 from rallypoint.errors import CoordinatorError
 from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
+from rallypoint.wire.api_paths import quoted
 from tests.coordinator.test_replicas import Replica, replica
 from tests.loops import run_clean
 
@@ -31,7 +32,7 @@ async def all_pages(one: Replica, limit: int) -> list[list[str]]:
         pages.append([line.run_id for line in listed.runs])
         if body["next"] is None:
             return pages
-        query = f"?limit={limit}&after={api._quoted(body['next'])}"
+        query = f"?limit={limit}&after={quoted(body['next'])}"
 
 
 @pytest.mark.parametrize("limit", [1, 2, len(IDS) - 1, len(IDS), 1_000])

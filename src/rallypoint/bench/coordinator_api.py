@@ -8,19 +8,20 @@ import json
 from typing import Any
 
 from rallypoint.bench.processes import ANSWER_S, BenchError
+from rallypoint.wire.api_paths import RUNS, run_path
 from rallypoint.wire.headers import ONLY_OWN
 
 
 def runs(port: int) -> list[dict[str, Any]]:
     """The runs that this coordinator has; it asks no other one. Raises BenchError."""
-    found: list[dict[str, Any]] = _get(port, "/api/v1/runs", {ONLY_OWN: "1"})["runs"]
+    found: list[dict[str, Any]] = _get(port, RUNS, {ONLY_OWN: "1"})["runs"]
     return found
 
 
 def members(port: int, run_id: str, token: str = "") -> list[dict[str, Any]]:
     """The members of one run, as far as the answer lists them. Raises BenchError."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    found: list[dict[str, Any]] = _get(port, f"/api/v1/runs/{run_id}", headers)["members"]
+    found: list[dict[str, Any]] = _get(port, run_path(run_id), headers)["members"]
     return found
 
 

@@ -12,7 +12,6 @@ import json
 import socket
 import time
 from typing import Any, Final
-from urllib.parse import quote
 
 from rallypoint.core.values import Address
 from rallypoint.errors import (
@@ -23,6 +22,7 @@ from rallypoint.errors import (
 )
 from rallypoint.settings import Endpoint, EndpointKind
 from rallypoint.tokens import token_error
+from rallypoint.wire import api_paths
 from rallypoint.wire.headers import CLIENT, ONLY_OWN
 
 TIMEOUT_S: Final = 5.0
@@ -45,7 +45,7 @@ def runs(endpoint: Endpoint, token: str, *, only_own: bool = False) -> dict[str,
     while isinstance(body.get("next"), str):
         if pages >= PAGES_MAX:
             raise _not_ours(endpoint, "its list of runs has no end")
-        more = _page_of_runs(endpoint, token, f"?after={_quoted(body['next'])}", only_own)
+        more = _page_of_runs(endpoint, token, f"?after={api_paths.quoted(body['next'])}", only_own)
         problem = body.get("problem") or more.get("problem")
         body = {**more, "runs": [*body["runs"], *more["runs"]], "problem": problem}
         pages += 1
@@ -53,7 +53,7 @@ def runs(endpoint: Endpoint, token: str, *, only_own: bool = False) -> dict[str,
 
 
 def _page_of_runs(endpoint: Endpoint, token: str, query: str, only_own: bool) -> dict[str, Any]:
-    body = request(endpoint, token, "GET", f"/api/v1/runs{query}", only_own=only_own)
+    body = request(endpoint, token, "GET", f"{api_paths.RUNS}{query}", only_own=only_own)
     if not isinstance(body.get("runs"), list) or not isinstance(body.get("coordinator"), dict):
         raise _not_ours(endpoint, "its answer lists no runs")
     return body
@@ -62,13 +62,12 @@ def _page_of_runs(endpoint: Endpoint, token: str, query: str, only_own: bool) ->
 def run(endpoint: Endpoint, token: str, run_id: str, members: int | None = None) -> dict[str, Any]:
     """One run in detail. Raises NoSuchRunError if there is none, and as `request` does."""
     query = "" if members is None else f"?members={members}"
-    return request(endpoint, token, "GET", f"/api/v1/runs/{_quoted(run_id)}{query}")
+    return request(endpoint, token, "GET", f"{api_paths.run_path(run_id)}{query}")
 
 
 def close(endpoint: Endpoint, token: str, run_id: str, reason: str) -> dict[str, Any]:
     """End a run for all. Raises UsageError if there is no such run, and as `request` does."""
-    path = f"/api/v1/runs/{_quoted(run_id)}/close"
-    return request(endpoint, token, "POST", path, {"reason": reason})
+    return request(endpoint, token, "POST", api_paths.close_path(run_id), {"reason": reason})
 
 
 def request(
@@ -100,10 +99,6 @@ def request(
     except http.client.HTTPException as error:
         raise _not_ours(endpoint, "its answer is no HTTP") from error
     return _checked(endpoint, status, answer)
-
-
-def _quoted(run_id: str) -> str:
-    return quote(run_id, safe="")
 
 
 def _exchange(

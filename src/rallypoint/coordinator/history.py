@@ -23,7 +23,7 @@ from rallypoint.core.past import (
     bounded_past,
     loss_of,
 )
-from rallypoint.core.values import Change, Phase, RoundMember, RoundRecord
+from rallypoint.core.values import Change, CloseRecord, Phase, RoundMember, RoundRecord
 
 NAMES_KEPT_MAX: Final = 64
 LOSSES_REMEMBERED: Final = 50
@@ -95,21 +95,21 @@ class History:
         for effect in effects:
             if type(effect) not in _WATCHED:
                 continue  # Each message of a node comes by here.
-            if isinstance(effect, do.Commit):
-                if isinstance(effect.record, RoundRecord):
-                    self._sealed(effect.record, now_s, wall_s)
-                else:
-                    self._close = reasons.describe_close(effect.record)
-            elif isinstance(effect, do.Publish):
-                self._published(now_s)
-            elif isinstance(effect, do.Break):
-                self._ended(effect.change, now_s, wall_s)
-            elif isinstance(effect, do.Verdict):
-                self._explain(effect.change)
-            elif isinstance(effect, do.Announce):
-                self._closed(effect, now_s, wall_s)
-            elif isinstance(effect, do.Forget) and effect.loss is not None:
-                lost.append(effect.loss)
+            match effect:
+                case do.Commit(record=RoundRecord() as record):
+                    self._sealed(record, now_s, wall_s)
+                case do.Commit(record=CloseRecord() as close):
+                    self._close = reasons.describe_close(close)
+                case do.Publish():
+                    self._published(now_s)
+                case do.Break(change=change):
+                    self._ended(change, now_s, wall_s)
+                case do.Verdict(change=change):
+                    self._explain(change)
+                case do.Announce(close=close):
+                    self._closed(close, now_s, wall_s)
+                case do.Forget(loss=Change() as loss):
+                    lost.append(loss)
         return self._note_loss(lost, phase, wall_s) if lost else None
 
     def restored(
@@ -177,10 +177,10 @@ class History:
                 each.change, each.ended = change, reasons.describe(change)
                 return
 
-    def _closed(self, effect: do.Announce, now_s: float, wall_s: float) -> None:
+    def _closed(self, close: CloseRecord, now_s: float, wall_s: float) -> None:
         if self._began_s is not None:
             self._over(now_s, wall_s)
-            self.rounds[-1].ended = reasons.describe_close(effect.close)
+            self.rounds[-1].ended = reasons.describe_close(close)
 
     def _note_loss(self, lost: list[Change], phase: Phase, wall_s: float) -> PastLoss:
         change = loss_of(lost)

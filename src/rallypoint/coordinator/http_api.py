@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
-from urllib.parse import quote
 
 import msgspec
 from aiohttp import web
@@ -30,6 +29,7 @@ from rallypoint.core.values import NAME_LENGTH_MAX, Outcome
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.keys import run_key
 from rallypoint.tokens import fingerprint
+from rallypoint.wire import api_paths
 from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 
 COORDINATOR: web.AppKey[Coordinator] = web.AppKey("coordinator", Coordinator)
@@ -61,9 +61,9 @@ class _CloseBody(msgspec.Struct):
 def add_routes(app: web.Application) -> None:
     """The HTTP face of a coordinator."""
     app.router.add_get(HEALTH_PATH, _healthz)
-    app.router.add_get("/api/v1/runs", _runs)
-    app.router.add_get("/api/v1/runs/{run_id:[^/]+}", _run)
-    app.router.add_post("/api/v1/runs/{run_id:[^/]+}/close", _close)
+    app.router.add_get(api_paths.RUNS, _runs)
+    app.router.add_get(f"{api_paths.RUNS}/{{run_id:[^/]+}}", _run)
+    app.router.add_post(f"{api_paths.RUNS}/{{run_id:[^/]+}}/close", _close)
 
 
 def is_foreign_page(request: web.Request) -> bool:
@@ -309,8 +309,8 @@ async def _close_elsewhere(
         if ONLY_OWN in request.headers:
             return json_error(503, f"run {run_id!r} is another coordinator's now", _ASK_AGAIN)
         try:
-            path = f"/api/v1/runs/{quote(run_id, safe='')}/close"
-            shown, by = _shown(request), plain(request.remote or "")
+            path, shown = api_paths.close_path(run_id), _shown(request)
+            by = plain(request.remote or "")
             return _passed_on(await replicas.ask(kept.lease, shown, path, data or b"{}", by))
         except NoAnswerError as error:
             problem = no_answer(kept.lease, str(error))

@@ -14,7 +14,6 @@ import asyncio
 import os
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -26,6 +25,7 @@ from rallypoint.core import election as e
 from rallypoint.core.values import Address
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.contract import Ledger
+from rallypoint.wire import api_paths
 from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 
 ANSWER_WITHIN_S: Final = 3.0
@@ -91,7 +91,7 @@ class Replicas:
         if kept.lease is not None and kept.lease.process == self._process():
             problem = _BEING_TAKEN
         elif kept.lease is not None and may_ask and kept.register.close is None:
-            path = f"/api/v1/runs/{quote(run_id, safe='')}?members={members_shown}"
+            path = f"{api_paths.run_path(run_id)}?members={members_shown}"
             try:
                 answer = await self.ask(kept.lease, authorization, path)
                 if answer.status == 200 and answer.body.get("run_id") == run_id:
@@ -150,7 +150,7 @@ class Replicas:
         return late | told
 
     async def _runs_of(self, lease: e.Lease, authorization: str, page: Page) -> dict[str, Any]:
-        path = f"/api/v1/runs?limit={page.most}&after={quote(page.after, safe='')}"
+        path = f"{api_paths.RUNS}?limit={page.most}&after={api_paths.quoted(page.after)}"
         answer = await self.ask(lease, authorization, path)
         if answer.status != 200:
             raise NoAnswerError(_told(answer))

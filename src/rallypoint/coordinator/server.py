@@ -23,6 +23,7 @@ from rallypoint.clock import TICK_S, InputFirst
 from rallypoint.coordinator import http_api
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator, Ownership
+from rallypoint.coordinator.frames import binary_frame, frame_header, pong_frame
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.http_connection import SERVER_NAME, connections_of
 from rallypoint.coordinator.http_requests import Requests
@@ -32,20 +33,14 @@ from rallypoint.coordinator.replicas import Replicas
 from rallypoint.coordinator.run_ownership import RunOwnership
 from rallypoint.coordinator.strangers import login_refused
 from rallypoint.coordinator.tokens import Tokens
-from rallypoint.coordinator.websocket import (
-    OTHER_BYTES_MAX,
-    FrameReader,
-    binary_frame,
-    frame_header,
-    pong_frame,
-)
+from rallypoint.coordinator.websocket import OTHER_BYTES_MAX, FrameReader
 from rallypoint.core.addresses import plain
 from rallypoint.core.quotas import NOBODY, Account
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
 from rallypoint.net import LISTEN_BACKLOG
-from rallypoint.wire import headers
+from rallypoint.wire import api_paths, headers
 from rallypoint.wire import messages as wire
 
 _log = logging.getLogger("rallypoint.coordinator")
@@ -299,7 +294,7 @@ class CoordinatorServer:
             timeout=CLOSE_TIMEOUT_S, max_msg_size=OTHER_BYTES_MAX, compress=False
         )
         if not _can_be_websocket(ws, request):
-            hint = "nodes attach here over WebSocket; for people there is /api/v1/runs"
+            hint = f"nodes attach here over WebSocket; for people there is {api_paths.RUNS}"
             response = http_api.json_error(426, "this path is for nodes of a run", hint)
             response.headers["Upgrade"] = "websocket"
             return response

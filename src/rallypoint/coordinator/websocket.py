@@ -13,11 +13,11 @@ import errno
 import logging
 import math
 import os
-import struct
 import sys
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
+from rallypoint.coordinator.frames import BINARY, PONG
 from rallypoint.coordinator.incoming import PIECE_BYTES, Incoming, Kept, Skipped, apply_mask
 from rallypoint.coordinator.turns import SLICE_S, Work
 from rallypoint.core.values import ConnectionEnd
@@ -25,8 +25,6 @@ from rallypoint.wire.messages import MESSAGE_BYTES_MAX
 
 _log = logging.getLogger("rallypoint.coordinator")
 
-_BINARY: Final = 0x82
-_PING_PONG: Final = (0x89, 0x8A)
 _CONTROL_BYTES_MAX: Final = 125
 _MASKED: Final = 0x80
 _SIZE_IN_2_BYTES: Final = _MASKED | 126
@@ -37,7 +35,7 @@ _CONTROL: Final = 0x08
 _CLOSE: Final = 0x08
 _READ_BYTES: Final = 256 * 1024
 _PING: Final = 0x89
-_PONG: Final = 0x8A
+_PING_PONG: Final = (_PING, PONG)
 _FIRST: Final = 0x02  # the first fragment of a binary message
 _LAST: Final = 0x80
 _FURTHER: Final = (0x00, _LAST)
@@ -66,31 +64,6 @@ _END_OF_ERRNO: Final = {
     errno.EHOSTUNREACH: ConnectionEnd.TIMEOUT,
     errno.ENETUNREACH: ConnectionEnd.TIMEOUT,
 }
-
-
-_SHORT_HEADERS: Final = tuple(bytes((_BINARY, size)) for size in range(126))
-
-
-def frame_header(size: int) -> bytes:
-    """The header of a whole frame with so many bytes, as a server sends it: without a mask."""
-    if size < 126:
-        return _SHORT_HEADERS[size]
-    if size < 65_536:
-        return struct.pack("!BBH", _BINARY, 126, size)
-    return struct.pack("!BBQ", _BINARY, 127, size)
-
-
-def pong_frame(payload: bytes) -> bytes:
-    """The answer to a ping, which has at most 125 bytes."""
-    return bytes((_PONG, len(payload))) + payload
-
-
-def binary_frame(payload: bytes) -> bytes:
-    """The payload as one whole frame, as a server sends it: without a mask."""
-    size = len(payload)
-    if size < 126:
-        return _SHORT_HEADERS[size] + payload
-    return frame_header(size) + payload
 
 
 class Intake(Protocol):
@@ -204,7 +177,7 @@ class FrameReader(asyncio.Protocol):
         if (
             self._is_clear
             and 0 <= size <= _CONTROL_BYTES_MAX
-            and data[0] == _BINARY
+            and data[0] == BINARY
             and data[1] == size + _MASKED
             and (self._intake is None or self._intake.slice_s() is None)
         ):
@@ -304,7 +277,7 @@ class FrameReader(asyncio.Protocol):
                 # would read it, and with it what a proxy was made to send.
                 self._refuse(UNMASKED)
                 return True
-            is_message = (first == _BINARY or self._is_fragment(first)) and not self.is_aside
+            is_message = (first == BINARY or self._is_fragment(first)) and not self.is_aside
             if length < _SIZE_IN_2_BYTES:
                 size = length - _MASKED  # at most 125, which every kind of frame may have
             else:
@@ -397,7 +370,7 @@ class FrameReader(asyncio.Protocol):
         key, begun = bytes(data[:_KEY_BYTES]), data[_KEY_BYTES:]
         if self._may_come(size) and (kept := self._space_for(first, size, key)):
             self._incoming = kept
-        elif first == _BINARY:  # Let it pass, and answer it if it can be answered.
+        elif first == BINARY:  # Let it pass, and answer it if it can be answered.
             self._incoming = Skipped(first, size, key)
         else:
             self._refuse(NO_ROOM)
@@ -461,7 +434,7 @@ class FrameReader(asyncio.Protocol):
     def _hand_on(self, first: int, message: bytes) -> bool:
         """Hand on the payload of a frame, or keep it if it is a fragment. Whether to go on."""
         whole: bytes | None = message
-        if first != _BINARY or self._fragments is not None:
+        if first != BINARY or self._fragments is not None:
             whole = self._whole(first, message)
         if whole is not None:
             try:

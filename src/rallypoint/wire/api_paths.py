@@ -1,0 +1,24 @@
+"""The paths of a coordinator's HTTP API, for both sides. Loads little: every command imports it."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import quote
+
+RUNS: Final = "/api/v1/runs"
+"""The list of runs; GET."""
+
+
+def run_path(run_id: str) -> str:
+    """One run in detail; GET."""
+    return f"{RUNS}/{quoted(run_id)}"
+
+
+def close_path(run_id: str) -> str:
+    """Ends a run; POST."""
+    return f"{run_path(run_id)}/close"
+
+
+def quoted(run_id: str) -> str:
+    """A run id as a part of a path, or as a value in a query."""
+    return quote(run_id, safe="")
