@@ -60,9 +60,9 @@ def test_those_of_whom_it_must_speak_are_there() -> None:
         "holder of a token in another run",
         "member of the run",
         "old coordinator",
-        "whoever writes the ledger",
-        "whoever reads the wire",
-        "whoever answers at an endpoint",
+        "writer of the ledger",
+        "reader of the traffic",
+        "server at an endpoint",
         "worker process",
         "operator",
     }
