@@ -1,4 +1,4 @@
-"""Real `rallypoint run` agents with one worker each; all write down what happens to them."""
+"""Real `rallypoint run` agents with one worker each; all of them write an event log."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Agent:
             )
 
     def events(self, kind: str, since_s: float = 0.0) -> list[LoggedEvent]:
-        """What has happened so far, in order."""
+        """The events of this kind from `since_s` on, in order."""
         return self._log.all(kind, since_s)
 
     def first(self, kind: str, since_s: float = 0.0) -> float | None:
-        """When it first happened; None if it did not."""
+        """When it first happened since then; None if it did not."""
         return self._log.first(kind, since_s)
 
     @property
@@ -77,19 +77,19 @@ class Agent:
         os.kill(self.worker_pid, number)
 
     def kill(self) -> float:
-        """SIGKILL to the agent alone; when."""
+        """SIGKILL to the agent alone; returns when."""
         self._is_killed = True
         killed_s = time.monotonic()
         self.process.kill()
         return killed_s
 
     def kill_all(self) -> float:
-        """SIGKILL to the agent and to everything that it started; when that began."""
+        """SIGKILL to the agent and to everything that it started; returns when the first got it."""
         self._is_killed = True
         return kill_tree(self.process.pid)
 
     def problem(self) -> str:
-        """How it has ended, if it has and was not killed from here, with what it said last."""
+        """How it ended, with its last output; "" if it still runs or was killed from here."""
         code = self.process.poll()
         if code is None or self._is_killed:
             return ""
@@ -98,7 +98,8 @@ class Agent:
 
 
 class Team:
-    """Agents of one run. `each`: those that are still wanted, in the order in which they came."""
+    """Agents of one run. `each`: those that were not killed from here, in the order of their
+    start."""
 
     def __init__(self, folder: Path, arguments: Sequence[str], worker: str, token: str) -> None:
         self.each: list[Agent] = []
@@ -107,7 +108,7 @@ class Team:
         self._worker, self._token = worker, token
 
     def add(self, *more: str) -> Agent:
-        """One more. `more`: options of `rallypoint run` that are its own."""
+        """Start one more agent. `more`: options of `rallypoint run` for this one."""
         name = f"node{len(self._all)}"
         arguments = (*self._arguments, *more)
         agent = Agent(name, self._folder, arguments, self._worker, self._token)
@@ -116,15 +117,15 @@ class Team:
         return agent
 
     def kill(self, agent: Agent) -> float:
-        """SIGKILL to this agent alone, which is not wanted any more; when."""
+        """SIGKILL to this agent alone; returns when."""
         self.each.remove(agent)
         return agent.kill()
 
     def end(self) -> None:
-        """End all that is left of all of them."""
+        """End every agent and worker that still runs."""
         workers = [e["pid"] for a in self._all for e in a.events("working")[-1:]]
         end([agent.process for agent in self._all])
-        for pid in workers:  # its guard has done it, or is about to
+        for pid in workers:  # Its guard has ended it, or is about to.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -151,10 +152,10 @@ def team(
     until: str = "working",
     within_s: float = DEADLINE_S,
 ) -> Iterator[Team]:
-    """So many agents in their first round, each with its worker, which has come to `until`.
+    """So many agents in their first round; each one's worker has logged the event `until`.
 
-    The first is there before the others start: with a `host:port` endpoint it is the host, and
-    without `token` they have one of their own, and none from the user's home.
+    The first agent is attached before the others start, so with a `host:port` endpoint it is the
+    host. There, without `token`, the agents get a token of their own, not the user's.
     """
     if not token and parse_endpoint(endpoint).kind is EndpointKind.HOST:
         token = secrets.token_urlsafe(32)
@@ -176,7 +177,7 @@ def team(
 def agents(
     count: int, nnodes: str, endpoint: str, run_id: str, **more: Any
 ) -> Iterator[list[Agent]]:
-    """The agents of such a team, to whom nobody is added. `more`: as `team` takes it."""
+    """The agents of a team to which none is added. `more`: as `team` takes it."""
     with team(count, nnodes, endpoint, run_id, **more) as made:
         yield made.each
 
@@ -184,7 +185,7 @@ def agents(
 def wait_for(
     those: Sequence[Agent], kind: str, since_s: float = 0.0, within_s: float = DEADLINE_S
 ) -> list[float]:
-    """Wait until it has happened to all of them; when it first did, for each."""
+    """Wait until all of them have logged this event; when each first did. Raises BenchError."""
     wait_until(
         lambda: all(a.first(kind, since_s) is not None for a in those),
         f"{kind} everywhere",

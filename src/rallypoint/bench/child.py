@@ -3,10 +3,11 @@
     python -IS child.py PARENT PROGRAM ARGUMENTS...
 
 On Linux the kernel kills it when the parent ends, however that ends (prctl(2), PR_SET_PDEATHSIG):
-to be exact, when the parent's thread ends that started it. That is kept over exec, so PROGRAM is as
-it would be without this. Elsewhere it does nothing, and who reads stdin ends with that.
+to be exact, when the thread of the parent ends that started it. exec keeps that, so PROGRAM itself
+needs to do nothing. On other systems this has no effect, and a program that reads stdin ends when
+that ends.
 
-Run by its path: what it imports is the standard library's, and it is done in milliseconds.
+It is run by its path and imports only the standard library, so that it takes milliseconds.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ PR_SET_PDEATHSIG: Final = 1
 def end_with(parent: int) -> None:
     """Have the kernel kill this process when its parent ends (Linux); at once if it has ended."""
     if sys.platform == "linux":
-        with contextlib.suppress(ImportError, OSError):  # Some Pythons have no ctypes.
+        with contextlib.suppress(ImportError, OSError):  # Some builds of Python have no ctypes.
             import ctypes
 
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # It ended before the kernel knew of this.
+        if os.getppid() != parent:  # It ended before prctl was called.
             sys.exit(128 + signal.SIGKILL)
 
 

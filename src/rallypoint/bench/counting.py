@@ -1,4 +1,5 @@
-"""What fleets and the floor share: counting answers, and the event loop of a process of ours."""
+"""What the processes of virtual nodes and of bare sockets share: counts of answers, the event
+loop."""
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ DEADLINE_S: Final = 120.0
 
 
 class FleetError(Exception):
-    """What was asked for did not happen; the text is for a person."""
+    """What the driver asked for did not happen. The text is shown to the user."""
 
 
 class Count:
-    """Counts things up to a number, and keeps when the first and the last came."""
+    """Counts up to a number, and keeps when the first and the last one came."""
 
     def __init__(self, expected: int) -> None:
         self.expected = expected
@@ -35,14 +36,14 @@ class Count:
             self.first_s = time.monotonic()
         if self.seen == self.expected:
             self.last_s = time.monotonic()
-            if not self._done.done():  # Who waited may have stopped waiting.
+            if not self._done.done():  # It may have been cancelled, or have failed.
                 self._done.set_result(None)
 
     def fail(self, why: str) -> None:
-        """It will not happen."""
+        """Let `all` raise FleetError with this text."""
         if not self._done.done():
             self._done.set_exception(FleetError(why))
-            self._done.exception()  # It counts as seen: maybe nobody waits for this one.
+            self._done.exception()  # Retrieved: asyncio would warn where nothing awaits it.
 
     async def all(self, what: str, within_s: float = DEADLINE_S) -> None:
         """Wait for the last. Raises FleetError."""
@@ -61,14 +62,14 @@ def say(text: str) -> None:
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's, where it is installed: this process is ours alone."""
+    """A loop of uvloop's, where that is installed, else asyncio's own."""
     uvloop = _uvloop()
     loop: asyncio.AbstractEventLoop = (uvloop or asyncio).new_event_loop()
     return loop
 
 
 def loop_name() -> str:
-    """Which one that is: the floor depends on it more than Rallypoint does."""
+    """Its name. It stands beside the figures, since bare sockets depend on it most."""
     uvloop = _uvloop()
     return f"uvloop {uvloop.__version__}" if uvloop else "asyncio's own loop"
 

@@ -1,10 +1,10 @@
 """What a cut of the network between one node and the coordinator does: for 3 s, and for good.
 
-One node reaches a `rallypoint serve` through a proxy that is cut for 3 s, as a cable is: nothing
-passes, and nobody is told. In the second case the connection is reset besides, as by a firewall
-that was started again. Then the run is watched for longer than any grace. Nobody is to be lost, and
-no round to end. In the third case the network is cut for good and the process killed behind it: a
-machine without power sends no last packet.
+One node reaches a `rallypoint serve` through a proxy. The proxy is cut for 3 s, like a cable:
+nothing passes, and neither side is told. In the second case the connection is reset as well, as a
+firewall does that was started again. Then the run is watched for longer than any grace: no node may
+be lost, and no round may end. In the third case the network is cut for good and the process behind
+it is killed, since a machine without power sends no last packet.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rallypoint.bench import driver
 from rallypoint.bench.figure import Figure, Target
 from rallypoint.bench.node_processes import NodeProcesses, last_s, names, node_processes, wait_for
 from rallypoint.bench.proxy import Proxy
-from rallypoint.bench.real_nodes import Specification
+from rallypoint.bench.real_nodes import Specification, regrouping
 from rallypoint.core.values import RunSettings
 
 CUT_S: Final = 3.0
 CALM_S: Final = 1.0
 RUN: Final = RunSettings()
 WATCH_S: Final = RUN.reconnect_grace_s + RUN.suspect_after_s + 3.0
-"""For how long after the cut nobody may be lost."""
+"""How long the run is watched after the cut; no node may be lost in that time."""
 REPEATS_MAX: Final = 5
 WITHIN_S: Final = RUN.lost_after_s + 30.0
 POWER_S: Final = RUN.lost_after_s + RUN.suspect_after_s
@@ -33,7 +33,7 @@ CUTS: Final = {"cut": False, "cut and reset": True}
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
-    """Cut one of so many off, each time in a run of its own."""
+    """Cut off one of so many nodes, each time in a run of its own."""
     repeats = min(plan.repeats, REPEATS_MAX)
     figures = []
     for name, resets in CUTS.items():
@@ -49,8 +49,8 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
                 nodes=nodes,
                 unit="nodes",
                 values=disturbed,
-                about=f"{about}; nodes that are lost, or told within {WATCH_S:g} s more that their "
-                "round has ended",
+                about=f"{about}; nodes that are lost, or are told that their round has ended, "
+                f"until {WATCH_S:g} s after that",
                 target=Target(0, worst=True),
             )
         )
@@ -73,8 +73,8 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
             nodes=nodes,
             unit="s",
             values=tuple(_power(plan, nodes) for _ in range(min(repeats, 2))),
-            about="one node's network and process are gone without a word; from then until the "
-            "last survivor is told, where no worker fails",
+            about="one node's network and process are gone, and nothing was sent; from then until "
+            "the last survivor is told, where no worker fails",
             target=Target(POWER_S, worst=True),
         )
     )
@@ -83,19 +83,11 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
 
 @contextmanager
 def _cut_off(plan: driver.Plan, nodes: int) -> Iterator[tuple[Proxy, NodeProcesses, NodeProcesses]]:
-    """The proxy, those that do not use it, and the one that does."""
+    """The proxy, the nodes that do not use it, and the node that does."""
     run_id = plan.run_id()
 
     def some(endpoint: str, which: tuple[str, ...]) -> Specification:
-        return Specification(
-            endpoint=endpoint,
-            names=which,
-            min_nodes=1,
-            max_nodes=nodes,
-            run_id=run_id,
-            regroups=True,
-            run={"expected_nodes": nodes},
-        )
+        return regrouping(endpoint, which, run_id, nodes, min_nodes=1)
 
     all_ = names("node", 0, nodes)
     with Proxy(plan.at.address.port) as proxy:
@@ -107,7 +99,7 @@ def _cut_off(plan: driver.Plan, nodes: int) -> Iterator[tuple[Proxy, NodeProcess
 
 
 def _blip(plan: driver.Plan, nodes: int, *, resets: bool) -> tuple[set[str], float | None]:
-    """Whom it disturbed; and when the node was attached again, should it have had to be."""
+    """The nodes disturbed; after how long the node was attached again, if it had to be."""
     with _cut_off(plan, nodes) as (proxy, others, one):
         cut_s = time.monotonic()
         proxy.cut()
@@ -125,7 +117,7 @@ def _blip(plan: driver.Plan, nodes: int, *, resets: bool) -> tuple[set[str], flo
 
 
 def _power(plan: driver.Plan, nodes: int) -> float:
-    """How long it takes until all survivors are told."""
+    """Seconds until all survivors are told."""
     with _cut_off(plan, nodes) as (proxy, others, one):
         proxy.cut()
         gone_s = one.kill(one.names)

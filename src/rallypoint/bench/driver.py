@@ -1,8 +1,8 @@
-"""Starts what is measured and who measures it, as processes of their own, and asks them.
+"""Starts coordinators and virtual nodes as processes of their own, and sends them commands.
 
-A coordinator here is one of three: `served`, a `rallypoint serve` that is started for this;
-`embedded`, the one that a node of a HOST:PORT endpoint carries; or one that runs already, named by
-its endpoint. Every process that is started here is ended here, by its id.
+A coordinator is one of three: `served`, a `rallypoint serve` that is started here; `embedded`, one
+as a node of a HOST:PORT endpoint carries it; or one that runs already, named by its endpoint. Every
+process that is started here is ended here, by its id.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from rallypoint.bench.processes import BenchError as BenchError
 from rallypoint.core.values import Address, repr_without
 
 SPARE_DESCRIPTORS: Final = 64
-"""What a process needs besides its connections."""
+"""Descriptors that a process needs besides its connections."""
 END_S: Final = 5.0
 _LOOK_S: Final = 0.2
 SPARE_PORTS: Final = 16
-"""What else of this machine may have a port of the range to itself: who listens, above all."""
+"""Ports of the range that other sockets of this machine may use, above all those that listen."""
 PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
-"""From which a connection takes its own port, with IPv6 too: the first and the last (Linux)."""
+"""The first and the last port that a connection may take for itself, with IPv6 too (Linux)."""
 PORTS_MAX: Final = 65_535 - 1_024 + 1
 
 
@@ -74,9 +74,9 @@ class Process:
         within_s: float = DEADLINE_S,
         since_s: float = 0.0,
     ) -> bytes:
-        """Its next line. `who` and `what` say for a person which process this is, and what of it.
+        """Its next line. `who` and `what` name the process and the line in messages.
 
-        Raises BenchError if it ends instead, or says nothing `within_s` seconds from `since_s` on.
+        Raises BenchError if it ends instead, or prints no line within `within_s` of `since_s`.
         """
         wait = Wait(f"{who}: {what}", within_s, since_s)
         while b"\n" not in self._read:
@@ -96,7 +96,7 @@ class Process:
         return usage_of(self.pid)
 
     def end(self) -> None:
-        """Let go of it; what does not end by that is killed."""
+        """Close its stdin, and kill it if it does not end within END_S."""
         self.let_go()
         try:
             self._popen.wait(END_S)
@@ -106,12 +106,12 @@ class Process:
         self._stdout.close()
 
     def let_go(self) -> None:
-        """End its stdin."""
+        """Close its stdin, which asks it to end."""
         with contextlib.suppress(OSError):
             self.stdin.close()
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send it SIGTERM."""
         self._popen.terminate()
 
     def signal(self, number: int) -> None:
@@ -119,12 +119,12 @@ class Process:
         self._popen.send_signal(number)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Send it SIGKILL."""
         self._popen.kill()
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """CPU seconds since a process began, and the bytes of memory that are its own now."""
+    """CPU seconds since a process began, and the bytes of memory that it has resident."""
 
     cpu_s: float
     memory_bytes: int
@@ -145,9 +145,9 @@ def usage_of(pid: int) -> Usage:
 
 
 def _precise_cpu_s(pid: int) -> float | None:
-    """A process's CPU time in nanoseconds' steps, where /proc has hundredths of a second.
+    """A process's CPU time with nanoseconds; /proc has hundredths of a second.
 
-    What clock_getcpuclockid(3) computes on Linux, as Python has it for threads only.
+    The clock's number is what clock_getcpuclockid(3) returns on Linux. Python has no such function.
     """
     try:
         return time.clock_gettime((~pid << 3) | 2)
@@ -156,9 +156,9 @@ def _precise_cpu_s(pid: int) -> float | None:
 
 
 def check_descriptors(nodes: int) -> None:
-    """Raise this process's limit of open files, which its children inherit, to what nodes need.
+    """Raise the limit of open files, which children inherit, to what so many nodes need.
 
-    Raises BenchError, which says what the limit is and how to raise it.
+    Raises BenchError with the hard limit and how to raise it, if that is too low.
     """
     needed = nodes + SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -174,9 +174,9 @@ def check_descriptors(nodes: int) -> None:
 
 
 def check_ports(connections: int) -> None:
-    """Whether so many connections to one address and port can have a port each (Linux).
+    """Raise BenchError if there are too few ports for so many connections to one address (Linux).
 
-    Raises BenchError, which says how many there are and how to have more.
+    It says how many there are, and how to have more.
     """
     try:
         first, last = map(int, PORTS.read_text().split())
@@ -204,9 +204,9 @@ def check_ports(connections: int) -> None:
 
 
 class Coordinator(msgspec.Struct):
-    """Where a coordinator listens. `process`: None if it is not ours, and cannot be looked into.
+    """Where a coordinator listens. `process`: None if it was not started here.
 
-    `endpoint`: the same as real agents are given it; with none, the first of them carries one.
+    `endpoint`: what real agents are given; with none, the first agent carries a coordinator.
     """
 
     address: Address
@@ -220,7 +220,7 @@ class Coordinator(msgspec.Struct):
 
 @contextlib.contextmanager
 def served(*options: str) -> Iterator[Coordinator]:
-    """A `rallypoint serve` of our own on a free port of loopback."""
+    """A new `rallypoint serve` on a free port of loopback."""
     arguments = ("-m", "rallypoint", "serve", "--port", "0", *options)
     with _quiet() as log:
         process = Process(arguments, stderr=log)
@@ -235,7 +235,7 @@ def served(*options: str) -> Iterator[Coordinator]:
 
 @contextlib.contextmanager
 def embedded(*options: str) -> Iterator[Coordinator]:
-    """A coordinator as a node carries it, in a process of its own."""
+    """A new coordinator as a node carries it, in a process of its own."""
     with _quiet() as log:
         process = Process(("-m", "rallypoint.bench.embedded", *options), stderr=log)
         try:
@@ -245,7 +245,7 @@ def embedded(*options: str) -> Iterator[Coordinator]:
 
 
 NOWHERE: Final = Coordinator(Address("127.0.0.1", 0))
-"""For scenarios whose processes bring their own coordinator."""
+"""For scenarios that start their own coordinators."""
 
 
 @contextlib.contextmanager
@@ -255,11 +255,12 @@ def _quiet() -> Iterator[Any]:
 
 
 class Plan(msgspec.Struct):
-    """What a scenario is asked for: where, how often, by how many processes, for how long.
+    """What a scenario has to measure: where, how often, with how many processes, for how long.
 
-    `seconds`: how long to watch where nothing happens. `ddp`: whether workers are a DDP job.
-    `runs`: of how many runs. `ledger`: where elected coordinators keep it; none is a folder.
-    `place`: served or embedded, for a scenario that starts its coordinators.
+    `seconds`: how long to watch a run, or how long something is stopped. `ddp`: whether workers are
+    a DDP job. `runs`: how many runs there are. `ledger`: where elected coordinators keep their
+    records; "" is a new folder. `place`: served or embedded, for a scenario that starts its own
+    coordinators.
     """
 
     at: Coordinator
@@ -274,17 +275,17 @@ class Plan(msgspec.Struct):
     _runs: int = 0
 
     def run_id(self) -> str:
-        """A run that nobody has used."""
+        """A new run id."""
         self.name = self.name or f"bench-{secrets.token_hex(4)}"
         self._runs += 1
         return f"{self.name}-{self._runs}"
 
     def usage(self) -> Usage | None:
-        """What the coordinator has used, if it is ours."""
+        """What the coordinator has used; None if it was not started here."""
         return self.at.process.usage() if self.at.process is not None else None
 
     def cpu_s(self) -> float | None:
-        """The CPU time of it."""
+        """The CPU time of that."""
         usage = self.usage()
         return usage.cpu_s if usage is not None else None
 
@@ -304,18 +305,18 @@ _WAITS: Final = {
 }
 _NODES: Final = "a process of nodes"
 _STUCK_S: Final = 60.0
-"""A process of nodes bounds each of its waits, and says more about them: this comes on top."""
+"""A process of nodes bounds each of its waits itself, with a better message. This is added."""
 
 
 class Fleet:
-    """A process of virtual nodes. `tell` and `hear` apart, so that several work at once."""
+    """A process of virtual nodes. `tell` and `hear` are apart, so that several work at once."""
 
     def __init__(self) -> None:
         self.process = Process(("-m", "rallypoint.bench.fleet"))
         self._what, self._within_s, self._since_s = "", 0.0, 0.0
 
     def tell(self, do: str, **arguments: Any) -> None:
-        """Say what to do. Raises BenchError if the process has ended."""
+        """Send a command. Raises BenchError if the process has ended."""
         self._what = _WAITS.get(do, do)
         if arguments.get("ready"):
             self._what += " and given a round"
@@ -328,10 +329,10 @@ class Fleet:
             self.process.stdin.write(msgspec.json.encode(command) + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            self.hear()  # There is nothing to be heard but its end.
+            self.hear()  # Raises the error that says how it ended.
 
     def hear(self) -> dict[str, Any]:
-        """The answer. Raises BenchError."""
+        """The answer to the last command. Raises BenchError."""
         line = self.process.line(_NODES, self._what, self._within_s, self._since_s)
         answer: dict[str, Any] = msgspec.json.decode(line)
         if "error" in answer:
@@ -339,19 +340,19 @@ class Fleet:
         return answer
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Say what to do, and wait until it is done."""
+        """Send a command, and wait for its answer."""
         self.tell(do, **arguments)
         return self.hear()
 
 
 class Fleets:
-    """Several processes of nodes, as one."""
+    """Several processes of virtual nodes, used like one."""
 
     def __init__(self, processes: int) -> None:
         self.each = [Fleet() for _ in range(processes)]
 
     def ask(self, do: str, **arguments: Any) -> list[dict[str, Any]]:
-        """The same of all, at once."""
+        """Send the same command to all of them at once; all answers."""
         for fleet in self.each:
             fleet.tell(do, **arguments)
         return [fleet.hear() for fleet in self.each]
@@ -369,8 +370,8 @@ class Fleets:
     ) -> list[dict[str, Any]]:
         """Spread `nodes` nodes over the processes, and attach them.
 
-        A process has two at least: one that freezes, and one that fails. Where there are not
-        enough for all, the others are ended. `options`: what else a fleet's `connect` takes.
+        A process has at least two nodes: one may freeze while another fails. Processes for which
+        no nodes are left are ended. `options`: what else a fleet's `connect` takes.
         """
         shares = spread(nodes, len(self.each), least=2)
         used, unused = self.each[: len(shares)], self.each[len(shares) :]
@@ -393,12 +394,13 @@ class Fleets:
         return [fleet.hear() for fleet in self.each]
 
     def end_round(self) -> None:
-        """End the round that all are in, and wait until all are told.
+        """End the round that all nodes are in, and wait until all are told.
 
-        By one node that wants the next: a worker's failure would also have every node probed, and
-        the answers would come in the midst of what is measured next. Its call is made again with
-        those of the others, which replaces this one.
+        One node asks for the next round. It asks again together with the others, which replaces
+        this call.
         """
+        # Not by a worker's failure: the coordinator would probe every node, and the answers would
+        # come while the next meeting is measured.
         self.ask("expect_end")
         self.each[0].ask("again", index=0)
         self.ask("ended")
@@ -422,7 +424,7 @@ def fleets(processes: int) -> Iterator[Fleets]:
     try:
         yield made
     except BaseException:
-        for fleet in made.each:  # It may be in the midst of something, and would not hear.
+        for fleet in made.each:  # It may be busy with a command, and not read its stdin.
             fleet.process.kill()
         raise
     finally:
@@ -430,21 +432,21 @@ def fleets(processes: int) -> Iterator[Fleets]:
 
 
 def span(told: Sequence[dict[str, Any]], last: str) -> float:
-    """From the first beginning of any process to the last end, in seconds."""
+    """Seconds from the first `began_s` of any process to the last moment of this name."""
     ended_s: float = max(t[last] for t in told)
     began_s: float = min(t["began_s"] for t in told)
     return ended_s - began_s
 
 
 def grown(before: list[dict[str, Any]], after: list[dict[str, Any]], *names: str) -> float:
-    """By how much these counts of all processes have grown together."""
+    """By how much the sum of these counts over all processes has grown."""
     more: float = sum(a[n] - b[n] for a, b in zip(after, before, strict=True) for n in names)
     return more
 
 
 @contextlib.contextmanager
 def floor(nodes: int) -> Iterator[tuple[Process, Fleet, dict[str, Any]]]:
-    """The floor's two processes, connected; and how that went."""
+    """The two processes of bare sockets, connected, and the answer to that first meeting."""
     server = Process(("-m", "rallypoint.bench.socket_baseline", str(nodes)))
     fleet = Fleet()
     try:

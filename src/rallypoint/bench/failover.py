@@ -1,7 +1,8 @@
-"""How soon another coordinator serves a run that has lost its own, and all nodes are attached.
+"""How soon all nodes of a run that has lost its coordinator are attached to another one.
 
-Two `rallypoint serve` replicas over one ledger, and real nodes, as they have to find the next
-coordinator by themselves. The round goes on meanwhile: should one end, nothing was measured.
+There are two `rallypoint serve` replicas over one ledger. The nodes are real ones, since they have
+to find the next coordinator by themselves. The round goes on meanwhile: if a round ends, that is an
+error, and there is no figure.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -21,7 +22,7 @@ import msgspec
 from rallypoint.bench import coordinator_api
 from rallypoint.bench.driver import Plan, Process
 from rallypoint.bench.etcd import etcd
-from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.figure import Column, Figure, Target, figures_of
 from rallypoint.bench.node_processes import (
     DEFAULTS,
     NodeProcesses,
@@ -37,18 +38,18 @@ from rallypoint.endpoints import FilePlace, parse_endpoint
 
 REPEATS_MAX: Final = 5
 ETCD: Final = "etcd"
-"""Instead of a ledger's place: an etcd of one member that is started for this."""
+"""Written instead of a ledger's place: an etcd of one member is started."""
 OVER_TTL_S: Final = 2.0
 """How much longer than the lease's time it may take until all are attached."""
 CLEAN_S: Final = 1.0
-"""How long it may take after a clean end, for which no lease has to run out."""
+"""How long it may take after a clean end: no lease has to expire."""
 TTL_S: Final = DEFAULTS.lease_ttl_s
 
 
 class Way(msgspec.Struct, frozen=True):
-    """How a coordinator is lost, and until when all are to be attached to the next.
+    """How a coordinator is lost, and within what time all nodes must be attached to the next one.
 
-    `all_s` None: nothing is promised.
+    `all_s` None: there is no target.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Way(msgspec.Struct, frozen=True):
 WAYS: Final = (
     Way("kill -9", signal.SIGKILL, TTL_S + OVER_TTL_S),
     Way("SIGTERM", signal.SIGTERM, CLEAN_S),
-    # Nodes give it up after its silence, and watch the lease from then on.
+    # Nodes give it up after `coordinator_silence_s`, and watch the lease only from then on.
     Way("SIGSTOP", signal.SIGSTOP, None),
 )
 
@@ -70,34 +71,27 @@ def measure(plan: Plan, nodes: int) -> list[Figure]:
 
 
 def _measure(plan: Plan, nodes: int, way: Way) -> list[Figure]:
-    repeats = min(plan.repeats, REPEATS_MAX)
-    with ledger(plan.ledger) as place:
-        results = failovers(place, nodes, plan.processes, repeats, way=way)
     about = f"from {way.name} of the coordinator until the {{}} node is attached to the next one"
-
-    def figure(name: str, which: str, values: list[float], target: Target | None) -> Figure:
-        return Figure(
-            scenario="failover",
-            name=f"{way.name}: {name}",
-            nodes=nodes,
-            unit="s",
-            values=tuple(values),
-            about=about.format(which),
-            target=target,
-        )
-
-    last = None if way.all_s is None else Target(way.all_s)
-    return [
-        figure("the next one serves", "first", [each[0] for each in results], None),
-        figure("all are attached", "last", [each[1] for each in results], last),
-    ]
+    columns = (
+        Column(f"{way.name}: the next one serves", "s", about.format("first")),
+        Column(
+            f"{way.name}: all are attached",
+            "s",
+            about.format("last"),
+            None if way.all_s is None else Target(way.all_s),
+        ),
+    )
+    with ledger(plan.ledger) as place:
+        repeats = min(plan.repeats, REPEATS_MAX)
+        results = failovers(place, nodes, plan.processes, repeats, way)
+    return figures_of("failover", nodes, columns, results)
 
 
 @contextlib.contextmanager
 def ledger(given: str) -> Iterator[str]:
-    """A place in the ledger that nobody has used; with none given, a folder of its own.
+    """An unused place in the given ledger; with none given, a folder of its own.
 
-    A folder is removed afterwards. What stands in etcd is swept by the next who serves there.
+    A folder is removed afterwards. What is left in etcd, the next coordinator there collects.
     """
     if not given:
         with scratch() as folder:
@@ -122,8 +116,7 @@ def failovers(
     nodes: int,
     processes: int,
     repeats: int,
-    say: Callable[[str], None] = lambda text: None,
-    way: Way = WAYS[0],
+    way: Way,
 ) -> list[tuple[float, float]]:
     """Seconds from each loss until the first, and until the last node is attached to another."""
     what = Specification(
@@ -136,18 +129,17 @@ def failovers(
     results = []
     with replicas(ledger, 2) as serving, node_processes(what) as groups:
         wait_for(groups, "met", "all nodes in a round")
-        for index in range(repeats):
+        for _ in range(repeats):
             owner = owner_of(serving, groups, nodes)
             results.append(_lose(owner, groups, way))
             serving.remove(owner)
             serving.append(Replica(ledger))
-            say(f"failover of {nodes} nodes, {way.name}, {index + 1} of {repeats}")
     return results
 
 
 @contextlib.contextmanager
 def replicas(ledger: str, count: int) -> Iterator[list[Replica]]:
-    """So many `rallypoint serve` over the ledger; those that are in the list are ended."""
+    """So many `rallypoint serve` over the ledger. Those in the list are ended with the block."""
     started: list[Replica] = []
     try:
         for _ in range(count):
@@ -175,12 +167,12 @@ class Replica:
         self.port = int(line.decode().strip().rpartition(":")[2])
 
     def run(self, run_id: str = RUN_ID) -> dict[str, Any] | None:
-        """What it says of the run; None if it has not got it. Raises BenchError."""
+        """What it answers about the run; None if it does not own it. Raises BenchError."""
         runs = coordinator_api.runs(self.port)
         return next((each for each in runs if each["run_id"] == run_id), None)
 
     def attached(self, run_id: str = RUN_ID) -> int:
-        """How many nodes of the run it has. Raises BenchError if it does not answer."""
+        """How many nodes of the run are attached to it. Raises BenchError if it does not answer."""
         run = self.run(run_id)
         return int(run["attached"]) if run is not None else 0
 
@@ -188,14 +180,16 @@ class Replica:
 def owner_of(
     serving: list[Replica], groups: list[NodeProcesses], nodes: int, run_id: str = RUN_ID
 ) -> Replica:
-    """The one that has all nodes, once one has."""
+    """The replica to which all nodes are attached, once there is one. Raises BenchError."""
     found: list[Replica] = []
 
     def look() -> bool:
         found[:] = [each for each in serving if each.attached(run_id) == nodes]
         return bool(found)
 
-    wait_until(look, "a coordinator that has all nodes", unless=lambda: problem_of(groups))
+    wait_until(
+        look, "a coordinator to which all nodes are attached", unless=lambda: problem_of(groups)
+    )
     return found[0]
 
 
@@ -206,7 +200,7 @@ def _lose(owner: Replica, groups: list[NodeProcesses], way: Way) -> tuple[float,
     problem = problem_of(groups)
     if problem:
         raise BenchError(problem)
-    owner.process.kill()  # Should it only be stopped, or be about to end.
+    owner.process.kill()  # It may only be stopped, or be about to end.
     owner.process.end()
     times = [float(each["at_s"]) - lost_s for each in attached.values()]
     return min(times), max(times)

@@ -1,7 +1,7 @@
-"""What a coordinator that stands still does to its run: SIGSTOP, and later SIGCONT.
+"""What happens to a run whose only coordinator is stopped by SIGSTOP, and continued later.
 
-It is the only coordinator, so none can take over. No node is to be lost, and no round to end,
-neither meanwhile nor in the time after it.
+No other coordinator can take over. No node may be lost and no round may end, neither while the
+coordinator is stopped nor in the time after it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from rallypoint.bench import coordinator_api
 from rallypoint.bench.agents import agents, check_count
 from rallypoint.bench.driver import Plan
-from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.figure import Column, Figure, Target, figures_of
 from rallypoint.bench.processes import BenchError, wait_until
 from rallypoint.core.values import RunSettings
 
@@ -22,40 +22,35 @@ CALM_S: Final = 1.0
 RUN: Final = RunSettings()
 HEARTBEAT_S: Final = RUN.suspect_after_s / 3
 WATCH_S: Final = RUN.suspect_after_s + 3.0
-"""How long it is watched afterwards: longer than any default after which a node is lost."""
+"""How long the run is watched afterwards: longer than any default after which a node is lost."""
 REPEATS_MAX: Final = 5
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:
     """Stop the coordinator of so many agents for `plan.seconds`, each time in a run of its own."""
     check_count("frozen-coordinator", nodes)
-    results = [_once(plan, nodes) for _ in range(min(plan.repeats, REPEATS_MAX))]
     about = f"a `rallypoint serve` is stopped by SIGSTOP for {plan.seconds:g} s and continued"
-    return [
-        Figure(
-            scenario="frozen-coordinator",
-            name="nodes disturbed",
-            nodes=nodes,
-            unit="nodes",
-            values=tuple(float(disturbed) for disturbed, _ in results),
-            about=f"{about}; nodes that are lost, or told that their round has ended, within "
-            f"{WATCH_S:g} s after it too",
-            target=Target(0, worst=True),
+    columns = (
+        Column(
+            "nodes disturbed",
+            "nodes",
+            f"{about}; nodes that are lost, or are told that their round has ended, until "
+            f"{WATCH_S:g} s after that",
+            Target(0, worst=True),
         ),
-        Figure(
-            scenario="frozen-coordinator",
-            name="all are attached",
-            nodes=nodes,
-            unit="s",
-            values=tuple(attached_s for _, attached_s in results),
-            about=f"{about}; from then until the last node that had dropped its connection is "
-            "attached again",
+        Column(
+            "all are attached",
+            "s",
+            f"{about}; from then until the last node that had dropped its connection is attached "
+            "again",
         ),
-    ]
+    )
+    results = (_once(plan, nodes) for _ in range(min(plan.repeats, REPEATS_MAX)))
+    return figures_of("frozen-coordinator", nodes, columns, results)
 
 
-def _once(plan: Plan, nodes: int) -> tuple[int, float]:
-    """How many nodes it disturbed, and how long the last one took to be attached again."""
+def _once(plan: Plan, nodes: int) -> tuple[float, float]:
+    """How many nodes were disturbed, and how long the last one took to attach again."""
     run_id, coordinator, port = plan.run_id(), plan.at.process, plan.at.address.port
     assert coordinator is not None
 
@@ -78,4 +73,4 @@ def _once(plan: Plan, nodes: int) -> tuple[int, float]:
         told = sum(bool(agent.events("told", frozen_s)) for agent in started)
         attached = [agent.first("attached", thawed_s) for agent in started]
         again_s = max((at_s for at_s in attached if at_s is not None), default=thawed_s)
-        return max(lost, told), again_s - thawed_s
+        return float(max(lost, told)), again_s - thawed_s

@@ -1,7 +1,7 @@
 """What happens to a node that hangs: `rallypoint run` agents, one of which is stopped by SIGSTOP.
 
-The node is suspect after `suspect_after_s`, and nothing else happens. It is lost once a worker
-beside it fails and it does not answer the probe that follows.
+After `suspect_after_s` the node is suspect, and nothing else happens. When another node's worker
+fails, the coordinator probes the suspect node. It does not answer, so it is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 from rallypoint.bench import coordinator_api
 from rallypoint.bench.agents import Agent, agents, check_count, wait_for
 from rallypoint.bench.driver import Plan
-from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.figure import Column, Figure, Target, figures_of
 from rallypoint.bench.processes import BenchError, wait_until
 from rallypoint.core.values import RunSettings
 from rallypoint.net import free_port
@@ -35,34 +35,24 @@ REPEATS_MAX: Final = 5
 def measure(plan: Plan, nodes: int) -> list[Figure]:
     """Stop one of so many, each time in a run of its own."""
     check_count("frozen-node", nodes)
-    results = [_once(plan, nodes) for _ in range(min(plan.repeats, REPEATS_MAX))]
-    return [
-        Figure(
-            scenario="frozen-node",
-            name=name,
-            nodes=nodes,
-            unit="s",
-            values=tuple(result[column] for result in results),
-            about=about,
-            target=target,
-        )
-        for name, about, column, target in (
-            (
-                "suspect",
-                "from SIGSTOP of one agent and its worker until the coordinator shows the node as "
-                "silent",
-                0,
-                Target(SUSPECT_S, worst=True),
-            ),
-            (
-                "lost after a failure",
-                "one node is suspect; from a survivor's worker failing until the last survivor's "
-                "agent is told that the suspect one is lost, and is the cause",
-                1,
-                Target(LOST_S),
-            ),
-        )
-    ]
+    columns = (
+        Column(
+            "suspect",
+            "s",
+            "from SIGSTOP of one agent and its worker until the coordinator shows the node as "
+            "silent",
+            Target(SUSPECT_S, worst=True),
+        ),
+        Column(
+            "lost after a failure",
+            "s",
+            "one node is suspect; from a survivor's worker failing until the last survivor's agent "
+            "is told that the suspect one is lost, and is the cause",
+            Target(LOST_S),
+        ),
+    )
+    results = (_once(plan, nodes) for _ in range(min(plan.repeats, REPEATS_MAX)))
+    return figures_of("frozen-node", nodes, columns, results)
 
 
 def _once(plan: Plan, nodes: int) -> tuple[float, float]:

@@ -1,6 +1,6 @@
-"""What a run costs in which nothing happens: messages, bytes, CPU and memory, per node and second.
+"""What a run costs while nothing happens: messages, bytes, CPU and memory, per node and second.
 
-Bytes are WebSocket payloads of both directions; each message adds 2 to 8 bytes of framing, and 40
+Bytes are WebSocket payloads of both directions. Each message adds 2 to 8 bytes of framing, and 40
 or more of TCP and IP. CPU and memory are the coordinator's.
 """
 
@@ -15,21 +15,22 @@ from rallypoint.bench.figure import Figure, Target
 from rallypoint.bench.meet import settings
 
 MESSAGES_PER_S: Final = 2.0
+"""A heartbeat and its answer at most once a second."""
 STEADY_S: Final = 4.0
-"""How long after the last node has come all of them beat steadily: two heartbeats, and some."""
+"""After so long, the last node to attach has sent two heartbeats, and all send them steadily."""
 UNANSWERED_MAX: Final = 0.1
 WINDOW_S: Final = 2.0
-"""Each of the repeats: a little more than a heartbeat of every node."""
+"""The length of a repeat: each node sends a heartbeat in it, and some send two."""
 
 
 def steady_s(told: list[dict[str, Any]]) -> float:
-    """From when on a run is idle whose nodes have come as these processes told."""
+    """When a run is idle, given what the processes of its nodes answered to `connect`."""
     last_s: float = max(each["attached_s"] for each in told)
     return last_s + STEADY_S
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
-    """Form a round of this many nodes, and leave it alone for `plan.seconds`, in windows."""
+    """Form a round of this many nodes, and count for `plan.seconds`, in windows."""
     driver.check_descriptors(nodes)
     base, windows = plan.usage(), max(1, int(plan.seconds // WINDOW_S))
     with driver.fleets(plan.processes) as fleets:
@@ -102,10 +103,10 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
 
 
 def _check_answers(nodes: int, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
-    """Raises BenchError if heartbeats were not answered: then nothing was measured."""
+    """Raise BenchError if heartbeats were not answered: the counts would mean nothing."""
     sent, received = (driver.grown(before, after, name) for name in ("sent", "received"))
     if sent - received > max(nodes, sent * UNANSWERED_MAX):
         raise driver.BenchError(
             f"of {sent:,.0f} heartbeats the coordinator has answered {received:,.0f}",
-            "it was stopped, or has more to do than it can: try fewer --nodes",
+            "the coordinator was stopped, or is overloaded: try fewer --nodes",
         )

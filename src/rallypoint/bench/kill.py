@@ -1,7 +1,7 @@
-"""How soon all survivors are told of the `kill -9` of one agent: real `rallypoint run` agents.
+"""How soon all survivors are told that one `rallypoint run` agent was killed by `kill -9`.
 
-One run for all kills: after each, another agent comes in its place, and the next kill waits until
-all are in a round again. The victim is never the one that carries the coordinator.
+All kills are in one run. After each, another agent takes the free place, and the next kill waits
+until all agents are in one round again. The agent that carries the coordinator is never killed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 from rallypoint.bench.agents import Agent, check_count, team, wait_for
 from rallypoint.bench.driver import Plan
-from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.figure import Column, Figure, Target, figures_of
 from rallypoint.bench.processes import wait_until
 from rallypoint.net import free_port
 
@@ -21,7 +21,7 @@ TOLD: Final = "all survivors are told"
 READY: Final = "next round after the last is ready"
 _KILL: Final = "right before kill -9 of one agent, which does not carry the coordinator"
 GRACE_MS: Final = 900.0
-"""Who was told later than this was told after a grace, and not by the kernel's word."""
+"""If it took longer than this, a grace had passed: the end of the connection was no proof."""
 CALM_S: Final = 0.5
 """Between the last node's round and the next kill."""
 WITHIN_S: Final = 120.0
@@ -43,7 +43,7 @@ def measure(plan: Plan, nodes: int) -> list[Figure]:
 
 
 def _ends_ms(survivors: list[Agent], killed_s: float) -> dict[str, float]:
-    """What has happened after the kill: when, in milliseconds since then."""
+    """Milliseconds from the kill to each moment after it."""
     told = wait_for(survivors, "told", killed_s)
     formed = max(wait_for(survivors, "formed", killed_s))
     ends_s = {
@@ -59,37 +59,36 @@ def _ends_ms(survivors: list[Agent], killed_s: float) -> dict[str, float]:
 
 
 def _figures(nodes: int, results: list[dict[str, float]]) -> list[Figure]:
-    return [
-        Figure(
-            scenario="kill",
-            name=name,
-            nodes=nodes,
-            unit="ms",
-            values=tuple(each[name] for each in results),
-            about=f"from {begin}, to {end}",
-            target=target,
-        )
-        for name, (begin, end, target) in {
-            "the first survivor is told": (_KILL, "the first survivor's agent being told", None),
-            TOLD: (_KILL, "the last survivor's agent being told", Target(TOLD_MS)),
-            "all workers are told": (
-                _KILL,
-                "the last surviving worker's hearing of it (callback or SIGTERM)",
-                None,
-            ),
-            "all have the next round": (_KILL, "the last survivor's having its next round", None),
-            READY: (
-                "the last survivor's being ready after that",
-                "the last survivor's having its next round",
-                Target(READY_MS),
-            ),
-            "all workers are at work": (
-                _KILL,
-                "the last survivor's new worker having its World",
-                None,
-            ),
-        }.items()
-    ]
+    columns = (
+        Column(
+            "the first survivor is told", "ms", f"from {_KILL}, to the first survivor's being told"
+        ),
+        Column(TOLD, "ms", f"from {_KILL}, to the last survivor's being told", Target(TOLD_MS)),
+        Column(
+            "all workers are told",
+            "ms",
+            f"from {_KILL}, to the last surviving worker's being told (callback or SIGTERM)",
+        ),
+        Column(
+            "all have the next round",
+            "ms",
+            f"from {_KILL}, to the last survivor's having its next round",
+        ),
+        Column(
+            READY,
+            "ms",
+            "from the last survivor's being ready after that, to the last survivor's having its "
+            "next round",
+            Target(READY_MS),
+        ),
+        Column(
+            "all workers are at work",
+            "ms",
+            f"from {_KILL}, to the last survivor's new worker having its World",
+        ),
+    )
+    values = ([each[column.name] for column in columns] for each in results)
+    return figures_of("kill", nodes, columns, values)
 
 
 def _graces(nodes: int, results: list[dict[str, float]]) -> Figure:
@@ -100,13 +99,13 @@ def _graces(nodes: int, results: list[dict[str, float]]) -> Figure:
         nodes=nodes,
         unit="%",
         values=(100 * late / len(results),),
-        about=f"kills of which the last survivor was told after more than {GRACE_MS:g} ms: the "
-        "kernel's word was no proof there",
+        about=f"kills of which the last survivor was told after more than {GRACE_MS:g} ms: the end "
+        "of the connection was no proof there",
     )
 
 
 def _wait_until_whole(those: list[Agent], since_s: float) -> None:
-    """Until all of them are in one round, and their workers are at work in it."""
+    """Wait until all of them are in one round, and their workers are at work in it."""
 
     def are_whole() -> bool:
         formed = [agent.events("formed", since_s)[-1:] for agent in those]

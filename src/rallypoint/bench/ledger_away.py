@@ -1,7 +1,7 @@
-"""What a ledger that does not answer does to a run: etcd stands still for a while, then goes on.
+"""What happens to a run whose ledger, an etcd, does not answer for a while.
 
-Two `rallypoint serve` replicas over it, and real nodes. Nobody is to be lost, and no round to end,
-neither meanwhile nor in the time after it.
+There are two `rallypoint serve` replicas over it, and real nodes. No node may be lost and no round
+may end, neither while etcd is stopped nor in the time after it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 from rallypoint.bench import driver
 from rallypoint.bench.etcd import etcd
 from rallypoint.bench.failover import owner_of, replicas
-from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.figure import Column, Figure, Target, figures_of
 from rallypoint.bench.node_processes import names, node_processes, problem_of, wait_for
 from rallypoint.bench.processes import wait_until
 from rallypoint.bench.real_nodes import Specification
@@ -27,32 +27,27 @@ REPEATS_MAX: Final = 5
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
     """Stop etcd for `plan.seconds`, each time another one."""
-    results = [_once(plan, nodes) for _ in range(min(plan.repeats, REPEATS_MAX))]
     about = f"etcd is stopped by SIGSTOP for {plan.seconds:g} s and continued"
-    return [
-        Figure(
-            scenario="ledger-away",
-            name="nodes disturbed",
-            nodes=nodes,
-            unit="nodes",
-            values=tuple(float(disturbed) for disturbed, _ in results),
-            about=f"{about}; nodes that were told of an end of their round or gave up, within "
-            f"{WATCH_S:g} s after it too",
-            target=Target(0, worst=True),
+    columns = (
+        Column(
+            "nodes disturbed",
+            "nodes",
+            f"{about}; nodes that were told that their round has ended, or gave up, until "
+            f"{WATCH_S:g} s after that",
+            Target(0, worst=True),
         ),
-        Figure(
-            scenario="ledger-away",
-            name="the run goes on",
-            nodes=nodes,
-            unit="s",
-            values=tuple(on_s for _, on_s in results),
-            about=f"{about}; from then until one coordinator has all nodes, and the run is active",
+        Column(
+            "the run goes on",
+            "s",
+            f"{about}; from then until one coordinator has all nodes, and the run is active",
         ),
-    ]
+    )
+    results = (_once(plan, nodes) for _ in range(min(plan.repeats, REPEATS_MAX)))
+    return figures_of("ledger-away", nodes, columns, results)
 
 
-def _once(plan: driver.Plan, nodes: int) -> tuple[int, float]:
-    """How many nodes it disturbed; how long after its end the run was as before."""
+def _once(plan: driver.Plan, nodes: int) -> tuple[float, float]:
+    """How many nodes were disturbed, and how long after etcd goes on the run is as before."""
     run_id = plan.run_id()
     with etcd() as started, replicas(f"{started.endpoint}/away", 2) as serving:
         what = Specification(
@@ -80,4 +75,4 @@ def _once(plan: driver.Plan, nodes: int) -> tuple[int, float]:
             on_s = time.monotonic() - went_on_s
             time.sleep(WATCH_S)
             disturbed = {**group.first("ended"), **group.first("gone")}
-            return len(disturbed), on_s
+            return float(len(disturbed)), on_s

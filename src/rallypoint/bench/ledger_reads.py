@@ -1,9 +1,9 @@
 """How many bytes one node reads from etcd while its run goes from one coordinator to the next.
 
-Two `rallypoint serve` replicas and real nodes, many in one process. The connections to etcd of one
-of them pass a proxy that counts. It is counted from `kill -9` of the coordinator until that node is
-attached to the next one. All that etcd sends it counts: the frames of HTTP, and values that are
-bytes as text.
+There are two `rallypoint serve` replicas and real nodes, many in one process. One node's
+connections to etcd pass a proxy that counts, from `kill -9` of the coordinator until that node is
+attached to the next one. Everything that etcd sends counts: HTTP's own bytes too, and values as
+JSON has them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Final
 from rallypoint.bench import driver
 from rallypoint.bench.etcd import Etcd, etcd
 from rallypoint.bench.failover import owner_of, replicas
-from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.figure import Column, Figure, Target, figures_of
 from rallypoint.bench.node_processes import names, node_processes, wait_for
 from rallypoint.bench.proxy import Proxy
 from rallypoint.bench.real_nodes import Specification
 
 READ_KIB: Final = 256.0
-"""A bound whatever the number of nodes: a node looks once a second at most, and what it reads then
-is the head of the run, which has at most 8 KiB of the member table in it."""
+"""The same for any number of nodes: a node looks once a second at most, and reads the head of the
+run, which has at most 8 KiB of the member table in it."""
 PER_PROCESS_MAX: Final = 100
 CALM_S: Final = 2.0
 REPEATS_MAX: Final = 3
@@ -34,33 +34,25 @@ PREFIX: Final = "reads"
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
     """Kill the coordinator of so many, each time in an etcd of its own."""
     driver.check_descriptors(nodes)
+    columns = (
+        Column(
+            "one node reads",
+            "KiB",
+            "what etcd sends to one node, from kill -9 of the coordinator until that node is "
+            "attached to the next one",
+            Target(READ_KIB),
+        ),
+        Column("it is attached again", "s", "the same time"),
+    )
     results = []
     for _ in range(min(plan.repeats, REPEATS_MAX)):
         with etcd() as started:
             results.append(_once(plan, started, nodes))
-    return [
-        Figure(
-            scenario="ledger-reads",
-            name="one node reads",
-            nodes=nodes,
-            unit="KiB",
-            values=tuple(read_bytes / 1024 for read_bytes, _ in results),
-            about="what etcd sends to one node, from kill -9 of the coordinator until that node is "
-            "attached to the next one",
-            target=Target(READ_KIB),
-        ),
-        Figure(
-            scenario="ledger-reads",
-            name="it is attached again",
-            nodes=nodes,
-            unit="s",
-            values=tuple(took_s for _, took_s in results),
-            about="the same time",
-        ),
-    ]
+    return figures_of("ledger-reads", nodes, columns, results)
 
 
-def _once(plan: driver.Plan, started: Etcd, nodes: int) -> tuple[int, float]:
+def _once(plan: driver.Plan, started: Etcd, nodes: int) -> tuple[float, float]:
+    """KiB, and seconds."""
     place, run_id = f"{started.endpoint}/{PREFIX}", plan.run_id()
 
     def some(place: str, which: tuple[str, ...]) -> Specification:
@@ -86,4 +78,4 @@ def _once(plan: driver.Plan, started: Etcd, nodes: int) -> tuple[int, float]:
             attached = wait_for([one], "attached", again, killed_s, WITHIN_S)
             read_bytes = proxy.down_bytes - before_bytes
             took_s = float(attached[one.names[0]]["at_s"]) - killed_s
-            return read_bytes, took_s
+            return read_bytes / 1024, took_s

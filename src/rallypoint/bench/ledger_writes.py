@@ -1,8 +1,8 @@
 """How many bytes a run with very many members writes into etcd, round after round.
 
-A `rallypoint serve` over an etcd with its own defaults, and virtual nodes that meet again and
-again. What is counted is etcd's: the bytes of keys and values that were put, and how large its
-file is at the end, with every revision that it keeps.
+There is a `rallypoint serve` over an etcd with etcd's own defaults, and virtual nodes that meet
+again and again. etcd itself counts: the bytes of keys and values that were put, and the growth of
+its file, with every revision that it keeps.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 from rallypoint.bench import driver
 from rallypoint.bench.etcd import etcd
-from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.figure import Column, Figure, Target, figures_of
 from rallypoint.bench.meet import settings
 
 MB: Final = 1_000_000.0
@@ -20,7 +20,7 @@ PUT: Final = "etcd_debugging_mvcc_total_put_size_in_bytes"
 FILE: Final = "etcd_mvcc_db_total_size_in_bytes"
 WRITTEN_MB: Final = 200.0
 FULL_NODES: Final = 10_000
-"""The number of members for which that is the target; with fewer, in proportion."""
+"""That is the target for so many members, and for fewer; with more, it grows in proportion."""
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
@@ -40,18 +40,15 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
         fleets.ask("disconnect")
     target = Target(WRITTEN_MB * max(1.0, nodes / FULL_NODES))
     about = f"{ROUNDS} rounds of {nodes:,} members"
-    return [
-        Figure(
-            scenario="ledger-writes",
-            name=name,
-            nodes=nodes,
-            unit="MB",
-            values=(value / MB,),
-            about=f"{about}: {what}",
-            target=target,
-        )
-        for name, value, what in (
-            ("written", put_bytes, "bytes of keys and values that were put into etcd"),
-            ("etcd's file", file_bytes, "by how much etcd's file has grown, nothing compacted"),
-        )
-    ]
+    columns = (
+        Column(
+            "written", "MB", f"{about}: bytes of keys and values that were put into etcd", target
+        ),
+        Column(
+            "etcd's file",
+            "MB",
+            f"{about}: by how much etcd's file has grown, without compaction",
+            target,
+        ),
+    )
+    return figures_of("ledger-writes", nodes, columns, [(put_bytes / MB, file_bytes / MB)])

@@ -1,8 +1,8 @@
 """How long nodes take to meet: from the first call of any of them to the last answer.
 
-Cold: each connects first. Warm: all are connected, and an earlier round has just ended. Beside it,
-by the same clock, the floor: bare sockets with two messages a node. It is measured before and after
-the nodes and never beside them, since their heartbeats would slow it down.
+Cold: each node connects first. Warm: all nodes are connected, and their last round has just ended.
+The *floor* is what bare sockets take for two messages a node, by the same clock. It is measured
+before and after the nodes, never at the same time: their heartbeats would slow it down.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ COLD_REPEATS_MAX = 5
 
 
 def settings(nodes: int) -> dict[str, Any]:
-    """A run that begins its round once all are there, whatever ended the last one."""
+    """A run whose rounds have all nodes, and begin as soon as all are ready."""
     return {"min_nodes": nodes, "max_nodes": nodes, "max_restarts": None}
 
 
@@ -45,11 +45,11 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
 
     sockets = f"bare sockets, {loop_name()}"
     figures = [
-        figure("warm", "from the first node's call to the last one's answer", warm["span_s"]),
+        figure("warm", "from the first node's call to the last node's answer", warm["span_s"]),
         figure("floor warm", f"{sockets}: 120 bytes there and 200 back, a node", floor.warm_s),
         figure("cold", "the same, each node connecting and attaching first", cold_s),
         figure("floor cold", f"{sockets}: connecting first", floor.cold_s),
-        figure("skew", "warm: from the first node's call to the last one's", warm["skew_s"]),
+        figure("skew", "warm: from the first node's call to the last node's call", warm["skew_s"]),
         figure("nodes' CPU", "warm: of all nodes' processes together", warm["nodes_cpu_s"]),
     ]
     if warm["cpu_s"]:

@@ -1,9 +1,8 @@
-"""This machine's share of a meeting of several machines: each runs the same command.
+"""One machine's part of a meeting of several machines, all of which run the same command.
 
-Clocks of different machines are not compared. Each times its own nodes: from the first call of any
-of them to the last answer to any of them. The signal to call is the end of the round before, which
-the coordinator tells to all at once; so the machines start within one push of each other, and what
-that push takes is a figure of its own.
+Clocks of different machines are not compared. Each machine times its own nodes, from the first call
+of any of them to the last answer to any of them. All nodes call when the coordinator tells them
+that the round before has ended. How long it takes to tell all of them is a figure of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ WAIT_S: Final = 600.0
 
 
 class HostShare(msgspec.Struct, frozen=True):
-    """Which run, and how many nodes it has on all machines together."""
+    """A run of several machines. `of`: how many nodes it has on all machines together."""
 
     run_id: str
     of: int
@@ -51,7 +50,7 @@ def measure(plan: driver.Plan, nodes: int, share: HostShare) -> list[Figure]:
     if not rounds:
         raise driver.BenchError(
             f"run {share.run_id!r} was closed before its second round",
-            "start the command on all machines with the same --repeats, and a new --run each time",
+            "give the command the same --repeats on all machines, and a new --run each time",
         )
 
     def figure(name: str, about: str, values: list[float]) -> Figure:
@@ -73,7 +72,7 @@ def measure(plan: driver.Plan, nodes: int, share: HostShare) -> list[Figure]:
         ),
         figure(
             "told",
-            f"{about}: from the first of them that is told of a round's end to the last",
+            f"{about}: from the first node that is told of a round's end to the last one",
             [_told(each) for each in rounds],
         ),
         figure(

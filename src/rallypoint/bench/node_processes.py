@@ -141,6 +141,20 @@ def wait_for(
     }
 
 
+def wait_for_round(groups: list[NodeProcesses], since_s: float, within_s: float) -> float:
+    """Wait until all nodes that live are in a round of their number; when the last of them was."""
+    left = sum(len(group.names) for group in groups)
+    formed = wait_for(
+        groups,
+        "formed",
+        "all survivors in one round",
+        since_s,
+        within_s,
+        only=lambda each: each["nodes"] == left,
+    )
+    return last_s(formed)
+
+
 def last_s(notes: dict[str, LoggedEvent]) -> float:
     """When the last of these happened."""
     return max(float(each["at_s"]) for each in notes.values())

@@ -1,9 +1,9 @@
-"""How soon there is a next round after three nodes of ten were killed at once, as spot instances.
+"""How soon there is a next round after three of ten nodes were killed at once, like spot nodes.
 
 Each node is a process of its own, without a worker, so that a hundred fit into one machine. What
-survivors' workers do decides what the coordinator hears: they *fail* 20 ms later, as gloo's do
-whose peer is gone, or they *hang*, as NCCL's do. Survivors want the next round as soon as they are
-told, as if workers stopped at once.
+the coordinator hears depends on the survivors' workers: they *fail* 20 ms later, as gloo's workers
+do when a peer is gone, or they *hang*, as NCCL's do. A survivor asks for the next round as soon as
+it is told that the round has ended, as if its workers stopped at once.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ import time
 from typing import Final
 
 from rallypoint.bench import driver
-from rallypoint.bench.figure import Figure, Target
-from rallypoint.bench.node_processes import NodeProcesses, last_s, names, node_processes, wait_for
-from rallypoint.bench.real_nodes import Specification
+from rallypoint.bench.figure import Column, Figure, Target, figures_of
+from rallypoint.bench.node_processes import (
+    last_s,
+    names,
+    node_processes,
+    wait_for,
+    wait_for_round,
+)
+from rallypoint.bench.real_nodes import regrouping
 
 SHARE: Final = 0.3
+"""The part of the nodes that is killed."""
 NEXT_ROUND_S: Final = 10.0
 FAIL_AFTER_S: Final = 0.02
 CALM_S: Final = 1.0
@@ -30,27 +37,23 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
     """Kill three of ten, each time in a run of its own."""
     figures = []
     for workers in WORKERS:
-        results = [_once(plan, nodes, workers) for _ in range(min(plan.repeats, REPEATS_MAX))]
-        lost = _lost(nodes)
         about = (
-            f"{nodes} processes, a node each; from the first kill -9 of {lost} until the last "
-            f"survivor {{}}; survivors' workers {workers}"
+            f"{nodes} processes, a node each; from the first kill -9 of {_lost(nodes)} until the "
+            f"last survivor {{}}; survivors' workers {workers}"
         )
-        for name, what, column, target in (
-            ("told", "is told that the round has ended", 0, None),
-            ("next round", "has its next round", 1, Target(NEXT_ROUND_S)),
-        ):
-            figures.append(
-                Figure(
-                    scenario="preempted",
-                    name=f"workers {workers}: {name}",
-                    nodes=nodes,
-                    unit="s",
-                    values=tuple(result[column] for result in results),
-                    about=about.format(what),
-                    target=target,
-                )
-            )
+        columns = (
+            Column(
+                f"workers {workers}: told", "s", about.format("is told that the round has ended")
+            ),
+            Column(
+                f"workers {workers}: next round",
+                "s",
+                about.format("has its next round"),
+                Target(NEXT_ROUND_S),
+            ),
+        )
+        results = [_once(plan, nodes, workers) for _ in range(min(plan.repeats, REPEATS_MAX))]
+        figures += figures_of("preempted", nodes, columns, results)
     return figures
 
 
@@ -59,38 +62,19 @@ def _lost(nodes: int) -> int:
 
 
 def _once(plan: driver.Plan, nodes: int, workers: str) -> tuple[float, float]:
-    what = Specification(
-        endpoint=plan.at.endpoint,
-        names=names("node", 0, nodes),
-        min_nodes=nodes - _lost(nodes),
-        max_nodes=nodes,
-        run_id=plan.run_id(),
-        regroups=True,
-        # The first round is of all; those after it are of whoever is left.
-        run={"expected_nodes": nodes},
+    """Seconds from the kill until all survivors are told, and until all have the next round."""
+    lost = _lost(nodes)
+    what = regrouping(
+        plan.at.endpoint, names("node", 0, nodes), plan.run_id(), nodes, min_nodes=nodes - lost
     )
     with node_processes(what) as [group]:
         wait_for([group], "met", "all nodes in a round")
         time.sleep(CALM_S)
-        # Every third or so, so that no rank is spared: with them goes node rank 0.
-        gone = [group.names[index * nodes // _lost(nodes)] for index in range(_lost(nodes))]
-        killed_s = group.kill(gone)
+        # Spread over all ranks: node rank 0 is among them.
+        killed_s = group.kill([group.names[index * nodes // lost] for index in range(lost)])
         if workers == "fail":
             time.sleep(max(0.0, killed_s + FAIL_AFTER_S - time.monotonic()))
             group.signal(group.names, signal.SIGUSR1)
-        return _survivors(group, killed_s)
-
-
-def _survivors(group: NodeProcesses, killed_s: float) -> tuple[float, float]:
-    """Until all are told, and until all are in one round without those that are gone."""
-    left = len(group.names)
-    formed = wait_for(
-        [group],
-        "formed",
-        "all survivors in one round",
-        killed_s,
-        WITHIN_S,
-        only=lambda note: note["nodes"] == left,
-    )
-    told = wait_for([group], "told", "all survivors to be told", killed_s)
-    return last_s(told) - killed_s, last_s(formed) - killed_s
+        formed_s = wait_for_round([group], killed_s, WITHIN_S)
+        told = wait_for([group], "told", "all survivors to be told", killed_s)
+        return last_s(told) - killed_s, formed_s - killed_s

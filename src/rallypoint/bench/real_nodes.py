@@ -59,6 +59,24 @@ class Specification(msgspec.Struct, frozen=True, kw_only=True):
     run: dict[str, Any] = {}
 
 
+def regrouping(
+    endpoint: str, names: tuple[str, ...], run_id: str, nodes: int, **more: Any
+) -> Specification:
+    """Some of the `nodes` nodes of a run, which ask for the next round whenever a round has ended.
+
+    The first round has all nodes, and begins once all are there. `more`: other fields.
+    """
+    return Specification(
+        endpoint=endpoint,
+        names=names,
+        run_id=run_id,
+        max_nodes=nodes,
+        regroups=True,
+        run={"expected_nodes": nodes},
+        **more,
+    )
+
+
 def node(
     kind: type[Node],
     name: str,

@@ -6,8 +6,8 @@
               is told     is told   workers     has the    first step
                                     have ended  new round
 
-Each of the five is the time between two neighbours. Noticing, telling and meeting are ours; how
-long workers take to stop and to start is their program's affair, and is what the rest consists of.
+Each of the five is the time between two neighbours. Rallypoint takes the time for noticing, telling
+and meeting. Stopping and starting take as long as the workers' program needs.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ WITHIN_S: Final = 120.0
 
 
 def check(plan: Plan, nodes: int) -> None:
-    """Whether this can be measured here. Raises BenchError."""
+    """Raise BenchError if this cannot be measured here."""
     if plan.ddp and importlib.util.find_spec("torch") is None:
         raise BenchError(
             "--ddp needs torch, which is not installed",
-            "pip install 'rallypoint[torch]', or leave --ddp out: a plain Python worker is used",
+            "pip install 'rallypoint[torch]', or leave --ddp out to use a plain Python worker",
         )
-    check_count("recover", nodes, "two survivors at least are to meet again")
+    check_count("recover", nodes, "at least two survivors must be left to meet again")
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:
@@ -79,12 +79,13 @@ def _once(plan: Plan, nodes: int) -> dict[str, float]:
         until="stepped",
         within_s=WITHIN_S,
     ) as started:
-        *survivors, victim = started  # the first may carry the coordinator
+        *survivors, victim = started  # The first one may carry the coordinator.
         return split(survivors, victim.kill_all())
 
 
 def split(survivors: list[Agent], killed_s: float) -> dict[str, float]:
-    """The five parts of what follows a kill, in seconds, once all of it has happened."""
+    """Wait for the survivors' first steps; the five parts of the time since the kill, in
+    seconds."""
     wait_for(survivors, "stepped", killed_s, WITHIN_S)
     told = wait_for(survivors, "told", killed_s)
     ends_s = {

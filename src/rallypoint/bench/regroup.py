@@ -1,11 +1,11 @@
 """How soon the others are told that a node is gone or has come, and how soon they have regrouped.
 
 `told`: from the event to the last node that is told that its round has ended. `met`: from the first
-node's call after that to the last node's new round, in which the settings' own waits are contained
-(`settle_s`, 0.05 s; beside a frozen node `probe_s`, 1 s: it has so long to answer). The nodes call
-as soon as all have been told, as if workers stopped at once.
+node's call after that to the last node's new round. That includes the waits of the settings:
+`settle_s` (0.05 s), and with a frozen node `probe_s` (1 s), the time that it has to answer. The
+nodes call as soon as all of them have been told, as if workers stopped at once.
 
-A frozen node alone ends no round (R8): what is timed there begins when a worker fails beside it.
+A frozen node alone ends no round (R8). The time begins when a worker of another node fails.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from rallypoint.bench.figure import Figure
 FROZEN: Final = "a failure beside a frozen node"
 CUT_OFF: Final = "cut off, no grace"
 EVENTS: Final = {
-    "killed": "its kernel closes its connection, which is proof that its process has ended",
+    "killed": "its kernel closes its connection, which proves that its process has ended",
     CUT_OFF: "its connection is reset; reconnect_grace_s=0",
     "leaving": "it says goodbye",
-    "arriving": "one more comes; scale_up_delay_s is 1 s",
-    FROZEN: "one node is silent for longer than suspect_after_s; timed from another's failure on",
+    "arriving": "one more node arrives; scale_up_delay_s is 1 s",
+    FROZEN: "one node is silent for longer than suspect_after_s; timed from the failure of "
+    "another node's worker",
 }
 SUSPECT_AFTER_S: Final = 5.0
 FROZEN_S: Final = SUSPECT_AFTER_S + 2.0
-"""By then a frozen node is suspect: its last heartbeat was up to a third of that ago."""
+"""After so long a frozen node is suspect, whenever its last heartbeat was."""
 LAST_CALL_S: Final = 0.5
 REPEATS_MAX: Final = 5
 
@@ -42,8 +43,8 @@ def settings(nodes: int, event: str) -> dict[str, Any]:
     if event == CUT_OFF:
         chosen["reconnect_grace_s"] = 0.0
     if event == "arriving":
-        # The first round waits no longer than this for the one that is to come, and the next, of
-        # which all have called, not at all. With 0 it would begin without the last that calls.
+        # The first round begins after this time, without the node that arrives later. The next one
+        # has all nodes and does not wait. With 0 the first round would lack nodes that call late.
         chosen["last_call_s"] = LAST_CALL_S
     return chosen
 
@@ -90,7 +91,7 @@ def _once(plan: driver.Plan, fleets: driver.Fleets, event: str, nodes: int) -> t
 
 
 def _happen(plan: driver.Plan, fleets: driver.Fleets, event: str, here: int, run_id: str) -> float:
-    """Make it happen; when it did."""
+    """Make it happen, and return when it did."""
     first = fleets.each[0]
     if event == "arriving":
         came_s: float = first.ask(
@@ -103,7 +104,7 @@ def _happen(plan: driver.Plan, fleets: driver.Fleets, event: str, here: int, run
             token=plan.at.token,
         )["began_s"]
         return came_s
-    # One in the middle: node rank 0 has nothing of its own.
+    # Any node would do: node rank 0 is like the others.
     index = here // 2 // len(fleets.each)
     command = {"leaving": "leave", FROZEN: "freeze", CUT_OFF: "cut"}.get(event, "kill")
     gone_s: float = first.ask(command, index=index)["at_s"]

@@ -1,7 +1,7 @@
-"""Whether a coordinator that serves many runs is slower for one of them than if it were alone.
+"""Whether a coordinator that serves many runs is slower for one of them.
 
-The same run meets again and again: first alone, then beside the others, which are in a round and
-idle, and then alone once more, so that what else the machine did shows in both.
+The same run meets again and again: first alone, then while the other runs are in a round and idle,
+and then alone once more. So other load on the machine affects both figures.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rallypoint.bench.figure import Figure
 from rallypoint.bench.meet import settings
 
 ROUNDS_PER_REPEAT: Final = 5
-"""Small rounds are quick, and only many of them have a steady median."""
+"""Small rounds are short: only the median of many of them is steady."""
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
@@ -38,7 +38,7 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
             scenario="runs", name=name, nodes=nodes, unit=unit, values=tuple(values), about=about
         )
 
-    about = "from the first node's call to the last one's answer, all connected"
+    about = "from the first node's call to the last node's answer, all connected"
     figures = [
         figure("alone", "ms", about, alone),
         figure(f"one of {plan.runs} runs", "ms", about, beside),

@@ -12,7 +12,7 @@ CALLS: Final = ("set", "get", "add")
 CALLS_IN_ALL: Final = 40_000
 CALLS_REPEATS_MAX: Final = 3
 WINDOW: Final = 8
-"""How many calls a node has open at a time: what many threads of a program do."""
+"""How many calls a node has open at a time, as many threads of a program do."""
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
@@ -52,13 +52,13 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
             nodes=nodes,
             unit="ms",
             values=tuple(barriers),
-            about="from the first node's call to the last one's answer",
+            about="from the first node's call to the last node's answer",
         )
     )
     return figures
 
 
 def _calls(fleets: driver.Fleets, what: str, nodes: int, per_node: int) -> float:
-    """How many of one kind were answered in a second."""
+    """How many calls of one kind were answered in a second."""
     told = fleets.ask("store", what=what, per_node=per_node, window=WINDOW)
     return nodes * per_node / driver.span(told, "done_s")
