@@ -43,8 +43,8 @@ from rallypoint.core.store import (
     StoreValue,
 )
 from rallypoint.core.store.store import RoundStore
-from rallypoint.testing.run_checker import InvariantViolation
 from rallypoint.testing.store_checker import StoreChecker
+from rallypoint.testing.violations import InvariantViolation
 
 SEATS = (("a", 0, 1), ("b", 1, 2))
 

@@ -229,16 +229,16 @@ class Forger:
     """A run of one node, whose effects somebody has tampered with."""
 
     def __init__(self) -> None:
-        self.journal = RunChecker(term=1)
+        self.checker = RunChecker(term=1)
         self.driver = Driver(min=1, max=1)
         self.driver.join("a")
         self.welcome = next(e for e in effects_of(self.driver, do.Welcome))
         [self.record] = committed(self.driver)
         attached = on.NodeAttached(NodeInfo("a", 1, "a"), SETTINGS, 1)
-        self.journal.note(attached, 0.0, [self.welcome])
+        self.checker.note(attached, 0.0, [self.welcome])
 
     def note(self, event: on.Event, *effects: do.Effect, now_s: float = 0.0) -> None:
-        self.journal.note(event, now_s, effects)
+        self.checker.note(event, now_s, effects)
 
     def ready(self, *effects: do.Effect) -> None:
         self.note(on.NodeReady(node_id("a"), 0, Address("a", 1), 1), *effects)
@@ -310,5 +310,5 @@ def test_the_check_sees_a_roster_that_was_not_refiled() -> None:
     member = driver.run.roster.get("a")
     assert member is not None
     member.survivor = True
-    with pytest.raises(InvariantViolation, match="files"):
+    with pytest.raises(InvariantViolation, match="buckets"):
         check(driver.run)

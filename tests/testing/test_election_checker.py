@@ -16,7 +16,7 @@ from rallypoint.core.values import (
     Stamp,
 )
 from rallypoint.testing.election_checker import ElectionChecker
-from rallypoint.testing.run_checker import InvariantViolation
+from rallypoint.testing.violations import InvariantViolation
 
 BEGUN = RunRegister(FORMAT, "ledger", "run", 1, "p1")
 CLOSE = CloseRecord(Outcome.SUCCEEDED, "trained")

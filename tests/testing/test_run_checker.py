@@ -11,7 +11,8 @@ from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
 from rallypoint.core.values import NodeId, NodeInfo, Phase
-from rallypoint.testing.run_checker import InvariantViolation, RunChecker
+from rallypoint.testing.run_checker import RunChecker
+from rallypoint.testing.violations import InvariantViolation
 from tests.core.driver import Driver
 from tests.core.walks import random_run, stride
 
@@ -96,9 +97,9 @@ def a_register(driver: Driver, **changes: object) -> RunState:
 
 
 def taken_over(driver: Driver, register: RunState) -> RunChecker:
-    journal = driver.checked.journal
-    journal.restored(register, attach_grace_s=GRACE_S, now_s=driver.now_s, effects=[])
-    return journal
+    checker = driver.checked.checker
+    checker.restored(register, attach_grace_s=GRACE_S, now_s=driver.now_s, effects=[])
+    return checker
 
 
 def broken_rule(driver: Driver, register: RunState) -> str:
@@ -126,16 +127,16 @@ def test_a_ledger_that_forgets_is_found_out() -> None:
 def test_a_coordinator_that_judges_too_early_is_found_out() -> None:
     """R8."""
     driver = met()
-    journal = taken_over(driver, a_register(driver))
+    checker = taken_over(driver, a_register(driver))
     lost = [do.Forget(NodeId("c", 1), "lost")]
     heard = on.NodeHeard(NodeId("a", 1))
     for connection_id, name in enumerate("ab"):
         attach = on.NodeAttached(NodeInfo(name, 1, name), driver.settings, connection_id)
         welcome = do.Welcome(connection_id, NodeId(name, 1), True, do.Standing(1))
-        journal.note(attach, 0.0, [welcome])
+        checker.note(attach, 0.0, [welcome])
     with pytest.raises(InvariantViolation, match="R8: c was declared lost before"):
-        journal.note(heard, GRACE_S - 0.1, lost)
-    journal.note(heard, GRACE_S, lost)
+        checker.note(heard, GRACE_S - 0.1, lost)
+    checker.note(heard, GRACE_S, lost)
 
 
 def test_a_coordinator_that_begins_by_deciding_is_found_out() -> None:
@@ -143,7 +144,7 @@ def test_a_coordinator_that_begins_by_deciding_is_found_out() -> None:
     record = driver.run.round
     assert record is not None
     with pytest.raises(InvariantViolation, match="R5: a coordinator began with more"):
-        driver.checked.journal.restored(
+        driver.checked.checker.restored(
             a_register(driver), attach_grace_s=0.0, now_s=0.0, effects=[do.Publish(record)]
         )
 
@@ -151,8 +152,8 @@ def test_a_coordinator_that_begins_by_deciding_is_found_out() -> None:
 def test_a_token_that_does_not_grow_is_found_out() -> None:
     """R13. (term, number) is the fencing token: a round of an old term cannot follow."""
     driver = met()
-    journal = driver.checked.journal
-    journal._token = (9, 1)
+    checker = driver.checked.checker
+    checker._token = (9, 1)
     driver.leave("c")
     driver.ready("a", "b")
     with pytest.raises(InvariantViolation, match=r"R13: \(term, number\) \(1, 2\) was given"):

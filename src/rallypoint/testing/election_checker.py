@@ -16,7 +16,7 @@ import msgspec
 
 from rallypoint.core.election import NO_FLOOR, Floor, Lease, LeaseState, RunRegister
 from rallypoint.core.values import Stamp
-from rallypoint.testing.run_checker import HISTORY_LENGTH, InvariantViolation
+from rallypoint.testing.violations import HISTORY_LENGTH, InvariantViolation
 
 
 class _Run:

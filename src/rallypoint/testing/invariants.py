@@ -1,10 +1,10 @@
-"""The rules as checks on the state of a run: run after every step by tests and by the simulator.
+"""The rules as checks on the state of a run. Tests run them after every step.
 
-What must hold of any one state is in `check`; what spans several steps, and several coordinators,
-is in `run_checker` and, for the round's store, in `store_checker`. Together they see R1 to R6, R8,
-R10, R11 and that tokens grow (R13). R7 and the upper bounds of R8 say that something *does* happen,
-so they need time to pass: see tests/core/test_properties.py. R9 is kept by there being no clock to
-compare with, R12 by the wire; that a superseded node stops its workers (R13) is the agent's part.
+`check` has what must be true of each state. What spans several steps and coordinators is in
+`run_checker` and, for the round's store, in `store_checker`. Together they check R1 to R6, R8, R10,
+R11, and that tokens grow (R13). R7 and the upper bounds of R8 say that something happens in time,
+so their tests let time pass: tests/core/test_properties.py. Of R9 there is nothing to check, as the
+core reads no clock. The wire keeps R12. The agent stops the workers of a superseded node (R13).
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership
 from rallypoint.core.roster import Bucket, Roster
 from rallypoint.core.values import NodeId, Phase, RoundRecord, table_digest
-from rallypoint.testing.run_checker import InvariantViolation, RunChecker
+from rallypoint.testing.run_checker import RunChecker
 from rallypoint.testing.store_checker import StoreChecker
+from rallypoint.testing.violations import InvariantViolation
 
 __all__ = ["Checked", "InvariantViolation", "RunChecker", "StoreChecker", "check"]
 
 
 class Checked:
-    """A membership that is stepped with every check. O(N) per step: not for a coordinator."""
+    """A membership that is checked after each step. O(N) for a step: not for a coordinator."""
 
     def __init__(self, membership: Membership) -> None:
         self.membership = membership
-        self.journal = RunChecker(membership.term)
+        self.checker = RunChecker(membership.term)
 
     def step(self, event: on.Event, now_s: float) -> list[Effect]:
         """Step the membership. Raises InvariantViolation, with the history, for any assertion."""
 
         def step() -> list[Effect]:
             effects = self.membership.step(event, now_s)
-            self.journal.note(event, now_s, effects)
+            self.checker.note(event, now_s, effects)
             return effects
 
         return self._checked(step, event, now_s)
@@ -49,13 +50,13 @@ class Checked:
         now_s: float,
         former_host: NodeId | None = None,
     ) -> list[Effect]:
-        """Another coordinator restores the run into `successor`; the journal goes on."""
+        """Another coordinator restores the run into `successor`. The checker stays."""
 
         def restore() -> list[Effect]:
             effects = successor.restore(
                 register, attach_grace_s=attach_grace_s, now_s=now_s, former_host=former_host
             )
-            self.journal.restored(
+            self.checker.restored(
                 register,
                 attach_grace_s=attach_grace_s,
                 now_s=now_s,
@@ -74,16 +75,16 @@ class Checked:
             effects = work()
             check(self.membership)
         except InvariantViolation as violation:
-            history = self.journal.history
+            history = self.checker.history
             raise InvariantViolation(violation.rule, violation.problem, history) from violation
         except AssertionError as failed:
-            history = (*self.journal.history, f"{now_s:10.3f} s  {what!r} failed")
+            history = (*self.checker.history, f"{now_s:10.3f} s  {what!r} failed")
             raise InvariantViolation("assertion", str(failed), history) from failed
         return effects
 
 
 def check(membership: Membership) -> None:
-    """Whether this state may be. Raises InvariantViolation, without a history."""
+    """Check one state. Raises InvariantViolation, without a history."""
     _check_buckets(membership.roster)
     _check_phase(membership)
     for record in (membership.round, membership.committing):
@@ -93,14 +94,14 @@ def check(membership: Membership) -> None:
 
 
 def _check_buckets(roster: Roster) -> None:
-    """The files agree with a recount of the members."""
-    for file in Bucket:
-        filed = list(roster.names(file))
-        recounted = [member.name for member in roster if member.where() is file]
-        _must(sorted(filed) == sorted(recounted), "files", f"{file}: {filed}, not {recounted}")
+    """The buckets agree with a recount of the members."""
+    for bucket in Bucket:
+        found = list(roster.names(bucket))
+        recounted = [member.name for member in roster if member.where() is bucket]
+        _must(sorted(found) == sorted(recounted), "buckets", f"{bucket}: {found}, not {recounted}")
     troubled = sorted(member.name for member in roster.troubled())
     recounted = sorted(member.name for member in roster if member.is_troubled)
-    _must(troubled == recounted, "files", f"troubled: {troubled}, not {recounted}")
+    _must(troubled == recounted, "buckets", f"troubled: {troubled}, not {recounted}")
 
 
 def _check_phase(membership: Membership) -> None:

@@ -1,9 +1,9 @@
-"""What happened to one run, and whether it was allowed: the rules that span more than one step.
+"""Whether the steps of one run were allowed: the rules that span more than one step.
 
-A `RunChecker` sees the events and effects of a run and nothing else: it keeps its own, much
-simpler, account of who is there, who asked for a round and who cannot be heard, and compares. It
-shares no state with `membership`, so that one mistake cannot hide in both. Used by tests and by the
-simulator, never by a coordinator: it costs O(N) per step.
+A `RunChecker` sees only the events and effects of a run. From these it keeps its own, much simpler
+account of the members: which are there, which asked for a round, which cannot be heard. It compares
+the effects with that account. It must not share state with `membership`, so that one mistake cannot
+hide in both. It is for tests, and not for a coordinator: a step costs O(N).
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Final
-
-import msgspec
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
@@ -34,25 +32,14 @@ from rallypoint.core.values import (
     RunSettings,
     table_digest,
 )
+from rallypoint.testing.violations import HISTORY_LENGTH, InvariantViolation, short, step_line
 
-HISTORY_LENGTH: Final = 20
-"""How many events, with their effects, a violation shows."""
 TOLERANCE_S: Final = 1e-6
 """What sums of floating-point seconds may be off by."""
 
 
-class InvariantViolation(AssertionError):
-    """A rule of the protocol was broken: which, how, and what led to it, oldest first."""
-
-    def __init__(self, rule: str, problem: str, history: Sequence[str] = ()) -> None:
-        self.rule = rule
-        self.problem = problem
-        self.history = tuple(history)
-        super().__init__("\n".join([f"{rule}: {problem}", *self.history]))
-
-
 class _Node:
-    """What the journal knows of one member."""
+    """What the checker knows of one member."""
 
     def __init__(self, node: NodeId, connection_id: int) -> None:
         self.id = node
@@ -60,7 +47,7 @@ class _Node:
         self.reachability = Reachability.CONNECTED
         self.closed_s: float | None = None
         self.absent_since_s: float | None = None
-        """Since when it is expected by a coordinator that has taken its round over."""
+        """Since when a coordinator that took its round over has expected it."""
         self.is_former_host = False
         self.silent_since_s: float | None = None
         self.probed_s: float | None = None
@@ -93,8 +80,8 @@ class _Node:
 class RunChecker:
     """Checks R1 to R6, R8 and R13 over the steps of one run.
 
-    `term` is its coordinator's. A run that changes its coordinator keeps its journal: `restored`
-    says that another one has taken it over, and what the ledger told that one.
+    `term` is its coordinator's. A run that gets another coordinator keeps its checker: call
+    `restored` for a takeover.
     """
 
     def __init__(self, term: int = 1) -> None:
@@ -124,12 +111,12 @@ class RunChecker:
         self._attach_grace_s = 0.0
         self._attach_since_s = self._attach_until_s = 0.0
         self._has_half_come: bool | None = None
-        """Whether half of a round that was taken over attached in time; None: not yet known."""
+        """Whether half of a round that was taken over attached in time; None: not known yet."""
         self._noting = 0
-        """The number of the marks that the ledger is given; 0 if it has all that it was given."""
+        """The number of the marks that are being written; 0 if none are."""
         self._expected_count = 0
         self._came: set[str] = set()
-        """Which of those that were expected after a takeover have attached."""
+        """Which members have attached that were expected after a takeover."""
 
     @property
     def history(self) -> tuple[str, ...]:
@@ -138,7 +125,7 @@ class RunChecker:
 
     def note(self, event: on.Event, now_s: float, effects: Sequence[do.Effect]) -> None:
         """Take one step of the run. Raises InvariantViolation."""
-        self._history.append(_line(event, now_s, effects))
+        self._history.append(step_line(event, now_s, effects))
         now_s = self._judged_s(now_s)
         self._just_committed, self._guarding = None, None
         self._superseded.clear()
@@ -151,7 +138,7 @@ class RunChecker:
             self._update_guard(now_s)
 
     def _judged_s(self, now_s: float) -> float:
-        """R8: deadlines run only while the ledger is there, so all times are of such a clock."""
+        """The time on a clock that stands still while the ledger is away, as deadlines do (R8)."""
         passed_s, self._seen_s = now_s - self._seen_s, now_s
         if not self._suspended:
             self._clock_s += passed_s
@@ -166,15 +153,14 @@ class RunChecker:
         effects: Sequence[do.Effect],
         former_host: NodeId | None = None,
     ) -> None:
-        """Another coordinator goes on with the run, from what the ledger holds of it.
+        """Another coordinator has taken the run over, with this state from the ledger.
 
-        `former_host`: the node whose process the last coordinator ended with.
-
-        Raises InvariantViolation if that is not what was committed before.
+        `former_host`: the node that hosted the last coordinator, and ended with it. Raises
+        InvariantViolation if the state is not what was committed.
         """
         told = f"round {register.number}, close {register.close is not None}"
         what = f"restored in term {register.term} from {told}"
-        self._history.append(f"{now_s:10.3f} s  {what} -> {', '.join(map(_short, effects))}")
+        self._history.append(f"{now_s:10.3f} s  {what} -> {', '.join(map(short, effects))}")
         now_s = self._judged_s(now_s)
         self._must_follow(register)
         self.term, self._attach_grace_s = register.term, attach_grace_s
@@ -202,11 +188,11 @@ class RunChecker:
         if ended is not None:
             self._leavers.update(ended.nodes)
         for effect in effects:
-            # Its members are told that the round has ended, if an earlier coordinator saw that.
+            # If an earlier coordinator saw the round end, its members are told so.
             if isinstance(effect, do.Break) and effect.change == ended:
                 self._break(effect.change)
             elif not isinstance(effect, do.SetTimer | do.ProbeRound):
-                self._fail("R5", f"a coordinator began with more than waiting: {_short(effect)}")
+                self._fail("R5", f"a coordinator began with more than waiting: {short(effect)}")
 
     def _must_follow(self, register: RunState) -> None:
         if register.term <= self.term and self._number:
@@ -222,7 +208,7 @@ class RunChecker:
             self._fail("R6", "a closed run was taken over as an open one")
 
     def _take_up(self, record: RoundRecord, marks: Marks, now_s: float) -> None:
-        """The round is as it was; of its members is known only that they were in it."""
+        """The round is as it was. Of its members it is known only that they are in it."""
         self._number = self._restored_number = record.head.number
         self._digests[self._number] = record.head.digest
         self._published = record
@@ -293,7 +279,7 @@ class RunChecker:
                 node.reachability, node.silent_since_s = Reachability.SILENT, now_s - silent_s
 
     def _ready(self, node: _Node, event: on.NodeReady) -> None:
-        # R4: whoever names an older round repeats what it said before.
+        # R4: a node that names an older round repeats itself.
         if event.leaving_round < node.seated or not node.is_awaited:
             return
         is_inside = self._broken is None and self._is_in_published(node)
@@ -319,13 +305,13 @@ class RunChecker:
         self._digests[self._number] = record.head.digest
 
     def _end_attach_grace(self, now_s: float) -> None:
-        """When it ends it is decided, once, whether the mass guard keeps those that are absent."""
+        """At the end of the grace: whether the mass guard protects members that are absent."""
         is_over = not self._suspended and _passed(self._attach_until_s, 0.0, now_s)
         if is_over and self._has_half_come is None:
             self._has_half_come = 2 * len(self._came) >= self._expected_count
 
     def _go_on(self, now_s: float) -> None:
-        """The ledger is back: who has yet to attach gets a little more time, but only once."""
+        """The ledger is back: members that have yet to attach get more time, but only once."""
         self._suspended = False
         due_s = self._attach_since_s + self._attach_grace_s
         more_s = self._settings.reconnect_grace_s
@@ -339,7 +325,7 @@ class RunChecker:
         if self._deposed and isinstance(
             effect, do.Commit | do.Publish | do.Break | do.Verdict | do.Announce
         ):
-            self._fail("R5", f"a deposed coordinator decided something: {_short(effect)}")
+            self._fail("R5", f"a deposed coordinator decided something: {short(effect)}")
         match effect:
             case do.Welcome():
                 self._welcome(effect, event)
@@ -377,7 +363,7 @@ class RunChecker:
     def _welcome(self, effect: do.Welcome, event: on.Event) -> None:
         node = self._nodes.get(effect.node.name)
         if effect.resumed != (node is not None):
-            self._fail("R11", f"{effect.node.name} was let in twice, or resumed without being in")
+            self._fail("R11", f"{effect.node.name} was let in twice, or resumed and is no member")
         if node is None:
             if not self._nodes and isinstance(event, on.NodeAttached):
                 self._settings = event.settings
@@ -432,7 +418,7 @@ class RunChecker:
         for row in record.members:
             node = self._nodes.get(row.name)
             if node is None or node.id != NodeId(row.name, row.incarnation):
-                self._fail("R4", f"{row.name} is given a round, and is no member any more")
+                self._fail("R4", f"{row.name} is given a round, but is not a member any more")
             elif not node.asked or not node.is_awaited:
                 self._fail("R4", f"{row.name} is given a round that it was not ready for")
             else:
@@ -471,7 +457,7 @@ class RunChecker:
             self._fail("R8", f"{node.id.name} was superseded within its grace")
 
     def _had_grace(self, node: _Node, now_s: float) -> bool:
-        """Whether a node whose connection is closed had the time to attach again, or cannot."""
+        """Whether a node whose connection is closed had time to attach again, or cannot."""
         if node.has_ended:
             return True
         if node.closed_s is not None:
@@ -486,17 +472,17 @@ class RunChecker:
         del self._nodes[named.name]
 
     def _was_named(self, node: _Node) -> bool:
-        """Whether members that an earlier coordinator told who had gone named this one."""
+        """Whether a member said that an earlier coordinator had told it of this node's going."""
         return node.id.name in self._leavers
 
     def _must_be_lost(self, node: _Node, now_s: float) -> None:
         if self._guarding is None:
             self._update_guard(now_s)
         if node.has_ended and not self._suspended:
-            return  # R8: its own kernel has closed its connection.
+            return  # R8: its own kernel closed its connection.
         is_kept = self._guarding and not self._is_unguarded(node)
         if self._suspended or is_kept:
-            self._fail("R8", f"{node.id.name} was declared lost while nobody may be")
+            self._fail("R8", f"{node.id.name} was declared lost while no member may be")
         settings, name = self._settings, node.id.name
         if node.absent_since_s is not None:
             if not self._is_attach_over(node, now_s):
@@ -516,16 +502,16 @@ class RunChecker:
             self._fail("R8", f"{name} was declared lost before its time")
 
     def _is_attach_over(self, node: _Node, now_s: float) -> bool:
-        """Whether a member that has yet to attach had the time for that."""
+        """Whether a member that has yet to attach had time for that."""
         assert node.absent_since_s is not None
         if _passed(self._attach_until_s, 0.0, now_s):
             return True
         return node.is_former_host and _passed(node.absent_since_s, HOST_GRACE_S, now_s)
 
     def _is_unguarded(self, node: _Node) -> bool:
-        """Whether the mass guard neither counts nor keeps a member that has yet to attach.
+        """Whether the mass guard neither counts nor protects a member that has yet to attach.
 
-        It does both, after the attach grace, where fewer than half of the round have attached: this
+        After the attach grace it does, if fewer than half of the round have attached: then this
         coordinator may be the one that is cut off.
         """
         if node.absent_since_s is None:
@@ -533,7 +519,7 @@ class RunChecker:
         return node.is_former_host or self._has_half_come in (None, True)
 
     def _update_guard(self, now_s: float) -> None:
-        """Count once per step: after what the event changed, before anybody is declared lost."""
+        """Count once in each step: after the event, and before a member is declared lost."""
         if self._suspended or self._closed:
             return
         missing = sum(
@@ -556,14 +542,14 @@ class RunChecker:
             return
         bound = max(NAMES_SHOWN_MAX, len(RunSettings.__struct_fields__))
         if any(length > bound for length in _lengths(effect)):
-            self._fail("size", f"an effect grows with the number of nodes: {_short(effect)}")
+            self._fail("size", f"an effect grows with the number of nodes: {short(effect)}")
 
     def _fail(self, rule: str, problem: str) -> None:
         raise InvariantViolation(rule, problem, self.history)
 
 
 def _is_again(event: on.Event) -> bool:
-    """Whether a probe after this event repeats one: who was asked before has no more time."""
+    """Whether a probe after this event repeats an earlier one, and gives no more time."""
     return isinstance(event, on.LedgerRestored)
 
 
@@ -572,7 +558,7 @@ def _passed(since_s: float, bound_s: float, now_s: float) -> bool:
 
 
 def _lengths(value: object) -> Iterator[int]:
-    """The lengths of all sequences and mappings in a value, but for a failure's own lines."""
+    """The lengths of all sequences and mappings in a value, except a failure's last lines."""
     if isinstance(value, FrozenStruct):
         for name in value.__struct_fields__:
             if name != "last_lines":
@@ -581,30 +567,3 @@ def _lengths(value: object) -> Iterator[int]:
         yield len(value)
         for each in value:
             yield from _lengths(each)
-
-
-def _line(event: on.Event, now_s: float, effects: Sequence[do.Effect]) -> str:
-    return f"{now_s:10.3f} s  {_short(event)} -> {', '.join(map(_short, effects)) or 'nothing'}"
-
-
-def _short(value: object) -> str:
-    """A value without what is default, and a round without its table."""
-    match value:
-        case RoundRecord(head=head, members=members):
-            names = [row.name for row in members[:NAMES_SHOWN_MAX]]
-            return f"round {head.number} of {head.nodes}: {' '.join(names)}"
-        case NodeId(name=name, incarnation=incarnation):
-            return f"{name}/{incarnation}"
-        case FrozenStruct():
-            fields = ", ".join(_short(each) for each in _told(value))
-            return f"{type(value).__name__}({fields})"
-        case str():
-            return str(value)
-    return repr(value)
-
-
-def _told(value: FrozenStruct) -> Iterator[object]:
-    for field in msgspec.structs.fields(value):
-        each = getattr(value, field.name)
-        if each != field.default:
-            yield each

@@ -11,7 +11,7 @@ from typing import Final
 
 from rallypoint.core.store import Answer, Check, Get, MultiGet, NumKeys, StoreOp, StoreValue, Wait
 from rallypoint.core.store.store import RoundStore
-from rallypoint.testing.run_checker import InvariantViolation
+from rallypoint.testing.violations import InvariantViolation
 
 READS: Final = (Get, MultiGet, Wait, Check, NumKeys)
 
