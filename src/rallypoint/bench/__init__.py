@@ -7,12 +7,15 @@
     driver.py    starts coordinators and fleets, and asks them
     agents.py    real `rallypoint run` agents, each with a worker
     real_nodes.py, node_processes.py   real nodes, in processes that can be killed alone
+    joining.py   programs that call rallypoint.join()
     proxy.py, etcd.py   a cable that can be cut; a ledger that can be stopped, and counts
-    scenarios    one question each: meet.py, regroup.py, idle.py, store.py, runs.py, model.py;
-                 what is lost: recover.py, kill.py, cut.py, preempted.py, failover.py,
-                 host_lost.py, rack.py; the ledger: ledger_away.py, ledger_reads.py,
-                 ledger_writes.py
-    report.py    tables, JSON and plots of what was measured
+    coordinator_api.py   what a coordinator shows over HTTP
+    scenarios    one question each: meet.py, multi_host.py, join.py, regroup.py, idle.py,
+                 store.py, runs.py, neighbour.py, strangers.py, model.py; losses: recover.py,
+                 kill.py, cut.py, preempted.py, frozen_node.py, frozen_coordinator.py,
+                 failover.py, host_lost.py, rack.py; the ledger: ledger_away.py,
+                 ledger_reads.py, ledger_writes.py
+    figure.py, report.py   figures with their targets; tables, JSON and plots of them
 
-Nothing here is loaded by any other part of Rallypoint.
+No other part of Rallypoint loads any of it.
 """

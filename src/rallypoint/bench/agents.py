@@ -98,8 +98,7 @@ class Agent:
 
 
 class Team:
-    """Agents of one run. `each`: those that were not killed from here, in the order of their
-    start."""
+    """Agents of one run. `each`: those not killed from here, in the order of their start."""
 
     def __init__(self, folder: Path, arguments: Sequence[str], worker: str, token: str) -> None:
         self.each: list[Agent] = []

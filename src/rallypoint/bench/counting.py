@@ -1,5 +1,4 @@
-"""What the processes of virtual nodes and of bare sockets share: counts of answers, the event
-loop."""
+"""What processes of virtual nodes and of bare sockets share: counts, and the event loop."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A small DDP job over gloo, which writes down when it has taken its first step.
+"""A small DDP job over gloo, which logs when it has taken its first step.
 
     python -m rallypoint.bench.ddp_worker FILE
 
-It imports torch as any DDP script does, which is most of what a new round's first step waits for.
+It imports torch like any DDP script. That takes most of the time until a new round's first step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STEP_S: Final = 0.05
 
 
 def train(on_first_step: Callable[[], None]) -> None:
-    """Steps of a tiny model for ever, one collective each."""
+    """Train a tiny model for ever, with one collective for each step."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     model = DistributedDataParallel(torch.nn.Linear(8, 1))
@@ -40,7 +40,7 @@ def train(on_first_step: Callable[[], None]) -> None:
 
 
 def main(path: str) -> None:
-    """Train, and write down when that began and when the first step was taken."""
+    """Train, and log when that began and when the first step was taken."""
     log = EventWriter(path)
     log.write("working", pid=os.getpid())
     train(lambda: log.write("stepped", size=dist.get_world_size()))

@@ -1,11 +1,11 @@
-"""Many virtual nodes in one process, which does what the driver's lines of JSON say.
+"""Many virtual nodes in one process, which carries out the driver's commands.
 
     python -m rallypoint.bench.fleet
 
-Commands come on stdin, one per line, and each is answered by one line on stdout. Times are seconds
-of `time.monotonic()`, which on Linux is one clock for all processes of a machine, so that the
-driver can tell the first call of one fleet from the last answer of another. The process keeps no
-other clock, and ends with its stdin.
+A command is a line of JSON on stdin, and its answer a line of JSON on stdout. Times are seconds of
+`time.monotonic()`. On Linux that is one clock for all processes of a machine, so the driver can
+compare the first call of one fleet with the last answer of another. The process ends when its stdin
+ends. Calls of the store are in fleet_calls.py, and watching is in fleet_watch.py.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from rallypoint.core.reasons import Waiting
 from rallypoint.core.values import Change, Failure, FailureKind, NodeInfo, RunSettings
 
 CONNECTS_AT_ONCE: Final = 512
-"""More at once only wait in the listener's queue, and a full one costs a second each."""
+"""More at once only wait in the listener's queue. If that is full, each costs a second."""
 TICK_S: Final = 0.05
 TELL_EVERY_S: Final = 10.0
 GOLDEN_RATIO: Final = 0.618034
 NAMES: Final = "node"
 BETWEEN_ROUNDS_S: Final = 0.2
-"""How long a round of several machines lasts, so that all of them have taken it before it ends."""
+"""How long a round of several machines lasts at least: all of them must have it before it ends."""
 
 
 class Fleet:
@@ -48,17 +48,18 @@ class Fleet:
         self.nodes: list[VirtualNode] = []
         self._attached = self._formed = self._ended = self._calls = Count(0)
         self.lost = ""
-        """Which node has lost its connection unasked, and why; "" if none has."""
+        """Which node has lost its connection, and why; "" if none has. Nodes that were taken out do
+        not count."""
         self._due: list[tuple[float, int, VirtualNode]] = []
         self._order = count()
         self._ticking: asyncio.Task[None] | None = None
         self._tick_s = TICK_S
         self._change: Change | None = None
         self.floods: list[Flood] = []
-        """What nodes ask for again and again; each has a `tick`, which is called often."""
+        """The floods of nodes of this process. Each one's `tick` is called every TICK_S."""
         self._closed = asyncio.Event()
         self.hint = ""
-        """What to do about the first error, if that is known."""
+        """What the user can do about the first error, if that is known."""
 
     # -- commands --------------------------------------------------------------------------------
 
@@ -79,9 +80,9 @@ class Fleet:
     ) -> dict[str, Any]:
         """Make nodes `first` ... `first + nodes - 1`, connect and attach them.
 
-        `ready`: each wants the first round as soon as it is attached (a cold meet); wait for that,
-        at most `within_s`. `names`: what the nodes' names begin with. `shared`: other machines have
-        nodes of the run too, so that it is worth saying what it waits for.
+        `ready`: each asks for the first round as soon as it is attached (a cold meeting); wait for
+        that round, at most `within_s`. `names`: the prefix of the nodes' names. `shared`: other
+        machines have nodes of the run too, so say on stderr why there is no round yet.
         """
         run = RunSettings(**settings)
         made = [self._node(run_id, f"{names}{first + i}", run, token) for i in range(nodes)]
@@ -89,7 +90,7 @@ class Fleet:
         self.nodes += made
         if ready:
             for node in made:
-                node.ready()  # A wish is said as soon as there is somebody to say it to.
+                node.ready()  # The machine sends it once the node is attached.
         if self._ticking is None:
             self._ticking = asyncio.get_running_loop().create_task(self._tick())
         began_s = time.monotonic()
@@ -111,10 +112,10 @@ class Fleet:
         }
 
     async def meet(self, *, at_s: float = 0.0) -> dict[str, Any]:
-        """All nodes want the next round, from `at_s` on; wait until each has it.
+        """All nodes ask for the next round, from `at_s` on; wait until each has it.
 
-        It is counted from `ended` on: with a node that called early (`again`), the calls of other
-        processes may complete the round before this one is asked. Then that node has it already.
+        Rounds are counted from `ended` on. A node that asked early (`again`) may have its round
+        before this command comes, if the calls of other processes complete it.
         """
         await self._until(at_s)
         cpu_s = time.process_time()
@@ -133,10 +134,10 @@ class Fleet:
         }
 
     async def share(self, *, repeats: int) -> dict[str, Any]:
-        """Take part in rounds that nodes elsewhere are in as well, until the run is closed.
+        """Take part in the rounds of a run of several machines, until the run is closed.
 
-        All must be in a round. The process that has node rank 0 ends each, and the run after
-        `repeats` more; that end is the signal for everybody to want the next.
+        All nodes must be in a round. The process that has node rank 0 ends each round, and closes
+        the run after `repeats` more. Nodes ask for the next round when they are told of an end.
         """
         rounds: list[dict[str, Any]] = []
         while not await self._end_shared(len(rounds) == repeats):
@@ -146,7 +147,7 @@ class Fleet:
         return {"rounds": rounds}
 
     async def _end_shared(self, is_last: bool) -> bool:
-        """End the round, or the run, if that is this process's affair; whether the run is over."""
+        """Wait for the round's end, or the run's; node rank 0 ends it. Whether the run is over."""
         self._formed = Count(len(self.nodes))
         leader = next((each for each in self.nodes if each.node_rank == 0), None)
         if leader is not None:
@@ -165,7 +166,7 @@ class Fleet:
         return self._closed.is_set()
 
     async def expect_end(self, *, but: int = 0) -> dict[str, Any]:
-        """Count from now on who is told that the round has ended: all but so many."""
+        """From now on, count the nodes that are told of the round's end: all but `but`."""
         self._ended = Count(len(self.nodes) - but)
         self._change = None
         return {}
@@ -178,7 +179,7 @@ class Fleet:
         return {"first_s": self._ended.first_s, "last_s": self._ended.last_s, "kind": kind}
 
     async def fail(self, *, index: int, at_s: float = 0.0) -> dict[str, Any]:
-        """A worker of one node fails, then or now, which ends the round for all."""
+        """A worker of one node fails at `at_s`, or now. That ends the round for all."""
         await self._until(at_s)
         failed_s = time.monotonic()
         failure = Failure(FailureKind.EXCEPTION, "the benchmark ends the round")
@@ -186,29 +187,29 @@ class Fleet:
         return {"at_s": failed_s}
 
     async def again(self, *, index: int) -> dict[str, Any]:
-        """One node wants the next round, which ends the present one for all.
+        """One node asks for the next round, which ends the present one for all.
 
-        It says so again when all do (`meet`), so that each makes one call within the time.
+        It asks again with all others in `meet`, so that each node makes one call there.
         """
         self.nodes[index].ready(EARLY)
         return {"at_s": time.monotonic()}
 
     async def kill(self, *, index: int) -> dict[str, Any]:
-        """End one node as a killed process ends; it is no node of this fleet any more."""
+        """End one node's connection as a killed process does. It is removed from this fleet."""
         node = self._taken_out(index)
         at_s = time.monotonic()
         node.die()
         return {"at_s": at_s}
 
     async def cut(self, *, index: int) -> dict[str, Any]:
-        """Reset one node's connection; it is no node of this fleet any more."""
+        """Reset one node's connection. The node is removed from this fleet."""
         node = self._taken_out(index)
         at_s = time.monotonic()
         node.abort()
         return {"at_s": at_s}
 
     async def leave(self, *, index: int) -> dict[str, Any]:
-        """One node says goodbye."""
+        """One node says goodbye. It is removed from this fleet."""
         node = self._taken_out(index)
         at_s = time.monotonic()
         node.goodbye()
@@ -217,7 +218,7 @@ class Fleet:
     async def arrive(
         self, *, host: str, port: int, run_id: str, first: int, settings: dict[str, Any], token: str
     ) -> dict[str, Any]:
-        """One more node comes and wants to be in; whoever waits is told of it in time."""
+        """One more node attaches and asks for a round. It is in this fleet from then on."""
         self._attached = Count(1)
         node = self._node(run_id, f"{NAMES}{first}", RunSettings(**settings), token)
         node.ready()
@@ -228,17 +229,17 @@ class Fleet:
         return {"began_s": began_s}
 
     async def freeze(self, *, index: int) -> dict[str, Any]:
-        """One node goes silent and keeps its connection."""
+        """One node goes silent and keeps its connection. It is removed from this fleet."""
         node = self._taken_out(index)
         assert node.transport is not None
         node.transport.pause_reading()
-        node.machine.disconnected()  # It has no heartbeat any more.
+        node.machine.disconnected()  # So it sends no heartbeats.
         return {"at_s": time.monotonic()}
 
     async def counts(self, *, at_s: float = 0.0) -> dict[str, Any]:
         """Messages and payload bytes of all nodes, both directions, since they were made.
 
-        Raises FleetError if one has lost its connection: it costs nothing any more.
+        Raises FleetError if a node has lost its connection: it would cost nothing.
         """
         await self._until(at_s)
         if self.lost:
@@ -248,16 +249,14 @@ class Fleet:
         return total | {"cpu_s": time.process_time(), "at_s": time.monotonic()}
 
     async def beat_on_time(self) -> dict[str, Any]:
-        """From now on say each heartbeat at its moment, as nodes on machines of their own do.
-
-        What comes in bunches costs a coordinator half as much. So this process does not sleep any
-        more: an event loop's timers are a millisecond apart, and thousands of nodes nearer.
-        """
+        """From now on send each heartbeat at its own moment, as nodes on separate machines do."""
+        # Heartbeats that come together cost a coordinator half as much. An event loop's timers are
+        # a millisecond apart, and heartbeats of thousands of nodes are closer, so never sleep.
         self._tick_s = 0.0
         return {}
 
     async def disconnect(self) -> dict[str, Any]:
-        """End the runs, say goodbye for all nodes, and forget them."""
+        """Close the runs, say goodbye for all nodes, and remove them."""
         lost = Count(len(self.nodes))
         for node in {node.machine.run_id: node for node in self.nodes}.values():
             node.close()
@@ -282,7 +281,7 @@ class Fleet:
     # -- helpers ---------------------------------------------------------------------------------
 
     async def _tell_why(self, nodes: list[VirtualNode], within_s: float) -> None:
-        """As long as there is no round: on stderr, what it waits for and how much longer."""
+        """Until cancelled: say on stderr why there is no round yet, and how long it waits."""
         ends_s = time.monotonic() + within_s
 
         def tell(node: VirtualNode, why: Waiting | None) -> None:
@@ -297,10 +296,10 @@ class Fleet:
                 node.ask_waiting()
 
     def _on_standby(self, node: VirtualNode) -> None:
-        """The run has more nodes than a round: a place would be waited for in vain."""
+        """Fail at once: the run has more nodes than a round, so this node will get no place."""
         self._formed.fail(
             f"{node.machine.info.name} has no place: the round is full with "
-            f"{node.machine.settings.max_nodes} nodes, and all machines together have more"
+            f"{node.machine.settings.max_nodes} nodes, and the machines have more nodes than that"
         )
 
     def _node(self, run_id: str, name: str, run: RunSettings, token: str) -> VirtualNode:
@@ -314,7 +313,7 @@ class Fleet:
         return node
 
     def _taken_out(self, index: int) -> VirtualNode:
-        """A node of which nothing counts any more: whoever leaves is told of the end as well."""
+        """Remove a node. What it is told from now on, such as the round's end, is not counted."""
         node = self.nodes.pop(index)
         node.on_ended = lambda node, change: None
         node.on_lost = lambda node, why: None
@@ -353,19 +352,19 @@ class Fleet:
         if due_s is not None:
             order = next(self._order)
             if is_new:
-                # Nodes that attach in one burst would beat in one burst for ever; real ones, which
-                # started at different times, do not. Multiples of the golden ratio spread evenly.
+                # Nodes that attach together would send their heartbeats together for ever. Real
+                # nodes start at different times. Multiples of the golden ratio spread evenly.
                 due_s += (due_s - time.monotonic()) * (order * GOLDEN_RATIO % 1.0)
             heapq.heappush(self._due, (due_s, order, node))
 
     async def _tick(self) -> None:
-        """Heartbeats: one timer for the whole fleet, and a heap of who is due when."""
+        """Heartbeats: one timer for the whole fleet, and a heap of nodes by when they are due."""
         while True:
             await asyncio.sleep(self._tick_s)
             now_s = time.monotonic()
             while self._due and self._due[0][0] <= now_s:
                 due_s, _, node = heapq.heappop(self._due)
-                # As if it were said when it was due: what is said in one bunch is not so for ever.
+                # With the time at which it was due, so that the next one is not late as well.
                 node.tick(max(due_s, now_s - TICK_S))
                 self._watch(node)
             for flood in self.floods:
@@ -376,7 +375,7 @@ class Fleet:
 
 
 async def settle() -> dict[str, Any]:
-    """Collect garbage now, and leave what is here out of later collections."""
+    """Collect garbage now, and leave the objects that exist now out of later collections."""
     gc.collect()
     gc.freeze()
     return {}
@@ -386,7 +385,7 @@ Command = Callable[..., Awaitable[dict[str, Any]]]
 
 
 def commands_of(fleet: Fleet) -> dict[str, Command]:
-    """What the driver may ask of this process, by the word for it."""
+    """The commands of the driver, by name."""
     calls, watch, sockets = Calls(fleet), Watch(fleet), FloorFleet()
     return {
         "connect": fleet.connect,
@@ -417,7 +416,7 @@ def commands_of(fleet: Fleet) -> dict[str, Command]:
 
 
 async def _serve() -> None:
-    """Do what stdin says, one command after another."""
+    """Carry out the commands, one after another."""
     fleet = Fleet()
     commands = commands_of(fleet)
     loop = asyncio.get_running_loop()
@@ -436,7 +435,7 @@ async def _serve() -> None:
 
 
 def main() -> None:
-    """The process: until stdin ends."""
+    """Run until stdin ends."""
     gc.set_threshold(50_000, 50, 100)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_serve())

@@ -1,6 +1,6 @@
-"""What the nodes of one process ask of the coordinator: calls of the store, barriers, floods.
+"""Commands by which the nodes of one process call the store, meet at a barrier, and flood.
 
-How nodes come, meet and go is in fleet.py.
+How nodes attach, meet and go is in fleet.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rallypoint.core.store import operations as ops
 
 
 class Nodes(Protocol):
-    """The nodes of this process, as the calls need them; fleet.py has them."""
+    """What the calls need of the nodes of this process; `Fleet` has it."""
 
     nodes: list[VirtualNode]
     floods: list[Flood]
@@ -26,7 +26,7 @@ class Nodes(Protocol):
 
 
 class Calls:
-    """The commands of the driver that make calls. All are for the fleet's event loop."""
+    """The driver's commands that make calls. All are for the fleet's event loop."""
 
     def __init__(self, nodes: Nodes) -> None:
         self._all = nodes
@@ -41,9 +41,9 @@ class Calls:
         return {"began_s": began_s, "done_s": done.last_s}
 
     async def one_by_one(self, *, what: str, times: int, gap_s: float) -> dict[str, Any]:
-        """The first node asks for one thing after another: how long each took, in seconds.
+        """The first node makes one call after another; how long each took, in seconds.
 
-        `what`: a call of the store, or "beat".
+        `what`: a call of the store, or "beat" for a heartbeat.
         """
         node, took_s = self._all.nodes[0], []
         for number in range(times):
@@ -59,7 +59,7 @@ class Calls:
         return {"took_s": took_s}
 
     async def barrier(self, *, name: str) -> dict[str, Any]:
-        """All nodes come to one barrier."""
+        """All nodes enter one barrier."""
         done = self._all.count_calls(len(self._all.nodes))
 
         def answered(result: ops.StoreResult) -> None:
@@ -79,14 +79,16 @@ class Calls:
     async def flood(self, *, kinds: list[str], warm_s: float) -> dict[str, Any]:
         """Each node floods the coordinator in one of these ways, until `calm`."""
         for number, node in enumerate(self._all.nodes):
-            node.on_lost = lambda node, why: None  # It may be disconnected for what it does.
+            node.on_lost = lambda node, why: (
+                None
+            )  # The coordinator may disconnect it for the flood.
             self._all.floods.append(Flood(node, kinds[number % len(kinds)]))
             self._all.floods[-1].begin()
         await asyncio.sleep(warm_s)
         return {}
 
     async def calm(self, *, settle_s: float) -> dict[str, Any]:
-        """The floods end, and what was asked is answered."""
+        """End the floods, and wait `settle_s` for the answers that are due."""
         for flood in self._all.floods:
             flood.stop()
         self._all.floods.clear()
@@ -111,7 +113,7 @@ def _told(count: Count) -> Callable[[ops.StoreResult], None]:
 
 
 class _Caller:
-    """One node's calls: `window` of them open at a time, until all are answered."""
+    """One node's calls, `window` of them open at a time, until all are answered."""
 
     def __init__(self, node: VirtualNode, index: int, what: str, calls: int, done: Count) -> None:
         self._node, self._index, self._what = node, index, what

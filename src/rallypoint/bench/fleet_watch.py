@@ -16,18 +16,18 @@ from rallypoint.bench.virtual import VirtualNode, connect, resolve
 from rallypoint.core.values import NodeInfo, RunSettings
 
 COME_S: Final = 10.0
-"""How long a node may take to be let in, or to be let go, while it is watched."""
+"""How long a new node may take to attach, and then to leave."""
 
 
 class Nodes(Protocol):
-    """The nodes of this process, as they are watched; fleet.py has them."""
+    """What watching needs of the nodes of this process; `Fleet` has it."""
 
     nodes: list[VirtualNode]
     lost: str
 
 
 class Watch:
-    """The command of the driver that watches. For the fleet's event loop."""
+    """The driver's command that watches. For the fleet's event loop."""
 
     def __init__(self, nodes: Nodes) -> None:
         self._all = nodes
@@ -35,11 +35,11 @@ class Watch:
     async def watch(
         self, *, seconds: float, every_s: float, places: dict[str, dict[str, Any]]
     ) -> dict[str, Any]:
-        """For so long, time the heartbeats of all nodes, and new nodes that attach in between.
+        """For `seconds`, time the heartbeats of all nodes, and new nodes that attach meanwhile.
 
-        It goes on until each run has had a heartbeat answered at least.
-        `places`: where each run has its coordinator. Every `every_s` one node comes to each, into a
-        run of its own, and leaves. Returns lists of seconds by run, and how many have tried to.
+        It goes on until at least one heartbeat of each run was answered. `places`: where each run
+        has its coordinator. Every `every_s` one new node attaches at each, to another run, and
+        leaves. Returns lists of seconds by run, and how many new nodes there were by run.
         """
         for node in self._all.nodes:
             node.round_trips_s = []
@@ -72,10 +72,10 @@ class Watch:
     async def _come_and_go(
         self, run_id: str, number: int, place: dict[str, Any], attach_s: list[float]
     ) -> None:
-        """One node attaches, which is timed if it is let in, and leaves."""
+        """One node attaches, which is timed if it succeeds, and leaves."""
         attached, gone = Count(1), Count(1)
         info = NodeInfo(f"comer{number}", secrets.randbits(62), f"comer{number}.example")
-        # Nobody stays there long enough for a round.
+        # It leaves before a second node could make a round.
         node = VirtualNode(run_id, info, RunSettings(min_nodes=2, max_nodes=2), place["token"])
         node.on_attached = lambda node: attached.one()
 

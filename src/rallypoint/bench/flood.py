@@ -1,4 +1,4 @@
-"""Nodes that ask a coordinator for all they can, each in its own way: for `bench neighbour`."""
+"""Nodes that load a coordinator as much as they can, each in one way. For `bench neighbour`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ CALLS_OPEN: Final = 500
 _AT_ONCE: Final = {"calls": CALLS_OPEN, "values": 2, "refused": 2, "waits": 20}
 VALUE_BYTES: Final = 4 * 1024**2
 VALUES: Final = 100
-"""More than a round's store takes of this size, so that most are refused."""
+"""More than a round's store has room for at this size, so that most are refused."""
 WAIT_S: Final = 600.0
 _PING: Final = 0x89
 _UNSENT_BYTES_MAX: Final = 256 * 1024
 
 
 class Flood:
-    """What one node asks for again and again, until `stop`.
+    """What one node sends again and again, until `stop`. `kind` is one of KINDS.
 
     calls: small calls of the store, hundreds of them open. values: large values, written and read.
-    unread: many large values, and nothing is read. waits: calls that wait for a thousand keys, and
-    are cancelled. refused: writes for which the store has no room. pings: empty ones, unread.
+    unread: many large values are requested, and their answers are not read. waits: calls that wait
+    for a thousand keys, and are cancelled. refused: writes for which the store has no room. pings:
+    empty pings, whose answers are not read.
     """
 
     def __init__(self, node: VirtualNode, kind: str) -> None:
@@ -35,7 +36,7 @@ class Flood:
         self._open: list[int] = []
 
     def begin(self) -> None:
-        """Ask for the first things; each answer asks for the next."""
+        """Make the first calls; each answer makes the next."""
         if self._kind == "unread":
             self._call(ops.Set("large", bytes(VALUE_BYTES)), self._read_nothing)
         elif self._kind == "pings":
@@ -45,13 +46,13 @@ class Flood:
                 self._again()
 
     def stop(self) -> None:
-        """Ask for nothing more, and read what was not read."""
+        """Send nothing more, and read what was not read."""
         self._is_on = False
         if self._node.transport is not None:
             self._node.transport.resume_reading()
 
     def tick(self) -> None:
-        """What goes on without answers; to be called now and then."""
+        """Send what needs no answer. Must be called every few hundredths of a second."""
         transport = self._node.transport
         if self._kind != "pings" or not self._is_on or transport is None:
             return
@@ -79,7 +80,7 @@ class Flood:
                 self._wait()
 
     def _wait(self) -> None:
-        """A wait in vain, cancelled when as many others have begun; a small call paces them."""
+        """A wait that nothing ends, cancelled after some others; a small call paces them."""
         keys = tuple(f"never/{self._number}/{number}" for number in range(1_000))
         self._open.append(self._node.call(ops.Wait(keys), WAIT_S, lambda result: None))
         if len(self._open) > CALLS_OPEN // 10:

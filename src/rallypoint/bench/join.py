@@ -1,8 +1,8 @@
 """How long programs take to meet that call `rallypoint.join()` at one moment.
 
-No coordinator runs before: at a HOST:PORT endpoint, one of the programs becomes its host. Each
-repeat has new processes, which have imported everything and begun nothing. `bench meet` measures a
-coordinator with many virtual nodes; this measures what a program waits for.
+No coordinator runs yet: at a HOST:PORT endpoint, one of the programs becomes its host. Each repeat
+has new processes, which have imported everything and done nothing else. `bench meet` measures a
+coordinator with many virtual nodes; this measures how long a program waits.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from rallypoint.bench.processes import clean_environment, spread
 from rallypoint.net import free_port
 
 START_AFTER_S: Final = 0.1
-"""Between the last process's word that it is there, and the moment at which all call."""
+"""Between the last process's message that it is there, and the moment at which all call."""
 TARGETS_MS: Final = {2: 50.0, 64: 500.0}
-"""For so many nodes, and fewer. Nothing is promised for more."""
+"""For so many nodes and fewer. There is no target for more than the largest."""
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:

@@ -1,7 +1,7 @@
-"""A real node that writes down when it was told what, and is otherwise as it is.
+"""A real node that also writes an event log. Nothing else of it differs.
 
-A time is taken when the node's machine decides: before a message is sent, and before anybody who
-waits is woken.
+The time of an event is when the node's machine has decided: before a message is sent, and before a
+waiting caller is woken.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from rallypoint.wire import messages as wire
 
 
 def logged(log: EventWriter) -> type[Node]:
-    """A class of nodes that write their ready, formed, told, verdict, attached and dropped there.
+    """A class of nodes that write ready, formed, told, verdict, attached and dropped to this log.
 
-    Each note has the node's name. `told` is any word that the round has ended; `verdict` the one
-    that says why for good. `attached` says whether the node carries that coordinator itself.
+    Each event has the node's `name`. `told`: the node hears that its round has ended. `verdict`:
+    it hears the confirmed cause of that. `attached`: `is_own` says whether the node carries that
+    coordinator itself.
     """
 
     class LoggedNode(Node):

@@ -1,10 +1,11 @@
-"""What a node costs its coordinator: fitted from a few sizes, and what follows for larger ones.
+"""What a node costs its coordinator, fitted from a few sizes, and predictions for larger sizes.
 
-Every quantity is fitted twice. As `fixed + per node * N`, by the least squares of relative errors;
-and as `N ** exponent`, over all sizes and over the last two, which tells whether anything grows
-faster than the number of nodes. A prediction follows the line, but is never below what the largest
-size that was measured costs a node: caches are full there that were not at a small one. It is no
-measurement, is marked wherever it stands, and goes no further than PREDICTED_TIMES_MAX.
+Every quantity is fitted twice: as `fixed + per node * N`, by least squares of the relative errors,
+and as `N ** exponent`, over all sizes and over the last two. The exponent shows whether a quantity
+grows faster than the number of nodes. A prediction follows the line, but is never below the cost
+for each node at the largest measured size, where caches are full that are not full at small sizes.
+It is marked as a prediction everywhere, and ends at PREDICTED_TIMES_MAX times the largest measured
+size.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PREDICTED: Final = (10_000, 30_000, 100_000)
 PREDICTED_TIMES_MAX: Final = 12
 """Nothing is predicted for more nodes than so many times the largest number that was measured."""
 EXPONENT_MAX: Final = 1.1
-"""What is wanted of time, bytes and CPU: more would be on the way to the square of N."""
+"""The bound for time, bytes and CPU. More would approach the square of N."""
 
 CPU_PER_S: Final = "ms per s"
 _ROUND: Final = "a round: the end of one, and the next"
@@ -40,7 +41,7 @@ _IDLE: Final = "a second in which nothing happens"
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """One quantity for all nodes together, over the sizes that were measured.
 
-    It is about `fixed + per_node * nodes`, and grows as `nodes ** exponent`; between the two
+    It is about `fixed + per_node * nodes`. It grows as `nodes ** exponent`, and between the two
     largest sizes as `nodes ** last_exponent`.
     """
 
@@ -58,7 +59,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
         return self.fixed + self.per_node * nodes
 
     def predict(self, nodes: int) -> float | None:
-        """What it would be at a size that was not measured; None if that is too far away."""
+        """The prediction for this size; None if it is too far from those that were measured."""
         largest = max(self.measured)
         if nodes > largest * PREDICTED_TIMES_MAX:
             return None
@@ -66,7 +67,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
         return self.fixed + max(self.per_node, per_node) * nodes
 
     def as_json(self) -> dict[str, Any]:
-        """For machines; each prediction says that it is one."""
+        """For JSON. Each prediction has `is_prediction`."""
         return {
             **msgspec.to_builtins(self),
             "measured": [{"nodes": n, "value": v} for n, v in self.measured.items()],
@@ -82,7 +83,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fit(name: str, unit: str, about: str, measured: dict[int, float]) -> Cost:
-    """The cost of which these are the measurements. What was measured as nothing says nothing.
+    """The cost for these measurements, by number of nodes. Values of 0 are left out of the fit.
 
     Raises BenchError if fewer than two sizes are left.
     """
@@ -92,7 +93,7 @@ def fit(name: str, unit: str, about: str, measured: dict[int, float]) -> Cost:
         seen = ", ".join(f"{value:g} at {nodes:,} nodes" for nodes, value in measured.items())
         raise driver.BenchError(
             f"{name} ({unit}, {about}) cannot be fitted: {seen}",
-            "watch longer (--seconds), or take larger sizes (--nodes)",
+            "measure for longer (--seconds), or at larger sizes (--nodes)",
         )
     fixed, per_node = _line(sizes, values)
     return Cost(
@@ -108,7 +109,7 @@ def fit(name: str, unit: str, about: str, measured: dict[int, float]) -> Cost:
 
 
 def _line(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
-    """`fixed` and `per node`, neither below 0, with the least squares of relative errors."""
+    """`fixed` and `per node`, both at least 0, with the least squares of relative errors."""
     a = [1 / v for v in values]
     b = [n / v for n, v in zip(sizes, values, strict=True)]
     aa, bb = sum(x * x for x in a), sum(x * x for x in b)
@@ -121,7 +122,7 @@ def _line(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
             return fixed, per_node
     through_zero = sb / bb
     level = sa / aa
-    # At one of the borders: nothing is fixed, or nothing depends on the number of nodes.
+    # The best line has a negative part, so one part is 0: the one that leaves smaller errors.
     if _errors(a, b, 0.0, through_zero) <= _errors(a, b, level, 0.0):
         return 0.0, through_zero
     return level, 0.0
@@ -148,7 +149,7 @@ def measure(
     plan_for: Callable[[driver.Coordinator], driver.Plan],
     say: Callable[[str], None],
 ) -> list[Cost]:
-    """All costs at these sizes, each with a coordinator of its own if it is ours to start."""
+    """All costs at these sizes. `at` gives the coordinator for each size."""
     found: dict[tuple[str, str, str], dict[int, float]] = {}
     for nodes in sizes:
         say(f"model with {nodes:,} nodes")
@@ -189,7 +190,7 @@ def _measure_one(plan: driver.Plan, nodes: int) -> list[Figure]:
     rounds = plan.repeats
 
     def of_rounds(names: tuple[str, str], beats: str) -> list[float]:
-        """Without the heartbeats that came between: they are a matter of time, not of rounds."""
+        """Without the heartbeats that came in that time: they depend on time, not on rounds."""
         grown = driver.grown(before, after, *names) - driver.grown(before, after, beats)
         return [grown / rounds]
 
@@ -220,7 +221,7 @@ def _ms(values_s: Sequence[float]) -> list[float]:
 
 
 def as_json(about: dict[str, Any], costs: Sequence[Cost]) -> dict[str, Any]:
-    """For machines."""
+    """For JSON."""
     return {
         "machine": about,
         "exponent_wanted_at_most": EXPONENT_MAX,
@@ -229,7 +230,7 @@ def as_json(about: dict[str, Any], costs: Sequence[Cost]) -> dict[str, Any]:
 
 
 def rows(costs: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the table: what was measured, what was fitted, what is predicted."""
+    """Headings and rows of the table: measurements, fit and predictions."""
     from rallypoint.bench.report import rounded
 
     sizes = list(costs[0].measured)
@@ -246,7 +247,7 @@ def rows(costs: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
 
 
 def table(costs: Sequence[Cost]) -> RenderableType:
-    """The same for a terminal."""
+    """The same table for a terminal."""
     from rich.table import Table
 
     headings, made = rows(costs)
@@ -259,7 +260,7 @@ def table(costs: Sequence[Cost]) -> RenderableType:
 
 
 def remarks(costs: Sequence[Cost]) -> list[str]:
-    """What the table says about growth, and what a prediction is."""
+    """Sentences on what the table shows: growth, and that predictions are not measurements."""
     sizes = sorted(costs[0].measured)
     steep = _steep(costs, lambda each: each.exponent)
     last = _steep(costs, lambda each: each.last_exponent)
@@ -295,7 +296,7 @@ def _is_over_a_core(cost: Cost, nodes: int) -> bool:
 
 
 def plot(costs: Sequence[Cost], path: Path) -> None:
-    """What was measured as dots, the fitted line, and what is predicted as hollow dots.
+    """Measurements as dots, the fitted line, and predictions as hollow dots.
 
     Raises ImportError without matplotlib, OSError or ValueError if the file cannot be written.
     """

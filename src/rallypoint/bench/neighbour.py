@@ -1,7 +1,7 @@
-"""What one run that asks for all it can costs another one on the same coordinator.
+"""How much one run that floods a coordinator slows another run on the same coordinator.
 
-The honest run makes one call after another: alone, and beside each kind of flood, in turn, so that
-what else the machine did is in both. What counts is the ratio of the two.
+The honest run makes one call after another, in turn alone and beside each kind of flood. So other
+load on the machine affects both, and the ratio of the two is what counts.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from rallypoint.bench.flood import KINDS
 from rallypoint.bench.meet import settings
 
 TIMES: Final = 100
-"""How often the honest run asks, in each repeat, of each kind."""
+"""How many calls of each kind the honest run makes in each repeat."""
 GAP_S: Final = 0.001
 WARM_S: Final = 0.3
 SETTLE_S: Final = 0.3
 ALONE_AFTER_S: Final = 2.0
-"""So long after a flood its process has gone, and what it had the coordinator keep: before, a call
-alone took more than one beside the flood."""
+"""After so long the flooding process has ended, and the coordinator has freed what it kept for it.
+Measured sooner, a call alone took longer than one beside the flood."""
 HONEST: Final = 2
 ALL: Final = "all"
 P99_RATIO_MAX: Final = 2.0
-"""One run at its limit must not slow the others more than that."""
+"""A run at its limits may slow another run by this factor at most."""
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
-    """Calls and heartbeats of an honest run beside one of so many nodes that flood."""
+    """Calls and heartbeats of an honest run, alone and beside a run of so many nodes that flood."""
     driver.check_descriptors(nodes + HONEST)
     took: dict[tuple[str, str], list[float]] = defaultdict(list)
     with driver.fleets(1) as honest:
@@ -69,11 +69,9 @@ def _beside(
 
 
 def _give_way(pid: int) -> None:
-    """Let what floods run where nobody else wants to.
-
-    In a cluster it is on a machine of its own. Here it would take a core from the coordinator and
-    from the honest run, and what that costs them would be counted for the coordinator.
-    """
+    """Let the flooding process run only when the cores are idle."""
+    # In a cluster it runs on another machine. Here it would take a core from the coordinator and
+    # from the honest run, and the figures would show that instead of the coordinator.
     with contextlib.suppress(AttributeError, OSError):  # no Linux
         os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
 

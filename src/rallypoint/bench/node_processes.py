@@ -1,4 +1,4 @@
-"""Starts processes of real nodes (real_nodes.py), and reads what happens to them."""
+"""Starts processes of real nodes (real_nodes.py), and reads their event log."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from rallypoint.settings import NodeSettings, attach_grace_s
 
 PROBLEMS: Final = ("ended", "gone")
 DEFAULTS: Final = NodeSettings(run_id="defaults")
-"""What a node has that is told nothing: the lease's time, for one."""
+"""A node's default settings, such as the lease's time."""
 ATTACH_GRACE_S: Final = attach_grace_s(DEFAULTS.attach_grace_s, DEFAULTS.coordinator_silence_s)
 
 
 class NodeProcesses:
-    """The nodes of one specification. `names` are those that have not been killed from here."""
+    """The nodes of one specification. `names`: those that were not killed from here."""
 
     def __init__(self, folder: Path, what: Specification) -> None:
         self.names = list(what.names)
@@ -33,12 +33,12 @@ class NodeProcesses:
         self.log = EventReader(folder / f"{label}.jsonl")
         self._said = folder / f"{label}.txt"
         arguments = ("-m", "rallypoint.bench.real_nodes", str(folder / f"{label}.jsonl"))
-        with self._said.open("wb") as said:  # Each node tells of each coordinator that it loses.
+        with self._said.open("wb") as said:  # Each node logs that it has lost a coordinator.
             specification = msgspec.json.encode(what).decode()
             self.process = Process((*arguments, specification), stderr=said)
 
     def said(self) -> str:
-        """What its nodes said last."""
+        """The end of what its nodes have logged on stderr."""
         with self._said.open("rb") as said:
             return tail_of(said)
 
@@ -47,20 +47,20 @@ class NodeProcesses:
         return next(int(n["pid"]) for n in self.log.all("pid") if n["name"] == name)
 
     def first(self, event: str, since_s: float = 0.0) -> dict[str, LoggedEvent]:
-        """The first such note of each node since then, by name."""
+        """The first such event of each node since then, by name."""
         found: dict[str, LoggedEvent] = {}
         for each in self.log.all(event, since_s):
             found.setdefault(each["name"], each)
         return found
 
     def kill(self, names: Iterable[str]) -> float:
-        """SIGKILL to the processes of these nodes; when the first one got it."""
+        """SIGKILL to the processes of these nodes; returns when the first one got it."""
         gone = list(names)
         self.names = [each for each in self.names if each not in gone]
         return self.signal(gone, signal.SIGKILL)
 
     def signal(self, names: Iterable[str], number: int) -> float:
-        """Send it to the processes of these nodes; when the first one got it."""
+        """Send a signal to the processes of these nodes; returns when the first one got it."""
         pids = dict.fromkeys(self.pid(name) for name in names)
         began_s = time.monotonic()
         for pid in pids:
@@ -69,7 +69,7 @@ class NodeProcesses:
         return began_s
 
     def problem(self) -> str:
-        """Why nothing more will come of it, if that is so."""
+        """Why what is waited for cannot happen any more; "" as long as it can."""
         for event in PROBLEMS:
             for each in self.log.all(event):
                 if each["name"] in self.names:
@@ -81,9 +81,9 @@ class NodeProcesses:
 
 @contextlib.contextmanager
 def node_processes(*specifications: Specification) -> Iterator[list[NodeProcesses]]:
-    """Processes of nodes, which have been started and are killed at the end.
+    """Start processes of nodes, which are killed with the block.
 
-    An error within the block is raised with what the nodes said last.
+    A BenchError within the block is raised again with the end of what the nodes logged.
     """
     with scratch() as folder:
         groups: list[NodeProcesses] = []
@@ -98,7 +98,7 @@ def node_processes(*specifications: Specification) -> Iterator[list[NodeProcesse
 
 
 def said_by(groups: list[NodeProcesses]) -> str:
-    """What nodes said last: those first that have come to nothing."""
+    """The end of what one group of nodes logged; a group with a problem comes first."""
     groups = sorted(groups, key=lambda each: not each.problem())
     return next(filter(None, (each.said() for each in groups)), "")
 
@@ -120,9 +120,9 @@ def wait_for(
     within_s: float = DEADLINE_S,
     only: Callable[[LoggedEvent], bool] = lambda each: True,
 ) -> dict[str, LoggedEvent]:
-    """Wait until this has happened to every node that lives; the first such note of each.
+    """Wait until every node that lives has logged this event; the first one of each.
 
-    `only`: events of which this is true. Raises BenchError as soon as a node has given up.
+    `only`: count events of which this is true. Raises BenchError as soon as a node has given up.
     """
 
     def of(group: NodeProcesses) -> dict[str, LoggedEvent]:
@@ -142,7 +142,7 @@ def wait_for(
 
 
 def wait_for_round(groups: list[NodeProcesses], since_s: float, within_s: float) -> float:
-    """Wait until all nodes that live are in a round of their number; when the last of them was."""
+    """Wait until all nodes that live, and no others, are in one round; when the last was."""
     left = sum(len(group.names) for group in groups)
     formed = wait_for(
         groups,
@@ -156,7 +156,7 @@ def wait_for_round(groups: list[NodeProcesses], since_s: float, within_s: float)
 
 
 def last_s(notes: dict[str, LoggedEvent]) -> float:
-    """When the last of these happened."""
+    """The time of the last of these events."""
     return max(float(each["at_s"]) for each in notes.values())
 
 
@@ -166,5 +166,5 @@ def problem_of(groups: list[NodeProcesses]) -> str:
 
 
 def names(prefix: str, first: int, count: int) -> tuple[str, ...]:
-    """Names that are in the order of their numbers, which is that of the first round's ranks."""
+    """Names in the order of their numbers, which is the order of the first round's ranks."""
     return tuple(f"{prefix}{number:04}" for number in range(first, first + count))

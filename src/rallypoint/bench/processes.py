@@ -1,8 +1,8 @@
 """Processes that are measured: how they are started, watched, and ended by their id.
 
-They are started with default settings, whatever this shell has set, and import the same
-`rallypoint` as this process does. A terminal's signals do not reach them: this process ends them,
-and should it be killed, the kernel does (child.py).
+They run with default settings, whatever this shell has set, and import the same `rallypoint` as
+this process. A terminal's signals do not reach them: this process ends them. If it is killed, the
+kernel ends them (child.py).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from rallypoint.bench import child, sweeper
 
 PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
 DEADLINE_S: Final = 60.0
-"""How long anything may take before the measurement has failed."""
+"""How long anything may take; after that, the measurement has failed."""
 SAY_AFTER_S: Final = 10.0
-"""After so long a person is told what is waited for."""
+"""After so long, a line of the log says what is waited for."""
 ANSWER_S: Final = 5.0
-"""How long a process that is well may take to answer a question."""
+"""How long a healthy process may take to answer over HTTP."""
 POLL_S: Final = 0.02
 TAIL_BYTES: Final = 600
-"""How much of what a process said last goes into an error."""
+"""How much of the end of a process's output goes into an error."""
 _log: Final = logging.getLogger(__name__)
 
 
 class BenchError(Exception):
-    """Nothing could be measured. The text says why; `hint` what to do."""
+    """Nothing could be measured. The text says why, and `hint` what the user can do."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -50,9 +50,10 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 def start(arguments: Sequence[str], *, env: dict[str, str], **options: Any) -> _Bytes:
-    """This interpreter with these arguments, in a session of its own, ended with this process.
+    """Start this interpreter with these arguments, in a session of its own.
 
-    With the thread that calls this, to be exact. `options`: of subprocess.Popen.
+    It ends with this process; on Linux, with the thread that calls this. `options`: of
+    subprocess.Popen.
     """
     python = (sys.executable, *arguments)
     return subprocess.Popen(
@@ -65,12 +66,12 @@ def start(arguments: Sequence[str], *, env: dict[str, str], **options: Any) -> _
 
 _Bytes = subprocess.Popen[bytes]
 _SCRIPT: Final = (sys.executable, "-IS")
-"""A file of the standard library alone, without what takes time to start."""
+"""Starts a file that needs only the standard library, in milliseconds."""
 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder that is gone with the block, and also if this process is killed within it."""
+    """A folder that is removed with the block, and also if this process is killed within it."""
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
         sweeping = subprocess.Popen(
             [*_SCRIPT, sweeper.__file__, folder], stdin=subprocess.PIPE, start_new_session=True
@@ -82,9 +83,9 @@ def scratch() -> Iterator[Path]:
 
 
 class Wait:
-    """One wait for something that has `within_s` seconds from `since_s` on, or from now.
+    """One wait, of at most `within_s` seconds from `since_s` on, or from now.
 
-    Should it take long, a line of the log says once what is waited for.
+    If it takes long, a line of the log says once what is waited for.
     """
 
     def __init__(self, waited_for: str, within_s: float, since_s: float = 0.0) -> None:
@@ -93,7 +94,7 @@ class Wait:
         self._has_said = False
 
     def check(self) -> None:
-        """To be called from time to time. Raises BenchError once it has taken too long."""
+        """Must be called from time to time. Raises BenchError once it has taken too long."""
         waited_s = time.monotonic() - self._since_s
         if waited_s > self._within_s:
             raise BenchError(f"not within {self._within_s:g} s: {self._waited_for}")
@@ -108,9 +109,9 @@ def wait_until(
     within_s: float = DEADLINE_S,
     unless: Callable[[], str] = lambda: "",
 ) -> None:
-    """Poll until it is so. `unless`: a text as soon as it cannot be so any more.
+    """Poll until `what` is true. `unless`: why it cannot become true any more, if so.
 
-    What is waited for carries its own time, so looking late changes no figure. Raises BenchError.
+    Events carry their own times, so polling late changes no figure. Raises BenchError.
     """
     wait = Wait(waited_for, within_s)
     while not what():
@@ -129,7 +130,7 @@ def tail_of(said: IO[bytes]) -> str:
 
 
 def spread(nodes: int, processes: int, least: int = 1) -> list[int]:
-    """How many nodes each of so many processes has; fewer processes, where not all had `least`."""
+    """How many nodes each process has: at least `least`, so there may be fewer processes."""
     count = max(1, min(processes, nodes // least))
     share, more = divmod(nodes, count)
     return [share + (index < more) for index in range(count)]
@@ -139,7 +140,7 @@ def spread(nodes: int, processes: int, least: int = 1) -> list[int]:
 
 
 class _Popen(Protocol):
-    """What `subprocess.Popen` is here, whatever its pipes carry."""
+    """What is used of `subprocess.Popen`, whether its pipes carry text or bytes."""
 
     stdin: Any
     stdout: Any
@@ -150,7 +151,7 @@ class _Popen(Protocol):
 
 
 def end(processes: Sequence[_Popen]) -> None:
-    """Kill them, stopped ones too, and take their exit codes."""
+    """Kill them, also those that are stopped, and reap them."""
     for process in processes:
         if process.poll() is None:
             process.kill()
@@ -162,7 +163,7 @@ def end(processes: Sequence[_Popen]) -> None:
 
 
 def tree_of(pid: int) -> list[int]:
-    """The process and all that descend from it, as /proc shows them now; it comes first."""
+    """The process, which comes first, and all its descendants, as /proc shows them now."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -176,7 +177,7 @@ def tree_of(pid: int) -> list[int]:
 
 
 def kill_tree(pid: int) -> float:
-    """SIGKILL to a process and all that descend from it; when the first one got it."""
+    """SIGKILL to a process and all its descendants; returns when the first one got it."""
     tree = tree_of(pid)
     killed_s = time.monotonic()
     for each in tree:

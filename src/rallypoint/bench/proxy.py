@@ -1,9 +1,9 @@
 """A TCP proxy on loopback that counts what passes, and can be cut as a cable is.
 
-While it is cut, nothing passes in either direction and nobody is told: what was sent is delivered
-when it is mended, as TCP does it after a cut. New connections are accepted and lead nowhere until
-then. So whoever is behind it has a connection that is not direct: its end is not the end of the
-process behind it.
+While it is cut, nothing passes in either direction, and neither side is told. When it is mended,
+what was sent is delivered, as TCP does after a cut. New connections are accepted, and carried on
+once it is mended. To the coordinator, a node behind the proxy has no direct connection: the end of
+the connection does not prove the end of the node's process.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _RESET: Final = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Passes on to `port` of 127.0.0.1, in a thread of its own, while it is entered.
+    """Passes everything on to `port` of 127.0.0.1, in a thread of its own, within a `with` block.
 
-    `down_bytes` came from there, `up_bytes` went there: payload of TCP.
+    `down_bytes` came from that port, and `up_bytes` went to it: payload of TCP.
     """
 
     def __init__(self, port: int) -> None:
@@ -48,15 +48,15 @@ class Proxy:
         self._loop.close()
 
     def cut(self) -> None:
-        """From now on nothing passes, and nobody is told."""
+        """From now on nothing passes, and neither side is told."""
         self._do(self._is_whole.clear)
 
     def mend(self) -> None:
-        """Everything passes again, with what was sent meanwhile."""
+        """Everything passes again, also what was sent meanwhile."""
         self._do(self._is_whole.set)
 
     def reset(self) -> None:
-        """Reset every connection, as a firewall does that has lost its table."""
+        """Reset every connection, as a firewall does when it has lost its table."""
 
         def close() -> None:
             for writer in list(self._writers):  # Both sides of each.
@@ -105,7 +105,7 @@ class Proxy:
                 both.create_task(self._copy(reader, there, is_up=True))
                 both.create_task(self._copy(source, writer, is_up=False))
         except* OSError:
-            # The other side does not hear of it while the cable is cut, unless `reset` tells it.
+            # The other side is not told while the cable is cut, unless by `reset`.
             await self._is_whole.wait()
         finally:
             for each in filter(None, (writer, there)):

@@ -2,15 +2,15 @@
 
     python -m rallypoint.bench.real_nodes FILE SPECIFICATION
 
-SPECIFICATION is a `Specification` in JSON. Each process has one node or more, notes its `pid`, and
-its nodes note what happens to them (logged_node.py), `met` when one has a round, and `gone` when it
-has given up. They stay until stdin ends or they are killed. SIGUSR1 makes a worker of each node of
-a process fail, as a worker does whose peer is gone.
+SPECIFICATION is a `Specification` in JSON. Each process has one node or more. It logs the `pid` of
+each node; its nodes log their events (logged_node.py), `met` when they have a round, and `gone`
+when they have given up. They stay until stdin ends or they are killed. SIGUSR1 makes a worker of
+each node of a process fail, like a worker whose peer is gone.
 
-A process is forked after everything is imported and before there is an event loop or a socket. So
-a hundred of them start within seconds, share the memory of what they have imported, and have a
-connection each that the kernel closes with the process. Virtual nodes (virtual.py) would not do:
-they know one address, and do not look for another coordinator.
+A process is forked after everything is imported, and before there is an event loop or a socket. So
+a hundred of them start within seconds and share the memory of what they have imported, and the
+kernel closes each one's connection when the process ends. Virtual nodes (virtual.py) cannot be used
+here: they have one address, and do not look for another coordinator.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from rallypoint.settings import NodeSettings, parse_endpoint
 
 RUN_ID: Final = "failover"
 BOOTSTRAP: Final = Address("127.0.0.1", 1)
-"""Nobody is to listen there."""
+"""Nothing listens there."""
 
 
 class Specification(msgspec.Struct, frozen=True, kw_only=True):
-    """Which nodes, in processes of `per_process` each, and what they do.
+    """Which nodes there are, with `per_process` of them in each process, and what they do.
 
-    `may_host`: each may carry the run's coordinator. `regroups`: each wants the next round as soon
-    as its round has ended, as if its workers stopped at once; else that end is noted as `ended`.
-    `run`: more of the run's settings.
+    `may_host`: a node may carry the run's coordinator. `regroups`: a node asks for the next round
+    as soon as its round has ended, as if its workers stopped at once; otherwise it logs `ended`.
+    `run`: further settings of the run.
     """
 
     endpoint: str
@@ -88,7 +88,7 @@ def node(
     may_host: bool = False,
     run: dict[str, Any] | None = None,
 ) -> Node:
-    """One node of a run that has so many, `least` of them at least. It joins from loopback."""
+    """One node of a run with at most `total` and at least `least` nodes (default: `total`)."""
     settings = NodeSettings(
         endpoint=parse_endpoint(endpoint),
         run_id=run_id,
@@ -122,7 +122,7 @@ class _Lives:
         ]
 
     async def live(self) -> None:
-        """Until stdin ends, which is the end of the measurement."""
+        """Run the nodes until stdin ends, which is the end of the measurement."""
         loop = asyncio.get_running_loop()
         loop.add_reader(sys.stdin.fileno(), os._exit, 0)
         loop.add_signal_handler(signal.SIGUSR1, self._fail)
@@ -172,9 +172,9 @@ def _be_one(path: str, what: Specification, names: Sequence[str], parent: int) -
 def main(path: str, specification: str) -> None:
     """See above."""
     what = msgspec.json.decode(specification, type=Specification)
-    loop_name()  # A library that every child needs is loaded once.
+    loop_name()  # So that uvloop, which every child needs, is loaded once.
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Who is killed from outside leaves nothing.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # A killed child leaves no zombie.
     parent = os.getpid()
     for first in range(0, len(what.names), what.per_process):
         if os.fork() == 0:

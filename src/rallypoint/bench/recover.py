@@ -84,8 +84,7 @@ def _once(plan: Plan, nodes: int) -> dict[str, float]:
 
 
 def split(survivors: list[Agent], killed_s: float) -> dict[str, float]:
-    """Wait for the survivors' first steps; the five parts of the time since the kill, in
-    seconds."""
+    """Wait for the survivors' first steps. The five parts of the time since then, in seconds."""
     wait_for(survivors, "stepped", killed_s, WITHIN_S)
     told = wait_for(survivors, "told", killed_s)
     ends_s = {

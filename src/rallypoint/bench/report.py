@@ -1,4 +1,4 @@
-"""What was measured, for people, for machines, and as a picture."""
+"""Figures as a table, as JSON, and as a picture."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 RATIO: Final = "x"
-"""The unit of what is a number of times something else."""
+"""The unit of a ratio."""
 
 
 def machine() -> dict[str, Any]:
-    """On what it was measured. `load`: how many processes wanted to run, over the last minute."""
+    """The machine that measures. `load`: its load average over the last minute."""
     return {
         "rallypoint": __version__,
         "python": platform.python_version(),
@@ -40,9 +40,9 @@ def as_json(about: dict[str, Any], figures: Sequence[Figure]) -> dict[str, Any]:
 
 
 def table(figures: Sequence[Figure]) -> RenderableType:
-    """One row a figure: its median, and how far the repeats were apart.
+    """One row for each figure: its median, and the least and the greatest value.
 
-    Where one has a target, two columns more: what is to be reached, and whether it is.
+    If a figure has a target, there are two more columns: the target, and whether it is reached.
     """
     from rich.table import Table
 
@@ -78,7 +78,7 @@ def table(figures: Sequence[Figure]) -> RenderableType:
 
 
 def _judged(figure: Figure) -> tuple[str, str]:
-    """Its target, and whether it is reached."""
+    """The target, and whether it is reached."""
     if figure.target is None:
         return "", ""
     at_most = f"{figure.target.judged} \N{LESS-THAN OR EQUAL TO} {figure.target.at_most:,g}"
@@ -86,7 +86,7 @@ def _judged(figure: Figure) -> tuple[str, str]:
 
 
 def rounded(value: float) -> str:
-    """Three digits that count, and no more behind the point than make sense."""
+    """Three significant digits."""
     if value >= 1_000:
         return f"{value:,.0f}"
     if value >= 100:
@@ -129,7 +129,7 @@ def plot(figures: Sequence[Figure], path: Path) -> None:
 
 
 def described(about: dict[str, Any]) -> str:
-    """The machine in one line, for above a table."""
+    """The machine in one line, which stands above a table."""
     return (
         f"version {about['rallypoint']} on {about['cores']} cores, {about['system']}, Python "
         f"{about['python']}, {about['event_loop']}; load average before: {about['load']}"

@@ -1,9 +1,9 @@
-"""The floor: what sockets of this machine need for the traffic of a meeting, without any protocol.
+"""The floor: what this machine's sockets need for the traffic of a meeting, without any protocol.
 
     python -m rallypoint.bench.socket_baseline NODES
 
-A process that listens, and counts: once NODES messages of REQUEST_BYTES have come, it answers each
-connection with ANSWER_BYTES. The other side is `FloorFleet`, which a fleet process runs
+The process listens and counts. Once NODES messages of REQUEST_BYTES have come, it answers each
+connection with ANSWER_BYTES. The other side is `FloorFleet`, in a process of virtual nodes
 (fleet.py). No protocol over these sockets can be faster than this in Python.
 """
 
@@ -24,7 +24,7 @@ CONNECTS_AT_ONCE: Final = 512
 
 
 class _Server(asyncio.Protocol):
-    """One connection. All share `state`: who is there, and how many messages have come."""
+    """One connection. All share `state`: the connections, and how many messages have come."""
 
     def __init__(self, state: _State) -> None:
         self._state = state
@@ -85,7 +85,7 @@ class FloorFleet:
         self._answers: Count | None = None
 
     async def connect(self, port: int, nodes: int) -> dict[str, Any]:
-        """Connect, and meet at once: what a cold meeting costs without a protocol."""
+        """Connect and meet once: what a cold meeting takes without a protocol."""
         loop = asyncio.get_running_loop()
         self._answers = Count(nodes)
         gate = asyncio.Semaphore(CONNECTS_AT_ONCE)
@@ -109,7 +109,7 @@ class FloorFleet:
         self._answers.one()
 
     async def meet(self) -> dict[str, Any]:
-        """One message on each connection, and one back on each."""
+        """Send one message on each connection, and wait for the answer on each."""
         self._answers = Count(len(self._clients))
         cpu_s, began_s = time.process_time(), time.monotonic()
         for client in self._clients:

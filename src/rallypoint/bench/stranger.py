@@ -1,10 +1,9 @@
-"""A stranger: it reaches a coordinator's port, has no token, and means no good.
+"""An attacker who reaches a coordinator's port and has no token.
 
     python -m rallypoint.bench.stranger HOST PORT SECONDS CONNECTIONS
 
-Each of its connections goes through all of `WAYS`, one after another, each from another one on, and
-again until the time is over. It says at the end, as one line of JSON, how often it has connected in
-each way.
+Each of its connections goes through all of `WAYS` in turn, beginning with a different one, until
+the time is over. At the end it prints one line of JSON: how often it has connected in each way.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from typing import Final
 from rallypoint.wire.messages import ATTACH_PATH
 
 STINT_S: Final = 2.0
-"""How long it goes on in one way, before the next one."""
+"""How long a connection stays with one way."""
 BOMB_MIB: Final = 256
-"""What the body of a request would be, unpacked."""
+"""The size of a request's body once it is unpacked."""
 HEADERS_BYTES: Final = 1024**2
 SLOW_S: Final = 0.05
 """Between two bytes of a slow request."""
@@ -38,21 +37,21 @@ _UNMASKED: Final = b"\x82\x05hello"
 
 
 def bomb() -> bytes:
-    """A small body that is a large one once it is unpacked."""
+    """A small body that becomes a large one once it is unpacked."""
     packer = zlib.compressobj(9)
     zeros = bytes(1024**2)
     return b"".join(packer.compress(zeros) for _ in range(BOMB_MIB)) + packer.flush()
 
 
 class Stranger:
-    """One of its connections at a time."""
+    """The attacker. Each `live` is one of its connections."""
 
     def __init__(self, host: str, port: int, ends_s: float, packed: bytes) -> None:
         self._host, self._port, self._ends_s, self._packed = host, port, ends_s, packed
         self.opened: Counter[str] = Counter()
 
     async def live(self, first: int, stint_s: float) -> None:
-        """Go through all ways, from the one with this number on, until the time is over."""
+        """Go through all ways in turn, beginning with this number, until the time is over."""
         number, ways = first, list(WAYS.items())
         while number < first + len(ways) or time.monotonic() < self._ends_s:
             name, way = ways[number % len(ways)]

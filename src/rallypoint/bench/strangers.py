@@ -1,9 +1,9 @@
-"""What a stranger who has no token can do to the runs of a coordinator that it reaches.
+"""What an attacker without a token can do to the runs of a coordinator.
 
-One attacks a coordinator on a few connections (stranger.py). In the same time, nodes of a run at
-that coordinator send their heartbeats, and new nodes attach. The same is done at a second
-coordinator that nobody attacks. One process carries the nodes of both, so that all else that the
-machine does delays them alike, and the difference is what the stranger has done.
+The attacker has a few connections to a coordinator (stranger.py). In the same time, nodes of a run
+at that coordinator send their heartbeats, and new nodes attach. Nodes of a second coordinator,
+which is not attacked, do the same. One process carries the nodes of both, so that other load on the
+machine delays them alike, and the difference is the effect of the attack.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONNECTIONS: Final = 8
 HEARTBEAT_MS: Final = 100.0
 """By how much the 99.9th percentile of the heartbeats' round trips may be above the control's."""
 MEMORY_MIB: Final = 64.0
-"""By how much the coordinator may grow."""
+"""By how much the coordinator's memory may grow."""
 ATTACH_EVERY_S: Final = 0.25
 LOOK_S: Final = 0.1
 HEARTBEAT: Final = "heartbeat, p99.9 over the control's"
@@ -34,7 +34,7 @@ NOT_ATTACHED: Final = "nodes that could not attach"
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
-    """So many nodes at each of two coordinators, and a stranger at one, for `plan.seconds`."""
+    """So many nodes at each of two coordinators, and an attack on one, for `plan.seconds`."""
     driver.check_descriptors(2 * nodes)
     with (
         _guarded(plan.place) as attacked,
@@ -63,7 +63,7 @@ def _places(runs: dict[str, driver.Coordinator]) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def _guarded(place: str) -> Iterator[driver.Coordinator]:
-    """A coordinator that asks for a token."""
+    """A coordinator that requires a token."""
     with scratch() as folder:
         token = secrets.token_hex(16)
         path = folder / "token"
@@ -76,7 +76,7 @@ def _guarded(place: str) -> Iterator[driver.Coordinator]:
 
 
 def _attack(at: driver.Coordinator, seconds: float) -> dict[str, int]:
-    """Let the stranger do as it likes; how often it has connected in each way."""
+    """Run the attack; how often it has connected in each way."""
     where = (at.address.host, str(at.address.port), str(seconds), str(CONNECTIONS))
     stranger = driver.Process(("-m", "rallypoint.bench.stranger", *where))
     try:
@@ -88,9 +88,9 @@ def _attack(at: driver.Coordinator, seconds: float) -> dict[str, int]:
 
 
 class _Seen:
-    """What a coordinator uses: memory in bytes and descriptors, each as looked at again and again.
+    """What a coordinator uses, read again and again: bytes of memory, descriptors, CPU seconds.
 
-    The first of each is from before the stranger came.
+    The first value of each is from before the attack.
     """
 
     def __init__(self, process: driver.Process) -> None:
@@ -127,7 +127,7 @@ def _looked_at(at: driver.Coordinator) -> Iterator[_Seen]:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest of the values that so large a share of them does not exceed."""
+    """The smallest value that at least this share of the values does not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -int(-len(ordered) * share // 1) - 1)]
 

@@ -1,9 +1,9 @@
-"""Removes a folder once whoever made it is gone.
+"""Removes a folder once the process that made it has ended.
 
     python -IS sweeper.py FOLDER
 
-That is when stdin ends: the kernel closes it even for a process that was killed. Those that write
-into the folder are killed at that moment too, so it is tried until nothing is left.
+It waits until its stdin ends: the kernel closes that also for a process that was killed. Processes
+that write into the folder are killed at the same moment, so it tries until nothing is left.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A virtual node: what a coordinator sees is a node, and the process that carries it stays small.
+"""A virtual node: a node like any other to the coordinator, and cheap for its own process.
 
 The machine (`client/machine.py`) and the typed messages are those of a real node. The WebSocket is
-not: a few lines here write and read its frames, so that thousands of nodes fit into one process and
-what is measured is the coordinator, not the instrument. They frame as RFC 6455 asks, with a masking
-key of zeros, which is as valid as any and needs no masking.
+not: a few lines here write and read its frames. So thousands of nodes fit into one process, and the
+coordinator is measured rather than the nodes. The frames follow RFC 6455, with a masking key of
+zeros, which is valid and needs no masking.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from rallypoint.core.values import (
 from rallypoint.wire import messages as wire
 
 SILENCE_S: Final = 120.0
-"""Virtual nodes share a process that is busy: a coordinator is not given up for that."""
+"""So long that a busy process does not make its nodes give up their coordinator."""
 BOOTSTRAP: Final = Address("127.0.0.1", 1)
-"""Nobody is to listen there."""
+"""Nothing listens there."""
 EARLY: Final = Address("127.0.0.1", 2)
-"""The same; what is said with it is said again with the other."""
+"""Nothing listens there either. For a call that the node makes again with the other address."""
 SocketAddress = tuple[int, tuple[Any, ...]]
 """A family, and what `socket.connect` takes for it."""
 _CLOSE: Final = 8
@@ -52,10 +52,11 @@ class VirtualNode(asyncio.Protocol):
     """One node on one connection. All methods are for the event loop that it is in.
 
     `on_attached`, `on_formed`, `on_ended`, `on_closed`, `on_lost`, `on_standby` and, after
-    `ask_waiting`, `on_waiting` are called as these things happen. `sent_bytes`, `received_bytes`,
-    `sent`, `received` count WebSocket payloads and frames; `beats` and `beats_bytes` those of them,
-    of both directions, that are heartbeats and answers. `round_trips_s`: a list that takes how long
-    each heartbeat waited for its answer, in seconds; None: nobody asks.
+    `ask_waiting`, `on_waiting` are called when these things happen. `sent`, `received`,
+    `sent_bytes` and `received_bytes` count WebSocket frames and their payloads; `beats` and
+    `beats_bytes` count those of both directions that are heartbeats and their answers.
+    `round_trips_s`: a list to which the seconds from each heartbeat to its answer are added; None:
+    they are not measured.
     """
 
     def __init__(self, run_id: str, info: NodeInfo, settings: RunSettings, token: str = "") -> None:
@@ -76,7 +77,7 @@ class VirtualNode(asyncio.Protocol):
         self.on_waiting: Callable[[VirtualNode, Waiting | None], None] = lambda node, why: None
         self.on_beat: Callable[[], None] = lambda: None
         self.told_round = 0
-        """The last round whose end this node was told of."""
+        """The number of the last round of which this node was told the end."""
         self.answers: dict[int, Callable[[StoreResult], None]] = {}
         self.sent = self.received = self.sent_bytes = self.received_bytes = 0
         self.beats = self.beats_bytes = 0
@@ -84,16 +85,16 @@ class VirtualNode(asyncio.Protocol):
         self._beat_said_s: float | None = None
         self.transport: asyncio.Transport | None = None
         self.sock: socket.socket | None = None
-        """The connection's, from whoever opened it."""
+        """The connection's socket, from `connect`."""
         self._token = token
         self._is_open = False
         self._rest = b""
         self._parts: list[bytes] = []
 
-    # -- what it is told to do -------------------------------------------------------------------
+    # -- what the fleet lets it do ---------------------------------------------------------------
 
     def ready(self, bootstrap: Address = BOOTSTRAP) -> None:
-        """Want the next round. Said again with another address, it replaces what was said."""
+        """Ask for the next round. A second call with another address replaces the first."""
         self._act(self.machine.ready(bootstrap, 1))
 
     def failed(self, failure: Failure) -> None:
@@ -115,19 +116,19 @@ class VirtualNode(asyncio.Protocol):
         self._act(self.machine.goodbye("the benchmark is over"))
 
     def call(self, op: StoreOp, timeout_s: float, answered: Callable[[StoreResult], None]) -> int:
-        """One call of the round's store. Its number, for `cancel`."""
+        """Make a call of the round's store. Returns its number, for `cancel`."""
         request_id, actions = self.machine.call(op, timeout_s)
         self.answers[request_id] = answered
         self._act(actions)
         return request_id
 
     def cancel(self, request_id: int) -> None:
-        """Nobody waits for this call any more."""
+        """Cancel this call; its answer is ignored."""
         self.answers.pop(request_id, None)
         self._act(self.machine.cancel(request_id))
 
     def beat(self) -> None:
-        """Say a heartbeat, now; `on_beat` is called with the answer to this or another one."""
+        """Send a heartbeat now. `on_beat` is called at the next answer to a heartbeat."""
         self._act([m.Send(wire.Heartbeat(self.machine.stamp))])
 
     def ask_waiting(self) -> None:
@@ -135,17 +136,17 @@ class VirtualNode(asyncio.Protocol):
         self._act(self.machine.ask_waiting()[1])
 
     def tick(self, now_s: float) -> None:
-        """Let the machine say its heartbeat, if that is due."""
+        """Let the machine send its heartbeat, if that is due."""
         self._act(self.machine.tick(now_s))
 
     def abort(self) -> None:
-        """Cut the connection by a reset, as a node does that lives on."""
+        """End the connection by a reset, as a node does that goes on living."""
         if self.sock is not None:
             reset_on_close(self.sock)
         self.die()
 
     def die(self) -> None:
-        """End the connection by a FIN without a word, as a killed process's kernel does."""
+        """End the connection by a FIN without a goodbye, as a killed process's kernel does."""
         if self.transport is not None:
             self.transport.abort()
 
@@ -166,7 +167,7 @@ class VirtualNode(asyncio.Protocol):
         )
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, and hand on whole messages."""
+        """Take what came, and pass on whole frames."""
         data = self._rest + data if self._rest else data
         if not self._is_open:
             data = self._handshake(data)
@@ -249,7 +250,9 @@ class VirtualNode(asyncio.Protocol):
                 case m.RoundFormed():
                     self.on_formed(self)
                 case m.RoundEnded():
-                    if action.change.round != self.told_round:  # Its cause may follow later.
+                    if (
+                        action.change.round != self.told_round
+                    ):  # The second time, it brings the cause.
                         self.told_round = action.change.round
                         self.on_ended(self, action.change)
                 case m.CallAnswered():
@@ -283,7 +286,7 @@ class VirtualNode(asyncio.Protocol):
             self._beat_said_s = None
 
     def beat_waits_s(self) -> float | None:
-        """How long a heartbeat that was not answered has waited by now, if there is one."""
+        """How long ago the heartbeat was sent that is not answered yet; None if there is none."""
         return None if self._beat_said_s is None else time.monotonic() - self._beat_said_s
 
     def _send(self, payload: bytes) -> None:
