@@ -109,7 +109,7 @@ def test_a_signal_ends_all_of_it(measuring: Measuring, number: signal.Signals) -
     code, said = measuring.ended()
     assert code == 128 + number
     assert "Traceback" not in said
-    assert said.splitlines()[-1] == f"rallypoint: {number.name}: what was started has ended"
+    assert said.splitlines()[-1] == f"rallypoint: {number.name}: all started processes have ended"
 
 
 @pytest.mark.parametrize("measuring", SCENARIOS, indirect=True)
@@ -127,7 +127,7 @@ def test_ctrl_c_is_heard_by_the_command_alone(measuring: Measuring) -> None:
     code, said = measuring.ended()
     assert code == 128 + signal.SIGINT
     assert "Traceback" not in said
-    assert said.splitlines()[-1] == "rallypoint: SIGINT: what was started has ended"
+    assert said.splitlines()[-1] == "rallypoint: SIGINT: all started processes have ended"
 
 
 @pytest.mark.parametrize("measuring", ["meet"], indirect=True)

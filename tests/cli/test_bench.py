@@ -199,9 +199,9 @@ def test_a_picture_without_matplotlib(cli: Cli, monkeypatch: pytest.MonkeyPatch)
     ("name", "said"),
     [
         ("", "it is a folder"),
-        ("figures", "knows no ''"),
-        ("figures.docx", "knows no '.docx'"),
-        ("nowhere/figures.png", "there is no folder"),
+        ("figures", "the suffix ''"),
+        ("figures.docx", "the suffix '.docx'"),
+        ("nowhere/figures.png", "does not exist"),
     ],
 )
 def test_a_picture_that_cannot_be_drawn(cli: Cli, tmp_path: Path, name: str, said: str) -> None:
@@ -220,7 +220,7 @@ def test_a_picture_where_nothing_can_be_written(cli: Cli, path: str) -> None:
     done = cli("bench", "meet", "--plot", path)
     assert done.code == 2
     assert f"cannot draw to {path}: " in done.err
-    assert "a folder that you may write" in done.err.splitlines()[-1]
+    assert "a folder where you may write" in done.err.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("measured")

@@ -163,7 +163,7 @@ def _figures(
             HEARTBEAT,
             "ms",
             f"a node's heartbeat until its answer, {count} of them; minus the same at a "
-            "coordinator that nobody attacks, in the same time and process",
+            "coordinator that is not attacked, in the same time and process",
             worst[attacked] - worst[control],
             Target(HEARTBEAT_MS),
         ),

@@ -1,4 +1,8 @@
-"""`rallypoint bench`: how fast nodes meet and regroup here, and what they cost."""
+"""`rallypoint bench`: how fast nodes meet and regroup on this machine, and what they cost.
+
+The command, its options and their checks. What a scenario needs is in bench_scenarios.py, how it
+measures is in rallypoint/bench, and the file of a picture is bench_plot.py's.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class BenchFailedError(RallypointError):
-    """A measurement could not be taken."""
+    """Nothing could be measured."""
 
 
 _RUNS: Final = 200
@@ -67,8 +71,8 @@ def bench(
             "--repeats",
             metavar="N",
             min=1,
-            help="How often each is measured (what loses nodes or coordinators, but for kill: at "
-            "most 5 times).",
+            help="How often each is measured (scenarios that lose nodes or coordinators: at most 5 "
+            "times; kill has no limit).",
         ),
     ] = 10,
     processes: Annotated[
@@ -77,7 +81,8 @@ def bench(
             "--processes",
             metavar="N",
             min=1,
-            help="Processes that carry the nodes (default: 1; failover: one for each node).",
+            help="Processes that carry the nodes (default: 1; failover: one for each node). In "
+            "join, nodes are threads of them.",
         ),
     ] = None,
     seconds: Annotated[
@@ -86,8 +91,9 @@ def bench(
             "--seconds",
             metavar="S",
             min=0.1,
-            help="How long idle and model watch, how long etcd stands still in ledger-away "
-            "(default: 10), and how long strangers attack (default: 60).",
+            help="How long idle and model watch, and how long etcd is stopped in ledger-away "
+            "(default: 10); how long the coordinator is stopped in frozen-coordinator (default: "
+            "20); how long strangers attack (default: 60).",
         ),
     ] = None,
     at: Annotated[
@@ -95,10 +101,10 @@ def bench(
         typer.Option(
             "--at",
             metavar="WHERE",
-            help="served: a `rallypoint serve` of its own; embedded: a coordinator inside a "
-            "node's process; or the HOST:PORT of one that runs. failover, host-lost, rack: the "
-            "ledger, etcd://HOST:PORT,.../PREFIX, file:///FOLDER, or etcd for one that is started "
-            "(default: a folder of its own).",
+            help="served: start a `rallypoint serve`; embedded: start a coordinator as a node "
+            "carries it; or the HOST:PORT of one that runs. For failover, host-lost and rack it is "
+            "the ledger: etcd://HOST:PORT,.../PREFIX, file:///FOLDER, or etcd to start one "
+            "(default: a new folder).",
         ),
     ] = "served",
     ddp: Annotated[
@@ -115,7 +121,8 @@ def bench(
         typer.Option(
             "--run",
             metavar="NAME",
-            help="meet on several machines: the run's name, the same on all, and new each time.",
+            help="meet on several machines: the run's name, the same on all of them, and a new one "
+            "each time.",
         ),
     ] = None,
     of: Annotated[
@@ -124,8 +131,8 @@ def bench(
             "--of",
             metavar="N",
             min=2,
-            help="meet on several machines: how many nodes the run has on all together; --nodes "
-            "is this machine's share.",
+            help="meet on several machines: how many nodes the run has on all of them; --nodes is "
+            "this machine's part of them.",
         ),
     ] = None,
     token_file: TokenFileOption = None,
@@ -135,7 +142,7 @@ def bench(
         typer.Option("--plot", metavar="FILE", help="Draw the figures over the sizes (PNG, SVG)."),
     ] = None,
 ) -> None:
-    """Measure on this machine, with nodes that are real for the coordinator. See docs/scale.md."""
+    """Measure Rallypoint on this machine. docs/scale.md explains the scenarios."""
     from rallypoint.bench import driver, report
 
     sizes = _sizes(nodes or NEEDS[scenario].nodes)
@@ -162,8 +169,8 @@ def bench(
 
     if scenario is Scenario.RECOVER:
         _check_recover(plan_for(driver.NOWHERE), sizes)
-    with _ended_by_signals(), _long_waits_told(), _as_failure():
-        # Before a coordinator is started, which inherits the limit of open files.
+    with _ended_by_signals(), _log_on_stderr(), _as_failure():
+        # Before a coordinator is started: it inherits the limit of open files.
         connections = _connections(scenario, max(sizes), runs or _RUNS)
         driver.check_descriptors(connections)
         driver.check_ports(connections)
@@ -225,7 +232,7 @@ def _model(
 
 
 class _Stopped(BaseException):
-    """A signal came. As with KeyboardInterrupt, nothing but the end of the command catches it."""
+    """A signal came. Like KeyboardInterrupt, only the end of the command catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -236,8 +243,8 @@ class _Stopped(BaseException):
 def _ended_by_signals() -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGHUP end what was started, and then the command, with 128 + signal.
 
-    A second one ends it at once; the processes are then ended by the kernel. What whoever started
-    this has ignored (nohup) stays so.
+    A second signal ends the command at once; the kernel then ends the processes. Signals that were
+    ignored when the command started (nohup) stay ignored.
     """
     before: dict[int, Any] = {}
 
@@ -253,30 +260,30 @@ def _ended_by_signals() -> Iterator[None]:
     try:
         yield
     except _Stopped as stopped:
-        with contextlib.suppress(OSError):  # The terminal may be what has ended.
-            output.note(f"{signal.Signals(stopped.number).name}: what was started has ended")
+        with contextlib.suppress(OSError):  # The terminal may be closed.
+            output.note(f"{signal.Signals(stopped.number).name}: all started processes have ended")
         raise typer.Exit(128 + stopped.number) from None
     finally:
         for known, handler in before.items():
             signal.signal(known, handler)
 
 
-class _Notes(logging.Handler):
-    """Lines of the log as messages of this command."""
+class _LogAsMessages(logging.Handler):
+    """Shows lines of the log as messages of this command."""
 
     def emit(self, record: logging.LogRecord) -> None:
         output.note(record.getMessage())
 
 
 @contextlib.contextmanager
-def _long_waits_told() -> Iterator[None]:
-    """What `bench` logs, a wait that takes long, is said on stderr."""
-    log, notes = logging.getLogger("rallypoint.bench"), _Notes()
-    log.addHandler(notes)
+def _log_on_stderr() -> Iterator[None]:
+    """Show on stderr what the scenarios log: waits that take long."""
+    log, messages = logging.getLogger("rallypoint.bench"), _LogAsMessages()
+    log.addHandler(messages)
     try:
         yield
     finally:
-        log.removeHandler(notes)
+        log.removeHandler(messages)
 
 
 @contextlib.contextmanager
@@ -314,7 +321,7 @@ def _check_together(
     run: str | None,
     of: int | None,
 ) -> None:
-    """Whether these options make sense with each other. Raises UsageError."""
+    """Raise UsageError if these options cannot be used together."""
     for name, given, where in (
         ("--ddp", ddp, Scenario.RECOVER),
         ("--runs", runs is not None, Scenario.RUNS),
@@ -324,27 +331,26 @@ def _check_together(
         if given and scenario is not where:
             raise UsageError(f"{name} is for `bench {where}`, not for `bench {scenario}`")
     if scenario is Scenario.MODEL and len(set(sizes)) < 2:
-        raise UsageError(
-            "a model is fitted from two sizes at least", hint="for example --nodes 128,256,512"
-        )
+        raise UsageError("a model needs at least two sizes", hint="for example --nodes 128,256,512")
     may_be = NEEDS[scenario].at
     if may_be is At.LEDGER and at not in ("served", "etcd") and "://" not in at:
         raise UsageError(
-            f"`bench {scenario}` starts its own coordinators, over a ledger: {at!r} is none",
+            f"--at {at!r} is not a ledger: `bench {scenario}` starts its own coordinators over one",
             hint="write --at etcd, etcd://HOST:PORT,.../PREFIX or file:///FOLDER, or leave it out",
         )
     if may_be in (At.SERVED, At.NONE) and at != "served":
         raise UsageError(
-            f"`bench {scenario}` starts its own coordinators and ledger", hint="leave --at out"
+            f"`bench {scenario}` starts all that it needs and takes no --at", hint="leave --at out"
         )
     if may_be is At.STARTED and at not in _PLACES:
         raise UsageError(
-            f"`bench {scenario}` attacks a coordinator that it starts itself, not {at!r}",
+            f"`bench {scenario}` only attacks a coordinator that it has started, not {at!r}",
             hint="write --at served or --at embedded",
         )
     if (run is None) != (of is None):
         raise UsageError(
-            "--run and --of belong together: the name of a run of several machines, and its size",
+            "--run and --of must be given together: the name of a run of several machines, and its "
+            "size",
             hint="--at HOST:PORT --run NAME --nodes SHARE --of ALL",
         )
     if of is not None:
@@ -365,17 +371,17 @@ def _check_recover(plan: Plan, sizes: Sequence[int]) -> None:
 def _check_share(sizes: Sequence[int], at: str, of: int) -> None:
     if at in _PLACES:
         raise UsageError(
-            "several machines need a coordinator that all of them reach",
+            "several machines need a coordinator that all of them can reach",
             hint="start `rallypoint serve --host 0.0.0.0` on one, and give --at HOST:PORT to all",
         )
     if len(sizes) > 1:
-        raise UsageError("with --of, --nodes is one number: this machine's share")
+        raise UsageError("with --of, --nodes must be one number: this machine's part of the nodes")
     if sizes[0] > of:
-        raise UsageError(f"this machine's share of {sizes[0]:,} nodes is more than --of {of:,}")
+        raise UsageError(f"this machine has {sizes[0]:,} nodes, which is more than --of {of:,}")
 
 
 def _connections(scenario: Scenario, nodes: int, runs: int) -> int:
-    """How many a coordinator has at most."""
+    """How many connections a coordinator has at most."""
     if scenario in (Scenario.RECOVER, Scenario.KILL):
         return 0
     return nodes * runs if scenario is Scenario.RUNS else nodes
@@ -397,17 +403,16 @@ def _coordinator(
 
 
 def _running(at: str, token_file: str | None) -> Coordinator:
-    """A coordinator that somebody runs, and that lets this in. Raises UsageError, and as api.runs.
-
-    An ordinary web server would have all nodes fail later, one by one.
-    """
+    """A coordinator that runs already and accepts this command. Raises as api.runs, and
+    UsageError."""
+    # Asked now: at an ordinary web server all nodes would fail later, one by one.
     from rallypoint.bench import driver
 
     place = parse_endpoint(at)
     if place.kind not in (EndpointKind.HOST, EndpointKind.SERVED):
         raise UsageError(
-            f"--at {at!r} does not name a coordinator that runs",
-            hint="write HOST:PORT or http://...",
+            f"--at {at!r} is not the address of a coordinator",
+            hint="write HOST:PORT or http://HOST:PORT",
         )
     keys = keys_of(place, token_file)
     try:

@@ -15,7 +15,7 @@ from rallypoint.errors import UsageError
 
 
 def check(path: Path) -> None:
-    """Whether it can be drawn, before anything is measured. Raises UsageError."""
+    """Raise UsageError if nothing can be drawn there, before anything is measured."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(
             "--plot needs matplotlib, which is not installed", hint="pip install matplotlib"
@@ -27,7 +27,7 @@ def check(path: Path) -> None:
         )
     if not folder.is_dir():
         raise UsageError(
-            f"cannot draw to {path}: there is no folder {path.parent}",
+            f"cannot draw to {path}: the folder {path.parent} does not exist",
             hint=f"mkdir -p {path.parent}",
         )
     _check_suffix(path)
@@ -39,7 +39,7 @@ def check(path: Path) -> None:
     except OSError as error:
         raise UsageError(
             f"cannot draw to {path}: {error.strerror or error}",
-            hint="name a file in a folder that you may write",
+            hint="name a file in a folder where you may write",
         ) from error
 
 
@@ -58,7 +58,6 @@ def _check_suffix(path: Path) -> None:
     known = sorted(Picture().canvas.get_supported_filetypes())
     if path.suffix.lower().lstrip(".") not in known:
         raise UsageError(
-            f"cannot draw to {path}: matplotlib tells by its suffix what it is to be, "
-            f"and knows no {path.suffix!r}",
-            hint=f"one of {', '.join(f'.{each}' for each in known)}",
+            f"cannot draw to {path}: matplotlib knows no format with the suffix {path.suffix!r}",
+            hint=f"use one of {', '.join(f'.{each}' for each in known)}",
         )
