@@ -1,10 +1,10 @@
-"""The protocol, pure: everything that decides, and nothing that waits, sends, sleeps or draws lots.
+"""The protocol, pure: everything that decides.
 
-No file in this package imports I/O, a clock, a thread or chance (`tests/test_layers.py` keeps it
-so): time and the outside world come in as events, and go out as effects. The same code therefore
-runs in a coordinator and in a test that jumps over hours.
+No file in this package imports I/O, a clock, a thread, logging or chance; `tests/test_layers.py`
+checks that. Time and the outside world come in as events and go out as effects. So the same code
+runs in a coordinator, and in a test that jumps over hours.
 
-Read in this order: `values`, `events`, `effects`, `membership` (with `roster`, `formation`,
-`suspicion` and `causes`; `name_conflicts`, `flapping` and `suspended_events` only remember), then
-`store`, `ranks` and `reasons`. The rules that they keep are checked by `testing/invariants.py`.
+Read in this order: `values`, `events`, `effects`, `transitions`, `membership`; then the parts of a
+run that interest you (`formation`, `gathering`, `suspicion`, `causes`, `marking`), `election` and
+`store`. The rules are checked by `testing/invariants.py`.
 """

@@ -1,10 +1,10 @@
-"""What ended a round: cases, the precedence of causes, and the run's restart budget.
+"""The cause of a round's end, and what it costs of the run's restart budget.
 
-When a node dies, the workers of the others fail 10 to 20 ms later with errors about a broken
-connection, long before anybody knows that the node is dead. So a worker's failure breaks the
-round at once and opens a case; the members are probed, and once the suspects are resolved the
-cause is the worst of what is known: a node lost, then a worker killed, then an exception in a
-program, then a communication error; within a kind, the first (cause before consequence).
+When a node dies, the workers of the other nodes fail 10 to 20 ms later with errors about a closed
+connection. At that time nobody knows that the node is dead. So a worker's failure ends the round at
+once, but opens a *case*: the members are probed (`probing`), and the cause is named when the
+suspects are resolved. It is the worst of what is known: a node lost, then a worker killed, then an
+exception in a program, then a communication error. Of two of one kind, it is the first.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _PRECEDENCE = {
 class Case:
     """What is known about the end of one round.
 
-    `finished`: the node whose workers were the first to finish, if any had. An early clean end
-    explains the communication errors of those that went on.
+    `finished`: the member whose workers finished first, if one did. A program that ends early on
+    one node explains the communication errors of the others.
     """
 
     def __init__(self, change: Change, finished: str = "") -> None:
         self.round = change.round
-        # A failure is confirmed at once where an earlier coordinator gave the verdict on it.
+        # A failure is confirmed already if an earlier coordinator gave the verdict on it.
         self.closed = change.confirmed
         self._change = change
         self._loss: Change | None = None
@@ -47,7 +47,7 @@ class Case:
         return self._departure if is_explained and self._departure else self._change
 
     def add_failure(self, node: str, failure: Failure) -> None:
-        """Another worker of the round failed: it counts if it outranks what is known."""
+        """Another worker of the round failed. It counts if it is worse than what is known."""
         known = self._change.failure
         if self.closed or known is None:
             return
@@ -55,21 +55,21 @@ class Case:
             self._change = failed(self.round, node, failure)
 
     def add_loss(self, change: Change) -> None:
-        """A member of the round was lost: nothing outranks that; the first one is kept."""
+        """A member of the round was lost. Nothing is worse; the first loss is kept."""
         if not self.closed and self._loss is None:
             self._loss = change
 
     def add_departure(self, change: Change) -> None:
-        """A member of the round left of its own accord.
+        """A member of the round left by itself.
 
-        A scheduler signals the workers and their agent in either order, so that the others'
-        communication errors may be known before the departure that explains them.
+        A scheduler signals workers and their agent in any order. So the communication errors of
+        other nodes may be known before the departure that explains them.
         """
         if not self.closed and self._departure is None:
             self._departure = change
 
     def needs_time(self) -> bool:
-        """Whether only consequences are known yet: a communication error has a cause elsewhere."""
+        """Whether only a communication error is known, whose cause is on another node."""
         is_explained = self._loss is not None or self._departure is not None
         return not is_explained and self._is_communication_error()
 
@@ -78,10 +78,10 @@ class Case:
         return failure is not None and failure.kind is FailureKind.COMMUNICATION
 
     def close(self, unresolved: int) -> Change:
-        """The verdict. `unresolved`: how many members had neither answered nor been lost.
+        """The verdict. `unresolved`: how many members have neither answered nor been lost.
 
-        Charged to the budget only if the program itself is to blame: not if a member was lost,
-        and not for a communication error while somebody is still missing.
+        It is charged to the budget only if the program is to blame: not if a member was lost, and
+        not for a communication error while a member is missing.
         """
         self.closed = True
         change = self.change
@@ -89,7 +89,7 @@ class Case:
         explained = change.failure is None or (is_consequence and unresolved > 0)
         if is_consequence and self._finished:
             change = _after_finish(change, self._finished)
-        # Kept as it is pronounced: a node that comes back later is told the verdict.
+        # A node that comes back later is told this verdict.
         self._change = _with(change, charged=not explained)
         self._loss = self._departure = None
         return self._change
@@ -107,7 +107,7 @@ def restarts_after(change: Change, spent: int, limit: int | None) -> int | None:
 
 
 def failed(round_number: int, node: str, failure: Failure) -> Change:
-    """A worker of `node` failed: not confirmed as the cause before the case is closed."""
+    """A worker of `node` failed. It is confirmed as the cause when the case is closed."""
     return Change(
         ChangeKind.WORKER_FAILED,
         round_number,
@@ -126,13 +126,13 @@ def happened(
     detail: str = "",
     since_s: float = 0.0,
 ) -> Change:
-    """A change other than a worker's failure; names are bounded here."""
+    """A change other than a worker's failure. It shows NAMES_SHOWN_MAX names at most."""
     shown = reasons.first_names(names)
     return Change(kind, round_number, shown, len(names), detail, since_s)
 
 
 def _after_finish(change: Change, finished: str) -> Change:
-    """The change with what happened before it: the program ended early on one node."""
+    """The change, and that the program had ended on one node before."""
     assert change.failure is not None
     known = change.failure.message
     message = f"{known}; {finished} had finished before" if known else f"{finished} had finished"

@@ -1,14 +1,16 @@
-"""When is a round full enough to be formed? One pure function, which answers with the reason.
+"""Whether a round is formed now: one pure function, which answers with the reason.
 
-The rule, in words: at once when `max_nodes`, or the nodes that a scheduler said it started, are
-ready. After a broken round, as soon as every surviving member of it is ready, a moment later
-(`settle_s`), so that arrivals at the same instant are in it. Else when the last call runs out,
-which begins when the minimum is ready and is never begun again.
+The rule:
 
-Survivors hold their places until they are ready, lost, or the last call ends; newcomers fill only
-places that are free (R3, R7). A survivor that can be heard and still has time to stop its workers
-holds its place beyond the last call, and so does one that has yet to attach after a takeover.
-Otherwise newcomers could form a round beside members that are alive.
+* at once, when `max_nodes` are ready, or as many nodes as a scheduler said it started;
+* after a round that ended, when all of its surviving members are ready, and a moment later
+  (`settle_s`) so that nodes that arrive at the same time are in it;
+* else when the last call is over. It begins when the minimum is ready, and never begins again.
+
+Survivors keep their places until they are ready, are lost, or the last call ends. Newcomers get
+only free places (R3, R7). Two kinds of survivors keep their places after the last call: those that
+can be heard and have time left to stop their workers, and those that have yet to attach after a
+takeover. Otherwise newcomers could form a round beside members that live.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class Counts(FrozenStruct, frozen=True, kw_only=True):
 
     @property
     def held(self) -> int:
-        """How many places are kept for survivors that are not ready yet."""
+        """How many places are kept for survivors that are not ready."""
         for_now = 0 if self.call is Call.OVER else self.places_held
         return self.stopping + self.absent + for_now
 

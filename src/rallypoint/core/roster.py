@@ -1,8 +1,8 @@
-"""Who is attached to a run, grouped by what the rules ask of them, so that no event costs O(N).
+"""The members of a run, in buckets, so that no event costs O(N).
 
-The rules need counts ("how many are ready?", "how many hold a place?") after every event of a run
-that may have ten thousand members. `Roster.reindex` moves a member between the buckets whenever
-something about it changed; everything else only reads them. Nothing here decides anything.
+After every event the rules need counts ("how many are ready?", "how many keep a place?") of a run
+that may have ten thousand members. `Roster.reindex` moves a member to another bucket when something
+about it changed. Everything else only reads the buckets. This file must not decide anything.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from rallypoint.core.values import (
 
 
 class Bucket(enum.StrEnum):
-    """Where the roster keeps a member: each member is in exactly one."""
+    """The groups of members that the rules count. Each member is in exactly one."""
 
     IN_ROUND = "in_round"
-    """Active in a round that is not broken."""
+    """Active in the round that is on."""
     READY_SURVIVOR = "ready_survivor"
-    """Was in the broken round, and is ready for the next."""
+    """Was in the round that ended, and is ready for the next one."""
     STOPPING = "stopping"
-    """Was in the broken round, can be heard and has time left to stop its workers: its place is
-    kept, also beyond the last call."""
+    """Was in the round that ended, can be heard, and has time left to stop its workers. It keeps
+    its place, also after the last call."""
     ABSENT = "absent"
-    """Was in the broken round, and has yet to attach to a new coordinator: likewise."""
+    """Was in the round that ended, and has yet to attach to a new coordinator. It keeps its place,
+    also after the last call."""
     PLACE = "place"
-    """Was in the broken round, and either cannot be heard or should be ready by now: its place is
-    kept until the last call is over."""
+    """Was in the round that ended, and cannot be heard or should be ready by now. It keeps its
+    place until the last call is over."""
     NEWCOMER = "newcomer"
     """Ready, and was not in the last round."""
     DEPARTING = "departing"
     DONE = "done"
     OTHER = "other"
-    """Attached, and asks for nothing; or a newcomer that cannot be heard."""
+    """Attached without asking for a round; or a newcomer that cannot be heard."""
 
 
-# Each event reindexes its member, and a global is found in a tenth of the time that an attribute
-# of an enum takes.
+# Each event reindexes its member. To find a global takes a tenth of the time of an enum's member.
 _CONNECTED = Reachability.CONNECTED
 _READY, _ACTIVE = MemberState.READY, MemberState.ACTIVE
 _IN_ROUND = Bucket.IN_ROUND
@@ -55,7 +55,7 @@ _STOPPING = Bucket.STOPPING
 
 
 class Member:
-    """One attached node, as the coordinator knows it. Mutable; only the membership changes it."""
+    """One member, as the coordinator knows it. Only `membership` and its parts change it."""
 
     __slots__ = (
         "_row",
@@ -94,7 +94,7 @@ class Member:
     ) -> None:
         self.info = info
         self.secret_hash = secret_hash
-        """Of the secret that it showed when it first attached; empty: it has none to show."""
+        """The hash of the secret that it showed when it first attached; empty if it has none."""
         self.name = info.name
         self.row_bytes = row_bytes(info)
         self.connection_id = connection_id
@@ -104,16 +104,16 @@ class Member:
         self.last_change: Change | None = None
         self.reachability = Reachability.CONNECTED
         self.due_s = 0.0
-        """When its time is over if it stays in trouble; on the judging clock."""
+        """When it is lost if it is not heard; on the judging clock."""
         self.grace_ends_s = 0.0
-        """When the time ends that it was given last; on the judging clock. Later than `due_s` if
-        there was an outage of the ledger."""
+        """When the time ends that it was given last; on the judging clock. After an outage of the
+        ledger this is later than `due_s`."""
         self.state = MemberState.IDLE
         self.survivor = False
         self.is_absent = False
-        """Whether it has yet to attach to this coordinator, and still has time for that."""
+        """Whether it has yet to attach to this coordinator, and has time for that."""
         self.stop_ends_s: float | None = None
-        """Until when its workers should be gone; None before it was told that its round ended."""
+        """When its workers should have stopped; None before it was told that its round ended."""
         self.is_late = False
         """Whether that time has passed."""
         self.told_standby = False
@@ -125,7 +125,7 @@ class Member:
         self._row: RoundMember | None = None
 
     def row(self) -> RoundMember:
-        """Its row in the table of a round: the same value as long as nothing of it changes."""
+        """Its row in the table of a round: the same object as long as nothing in it changes."""
         info = self.info
         if self._row is None or self._row.workers != self.workers:
             self._row = RoundMember(
@@ -147,13 +147,13 @@ class Member:
     def is_proved_by(self, secret_hash: bytes) -> bool:
         """Whether a connection that showed this secret is the member's own.
 
-        A node of an earlier release shows none, and is taken at its word.
+        A node of an earlier release has no secret, and needs no proof.
         """
         return not self.secret_hash or self.secret_hash == secret_hash
 
     @property
     def is_troubled(self) -> bool:
-        """Whether it cannot be heard though somebody would miss it (done and departing: nobody)."""
+        """Whether it cannot be heard and is missed. One that is done or departing is not missed."""
         expected = self.state not in (MemberState.DONE, MemberState.DEPARTING)
         return expected and self.reachability is not Reachability.CONNECTED
 
@@ -183,7 +183,7 @@ class Member:
         return Bucket.ABSENT if self.is_absent else Bucket.PLACE
 
     def freeze(self) -> tuple[object, ...]:
-        """What of it the rules can see, hashable; without times and serial numbers."""
+        """What the rules can see of it; hashable, without times."""
         return (
             self.info.name,
             self.info.incarnation,
@@ -200,16 +200,16 @@ class Member:
 
 
 class Roster:
-    """All members of a run, in order of arrival, and the buckets over them."""
+    """All members of a run, in order of arrival, and their buckets."""
 
     def __init__(self) -> None:
         self._members: dict[str, Member] = {}
         self._buckets: dict[Bucket, dict[str, None]] = {bucket: {} for bucket in Bucket}
         self.troubled_names: dict[str, None] = {}
-        """Of the members that cannot be heard though somebody would miss them."""
+        """Of the members that cannot be heard and are missed."""
         self._arrivals = 0
         self.table_bytes = 0
-        """What the rows of all members come to in a member table, at most."""
+        """The most bytes that the rows of all members take in a member table."""
 
     def __len__(self) -> int:
         return len(self._members)
@@ -225,14 +225,14 @@ class Roster:
         return self._members.get(name)
 
     def living(self, node: NodeId) -> Member | None:
-        """The member, if it still is in that incarnation."""
+        """The member, if it has that incarnation."""
         member = self._members.get(node.name)
         return member if member and member.info.incarnation == node.incarnation else None
 
     def add(
         self, info: NodeInfo, connection_id: int, now_s: float, secret_hash: bytes = b""
     ) -> Member:
-        """A new member; its name must be free."""
+        """Add a member. Its name must be free."""
         assert info.name not in self._members
         self._arrivals += 1
         member = Member(info, connection_id, self._arrivals, now_s, secret_hash)
@@ -242,7 +242,7 @@ class Roster:
         return member
 
     def queue(self, member: Member) -> None:
-        """Behind all others: it has only now asked for what they wait for."""
+        """Put it behind all others, because it asked for a round after them."""
         self._arrivals += 1
         member.arrival = self._arrivals
 
@@ -254,7 +254,7 @@ class Roster:
         self.troubled_names.pop(member.name, None)
 
     def reindex(self, member: Member) -> None:
-        """Call after any change to a member's state, link or survivorship."""
+        """Call this after any change to a member's state, reachability or place."""
         bucket = member.where()
         if bucket is not member.bucket:
             del self._buckets[member.bucket][member.name]
@@ -296,8 +296,7 @@ class Roster:
         return iter(self._buckets[bucket])
 
     def members(self, bucket: Bucket) -> list[Member]:
-        """The members of a bucket: a list, so that they may be reindexed on the way. O(its
-        length)."""
+        """The members of a bucket. The caller may reindex them. O(its length)."""
         return [self._members[name] for name in self._buckets[bucket]]
 
     def newcomers(self) -> list[Member]:
@@ -305,10 +304,10 @@ class Roster:
         return sorted(self.members(_NEWCOMER), key=lambda member: member.arrival)
 
     def troubled(self) -> list[Member]:
-        """The members that cannot be heard though somebody would miss them."""
+        """The members that cannot be heard and are missed."""
         return [self._members[name] for name in self.troubled_names]
 
     @property
     def awaited_count(self) -> int:
-        """How many somebody would miss: all but those that are done or departing."""
+        """How many would be missed: all except those that are done or departing. O(1)."""
         return len(self._members) - self.count(Bucket.DONE) - self.count(Bucket.DEPARTING)

@@ -1,8 +1,8 @@
-"""Until when survivors of a broken round stop their workers, and keep their places for that.
+"""How long survivors of a round that ended may take to stop their workers, and keep their places.
 
 Every node says at attach how long it takes to stop its workers (`NodeInfo.stop_s`). The time begins
 when the node is told that its round has ended: at once, or when it attaches again if its connection
-was closed. This file only keeps the deadlines; what they mean is for `formation` and `membership`.
+was closed. This file only keeps the deadlines. `formation` and `gathering` use them.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from rallypoint.core.roster import Member, Roster
 from rallypoint.core.values import Reachability
 
 STOP_MARGIN_S: Final = 3.0
-"""How much later than its stop time a survivor is still waited for: signals, the end of killed
-processes and a busy machine take time, too."""
+"""This is added to each stop time: signals, the end of killed processes and a busy machine take
+time, too."""
 
 _DISCONNECTED = Reachability.DISCONNECTED
 
 
 class Stopping:
-    """The deadlines of one broken round's survivors."""
+    """The deadlines of the survivors of one round."""
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
         self._ends: list[tuple[float, list[str]]] = []
-        """A heap: nearly all nodes take as long as others, so it has few entries."""
+        """Deadlines and names; a heap. Nearly all nodes have the same stop time, so it is short."""
         self._last_s = 0.0
 
     def begin(self, survivors: Iterable[Member], now_s: float) -> None:
-        """Their round has ended; those that are connected are told so now. O(N)."""
+        """The round of these has ended. Those that are connected are told so now. O(N)."""
         self.clear()
         names: dict[float, list[str]] = {}  # by how long they take
         for member in survivors:
@@ -49,7 +49,7 @@ class Stopping:
         heapify(self._ends)
 
     def told(self, member: Member, now_s: float) -> None:
-        """A survivor has attached, and learns that its round has ended if it did not know."""
+        """A survivor has attached, and is told that its round has ended if it was not."""
         if member.stop_ends_s is None:
             member.stop_ends_s = now_s + member.info.stop_s + STOP_MARGIN_S
             self._last_s = max(self._last_s, member.stop_ends_s)
@@ -60,11 +60,11 @@ class Stopping:
         return self._ends[0][0] if self._ends else None
 
     def left_s(self, now_s: float) -> float:
-        """How long those that have the most time still have, in seconds."""
+        """How long until the last deadline, in seconds."""
         return max(0.0, self._last_s - now_s)
 
     def end_due(self, now_s: float) -> None:
-        """Those whose deadline has passed are late, if they are not ready."""
+        """Survivors whose deadline has passed, and which are not ready, are late."""
         while self._ends and self._ends[0][0] <= now_s:
             for member in map(self._roster.get, heappop(self._ends)[1]):
                 if member is not None and member.survivor and member.stop_ends_s is not None:

@@ -1,14 +1,17 @@
-"""Who cannot be heard, who is lost, and when to believe that many losses are no losses (R8).
+"""Which members are suspect, which are lost, and when many losses are not to be believed (R8).
 
-Stopping a thousand nodes because the control network hiccuped is worse than noticing one death
-late; yet a process that died should be known at once. So: a member whose kernel closed its
-connection is lost at once (`endings.py` says what proves that); any other closed connection that
-is not resumed within the grace is a loss; silence only makes a member suspect, and a suspect is
-lost when it leaves a probe unanswered while a case is open, or after `lost_after_s`; and while
-many go missing together, none of these is lost, because the path or the coordinator is the
-likelier culprit.
+To stop a thousand nodes because of a pause in the network is worse than to notice one death late.
+But a process that ended should be known at once. So:
 
-This file only notes deadlines and says who is past them; what a loss means is for `membership`.
+* a member whose kernel closed its connection is lost at once (`endings` says what proves that);
+* any other closed connection has the grace to be resumed, and is a loss after that;
+* a silent member is suspect. It is lost after `lost_after_s`, or when it leaves a probe unanswered
+  while a case is open;
+* while many members are missing together, none of these is lost: the path or the coordinator is
+  more likely to be the cause. This is the mass guard.
+
+This file keeps the deadlines and says which members are past theirs. What a loss means is for
+`membership`.
 """
 
 from __future__ import annotations
@@ -21,18 +24,18 @@ from rallypoint.core.timers import Timers
 from rallypoint.core.values import Reachability, RunSettings
 
 QUEUE_NODES = 500
-"""With more than this many missing the grace grows in proportion: their reconnects queue up. It is
-their number that counts and not the run's: one death in a large run is known as soon as in a small
-one."""
+"""With more than this many missing the grace grows in proportion, because their reconnects queue
+up. Their number counts, and not the size of the run: one death in a large run is known as soon as
+in a small one."""
 
 HOST_GRACE_S = 2.0
-"""How long the former coordinator's node has to attach to the next one, if the lease ran out. All
-living nodes attach within this time of a takeover (docs/operations.md)."""
+"""How long the node of the former coordinator has to attach to the next one, if the lease ran out.
+All living nodes attach within this time after a takeover (docs/operations.md)."""
 
 BURST_S = 0.025
-"""Processes that end together are lost together, once this time has passed without another. Before
-that nothing is said to the run: one that is about to end would never read it, its kernel would send
-a reset in place of the FIN, and then it would have the grace."""
+"""Processes that end together are lost together, when this time has passed without another end.
+Until then the run is told nothing. A process that is about to end would not read it, its kernel
+would send a reset in place of the FIN, and then the process would have the grace."""
 BURST_MAX_S = 1.0
 
 
@@ -46,9 +49,9 @@ class Suspicion:
         self._probe = probe
         self._overdue: dict[str, None] = {}
         self._absent: dict[str, None] = {}
-        """Who has yet to attach after a takeover. The ATTACH timer is the deadline of all these."""
+        """Members that have yet to attach after a takeover. The ATTACH timer is their deadline."""
         self._unguarded: dict[str, None] = {}
-        """Who neither counts for the mass guard nor is kept by it: see `attach_over`."""
+        """Members that the mass guard neither counts nor protects: see `attach_over`."""
         self._expected = 0
         self._arrived = 0
         self._ended: dict[str, None] = {}
@@ -59,14 +62,14 @@ class Suspicion:
     # -- what happened to a member -------------------------------------------------------------
 
     def disconnected(self, member: Member, settings: RunSettings, now_s: float) -> list[Effect]:
-        """Its connection closed: it has the grace to resume."""
+        """Its connection closed, and it has the grace to resume."""
         if member.reachability is Reachability.CONNECTED:
             member.trouble_since_s = now_s
         self._set_reachability(member, Reachability.DISCONNECTED)
         return self._deadline(member, TimerKind.GRACE, self.grace_s(settings), now_s)
 
     def ended(self, member: Member, now_s: float) -> list[Effect]:
-        """Its process is gone, by the word of its kernel: no grace, and no guard holds it."""
+        """Its process has ended, as its kernel says: it has no grace, and no guard protects it."""
         if member.reachability is Reachability.CONNECTED:
             member.trouble_since_s = now_s
         self._cancel_deadline(member.name)
@@ -79,16 +82,16 @@ class Suspicion:
         return [self._timers.set(TimerKind.BURST, BURST_S)]
 
     def has_ended(self, member: Member) -> bool:
-        """Whether its process is gone, by the word of its kernel."""
+        """Whether its process has ended, as its kernel says."""
         return member.name in self._ended
 
     @property
     def in_burst(self) -> bool:
-        """Whether processes are ending just now: who is lost is said once they all have."""
+        """Whether processes are ending just now. They are lost together, when all have ended."""
         return self._timers.is_set(TimerKind.BURST)
 
     def ended_members(self) -> list[Member]:
-        """Members whose process is gone, once no other has ended for BURST_S."""
+        """Members whose process has ended, if no other ended within BURST_S."""
         return [] if self.in_burst else self._has_ended()
 
     def _has_ended(self) -> list[Member]:
@@ -96,15 +99,15 @@ class Suspicion:
         return [member for member in found if member is not None]
 
     def absent(self, member: Member, now_s: float) -> None:
-        """It was in the round that this coordinator took over, and has yet to attach here."""
+        """It is in the round that this coordinator took over, and has yet to attach here."""
         self._expect(member, now_s)
         self._absent[member.name] = None
 
     def absent_host(self, member: Member, now_s: float, attach_grace_s: float) -> list[Effect]:
         """The former coordinator ran in this member's process, and its lease ran out.
 
-        So the process is dead, stands still, or is cut off from the ledger. It has as long as any
-        living node needs to attach to a new coordinator.
+        So the process is dead, stands still, or is cut off from the ledger. It gets the time that
+        any living node needs to attach to a new coordinator.
         """
         self._expect(member, now_s)
         grace_s = min(HOST_GRACE_S, attach_grace_s)
@@ -121,18 +124,18 @@ class Suspicion:
         self._set_reachability(member, Reachability.DISCONNECTED)
 
     def has_never_attached(self, member: Member) -> bool:
-        """Whether it was in the round that was taken over, and has not attached here so far."""
+        """Whether it is in the round that was taken over, and has not attached here."""
         return member.name in self._absent
 
     def ended_elsewhere(self, member: Member) -> None:
-        """It was done under an earlier coordinator, and may have left: nobody expects it."""
+        """It was done under an earlier coordinator, and may have left: it is not expected."""
         self._set_reachability(member, Reachability.DISCONNECTED)
 
     def attach_over(self) -> None:
-        """The time to attach is over: whoever has not attached is past its deadline.
+        """The time to attach is over: members that have not attached are past their deadline.
 
         If half of the round has attached, this coordinator can be reached, so the mass guard does
-        not keep the others. If fewer have, it may be the one that is cut off: the guard decides.
+        not protect the others. If fewer have, this one may be cut off, so the guard decides.
         """
         if 2 * self._arrived < self._expected:
             for name in self._absent:
@@ -145,31 +148,31 @@ class Suspicion:
 
     @property
     def has_absent(self) -> bool:
-        """Whether anybody but the former host has yet to attach here, in time or not. O(1)."""
+        """Whether a member, except the former host, has yet to attach here. O(1)."""
         return bool(self._absent)
 
     @property
     def attaching(self) -> tuple[object, ...]:
-        """What decides about members that have yet to attach, hashable."""
+        """What decides about members that have yet to attach; hashable."""
         names = (tuple(self._absent), tuple(self._unguarded))
         return (*names, self._arrived, self._expected)
 
     def silent(
         self, member: Member, settings: RunSettings, now_s: float, silent_s: float
     ) -> list[Effect]:
-        """Nothing was heard from it: it is suspect, and no more than that for now."""
+        """Nothing was heard from it for `silent_s`: it is suspect."""
         member.trouble_since_s = now_s - silent_s
         self._set_reachability(member, Reachability.SILENT)
         if self._probe.is_over and member.name in self._probe.unanswered:
             self._overdue[member.name] = None
         if self._clock.is_stopped:
-            # Part of the silence is of a time in which nobody is judged.
+            # Part of the silence is from a time in which nobody is judged.
             silent_s = min(silent_s, settings.suspect_after_s)
         remaining_s = max(0.0, settings.lost_after_s - silent_s)
         return self._deadline(member, TimerKind.LOST, remaining_s, now_s)
 
     def heard(self, member: Member) -> None:
-        """It was heard, or its connection is back: all is forgiven."""
+        """It was heard, or its connection is back: it is not suspect any more."""
         if member.name in self._unguarded:
             self._arrived += 1
         self._forget_absence(member.name)
@@ -188,7 +191,7 @@ class Suspicion:
         self._probe.answered(member.name)
 
     def probe_over(self) -> None:
-        """The time to answer has run out: suspects that did not answer are past their deadline."""
+        """The time to answer is over: suspects that did not answer are past their deadline."""
         self._probe.is_over = True
         for name in self._probe.unanswered:
             member = self._roster.get(name)
@@ -205,15 +208,15 @@ class Suspicion:
             self._overdue[timer.name] = None
 
     def go_on(self, settings: RunSettings, now_s: float) -> list[Effect]:
-        """The ledger is back, and members may be judged again: each has what is left of its time.
+        """The ledger is back, and members are judged again: each has the time that was left.
 
-        The attach grace and the time to answer a probe are for the caller.
+        The attach grace and the time to answer a probe are the caller's.
         """
         self._clock.go_on(now_s)
         self._overdue.clear()
         effects = self._guard_goes_on(settings, now_s)
         for member in self._roster:
-            is_ended = member.name in self._ended  # A process that is gone needs no time.
+            is_ended = member.name in self._ended  # Its process has ended, so it needs no time.
             if member.reachability is not Reachability.CONNECTED and not is_ended:
                 effects += self._deadline_goes_on(member, settings, now_s)
         return effects
@@ -242,12 +245,12 @@ class Suspicion:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether everybody is heard, as nearly always: there is nothing to guard or to judge."""
+        """Whether all members are heard, as nearly always: then there is nothing to judge."""
         nobody = not self._roster.troubled_names and not self._overdue and not self._ended
         return nobody and self._mass_since_s is None
 
     def update_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
-        """Raise or lift the mass guard by how many are missing now."""
+        """Raise or lift the mass guard, by the number of members that are missing now."""
         ended = sum(member.is_troubled for member in self._has_ended())
         missing = len(self._roster.troubled_names) - len(self._unguarded) - ended
         if missing <= self.guard_limit(settings):
@@ -258,7 +261,7 @@ class Suspicion:
         return [self._timers.set(TimerKind.MASS, settings.mass_grace_s)]
 
     def past_deadline(self) -> list[Member]:
-        """Who has not been heard by its deadline; of those that the mass guard keeps, nobody."""
+        """Members that were not heard by their deadline, without those that the guard protects."""
         names = self._overdue
         if self.guarding and names:
             names = {name: None for name in self._unguarded if name in names}
@@ -267,11 +270,11 @@ class Suspicion:
 
     @property
     def guarding(self) -> bool:
-        """R8: whether so many are missing together that nobody may be declared lost."""
+        """R8: whether so many are missing together that none may be declared lost."""
         return self._mass_since_s is not None and not self._mass_over
 
     def guard_left_s(self, settings: RunSettings, now_s: float) -> float | None:
-        """How long the mass guard still holds, in seconds; None if it does not."""
+        """How long the mass guard is still up, in seconds; None if it is not."""
         if not self.guarding or self._mass_since_s is None:
             return None
         return max(0.0, settings.mass_grace_s - (self._clock.at(now_s) - self._mass_since_s))
@@ -281,15 +284,15 @@ class Suspicion:
         return max(settings.mass_min, settings.mass_fraction * self._roster.awaited_count)
 
     def grace_s(self, settings: RunSettings) -> float:
-        """How long a connection that closes now has to resume: more where many are missing."""
+        """How long a connection that closes now has to resume: longer while many are missing."""
         return settings.reconnect_grace_s * max(1.0, len(self._roster.troubled_names) / QUEUE_NODES)
 
     # -- helpers -------------------------------------------------------------------------------
 
     def _end_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
-        """Most are back. R8: the last to come back are not lost for having been the last.
+        """Most members are back. Those that are past their deadline have the grace once more (R8).
 
-        Whoever is past its deadline by now has the grace once more.
+        Otherwise the last ones to come back would be lost for having been the last.
         """
         was_guarding = self.guarding
         self._lift_guard()
