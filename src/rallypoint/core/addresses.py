@@ -1,6 +1,6 @@
-"""Addresses as text: what kind each is, and which of a machine's own others can use. Pure.
+"""Addresses as text: what kind each one is, and which of a machine's own others can use. Pure.
 
-Who asks has found out what interfaces and routes there are (`client/interfaces.py`).
+The caller finds out which interfaces and routes there are (`client/interfaces.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def literal(text: str) -> IpAddress | None:
-    """The address, without how a socket writes it; None if the text is none (a name).
+    """The address, in its plain form; None if the text is not an address but a name.
 
     A socket of both families shows IPv4 peers as ::ffff:1.2.3.4. A zone (fe80::1%eth0) names an
     interface of the machine that says it.
@@ -39,13 +39,13 @@ def plain(text: str) -> str:
 
 
 def is_loopback(text: str) -> bool:
-    """Whether this is an address that means this machine alone. A name is none."""
+    """Whether this is an address that reaches only this machine. For a name it is False."""
     address = literal(text)
     return address is not None and address.is_loopback
 
 
 def is_unspecified(text: str) -> bool:
-    """Whether this is an address that means every one of a machine: 0.0.0.0 or ::."""
+    """Whether this is an address that means all of a machine's addresses: 0.0.0.0 or ::."""
     address = literal(text)
     return address is not None and address.is_unspecified
 
@@ -53,7 +53,7 @@ def is_unspecified(text: str) -> bool:
 def needs_zone(text: str) -> bool:
     """Whether this is an IPv6 link-local address without its zone.
 
-    Each interface has such addresses in a network of its own: without a zone it leads nowhere.
+    Each interface has such addresses for its own network, so without a zone none is meant.
     """
     address = literal(text)
     if not isinstance(address, ipaddress.IPv6Address) or not address.is_link_local:
@@ -64,7 +64,7 @@ def needs_zone(text: str) -> bool:
 # -- which address to tell others ----------------------------------------------------------------
 
 _VIRTUAL: Final = re.compile(r"(docker|br-|virbr|veth|cni|flannel|cali|lxc|lxd|podman|vmnet)")
-"""Interfaces that lead to guests of this machine, and not to other machines."""
+"""Interfaces to guests of this machine, and not to other machines."""
 
 
 class Interface(FrozenStruct, frozen=True):
@@ -118,19 +118,19 @@ def interface_of(host: str, interfaces: Sequence[Interface]) -> str:
 
 
 def with_zone(address: str, interface: str) -> str:
-    """The address with its interface as zone, if it leads nowhere without one."""
+    """The address with its interface as its zone, if it needs one."""
     return f"{address}%{interface}" if needs_zone(address) and interface else address
 
 
 def local_addr_problem(
     found: Sequence[str], interfaces: Sequence[Interface], *, is_alone: bool
 ) -> str:
-    """Why an address that was given for this machine is of no use to others; "" if it may be.
+    """Why other machines cannot use an address that was given for this one; "" if they may.
 
     `found`: what it means here, a name or an address. `is_alone`: no other machine is expected.
     """
     if not found or not interfaces:
-        return ""  # It may mean something elsewhere; and the system may not say what it has.
+        return ""  # It may mean something elsewhere, and the system may not list its addresses.
     if all(map(is_loopback, found)):
         return "" if is_alone else "reaches only this machine, but other machines are expected"
     own = {literal(each.address) for each in interfaces}

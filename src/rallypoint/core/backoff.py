@@ -1,9 +1,9 @@
-"""How long to wait before the next try: each time twice as long, up to a bound."""
+"""Pauses between tries: each is twice as long as the last, up to a bound."""
 
 from __future__ import annotations
 
 QUIET_TIMES = 10
-"""After so many times the longest pause without a try, the next pause is the first again."""
+"""If there was no try for this many times the longest pause, the next pause is the first one."""
 
 
 class Backoff:
@@ -24,5 +24,5 @@ class Backoff:
         return pause_s
 
     def reset(self) -> None:
-        """All is well again: the next pause is the first."""
+        """A try succeeded: the next pause is the first one."""
         self._next_s = self._first_s

@@ -1,14 +1,15 @@
-"""How many bytes a process keeps for its peers, and how they are shared among runs. Pure.
+"""How many bytes a process keeps for its peers, and how runs share them. Pure.
 
-Each run has a *share* that counts what it keeps: stored, awaited, queued. A run may always have its
-fair part, the limit divided by the number of runs that keep anything, and one more for whoever
-comes next. Above that it borrows, as long as at least as much stays free as it then has. So a run
-is refused only when it is above its fair part, and two that borrow all they can leave a third of
-the limit free (this is the dynamic threshold of shared-memory switches: Choudhury and Hahne,
-IEEE/ACM Transactions on Networking 6(2), 1998).
+Each run has a *share* that counts what is kept for it: stored, awaited, queued. Its fair part is
+the limit, divided by the number of runs for which anything is kept and one more, for the next run.
+A run may always have its fair part. Above that it borrows, as long as at least as much stays free
+as it then has. So only a run above its fair part is refused, and two runs that borrow all they can
+leave a third of the limit free. This is the dynamic threshold of shared-memory switches (Choudhury
+and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998).
 
-What a run borrowed is not taken back. Where many runs come after others have borrowed, the sum can
-pass the limit, and by less than the limit: those that borrowed get nothing until they are below.
+What a run borrowed is not taken back. If many runs come after others have borrowed, the sum may
+pass the limit, by less than the limit. The runs that borrowed get nothing until they are below
+their part.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from rallypoint.core.values import FrozenStruct
 BYTES_MIN: Final = 16 * 1024**2
 """A smaller budget would refuse the largest messages of a single node."""
 BYTES_DEFAULT: Final = 1024**3
-"""Where nobody has said how much memory there is."""
+"""The budget if it is not known how much memory there is."""
 CALL_BYTES_MAX: Final = 16 * 1024**2
-"""What one call of a store can add at most: a message of 8 MiB, and what 10,000 keys take."""
+"""The most that one call of a store can add: a message of 8 MiB, and 10,000 keys."""
 HOW_TO_RAISE: Final = "raise it where the coordinator starts: --memory or RALLYPOINT_MEMORY"
 
 
 class Excess(FrozenStruct, frozen=True):
-    """Why so many bytes more are refused: what the run keeps, what all keep, and the limit."""
+    """Why a run cannot have so many bytes more. Sizes in bytes; `own` is the run's, `all` of
+    all."""
 
     name: str
     asked: int
@@ -41,7 +43,8 @@ class Excess(FrozenStruct, frozen=True):
         return (
             f"{self.name} keeps {size_text(self.own)} here and cannot have {size_text(self.asked)} "
             f"more: the memory for all runs is {size_text(self.bytes_max)}, of which "
-            f"{size_text(self.all)} are in use and {size_text(self.fair)} are a run's fair part"
+            f"{size_text(self.all)} are in use, and the fair part of a run is "
+            f"{size_text(self.fair)}"
         )
 
 
@@ -57,23 +60,23 @@ class MemoryBudget:
         self._set_fair()
 
     def share(self, name: str) -> MemoryShare:
-        """An account of its own. `name` is for people: "run 'job'"."""
+        """A new share. `name` is for people: "run 'job'"."""
         return MemoryShare(self, name)
 
     def count(self, more: int) -> None:
-        """So many shares more keep something. For shares."""
+        """Something is kept for so many shares more. Only shares call this."""
         self._holders += more
         self._set_fair()
 
     def _set_fair(self) -> None:
         self.fair = self.bytes_max // (self._holders + 1)
-        """What each run may have, whatever the others have."""
+        """What each run may have, whatever others have."""
         self.surely = self.fair - CALL_BYTES_MAX
-        """A run that keeps no more than this may make any call."""
+        """A run for which no more than this is kept may make any call."""
 
 
 class MemoryShare:
-    """What one run keeps. `add` is on the path of every message."""
+    """What is kept for one run. `add` is called for every message."""
 
     __slots__ = ("_budget", "name", "used")
 
@@ -83,7 +86,7 @@ class MemoryShare:
         self._budget = budget
 
     def add(self, size: int) -> None:
-        """So many bytes more are kept, or fewer. What is counted is there: nothing is refused."""
+        """So many bytes more are kept, or fewer. This refuses nothing: the bytes are there."""
         before = self.used
         self.used = after = before + size
         self._budget.used += size
@@ -91,7 +94,7 @@ class MemoryShare:
             self._budget.count((after != 0) - (before != 0))
 
     def is_near_fair(self, margin: int) -> bool:
-        """Whether as much as `margin` more could come to more than the fair part."""
+        """Whether `margin` more bytes would be more than the fair part."""
         return self.used + margin > self._budget.fair
 
     def excess(self, size: int) -> Excess | None:
@@ -102,6 +105,6 @@ class MemoryShare:
         return Excess(self.name, size, self.used, budget.fair, budget.used, budget.bytes_max)
 
     def close(self) -> None:
-        """Nothing of the run is kept any more. What is still taken back later changes nothing."""
+        """Nothing is kept for the run any more. Later calls of `add` change no budget."""
         self.add(-self.used)
         self._budget = MemoryBudget()

@@ -1,11 +1,11 @@
-"""When a node of a run without a coordinator becomes a candidate: drawn by chance, by each alone.
+"""When a node of a run without a coordinator becomes a candidate: each node draws a random time.
 
-Nothing is known of who else is alive, so nothing here depends on it: neither on ranks nor on the
-member table. Each of the `nodes` draws once per vacancy, as from a hazard that begins with
-`candidates * AT_ONCE` expected candidates in the first moment and doubles every `doubling_s`. If
-all nodes live, about `candidates` of them have stood before the first of them is seen by the rest,
-as long as that takes not much more than `doubling_s`. If only one in a thousand lives, ten
-doublings later it stands all the same.
+A node does not know which others live, so the time depends neither on ranks nor on the member
+table. Each of the `nodes` draws once when it sees that there is no coordinator. The hazard begins
+with `candidates * AT_ONCE` expected candidates in the first moment, and doubles every `doubling_s`.
+If all nodes live, about `candidates` of them are candidates before the others see the first one, if
+that takes not much longer than `doubling_s`. If only one node in a thousand lives, it becomes a
+candidate ten doublings later.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import math
 from typing import Final
 
 AT_ONCE: Final = 2 / 3
-"""The part of `candidates` that stands at once, on average: the rest comes while those become
-visible. With three candidates nobody stands at once in one vacancy of seven (e ** -2)."""
+"""The part of `candidates` that become candidates at once, on average. The rest follow before the
+first ones are seen. With three candidates there is none at once in one case of seven (e ** -2)."""
 
 
 def stands_after_s(chance: float, nodes: int, candidates: int, doubling_s: float) -> float:
-    """How long after it has seen the vacancy a node stands, in seconds.
+    """How long after a node sees that there is no coordinator it becomes a candidate, in seconds.
 
     `chance` is drawn from [0, 1). `nodes`: how many nodes the run has, dead or alive. If they are
-    no more than `candidates`, all stand at once.
+    no more than `candidates`, all become candidates at once.
     """
     if nodes <= candidates:
         return 0.0

@@ -1,8 +1,8 @@
-"""The end of a run as the ledger keeps it: it always fits into the run's head.
+"""The end of a run as the ledger keeps it: cut, so that it always fits into the run's head.
 
-A close may carry a cause with the last lines of a worker, which are long. A run that could not be
-closed would hold its nodes for ever, so its texts are cut for the ledger. The nodes that are
-attached are told the whole of it.
+The cause of a close may have the last lines of a worker, which are long. A run that could not be
+closed would hold its nodes for ever. So the ledger keeps shorter texts; nodes that are attached are
+told everything.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import msgspec
 from rallypoint.core.values import Change, CloseRecord, Failure
 
 HEAD_BYTES_MAX: Final = 64 * 1024
-"""What a head comes to at most, besides a member table that is inside it."""
+"""The most bytes of a head, without a member table that is inside it."""
 CLOSE_BYTES_MAX: Final = 24 * 1024
 _CUTS: Final = ((64, 2_000), (40, 500), (20, 200), (5, 200), (0, 100))
-"""How many of the last lines are kept, and how many characters of a text: the first that fits."""
+"""How many last lines, and how many characters of a text. The first pair that fits is used."""
 
 
 def bounded_close(record: CloseRecord) -> CloseRecord:
-    """The same, with its texts cut so that it has at most CLOSE_BYTES_MAX bytes."""
+    """The record with its texts cut, so that it has at most CLOSE_BYTES_MAX bytes."""
     if _size(record) <= CLOSE_BYTES_MAX:
         return record
     for lines, chars in _CUTS:
@@ -32,9 +32,9 @@ def bounded_close(record: CloseRecord) -> CloseRecord:
 
 
 def bounded_end(change: Change) -> Change:
-    """Why a round ended, as it stands beside the marks of its members: a few thousand bytes.
+    """Why a round ended, cut for the marks of its members: a few thousand bytes.
 
-    Members that are attached are told the whole of it. A failure's last lines are left out.
+    It has no last lines of a failure. Members that are attached are told everything.
     """
     return _cut_change(change, 0, 500)
 
@@ -63,7 +63,7 @@ def _cut_change(change: Change, lines: int, chars: int) -> Change:
 
 
 def _cut_failure(failure: Failure, lines: int, chars: int) -> Failure:
-    # The last lines say what went wrong; the first ones how the program came there.
+    # The last lines say what went wrong, so the first ones are cut.
     kept = failure.last_lines[-lines:] if lines else ()
     return msgspec.structs.replace(
         failure,

@@ -1,7 +1,7 @@
-"""What a run wants done: imperatives, executed by the coordinator. The output of `Membership.step`.
+"""The effects of a run, as imperatives that the coordinator executes: the output of a step.
 
-An effect never grows with the number of nodes: `Publish` and `Announce` name their audience, and
-whoever executes them goes through it once.
+No effect grows with the number of nodes: `Publish` and `Announce` name their audience, and the
+coordinator goes through it once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TimerKind(enum.StrEnum):
 
 
 class Timer(FrozenStruct, frozen=True):
-    """A timer: `serial` tells it from earlier ones of its kind, so that a stale one is ignored."""
+    """A timer. `serial` differs from that of earlier ones, so that a stale one is ignored."""
 
     kind: TimerKind
     serial: int
@@ -52,7 +52,7 @@ class SetTimer(Effect, frozen=True):
 
 
 class Welcome(Effect, frozen=True):
-    """Let the node on connection `link` in. `resumed`: it is a member already."""
+    """Let the node on this connection in. `resumed`: it is a member already."""
 
     connection_id: int
     node: NodeId
@@ -61,10 +61,9 @@ class Welcome(Effect, frozen=True):
 
 
 class Standing(FrozenStruct, frozen=True):
-    """Where a node stands when it attaches, so that both sides agree again after a break.
+    """The state of a node when it attaches, so that both sides agree on it.
 
-    `round` is the round that it is in (0: none). `change` is why the last round that the run knows
-    it to have been in ended, if it did.
+    `round`: the one that it is in (0: none). `change`: why its last round ended, if it did.
     """
 
     round: int = 0
@@ -74,29 +73,29 @@ class Standing(FrozenStruct, frozen=True):
 
 
 class Refuse(Effect, frozen=True):
-    """Refuse the node on connection `link`, and close the connection."""
+    """Refuse the node on this connection, and close the connection."""
 
     connection_id: int
     refusal: Refusal
 
 
 class Supersede(Effect, frozen=True):
-    """Tell this incarnation, if it can still be told, that another has taken its place."""
+    """Tell this incarnation, if it can be reached, that a newer one has taken its place."""
 
     node: NodeId
     refusal: Refusal
 
 
 class Commit(Effect, frozen=True):
-    """Write the record to the ledger, and bring back Committed, CommitRefused or LedgerLost."""
+    """Write the record to the ledger, and answer with Committed, CommitRefused or LedgerLost."""
 
     record: RoundRecord | CloseRecord
 
 
 class Note(Effect, frozen=True):
-    """Write what has become known of the round's members to the ledger, and bring back Noted.
+    """Write these marks to the ledger, and answer with Noted.
 
-    One at a time, and never beside a Commit. `restarts`: how many rounds have been charged by now.
+    There is one write at a time, a Commit or a Note. `restarts`: how many rounds have been charged.
     """
 
     serial: int
@@ -105,32 +104,32 @@ class Note(Effect, frozen=True):
 
 
 class Dismiss(Effect, frozen=True):
-    """The node said goodbye, and the ledger knows what a successor must know of it: end `link`."""
+    """Answer a goodbye and close the connection: the ledger has what concerns the node."""
 
     connection_id: int
     reason: str
 
 
 class Publish(Effect, frozen=True):
-    """Give every member of the round its seat; its store opens."""
+    """Give every member of the round its seat, and open the round's store."""
 
     record: RoundRecord
 
 
 class Break(Effect, frozen=True):
-    """Tell every member of the round that it has ended, and why; its store ends."""
+    """Tell every member of the round that it has ended, and why. Close its store."""
 
     change: Change
 
 
 class Verdict(Effect, frozen=True):
-    """Tell every member of the ended round what its cause turned out to be."""
+    """Tell every member of the round that ended what the cause was."""
 
     change: Change
 
 
 class Announce(Effect, frozen=True):
-    """Tell everybody attached that the run has ended."""
+    """Tell all attached nodes that the run has ended."""
 
     close: CloseRecord
 
@@ -148,17 +147,17 @@ class ProbeNode(Effect, frozen=True):
 
 
 class Notify(Effect, frozen=True):
-    """Tell one node how it is placed while it waits."""
+    """Tell one node whether it is on standby."""
 
     node: NodeId
     standby: bool
 
 
 class Forget(Effect, frozen=True):
-    """The node is no member any more: its requests can go.
+    """The node is not a member any more: forget its requests.
 
-    Its connection can go, too, unless `keeps_connection`: then a Dismiss follows. `loss`: it was
-    lost, and that broke no round: none was on, or it was not in it. Else None.
+    Close its connection, too, unless `keeps_connection`: then a Dismiss follows. `loss`: why it was
+    lost, if its loss ended no round: none was active, or it was not in it. Else None.
     """
 
     node: NodeId
@@ -168,7 +167,10 @@ class Forget(Effect, frozen=True):
 
 
 class StepDown(Effect, frozen=True):
-    """Stop deciding for this run: a higher term has begun, or may begin by this one's own wish."""
+    """Stop deciding for this run: a higher term has begun, or may begin.
+
+    `is_own_wish`: this coordinator gave the run up by itself.
+    """
 
     reason: str
     is_own_wish: bool = False

@@ -1,7 +1,7 @@
-"""What happens to a run: facts in the past tense, and requests. The input of `Membership.step`.
+"""The events of a run, facts and requests: the input of `Membership.step`.
 
-Every event about a node names its incarnation: what an earlier life of the node did no longer
-counts. Time is not in the events but beside them, as `step`'s `now_s`.
+Every event about a node names its incarnation, so what an earlier start of the node did does not
+count any more. Events have no time: `step` gets it beside them, as `now_s`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ class Event(FrozenStruct, frozen=True):
 
 
 class SignOfLife(Event, frozen=True):
-    """What only a living node can say, so that each is an answer to every probe.
+    """An event that only a living node can cause, so it answers every probe.
 
-    (A NodeLeft is too, but nobody needs to know any more.)
+    (A NodeLeft is one, too, but then nobody asks any more.)
     """
 
     node: NodeId
 
 
 class NodeAttached(Event, frozen=True):
-    """A node's connection `link` presented itself, for the first time or again.
+    """A node attached with this connection, for the first time or again.
 
-    `settings` are what the node was started with; the first node's become the run's.
+    `settings`: those that the node was started with; the first node's become the run's.
     `secret_hash`: of the resume secret that it showed; empty if it showed none.
     """
 
@@ -48,11 +48,11 @@ class NodeAttached(Event, frozen=True):
 
 
 class NodeReady(SignOfLife, frozen=True):
-    """A node wants the next round, and leaves `leaving_round` for it (0: it has had none).
+    """A node asks for the next round, and leaves `leaving_round` (0: it has had none).
 
-    R4: a repeat of this names an older round than the one it is in, and so breaks nothing.
-    `change`: why that round ended, if the node was told; a coordinator that has just taken the run
-    over was not.
+    R4: a repeat names an older round than the one the node is in, and so ends nothing. `change`:
+    why that round ended, if the node was told. A coordinator that has just taken the run over was
+    not.
     """
 
     leaving_round: int
@@ -62,33 +62,33 @@ class NodeReady(SignOfLife, frozen=True):
 
 
 class WorkerFailed(SignOfLife, frozen=True):
-    """A worker of the node, in this round, failed."""
+    """A worker of the node failed in this round."""
 
     round: int
     failure: Failure
 
 
 class NodeDone(SignOfLife, frozen=True):
-    """The node's workers, in this round, have all finished."""
+    """All workers of the node have finished in this round."""
 
     round: int
 
 
 class NodeDeparting(SignOfLife, frozen=True):
-    """The node asked to leave, and is stopping its workers."""
+    """The node is going to leave, and is stopping its workers."""
 
     reason: str
 
 
 class NodeLeft(Event, frozen=True):
-    """The node said goodbye: nothing of it runs any more."""
+    """The node said goodbye: none of its workers runs any more."""
 
     node: NodeId
     reason: str
 
 
 class CloseRequested(Event, frozen=True):
-    """Somebody wants the run to end for all."""
+    """A node or a person asked for the end of the run."""
 
     by: str
     outcome: Outcome
@@ -100,7 +100,7 @@ class ProbeAnswered(SignOfLife, frozen=True):
 
 
 class ConnectionLost(Event, frozen=True):
-    """The node's connection `link` closed without a goodbye, whoever closed it."""
+    """The node's connection closed without a goodbye, from whichever side."""
 
     node: NodeId
     connection_id: int
@@ -125,11 +125,11 @@ class TimerFired(Event, frozen=True):
 
 
 class Committed(Event, frozen=True):
-    """The ledger holds the record that was last given to it."""
+    """The ledger holds the record of the last Commit."""
 
 
 class Noted(Event, frozen=True):
-    """The ledger holds the marks that Note gave to it with this serial number."""
+    """The ledger holds the marks of the Note with this serial number."""
 
     serial: int
 
@@ -137,7 +137,7 @@ class Noted(Event, frozen=True):
 class CommitRefused(Event, frozen=True):
     """This coordinator has been deposed: the run's register has, or may have, a higher term.
 
-    `is_own_wish`: it has given the run up by itself, as one does that is going.
+    `is_own_wish`: it gave the run up by itself, because it is about to exit.
     """
 
     reason: str
@@ -147,8 +147,8 @@ class CommitRefused(Event, frozen=True):
 class LedgerLost(Event, frozen=True):
     """The ledger cannot be reached, or does not take what must be written.
 
-    `away_s`: for how long it has not answered, in seconds; None if it answers. `cause`: who says
-    so. Whoever posts this with a cause posts LedgerRestored with the same cause later.
+    `away_s`: for how long it has not answered, in seconds; None if it answers. `cause`: which part
+    of the coordinator says so. That part posts LedgerRestored with the same cause later.
     """
 
     reason: str
@@ -157,13 +157,13 @@ class LedgerLost(Event, frozen=True):
 
 
 class LedgerRestored(Event, frozen=True):
-    """What LedgerLost with the same cause said is over; another cause may still apply."""
+    """The cause of a LedgerLost is over. Another cause may still apply."""
 
     cause: SuspensionCause = SuspensionCause.LEASE
 
 
 class StoreLost(Event, frozen=True):
-    """The store of this round is gone from the ledger, so its members cannot go on with it."""
+    """The store of this round is gone from the ledger, so the round cannot go on."""
 
     round: int
     reason: str

@@ -1,8 +1,8 @@
-"""What an error's text says of its cause: a table of symptoms, and where each was seen.
+"""Patterns in the texts of errors: what each one says of the cause, and where it was seen.
 
-A communication error of one worker is most often the consequence of another's end, so telling the
-two apart is what lets a run end with the cause. The table is all that is known; what no row
-matches is the program's own error.
+A communication error of one worker is nearly always the consequence of another's end. To tell the
+two apart is what lets a run end with the true cause. An error that no pattern matches is the
+program's own.
 """
 
 from __future__ import annotations
@@ -81,5 +81,5 @@ _COMPILED = tuple((kind, re.compile(pattern, re.MULTILINE)) for kind, pattern, _
 
 
 def kind_of(text: str) -> FailureKind | None:
-    """The kind of failure that an error's text tells of; None if no symptom is known."""
+    """The kind of failure that an error's text shows; None if no pattern matches."""
     return next((kind for kind, pattern in _COMPILED if pattern.search(text)), None)

@@ -1,7 +1,8 @@
-"""Who has gone: why, to tell a later start of it, and how often, so that who flaps waits longer.
+"""The names that went, why, and how often: a name that comes and goes often has to wait longer.
 
-A name that keeps coming and going would break a round each time that it is let in. So each stay
-that was short doubles how long the next entry is delayed, within bounds; a long one forgives.
+Such a name would end a round each time that it is let in. So each short stay doubles the delay of
+its next entry, up to a bound; a long stay resets it. The reason of the last departure is told to
+the next start of the node.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ from rallypoint.core.values import Change
 T = TypeVar("T")
 
 DOUBLINGS_MAX: Final = 6
-"""A name that keeps coming and going waits at most 2**6 times the scale-up delay."""
+"""The delay is at most 2**6 times the scale-up delay."""
 STEADY_S: Final = 60.0
-"""Whoever stays this long is no longer held to come and go."""
+"""A stay of this length is long."""
 REMEMBERED_MAX: Final = 1_024
-"""How many names that have gone are remembered."""
+"""How many names are remembered."""
 
 
 class DepartureHistory:
-    """The latest names that have gone, oldest first."""
+    """The latest names that went, oldest first."""
 
     def __init__(self) -> None:
         self._changes: dict[str, Change] = {}
         self._short_stays: dict[str, int] = {}
 
     def remember(self, name: str, change: Change, *, stayed_s: float, is_done: bool) -> None:
-        """A member has gone. One whose workers have finished is not held to come and go."""
+        """A member went. The stay of one that is done (`is_done`) does not count as short."""
         _put_last(self._changes, name, change)
         if stayed_s >= STEADY_S:
             self._short_stays.pop(name, None)
@@ -36,7 +37,7 @@ class DepartureHistory:
             _put_last(self._short_stays, name, self._short_stays.get(name, 0) + 1)
 
     def change(self, name: str) -> Change | None:
-        """Why the name went when it last did, if that is remembered."""
+        """Why the name went last, if that is remembered."""
         return self._changes.get(name)
 
     def delay_s(self, name: str, base_s: float, attached_for_s: float) -> float:

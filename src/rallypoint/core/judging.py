@@ -1,14 +1,15 @@
-"""Time in which members may be judged: it stands still while the run is SUSPENDED (R8).
+"""The clock of deadlines: it stands still while the run is SUSPENDED, as nobody is judged then
+(R8).
 
-Deadlines are kept on this clock. An outage of the ledger takes nobody's time away, and gives nobody
-all of it again: with a ledger that comes and goes, nobody would ever be lost.
+An outage of the ledger takes no time from a member. It does not give a member its whole time again
+either: with a ledger that comes and goes, nobody would ever be lost.
 """
 
 from __future__ import annotations
 
 
 class JudgingClock:
-    """Seconds in which judging was allowed. `now_s` is the run's time, in seconds."""
+    """Seconds in which members could be judged. `now_s` is the run's time, in seconds."""
 
     def __init__(self) -> None:
         self._stopped_s: float | None = None
@@ -24,7 +25,7 @@ class JudgingClock:
         return (now_s if self._stopped_s is None else self._stopped_s) - self._left_out_s
 
     def stop(self, now_s: float) -> None:
-        """From now on nobody may be judged. Idempotent."""
+        """From now on no member may be judged. Idempotent."""
         if self._stopped_s is None:
             self._stopped_s = now_s
 
@@ -35,10 +36,11 @@ class JudgingClock:
             self._stopped_s = None
 
     def left_s(self, due_s: float, least_s: float, now_s: float) -> float:
-        """How long a deadline has to go when judging begins again; 0 or less if it is over.
+        """How long until a deadline, when judging begins again; 0 or less if it is over.
 
-        A member may have tried in vain to answer during the outage, so it has `least_s` from now
-        on. But in all it has no more than that beyond `due_s`, however often the ledger goes away.
+        A member may have tried in vain to answer during the outage, so it has at least `least_s`
+        from now on. In all it gets no more than `least_s` beyond `due_s`, however often the ledger
+        goes away.
         """
         left_s = due_s - self.at(now_s)
         return min(max(left_s, least_s), left_s + least_s)

@@ -1,11 +1,11 @@
-"""What the ledger has to know of a round's members, and which goodbyes wait for that.
+"""What the ledger has to know of a round's members, and the goodbyes that wait for that.
 
-A member that is done is missed by nobody, and a member that departs or has left is not expected in
-the next round. A successor must know both, or it would take the absence of such a member for a
-loss. So they are written to the run's head (`values.Marks`), at most one write at a time, and the
-goodbye of a member is answered when the ledger has what concerns it.
+Nobody misses a member that is done, and a member that departs or has left is not expected in the
+next round. A successor must know both, or it would take the absence of such a member for a loss.
+So they are written to the run's head (`values.Marks`), one write at a time. The goodbye of a member
+is answered when the ledger has what concerns it.
 
-This file keeps what was marked, and says what is to be written when; nothing here decides anything.
+This file keeps the marks, and says what to write and when. It must not decide anything else.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Marking:
         self._ended: Change | None = None
         self._finished_before = 0
         self._serial = 0
-        """Counts the changes: each mark has the number of the write that will carry it."""
+        """Counts the changes. Each mark has the number of the write that will have it."""
         self._written = 0
         self._writing = 0
         self.due_s: float | None = None
-        """When what was marked since the last write should be written; None: nothing was."""
+        """When to write what was marked since the last write; None if nothing was."""
         self._last_write_s = float("-inf")
         self._farewells: list[Farewell] = []
 
@@ -81,7 +81,7 @@ class Marking:
         ]
 
     def restore(self, record: RoundRecord, marks: Marks) -> None:
-        """Go on with what the ledger has of this round."""
+        """Begin with the marks of this round that the ledger has."""
         self._record, self._ranks = record, None
         size = (record.head.nodes + 7) // 8
         self._done = bytearray(marks.done.ljust(size, b"\0"))
@@ -91,7 +91,7 @@ class Marking:
         self._writing, self.due_s = 0, None
 
     def finished_before(self, count: int, now_s: float) -> None:
-        """A member of an earlier round has finished only now."""
+        """So many members have finished that are not in this round."""
         if count != self._finished_before:
             self._finished_before = count
             self._changed(now_s)
@@ -105,7 +105,7 @@ class Marking:
         self._mark(self._gone, node, not_before_s)
 
     def ended(self, change: Change, not_before_s: float) -> None:
-        """The round has ended, or what is known of its cause is more than before."""
+        """The round has ended, or more is known of its cause."""
         change = bounded_end(change)
         if change != self._ended:
             self._ended = change
@@ -118,7 +118,7 @@ class Marking:
             self._changed(not_before_s)
 
     def _rank(self, node: NodeId) -> int | None:
-        """O(1), but for the first time in a round."""
+        """O(1), except for the first time in a round."""
         if self._ranks is None:
             rows = self._record.members if self._record is not None else ()
             self._ranks = {NodeId(r.name, r.incarnation): rank for rank, r in enumerate(rows)}
@@ -130,7 +130,7 @@ class Marking:
         self.due_s = due_s
 
     def freeze(self) -> tuple[object, ...]:
-        """What decides what follows, hashable; without times and serial numbers."""
+        """What decides; hashable, without times and serial numbers."""
         known = (bytes(self._done), bytes(self._gone), self._ended, self._finished_before)
         waiting = tuple((each.node, each.serial <= self._written) for each in self._farewells)
         return (*known, self.is_writing, self._written == self._serial, waiting)
@@ -139,7 +139,7 @@ class Marking:
 
     @property
     def is_writing(self) -> bool:
-        """Whether the outcome of a write is not known yet."""
+        """Whether a write is under way."""
         return self._writing > self._written
 
     def write(self, spacing_s: float, restarts: int, now_s: float) -> list[Effect]:
@@ -171,14 +171,14 @@ class Marking:
         self._timer_at_s = math.inf
 
     def written(self, serial: int) -> bool:
-        """The ledger has the write of this number. False if it is not the one that is awaited."""
+        """The ledger has the write of this number. False if that is not the one under way."""
         if not self.is_writing or serial != self._writing:
             return False
         self._written = serial
         return True
 
     def give_up(self) -> None:
-        """What is not written never will be: the run is over, or another coordinator has it."""
+        """Write nothing more: the run is over, or another coordinator has it."""
         self._written, self.due_s = self._serial, None
 
     # -- goodbyes --------------------------------------------------------------------------------
@@ -201,11 +201,11 @@ class Marking:
         ]
 
     def take_all_farewells(self) -> list[Farewell]:
-        """All that wait, whatever the ledger has."""
+        """Take all goodbyes that wait."""
         waiting, self._farewells = self._farewells, []
         return waiting
 
 
 def ranks_in(bits: bytes) -> frozenset[int]:
-    """The ranks that are in a bitmap."""
+    """The node ranks that are set in a bitmap."""
     return frozenset(rank for rank in range(8 * len(bits)) if bits[rank // 8] >> rank % 8 & 1)

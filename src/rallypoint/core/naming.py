@@ -1,7 +1,7 @@
-"""Which names, hosts and labels a node may bring, and how large they may be. Pure.
+"""Which names, hosts and labels a node may have, and how large they may be. Pure.
 
-They are shown to people, set in the environment of workers, and kept in every member table. So
-they are bounded in bytes, and hold nothing that a terminal, a C string or a shell would obey.
+They are shown to people, are in the environment of workers, and are in every member table. So they
+are bounded in bytes, and have no character that a terminal, a C string or a shell would obey.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from rallypoint.core.values import NodeInfo
 
 INFO_BYTES_MAX: Final = 8 * 1024
-"""Most bytes of all names, addresses and labels of one node: 100,000 nodes have as many of them."""
+"""The most bytes of all names, addresses and labels of one node. There may be 100,000 nodes."""
 HOST_BYTES_MAX: Final = 255
 """RFC 1035: a host name has no more."""
 
@@ -26,7 +26,7 @@ def is_host(text: str) -> bool:
     if len(text.encode("utf-8", "surrogatepass")) > HOST_BYTES_MAX:
         return False
     if _HOST.fullmatch(text) is not None:
-        return True  # So is an IPv4 literal, which has the same characters.
+        return True  # IPv4 literals have the same characters.
     address, percent, zone = text.partition("%")
     try:
         ipaddress.IPv6Address(address)
@@ -49,7 +49,7 @@ def label_problem(name: str, value: str) -> str:
 
 
 def info_problem(info: NodeInfo) -> str:
-    """Why a node cannot be called so, or have these addresses and labels; "" if it can."""
+    """Why a node cannot have this name, these addresses and labels; "" if it can."""
     for what, name in (("node name", info.name), ("host", info.host)):
         if not name.isprintable():
             return f"{what} {_shown(name)} has characters that cannot be printed"
@@ -68,7 +68,7 @@ def info_problem(info: NodeInfo) -> str:
 
 
 def info_bytes(info: NodeInfo) -> int:
-    """How many bytes of UTF-8 a node's names, addresses and labels come to."""
+    """The size of a node's names, addresses and labels, in bytes of UTF-8."""
     labels = (*info.labels, *info.labels.values())
     return sum(len(each.encode()) for each in (info.name, info.host, *info.addresses, *labels))
 

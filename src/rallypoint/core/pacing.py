@@ -1,14 +1,14 @@
-"""How often a run may end its own rounds: first at once, then slowly, and in a storm no more.
+"""How often a run may end its own rounds: at once at first, then slowly, and not in a storm.
 
-One member that asks for another round as soon as it has one would take the coordinator's time from
-all other runs, and its peers would never work. So a run has an allowance of rounds. An end takes
-one from it, whatever the reason, and time gives some back. A run whose allowance is spent is
-slowed: its next round waits until there is one again. A run that is slowed, and still ends each
-round as soon as it has it, is in a storm, and has to be closed.
+A member that asks for another round as soon as it has one would take the coordinator's time from
+all other runs, and its peers would never work. So a run has an allowance of rounds. Each end of a
+round takes one from it, for whatever reason, and time gives some back. A run that has used up its
+allowance is slowed: its next round waits until the allowance has one again. A run that is slowed
+and still ends each round at once is in a storm, and has to be closed.
 
-The limits are far from what honest runs do. Workers that crash live longer than BRIEF_S; names that
-come and go are delayed already (`flapping`); and a member adds one to the allowance when the run
-has more members than ever before, so that each of them may be lost in a round of its own.
+The limits are far from what honest runs do. Workers that crash live longer than BRIEF_S. Names that
+come and go are delayed already (`flapping`). And when a run has more members than ever before, each
+new one adds a round to the allowance, so each may be lost in a round of its own.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Final
 ROUNDS_AT_ONCE: Final = 300
 """The allowance of a run, beside one round for each member."""
 ROUNDS_PER_S: Final = 5.0
-"""What time gives back."""
+"""How much of the allowance time gives back."""
 BRIEF_S: Final = 0.05
-"""A round that lasts less than this was not worked in."""
+"""In a round that is shorter than this nobody worked."""
 BRIEF_ROUNDS_MAX: Final = 12
-"""So many brief rounds in a row, while the run is slowed, are a storm."""
+"""This many brief rounds in a row, while the run is slowed, are a storm."""
 RECOVERED_ROUNDS: Final = 30
-"""A run whose allowance is this large again is not slowed any more."""
+"""When the allowance is this large again, the run is not slowed any more."""
 _NEARLY: Final = 1e-6
 
 
@@ -39,18 +39,18 @@ class Pace:
         self._brief = 0
         self.is_slowed = False
         self.ended = 0
-        """How many rounds have ended since the allowance was whole."""
+        """How many rounds have ended since the allowance was full."""
         self._since_s = 0.0
 
     def sealed(self, members: int) -> None:
-        """A round of so many members is being formed."""
+        """A round with this many members is being formed."""
         more = max(0, members - self._members_max)
         self._members_max += more
         self._left_max += more
         self._left += more
 
     def round_ended(self, lasted_s: float, now_s: float) -> None:
-        """A round has ended, after it was on for `lasted_s`."""
+        """A round has ended that was active for `lasted_s`."""
         self._refill(now_s)
         if not self.ended:
             self._since_s = now_s
@@ -63,7 +63,8 @@ class Pace:
         """How long the next round has to wait."""
         self._refill(now_s)
         missing = 1 - self._left
-        if missing < _NEARLY:  # or a timer that was set for this wait would find a trifle missing
+        # A timer that was set for this wait may find a tiny part missing.
+        if missing < _NEARLY:
             return 0.0
         self.is_slowed = True
         return missing / ROUNDS_PER_S
@@ -78,7 +79,7 @@ class Pace:
         return max(0.0, now_s - self._since_s)
 
     def freeze(self) -> tuple[object, ...]:
-        """What decides, without times and counts that only matter later."""
+        """What decides, hashable; without times, and counts that matter only later."""
         return (self.is_slowed, self._brief)
 
     def _refill(self, now_s: float) -> None:

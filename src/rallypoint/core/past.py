@@ -1,8 +1,8 @@
-"""The last rounds of a run, and who was lost between them, as the ledger keeps them. For people.
+"""The last rounds of a run, and the losses between them, as the ledger keeps them for people.
 
-They are in the head of the run, which is small, so they are few and short. Nothing is decided by
-them. Every duration was measured by one coordinator, on a clock that never goes back; every time of
-day names the host whose clock it is. The times of two hosts are never subtracted (R9).
+They are in the head of the run, which is small, so they are few and short. No decision may depend
+on them. Every duration was measured by one coordinator, on a clock that never goes back. Every time
+of day names the host whose clock it is. Times of two hosts are never subtracted (R9).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import msgspec
 from rallypoint.core.values import Change, ChangeKind, FrozenStruct
 
 PAST_BYTES_MAX: Final = 2_048
-"""What a head has of the past, at most: it is read by each node that looks for a coordinator."""
+"""The most bytes of the past in a head, which each node reads that looks for a coordinator."""
 ROUNDS_KEPT: Final = 10
 LOSSES_KEPT: Final = 4
 TEXT_KEPT: Final = 160
-"""Characters of a reason; the coordinator that saw it has the whole of it."""
+"""The most characters of a reason. The coordinator that saw the end has the whole reason."""
 HOST_KEPT: Final = 64
 NAMES_KEPT: Final = 3
 

@@ -1,4 +1,4 @@
-"""Text from elsewhere, made harmless for a terminal and a log. Quick to import."""
+"""Text from other machines, made harmless for a terminal and a log. Quick to import."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 def escaped(text: str, *, lines: bool = False) -> str:
     """The text with each character that a terminal obeys written as Python escapes it.
 
-    `lines`: line breaks stay. Without it the result is one line, whatever another machine wrote.
+    `lines`: line breaks stay. Without it the result is always one line.
     """
     if text.isprintable():
         return text

@@ -1,10 +1,10 @@
-"""How much of a coordinator one account may take: runs, connections, and how fast it begins runs.
+"""How much of a coordinator one account may use: runs, connections, and how fast it begins runs.
 
-An account is who holds a token, at one address. One token is one level of trust, so what the others
-are left with is decided by address, too; but many nodes may share one address (NAT, an ingress), so
-an address alone may use nearly all there is.
+An account is a token at an address. One token is one level of trust, so what is left for others is
+decided by address, too. But many nodes may share one address (NAT, an ingress), so one address may
+use nearly all there is.
 
-Nothing here knows of sessions or runs. Times and durations are in seconds, on the owner's clock.
+This file must not know sessions or runs. Times and durations are in seconds, on the owner's clock.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from typing import Final
 from rallypoint.core.values import FrozenStruct
 
 RESERVED: Final = 8
-"""One part in so many of each limit is left to accounts that have less than such a part."""
+"""One part in this many of each limit is for accounts that have less than such a part."""
 RUNS_AT_ONCE: Final = 1_000
-"""So many runs may be begun at once by one account, before it has to wait."""
+"""This many runs one account may begin at once, before it has to wait."""
 WAIT_MAX_S: Final = 5.0
-"""Who would have to wait longer to begin a run is refused."""
+"""An account that would have to wait longer to begin a run is refused."""
 PACES_MAX: Final = 4_096
-"""How many accounts are remembered that have begun runs."""
+"""How many accounts that began runs are remembered."""
 EVICT_AFTER_S: Final = 60.0
-"""A run that has had a round is kept for so long after its last connection, in any case."""
+"""A run that has had a round is kept at least this long after its last connection."""
 
 
 class Account(FrozenStruct, frozen=True):
-    """Who a connection belongs to. `token` names the token and does not tell it."""
+    """The account of a connection. `token` is a name of the token, and not the token."""
 
     token: str = ""
     address: str = ""
 
     def holders(self) -> tuple[str, str]:
-        """The names that it is counted under: its token, and its token at its address."""
+        """The names under which it is counted: its token, and its token at its address."""
         return self.token, f"{self.token}@{self.address}"
 
 
 NOBODY: Final = Account()
-"""Whose runs those are that no connection has begun."""
+"""The account of runs that no connection has begun."""
 
 
 class Holdings:
@@ -49,10 +49,10 @@ class Holdings:
         self._own: dict[str, int] = {}
 
     def has_room(self, account: Account, most: int, more: int = 1) -> bool:
-        """Whether the account may have so many more, where there may be `most` in all.
+        """Whether the account may have so many more, of `most` in all.
 
         `more` 0: whether it may keep what it has. The last eighth is for accounts that have no more
-        than that, so nobody takes all.
+        than an eighth, so no account takes everything.
         """
         free = most - self.total - more
         if free >= most // RESERVED or free < 0:
@@ -60,7 +60,7 @@ class Holdings:
         return self.is_small(account, most, more)
 
     def is_small(self, account: Account, most: int, more: int = 1) -> bool:
-        """Whether the account has no more than the part that is reserved, with so many more."""
+        """Whether the account, with so many more, has no more than the reserved part."""
         reserved = most // RESERVED
         return all(self._own.get(each, 0) + more <= reserved for each in account.holders())
 
@@ -86,12 +86,12 @@ class Paces:
         self._each_s = 1 / per_s
         self._at_once = at_once
         self._next_s: dict[Account, float] = {}
-        """When an account has used up what it has begun; the generic cell rate algorithm."""
+        """When an account has used up what it began: the generic cell rate algorithm."""
 
     def wait_s(self, account: Account, now_s: float) -> float | None:
-        """How long the account has to wait before it begins one more run; that is its turn then.
+        """How long the account has to wait before it begins one more run. This counts as a run.
 
-        None: too long, and it has no turn.
+        None: it would have to wait too long, and the run does not count.
         """
         used_s = max(now_s, self._next_s.pop(account, now_s)) + self._each_s
         wait_s = used_s - now_s - self._at_once * self._each_s
@@ -105,7 +105,7 @@ class Paces:
 
 
 class Idle(enum.Enum):
-    """What a run is to which no node is connected, in the order in which they go."""
+    """The kinds of runs to which no node is connected, in the order in which they are evicted."""
 
     UNFORMED = enum.auto()
     """It has never had a round."""
@@ -115,7 +115,7 @@ class Idle(enum.Enum):
 
 
 class Keep(FrozenStruct, frozen=True):
-    """For how long runs are kept to which no node is connected."""
+    """How long runs are kept to which no node is connected, in seconds."""
 
     closed_s: float
     empty_s: float
@@ -123,9 +123,9 @@ class Keep(FrozenStruct, frozen=True):
 
 
 def may_evict(idle: Idle, idle_s: float, *, is_kept_here: bool) -> bool:
-    """Whether a run may go before its time, where there is no room for another.
+    """Whether a run may be evicted before its time, because there is no room for another.
 
-    `is_kept_here`: it is in memory only. A ledger keeps what had a round until it is swept.
+    `is_kept_here`: it is only in memory. A ledger keeps a run that had a round until it is swept.
     """
     if idle is Idle.UNFORMED:
         return True
@@ -135,10 +135,10 @@ def may_evict(idle: Idle, idle_s: float, *, is_kept_here: bool) -> bool:
 
 
 def keep_s(idle: Idle, arrivals: int, kept: Keep) -> float:
-    """How long a run is kept to which no node is connected, since that is so.
+    """How long a run is kept after its last connection, in seconds.
 
-    `arrivals`: how many times a node came for the first time. One alone that never had a round has
-    made no run that anybody else knows of.
+    `arrivals`: how many nodes have come. If one node came alone and had no round, no other node
+    knows the run.
     """
     if idle is Idle.CLOSED:
         return kept.closed_s

@@ -1,8 +1,8 @@
-"""Who gets which rank: pure functions of the last round and of the members of the next.
+"""Which node gets which rank: pure functions of the last round and the members of the next.
 
-Rank policies live in `POLICIES`, by name. A policy sees names, hosts and numbers of workers, and
-never a clock, an address or a phase: whoever recomputes it from the same round and the same
-members gets the same ranks (R2), on whichever coordinator.
+`POLICIES` has the rank policies by name. A policy sees names, hosts and numbers of workers. It must
+not see a clock, an address or a phase, so that every coordinator computes the same ranks from the
+same members (R2).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def order(policy: str, previous: Sequence[str], candidates: Sequence[Candidate])
     first. `candidates` come in order of arrival; neither `stable` nor `natural` depends on it.
     Every candidate gets exactly one rank (R3). O(n log n).
 
-    Raises ValueError for an unknown policy, and for a name that is there twice.
+    Raises ValueError for an unknown policy, and for a name that occurs twice.
     """
     if policy not in POLICIES:
         raise ValueError(f"unknown rank policy {policy!r}; known are {', '.join(POLICIES)}")
@@ -62,11 +62,12 @@ def natural_order(candidates: Iterable[Candidate]) -> list[str]:
 
 
 def stable_order(previous: Sequence[str], candidates: Sequence[Candidate]) -> list[str]:
-    """Survivors keep their node rank, newcomers fill the gaps, and as few survivors move as can be.
+    """Survivors keep their node ranks, newcomers fill the gaps, and as few survivors move as
+    possible.
 
-    With n candidates: a survivor whose old rank is below n stays put. One whose old rank is n or
-    more has to move whatever the policy, so the movers are exactly those; they take the lowest
-    gaps, in the order of their old ranks. Newcomers take the gaps that are left, in natural order.
+    With n candidates, a survivor whose old rank is below n keeps it. Those whose old rank is n or
+    more have to move: they take the lowest gaps, in the order of their old ranks. Newcomers take
+    the remaining gaps, in natural order.
     """
     remaining = {candidate.name: candidate for candidate in candidates}
     survivors = [remaining.pop(name, None) for name in previous]
@@ -84,21 +85,21 @@ def _natural_policy(previous: Sequence[str], candidates: Sequence[Candidate]) ->
 POLICIES: Final[dict[str, Policy]] = {"stable": stable_order, "natural": _natural_policy}
 
 
-# re's \d and str.isdigit take digits of other scripts and superscripts, which do not all compare
-# as numbers. Those are text here.
+# re's \d and str.isdigit match digits of other scripts and superscripts, too, which do not all
+# compare as numbers. Here these are text.
 _DIGITS: Final = re.compile("([0-9]+)")
 
 _NaturalKey: TypeAlias = tuple[str | tuple[int, str], ...]
 
 
 def _natural_key(text: str) -> _NaturalKey:
-    """Text and numbers in turns, text first (perhaps empty), so that like meets like."""
+    """Text and numbers in turns, text first (perhaps empty), so that like is compared with like."""
     parts = _DIGITS.split(text)
     return tuple(_number_key(part) if index % 2 else part for index, part in enumerate(parts))
 
 
 def _number_key(digits: str) -> tuple[int, str]:
-    # Not int(): it is quadratic, and refuses thousands of digits, which a hostile name may have.
+    # int() is quadratic and refuses thousands of digits, which a hostile name may have.
     significant = digits.lstrip("0")
     return len(significant), significant
 

@@ -1,4 +1,4 @@
-"""Sizes in bytes, as people read and write them. Pure."""
+"""Sizes in bytes as text. Pure."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What is kept while a run is SUSPENDED, and counts once its ledger answers again.
+"""The events that are kept while a run is SUSPENDED, and count when its ledger is back.
 
-Most of what nodes report needs no ledger and counts at once. What remains is a request to close
-the run, and a second node of one name: whether the first one lives is not judged meanwhile. The
-number of these is bounded: one close, and one connection of each node.
+Most events of nodes need no ledger, and count at once. Two kinds are kept: a request to close the
+run; and a second node of one name, because it is not judged meanwhile whether the first one lives.
+Their number is bounded: one close, and one connection of each node.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ class SuspendedEvents:
         self._kept: dict[tuple[str, ...], on.Event] = {}
 
     def keep(self, event: on.Event) -> None:
-        """Keep an event. A repeat takes the place of the first; of closes the first one counts."""
+        """Keep an event. A repeat replaces the earlier one, but of closes the first one counts."""
         key = _key(event)
         if isinstance(event, on.CloseRequested) and key in self._kept:
             return
         self._kept[key] = event
 
     def attached(self, node: NodeId) -> on.NodeAttached | None:
-        """The node that waits to be let in under this name and incarnation, if one does."""
+        """The kept attach of this node, if there is one."""
         kept = self._kept.get(("NodeAttached", node.name, str(node.incarnation)))
         return kept if isinstance(kept, on.NodeAttached) else None
 
     def forget_attached(self, node: NodeId, connection_id: int | None = None) -> None:
-        """A node that was to be let in said goodbye, or closed this connection."""
+        """A node whose attach is kept said goodbye, or closed this connection."""
         key = ("NodeAttached", node.name, str(node.incarnation))
         kept = self._kept.get(key)
         if isinstance(kept, on.NodeAttached) and connection_id in (None, kept.connection_id):
             del self._kept[key]
 
     def take_attached(self, name: str) -> on.NodeAttached | None:
-        """The first node that waits for this name, which is free now; it is kept no more."""
+        """Take out the first attach for this name, which is free now."""
         for key, kept in self._kept.items():
             if isinstance(kept, on.NodeAttached) and kept.node.name == name:
                 del self._kept[key]
@@ -47,7 +47,7 @@ class SuspendedEvents:
         return None
 
     def take(self) -> list[on.Event]:
-        """All that was kept; nothing is kept any more."""
+        """Take out all of them."""
         kept, self._kept = self._kept, {}
         return list(kept.values())
 

@@ -1,8 +1,8 @@
-"""Why a run is SUSPENDED: a set of reasons, each raised and cleared by its owner.
+"""The reasons why a run is SUSPENDED: each is raised and cleared by its owner.
 
 A run may lack its ledger in several ways at once: the lease is not renewed, a record of the store's
-log is not written, the next round does not fit. The end of one of them says nothing about the
-others, so the run goes on when the last one has ended.
+log is not written, the next round does not fit. When one of them ends, the others may still hold.
+So the run goes on when the last one has ended.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import enum
 
 
 class SuspensionCause(enum.StrEnum):
-    """Who suspends a run. The first of those that apply is the reason that is shown."""
+    """What suspends a run. Of those that apply, the first one's reason is shown."""
 
     DEPOSED = "deposed"
-    """Another coordinator may have the run. This one never ends."""
+    """Another coordinator may have the run. This cause never ends."""
     LEASE = "lease"
-    """The coordinator's lease could not be renewed in time, so nothing may be decided."""
+    """The coordinator could not renew its lease in time, so it may decide nothing."""
     COMMIT = "commit"
-    """The ledger does not take the record that is to be committed."""
+    """The ledger does not take the record that is being committed."""
     APPEND = "append"
     """The ledger does not take a record of the log of the round's store."""
 
@@ -41,7 +41,7 @@ class Suspension:
     def begin(
         self, cause: SuspensionCause, reason: str, now_s: float, *, away_s: float | None = None
     ) -> None:
-        """Raise a reason. A newer one of the same cause takes the place of the older.
+        """Raise a reason. A newer one of the same cause replaces the older one.
 
         `away_s`, for the cause LEASE: how long the ledger has not answered; None if it answers.
         """

@@ -1,19 +1,19 @@
 """The member table of a round as a ledger keeps it: in the head if it is small, else in chunks.
 
-A head is read by every node that looks for its coordinator, and written at every change of the run.
-So it stays small, and the table of a large round is kept apart, in chunks that are written before
-the head that names them and removed after a head that does not. A chunk whose rows did not change
+Every node that looks for its coordinator reads the head, and every change of the run writes it. So
+the head stays small, and the table of a large round is kept apart. Its chunks are written before
+the head that names them, and removed after a head that does not. A chunk whose rows did not change
 is not written again: node ranks are stable between rounds, and chunks are cut at fixed ranks.
 
-A chunk's name is (term, serial): its writer's term, and a number that the writer uses once. So a
-name is never given to two contents, and whoever removes one late removes nothing else. What may be
-removed follows from the seal of the run's head alone (R5), never from time:
+A chunk's name is (term, serial): its writer's term, and a number that the writer uses once. So two
+contents never have the same name, and a late removal removes nothing else. What may be removed
+follows only from the seal of the run's head (R5), never from time:
 
-* The owner of a term removes chunks of its own term, and of earlier ones, that neither the head
-  that it committed last nor one that it is about to commit names. Nobody names them again: owners
-  of earlier terms cannot commit any more, and an owner names only its own chunks and those of the
-  head that it found.
-* It never touches a chunk of a later term. So an owner that was deposed, and does not know it yet,
+* The owner of a term removes chunks of its own term and of earlier ones, unless the head that it
+  committed last, or the one that it is about to commit, names them. Nobody will name them again:
+  owners of earlier terms cannot commit any more, and an owner names only its own chunks and those
+  of the head that it found.
+* It never removes a chunk of a later term. So an owner that was deposed, and does not know it yet,
   removes nothing that its successor's head names.
 """
 
@@ -29,11 +29,11 @@ from rallypoint.core.election.records import FORMAT, Chunk, Table, UnreadableErr
 from rallypoint.core.values import SECRET_HASH_BYTES, FrozenStruct, NodeInfo, RoundMember
 
 RANKS_PER_CHUNK: Final = 512
-"""A chunk ends before each multiple of this node rank, so that equal rows give equal chunks."""
+"""A chunk ends before each multiple of this node rank, so that equal rows make equal chunks."""
 CHUNK_BYTES: Final = 192 * 1024
-"""A chunk ends after the row with which it reaches this size: an engine takes at least 1 MiB."""
+"""A chunk ends after the row with which it reaches this size. An engine takes at least 1 MiB."""
 INLINE_BYTES_MAX: Final = 8 * 1024
-"""A table up to this size is in the head: a second write would cost a small run more."""
+"""A table of this size or less is in the head, as a small run would pay for a second write."""
 TABLE_BYTES_MAX: Final = 128 << 20
 """The chunks of a larger table would have too many names for a head."""
 ROW_OVERHEAD_BYTES: Final = 16 + 2 + SECRET_HASH_BYTES
@@ -60,7 +60,7 @@ class _Rows(FrozenStruct, frozen=True):
 
 
 def row_bytes(node: NodeInfo) -> int:
-    """No less than what a node's row in a table comes to, in bytes."""
+    """The size of a node's row in a table, in bytes, or a little more."""
     return ROW_OVERHEAD_BYTES + len(msgspec.msgpack.encode(node))
 
 
@@ -131,7 +131,7 @@ class TableKeeper:
         self._serial = 0
 
     def plan(self, members: tuple[RoundMember, ...]) -> Plan:
-        """How to store this table. What an earlier plan wrote for nothing is reused or removed."""
+        """How to store this table. Chunks of an earlier plan that failed are reused or removed."""
         size = sum(len(msgspec.msgpack.encode(row)) for row in members[:RANKS_PER_CHUNK])
         is_small = len(members) <= RANKS_PER_CHUNK and size <= INLINE_BYTES_MAX
         if self._is_inline or is_small:
@@ -150,13 +150,13 @@ class TableKeeper:
         return Plan(Table(chunks=tuple(chunks)), tuple(new.items()))
 
     def committed(self, table: Table | None) -> tuple[Chunk, ...]:
-        """A head with this table is in the ledger. The chunks that can be removed now."""
+        """A head with this table is in the ledger. Returns the chunks that can be removed now."""
         named = {chunk.digest: chunk for chunk in table.chunks} if table else {}
         before = {*self._present.values(), *self._planned.values()}
         self._present, self._planned = named, {}
         return tuple(sorted(before - set(named.values())))
 
     def leftovers(self, found: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Which of the chunks with these names nobody needs: also what earlier owners left."""
+        """Which of these chunks nobody needs, those of earlier owners included."""
         needed = {(c.term, c.serial) for c in (*self._present.values(), *self._planned.values())}
         return [name for name in found if name[0] <= self.term and name not in needed]

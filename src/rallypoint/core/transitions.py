@@ -80,10 +80,10 @@ def _cell(how: _How, to: tuple[Phase, ...]) -> Cell:
 
 _NOTHING: Final = (Handling.IGNORED, "nothing")
 _KEPT: Final = (Handling.KEPT, "kept until the ledger is back")
-_COUNTED: Final = (Handling.UNDERLYING, "counted as in the phase that it comes back to")
+_COUNTED: Final = (Handling.UNDERLYING, "counted as in the phase to which the run returns")
 _TOLD: Final = (
     Handling.UNDERLYING,
-    "as in the phase that it comes back to: a broken round is told at once",
+    "as in the phase to which the run returns: members are told at once that a round ended",
 )
 _DEPOSED: Final = "deposed: this coordinator decides nothing more"
 _NOTED: Final = "goodbyes that waited for it are answered"
@@ -93,11 +93,11 @@ _ATTACHED: Final = "let in, resumed, or refused with the reason"
 _READY: Final = "counted; may complete the round"
 _LEFT: Final = "taken out; may end the run"
 _CLOSE: Final = "the close is given to the ledger"
-_LOST: Final = "lost at once if its process ended, else has the grace to resume"
+_LOST: Final = "lost at once if its process ended; else it has the grace to resume"
 _SILENT: Final = "suspect, shown as such"
 _HEARD: Final = "suspect no more"
 _ANSWERED: Final = "alive; may close the case"
-_TIMER: Final = "if not stale: its deadline has passed"
+_TIMER: Final = "unless it is stale: its deadline has passed"
 
 TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
     **_rows(
@@ -112,7 +112,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         on.NodeReady,
         _READY,
         "counted for the round after the one being written",
-        "a newcomer waits; a member leaves the round and so breaks it",
+        "a newcomer waits; a member leaves the round, which ends it",
         _TOLD,
         _NOTHING,
     ),
@@ -120,13 +120,13 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         on.WorkerFailed,
         "evidence for the open case",
         _NOTHING,
-        "breaks the round, opens a case, probes the members",
+        "ends the round, opens a case, probes the members",
         _TOLD,
         _NOTHING,
     ),
     **_rows(
         on.NodeDone,
-        "done, though the round broke: not waited for",
+        "done, though the round ended: not waited for",
         "done, though left out of the round being written",
         "done; the run succeeds when all are",
         _COUNTED,
@@ -136,7 +136,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         on.NodeDeparting,
         "not waited for",
         "noted; the next round begins once this one is written",
-        "breaks the round",
+        "ends the round",
         _TOLD,
         _NOTHING,
     ),
@@ -144,7 +144,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         on.NodeLeft,
         _LEFT,
         "taken out; the next round begins once this one is written",
-        "taken out; breaks the round unless done or departing",
+        "taken out; ends the round unless done or departing",
         _TOLD,
         "taken out",
     ),
@@ -169,7 +169,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _LOST,
         _LOST,
         _LOST,
-        (Handling.NOTED, "noted; its grace begins, or it is lost, when the ledger is back"),
+        (Handling.NOTED, "noted; when the ledger is back it has the grace, or is lost"),
         (Handling.NOTED, "noted"),
     ),
     **_rows(on.NodeSilent, _SILENT, _SILENT, _SILENT, _SILENT, _NOTHING),
@@ -178,7 +178,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
     **_rows(
         on.Committed,
         _NOT_ASKED,
-        "the round is published (or begun again), or the run is over",
+        "the round is published or begun again, or the run is over",
         _NOT_ASKED,
         (Handling.NOTED, "noted; takes effect when the ledger is back, and is not repeated"),
         _NOT_ASKED,
@@ -197,14 +197,14 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _DEPOSED,
         _DEPOSED,
         _DEPOSED,
-        "deposed: another coordinator tells of the end from now on",
+        "deposed: another coordinator tells nodes of the end from now on",
     ),
     **_rows(
         on.LedgerLost,
         "nothing is decided until it is back",
         "the record is given again when it is back, unless Committed came",
         "the round goes on",
-        "one more reason, or a newer one of the same cause",
+        "one more reason, or a newer reason of the same cause",
         _NOTHING,
     ),
     **_rows(
@@ -212,14 +212,14 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _NOTHING,
         _NOTHING,
         _NOTHING,
-        "this cause is cleared; after the last one the run goes on, and what was kept counts",
+        "this cause is cleared; after the last one the run goes on, and kept events count",
         _NOTHING,
     ),
     **_rows(
         on.StoreLost,
         _NOTHING,
         _NOTHING,
-        "breaks the round: its members regroup at once",
+        "ends the round: its members regroup at once",
         _TOLD,
         _NOTHING,
     ),

@@ -1,8 +1,9 @@
-"""The nouns of the protocol: what a node, a round, a failure and a run's settings are.
+"""The values of the protocol: nodes, rounds, failures, changes, settings.
 
-Values only: frozen, comparable, without behaviour beyond checking themselves. They are msgspec
-structs so that the wire carries them as they are, `array_like` so that they are small there; a
-field may be added only at the end and with a default (docs/compatibility.md).
+They are frozen, compared by value, and check themselves; they must not have other behaviour. They
+are msgspec structs, so that the wire and the ledger carry them as they are, and `array_like`, so
+that they are small there. So a field may be added only at the end and with a default
+(docs/compatibility.md).
 """
 
 from __future__ import annotations
@@ -14,45 +15,45 @@ from typing import Annotated, Any, Final
 import msgspec
 
 NAME_LENGTH_MAX: Final = 256
-"""Most characters of a node's name, a run id or a host name: longer ones are refused."""
+"""The most characters of a node's name, a run id or a host name."""
 
 NAMES_SHOWN_MAX: Final = 8
-"""Most names that one reason, change or error carries: what is pushed must not grow with N."""
+"""The most names in one reason, change or error, so that no message grows with N."""
 
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
-"""A name from outside: bounded, never empty."""
+"""A name from outside: bounded and not empty."""
 TEXT_LENGTH_MAX: Final = 4_000
-"""Most characters of a sentence from outside."""
+"""The most characters of a text from outside."""
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_LENGTH_MAX)]
-"""A sentence from outside: a reason or an error message."""
+"""A text from outside: a reason or an error message."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=4_096)]
 """How many workers a node has."""
 LabelText = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_MAX)]
-"""A label's value: every label is in every member table, so it is short."""
+"""A label's value. It is short, because every member table has every label."""
 STOP_S_MAX: Final = 60.0
 StopTime = Annotated[float, msgspec.Meta(ge=0, le=STOP_S_MAX)]
-"""How long a node may need to stop its workers, in seconds: its place is kept for so long."""
+"""How long a node may need to stop its workers, in seconds. It keeps its place that long."""
 SECRET_BYTES: Final = 16
-"""How many bytes of chance a node's resume secret has."""
+"""How many random bytes a node's resume secret has."""
 SECRET_BYTES_MAX: Final = 64
 Secret = Annotated[bytes, msgspec.Meta(max_length=SECRET_BYTES_MAX)]
-"""What a node shows whenever it attaches, to prove that it is the member that attached first."""
+"""What a node shows whenever it attaches, to prove that it is the node that attached first."""
 SECRET_HASH_BYTES: Final = 16
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 
 
 class FrozenStruct(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
-    """Base of all values of the protocol."""
+    """The base of all values of the protocol."""
 
 
 def named(value: msgspec.Struct) -> dict[str, Any]:
-    """A value for people: with its fields' names, all the way down, and no struct in it."""
+    """A value for people: a dict by field names, and so on for the values inside."""
     return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
 
 
 def repr_without(value: msgspec.Struct, *secrets: str) -> str:
-    """A struct's repr in which these fields are shown as "set", or as empty, and no more."""
+    """A struct's repr that shows of these fields only whether they are set."""
     shown = {name: getattr(value, name) for name in value.__struct_fields__}
     shown |= {name: "set" if shown[name] else "" for name in secrets}
     fields = ", ".join(f"{name}={each!r}" for name, each in shown.items())
@@ -68,7 +69,7 @@ def _plain(value: object) -> object:
 
 
 class Phase(enum.StrEnum):
-    """Where a run is. The transitions between them: `core/transitions.py`, docs/protocol.md."""
+    """What a run does now. `core/transitions.py` has the transitions between these."""
 
     GATHERING = "gathering"
     COMMITTING = "committing"
@@ -78,18 +79,18 @@ class Phase(enum.StrEnum):
 
 
 class MemberState(enum.StrEnum):
-    """What a member is doing. Whether it can be heard is another matter: `Reachability`."""
+    """What a member is doing. Whether it can be heard is its `Reachability`."""
 
     IDLE = "idle"
-    """Attached, but not asking for a round: just arrived, or passive since it let a call pass."""
+    """Attached without asking for a round: it has just come, or was not ready in the last call."""
     READY = "ready"
-    """Wants the next round (shown as `standby` while the round has no place for it)."""
+    """Asks for the next round (shown as `standby` while a round is active without it)."""
     ACTIVE = "active"
     """In the last committed round."""
     DEPARTING = "departing"
-    """Asked to leave; is stopping its workers. Nobody waits for it."""
+    """Going to leave, and stopping its workers. No node waits for it."""
     DONE = "done"
-    """Its workers have finished. Its leaving or loss breaks nothing."""
+    """Its workers have finished. No round ends when it leaves or is lost."""
 
 
 class Reachability(enum.StrEnum):
@@ -107,20 +108,20 @@ class ConnectionEnd(enum.StrEnum):
 
     UNKNOWN = "unknown"
     PROCESS_ENDED = "process_ended"
-    """The node's kernel closed it, which is proof that the process is gone: `core/endings.py`."""
+    """The node's kernel closed it, so the process has ended: see `core/endings.py`."""
     FIN = "fin"
-    """The other side closed it. Something between the two, or the node itself, may have."""
+    """The other side closed it: the node, or something between the two."""
     RESET = "reset"
     TIMEOUT = "timeout"
-    """Nothing that was sent is acknowledged any more, or there is no way to the node."""
+    """What was sent is not acknowledged any more, or there is no route to the node."""
     CLOSE = "close"
-    """The node closed it in due form, with a WebSocket Close."""
+    """The node closed it with a WebSocket Close."""
     OURS = "ours"
     """The coordinator closed it."""
 
 
 class NodeId(FrozenStruct, frozen=True):
-    """A node and which of its lives: the name is unique in the run, the incarnation per start."""
+    """A node's name, which is unique in the run, and its incarnation, which differs per start."""
 
     name: str
     incarnation: int
@@ -137,9 +138,9 @@ class Address(FrozenStruct, frozen=True):
 
 
 class NodeInfo(FrozenStruct, frozen=True):
-    """What a node tells of itself when it attaches.
+    """What a node says of itself when it attaches.
 
-    `stop_s`: the longest that it takes, after its round has ended, until its workers are gone.
+    `stop_s`: how long it takes at most, after its round has ended, until its workers have stopped.
     """
 
     name: Name
@@ -158,13 +159,15 @@ class NodeInfo(FrozenStruct, frozen=True):
 def secret_hash(secret: bytes) -> bytes:
     """What is kept of a node's resume secret: 16 bytes of its SHA-256; nothing of an empty one.
 
-    Who reads it, in a ledger or in memory, cannot resume with it.
+    Nobody who reads the hash, in a ledger or in memory, can resume with it.
     """
     return hashlib.sha256(secret).digest()[:SECRET_HASH_BYTES] if secret else b""
 
 
 class RunSettings(FrozenStruct, frozen=True, kw_only=True):
-    """What all nodes of a run must agree on; the first to attach sets it. Durations in seconds.
+    """The settings on which all nodes of a run must agree. The first node to attach sets them.
+
+    Durations are in seconds.
 
     Raises:
         ValueError: from the constructor, naming the field and its value.
@@ -173,9 +176,10 @@ class RunSettings(FrozenStruct, frozen=True, kw_only=True):
     min_nodes: int = 1
     max_nodes: int = 1
     expected_nodes: int | None = None
-    """How many nodes a scheduler started: a round need not wait for more than these."""
+    """How many nodes a scheduler started, if one did: a round does not wait for more."""
     max_restarts: int | None = 0
-    """The run's restart budget: how many rounds may end by the program's fault. None: any."""
+    """The run's restart budget: how many rounds may end by the program's fault. None: any
+    number."""
     rank_policy: str = "stable"
     last_call_s: float = 30.0
     settle_s: float = 0.05
@@ -209,7 +213,7 @@ class RunSettings(FrozenStruct, frozen=True, kw_only=True):
 
     def conflicts(self, other: RunSettings) -> tuple[SettingConflict, ...]:
         """Each setting in which `other` differs from these: empty if the two agree."""
-        if self == other:  # As nearly always, and each node that attaches comes by here.
+        if self == other:  # As nearly always: this is asked for each node that attaches.
             return ()
         return tuple(
             SettingConflict(name, str(getattr(self, name)), str(getattr(other, name)))
@@ -262,7 +266,7 @@ class SettingConflict(FrozenStruct, frozen=True):
 
 
 class Seat(FrozenStruct, frozen=True):
-    """One node's place in a round: what differs from node to node, and so is pushed to each."""
+    """One node's place in a round: the part that is different for each node."""
 
     node_rank: int
     first_rank: int
@@ -287,9 +291,9 @@ class RoundMember(FrozenStruct, frozen=True):
 
 
 class RoundHead(FrozenStruct, frozen=True):
-    """What every member of a round is told alike: O(1), whatever the number of members.
+    """What all members of a round are told alike. Its size does not depend on their number.
 
-    `digest` is over the member table (R2: all agree on it without it being pushed).
+    `digest` is over the member table, so that all agree on the table without its being sent (R2).
     """
 
     number: int
@@ -302,7 +306,7 @@ class RoundHead(FrozenStruct, frozen=True):
 
 
 class RoundRecord(FrozenStruct, frozen=True):
-    """A round as it is committed: the head and the whole member table."""
+    """A round as it is committed: its head and its whole member table."""
 
     head: RoundHead
     members: tuple[RoundMember, ...]
@@ -311,8 +315,8 @@ class RoundRecord(FrozenStruct, frozen=True):
 def table_digest(number: int, members: tuple[RoundMember, ...], bootstrap: Address) -> str:
     """A digest of all that the members of a round must agree on (R2), 16 hexadecimal digits.
 
-    Resume secrets are not in it: they concern one member and its coordinator. The incarnations are,
-    so no two rounds have one digest.
+    It is not over resume secrets, which concern only one member and its coordinator. It is over
+    incarnations, so no two rounds have the same digest.
     """
     rows = [
         (r.name, r.incarnation, r.host, r.addresses, r.workers, r.labels, r.stop_s) for r in members
@@ -322,13 +326,13 @@ def table_digest(number: int, members: tuple[RoundMember, ...], bootstrap: Addre
 
 
 UNTOLD_INCARNATION: Final = 0
-"""What stands for an incarnation in a table that nodes are told."""
+"""What nodes are told in place of an incarnation."""
 
 
 def told_rows(members: tuple[RoundMember, ...]) -> list[tuple[object, ...]]:
     """The table as the members of the round are told it, in the form of `RoundMember`s.
 
-    Without what only their coordinators need: incarnations and the hashes of secrets.
+    It has no incarnations and no hashes of secrets: only coordinators need these.
     """
     return [
         (r.name, UNTOLD_INCARNATION, r.host, r.addresses, r.workers, r.labels, r.stop_s)
@@ -337,7 +341,7 @@ def told_rows(members: tuple[RoundMember, ...]) -> list[tuple[object, ...]]:
 
 
 class FailureKind(enum.StrEnum):
-    """Why a worker failed, as its agent sees it. The order is that of precedence as a cause."""
+    """Why a worker failed, as its agent sees it. The worst comes first."""
 
     SIGNAL = "signal"
     OOM = "oom"
@@ -369,11 +373,11 @@ class ChangeKind(enum.StrEnum):
 
 
 class Change(FrozenStruct, frozen=True):
-    """Why a round ended: what happened, to whom, since when. `reasons.describe` gives the text.
+    """Why a round ended. `reasons.describe` has the words.
 
-    `nodes` holds at most NAMES_SHOWN_MAX names, `count` how many there are. `since_s` is how long
-    before the change the trouble began (a node silent for 5.2 s), in seconds. `confirmed` is False
-    while a case is open: what is known so far may be a consequence of something worse.
+    `nodes`: at most NAMES_SHOWN_MAX names; `count`: how many nodes there are. `since_s`: how long
+    before this change the trouble began, in seconds (a node silent for 5.2 s). `confirmed`: False
+    while a case is open, as what is known may be the consequence of something worse.
     """
 
     kind: ChangeKind
@@ -387,18 +391,19 @@ class Change(FrozenStruct, frozen=True):
     confirmed: bool = True
 
     def __str__(self) -> str:
-        from rallypoint.core.reasons import describe  # which is made of these values
+        # reasons is made of these values, so it cannot be imported above.
+        from rallypoint.core.reasons import describe
 
         return describe(self)
 
 
 class Marks(FrozenStruct, frozen=True):
-    """What is known of the members of one round beyond that they are in it.
+    """What is known of the members of one round, besides that they are in it.
 
-    It is written to the run's head, so that it outlives the coordinator. `done` and `gone` are
-    bitmaps over node ranks: bit r % 8 of byte r // 8. Done: its workers have finished. Gone: it is
-    not expected in the next round, as it departs, has left, or was lost. `ended`: why the round
-    ended; None while it is on. `finished`: how many members of earlier rounds have finished.
+    It is in the run's head, so a successor knows it. `done` and `gone` are bitmaps over node ranks:
+    bit r % 8 of byte r // 8. Done: the workers have finished. Gone: the member is not expected in
+    the next round, because it departs, has left, or was lost. `ended`: why the round ended; None
+    while it is active. `finished`: how many members of earlier rounds have finished.
     """
 
     round: int = 0
@@ -418,7 +423,7 @@ class Outcome(enum.StrEnum):
 
 
 class CloseRecord(FrozenStruct, frozen=True):
-    """The end of a run as it is committed (R6: nothing follows it)."""
+    """The end of a run as it is committed. Nothing follows it (R6)."""
 
     outcome: Outcome
     reason: str
@@ -429,13 +434,13 @@ class CloseRecord(FrozenStruct, frozen=True):
 
 
 class Stamp(FrozenStruct, frozen=True):
-    """(ledger, term, round): carried by every message, compared by whoever receives one (R5)."""
+    """(ledger, term, round): every message has it, and every receiver compares it (R5)."""
 
     ledger_id: str = ""
     term: int = 0
     round: int = 0
 
     def is_older_than(self, other: Stamp) -> bool:
-        """Whether this comes from an earlier reign or round of the same ledger."""
+        """Whether this is of an earlier term or round of the same ledger."""
         same_ledger = self.ledger_id == other.ledger_id
         return same_ledger and (self.term, self.round) < (other.term, other.round)
