@@ -90,10 +90,10 @@ def test_the_story_of_a_loss() -> None:
         "12.0 epoch 5 of 9, loss 0.123",
         "13.0 c killed",
         "14.0 noticed after 1.00 s: c lost: its connection closed",
-        "14.2 a, b and d have stopped their workers and are ready again, 0.25 s later: their "
-        "agents never ended",
-        "14.2 round 2 formed with 3 nodes: a and b keep their ranks, d closes the gap, rank 3 to 2",
-        "15.0 training goes on after epoch 5: the last checkpoint",
+        "14.2 a, b and d have stopped their workers and are ready again after 0.25 s; their "
+        "agents kept running",
+        "14.2 round 2 formed with 3 nodes: a and b keep their ranks, d moves from rank 3 to 2",
+        "15.0 training continues from the checkpoint of epoch 5",
     ]
     assert [(row.name, row.state) for row in story.nodes()][2] == ("c", "killed")
     kill = story.kill
@@ -109,8 +109,8 @@ def test_the_story_of_a_newcomer_and_the_end() -> None:
     story.take_line("[a:0] test accuracy 0.9712", 20.0)
     assert told(story)[1:] == [
         "15.0 round 1 ends: c joined",
-        "15.5 a and b have stopped their workers and are ready again, 0.25 s later: their "
-        "agents never ended",
+        "15.5 a and b have stopped their workers and are ready again after 0.25 s; their "
+        "agents kept running",
         "15.5 round 2 formed with 3 nodes: a and b keep their ranks, c is new and has rank 2",
     ]
     assert story.accuracy == 0.9712
@@ -124,8 +124,7 @@ def test_missing_libraries_are_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
     done = cli("demo")
     assert (done.code, done.out) == (2, "")
     assert done.err.splitlines() == [
-        "error: the demo trains with numpy and scikit-learn: numpy and scikit-learn cannot be "
-        "found",
+        "error: the demo needs numpy and scikit-learn; not installed: numpy, scikit-learn",
         "hint: pip install 'rallypoint[examples]'",
     ]
 
@@ -156,7 +155,7 @@ def test_four_nodes_train_and_lose_one(run: Programs) -> None:
         r"noticed after \d\.\d\d s: node-2 lost: its process ended",
         r"node-0, node-1 and node-3 have stopped their workers",
         r"round 2 formed with 3 nodes: node-0 and node-1 keep their ranks",
-        r"training goes on after epoch ([6-9]|1\d): the last checkpoint",
+        r"training continues from the checkpoint of epoch ([6-9]|1\d)",
         r"node-4 starts",
         r"round 2 ends: node-4 joined",
         r"round 3 formed with 4 nodes: .*node-4 is new",
@@ -207,7 +206,7 @@ def test_a_node_that_fails_fails_the_demo(run: Programs) -> None:
     assert "error: the demo has failed: node-2 ended with exit code -9" in shown.text
     assert "hint: " in shown.text
     (kept,) = run.directory.glob("rp-demo-*")
-    assert f"what the nodes said: {kept}" in shown.text
+    assert f"the nodes' output: {kept}" in shown.text
     assert (kept / "node-2.log").exists()
 
 

@@ -1,7 +1,7 @@
 """`rallypoint demo`: four nodes on this machine train, lose one to kill -9, regroup, and finish.
 
-Nothing in it is played: the nodes are agents as `rallypoint run` starts them, the training is
-examples/train_digits.py, and what is told of rounds comes from the coordinator's HTTP API.
+Nothing is simulated: the nodes are agents that `rallypoint run` starts, the training is
+examples/train_digits.py, and what the demo says about rounds comes from the coordinator's HTTP API.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from rallypoint.errors import RallypointError, UsageError
 ACCURACY_MIN: Final = 0.95
 EPOCHS: Final = 25
 PAUSE_S: Final = 0.04
-"""How long each worker sleeps per step: without it, the training is over in a second."""
+"""How long each worker sleeps per step. Without it, the training takes one second."""
 KILL_AT_EPOCH: Final = 6
 JOIN_AT_EPOCH: Final = 12
 LIMIT_S: Final = 150.0
-"""More than enough for a busy machine: it takes less than half a minute on two free cores."""
+"""Enough for a busy machine: on two idle cores the demo takes less than half a minute."""
 LINES_SHOWN: Final = 15
 
 
 class DemoError(RallypointError):
-    """The demo did not go as it must."""
+    """The demo failed."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -44,24 +44,29 @@ def add_to(app: typer.Typer) -> None:
 
 def demo(
     nodes: Annotated[
-        int, typer.Option("--nodes", metavar="N", min=3, max=8, help="How many nodes; 4.")
+        int,
+        typer.Option(
+            "--nodes", metavar="N", min=3, max=8, help="How many nodes there are (default: 4)."
+        ),
     ] = 4,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the checkpoints and what the nodes said.")
+        bool, typer.Option("--keep", help="Keep the checkpoints and the nodes' output.")
     ] = False,
 ) -> None:
-    """See nodes meet, train, lose one to kill -9 and regroup, on this machine, in half a minute."""
+    """Watch nodes on this machine meet, train, lose one to kill -9 and regroup: half a minute."""
     settings.check_platform()
     _check_libraries()
     limits.check("`rallypoint demo`", limits.agent_files(nodes, has_log_files=True))
-    directory = Path(tempfile.mkdtemp(prefix="rp-demo-"))  # short: sockets may lie below it
-    keeps = True  # what went wrong can be looked at
+    directory = Path(
+        tempfile.mkdtemp(prefix="rp-demo-")
+    )  # Short: paths of sockets may begin with it.
+    keeps = True  # After an error, for a look at it.
     try:
         code = _run(nodes, directory)
         keeps = keep
     finally:
         if keeps:
-            output.note(f"checkpoints, and what the nodes said: {directory}")
+            output.note(f"checkpoints and the nodes' output: {directory}")
         else:
             shutil.rmtree(directory, ignore_errors=True)
     raise typer.Exit(code)
@@ -71,7 +76,7 @@ def _run(count: int, directory: Path) -> int:
     with _Signals() as signals:
         try:
             accuracy = Demo(count, directory, signals).run()
-        except _ToldToEnd:
+        except _Stopped:
             assert signals.number is not None
             output.note(f"{signal.Signals(signals.number).name}: all nodes have been ended")
             return 128 + signals.number
@@ -100,7 +105,7 @@ class Demo:
         self._nodes = Nodes(endpoint_of(self._address), self._run_id, directory)
 
     def run(self) -> float:
-        """Tell the story to its end; the test accuracy. Raises DemoError; leaves no process."""
+        """Run it to its end, and return the test accuracy. Raises DemoError; leaves no process."""
         from rallypoint.cli.demo_view import View, show_timeline
 
         with View(self._story, self._began_s) as view, self._nodes:
@@ -117,16 +122,16 @@ class Demo:
         show_timeline(self._story)
         return self._tell_accuracy()
 
-    # -- the plot ------------------------------------------------------------------------------
+    # -- what happens --------------------------------------------------------------------------
 
     def _begin(self) -> None:
         for name in self._names:
             self._start(name)
         self._say(
-            f"{self._count} nodes start, each a `rallypoint run --nnodes "
-            f"{self._count - 1}:{self._count}` of its own: at least {self._count - 1} must be there"
+            f"{self._count} nodes start, each as its own `rallypoint run --nnodes "
+            f"{self._count - 1}:{self._count}`: a round needs at least {self._count - 1} of them"
         )
-        self._say(f"{self._names[0]} also carries the coordinator, at {self._address}")
+        self._say(f"{self._names[0]} also runs the coordinator, at {self._address}")
 
     def _start(self, name: str) -> None:
         is_host = name == self._names[0]
@@ -148,7 +153,7 @@ class Demo:
         self._story.started(name)
 
     def _act(self) -> None:
-        """Kill once training is well under way, and start another once it goes on without it."""
+        """Kill a node after some epochs; start another one once training goes on without it."""
         story = self._story
         if story.kill is None:
             if story.resumed_round == 1 and story.epoch >= KILL_AT_EPOCH:
@@ -157,7 +162,7 @@ class Demo:
             story.resumed_round > story.kill.round and story.epoch >= JOIN_AT_EPOCH
         ):
             self._start(self._newcomer)
-            self._say(f"{self._newcomer} starts, for the place that is free", "round")
+            self._say(f"{self._newcomer} starts, and takes the free place", "round")
 
     def _kill(self) -> None:
         now_s = time.time()
@@ -165,8 +170,8 @@ class Demo:
         self._story.killed(
             self._victim,
             now_s,
-            f"{self._victim} killed: SIGKILL to its agent (not to {self._names[0]}'s: the run "
-            "ends with its coordinator)",
+            f"{self._victim} killed: SIGKILL to its agent. (Not to {self._names[0]}'s agent, which "
+            "runs the coordinator: the run would end.)",
         )
 
     def _is_over(self) -> bool:
@@ -187,16 +192,16 @@ class Demo:
     # -- what can go wrong ---------------------------------------------------------------------
 
     def _check(self) -> None:
-        """Raises DemoError if a node has failed, or all of it takes too long."""
+        """Raise DemoError if a node has failed, or the demo takes too long."""
         if self._signals.number is not None:
-            raise _ToldToEnd
+            raise _Stopped
         for agent in self._nodes.agents.values():
-            # On a busy machine the newcomer may be too late for a run that has ended well.
+            # On a busy machine the new node may come after the run has succeeded.
             is_late = agent.name == self._newcomer and self._story.accuracy is not None
             if agent.code and not agent.was_killed and not is_late:
                 raise _failed(f"{agent.name} ended with exit code {agent.code}", agent.lines)
         if time.time() - self._began_s > LIMIT_S:
-            raise _failed(f"it is not over after {LIMIT_S:g} s", self._last_lines())
+            raise _failed(f"it has not finished within {LIMIT_S:g} s", self._last_lines())
 
     def _last_lines(self) -> list[str]:
         return [line for agent in self._nodes.agents.values() for line in agent.lines[-2:]]
@@ -208,13 +213,13 @@ class Demo:
         print()
         print(f"test accuracy {accuracy:.4f} (at least {ACCURACY_MIN} is expected)")
         print(
-            f"The training sleeps {PAUSE_S * 1000:g} ms in each step, so that it can be watched; "
-            "the times of rounds are as measured."
+            f"The training sleeps {PAUSE_S * 1000:g} ms in each step, so that you can watch it. "
+            "The times of the rounds are as measured."
         )
         print(
-            f"Not shown: a machine that loses its power closes no connection, and is given "
-            f"{settings.resolve('lost_after_s').value:g} s; "
-            f"{self._names[0]}, which carries the coordinator, is not killed."
+            f"Not shown: a machine that loses its power closes no connection, so its node is lost "
+            f"only after {settings.resolve('lost_after_s').value:g} s. {self._names[0]} runs the "
+            "coordinator and is not killed."
         )
         return accuracy
 
@@ -222,7 +227,8 @@ class Demo:
 def _failed(what: str, lines: list[str]) -> DemoError:
     said = "".join(f"\n  | {line}" for line in lines[-LINES_SHOWN:])
     return DemoError(
-        f"the demo has failed: {what}{said}", hint="a machine that is very busy may need more time"
+        f"the demo has failed: {what}{said}",
+        hint="if this machine is very busy, try again later",
     )
 
 
@@ -234,15 +240,15 @@ def _flat(options: dict[str, str]) -> list[str]:
 
 
 def script() -> Path:
-    """The training: in a checkout the example itself, in an installed wheel the wheel's copy."""
+    """The path of the training script: the example of a checkout, or the copy in a wheel."""
     here = Path(__file__).resolve()
     in_checkout = here.parents[3] / "examples" / "train_digits.py"
     in_wheel = here.with_name("_demo_train.py")
     found = next((path for path in (in_wheel, in_checkout) if path.is_file()), None)
     if found is None:
         raise UsageError(
-            f"the demo's training is missing: neither {in_wheel} nor {in_checkout} is there",
-            hint="install rallypoint again, or get examples/ of the same release",
+            f"the demo's training script is missing: neither {in_wheel} nor {in_checkout} exists",
+            hint="install rallypoint again, or add examples/ of the same release",
         )
     return found
 
@@ -252,7 +258,7 @@ def _check_libraries() -> None:
     missing = [name for module, name in libraries.items() if not importlib.util.find_spec(module)]
     if missing:
         raise UsageError(
-            f"the demo trains with numpy and scikit-learn: {' and '.join(missing)} cannot be found",
+            f"the demo needs numpy and scikit-learn; not installed: {', '.join(missing)}",
             hint="pip install 'rallypoint[examples]'",
         )
 
@@ -260,16 +266,15 @@ def _check_libraries() -> None:
 # -- being told to end ---------------------------------------------------------------------------
 
 
-class _ToldToEnd(Exception):
-    """A signal has asked the demo to end."""
+class _Stopped(Exception):
+    """A signal tells the demo to end."""
 
 
 class _Signals:
-    """SIGINT, SIGTERM and SIGHUP, noted and looked at in the loop.
+    """SIGINT, SIGTERM and SIGHUP: the first one's number, which the loop looks at."""
 
-    Not raised from wherever the program is: an agent that has just been started must be known, and
-    the end of the agents, which is bounded in time, must not be cut short.
-    """
+    # The handler raises nothing: an agent that was just started must be in the list of agents, and
+    # ending the agents, which is bounded in time, must not be interrupted.
 
     def __init__(self) -> None:
         self.number: int | None = None

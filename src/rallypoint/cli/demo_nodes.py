@@ -1,7 +1,7 @@
-"""The nodes of `rallypoint demo`: real `rallypoint run` agents, and an end for each of them.
+"""The nodes of `rallypoint demo`: real `rallypoint run` agents, which are started and ended here.
 
-Every agent has a session of its own, so that Ctrl-C at the terminal reaches the demo alone, which
-then ends them in order. Only processes that were started here are ever sent a signal.
+Every agent has a session of its own, so that Ctrl-C at the terminal reaches only the demo, which
+then ends the agents in order. Signals are sent only to processes that were started here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from rallypoint.settings import Endpoint
 
 ASK_EVERY_S: Final = 0.1
 STOP_WAITS_S: Final = (4.0, 3.0)
-"""How long agents get after SIGTERM, and after another one that hurries the coordinator's host."""
+"""How long agents get after SIGTERM, and after a second one, on which the coordinator's host
+ends."""
 KILLED_WITHIN_S: Final = 5.0
 THREAD_ENDS_WITHIN_S: Final = 1.0
 _LINES_KEPT: Final = 200
@@ -33,7 +34,7 @@ _LINES_KEPT: Final = 200
 
 @dataclass(frozen=True)
 class Line:
-    """What an agent or its worker has said."""
+    """A line that an agent or its worker has printed."""
 
     node: str
     text: str
@@ -41,14 +42,14 @@ class Line:
 
 @dataclass(frozen=True)
 class StatusAnswer:
-    """What the coordinator has answered."""
+    """An answer of the coordinator about the run."""
 
     body: dict[str, object]
 
 
 @dataclass
 class Agent:
-    """One agent's process, and what it said."""
+    """One agent's process, and its last lines of output."""
 
     name: str
     process: subprocess.Popen[str]
@@ -62,13 +63,14 @@ class Agent:
 
 
 class Nodes:
-    """All agents of one demo. Use it as `with Nodes(...) as nodes:`; none outlives the block."""
+    """All agents of one demo. Use it as `with Nodes(...) as nodes:`; all agents end with the
+    block."""
 
     def __init__(self, endpoint: Endpoint, run_id: str, directory: Path) -> None:
         self.agents: dict[str, Agent] = {}
         self._endpoint = endpoint
         self._run_id = run_id
-        # One of its own: a demo leaves nothing in the user's home, and needs none.
+        # A new one, so that the demo neither reads nor writes the token in the user's home.
         self._token = tokens.draw()
         self._directory = directory
         self._happened: queue.SimpleQueue[Line | StatusAnswer] = queue.SimpleQueue()
@@ -105,21 +107,21 @@ class Nodes:
         return agent
 
     def kill(self, name: str) -> None:
-        """SIGKILL, which nobody can catch; its guard then ends what it had started."""
+        """SIGKILL to an agent; its guard then ends the processes that it had started."""
         agent = self.agents[name]
         agent.was_killed = True
         agent.process.kill()
         agent.process.wait(KILLED_WITHIN_S)
 
     def happenings(self, within_s: float) -> Iterator[Line | StatusAnswer]:
-        """What has happened; waits for the first of it."""
+        """Lines and answers since the last call; waits `within_s` for the first."""
         with contextlib.suppress(queue.Empty):
             yield self._happened.get(timeout=within_s)
             while True:
                 yield self._happened.get_nowait()
 
     def hear_out(self) -> None:
-        """Wait until all that the agents said before their ends is among the happenings."""
+        """Wait until the last output of the agents has been read."""
         for thread in self._reading:
             thread.join(timeout=THREAD_ENDS_WITHIN_S)
 
@@ -136,7 +138,7 @@ class Nodes:
 
     def _ask(self) -> None:
         while not self._over.wait(ASK_EVERY_S):
-            with contextlib.suppress(RallypointError):  # not there yet, or not any more
+            with contextlib.suppress(RallypointError):  # It does not answer yet, or not any more.
                 self._happened.put(StatusAnswer(api.run(self._endpoint, self._token, self._run_id)))
 
     def _stop(self) -> None:
@@ -159,10 +161,9 @@ class Nodes:
 
 
 def _environment(directory: Path) -> dict[str, str]:
-    """The user's, without what would make another run of this one; one thread per worker.
-
-    An agent that is killed leaves its scratch directory behind: here, in the demo's own.
-    """
+    """The user's environment without Rallypoint's variables, and with one thread for each
+    worker."""
+    # TMPDIR: a killed agent leaves its scratch directory behind, so it is in the demo's directory.
     kept = {k: v for k, v in inherited_environment().items() if not k.startswith("RALLYPOINT_")}
     own = {"TMPDIR": str(directory), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return {**kept, **own}

@@ -1,8 +1,8 @@
-"""What `rallypoint demo` tells: from the coordinator's answers and the nodes' lines to sentences.
+"""What `rallypoint demo` says: sentences made from the coordinator's answers and the nodes' output.
 
-No input, output or clock in here: the same answers always make the same story. Times are seconds
-on this machine's wall clock, as the coordinator's are; both are on one machine, and nothing but
-the story is made of them (R9).
+There is no I/O and no clock in here: the same answers always make the same story. Times are seconds
+of the wall clock, as the coordinator's times are. Both are on one machine, and the times are only
+shown (R9).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EPOCHS_BETWEEN_LINES: Final = 5
 
 @dataclass(frozen=True)
 class Event:
-    """One sentence of the story. `kind`: what it is about, for its colour."""
+    """One sentence of the story. `kind`: its subject, which gives its colour."""
 
     at_s: float
     text: str
@@ -29,7 +29,8 @@ class Event:
 
 @dataclass
 class Kill:
-    """A node that was killed, and how the others took it. Wall-clock seconds, or None as yet."""
+    """A node that was killed, and what followed. Wall-clock seconds; None: it has not happened
+    yet."""
 
     node: str
     at_s: float
@@ -88,7 +89,7 @@ class Story:
 
     @property
     def doing(self) -> str:
-        """What the run does, in few words."""
+        """What the run is doing, in few words."""
         if self.phase == "active":
             return "training" if self.resumed_round == self.round else "workers are starting"
         return self.phase
@@ -104,10 +105,10 @@ class Story:
         shown = "killed, not noticed yet" if state == "killed" else str(member["state"])
         return NodeRow(name, shown, member["node_rank"], tuple(member["ranks"]))
 
-    # -- what workers say ----------------------------------------------------------------------
+    # -- the output of agents and workers ------------------------------------------------------
 
     def take_line(self, line: str, at_s: float) -> None:
-        """A line of an agent or a worker; most of them are not for the story."""
+        """Take a line of an agent or a worker. Most lines add nothing to the story."""
         if found := _EPOCH.search(line):
             self.epoch, self.epochs, self.loss = int(found[1]), int(found[2]), float(found[3])
             if self.epoch % _EPOCHS_BETWEEN_LINES == 0:
@@ -122,20 +123,22 @@ class Story:
         if self.kill is not None and self.kill.trained_s is None and number > self.kill.round:
             self.kill.trained_s = at_s
         if epoch:
-            self.say(at_s, f"training goes on after epoch {epoch}: the last checkpoint", "round")
+            self.say(at_s, f"training continues from the checkpoint of epoch {epoch}", "round")
         else:
             self.say(at_s, "training begins")
 
-    # -- what the coordinator says -------------------------------------------------------------
+    # -- the coordinator's answers -------------------------------------------------------------
 
     def take_status(self, status: Mapping[str, Any]) -> None:
-        """The coordinator's answer about the run."""
+        """Take an answer of the coordinator about the run."""
         self.phase = status["phase"]
         self.rounds = status["rounds"]
         self._members = {member["name"]: member for member in status["members"]}
         for name, state in self._started.items():
             if state == "starting" and name in self._members:
-                self._started[name] = "ended"  # shown once the coordinator has it no more
+                self._started[name] = (
+                    "ended"  # Shown once the coordinator does not list it any more.
+                )
         for before, each in zip([None, *self.rounds], self.rounds, strict=False):
             number = each["number"]
             if each["published"] and number not in self._formed:
@@ -175,7 +178,7 @@ class Story:
 
 
 def formed_s(each: Mapping[str, Any]) -> float:
-    """When the round began, on this machine's wall clock."""
+    """When the round began, in seconds of the wall clock."""
     return float(each["formed_at"]) + float(each["committing_s"])
 
 
@@ -197,13 +200,13 @@ def _is_loss_of(node: str, each: Mapping[str, Any]) -> bool:
 def _ready_again(before: Mapping[str, Any], each: Mapping[str, Any]) -> str:
     survivors = [name for name in before["members"] if name in each["members"]]
     return (
-        f"{in_words(survivors)} have stopped their workers and are ready again, "
-        f"{each['gathering_s']:.2f} s later: their agents never ended"
+        f"{in_words(survivors)} have stopped their workers and are ready again after "
+        f"{each['gathering_s']:.2f} s; their agents kept running"
     )
 
 
 def _moves(before: Sequence[str], after: Sequence[str]) -> str:
-    """Who keeps its rank, who has another one, who is new. Every node has one worker here."""
+    """The nodes that keep their rank, change it, or are new. Every node has one worker here."""
     ranks = {name: rank for rank, name in enumerate(before)}
     kept = [name for rank, name in enumerate(after) if ranks.get(name) == rank]
     parts = [f"{in_words(kept)} keep their ranks"] if kept else []
@@ -211,5 +214,5 @@ def _moves(before: Sequence[str], after: Sequence[str]) -> str:
         if name not in ranks:
             parts.append(f"{name} is new and has rank {rank}")
         elif ranks[name] != rank:
-            parts.append(f"{name} closes the gap, rank {ranks[name]} to {rank}")
+            parts.append(f"{name} moves from rank {ranks[name]} to {rank}")
     return ", ".join(parts)

@@ -1,6 +1,6 @@
-"""How `rallypoint demo` shows its story: a table that is kept up on a terminal, else plain lines.
+"""How `rallypoint demo` shows its story: on a terminal with a table below it, else as plain lines.
 
-The sentences are the same in both, and stay where they are; only the table is drawn over.
+The sentences are the same in both, and stay on the screen. The table is drawn anew each time.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class View:
         self._console.print(grid)
 
 
-# -- the table that is kept up -------------------------------------------------------------------
+# -- the table below the story -------------------------------------------------------------------
 
 
 def _board(story: Story) -> RenderableType:
@@ -100,7 +100,7 @@ def _progress(story: Story) -> str:
 
 
 def show_timeline(story: Story) -> None:
-    """The rounds, one a line, and where the time went after the kill."""
+    """Print the rounds, one on each line, and the parts of the time after the kill."""
     headings = ["round", "nodes", "gathering", "committing", "active", "why it ended"]
     rows = [[output.cell(text) for text in _row(each)] for each in story.rounds]
     print()
@@ -124,13 +124,13 @@ def _row(each: Mapping[str, Any]) -> list[str]:
 
 
 def _after(kill: Kill) -> list[str]:
-    """Where the time went. Only what was seen is told."""
+    """The parts of the time after the kill, as far as they were observed."""
     if kill.noticed_s is None or kill.formed_s is None:
-        return [f"{kill.node} was killed, and the run has ended before the others regrouped"]
+        return [f"{kill.node} was killed, and the run ended before the others had regrouped"]
     lines = [
         f"{kill.node} killed, to the new round: {kill.formed_s - kill.at_s:.2f} s",
-        f"  {kill.noticed_s - kill.at_s:6.2f} s  until it was noticed: its kernel closed "
-        "its connection",
+        f"  {kill.noticed_s - kill.at_s:6.2f} s  until the coordinator noticed: the "
+        "kernel closed the connection",
         f"  {kill.formed_s - kill.noticed_s:6.2f} s  until the others had stopped their workers "
         "and the round was formed",
     ]
