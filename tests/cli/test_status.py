@@ -128,7 +128,7 @@ def test_a_missing_and_a_wrong_token(
     endpoint = serve(env={"RALLYPOINT_TOKEN": "hunter2"}).endpoint
     missing = cli(*command, "--endpoint", endpoint)
     assert missing.code == 2
-    assert "asks for a token, and got none" in missing.err
+    assert "needs a token, and the request has none" in missing.err
     monkeypatch.setenv("RALLYPOINT_TOKEN", "hunter3")
     wrong = cli(*command, "--endpoint", endpoint)
     assert wrong.code == 2

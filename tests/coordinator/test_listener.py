@@ -198,7 +198,8 @@ def test_without_descriptors_it_waits_and_says_so_once(caplog: pytest.LogCapture
         run_clean(main)
     told = [r.message for r in caplog.records if r.name == "rallypoint.coordinator"]
     assert told == [
-        "no connection can be taken: Too many open files; raise this process's limit on open files"
+        "no connection can be accepted: Too many open files; "
+        "raise this process's limit on open files"
     ]
 
 

@@ -161,7 +161,7 @@ def test_a_run_that_nobody_has_is_shown_and_can_be_closed() -> None:
                 await a.has("one")
             shown = await b.status("one")
             assert (shown.phase, shown.source, shown.owner) == ("unowned", "ledger", None)
-            assert "no coordinator has it now" in shown.reason
+            assert "no coordinator owns it now" in shown.reason
             (line,) = (await b.list()).runs
             assert (line.phase, line.attached) == ("unowned", None)
             said = await b.ask("/api/v1/runs/one/close", post=b"{}")

@@ -77,7 +77,7 @@ def test_a_token_is_asked_for_on_both_faces(path: str):
         async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
             status, body, headers = await get(port, path)
             assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
-            assert body["error"] == "this coordinator asks for a token, and got none"
+            assert body["error"] == "this coordinator needs a token, and the request has none"
             assert "RALLYPOINT_TOKEN" in body["hint"]
             for wrong in ("Bearer no", TOKEN[:-1], "Bearer ", f"Bearer {TOKEN}x"):
                 status, body, _ = await get(port, path, Authorization=wrong)

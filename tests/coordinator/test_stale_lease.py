@@ -405,7 +405,7 @@ def test_a_close_that_goes_with_its_coordinator_is_not_confirmed() -> None:
         case.shared._runs.deposed("run", "another coordinator has it")
         status, said = await asking
         assert status == 503
-        assert "this coordinator has it no more" in said["error"]
+        assert "this coordinator does not own it any more" in said["error"]
         await case.shared.aclose()
 
     run_virtual(main())

@@ -197,7 +197,7 @@ class TestNobodyReachesTheCoordinator:
         fleet.at_work(1)
         print(f"the round was there after {time.monotonic() - began_s:.1f} s")
         first.process.rewind()
-        first.process.line("no other node reaches this coordinator: it yields")
+        first.process.line("no other node reaches this coordinator: it resigns")
         assert fleet.hosting() is not first
         fleet.counts_since(time.monotonic())
 
@@ -237,7 +237,7 @@ class TestNobodyReachesTheCoordinator:
         fleet.all_attached_since(walled_s)
         print(f"all are attached elsewhere after {time.monotonic() - walled_s:.1f} s")
         process.rewind()
-        process.line("no other node reaches this coordinator: it yields")
+        process.line("no other node reaches this coordinator: it resigns")
         fleet.counts_since(time.monotonic())
         assert fleet.worker_pids() == pids
         assert not any(has_ended(agent, 1) for agent in fleet.agents)

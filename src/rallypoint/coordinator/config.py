@@ -1,4 +1,4 @@
-"""What a coordinator is told when it starts: limits, and whom it admits."""
+"""The configuration of a coordinator: limits, tokens, how long things are kept."""
 
 from __future__ import annotations
 
@@ -13,37 +13,36 @@ from rallypoint.core.store import DEFAULT_LIMITS, StoreLimits
 from rallypoint.core.values import NodeId, repr_without
 
 SOFTWARE: Final = f"rallypoint {__version__}"
-"""What nodes and people are told of the release of this coordinator."""
+"""The release of this coordinator, as nodes and people are told."""
 
 
 class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one coordinator process. Durations in seconds, sizes in bytes.
 
-    `token`: what is asked for; "" lets everybody in. `more_tokens` are accepted beside it.
+    `token`: required of every peer; "" admits all. `more_tokens` are accepted as well.
     `runs_max`, `sessions_max`: runs and connections, of all accounts together. `new_runs_per_s`:
     how fast one account may begin runs, once it has begun many. See core/quotas.py.
-    `empty_run_keep_s`: how long a run is kept that nobody is in, unless it is closed;
-    `unformed_run_keep_s`: the same if it never had a round, nor more than one node.
+    `empty_run_keep_s`: how long a run without members is kept, unless it is closed;
+    `unformed_run_keep_s`: the same for a run that never had a round, nor more than one node.
     `only_run`: the one run that an embedded coordinator admits; None admits any.
-    `heartbeats_per_suspicion`: how often a node is heard, at least, before its silence counts.
-    `strangers_max`: how many connections may be open that have not shown a token (where there is
-    one, else: have made no request); more wait until some of them have, or their time is over.
-    `attach_timeout_s`: how long a connection may take to say who it is.
-    `backlog_bytes_max`: what may wait to be sent to one node that does not read; beyond it the
-    connection is dropped, and the node resumes. Large answers count with what the store does not
-    hold of them, which is little.
+    `heartbeats_per_suspicion`: how many heartbeats a node sends within `suspect_after_s`.
+    `strangers_max`: how many connections may be open without a token (without a request, if no
+    token is required); more wait in the kernel.
+    `attach_timeout_s`: within this time a connection has to attach.
+    `backlog_bytes_max`: how much may wait for one node that does not read; beyond it the connection
+    is closed, and the node resumes. Of a large answer, only what the store does not hold counts.
     `attach_grace_s`: how long the members of a run that was taken over have to attach here.
-    `lease_ttl_s`: how long this coordinator's lease may stand still; the lease says it.
-    `own_node`: the node that hosts this coordinator; it proves nothing by reaching it. The lease
+    `lease_ttl_s`: the ttl of this coordinator's lease, which names it.
+    `own_node`: the node that hosts this coordinator: that it is heard proves nothing. The lease
     names it.
-    `token_origin`: whose the token is, in a word (tokens.Origin); "" where that is not told.
-    `lease_token`: the same as `token`, if nodes that have none may find it in the ledger; else "".
-    `memory_bytes_max`: what is kept for all peers together: see core/budget.py.
-    `hosts`: names of this coordinator beside those of its machine, such as an endpoint's host. One
-    without a token answers to no other name.
-    `clock_host`: whose wall clock the times of day are that people are shown.
-    `yield_after_s`: after how long a coordinator that hears no other node lets another that stands
-    by try; None: never.
+    `token_origin`: where the token comes from (tokens.Origin); "" where that is not told.
+    `lease_token`: the same as `token`, if nodes without one may find it in the ledger; else "".
+    `memory_bytes_max`: the memory for all peers together: see core/budget.py.
+    `hosts`: names of this coordinator besides those of its machine, such as an endpoint's host. A
+    coordinator without a token answers to no other name.
+    `clock_host`: the host whose wall clock gives the times of day that people are shown.
+    `yield_after_s`: a coordinator that has heard no other node for so long resigns in favour of
+    another candidate; None: never.
     """
 
     token: str = ""

@@ -1,7 +1,7 @@
 """All runs and connections of one coordinator: opens runs, passes time on, forgets idle runs.
 
-Without sockets and asyncio. Where the records of runs are kept, and whether this process owns a
-run, is `Ownership`'s: in memory or on a ledger.
+It has no sockets and no asyncio. `Ownership` keeps the records of runs, in memory or on a ledger,
+and knows whether this process owns a run.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from rallypoint.wire import messages as wire
 _log = logging.getLogger("rallypoint.coordinator")
 
 LOOK_AGAIN_S: Final = 10.0
-"""When a run is looked at again that is idle, and may not go yet for another reason."""
+"""How often an idle run is looked at that must stay for another reason."""
 STALE_LOOKS_FEW: Final = 64
-"""So few looks at runs that have gone are left in the heap."""
+"""So many entries of runs that have gone may stay in the heap."""
 FORGOTTEN_MAX: Final = 4_096
-"""How many runs are remembered that were forgotten without a round."""
+"""How many names are kept of runs that were forgotten before they had a round."""
 
 
 class Ownership(hosted_run.Ownership, Protocol):
-    """Besides what a run needs: what its coordinator needs.
+    """What a coordinator needs of it, besides what its runs need.
 
     In `memory_ownership` all runs are in this process, and end with it. In `run_ownership` they are
     on a ledger that several coordinators share.
@@ -108,42 +108,42 @@ class Coordinator:
         self.ownership = ownership
         self.ledger_id = ownership.ledger_id
         self.table_bytes_max = TABLE_BYTES_MAX
-        """What the ledger keeps of one run's member table."""
+        """The largest member table that the ledger keeps, in bytes."""
         self.budget = MemoryBudget(config.memory_bytes_max)
-        """What is kept for all runs together."""
+        """The memory of all runs together."""
         self.unattached = self.budget.share("connections that have not attached yet")
         self.people = self.budget.share("requests of people")
         self.turns = Turns()
         self.unread: dict[int, Session] = {}
-        """Connections whose peers have not read all that they were sent."""
+        """Connections with a backlog, by their ids."""
         self.put_off: dict[int, Session] = {}
-        """Connections of which something waits for its turn: by their links."""
+        """Connections whose input waits for its turn, by their ids."""
         self.sessions: dict[int, Session] = {}
         self.runs: dict[str, HostedRun] = {}
         self.clock = clock or StallProofClock()
-        """The coordinator's time: it stands still while the process did (R8)."""
+        """R8: leaves out the time for which the process slept."""
         self._timers = Timers()
         self._wake = wake
-        self._links = 0
+        self._last_connection_id = 0
         self._strangers: dict[int, float] = {}
-        """Until when each link that has not said who it is has to."""
+        """By when each connection has to attach that has not yet, by their ids."""
         self._listening: list[tuple[float, int]] = []
-        """When each attached session, by its link, may have been silent for too long; a heap."""
+        """When to look whether a session was silent: (time, connection id); a heap."""
         self._held_sessions = Holdings()
         self._held_runs = Holdings()
         self._paces = Paces(config.new_runs_per_s)
         self._paces_of_members = Paces(config.new_runs_per_s, max(1, config.runs_max))
-        """After a takeover the nodes of all runs come at once: they begin nothing."""
+        """For nodes that were in a run: they all come at once after a takeover."""
         self._begins_at_s: dict[str, float] = {}
-        """When each run may begin for which nodes wait."""
+        """When each run may begin for which nodes wait, by its name."""
         self._idle: dict[Idle, dict[str, HostedRun]] = {kind: {} for kind in Idle}
-        """Runs to which no node is connected, of each kind the one that is longest first."""
+        """Runs to which no node is connected; of each kind, the longest idle first."""
         self._idle_due: list[tuple[float, int, str]] = []
-        """When to look whether they are over; a heap. It names runs and does not hold them: one
-        that is forgotten earlier must not stay in memory, with its store, until then."""
+        """When to look whether they are over: (time, serial number, name); a heap."""
+        # It has names: a run that is forgotten earlier must not stay in memory until then.
         self._looks = 0
         self._never_formed: dict[str, None] = {}
-        """Runs that were forgotten here before they had a round: a node may begin them anew."""
+        """Names of runs that were forgotten before they had a round: a node may begin them anew."""
         self.descriptors_max = config.sessions_max
         """How many connections this process can have."""
         self._turned_away = TurnedAway()
@@ -151,14 +151,14 @@ class Coordinator:
         self.floor_term = 0
         self.floor_number = 0
         """The highest term and round number of all runs that were forgotten here: new ones begin
-        above them (R1, R13). Without a shared ledger; with one, its own floor holds."""
+        above them (R1, R13). In memory; a ledger has a floor of its own."""
         self.on_fewer: Callable[[], None] = lambda: None
-        """Called when a connection has ended or a run has closed: for who waits for the last."""
+        """Called when a connection has ended or a run has closed."""
 
     # -- time ----------------------------------------------------------------------------------
 
     def now_s(self) -> float:
-        """The coordinator's time: it stands still while the process did (R8)."""
+        """The coordinator's time, in seconds, without those for which the process slept (R8)."""
         return self.clock.now_s()
 
     def has_stalled_since(self, since_s: float) -> bool:
@@ -174,11 +174,11 @@ class Coordinator:
         return timer
 
     def next_due_s(self) -> float | None:
-        """When `tick` has something to do, on this coordinator's clock."""
+        """When the next callback is due, on this coordinator's clock; None if there is none."""
         return self._timers.next_due_s()
 
     def tick(self, until_s: float | None = None) -> None:
-        """Do all that was due at `until_s`, on this coordinator's clock; None: by now."""
+        """Do everything that was due at `until_s`, on this coordinator's clock; None: now."""
         now_s = self.now_s() if until_s is None else until_s
         self._timers.run_due(now_s)
         if now_s < self._next_round_s:
@@ -198,7 +198,7 @@ class Coordinator:
         heappush(self._listening, (due_s, session.connection_id))
 
     def _check_silence(self, now_s: float) -> None:
-        """O(those that are due): neither runs nor sessions that are idle cost a tick anything."""
+        """O(those that are due): idle runs and idle sessions cost a tick nothing."""
         while self._listening and self._listening[0][0] <= now_s:
             session = self.sessions.get(heappop(self._listening)[1])
             if session is not None and session.run is not None:
@@ -218,8 +218,8 @@ class Coordinator:
 
     def connected(self, outlet: Outlet) -> Session:
         """A new connection."""
-        self._links += 1
-        session = Session(self, self._links, outlet)
+        self._last_connection_id += 1
+        session = Session(self, self._last_connection_id, outlet)
         self.sessions[session.connection_id] = session
         self._held_sessions.take(session.account)
         self._strangers[session.connection_id] = self.now_s() + self.config.attach_timeout_s
@@ -234,7 +234,7 @@ class Coordinator:
         self.on_fewer()
 
     def _end_strangers(self, now_s: float) -> None:
-        """All at once: a timer for each of 9,000 that connected would wake the loop as often."""
+        # One look for all: with a timer each, 9,000 connections would wake the loop 9,000 times.
         for connection_id in [
             connection_id for connection_id, due_s in self._strangers.items() if due_s <= now_s
         ]:
@@ -315,7 +315,7 @@ class Coordinator:
         self._begins_at_s.pop(run_id, None)
 
     def other_runs(self, run: HostedRun) -> tuple[str, ...]:
-        """Where the missing nodes of a run may be that has had no round yet."""
+        """Runs in which missing nodes of this one may be, if it has had no round yet."""
         if run.membership.round is not None:
             return ()
         if self.config.only_run is not None:
@@ -341,7 +341,7 @@ class Coordinator:
         self.on_fewer()
 
     def refusal(self, attach: wire.Attach, account: Account = NOBODY) -> Refusal | None:
-        """Why a node cannot attach here at all, if it cannot."""
+        """Why the node cannot attach, if it cannot."""
         only = self.config.only_run
         if only is not None and attach.run_id != only:
             self._turned_away.note(attach.run_id, self.now_s())
@@ -360,7 +360,7 @@ class Coordinator:
         is_swept = self.ownership.is_in_memory and attach.stamp.ledger_id and is_new
         if is_swept and attach.run_id not in self._never_formed:
             # R5: begun anew under the same ledger, its rounds would look old to this node.
-            swept = f"run {attach.run_id!r} was forgotten, as nobody was in it for too long"
+            swept = f"run {attach.run_id!r} was forgotten: no node was in it for too long"
             return Refusal(RefusalCode.RUN_LOST, swept, hint)
         if not self._held_sessions.has_room(account, self._sessions_max, more=0):
             return reasons.too_many_sessions(self._sessions_max, self._held_sessions.total)
@@ -371,7 +371,7 @@ class Coordinator:
         return None if excess is None else Refusal(RefusalCode.LIMIT, str(excess), HOW_TO_RAISE)
 
     def session_refusal(self, account: Account) -> Refusal | None:
-        """Why this account may have no other connection, if it may not."""
+        """Why this account cannot have another connection, if it cannot."""
         if self._held_sessions.has_room(account, self._sessions_max):
             return None
         return reasons.too_many_sessions(self._sessions_max, self._held_sessions.total)
@@ -380,10 +380,10 @@ class Coordinator:
     def _sessions_max(self) -> int:
         return min(self.config.sessions_max, self.descriptors_max)
 
-    # -- runs that nobody is in ----------------------------------------------------------------
+    # -- runs without nodes --------------------------------------------------------------------
 
     def run_is_idle(self, run: HostedRun) -> None:
-        """No node is connected to the run any more, or yet; or it has closed while that is so."""
+        """No node is connected to the run any more, or yet; or an idle run has closed."""
         if self.runs.get(run.run_id) is not run:
             return
         self.run_is_busy(run)
@@ -400,7 +400,7 @@ class Coordinator:
                 del runs[run.run_id]
 
     def _look_at(self, run: HostedRun, due_s: float) -> None:
-        if due_s < run.look_due_s:  # else a look is due before, which finds out about this one
+        if due_s < run.look_due_s:  # else an earlier look is due, which arms this one
             run.look_due_s = due_s
             self._looks += 1
             heappush(self._idle_due, (due_s, self._looks, run.run_id))
@@ -409,7 +409,7 @@ class Coordinator:
                 heapify(self._idle_due)
 
     def _looked_at(self, look: tuple[float, int, str]) -> HostedRun | None:
-        """The run that is to be looked at then; None if it has gone, or was looked at before."""
+        """The run of this entry; None if it has gone, or was looked at before."""
         run = self.runs.get(look[2])
         return run if run is not None and run.look_due_s == look[0] else None
 
@@ -419,7 +419,7 @@ class Coordinator:
         return keep_s(run.idle_kind, run.arrivals, kept)
 
     def _sweep(self, now_s: float) -> None:
-        """Forget runs that nobody has anything to do with any more. O(those that are due)."""
+        """Forget runs that are over. O(those that are due)."""
         while self._idle_due and self._idle_due[0][0] < now_s:
             run = self._looked_at(heappop(self._idle_due))
             if run is None:
@@ -434,7 +434,7 @@ class Coordinator:
                 self._look_at(run, max(due_s, now_s + min(LOOK_AGAIN_S, self._keep_s(run))))
 
     def _is_over(self, run: HostedRun, now_s: float) -> bool:
-        # Who is cut off from the ledger does not know whether another coordinator has the run.
+        # A process that is cut off from the ledger cannot know whether another one owns the run.
         is_suspended = run.membership.phase is Phase.SUSPENDED
         if run.attached_count or not run.is_claimed or is_suspended:
             return False
@@ -451,13 +451,15 @@ class Coordinator:
             return False
         may_take_any = held.total == runs_max and held.is_small(account, runs_max)
         for run in self._evictable():
-            if may_take_any or run.account == account:  # One for one: it has no more than it had.
+            if (
+                may_take_any or run.account == account
+            ):  # The account then has as many runs as before.
                 self._forget_run(run)
                 return True
         return False
 
     def _evictable(self) -> Iterator[HostedRun]:
-        """Runs that may go before their time: those that never had a round, then the oldest."""
+        """Runs that may be forgotten early: first those that never had a round, then the oldest."""
         now_s = self.now_s()
         for kind, runs in self._idle.items():
             for run in runs.values():

@@ -1,17 +1,17 @@
-"""Keeps a ledger from growing without end: old runs and old leases are swept.
+"""Removes old runs and old leases, so that a ledger does not grow without end.
 
-A coordinator sweeps its own runs when they are over (`Coordinator`). What is left are registers
-whose owner died and that nobody asked for again, and the leases of processes that are gone.
-Nobody's clock is compared (R9): each sweeper goes by how long *it* has seen a register stand still.
+A coordinator removes its own runs when they are over (`Coordinator`). This part removes registers
+whose owner has died and for which no node has come again, and the leases of dead processes. No
+clocks of hosts are compared (R9): a collector counts how long *it* has seen a register unchanged.
 
-A register that stands still is no sign that a run is over: a round that lasts for weeks writes
-nothing. So only what is closed is deleted here. A run that is open is claimed, as if a node had
-asked for it: if its owner lives, nothing comes of that; else it is this coordinator's, and is
-swept as its own ones are, once nobody has come.
+An unchanged register does not prove that a run is over: a round that lasts for weeks writes
+nothing. So only closed runs are removed here. An open run is claimed, as if a node had come for it:
+if its owner is alive, nothing happens; else this coordinator owns it, and removes it like its other
+runs if no node comes.
 
-Coordinators inside nodes sweep too, so that a ledger without `rallypoint serve` does not fill. Of
-the candidates of a run only its owner looks, rarely, and at a part of the ledger each time. It can
-take no other run, so it closes an open one that stands still and whose owner's lease has ended.
+Coordinators inside nodes do so too, for a ledger without `rallypoint serve`. Of the candidates of a
+run only its owner looks, rarely, and at a part of the ledger each time. It can own no other run, so
+it closes an open run that is unchanged for long and whose owner's lease has ended.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from rallypoint.ledger.keys import COORDINATORS, LOGS, RUNS, lease_key, run_key,
 _log = logging.getLogger("rallypoint.coordinator")
 
 LOOK_S: Final = 60.0
-"""How often a sweeper looks through the ledger; a small part of what it keeps things for."""
+"""How often a collector looks through the ledger: often, beside the times in `Keeping`."""
 ELECTED_LOOK_S: Final = 300.0
 ELECTED_SAMPLE: Final = 64
-"""How often, and how much at a time, a coordinator inside a node looks: there may be many."""
+"""How often a coordinator inside a node looks, and at how many registers: there may be many."""
 
 
 class Keeping(msgspec.Struct, frozen=True, kw_only=True):
-    """For how long what stands still is kept, in seconds."""
+    """How long unchanged registers are kept, in seconds."""
 
     closed_run_s: float = 3_600.0
     open_run_s: float = 7 * 86_400.0
@@ -73,12 +73,12 @@ def collector_for(
 
 
 class GarbageCollector:
-    """Looks through a ledger now and then. `is_mine` says which runs this process has itself.
+    """Looks through a ledger every `look_s`. `is_mine` says which runs this process has itself.
 
-    `claim` asks for a run that may have no coordinator any more. Without it, as in a coordinator
-    that serves one run alone, an open run that stands still is closed, if its owner's lease has
-    ended, and then removed. `is_allowed` is asked before each look. At most `sample` registers of
-    each kind are looked at, drawn by chance; None: all of them.
+    `claim` claims a run that may have no coordinator any more. If it is None, as in a coordinator
+    that serves one run, an open run that is unchanged is closed, if its owner's lease has ended,
+    and then removed. `is_allowed` is asked before each look. At most `sample` registers of each
+    kind are looked at, drawn by chance; None: all of them.
     """
 
     def __init__(
@@ -103,9 +103,9 @@ class GarbageCollector:
         self._leases = 0
 
     async def run(self) -> None:
-        """Sweep until cancelled. A ledger that does not answer is asked again later."""
+        """Look until cancelled. A ledger that does not answer is asked again later."""
         while True:
-            # All who sweep one ledger together ask for no more, however many they are.
+            # All collectors of one ledger together look no more often, however many they are.
             pause_s = max(self._look_s, 0.0 if self._sample is None else float(self._leases))
             await asyncio.sleep(pause_s * random.uniform(0.9, 1.1))
             if not self._is_allowed():
@@ -113,14 +113,14 @@ class GarbageCollector:
             try:
                 await self.sweep(asyncio.get_running_loop().time())
             except LedgerError as error:
-                _log.info("not all was looked at for sweeping: %s", error)
+                _log.info("not all of the ledger was searched for old data: %s", error)
 
     async def sweep(self, now_s: float) -> None:
-        """Look once. Raises LedgerError; what cannot be read is left alone."""
+        """Look once. Raises LedgerError. Registers that cannot be read are not touched."""
         leases = await self._ledger.keys(COORDINATORS)
         runs = await self._ledger.keys(RUNS)
         self._leases = len(leases)
-        # Kept for what is not looked at this time, too: a version that comes again stood still.
+        # Also for registers that are not in this sample: the same version later is unchanged.
         lost = await self._lost_logs(runs)
         there = {*leases, *runs, *lost}
         self._seen = {key: seen for key, seen in self._seen.items() if key in there}
@@ -133,9 +133,9 @@ class GarbageCollector:
             await self._look_at_lost_log(log, now_s)
 
     async def _lost_logs(self, runs: Sequence[str]) -> list[str]:
-        """Logs of runs that are not there: a deposed coordinator may make one after all is removed.
+        """Logs without a run: a deposed coordinator may create one after the run was removed.
 
-        Only for who looks at everything: to list the logs costs by their number.
+        Only where everything is looked at, as listing costs by the number of logs.
         """
         if not self._ledger.has_log or self._sample is not None:
             return []
@@ -147,9 +147,9 @@ class GarbageCollector:
         _, since_s = self._seen.setdefault(log, (0, now_s))
         if now_s - since_s < self._keeping.closed_run_s:
             return
-        # A run that begins anew has logs of other names, as its term is above all before it.
+        # A run that begins anew has logs of other names, as its term is higher.
         if await self._ledger.read(run_key_of_log(log)) is None:
-            _log.info("log %s of no run is swept from the ledger", log)
+            _log.info("log %s belongs to no run, and is removed from the ledger", log)
             await self._ledger.drop_log(log)
 
     def _some(self, keys: Sequence[str]) -> Sequence[str]:
@@ -175,19 +175,22 @@ class GarbageCollector:
             return
         stood_still_s = self._stood_still_s(key, current, now_s)
         if register.close is None and stood_still_s >= self._keeping.open_run_s:
-            self._seen[key] = (current.version, now_s)  # If its owner lives, not again for as long.
+            self._seen[key] = (
+                current.version,
+                now_s,
+            )  # If its owner is alive, it is looked at again after as long.
             if self._claim is not None:
                 self._claim(run_id)
             else:
                 await self._end_abandoned(register, current.version)
         elif register.close is not None and stood_still_s >= self._keeping.closed_run_s:
-            _log.info("run %s is swept from the ledger", run_id)
+            _log.info("run %s is removed from the ledger", run_id)
             await delete_run(self._ledger, register, current.version)
 
     async def _end_abandoned(self, register: e.RunRegister, version: int) -> None:
         """Seal and close a run whose owner has ended, then remove it.
 
-        One swap, conditioned on the version: if a node has come for the run, nothing is done (R5).
+        One swap on the version that was read: if a node has come since, nothing is done (R5).
         """
         if register.owner:
             lease = await self._ledger.read(lease_key(register.owner))
@@ -196,11 +199,12 @@ class GarbageCollector:
         closed = closed_as_abandoned(register)
         outcome = await self._ledger.swap(run_key(register.run_id), version, e.encode(closed))
         if isinstance(outcome, Swapped):
-            _log.info("run %s is swept from the ledger: nobody came for it", register.run_id)
+            _log.info("run %s is removed from the ledger: no node has come for it", register.run_id)
             await delete_run(self._ledger, closed, outcome.version)
 
     async def _look_at_lease(self, key: str, now_s: float) -> None:
-        """Only a final lease may go: one that is merely missing is taken for that of the dead."""
+        """Revoke a lease that is unchanged, and remove one that is final."""
+        # Two steps, as a lease that is missing counts as that of a dead process.
         current = await self._ledger.read(key)
         if current is None:
             return

@@ -1,7 +1,7 @@
-"""The last rounds of a run, and who was lost between them: for people.
+"""The last rounds of a run, and the members that were lost between them: for people.
 
-An observer: it watches the effects of the core go by and changes nothing. What a successor has to
-know of it is in the ledger, with the run's head (`core/past.py`).
+It reads the effects of the core and changes nothing. The part that a successor needs is in the
+ledger, with the run's head (`core/past.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rallypoint.core.values import Change, CloseRecord, Phase, RoundMember, Roun
 NAMES_KEPT_MAX: Final = 64
 LOSSES_REMEMBERED: Final = 50
 ROUND_BYTES: Final = 600
-"""What a round takes in memory besides names and texts."""
+"""The memory of a round besides names and texts."""
 _WATCHED: Final = frozenset({do.Commit, do.Publish, do.Break, do.Verdict, do.Announce, do.Forget})
 
 
@@ -59,8 +59,8 @@ class RoundHistory(msgspec.Struct, kw_only=True):
 class History:
     """The last rounds of one run, and the last losses between them, oldest first.
 
-    `host`: whose wall clock the times of day are, for display only (R9). `now_s` is always the
-    coordinator's clock, which stands still while its process does.
+    `host`: its wall clock gives the times of day, for display only (R9). `now_s` is always the
+    coordinator's clock, which leaves out the time for which the process slept.
     """
 
     def __init__(self, rounds_max: int, now_s: float, host: str = "") -> None:
@@ -68,12 +68,12 @@ class History:
         self.losses: deque[PastLoss] = deque(maxlen=LOSSES_REMEMBERED)
         self._host = host
         self._gathering_since_s: float | None = now_s
-        """None: it began under another coordinator, so nobody can say how long it takes."""
+        """None: the gathering began under another coordinator, so its duration is unknown."""
         self._sealed_s = now_s
         self._began_s: float | None = None
-        """Since when the last round is active here; None: it is not."""
+        """When the last round became active here; None: it is not active."""
         self._before_s = 0.0
-        """How long it is known to have been active under earlier coordinators."""
+        """How long it was active under earlier coordinators, at least."""
         self._is_whole = True
         """Whether it became active here."""
         self._close = ""
@@ -87,14 +87,14 @@ class History:
         wall_s: float,
         phase: Phase = Phase.GATHERING,
     ) -> PastLoss | None:
-        """Note what one step of the core decided. Who was lost beside a round, if anybody was.
+        """Note what one step of the core decided. Returns who was lost beside a round, if anyone.
 
         `phase`: the run's, before that step.
         """
         lost: list[Change] = []
         for effect in effects:
             if type(effect) not in _WATCHED:
-                continue  # Each message of a node comes by here.
+                continue  # This is done for every message of a node.
             match effect:
                 case do.Commit(record=RoundRecord() as record):
                     self._sealed(record, now_s, wall_s)
@@ -115,7 +115,7 @@ class History:
     def restored(
         self, record: RoundRecord | None, past: Past, ended: Change | None, now_s: float
     ) -> None:
-        """Go on with what the ledger has. `ended`: why the last round is over, if it is.
+        """Begin with what the ledger has. `ended`: why the last round is over, if it is.
 
         `record`: the last round; None if there was none, or the run is closed.
         """
@@ -125,7 +125,7 @@ class History:
         if record is None:
             return
         last = next((_read(each) for each in past.rounds if each.number == number), None)
-        if last is None:  # a release that keeps no past wrote it
+        if last is None:  # written by a release that keeps no past
             last = _of_record(record, None, "")
         last.members = [member.name for member in record.members[:NAMES_KEPT_MAX]]
         self.rounds.append(last)
@@ -145,7 +145,7 @@ class History:
     def _sealed(self, record: RoundRecord, now_s: float, wall_s: float) -> None:
         since_s = self._gathering_since_s
         if self.rounds and self.rounds[-1].number == record.head.number:
-            return  # It is given to the ledger again, after an outage.
+            return  # The same record again, after an outage.
         self._sealed_s, self._began_s = now_s, None
         self.rounds.append(_of_record(record, wall_s, self._host))
         self.rounds[-1].gathering_s = None if since_s is None else now_s - since_s
@@ -157,7 +157,7 @@ class History:
             self.rounds[-1].committing_s = now_s - self._sealed_s
 
     def _ended(self, change: Change, now_s: float, wall_s: float) -> None:
-        if self._began_s is not None:  # else the last coordinator saw it end
+        if self._began_s is not None:  # else it ended under the last coordinator
             self._gathering_since_s = now_s
             self._over(now_s, wall_s)
         self._explain(change)
@@ -193,12 +193,12 @@ class History:
     # -- what a successor needs ----------------------------------------------------------------
 
     def kept(self, now_s: float, wall_s: float) -> Past:
-        """What is written to the ledger along with the run's head, of bounded size."""
+        """What is written to the ledger with the run's head. Its size is bounded."""
         rounds = [_written(each) for each in list(self.rounds)[-ROUNDS_KEPT:]]
         if rounds and self._began_s is not None:
             here_s = now_s - self._began_s
             last = msgspec.structs.replace(rounds[-1], active_min_s=self._before_s + here_s)
-            if self._close:  # It ends with the run, once this is in the ledger.
+            if self._close:  # The round ends with the run, once this is in the ledger.
                 last = msgspec.structs.replace(
                     last,
                     active_s=here_s if self._is_whole else None,
@@ -236,7 +236,7 @@ def _written(each: RoundHistory) -> PastRound:
 
 
 class PastSizes:
-    """About what the last rounds take in memory, texts above all. `count` is told what changes."""
+    """About the memory of the last rounds, texts above all. `count` is told each change."""
 
     def __init__(self, rounds_max: int, count: Callable[[int], None]) -> None:
         self._sizes: deque[int] = deque(maxlen=rounds_max)
@@ -248,14 +248,14 @@ class PastSizes:
         return sum(self._sizes)
 
     def began(self, members: Sequence[RoundMember]) -> None:
-        """A round with these members is kept, and the oldest not any more."""
+        """A round with these members is added, and the oldest is dropped if there are too many."""
         dropped = self._sizes[0] if len(self._sizes) == self._sizes.maxlen else 0
         names = sum(_text_bytes(member.name) for member in members[:NAMES_KEPT_MAX])
         self._sizes.append(ROUND_BYTES + names)
         self._count(self._sizes[-1] - dropped)
 
     def ended(self, change: Change) -> None:
-        """The reason of a round's end is kept with it; a verdict that follows counts once more."""
+        """A round keeps the reason of its end. A verdict that follows counts as well."""
         if self._sizes:
             size = _change_bytes(change)
             self._sizes[-1] += size
@@ -266,10 +266,10 @@ def _change_bytes(change: Change) -> int:
     failure, texts = change.failure, (change.detail, *change.nodes)
     if failure is not None:
         texts += (failure.message, *failure.last_lines)
-    # Once as it is, and once in the sentence that is shown.
+    # Once as a value, and once in the sentence that is shown.
     return ROUND_BYTES + 2 * sum(map(_text_bytes, texts))
 
 
 def _text_bytes(text: str) -> int:
-    """A text that is not ASCII has up to four bytes a character."""
+    """The memory of a text: up to four bytes a character if it is not ASCII."""
     return 60 + len(text) * (1 if text.isascii() else 4)

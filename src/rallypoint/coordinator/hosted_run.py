@@ -395,8 +395,8 @@ class HostedRun:
 
     def _set_timer(self, effect: do.SetTimer) -> None:
         if effect.timer.kind is do.TimerKind.PACE and not self.is_forgotten:
-            why = "it ends its rounds too often, and the next one is held back"
-            _log.warning("run %s: %s for %.1f s", self.run_id, why, effect.delay_s)
+            what = "its rounds end too often, so the next one waits"
+            _log.warning("run %s: %s for %.1f s", self.run_id, what, effect.delay_s)
         self._timers.set(effect, self._now_s())
 
     def _welcome(self, effect: do.Welcome) -> None:
@@ -535,12 +535,14 @@ class HostedRun:
         """R5: every attached node looks for the coordinator that owns the run now."""
         if effect.is_own_wish:
             what = "over" if self.is_closed else "handed over"
-            _log.info("run %s: %s, and let go of: %s", self.run_id, what, effect.reason)
+            _log.info(
+                "run %s: %s, and not owned here any more: %s", self.run_id, what, effect.reason
+            )
         else:
             _log.warning(
                 "run %s: this coordinator has been deposed: %s", self.run_id, effect.reason
             )
-        message = f"this coordinator has the run no more: {effect.reason}"
+        message = f"this coordinator no longer owns the run: {effect.reason}"
         self._refuse_all(Refusal(RefusalCode.MOVED, message))
         self._host.drop_run(self)
 

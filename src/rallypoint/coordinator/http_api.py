@@ -80,8 +80,8 @@ def is_foreign_page(request: web.Request) -> bool:
 def foreign_page(request: web.Request) -> web.Response:
     """The answer to a page of elsewhere."""
     origin = reasons.tidy(request.headers["Origin"], 200)
-    message = f"a web page of {origin} has nothing to ask here"
-    return json_error(403, message, "set a token, and a page that holds it may ask")
+    message = f"requests from a web page of {origin} are refused"
+    return json_error(403, message, "set a token: a page that sends it is answered")
 
 
 async def is_for_another(request: web.Request, known: KnownHosts) -> bool:
@@ -113,7 +113,7 @@ def why_unauthorized(request: web.Request) -> str:
     """What is wrong with the token of a request that is not let in. Says nothing of any token."""
     if "Authorization" in request.headers:
         return "the token is wrong"
-    return "this coordinator asks for a token, and got none"
+    return "this coordinator needs a token, and the request has none"
 
 
 def unauthorized(request: web.Request, token: str) -> web.Response:
@@ -253,7 +253,9 @@ async def _close(request: web.Request) -> web.Response:
         async with asyncio.timeout(BODY_WITHIN_S):
             data = await request.read()
     except TimeoutError:
-        response = json_error(408, "the body of the request has not come", "send it at once")
+        response = json_error(
+            408, "the body of the request did not come in time", "send it at once"
+        )
         response.force_close()
         return response
     try:
@@ -274,7 +276,7 @@ async def _close(request: web.Request) -> web.Response:
     run.post(on.CloseRequested(by, Outcome.STOPPED, reason))
     why = await _why_not_closed(coordinator, run)
     if why:
-        hint = "nobody can say yet whether it will be: ask again, or look with `rallypoint status`"
+        hint = "the ledger may still take it: ask again, or look with `rallypoint status`"
         return json_error(503, f"run {run.run_id!r} is not closed yet: {why}", hint)
     return _json({"run_id": run.run_id, "was_closed": was_closed})
 
@@ -307,7 +309,7 @@ async def _close_elsewhere(
         return _json({"run_id": run_id, "was_closed": True})
     if kept.lease is not None:
         if ONLY_OWN in request.headers:
-            return json_error(503, f"run {run_id!r} is another coordinator's now", _ASK_AGAIN)
+            return json_error(503, f"another coordinator owns run {run_id!r} now", _ASK_AGAIN)
         try:
             path, shown = api_paths.close_path(run_id), _shown(request)
             by = plain(request.remote or "")
@@ -347,7 +349,7 @@ async def _why_not_closed(coordinator: Coordinator, run: HostedRun) -> str:
     until_s = loop.time() + CLOSE_WAIT_S
     while not run.is_closed:
         if coordinator.runs.get(run.run_id) is not run:
-            return "this coordinator has it no more"
+            return "this coordinator does not own it any more"
         if loop.time() >= until_s:
             suspended = run.membership.suspended_reason
             return f"the ledger does not answer: {suspended}" if suspended else "the ledger is slow"

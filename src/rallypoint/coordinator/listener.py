@@ -203,7 +203,7 @@ class Listener:
         self._pause()
         now_s = self._clock.now_s()
         self._not_before_s = now_s + 1.0
-        what = "no connection can be taken: %s; raise this process's limit on open files"
+        what = "no connection can be accepted: %s; raise this process's limit on open files"
         _log.error(what, error.strerror, extra=logs.limit(1, LOG_S))
 
     # -- strangers -----------------------------------------------------------------------------

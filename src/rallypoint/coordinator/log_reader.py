@@ -1,12 +1,12 @@
 """Reads and seals the log of a round that is taken over (R5, R10).
 
-In pages, so that each has a deadline of its own: a log of any length can be read. The former owner
-may still write, move to another segment, or drop one, until the seal is in the log.
+It reads page by page, each with a deadline of its own, so a log may have any length. Until the seal
+is in the log, the former owner may still write, move to another segment, or drop one.
 
-A request that came to nothing in time may still be carried out much later. So a segment that was
-dropped may be there again, with some of its first records. It is known by this: it ends without
-naming a later segment, and a later one has more than its header, which no segment has before it was
-named. Such a remnant is left alone.
+An append whose outcome is unknown may be carried out much later. So a segment that was dropped may
+exist again, with some of its first records. Such a remnant ends without naming a later segment,
+although a later one has more than its header; no segment has that before it was named. A remnant is
+ignored.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ PAGE_RECORDS: Final = 256
 
 
 class StoreLostError(Exception):
-    """The store of a round that is on is not in the ledger. The text says why."""
+    """The store of an active round is not in the ledger. The text says why."""
 
 
 class SealedLog(NamedTuple):
-    """What a log led to, and where its next record goes."""
+    """The replay of a log, and the place of its next record."""
 
     replay: Replay
     log: LogId
@@ -54,18 +54,17 @@ class SealedLog(NamedTuple):
 class _Sealed(enum.Enum):
     DONE = enum.auto()
     NOT_YET = enum.auto()
-    """There is more to be read first, or nobody knows."""
+    """There are more records to read first, or the outcome is unknown."""
     GONE = enum.auto()
     REMNANT = enum.auto()
-    """The segment was dropped, and late requests wrote its first records again."""
+    """The segment was dropped, and late appends wrote its first records again."""
 
 
 class LogReader:
     """Reads the log of the round with this `head`, for the coordinator of this `term`.
 
-    `new_store` gives an empty store of the round.
-    `make_sure`: returns once this coordinator has found out whether its lease is still good; it is
-    cancelled if that is not so.
+    `new_store` returns an empty store of the round. `make_sure` returns once this coordinator's
+    lease was renewed; if the lease is lost, the whole takeover is cancelled.
     """
 
     def __init__(
@@ -105,12 +104,12 @@ class LogReader:
                 continue
             if reading.log == gone:
                 await self._lost(f"log {self._name(gone)!r} was removed from the ledger")
-            # Its former owner may have dropped it, as another segment takes its place.
+            # Its former owner may have dropped it, as the store went on in another segment.
             gone = reading.log
             await asyncio.sleep(RETRY_S)
 
     async def _lost(self, why: str) -> Never:
-        """A successor drops the log too, once it has formed the next round: that is no loss."""
+        # A successor drops the log as well, once it has formed the next round. That is no loss.
         await self._make_sure()
         raise StoreLostError(why)
 
@@ -130,13 +129,13 @@ class LogReader:
             if page:
                 for _, data in page:
                     reading.take(data)
-                await asyncio.sleep(0)  # Others have their turn between two pages.
+                await asyncio.sleep(0)  # Other tasks run between two pages.
             elif not index:
                 return _Sealed.GONE
             elif reading.last == self._seal:
                 return _Sealed.DONE
             elif await self._goes_on_after(reading.log):
-                # The segment that goes on was named before it got a second record.
+                # The next segment was named here before it got a second record.
                 if not await self._page(name, index):
                     return _Sealed.REMNANT
             else:
@@ -156,14 +155,14 @@ class LogReader:
             if await self._ask(partial(self._ledger.records, name, 1, 1)):
                 return True
             if not await self._ask(partial(self._ledger.records, name, 0, 1)):
-                return await self._goes_on_after(log)  # It was dropped: look again.
+                return await self._goes_on_after(log)  # It was dropped meanwhile: look again.
         return False
 
     async def _try_to_seal(self, reading: _Reading) -> _Sealed:
         later = reading.replay.latest_term
         if later > self._term:
-            # This process stood still, and will be told that the run is another's: then this
-            # ends. If its lease turns out to be good, nobody can have sealed after it.
+            # This process stood still and has lost the run, as the next renewal shows: then this
+            # is cancelled. If the lease is good, no other process can have sealed after it.
             await self._make_sure()
             raise UnreadableLogError(f"term {later} has sealed it; this one is {self._term}")
         outcome = await self._ledger.append(self._name(reading.log), reading.index, self._seal)
@@ -196,7 +195,7 @@ class LogReader:
 
 
 class _Reading:
-    """Where in the log the reader is."""
+    """The reader's position in the log."""
 
     def __init__(self, run_id: str, first: LogId, replay: Replay) -> None:
         self.replay = replay

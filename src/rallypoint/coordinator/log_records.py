@@ -1,12 +1,12 @@
-"""The records of a round's log: what is in them, and their bytes.
+"""The records of a round's log: their contents, and their bytes.
 
-They hold *results*: what each call wrote and what it was answered. Two releases that replay them
-come to the same store, even if one of them would answer a call otherwise than the other.
+They hold *results*: the writes and the answer of each call. Two releases that replay them have the
+same store, even if they would answer a call differently.
 
 A log is a segment of a round's store (`round_log`). Its first record is its header. A segment that
-follows another begins with a *snapshot*, all that the store held when that segment began, in as
-many records as it takes; what happened since then stands between these and after them. Until the
-last part of the snapshot is there, the segment before is needed too.
+follows another begins with a *snapshot* of the store at the time when the segment began, in several
+records; the calls since then stand between these and after them. Until the last part of the
+snapshot is written, the segment before is needed too.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import msgspec
 from rallypoint.core.store.snapshot import Settled, SnapshotItem
 
 FORMAT: Final = 2
-"""The format of a record; it stands first in each. A reader refuses any other."""
+"""The format of a record, its first field. A reader refuses any other."""
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True):
-    """The first record of a log: what it is a log of.
+    """The first record of a log: its run, round and segment.
 
-    It is created before the round is committed, so a log without it was removed.
+    It is written before the round is committed. So a log without it was removed.
     """
 
     run_id: str
@@ -33,14 +33,14 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Moved(msgspec.Struct, frozen=True, array_like=True):
-    """The last record of a segment: the next one goes on. `writer` is the term that made it."""
+    """The last record of a segment: names the next one, which the term `writer` has created."""
 
     segment: int
     writer: int
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
-    """A part of the snapshot. Only with its last one does a snapshot count."""
+    """A part of the snapshot. A snapshot without its last part does not count."""
 
     items: tuple[SnapshotItem, ...]
     is_last: bool
@@ -49,9 +49,9 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
 class Record(msgspec.Struct, frozen=True, array_like=True):
     """One record of a log. A seal has no entries: nothing of an earlier term follows it (R5).
 
-    `unfinished`: so many of the entries written last, in this record and those before it, belong
-    together with the first ones of the next record. They count only if that one is there, as what a
-    barrier answers must count for all.
+    `unfinished`: how many of the last entries, in this record and those before it, belong together
+    with the first entries of the next record. They count only if that record is there: the answers
+    of a barrier must count for all nodes or for none.
     """
 
     format: int
@@ -65,7 +65,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
 
 
 class UnreadableLogError(Exception):
-    """A record is not ours, damaged, or of another format. The text says which."""
+    """A record is foreign, damaged, or of another format. The text says which."""
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -78,12 +78,12 @@ def encode_record(record: Record) -> bytes:
 
 
 def header_record(run_id: str, number: int, term: int, segment: int = 0) -> bytes:
-    """The first record of a log. The same again for the same log."""
+    """The first record of a log; the same bytes for the same log."""
     return encode_record(Record(FORMAT, term, header=Header(run_id, number, segment)))
 
 
 def seal_record(term: int) -> bytes:
-    """What a coordinator puts behind all that those before it have written."""
+    """The record that a coordinator appends to a log that it takes over."""
     return encode_record(Record(FORMAT, term, is_seal=True))
 
 
@@ -99,7 +99,7 @@ def decode_record(data: bytes) -> Record:
 
 
 def _why_unreadable(data: bytes, error: Exception) -> str:
-    """The format is told first: a record of another one need not look like ours at all."""
+    # The format first: a record of another format may have any other fields.
     try:
         first = msgspec.msgpack.decode(data, type=list)[0]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError):

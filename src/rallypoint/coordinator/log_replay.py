@@ -1,7 +1,7 @@
-"""A round's store from its log, record by record: what a coordinator that takes over begins with.
+"""Makes a round's store from its log, for a coordinator that takes the round over.
 
-Without I/O. The reader gives the records of the segments in their order, and goes on in the segment
-that `Moved` names.
+No I/O: the reader (`log_reader`) gives the records of the segments in order, and goes on in the
+segment that `Moved` names.
 """
 
 from __future__ import annotations
@@ -17,24 +17,23 @@ from rallypoint.core.store.store import RoundStore
 
 
 class Cost(msgspec.Struct):
-    """What it takes to read some records."""
+    """How much there is to read."""
 
     records: int = 0
     bytes: int = 0
 
     def add(self, size: int) -> None:
-        """One more record of this size."""
+        """Add one record of this size."""
         self.records += 1
         self.bytes += size
 
 
 class Replay:
-    """Takes records, and has the store that they lead to. `new_store` gives an empty one.
+    """Takes records, and has the store that they make. `new_store` returns an empty one.
 
-    `latest_term` is the highest term that has written to the log: a seal, or anything behind one
-    that may be gone with its segment. `base` is the segment without those before
-    which the store can be had, `snapshot` what the last complete snapshot cost, and `since` what
-    the records cost that were written since that one began.
+    `latest_term`: the highest term that has written to the log, a seal or another record. `base`:
+    the first segment that is needed to make the store. `snapshot`: the cost of the last complete
+    snapshot. `since`: the cost of the records since that snapshot began.
     """
 
     def __init__(self, new_store: Callable[[], RoundStore]) -> None:
@@ -46,8 +45,8 @@ class Replay:
         self._store: RoundStore | None = None
         self._log: LogId | None = None
         self._unfinished: list[Settled] = []
-        # The store of the segment's own snapshot, until that is complete; what was written since it
-        # began; and what both cost.
+        # The store of the segment's own snapshot while it is not complete, the entries since it
+        # began, and the cost of both.
         self._coming: RoundStore | None = None
         self._since_it: list[Settled] = []
         self._cost_of_it = Cost()
@@ -55,7 +54,7 @@ class Replay:
 
     @property
     def store(self) -> RoundStore:
-        """What the records lead to. Raises UnreadableLogError if they begin in the middle."""
+        """The store. Raises UnreadableLogError if the first records are missing."""
         if self._store is None:
             raise UnreadableLogError("the log of the round's store has lost its beginning")
         return self._store
@@ -88,7 +87,7 @@ class Replay:
         self.since.add(size)
         self._cost_since_it.add(size)
         if record.is_seal:
-            # What its writer could not finish was acknowledged to nobody.
+            # Groups that the former writer did not finish were never acknowledged.
             self._unfinished = []
         self._unfinished += record.entries
         finished = len(self._unfinished) - record.unfinished

@@ -216,7 +216,7 @@ def no_answer(lease: e.Lease, why: str) -> str:
     """Why the run's coordinator is not the one that answers."""
     return (
         f"its coordinator at {_listed(lease)} does not answer for it: {why}; if it is dead, "
-        "another takes the run over in some seconds"
+        "another one takes the run over within seconds"
     )
 
 
@@ -228,7 +228,7 @@ def _line(each: Kept | Unread, told: dict[str, dict[str, Any] | str]) -> dict[st
             line = said.get(each.register.run_id)
             if line is not None:
                 return status.filled(line, status.RunSummary)
-            said = no_answer(each.lease, "it has the run no more")
+            said = no_answer(each.lease, "it does not own the run any more")
         problem = said
     fields: dict[str, Any] = msgspec.to_builtins(each.summary(problem))
     return fields

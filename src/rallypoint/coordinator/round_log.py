@@ -1,8 +1,8 @@
 """The names of the logs of a run's rounds, and which of them are out of date.
 
-A round's store is kept in one or more logs, its *segments*. Each name tells the round's number and
-term, the segment, and the term of the coordinator that made it. So two coordinators never make
-a log of the same name, and a log that a deposed one makes late is nobody else's.
+A round's store is kept in one or more logs, its *segments*. A name has the round's number and term,
+the segment, and the term of the coordinator that created it. So two coordinators never create a log
+of the same name, not even if a deposed one creates its log late.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from rallypoint.ledger.keys import log_name, log_of
 
 
 class LogId(NamedTuple):
-    """One segment of the log of one round. Those of a run are in the order of their age.
+    """One segment of the log of one round. The segments of a run are ordered by their age.
 
-    `term` is the round's, `writer` the term of the coordinator that made the segment. A later
-    coordinator of the same round has the higher `writer`, and makes no segment with a lower number
+    `term`: of the round. `writer`: the term of the coordinator that created the segment. A later
+    coordinator of the same round has a higher `writer`, and creates no segment with a lower number
     than those that it found.
     """
 
@@ -36,7 +36,7 @@ def first_log(term: int, number: int) -> LogId:
 
 
 def parse(name: str) -> LogId | None:
-    """The log of this name; None if it is no log's."""
+    """The log with this name; None if it is not the name of a log."""
     found = log_of(name)
     if found is None:
         return None
@@ -45,20 +45,20 @@ def parse(name: str) -> LogId | None:
 
 
 def older(names: tuple[str, ...], live: LogId) -> list[str]:
-    """Which of a run's logs nobody needs once `live` is all that is needed, oldest first.
+    """The logs of a run that are older than `live`, which is still needed; oldest first.
 
-    Not those of later rounds, terms or segments: another coordinator may have made them since.
+    Logs of later rounds, terms or segments are left: another coordinator may have created them.
     """
     found = [(log, name) for name in names if (log := parse(name)) is not None]
     return [name for log, name in sorted(found) if log < live]
 
 
 def first_of(names: tuple[str, ...]) -> LogId | None:
-    """Where a reader of one round begins, given the names of all segments of it that there are.
+    """The segment where a reader of one round begins. `names`: of all its segments.
 
-    The segment before a later one is dropped only after its last record had named that later one.
-    So the earliest that is there counts. Two coordinators may have made one of the same number: the
-    earlier of them was sealed off before its own was named, so the later one's counts.
+    A segment is dropped only after its last record has named the next one. So the earliest segment
+    counts. Two coordinators may have created one with the same number: the earlier coordinator was
+    sealed off before its own was named, so the later one's counts.
     """
     found = [log for name in names if (log := parse(name)) is not None]
     earliest = min((log.segment for log in found), default=None)

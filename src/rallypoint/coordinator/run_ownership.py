@@ -108,7 +108,9 @@ class RunOwnership:
     def _collect_for_ever(self, garbage_collector: GarbageCollector) -> None:
         # What is not removed costs room and harms no run: an error ends one look, not all of them.
         def failed(error: Exception) -> None:
-            _log.error("an unexpected error while sweeping the ledger", exc_info=error)
+            _log.error(
+                "an unexpected error while removing old data from the ledger", exc_info=error
+            )
             self._collect_for_ever(garbage_collector)
 
         self._sweeping.spawn(garbage_collector.run(), failed)
@@ -135,7 +137,7 @@ class RunOwnership:
                 while not (lease.holder.has_moved or lease.holder.is_lost):
                     await self._any_request()
         except TimeoutError:
-            _log.warning("the ledger has not taken this coordinator's goodbye: the ttl will do")
+            _log.warning("the lease could not be handed over in time: it ends after its ttl")
 
     async def aclose(self) -> None:
         """Stop. Idempotent. The lease is left to run out unless it was handed over. The ledger
@@ -342,7 +344,7 @@ class RunOwnership:
         try:
             await close_and_delete(self._ledger, register, version)
         except (LedgerError, e.UnreadableError) as error:
-            _log.warning("run %s could not be swept from the ledger: %s", register.run_id, error)
+            _log.warning("run %s could not be removed from the ledger: %s", register.run_id, error)
 
     def _forget(self, run_id: str) -> None:
         self._claims.pop(run_id, None)
@@ -507,12 +509,12 @@ class RunOwnership:
         try:
             others = await self.lease_manager.others(run_id)
         except (LedgerError, e.UnreadableError) as error:
-            _log.debug("run %s: who else could coordinate it cannot be read: %s", run_id, error)
+            _log.debug("run %s: the leases of other coordinators cannot be read: %s", run_id, error)
             return
         now_s = _now_s()
         is_ours = self._claims.get(run_id) is claimed and claimed.claim.may_decide(now_s)
         if is_ours and resignation.should_yield(others, now_s):
-            reason = "no other node reaches this coordinator: it yields"
+            reason = "no other node reaches this coordinator: it resigns"
             _log.warning("run %s: %s", run_id, reason)
             self._do(claimed, claimed.claim.let_go(now_s, resignation.pause_s()))
             self._runs.deposed(run_id, reason)
@@ -573,7 +575,7 @@ class RunOwnership:
 
 
 def _lease_not_handed_over(error: Exception) -> None:
-    _log.error("the lease cannot be handed over, so it runs out", exc_info=error)
+    _log.error("the lease cannot be handed over: it ends after its ttl", exc_info=error)
 
 
 def _now_s() -> float:

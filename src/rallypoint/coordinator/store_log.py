@@ -1,16 +1,16 @@
-"""The round's store on a ledger with a log: nothing is acknowledged before it is written (R10).
+"""The round's store with a log: nothing is acknowledged before it is in the log (R10).
 
-What each call wrote and was answered goes into the log, in order, so that a successor has the same
-data and the same remembered answers (R11). Calls that wait are not logged: a node asks again for
-whatever it has no answer to, with the time that it has left. Entries are batched: while one record
-is being written, the next one gathers. Every answer is held until the record that it depends on is
-there, answers to reads as well, so that nobody sees what a successor might not have.
+The log has the writes and the answer of each call, in order, so that a successor has the same data
+and the same remembered answers (R11). Calls that wait are not logged: a node sends every call again
+to which it has no answer, with the time that is left. Entries are batched: while one record is
+being written, the next one gathers. Every answer is held until the record on which it depends is in
+the log. That holds for reads as well: no node may see a value that a successor might not have.
 
-The log is kept short. When what was written costs more to read than what is there, the store goes
-on in a new segment, which begins with a snapshot, and the segment before is dropped once that is
-complete. Writing goes on meanwhile.
+The log is kept short. When the records since the last snapshot cost more to read than a snapshot,
+the store goes on in a new segment that begins with a snapshot. The segment before is dropped once
+the snapshot is complete. Writing goes on meanwhile.
 
-Without I/O: `take_record` gives the bytes to append, `appended` says that they are there.
+No I/O: `take_record` returns the bytes to append, `appended` is called when they are in the log.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from rallypoint.core.store.store import RoundStore
 CALL_OVERHEAD_BYTES: Final = 96
 """Of a record, and of an entry in it: the format, the tags and the numbers."""
 NUMBER_BYTES_MAX: Final = 9
-"""What MessagePack needs for a number, or before a text, bytes or an array."""
+"""The bytes that MessagePack needs for a number, or before a text, bytes or an array."""
 RECORD_BYTES_MAX: Final = 16 << 20
-"""Where the ledger says nothing else."""
+"""The default, where the ledger names no other."""
 PART_BYTES_MAX: Final = 1 << 20
-"""About how large a part of a snapshot is at most: encoding it stops the event loop for 1 ms."""
+"""About the largest part of a snapshot: to encode it stops the event loop for 1 ms."""
 RECORD_COST_BYTES: Final = 4096
-"""Where the ledger says nothing else."""
+"""The default, where the ledger names no other."""
 ENTRY_MEMORY_BYTES: Final = 512
-"""What an entry that waits takes in memory besides its values."""
+"""The memory of an entry that waits, besides its values."""
 HELD_ANSWER_BYTES: Final = 256
-"""What an answer takes that waits for the log, besides a value, which an entry or the store has."""
+"""The memory of an answer that waits for the log. An entry or the store has its value."""
 COMPACT_RECORDS: Final = 500
 COMPACT_BYTES: Final = 8 << 20
 """A log with less than both needs no snapshot, however small the store is."""
@@ -64,7 +64,7 @@ class LogAppend(msgspec.Struct, frozen=True):
 
 
 class _Writing(msgspec.Struct, frozen=True):
-    """What is being written: a record of `size` bytes with so many entries, or something else."""
+    """The record that is being written: `size` bytes, with entries or of another kind."""
 
     size: int
     entries: int = 0
@@ -75,7 +75,7 @@ class _Writing(msgspec.Struct, frozen=True):
 
 
 class _Snapshot:
-    """A snapshot that is being written: its items, one of them in advance."""
+    """A snapshot that is being written: its items, of which the next one is read ahead."""
 
     def __init__(self, items: Iterator[SnapshotItem]) -> None:
         self._items = items
@@ -97,13 +97,13 @@ class _Snapshot:
 
 
 class StoreLog:
-    """A RoundStore whose answers wait for the log. The same calls, besides the log's own.
+    """A RoundStore whose answers wait for the log. It has the store's methods, and the log's.
 
-    `log`: the segment to write to, from `next_index` on; its header is there. `term`: of the
-    coordinator that writes. `batch_bytes_max`: about how large a record of several calls may
-    become. `record_bytes_max`: what the ledger takes; a call that needs more is refused before
-    anything of it is applied. `record_cost_bytes`: to read a record more costs as much as to read
-    so many bytes more. `replay`: what `store` is from, where it is not new.
+    `log`: the segment to write to, from `next_index` on; its header is written. `term`: of the
+    coordinator that writes. `batch_bytes_max`: about the largest record of several calls.
+    `record_bytes_max`: the largest record that the ledger takes; a larger call is refused before
+    any part of it is applied. `record_cost_bytes`: reading one more record costs as much as reading
+    so many more bytes. `replay`: the source of `store`, if it is not new.
     """
 
     def __init__(
@@ -128,14 +128,14 @@ class StoreLog:
         self._record_bytes_max = record_bytes_max
         self._record_cost_bytes = record_cost_bytes
         self._is_over = False
-        # What waits for the log. Entries are counted from the first one on: `_logged` have come,
-        # `_taken` are in a record or were, `_durable` are in the log.
+        # Entries that wait for the log, with their sizes. They are counted from the first one on:
+        # `_logged` have come, `_taken` were put into a record, `_durable` are in the log.
         self._gathering: deque[tuple[Settled, int]] = deque()
         self._unlogged_bytes = 0
         self._logged = self._taken = self._durable = 0
         self._groups: deque[tuple[int, int]] = deque()
         self._writing: _Writing | None = None
-        # Answers, each with the number of entries that must be in the log first.
+        # Answers, each with the number of entries that must be in the log before it is sent.
         self._held: deque[tuple[int, list[Answer]]] = deque()
         self._held_count = 0
         self._held_max = store.limits.unlogged_answers_max
@@ -154,7 +154,7 @@ class StoreLog:
 
     @property
     def is_over(self) -> bool:
-        """Whether the round has ended: then nothing more is to be written."""
+        """Whether the round has ended. Then nothing more is written."""
         return self._is_over
 
     # -- the store's calls ---------------------------------------------------------------------
@@ -169,9 +169,9 @@ class StoreLog:
         acknowledged: int = 0,
         still_open: Sequence[int] = (),
     ) -> list[Answer]:
-        """Apply a call; the answers that may leave now.
+        """Apply a call. Returns the answers that may be sent now.
 
-        A call for which there is no room is refused at once: it was not applied, and the same
+        A call for which there is no room is refused at once. It was not applied, and the same
         request may be sent again.
         """
         self._store.acknowledge(node, acknowledged, still_open)
@@ -190,7 +190,7 @@ class StoreLog:
         return self._hold(answers)
 
     def _refusal(self, size: int) -> StoreFailure | None:
-        """Why a call cannot be taken now, if it cannot. Nothing is done to the store (R11)."""
+        """Why a call cannot be applied now, if it cannot. The store is not changed (R11)."""
         if size > self._call_bytes_max:
             return StoreFailure(
                 LIMIT,
@@ -209,7 +209,7 @@ class StoreLog:
         return StoreFailure(LIMIT, f"{excess.message}: {waits}")
 
     def cancel(self, node: str, request_id: int) -> None:
-        """Nobody waits for the call any more."""
+        """The caller does not wait for this call any more."""
         self._store.cancel(node, request_id)
 
     def forget_node(self, node: str) -> None:
@@ -217,35 +217,35 @@ class StoreLog:
         self._store.forget_node(node)
 
     def acknowledge(self, node: str, up_to: int, still_open: Sequence[int] = ()) -> None:
-        """The node has the answers up to this id, but for those `still_open`."""
+        """The node has the answers up to this id, except those `still_open`."""
         self._store.acknowledge(node, up_to, still_open)
 
     def has_seen(self, node: str, request_id: int) -> bool:
-        """Whether the request would be a repeat."""
+        """Whether the request is a repeat."""
         return self._store.has_seen(node, request_id)
 
     def growth_of(self, op: StoreOp) -> int:
-        """By how much the footprint would grow with this call, at most."""
+        """By how many bytes the footprint would grow with this call, at most."""
         return self._store.growth_of(op)
 
     def footprint(self) -> int:
-        """About how many bytes of memory all takes that is stored, awaited or to be logged."""
+        """About the memory of all data, of calls that wait, and of entries that are not logged."""
         writing = self._writing.size if self._writing is not None else 0
         waiting = self._unlogged_bytes + HELD_ANSWER_BYTES * self._held_count
         return self._store.footprint() + waiting + writing
 
     def next_deadline_s(self) -> float | None:
-        """When `expire` will have something to do."""
+        """When the next call runs out of time; None if none can."""
         return self._store.next_deadline_s()
 
     def expire(self, now_s: float) -> list[Answer]:
-        """Answer what ran out of time."""
+        """Answer the calls that ran out of time."""
         answers = self._store.expire(now_s)
         self._log_settled(0)
         return self._hold(answers)
 
     def end(self, message: str) -> list[Answer]:
-        """The round is over. What is not in the log yet was never acknowledged, and never is."""
+        """The round is over. Entries that are not in the log are dropped: none was acknowledged."""
         self._is_over = True
         self._gathering.clear()
         self._unlogged_bytes = 0
@@ -260,19 +260,19 @@ class StoreLog:
     # -- the log -------------------------------------------------------------------------------
 
     def take_record(self) -> LogAppend | None:
-        """The next record to append; None while one is being written, or if there is none."""
+        """The next record to append. None while one is being written, or if there is none."""
         if self._is_over or self._writing is not None:
             return None
         if self._taken == self._moves_at:
             return self._take_move()
-        # In turns, so that a snapshot holds up neither the calls nor is held up by them.
+        # Parts and entries alternate, so that neither holds the other up.
         has_turn = not (self._was_part and self._gathering)
         if self._snapshot is not None and self._moves_at is None and has_turn:
             return self._take_part(self._snapshot)
         return self._take_entries() if self._gathering else None
 
     def appended(self) -> list[Answer]:
-        """The record that was taken last is in the log; the answers that may leave now."""
+        """The record taken last is in the log. Returns the answers that may be sent now."""
         writing, self._writing = self._writing, None
         if writing is None or self._is_over:
             return []
@@ -291,7 +291,7 @@ class StoreLog:
         return released
 
     def take_complete(self) -> LogId | None:
-        """The segment whose snapshot has become complete: those before it are not needed."""
+        """The segment whose snapshot is complete since the last call; those before it can go."""
         complete, self._complete = self._complete, None
         return complete
 
@@ -306,7 +306,7 @@ class StoreLog:
         self._since.add(writing.size)
         self._durable += writing.entries
         if self._is_snapshot_due():
-            # Whatever has come by now is written to this segment, and is in the snapshot as well.
+            # Entries that have come are written to this segment, and are in the snapshot too.
             items = self._store.snapshot(self._part_bytes_max())
             self._snapshot, self._moves_at = _Snapshot(items), self._logged
 
@@ -326,13 +326,13 @@ class StoreLog:
         return self._take(record, entries=len(entries))
 
     def _fits(self, size: int) -> bool:
-        """Whether the next entry may still be in a record that is so large by now."""
+        """Whether a record of this size has room for the next entry."""
         next_size = self._gathering[0][1]
         most = self._record_bytes_max - CALL_OVERHEAD_BYTES
         return size < self._batch_bytes_max and size + next_size <= most
 
     def _unfinished(self) -> int:
-        """How many of the entries that were taken wait for the rest of their group."""
+        """How many entries that were taken belong to a group of which more entries follow."""
         while self._groups and self._groups[0][1] <= self._taken:
             self._groups.popleft()
         return max(0, self._taken - self._groups[0][0]) if self._groups else 0
@@ -344,7 +344,7 @@ class StoreLog:
         return self._take(record, is_part=True, is_last_part=part.is_last)
 
     def _take_move(self) -> LogAppend:
-        """To the next segment: first its header, then the last record of this one."""
+        """Go to the next segment: first its header, then the last record of this one."""
         following = LogId(self._log.term, self._log.number, self._log.segment + 1, self._term)
         if self._next_log is None:
             header = header_record(self._run_id, following.number, self._term, following.segment)
@@ -374,7 +374,7 @@ class StoreLog:
         return LogAppend(self._log, self._next_index, data)
 
     def _is_snapshot_due(self) -> bool:
-        """Whether what was written since the last one costs more to read than that one does."""
+        """Whether the records since the last snapshot cost more to read than it does."""
         since = self._since
         if self._snapshot is not None:
             return False
@@ -389,14 +389,14 @@ class StoreLog:
         return min(PART_BYTES_MAX, self._batch_bytes_max)
 
     def _log_settled(self, size: int) -> None:
-        """What was answered goes to the log. `size`: of the call that brought it about, if any."""
+        """Queue for the log what was answered. `size`: of the call that caused it, if one did."""
         settled = self._store.take_settled()
         if not settled:
             return
         if len(settled) > 1:
             self._groups.append((self._logged, self._logged + len(settled)))
         for entry in settled:
-            # A call that wrote something needs more than what is logged of it.
+            # Of a call that wrote something, the call is larger than its entry.
             entry_size = size if entry.writes else _entry_size(entry)
             self._gathering.append((entry, entry_size))
             self._unlogged_bytes += entry_size + ENTRY_MEMORY_BYTES
@@ -410,9 +410,9 @@ class StoreLog:
         return []
 
     def _drop_unwanted(self) -> None:
-        """Forget held answers that their nodes have given up: O(how many are held), now and then.
+        """Drop held answers that their nodes have given up. O(held), but not at each call.
 
-        What was written stays in the queue: later calls build on it.
+        Entries stay in the queue: later calls depend on them.
         """
         self._calls_until_sweep -= 1
         if self._calls_until_sweep > 0:
@@ -430,18 +430,18 @@ class StoreLog:
 
 
 def _call_size(node: str, op: StoreOp) -> int:
-    """No less than what the entry of a call comes to in a record."""
+    """An upper bound for the size of a call's entry in a record."""
     if type(op) is Set:
         size = CALL_OVERHEAD_BYTES + 4 * len(node) + 2 * NUMBER_BYTES_MAX
         return size + 4 * len(op.key) + len(op.value)
     values = sum(_length(getattr(op, name)) for name in op.__struct_fields__)
-    # What a compare_set answers is named by its key.
+    # The answer of a compare_set names its key.
     key = _length(op.key) if isinstance(op, CompareSet) else 0
     return CALL_OVERHEAD_BYTES + 4 * len(node) + values + key
 
 
 def _entry_size(entry: Settled) -> int:
-    """No less than what an entry comes to in a record."""
+    """An upper bound for the size of an entry in a record."""
     size = CALL_OVERHEAD_BYTES + 4 * len(entry.node)
     result = entry.result
     if isinstance(result, StoreFailure):
@@ -458,7 +458,7 @@ def _entry_size(entry: Settled) -> int:
 
 
 def _item_size(item: SnapshotItem) -> int:
-    """No less than what an item of a snapshot comes to."""
+    """An upper bound for the size of an item of a snapshot."""
     match item:
         case Put() | Extend():
             return CALL_OVERHEAD_BYTES + _length(item.key) + _length(item.value)
@@ -472,7 +472,7 @@ def _item_size(item: SnapshotItem) -> int:
 
 
 def _length(value: object) -> int:
-    """No less than what a field of a call comes to: text, bytes, a number, or some of these."""
+    """An upper bound for a field of a call: a text, bytes, a number, or several of them."""
     if isinstance(value, str):
         return NUMBER_BYTES_MAX + (len(value) if value.isascii() else len(value.encode()))
     if isinstance(value, bytes):

@@ -1,8 +1,8 @@
-"""Work that somebody answers for: in the background, or in a loop over many runs.
+"""Work with a supervisor: background tasks, and steps of a loop over many runs.
 
-An exception in a task that nobody reads is lost, and what waits for the task waits for ever. One in
-a loop over all runs keeps the others from their turn. So whoever starts such work says what an
-unexpected error ends: one run, or what belongs to the whole process.
+An exception in a task that nobody awaits is lost, and code that waits for the task waits for ever.
+An exception in a loop over all runs skips the rest of them. So the code that starts such work says
+what an unexpected error ends: one run, or what belongs to the whole process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 Failed = Callable[[Exception], None]
-"""Told of the exception that ended the work. Must not raise."""
+"""Called with the exception that ended the work. Must not raise."""
 
 
 class Supervised:
@@ -27,7 +27,7 @@ class Supervised:
         return frozenset(self._tasks)
 
     def spawn(self, work: Coroutine[Any, Any, None], failed: Failed) -> asyncio.Task[None]:
-        """Run it in the background. `failed` is called if an exception ends it."""
+        """Start the work in the background. `failed` is called if an exception ends it."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
 
@@ -41,7 +41,7 @@ class Supervised:
         return task
 
     async def aclose(self) -> None:
-        """Cancel them, and wait until they have ended. Idempotent."""
+        """Cancel all tasks, and wait until they have ended. Idempotent."""
         tasks = self.running
         for task in tasks:
             task.cancel()
@@ -49,10 +49,10 @@ class Supervised:
 
 
 def guarded(failed: Failed, work: Callable[..., object], *args: object) -> None:
-    """Do it now. `failed` is called if an exception ends it."""
+    """Do the work now. `failed` is called if an exception ends it."""
     try:
         work(*args)
-    except Exception as error:  # noqa: BLE001 - here it is decided what the error ends
+    except Exception as error:  # noqa: BLE001 - `failed` decides what it ends
         failed(error)
 
 

@@ -1,7 +1,7 @@
-"""Reads and writes the chunks of member tables in a ledger. `core/tables.py` says which.
+"""Reads and writes the chunks of member tables in a ledger. `core/tables.py` decides which.
 
-Requests go out a few at a time: a table of 100,000 members has 200 chunks, and an engine serves
-others too.
+A few requests are under way at a time: a table of 100,000 members has 200 chunks, and the engine
+serves other clients too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REQUESTS_MAX: Final = 8
 
 
 def table_room(limits: LedgerLimits) -> int:
-    """How large a member table may be in this ledger, in bytes."""
+    """The largest member table in this ledger, in bytes."""
     if limits.is_one_value:
         return limits.value_bytes_max - HEAD_BYTES_MAX
     return TABLE_BYTES_MAX
@@ -41,22 +41,22 @@ class Tables:
         self._keepers: dict[str, TableKeeper] = {}
 
     def won(self, run_id: str, register: e.RunRegister) -> None:
-        """The run is this process's, in this term. The same again changes nothing."""
+        """This process owns the run, in this term. Idempotent."""
         keeper = self._keepers.get(run_id)
         if keeper is None or keeper.term != register.term:
             is_inline = self._ledger.limits.is_one_value
             self._keepers[run_id] = TableKeeper(register.term, register.table, is_inline=is_inline)
 
     def forget(self, run_id: str) -> None:
-        """The run is not this process's any more."""
+        """This process does not own the run any more."""
         self._keepers.pop(run_id, None)
 
     def plan(self, run_id: str, members: tuple[RoundMember, ...]) -> Plan:
-        """How the table of the next round is to be stored."""
+        """How to store the table of the next round."""
         return self._keepers[run_id].plan(members)
 
     async def write(self, run_id: str, plan: Plan) -> None:
-        """Write what is not there yet, before a head names it. May be tried again after an error.
+        """Write the new chunks, before a head names them. May be tried again after an error.
 
         Raises LedgerError.
         """
@@ -69,22 +69,22 @@ class Tables:
                 case Unknown():
                     raise outcome.error or LedgerUnreachableError(outcome.reason)
                 case Conflict(current) if current is None or current.value != data:
-                    # Only this process writes that name: somebody has damaged the ledger.
-                    raise LedgerUnreachableError(f"{key!r} holds what nobody wrote there")
+                    # Only this process writes under that name, so the ledger is damaged.
+                    raise LedgerUnreachableError(f"{key!r} has a value that no coordinator wrote")
                 case Swapped() | Conflict():
                     pass
 
         await _each(plan.new, write)
 
     def committed(self, run_id: str, register: e.RunRegister) -> tuple[e.Chunk, ...]:
-        """This head is in the ledger. The chunks that can be removed."""
+        """This head is in the ledger. Returns the chunks that can be removed."""
         keeper = self._keepers.get(run_id)
         if keeper is None or keeper.term != register.term:
             return ()
         return keeper.committed(register.table)
 
     async def remove(self, run_id: str, chunks: Iterable[e.Chunk]) -> None:
-        """Remove chunks that nobody needs. What cannot be removed now is left to `sweep`."""
+        """Remove chunks that are not needed. If the ledger fails, `sweep` removes them later."""
 
         async def remove(chunk: e.Chunk) -> None:
             await self._ledger.delete(chunk_key(run_id, chunk.term, chunk.serial))
@@ -95,12 +95,12 @@ class Tables:
             _log.debug("run %s: parts of an old member table stay for now: %s", run_id, error)
 
     async def sweep(self, run_id: str) -> None:
-        """Remove what earlier owners, or failed removals, have left. Raises LedgerError."""
+        """Remove chunks left by earlier owners or failed removals. Raises LedgerError."""
         if self._ledger.limits.is_one_value:
             return
         keys = await self._ledger.keys(chunk_prefix(run_id))
         named = [name for key in keys if (name := chunk_of(key)) is not None]
-        # After the list was read: what is written from now on is not in it.
+        # After the list was read: chunks that are written later are not in it.
         keeper = self._keepers.get(run_id)
         if keeper is not None:
             await _each(
@@ -126,10 +126,10 @@ async def read_members(
 
 
 async def remove_all(ledger: Ledger, run_id: str, term: int) -> None:
-    """Remove every chunk of a run that is over, and whose last term this was. Raises LedgerError.
+    """Remove every chunk of a run that is over, up to its last term. Raises LedgerError.
 
-    Another process may have removed it already, and the run may have begun anew: above this term,
-    which is in the ledger's floor.
+    Another process may have removed it already, and the run may have begun anew: with a higher
+    term, as the ledger's floor has this one.
     """
     if ledger.limits.is_one_value:
         return
@@ -139,7 +139,7 @@ async def remove_all(ledger: Ledger, run_id: str, term: int) -> None:
 
 
 async def _each(items: Iterable[_T], work: Callable[[_T], Awaitable[object]]) -> None:
-    """Do the work for each, a few at a time. After an error nothing else is begun."""
+    """Do the work for each item, a few at a time. After an error no other work begins."""
     waiting = iter(items)
 
     async def worker() -> None:

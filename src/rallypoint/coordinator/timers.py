@@ -8,11 +8,11 @@ from itertools import count
 from typing import Final
 
 COMPACT_MIN: Final = 64
-"""Fewer cancelled timers than this are left in the heap."""
+"""So many cancelled timers may stay in the heap."""
 
 
 class ScheduledCall:
-    """One callback that is to come."""
+    """One callback that is due later."""
 
     __slots__ = ("_callback", "_timers")
 
@@ -21,7 +21,7 @@ class ScheduledCall:
         self._callback = callback
 
     def cancel(self) -> None:
-        """Never call it. Idempotent; nothing once it was called."""
+        """Do not call it. Idempotent; no effect after the call."""
         timers, self._timers = self._timers, None
         if timers is not None:
             timers.cancelled()
@@ -31,13 +31,13 @@ class ScheduledCall:
         return self._timers is None
 
     def fire(self) -> None:
-        """Call it. For Timers."""
+        """Call it. Only for Timers."""
         self._timers = None
         self._callback()
 
 
 class Timers:
-    """Callbacks with their due times, in seconds on whatever clock the owner reads."""
+    """Callbacks with their due times, in seconds on the owner's clock."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, ScheduledCall]] = []
@@ -45,17 +45,17 @@ class Timers:
         self._cancelled = 0
 
     def __len__(self) -> int:
-        """How many are to come."""
+        """How many callbacks are due later."""
         return len(self._heap) - self._cancelled
 
     def call_at(self, due_s: float, callback: Callable[[], None]) -> ScheduledCall:
-        """Call `callback` at `due_s`. Among equals, first come first called."""
+        """Call `callback` at `due_s`; of two with the same time, the one added first."""
         timer = ScheduledCall(self, callback)
         heapq.heappush(self._heap, (due_s, next(self._serials), timer))
         return timer
 
     def cancelled(self) -> None:
-        """One that is in the heap was cancelled. O(1) over many of them."""
+        """A callback in the heap was cancelled. O(1) amortized. Only for ScheduledCall."""
         self._cancelled += 1
         if self._cancelled > max(COMPACT_MIN, len(self._heap) // 2):
             self._heap = [each for each in self._heap if not each[2].is_cancelled]
@@ -68,9 +68,9 @@ class Timers:
         return self._heap[0][0] if self._heap else None
 
     def run_due(self, now_s: float) -> None:
-        """Call all that are due by now, in order. Those that they set are called next time.
+        """Call all callbacks that are due, in order; not those that these add.
 
-        One that raises does not take those after it along: they are due at the next call.
+        If one raises, those after it stay due.
         """
         first_new = next(self._serials)
         self._drop_cancelled()
