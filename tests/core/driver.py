@@ -62,9 +62,7 @@ class Driver:
         **settings: Any,
     ) -> None:
         self.settings = msgspec.convert(settings, _Settings).settings()
-        self.checked = Checked(
-            Membership("run", ledger_id="ledger", term=term, has_successor=has_successor)
-        )
+        self.checked = Checked(Membership("run", term=term, has_successor=has_successor))
         self.manual_commit = manual_commit
         self.manual_note = manual_note
         self.now_s = 0.0
@@ -187,7 +185,7 @@ class Driver:
         self._timers.clear()
         self._links.clear()
         self.fired.clear()
-        successor = Membership("run", ledger_id="ledger", term=term)
+        successor = Membership("run", term=term)
         for effect in self.checked.take_over(
             successor,
             self.register,

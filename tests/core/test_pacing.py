@@ -24,7 +24,7 @@ class Driver(checked.Driver):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.checked = self  # type: ignore[assignment]
-        self.membership = Membership("run", ledger_id="ledger")
+        self.membership = Membership("run")
 
     def step(self, *events: on.Event) -> list[do.Effect]:
         self.said.clear()

@@ -247,7 +247,6 @@ class Coordinator:
         if run is None:
             membership = Membership(
                 run_id,
-                ledger_id=self.ledger_id,
                 term=max(self._first_term, self.floor_term + 1),
                 floor=self.floor_number,
                 members_max=self.config.members_max,

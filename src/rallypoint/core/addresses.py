@@ -101,7 +101,9 @@ def own_address(sources: Sequence[str], interfaces: Sequence[Interface]) -> OwnA
     routed = [by_address.get(source, Interface("", source)) for source in sources]
     # In the system's order, which is that in which they were set up.
     outer = [each for each in up if not each.is_inner]
-    rest = sorted(outer, key=lambda each: (_VIRTUAL.match(each.name) is not None, _is_six(each)))
+    rest = sorted(
+        outer, key=lambda each: (_VIRTUAL.match(each.name) is not None, ":" in each.address)
+    )
     usable = [each for each in (*routed, *rest) if _is_for_others(each.address)]
     usable.sort(key=lambda each: _is_link_local(each.address))
     if not usable:
@@ -158,7 +160,3 @@ def _is_for_others(text: str) -> bool:
 def _is_link_local(text: str) -> bool:
     address = literal(text)
     return address is not None and address.is_link_local
-
-
-def _is_six(interface: Interface) -> bool:
-    return ":" in interface.address

@@ -69,7 +69,6 @@ _IS_READY, _IS_ACTIVE, _SILENT = MemberState.READY, MemberState.ACTIVE, Reachabi
 
 _RESTING = (Phase.SUSPENDED, Phase.CLOSED)
 """The phases in which the rules do not apply."""
-_PROCESS_ENDED = "its process ended: the kernel closed its connection"
 _JUDGING = (
     TimerKind.CASE,
     TimerKind.PROBE,
@@ -90,7 +89,7 @@ _ENDING = (Bucket.DONE, Bucket.DEPARTING)
 class Membership:
     """The members and rounds of one run. Not thread-safe: one owner steps it.
 
-    `run_id` and `ledger_id` are names only. `term` goes into every record (R5). Round numbers begin
+    `run_id` is only a name. `term` goes into every record (R5). Round numbers begin
     above `floor` (R1). `members_max`: the most members. `table_bytes_max`: the most bytes that the
     ledger can keep of their rows. A node beyond either is refused. `has_successor` False: no other
     coordinator can take the run over, so the ledger needs no marks.
@@ -100,7 +99,6 @@ class Membership:
         self,
         run_id: str,
         *,
-        ledger_id: str = "",
         term: int = 1,
         floor: int = 0,
         members_max: int = 100_000,
@@ -108,7 +106,6 @@ class Membership:
         has_successor: bool = True,
     ) -> None:
         self.run_id = run_id
-        self.ledger_id = ledger_id
         self.term = term
         self.phase_of_work = Phase.GATHERING
         """The phase. While the run is SUSPENDED: the phase to which it returns."""
@@ -436,9 +433,8 @@ class Membership:
         self._do(do.Refuse(event.connection_id, refusal))
 
     def _supersede(self, member: Member) -> None:
-        message = f"a newer start of node {member.name!r} has taken its place in the run"
-        self._do(do.Supersede(member.id, Refusal(RefusalCode.SUPERSEDED, message)))
-        self._remove([member], ChangeKind.NODE_LOST, "superseded by a newer start of the same name")
+        self._do(do.Supersede(member.id, reasons.superseded(member.name)))
+        self._remove([member], ChangeKind.NODE_LOST, reasons.SUPERSEDED)
 
     # -- nodes ask for things ------------------------------------------------------------------
 
@@ -663,7 +659,7 @@ class Membership:
         The program is not to blame, so nothing is charged.
         """
         # Nodes of earlier releases know this kind of change.
-        detail = f"the round's store was lost: {reason}"
+        detail = reasons.store_lost(reason)
         self._break(causes.happened(ChangeKind.NODE_LOST, self.number, (), detail))
 
     def _on_committed(self, event: on.Committed) -> None:
@@ -796,11 +792,13 @@ class Membership:
             self._end_attach_grace()
         if not self._suspicion.is_quiet:
             # R8: a process that has ended gets no grace, and the mass guard does not protect it.
-            self._remove_gone(self._suspicion.ended_members(), _PROCESS_ENDED)
+            self._remove_gone(self._suspicion.ended_members(), reasons.PROCESS_ENDED)
             self._do(*self._suspicion.update_guard(self.settings, self._now_s))
             overdue = self._suspicion.past_deadline()
             if overdue:
-                self._remove_gone(overdue, _how_lost(overdue[0]))
+                is_closed = overdue[0].reachability is Reachability.DISCONNECTED
+                detail = reasons.NOT_RESUMED if is_closed else reasons.NOT_HEARD
+                self._remove_gone(overdue, detail)
         if self._failed_in_burst and not self._suspicion.in_burst:
             failures, self._failed_in_burst = self._failed_in_burst, []
             for each in failures:
@@ -822,13 +820,13 @@ class Membership:
             self._remove(lost, ChangeKind.NODE_LOST, detail)
         ended = [member for member in members if not member.is_troubled]
         if ended:
-            self._remove(ended, ChangeKind.NODE_LEFT, "its connection ended after its work")
+            self._remove(ended, ChangeKind.NODE_LEFT, reasons.ENDED_AFTER_WORK)
 
     def _advance_active(self, settings: RunSettings) -> None:
         in_round = self.roster.count(Bucket.IN_ROUND)
         if not in_round:
             # A loss or a departure ends a round, so all of its members are done.
-            self._close(Outcome.SUCCEEDED, "all nodes have finished")
+            self._close(Outcome.SUCCEEDED, reasons.ALL_FINISHED)
             return
         free = settings.max_nodes - in_round
         if self._finished.count or not free or not self.roster.count(_NEWCOMER):
@@ -865,7 +863,7 @@ class Membership:
         True if the run ends, now or when the open case is closed.
         """
         if self.round is not None and self._finished.in_round == self.round.head.nodes:
-            self._close(Outcome.SUCCEEDED, "all nodes have finished")
+            self._close(Outcome.SUCCEEDED, reasons.ALL_FINISHED)
             return True
         remaining = self.roster.awaited_count
         if remaining >= settings.min_nodes:
@@ -1021,8 +1019,7 @@ class Membership:
         if restarts is not None:
             self.restart_count = restarts
         else:
-            reason = f"{reasons.describe(change)}; {_budget_text(limit)}"
-            self._close(Outcome.FAILED, reason, cause=change)
+            self._close(Outcome.FAILED, reasons.budget_spent(change, limit), cause=change)
 
     def _remove(
         self, members: list[Member], kind: ChangeKind, detail: str, *, says_goodbye: bool = False
@@ -1148,13 +1145,3 @@ def _stand_down(members: Iterable[Member], ended_by: Change | None) -> None:
         if member.survivor and ended_by is not None:
             member.last_change = ended_by
         member.survivor = False
-
-
-def _how_lost(member: Member) -> str:
-    if member.reachability is Reachability.DISCONNECTED:
-        return "its connection closed and was not resumed"
-    return "it fell silent and did not answer"
-
-
-def _budget_text(limit: int | None) -> str:
-    return f"the run's restart budget ({limit}) is spent" if limit else "no restarts are allowed"

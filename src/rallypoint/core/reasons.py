@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -30,6 +31,15 @@ from rallypoint.core.values import (
     Seat,
     SettingConflict,
 )
+
+PROCESS_ENDED: Final = "its process ended: the kernel closed its connection"
+NOT_RESUMED: Final = "its connection closed and was not resumed"
+NOT_HEARD: Final = "it fell silent and did not answer"
+SUPERSEDED: Final = "superseded by a newer start of the same name"
+ENDED_AFTER_WORK: Final = "its connection ended after its work"
+"""How a member went, as the detail of a change."""
+ALL_FINISHED: Final = "all nodes have finished"
+"""Why a run succeeds."""
 
 
 class Waiting(FrozenStruct, frozen=True):
@@ -221,6 +231,12 @@ def not_the_member(name: str) -> Refusal:
     )
 
 
+def superseded(name: str) -> Refusal:
+    """A newer start of the node has its name now."""
+    message = f"a newer start of node {name!r} has taken its place in the run"
+    return Refusal(RefusalCode.SUPERSEDED, message)
+
+
 def other_run(run_id: str, asked: str) -> Refusal:
     """The coordinator is inside a node and has one run, and the node asks for another one."""
     return Refusal(
@@ -332,6 +348,17 @@ def run_over(run_id: str, close: CloseRecord) -> Refusal:
         hint="start again under another run id",
         close=close,
     )
+
+
+def store_lost(why: str) -> str:
+    """Why a round ends whose store is gone."""
+    return f"the round's store was lost: {why}"
+
+
+def budget_spent(change: Change, limit: int | None) -> str:
+    """Why a run ends with this change: it may have no more restarts."""
+    spent = f"the run's restart budget ({limit}) is spent" if limit else "no restarts are allowed"
+    return f"{describe(change)}; {spent}"
 
 
 def too_few_remain(remaining: int, minimum: int, done: int) -> str:
