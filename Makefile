@@ -11,6 +11,12 @@ TORCH ?= torch==2.13.0
 # cores, those that time something may fail.
 JOBS ?= 2
 
+# `make verify LONG=1` has more seeds, more examples and more nodes, and takes an hour or more.
+LONG ?= 0
+
+# Tests start hundreds of Python processes. Each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -34,13 +40,20 @@ help: ## list the targets
 demo: $(FOR_DEMO) ## see a run meet, lose a node and regroup, on this machine
 	$(BIN)/rallypoint demo
 
+# tests/kinds.py says what the markers mean. Files that take long come first, so their order stays.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
 .PHONY: test
-test: lint types ## everything CI runs: format, lint, types, all tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+test: lint types ## check format, lint and types, and run all tests but the long ones
+	$(PYTEST) -m "not verify"
 
 .PHONY: unit
-unit: $(FOR_DEVELOP) ## the tests that start no processes
-	$(BIN)/python -m pytest -m "not processes"
+unit: $(FOR_DEVELOP) ## the tests without processes, sockets or torch, for while you work
+	$(PYTEST) -m "not (processes or sockets or torch or docs or verify)"
+
+.PHONY: verify
+verify: $(FOR_DEVELOP) ## the long tests: chaos, partitions, many seeds, real jobs (LONG=1: even longer)
+	RALLYPOINT_TEST_LONG=$(LONG) $(PYTEST) -m "verify"
 
 .PHONY: lint
 lint: $(FOR_DEVELOP) ## check format and lint; changes nothing

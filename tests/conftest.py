@@ -9,10 +9,16 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from rallypoint.line_limits import LIMITS
+from tests.kinds import Purity, examples
 from tests.stalls import Stalls
 
 # How long an example takes is the machine's affair; what has a bound has a test of it.
-settings.register_profile("rallypoint", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "rallypoint",
+    deadline=None,
+    max_examples=examples(100),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("rallypoint")
 
 # A node at host:port makes a token in its user's home. That is not the home of whoever runs the
@@ -52,5 +58,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Purity())
     if (seed := config.getoption("--stalls")) is not None:
         config.pluginmanager.register(Stalls(seed))

@@ -314,6 +314,7 @@ def test_the_table_is_ordered_so_no_layer_can_import_one_above_it() -> None:
         assert allowed <= set(order[: order.index(layer)]), layer
 
 
+@pytest.mark.processes
 def test_importing_the_package_loads_little() -> None:
     heavy = ["aiohttp", "websockets", "typer", "rich", "torch", "numpy"]
     program = (

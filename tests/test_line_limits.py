@@ -228,6 +228,7 @@ elif {forks}:
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("forks", [False, True])
 def test_a_process_that_ends_tells_what_it_has_left_out(forks: bool) -> None:
     program = PROGRAM.replace("{forks}", str(forks))

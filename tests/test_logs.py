@@ -59,6 +59,7 @@ def test_lines_of_our_own_stay_where_they_may():
     assert record.getMessage() == "a\n  b\\x1b"
 
 
+@pytest.mark.sockets
 def test_what_a_node_says_is_kept_and_logged_without_control_characters(caplog):
     """In the log, in the history that the API shows, and in what other nodes are told."""
 
@@ -95,6 +96,7 @@ async def sent(port: int, data: bytes) -> bytes:
         writer.close()
 
 
+@pytest.mark.sockets
 def test_a_stranger_causes_a_few_lines_and_no_traceback(caplog):
     async def main() -> None:
         async with served(CoordinatorConfig(token="correct-horse")) as (_, port):
@@ -109,6 +111,7 @@ def test_a_stranger_causes_a_few_lines_and_no_traceback(caplog):
     assert all(line.isprintable() for line in lines_of(caplog))
 
 
+@pytest.mark.sockets
 def test_refused_logins_are_logged_with_their_address_and_limited(caplog):
     secret, wrong = "correct-horse", "wrong-donkey"
 

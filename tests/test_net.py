@@ -13,6 +13,7 @@ from rallypoint.net import bind, bind_loopback
 from tests.ports import free_port
 
 
+@pytest.mark.sockets
 def test_a_name_of_both_families_is_bound_where_one_is_switched_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -30,6 +31,7 @@ def test_a_name_of_both_families_is_bound_where_one_is_switched_off(
         bind("localhost", 0)
 
 
+@pytest.mark.sockets
 def test_every_address_is_one_socket_of_both_families() -> None:
     with bind(None, 0) as sock:
         port = sock.getsockname()[1]
@@ -38,6 +40,7 @@ def test_every_address_is_one_socket_of_both_families() -> None:
                 pass
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("number", net._ABSENT)
 def test_without_ipv6_every_address_is_ipv4(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     class Switched(socket.socket):
@@ -53,6 +56,7 @@ def test_without_ipv6_every_address_is_ipv4(number: int, monkeypatch: pytest.Mon
             assert sock.getsockname()[0] == "0.0.0.0"
 
 
+@pytest.mark.sockets
 def test_loopback_is_all_of_its_addresses_or_none() -> None:
     port = free_port()
     sockets = bind_loopback("127.0.0.3", port)
@@ -68,12 +72,14 @@ def test_loopback_is_all_of_its_addresses_or_none() -> None:
             pass
 
 
+@pytest.mark.sockets
 def test_a_taken_port_is_said_so_and_leaves_no_socket() -> None:
     with bind(None, 0) as sock, pytest.raises(OSError, match="in use") as caught:
         bind("127.0.0.1", sock.getsockname()[1])
     assert caught.value.errno == errno.EADDRINUSE
 
 
+@pytest.mark.sockets
 def test_a_reserved_port_is_nobody_elses_and_a_free_one_is_anybodys() -> None:
     with net.reserve() as held, pytest.raises(OSError, match="in use"):
         bind("127.0.0.1", held.getsockname()[1])

@@ -612,6 +612,7 @@ def test_other_platforms_are_refused_by_name() -> None:
         settings.check_platform("win32")
 
 
+@pytest.mark.processes
 def test_settings_are_quick_to_import() -> None:
     program = (
         "import sys, rallypoint.settings\n"

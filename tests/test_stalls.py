@@ -44,6 +44,7 @@ def test_one_seed_draws_the_same_pauses_again(monkeypatch: pytest.MonkeyPatch) -
     assert all(len(each) <= stalls.LINES_MAX for each in by_seed)
 
 
+@pytest.mark.processes
 def test_a_process_that_was_paused_goes_on_unless_the_test_has_stopped_it() -> None:
     argv = [sys.executable, "-c", "import time; time.sleep(600)"]
     with subprocess.Popen(argv) as one, subprocess.Popen(argv) as other:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.agent.processes import Machine, Process, gone, wait_until
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.verify]
 
 # All are in the first round, however slowly they start; and nobody whom the machine holds up for a
 # second is taken for one that is frozen.

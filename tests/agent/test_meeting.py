@@ -42,6 +42,7 @@ def test_too_few_nodes_end_with_3_and_say_how_many_there_were(machine: Machine) 
     assert text.splitlines()[-1].startswith("hint: start the missing nodes")
 
 
+@pytest.mark.verify
 def test_too_few_nodes_after_a_round_end_with_5(machine: Machine) -> None:
     options = ("--join-timeout", "10")  # in which both have to start
     a, b = (machine.agent(name, *options, nnodes="2") for name in ("a", "b"))
@@ -125,7 +126,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.verify
 @pytest.mark.timeout(300)
 def test_a_ddp_script_runs_unchanged(machine: Machine) -> None:
     pytest.importorskip("torch")

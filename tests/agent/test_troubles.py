@@ -117,6 +117,7 @@ def test_a_console_that_hangs_holds_nothing_up(machine: Machine) -> None:
     b.ends(0)
 
 
+@pytest.mark.verify
 @pytest.mark.timeout(300)
 def test_nothing_is_left_of_agents_that_are_killed_at_any_moment(machine: Machine) -> None:
     """From before the first worker to after the last: 20 of them, a few at a time."""

@@ -20,6 +20,8 @@ from rallypoint.ledger.memory import MemoryLedger
 from tests.agent.processes import wait_until
 from tests.api.adapters import together
 
+pytestmark = pytest.mark.sockets
+
 ELASTIC: dict[str, Any] = {
     "min_nodes": 1,
     "max_nodes": 2,
@@ -88,6 +90,7 @@ def test_each_option_may_be_none_as_if_it_was_left_out(api):
         assert run.next_world().size == 1
 
 
+@pytest.mark.processes
 def test_the_asynchronous_api_is_there_after_an_import_of_the_package():
     code = "import rallypoint; print(rallypoint.aio.join.__module__, 'aio' in dir(rallypoint))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -210,6 +213,7 @@ world = run.next_world()
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("last", "kind"),
     [

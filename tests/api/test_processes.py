@@ -108,6 +108,7 @@ def test_a_fork_has_no_copy_of_the_connection(programs, coordinator):
     assert connection not in sockets_of(child)
 
 
+@pytest.mark.verify
 @pytest.mark.parametrize("ends", ["killed", "frozen"])
 def test_where_a_child_holds_the_connection_silence_is_judged_as_ever(
     programs, coordinator, monkeypatch, ends
@@ -149,6 +150,7 @@ def sockets_of(pid: int) -> set[str]:
     return found
 
 
+@pytest.mark.verify
 def test_a_fork_of_the_host_hides_no_death_either(programs):
     endpoint = f"127.0.0.1:{free_port()}"
     forking = programs.start("forks", endpoint, "a")

@@ -66,6 +66,7 @@ def said(process: subprocess.Popen[str]) -> list[str]:
     return out.splitlines()
 
 
+@pytest.mark.verify
 def test_a_program_reduces_over_it_and_again_after_a_regroup(programs: Programs) -> None:
     lines = [said(process) for process in [programs.start("regroups") for _ in range(2)]]
     assert sorted(lines) == [
@@ -73,6 +74,7 @@ def test_a_program_reduces_over_it_and_again_after_a_regroup(programs: Programs)
     ]
 
 
+@pytest.mark.verify
 def test_workers_of_an_agent_reduce_over_it_and_again_after_a_regroup(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.env["OMP_NUM_THREADS"] = "1"
@@ -86,6 +88,7 @@ def test_workers_of_an_agent_reduce_over_it_and_again_after_a_regroup(tmp_path: 
         machine.close()
 
 
+@pytest.mark.verify
 def test_a_round_that_ends_while_torch_waits_is_a_clear_error(programs: Programs) -> None:
     processes = [programs.start("waits") for _ in range(2)]
     for process in processes:

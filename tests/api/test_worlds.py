@@ -12,6 +12,8 @@ import rallypoint
 from rallypoint import ChangeKind, Outcome
 from tests.api.adapters import abandon, joined, together
 
+pytestmark = pytest.mark.sockets
+
 # A long last call, and as many nodes expected as there are: a busy machine must not make a round
 # of fewer.
 FAST = {"last_call_s": 60.0, "scale_up_delay_s": 0.1, "suspect_after_s": 2.0}

@@ -34,7 +34,7 @@ SLOW_S = 5.0
 """What a machine that does much else may add to any of these."""
 GRACE_S = RunSettings().reconnect_grace_s
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.verify, pytest.mark.timeout(300)]
 
 
 def has_etcd() -> bool:

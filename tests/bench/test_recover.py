@@ -119,7 +119,7 @@ def test_agents_recover(is_embedded: bool) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.slow
+@pytest.mark.verify
 @pytest.mark.timeout(400)
 def test_a_ddp_job_recovers() -> None:
     pytest.importorskip("torch")

@@ -116,6 +116,7 @@ def test_one_of_many_runs(plan: driver.Plan) -> None:
     assert len(figures["alone"].values) == 2 * len(figures["one of 3 runs"].values)
 
 
+@pytest.mark.verify
 def test_a_run_beside_one_that_floods(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbour, "TIMES", 3)
     monkeypatch.setattr(neighbour, "WARM_S", 0.05)
@@ -162,7 +163,7 @@ def test_what_is_started_has_default_settings(monkeypatch: pytest.MonkeyPatch) -
         assert at.endpoint == f"http://{at.address}"
 
 
-@pytest.mark.slow
+@pytest.mark.verify
 def test_failover_over_a_folder() -> None:
     figures = found(failover.measure(driver.Plan(driver.NOWHERE, repeats=1, processes=2), 3))
     moments = ("the next one serves", "all are attached")
@@ -193,7 +194,7 @@ def test_failover_over_a_ledger_that_is_none(tmp_path: Path) -> None:
         failover.measure(driver.Plan(driver.NOWHERE, ledger=f"file://{file}"), 3)
 
 
-@pytest.mark.slow
+@pytest.mark.verify
 def test_a_failover_is_told_by_its_figures_alone(capfd: pytest.CaptureFixture[str]) -> None:
     """Each node warns that it has lost a coordinator: that is what is measured."""
     failover.measure(driver.Plan(driver.NOWHERE, repeats=1), 3)

@@ -20,7 +20,7 @@ def test_a_percentile_of_one_value() -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.slow
+@pytest.mark.verify
 @pytest.mark.parametrize("place", ["served", "embedded"])
 def test_a_stranger_keeps_nobody_out(place: str) -> None:
     plan = driver.Plan(driver.NOWHERE, seconds=2.0, place=place)

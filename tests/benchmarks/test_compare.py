@@ -75,7 +75,7 @@ def test_what_is_judged_is_there_for_each_scenario(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.processes
-@pytest.mark.slow
+@pytest.mark.verify
 def test_this_checkout_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--pairs", "2", "--nodes", "4", "--repeats", "1", "--only", "meet", "--json"]
     # Whether either is "worse" is chance, with two pairs of tiny runs.

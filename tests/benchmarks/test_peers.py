@@ -152,6 +152,7 @@ def a_peer_that_hangs(folder: Path) -> None:
     python.chmod(0o700)
 
 
+@pytest.mark.verify
 @pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_what_was_started_and_leaves_no_files(
@@ -349,6 +350,7 @@ def test_after_a_size_that_took_too_long_no_larger_one_is_tried(
         return harness.Outcome(why_not="not within 1 s", out_of_time=True)
 
     monkeypatch.setattr(harness, "run_script", run_script)
+    monkeypatch.setattr("benchmarks.wait_idle.wait", lambda: 0.0)  # nothing is measured here
     bench = harness.Bench(tmp_path, 1.0, 1)
     assert bench.meet(peer(), 128).why_not == "not within 1 s"
     assert bench.meet(peer(), 256).why_not == "not tried: 128 nodes, not within 1 s"
@@ -543,6 +545,7 @@ def test_a_round_is_from_the_first_call_to_the_last_answer() -> None:
 # -- the whole of it -------------------------------------------------------------------------------
 
 
+@pytest.mark.verify
 @pytest.mark.processes
 @pytest.mark.timeout(300)
 def test_peers_that_are_not_there_are_skipped_by_name_and_the_rest_is_measured(
@@ -587,6 +590,7 @@ def test_peers_that_are_not_there_are_skipped_by_name_and_the_rest_is_measured(
     assert min(values["floor"]["warm"]) > 0
 
 
+@pytest.mark.processes
 def test_a_peer_that_is_unknown_is_named() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--only", "carrier-pigeon"], capture_output=True, text=True
@@ -608,6 +612,7 @@ def test_two_nodes_meet_through_torchs_store() -> None:
     assert min(min(values) for values in found.values.values()) >= 0
 
 
+@pytest.mark.processes
 def test_processes_wait_for_each_other_and_can_be_frozen() -> None:
     processes = common.Processes(3, 2, lambda index: lambda: time.sleep(0.01 * index))
     pids = list(processes.pids.values())

@@ -8,7 +8,7 @@ scale = pytest.importorskip("benchmarks.scale", reason="the source distribution 
 
 
 @pytest.mark.processes
-@pytest.mark.slow
+@pytest.mark.verify
 @pytest.mark.timeout(400)  # half a minute of which it may wait for a quiet machine
 def test_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale.store, "CALLS_IN_ALL", 200)

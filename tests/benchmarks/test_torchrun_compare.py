@@ -32,7 +32,7 @@ def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs_torch
-@pytest.mark.slow
+@pytest.mark.verify
 def test_two_nodes_meet_through_either_and_both_are_in_the_json() -> None:
     done = compare("--only", "meet_2", "--repeats", "1", "--json")
     assert done.returncode == 0, done.stderr

@@ -130,6 +130,7 @@ def test_json(cli: Cli) -> None:
     assert all(each["is_prediction"] for cost in body["model"] for each in cost["predicted"])
 
 
+@pytest.mark.sockets
 def test_what_is_refused(
     cli: Cli, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:
@@ -165,6 +166,7 @@ ANSWERS = (
 )
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_what_is_no_coordinator(
     cli: Cli, listener: Callable[[bytes | None], str], answer: bytes
@@ -177,6 +179,7 @@ def test_what_is_no_coordinator(
     assert done.err.splitlines()[-1].startswith("hint: check the host and the port")
 
 
+@pytest.mark.sockets
 def test_one_that_never_answers(
     cli: Cli, listener: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +331,7 @@ def _attached(at: str, run_id: str) -> int:
 
 @pytest.mark.processes
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("scenario", ["meet", "regroup"])
+@pytest.mark.parametrize("scenario", ["meet", pytest.param("regroup", marks=pytest.mark.verify)])
 def test_more_processes_than_nodes(cli: Cli, scenario: str) -> None:
     done = cli("bench", scenario, "--nodes", "2,5", "--processes", "5", "--repeats", "1")
     assert done.code == 0, done.err

@@ -172,6 +172,7 @@ def test_four_nodes_train_and_lose_one(run: Programs) -> None:
     assert files_left(run) == []
 
 
+@pytest.mark.verify
 @pytest.mark.processes
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
@@ -194,6 +195,7 @@ def test_told_to_end_it_leaves_nothing(run: Programs, number: signal.Signals, wh
     assert files_left(run) == []
 
 
+@pytest.mark.verify
 @pytest.mark.processes
 @pytest.mark.timeout(300)
 def test_a_node_that_fails_fails_the_demo(run: Programs) -> None:

@@ -23,6 +23,7 @@ def test_the_version_is_printed(cli: Cli) -> None:
     assert str(cli("--version")) == f"rallypoint {__version__}\nexit code 0\n"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("arguments", [["--version"], ["env"], ["run", "nope.py"]])
 def test_what_is_quick_loads_little(arguments: list[str]) -> None:
     program = (
@@ -119,6 +120,7 @@ def test_what_comes_from_other_machines_cannot_write_to_the_terminal() -> None:
     assert output.clean("hoch – ünïcode") == "hoch – ünïcode"
 
 
+@pytest.mark.processes
 def test_a_reader_that_stops_reading_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)

@@ -203,6 +203,7 @@ def _unwritable(name: str) -> Iterator[int]:
         os.close(out)
 
 
+@pytest.mark.sockets
 def test_an_address_that_answered_an_hour_ago_may_have_been_a_nodes(
     cli: Cli, free_port: int
 ) -> None:
@@ -213,6 +214,7 @@ def test_an_address_that_answered_an_hour_ago_may_have_been_a_nodes(
     assert "ends with that run" in hosted
 
 
+@pytest.mark.sockets
 def test_a_refusing_host(cli: Cli, snapshot: Callable[[str, str], None], free_port: int) -> None:
     done = cli("status", "--endpoint", f"127.0.0.1:{free_port}")
     snapshot("status-refused", without_ports(str(done)))
@@ -235,6 +237,7 @@ def _http(status: str, body: bytes) -> bytes:
     return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status.encode(), len(body), body)
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
@@ -262,6 +265,7 @@ def test_something_else_listens_there(
     assert done.err.splitlines()[-1].startswith("hint: ")
 
 
+@pytest.mark.sockets
 def test_what_never_answers(cli: Cli, listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "TIMEOUT_S", 0.2)
     where = listener(None)
@@ -270,6 +274,7 @@ def test_what_never_answers(cli: Cli, listener: Listener, monkeypatch: pytest.Mo
     assert f"cannot reach {where}: no answer within 0.2 s" in done.err
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize(
     "head", [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"", b"HTTP/1.1 "]
 )

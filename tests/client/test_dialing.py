@@ -24,6 +24,8 @@ from rallypoint.core.values import Address, RunSettings
 from tests.loops import BOOTSTRAP, needs_ipv6, node, opened, run_clean, served, until
 from tests.ports import free_port
 
+pytestmark = pytest.mark.sockets
+
 TWO = RunSettings(min_nodes=2, max_nodes=2, max_restarts=None)
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -20,6 +20,7 @@ from rallypoint.endpoints import Endpoint, EndpointKind
 from rallypoint.ledger.contract import Changed, Versioned
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.settings import NodeSettings
+from tests.kinds import seeds
 from tests.loops import run_virtual
 
 TTL_S = 5.0
@@ -108,7 +109,7 @@ async def lose(nodes: int, alive: int, *, is_new: bool, can_watch: bool = True) 
     return outcome
 
 
-@pytest.fixture(params=range(3))
+@pytest.fixture(params=seeds(1, verify=3, long=30))
 def seeded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The chance of each trial is another, and the same in each run of the tests."""
     monkeypatch.setattr(discovery, "random", random.Random(request.param))

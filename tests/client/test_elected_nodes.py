@@ -26,6 +26,8 @@ from rallypoint.ledger.contract import Ledger, SwapOutcome, Unknown, Versioned
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.settings import NodeSettings
 
+pytestmark = pytest.mark.sockets
+
 RUN = RunSettings(min_nodes=2, max_nodes=8, last_call_s=0.2)
 LONG_TTL_S = 6.0
 """For who counts terms and waits for no lease to run out: none does because this process, which has

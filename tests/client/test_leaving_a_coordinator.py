@@ -27,6 +27,8 @@ from rallypoint.settings import NodeSettings
 from tests.loops import node, run_clean, until
 from tests.ports import free_port
 
+pytestmark = pytest.mark.sockets
+
 HERE = Address("127.0.0.1", 1)
 TTL_S = 0.9
 RUN = RunSettings(min_nodes=2, max_nodes=2, suspect_after_s=0.9, max_restarts=None)

@@ -30,6 +30,8 @@ from rallypoint.core.values import (
 from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
 from tests.ports import free_port
 
+pytestmark = pytest.mark.sockets
+
 TWO = RunSettings(min_nodes=2, max_nodes=2, max_restarts=None)
 
 

@@ -23,6 +23,8 @@ from tests.coordinator.test_server import get
 from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
 from tests.ports import free_port
 
+pytestmark = pytest.mark.sockets
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

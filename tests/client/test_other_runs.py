@@ -20,6 +20,8 @@ from rallypoint.core.values import RunSettings
 from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
 from tests.ports import free_port
 
+pytestmark = pytest.mark.sockets
+
 TWO = RunSettings(min_nodes=2, max_nodes=2, max_restarts=None)
 THREE = RunSettings(min_nodes=3, max_nodes=3, max_restarts=None)
 TOKENS = ("VQ2t9qk0X5cM1sB7nJ4eRw", "Wm0yC3hU8dK6pZ1xQ9vTaE")

@@ -15,6 +15,7 @@ from rallypoint.settings import node_settings
 uvloop = pytest.importorskip("uvloop")
 
 
+@pytest.mark.sockets
 def test_a_node_in_a_loop_of_uvloops_meets_and_leaves():
     async def program() -> tuple[int, bytes]:
         async with await aio.join(min_nodes=1) as run:

@@ -89,6 +89,7 @@ def test_a_node_that_starts_its_coordinator_waits_for_nobody() -> None:
     assert lines_of(waiter, 20.0) == []
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("endpoint", ["", "127.0.0.1:{port}"])
 def test_a_node_does_not_look_for_the_coordinator_that_it_starts(
     endpoint: str, monkeypatch: pytest.MonkeyPatch
@@ -225,6 +226,7 @@ def test_a_name_that_cannot_be_resolved_is_told_while_the_node_waits(
     run_clean(main)
 
 
+@pytest.mark.sockets
 def test_the_node_that_carries_the_coordinator_says_so() -> None:
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"

@@ -25,6 +25,8 @@ from rallypoint.net import bind
 from rallypoint.wire import messages as wire
 from tests.loops import needs_ipv6, until
 
+pytestmark = pytest.mark.sockets
+
 uvloop = pytest.importorskip("uvloop")
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 RUN = RunSettings(min_nodes=1, max_nodes=2, reconnect_grace_s=600.0)

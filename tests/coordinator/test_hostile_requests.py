@@ -17,6 +17,8 @@ from tests.fuzz.world import TOKEN as FUZZ_TOKEN
 from tests.fuzz.world import World, turns
 from tests.loops import opened, run_clean, run_virtual, served, until
 
+pytestmark = pytest.mark.sockets
+
 TOKEN = "a-token-with-more-than-128-bits-of-chance"
 UPGRADE = (
     f"GET {wire.ATTACH_PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"

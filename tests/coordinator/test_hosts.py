@@ -19,6 +19,8 @@ from rallypoint.settings import parse_endpoint
 from rallypoint.wire import headers, messages
 from tests.loops import BOOTSTRAP, opened, run_clean, served
 
+pytestmark = pytest.mark.sockets
+
 OWN = socket.gethostname()
 
 

@@ -15,6 +15,8 @@ from rallypoint.coordinator.server import CoordinatorServer
 from tests.coordinator.test_server import get
 from tests.loops import opened, run_clean, served, until
 
+pytestmark = pytest.mark.sockets
+
 TOKEN = "a-token-with-more-than-128-bits-of-chance"
 SHOWN = f"Host: a\r\nAuthorization: Bearer {TOKEN}\r\n"
 ENDLESS = f"POST /api/v1/runs/run/close HTTP/1.1\r\n{SHOWN}Content-Length: 9\r\n\r\n{{".encode()

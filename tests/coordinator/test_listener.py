@@ -20,6 +20,8 @@ from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.http_connection import HttpConnection
 from tests.loops import opened, run_clean, run_virtual, served, until
 
+pytestmark = pytest.mark.sockets
+
 TOKEN = "correct-horse"
 ASK = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
 ASK_WITH_TOKEN = ASK.replace(b"\r\n\r\n", f"\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())

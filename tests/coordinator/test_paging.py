@@ -35,6 +35,7 @@ async def all_pages(one: Replica, limit: int) -> list[list[str]]:
         query = f"?limit={limit}&after={quoted(body['next'])}"
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("limit", [1, 2, len(IDS) - 1, len(IDS), 1_000])
 def test_all_replicas_give_the_same_pages(limit: int) -> None:
     """Also of runs that another one has, and of those that no coordinator has any more."""
@@ -60,6 +61,7 @@ def test_without_a_limit_there_is_one() -> None:
     assert page_of({"after": "run-1", "limit": "3"}) == Page("run-1", 3)
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("query", ["limit=0", "limit=-1", "limit=x", "after=%1b"])
 def test_what_cannot_be_asked_for(query: str) -> None:
     async def main() -> None:

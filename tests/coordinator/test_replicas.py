@@ -27,6 +27,8 @@ from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.net import bind
 from tests.loops import run_clean, until
 
+pytestmark = pytest.mark.sockets
+
 TOKEN = "the-token-of-all-replicas"
 SETTINGS = RunSettings(min_nodes=2, max_nodes=2)
 

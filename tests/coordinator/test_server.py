@@ -32,6 +32,8 @@ from rallypoint.wire import messages as wire
 from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
 from tests.network import stamp
 
+pytestmark = pytest.mark.sockets
+
 TWO = RunSettings(min_nodes=2, max_nodes=2, max_restarts=None)
 TOKEN = "correct-horse"
 

@@ -17,6 +17,8 @@ from rallypoint.net import bind
 from rallypoint.wire import messages as wire
 from tests.loops import VirtualLoop, until
 
+pytestmark = pytest.mark.sockets
+
 RUN = RunSettings(min_nodes=2, max_nodes=2)
 
 

@@ -45,6 +45,7 @@ from rallypoint.core.store import (
 from rallypoint.core.store.store import RoundStore
 from rallypoint.testing.store_checker import StoreChecker
 from rallypoint.testing.violations import InvariantViolation
+from tests.kinds import examples
 
 SEATS = (("a", 0, 1), ("b", 1, 2))
 
@@ -256,7 +257,7 @@ OPS = st.one_of(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.lists(st.tuples(st.sampled_from(["a", "b"]), OPS, st.booleans()), max_size=30))
 def test_every_acknowledged_call_is_in_what_a_successor_replays(
     calls: list[tuple[str, StoreOp, bool]],
@@ -289,7 +290,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(st.lists(STEPS, max_size=60), st.sampled_from([1, 2, 5, 1_000]))
 def test_r10_r11_hold_whatever_is_resent_and_whoever_coordinates(
     steps: list[tuple[str, Any]], compact_records: int

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from rallypoint.core.budget import MemoryBudget, MemoryShare
+from tests.kinds import examples
 
 MIB = 1024**2
 LIMIT = 100 * MIB
@@ -119,7 +120,7 @@ class Sharing(RuleBasedStateMachine):
 
 
 TestSharing = Sharing.TestCase
-TestSharing.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSharing.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30))

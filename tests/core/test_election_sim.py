@@ -8,12 +8,12 @@ from __future__ import annotations
 import pytest
 
 from tests.core import election_sim
+from tests.kinds import seeds
 
 SEEDS_EACH = 100
-CHUNKS = 22
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize("chunk", seeds(5, verify=22, long=220))
 def test_no_rule_is_broken_and_all_agree_once_the_faults_heal(chunk: int) -> None:
     for seed in range(chunk * SEEDS_EACH, (chunk + 1) * SEEDS_EACH):
         try:

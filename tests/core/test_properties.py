@@ -29,6 +29,7 @@ from rallypoint.core.values import (
 )
 from tests.core.driver import STOP_S, Driver, node_id, token_of
 from tests.core.walks import walk
+from tests.kinds import examples, seeds
 
 NAMES = "abcde"
 TOKENS = [*NAMES, "a", "b", "c", "a'", "b'"]
@@ -125,13 +126,13 @@ def strange_event(which: int, node: NodeId, number: int) -> on.Event:
     return on.NodeHeard(node)
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(run_settings(), lives)
 def test_every_rule_holds_after_every_step(options: dict[str, Any], life: list[Any]) -> None:
     live(Driver(**options), life)
 
 
-@settings(max_examples=250)
+@settings(max_examples=examples(250))
 @given(run_settings(), lives, st.integers(0, 4), st.randoms(use_true_random=False))
 def test_r7_a_round_is_formed_once_enough_nodes_are_ready(
     options: dict[str, Any], life: list[Any], more: int, random: Any
@@ -144,7 +145,7 @@ def test_r7_a_round_is_formed_once_enough_nodes_are_ready(
     a_round_is_formed(driver, random.sample(NAMES, enough))
 
 
-@pytest.mark.parametrize("tens", range(15))
+@pytest.mark.parametrize("tens", seeds(5, verify=15, long=150))
 def test_r7_a_round_is_formed_after_a_long_life(tens: int) -> None:
     """R7, after lives that are longer and more like a real run's."""
     for seed in range(10 * tens, 10 * tens + 10):
@@ -204,7 +205,7 @@ def keep_ready(driver: Driver) -> None:
             driver.ready(token_of(member.id))
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(run_settings(), lives)
 def test_the_same_life_brings_the_same_effects(options: dict[str, Any], life: list[Any]) -> None:
     one, other = Driver(**options), Driver(**options)
@@ -214,7 +215,7 @@ def test_the_same_life_brings_the_same_effects(options: dict[str, Any], life: li
     assert one.run.freeze() == other.run.freeze()
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(run_settings(), lives)
 def test_r6_nothing_follows_a_close(options: dict[str, Any], life: list[Any]) -> None:
     """R6. A closed run forms no further round, whoever coordinates."""

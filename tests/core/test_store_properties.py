@@ -36,6 +36,7 @@ from rallypoint.core.store.data import KEY_BYTES, Data, Tally, Write
 from rallypoint.core.store.operations import keys_of
 from rallypoint.core.store.store import RoundStore
 from rallypoint.core.store.waits import WAITING_CALL_BYTES, waiting_bytes
+from tests.kinds import examples
 
 SEATS = [("a", 0, 2), ("b", 2, 1)]
 RANKS = {"a": (0, 1), "b": (2,)}
@@ -365,13 +366,13 @@ class Driver:
         assert store.footprint() == kept + sum(of_waits) + size + KEY_BYTES * keys
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(HISTORIES)
 def test_the_store_does_what_the_model_does(steps: list[Step]) -> None:
     Driver().run(steps)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.lists(st.one_of(TOGGLES, TOGGLES, PATIENT), min_size=5, max_size=30))
 def test_waits_see_all_their_keys_at_once(calls: list[Step]) -> None:
     Driver().run(calls)
@@ -463,7 +464,8 @@ def call_torch(theirs: Any, op: DataOp) -> object:
             return theirs.num_keys()
 
 
-@settings(max_examples=50)
+@pytest.mark.torch
+@settings(max_examples=examples(50))
 @given(st.lists(DATA_OPS, max_size=15))
 def test_torch_hash_store_answers_the_same(ops: list[DataOp]) -> None:
     distributed: Any = pytest.importorskip("torch.distributed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -15,12 +16,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 MARK = "RP_TEST_MARK"
+# Looked for and not imported: who only collects the tests would wait for two seconds.
+needs_sklearn = pytest.mark.skipif(
+    not (importlib.util.find_spec("numpy") and importlib.util.find_spec("sklearn")),
+    reason="numpy or sklearn is not installed",
+)
 WITHIN_S = 100.0
 """For what takes seconds, on a machine that does much else and resolves no names."""
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .programs import EXAMPLES, Programs, accuracy_of
+from .programs import EXAMPLES, Programs, accuracy_of, needs_sklearn
 
-pytest.importorskip("numpy")
-pytest.importorskip("sklearn")
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.verify, pytest.mark.timeout(300), needs_sklearn]
 
 
 def test_survivors_keep_their_model_and_hand_it_on(run: Programs) -> None:

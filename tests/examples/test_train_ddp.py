@@ -12,7 +12,7 @@ from .programs import EXAMPLES, Program, Programs, accuracy_of
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.slow,
+    pytest.mark.verify,
     pytest.mark.timeout(400),
     pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed"),
 ]

@@ -10,16 +10,16 @@ import pytest
 
 import rallypoint
 
-from .programs import EXAMPLES, Programs, accuracy_of, losses_of, wait_until
+from .programs import EXAMPLES, Programs, accuracy_of, losses_of, needs_sklearn, wait_until
 
-pytest.importorskip("numpy")
-pytest.importorskip("sklearn")
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300), needs_sklearn]
 
 SCRIPT = str(EXAMPLES / "train_digits.py")
 
 
-@pytest.mark.parametrize(("first", "second"), [(2, 2), (1, 3)])
+@pytest.mark.parametrize(
+    ("first", "second"), [pytest.param(2, 2, marks=pytest.mark.verify), (1, 3)]
+)
 def test_it_trains_with_any_number_of_workers_per_node(
     run: Programs, tmp_path: Path, first: int, second: int
 ) -> None:
@@ -46,6 +46,7 @@ def test_it_goes_on_from_its_checkpoint(run: Programs, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.verify
 def test_plain_processes_lose_one_and_take_in_another(run: Programs, tmp_path: Path) -> None:
     env = {
         "RALLYPOINT_ENDPOINT": run.endpoint,

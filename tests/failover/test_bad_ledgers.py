@@ -36,7 +36,7 @@ from tests.ledger.etcd_processes import EtcdCluster, etcd, programs
 from tests.ledger.test_etcd_client import _with_users
 from tests.ports import free_port
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow]
+pytestmark = [pytest.mark.processes, pytest.mark.verify]
 
 AT_ONCE_S = 30.0
 """What waiting cannot mend is told without waiting, on a machine that does much else."""

@@ -25,11 +25,12 @@ from tests.agent.processes import alive
 from tests.failover import etcd_history, records
 from tests.failover.conftest import etcd_fleet, file_fleet
 from tests.failover.fleet import Agent, Fleet
+from tests.kinds import LONG
 from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess
 
 NODES = 4
 REPLICAS = 2
-CYCLES = 6
+CYCLES = 60 if LONG else 6
 HEALED_EVERY = 12
 """After as many cycles all is mended, and must be well, before the next ones."""
 SHORT_S, LONG_S = (0.02, 0.4), (0.5, 2.5)
@@ -48,7 +49,7 @@ ENV = {
 OPTIONS = ("--expected-nodes", str(NODES), "--max-restarts", "any", "--regroup-stop-timeout", "1")
 WAITS_FOR_REPLICAS = ("--host-coordinator", "no")
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(0)]
+pytestmark = [pytest.mark.processes, pytest.mark.verify, pytest.mark.timeout(0)]
 
 
 class Chaos:

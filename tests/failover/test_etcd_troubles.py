@@ -19,7 +19,7 @@ AWAY_S = float(os.environ.get("RALLYPOINT_TEST_OUTAGE_S", "10"))
 SETTLED_S = 2.0
 """After this long nothing can be under way any more that was asked of etcd before."""
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow]
+pytestmark = [pytest.mark.processes, pytest.mark.verify]
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,10 @@ import pytest
 
 from tests.failover.conftest import etcd_fleet
 from tests.failover.fleet import ALL_WITHIN_S, SERVES_WITHIN_S, Fleet
+from tests.kinds import LONG
 from tests.ledger.etcd_processes import EtcdCluster
 
-NODES = int(os.environ.get("RALLYPOINT_TEST_MANY", "0"))
+NODES = int(os.environ.get("RALLYPOINT_TEST_MANY", "64" if LONG else "0"))
 STARTED_WITHIN_S = 400.0
 AT_ONCE = 8
 """So many agents are started together: all of them at once would starve each other."""
@@ -28,9 +29,9 @@ COUNT_EVERY_S = "2"
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.slow,
+    pytest.mark.verify,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not NODES, reason="takes minutes: RALLYPOINT_TEST_MANY=64 runs it"),
+    pytest.mark.skipif(not NODES, reason="takes minutes: make verify LONG=1 runs it"),
 ]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.failover.netns import Host, Network, network, run
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow]
+pytestmark = [pytest.mark.processes, pytest.mark.verify]
 
 LIMIT_S = 100.0
 PORT = 29400

@@ -28,7 +28,7 @@ NOT_THE_NODES = ("--host-coordinator", "no")
 LISTENS = "0A"
 """As /proc/net/tcp has it."""
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow]
+pytestmark = [pytest.mark.processes, pytest.mark.verify]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ FROZEN_S = {"etcd": 20.0, "file": 8.0}
 HANDED_OVER_WITHIN_S = 4.5
 """Nobody waits for the lease to run out, which takes 5 s."""
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow]
+pytestmark = [pytest.mark.processes, pytest.mark.verify]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ QUICK = {"RALLYPOINT_LEASE_TTL": "1"}
 NOT_THE_NODES = ("--host-coordinator", "no")
 """Else a node would coordinate while there is no replica."""
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow]
+pytestmark = [pytest.mark.processes, pytest.mark.verify]
 
 
 @pytest.fixture

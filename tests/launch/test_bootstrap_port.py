@@ -13,6 +13,8 @@ import pytest
 
 from rallypoint.client.bootstrap_port import reserve_port
 
+pytestmark = pytest.mark.sockets
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux can hold a port so")
 has_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="torch is not installed"

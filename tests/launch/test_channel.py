@@ -36,6 +36,8 @@ from rallypoint.launch.channel import Channel, Requests
 from rallypoint.settings import WorkerChannel
 from rallypoint.wire import local
 
+pytestmark = pytest.mark.sockets
+
 MEMBER = RoundMember("a", 1, "host", (), 2)
 LOST = Change(ChangeKind.NODE_LOST, 1, ("b",), 1)
 

@@ -26,6 +26,7 @@ def test_a_folder_is_a_file_ledger_and_two_handles_are_one(tmp_path: Path) -> No
     asyncio.run(main())
 
 
+@pytest.mark.sockets
 def test_etcd_is_an_etcd_ledger_which_is_reached_when_it_is_opened() -> None:
     async def main() -> None:
         ledger = open_ledger(parse_endpoint("etcd://127.0.0.1:1/p?user=me"), "secret")
@@ -43,6 +44,7 @@ def test_what_is_no_ledger_is_refused() -> None:
             open_ledger(parse_endpoint(text))
 
 
+@pytest.mark.processes
 def test_an_engine_is_loaded_only_when_it_is_used() -> None:
     program = (
         "import sys\n"

@@ -122,6 +122,7 @@ class TestLosesAnswers(TestWellBehaved):
     backend = LosesAnswers
 
 
+@pytest.mark.torch
 class TestTorchsOwn(LedgerSuite):
     @pytest.fixture
     def connect(self) -> Connect:
@@ -408,6 +409,7 @@ def test_a_timeout_that_is_none_is_refused(timeout_s: float):
         TorchBackendLedger(Backend(), timeout_s=timeout_s)
 
 
+@pytest.mark.torch
 def test_the_largest_value_fits_into_torchs_tcp_store():
     pytest.importorskip("torch")
     from torch.distributed import TCPStore

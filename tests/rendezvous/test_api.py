@@ -396,6 +396,7 @@ def test_rank_0_tells_the_others_where_the_store_is() -> None:
     assert len(store) == 2
 
 
+@pytest.mark.sockets
 def test_without_an_address_rank_0_gives_its_name_and_a_free_port(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -35,6 +35,8 @@ from rallypoint.rendezvous.stores import prefixed
 from tests.ports import free_port
 from tests.rendezvous.backends import Bomb, bomb, freeze, takes_at_most
 
+pytestmark = [pytest.mark.sockets, pytest.mark.torch]
+
 RUN = "run"
 KEY = f"torch.rendezvous.{RUN}"
 
@@ -254,12 +256,14 @@ def test_a_tcp_store_that_is_there_is_used(torch_distributed: Any, is_host: Any)
     assert served.get(KEY) == b64encode(b"one")
 
 
+@pytest.mark.processes
 def test_a_store_of_another_process_is_used(torch_distributed: Any) -> None:
     with ServedElsewhere() as (_, port):
         backend, _ = create_backend(params(f"localhost:{port}", read_timeout=20))
         assert backend.get_state() is None
 
 
+@pytest.mark.processes
 def test_a_host_that_comes_later_is_waited_for(torch_distributed: Any) -> None:
     port = free_port()
     later = subprocess.Popen([sys.executable, "-c", SERVER, str(port)], stdout=subprocess.PIPE)
@@ -438,6 +442,7 @@ def elsewhere(torch_distributed: Any) -> Iterator[tuple[subprocess.Popen[str], i
         yield served
 
 
+@pytest.mark.processes
 def test_a_frozen_host_blocks_no_call_past_the_read_timeout(
     elsewhere: tuple[subprocess.Popen[str], int],
 ) -> None:
@@ -467,6 +472,7 @@ def test_a_frozen_host_blocks_no_call_past_the_read_timeout(
     raise AssertionError("the store answers again, and the backend does not")
 
 
+@pytest.mark.processes
 def test_a_rounds_store_on_a_frozen_host_blocks_no_call_past_its_timeout(
     elsewhere: tuple[subprocess.Popen[str], int],
 ) -> None:
@@ -491,6 +497,7 @@ def test_a_rounds_store_on_a_frozen_host_blocks_no_call_past_its_timeout(
             call()
 
 
+@pytest.mark.processes
 def test_a_dead_host_is_a_connection_error(elsewhere: tuple[subprocess.Popen[str], int]) -> None:
     process, port = elsewhere
     backend, _ = create_backend(params(f"127.0.0.1:{port}", is_host=False, read_timeout=2))

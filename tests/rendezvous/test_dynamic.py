@@ -232,6 +232,7 @@ def test_a_keep_alive_option_is_a_number(key: str) -> None:
         create_handler(None, UsersBackend(), params(**{key: None}))
 
 
+@pytest.mark.torch
 def test_torchs_parameters_will_do() -> None:
     pytest.importorskip("torch")
     from torch.distributed.elastic.rendezvous import RendezvousParameters as Torchs

@@ -36,6 +36,8 @@ from tests.rendezvous.backends import (
 )
 from tests.rendezvous.nodes import without_torch
 
+pytestmark = pytest.mark.sockets
+
 SOON_S = 10.0
 
 

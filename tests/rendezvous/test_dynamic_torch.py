@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import signal
 import subprocess
@@ -34,9 +35,13 @@ from tests.rendezvous.backends import (
     takes_at_most,
 )
 
-distributed = pytest.importorskip("torch.distributed")
-
-pytestmark = pytest.mark.timeout(300)  # three processes at once import torch
+pytestmark = [
+    pytest.mark.sockets,
+    pytest.mark.torch,
+    pytest.mark.usefixtures("distributed"),
+    pytest.mark.timeout(300),  # three processes at once import torch
+    pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed"),
+]
 
 SOON_S = 10.0
 
@@ -44,8 +49,14 @@ SOON_S = 10.0
 # -- in one process --------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def distributed() -> Any:
+    """Loaded for the first test that needs it, not by whoever collects the tests."""
+    return importlib.import_module("torch.distributed")
+
+
 @pytest.fixture(params=["tcp", "file", "hash"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+def store(request: pytest.FixtureRequest, distributed: Any, tmp_path: Path) -> Any:
     match request.param:
         case "tcp":
             return distributed.TCPStore("127.0.0.1", 0, is_master=True)
@@ -84,7 +95,9 @@ def test_rounds_newcomers_and_the_end(group: Group) -> None:
         group.handler(2, 3).next_rendezvous()
 
 
-def test_a_rounds_store_is_a_prefix_over_the_callers(group: Group, store: Any) -> None:
+def test_a_rounds_store_is_a_prefix_over_the_callers(
+    group: Group, store: Any, distributed: Any
+) -> None:
     a, b = group.handler(), group.handler()
     infos = group.meet(a, b)
     assert isinstance(infos[0].store, distributed.PrefixStore)
@@ -99,7 +112,7 @@ def test_a_rounds_store_is_a_prefix_over_the_callers(group: Group, store: Any) -
     assert not again[0].store.check(["key"])
 
 
-def test_rank_0_serves_the_workers_store(group: Group) -> None:
+def test_rank_0_serves_the_workers_store(group: Group, distributed: Any) -> None:
     a, b = group.handler(), group.handler()
     infos = group.meet(a, b)
     ((host, port),) = addresses(infos)
@@ -126,7 +139,7 @@ def test_torchs_own_backend_will_do(store: Any) -> None:
     assert sorted(info.rank for info in infos) == [0, 1]
 
 
-def test_a_lone_node_over_a_backend_that_keeps_nothing() -> None:
+def test_a_lone_node_over_a_backend_that_keeps_nothing(distributed: Any) -> None:
     params = RendezvousParameters("users", "", "run", 1, 1, local_addr="127.0.0.2")
     handler = create_handler(distributed.HashStore(), KeepsNothing(), params)
     info = handler.next_rendezvous()
@@ -216,7 +229,7 @@ def met(children: list[Child]) -> list[list[Any]]:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("kind", ["tcp", "file"])
+@pytest.mark.parametrize("kind", ["tcp", pytest.param("file", marks=pytest.mark.verify)])
 def test_processes_meet_twice_and_end(children: list[Child], kind: str, tmp_path: Path) -> None:
     endpoint = f"127.0.0.1:{free_port()}" if kind == "tcp" else str(tmp_path / "store")
     nodes = started(children, 3, endpoint, "3", "3", f"store_type={kind}")
@@ -232,6 +245,7 @@ def test_processes_meet_twice_and_end(children: list[Child], kind: str, tmp_path
     assert [child.process.wait(WITHIN_S) for child in nodes] == [0] * 3
 
 
+@pytest.mark.verify
 @pytest.mark.processes
 def test_the_process_with_the_coordinator_is_killed(
     children: list[Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -259,6 +273,7 @@ def test_the_process_with_the_coordinator_is_killed(
     assert any(child.ask("hosts") for child in left)
 
 
+@pytest.mark.verify
 @pytest.mark.processes
 def test_a_frozen_store_host_blocks_no_call_of_the_handler(children: list[Child]) -> None:
     endpoint = f"127.0.0.1:{free_port()}"

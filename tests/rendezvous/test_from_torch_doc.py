@@ -102,6 +102,7 @@ def public_names(name: str) -> set[str]:
     return {each for each in names if not each.startswith("_")}
 
 
+@pytest.mark.torch
 @needs_torch
 @pytest.mark.parametrize("name", MODULES)
 def test_every_public_name_of_torchs_modules_is_listed_and_is_there_or_said_not_to_be(
@@ -125,6 +126,7 @@ def test_every_module_and_what_it_exports_is_listed(name: str) -> None:
 # -- commands and programs -----------------------------------------------------------------------
 
 
+@pytest.mark.torch
 @needs_torch
 @pytest.mark.parametrize("path", [DOC, README], ids=lambda path: path.name)
 def test_torchrun_takes_the_commands_and_the_backend_their_options(path: Path) -> None:
@@ -175,7 +177,7 @@ def test_the_examples_run_as_they_stand(number: int, said: list[str]) -> None:
 
 @needs_torch
 @pytest.mark.processes
-@pytest.mark.slow
+@pytest.mark.verify
 @pytest.mark.timeout(300)  # where no name server answers, torch waits for names
 @pytest.mark.skipif(not (ROOT / "examples").exists(), reason="there are no examples here")
 def test_the_command_of_the_readme_works_as_pasted(tmp_path: Path) -> None:

@@ -523,6 +523,7 @@ def _waits(handler: NodeRendezvousHandler) -> None:
     handler.next_rendezvous()
 
 
+@pytest.mark.verify
 @pytest.mark.parametrize("call", [_closes, _waits])
 def test_a_frozen_coordinator_blocks_no_call_past_its_deadline(
     nodes: Nodes, call: Callable[[NodeRendezvousHandler], None]

@@ -140,6 +140,7 @@ def make(backend): return get_rendezvous_handler(RendezvousParameters(backend, "
 """
 
 
+@pytest.mark.processes
 def test_a_backend_of_an_installed_package_is_found_when_it_is_asked_for(
     install: Callable[..., Path],
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_backend_of_an_installed_package_is_found_when_it_is_asked_for(
     assert result_of(program, folder) == [False, "Mine", "mine"]
 
 
+@pytest.mark.processes
 def test_one_that_is_broken_is_warned_about_by_name_and_the_others_are_there(
     install: Callable[..., Path],
 ) -> None:
@@ -166,6 +168,7 @@ def test_one_that_is_broken_is_warned_about_by_name_and_the_others_are_there(
     assert note == "Registered are: c10d, etcd, etcd-v2, mine, rallypoint, static."
 
 
+@pytest.mark.processes
 def test_a_package_does_not_take_a_name_that_is_registered(install: Callable[..., Path]) -> None:
     folder = install(PLUGIN, static="plugin:creator", mine="plugin:creator")
     program = MAKE + "make('mine')\nprint(rendezvous_handler_registry._registry['static'].__name__)"
@@ -174,6 +177,7 @@ def test_a_package_does_not_take_a_name_that_is_registered(install: Callable[...
     assert "'static' of an installed package (plugin:creator) cannot be used" in done.stderr
 
 
+@pytest.mark.processes
 def test_our_own_entry_is_for_torchs_registry_alone(install: Callable[..., Path]) -> None:
     folder = install(PLUGIN, rallypoint="plugin:creator", mine="plugin:creator")
     program = MAKE + (
@@ -183,6 +187,7 @@ def test_our_own_entry_is_for_torchs_registry_alone(install: Callable[..., Path]
     assert (done.stdout, done.stderr) == ("_create_rallypoint\n", "")
 
 
+@pytest.mark.processes
 def test_they_can_be_registered_at_once_as_torchs_package_does(
     install: Callable[..., Path],
 ) -> None:
@@ -211,6 +216,7 @@ def test_torchrun_finds_us_by_the_entry_point() -> None:
 # -- importing -----------------------------------------------------------------------------------
 
 
+@pytest.mark.processes
 def test_importing_the_package_loads_little_and_no_torch() -> None:
     loaded = result_of(
         "import json, rallypoint.rendezvous, rallypoint.rendezvous.registry\n"
@@ -234,6 +240,7 @@ def test_importing_the_package_loads_little_and_no_torch() -> None:
     ]
 
 
+@pytest.mark.processes
 def test_the_static_backend_loads_what_connects_only_when_it_does() -> None:
     loaded = result_of(
         "import json, rallypoint.rendezvous.static_tcp_rendezvous\n"
@@ -242,6 +249,7 @@ def test_the_static_backend_loads_what_connects_only_when_it_does() -> None:
     assert {"aiohttp", "websockets", "asyncio", "rallypoint.client"} & set(loaded) == set()
 
 
+@pytest.mark.processes
 def test_every_module_can_be_imported_without_torch() -> None:
     names = sorted(path.stem for path in (ROOT / "src/rallypoint/rendezvous").glob("[a-z]*.py"))
     assert "static_tcp_rendezvous" in names

@@ -159,6 +159,7 @@ def meet(kind: str) -> Iterator[Callable[..., list[RendezvousInfo]]]:
         assert handler.shutdown() is True
 
 
+@pytest.mark.sockets
 def test_one_node_may_ask_for_its_round_again_and_again(kind: str) -> None:
     port = free_port()
     handler = create_rdzv_handler(parameters(f"localhost:{port}", rank=0))
@@ -170,6 +171,7 @@ def test_one_node_may_ask_for_its_round_again_and_again(kind: str) -> None:
     assert second.store.get("key") == b"value"
 
 
+@pytest.mark.sockets
 def test_nodes_meet_in_one_store_and_keep_their_ranks(meet: Callable[..., Any]) -> None:
     port = free_port()
     infos = meet(3, port)
@@ -184,6 +186,7 @@ def test_nodes_meet_in_one_store_and_keep_their_ranks(meet: Callable[..., Any]) 
     assert infos[1].store.multi_get(["key", "count"]) == [b"\x00value", b"3"]
 
 
+@pytest.mark.sockets
 def test_the_store_has_torchs_calls(meet: Callable[..., Any]) -> None:
     store = meet(1, free_port())[0].store
     before = store.num_keys()
@@ -201,6 +204,7 @@ def test_the_store_has_torchs_calls(meet: Callable[..., Any]) -> None:
     assert store.timeout == timedelta(seconds=30)
 
 
+@pytest.mark.sockets
 def test_a_key_that_is_not_set_in_time_is_a_timeout_that_names_it(
     meet: Callable[..., Any], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,12 +218,14 @@ def test_a_key_that_is_not_set_in_time_is_a_timeout_that_names_it(
         store.wait(["absent"], timedelta(seconds=0.01))
 
 
+@pytest.mark.sockets
 def test_port_0_is_any_and_the_round_says_which(kind: str) -> None:
     info = create_rdzv_handler(parameters("localhost:0", rank=0)).next_rendezvous()
     assert info.bootstrap_store_info is not None
     assert info.bootstrap_store_info.master_port > 0
 
 
+@pytest.mark.sockets
 def test_runs_at_one_port_have_keys_of_their_own(kind: str) -> None:
     endpoint = f"localhost:{free_port()}"
     stores = [
@@ -234,6 +240,7 @@ def test_runs_at_one_port_have_keys_of_their_own(kind: str) -> None:
     assert stores[0].get("key") == b"1"
 
 
+@pytest.mark.sockets
 def test_rank_0_says_who_did_not_come(kind: str) -> None:
     endpoint = f"localhost:{free_port()}"
     # Another run's, so that the store is there before rank 0 begins to wait.
@@ -248,6 +255,7 @@ def test_rank_0_says_who_did_not_come(kind: str) -> None:
     assert told.endswith("1, 2, 3, 4, 6, 7, 8, 9, ...")
 
 
+@pytest.mark.sockets
 def test_nobody_at_the_endpoint_is_an_error_within_the_timeout(kind: str) -> None:
     port = free_port()
     handler = create_rdzv_handler(parameters(f"localhost:{port}", 2, rank=1, timeout=1))
@@ -255,6 +263,7 @@ def test_nobody_at_the_endpoint_is_an_error_within_the_timeout(kind: str) -> Non
         handler.next_rendezvous()
 
 
+@pytest.mark.sockets
 @needs_torch
 def test_no_client_of_torchs_is_made_before_somebody_listens(
     monkeypatch: pytest.MonkeyPatch,
@@ -267,6 +276,7 @@ def test_no_client_of_torchs_is_made_before_somebody_listens(
         handler.next_rendezvous()
 
 
+@pytest.mark.sockets
 def test_a_port_that_is_taken_is_an_error(kind: str) -> None:
     with closing(socket.create_server(("", 0), family=socket.AF_INET)) as other:
         endpoint = f"localhost:{other.getsockname()[1]}"
@@ -275,6 +285,7 @@ def test_a_port_that_is_taken_is_an_error(kind: str) -> None:
             handler.next_rendezvous()
 
 
+@pytest.mark.sockets
 def test_a_handler_that_failed_can_be_asked_again(kind: str) -> None:
     with closing(socket.create_server(("", 0), family=socket.AF_INET)) as other:
         port = other.getsockname()[1]
@@ -370,6 +381,7 @@ def test_a_rank_0_without_torch_that_is_stopped_for_a_while_is_known_afterwards(
     assert (kinds[0], kinds[-1]) == (StoreKind.UNKNOWN, StoreKind.OURS)
 
 
+@pytest.mark.sockets
 @needs_torch
 def test_a_node_without_torch_says_that_rank_0_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     store = torch_bridge.tcp_store("localhost", 0, is_server=True, timeout_s=20)

@@ -33,6 +33,8 @@ from rallypoint.wire import local
 from rallypoint.wire.messages import MESSAGE_BYTES_MAX, MalformedError
 from tests.rendezvous.backends import freeze
 
+pytestmark = pytest.mark.sockets
+
 SRC = Path(__file__).parents[2] / "src"
 
 

@@ -200,10 +200,12 @@ def _stderr(before: str = "", after: str = "") -> list[str]:
 LINE = "[] error: run '' has ended: stopped: enough"
 
 
+@pytest.mark.processes
 def test_a_program_without_logging_shows_the_lines_on_stderr() -> None:
     assert _stderr() == [LINE, "[rallypoint] warning: the connection is lost"]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_program_with_logging_of_its_own_shows_each_line_once_and_its_own_way(when: str) -> None:
     configure = "logging.basicConfig(format='mine: %(message)s')"
@@ -211,11 +213,13 @@ def test_a_program_with_logging_of_its_own_shows_each_line_once_and_its_own_way(
     assert lines == [f"mine: {LINE}", "mine: the connection is lost"]
 
 
+@pytest.mark.processes
 def test_a_level_that_the_program_has_set_stays() -> None:
     lines = _stderr(before="logging.getLogger('rallypoint').setLevel(logging.WARNING)")
     assert lines == ["[rallypoint] warning: the connection is lost"]
 
 
+@pytest.mark.processes
 def test_a_stderr_that_takes_nothing_holds_up_nobody() -> None:
     """A log collector that hangs must not stop a node's heartbeats."""
     program = """
@@ -241,6 +245,7 @@ print("went on", flush=True)
     assert done.stdout == "went on\n"
 
 
+@pytest.mark.processes
 def test_a_child_made_by_fork_shows_its_own_lines() -> None:
     program = """
 import os

@@ -15,6 +15,7 @@ from rallypoint.testing.run_checker import RunChecker
 from rallypoint.testing.violations import InvariantViolation
 from tests.core.driver import Driver
 from tests.core.walks import random_run, stride
+from tests.kinds import seeds
 
 GRACE_S = 6.0
 
@@ -27,7 +28,7 @@ def met() -> Driver:
     return driver
 
 
-@pytest.mark.parametrize("tens", range(10))
+@pytest.mark.parametrize("tens", seeds(4, verify=10, long=100))
 def test_every_rule_holds_over_long_lives_of_runs_whose_coordinators_die(tens: int) -> None:
     for seed in range(10 * tens, 10 * tens + 10):
         random = Random(seed)

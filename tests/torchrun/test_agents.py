@@ -16,7 +16,6 @@ from tests.torchrun.jobs import HANGING, PATIENCE_S, QUIET, Job, Node
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed"),
 ]
@@ -27,6 +26,7 @@ ALL = f"last_call={PATIENCE_S:g}"
 """The first round has all nodes, however long one of them takes to start."""
 
 
+@pytest.mark.verify
 def test_a_lost_machine_is_told_without_a_collective_and_who_is_done_is_not_waited_for(
     job: Job,
 ) -> None:
@@ -51,6 +51,7 @@ def test_a_lost_machine_is_told_without_a_collective_and_who_is_done_is_not_wait
     assert number == 2
 
 
+@pytest.mark.verify
 def test_one_too_many_steps_in_for_one_that_was_told_to_go_and_ends_with_the_job(job: Job) -> None:
     job.start("a", QUIET, nnodes="2", conf="is_host=1")
     job.wait(job.picture, "the host coordinates")
@@ -84,6 +85,7 @@ def test_one_too_many_steps_in_for_one_that_was_told_to_go_and_ends_with_the_job
     assert a.code(PATIENCE_S) == 1
 
 
+@pytest.mark.verify
 def test_the_machine_that_coordinates_is_lost(job: Job) -> None:
     """Elected through files: another one takes the run over, and is told who was lost."""
     job.endpoint = f"file://{job.folder / 'ledger'}"
@@ -123,6 +125,7 @@ def test_a_worker_that_fails_ends_the_job_for_all_and_all_say_why(job: Job) -> N
     assert why in str(job.picture()["closed"])
 
 
+@pytest.mark.verify
 def test_who_closes_the_run_ends_it_for_all(job: Job) -> None:
     job.serve()
     job.start("a b", QUIET, nnodes="2")
@@ -135,6 +138,7 @@ def test_who_closes_the_run_ends_it_for_all(job: Job) -> None:
         job.nodes[name].ends_badly("stopped: the wrong data", "RendezvousClosedError")
 
 
+@pytest.mark.verify
 def test_a_worker_that_hangs_in_gloo_is_stopped_too(job: Job) -> None:
     """An endpoint that ends with its node: the agent that fails carries the coordinator."""
     job.start("a", HANGING, nnodes="3", conf="is_host=1")
@@ -149,6 +153,7 @@ def test_a_worker_that_hangs_in_gloo_is_stopped_too(job: Job) -> None:
         job.nodes[name].ends_badly("ChildFailedError: rank 0 ended with exit code 7")
 
 
+@pytest.mark.verify
 def test_what_happens_is_said_on_stderr_once_unless_quiet_is_asked_for(job: Job) -> None:
     """With no logging configured and torch's own level: as for everybody who runs torchrun."""
     job.serve()

@@ -19,7 +19,7 @@ from tests.torchrun.jobs import STEADY, Job
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.slow,
+    pytest.mark.verify,
     pytest.mark.timeout(600),
     pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed"),
 ]

@@ -34,6 +34,7 @@ from rallypoint.core.values import (
 )
 from rallypoint.wire import local
 from rallypoint.wire import messages as wire
+from tests.kinds import examples
 
 STAMP = Stamp("0123456789abcdef", 3, 7)
 ADDRESS = Address("host-0.example", 29400)
@@ -290,13 +291,13 @@ def decode_all(data: bytes) -> None:
             decode(data)
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(st.binary(max_size=200))
 def test_garbage_is_refused(data: bytes):
     decode_all(data)
 
 
-@settings(max_examples=1_500)
+@settings(max_examples=examples(1_500))
 @given(
     st.sampled_from(SAMPLES),
     st.lists(
@@ -335,7 +336,7 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(plain)
 def test_well_formed_data_that_is_no_message_is_refused(value: object):
     decode_all(msgspec.msgpack.encode(value))
@@ -416,7 +417,7 @@ def test_settings_that_no_run_can_have_are_refused(number: float):
 # -- frames ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.lists(st.sampled_from(FROM_WORKER), max_size=5), st.integers(1, 40))
 def test_frames_come_whole_however_they_are_cut(messages: list[local.FromWorker], size: int):
     stream = b"".join(map(local.encode, messages))
