@@ -213,7 +213,7 @@ def test_certificates(tmp_path: Path) -> None:
                 "rejected the client certificate",
                 "signed by a CA that etcd trusts",
             ),
-            (f"{ca}&{mixed}", "cannot be used", "the key that of the certificate"),
+            (f"{ca}&{mixed}", "cannot be used", "must be that of the certificate"),
             (f"ca={file('missing.pem')}", "No such file", "PEM files"),
             (f"ca={file('server.key')}", "cannot be used", "PEM files"),
         ]:
@@ -343,7 +343,7 @@ def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
         is_refused(damaged, ExitCode.COULD_NOT_MEET, "is damaged", hint="from a backup")
         assert (tmp_path / name / "rallypoint-ledger").read_bytes() == data
     (tmp_path / "plain").write_bytes(b"x")
-    is_refused(f"file:{tmp_path}/plain", ExitCode.USAGE, "is no folder", hint="name a folder")
+    is_refused(f"file:{tmp_path}/plain", ExitCode.USAGE, "is not a folder", hint="name a folder")
     missing = f"file:{tmp_path}/not/there"
     for told in (serve(missing), run(missing)):
         check(told, ExitCode.COULD_NOT_MEET, "there is no folder", hint="is the disk mounted?")

@@ -321,8 +321,8 @@ def test_an_answer_over_a_slow_line_is_no_silence() -> None:
     ("speaks", "why", "bound_s"),
     [
         (_speaks(), "no answer within 0.5 s", 5.0),
-        (_speaks(ANSWER[:3]), "began to answer, and then said nothing for 0.5 s", 5.0),
-        (_speaks(*([b" "] * 900), every_s=0.02, size=1_000), "not all of its answer", 10.0),
+        (_speaks(ANSWER[:3]), "began to answer, and then was silent for 0.5 s", 5.0),
+        (_speaks(*([b" "] * 900), every_s=0.02, size=1_000), "its answer was not complete", 10.0),
     ],
     ids=["nothing", "the-beginning", "without-end"],
 )

@@ -1,1 +1,1 @@
-"""What must outlive a coordinator, kept in an engine that offers registers."""
+"""Where everything is kept that must outlive a coordinator: the contract, and the engines."""

@@ -1,4 +1,4 @@
-"""The names of registers and logs: the one place that says how a ledger is laid out (format 2).
+"""The names of registers, logs and records: the layout of every ledger (format 2).
 
     coordinators/<process>          a coordinator process's lease
     runs/<run>                      the head of a run
@@ -8,8 +8,10 @@
                                     writer is the term of the coordinator that made it
     floor                           the highest term and number of all runs that were removed
 
-<run> is the quoted id of the run. It holds no `/`, so that a list of the names that begin with
-`stores/<run>/` never holds those of another run. The head of a run holds its id as it is.
+<run> is the quoted id of the run. It has no `/`, so a list of the names that begin with
+`stores/<run>/` never includes another run's. The head of a run contains the id itself.
+
+What the registers and records contain is no concern of this file.
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ from typing import Final
 
 FLOOR: Final = "floor"
 COORDINATORS: Final = "coordinators/"
-"""What the names of all leases begin with."""
+"""The beginning of the names of all leases."""
 RUNS: Final = "runs/"
-"""What the names of all heads of runs begin with."""
+"""The beginning of the names of all heads of runs."""
 LOGS: Final = "stores/"
-"""What the names of all logs begin with."""
+"""The beginning of the names of all logs."""
 QUOTED_BYTES_MAX: Final = 160
-"""A quoted id that is longer is cut, and its hash is added: every engine takes such a name."""
+"""A longer quoted id is cut, and its hash added, so that every engine takes the name."""
 _CUT_BYTES: Final = 96
 _DIGITS_MAX: Final = 19
-"""Of a 64-bit number. Python refuses to read one of more than 4,300."""
+"""The digits of a 64-bit number. (Python refuses to convert more than 4,300.)"""
 
 
 def lease_key(process: str) -> str:
@@ -43,46 +45,47 @@ def run_key(run_id: str) -> str:
 
 
 def chunk_prefix(run_id: str) -> str:
-    """What the names of all chunks of a run's member tables begin with."""
+    """The beginning of the names of all chunks of a run's member tables."""
     return f"chunks/{quoted(run_id)}/"
 
 
 def chunk_key(run_id: str, term: int, serial: int) -> str:
-    """The register of a chunk: the owner of `term` wrote it as its `serial`th. Never used again."""
+    """The register of a chunk: the `serial`th that the owner of `term` wrote. Used only once."""
     return f"{chunk_prefix(run_id)}{term}-{serial}"
 
 
 def chunk_of(key: str) -> tuple[int, int] | None:
-    """The term and the serial number in a chunk's name; None if it is no such name."""
+    """The term and serial number in the name of a chunk; None if this is no such name."""
     term, dash, serial = key.rpartition("/")[2].partition("-")
     is_one = dash and _is_number(term) and _is_number(serial)
     return (int(term), int(serial)) if is_one else None
 
 
 def log_prefix(run_id: str) -> str:
-    """What the names of all logs of a run begin with."""
+    """The beginning of the names of all logs of a run."""
     return f"{LOGS}{quoted(run_id)}/"
 
 
 def run_key_of_log(name: str) -> str:
-    """The register of the run that a log is of, whether or not it is there."""
+    """The register of the head of the run whose log this is; it may not exist."""
     return RUNS + name.removeprefix(LOGS).partition("/")[0]
 
 
 def round_prefix(run_id: str, number: int, term: int) -> str:
-    """What the names of all segments of the log of one round begin with."""
+    """The beginning of the names of all segments of one round's log."""
     return f"{log_prefix(run_id)}{number}.{term}."
 
 
 def log_name(run_id: str, number: int, term: int, segment: int, writer: int) -> str:
-    """One segment of the log of the store of one round. Never used again."""
+    """The name of one segment of one round's log. Used only once."""
     return f"{round_prefix(run_id, number, term)}{segment}.{writer}"
 
 
 def log_of(name: str) -> tuple[int, int, int, int] | None:
-    """The number, term, segment and writer in a log's name; None if it is no such name.
+    """The number, term, segment and writer in the name of a log; None if this is no such name.
 
-    Format 1 had one log a round, named by its number alone: as of term 0.
+    Format 1 had one log for each round, named only by the number of the round. It counts as a log
+    of term 0.
     """
     parts = name.rpartition("/")[2].split(".")
     if not all(map(_is_number, parts)):
@@ -121,14 +124,14 @@ def is_record_name(name: str) -> bool:
 
 
 def _is_number(text: str) -> bool:
-    """Whether this is a number as names have them: other writers may have put anything there."""
+    """Whether this can be a number in a name: another program may have put anything there."""
     return text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX
 
 
 def quoted(run_id: str) -> str:
-    """A run's id as a part of a name: readable where it can be, and different for different ids."""
+    """A run's id as a part of a name: readable where possible, and different for each id."""
     whole = urllib.parse.quote(run_id, safe="")
     if len(whole) <= QUOTED_BYTES_MAX:
         return whole
-    # Longer than any that is not cut, so that no other id can be given this name.
+    # Longer than any quoted id that is not cut, so that no other id has this name.
     return f"{whole[:_CUT_BYTES]}~{hashlib.sha256(run_id.encode()).hexdigest()}"

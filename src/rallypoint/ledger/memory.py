@@ -1,6 +1,7 @@
-"""The ledger that dies with its process: registers and logs in dictionaries.
+"""A ledger in the memory of one process: registers and logs in dictionaries.
 
-A new process has another `ledger_id`, so nodes of the old one can be told that their run is lost.
+It is lost with its process. A new process has another `ledger_id`, so nodes of the old one learn
+that their run is lost.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rallypoint.ledger.contract import (
 
 
 class MemoryLedger(Ledger):
-    """Registers in memory. One event loop uses it."""
+    """Registers and logs in memory. Only one event loop may use it. No outcome is ever Unknown."""
 
     is_durable = False
     has_log = True
@@ -39,7 +40,7 @@ class MemoryLedger(Ledger):
         self._registers: dict[str, Versioned] = {}
         self._logs: dict[str, list[bytes]] = {}
         self._deleted_version = 0
-        """No register that is created later gets a version up to this one."""
+        """Registers that are created later get higher versions than this."""
         self._waiting: dict[str, set[asyncio.Event]] = {}
 
     async def read(self, key: str) -> Versioned | None:
@@ -48,7 +49,7 @@ class MemoryLedger(Ledger):
         return self._registers.get(key)
 
     async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
-        """See Ledger.swap. Never unknown."""
+        """See Ledger.swap."""
         self.check_value(key, value)
         current = self._registers.get(key)
         if (current.version if current else None) != expected:
@@ -75,7 +76,7 @@ class MemoryLedger(Ledger):
         return tuple(sorted(key for key in self._registers if key.startswith(prefix)))
 
     async def changed(self, key: str, version: int | None, timeout_s: float) -> Changed | None:
-        """See Ledger.changed. Told, not polled."""
+        """See Ledger.changed. Each write wakes the calls that wait."""
         check_name(key)
         event = asyncio.Event()
         waiting = self._waiting.setdefault(key, set())
@@ -94,7 +95,7 @@ class MemoryLedger(Ledger):
         return Changed(self._registers.get(key))
 
     async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
-        """See Ledger.append. Never unknown."""
+        """See Ledger.append."""
         self.check_record(log, index, value)
         records = self._logs.get(log, [])
         if index < len(records):

@@ -1,4 +1,4 @@
-"""From an endpoint to its ledger. Each engine's module is loaded only when it is the one."""
+"""From an endpoint to its ledger. Only the module of that engine is loaded."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from rallypoint.errors import EndpointError
 from rallypoint.ledger.contract import Ledger
 
 CALL_TIMEOUT_S: Final = 5.0
-"""How long a call of an engine that is reached over a network may take, unless told otherwise."""
+"""The default time limit of a call to an engine behind a network, in seconds."""
 
 
 def open_ledger(
     endpoint: Endpoint, password: str = "", *, call_timeout_s: float = CALL_TIMEOUT_S
 ) -> Ledger:
-    """The endpoint's ledger; nothing is reached before its `open`.
+    """The endpoint's ledger, not open yet: nothing has been connected.
 
-    `password`: of the endpoint's etcd user, if it has one. `call_timeout_s`: how long a call may
-    take where a network lies between. Raises EndpointError if the endpoint names no ledger.
+    `password`: of the endpoint's etcd user, if it has one. `call_timeout_s`: the time limit of a
+    call to an engine behind a network, in seconds.
+
+    Raises:
+        EndpointError: the endpoint names no ledger.
     """
     place = endpoint.place
     if place is None:

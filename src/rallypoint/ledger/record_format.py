@@ -1,4 +1,4 @@
-"""What is around every value that a durable engine keeps: a format, a nonce and a checksum.
+"""How a durable engine stores each value: sealed, with a format, a nonce and a checksum.
 
     bytes  0-3    "RLPT"
            4-5    format
@@ -6,8 +6,9 @@
           14-21   checksum of all else (BLAKE2b, 8 bytes)
           22-     the value
 
-The checksum tells a damaged record from a whole one; the nonce tells one's own write from another's
-with the same bytes, after an unknown outcome. What the value means is nobody's business here.
+The checksum shows whether the record is damaged. After an unknown outcome, the nonce shows whether
+a record is the writer's own, or has the same value by another writer. What the value means is no
+concern of this file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import msgspec
 from rallypoint.errors import LedgerCorruptError, LedgerFormatError
 
 FORMAT: Final = 2
-"""What this release writes, and all that it reads. Format 2 quotes the ids of runs in names."""
+"""The format that this release writes, and the only one that it reads. Format 2 quotes the ids of
+runs in names."""
 OTHER_FORMAT_HINT: Final = (
     "use the release that wrote it; or stop every process of that release and give this release a "
     "ledger of its own (another folder, or another prefix in etcd)"
@@ -34,48 +36,50 @@ OVERHEAD_BYTES: Final = _HEAD.size
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """What was in an envelope."""
+    """The content of a sealed record."""
 
     value: bytes
     nonce: bytes
 
 
 def new_nonce() -> bytes:
-    """A nonce that nobody else draws."""
+    """A random nonce, for one write."""
     return secrets.token_bytes(NONCE_BYTES)
 
 
 def seal(value: bytes, nonce: bytes, *, format: int = FORMAT) -> bytes:
-    """The value in its envelope."""
+    """The value as a sealed record."""
     return _HEAD.pack(MAGIC, format, nonce, _checksum(format, nonce, value)) + value
 
 
 def unseal(sealed: bytes, where: str) -> Opened:
-    """Take a value out. `where` names it for people.
+    """The value and nonce of a sealed record. `where` names the record in messages.
 
-    Raises LedgerFormatError if another release wrote it, LedgerCorruptError if it is damaged.
+    Raises:
+        LedgerFormatError: another release wrote the record, in its own format.
+        LedgerCorruptError: the record is damaged.
     """
     if len(sealed) < _HEAD.size:
-        raise _corrupt(where, f"it has {len(sealed)} bytes, less than any record")
+        raise _corrupt(where, f"it has {len(sealed)} bytes, fewer than any record")
     magic, format, nonce, checksum = _HEAD.unpack_from(sealed)
     if magic != MAGIC:
-        raise _corrupt(where, f"it begins with {magic!r}, and every record with {MAGIC!r}")
+        raise _corrupt(where, f"it begins with {magic!r}, not with {MAGIC!r}")
     if format not in (0, FORMAT):
-        # Before the checksum: another format may have another one.
+        # Before the checksum is checked: another format may have another checksum.
         by = "a newer" if format > FORMAT else "an older"
         raise LedgerFormatError(
-            f"{where} was written in format {format} by {by} release, and this one reads format "
-            f"{FORMAT} alone",
+            f"{where} was written in format {format} by {by} release; this release reads only "
+            f"format {FORMAT}",
             hint=OTHER_FORMAT_HINT,
         )
     value = sealed[_HEAD.size :]
     if format != FORMAT or checksum != _checksum(format, nonce, value):
-        raise _corrupt(where, "its checksum does not fit its content")
+        raise _corrupt(where, "its checksum does not match its content")
     return Opened(value, nonce)
 
 
 def is_sealed(data: bytes) -> bool:
-    """Whether this looks like a record of ours at all, whole or not."""
+    """Whether this begins like a sealed record, which may be damaged."""
     return data.startswith(MAGIC)
 
 

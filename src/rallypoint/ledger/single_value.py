@@ -1,9 +1,9 @@
-"""Many registers in one: for an engine that offers a single value with compare-and-swap.
+"""Many registers in one value, for an engine that has a single value with compare-and-swap.
 
-A torch RendezvousBackend is such an engine. Its one value is a `RegisterMap`, on which every
-register has its place and its own version. Pure: whoever talks to the engine reads the value, asks
-the map what a swap would make of it, and swaps the whole. When the engine says that another was
-faster, the map that is there now is asked, until one of the two answers:
+A RendezvousBackend of torch is such an engine. Its value is a `RegisterMap`, in which each register
+has an entry with its own version. This file does no I/O. The caller reads the engine's value, asks
+the map for the map after a swap, and swaps the whole. If the engine reports a conflict, the caller
+asks the map that is there now, until one of the two gives a result:
 
     while True:
         after = register_map.swap(key, expected, value)
@@ -14,8 +14,9 @@ faster, the map that is there now is asked, until one of the two answers:
         if unknown:   return Unknown(...)       # the caller tries the same bytes again
         register_map = ...what the engine holds instead...
 
-That is safe whenever the engine's own swap is: a register's version moves with each of its writes
-and with no other's. A try that was done although nobody said so is found as the caller's own bytes.
+This is safe if the engine's own swap is: the version of a register changes with each of its own
+writes, and with no other. A swap that was done although its answer was lost is recognised, because
+the map has the caller's own bytes.
 """
 
 from __future__ import annotations
@@ -29,30 +30,31 @@ from rallypoint.ledger.contract import Conflict, Versioned
 from rallypoint.ledger.record_format import OTHER_FORMAT_HINT
 
 FORMAT: Final = 2
-"""What this release writes and reads. It stands first."""
+"""The format that this release writes and reads: the first field of the map."""
 
 Counter = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """A register's place on the map."""
+    """One register."""
 
     version: Counter
     value: bytes
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """What the map will be once the swap is done, and the register's version then."""
+    """The map after the swap, and the version that the register has in it."""
 
     register_map: RegisterMap
     version: int
 
 
 class RegisterMap(msgspec.Struct, frozen=True, array_like=True):
-    """All registers of one ledger. `writes` counts them all, so no version comes twice.
+    """All registers of one ledger.
 
-    Not even after a register was removed; and no two maps of a ledger have the same bytes, which
-    an engine that compares values instead of versions depends upon.
+    `writes` counts all writes, so no version is used twice, not even after a register was removed.
+    For the same reason no two maps of a ledger have the same bytes. An engine that compares values
+    instead of versions needs that.
     """
 
     format: int
@@ -62,16 +64,16 @@ class RegisterMap(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def empty(cls, ledger_id: str) -> RegisterMap:
-        """What a new ledger begins with. `ledger_id` is drawn by whoever puts it there first."""
+        """The map of a new ledger. The process that stores it first draws `ledger_id`."""
         return cls(FORMAT, ledger_id)
 
     def read(self, key: str) -> Versioned | None:
-        """The register's value; None if there is none."""
+        """The register's value and version; None if the register does not exist."""
         entry = self.entries.get(key)
         return None if entry is None else Versioned(entry.value, entry.version)
 
     def swap(self, key: str, expected: int | None, value: bytes) -> Placed | Conflict:
-        """See Ledger.swap; nothing is done to this map."""
+        """See Ledger.swap. This map is not changed."""
         current = self.read(key)
         if (None if current is None else current.version) != expected:
             return Conflict(current)
@@ -80,43 +82,45 @@ class RegisterMap(msgspec.Struct, frozen=True, array_like=True):
         return Placed(RegisterMap(FORMAT, self.ledger_id, version, entries), version)
 
     def delete(self, key: str) -> RegisterMap | None:
-        """The map without this register; None if it is not there."""
+        """The map without this register; None if the register does not exist."""
         if key not in self.entries:
             return None
         entries = {each: entry for each, entry in self.entries.items() if each != key}
         return RegisterMap(FORMAT, self.ledger_id, self.writes + 1, entries)
 
     def keys(self, prefix: str = "") -> tuple[str, ...]:
-        """The registers whose name begins so, in order."""
+        """The names of the registers that begin with `prefix`, in order."""
         return tuple(sorted(key for key in self.entries if key.startswith(prefix)))
 
 
 def encode(register_map: RegisterMap) -> bytes:
-    """The engine's value."""
+    """The bytes of the engine's value."""
     return msgspec.msgpack.encode(register_map)
 
 
 def decode(data: bytes, where: str) -> RegisterMap:
-    """The map. `where` names the engine's value for people.
+    """The map in the engine's value. `where` names that value in messages.
 
-    Raises LedgerFormatError if another release wrote it, LedgerCorruptError if it is no such map.
+    Raises:
+        LedgerFormatError: another release wrote the map, in its own format.
+        LedgerCorruptError: these bytes are not a map.
     """
     try:
         register_map = msgspec.msgpack.decode(data, type=RegisterMap)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LedgerCorruptError(
             f"{where} holds no registers of Rallypoint: {error}",
-            hint="another program uses it, or it was damaged; give the run an id of its own",
+            hint="another program uses it, or it was damaged; give the run its own id",
         ) from error
-    # A newer release may only have added fields: what can be read need not be all there is.
+    # Also if the map could be read: another format may have fields that are not known here.
     if register_map.format < 1:
         raise LedgerCorruptError(
-            f"{where} is in format {register_map.format}, which no release has"
+            f"{where} is in format {register_map.format}, which no release writes"
         )
     if register_map.format != FORMAT:
         raise LedgerFormatError(
-            f"{where} was written in format {register_map.format},"
-            f" and this release reads {FORMAT} alone",
+            f"{where} was written in format {register_map.format}; this release reads only format "
+            f"{FORMAT}",
             hint=OTHER_FORMAT_HINT,
         )
     return register_map

@@ -1,22 +1,21 @@
-"""The ledger over a rendezvous backend of PyTorch's: one value with compare-and-swap.
+"""A ledger over a RendezvousBackend of PyTorch: one value with compare-and-swap.
 
-Anything with the methods of torch's RendezvousBackend will do, such as one that a site has written
-for its own scheduler; torch itself is not needed. All registers stand on the backend's one value
-(single_value.py), sealed with a nonce for each write (record_format.py). So a write is recognised
-as one's own by its bytes, whatever the backend says about it, and no two writers ever write the
-same.
+Any object with the methods of torch's RendezvousBackend can be used, such as one that a site has
+written for its scheduler. torch itself is not needed. All registers are in the backend's one value
+(`single_value`), sealed with a new nonce for each write (`record_format`). So no two writers ever
+write the same bytes, and a writer recognises its own, whatever the backend answers.
 
-What a backend may do, and what comes of it:
+What a backend may do, and the result:
 
-* It may raise, hang, or answer a set with None. The value is then read back, and the same bytes
-  are tried again where they are not there. What stays in doubt is Unknown.
-* It may answer None to everything. The ledger then looks empty, has an id that is this handle's
-  own, and every swap is Unknown: nothing is ever taken to be kept.
-* It may refuse a token that it gave out itself. Nothing is written then, and the swap is Unknown.
-* It may lose its value (etcd's v2 backend gives it two hours). A handle that has seen the value
-  says LedgerForeignError, and never begins anew under the old id.
-* Its value may be something else's, such as the pickled state of torch's own rendezvous. That is
-  refused and left as it is; bytes are only ever parsed as data, never executed.
+* It raises, hangs, or answers a set with None. The ledger reads the value, and tries the same bytes
+  again if they are not there. If doubt remains, the outcome is Unknown.
+* It answers None to everything. The ledger is then empty, has an id that only this object knows,
+  and every swap is Unknown. Nothing is ever believed to be stored.
+* It refuses a token that it gave out itself. Nothing is written, and the swap is Unknown.
+* It loses its value (etcd's v2 backend keeps it for two hours). An object that has seen the value
+  raises LedgerForeignError, and never starts anew under the old id.
+* Its value is another program's, such as the pickled state of torch's own rendezvous. The ledger
+  raises LedgerForeignError and leaves it as it is. Bytes are parsed as data, and never executed.
 """
 
 from __future__ import annotations
@@ -57,28 +56,29 @@ from rallypoint.threads import LimitedCalls
 T = TypeVar("T")
 TIMEOUT_S: Final = 5.0
 STATE_BYTES_MAX: Final = 4 << 20
-"""All registers together. torch's backends write base64, and its TCPStore takes 8 MiB."""
+"""The largest size of all registers together. torch's backends encode in base64, and TCPStore takes
+8 MiB."""
 _TRIES_MAX: Final = 4
-"""How often the same bytes are offered to a backend that neither takes nor refuses them."""
+"""How often the same bytes are tried with a backend that neither stores nor refuses them."""
 _RETRY_S: Final = 0.02
 
 
 class RendezvousBackend(Protocol):
-    """What is used of torch.distributed.elastic.rendezvous.dynamic_rendezvous.RendezvousBackend."""
+    """What a ledger uses of the class of this name in torch's dynamic_rendezvous."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name for messages."""
 
     def get_state(self) -> tuple[bytes, Any] | None:
-        """The value and its token; None if there is none."""
+        """The value and its token; None if nothing is stored."""
 
     def set_state(self, state: bytes, token: Any = None) -> tuple[bytes, Any, bool] | None:
-        """Replace the value that has this token (None: create it); what is there then."""
+        """Replace the value that has this token (None: create it). Returns what is stored then."""
 
 
 class _Now(msgspec.Struct, frozen=True):
-    """What the backend holds. `register_map` and `data` are None if it holds nothing."""
+    """What the backend has stored. `register_map` and `data` are None if that is nothing."""
 
     register_map: RegisterMap | None
     data: bytes | None = None
@@ -86,27 +86,31 @@ class _Now(msgspec.Struct, frozen=True):
 
 
 class _Moved(msgspec.Struct, frozen=True):
-    """A write did not take, for the value was another by then. `unsure`: unless it did before."""
+    """A write was not done: `now` another value is stored. `unsure`: an earlier try may be done."""
 
     now: _Now
     unsure: bool
 
 
 class _TakesNothingError(LedgerUnreachableError):
-    """The backend answers, but keeps nothing."""
+    """The backend answers, but stores nothing."""
 
 
 class TorchBackendLedger(Ledger):
-    """Registers on a backend's value. Calls to the backend come one at a time, from threads."""
+    """Registers in a backend's value. The backend is called from threads, one call at a time."""
 
-    is_durable = False  # not known of any backend: torch's own are a process's memory
+    is_durable = False  # no backend promises it: torch's own are in the memory of a process
     has_log = False
     limits = LedgerLimits(
         value_bytes_max=1 << 20, record_bytes_max=1 << 20, writes_per_s=20.0, is_one_value=True
     )
 
     def __init__(self, backend: RendezvousBackend, *, timeout_s: float = TIMEOUT_S) -> None:
-        """`timeout_s` bounds each operation, which may be several calls of the backend."""
+        """`timeout_s` limits each operation, which may make several calls of the backend.
+
+        Raises:
+            UsageError: `timeout_s` is not positive and finite.
+        """
         if not (math.isfinite(timeout_s) and timeout_s > 0):
             raise UsageError(f"timeout_s must be a positive number of seconds, not {timeout_s}")
         self.ledger_id = ""
@@ -116,12 +120,12 @@ class TorchBackendLedger(Ledger):
         self._threads = LimitedCalls()
         self._one_call = threading.Lock()
         self._seen = False
-        """Whether the backend ever held this ledger, as far as this handle knows."""
+        """Whether the backend is known to have stored this ledger."""
         self.keeps_nothing = False
-        """Whether the backend answered, when the ledger was opened, and kept nothing."""
+        """Whether the backend answered when the ledger was opened, but stored nothing."""
 
     async def open(self) -> None:
-        """See Ledger.open. The id is drawn by whoever stores it first."""
+        """See Ledger.open. The process that stores the ledger first draws the id."""
         if self.ledger_id:
             return
         deadline = self._deadline()
@@ -139,7 +143,7 @@ class TorchBackendLedger(Ledger):
         self.ledger_id, self._seen = register_map.ledger_id, True
 
     async def aclose(self) -> None:
-        """See Ledger.aclose. The backend is the caller's, and stays as it is."""
+        """See Ledger.aclose. The backend belongs to the caller and is not closed."""
         self.ledger_id, self._seen, self.keeps_nothing = "", False, False
 
     # -- registers ------------------------------------------------------------------------------
@@ -167,10 +171,11 @@ class TorchBackendLedger(Ledger):
         unsure = False
         while True:
             after = self._register_map(now).swap(key, expected, value)
-            # A register that still has the version expected was not written by an earlier try, and
-            # cannot be any more: what it named is gone. One that is not there may be gone again.
+            # A register that still has the expected version was not written by an earlier try, and
+            # never will be, because the token of that try is gone. A register that does not exist
+            # may have been created and deleted.
             if unsure and (expected is None or isinstance(after, Conflict)):
-                return Unknown("the backend's answer was lost, and its value has moved on since")
+                return Unknown("the backend's answer was lost, and its value has changed since")
             if isinstance(after, Conflict):
                 return after
             moved = await self._put(now, after.register_map, deadline)
@@ -187,14 +192,14 @@ class TorchBackendLedger(Ledger):
         while (found := self._register_map(now).read(key)) is not None:
             if unsure and found.version != seen:
                 raise LedgerUnreachableError(
-                    f"whether {key!r} was deleted is not known: the answer was lost, and the "
-                    "register was written since"
+                    f"it is not known whether {key!r} was deleted: the answer was lost, and the "
+                    "register has been written since"
                 )
             if version not in (None, found.version):
                 return False
             seen = found.version
             register_map = self._register_map(now).delete(key)
-            assert register_map is not None  # it was there just now
+            assert register_map is not None  # the register exists: see the loop
             moved = await self._put(now, register_map, deadline)
             if moved is None:
                 return True
@@ -204,16 +209,17 @@ class TorchBackendLedger(Ledger):
     # -- the backend's one value ----------------------------------------------------------------
 
     async def _put(self, at: _Now, register_map: RegisterMap, deadline: float) -> _Moved | None:
-        """Replace what is there `at` that time; None once it is done.
+        """Replace the value that was stored `at` that time. Returns None if that was done.
 
-        Raises a LedgerError if it is not known to be done; it may be, then or later.
+        Raises:
+            LedgerError: it is not known whether it was done. It may be done later.
         """
         data = record_format.seal(single_value.encode(register_map), record_format.new_nonce())
         if len(data) > STATE_BYTES_MAX:
             raise LedgerFullError(
-                f"all registers together would need {len(data)} bytes, and at most "
-                f"{STATE_BYTES_MAX} are kept in a rendezvous backend",
-                hint="give each run a backend of its own, or use another ledger",
+                f"all registers together need {len(data)} bytes; a rendezvous backend may hold at "
+                f"most {STATE_BYTES_MAX}",
+                hint="give each run its own backend, or use another ledger",
             )
         unsure, answered, token = False, True, at.token
         for tries in range(_TRIES_MAX):
@@ -234,8 +240,8 @@ class TorchBackendLedger(Ledger):
             token = now.token
         kind = _TakesNothingError if answered else LedgerUnreachableError
         raise kind(
-            f"{self._where} stayed as it was after {_TRIES_MAX} writes, none of which was refused",
-            hint="is the backend's server there, and does it take writes from here?",
+            f"{self._where} did not change after {_TRIES_MAX} writes, though none was refused",
+            hint="check that the backend's server runs and accepts writes from this host",
         )
 
     async def _get(self, deadline: float) -> _Now:
@@ -244,7 +250,7 @@ class TorchBackendLedger(Ledger):
 
     async def _set(self, data: bytes, token: Any, deadline: float) -> _Now | None:
         answer = await self._call(lambda: self._backend.set_state(data, token), deadline)
-        # Whether the backend calls it done is not asked: the bytes that are there say it.
+        # The backend's own answer does not count: the bytes that are stored show what was done.
         return None if answer is None else self._parsed(answer, 3)
 
     def _parsed(self, answer: Any, length: int) -> _Now:
@@ -254,7 +260,7 @@ class TorchBackendLedger(Ledger):
             and isinstance(answer[0], bytes | bytearray | memoryview)
         ):
             raise LedgerUnfitError(
-                f"{self._where} was not given as {length} values, the first of them bytes, but as "
+                f"{self._where} should be a tuple of {length} with bytes first, and is "
                 f"{type(answer).__name__}",
                 hint="get_state returns (state, token) or None, "
                 "set_state (state, token, has_set) or None",
@@ -263,8 +269,8 @@ class TorchBackendLedger(Ledger):
         if not record_format.is_sealed(data):
             raise LedgerForeignError(
                 f"{self._where} is not Rallypoint's: it begins with {data[:8]!r}",
-                hint="torch's own rendezvous or another program uses it; "
-                "give the backend a run id of its own",
+                hint="torch's own rendezvous or another program uses it; give the backend its own "
+                "run id",
             )
         register_map = single_value.decode(
             record_format.unseal(data, self._where).value, self._where
@@ -272,7 +278,7 @@ class TorchBackendLedger(Ledger):
         return _Now(register_map, data, answer[1])
 
     def _register_map(self, now: _Now) -> RegisterMap:
-        """The registers, if they are those of this ledger."""
+        """The registers, checked to be those of this ledger."""
         if not self.ledger_id:
             raise LedgerUnreachableError(f"the ledger in {self._where} is not open")
         if now.register_map is None:
@@ -287,26 +293,27 @@ class TorchBackendLedger(Ledger):
     def _gone(self, instead: str = "and is empty") -> LedgerForeignError:
         return LedgerForeignError(
             f"{self._where} no longer holds ledger {self.ledger_id or 'that was here'}, {instead}",
-            hint="what the backend kept was lost, or something else removed it; begin the run anew",
+            hint="the backend lost its value, or another program removed it; start the run again",
         )
 
     def _deadline(self) -> float:
         return time.monotonic() + self._timeout_s
 
     async def _call(self, ask: Callable[[], T], deadline: float) -> T:
-        """One call of the backend in a thread. Raises a LedgerError, whatever the backend raises.
+        """One call of the backend, in a thread. Raises a LedgerError for whatever it raises.
 
-        It may be done after its time is over. Nothing is asked for that nobody waits for any more.
+        A call that is late goes on in its thread. A call that is due later is not begun at all if
+        its own time is over by then.
         """
 
         def work() -> T | Exception:
             if not self._one_call.acquire(timeout=max(0, deadline - time.monotonic())):
-                return TimeoutError("an earlier call has not come back")
+                return TimeoutError("an earlier call has not returned")
             try:
                 if time.monotonic() >= deadline:
-                    return TimeoutError("an earlier call came back too late")
+                    return TimeoutError("an earlier call returned too late")
                 return ask()
-            except Exception as error:  # noqa: BLE001 - a stranger's code; told below
+            except Exception as error:  # noqa: BLE001 - foreign code; reported below
                 return error
             finally:
                 self._one_call.release()
@@ -316,25 +323,25 @@ class TorchBackendLedger(Ledger):
         except TimeoutError as error:
             raise LedgerUnreachableError(
                 f"{self._where}: no answer within {self._timeout_s:g} s",
-                hint="is the backend's server there, and can it be reached from here?",
+                hint="check that the backend's server runs and can be reached from this host",
             ) from error
         if not isinstance(outcome, Exception):
             return outcome
-        # Errors of this package's own backends have torch's text, and say more in a note (PEP 678).
+        # Errors of this package's own backends have torch's text, and more in a note (PEP 678).
         words = " ".join([str(outcome), *getattr(outcome, "__notes__", ())])
         told = f"{self._where}: {type(outcome).__name__}: {words}"
-        # By name, as torch need not be there.
+        # By name, because torch may not be installed.
         if any(each.__name__ == "RendezvousStateError" for each in type(outcome).__mro__):
             raise LedgerCorruptError(
-                told, hint="another program uses it, or it was damaged; use a run id of its own"
+                told, hint="another program uses it, or it was damaged; use another run id"
             ) from outcome
         raise LedgerUnreachableError(
-            told, hint="is the backend's server there, and can it be reached from here?"
+            told, hint="check that the backend's server runs and can be reached from this host"
         ) from outcome
 
 
 def _name_of(backend: RendezvousBackend) -> str:
-    """For messages only: a backend without a name, or whose name fails, is used all the same."""
+    """For messages only: a backend is used even if it has no name, or its name raises."""
     try:
         return str(backend.name)
     except Exception:  # noqa: BLE001

@@ -1,13 +1,14 @@
-"""A small asyncio client of etcd v3, over its JSON gateway: the one file that connects to etcd.
+"""A small asyncio client of etcd v3, over its JSON gateway: the only file that connects to etcd.
 
-Why our own: of the clients there are, none has several endpoints with failover, TLS with client
-certificates, a user with a password, a deadline on everything, and asyncio, all at once; and most
-bring gRPC, which is larger than all of Rallypoint. etcd itself serves the same calls as JSON over
-HTTP (`/v3/...`, since 3.4), and aiohttp is here anyway.
+Why not a library: no client has several endpoints with failover, TLS with client certificates, a
+user with a password, a deadline on everything, and asyncio. Most of them need gRPC, which is larger
+than all of Rallypoint. etcd serves the same calls as JSON over HTTP (`/v3/...`, since 3.4), and
+Rallypoint uses aiohttp anyway.
 
-What matters most is kept apart here: a request that was *refused*, one that was *never sent*, and
-one whose answer was *lost*. The last, for whatever changes something, is EtcdUnknownError, and only
-the caller can know whether it may be sent again. All else goes on to the next endpoint by itself.
+A request may be *refused*, may *never be sent*, or its answer may be *lost*. The client keeps these
+apart. If the answer to a request that changes something is lost, it raises EtcdUnknownError, since
+only the caller knows whether the request may be sent again. In all other cases it tries the next
+endpoint by itself.
 """
 
 from __future__ import annotations
@@ -69,11 +70,14 @@ _BACKOFF_S: Final = 0.05
 _BACKOFF_MAX_S: Final = 0.5
 _AUTHENTICATIONS_MAX: Final = 3
 _CONNECTING: Final = 0.9
-"""The part of an attempt's time in which it has to be connected."""
+"""The part of an attempt's time after which it must be connected."""
 
 
 class EtcdClient:
-    """One event loop owns it. Every call raises a LedgerError and nothing else (see etcd_wire)."""
+    """A client of one cluster, owned by one event loop.
+
+    Every call raises LedgerErrors (some of them in `wire`), and nothing else.
+    """
 
     def __init__(self, options: EtcdOptions) -> None:
         if not options.endpoints:
@@ -81,7 +85,7 @@ class EtcdClient:
         scheme = "https" if options.tls else "http"
         self.options = options
         self._urls = [f"{scheme}://{endpoint}" for endpoint in options.endpoints]
-        # Not everybody begins with the first one.
+        # Clients begin with different endpoints, so that not all use the first one.
         self._preferred = random.randrange(len(self._urls))
         self._session: aiohttp.ClientSession | None = None
         self._token = ""
@@ -89,7 +93,7 @@ class EtcdClient:
         self._cluster_id = 0
 
     async def open(self) -> None:
-        """Make ready to connect. Raises LedgerAccessError if a certificate cannot be used."""
+        """Prepare connections. Raises LedgerAccessError if a certificate cannot be used."""
         if self._session is None:
             context = tls_context(self.options) if self.options.tls else False
             self._session = aiohttp.ClientSession(
@@ -107,7 +111,7 @@ class EtcdClient:
     # -- keys -----------------------------------------------------------------------------------
 
     async def range(self, key: bytes, range_end: bytes = b"", **options: Any) -> RangeResult:
-        """Keys from `key` up to `range_end` (that one key if empty). Linearizable."""
+        """The keys from `key` up to `range_end` (only `key` if that is empty). Linearizable."""
         body = {"key": key, "range_end": range_end, **options}
         return await self._call("kv/range", body, RangeResult)
 
@@ -117,10 +121,11 @@ class EtcdClient:
         then: Sequence[Mapping[str, Any]],
         otherwise: Sequence[Mapping[str, Any]] = (),
     ) -> TxnResult:
-        """All of `then` if all conditions hold, else all of `otherwise`; at once.
+        """Do all of `then` if all conditions hold, else all of `otherwise`, as one step.
 
-        Raises EtcdUnknownError if it may have been done: also much later, by a member that was
-        frozen. So what it changes must be conditional on what it changes.
+        Raises:
+            EtcdUnknownError: it may have been done, or may be done much later by a member that is
+                frozen now. So make each change conditional on what it changes.
         """
         body = {"compare": conditions, "success": then, "failure": otherwise}
         return await self._call("kv/txn", body, TxnResult, repeatable=False)
@@ -138,11 +143,13 @@ class EtcdClient:
     async def watch(
         self, key: bytes, range_end: bytes = b"", *, start_revision: int
     ) -> AsyncGenerator[tuple[Event, ...], None]:
-        """Every change from a revision on, in order, none left out, none twice.
+        """Every change from a revision on, in order, each once. Close it (`aclosing`).
 
-        Goes on at the next endpoint when a connection ends or is silent. Close it (`aclosing`).
-        Raises EtcdCompactedError if the revision is no longer there, LedgerUnreachableError when no
-        endpoint took it up for `timeout_s`.
+        If a connection ends or is silent, the watch goes on at the next endpoint.
+
+        Raises:
+            EtcdCompactedError: etcd no longer has the revision.
+            LedgerUnreachableError: no endpoint has accepted the watch for `timeout_s`.
         """
         loop = asyncio.get_running_loop()
         request = {"key": key, "range_end": range_end}
@@ -169,16 +176,16 @@ class EtcdClient:
     # -- leases ---------------------------------------------------------------------------------
 
     async def grant(self, ttl_s: int) -> Lease:
-        """A new lease. One whose answer is lost ends by itself, so this may repeat."""
+        """Grant a new lease. If an answer is lost, that lease ends by itself."""
         return await self._call("lease/grant", {"TTL": str(ttl_s)}, Lease)
 
     async def keepalive(self, lease_id: int) -> Lease:
-        """Renew a lease; `TTL` is 0 if it has ended."""
+        """Renew a lease. Its `TTL` is 0 if it has ended."""
         body = {"ID": str(lease_id)}
         return (await self._call("lease/keepalive", body, LeaseStream)).result
 
     async def revoke(self, lease_id: int) -> None:
-        """End a lease, and with it its keys. Nothing happens if it has ended."""
+        """End a lease and delete its keys. Does nothing if it has ended."""
         try:
             await self._call("lease/revoke", {"ID": str(lease_id)}, PutResult)
         except EtcdRefusedError as error:
@@ -200,7 +207,7 @@ class EtcdClient:
     async def _call(
         self, path: str, body: Mapping[str, Any], type: type[T], *, repeatable: bool = True
     ) -> T:
-        """`repeatable`: sending it twice does no harm, so a lost answer is no unknown outcome."""
+        """`repeatable`: to send it twice does no harm, so a lost answer leaves nothing unknown."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.options.timeout_s
         data = msgspec.json.encode(body)
@@ -231,7 +238,7 @@ class EtcdClient:
             except LostError as problem:
                 if not repeatable:
                     self._next(url)
-                    raise EtcdUnknownError(f"etcd at {url} did not say: {problem}") from problem
+                    raise EtcdUnknownError(f"no answer of etcd at {url}: {problem}") from problem
                 problems[url] = str(problem)
             except BadEndpointError as problem:
                 refused[url] = problem.error
@@ -240,7 +247,7 @@ class EtcdClient:
         raise self._unreachable(problems)
 
     async def _try(self, url: str, path: str, data: bytes, deadline: float) -> bytes:
-        """One attempt at one endpoint: the answer's bytes."""
+        """One attempt at one endpoint. Returns the bytes of the answer."""
         headers = await self._headers(url, deadline)
         status, answer = await self._exchange(url, path, data, headers, deadline)
         _raise_refusal(status, answer, url)
@@ -262,24 +269,24 @@ class EtcdClient:
             _raise_refusal(status, answer, url)
         except EtcdRefusedError as error:
             if "not enabled" in error.message:
-                return _NO_TOKEN  # as etcd's own client: a user where none is asked for
+                return _NO_TOKEN  # like etcd's own client: etcd does not need the user
             raise
         except LostError as error:
-            raise NotSentError(str(error)) from error  # what the token was for was not sent
+            raise NotSentError(str(error)) from error  # the caller's request was not sent
         return decode(answer, Token, url).token
 
     async def _exchange(
         self, url: str, path: str, data: bytes, headers: Mapping[str, str], deadline: float
     ) -> tuple[int, bytes]:
-        """A request and its whole answer: the status, and the bytes.
+        """Send a request. Returns the status and the bytes of the whole answer.
 
-        A large value over a slow line is no sign of a frozen member, there and back: what is
-        bounded is how long the endpoint says nothing, and all of it by `deadline`.
+        A large value takes long over a slow line, which is no sign of a frozen member. So the
+        time limit is on the silence of the endpoint, and `deadline` on the whole exchange.
         """
         loop = asyncio.get_running_loop()
         quiet_s, left_s = self.options.try_timeout_s, deadline - loop.time()
         if left_s <= 0:
-            raise NotSentError("there was no time left for it")
+            raise NotSentError("no time was left")
         problem = f"no answer within {min(left_s, quiet_s):g} s"
         parts: list[bytes] = []
         try:
@@ -289,16 +296,16 @@ class EtcdClient:
             ):
                 async for part in _parts(response, url):
                     parts.append(part)
-                    problem = f"it began to answer, and then said nothing for {quiet_s:g} s"
+                    problem = f"it began to answer, and then was silent for {quiet_s:g} s"
                     silence.reschedule(min(deadline, loop.time() + quiet_s))
         except TimeoutError as error:
             if parts and loop.time() >= deadline:
-                problem = f"not all of its answer came within {self.options.timeout_s:g} s"
+                problem = f"its answer was not complete within {self.options.timeout_s:g} s"
             raise LostError(problem) from error
         return response.status, b"".join(parts)
 
     async def _stream(self, url: str, body: Mapping[str, Any]) -> AsyncGenerator[WatchResult, None]:
-        """The results of one watch on one connection; ends when it was silent for long."""
+        """The results of one watch on one connection. Ends when the endpoint is silent for long."""
         data = msgspec.json.encode(body)
         quiet_s = self.options.try_timeout_s
         loop = asyncio.get_running_loop()
@@ -315,7 +322,7 @@ class EtcdClient:
             except TimeoutError as error:
                 raise LostError(f"no answer within {quiet_s:g} s") from error
             lines = _lines(response)
-            idle_s = quiet_s  # until it says that the watch was created
+            idle_s = quiet_s  # until etcd confirms that the watch was created
             while True:
                 try:
                     async with asyncio.timeout(idle_s):
@@ -335,16 +342,16 @@ class EtcdClient:
     async def _post(
         self, url: str, path: str, data: bytes, headers: Mapping[str, str], try_s: float
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A request; what aiohttp says becomes one of three: not sent, lost, a bad endpoint.
+        """Send a request. Each error of aiohttp becomes one of three: see `failures`.
 
-        Whoever calls bounds it, by `try_s` at least: the connection has a little less than that, so
-        that what was certainly not sent is not taken for lost.
+        The caller has to limit the time, to `try_s` or more. Connecting has a little less time, so
+        that a request that was never sent does not look lost.
         """
         if self._session is None:
             raise LedgerUnreachableError("the client of etcd is not open")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECTING * try_s)
         try:
-            # A file, because aiohttp warns of large bytes: it would send them in one piece.
+            # A file object, because aiohttp warns of large bytes: it sends those in one piece.
             content = io.BytesIO(data)
             async with self._session.post(
                 f"{url}/v3/{path}", data=content, headers=headers, timeout=timeout
@@ -355,16 +362,16 @@ class EtcdClient:
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotSentError(system_words(error)) from error
         except aiohttp.InvalidURL as error:
-            raise UsageError(f"{url} is no endpoint of etcd") from error
+            raise UsageError(f"{url} is not a valid endpoint of etcd") from error
         except aiohttp.ClientResponseError as error:
             raise BadEndpointError(not_etcd(url, error.message or "no HTTP")) from error
         except (aiohttp.ClientError, OSError) as error:
-            if "SSL" in str(error):  # TLS 1.3: a missing certificate is told after the handshake
+            if "SSL" in str(error):  # TLS 1.3 reports a missing certificate after the handshake
                 raise BadEndpointError(self._certificate_error(url, error)) from error
             raise LostError(system_words(error)) from error
 
     def _check_cluster(self, header: Header | None, url: str) -> None:
-        """Endpoints of two clusters (or a port that somebody else has by now) are never mixed."""
+        """Refuse an endpoint of another cluster: its port may have another owner by now."""
         if header is None or not header.cluster_id:
             return
         if not self._cluster_id:
@@ -372,14 +379,14 @@ class EtcdClient:
         if header.cluster_id != self._cluster_id:
             raise BadEndpointError(
                 LedgerForeignError(
-                    f"etcd at {url} belongs to cluster {header.cluster_id:x}, and those asked "
-                    f"before to {self._cluster_id:x}",
-                    hint="name the endpoints of one cluster only",
+                    f"etcd at {url} belongs to cluster {header.cluster_id:x}, but another endpoint "
+                    f"belongs to cluster {self._cluster_id:x}",
+                    hint="name only endpoints of one cluster",
                 )
             )
 
     def _next(self, url: str) -> None:
-        """Prefer the endpoint after this one, unless another call has done so already."""
+        """Prefer the endpoint after this one, unless another call has already done so."""
         if self._urls[self._preferred] == url:
             self._preferred = (self._preferred + 1) % len(self._urls)
 
@@ -399,7 +406,7 @@ class EtcdClient:
 
 
 _NO_TOKEN: Final = "-"
-"""Instead of a token, where etcd asks for none."""
+"""Stands for the token where etcd does not need one."""
 
 
 def _raise_refusal(status: int, answer: bytes, url: str) -> None:
@@ -430,7 +437,7 @@ def _watch_result(line: WatchStream, url: str) -> WatchResult:
 
 
 async def _parts(response: aiohttp.ClientResponse, url: str) -> AsyncGenerator[bytes, None]:
-    """The answer as it comes, bounded (R12)."""
+    """The answer piece by piece, with a limit (R12)."""
     size = 0
     async for part in response.content.iter_any():
         size += len(part)
@@ -440,7 +447,7 @@ async def _parts(response: aiohttp.ClientResponse, url: str) -> AsyncGenerator[b
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-    """Its lines as they come; aiohttp's own readline has a limit below a value's size."""
+    """The lines of an answer. (The limit of aiohttp's readline is below the size of a value.)"""
     buffer = bytearray()
     async for part in response.content.iter_any():
         buffer += part
@@ -450,7 +457,7 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None
             if line:
                 yield line
         if len(buffer) > _LINE_BYTES_MAX:
-            raise LostError("a line without end")
+            raise LostError(f"it sent a line of more than {_LINE_BYTES_MAX} bytes")
 
 
 def _backoff(turn: int) -> float:

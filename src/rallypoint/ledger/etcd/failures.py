@@ -1,7 +1,7 @@
 """Why one request to one endpoint of etcd failed: never sent, lost, or a bad endpoint.
 
-The client goes on to the next endpoint, or tells its caller, by these three. What etcd itself
-refuses in an answer is in `wire`.
+By these three the client decides whether to try the next endpoint or to raise. What an answer of
+etcd refuses is in `wire`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The ledger in etcd v3: registers are keys, their versions etcd's revisions.
+"""`EtcdLedger`: the engine over etcd v3. Registers are keys, their versions etcd's revisions.
 
-    <prefix>/ledger             the marker: whose prefix this is
-    <prefix>/r/<register>       an envelope
-    <prefix>/l/<log>/<index>    an envelope; the log's name quoted, the index 16 hex digits
+    <prefix>/ledger             the marker: it names the ledger that has this prefix
+    <prefix>/r/<register>       a sealed record
+    <prefix>/l/<log>/<index>    a sealed record; the name of the log is quoted
 
 Each write is one transaction, conditional on the marker and on what it changes. So a write that a
-frozen member carries out late fails, and after an unknown outcome the same one can be sent again.
+frozen member does late fails, and after an unknown outcome the same write can be sent again.
 """
 
 from __future__ import annotations
@@ -68,7 +68,11 @@ _PAGE: Final = 128
 
 
 class EtcdLedger(Ledger):
-    """A ledger under a prefix of an etcd cluster. etcd 3.4 and later."""
+    """A ledger under a prefix of an etcd cluster, from etcd 3.4 on.
+
+    Raises:
+        UsageError: from the constructor, for a malformed prefix or no endpoint.
+    """
 
     is_durable = True
     durability = Durability.REPLICATED
@@ -82,7 +86,7 @@ class EtcdLedger(Ledger):
         trimmed = prefix.rstrip("/")
         if not trimmed or "\0" in trimmed:
             raise UsageError(
-                f"{prefix!r} is no prefix for a ledger in etcd",
+                f"{prefix!r} cannot be the prefix of a ledger in etcd",
                 hint=f"name one that nothing else uses, such as {DEFAULT_PREFIX}",
             )
         self.ledger_id = ""
@@ -98,7 +102,7 @@ class EtcdLedger(Ledger):
             return
         await self._client.open()
         try:
-            # A question before the first write: its failure has a cause, and no unknown outcome.
+            # Read before the first write: when a read fails, the cause is known.
             await self._client.range(self._marker, keys_only=True)
             self.ledger_id, self._marker_value = await self._find_or_make()
         finally:
@@ -106,7 +110,7 @@ class EtcdLedger(Ledger):
                 await self._client.aclose()
 
     async def _find_or_make(self) -> tuple[str, bytes]:
-        """The ledger's id and its marker's value. A marker only where there is no other key."""
+        """The id and the marker of the ledger. A new marker is written only if no key exists."""
         ledger_id, value = new_marker("etcd")
         result, _ = await decided(
             self._client,
@@ -150,8 +154,8 @@ class EtcdLedger(Ledger):
             if unsure and found and record_format.unseal(found[0].value, key).nonce == nonce:
                 return Swapped(found[0].mod_revision)
             if unsure:
-                # An earlier try may have been done, and another write have followed it.
-                return Unknown("the answer was lost, and the register has moved on since")
+                # An earlier try may have been done, and another write may have followed it.
+                return Unknown("the answer was lost, and the register has changed since")
             return Conflict(self._first(result.range(0)))
         except LedgerLimitError:
             raise
@@ -159,7 +163,7 @@ class EtcdLedger(Ledger):
             return Unknown(error.message, error)
 
     async def delete(self, key: str, version: int | None = None) -> bool:
-        """See Ledger.delete. Conditional, so that a late one cannot hit a register made since."""
+        """See Ledger.delete. Conditional, so that a late one does not hit a newer register."""
         place = self._register(key)
         while found := (await self._client.range(place, keys_only=True)).kvs:
             if version not in (None, found[0].mod_revision):
@@ -175,11 +179,11 @@ class EtcdLedger(Ledger):
         """See Ledger.keys."""
         start = self._root + b"r/"
         found = await self._all(start + prefix.encode(), keys_only=True)
-        # etcd orders bytes; UTF-8 keeps the order of what it encodes.
+        # etcd orders by bytes, which for UTF-8 is the order of the characters.
         return tuple(each.key[len(start) :].decode() for each in found)
 
     async def changed(self, key: str, version: int | None, timeout_s: float) -> Changed | None:
-        """See Ledger.changed. By watch; silence is believed only after one more read."""
+        """See Ledger.changed. By a watch. After silence, one more read decides."""
         place = self._register(key)
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:
@@ -199,7 +203,7 @@ class EtcdLedger(Ledger):
             async for events in changes:
                 last = events[-1]
                 return Changed(None if last.type == "DELETE" else self._versioned(last.kv))
-        raise AssertionError("a watch has no end")
+        raise AssertionError("a watch does not end")
 
     # -- the log ----------------------------------------------------------------------------------
 
@@ -241,14 +245,14 @@ class EtcdLedger(Ledger):
             where = f"etcd's key {each.key.decode(errors='replace')}"
             if each.key != self._record(log, index):
                 raise LedgerForeignError(
-                    f"{where} follows record {index - 1} of log {log!r}, which no ledger writes",
-                    hint=f"does something else write below {self._prefix}?",
+                    f"{where} follows record {index - 1} of log {log!r}, and is not a record",
+                    hint=f"check whether another program writes below {self._prefix}",
                 )
             read.append((index, record_format.unseal(each.value, where).value))
         return tuple(read)
 
     async def drop_log(self, log: str) -> None:
-        """See Ledger.drop_log. Conditional, as `delete`."""
+        """See Ledger.drop_log. Conditional, like `delete`."""
         first, start = self._record(log, 0), self._log(log)
         while found := (await self._client.range(first, keys_only=True)).kvs:
             condition = compare(first, "create_revision", found[0].create_revision)
@@ -259,9 +263,9 @@ class EtcdLedger(Ledger):
             self._refuse_replaced(await self._client.range(self._marker))
 
     async def logs(self, prefix: str = "") -> tuple[str, ...]:
-        """See Ledger.logs. Looks from log to log, so it costs by their number, not their length."""
+        """See Ledger.logs. One read for each log, however long it is."""
         start = self._root + b"l/"
-        # Quoting goes letter by letter, so the names that begin so are those that are quoted so.
+        # Each letter is quoted alone. So a name begins with `prefix` if its quoted form does.
         at = start + urllib.parse.quote(prefix, safe="").encode()
         end, found = prefix_end(at), []
         while True:
@@ -278,9 +282,9 @@ class EtcdLedger(Ledger):
     async def _all(
         self, prefix: bytes, start: bytes = b"", count: int | None = None, **options: Any
     ) -> list[KeyValue]:
-        """All keys below a prefix, or the first ones of them: with `count`, what one page has.
+        """All keys below a prefix; with `count`, one page of at most so many.
 
-        In pages, as an answer has a size that etcd will not exceed.
+        Read in pages, because etcd limits the size of an answer.
         """
         at, end, limit = start or prefix, prefix_end(prefix), min(_PAGE, count or _PAGE)
         found: list[KeyValue] = []
@@ -298,9 +302,10 @@ class EtcdLedger(Ledger):
             at = page.kvs[-1].key + b"\0"
 
     def _ours(self) -> dict[str, Any]:
-        """The condition that the prefix still holds the ledger that was opened.
+        """The condition that the prefix still has the ledger that was opened.
 
-        By value, which no other ledger's marker has, even in a cluster with the same revisions.
+        It compares the marker's value, which no other ledger has. A revision may occur again in
+        another cluster.
         """
         return compare_value(self._marker, self._marker_value)
 
@@ -333,7 +338,7 @@ class EtcdLedger(Ledger):
 
     def _log(self, log: str) -> bytes:
         check_name(log)
-        # A quote of its own, so that no log's keys lie within another's.
+        # The name is quoted, so that the keys of one log are never among those of another.
         return self._root + b"l/" + urllib.parse.quote(log, safe="").encode() + b"/"
 
     def _record(self, log: str, index: int) -> bytes:

@@ -13,10 +13,10 @@ from rallypoint.ledger.etcd.failures import system_words
 class EtcdOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where etcd is and how to speak to it.
 
-    `endpoints` are "host:port". With `tls`, `ca_file` says whom to believe (None: the system's
-    authorities), and `cert_file` with `key_file` is this client's certificate. `try_timeout_s`
-    bounds how long one endpoint may say nothing, so that a frozen member costs no more than that;
-    `timeout_s` bounds a call. The password is not in the repr.
+    `endpoints` are "host:port". With `tls`, `ca_file` has the trusted authorities (None: those of
+    the system), and `cert_file` with `key_file` is the certificate of this client. Times are in
+    seconds. `try_timeout_s` limits how long one endpoint may be silent: that is the cost of a
+    frozen member. `timeout_s` limits a call. The repr does not show the password.
     """
 
     endpoints: tuple[str, ...]
@@ -29,7 +29,7 @@ class EtcdOptions(msgspec.Struct, frozen=True, kw_only=True):
     try_timeout_s: float = 1.0
     timeout_s: float = 5.0
     watch_idle_s: float = 5.0
-    """After so long a silence a watch goes on at the next endpoint: this one may be frozen."""
+    """A watch goes on at the next endpoint after so much silence: this one may be frozen."""
 
     def __repr__(self) -> str:
         user = f", user={self.user!r}" if self.user else ""
@@ -37,6 +37,7 @@ class EtcdOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def tls_context(options: EtcdOptions) -> ssl.SSLContext:
+    """The TLS context of these options. Raises LedgerAccessError for files that cannot be used."""
     try:
         context = ssl.create_default_context(cafile=options.ca_file)
         if options.cert_file:
@@ -45,7 +46,7 @@ def tls_context(options: EtcdOptions) -> ssl.SSLContext:
         files = [options.ca_file, options.cert_file, options.key_file]
         raise LedgerAccessError(
             f"the certificate or key for etcd cannot be used: {system_words(error)}",
-            hint=f"check {', '.join(file for file in files if file)}: PEM files that can be read "
-            "here, and the key that of the certificate",
+            hint=f"check {', '.join(file for file in files if file)}: readable PEM files, and the key "
+            "must be that of the certificate",
         ) from error
     return context

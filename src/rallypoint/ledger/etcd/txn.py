@@ -1,8 +1,8 @@
-"""A transaction of etcd's that is sent until it is known what became of it.
+"""Transactions of etcd: their parts, and `decided`, which sends one until its outcome is known.
 
-Whoever changes something in etcd needs this: the ledger, and the rendezvous modules that speak to
-etcd for a program. What is decided must be conditional on what it changes, so that a repeat, or a
-first try that a frozen member carries out late, cannot be done a second time.
+The ledger uses this for all that it changes in etcd, and so do the rendezvous modules over etcd.
+A transaction must be conditional on what it changes. Then a repeat has no effect if the first try
+was done, even if a frozen member does that one late.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ def compare_value(key: bytes, value: bytes) -> dict[str, Any]:
 
 
 def compare_absent(prefix: bytes, range_end: bytes) -> dict[str, Any]:
-    """The condition that there is no key from `prefix` up to `range_end`."""
+    """The condition that no key from `prefix` up to `range_end` exists."""
     return {**compare(prefix, "create_revision", 0), "range_end": range_end}
 
 
 def put(key: bytes, value: bytes, *, lease: int = 0) -> dict[str, Any]:
-    """An operation of a transaction."""
+    """An operation that writes. `lease`: the id of the lease that the key ends with; 0: none."""
     return {"request_put": {"key": key, "value": value, "lease": str(lease)}}
 
 
 def get(key: bytes, range_end: bytes = b"", **options: Any) -> dict[str, Any]:
-    """An operation of a transaction; options as in etcd's RangeRequest."""
+    """An operation that reads; options as in etcd's RangeRequest."""
     return {"request_range": {"key": key, "range_end": range_end, **options}}
 
 
 def delete(key: bytes, range_end: bytes = b"") -> dict[str, Any]:
-    """An operation of a transaction."""
+    """An operation that deletes."""
     return {"request_delete_range": {"key": key, "range_end": range_end}}
 
 
@@ -55,11 +55,14 @@ async def decided(
     then: Sequence[Mapping[str, Any]],
     otherwise: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[TxnResult, bool]:
-    """A transaction that may be sent again, until its outcome is known or the time is over.
+    """Send a transaction until its outcome is known, for at most the client's `timeout_s`.
 
-    The second value says whether an earlier try got no answer: then "the conditions do not hold"
-    may be its own doing. The time is the client's `timeout_s`. Raises EtcdUnknownError at its end,
-    and every other LedgerError as `EtcdClient.txn` does.
+    Returns the result, and whether an earlier try got no answer. If so, the conditions may not hold
+    because that try was done.
+
+    Raises:
+        EtcdUnknownError: the time is over, and the transaction may have been done.
+        LedgerError: as `EtcdClient.txn`.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + client.options.timeout_s

@@ -1,7 +1,7 @@
-"""What etcd's JSON gateway says, as types; and what its refusals mean.
+"""The answers of etcd's JSON gateway, as types; and what its refusals mean.
 
-The gateway maps etcd's protobuf to JSON: bytes are base64 (msgspec does that), 64-bit numbers are
-strings (decoded leniently), and what is zero or empty is left out.
+The gateway maps etcd's protobuf to JSON. Bytes are base64 (msgspec decodes it), 64-bit numbers are
+strings (decoded leniently), and fields that are zero or empty are left out.
 Source: etcd, api/etcdserverpb/rpc.proto and api/v3rpc/rpctypes/error.go.
 """
 
@@ -25,19 +25,19 @@ T = TypeVar("T")
 
 
 class EtcdUnknownError(LedgerUnreachableError):
-    """A request that changes something got no answer: it may have been done, or be done yet."""
+    """A request for a change got no answer: the change may have been made, or may be made later."""
 
 
 class EtcdCompactedError(LedgerError):
-    """The revision to watch from was compacted away: read anew."""
+    """etcd has compacted the revision from which to watch: read again."""
 
 
 class EtcdTokenError(LedgerAccessError):
-    """The token has expired or was never there; authenticate again."""
+    """etcd does not accept the token: authenticate again."""
 
 
 class EtcdRefusedError(LedgerError):
-    """etcd said no, for a reason that has no class of its own. `code` is gRPC's."""
+    """etcd refused for a reason that has no class of its own. `code` is gRPC's."""
 
     def __init__(self, message: str, *, hint: str = "", code: int = 0) -> None:
         super().__init__(message, hint=hint)
@@ -45,7 +45,7 @@ class EtcdRefusedError(LedgerError):
 
 
 class Header(msgspec.Struct, frozen=True):
-    """Every answer's: the store's revision after the request."""
+    """Part of every answer: the store's revision after the request, and the member that answers."""
 
     revision: int = 0
     cluster_id: int = 0
@@ -53,7 +53,7 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class KeyValue(msgspec.Struct, frozen=True):
-    """A key as it stands. `version` counts its changes since it was created."""
+    """A key. `version` counts its changes since it was created."""
 
     key: bytes = b""
     value: bytes = b""
@@ -64,7 +64,7 @@ class KeyValue(msgspec.Struct, frozen=True):
 
 
 class RangeResult(msgspec.Struct, frozen=True):
-    """Keys in order; `more` says that there were more than the limit."""
+    """Keys in order. `more`: there are more than the limit."""
 
     header: Header = Header()
     kvs: tuple[KeyValue, ...] = ()
@@ -82,7 +82,7 @@ class PutResult(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One operation's within a transaction: of the kind that was asked."""
+    """The answer to one operation of a transaction."""
 
     response_range: RangeResult | None = None
     response_put: PutResult | None = None
@@ -90,19 +90,19 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class TxnResult(msgspec.Struct, frozen=True):
-    """`succeeded`: whether the comparisons held, and so which branch was done."""
+    """`succeeded`: whether the conditions held, and so which branch was done."""
 
     header: Header = Header()
     succeeded: bool = False
     responses: tuple[Answer, ...] = ()
 
     def range(self, index: int) -> RangeResult:
-        """The answer to the range that was the branch's operation `index`."""
+        """The answer to operation `index` of the branch, which is a range."""
         return self.responses[index].response_range or RangeResult()
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """A lease; `TTL` in seconds, 0 if it has ended."""
+    """A lease. `TTL` is in seconds; 0 if it has ended."""
 
     ID: int = 0
     TTL: int = 0
@@ -129,14 +129,14 @@ class WatchResult(msgspec.Struct, frozen=True):
 
 
 class WatchStream(msgspec.Struct, frozen=True):
-    """A line of a watch: a result, or an error (an object whose fields differ by release)."""
+    """A line of a watch: a result, or an error (whose fields differ between releases)."""
 
     result: WatchResult | None = None
     error: Any = None
 
 
 class Status(msgspec.Struct, frozen=True, rename="camel"):
-    """One member's state. `leader` is a member's id, 0 if it sees none."""
+    """The state of one member. `leader` is a member's id; 0 if it knows of none."""
 
     header: Header = Header()
     version: str = ""
@@ -176,16 +176,16 @@ _REFUSALS: Final = frozenset(
     {_INVALID_ARGUMENT, _PERMISSION_DENIED, _RESOURCE_EXHAUSTED, _FAILED_PRECONDITION}
     | {_OUT_OF_RANGE, _UNAUTHENTICATED, _NOT_FOUND}
 )
-"""gRPC's codes with which etcd has certainly done nothing. All others (unavailable, deadline
-exceeded, internal, ...) leave it open: "request timed out" is one that may still be applied."""
+"""gRPC's codes for which etcd has certainly done nothing. With all others (unavailable, deadline
+exceeded, internal, ...) the request may still be done: "request timed out" is one of them."""
 
 
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that are not what was expected."""
+"""What msgspec raises for bytes that it cannot decode."""
 
 
 def decode(data: bytes, type: type[T], endpoint: str) -> T:
-    """An answer as its type. Raises LedgerForeignError."""
+    """Decode an answer. Raises LedgerForeignError if it cannot be read."""
     try:
         return msgspec.json.decode(data, type=type, strict=False)
     except _UNREADABLE as error:
@@ -193,7 +193,7 @@ def decode(data: bytes, type: type[T], endpoint: str) -> T:
 
 
 def refusal(status: int, data: bytes, endpoint: str) -> LedgerError | None:
-    """What an answer other than 200 means; None if it leaves open whether anything was done."""
+    """The error for an answer other than 200; None if the request may have been done."""
     try:
         problem = msgspec.json.decode(data, type=Problem, strict=False)
     except _UNREADABLE:
@@ -203,17 +203,17 @@ def refusal(status: int, data: bytes, endpoint: str) -> LedgerError | None:
 
 
 def said_no(code: int, said: str, endpoint: str) -> LedgerError:
-    """The error for a refusal that etcd gives in these words."""
+    """The error for a refusal with this code and text."""
     if code == _UNAUTHENTICATED or "auth token" in said or "auth store is old" in said:
-        return EtcdTokenError(f"etcd at {endpoint} does not know this token: {said}")
+        return EtcdTokenError(f"etcd at {endpoint} does not accept this token: {said}")
     if "user name is empty" in said:
         return LedgerAccessError(
             f"etcd at {endpoint} asks for a user: {said}",
-            hint="name a user, and give its password in a file or in the environment",
+            hint="name a user, and give the password in a file or in the environment",
         )
     if code == _PERMISSION_DENIED:
         return LedgerAccessError(
-            f"etcd at {endpoint} lets this user not do it: {said}",
+            f"etcd at {endpoint} does not permit this to the user: {said}",
             hint="grant the user read and write on the whole prefix",
         )
     if "invalid user ID or password" in said:
@@ -234,15 +234,15 @@ def said_no(code: int, said: str, endpoint: str) -> LedgerError:
 
 
 def not_etcd(endpoint: str, what: str) -> LedgerForeignError:
-    """The error for something else that listens there."""
+    """The error for an endpoint that is not etcd."""
     return LedgerForeignError(
-        f"what listens at {endpoint} answers with {what}, as no etcd from 3.4 on does",
+        f"the server at {endpoint} answers with {what}, as no etcd from 3.4 on does",
         hint="name etcd's client port (2379 by default), and TLS if that port speaks it",
     )
 
 
 def prefix_end(prefix: bytes) -> bytes:
-    """Where the keys that begin with `prefix` end."""
+    """The end of the range of all keys that begin with `prefix`."""
     for at in range(len(prefix) - 1, -1, -1):
         if prefix[at] < 0xFF:
             return prefix[:at] + bytes((prefix[at] + 1,))

@@ -1,16 +1,18 @@
-"""One register as files: each version a file, its number the name, the highest is the value.
+"""A chain: one register as files. Each version is a file; the highest number has the value.
 
     <chain>/0000000100000000/          a segment: SEGMENT versions, numbered on from its name
-              0000000100000000           each an envelope, linked to its name and never changed
+              0000000100000000           each a sealed record, linked to its name, never changed
               0000000100000001
-    <chain>/0000000100000008/          the next segment, made before anybody needs it
+    <chain>/0000000100000008/          the next segment, made before it is needed
 
-What makes a late writer harmless (R5): within a segment no version is ever removed, so a name that
-is free was never taken, and the one link() that takes it follows the version before it. Old
-versions go only as whole segments, moved away once the next one is in use: who was frozen before
-its link then finds no folder, which is a conflict. That next folder is never made by who is about
-to link into it, but ahead of time. One case is left: somebody frozen just before making a folder
-wakes when it was used up and moved away, and makes it again; that is what `_is_current` looks for.
+Why a late writer does no harm (R5). Within a segment no version is ever removed. So a name that is
+free was never taken, and the one link() that takes it follows the version before it. Old versions
+are removed only as whole segments, which are moved away when the next segment is in use. A process
+that was frozen before its link then finds no folder, which is a conflict. The folder of the next
+segment is made ahead of time, and not by the process that is about to link into it.
+
+One case is left. A process is frozen just before it makes a folder, and wakes when that folder was
+made, filled and moved away. Then it makes the folder again. `_is_current` detects this.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from rallypoint.ledger import record_format
 from rallypoint.ledger.file.disk import Disk, LinkResult, content, names
 
 SEGMENT: Final = 8
-"""Versions in a segment. A register keeps up to as many besides its newest."""
+"""How many versions a segment has. A register keeps up to so many old versions."""
 _READS_MAX: Final = 1000
 _DIGITS: Final = 16
 
 
 class Head(msgspec.Struct, frozen=True):
-    """The newest version: its number and what it holds."""
+    """The newest version: its number, its value, and the nonce of its write."""
 
     number: int
     value: bytes
@@ -41,16 +43,17 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Advance(enum.Enum):
-    """What came of an attempt to be the next version."""
+    """The outcome of an attempt to write the next version."""
 
     DONE = enum.auto()
     LOST = enum.auto()
     """Another writer was first, or the chain is gone."""
     UNSURE = enum.auto()
+    """The version was written, but it cannot be known whether into the living chain."""
 
 
 class Chain:
-    """The versions in one folder. All calls block; any number of processes use one chain."""
+    """The versions in one folder. All calls block. Any number of processes may use one chain."""
 
     def __init__(self, folder: Path, trash: Path, disk: Disk) -> None:
         self._folder = folder
@@ -58,9 +61,9 @@ class Chain:
         self._disk = disk
 
     def begin(self, number: int, sealed: bytes) -> None:
-        """Make the chain with its first version, a multiple of SEGMENT.
+        """Make the chain with its first version, whose number is a multiple of SEGMENT.
 
-        Nobody else may know of the folder yet: this takes several steps.
+        This takes several steps, so no other process may know of the folder yet.
         """
         assert number % SEGMENT == 0
         self._disk.make_folder(self._folder)
@@ -72,7 +75,7 @@ class Chain:
         self._disk.sync(self._folder)
 
     def number(self) -> int | None:
-        """The newest version's number; None if there is no such chain. Raises LedgerError."""
+        """The number of the newest version; None if there is no chain. Raises LedgerError."""
         for _ in range(_READS_MAX):
             try:
                 segments = self._segments()
@@ -86,10 +89,10 @@ class Chain:
         )
 
     def head(self) -> Head | None:
-        """The newest version; None if there is no such chain.
+        """The newest version; None if the chain does not exist.
 
-        Raises LedgerCorruptError or LedgerFormatError: never an older version for a damaged one,
-        because what was acknowledged since (R1) would be undone by that.
+        Raises LedgerCorruptError or LedgerFormatError for a newest version that cannot be read. An
+        older one is never returned instead, since that would undo acknowledged writes (R1).
         """
         for _ in range(_READS_MAX):
             number = self.number()
@@ -108,13 +111,13 @@ class Chain:
         )
 
     def sync(self, number: int) -> None:
-        """Force this version's name to the disk: its writer may have died before it did so."""
+        """Force the name of this version to the disk: its writer may have died before it could."""
         self._disk.sync(self._segment(number))
         if number % SEGMENT == 0:
             self._disk.sync(self._folder)
 
     def advance(self, expected: int, temporary: Path) -> Advance:
-        """Make a written file the version after `expected`, if that is still the newest."""
+        """Make the file `temporary` the version after `expected`, if that is still the newest."""
         number = expected + 1
         for _ in range(2):
             if self.number() != expected:
@@ -124,13 +127,13 @@ class Chain:
                 return Advance.LOST
             if linked is LinkResult.LINKED:
                 return self._settle(number)
-            # Whoever began this segment died before it made the next.
+            # The process that began this segment died before it made the next one.
             with contextlib.suppress(FileNotFoundError):
                 self._disk.make_folder(self._segment(number))
         return Advance.LOST
 
     def _settle(self, number: int) -> Advance:
-        """The link was made: force it to the disk, see that it counts, and tidy up."""
+        """The link was made: force it to the disk, check that it counts, remove old segments."""
         self.sync(number)
         current = self._is_current(number)
         if current is None:
@@ -142,16 +145,16 @@ class Chain:
         if number % SEGMENT == 0:
             with contextlib.suppress(FileNotFoundError):
                 self._disk.make_folder(self._segment(number + SEGMENT))
-                # Oldest first: what is there is never older than what is missing.
+                # Oldest first, so that the segments that are left are always the newest.
                 for segment in self._segments():
                     if segment < number:
                         self._disk.move_away(self._segment(segment), self._trash)
         return Advance.DONE
 
     def _is_current(self, number: int) -> bool | None:
-        """Whether the link went into the living chain; None if that cannot be told any more.
+        """Whether the link was made in the living chain; None if that cannot be known any more.
 
-        In the living chain a segment is full before the next one has anything.
+        In the living chain, a segment is full before the next one has any version.
         """
         own = _first(number)
         try:
@@ -161,7 +164,7 @@ class Chain:
                     return None
                 if any(self._versions(each) for each in segments if each > own):
                     count = len(self._versions(own))
-                    self._segment(own).stat()  # else it was emptied while it was listed
+                    self._segment(own).stat()  # raises if it was emptied during the listing
                     return count == SEGMENT
                 if self._segments() == segments:
                     return True
@@ -170,15 +173,15 @@ class Chain:
         return None
 
     def _newest(self, segments: list[int]) -> int:
-        """Raises FileNotFoundError if a segment was moved away meanwhile."""
+        """The newest version. Raises FileNotFoundError if a segment was moved away meanwhile."""
         for segment in reversed(segments):
             versions = self._versions(segment)
             if versions:
-                # If it still has its name, nothing was removed while it was listed.
+                # If it still has its name, nothing was removed during the listing.
                 self._path(versions[-1]).stat()
                 return versions[-1]
         for segment in segments:
-            # The same: one that was moved away is emptied, maybe while it was listed.
+            # A segment that was moved away is emptied, and may have been listed meanwhile.
             self._segment(segment).stat()
         raise LedgerCorruptError(
             f"{self._folder} holds no version of its register",
@@ -207,7 +210,7 @@ def _name(number: int) -> str:
 
 
 def _numbers(listed: list[str]) -> list[int]:
-    """Numbers among names, in order. Other names (`.nfs...`) are none of ours."""
+    """The numbers among names, in order. Other names (`.nfs...`) are not of this chain."""
     found = []
     for name in listed:
         if len(name) == _DIGITS:

@@ -1,8 +1,8 @@
-"""The few things that the file ledger does to a disk, each whole or not at all.
+"""The operations of the file ledger on a disk, each done as a whole or not at all.
 
-Files are never changed once they have their name: a file is written under a name of its own, forced
-to the disk, and then linked to the name that counts. link() fails if the name is taken, on a local
-disk and on NFS alike, so no lock is needed and a frozen process cannot hold one.
+A file is never changed once it has its name. It is written under a temporary name, forced to the
+disk, and then linked to its name. link() fails if the name is taken, on a local disk and on NFS. So
+no lock is needed, and no frozen process can hold one.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from rallypoint.errors import (
 
 FILE_MODE: Final = 0o600
 FOLDER_MODE: Final = 0o700
-"""A lease holds what admits to a run, and a round what its programs printed last."""
+"""Only this user may read: a lease may have a token, a round the last output of its programs."""
 _GONE: Final = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
 _ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class LinkResult(enum.Enum):
-    """What came of a link."""
+    """The outcome of a link."""
 
     LINKED = enum.auto()
     TAKEN = enum.auto()
-    """The name was there already, and is not ours."""
+    """Another file has the name."""
     GONE = enum.auto()
-    """The folder for the name is not there."""
+    """The folder for the name does not exist."""
 
 
 class Disk:
-    """`on_step` is called with a name before each step that a crash could cut off; for tests."""
+    """The operations. For tests, `on_step` is called before each step that a crash may prevent."""
 
     def __init__(self, on_step: Callable[[str], None] | None = None) -> None:
         self._step = on_step or _nothing
 
     def write(self, path: Path, data: bytes) -> None:
-        """A new file, on the disk when this returns; its name may not be yet."""
+        """Write a new file and force it to the disk. Its name may not be on the disk yet."""
         self._step(f"create {path.name}")
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
         try:
@@ -61,13 +61,13 @@ class Disk:
             os.close(descriptor)
 
     def link(self, temporary: Path, name: Path) -> LinkResult:
-        """Give a file that was written its name, unless that is taken. See `LinkResult`."""
+        """Give a written file its name, unless that is taken. See `LinkResult`."""
         self._step(f"link {name.name}")
         try:
             os.link(temporary, name)
         except OSError as error:
-            # NFS repeats a request whose answer was lost, and then answers that the name is taken:
-            # what counts is whether both names are one file.
+            # NFS repeats a request whose answer was lost, and then reports that the name is taken.
+            # So only this counts: whether both names are the same file.
             if _is_same(temporary, name):
                 return LinkResult.LINKED
             if error.errno == errno.EEXIST:
@@ -78,7 +78,7 @@ class Disk:
         return LinkResult.LINKED
 
     def sync(self, folder: Path) -> None:
-        """Force the names in a folder to the disk. A folder that is gone needs none."""
+        """Force the names in a folder to the disk. Does nothing if the folder is gone."""
         self._step(f"sync {folder.name}")
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -88,12 +88,12 @@ class Disk:
                 os.close(descriptor)
 
     def make_folder(self, folder: Path) -> None:
-        """A folder for this user alone, which may be there already."""
+        """Make a folder that only this user can use. It may exist already."""
         self._step(f"make {folder.name}")
         folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
 
     def move_away(self, folder: Path, trash: Path) -> None:
-        """Move a folder to where nobody looks, in one step, then empty it. It may be gone."""
+        """Move a folder to the trash in one step, then remove it. It may be gone already."""
         self._step(f"move {folder.name} away")
         target = trash / f"{folder.name}-{os.urandom(6).hex()}"
         try:
@@ -108,7 +108,7 @@ class Disk:
         folder.rename(name)
 
     def remove(self, folder: Path) -> None:
-        """Empty and remove a folder in the trash. What fails is left to the next sweep."""
+        """Remove a folder in the trash and its content. What fails is left to the next sweep."""
         self._step(f"remove {folder.name}")
         for parent, folders, files in os.walk(folder, topdown=False):
             for name in files:
@@ -121,16 +121,16 @@ class Disk:
             folder.rmdir()
 
     def forget(self, temporary: Path) -> None:
-        """Remove a file's first name; its other one stays."""
+        """Remove the temporary name of a file; its other name stays."""
         self._step("forget the temporary name")
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 def names(folder: Path) -> list[str]:
-    """What is in a folder. Raises FileNotFoundError, also where NFS says that it is stale.
+    """The names in a folder. Raises FileNotFoundError, also if NFS reports it as stale.
 
-    Opening a folder makes an NFS client ask the server for news, unless mounted with `nocto`.
+    To open a folder makes an NFS client ask the server for changes, unless mounted with `nocto`.
     """
     try:
         return [path.name for path in folder.iterdir()]
@@ -141,7 +141,7 @@ def names(folder: Path) -> list[str]:
 
 
 def content(path: Path) -> bytes:
-    """A file's bytes. Raises FileNotFoundError, also where NFS says that it is stale."""
+    """The bytes of a file. Raises FileNotFoundError, also if NFS reports it as stale."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -151,12 +151,12 @@ def content(path: Path) -> bytes:
 
 
 def as_ledger_error(error: OSError, folder: Path) -> LedgerError:
-    """One of ours for one of the system's; the caller raises it from that."""
+    """The LedgerError for an error of the system. The caller raises it from that error."""
     said = error.strerror or str(error)
     if error.errno in _FULL:
         return LedgerFullError(
             f"the ledger in {str(folder)!r} cannot be written: {said}",
-            hint="make room on that disk, or raise the quota; nothing has been lost",
+            hint="make room on that disk, or raise the quota; nothing is lost",
         )
     if error.errno in _ACCESS:
         return LedgerAccessError(
@@ -165,7 +165,7 @@ def as_ledger_error(error: OSError, folder: Path) -> LedgerError:
         )
     return LedgerUnreachableError(
         f"the ledger in {str(folder)!r} is out of reach: {said}",
-        hint="is the disk mounted, and does its server answer?",
+        hint="check that the disk is mounted and its server answers",
     )
 
 

@@ -90,7 +90,7 @@ class Entries:
         name = folder or self._look_up(key)
         if name is None:
             return
-        # The move is what removes it: whoever would write now finds no folder.
+        # The move is what removes it: a process that writes now finds no folder.
         self._scratch.move_away(self.folder / name)
         self._disk.sync(self.folder)
         part = self._index.part_of(key)
@@ -151,7 +151,7 @@ def interrupted() -> LedgerUnreachableError:
 
 
 def crowded() -> LedgerUnreachableError:
-    """The error for TRIES_MAX writes in which other processes were first."""
+    """The error after TRIES_MAX writes, in each of which another process was first."""
     return LedgerUnreachableError("the ledger's index changes faster than it can be written")
 
 

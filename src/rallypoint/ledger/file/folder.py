@@ -1,10 +1,10 @@
-"""A folder that holds a ledger: made, recognised, and tried out before anybody relies on it.
+"""The folder of a file ledger: how it is made and recognised, and which folders are refused.
 
-<folder>/rallypoint-ledger       the marker: an envelope with the ledger_id, created once
-<folder>/ledger-<ledger_id>/     all the rest, so that nobody writes into another ledger
+<folder>/rallypoint-ledger       the marker: a sealed record with the ledger_id, made once
+<folder>/ledger-<ledger_id>/     everything else, so that no process writes into another ledger
            index/                which folder each register and log has: index.py
-           registers/  logs/     those folders, each name used once
-           tmp/  trash/          files before their link; folders after their use
+           registers/  logs/     those folders; each name is used once
+           tmp/  trash/          temporary files; folders that were removed
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _LEDGER: Final = "ledger-"
 
 
 def open_folder(root: Path, disk: Disk) -> str:
-    """The id of the ledger in this folder; a new one is made where there is none.
+    """The id of the ledger in this folder. A new ledger is made if there is none.
 
-    Raises LedgerError, or OSError for what the system says in the middle of it.
+    Raises LedgerError, and OSError for errors of the system.
     """
     if not root.parent.is_dir():
-        # Made only below what is there: a disk that is not mounted must not look like an empty one.
+        # No parent is made: a disk that is not mounted must not look like an empty one.
         raise LedgerUnreachableError(
             f"there is no folder {str(root.parent)!r} for the ledger {root.name!r}",
-            hint="is the disk mounted? The last folder of the path is made, those above it are not",
+            hint="is the disk mounted? Only the last folder of the path is made, not its parents",
         )
     if root.exists() and not root.is_dir():
         raise LedgerForeignError(
-            f"{str(root)!r} is no folder", hint="name a folder, empty or not there yet"
+            f"{str(root)!r} is not a folder", hint="name a folder that is empty or does not exist"
         )
     disk.make_folder(root)
     _refuse_shared(root)
@@ -63,30 +63,32 @@ def open_folder(root: Path, disk: Disk) -> str:
         _make(root, disk)
         marker = _marker(root)
     if marker is None:
-        raise LedgerUnreachableError(f"the marker of a new ledger in {str(root)!r} is gone again")
+        raise LedgerUnreachableError(
+            f"the marker of the new ledger in {str(root)!r} has disappeared"
+        )
     place = root / f"{_LEDGER}{marker.ledger_id}"
     _refuse_shared(place)
     missing = [name for name in _INSIDE if not (place / name).is_dir()]
     if missing:
         raise LedgerCorruptError(
             f"the ledger in {str(root)!r} has lost its {', '.join(missing)}",
-            hint="restore the whole folder from a backup; or name another folder to begin anew",
+            hint="restore the whole folder from a backup, or name another folder to start anew",
         )
     return marker.ledger_id
 
 
 def place_of(root: Path, ledger_id: str) -> Path:
-    """Where this ledger's files are."""
+    """The folder of this ledger's files."""
     return root / f"{_LEDGER}{ledger_id}"
 
 
 def replaced(root: Path, ledger_id: str) -> LedgerReplacedError | None:
-    """An error if the folder holds another ledger by now."""
+    """The error if the folder now holds another ledger; else None."""
     with contextlib.suppress(OSError, LedgerCorruptError):
         marker = _marker(root)
         if marker is not None and marker.ledger_id != ledger_id:
             return LedgerReplacedError(
-                f"{str(root)!r} held ledger {ledger_id}, and now holds {marker.ledger_id}",
+                f"{str(root)!r} held ledger {ledger_id} and now holds ledger {marker.ledger_id}",
                 hint="this process belongs to the earlier ledger: start it again",
             )
     return None
@@ -100,7 +102,7 @@ def _marker(root: Path) -> Marker | None:
         return None
     if not record_format.is_sealed(sealed) and sealed:
         raise LedgerForeignError(
-            f"{str(path)!r} is not a marker of Rallypoint's", hint="name another folder"
+            f"{str(path)!r} is not a marker of Rallypoint", hint="name another folder"
         )
     opened = record_format.unseal(sealed, str(path))
     try:
@@ -110,15 +112,15 @@ def _marker(root: Path) -> Marker | None:
 
 
 def _refuse_shared(folder: Path) -> None:
-    """A folder in which another user could put a ledger of his own, or take this one away.
+    """Refuse a folder in which another user could replace or remove the ledger.
 
-    Not one with the sticky bit, as /tmp has it: there nobody can touch what is another's.
+    A folder with the sticky bit, like /tmp, is allowed: only the owner of a file can remove it.
     """
     status = folder.stat()
     if status.st_uid not in (0, os.geteuid()) and os.geteuid() != 0:
         raise LedgerAccessError(
             f"{str(folder)!r} belongs to another user (uid {status.st_uid})",
-            hint="name a folder of your own, or one that is not there yet",
+            hint="name a folder of your own, or one that does not exist",
         )
     may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if may_write == stat.S_IWGRP and _is_own_group(status.st_gid):
@@ -126,12 +128,12 @@ def _refuse_shared(folder: Path) -> None:
     if may_write and not status.st_mode & stat.S_ISVTX:
         raise LedgerAccessError(
             f"other users may write into {str(folder)!r} (mode {stat.S_IMODE(status.st_mode):o})",
-            hint=f"chmod go-w {folder}, or name a folder that is not there yet",
+            hint=f"chmod go-w {folder}, or name a folder that does not exist",
         )
 
 
 def _is_own_group(group: int) -> bool:
-    """Whether it is the group of this user alone, as many systems give each user one."""
+    """Whether this user is the only member of the group: many systems give each user one."""
     with contextlib.suppress(KeyError):
         return grp.getgrgid(group).gr_name == pwd.getpwuid(os.geteuid()).pw_name
     return False
@@ -144,20 +146,20 @@ def _refuse_foreign(root: Path) -> None:
         more = ", ..." if len(foreign) > 3 else ""
         raise LedgerForeignError(
             f"{str(root)!r} is not empty and holds no ledger: {', '.join(foreign[:3])}{more}",
-            hint="name an empty folder, or one that is not there yet",
+            hint="name an empty folder, or one that does not exist",
         )
     for name in found:
-        # A ledger of which only the marker is lost must not be taken for none. One whose making
-        # was cut off has never been written to.
+        # A ledger that has lost its marker must not be overwritten. A folder whose ledger was
+        # never completely made has never been written to.
         if name.startswith(_LEDGER) and is_used(root / name):
             raise LedgerCorruptError(
-                f"{str(root)!r} holds {name}, and its marker {MARKER!r} is missing",
-                hint="restore the folder from a backup, or name another one to begin anew",
+                f"{str(root)!r} holds {name}, but its marker {MARKER!r} is missing",
+                hint="restore the folder from a backup, or name another one to start anew",
             )
 
 
 def _make(root: Path, disk: Disk) -> None:
-    """A new ledger; if another process makes one at the same time, one of the two counts."""
+    """Make a new ledger. If another process does it at the same time, one of the two stays."""
     ledger_id, marker = new_marker("file")
     place = place_of(root, ledger_id)
     disk.make_folder(place)

@@ -1,13 +1,13 @@
-"""Which folder each register and each log of a file ledger has: the index, in parts.
+"""The index of a file ledger, on the disk: which folder each register and each log has.
 
     index/               a chain (chain.py): the layout, written once
     index/<part>/        a chain: the folders of the names in this part
 
-One index for all names would be written anew, as a whole, for each run that begins. So it is in
-PARTS parts, and what belongs to one run is in one of them: that is all that its coordinator reads
-and writes. A part is made when the first name comes into it.
+One index for all names would be written as a whole for each new run. So the index has PARTS parts,
+and all names of one run are in the same part: its coordinator reads and writes only that. A part is
+made for the first name in it.
 
-A ledger of an earlier release has one part only, which is the chain `index/` itself. It stays so.
+A ledger of an earlier release has only one part, which is the chain `index/` itself. It stays so.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from rallypoint.ledger.file.disk import Disk, names
 from rallypoint.ledger.keys import group_of, group_of_prefix
 
 PARTS: Final = 64
-"""All are read where the names of all runs are listed; a file server takes a moment for each."""
+"""To list all runs reads all parts, and each takes a file server some time."""
 INDEX: Final = "index"
 WHOLE: Final = ""
 """The only part of a ledger of an earlier release."""
 _THERE: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT})
-"""What a rename says if another process has made the part. NFS repeats a request whose answer was
-lost, and then does not find what it has renamed."""
+"""The errors of a rename if another process has made the part. NFS repeats a request whose answer
+was lost, and then does not find the folder that it has renamed."""
 
 
 class Kind(enum.StrEnum):
@@ -64,20 +64,20 @@ class Index(msgspec.Struct, frozen=True):
 
 
 class Layout(msgspec.Struct, frozen=True, array_like=True):
-    """How many parts there are. An array, so that no earlier release takes it for an Index."""
+    """How many parts there are. An array, so that no earlier release reads it as an Index."""
 
     parts: int
 
 
 class Indexed(msgspec.Struct, frozen=True):
-    """One part at one of its versions. Version 0: it has not been made."""
+    """One version of a part. Number 0: the part has not been made."""
 
     number: int
     index: Index
 
 
 def begin_index(place: Path, disk: Disk) -> None:
-    """Make the index of a new ledger, of which nobody else knows yet."""
+    """Make the index of a new ledger, which no other process knows yet."""
     _begin(place / INDEX, Layout(PARTS), place / "trash", disk)
 
 
@@ -90,9 +90,9 @@ def is_used(place: Path) -> bool:
 
 
 class FileIndex:
-    """The index of one ledger. Several threads and processes use it at a time.
+    """The index of one ledger. Several threads and processes may use it at a time. Calls block.
 
-    Raises FileNotFoundError where the ledger is gone, and LedgerCorruptError. Blocks.
+    Raises FileNotFoundError if the ledger is gone, and LedgerCorruptError.
     """
 
     def __init__(self, place: Path, disk: Disk) -> None:
@@ -101,15 +101,15 @@ class FileIndex:
         self._trash = place / "trash"
         self._disk = disk
         self._made: set[str] = set()
-        """Parts that are known to be on the disk."""
+        """The parts whose names are known to be on the disk."""
         self._parts = self._read_layout()
 
     def part_of(self, name: str) -> str:
-        """The part that a name belongs to. Names of one run (`<kind>/<run>/...`) share one."""
+        """The part for a name. All names of one run have the same part."""
         return self._part(group_of(name))
 
     def parts_with(self, prefix: str) -> Iterable[str]:
-        """The parts in which there may be names that begin so."""
+        """The parts that may have names with this prefix."""
         if self._parts == 1:
             return (WHOLE,)
         group = group_of_prefix(prefix)
@@ -127,17 +127,17 @@ class FileIndex:
         return Indexed(head.number, self._decoded(head.value, head.number))
 
     def ready(self, part: str) -> Indexed:
-        """The part as it is now, made if it was not there: before something is added to it."""
+        """The part as it is now. It is made if it does not exist: a name will be added."""
         if part != WHOLE and part not in self._made:
             if not (self._folder / part).is_dir():
                 self._make(part)
-            # Whoever has made it may have died before it had forced its name to the disk.
+            # The process that made it may have died before it forced the name to the disk.
             self._disk.sync(self._folder)
             self._made.add(part)
         return self.read(part)
 
     def write(self, part: str, before: Indexed, temporary: Path) -> Advance:
-        """Make a written file the next version of the part, if `before` is still the newest."""
+        """Make the file `temporary` the part's next version, if `before` is still the newest."""
         return self._chain(part).advance(before.number, temporary)
 
     def _chain(self, part: str) -> Chain:
@@ -159,7 +159,7 @@ class FileIndex:
         return 1
 
     def _make(self, part: str) -> None:
-        """Aside, then under its name in one step: another process may do the same."""
+        """Make a part elsewhere, then rename it in one step: another process may do the same."""
         aside = self._temporaries / os.urandom(12).hex()
         _begin(aside, Index(), self._trash, self._disk)
         try:

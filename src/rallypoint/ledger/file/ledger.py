@@ -1,12 +1,7 @@
-"""The ledger in files: a folder on a local disk, or on one that several machines share.
+"""`FileLedger`: the engine over a folder on a local disk, or on one that several machines share.
 
-Nothing here locks: a register is a chain of versions, each taken by one exclusive link
-(chain.py), and a log a folder of records, each linked once. Which folder a register or log
-has stands in the index, itself such a chain. So a name that is deleted and used again gets another
-folder and other versions, and whoever was frozen in between finds nothing to write to.
-
-All work on the disk is done in threads with a deadline: a file server that hangs makes an outcome
-unknown, and blocks nobody.
+All work on the disk is done in threads, with a deadline: a file server that hangs makes an outcome
+unknown and blocks nobody. What is done there is in the other files of this package.
 """
 
 from __future__ import annotations
@@ -44,7 +39,7 @@ from rallypoint.threads import LimitedCalls
 T = TypeVar("T")
 TIMEOUT_S: Final = 5.0
 PAGE_RECORDS_MAX: Final = 1000
-"""How many records are read at a time where the caller asks for all."""
+"""How many records one call reads at most when the caller asks for all."""
 
 
 class _Files(msgspec.Struct, frozen=True):
@@ -56,12 +51,12 @@ class _Files(msgspec.Struct, frozen=True):
 
 
 class FileLedger(Ledger):
-    """A ledger in a folder. The folder is made by `open` if only it, not its parent, is missing."""
+    """A ledger in a folder. `open` makes the folder, but not its parent."""
 
     is_durable = True
     durability = Durability.DISK
     has_log = True
-    # On a file server to open a file takes about 2 ms, in which it could send so many bytes.
+    # To open a file on a file server takes about 2 ms; in that time it sends record_cost_bytes.
     limits = LedgerLimits(
         value_bytes_max=16 << 20,
         record_bytes_max=16 << 20,
@@ -76,7 +71,7 @@ class FileLedger(Ledger):
         timeout_s: float = TIMEOUT_S,
         on_step: Callable[[str], None] | None = None,
     ) -> None:
-        """`timeout_s` bounds each call. `on_step` is for tests: see `Disk`."""
+        """`timeout_s` limits each call, in seconds. `on_step` is for tests: see `Disk`."""
         self.ledger_id = ""
         self._root = Path(folder).absolute()
         self._timeout_s = timeout_s
@@ -91,7 +86,7 @@ class FileLedger(Ledger):
             self.ledger_id = self._files.ledger_id
 
     async def aclose(self) -> None:
-        """See Ledger.aclose. There is nothing to close: no file stays open between calls."""
+        """See Ledger.aclose. No file stays open between calls."""
         self._files = None
 
     async def read(self, key: str) -> Versioned | None:
@@ -134,7 +129,7 @@ class FileLedger(Ledger):
     async def records(
         self, log: str, start: int = 0, limit: int | None = None
     ) -> tuple[tuple[int, bytes], ...]:
-        """See Ledger.records. All are read in pages, too: each file takes as long as it takes."""
+        """See Ledger.records. All of them are read in pages, too, each with its own deadline."""
         check_name(log)
         files = self._opened()
         found: list[tuple[int, bytes]] = []
@@ -179,7 +174,7 @@ class FileLedger(Ledger):
         )
 
     async def _run(self, work: Callable[[], T]) -> T:
-        """The work in a thread; what the system says becomes one of our errors."""
+        """Do the work in a thread. An error of the system becomes a LedgerError."""
         try:
             return await self._threads.run(lambda: self._translated(work), self._timeout_s)
         except LedgerError:
@@ -188,7 +183,7 @@ class FileLedger(Ledger):
             raise LedgerUnreachableError(
                 f"the disk of the ledger in {str(self._root)!r} did not answer within "
                 f"{self._timeout_s:g} s",
-                hint="does its file server answer?",
+                hint="check that its file server answers",
             ) from error
 
     def _translated(self, work: Callable[[], T]) -> T:

@@ -1,7 +1,7 @@
-"""Finding out by trying whether a folder can give what a ledger needs.
+"""Whether a folder can do what a ledger needs, found out by trying.
 
-Not every file system has hard links, exclusive creation and fsync, and an NFS mount can be told not
-to look for news. A folder that cannot do it is refused before anything relies on it.
+Not every file system has hard links, exclusive creation and fsync, and an NFS mount may be told not
+to ask for changes. Such a folder is refused before a ledger is made in it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rallypoint.errors import LedgerAccessError, LedgerFullError, LedgerUnfitErr
 from rallypoint.ledger.file.disk import FILE_MODE
 
 PREFIX: Final = ".rallypoint-"
-"""What the names of files begin with that are made to try something, and removed at once."""
+"""The beginning of the names of files that are made for a trial and removed at once."""
 _FREE_BYTES_MIN: Final = 1 << 20
 _NO_LINKS: Final = frozenset(
     {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
@@ -25,9 +25,10 @@ _NO_LINKS: Final = frozenset(
 
 
 def probe(root: Path) -> None:
-    """Find out by trying whether the folder can give what a ledger needs.
+    """Check by trying that the folder can do what a ledger needs.
 
-    Raises LedgerUnfitError, LedgerFullError, or OSError where the system refuses.
+    Raises LedgerUnfitError, LedgerAccessError, LedgerFullError, and OSError for errors of the
+    system.
     """
     _refuse_mount(root)
     _refuse_disk(root)
@@ -60,7 +61,7 @@ def _try_writing(path: Path) -> None:
         os.close(os.open(path, flags, FILE_MODE))
     except FileExistsError:
         return
-    raise _unfit(path.parent, "lets two processes create one file exclusively (O_EXCL)")
+    raise _unfit(path.parent, "lets two processes create the same file exclusively (O_EXCL)")
 
 
 def _try_links(one: Path, other: Path) -> None:
@@ -71,12 +72,12 @@ def _try_links(one: Path, other: Path) -> None:
             raise _unfit(one.parent, f"has no hard links ({error.strerror})") from error
         raise
     if not os.path.samestat(one.stat(), other.stat()) or one.stat().st_nlink != 2:
-        raise _unfit(one.parent, "does not show two names of one file as one file")
+        raise _unfit(one.parent, "does not show two names of one file as the same file")
     try:
         os.link(one, other)
     except FileExistsError:
         return
-    raise _unfit(one.parent, "lets a link replace a file that is there")
+    raise _unfit(one.parent, "lets a link replace an existing file")
 
 
 def _try_folders(root: Path) -> None:
@@ -100,19 +101,19 @@ def _refuse_disk(root: Path) -> None:
     if space.f_bavail * space.f_frsize < _FREE_BYTES_MIN:
         raise LedgerFullError(
             f"the disk of {str(root)!r} has {space.f_bavail * space.f_frsize} bytes free",
-            hint=f"a ledger needs {_FREE_BYTES_MIN} at least; make room, or name another folder",
+            hint=f"a ledger needs at least {_FREE_BYTES_MIN}; make room, or name another folder",
         )
 
 
 def _refuse_mount(root: Path) -> None:
-    """An NFS client that was told not to ask for news reads folders that have long changed."""
+    """Refuse an NFS mount whose client does not ask for changes: it would read old folders."""
     options = _mount_options(root)
     if "nocto" in options:
         raise _unfit(root, "is mounted with 'nocto', so processes would not see each other's files")
 
 
 def _mount_options(root: Path) -> list[str]:
-    """The options of the mount that a folder is on, where the system tells (Linux)."""
+    """The options of the mount with this folder, where the system reports them (Linux)."""
     best, options = "", ""
     resolved = str(root.resolve())
     with contextlib.suppress(OSError):

@@ -33,7 +33,7 @@ class Registers:
             chain = self._chain(name)
             head = chain.head()
             if head is not None and head.value == TOMBSTONE:
-                # Whoever deleted it was stopped on the way, or is about to do this.
+                # The process that deleted it was stopped before this, or is about to do it.
                 self._entries.remove(key, name)
                 continue
             if head is not None:
