@@ -473,7 +473,7 @@ def test_a_file_in_the_markers_place(folder) -> None:
 
 def test_a_file_instead_of_a_folder(folder) -> None:
     folder.write_text("theirs")
-    _refused(folder, LedgerForeignError, "no folder")
+    _refused(folder, LedgerForeignError, "is not a folder")
 
 
 def test_a_folder_whose_parent_is_missing_is_not_made(folder) -> None:

@@ -118,7 +118,7 @@ def test_a_run_begins_in_term_1_with_nothing(begun: RunRegister):
 
 def test_a_lease_that_ended_is_final(journal: ElectionChecker):
     revoke(journal, "p1")
-    with pytest.raises(InvariantViolation, match="lease: a lease that had ended"):
+    with pytest.raises(InvariantViolation, match="lease: a lease that has ended"):
         journal.lease_written(lease("p1", 2))
 
 

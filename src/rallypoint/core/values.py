@@ -4,6 +4,9 @@ They are frozen, compared by value, and check themselves; they must not have oth
 are msgspec structs, so that the wire and the ledger carry them as they are, and `array_like`, so
 that they are small there. So a field may be added only at the end and with a default
 (docs/compatibility.md).
+
+All values in `core/` and `wire/` are FrozenStructs. Other layers use msgspec.Struct, frozen=True:
+their values stay in the process, or are stored with the names of their fields.
 """
 
 from __future__ import annotations

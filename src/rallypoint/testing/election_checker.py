@@ -1,11 +1,11 @@
-"""The rules that hold only with a ledger, as checks on what is written to it.
+"""The rules of the election, as checks on all that is written to a ledger.
 
-An `ElectionChecker` sees every write that an engine has done, in the engine's order, and nothing
-of what led to it. From those alone it tells whether R1, R5 and R6 hold across coordinators, and
-whether terms pass from one owner to the next as they must. What processes believe of themselves is
-compared with it: `may_decide` for who would decide, `accepted` for what a node was told (R13).
+An `ElectionChecker` is given every write that an engine has done, in the engine's order. From these
+alone it checks R1, R5, R6 and R13 across coordinators, and that ownership passes from process to
+process as it must. Tests also report what processes and nodes believe, and it compares that with
+the ledger: `may_decide` for a process that decides, `accepted` for what a node accepts.
 
-Used by tests and by the simulator, never by a coordinator.
+Only tests use it; no coordinator does.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from rallypoint.testing.violations import HISTORY_LENGTH, InvariantViolation
 
 
 class _Run:
-    """What the engine has been told of one run."""
+    """What was written of one run."""
 
     def __init__(self, register: RunRegister, floor: Floor) -> None:
         self.register = register
         self.floor = floor
-        """The ledger's floor when the run began: the tokens of its rounds are above it."""
+        """The ledger's floor when the run began. The tokens of its rounds must be above it."""
         self.digests: dict[int, str] = {}
         self.tokens: set[tuple[int, int]] = set()
 
@@ -45,24 +45,24 @@ class ElectionChecker:
 
     @property
     def history(self) -> tuple[str, ...]:
-        """The latest writes, oldest first, in short lines."""
+        """The latest writes as short lines, oldest first."""
         return tuple(self._history)
 
     def owner(self, run_id: str) -> tuple[str, int]:
-        """Who owns the run by the ledger, and since which term: ("", 0) before there is one."""
+        """The owner of the run and its term, by the ledger; ("", 0) before the first owner."""
         run = self._runs.get(run_id)
         return (run.register.owner, run.register.term) if run else ("", 0)
 
     def is_closed(self, run_id: str) -> bool:
-        """Whether the ledger says that the run is over."""
+        """Whether the run is closed, by the ledger."""
         run = self._runs.get(run_id)
         return run is not None and run.register.close is not None
 
     # -- what the engine has done --------------------------------------------------------------
 
     def run_written(self, after: RunRegister) -> None:
-        """A swap of a run's register was done. Raises InvariantViolation."""
-        self._note(_told(after))
+        """The head of a run was written. Raises InvariantViolation."""
+        self._note(_summary(after))
         run = self._runs.get(after.run_id)
         if run is None:
             self._must_begin(after)
@@ -75,16 +75,16 @@ class ElectionChecker:
         run.register = after
 
     def run_removed(self, run_id: str) -> None:
-        """The register of a run was removed. Raises InvariantViolation."""
+        """The head of a run was removed. Raises InvariantViolation."""
         self._note(f"run {run_id} removed")
         run = self._runs.pop(run_id, None)
         if run is None:
             return
         if run.register.close is None:
-            self._fail("R6", f"an open run was removed: {_told(run.register)}")
+            self._fail("R6", f"an open run was removed: {_summary(run.register)}")
         self._removed.setdefault(run_id, set()).update(run.tokens)
         if self._floor.raised(run.register) != self._floor:
-            self._fail("R13", f"{_told(run.register)} was removed, and the floor is {self._floor}")
+            self._fail("R13", f"{_summary(run.register)} was removed; the floor is {self._floor}")
 
     def floor_written(self, after: Floor) -> None:
         """The ledger's floor was written. Raises InvariantViolation."""
@@ -94,7 +94,7 @@ class ElectionChecker:
         self._floor = after
 
     def lease_written(self, after: Lease) -> None:
-        """A swap of a lease was done. Raises InvariantViolation."""
+        """A lease was written. Raises InvariantViolation."""
         self._note(f"lease {after.process} beat {after.beat} {after.state} {after.revoked_by}")
         before = self._leases.get(after.process)
         self._leases[after.process] = after
@@ -103,7 +103,7 @@ class ElectionChecker:
         if before is None:
             return
         if before.state is not LeaseState.SERVING:
-            self._fail("lease", f"a lease that had ended was written: {before} -> {after}")
+            self._fail("lease", f"a lease that has ended was written again: {before} -> {after}")
         step = 0 if after.state is LeaseState.REVOKED else 1
         if after.beat != before.beat + step:
             self._fail("lease", f"the beat went from {before.beat} to {after.beat}")
@@ -120,30 +120,30 @@ class ElectionChecker:
     def may_decide(self, run_id: str, process: str, term: int) -> None:
         """This process would decide for the run now. Raises InvariantViolation.
 
-        Holds only while clocks keep to the margin; that nothing comes of such a decision (R5)
-        holds always, and is `run_written`'s concern.
+        The rule holds only while the rates of clocks differ by less than the margin. That such a
+        decision has no effect (R5) always holds; `run_written` checks it.
         """
         if self.owner(run_id) != (process, term):
             owner, current = self.owner(run_id)
             self._fail(
                 "lease",
                 f"{process} would decide for {run_id} in term {term}, "
-                f"and the ledger names {owner or 'nobody'} in term {current}",
+                f"but the ledger names {owner or 'nobody'} in term {current}",
             )
 
     def committed(self, run_id: str, term: int, number: int) -> None:
-        """A coordinator believes that this was committed. Raises InvariantViolation."""
+        """A coordinator has learned that this was committed. Raises InvariantViolation."""
         run = self._runs.get(run_id)
-        # The news may come late, to a process that was frozen while the run was removed.
+        # The process may have been frozen while the run was removed, and learn it late.
         tokens = self._removed.get(run_id, set()) | (run.tokens if run is not None else set())
         was_there = run is not None or run_id in self._removed
         if not was_there or (number and (term, number) not in tokens):
             self._fail("R1", f"round {number} of term {term} was never committed for {run_id}")
 
     def accepted(self, node: str, run_id: str, stamp: Stamp) -> None:
-        """A node acts upon a message with this stamp. Raises InvariantViolation.
+        """A node accepts a message with this stamp. Raises InvariantViolation.
 
-        R13: (term, round), the fencing token, never falls, and names what was committed.
+        R13: the fencing token (term, round) of a node never decreases.
         """
         before = self._accepted.get((node, run_id))
         if before is not None and stamp.is_older_than(before):
@@ -156,27 +156,27 @@ class ElectionChecker:
         is_above = after.term > self._floor.term + 1 or after.floor > self._floor.number
         is_bare = not after.sequence and after.round is None and after.close is None
         if is_above or not is_bare or after.term < 1:
-            self._fail("R1", f"a run began with {_told(after)}")
+            self._fail("R1", f"a run began with {_summary(after)}")
         self._must_serve(after)
 
     def _must_seal(self, run: _Run, after: RunRegister) -> None:
         before = run.register
         if not after.owner and after.close is not None and before.close is None:
-            # A sweeper ends a run whose owner has ended: it closes what it seals.
+            # The garbage collector closes a run whose owner has ended, and seals it so.
             self._must_be_abandoned(before, after)
             return
         # R5: once a newer term has sealed, nothing of an older one takes effect.
         if after.term < before.term:
             self._fail("R5", f"term {after.term} wrote over term {before.term}")
-        # A register that was created late is sealed above the floor that it did not know of.
+        # A head that was created late is sealed again, above the floor that it missed.
         is_lifted = before.round is None and before.term < after.term <= self._floor.term + 1
         if (after.term != before.term + 1 and not is_lifted) or after.sequence:
-            self._fail("terms", f"{_told(before)} was sealed by {_told(after)}")
-        if _without_office(before) != _without_office(after):
+            self._fail("terms", f"{_summary(before)} was sealed by {_summary(after)}")
+        if _without_owner(before) != _without_owner(after):
             is_floor_only = before.round is None and before.floor < after.floor
             is_floor_only = is_floor_only and after.floor <= self._floor.number
             unlike = msgspec.structs.replace(after, floor=before.floor)
-            if not is_floor_only or _without_office(before) != _without_office(unlike):
+            if not is_floor_only or _without_owner(before) != _without_owner(unlike):
                 self._fail("R1", f"a seal changed what was committed: {before} -> {after}")
         self._must_serve(after)
         deposes = before.owner not in ("", after.owner)
@@ -185,13 +185,16 @@ class ElectionChecker:
 
     def _must_be_abandoned(self, before: RunRegister, after: RunRegister) -> None:
         unlike = msgspec.structs.replace(after, close=None)
-        if after.term != before.term + 1 or _without_office(before) != _without_office(unlike):
-            self._fail("R5", f"a sweeper closed {_told(before)} as {_told(after)}")
+        if after.term != before.term + 1 or _without_owner(before) != _without_owner(unlike):
+            self._fail("R5", f"{_summary(before)} was wrongly closed: {_summary(after)}")
         if before.owner in self._leases and before.owner not in self._ended:
-            self._fail("lease", f"a sweeper closed the run of {before.owner}, whose lease serves")
+            self._fail(
+                "lease",
+                f"the run of {before.owner}, whose lease serves, was closed as abandoned",
+            )
 
     def _must_serve(self, after: RunRegister) -> None:
-        """Whoever seals has had a lease."""
+        """The process that seals must have had a lease."""
         if after.owner not in self._leases and after.owner not in self._ended:
             self._fail("lease", f"{after.owner or 'nobody'} sealed without a lease")
 
@@ -199,11 +202,11 @@ class ElectionChecker:
         if not before.owner or after.owner not in (before.owner, ""):
             self._fail("terms", f"{after.owner} wrote in the term of {before.owner or 'nobody'}")
         if after.sequence != before.sequence + 1:
-            self._fail("terms", f"{_told(before)} was followed by {_told(after)}")
-        if not after.owner and _without_office(before) != _without_office(after):
-            self._fail("R1", f"letting go changed what was committed: {before} -> {after}")
-        if before.close is not None and _without_office(before) != _without_office(after):
-            self._fail("R6", f"a closed run went on: {_told(before)} -> {_told(after)}")
+            self._fail("terms", f"{_summary(before)} was followed by {_summary(after)}")
+        if not after.owner and _without_owner(before) != _without_owner(after):
+            self._fail("R1", f"resigning changed what was committed: {before} -> {after}")
+        if before.close is not None and _without_owner(before) != _without_owner(after):
+            self._fail("R6", f"a closed run was changed: {_summary(before)} -> {_summary(after)}")
         if before.round != after.round and after.number != before.number + 1:
             self._fail("R1", f"round {before.number} was followed by {after.number}")
 
@@ -216,7 +219,7 @@ class ElectionChecker:
         token = (head.term, head.number)
         is_new = token not in run.tokens
         if is_new and (head.term != after.term or token <= max(run.tokens, default=(0, 0))):
-            # R13: the token of a new round is above that of every earlier one.
+            # R13: the token of a new round is above those of all earlier rounds.
             self._fail("R13", f"round {token} was committed in term {after.term}")
         if is_new and (head.term <= run.floor.term or head.number <= run.floor.number):
             self._fail("R13", f"round {token} is not above the floor {run.floor}")
@@ -229,11 +232,11 @@ class ElectionChecker:
         raise InvariantViolation(rule, problem, tuple(self._history))
 
 
-def _without_office(register: RunRegister) -> RunRegister:
+def _without_owner(register: RunRegister) -> RunRegister:
     return msgspec.structs.replace(register, format=0, term=0, owner="", sequence=0)
 
 
-def _told(register: RunRegister) -> str:
+def _summary(register: RunRegister) -> str:
     closed = " closed" if register.close is not None else ""
     return (
         f"run {register.run_id} term {register.term} owner {register.owner or '-'} "

@@ -1,8 +1,8 @@
-"""What every ledger must do, as tests: `ledger/contract.py` says it in words.
+"""Tests of everything that `ledger/contract.py` promises of a ledger.
 
-All tests go through two handles to one ledger, as two coordinators would. Nothing in here knows an
-engine. An engine may answer Unknown at any time, so the helpers do what the contract asks of a
-caller: try the same bytes again until the version moves.
+All tests use two Ledger objects for one ledger, as two coordinators would. No test is about one
+engine. An engine may answer Unknown at any time. Then the tests do what the contract says of a
+caller: they try the same bytes again until the version changes.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from rallypoint.ledger.contract import (
 )
 
 Connect: TypeAlias = Callable[[], Ledger]
-"""Gives one more handle, not yet opened, to the same ledger."""
+"""Returns one more Ledger object for the same ledger, not open yet."""
 Body: TypeAlias = Callable[[Ledger, Ledger], Coroutine[Any, Any, None]]
 _UNKNOWNS_MAX = 20
 _LATE_S = 30.0
 
 
 class LedgerSuite:
-    """Subclass it, name the class Test..., and define the fixture `connect`.
+    """The tests. To use them, define a subclass Test... with the fixture `connect`.
 
-    `writers` and `rounds` size the tests of contention; `odd_names` are names that an engine might
-    stumble over.
+    `writers` and `rounds`: how many writers contend in some tests, and how often each writes.
+    `odd_names`: names that an engine might handle wrongly.
     """
 
     writers: ClassVar[int] = 6
@@ -256,7 +256,7 @@ class LedgerSuite:
         _run(connect, body)
 
     def test_it_does_what_a_dictionary_does(self, connect: Connect) -> None:
-        """Any sequence of calls through two handles, against the simplest model there is."""
+        """A random sequence of calls through two objects, compared with a dictionary."""
 
         async def body(one: Ledger, two: Ledger) -> None:
             draw = random.Random(20)
@@ -370,7 +370,7 @@ class LedgerSuite:
         _run(connect, body)
 
     def test_a_log_can_be_read_in_pages(self, connect: Connect) -> None:
-        """A page may have fewer records than were asked for, and none only at the end."""
+        """A page may have fewer records than the limit, but only the last one may be empty."""
 
         async def body(one: Ledger, two: Ledger) -> None:
             _needs_log(one)
@@ -391,7 +391,7 @@ class LedgerSuite:
     def test_no_index_of_a_dropped_log_is_free_for_whoever_comes_late(
         self, connect: Connect
     ) -> None:
-        """But the first one, for which the caller has a rule: no name is used twice."""
+        """Except the first record, because a caller never uses the name of a log twice."""
 
         async def body(one: Ledger, two: Ledger) -> None:
             _needs_log(one)
@@ -522,9 +522,9 @@ async def _bounded(work: Awaitable[None]) -> None:
 
 
 async def _settled(ledger: Ledger, key: str, expected: int | None, value: bytes) -> SwapOutcome:
-    """Swap, and after an unknown outcome try the same bytes until it is known. Never Unknown.
+    """Swap, and try the same bytes again until the outcome is known. Never returns Unknown.
 
-    `value` must be one that nobody else writes.
+    No other writer may use `value`.
     """
     unknown = False
     for _ in range(_UNKNOWNS_MAX):
@@ -536,7 +536,7 @@ async def _settled(ledger: Ledger, key: str, expected: int | None, value: bytes)
             if outcome.current.value == value:
                 return Swapped(outcome.current.version)
             if value in outcome.current.value:
-                # An earlier try was done, and others have built on it since.
+                # An earlier try was done, and other writers have written after it.
                 return Swapped(-1)
         return outcome
     raise AssertionError(f"{_UNKNOWNS_MAX} unknown outcomes in a row, the last: {outcome}")
@@ -553,7 +553,7 @@ async def _create(ledger: Ledger, key: str, value: bytes) -> int:
 
 
 async def _append(ledger: Ledger, log: str, index: int, value: bytes) -> AppendOutcome:
-    """Append, and after an unknown outcome try again. Never Unknown."""
+    """Append, and try again until the outcome is known. Never returns Unknown."""
     unknown = False
     for _ in range(_UNKNOWNS_MAX):
         outcome = await ledger.append(log, index, value)
@@ -578,7 +578,7 @@ async def _value(ledger: Ledger, key: str) -> bytes | None:
 
 
 async def _gather(works: Any) -> list[Any]:
-    """All at once; the first error ends them all."""
+    """Run all of them at the same time. The first error ends them all."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work) for work in works]
     return [task.result() for task in tasks]

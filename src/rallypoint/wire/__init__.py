@@ -1,1 +1,1 @@
-"""What nodes and coordinators say to each other: typed, bounded and versioned (R12)."""
+"""The messages between nodes and coordinator, and between workers and agent (R12)."""

@@ -1,20 +1,20 @@
-"""Names of HTTP headers on which both sides agree. Loads nothing: every command imports it."""
+"""The names of the HTTP headers of both sides. Imports nothing, since every command loads it."""
 
 from __future__ import annotations
 
 from typing import Final
 
 CLIENT: Final = "Sec-Rallypoint-Client"
-"""Nodes and commands send it. Browsers let no web page set a header that begins with Sec- (Fetch
-standard, section 2.2.2), so a request that has it comes from no page."""
+"""Nodes and commands send it. A browser does not let a web page set a header that begins with Sec-
+(Fetch standard, section 2.2.2), so a request with this header does not come from a page."""
 TOKEN: Final = "Rallypoint-Token"
-"""A coordinator that asks for no token sends it, with NO_TOKEN, when a node attaches."""
+"""A coordinator that needs no token sends it, with the value NO_TOKEN, to a node that attaches."""
 NO_TOKEN: Final = "none"
 
 ONLY_OWN: Final = "Rallypoint-Only-Own"
-"""Asks a coordinator for what it knows itself: another one, or a command that reads the ledger,
-asks the others too. So a question is passed on at most once."""
+"""Asks a coordinator to answer without asking others. A coordinator that forwards a request sends
+it, and so does a command that reads the ledger itself. So a request is forwarded at most once."""
 
 ASKED_BY: Final = "Rallypoint-Asked-By"
-"""The address from which a question came that a coordinator passes on. For people: it is believed
-because whoever shows the token may give any reason."""
+"""The address from which a forwarded request came, for the texts that people read. It is not
+checked: a client with the token may give any reason anyway."""

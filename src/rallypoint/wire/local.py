@@ -1,7 +1,7 @@
-"""What a worker and its agent say to each other over a local socket, and how it is framed.
+"""The messages between a worker and its agent over a local socket, and their frames.
 
-Workers do not connect to the coordinator: their agent carries their calls. A message is four bytes
-of length, big-endian, and as many of msgpack.
+Workers do not connect to the coordinator: their agent forwards their calls. A frame is the length
+of a message in four bytes, big-endian, and the message in msgpack.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.values import (
     Change,
     CloseRecord,
+    FrozenStruct,
     Outcome,
     RoundHead,
     RoundMember,
@@ -25,7 +26,7 @@ from rallypoint.core.values import (
 from rallypoint.wire.messages import ANSWER_BYTES_MAX, UNDECODABLE, MalformedError
 
 
-class LocalMessage(msgspec.Struct, frozen=True, array_like=True):
+class LocalMessage(FrozenStruct, frozen=True):
     """Base of all local messages."""
 
 
@@ -33,7 +34,7 @@ class LocalMessage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Hello(LocalMessage, frozen=True, tag="hello"):
-    """Which worker this is. `secret` is the round's, from its environment."""
+    """The first message: which worker this is. `secret`: the round's, from its environment."""
 
     secret: str
     round: int
@@ -52,25 +53,25 @@ class Call(LocalMessage, frozen=True, tag="call"):
 
 
 class Cancel(LocalMessage, frozen=True, tag="cancel"):
-    """The worker waits no more."""
+    """Withdraw a call: the worker does not wait for its answer any more."""
 
     request_id: int
 
 
 class AskMembers(LocalMessage, frozen=True, tag="members?"):
-    """The member table, please."""
+    """Ask for the member table. Answered by `Members`."""
 
     request_id: int
 
 
 class AskWaiting(LocalMessage, frozen=True, tag="waiting?"):
-    """What keeps the run from going on, please."""
+    """Ask what the run waits for. Answered by `WaitingIs`."""
 
     request_id: int
 
 
 class Regroup(LocalMessage, frozen=True, tag="regroup"):
-    """The worker wants a new round."""
+    """The worker asks for a new round."""
 
 
 class Leave(LocalMessage, frozen=True, tag="leave"):
@@ -80,7 +81,7 @@ class Leave(LocalMessage, frozen=True, tag="leave"):
 
 
 class Close(LocalMessage, frozen=True, tag="close"):
-    """End the run for all."""
+    """Close the run for all nodes."""
 
     outcome: Outcome
     reason: str
@@ -93,7 +94,7 @@ FromWorker: TypeAlias = Hello | Call | Cancel | AskMembers | AskWaiting | Regrou
 
 
 class Admitted(LocalMessage, frozen=True, tag="admitted"):
-    """The round and the node's seat in it. `ended`: why it is over already, if it is."""
+    """The round and the node's seat in it. `ended`: why the round has already ended, if it has."""
 
     node: str
     head: RoundHead
@@ -102,7 +103,7 @@ class Admitted(LocalMessage, frozen=True, tag="admitted"):
 
 
 class Denied(LocalMessage, frozen=True, tag="denied"):
-    """The worker is none of this agent's, or of a round that is over."""
+    """The worker is not one of this agent's, or its round has ended."""
 
     message: str
 
@@ -115,7 +116,7 @@ class Answer(LocalMessage, frozen=True, tag="answer"):
 
 
 class Members(LocalMessage, frozen=True, tag="members"):
-    """The member table, in node-rank order; `error` if it could not be had."""
+    """The member table, in node-rank order; `error` says why it is missing."""
 
     request_id: int
     members: tuple[RoundMember, ...]
@@ -123,7 +124,7 @@ class Members(LocalMessage, frozen=True, tag="members"):
 
 
 class WaitingIs(LocalMessage, frozen=True, tag="waiting"):
-    """What keeps the run from going on, if anything does; `error` if nobody can say."""
+    """What the run waits for; None if for nothing. `error` says why that is not known."""
 
     request_id: int
     waiting: Waiting | None
@@ -131,7 +132,7 @@ class WaitingIs(LocalMessage, frozen=True, tag="waiting"):
 
 
 class Ended(LocalMessage, frozen=True, tag="ended"):
-    """The round has ended, or its cause became known."""
+    """The round has ended, or the cause of its end was found."""
 
     change: Change
 
@@ -149,7 +150,7 @@ FromAgent: TypeAlias = Admitted | Denied | Answer | Members | WaitingIs | Ended 
 
 LENGTH: Final = struct.Struct("!I")
 HELLO_BYTES_MAX: Final = 4 * 1024
-"""Who has not said hello is a stranger: any process of the machine can connect."""
+"""The longest message before `Hello` was accepted: any process of the machine can connect."""
 
 _encoder = msgspec.msgpack.Encoder()
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
@@ -157,7 +158,7 @@ _from_agent: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAg
 
 
 def encode(message: LocalMessage) -> bytes:
-    """The bytes of a message, framed."""
+    """The bytes of a message in its frame."""
     body = _encoder.encode(message)
     return LENGTH.pack(len(body)) + body
 
@@ -179,7 +180,7 @@ def decode_from_agent(body: bytes) -> FromAgent:
 
 
 class Unframer:
-    """Takes bytes as they come and gives whole messages' bodies, of at most `bytes_max` each."""
+    """Takes bytes as they arrive, and returns whole messages of at most `bytes_max` bytes."""
 
     def __init__(self, bytes_max: int = ANSWER_BYTES_MAX) -> None:
         self.bytes_max = bytes_max
@@ -187,17 +188,17 @@ class Unframer:
 
     @property
     def kept_bytes(self) -> int:
-        """How much has come of a message that is not whole."""
+        """How many bytes of an incomplete message have arrived."""
         return len(self._buffer)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The bodies that are whole now. Raises MalformedError for an absurd length."""
+        """The messages that are complete now. Raises MalformedError for a length over the limit."""
         self._buffer += data
         bodies = []
         while len(self._buffer) >= LENGTH.size:
             (length,) = LENGTH.unpack_from(self._buffer)
             if length > self.bytes_max:
-                raise MalformedError(f"{length} bytes, where {self.bytes_max} are allowed")
+                raise MalformedError(f"it has {length} bytes; at most {self.bytes_max} are allowed")
             end = LENGTH.size + length
             if len(self._buffer) < end:
                 break

@@ -1,11 +1,12 @@
-"""The messages, and how they become bytes.
+"""The messages between nodes and coordinator, and how they become bytes.
 
-Tagged msgspec structs in msgpack, as arrays: small, typed, and refused with a reason when they do
-not decode. Every message carries (ledger_id, term, round), so that what is older than what its
-receiver has seen can be told. Fields are only ever added at the end and with a default, so that a
-coordinator of version N understands nodes of N - 1 (docs/compatibility.md).
+They are tagged structs in msgpack, encoded as arrays: small and typed. Bytes that cannot be decoded
+are refused with a reason. Every message has a stamp (ledger_id, term, round), by which its receiver
+recognises a message that is older than what it has seen. A field may be added only at the end and
+with a default, so that a coordinator of version N understands nodes of N - 1
+(docs/compatibility.md).
 
-How they travel (WebSocket, a local socket, a simulated network) is not known here.
+How messages are sent is no concern of this file.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rallypoint.core.values import (
     CloseRecord,
     Count,
     Failure,
+    FrozenStruct,
     Name,
     NodeInfo,
     Outcome,
@@ -39,21 +41,21 @@ from rallypoint.errors import StoreError, UsageError
 VERSION: Final = 1
 """The wire version that this release speaks."""
 VERSION_MIN: Final = 1
-"""The oldest that it still accepts: VERSION - 1, once there has been one."""
+"""The oldest wire version that it accepts: VERSION - 1, once that exists."""
 
 MESSAGE_BYTES_MAX: Final = 8 * 1024**2
-"""No message of a node is longer; one that is closes the connection."""
+"""The longest message of a node. A longer one ends the connection."""
 CALL_BYTES_MAX: Final = MESSAGE_BYTES_MAX - 64 * 1024
-"""What a call of the store may take of that: the rest is for what stands around it."""
+"""The longest call of the store. The rest of a message is for its other fields."""
 ANSWER_BYTES_MAX: Final = 80 * 1024**2
-"""No message of a coordinator is longer (a multi_get or a large member table may be large)."""
+"""The longest message of a coordinator (the answer to a multi_get, or a member table)."""
 
 ATTACH_PATH: Final = "/v1/attach"
-"""Where a coordinator takes WebSocket connections."""
+"""The path of a coordinator's WebSocket."""
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True):
-    """Base of all messages. `stamp` is what the sender knows of ledger, term and round."""
+class Message(FrozenStruct, frozen=True):
+    """Base of all messages. `stamp`: the ledger, term and round that the sender knows."""
 
     stamp: Stamp
 
@@ -62,15 +64,14 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Attach(Message, frozen=True, tag="attach"):
-    """The first message of a connection: who this is, and which run it wants to be in.
+    """The first message of a connection: which node this is, and which run it joins.
 
-    `reads_ledger`: the node can read the ledger and find another coordinator by itself, so that
-    one that has lost its ledger need not send it away.
-    `source`: the address and port of this side's socket, as the node sees it. A coordinator that
-    sees another one has something in between that may close the connection by itself.
-    `resume_secret`: drawn by the node for this membership, and the same whenever it attaches. Only
-    who shows the secret of the first time is the same member. Empty: a node of a release that has
-    none.
+    `reads_ledger`: the node can read the ledger and find another coordinator by itself. So a
+    coordinator that has lost its ledger need not redirect it.
+    `source`: the address and port of the node's socket, as the node sees them. If the coordinator
+    sees others, something between the two may close the connection by itself.
+    `resume_secret`: drawn by the node for this membership, and the same each time it attaches. Only
+    a node with the secret of the first time is the same member. Empty: the node's release has none.
     """
 
     version: int
@@ -87,9 +88,9 @@ class Attach(Message, frozen=True, tag="attach"):
 
 
 class Ready(Message, frozen=True, tag="ready"):
-    """The node wants the next round and leaves `leaving_round` for it (R4).
+    """The node asks for the next round, and leaves `leaving_round` for it (R4).
 
-    `change`: why that round ended, if an earlier coordinator has told the node.
+    `change`: why that round ended, if an earlier coordinator has said so to the node.
     """
 
     leaving_round: int
@@ -99,39 +100,39 @@ class Ready(Message, frozen=True, tag="ready"):
 
 
 class Failed(Message, frozen=True, tag="failed"):
-    """A worker failed."""
+    """A worker of the node failed."""
 
     round: int
     failure: Failure
 
 
 class Done(Message, frozen=True, tag="done"):
-    """All workers have finished."""
+    """All workers of the node have finished."""
 
     round: int
 
 
 class Departing(Message, frozen=True, tag="depart"):
-    """The node was asked to leave, and is stopping its workers."""
+    """The node was asked to leave, and stops its workers."""
 
     reason: Text
 
 
 class Goodbye(Message, frozen=True, tag="bye"):
-    """Nothing of the node runs any more."""
+    """The node has stopped its workers and leaves."""
 
     reason: Text
 
 
 class CloseRun(Message, frozen=True, tag="close"):
-    """End the run for all."""
+    """Close the run for all nodes."""
 
     outcome: Outcome
     reason: Text
 
 
 class Heartbeat(Message, frozen=True, tag="hb"):
-    """The node is there. Answered by `Beat`."""
+    """The node is alive. Answered by `Beat`."""
 
 
 class Alive(Message, frozen=True, tag="alive"):
@@ -139,10 +140,10 @@ class Alive(Message, frozen=True, tag="alive"):
 
 
 class StoreCall(Message, frozen=True, tag="call"):
-    """A call of the round's store. A repeat with the same `request_id` is applied once (R11).
+    """A call of the round's store. A repeat with the same `request_id` is not applied again (R11).
 
-    `acknowledged`: every request up to this one has been answered and need not be remembered,
-    but for `still_open`. `timeout_s` None: no deadline of its own.
+    `acknowledged`: the node has the answers to all requests up to this id, except `still_open`; the
+    coordinator need not remember them. `timeout_s` None: the call has no deadline.
     """
 
     request_id: int
@@ -153,19 +154,19 @@ class StoreCall(Message, frozen=True, tag="call"):
 
 
 class StoreCancel(Message, frozen=True, tag="cancel"):
-    """Nobody waits for this call any more."""
+    """Withdraw a call of the store: nobody waits for its answer any more."""
 
     request_id: int
 
 
 class AskMembers(Message, frozen=True, tag="members?"):
-    """The member table of the round, please."""
+    """Ask for the member table of the round. Answered by `Members`."""
 
     request_id: int
 
 
 class AskWaiting(Message, frozen=True, tag="waiting?"):
-    """Why is there no round yet?"""
+    """Ask why there is no round yet. Answered by `WaitingIs`."""
 
     request_id: int
 
@@ -191,9 +192,10 @@ FromNode: TypeAlias = (
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
-    """The node is in. It sends a heartbeat every `heartbeat_s`; `version` is spoken from now on.
+    """The node is attached. From now on both sides use wire version `version`.
 
-    `in_memory`: the run is kept in the memory of the coordinator's process, and is lost with it.
+    `heartbeat_s`: the time between two heartbeats of the node, in seconds. `in_memory`: the run is
+    in the memory of the coordinator's process, and is lost with it.
     """
 
     version: int
@@ -204,7 +206,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
 
 
 class Refused(Message, frozen=True, tag="refused"):
-    """The node is not in, or no longer; the connection closes."""
+    """The node is not attached, or not any more. The connection closes."""
 
     refusal: Refusal
 
@@ -217,7 +219,7 @@ class Formed(Message, frozen=True, tag="formed"):
 
 
 class EncodedFormed(Message, frozen=True, tag="formed"):
-    """`Formed` with its head already in bytes: for a sender that tells all members of it."""
+    """`Formed` with its head already encoded, for a sender that sends it to all members."""
 
     head: msgspec.Raw
     seat: Seat
@@ -230,7 +232,7 @@ class Broken(Message, frozen=True, tag="broken"):
 
 
 class CauseFound(Message, frozen=True, tag="cause"):
-    """What the end of a round turned out to be due to."""
+    """Why a round ended, found after it was reported as `Broken`."""
 
     change: Change
 
@@ -242,17 +244,17 @@ class Closed(Message, frozen=True, tag="closed"):
 
 
 class Standby(Message, frozen=True, tag="standby"):
-    """The round is on without this node; it steps in when a place is free."""
+    """The round is active without this node, which joins when a place is free."""
 
     standby: bool
 
 
 class Probe(Message, frozen=True, tag="probe"):
-    """Are you there? Answered by `Alive`."""
+    """Ask whether the node is alive. Answered by `Alive`."""
 
 
 class Beat(Message, frozen=True, tag="beat"):
-    """The answer to a heartbeat; `beat` advances while the coordinator holds its lease."""
+    """The answer to a heartbeat. `beat` increases while the coordinator renews its lease."""
 
     beat: int
 
@@ -267,7 +269,8 @@ class StoreAnswer(Message, frozen=True, tag="answer"):
 class Members(Message, frozen=True, tag="members"):
     """The member table, in node-rank order; `digest` is the one in the round's head (R2).
 
-    For members of the round: others get an empty one, without a digest. Incarnations are 0.
+    Only members of the round get it; others get an empty one, without a digest. All incarnations in
+    it are 0.
     """
 
     request_id: int
@@ -277,7 +280,7 @@ class Members(Message, frozen=True, tag="members"):
 
 
 class EncodedMembers(Message, frozen=True, tag="members"):
-    """`Members` with its table already in bytes: for a sender that encodes it once for many."""
+    """`Members` with its table already encoded, for a sender that sends it to many."""
 
     request_id: int
     round: int
@@ -286,7 +289,7 @@ class EncodedMembers(Message, frozen=True, tag="members"):
 
 
 class WaitingIs(Message, frozen=True, tag="waiting"):
-    """Why there is no round yet; None if there is one."""
+    """Why there is no round yet; `waiting` is None if there is one."""
 
     request_id: int
     waiting: Waiting | None
@@ -312,19 +315,19 @@ FromCoordinator: TypeAlias = (
 
 
 class MalformedError(Exception):
-    """Bytes that are no message. `refusal` is what their sender is told."""
+    """Bytes that are not a message. `refusal` is for their sender."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.refusal = Refusal(
             RefusalCode.MALFORMED,
             f"this is no message of the Rallypoint protocol: {why}",
-            hint="check that both sides run a current rallypoint, and nothing else sends here",
+            hint="check that both sides run a current rallypoint, and no other program sends here",
         )
 
 
 UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that are not what was expected."""
+"""What msgspec raises for bytes that it cannot decode."""
 
 _encoder = msgspec.msgpack.Encoder()
 _from_node: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)
@@ -360,27 +363,28 @@ def decode_from_coordinator(data: bytes) -> FromCoordinator:
 
 
 def _too_long(size: int, bytes_max: int) -> MalformedError:
-    return MalformedError(f"{size} bytes, where {bytes_max} are allowed")
+    return MalformedError(f"it has {size} bytes; at most {bytes_max} are allowed")
 
 
 def check_call(op: StoreOp) -> None:
-    """Whether a coordinator would read this call: one that it refuses costs the node its place.
+    """Check that a coordinator can decode this call. If it could not, the node would be removed.
 
-    Raises UsageError for a value of a wrong type or a text that is no Unicode, and StoreError for
-    a call that is too large for a message.
+    Raises:
+        UsageError: a value has the wrong type, or a text is not valid Unicode.
+        StoreError: the call is too large for a message.
     """
     try:
         body = _encoder.encode(op)
         _op.decode(body)
     except (*UNDECODABLE, UnicodeEncodeError, OverflowError, TypeError) as error:
-        raise UsageError(f"this cannot be asked of a store: {error}") from error
+        raise UsageError(f"this is not a valid call of a store: {error}") from error
     if len(body) > CALL_BYTES_MAX:
-        message = f"a call has at most {CALL_BYTES_MAX} bytes, and this one has {len(body)}"
+        message = f"a call may have at most {CALL_BYTES_MAX} bytes, and this one has {len(body)}"
         raise StoreError(message, code=LIMIT)
 
 
 def version_refusal(version: int) -> Refusal | None:
-    """Why a node that speaks `version` cannot be understood; None if it can."""
+    """Why a node with this wire version is refused; None if it is not."""
     if VERSION_MIN <= version <= VERSION:
         return None
     accepted = str(VERSION) if VERSION_MIN == VERSION else f"{VERSION_MIN} to {VERSION}"

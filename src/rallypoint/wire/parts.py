@@ -1,7 +1,7 @@
-"""Large messages in pieces: the bytes that `messages.encode` would make, without making them all.
+"""Large messages in pieces: the bytes of `messages.encode`, but never all of them at once.
 
-A message's last field is its values, so its bytes are a short head and then each value behind a
-header of its own (msgpack's `bin` and `array` formats).
+The last field of these messages is one value or several. So the bytes are a short head, and then
+each value after its own header (the `bin` and `array` formats of msgpack).
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from typing import Final
 import msgspec
 
 from rallypoint.core.store import StoreResult, StoreValue
+from rallypoint.core.values import FrozenStruct
 from rallypoint.wire import local
 from rallypoint.wire import messages as wire
 
 LARGE_FROM_BYTES: Final = 64 * 1024
-"""Smaller answers are made whole: that costs less than to make them in pieces."""
+"""A smaller answer is encoded as a whole, which costs less."""
 _NIL: Final = b"\xc0"
 
 
-class Parts(msgspec.Struct, frozen=True):
-    """A message of `size` bytes: `head`, and then the values, each behind a header of its own.
+class Parts(FrozenStruct, frozen=True):
+    """A message of `size` bytes: `head`, and then the values, each after its own header.
 
-    `is_raw`: without those headers.
+    `is_raw`: the values have no headers.
     """
 
     size: int
@@ -33,7 +34,7 @@ class Parts(msgspec.Struct, frozen=True):
     is_raw: bool = False
 
     def pieces(self, bytes_max: int) -> Iterator[bytes | memoryview]:
-        """The message's bytes, in order; of a value no more than `bytes_max` at a time."""
+        """The bytes of the message, in order: at most `bytes_max` of a value at a time."""
         gathered = bytearray(self.head)
         for value in self.values:
             if not self.is_raw:
@@ -51,7 +52,7 @@ class Parts(msgspec.Struct, frozen=True):
 
 
 def is_large(result: StoreResult) -> bool:
-    """Whether the answer with this result is better made in pieces."""
+    """Whether to make the answer with this result in pieces."""
     value = result.value if type(result) is StoreValue else None
     if type(value) is bytes:
         return len(value) >= LARGE_FROM_BYTES
@@ -71,7 +72,7 @@ def answer_parts(message: wire.StoreAnswer) -> Parts:
 
 
 def local_answer_parts(answer: local.Answer) -> Parts:
-    """The same of a local answer, with the frame's length before it."""
+    """The same for a message to a worker, with the length of its frame."""
     assert isinstance(answer.result, StoreValue)
     value = answer.result.value
     empty = local.encode(local.Answer(answer.request_id, StoreValue(None)))
@@ -86,14 +87,14 @@ def local_answer_parts(answer: local.Answer) -> Parts:
 
 
 def members_parts(message: wire.EncodedMembers) -> Parts:
-    """A member table that is in bytes already."""
+    """A member table that is already encoded."""
     rows = bytes(message.members)
     head = _head(msgspec.structs.replace(message, members=msgspec.Raw(_NIL)))
     return Parts(len(head) + len(rows), head, (rows,), is_raw=True)
 
 
 def request_id_of(start: bytes) -> int | None:
-    """Which store call begins with these bytes; None if none does, or they are too few."""
+    """The request id of the store call that begins with these bytes; None if that is not known."""
     try:
         count, at = _read_array(start, 0)
         tag, at = _read_text(start, at)
@@ -111,7 +112,7 @@ def request_id_of(start: bytes) -> int | None:
 
 
 def _read_array(data: bytes, at: int) -> tuple[int, int]:
-    """How many elements it has, and where the first is. Raises IndexError for anything else."""
+    """An array's length, and where its first element is. Raises IndexError for anything else."""
     if data[at] & 0xF0 == 0x90:
         return data[at] & 0x0F, at + 1
     if data[at] == 0xDC:
@@ -146,7 +147,7 @@ def _read_number(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _head(message: wire.Message) -> bytes:
-    """All of a message but its last value, for which it has None."""
+    """All bytes of a message except its last field, which is None."""
     return wire.encode(message).removesuffix(_NIL)
 
 

@@ -46,7 +46,7 @@ def tls_context(options: EtcdOptions) -> ssl.SSLContext:
         files = [options.ca_file, options.cert_file, options.key_file]
         raise LedgerAccessError(
             f"the certificate or key for etcd cannot be used: {system_words(error)}",
-            hint=f"check {', '.join(file for file in files if file)}: readable PEM files, and the key "
+            hint=f"check {', '.join(filter(None, files))}: readable PEM files, and the key "
             "must be that of the certificate",
         ) from error
     return context
