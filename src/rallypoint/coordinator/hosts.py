@@ -1,8 +1,8 @@
-"""Whom a request was meant for: the check of its Host header, where there is no token.
+"""Checks the Host header of requests, for a coordinator without a token.
 
-A web page can give its own name the address of this machine (DNS rebinding). Its browser then lets
-it ask here, and takes the answer for the page's own. The Host header still holds the page's name.
-So a coordinator without a token answers only to addresses and to names of its own.
+A web page can point its own name to the address of this machine (DNS rebinding). The browser then
+sends requests here, and lets the page read the answers. But the Host header still has the page's
+name. So a coordinator without a token answers only to addresses and to its own names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 from rallypoint.threads import call_from_loop
 
 LOOKUP_TIMEOUT_S: Final = 2.0
-"""How long a request with an unknown name waits for this machine's full name, once."""
+"""How long a request with an unknown name waits for the lookup of this machine's full name."""
 _LOCAL_NAMES: Final = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 _PORT: Final = re.compile(r":[0-9]{0,5}$")
 _IPV4: Final = re.compile(r"(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+)){0,3}")
@@ -28,22 +28,22 @@ class KnownHosts:
     """The names that a coordinator answers to, in the running event loop."""
 
     def __init__(self, given: Iterable[str] = ()) -> None:
-        """`given`: what nodes were told, such as an endpoint's host, and what they are told."""
+        """`given`: names that nodes use, such as an endpoint's host."""
         self._names = {*_LOCAL_NAMES, *_with_first_label(socket.gethostname())}
         self._names |= {_plain(each) for each in given}
         self._lookup: asyncio.Future[str] | None = None
 
     def add(self, host: str) -> None:
-        """Another one."""
+        """Add a name."""
         self._names.add(_plain(host))
 
     def knows_at_once(self, header: str) -> bool:
-        """Whether a Host header is an address, or a name that is known by now."""
+        """Whether a Host header is an address or a known name. Without a lookup."""
         host = host_of(header)
         return host in self._names or is_address(host)
 
     async def knows(self, header: str) -> bool:
-        """Whether a Host header names this coordinator. Looks for the machine's full name once."""
+        """Whether a Host header names this coordinator. Looks up the machine's full name once."""
         if self.knows_at_once(header):
             return True
         host = host_of(header)
@@ -65,7 +65,7 @@ def _plain(host: str) -> str:
 
 
 def is_address(host: str) -> bool:
-    """Whether this is an address, also in a form that only browsers and inet_aton take: 127.1."""
+    """Whether this is an address, also in the short form of browsers and inet_aton: 127.1."""
     if _IPV4.fullmatch(host) is not None:
         return True
     with contextlib.suppress(ValueError):

@@ -1,8 +1,8 @@
-"""What people and their tools ask over HTTP: `/healthz` and `/api/v1/...`, as JSON.
+"""The HTTP API for people and tools: `/healthz` and `/api/v1/...`, in JSON.
 
-The fields are part of the public API (docs/compatibility.md). The token, where one is set, is
-asked for here as it is for nodes, before any of these handlers is called (server.py); only
-`/healthz`, which says nothing about any run, goes without.
+The fields are part of the public API (docs/compatibility.md). If a token is set, every request but
+`/healthz` needs it, as nodes do; server.py checks it before it calls these handlers. `/healthz`
+tells nothing of any run.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 
 COORDINATOR: web.AppKey[Coordinator] = web.AppKey("coordinator", Coordinator)
 SHOWN: web.RequestKey[str] = web.RequestKey("shown_token", str)
-"""Under this name a request keeps the coordinator's token that it showed, if one is asked for."""
+"""The token that a request has shown, if the coordinator has one."""
 REPLICAS: web.AppKey[Replicas] = web.AppKey("replicas", Replicas)
-"""Only where the ledger is shared."""
+"""Only on a shared ledger."""
 
 MEMBERS_SHOWN_DEFAULT = 1_000
 """How many members `/api/v1/runs/{run_id}` lists unless `?members=` asks for more or fewer."""
 MEMBERS_AT_ONCE = 100
-"""How many of them are made before something else is done."""
+"""How many of them are made before other work has its turn."""
 
 
 CLOSE_WAIT_S = 3.0
-"""How long a request to close a run waits for the ledger. A command waits 5 s for its answer."""
+"""How long a close waits for the ledger. A command waits 5 s for its answer."""
 CLOSE_LOOK_S = 0.02
 BODY_WITHIN_S = 10.0
-"""How long the body of a request may take, which has a few bytes."""
+"""The time limit for the body of a request, which is a few bytes long."""
 REASON_CHARACTERS_MAX = 1_000
 HEALTH_PATH = "/healthz"
-"""Answers everybody, and says nothing of any run."""
+"""Needs no token."""
 
 
 class _CloseBody(msgspec.Struct):
@@ -59,7 +59,7 @@ class _CloseBody(msgspec.Struct):
 
 
 def add_routes(app: web.Application) -> None:
-    """The HTTP face of a coordinator."""
+    """Add the API of a coordinator."""
     app.router.add_get(HEALTH_PATH, _healthz)
     app.router.add_get(api_paths.RUNS, _runs)
     app.router.add_get(f"{api_paths.RUNS}/{{run_id:[^/]+}}", _run)
@@ -67,25 +67,24 @@ def add_routes(app: web.Application) -> None:
 
 
 def is_foreign_page(request: web.Request) -> bool:
-    """Whether a web page of elsewhere asks, in the browser of somebody who can reach this port.
+    """Whether the request comes from a page of another site, in a browser that reaches this port.
 
-    For a coordinator without a token. Browsers let any page post to any address and open a
-    WebSocket there. Where there is a token, the page does not have it; where there is none, a
-    loopback port would be open to every page.
+    For a coordinator without a token. A browser lets any page post to any address, and open a
+    WebSocket there. So without a token, a loopback port would be open to every web page.
     """
     origin = request.headers.get("Origin")
     return origin is not None and origin.partition("://")[2] != request.host
 
 
 def foreign_page(request: web.Request) -> web.Response:
-    """The answer to a page of elsewhere."""
+    """The answer to a page of another site."""
     origin = reasons.tidy(request.headers["Origin"], 200)
     message = f"requests from a web page of {origin} are refused"
     return json_error(403, message, "set a token: a page that sends it is answered")
 
 
 async def is_for_another(request: web.Request, known: KnownHosts) -> bool:
-    """Whether a web page may ask under a name of its own that leads here: see `hosts`.
+    """Whether the request names a host that is not this coordinator: see `hosts`.
 
     For a coordinator without a token.
     """
@@ -105,22 +104,22 @@ def for_another(request: web.Request) -> web.Response:
 
 
 def json_error(code: int, message: str, hint: str = "", **more: str) -> web.Response:
-    """An error in JSON: {"error": ..., "hint": ...}, and `more`."""
+    """An error in JSON: {"error": ..., "hint": ...} and the fields of `more`."""
     return _json({"error": message, "hint": hint, **more}, code)
 
 
 def why_unauthorized(request: web.Request) -> str:
-    """What is wrong with the token of a request that is not let in. Says nothing of any token."""
+    """What is wrong with the token of a request. Tells nothing of any token."""
     if "Authorization" in request.headers:
         return "the token is wrong"
     return "this coordinator needs a token, and the request has none"
 
 
 def unauthorized(request: web.Request, token: str) -> web.Response:
-    """The answer to a request without the right token.
+    """The answer to a request without an accepted token.
 
-    It names `token`, of those that are asked for the first, by its fingerprint. So the other side
-    can say whether its own is another one, and where that came from.
+    It has the fingerprint of `token`, the first accepted one, and its origin. So the client can say
+    whether its own token is another one, and where each comes from.
     """
     message = why_unauthorized(request)
     hint = (
@@ -175,7 +174,7 @@ async def _runs(request: web.Request) -> web.StreamResponse:
 
 
 async def _large(request: web.Request, body: bytes) -> web.StreamResponse:
-    """An answer that counts with what the coordinator keeps until it has been read."""
+    """Send an answer; a large one counts as memory of the coordinator until it is read."""
     if len(body) <= sending.PIECE_BYTES:
         return web.Response(body=body, content_type="application/json")
     share = request.app[COORDINATOR].people
@@ -198,7 +197,7 @@ def _key_of_line(line: dict[str, Any]) -> str:
 
 
 def _not_claimed(coordinator: Coordinator, known: set[str], page: Page) -> list[dict[str, Any]]:
-    """Runs that nodes have come for, and of which the ledger knows nothing yet."""
+    """Runs that nodes have come for, and that are not in the ledger yet."""
     new = [
         run for run in coordinator.runs.values() if not run.is_claimed and run.run_id not in known
     ]
@@ -238,7 +237,7 @@ async def _run(request: web.Request) -> web.StreamResponse:
 def _with_members(
     whole: bytes, first: list[status.MemberStatus], more: Iterator[status.MemberStatus]
 ) -> Iterator[bytes]:
-    """A status without members, piece by piece, with these in it."""
+    """The encoded status, piece by piece, with these members in it."""
     before, empty, after = whole.partition(b'"members":[],"members_total":')
     assert empty
     yield before + b'"members":[' + msgspec.json.encode(first)[1:-1]
@@ -282,7 +281,7 @@ async def _close(request: web.Request) -> web.Response:
 
 
 def _asked_from(request: web.Request) -> str:
-    """Where a question comes from, and through which coordinator if it was passed on."""
+    """Where a request comes from, and through which coordinator if it was forwarded."""
     remote = plain(request.remote or "a local socket")
     asked_by = reasons.tidy(request.headers.get(ASKED_BY, ""), NAME_LENGTH_MAX)
     return f"{asked_by} through {remote}" if asked_by else remote
@@ -291,9 +290,9 @@ def _asked_from(request: web.Request) -> str:
 async def _close_elsewhere(
     request: web.Request, coordinator: Coordinator, run_id: str, data: bytes
 ) -> web.Response | None:
-    """Close a run of the ledger that this coordinator has not: its owner does.
+    """Close a run of the ledger that this coordinator does not own: ask its owner.
 
-    Where nobody has it, or the owner does not answer, this coordinator takes it. None: it has.
+    If it has none, or the owner does not answer, claim it here. None: this coordinator owns it now.
     """
     replicas = _replicas(request)
     if replicas is None:
@@ -305,7 +304,7 @@ async def _close_elsewhere(
         return _unreadable(run_id, error)
     if kept is None:
         return None
-    if kept.register.close is not None:  # R6: whoever closed it may be gone.
+    if kept.register.close is not None:  # R6: it stays closed, whether or not its owner is there.
         return _json({"run_id": run_id, "was_closed": True})
     if kept.lease is not None:
         if ONLY_OWN in request.headers:
@@ -325,7 +324,7 @@ _ASK_AGAIN: Final = "ask again in some seconds, or look with `rallypoint status`
 
 
 async def _taken_over(coordinator: Coordinator, run_id: str) -> bool:
-    """Claim the run, as if a node had come for it. Whether it is here within CLOSE_WAIT_S."""
+    """Claim the run, as if a node had come for it. Whether it is owned here within CLOSE_WAIT_S."""
     loop = asyncio.get_running_loop()
     until_s = loop.time() + CLOSE_WAIT_S
     coordinator.open_run(run_id)
@@ -341,9 +340,9 @@ async def _taken_over(coordinator: Coordinator, run_id: str) -> bool:
 
 
 async def _why_not_closed(coordinator: Coordinator, run: HostedRun) -> str:
-    """Wait until the end of the run is in the ledger. Else why it is not; "" if it is.
+    """Wait until the close is in the ledger. Returns why it is not; "" if it is.
 
-    A coordinator that has not committed it may be replaced, and its successor knows nothing of it.
+    If this coordinator is replaced before, its successor does not know of the close.
     """
     loop = asyncio.get_running_loop()
     until_s = loop.time() + CLOSE_WAIT_S
@@ -367,12 +366,12 @@ def _replicas(request: web.Request) -> Replicas | None:
 
 
 def _shown(request: web.Request) -> str:
-    """What the request has shown for itself: accepted by now, if anything was asked for."""
+    """The Authorization header, if its token was accepted."""
     return request.headers.get("Authorization", "") if request.get(SHOWN) else ""
 
 
 def _owner(coordinator: Coordinator) -> status.OwnerStatus | None:
-    """This coordinator, as the ledger names it."""
+    """This coordinator, as its lease names it; None in memory."""
     ownership = coordinator.ownership
     if ownership.is_in_memory:
         return None
@@ -396,7 +395,7 @@ def _unreadable(run_id: str, error: Exception) -> web.Response:
 def _why(error: Exception) -> str:
     if isinstance(error, TimeoutError) and not isinstance(error, LedgerError):
         return "the ledger has not answered in time"
-    return getattr(error, "message", None) or "this ledger lists no runs"
+    return getattr(error, "message", None) or "this ledger cannot list runs"
 
 
 def _json(body: object, code: int = 200) -> web.Response:

@@ -1,4 +1,4 @@
-"""One connection as aiohttp reads it, with what it answers by itself where no handler is asked."""
+"""One HTTP connection: aiohttp's, with our limits, and its answers without release names."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from aiohttp.web_protocol import _ErrInfo
 from rallypoint.coordinator.strangers import HTTP_LOG
 
 SERVER_NAME: Final = "rallypoint"
-"""What every answer says of the server: a stranger need not learn which releases answer."""
+"""The Server header of every answer. It names no release, for security."""
 HEADERS_MAX: Final = 64
 KEEPALIVE_S: Final = 15.0
-"""How long a connection for people may idle between two requests."""
+"""How long a connection may be idle between two requests."""
 
 
 class HttpConnection(web.RequestHandler):
-    """Answers a request that cannot be read as a handler would: without the names of releases.
+    """Answers a request that cannot be read, without the names of releases.
 
-    What follows such a request is not read: aiohttp would keep an error for each piece of it.
+    Bytes after such a request are not read: aiohttp would keep an error for each piece of them.
     """
 
     __slots__ = ("_is_unreadable",)
@@ -38,8 +38,8 @@ class HttpConnection(web.RequestHandler):
         super().data_received(data)
         if self._messages and isinstance(broken := self._messages[-1][0], _ErrInfo):
             self._is_unreadable = True
-            # Its frames hold the error in turn, and what was read. Such a cycle lasts until the
-            # next collection of garbage, and so many of them were 100 MiB within seconds.
+            # The traceback's frames refer to the error and to the bytes that were read. Such cycles
+            # stay until the garbage collector runs: they were 100 MiB within seconds.
             broken.exc.__traceback__ = None
 
     def handle_error(
@@ -49,15 +49,15 @@ class HttpConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """aiohttp's own answer. The application's signals do not see it."""
+        """The answer of aiohttp itself, for which it sends no signal to the application."""
         if isinstance(exc, ConnectionResetError):
-            # Its sender has gone before aiohttp could say "100 Continue".
+            # The peer had gone before aiohttp could send "100 Continue".
             response = web.Response(status=400)
             response.force_close()
             return response
         if isinstance(exc, UnicodeEncodeError):
-            # An answer that repeats bytes of the request that are no UTF-8, such as aiohttp's to an
-            # Expect that it does not know.
+            # aiohttp's answer repeats bytes of the request that are not UTF-8, as for an unknown
+            # Expect header.
             exc = BadHttpMessage("a header has bytes that are no text")
             status, message = 400, exc.message
         answer = super().handle_error(request, status, exc, message)
@@ -66,7 +66,7 @@ class HttpConnection(web.RequestHandler):
 
 
 def connections_of(server: web.Server) -> Callable[[], HttpConnection]:
-    """Makes the server's connections. For the event loop that runs now."""
+    """A function that makes the server's connections, in the running event loop."""
     loop = asyncio.get_running_loop()
 
     def connection() -> HttpConnection:
@@ -76,11 +76,11 @@ def connections_of(server: web.Server) -> Callable[[], HttpConnection]:
             logger=HTTP_LOG,
             access_log=None,
             keepalive_timeout=KEEPALIVE_S,
-            # Bodies are small and plain. aiohttp would unpack one of a request that was refused: a
-            # megabyte from a stranger cost a gigabyte. The rest of such a body is not read either.
+            # Bodies are small and not compressed. aiohttp would decompress the body of a refused
+            # request: 1 MB from a stranger took 1 GB. The rest of such a body is not read either.
             auto_decompress=False,
             lingering_time=0,
-            # Of at most 8 KiB each: what a stranger can have us keep.
+            # Of at most 8 KiB each: this bounds the memory for a stranger.
             max_headers=HEADERS_MAX,
         )
 

@@ -1,7 +1,7 @@
-"""How many requests of people are open at once, and how long their answers may take to be read.
+"""Limits for requests of people: how many are open at once, and how long sending may take.
 
-Who holds a token may ask. A request that never ends, or whose answer is never read, must not keep a
-descriptor from the nodes for ever. Connections of nodes are no requests.
+A client with a token may ask for anything. But a request that never ends, or an answer that is not
+read, must not hold a descriptor for ever that a node needs. Connections of nodes do not count here.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from rallypoint.coordinator.http_api import json_error
 from rallypoint.core.quotas import Account, Holdings
 
 OPEN_MAX: Final = 256
-"""Requests that are being answered, of all accounts. The last eighth is for those that have few."""
+"""Requests that are open, of all accounts. The last eighth is for accounts with few."""
 OPEN_FEW: Final = 8
-"""So many may be open however few descriptors there are."""
+"""So many may be open, even if there are few descriptors."""
 
 
 class Requests:
-    """The requests of one coordinator that are being answered. Owned by one event loop."""
+    """The open requests of one coordinator. Owned by one event loop."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
@@ -33,7 +33,7 @@ class Requests:
     async def answer(
         self, request: web.Request, handler: Handler, account: Account, *, is_last: bool
     ) -> web.StreamResponse:
-        """Let the handler answer, and send that. `is_last`: close the connection then."""
+        """Call the handler, and send its answer. `is_last`: close the connection then."""
         open_max = min(OPEN_MAX, max(OPEN_FEW, self._coordinator.descriptors_max // 4))
         if not self._open.has_room(account, open_max):
             said = f"{self._open.total} requests are open here, and this one is too many"
@@ -43,7 +43,7 @@ class Requests:
         self._open.take(account)
         try:
             if request.transport is not None:
-                # An answer counts as sent once the kernel has all of it, and not a rest before.
+                # So that sending ends only when the kernel has all of the answer.
                 request.transport.set_write_buffer_limits(high=0)
             response = await handler(request)
             if is_last:
@@ -56,7 +56,7 @@ class Requests:
 
 
 async def _send(request: web.Request, response: web.StreamResponse) -> None:
-    """Send a small answer. aiohttp would wait without a limit for a peer that reads nothing."""
+    """Send a small answer, in limited time: aiohttp has no limit for a peer that reads nothing."""
     try:
         async with asyncio.timeout(sending.SEND_S):
             await response.prepare(request)

@@ -1,7 +1,7 @@
-"""A large message of which a part has come: where its bytes go, and how they are unmasked. No I/O.
+"""A large message that arrives in parts: the memory for its bytes, and their unmasking. No I/O.
 
-Each piece is read to where it stays and is unmasked as it comes. To put a message of megabytes
-together at its end, and to unmask it there, kept everything else waiting for milliseconds.
+Each piece is read directly into the message's memory and unmasked at once. To join and unmask a
+message of megabytes at its end would block the event loop for milliseconds.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ except ImportError:  # where the library has no C extension
     from websockets.utils import apply_mask
 
 PIECE_BYTES: Final = 64 * 1024
-"""How much is read at a time."""
+"""How many bytes are read at a time."""
 SKIPPED_START_BYTES: Final = 1024
-"""What is kept of a message for which there is no room: enough to answer it."""
+"""How much is kept of a message without room: enough to answer it."""
 _MAPPED_FROM_BYTES: Final = 256 * 1024
 _KEY_BYTES: Final = 4
 
-_nowhere = memoryview(bytearray(PIECE_BYTES))  # for what is read and not kept
+_nowhere = memoryview(bytearray(PIECE_BYTES))  # for bytes that are read and not kept
 
 
 class Incoming:
-    """A message of `size` bytes, masked with `key` (RFC 6455, 5.3). `first`: of its frame.
+    """A message of `size` bytes, masked with `key` (RFC 6455, 5.3). `first`: the first byte of its
+    frame.
 
-    `left`: how many bytes are still to come. They are read to `room` and then counted by `filled`;
-    or `take` copies them.
+    `left`: how many bytes are still to come. Read them into `room` and then call `filled`; or give
+    them to `take`, which copies them.
     """
 
     def __init__(self, first: int, size: int, key: bytes) -> None:
@@ -37,15 +38,15 @@ class Incoming:
         self._key = key
 
     def room(self) -> memoryview:
-        """Where the next bytes go: some of them, and never any of what follows the message."""
+        """The memory for the next bytes. It never has room for bytes after the message."""
         raise NotImplementedError
 
     def filled(self, size: int) -> None:
-        """So many bytes have been read to `room`."""
+        """So many bytes have been read into `room`."""
         raise NotImplementedError
 
     def take(self, data: bytes | bytearray | memoryview) -> bytes:
-        """Take these, as far as they belong to the message. What follows it."""
+        """Take the bytes that belong to the message. Returns the bytes after it."""
         view = memoryview(data)
         while self.left and view:
             room = self.room()
@@ -61,15 +62,15 @@ class Incoming:
 
 
 class Kept(Incoming):
-    """A message that is to be read. `message`: its bytes, once all of them have come.
+    """A message that is kept. `message`: its bytes, valid once all have come.
 
     Raises OSError or MemoryError if there is no memory for it.
     """
 
     def __init__(self, first: int, size: int, key: bytes) -> None:
         super().__init__(first, size, key)
-        # Pages that are mapped cost nothing before something comes to them. A bytearray writes
-        # zeros to all of its own at once.
+        # A mapped page costs no memory before it is written. A bytearray writes zeros to all of its
+        # pages at once.
         is_large = size >= _MAPPED_FROM_BYTES
         self.message = memoryview(_mapped(size) if is_large else bytearray(size))
 
@@ -91,7 +92,7 @@ def _mapped(size: int) -> mmap.mmap:
 
 
 class Skipped(Incoming):
-    """A message for which there is no room: only its first bytes are kept."""
+    """A message without room: only its first bytes are kept."""
 
     def __init__(self, first: int, size: int, key: bytes) -> None:
         super().__init__(first, size, key)

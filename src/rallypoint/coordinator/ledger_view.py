@@ -1,6 +1,6 @@
-"""What a ledger says of its runs and of who has them. Reads, and writes nothing.
+"""Reads runs and their owners from a ledger. Writes nothing.
 
-For coordinators that answer for the runs of others, and for commands that have the ledger alone.
+For coordinators that answer about runs of others, and for commands that reach only the ledger.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rallypoint.ledger.keys import RUNS, lease_key, run_key
 T = TypeVar("T")
 
 READS_MAX: Final = 8
-"""How many registers are read at once: an engine serves others too."""
+"""How many registers are read at once: the engine serves other clients too."""
 NO_COORDINATOR: Final = (
     "no coordinator owns it now: one of its nodes, or a `rallypoint serve` on the ledger, takes it"
 )
 
 
 class Kept(NamedTuple):
-    """A run's register, and the lease of its owner if that one serves."""
+    """A run's register, and the lease of its owner if it is serving."""
 
     register: e.RunRegister
     lease: e.Lease | None
@@ -51,7 +51,7 @@ class Unread(NamedTuple):
 
 
 async def look(ledger: Ledger, run_id: str) -> Kept | None:
-    """One run; None if the ledger knows none of that name. Raises LedgerError."""
+    """One run; None if the ledger has none of that name. Raises LedgerError."""
     register = await _decoded(ledger, run_key(run_id), e.decode_run)
     return None if register is None else Kept(register, await _lease(ledger, register.owner))
 
@@ -59,9 +59,9 @@ async def look(ledger: Ledger, run_id: str) -> Kept | None:
 async def look_at_all(
     ledger: Ledger, without: Iterable[str] = (), page: Page | None = None
 ) -> list[Kept | Unread]:
-    """All runs but those with these ids, in order: or those of one page, and one beyond it.
+    """All runs except those in `without`, in order; with `page`, those of it and one beyond.
 
-    Raises LedgerError if it does not answer.
+    Raises LedgerError if the ledger does not answer.
     """
     skipped = frozenset(map(run_key, without))
     keys = [key for key in sorted(await ledger.keys(RUNS)) if key not in skipped]
@@ -76,7 +76,7 @@ async def look_at_all(
             try:
                 register = await _decoded(ledger, key, e.decode_run)
                 if register is None:
-                    continue  # It was swept meanwhile.
+                    continue  # It was removed meanwhile.
                 task = leases.get(register.owner)
                 if task is None:
                     work = _lease(ledger, register.owner)
@@ -99,7 +99,7 @@ async def look_at_all(
 async def detail(
     ledger: Ledger, kept: Kept, members_shown: int, host: str, problem: str = NO_COORDINATOR
 ) -> status.RunStatus:
-    """The run in detail. A member table that cannot be read is left out."""
+    """The run in detail; without its members if the member table cannot be read."""
     members: tuple[RoundMember, ...] | None
     try:
         members = await read_members(ledger, kept.register.run_id, kept.register.table)
@@ -109,7 +109,7 @@ async def detail(
 
 
 async def _lease(ledger: Ledger, process: str) -> e.Lease | None:
-    """The lease of a process, if it says that it serves."""
+    """The lease of a process, if it is serving."""
     if not process:
         return None
     try:

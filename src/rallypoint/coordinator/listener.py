@@ -1,8 +1,8 @@
-"""Takes connections, within a bound on those that have not shown a token, and on all of them.
+"""Accepts connections, with a limit for those without a token, and one for all.
 
-Above a bound, connections wait in the kernel's backlog. There is no bound for each address: behind
-a NAT or an ingress many nodes share one. Knows sockets and protocols; what a token is, the server
-says by `admit`.
+Above a limit, connections wait in the kernel's backlog. There is no limit for each address: behind
+a NAT or an ingress many nodes share one. This part knows sockets and protocols but no tokens: the
+server calls `admit` when a connection has shown one.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from rallypoint.clock import StallProofClock
 _log = logging.getLogger("rallypoint.coordinator")
 
 ACCEPTS_PER_TURN: Final = 8
-"""Connections taken from one socket before the event loop does something else. Each is some ten
-calls in the turns that follow: 32 of them held up heartbeats for 50 ms, again and again."""
+"""Connections accepted from one socket before the event loop does other work. Each causes about ten
+calls in the following turns: 32 of them delayed heartbeats by 50 ms, again and again."""
 LOOK_S: Final = 0.1
-"""How often it is looked whether there is room again."""
+"""How often to check whether there is room again."""
 CROWDED_S: Final = 3.0
-"""While strangers fill their bound, one that has shown nothing for so long is cut: a node shows its
+"""At the limit for strangers, one is closed that has shown no token for so long: a node shows its
 token with its first bytes."""
 LOG_S: Final = 60.0
-"""How often it is logged that connections cannot be taken."""
+"""How often it is logged that connections cannot be accepted."""
 STRANGER_READ_BYTES: Final = 4 * 1024
-"""What is read at once of a connection that has not been admitted: a node's request has less. Event
-loops would read 256 KiB of a body, and the next ones, before anybody has looked at the head."""
+"""How much is read at once of a connection that is not admitted: a node's request is smaller. Event
+loops would read 256 KiB of a body before the head of the request is checked."""
 _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -51,10 +51,10 @@ class ListenerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def connections_max() -> int:
-    """How many connections this process can have, and still open what else it needs.
+    """How many connections this process can have without running out of descriptors.
 
-    The ledger, its files, and an agent's workers need descriptors when connections have taken all
-    others: a quarter is kept, at least 32 and at most 512.
+    The ledger, files, and an agent's workers need some: a quarter is reserved for them, at least 32
+    and at most 512.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
@@ -65,8 +65,8 @@ def connections_max() -> int:
 class _Connection(socket.socket):
     """A connection's socket, whose family and type are numbers.
 
-    socket.socket makes an enumeration of them at each look. Accepting, the event loop and aiohttp
-    look five times, which costs as much as all else that is done to accept a connection.
+    socket.socket makes an enumeration member at each access. Accepting, the event loop and aiohttp
+    access them five times, which would cost as much as the rest of accepting a connection.
     """
 
     family = socket.SocketType.family  # type: ignore[assignment]
@@ -74,7 +74,7 @@ class _Connection(socket.socket):
 
     @classmethod
     def accepted_by(cls, listening: socket.socket) -> _Connection:
-        """The next connection. Raises OSError as `accept` does, which is this and two looks."""
+        """The next connection. Raises OSError as `socket.accept` does."""
         fd, _ = listening._accept()  # type: ignore[attr-defined]
         family, kind = socket.SocketType.family, socket.SocketType.type
         return cls(family.__get__(listening), kind.__get__(listening), listening.proto, fd)
@@ -83,9 +83,9 @@ class _Connection(socket.socket):
 class Listener:
     """Accepts on bound sockets, in the running event loop.
 
-    `new_protocol` makes the protocol of a connection. `count` tells how many connections there are,
-    strangers among them, but for those that are being taken. `is_welcome`: whether a connection may
-    come in at all, by its socket.
+    `new_protocol` makes the protocol of a connection. `count` returns the number of connections,
+    strangers included, without those that are being accepted. `is_welcome`: whether a connection is
+    accepted at all, by its socket.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Listener:
         self._limits = limits
         self._is_welcome = is_welcome
         self._loop = asyncio.get_running_loop()
-        # After a stall, what strangers have sent meanwhile is read before they are cut.
+        # After a stall, the bytes that strangers sent meanwhile are read before they are closed.
         self._clock = StallProofClock(self._loop.time)
         self._strangers: dict[_Stranger, None] = {}
         self._buffer = memoryview(bytearray(STRANGER_READ_BYTES))
@@ -114,11 +114,11 @@ class Listener:
         self._not_before_s = 0.0
 
     def start(self) -> None:
-        """Take connections. The sockets listen already."""
+        """Accept connections. The sockets listen already."""
         self._read()
 
     def close(self) -> None:
-        """Take no more. Idempotent; open connections and the sockets stay the caller's."""
+        """Accept no more. Idempotent. Open connections and the sockets belong to the caller."""
         self._is_closed = True
         if self._looking is not None:
             self._looking.cancel()
@@ -126,17 +126,17 @@ class Listener:
         self._pause()
 
     async def entered(self) -> None:
-        """Wait until each connection that was taken has its transport, or has failed."""
+        """Wait until each accepted connection has its transport, or has failed."""
         if self._entering:
             await asyncio.wait(self._entering)
 
     def admit(self, transport: asyncio.BaseTransport | None) -> None:
-        """This connection has shown a token: it is no stranger any more."""
+        """This connection has shown a token: it does not count as a stranger's any more."""
         protocol = transport.get_protocol() if transport is not None else None
         if isinstance(protocol, _Stranger):
             protocol.admit()
 
-    # -- taking --------------------------------------------------------------------------------
+    # -- accepting -----------------------------------------------------------------------------
 
     def _read(self) -> None:
         if not self._is_reading:
@@ -153,11 +153,9 @@ class Listener:
         self._look_soon()
 
     def _room(self) -> int:
-        """How many connections may be taken now.
-
-        To count all is O(connections). So they are counted anew only where those that were counted
-        and those that were taken since, some of which have ended, would leave no room.
-        """
+        """How many connections may be accepted now."""
+        # Counting is O(connections). So it is done only when the last count and the connections
+        # accepted since, some of which have ended, leave no room.
         if self._open_at_most >= self._limits.connections_max:
             self._open_at_most = self._count() + len(self._entering)
         strangers = self._limits.strangers_max - len(self._strangers) - len(self._entering)
@@ -209,12 +207,12 @@ class Listener:
     # -- strangers -----------------------------------------------------------------------------
 
     def _look_soon(self) -> None:
-        """Look in LOOK_S, as there is something to look at. A run that is idle wakes nobody."""
+        """Look in LOOK_S. Called only if there is something to look at: no timer while idle."""
         if self._looking is None and not self._is_closed:
             self._looking = self._loop.call_later(LOOK_S, self._look)
 
     def _look(self) -> None:
-        """Cut strangers whose time is over; take connections again where there is room."""
+        """Close strangers whose time is over. Accept again if there is room."""
         self._looking = None
         if self._strangers or self._entering or not self._is_reading:
             self._look_soon()
@@ -230,7 +228,7 @@ class Listener:
 
 
 class _Stranger(asyncio.BufferedProtocol):
-    """Stands in front of a connection's protocol until the connection is admitted."""
+    """The protocol of a connection until it is admitted. Passes everything on to its owner."""
 
     def __init__(
         self,
@@ -239,9 +237,9 @@ class _Stranger(asyncio.BufferedProtocol):
         since_s: float,
         buffer: memoryview,
     ) -> None:
-        """`buffer`: of the listener, for all of its strangers.
+        """`buffer`: shared by all strangers of the listener.
 
-        What was read into it is handed on before the event loop reads anything else.
+        Its bytes are passed on before the event loop reads again.
         """
         self.since_s = since_s
         self._buffer = buffer
@@ -262,7 +260,7 @@ class _Stranger(asyncio.BufferedProtocol):
     # -- the owner's ---------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports have the methods and derive from nothing of asyncio's.
+        # uvloop's transports have the methods, but derive from no class of asyncio.
         self._transport = cast(asyncio.Transport, transport)
         self._strangers[self] = None
         self._owner.connection_made(transport)
@@ -279,9 +277,10 @@ class _Stranger(asyncio.BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._strangers.pop(self, None)
         self._owner.connection_lost(error)
-        # A transport of asyncio's own loop refers to itself by this method, which nobody calls any
-        # more. It would last until garbage is collected: strangers who connect and close without
-        # pause made collections of 160 ms, or full ones of a program that carries a coordinator.
+        # A transport of asyncio's own loop refers to itself by this method, which is not called any
+        # more. The cycle would last until the garbage collector runs: with strangers that connect
+        # and close without pause, collections took 160 ms, and more in a program that hosts a
+        # coordinator.
         transport: Any = self._transport
         if hasattr(transport, "_read_ready_cb"):
             transport._read_ready_cb = None
@@ -294,7 +293,7 @@ class _Stranger(asyncio.BufferedProtocol):
 
 
 def allow_many_descriptors() -> None:
-    """Raise the soft limit on open files to the hard one: a connection is a file."""
+    """Raise the soft limit on open files to the hard one: each connection needs a descriptor."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # macOS: "unlimited" is refused

@@ -1,7 +1,7 @@
-"""Nodes of one job that were given different run ids wait for each other, each in its own run.
+"""Hints for nodes of one job that were given different run ids, and wait for each other.
 
-Here is what a coordinator can tell them of each other. A run id is told only to nodes that are let
-in, and on a coordinator of several tokens only to those that showed the same one.
+A coordinator tells them which other runs there are. It tells a run id only to nodes that are
+admitted, and only to nodes with the same token.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from rallypoint.core.reasons import tidy
 from rallypoint.core.values import NAME_LENGTH_MAX
 
 RECENT_S: Final = 60.0
-"""A node that was turned away asks again about once a second."""
+"""For so long a request counts. A node that is refused asks again about once a second."""
 TOLD_MAX: Final = 3
 LOOKED_AT_MAX: Final = 64
-"""Of a coordinator with many runs, only the youngest are looked at."""
+"""How many runs are compared: the youngest."""
 
 
 class TurnedAway:
-    """The runs that nodes asked for at a coordinator that has another one only."""
+    """The runs that nodes asked for at a coordinator that serves one other run."""
 
     def __init__(self) -> None:
         self._asked_s: dict[str, float] = {}
@@ -36,12 +36,12 @@ class TurnedAway:
             del self._asked_s[next(iter(self._asked_s))]
 
     def recent(self, now_s: float) -> tuple[str, ...]:
-        """Those that were asked for until a while ago."""
+        """The runs that were asked for within RECENT_S."""
         return tuple(run_id for run_id, s in self._asked_s.items() if now_s - s <= RECENT_S)
 
 
 def looking_alike(run: HostedRun, others: Iterable[HostedRun]) -> tuple[str, ...]:
-    """Runs that may be parts of the same job: begun about when this one was, by too few nodes.
+    """Runs that may be of the same job: begun at about the same time, and with too few nodes.
 
     `others`: the youngest first.
     """

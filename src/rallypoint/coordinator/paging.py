@@ -1,6 +1,6 @@
-"""A part of a list of runs. A coordinator may have ten thousand, whose ids have a kilobyte each.
+"""Pages of a list of runs. A coordinator may have ten thousand runs, with ids of a kilobyte each.
 
-Runs are in the order of their names in the ledger, on which all coordinators and engines agree.
+Runs are ordered by their names in the ledger, which is the same for all coordinators and engines.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from rallypoint.ledger.keys import run_key
 T = TypeVar("T")
 
 RUNS_SHOWN_MAX: Final = 1_000
-"""How many runs one answer lists."""
+"""The most runs that one answer lists."""
 
 
 class Page(NamedTuple):
-    """Which runs are asked for: at most `most`, and only those behind the run `after`, if given."""
+    """The runs of one answer: at most `most`, and only those after the run `after`, if given."""
 
     after: str = ""
     most: int = RUNS_SHOWN_MAX
@@ -28,9 +28,9 @@ class Page(NamedTuple):
         return run_key(self.after) if self.after else ""
 
     def first(self, items: Iterable[T], key: Callable[[T], str]) -> list[T]:
-        """Those of this page, in order, and one more if there are more. O(n).
+        """The items of this page, in order, and one more if there are more. O(n).
 
-        `key`: the name of the item's run in a ledger. To make one takes long for some ids.
+        `key` returns the name of the item's run in a ledger, which takes long for some ids.
         """
         after = self.after_key
         keyed = ((key(item), number, item) for number, item in enumerate(items))
@@ -39,7 +39,7 @@ class Page(NamedTuple):
 
 
 def page_of(query: Mapping[str, str]) -> Page:
-    """What `?limit=` and `?after=` ask for. Raises ValueError with what is wrong."""
+    """The page of `?limit=` and `?after=`. Raises ValueError, which says what is wrong."""
     after = query.get("after", "")
     if not after.isprintable():
         raise ValueError("after must be the id of a run")

@@ -1,11 +1,11 @@
-"""What a coordinator answers about runs of its ledger that are another's: it asks that one.
+"""Answers about runs of the ledger that another coordinator owns: by asking that coordinator.
 
-A question is passed on once, and only to an address that the lease of the run's owner in the ledger
-names. If that one does not answer, the ledger's own record of the run does.
+A request is forwarded once, and only to an address in the lease of the run's owner. If the owner
+does not answer, the run's register in the ledger is shown.
 
-The token goes along that the question came with, and it goes to replicas of `serve` only: a node
-that carries a coordinator belongs to one job, which need not have the token of all of them. If such
-a coordinator has drawn its token itself, that token is in its lease.
+The token of the request is forwarded to replicas of `serve` only: a node that hosts a coordinator
+belongs to one job, which need not know the token of all jobs. If such a coordinator has drawn its
+own token, that token is in its lease.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from rallypoint.wire import api_paths
 from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 
 ANSWER_WITHIN_S: Final = 3.0
-"""How long other coordinators have to answer. A command waits 5 s for the whole."""
+"""The time limit for other coordinators. A command waits 5 s in all."""
 LEDGER_WITHIN_S: Final = 1.5
-"""How long the ledger has."""
+"""The time limit for the ledger."""
 ANSWER_BYTES_MAX: Final = 64 * 1024**2
 ASKED_AT_ONCE: Final = 16
 ASKED_AT_ONE: Final = 8
-"""So many of them at one coordinator: one that hangs leaves room for questions to others."""
+"""At one coordinator: requests to one that hangs must not block those to others."""
 _BEING_TAKEN: Final = "the coordinator that answers takes it over"
 
 
@@ -47,14 +47,14 @@ class Answer(NamedTuple):
 
 
 class NoAnswerError(Exception):
-    """Another coordinator has not answered, or not about this. The text says why."""
+    """Another coordinator has not answered the request. The text says why."""
 
 
 class Replicas:
-    """The runs of a shared ledger that other coordinators have. Owned by one event loop.
+    """The runs of a shared ledger that other coordinators own. Owned by one event loop.
 
-    `only_run`: the one run whose nodes have this coordinator's token; None: any. `process`: the
-    name of this process's lease.
+    `only_run`: the one run whose nodes have this coordinator's token; None: any. `host`: the host
+    of this process. `process` returns the name of its lease.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Replicas:
         if self._http is not None:
             await self._http.close()
 
-    # -- what is asked -------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------
 
     async def look(self, run_id: str) -> Kept | None:
-        """What the ledger has of a run; None if there is none. Raises LedgerError, TimeoutError."""
+        """The run in the ledger; None if there is none. Raises LedgerError, TimeoutError."""
         if self._only_run not in (None, run_id):
             return None
         async with asyncio.timeout(LEDGER_WITHIN_S):
@@ -83,7 +83,7 @@ class Replicas:
     async def status(
         self, kept: Kept, members_shown: int, authorization: str, *, may_ask: bool
     ) -> Answer | status.RunStatus:
-        """The run in detail: its owner's answer, or what the ledger has.
+        """The run in detail: its owner's answer, or the ledger's values.
 
         Raises LedgerError, TimeoutError.
         """
@@ -107,7 +107,7 @@ class Replicas:
     async def summaries(
         self, own: list[str], authorization: str, page: Page
     ) -> list[dict[str, Any]]:
-        """A line for each run of the ledger but the own ones, of this page and one beyond it.
+        """A line for each run of this page that is not in `own`, and one beyond the page.
 
         Raises LedgerError, TimeoutError.
         """
@@ -128,7 +128,7 @@ class Replicas:
     async def _ask_all(
         self, leases: list[e.Lease], authorization: str, page: Page
     ) -> dict[str, dict[str, Any] | str]:
-        """What each of these says of its runs, by process; or why it says nothing."""
+        """The answer of each coordinator about its runs, by process; or why it has none."""
         waiting = iter(leases)
         told: dict[str, dict[str, Any] | str] = {}
 
@@ -169,7 +169,7 @@ class Replicas:
     ) -> Answer:
         """Ask the process with this lease, at each of its addresses in turn.
 
-        `asked_by`: the address from which the question came. Raises NoAnswerError.
+        `asked_by`: the address from which the request came. Raises NoAnswerError.
         """
         problem = "its lease names no address"
         try:
@@ -197,7 +197,7 @@ class Replicas:
             )
         method = "GET" if post is None else "POST"
         url = f"http://{address}{path}"
-        # The token must not follow a redirection: it goes where the ledger says, and nowhere else.
+        # No redirections: the token must go to the address from the ledger and to no other.
         async with self._http.request(
             method, _exact(url), headers=headers, data=post, allow_redirects=False
         ) as response:
@@ -213,7 +213,7 @@ class Replicas:
 
 
 def no_answer(lease: e.Lease, why: str) -> str:
-    """Why the run's coordinator is not the one that answers."""
+    """Why the answer does not come from the run's coordinator."""
     return (
         f"its coordinator at {_listed(lease)} does not answer for it: {why}; if it is dead, "
         "another one takes the run over within seconds"
@@ -260,12 +260,12 @@ def _object(body: bytes) -> dict[str, Any] | None:
 
 
 def _told(answer: Answer) -> str:
-    """The error that it has answered with."""
+    """The error in its answer."""
     return str(answer.body.get("error") or f"it answers with status {answer.status}")[:300]
 
 
 def _problem(error: Exception) -> str:
-    """In few words: aiohttp puts the address and more around the system's own."""
+    """The system's own words: aiohttp adds the address and more."""
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__
@@ -276,4 +276,4 @@ def _listed(lease: e.Lease) -> str:
 
 
 LOOK_ERRORS: Final = (LedgerError, TimeoutError, NotImplementedError)
-"""What a ledger that cannot be read ends a look with."""
+"""The errors of a ledger that cannot be read."""

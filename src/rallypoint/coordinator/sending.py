@@ -1,7 +1,7 @@
-"""Large answers to people: made piece by piece, as the one who asked reads them.
+"""Sends large answers to people: made piece by piece, as the client reads them.
 
-A page of a hundred thousand members has a gigabyte. It is never in memory as a whole, and whoever
-does not read it holds one piece.
+An answer with a hundred thousand members has up to a gigabyte. It is never in memory as a whole:
+for a client that does not read, one piece is.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from aiohttp import web
 
 PIECE_BYTES: Final = 64 * 1024
 SEND_S: Final = 60.0
-"""How long an answer may take to be read."""
+"""The time limit for sending an answer."""
 
 
 def pieces_of(body: bytes) -> Iterator[memoryview]:
-    """A body that is in memory."""
+    """The pieces of a body that is in memory."""
     view = memoryview(body)
     return (view[begin : begin + PIECE_BYTES] for begin in range(0, len(body), PIECE_BYTES))
 
 
 async def stream(request: web.Request, pieces: Iterator[bytes | memoryview]) -> web.StreamResponse:
-    """Answer with JSON in these pieces. Between two of them, all else has its turn."""
+    """Answer with JSON in these pieces. Other tasks run between two of them."""
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     await response.prepare(request)
     try:

@@ -1,8 +1,8 @@
-"""One port for nodes and people: the WebSocket for the former, HTTP for the latter (aiohttp).
+"""One port for nodes and people: WebSocket for nodes, HTTP for people (aiohttp).
 
-Carries bytes and time to the coordinator and decides nothing. Frames are built here and written to
-the connection's transport, which spares a task per message; aiohttp reads, answers pings and
-closes.
+It carries bytes and time to the coordinator, and decides nothing. `websocket` reads the frames of
+nodes; what is sent to them is written to the transport at once, without a task for each message.
+aiohttp does the handshake, closes, and serves HTTP.
 """
 
 from __future__ import annotations
@@ -46,19 +46,18 @@ from rallypoint.wire import messages as wire
 _log = logging.getLogger("rallypoint.coordinator")
 
 CLOSE_TIMEOUT_S: Final = 2.0
-"""How long a closing connection may take before it is cut."""
+"""After this time a closing connection is aborted."""
 CLOSE_REASON_BYTES_MAX: Final = 120
 """RFC 6455 allows 123."""
 UNSENT_BYTES_MAX: Final = 32 * 1024
-"""What a connection's transport may hold that the kernel does not take, before the rest waits where
-it is counted."""
+"""How much a connection's transport may buffer. More waits in the session, where it is counted."""
 
 
 class CoordinatorServer:
     """A coordinator on bound sockets, in the running event loop.
 
-    `start` takes sockets that are bound and need not listen yet; it owns them from then on, also
-    when it fails. `aclose` is idempotent and bounded in time.
+    `start` takes sockets that are bound, and owns them from then on, also when it fails. They need
+    not listen yet. `aclose` is idempotent and bounded in time.
     """
 
     def __init__(
@@ -105,8 +104,8 @@ class CoordinatorServer:
     ) -> None:
         """Serve on these sockets until `aclose`.
 
-        `addresses`: where nodes reach them; for a shared ledger, whose lease names them. Raises a
-        LedgerError if the ledger is unfit or out of reach.
+        `addresses`: where nodes reach them; the lease in the ledger has them. Raises a LedgerError
+        if the ledger is unfit or unreachable.
         """
         self._sockets = tuple(sockets)
         for each in addresses:
@@ -147,7 +146,7 @@ class CoordinatorServer:
         self._schedule()
 
     async def aclose(self, reason: str = "the coordinator is going away") -> None:
-        """Stop listening and close every connection. Cancelling it waits for that all the same."""
+        """Stop listening and close every connection. If cancelled, it still waits for that."""
         if self._ending is None:
             self._ending = asyncio.get_running_loop().create_task(self._close(reason))
         try:
@@ -182,10 +181,10 @@ class CoordinatorServer:
             sock.close()
 
     def replace_tokens(self, accepted: tuple[str, ...]) -> int:
-        """Accept these tokens from now on. How many connections came with one that is gone.
+        """Accept these tokens from now on. Returns how many connections have another one.
 
-        Those stay until they end: to lose nobody, both tokens are accepted for a while. Raises
-        ValueError if none is left.
+        Those connections stay open. To lose no node, accept the old and the new token together for
+        a while. Raises ValueError if no token is left.
         """
         self.tokens.replace(accepted)
         outlets = [session.outlet for session in self.coordinator.sessions.values()]
@@ -193,7 +192,7 @@ class CoordinatorServer:
         return sum(each is None or each not in self.tokens for each in shown)
 
     def filenos(self) -> list[int]:
-        """All descriptors, for closing them in a child made by fork()."""
+        """All descriptors, to be closed in a child after fork()."""
         open_now = [sock.fileno() for sock in self._sockets]
         server = self._runner.server if self._runner is not None else None
         for connection in server.connections if server is not None else ():
@@ -209,11 +208,11 @@ class CoordinatorServer:
         late_s = self._loop.time() - self._tick_due_s
         until_s = self._input_first.tick(self.coordinator.now_s(), late_s)
         try:
-            # R8: what a node said in time may still wait in the kernel.
+            # R8: messages that came in time may still be in the kernel.
             if until_s is not None:
                 self.coordinator.tick(until_s)
         finally:
-            # A run whose invariant broke must not stop the clock of the others.
+            # An error in one run must not stop the clock of the others.
             self._tick = None
             self._schedule()
 
@@ -224,7 +223,7 @@ class CoordinatorServer:
         now_s = self._loop.time()
         if self._tick is not None:
             if self._tick_due_s <= now_s:
-                return  # It is about to run, and knows how late it is.
+                return  # It is about to run, and measures how late it is.
             self._tick.cancel()
         delay_s = self._input_first.next_tick_s
         if delay_s is None:
@@ -260,9 +259,9 @@ class CoordinatorServer:
                 is_last = self._is_crowded()
                 return await self._requests.answer(request, handler, account, is_last=is_last)
             except (ConnectionError, web.RequestPayloadError):
-                return _hung_up()  # in the middle of its body, or of the answer
+                return _hung_up()  # during its body, or during the answer
             except RuntimeError:
-                # aiohttp's, for a body that is asked for once its connection has ended.
+                # aiohttp raises it for a body that is read after the connection has ended.
                 if request.transport is not None:
                     raise
                 return _hung_up()
@@ -275,14 +274,14 @@ class CoordinatorServer:
         else:
             login_refused(request.remote, http_api.why_unauthorized(request))
             response = http_api.unauthorized(request, self.tokens.first)
-        return _last(request, response)  # or its connection would stay a stranger's for ever
+        return _last(request, response)  # or its connection would count as a stranger's for ever
 
     def _admit(self, request: web.Request) -> None:
         if self._listener is not None:
             self._listener.admit(request.transport)
 
     def _is_crowded(self) -> bool:
-        """Whether connections that only wait for another request take the place of others."""
+        """Whether there are so many connections that idle ones have to close."""
         server = self._runner.server if self._runner is not None else None
         return (
             server is not None
@@ -299,7 +298,7 @@ class CoordinatorServer:
             response.headers["Upgrade"] = "websocket"
             return response
         if has_body(request):
-            # aiohttp would read it as frames, and a proxy in front of it as a body.
+            # aiohttp would read it as frames, and a proxy as a body.
             response = http_api.json_error(
                 400, "a request for a WebSocket has no body", "send none"
             )
@@ -318,13 +317,13 @@ class CoordinatorServer:
 
         def ended(end: ConnectionEnd) -> None:
             session.connection_lost(end, outlet.seen)
-            if outlet.backlog_bytes():  # for a peer that may never read it
+            if outlet.backlog_bytes():  # its peer may never read that
                 asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, outlet.abort)
 
         def refused(why: str) -> None:
             session.refuse(Refusal(RefusalCode.MALFORMED, why))
 
-        # Before the answer that lets the node begin, so that nothing comes past the reader.
+        # Before the answer to the handshake, so that the reader gets every byte of the node.
         reader = FrameReader(
             request.transport, session.received, ended, refused, _taken_early(request), session
         )
@@ -340,7 +339,7 @@ class CoordinatorServer:
                 elif message.type is WSMsgType.TEXT:
                     session.refuse(_TEXT_REFUSAL)
         except ConnectionResetError:
-            """aiohttp answers a ping, and the peer has gone since."""
+            """aiohttp answered a ping of a peer that has gone."""
         finally:
             ended(reader.end)
         return ws
@@ -357,7 +356,7 @@ async def _name_the_server(request: web.Request, response: web.StreamResponse) -
 def _can_be_websocket(ws: web.WebSocketResponse, request: web.Request) -> bool:
     try:
         return ws.can_prepare(request).ok
-    except ValueError:  # aiohttp's, for a key of the handshake that is no base64
+    except ValueError:  # aiohttp raises it for a handshake key that is not base64
         return False
 
 
@@ -368,9 +367,9 @@ def has_body(request: web.Request) -> bool:
 
 
 def _taken_early(request: web.Request) -> bytes:
-    """What came with the request for a WebSocket, behind it: aiohttp keeps it for its own reader.
+    """The bytes that came after the request for a WebSocket. aiohttp keeps them for its own reader.
 
-    It has no public name. Two readers of one stream would find frames at different places in it.
+    They have no public name. Two readers of one stream would find frames at different places in it.
     """
     protocol = request.protocol
     early = bytes(protocol._message_tail)
@@ -379,14 +378,14 @@ def _taken_early(request: web.Request) -> bytes:
 
 
 def _last(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """The last answer on a connection. What came behind the request is not read."""
+    """The last answer on a connection. Bytes after the request are not read."""
     response.force_close()
     _taken_early(request)
     return response
 
 
 def _hung_up() -> web.Response:
-    """For a peer that has gone, or whose body is none: aiohttp wants some answer."""
+    """For a peer that has gone, or sent no valid body: aiohttp needs some answer."""
     return web.Response(status=400)
 
 
@@ -396,7 +395,10 @@ _TEXT_REFUSAL: Final = Refusal(
 
 
 def account_of(peer: Sequence[Any] | None, token: str | None) -> Account:
-    """Whose a connection is. `peer`: as its socket names it. Of IPv6 the network counts (/64)."""
+    """The account of a connection: its token and address (of IPv6, the /64 network).
+
+    `peer`: its address, as the socket gives it.
+    """
     name = hashlib.sha256(token.encode()).hexdigest()[:16] if token else ""
     host = plain(str(peer[0])).partition("%")[0] if peer else ""
     if ":" in host:
@@ -411,7 +413,7 @@ def _account_of(request: web.Request) -> Account:
 
 
 class WebSocketOutlet:
-    """A session's way out over one WebSocket. See outgoing.Outlet."""
+    """Sends a session's bytes over one WebSocket. Implements outgoing.Outlet."""
 
     __slots__ = ("_closing", "_transport", "_ws", "account", "seen", "token")
 
@@ -423,7 +425,7 @@ class WebSocketOutlet:
         token: str | None = None,
         account: Account = NOBODY,
     ) -> None:
-        """`token`: what the connection was opened with, if the coordinator asked for one."""
+        """`token`: that the connection was opened with, if the coordinator has one."""
         self._ws = ws
         self._transport = transport
         self._closing = closing
@@ -434,7 +436,7 @@ class WebSocketOutlet:
 
     @property
     def peer(self) -> str:
-        """The peer's address, for people. Asked for only where something is told of it."""
+        """The peer's address, for people. Made only when it is needed."""
         return str(Address(plain(self.seen.host), self.seen.port)) if self.seen else "a local peer"
 
     def send(self, payload: bytes) -> None:
@@ -448,7 +450,7 @@ class WebSocketOutlet:
             self._transport.write(frame_header(size))
 
     def part(self, piece: bytes | memoryview) -> None:
-        """Write a part of what the frame holds."""
+        """Write a part of the frame's payload."""
         if not self._transport.is_closing():
             self._transport.write(piece)
 
@@ -458,13 +460,13 @@ class WebSocketOutlet:
             self._transport.write(pong_frame(payload))
 
     def backlog_bytes(self) -> int:
-        """What the kernel has not taken yet."""
+        """How many bytes the kernel has not taken yet."""
         return self._transport.get_write_buffer_size()
 
     def close(self, reason: str) -> None:
-        """Begin the closing handshake; cut the connection if it takes too long.
+        """Begin the closing handshake; abort the connection if it takes too long.
 
-        aiohttp bounds the wait for the peer's answer, but not for a peer that does not read.
+        aiohttp limits the wait for the peer's answer, but not for a peer that reads nothing.
         """
         loop = asyncio.get_running_loop()
         message = reason.encode()[:CLOSE_REASON_BYTES_MAX].decode("utf-8", "ignore").encode()
@@ -480,5 +482,5 @@ class WebSocketOutlet:
             self._transport.abort()
 
     def abort(self) -> None:
-        """Cut the connection."""
+        """Close the connection at once."""
         self._transport.abort()

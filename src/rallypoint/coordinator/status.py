@@ -1,11 +1,11 @@
-"""What people and their tools are told of runs: the one place that says which fields there are.
+"""The status of runs, for people and tools: all its fields are defined here.
 
-Every answer about a run has every field of `RunStatus`, and every line of a list those of
-`RunSummary`: whatever the run does, and whether its coordinator answers or only the ledger is left.
-What nobody knows is null. `rallypoint status --json` prints the same. The fields are part of the
-public API: docs/status.md describes them, and docs/compatibility.md says how they may change.
+Every answer about a run has every field of `RunStatus`, and every line of a list has those of
+`RunSummary`: in each phase, and if the values are from the ledger, too. An unknown value is null.
+`rallypoint status --json` prints the same. The fields are part of the public API: docs/status.md
+describes them, and docs/compatibility.md says how they may change.
 
-Durations end with `_s` and are in seconds. Each was measured by one clock, and none is negative.
+Durations end with `_s` and are in seconds. Each is measured by one clock, and none is negative.
 Times of day end with `_at`: seconds since 1970 by the clock of the host that is named beside them.
 """
 
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from rallypoint.coordinator.hosted_run import HostedRun
 
 UNOWNED: Final = "unowned"
-"""The phase of a run in the ledger that no coordinator has now."""
+"""The phase of a run in the ledger that no coordinator owns now."""
 UNREACHABLE: Final = "unreachable"
-"""The ledger names a coordinator that does not answer, or not about this run."""
+"""The coordinator that the ledger names does not answer, or not about this run."""
 UNKNOWN: Final = "unknown"
-"""Nobody knows such a run, or what is kept of it cannot be read."""
+"""There is no such run, or its register cannot be read."""
 
 FROM_COORDINATOR: Final = "coordinator"
 FROM_LEDGER: Final = "ledger"
@@ -54,13 +54,13 @@ Named = dict[str, Any]
 
 
 class _Shown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all of these. No field has a default, so none can be left out."""
+    """Base of all of these. No field has a default, so no answer leaves one out."""
 
 
 class CoordinatorStatus(_Shown, frozen=True, kw_only=True):
-    """The coordinator that answers. `host`: whose clock the times of day are that it has taken.
+    """The coordinator that answers. `host`: its clock gave the times of day.
 
-    `memory_bytes`: what it keeps for all runs; it keeps at most about `memory_bytes_max`.
+    `memory_bytes`: the memory of all runs; the limit is about `memory_bytes_max`.
     """
 
     software: str
@@ -72,14 +72,14 @@ class CoordinatorStatus(_Shown, frozen=True, kw_only=True):
 
 
 class OwnerStatus(_Shown, frozen=True, kw_only=True):
-    """Who coordinates the run, as the ledger says. `process`: its lease's name there."""
+    """The owner of the run, as the ledger says. `process`: the name of its lease."""
 
     process: str
     addresses: list[str]
 
 
 class MemberStatus(_Shown, frozen=True, kw_only=True):
-    """A member. `state`, `link` and `troubled_s` are what its coordinator knows."""
+    """A member. Only its coordinator knows `state`, `link` and `troubled_s`."""
 
     name: str
     host: str
@@ -129,9 +129,9 @@ class LossStatus(_Shown, frozen=True, kw_only=True):
 class RunSummary(_Shown, frozen=True, kw_only=True):
     """A run in a list.
 
-    `source`: "coordinator" if the run's own has answered, "ledger" if this is what the ledger
-    keeps; null for an unknown run. `round`, `nodes`, `size`: of the last round; 0 before the first.
-    `attached`: how many are attached to the coordinator. `memory_bytes`: what it keeps for the run.
+    `source`: "coordinator" if the owner of the run has answered, "ledger" if the values are from
+    the ledger; null for an unknown run. `round`, `nodes`, `size`: of the last round; 0 before the
+    first. `attached`: nodes that are attached. `memory_bytes`: the memory of the run.
     """
 
     run_id: str
@@ -178,12 +178,12 @@ class RunList(_Shown, frozen=True, kw_only=True):
     next: str | None
 
 
-def filled(picture: dict[str, Any], kind: type[_Shown]) -> dict[str, Any]:
-    """The picture with every field of `kind`: another release may have left some out."""
-    return {name: picture.get(name) for name in kind.__struct_fields__} | picture
+def filled(answer: dict[str, Any], kind: type[_Shown]) -> dict[str, Any]:
+    """The answer with every field of `kind`: another release may have left some out."""
+    return {name: answer.get(name) for name in kind.__struct_fields__} | answer
 
 
-# -- what the run's coordinator knows --------------------------------------------------------------
+# -- from the run's coordinator --------------------------------------------------------------------
 
 
 def coordinator_of(coordinator: Coordinator) -> CoordinatorStatus:
@@ -226,7 +226,7 @@ def status_of(
 
 
 def members_of(coordinator: Coordinator, run: HostedRun, most: int) -> Iterator[MemberStatus]:
-    """The run's members as they are now, at most so many; made one after another."""
+    """The run's members as they are now, at most `most`; each is made when it is asked for."""
     membership, now_s = run.membership, coordinator.now_s()
     shown = list(islice(membership.roster, most))
     names = {member.name for member in shown}
@@ -301,18 +301,18 @@ def _loss(loss: PastLoss) -> LossStatus:
     )
 
 
-# -- what the ledger knows -------------------------------------------------------------------------
+# -- from the ledger -------------------------------------------------------------------------------
 
 
 def owner_of(process: str, addresses: tuple[Address, ...]) -> OwnerStatus:
-    """Who has a run, as its lease says."""
+    """The owner of a run, as its lease says."""
     return OwnerStatus(process=process, addresses=[str(each) for each in addresses])
 
 
 def kept_summary(register: RunRegister, lease: Lease | None, problem: str) -> RunSummary:
-    """A run as the ledger keeps it, in a list.
+    """A run as the ledger has it, in a list.
 
-    `lease`: its owner's, if that serves. `problem`: why nobody has answered who knows more.
+    `lease`: of its owner, if it is serving. `problem`: why its coordinator has not answered.
     """
     return RunSummary(**_kept_fields(register, lease, problem))
 
@@ -394,11 +394,11 @@ def _kept_members(
 
 
 def _kept_rounds(register: RunRegister) -> list[RoundStatus]:
-    """Without the texts and names that only the coordinator has that saw them."""
+    """Without texts and names, which only the coordinator of that time had."""
     ended = register.marks.ended if register.marks.round == register.number else None
     rounds, head = list(register.past.rounds), register.round
     if head is not None and not any(each.number == head.number for each in rounds):
-        # A release that keeps no past has formed it.
+        # It was formed by a release that keeps no past.
         rounds.append(PastRound(head.number, head.nodes, head.size, head.restart_count))
     shown: list[RoundStatus] = []
     for past in rounds:
@@ -428,7 +428,7 @@ def _kept_rounds(register: RunRegister) -> list[RoundStatus]:
 
 
 def unknown(run_id: str, reason: str, host: str) -> RunStatus:
-    """A run that nobody knows, or that cannot be read."""
+    """A run that does not exist, or cannot be read."""
     unset: dict[str, Any] = dict.fromkeys(RunStatus.__struct_fields__)
     unset |= {"run_id": run_id, "phase": UNKNOWN, "reason": reason}
     return RunStatus(**unset | {"shown_at": time.time(), "shown_on": host})

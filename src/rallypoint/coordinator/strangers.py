@@ -1,6 +1,6 @@
-"""What is logged of those who are not let in: a line each, limited in rate, and no traceback.
+"""Log lines about refused clients: one line each, limited in rate, without tracebacks.
 
-aiohttp logs a traceback for each request that it cannot read, which nine bytes of anybody cause.
+aiohttp would log a traceback for each request that it cannot read: nine bytes are enough for that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rallypoint.core.addresses import plain
 _log = logging.getLogger("rallypoint.coordinator")
 
 LINES_AT_ONCE: Final = 5
-"""How many lines of one kind strangers can cause in ten seconds."""
+"""The most lines of one kind in ten seconds."""
 
 
 class _BadRequests(logging.Filter):
@@ -36,15 +36,15 @@ class _BadRequests(logging.Filter):
 def _http_logger() -> logging.Logger:
     logger = logging.getLogger("rallypoint.coordinator.http_api")
     if not any(isinstance(each, _BadRequests) for each in logger.filters):
-        logger.addFilter(_BadRequests())  # before the cleaning, which makes text of an error
+        logger.addFilter(_BadRequests())  # before `tidy`, which turns the error into text
     return logs.tidy(logger.name)
 
 
 HTTP_LOG: Final = _http_logger()
-"""What aiohttp logs to on behalf of a coordinator."""
+"""The logger for aiohttp in a coordinator."""
 
 
 def login_refused(peer: str | None, why: str) -> None:
-    """Log a request that was refused for its token. `peer`: its address, if it is known."""
+    """Log a request without an accepted token. `peer`: its address, if it is known."""
     where = plain(peer) if peer else "a local peer"
     _log.warning("a request from %s was refused: %s", where, why, extra=logs.limit(LINES_AT_ONCE))

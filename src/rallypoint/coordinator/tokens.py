@@ -1,7 +1,7 @@
 """The tokens that a coordinator accepts. They can be replaced while it runs.
 
-A token is asked for once, with the request that opens a connection. So a token that is taken out
-ends no connection; it only opens no other one.
+A connection shows its token once, with its first request. So removing a token closes no connection;
+it only opens no more.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hmac
 
 
 class Tokens:
-    """The tokens that open a connection. Without any, everybody is let in."""
+    """The tokens that open a connection. Without any, every client is admitted."""
 
     def __init__(self, accepted: tuple[str, ...]) -> None:
         self._accepted = tuple(each for each in accepted if each)
@@ -23,31 +23,31 @@ class Tokens:
 
     @property
     def first(self) -> str:
-        """The one that strangers are told the fingerprint of; "" if everybody is let in."""
+        """The token whose fingerprint a refusal names; "" if there is none."""
         return self._accepted[0] if self._accepted else ""
 
     def __contains__(self, token: str) -> bool:
-        """Whether this one still opens a connection. Not for what a stranger has sent."""
+        """Whether this token is accepted. Not in constant time: not for input of strangers."""
         return token in self._accepted
 
     def replace(self, accepted: tuple[str, ...]) -> None:
-        """From now on these, and no others, open a connection. Raises ValueError if none is left.
+        """Accept these tokens and no others from now on. Raises ValueError if there is none.
 
-        A coordinator that asks for a token never becomes one that asks for none.
+        So a coordinator with a token never becomes one without.
         """
         if not any(accepted):
             raise ValueError("a coordinator with a token needs one")
         self._accepted = tuple(each for each in accepted if each)
 
     def shown(self, authorization: str) -> str | None:
-        """The token that an Authorization header shows, if it is accepted; else None.
+        """The token in an Authorization header, if it is accepted; else None.
 
-        In constant time for each token, and with all of them whichever fits.
+        In constant time: each token is compared, also after one that fits.
         """
         scheme, _, text = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return None
-        # aiohttp gives bytes that are no UTF-8 as lone surrogates.
+        # aiohttp decodes bytes that are not UTF-8 as lone surrogates.
         given = text.encode("utf-8", "surrogateescape")
         found = None
         for each in self._accepted:

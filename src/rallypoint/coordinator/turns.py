@@ -1,10 +1,10 @@
-"""Whose turn it is: so that no connection and no run keeps the event loop from the others.
+"""Shares the event loop between runs, so that no run and no connection blocks the others.
 
-What is put off is done one piece in each turn of the loop, of one run after another. While several
-runs speak, a run has a slice of time in each turn, whatever the number of its connections; the rest
-of its input waits. A piece cannot be interrupted. So a run whose pieces take longer than a slice (a
-value of megabytes, a wait for thousands of keys) has some of that for nothing, and then waits
-between them: one call in a hundred of another run may meet such a piece, and no more.
+Work that is put off is done piece by piece: one piece in each turn of the loop, from one run after
+another. While several runs send, each run has a slice of time in each turn, no matter how many
+connections it has; the rest of its input waits. A piece cannot be interrupted. Some pieces take
+longer than a slice (a value of megabytes, a wait for thousands of keys). A run has a credit for
+these, and then pauses between them: about one call in a hundred of another run meets such a piece.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from itertools import islice
 from typing import Any, Final, Protocol
 
 Work = Callable[[], bool]
-"""Does a piece of work; whether there is more to do."""
+"""Does a piece of work. Returns whether there is more to do."""
 
 SLICE_S: Final = 0.0002
-"""What a run may use in one turn of the loop while others speak: some ten calls of its store."""
+"""A run's time in one turn of the loop while others send: about ten calls of its store."""
 BURST_S: Final = 0.01
-"""How long pieces that are longer may take together before their run waits for them."""
+"""The credit: how long such pieces may take together before their run pauses."""
 DUTY: Final = 0.01
-"""Which part of the time they may take in the long run."""
+"""The part of the time that they may take in the long run."""
 LINE_S: Final = 2.0
-"""About how long a connection waits for its turn at most: its heartbeats are in what waits."""
+"""About the longest wait of a connection for its turn: its heartbeats wait too."""
 ALONE_AFTER_TICKS: Final = 20
-"""A run that alone was heard for so many ticks of the coordinator need not share its turns."""
+"""If only one run was heard for so many ticks of the coordinator, it need not share."""
 
 
 class Loop(Protocol):
-    """As much of an event loop as is needed."""
+    """What this part needs of an event loop."""
 
     def call_soon(self, callback: Callable[[], None]) -> Any:
         """Call it in the next turn."""
@@ -42,7 +42,7 @@ class Loop(Protocol):
 
 
 class Turns:
-    """Owned by one event loop: `loop`; without one all is done at once, and no slice ends."""
+    """Owned by one event loop, `loop`. If that is None, work is done at once and no slice ends."""
 
     def __init__(
         self,
@@ -53,29 +53,28 @@ class Turns:
         self.loop = loop
         self.clock_s = clock_s
         self.used_s = used_s
-        """What slices and pieces are measured on: a run does not pay for what else the machine
-        does meanwhile."""
+        """Measures slices and pieces. CPU time: other processes are not charged to a run."""
         self._lines: dict[Hashable, deque[Work]] = {}  # the next run first
         self._is_set = False
-        self._looks_at_s = math.inf  # as all that wait have to rest
+        self._looks_at_s = math.inf  # set while every line has to pause
         self._longest: dict[Hashable, int] = {}  # each line, since it was empty
         self.last: Hashable = None
-        """The run that was asked for last."""
+        """The run of the last call of `slice_s`."""
         self.is_shared = False
-        """Whether runs share the turns; else the last one is alone."""
-        self._shared_ticks = 0  # for so many ticks more, if none of them ends
-        # Of runs with long pieces: what they have left, and when that was so.
+        """Whether several runs send; else `last` is alone."""
+        self._shared_ticks = 0  # for so many more ticks
+        # Of runs with long pieces: the credit that was left, and when.
         self._credits: dict[Hashable, tuple[float, float]] = {}
-        self._rests: dict[Hashable, float] = {}  # until when they wait
+        self._rests: dict[Hashable, float] = {}  # until when they pause
 
     # -- slices --------------------------------------------------------------------------------
 
     def slice_s(self, run: Hashable) -> float | None:
-        """How long this run may use the loop now; None: as long as it likes, as it is alone.
+        """How long this run may use the loop now; None: without a limit, as it is alone.
 
-        0: it has put something off, so that what comes now waits behind that; or it has used more
-        than its part of the time. None is who has not
-        attached yet: it is no run that others share their time with.
+        0: not at all, as its input has to wait behind work that it has put off, or as it has used
+        more than its part of the time. `run` is None for connections that have not attached: they
+        do not count as a run that shares the loop.
         """
         if run is not self.last and run is not None:
             if self.last is not None and self.loop is not None:
@@ -89,7 +88,7 @@ class Turns:
         return run in self._rests and self._rests[run] > self.clock_s()
 
     def tick(self) -> None:
-        """Time passes: a run that is not heard any more shares nothing."""
+        """Called at each tick: a run that is not heard any more does not share."""
         if self._shared_ticks:
             self._shared_ticks -= 1
             if not self._shared_ticks:
@@ -99,18 +98,16 @@ class Turns:
                 self._set()
 
     def alone(self) -> None:
-        """One run at most has nodes that are connected; the next that is heard may be that one.
+        """At most one run has connected nodes: nothing is shared.
 
-        What runs owe stays: one whose nodes go and come again gains nothing by it.
+        Debts stay, so that a run gains nothing if its nodes disconnect and come again.
         """
         self.is_shared, self.last = False, None
         self._set()
 
     def spent(self, run: Hashable, took_s: float) -> None:
-        """The run has used the loop for so long, at one go, while it shared it.
-
-        What ends a slice is a frame like others, and takes some time itself: that is no long piece.
-        """
+        """The run has used the loop for so long, without a break, while it was shared."""
+        # The frame that ends a slice takes some time itself: twice a slice is not a long piece.
         if took_s <= 2 * SLICE_S or not self.is_shared:
             return
         now_s = self.clock_s()
@@ -124,7 +121,7 @@ class Turns:
     # -- what is put off -----------------------------------------------------------------------
 
     def later(self, run: Hashable, work: Work) -> None:
-        """Do this in later turns, after what else this run has put off."""
+        """Do this in later turns, after the other work that this run has put off."""
         if self.loop is None:
             while work():
                 pass
@@ -137,7 +134,7 @@ class Turns:
         self._set()
 
     def forget(self, run: Hashable) -> None:
-        """There is no such run any more."""
+        """The run has gone."""
         self._credits.pop(run, None)
         self._rests.pop(run, None)
         if self.last is run:
@@ -157,7 +154,7 @@ class Turns:
         line = self._lines.pop(run)
         work = line.popleft()
         if line:
-            self._lines[run] = line  # behind the other runs
+            self._lines[run] = line  # after the other runs
         began_s = self.used_s()
         try:
             if work():
@@ -169,9 +166,9 @@ class Turns:
             self._set()
 
     def _next(self) -> tuple[Hashable, ...]:
-        """The next run that need not wait. If all do, it is looked again when the first may go.
+        """The next run that need not pause, in a tuple, as None is a valid run here; else ().
 
-        In a tuple, as None is a run here: that of all connections that have not attached.
+        If all have to pause, `_look` is called when the first one may go on.
         """
         if not self._rests or not self.is_shared:
             return tuple(islice(self._lines, 1))

@@ -1,8 +1,8 @@
-"""Frames of a WebSocket (RFC 6455, section 5), as far as nearly all of them go: whole and binary.
+"""Reads the frames of a WebSocket (RFC 6455, section 5) that nodes send: whole and binary.
 
-A node's message comes as one such frame, and is handed on in the call in which it arrives. aiohttp
-would wake a task for each, which costs as much as all that the message means. What is not this
-plain case is aiohttp's to judge and to answer: this stands in front of it, not in its place.
+A node's message is one such frame, and is passed on in the call in which it arrives. aiohttp would
+wake a task for each, which costs as much as the whole work for the message. All other frames are
+left to aiohttp: this reader stands in front of it, and does not replace it.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _FURTHER: Final = (0x00, _LAST)
 _COPIED_BYTES_MAX: Final = 16 * 1024
 
 FRAMES_PER_TURN: Final = 16
-"""How many frames of one connection are taken before the others have their turn: for store calls a
-third of a millisecond."""
+"""How many frames of one connection are read before the turns of the others: for store calls this
+takes a third of a millisecond."""
 ANNOUNCED_FROM_BYTES: Final = 16 * 1024
-"""A smaller message that is not whole yet counts with its connection."""
+"""A smaller message that is not complete counts as part of its connection."""
 OTHER_BYTES_MAX: Final = 64 * 1024
-"""The largest frame that is not a node's message: a text, for which there is a refusal."""
+"""The largest frame that is not a message of a node: a text, which is refused."""
 UNMASKED: Final = "a client masks its frames, and one came without a mask"
 HALF_A_FRAME: Final = "half a frame came before the answer to the handshake"
 IN_A_MESSAGE: Final = "a message began before the one that came in fragments had ended"
@@ -56,9 +56,9 @@ NO_ROOM: Final = "there is no room for this message, which came in fragments"
 
 _END_OF_ERRNO: Final = {
     errno.ECONNRESET: ConnectionEnd.RESET,
-    # A peer that died answers what is sent to it afterwards with a reset, and the next write may
-    # fail before the FIN is read. Linux says EPIPE only where a FIN came before the reset, and
-    # ECONNRESET where none did (tcp_reset in net/ipv4/tcp_input.c).
+    # The kernel of a dead peer answers later bytes with a reset, and the next write may fail before
+    # the FIN is read. Linux reports EPIPE only if a FIN came before the reset, and ECONNRESET if
+    # none did (tcp_reset in net/ipv4/tcp_input.c).
     errno.EPIPE: ConnectionEnd.FIN if sys.platform == "linux" else ConnectionEnd.RESET,
     errno.ETIMEDOUT: ConnectionEnd.TIMEOUT,
     errno.EHOSTUNREACH: ConnectionEnd.TIMEOUT,
@@ -67,62 +67,62 @@ _END_OF_ERRNO: Final = {
 
 
 class Intake(Protocol):
-    """Where a reader's bytes go, as far as they take memory and time. See session.Session."""
+    """What a reader needs of its session: memory and time for its bytes."""
 
     def announced(self, size: int) -> bool:
-        """A message of so many bytes begins to come; whether it may. If so, `arrived` follows."""
+        """A message of so many bytes begins. Whether it is accepted; then `arrived` follows."""
 
     def arrived(self, size: int) -> None:
-        """What was announced is not kept any more."""
+        """The message that was announced is not kept any more."""
 
     def skipped(self, start: bytes, size: int) -> None:
-        """A message that might not come was thrown away, but for its first bytes."""
+        """A message that was not accepted has passed. `start`: its first bytes."""
 
     def pinged(self, payload: bytes) -> None:
-        """The peer wants this back; of several pings the last will do (RFC 6455, section 5.5.3)."""
+        """Answer a ping; of several, the last is enough (RFC 6455, section 5.5.3)."""
 
     def paused(self) -> None:
-        """The peer reads more slowly than is written."""
+        """The transport's buffer is full."""
 
     def resumed(self) -> None:
-        """It has caught up."""
+        """The transport's buffer has room again."""
 
     def keeps(self, size: int) -> None:
-        """So many bytes more, or fewer, wait until they are looked at."""
+        """So many bytes of input more, or fewer, wait to be read."""
 
     def later(self, work: Work) -> None:
-        """Go on with this when the other connections have had their turn."""
+        """Do this after the turns of the other connections."""
 
     def had_its_turn(self) -> None:
-        """Nothing is put off any more."""
+        """No input is put off any more."""
 
     def slice_s(self) -> float | None:
-        """How long may be read now; None: without a limit; 0: not at all, before `later`."""
+        """How long this connection may be read now; None: without a limit; 0: only by `later`."""
 
     def clock_s(self) -> float:
         """The clock that slices are measured on."""
 
     def spent(self, took_s: float) -> None:
-        """So long was read, at one go."""
+        """This connection was read for so long, without a break."""
 
 
 class FrameReader(asyncio.Protocol):
-    """Reads what a client sends on a connection, in front of the protocol that owns it.
+    """Reads the input of a connection, in front of the protocol that owns it (aiohttp's).
 
-    `received` is called with the payload of each message: a whole binary frame, or several. At
-    anything else (a closing handshake, an error, a text) it steps aside for good: it hands every
-    later frame on to the owner.
+    `received` is called with the payload of each message: of a whole binary frame, or of several
+    fragments. At any other frame (a closing handshake, an error, a text) the reader steps aside for
+    good: it passes every later frame on to the owner.
 
-    `ended` is called once, with how the connection ended, after all input was given to `received`;
-    not after the reader has stepped aside. `end` tells the same, and what is known until then.
+    `ended` is called once, with the way in which the connection ended, after all input was given to
+    `received`; not after the reader has stepped aside. `end` has the same, as far as it is known.
 
-    `refused` is called once, with the reason, for a client that breaks the protocol in a way that
-    the owner would accept. Nothing more of it is read. `early` is what the client sent before it
-    was answered; it is read when `begin` is called.
+    `refused` is called once, with the reason, if a client breaks the protocol in a way that the
+    owner would accept. Then nothing more is read. `early`: bytes that the client sent before it was
+    answered; `begin` reads them.
 
-    `intake` bounds what is kept of messages that are not whole yet, and the time that is spent on
-    whole ones: after FRAMES_PER_TURN the other connections come first. Without it there is no bound
-    but MESSAGE_BYTES_MAX; pings are passed on, and messages in fragments are left to the owner.
+    `intake` limits the memory for messages that are not complete, and the time for complete ones:
+    after FRAMES_PER_TURN frames the other connections have their turn. Without it MESSAGE_BYTES_MAX
+    is the only limit; pings and fragments are left to the owner.
     """
 
     def __init__(
@@ -152,16 +152,16 @@ class FrameReader(asyncio.Protocol):
         self._fragments: bytearray | None = None
         self._put_off: tuple[bytes | bytearray, int] | None = None
         self._is_clear = False
-        """Whether nothing waits: what comes next begins a frame, and may be read."""
+        """Whether nothing waits: the next byte begins a frame, and may be read."""
         self._until_s = math.inf
         self._frames_max = FRAMES_PER_TURN if intake is not None else sys.maxsize
         transport.set_protocol(self)
 
     def begin(self) -> None:
-        """The client has its answer: read what it sent before.
+        """The client has its answer: read the bytes that it sent before.
 
-        A client waits for that answer (RFC 6455, section 4.1). Whole messages that came sooner are
-        taken. Part of one is not: who sends it means to have it read in two ways.
+        A client has to wait for that answer (RFC 6455, section 4.1). Whole messages that came
+        earlier are accepted. Half a frame is refused: two readers could understand it differently.
         """
         early, self._rest = bytes(self._rest), bytearray()
         self._has_begun = True
@@ -172,7 +172,7 @@ class FrameReader(asyncio.Protocol):
         self._look()
 
     def data_received(self, data: bytes) -> None:
-        """Hand on what is whole by now, and keep the rest."""
+        """Pass on the complete messages, and keep the rest."""
         size = len(data) - _SHORTEST - _KEY_BYTES
         if (
             self._is_clear
@@ -181,11 +181,11 @@ class FrameReader(asyncio.Protocol):
             and data[1] == size + _MASKED
             and (self._intake is None or self._intake.slice_s() is None)
         ):
-            # One short message, and nothing that waits: all that a node sends in a quiet run, and
-            # nearly all that thousands send when they meet. As `_read` does it.
+            # One short message, and nothing waits: that is all input in a quiet run, and nearly all
+            # when thousands of nodes meet. It does what `_read` does.
             try:
                 self._received(apply_mask(data[6:], data[2:6]))
-            except Exception:  # noqa: BLE001 - event loops keep some of them to themselves
+            except Exception:  # noqa: BLE001 - event loops swallow some errors
                 self._cut()
         elif not self._has_begun:
             self._rest += data
@@ -194,7 +194,7 @@ class FrameReader(asyncio.Protocol):
             self._look()
 
     def _look(self) -> None:
-        """To be called after anything else than one short message was read."""
+        """To be called after any input but one short message."""
         self._is_clear = not (
             self._rest
             or self._is_refused
@@ -205,7 +205,7 @@ class FrameReader(asyncio.Protocol):
         )
 
     def _take(self, data: bytes) -> None:
-        """Read what comes, after what waits."""
+        """Read the bytes, after those that wait."""
         if self._put_off is not None:  # An event loop may have read before it was told to pause.
             kept, begin = self._put_off
             self._put_off = (kept[begin:] + data, 0)
@@ -219,7 +219,7 @@ class FrameReader(asyncio.Protocol):
             self._read_on(gathered)
 
     def _gather(self, data: bytes | bytearray) -> bytes | bytearray | None:
-        """What can be read with these bytes, behind a large message if one is whole with them."""
+        """The bytes that can be read now; after a large message, if these bytes complete one."""
         if self._incoming is not None:
             data = self._incoming.take(data)
             if self._incoming.left:
@@ -229,11 +229,11 @@ class FrameReader(asyncio.Protocol):
             self._rest += data
             if len(self._rest) < self._needed:
                 return None
-            data, self._rest = self._rest, bytearray()  # both have what is needed
+            data, self._rest = self._rest, bytearray()  # so that a frame is complete
         return data
 
     def _read_on(self, data: bytes | bytearray) -> None:
-        """Read these, as far as it is this connection's turn."""
+        """Read the bytes, as far as this connection's turn allows."""
         intake = self._intake
         slice_s = intake.slice_s() if intake is not None else None
         if slice_s is None:
@@ -246,7 +246,7 @@ class FrameReader(asyncio.Protocol):
             self._let_others_go(len(data))
 
     def _read_a_slice(self, data: bytes | bytearray, slice_s: float) -> bool:
-        """Take as many frames as that time allows. False if others are put off."""
+        """Read frames for so long. False if some are put off."""
         intake = self._intake
         assert intake is not None
         if not slice_s:
@@ -260,9 +260,9 @@ class FrameReader(asyncio.Protocol):
         return is_all
 
     def _read(self, data: bytes | bytearray, begin: int, frames_max: int) -> bool:
-        """Take the frames that begin there; what is not whole is kept.
+        """Read the frames from `begin` on, and keep an incomplete one.
 
-        At most `frames_max`, and none more after `_until_s`: False if others are put off.
+        At most `frames_max`, and none after `_until_s`. False if some are put off.
         """
         end, needed = len(data), _SHORTEST
         until_s, has_taken = self._until_s, False
@@ -274,7 +274,7 @@ class FrameReader(asyncio.Protocol):
             first, length, head = data[begin], data[begin + 1], 2 + _KEY_BYTES
             if length < _MASKED:
                 # RFC 6455, section 5.1: a server must close at a frame without a mask. aiohttp
-                # would read it, and with it what a proxy was made to send.
+                # would read it, and so the bytes that an attacker made a proxy send.
                 self._refuse(UNMASKED)
                 return True
             is_message = (first == BINARY or self._is_fragment(first)) and not self.is_aside
@@ -306,7 +306,7 @@ class FrameReader(asyncio.Protocol):
             has_taken = True
             key = data[body - _KEY_BYTES : body]
             if is_message:
-                # A copy that is not needed would take long for a large one.
+                # A large message is not copied, as that takes long.
                 view = data[body:stop] if size < _COPIED_BYTES_MAX else memoryview(data)[body:stop]
                 if not self._hand_on(first, apply_mask(view, key)):
                     return True
@@ -331,18 +331,18 @@ class FrameReader(asyncio.Protocol):
     # -- messages ------------------------------------------------------------------------------
 
     def _is_fragment(self, first: int) -> bool:
-        """Whether this is a part of a message where one can be."""
+        """Whether the frame is a fragment of a message, at a place where one may be."""
         if self._intake is None:
             return False
         return first == _FIRST or (first in _FURTHER and self._fragments is not None)
 
     def _cut(self) -> None:
-        """From where an error is handled."""
-        _log.exception("a message could not be taken; its connection is cut")
+        """Log the error that is being handled, and close the connection at once."""
+        _log.exception("a message could not be handled; its connection is closed")
         self._transport.abort()
 
     def _whole(self, first: int, payload: bytes) -> bytes | None:
-        """The message that is whole with this fragment; None if there is none."""
+        """The message that this fragment completes; None if it completes none."""
         gathered = self._fragments
         assert self._intake is not None
         if first not in _FURTHER:
@@ -366,11 +366,11 @@ class FrameReader(asyncio.Protocol):
     # -- large messages that are not whole yet -------------------------------------------------
 
     def _begin_large(self, first: int, size: int, data: bytes | bytearray) -> None:
-        """`data`: the key, and what has come of the message."""
+        """`data`: the key, and the first bytes of the message."""
         key, begun = bytes(data[:_KEY_BYTES]), data[_KEY_BYTES:]
         if self._may_come(size) and (kept := self._space_for(first, size, key)):
             self._incoming = kept
-        elif first == BINARY:  # Let it pass, and answer it if it can be answered.
+        elif first == BINARY:  # Skip it, and answer it if that is possible.
             self._incoming = Skipped(first, size, key)
         else:
             self._refuse(NO_ROOM)
@@ -392,12 +392,12 @@ class FrameReader(asyncio.Protocol):
             return None
 
     def room(self) -> memoryview:
-        """Where the next bytes of the large message go."""
+        """The memory for the next bytes of the large message."""
         assert self._incoming is not None
         return self._incoming.room()
 
     def filled(self, size: int) -> None:
-        """So many bytes of it have been read to there."""
+        """So many bytes of it have been read into `room`."""
         incoming = self._incoming
         assert incoming is not None
         incoming.filled(size)
@@ -419,7 +419,7 @@ class FrameReader(asyncio.Protocol):
             self._intake.skipped(incoming.start(), incoming.size)
 
     def _read_here(self) -> None:
-        """No large message is under way any more."""
+        """The large message has ended: read with this reader again."""
         self._incoming = None
         if isinstance(self._transport.get_protocol(), _LargeReader):
             self._transport.set_protocol(self)
@@ -432,14 +432,14 @@ class FrameReader(asyncio.Protocol):
         return self._hand_on(large.first, cast(bytes, large.message))
 
     def _hand_on(self, first: int, message: bytes) -> bool:
-        """Hand on the payload of a frame, or keep it if it is a fragment. Whether to go on."""
+        """Pass on the payload of a frame, or keep a fragment. Returns whether to go on."""
         whole: bytes | None = message
         if first != BINARY or self._fragments is not None:
             whole = self._whole(first, message)
         if whole is not None:
             try:
                 self._received(whole)
-            except Exception:  # noqa: BLE001 - event loops keep some of them to themselves
+            except Exception:  # noqa: BLE001 - event loops swallow some errors
                 self._cut()
                 return False
         return not self._is_refused
@@ -455,19 +455,19 @@ class FrameReader(asyncio.Protocol):
         self._intake.later(self._go_on)
 
     def _let_others_go(self, size: int) -> None:
-        """Part of a large message has come: read no more of it before the others had their turn."""
+        """A part of a large message has come: read the next part after the turns of the others."""
         intake = self._intake
         if size >= _COPIED_BYTES_MAX and intake is not None and intake.slice_s() is not None:
             self._put_off = (b"", 0)
             self._wait_for_a_turn()
 
     def _go_on(self) -> bool:
-        """Take some of what was put off. Whether there is more."""
+        """Read some of the input that was put off. Returns whether there is more."""
         if self._put_off is None:
             return False
         try:
             return self._take_put_off(self._put_off)
-        except Exception:  # noqa: BLE001 - else the connection would be paused for ever
+        except Exception:  # noqa: BLE001 - else the connection stays paused for ever
             self._cut()
             return False
 
@@ -495,7 +495,7 @@ class FrameReader(asyncio.Protocol):
         return False
 
     def _take_all(self) -> None:
-        """The connection is gone: what came before counts, and nothing comes after it."""
+        """The connection has ended: read all of the input that was put off."""
         self._frames_max = sys.maxsize
         self._go_on()
 
@@ -505,7 +505,7 @@ class FrameReader(asyncio.Protocol):
         self.is_aside = True
 
     def _leave_to_owner(self, data: bytes) -> None:
-        """The owner ends the connection for a frame that is too large, whatever follows."""
+        """Give the owner a frame that is too large: it closes the connection."""
         self.is_aside = True
         self._rest = bytearray()
         self._transport.set_protocol(self._owner)
@@ -517,10 +517,10 @@ class FrameReader(asyncio.Protocol):
         self._read_here()
         self._refused(why)
 
-    # -- the owner's: the transport is its own as before -------------------------------------------
+    # -- calls of the transport, which the owner gets too ----------------------------------------
 
     def eof_received(self) -> bool | None:
-        """The peer sends no more: event loops say so once all that came before has been read."""
+        """The peer has closed its side. Event loops call this after all input was read."""
         self._has_come_to_an_end(ConnectionEnd.FIN)
         return self._owner.eof_received()
 
@@ -532,13 +532,13 @@ class FrameReader(asyncio.Protocol):
         self._owner.connection_lost(error)
 
     def pause_writing(self) -> None:
-        """The peer reads more slowly than is written."""
+        """The transport's buffer is full."""
         self._owner.pause_writing()
         if self._intake is not None:
             self._intake.paused()
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """The transport's buffer has room again."""
         self._owner.resume_writing()
         if self._intake is not None:
             self._intake.resumed()
@@ -553,8 +553,8 @@ class FrameReader(asyncio.Protocol):
 
     def _how(self, error: Exception | None) -> ConnectionEnd:
         if error is None:
-            # Event loops give no error where this side closed; nor does uvloop for the end of a
-            # TLS connection, of which it says nothing else either. Neither is proof of anything.
+            # Event loops give no error if this side has closed; nor does uvloop for the end of a
+            # TLS connection. So this proves nothing.
             return ConnectionEnd.OURS
         if self._transport.get_extra_info("ssl_object") is None:
             self._read_the_rest()
@@ -562,7 +562,7 @@ class FrameReader(asyncio.Protocol):
         return _END_OF_ERRNO.get(getattr(error, "errno", None) or 0, ConnectionEnd.UNKNOWN)
 
     def _read_the_rest(self) -> None:
-        """Take what came before a write failed: event loops leave the peer's last words unread."""
+        """Read the input before a failed write: event loops leave the peer's last bytes unread."""
         sock = self._transport.get_extra_info("socket")
         with contextlib.suppress(AttributeError, OSError):
             while not self.is_aside and (data := os.read(sock.fileno(), _READ_BYTES)):
@@ -570,10 +570,10 @@ class FrameReader(asyncio.Protocol):
 
 
 class _LargeReader(asyncio.BufferedProtocol):
-    """In a reader's place while most of a large message is still to come: reads it in place."""
+    """Replaces a reader during a large message: reads directly into the message's memory."""
 
     def __init__(self, reader: FrameReader) -> None:
-        # No message: uvloop keeps the methods of this until the connection ends.
+        # It has no message itself: uvloop keeps its methods until the connection ends.
         self._reader = reader
 
     def get_buffer(self, sizehint: int) -> memoryview:
