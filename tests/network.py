@@ -2,7 +2,7 @@
 
 No sockets, no threads, no waiting: messages are bytes in queues, delivered one at a time in an
 order that depends on nothing, and time passes when a test says so. Each step of the membership is
-checked against the rules. The seed of the simulator.
+checked against the rules.
 """
 
 from __future__ import annotations
