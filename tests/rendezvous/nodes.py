@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,7 @@ class Nodes:
         self._machine = machine
         self._pool = ThreadPoolExecutor(16)
         self._made: list[NodeRendezvousHandler] = []
+        self.run_id = "run"
         self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.serving: Process | None = None
@@ -47,7 +49,7 @@ class Nodes:
         params = RendezvousParameters(
             "rallypoint",
             self.endpoint,
-            "run",
+            self.run_id,
             int(least),
             int(most or least),
             local_addr="127.0.0.1",
@@ -87,11 +89,15 @@ class Nodes:
 
 
 @contextlib.contextmanager
-def nodes_of(folder: Path, *, serves: bool = True) -> Iterator[Nodes]:
+def nodes_of(folder: Path, *, serves: bool = True, endpoint: str = "") -> Iterator[Nodes]:
+    """Nodes with a coordinator of their own, or in a new run of the coordinator at `endpoint`."""
     machine = Machine(folder)
     nodes = Nodes(machine)
     try:
-        if serves:
+        if endpoint:
+            nodes.endpoint = endpoint
+            nodes.run_id = f"run-{secrets.token_hex(4)}"
+        elif serves:
             nodes.serve()
         yield nodes
     finally:

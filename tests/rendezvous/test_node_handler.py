@@ -52,8 +52,22 @@ def _no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     without_torch(monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of one for all tests that let it live."""
+    with nodes_of(tmp_path_factory.mktemp("coordinator")) as nodes:
+        yield nodes.endpoint
+
+
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[Nodes]:
+def nodes(tmp_path: Path, coordinator: str) -> Iterator[Nodes]:
+    with nodes_of(tmp_path, endpoint=coordinator) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def nodes_alone(tmp_path: Path) -> Iterator[Nodes]:
+    """Their coordinator is their own: the test may stop it."""
     with nodes_of(tmp_path) as nodes:
         yield nodes
 
@@ -94,7 +108,8 @@ def test_nodes_meet_and_agree(nodes: Nodes) -> None:
     assert one.master_addr == "127.0.0.1"
     infos[0].store.set("key", "value")
     assert infos[1].store.get("key") == b"value"
-    assert (a.get_backend(), a.get_run_id(), a.use_agent_store) == ("rallypoint", "run", False)
+    assert (a.get_backend(), a.get_run_id()) == ("rallypoint", nodes.run_id)
+    assert not a.use_agent_store
 
 
 def test_the_port_offered_is_held_for_rank_0_and_another_one_in_each_round(nodes: Nodes) -> None:
@@ -151,11 +166,11 @@ def test_who_rendezvouses_again_ends_the_round_for_all(nodes: Nodes) -> None:
         old[0].store.set("key", "late")
 
 
-def test_num_nodes_waiting_asks_nobody(nodes: Nodes) -> None:
-    a, b = nodes.handler("2"), nodes.handler("2")
+def test_num_nodes_waiting_asks_nobody(nodes_alone: Nodes) -> None:
+    a, b = nodes_alone.handler("2"), nodes_alone.handler("2")
     assert a.num_nodes_waiting() == 0
-    nodes.meet(a, b)
-    nodes.freeze()
+    nodes_alone.meet(a, b)
+    nodes_alone.freeze()
     began_s = time.monotonic()
     assert [a.num_nodes_waiting() for _ in range(1000)] == [0] * 1000
     assert time.monotonic() - began_s < LATE_S
@@ -526,14 +541,14 @@ def _waits(handler: NodeRendezvousHandler) -> None:
 @pytest.mark.verify
 @pytest.mark.parametrize("call", [_closes, _waits])
 def test_a_frozen_coordinator_blocks_no_call_past_its_deadline(
-    nodes: Nodes, call: Callable[[NodeRendezvousHandler], None]
+    nodes_alone: Nodes, call: Callable[[NodeRendezvousHandler], None]
 ) -> None:
     limits: dict[str, Any] = {"join_timeout": 2, "close_timeout": 2, "goodbye_timeout": 0.5}
-    a, b = (nodes.handler("2", read_timeout=2, **limits) for _ in range(2))
+    a, b = (nodes_alone.handler("2", read_timeout=2, **limits) for _ in range(2))
     assert [a.is_closed(), b.is_closed()] == [False, False]  # let in, so that they meet at once
-    info = nodes.meet(a, b)[0]
-    late = nodes.handler("2", read_timeout=2, **limits)
-    nodes.freeze()
+    info = nodes_alone.meet(a, b)[0]
+    late = nodes_alone.handler("2", read_timeout=2, **limits)
+    nodes_alone.freeze()
     with takes_at_most(2), pytest.raises((RendezvousConnectionError, RendezvousTimeoutError)):
         call(a)
     with takes_at_most(2), pytest.raises(RendezvousTimeoutError, match="no answer") as caught:
@@ -546,12 +561,12 @@ def test_a_frozen_coordinator_blocks_no_call_past_its_deadline(
         assert not b.shutdown()
 
 
-def test_a_coordinator_that_is_lost_for_good_is_an_error(nodes: Nodes) -> None:
-    a, b = (nodes.handler("2", coordinator_lost_after=0.3) for _ in range(2))
-    nodes.meet(a, b)
-    assert nodes.serving is not None
-    nodes.serving.signal(signal.SIGKILL)
-    nodes.serving.popen.wait()
+def test_a_coordinator_that_is_lost_for_good_is_an_error(nodes_alone: Nodes) -> None:
+    a, b = (nodes_alone.handler("2", coordinator_lost_after=0.3) for _ in range(2))
+    nodes_alone.meet(a, b)
+    assert nodes_alone.serving is not None
+    nodes_alone.serving.signal(signal.SIGKILL)
+    nodes_alone.serving.popen.wait()
 
     def is_told() -> bool:
         try:
