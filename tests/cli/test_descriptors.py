@@ -44,7 +44,7 @@ def directory(tmp_path: Path) -> Path:
         *("> /dev/full", "2> /dev/full", "> /dev/full 2>&1", "<&- > /dev/full 2>&-"),
     ],
 )
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.verify)])
 def test_a_run_works_whatever_its_descriptors_are(
     directory: Path, closed: str, workers: int
 ) -> None:
