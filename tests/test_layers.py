@@ -46,7 +46,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "aio": frozenset({"client", "core", "errors", "settings", "_version"}),
     "rendezvous": frozenset({"client", "core", "wire", "ledger", "coordinator", "endpoints"})
     | {"errors", "logs", "memory", "net", "settings", "_version", "threads"},
-    # rendezvous: a World's store is torch's too, and only torch_bridge.py knows torch.
+    # rendezvous: a World's store is torch's too, and only _torch_bridge.py knows torch.
     ROOT: frozenset({"aio", "client", "core", "errors", "rendezvous", "settings", "_version"}),
     "launch": frozenset(
         {
@@ -79,7 +79,7 @@ CORE_MAY_IMPORT = frozenset(
 )
 
 # What torch's classes look like is known in one file, so that all else runs and is tested without.
-TORCH_FILE = "rendezvous/torch_bridge.py"
+TORCH_FILE = "rendezvous/_torch_bridge.py"
 # A program of its own, which `bench recover --ddp` starts as a worker and nothing imports.
 TORCH_PROGRAM = "bench/ddp_worker.py"
 
@@ -109,6 +109,7 @@ CIRCLES_ALLOWED: frozenset[frozenset[str]] = frozenset(
         # the backends.
         frozenset(
             {
+                "rendezvous._node_handler",
                 "rendezvous.api",
                 "rendezvous.c10d_rendezvous_backend",
                 "rendezvous.dynamic_rendezvous",
@@ -116,7 +117,6 @@ CIRCLES_ALLOWED: frozenset[frozenset[str]] = frozenset(
                 "rendezvous.etcd_rendezvous",
                 "rendezvous.etcd_rendezvous_backend",
                 "rendezvous.etcd_store",
-                "rendezvous.node_handler",
                 "rendezvous.rallypoint_rendezvous",
                 "rendezvous.registry",
                 "rendezvous.static_tcp_rendezvous",
@@ -423,7 +423,7 @@ def test_the_checker_allows_what_the_layers_allow(tmp_path: Path) -> None:
         coordinator__server="import aiohttp\nfrom ..wire import messages\nfrom .. import ledger",
         client__node="def f():\n    from rallypoint.coordinator import server",
         rendezvous__api="import rallypoint.core\nfrom rallypoint import endpoints, ledger, wire",
-        rendezvous__torch_bridge="def f():\n    import torch.distributed",
+        rendezvous___torch_bridge="def f():\n    import torch.distributed",
         launch__worker_env="import os\nos.environ.copy()\nos.getpid()",
         cli__main="import typer\nfrom rallypoint import join\nfrom ..launch import agent",
     )

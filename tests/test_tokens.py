@@ -17,8 +17,8 @@ import pytest
 from rallypoint import settings, tokens
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.errors import TokenError, UsageError
+from rallypoint.rendezvous._node_handler import NodeRendezvousHandler
 from rallypoint.rendezvous.api import RendezvousParameters
-from rallypoint.rendezvous.node_handler import NodeRendezvousHandler
 from rallypoint.rendezvous.rallypoint_rendezvous import torchrun_handler
 from rallypoint.settings import NodeSettings, environment
 from rallypoint.tokens import Keys, KnownToken, Origin

@@ -148,9 +148,9 @@ def join(
 
 def _store_for_torch(portal: Portal, store: AsyncStore) -> Store | None:
     """See blocking.StoreForTorch. Only where torch is imported: it is loaded no sooner."""
-    from rallypoint.rendezvous import torch_bridge
+    from rallypoint.rendezvous import _torch_bridge
 
-    return torch_bridge.world_store(portal, store)
+    return _torch_bridge.world_store(portal, store)
 
 
 def __getattr__(name: str) -> Any:

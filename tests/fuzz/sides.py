@@ -30,7 +30,7 @@ from rallypoint.core.values import (
     Seat,
 )
 from rallypoint.launch.channel import Channel, Requests, WorkerLink
-from rallypoint.rendezvous import store_server
+from rallypoint.rendezvous import _store_server
 from rallypoint.settings import WorkerChannel
 from rallypoint.wire import local
 from rallypoint.wire import messages as wire
@@ -213,23 +213,23 @@ async def _asked(source: AgentClient, rng: Random) -> None:
 
 
 async def _store(rng: Random, watch: Watch) -> int:
-    server = store_server.StoreServer(clients_max=8)
+    server = _store_server.StoreServer(clients_max=8)
     server._loop = asyncio.get_running_loop()
     inputs = 0
     while inputs < INPUTS:
-        link = store_server._Link(server)
+        link = _store_server._Link(server)
         transport = MemoryTransport(link, ("192.0.2.7", 1))
-        greeting = _maker(store_server.Greeting, 0.01)
+        greeting = _maker(_store_server.Greeting, 0.01)
         _bring(transport, _local(packed(greeting(rng)), rng), rng)
         for number in range(rng.choice((1, 5, 40))):
-            message = _maker(store_server.FromClient, 0.002)(rng)
+            message = _maker(_store_server.FromClient, 0.002)(rng)
             if isinstance(message, list) and len(message) > 2 and rng.random() < 0.9:
                 message[1] = number
             _bring(transport, _local(packed(message), rng), rng)
             inputs += 1
         unframer = local.Unframer()
         for body in unframer.feed(transport.take()):
-            store_server.decode_from_server(body)
+            _store_server.decode_from_server(body)
         if rng.random() < 0.05:
             await asyncio.sleep(11)
         transport.end()

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from rallypoint.rendezvous import RendezvousInfo, RendezvousParameters, torch_bridge
-from rallypoint.rendezvous.node_handler import NodeRendezvousHandler
+from rallypoint.rendezvous import RendezvousInfo, RendezvousParameters, _torch_bridge
+from rallypoint.rendezvous._node_handler import NodeRendezvousHandler
 from rallypoint.rendezvous.rallypoint_rendezvous import create_handler
 from tests.agent.processes import Machine, Process
 from tests.ports import free_port
@@ -107,5 +107,5 @@ def nodes_of(folder: Path, *, serves: bool = True, endpoint: str = "") -> Iterat
 
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that has not imported torch, whatever other tests have imported here."""
-    monkeypatch.setattr(torch_bridge, "loaded", lambda: False)
-    monkeypatch.delitem(sys.modules, torch_bridge.TORCH_ERRORS, raising=False)
+    monkeypatch.setattr(_torch_bridge, "loaded", lambda: False)
+    monkeypatch.delitem(sys.modules, _torch_bridge.TORCH_ERRORS, raising=False)

@@ -23,15 +23,15 @@ from rallypoint.rendezvous import (
     RendezvousError,
     RendezvousParameters,
     RendezvousStateError,
-    torch_bridge,
+    _torch_bridge,
 )
 from rallypoint.rendezvous import c10d_rendezvous_backend as c10d
+from rallypoint.rendezvous._stores import prefixed
 from rallypoint.rendezvous.c10d_rendezvous_backend import (
     DEFAULT_PORT,
     C10dRendezvousBackend,
     create_backend,
 )
-from rallypoint.rendezvous.stores import prefixed
 from tests.ports import free_port
 from tests.rendezvous.backends import Bomb, bomb, freeze, takes_at_most
 
@@ -45,7 +45,7 @@ KEY = f"torch.rendezvous.{RUN}"
 
 
 def test_without_torch_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_bridge, "is_available", lambda: False)
+    monkeypatch.setattr(_torch_bridge, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match=r"c10d.* needs PyTorch, which is not installed"):
         create_backend(RendezvousParameters("c10d", "localhost", RUN, 1, 1))
 
@@ -229,7 +229,7 @@ def test_an_address_that_names_no_machine_is_not_this_one(
         asked.append(given["is_server"])
         raise RuntimeError("seen")
 
-    monkeypatch.setattr(torch_bridge, "tcp_store", serve)
+    monkeypatch.setattr(_torch_bridge, "tcp_store", serve)
     monkeypatch.setattr(c10d, "_knock", lambda *_: [])
     with pytest.raises(RendezvousConnectionError):
         create_backend(params(f"{host}:{port}", read_timeout=1))

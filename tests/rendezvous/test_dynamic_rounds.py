@@ -16,7 +16,7 @@ from rallypoint.rendezvous import (
     RendezvousStateError,
     RendezvousTimeoutError,
 )
-from rallypoint.rendezvous.node_handler import NodeRendezvousHandler
+from rallypoint.rendezvous._node_handler import NodeRendezvousHandler
 from tests.agent.processes import wait_until
 from tests.rendezvous.backends import (
     WITHIN_S,

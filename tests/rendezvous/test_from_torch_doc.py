@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from rallypoint.rendezvous import rallypoint_rendezvous
+from rallypoint.rendezvous._node_handler import NodeRendezvousHandler
 from rallypoint.rendezvous.api import RendezvousParameters
-from rallypoint.rendezvous.node_handler import NodeRendezvousHandler
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]

@@ -29,12 +29,12 @@ from rallypoint.rendezvous import (
     RendezvousGracefulExitError,
     RendezvousParameters,
     RendezvousTimeoutError,
-    node_handler,
-    torch_bridge,
+    _node_handler,
+    _torch_bridge,
 )
-from rallypoint.rendezvous.node_handler import NodeRendezvousHandler
+from rallypoint.rendezvous._node_handler import NodeRendezvousHandler
+from rallypoint.rendezvous._stores import ASSIGNED_RANKS, ROLE_INFO, TERMINAL_STATE
 from rallypoint.rendezvous.rallypoint_rendezvous import OPTIONS, create_handler
-from rallypoint.rendezvous.stores import ASSIGNED_RANKS, ROLE_INFO, TERMINAL_STATE
 from tests.agent.processes import wait_until
 from tests.loops import open_sockets
 from tests.ports import free_port
@@ -374,7 +374,7 @@ def test_who_is_done_ends_with_the_cause_where_the_run_ends_badly(
 ) -> None:
     """torchrun's agent is in its exit barrier then, which swallows every Exception."""
     torch_store = pytest.importorskip("torch.distributed").Store
-    monkeypatch.setattr(torch_bridge, "loaded", lambda: True)
+    monkeypatch.setattr(_torch_bridge, "loaded", lambda: True)
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     a, b, c = (nodes.handler("3", ends_process=True, quiet=True) for _ in range(3))
     infos = nodes.meet(a, b, c)
@@ -403,7 +403,7 @@ def test_who_is_done_waits_for_the_verdict_on_those_who_are_left(
 ) -> None:
     """The loss comes first, and that too few are left comes after it."""
     pytest.importorskip("torch.distributed")
-    monkeypatch.setattr(torch_bridge, "loaded", lambda: True)
+    monkeypatch.setattr(_torch_bridge, "loaded", lambda: True)
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     a, b = (nodes.handler("2", ends_process=True, quiet=True) for _ in range(2))
     infos = nodes.meet(a, b)
@@ -433,7 +433,7 @@ def test_a_handler_that_is_dropped_leaves(nodes: Nodes) -> None:
     assert a._node is not None
     assert a._node.change is not None
     assert a._node.change.kind is ChangeKind.NODE_LEFT  # it said goodbye
-    wait_until(lambda: len(node_handler._open_holds) == 1, SOON_S)
+    wait_until(lambda: len(_node_handler._open_holds) == 1, SOON_S)
 
 
 def test_a_dropped_handler_leaves_no_socket_and_no_task(nodes: Nodes) -> None:
@@ -448,7 +448,7 @@ def test_a_dropped_handler_leaves_no_socket_and_no_task(nodes: Nodes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         gc.collect()
-        wait_until(lambda: not node_handler._open_holds, SOON_S)
+        wait_until(lambda: not _node_handler._open_holds, SOON_S)
         wait_until(lambda: not open_sockets() - before, SOON_S)
         gc.collect()
 
@@ -467,7 +467,7 @@ def test_shutdown_takes_no_longer_than_the_close_timeout(tmp_path: Path) -> None
         with pytest.raises(RendezvousClosedError, match="a node has finished"):
             other.next_rendezvous()
         assert other.shutdown()
-        wait_until(lambda: not node_handler._open_holds, SOON_S)
+        wait_until(lambda: not _node_handler._open_holds, SOON_S)
 
 
 def test_a_host_that_is_done_shuts_down_in_time_and_goes_on_coordinating(tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_a_host_that_is_done_shuts_down_in_time_and_goes_on_coordinating(tmp_pat
         infos[1].store.set("still", "there")
         exit_barrier(infos[1].store, 2, 300)
         assert other.shutdown()
-        wait_until(lambda: not node_handler._open_holds, SOON_S)
+        wait_until(lambda: not _node_handler._open_holds, SOON_S)
 
 
 # -- time, and who does not answer ---------------------------------------------------------------

@@ -26,13 +26,13 @@ from rallypoint.rendezvous import (
     RendezvousParameters,
     RendezvousStoreInfo,
     RendezvousTimeoutError,
-    store_client,
-    store_probe,
-    torch_bridge,
+    _store_client,
+    _store_probe,
+    _torch_bridge,
 )
+from rallypoint.rendezvous._store_probe import StoreKind
 from rallypoint.rendezvous.registry import get_rendezvous_handler
 from rallypoint.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous, create_rdzv_handler
-from rallypoint.rendezvous.store_probe import StoreKind
 from tests.ports import free_port
 
 SRC = Path(__file__).parents[2] / "src"
@@ -126,7 +126,7 @@ def test_meeting_may_take_ten_minutes_unless_told_otherwise() -> None:
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whose store: ours is what there is without torch."""
     if request.param == "ours":
-        monkeypatch.setattr(torch_bridge, "is_available", lambda: False)
+        monkeypatch.setattr(_torch_bridge, "is_available", lambda: False)
     return str(request.param)
 
 
@@ -208,7 +208,7 @@ def test_the_store_has_torchs_calls(meet: Callable[..., Any]) -> None:
 def test_a_key_that_is_not_set_in_time_is_a_timeout_that_names_it(
     meet: Callable[..., Any], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_client, "ANSWER_MARGIN_S", 20)  # the server says it, however late
+    monkeypatch.setattr(_store_client, "ANSWER_MARGIN_S", 20)  # the server says it, however late
     store = meet(1, free_port())[0].store
     store.set_timeout(timedelta(seconds=0.05))
     expected = StoreTimeoutError if kind == "ours" else RuntimeError
@@ -269,7 +269,7 @@ def test_no_client_of_torchs_is_made_before_somebody_listens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It waits long between two tries, and prints its stack when its timeout is over."""
-    monkeypatch.delattr(torch_bridge, "tcp_store")
+    monkeypatch.delattr(_torch_bridge, "tcp_store")
     port = free_port()
     handler = create_rdzv_handler(parameters(f"localhost:{port}", 2, rank=1, timeout=1))
     with pytest.raises(RendezvousConnectionError, match="within 1 s: Connection refused"):
@@ -340,7 +340,7 @@ def rank_0_without_torch_pid() -> Iterator[tuple[int, int]]:
 def test_processes_without_torch_meet(
     rank_0_without_torch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_bridge, "is_available", lambda: False)
+    monkeypatch.setattr(_torch_bridge, "is_available", lambda: False)
     params = parameters(f"localhost:{rank_0_without_torch}", 2, rank=1, timeout=20)
     assert create_rdzv_handler(params).next_rendezvous().store.get("key") == b"value"
 
@@ -351,7 +351,7 @@ def test_a_node_with_torch_says_that_rank_0_has_none(
     rank_0_without_torch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And makes no client of torch's, which would go on in the background for its timeout."""
-    monkeypatch.delattr(torch_bridge, "tcp_store")
+    monkeypatch.delattr(_torch_bridge, "tcp_store")
     params = parameters(f"localhost:{rank_0_without_torch}", 2, rank=1, timeout=60)
     with pytest.raises(RendezvousConnectionError, match="it has no PyTorch, while this node has"):
         create_rdzv_handler(params).next_rendezvous()
@@ -364,15 +364,15 @@ def test_a_rank_0_without_torch_that_is_stopped_for_a_while_is_known_afterwards(
 ) -> None:
     """Before it goes on it says nothing, and torch's own client would ask it until the timeout."""
     port, pid = rank_0_without_torch_pid
-    kinds, ask = [], store_probe.kind_at
+    kinds, ask = [], _store_probe.kind_at
 
     def kind_at(*args: Any) -> StoreKind:
         kinds.append(ask(*args))
         os.kill(pid, signal.SIGCONT)
         return kinds[-1]
 
-    monkeypatch.setattr(store_probe, "kind_at", kind_at)
-    monkeypatch.delattr(torch_bridge, "tcp_store")
+    monkeypatch.setattr(_store_probe, "kind_at", kind_at)
+    monkeypatch.delattr(_torch_bridge, "tcp_store")
     os.kill(pid, signal.SIGSTOP)
     os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
     params = parameters(f"localhost:{port}", 2, rank=1, timeout=60)
@@ -384,8 +384,8 @@ def test_a_rank_0_without_torch_that_is_stopped_for_a_while_is_known_afterwards(
 @pytest.mark.sockets
 @needs_torch
 def test_a_node_without_torch_says_that_rank_0_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = torch_bridge.tcp_store("localhost", 0, is_server=True, timeout_s=20)
-    monkeypatch.setattr(torch_bridge, "is_available", lambda: False)
+    store = _torch_bridge.tcp_store("localhost", 0, is_server=True, timeout_s=20)
+    monkeypatch.setattr(_torch_bridge, "is_available", lambda: False)
     params = parameters(f"localhost:{store.port}", 2, rank=1, timeout=60)
     with pytest.raises(RendezvousConnectionError, match="it is a TCPStore of PyTorch's"):
         create_rdzv_handler(params).next_rendezvous()

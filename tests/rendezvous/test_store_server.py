@@ -24,11 +24,11 @@ import pytest
 from rallypoint import errors
 from rallypoint.client.blocking import portal
 from rallypoint.core import store as ops
-from rallypoint.rendezvous import store_client
-from rallypoint.rendezvous import store_server as wire
-from rallypoint.rendezvous.store_client import TcpStore, open_store
-from rallypoint.rendezvous.store_probe import StoreKind, kind_at
-from rallypoint.rendezvous.store_server import StoreServer, serve_at
+from rallypoint.rendezvous import _store_client
+from rallypoint.rendezvous import _store_server as wire
+from rallypoint.rendezvous._store_client import TcpStore, open_store
+from rallypoint.rendezvous._store_probe import StoreKind, kind_at
+from rallypoint.rendezvous._store_server import StoreServer, serve_at
 from rallypoint.wire import local
 from rallypoint.wire.messages import MESSAGE_BYTES_MAX, MalformedError
 from tests.rendezvous.backends import freeze
@@ -111,7 +111,7 @@ def test_many_clients_wait_for_one_key_and_count_once_each(server: StoreServer) 
 def test_a_deadline_names_what_is_missing(
     server: StoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_client, "ANSWER_MARGIN_S", 20)  # the server says it, however late
+    monkeypatch.setattr(_store_client, "ANSWER_MARGIN_S", 20)  # the server says it, however late
     store = connect(server)
     store.set("there", "")
     began_s = time.monotonic()
@@ -288,7 +288,7 @@ import sys
 sys.path.insert(0, {str(SRC)!r})
 sys.modules["torch"] = None
 from rallypoint.client.blocking import portal
-from rallypoint.rendezvous.store_server import serve_at
+from rallypoint.rendezvous._store_server import serve_at
 server = serve_at(portal(), 0)
 print(server.port, flush=True)
 sys.stdin.read()

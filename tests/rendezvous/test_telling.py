@@ -27,7 +27,7 @@ from rallypoint.core.values import (
     RunSettings,
     Seat,
 )
-from rallypoint.rendezvous.telling import Teller
+from rallypoint.rendezvous._telling import Teller
 from tests.loops import node, run_virtual
 
 SRC = Path(__file__).parents[2] / "src"
@@ -170,7 +170,7 @@ import logging, sys
 {before}
 root = logging.getLogger()
 was = (root.level, list(root.handlers))
-from rallypoint.rendezvous.telling import Teller, show_on_stderr
+from rallypoint.rendezvous._telling import Teller, show_on_stderr
 show_on_stderr()
 show_on_stderr()
 {after}
@@ -224,13 +224,13 @@ def test_a_stderr_that_takes_nothing_holds_up_nobody() -> None:
     """A log collector that hangs must not stop a node's heartbeats."""
     program = """
 import os, sys, threading, time
-from rallypoint.rendezvous import telling
-telling.FLUSH_S = 0.1
+from rallypoint.rendezvous import _telling
+_telling.FLUSH_S = 0.1
 read, write = os.pipe()
 os.dup2(write, 2)
-telling.show_on_stderr()
-teller = telling.Teller()
-for number in range(3 * telling.LINES_MAX):
+_telling.show_on_stderr()
+teller = _telling.Teller()
+for number in range(3 * _telling.LINES_MAX):
     teller._tell("x" * 1000)
 print("went on", flush=True)
 """
@@ -249,13 +249,13 @@ print("went on", flush=True)
 def test_a_child_made_by_fork_shows_its_own_lines() -> None:
     program = """
 import os
-from rallypoint.rendezvous import telling
-telling.show_on_stderr()
-telling.Teller()._tell("parent")
+from rallypoint.rendezvous import _telling
+_telling.show_on_stderr()
+_telling.Teller()._tell("parent")
 import logging
 logging.getLogger("rallypoint").handlers[0].flush()
 if os.fork() == 0:
-    telling.Teller()._tell("child")
+    _telling.Teller()._tell("child")
     logging.shutdown()
     os._exit(0)
 os.wait()

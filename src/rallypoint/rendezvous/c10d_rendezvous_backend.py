@@ -35,7 +35,7 @@ from rallypoint.net import (
     numeric,
     resolve,
 )
-from rallypoint.rendezvous import torch_bridge
+from rallypoint.rendezvous import _torch_bridge
 from rallypoint.rendezvous.api import (
     RendezvousConnectionError,
     RendezvousError,
@@ -127,8 +127,8 @@ class C10dRendezvousBackend(RendezvousBackend):
     def _own_store(self) -> Any:
         """The store, over a connection of its own where it has one."""
         store = self._store
-        if self._own is None and torch_bridge.is_tcp_store(store):
-            self._own = torch_bridge.tcp_store(
+        if self._own is None and _torch_bridge.is_tcp_store(store):
+            self._own = _torch_bridge.tcp_store(
                 store.host, store.port, is_server=False, timeout_s=self._limit_s()
             )
         return store if self._own is None else self._own
@@ -162,7 +162,7 @@ def _decoded(held: bytes) -> bytes:
     try:
         return b64decode(held, validate=True)
     except binascii.Error as error:
-        raise torch_bridge.error_of(
+        raise _torch_bridge.error_of(
             RendezvousStateError,
             "The state object is corrupt. See inner exception for details.",
             f"What the store holds is damaged, or something else's: it is no base64 ({error}).",
@@ -171,7 +171,7 @@ def _decoded(held: bytes) -> bytes:
 
 def _cannot_connect(detail: str, cause: BaseException | None = None) -> NoReturn:
     text = "The connection to the C10d store has failed. See inner exception for details."
-    error = torch_bridge.error_of(RendezvousConnectionError, text, detail)
+    error = _torch_bridge.error_of(RendezvousConnectionError, text, detail)
     raise error from cause or ConnectionError(detail)
 
 
@@ -202,7 +202,7 @@ def create_backend(params: RendezvousParameters) -> tuple[C10dRendezvousBackend,
         RuntimeError: torch is not installed.
         RendezvousError: a temporary file cannot be made.
     """
-    torch_bridge.require("the rendezvous backend 'c10d'")
+    _torch_bridge.require("the rendezvous backend 'c10d'")
     kind = str(params.get("store_type", "tcp")).strip().lower()
     if kind not in ("tcp", "file"):
         raise ValueError("Invalid store type given. Currently only supports file and tcp.")
@@ -219,7 +219,7 @@ def _file_store(params: RendezvousParameters, limit_s: float) -> Any:
     try:
         # torch tries a file that cannot be opened for five minutes, and holds the GIL.
         within(limit_s, lambda: Path(path).open("ab").close())
-        return torch_bridge.file_store(path)
+        return _torch_bridge.file_store(path)
     except (ValueError, RuntimeError, OSError) as error:
         _cannot_connect(f"The file store at {path!r} cannot be used: {_first_line(error)}", error)
 
@@ -228,7 +228,7 @@ def _temporary_file() -> str:
     try:
         opened, path = tempfile.mkstemp(prefix="rallypoint-")
     except OSError as error:
-        raise torch_bridge.error_of(
+        raise _torch_bridge.error_of(
             RendezvousError,
             "The file creation for C10d store has failed. See inner exception for details.",
             f"No temporary file could be made for the store: {error}",
@@ -260,7 +260,7 @@ def _served(host: str, port: int, limit_s: float, ends_s: float) -> Any:
     """A TCPStore with its server. Handlers of one process share a server, as torch's do."""
     store = within(
         _left_s(ends_s),
-        lambda: torch_bridge.tcp_store(
+        lambda: _torch_bridge.tcp_store(
             host, port, is_server=True, timeout_s=limit_s, multi_tenant=True
         ),
     )
@@ -277,7 +277,7 @@ def _reached(host: str, port: int, limit_s: float, ends_s: float, not_served: st
         try:
             return within(
                 _left_s(ends_s),
-                lambda: torch_bridge.tcp_store(host, port, is_server=False, timeout_s=limit_s),
+                lambda: _torch_bridge.tcp_store(host, port, is_server=False, timeout_s=limit_s),
             )
         except (ValueError, RuntimeError, OSError) as error:
             answers = [f"connections are accepted, but no TCPStore answers: {_first_line(error)}"]

@@ -28,8 +28,8 @@ from rallypoint.client.node import Node
 from rallypoint.core.values import RunSettings
 from rallypoint.endpoints import Endpoint, EndpointKind
 from rallypoint.ledger.torch_backend import TorchBackendLedger
+from rallypoint.rendezvous._node_handler import HandlerPlan, NodeRendezvousHandler, stop_s
 from rallypoint.rendezvous.api import RendezvousParameters
-from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler, stop_s
 
 __all__ = [
     "DynamicRendezvousHandler",

@@ -24,7 +24,7 @@ from rallypoint.core.values import Address
 from rallypoint.ledger.etcd.client import EtcdClient
 from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.ledger.etcd.wire import KeyValue, prefix_end
-from rallypoint.rendezvous import torch_bridge
+from rallypoint.rendezvous import _torch_bridge
 from rallypoint.rendezvous.api import (
     RendezvousConnectionError,
     RendezvousParameters,
@@ -156,10 +156,10 @@ class EtcdConnection:
         try:
             return portal().run(work)
         except (errors.LedgerCorruptError, errors.LedgerFormatError) as error:
-            raise torch_bridge.error_class(RendezvousStateError)(str(error)) from error
+            raise _torch_bridge.error_class(RendezvousStateError)(str(error)) from error
         except errors.LedgerError as error:
             where = ", ".join(self.endpoints)
-            raise torch_bridge.error_of(
+            raise _torch_bridge.error_of(
                 RendezvousConnectionError,
                 "The connection to etcd has failed. See inner exception for details.",
                 f"At {where}, trying to {what}: {error}",

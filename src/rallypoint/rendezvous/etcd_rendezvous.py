@@ -15,10 +15,10 @@ from urllib.parse import quote
 
 from rallypoint import errors, settings
 from rallypoint.endpoints import Endpoint, EndpointKind, EtcdPlace
+from rallypoint.rendezvous._node_handler import HandlerPlan, NodeRendezvousHandler, stop_s
 from rallypoint.rendezvous.api import RendezvousParameters
 from rallypoint.rendezvous.etcd_blocking import EtcdConnection, connection, connection_of
 from rallypoint.rendezvous.etcd_store import EtcdStore
-from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler, stop_s
 
 __all__ = [
     "EtcdRendezvous",

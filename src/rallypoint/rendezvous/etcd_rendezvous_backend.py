@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 from rallypoint.ledger.etcd.client import EtcdClient
 from rallypoint.ledger.etcd.txn import compare, decided, get, put
 from rallypoint.ledger.etcd.wire import EtcdRefusedError, KeyValue
-from rallypoint.rendezvous import torch_bridge
+from rallypoint.rendezvous import _torch_bridge
 from rallypoint.rendezvous.api import RendezvousParameters, RendezvousStateError
 from rallypoint.rendezvous.dynamic_rendezvous import RendezvousBackend, Token
 from rallypoint.rendezvous.etcd_blocking import EtcdConnection, as_key, connection, connection_of
@@ -135,7 +135,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         try:
             return b64decode(found.value, validate=True), found.mod_revision
         except binascii.Error as error:
-            raise torch_bridge.error_of(
+            raise _torch_bridge.error_of(
                 RendezvousStateError,
                 "The state object is corrupt. See inner exception for details.",
                 f"etcd's key {self._key!r} at {', '.join(self._client.endpoints)} holds no base64 "

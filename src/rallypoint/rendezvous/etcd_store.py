@@ -24,7 +24,7 @@ from rallypoint.ledger import record_format
 from rallypoint.ledger.etcd.client import EtcdClient
 from rallypoint.ledger.etcd.txn import compare, decided, delete, get, put
 from rallypoint.ledger.etcd.wire import EtcdCompactedError, EtcdUnknownError, KeyValue, prefix_end
-from rallypoint.rendezvous import torch_bridge
+from rallypoint.rendezvous import _torch_bridge
 from rallypoint.rendezvous.etcd_blocking import EtcdConnection, as_key, connection
 
 __all__ = ["EtcdStore", "cas_delay"]
@@ -97,8 +97,8 @@ class EtcdStore(BlockingStore):
         def call(op: ops.StoreOp, timeout_s: float) -> object:
             return client.run(calls.call(op, timeout_s))
 
-        torch_bridge.require("a torch.distributed.Store over etcd")
-        store = torch_bridge.store_of(call, self.timeout.total_seconds())
+        _torch_bridge.require("a torch.distributed.Store over etcd")
+        store = _torch_bridge.store_of(call, self.timeout.total_seconds())
         self._for_torch.append(store)  # for as long as this one lives; see store_of
         return store
 

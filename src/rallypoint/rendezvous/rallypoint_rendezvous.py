@@ -14,9 +14,9 @@ from typing import Any, Final
 from rallypoint import errors, settings
 from rallypoint.core.values import RunSettings
 from rallypoint.endpoints import EndpointKind, asks_for_any_port
+from rallypoint.rendezvous._node_handler import HandlerPlan, NodeRendezvousHandler, stop_s
+from rallypoint.rendezvous._telling import show_on_stderr
 from rallypoint.rendezvous.api import RendezvousHandlerCreator, RendezvousParameters
-from rallypoint.rendezvous.node_handler import HandlerPlan, NodeRendezvousHandler, stop_s
-from rallypoint.rendezvous.telling import show_on_stderr
 from rallypoint.settings import NodeSettings
 
 __all__ = ["OPTIONS", "create_handler", "torchrun_handler"]
@@ -80,7 +80,7 @@ def create_handler(
 
     Nothing is contacted before its first call. Environment variables (RALLYPOINT_...) stand in for
     options that are not given. `ends_process`: see HandlerPlan; the node's lines are then shown on
-    stderr (see `telling.show_on_stderr`), unless the option `quiet` is true.
+    stderr (see `_telling.show_on_stderr`), unless the option `quiet` is true.
 
     Raises ValueError, naming the option: one that is unknown (the known ones are listed), cannot
     be read, or contradicts another; an endpoint that cannot be read.

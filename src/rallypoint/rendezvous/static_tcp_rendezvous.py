@@ -1,7 +1,7 @@
 """The `static` backend: the ranks are given, and node rank 0 serves a store at the endpoint.
 
 Where torch is installed the store is a TCPStore of torch's, since the workers of torchrun connect
-to it. Where it is not, rank 0 serves `store_server`, with the same calls. All nodes of a run need
+to it. Where it is not, rank 0 serves `_store_server`, with the same calls. All nodes of a run need
 the one or the other; a node that finds the other kind says so.
 
 Nobody is watched here: a node that dies is not noticed and cannot be replaced.
@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any, Final, NoReturn
 
 from rallypoint import errors
-from rallypoint.rendezvous import torch_bridge
+from rallypoint.rendezvous import _torch_bridge
 from rallypoint.rendezvous.api import (
     RendezvousConnectionError,
     RendezvousError,
@@ -127,10 +127,10 @@ class StaticTCPRendezvous(RendezvousHandler):
 
     def _meet(self) -> Any:
         deadline_s = time.monotonic() + self.timeout.total_seconds()
-        kind = "PyTorch's TCPStore" if torch_bridge.is_available() else "a store of Rallypoint's"
+        kind = "PyTorch's TCPStore" if _torch_bridge.is_available() else "a store of Rallypoint's"
         role = "serving" if self.rank == 0 else "connecting to"
         _log.info("%s %s at %s", role, kind, self._where)
-        store = self._torch_store() if torch_bridge.is_available() else self._own_store()
+        store = self._torch_store() if _torch_bridge.is_available() else self._own_store()
         meeting = _prefixed(f"rallypoint/static/{self.run_id}", store)
         meeting.set(str(self.rank), b"1")
         if self.rank == 0:
@@ -169,7 +169,7 @@ class StaticTCPRendezvous(RendezvousHandler):
         try:
             store = within(
                 left_s + PROBE_S,
-                lambda: torch_bridge.tcp_store(
+                lambda: _torch_bridge.tcp_store(
                     self.master_addr,
                     self.master_port,
                     is_server=self.rank == 0,
@@ -193,7 +193,7 @@ class StaticTCPRendezvous(RendezvousHandler):
         """
         from rallypoint.client.dialing import Pauses
         from rallypoint.net import describe_os_error
-        from rallypoint.rendezvous.store_probe import StoreKind, kind_at
+        from rallypoint.rendezvous._store_probe import StoreKind, kind_at
 
         pauses = Pauses()
         unknown_since_s = math.inf
@@ -225,8 +225,8 @@ class StaticTCPRendezvous(RendezvousHandler):
 
     def _own_store(self) -> Any:
         from rallypoint.client.blocking import portal
-        from rallypoint.rendezvous.store_client import open_store
-        from rallypoint.rendezvous.store_server import serve_at
+        from rallypoint.rendezvous._store_client import open_store
+        from rallypoint.rendezvous._store_server import serve_at
 
         timeout_s = self.timeout.total_seconds()
         try:
@@ -301,10 +301,10 @@ def _check_options(params: RendezvousParameters, rank: int) -> None:
 
 
 def _prefixed(prefix: str, store: Any) -> Any:
-    from rallypoint.rendezvous.stores import prefixed
+    from rallypoint.rendezvous._stores import prefixed
 
     return prefixed(prefix, store, lambda: None)
 
 
 def _error(kind: type[RendezvousError], message: str) -> Exception:
-    return torch_bridge.error_class(kind)(message)
+    return _torch_bridge.error_class(kind)(message)

@@ -28,7 +28,7 @@ from rallypoint.client.world import STORE_TIMEOUT_S
 from rallypoint.client.world import Store as AsyncStore
 from rallypoint.core import store as ops
 from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome
-from rallypoint.rendezvous import torch_bridge
+from rallypoint.rendezvous import _torch_bridge
 
 TERMINAL_STATE: Final = "torchelastic/agent/terminal_state"
 """What the keys of torchrun's exit barrier begin with (torch 2.13, elastic/agent/server/api.py)."""
@@ -191,7 +191,7 @@ def round_store(
     `on_bad_end`: ends torchrun's exit barrier where the run did not succeed; for a source that
     `tells_end`.
     """
-    if torch_bridge.loaded():
+    if _torch_bridge.loaded():
 
         def call(op: ops.StoreOp, timeout_s: float) -> object:
             try:
@@ -201,7 +201,7 @@ def round_store(
                 assert on_bad_end is not None
                 on_bad_end(ended.close)
 
-        return torch_bridge.round_store_of(call, STORE_TIMEOUT_S)
+        return _torch_bridge.round_store_of(call, STORE_TIMEOUT_S)
     # The source looks whether the round is on: a barrier at the exit must get there, too.
     return BlockingStore(portal, AsyncStore(cast(Any, source), lambda: None))
 
@@ -217,10 +217,10 @@ def prefixed(prefix: str, store: Any, on_terminal: Callable[[], None]) -> Any:
             on_terminal()
 
     for_torch = getattr(store, "for_torch", None)
-    if for_torch is not None and torch_bridge.loaded():
+    if for_torch is not None and _torch_bridge.loaded():
         store = for_torch()  # ours over etcd, as torch's own kind
-    if torch_bridge.is_torch_store(store):
-        return torch_bridge.prefix_store(prefix, store, on_add)
+    if _torch_bridge.is_torch_store(store):
+        return _torch_bridge.prefix_store(prefix, store, on_add)
     return PrefixedStore(prefix, store, on_add)
 
 

@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import Final
 
-from rallypoint.rendezvous.store_server import GREETING_BYTES_MAX, Greeting, decode_from_server
+from rallypoint.rendezvous._store_server import GREETING_BYTES_MAX, Greeting, decode_from_server
 from rallypoint.wire import local
 from rallypoint.wire.messages import MalformedError
 

@@ -1,4 +1,4 @@
-"""The client of `store_server`: the store that nodes without torch use, blocking.
+"""The client of `_store_server`: the store that nodes without torch use, blocking.
 
 One connection carries the calls of all threads. Every call has a deadline of its own, which it
 keeps whatever the server does: one that is stopped, or that is not there, costs no more than that.
@@ -23,8 +23,8 @@ from rallypoint.client.node import store_error
 from rallypoint.client.world import Store as AsyncStore
 from rallypoint.core.store import StoreFailure, StoreOp, StoreResult
 from rallypoint.core.values import Address, Change, ChangeKind
-from rallypoint.rendezvous import store_server as wire
-from rallypoint.rendezvous.store_probe import StoreKind, kind_at
+from rallypoint.rendezvous import _store_server as wire
+from rallypoint.rendezvous._store_probe import StoreKind, kind_at
 from rallypoint.wire import local
 from rallypoint.wire.messages import MalformedError
 

@@ -31,7 +31,9 @@ from rallypoint.client.node import Node, Round
 from rallypoint.core import reasons
 from rallypoint.core.values import Address, ChangeKind, CloseRecord, Outcome, RoundHead, RunSettings
 from rallypoint.ledger.contract import Ledger
-from rallypoint.rendezvous import torch_bridge
+from rallypoint.rendezvous import _torch_bridge
+from rallypoint.rendezvous._stores import RoundSource, prefixed, round_store
+from rallypoint.rendezvous._telling import Teller
 from rallypoint.rendezvous.api import (
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -43,8 +45,6 @@ from rallypoint.rendezvous.api import (
     RendezvousStoreInfo,
     RendezvousTimeoutError,
 )
-from rallypoint.rendezvous.stores import RoundSource, prefixed, round_store
-from rallypoint.rendezvous.telling import Teller
 from rallypoint.settings import NodeSettings, shares_torch_store
 
 __all__ = ["HandlerPlan", "NodeRendezvousHandler"]
@@ -151,7 +151,7 @@ class NodeRendezvousHandler(RendezvousHandler):
 
         Where torch is imported, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is 1.
         """
-        return torch_bridge.loaded() and shares_torch_store()
+        return _torch_bridge.loaded() and shares_torch_store()
 
     # -- rounds ----------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class NodeRendezvousHandler(RendezvousHandler):
         reservation = self._hold.reservation
         assert reservation is not None
         try:
-            return torch_bridge.tcp_store(
+            return _torch_bridge.tcp_store(
                 at.host,
                 at.port,
                 is_server=True,
@@ -564,7 +564,7 @@ def _close_of(node: Node) -> CloseRecord | None:
 
 def _raise(kind: type[Exception], text: str, cause: BaseException | None = None) -> NoReturn:
     """Raise one of the rendezvous errors, as torch's own too where torch's are imported."""
-    raise torch_bridge.error_class(kind)(text) from cause
+    raise _torch_bridge.error_class(kind)(text) from cause
 
 
 def _raise_as(error: Exception) -> NoReturn:
@@ -595,7 +595,7 @@ def _why(error: BaseException | None) -> tuple[Outcome, str]:
     """How the run ends for a node that is shut down while `error` is handled."""
     if error is None or (isinstance(error, SystemExit) and not error.code):
         return Outcome.SUCCEEDED, "a node has finished"
-    text = (torch_bridge.first_failure(error) or str(error)).strip().partition("\n")[0]
+    text = (_torch_bridge.first_failure(error) or str(error)).strip().partition("\n")[0]
     return Outcome.FAILED, f"{type(error).__name__}: {text}"[:REASON_CHARACTERS_MAX]
 
 
