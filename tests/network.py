@@ -13,7 +13,9 @@ from functools import partial
 
 import msgspec
 
+from rallypoint.client import actions as act
 from rallypoint.client import machine as m
+from rallypoint.client.actions import Action
 from rallypoint.clock import TICK_S, StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
@@ -191,14 +193,14 @@ class Node:
         self.closed: CloseRecord | None = None
         self.refused: Refusal | None = None
         self.answers: dict[int, StoreResult] = {}
-        self.told: list[m.MembersTold | m.WaitingTold] = []
+        self.told: list[act.MembersTold | act.WaitingTold] = []
         self.dropped: list[str] = []
         self.is_deaf = False
         """Takes no message, as if the path to it were blocked."""
         self.is_frozen = False
         """Says nothing by itself either, as if it were stopped."""
         self.reconnects = True
-        self.on_action: Callable[[m.Action], None] = lambda action: None
+        self.on_action: Callable[[act.Action], None] = lambda action: None
         self._network = network
 
     @property
@@ -236,31 +238,31 @@ class Node:
         message = wire.decode_from_coordinator(payload)
         self.act(self.machine.received(message, self._network.now_s))
 
-    def act(self, actions: list[m.Action]) -> None:
+    def act(self, actions: list[Action]) -> None:
         for action in actions:
             self._do(action)
             self.on_action(action)
 
-    def _do(self, action: m.Action) -> None:
+    def _do(self, action: Action) -> None:
         match action:
-            case m.Send(message=message):
+            case act.Send(message=message):
                 if self.link is not None and self.link.is_open:
                     self.link.up.append(wire.encode(message))
-            case m.Drop(reason=reason):
+            case act.Drop(reason=reason):
                 self.dropped.append(reason)
                 if self.link is not None:
                     self.link.cut()
-            case m.RoundFormed(head=head, seat=seat):
+            case act.RoundFormed(head=head, seat=seat):
                 self.rounds.append((head, seat))
-            case m.RoundEnded(change=change):
+            case act.RoundEnded(change=change):
                 self.changes.append(change)
-            case m.RunEnded(close=close):
+            case act.RunEnded(close=close):
                 self.closed = close
-            case m.WasRefused(refusal=refusal):
+            case act.WasRefused(refusal=refusal):
                 self.refused = refusal
-            case m.CallAnswered(request_id=request_id, result=result):
+            case act.CallAnswered(request_id=request_id, result=result):
                 self.answers[request_id] = result
-            case m.MembersTold() | m.WaitingTold():
+            case act.MembersTold() | act.WaitingTold():
                 self.told.append(action)
 
     # -- what a test asks of it ----------------------------------------------------------------

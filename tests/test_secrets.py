@@ -59,7 +59,7 @@ HOLDERS = list(holders())
 
 
 def test_there_are_some() -> None:
-    assert {"CoordinatorConfig", "NodeSettings", "Place", "CoordinatorClient", "Hello"} <= {
+    assert {"CoordinatorConfig", "NodeSettings", "Lease", "CoordinatorClient", "Hello"} <= {
         each.__name__ for each, _ in HOLDERS
     }
 

@@ -7,8 +7,8 @@
             with world:
                 ...  # world.rank, world.size, world.store, world.barrier(name), world.change
 
-The asynchronous twin is `rallypoint.aio`; the command line is `rallypoint --help`. Importing this
-module loads little: what a part needs is loaded when the part is used.
+The asynchronous API is `rallypoint.aio`; the command line is `rallypoint --help`. Importing this
+module loads little: each part is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -120,13 +120,13 @@ def join(
         min_nodes: the fewest nodes of a round. Alone, it is also the most.
         max_nodes: the most nodes of a round.
         token: the coordinator's token. Or RALLYPOINT_TOKEN, or `token_file`.
-        labels: what the other members shall know of this node.
+        labels: names and texts about this node, for the other members.
         options: any other setting that `rallypoint env` lists, by its name there: `node_name`,
             `join_timeout_s`, `last_call_s`, `suspect_after_s`, ... Durations are in seconds.
             `rallypoint.JoinOptions` has all of them.
 
     Raises:
-        UsageError: an argument or a variable that cannot be.
+        UsageError: a wrong argument or variable.
         UnreachableError: nobody answered within `connect_timeout_s`; it lists what was tried.
         RefusedError: the coordinator said no; its class says why.
     """

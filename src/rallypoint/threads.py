@@ -10,13 +10,15 @@ loop of their own) are not calls, and belong to that object's file.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -93,6 +95,8 @@ def call_from_loop(work: Callable[[], T]) -> asyncio.Future[T]:
 
     Cancelling the future does not end the call. Raises RuntimeError if the system grants no thread.
     """
+    import asyncio  # here: callers that block do not load it
+
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     threading.Thread(target=settle, args=(future, work), name=THREAD_NAME, daemon=True).start()
     return future
@@ -124,6 +128,8 @@ def settle(future: asyncio.Future[T], work: Callable[[], T]) -> None:
 
 async def await_within(seconds: float, work: Callable[[], T]) -> T:
     """What `work` returns or raises. Raises TimeoutError if that takes longer; the call goes on."""
+    import asyncio
+
     async with asyncio.timeout(seconds):
         return await call_from_loop(work)
 
@@ -132,10 +138,14 @@ class LimitedCalls:
     """Calls with a deadline, at most CALLS_MAX at a time. Owned by one event loop."""
 
     def __init__(self) -> None:
+        import asyncio
+
         self._free = asyncio.Semaphore(CALLS_MAX)
 
     async def run(self, work: Callable[[], T], timeout_s: float) -> T:
         """What `work` returns or raises. Raises TimeoutError; the call then goes on."""
+        import asyncio
+
         async with asyncio.timeout(timeout_s):
             await self._free.acquire()
             try:
@@ -166,6 +176,8 @@ class DaemonExecutor(ThreadPoolExecutor):
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """A loop whose `to_thread` and name look-ups never keep the process from ending."""
+    import asyncio
+
     loop = asyncio.new_event_loop()
     loop.set_default_executor(DaemonExecutor())
     return loop

@@ -158,9 +158,9 @@ def abandon(run: Any) -> None:
     node = inner._source._node
 
     async def cut() -> None:
-        node._is_closing = True
-        node._connection._socket.ends_in_order = True  # a FIN, and not a word
-        node._connection._transport.abort()
+        node._connector.is_closing = True
+        node._connector.connection._socket.ends_in_order = True  # a FIN, and not a word
+        node._connector.connection._transport.abort()
 
     if isinstance(run, AsyncRun):
         run._api.wait(cut())

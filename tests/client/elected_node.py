@@ -8,16 +8,14 @@ It prints a line of JSON whenever what it knows has changed, and writes to its r
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
 import time
 
 from rallypoint.client.node import Node
 from rallypoint.core import reasons
-from rallypoint.core.store import Add
+from rallypoint.core.store import ROUND_ENDED, Add, StoreValue
 from rallypoint.core.values import Address, RunSettings
-from rallypoint.errors import RoundBrokenError
 from rallypoint.settings import NodeSettings, parse_endpoint
 
 
@@ -41,8 +39,8 @@ async def watch(node: Node) -> None:
             last = current
             print(json.dumps({**current, "at_s": time.monotonic()}), flush=True)
         if node.is_connected:
-            with contextlib.suppress(RoundBrokenError):
-                await node.call(Add("count", 1), 30.0)
+            result = await node.call(Add("count", 1), 30.0)
+            assert isinstance(result, StoreValue) or result.code == ROUND_ENDED, result
         await asyncio.sleep(0.02)
     if node.change is not None:
         print(json.dumps({**picture(node), "at_s": time.monotonic()}), flush=True)

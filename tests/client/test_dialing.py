@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from rallypoint import errors, net
-from rallypoint.client import dialing
-from rallypoint.client import node as client
+from rallypoint.client import connector, dialing
 from rallypoint.client.dialing import Attempts, dial_first
 from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.coordinator.coordinator import Coordinator
@@ -95,13 +94,13 @@ async def answer_unavailable(reader: asyncio.StreamReader, writer: asyncio.Strea
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PROXY_READY_S", 0.2)
+    monkeypatch.setattr(connector, "PROXY_READY_S", 0.2)
 
 
 @pytest.fixture
 def last_try_is_patient(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error tells what the last try has brought: an answer, though this machine pauses."""
-    monkeypatch.setattr(client, "DIAL_MIN_S", 60.0)
+    monkeypatch.setattr(connector, "DIAL_MIN_S", 60.0)
     monkeypatch.setattr(dialing, "ADDRESS_TIMEOUT_S", 60.0)
 
 
@@ -202,7 +201,7 @@ def test_a_status_that_no_proxy_answers_for_a_while_is_told_at_once(status: str)
             loop = asyncio.get_running_loop()
             began_s = loop.time()
             await fails(f"http://127.0.0.1:{port}", errors.NotACoordinatorError)
-            assert loop.time() - began_s < client.PROXY_READY_S
+            assert loop.time() - began_s < connector.PROXY_READY_S
 
     run_clean(main)
 
@@ -421,7 +420,7 @@ def test_why_this_node_could_not_be_the_host_is_told(monkeypatch):
 
     async def main() -> None:
         message = await fails(f"127.0.0.1:{free_port()}", errors.UnreachableError)
-        assert "being the coordinator here: Permission denied" in message
+        assert "hosting a coordinator here: Permission denied" in message
 
     run_clean(main)
 
@@ -527,7 +526,7 @@ def test_a_node_that_is_sent_in_circles_by_a_coordinator_pauses(
 
     run_clean(main)
     told = [each.getMessage() for each in caplog.records]
-    assert sum("sent away" in each for each in told) == 1
+    assert sum("redirected" in each for each in told) == 1
     assert any("without a coordinator" in each for each in told)
 
 
@@ -595,6 +594,6 @@ def test_a_port_that_speaks_tls_is_named_as_one(record: bytes):
     async def main() -> None:
         async with listening(talk) as port:
             message = await fails(f"http://127.0.0.1:{port}", errors.NotACoordinatorError)
-            assert f"at 127.0.0.1:{port}: it speaks TLS" in message
+            assert f"at 127.0.0.1:{port}: it uses TLS" in message
 
     run_clean(main)

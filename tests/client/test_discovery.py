@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rallypoint.client import discovery
-from rallypoint.client.discovery import Over, Place, Search, Turn
+from rallypoint.client.discovery import Search
 from rallypoint.core import election as e
 from rallypoint.core.values import Address, CloseRecord, Outcome, RunSettings
 from rallypoint.endpoints import Endpoint, EndpointKind
@@ -60,10 +60,13 @@ async def put_run(
 async def put_lease(
     ledger: MemoryLedger, process: str, only_run: str = "run", token: str = "", ttl_s: float = 0.3
 ) -> None:
-    lease = e.Lease(
+    await put(ledger, f"coordinators/{process}", lease_of(process, only_run, token, ttl_s))
+
+
+def lease_of(process: str, only_run: str = "run", token: str = "", ttl_s: float = 0.3) -> e.Lease:
+    return e.Lease(
         e.FORMAT, process, 1, addresses=THERE, only_run=only_run, token=token, ttl_s=ttl_s
     )
-    await put(ledger, f"coordinators/{process}", lease)
 
 
 async def put(ledger: MemoryLedger, key: str, value: e.Lease | e.RunRegister) -> None:
@@ -91,7 +94,7 @@ def soon(after_s: float = 5.0) -> float:
 def test_in_an_empty_ledger_it_is_this_nodes_turn() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
         search.begin(at_once=True)
-        assert await search.next(soon()) == Turn()
+        assert await search.next(soon()) == e.BecomeCandidate()
 
     searching(scenario)
 
@@ -101,7 +104,9 @@ def test_an_owner_is_a_place_to_go_to_with_its_token() -> None:
         await put_lease(ledger, "owner", token="secret")
         await put_run(ledger, "owner")
         search.begin(at_once=True)
-        assert await search.next(soon()) == Place(THERE, "owner", "secret", 0.3)
+        found = await search.next(soon())
+        assert isinstance(found, e.AttachTo)
+        assert found.lease == lease_of("owner", token="secret")
 
     searching(scenario)
 
@@ -111,7 +116,7 @@ def test_a_closed_run_is_over() -> None:
         close = CloseRecord(Outcome.SUCCEEDED, "trained")
         await put_run(ledger, "owner", close)
         search.begin(at_once=True)
-        assert await search.next(soon()) == Over(close)
+        assert await search.next(soon()) == e.RunOver(close)
 
     searching(scenario)
 
@@ -122,9 +127,9 @@ def test_an_owner_that_cannot_be_reached_and_stands_still_is_replaced_after_the_
         await put_run(ledger, "owner")
         began_s = soon(0.0)
         search.begin(at_once=True)
-        while isinstance(sight := await search.next(soon()), Place):
+        while isinstance(sight := await search.next(soon()), e.AttachTo):
             search.again()
-        assert isinstance(sight, Turn)
+        assert isinstance(sight, e.BecomeCandidate)
         assert sight.seen is not None
         assert (sight.seen.process, sight.seen.since_s) == ("owner", began_s)
         assert soon(0.0) == pytest.approx(began_s + 0.3)
@@ -137,12 +142,14 @@ def test_a_change_of_the_register_ends_the_wait() -> None:
         await put_lease(ledger, "dead", ttl_s=600.0)
         await put_run(ledger, "dead")
         search.begin(at_once=True)
-        assert isinstance(await search.next(soon()), Place)
+        assert isinstance(await search.next(soon()), e.AttachTo)
         search.again()
         await put_lease(ledger, "successor")
         await put_run(ledger, "successor")
         began_s = soon(0.0)
-        assert await search.next(soon(60.0)) == Place(THERE, "successor", "", 0.3)
+        found = await search.next(soon(60.0))
+        assert isinstance(found, e.AttachTo)
+        assert found.lease == lease_of("successor")
         assert soon(0.0) - began_s < 0.1
 
     searching(scenario)
@@ -195,7 +202,7 @@ def test_an_outage_is_told_with_its_beginning_and_forgotten_when_it_ends() -> No
         assert search.problem.startswith("ledger unreachable for ")
         assert "no answer from a:2379" in search.problem
         ledger.away = None
-        assert await search.next(soon()) == Turn()
+        assert await search.next(soon()) == e.BecomeCandidate()
         assert search.problem == ""
 
     searching(scenario)
@@ -248,9 +255,9 @@ def test_the_lease_of_a_process_says_itself_how_long_it_stands() -> None:
         await put_run(ledger, "owner")
         began_s = soon(0.0)
         search.begin(at_once=True)
-        while isinstance(sight := await search.next(soon()), Place):
+        while isinstance(sight := await search.next(soon()), e.AttachTo):
             search.again()
-        assert isinstance(sight, Turn)
+        assert isinstance(sight, e.BecomeCandidate)
         assert soon(0.0) == pytest.approx(began_s + 30.0)
 
     searching(scenario)

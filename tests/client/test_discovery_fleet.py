@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from rallypoint.client import discovery
-from rallypoint.client.discovery import Place, Search, Turn
+from rallypoint.client.discovery import Search
 from rallypoint.core import election as e
 from rallypoint.core.values import Address, RunSettings
 from rallypoint.endpoints import Endpoint, EndpointKind
@@ -95,11 +95,11 @@ async def lose(nodes: int, alive: int, *, is_new: bool, can_watch: bool = True) 
         while True:
             sight = await search.next(loop.time() + 60.0)
             match sight:
-                case Turn():
+                case e.BecomeCandidate():
                     await be_candidate(name)
-                case Place() if sight.process != "dead":
+                case e.AttachTo() if sight.lease.process != "dead":
                     return
-                case Place():
+                case e.AttachTo():
                     search.again()
 
     await asyncio.gather(*(one(f"node-{number}") for number in range(alive)))

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from rallypoint import errors
-from rallypoint.client import node as client
+from rallypoint.client import orphan
 from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer
-from rallypoint.core.store import Get, Set
+from rallypoint.core.store import Get, Set, StoreValue
 from rallypoint.core.values import Address, ChangeKind, RunSettings
 from rallypoint.endpoints import Endpoint, EndpointKind
 from rallypoint.errors import LedgerReplacedError, LedgerUnreachableError
@@ -102,7 +102,8 @@ async def met(ledger: View, *names: str, **own: Any) -> AsyncIterator[list[Node]
 
 
 def port_of(one: Node) -> int:
-    return one._connection.address.port if one._connection and one.is_connected else 0
+    connection = one._connector.connection
+    return connection.address.port if connection and one.is_connected else 0
 
 
 # -- cut off from the ledger -----------------------------------------------------------------------
@@ -113,16 +114,16 @@ def test_nodes_leave_a_coordinator_that_is_cut_off_for_one_that_is_not():
         shared = MemoryLedger()
         cut_off, well, seen = View(shared), View(shared), View(shared)
         async with replica(cut_off) as a, met(seen, "a", "b", host_coordinator="no") as nodes:
-            await nodes[0].call(Set("k", b"1"), 20.0)
+            assert await nodes[0].call(Set("k", b"1"), 20.0) == StoreValue(None)
             async with replica(well) as b:
                 cut_off.cut()
                 await until(lambda: {port_of(each) for each in nodes} == {b}, "not at the other")
                 assert a != b
                 assert [each.change for each in nodes] == [None, None]
-                assert await nodes[1].call(Get("k"), 20.0) == b"1"
+                assert await nodes[1].call(Get("k"), 20.0) == StoreValue(b"1")
                 # R10: all members read what one was told is written.
-                await nodes[0].call(Set("k", b"2"), 20.0)
-                assert await nodes[1].call(Get("k"), 20.0) == b"2"
+                assert await nodes[0].call(Set("k", b"2"), 20.0) == StoreValue(None)
+                assert await nodes[1].call(Get("k"), 20.0) == StoreValue(b"2")
 
     run_clean(main, 60.0)
 
@@ -136,8 +137,8 @@ def test_nodes_leave_it_for_one_of_their_own_where_there_is_no_other():
             cut_off.cut()
             await until(lambda: not {port_of(each) for each in nodes} & {a, 0}, "still there")
             assert [each.change for each in nodes] == [None, None]
-            await nodes[0].call(Set("k", b"2"), 20.0)
-            assert await nodes[1].call(Get("k"), 20.0) == b"2"
+            assert await nodes[0].call(Set("k", b"2"), 20.0) == StoreValue(None)
+            assert await nodes[1].call(Get("k"), 20.0) == StoreValue(b"2")
 
     run_clean(main, 60.0)
 
@@ -154,14 +155,16 @@ def test_nodes_stay_while_the_ledger_is_away_for_all():
             for view in (theirs, seen, other):
                 view.cut()
             where = [(port_of(each), each.hosted) for each in nodes]
-            await until(lambda: all(each._beside for each in nodes), "they do not look")
+            await until(lambda: all(each._connector._beside for each in nodes), "they do not look")
             await asyncio.sleep(3 * TTL_S)
             assert [(port_of(each), each.hosted) for each in nodes] == where
             for view in (theirs, seen, other):
                 view.away = None
-            await until(lambda: not any(each._beside for each in nodes), "they still look")
-            await nodes[0].call(Set("k", b"2"), 20.0)
-            assert await nodes[1].call(Get("k"), 20.0) == b"2"
+            await until(
+                lambda: not any(each._connector._beside for each in nodes), "they still look"
+            )
+            assert await nodes[0].call(Set("k", b"2"), 20.0) == StoreValue(None)
+            assert await nodes[1].call(Get("k"), 20.0) == StoreValue(b"2")
             assert [each.change for each in nodes] == [None, None]
 
     run_clean(main, 60.0)
@@ -172,7 +175,7 @@ def test_nodes_stay_while_the_ledger_is_away_for_all():
 
 @pytest.fixture
 def soon_orphaned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "LOST_ORPHAN_S", 0.3)
+    monkeypatch.setattr(orphan, "LOST_ORPHAN_S", 0.3)
 
 
 @contextlib.asynccontextmanager
@@ -306,8 +309,8 @@ def test_a_ledger_that_holds_another_one_by_now_has_lost_the_run():
         async with replica(theirs), met(seen, "a", "b", host_coordinator="no") as nodes:
             seen.away = LedgerReplacedError("the folder holds another ledger by now")
             for each in nodes:
-                assert each._connection is not None
-                each._connection.abort("the test cuts it")
+                assert each._connector.connection is not None
+                each._connector.connection.abort("the test cuts it")
             await until(lambda: all(each.gone for each in nodes), "they look on")
             assert all(isinstance(each.gone, errors.RunLostError) for each in nodes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rallypoint.client import actions as act
 from rallypoint.client import machine as m
 from rallypoint.core import reasons
 from rallypoint.core.effects import Standing
@@ -37,7 +38,7 @@ def welcome(term: int, number: int = 0) -> wire.Welcome:
     return wire.Welcome(Stamp("ledger", term, number), 1, 1.0, Standing(round=number))
 
 
-def attach(machine: m.NodeMachine, term: int, number: int = 0) -> list[m.Action]:
+def attach(machine: m.NodeMachine, term: int, number: int = 0) -> list[act.Action]:
     machine.connected(0.0)
     return machine.received(welcome(term, number), 0.0)
 
@@ -49,7 +50,7 @@ def test_each_attach_shows_the_same_secret_whether_or_not_one_was_answered():
     shown = []
     for term in (0, 0, 1, 2):  # Two welcomes are lost, then two coordinators let it in.
         [sent] = machine.connected(0.0)
-        assert isinstance(sent, m.Send)
+        assert isinstance(sent, act.Send)
         assert isinstance(sent.message, wire.Attach)
         shown.append(sent.message.resume_secret)
         if term:
@@ -76,12 +77,12 @@ def refused(refusal: Refusal, term: int = 0, number: int = 0) -> wire.Refused:
     return wire.Refused(Stamp("ledger", term, number), refusal)
 
 
-def ready_said(actions: list[m.Action]) -> list[wire.Ready]:
+def ready_said(actions: list[act.Action]) -> list[wire.Ready]:
     return [each for each in sent(actions) if isinstance(each, wire.Ready)]
 
 
-def sent(actions: list[m.Action]) -> list[wire.Message]:
-    return [each.message for each in actions if isinstance(each, m.Send)]
+def sent(actions: list[act.Action]) -> list[wire.Message]:
+    return [each.message for each in actions if isinstance(each, act.Send)]
 
 
 def test_sent_elsewhere_it_keeps_its_round_and_says_everything_again_there() -> None:
@@ -89,7 +90,7 @@ def test_sent_elsewhere_it_keeps_its_round_and_says_everything_again_there() -> 
     request_id, _ = machine.call(Set("k", b"v"), None)
     refusal = reasons.elsewhere("run", "other", THERE)
     actions = machine.received(refused(refusal, term=1, number=1), 1.0)
-    assert actions == [m.SentAway(THERE, refusal.message)]
+    assert actions == [act.Redirected(THERE, refusal.message)]
     assert machine.refused is None
     assert not machine.is_over
     machine.disconnected()
@@ -101,7 +102,7 @@ def test_sent_elsewhere_it_keeps_its_round_and_says_everything_again_there() -> 
 def test_moved_is_no_end_either() -> None:
     machine = in_round()
     actions = machine.received(refused(reasons.moved("run", "it goes"), term=1, number=1), 1.0)
-    assert [type(each) for each in actions] == [m.SentAway]
+    assert [type(each) for each in actions] == [act.Redirected]
     assert not machine.is_over
 
 
@@ -109,7 +110,7 @@ def test_who_has_no_term_yet_may_send_a_node_away_and_refuse_it() -> None:
     machine = in_round(term=3)
     assert machine.received(refused(reasons.elsewhere("run", "x", THERE)), 1.0)
     too_old = Refusal(RefusalCode.VERSION, "speak another version")
-    assert machine.received(refused(too_old), 1.0) == [m.WasRefused(too_old)]
+    assert machine.received(refused(too_old), 1.0) == [act.WasRefused(too_old)]
 
 
 def test_the_late_refusal_of_an_older_term_changes_nothing() -> None:
@@ -124,8 +125,8 @@ def test_a_stranger_at_an_elected_address_is_no_end() -> None:
     elected, fixed = a_machine(), a_machine(is_elected=False)
     for machine in (elected, fixed):
         machine.connected(0.0)
-    assert elected.received(refused(stranger), 0.0) == [m.SentAway((), stranger.message)]
-    assert fixed.received(refused(stranger), 0.0) == [m.WasRefused(stranger)]
+    assert elected.received(refused(stranger), 0.0) == [act.Redirected((), stranger.message)]
+    assert fixed.received(refused(stranger), 0.0) == [act.WasRefused(stranger)]
 
 
 def test_a_successor_is_told_why_the_round_ended() -> None:
@@ -157,14 +158,14 @@ def test_a_run_that_the_ledger_calls_closed_is_over() -> None:
     machine = in_round()
     machine.disconnected()
     actions = machine.found_closed(close)
-    assert [type(each) for each in actions] == [m.RoundEnded, m.RunEnded]
+    assert [type(each) for each in actions] == [act.RoundEnded, act.RunEnded]
     assert machine.closed == close
 
 
 def test_who_comes_too_late_for_a_run_is_told_so() -> None:
     machine = a_machine()
     (action,) = machine.found_closed(CloseRecord(Outcome.SUCCEEDED, "trained"))
-    assert isinstance(action, m.WasRefused)
+    assert isinstance(action, act.WasRefused)
     assert action.refusal.code is RefusalCode.CLOSED
     assert "trained" in action.refusal.message
 
@@ -173,7 +174,7 @@ def test_an_orphan_ends_its_round_once_and_tells_the_next_coordinator() -> None:
     machine = in_round()
     machine.disconnected()
     (action,) = machine.orphaned(30.0)
-    assert isinstance(action, m.RoundEnded)
+    assert isinstance(action, act.RoundEnded)
     assert action.change.kind is ChangeKind.NODE_LOST
     assert "no coordinator for 30 s" in reasons.describe(action.change)
     assert machine.orphaned(31.0) == []
@@ -225,7 +226,7 @@ def test_r5_a_coordinator_that_the_ledger_says_is_replaced_is_left_at_once() -> 
     machine.disconnected()
     machine.found_term(Stamp("ledger", 2, 0))
     (dropped,) = attach(machine, term=1, number=1)
-    assert isinstance(dropped, m.Drop)
+    assert isinstance(dropped, act.Drop)
     assert "replaced" in dropped.reason
     assert not machine.is_attached
     machine.disconnected()
@@ -237,7 +238,7 @@ def test_r5_so_is_one_by_a_node_that_was_never_attached() -> None:
     machine = a_machine()
     machine.found_term(Stamp("ledger", 3, 0))
     machine.found_term(Stamp("ledger", 2, 0))
-    assert [type(each) for each in attach(machine, term=2)] == [m.Drop]
+    assert [type(each) for each in attach(machine, term=2)] == [act.Drop]
     machine.disconnected()
     attach(machine, term=3)
     assert machine.is_attached
@@ -255,7 +256,7 @@ OTHER_VERSION = Refusal(RefusalCode.VERSION, "speaks another version")
 RUN_LOST = Refusal(RefusalCode.RUN_LOST, "run 'run' was lost")
 
 
-def refused_by(ledger_id: str, refusal: Refusal, *, is_elected: bool) -> list[m.Action]:
+def refused_by(ledger_id: str, refusal: Refusal, *, is_elected: bool) -> list[act.Action]:
     """What a node does, that was attached, when this refuses it."""
     machine = a_machine(is_elected=is_elected)
     attach(machine, 1)
@@ -268,29 +269,29 @@ def refused_by(ledger_id: str, refusal: Refusal, *, is_elected: bool) -> list[m.
 def test_a_refusal_that_nobody_vouches_for_is_not_final(is_elected: bool) -> None:
     for refusal in (OTHER_VERSION, RUN_LOST):
         actions = refused_by("", refusal, is_elected=is_elected)
-        assert actions == [m.Drop(refusal.message)]
-        assert refused_by("ledger", refusal, is_elected=is_elected) == [m.WasRefused(refusal)]
+        assert actions == [act.Drop(refusal.message)]
+        assert refused_by("ledger", refusal, is_elected=is_elected) == [act.WasRefused(refusal)]
 
 
 def test_a_limit_may_be_free_again_for_a_node_of_the_run_and_ends_one_that_comes() -> None:
-    assert refused_by("ledger", LIMIT, is_elected=False) == [m.Drop(LIMIT.message)]
+    assert refused_by("ledger", LIMIT, is_elected=False) == [act.Drop(LIMIT.message)]
     newcomer = a_machine(is_elected=False)
     newcomer.connected(0.0)
-    assert newcomer.received(refused(LIMIT), 0.0) == [m.WasRefused(LIMIT)]
+    assert newcomer.received(refused(LIMIT), 0.0) == [act.WasRefused(LIMIT)]
 
 
 def test_another_ledger_in_the_place_of_the_coordinator_is_final() -> None:
-    assert refused_by("another", RUN_LOST, is_elected=False) == [m.WasRefused(RUN_LOST)]
+    assert refused_by("another", RUN_LOST, is_elected=False) == [act.WasRefused(RUN_LOST)]
 
 
 def test_another_ledger_at_an_address_that_a_ledger_named_is_not() -> None:
-    assert refused_by("another", RUN_LOST, is_elected=True) == [m.Drop(RUN_LOST.message)]
+    assert refused_by("another", RUN_LOST, is_elected=True) == [act.Drop(RUN_LOST.message)]
 
 
 def test_a_ledger_that_is_another_one_by_now_is_final() -> None:
     machine = in_round()
     (action,) = machine.found_replaced()
-    assert isinstance(action, m.WasRefused)
+    assert isinstance(action, act.WasRefused)
     assert action.refusal.code is RefusalCode.RUN_LOST
 
 
@@ -318,11 +319,11 @@ def test_a_late_tick_judges_nobody_before_what_came_meanwhile_is_read() -> None:
         due_s = machine.next_tick_s()
         assert due_s is not None
         late_s = due_s + stall_s
-        assert not any(isinstance(action, m.Drop) for action in machine.tick(late_s))
+        assert not any(isinstance(action, act.Drop) for action in machine.tick(late_s))
         again_s = machine.next_tick_s()
         assert again_s is not None
         machine.received(wire.Beat(Stamp("ledger", 1, 1), 9), again_s)
-        assert not any(isinstance(action, m.Drop) for action in machine.tick(again_s))
+        assert not any(isinstance(action, act.Drop) for action in machine.tick(again_s))
 
 
 def test_a_process_that_is_always_late_still_gives_up_a_silent_coordinator() -> None:
@@ -330,6 +331,6 @@ def test_a_process_that_is_always_late_still_gives_up_a_silent_coordinator() -> 
     now_s = 0.0
     for _ in range(10_000):
         now_s = (machine.next_tick_s() or 0.0) + 0.3
-        if any(isinstance(action, m.Drop) for action in machine.tick(now_s)):
+        if any(isinstance(action, act.Drop) for action in machine.tick(now_s)):
             break
     assert machine.silence_s < now_s < 3 * machine.silence_s

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rallypoint import errors
-from rallypoint.client import node as client
+from rallypoint.client import connector
 from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
-from rallypoint.client.waiting import why_it_waits
+from rallypoint.client.waiting import join_timeout, why_it_waits
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.other_runs import RECENT_S, TOLD_MAX, TurnedAway
 from rallypoint.core.reasons import RefusalCode
@@ -53,7 +53,7 @@ async def carried(run_id: str) -> AsyncIterator[tuple[EmbeddedCoordinator, str]]
 def test_a_node_of_another_run_is_told_while_it_waits_and_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(client, "DIAL_MIN_S", 60.0)  # or a pause would make an end of its own
+    monkeypatch.setattr(connector, "DIAL_MIN_S", 60.0)  # or a pause would make an end of its own
 
     async def main() -> None:
         async with carried("job-41") as (_, endpoint):
@@ -104,7 +104,7 @@ def test_nodes_that_wait_are_told_of_who_came_for_another_run() -> None:
             assert waiting.other_runs == ("job-42",)
             assert str(waiting).endswith("; nodes of another run id wait here too: 'job-42'")
             with pytest.raises(errors.JoinTimeoutError) as caught:
-                raise host._join_timeout(1.0, waiting)
+                raise join_timeout(host, 1.0, waiting)
             assert caught.value.hint == (
                 "give all nodes of one job the same run id; other nodes here ask for 'job-42'"
             )

@@ -9,9 +9,10 @@ from websockets.http11 import Response
 from rallypoint import errors
 from rallypoint.client import machine as m
 from rallypoint.client.agent_client import AgentClient
+from rallypoint.client.store_calls import COORDINATOR_LOST
 from rallypoint.client.transport import _handshake_error
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store import Get, StoreValue
+from rallypoint.core.store import Get, StoreFailure, StoreValue
 from rallypoint.core.values import Address, RoundHead, Seat
 from rallypoint.settings import WorkerChannel
 from rallypoint.wire import local
@@ -123,6 +124,10 @@ def test_a_worker_takes_no_answer_of_another_kind_than_it_asked_for(
 
     if asked == answered:
         assert run_virtual(main()) is not None
+    elif asked == "call":
+        failure = run_virtual(main())
+        assert isinstance(failure, StoreFailure)
+        assert failure.code == COORDINATOR_LOST
     else:
         with pytest.raises(errors.CoordinatorLostError):
             run_virtual(main())

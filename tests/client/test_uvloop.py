@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from rallypoint import aio
-from rallypoint.client.machine import Action
+from rallypoint.client.actions import Action
 from rallypoint.client.node import Node
 from rallypoint.core.values import RunSettings
 from rallypoint.settings import node_settings

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rallypoint.client import dialing, transport
-from rallypoint.client.waiting import CARRIES, Why, while_waiting, why_it_waits
+from rallypoint.client.waiting import HOSTS, Why, while_waiting, why_it_waits
 from rallypoint.core.reasons import Waiting, duration
 from rallypoint.core.telling import Lines
 from rallypoint.core.values import RunSettings
@@ -25,7 +25,7 @@ class Waiter:
 
     def __init__(self) -> None:
         self.is_connected = False
-        self.carries_run = False
+        self.hosts_run = False
         self.nodes_max = 4
         self.left_s: float | None = 590.0
         self.looking = "the coordinator at host:1 does not answer"
@@ -67,11 +67,11 @@ def test_an_endpoint_that_does_not_answer_is_told_at_once_with_the_reason() -> N
 
 def test_a_node_that_is_let_in_says_who_is_ready_and_how_long_is_left() -> None:
     waiter = Waiter()
-    waiter.is_connected = waiter.carries_run = True
+    waiter.is_connected = waiter.hosts_run = True
     (first,) = lines_of(waiter, 20.0)
     assert 1.0 < first[0] <= 5.0
     assert first[1] == (
-        f"waiting: 1 of at least 2 nodes ready (at most 4): a; 9 min 50 s left; {CARRIES}"
+        f"waiting: 1 of at least 2 nodes ready (at most 4): a; 9 min 50 s left; {HOSTS}"
     )
     assert waiter.asked <= 5  # A large run asks as often for each of its nodes.
 
@@ -105,14 +105,14 @@ def test_a_node_does_not_look_for_the_coordinator_that_it_starts(
                 seen.append(coming.looking)
             return await connect(*arguments)
 
-        start = coming._start_hosting
+        start = coming._connector.own._start
 
         async def starting(*arguments: Any) -> None:
             seen.append(coming.looking)
             await start(*arguments)
 
         monkeypatch.setattr(dialing, "connect", slow)
-        monkeypatch.setattr(coming, "_start_hosting", starting)
+        monkeypatch.setattr(coming._connector.own, "_start", starting)
         await coming.open()
         await coming.aclose()
 
@@ -127,7 +127,7 @@ def test_a_standby_has_no_time_that_runs_out() -> None:
     waiter.is_connected, waiter.kept_by = True, None
     (only,) = lines_of(waiter, 10.0)
     assert only[1] == (
-        "a round of at most 4 nodes is on: this node is on standby, and steps in when it can"
+        "a round of at most 4 nodes is on: this node is on standby until it has a place for it"
     )
 
 
@@ -231,15 +231,15 @@ def test_the_node_that_carries_the_coordinator_says_so() -> None:
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"
         async with opened(endpoint, TWO) as host, opened(endpoint, TWO) as guest:
-            assert (host.carries_run, guest.carries_run) == (True, False)
+            assert (host.hosts_run, guest.hosts_run) == (True, False)
             task = asyncio.create_task(host.next_round(BOOTSTRAP, timeout_s=500.0))
             await asyncio.sleep(0)
             said = (await why_it_waits(host, 60.0)).text
             assert f"1 of at least 2 nodes ready (at most 2): {host.info.name}; " in said
-            assert said.endswith(f" left; {CARRIES}")
+            assert said.endswith(f" left; {HOSTS}")
             await guest.next_round(BOOTSTRAP)
             await task
         async with served() as (_, port), opened(f"http://127.0.0.1:{port}", TWO) as guest:
-            assert not guest.carries_run
+            assert not guest.hosts_run
 
     run_clean(main)

@@ -13,6 +13,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
+from rallypoint.client import actions as act
 from rallypoint.client import machine as m
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import CoordinatorConfig
@@ -121,7 +122,7 @@ class Behind:
         self.rounds: list[tuple[RoundHead, Seat]] = []
         self.changes: list[Change] = []
         self.answers: dict[int, StoreResult] = {}
-        self.members: m.MembersTold | None = None
+        self.members: act.MembersTold | None = None
         self.stamps: list[int] = []
         self.channel = 0
         self._relay = relay
@@ -131,18 +132,18 @@ class Behind:
         self.stamps.append(message.stamp.round)
         self.act(self.machine.received(message, self._relay.now_s))
 
-    def act(self, actions: list[m.Action]) -> None:
+    def act(self, actions: list[act.Action]) -> None:
         for action in actions:
             match action:
-                case m.Send(message=message):
+                case act.Send(message=message):
                     self._relay.up(self, wire.encode(message))
-                case m.RoundFormed(head=head, seat=seat):
+                case act.RoundFormed(head=head, seat=seat):
                     self.rounds.append((head, seat))
-                case m.RoundEnded(change=change):
+                case act.RoundEnded(change=change):
                     self.changes.append(change)
-                case m.CallAnswered(request_id=request_id, result=result):
+                case act.CallAnswered(request_id=request_id, result=result):
                     self.answers[request_id] = result
-                case m.MembersTold():
+                case act.MembersTold():
                     self.members = action
 
     def ready(self) -> None:

@@ -710,7 +710,7 @@ class Seeking:
                 case e.ReadLease(process=process):
                     found = logical.get(f"lease/{process}")
                     self._do(self._seeker.lease_read(finding, found, now_s, jitter))
-                case e.AttachTo(process=process):
+                case e.AttachTo(lease=e.Lease(process=process)):
                     live = [each for each in self.world.processes if each.is_awake]
                     if process in [each.holder.process for each in live]:
                         self.attached = process

@@ -1050,7 +1050,7 @@ class TestSeeker:
         seeker = self.seeker()
         run = register(round=a_round(3, "a"))
         found_there = self.looks(seeker, 0.0, run, serving())
-        assert found_there == [e.AttachTo(THERE, "other", Stamp("ledger", 4, 3))]
+        assert found_there == [e.AttachTo(serving(), Stamp("ledger", 4, 3))]
         assert seeker.next_tick_s() is None
 
     @pytest.mark.parametrize(

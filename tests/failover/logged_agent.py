@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from rallypoint.cli.main import main
-from rallypoint.client import machine as m
+from rallypoint.client import actions as act
 from rallypoint.client.node import Node
 from rallypoint.launch import agent
 from rallypoint.wire import messages as wire
@@ -28,25 +28,25 @@ def note(event: str, **more: Any) -> None:
 class LoggedNode(Node):
     """A node that writes what its machine decides."""
 
-    def _act(self, actions: list[m.Action]) -> None:
+    def _act(self, actions: list[act.Action]) -> None:
         super()._act(actions)
         for action in actions:
             self._note(action)
 
-    def _note(self, action: m.Action) -> None:
+    def _note(self, action: act.Action) -> None:
         stamp = self._machine.stamp
         match action:
-            case m.Attached():
+            case act.Attached():
                 hosts = self.hosted is not None
                 note("attached", term=stamp.term, round=stamp.round, hosts=hosts)
-            case m.RoundFormed():
+            case act.RoundFormed():
                 head = action.head
                 told = {"nodes": head.nodes, "size": head.size, "node_rank": action.seat.node_rank}
                 note("formed", term=head.term, round=head.number, digest=head.digest, **told)
-            case m.RoundEnded(change=change):
+            case act.RoundEnded(change=change):
                 kind, nodes = str(change.kind), change.nodes
                 note("ended", round=change.round, kind=kind, nodes=nodes, detail=change.detail)
-            case m.Send(message=wire.Ready()):
+            case act.Send(message=wire.Ready()):
                 note("ready", term=stamp.term, round=stamp.round)
 
 

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, Final
 
 from rallypoint import errors
+from rallypoint.client import actions as act
 from rallypoint.client import machine as m
 from rallypoint.client.agent_client import AgentClient
 from rallypoint.client.node import Round
@@ -106,15 +107,12 @@ class _Node:
         self._store = RoundStore([("n", 0, 1)], st.DEFAULT_LIMITS)
         self._requests = 0
 
-    async def call(self, op: st.StoreOp, timeout_s: float | None) -> object:
+    async def call(self, op: st.StoreOp, timeout_s: float | None) -> st.StoreResult:
         await asyncio.sleep(0)
         self._requests += 1
-        answers = self._store.apply("n", self._requests, op, 0.0, 0.0)
-        for answer in answers:
-            if isinstance(answer.result, st.StoreValue):
-                return answer.result.value
-            raise errors.StoreError(answer.result.message, code=answer.result.code)
-        raise errors.StoreTimeoutError("not there")
+        for answer in self._store.apply("n", self._requests, op, 0.0, 0.0):
+            return answer.result
+        return st.StoreFailure(st.TIMEOUT, "not there")
 
     async def members(self) -> tuple[Any, ...]:
         await asyncio.sleep(0.1)
@@ -287,9 +285,9 @@ async def _one_coordinator(rng: Random) -> int:
             return
         _do(machine.received(message, loop.time()))
 
-    def _do(actions: list[m.Action]) -> None:
+    def _do(actions: list[act.Action]) -> None:
         for action in actions:
-            if isinstance(action, m.Send):
+            if isinstance(action, act.Send):
                 connection.send(wire.encode(action.message))
 
     transport = MemoryTransport(connection, ("h", 1))

@@ -9,6 +9,7 @@ import struct
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,9 +19,19 @@ import pytest
 from rallypoint import errors
 from rallypoint.client.agent_client import AgentClient, socket_address
 from rallypoint.client.node import Node, Round
+from rallypoint.client.store_calls import COORDINATOR_LOST
 from rallypoint.client.world import Run
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store import Get, Set, StoreOp
+from rallypoint.core.store import (
+    ROUND_ENDED,
+    TIMEOUT,
+    Get,
+    Set,
+    StoreFailure,
+    StoreOp,
+    StoreResult,
+    StoreValue,
+)
 from rallypoint.core.values import (
     Address,
     Change,
@@ -38,6 +49,7 @@ from rallypoint.wire import local
 
 pytestmark = pytest.mark.sockets
 
+VALUE = StoreValue(b"value")
 MEMBER = RoundMember("a", 1, "host", (), 2)
 LOST = Change(ChangeKind.NODE_LOST, 1, ("b",), 1)
 
@@ -58,9 +70,9 @@ class FakeNode:
         self.calls: list[StoreOp] = []
         self.kept_by: Waiting | None = None
         self.is_connected, self.looking = True, ""
-        self.answer: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0, b"value")
+        self.answer: Callable[[], Awaitable[StoreResult]] = lambda: asyncio.sleep(0, VALUE)
 
-    async def call(self, op: StoreOp, timeout_s: float | None) -> object:
+    async def call(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
         self.calls.append(op)
         return await self.answer()
 
@@ -143,7 +155,7 @@ def test_calls_members_and_requests_reach_the_agent() -> None:
     async def scenario() -> None:
         async with setup() as made:
             worker = await made.worker()
-            assert await worker.call(Get("key"), 1.0) == b"value"
+            assert await worker.call(Get("key"), 1.0) == VALUE
             assert made.node.calls == [Get("key")]
             assert await worker.members() == (MEMBER,)
             await worker.leave("enough")
@@ -217,7 +229,7 @@ def test_who_says_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
             reader, writer = await asyncio.open_unix_connection(socket_address(made.channel.path))
             assert await reader.read() == b""
             writer.close()
-            assert await worker.call(Get("key"), 1.0) == b"value"  # who has said hello stays
+            assert await worker.call(Get("key"), 1.0) == VALUE  # who has said hello stays
 
     asyncio.run(scenario())
 
@@ -226,19 +238,41 @@ def test_a_worker_of_an_earlier_round_is_cut_off() -> None:
     async def scenario() -> None:
         async with setup() as made:
             old = await made.worker()
-            waiting: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+            waiting: asyncio.Future[StoreResult] = asyncio.get_running_loop().create_future()
             made.node.answer = lambda: waiting
             call = asyncio.ensure_future(old.call(Get("key"), 10.0))
             while not made.node.calls:  # noqa: ASYNC110 - the fake sets no event
                 await asyncio.sleep(0)
             made.node.round = a_round(2)
             made.channel.begin_round(a_round(2))
-            with pytest.raises(errors.CoordinatorLostError):
-                await call
+            lost = StoreFailure(COORDINATOR_LOST, "this worker's agent is gone")
+            assert await call == lost
             assert waiting.cancelled()
-            with pytest.raises(errors.CoordinatorLostError):
-                await old.call(Get("key"), 10.0)
+            assert await old.call(Get("key"), 10.0) == lost
             assert len(made.node.calls) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_workers_store_says_what_became_of_the_nodes_call() -> None:
+    async def scenario() -> None:
+        async with setup() as made:
+            run = Run(await made.worker())
+            world = await run.next_world()
+            assert world is not None
+
+            async def answered(failure: StoreFailure) -> StoreResult:
+                return failure
+
+            failures: dict[type[Exception], StoreFailure] = {
+                errors.CoordinatorLostError: StoreFailure(COORDINATOR_LOST, "nobody answers"),
+                errors.RoundBrokenError: StoreFailure(ROUND_ENDED, "b is lost"),
+                errors.StoreTimeoutError: StoreFailure(TIMEOUT, "too late", ("key",), 1),
+            }
+            for kind, failure in failures.items():
+                made.node.answer = partial(answered, failure)
+                with pytest.raises(kind, match=failure.message):
+                    await world.store.get("key")
 
     asyncio.run(scenario())
 

@@ -32,7 +32,7 @@ def answer(handler: DynamicRendezvousHandler, step: str) -> object:
         case "waiting":
             return handler.num_nodes_waiting()
         case "hosts":
-            return handler._node is not None and handler._node._is_at_own()
+            return handler._node is not None and handler._node.is_at_own
         case "shutdown":
             return handler.shutdown()
     raise ValueError(step)

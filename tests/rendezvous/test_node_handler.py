@@ -29,7 +29,7 @@ from rallypoint.rendezvous import (
     RendezvousGracefulExitError,
     RendezvousParameters,
     RendezvousTimeoutError,
-    _node_handler,
+    _held_node,
     _torch_bridge,
 )
 from rallypoint.rendezvous._node_handler import NodeRendezvousHandler
@@ -433,7 +433,7 @@ def test_a_handler_that_is_dropped_leaves(nodes: Nodes) -> None:
     assert a._node is not None
     assert a._node.change is not None
     assert a._node.change.kind is ChangeKind.NODE_LEFT  # it said goodbye
-    wait_until(lambda: len(_node_handler._open_holds) == 1, SOON_S)
+    wait_until(lambda: len(_held_node._held) == 1, SOON_S)
 
 
 def test_a_dropped_handler_leaves_no_socket_and_no_task(nodes: Nodes) -> None:
@@ -448,7 +448,7 @@ def test_a_dropped_handler_leaves_no_socket_and_no_task(nodes: Nodes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         gc.collect()
-        wait_until(lambda: not _node_handler._open_holds, SOON_S)
+        wait_until(lambda: not _held_node._held, SOON_S)
         wait_until(lambda: not open_sockets() - before, SOON_S)
         gc.collect()
 
@@ -467,7 +467,7 @@ def test_shutdown_takes_no_longer_than_the_close_timeout(tmp_path: Path) -> None
         with pytest.raises(RendezvousClosedError, match="a node has finished"):
             other.next_rendezvous()
         assert other.shutdown()
-        wait_until(lambda: not _node_handler._open_holds, SOON_S)
+        wait_until(lambda: not _held_node._held, SOON_S)
 
 
 def test_a_host_that_is_done_shuts_down_in_time_and_goes_on_coordinating(tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_a_host_that_is_done_shuts_down_in_time_and_goes_on_coordinating(tmp_pat
         infos[1].store.set("still", "there")
         exit_barrier(infos[1].store, 2, 300)
         assert other.shutdown()
-        wait_until(lambda: not _node_handler._open_holds, SOON_S)
+        wait_until(lambda: not _held_node._held, SOON_S)
 
 
 # -- time, and who does not answer ---------------------------------------------------------------

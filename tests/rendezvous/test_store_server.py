@@ -200,7 +200,7 @@ def test_a_lost_connection_is_made_again_by_the_next_call(server: StoreServer) -
     (link,) = server._links.values()
     portal().run(_do(link.cut))
     until(lambda: not server._links)
-    until(lambda: store._store._source._link.is_lost)  # type: ignore[attr-defined]
+    until(lambda: store._store._calls._link.is_lost)  # type: ignore[attr-defined]
     assert store.get("key") == b"value"
 
 
@@ -225,8 +225,8 @@ def test_another_store_in_its_place_is_not_taken_for_it(
     store.set("key", "value")
     portal().run(_do(server.close))
     servers(server.port)
-    until(lambda: store._store._source._link.is_lost)  # type: ignore[attr-defined]
-    with pytest.raises(errors.StoreError, match="another store is there by now"):
+    until(lambda: store._store._calls._link.is_lost)  # type: ignore[attr-defined]
+    with pytest.raises(errors.StoreError, match="another store is there now"):
         store.get("key")
 
 

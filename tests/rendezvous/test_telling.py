@@ -42,7 +42,7 @@ class Waiter:
 
     def __init__(self) -> None:
         self.is_connected = True
-        self.carries_run = False
+        self.hosts_run = False
         self.nodes_max = 2
         self.left_s: float | None = None
         self.looking = "the coordinator at host:1 does not answer"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from rallypoint.bench.event_log import EventWriter
-from rallypoint.client import machine as m
+from rallypoint.client import actions as act
 from rallypoint.client.node import Node
 from rallypoint.wire import messages as wire
 
@@ -23,29 +23,29 @@ def logged(log: EventWriter) -> type[Node]:
     """
 
     class LoggedNode(Node):
-        def _act(self, actions: list[m.Action]) -> None:
+        def _act(self, actions: list[act.Action]) -> None:
             at_s = time.monotonic()
             super()._act(actions)
             for action in actions:
                 self._note(action, at_s)
 
-        def _note(self, action: m.Action, at_s: float) -> None:
+        def _note(self, action: act.Action, at_s: float) -> None:
             name = self.info.name
             match action:
-                case m.Send(message=wire.Ready()):
+                case act.Send(message=wire.Ready()):
                     log.write("ready", at_s, name=name)
-                case m.RoundFormed():
+                case act.RoundFormed():
                     head = action.head
                     log.write("formed", at_s, name=name, round=head.number, nodes=head.nodes)
-                case m.RoundEnded():
+                case act.RoundEnded():
                     change = action.change
                     event = "verdict" if change.confirmed else "unconfirmed"
                     log.write("told", at_s, name=name, round=change.round)
                     log.write(event, at_s, name=name, kind=change.kind, nodes=change.nodes)
-                case m.Attached():
-                    term, is_own = self._machine.stamp.term, self._is_at_own()
+                case act.Attached():
+                    term, is_own = self._machine.stamp.term, self.is_at_own
                     log.write("attached", at_s, name=name, term=term, is_own=is_own)
-                case m.Drop():
+                case act.Drop():
                     log.write("dropped", at_s, name=name, reason=action.reason)
 
     return LoggedNode

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from rallypoint.bench.counting import FleetError
+from rallypoint.client import actions as act
 from rallypoint.client import machine as m
 from rallypoint.client.sockets import reset_on_close
 from rallypoint.core.reasons import Waiting
@@ -129,7 +130,7 @@ class VirtualNode(asyncio.Protocol):
 
     def beat(self) -> None:
         """Send a heartbeat now. `on_beat` is called at the next answer to a heartbeat."""
-        self._act([m.Send(wire.Heartbeat(self.machine.stamp))])
+        self._act([act.Send(wire.Heartbeat(self.machine.stamp))])
 
     def ask_waiting(self) -> None:
         """Ask why there is no round yet."""
@@ -240,34 +241,34 @@ class VirtualNode(asyncio.Protocol):
         if isinstance(message, wire.Beat):
             self.on_beat()
 
-    def _act(self, actions: list[m.Action]) -> None:
+    def _act(self, actions: list[act.Action]) -> None:
         for action in actions:
             match action:
-                case m.Send():
+                case act.Send():
                     payload = wire.encode(action.message)
                     self._count(action.message, payload)
                     self._send(payload)
-                case m.RoundFormed():
+                case act.RoundFormed():
                     self.on_formed(self)
-                case m.RoundEnded():
+                case act.RoundEnded():
                     if (
                         action.change.round != self.told_round
                     ):  # The second time, it brings the cause.
                         self.told_round = action.change.round
                         self.on_ended(self, action.change)
-                case m.CallAnswered():
+                case act.CallAnswered():
                     self.answers.pop(action.request_id)(action.result)
-                case m.Attached():
+                case act.Attached():
                     self.on_attached(self)
-                case m.RunEnded():
+                case act.RunEnded():
                     self.on_closed(self, action.close)
-                case m.PlacedOnStandby():
+                case act.PlacedOnStandby():
                     self.on_standby(self)
-                case m.WaitingTold():
+                case act.WaitingTold():
                     self.on_waiting(self, action.waiting)
-                case m.WasRefused():
+                case act.WasRefused():
                     self.on_lost(self, action.refusal.message)
-                case m.Drop() | m.SentAway():
+                case act.Drop() | act.Redirected():
                     self.abort()
 
     def _count(self, message: wire.Message, payload: bytes) -> None:

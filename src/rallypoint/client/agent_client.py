@@ -1,7 +1,7 @@
-"""A worker's side of the local socket to its agent: a Source for programs under `rallypoint run`.
+"""A worker's side of the local socket to its agent: the RunClient under `rallypoint run`.
 
-The agent holds the node; a worker has one world for its life, since the agent starts it anew for
-the next round.
+The agent is the node. A worker has one world for its life: the agent starts a new worker for the
+next round.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Final, cast
 
 from rallypoint import errors
 from rallypoint.client import fork_safety
-from rallypoint.client.node import store_error
 from rallypoint.client.run_client import WorldFacts, is_programs_own, left_error
+from rallypoint.client.store_calls import COORDINATOR_LOST, round_ended
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store import StoreFailure, StoreOp
-from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome, RoundMember
+from rallypoint.core.store import TIMEOUT, StoreFailure, StoreOp, StoreResult
+from rallypoint.core.values import Change, CloseRecord, Outcome, RoundMember
 from rallypoint.settings import WorkerChannel
 from rallypoint.wire import local
-from rallypoint.wire.messages import MalformedError
+from rallypoint.wire.messages import MalformedError, check_call
 
 CONNECT_TIMEOUT_S: Final = 30.0
 ANSWER_MARGIN_S: Final = 10.0
@@ -28,7 +28,7 @@ CLOSE_TIMEOUT_S: Final = 30.0
 
 
 class AgentClient(asyncio.Protocol):
-    """One worker's connection to its agent. See Source."""
+    """The RunClient of a worker: its connection to its agent."""
 
     def __init__(self, channel: WorkerChannel) -> None:
         loop = asyncio.get_running_loop()
@@ -43,7 +43,7 @@ class AgentClient(asyncio.Protocol):
         self._close: CloseRecord | None = None
         self._run_over: asyncio.Event = asyncio.Event()
         self._results: dict[int, tuple[type, asyncio.Future[object]]] = {}
-        """Of each open request: the kind of its answer, and who waits for it."""
+        """Of each open request: the type of its answer, and the future that gets it."""
         self._requests = 0
         self._was_given = False
         self._has_left = False
@@ -72,7 +72,7 @@ class AgentClient(asyncio.Protocol):
             await self.aclose()
             raise
 
-    # -- Source --------------------------------------------------------------------------------
+    # -- RunClient -----------------------------------------------------------------------------
 
     @property
     def closed(self) -> CloseRecord | None:
@@ -82,11 +82,15 @@ class AgentClient(asyncio.Protocol):
     def change(self) -> Change | None:
         return self._change
 
-    async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
-        """The world of this worker's life; after it, the agent is asked to regroup.
+    @property
+    def gone(self) -> errors.CoordinatorError | None:
+        return self._lost
 
-        The agent then stops this process and starts another one for the next round; None if the
-        run is closed before that happens.
+    async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
+        """The one world of this worker. A second call asks the agent to regroup.
+
+        The agent then stops this process, and starts another one for the next round. None if the
+        run is closed before that.
         """
         if self._close is not None:
             return None
@@ -103,49 +107,48 @@ class AgentClient(asyncio.Protocol):
             raise self._lost
         return None
 
-    async def call(self, op: StoreOp, timeout_s: float | None) -> object:
+    async def call(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
         if self._change is not None:
-            raise errors.RoundBrokenError(self._change)
+            return round_ended(self._change)
+        too_large = check_call(op)
+        if too_large is not None:
+            return too_large
         request_id = self._next_request()
         limit_s = None if timeout_s is None else timeout_s + ANSWER_MARGIN_S
         call = local.Call(request_id, op, timeout_s)
-        told = await self._request(call, local.Answer, request_id, limit_s)
+        try:
+            told = await self._request(call, local.Answer, request_id, limit_s)
+        except TimeoutError:
+            return StoreFailure(TIMEOUT, f"the agent has not answered for {limit_s:g} s")
+        if isinstance(told, errors.CoordinatorLostError):
+            return StoreFailure(COORDINATOR_LOST, told.message)
         assert isinstance(told, local.Answer)
-        result = told.result
-        if isinstance(result, StoreFailure):
-            raise store_error(result, self._why_ended(result.message))
-        return result.value
-
-    def _why_ended(self, detail: str) -> Change:
-        number = self._admitted.result().head.number
-        return self._change or Change(ChangeKind.NODE_LOST, number, detail=detail)
+        return told.result
 
     async def members(self) -> tuple[RoundMember, ...]:
         request_id = self._next_request()
-        message = local.AskMembers(request_id)
-        told = await self._request(message, local.Members, request_id, CONNECT_TIMEOUT_S)
+        told = await self._ask(local.AskMembers(request_id), local.Members, request_id)
         assert isinstance(told, local.Members)
         if told.error:
             raise errors.StoreError(told.error)
         return told.members
 
     async def waiting(self) -> Waiting | None:
-        """What keeps the run from going on, as the agent's node is told; None if nothing does.
+        """What keeps the run from going on, as the agent's node knows; None if nothing does.
 
-        Raises CoordinatorLostError, with what the agent sees, if there is no coordinator.
+        Raises CoordinatorLostError, with what the agent knows, if there is no coordinator.
         """
         request_id = self._next_request()
-        message = local.AskWaiting(request_id)
-        told = await self._request(message, local.WaitingIs, request_id, CONNECT_TIMEOUT_S)
+        told = await self._ask(local.AskWaiting(request_id), local.WaitingIs, request_id)
         assert isinstance(told, local.WaitingIs)
         if told.error:
             raise errors.CoordinatorLostError(told.error)
         return told.waiting
 
     async def is_explained(self, error: Exception, number: int) -> bool:
-        """Only what is known already: the agent learns of this worker's failure by its exit.
+        """Only by what is known already: the agent learns of this worker's failure by its exit.
 
-        While the cause is looked for, this error may be it, and must be heard.
+        While the cause is not known, this error may be the cause, so the worker must fail with it.
         """
         if is_programs_own(error):
             return False
@@ -161,7 +164,7 @@ class AgentClient(asyncio.Protocol):
         return self._has_left
 
     async def give_up(self, error: BaseException) -> None:
-        """Nothing: the agent learns of the failure by this process's end, and reports it."""
+        """Does nothing: the agent sees how this process ends, and reports it."""
 
     async def close(self, outcome: Outcome, reason: str) -> CloseRecord:
         self._send(local.Close(outcome, reason))
@@ -180,22 +183,22 @@ class AgentClient(asyncio.Protocol):
             self._transport.close()
 
     def filenos(self) -> list[int]:
-        """For a child made by fork(): see `fork_safety`."""
+        """See fork_safety.Group."""
         sock = self._transport.get_extra_info("socket") if self._transport else None
         return [sock.fileno()] if sock is not None else []
 
     # -- asyncio.Protocol ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Say who this is."""
-        # uvloop's transports have the methods and derive from nothing of asyncio's.
+        """Tell the agent which worker this is."""
+        # uvloop's transports have the methods, but derive from no class of asyncio.
         self._transport = cast(asyncio.Transport, transport)
         fork_safety.close_all_in_children(self)
         channel = self._channel
         self._send(local.Hello(channel.secret, channel.round, channel.local_rank))
 
     def data_received(self, data: bytes) -> None:
-        """Take what the agent says."""
+        """Take the agent's messages."""
         try:
             for body in self._unframer.feed(data):
                 self._take(local.decode_from_agent(body))
@@ -204,16 +207,16 @@ class AgentClient(asyncio.Protocol):
             self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The agent is gone, or this side closed."""
+        """The agent has ended, or this side has closed."""
         self._lost = errors.CoordinatorLostError(
-            "this worker's agent is gone", hint="the agent of this node ended or was killed"
+            "this worker's agent is gone", hint="the agent of this node has ended or was killed"
         )
         if not self._admitted.done():
             self._admitted.set_exception(self._lost)
             self._admitted.exception()
         for _, future in self._results.values():
             if not future.done():
-                future.set_exception(self._lost)
+                future.set_result(self._lost)
         self._run_over.set()
 
     def _take(self, message: local.FromAgent) -> None:
@@ -248,21 +251,29 @@ class AgentClient(asyncio.Protocol):
         self._requests += 1
         return self._requests
 
+    async def _ask(self, message: local.LocalMessage, kind: type, request_id: int) -> object:
+        """As `_request`. Raises StoreTimeoutError or CoordinatorLostError."""
+        try:
+            told = await self._request(message, kind, request_id, CONNECT_TIMEOUT_S)
+        except TimeoutError:
+            silent = f"the agent has not answered for {CONNECT_TIMEOUT_S:g} s"
+            raise errors.StoreTimeoutError(silent) from None
+        if isinstance(told, errors.CoordinatorLostError):
+            raise told
+        return told
+
     async def _request(
         self, message: local.LocalMessage, kind: type, request_id: int, timeout_s: float | None
     ) -> object:
+        """The answer, or the CoordinatorLostError for which there is none. Raises TimeoutError."""
         if self._lost is not None:
-            raise self._lost
+            return self._lost
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._results[request_id] = kind, future
         self._send(message)
         try:
             async with asyncio.timeout(timeout_s):
                 return await future
-        except TimeoutError:
-            raise errors.StoreTimeoutError(f"the agent has not answered for {timeout_s:g} s") from (
-                None
-            )
         finally:
             del self._results[request_id]
             if not future.done() or future.cancelled():
@@ -271,7 +282,7 @@ class AgentClient(asyncio.Protocol):
     def _resolve(self, answer: local.Answer | local.Members | local.WaitingIs) -> None:
         kind, future = self._results.get(answer.request_id, (type(answer), None))
         if not isinstance(answer, kind):
-            raise MalformedError("an answer of another kind than was asked for")
+            raise MalformedError("an answer of another type than the request's")
         if future is not None and not future.done():
             future.set_result(answer)
 

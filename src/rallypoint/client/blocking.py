@@ -1,13 +1,13 @@
 """The blocking native API: the asynchronous one, run in a thread of its own.
 
-One thread per process carries all runs, so a waiting program needs no event loop, any thread may
-call, and heartbeats go on while the program computes. They stop while something holds the GIL:
-a node whose program holds it longer than `suspect_after_s` is shown as suspect, and longer than
-`lost_after_s` (30 s) is lost. Under `rallypoint run` the agent is a process of its own and the
-program's GIL does not matter.
+One thread of the process serves all runs. So a program needs no event loop, any thread may call,
+and heartbeats go on while the program computes. They stop while something holds the GIL: a node
+whose program holds it longer than `suspect_after_s` is suspect, and longer than `lost_after_s`
+(30 s) is lost. Under `rallypoint run` the agent is another process, so the program's GIL does not
+matter.
 
-After a fork only the parent has the thread. The child finds its copies of the connections closed,
-so that the parent's death is still noticed by its peers, and a clear error if it uses the run.
+After a fork only the parent has the thread. In the child the copies of the connections are closed,
+so that peers still notice the parent's death, and using the run is an error that says why.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rallypoint import errors
 from rallypoint.client import world as aio
@@ -31,6 +31,13 @@ from rallypoint.core.reasons import Waiting
 from rallypoint.core.values import Change, CloseRecord, RoundMember
 
 _T = TypeVar("_T")
+
+
+class Runner(Protocol):
+    """What runs a coroutine in Rallypoint's thread and waits for it, as Portal does."""
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """The coroutine's result. Raises its error."""
 
 
 class Portal:
@@ -48,13 +55,13 @@ class Portal:
 
     @property
     def is_of_parent(self) -> bool:
-        """Whether this is a child made by fork() after the portal was started."""
+        """Whether this process is a child made by fork() after the portal was started."""
         return os.getpid() != self._pid
 
     def run(self, work: Coroutine[Any, Any, _T], timeout_s: float | None = None) -> _T:
-        """Run a coroutine in the loop and wait for it, for at most `timeout_s`.
+        """Run a coroutine in the loop, and wait for it for at most `timeout_s`.
 
-        Ctrl-C and the end of that time cancel it; how it ends then is not waited for.
+        Ctrl-C and the end of that time cancel it, without waiting until it has ended.
 
         Raises ForkedProcessError in a child made by fork(), UsageError in the loop's thread, and
         TimeoutError.
@@ -71,7 +78,7 @@ class Portal:
             raise
 
     def start(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
-        """Run a coroutine in the loop, and wait for nothing. From any thread of this process."""
+        """Run a coroutine in the loop, without waiting. For any thread of this process."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _problem(self) -> errors.UsageError | None:
@@ -82,8 +89,8 @@ class Portal:
             )
         if threading.current_thread() is self._thread:
             return errors.UsageError(
-                "a callback of Rallypoint must not wait for Rallypoint: it runs in its thread",
-                hint="set a flag or a threading.Event in on_change, and look at it elsewhere",
+                "a callback runs in Rallypoint's thread, so it must not wait for Rallypoint",
+                hint="set a flag or a threading.Event in on_change, and read it elsewhere",
             )
         return None
 
@@ -103,9 +110,9 @@ def portal() -> Portal:
 
 
 def _in_forked_child() -> None:
-    """The parent's runs and its thread are not the child's, which may join runs of its own.
+    """Forget the parent's runs and portal: the child may join runs of its own.
 
-    The parent's portal is kept, so that nothing of it is finalized here: see `fork_safety`.
+    The portal is kept, so that its objects are not finalized here: see `fork_safety`.
     """
     global _portal, _portal_lock
     _kept_for_ever.append(_portal)
@@ -118,7 +125,7 @@ os.register_at_fork(after_in_child=_in_forked_child)
 
 
 def _at_exit() -> None:
-    """Say goodbye for a program that ends without leaving: the others are told at once."""
+    """Say goodbye for a program that ends without leaving, so that the others know at once."""
     error = _what_ended_the_program()
     for run in list(_open_runs):
         with contextlib.suppress(errors.RallypointError, TimeoutError, CancelledError):
@@ -126,9 +133,9 @@ def _at_exit() -> None:
 
 
 def _what_ended_the_program() -> BaseException | None:
-    """The exception that nobody caught: the interpreter keeps it when it prints the traceback.
+    """The uncaught exception, which the interpreter keeps when it prints the traceback.
 
-    At a prompt that is only the last one that was typed.
+    None at a prompt, where it is that of an earlier command.
     """
     if hasattr(sys, "ps1") or sys.flags.interactive:
         return None
@@ -146,8 +153,8 @@ class Store:
     RoundBrokenError once the round has ended, or CoordinatorLostError.
     """
 
-    def __init__(self, portal: Portal, store: aio.Store) -> None:
-        self._run = portal.run
+    def __init__(self, runner: Runner, store: aio.Store) -> None:
+        self._run = runner.run
         self._store = store
 
     @property
@@ -207,16 +214,16 @@ class Store:
 StoreForTorch = Callable[[Portal, aio.Store], Store | None]
 """Makes the Store that is a torch.distributed.Store as well; None where torch has none.
 
-A program's entry into the package gives it, as nothing here knows torch.
+`rallypoint.join` passes it, as this layer does not know torch.
 """
 
 
 class World(aio.Facts):
     """A round, as one of its workers sees it. Use it as `with world:`.
 
-    The block ends quietly when an error in it is explained by a confirmed end of the round (a peer
-    was lost, left, joined, or failed first); any other error passes, and so does what is plainly a
-    mistake of the program itself (ValueError, TypeError, KeyError, AssertionError and their like).
+    If the confirmed end of the round explains an error in the block (a peer was lost, left, joined
+    or failed first), the block ends without it. Any other error passes, and so does one that is a
+    mistake of the program (ValueError, TypeError, KeyError, AssertionError and so on).
     """
 
     def __init__(self, portal: Portal, world: aio.World, for_torch: StoreForTorch) -> None:
@@ -232,10 +239,10 @@ class World(aio.Facts):
     def store(self) -> Store:
         """The round's store. Every access is to the same keys.
 
-        Once the process has imported `torch.distributed`, it is a torch.distributed.Store as well:
-        `init_process_group(store=world.store, rank=world.rank, world_size=world.size)` takes it.
-        Rallypoint never imports torch for it. Where torch is imported after the first access, later
-        accesses give another object, with the timeout that the first one had then.
+        Once the process has imported `torch.distributed`, it is a torch.distributed.Store as well,
+        for `init_process_group(store=world.store, rank=world.rank, world_size=world.size)`.
+        Rallypoint does not import torch for it. If torch is imported after the first access, later
+        accesses return another object, with the timeout that the first one had at that time.
         """
         if self._torch is None and "torch.distributed" in sys.modules:
             self._torch = self._for_torch(self._portal, self._world.store)
@@ -250,7 +257,7 @@ class World(aio.Facts):
     def members(self) -> tuple[RoundMember, ...]:
         """All members of the round in node-rank order: name, host, addresses, labels, workers.
 
-        Fetched at the first use. Raises RoundBrokenError if the round is over by then.
+        Fetched at the first access. Raises RoundBrokenError if the round is over by then.
         """
         if self._members is None:
             self._members = self._portal.run(self._world.members())
@@ -266,7 +273,7 @@ class World(aio.Facts):
     def on_change(self, callback: Callable[[Change], None]) -> None:
         """Call back once, when the round ends; at once if it has.
 
-        From Rallypoint's thread: the callback must be short and must not call Rallypoint.
+        It runs in Rallypoint's thread: it must be short, and must not call Rallypoint.
         """
         self._portal.run(_call(self._world.on_change, callback))
 
@@ -314,11 +321,11 @@ class Run:
         return self._run.closed
 
     def worlds(self) -> Iterator[World]:
-        """The next World each time the members change.
+        """The next World, each time the members change.
 
         It ends when the run closes, or once this node has left it.
 
-        Asking for the next one leaves the present one, which ends it for all its members.
+        Asking for the next world leaves the present one, which ends that for all its members.
         Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
         """
         while (world := self._portal.run(self._run.next_or_none())) is not None:
@@ -349,7 +356,7 @@ class Run:
         return self._portal.run(self._run.close(reason, failed=failed))
 
     def aclose(self) -> None:
-        """Leave, if that has not happened, and let go of everything. Idempotent."""
+        """Leave the run, if this node is in it, and close everything. Idempotent."""
         if self in _open_runs:
             _open_runs.remove(self)
             self._portal.run(self._run.aclose())

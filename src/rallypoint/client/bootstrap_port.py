@@ -1,18 +1,18 @@
-"""The round's bootstrap port: bound before it is offered, and nobody else's until rank 0 takes it.
+"""The round's bootstrap port: it is bound before it is announced, and held until rank 0 takes it.
 
-Asking the kernel for a free port and closing it again leaves a gap in which another process can get
-it (pytorch #73320, #126510). On Linux a bound socket keeps the port, in two stages:
+A program that asks the kernel for a free port and closes it again leaves a gap, in which another
+process can get the port (pytorch #73320, #126510). On Linux a bound socket holds it, in two stages:
 
-* From `reserve_port` on, nobody else can bind it, whatever options or user they have.
-* From `hand_over` on, SO_REUSEADDR is set. While the socket does not listen, another one with
-  SO_REUSEADDR may bind the port and listen (torch's TCPStore, gRPC and Python's ``create_server``
-  set it); a bind without it is refused, and the kernel gives the port to nobody who asks for any.
-  The kernel does not compare users here, so until rank 0 listens, another user of the machine can
-  be first. Once rank 0 listens, nobody else can.
+* From `reserve_port` on, no other socket can bind the port, whatever its options or user.
+* From `hand_over` on, SO_REUSEADDR is set. As this socket does not listen, another one with
+  SO_REUSEADDR may bind the port and listen: torch's TCPStore, gRPC and Python's ``create_server``
+  set it. A bind without it is refused, and the kernel gives the port to no bind for any port. The
+  kernel does not compare users here: until rank 0 listens, another user of the machine could bind
+  it first. Once rank 0 listens, no other socket can.
 
-So the second stage begins as late as it can: when the workers of rank 0's node are started. Where
-this process serves the store itself, it listens on the reserved socket (`detach`), and there is no
-second stage. Elsewhere than on Linux the port is only known to have been free.
+So the second stage begins as late as possible: when the workers of rank 0's node start. A process
+that serves the store itself listens on the reserved socket (`detach`), without a second stage. On
+other systems than Linux nothing is held: the port was free when it was chosen.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ _HOLDS = sys.platform == "linux"
 
 @dataclass(slots=True)
 class Reservation:
-    """A port that this process holds until close(). Nobody can bind it before `hand_over`, and
-    after that only with SO_REUSEADDR. Not inherited by workers."""
+    """A port that this process holds until close(). No other socket can bind it before `hand_over`,
+    and after that only with SO_REUSEADDR. Workers do not inherit it."""
 
     port: int
     _socket: socket.socket | None = field(repr=False)
 
     def hand_over(self) -> None:
-        """Let a server with SO_REUSEADDR take the port, from now on. Idempotent."""
+        """Let a server with SO_REUSEADDR take the port. Idempotent."""
         if self._socket is not None:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
     def close(self) -> None:
-        """Gives the port up; who listens on it by then goes on listening. Idempotent."""
+        """Release the port. A server that listens on it is not affected. Idempotent."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def detach(self) -> int | None:
-        """The bound socket's descriptor, now the caller's; None where the port is not held."""
+        """The bound socket's descriptor, now the caller's own; None if the port is not held."""
         sock, self._socket = self._socket, None
         return None if sock is None else sock.detach()
 
@@ -59,13 +59,13 @@ class Reservation:
 
 
 def reserve_port(port: int = 0) -> Reservation:
-    """Binds a port, 0 for any free one, on all addresses of both families, and holds it.
+    """Bind a port on all addresses of both families, and hold it. 0: any free port.
 
-    Does not wait. Raises OSError: EADDRINUSE if the port asked for is somebody's.
+    Does not wait. Raises OSError: EADDRINUSE if the port is taken.
     """
     sock = net.reserve(port)
     fork_safety.close_in_children(sock)
     reservation = Reservation(sock.getsockname()[1], sock)
-    if not _HOLDS:  # a second bind would be refused there, rank 0's too
+    if not _HOLDS:  # there, a second bind is refused, also that of rank 0
         reservation.close()
     return reservation

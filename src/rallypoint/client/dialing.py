@@ -1,8 +1,8 @@
-"""Finding a coordinator: which addresses to try, for how long, and when to be it oneself.
+"""Dials the addresses of a coordinator: each of a host's, for how long, and with which result.
 
-An endpoint names a coordinator; this file turns it into an open connection, or into an error that
-lists every address that was tried with the system's answer. `host:port` without anybody listening
-there is taken by a node on that host, which then carries the coordinator (an embedded one).
+The result is an open connection, or an error that lists each address with the system's answer. It
+also answers whether this machine may host the coordinator of a `host:port` endpoint. When to dial,
+and whether to host, is decided by the connector.
 """
 
 from __future__ import annotations
@@ -34,49 +34,49 @@ _log = logging.getLogger("rallypoint.client")
 ADDRESS_TIMEOUT_S: Final = 5.0
 """How long one address may take to connect and answer the handshake, the first time."""
 ADDRESS_TIMEOUT_MAX_S: Final = 20.0
-"""Each time that an address takes longer than it may, it may take twice as long the next time.
+"""After a timeout the next dial has about twice as long, up to this.
 
 A coordinator that thousands of nodes dial at once needs some seconds for all handshakes. If every
-node gave up after the same 5 s, it would work for connections that are gone, again and again.
+node gave up after the same 5 s, it would spend them on connections that are closed by then.
 """
 PASSING_STATUSES: Final = (404, 429)
-"""What a proxy answers while it has no coordinator behind it, or too much to do. 5xx, too."""
+"""A proxy answers these while it has no coordinator behind it or is overloaded, and 5xx as well."""
 STAGGER_S: Final = 0.03
-"""How long after one of several coordinators the next is dialled, while none has answered."""
+"""The pause between the dials of several coordinators, while none has answered."""
 FIRST_PAUSE_S: Final = 0.01
-"""Nodes often start together: about what the host takes from its bind to its first answer."""
+"""About what a host takes from its bind to its first answer: nodes often start together."""
 LONGEST_PAUSE_S: Final = 1.0
 
 
 class Attempts:
-    """What was tried: the last answer of each address. For the error, should nothing come of it."""
+    """What was tried: the last answer of each address, for the error if none connects."""
 
     def __init__(self, target: Address | Endpoint) -> None:
         self.target = target
         self.answers: dict[str, str] = {}
         self.doing = ""
-        """What is tried now, as long as nothing has been answered."""
+        """What is tried now, until there is an answer."""
         self.stranger: NotACoordinatorError | None = None
-        """What answers there instead of a coordinator, and may be a proxy that has none yet."""
+        """What answers instead of a coordinator: perhaps a proxy that has none behind it yet."""
         self.refused: TokenError | None = None
-        """A coordinator that asks for another token."""
+        """The refusal of a coordinator that asks for another token."""
         self.address_limit_s = ADDRESS_TIMEOUT_S
-        """How long an address may take, the next time that one is dialled."""
+        """How long an address may take at the next dial."""
         self.only_refused = False
         self.unresolved = False
         self.not_hosting = ""
         self.problem = ""
-        """What keeps the ledger from telling where the coordinator is."""
+        """Why the ledger cannot be read, so that nobody knows where the coordinator is."""
 
     def error(self, tried_s: float) -> UnreachableError | NotACoordinatorError:
-        """Nobody answered: what was tried, for how long, and the system's errors."""
+        """The error of dials in vain: what was tried, for how long, and the system's errors."""
         if self.stranger is not None:
             return self.stranger
         answers = dict(self.answers)
         if self.problem:
             answers[str(self.target)] = self.problem
         if self.not_hosting:
-            answers["being the coordinator here"] = self.not_hosting
+            answers["hosting a coordinator here"] = self.not_hosting
         listed = _listed(answers)
         where = "at" if isinstance(self.target, Address) else "through"
         return UnreachableError(
@@ -87,7 +87,7 @@ class Attempts:
         )
 
     def note(self, tried: Attempts) -> None:
-        """What a try at each address has brought."""
+        """Take over the result of one try at each address."""
         self.answers, self.stranger = tried.answers, tried.stranger
         self.refused = tried.refused
         self.only_refused, self.unresolved = tried.only_refused, tried.unresolved
@@ -98,14 +98,14 @@ class Attempts:
 
     def _hint(self) -> str:
         if self.problem:
-            return "does the ledger run, and does it let this node in?"
+            return "check that the ledger runs, and that this node may use it"
         if self.unresolved and isinstance(self.target, Address):
             return f"check the spelling of {self.target.host!r}, or use an address"
         if isinstance(self.target, Address):
-            return "is the coordinator running there, and does a firewall let this node through?"
+            return "check that the coordinator runs there, and that no firewall is in between"
         return (
-            "is a node or a `rallypoint serve` elected, and can this node reach its address? "
-            "--local-addr there (serve: --advertise) gives another"
+            "check that a node or a `rallypoint serve` is elected, and that this node reaches its "
+            "address; --local-addr there (serve: --advertise) gives another address"
         )
 
 
@@ -114,17 +114,17 @@ def _listed(answers: dict[str, str]) -> str:
 
 
 class Patience(enum.Enum):
-    """What a node takes for final of what a coordinator's address answers, other than silence."""
+    """Which wrong answers of a coordinator's address may pass, so that the node dials again."""
 
     NONE = enum.auto()
-    """Nothing but a coordinator can be meant to listen there."""
+    """None: only the coordinator itself listens there."""
     PROXY = enum.auto()
-    """A proxy may: it answers 404, 429 or 5xx until it knows of the coordinator behind it."""
+    """404, 429 and 5xx: a proxy answers so until it has the coordinator behind it."""
     ANY = enum.auto()
-    """There was a coordinator: only one that speaks the protocol ends the search for it."""
+    """All: there was a coordinator before, so only another one ends the search."""
 
-    def bears(self, error: NotACoordinatorError) -> bool:
-        """Whether the answer may be another one soon."""
+    def allows(self, error: NotACoordinatorError) -> bool:
+        """Whether this answer may pass."""
         if self is Patience.PROXY:
             return error.status in PASSING_STATUSES or error.status >= 500
         return self is Patience.ANY
@@ -137,11 +137,10 @@ async def dial(
     limit_s: float = math.inf,
     patience: Patience = Patience.NONE,
 ) -> Connection | None:
-    """Try every address of the host once. None if none answered; `attempts` then says why.
+    """Try each address of the host once. None if none answered; `attempts` says why.
 
-    No address is given more than `limit_s`, in seconds. Raises TokenError at once, and
-    NotACoordinatorError if that is what some address has and none has a coordinator, unless
-    `patience` says that waiting may mend it.
+    Each address has `limit_s` seconds at most. Raises TokenError at once, and NotACoordinatorError
+    if no address has a coordinator and one has something else, unless `patience` allows that.
     """
     tried = Attempts(target)
     try:
@@ -149,7 +148,7 @@ async def dial(
     except CoordinatorError:
         attempts.note(tried)
         raise
-    # All at once: who is cancelled in the middle of a try has the answers of the one before.
+    # All at once: if this is cancelled, `attempts` keeps the answers of the last whole try.
     attempts.note(tried)
     return connection
 
@@ -175,7 +174,7 @@ async def _dial(
         except TimeoutError:
             attempts.answers[str(where)] = f"no answer within {limit_s:.3g} s"
             attempts.only_refused = False
-            # Chance, so that many nodes do not give up at the same time.
+            # At random, so that many nodes do not give up at the same time.
             longer_s = shown.address_limit_s * random.uniform(1.6, 2.0)
             shown.address_limit_s = min(longer_s, ADDRESS_TIMEOUT_MAX_S)
         except OSError as error:
@@ -191,7 +190,7 @@ async def _dial(
             attempts.answers[str(where)] = error.message
             attempts.only_refused = False
             not_ours = error
-    if not_ours is not None and not patience.bears(not_ours):
+    if not_ours is not None and not patience.allows(not_ours):
         raise not_ours
     attempts.stranger = not_ours if patience is Patience.PROXY else None
     return None
@@ -200,10 +199,10 @@ async def _dial(
 async def dial_elected(
     addresses: Sequence[Address], token: str, attempts: Attempts, limit_s: float
 ) -> Connection | None:
-    """Try every address of an elected coordinator once; None if none answered as one.
+    """Try each address of an elected coordinator once. None if no coordinator answered.
 
-    Whoever listened there may be gone, and a stranger have its port: so nothing is raised, and
-    `attempts` says what was answered.
+    Raises nothing: the coordinator may have ended, and another program have its port. `attempts`
+    has the answers.
     """
     answers: dict[str, str] = {}
     refused: TokenError | None = None
@@ -222,11 +221,11 @@ async def dial_elected(
 async def dial_first(
     places: Sequence[tuple[Sequence[Address], str]], attempts: Attempts, limit_s: float
 ) -> Connection | None:
-    """Whichever of several coordinators answers first; None if none does within `limit_s` each.
+    """The first of several coordinators that answers. None if none does, each within `limit_s`.
 
-    `places`: addresses and token of each, the likeliest first. The next is tried beside those that
-    have not answered yet, STAGGER_S later, as of RFC 8305: an address whose machine is gone answers
-    nothing, and a connection to it takes seconds to fail.
+    `places`: the addresses and the token of each, the likeliest first. As in RFC 8305, the next one
+    is dialled STAGGER_S later beside those that have not answered: a connection to a machine that
+    is down takes seconds to fail.
     """
     each = [Attempts(attempts.target) for _ in places]
     left = deque(zip(places, each, strict=True))
@@ -276,7 +275,7 @@ async def _resolve(target: Address, attempts: Attempts, limit_s: float) -> list[
 
 
 class Pauses:
-    """Growing pauses with jitter, so that many nodes do not try again in step."""
+    """Growing pauses with jitter, so that many nodes do not try again at the same time."""
 
     def __init__(self) -> None:
         self._pause_s = FIRST_PAUSE_S
@@ -292,12 +291,12 @@ class Pauses:
 def target_of(settings: NodeSettings) -> Address:
     """Where the endpoint's coordinator is."""
     if not settings.endpoint.host:
-        raise EndpointError(f"endpoint {settings.endpoint} has no address of its own to dial")
+        raise EndpointError(f"endpoint {settings.endpoint} has no address to dial")
     return Address(settings.endpoint.host, settings.endpoint.port)
 
 
 async def may_host(settings: NodeSettings) -> bool:
-    """Whether this node may carry the coordinator of its `host:port` endpoint."""
+    """Whether this node may host the coordinator of its `host:port` endpoint."""
     if settings.endpoint.kind is not EndpointKind.HOST or settings.host_coordinator == "no":
         return False
     if settings.host_coordinator == "yes":

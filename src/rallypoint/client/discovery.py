@@ -1,8 +1,9 @@
-"""Where the run's coordinator is, as a ledger tells it: a node's search.
+"""A node's search for the run's coordinator in a ledger.
 
-`core/election/discovery.py` says when to look, and when it is this node's turn to coordinate; this
-file reads the ledger for it. A node looks only while it has no coordinator, or one whose lease is
-not renewed: spread by chance, and woken when the run's register changes. Nothing is written here.
+`core/election/discovery.py` decides when to look, and when this node becomes a candidate. This file
+reads the ledger for it, and writes nothing. A node looks only while it has no coordinator, or one
+that does not renew its lease. Looks are spread at random, and a change of the run's register wakes
+every node that waits.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 
 from rallypoint.core import election as e
 from rallypoint.core.reasons import ledger_unreachable
-from rallypoint.core.values import Address, CloseRecord, Stamp, repr_without
+from rallypoint.core.values import Stamp
 from rallypoint.errors import (
     LedgerAccessError,
     LedgerCorruptError,
@@ -37,11 +38,12 @@ _T = TypeVar("_T")
 
 RETRY_S: Final = 0.3
 ANSWER_MIN_S: Final = 0.5
-"""How long the ledger is given for an answer, however little time is left."""
+"""The least time that the ledger has for an answer, however little is left."""
 REPLICAS_READ_MAX: Final = 64
-"""More leases than this are not read at once for one run's sake."""
+"""One search reads at most this many leases at once."""
 POLLED_NODES_MAX: Final = 64
-"""In a larger run, nodes on an engine that cannot watch look only when it is time to look."""
+"""In a larger run, a node on an engine that cannot watch waits for its next look, and does not poll
+the register."""
 _WILL_NOT_MEND: Final = (
     LedgerAccessError,
     LedgerCorruptError,
@@ -50,66 +52,39 @@ _WILL_NOT_MEND: Final = (
 )
 
 
-class Place(msgspec.Struct, frozen=True):
-    """A coordinator process listens here. `token`: what its lease says to use; "" if nothing.
-
-    `ttl_s`: for how long its lease stands without being renewed, in seconds; 0 if that is unknown.
-    """
-
-    addresses: tuple[Address, ...]
-    process: str
-    token: str = ""
-    ttl_s: float = 0.0
-
-    def __repr__(self) -> str:
-        return repr_without(self, "token")
-
-
-class Turn(msgspec.Struct, frozen=True):
-    """Nobody coordinates the run, and it is this node's turn. `seen`: see `BecomeCandidate`."""
-
-    seen: e.Seen | None = None
-
-
-class Over(msgspec.Struct, frozen=True):
-    """The run is closed."""
-
-    close: CloseRecord
-
-
-Sight: TypeAlias = Place | Turn | Over
+Finding: TypeAlias = e.AttachTo | e.BecomeCandidate | e.RunOver
 
 
 class Search:
-    """One node's search. Owned by one event loop; the ledger stays the caller's.
+    """One node's search. It belongs to one event loop. The caller closes the ledger.
 
-    `nodes`: how many nodes the run is to have, as long as the ledger does not say.
+    `nodes`: the expected number of nodes, used until the ledger has it.
     """
 
     def __init__(self, settings: NodeSettings, node: str, ledger: Ledger, nodes: int = 1) -> None:
         self.ledger = ledger
         self.error: LedgerError | None = None
         """Why the ledger cannot be used; None while it can."""
-        self._away_since_s = 0.0
+        self._failing_since_s = 0.0
         self._run_key = run_key(settings.run_id)
         self._where = str(settings.endpoint)
         timing = e.Timing.of(settings.lease_ttl_s)
-        self._seeker = e.Discovery(node, timing, settings.candidates, nodes)
+        self._discovery = e.Discovery(node, timing, settings.candidates, nodes)
         self._version: int | None = None
         self._is_spreading = False
-        self._replicas: dict[str, _Lease] = {}
+        self._replicas: dict[str, _SeenLease] = {}
 
     @property
     def problem(self) -> str:
-        """For how long the ledger has not answered, and what it says; "" while it does."""
+        """How long the ledger has not answered, and its error; "" while it answers."""
         if self.error is None:
             return ""
         if isinstance(self.error, LedgerUnreachableError):
-            return ledger_unreachable(_now_s() - self._away_since_s, self.error.message)
+            return ledger_unreachable(_now_s() - self._failing_since_s, self.error.message)
         return f"the ledger cannot be used: {self.error.message}"
 
     async def open(self, ends_s: float) -> None:
-        """Reach the ledger, which may start later than this node.
+        """Open the ledger. Tries again until `ends_s`, as it may start later than this node.
 
         Raises LedgerUnreachableError at `ends_s`, and any other LedgerError at once.
         """
@@ -117,7 +92,7 @@ class Search:
         while True:
             try:
                 await self._bounded(self.ledger.open(), ends_s)
-                self._answers()
+                self._note_answer()
                 return
             except LedgerUnreachableError as error:
                 self._note(error, began_s)
@@ -128,55 +103,56 @@ class Search:
 
     @property
     def floor(self) -> Stamp:
-        """The ledger, and the lowest term that can still be the run's. Empty before the first look.
+        """The ledger's id, and the lowest term that the run can still have (R5).
 
-        Its ledger_id is not that of before if the engine has begun anew.
+        Empty before the first look. Another ledger_id than before means that the ledger was
+        replaced.
         """
-        return self._seeker.floor
+        return self._discovery.floor
 
     @property
     def nodes(self) -> int:
-        """How many nodes the run has, as far as is known."""
-        return self._seeker.nodes
+        """How many nodes the run has, as far as this node knows."""
+        return self._discovery.nodes
 
     def begin(self, *, at_once: bool, is_new: bool = False) -> None:
-        """There is no coordinator. `at_once`: look now; else spread by chance, in a large run.
+        """Start to look. `at_once`: now; else at a random time, later in a larger run.
 
-        A node that `is_new` watches meanwhile: those who come have not all lost the same
-        coordinator at the same time, and there may be one already.
+        `is_new`: the node joins for the first time. It watches the register meanwhile.
         """
+        # Nodes that lost the same coordinator at once must not all wake at its next change. Nodes
+        # that join come at different times, and may find a coordinator right away.
         self._is_spreading = not (at_once or is_new)
-        self._seeker.seek(_now_s(), 0.0 if at_once else random.random())
+        self._discovery.seek(_now_s(), 0.0 if at_once else random.random())
 
     def again(self) -> bool:
-        """Who was found cannot be reached: look again in a while.
+        """The coordinator that was found did not answer: look again later.
 
-        Whether this node is to stand by as a candidate: see `Discovery.stands_by`.
+        Returns whether this node becomes a candidate meanwhile: see `Discovery.stands_by`.
         """
-        self._seeker.seek_again(_now_s(), random.random())
-        return self._seeker.stands_by(_now_s(), random.random())
+        self._discovery.seek_again(_now_s(), random.random())
+        return self._discovery.stands_by(_now_s(), random.random())
 
-    async def next(self, ends_s: float, *, is_new: bool = False) -> Sight | None:
-        """What is to be done; None if nothing is by `ends_s`, or in this ledger never again.
+    async def next(self, ends_s: float, *, is_new: bool = False) -> Finding | None:
+        """The next finding; None if there is none by `ends_s`, or if the ledger was replaced.
 
-        Looks at least once.
-        A node that `is_new` to the run has nothing to lose: it is told at once, by a LedgerError,
-        what waiting would not mend. One that was in the run looks on, as somebody may mend it.
+        Looks at least once. With `is_new`, raises a LedgerError that no waiting mends. A node that
+        was in the run keeps looking instead, as an operator may repair the ledger.
         """
         while True:
             await self._until_due(ends_s)
-            sight = await self._look(ends_s)
+            finding = await self._look(ends_s)
             if is_new and isinstance(self.error, _WILL_NOT_MEND):
                 raise self.error
             is_lost = isinstance(self.error, LedgerReplacedError)
-            if sight is not None or is_lost or _now_s() >= ends_s:
-                return sight
+            if finding is not None or is_lost or _now_s() >= ends_s:
+                return finding
 
-    async def replicas(self) -> list[Place]:
-        """Coordinators that serve any run, those first whose lease has been seen to move.
+    async def replicas(self) -> list[e.Lease]:
+        """Leases of the `rallypoint serve` processes on this ledger, in random order.
 
-        Else in an order of chance. A lease that has stood still for its ttl is left out; one that
-        was read only once may be of a process that is dead.
+        Those that this node has seen renewed come first. Expired ones are left out. A lease that
+        was read only once may belong to a process that has ended.
         """
         try:
             keys = list(await self.ledger.keys(COORDINATORS))
@@ -187,31 +163,32 @@ class Search:
             self._note(error)
             return []
         except NotImplementedError:
-            return []  # One register holds all there is: nobody but the nodes can be elected.
+            return []  # The engine has one register: only the run's nodes can be elected.
         leases = zip(keys, found, strict=False)
         seen = {key: _seen(self._replicas.get(key), each, _now_s()) for key, each in leases}
         listed = set(keys)
         kept = {key: each for key, each in self._replicas.items() if key in listed}
         self._replicas = {**kept, **seen}
-        alive = [each for each in seen.values() if each.place and not each.is_dead(_now_s())]
-        alive.sort(key=lambda each: not each.has_moved)
-        return [each.place for each in alive if each.place is not None]
+        alive = [each for each in seen.values() if not each.has_expired(_now_s())]
+        alive.sort(key=lambda each: not each.was_renewed)
+        return [each.lease for each in alive if each.lease is not None]
 
     def _is_known_dead(self, key: str) -> bool:
         known = self._replicas.get(key)
-        return known is not None and (known.place is None or known.is_dead(_now_s()))
+        return known is not None and (known.lease is None or known.has_expired(_now_s()))
 
     # -- helpers -------------------------------------------------------------------------------
 
     async def _until_due(self, ends_s: float) -> None:
-        """Wait until it is time to look, or the run's register changes."""
-        due_s = self._seeker.next_tick_s()
+        """Wait until the next look is due, or the run's register changes."""
+        due_s = self._discovery.next_tick_s()
         assert due_s is not None, "begin or again comes before next"
         left_s = min(due_s, ends_s) - _now_s()
         if left_s <= 0:
             return
         if self._is_spreading or self.error is not None:
-            # What it was when the last search ended says nothing: a wake-up would be for all.
+            # The register may have changed since the last search: watching from that version
+            # would wake all nodes of the run at once.
             self._is_spreading = False
             await asyncio.sleep(left_s)
             return
@@ -225,33 +202,25 @@ class Search:
             self._note(error)
             await asyncio.sleep(min(RETRY_S, left_s))
             return
-        # All nodes of the run are told at the same moment.
-        self._seeker.look_now(_now_s(), random.random())
-        due_s = min(self._seeker.next_tick_s() or ends_s, ends_s)
+        # The change wakes all nodes of the run at once, so each looks a little later.
+        self._discovery.look_now(_now_s(), random.random())
+        due_s = min(self._discovery.next_tick_s() or ends_s, ends_s)
         await asyncio.sleep(max(0.0, due_s - _now_s()))
 
-    async def _look(self, ends_s: float) -> Sight | None:
+    async def _look(self, ends_s: float) -> Finding | None:
         try:
-            todo = deque(self._seeker.tick(_now_s(), random.random()))
-            lease: e.Lease | None = None
+            todo = deque(self._discovery.tick(_now_s(), random.random()))
             while todo:
-                asked = todo.popleft()
-                match asked:
-                    case e.ReadRun():
+                match todo.popleft():
+                    case e.ReadRun() as asked:
                         found = await self._bounded(self._read(self._run_key), ends_s)
                         self._version = found.version if found else None
-                        todo += self._seeker.run_read(asked, found, _now_s(), random.random())
-                    case e.ReadLease():
+                        todo += self._discovery.run_read(asked, found, _now_s(), random.random())
+                    case e.ReadLease() as asked:
                         found = await self._bounded(self._read(lease_key(asked.process)), ends_s)
-                        lease = e.decode_lease(found.value) if found else None
-                        todo += self._seeker.lease_read(asked, found, _now_s(), random.random())
-                    case e.AttachTo():
-                        assert lease is not None
-                        return Place(asked.addresses, asked.process, lease.token, lease.ttl_s)
-                    case e.BecomeCandidate():
-                        return Turn(asked.seen)
-                    case e.RunOver():
-                        return Over(asked.close)
+                        todo += self._discovery.lease_read(asked, found, _now_s(), random.random())
+                    case finding:
+                        return finding
         except LedgerError as error:
             self._note(error)
         except e.OtherFormatError as error:
@@ -267,9 +236,9 @@ class Search:
         return None
 
     async def _bounded(self, work: Coroutine[Any, Any, _T], ends_s: float) -> _T:
-        """The ledger's answer, if it comes by `ends_s`; it is given some time in any case.
+        """The ledger's answer. It has until `ends_s`, and ANSWER_MIN_S at least.
 
-        A ledger bounds each of its calls, by a time that may be more than there is left here.
+        Raises LedgerUnreachableError at that time: the ledger's own limit may be longer.
         """
         began_s = _now_s()
         try:
@@ -277,56 +246,57 @@ class Search:
                 return await work
         except TimeoutError as error:
             if isinstance(self.error, LedgerUnreachableError):
-                raise self.error from error  # It had longer, and says what it tried.
+                raise self.error from error  # The earlier call took longer and says what it tried.
             raise LedgerUnreachableError(
                 f"{self._where} has not answered within {_now_s() - began_s:.1f} s",
-                hint="is it running, and within reach? connect_timeout bounds the search",
+                hint="check that it runs and that this node can reach it; connect_timeout "
+                "limits the search",
             ) from error
 
     async def _read(self, key: str) -> Versioned | None:
         found = await self.ledger.read(key)
-        self._answers()
+        self._note_answer()
         return found
 
     def _note(self, error: LedgerError, since_s: float | None = None) -> None:
         is_news, self.error = self.error is None, error
         if is_news:
-            self._away_since_s = _now_s() if since_s is None else since_s
+            self._failing_since_s = _now_s() if since_s is None else since_s
             _log.warning("%s", self.problem)
 
-    def _answers(self) -> None:
+    def _note_answer(self) -> None:
         if self.error is not None:
             self.error = None
             _log.warning("the ledger answers again")
 
 
-class _Lease(msgspec.Struct, frozen=True):
-    """A lease as it was last read. `place`: where it serves any run; None if it does not."""
+class _SeenLease(msgspec.Struct, frozen=True):
+    """A lease as it was last read. `lease`: None if its process does not serve every run."""
 
-    place: Place | None
+    lease: e.Lease | None
     version: int
     since_s: float
     ttl_s: float
-    has_moved: bool
+    was_renewed: bool
 
-    def is_dead(self, now_s: float) -> bool:
-        """Whether it was seen to stand still for longer than a living process leaves it."""
+    def has_expired(self, now_s: float) -> bool:
         return now_s >= self.since_s + self.ttl_s
 
 
-def _seen(before: _Lease | None, found: Versioned | None, now_s: float) -> _Lease:
+def _seen(before: _SeenLease | None, found: Versioned | None, now_s: float) -> _SeenLease:
     try:
         lease = e.decode_lease(found.value) if found is not None else None
     except e.UnreadableError:
         lease = None
     if found is None or lease is None:
-        return _Lease(None, 0, now_s, 0.0, has_moved=False)
+        return _SeenLease(None, 0, now_s, 0.0, was_renewed=False)
     serves = lease.state is e.LeaseState.SERVING and not lease.only_run and lease.addresses
-    place = Place(lease.addresses, lease.process, lease.token, lease.ttl_s) if serves else None
-    if before is None or before.version == found.version:
-        since_s = now_s if before is None else before.since_s
-        return _Lease(place, found.version, since_s, lease.ttl_s, has_moved=False)
-    return _Lease(place, found.version, now_s, lease.ttl_s, has_moved=True)
+    replica, was_renewed = lease if serves else None, False
+    since_s = now_s
+    if before is not None:
+        was_renewed = before.version != found.version
+        since_s = now_s if was_renewed else before.since_s
+    return _SeenLease(replica, found.version, since_s, lease.ttl_s, was_renewed)
 
 
 def _now_s() -> float:

@@ -1,9 +1,9 @@
-"""What a child made by fork() must let go of: the parent's sockets.
+"""Closes the parent's sockets in a child made by fork().
 
-A child that keeps a copy of a connection keeps it open when the parent is killed, and the parent's
-death then goes unnoticed for as long as the child lives. So each descriptor is replaced in the
-child: by /dev/null and not by nothing, since the objects of the parent's event loop still hold the
-number there, and must not close somebody else's file.
+A child's copy of a connection keeps it open after the parent was killed, so nobody would notice the
+parent's death as long as the child lives. So the child replaces each descriptor by /dev/null. It
+does not just close them: objects of the parent's event loop still have the numbers, and would close
+other files later.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Protocol
 
 
 class Group(Protocol):
-    """Whatever has several descriptors, now these and then others."""
+    """An object whose open descriptors change."""
 
     def filenos(self) -> list[int]:
-        """The descriptors that are open now; -1 for one that is closed."""
+        """The open descriptors; -1 for a closed one."""
 
 
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -27,12 +27,12 @@ _groups: weakref.WeakSet[Group] = weakref.WeakSet()
 
 
 def close_in_children(sock: socket.socket) -> None:
-    """See to it that no child made by fork() keeps this socket. Held weakly."""
+    """Close this socket in each child made by fork(). Only a weak reference is kept."""
     _sockets.add(sock)
 
 
 def close_all_in_children(group: Group) -> None:
-    """See to it that no child made by fork() keeps any of these descriptors. Held weakly."""
+    """Close these descriptors in each child made by fork(). Only a weak reference is kept."""
     _groups.add(group)
 
 

@@ -1,6 +1,6 @@
-"""A coordinator inside a node: the one that `host:port` names, or a single machine's own.
+"""A coordinator inside a node: of `host:port`, of a single machine, or a candidate in a ledger.
 
-Imported only when a node becomes the host, since it brings the server's libraries.
+It is imported only when a node hosts one, since it loads the server's libraries.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _warned: set[str] = set()
 
 
 class EmbeddedCoordinator:
-    """A coordinator that admits one run only, in the running event loop.
+    """A coordinator of one run, in the running event loop.
 
-    `address` is for this process, `advertised` for others: the same unless a ledger tells them.
+    `address` is for this process, `advertised` for other nodes: they differ for a candidate.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class EmbeddedCoordinator:
         insecure: bool = False,
         token_origin: str = "",
     ) -> EmbeddedCoordinator:
-        """Bind and serve: on loopback if the endpoint is there, else on every address.
+        """Bind and serve: on loopback if `host` is loopback, else on every address.
 
-        `port` 0: any. Raises OSError, EADDRINUSE among them, and UsageError for a port that others
-        can reach without a token, unless `insecure`.
+        `port` 0: any port. Raises OSError, such as EADDRINUSE, and UsageError for a port that other
+        machines reach without a token, unless `insecure`.
         """
         is_local = is_loopback(host)
         if not (is_local or token or insecure):
             raise UsageError(
-                f"port {port} of this machine can be reached by others, and there is no token",
-                hint="give one by --token-file or RALLYPOINT_TOKEN, or --insecure to go without",
+                f"other machines can reach port {port} of this one, and there is no token",
+                hint="give a token by --token-file or RALLYPOINT_TOKEN, or --insecure for none",
             )
         sockets = bind_loopback(host, port) if is_local else [bind(None, port)]
         config = CoordinatorConfig(
@@ -90,9 +90,9 @@ class EmbeddedCoordinator:
     ) -> EmbeddedCoordinator:
         """Be a candidate for the run: serve at every address, with a lease, and claim the run.
 
-        `host`: where others reach this machine. Nodes without a token of their own find this
-        coordinator's in its lease. `seen`: the lease of the owner, as this process has seen it
-        stand still. Raises OSError or a LedgerError; then, and when cancelled, nothing is open.
+        `host`: where other machines reach this one. Nodes without a token of their own find this
+        coordinator's in its lease. `seen`: the former owner's lease, if this process has seen it
+        expire. Raises OSError or a LedgerError. Then, and when cancelled, nothing is open.
         """
         token = settings.token or tokens.draw()
         config = CoordinatorConfig(
@@ -115,14 +115,14 @@ class EmbeddedCoordinator:
         return candidate
 
     def claim(self, seen: Seen | None = None) -> None:
-        """Have the run as soon as nobody else has it. `seen`: as for `stand`."""
+        """Own the run as soon as nobody else does. `seen`: as for `stand`."""
         only_run = self._server.config.only_run
         if only_run is not None:
             self._server.ownership.claim(only_run, seen)
 
     @property
     def process(self) -> str:
-        """The name of its lease; "" without a ledger."""
+        """The process that its lease names; "" without a ledger."""
         return self._server.ownership.process
 
     @property
@@ -136,7 +136,7 @@ class EmbeddedCoordinator:
         return any(not run.is_closed for run in self._server.coordinator.runs.values())
 
     async def linger(self, timeout_s: float) -> int:
-        """Wait until everybody has said goodbye, at most `timeout_s`. How many had not."""
+        """Wait until all nodes have said goodbye, at most `timeout_s`. How many have not."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._until(lambda: not self.others)
@@ -145,7 +145,7 @@ class EmbeddedCoordinator:
         return self.others
 
     async def run_over(self) -> None:
-        """Wait until the run is closed or everybody else has gone."""
+        """Wait until the run is closed, or all other nodes have gone."""
         await self._until(lambda: not (self.others and self.is_run_open))
 
     async def _until(self, is_so: Callable[[], bool]) -> None:
@@ -169,7 +169,7 @@ def _warn_once(run_id: str, port: int) -> None:
     if run_id not in _warned:
         _warned.add(run_id)
         _log.warning(
-            "insecure: whoever reaches port %d of this machine can join run %r, and end it",
+            "insecure: anyone who reaches port %d of this machine can join run %r, and end it",
             port,
             run_id,
         )

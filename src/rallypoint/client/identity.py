@@ -25,18 +25,18 @@ _log = logging.getLogger("rallypoint.client")
 _counter = count()
 
 MARK_LETTERS: Final = "bcdfghjkmnpqrstvwxz"
-"""Neither vowels, so that no word comes of them, nor digits: names are sorted by their numbers."""
+"""No vowels, so that a mark is never a word. No digits, as names are sorted by their numbers."""
 MARK_LENGTH: Final = 6
-"""19 ** 6 marks: among 100 processes that share host name and pid, two get the same once in 9,000
-runs. Those two are told so, as two nodes of one name are."""
+"""19 ** 6 marks: of 100 processes with one host name and pid, two have the same mark once in 9,000
+runs. The second of the two is refused, as any node whose name is taken."""
 LOOKUP_TIMEOUT_S: Final = 2.0
 
 
 async def own_address(endpoint: Endpoint) -> OwnAddress | None:
-    """An address of this machine for others to come to. None if it has none but loopback.
+    """An address of this machine that other machines can use. None if it has only loopback.
 
-    As a packet to whoever is named by the endpoint would leave; else to anywhere; else that of an
-    interface that is up. Nothing is sent.
+    It is the source address of a packet to the endpoint's hosts, else of one to anywhere, else that
+    of an interface that is up. Sends nothing.
     """
     hosts = [*await _meeting_hosts(endpoint), *((host, 0) for host in NOWHERE)]
     sources = [source_towards(host, scope) for host, scope in hosts]
@@ -44,12 +44,12 @@ async def own_address(endpoint: Endpoint) -> OwnAddress | None:
 
 
 def own_address_of(host: str) -> OwnAddress:
-    """An address of this machine that is known, with its interface."""
+    """A known address of this machine, with its interface."""
     return OwnAddress(host, addresses.interface_of(host, interfaces()))
 
 
 async def check_local_addr(settings: NodeSettings, max_nodes: int) -> None:
-    """Whether others can reach this machine where it was told that they do. Raises UsageError."""
+    """Check that other machines can reach this one at `local_addr`. Raises UsageError."""
     given, endpoint = settings.local_addr, settings.endpoint
     if given is None:
         return
@@ -64,13 +64,13 @@ async def check_local_addr(settings: NodeSettings, max_nodes: int) -> None:
     if problem and not is_own_name:
         raise UsageError(
             f"local address {given!r} {problem}",
-            hint=f"--local-addr is where others reach this machine, which has "
-            f"{addresses.named(has)}; without it the node finds its own",
+            hint=f"--local-addr is where other machines reach this one, which has "
+            f"{addresses.named(has)}; without it the node finds an address itself",
         )
 
 
 def may_be_one_machine(endpoint: Endpoint) -> bool:
-    """Whether nothing in the endpoint says that there are other machines."""
+    """Whether the endpoint names no other machine."""
     if isinstance(endpoint.place, EtcdPlace):
         return all(is_loopback(_without_port(each)) for each in endpoint.place.hosts)
     return not endpoint.host or is_loopback(endpoint.host)
@@ -81,9 +81,9 @@ def _without_port(authority: str) -> str:
 
 
 async def _meeting_hosts(endpoint: Endpoint) -> list[tuple[str, int]]:
-    """The addresses of those that an endpoint names, each with its scope."""
+    """The addresses of the hosts that an endpoint names, each with its scope."""
     place = endpoint.place
-    # The second is of a ledger that only its opener knows.
+    # The ledger of a file or of torch has no host.
     hosts = [*map(_without_port, place.hosts)] if isinstance(place, EtcdPlace) else [endpoint.host]
     found = await asyncio.gather(*(_look_up(host) for host in hosts if host))
     return [(each.host, each.scope) for one in found for each in one]
@@ -98,11 +98,11 @@ async def _look_up(host: str) -> list[SocketAddress]:
 
 
 def node_info(settings: NodeSettings, workers: int) -> NodeInfo:
-    """What this node tells of itself.
+    """What this node sends about itself.
 
-    The default name is host, pid, a mark drawn by chance for this process, and a counter: new at
-    every start. Containers may share a host name (with the host's network they do), and each has a
-    pid 1 of its own, so host and pid alone name nobody. The incarnation is drawn for every join.
+    The default name is host, pid, a random mark of this process, and a counter, so it is new at
+    every start. Host and pid alone are not unique: containers may share a host name, and each has a
+    process with pid 1. The incarnation is drawn anew for every join.
     """
     host = socket.gethostname()[:NAME_LENGTH_MAX] or "unnamed"
     own = f"{host}-{os.getpid()}-{_mark(os.getpid())}-{next(_counter)}"
@@ -121,5 +121,5 @@ def node_info(settings: NodeSettings, workers: int) -> NodeInfo:
 
 @cache
 def _mark(pid: int) -> str:
-    """The same for all nodes of a process, so that its counter orders them; a fork draws anew."""
+    """One mark for all nodes of a process, so that the counter orders them. Forks draw others."""
     return "".join(secrets.choice(MARK_LETTERS) for _ in range(MARK_LENGTH))

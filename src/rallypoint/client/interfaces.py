@@ -1,6 +1,6 @@
-"""What addresses this machine has, and from which one a packet to somewhere would leave.
+"""The addresses of this machine, and the source address of a packet to some host.
 
-Reads what the system says and sends nothing. Which address to take: `core/addresses.py`.
+It reads what the system says, and sends nothing. `core/addresses.py` chooses among them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 from rallypoint.core.addresses import Interface
 
 NOWHERE: Final = ("192.0.2.1", "2001:db8::1")
-"""Addresses for documentation (RFC 5737, RFC 3849): what leads there is the way to the network."""
+"""Addresses for documentation (RFC 5737, RFC 3849): a packet there would take the default route."""
 _IS_UP: Final = 0x1
 _IS_INNER: Final = 0x8
 """IFF_UP and IFF_LOOPBACK, the same on Linux, BSD and macOS."""
@@ -33,7 +33,7 @@ def source_towards(host: str, scope: int = 0) -> str | None:
 
 
 class _IfAddrs(ctypes.Structure):
-    """struct ifaddrs of getifaddrs(3), as far as it is the same everywhere."""
+    """struct ifaddrs of getifaddrs(3), the fields that are the same on all systems."""
 
 
 _IfAddrs._fields_ = [
@@ -45,7 +45,7 @@ _IfAddrs._fields_ = [
 
 
 def interfaces() -> list[Interface]:
-    """Every address of every interface, in the system's order; nothing if it does not say."""
+    """Each address of each interface, in the system's order; empty if the system has no list."""
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         first = ctypes.POINTER(_IfAddrs)()
@@ -55,7 +55,7 @@ def interfaces() -> list[Interface]:
         return []
     try:
         found = []
-        each: Any = first  # a pointer is false where it is null
+        each: Any = first  # a null pointer is false
         while each:
             entry = each.contents
             address = _address(entry.address)

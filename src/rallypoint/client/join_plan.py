@@ -1,4 +1,4 @@
-"""How a program comes to its run: `join`'s arguments, the environment, or the agent's channel."""
+"""How a program joins its run: by `join`'s arguments, the environment, or its agent's channel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rallypoint.settings import Endpoint, NodeSettings, WorkerChannel
 
 
 class JoinPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What `join` is going to do: talk to an agent, or be a node."""
+    """What `join` will do: connect to an agent, or be a node."""
 
     channel: WorkerChannel | None = None
     node: NodeSettings | None = None
@@ -82,8 +82,8 @@ def plan(
         k: v for k, v in options.items() if k not in NODE_OPTIONS and v is not None
     }
     if "max_restarts" not in run_options and _is_default("max_restarts"):
-        # A program that fails in its own process ends with it, and so bounds itself: the others
-        # need no budget to go on without it.
+        # A program that fails in its own process ends with it, which limits its restarts. The other
+        # nodes need no budget to go on without it.
         run_options["max_restarts"] = "any"
     node = settings.node_settings(
         endpoint=endpoint, run_id=run_id, token=token, labels=labels, **node_options
@@ -109,7 +109,7 @@ _KINDS = {
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """Raises UsageError for an option that there is not, or whose value is of no use for it."""
+    """Raises UsageError for an unknown option, or a value of a wrong type."""
     kinds = get_type_hints(JoinOptions)
     for name, value in options.items():
         if name not in kinds:
@@ -132,7 +132,7 @@ _WANTED = {"insecure": "True or False, or yes or no"}
 
 
 def _shown(value: object) -> str:
-    """A value that came by mistake: by its type alone, as it may be a secret."""
+    """A wrong value by its type only, as it may be a secret."""
     return f"of type {type(value).__name__}"
 
 

@@ -1,20 +1,35 @@
-"""What one node knows and says. A machine without I/O: messages, ticks and wishes in, actions out.
+"""What one node knows and says. A machine without I/O: messages, ticks, requests in; actions out.
 
-The node's wishes are kept as a level, not sent as edges: whatever it wants and has not been
-answered is said again on every new connection, and the coordinator takes repeats without harm
-(R4, R11). So a lost connection, a lost message and a new coordinator are all the same case.
+The desired state is stored, and sent again on every connection, with all requests that have no
+answer yet. Repeats do no harm at the coordinator (R4, R11). So a lost connection, a lost message
+and a new coordinator are one case. Tasks, timers and sockets belong to `node` and `connector`.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import Final, TypeAlias
+from typing import Final
 
 import msgspec
 
+from rallypoint.client.actions import (
+    Action,
+    Attached,
+    CallAnswered,
+    Drop,
+    MembersTold,
+    PlacedOnStandby,
+    Redirected,
+    RoundEnded,
+    RoundFormed,
+    RunEnded,
+    Send,
+    WaitingTold,
+    WasRefused,
+)
 from rallypoint.core import reasons
-from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
-from rallypoint.core.store import StoreOp, StoreResult
+from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.store import StoreOp
 from rallypoint.core.values import (
     Address,
     Change,
@@ -24,7 +39,6 @@ from rallypoint.core.values import (
     NodeInfo,
     Outcome,
     RoundHead,
-    RoundMember,
     RunSettings,
     Seat,
     Stamp,
@@ -32,22 +46,22 @@ from rallypoint.core.values import (
 from rallypoint.wire import messages as wire
 
 LATE_TICK_S: Final = 0.05
-"""A tick that comes later than this was late because this process did not run."""
+"""A tick is late by more than this only if this process did not run."""
 LOOK_AGAIN_S: Final = 0.01
-"""So long after a late tick, what had come in by then has been read."""
+"""After a late tick, this process has read within this time what had arrived by then."""
 STILL_OPEN_MAX: Final = 64
-"""With more calls open than this, acknowledging waits for the oldest of them."""
+"""With more open calls, a message does not list them: it acknowledges up to the oldest one."""
 HEARTBEAT_MIN_S: Final = 0.01
 TEXT_CHARACTERS_MAX: Final = 2_000
-"""Longer reasons and messages are cut: a coordinator refuses what is longer than `Text`."""
+"""Longer reasons and messages are cut, as a coordinator refuses a text longer than `Text`."""
 LINES_MAX: Final = 64
 
 
-_SENDS_AWAY: Final = frozenset({RefusalCode.ELSEWHERE, RefusalCode.MOVED})
+_REDIRECTS: Final = frozenset({RefusalCode.ELSEWHERE, RefusalCode.MOVED})
 
 
 class DesiredState(enum.StrEnum):
-    """What the node wants of the run."""
+    """What the node is, or is to be, in the run. The coordinator learns of each change."""
 
     NOTHING = "nothing"
     READY = "ready"
@@ -57,112 +71,15 @@ class DesiredState(enum.StrEnum):
     GONE = "gone"
 
 
-# -- actions -------------------------------------------------------------------------------------
-
-
-class Send(msgspec.Struct, frozen=True):
-    """Send this message."""
-
-    message: wire.Message
-
-
-class Drop(msgspec.Struct, frozen=True):
-    """Close the connection, and find a coordinator again."""
-
-    reason: str
-
-
-class Attached(msgspec.Struct, frozen=True):
-    """The coordinator has let the node in, or in again."""
-
-
-class RoundFormed(msgspec.Struct, frozen=True):
-    """The node has a seat in a new round."""
-
-    head: RoundHead
-    seat: Seat
-
-
-class RoundEnded(msgspec.Struct, frozen=True):
-    """The node's round has ended, or its cause became known: `change.confirmed`."""
-
-    change: Change
-
-
-class RunEnded(msgspec.Struct, frozen=True):
-    """The run is closed."""
-
-    close: CloseRecord
-
-
-class WasRefused(msgspec.Struct, frozen=True):
-    """The coordinator will not have the node, or no longer: for good."""
-
-    refusal: Refusal
-
-
-class SentAway(msgspec.Struct, frozen=True):
-    """This coordinator does not have the run, or no longer: look for the one that has.
-
-    `addresses`: where it listens, if that was said.
-    """
-
-    addresses: tuple[Address, ...]
-    reason: str
-
-
-class CallAnswered(msgspec.Struct, frozen=True):
-    """A call of the store has its result."""
-
-    request_id: int
-    result: StoreResult
-
-
-class MembersTold(msgspec.Struct, frozen=True):
-    """The member table of round `number`."""
-
-    request_id: int
-    number: int
-    digest: str
-    members: tuple[RoundMember, ...]
-
-
-class WaitingTold(msgspec.Struct, frozen=True):
-    """Why there is no round yet."""
-
-    request_id: int
-    waiting: Waiting | None
-
-
-class PlacedOnStandby(msgspec.Struct, frozen=True):
-    """The round is on without the node."""
-
-
-Action: TypeAlias = (
-    Send
-    | Drop
-    | Attached
-    | RoundFormed
-    | RoundEnded
-    | RunEnded
-    | WasRefused
-    | SentAway
-    | CallAnswered
-    | MembersTold
-    | WaitingTold
-    | PlacedOnStandby
-)
-
-
 class NodeMachine:
     """One node of one run. Not thread-safe: one owner.
 
-    `silence_s`: after this long without a word from the coordinator, or without being let in, the
-    connection is dropped.
-    `is_elected`: the coordinator is found through a ledger, so that what listens at an address may
-    by now be another run's: a refusal for that is no reason to stop.
-    `resume_secret`: drawn for this node; nobody else can resume as it. Shown at every attach, also
-    the first: then it does not matter whether the answer to that was lost.
+    `silence_s`: the connection is dropped after this time without a message from the coordinator,
+    or without being attached.
+    `is_elected`: the coordinator is found through a ledger. Another run's coordinator may listen at
+    its address by now, so a refusal for another run does not end the node.
+    `resume_secret`: drawn for this node; nobody else can resume as this node. It is in every
+    `Attach`, also the first, so it does not matter if the answer to that one is lost.
     All `now_s` are of one monotonic clock, in seconds.
     """
 
@@ -193,9 +110,9 @@ class NodeMachine:
         self._software = software
         self._is_elected = is_elected
         self._resume_secret = resume_secret
-        self._sends_away = _SENDS_AWAY | {RefusalCode.OTHER_RUN} if is_elected else _SENDS_AWAY
+        self._redirects = _REDIRECTS | {RefusalCode.OTHER_RUN} if is_elected else _REDIRECTS
         self._ended_term = 0
-        """Which term's coordinator has told why the last round ended."""
+        """The term of the coordinator that has told why the last round ended."""
         self._ready: wire.Ready | None = None
         self._missed_round = 0
         self._failure: wire.Failed | None = None
@@ -207,16 +124,16 @@ class NodeMachine:
         self._acknowledged = 0
         self._open: dict[int, wire.StoreCall | wire.AskMembers | wire.AskWaiting] = {}
         self._ends_s: dict[int, float] = {}
-        """When an open call with a timeout has run out of time."""
+        """When each open call with a timeout ends."""
         self._heartbeat_s = 1.0
         self._heard_s = 0.0
         self._beat = 0
         self._beat_heard_s = 0.0
         self._floor = Stamp()
         self.is_in_memory = False
-        """Whether the run is kept in the memory of its coordinator's process, and ends with it."""
+        """Whether the run is in the memory of the coordinator's process, and ends with it."""
         self.led_s = 0.0
-        """When a coordinator that holds its lease was last heard."""
+        """When a message of a coordinator that holds its lease came last."""
         self._next_tick_s: float | None = None
         self._looks_again = False
 
@@ -227,21 +144,31 @@ class NodeMachine:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will come: the run is closed or the node was refused."""
+        """Whether the run is closed, or the node refused for good."""
         return self.closed is not None or self.refused is not None
 
     @property
     def has_workers(self) -> bool:
-        """Whether the node's workers run, as far as this knows: its round is on for it."""
+        """Whether the node's workers run, as far as this machine knows: its round is on."""
         return self.desired is DesiredState.IN_ROUND and self.ended is None
 
     @property
+    def has_said_goodbye(self) -> bool:
+        """Whether the node leaves the run."""
+        return self.desired is DesiredState.GONE
+
+    @property
+    def ledger_id(self) -> str:
+        """The ledger that the run is in; "" before a coordinator has told."""
+        return self.stamp.ledger_id
+
+    @property
     def beat_stood_still_s(self) -> float:
-        """For how long the coordinator is known not to have renewed its lease, in seconds."""
+        """How long the coordinator has not renewed its lease, in seconds, as its beats say."""
         return self._beat_heard_s - self.led_s
 
     def is_open(self, request_id: int) -> bool:
-        """Whether a request still waits for its answer."""
+        """Whether a request has no answer yet."""
         return request_id in self._open
 
     # -- the connection ------------------------------------------------------------------------
@@ -264,11 +191,11 @@ class NodeMachine:
         return [Send(attach)]
 
     def comes_again(self) -> None:
-        """What refused this node had another run, and may be gone or replaced soon."""
+        """Forget the refusal of a coordinator that had another run: it may end soon."""
         self.refused = None
 
     def disconnected(self) -> None:
-        """The connection is closed. What is open stays so, and is said again on the next one."""
+        """The connection is closed. Open requests stay open, and are sent again on the next one."""
         self.is_attached = False
         self._next_tick_s = None
 
@@ -277,26 +204,26 @@ class NodeMachine:
         return self._next_tick_s
 
     def tick(self, now_s: float) -> list[Action]:
-        """Send a heartbeat; give up a coordinator that says nothing."""
+        """Send a heartbeat, or drop a coordinator that has been silent for too long."""
         if self._next_tick_s is None or now_s < self._next_tick_s:
             return []
         late_s = now_s - self._next_tick_s
         if late_s > LATE_TICK_S:
-            # This process did not run: the coordinator is not to blame.
+            # This process did not run, so that time is no silence of the coordinator.
             self._heard_s = min(now_s, self._heard_s + late_s)
         self._next_tick_s = now_s + self._tick_s()
         silent_s = now_s - self._heard_s
         if silent_s > self.silence_s and late_s > LATE_TICK_S and not self._looks_again:
-            # What the coordinator said meanwhile may not have been read yet.
+            # Messages of the coordinator may have arrived meanwhile, and not been read yet.
             self._looks_again, self._next_tick_s = True, now_s + LOOK_AGAIN_S
         elif silent_s > self.silence_s:
-            return [Drop(f"the coordinator has said nothing for {silent_s:.1f} s")]
+            return [Drop(f"the coordinator has been silent for {silent_s:.1f} s")]
         else:
             self._looks_again = False
         return [Send(wire.Heartbeat(self.stamp))] if self.is_attached else []
 
     def _tick_s(self) -> float:
-        """At least thrice per `silence_s`, so that heartbeats are what breaks the silence."""
+        """At least three ticks per `silence_s`: the answers to heartbeats keep it from passing."""
         often_s = max(HEARTBEAT_MIN_S, self.silence_s / 3)
         return min(often_s, self._heartbeat_s) if self.is_attached else often_s
 
@@ -306,7 +233,7 @@ class NodeMachine:
         """One message of the coordinator."""
         self._heard_s = now_s
         if self._is_stale(message):
-            # R5: the late words of an older term or round change nothing.
+            # R5: late messages of an older term or round change nothing.
             return self._leave_replaced(message)
         if not isinstance(message, wire.Refused):
             self.stamp = message.stamp
@@ -335,26 +262,26 @@ class NodeMachine:
                 return []
 
     def _is_stale(self, message: wire.FromCoordinator) -> bool:
-        """A refusal answers this connection, and may come before the run was even looked at."""
+        """Whether a message is of an older term or round than this node has seen (R5)."""
         seen = self.stamp
         if isinstance(message, wire.Refused):
-            if message.refusal.code in self._sends_away or not message.stamp.term:
-                # To look again does no harm; and who has no term yet, or has none of this run,
-                # refuses what needs none: a version, a size, another ledger.
+            if message.refusal.code in self._redirects or not message.stamp.term:
+                # A redirect does no harm. A coordinator that has no term of this run refuses for
+                # what needs none: a version, a size, another ledger.
                 return False
             seen = Stamp(seen.ledger_id, seen.term, 0)
         stamp, floor = message.stamp, self._floor  # The floor has a term once a ledger was read.
         return stamp.is_older_than(seen) or (floor.term > 0 and stamp.is_older_than(floor))
 
     def _leave_replaced(self, message: wire.FromCoordinator) -> list[Action]:
-        """A coordinator that has been replaced and does not know it lets this node in."""
+        """Drop a coordinator that was replaced without noticing it, if it attaches this node."""
         if not isinstance(message, wire.Welcome):
             return []
         term, floor = message.stamp.term, max(self.stamp.term, self._floor.term)
         return [Drop(f"this coordinator was replaced: its term is {term}, the run's {floor}")]
 
     def _on_beat(self, message: wire.Beat, now_s: float) -> None:
-        """One whose beat stands still has lost its lease, or cannot reach its ledger."""
+        """Note the beat: the coordinator renews its lease as long as the beat changes."""
         self._beat_heard_s = now_s
         if message.beat != self._beat:
             self._beat, self.led_s = message.beat, now_s
@@ -370,11 +297,11 @@ class NodeMachine:
         return actions + [Send(each) for each in self._to_say_again(now_s)]
 
     def _catch_up(self, message: wire.Welcome) -> list[Action]:
-        """What became of the node's last round while it could not be told."""
+        """What became of the node's last round while it was not connected."""
         standing, change = message.standing, message.standing.change
         if change is not None and change.round != self.number:
             self._miss(change.round)
-            change = None  # It went later, from a round that it was never given.
+            change = None  # This is about a later round, which the node was never given.
         if self.head is None or standing.round == self.number:
             return []
         if self.ended is None:
@@ -384,9 +311,10 @@ class NodeMachine:
         return []
 
     def _miss(self, number: int) -> None:
-        """A round with this node was formed and has ended while it could not be told.
+        """Note a round with this node that was formed and has ended while it was not connected.
 
-        It is ready for the next one (R7): named after an older round, that would be a repeat (R4).
+        The node is ready for the next one (R7). Its `Ready` must name the missed round as the one
+        it leaves: with an older number the coordinator would take it for a repeat (R4).
         """
         self._missed_round = max(self._missed_round, number)
         if self._ready is not None and self._ready.leaving_round < number:
@@ -398,10 +326,10 @@ class NodeMachine:
         return Change(ChangeKind.NODE_LOST, self.number, (self.info.name,), 1, detail)
 
     def _to_say_again(self, now_s: float) -> list[wire.Message]:
-        """All that the node wants and has no answer to."""
+        """All that the node wants, and has no answer to."""
         said: list[wire.Message] = []
         if self._failure is not None and self.ended is None:
-            said.append(self._failure)  # first: it, and not being ready again, ends the round
+            said.append(self._failure)  # first, as this and not the `Ready` must end the round
         if self.desired is DesiredState.READY and self._ready is not None:
             self._ready = self._ready_message(self._ready.bootstrap, self._ready.workers)
             said.append(self._ready)
@@ -410,7 +338,7 @@ class NodeMachine:
         if self.desired is DesiredState.DEPARTING:
             said.append(wire.Departing(self.stamp, self._departing_reason))
         if self.desired is DesiredState.GONE:
-            # A coordinator that never heard that it was done would take it for a departure.
+            # A coordinator that has not heard `Done` would take the goodbye for a departure.
             goodbye = wire.Goodbye(self.stamp, self._goodbye_reason)
             return [wire.Done(self.stamp, self.number), goodbye] if self._was_done else [goodbye]
         if self._close_wanted is not None:
@@ -421,15 +349,15 @@ class NodeMachine:
     def _with_time_left(
         self, asked: wire.StoreCall | wire.AskMembers | wire.AskWaiting, now_s: float
     ) -> wire.Message:
-        """A coordinator knows nothing of how long a call has waited at another one (R9)."""
+        """A call with what is left of its timeout, part of which another coordinator used (R9)."""
         ends_s = self._ends_s.get(asked.request_id)
         if ends_s is None or not isinstance(asked, wire.StoreCall):
             return asked
         return msgspec.structs.replace(asked, timeout_s=max(0.0, ends_s - now_s))
 
     def _on_refused(self, refusal: Refusal, ledger_id: str) -> list[Action]:
-        if refusal.code in self._sends_away:
-            return [SentAway(refusal.addresses, refusal.message)]
+        if refusal.code in self._redirects:
+            return [Redirected(refusal.addresses, refusal.message)]
         if self.stamp.ledger_id and not self._is_final(refusal, ledger_id):
             return [Drop(refusal.message)]
         if refusal.code is RefusalCode.CLOSED and refusal.close is not None and self.stamp.term:
@@ -438,11 +366,11 @@ class NodeMachine:
         return [WasRefused(refusal)]
 
     def _is_final(self, refusal: Refusal, ledger_id: str) -> bool:
-        """Whether a node that was in the run need not come back.
+        """Whether this refusal ends a node that was in the run before.
 
-        Who has another ledger cannot speak for the run. Where the coordinator has an address of its
-        own, it answers in the place of the one that the run was lost with; a ledger may name an
-        address that something else has taken meanwhile. A limit may be free again soon.
+        A coordinator with another ledger is final only at a fixed address: it is there in place of
+        the one with which the run was lost. An address from a ledger may have been taken by another
+        program's coordinator. A limit may pass soon.
         """
         if ledger_id != self.stamp.ledger_id:
             return bool(ledger_id) and not self._is_elected
@@ -494,26 +422,25 @@ class NodeMachine:
             return [WaitingTold(message.request_id, message.waiting)]
         return [MembersTold(message.request_id, message.round, message.digest, message.members)]
 
-    # -- what is found out without a coordinator -------------------------------------------------
+    # -- what the ledger and the clock say ---------------------------------------------------------
 
     def found_closed(self, close: CloseRecord) -> list[Action]:
         """The ledger says that the run is over (R6)."""
         return self._on_refused(reasons.run_over(self.run_id, close), self.stamp.ledger_id)
 
     def found_replaced(self) -> list[Action]:
-        """The ledger is another one now: what the run had is lost with the former."""
-        message = f"run {self.run_id!r} was lost with its ledger: another one is in its place"
-        hint = "start the run again: it will be begun anew in this ledger"
+        """Another ledger is in the place of the run's, which is lost with it."""
+        message = f"run {self.run_id!r} was lost with its ledger: another ledger is in its place"
+        hint = "start the run again: it begins anew in this ledger"
         return self._on_refused(Refusal(RefusalCode.RUN_LOST, message, hint), self.stamp.ledger_id)
 
     def found_term(self, floor: Stamp) -> None:
-        """R5: the ledger says that no earlier term than this can be the run's any more."""
+        """The ledger says that the run can have no earlier term than this any more (R5)."""
         if self._floor.ledger_id != floor.ledger_id or self._floor.is_older_than(floor):
             self._floor = floor
 
     def orphaned(self, alone_s: float) -> list[Action]:
-        """There has been no coordinator for too long, or none that holds its lease: the node's
-        round ends for it (R13)."""
+        """The node had no coordinator that holds its lease for `alone_s`: end its round (R13)."""
         if self.head is None or self.ended is not None:
             return []
         what = "no coordinator that holds its lease" if self.is_attached else "no coordinator"
@@ -523,13 +450,13 @@ class NodeMachine:
         self._ended_term = 0  # No coordinator knows of it yet.
         return actions
 
-    # -- wishes --------------------------------------------------------------------------------
+    # -- what the node asks for --------------------------------------------------------------------
 
     def ready(self, bootstrap: Address, workers: int) -> list[Action]:
-        """Want the next round, and leave the one the node is in, if it is in one.
+        """Be ready for the next round, and leave the round that the node is in.
 
-        Once more, with another bootstrap or number of workers, before the round is formed: that
-        replaces what was said.
+        Before the round is formed, a second call with another bootstrap address or number of
+        workers replaces the first.
         """
         if self.desired in (DesiredState.DEPARTING, DesiredState.GONE):
             return []
@@ -541,7 +468,7 @@ class NodeMachine:
         return self._say(self._ready)
 
     def _ready_message(self, bootstrap: Address, workers: int) -> wire.Ready:
-        """With why the last round ended, for a coordinator that came after it."""
+        """It carries why the last round ended, for a coordinator that came after that."""
         is_known = self._ended_term == self.stamp.term
         change = None if is_known else self.ended
         leaving_round = max(self.number, self._missed_round)
@@ -562,7 +489,7 @@ class NodeMachine:
         return self._say(wire.Done(self.stamp, self.number))
 
     def depart(self, reason: str) -> list[Action]:
-        """The node was asked to leave, and begins to stop its workers."""
+        """The node is to leave the run, and begins to stop its workers."""
         if self.desired in (DesiredState.DONE, DesiredState.DEPARTING, DesiredState.GONE):
             return []
         self.desired = DesiredState.DEPARTING
@@ -570,7 +497,7 @@ class NodeMachine:
         return self._say(wire.Departing(self.stamp, self._departing_reason))
 
     def goodbye(self, reason: str) -> list[Action]:
-        """Nothing of the node runs any more. Its round, if it is in one, ends for it here."""
+        """Nothing of the node runs any more. Ends its round here, if it is in one."""
         if self.desired is DesiredState.GONE:
             return []
         was_in_round = self.desired is DesiredState.IN_ROUND and self.ended is None
@@ -591,9 +518,9 @@ class NodeMachine:
     def call(
         self, op: StoreOp, timeout_s: float | None, now_s: float | None = None
     ) -> tuple[int, list[Action]]:
-        """A call of the round's store. The request's number, and what to do.
+        """A call of the round's store. Returns the request's id, and what to do.
 
-        With `now_s` a call that is asked again has the time that is left of `timeout_s`.
+        With `now_s`, a call that is sent again has what is left of `timeout_s`.
         """
         self._requests += 1
         request_id = self._requests
@@ -606,7 +533,7 @@ class NodeMachine:
         return request_id, self._say(call)
 
     def cancel(self, request_id: int) -> list[Action]:
-        """Nobody waits for this request any more."""
+        """The caller of this request waits no more."""
         asked = self._open.pop(request_id, None)
         self._ends_s.pop(request_id, None)
         is_call = isinstance(asked, wire.StoreCall)
@@ -627,7 +554,7 @@ class NodeMachine:
         return self._requests, self._say(message)
 
     def _acknowledgement(self) -> tuple[int, tuple[int, ...]]:
-        """Up to which request everything is answered, and the exceptions if they are few."""
+        """Up to which request id all are answered, and the open ones before it, if few."""
         open_ids = tuple(self._open)
         if len(open_ids) <= STILL_OPEN_MAX:
             return self._requests - 1, open_ids
@@ -638,7 +565,7 @@ class NodeMachine:
 
 
 def _text(text: str) -> str:
-    """A text as the wire takes it: bounded, and without what is no Unicode (a file's odd name)."""
+    """A text for the wire: cut, and without what is not Unicode (from a file name, for example)."""
     return text[:TEXT_CHARACTERS_MAX].encode("utf-8", "replace").decode()
 
 

@@ -1,4 +1,4 @@
-"""The further options of `join`, for type checkers, and what a caller may give for each."""
+"""The further options of `join`, with the types that each takes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TypedDict
 
 
 class JoinOptions(TypedDict, total=False):
-    """What `join` takes by keyword beside its own arguments: settings of `rallypoint env`.
+    """The keyword arguments of `join` beside its own: the settings that `rallypoint env` lists.
 
-    Durations are in seconds; a text is read as the environment's would be ("90s", "any").
+    Durations are in seconds. A text is read like that of a variable ("90s", "any").
     """
 
     # this node's own

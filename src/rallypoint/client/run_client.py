@@ -1,7 +1,7 @@
-"""Where a program's worlds come from: its own node, or the agent that started it.
+"""How a program takes part in a run: through a node of its own, or through its agent.
 
-`Run` and `World` are written against `RunClient`, and so are the same in a plain Python process and
-in a worker of `rallypoint run`.
+`Run` and `World` use a RunClient, so they are the same in a plain Python process (NodeRunClient,
+here) and in a worker of `rallypoint run` (AgentClient).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import msgspec
 from rallypoint import errors
 from rallypoint.client.bootstrap_port import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
+from rallypoint.client.store_calls import StoreCalls
 from rallypoint.client.waiting import ON_STANDBY, Why, while_waiting
 from rallypoint.core import failure_patterns, reasons
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store import StoreOp
+from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.telling import Lines
 from rallypoint.core.values import (
     Address,
@@ -42,7 +43,7 @@ MESSAGE_CHARACTERS_MAX = 500
 
 
 class WorldFacts(msgspec.Struct, frozen=True):
-    """What a program is told about its round: the head, its node's seat, its own place there."""
+    """What a program knows of its round: the head, its node's seat, and its rank on the node."""
 
     node: str
     head: RoundHead
@@ -54,8 +55,11 @@ class WorldFacts(msgspec.Struct, frozen=True):
         return self.seat.first_rank + self.local_rank
 
 
-class RunClient(Protocol):
-    """A run as one program sees it. All methods are for the source's event loop."""
+class RunClient(StoreCalls, Protocol):
+    """A run as one program sees it. `call` is a call of the round's store.
+
+    All methods are for the event loop in which the client was opened.
+    """
 
     run_id: str
     node_name: str
@@ -73,14 +77,15 @@ class RunClient(Protocol):
     def change(self) -> Change | None:
         """Why the round that was given last has ended; None while it is on."""
 
+    @property
+    def gone(self) -> errors.CoordinatorError | None:
+        """Why this client gets nothing more from the run: refused, or the coordinator is lost."""
+
     async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
         """Leave the round, and wait for the next. None once the run is closed.
 
         Raises UsageError once the node has left the run, also while it waits.
         """
-
-    async def call(self, op: StoreOp, timeout_s: float | None) -> object:
-        """A call of the round's store."""
 
     async def members(self) -> tuple[RoundMember, ...]:
         """The members of the round."""
@@ -89,26 +94,26 @@ class RunClient(Protocol):
         """Why there is no round yet."""
 
     async def is_explained(self, error: Exception, number: int) -> bool:
-        """Whether a confirmed end of round `number` explains the error."""
+        """Whether the confirmed end of round `number` explains the error."""
 
     async def leave(self, reason: str) -> None:
         """Take this node out of the run."""
 
     async def give_up(self, error: BaseException) -> None:
-        """The program ends with this: tell of a failure, and leave.
+        """The program ends with this error: report a failure, and leave.
 
-        Nothing, where whoever started the program takes care of that.
+        Does nothing in a worker, whose agent does that.
         """
 
     async def close(self, outcome: Outcome, reason: str) -> CloseRecord:
         """End the run for all."""
 
     async def aclose(self) -> None:
-        """Let go of everything. Idempotent."""
+        """Close everything. Idempotent."""
 
 
 class NodeRunClient:
-    """A program that is its own node. See Source."""
+    """The RunClient of a program that is a node itself."""
 
     def __init__(self, settings: NodeSettings, run: RunSettings) -> None:
         self.on_ended: Callable[[Change], None] = lambda change: None
@@ -117,7 +122,7 @@ class NodeRunClient:
         self._reservation: Reservation | None = None
         self._was_given = False
         self._explain_s = run.suspect_after_s + run.reconnect_grace_s + 2 * run.probe_s
-        # A program's output is its own: at most what its exception says is told to others.
+        # Of a program that is its own node, only the text of its exception is sent to others.
         self._shares = settings.share_lines > 0
         self.run_id = settings.run_id
         self.node_name = self._node.info.name
@@ -137,6 +142,10 @@ class NodeRunClient:
     def change(self) -> Change | None:
         return self._node.change
 
+    @property
+    def gone(self) -> errors.CoordinatorError | None:
+        return self._node.gone
+
     async def open(self) -> None:
         """Attach. Raises as Node.open does."""
         async with while_waiting(self._node, self._waits):
@@ -154,7 +163,7 @@ class NodeRunClient:
             async with while_waiting(self._node, self._waits):
                 found = await self._node.next_round(bootstrap, timeout_s=timeout_s)
         except errors.CoordinatorLostError:
-            self._check_is_in()  # it left meanwhile
+            self._check_is_in()  # it may have left meanwhile
             raise
         self._was_given = True
         self._lines.forget()
@@ -163,7 +172,7 @@ class NodeRunClient:
         return self._facts(found) if found is not None else None
 
     def _waits(self, why: Why) -> None:
-        # A warning is seen in a program that has set up no logging.
+        # A warning is shown also in a program that has not set up logging.
         if self._lines.is_due(why.reason, asyncio.get_running_loop().time()):
             level = logging.INFO if why.reason == ON_STANDBY else logging.WARNING
             _log.log(level, "%s: %s", self.node_name, why.text)
@@ -180,8 +189,7 @@ class NodeRunClient:
         if self._has_left:
             raise left_error()
 
-    async def call(self, op: StoreOp, timeout_s: float | None) -> object:
-        self._check_is_in()
+    async def call(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
         return await self._node.call(op, timeout_s)
 
     async def members(self) -> tuple[RoundMember, ...]:
@@ -193,7 +201,7 @@ class NodeRunClient:
         return await self._node.waiting()
 
     async def is_explained(self, error: Exception, number: int) -> bool:
-        """Report the error as this node's, and wait for the verdict: whose fault was it?"""
+        """Report the error as this node's, and wait for the confirmed cause."""
         found = self._node.round
         if found is None or found.head.number != number or self._has_left:
             return False
@@ -221,7 +229,7 @@ class NodeRunClient:
             self._node.goodbye(reason)
 
     def _tell_failure(self, error: BaseException) -> None:
-        """Once a round, and not once it has ended."""
+        """Report a failure, once a round and only while it is on."""
         found = self._node.round
         if found is None or self._node.change is not None or self._failed_in == found.head.number:
             return
@@ -261,17 +269,17 @@ _MISTAKES = (
 
 
 def is_programs_own(error: Exception) -> bool:
-    """Whether no end of a round can explain the error: a mistake in the program, by its class.
+    """Whether the error is a mistake of the program, by its class: no end of a round explains it.
 
-    Libraries raise nearly anything when a peer is gone, RuntimeError most often; but not these,
-    unless the text says so.
+    When a peer is gone, libraries raise RuntimeError and many others; but these classes only with a
+    text that says so.
     """
     is_mistake = isinstance(error, _MISTAKES) and not isinstance(error, errors.RallypointError)
     return is_mistake and failure_patterns.kind_of(str(error)) is not FailureKind.COMMUNICATION
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether a program that ends with this has failed: what ended it is not the run itself."""
+    """Whether a program that ends with this has failed by itself, and not by the run's end."""
     if isinstance(error, SystemExit):
         return error.code not in (None, 0)
     of_the_run = errors.CoordinatorError | errors.RoundBrokenError | errors.JoinTimeoutError
@@ -279,11 +287,11 @@ def is_failure(error: BaseException) -> bool:
 
 
 def left_error() -> errors.UsageError:
-    """Of a call that needs the run, after the program has left it."""
+    """The error of a call that needs the run, after the program has left it."""
     return errors.UsageError("this node has left the run", hint="call join to come back")
 
 
-UNSHARED: Final = "its words stay on its node: share_lines is 0"
+UNSHARED: Final = "its text stays on its node: share_lines is 0"
 
 
 def _said(error: BaseException, shares: bool) -> str:
@@ -292,9 +300,9 @@ def _said(error: BaseException, shares: bool) -> str:
 
 
 def failure_of(error: BaseException, rank: int, *, shares: bool = True) -> Failure:
-    """An exception of the program, as a worker's failure: what it says tells whose fault it is.
+    """An exception of the program as a worker's failure. Its text says which kind it is.
 
-    `shares` False: nobody else is told what it says, only what it is.
+    `shares` False: other nodes are told its class, and not its text.
     """
     text = _said(error, shares=True)
     kind = failure_patterns.kind_of(text) or FailureKind.EXCEPTION
@@ -305,7 +313,7 @@ def failure_of(error: BaseException, rank: int, *, shares: bool = True) -> Failu
 
 
 async def open_node(settings: NodeSettings, run: RunSettings) -> NodeRunClient:
-    """A program's own node, attached."""
+    """A program's own node, attached. Raises as Node.open does."""
     source = NodeRunClient(settings, run)
     await source.open()
     return source

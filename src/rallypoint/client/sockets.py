@@ -1,8 +1,8 @@
-"""A socket whose end says whether its process ended.
+"""A socket that shows by how it ends whether its process has ended.
 
-A process that dies has its sockets closed by its kernel, with a FIN. A coordinator takes a FIN
-that no other word explains for that (core/endings.py). So a process that lives on must not send
-one: it closes by a reset, unless it has said before that it is closing.
+When a process dies, its kernel closes its sockets with a FIN. A coordinator takes a FIN without a
+goodbye for that (core/endings.py). So a process that lives on must not send one: it closes by a
+reset, unless it has said before that it closes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class ResettingSocket(socket.socket):
-    """Sends a reset when it is closed, whoever closes it, unless `ends_in_order` is set.
+    """Sends a reset when it is closed, unless `ends_in_order` is set.
 
-    Whoever closes it: the event loop, or the garbage collector where a program dropped an event
-    loop with open connections. The option is set at that moment and not before, since it holds for
-    the kernel's closing too. An event loop that closes the descriptor by itself, as uvloop does,
-    needs `choose_how` before.
+    That holds for each way to close it: by the event loop, or by the garbage collector after a
+    program has dropped a loop with open connections. The socket option is set at that moment and
+    not earlier, since it would hold for the kernel's closing too. Before an event loop closes the
+    descriptor by itself, as uvloop does, call `choose_how`.
     """
 
     ends_in_order = False
@@ -33,19 +33,19 @@ class ResettingSocket(socket.socket):
         super().close()
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        """As socket.socket does: warn, and close."""
+        """Warn and close, as socket.socket does."""
         if self.fileno() >= 0:
             _warn(f"unclosed {self!r}", ResourceWarning, source=self)
             self.close()
 
     def choose_how(self) -> None:
-        """Set how it ends when its descriptor is closed, which must follow at once."""
+        """Set how the connection ends. The descriptor must be closed at once after this."""
         if not self.ends_in_order and self.fileno() >= 0:
             reset_on_close(self)
 
 
 def reset_on_close(sock: socket.socket) -> None:
-    """Have the descriptor's closing, which must follow at once, send a reset."""
-    # A child made by fork() has another file at that number (client/fork_safety.py).
+    """Make the close of the descriptor, which must follow at once, send a reset."""
+    # In a child made by fork() the descriptor is another file (client/fork_safety.py).
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

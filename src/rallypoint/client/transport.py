@@ -1,8 +1,8 @@
 """One WebSocket connection to a coordinator: bytes in, bytes out.
 
-The protocol is websockets' own, without its I/O (`ClientProtocol`); an asyncio protocol carries
-it. So a node costs no task per connection, sends without waiting, and can be made by the thousand
-in one process.
+The protocol is websockets' own without its I/O (`ClientProtocol`), in an asyncio protocol. So a
+connection needs no task, sending does not wait, and one process can have thousands of nodes.
+What the messages say is not known here.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from rallypoint.wire import messages as wire
 
 CLOSE_TIMEOUT_S: Final = 2.0
 _SILENT: Final = logging.Logger("rallypoint.websocket", logging.CRITICAL)
-"""At DEBUG the library logs each header, the token's among them, and parts of each frame. A program
-may turn DEBUG on for all loggers: this one is under no other, and has no handler."""
+"""At DEBUG the library logs each header, with the token, and parts of each frame. A program may set
+DEBUG for all loggers, so this one has no parent and no handler."""
 _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
-"""How an alert and a handshake begin (RFC 8446, 5.1)."""
+"""The first bytes of an alert and of a handshake (RFC 8446, 5.1)."""
 
 
 class Connection(asyncio.Protocol):
     """An open connection. `on_message` and `on_closed` are called from the event loop.
 
-    `on_closed` is called exactly once, with the reason, whoever closed. `sock` is the connection's.
+    `on_closed` is called once, with the reason, whichever side closed. `sock`: its socket.
     """
 
     def __init__(self, address: Address, token: str, sock: ResettingSocket) -> None:
         uri = f"ws://{address}{wire.ATTACH_PATH}"
         self.address = address
         self.target = address
-        """What was dialled: the name or address that somebody gave."""
+        """What was dialled: a name or an address."""
         self.on_message: Callable[[bytes], None] = lambda data: None
         self.on_closed: Callable[[str], None] = lambda reason: None
         self._websocket = ClientProtocol(
@@ -66,17 +66,17 @@ class Connection(asyncio.Protocol):
         self._was_answered = False
         self._speaks_tls = False
         self.asks_no_token = False
-        """Whether the coordinator says that it lets everybody in."""
+        """Whether the coordinator has said that it lets everybody in."""
         self._parts: list[bytes] = []
         self._why_closed = "the coordinator closed the connection"
 
     @property
     def local_host(self) -> str:
-        """This side's address: how this machine reaches the coordinator, and can be reached."""
+        """This side's address, at which the coordinator's machine can reach this one."""
         assert self._transport is not None
         host, _, *more = self._transport.get_extra_info("sockname")
-        with contextlib.suppress(OSError):  # the interface has gone meanwhile
-            if more and more[1]:  # Python leaves the zone of a link-local address out
+        with contextlib.suppress(OSError):  # the interface may be gone
+            if more and more[1]:  # Python omits the zone of a link-local address
                 return with_zone(str(host), socket.if_indextoname(more[1]))
         return plain(str(host))
 
@@ -89,17 +89,17 @@ class Connection(asyncio.Protocol):
 
     @property
     def was_closed_by_peer(self) -> bool:
-        """Whether the coordinator closed it in due form: it has read all that was sent before."""
+        """Whether the coordinator closed it by a closing handshake: it has read all before that."""
         return self._websocket.close_rcvd is not None
 
     def send(self, payload: bytes) -> None:
-        """Queue one binary message. Nothing happens if the connection is closed."""
+        """Queue one binary message. Does nothing if the connection is closed."""
         if self._websocket.state is State.OPEN:
             self._websocket.send_binary(payload)
             self._flush()
 
     def close(self, reason: str) -> None:
-        """Close, with a closing handshake that is given CLOSE_TIMEOUT_S."""
+        """Close, with a closing handshake that may take CLOSE_TIMEOUT_S."""
         self._why_closed = reason
         if self._transport is None or self._closed.done():
             return
@@ -113,11 +113,11 @@ class Connection(asyncio.Protocol):
             self._cutting = loop.call_later(CLOSE_TIMEOUT_S, self.abort, reason)
 
     async def wait_closed(self) -> None:
-        """Wait until nothing of the connection is open: at most CLOSE_TIMEOUT_S after `close`."""
+        """Wait until the connection is closed: at most CLOSE_TIMEOUT_S after `close`."""
         await asyncio.shield(self._closed)
 
     def abort(self, reason: str) -> None:
-        """Cut the connection, by a reset: what has not left yet is lost."""
+        """Cut the connection by a reset. What has not been sent yet is lost."""
         self._why_closed = reason
         self._socket.ends_in_order = False
         if self._transport is not None:
@@ -141,7 +141,7 @@ class Connection(asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, and hand on whole messages."""
+        """Take received bytes, and pass on each whole message."""
         if not self._was_answered:
             self._was_answered, self._speaks_tls = True, data[:2] in _TLS_RECORDS
         self._websocket.receive_data(data)
@@ -162,12 +162,12 @@ class Connection(asyncio.Protocol):
         if self._cutting is not None:
             self._cutting.cancel()
         if not self._opened.done():
-            # A coordinator that is about to go says nothing either: that is no proof of another.
+            # This is an OSError, not a NotACoordinatorError: a coordinator that ends does the same.
             how = "closed the connection in the middle of an answer"
             if not self._was_answered:
                 how = "closed the connection without an answer"
             self._opened.set_exception(error or ConnectionResetError(how))
-            self._opened.exception()  # Whoever gave up waiting need not be told.
+            self._opened.exception()  # Marks it as seen, if the caller has given up waiting.
         if not self._closed.done():
             self._closed.set_result(None)
             self.on_closed(str(error) if error else self._why_closed)
@@ -179,13 +179,13 @@ class Connection(asyncio.Protocol):
         if transport is None:
             return
         if self._websocket.close_sent is not None:
-            # The coordinator is told before the FIN: it cannot take that for this process's end.
+            # The close frame comes before the FIN, so this is no sign of the process's end.
             self._socket.ends_in_order = True
         for data in self._websocket.data_to_send():
             if data:
                 transport.write(data)
             elif not transport.is_closing():
-                transport.close()  # websockets' sign for "nothing more from this side"
+                transport.close()  # by empty data websockets says that this side has ended
 
     def _take_events(self) -> None:
         for event in self._websocket.events_received():
@@ -205,7 +205,7 @@ class Connection(asyncio.Protocol):
             self._opened.set_result(None)
         else:
             if self._speaks_tls:
-                error = ValueError("it speaks TLS, and nodes of this release do not")
+                error = ValueError("it uses TLS, which nodes of this release do not support")
             self._opened.set_exception(_handshake_error(self.address, error))
             self.abort(str(error))
 
@@ -222,8 +222,8 @@ class Connection(asyncio.Protocol):
 async def connect(address: Address, sockaddr: object, family: int, token: str) -> Connection:
     """Open a connection to one resolved address.
 
-    Raises OSError (refused, unreachable, ...), NotACoordinatorError or TokenError. Cancelling it,
-    for lack of time, leaves nothing open.
+    Raises OSError (refused, unreachable, ...), NotACoordinatorError or TokenError. Cancelling it
+    leaves nothing open.
     """
     loop = asyncio.get_running_loop()
     sock = ResettingSocket(family, socket.SOCK_STREAM)
@@ -248,7 +248,7 @@ async def connect(address: Address, sockaddr: object, family: int, token: str) -
 
 SAID_MAX: Final = 500
 RETRIED_STATUSES: Final = (502, 503, 504)
-"""What a proxy answers while the coordinator behind it starts again: worth another try."""
+"""A proxy answers these while the coordinator behind it starts again, so a node tries again."""
 
 
 def _handshake_error(address: Address, error: Exception) -> Exception:
@@ -276,7 +276,7 @@ def _status_error(address: Address, response: Response) -> Exception:
         return token_error(f"{address}: {message}", body.hint, body.fingerprint, body.origin)
     answer = f"HTTP status {response.status_code} {response.reason_phrase}"
     if response.status_code in RETRIED_STATUSES:
-        # Ours says which limit it is, and how to raise it.
+        # A coordinator that answers 503 says which limit was reached, and how to raise it.
         said = tidy("; ".join(filter(None, (body.error, body.hint))), SAID_MAX)
         return ConnectionRefusedError(f"{answer}: {said}" if said else answer)
     return _not_ours(address, answer, response.status_code)
@@ -285,6 +285,6 @@ def _status_error(address: Address, response: Response) -> Exception:
 def _not_ours(address: Address, answer: str, status: int = 0) -> NotACoordinatorError:
     return NotACoordinatorError(
         f"something else than a Rallypoint coordinator answers at {address}: {answer}",
-        hint="check the host and the port; another service may have taken it",
+        hint="check the host and the port; another service may have taken the port",
         status=status,
     )

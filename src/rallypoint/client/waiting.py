@@ -8,31 +8,34 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final, NamedTuple, Protocol
 
 from rallypoint import errors
+from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.reasons import Waiting, duration
+from rallypoint.core.values import Address
+from rallypoint.settings import NodeSettings
 
 ON_STANDBY: Final = "on standby"
 """The reason of a node for which the round has no place now."""
-CARRIES: Final = "this node carries the coordinator: the run ends with it"
+HOSTS: Final = "this node hosts the coordinator: the run ends with it"
 
 UNREACHED_S: Final = 1.0
-"""How long a node looks for its coordinator before it says what answers: nodes that start together
-come before their host."""
+"""How long a node searches before it says that nobody answers. Of nodes that start together, most
+are there before their host."""
 FIRST_WORD_S: Final = 2.0
-"""How long a node waits for a round before it says for what."""
+"""How long a node waits for a round before it says why."""
 LOOK_S: Final = 0.5
-"""How often a node looks at what it knows itself."""
+"""How often a node looks at its own state."""
 ASK_S: Final = 5.0
 """How often it asks the coordinator: 10,000 waiting nodes ask 2,000 times a second."""
 
 
 class Waits(Protocol):
-    """What is asked of a node. See client/node.py."""
+    """A node that waits for a coordinator or a round. See client/node.py."""
 
     @property
     def is_connected(self) -> bool: ...
 
     @property
-    def carries_run(self) -> bool: ...
+    def hosts_run(self) -> bool: ...
 
     @property
     def looking(self) -> str: ...
@@ -47,7 +50,7 @@ class Waits(Protocol):
 
 
 class Why(NamedTuple):
-    """Why a node waits. `reason` stays equal as long as nothing but time passes."""
+    """Why a node waits. `reason` changes only if something other than a time has changed."""
 
     text: str
     reason: object
@@ -55,7 +58,7 @@ class Why(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def while_waiting(node: Waits, told: Callable[[Why], None]) -> AsyncIterator[None]:
-    """Tell, inside this block, again and again why the node waits. Whether to say it: Lines."""
+    """In this block, call `told` again and again with why the node waits. Lines thins that out."""
     telling = asyncio.get_running_loop().create_task(_tell(node, told))
     try:
         yield
@@ -79,13 +82,51 @@ async def _tell(node: Waits, told: Callable[[Why], None]) -> None:
 
 
 def on_standby(nodes_max: int) -> Why:
-    """Of a full round, and of one that lets newcomers in later: a node is not told which it is.
+    """Why a standby waits: the round is full, or lets newcomers in later.
 
-    The number is there for who forgot --nnodes: it is 1 then, and this node would wait for nothing.
+    The text has the maximum for users who forgot --nnodes: it is 1 then.
     """
     most = f"{nodes_max} node" if nodes_max == 1 else f"{nodes_max} nodes"
-    text = f"a round of at most {most} is on: this node is on standby, and steps in when it can"
+    text = f"a round of at most {most} is on: this node is on standby until it has a place for it"
     return Why(text, ON_STANDBY)
+
+
+class Joins(Protocol):
+    """A node whose wait for a round has ended in vain. See client/node.py."""
+
+    settings: NodeSettings
+
+    @property
+    def looking(self) -> str: ...
+
+    @property
+    def candidate_at(self) -> Address | None: ...
+
+    @property
+    def own_address(self) -> OwnAddress | None: ...
+
+
+def join_timeout(node: Joins, limit_s: float, waiting: Waiting | None) -> errors.JoinTimeoutError:
+    """The error of a node that had no round in `limit_s`. `waiting`: the coordinator's reason."""
+    why = str(waiting) if waiting else node.looking or "the coordinator does not say why"
+    hint = (waiting.hint if waiting is not None else "") or _address_hint(node)
+    shown_s = round(limit_s, 1) or limit_s
+    return errors.JoinTimeoutError(
+        f"no round of run {node.settings.run_id!r} was formed within {shown_s:g} s: {why}",
+        hint=hint or "start the missing nodes, lower the minimum, or raise the join timeout",
+        waiting=waiting,
+    )
+
+
+def _address_hint(node: Joins) -> str:
+    """The other nodes may not reach a candidate at the address that it advertises."""
+    if node.candidate_at is None:
+        return ""
+    own = node.own_address if node.own_address is not None else "which only this machine reaches"
+    return (
+        f"start the missing nodes; they come to this one at {node.candidate_at}, {own}: "
+        "--local-addr gives another address"
+    )
 
 
 async def why_it_waits(node: Waits, timeout_s: float) -> Why:
@@ -102,8 +143,8 @@ async def why_it_waits(node: Waits, timeout_s: float) -> Why:
         return on_standby(node.nodes_max)
     left_s = node.left_s
     left = f"; {duration(left_s)} left" if left_s is not None else ""
-    carries = f"; {CARRIES}" if node.carries_run else ""
-    return Why(f"waiting: {waiting}{left}{carries}", (waiting.without_times(), node.carries_run))
+    hosts = f"; {HOSTS}" if node.hosts_run else ""
+    return Why(f"waiting: {waiting}{left}{hosts}", (waiting.without_times(), node.hosts_run))
 
 
 def _why_unreached(node: Waits) -> Why:
@@ -113,5 +154,5 @@ def _why_unreached(node: Waits) -> Why:
 
 
 def _without_numbers(text: str) -> str:
-    """Durations are in it, such as how long a ledger has been away."""
+    """The text without its durations, such as how long a ledger has not answered."""
     return "".join(each for each in text if not each.isdigit())

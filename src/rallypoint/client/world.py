@@ -14,19 +14,19 @@ from typing import Final, TypeVar, cast
 
 from rallypoint import errors
 from rallypoint.client.run_client import RunClient, WorldFacts
+from rallypoint.client.store_calls import COORDINATOR_LOST, StoreCalls, round_ended, store_error
 from rallypoint.core import store as ops
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.values import Address, Change, CloseRecord, Outcome, RoundMember
-from rallypoint.wire import messages as wire
+from rallypoint.core.values import Address, Change, ChangeKind, CloseRecord, Outcome, RoundMember
 
 STORE_TIMEOUT_S: Final = 300.0
-"""How long a call of the store waits unless told otherwise: what torch's stores do."""
+"""How long a call of the store waits by default, as in torch."""
 
 _T = TypeVar("_T")
 
 
 class Facts:
-    """What both kinds of World know of themselves, without asking anybody."""
+    """What both kinds of World know without asking the coordinator."""
 
     def __init__(self, facts: WorldFacts) -> None:
         self._facts = facts
@@ -84,12 +84,12 @@ class Facts:
 
     @property
     def bootstrap(self) -> Address:
-        """Where rank 0's node keeps a port for a library that needs one (torch: MASTER_ADDR)."""
+        """Where rank 0's node holds a port for a library that needs one (torch: MASTER_ADDR)."""
         return self._facts.head.bootstrap
 
     @property
     def change(self) -> Change | None:
-        """Why the round has ended; None while it is on. Costs nothing: look at it every step."""
+        """Why the round has ended; None while it is on. Costs nothing: look at it in each step."""
         return self._change
 
     def __repr__(self) -> str:
@@ -109,9 +109,13 @@ class Store:
     the round has ended, or CoordinatorLostError.
     """
 
-    def __init__(self, source: RunClient, is_current: Callable[[], None]) -> None:
-        self._source = source
-        self._check = is_current
+    def __init__(
+        self,
+        calls: StoreCalls,
+        error_of: Callable[[ops.StoreFailure], Exception] = store_error,
+    ) -> None:
+        self._calls = calls
+        self._error_of = error_of
         self.timeout_s = STORE_TIMEOUT_S
 
     @property
@@ -175,13 +179,14 @@ class Store:
         await self._call(ops.Barrier(name, rank), timeout)
 
     async def call(self, op: ops.StoreOp, timeout_s: float) -> object:
-        """One operation, which waits for at most `timeout_s`; what its method makes the result of.
+        """Carry out one operation, which may wait for `timeout_s`; its value.
 
-        Raises as its method does.
+        Raises as the operation's own method does.
         """
-        self._check()
-        wire.check_call(op)
-        return await self._source.call(op, timeout_s)
+        result = await self._calls.call(op, timeout_s)
+        if isinstance(result, ops.StoreFailure):
+            raise self._error_of(result)
+        return result.value
 
     async def _call(self, op: ops.StoreOp, timeout: timedelta | float | None = None) -> object:
         return await self.call(op, self.timeout_s if timeout is None else seconds(timeout))
@@ -190,23 +195,28 @@ class Store:
 class World(Facts):
     """A round, as one of its workers sees it. Use it as `async with world:`.
 
-    The block ends quietly when an error in it is explained by a confirmed end of the round (a peer
-    was lost, left, joined, or failed first); any other error passes, and so does what is plainly a
-    mistake of the program itself (ValueError, TypeError, KeyError, AssertionError and their like).
+    If the confirmed end of the round explains an error in the block (a peer was lost, left, joined
+    or failed first), the block ends without it. Any other error passes, and so does one that is a
+    mistake of the program (ValueError, TypeError, KeyError, AssertionError and so on).
     """
 
     def __init__(self, source: RunClient, facts: WorldFacts) -> None:
         super().__init__(facts)
         self._source = source
         self._callbacks: list[Callable[[Change], None]] = []
-        self.store = Store(source, self._check_current)
+        self.store = Store(_RoundCalls(source, self), self._error_of)
 
-    def _check_current(self) -> None:
-        if self._change is not None:
-            raise errors.RoundBrokenError(self._change)
+    def _error_of(self, failure: ops.StoreFailure) -> Exception:
+        if failure.code == ops.ROUND_ENDED:
+            # The answer of a worker's agent may come before its word of how the round ended.
+            unknown = Change(ChangeKind.NODE_LOST, self.number, detail=failure.message)
+            return errors.RoundBrokenError(self._change or unknown)
+        if failure.code == COORDINATOR_LOST and self._source.gone is not None:
+            return self._source.gone
+        return store_error(failure)
 
     def ended(self, change: Change) -> None:
-        """Note that the round has ended, or what the cause was. For Run."""
+        """The round has ended, or the cause is known. For Run."""
         is_first = self._change is None
         self._change = change
         if is_first:
@@ -251,6 +261,18 @@ class World(Facts):
         return await self._source.is_explained(error, self.number)
 
 
+class _RoundCalls:
+    """The store calls of one World: none of them reaches the store of a later round (R4)."""
+
+    def __init__(self, source: RunClient, world: World) -> None:
+        self._source = source
+        self._world = world
+
+    async def call(self, op: ops.StoreOp, timeout_s: float | None) -> ops.StoreResult:
+        ended = self._world.change
+        return await self._source.call(op, timeout_s) if ended is None else round_ended(ended)
+
+
 class Run:
     """A run, as one of its programs sees it. Use it as `async with await join(...) as run:`."""
 
@@ -281,11 +303,11 @@ class Run:
         return self._world
 
     async def worlds(self) -> AsyncIterator[World]:
-        """The next World each time the members change.
+        """The next World, each time the members change.
 
         It ends when the run closes, or once this node has left it.
 
-        Asking for the next one leaves the present one, which ends it for all its members.
+        Asking for the next world leaves the present one, which ends that for all its members.
         Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
         """
         while (world := await self.next_or_none()) is not None:
@@ -310,7 +332,7 @@ class Run:
             return None
         self._world = World(self._source, facts)
         change = self._source.change
-        if change is not None:  # It ended before there was a World to tell.
+        if change is not None:  # The round ended before there was a World.
             self._on_ended(change)
         return self._world
 
@@ -332,7 +354,7 @@ class Run:
         return await self._source.close(outcome, reason)
 
     async def aclose(self) -> None:
-        """Leave, if that has not happened, and let go of everything. Idempotent."""
+        """Leave the run, if this node is in it, and close everything. Idempotent."""
         await self._source.aclose()
 
     async def __aenter__(self) -> Run:
@@ -350,7 +372,7 @@ class Run:
 
 
 def seconds(duration: timedelta | float) -> float:
-    """A duration in seconds. Raises UsageError for what is none."""
+    """A duration in seconds. Raises UsageError for anything else."""
     given = duration.total_seconds() if isinstance(duration, timedelta) else duration
     try:
         if not math.isnan(given):

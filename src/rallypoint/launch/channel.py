@@ -1,8 +1,8 @@
-"""The agent's local socket, over which its workers call the round's store and hear of its end.
+"""The agent's local socket: its workers call the round's store over it, and learn of the end.
 
-Workers do not connect to the coordinator: the agent carries their calls. The socket is private to
-this machine, and a worker shows the secret of its round, which it has from its environment; so a
-worker of an earlier round, or somebody else's process, is refused (R4).
+Workers do not connect to the coordinator: the agent passes their calls on. The socket is private to
+this machine, and a worker shows the secret of its round, which is in its environment. So the agent
+refuses a worker of an earlier round, and any other process (R4).
 """
 
 from __future__ import annotations
@@ -26,14 +26,7 @@ from rallypoint import errors
 from rallypoint.client.agent_client import socket_address
 from rallypoint.client.node import Node, Round
 from rallypoint.coordinator.listener import Listener, ListenerLimits
-from rallypoint.core.store import (
-    BAD_REQUEST,
-    ROUND_ENDED,
-    TIMEOUT,
-    StoreFailure,
-    StoreResult,
-    StoreValue,
-)
+from rallypoint.core.store import BAD_REQUEST, ROUND_ENDED, StoreFailure, StoreResult
 from rallypoint.core.values import Change, CloseRecord, Outcome
 from rallypoint.wire import local
 from rallypoint.wire.messages import ANSWER_BYTES_MAX, MalformedError
@@ -41,11 +34,11 @@ from rallypoint.wire.messages import ANSWER_BYTES_MAX, MalformedError
 BACKLOG_BYTES_MAX: Final = 64 * 1024**2
 LISTEN_BACKLOG: Final = 128
 STRANGERS_MAX: Final = 128
-"""How many connections may be open whose process has yet to say who it is."""
+"""How many connections may be open whose process has not said hello yet."""
 _UCRED: Final = struct.Struct("iII")
 """A process, its user and its group: `struct ucred` of Linux (unix(7))."""
 HELLO_TIMEOUT_S: Final = 10.0
-"""How long a process that has connected may take to say who it is."""
+"""How long a process that has connected may take to say hello."""
 
 
 class Requests(msgspec.Struct, frozen=True):
@@ -71,7 +64,7 @@ class Channel:
         self._directory: Path | None = None
 
     async def start(self) -> None:
-        """Open the socket: on Linux one without a file, so that nothing can be left behind."""
+        """Open the socket. On Linux it has no file, so none can be left behind."""
         if sys.platform == "linux":
             self.path = f"@rallypoint-{os.getpid()}-{secrets.token_hex(6)}"
         else:
@@ -92,16 +85,16 @@ class Channel:
         self._listener.start()
 
     def admit(self, link: WorkerLink, transport: asyncio.Transport) -> None:
-        """The process on this connection has shown that it is a worker of the round."""
+        """Admit the connection of a process that has shown the secret of the round."""
         self.links[link] = None
         if self._listener is not None:
             self._listener.admit(transport)
 
     def begin_round(self, found: Round) -> str:
-        """Let the workers of this round in, and no others. The secret that they show.
+        """Admit the workers of this round, and no others. Returns the secret that they show.
 
-        What a worker of an earlier round has left behind, in a session of its own, is cut off: its
-        late words are none of this round's (R4).
+        Closes the connections of earlier workers, which may live on in sessions of their own: their
+        late calls do not belong to this round (R4).
         """
         for link in list(self.links):
             link.cut()
@@ -111,7 +104,7 @@ class Channel:
         return self.secret
 
     def end_round(self, change: Change) -> None:
-        """Tell the workers that their round has ended, or what the cause was."""
+        """Tell the workers that their round has ended, or that the cause is known."""
         self._tell(local.Ended(change))
 
     def end_run(self, close: CloseRecord) -> None:
@@ -139,9 +132,10 @@ class Channel:
 
 
 def is_of_this_user(connection: socket.socket) -> bool:
-    """Whether this user's own process, or root's, has connected.
+    """Whether a process of this user, or of root, has connected.
 
-    A socket without a file is open to every user of the machine. Elsewhere its directory is not.
+    Every user of the machine can connect to a socket without a file. On other systems than Linux
+    the socket is in a directory of this user.
     """
     if sys.platform != "linux":
         return True
@@ -161,18 +155,18 @@ class WorkerLink(asyncio.Protocol):
         self._round: Round | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A process has connected; it has yet to say who it is."""
-        # uvloop's transports have the methods and derive from nothing of asyncio's.
+        """A process has connected, and has not said hello yet."""
+        # uvloop's transports have the methods, but derive from no class of asyncio.
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The worker has gone: nobody waits for its calls."""
+        """The worker has gone: cancel its calls."""
         self._channel.links.pop(self, None)
         for task in list(self._calls.values()):
             task.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Take what the worker says; garbage ends the connection."""
+        """Take the worker's messages. Malformed bytes end the connection."""
         try:
             for body in self._unframer.feed(data):
                 self._take(local.decode_from_worker(body))
@@ -181,7 +175,7 @@ class WorkerLink(asyncio.Protocol):
             self.cut()
 
     def send(self, message: local.LocalMessage) -> None:
-        """Queue a message; a worker that does not read is cut off."""
+        """Queue a message. Cuts off a worker that does not read."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return
@@ -190,7 +184,7 @@ class WorkerLink(asyncio.Protocol):
             transport.abort()
 
     def cut(self) -> None:
-        """Close, once what is queued has left."""
+        """Close, after the queued messages are sent."""
         if self._transport is not None:
             self._transport.close()
 
@@ -240,7 +234,7 @@ class WorkerLink(asyncio.Protocol):
             case local.Close():
                 self._channel.requests.close(message.outcome, message.reason)
             case local.Hello():
-                """Said twice: nothing new."""
+                """A second hello changes nothing."""
 
     def _spawn(self, request_id: int, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -254,13 +248,9 @@ class WorkerLink(asyncio.Protocol):
         if self._channel.node.round != self._round:
             return StoreFailure(ROUND_ENDED, "the round has ended")
         try:
-            return StoreValue(await self._channel.node.call(call.op, call.timeout_s))  # type: ignore[arg-type]
-        except errors.StoreTimeoutError as error:
-            return StoreFailure(TIMEOUT, error.message, error.missing, error.missing_count)
-        except errors.StoreError as error:
-            return StoreFailure(error.code or BAD_REQUEST, error.message)
-        except errors.RallypointError as error:
-            return StoreFailure(ROUND_ENDED, error.message)
+            return await self._channel.node.call(call.op, call.timeout_s)
+        except errors.UsageError as error:  # of a worker that does not check its own calls
+            return StoreFailure(BAD_REQUEST, error.message)
 
     async def _members(self, request_id: int) -> None:
         try:

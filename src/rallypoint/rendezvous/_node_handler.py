@@ -1,39 +1,35 @@
-"""A rendezvous handler that is a node: what torchrun's agent calls, on Rallypoint's own client.
+"""A rendezvous handler that is a node: torchrun's agent calls it, and it uses Rallypoint's client.
 
-All backends but `static` stand on it: they differ in where the coordinator is found and in whose
-store a round has, and in nothing else. A node is opened at the first call that needs one, and lives
-in the process's Rallypoint thread, so that heartbeats go on while the agent sleeps, and the agent
-can ask what was pushed (`num_nodes_waiting`) without any I/O.
+All backends but `static` use it. They differ only in how the coordinator is found, and in which
+store a round has. The first call that needs a node opens it. It lives in Rallypoint's thread of the
+process: heartbeats go on while the agent sleeps, and `num_nodes_waiting` needs no I/O.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import logging
 import math
-import os
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 
 from rallypoint import errors, settings
 from rallypoint.client.blocking import Portal, portal
-from rallypoint.client.bootstrap_port import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
 from rallypoint.core import reasons
 from rallypoint.core.values import Address, ChangeKind, CloseRecord, Outcome, RoundHead, RunSettings
 from rallypoint.ledger.contract import Ledger
 from rallypoint.rendezvous import _torch_bridge
-from rallypoint.rendezvous._stores import RoundSource, prefixed, round_store
-from rallypoint.rendezvous._telling import Teller
+from rallypoint.rendezvous._held_node import HeldNode
+from rallypoint.rendezvous._stores import RoundCalls, prefixed, round_store
 from rallypoint.rendezvous.api import (
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -47,18 +43,16 @@ from rallypoint.rendezvous.api import (
 )
 from rallypoint.settings import NodeSettings, shares_torch_store
 
-__all__ = ["HandlerPlan", "NodeRendezvousHandler"]
-
 _log = logging.getLogger("rallypoint.rendezvous")
 _T = TypeVar("_T")
 
 REASON_CHARACTERS_MAX: Final = 500
 LET_IN_S: Final = 1.0
-"""How much longer than its limit a node may take to come, to say itself what it has tried."""
+"""How much longer than its limit attaching may take: the node's own error says what it tried."""
 LAST_WORDS_S: Final = 1.5
-"""How much longer than its limit a call is waited for, which ends by itself and says why."""
+"""How much longer than its limit a call may take: it ends by itself then, and says why."""
 OWN_SHARE: Final = 0.8
-"""The part of a close timeout after which an attempt ends by itself, to say what it has tried."""
+"""The part of a close timeout after which an attempt ends by itself, and says what it tried."""
 
 
 STOP_S = 30.0
@@ -66,7 +60,7 @@ STOP_S = 30.0
 
 
 def stop_s(given: float | None = None) -> float:
-    """How long this node may need to stop its workers: as given or set, else as torchrun's does."""
+    """How long this node may take to stop its workers. The default is that of torchrun's agent."""
     found = settings.resolve("stop_s", given)
     seconds: float = STOP_S if found.source == "default" else found.value
     return seconds
@@ -76,17 +70,17 @@ class HandlerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a handler is made from.
 
     Args:
-        backend: the name that the handler says it is of.
-        node: the node's settings; `join_timeout_s` bounds the whole of `next_rendezvous`.
+        backend: the name that `get_backend` returns.
+        node: the node's settings; `join_timeout_s` limits the whole of `next_rendezvous`.
         run: the run's settings, the same on all nodes.
         close_timeout_s: how long closing the run may take.
-        open_ledger: makes the ledger through which the nodes elect, where the endpoint in `node`
-            does not name it. It is opened and closed by the handler.
-        store: the caller's store, under which each round gets a prefix; None for the round's own.
-        ends_process: as torchrun's launcher needs it. A node that is not needed any more ends by
-            SystemExit(0), as RendezvousGracefulExitError makes the launcher fail. A node that is
-            done ends by a SystemExit with the cause if the run ends badly, as the agent's exit
-            barrier takes no other error.
+        open_ledger: makes the ledger through which the nodes elect a coordinator, if the endpoint
+            in `node` does not name one. The handler opens and closes it.
+        store: the caller's store, in which each round gets a prefix; None: the round's own store.
+        ends_process: end the process as torchrun's launcher needs it. A node that is not needed any
+            more ends by SystemExit(0), because the launcher fails on RendezvousGracefulExitError. A
+            node that is done ends by a SystemExit with the cause if the run ends badly, because the
+            agent's exit barrier passes no other error on.
     """
 
     backend: str
@@ -102,23 +96,23 @@ class NodeRendezvousHandler(RendezvousHandler):
     """One node of a run, as a rendezvous handler. See HandlerPlan.
 
     Any thread may call, one `next_rendezvous` at a time. Every call that waits has a deadline: the
-    settings' `join_timeout_s`, `connect_timeout_s` or `close_timeout_s`. Its errors are those of
-    `rallypoint.rendezvous.api`, and at once torch's own where torch's rendezvous is imported; the
+    settings' `join_timeout_s`, `connect_timeout_s` or `close_timeout_s`. Errors are those of
+    `rallypoint.rendezvous.api`, and torch's own as well where torch's rendezvous is imported. The
     cause is in `__cause__`.
 
     A handler that is dropped without `shutdown` takes its node out of the run, also while a store
-    that it gave is in use: keep the handler for as long as the round matters.
+    that it returned is in use: keep the handler for as long as you need the round.
     """
 
     def __init__(self, plan: HandlerPlan) -> None:
         self._plan = plan
-        # What the node calls back must not hold the handler: the node lives in its thread.
-        self._hold = _Hold()
+        # Callbacks of the node must not reference the handler: the node's thread lives on.
+        self._hold = HeldNode()
         weakref.finalize(self, self._hold.leave, "its handler was dropped").atexit = False
         self._opening = threading.Lock()
         self._agent_store: Any = None
         self._seated = 0
-        """The number of the last round that was given out; 0 if none was."""
+        """The number of the last round that was returned; 0 if none was."""
         self._is_out = False
         """Whether the last next_rendezvous failed for this node's own reasons."""
         self._is_shut = False
@@ -135,7 +129,7 @@ class NodeRendezvousHandler(RendezvousHandler):
     def _is_done(self) -> bool:
         return self._hold.is_done
 
-    # -- what it is ------------------------------------------------------------------------------
+    # -- facts -----------------------------------------------------------------------------------
 
     def get_backend(self) -> str:
         """See RendezvousHandler.get_backend."""
@@ -147,9 +141,9 @@ class NodeRendezvousHandler(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        """Whether node rank 0's agent serves a TCPStore for the workers, fresh in each round.
+        """Whether node rank 0's agent serves a new TCPStore for the workers of each round.
 
-        Where torch is imported, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is 1.
+        True where torch is imported, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is 1.
         """
         return _torch_bridge.loaded() and shares_torch_store()
 
@@ -158,10 +152,9 @@ class NodeRendezvousHandler(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """Leave the round, and wait for the next. See RendezvousHandler.next_rendezvous.
 
-        At the end of `join_timeout_s` it raises RendezvousTimeoutError, also if the coordinator or
-        the backend has not answered in all that time. RendezvousConnectionError is for one that
-        was not found within a shorter `connect_timeout_s`, and for a backend that answers with an
-        error to the end.
+        Raises RendezvousTimeoutError after `join_timeout_s`, also if the coordinator or the backend
+        did not answer in all that time. Raises RendezvousConnectionError if it was not found within
+        a shorter `connect_timeout_s`, and if the backend answers with errors only.
         """
         if self._is_shut:
             _raise(RendezvousClosedError, f"run {self.get_run_id()!r} was shut down by this node")
@@ -189,7 +182,7 @@ class NodeRendezvousHandler(RendezvousHandler):
     async def _next_round(self, node: Node, ends_s: float) -> Round | CloseRecord | None:
         """The next round, or how the run ended while this node waited for it.
 
-        `ends_s`: finding the coordinator has its part of the join timeout.
+        `ends_s`: when the join timeout ends, of which finding the coordinator has taken a part.
         """
         offered = Address(node.bootstrap_host, self._hold.reserve())
         try:
@@ -203,7 +196,7 @@ class NodeRendezvousHandler(RendezvousHandler):
 
     def _info(self, node: Node, found: Round) -> RendezvousInfo:
         head, rank = found.head, found.seat.node_rank
-        # The workers of the round before are gone by now, and so is what they needed.
+        # The workers of the last round have ended, so their store can go.
         self._agent_store = None
         if rank == 0 and self.use_agent_store:
             self._agent_store = self._serve_agent_store(head.bootstrap)
@@ -211,7 +204,7 @@ class NodeRendezvousHandler(RendezvousHandler):
             self._hold.reservation.hand_over()
         self._hold.teller.round_began(found)
         bootstrap = RendezvousStoreInfo(head.bootstrap.host, head.bootstrap.port)
-        # Neither it nor the store holds the handler: whoever drops that leaves the run.
+        # Neither this info nor the store may reference the handler: dropping it leaves the run.
         plan, hold, door = self._plan, self._hold, self._door()
         return RendezvousInfo(
             None,
@@ -222,7 +215,7 @@ class NodeRendezvousHandler(RendezvousHandler):
         )
 
     def _serve_agent_store(self, at: Address) -> Any:
-        """The workers' TCPStore, on the socket that was bound before its port was offered."""
+        """The workers' TCPStore, on the socket that was bound before its port was announced."""
         reservation = self._hold.reservation
         assert reservation is not None
         try:
@@ -242,15 +235,16 @@ class NodeRendezvousHandler(RendezvousHandler):
             )
 
     def num_nodes_waiting(self) -> int:
-        """More than 0 if the round is over and there is to be another: rendezvous again.
+        """More than 0 if the agent has to rendezvous again, as the round is over.
 
-        That is, newcomers are let in, a member was lost or left, or another node's workers failed.
-        Answered from what the coordinator has pushed, without any I/O. A run that has succeeded,
-        and a node whose workers have finished, make it 0. A run that ended otherwise makes it 1:
-        the agent stops its workers, and the next rendezvous says how the run ended.
+        That is so when newcomers are let in, when a member was lost or has left, and when another
+        node's workers failed. The coordinator has pushed it, so no I/O is needed. It is 0 once the
+        run has succeeded, and for a node whose workers have finished. It is 1 if the run ended
+        otherwise: the agent stops its workers, and the next rendezvous says how the run ended.
 
-        Raises RendezvousConnectionError once the coordinator is lost for good, RendezvousStateError
-        if a newer start of this node has taken its place: the workers must stop.
+        Raises RendezvousConnectionError once the coordinator is lost for good, and
+        RendezvousStateError if a newer start of this node has taken its place. The workers must
+        stop then.
         """
         node = self._node
         if node is None or self._is_done or not self._seated:
@@ -278,24 +272,24 @@ class NodeRendezvousHandler(RendezvousHandler):
         return _close_of(node) is not None
 
     def set_closed(self) -> None:
-        """End the run for all, as succeeded. Does nothing if it is over.
+        """End the run for all nodes, as succeeded. Does nothing if it is over.
 
-        Takes at most `close_timeout_s`. Raises RendezvousTimeoutError at its end.
+        Raises RendezvousTimeoutError after `close_timeout_s`.
         """
         ends_s = time.monotonic() + self._plan.close_timeout_s
         self._close(Outcome.SUCCEEDED, "the rendezvous was closed by one of its nodes", ends_s)
 
     def shutdown(self) -> bool:
-        """End the run for all, and let go of everything. False if that could not be confirmed.
+        """End the run for all nodes, and close everything. False if that was not confirmed.
 
-        Called while an exception is handled, as torchrun's launcher does, the run is closed as
-        failed, with that exception as the reason. A node that was not let in leaves only; so does
-        one that is done: the run is over once all are, and until then the others go on (torchrun's
+        If it is called while an exception is handled, as torchrun's launcher does, the run is
+        closed as failed, for that reason. A node that was not let in only leaves. So does a node
+        that is done: the run is over once all are, and until then the others go on (torchrun's
         agent gives up its exit barrier after 300 s).
 
-        Takes at most `close_timeout_s`. What is left to do then goes on in Rallypoint's thread, and
-        the end of the process waits for it: the goodbye, and a coordinator that this node carries,
-        until the others have heard of the end, or for as long as their run needs it.
+        Takes at most `close_timeout_s`. Then Rallypoint's thread does the rest, and the end of the
+        process waits for it: the goodbye, and a coordinator that this node hosts, until the other
+        nodes have heard of the end, or for as long as their run needs it.
         """
         if self._is_shut:
             return True
@@ -313,7 +307,7 @@ class NodeRendezvousHandler(RendezvousHandler):
         return is_well
 
     def _goes_alone(self) -> bool:
-        """Whether the run goes on without this node: it ends for itself, and not for all."""
+        """Whether only this node ends, and the run goes on without it."""
         return self._is_out or self._is_done
 
     def _close(self, outcome: Outcome, reason: str, ends_s: float) -> None:
@@ -330,7 +324,7 @@ class NodeRendezvousHandler(RendezvousHandler):
                 self._asked(node.close_run(outcome, reason, left_s * OWN_SHARE), left_s)
 
     def _hang_up(self, reason: str, limit_s: float) -> None:
-        """Say goodbye and close everything, for at most `limit_s`; the rest goes on behind."""
+        """Say goodbye and close everything. Waits `limit_s`; Rallypoint's thread does the rest."""
         self._is_shut = True
         self._agent_store = None
         leaving = self._hold.leave(reason)
@@ -351,8 +345,7 @@ class NodeRendezvousHandler(RendezvousHandler):
         _raise(RendezvousClosedError, self._over(close))
 
     def _is_spare(self, close: CloseRecord) -> bool:
-        """Whether the node had no seat in the run's last round: it was on standby, or had just
-        arrived."""
+        """Whether the node had no seat in the run's last round: a standby, or a newcomer."""
         return self._seated == 0 or self._seated < close.round
 
     def _over(self, close: CloseRecord | None) -> str:
@@ -372,13 +365,13 @@ class NodeRendezvousHandler(RendezvousHandler):
         return self._hold.portal
 
     def _opened(self, limit_s: float = math.inf, last_words_s: float = LAST_WORDS_S) -> Node:
-        """The node, attached. `limit_s`: what that may take, if less than `connect_timeout_s`.
+        """The node, attached within `limit_s` or `connect_timeout_s`, whichever is less.
 
-        `last_words_s`: how much longer it may take to say what it has tried.
+        `last_words_s`: how much longer it may take, so that its own error says what it tried.
         """
         limit_s = max(0.0, min(limit_s, self._plan.node.connect_timeout_s))
         if not self._opening.acquire(timeout=limit_s + last_words_s):
-            text = f"another call still looks for the coordinator of run {self.get_run_id()!r}"
+            text = f"another call is still looking for the coordinator of run {self.get_run_id()!r}"
             _raise(RendezvousTimeoutError, text)
         try:
             if self._hold.node is None:
@@ -412,7 +405,7 @@ class NodeRendezvousHandler(RendezvousHandler):
         return node
 
     def _asked(self, work: Coroutine[Any, Any, _T], limit_s: float | None = None) -> _T:
-        """Wait for the node, for at most `limit_s`. Its errors become those of a rendezvous."""
+        """Wait `limit_s` at most for the node's work. Its errors become those of a rendezvous."""
         try:
             return self._door().run(work, limit_s)
         except (errors.RallypointError, OSError) as error:  # a TimeoutError is an OSError
@@ -432,7 +425,7 @@ class NodeRendezvousHandler(RendezvousHandler):
         return f"<{type(self).__name__} {self.get_backend()}, run {self.get_run_id()!r}>"
 
 
-def _store(plan: HandlerPlan, hold: _Hold, door: Portal, node: Node, head: RoundHead) -> Any:
+def _store(plan: HandlerPlan, hold: HeldNode, door: Portal, node: Node, head: RoundHead) -> Any:
     """The store of a round."""
 
     def on_terminal() -> None:
@@ -445,10 +438,10 @@ def _store(plan: HandlerPlan, hold: _Hold, door: Portal, node: Node, head: Round
         raise SystemExit(f"error: {text}; the workers of this node had finished")
 
     if plan.store is None:
-        source = RoundSource(node, head.number, on_terminal, tells_end=plan.ends_process)
-        return round_store(door, source, on_bad_end)
-    # The store may outlive the run, and the run id be used again: numbers begin at 1 then, but no
-    # two rounds have one digest, as every node draws its incarnation anew.
+        calls = RoundCalls(node, head.number, on_terminal, tells_end=plan.ends_process)
+        return round_store(door, calls, on_bad_end)
+    # The caller's store may outlive the run, and another run may have its id. Its numbers begin at
+    # 1 again, but no two rounds have the same digest: each node draws a new incarnation.
     prefix = f"torch.rendezvous.{plan.node.run_id}.{head.number}/{head.digest}"
     return prefixed(prefix, plan.store, lambda: door.run(_called(on_terminal)))
 
@@ -458,67 +451,8 @@ def _over(run_id: str, close: CloseRecord | None) -> str:
     return text if close is None else f"{text}: {reasons.describe_close(close)}"
 
 
-class _Hold:
-    """What a handler has open. It outlives the handler by the time that a goodbye takes."""
-
-    def __init__(self) -> None:
-        self.teller = Teller()
-        self.portal: Portal | None = None
-        self.coming: Node | None = None
-        """The node that was made last, attached or not: for what it has tried."""
-        self.node: Node | None = None
-        self.ledger: Ledger | None = None
-        self.reservation: Reservation | None = None
-        self.is_done = False
-        """Whether the workers of the round have finished."""
-        self._has_left = False
-        self._leaving: Future[None] | None = None
-
-    def reserve(self) -> int:
-        """A port that is this node's until rank 0 listens there; fresh for each round."""
-        if self.reservation is not None:
-            self.reservation.close()
-        self.reservation = reserve_port()
-        return self.reservation.port
-
-    async def keep(self, node: Node) -> None:
-        """Hold an open node. One that comes after `leave` is closed."""
-        if self._has_left:
-            self.teller.leaves()
-            await self._let_go(node, "its handler was shut down")
-            return
-        self.node = node
-        _open_holds.add(self)
-
-    def leave(self, reason: str) -> Future[None] | None:
-        """Begin to say goodbye and to close everything. None if no node is open.
-
-        Idempotent. For any thread and for a finalizer: it waits for nothing.
-        """
-        self._has_left = True
-        if self.reservation is not None:
-            self.reservation.close()
-        node, self.node, self.coming = self.node, None, None
-        if node is not None and self.portal is not None and not self.portal.is_of_parent:
-            self.teller.leaves()
-            self._leaving = self.portal.start(self._let_go(node, reason))
-            self._leaving.add_done_callback(lambda _: _open_holds.discard(self))
-        return self._leaving
-
-    async def _let_go(self, node: Node, reason: str) -> None:
-        node.goodbye(reason)
-        await node.aclose()
-        await self.close_ledger()
-
-    async def close_ledger(self) -> None:
-        """Close the ledger, if there is one of the handler's own."""
-        ledger, self.ledger = self.ledger, None
-        if ledger is not None:
-            await ledger.aclose()
-
-
 async def _let_in(node: Node, limit_s: float) -> None:
-    """Open a node. It gives a coordinator that was reached some time of its own; here it ends."""
+    """Open a node in `limit_s`. A node gives a coordinator that it has reached more time."""
     try:
         async with asyncio.timeout(limit_s + LET_IN_S):
             await node.open()
@@ -531,9 +465,9 @@ async def _let_in(node: Node, limit_s: float) -> None:
 
 @contextlib.contextmanager
 def _until(ends_s: float, what: str) -> Iterator[None]:
-    """A RendezvousConnectionError that comes at the end of the time is a RendezvousTimeoutError.
+    """Make a RendezvousConnectionError at the end of the time a RendezvousTimeoutError.
 
-    Not one of a backend that has answered, with an error: torch passes that on.
+    The error of a backend that has answered stays as it is, as in torch.
     """
     began_s = time.monotonic()
     try:
@@ -554,7 +488,7 @@ def _has_answered(error: BaseException) -> bool:
 
 
 def _close_of(node: Node) -> CloseRecord | None:
-    """How the run ended, as the node was told or found out; None while it is on."""
+    """How the run ended, from the coordinator or the ledger; None while it is on."""
     gone = node.gone
     return node.closed or (gone.close if isinstance(gone, errors.RunClosedError) else None)
 
@@ -568,7 +502,7 @@ def _raise(kind: type[Exception], text: str, cause: BaseException | None = None)
 
 
 def _raise_as(error: Exception) -> NoReturn:
-    """Raise an error of Rallypoint's as the rendezvous error that stands for it."""
+    """Raise the rendezvous error for one of Rallypoint's errors."""
     if isinstance(error, errors.UsageError):
         raise error
     _raise(_kind_of(error), str(error), error)
@@ -601,35 +535,3 @@ def _why(error: BaseException | None) -> tuple[Outcome, str]:
 
 async def _called(function: Callable[[], None]) -> None:
     function()
-
-
-# -- the end of the process ------------------------------------------------------------------------
-
-_open_holds: set[_Hold] = set()
-"""Those with a node, also of handlers that are shut down or dropped and are still leaving."""
-
-
-def _at_exit() -> None:
-    """Say goodbye for an agent that ends without shutting down, as torchrun's does on a signal.
-
-    And wait for those that are still leaving: a coordinator that others need ends here.
-    """
-    for hold in list(_open_holds):
-        leaving = hold.leave("its agent has ended")
-        if leaving is None:
-            continue
-        try:
-            leaving.result()
-        except (errors.RallypointError, TimeoutError, CancelledError) as error:
-            _log.debug("no goodbye was said: %s", error)
-        except BaseException:
-            leaving.cancel()
-            raise
-
-
-def _in_forked_child() -> None:
-    _open_holds.clear()
-
-
-atexit.register(_at_exit)
-os.register_at_fork(after_in_child=_in_forked_child)

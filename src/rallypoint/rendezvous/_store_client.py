@@ -1,9 +1,8 @@
-"""The client of `_store_server`: the store that nodes without torch use, blocking.
+"""The client of `_store_server`: the blocking store of nodes without torch.
 
-One connection carries the calls of all threads. Every call has a deadline of its own, which it
-keeps whatever the server does: one that is stopped, or that is not there, costs no more than that.
-A connection that was lost is made again by the next call, if the same server is still there;
-a call that was under way then fails, as nobody knows whether it was carried out.
+All threads share one connection. Each call has its own deadline, and keeps it also if the server is
+frozen or gone. After a lost connection the next call connects again, if the same server is still
+there. A call that was in progress fails, as nobody knows whether the server has carried it out.
 """
 
 from __future__ import annotations
@@ -13,29 +12,29 @@ import contextlib
 import os
 import socket
 import weakref
-from typing import Any, Final, cast
+from typing import Final
 
 from rallypoint import errors
 from rallypoint.client import fork_safety
 from rallypoint.client.blocking import Portal
 from rallypoint.client.blocking import Store as BlockingStore
-from rallypoint.client.node import store_error
+from rallypoint.client.store_calls import store_error
 from rallypoint.client.world import Store as AsyncStore
-from rallypoint.core.store import StoreFailure, StoreOp, StoreResult
-from rallypoint.core.values import Address, Change, ChangeKind
+from rallypoint.core.store import TIMEOUT, StoreFailure, StoreOp, StoreResult
+from rallypoint.core.values import Address
 from rallypoint.rendezvous import _store_server as wire
 from rallypoint.rendezvous._store_probe import StoreKind, kind_at
 from rallypoint.wire import local
-from rallypoint.wire.messages import MalformedError
+from rallypoint.wire.messages import MalformedError, check_call
 
 ANSWER_MARGIN_S: Final = 0.5
-"""How much longer than the server a call waits for its answer, which says what was missing."""
+"""How long after the server's limit a call waits for its answer, which names what is missing."""
 PAUSE_MIN_S: Final = 0.05
 PAUSE_MAX_S: Final = 1.0
 SILENCE_S: Final = 2.0
-"""A server whose greeting takes longer is stopped, or is none of ours."""
+"""A server whose greeting takes longer is frozen, or is another program."""
 STRANGERS_MAX: Final = 3
-"""A server that goes may cut a connection off; one that does it each time is another kind."""
+"""A server that ends may cut a connection. One that does so each time is another program."""
 
 
 def open_store(
@@ -43,9 +42,9 @@ def open_store(
 ) -> TcpStore:
     """Connect, trying again until `timeout_s` has passed; that is also the store's own timeout.
 
-    `keeps`: something that is to live as long as the store does.
+    `keeps`: an object that must live as long as the store.
 
-    Raises UnreachableError (with what was tried), or NotACoordinatorError for something else that
+    Raises UnreachableError, with what was tried, and NotACoordinatorError if another program
     listens there.
     """
     source = _Source(host, port)
@@ -53,17 +52,21 @@ def open_store(
     return TcpStore(portal, source, timeout_s, keeps)
 
 
+_STORE_LOST: Final = "store_lost"
+"""The code of a call whose connection ended before its answer came, or could not be made."""
+
+
 class TcpStore(BlockingStore):
     """A store at `host` and `port`. See rallypoint.client.blocking.Store for its calls.
 
     Every call raises StoreTimeoutError, which names what is missing, or StoreError. The connection
-    is closed when nobody has the store any more.
+    is closed once nothing references the store.
     """
 
     def __init__(self, portal: Portal, source: _Source, timeout_s: float, keeps: object) -> None:
-        calls = AsyncStore(cast(Any, source), source.check)
-        calls.timeout_s = timeout_s
-        super().__init__(portal, calls)
+        store = AsyncStore(source, _error_of)
+        store.timeout_s = timeout_s
+        super().__init__(portal, store)
         self.host = source.host
         self.port = source.port
         self._keeps = keeps
@@ -74,7 +77,7 @@ class TcpStore(BlockingStore):
 
 
 class _Source:
-    """The connection, and the calls on their way. For the portal's loop, but for `let_go`."""
+    """The connection and its open calls. For the portal's loop, but `let_go` is for any thread."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host = host
@@ -84,9 +87,6 @@ class _Source:
         self._dialling = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
-
-    def check(self) -> None:
-        """A store of this kind has no round that could have ended."""
 
     async def open(self, timeout_s: float) -> None:
         """See open_store."""
@@ -115,28 +115,27 @@ class _Source:
         except TimeoutError:
             raise self._unreachable(timeout_s, problem) from None
 
-    async def call(self, op: StoreOp, timeout_s: float | None) -> object:
-        """Carry a call out; its result. Raises StoreTimeoutError or StoreError."""
+    async def call(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
+        """See StoreCalls.call."""
+        too_large = check_call(op)
+        if too_large is not None:
+            return too_large
+        where = Address(self.host, self.port)
         limit_s = None if timeout_s is None else timeout_s + ANSWER_MARGIN_S
         try:
             async with asyncio.timeout(limit_s):
                 link = await self._connected()
-                result = await link.request(op, timeout_s)
+                return await link.request(op, timeout_s)
         except TimeoutError:
-            raise errors.StoreTimeoutError(
-                f"the store at {Address(self.host, self.port)} has not answered for {limit_s:g} s"
-            ) from None
+            message = f"the store at {where} has not answered for {limit_s:g} s"
+            return StoreFailure(TIMEOUT, message)
         except OSError as error:
-            message = f"the store at {Address(self.host, self.port)} is lost: {error}"
-            raise errors.StoreError(message, hint="node rank 0 serves it: see its log") from error
-        if isinstance(result, StoreFailure):
-            raise store_error(result, Change(ChangeKind.NODE_LOST, 0, detail=result.message))
-        return result.value
+            return StoreFailure(_STORE_LOST, f"the store at {where} is lost: {error}")
 
     def let_go(self) -> None:
         """Close the connection, from any thread, without waiting for it."""
         if self._loop is not None and self._pid == os.getpid():  # not a child made by fork()
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it this
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the connection too
                 self._loop.call_soon_threadsafe(self._close)
 
     def _close(self) -> None:
@@ -150,13 +149,13 @@ class _Source:
             return self._link
 
     async def _dial(self) -> _Link:
-        """One attempt. Raises OSError, also for a server that is silent or is not the same."""
+        """Connect once. Raises OSError, also for a server that is silent or another one."""
         loop = asyncio.get_running_loop()
         _, link = await loop.create_connection(_Link, self.host, self.port)
         try:
             greeting = await link.greeted()
             if self._server_id not in ("", greeting.server_id):
-                raise ConnectionError("another store is there by now, without this one's keys")
+                raise ConnectionError("another store is there now, without this one's keys")
         except BaseException:
             link.cut()
             raise
@@ -173,7 +172,7 @@ class _Source:
         where = str(Address(self.host, self.port))
         return errors.UnreachableError(
             f"no store answered at {where} within {timeout_s:g} s: {problem}",
-            hint="node rank 0 serves it there: is it started, and can this machine reach it?",
+            hint="node rank 0 serves it: check that it runs, and that this machine reaches it",
             attempts=((where, problem),),
         )
 
@@ -181,17 +180,23 @@ class _Source:
         where = Address(self.host, self.port)
         return errors.NotACoordinatorError(
             f"what listens at {where} is not a store of Rallypoint: {problem}",
-            hint="a node rank 0 that has PyTorch serves PyTorch's own TCPStore: install PyTorch on "
-            "this node too, or on none; or else the port is another program's",
+            hint="if node rank 0 has PyTorch, it serves PyTorch's own TCPStore: install PyTorch on "
+            "all nodes, or on none; else another program has the port",
         )
 
 
+def _error_of(failure: StoreFailure) -> errors.RallypointError:
+    if failure.code == _STORE_LOST:
+        return errors.StoreError(failure.message, hint="node rank 0 serves it: see its log")
+    return store_error(failure)
+
+
 class _StrangerError(ConnectionError):
-    """What listens there speaks no protocol of ours."""
+    """The program that listens there does not use this protocol."""
 
 
 class _SilentError(ConnectionError):
-    """It takes connections and says nothing: it is stopped, or waits for other words."""
+    """The program accepts connections and is silent: it is frozen, or has another protocol."""
 
 
 class _Link(asyncio.Protocol):
@@ -235,7 +240,7 @@ class _Link(asyncio.Protocol):
             async with asyncio.timeout(SILENCE_S):
                 return await self._greeting
         except TimeoutError:
-            raise _SilentError("it takes connections, and says nothing") from None
+            raise _SilentError("it accepts connections, and is silent") from None
 
     async def request(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
         """Send a call, and wait for its answer. Raises OSError if the connection is lost."""
@@ -258,7 +263,7 @@ class _Link(asyncio.Protocol):
             self._transport.abort()
 
     def filenos(self) -> list[int]:
-        """The descriptor, for `forking`."""
+        """See fork_safety.Group."""
         found = self._transport.get_extra_info("socket") if self._transport else None
         return [found.fileno()] if found is not None else []
 
@@ -279,7 +284,7 @@ class _Link(asyncio.Protocol):
         self.is_lost = True
         if not self._greeting.done():
             self._greeting.set_exception(error)
-            self._greeting.exception()  # Whoever waited may have gone: then it is no news.
+            self._greeting.exception()  # Marks it as seen, if the caller has given up waiting.
         for result in self._results.values():
             if not result.done():
                 result.set_exception(error)

@@ -1,7 +1,7 @@
-"""What kind of store listens somewhere: asked before a client is made that cannot be stopped.
+"""Finds out which kind of store listens at a port, before a client of torch's is made for it.
 
-torch's TCPStore client retries in C++ until its timeout, whoever else has the port, and prints its
-stack when that is over. One question on a connection of its own tells the kinds apart.
+torch's TCPStore client cannot be stopped: it retries in C++ until its timeout, also if another
+program has the port, and prints its stack then. One question on another connection tells the kind.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from rallypoint.rendezvous._store_server import GREETING_BYTES_MAX, Greeting, de
 from rallypoint.wire import local
 from rallypoint.wire.messages import MalformedError
 
-# The opening of torch's TCPStore protocol, as TCPStoreBackend.hpp has it (torch 2.4 to 2.13): the
+# The first bytes of torch's TCPStore protocol, from TCPStoreBackend.hpp (torch 2.4 to 2.13): the
 # byte 0 and a magic number, then 13, which asks to repeat the four bytes after it.
 _TORCH_PONG: Final = b"rlyp"
 _TORCH_PING: Final = b"\x00" + struct.pack("=I", 0x3C85F7CE) + b"\x0d" + _TORCH_PONG
 
 
 class StoreKind(enum.Enum):
-    """Who answers at a port."""
+    """What answers at a port."""
 
     OURS = "a store of Rallypoint's"
     TORCH = "a TCPStore of PyTorch's"
@@ -30,15 +30,15 @@ class StoreKind(enum.Enum):
 
 
 def kind_at(host: str, port: int, timeout_s: float) -> StoreKind:
-    """What kind of store answers there.
+    """The kind of the store that answers there.
 
-    Blocks for `timeout_s` at most for each address of the host, once more for its first words.
-    Raises OSError if nobody takes the connection.
+    Blocks for at most `timeout_s` for each address of the host, and again for the first answer.
+    Raises OSError if no connection is accepted.
     """
     with socket.create_connection((host, port), timeout_s) as sock:
         try:
-            # Ours speaks first, and torch's when it is asked. Either is far smaller than what the
-            # network carries in one piece.
+            # Our store sends first, and torch's answers. Both are far smaller than what the
+            # network carries in one packet.
             sock.sendall(_TORCH_PING)
             return _kind(sock.recv(GREETING_BYTES_MAX))
         except OSError:

@@ -1,12 +1,12 @@
-"""A store over TCP where there is no torch: what node rank 0 of a `static` rendezvous serves.
+"""A store over TCP: node rank 0 of a `static` rendezvous serves it where there is no torch.
 
-The engine is the round's store of the core; here are its frames, its connections and its deadlines.
-A frame is four bytes of length, big-endian, and as many of msgpack (as in wire/local.py). Both
-sides greet first, so that neither takes a store of torch's for this one: torch's server says
-nothing until it is spoken to, and refuses what is not its own.
+The keys and waits are those of the core's store of a round; here are frames, connections and
+deadlines. A frame is four bytes of length, big-endian, and as many of msgpack (as in
+wire/local.py). Both sides greet first, so that neither takes a store of torch's for this one:
+torch's server sends nothing before it is asked, and refuses other protocols.
 
-As with torch's TCPStore, whoever reaches the port may use the store: it has no token. What arrives
-is decoded into typed, bounded values or refused (R12); no peer takes more than the limits below.
+As with torch's TCPStore, everyone who reaches the port may use the store: it has no token. What
+arrives is decoded into typed, bounded values, or refused (R12). The limits below bound each peer.
 """
 
 from __future__ import annotations
@@ -43,32 +43,32 @@ from rallypoint.wire.messages import (
 VERSION: Final = 1
 FULL: Final = "this store has as many connections as it takes"
 CLIENTS_MAX: Final = 4096
-"""How many connections a server holds, unless told otherwise."""
+"""How many connections a server holds by default."""
 GREETING_BYTES_MAX: Final = 256
 GREETING_TIMEOUT_S: Final = 10.0
-"""How long a process that has connected may take to say that it speaks this protocol."""
+"""How long a process that has connected may take to greet."""
 LIMITS: Final = StoreLimits(waiting_calls_per_node_max=4096, waiting_bytes_per_node_max=4 * 1024**2)
 STRANGERS_MAX: Final = 128
-"""How many connections may not have greeted yet; more wait in the listener's backlog."""
+"""How many connections may be open without a greeting. More wait in the listener's backlog."""
 CALLS_PER_TURN: Final = 16
-"""How many messages of one connection are taken before the others have their turn."""
+"""How many messages of one connection are taken before it is the others' turn."""
 OPEN_FEW: Final = 16
-"""With so few calls open, each answer is acknowledged at once: that costs as many steps."""
+"""With so few open calls each answer is acknowledged at once, which takes as many steps."""
 UNREAD_BYTES_MAX: Final = 1024**2
-"""What may wait for a client that does not read; of large values only what is made of them."""
+"""How much may wait for a client that does not read. Large values count by their frames only."""
 UNREAD_S: Final = 60.0
-"""How long a client may read nothing of what waits for it."""
+"""How long a client may read nothing while something waits for it."""
 UNSENT_BYTES_MAX: Final = 32 * 1024
 TURN_BYTES: Final = 256 * 1024
 CONNECTION_BYTES: Final = 8 * 1024
 PARTIAL_FROM_BYTES: Final = 16 * 1024
-"""A smaller message that is not whole yet counts with its connection."""
+"""A smaller message that is not complete yet counts as a part of its connection."""
 
 
 class Greeting(local.LocalMessage, frozen=True, tag="store"):
-    """The first message of either side. `server_id` is drawn when a server starts; "" of a client.
+    """The first message of each side. `server_id`: drawn when a server starts; "" from a client.
 
-    A client that comes back finds by it whether this is still the store that it knew.
+    By it a client that connects again sees whether this is the same store.
     """
 
     version: int
@@ -104,12 +104,12 @@ class StoreServer:
     def __init__(self, clients_max: int = CLIENTS_MAX) -> None:
         self.server_id = secrets.token_hex(16)
         self.port = 0
-        # The engine serves those who have a seat: each connection takes a free one.
+        # The store serves nodes by name: each connection takes a free name, its seat.
         seats = [(f"client-{number}", number, 1) for number in range(clients_max)]
         self._engine = RoundStore(seats, LIMITS)
         self._free = [name for name, _, _ in reversed(seats)]
         self._links: dict[str, _Link] = {}
-        self._connected: dict[_Link, None] = {}  # those too that have not greeted
+        self._connected: dict[_Link, None] = {}  # also those that have not greeted
         given: int | None = settings.resolve("memory").value
         self.budget = MemoryBudget(given or default_budget(is_embedded=True).bytes)
         self._share = self.budget.share("the store")
@@ -122,9 +122,9 @@ class StoreServer:
         self._alarm: asyncio.TimerHandle | None = None
 
     async def start(self, port: int) -> None:
-        """Listen on every address of this machine; port 0 is any. `port` says which it became.
+        """Listen on every address of this machine. Port 0: any; `port` has the one that it became.
 
-        Raises OSError: EADDRINUSE if the port is somebody's.
+        Raises OSError: EADDRINUSE if the port is taken.
         """
         from rallypoint.net import bind
 
@@ -155,29 +155,29 @@ class StoreServer:
             self._alarm.cancel()
 
     def let_go(self) -> None:
-        """Close, from any thread, without waiting for it."""
+        """Close without waiting, from any thread."""
         if self._loop is not None and self._pid == os.getpid():  # not a child made by fork()
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the server
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the server too
                 self._loop.call_soon_threadsafe(self.close)
 
     def filenos(self) -> list[int]:
-        """The connections' descriptors, for `forking`."""
+        """See fork_safety.Group."""
         listening = [self._sock.fileno()] if self._sock is not None else []
         return listening + [link.fileno() for link in self._connected]
 
     # -- for links
 
     def connected(self, link: _Link) -> None:
-        """A connection is there."""
+        """A connection is open."""
         self._connected[link] = None
 
     def disconnected(self, link: _Link) -> None:
-        """It is gone."""
+        """It is closed."""
         self._connected.pop(link, None)
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no seat for one more."""
+        """Whether all seats are taken."""
         return not self._free
 
     def admit(self, link: _Link, transport: asyncio.BaseTransport) -> str:
@@ -191,14 +191,14 @@ class StoreServer:
         return seat
 
     def forget(self, seat: str) -> None:
-        """The connection is gone, and with it whatever it waited for."""
+        """The connection is closed: free its seat, and cancel its calls."""
         del self._links[seat]
         self._engine.forget_node(seat)
         self._count()
         self._free.append(seat)
 
     def apply(self, seat: str, call: local.Call) -> None:
-        """Carry a call out, and send the answers that it brings about."""
+        """Carry a call out, and send the answers that follow from it."""
         now_s = asyncio.get_running_loop().time()
         if self._share.used > self.budget.surely:
             excess = self._share.excess(max(0, self._engine.growth_of(call.op)))
@@ -211,7 +211,7 @@ class StoreServer:
         self._set_alarm()
 
     def acknowledge(self, seat: str, up_to: int, still_open: tuple[int, ...]) -> None:
-        """Forget what was answered: a connection is not resumed, so nothing is asked for twice."""
+        """Forget what was answered. No connection is resumed, so no answer is needed twice."""
         self._engine.acknowledge(seat, up_to, still_open)
         self._count()
 
@@ -238,7 +238,7 @@ class StoreServer:
 
 
 class SharedServer:
-    """A server in this process's portal, for as long as somebody holds this. See serve_at."""
+    """A server in this process's portal, open as long as this object lives. See serve_at."""
 
     def __init__(self, portal: Portal, port: int) -> None:
         server = StoreServer()
@@ -252,9 +252,9 @@ _sharing = threading.Lock()
 
 
 def serve_at(portal: Portal, port: int) -> SharedServer:
-    """The server at this port, one for all in this process who ask. 0 is a port of its own.
+    """The server at this port: one for all callers in this process. 0: a new server at any port.
 
-    Raises OSError: EADDRINUSE if the port is another process's.
+    Raises OSError: EADDRINUSE if another process has the port.
     """
     with _sharing:
         found = _ownership.get(port)
@@ -265,7 +265,7 @@ def serve_at(portal: Portal, port: int) -> SharedServer:
 
 
 def _in_forked_child() -> None:
-    """The parent's servers are not the child's."""
+    """Forget the parent's servers."""
     global _sharing
     _sharing = threading.Lock()
     _ownership.clear()
@@ -275,7 +275,7 @@ os.register_at_fork(after_in_child=_in_forked_child)
 
 
 class _Link(asyncio.Protocol):
-    """One connection. What it says is bounded, and what it does not read too."""
+    """One connection. What it sends is limited, and what waits for it as well."""
 
     def __init__(self, server: StoreServer) -> None:
         self._server = server
@@ -298,11 +298,11 @@ class _Link(asyncio.Protocol):
         self._looking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports have the methods and derive from nothing of asyncio's.
+        # uvloop's transports have the methods, but derive from no class of asyncio.
         self._transport = cast(asyncio.Transport, transport)
         self._server.connected(self)
         self._share.add(CONNECTION_BYTES)
-        # A peer whose machine has gone must not hold its seat for ever.
+        # A peer whose machine is down must not keep its seat for ever.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         if self._server.is_full:
@@ -340,7 +340,7 @@ class _Link(asyncio.Protocol):
             self._server.turns.later(self, self._go_on)
 
     def _count_partial(self) -> None:
-        """A large message that is not whole counts; without room for it the connection ends."""
+        """Count a large message that is not complete. Without memory for it, cut the connection."""
         size = self._unframer.kept_bytes
         size = size if size > PARTIAL_FROM_BYTES else 0
         if size != self._partial:
@@ -351,7 +351,7 @@ class _Link(asyncio.Protocol):
                 self._refuse(str(excess))
 
     def _take_some(self) -> bool:
-        """As many messages as one turn allows. Whether there are more."""
+        """Take as many messages as one turn allows. Whether there are more."""
         try:
             for _ in range(CALLS_PER_TURN):
                 if not self._bodies or self._is_closing():
@@ -401,7 +401,7 @@ class _Link(asyncio.Protocol):
     # -- what leaves ---------------------------------------------------------------------------
 
     def answer(self, answer: local.Answer) -> None:
-        """Send the result of a call; the engine need not remember it."""
+        """Send the result of a call, and acknowledge it to the store."""
         if parts.is_large(answer.result) and not self._is_closing():
             self._wait(parts.local_answer_parts(answer))
             self._send_on()
@@ -410,7 +410,7 @@ class _Link(asyncio.Protocol):
         self._settled(answer.request_id)
 
     def _settled(self, request_id: int) -> None:
-        """Not at each answer if many calls are open: each costs as many steps as there are."""
+        """Acknowledge less often if many calls are open: each time costs as many steps."""
         self._open.pop(request_id, None)
         self._settled_since += 1
         if self._settled_since >= len(self._open) or len(self._open) <= OPEN_FEW:
@@ -429,7 +429,7 @@ class _Link(asyncio.Protocol):
         if self._outgoing is None:
             self._outgoing = Outgoing(self._share.add, self._pins)
         self._outgoing.put(message)
-        # Nobody waits for a peer that does not read.
+        # A peer that does not read is cut.
         is_too_much = self._outgoing.bytes > UNREAD_BYTES_MAX
         if is_too_much or (self._is_paused and self._share.excess(0) is not None):
             self.cut()
@@ -464,7 +464,7 @@ class _Link(asyncio.Protocol):
             self._server.turns.later(self, self._send_some)
 
     def _send_some(self) -> bool:
-        """As much of what waits as the peer takes and one turn allows. Whether to go on."""
+        """Send as much as the peer takes and one turn allows. Whether to go on."""
         left, transport = TURN_BYTES, self._transport
         while not self._is_paused and self._outgoing is not None and not self._is_closing():
             if left <= 0:

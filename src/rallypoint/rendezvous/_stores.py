@@ -1,14 +1,13 @@
-"""A round's store, as `RendezvousInfo.store` gives it: torch's semantics, with torch or without.
+"""A round's store, which `RendezvousInfo.store` returns: torch's semantics, with or without torch.
 
-Two kinds: the round's own store, kept by the coordinator, and a prefix over a store that the caller
-has. Both watch for one thing: torchrun's agent, once its workers have finished, waits for the other
-agents in a barrier on this store, deaf to everything else. What it writes there is the only sign
-that its node is done, so the first such write is passed on.
+There are two kinds: the round's own store at the coordinator, and a prefix over a store of the
+caller. torchrun's agents use it twice. Before the workers start, they work out the workers' ranks
+on it. After the workers have finished, an agent waits on it in an exit barrier for the others, and
+calls nothing else. Its first write there is the only sign that its node is done, so both kinds pass
+that on.
 
-A round can end while torchrun's agents are at one of the two things they do on this store: before
-the workers start they work out the workers' ranks, and after the end they meet in that barrier. An
-error in the first would end the agent, and one in the second would be shown as a traceback. So both
-go through instead when the round is over: see RoundSource.
+If the round ends meanwhile, an error would end the agent in the first case, and print a traceback
+in the second. So both succeed in a round that is over: see RoundCalls.
 """
 
 from __future__ import annotations
@@ -17,32 +16,33 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NoReturn, cast
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 from rallypoint import errors
 from rallypoint.client.blocking import Portal
 from rallypoint.client.blocking import Store as BlockingStore
 from rallypoint.client.node import Node
-from rallypoint.client.world import STORE_TIMEOUT_S
+from rallypoint.client.store_calls import COORDINATOR_LOST, round_ended, store_error
 from rallypoint.client.world import Store as AsyncStore
 from rallypoint.core import store as ops
 from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome
 from rallypoint.rendezvous import _torch_bridge
 
 TERMINAL_STATE: Final = "torchelastic/agent/terminal_state"
-"""What the keys of torchrun's exit barrier begin with (torch 2.13, elastic/agent/server/api.py)."""
+"""Prefix of the keys of torchrun's exit barrier (torch 2.13, elastic/agent/server/api.py)."""
 ROLE_INFO: Final = "torchelastic/role_info/"
-"""And those by which each agent tells how many workers it has, ..."""
+"""Prefix of the keys by which each agent tells how many workers it has."""
 ASSIGNED_RANKS: Final = "torchelastic/assigned_ranks/"
-"""... and those by which the agent with rank 0 tells each which ranks they get."""
+"""Prefix of the keys by which the agent with rank 0 tells the others their workers' ranks."""
 
 ANSWER_MARGIN_S: Final = 2.0
-"""How much later than its deadline a call ends if the coordinator does not answer at all."""
+"""How long after its deadline a call ends if the coordinator does not answer."""
 END_FOLLOWS_S: Final = 3.0
-"""How long after the end of a round a node that is done waits for the end of the run."""
+"""How long a node that is done waits for the end of the run, after that of its round."""
 
 _log = logging.getLogger("rallypoint.rendezvous")
+_T = TypeVar("_T")
 
 
 def is_terminal(op: ops.StoreOp) -> bool:
@@ -77,11 +77,11 @@ class RunEndedBadly(Exception):
         self.close = close
 
 
-class RoundSource:
-    """The calls of one round's store, for one node. To be called in the portal's loop.
+class RoundCalls:
+    """The calls of one round's store, for one node. See StoreCalls.
 
-    `on_terminal` is called once the agent's exit barrier has counted this node. `tells_end`: a step
-    of the exit barrier in a run that did not succeed raises RunEndedBadly.
+    `on_terminal` is called once torchrun's exit barrier has counted this node. With `tells_end`, a
+    step of that barrier in a run that did not succeed raises RunEndedBadly.
     """
 
     def __init__(
@@ -100,47 +100,53 @@ class RoundSource:
         self._is_terminal = False
         self._own_role: bytes = b""
 
-    def check(self) -> None:
-        """Raises RoundBrokenError if the node is no longer in this round."""
-        current = self._node.round
-        if current is None or current.head.number != self._number:
-            detail = "this node has gone on to another round"
-            raise errors.RoundBrokenError(
-                Change(ChangeKind.READY_AGAIN, self._number, (), 0, detail)
-            )
-        if self._node.change is not None:
-            raise errors.RoundBrokenError(self._node.change)
+    async def call(self, op: ops.StoreOp, timeout_s: float | None) -> ops.StoreResult:
+        """One operation. What torchrun's agent does in a round that is over succeeds.
 
-    async def call(self, op: ops.StoreOp, timeout_s: float | None) -> object:
-        """One operation. Raises as Node.call does.
-
-        What torchrun's agent does in a round that is over goes through (see this module's top). A
-        barrier at the exit has no purpose then: nobody else will come, and nobody waits. Ranks are
-        made up: the workers that get them are stopped as soon as the agent looks at
+        See this module's top. Nobody else comes to an exit barrier then, and nobody waits for it.
+        Ranks are invented: the agent stops the workers that get them as soon as it looks at
         `num_nodes_waiting`, and then it rendezvouses again.
         """
         if isinstance(op, ops.Set) and op.key.startswith(ROLE_INFO):
             self._own_role = op.value
-        try:
-            self.check()
-            value = await self._answer(op, timeout_s)
-        except errors.RoundBrokenError as error:
+        ended = self._ended()
+        result = round_ended(ended) if ended is not None else await self._answer(op, timeout_s)
+        if isinstance(result, ops.StoreFailure) and result.code == ops.ROUND_ENDED:
             if is_terminal(op):
                 await self._check_end()
-                value = 0 if isinstance(op, ops.Add) else b""
-            elif _is_assignment(op) and error.change.kind is not ChangeKind.CLOSED:
-                value = self._made_up(op)
-            else:
-                raise
-        if isinstance(op, ops.Add) and is_terminal(op):
+                result = ops.StoreValue(0 if isinstance(op, ops.Add) else b"")
+            elif _is_assignment(op) and not self._is_closed():
+                result = ops.StoreValue(self._invented(op))
+        if isinstance(op, ops.Add) and is_terminal(op) and isinstance(result, ops.StoreValue):
             self._note_terminal()
-        return value
+        return result
+
+    def error_of(self, failure: ops.StoreFailure) -> Exception:
+        """The error of a call of this store that failed."""
+        if failure.code == ops.ROUND_ENDED:
+            lost = Change(ChangeKind.NODE_LOST, self._number, detail=failure.message)
+            return errors.RoundBrokenError(self._ended() or lost)
+        if failure.code == COORDINATOR_LOST and self._node.gone is not None:
+            return self._node.gone
+        return store_error(failure)
+
+    def _ended(self) -> Change | None:
+        """Why this round is over for the node; None while it is on."""
+        current = self._node.round
+        if current is None or current.head.number != self._number:
+            detail = "this node has gone on to another round"
+            return Change(ChangeKind.READY_AGAIN, self._number, (), 0, detail)
+        return self._node.change
+
+    def _is_closed(self) -> bool:
+        ended = self._ended()
+        return ended is not None and ended.kind is ChangeKind.CLOSED
 
     async def _check_end(self) -> None:
         """Raises RunEndedBadly if the run has ended, and not by success.
 
-        The loss of a node can leave too few for the run. The end is pushed a moment later than the
-        loss, as the ledger has to have it.
+        The loss of a node can leave too few for the run. The coordinator tells the end a moment
+        later than the loss, as it writes the end to the ledger first.
         """
         if not self._tells_end:
             return
@@ -150,20 +156,17 @@ class RoundSource:
         if close is not None and close.outcome is not Outcome.SUCCEEDED:
             raise RunEndedBadly(close)
 
-    async def _answer(self, op: ops.StoreOp, timeout_s: float | None) -> object:
-        """The coordinator's, which says what was missing; or none, from one that is frozen."""
+    async def _answer(self, op: ops.StoreOp, timeout_s: float | None) -> ops.StoreResult:
+        """The coordinator's answer, which names what was missing. One that is frozen gives none."""
         limit_s = None if timeout_s is None else timeout_s + ANSWER_MARGIN_S
         try:
             async with asyncio.timeout(limit_s):
                 return await self._node.call(op, timeout_s)
-        except TimeoutError as error:
-            if isinstance(error, errors.RallypointError):
-                raise
-            raise errors.StoreTimeoutError(
-                f"the coordinator has not answered for {limit_s:g} s"
-            ) from None
+        except TimeoutError:
+            message = f"the coordinator has not answered for {limit_s:g} s"
+            return ops.StoreFailure(ops.TIMEOUT, message)
 
-    def _made_up(self, op: ops.StoreOp) -> object:
+    def _invented(self, op: ops.StoreOp) -> bytes | tuple[bytes, ...] | None:
         """Ranks as if every node had as many workers as this one."""
         _log.info("round %d has ended while its workers' ranks were assigned", self._number)
         match op:
@@ -181,36 +184,42 @@ class RoundSource:
             self._on_terminal()
 
 
+class _EndsRun:
+    """Runs a round's calls, and passes the bad end of the run to `on_bad_end`."""
+
+    def __init__(self, portal: Portal, on_bad_end: Callable[[CloseRecord], NoReturn]) -> None:
+        self._portal = portal
+        self._on_bad_end = on_bad_end
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """The result. `on_bad_end` raises in the caller's thread."""
+        try:
+            return self._portal.run(work)
+        except RunEndedBadly as ended:
+            # Not raised in the portal's loop: a SystemExit would end its thread.
+            self._on_bad_end(ended.close)
+
+
 def round_store(
-    portal: Portal,
-    source: RoundSource,
-    on_bad_end: Callable[[CloseRecord], NoReturn] | None = None,
+    portal: Portal, calls: RoundCalls, on_bad_end: Callable[[CloseRecord], NoReturn]
 ) -> Any:
     """The round's own store: torch's class where torch is in use, else a plain one.
 
-    `on_bad_end`: ends torchrun's exit barrier where the run did not succeed; for a source that
-    `tells_end`.
+    `on_bad_end`: called in the thread of a step of torchrun's exit barrier if the run has ended,
+    and not by success. For calls that `tells_end`.
     """
+    runner = _EndsRun(portal, on_bad_end)
+    store = AsyncStore(calls, calls.error_of)
     if _torch_bridge.loaded():
-
-        def call(op: ops.StoreOp, timeout_s: float) -> object:
-            try:
-                return portal.run(source.call(op, timeout_s))
-            except RunEndedBadly as ended:
-                # Not raised in the portal's loop: a SystemExit would end its thread.
-                assert on_bad_end is not None
-                on_bad_end(ended.close)
-
-        return _torch_bridge.round_store_of(call, STORE_TIMEOUT_S)
-    # The source looks whether the round is on: a barrier at the exit must get there, too.
-    return BlockingStore(portal, AsyncStore(cast(Any, source), lambda: None))
+        return _torch_bridge.round_store_of(runner, store)
+    return BlockingStore(runner, store)
 
 
 # -- a prefix over a store of the caller's ---------------------------------------------------------
 
 
 def prefixed(prefix: str, store: Any, on_terminal: Callable[[], None]) -> Any:
-    """`store` with "prefix/" before every key. A torch store gives a torch PrefixStore."""
+    """`store` with "prefix/" before each key: a PrefixStore of torch's for a store of torch's."""
 
     def on_add(key: str) -> None:
         if key.startswith(TERMINAL_STATE):
@@ -218,16 +227,16 @@ def prefixed(prefix: str, store: Any, on_terminal: Callable[[], None]) -> Any:
 
     for_torch = getattr(store, "for_torch", None)
     if for_torch is not None and _torch_bridge.loaded():
-        store = for_torch()  # ours over etcd, as torch's own kind
+        store = for_torch()  # our store in etcd, as a store of torch's
     if _torch_bridge.is_torch_store(store):
         return _torch_bridge.prefix_store(prefix, store, on_add)
     return PrefixedStore(prefix, store, on_add)
 
 
 class PrefixedStore:
-    """A store over another, as torch.distributed.PrefixStore, for stores that are not torch's.
+    """Like torch.distributed.PrefixStore, for stores that are not torch's.
 
-    Every call is passed on with the prefix, a slash and the key; errors are the other store's.
+    It passes each call on with the prefix, a slash and the key. Errors are the other store's.
     """
 
     def __init__(
@@ -281,7 +290,7 @@ class PrefixedStore:
         return cast(bool, self.underlying_store.delete_key(self._key(key)))
 
     def num_keys(self) -> int:
-        """How many keys the store underneath has, under any prefix: as torch counts."""
+        """How many keys the store below has, under any prefix, as torch counts."""
         return cast(int, self.underlying_store.num_keys())
 
     @property

@@ -1,8 +1,8 @@
-"""What a handler's node says: the lines of `rallypoint run`, as log records.
+"""The log lines of a handler's node: those that `rallypoint run` prints.
 
-A `Teller` says why the node waits, that a round has begun, why it ended, who was lost, and how the
-run ended. Its sentences are those of core/reasons.py. `show_on_stderr` makes them visible under
-torchrun, whose launcher configures no logging.
+A `Teller` logs why the node waits, that a round has begun, why it ended, which nodes were lost, and
+how the run ended. The sentences are from core/reasons.py. `show_on_stderr` makes them visible under
+torchrun, whose launcher does not configure logging.
 """
 
 from __future__ import annotations
@@ -26,20 +26,18 @@ from rallypoint.core.printable import escaped
 from rallypoint.core.telling import Lines
 from rallypoint.core.values import Change, ChangeKind, CloseRecord
 
-__all__ = ["Teller", "show_on_stderr"]
-
 _PACKAGE: Final = "rallypoint"
 _SHOWN: Final = ("rallypoint.rendezvous", "rallypoint.client")
-"""The loggers of which INFO is shown: the handlers' lines, and those of the node below."""
+"""The loggers whose INFO lines are shown: the handlers', and the node's."""
 _log = logging.getLogger("rallypoint.rendezvous")
 
 LINES_MAX: Final = 1_000
-"""How many lines may wait for a stderr that takes none."""
+"""How many lines may wait while nothing can be written to stderr."""
 FLUSH_S: Final = 1.0
 
 
 class Teller:
-    """Says what happens to one node. For the node's event loop."""
+    """Logs what happens to one node. For the node's event loop."""
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self._say = _to_log if say is None else say
@@ -50,7 +48,7 @@ class Teller:
         self._lines = Lines()
 
     def listen(self, node: Node) -> None:
-        """Say what this node is told from now on."""
+        """Log what this node is told from now on."""
         self._name, self._run_id = node.info.name, node.settings.run_id
         node.on_ended = self.round_ended
         node.on_closed = self.run_ended
@@ -63,9 +61,9 @@ class Teller:
         self._tell(reasons.describe_round(found.head, None, found.seat.node_rank))
 
     def round_ended(self, change: Change) -> None:
-        """The round has ended, or its cause is known now."""
+        """The round has ended, or the cause is known now."""
         text = reasons.describe_end_of_round(change, self._told)
-        if text and change.kind is not ChangeKind.CLOSED:  # `run_ended` says that
+        if text and change.kind is not ChangeKind.CLOSED:  # `run_ended` logs that
             self._tell(text)
         self._told = change
 
@@ -84,11 +82,11 @@ class Teller:
             self._tell(f"error: {error.message}")
 
     def leaves(self) -> None:
-        """The node leaves: that its connection ends is no news."""
+        """The node leaves, so the end of its connection is not logged."""
         self._is_over = True
 
     def while_waiting(self, node: Waits) -> AbstractAsyncContextManager[None]:
-        """Say, inside this block, why the node waits."""
+        """In this block, log why the node waits."""
         return while_waiting(node, self._waits)
 
     def _waits(self, why: Why) -> None:
@@ -107,10 +105,10 @@ def _to_log(text: str) -> None:
 
 
 def show_on_stderr() -> None:
-    """Show this package's lines, from INFO on, on stderr where the program logs to nowhere.
+    """Show this package's lines, from INFO on, on stderr if the program has no log handler.
 
-    The root logger stays as it is. A handler of the program's that is reached from this package's
-    loggers gets the lines instead, and a level that the program has set for them stays.
+    The root logger is not changed. A handler of the program for this package's loggers gets the
+    lines instead, and a level that the program has set for them stays.
     """
     package = logging.getLogger(_PACKAGE)
     if not any(isinstance(handler, _StderrHandler) for handler in package.handlers):
@@ -122,10 +120,10 @@ def show_on_stderr() -> None:
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to sys.stderr, unless another handler gets the record, too.
+    """Writes to sys.stderr, unless another handler gets the record as well.
 
-    A thread of its own writes: a console or a log collector that hangs must not hold up the node's
-    heartbeats. Lines beyond LINES_MAX that wait for it are dropped.
+    It writes in a thread of its own, as a console or a log collector that hangs must not delay the
+    node's heartbeats. If LINES_MAX lines wait, further ones are dropped.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,9 @@
-"""The one place that touches torch: what of this package needs it, or must look like it.
+"""The only file that uses torch: for what needs torch, and for what must look like torch's.
 
-Nothing is imported from torch before a function here is called, and nothing that only wants to
-know whether torch is in use imports it: `loaded` looks at what the process has already imported.
-So `rallypoint.rendezvous` costs a program without torch nothing, and under torchrun, which has
-imported torch before, its errors and stores are torch's own kinds.
+Nothing is imported from torch before a function here needs it. Whether torch is in use is seen from
+what the process has imported (`loaded`). So `rallypoint.rendezvous` costs nothing in a program
+without torch. Under torchrun, which imports torch first, errors and stores are torch's own classes
+as well.
 """
 
 from __future__ import annotations
@@ -21,26 +21,24 @@ from rallypoint.core import store as ops
 from rallypoint.threads import within
 
 if TYPE_CHECKING:
-    from rallypoint.client.blocking import Portal
+    from rallypoint.client.blocking import Runner
     from rallypoint.client.blocking import Store as BlockingStore
     from rallypoint.client.world import Store as AsyncStore
 
 TORCH_ERRORS: Final = "torch.distributed.elastic.rendezvous.api"
 TIMEOUT_S_MAX: Final = 365 * 86_400.0
-"""A longer timeout is taken for this one: C++ counts in units that overflow."""
+"""A longer timeout is cut to this, as it would overflow in C++."""
 LATE_S: Final = 1.0
-"""How much later than its deadline a call ends if torch's store does not keep it."""
+"""How long after its deadline a call ends if torch's store does not keep the deadline."""
 
 KEPT_STORES: Final = 64
-"""Of so many rounds, the stores live on for torch's C++, whatever Python has dropped."""
+"""The stores of so many rounds are kept for torch's C++, also if the program has dropped them."""
 
 _S = TypeVar("_S")
-Call = Callable[[ops.StoreOp, float], object]
-"""Does one operation of a store, waiting at most so many seconds; its value."""
 
 
 def is_available() -> bool:
-    """Whether torch is installed, whether or not it is imported."""
+    """Whether torch is installed."""
     return sys.modules.get("torch") is not None or importlib.util.find_spec("torch") is not None
 
 
@@ -50,7 +48,7 @@ def loaded() -> bool:
 
 
 def require(what: str) -> None:
-    """Raises RuntimeError, naming `what` and how to get torch, if it is not installed."""
+    """Raises RuntimeError if torch is not installed. The text names `what` needs it."""
     if not is_available():
         raise RuntimeError(
             f"{what} needs PyTorch, which is not installed; install it (pip install torch), or use "
@@ -72,8 +70,8 @@ def tcp_store(
 ) -> Any:
     """A torch.distributed.TCPStore; as a server, on the bound socket `listen_fd` if given.
 
-    The server takes the descriptor over. Does not wait for other processes. Raises what torch
-    raises: RuntimeError and its subclasses, ValueError.
+    The server owns the descriptor then. Does not wait for other processes. Raises RuntimeError and
+    its subclasses, and ValueError, as torch does.
     """
     require("a TCPStore")
     from torch.distributed import TCPStore
@@ -116,26 +114,26 @@ def is_tcp_store(store: object) -> bool:
 
 
 def prefix_store(prefix: str, store: Any, on_add: Callable[[str], None] = lambda key: None) -> Any:
-    """A torch.distributed.PrefixStore over a torch store. `on_add`: told of each key added to."""
+    """A torch.distributed.PrefixStore over a torch store. `on_add` is called with an added key."""
     return _prefix_store_class()(prefix, store, on_add)
 
 
-def store_of(call: Call, timeout_s: float) -> Any:
-    """A torch.distributed.Store that asks `call`: whatever takes a Store takes it, PrefixStore and
-    init_process_group among them. Its errors are torch's DistStoreError and ours at once.
+def store_of(runner: Runner, store: AsyncStore) -> Any:
+    """`store` as a torch.distributed.Store, for PrefixStore, init_process_group and the like.
 
-    Keep a reference to it: torch's C++ keeps only its own half of a store alive, and calls the
-    other half. `round_store_of` and `world_store` do so themselves.
+    Its errors are torch's DistStoreError and ours at once. Keep a reference to it: torch's C++
+    keeps only its own half of a store alive, and calls the other half. `round_store_of` and
+    `world_store` keep one themselves.
     """
-    return _store_class()(call, timeout_s)
+    return _store_class()(runner, store)
 
 
-def round_store_of(call: Call, timeout_s: float) -> Any:
+def round_store_of(runner: Runner, store: AsyncStore) -> Any:
     """As `store_of`, for a round's store, which a program hands to torch and forgets."""
-    return _kept_for_torch(store_of(call, timeout_s))
+    return _kept_for_torch(store_of(runner, store))
 
 
-def world_store(portal: Portal, store: AsyncStore) -> BlockingStore | None:
+def world_store(runner: Runner, store: AsyncStore) -> BlockingStore | None:
     """The store of a World as a torch.distributed.Store that is a rallypoint.Store as well.
 
     For a process that has imported torch.distributed. None where that has no Store: torch can be
@@ -145,11 +143,7 @@ def world_store(portal: Portal, store: AsyncStore) -> BlockingStore | None:
 
     if getattr(distributed, "Store", None) is None:
         return None
-
-    def call(op: ops.StoreOp, timeout_s: float) -> object:
-        return portal.run(store.call(op, timeout_s))
-
-    both: BlockingStore = _kept_for_torch(_world_store_class()(call, store.timeout_s))
+    both: BlockingStore = _kept_for_torch(_world_store_class()(runner, store))
     return both
 
 
@@ -166,9 +160,9 @@ def _world_store_class() -> Any:
     from rallypoint.client.blocking import Store as BlockingStore
 
     class WorldStore(_store_class(), BlockingStore):  # type: ignore[misc,unused-ignore]
-        """A torch Store first: torch's C++ reads the timeout of that half, so it is the only one.
+        """A torch Store with all calls of a BlockingStore, whose own attributes are not used.
 
-        All calls of a BlockingStore are there, and its own attributes are not used.
+        The torch Store comes first: torch's C++ reads its timeout, so there is no other.
         """
 
     return WorldStore
@@ -179,14 +173,14 @@ def _prefix_store_class() -> Any:
     from torch.distributed import DistNetworkError, PrefixStore
 
     class WatchedPrefixStore(PrefixStore):  # type: ignore[misc,unused-ignore]
-        """A PrefixStore that says which counters its Python callers add to.
+        """A PrefixStore that tells which counters its Python callers add to.
 
-        And their calls end in time: torch's own, to a TCPStore whose host is frozen, never do.
+        Their calls end in time. torch's own, to a TCPStore whose host is frozen, never end.
         """
 
         def __init__(self, prefix: str, store: Any, on_add: Callable[[str], None]) -> None:
             super().__init__(prefix, store)
-            # torch keeps the C++ half of a store written in Python, and not the Python half.
+            # torch keeps the C++ half of a store that is written in Python, not the Python half.
             self._below = store
             self._on_add = on_add
 
@@ -257,14 +251,15 @@ def _store_class() -> Any:
     class CoordinatedStore(Store):  # type: ignore[misc,unused-ignore]
         """A torch Store whose calls go to the round's coordinator.
 
-        torch's C++ calls these methods too, from any thread. It has none for num_keys and
-        delete_key: through a PrefixStore those two fail, called on this object they work.
+        torch's C++ calls these methods too, from any thread, but not num_keys and delete_key: these
+        two work on this object, and fail through a PrefixStore.
         """
 
-        def __init__(self, call: Call, timeout_s: float) -> None:
+        def __init__(self, runner: Runner, store: AsyncStore) -> None:
             Store.__init__(self)
-            self._call = call
-            self.set_timeout(timeout_s)
+            self._runner = runner
+            self._ours = store
+            self.set_timeout(store.timeout_s)
 
         def set_timeout(self, timeout: timedelta | float) -> None:
             super().set_timeout(timedelta(seconds=min(seconds(timeout), TIMEOUT_S_MAX)))
@@ -272,7 +267,7 @@ def _store_class() -> Any:
         def _ask(self, op: ops.StoreOp, timeout: timedelta | float | None = None) -> Any:
             limit_s = seconds(self.timeout if timeout is None else timeout)
             try:
-                return self._call(op, limit_s)
+                return self._runner.run(self._ours.call(op, limit_s))
             except (errors.StoreError, errors.RoundBrokenError, errors.CoordinatorError) as error:
                 raise store_error(error) from error
 
@@ -321,7 +316,7 @@ def _store_class() -> Any:
 
 
 def _bytes(value: str | bytes | list[int]) -> bytes:
-    """A value as it is stored: torch hands over a str, bytes, or a list of numbers below 256.
+    """A value as it is stored: torch passes a str, bytes, or a list of numbers below 256.
 
     Raises UsageError for anything else: bytes(5) would be five zeros.
     """
@@ -334,9 +329,10 @@ def _bytes(value: str | bytes | list[int]) -> bytes:
 
 
 def error_class(ours: type[Exception]) -> type[Exception]:
-    """`ours`, one of rallypoint.rendezvous.api's errors, as what a caller of torch catches too.
+    """The class to raise for `ours`, an error of rallypoint.rendezvous.api.
 
-    With torch's rendezvous imported, a subclass of both; else `ours` itself.
+    Where torch's rendezvous is imported, it is a subclass of torch's error as well, so that callers
+    of torch catch it.
     """
     module = sys.modules.get(TORCH_ERRORS)
     theirs = getattr(module, ours.__name__, None)
@@ -344,8 +340,9 @@ def error_class(ours: type[Exception]) -> type[Exception]:
 
 
 def error_of(ours: type[Exception], text: str, detail: str) -> Exception:
-    """An error of `error_class(ours)` with torch's whole text, which programs and torch's own tests
-    match, and with what there is to add as a note (PEP 678): a traceback shows it.
+    """An error of `error_class(ours)` with exactly torch's text, which programs and tests match.
+
+    `detail` is a note (PEP 678), which a traceback shows.
     """
     error = error_class(ours)(text)
     error.add_note(detail)
@@ -353,9 +350,10 @@ def error_of(ours: type[Exception], text: str, detail: str) -> Exception:
 
 
 def store_error(error: errors.RallypointError) -> Exception:
-    """The error of a store's call as what a caller of torch's stores catches too.
+    """The error of a store's call that is torch's as well: callers of torch's stores catch it.
 
-    A DistNetworkError if the coordinator is lost, else a DistStoreError; both are RuntimeErrors.
+    It is a DistNetworkError if the coordinator is lost, else a DistStoreError. Both are
+    RuntimeErrors.
     """
     from torch.distributed import DistNetworkError, DistStoreError
 
@@ -369,7 +367,7 @@ def store_error(error: errors.RallypointError) -> Exception:
 def first_failure(error: BaseException) -> str:
     """Which worker failed first, and how, if this is torchrun's ChildFailedError; else "".
 
-    Its own text is a table of many lines. (Known by its method, so that nothing is imported.)
+    Its own text is a table of many lines. It is recognized by its method, without an import.
     """
     if not hasattr(error, "get_first_failure"):
         return ""
@@ -377,7 +375,7 @@ def first_failure(error: BaseException) -> str:
     if failure.exitcode < 0:
         return f"rank {rank} was killed by signal {-failure.exitcode} ({failure.signal_name()})"
     text = f"rank {rank} ended with exit code {failure.exitcode}"
-    # A program under torch's @record leaves its error; else the message says how to get one.
+    # A program under torch's @record leaves its error. Without, the message is how to use that.
     said = failure.message.get("message", "") if isinstance(failure.message, dict) else ""
     return f"{text}: {said}" if said else text
 
@@ -386,7 +384,7 @@ _classes: dict[tuple[str, str], type[Exception]] = {}
 
 
 def _both(ours: type[Exception], theirs: type[Exception]) -> type[Exception]:
-    """One class that derives from both, and always the same one."""
+    """A class that derives from both; the same one at each call."""
     names = (ours.__qualname__, theirs.__qualname__)
     if names not in _classes:
         _classes[names] = type(ours.__name__, (ours, theirs), {"__module__": ours.__module__})

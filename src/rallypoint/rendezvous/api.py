@@ -1,19 +1,19 @@
-"""The names that `torch.distributed.elastic.rendezvous.api` has, without torch.
+"""The names of `torch.distributed.elastic.rendezvous.api`, without torch.
 
-A handler, its parameters and what it returns are plain classes here. torchrun asks of them what
-they offer, not what they derive from, so none of this needs torch to be installed.
+A handler, its parameters and its results are plain classes here. torchrun needs their methods and
+not their base classes, so torch need not be installed.
 
     RendezvousError
     ├── RendezvousClosedError         the run has ended, or was closed
     ├── RendezvousTimeoutError        no round was formed in time
     ├── RendezvousConnectionError     the backend does not answer
-    ├── RendezvousStateError          what the backend holds cannot be read
+    ├── RendezvousStateError          the backend's value cannot be read
     └── RendezvousGracefulExitError   this node is not needed: it ends, and nothing failed
 
-The texts of ValueErrors are torch's, as its own tests and those of plugins match them whole; what
-there is to add is a note (PEP 678), which a traceback shows.
+The texts of ValueErrors are torch's, as its tests and those of plugins match them whole. Further
+details are a note (PEP 678), which a traceback shows.
 
-Nothing here connects to anything, and what a backend needs is loaded when it is asked for.
+Nothing here connects to anything. What a backend needs is loaded when the backend is used.
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ class RendezvousConnectionError(RendezvousError):
 
 
 class RendezvousStateError(RendezvousError):
-    """What the backend holds is damaged, or belongs to something else."""
+    """The backend's value is damaged, or another program's."""
 
 
 class RendezvousGracefulExitError(RendezvousError):
     """This node is not needed and should end; nothing has failed."""
 
 
-# ---- what a rendezvous gives -------------------------------------------------------------------
+# ---- the result of a rendezvous ----------------------------------------------------------------
 
 
 class _KeyValueStore(Protocol):
-    """The two calls that the exchange of an address needs; every store of torch's has them."""
+    """The two calls by which an address is exchanged; every store of torch's has them."""
 
     def set(self, key: str, value: Any, /) -> Any: ...
 
@@ -98,9 +98,9 @@ class RendezvousStoreInfo:
     ) -> RendezvousStoreInfo:
         """Agree on an address through `store`: node rank 0 writes it, and every node reads it.
 
-        Rank 0 offers `local_addr`, else this machine's fully qualified name, and `server_port`,
-        else a port that was free a moment ago. The other ranks wait as long as `store` waits, and
-        raise what it raises.
+        Rank 0 writes `local_addr`, else this machine's fully qualified name, and `server_port`,
+        else a port that is free now. The other ranks wait as long as `store` waits, and raise its
+        errors.
         """
         if rank == 0:
             address = local_addr or socket.getfqdn()
@@ -119,13 +119,13 @@ class RendezvousInfo:
     """One round, as `RendezvousHandler.next_rendezvous` returns it. Read-only.
 
     Args:
-        store: the round's store, with the semantics of torch.distributed.Store. None where
-            `store_factory` is given.
+        store: the round's store, with the semantics of torch.distributed.Store. None if there is
+            a `store_factory`.
         rank: this node's rank, 0 ... world_size - 1.
         world_size: how many nodes are in the round.
-        bootstrap_store_info: where the workers' own store is to be; None if there is none.
-        store_factory: makes the store when it is first asked for, once, so that a store that
-            needs torch is made only where torch is in use. What it raises, `store` raises.
+        bootstrap_store_info: where the workers' own store will be; None if there is none.
+        store_factory: makes the store at the first access of `store`, once. So a store that needs
+            torch is made only where torch is in use. `store` raises its errors.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class RendezvousInfo:
 
     @property
     def bootstrap_store_info(self) -> RendezvousStoreInfo | None:
-        """Where the workers' own store is to be."""
+        """Where the workers' own store will be."""
         return self._bootstrap_store_info
 
     def __repr__(self) -> str:
@@ -179,7 +179,7 @@ class RendezvousInfo:
 
 
 class RendezvousHandler(ABC):
-    """One node's side of a rendezvous: what torchrun's agent calls."""
+    """One node's side of a rendezvous, which torchrun's agent calls."""
 
     @abstractmethod
     def get_backend(self) -> str:
@@ -187,28 +187,28 @@ class RendezvousHandler(ABC):
 
     @property
     def use_agent_store(self) -> bool:
-        """Whether the workers shall use a store that an agent serves at the bootstrap address.
+        """Whether the workers use a store that an agent serves at the bootstrap address.
 
-        If so, node rank 0 must serve a real TCPStore there for as long as workers run. If not, the
+        If so, node rank 0 must serve a real TCPStore there as long as workers run. If not, the
         worker with rank 0 serves one there itself, and the port must be free.
         """
         return False
 
     @abstractmethod
     def next_rendezvous(self) -> RendezvousInfo:
-        """Wait until a round is formed that has this node in it.
+        """Wait for a round with this node.
 
         Raises:
             RendezvousClosedError: the run has ended.
             RendezvousTimeoutError: no round was formed in time.
             RendezvousConnectionError: the backend does not answer.
-            RendezvousStateError: what the backend holds cannot be read.
+            RendezvousStateError: the backend's value cannot be read.
             RendezvousGracefulExitError: the run does not need this node.
         """
 
     @abstractmethod
     def is_closed(self) -> bool:
-        """Whether the run is known to be over. It may be over before this is True."""
+        """Whether this node knows that the run is over. It may be over earlier."""
 
     @abstractmethod
     def set_closed(self) -> None:
@@ -216,9 +216,9 @@ class RendezvousHandler(ABC):
 
     @abstractmethod
     def num_nodes_waiting(self) -> int:
-        """How many nodes wait to be let in; more than 0 is a call to rendezvous again.
+        """How many nodes wait to be let in. If more than 0, the agent rendezvouses again.
 
-        torchrun's agent asks ten times a second, so an answer must not wait for the network.
+        torchrun's agent calls it ten times a second, so it must not wait for the network.
         """
 
     @abstractmethod
@@ -227,7 +227,7 @@ class RendezvousHandler(ABC):
 
     @abstractmethod
     def shutdown(self) -> bool:
-        """Let go of everything. Returns whether that went well; calling it again is harmless."""
+        """Close everything. Returns whether that succeeded. Idempotent."""
 
 
 # ---- its parameters ----------------------------------------------------------------------------
@@ -237,19 +237,19 @@ _FALSE = frozenset({"0", "false", "f", "no", "n"})
 
 
 class RendezvousParameters:
-    """What a backend's creator is given. Attributes are named as the arguments.
+    """The parameters of a backend's creator. The attributes have the arguments' names.
 
     Args:
         backend: the name of a registered backend.
-        endpoint: where the nodes meet, as the backend reads it; most often `host:port`.
+        endpoint: where the nodes meet, in the backend's own form; most often `host:port`.
         run_id: the run's name, the same on all its nodes. Not checked here.
         min_nodes: the fewest nodes of a round, at least 1.
         max_nodes: the most nodes of a round, at least `min_nodes`.
-        local_addr: the address by which other nodes reach this one; None to find it out.
+        local_addr: the address at which other nodes reach this one; None: it is found out.
         **kwargs: the backend's own options, kept as the dict `config`.
 
     Raises:
-        ValueError: the name is empty, or a number of nodes cannot be.
+        ValueError: the name is empty, or a number of nodes is wrong.
     """
 
     def __init__(
@@ -281,7 +281,7 @@ class RendezvousParameters:
         self.local_addr = local_addr
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The option `key`, or `default` where it was not given."""
+        """The option `key`, or `default` if it was not given."""
         return self.config.get(key, default)
 
     def get_as_bool(self, key: str, default: bool | None = None) -> bool | None:
@@ -314,7 +314,7 @@ class RendezvousParameters:
             ) from error
 
     def __repr__(self) -> str:
-        # Not the options: a token may be among them.
+        # Without the options: a token may be among them.
         return (
             f"<RendezvousParameters {self.backend} at {self.endpoint!r}, run {self.run_id!r}, "
             f"{self.min_nodes} to {self.max_nodes} nodes>"
@@ -335,7 +335,7 @@ class RendezvousHandlerRegistry:
     """Backends by name.
 
     Args:
-        discover: called once with this registry, when a name is first asked for that nobody has
+        discover: called once with this registry, when a name is first used that is not
             registered; it may register more.
     """
 
@@ -344,7 +344,7 @@ class RendezvousHandlerRegistry:
     ) -> None:
         self._registry: dict[str, RendezvousHandlerCreator] = {}
         self._discover = discover
-        # Reentrant: what is discovered may itself ask the registry.
+        # Reentrant, as `discover` may use the registry itself.
         self._discovering = threading.RLock()
 
     def register(
@@ -352,13 +352,13 @@ class RendezvousHandlerRegistry:
     ) -> None:
         """Register `creator` as the one that makes the handlers of `backend`.
 
-        `override`: take the place of whatever the name stands for, also of a built-in backend.
-        Without it the same creator may be registered again, and another one raises ValueError, as
-        does an empty name.
+        `override`: replace the creator of that name, also of a built-in backend. Without it the
+        same creator may be registered again, and another one raises ValueError, as an empty name
+        does.
         """
         _require_name(backend)
         current = self._registry.get(backend)
-        # By equality: a bound method is another object each time it is looked up.
+        # By equality: each access of a bound method makes another object.
         if current is not None and current != creator and not override:
             error = ValueError(
                 f"The rendezvous backend '{backend}' cannot be registered with '{creator}' as it "
@@ -371,8 +371,8 @@ class RendezvousHandlerRegistry:
     def create_handler(self, params: RendezvousParameters) -> RendezvousHandler:
         """A new handler of the backend that `params` names.
 
-        Raises ValueError if there is none of that name, RuntimeError if the handler says that it
-        belongs to another backend, and whatever the backend's creator raises.
+        Raises ValueError if no backend has that name, RuntimeError if the handler is of another
+        backend, and the errors of the backend's creator.
         """
         creator = self._registry.get(params.backend) or self._discovered(params.backend)
         if creator is None:

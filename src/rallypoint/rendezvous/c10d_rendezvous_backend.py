@@ -1,12 +1,12 @@
-"""A rendezvous backend that keeps its state in a store of torch's, under torch's names.
+"""A rendezvous backend that keeps its state in a store of torch's, with torch's names.
 
     torch.rendezvous.<run_id>      the state in base64, as torch's module writes it
 
-A token is what the key holds, as bytes. The state is read by `compare_set`, never by `get`: that
-waits for a key that is not there, and torch's module has to leave a placeholder for it.
+A token is the value of the key, as bytes. The state is read by `compare_set` and never by `get`,
+which waits for an absent key, so that torch's module has to write a placeholder for it.
 
-A store on a host that is frozen does not come back, whatever its timeout says. So each call has a
-thread of its own and is left behind when its time is over; connecting as well.
+A call to a store on a frozen host does not return, whatever the store's timeout. So each call has a
+thread of its own, which is left behind when its time is over. Connecting does, too.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ DEFAULT_READ_TIMEOUT_S: Final = 60
 KNOCK_S: Final = 5.0
 """How long one address may take to accept a connection."""
 LEAST_S: Final = 0.5
-"""How long each step may take, however little time is left: else the error would say nothing."""
+"""The least time of each step, however little is left: with none, its error could say nothing."""
 _NOTHING: Final = "(nothing)"
-"""Never a state, as it is no base64: what comes back for a key that is not there."""
+"""Returned for an absent key. It is no base64, so it is never a state."""
 _LOOPBACK: Final = "127.0.0.1"
 _BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
 
@@ -65,14 +65,14 @@ _BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
 class C10dRendezvousBackend(RendezvousBackend):
     """A state in a torch store, with compare-and-swap. Any thread may call.
 
-    A TCPStore is used over a connection of the backend's own, from the first call on. One
-    connection carries one call at a time, so a `get` that waits would hold up the coordinator.
+    A TCPStore is used over a connection of the backend's own, which the first call opens. One
+    connection has one call at a time, so a `get` that waits would delay the coordinator.
 
-    No call takes longer than the store's own timeout, also if the store's host is frozen. Nothing
-    is written or asked when it is made.
+    No call takes longer than the store's own timeout, also if the store's host is frozen. Making
+    the backend does not use the store.
 
     Args:
-        store: a torch.distributed.Store; TCPStore, FileStore and HashStore have what is needed.
+        store: a torch.distributed.Store, such as TCPStore, FileStore and HashStore.
         run_id: names the state; the same on all nodes.
 
     Raises:
@@ -100,14 +100,14 @@ class C10dRendezvousBackend(RendezvousBackend):
 
     def get_state(self) -> tuple[bytes, Token] | None:
         """See RendezvousBackend.get_state."""
-        # A key that is not there gives back what was expected of it; this changes nothing.
+        # For an absent key the expected value comes back, and nothing changes.
         held = self._compare_set(_NOTHING, _NOTHING)
         return None if held == _NOTHING.encode() else (_decoded(held), held)
 
     def set_state(
         self, state: bytes, token: Token | None = None
     ) -> tuple[bytes, Token, bool] | None:
-        """See RendezvousBackend.set_state. "As this call has set it" is: of the same bytes."""
+        """See RendezvousBackend.set_state. The same bytes count as set by this call."""
         expected = "" if not token else _text(token)
         if expected is None:
             found = self.get_state()
@@ -115,7 +115,7 @@ class C10dRendezvousBackend(RendezvousBackend):
         wanted = b64encode(state)
         held = self._compare_set(expected, wanted.decode())
         if expected and held == expected.encode():
-            # Either the key is not there, or it had these very bytes before.
+            # Either the key is absent, or it had the same bytes before.
             found = self.get_state()
             return None if found is None else (*found, found[1] == wanted)
         return _decoded(held), held, held == wanted
@@ -125,7 +125,7 @@ class C10dRendezvousBackend(RendezvousBackend):
         return held.encode() if isinstance(held, str) else bytes(held)
 
     def _own_store(self) -> Any:
-        """The store, over a connection of its own where it has one."""
+        """The store, over a connection of the backend's own if it is a TCPStore."""
         store = self._store
         if self._own is None and _torch_bridge.is_tcp_store(store):
             self._own = _torch_bridge.tcp_store(
@@ -165,7 +165,7 @@ def _decoded(held: bytes) -> bytes:
         raise _torch_bridge.error_of(
             RendezvousStateError,
             "The state object is corrupt. See inner exception for details.",
-            f"What the store holds is damaged, or something else's: it is no base64 ({error}).",
+            f"The store's value is damaged, or another program's: it is no base64 ({error}).",
         ) from error
 
 
@@ -176,7 +176,7 @@ def _cannot_connect(detail: str, cause: BaseException | None = None) -> NoReturn
 
 
 def _first_line(error: BaseException) -> str:
-    """torch's errors go on with the C++ stack."""
+    """The first line of an error: torch's errors have the C++ stack after it."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
@@ -184,21 +184,21 @@ def _first_line(error: BaseException) -> str:
 
 
 def create_backend(params: RendezvousParameters) -> tuple[C10dRendezvousBackend, Any]:
-    """A backend and its store, from parameters; torch's RendezvousParameters will do as well.
+    """A backend and its store, from parameters. torch's RendezvousParameters works as well.
 
     Options:
 
-    * `store_type`: "tcp" (the default), with `host:port` as the endpoint, or "file", with a path;
-      no path is a new temporary file, for the handlers of one machine that are given it.
-    * `read_timeout`: seconds within which the store must answer; 60 unless given.
-    * `is_host`: whether this process serves the TCPStore. Unless given, it is worked out from the
-      endpoint, also on a machine that cannot resolve its own name; who comes second on that machine
-      connects to the first. An address that names no machine, such as 0.0.0.0, is not this one's.
+    * `store_type`: "tcp" (the default), with `host:port` as the endpoint, or "file", with a path.
+      Without a path it is a new temporary file, for handlers on one machine that get the store.
+    * `read_timeout`: within how many seconds the store must answer; 60 by default.
+    * `is_host`: whether this process serves the TCPStore. By default that is found out from the
+      endpoint, also on a machine that cannot resolve its own name; a second process on that machine
+      connects to the first. An address of no machine, such as 0.0.0.0, is not this machine's.
 
     Raises:
-        RendezvousConnectionError: the store cannot be reached or served within `read_timeout`: the
-            addresses that were tried, with the system's answers.
-        ValueError: an option or the endpoint cannot be read or cannot be; it is named.
+        RendezvousConnectionError: the store cannot be reached or served within `read_timeout`. The
+            text has the addresses that were tried, with the system's answers.
+        ValueError: an option or the endpoint is wrong. The text names it.
         RuntimeError: torch is not installed.
         RendezvousError: a temporary file cannot be made.
     """
@@ -217,7 +217,7 @@ def create_backend(params: RendezvousParameters) -> tuple[C10dRendezvousBackend,
 def _file_store(params: RendezvousParameters, limit_s: float) -> Any:
     path = params.endpoint or _temporary_file()
     try:
-        # torch tries a file that cannot be opened for five minutes, and holds the GIL.
+        # torch tries for five minutes to open a file, and holds the GIL meanwhile.
         within(limit_s, lambda: Path(path).open("ab").close())
         return _torch_bridge.file_store(path)
     except (ValueError, RuntimeError, OSError) as error:
@@ -257,7 +257,7 @@ def _tcp_store(params: RendezvousParameters, limit_s: float) -> Any:
 
 
 def _served(host: str, port: int, limit_s: float, ends_s: float) -> Any:
-    """A TCPStore with its server. Handlers of one process share a server, as torch's do."""
+    """A TCPStore with its server, which the handlers of one process share, as in torch."""
     store = within(
         _left_s(ends_s),
         lambda: _torch_bridge.tcp_store(
@@ -269,8 +269,8 @@ def _served(host: str, port: int, limit_s: float, ends_s: float) -> Any:
 
 
 def _reached(host: str, port: int, limit_s: float, ends_s: float, not_served: str) -> Any:
-    """A TCPStore on a server elsewhere, once something listens there."""
-    # torch itself waits long between two tries, and prints its stack for each that fails.
+    """A TCPStore on another server, once something listens there."""
+    # torch itself makes long pauses between its tries, and prints its stack for each that fails.
     answers = _knock(host, port, ends_s)
     if not answers:
         host = _name_for(host, ends_s)
@@ -291,7 +291,7 @@ def _reached(host: str, port: int, limit_s: float, ends_s: float, not_served: st
 
 
 def _knock(host: str, port: int, ends_s: float) -> list[str]:
-    """Wait until some address of the host accepts a connection; nothing, or what each answered."""
+    """Wait until an address of the host accepts a connection. Empty, or the answer of each."""
     pauses = Pauses()
     while True:
         answers = _knock_once(host, port, ends_s)
@@ -299,7 +299,7 @@ def _knock(host: str, port: int, ends_s: float) -> list[str]:
         left_s = ends_s - time.monotonic()
         if not answers or left_s <= 0:
             return answers
-        if left_s <= pause_s:  # too late for one more answer, and the last ones say why
+        if left_s <= pause_s:  # too late for another answer, and the last ones say why
             time.sleep(left_s)
             return answers
         time.sleep(pause_s)
@@ -338,10 +338,10 @@ def _left_s(ends_s: float) -> float:
 
 
 def _is_here(host: str, limit_s: float) -> bool:
-    """Whether the endpoint is this machine, as far as can be found out in time.
+    """Whether the endpoint is this machine; False if that cannot be found out in time.
 
-    Any machine can bind 0.0.0.0 and a multicast address. Each of them would serve a store of its
-    own there, and no node would find another, so they need `is_host`, as in torch.
+    Every machine can bind 0.0.0.0 and a multicast address. Each would serve a store of its own, and
+    no node would find another. So these addresses need `is_host`, as in torch.
     """
     if _names_no_machine(host):
         return False

@@ -1,9 +1,9 @@
-"""A rendezvous over anything that keeps one value with compare-and-swap, under torch's names.
+"""A rendezvous over any store of one value with compare-and-swap, with torch's names.
 
-In torch's module all nodes rewrite that value, round after round and heartbeat after heartbeat.
-Here they elect a coordinator through it, and the coordinator tells them: a user's own
-`RendezvousBackend` is a register, on which `ledger/torch_backend.py` keeps the lease and the round.
-Nothing that a backend holds is ever executed: it is parsed as data, and refused if it is not ours.
+In torch's module all nodes rewrite that value, at each round and each heartbeat. Here they elect a
+coordinator through it, which tells them the rest. So a user's `RendezvousBackend` is a register, in
+which `ledger/torch_backend.py` keeps the lease and the round. A backend's value is never executed:
+it is parsed as data, and refused if it is not Rallypoint's.
 
     handler = DynamicRendezvousHandler.from_backend(
         run_id="job-42", store=store, backend=backend, min_nodes=2, max_nodes=4
@@ -42,14 +42,14 @@ __all__ = [
 _log = logging.getLogger("rallypoint.rendezvous")
 
 Token: TypeAlias = Any
-"""Names one writing of a backend's value. Only the backend can read it."""
+"""Names one write of a backend's value. Only the backend understands it."""
 
 
 class RendezvousBackend(ABC):
     """One value that all nodes of a run share, with compare-and-swap.
 
-    Its calls come from threads, one at a time for each handler. One that raises is asked again; one
-    that does not come back is left behind when its time is over.
+    Its methods are called from threads, one at a time for each handler. A call that raises is made
+    again. A call that does not return is left behind when its time is over.
     """
 
     @property
@@ -61,8 +61,8 @@ class RendezvousBackend(ABC):
     def server_host(self) -> str | None:
         """The host that keeps the value, if it is known.
 
-        The address by which this machine reaches it is the one that other nodes are told, should
-        this node coordinate. torch's class has no such property, and a backend need not have it.
+        If this node coordinates, the other nodes get the address from which this machine reaches
+        that host. torch's class has no such property, and a backend need not have it.
         """
         return None
 
@@ -72,22 +72,21 @@ class RendezvousBackend(ABC):
 
         Raises:
             RendezvousConnectionError: the backend does not answer.
-            RendezvousStateError: what it holds cannot be read.
+            RendezvousStateError: its value cannot be read.
         """
 
     @abstractmethod
     def set_state(
         self, state: bytes, token: Token | None = None
     ) -> tuple[bytes, Token, bool] | None:
-        """Replace the value that has this token; without a token, create it if there is none.
+        """Replace the value that has this token. Without a token, create it if there is none.
 
-        A token that is stale or makes no sense changes nothing. Returns what is there then, its
-        token, and whether that is `state` as this call has set it. None leaves the caller to read
-        it back.
+        With a stale or wrong token nothing changes. Returns the value after that, its token, and
+        whether this call has set it. None: the caller has to read it.
 
         Raises:
             RendezvousConnectionError: the backend does not answer.
-            RendezvousStateError: what it holds cannot be read.
+            RendezvousStateError: its value cannot be read.
         """
 
 
@@ -101,11 +100,11 @@ class RendezvousTimeout:
         join: `next_rendezvous` as a whole; 600 s if None.
         last_call: the wait for more nodes once the minimum is there; 30 s if None.
         close: ending the run, by `set_closed` or `shutdown`; 30 s if None.
-        heartbeat: how long the answer to a heartbeat may take before the coordinator is connected
-            to anew, and what one use of the backend may take; 5 s if None.
+        heartbeat: how long the answer to a heartbeat may take before the node connects to the
+            coordinator again, and how long one call of the backend may take; 5 s if None.
 
     Raises:
-        ValueError: one of them is zero or less; it is named.
+        ValueError: one of them is not positive. The text names it.
     """
 
     _DEFAULTS: ClassVar[dict[str, timedelta]] = {
@@ -135,7 +134,7 @@ class RendezvousTimeout:
 
     @property
     def join(self) -> timedelta:
-        """What `next_rendezvous` may take."""
+        """How long `next_rendezvous` may take."""
         return self._join
 
     @property
@@ -145,12 +144,12 @@ class RendezvousTimeout:
 
     @property
     def close(self) -> timedelta:
-        """What ending the run may take."""
+        """How long ending the run may take."""
         return self._close
 
     @property
     def heartbeat(self) -> timedelta:
-        """What the answer to a heartbeat may take."""
+        """How long the answer to a heartbeat may take."""
         return self._heartbeat
 
     def __repr__(self) -> str:
@@ -162,10 +161,10 @@ class RendezvousTimeout:
 
 @dataclass(frozen=True, eq=False)
 class RendezvousSettings:
-    """What a dynamic rendezvous was asked to be.
+    """The settings of a dynamic rendezvous.
 
-    A node is lost after `keep_alive_interval` * `keep_alive_max_attempt` of silence, and suspect
-    after `keep_alive_interval`; how the others come into Rallypoint's settings, see `run_settings`.
+    A node is suspect after `keep_alive_interval` of silence, and lost after that times
+    `keep_alive_max_attempt`. `run_settings` has the others as Rallypoint's settings.
     """
 
     run_id: str
@@ -206,25 +205,25 @@ class DynamicRendezvousHandler(NodeRendezvousHandler):
         keep_alive_interval: int = 5,
         keep_alive_max_attempt: int = 3,
     ) -> DynamicRendezvousHandler:
-        """A handler over `backend`. Neither it nor `store` is used before the handler's first call.
+        """A handler over `backend`. The handler's first call is the first use of both.
 
         Args:
             run_id: the run's name, the same on all its nodes.
-            store: what the rounds' stores are made of: each is a prefix over it. None gives each
-                round a store that its coordinator keeps.
-            backend: any object with the methods of RendezvousBackend, torch's own among them.
+            store: each round's store is a prefix over this one. None: each round has a store that
+                its coordinator keeps.
+            backend: any object with the methods of RendezvousBackend, also one of torch's.
             min_nodes: the fewest nodes of a round, at least 1.
             max_nodes: the most nodes of a round, at least `min_nodes`.
-            local_addr: the address by which other nodes reach this one; None to find it out.
+            local_addr: the address at which other nodes reach this one; None: it is found out.
             timeout: None for the defaults.
             keep_alive_interval: seconds of silence after which a node is suspect; more than 0.
             keep_alive_max_attempt: after how many such intervals it is lost; at least 1.
 
-        All but `store`, `backend` and `local_addr` must be equal on all nodes: the first one sets
+        All but `store`, `backend` and `local_addr` must be equal on all nodes: the first node sets
         them for the run. Environment variables (RALLYPOINT_...) set what has no argument here.
 
         Raises:
-            ValueError: the run id is empty, or a number cannot be; it is named.
+            ValueError: the run id is empty, or a number is wrong. The text names it.
         """
         asked = RendezvousSettings(
             run_id,
@@ -258,18 +257,18 @@ class DynamicRendezvousHandler(NodeRendezvousHandler):
 
     @property
     def settings(self) -> RendezvousSettings:
-        """What the rendezvous was asked to be."""
+        """The settings of the rendezvous."""
         return self._settings
 
     def _connect_within(self, seconds: float) -> None:
-        """How long to look for a coordinator, if less than the join timeout."""
+        """How long to search for a coordinator, if less than the join timeout."""
         node = self._plan.node
         known_s = _connect_timeout_s(seconds, node.join_timeout_s)
         node = msgspec.structs.replace(node, connect_timeout_s=known_s)
         self._plan = msgspec.structs.replace(self._plan, node=node)
 
     def _stop_heartbeats(self) -> None:
-        """Leave without closing the run. torch's own tests end their handlers by this name."""
+        """Leave without closing the run. torch's tests end their handlers by this name."""
         if not self._is_shut:
             self._hang_up("its heartbeats were stopped", self._plan.close_timeout_s)
 
@@ -279,7 +278,7 @@ class DynamicRendezvousHandler(NodeRendezvousHandler):
         return await super()._open_node(limit_s)
 
     async def _keeps_nothing(self) -> bool:
-        """Whether the backend answers None to everything. False if that cannot be known now."""
+        """Whether the backend answers None to everything. False if it does not answer now."""
         assert self._plan.open_ledger is not None
         ledger = self._plan.open_ledger()
         assert isinstance(ledger, TorchBackendLedger)
@@ -292,9 +291,9 @@ class DynamicRendezvousHandler(NodeRendezvousHandler):
             await ledger.aclose()
 
     async def _open_alone(self) -> Node:
-        """A run of one node has nobody to meet: its coordinator is in this process, in memory."""
+        """Settings for a run of one node, whose coordinator is in this process, in memory."""
         _log.warning(
-            "the rendezvous backend %r keeps nothing: this node is on its own in run %r",
+            "the rendezvous backend %r keeps nothing: this node is alone in run %r",
             self.get_backend(),
             self.get_run_id(),
         )
@@ -306,11 +305,11 @@ class DynamicRendezvousHandler(NodeRendezvousHandler):
 
 
 def run_settings(asked: RendezvousSettings) -> RunSettings:
-    """The run's settings that stand for what was asked.
+    """Rallypoint's settings of the run for torch's.
 
-    `keep_alive_interval` is the silence after which a node is suspect: heartbeats go at a third of
-    it. A node that is silent for `keep_alive_max_attempt` intervals is lost, as in torch; one whose
-    process has died is lost at once, for its connection ends.
+    After `keep_alive_interval` of silence a node is suspect; heartbeats are sent at a third of it.
+    After `keep_alive_max_attempt` intervals the node is lost, as in torch. A node whose process has
+    ended is lost at once, as its connection ends.
     """
     interval_s = _bounded_s(asked.keep_alive_interval)
     return settings.run_settings(
@@ -325,7 +324,7 @@ def run_settings(asked: RendezvousSettings) -> RunSettings:
 
 
 _LONGEST_S: Final = 365 * 86_400.0
-"""What is longer, in seconds, is taken for this: no timeout of Rallypoint's is longer."""
+"""The longest timeout of Rallypoint, in seconds: a longer one is cut to it."""
 
 
 def _bounded_s(time: timedelta) -> float:
@@ -338,7 +337,7 @@ def _connect_timeout_s(given_s: float | None, join_s: float) -> float:
 
 
 def _check(asked: RendezvousSettings) -> None:
-    """Raises ValueError for what cannot be."""
+    """Raises ValueError for a wrong setting."""
     if not asked.run_id:
         raise ValueError("The run id must be a non-empty string.")
     if asked.min_nodes < 1:
@@ -360,7 +359,7 @@ def _check(asked: RendezvousSettings) -> None:
 
 
 def _endpoint(backend: RendezvousBackend) -> Endpoint:
-    """Where the nodes meet, for messages; its host is the backend's, if that is known."""
+    """The endpoint for messages. Its host is the backend's, if that is known."""
     host = getattr(backend, "server_host", None)
     return Endpoint(
         EndpointKind.LEDGER,
@@ -379,21 +378,20 @@ def _ledger_over(backend: RendezvousBackend, timeout_s: float) -> Callable[[], T
 def create_handler(
     store: Any, backend: RendezvousBackend, params: RendezvousParameters
 ) -> DynamicRendezvousHandler:
-    """A handler over `backend`, from parameters; torch's RendezvousParameters will do as well.
+    """A handler over `backend`, from parameters. torch's RendezvousParameters works as well.
 
     Options, in whole seconds unless said otherwise:
 
     * `join_timeout`, `last_call_timeout`, `close_timeout`, `heartbeat_timeout`: see
       RendezvousTimeout.
     * `keep_alive_interval` (5), and `keep_alive_max_attempt` (3, a number): see `from_backend`.
-    * `read_timeout` (60): how long to look for a coordinator when the node comes, at most the join
-      timeout. It is the c10d and etcd backends' option for their own first contact, too.
+    * `read_timeout` (60): how long a node that joins searches for a coordinator, at most the join
+      timeout. The c10d and etcd backends use it for their own first contact as well.
 
-    Other options are left to the backend that they are for; `timeout`, which torchrun always gives,
-    is for neither.
+    Other options are the backend's. `timeout`, which torchrun always passes, is not used.
 
     Raises:
-        ValueError: an option cannot be read or cannot be; it is named. See also `from_backend`.
+        ValueError: an option is wrong. The text names it. See also `from_backend`.
         TypeError: a keep-alive option was given as None.
     """
     connect_timeout_s = params.get_as_int("read_timeout")

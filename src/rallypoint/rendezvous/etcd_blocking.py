@@ -1,8 +1,8 @@
-"""etcd for programs that block: the ledger's etcd client, in the process's Rallypoint thread.
+"""A blocking client of etcd: the ledger's etcd client, in Rallypoint's thread of the process.
 
-The rendezvous modules named after etcd all stand on this one connection, and what a user passes to
-them as `client` is one. It speaks etcd's v3 API, which every etcd since 3.4 has; torch's modules
-speak v2, which etcd 3.6 removed, so a client of the package python-etcd is of no use here.
+All rendezvous modules for etcd use this connection, and take one as `client`. It uses etcd's v3
+API, which every etcd since 3.4 has. torch's modules use v2, which etcd 3.6 has removed, so a client
+of the package python-etcd does not work here.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ _T = TypeVar("_T")
 DEFAULT_PORT: Final = 2379
 DEFAULT_READ_TIMEOUT_S: Final = 60
 FIRST_CONTACT_S: Final = 10.0
-"""How long an etcd is tried that has never answered. An address that is wrong is told soon, and an
-etcd that starts together with the job has time to come up."""
+"""How long an etcd has for its first answer: long enough to start together with the job, and short
+enough that a wrong address is an error soon."""
 _CLOSE_S: Final = 1.0
 
 
 class EtcdConnection:
-    """A blocking client of etcd v3, for any thread and any number of them.
+    """A blocking client of etcd v3. Any number of threads may use it.
 
-    Nothing is connected before the first call. After a fork, the child's first call makes
-    connections of its own. Keys are bytes, or str stored as UTF-8.
+    The first call connects. After a fork, the child's first call opens connections of its own. Keys
+    are bytes, or str stored as UTF-8.
 
     Args:
         host: a name or an address; IPv6 without brackets.
         port: etcd's client port.
-        read_timeout: bounds every call, in seconds, also of an etcd that is frozen.
+        read_timeout: the limit of each call, in seconds, also if etcd is frozen.
         protocol: "http" or "https".
         cert: the client's certificate, a PEM file; or a pair with the key's file.
         ca_cert: the PEM file of the authority that signed etcd's certificate; None for the
@@ -60,10 +60,10 @@ class EtcdConnection:
         endpoints: the members of a cluster, each "host:port", instead of `host` and `port`.
 
     Raises:
-        ValueError: a timeout or a protocol that cannot be.
+        ValueError: a wrong timeout or protocol.
 
-    Every call raises RendezvousConnectionError, which says what was tried, where, and what the
-    system answered; the cause is in `__cause__`.
+    Every call raises RendezvousConnectionError, which says what was tried, where, and how the
+    system answered. The cause is in `__cause__`.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class EtcdConnection:
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """Where etcd is: each "host:port"."""
+        """etcd's addresses, each "host:port"."""
         return self.options.endpoints
 
     @property
@@ -117,21 +117,19 @@ class EtcdConnection:
         return self.run(self.within(self.read_timeout, self._members()), "ask for its members")
 
     def read(self, key: str | bytes) -> KeyValue | None:
-        """A key as it stands; None if there is none."""
+        """A key with its value; None if it does not exist."""
         return self.run(self.within(self.read_timeout, self._read(as_key(key))), f"read {key!r}")
 
     def write(self, key: str | bytes, value: str | bytes) -> None:
-        """Store a value, whatever was there. After an error it may have been stored all the same,
-        or be stored later.
-        """
+        """Store a value. After an error it may be stored all the same, now or later."""
         data = value.encode() if isinstance(value, str) else bytes(value)
         work = self._write(as_key(key), data)
         self.run(self.within(self.read_timeout, work), f"write {key!r}")
 
     def delete(self, key: str | bytes, recursive: bool = False, dir: bool = False) -> int:
-        """Delete a key, or with `recursive` all below it too; how many there were.
+        """Delete a key, and with `recursive` all below it. Returns how many there were.
 
-        `dir` is for callers that python-etcd's delete had: v3 has no directories, nothing to say.
+        `dir` is an argument of python-etcd's, and is ignored: v3 has no directories.
         """
         work = self._delete(as_key(key), recursive=recursive)
         return self.run(self.within(self.read_timeout, work), f"delete {key!r}")
@@ -146,12 +144,12 @@ class EtcdConnection:
         with contextlib.suppress(TimeoutError, CancelledError):
             closing.result(_CLOSE_S)
 
-    # -- for the modules that stand on this --------------------------------------------------------
+    # -- for the modules that use this connection --------------------------------------------------
 
     def run(self, work: Coroutine[Any, Any, _T], what: str = "read or write") -> _T:
-        """Run a coroutine in Rallypoint's thread. `what` was to be done, for the error's text.
+        """Run a coroutine in Rallypoint's thread. `what` it does is for the error's text.
 
-        Raises RendezvousConnectionError; RendezvousStateError for a record that is damaged.
+        Raises RendezvousConnectionError, and RendezvousStateError for a damaged record.
         """
         try:
             return portal().run(work)
@@ -173,7 +171,7 @@ class EtcdConnection:
         except TimeoutError as error:
             raise errors.LedgerUnreachableError(
                 f"no answer within {seconds:g} s",
-                hint="is etcd running, has it a leader, and is this its client port?",
+                hint="check that etcd runs and has a leader, and that this is its client port",
             ) from error
 
     async def client(self) -> EtcdClient:
@@ -230,14 +228,14 @@ class EtcdConnection:
 
 
 def connection(client: object) -> EtcdConnection:
-    """`client` as what it must be. Raises TypeError, which says how to make one."""
+    """`client`, if it is an EtcdConnection. Else raises TypeError, which says how to make one."""
     if isinstance(client, EtcdConnection):
         return client
     kind = type(client)
     raise TypeError(
         f"client must be a rallypoint.rendezvous.etcd_blocking.EtcdConnection, not "
-        f"{kind.__module__}.{kind.__qualname__}: this package speaks etcd's v3 API, and clients of "
-        "python-etcd speak v2; write EtcdConnection(host, port), or use EtcdServer.get_client()"
+        f"{kind.__module__}.{kind.__qualname__}: this package uses etcd's v3 API, and clients of "
+        "python-etcd use v2; write EtcdConnection(host, port), or use EtcdServer.get_client()"
     )
 
 
@@ -249,9 +247,9 @@ def connection_of(
     ca_cert: str | None,
     protocol: str | None,
 ) -> EtcdConnection:
-    """The connection that `params` names; `endpoint` may name several members, with commas.
+    """The connection of `params`. `endpoint` may name several members, with commas.
 
-    Raises ValueError, naming the option. Reaches nothing yet.
+    Does not connect. Raises ValueError, which names the option.
     """
     read_timeout = params.get_as_int("read_timeout", DEFAULT_READ_TIMEOUT_S)
     if read_timeout is None or read_timeout <= 0:
@@ -266,22 +264,22 @@ def connection_of(
 
 
 def endpoints_of(endpoint: str | None) -> tuple[str, ...]:
-    """The members that an endpoint names: "host:port", or several with commas between them."""
+    """The members of an endpoint: "host:port", or several with commas between them."""
     each = (endpoint or "").split(",")
     parsed = [parse_rendezvous_endpoint(one.strip(), DEFAULT_PORT) for one in each]
     return tuple(dict.fromkeys(str(Address(host, port)) for host, port in parsed))
 
 
 def as_key(key: str | bytes) -> bytes:
-    """A key as etcd has it."""
+    """A key as etcd stores it."""
     return key.encode() if isinstance(key, str) else bytes(key)
 
 
 def _own_timeout_s(limit_s: float) -> float:
-    """How long the client below may try, so that its error comes before the limit.
+    """How long the ledger's client may try, so that its own error comes before the limit.
 
-    It says what the system answered, and not only that the time is over. The client looks at its
-    clock after a pause of up to half a second.
+    That error has the system's answer, and not only that the time is over. The client checks its
+    limit after pauses of up to half a second.
     """
     return max(0.4 * limit_s, limit_s - 0.6)
 
@@ -293,7 +291,7 @@ _kept_for_ever: list[EtcdClient] = []
 
 
 def _let_go(client: EtcdClient, loop: asyncio.AbstractEventLoop, pid: int) -> None:
-    """Close what nobody uses any more, without waiting: this may run in any thread."""
+    """Close a client without waiting, from any thread."""
     if os.getpid() == pid and loop.is_running():
         asyncio.run_coroutine_threadsafe(client.aclose(), loop)
 

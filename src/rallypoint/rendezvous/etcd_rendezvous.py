@@ -1,11 +1,11 @@
-"""The handler of the backend `etcd`, under the names of torch's older one.
+"""The handler of the backend `etcd`, with the names of torch's older one.
 
-The nodes elect a coordinator through etcd and are told by it. What the run needs to outlive its
-coordinator is in etcd below the prefix, in the ledger of this package; only etcd's v3 API is used.
+The nodes elect a coordinator through etcd, and it tells them the rounds. A ledger of this package,
+in etcd below the prefix, has what must outlive a coordinator. Only etcd's v3 API is used.
 
-torch's classes do the rendezvous themselves, in steps that are public methods. Those are not here:
-what can be called are the constructors, `rendezvous_barrier`, `set_closed`, `setup_kv_store` and
-the handler's methods.
+torch's classes do the rendezvous themselves, in steps that are public methods. Those are not here.
+There are the constructors, `rendezvous_barrier`, `set_closed`, `setup_kv_store` and the handler's
+methods.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ DEFAULT_PREFIX: Final = "/torchelastic/p2p"
 _DEFAULT_TIMEOUT_S: Final = 600
 _DEFAULT_LAST_CALL_S: Final = 30
 
-# torch's times to live, in seconds, for programs that read them. A ledger's keys live until their
-# run is swept, and a coordinator's lease is the setting `lease_ttl_s`.
+# torch's times to live, in seconds, for programs that read them. A ledger's keys live until the
+# garbage collector removes their run, and a coordinator's lease for `lease_ttl_s`.
 CONST_ETCD_SETUP_TTL: Final = 5
 CONST_ETCD_FROZEN_TTL: Final = 10
 CONST_ETCD_JOINABLE_EPHEMERAL_TTL: Final = 10
@@ -43,11 +43,11 @@ CONST_RUNID_SUBROOT_TTL: Final = 7200
 
 
 class EtcdRendezvousRetryableFailure(Exception):
-    """torch's steps raise this to each other. Nothing raises it here."""
+    """For programs that name it: torch's steps use it among themselves. It is never raised here."""
 
 
 class EtcdRendezvousRetryImmediately(Exception):
-    """torch's steps raise this to each other. Nothing raises it here."""
+    """For programs that name it: torch's steps use it among themselves. It is never raised here."""
 
 
 class EtcdRendezvous:
@@ -55,17 +55,17 @@ class EtcdRendezvous:
 
     Args:
         client: the connection to etcd, which must answer.
-        prefix: below which the ledger is; nothing else may be there. Many runs can share it.
+        prefix: the ledger is below it, and nothing else may be. Many runs can share it.
         run_id: the run's name.
         num_min_workers: the fewest nodes of a round.
         num_max_workers: the most nodes of a round.
         timeout: how many seconds a rendezvous may take.
-        last_call_timeout: how many seconds to wait for more nodes once the fewest are there.
+        last_call_timeout: how many seconds to wait for more nodes once the minimum is there.
 
     Raises:
         RendezvousConnectionError: etcd does not answer within its `read_timeout`, or 10 s if that
             is less.
-        ValueError: an argument cannot be.
+        ValueError: an argument is wrong.
         TypeError: `client` is something else.
     """
 
@@ -96,13 +96,13 @@ class EtcdRendezvous:
         )
         self._timeout_s = float(timeout)
         self._handler: EtcdRendezvousHandler | None = None
-        self._plan(None)  # what cannot be is told now
+        self._plan(None)  # raises for a wrong argument now
         self.client.contact()
 
     def rendezvous_barrier(self) -> tuple[int, int, int]:
-        """Leave the round, and wait for the next: its number, this node's rank, how many nodes.
+        """Leave the round, and wait for the next: its number, this node's rank, and its size.
 
-        Raises as RendezvousHandler.next_rendezvous.
+        Raises as RendezvousHandler.next_rendezvous does.
         """
         handler = self._own_handler()
         info = handler.next_rendezvous()
@@ -135,8 +135,8 @@ class EtcdRendezvousHandler(NodeRendezvousHandler):
     """The handler over an EtcdRendezvous. See NodeRendezvousHandler.
 
     Args:
-        rdzv_impl: the rendezvous; one handler for each.
-        local_addr: the address by which other nodes reach this one; None to find it out.
+        rdzv_impl: the rendezvous. It can have one handler.
+        local_addr: the address at which other nodes reach this one; None: it is found out.
     """
 
     def __init__(self, rdzv_impl: EtcdRendezvous, local_addr: str | None = None) -> None:
@@ -154,13 +154,13 @@ class EtcdRendezvousHandler(NodeRendezvousHandler):
 def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
     """A handler for `params`. etcd must answer.
 
-    `endpoint` is "host:port", several with commas between them; the port is 2379 if left out.
-    Options: `timeout` (600 s for a rendezvous), `last_call_timeout` (30 s), `etcd_prefix`
-    ("/torchelastic/p2p"), `protocol` ("http", or "https"), `cert`, `key` (the client's certificate
-    and its key), `cacert`: PEM files; `read_timeout` (60 s, bounds every call to etcd).
+    `endpoint` is "host:port", or several with commas between them. The default port is 2379.
+    Options: `timeout` (600 s, for a rendezvous), `last_call_timeout` (30 s), `etcd_prefix`
+    ("/torchelastic/p2p"), `protocol` ("http", or "https"), the PEM files `cert` and `key` (of the
+    client) and `cacert`, and `read_timeout` (60 s, for each call to etcd).
 
     Raises:
-        ValueError: an option or the endpoint cannot be read.
+        ValueError: an option or the endpoint is wrong.
         RendezvousConnectionError: etcd does not answer within `read_timeout`, or 10 s if that is
             less.
     """

@@ -1,9 +1,9 @@
-"""A rendezvous backend that keeps its state in one key of etcd, under torch's names.
+"""A rendezvous backend that keeps its state in one key of etcd, with torch's names.
 
     <key_prefix>/<run_id>      the state in base64, as torch's module writes it
 
-A token is the key's revision in etcd (`mod_revision`). The key stands on a lease, which ends `ttl`
-seconds after the last write, so that what a finished run leaves behind goes by itself.
+A token is the key's revision in etcd (`mod_revision`). The key has a lease, which ends `ttl`
+seconds after the last write: then etcd removes the key of a finished run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STATE_PREFIX: Final = "/torch/elastic/rendezvous"
 STORE_PREFIX: Final = "/torch/elastic/store"
 _REVISION_MAX: Final = (1 << 63) - 1
 _RENEWALS: Final = 10
-"""A lease is renewed by a write once a tenth of its time is over, so most writes are one call."""
+"""A write renews the lease once a tenth of its time is over, so most writes are one call."""
 
 
 class EtcdRendezvousBackend(RendezvousBackend):
@@ -37,9 +37,9 @@ class EtcdRendezvousBackend(RendezvousBackend):
     Args:
         client: the connection to etcd.
         run_id: names the state; the same on all nodes.
-        key_prefix: what comes before the run id, with a slash between them; None for nothing.
+        key_prefix: the text before the run id, with a slash between them; None: no prefix.
         ttl: how many seconds the state lives after its last write; two hours if None or not
-            positive. etcd rounds less than about 2 s up.
+            positive. etcd raises less than about 2 s.
 
     Raises:
         ValueError: the run id is empty.
@@ -78,8 +78,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
     ) -> tuple[bytes, Token, bool] | None:
         """See RendezvousBackend.set_state.
 
-        None where nothing is there, and where etcd's answer was lost and the state has moved on
-        since, so that nobody knows whether it was set: read it back.
+        None if there is no state. None also if etcd's answer was lost and the state has changed
+        since, so that it is not known whether it was set: the caller has to read it.
         """
         revision = _revision(token)
         if revision is None:
@@ -97,7 +97,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         except EtcdRefusedError as error:
             if "lease not found" not in error.message:
                 raise
-        # It ended sooner than this host's clock said: a stopped process, a restored etcd.
+        # It ended earlier than by this host's clock: a frozen process, a restored etcd.
         self._lease = 0
         return await self._put(client, value, revision)
 
@@ -120,7 +120,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         return (found, True) if is_mine else (None, False)
 
     async def _live_lease(self, client: EtcdClient) -> int:
-        """A lease with about `ttl` before it."""
+        """A lease that still lives for about `ttl`."""
         now = asyncio.get_running_loop().time()
         if self._lease and now - self._renewed_at >= self._ttl / _RENEWALS:
             if (await client.keepalive(self._lease)).TTL == 0:
@@ -144,7 +144,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
 
 def _revision(token: Any) -> int | None:
-    """The revision that a token names; 0: the key must not exist; None: it names none."""
+    """The revision of a token; 0: the key must not exist; None: the token is none."""
     if not token:
         return 0
     try:
@@ -157,12 +157,12 @@ def _revision(token: Any) -> int | None:
 def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend, EtcdStore]:
     """A backend and a store for `params`. etcd must answer.
 
-    `endpoint` is "host:port", several with commas between them; the port is 2379 if left out.
-    Options: `read_timeout` (60; whole seconds, bounds every call), `protocol` ("http", or "https"),
-    `ssl_cert`, `ssl_cert_key` (the client's certificate and its key), `ca_cert`: PEM files.
+    `endpoint` is "host:port", or several with commas between them. The default port is 2379.
+    Options: `read_timeout` (60; whole seconds, for each call), `protocol` ("http", or "https"), and
+    the PEM files `ssl_cert` and `ssl_cert_key` (of the client) and `ca_cert`.
 
     Raises:
-        ValueError: an option or the endpoint cannot be read, or the run id is empty.
+        ValueError: an option or the endpoint is wrong, or the run id is empty.
         RendezvousConnectionError: etcd does not answer within `read_timeout`, or 10 s if that is
             less.
     """

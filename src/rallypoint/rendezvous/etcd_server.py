@@ -1,8 +1,8 @@
-"""A real etcd on this machine, started and stopped under torch's names.
+"""Starts and stops a real etcd on this machine, with torch's names.
 
-For tests, examples and runs on one machine. It is a cluster of one that listens on loopback only,
-for everybody on this machine and without a password. The program is the one that
-TORCHELASTIC_ETCD_BINARY_PATH names, else the `etcd` on the PATH; 3.4 or later.
+For tests, examples and runs on one machine. It is a cluster of one member, which listens on
+loopback only, for all users of this machine and without a password. The program is that of
+TORCHELASTIC_ETCD_BINARY_PATH, else the `etcd` on the PATH, of 3.4 or later.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _REUSES_PORTS: Final = (3, 5)
 def find_free_port() -> socket.socket:
     """A listening socket on a free port of loopback, held until the caller closes it.
 
-    The addresses of "localhost" are tried in the system's order, of both families; 127.0.0.1 and
-    ::1 where that name cannot be resolved.
+    Tries the addresses of "localhost" in the system's order, of both families; 127.0.0.1 and ::1 if
+    that name cannot be resolved.
 
-    Raises RuntimeError if this machine gives none of them a socket; the note has each answer.
+    Raises RuntimeError if none of them can be bound. The note has the answer of each.
     """
     answers: list[str] = []
     for family, address in _loopbacks():
@@ -57,7 +57,7 @@ def find_free_port() -> socket.socket:
             answers.append(f"{address[0]}: {error.strerror or error}")
         else:
             return held
-    # torch's text, which its tests match whole.
+    # This is torch's text, which its tests match whole.
     failure = RuntimeError("Failed to create a socket")
     failure.add_note("; ".join(answers) or "this machine has no address of its own for localhost")
     raise failure
@@ -72,7 +72,7 @@ def _loopbacks() -> list[tuple[int, tuple[str, int]]]:
 
 
 def stop_etcd(subprocess: subprocess.Popen[bytes], data_dir: str | None = None) -> None:
-    """End a process that runs, and wait for it; then delete `data_dir`, if one is given."""
+    """End a process, and wait for it. Then delete `data_dir`, if one is given."""
     if subprocess.poll() is None:
         subprocess.terminate()
         subprocess.wait()
@@ -83,12 +83,12 @@ def stop_etcd(subprocess: subprocess.Popen[bytes], data_dir: str | None = None) 
 class EtcdServer:
     """An etcd of one member. Not for several threads.
 
-    It is stopped at the end of the process that started it, unless that process is killed; call
-    `stop` all the same, as soon as it is not needed.
+    It is stopped at the end of the process that started it, unless that process is killed. Call
+    `stop` earlier, as soon as you do not need it.
 
     Args:
-        data_dir: where its data are. A folder that is given stays, with the data in it, for a later
-            start. None: a temporary one, removed at the end.
+        data_dir: the folder of its data, which stays for a later start. None: a temporary folder,
+            which is removed at the end.
     """
 
     def __init__(self, data_dir: str | None = None) -> None:
@@ -128,9 +128,9 @@ class EtcdServer:
             stderr: where etcd's log goes, as for subprocess.Popen; None for this process's stderr.
 
         Raises:
-            FileNotFoundError: there is no program of etcd.
-            RuntimeError: it ended by itself, it is older than 3.4, or this object runs one already.
-            TimeoutError: it did not answer in time.
+            FileNotFoundError: etcd was not found.
+            RuntimeError: etcd ended by itself, is older than 3.4, or is running already.
+            TimeoutError: etcd did not answer in time.
         """
         if self._process is not None:
             raise RuntimeError(f"this etcd runs already, at {self.get_endpoint()}")
@@ -153,8 +153,9 @@ class EtcdServer:
                 self.stop()
 
     def stop(self) -> None:
-        """Stop it, and remove its temporary folder. Does nothing if it is not running, and in a
-        child made by fork().
+        """Stop it, and remove its temporary folder.
+
+        Does nothing if it is not running, and in a child made by fork().
         """
         if self._process is not None and self._started_by != os.getpid():
             return
@@ -183,7 +184,7 @@ class EtcdServer:
         with _reserved(can_share) as reservation:
             self._port = reservation.getsockname()[1]
             if not can_share:
-                # etcd 3.4 must find the port free. If another process is quicker, etcd ends, and
+                # etcd 3.4 needs a free port. If another process takes it first, etcd ends, and
                 # the next try takes another port.
                 reservation.close()
             name = f"rallypoint-{secrets.token_hex(4)}"
@@ -198,7 +199,7 @@ class EtcdServer:
     def _wait_until_ready(
         self, process: subprocess.Popen[bytes], name: str, timeout: float
     ) -> None:
-        """Ask until this very etcd answers: something else may have taken the port."""
+        """Wait until this etcd answers, and not another one that has taken the port."""
         deadline = time.monotonic() + timeout
         said = "it never answered"
         while time.monotonic() < deadline:
@@ -241,7 +242,7 @@ def _program() -> str:
         return str(Path(named).absolute())
     if named:
         _log.warning(
-            "TORCHELASTIC_ETCD_BINARY_PATH names %s, which is no file; the PATH is searched", named
+            "TORCHELASTIC_ETCD_BINARY_PATH is %s, which is no file; the PATH is searched", named
         )
     found = shutil.which("etcd")
     if found is None:
@@ -255,7 +256,7 @@ def _program() -> str:
 
 
 def _release(program: str) -> tuple[int, int]:
-    """The program's release, as itself says. Raises RuntimeError if it cannot be used."""
+    """The program's release, by `--version`. Raises RuntimeError if it cannot be used."""
     try:
         told = subprocess.run(
             [program, "--version"], capture_output=True, text=True, timeout=30, check=False
@@ -264,16 +265,18 @@ def _release(program: str) -> tuple[int, int]:
         raise RuntimeError(f"{program} cannot be run: {error}") from error
     found = re.search(r"etcd Version: (\d+)\.(\d+)", told)
     if found is None:
-        raise RuntimeError(f"{program} does not say its version as etcd does, but {told[:80]!r}")
+        raise RuntimeError(f"{program} does not print etcd's version, but {told[:80]!r}")
     release = int(found[1]), int(found[2])
     if release < _OLDEST:
-        raise RuntimeError(f"{program} is etcd {found[1]}.{found[2]}, and 3.4 is the oldest to use")
+        raise RuntimeError(f"{program} is etcd {found[1]}.{found[2]}; 3.4 or later is needed")
     return release
 
 
 def _reserved(can_share: bool) -> socket.socket:
-    """A socket with a port of its own. Where etcd can share a port, nobody else gets it meanwhile:
-    the socket listens to nothing, and stays bound until etcd does.
+    """A socket with a free port.
+
+    Where etcd can share a port, no other process gets it meanwhile: the socket does not listen, and
+    stays bound until etcd is.
     """
     reservation = socket.socket()
     if can_share:

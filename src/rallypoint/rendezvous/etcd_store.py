@@ -1,14 +1,15 @@
-"""A store in etcd, under torch's name and with the semantics of torch.distributed.Store.
+"""A store in etcd, with torch's name and the semantics of torch.distributed.Store.
 
-Each key is one of etcd's: the prefix, a slash, and the key as it is. A value is in an envelope with
-its writer's nonce, and each write is conditional on what was there. So after an answer that was
-lost, the same write can be sent again, and an `add` counts once.
+Each key is a key of etcd: the prefix, a slash, and the key. A value is stored with a nonce of its
+writer, and each write is conditional on the value before. So after a lost answer the same write can
+be sent again, and an `add` counts once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -17,8 +18,8 @@ from typing import Any, Final, TypeVar, cast
 
 from rallypoint import errors
 from rallypoint.client.blocking import Store as BlockingStore
+from rallypoint.client.store_calls import store_error
 from rallypoint.client.world import Store as AsyncStore
-from rallypoint.client.world import seconds
 from rallypoint.core import store as ops
 from rallypoint.ledger import record_format
 from rallypoint.ledger.etcd.client import EtcdClient
@@ -34,32 +35,33 @@ _OPS_MAX: Final = 100
 """How many operations one transaction has; etcd takes 128 (--max-txn-ops)."""
 _AT_ONCE: Final = 16
 _CONTENTION_S: Final = 0.02
-"""Up to how long a lost compare-and-swap waits before it is tried anew."""
+"""The longest pause after a lost compare-and-swap."""
 _INT64: Final = 1 << 63
+KEYS_SHOWN_MAX: Final = 10
 
 
 def cas_delay() -> None:
-    """Sleep for up to 0.1 s, by chance: between two tries of a compare-and-swap that was lost."""
+    """Sleep for a random time up to 0.1 s, after a lost compare-and-swap."""
     time.sleep(random.uniform(0, 0.1))
 
 
 class EtcdStore(BlockingStore):
     """A store below a prefix of etcd. Any thread may call.
 
-    All who give the same prefix share it; nothing else may write there. Nothing in it is deleted
-    but by `delete_key`.
+    All stores with the same prefix share their keys, and nothing else may write there. Only
+    `delete_key` deletes a key.
 
     Args:
         etcd_client: the connection to etcd.
-        etcd_store_prefix: what its keys begin with; a slash is added where none is at the end.
-        timeout: how long a call waits; 300 s unless given.
+        etcd_store_prefix: the prefix of its keys; a slash is added if there is none at the end.
+        timeout: how long a call waits; 300 s by default.
 
     Raises:
         TypeError: `etcd_client` is something else.
 
-    A call that waits (`get`, `wait`, `multi_get`) raises LookupError at the end of its time, and
-    every call RendezvousConnectionError where etcd does not answer, within the store's timeout and
-    the client's `read_timeout`. `add` raises ValueError where the value is no integer.
+    A call that waits (`get`, `wait`, `multi_get`) raises LookupError at the end of its time. Every
+    call raises RendezvousConnectionError if etcd does not answer, within the store's timeout and
+    the client's `read_timeout`. `add` raises ValueError if the value is no integer.
     """
 
     def __init__(
@@ -70,35 +72,28 @@ class EtcdStore(BlockingStore):
     ) -> None:
         self.client = connection(etcd_client)
         self.prefix = etcd_store_prefix.rstrip("/") + "/"
-        # What the blocking store asks of a portal is `run`, which the connection has too, with
-        # the errors of a rendezvous.
-        self._calls = _EtcdCalls(self.client, as_key(self.prefix))
-        super().__init__(cast(Any, self.client), self._calls)
+        calls = _EtcdCalls(self.client, as_key(self.prefix))
+        # The connection runs the calls, and turns etcd's errors into those of a rendezvous.
+        super().__init__(self.client, AsyncStore(calls, _error_of))
         self._for_torch: list[object] = []
         if timeout is not None:
             self.set_timeout(timeout)
 
     def add(self, key: str, num: int) -> int:
-        """Add to a counter; the new value. The argument has torch's name for it here."""
+        """Add to a counter; the new value. The argument has torch's name."""
         return super().add(key, num)
 
     def wait(self, keys: Sequence[str], override_timeout: timedelta | float | None = None) -> None:
-        """Wait until all keys exist. The argument has torch's name for it here."""
+        """Wait until all keys exist. The argument has torch's name."""
         super().wait(keys, override_timeout)
 
     def for_torch(self) -> Any:
-        """The same keys as a torch.distributed.Store, which torch's C++ and PrefixStore take.
+        """The same keys as a torch.distributed.Store, for torch's C++ and PrefixStore.
 
-        Keep this store for as long as torch uses that one. Raises RuntimeError without torch.
+        Keep this store as long as torch uses that one. Raises RuntimeError without torch.
         """
-
-        client, calls = self.client, self._calls
-
-        def call(op: ops.StoreOp, timeout_s: float) -> object:
-            return client.run(calls.call(op, timeout_s))
-
         _torch_bridge.require("a torch.distributed.Store over etcd")
-        store = _torch_bridge.store_of(call, self.timeout.total_seconds())
+        store = _torch_bridge.store_of(self.client, self._store)
         self._for_torch.append(store)  # for as long as this one lives; see store_of
         return store
 
@@ -106,36 +101,65 @@ class EtcdStore(BlockingStore):
         return f"<EtcdStore {self.prefix!r} at {', '.join(self.client.endpoints)}>"
 
 
-class _EtcdCalls(AsyncStore):
-    """The store's calls, as coroutines in Rallypoint's thread."""
+def _error_of(failure: ops.StoreFailure) -> Exception:
+    """As torch's EtcdStore: LookupError for missing keys, ValueError for a wrong number."""
+    match failure.code:
+        case ops.TIMEOUT:
+            return LookupError(failure.message)
+        case ops.NOT_AN_INTEGER | ops.LIMIT:
+            return ValueError(failure.message)
+    return store_error(failure)
+
+
+class _NoSumError(Exception):
+    """A value cannot be added to. Carries the failure."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.failure = ops.StoreFailure(code, message)
+
+
+class _EtcdCalls:
+    """The store's calls, for Rallypoint's thread. See StoreCalls.
+
+    They raise a LedgerError if etcd does not answer, which EtcdConnection.run turns into the error
+    of a rendezvous.
+    """
 
     def __init__(self, etcd: EtcdConnection, prefix: bytes) -> None:
-        super().__init__(cast(Any, None), lambda: None)
         self._etcd = etcd
         self._prefix = prefix
 
-    async def _call(self, op: ops.StoreOp, timeout: timedelta | float | None = None) -> object:
-        return await self.call(op, self.timeout_s if timeout is None else seconds(timeout))
-
-    async def call(self, op: ops.StoreOp, timeout_s: float) -> object:
+    async def call(self, op: ops.StoreOp, timeout_s: float | None) -> ops.StoreResult:
         """One operation."""
+        limit_s = math.inf if timeout_s is None else timeout_s
         match op:
             case ops.Get(key):
-                return (await self._awaited((key,), timeout_s))[0]
+                found = await self._awaited((key,), limit_s)
+                return found if isinstance(found, ops.StoreFailure) else ops.StoreValue(found[0])
             case ops.MultiGet(keys):
-                return await self._awaited(keys, timeout_s)
+                found = await self._awaited(keys, limit_s)
+                return found if isinstance(found, ops.StoreFailure) else ops.StoreValue(found)
             case ops.Wait(keys):
-                await self._awaited(keys, timeout_s)
-                return None
-        return await self._etcd.within(min(timeout_s, self._etcd.read_timeout), self._at_once(op))
+                found = await self._awaited(keys, limit_s)
+                return found if isinstance(found, ops.StoreFailure) else ops.StoreValue(None)
+        work = self._at_once(op)
+        try:
+            return ops.StoreValue(
+                await self._etcd.within(min(limit_s, self._etcd.read_timeout), work)
+            )
+        except _NoSumError as error:
+            return error.failure
 
-    async def _at_once(self, op: ops.StoreOp) -> object:
-        """The calls that wait for nothing but etcd's answer."""
+    async def _at_once(self, op: ops.StoreOp) -> bytes | int | bool | None:
+        """The operations that wait for nothing but etcd's answer."""
         match op:
             case ops.Set(key, value):
-                return await self._update(key, lambda _: value)
+                await self._update(key, lambda _: value)
+                return None
             case ops.Append(key, value):
-                return await self._update(key, lambda old: self._value(old) + value)
+                await self._update(key, lambda old: self._value(old) + value)
+                return None
             case ops.Add(key, amount):
                 total = await self._update(key, lambda old: self._sum(key, old, amount))
                 return int(total)
@@ -157,11 +181,13 @@ class _EtcdCalls(AsyncStore):
 
     # -- reading ----------------------------------------------------------------------------------
 
-    async def _awaited(self, keys: Sequence[str], timeout_s: float) -> tuple[bytes, ...]:
-        """The values of `keys`, once all exist at the same time. Raises LookupError."""
+    async def _awaited(
+        self, keys: Sequence[str], timeout_s: float
+    ) -> tuple[bytes, ...] | ops.StoreFailure:
+        """The values of `keys`, once all exist at the same time, or which of them are missing."""
         missing: list[str] | None = None
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(None if math.isinf(timeout_s) else timeout_s):
                 while True:
                     found, revision = await self._range(keys)
                     missing = [key for key in keys if key not in found]
@@ -172,9 +198,11 @@ class _EtcdCalls(AsyncStore):
             if missing is None:
                 raise errors.LedgerUnreachableError(
                     f"no answer within {timeout_s:g} s",
-                    hint="is etcd running, and has it a leader?",
+                    hint="check that etcd runs, and has a leader",
                 ) from error
-            raise LookupError(_not_there(missing, timeout_s, self._etcd)) from error
+            shown = tuple(missing[:KEYS_SHOWN_MAX])
+            message = _not_there(missing, timeout_s, self._etcd)
+            return ops.StoreFailure(ops.TIMEOUT, message, shown, len(missing))
 
     async def _changed(self, key: str, revision: int) -> None:
         """Wait until something was written to `key` after `revision`."""
@@ -191,7 +219,7 @@ class _EtcdCalls(AsyncStore):
         revisions: list[int] = []
         for start in range(0, len(keys), _OPS_MAX):
             part = keys[start : start + _OPS_MAX]
-            # Nothing is changed by it, so a lost answer is no unknown outcome.
+            # A read changes nothing, so after a lost answer it is made again.
             result, _ = await decided(client, [], [get(self._place(key)) for key in part])
             revisions.append(result.header.revision)
             for index, key in enumerate(part):
@@ -207,10 +235,10 @@ class _EtcdCalls(AsyncStore):
         change: Callable[[KeyValue | None], bytes],
         found: KeyValue | None = None,
     ) -> bytes:
-        """Write what `change` makes of the key as it is; what was written.
+        """Write what `change` makes of the key's value. Returns what was written.
 
-        The first try takes it that the key is as `found`; not there, unless that is given, for
-        most are written once.
+        The first try assumes that the key is as `found`; None: that it does not exist, as most keys
+        are written once.
         """
         client, place = await self._etcd.client(), self._place(key)
         while True:
@@ -236,7 +264,7 @@ class _EtcdCalls(AsyncStore):
             pass
 
         def change(old: KeyValue | None) -> bytes:
-            # An absent key compares as empty, but is not: then `expected` comes back, as in torch.
+            # An absent key compares as empty. If that differs, `expected` comes back, as in torch.
             if self._value(old) != expected:
                 raise OtherError(expected if old is None else self._value(old))
             return desired
@@ -252,8 +280,8 @@ class _EtcdCalls(AsyncStore):
     ) -> bool:
         """Whether a write whose answer was lost came right after revision `before` of its key.
 
-        etcd keeps a key's earlier values: back through them from what is there now. Raises
-        EtcdUnknownError if the key was deleted since, and EtcdRefusedError if it was compacted.
+        Reads the key's earlier values in etcd, from the present one back. Raises EtcdUnknownError
+        if the key was deleted since, and EtcdRefusedError if they were compacted.
         """
         while found is not None and found.mod_revision > before:
             if self._opened(found).nonce == nonce:
@@ -306,20 +334,22 @@ class _EtcdCalls(AsyncStore):
         try:
             total = int(text) + amount
         except ValueError:
-            raise ValueError(f"the value of key {key!r} is no decimal integer") from None
+            message = f"the value of key {key!r} is no decimal integer"
+            raise _NoSumError(ops.NOT_AN_INTEGER, message) from None
         if not -_INT64 <= total < _INT64:
-            raise ValueError(f"the sum {total} of key {key!r} does not fit into 64 bits")
+            raise _NoSumError(ops.LIMIT, f"the sum {total} of key {key!r} does not fit in 64 bits")
         return b"%d" % total
 
 
 def _not_there(missing: Sequence[str], timeout_s: float, etcd: EtcdConnection) -> str:
-    shown = ", ".join(map(repr, missing[:10])) + (", ..." if len(missing) > 10 else "")
+    more = ", ..." if len(missing) > KEYS_SHOWN_MAX else ""
+    shown = ", ".join(map(repr, missing[:KEYS_SHOWN_MAX])) + more
     where = ", ".join(etcd.endpoints)
     return f"not in the store at {where} after {timeout_s:g} s: {shown}"
 
 
 async def _all_of(work: Sequence[Coroutine[Any, Any, _T]]) -> None:
-    """All of them, or the first error, as it is; none goes on after the end."""
+    """Run all of them, until the first error. None of them runs on after that."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         for task in tasks:

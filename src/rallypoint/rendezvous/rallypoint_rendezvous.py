@@ -2,9 +2,9 @@
 
     torchrun --rdzv-backend=rallypoint --rdzv-endpoint=host0:29400 --rdzv-id=job --nnodes=2:4 ...
 
-The endpoint is any of Rallypoint's: HOST:PORT, http://HOST:PORT, etcd://..., file:///FOLDER, or
-none for one machine. Options (torchrun's --rdzv-conf) are Rallypoint's settings by their names, and
-those of torch's own backends that mean the same; `OPTIONS` lists them all.
+The endpoint is any that Rallypoint has: HOST:PORT, http://HOST:PORT, etcd://..., file:///FOLDER,
+or none for one machine. Options (torchrun's --rdzv-conf) are Rallypoint's settings by their names,
+and options of torch's backends with the same meaning. `OPTIONS` lists them all.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ BACKEND: Final = "rallypoint"
 
 _GIVEN_OTHERWISE: Final = frozenset(
     {"endpoint", "run_id", "local_addr", "min_nodes", "max_nodes"}  # by torchrun's own options
-    # By a file or the environment: a command line can be read by all.
+    # By a file or the environment: every user of the machine can read a command line.
     | {"token", "token_place", "etcd_password"}
     | {"labels", "max_restarts"}
-    | {"share_lines"}  # torchrun tells other nodes nothing of what its workers write
+    | {"share_lines"}  # torchrun does not send the lines of its workers to other nodes
 )
 _NODE_OPTIONS: Final = tuple(
     name for name in NodeSettings.__struct_fields__ if name not in _GIVEN_OTHERWISE
@@ -41,12 +41,12 @@ _TORCH_NAMES: Final = {
     "last_call_timeout": "last_call_s",
     "read_timeout": "connect_timeout_s",
 }
-"""Options of torch's backends, in seconds, and the settings that mean the same."""
+"""Options of torch's backends, in seconds, and the settings with the same meaning."""
 _OTHERS: Final = ("token_file", "quiet")
-"""Options of the backend's that are no settings. `quiet`: see `create_handler`."""
+"""Options of this backend that are no settings. `quiet`: see `create_handler`."""
 _TORCH_OWN: Final = ("timeout", "close_timeout", "is_host", "rank")
-"""Options of torch's that are no settings. `timeout` (torchrun always gives it) is for backends
-that have no others, and `rank` is for `static`: both are left aside, as torch's c10d does."""
+"""Options of torch's that are no settings, and are ignored, as by torch's c10d. `timeout` is always
+passed by torchrun, for backends that have no other; `rank` is for `static`."""
 
 OPTIONS: Final = tuple(
     sorted(
@@ -54,14 +54,14 @@ OPTIONS: Final = tuple(
         | {*_TORCH_NAMES, *_TORCH_OWN, *_OTHERS}
     )
 )
-"""Every option that the backend knows."""
+"""All options of the backend."""
 CLOSE_TIMEOUT_S: Final = 30.0
 
 
 def torchrun_handler() -> RendezvousHandlerCreator:
-    """What the entry point `rallypoint` of the group `torchrun.handlers` names.
+    """The entry point `rallypoint` of the group `torchrun.handlers`.
 
-    torch's registry calls it and then gives its result the parameters. See `create_handler`.
+    torch's registry calls it, and then its result with the parameters. See `create_handler`.
     """
     return _create_for_torchrun
 
@@ -76,18 +76,18 @@ def _create_for_torchrun(params: RendezvousParameters) -> NodeRendezvousHandler:
 def create_handler(
     params: RendezvousParameters, *, ends_process: bool = False
 ) -> NodeRendezvousHandler:
-    """A handler for these parameters; torch's RendezvousParameters will do as well as ours.
+    """A handler for these parameters. torch's RendezvousParameters works as well.
 
-    Nothing is contacted before its first call. Environment variables (RALLYPOINT_...) stand in for
-    options that are not given. `ends_process`: see HandlerPlan; the node's lines are then shown on
-    stderr (see `_telling.show_on_stderr`), unless the option `quiet` is true.
+    The handler connects at its first call. Environment variables (RALLYPOINT_...) set options that
+    are not given. `ends_process`: see HandlerPlan; the node's lines are shown on stderr then (see
+    `_telling.show_on_stderr`), unless the option `quiet` is true.
 
-    Raises ValueError, naming the option: one that is unknown (the known ones are listed), cannot
-    be read, or contradicts another; an endpoint that cannot be read.
+    Raises ValueError for an option that is unknown, wrong, or contradicts another, and for a wrong
+    endpoint. The text names it, and lists the known options for an unknown one.
     """
     _refuse_unknown(params.config)
     given = _settings_of(params)
-    # torch documents HOST:0 for a single node: nobody else needs to know the port.
+    # torch documents HOST:0 for a single node: no other node needs the port.
     is_any_port = params.max_nodes == 1 and asks_for_any_port(params.endpoint or "")
     node = settings.node_settings(
         endpoint="" if is_any_port else params.endpoint or None,
@@ -128,12 +128,12 @@ def _refuse_unknown(config: dict[str, Any]) -> None:
     if unknown:
         raise errors.UsageError(
             f"the rendezvous backend {BACKEND!r} has no option {', '.join(map(repr, unknown))}",
-            hint=f"it knows {', '.join(OPTIONS)}",
+            hint=f"its options are {', '.join(OPTIONS)}",
         )
 
 
 def _plain(name: str) -> str:
-    """An option's name as OPTIONS has it: settings are taken with their unit as well."""
+    """An option's name in OPTIONS: a setting may be given with its unit as well."""
     is_setting = name in (*_NODE_OPTIONS, *_RUN_OPTIONS)
     return name.removesuffix("_s") if is_setting else name
 

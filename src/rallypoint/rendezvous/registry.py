@@ -1,11 +1,11 @@
-"""Which backends there are: the built-in ones, and those of other installed packages.
+"""The backends: the built-in ones, and those of other installed packages.
 
-A built-in backend's module is imported by its creator, so that importing the registry costs
-nothing and a backend that lacks something fails only where it is used.
+The creator of a built-in backend imports its module. So importing the registry costs nothing, and a
+backend that lacks a library fails only when it is used.
 
 A package offers a backend by an entry point of the group `torchrun.handlers`. The entry's name is
-the backend's; the object, called without arguments, returns the creator `params -> handler`. Such
-entries are looked for once, when a name is first asked for that nobody has registered.
+the backend's. The object, called without arguments, returns the creator `params -> handler`. The
+entries are read once, when a name is first used that is not registered.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rallypoint.rendezvous.api import (
 __all__ = ["get_rendezvous_handler"]
 
 ENTRY_POINT_GROUP: Final = "torchrun.handlers"
-"""torch's own group, so that a package serves torch's registry and this one alike."""
+"""torch's own group, so that an entry point serves torch's registry and this one."""
 
 _log = logging.getLogger(__name__)
 
@@ -90,15 +90,15 @@ def _register_default_handlers() -> None:
 
 
 def register_out_of_tree_handlers(registry: RendezvousHandlerRegistry) -> None:
-    """Register what installed packages offer; nothing that is registered already is replaced.
+    """Register the backends of installed packages. A registered name is not replaced.
 
-    One that cannot be loaded or registered is warned about, with its name and the error, and the
+    A backend that cannot be loaded or registered is a warning, with its name and the error. The
     others are registered all the same.
     """
     from importlib.metadata import entry_points
 
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        # Ours is for torch's registry: here `rallypoint` is built in.
+        # Our own entry is for torch's registry. In this one `rallypoint` is built in.
         if entry.name == "rallypoint":
             continue
         try:

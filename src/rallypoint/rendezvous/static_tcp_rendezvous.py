@@ -1,10 +1,10 @@
 """The `static` backend: the ranks are given, and node rank 0 serves a store at the endpoint.
 
-Where torch is installed the store is a TCPStore of torch's, since the workers of torchrun connect
-to it. Where it is not, rank 0 serves `_store_server`, with the same calls. All nodes of a run need
-the one or the other; a node that finds the other kind says so.
+With torch installed the store is a TCPStore of torch's, as torchrun's workers connect to it.
+Without torch, rank 0 serves `_store_server`, which has the same calls. All nodes of a run need the
+same kind; a node that finds the other kind raises an error that says so.
 
-Nobody is watched here: a node that dies is not noticed and cannot be replaced.
+This backend does not watch its nodes: it does not notice that one dies, and cannot replace it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEFAULT_TIMEOUT_S: Final = 600
 PROBE_S: Final = 1.0
 """How long a listener may take to say which kind of store it is."""
 UNKNOWN_S: Final = 10.0
-"""For so long a listener that does not say what it is may still turn out to be a known one."""
+"""How long to wait for a listener of unknown kind, which may be a slow one of a known kind."""
 RANKS_SHOWN_MAX: Final = 8
 _OPTIONS: Final = ("rank", "timeout")
 
@@ -44,15 +44,15 @@ _log = logging.getLogger(__name__)
 
 
 class StaticTCPRendezvous(RendezvousHandler):
-    """A node whose rank and whose world are known beforehand.
+    """A node of a run with fixed ranks.
 
     Args:
-        master_addr: the host of node rank 0, as the others reach it.
+        master_addr: the host of node rank 0, at which the others reach it.
         master_port: the TCP port of its store.
         rank: this node's rank, 0 ... world_size - 1.
         world_size: how many nodes there are.
-        run_id: the run's name: keys of different runs at one store are apart.
-        timeout: seconds that meeting, and by default each call of the store, may take.
+        run_id: the run's name. Different runs can share a store.
+        timeout: how many seconds the meeting may take, and by default each call of the store.
     """
 
     def __init__(
@@ -83,19 +83,19 @@ class StaticTCPRendezvous(RendezvousHandler):
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Connect to the store, at the first call; the same round every time.
+        """Connect to the store at the first call. Each call returns the same round.
 
-        Node rank 0 waits, at the first call, until every node has connected. All rounds of a run
-        share their keys.
+        Node rank 0 waits at the first call until every node has connected. All rounds of a run have
+        the same keys.
 
         Raises:
             RendezvousConnectionError: rank 0's store cannot be served or reached.
-            RendezvousTimeoutError: nodes did not come in time; it names their ranks.
+            RendezvousTimeoutError: nodes did not connect in time. The text has their ranks.
         """
         with self._lock:
             if self._store is None:
                 self._store = self._meet()
-                self.master_port = self.master_port or self._store.port  # 0 is any free one
+                self.master_port = self.master_port or self._store.port  # 0: any free port
             return RendezvousInfo(
                 _prefixed(self.run_id, self._store),
                 self.rank,
@@ -119,8 +119,10 @@ class StaticTCPRendezvous(RendezvousHandler):
         return self.run_id
 
     def shutdown(self) -> bool:
-        """True, and nothing else: others may still need rank 0's store, which lives as long as
-        this handler or a store that it gave."""
+        """Does nothing, and returns True: other nodes may still need rank 0's store.
+
+        That lives as long as this handler, or a store that it returned.
+        """
         return True
 
     # -- meeting
@@ -160,7 +162,7 @@ class StaticTCPRendezvous(RendezvousHandler):
     # -- with torch
 
     def _torch_store(self) -> Any:
-        """A TCPStore. Its constructor cannot be interrupted, so that it has a thread of its own."""
+        """A TCPStore. Its constructor cannot be interrupted, so it runs in a thread of its own."""
         timeout_s = self.timeout.total_seconds()
         ends_s = time.monotonic() + timeout_s
         if self.rank != 0:
@@ -178,18 +180,18 @@ class StaticTCPRendezvous(RendezvousHandler):
                 ),
             )
         except TimeoutError:
-            self._fail("it takes connections, but has not answered in time")
+            self._fail("it accepts connections, but has not answered in time")
         except RuntimeError as error:
             self._fail(str(error), error)
         store.set_timeout(self.timeout)
         return store
 
     def _wait_for_a_store(self, ends_s: float) -> None:
-        """Until a TCPStore listens; an error at once if it is the other kind of store.
+        """Wait until a TCPStore listens. Raises at once if the other kind of store does.
 
-        torch's own client waits long between two tries, and goes on for its whole timeout at a
-        store that is none of torch's. It is left to find out only what has not said for a while
-        what it is: one that is stopped, or speaks as no torch that is known.
+        torch's own client makes long pauses between its tries, and tries for its whole timeout at
+        another kind of store. So it is used only for a TCPStore, and for a listener whose kind is
+        still unknown after a while: a frozen one, or that of an unknown release of torch.
         """
         from rallypoint.client.dialing import Pauses
         from rallypoint.net import describe_os_error
@@ -218,7 +220,7 @@ class StaticTCPRendezvous(RendezvousHandler):
                     return
             left_s = ends_s - time.monotonic()
             if left_s <= 0:
-                self._fail("it takes connections, but has not answered in time")
+                self._fail("it accepts connections, but has not answered in time")
             time.sleep(min(pauses.next_s(), left_s))
 
     # -- without torch
@@ -249,11 +251,11 @@ class StaticTCPRendezvous(RendezvousHandler):
 def create_rdzv_handler(params: RendezvousParameters) -> RendezvousHandler:
     """The handler of a node, from `endpoint` (host:port) and the options `rank` and `timeout`.
 
-    `rank`: this node's rank, required. `timeout`: in seconds, 600 unless given. There are
+    `rank`: this node's rank, required. `timeout`: in seconds, 600 by default. The run has
     `params.max_nodes` nodes.
 
-    Raises ValueError for an endpoint without host or port, a rank that is not there or out of
-    range, a value that cannot be read, and an unknown option.
+    Raises ValueError for an endpoint without host or port, a missing rank or one out of range, a
+    wrong value, and an unknown option.
     """
     rank = params.get_as_int("rank")
     if rank is None:

@@ -1,7 +1,7 @@
-"""What `torch.distributed.elastic.rendezvous.utils` makes public: reading a rendezvous endpoint.
+"""The public function of `torch.distributed.elastic.rendezvous.utils`: it reads an endpoint.
 
-Endpoints of Rallypoint's own are read in `rallypoint.endpoints`, which knows more forms and is
-stricter. Here torch's rules hold, as torch's handlers and their users expect.
+torch's rules hold here, as its users expect. Rallypoint's own endpoints are read in
+`rallypoint.endpoints`, which has more forms and is stricter.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _HOST: Final = re.compile(r"[\w.:-]+")
 def parse_rendezvous_endpoint(endpoint: str | None, default_port: int) -> tuple[str, int]:
     """The host and the port of `host`, `host:port`, `[IPv6]` or `[IPv6]:port`.
 
-    None or "" is ("localhost", default_port). Spaces around it are ignored; the brackets of an
-    IPv6 address are taken off. A port is below 65536. Raises ValueError, which says what is wrong.
+    None or "" is ("localhost", default_port). Spaces around it are ignored, and the brackets of an
+    IPv6 address are removed. A port is below 65536. Raises ValueError, with the reason.
     """
     text = (endpoint or "").strip()
     if not text:

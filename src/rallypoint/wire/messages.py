@@ -17,7 +17,7 @@ import msgspec
 
 from rallypoint.core.effects import Standing
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
-from rallypoint.core.store import LIMIT, StoreOp, StoreResult
+from rallypoint.core.store import LIMIT, StoreFailure, StoreOp, StoreResult
 from rallypoint.core.values import (
     Address,
     Change,
@@ -36,7 +36,7 @@ from rallypoint.core.values import (
     Stamp,
     Text,
 )
-from rallypoint.errors import StoreError, UsageError
+from rallypoint.errors import UsageError
 
 VERSION: Final = 1
 """The wire version that this release speaks."""
@@ -366,12 +366,13 @@ def _too_long(size: int, bytes_max: int) -> MalformedError:
     return MalformedError(f"it has {size} bytes; at most {bytes_max} are allowed")
 
 
-def check_call(op: StoreOp) -> None:
+def check_call(op: StoreOp) -> StoreFailure | None:
     """Check that a coordinator can decode this call. If it could not, the node would be removed.
+
+    Returns the failure of a call that is too large for a message, else None.
 
     Raises:
         UsageError: a value has the wrong type, or a text is not valid Unicode.
-        StoreError: the call is too large for a message.
     """
     try:
         body = _encoder.encode(op)
@@ -380,7 +381,8 @@ def check_call(op: StoreOp) -> None:
         raise UsageError(f"this is not a valid call of a store: {error}") from error
     if len(body) > CALL_BYTES_MAX:
         message = f"a call may have at most {CALL_BYTES_MAX} bytes, and this one has {len(body)}"
-        raise StoreError(message, code=LIMIT)
+        return StoreFailure(LIMIT, message)
+    return None
 
 
 def version_refusal(version: int) -> Refusal | None:

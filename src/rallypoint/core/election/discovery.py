@@ -22,10 +22,12 @@ from rallypoint.core.values import (
 
 
 class AttachTo(FrozenStruct, frozen=True):
-    """The run's coordinator listens here. `stamp`: the node accepts nothing older (R5)."""
+    """The run has a coordinator. `lease`: that process's own, with the addresses where it listens.
 
-    addresses: tuple[Address, ...]
-    process: str
+    `stamp`: the node must refuse messages of an older term (R5).
+    """
+
+    lease: Lease
     stamp: Stamp
 
 
@@ -190,10 +192,10 @@ class Discovery:
         if asked != self._open or self._register is None:
             return []
         lease = None if found is None else lease_of(asked.process, found)
-        addresses = where(self._register, lease)
+        is_owner = where(self._register, lease) is not None
         self._open = None
         self._raise_floor(is_ended=lease is not None and lease.state is not LeaseState.SERVING)
-        if found is None or lease is None or addresses is None:
+        if found is None or lease is None or not is_owner:
             return self._nobody(now_s, jitter)
         seen = self._still.seen(asked.process, found.version, now_s)
         # The ttl in the lease: its process renews by that, whatever the settings of this node.
@@ -201,7 +203,7 @@ class Discovery:
         if now_s >= self._lease_ends_s:
             return self._nobody(now_s, jitter, seen)
         self._stands_s = self._look_again_s = None
-        return [AttachTo(addresses, asked.process, self._register.stamp)]
+        return [AttachTo(lease, self._register.stamp)]
 
     def _nobody(
         self, now_s: float, jitter: float, seen: Seen | None = None

@@ -1,0 +1,113 @@
+"""What a node's machine asks to be done: the actions that `client/node.py` carries out."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from rallypoint.core.reasons import Refusal, Waiting
+from rallypoint.core.store import StoreResult
+from rallypoint.core.values import (
+    Address,
+    Change,
+    CloseRecord,
+    RoundHead,
+    RoundMember,
+    Seat,
+)
+from rallypoint.wire import messages as wire
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Send this message."""
+
+    message: wire.Message
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Close the connection, and search for a coordinator again."""
+
+    reason: str
+
+
+class Attached(msgspec.Struct, frozen=True):
+    """The coordinator has attached the node, for the first time or again."""
+
+
+class RoundFormed(msgspec.Struct, frozen=True):
+    """The node has a seat in a new round."""
+
+    head: RoundHead
+    seat: Seat
+
+
+class RoundEnded(msgspec.Struct, frozen=True):
+    """The node's round has ended, or its cause became known: `change.confirmed`."""
+
+    change: Change
+
+
+class RunEnded(msgspec.Struct, frozen=True):
+    """The run is closed."""
+
+    close: CloseRecord
+
+
+class WasRefused(msgspec.Struct, frozen=True):
+    """The coordinator has refused the node, for good."""
+
+    refusal: Refusal
+
+
+class Redirected(msgspec.Struct, frozen=True):
+    """This coordinator does not own the run: search for its owner.
+
+    `addresses`: where the owner listens; empty if the coordinator does not know.
+    """
+
+    addresses: tuple[Address, ...]
+    reason: str
+
+
+class CallAnswered(msgspec.Struct, frozen=True):
+    """A call of the round's store has its result."""
+
+    request_id: int
+    result: StoreResult
+
+
+class MembersTold(msgspec.Struct, frozen=True):
+    """The member table of round `number`."""
+
+    request_id: int
+    number: int
+    digest: str
+    members: tuple[RoundMember, ...]
+
+
+class WaitingTold(msgspec.Struct, frozen=True):
+    """Why there is no round yet."""
+
+    request_id: int
+    waiting: Waiting | None
+
+
+class PlacedOnStandby(msgspec.Struct, frozen=True):
+    """The round is on without the node."""
+
+
+Action: TypeAlias = (
+    Send
+    | Drop
+    | Attached
+    | RoundFormed
+    | RoundEnded
+    | RunEnded
+    | WasRefused
+    | Redirected
+    | CallAnswered
+    | MembersTold
+    | WaitingTold
+    | PlacedOnStandby
+)

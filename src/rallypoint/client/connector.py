@@ -1,0 +1,563 @@
+"""Finds a coordinator, keeps a connection to it, and lets this node host one when it must.
+
+The connector dials what the endpoint names, or what the ledger names (`elected`), follows
+redirects, and searches again when a connection is lost. It knows nothing of rounds and requests:
+it hands an open connection to the node, and passes on what comes over it. Messages are the
+machine's to understand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import msgspec
+
+from rallypoint import errors
+from rallypoint.client.credentials import Credentials
+from rallypoint.client.dialing import (
+    Attempts,
+    Patience,
+    Pauses,
+    dial_elected,
+    may_host,
+)
+from rallypoint.client.elected import ELECTED_DIAL_S, ElectedCoordinator, LedgerReader, RunInLedger
+from rallypoint.client.own_coordinator import OwnCoordinator
+from rallypoint.client.transport import Connection
+from rallypoint.core.reasons import Refusal
+from rallypoint.core.values import Address, NodeInfo, RunSettings
+from rallypoint.ledger.contract import Ledger
+from rallypoint.settings import EndpointKind, NodeSettings
+
+_log = logging.getLogger("rallypoint.client")
+
+DIAL_MIN_S: Final = 0.5
+"""The least time that an address has, however little is left: with none it could not answer."""
+PROXY_READY_S: Final = 10.0
+"""How long a node that joins waits for a proxy that answers 404, 429 or 5xx. If that goes on, the
+address is probably wrong, and the node need not wait for the whole `connect_timeout`."""
+GIVE_UP_MARGIN_S: Final = 1.0
+"""How long after its limit a search is cancelled that has not ended by itself."""
+REDIRECTS_MAX: Final = 3
+"""How many redirects in a row a node follows before it searches by itself."""
+WORTH_TELLING_S: Final = 0.1
+"""A shorter time without a coordinator is a redirect, which is logged at DEBUG only."""
+OTHER_RUN_S: Final = 1.0
+"""The longest pause before a node asks a coordinator again that has another run."""
+CIRCLE_S: Final = 0.5
+"""The longest pause before each dial of a node that was redirected in a circle."""
+_LOST_HINT: Final = (
+    "the run ends with its coordinator's process; start it again, use `rallypoint serve` on a "
+    "machine that stays, or an etcd:// or file:/// endpoint"
+)
+
+
+class NodeState(RunInLedger, Protocol):
+    """What the connector asks of the node's machine."""
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the coordinator has let the node in."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run is closed, or the node refused."""
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the run ends with the coordinator's process."""
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether the node's round is on, so that its workers run."""
+
+    @property
+    def has_said_goodbye(self) -> bool:
+        """Whether the node leaves the run."""
+
+
+class ConnectedNode(LedgerReader, Protocol):
+    """The node, which the connector tells what becomes of its connection."""
+
+    @property
+    def gone(self) -> errors.CoordinatorError | None:
+        """Why the node needs no coordinator any more."""
+
+    def connected(self, connection: Connection) -> None:
+        """A connection is open: attach over it."""
+
+    def received(self, data: bytes) -> None:
+        """A message has come over the connection."""
+
+    def disconnected(self) -> None:
+        """The connection has ended."""
+
+    def searching(self, since_s: float) -> None:
+        """There is no coordinator, since this time of the loop's clock."""
+
+    def give_up(self, error: errors.CoordinatorError) -> None:
+        """There will be no coordinator any more."""
+
+
+@dataclass
+class _Outage:
+    """What has happened since this node was attached last. A new one begins when it is again."""
+
+    lost_s: float | None = None
+    """When the coordinator was lost; None while this node is attached."""
+    idle_s: float | None = None
+    """Since when the node has neither a coordinator nor workers."""
+    refused_since_s: float | None = None
+    """Since when the coordinator's address has refused every connection."""
+    told_loss: str = ""
+    """The reason that was logged last."""
+    redirects: int = 0
+    was_redirected: bool = False
+    """Whether the last connection ended by a redirect."""
+    was_let_in: bool = True
+    """Whether the last coordinator that answered has attached this node."""
+    pauses: Pauses = field(default_factory=Pauses)
+
+
+class Connector:
+    """One node's way to its coordinator. All methods are for the event loop of `open`.
+
+    `connection` is the one in use; None while there is none. `ledger`: see ElectedCoordinator.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        run: RunSettings,
+        info: NodeInfo,
+        state: NodeState,
+        node: ConnectedNode,
+        ledger: Ledger | None,
+    ) -> None:
+        self.settings = settings
+        self.own = OwnCoordinator(settings, run, info.id)
+        self.credentials = Credentials(settings)
+        self.elected: ElectedCoordinator | None = None
+        """How the coordinator is found through a ledger; None for any other endpoint."""
+        if settings.endpoint.kind is EndpointKind.LEDGER:
+            self.elected = ElectedCoordinator(
+                settings, self.own, self.credentials, state, node, ledger
+            )
+        self.connection: Connection | None = None
+        self.is_closing = False
+        self.is_joining = False
+        self.limit: asyncio.Timeout | None = None
+        """The limit of the search that goes on now, which `follow_workers` moves."""
+        self.other_run: Refusal | None = None
+        """The last refusal of a coordinator that has another run, while this node joins."""
+        self.was_turned_away = False
+        """Whether such a refusal has come since the last dial."""
+        self._run = run
+        self._name = info.name
+        self._state = state
+        self._node = node
+        self._attempts = Attempts(settings.endpoint)
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._beside: asyncio.Task[None] | None = None
+        self._outage = _Outage()
+        self._redirected_to: tuple[Address, ...] = ()
+        self._redirect_failed: Attempts | None = None
+
+    # -- what is known ---------------------------------------------------------------------------
+
+    @property
+    def looking(self) -> str:
+        """What keeps this node from a coordinator, while it has none; "" if it starts its own."""
+        is_only_host = self.own.hosted is not None and self.elected is None
+        if self.is_joining and (self.own.is_starting or is_only_host):
+            return ""
+        tried = self._attempts.listed() or self._attempts.doing
+        if self.other_run is not None and not self._attempts.answers:
+            return self._at_another_run(self.other_run)
+        silent = f"the coordinator at {self.settings.endpoint} does not answer"
+        problem = self.elected.problem if self.elected is not None else ""
+        return problem or (f"{silent} ({tried})" if tried else silent)
+
+    @property
+    def gives_up_s(self) -> float:
+        """When the search that goes on now ends in vain; infinite if it does not."""
+        if self._reconnecting is None or self._outage.idle_s is None:
+            return math.inf
+        return self._outage.idle_s + self.settings.coordinator_lost_after_s
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether the coordinator was lost, and is searched."""
+        return self._reconnecting is not None
+
+    # -- joining -----------------------------------------------------------------------------------
+
+    async def open(self, ends_s: float) -> None:
+        """Connect to the coordinator, or become it, by `ends_s`. Raises as Node.open does."""
+        await self.credentials.find()
+        if self.elected is not None:
+            await self.elected.open(ends_s, self._name, self._run)
+            await self.own.find_address(None)
+            self.elected.search.begin(at_once=False, is_new=True)
+            finding = self.elected.find(self._attempts, ends_s, is_new=True)
+            await self._use_found(finding, _now_s())
+            return
+        if self.settings.endpoint.kind is EndpointKind.LOCAL:
+            await self.own.serve_locally(self.credentials)
+        await self._connect(ends_s)
+        await self.own.find_address(self.connection)
+
+    async def ask_again(self, ends_s: float) -> None:
+        """Dial again after a coordinator that has another run, which may be about to end.
+
+        Raises RefusedError at `ends_s`, and as `open` does.
+        """
+        assert self.other_run is not None
+        left_s = ends_s - _now_s()
+        if left_s <= 0:
+            message = self._at_another_run(self.other_run)
+            raise errors.refused(msgspec.structs.replace(self.other_run, message=message))
+        await asyncio.sleep(min(left_s, OTHER_RUN_S * random.uniform(0.5, 1.0)))
+        self.was_turned_away = False
+        try:
+            await self._connect(ends_s)
+        except errors.UnreachableError as error:
+            error.hint = f"before, {self._at_another_run(self.other_run)}; {error.hint}"
+            raise
+
+    def joined(self) -> None:
+        """The node has joined, or has given up joining."""
+        self.is_joining, self.other_run = False, None
+
+    def not_let_in(self, tried_s: float) -> errors.UnreachableError:
+        """The error of a node that reached a coordinator and had no answer from it."""
+        text = f"{self.settings.endpoint} was reached, but did not let this node in within"
+        if self._redirect_failed is None:
+            hint = "the coordinator may be stopped or overloaded"
+            return errors.UnreachableError(f"{text} {tried_s:.1f} s", hint=hint)
+        # Most often this node's own candidate redirected it to an owner with a useless address.
+        return errors.UnreachableError(
+            f"{text} {tried_s:.1f} s: the coordinator cannot be reached from here "
+            f"({self._redirect_failed.listed()})",
+            hint="that address is from the node that hosts it: give that node another --local-addr",
+        )
+
+    def _at_another_run(self, refusal: Refusal) -> str:
+        where, own = self.settings.endpoint, self.settings.run_id
+        if not refusal.run_id:  # from a release that does not send it in a field
+            return f"at {where}: {refusal.message}"
+        return f"the coordinator at {where} runs {refusal.run_id!r}; this node asked for {own!r}"
+
+    async def _connect(self, ends_s: float) -> None:
+        """Dial the endpoint until a coordinator answers. If none does, be it, if this is its host.
+
+        Raises a CoordinatorError at `ends_s`.
+        """
+        began_s = _now_s()
+        attempts, pauses = Attempts(self.own.target), Pauses()
+        self._attempts = attempts
+        may_be_host: bool | None = None if self.own.hosted is None else False
+        # At host:port the coordinator itself listens. An http:// address may be a proxy's.
+        is_direct = self.settings.endpoint.kind is EndpointKind.HOST
+        patience = Patience.NONE if is_direct else Patience.PROXY
+        while True:
+            limit_s = max(ends_s - _now_s(), DIAL_MIN_S)
+            connection = await self.credentials.dial(self.own.target, attempts, limit_s, patience)
+            if connection is not None:
+                self._use(connection)
+                return
+            if attempts.stranger is not None and not pauses.is_used:
+                _log.warning("%s: waiting for a coordinator", attempts.stranger.message)
+            if may_be_host is None:
+                may_be_host = await may_host(self.settings)
+            if may_be_host and (attempts.only_refused or attempts.unresolved):
+                may_be_host = not await self.own.serve_endpoint(self.credentials, attempts)
+                if not may_be_host:
+                    continue
+            is_too_long = _now_s() - began_s >= PROXY_READY_S
+            left_s = ends_s - _now_s()
+            if left_s <= 0 or (attempts.stranger is not None and is_too_long):
+                raise self.credentials.unreachable(attempts, _now_s() - began_s)
+            await asyncio.sleep(min(pauses.next_s(), left_s))
+
+    def _use(self, connection: Connection) -> None:
+        self.connection = connection
+        self._outage.was_let_in = False
+        self.credentials.warn_if_open(connection)
+        connection.on_message = self._node.received
+        connection.on_closed = lambda reason: self._on_closed(connection, reason)
+        self._node.connected(connection)
+
+    async def _use_found(self, finding: Awaitable[Connection | None], began_s: float) -> None:
+        """Use what a search in the ledger finds. Raises a CoordinatorError if it finds nothing."""
+        connection = await finding
+        if connection is not None:
+            self._use(connection)
+        elif not self._state.is_over:
+            raise self.credentials.unreachable(self._attempts, _now_s() - began_s)
+
+    # -- what the coordinator said -----------------------------------------------------------------
+
+    def attached(self) -> None:
+        """The coordinator has let this node in."""
+        if self._outage.lost_s is not None:
+            away_s = _now_s() - self._outage.lost_s
+            level = logging.WARNING if away_s > WORTH_TELLING_S else logging.DEBUG
+            _log.log(level, "attached, after %.1f s without a coordinator", away_s)
+        self._outage = _Outage()
+        if self.elected is not None:
+            self.elected.was_messenger = False
+            if not self.own.is_at(self.connection):
+                self.own.retire()
+
+    def redirected(self, addresses: tuple[Address, ...], reason: str) -> None:
+        """The coordinator does not own the run. `addresses`: where the owner listens, if known."""
+        self._redirected_to = addresses if self._outage.redirects < REDIRECTS_MAX else ()
+        self._outage.redirects += 1
+        self._outage.was_redirected = True
+        if self.connection is not None:
+            self.connection.abort(reason)
+
+    def turned_away(self, refusal: Refusal) -> None:
+        """The coordinator has another run. `ask_again` tries once more."""
+        connection, self.connection = self.connection, None
+        self._node.disconnected()
+        if connection is not None:
+            connection.abort(refusal.message)
+        self.other_run, self.was_turned_away = refusal, True
+
+    def drop(self, reason: str) -> None:
+        """Leave this coordinator, and search again."""
+        self._outage.was_redirected = False
+        if self.connection is not None:
+            self.connection.abort(reason)
+
+    # -- losing and finding the coordinator again ------------------------------------------------
+
+    def _on_closed(self, connection: Connection, reason: str) -> None:
+        if connection is not self.connection:
+            return
+        self.connection = None
+        self._end_search_beside()
+        self._node.disconnected()
+        if self.is_closing or self._state.is_over or self._node.gone is not None:
+            return
+        if self._has_heard_goodbye(connection):
+            self._node.give_up(errors.CoordinatorLostError("this node has left the run"))
+        elif self._reconnecting is None:
+            self._log_loss(reason)
+            self._outage.lost_s = self._outage.lost_s or _now_s()
+            self._node.searching(self._outage.lost_s)
+            self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect(reason))
+
+    def _has_heard_goodbye(self, connection: Connection) -> bool:
+        """Whether the run's coordinator knows that this node leaves: it closes the connection."""
+        said = self._state.has_said_goodbye
+        return said and connection.was_closed_by_peer and not self._outage.was_redirected
+
+    def _log_loss(self, reason: str) -> None:
+        if self._outage.was_redirected:
+            # A node that is redirected in a circle logs that once.
+            is_news = self._outage.redirects < 2
+            _log.log(logging.INFO if is_news else logging.DEBUG, "redirected: %s", reason)
+        elif reason != self._outage.told_loss:
+            # A coordinator that refuses this node for now does so at each dial, for one reason.
+            self._outage.told_loss = reason
+            _log.warning("the connection to the coordinator is lost: %s", reason)
+
+    async def _reconnect(self, reason: str) -> None:
+        """Search until a coordinator answers, without a limit while the node's workers run.
+
+        A node without running workers gives up after `coordinator_lost_after_s`. That time counts
+        from when it was last attached or had workers: an answer does not mean that it was let in.
+        """
+        lost_s = self._outage.lost_s or _now_s()
+        self._attempts = Attempts(
+            self.own.target if self.elected is None else self.settings.endpoint
+        )
+        try:
+            # The searches keep the limit themselves, and then say what they tried. The timeout is
+            # for a limit that begins while they wait.
+            async with asyncio.timeout_at(self._latest_s()) as self.limit:
+                await self._search(lost_s)
+        except TimeoutError:
+            problem = self.elected.problem if self.elected is not None else ""
+            self._attempts.problem = self._attempts.problem or problem
+            error = self.credentials.unreachable(self._attempts, _now_s() - lost_s)
+            self._node.give_up(self._lost_error(error, reason))
+        except errors.CoordinatorError as error:
+            self._node.give_up(self._lost_error(error, reason))
+        finally:
+            self.limit = None
+            self._reconnecting = None
+
+    def _lost_error(
+        self, error: errors.CoordinatorError, reason: str
+    ) -> errors.CoordinatorLostError:
+        return errors.CoordinatorLostError(
+            f"the coordinator of run {self.settings.run_id!r} is lost ({reason}): {error.message}",
+            hint=error.hint if self.elected is not None else _LOST_HINT,
+        )
+
+    def _ends_s(self) -> float:
+        """When the search gives up; infinite while the node's workers run."""
+        if self._state.has_workers:
+            self._outage.idle_s = None
+            return math.inf
+        if self._outage.idle_s is None:
+            self._outage.idle_s = _now_s()
+        return self._outage.idle_s + self.settings.coordinator_lost_after_s
+
+    def _latest_s(self) -> float | None:
+        ends_s = self._ends_s()
+        return None if math.isinf(ends_s) else ends_s + GIVE_UP_MARGIN_S
+
+    def follow_workers(self) -> None:
+        """Move the limit of the search: the node's workers have ended, or begun again."""
+        if self.limit is not None and not self.limit.expired():
+            latest_s = self._latest_s()
+            if latest_s != self.limit.when():
+                self.limit.reschedule(latest_s)
+
+    async def _search(self, lost_s: float) -> None:
+        """Raises a CoordinatorError if there is no coordinator in time, or never again."""
+        if await self._follow_redirect():
+            return
+        if not (self._outage.was_let_in or self._outage.was_redirected):
+            # The coordinator that was reached last refused this node. That may pass, but not now.
+            await asyncio.sleep(self._outage.pauses.next_s())
+        is_circle = self._outage.redirects > REDIRECTS_MAX
+        if self.elected is not None:
+            search = self.elected.search
+            if is_circle:
+                # Most often by its own candidate, until that has seen the owner's lease expire.
+                # A search that begins now would read the ledger without a pause.
+                search.again()
+            else:
+                search.begin(at_once=False)
+            finding = self.elected.find(self._attempts, self._ends_s(), is_new=False)
+            await self._use_found(finding, lost_s)
+            return
+        if is_circle:
+            # The coordinator here waits itself: a `serve` that was started again, for instance,
+            # until it has seen its predecessor's lease expire.
+            await asyncio.sleep(CIRCLE_S * random.uniform(0.5, 1.0))
+        await self._dial_until_found(lost_s)
+
+    async def _dial_until_found(self, lost_s: float) -> None:
+        attempts = self._attempts
+        while True:
+            limit_s = max(self._ends_s() - _now_s(), DIAL_MIN_S)
+            connection = await self.credentials.dial(
+                self.own.target, attempts, limit_s, Patience.ANY
+            )
+            left_s = self._ends_s() - _now_s()
+            if connection is not None and left_s > 0:
+                self._use(connection)
+                return
+            if connection is not None:
+                connection.abort("too late")
+            if left_s <= 0 or self._has_process_ended(attempts):
+                raise self.credentials.unreachable(attempts, _now_s() - lost_s)
+            await asyncio.sleep(min(self._outage.pauses.next_s(), left_s))
+
+    def _has_process_ended(self, attempts: Attempts) -> bool:
+        """Whether the process that kept the run in memory has ended.
+
+        Its address has refused each connection for `coordinator_lost_after_s`: nothing listens
+        there. A process that is frozen or cut off does not refuse, it does not answer.
+        """
+        is_host = self.settings.endpoint.kind is EndpointKind.HOST
+        if not (attempts.only_refused and (is_host or self._state.is_in_memory)):
+            self._outage.refused_since_s = None
+            return False
+        now_s = _now_s()
+        if self._outage.refused_since_s is None:
+            self._outage.refused_since_s = now_s
+        return now_s - self._outage.refused_since_s >= self.settings.coordinator_lost_after_s
+
+    async def _follow_redirect(self) -> bool:
+        """Dial the owner that a coordinator has named. Whether it answered."""
+        addresses, self._redirected_to = self._redirected_to, ()
+        attempts = Attempts(self.settings.endpoint)
+        token = self.credentials.keys.token
+        connection = await dial_elected(addresses, token, attempts, ELECTED_DIAL_S)
+        if connection is not None:
+            self._use(connection)
+        elif addresses:
+            self._redirect_failed = attempts
+        return connection is not None
+
+    # -- a coordinator that does not renew its lease -----------------------------------------------
+
+    def watch_lease(self, still_s: float) -> None:
+        """`still_s`: how long the coordinator has not renewed its lease, as its beats say.
+
+        One that is cut off from the ledger keeps its nodes, and serves none of them.
+        """
+        if self.elected is None:
+            return
+        if still_s < self.elected.owner_ttl_s or not self._state.is_attached:
+            self._end_search_beside()
+        elif self._beside is not None and not self._beside.done():
+            return
+        elif self.connection is not None and self._node.gone is None:
+            work = self._search_beside(self.elected, self.connection)
+            self._beside = asyncio.get_running_loop().create_task(work)
+
+    async def _search_beside(self, elected: ElectedCoordinator, connection: Connection) -> None:
+        """Cancelled when the coordinator renews its lease, and when the connection is lost."""
+        better = await elected.find_better(Attempts(self.settings.endpoint), connection)
+        if better is None:
+            return
+        _log.warning("the coordinator has not renewed its lease: going to %s", better.address)
+        self._beside = None  # This task, which ends here.
+        self.connection = None
+        connection.on_message = lambda data: None
+        self._outage.lost_s = self._outage.lost_s or _now_s()
+        self._node.disconnected()
+        self._node.searching(self._outage.lost_s)
+        self._use(better)
+        connection.close("its lease was not renewed")
+
+    def _end_search_beside(self) -> None:
+        beside, self._beside = self._beside, None
+        if beside is not None:
+            beside.cancel()
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    async def hang_up(self) -> None:
+        """End each search, and close the connection. Idempotent. Cancelling it cuts that short."""
+        self.is_closing = True
+        beside, self._beside = self._beside, None
+        searching = [task for task in (self._reconnecting, beside) if task is not None]
+        for task in searching:
+            task.cancel()
+        if searching:
+            await asyncio.wait(searching)
+        connection, self.connection = self.connection, None
+        self._node.disconnected()
+        if connection is not None:
+            connection.close("this node is going")
+            try:
+                await connection.wait_closed()
+            except asyncio.CancelledError:
+                connection.abort("this node is going")
+                raise
+
+    async def close_ledger(self) -> None:
+        """Close the ledger once no coordinator of this node needs it any more."""
+        await self.own.retired()
+        if self.elected is not None:
+            await self.elected.close_ledger()
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

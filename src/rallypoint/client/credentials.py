@@ -1,0 +1,113 @@
+"""The token that a node shows to a coordinator, and the errors that are about it.
+
+Which token a process has is decided in `rallypoint.tokens`. Here it is used: for each dial, for a
+second try with the token in this user's home, and in the error of a search that found nobody.
+Where to dial, and when again, is the connector's.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from rallypoint import errors, threads, tokens
+from rallypoint.client.dialing import Attempts, Patience, dial
+from rallypoint.client.transport import Connection
+from rallypoint.core.election import Lease
+from rallypoint.core.values import Address
+from rallypoint.endpoints import is_loopback
+from rallypoint.settings import EndpointKind, NodeSettings
+
+_log = logging.getLogger("rallypoint.client")
+
+HOME_WITHIN_S: Final = 10.0
+"""How long reading the token in this user's home may take: a home can be on a file server."""
+
+
+class Credentials:
+    """One node's token. `find` comes first, in the event loop of all other calls."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
+        self.keys = tokens.Keys(tokens.NONE)
+        self._of_lease: tokens.KnownToken | None = None
+        """The token of an elected coordinator's lease, if this node showed that one last."""
+        self._has_warned = False
+
+    async def find(self) -> None:
+        """See `tokens`. Raises UsageError if the token cannot be read, or not in time."""
+        node = self.settings
+        if node.token or node.insecure or node.endpoint.kind is not EndpointKind.HOST:
+            self.keys = tokens.Keys.of_node(node)
+            return
+        try:
+            # In a thread: a home may be on a file server that hangs.
+            self.keys = await threads.await_within(HOME_WITHIN_S, lambda: tokens.Keys.of_node(node))
+        except TimeoutError:
+            raise errors.UsageError(
+                f"{tokens.SHOWN} could not be read within {HOME_WITHIN_S:g} s",
+                hint=f"does its file server hang? Else {tokens.EXPORT_LINE}",
+            ) from None
+
+    async def dial(
+        self, target: Address, attempts: Attempts, limit_s: float, patience: Patience
+    ) -> Connection | None:
+        """As `dialing.dial`, with this node's token, or with the home's if that one is asked for.
+
+        Raises TokenError, which names both tokens.
+        """
+        while True:
+            refused: errors.TokenError | None
+            try:
+                connection = await dial(target, self.keys.token, attempts, limit_s, patience)
+                refused = attempts.refused if connection is None else None
+            except errors.TokenError as error:
+                connection, refused = None, error
+            if refused is None or not await self._takes_home(refused):
+                break
+        if refused is not None and patience is not Patience.ANY:
+            raise self.keys.explained(refused) from None
+        return connection
+
+    async def _takes_home(self, refused: errors.TokenError) -> bool:
+        if not self.keys.needs_look:
+            return False
+        try:
+            return await threads.await_within(HOME_WITHIN_S, lambda: self.keys.takes_home(refused))
+        except TimeoutError:
+            return False
+
+    def for_lease(self, lease: Lease) -> str:
+        """The token to show to an elected coordinator: this node's own, else the lease's."""
+        if self.settings.token or not lease.token:
+            return self.settings.token
+        where = "the coordinator's lease"
+        self._of_lease = tokens.KnownToken(lease.token, tokens.Origin.LEASE, where)
+        return lease.token
+
+    def unreachable(self, attempts: Attempts, tried_s: float) -> errors.CoordinatorError:
+        """The error of a search that found nobody. It compares the tokens if one was refused."""
+        error = attempts.error(tried_s)
+        if attempts.refused is None or not isinstance(error, errors.UnreachableError):
+            return error
+        own = self._of_lease or self.keys.known
+        return errors.UnreachableError(
+            f"{error.message}: {tokens.compared(attempts.refused, own)}",
+            hint=tokens.what_to_do(attempts.refused, own),
+            attempts=error.attempts,
+        )
+
+    def warn_if_open(self, connection: Connection) -> None:
+        """Log once that a coordinator lets everybody in, though this node has a token."""
+        known = self.keys.known
+        is_wanted = known.origin == tokens.Origin.GIVEN or not is_loopback(connection.address.host)
+        if not (connection.asks_no_token and self.keys.token and is_wanted) or self._has_warned:
+            return
+        self._has_warned = True
+        _log.warning(
+            "the coordinator at %s asks for no token: whoever reaches it can join run %r and "
+            "end it (this node's token is from %s)",
+            connection.address,
+            self.settings.run_id,
+            known.place,
+        )

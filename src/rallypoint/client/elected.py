@@ -1,0 +1,227 @@
+"""From what the ledger says to a connection: the coordinator of a run that elects one.
+
+`discovery.Search` reads the ledger and says what there is to do: attach to the owner, or become a
+candidate. This file does it: it dials the owner, the `rallypoint serve` processes that may take the
+run, or the candidate that this node hosts. When to search is decided by the connector.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from typing import TYPE_CHECKING, Final, Protocol
+
+from rallypoint import errors
+from rallypoint.client.credentials import Credentials
+from rallypoint.client.dialing import Attempts, dial_elected, dial_first
+from rallypoint.client.discovery import Search
+from rallypoint.client.own_coordinator import OwnCoordinator
+from rallypoint.core.election import AttachTo, BecomeCandidate, Lease, RunOver
+from rallypoint.core.values import CloseRecord, RunSettings, Stamp
+from rallypoint.settings import NodeSettings
+
+if TYPE_CHECKING:
+    from rallypoint.client.transport import Connection
+    from rallypoint.ledger.contract import Ledger
+
+ELECTED_DIAL_S: Final = 2.0
+"""How long one address of an elected coordinator may take. Another one may be elected meanwhile."""
+MESSENGERS: Final = 16
+"""About how many nodes of a run dial a replica each second while the owner does not answer.
+
+With so many, some are alive even if most nodes of the run are dead.
+"""
+
+
+class RunInLedger(Protocol):
+    """What the node knows of its run, and the least term that it still believes."""
+
+    @property
+    def ledger_id(self) -> str:
+        """The ledger that the node's run is in; "" before it was in one."""
+
+    def found_term(self, floor: Stamp) -> None:
+        """The run can have no earlier term any more (R5)."""
+
+
+class LedgerReader(Protocol):
+    """The node, which is told how its run has ended."""
+
+    def found_closed(self, close: CloseRecord) -> None:
+        """The run is closed (R6)."""
+
+    def found_replaced(self) -> None:
+        """Another ledger is in the place of the run's."""
+
+
+class ElectedCoordinator:
+    """The search of one node, and what it dials. `open` comes first.
+
+    `ledger`: the caller's, already open; None: the endpoint's, which is opened and closed here.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        own: OwnCoordinator,
+        credentials: Credentials,
+        run: RunInLedger,
+        reader: LedgerReader,
+        ledger: Ledger | None,
+    ) -> None:
+        self.settings = settings
+        self.owner_ttl_s = settings.lease_ttl_s
+        """How long the owner's lease stands without being renewed."""
+        self.was_messenger = False
+        """Whether this node has dialled a replica because the owner did not answer."""
+        self._own = own
+        self._credentials = credentials
+        self._run = run
+        self._reader = reader
+        self._ledger = ledger
+        self._opened: Ledger | None = None
+        self._search: Search | None = None
+
+    @property
+    def search(self) -> Search:
+        """The search. Only after `open` has begun."""
+        assert self._search is not None
+        return self._search
+
+    @property
+    def problem(self) -> str:
+        """How long the ledger cannot be used, and its error; "" while it can."""
+        if self._search is None:
+            return ""
+        not_yet = f"{self.settings.endpoint} has not answered yet"
+        return self._search.problem or ("" if self._search.ledger.ledger_id else not_yet)
+
+    async def open(self, ends_s: float, name: str, run: RunSettings) -> None:
+        """Reach the ledger by `ends_s`. Raises LedgerError."""
+        from rallypoint.ledger.open import CALL_TIMEOUT_S, open_ledger
+
+        if self._ledger is None:
+            # Shorter than the whole: a call that ends by its own limit can say what it tried.
+            call_timeout_s = min(CALL_TIMEOUT_S, max(0.4, 0.8 * self.settings.connect_timeout_s))
+            self._ledger = self._opened = open_ledger(
+                self.settings.endpoint, self.settings.etcd_password, call_timeout_s=call_timeout_s
+            )
+        nodes = run.expected_nodes or run.min_nodes
+        self._search = Search(self.settings, name, self._ledger, nodes)
+        await self._search.open(ends_s)
+
+    async def find(self, attempts: Attempts, ends_s: float, *, is_new: bool) -> Connection | None:
+        """Search until there is a connection. None at `ends_s`, or once the run is over.
+
+        With `is_new`, raises a LedgerError that no waiting mends: see Search.next.
+        """
+        search = self.search
+        while True:
+            finding = await search.next(ends_s, is_new=is_new)
+            attempts.problem = search.problem
+            if self._has_learned(search):
+                return None
+            match finding:
+                case RunOver(close):
+                    self._reader.found_closed(close)
+                    return None
+                case AttachTo() | BecomeCandidate():
+                    connection = await self._dial(finding, attempts)
+                    if connection is not None:
+                        return connection
+            if asyncio.get_running_loop().time() >= ends_s:
+                return None
+
+    async def find_better(self, attempts: Attempts, connection: Connection) -> Connection | None:
+        """Search beside a connection whose coordinator does not renew its lease.
+
+        Returns a connection to another owner, to a replica that can be one, or to this node's own
+        candidate; None once the run is over. Finds nothing while the ledger does not answer here
+        either.
+        """
+        search = self.search
+        search.begin(at_once=False)
+        while True:
+            finding = await search.next(math.inf)
+            if self._has_learned(search):
+                return None
+            match finding:
+                case RunOver(close):
+                    self._reader.found_closed(close)
+                    return None
+                case AttachTo(lease=lease) if self._is_at(lease, connection):
+                    search.again()
+                case AttachTo() | BecomeCandidate():
+                    better = await self._dial(finding, attempts)
+                    if better is not None:
+                        return better
+                case None:
+                    search.again()
+
+    async def close_ledger(self) -> None:
+        """Close the ledger, if it was opened here. Idempotent."""
+        ledger, self._opened = self._opened, None
+        if ledger is not None:
+            await ledger.aclose()
+
+    def _has_learned(self, search: Search) -> bool:
+        """Pass on the ledger's term. True if the ledger was replaced, and the run with it lost."""
+        known = self._run.ledger_id
+        is_other = bool(known) and search.floor.ledger_id not in ("", known)
+        if is_other or (known and isinstance(search.error, errors.LedgerReplacedError)):
+            self._reader.found_replaced()
+            return True
+        self._run.found_term(search.floor)
+        return False
+
+    def _is_at(self, owner: Lease, connection: Connection) -> bool:
+        is_own = self._own.is_of(owner) and self._own.is_at(connection)
+        return connection.target in owner.addresses or is_own
+
+    # -- dialing ---------------------------------------------------------------------------------
+
+    async def _dial(
+        self, finding: AttachTo | BecomeCandidate, attempts: Attempts
+    ) -> Connection | None:
+        search = self.search
+        if isinstance(finding, BecomeCandidate):
+            connection = await self._dial_replicas(attempts, "")
+            if connection is not None:
+                return connection
+            if await self._own.become_candidate(search.ledger, attempts, finding.seen):
+                return await self._dial_own(attempts)
+            return None
+        connection = await self._dial_owner(finding.lease, attempts)
+        if connection is not None:
+            return connection
+        if search.again() and self._own.hosted is None:
+            await self._own.become_candidate(search.ledger, attempts, None)
+        # The owner may be dead. A `rallypoint serve` takes the run only after it has itself seen
+        # the lease expire, so some nodes dial one now, to make it look. They are few, because a
+        # replica sends them back to an owner that lives.
+        if self.was_messenger or random.random() * search.nodes >= MESSENGERS:
+            return None
+        self.was_messenger = True
+        return await self._dial_replicas(attempts, finding.lease.process)
+
+    async def _dial_owner(self, owner: Lease, attempts: Attempts) -> Connection | None:
+        if self._own.is_of(owner):
+            return await self._dial_own(attempts)
+        self.owner_ttl_s = owner.ttl_s or self.settings.lease_ttl_s
+        token = self._credentials.for_lease(owner)
+        return await dial_elected(owner.addresses, token, attempts, ELECTED_DIAL_S)
+
+    async def _dial_own(self, attempts: Attempts) -> Connection | None:
+        hosted = self._own.hosted
+        if hosted is None:
+            return None
+        return await dial_elected((hosted.address,), hosted.token, attempts, ELECTED_DIAL_S)
+
+    async def _dial_replicas(self, attempts: Attempts, but: str) -> Connection | None:
+        """Dial the `rallypoint serve` processes on the ledger, but for the process `but`."""
+        leases = [each for each in await self.search.replicas() if each.process != but]
+        self.owner_ttl_s = max([each.ttl_s for each in leases], default=self.owner_ttl_s)
+        own = self.settings.token
+        dialled = [(each.addresses, own or each.token) for each in leases]
+        return await dial_first(dialled, attempts, ELECTED_DIAL_S)

@@ -1,0 +1,59 @@
+"""Ends the round of a node that has no coordinator for too long (R13).
+
+A node that nobody reaches cannot know that its round is superseded, so its workers must stop.
+`orphan_s` says after how long; by default only the loss of the whole run ends the round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from rallypoint.settings import LOST_ORPHAN_S
+
+
+class OrphanTimer:
+    """One node's timer. `end_round` is called with how long it had no coordinator, in seconds."""
+
+    def __init__(self, orphan_s: float | None, end_round: Callable[[float], None]) -> None:
+        self.orphan_s = orphan_s
+        self._end_round = end_round
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self, since_s: float) -> None:
+        """The node has no coordinator, since this time of the loop's clock."""
+        if self.orphan_s is not None:
+            self._start_at(since_s + self.orphan_s, since_s)
+
+    def run_lost(self, nodes: int) -> None:
+        """The run is lost, while the node is in a round of `nodes` nodes.
+
+        The others may begin the run anew. A node that is alone in its round meets no conflict.
+        """
+        if self.orphan_s is None and nodes > 1:
+            now_s = asyncio.get_running_loop().time()
+            self._start_at(now_s + LOST_ORPHAN_S, now_s)
+
+    def cancel(self) -> None:
+        """The node has a coordinator, or has ended."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def check(self, led_s: float) -> None:
+        """`led_s`: when a coordinator that holds its lease was heard last.
+
+        One that is cut off from its ledger cannot know whether it still is the coordinator.
+        """
+        unled_s = asyncio.get_running_loop().time() - led_s
+        if self.orphan_s is not None and unled_s > self.orphan_s:
+            self._end_round(unled_s)
+
+    def _start_at(self, when_s: float, since_s: float) -> None:
+        if self._handle is None and not math.isinf(when_s):
+            loop = asyncio.get_running_loop()
+            self._handle = loop.call_at(when_s, self._on_time, since_s)
+
+    def _on_time(self, since_s: float) -> None:
+        self._end_round(asyncio.get_running_loop().time() - since_s)

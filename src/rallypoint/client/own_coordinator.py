@@ -1,0 +1,187 @@
+"""The coordinator that this node hosts, while it hosts one, and where others reach this machine.
+
+When to host is decided by the connector; what a coordinator does is in `hosting` and
+`rallypoint.coordinator`, which are loaded only once a node hosts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from rallypoint import errors
+from rallypoint.client.credentials import Credentials
+from rallypoint.client.dialing import Attempts, target_of
+from rallypoint.client.identity import own_address, own_address_of
+from rallypoint.client.transport import Connection
+from rallypoint.core.addresses import OwnAddress, is_unspecified
+from rallypoint.core.election import Lease, Seen
+from rallypoint.core.values import Address, NodeId, RunSettings
+from rallypoint.endpoints import is_loopback
+from rallypoint.ledger.contract import Ledger
+from rallypoint.net import describe_os_error, is_this_host
+from rallypoint.settings import EndpointKind, NodeSettings
+
+if TYPE_CHECKING:
+    from rallypoint.client.hosting import EmbeddedCoordinator
+
+_log = logging.getLogger("rallypoint.client")
+
+
+class OwnCoordinator:
+    """A node's own coordinator, if it has one now: `hosted`. For one event loop."""
+
+    def __init__(self, settings: NodeSettings, run: RunSettings, node: NodeId) -> None:
+        self.settings = settings
+        self.run = run
+        self.node = node
+        self.hosted: EmbeddedCoordinator | None = None
+        self.address: OwnAddress | None = None
+        """Where other machines reach this one; None if that was not looked for, or not found."""
+        self.is_starting = False
+        self._is_named_by_endpoint = False
+        """Whether the endpoint's host is this machine, so that other nodes know it by that name."""
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    # -- this machine's address ------------------------------------------------------------------
+
+    async def find_address(self, connection: Connection | None) -> None:
+        """Find where other machines reach this one, if any may come through the endpoint."""
+        endpoint = self.settings.endpoint
+        is_named = endpoint.kind is EndpointKind.HOST and not is_unspecified(endpoint.host)
+        self._is_named_by_endpoint = (is_named and self.hosted is not None) and (
+            self.settings.host_coordinator != "yes"  # `auto` has compared the addresses before
+            or await asyncio.to_thread(is_this_host, endpoint.host)
+        )
+        if self.settings.local_addr:
+            self.address = own_address_of(self.settings.local_addr)
+        elif endpoint.kind is not EndpointKind.LOCAL and not is_loopback(endpoint.host):
+            if connection is not None and not is_loopback(connection.local_host):
+                self.address = own_address_of(connection.local_host)
+            else:
+                self.address = await own_address(endpoint)
+            if self.address is None and self.run.max_nodes > 1:
+                _log.warning(
+                    "this machine has no address but loopback, so nodes on other machines cannot "
+                    "reach it (--local-addr gives another address)"
+                )
+
+    @property
+    def advertised_host(self) -> str:
+        """The address of this machine for other nodes; loopback if it has no other."""
+        return self.address.host if self.address is not None else "127.0.0.1"
+
+    def bootstrap_host(self, connection: Connection | None) -> str:
+        """An address of this machine that the other nodes of the run can reach."""
+        if self.settings.local_addr:
+            return self.settings.local_addr
+        if self.hosted is not None and self._is_named_by_endpoint:
+            return self.settings.endpoint.host
+        host = connection.local_host if connection else "127.0.0.1"
+        # A node on the coordinator's own machine may have dialled it through loopback.
+        return self.advertised_host if is_loopback(host) else host
+
+    # -- hosting -----------------------------------------------------------------------------------
+
+    @property
+    def target(self) -> Address:
+        """Where to dial for the endpoint: a host dials itself by address, without a name."""
+        return self.hosted.address if self.hosted else target_of(self.settings)
+
+    async def serve_endpoint(self, credentials: Credentials, attempts: Attempts) -> bool:
+        """Be the coordinator of `host:port`. False if the port is taken, by another node or so."""
+        target = target_of(self.settings)
+        self.is_starting = True
+        try:
+            await self._start(credentials, target.host, target.port)
+        except OSError as error:
+            attempts.not_hosting = describe_os_error(error)
+            return False
+        finally:
+            self.is_starting = False
+        return True
+
+    async def serve_locally(self, credentials: Credentials) -> None:
+        """Be the coordinator of a run on this machine alone. Raises UnreachableError."""
+        try:
+            await self._start(credentials, "127.0.0.1", 0)
+        except OSError as error:
+            why = describe_os_error(error)
+            raise errors.UnreachableError(f"cannot listen on this machine: {why}") from error
+
+    async def _start(self, credentials: Credentials, host: str, port: int) -> None:
+        from rallypoint.client.hosting import EmbeddedCoordinator
+
+        self.hosted = await EmbeddedCoordinator.start(
+            self.settings.run_id,
+            credentials.keys.token,
+            host,
+            port,
+            insecure=self.settings.insecure,
+            token_origin=credentials.keys.known.origin,
+        )
+
+    async def become_candidate(self, ledger: Ledger, attempts: Attempts, seen: Seen | None) -> bool:
+        """Be a candidate for the run. False if that is not allowed, or fails.
+
+        `seen`: the former owner's lease, if this node has seen it expire.
+        """
+        if self.settings.host_coordinator == "no":
+            return False
+        if self.hosted is not None:
+            self.hosted.claim(seen)
+            return True
+        from rallypoint.client.hosting import EmbeddedCoordinator
+
+        try:
+            self.hosted = await EmbeddedCoordinator.stand(
+                self.settings, self.node, ledger, self.advertised_host, seen
+            )
+        except (OSError, errors.LedgerError) as error:
+            attempts.not_hosting = describe_os_error(error)
+            return False
+        own = str(self.address or "loopback only")
+        where, run_id = self.hosted.advertised, self.settings.run_id
+        _log.info("this node is a candidate to coordinate run %s, at %s (%s)", run_id, where, own)
+        return True
+
+    def is_of(self, lease: Lease) -> bool:
+        """Whether this is the lease of the coordinator that is hosted here."""
+        return self.hosted is not None and lease.process == self.hosted.process
+
+    def is_at(self, connection: Connection | None) -> bool:
+        """Whether the connection leads to the coordinator that is hosted here."""
+        if self.hosted is None or connection is None:
+            return False
+        return connection.address in (self.hosted.address, self.hosted.advertised)
+
+    def retire(self) -> None:
+        """Close it, in the background: another coordinator has the run."""
+        hosted = self.take()
+        if hosted is not None:
+            task = asyncio.get_running_loop().create_task(hosted.aclose())
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    def take(self) -> EmbeddedCoordinator | None:
+        """The hosted coordinator, which is the caller's to close from now on."""
+        hosted, self.hosted = self.hosted, None
+        return hosted
+
+    async def retired(self) -> None:
+        """Wait until all that were retired are closed."""
+        if self._retiring:
+            await asyncio.wait(self._retiring)
+
+    async def stay_for_the_run(self, hosted: EmbeddedCoordinator) -> None:
+        """Wait until the run is over or the other nodes have gone (R7)."""
+        if not (hosted.is_run_open and hosted.others):
+            return
+        _log.warning(
+            "this node hosts the coordinator of run %r and stays until the run ends: "
+            "%d connections are left (Ctrl-C or a signal ends it now, and ends the run)",
+            self.settings.run_id,
+            hosted.others,
+        )
+        await hosted.run_over()

@@ -1,0 +1,57 @@
+"""The callers that wait in one node: for the answer to a request, or for a change of its state.
+
+Which answer belongs to which request, and what counts as a change, is the node's to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Waiters:
+    """For one event loop."""
+
+    def __init__(self) -> None:
+        self._answers: dict[int, asyncio.Future[object]] = {}
+        self._changed: list[asyncio.Future[None]] = []
+
+    @property
+    def requests(self) -> list[int]:
+        """The requests whose answers somebody waits for."""
+        return list(self._answers)
+
+    def expect(self, request_id: int) -> asyncio.Future[object]:
+        """The future answer to a request. `forget` ends it."""
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._answers[request_id] = future
+        return future
+
+    def forget(self, request_id: int) -> None:
+        """Nobody waits for this answer any more."""
+        self._answers.pop(request_id, None)
+
+    def answer(self, request_id: int, result: object) -> None:
+        """Give the answer to whoever waits for it; the first one counts."""
+        future = self._answers.get(request_id)
+        if future is not None and not future.done():
+            future.set_result(result)
+
+    async def change(self, timeout_s: float) -> None:
+        """Wait for the next `notify`, for at most `timeout_s`."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changed.append(waiter)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await waiter
+        except TimeoutError:
+            pass
+        finally:
+            if waiter in self._changed:
+                self._changed.remove(waiter)
+
+    def notify(self) -> None:
+        """Wake all who wait for a change."""
+        waiters, self._changed = self._changed, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)

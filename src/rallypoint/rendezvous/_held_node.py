@@ -1,0 +1,113 @@
+"""The node of a rendezvous handler, which outlives the handler while it says goodbye.
+
+A handler can be dropped, or its process end, without `shutdown`. The node lives in Rallypoint's
+thread, so it must not hold the handler, and must leave the run by itself then. What the handler
+does with its node is in `_node_handler`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from concurrent.futures import CancelledError, Future
+
+from rallypoint import errors
+from rallypoint.client.blocking import Portal
+from rallypoint.client.bootstrap_port import Reservation, reserve_port
+from rallypoint.client.node import Node
+from rallypoint.ledger.contract import Ledger
+from rallypoint.rendezvous._telling import Teller
+
+_log = logging.getLogger("rallypoint.rendezvous")
+
+
+class HeldNode:
+    """What a handler has open: its node, ledger and port. `leave` is for any thread."""
+
+    def __init__(self) -> None:
+        self.teller = Teller()
+        self.portal: Portal | None = None
+        self.coming: Node | None = None
+        """The node that was made last, also if it is not attached: it says what it tried."""
+        self.node: Node | None = None
+        self.ledger: Ledger | None = None
+        self.reservation: Reservation | None = None
+        self.is_done = False
+        """Whether the workers of the round have finished."""
+        self._has_left = False
+        self._leaving: Future[None] | None = None
+
+    def reserve(self) -> int:
+        """Reserve another port, for rank 0 of the next round to listen on. Returns the port."""
+        if self.reservation is not None:
+            self.reservation.close()
+        self.reservation = reserve_port()
+        return self.reservation.port
+
+    async def keep(self, node: Node) -> None:
+        """Hold an open node, or close it if `leave` was called meanwhile."""
+        if self._has_left:
+            self.teller.leaves()
+            await self._let_go(node, "its handler was shut down")
+            return
+        self.node = node
+        _held.add(self)
+
+    def leave(self, reason: str) -> Future[None] | None:
+        """Start to say goodbye and close everything. None if no node is open.
+
+        Idempotent, and does not wait: for any thread, and for a finalizer.
+        """
+        self._has_left = True
+        if self.reservation is not None:
+            self.reservation.close()
+        node, self.node, self.coming = self.node, None, None
+        if node is not None and self.portal is not None and not self.portal.is_of_parent:
+            self.teller.leaves()
+            self._leaving = self.portal.start(self._let_go(node, reason))
+            self._leaving.add_done_callback(lambda _: _held.discard(self))
+        return self._leaving
+
+    async def _let_go(self, node: Node, reason: str) -> None:
+        node.goodbye(reason)
+        await node.aclose()
+        await self.close_ledger()
+
+    async def close_ledger(self) -> None:
+        """Close the ledger, if the handler has opened one."""
+        ledger, self.ledger = self.ledger, None
+        if ledger is not None:
+            await ledger.aclose()
+
+
+# -- the end of the process ------------------------------------------------------------------------
+
+_held: set[HeldNode] = set()
+"""Those whose node is open, also if their handler is shut down or dropped already."""
+
+
+def _at_exit() -> None:
+    """Say goodbye for an agent that ends without `shutdown`, as torchrun's does on a signal.
+
+    Waits for each node that leaves: it may host a coordinator that other nodes still need.
+    """
+    for hold in list(_held):
+        leaving = hold.leave("its agent has ended")
+        if leaving is None:
+            continue
+        try:
+            leaving.result()
+        except (errors.RallypointError, TimeoutError, CancelledError) as error:
+            _log.debug("no goodbye was said: %s", error)
+        except BaseException:
+            leaving.cancel()
+            raise
+
+
+def _in_forked_child() -> None:
+    _held.clear()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_in_forked_child)
