@@ -99,7 +99,7 @@ def test_one_machine_alone_lets_nobody_in(home: Path):
 def test_beyond_loopback_there_is_no_coordinator_without_a_token():
     async def main() -> None:
         port = free_port()
-        with pytest.raises(errors.UsageError, match="can be reached by others"):
+        with pytest.raises(errors.UsageError, match="other machines can reach port"):
             await EmbeddedCoordinator.start("run", "", "node0", port)
         open_one = await EmbeddedCoordinator.start("run", "", "node0", port, insecure=True)
         assert (await status_of(port))[0] == 200
