@@ -30,11 +30,23 @@ async def new_coordinator(
     return shared, coordinator
 
 
+async def new_owner(
+    ledger: MemoryLedger, port: int, config: CoordinatorConfig = CONFIG
+) -> tuple[RunOwnership, Coordinator]:
+    """Another coordinator, which owns run `run`."""
+    shared, coordinator = await new_coordinator(ledger, port, config)
+    shared.claim("run")
+    await has_begun(coordinator, "run")
+    return shared, coordinator
+
+
 async def has_begun(coordinator: Coordinator, run_id: str) -> None:
+    """Wait until the coordinator owns the run."""
     await until(lambda: run_id in coordinator.runs and coordinator.runs[run_id].is_claimed)
 
 
 async def until(is_so: Callable[[], bool]) -> None:
+    """Wait until something is so. Fails after WITHIN_S."""
     loop = asyncio.get_running_loop()
     ends_s = loop.time() + WITHIN_S
     while not is_so():

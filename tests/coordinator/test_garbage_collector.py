@@ -14,7 +14,7 @@ from rallypoint.core import election as e
 from rallypoint.core.values import Address, CloseRecord, NodeId, Outcome
 from rallypoint.ledger.keys import FLOOR, lease_key, log_name, run_key
 from rallypoint.ledger.memory import MemoryLedger
-from tests.coordinator.shared_ledger import has_begun, new_coordinator
+from tests.coordinator.shared_ledger import new_coordinator, new_owner
 from tests.loops import run_virtual
 
 KEEPING = Keeping(closed_run_s=10.0, open_run_s=100.0, lease_s=10.0)
@@ -234,9 +234,7 @@ def test_the_owner_of_an_elected_run_sweeps_and_its_other_candidates_do_not(
 
         monkeypatch.setattr(GarbageCollector, "sweep", look)
         config = CoordinatorConfig(only_run="run", own_node=NodeId("n", 1))
-        first, coordinator = await new_coordinator(ledger, 1, config)
-        first.claim("run")
-        await has_begun(coordinator, "run")
+        first, _ = await new_owner(ledger, 1, config)
         second, _ = await new_coordinator(ledger, 2, config)
         second.claim("run")
         await asyncio.sleep(1_000.0)

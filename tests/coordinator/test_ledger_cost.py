@@ -6,13 +6,12 @@ import asyncio
 
 import pytest
 
-from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.core.values import Address
 from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Versioned
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
+from tests.coordinator.lines import Line
 from tests.coordinator.shared_ledger import CONFIG, new_coordinator, until
-from tests.coordinator.test_ownership_troubles import Asking, formed, stamp_of
 from tests.loops import run_virtual
 
 RENEW_S = CONFIG.lease_ttl_s / 3
@@ -52,21 +51,6 @@ class Counted(MemoryLedger):
         await super().drop_log(log)
 
 
-class OfRun(Asking):
-    """A node of a run of its own."""
-
-    def __init__(self, coordinator: Coordinator, name: str, run_id: str) -> None:
-        self.run_id = run_id
-        super().__init__(coordinator, name)
-
-    def say(self, message: wire.FromNode) -> None:
-        if isinstance(message, wire.Attach):
-            message = wire.Attach(
-                message.stamp, message.version, self.run_id, message.node, message.settings
-            )
-        super().say(message)
-
-
 def test_forming_a_round_takes_few_operations() -> None:
     """The first one asks twice for the ledger's floor, before and after the run is created (R13).
 
@@ -76,12 +60,12 @@ def test_forming_a_round_takes_few_operations() -> None:
     async def main() -> None:
         ledger = Counted()
         shared, coordinator = await new_coordinator(ledger, 1)
-        node = Asking(coordinator)
-        await formed(node)
+        node = Line(coordinator)
+        await node.formed()
         assert len(ledger.asked) <= 7, ledger.asked
         ledger.asked.clear()
-        node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1))
-        await until(lambda: stamp_of(node).round == 2)
+        node.say(wire.Ready(node.stamp, 1, Address("127.0.0.1", 1), 1))
+        await until(lambda: node.stamp.round == 2)
         await asyncio.sleep(0.05)
         assert len(ledger.asked) <= 4, ledger.asked
         await shared.aclose()
@@ -95,7 +79,7 @@ def test_an_idle_coordinator_only_renews_its_lease(runs: int) -> None:
         ledger = Counted()
         shared, coordinator = await new_coordinator(ledger, 1)
         for number in range(runs):
-            await formed(OfRun(coordinator, "a", f"run{number}"))
+            await Line(coordinator, f"run{number}").formed()
         await asyncio.sleep(RENEW_S)
         ledger.asked.clear()
         ledger.renewals = 0

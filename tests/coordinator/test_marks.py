@@ -10,7 +10,7 @@ import asyncio
 from rallypoint.core import events as on
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.values import Failure, FailureKind, MemberState, NodeId, Phase
-from tests.coordinator.shared_ledger import has_begun, new_coordinator, until
+from tests.coordinator.shared_ledger import new_owner, until
 from tests.coordinator.test_tables import NODES, CountingLedger, come, met
 from tests.loops import run_virtual
 
@@ -22,9 +22,7 @@ def node(i: int) -> NodeId:
 def test_many_that_are_done_are_a_few_swaps_and_none_is_awaited_by_the_successor() -> None:
     async def main() -> None:
         ledger = CountingLedger()
-        first, coordinator = await new_coordinator(ledger, 1)
-        first.claim("run")
-        await has_begun(coordinator, "run")
+        first, coordinator = await new_owner(ledger, 1)
         await met(ledger, coordinator)
         before = await ledger.head()
         ledger.unsure.append("runs/")
@@ -37,9 +35,7 @@ def test_many_that_are_done_are_a_few_swaps_and_none_is_awaited_by_the_successor
         assert after.table == before.table
         await first.aclose()
 
-        second, other = await new_coordinator(ledger, 2)
-        second.claim("run")
-        await has_begun(other, "run")
+        second, other = await new_owner(ledger, 2)
         membership = other.runs["run"].membership
         states = [member.state for member in membership.roster]
         assert states.count(MemberState.DONE) == NODES - 1
@@ -55,9 +51,7 @@ def test_many_that_are_done_are_a_few_swaps_and_none_is_awaited_by_the_successor
 def test_a_round_that_was_broken_is_broken_for_the_successor_and_charged_once() -> None:
     async def main() -> None:
         ledger = CountingLedger()
-        first, coordinator = await new_coordinator(ledger, 1)
-        first.claim("run")
-        await has_begun(coordinator, "run")
+        first, coordinator = await new_owner(ledger, 1)
         await met(ledger, coordinator)
         run = coordinator.runs["run"]
         run.post(on.WorkerFailed(node(0), 1, Failure(FailureKind.COMMUNICATION, "gloo")))
@@ -68,9 +62,7 @@ def test_a_round_that_was_broken_is_broken_for_the_successor_and_charged_once() 
         assert ranks_in(head.marks.gone) == {1}
         await first.aclose()
 
-        second, other = await new_coordinator(ledger, 2)
-        second.claim("run")
-        await has_begun(other, "run")
+        second, other = await new_owner(ledger, 2)
         membership = other.runs["run"].membership
         assert membership.phase is Phase.GATHERING
         assert membership.roster.get("n0001") is None

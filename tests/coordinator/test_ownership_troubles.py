@@ -22,7 +22,7 @@ from rallypoint.coordinator.run_ownership import RunOwnership
 from rallypoint.core import events as on
 from rallypoint.core import tables
 from rallypoint.core.election import decode_lease, decode_run, encode, revoked_by
-from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.store import (
     ROUND_ENDED,
     Add,
@@ -31,13 +31,11 @@ from rallypoint.core.store import (
     Get,
     Set,
     StoreFailure,
-    StoreOp,
-    StoreResult,
     StoreValue,
     Wait,
 )
 from rallypoint.core.suspension import SuspensionCause
-from rallypoint.core.values import Address, Change, NodeInfo, Outcome, Phase, RunSettings, Stamp
+from rallypoint.core.values import Address, Outcome, Phase, Stamp
 from rallypoint.errors import (
     LedgerCorruptError,
     LedgerError,
@@ -49,44 +47,11 @@ from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown, Vers
 from rallypoint.ledger.keys import lease_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
-from tests.coordinator.shared_ledger import CONFIG, has_begun, new_coordinator, until
+from tests.coordinator.lines import Line
+from tests.coordinator.shared_ledger import CONFIG, has_begun, new_coordinator, new_owner, until
 from tests.loops import run_virtual
-from tests.outlets import WholeMessages
 
 LOG = first_log(1, 1).name("run")
-
-
-class Asking(WholeMessages):
-    """The connection of a node that wants the run."""
-
-    peer = "127.0.0.1"
-
-    def __init__(self, coordinator: Coordinator, name: str = "a") -> None:
-        self.said: list[wire.FromCoordinator] = []
-        self._session = coordinator.connected(self)
-        info, settings = NodeInfo(name, 1, f"host-{name}"), RunSettings()
-        stamp = Stamp("", 0, 0)
-        self.say(wire.Attach(stamp, wire.VERSION, "run", info, settings))
-
-    def say(self, message: wire.FromNode) -> None:
-        self._session.received(wire.encode(message))
-
-    def refusals(self) -> list[Refusal]:
-        return [each.refusal for each in self.said if isinstance(each, wire.Refused)]
-
-    def broken(self) -> list[Change]:
-        return [each.change for each in self.said if isinstance(each, wire.Broken)]
-
-    def send(self, payload: bytes) -> None:
-        self.said.append(wire.decode_from_coordinator(payload))
-
-    def backlog_bytes(self) -> int:
-        return 0
-
-    def close(self, reason: str) -> None:
-        self._session.connection_lost()
-
-    abort = lambda self: None  # noqa: E731
 
 
 class Troubled(MemoryLedger):
@@ -128,36 +93,15 @@ class Troubled(MemoryLedger):
         return await super().swap(key, expected, value)
 
 
-async def a_round(ledger: Troubled) -> tuple[Coordinator, Asking]:
+async def a_round(ledger: Troubled) -> tuple[Coordinator, Line]:
     """A coordinator that dies after round 1 of one node was formed and a write was acknowledged."""
     shared, coordinator = await new_coordinator(ledger, 1)
-    node = Asking(coordinator)
-    await formed(node)
-    node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
+    node = Line(coordinator)
+    await node.formed()
+    node.say(wire.StoreCall(node.stamp, 1, Set("k", b"v")))
     await until(lambda: any(isinstance(each, wire.StoreAnswer) for each in node.said))
     await shared.aclose()
     return coordinator, node
-
-
-async def formed(node: Asking) -> None:
-    await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
-    node.say(wire.Ready(stamp_of(node), 0, Address("127.0.0.1", 1), 1))
-    await until(lambda: any(isinstance(each, wire.Formed) for each in node.said))
-
-
-def stamp_of(node: Asking) -> Stamp:
-    return node.said[-1].stamp
-
-
-async def answer_to(node: Asking, request_id: int, op: StoreOp) -> StoreResult:
-    node.say(wire.StoreCall(stamp_of(node), request_id, op))
-
-    def answers() -> list[StoreResult]:
-        told = (each for each in node.said if isinstance(each, wire.StoreAnswer))
-        return [each.result for each in told if each.request_id == request_id]
-
-    await until(lambda: bool(answers()))
-    return answers()[0]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +126,7 @@ def test_a_log_that_cannot_be_read_is_left_alone_and_its_nodes_are_told(spoil) -
         second.claim("run")
         await until(lambda: second.may_decide("run"))
         before = list(ledger._logs[log])
-        node = Asking(coordinator)
+        node = Line(coordinator)
         await until(lambda: bool(node.refusals()))
         (refusal,) = node.refusals()
         assert "'run' cannot be taken over" in refusal.message
@@ -192,7 +136,7 @@ def test_a_log_that_cannot_be_read_is_left_alone_and_its_nodes_are_told(spoil) -
         assert "run" not in coordinator.runs
         assert ledger._logs[log] == before
         # Whoever asks again is told again; who does not ask, costs nothing.
-        other = Asking(coordinator, "b")
+        other = Line(coordinator, name="b")
         await until(lambda: bool(other.refusals()))
         calls = ledger.calls
         await asyncio.sleep(3 * RETRY_S)
@@ -212,10 +156,10 @@ def test_what_cannot_be_read_or_written_is_logged_once_and_not_at_each_try(
     async def main() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
-        node = Asking(coordinator)
-        await formed(node)
+        node = Line(coordinator)
+        await node.formed()
         ledger.appending = LedgerLimitError("too large")
-        node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
+        node.say(wire.StoreCall(node.stamp, 1, Set("k", b"v")))
         await until(lambda: coordinator.runs["run"].membership.phase is Phase.SUSPENDED)
         await asyncio.sleep(5 * RETRY_S)
         assert len(lines("is suspended: ")) == 1
@@ -228,11 +172,11 @@ def test_what_cannot_be_read_or_written_is_logged_once_and_not_at_each_try(
         second.claim("run")
         await until(lambda: second.may_decide("run"))
         for name in "abc":
-            asking = Asking(coordinator, name)
+            asking = Line(coordinator, name=name)
             await until(lambda asking=asking: bool(asking.refusals()))  # type: ignore[misc]
         assert len(lines("cannot be taken over")) == 1
         ledger.listing = LedgerFormatError("format 9")
-        asking = Asking(coordinator, "d")
+        asking = Line(coordinator, name="d")
         await until(lambda: bool(asking.refusals()))
         assert len(lines("cannot be taken over")) == 2
         await second.aclose()
@@ -256,9 +200,9 @@ def test_a_log_that_cannot_be_sealed_yet_is_sealed_later() -> None:
         assert not coordinator.runs["run"].is_claimed
         ledger.appending = None
         await has_begun(coordinator, "run")
-        node = Asking(coordinator)
+        node = Line(coordinator)
         await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
-        node.say(wire.StoreCall(stamp_of(node), 7, Get("k")))
+        node.say(wire.StoreCall(node.stamp, 7, Get("k")))
         await until(lambda: any(isinstance(each, wire.StoreAnswer) for each in node.said))
         assert node.said[-1].result == StoreValue(b"v")  # type: ignore[union-attr]
         await second.aclose()
@@ -272,7 +216,7 @@ def test_a_register_that_cannot_be_read_is_asked_for_when_a_node_asks() -> None:
         shared, coordinator = await new_coordinator(ledger, 1)
         ledger.reading = LedgerCorruptError("the register is damaged")
         for name in "ab":
-            node = Asking(coordinator, name)
+            node = Line(coordinator, name=name)
             await until(lambda node=node: bool(node.refusals()))  # type: ignore[misc]
             (refusal,) = node.refusals()
             assert "the register is damaged" in refusal.message
@@ -289,9 +233,9 @@ def test_a_commit_that_does_not_fit_suspends_the_run_with_the_reason() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
         ledger.swapping = LedgerLimitError("too large", hint="use another ledger")
-        node = Asking(coordinator)
+        node = Line(coordinator)
         await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
-        node.say(wire.Ready(stamp_of(node), 0, Address("127.0.0.1", 1), 1))
+        node.say(wire.Ready(node.stamp, 0, Address("127.0.0.1", 1), 1))
         membership = coordinator.runs["run"].membership
         await until(lambda: membership.phase is Phase.SUSPENDED)
         assert "too large" in membership.suspended_reason
@@ -309,11 +253,11 @@ def test_a_close_that_did_not_fit_is_written_once_the_ledger_takes_it() -> None:
     async def main() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
-        node = Asking(coordinator)
-        await formed(node)
+        node = Line(coordinator)
+        await node.formed()
         run, before = coordinator.runs["run"], _sequence(ledger)
         ledger.swapping = LedgerLimitError("too large", hint="use another ledger")
-        node.say(wire.CloseRun(stamp_of(node), Outcome.SUCCEEDED, "trained"))
+        node.say(wire.CloseRun(node.stamp, Outcome.SUCCEEDED, "trained"))
         await until(lambda: run.membership.phase is Phase.SUSPENDED)
         ledger.swapping = None
         await until(lambda: run.is_closed)
@@ -330,10 +274,10 @@ def test_a_record_that_the_engine_refuses_waits_for_the_engine() -> None:
     async def main() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
-        node = Asking(coordinator)
-        await formed(node)
+        node = Line(coordinator)
+        await node.formed()
         ledger.appending = LedgerLimitError("too large")
-        node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
+        node.say(wire.StoreCall(node.stamp, 1, Set("k", b"v")))
         membership = coordinator.runs["run"].membership
         await until(lambda: membership.phase is Phase.SUSPENDED)
         assert not any(isinstance(each, wire.StoreAnswer) for each in node.said)
@@ -369,18 +313,16 @@ class Slow(Troubled):
 
 async def overtaken(
     ledger: Troubled,
-) -> tuple[Slow, RunOwnership, Coordinator, Asking, RunOwnership]:
+) -> tuple[Slow, RunOwnership, Coordinator, Line, RunOwnership]:
     """The second coordinator, cut off while it reads the log, and a third that has the run now."""
     await a_round(ledger)
     slow = Slow(ledger)
     second, coordinator = await new_coordinator(slow, 2)
     second.claim("run")
     await until(lambda: slow.is_reading)
-    node = Asking(coordinator)
+    node = Line(coordinator)
     slow.is_mute = True
-    third, other = await new_coordinator(ledger, 3)
-    third.claim("run")
-    await has_begun(other, "run")
+    third, other = await new_owner(ledger, 3)
     assert other.runs["run"].membership.term == 3
     return slow, second, coordinator, node, third
 
@@ -409,7 +351,7 @@ def test_a_run_that_is_won_again_is_begun_though_it_was_still_being_taken_over()
         second.claim("run")
         await has_begun(coordinator, "run")
         assert coordinator.runs["run"].membership.term == 4
-        again = Asking(coordinator)
+        again = Line(coordinator)
         await until(lambda: any(isinstance(each, wire.Welcome) for each in again.said))
         slow.reads.set()
         await asyncio.sleep(2 * RETRY_S)
@@ -429,7 +371,7 @@ def test_a_seal_of_a_later_term_under_a_good_lease_is_no_work_of_a_successor() -
         second, coordinator = await new_coordinator(ledger, 2)
         second.claim("run")
         await until(lambda: second.may_decide("run"))
-        node = Asking(coordinator)
+        node = Line(coordinator)
         await until(lambda: bool(node.refusals()))
         assert "term 9 has sealed it" in node.refusals()[0].message
         await second.aclose()
@@ -446,20 +388,20 @@ def test_a_log_that_is_gone_ends_the_round_with_the_reason() -> None:
     async def main() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
-        node = Asking(coordinator)
-        await formed(node)
-        await answer_to(node, 1, Set("k", b"v"))
+        node = Line(coordinator)
+        await node.formed()
+        await node.answer_to(1, Set("k", b"v"))
         ledger._logs.pop(LOG)
-        node.say(wire.StoreCall(stamp_of(node), 2, Set("k", b"w")))
+        node.say(wire.StoreCall(node.stamp, 2, Set("k", b"w")))
         await until(lambda: bool(node.broken()))
         (change,) = node.broken()
         assert "store was lost" in str(change)
         assert LOG in str(change)
         assert not change.charged
-        node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1))
-        await until(lambda: stamp_of(node).round == 2)
-        assert await answer_to(node, 3, Check(("k",))) == StoreValue(False)
-        assert await answer_to(node, 4, Set("k", b"x")) == StoreValue(None)
+        node.say(wire.Ready(node.stamp, 1, Address("127.0.0.1", 1), 1))
+        await until(lambda: node.stamp.round == 2)
+        assert await node.answer_to(3, Check(("k",))) == StoreValue(False)
+        assert await node.answer_to(4, Set("k", b"x")) == StoreValue(None)
         await shared.aclose()
 
     run_virtual(main())
@@ -471,16 +413,16 @@ def test_r5_a_log_that_a_successor_has_dropped_ends_no_round() -> None:
     async def main() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
-        node = Asking(coordinator)
-        await formed(node)
-        await answer_to(node, 1, Set("k", b"v"))
+        node = Line(coordinator)
+        await node.formed()
+        await node.answer_to(1, Set("k", b"v"))
         key = lease_key(shared.lease_manager.process)
         lease = await ledger.read(key)
         assert lease is not None
         revoked = revoked_by(decode_lease(lease.value), "successor")
         await ledger.swap(key, lease.version, encode(revoked))
         ledger._logs.pop(LOG)
-        node.say(wire.StoreCall(stamp_of(node), 2, Set("k", b"w")))
+        node.say(wire.StoreCall(node.stamp, 2, Set("k", b"w")))
         await until(lambda: bool(node.refusals()))
         assert [each.code for each in node.refusals()] == [RefusalCode.MOVED]
         assert not node.broken()
@@ -496,13 +438,13 @@ def test_a_wait_is_answered_when_its_store_ends(ends: str) -> None:
     async def main() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
-        node = Asking(coordinator)
-        await formed(node)
-        node.say(wire.StoreCall(stamp_of(node), 1, Wait(("never",))))
+        node = Line(coordinator)
+        await node.formed()
+        node.say(wire.StoreCall(node.stamp, 1, Wait(("never",))))
         if ends == "the round":
-            node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1))
+            node.say(wire.Ready(node.stamp, 1, Address("127.0.0.1", 1), 1))
         else:
-            node.say(wire.CloseRun(stamp_of(node), Outcome.STOPPED, "enough"))
+            node.say(wire.CloseRun(node.stamp, Outcome.STOPPED, "enough"))
         await until(lambda: any(isinstance(each, wire.StoreAnswer) for each in node.said))
         (answer,) = [each for each in node.said if isinstance(each, wire.StoreAnswer)]
         assert answer.request_id == 1
@@ -519,11 +461,11 @@ def test_a_barrier_that_runs_out_of_time_is_in_the_log_and_then_told() -> None:
     async def main() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
-        node = Asking(coordinator)
+        node = Line(coordinator)
         await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
-        node.say(wire.Ready(stamp_of(node), 0, Address("127.0.0.1", 1), workers=2))
+        node.say(wire.Ready(node.stamp, 0, Address("127.0.0.1", 1), workers=2))
         await until(lambda: any(isinstance(each, wire.Formed) for each in node.said))
-        node.say(wire.StoreCall(stamp_of(node), 1, Barrier("all", 0), timeout_s=0.5))
+        node.say(wire.StoreCall(node.stamp, 1, Barrier("all", 0), timeout_s=0.5))
         await asyncio.sleep(0.1)
         before = len(ledger._logs[LOG])
         assert not any(isinstance(each, wire.StoreAnswer) for each in node.said)
@@ -553,22 +495,22 @@ def test_an_append_that_comes_after_its_round_means_nothing() -> None:
     async def main() -> None:
         ledger = Late()
         shared, coordinator = await new_coordinator(ledger, 1)
-        node = Asking(coordinator)
-        await formed(node)
-        await answer_to(node, 1, Set("k", b"v"))
+        node = Line(coordinator)
+        await node.formed()
+        await node.answer_to(1, Set("k", b"v"))
         ledger.late_s = 0.5
-        node.say(wire.StoreCall(stamp_of(node), 2, Set("k", b"w")))
+        node.say(wire.StoreCall(node.stamp, 2, Set("k", b"w")))
         await asyncio.sleep(0.01)
         ledger.late_s = 0.0
-        node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1))
-        await until(lambda: stamp_of(node).round == 2)
+        node.say(wire.Ready(node.stamp, 1, Address("127.0.0.1", 1), 1))
+        await until(lambda: node.stamp.round == 2)
         await until(lambda: LOG not in ledger._logs)
         await asyncio.sleep(1.0)
         membership = coordinator.runs["run"].membership
         assert membership.phase is Phase.ACTIVE
         assert membership.number == 2
         assert LOG not in ledger._logs
-        assert await answer_to(node, 3, Set("k", b"x")) == StoreValue(None)
+        assert await node.answer_to(3, Set("k", b"x")) == StoreValue(None)
         await shared.aclose()
 
     run_virtual(main())
@@ -581,10 +523,10 @@ def test_whoever_stops_waiting_for_the_engine_lets_the_run_go_on() -> None:
     async def main() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
-        node = Asking(coordinator)
-        await formed(node)
+        node = Line(coordinator)
+        await node.formed()
         ledger.appending = LedgerLimitError("too large")
-        node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
+        node.say(wire.StoreCall(node.stamp, 1, Set("k", b"v")))
         membership = coordinator.runs["run"].membership
         await until(lambda: membership.phase is Phase.SUSPENDED)
         store = coordinator.runs["run"].store.current
@@ -625,17 +567,15 @@ def test_a_deposed_coordinator_acknowledges_nothing_and_makes_no_log() -> None:
         ledger = Troubled()
         own = OwnWay(ledger)
         first, coordinator = await new_coordinator(own, 1)
-        node = Asking(coordinator)
-        await formed(node)
+        node = Line(coordinator)
+        await node.formed()
         own.is_open.clear()
-        node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
-        second, other_hub = await new_coordinator(ledger, 2)
-        second.claim("run")
-        await has_begun(other_hub, "run")
-        again = Asking(other_hub)
+        node.say(wire.StoreCall(node.stamp, 1, Set("k", b"v")))
+        second, other_hub = await new_owner(ledger, 2)
+        again = Line(other_hub)
         await until(lambda: any(isinstance(each, wire.Formed) for each in again.said))
-        again.say(wire.Ready(stamp_of(again), 1, Address("127.0.0.1", 1), 1))
-        await until(lambda: stamp_of(again).round == 2)
+        again.say(wire.Ready(again.stamp, 1, Address("127.0.0.1", 1), 1))
+        await until(lambda: again.stamp.round == 2)
         await until(lambda: LOG not in ledger._logs)
         own.is_open.set()
         await until(lambda: bool(node.refusals()))
@@ -654,9 +594,9 @@ def test_a_round_is_committed_only_once_its_log_is_there() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
         ledger.appending = LedgerFullError("no room")
-        node = Asking(coordinator)
+        node = Line(coordinator)
         await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
-        node.say(wire.Ready(stamp_of(node), 0, Address("127.0.0.1", 1), 1))
+        node.say(wire.Ready(node.stamp, 0, Address("127.0.0.1", 1), 1))
         await until(lambda: ledger.calls > 2)
         assert coordinator.runs["run"].membership.phase is Phase.COMMITTING
         ledger.appending = None
@@ -672,16 +612,16 @@ def test_a_number_that_was_committed_and_never_published_leaves_no_log() -> None
     async def main() -> None:
         ledger = Late()
         shared, coordinator = await new_coordinator(ledger, 1)
-        node = Asking(coordinator)
-        await formed(node)
-        other = Asking(coordinator, "b")
+        node = Line(coordinator)
+        await node.formed()
+        other = Line(coordinator, name="b")
         await until(lambda: any(isinstance(each, wire.Welcome) for each in other.said))
         ledger.late_s = 0.3
-        node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1))
+        node.say(wire.Ready(node.stamp, 1, Address("127.0.0.1", 1), 1))
         membership = coordinator.runs["run"].membership
         await until(lambda: membership.phase is Phase.COMMITTING)
-        node.say(wire.Goodbye(stamp_of(node), "preempted"))
-        other.say(wire.Ready(stamp_of(other), 0, Address("127.0.0.1", 1), 1))
+        node.say(wire.Goodbye(node.stamp, "preempted"))
+        other.say(wire.Ready(other.stamp, 0, Address("127.0.0.1", 1), 1))
         await until(lambda: membership.number == 2)
         assert membership.phase is not Phase.ACTIVE
         await until(lambda: any(isinstance(each, wire.Formed) for each in other.said))
@@ -706,10 +646,8 @@ def test_a_live_round_whose_store_is_not_in_the_ledger_ends_at_a_takeover(kind) 
         ledger = kind()
         await a_round(ledger)
         ledger._logs.clear()
-        second, coordinator = await new_coordinator(ledger, 2)
-        second.claim("run")
-        await has_begun(coordinator, "run")
-        node = Asking(coordinator)
+        second, coordinator = await new_owner(ledger, 2)
+        node = Line(coordinator)
         await until(lambda: any(isinstance(each, wire.Welcome) for each in node.said))
         (welcome,) = [each for each in node.said if isinstance(each, wire.Welcome)]
         assert welcome.standing.round == 0
@@ -717,8 +655,8 @@ def test_a_live_round_whose_store_is_not_in_the_ledger_ends_at_a_takeover(kind) 
         assert change is not None
         assert change.round == 1
         assert "the round's store was lost" in str(change)
-        node.say(wire.Ready(stamp_of(node), 1, Address("127.0.0.1", 1), 1, change))
-        await until(lambda: stamp_of(node).round == 2)
+        node.say(wire.Ready(node.stamp, 1, Address("127.0.0.1", 1), 1, change))
+        await until(lambda: node.stamp.round == 2)
         assert coordinator.runs["run"].membership.restart_count == 0
         await second.aclose()
 
@@ -729,10 +667,10 @@ def test_a_record_is_not_tried_for_ever_once_its_run_is_another_s() -> None:
     async def main() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
-        node = Asking(coordinator)
-        await formed(node)
+        node = Line(coordinator)
+        await node.formed()
         ledger.appending = LedgerFullError("no room")
-        node.say(wire.StoreCall(stamp_of(node), 1, Set("k", b"v")))
+        node.say(wire.StoreCall(node.stamp, 1, Set("k", b"v")))
         await until(lambda: ledger.calls > 2)
         shared._runs.deposed("run", "term 2 has begun")
         await asyncio.sleep(2 * RETRY_S)
@@ -752,22 +690,20 @@ def test_a_round_of_many_writes_keeps_a_short_log_and_can_be_taken_over(
     async def main() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
-        node = Asking(coordinator)
-        await formed(node)
+        node = Line(coordinator)
+        await node.formed()
         for number in range(1, 301):
-            assert await answer_to(node, number, Add("n", 1)) == StoreValue(number)
+            assert await node.answer_to(number, Add("n", 1)) == StoreValue(number)
         # Which of them are dropped is decided by their age, so the first one is gone.
         await until(lambda: LOG not in ledger._logs)
         assert sum(map(len, ledger._logs.values())) < 100
         await shared.aclose()
-        second, other_hub = await new_coordinator(ledger, 2)
-        second.claim("run")
-        await has_begun(other_hub, "run")
-        again = Asking(other_hub)
+        second, other_hub = await new_owner(ledger, 2)
+        again = Line(other_hub)
         await until(lambda: any(isinstance(each, wire.Formed) for each in again.said))
         # R11: the answer that it did not acknowledge; R10: what was acknowledged.
-        assert await answer_to(again, 300, Add("n", 1)) == StoreValue(300)
-        assert await answer_to(again, 301, Add("n", 1)) == StoreValue(301)
+        assert await again.answer_to(300, Add("n", 1)) == StoreValue(300)
+        assert await again.answer_to(301, Add("n", 1)) == StoreValue(301)
         await second.aclose()
 
     run_virtual(main())
@@ -800,7 +736,7 @@ def test_a_round_is_written_once_though_it_is_given_again_during_two_outages() -
         ledger = Gated()
         shared, coordinator = await new_coordinator(ledger, 1, CONFIG)
         ledger.swaps.clear()
-        node = Asking(coordinator)
+        node = Line(coordinator)
         await has_begun(coordinator, "run")
         run = coordinator.runs["run"]
         stamp = Stamp(ledger.ledger_id, 1, 0)
@@ -850,7 +786,7 @@ def test_a_member_table_is_written_once_though_its_round_is_given_again_meanwhil
     async def main() -> None:
         ledger = SlowTables()
         shared, coordinator = await new_coordinator(ledger, 1, CONFIG)
-        node = Asking(coordinator)
+        node = Line(coordinator)
         await has_begun(coordinator, "run")
         run = coordinator.runs["run"]
         node.say(wire.Ready(Stamp(ledger.ledger_id, 1, 0), 0, Address("h", 1), 1))

@@ -21,7 +21,14 @@ from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.contract import SwapOutcome, Unknown, Versioned
 from rallypoint.ledger.keys import COORDINATORS, run_key
 from rallypoint.ledger.memory import MemoryLedger
-from tests.coordinator.shared_ledger import CONFIG, WITHIN_S, has_begun, new_coordinator, until
+from tests.coordinator.shared_ledger import (
+    CONFIG,
+    WITHIN_S,
+    has_begun,
+    new_coordinator,
+    new_owner,
+    until,
+)
 from tests.loops import run_virtual
 
 LOG = first_log(1, 1).name("run")
@@ -30,9 +37,7 @@ LOG = first_log(1, 1).name("run")
 def test_a_run_that_is_won_before_its_nodes_come_is_begun() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
-        first, coordinator = await new_coordinator(ledger, 1)
-        first.claim("run")
-        await has_begun(coordinator, "run")
+        first, _ = await new_owner(ledger, 1)
         # A node asks the second one, is sent to the first, and goes there; then that one dies.
         second, other = await new_coordinator(ledger, 2)
         other.open_run("run")
@@ -59,9 +64,7 @@ def test_a_coordinator_that_was_started_again_does_not_send_nodes_to_itself(
 ) -> None:
     async def main() -> None:
         ledger = MemoryLedger()
-        first, coordinator = await new_coordinator(ledger, 1)
-        first.claim("run")
-        await has_begun(coordinator, "run")
+        first, _ = await new_owner(ledger, 1)
         second, other = await new_coordinator(ledger, port)
         told: list[Refusal] = []
         monkeypatch.setattr(other.open_run("run"), "turn_away", told.append)
@@ -146,14 +149,10 @@ def test_who_was_cut_off_does_not_sweep_a_run_that_another_has_by_now() -> None:
         ledger = MemoryLedger()
         own = CutOffLedger(ledger)
         config = msgspec.structs.replace(CONFIG, empty_run_keep_s=0.0)
-        first, coordinator = await new_coordinator(own, 1, config)
-        first.claim("run")
-        await has_begun(coordinator, "run")
+        first, coordinator = await new_owner(own, 1, config)
         own.is_cut_off = True
         await until(lambda: coordinator.runs["run"].membership.phase is Phase.SUSPENDED)
-        second, other = await new_coordinator(ledger, 2)
-        second.claim("run")
-        await has_begun(other, "run")
+        second, _ = await new_owner(ledger, 2)
         coordinator.tick()
         assert "run" in coordinator.runs
         coordinator.drop_run(coordinator.runs["run"])
@@ -190,15 +189,11 @@ def test_a_run_that_is_taken_over_while_it_is_swept_keeps_its_log() -> None:
         ledger = MemoryLedger()
         late = LateLedger(ledger)
         config = msgspec.structs.replace(CONFIG, empty_run_keep_s=0.0)
-        first, coordinator = await new_coordinator(late, 1, config)
-        first.claim("run")
-        await has_begun(coordinator, "run")
+        first, coordinator = await new_owner(late, 1, config)
         await ledger.append(LOG, 0, b"record")
         await until(lambda: not swept(coordinator).runs)
         await until(lambda: late.is_cut_off)
-        second, other = await new_coordinator(ledger, 2)
-        second.claim("run")
-        await has_begun(other, "run")
+        second, other = await new_owner(ledger, 2)
         run = other.runs["run"]
         late.is_cut_off = False
         process = first.lease_manager.process
@@ -214,9 +209,7 @@ def test_a_run_that_is_taken_over_while_it_is_swept_keeps_its_log() -> None:
 def test_a_run_that_was_taken_over_before_it_is_swept_is_left_alone() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
-        shared, coordinator = await new_coordinator(ledger, 1)
-        shared.claim("run")
-        await has_begun(coordinator, "run")
+        shared, _ = await new_owner(ledger, 1)
         await ledger.append(LOG, 0, b"record")
         current = await ledger.read(run_key("run"))
         assert current is not None
@@ -242,9 +235,7 @@ def test_an_empty_run_is_swept_by_its_owner() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         config = msgspec.structs.replace(CONFIG, empty_run_keep_s=0.0)
-        shared, coordinator = await new_coordinator(ledger, 1, config)
-        shared.claim("run")
-        await has_begun(coordinator, "run")
+        shared, coordinator = await new_owner(ledger, 1, config)
         await ledger.append(LOG, 0, b"record")
         await until(lambda: not swept(coordinator).runs)
         while (register := await ledger.read(run_key("run"))) is not None:
@@ -261,9 +252,7 @@ YIELDING = msgspec.structs.replace(CONFIG, yield_after_s=0.6)
 def test_whom_no_node_reaches_lets_another_try_that_stands_by() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
-        first, coordinator = await new_coordinator(ledger, 1, YIELDING)
-        first.claim("run")
-        await has_begun(coordinator, "run")
+        first, coordinator = await new_owner(ledger, 1, YIELDING)
         second, other = await new_coordinator(ledger, 2, YIELDING)
         other.open_run("run")
         second.claim("run")
@@ -330,9 +319,7 @@ def test_the_tokens_of_a_run_that_was_removed_do_not_come_back() -> None:
         assert await a_round(shared, coordinator, "another", 3) == (2, 3)
         await shared.aclose()
         # What the ledger says holds for another coordinator as well.
-        second, other = await new_coordinator(ledger, 2, config)
-        second.claim("run")
-        await has_begun(other, "run")
+        second, other = await new_owner(ledger, 2, config)
         assert (other.runs["run"].membership.term, other.runs["run"].membership.number) == (3, 3)
         await second.aclose()
 
@@ -342,9 +329,7 @@ def test_the_tokens_of_a_run_that_was_removed_do_not_come_back() -> None:
 def test_whom_no_node_reaches_stays_while_nobody_else_could_coordinate_the_run() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
-        first, coordinator = await new_coordinator(ledger, 1, YIELDING)
-        first.claim("run")
-        await has_begun(coordinator, "run")
+        first, coordinator = await new_owner(ledger, 1, YIELDING)
         run = coordinator.runs["run"]
         of_another_run = msgspec.structs.replace(
             YIELDING, only_run="other", own_node=NodeId("n", 1)
@@ -363,9 +348,7 @@ def test_a_replica_to_which_a_node_has_come_need_not_stay_away_from_its_run() ->
     async def main() -> None:
         ledger = MemoryLedger()
         config = msgspec.structs.replace(CONFIG, yield_after_s=60.0)
-        shared, coordinator = await new_coordinator(ledger, 1, config)
-        shared.claim("run")
-        await has_begun(coordinator, "run")
+        shared, coordinator = await new_owner(ledger, 1, config)
         claimed = shared._claims["run"]
         claim = claimed.claim
         shared._do(claimed, claim.let_go(asyncio.get_running_loop().time(), 120.0))
@@ -383,9 +366,7 @@ def test_a_replica_to_which_a_node_has_come_need_not_stay_away_from_its_run() ->
 def test_a_run_that_failed_here_is_left_to_others_for_a_while_though_a_node_comes() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        shared, coordinator = await new_coordinator(MemoryLedger(), 1)
-        shared.claim("run")
-        await has_begun(coordinator, "run")
+        shared, coordinator = await new_owner(MemoryLedger(), 1)
         claim = shared._claims["run"].claim
         for longer in (1, 2, 4):
             began_s = loop.time()
@@ -406,9 +387,7 @@ def test_a_clean_end_is_no_deposition(is_closed: bool, caplog: pytest.LogCapture
     caplog.set_level("INFO", "rallypoint.coordinator")
 
     async def main() -> None:
-        shared, coordinator = await new_coordinator(MemoryLedger(), 1)
-        shared.claim("run")
-        await has_begun(coordinator, "run")
+        shared, coordinator = await new_owner(MemoryLedger(), 1)
         run = coordinator.runs["run"]
         if is_closed:
             run.post(on.NodeAttached(NodeInfo("a", 1, "h"), RunSettings(), 1))
@@ -442,9 +421,7 @@ def test_nobody_is_lost_while_the_lease_is_handed_over() -> None:
     async def main() -> None:
         settings = RunSettings(min_nodes=2, max_nodes=2, reconnect_grace_s=1.0)
         ledger = SlowAnswers()
-        shared, coordinator = await new_coordinator(ledger, 1)
-        shared.claim("run")
-        await has_begun(coordinator, "run")
+        shared, coordinator = await new_owner(ledger, 1)
         run = coordinator.runs["run"]
         for connection_id, name in enumerate("ab", 1):
             run.post(on.NodeAttached(NodeInfo(name, 1, name), settings, connection_id))

@@ -26,8 +26,8 @@ from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Unknown
 from rallypoint.ledger.keys import COORDINATORS
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
+from tests.coordinator.lines import Line
 from tests.coordinator.shared_ledger import CONFIG, new_coordinator, until
-from tests.coordinator.test_supervision import Line
 from tests.loops import VirtualLoop, run_virtual
 from tests.outlets import WholeMessages
 
@@ -76,10 +76,10 @@ class Case:
         return [each.request_id for each in said if isinstance(each, wire.StoreAnswer)]
 
 
-async def a_case(**options: Any) -> Case:
+async def a_case(*, redials: bool = True, **options: Any) -> Case:
     ledger = NoRenewal()
     shared, coordinator = await new_coordinator(ledger, 1)
-    line = Line(coordinator, "run", **options)
+    line = Line(coordinator, "run", redials=redials, **options)
     await line.formed()
     case = Case(ledger, shared, coordinator, line)
     case.ask(1, Set("k", b"v"))
@@ -155,7 +155,7 @@ def test_what_was_kept_is_dropped_when_another_coordinator_has_the_run() -> None
         second, other = await new_coordinator(MemoryLedger(), 2)
         case.shared._runs.deposed("run", "term 2 has begun")
         assert case.answered() == [1]
-        assert [code for code, _ in case.line.refusals()] == [RefusalCode.MOVED]
+        assert [each.code for each in case.line.refusals()] == [RefusalCode.MOVED]
         case.ledger.is_mute = False
         await asyncio.sleep(2 * TTL_S)
         assert case.answered() == [1]
@@ -211,7 +211,7 @@ def test_a_node_that_comes_back_is_let_in_and_has_its_seat_once_the_lease_stands
     async def main() -> None:
         case = await a_case()
         await case.suspended()
-        back = Line(case.coordinator, "run")
+        back = Line(case.coordinator, "run", redials=True)
         assert back.count(wire.Welcome) == 1
         assert back.count(wire.Formed) == 0
         case.ledger.is_mute = False
@@ -227,7 +227,7 @@ def test_the_end_of_a_round_follows_the_seat_that_was_kept() -> None:
     async def main() -> None:
         case = await a_case()
         await case.suspended()
-        back = Line(case.coordinator, "run")
+        back = Line(case.coordinator, "run", redials=True)
         failed = wire.Failed(back.said[-1].stamp, 1, Failure(FailureKind.EXCEPTION, "ValueError"))
         back.say(failed)
         kinds = [type(each) for each in back.said if isinstance(each, wire.Formed | wire.Broken)]
@@ -244,7 +244,7 @@ def test_a_node_that_waits_for_its_name_is_sent_away_with_the_others() -> None:
         assert second.said == []
         case.shared._runs.deposed("run", "term 2 has begun")
         for line in (case.line, second):
-            assert [code for code, _ in line.refusals()] == [RefusalCode.MOVED]
+            assert [each.code for each in line.refusals()] == [RefusalCode.MOVED]
         await case.shared.aclose()
 
     run_virtual(main())
@@ -262,7 +262,7 @@ def test_nodes_that_cannot_look_are_sent_away_with_growing_pauses(reads_ledger: 
         sent_s: list[float] = []
         while loop.time() - since_s < 300.0:
             if len(case.line.refusals()) > len(sent_s):
-                assert case.line.refusals()[-1][0] is RefusalCode.MOVED
+                assert case.line.refusals()[-1].code is RefusalCode.MOVED
                 sent_s.append(loop.time() - since_s)
             await asyncio.sleep(0.02)
         pauses_s = [after - before for before, after in zip([0.0, *sent_s], sent_s, strict=False)]
@@ -298,7 +298,7 @@ def test_a_run_that_is_begun_after_the_lease_ran_out_begins_suspended() -> None:
         await line.formed()
         await first.aclose()
         second, other = await new_coordinator(ledger, 2)
-        back = Line(other, "run")
+        back = Line(other, "run", redials=True)
         await until(lambda: "run" in other.runs and other.runs["run"].is_claimed)
         assert other.runs["run"].membership.phase is Phase.SUSPENDED
         assert back.count(wire.Formed) == 0

@@ -24,23 +24,17 @@ from rallypoint.core.backoff import Backoff
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.store import Set
 from rallypoint.core.values import (
-    Address,
     NodeId,
-    NodeInfo,
     Outcome,
     Phase,
-    RunSettings,
-    Stamp,
 )
 from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Versioned
 from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
+from tests.coordinator.lines import Line
 from tests.coordinator.shared_ledger import CONFIG, has_begun, new_coordinator, until
 from tests.loops import run_virtual
-from tests.outlets import WholeMessages
-
-ALONE = RunSettings(min_nodes=1, max_nodes=1, last_call_s=0.1)
 
 
 class Fault(Exception):
@@ -75,70 +69,6 @@ class Faulty(MemoryLedger):
         return await super().keys(prefix)
 
 
-class Line(WholeMessages):
-    """A node's connection, which it dials again whenever it is sent away."""
-
-    peer = "127.0.0.1"
-
-    def __init__(
-        self,
-        coordinator: Coordinator,
-        run_id: str,
-        *,
-        redials: bool = True,
-        reads_ledger: bool = True,
-        incarnation: int = 1,
-    ) -> None:
-        self.said: list[wire.FromCoordinator] = []
-        self._reads_ledger = reads_ledger
-        self._incarnation = incarnation
-        self._coordinator, self._run_id, self._redials = coordinator, run_id, redials
-        self._dial()
-
-    def _dial(self) -> None:
-        self._session = self._coordinator.connected(self)
-        info = NodeInfo("a", self._incarnation, "h")
-        stamp = Stamp("", 0, 0)
-        self.say(
-            wire.Attach(
-                stamp, wire.VERSION, self._run_id, info, ALONE, reads_ledger=self._reads_ledger
-            )
-        )
-
-    def say(self, message: wire.FromNode) -> None:
-        self._session.received(wire.encode(message))
-
-    def send(self, payload: bytes) -> None:
-        self.said.append(wire.decode_from_coordinator(payload))
-
-    def backlog_bytes(self) -> int:
-        return 0
-
-    def close(self, reason: str) -> None:
-        session, loop = self._session, asyncio.get_running_loop()
-        loop.call_later(0.01, session.connection_lost)
-        if self._redials:
-            loop.call_later(0.05, self._dial)
-
-    def abort(self) -> None:
-        self.close("aborted")
-
-    def count(self, kind: type[wire.Message]) -> int:
-        return sum(isinstance(each, kind) for each in self.said)
-
-    def refusals(self) -> list[tuple[RefusalCode, str]]:
-        return [
-            (each.refusal.code, each.refusal.message)
-            for each in self.said
-            if isinstance(each, wire.Refused)
-        ]
-
-    async def formed(self) -> None:
-        await until(lambda: self.count(wire.Welcome) > 0)
-        self.say(wire.Ready(self.said[-1].stamp, 0, Address("h", 1), 1))
-        await until(lambda: self.count(wire.Formed) > 0)
-
-
 def failing(run: HostedRun, error: Exception) -> None:
     """The next event of this run brings the error."""
 
@@ -150,7 +80,10 @@ def failing(run: HostedRun, error: Exception) -> None:
 
 async def two_runs(ledger: MemoryLedger) -> tuple[Any, Coordinator, Line, Line]:
     shared, coordinator = await new_coordinator(ledger, 1)
-    faulty, other = Line(coordinator, "faulty"), Line(coordinator, "other")
+    faulty, other = (
+        Line(coordinator, "faulty", redials=True),
+        Line(coordinator, "other", redials=True),
+    )
     await faulty.formed()
     await other.formed()
     return shared, coordinator, faulty, other
@@ -171,7 +104,8 @@ def test_an_error_in_one_run_ends_it_with_its_cause_and_it_goes_on_from_its_regi
         shared, coordinator, faulty, other = await two_runs(ledger)
         failing(coordinator.runs["faulty"], Fault("a bug"))
         faulty.say(wire.Done(faulty.said[-1].stamp, 1))
-        ((code, message),) = faulty.refusals()
+        (refusal,) = faulty.refusals()
+        code, message = refusal.code, refusal.message
         assert code is RefusalCode.MOVED
         assert "'faulty'" in message
         assert "Fault: a bug" in message
@@ -252,7 +186,7 @@ def test_an_error_of_the_engine_in_one_run_s_request_ends_that_run(operation: st
         else:
             faulty.say(wire.StoreCall(stamp, 1, Set("k", b"v")))
         await until(lambda: bool(faulty.refusals()))
-        code, message = faulty.refusals()[0]
+        code, message = faulty.refusals()[0].code, faulty.refusals()[0].message
         assert code is RefusalCode.MOVED
         assert f"Fault: {operation}" in message
         ledger.fault = lambda what, key: False
@@ -267,12 +201,12 @@ def test_an_error_in_taking_a_run_over_is_told_and_it_is_tried_again_later() -> 
     async def main() -> None:
         ledger = Faulty()
         shared, coordinator = await new_coordinator(ledger, 1)
-        other = Line(coordinator, "other")
+        other = Line(coordinator, "other", redials=True)
         await other.formed()
         ledger.fault = lambda what, key: what == "read" and key == run_key("faulty")
-        faulty = Line(coordinator, "faulty")
+        faulty = Line(coordinator, "faulty", redials=True)
         await until(lambda: len(faulty.refusals()) >= 2)
-        assert "Fault: read" in faulty.refusals()[0][1]
+        assert "Fault: read" in faulty.refusals()[0].message
         ledger.fault = lambda what, key: False
         await faulty.formed()
         await is_well(coordinator, other)
@@ -290,7 +224,7 @@ def test_an_error_of_the_engine_with_the_lease_hands_all_runs_over_and_the_proce
         process = shared.lease_manager.process
         ledger.fault = lambda what, key: what == "swap" and key.startswith("coordinators/")
         await until(lambda: bool(faulty.refusals()) and bool(other.refusals()))
-        assert "Fault: swap" in other.refusals()[0][1]
+        assert "Fault: swap" in other.refusals()[0].message
         ledger.fault = lambda what, key: False
         await until(lambda: faulty.count(wire.Welcome) == 2 and other.count(wire.Welcome) == 2)
         assert shared.lease_manager.process != process
@@ -324,12 +258,16 @@ def test_in_memory_a_run_that_fails_is_lost_and_its_nodes_are_told_why() -> None
         loop = asyncio.get_running_loop()
         ownership = MemoryOwnership(call_soon=loop.call_soon)
         coordinator = Coordinator(CoordinatorConfig(), ownership, clock=StallProofClock(loop.time))
-        faulty, other = Line(coordinator, "faulty", redials=False), Line(coordinator, "other")
+        faulty, other = (
+            Line(coordinator, "faulty", redials=False),
+            Line(coordinator, "other", redials=True),
+        )
         await faulty.formed()
         await other.formed()
         failing(coordinator.runs["faulty"], Fault("a bug"))
         coordinator.runs["faulty"].post(on.NodeLeft(NodeId("b", 1), "nobody"))
-        ((code, message),) = faulty.refusals()
+        (refusal,) = faulty.refusals()
+        code, message = refusal.code, refusal.message
         assert code is RefusalCode.RUN_LOST
         assert "Fault: a bug" in message
         assert "faulty" not in coordinator.runs
@@ -348,7 +286,7 @@ def test_an_error_while_looking_for_silence_ends_one_run() -> None:
         connections = coordinator.runs["faulty"].connections
         connections.check_silence = check_silence  # type: ignore[method-assign]
         coordinator.tick(coordinator.now_s() + 60.0)
-        assert "Fault: a bug" in faulty.refusals()[0][1]
+        assert "Fault: a bug" in faulty.refusals()[0].message
         await has_begun(coordinator, "faulty")
         await is_well(coordinator, other)
         await shared.aclose()

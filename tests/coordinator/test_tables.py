@@ -35,7 +35,7 @@ from rallypoint.ledger.contract import SwapOutcome, Swapped, Unknown
 from rallypoint.ledger.keys import chunk_key, run_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.ledger.torch_backend import TorchBackendLedger
-from tests.coordinator.shared_ledger import has_begun, new_coordinator, until
+from tests.coordinator.shared_ledger import new_coordinator, new_owner, until
 from tests.core.test_tables import LABELS, a_close, members, restarted
 from tests.loops import run_virtual
 
@@ -99,17 +99,13 @@ async def met(ledger: CountingLedger, coordinator: Coordinator) -> None:
 def test_a_large_round_is_taken_over_with_all_its_members() -> None:
     async def main() -> None:
         ledger = CountingLedger()
-        first, coordinator = await new_coordinator(ledger, 1)
-        first.claim("run")
-        await has_begun(coordinator, "run")
+        first, coordinator = await new_owner(ledger, 1)
         await met(ledger, coordinator)
         before = coordinator.runs["run"].membership.round
         assert before is not None
         assert len(await ledger.chunks()) == 2
         await first.aclose()
-        second, other = await new_coordinator(ledger, 2)
-        second.claim("run")
-        await has_begun(other, "run")
+        second, other = await new_owner(ledger, 2)
         membership = other.runs["run"].membership
         assert (membership.round, membership.term) == (before, 2)
         # The next round: only what changed is written, and what is not needed is removed.
@@ -128,9 +124,7 @@ def test_a_large_round_is_taken_over_with_all_its_members() -> None:
 def test_a_run_whose_table_is_not_whole_is_refused_and_left_alone(damage: str) -> None:
     async def main() -> None:
         ledger = CountingLedger()
-        first, coordinator = await new_coordinator(ledger, 1)
-        first.claim("run")
-        await has_begun(coordinator, "run")
+        first, coordinator = await new_owner(ledger, 1)
         await met(ledger, coordinator)
         await first.hand_over_lease(1.0)
         await first.aclose()
@@ -162,9 +156,7 @@ def test_a_run_goes_on_as_soon_as_what_it_writes_fits(what: str) -> None:
 
     async def main() -> None:
         ledger = CountingLedger()
-        shared, coordinator = await new_coordinator(ledger, 1, CoordinatorConfig())
-        shared.claim("run")
-        await has_begun(coordinator, "run")
+        shared, coordinator = await new_owner(ledger, 1, CoordinatorConfig())
         prefixes = ["chunks/", "runs/"] if what == "both" else [what]
         ledger.too_large = prefixes * 3
         come(coordinator)
@@ -184,9 +176,7 @@ def test_a_run_goes_on_as_soon_as_what_it_writes_fits(what: str) -> None:
 def test_a_chunk_whose_write_is_in_doubt_is_written_again() -> None:
     async def main() -> None:
         ledger = CountingLedger()
-        shared, coordinator = await new_coordinator(ledger, 1)
-        shared.claim("run")
-        await has_begun(coordinator, "run")
+        shared, coordinator = await new_owner(ledger, 1)
         ledger.unsure = ["chunks/", "chunks/", "runs/"]
         await met(ledger, coordinator)
         assert len(await ledger.chunks()) == 2
@@ -199,9 +189,7 @@ def test_a_run_that_is_removed_takes_its_chunks_with_it() -> None:
     async def main() -> None:
         config = CoordinatorConfig(lease_ttl_s=0.3, closed_run_keep_s=1.0)
         ledger = CountingLedger()
-        shared, coordinator = await new_coordinator(ledger, 1, config)
-        shared.claim("run")
-        await has_begun(coordinator, "run")
+        shared, coordinator = await new_owner(ledger, 1, config)
         await met(ledger, coordinator)
         run = coordinator.runs["run"]
         run.post(on.CloseRequested("n0000", Outcome.SUCCEEDED, "trained"))
@@ -222,9 +210,7 @@ def test_a_run_that_is_removed_takes_its_chunks_with_it() -> None:
 def test_a_close_with_a_long_cause_is_taken() -> None:
     async def main() -> None:
         ledger = CountingLedger()
-        shared, coordinator = await new_coordinator(ledger, 1)
-        shared.claim("run")
-        await has_begun(coordinator, "run")
+        shared, coordinator = await new_owner(ledger, 1)
         await met(ledger, coordinator)
         close, ledger.largest_bytes = a_close(20, 4_000), 0
         shared.commit(coordinator.runs["run"], close)
@@ -319,9 +305,7 @@ def test_an_engine_of_one_value_says_for_how_many_bytes_it_has_room() -> None:
     async def main() -> None:
         ledger = CountingLedger()
         ledger.limits = msgspec.structs.replace(one_value, value_bytes_max=HEAD_BYTES_MAX + 20_000)
-        shared, coordinator = await new_coordinator(ledger, 1)
-        shared.claim("run")
-        await has_begun(coordinator, "run")
+        shared, coordinator = await new_owner(ledger, 1)
         come(coordinator)
         membership = coordinator.runs["run"].membership
         assert 0 < len(membership.roster) < NODES
@@ -359,9 +343,7 @@ def test_whoever_removes_a_run_late_takes_no_chunk_of_the_run_that_began_since()
             """Another process removes the run, and it begins anew."""
             await delete_run(ledger, closed, outcome.version)
             assert await ledger.chunks() == ()
-            shared, coordinator = await new_coordinator(ledger, 1)
-            shared.claim("run")
-            await has_begun(coordinator, "run")
+            shared, coordinator = await new_owner(ledger, 1)
             await met(ledger, coordinator)
             begun.append(await ledger.chunks())
             await shared.aclose()
