@@ -1,4 +1,4 @@
-"""The node that carries the coordinator, and what becomes of the others without it."""
+"""The node that hosts the coordinator, and what becomes of the others without it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.processes
 
 
 def host_and_other(machine: Machine, *options: str, nnodes: str = "1:2") -> tuple[Process, Process]:
-    """Two agents, the first of which carries the coordinator."""
+    """Two agents, the first of which hosts the coordinator."""
     if nnodes == "1:2":  # both are in the first round, however slowly they start
         options = ("--expected-nodes", "2", "--last-call", "60", *options)
     host = machine.agent("host", *options, nnodes=nnodes)
@@ -41,7 +41,7 @@ def test_a_host_that_is_told_to_go_stays_until_the_run_ends(machine: Machine) ->
     host.worker(1)
     other.worker(1)
     host.signal(signal.SIGTERM)
-    host.line("carries the coordinator of run 'test' and stays")
+    host.line("hosts the coordinator of run 'test' and stays")
     finish(other.worker(2))
     assert "has succeeded" in other.ends(0)
     host.ends(143)
@@ -53,7 +53,7 @@ def test_a_second_signal_ends_a_host_that_stays(machine: Machine) -> None:
     host.worker(1)
     other.worker(1)
     host.signal(signal.SIGTERM)
-    host.line("carries the coordinator of run 'test' and stays")
+    host.line("hosts the coordinator of run 'test' and stays")
     worker = other.worker(2)
     host.signal(signal.SIGTERM)
     assert "the coordinator that this node carries goes with it" in host.ends(143)

@@ -104,7 +104,7 @@ def test_nodes_that_wait_are_told_of_who_came_for_another_run() -> None:
             assert waiting.other_runs == ("job-42",)
             assert str(waiting).endswith("; nodes of another run id wait here too: 'job-42'")
             with pytest.raises(errors.JoinTimeoutError) as caught:
-                raise join_timeout(host, 1.0, waiting)
+                raise join_timeout("job-41", 1.0, waiting, looking="", hint="")
             assert caught.value.hint == (
                 "give all nodes of one job the same run id; other nodes here ask for 'job-42'"
             )

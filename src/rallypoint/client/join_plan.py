@@ -81,7 +81,8 @@ def plan(
     run_options: dict[str, Any] = {
         k: v for k, v in options.items() if k not in NODE_OPTIONS and v is not None
     }
-    if "max_restarts" not in run_options and _is_default("max_restarts"):
+    is_budget_set = settings.resolve("max_restarts").source != "default"
+    if "max_restarts" not in run_options and not is_budget_set:
         # A program that fails in its own process ends with it, which limits its restarts. The other
         # nodes need no budget to go on without it.
         run_options["max_restarts"] = "any"
@@ -134,10 +135,6 @@ _WANTED = {"insecure": "True or False, or yes or no"}
 def _shown(value: object) -> str:
     """A wrong value by its type only, as it may be a secret."""
     return f"of type {type(value).__name__}"
-
-
-def _is_default(name: str) -> bool:
-    return settings.resolve(name).source == "default"
 
 
 async def open_source(planned: JoinPlan) -> RunClient:

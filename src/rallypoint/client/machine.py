@@ -258,7 +258,10 @@ class NodeMachine:
             case wire.Members() | wire.WaitingIs():
                 return self._on_told(message)
             case wire.Beat():
-                self._on_beat(message, now_s)
+                # The coordinator renews its lease as long as the beat changes.
+                self._beat_heard_s = now_s
+                if message.beat != self._beat:
+                    self._beat, self.led_s = message.beat, now_s
                 return []
 
     def _is_stale(self, message: wire.FromCoordinator) -> bool:
@@ -280,12 +283,6 @@ class NodeMachine:
         term, floor = message.stamp.term, max(self.stamp.term, self._floor.term)
         return [Drop(f"this coordinator was replaced: its term is {term}, the run's {floor}")]
 
-    def _on_beat(self, message: wire.Beat, now_s: float) -> None:
-        """Note the beat: the coordinator renews its lease as long as the beat changes."""
-        self._beat_heard_s = now_s
-        if message.beat != self._beat:
-            self._beat, self.led_s = message.beat, now_s
-
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> list[Action]:
         self.is_attached = True
         self.is_in_memory = message.in_memory
@@ -305,7 +302,11 @@ class NodeMachine:
         if self.head is None or standing.round == self.number:
             return []
         if self.ended is None:
-            return self._on_ended(change or self._superseded(message))
+            # R13: the run went on without this node while it could not be reached.
+            detail = f"the run went on without it to round {message.stamp.round}"
+            name = (self.info.name,)
+            lost = Change(ChangeKind.NODE_LOST, self.number, name, 1, detail)
+            return self._on_ended(change or lost)
         if change is not None and change.confirmed and not self.ended.confirmed:
             return self._on_ended(change)
         return []
@@ -319,11 +320,6 @@ class NodeMachine:
         self._missed_round = max(self._missed_round, number)
         if self._ready is not None and self._ready.leaving_round < number:
             self._ready = msgspec.structs.replace(self._ready, leaving_round=number)
-
-    def _superseded(self, message: wire.Welcome) -> Change:
-        """The run went on without this node while it could not be reached (R13)."""
-        detail = f"the run went on without it to round {message.stamp.round}"
-        return Change(ChangeKind.NODE_LOST, self.number, (self.info.name,), 1, detail)
 
     def _to_say_again(self, now_s: float) -> list[wire.Message]:
         """All that the node wants, and has no answer to."""

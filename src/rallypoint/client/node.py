@@ -9,7 +9,6 @@ dialing and no searching here. Every wait has a deadline and says what it was fo
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import secrets
 from collections.abc import Callable
@@ -57,8 +56,6 @@ from rallypoint.wire import messages as wire
 
 if TYPE_CHECKING:
     from rallypoint.client.hosting import EmbeddedCoordinator
-
-_log = logging.getLogger("rallypoint.client")
 
 WHY_TIMEOUT_S: Final = 1.0
 """How long an error waits for the coordinator to say why there is no round yet."""
@@ -114,13 +111,17 @@ class Node:
             resume_secret=secrets.token_bytes(SECRET_BYTES),
         )
         self._connector = Connector(settings, run, self.info, self._machine, self, ledger)
-        self._gone: errors.CoordinatorError | None = None
+        self.gone: errors.CoordinatorError | None = None
+        """Why nothing comes any more: refused, superseded, or the coordinator is lost."""
+        self.nodes_max = run.max_nodes
         self._ends_s: float | None = None
-        """When the wait that goes on now ends; None: there is none, or it has no limit."""
+        """When the current wait ends; None: there is none, or it has no limit."""
         self._taken = 0
         """The number of the last round that `next_round` has returned."""
         self._waiters = Waiters()
-        self._orphan = OrphanTimer(settings.orphan_s, self._on_orphaned)
+        self._orphan = OrphanTimer(
+            settings.orphan_s, lambda alone_s: self._act(self._machine.orphaned(alone_s))
+        )
         self._tick: asyncio.TimerHandle | None = None
         self._tick_due_s = 0.0
 
@@ -141,11 +142,6 @@ class Node:
     def closed(self) -> CloseRecord | None:
         """How the run ended; None while it is on."""
         return self._machine.closed
-
-    @property
-    def gone(self) -> errors.CoordinatorError | None:
-        """Why nothing can come any more: refused, superseded, or the coordinator is lost."""
-        return self._gone
 
     @property
     def is_connected(self) -> bool:
@@ -174,27 +170,15 @@ class Node:
         return is_only_host and self.run.max_nodes > 1
 
     @property
-    def nodes_max(self) -> int:
-        """How many nodes a round of the run may have."""
-        return self.run.max_nodes
-
-    @property
     def left_s(self) -> float | None:
         """How long the wait that goes on now may still take, in seconds; None: without a limit."""
-        ends_s = math.inf if self._ends_s is None else self._ends_s
-        ends_s = min(ends_s, self._connector.gives_up_s)
+        own_s = math.inf if self._ends_s is None else self._ends_s
+        ends_s = min(own_s, self._connector.gives_up_s)
         return None if math.isinf(ends_s) else max(0.0, ends_s - _now_s())
 
     @property
-    def candidate_at(self) -> Address | None:
-        """Where the candidate of this node listens, if it hosts one for a run of several nodes."""
-        if self.hosted is None or self._connector.elected is None or self.run.max_nodes == 1:
-            return None
-        return self.hosted.advertised
-
-    @property
     def own_address(self) -> OwnAddress | None:
-        """Where other machines reach this one, if that was looked for and found."""
+        """Where other machines reach this one, if that was found out."""
         return self._connector.own.address
 
     @property
@@ -230,7 +214,7 @@ class Node:
             self._connector.joined()
 
     async def _until_let_in(self, ends_s: float) -> None:
-        """Wait for the coordinator's answer. One that has another run may be about to end."""
+        """Wait for the coordinator's answer. One that has another run may end soon."""
         connector = self._connector
         while True:
             left_s = max(ends_s - _now_s(), LET_IN_S)
@@ -258,7 +242,7 @@ class Node:
         except wire.MalformedError as error:
             self._connector.drop(f"the coordinator sent what is no message: {error}")
             return
-        self._act(self._machine.received(message, _now_s()))
+        self._act(self._machine.received(message, asyncio.get_running_loop().time()))
         if self._connector.elected is not None:
             self._connector.watch_lease(self._machine.beat_stood_still_s)
 
@@ -276,12 +260,12 @@ class Node:
 
     def give_up(self, error: errors.CoordinatorError) -> None:
         """There will be no coordinator any more."""
-        self._gone = error
+        self.gone = error
         head = self._machine.head
         is_lost = isinstance(error, errors.RunLostError | errors.CoordinatorLostError)
         if is_lost and head is not None:
             self._orphan.run_lost(head.nodes)
-        self._fail_requests(error)
+        self._waiters.answer_all(error)
         self.on_gone(error)
         self._waiters.notify()
 
@@ -309,9 +293,6 @@ class Node:
         self._act(self._machine.tick(_now_s()))
         if self.is_connected:
             self._orphan.check(self._machine.led_s)
-
-    def _on_orphaned(self, alone_s: float) -> None:
-        self._act(self._machine.orphaned(alone_s))
 
     def _send(self, action: act.Send) -> None:
         connection = self._connector.connection
@@ -373,10 +354,10 @@ class Node:
     ) -> Round | None:
         """Be ready, and wait for the next round. None if the run was closed instead.
 
-        Leaves the round the node is in, which breaks it for all. A round that was formed when
-        nobody waited any more (an earlier call timed out or was cancelled) is taken if it is still
-        on. `timeout_s` None: the settings' `join_timeout_s`. A standby has no deadline while the
-        round is on without it. `whole_s`: what `timeout_s` is the rest of, for the error.
+        Leaves the round that the node is in, which breaks it for all. Returns a round that was
+        formed after an earlier call timed out or was cancelled, if it is still on. `timeout_s`:
+        None is the settings' `join_timeout_s`. A standby has no deadline while a round is on
+        without it. `whole_s`: the whole of which `timeout_s` is the rest, for the error.
 
         Raises JoinTimeoutError, RefusedError or CoordinatorLostError.
         """
@@ -402,19 +383,21 @@ class Node:
             if self._has_untaken_round() or self.closed is not None:
                 return
             has_answered, waiting = await self._why_waiting()
-            # While the ledger is away, the round that is on goes on without a standby, too.
+            # A round also goes on without a standby while the run is suspended.
             is_round_on = has_answered and (waiting is None or bool(waiting.suspended))
             is_on_standby = self._machine.is_standby and is_round_on
             if not is_on_standby and not self._has_untaken_round():
-                raise join_timeout(self, whole_s, waiting)
+                hint = self._connector.own.address_hint
+                run_id, looking = self.settings.run_id, self.looking
+                raise join_timeout(run_id, whole_s, waiting, looking=looking, hint=hint)
             limit_s = max(limit_s, STANDBY_LOOK_S)
-            self._ends_s = None  # Nobody needs it: it waits for as long as that is so.
+            self._ends_s = None  # A standby waits as long as the round is on without it.
 
     def _has_untaken_round(self) -> bool:
         return self._machine.number > self._taken
 
     async def _why_waiting(self) -> tuple[bool, Waiting | None]:
-        """Whether the coordinator answers, and what."""
+        """Whether the coordinator answers, and why there is no round."""
         if not self.is_connected:
             return False, None
         try:
@@ -428,25 +411,24 @@ class Node:
 
         Raises CoordinatorLostError.
         """
-        request_id, actions = self._machine.ask_waiting()
-        told = await self._ask(request_id, actions, ASK_TIMEOUT_S)
+        told = await self._ask(*self._machine.ask_waiting(), ASK_TIMEOUT_S)
         assert isinstance(told, act.WaitingTold)
         return told.waiting
 
     async def members(self, timeout_s: float | None = ASK_TIMEOUT_S) -> tuple[RoundMember, ...]:
         """The members of the node's round, in node-rank order.
 
-        Raises RoundBrokenError if the run has gone on to another round meanwhile.
+        Raises RoundBrokenError if the run has gone on to another round, or CoordinatorLostError.
         """
-        current = self.round
-        request_id, actions = self._machine.ask_members()
-        told = await self._ask(request_id, actions, timeout_s)
+        head = self._machine.head
+        told = await self._ask(*self._machine.ask_members(), timeout_s)
         assert isinstance(told, act.MembersTold)
         # R2: the table is the one that the round's head was made of. The digest is compared and
         # not computed, as a later coordinator may count fields that this side does not know.
-        head = current.head if current else None
         if head is None or (told.number, told.digest) != (head.number, head.digest):
-            raise errors.RoundBrokenError(self._stale_change(current))
+            number, detail = head.number if head else 0, "the run has gone on to another round"
+            change = self.change or Change(ChangeKind.NODE_LOST, number, detail=detail)
+            raise errors.RoundBrokenError(change)
         return told.members
 
     async def _ask(
@@ -462,15 +444,10 @@ class Node:
             raise told
         return told
 
-    def _stale_change(self, current: Round | None) -> Change:
-        number = current.head.number if current else 0
-        detail = "the run has gone on to another round"
-        return self.change or Change(ChangeKind.NODE_LOST, number, detail=detail)
-
     async def call(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
         """One call of the round's store. See StoreCalls.call."""
-        if self._gone is not None:
-            return StoreFailure(COORDINATOR_LOST, self._gone.message)
+        if self.gone is not None:
+            return StoreFailure(COORDINATOR_LOST, self.gone.message)
         if self._machine.ended is not None:
             return round_ended(self._machine.ended)
         if self._machine.head is None:
@@ -483,21 +460,18 @@ class Node:
         try:
             result = await self._request(request_id, actions, limit_s)
         except TimeoutError:
-            return StoreFailure(TIMEOUT, await self._why_unanswered(limit_s))
+            # A write waits for the ledger (R10). What keeps the ledger says why there is no answer.
+            _, waiting = await self._why_waiting()
+            why = str(waiting) if waiting is not None else self.looking
+            message = f"the coordinator has not answered for {limit_s:g} s"
+            return StoreFailure(TIMEOUT, f"{message}: {why}" if why else message)
         if isinstance(result, errors.CoordinatorError):
             return StoreFailure(COORDINATOR_LOST, result.message)
         assert isinstance(result, StoreValue | StoreFailure)
         return result
 
-    async def _why_unanswered(self, limit_s: float | None) -> str:
-        """A write waits for the ledger (R10), so what keeps that says why there is no answer."""
-        message = f"the coordinator has not answered for {limit_s:g} s"
-        _, waiting = await self._why_waiting()
-        why = str(waiting) if waiting is not None else self.looking
-        return f"{message}: {why}" if why else message
-
     def failed(self, failure: Failure) -> None:
-        """Report a worker's failure: it breaks the round, and the cause is looked for."""
+        """Report a worker's failure: it breaks the round, and the coordinator finds the cause."""
         self._act(self._machine.failed(failure))
 
     def done(self) -> None:
@@ -505,41 +479,39 @@ class Node:
         self._act(self._machine.done())
 
     async def cause(self, timeout_s: float) -> Change | None:
-        """Wait until the end of the round is confirmed: its cause. None if it is not in time."""
+        """Wait for the confirmed cause of the round's end. None if it does not come in time."""
         await self._until(lambda: self.change is not None and self.change.confirmed, timeout_s)
         return self.change if self.change is not None and self.change.confirmed else None
 
     async def end_of_run(self, timeout_s: float) -> CloseRecord | None:
-        """Wait until the run is closed: how it ended. None if it is not over in time.
+        """Wait until the run is closed. Returns how it ended; None if it is not over in time.
 
-        Raises what made the node gone: a CoordinatorError.
+        Raises a CoordinatorError if the node is gone.
         """
         await self._until(lambda: self.closed is not None, timeout_s)
         return self.closed
 
-    # -- going ---------------------------------------------------------------------------------
+    # -- leaving -------------------------------------------------------------------------------
 
     def depart(self, reason: str) -> None:
-        """Say that this node is going to leave: the others regroup without waiting for it."""
+        """Announce that this node leaves: the others regroup without waiting for it."""
         self._act(self._machine.depart(reason))
 
     async def close_run(self, outcome: Outcome, reason: str, timeout_s: float) -> CloseRecord:
-        """End the run for all; how it ended (somebody may have closed it before).
+        """End the run for all. Returns how it ended: it may have been closed before.
 
-        Raises CoordinatorLostError or TimeoutError.
+        Raises a CoordinatorError if the coordinator does not confirm it in time.
         """
         self._act(self._machine.close(outcome, reason))
         await self._until(lambda: self.closed is not None, timeout_s)
         if self.closed is None:
-            if self._gone is not None:
-                raise self._gone
             raise errors.CoordinatorLostError(
                 f"the coordinator did not confirm within {timeout_s:g} s that the run is closed"
             )
         return self.closed
 
     def goodbye(self, reason: str) -> None:
-        """Say that nothing of this node runs any more."""
+        """Tell the coordinator that nothing of this node runs any more."""
         self._act(self._machine.goodbye(reason))
 
     async def aclose(self, *, linger: bool = True) -> None:
@@ -548,7 +520,7 @@ class Node:
         A goodbye has `goodbye_timeout_s` to be heard, also over a connection that was just lost.
         A host stays `linger_s` for the others to say goodbye, and for as long as a live run needs
         it; one that was elected through a ledger hands over instead.
-        Idempotent. Cancelling it cuts everything short.
+        Idempotent. Cancelling it ends all of that at once.
         """
         connector = self._connector
         hosted = connector.own.take()
@@ -567,24 +539,23 @@ class Node:
         connector = self._connector
         if self._machine.has_said_goodbye and (connector.connection or connector.is_searching):
             # The coordinator answers a goodbye by closing the connection in due form.
-            await self._until(lambda: self._gone is not None, self.settings.goodbye_timeout_s)
+            await self._until(lambda: self.gone is not None, self.settings.goodbye_timeout_s)
         self._orphan.cancel()
-        self._fail_requests(errors.CoordinatorLostError("this node has left the run"))
+        self._waiters.answer_all(errors.CoordinatorLostError("this node has left the run"))
         await connector.hang_up()
 
     # -- waiting -------------------------------------------------------------------------------
 
     async def _until(self, is_so: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until something is so, the run is closed, the node is gone, or the time is over.
+        """Wait until `is_so`, until the run is closed, or for `timeout_s`.
 
-        Raises what made the node gone, unless what was waited for is so.
+        Raises a CoordinatorError if the node is gone.
         """
-        loop = asyncio.get_running_loop()
-        ends_s = loop.time() + timeout_s
+        ends_s = _now_s() + timeout_s
         while not is_so():
-            if self._gone is not None:
-                raise self._gone
-            left_s = ends_s - loop.time()
+            if self.gone is not None:
+                raise self.gone
+            left_s = ends_s - _now_s()
             if self.closed is not None or left_s <= 0:
                 return
             await self._waiters.change(left_s)
@@ -596,9 +567,9 @@ class Node:
 
         Raises TimeoutError after `timeout_s`. None: it ends with the round or the coordinator.
         """
-        if self._gone is not None or self._connector.is_closing:
+        if self.gone is not None or self._connector.is_closing:
             self._machine.cancel(request_id)
-            return self._gone or errors.CoordinatorLostError("this node has left the run")
+            return self.gone or errors.CoordinatorLostError("this node has left the run")
         future = self._waiters.expect(request_id)
         try:
             self._act(actions)
@@ -607,10 +578,6 @@ class Node:
         finally:
             self._waiters.forget(request_id)
             self._act(self._machine.cancel(request_id))
-
-    def _fail_requests(self, error: errors.CoordinatorError) -> None:
-        for request_id in self._waiters.requests:
-            self._waiters.answer(request_id, error)
 
 
 def _now_s() -> float:

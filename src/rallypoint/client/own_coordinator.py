@@ -82,6 +82,21 @@ class OwnCoordinator:
         # A node on the coordinator's own machine may have dialled it through loopback.
         return self.advertised_host if is_loopback(host) else host
 
+    @property
+    def address_hint(self) -> str:
+        """Where the candidate of this node listens: other nodes may not reach it there.
+
+        "" without a candidate, or in a run of one node.
+        """
+        is_elected = self.settings.endpoint.kind is EndpointKind.LEDGER
+        if self.hosted is None or not is_elected or self.run.max_nodes == 1:
+            return ""
+        own = self.address if self.address is not None else "which only this machine reaches"
+        return (
+            f"start the missing nodes; they come to this one at {self.hosted.advertised}, {own}: "
+            "--local-addr gives another address"
+        )
+
     # -- hosting -----------------------------------------------------------------------------------
 
     @property

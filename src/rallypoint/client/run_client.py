@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from rallypoint import errors
 from rallypoint.client.bootstrap_port import Reservation, reserve_port
-from rallypoint.client.node import Node, Round
+from rallypoint.client.node import Node
 from rallypoint.client.store_calls import StoreCalls
 from rallypoint.client.waiting import ON_STANDBY, Why, while_waiting
 from rallypoint.core import failure_patterns, reasons
@@ -169,16 +169,13 @@ class NodeRunClient:
         self._lines.forget()
         if found is not None and found.seat.node_rank == 0:
             self._reservation.hand_over()
-        return self._facts(found) if found is not None else None
+        return WorldFacts(self.node_name, found.head, found.seat, 0) if found is not None else None
 
     def _waits(self, why: Why) -> None:
         # A warning is shown also in a program that has not set up logging.
         if self._lines.is_due(why.reason, asyncio.get_running_loop().time()):
             level = logging.INFO if why.reason == ON_STANDBY else logging.WARNING
             _log.log(level, "%s: %s", self.node_name, why.text)
-
-    def _facts(self, found: Round) -> WorldFacts:
-        return WorldFacts(self.node_name, found.head, found.seat, 0)
 
     def _release(self) -> None:
         if self._reservation is not None:
@@ -189,8 +186,8 @@ class NodeRunClient:
         if self._has_left:
             raise left_error()
 
-    async def call(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
-        return await self._node.call(op, timeout_s)
+    def call(self, op: StoreOp, timeout_s: float | None) -> Coroutine[Any, Any, StoreResult]:
+        return self._node.call(op, timeout_s)
 
     async def members(self) -> tuple[RoundMember, ...]:
         self._check_is_in()
@@ -214,14 +211,16 @@ class NodeRunClient:
             cause = await self._node.cause(self._explain_s)
         except errors.CoordinatorError:
             return False
-        if cause is None or self._is_own(cause):
+        is_failure_here = (
+            cause is not None
+            and cause.kind is ChangeKind.WORKER_FAILED
+            and self.node_name in cause.nodes
+        )
+        if cause is None or is_failure_here:
             return False
         why = reasons.describe(cause)
         _log.info("round %d: %s: %s: as %s", number, type(error).__name__, error, why)
         return True
-
-    def _is_own(self, cause: Change) -> bool:
-        return cause.kind is ChangeKind.WORKER_FAILED and self.node_name in cause.nodes
 
     async def leave(self, reason: str) -> None:
         if not self._has_left:

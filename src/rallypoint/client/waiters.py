@@ -31,10 +31,15 @@ class Waiters:
         self._answers.pop(request_id, None)
 
     def answer(self, request_id: int, result: object) -> None:
-        """Give the answer to whoever waits for it; the first one counts."""
+        """Give a request its answer. Only the first answer counts."""
         future = self._answers.get(request_id)
         if future is not None and not future.done():
             future.set_result(result)
+
+    def answer_all(self, result: object) -> None:
+        """Give all requests that still wait this answer."""
+        for request_id in self.requests:
+            self.answer(request_id, result)
 
     async def change(self, timeout_s: float) -> None:
         """Wait for the next `notify`, for at most `timeout_s`."""

@@ -8,10 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final, NamedTuple, Protocol
 
 from rallypoint import errors
-from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.reasons import Waiting, duration
-from rallypoint.core.values import Address
-from rallypoint.settings import NodeSettings
 
 ON_STANDBY: Final = "on standby"
 """The reason of a node for which the round has no place now."""
@@ -91,41 +88,21 @@ def on_standby(nodes_max: int) -> Why:
     return Why(text, ON_STANDBY)
 
 
-class Joins(Protocol):
-    """A node whose wait for a round has ended in vain. See client/node.py."""
+def join_timeout(
+    run_id: str, limit_s: float, waiting: Waiting | None, *, looking: str, hint: str
+) -> errors.JoinTimeoutError:
+    """The error of a node that had no round in `limit_s`.
 
-    settings: NodeSettings
-
-    @property
-    def looking(self) -> str: ...
-
-    @property
-    def candidate_at(self) -> Address | None: ...
-
-    @property
-    def own_address(self) -> OwnAddress | None: ...
-
-
-def join_timeout(node: Joins, limit_s: float, waiting: Waiting | None) -> errors.JoinTimeoutError:
-    """The error of a node that had no round in `limit_s`. `waiting`: the coordinator's reason."""
-    why = str(waiting) if waiting else node.looking or "the coordinator does not say why"
-    hint = (waiting.hint if waiting is not None else "") or _address_hint(node)
+    `waiting`: the coordinator's reason, if it answered. `looking`: what keeps the node from a
+    coordinator. `hint`: where the other nodes may fail to reach this one.
+    """
+    why = str(waiting) if waiting else looking or "the coordinator does not say why"
+    hint = (waiting.hint if waiting is not None else "") or hint
     shown_s = round(limit_s, 1) or limit_s
     return errors.JoinTimeoutError(
-        f"no round of run {node.settings.run_id!r} was formed within {shown_s:g} s: {why}",
+        f"no round of run {run_id!r} was formed within {shown_s:g} s: {why}",
         hint=hint or "start the missing nodes, lower the minimum, or raise the join timeout",
         waiting=waiting,
-    )
-
-
-def _address_hint(node: Joins) -> str:
-    """The other nodes may not reach a candidate at the address that it advertises."""
-    if node.candidate_at is None:
-        return ""
-    own = node.own_address if node.own_address is not None else "which only this machine reaches"
-    return (
-        f"start the missing nodes; they come to this one at {node.candidate_at}, {own}: "
-        "--local-addr gives another address"
     )
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from rallypoint import errors
 from rallypoint.client.run_client import RunClient, WorldFacts
@@ -188,8 +188,10 @@ class Store:
             raise self._error_of(result)
         return result.value
 
-    async def _call(self, op: ops.StoreOp, timeout: timedelta | float | None = None) -> object:
-        return await self.call(op, self.timeout_s if timeout is None else seconds(timeout))
+    def _call(
+        self, op: ops.StoreOp, timeout: timedelta | float | None = None
+    ) -> Coroutine[Any, Any, object]:
+        return self.call(op, self.timeout_s if timeout is None else seconds(timeout))
 
 
 class World(Facts):
@@ -269,7 +271,7 @@ class _RoundCalls:
         self._world = world
 
     async def call(self, op: ops.StoreOp, timeout_s: float | None) -> ops.StoreResult:
-        ended = self._world.change
+        ended = self._world._change
         return await self._source.call(op, timeout_s) if ended is None else round_ended(ended)
 
 

@@ -297,7 +297,8 @@ class NodeRendezvousHandler(RendezvousHandler):
         outcome, reason = _why(sys.exception())
         is_well = True
         try:
-            if not self._goes_alone():
+            # A node that was not let in, or is done, leaves alone: the run goes on without it.
+            if not (self._is_out or self._is_done):
                 self._close(outcome, reason, ends_s)
         except RendezvousError as error:
             _log.warning("run %r was not closed: %s", self.get_run_id(), error)
@@ -305,10 +306,6 @@ class NodeRendezvousHandler(RendezvousHandler):
         finally:
             self._hang_up(reason, ends_s - time.monotonic())
         return is_well
-
-    def _goes_alone(self) -> bool:
-        """Whether only this node ends, and the run goes on without it."""
-        return self._is_out or self._is_done
 
     def _close(self, outcome: Outcome, reason: str, ends_s: float) -> None:
         """Raises RendezvousTimeoutError at `ends_s`, or RendezvousConnectionError."""
@@ -339,14 +336,12 @@ class NodeRendezvousHandler(RendezvousHandler):
 
     def _end(self, close: CloseRecord | None) -> NoReturn:
         """The run was closed while this node waited for a round of it."""
-        if close is not None and close.outcome is Outcome.SUCCEEDED and self._is_spare(close):
+        # A node without a seat in the last round was a standby, or a newcomer.
+        is_spare = close is not None and (self._seated == 0 or self._seated < close.round)
+        if close is not None and close.outcome is Outcome.SUCCEEDED and is_spare:
             self._end_unneeded(f"{self._over(close)}; this node was not needed")
         self._is_out = False
         _raise(RendezvousClosedError, self._over(close))
-
-    def _is_spare(self, close: CloseRecord) -> bool:
-        """Whether the node had no seat in the run's last round: a standby, or a newcomer."""
-        return self._seated == 0 or self._seated < close.round
 
     def _over(self, close: CloseRecord | None) -> str:
         return _over(self.get_run_id(), close)

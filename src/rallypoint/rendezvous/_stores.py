@@ -115,10 +115,14 @@ class RoundCalls:
             if is_terminal(op):
                 await self._check_end()
                 result = ops.StoreValue(0 if isinstance(op, ops.Add) else b"")
-            elif _is_assignment(op) and not self._is_closed():
-                result = ops.StoreValue(self._invented(op))
-        if isinstance(op, ops.Add) and is_terminal(op) and isinstance(result, ops.StoreValue):
-            self._note_terminal()
+            elif _is_assignment(op):
+                ended = self._ended()
+                if ended is None or ended.kind is not ChangeKind.CLOSED:
+                    result = ops.StoreValue(self._invented(op))
+        is_counted = isinstance(op, ops.Add) and is_terminal(op)
+        if is_counted and isinstance(result, ops.StoreValue) and not self._is_terminal:
+            self._is_terminal = True
+            self._on_terminal()
         return result
 
     def error_of(self, failure: ops.StoreFailure) -> Exception:
@@ -137,10 +141,6 @@ class RoundCalls:
             detail = "this node has gone on to another round"
             return Change(ChangeKind.READY_AGAIN, self._number, (), 0, detail)
         return self._node.change
-
-    def _is_closed(self) -> bool:
-        ended = self._ended()
-        return ended is not None and ended.kind is ChangeKind.CLOSED
 
     async def _check_end(self) -> None:
         """Raises RunEndedBadly if the run has ended, and not by success.
@@ -177,11 +177,6 @@ class RoundCalls:
                 first, size = int(key.removeprefix(ASSIGNED_RANKS)) * workers, self._nodes * workers
                 return json.dumps([first, size, first, size]).encode()
         return None
-
-    def _note_terminal(self) -> None:
-        if not self._is_terminal:
-            self._is_terminal = True
-            self._on_terminal()
 
 
 class _EndsRun:
