@@ -351,7 +351,7 @@ def test_a_replica_to_which_a_node_has_come_need_not_stay_away_from_its_run() ->
         shared, coordinator = await new_owner(ledger, 1, config)
         claimed = shared._claims["run"]
         claim = claimed.claim
-        shared._do(claimed, claim.let_go(asyncio.get_running_loop().time(), 120.0))
+        shared._do(claimed, claim.resign(asyncio.get_running_loop().time(), 120.0))
         coordinator.drop_run(coordinator.runs["run"])
         await until(lambda: claim.state is e.ClaimState.IDLE)
         coordinator.open_run("run")

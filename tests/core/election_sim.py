@@ -223,7 +223,7 @@ class Process:
         self.do("", self.holder.tick(now_s))
         for run, claim in self.claims.items():
             if claim.state is e.ClaimState.IDLE and not self.is_leaving:
-                self.do(run, claim.want(now_s))
+                self.do(run, claim.begin(now_s))
             self.do(run, claim.tick(now_s))
         if self.holder.is_lost:
             self.take_office()
@@ -332,7 +332,7 @@ class Process:
     def let_go(self, pause_s: float) -> None:
         for run, claim in self.claims.items():
             if claim.state is e.ClaimState.OWNED:
-                self.do(run, claim.let_go(self.now_s(), pause_s))
+                self.do(run, claim.resign(self.now_s(), pause_s))
 
     def hand_over(self) -> None:
         self.is_leaving = True

@@ -306,7 +306,7 @@ class Claimant:
     def read_run(self, now_s: float) -> e.ReadRun:
         """Begin, or look again."""
         idle = self.claim.state is e.ClaimState.IDLE
-        (asked,) = self.claim.want(now_s) if idle else self.claim.tick(now_s)
+        (asked,) = self.claim.begin(now_s) if idle else self.claim.tick(now_s)
         assert isinstance(asked, e.ReadRun)
         return asked
 
@@ -432,7 +432,7 @@ class TestAdopting:
         assert me.claim.run_swapped(swap, e.Swapped(1), 1.2) == []
         assert me.claim.tick(50.0) == []
         assert me.claim.state is e.ClaimState.IDLE
-        assert me.claim.want(50.0) == []
+        assert me.claim.begin(50.0) == []
 
 
 class TestAnOwnerThatLives:
@@ -584,9 +584,9 @@ class TestLateAnswers:
         made["committing"] = Claimant()
         won = made["committing"].wins()
         made["committing"].claim.commit(msgspec.structs.replace(won, close=CLOSE), 0.0)
-        made["letting go"] = Claimant()
-        made["letting go"].wins()
-        made["letting go"].claim.let_go(0.0)
+        made["resigning"] = Claimant()
+        made["resigning"].wins()
+        made["resigning"].claim.resign(0.0)
         made["revoking"] = Claimant()
         TestAnOwnerThatStandsStill().stands_still(made["revoking"], 3.0)
         made["checking"] = Claimant()
@@ -746,7 +746,7 @@ class TestLettingGo:
     def test_the_run_is_nobodys_and_stays_as_it_was(self):
         me = Claimant()
         me.wins(run=register("", 4, round=a_round(3, "a")))
-        swap = run_swap_of(me.claim.let_go(0.1, 5.0))
+        swap = run_swap_of(me.claim.resign(0.1, 5.0))
         left = register("", 5, sequence=1, round=a_round(3, "a"))
         assert (swap.expected, e.decode_run(swap.value)) == (8, left)
         assert not me.claim.may_decide(0.1)
@@ -756,14 +756,14 @@ class TestLettingGo:
     def test_an_unknown_outcome_is_followed_by_the_same_bytes(self):
         me = Claimant()
         me.wins()
-        swap = run_swap_of(me.claim.let_go(0.1))
+        swap = run_swap_of(me.claim.resign(0.1))
         me.claim.run_swapped(swap, e.Unknown("timeout"), 0.2)
         assert me.claim.tick(0.6) == [swap]
 
     def test_it_stays_away_but_says_where_the_run_is(self):
         me = Claimant()
         me.wins()
-        me.claim.run_swapped(run_swap_of(me.claim.let_go(0.0, 2.0)), e.Swapped(9), 0.1)
+        me.claim.run_swapped(run_swap_of(me.claim.resign(0.0, 2.0)), e.Swapped(9), 0.1)
         assert me.sees(register("", 1, sequence=1), 0.2) == []
         keep(me.lease, 1.2)
         actions = me.judges(serving(), 1.2, run=register("other", 2))
@@ -772,7 +772,7 @@ class TestLettingGo:
     def test_after_the_pause_it_takes_what_is_still_nobodys(self):
         me = Claimant()
         me.wins()
-        me.claim.run_swapped(run_swap_of(me.claim.let_go(0.0, 2.0)), e.Swapped(9), 0.1)
+        me.claim.run_swapped(run_swap_of(me.claim.resign(0.0, 2.0)), e.Swapped(9), 0.1)
         assert me.sees(register("", 1, sequence=1), 0.2) == []
         keep(me.lease, 2.1)
         run_swap_of(me.sees(register("", 1, sequence=1), 2.1))
@@ -781,7 +781,7 @@ class TestLettingGo:
         me = Claimant()
         won = me.wins()
         commit = run_swap_of(me.claim.commit(msgspec.structs.replace(won, close=CLOSE), 0.1))
-        assert me.claim.let_go(0.2) == []
+        assert me.claim.resign(0.2) == []
         committed, swap = me.claim.run_swapped(commit, e.Swapped(9), 0.3)
         assert isinstance(committed, e.RegisterWritten)
         assert isinstance(swap, e.SwapRun)
@@ -790,7 +790,7 @@ class TestLettingGo:
     def test_who_was_deposed_meanwhile_is_gone_too(self):
         me = Claimant()
         me.wins()
-        swap = run_swap_of(me.claim.let_go(0.1, 5.0))
+        swap = run_swap_of(me.claim.resign(0.1, 5.0))
         assert me.claim.run_swapped(swap, e.Conflict(found(register("other", 2))), 0.2) == []
         assert me.claim.state is e.ClaimState.IDLE
         assert me.claim.not_before_s == 5.2
@@ -798,7 +798,7 @@ class TestLettingGo:
     def test_a_claim_without_the_run_is_dropped(self):
         me = Claimant()
         me.judges(serving(), 0.0)
-        assert me.claim.let_go(0.1) == []
+        assert me.claim.resign(0.1) == []
         assert me.claim.state is e.ClaimState.IDLE
 
 
@@ -988,7 +988,7 @@ class TestWhatAnotherPartOfTheProcessHasSeen:
     def judging(self, seen: e.Seen | None, now_s: float) -> list[e.Action]:
         """A claim that finds the run to be another's, whose lease is at version 7."""
         claim = e.Claim("run", "ledger", good(now_s))
-        (asked,) = claim.want(now_s, seen)
+        (asked,) = claim.begin(now_s, seen)
         assert isinstance(asked, e.ReadRun)
         (lease,) = claim.run_read(asked, found(register()), now_s)
         assert isinstance(lease, e.ReadLease)
@@ -1010,13 +1010,13 @@ class TestWhatAnotherPartOfTheProcessHasSeen:
 
     def test_is_taken_by_a_claim_that_has_been_turned_down(self):
         claim = e.Claim("run", "ledger", good(12.0))
-        (asked,) = claim.want(12.0)
+        (asked,) = claim.begin(12.0)
         assert isinstance(asked, e.ReadRun)
         (lease,) = claim.run_read(asked, found(register()), 12.0)
         assert isinstance(lease, e.ReadLease)
         claim.lease_read(lease, found(serving()), 12.0)
-        assert claim.want(13.0) == []
-        (asked,) = claim.want(13.0, self.SEEN)
+        assert claim.begin(13.0) == []
+        (asked,) = claim.begin(13.0, self.SEEN)
         assert isinstance(asked, e.ReadRun)
         (lease,) = claim.run_read(asked, found(register()), 13.0)
         assert isinstance(lease, e.ReadLease)
@@ -1292,7 +1292,7 @@ class TestTheFloor:
 
     def claim(self) -> tuple[e.Claim, e.ReadRun]:
         made = e.Claim("run", "ledger", good())
-        (asked,) = made.want(0.0)
+        (asked,) = made.begin(0.0)
         assert isinstance(asked, e.ReadRun)
         return made, asked
 

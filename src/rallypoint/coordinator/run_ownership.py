@@ -172,7 +172,7 @@ class RunOwnership:
         self._do(claimed, claim.tick(now_s))
         if claim.state is e.ClaimState.IDLE and claimed.is_wanted_again:
             claimed.is_wanted_again = False
-            self._do(claimed, claim.want(now_s))
+            self._do(claimed, claim.begin(now_s))
         self._yield_if_unheard(claimed, now_s)
         is_busy = claim.state not in (e.ClaimState.IDLE, e.ClaimState.ELSEWHERE)
         if not is_busy and now_s - claimed.wanted_s > FORGET_CLAIM_S:
@@ -237,9 +237,9 @@ class RunOwnership:
         if claim.state is e.ClaimState.OWNED and claim.register is not None:
             # It was won, but could not be begun.
             self._runs.won(run_id, claim.register, claim.former_host)
-        if claim.state is e.ClaimState.LETTING_GO:
+        if claim.state is e.ClaimState.RESIGNING:
             claimed.is_wanted_again = True
-        self._do(claimed, claim.want(now_s, seen))
+        self._do(claimed, claim.begin(now_s, seen))
 
     def commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
         """Write a record to the run's register. A round's log is created first (R10)."""
@@ -516,7 +516,7 @@ class RunOwnership:
         if is_ours and resignation.should_yield(others, now_s):
             reason = "no other node reaches this coordinator: it resigns"
             _log.warning("run %s: %s", run_id, reason)
-            self._do(claimed, claimed.claim.let_go(now_s, resignation.pause_s()))
+            self._do(claimed, claimed.claim.resign(now_s, resignation.pause_s()))
             self._runs.deposed(run_id, reason)
 
     # -- unexpected errors ---------------------------------------------------------------------
@@ -541,7 +541,7 @@ class RunOwnership:
         self._stays_away_s[run_id] = now_s + pause_s
 
         try:
-            self._do(claimed, claimed.claim.let_go(now_s, pause_s))
+            self._do(claimed, claimed.claim.resign(now_s, pause_s))
         except Exception as error:  # noqa: BLE001 - as in `guarded`
             # Its register names this process, which takes it anew if a node asks for the run.
             _log.error("run %s: it cannot be let go of", run_id, exc_info=error)

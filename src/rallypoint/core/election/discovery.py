@@ -104,9 +104,9 @@ class Discovery:
         self._look_again_s: float | None = None
         self._lease_ends_s: float | None = None
         """When the owner's lease has expired, unless it changes before."""
-        self._stands_s: float | None = None
+        self._candidate_s: float | None = None
         """When this node becomes a candidate; None: the run has an owner."""
-        self._stands_by_s: float | None = None
+        self._beside_owner_s: float | None = None
         """When this node becomes a candidate beside an owner that it cannot reach; None: it can."""
         self.floor = Stamp()
         """R5: by what was read so far, the node accepts no coordinator of an earlier term."""
@@ -128,7 +128,7 @@ class Discovery:
 
     def seek(self, now_s: float, jitter: float) -> None:
         """Begin to look for a coordinator: at once if the run is small, else within `look_s`."""
-        self._open, self._stands_s, self._stands_by_s = None, None, None
+        self._open, self._candidate_s, self._beside_owner_s = None, None, None
         self._look_again_s = now_s + self._spread_s() * jitter
 
     def seek_again(self, now_s: float, jitter: float) -> None:
@@ -144,11 +144,11 @@ class Discovery:
         for the ttl first, because most owners that do not answer are dead. Then about `candidates`
         of them become candidates, by `chance`, which is drawn from [0, 1).
         """
-        if self._stands_by_s is None:
+        if self._beside_owner_s is None:
             doubling_s = self._doubling_s()
             drawn_s = stands_after_s(chance, self.nodes, self.candidates, doubling_s)
-            self._stands_by_s = now_s + self.timing.ttl_s + drawn_s
-        return now_s >= self._stands_by_s
+            self._beside_owner_s = now_s + self.timing.ttl_s + drawn_s
+        return now_s >= self._beside_owner_s
 
     def look_now(self, now_s: float, jitter: float = 0.0) -> None:
         """The engine has reported a change of the head, to all nodes at once: look soon."""
@@ -202,18 +202,18 @@ class Discovery:
         self._lease_ends_s = seen.since_s + lease.ttl_s
         if now_s >= self._lease_ends_s:
             return self._nobody(now_s, jitter, seen)
-        self._stands_s = self._look_again_s = None
+        self._candidate_s = self._look_again_s = None
         return [AttachTo(lease, self._register.stamp)]
 
     def _nobody(
         self, now_s: float, jitter: float, seen: Seen | None = None
     ) -> list[DiscoveryAction]:
         self._lease_ends_s = None
-        if self._stands_s is None:
+        if self._candidate_s is None:
             after_s = stands_after_s(jitter, self.nodes, self.candidates, self._doubling_s())
-            self._stands_s = now_s + after_s
+            self._candidate_s = now_s + after_s
         self._rest(now_s, jitter)
-        return [BecomeCandidate(seen)] if now_s >= self._stands_s else []
+        return [BecomeCandidate(seen)] if now_s >= self._candidate_s else []
 
     def _doubling_s(self) -> float:
         """In what time the number of candidates doubles. A slow engine shows candidates late."""
@@ -232,7 +232,7 @@ class Discovery:
         """Look again after a while, and at every moment at which there may be something to do."""
         often_s = max(self.look_s, min(self.nodes / LOOKS_PER_S, self.timing.ttl_s))
         due_s = [now_s + often_s * (0.5 + jitter)]
-        for then_s in (self._lease_ends_s, self._stands_s):
+        for then_s in (self._lease_ends_s, self._candidate_s):
             if then_s is not None and then_s > now_s:
                 due_s.append(then_s)
         self._look_again_s = min(due_s)

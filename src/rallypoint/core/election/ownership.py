@@ -59,7 +59,7 @@ class ClaimState(enum.StrEnum):
     """The run may be taken over, but not by this process yet: its own lease does not let it decide,
     or it has resigned."""
     OWNED = "owned"
-    LETTING_GO = "letting go"
+    RESIGNING = "resigning"
     ELSEWHERE = "elsewhere"
     """The owner is alive, as far as is known. Its lease is read again from time to time."""
 
@@ -67,7 +67,7 @@ class ClaimState(enum.StrEnum):
 class Claim:
     """The claim of this process to one run. `holder` is the lease of this process.
 
-    `want` begins it, and each answer continues it. At most one question is open. `tick` asks the
+    `begin` starts it, and each answer continues it. At most one question is open. `tick` asks the
     same question again until it is answered; answers to other questions are ignored. The caller
     also ticks all claims after every answer to the holder, since they may have waited for it.
     """
@@ -116,7 +116,7 @@ class Claim:
 
     # -- what is asked for ---------------------------------------------------------------------
 
-    def want(self, now_s: float, seen: Seen | None = None) -> list[Action]:
+    def begin(self, now_s: float, seen: Seen | None = None) -> list[Action]:
         """A node asks for the run, or this process is to coordinate it.
 
         `seen`: since when this process has seen the owner's lease unchanged, by the same clock.
@@ -148,7 +148,7 @@ class Claim:
         self._ask(ClaimState.OWNED, swap, now_s)
         return [swap] if self._holder.may_decide(now_s) else []
 
-    def let_go(self, now_s: float, pause_s: float = 0.0) -> list[Action]:
+    def resign(self, now_s: float, pause_s: float = 0.0) -> list[Action]:
         """Resign: give up the run when a pending commit is done, and not take it for `pause_s`.
 
         A process that ends does not call this; it hands over its whole lease. A claim that does not
@@ -158,7 +158,7 @@ class Claim:
             self.deposed(now_s, pause_s)
             return []
         self._pause_s = pause_s
-        return [] if self._open is not None else self._let_go(now_s)
+        return [] if self._open is not None else self._resign(now_s)
 
     def end_pause(self) -> None:
         """The reason for which this process resigned is gone: it may take over the run again."""
@@ -339,12 +339,12 @@ class Claim:
 
     def _written(self, register: RunRegister, version: int, now_s: float) -> list[Action]:
         before, self.register, self.version = self.state, register, version
-        if before is ClaimState.LETTING_GO:
+        if before is ClaimState.RESIGNING:
             self.deposed(now_s, self._pause_s or 0.0)
             return []
         if before is ClaimState.OWNED:
             self._rest(ClaimState.OWNED, None)
-            more = [] if self._pause_s is None else self._let_go(now_s)
+            more = [] if self._pause_s is None else self._resign(now_s)
             return [RegisterWritten(register, version), *more]
         if self._is_unchecked:
             # R13: during this swap the run may have begun elsewhere, and have been removed.
@@ -359,11 +359,11 @@ class Claim:
         self._rest(ClaimState.OWNED, None)
         return [Elected(register, self.version, self.former_host)]
 
-    def _let_go(self, now_s: float) -> list[Action]:
+    def _resign(self, now_s: float) -> list[Action]:
         assert self.register is not None
         free = msgspec.structs.replace(_following(self.register, self.register), owner="")
         swap = SwapRun(self.version, encode(free))
-        self._ask(ClaimState.LETTING_GO, swap, now_s)
+        self._ask(ClaimState.RESIGNING, swap, now_s)
         return [swap] if self._holder.may_decide(now_s) else []
 
     def _stop(self, reason: str, now_s: float, pause_s: float = 0.0) -> list[Action]:
