@@ -199,7 +199,7 @@ def test_a_run_that_had_to_go_is_not_kept_until_its_time() -> None:
     del peer, peers
     gc.collect()
     assert sum(run() is not None for run in forgotten) == len(here.coordinator.runs) <= 200
-    assert len(here.coordinator._idle_due) <= 2 * 200 + 64 + 1
+    assert len(here.coordinator._idle._due) <= 2 * 200 + 64 + 1
     here.pass_time(here.coordinator.config.empty_run_keep_s + 1)
     assert not here.coordinator.runs, "the others are looked at when their time is over"
 

@@ -5,8 +5,9 @@ Nothing here decides about ranks, rounds or members; that is `core`. Read the fi
 1. `session`: one connection of a node; `outgoing` has what waits for a slow peer.
 2. `hosted_run`: one run. Its parts are `connections`, `store_service`, `run_timers`, `run_memory`,
    `member_table`, `event_queue` and `history`.
-3. `coordinator`: all runs and connections. None of these has sockets or asyncio: they take bytes,
-   connection events and ticks, and a test drives them over a network in memory.
+3. `coordinator`: all runs and connections; `idle_runs` has those without nodes. None of these has
+   sockets or asyncio: they take bytes, connection events and ticks, and a test drives them over a
+   network in memory.
 4. `memory_ownership`, or on a ledger `run_ownership`: where records are kept, and whether this
    process owns a run. The latter drives claims (`claimed_run`) as far as the lease allows
    (`lease_manager`); `owned_runs` tells the hosted runs, with `takeover` and `log_writer`.

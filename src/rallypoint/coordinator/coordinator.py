@@ -7,16 +7,16 @@ and knows whether this process owns a run.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from typing import Final, Protocol
 
 from rallypoint.clock import TICK_S, StallProofClock
 from rallypoint.coordinator import hosted_run
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.coordinator.idle_runs import IdleRuns
 from rallypoint.coordinator.other_runs import TurnedAway, looking_alike
 from rallypoint.coordinator.outgoing import Outlet
 from rallypoint.coordinator.session import Session
@@ -26,27 +26,14 @@ from rallypoint.core import naming, reasons
 from rallypoint.core.budget import HOW_TO_RAISE, MemoryBudget
 from rallypoint.core.election import Seen
 from rallypoint.core.membership import Membership
-from rallypoint.core.quotas import (
-    NOBODY,
-    Account,
-    Holdings,
-    Idle,
-    Keep,
-    Paces,
-    keep_s,
-    may_evict,
-)
+from rallypoint.core.quotas import NOBODY, Account, Holdings, Paces
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.tables import TABLE_BYTES_MAX
-from rallypoint.core.values import Address, Phase, Stamp
+from rallypoint.core.values import Address, Stamp
 from rallypoint.wire import messages as wire
 
 _log = logging.getLogger("rallypoint.coordinator")
 
-LOOK_AGAIN_S: Final = 10.0
-"""How often an idle run is looked at that must stay for another reason."""
-STALE_LOOKS_FEW: Final = 64
-"""So many entries of runs that have gone may stay in the heap."""
 FORGOTTEN_MAX: Final = 4_096
 """How many names are kept of runs that were forgotten before they had a round."""
 
@@ -80,7 +67,7 @@ class Ownership(hosted_run.Ownership, Protocol):
         """Stop. Idempotent."""
 
     def claim(self, run_id: str, seen: Seen | None = None) -> None:
-        """A node of the run is here: own the run, or find out who does.
+        """A node of the run is here: own the run, or find its owner.
 
         `seen`: since when this process has seen the owner's lease stand still.
         """
@@ -92,8 +79,8 @@ class Ownership(hosted_run.Ownership, Protocol):
 class Coordinator:
     """The runs and connections of one coordinator.
 
-    Owned by one thread. Whoever drives it calls `tick` at least every `clock.TICK_S` seconds and
-    at `next_due_s`; `wake` is called when that may have come nearer.
+    Owned by one thread. Its driver calls `tick` at least every `clock.TICK_S` seconds and at
+    `next_due_s`; `wake` is called when that may be earlier than before.
     """
 
     def __init__(
@@ -136,12 +123,7 @@ class Coordinator:
         """For nodes that were in a run: they all come at once after a takeover."""
         self._begins_at_s: dict[str, float] = {}
         """When each run may begin for which nodes wait, by its name."""
-        self._idle: dict[Idle, dict[str, HostedRun]] = {kind: {} for kind in Idle}
-        """Runs to which no node is connected; of each kind, the longest idle first."""
-        self._idle_due: list[tuple[float, int, str]] = []
-        """When to look whether they are over: (time, serial number, name); a heap."""
-        # It has names: a run that is forgotten earlier must not stay in memory until then.
-        self._looks = 0
+        self._idle = IdleRuns(self.runs, config, self.now_s, is_in_memory=ownership.is_in_memory)
         self._never_formed: dict[str, None] = {}
         """Names of runs that were forgotten before they had a round: a node may begin them anew."""
         self.descriptors_max = config.sessions_max
@@ -191,7 +173,8 @@ class Coordinator:
             session.beat_unasked()
         for session in list(self.unread.values()):
             session.look(now_s)
-        self._sweep(now_s)
+        for run in self._idle.over(now_s):
+            self._forget_run(run)
 
     def listen(self, session: Session, due_s: float) -> None:
         """Look at `due_s` whether the session was silent for too long."""
@@ -322,7 +305,7 @@ class Coordinator:
         return looking_alike(run, reversed(self.runs.values()))
 
     def claim(self, run_id: str) -> None:
-        """A node of the run is here: own the run, or find out who does."""
+        """A node of the run is here: own the run, or find its owner."""
         run = self.runs.get(run_id)
         if run is not None and not run.is_claimed:
             self.ownership.claim(run_id)
@@ -383,64 +366,14 @@ class Coordinator:
 
     def run_is_idle(self, run: HostedRun) -> None:
         """No node is connected to the run any more, or yet; or an idle run has closed."""
-        if self.runs.get(run.run_id) is not run:
-            return
-        self.run_is_busy(run)
-        run.idle_since_s = self.now_s()
-        self._idle[run.idle_kind][run.run_id] = run
-        self._look_at(run, run.idle_since_s + self._keep_s(run))
-        if len(self.runs) - sum(map(len, self._idle.values())) <= 1:
-            self.turns.alone()
+        if self.runs.get(run.run_id) is run:
+            self._idle.add(run)
+            if len(self.runs) - len(self._idle) <= 1:
+                self.turns.alone()
 
     def run_is_busy(self, run: HostedRun) -> None:
         """A node is connected to the run."""
-        for runs in self._idle.values():
-            if runs.get(run.run_id) is run:
-                del runs[run.run_id]
-
-    def _look_at(self, run: HostedRun, due_s: float) -> None:
-        if due_s < run.look_due_s:  # else an earlier look is due, which arms this one
-            run.look_due_s = due_s
-            self._looks += 1
-            heappush(self._idle_due, (due_s, self._looks, run.run_id))
-            if len(self._idle_due) > 2 * len(self.runs) + STALE_LOOKS_FEW:
-                self._idle_due = [each for each in self._idle_due if self._looked_at(each)]
-                heapify(self._idle_due)
-
-    def _looked_at(self, look: tuple[float, int, str]) -> HostedRun | None:
-        """The run of this entry; None if it has gone, or was looked at before."""
-        run = self.runs.get(look[2])
-        return run if run is not None and run.look_due_s == look[0] else None
-
-    def _keep_s(self, run: HostedRun) -> float:
-        config = self.config
-        kept = Keep(config.closed_run_keep_s, config.empty_run_keep_s, config.unformed_run_keep_s)
-        return keep_s(run.idle_kind, run.arrivals, kept)
-
-    def _sweep(self, now_s: float) -> None:
-        """Forget runs that are over. O(those that are due)."""
-        while self._idle_due and self._idle_due[0][0] < now_s:
-            run = self._looked_at(heappop(self._idle_due))
-            if run is None:
-                continue
-            run.look_due_s = math.inf
-            if run.attached_count:
-                continue  # Once it is idle again, it is looked at again.
-            due_s = run.idle_since_s + self._keep_s(run)
-            if due_s < now_s and self._is_over(run, now_s):
-                self._forget_run(run)
-            else:
-                self._look_at(run, max(due_s, now_s + min(LOOK_AGAIN_S, self._keep_s(run))))
-
-    def _is_over(self, run: HostedRun, now_s: float) -> bool:
-        # A process that is cut off from the ledger cannot know whether another one owns the run.
-        is_suspended = run.membership.phase is Phase.SUSPENDED
-        if run.attached_count or not run.is_claimed or is_suspended:
-            return False
-        if run.idle_kind is not Idle.EMPTY:
-            return True
-        since_s = run.empty_since_s
-        return since_s is not None and now_s - since_s > self.config.empty_run_keep_s
+        self._idle.remove(run)
 
     def _has_room_for_run(self, account: Account) -> bool:
         held, runs_max = self._held_runs, self.config.runs_max
@@ -449,24 +382,13 @@ class Coordinator:
         if held.total > runs_max:
             return False
         may_take_any = held.total == runs_max and held.is_small(account, runs_max)
-        for run in self._evictable():
+        for run in self._idle.evictable():
             if (
                 may_take_any or run.account == account
             ):  # The account then has as many runs as before.
                 self._forget_run(run)
                 return True
         return False
-
-    def _evictable(self) -> Iterator[HostedRun]:
-        """Runs that may be forgotten early: first those that never had a round, then the oldest."""
-        now_s = self.now_s()
-        for kind, runs in self._idle.items():
-            for run in runs.values():
-                idle_s = now_s - run.idle_since_s
-                if not may_evict(kind, idle_s, is_kept_here=self.ownership.is_in_memory):
-                    break  # The others of this kind became idle later.
-                if run.is_claimed and run.membership.phase is not Phase.SUSPENDED:
-                    yield run
 
     def _forget_run(self, run: HostedRun) -> None:
         _log.info("run %s is forgotten", run.run_id)
@@ -481,7 +403,7 @@ class Coordinator:
     def _remove(self, run_id: str) -> None:
         run = self.runs.pop(run_id, None)
         if run is not None:
-            self.run_is_busy(run)
+            self._idle.remove(run)
             self._held_runs.give_back(run.account)
             run.forgotten()
             self.turns.forget(run)

@@ -87,7 +87,7 @@ class History:
         wall_s: float,
         phase: Phase = Phase.GATHERING,
     ) -> PastLoss | None:
-        """Note what one step of the core decided. Returns who was lost beside a round, if anyone.
+        """Note what one step of the core decided. Returns the loss beside a round, if there is one.
 
         `phase`: the run's, before that step.
         """

@@ -160,14 +160,14 @@ class HostedRun:
         self.pins = self.memory.pins
         self.history = History(host.config.rounds_remembered, now_s, host.config.clock_host)
         self.account: Account = NOBODY
-        """Who has begun it."""
+        """The account that has begun the run."""
         self.arrivals = 0
-        """How many nodes were let in that were no members."""
+        """How many nodes were admitted that were no members."""
         self.empty_since_s: float | None = now_s
         """Since when the run has no members; None: it has some."""
         self.idle_since_s = now_s
         self.look_due_s = math.inf
-        """When the coordinator looks whether this run is over, if nobody is connected."""
+        """When to check whether this run is over, if no node is connected."""
         # A run that is not claimed yet has no term: a node must not take its messages for those of
         # an older coordinator.
         term = 0 if self.is_leased else membership.term

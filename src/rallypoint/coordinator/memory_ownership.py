@@ -1,7 +1,7 @@
 """Runs that are kept in the memory of one coordinator: it owns each of them while it lives.
 
-Nobody can take such a run over, so there is no lease, no log and no register. Runs on a ledger that
-coordinators share are in `run_ownership`.
+No other process can take such a run over. So there is no lease, no log and no register. For runs on
+a shared ledger, see `run_ownership`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class MemoryOwnership:
         """There is nothing to reach."""
 
     async def hand_over(self, timeout_s: float, reason: str) -> None:
-        """There is nobody to hand over to."""
+        """No other process can take the runs."""
 
     async def aclose(self) -> None:
         """There is nothing to stop."""
@@ -90,7 +90,7 @@ class MemoryOwnership:
         """There is no lease."""
 
     def may_answer(self, run: HostedRun) -> bool:
-        """Nobody else can own the run."""
+        """True: no other process can own the run."""
         return True
 
     def gave_up(self, run: HostedRun) -> None:

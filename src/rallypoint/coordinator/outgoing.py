@@ -174,7 +174,7 @@ class Outgoing:
 class Backlog:
     """What waits on one connection whose peer has not read everything. Others have no backlog.
 
-    It is sent in turns with the connections of other runs; `run` is whose turn that is. `count` is
+    It is sent in turns with those of other runs, in the turn of `run`. `count` is
     told how the memory changes. `caught_up` is called once everything has been sent; then the
     backlog has ended.
     """

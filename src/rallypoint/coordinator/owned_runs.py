@@ -75,7 +75,7 @@ class OwnedRuns:
     # -- what has become of a run's claim ------------------------------------------------------
 
     def won(self, run_id: str, register: RunRegister, former_host: NodeId | None) -> None:
-        """The run is this process's: begin it. Called again while nobody has begun it."""
+        """This process owns the run: begin it. May be called again until the run has begun."""
         taking = self._taking_over.get(run_id)
         if taking is not None and taking.term == register.term:
             return
@@ -143,7 +143,7 @@ class OwnedRuns:
         self.coordinator.drop_run(run)
 
     def deposed(self, run_id: str, reason: str) -> None:
-        """The run is not this process's any more."""
+        """This process does not own the run any more."""
         self.stop_taking_over(run_id)
         run = self._run(run_id)
         if run is None:
@@ -192,7 +192,7 @@ class OwnedRuns:
     # -- what has become of the lease ----------------------------------------------------------
 
     def suspend_all(self, reason: str, away_s: float) -> None:
-        """SUSPENDED: sessions stay, active rounds go on, nobody is judged."""
+        """SUSPENDED: sessions stay, active rounds go on, no member is judged."""
         _log.warning("suspended: %s", ledger_unreachable(away_s, reason))
         for run in self._claimed():
             run.post(on.LedgerLost(reason, away_s, SuspensionCause.LEASE))
@@ -204,7 +204,7 @@ class OwnedRuns:
             run.supervised(run.connections.send_away, Refusal(RefusalCode.MOVED, why))
 
     def hand_over_all(self) -> None:
-        """SUSPENDED, until the ledger says that the lease is moving, and the nodes are sent off."""
+        """SUSPENDED, until the lease is handed over and the nodes are sent away."""
         for run in self._claimed():
             reason = "this coordinator hands over"
             run.post(on.LedgerLost(reason, cause=SuspensionCause.LEASE))

@@ -116,7 +116,7 @@ class RunOwnership:
         self._sweeping.spawn(garbage_collector.run(), failed)
 
     async def hand_over(self, timeout_s: float, reason: str) -> None:
-        """Say in the ledger that this coordinator is going, then send the nodes to look again."""
+        """End the lease in the ledger, then send the nodes to look for another coordinator."""
         coordinator = self._runs.coordinator
         if coordinator is None:
             return
@@ -125,7 +125,7 @@ class RunOwnership:
             run.post(on.CommitRefused(reason, is_own_wish=True))
 
     async def hand_over_lease(self, timeout_s: float) -> None:
-        """Say in the ledger that this process is going: then nobody has to wait for the ttl."""
+        """End the lease in the ledger, so that other processes need not wait for the ttl."""
         lease = self.lease_manager
         lease.is_going = True
         try:
@@ -486,7 +486,7 @@ class RunOwnership:
             )
 
     async def _renewed(self) -> None:
-        """Wait until a renewal that is sent from now on was done: nobody has revoked the lease."""
+        """Wait until a renewal that is sent from now on is confirmed: the lease is not revoked."""
         since_s = _now_s()
         while not self.lease_manager.holder.was_renewed_since(since_s):
             await self._any_request()

@@ -55,7 +55,7 @@ async def delete_run(ledger: Ledger, register: e.RunRegister, version: int) -> N
 
 
 async def close_and_delete(ledger: Ledger, register: e.RunRegister, version: int) -> None:
-    """Remove a run of this process that nobody is in. Raises LedgerError.
+    """Remove a run of this process that has no members. Raises LedgerError.
 
     An open run is closed first: if it is another process's by now, nothing is done (R5).
     """
@@ -65,7 +65,7 @@ async def close_and_delete(ledger: Ledger, register: e.RunRegister, version: int
         )
         outcome = await ledger.swap(run_key(register.run_id), version, e.encode(closed))
         if not isinstance(outcome, Swapped):
-            return  # Another process has it; or nobody knows, and a node or a collector finds it.
+            return  # Another process owns it; or the outcome is unknown, and a collector finds it.
         version = outcome.version
     await delete_run(ledger, register, version)
 

@@ -361,7 +361,7 @@ def _can_be_websocket(ws: web.WebSocketResponse, request: web.Request) -> bool:
 
 
 def has_body(request: web.Request) -> bool:
-    """Whether the request says that a body follows."""
+    """Whether the request has a body."""
     size = request.headers.get("Content-Length", "0").strip()
     return "Transfer-Encoding" in request.headers or size.strip("0") != ""
 

@@ -132,7 +132,7 @@ class Host(Protocol):
         """The run, begun for the account of this session if there is none."""
 
     def claim(self, run_id: str) -> None:
-        """A node of the run is here: own the run, or find out who does."""
+        """A node of the run is here: own the run, or find its owner."""
 
     def disconnected(self, session: Session) -> None:
         """The connection has ended."""
@@ -380,7 +380,7 @@ class Session:
         return self.connection_id in self._host.put_off
 
     def beat_unasked(self) -> None:
-        """Its input is put off, heartbeats too: the node must not give this coordinator up."""
+        """Send an answer to no heartbeat: those of the node wait for their turn with its input."""
         if self.run is not None and self.node is not None:
             self.beat(self.run)
 

@@ -65,7 +65,7 @@ class StoreService:
         self.current: RoundStore | StoreLog | None = None
         """None before the first round, and on a run that is closed."""
         self.seats: dict[str, Seat] = {}
-        """The members of the round, by name: nobody else may call (R4)."""
+        """The members of the round, by name: no other node may call (R4)."""
         self._run = run
         self._is_leased = run.is_leased
         self._sessions = sessions
@@ -75,7 +75,7 @@ class StoreService:
         self._now_s = now_s
         self._held = HeldAnswers(count=run.share.add)
         self._tally: Tally | None = None
-        """The store's own count, where it is all that is kept."""
+        """The store's own count of its memory, if it has no log."""
         self._kept = 0
         self._timer: ScheduledCall | None = None
         self._timer_due_s: float | None = None
@@ -123,7 +123,7 @@ class StoreService:
             self._answer([Answer(node.name, call.request_id, ended)])
             return
         if node.name not in self.seats:
-            # R4: nobody has the store of a round that it is not in.
+            # R4: a node must not have the store of a round that it is not in.
             outside = StoreFailure(BAD_REQUEST, "this node is not in the round")
             self._answer([Answer(node.name, call.request_id, outside)])
             return

@@ -60,7 +60,7 @@ async def read_and_seal(
 async def _members(
     ledger: Ledger, register: RunRegister, renewed: Callable[[], Awaitable[None]]
 ) -> tuple[RoundMember, ...]:
-    """The member table. Of a closed run, what its head has: nobody is expected in it."""
+    """The member table. Of a closed run, only the rows in its head: none is needed."""
     if register.close is not None:
         return register.table.rows if register.table is not None else ()
     told = ""
@@ -68,8 +68,8 @@ async def _members(
         try:
             return await read_members(ledger, register.run_id, register.table)
         except UnreadableError:
-            # A later owner may have replaced the table: then this one is deposed. If its lease
-            # turns out to be good, nobody has sealed after it, and the table is really damaged.
+            # A later owner may have replaced the table: then this process is deposed. If its lease
+            # is good, no process has sealed after it, and the table is really damaged.
             await renewed()
             raise
         except (LedgerCorruptError, LedgerForeignError, LedgerFormatError) as error:
