@@ -20,6 +20,7 @@ from tests.fuzz import __main__ as fuzz
 from tests.fuzz import live
 from tests.fuzz.memory import MemoryTransport
 from tests.fuzz.watching import FuzzFailure, Watch, must
+from tests.kinds import LONG
 
 SEED = 1
 
@@ -27,6 +28,14 @@ SEED = 1
 @pytest.mark.parametrize("target", fuzz.TARGETS)
 def test_no_input_does_harm(target: str) -> None:
     for number in range(3):
+        assert fuzz.one_episode(target, SEED, number) > 0
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("target", fuzz.TARGETS)
+def test_no_input_does_harm_in_many_episodes(target: str) -> None:
+    for number in range(3, 43 if not LONG else 1_003):
         assert fuzz.one_episode(target, SEED, number) > 0
 
 
