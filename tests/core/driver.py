@@ -1,7 +1,7 @@
-"""Drives one checked membership by a logical clock: for scenarios, rules and properties.
+"""Drives one checked membership by a logical clock, for scenarios, rules and properties.
 
-Nodes are named by tokens: `b` is the first start of node b, `b'` its second. A due timer fires in
-order of its time, and unless `manual_commit` is set the ledger answers at once.
+Nodes are named by tokens: `b` is the first start of node b, `b'` its second. Due timers fire in
+the order of their times. The ledger answers at once, unless `manual_commit` is set.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rallypoint.core.values import (
 from rallypoint.testing.invariants import Checked
 
 STOP_S = 5.0
-"""How long nodes say that they take to stop their workers, unless a test says otherwise."""
+"""The stop time of nodes, unless a test gives another."""
 
 
 def node_id(token: str) -> NodeId:
@@ -50,7 +50,7 @@ def token_of(node: NodeId) -> str:
 
 
 class Driver:
-    """One run, its clock, its timers and its ledger; remembers what each node would know."""
+    """One run with its clock, timers and ledger, and what each node of it knows."""
 
     def __init__(
         self,
@@ -97,12 +97,12 @@ class Driver:
         return [member.name for member in self.run.round.members] if self.run.round else []
 
     def take(self) -> list[tuple[float, do.Effect]]:
-        """The effects since this was last called, with their times."""
+        """The effects since the last call, with their times."""
         effects, self.effects = self.effects, []
         return effects
 
     def step(self, *events: on.Event) -> list[do.Effect]:
-        """Step events, and the ledger's answers to what they bring, now."""
+        """Step these events, and the ledger's answers to their effects."""
         found: list[do.Effect] = []
         queue = list(events)
         self.said += [event for event in events if isinstance(event, on.SignOfLife)]
@@ -143,13 +143,13 @@ class Driver:
                     self._rounds[token] = record.head.number
 
     def advance(self, duration_s: float) -> None:
-        """Let time pass, and fire the timers that fall due, each at its own time."""
+        """Let time pass, and fire each timer at its time."""
         end_s = self.now_s + duration_s
         while self.advance_once(end_s):
             pass
 
     def advance_once(self, end_s: float) -> bool:
-        """Fire the next timer due by `end_s`. If there is none it is `end_s` then, and False."""
+        """Fire the next timer that is due by `end_s`. If there is none, go to `end_s`: False."""
         if not self._timers or self._timers[0][0] > end_s:
             self.now_s = end_s
             return False
@@ -162,7 +162,7 @@ class Driver:
     # -- another coordinator -------------------------------------------------------------------
 
     def _keep(self) -> None:
-        """What the ledger has said to be in it."""
+        """Keep what the ledger has."""
         kept = self.register
         if self._asked and (self.run.round is not kept.round or self.run.close is not kept.close):
             self.register = _with(kept, *self._asked)
@@ -171,7 +171,7 @@ class Driver:
     def fail_over(
         self, *, is_written: bool = False, attach_grace_s: float = 6.0, host: str = ""
     ) -> None:
-        """The coordinator dies, and another one takes over, to which no node has come yet.
+        """The coordinator dies, and another one takes over. No node has attached to it yet.
 
         `is_written`: what it had just given to the ledger is in there. `host`: the node that it
         ran in, if that is known to have gone with it.
@@ -217,7 +217,7 @@ class Driver:
             self.step(on.NodeAttached(info, settings or self.settings, self._links[token], shown))
 
     def ready(self, *tokens: str, leaving: int | None = None, workers: int = 1) -> None:
-        """Ask for the next round, leaving the one that the node was last given."""
+        """Ask for the next round, and leave the one that the node was given last."""
         for token in tokens:
             left = self._rounds.get(token, 0) if leaving is None else leaving
             bootstrap = Address(f"{node_id(token).name}.example", 29500)
@@ -225,7 +225,7 @@ class Driver:
             self.step(on.NodeReady(node_id(token), left, bootstrap, workers, told))
 
     def join(self, *tokens: str) -> None:
-        """Attach, all of them, and then ask for a round."""
+        """All of them attach, and then ask for a round."""
         self.attach(*tokens)
         self.ready(*tokens)
 
@@ -255,7 +255,7 @@ class Driver:
             self.step(on.ConnectionLost(node_id(token), self._links[token]))
 
     def die(self, *tokens: str) -> None:
-        """The node's kernel closes its connection: its process is gone."""
+        """The node's kernel closes its connection, as its process has ended."""
         how = ConnectionEnd.PROCESS_ENDED
         for token in tokens:
             self.step(on.ConnectionLost(node_id(token), self._links[token], how))
@@ -283,7 +283,7 @@ class Driver:
         self.step(on.Committed())
 
     def note(self) -> None:
-        """What is noted of the members is in the ledger."""
+        """The ledger has the marks of the members."""
         self.step(on.Noted(self._note_serial))
 
     def refuse_commit(self) -> None:
@@ -311,7 +311,7 @@ def _with(
 
 
 class _Settings(msgspec.Struct, forbid_unknown_fields=True):
-    """A run's settings under the short names that scenarios use; a test's run has 2 to 4 nodes."""
+    """The settings of a run, by the short names of scenarios. A run has 2 to 4 nodes by default."""
 
     min: int = 2
     max: int = 4

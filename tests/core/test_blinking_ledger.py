@@ -10,12 +10,12 @@ from rallypoint.core.values import ChangeKind, Phase
 from tests.core.driver import Driver
 
 PERIODS_S = [(0.4, 0.1), (0.9, 0.1), (0.9, 30.0), (4.5, 0.5), (19.5, 0.5), (29.0, 3.0)]
-"""For how long the ledger is there, and for how long it is away, again and again."""
+"""How long the ledger is there, and how long it is away, in turns."""
 blinking = pytest.mark.parametrize(("there_s", "away_s"), PERIODS_S)
 LIMIT_S = 1_000.0
 GRACE_S, LOST_S, PROBE_S, ATTACH_S, MASS_S = 1.0, 30.0, 1.0, 6.0, 120.0
 MORE_S = 1.0
-"""What a member has on top, so that it can answer after an outage: once, not after each."""
+"""What a member gets in addition, to answer after an outage: once, and not after each."""
 
 
 def met(count: int, **settings: object) -> Driver:
@@ -28,7 +28,7 @@ def met(count: int, **settings: object) -> Driver:
 
 
 def blink(driver: Driver, there_s: float, away_s: float, name: str) -> float:
-    """Until the node is no member any more. For how long the ledger was there."""
+    """Wait until the node is not a member any more. Returns how long the ledger was there."""
     passed_s = 0.0
     while passed_s < LIMIT_S:
         since_s = driver.now_s
@@ -159,7 +159,7 @@ def test_the_clock_stands_still_while_nobody_may_be_judged() -> None:
     clock.go_on(60.0)
     clock.go_on(61.0)
     assert clock.at(65.0) == 15.0
-    # The rest, at least the least, and never more than the least beyond the deadline.
+    # The time that was left, at least `least_s`, and at most `least_s` beyond the deadline.
     assert clock.left_s(25.0, 1.0, 65.0) == 10.0
     assert clock.left_s(15.5, 1.0, 65.0) == 1.0
     assert clock.left_s(14.5, 1.0, 65.0) == 0.5

@@ -1,4 +1,4 @@
-"""The bytes of a process and their division among runs: who is refused, and what it is told."""
+"""The bytes of a process and how runs share them: which run is refused, and what it is told."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIMIT = 100 * MIB
 
 
 def filled(share: MemoryShare, step: int = MIB) -> int:
-    """What the share has once it may have no more."""
+    """How much the share has when it may have no more."""
     while share.excess(step) is None:
         share.add(step)
     return share.used
@@ -84,7 +84,7 @@ def test_only_runs_that_keep_something_are_counted() -> None:
 
 
 class Sharing(RuleBasedStateMachine):
-    """Runs that take, give back and end, in any order."""
+    """Runs that take bytes, give them back and end, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ TestSharing.settings = settings(max_examples=examples(60), stateful_step_count=4
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30))
 @settings(deadline=None)
 def test_borrowing_alone_never_passes_the_limit(sizes: list[int]) -> None:
-    """However many borrow at once: what passes it is only ever somebody's fair part."""
+    """However many runs borrow at once: only fair parts can exceed the limit."""
     budget = MemoryBudget(1000)
     shares = [budget.share(str(number)) for number in range(len(sizes))]
     for share in shares:

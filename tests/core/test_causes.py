@@ -1,4 +1,4 @@
-"""What ended a round, and who pays for it: precedence, verdicts and the budget."""
+"""The cause of a round's end, and what it costs: precedence, verdicts and the restart budget."""
 
 import itertools
 
@@ -122,7 +122,7 @@ DEPARTURE = happened(ChangeKind.NODE_LEFT, 1, ["b"], "its agent got SIGTERM")
 
 @pytest.mark.parametrize("kind", FailureKind)
 def test_a_departure_explains_communication_errors_and_nothing_else(kind: FailureKind) -> None:
-    """A scheduler signals workers first; their peers fail before the departure is known."""
+    """A scheduler signals workers first, so their peers fail before the departure is known."""
     case = case_of(kind)
     case.add_departure(DEPARTURE)
     case.add_departure(happened(ChangeKind.NODE_LEFT, 1, ["c"]))

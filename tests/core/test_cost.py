@@ -33,12 +33,12 @@ class Large:
         return (time.process_time() - began_s) / len(events)
 
     def ready_events(self) -> list[on.Event]:
-        """All but the last, so that no round is sealed meanwhile."""
+        """The events of all but the last node, so that no round is sealed."""
         return [on.NodeReady(info.id, 0, Address("h", 1), 1) for info in self.infos[:-1]]
 
 
 def least(seconds: Callable[[int], float], nodes: int) -> float:
-    """Of three: a virtual machine may count what its host did meanwhile."""
+    """The least of three, as a virtual machine may count the time of its host."""
     return min(seconds(nodes) for _ in range(3))
 
 
@@ -51,7 +51,7 @@ def test_ten_thousand_nodes_cost_no_more_each_than_a_thousand() -> None:
 
 
 def test_ten_thousand_standbys_cost_no_more_each_than_a_thousand() -> None:
-    """Newcomers while a round is on, which has room for them: each may have to be announced."""
+    """Newcomers beside an active round that has room for them."""
 
     def seconds(nodes: int) -> float:
         run = Large(nodes + 2, minimum=2)

@@ -1,4 +1,4 @@
-"""R8: which end of a connection proves that the node's process is gone."""
+"""R8: which end of a connection proves that the node's process has ended."""
 
 import pytest
 

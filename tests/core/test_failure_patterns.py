@@ -1,4 +1,4 @@
-"""What the table of symptoms makes of texts that programs printed."""
+"""What the patterns find in texts that programs printed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from rallypoint.core.failure_patterns import PATTERNS, kind_of
 
-# Whole last lines as programs printed them. "run" in failure_patterns.py means: these.
+# Whole last lines as programs printed them: those that failure_patterns.py marks with "run".
 GLOO_KILLED = (
     "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error "
     "[127.0.0.1]:45493: Connection reset by peer. This is typically caused by a remote worker "

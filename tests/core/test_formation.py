@@ -1,4 +1,4 @@
-"""When a round is full enough: the rule of `sealing.decide`, as a truth table and as properties."""
+"""Whether a round is formed now: the rule of `formation.decide`, as a table and as properties."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def gathering(survivors: int = 0, held: int = 0, newcomers: int = 0, **more: Any
 @pytest.mark.parametrize(
     ("counts", "more", "decision"),
     [
-        # The first meeting: nobody survives anything.
+        # The first round: there are no survivors.
         ((0, 0, 0), {}, Decision.TOO_FEW),
         ((0, 0, 1), {}, Decision.TOO_FEW),
         ((0, 0, 2), {}, Decision.LAST_CALL),
@@ -31,22 +31,22 @@ def gathering(survivors: int = 0, held: int = 0, newcomers: int = 0, **more: Any
         ((0, 0, 9), {}, Decision.SEAL_MAXIMUM),
         ((0, 0, 2), {"expected": 3}, Decision.LAST_CALL),
         ((0, 0, 3), {"expected": 3}, Decision.SEAL_EXPECTED),
-        # A round was broken, and every survivor is ready.
+        # A round ended, and every survivor is ready.
         ((3, 0, 0), {}, Decision.SETTLE),
         ((3, 0, 0), {"settled": True}, Decision.SEAL_SURVIVORS),
         ((2, 0, 1), {"settled": True}, Decision.SEAL_SURVIVORS),
         ((3, 0, 1), {}, Decision.SEAL_MAXIMUM),
         ((1, 0, 0), {"settled": True}, Decision.TOO_FEW),
-        # A round was broken, and a survivor is not ready: it holds its place for one last call.
+        # A round ended, and a survivor is not ready: it keeps its place for one last call.
         ((2, 1, 0), {"settled": True}, Decision.LAST_CALL),
         ((3, 1, 5), {}, Decision.LAST_CALL),
         ((3, 1, 5), {"call": OVER}, Decision.SEAL_MAXIMUM),
         ((2, 1, 0), {"call": OVER}, Decision.SEAL_LAST_CALL),
         ((2, 1, 1), {"expected": 3}, Decision.LAST_CALL),
-        # R7: even where those that hang leave fewer places than the minimum.
+        # R7: also if the survivors that hang leave fewer places than the minimum.
         ((0, 3, 2), {}, Decision.LAST_CALL),
         ((0, 4, 2), {"call": OVER}, Decision.SEAL_LAST_CALL),
-        # A18: one that stops its workers, or has yet to attach after a takeover, holds it longer.
+        # One that stops its workers, or has yet to attach after a takeover, keeps it longer.
         ((0, 0, 2), {"stopping": 2, "call": RUNNING}, Decision.LAST_CALL),
         ((0, 0, 2), {"stopping": 2, "call": OVER}, Decision.STOPPING),
         ((0, 0, 3), {"stopping": 2, "call": OVER}, Decision.STOPPING),
@@ -57,7 +57,7 @@ def gathering(survivors: int = 0, held: int = 0, newcomers: int = 0, **more: Any
         ((2, 0, 1), {"absent": 1, "stopping": 1, "call": OVER}, Decision.STOPPING),
         ((0, 0, 1), {"stopping": 3, "call": OVER}, Decision.TOO_FEW),
         ((3, 0, 1), {"stopping": 0, "call": OVER}, Decision.SEAL_MAXIMUM),
-        # All who survived are lost, so the meeting is like a first one.
+        # All survivors are lost, so this is like a first round.
         ((0, 0, 2), {"settled": True}, Decision.LAST_CALL),
     ],
 )

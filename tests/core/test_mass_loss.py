@@ -1,4 +1,4 @@
-"""R8: when many go at once. Spot instances do, by the dozen; so do the nodes behind one switch."""
+"""R8: many nodes go at once, like spot instances, or the nodes behind one switch."""
 
 import pytest
 
@@ -71,7 +71,7 @@ def test_a_run_whose_nodes_end_without_a_pause_is_told_all_the_same() -> None:
 
 
 def test_as_many_resets_are_taken_for_an_outage() -> None:
-    """A firewall that is flushed resets the connections of nodes that live."""
+    """A firewall that is flushed resets the connections of living nodes."""
     driver, names = met(100)
     driver.disconnect(*names[:30])
     driver.advance(119.0)

@@ -1,7 +1,4 @@
-"""What is known of a member, item by item, and how it survives a takeover (docs/protocol.md).
-
-A3: whatever is not in the ledger would be believed lost.
-"""
+"""The state of a member, item by item, and how it survives a takeover (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ GRACE_S = 15.0
 
 
 def met(*names: str, **options: Any) -> Driver:
-    """Round 1 of these nodes; nothing of that is in the effects."""
+    """A driver with an active round of these nodes. Its effects are taken."""
     driver = Driver(**{"min": 2, "max": len(names), "restarts": 3, **options})
     driver.join(*names)
     if driver.manual_commit:
@@ -83,7 +80,7 @@ class TestDone:
         fail_over(driver, "b", "c")
         driver.disconnect("b")
         driver.advance(driver.settings.reconnect_grace_s)
-        # The attach grace is over, and b is judged like anybody.
+        # The attach grace is over, and b is judged like any member.
         assert lost(driver) == ["b"]
 
     def test_once_somebody_is_done_nobody_is_let_in_any_more(self) -> None:
@@ -127,7 +124,7 @@ class TestDone:
         for name in names[:39]:
             driver.done(name)
             driver.advance(driver.settings.settle_s / 10)
-        # One at once, and then one for each `settle_s`.
+        # One write at once, and then one each `settle_s`.
         assert len(of_kind(driver, do.Note)) <= 1 + 4
         driver.advance(driver.settings.settle_s)
         assert sum(byte.bit_count() for byte in driver.register.marks.done) == 39
@@ -147,7 +144,7 @@ class TestDone:
         assert driver.register.marks.done != b"\0"
 
     def test_one_that_was_left_behind_is_done_only_now(self) -> None:
-        """It hung, and a round was formed without it. Its work is done all the same."""
+        """It hung, and a round was formed without it. Then its work was done."""
         driver = met("a", "b", "c", restarts=None)
         driver.fail("a")
         driver.answer("b", "c")
@@ -261,7 +258,7 @@ class TestTheEndOfARound:
         assert welcome.standing.change.failure.message == "ValueError"
 
     def test_members_that_others_name_as_gone_are_not_waited_for(self) -> None:
-        """The last coordinator told its nodes, and died before it had noted anything."""
+        """The last coordinator told its nodes, and died before it wrote any marks."""
         driver = met("a", "b", "c", manual_note=True)
         driver.leave("a")
         fail_over(driver, "b", "c")
@@ -272,7 +269,7 @@ class TestTheEndOfARound:
         assert (driver.run.number, lost(driver)) == (2, [])
 
     def test_marks_of_another_round_count_nothing(self) -> None:
-        """A release that does not know them has written a round over them."""
+        """A release that does not know marks wrote a round."""
         driver = met("a", "b")
         driver.done("a")
         marks = msgspec.structs.replace(driver.register.marks, round=7)
@@ -460,7 +457,7 @@ class TestWhatIsSaidAgain:
 
 
 def test_a_goodbye_after_an_outage_of_the_ledger_is_answered_without_another_event() -> None:
-    """The timer of an earlier note fires during the outage, and must not hold up a later one."""
+    """The timer of an earlier note fires during the outage, and must not delay a later one."""
     driver = Driver(min=2, max=3)
     driver.join("a", "b", "c")
     driver.ready("a")

@@ -1,4 +1,4 @@
-"""Mistakes that the membership once made, one test each: named by what is right."""
+"""One test for each fault that the membership once had, named by what is right."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,12 +26,12 @@ from tests.core.driver import Driver, node_id
 
 
 def kinds(driver: Driver) -> list[str]:
-    """The kinds of the effects since this was last asked."""
+    """The kinds of the effects since the last call."""
     return [type(effect).__name__ for _, effect in driver.take()]
 
 
 def meet(*names: str, **options: Any) -> Driver:
-    """A run whose first round has these nodes, as many as it may have unless `max` says more."""
+    """A run whose first round has these nodes. There is room for more only if `max` says so."""
     driver = Driver(**{"max": len(names), **options})
     driver.join(*names)
     driver.advance(driver.settings.last_call_s)
@@ -41,7 +41,7 @@ def meet(*names: str, **options: Any) -> Driver:
 
 
 class TestResuming:
-    """Whoever knows a member's incarnation, and not its secret, is not that member."""
+    """A connection that knows a member's incarnation, but not its secret, is not that member."""
 
     @pytest.mark.parametrize("shown", ["", "guessed", "b"], ids=["none", "another", "a peer's"])
     @pytest.mark.parametrize("where", ["active", "blip", "gathering", "suspended", "taken over"])
@@ -62,7 +62,7 @@ class TestResuming:
         assert isinstance(effect, do.Refuse)
         assert effect.refusal.code is RefusalCode.NAME_TAKEN
         assert "did not show its secret" in effect.refusal.message
-        # Nor does it matter when the stranger's connection closes.
+        # It does not matter either when the stranger's connection closes.
         driver.disconnect("a")
         assert driver.run.freeze() == before
 
@@ -82,7 +82,7 @@ class TestResuming:
         assert driver.names == ["a", "b"]
 
     def test_a_secret_decides_nothing_of_what_a_round_agrees_on(self) -> None:
-        """R2: two coordinators, one of which knows secrets, have one digest for one table."""
+        """R2: a coordinator that knows secrets has the same digest as one that does not."""
         digests = []
         for secret in ("", "s"):
             driver = Driver(max=2)
@@ -107,7 +107,7 @@ class TestStandby:
 
 class TestTheEndThatANodeTells:
     def test_of_a_round_that_this_coordinator_has_formed_it_is_no_news(self) -> None:
-        """Only of one that was taken over: else any member could charge the run's budget."""
+        """Only of a round that was taken over: else any member could charge the run's budget."""
         driver = meet("a", "b", restarts=1)
         blamed = Change(ChangeKind.WORKER_FAILED, 1, ("b",), charged=True, confirmed=True)
         bootstrap = Address("a.example", 29500)
@@ -211,7 +211,7 @@ class TestTwoNodesOfOneName:
         assert kept.secret_hash == secret_hash(b"a'")
 
     def test_a_broken_connection_frees_no_name_before_its_grace_is_over(self) -> None:
-        """A blip of a living node: whoever comes under its name meanwhile waits, and is refused."""
+        """A living node loses its connection. A newcomer of its name waits, and is refused."""
         driver = meet("a", "b", grace=5.0)
         driver.disconnect("a")
         driver.advance(2.0)
@@ -570,7 +570,7 @@ class TestDepartures:
 
 
 def test_an_outage_says_for_how_long_the_ledger_has_been_away() -> None:
-    """By the coordinator's own clock, and longer as time goes by (R9)."""
+    """By the coordinator's own clock (R9), and longer as time passes."""
     driver = meet("a", "b")
     driver.step(on.LedgerLost("no answer", 2.5))
     driver.advance(10.0)
@@ -585,7 +585,7 @@ def test_an_outage_says_for_how_long_the_ledger_has_been_away() -> None:
 
 
 def test_waiting_counts_from_the_arrival_of_the_first_node() -> None:
-    """Not from the beginning of the coordinator's clock, which is nobody's business."""
+    """Not from the beginning of the coordinator's clock."""
     run = Membership("run")
     settings = RunSettings(min_nodes=2, max_nodes=2)
     run.step(on.NodeAttached(NodeInfo("a", 1, "h"), settings, 1), 1_000.0)

@@ -1,4 +1,4 @@
-"""Which of its addresses a machine tells others: interfaces and routes as machines have them."""
+"""Which of its addresses a machine tells others, for real interfaces and routes."""
 
 from __future__ import annotations
 

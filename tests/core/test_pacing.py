@@ -1,4 +1,4 @@
-"""A run that ends its own rounds again and again is slowed, then closed; an honest one never is."""
+"""A run that ends each of its rounds at once is slowed, then closed. An honest run is not."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rallypoint.core.values import CloseRecord, Outcome, Phase
 from tests.core import driver as checked
 
 ROUND_TRIP_S = 0.005
-"""Between a member that hears of a round and the coordinator that hears of its end."""
+"""The time from the start of a round until the coordinator is told of its end."""
 
 
 class Driver(checked.Driver):
-    """Without the checks after each step, as there are many thousands."""
+    """A run without checks after each step, as there are many thousands of steps."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -39,7 +39,7 @@ class Driver(checked.Driver):
 
 
 def rounds(driver: Driver) -> list[float]:
-    """When rounds were given to the ledger, since this was last asked."""
+    """When rounds were given to the ledger, since the last call."""
     return [
         at_s
         for at_s, effect in driver.take()
@@ -106,7 +106,7 @@ def under_new_names(end: Callable[[Driver, str], None]) -> Storm:
 
 
 def is_let_in() -> tuple[Driver, Callable[[], None]]:
-    """Nothing delays a newcomer in a run whose settings say so."""
+    """In a run whose settings say so, nothing delays a newcomer."""
     driver = Driver(min=1, max=2, last_call=0.0, scale_up=0.0, settle=0.0)
     driver.join("good")
     names_left = names()
@@ -175,7 +175,7 @@ def test_a_storm_is_slowed_and_then_closed(name: str) -> None:
     assert "rounds within" in driver.run.close.reason
     assert "slowed" in driver.run.close.reason
     assert len(given) < pacing.ROUNDS_AT_ONCE + 100
-    # The last of them no faster than the limit says.
+    # The last ones come no faster than the limit.
     last = given[-pacing.BRIEF_ROUNDS_MAX :]
     assert len(last) - 1 <= (last[-1] - last[0]) * pacing.ROUNDS_PER_S + 0.1
 
@@ -193,7 +193,7 @@ def test_the_reason_names_who_ended_the_last_round() -> None:
 
 
 def test_a_slow_member_is_slowed_but_not_closed() -> None:
-    """Its rounds last longer than those of a storm: slowing is enough, however long it goes on."""
+    """Its rounds last longer than those of a storm, so it is only slowed."""
     driver = two()
     given: list[float] = []
     while driver.now_s < 300:
@@ -214,7 +214,7 @@ def is_slowed(driver: Driver) -> bool:
 
 
 def test_a_run_that_restarts_for_ever_is_not_slowed() -> None:
-    """A worker that cannot start, in an agent that may restart it any number of times."""
+    """A worker that cannot start, and an agent that may restart it any number of times."""
     driver = two()
     for _ in range(2_000):
         driver.advance(0.2)
@@ -228,7 +228,7 @@ def test_a_run_that_restarts_for_ever_is_not_slowed() -> None:
 
 
 def test_a_rack_whose_nodes_go_one_by_one_is_not_slowed() -> None:
-    """Each loss ends a round, as fast as rounds can be formed (settle_s)."""
+    """Each loss ends a round, as fast as rounds can be formed (`settle_s`)."""
     nodes = [f"n{number}" for number in range(2 * pacing.ROUNDS_AT_ONCE)]
     driver = Driver(min=1, max=len(nodes), settle=0.05, mass_min=1_000)
     driver.join(*nodes)

@@ -1,4 +1,4 @@
-"""What a ledger keeps of a run's past: few bytes, and the newest of it."""
+"""What a ledger keeps of a run's past: the newest of it, in few bytes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Random lives of a run: after every step every rule holds, and once things heal a round forms.
+"""Random runs: every rule holds after every step, and a round forms when everything has healed.
 
-The events are also those that no honest coordinator would send: other incarnations, other links,
-other rounds, timers long over, requests repeated and out of order. Everything goes through
-`invariants.Checked`, so a test here has little to assert itself.
+Some events are such as no honest coordinator would send: other incarnations, connections and
+rounds, stale timers, requests repeated and out of order. `invariants.Checked` checks each step, so
+the tests assert little themselves.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def live(driver: Driver, life: list[tuple[Any, ...]]) -> None:
 
 
 def strange_event(which: int, node: NodeId, number: int) -> on.Event:
-    """An event about a node that may not be there, a round that may not be, or another link."""
+    """An event about a node, a round or a connection that may not exist."""
     match which:
         case 0:
             return on.NodeReady(node, number, Address("host", 1), 1)
@@ -147,14 +147,14 @@ def test_r7_a_round_is_formed_once_enough_nodes_are_ready(
 
 @pytest.mark.parametrize("tens", seeds(5, verify=15, long=150))
 def test_r7_a_round_is_formed_after_a_long_life(tens: int) -> None:
-    """R7, after lives that are longer and more like a real run's."""
+    """R7, after runs that are longer and more like real ones."""
     for seed in range(10 * tens, 10 * tens + 10):
         driver = walk(seed, steps=60)
         a_round_is_formed(driver, list(NAMES[: driver.settings.min_nodes + seed % 3]))
 
 
 def a_round_is_formed(driver: Driver, good: list[str]) -> None:
-    """Everything heals, these nodes do as they ought to, and no other node does anything."""
+    """Everything heals, these nodes behave well, and no other node does anything."""
     heal(driver)
     start_afresh(driver, good)
     run, bounds = driver.run, driver.settings
@@ -174,7 +174,7 @@ def a_round_is_formed(driver: Driver, good: list[str]) -> None:
 
 
 def heal(driver: Driver) -> None:
-    """The ledger answers again, and what it was asked to write is written."""
+    """The ledger answers again, and has what it was asked to write."""
     driver.manual_commit = driver.manual_note = False
     driver.note()
     for cause in driver.run.suspension.causes:
@@ -184,7 +184,7 @@ def heal(driver: Driver) -> None:
 
 
 def start_afresh(driver: Driver, names: list[str]) -> None:
-    """These nodes are started anew if they cannot go on, connect, and answer for themselves."""
+    """These nodes connect and answer; those that cannot go on are started again."""
     for name in names:
         member = driver.run.roster.get(name)
         token = token_of(member.id) if member else name

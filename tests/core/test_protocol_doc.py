@@ -13,7 +13,7 @@ DOC = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
 
 
 def between(name: str) -> str:
-    """What stands between the markers of this name."""
+    """The text between the markers of this name."""
     found = re.search(rf"<!-- {name}:begin -->\n(.*?)\n?<!-- {name}:end -->", DOC, re.DOTALL)
     assert found, f"docs/protocol.md has no markers for {name}"
     return found.group(1)

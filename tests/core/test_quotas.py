@@ -1,4 +1,4 @@
-"""One account can take neither all runs nor all connections, nor begin runs without a pause."""
+"""One account cannot take all runs or all connections, and cannot begin runs without a pause."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_turns_that_were_not_used_are_not_saved() -> None:
 
 
 def test_accounts_that_begin_runs_are_remembered_in_a_bounded_number() -> None:
-    """Those are forgotten that have begun none for longest."""
+    """The accounts are forgotten whose last run is the oldest."""
     paces = Paces(0.001, at_once=1)
     assert paces.wait_s(A, 0.0) == 0.0
     for number in range(2 * PACES_MAX):

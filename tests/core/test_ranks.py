@@ -1,4 +1,4 @@
-"""Rank policies: R3, and that as few nodes move as can be."""
+"""Rank policies: R3, and as few nodes move as possible."""
 
 from itertools import permutations
 
@@ -22,7 +22,7 @@ def moved(previous: list[str], ranked: list[str]) -> int:
 
 @st.composite
 def regroupings(draw: st.DrawFn, nodes_max: int = 12) -> tuple[list[str], list[Candidate]]:
-    """A last round, and the candidates of the next: some of it, some newcomers, in any order."""
+    """A last round, and the candidates of the next one: survivors and newcomers, in any order."""
     names = draw(st.lists(st.text(max_size=4), unique=True, max_size=nodes_max))
     previous = draw(st.lists(st.sampled_from(names), unique=True)) if names else []
     joined = draw(st.lists(st.sampled_from(names), unique=True)) if names else []

@@ -1,8 +1,8 @@
-"""One test per rule of docs/protocol.md that the core can keep alone, named for it, quoting it.
+"""A test for each rule of docs/protocol.md that the core can keep alone. Each quotes its rule.
 
-R1 to R6 and R8 are also checked after every step of every other test here (`invariants.Checked`).
-R9 and R12 are kept by the core's having no clock and no bytes; R10 and R11 by the store and the
-ledger; R13 by the agent.
+R1 to R6 and R8 are also checked after every step of all other tests here (`invariants.Checked`).
+The core has no clock and no bytes, so it keeps R9 and R12. The store and the ledger keep R10 and
+R11, the agent keeps R13.
 """
 
 import pytest
@@ -49,7 +49,7 @@ def test_r1_a_number_is_committed_once_and_numbers_only_grow() -> None:
 
 
 def test_r1_a_record_that_was_not_confirmed_is_written_again_unchanged() -> None:
-    """R1, where the ledger went away in between: the same number is the same round."""
+    """R1 with an outage of the ledger: the same number is the same round."""
     driver = Driver(max=2, manual_commit=True)
     driver.join("a", "b")
     driver.lose_ledger()
@@ -219,14 +219,14 @@ def test_r8_nobody_is_lost_while_many_are_missing_together() -> None:
     assert len(driver.run.roster) == 1
 
 
-# -- the checks themselves: each must be able to fail ------------------------------------------
+# -- each check must be able to fail -----------------------------------------------------------
 
 
 SETTINGS = RunSettings(min_nodes=1, max_nodes=2)
 
 
 class Forger:
-    """A run of one node, whose effects somebody has tampered with."""
+    """A run of one node, whose effects were tampered with."""
 
     def __init__(self) -> None:
         self.checker = RunChecker(term=1)

@@ -1,23 +1,23 @@
 """The scenarios in tests/core/scenarios: commands, `----`, and what the run does about them.
 
-They are read as documentation and compared as text. `make rewrite-scenarios` writes the results
-anew; what they ought to be is for whoever reads the diff. The commands:
+They are documentation, and are compared as text. `make rewrite-scenarios` writes the results again;
+read the diff to see whether they are right. The commands:
 
     run min=2 max=4 ...           a run, with the settings of driver._Settings; commit=manual: the
-                                  ledger answers only when told; successor=yes: what another
-                                  coordinator would have to know is noted in the ledger
+                                  ledger answers only to `commit`; successor=yes: what another
+                                  coordinator has to know is written to the ledger
     attach a b, ready a b, join a b (both), leave a, depart a, done a, disconnect a, die a (its
     kernel closes its connection), silent a 5, heard a, answer a, fail a kind=exception, close
                                   what nodes do; `a'` is the second start of node a. `attach` of a
-                                  node that is in resumes it; `ready a leaving=1` repeats;
+                                  member resumes it; `ready a leaving=1` repeats;
                                   `attach a stop=20` takes 20 s to stop its workers, and not 5
     commit, commit refused, ledger lost cause=append, ledger restored cause=append
                                   what the ledger does; the cause is the lease if none is given
     advance 1.5                   time passes, and timers fall due
     waiting, state                what can be asked
 
-Results are the effects in words, each with its time once that is not the command's; then the
-phase. Deadlines that are set are told as `in 30 s: last_call`.
+The results are the effects in words, each with its time if that is not the command's; then the
+phase. A timer that is set is shown as `in 30 s: last_call`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def test_scenario(path: Path, pytestconfig: pytest.Config) -> None:
 
 
 def play(text: str) -> str:
-    """The same scenario, with the results that the code gives."""
+    """The same scenario with the results of the code."""
     driver: Driver | None = None
     blocks: list[str] = []
     for commands in _blocks(text):

@@ -1,4 +1,4 @@
-"""SUSPENDED: a set of reasons, what waits for the ledger in it, and what does not."""
+"""SUSPENDED: its reasons, what waits for the ledger meanwhile, and what does not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CAUSES = (LEASE, COMMIT, APPEND)
 
 
 def met(*names: str, **settings: Any) -> Driver:
-    """A run whose round has these members; the effects so far are taken."""
+    """A run with an active round of these members. Its effects are taken."""
     driver = Driver(max=len(names), **settings)
     driver.join(*names)
     assert driver.phase is Phase.ACTIVE
@@ -172,7 +172,7 @@ def test_a_node_whose_work_is_done_breaks_nothing() -> None:
 
 @pytest.mark.parametrize("kind", REPORTS, ids=str)
 def test_a_successor_ends_the_round_that_was_broken_while_suspended(kind: ChangeKind) -> None:
-    """It believes that the round is active; the nodes tell it why it is not."""
+    """The next coordinator takes the round for active. The nodes say why it has ended."""
     driver = met("a", "b", "c", restarts=None)
     driver.lose_ledger()
     REPORTS[kind](driver)
@@ -262,7 +262,7 @@ def test_the_end_of_a_former_connection_ends_no_wait_for_a_name() -> None:
 
 
 def test_a_connection_ends_once() -> None:
-    """What ended it is what was said first: a process that goes later takes nothing back."""
+    """The first reason counts, also if a process ends later."""
     driver = met("a", "b", grace=5.0)
     driver.lose_ledger()
     driver.disconnect("a")

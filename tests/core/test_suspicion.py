@@ -1,4 +1,4 @@
-"""Who is lost, and when nobody is: deadlines, probes and the mass guard, without a run."""
+"""Which members are lost, and when none is: deadlines, probes and the mass guard."""
 
 import pytest
 
@@ -14,7 +14,7 @@ SETTINGS = RunSettings(min_nodes=1, max_nodes=100, mass_min=2)
 
 
 class Nodes:
-    """A roster of so many active members, and what is suspected of them."""
+    """A roster with this many active members, and its deadlines."""
 
     def __init__(self, count: int) -> None:
         self.roster = Roster()

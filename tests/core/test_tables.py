@@ -134,7 +134,7 @@ class TestStoring:
     @given(st.integers(0, 2**32 - 1))
     @settings(max_examples=15, deadline=None)
     def test_whatever_changes_between_rounds(self, seed: int):
-        """Owners follow each other; all that no head names is found."""
+        """Several owners follow each other. All chunks that no head names are found."""
         rng = random.Random(seed)
         store, keeper = Store(), TableKeeper(1, None)
         rows = members(rng.choice((40, 700, 1_600)), LABELS)
@@ -156,7 +156,7 @@ class TestStoring:
 
 class TestSweeping:
     def test_chunks_of_a_later_owner_are_never_removed(self):
-        """This owner may have been deposed, and not know it yet."""
+        """This owner may be deposed without knowing it."""
         keeper = TableKeeper(3, None)
         assert keeper.leftovers([(1, 1), (3, 9), (4, 1)]) == [(1, 1), (3, 9)]
 
@@ -217,7 +217,7 @@ class TestReading:
 
 
 class TestTheHead:
-    """Whatever is in it, it stays small."""
+    """It stays small, whatever is in it."""
 
     def head(self, count: int, close: CloseRecord | None = None) -> bytes:
         plan = TableKeeper(1, None).plan(members(count, LABELS))

@@ -1,4 +1,4 @@
-"""What a coordinator that takes a run over believes of the members, and when it judges them."""
+"""What a coordinator knows of the members after a takeover, and when it judges them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def many(count: int) -> list[str]:
 
 
 class TestTheCoordinatorsHostDiesWithItsNode:
-    """A19. The lease named the node, and nobody renewed it."""
+    """The lease named the node as its host, and was not renewed."""
 
     def test_the_host_has_the_time_that_a_living_node_needs(self) -> None:
         driver = met("a", "b", "c")
@@ -70,7 +70,7 @@ class TestTheCoordinatorsHostDiesWithItsNode:
         assert lost(driver) == ["a"]
 
     def test_r8_a_host_that_attaches_in_time_keeps_its_round(self) -> None:
-        """Its process stood still, or it was cut off from the ledger alone."""
+        """Its process stood still, or only its way to the ledger was cut off."""
         driver = met("a", "b", "c")
         driver.fail_over(attach_grace_s=GRACE_S, host="a")
         driver.attach("b", "a", "c")
@@ -185,7 +185,7 @@ class TestANameThatAMemberHasWhichHasYetToAttach:
 
 
 class TestPlacesAfterATakeover:
-    """A18: who is alive and stops its workers is in the next round, whoever coordinates."""
+    """A living member that stops its workers is in the next round, whoever coordinates it."""
 
     def newcomers_wait(self, driver: Driver, duration_s: float) -> None:
         driver.advance(duration_s)

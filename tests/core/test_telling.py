@@ -1,4 +1,4 @@
-"""When a line about a wait is due."""
+"""When a line about a wait is logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node says is escaped before it is told and kept: it must still be accepted there."""
+"""A node's text is escaped before it is kept and sent, and must still be accepted then."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXTS = st.text(max_size=TEXT_LENGTH_MAX) | st.sampled_from(LONG)
 
 
 def a_failure(text: str) -> Failure:
-    """The longest that a node may report."""
+    """The longest failure that a node may report."""
     return Failure(FailureKind.EXCEPTION, text, 0, 0, 1, None, (text,) * 64)
 
 

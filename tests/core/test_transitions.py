@@ -27,7 +27,7 @@ def test_every_event_of_the_module_is_in_the_list() -> None:
 
 
 def test_every_cell_has_a_function() -> None:
-    """Also one that is not of another event, and no function that no cell names."""
+    """And each function is for that event, and is named by a cell."""
     named = {(event, cell.handling) for (_, event), cell in TRANSITIONS.items()}
     assert named <= set(HANDLERS)
     for_all = (Handling.IGNORED, Handling.UNDERLYING)
@@ -61,7 +61,7 @@ Move = tuple[Phase, type[on.Event], Phase]
 
 
 def silent_standby_when_newcomers_are_let_in() -> Driver:
-    """A round with room for b, whose entry was due while nothing was heard of it."""
+    """A round with room for b, which was silent when it was due to be let in."""
     driver = Driver(min=1, max=2, last_call=1)
     driver.join("a")
     driver.advance(1.0)
@@ -72,11 +72,11 @@ def silent_standby_when_newcomers_are_let_in() -> Driver:
 
 
 def rare_runs() -> None:
-    """What walks seldom come by."""
+    """Cases that walks seldom reach."""
     silent_standby_when_newcomers_are_let_in().heard("b")
     silent_standby_when_newcomers_are_let_in().answer("b")
     silent_standby_when_newcomers_are_let_in().done("b")
-    # A round with members that are not ready yet ends in a moment, not at a deadline.
+    # A round ends at once while members are not ready yet, and not at a deadline.
     driver = Driver(min=2, max=3)
     driver.join("a", "b", "c")
     driver.attach("a'")
@@ -84,20 +84,20 @@ def rare_runs() -> None:
     driver = Driver(min=2, max=2)
     driver.join("a", "b")
     driver.step(on.StoreLost(1, "its log was removed"))
-    # A member falls silent after its probe has run out, and somebody is ready to step in.
+    # A member falls silent after its probe is over, and a newcomer is ready.
     driver = Driver(min=2, max=3)
     driver.join("a", "b", "c", "x")
     driver.fail("a")
     driver.ready("a", "b")
     driver.advance(1.0)
     driver.silent("c")
-    # A survivor that is waited for beyond the last call cannot be heard any more.
+    # A survivor that keeps its place after the last call cannot be heard any more.
     driver = Driver(min=2, max=3, last_call=1.0)
     driver.join("a", "b", "c")
     driver.ready("a", "b")
     driver.advance(2.0)
     driver.disconnect("c")
-    # A member is heard again that was ready already, and completes the round.
+    # A member that was ready is heard again, and completes the round.
     driver = Driver(max=2)
     driver.join("a", "b")
     driver.ready("b")

@@ -1,8 +1,7 @@
-"""Long random runs, drawn from a seed and from what the run is doing: deeper than hypothesis goes.
+"""Long random runs, drawn from a seed and the state of the run. They go deeper than hypothesis.
 
-A walk's nodes mostly do what real ones do (ask again after a break, answer, come back), so that
-rounds form and break many times, with hostile events in between. A failing seed is a whole test
-case: `walk(seed)`.
+The nodes of a walk mostly do what real ones do: ask again after a round ended, answer, come back.
+So rounds form and end many times, with hostile events in between. `walk(seed)` repeats a walk.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ ADVANCES_S = (0.0, 0.01, 0.05, 0.06, 0.3, 0.5, 1.0, 1.01, 2.0, 5.0, 31.0, 61.0, 
 
 
 def random_run(random: Random) -> Driver:
-    """A run of at most four nodes with any settings that matter to the rules."""
+    """A run of at most four nodes, with any settings that matter to the rules."""
     minimum = random.randint(1, 3)
     maximum = random.randint(minimum, 4)
     return Driver(
@@ -43,7 +42,7 @@ def random_run(random: Random) -> Driver:
 
 
 def walk(seed: int, steps: int = 150) -> Driver:
-    """A run, after a life of so many steps."""
+    """A run after so many steps."""
     random = Random(seed)
     driver = random_run(random)
     over = 0
@@ -55,7 +54,7 @@ def walk(seed: int, steps: int = 150) -> Driver:
 
 
 def stride(driver: Driver, random: Random) -> None:
-    """One step of a life."""
+    """One step."""
     draw = random.random()
     if draw < 0.55:
         _live_on(driver, random, random.choice(NAMES))
@@ -80,7 +79,7 @@ def stride(driver: Driver, random: Random) -> None:
 
 
 def _live_on(driver: Driver, random: Random, name: str) -> None:
-    """What a real node might do next."""
+    """Something that a real node might do next."""
     member = driver.run.roster.get(name)
     if member is None:
         driver.join(name + "'" * random.randint(0, 2))
@@ -112,7 +111,7 @@ def _do(driver: Driver, deed: str, token: str, random: Random | None = None) -> 
 
 
 def strange_event(random: Random) -> on.Event:
-    """About a node that may not be there, a round that may not be, or another link."""
+    """An event about a node, a round or a connection that may not exist."""
     node = NodeId(random.choice(NAMES), random.randint(1, 3))
     number = random.randint(-1, 9)
     return random.choice(
