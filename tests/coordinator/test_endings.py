@@ -179,7 +179,7 @@ def test_all_that_came_before_the_fin_counts_first(run: Any, ends: Ends) -> None
             node.die()
             await ends.of("a")
             assert ends.said == ["last words"]
-            change = server.coordinator.runs["run"].membership._departure_history.change("a")
+            change = server.coordinator.runs["run"].membership.departure_history.change("a")
             assert change is not None
             assert change.detail == "last words"
 

@@ -137,7 +137,7 @@ class Membership:
         self._admission = Admission(
             run_id, members_max=members_max, table_bytes_max=table_bytes_max
         )
-        self._departure_history = DepartureHistory()
+        self.departure_history = DepartureHistory()
         self._suspended_events = SuspendedEvents()
         self._failed_in_burst: list[on.WorkerFailed] = []
         """Failures that were reported while processes ended: they count when all have ended."""
@@ -222,7 +222,7 @@ class Membership:
                 *self._takeover.expect_members(
                     state.round,
                     marks,
-                    self._departure_history,
+                    self.departure_history,
                     attach_grace_s=attach_grace_s,
                     former_host=former_host,
                     now_s=now_s,
@@ -391,7 +391,7 @@ class Membership:
         if not len(self.roster) and self.phase_of_work is Phase.GATHERING:
             self._since_s = self._now_s
         member = self.roster.add(event.node, event.connection_id, self._now_s, event.secret_hash)
-        standing = do.Standing(change=self._departure_history.change(member.name))
+        standing = do.Standing(change=self.departure_history.change(member.name))
         self._do(do.Welcome(event.connection_id, member.id, resumed=False, standing=standing))
 
     def _attach_suspended(self, event: on.NodeAttached) -> None:
@@ -484,7 +484,7 @@ class Membership:
         member.state = _IS_READY
         member.told_standby = False
         assert self.settings is not None
-        member.eligible_s = self._now_s + self._departure_history.delay_s(
+        member.eligible_s = self._now_s + self.departure_history.delay_s(
             member.name, self.settings.scale_up_delay_s, self._now_s - member.attached_s
         )
         self.roster.queue(member)
@@ -1058,7 +1058,7 @@ class Membership:
         self._committing.member_went(member, change.kind, change.detail)
         stayed_s = self._now_s - member.attached_s
         is_done = member.bucket is Bucket.DONE
-        self._departure_history.remember(member.name, change, stayed_s=stayed_s, is_done=is_done)
+        self.departure_history.remember(member.name, change, stayed_s=stayed_s, is_done=is_done)
         if not is_done:
             self._marking.gone(member.id, self._now_s if says_goodbye else self._later_s)
         self.roster.remove(member)
