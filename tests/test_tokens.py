@@ -275,12 +275,12 @@ def test_what_is_no_strong_token_is_refused(home: Path, text: str) -> None:
 
 def test_what_is_no_file_is_refused(home: Path) -> None:
     (home / ".rallypoint" / "token").mkdir(parents=True, mode=0o700)
-    with pytest.raises(UsageError, match="is no file"):
+    with pytest.raises(UsageError, match="is not a file"):
         tokens.of_home(make=True)
     (home / ".rallypoint" / "token").rmdir()
     os.mkfifo(home / ".rallypoint" / "token", 0o600)  # opening one to read it waits for a writer
     (home / ".rallypoint").chmod(0o700)
-    with pytest.raises(UsageError, match="is no file"):
+    with pytest.raises(UsageError, match="is not a file"):
         tokens.of_home(make=True)
 
 
@@ -319,12 +319,12 @@ def test_a_new_file_is_its_users_alone_and_overwrites_nothing(tmp_path: Path) ->
     text = path.read_text()
     assert mark == tokens.fingerprint(text.strip())
     assert mode_of(path) == 0o600
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         tokens.make_file(path)
     assert path.read_text() == text
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         tokens.make_file(link)
     assert not (tmp_path / "elsewhere").exists()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["home", "link", "token"]
@@ -360,7 +360,7 @@ def test_two_that_differ_are_both_named() -> None:
     error = keys.explained(refused(tokens.fingerprint(theirs), Origin.HOME))
     for each in (tokens.fingerprint(theirs), tokens.fingerprint(mine), "/home/a/.rallypoint/token"):
         assert each in error.message
-    assert "~/.rallypoint/token of the node that carries it" in error.message
+    assert "~/.rallypoint/token of the node that hosts it" in error.message
     assert "copy one ~/.rallypoint/token" in error.hint
     assert EXPORT in error.hint
     assert theirs not in str(error)

@@ -121,10 +121,10 @@ def parse_endpoint(text: str | None) -> Endpoint:
             return _etcd(text, rest, tls=scheme.lower() == "etcds")
         case "https":
             raise EndpointError(
-                "endpoints with https:// are not in this release, which has no TLS",
+                "an endpoint cannot begin with https://: this release has no TLS",
                 hint="use http://HOST:PORT within a trusted network, or through a tunnel",
             )
-    raise EndpointError(f"no endpoint begins with {scheme}://", hint=_FORMS)
+    raise EndpointError(f"an endpoint cannot begin with {scheme}://", hint=_FORMS)
 
 
 def parse_ledger(text: str) -> Endpoint:
@@ -142,7 +142,7 @@ def parse_ledger(text: str) -> Endpoint:
     endpoint = parse_endpoint(text) if "://" in text else None
     if endpoint is None or endpoint.kind is not EndpointKind.LEDGER:
         raise EndpointError(
-            f"{text!r} is no ledger", hint="a ledger is etcd://HOST:PORT,.../PREFIX or file:DIR"
+            f"{text!r} is not a ledger", hint="a ledger is etcd://HOST:PORT,.../PREFIX or file:DIR"
         )
     return endpoint
 
@@ -157,13 +157,13 @@ def _file(text: str) -> Endpoint:
         host, _, path = rest[2:].partition("/")
         if host not in ("", "localhost"):
             raise EndpointError(
-                f"endpoint {text!r} names a host, and a folder has none",
+                f"endpoint {text!r} names a host, but a folder is a path on each node",
                 hint=f"for the folder /{host}/{path} write file:///{host}/{path}",
             )
         folder = "/" + unquote(path)
     if not folder.startswith("/") or folder.strip("/") in ("", ".", "..") or "\0" in folder:
         raise EndpointError(
-            f"endpoint {text!r} names no folder by its whole path",
+            f"endpoint {text!r} does not name a folder by its full path",
             hint="write file:///shared/folder: all nodes must find the same one",
         )
     return Endpoint(EndpointKind.LEDGER, text=text, place=FilePlace(folder=folder))
@@ -182,7 +182,9 @@ def _etcd(text: str, rest: str, *, tls: bool) -> Endpoint:
     hosts, slash, path = before.partition("/")
     if "@" in hosts:
         # Not repeated: it may hold a password.
-        raise EndpointError("an etcd endpoint has no user or password in it", hint=_PASSWORD_HINT)
+        raise EndpointError(
+            "an etcd endpoint must not contain a user or password", hint=_PASSWORD_HINT
+        )
     options = _etcd_options(text, query)
     _check_tls(text, options, tls)
     if "#" in before:
@@ -203,12 +205,12 @@ def _etcd_options(text: str, query: str) -> dict[str, str]:
     pairs = parse_qsl(query, keep_blank_values=True)
     names = [name for name, _ in pairs]
     if "password" in names:
-        raise EndpointError("a password does not belong into an endpoint", hint=_PASSWORD_HINT)
+        raise EndpointError("an endpoint must not contain a password", hint=_PASSWORD_HINT)
     known = ", ".join(_ETCD_OPTIONS)
     for name, value in pairs:
         if name not in _ETCD_OPTIONS or not value or names.count(name) > 1:
             raise EndpointError(
-                f"endpoint {text!r}: {name!r} is no option, has no value, or is there twice",
+                f"endpoint {text!r}: {name!r} is not an option, has no value, or is given twice",
                 hint=f"the options of an etcd endpoint are {known}, each at most once",
             )
     return dict(pairs)
@@ -218,16 +220,16 @@ def _check_tls(text: str, options: dict[str, str], tls: bool) -> None:
     given = [name for name in _TLS_OPTIONS if name in options]
     if given and not tls:
         raise EndpointError(
-            f"endpoint {text!r}: {', '.join(given)} is for TLS, and etcd:// has none",
+            f"endpoint {text!r}: {', '.join(given)} needs TLS, which etcd:// does not use",
             hint="write etcds://",
         )
     if ("cert" in options) != ("key" in options):
         raise EndpointError(
-            f"endpoint {text!r}: a certificate and its key go together",
+            f"endpoint {text!r}: a certificate needs its key, and a key its certificate",
             hint="give both, cert=FILE and key=FILE",
         )
     if "password_file" in options and "user" not in options:
-        raise EndpointError(f"endpoint {text!r}: a password of which user?", hint="add user=NAME")
+        raise EndpointError(f"endpoint {text!r}: password_file needs a user", hint="add user=NAME")
 
 
 # -- hosts ---------------------------------------------------------------------------------------
@@ -238,12 +240,12 @@ def _authority(rest: str) -> str:
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
         raise EndpointError(
-            "an endpoint has no user or password in it",
+            "an endpoint must not contain a user or password",
             hint="write http://HOST:PORT, and give the token by --token-file or RALLYPOINT_TOKEN",
         )
     if rest not in (authority, authority + "/"):
         raise EndpointError(
-            f"endpoint 'http://{rest}' has more than a host and a port",
+            f"endpoint 'http://{rest}' must have only a host and a port",
             hint=f"write http://{authority}",
         )
     return authority
@@ -263,13 +265,13 @@ def _bracketed(authority: str, text: str, default_port: int) -> tuple[str, int]:
     host, bracket, rest = authority[1:].partition("]")
     if not bracket or (rest and not rest.startswith(":")) or not _is_ipv6(host):
         raise EndpointError(
-            f"endpoint {text!r} has no IPv6 address within its brackets",
+            f"endpoint {text!r} has no IPv6 address in its brackets",
             hint=f"write such an address as [::1]:{default_port}",
         )
     if addresses.needs_zone(host):
         raise EndpointError(
-            f"endpoint {text!r}: the link-local address {host} leads nowhere without its zone",
-            hint=f"add the interface of this machine that leads there, such as [{host}%eth0]; "
+            f"endpoint {text!r}: the link-local address {host} needs its zone",
+            hint=f"add the interface through which this machine reaches it, such as [{host}%eth0]; "
             "or give an address that is the same on all nodes",
         )
     return host, _port(rest[1:], text, default_port) if rest else default_port
@@ -295,9 +297,9 @@ def _checked_host(host: str, text: str) -> str:
     if not host:
         raise EndpointError(f"endpoint {text!r} names no host", hint=_FORMS)
     if re.fullmatch(r"[0-9.]+", host) and not is_ip(host, 4):
-        raise EndpointError(f"endpoint {text!r}: {host!r} is no IPv4 address", hint=_FORMS)
+        raise EndpointError(f"endpoint {text!r}: {host!r} is not an IPv4 address", hint=_FORMS)
     if not NAME.fullmatch(host):
-        raise EndpointError(f"endpoint {text!r}: {host!r} is no host name", hint=_FORMS)
+        raise EndpointError(f"endpoint {text!r}: {host!r} is not a host name", hint=_FORMS)
     return host
 
 
@@ -305,7 +307,7 @@ def _port(text: str, endpoint: str, default_port: int) -> int:
     if re.fullmatch(r"[0-9]{1,5}", text) and 1 <= int(text) <= 65_535:
         return int(text)
     raise EndpointError(
-        f"endpoint {endpoint!r}: {text!r} is no port",
+        f"endpoint {endpoint!r}: {text!r} is not a port",
         hint=f"a port is a number from 1 to 65535; without one it is {default_port}",
     )
 

@@ -221,8 +221,10 @@ class StoreTimeoutError(StoreError, TimeoutError):
     `missing` names at most 8 of them, `missing_count` says how many there are.
     """
 
-    def __init__(self, message: str, *, missing: tuple[str, ...] = (), count: int = 0) -> None:
-        super().__init__(message, code="timeout")
+    def __init__(
+        self, message: str, *, missing: tuple[str, ...] = (), count: int = 0, hint: str = ""
+    ) -> None:
+        super().__init__(message, code="timeout", hint=hint)
         self.missing = missing
         self.missing_count = count
 

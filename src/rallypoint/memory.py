@@ -44,7 +44,7 @@ def default_budget(*, is_embedded: bool) -> MemoryLimit:
     limit = memory_limit()
     half = max(BYTES_MIN, limit.bytes // 2)
     if is_embedded and half > EMBEDDED_BYTES_MAX:
-        return MemoryLimit(EMBEDDED_BYTES_MAX, "most that one inside a node takes")
+        return MemoryLimit(EMBEDDED_BYTES_MAX, "the maximum inside a node")
     return MemoryLimit(half, f"half of {limit.source}")
 
 

@@ -53,7 +53,7 @@ EXPORT_LINE: Final = (
 _GIVE_ALL: Final = f"give every node the same --token-file: {EXPORT_LINE}"
 _WITHOUT_HOME: Final = (
     f"make one with `rallypoint token new /shared/token`, and on every node {EXPORT_LINE}; "
-    "--insecure goes without"
+    "--insecure uses none"
 )
 
 
@@ -92,7 +92,7 @@ def of_node(node: NodeSettings) -> KnownToken:
     if node.token:
         return KnownToken(node.token, Origin.GIVEN, node.token_place or "given by the program")
     if node.endpoint.kind is EndpointKind.LOCAL:
-        return KnownToken(draw(), Origin.DRAWN, "drawn by this process")
+        return KnownToken(draw(), Origin.DRAWN, "made by this process")
     if node.endpoint.kind is EndpointKind.HOST and not node.insecure:
         return of_home(make=True)
     return NONE
@@ -207,10 +207,10 @@ def token_error(message: str, hint: str, fingerprint: str, origin: str) -> Token
 
 _SAID_MAX: Final = 500
 _WHOSE: Final = {
-    Origin.HOME: f"is {SHOWN} of the node that carries it",
+    Origin.HOME: f"is {SHOWN} of the node that hosts it",
     Origin.GIVEN: "was given to it",
-    Origin.LEASE: "was drawn for its lease",
-    Origin.DRAWN: "was drawn by its process, for that process alone",
+    Origin.LEASE: "was made for its lease",
+    Origin.DRAWN: "was made by its process, for that process only",
 }
 
 
@@ -285,7 +285,7 @@ def _settled(path: Path, *, make: bool) -> str:
             has_made = True
         elif time.monotonic() >= until_s:
             raise UsageError(
-                f"the token file {str(path)!r} is empty, or leads nowhere",
+                f"the token file {str(path)!r} is empty, or a broken link",
                 hint="remove it, and start again",
             )
         else:
@@ -306,7 +306,7 @@ def _read_own(path: Path) -> str | None:
     try:
         about = os.fstat(file)
         if not stat.S_ISREG(about.st_mode):
-            raise UsageError(f"{str(path)!r} is no file", hint=f"remove it, or {_GIVE_ALL}")
+            raise UsageError(f"{str(path)!r} is not a file", hint=f"remove it, or {_GIVE_ALL}")
         _check_own(path.parent, folder, _WRITABLE, path)
         _check_own(path, about, _READABLE | _WRITABLE, path)
         data = os.read(file, settings.TOKEN_LENGTH_MAX + 2)
@@ -337,7 +337,7 @@ def _check_own(path: Path, about: os.stat_result, forbidden: int, file: Path) ->
     own = os.geteuid()
     if about.st_uid != own:
         raise UsageError(
-            f"{str(path)!r} belongs to user {about.st_uid}, and this process is of user {own}: "
+            f"{str(path)!r} belongs to user {about.st_uid}, and this process runs as user {own}: "
             "its token is not used",
             hint=f"if you trust it, export RALLYPOINT_TOKEN_FILE={file}; else {_GIVE_ALL}",
         )
@@ -397,13 +397,13 @@ def make_file(path: Path) -> str:
         _create(path, token)
     except FileExistsError as error:
         raise UsageError(
-            f"{str(path)!r} is there already, and is left as it is",
-            hint="give another path, or remove it; `rallypoint token show` tells its fingerprint",
+            f"{str(path)!r} already exists, and was not changed",
+            hint="give another path, or remove it; `rallypoint token show` shows its fingerprint",
         ) from error
     except OSError as error:
         raise UsageError(
-            f"no token file can be made at {str(path)!r}: {error.strerror or error}",
-            hint="give a path in a folder that is there and that you may write to",
+            f"cannot make a token file at {str(path)!r}: {error.strerror or error}",
+            hint="give a path in an existing folder that you can write to",
         ) from error
     return fingerprint(token)
 

@@ -56,11 +56,11 @@ def test_a_second_signal_ends_a_host_that_stays(machine: Machine) -> None:
     host.line("hosts the coordinator of run 'test' and stays")
     worker = other.worker(2)
     host.signal(signal.SIGTERM)
-    assert "the coordinator that this node carries goes with it" in host.ends(143)
-    other.line("warning: the coordinator of run 'test' is lost .*; the workers go on")
+    assert "second signal: stopping the coordinator hosted here too" in host.ends(143)
+    other.line("warning: the coordinator of run 'test' is lost .*; the workers continue")
     assert alive(worker.pid)
     finish(worker)
-    assert "how the others end is not known" in other.ends(0)
+    assert "the end of the run is unknown" in other.ends(0)
 
 
 def test_without_its_coordinator_a_run_goes_on_until_it_needs_another_round(
@@ -90,7 +90,7 @@ def test_a_coordinator_that_starts_anew_has_lost_the_run(machine: Machine) -> No
     serve.popen.wait()
     machine.command("serve", "--host", "127.0.0.1", "--port", str(port))
     for agent in agents:
-        agent.line("warning: run 'test' was lost .*; the workers go on")
+        agent.line("warning: run 'test' was lost .*; the workers continue")
     finish(workers[0])
     os.kill(workers[1].pid, signal.SIGUSR1)
     agents[0].ends(0)

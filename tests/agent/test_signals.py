@@ -47,7 +47,7 @@ def test_the_others_regroup_before_the_workers_of_who_departs_have_stopped(
     assert alive(old.pid)
     killed_s = time.monotonic()
     c.signal(signal.SIGTERM)
-    assert "told again to go: killing the workers" in c.ends(143)
+    assert "second signal: killing the workers" in c.ends(143)
     assert time.monotonic() - killed_s < 30
     assert not alive(old.pid)
     for worker in workers:

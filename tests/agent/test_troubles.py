@@ -83,7 +83,7 @@ def test_a_full_disk_ends_the_log_file_and_not_the_run(machine: Machine) -> None
     )
     assert done.returncode == 0, done.stderr
     assert "still there" in done.stdout
-    assert "workers go on, this log file does not" in done.stderr
+    assert "the workers continue, but this log file is incomplete" in done.stderr
 
 
 FILLS_THE_CONSOLE = program_with("""

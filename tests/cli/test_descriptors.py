@@ -104,7 +104,7 @@ def test_a_command_whose_output_cannot_be_written_says_so(directory: Path, comma
     assert full.returncode == 1, full.stderr
     assert full.stderr.splitlines() == [
         "error: the output cannot be written: No space left on device",
-        "hint: is the disk full to which it goes?",
+        "hint: is its disk full?",
     ]
     for closed in (">&-", "<&- >&- 2>&-"):
         done = _shell(f"rallypoint {command} {closed}", directory)

@@ -108,7 +108,7 @@ def test_tokens_are_changed_and_nobody_is_lost(machine: Machine) -> None:
             serving.write(NEW)
             assert serving.reload() == (
                 "the token file was read again: 1 token is accepted; "
-                "1 connection with another one stays until it ends"
+                "1 connection with another token stays until it ends"
             )
             assert serving.statuses() == (401, 200)
             with pytest.raises(rallypoint.TokenError), join(serving, "c", OLD):

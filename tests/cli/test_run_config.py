@@ -171,11 +171,11 @@ def test_what_has_no_effect_is_said(script: str) -> None:
         ({"set": ["lost_after=soon"]}, "--set lost_after must be a duration", ""),
         ({"set": ["token=hunter2"]}, "a token on a command line", "--token-file"),
         ({"last_call": "1", "set": ["last_call=2"]}, "--last-call and --set last_call", "one"),
-        ({"standalone": True, "endpoint": "a:1"}, "--standalone has no endpoint", ""),
-        ({"standalone": True, "rdzv_endpoint": "a:1"}, "--standalone has no endpoint", ""),
+        ({"standalone": True, "endpoint": "a:1"}, "--standalone uses no endpoint", ""),
+        ({"standalone": True, "rdzv_endpoint": "a:1"}, "--standalone uses no endpoint", ""),
         ({"standalone": True, "nnodes": "2"}, "--standalone is one node", ""),
         ({"endpoint": "a:1", "rdzv_endpoint": "b:1"}, "contradict each other", "one of them"),
-        ({"rdzv_backend": "etcd"}, "--rdzv-backend etcd is none", "--endpoint"),
+        ({"rdzv_backend": "etcd"}, "--rdzv-backend etcd is not supported", "--endpoint"),
         ({"rdzv_conf": "is_host=perhaps"}, "--rdzv-conf is_host must be true or false", ""),
         ({"rdzv_conf": "nonsense=1"}, "no setting 'nonsense'", "rallypoint env"),
         ({"rdzv_conf": "join_timeout"}, "--rdzv-conf must be K=V", ""),
@@ -273,7 +273,7 @@ def test_an_endpoint_that_is_another_machine_everywhere_is_warned_of(
     options = {"program": [script], "endpoint": f"{host}:29400", "nnodes": "2", "run_id": "j"}
     build_config(options, environ={}, note=said.append)
     assert len(said) == 1
-    assert said[0].startswith(f"warning: {host.strip('[]')} is another machine")
+    assert said[0].startswith(f"warning: {host.strip('[]')} means each machine itself")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_it_says_where_it_is_and_ends_cleanly(serve: Callable[..., Served], numb
     code, err, took_s = served.stop(number)
     assert (code, took_s < 20) == (0, True)
     assert f"coordinates at {served.endpoint}" in err
-    assert f"{signal.Signals(number).name}: the coordinator ends" in err
+    assert f"{signal.Signals(number).name}: stopping the coordinator" in err
     assert "Traceback" not in err
 
 
@@ -102,7 +102,7 @@ def test_beyond_loopback_a_token_that_can_be_guessed_is_refused(
     done = cli("serve", "--host", "0.0.0.0", "--port", "0")
     assert (done.code, done.out) == (2, "")
     assert "128 bits" in done.err
-    assert "22 characters of base64 or 32 hexadecimal digits" in done.err
+    assert "22 random characters of base64 or 32 random hexadecimal digits" in done.err
     assert "secrets.token_urlsafe(32)" in done.err.splitlines()[-1]
     assert f"{token}\n" not in done.err
     assert f"'{token}'" not in done.err
@@ -214,7 +214,7 @@ def test_a_coordinator_on_loopback_says_that_others_cannot_come_to_it() -> None:
         said = next((line for line in process.stderr if "warning" in line), "")
         process.kill()
         process.stderr.read()
-    assert "warning: nodes on other machines cannot come to 127.0.0.1" in said
+    assert "warning: nodes on other machines cannot reach 127.0.0.1" in said
     assert "--advertise" in said
 
 
@@ -338,7 +338,7 @@ def test_a_replica_that_has_not_the_run_shows_and_closes_it(
         attempts = (cli("close", "a", *where) for _ in range(100))
         closed = next(each for each in attempts if each.code == 0)
         # Closed by an earlier attempt, if the owner paused before it answered that one.
-        assert closed.out in ("run 'a' is closed\n", "run 'a' had ended already\n")
+        assert closed.out in ("run 'a' is closed\n", "run 'a' had already ended\n")
         assert list(run.worlds()) == []
     # The owner is killed: what it kept is shown, and that nobody answers for it.
     with rallypoint.join("b", owner.endpoint, min_nodes=1, max_nodes=1) as run:
@@ -368,8 +368,8 @@ def test_where_there_is_no_ledger_nothing_is_made(cli: Cli, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--ledger", "node0:1"), "is no ledger"),
-        (("--advertise", "node0"), "there is none"),
+        (("--ledger", "node0:1"), "is not a ledger"),
+        (("--advertise", "node0"), "no ledger is given"),
         (("--ledger", "file:x", "--advertise", "a b"), "--advertise must be"),
         (("--ledger", "etcd://a?user=me"), "user 'me' has no password"),
     ],

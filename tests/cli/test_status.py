@@ -80,7 +80,7 @@ def test_close_ends_it_for_all(cli: Cli, run: tuple[str, rallypoint.Run]) -> Non
     shown = cli("status", "a/b c", "--endpoint", endpoint).out
     assert "run a/b c: closed" in shown
     assert "ended: stopped: enough" in shown
-    assert "had ended already" in cli("close", "a/b c", "--endpoint", endpoint).out
+    assert "had already ended" in cli("close", "a/b c", "--endpoint", endpoint).out
 
 
 @pytest.mark.processes
@@ -164,7 +164,7 @@ def test_a_run_that_is_closed_is_closed_though_stdout_cannot_say_so(
     run: tuple[str, rallypoint.Run], stdout: str
 ) -> None:
     command = [*COMMAND, "close", "a/b c", "--endpoint", run[0]]
-    for how in ("is closed", "had ended already"):
+    for how in ("is closed", "had already ended"):
         with _unwritable(stdout) as out:
             done = subprocess.run(
                 command, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, check=False
@@ -241,8 +241,8 @@ def _http(status: str, body: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (b"SSH-2.0-OpenSSH_9.6\r\n", "its answer is no HTTP"),
-        (b"\x00\xff\x00\xff", "its answer is no HTTP"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "its answer is not HTTP"),
+        (b"\x00\xff\x00\xff", "its answer is not HTTP"),
         (b"", "closed the connection without an answer"),
         (_http("200 OK", b"<html>hello</html>"), "status 200 and no JSON"),
         (_http("404 Not Found", b"nothing here"), "status 404 and no JSON"),
@@ -260,7 +260,7 @@ def test_something_else_listens_there(
     where = listener(answer)
     done = cli("status", "--endpoint", where)
     assert done.code == 3
-    assert f"what listens at {where} is no Rallypoint coordinator: " in done.err
+    assert f"what listens at {where} is not a Rallypoint coordinator: " in done.err
     assert why in done.err
     assert done.err.splitlines()[-1].startswith("hint: ")
 

@@ -22,7 +22,7 @@ def test_new_makes_a_file_and_says_how_to_use_it(cli: Cli, tmp_path: Path) -> No
     assert tokens.fingerprint(token) in done.err
     again = cli("token", "new", str(path))
     assert (again.code, again.out) == (2, "")
-    assert "is there already" in again.err
+    assert "already exists" in again.err
     assert path.read_text().strip() == token
 
 

@@ -151,7 +151,7 @@ def test_homes_that_are_not_shared_are_told_apart(home: Path, monkeypatch: pytes
                 assert tokens.fingerprint(token) in caught.value.message
                 assert token not in str(caught.value)
             assert str(home / "other") in caught.value.message
-            assert "~/.rallypoint/token of the node that carries it" in caught.value.message
+            assert "~/.rallypoint/token of the node that hosts it" in caught.value.message
             assert "export RALLYPOINT_TOKEN_FILE=" in caught.value.hint
 
     run_clean(main)

@@ -40,7 +40,7 @@ def test_etcd_is_an_etcd_ledger_which_is_reached_when_it_is_opened() -> None:
 
 def test_what_is_no_ledger_is_refused() -> None:
     for text in (None, "node0:1", "http://node0"):
-        with pytest.raises(EndpointError, match="is no ledger"):
+        with pytest.raises(EndpointError, match="is not a ledger"):
             open_ledger(parse_endpoint(text))
 
 

@@ -657,7 +657,7 @@ def test_one_node_may_have_any_port() -> None:
     info = handler.next_rendezvous()
     assert (info.rank, info.world_size) == (0, 1)
     handler.shutdown()
-    with pytest.raises(ValueError, match="'0' is no port"):
+    with pytest.raises(ValueError, match="'0' is not a port"):
         _made(endpoint="localhost:0", nnodes=2)
 
 

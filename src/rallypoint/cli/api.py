@@ -44,7 +44,7 @@ def runs(endpoint: Endpoint, token: str, *, only_own: bool = False) -> dict[str,
     pages = 1
     while isinstance(body.get("next"), str):
         if pages >= PAGES_MAX:
-            raise _not_ours(endpoint, "its list of runs has no end")
+            raise _not_ours(endpoint, "its list of runs does not end")
         more = _page_of_runs(endpoint, token, f"?after={api_paths.quoted(body['next'])}", only_own)
         problem = body.get("problem") or more.get("problem")
         body = {**more, "runs": [*body["runs"], *more["runs"]], "problem": problem}
@@ -97,7 +97,7 @@ def request(
     except OSError as error:
         raise _unreachable(endpoint, error.strerror or str(error), error) from error
     except http.client.HTTPException as error:
-        raise _not_ours(endpoint, "its answer is no HTTP") from error
+        raise _not_ours(endpoint, "its answer is not HTTP") from error
     return _checked(endpoint, status, answer)
 
 
@@ -178,8 +178,8 @@ def _refused(status: int, message: str, hint: str) -> UsageError | CoordinatorEr
 
 def _not_ours(endpoint: Endpoint, why: str) -> NotACoordinatorError:
     return NotACoordinatorError(
-        f"what listens at {_where(endpoint)} is no Rallypoint coordinator: {why}",
-        hint="check the host and the port; something else has this one",
+        f"what listens at {_where(endpoint)} is not a Rallypoint coordinator: {why}",
+        hint="check the host and the port; another program uses this one",
     )
 
 
@@ -189,7 +189,7 @@ def _unreachable(endpoint: Endpoint, problem: str, error: OSError) -> Unreachabl
         message = f"cannot resolve host {endpoint.host!r}: {problem}"
         hint = "check the name, or give an address"
     elif error.errno == errno.ECONNREFUSED:
-        message = f"nobody listens at {where}: {problem}"
+        message = f"nothing listens at {where}: {problem}"
         hint = "start `rallypoint serve` there, or check --endpoint"
         if endpoint.kind is EndpointKind.HOST:
             # It names a coordinator in a node as well, and most often that has ended.

@@ -33,5 +33,5 @@ def close(
         was_closed = bool(answer.get("was_closed"))
     except RunClosedError:
         was_closed = True  # as the ledger says; nobody coordinates it any more
-    how = "had ended already" if was_closed else "is closed"
+    how = "had already ended" if was_closed else "is closed"
     output.tell_result(f"run {output.clean(repr(run_id))} {how}")

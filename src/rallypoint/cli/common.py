@@ -34,7 +34,7 @@ InsecureOption = Annotated[
     bool,
     typer.Option(
         "--insecure",
-        help="Go without a token where none is given: everybody is let in [RALLYPOINT_INSECURE].",
+        help="Use no token if none is given: everybody can join [RALLYPOINT_INSECURE].",
     ),
 ]
 
@@ -67,7 +67,7 @@ def endpoint_of(text: str | None) -> Endpoint:
     endpoint: Endpoint = settings.resolve("endpoint", given).value
     if endpoint.kind is EndpointKind.LOCAL:
         raise UsageError(
-            "which coordinator? no endpoint is given",
+            "no endpoint is given",
             hint="give --endpoint HOST:PORT, or set RALLYPOINT_ENDPOINT",
         )
     return endpoint

@@ -88,7 +88,7 @@ def refusal(error: BaseException) -> ResourceError | None:
     if number == errno.ENFILE:
         return ResourceError(
             "this machine has too many open files, in all of its processes together",
-            hint="end what holds them, or raise fs.file-max",
+            hint="end the processes that hold them, or raise fs.file-max",
         )
     # CPython has a RuntimeError of its own for a thread, and for a fork it is EAGAIN.
     if "can't start new thread" in text or (number == errno.EAGAIN and _is_of_fork(error)):
@@ -107,7 +107,7 @@ def refusal(error: BaseException) -> ResourceError | None:
         return ResourceError(
             f"this user cannot start {sys.executable!r}, the Python of this process: "
             f"{error.strerror}",
-            hint="install Python where this user may run it, and make the environment anew",
+            hint="install Python where this user may run it, and create the environment again",
         )
     return None
 

@@ -109,7 +109,7 @@ def _unwritable(error: OSError) -> int:
     descriptors.abandon(sys.stdout.fileno())
     output.print_error(
         f"the output cannot be written: {error.strerror or error}",
-        "is the disk full to which it goes?",
+        "is its disk full?",
     )
     return ExitCode.PROGRAM_FAILED
 

@@ -15,8 +15,8 @@ from rallypoint.threads import call_from_loop
 _log = logs.tidy("rallypoint.serve")
 
 NO_FILE: Final = (
-    "SIGHUP: nothing is read again, as there is no token file; a token in the environment changes "
-    "with a restart only"
+    "SIGHUP: there is no token file, so nothing was read; to change a token in the environment, "
+    "restart"
 )
 
 
@@ -43,7 +43,7 @@ class Reloader:
             _log.warning(NO_FILE)
         elif self._is_reading:
             self._is_asked_again = True
-            _log.warning("SIGHUP: the token file is still being read; it is read once more then")
+            _log.warning("SIGHUP: the token file is still being read; it will be read once more")
         else:
             self._is_reading = True
             try:
@@ -75,7 +75,7 @@ class Reloader:
             are_one = others == 1
             what = "connection" if are_one else "connections"
             ends = "stays until it ends" if are_one else "stay until they end"
-            stay = f"; {others} {what} with another one {ends}"
+            stay = f"; {others} {what} with another token {ends}"
         _log.info("SIGHUP: the token file was read again: %s accepted%s", accepted, stay)
 
 

@@ -116,7 +116,7 @@ def run(
     ] = None,
     max_restarts: Annotated[
         str | None,
-        _text("--max-restarts", "N", "Rounds that may end by the program's fault; 0.", _WORKERS),
+        _text("--max-restarts", "N", "Rounds that may end by a program failure; 0.", _WORKERS),
     ] = None,
     stop_timeout: Annotated[
         str | None,
@@ -129,7 +129,10 @@ def run(
     stdin: Annotated[
         str | None,
         _text(
-            "--stdin", "RANK|none", "Which local rank reads stdin; a lone worker does.", _WORKERS
+            "--stdin",
+            "RANK|none",
+            "The local rank that reads stdin; a single worker does.",
+            _WORKERS,
         ),
     ] = None,
     log_dir: Annotated[
@@ -140,7 +143,7 @@ def run(
         _text(
             "--share-lines",
             "N",
-            "Last lines of a failed worker that all nodes are told; 20, 0 for none.",
+            "Last lines of a failed worker that all nodes see; 20, 0 for none.",
             _OUTPUT,
         ),
     ] = None,
@@ -157,7 +160,13 @@ def run(
     ] = None,
     redirects: Annotated[
         str | None,
-        _text("--redirects", "N", "Streams for files alone: 1 stdout, 2 stderr, 3.", _OUTPUT, "-r"),
+        _text(
+            "--redirects",
+            "N",
+            "Streams that go only to files: 1 stdout, 2 stderr, 3.",
+            _OUTPUT,
+            "-r",
+        ),
     ] = None,
     local_ranks_filter: Annotated[
         str | None,
@@ -180,7 +189,8 @@ def run(
     ] = None,
     rdzv_id: Annotated[str | None, _text("--rdzv-id", "ID", "Same as --run-id.", _TORCHRUN)] = None,
     rdzv_backend: Annotated[
-        str | None, _text("--rdzv-backend", "NAME", "rallypoint or c10d: no matter.", _TORCHRUN)
+        str | None,
+        _text("--rdzv-backend", "NAME", "rallypoint or c10d: both are the same.", _TORCHRUN),
     ] = None,
     rdzv_conf: Annotated[
         str | None,
@@ -234,5 +244,5 @@ def run(
 
     if config.console.needs_files and config.log_dir is None:
         config = replace(config, log_dir=tempfile.mkdtemp(prefix="rallypoint-logs-"))
-        output.note(f"the workers' output is in {config.log_dir}; --log-dir names another place")
+        output.note(f"the workers' output is in {config.log_dir}; --log-dir sets another folder")
     raise typer.Exit(agent.main(config))

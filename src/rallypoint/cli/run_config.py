@@ -129,9 +129,9 @@ def _check_is_alone(
     if found is not None:
         raise UsageError(
             f"{found.variable}={found.text} says that there are several {found.what}, and without "
-            "--nnodes each of them would be a run of its own",
+            "--nnodes each of them would start a run of its own",
             hint="give --nnodes N, --endpoint HOST:PORT and --run-id ID on every node; "
-            "or --nnodes 1 if each is to be alone",
+            "or --nnodes 1 if each is a run of its own",
         )
 
 
@@ -149,8 +149,8 @@ def _warn_if_alone(endpoint: Endpoint, run: RunSettings, note: Note) -> None:
         return
     if endpoint.host in ("localhost", "0.0.0.0", "::"):
         note(
-            f"warning: {endpoint.host} is another machine on each machine: nodes elsewhere will "
-            "not find this one; give the name or address of one host"
+            f"warning: {endpoint.host} means each machine itself: nodes on other machines cannot "
+            "find this one; give the name or address of one host"
         )
 
 
@@ -282,12 +282,12 @@ def _stand_alone(given: _Given) -> None:
     endpoint = given.get("endpoint")
     if endpoint and not given.any_port:
         raise UsageError(
-            f"--standalone has no endpoint, and {endpoint!r} is given", hint="leave out one of them"
+            f"--standalone uses no endpoint, but {endpoint!r} is given", hint="remove one of them"
         )
     if given.get("nnodes") not in (None, "1", "1:1"):
         raise UsageError(
-            f"--standalone is one node, and --nnodes {given['nnodes']} is given",
-            hint="leave out one of them",
+            f"--standalone is one node, but --nnodes {given['nnodes']} is given",
+            hint="remove one of them",
         )
     given["endpoint"], given["nnodes"] = "", "1"  # whatever the environment says
 
@@ -336,8 +336,8 @@ _WITHOUT_EFFECT: Final = {
 """Options of torchrun's that change nothing here, and why."""
 _AGREED: Final = {
     "node_rank": "the nodes agree on their ranks",
-    "master_addr": "it is agreed anew for each round",
-    "master_port": "it is agreed anew for each round",
+    "master_addr": "the nodes agree on it for each round",
+    "master_port": "the nodes agree on it for each round",
 }
 
 
@@ -345,8 +345,8 @@ def _add_torchrun(given: _Given, options: Options, note: Note) -> None:
     backend = options.get("rdzv_backend") or "rallypoint"
     if backend not in ("rallypoint", "c10d"):
         raise UsageError(
-            f"--rdzv-backend {backend} is none of rallypoint's",
-            hint="leave it out: --endpoint says where the nodes meet",
+            f"--rdzv-backend {backend} is not supported by `rallypoint run`",
+            hint="remove it: --endpoint says where the nodes meet",
         )
     for name, known in (("rdzv_endpoint", "endpoint"), ("rdzv_id", "run_id")):
         if options.get(name):

@@ -37,16 +37,18 @@ def add_to(app: typer.Typer) -> None:
 def serve(
     host: Annotated[
         str,
-        typer.Option("--host", metavar="HOST", help="The address to listen at; `::` is every one."),
+        typer.Option(
+            "--host", metavar="HOST", help="The address to listen at; `::` means every address."
+        ),
     ] = "127.0.0.1",
     port: Annotated[
         int,
-        typer.Option("--port", metavar="PORT", min=0, max=65_535, help="0 takes a free one."),
+        typer.Option("--port", metavar="PORT", min=0, max=65_535, help="0: any free port."),
     ] = settings.DEFAULT_PORT,
     token_file: TokenFileOption = None,
     insecure: Annotated[
         bool,
-        typer.Option("--insecure", help="Listen beyond this machine although there is no token."),
+        typer.Option("--insecure", help="Listen beyond this machine without a token."),
     ] = False,
     ledger: Annotated[
         str | None,
@@ -62,7 +64,7 @@ def serve(
         typer.Option(
             "--advertise",
             metavar="HOST",
-            help="Where nodes that come through the ledger reach this machine.",
+            help="Where nodes that use the ledger reach this machine.",
         ),
     ] = None,
     memory: Annotated[
@@ -138,8 +140,8 @@ def _ledger_of(text: str | None, advertise: str | None) -> Endpoint | None:
     if text is None:
         if advertise is not None:
             raise UsageError(
-                "--advertise is for nodes that come through a ledger, and there is none",
-                hint="add --ledger, or leave it out",
+                "--advertise is for nodes that use a ledger, and no ledger is given",
+                hint="add --ledger, or remove --advertise",
             )
         return None
     if advertise is not None:
@@ -166,8 +168,8 @@ class Exposure(msgspec.Struct, frozen=True):
         if not tokens:
             raise UsageError(
                 f"host {self.host!r} can be reached from other machines, and there is no token",
-                hint="give one: --token-file ~/.rallypoint/token is that of your own nodes, "
-                "`rallypoint token new FILE` makes another; or --insecure to let everybody in",
+                hint="give one: --token-file ~/.rallypoint/token is the token of your own nodes, "
+                "`rallypoint token new FILE` makes another; or --insecure lets everybody join",
             )
         for each in tokens:
             settings.check_token_strength(each)
@@ -246,7 +248,7 @@ def _bind_error(where: Address, error: OSError) -> UsageError:
     if error.errno == errno.EADDRINUSE:
         return UsageError(
             f"port {where.port} is taken: another process listens at {where}",
-            hint="`rallypoint status` tells if it is a coordinator; else give another --port",
+            hint="`rallypoint status` shows whether it is a coordinator; or give another --port",
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return UsageError(

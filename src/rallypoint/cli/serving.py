@@ -84,7 +84,7 @@ def _memory(given: int | None) -> int:
     if given is not None:
         return given
     found = default_budget(is_embedded=False)
-    output.note(f"keeps at most {size_text(found.bytes)} for its runs: {found.source} (--memory)")
+    output.note(f"memory for all runs: {size_text(found.bytes)}, {found.source} (--memory)")
     return found.bytes
 
 
@@ -116,14 +116,14 @@ async def _serve_ledger(
     host = advertised or (own.host if own is not None else "127.0.0.1")
     if is_loopback(host) and not may_be_one_machine(place):
         output.warn(
-            f"nodes on other machines cannot come to {host}, which is loopback: "
+            f"nodes on other machines cannot reach {host}, which is loopback: "
             "give --host, or --advertise with an address of this machine"
         )
     addresses = (Address(host, sock.getsockname()[1]),)
     try:
         async with open_ledger(place, settings.etcd_password(place)) as ledger:
             server = CoordinatorServer(config, ledger=ledger)
-            output.note(f"runs are kept in {place}; nodes come to {addresses[0]}")
+            output.note(f"runs are kept in {place}; nodes connect to {addresses[0]}")
             await _serve(server, sock, endpoint, reloads, addresses)
     finally:
         sock.close()
@@ -158,9 +158,9 @@ async def _serve(
         reloads.hangups.pass_on(asyncio.get_running_loop(), reloader.ask)
         _spare_the_collector()
         output.tell_result(endpoint)
-        output.note(f"{__version__} coordinates at {endpoint}; Ctrl-C ends it")
+        output.note(f"{__version__} coordinates at {endpoint}; Ctrl-C stops it")
         number = await stop
-        output.note(f"{signal.Signals(number).name}: the coordinator ends")
+        output.note(f"{signal.Signals(number).name}: stopping the coordinator")
     finally:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):

@@ -34,7 +34,8 @@ def add_to(app: typer.Typer) -> None:
 
 def status(
     run_id: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run's id; the only run's, if left out.")
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run's id; if left out, all runs, or the only one."),
     ] = None,
     endpoint: EndpointOption = None,
     token_file: TokenFileOption = None,

@@ -47,7 +47,7 @@ def new(
 def show(
     path: Annotated[
         str | None,
-        typer.Argument(metavar="[PATH]", help="A token file; what is given here, if left out."),
+        typer.Argument(metavar="[PATH]", help="A token file; if left out, the token in use here."),
     ] = None,
 ) -> None:
     """Show where the token here comes from, and its fingerprint: equal ones are of equal tokens."""
@@ -57,7 +57,7 @@ def show(
         raise UsageError(
             f"the token from {known.place} has no fingerprint: it has less than "
             f"{settings.TOKEN_BITS_MIN} bits, and could be guessed",
-            hint=f"draw one: {settings.DRAW_A_TOKEN}",
+            hint=f"make one: {settings.DRAW_A_TOKEN}",
         )
     print(f"{mark}  {output.clean(known.place)}")
 

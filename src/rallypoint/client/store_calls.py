@@ -37,7 +37,12 @@ def store_error(failure: StoreFailure) -> errors.RallypointError:
     """The error of a failed call, as far as the failure itself tells."""
     if failure.code == TIMEOUT:
         missing, count = failure.missing, failure.missing_count
-        return errors.StoreTimeoutError(failure.message, missing=missing, count=count)
+        return errors.StoreTimeoutError(
+            failure.message,
+            missing=missing,
+            count=count,
+            hint="see what the other nodes do (`rallypoint status`, their logs), or wait longer",
+        )
     if failure.code == ROUND_ENDED:
         return errors.RoundBrokenError(Change(ChangeKind.NODE_LOST, 0, detail=failure.message))
     if failure.code == COORDINATOR_LOST:

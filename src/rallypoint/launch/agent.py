@@ -244,7 +244,7 @@ class Agent:
         closing = self._spawn(self._node.aclose(linger=not self._is_hurried))
         await self._notifier.until(lambda: closing.done() or len(self._signals) > seen)
         if not closing.done():
-            self._say("told again to go: the coordinator that this node carries goes with it")
+            self._say("second signal: stopping the coordinator hosted here too")
             closing.cancel()
             await asyncio.wait({closing})
 
@@ -268,7 +268,7 @@ class Agent:
             self._reservation = reserve_port()
         except OSError as error:
             raise errors.LaunchError(
-                f"no port can be reserved for rank 0: {error.strerror or error}",
+                f"cannot reserve a port for rank 0: {error.strerror or error}",
                 hint="check this machine's limits on ports and open files (ulimit -n)",
             ) from error
         return self._reservation
@@ -405,7 +405,8 @@ class Agent:
         assert node.gone is not None
         return End(
             ExitCode.DONE,
-            f"this node's work is done; how the others end is not known: {node.gone.message}",
+            "this node's workers have finished; the end of the run is unknown: "
+            f"{node.gone.message}",
         )
 
     async def _close_down(self, work: RoundWorkers, close: CloseRecord) -> End:
@@ -440,7 +441,7 @@ class Agent:
         stopping = self._spawn(work.stop(grace_s, first_signal))
         await self._notifier.until(lambda: stopping.done() or self._is_hurried)
         if not stopping.done():
-            self._say("told again to go: killing the workers")
+            self._say("second signal: killing the workers")
             await work.stop(0)
         left = await stopping
         if left:
@@ -481,7 +482,9 @@ class Agent:
     def _on_gone(self, error: errors.CoordinatorError) -> None:
         """Losing the coordinator does not disturb the workers; being superseded ends them."""
         if self._work is not None and not isinstance(error, errors.SupersededError):
-            self._say(f"warning: {error.message}; the workers go on, but no other round can follow")
+            self._say(
+                f"warning: {error.message}; the workers continue, but no other round can form"
+            )
         self._notifier.notify()
 
     def _regroup(self) -> None:

@@ -39,17 +39,6 @@ _COMMANDS_MAX = 10_000  # what the agent says while the console hangs; more is d
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
-_HINTS = {
-    errno.EACCES: "give this user the right to write there, or name another --log-dir",
-    errno.EPERM: "give this user the right to write there, or name another --log-dir",
-    errno.EROFS: "it is mounted read-only: name another --log-dir",
-    errno.ENOSPC: "the file system is full: free some space, or name another --log-dir",
-    errno.EDQUOT: "this user's quota is spent: free some space, or name another --log-dir",
-    errno.ENOTDIR: "a part of the path is not a directory",
-    errno.EEXIST: "a part of the path is not a directory",
-}
-
-
 def check_log_dir(path: Path) -> None:
     """Makes the directory and tries to write a file in it. May hang with its file system.
 
@@ -61,9 +50,23 @@ def check_log_dir(path: Path) -> None:
             file.write(b"x")
             file.flush()
     except OSError as error:
-        hint = _HINTS.get(error.errno or 0, "check --log-dir on this node")
         problem = error.strerror or str(error)
-        raise LogDirectoryError(str(path), problem, hint=hint) from error
+        raise LogDirectoryError(str(path), problem, hint=_hint_for(error)) from error
+
+
+def _hint_for(error: OSError) -> str:
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            return "give this user the right to write there, or name another --log-dir"
+        case errno.EROFS:
+            return "it is mounted read-only: name another --log-dir"
+        case errno.ENOSPC:
+            return "the file system is full: free some space, or name another --log-dir"
+        case errno.EDQUOT:
+            return "this user's quota is spent: free some space, or name another --log-dir"
+        case errno.ENOTDIR | errno.EEXIST:
+            return "a part of the path is not a directory: name another --log-dir"
+    return "check --log-dir on this node"
 
 
 def round_log_dir(log_dir: Path, run_id: str, number: int) -> Path:
@@ -235,14 +238,16 @@ class LogPump:
 
     def _stdout_full(self, error: OSError) -> None:
         text = f"rallypoint: the workers' output cannot be written: {error.strerror}; "
-        self._stderr.write(f"{text}the workers go on, what they print is lost\n".encode())
+        self._stderr.write(f"{text}the workers continue, their output is lost\n".encode())
 
     def _file_failed(self, path: Path, error: OSError) -> None:
         if self._file_problem_told:
             return
         self._file_problem_told = True
         text = f"rallypoint: cannot write {str(path)!r}: {error.strerror}; "
-        self._stderr.write(f"{text}workers go on, this log file does not\n".encode())
+        self._stderr.write(
+            f"{text}the workers continue, but this log file is incomplete\n".encode()
+        )
 
     def _end(self) -> None:
         with self._command_lock:

@@ -476,7 +476,7 @@ _HINTS = {
     errno.ENAMETOOLONG: "check the path: it is too long",
     errno.EACCES: "make the file executable (chmod +x), or put its interpreter before it",
     errno.EPERM: "make the file executable (chmod +x), or put its interpreter before it",
-    errno.ENOEXEC: "the file is no program of this machine; a script needs a first line #!...",
+    errno.ENOEXEC: "the file is not a program for this machine; a script needs a first line #!...",
 }
 
 

@@ -26,7 +26,7 @@ def open_ledger(
     place = endpoint.place
     if place is None:
         raise EndpointError(
-            f"endpoint {endpoint} is no ledger",
+            f"endpoint {endpoint} is not a ledger",
             hint="a ledger is etcd://HOST:PORT,.../PREFIX or file:///FOLDER",
         )
     if isinstance(place, EtcdPlace):

@@ -56,7 +56,7 @@ def _read_tokens(path: str) -> tuple[str, ...]:
     if len(tokens) > TOKENS_MAX or others[-1]:
         raise UsageError(
             f"token file {path!r} has more than {TOKENS_MAX} tokens",
-            hint="take out those that no node has any more",
+            hint="remove the tokens that no node uses any more",
         )
     return tuple(dict.fromkeys(tokens))
 
@@ -94,10 +94,10 @@ def check_token_strength(token: str) -> None:
     """Raises UsageError for a token that others could guess. For a port that they can reach."""
     if token_bits(token) < TOKEN_BITS_MIN:
         raise UsageError(
-            "this token can be guessed, and other machines can reach the coordinator: a token has "
-            f"at least {TOKEN_BITS_MIN} bits, which is 22 characters of base64 or 32 hexadecimal "
-            "digits drawn by chance",
-            hint=f"draw one: {DRAW_A_TOKEN}",
+            "this token can be guessed, and other machines can reach the coordinator: a token "
+            f"needs at least {TOKEN_BITS_MIN} bits, which is 22 random characters of base64 or 32 "
+            "random hexadecimal digits",
+            hint=f"make one: {DRAW_A_TOKEN}",
         )
 
 
@@ -126,7 +126,7 @@ def _lines_of_secret(path: str, what: str, lines_max: int) -> list[str]:
         raise UsageError(f"cannot read {what} file {path!r}: {problem}", hint=hint) from error
     except UnicodeDecodeError as error:
         hint = _secret_hint(what)
-        raise UsageError(f"{what} file {path!r} is no text", hint=hint) from error
+        raise UsageError(f"{what} file {path!r} is not text", hint=hint) from error
 
 
 def _parsed_secret(
@@ -141,7 +141,7 @@ def _parsed_secret(
 
 
 def _secret_hint(what: str) -> str:
-    return f"write the {what} on its first line, and make it yours alone: chmod 600"
+    return f"write the {what} on its first line, and let only your user read it: chmod 600"
 
 
 def etcd_password(endpoint: Endpoint, environ: Environ | None = None) -> str:

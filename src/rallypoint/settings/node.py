@@ -137,7 +137,7 @@ def check_lease_ttl_s(ttl_s: float) -> None:
         raise UsageError(
             f"lease_ttl_s must be within {LEASE_TTL_MIN_S:g} and {LEASE_TTL_MAX_S:g} s, "
             f"not {ttl_s:g}",
-            hint="a third of it is how often an elected coordinator writes to the ledger",
+            hint="an elected coordinator writes to the ledger three times in this time",
         )
 
 
@@ -163,7 +163,7 @@ def _check_labels(labels: Mapping[Any, Any]) -> None:
     if size > LABELS_BYTES_MAX:
         raise UsageError(
             f"the labels of a node have at most {LABELS_BYTES_MAX} bytes, and these have {size}",
-            hint="every node of the run is told of them: put what is longer into the store",
+            hint="they are sent to every node of the run: put larger values into the store",
         )
 
 

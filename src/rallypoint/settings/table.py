@@ -79,14 +79,14 @@ SETTINGS: Final = (
     ),
     # No default: where a coordinator is shared, two jobs that both left a default in place would
     # meet each other. Only a run that nobody else can reach is given a name by chance.
-    _setting("run_id", parse_name, None, "the run's name; needed unless there is no endpoint"),
+    _setting("run_id", parse_name, None, "the run's name; required with an endpoint"),
     _setting(
         "nnodes",
         parse_nnodes,
         NodeRange(_RUN_DEFAULTS.min_nodes, _RUN_DEFAULTS.max_nodes),
         "how many nodes: N or MIN:MAX",
     ),
-    _run_setting("expected_nodes", whole, "how many nodes were started, if that is known"),
+    _run_setting("expected_nodes", whole, "how many nodes were started, if known"),
     _setting("nproc_per_node", parse_workers, 1, "workers on this node: N, auto, gpu or cpu"),
     _setting(
         "node_name", parse_name, None, "this node's name; made from host and process if unset"
@@ -98,7 +98,7 @@ SETTINGS: Final = (
         "insecure",
         parse_yes_no,
         False,
-        "whether a node at HOST:PORT goes without a token where none is given: everybody is let in",
+        "whether a node at HOST:PORT uses no token if none is given: everybody can join",
     ),
     _setting(
         "host_coordinator",
@@ -111,19 +111,19 @@ SETTINGS: Final = (
         "connect_timeout_s",
         parse_duration_s,
         60.0,
-        "how long to try an endpoint that nobody answers at",
+        "how long to try an endpoint where nothing answers",
     ),
     _setting(
         "coordinator_silence_s",
         parse_duration_s,
         6.0,
-        "silence after which the coordinator is connected to anew",
+        "silence after which a node reconnects to the coordinator",
     ),
     _setting(
         "coordinator_lost_after_s",
         parse_duration_s,
         60.0,
-        "how long a node without running workers looks for a coordinator that it has lost",
+        "how long a node without running workers looks for a lost coordinator",
     ),
     _setting("goodbye_timeout_s", parse_duration_s, 5.0, "how long a goodbye may take"),
     _setting(
@@ -136,46 +136,46 @@ SETTINGS: Final = (
         "orphan_s",
         parse_orphan,
         None,
-        "how long workers go on without a coordinator, or never: for ever; "
-        "if unset, 10 min once the run is known to be lost",
+        "how long workers run without a coordinator before they are stopped, or never; "
+        "if unset, 10 min after the run is known to be lost",
     ),
     _setting("etcd_password", parse_password, "", "the password of an etcd endpoint's user"),
     _setting(
         "candidates",
         parse_candidates,
         3,
-        "about how many nodes stand at once where a ledger elects one",
+        "about how many nodes are candidates at once where a ledger elects a coordinator",
     ),
     _setting(
         "lease_ttl_s",
         parse_duration_s,
         5.0,
-        "how long the lease of a coordinator stands that is elected through a ledger",
+        "the length of the lease of an elected coordinator",
     ),
     _setting(
         "attach_grace_s",
         parse_duration_s,
         None,
-        "how long a new coordinator waits for the nodes of the one before it; "
+        "how long a new coordinator waits for the nodes of its predecessor; "
         "if unset, 7 s and 4/3 of coordinator_silence",
     ),
     _setting(
         "yield_after_s",
         parse_duration_s,
         10.0,
-        "after how long an elected coordinator that nobody reaches lets another try",
+        "after how long an elected coordinator that no node reaches resigns",
     ),
     _setting(
         "closed_run_keep_s",
         parse_duration_s,
         3_600.0,
-        "how long `serve` keeps a run that is over: then it is swept, from its ledger too",
+        "how long `serve` keeps a closed run, in its ledger too",
     ),
     _setting(
         "memory",
         parse_memory,
         None,
-        "how many bytes a coordinator keeps for all its runs; if unset, half of the memory of its "
+        "how much memory a coordinator uses for all its runs; if unset, half of the memory of its "
         "cgroup or machine, and inside a node at most 1 GiB",
     ),
     _setting(
@@ -188,35 +188,43 @@ SETTINGS: Final = (
         "sessions_max",
         parse_at_least_one,
         200_000,
-        "how many connections of nodes `serve` takes, if its limit on open files allows; likewise",
+        "how many connections of nodes `serve` accepts, if its limit on open files allows; the "
+        "last eighth is for addresses that have few",
     ),
     _setting(
         "new_run_rate",
         parse_at_least_one,
         100,
-        "how fast `serve` begins runs for one token at one address, after the first 1,000",
+        "how many new runs a second `serve` accepts from one token at one address, after the first "
+        "1,000",
     ),
     _setting(
-        "stop_timeout_s", parse_duration_s, 25.0, "from the first signal to workers to SIGKILL"
+        "stop_timeout_s",
+        parse_duration_s,
+        25.0,
+        "the time from the first signal to a worker until SIGKILL",
     ),
     _setting(
-        "regroup_stop_timeout_s", parse_duration_s, 5.0, "the same when workers stop to regroup"
+        "regroup_stop_timeout_s", parse_duration_s, 5.0, "the same for workers that stop to regroup"
     ),
     _setting(
         "stop_s",
         parse_stop_s,
         5.0,
-        "how long this node takes to stop its work when a round ends; its place is kept so long",
+        "how long this node takes to stop its work when a round ends; its place is kept for that "
+        "time",
     ),
     _setting("log_dir", parse_path, None, "a directory for the output of each worker"),
     _setting(
         "share_lines",
         parse_share_lines,
         20,
-        "how many last lines of a failed worker all nodes and the coordinator are told; 0: no word",
+        "how many last lines of a failed worker all nodes and the coordinator see; 0: none",
     ),
     _run_setting(
-        "max_restarts", parse_restarts, "rounds that may end by the program's fault, or any"
+        "max_restarts",
+        parse_restarts,
+        "how many rounds may end by a failure of the program, or any",
     ),
     _run_setting(
         "last_call_s", parse_duration_s, "the wait for more nodes once the minimum is there"
@@ -224,14 +232,14 @@ SETTINGS: Final = (
     _run_setting("settle_s", parse_duration_s, "the wait for simultaneous arrivals"),
     _run_setting("scale_up_delay_s", parse_duration_s, "the wait before newcomers are announced"),
     _run_setting(
-        "reconnect_grace_s", parse_duration_s, "how long a node may be without its connection"
+        "reconnect_grace_s", parse_duration_s, "how long a node may be without a connection"
     ),
     _run_setting("suspect_after_s", parse_duration_s, "silence after which a node is suspect"),
     _run_setting("probe_s", parse_duration_s, "how long a suspect may take to answer"),
     _run_setting("lost_after_s", parse_duration_s, "silence after which a node is lost"),
-    _run_setting("mass_min", whole, "as many nodes may go missing before it counts as an outage"),
+    _run_setting("mass_min", whole, "how many nodes may be missing before it counts as an outage"),
     _run_setting("mass_fraction", parse_fraction, "the same as a fraction of all nodes"),
-    _run_setting("mass_grace_s", parse_duration_s, "how long nobody is lost in an outage"),
+    _run_setting("mass_grace_s", parse_duration_s, "how long no node is lost in an outage"),
     _run_setting("rank_policy", one_of(*POLICIES), f"how ranks are given: {', '.join(POLICIES)}"),
 )
 """All settings, in the order in which `rallypoint env` shows them."""

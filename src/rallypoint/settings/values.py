@@ -103,7 +103,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 def parse_name(text: str) -> str:
     if not 1 <= len(text) <= NAME_LENGTH_MAX or not text.isprintable() or text != text.strip():
         raise ValueError(
-            f"must have 1 to {NAME_LENGTH_MAX} printable characters and no blank at either end, "
+            f"must have 1 to {NAME_LENGTH_MAX} printable characters and no space at either end, "
             f"not {shortened(text)!r}"
         )
     return text
@@ -148,7 +148,7 @@ def parse_address(text: str) -> str:
     if not (is_ip(text, 4) or is_six or is_name):
         raise ValueError(f"must be a host name or an address without a port, not {text!r}")
     if addresses.is_unspecified(text):
-        raise ValueError(f"must be one address of this machine, not {text!r}, which is all of them")
+        raise ValueError(f"must be one address of this machine, and {text!r} means all of them")
     if addresses.needs_zone(text):
         raise ValueError(f"must have its zone, as {text}%eth0: it is a link-local address")
     return text
