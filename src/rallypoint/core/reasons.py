@@ -234,7 +234,11 @@ def not_the_member(name: str) -> Refusal:
 def superseded(name: str) -> Refusal:
     """A newer start of the node has its name now."""
     message = f"a newer start of node {name!r} has taken its place in the run"
-    return Refusal(RefusalCode.SUPERSEDED, message)
+    return Refusal(
+        RefusalCode.SUPERSEDED,
+        message,
+        hint="stop this process; to run both, give each node its own --node-name",
+    )
 
 
 def other_run(run_id: str, asked: str) -> Refusal:
