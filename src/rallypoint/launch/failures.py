@@ -29,7 +29,7 @@ _OURS = re.compile(r"killed by (SIG[A-Z0-9]+|signal \d+|the kernel: out of memor
 _ERROR_NAME = re.compile(
     r"[A-Za-z_][\w.]{0,100}(?:Error|Exception|Interrupt|Exit|Iteration)(?=:|$)"
 )
-UNSHARED: Final = "its output stays on its node: --share-lines 0"
+UNSHARED: Final = "its text stays on its node: --share-lines 0"
 _ABORTS = (signal.SIGABRT,)
 
 
