@@ -3,12 +3,12 @@
     python benchmarks/compare.py OTHER [--pairs 20] [--nodes 128] [--repeats 10] [--only meet]
 
 OTHER is the folder of the other checkout, such as a `git worktree` of an earlier commit. In each
-pair both checkouts measure the same once, shortly after one another, and who begins alternates. So
-what else the machine does is mostly the same for both, and only the ratio within a pair counts.
+pair both checkouts measure the same, one right after the other, and they take turns in beginning.
+So other load on the machine is mostly the same for both. Only the ratio within a pair counts.
 
 A ratio above 1 means that this checkout takes longer. Its 95 % interval is that of Student's t over
-the logarithms of the pairs' ratios. Exit code 0: nothing judged is worse, which is to say that no
-interval lies wholly above 1; 1: something is; 2: usage.
+the logarithms of the pairs' ratios. Exit code 0: no judged figure is worse, that is, no interval
+lies wholly above 1; 1: a judged figure is worse, or could not be measured; 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rallypoint.bench.processes import DEADLINE_S, BenchError  # noqa: E402
 
 PAIRS: Final = 20
 JUDGED: Final = ("meet: warm", "store: set, get and add")
-"""What must not be worse. All else is shown beside it."""
+"""The figures that must not be worse. The others are only shown."""
 _CALLS: Final = ("set", "get", "add")
 _SHOWN: Final = {"meet": ("warm", "cold", "coordinator's CPU"), "store": (*_CALLS, "barrier")}
 _BENCH_S: Final = 5 * DEADLINE_S
@@ -42,7 +42,7 @@ _BENCH_S: Final = 5 * DEADLINE_S
 
 @dataclass(frozen=True)
 class Ratio:
-    """What one figure of this checkout is of the other's: the middle, and its 95 % interval."""
+    """One figure of this checkout, divided by the other's: the mean ratio and its 95 % interval."""
 
     name: str
     here: float
@@ -60,7 +60,7 @@ class Ratio:
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """The geometric mean of the ratios, and the 95 % interval of it. Takes two at least."""
+    """The geometric mean of at least two ratios, and its 95 % interval."""
     logs = [math.log(each) for each in ratios]
     middle = statistics.fmean(logs)
     error = statistics.stdev(logs) / math.sqrt(len(logs))
@@ -83,11 +83,11 @@ def student(freedom: int) -> float:
 
 
 def compared(here: Sequence[dict[str, Any]], there: Sequence[dict[str, Any]]) -> list[Ratio]:
-    """The ratios of these runs: the figures of each pair, by their names, with median and unit."""
+    """The ratios of these runs. Each run has its figures by name, with median and unit."""
     found = []
     for name in here[0]:
         if any(name not in each for each in (*here, *there)):
-            continue  # The other checkout does not have it.
+            continue  # One of the checkouts does not have this figure.
         pairs = [_cost(a[name]) / _cost(b[name]) for a, b in zip(here, there, strict=True)]
         values = [
             statistics.median(each[name]["median"] for each in side) for side in (here, there)
@@ -97,7 +97,7 @@ def compared(here: Sequence[dict[str, Any]], there: Sequence[dict[str, Any]]) ->
 
 
 def _cost(figure: dict[str, Any]) -> float:
-    """A quantity of which less is better."""
+    """The figure as a quantity of which less is better."""
     median = float(figure["median"])
     return 1 / median if figure["unit"].endswith("/s") else median
 
@@ -105,7 +105,7 @@ def _cost(figure: dict[str, Any]) -> float:
 def measure(
     tree: Path, python: str, scenarios: Sequence[str], nodes: int, repeats: int
 ) -> dict[str, Any]:
-    """The figures of one checkout that are compared, by name."""
+    """The figures of one checkout that are compared, by name. Raises BenchError."""
     found: dict[str, Any] = {}
     for scenario in scenarios:
         told = _bench(tree, python, scenario, "--nodes", str(nodes), "--repeats", str(repeats))
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     other = Path(options.other).resolve()
     if not (other / "src" / "rallypoint" / "bench").is_dir():
-        print(f"error: {other} is no checkout of Rallypoint with a bench", file=sys.stderr)
+        print(f"error: {other} is no checkout of Rallypoint that has a bench", file=sys.stderr)
         return 2
     scenarios = [options.only] if options.only else list(_SHOWN)
     here: list[dict[str, Any]] = []

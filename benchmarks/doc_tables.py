@@ -1,4 +1,4 @@
-"""Puts what a benchmark has measured into a page of docs/: between two marks, and nowhere else."""
+"""Puts a benchmark's tables into a page of docs/, between two marks and nowhere else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 class NoMarksError(Exception):
-    """The page has no place for what was measured."""
+    """The page does not have the two marks."""
 
 
 def marks(by: str) -> tuple[str, str]:
@@ -25,6 +25,6 @@ def put(text: str, page: str, by: str) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown; all columns but the first are of numbers."""
+    """A Markdown table. All columns but the first are right-aligned numbers."""
     lines = [headings, ["---", *("---:" for _ in headings[1:])], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,11 +1,11 @@
-"""Draws where a coordinator's time goes while a large run meets again and again: flame graphs.
+"""Draws flame graphs of a coordinator's time while a large run meets again and again.
 
     python benchmarks/flames.py [--nodes 1000,9000] [--seconds 15] [--print]
 
-Writes docs/images/coordinator-N.svg, and what the parts take into docs/scale.md. Needs py-spy (`pip
-install 'rallypoint[bench]'`), which looks into the running `rallypoint serve` from outside; where
-ptrace is not allowed, run it as root. Only the coordinator's own process is drawn, and functions,
-not lines.
+It writes docs/images/coordinator-N.svg, and the share of each part into docs/scale.md. It needs
+py-spy (`pip install 'rallypoint[bench]'`), which samples the running `rallypoint serve` from
+outside. Where ptrace is not allowed, run it as root. It draws only the coordinator's process, by
+functions, not by lines.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ PARTS: Final = {
     "the state machine": ("Membership.step",),
     "encoding and decoding messages": ("encode", "decode_from_node"),
 }
-"""What the page tells of, and the functions that it is. None of them calls another of them."""
+"""The parts on the page, and the functions of each. None of these functions calls another."""
 FRAMES: Final = "reading frames"
 FRAMES_IN: Final = ("FrameReader.data_received",)
 MESSAGES_IN: Final = ("Session.received",)
-"""What the first takes without the second, which it calls for each message."""
+"""The part is the first function's time without the second's, which it calls for each message."""
 LOOP: Final = "Runner.run"
-"""What this function takes itself is the event loop, with its reading from sockets."""
+"""This function's own time is the event loop, with its reading from sockets."""
 _FRAME: Final = re.compile(
     r"<title>(?P<name>\S+) \([^<]*?\) \((?P<samples>[\d,]+) samples?, [^<]*</title>"
     r'<rect x="[^"]*" y="(?P<y>\d+)"'
@@ -48,7 +48,7 @@ _FRAME: Final = re.compile(
 
 
 def shares(picture: str) -> dict[str, float]:
-    """What each of the parts takes of the time, from 0 to 1, as the picture has it."""
+    """The share of each part, from 0 to 1, from the picture's samples."""
     frames = [
         (found["name"], int(found["samples"].replace(",", "")), int(found["y"]))
         for found in _FRAME.finditer(picture)
@@ -73,7 +73,7 @@ def say(text: str) -> None:
 
 
 def draw(nodes: int, seconds: int, picture: Path) -> int:
-    """Draw `seconds` of meetings; how many there were. Raises BenchError."""
+    """Draw `seconds` of meetings, and return how many there were. Raises BenchError."""
     driver.check_descriptors(nodes)
     with driver.served() as at, driver.fleets(1) as fleets:
         assert at.process is not None

@@ -1,8 +1,9 @@
 """How the connections of killed nodes end: `python benchmarks/killed_connections.py [--kills 100]`.
 
-A process that is killed while its receive buffer holds a message that it has not read sends a
-reset, and then the reconnect grace passes before it is lost. This counts how often that happens:
-real processes, `kill -9` at random moments, one coordinator that notes the end of each connection.
+When a process is killed while its receive buffer holds an unread message, its kernel sends a reset,
+and the node is lost only after the reconnect grace. This counts how often that happens: it starts
+real processes, kills them at random moments, and counts how the coordinator sees each connection
+end.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ for world in run.worlds():
             time.sleep(0.05)
 """
 WAVE = 10
-"""So many nodes at a time, that the machine can run them all."""
+"""So many nodes run at a time, few enough for one machine."""
 KINDS = {
     "idle": "of idle nodes, one at a time",
     "busy": "of nodes that call the store without a pause, one at a time",
@@ -51,7 +52,7 @@ KINDS = {
 async def count(
     port: int, kind: str, kills: int, chance: random.Random
 ) -> collections.Counter[str]:
-    """Kill so many nodes; how each connection ended."""
+    """Kill so many nodes, and count how each connection ended."""
     ends: collections.Counter[str] = collections.Counter()
     with noting(ends):
         for wave in range(kills // WAVE):

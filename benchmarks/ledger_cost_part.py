@@ -1,7 +1,7 @@
-"""A coordinator whose use of its ledger is counted.
+"""Counts a coordinator's calls of its ledger. Each result is a line of JSON.
 
-idle LEDGER RUNS SECONDS     writes of a coordinator with so many active runs of two nodes
-rounds LEDGER|memory ROUNDS  rounds of two nodes: how long each takes, and its operations
+idle LEDGER RUNS SECONDS     the calls of a coordinator with so many active runs of two nodes
+rounds LEDGER|memory ROUNDS  rounds of two nodes: how long each takes, and its calls
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def show(**values: Any) -> None:
 
 
 async def meet(nodes: list[Node]) -> None:
-    """All in the next round."""
+    """All nodes ask for their next round; wait until each has it."""
     await asyncio.gather(*(each.next_round(BOOTSTRAP) for each in nodes))
 
 
-# -- what a ledger is asked for --------------------------------------------------------------------
+# -- the calls of a ledger -------------------------------------------------------------------------
 
 
 class Count:
-    """Operations of a ledger by name; of those on registers, the kind of register as well."""
+    """Counts the calls of a ledger by name, and by the kind of register or log."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.operations: Counter[str] = Counter()
@@ -60,14 +60,14 @@ class Count:
         return counted
 
     def taken(self) -> dict[str, int]:
-        """What was done since this was asked last."""
+        """The counts since the last call of this."""
         taken, self.operations = dict(self.operations), Counter()
         return taken
 
 
 @contextlib.asynccontextmanager
 async def coordinator(ledger: str) -> AsyncIterator[tuple[str, Count | None]]:
-    """In this process, over that ledger; its endpoint."""
+    """A coordinator in this process, over that ledger: its endpoint, and the counts."""
     async with contextlib.AsyncExitStack() as stack:
         engine, count = None, None
         if ledger != "memory":
@@ -91,7 +91,7 @@ async def pair(run_id: str, endpoint: str) -> list[Node]:
 
 
 async def idle(ledger: str, runs: int, seconds: float) -> None:
-    """All runs active, and nothing to do."""
+    """All runs are active, and do nothing."""
     async with coordinator(ledger) as (endpoint, count):
         assert count is not None
         pairs = [await pair(f"run{index}", endpoint) for index in range(runs)]
@@ -106,7 +106,7 @@ async def idle(ledger: str, runs: int, seconds: float) -> None:
 
 
 async def rounds(ledger: str, number: int) -> None:
-    """Both ask for their next round, one round after another."""
+    """Two nodes ask for one round after another."""
     async with coordinator(ledger) as (endpoint, count):
         nodes = await pair("rounds", endpoint)
         for _ in range(number):
@@ -116,7 +116,7 @@ async def rounds(ledger: str, number: int) -> None:
             began_s = time.monotonic()
             await meet(nodes)
             took_s = time.monotonic() - began_s
-            await asyncio.sleep(0.1)  # what the round costs afterwards is its cost as well
+            await asyncio.sleep(0.1)  # Calls that follow the round belong to it.
             taken = count.taken() if count is not None else {}
             own = {k: v for k, v in taken.items() if not k.endswith(" coordinators")}
             show(ms=took_s * 1_000, operations=own)

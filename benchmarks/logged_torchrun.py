@@ -1,8 +1,8 @@
-"""torchrun, as it is, with a rendezvous handler that writes down when it was called.
+"""torchrun, unchanged, with a rendezvous handler that logs when it was called.
 
     BENCHMARK_LOG=file python -m benchmarks.logged_torchrun --rdzv-backend=... script.py
 
-The handler of any backend is taken from torch's registry, and passed on within a proxy.
+The handler comes from torch's registry, for any backend. torchrun gets a proxy of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rallypoint.bench.event_log import EventWriter
 
 
 class LoggedHandler:
-    """Everything is the other handler's; three kinds of calls are noted."""
+    """Passes everything on to the other handler, and logs two kinds of calls."""
 
     def __init__(self, handler: Any, log: EventWriter) -> None:
         self._handler = handler
@@ -28,7 +28,7 @@ class LoggedHandler:
         return getattr(self._handler, name)
 
     def next_rendezvous(self) -> Any:
-        """Noted before, and once it has returned."""
+        """Logged before the call, and after it has returned."""
         self._log.write("called")
         info = self._handler.next_rendezvous()
         self._is_told = False
@@ -36,7 +36,7 @@ class LoggedHandler:
         return info
 
     def num_nodes_waiting(self) -> int:
-        """Noted when it first asks for another round."""
+        """Logged the first time that another round is wanted."""
         count: int = self._handler.num_nodes_waiting()
         if count > 0 and not self._is_told:
             self._is_told = True

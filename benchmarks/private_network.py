@@ -1,9 +1,9 @@
-"""A network and host names of this process's own, so that figures depend on nothing outside.
+"""Gives this process its own network and host names, so that figures depend on nothing outside.
 
-In a network namespace of its own there is only loopback: what its counters show is what was
-measured. In a mount namespace of its own host names are answered from the hosts file alone: where
-no name server answers, torch's TCPStore otherwise waits 5 s and more for names that it looks up
-from addresses. Needs root on Linux, and `unshare` and `mount` (Debian: util-linux, mount).
+Its network namespace has only loopback, whose counters show exactly what was measured. In its mount
+namespace, host names come only from the hosts file. Otherwise torch's TCPStore looks up names for
+addresses, and waits 5 s and more where no name server answers. It needs root on Linux, and
+`unshare` and `mount` (Debian: util-linux, mount).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _IFF_UP_AND_RUNNING: Final = 0x1 | 0x40
 
 
 def enter() -> str | None:
-    """Go on in a network of its own: starts this program anew inside, once. Why not, if it cannot.
+    """Start this program again in a network of its own. Returns None there, else why it cannot.
 
-    Returns None inside. Must be called before anything else is begun.
+    Must be called before anything else is started.
     """
     if os.environ.pop(_MARK, "") == "1":
         _bring_up_loopback()
@@ -60,7 +60,7 @@ def _bring_up_loopback() -> None:
 
 
 def _answer_names_from_the_hosts_file() -> None:
-    """Nobody outside sees it: `unshare` made the mounts private."""
+    """`unshare` made the mounts private, so no other process sees this one."""
     lines = _NAMES.read_text(encoding="utf-8").splitlines() if _NAMES.exists() else []
     kept = [line for line in lines if not line.startswith("hosts:")]
     with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
@@ -70,7 +70,7 @@ def _answer_names_from_the_hosts_file() -> None:
 
 
 def loopback() -> tuple[int, int]:
-    """Bytes and packets that loopback has carried so far, TCP/IP headers and ACKs included."""
+    """Bytes and packets that loopback has carried so far, with TCP/IP headers and ACKs."""
     for line in Path("/proc/self/net/dev").read_text(encoding="ascii").splitlines():
         name, _, counts = line.partition(":")
         if name.strip() == "lo":

@@ -2,8 +2,7 @@
 
     python benchmarks/scale.py [--nodes 128,512,2048] [--repeats 10] [--print]
 
-The tables between the two marks of that file are written anew; what stands around them is not
-touched. Progress goes to stderr.
+It replaces the tables between the two marks of that file and nothing else. Progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ PAGE: Final = ROOT / "docs" / "scale.md"
 WRITER: Final = "benchmarks/scale.py"
 SIZES: Final = (128, 512, 1_024, 4_096, 9_000)
 LARGE_RUN: Final = 1_000
-"""How many nodes regroup and use the store, besides the largest size."""
+"""So many nodes regroup and use the store, as well as the largest size."""
 REGROUP_REPEATS_MAX: Final = 3
 RUNS: Final = 200
 NODES_OF_A_RUN: Final = 16
@@ -49,7 +48,7 @@ def say(text: str) -> None:
 
 
 def tables(sizes: Sequence[int], repeats: int, many: int, seconds: float = IDLE_S) -> str:
-    """Everything that stands between the marks."""
+    """The text between the marks."""
     about = bench_report.machine()
     carried: list[Figure] = []
     driver.check_descriptors(max(*sizes, many * NODES_OF_A_RUN))

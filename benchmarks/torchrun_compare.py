@@ -2,8 +2,8 @@
 
     python benchmarks/torchrun_compare.py [--only meet_2,kill] [--repeats 3] [--json]
 
-Progress goes to stderr; a table, or with --json everything, to stdout. Exit code 0 means that all
-was measured, 1 that something was not, 2 that it could not begin. See README.md beside it.
+Progress goes to stderr; a table, or with --json everything, to stdout. Exit code 0: everything was
+measured; 1: something was not measured; 2: it could not begin. See README.md beside it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from rallypoint.net import free_port  # noqa: E402
 
 IDLE_S: Final = 20.0
 CALM_S: Final = 3.0
-"""Between the last step that a round waited for and what is done to the job."""
+"""Between the last worker's first step in a round and what is done to the job."""
 BOTH: Final = (RALLYPOINT, C10D)
 ALL: Final = (RALLYPOINT, C10D, C10D_DEFAULT)
 
@@ -58,14 +58,14 @@ class Row:
     timed: str
     unit: str = "s"
     at_most: float | None = None
-    """What is expected of Rallypoint."""
+    """The bound for Rallypoint's median; None if there is none."""
     times_better: float | None = None
-    """How many times less than torch's is expected of it."""
+    """How many times less than torch's the median must be; None if there is no such bound."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that one job gives. torch's defaults run once: they are there to show what happens."""
+    """Rows that one job gives. A job with torch's defaults runs once, only to show what happens."""
 
     name: str
     repeats: int
@@ -77,26 +77,26 @@ class Group:
 
 @dataclass
 class Measured:
-    """What came of a row: every value of every variant, or why there is none."""
+    """The results of a row: every value of every variant, or why there is none."""
 
     row: Row
     values: dict[str, list[float]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
     def median(self, variant: Variant) -> float | None:
-        """The middle of a variant's values."""
+        """The median of a variant's values."""
         values = self.values.get(variant.name)
         return statistics.median(values) if values else None
 
     @property
     def ratio(self) -> float | None:
-        """How many times as much torch's takes, with the store not shared."""
+        """torch's median, with the store not shared, divided by Rallypoint's."""
         ours, theirs = self.median(RALLYPOINT), self.median(C10D)
         return theirs / ours if ours and theirs is not None else None
 
     @property
     def reached(self) -> bool | None:
-        """Whether what is expected came true; None if nothing is."""
+        """Whether the row's bound is met; None if it has none."""
         ours, row = self.median(RALLYPOINT), self.row
         if row.at_most is not None:
             return ours is not None and ours <= row.at_most
@@ -140,7 +140,7 @@ def _agents(variant: Variant) -> Sample:
 
 
 def _last(nodes: Sequence[Node], *kinds: str, since_s: float, before_s: float) -> float:
-    """When the last of the nodes had the first of these."""
+    """When the last of the nodes had its first event of these kinds."""
     times = [node.first_s(*kinds, since_s=since_s) for node in nodes]
     found = [at_s for at_s in times if at_s is not None and at_s <= before_s]
     if len(found) != len(nodes):
@@ -151,7 +151,7 @@ def _last(nodes: Sequence[Node], *kinds: str, since_s: float, before_s: float) -
 def _split(
     survivors: Sequence[Node], nodes: Sequence[Node], since_s: float, end_s: float
 ) -> Sample:
-    """What the time until the first step of the new round consists of."""
+    """The parts of the time until the first step of the new round."""
     noticed_s = _last(survivors, "told", "worker_failed", since_s=since_s, before_s=end_s)
     stopped_s = _last(survivors, "called", since_s=since_s, before_s=end_s)
     met = [node.first_s("met", since_s=since_s, size=len(nodes)) for node in nodes]
@@ -299,7 +299,7 @@ def say(text: str) -> None:
 
 
 def measure(group: Group, repeats: int) -> list[Measured]:
-    """All rows of a group. Variants take turns, so that what else the machine does hits all."""
+    """All rows of a group. Variants take turns, so that other load affects all of them."""
     rows = {row.name: Measured(row) for row in group.rows}
     for index in range(repeats):
         for variant in group.variants:
@@ -320,12 +320,12 @@ def measure(group: Group, repeats: int) -> list[Measured]:
 
 
 def rounded(value: float) -> float:
-    """Four significant digits: more would claim what nobody measured."""
+    """Four significant digits: the measurement has no more."""
     return float(f"{value:.4g}")
 
 
 def load_average() -> list[float]:
-    """How many processes wanted to run, over 1, 5 and 15 minutes."""
+    """The load averages over 1, 5 and 15 minutes."""
     return [rounded(value) for value in os.getloadavg()]
 
 
@@ -439,7 +439,7 @@ def _measure_all(
 
 
 def machine(why_not_private: str | None) -> dict[str, Any]:
-    """On what it was measured, with what."""
+    """The machine and the versions with which it was measured."""
     from importlib.metadata import version
 
     is_private = why_not_private is None

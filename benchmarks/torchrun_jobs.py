@@ -1,8 +1,8 @@
-"""Jobs of real torchrun agents, whatever the rendezvous: started, killed and watched alike.
+"""Jobs of real torchrun agents: started, killed and watched in the same way for each rendezvous.
 
 A node is an agent and everything that it started: all processes that have the node's log in their
-environment. torchrun's workers are in sessions of their own, so killing an agent alone would leave
-them training, which is not what happens to a machine.
+environment. torchrun's workers are in sessions of their own. If only the agent were killed they
+would go on training, unlike the workers of a machine that is lost.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from rallypoint.net import free_port
 
 WORKER: Final = ROOT / "benchmarks" / "torchrun_worker.py"
 MAX_RESTARTS: Final = 3
-"""torch counts per agent; a survivor's worker that fails in gloo spends one."""
+"""torch counts restarts for each agent. A survivor's worker that fails in gloo uses one."""
 DEADLINE_S: Final = 120.0
-"""How long a job may take for anything; torch's slowest answer here takes 60 s."""
+"""How long any step of a job may take. torch's slowest answer here takes 60 s."""
 SHARED: Final = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 
 class JobFailedError(Exception):
-    """What was to be timed did not happen. The first line says what did, for the table."""
+    """The job did not do what is timed. The first line says what it did, for the table."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ C10D_DEFAULT: Final = Variant("c10d, torch's defaults", "c10d")
 
 
 class Node:
-    """One `torchrun` with one worker; both write down what happens to them."""
+    """One `torchrun` with one worker. Both write to one event log."""
 
     def __init__(self, job: Job, name: str) -> None:
         self.name = name
@@ -81,7 +81,7 @@ class Node:
         )
 
     def events(self, kind: str, since_s: float = 0.0, **fields: Any) -> list[LoggedEvent]:
-        """What has happened so far, in order."""
+        """The events of this kind from `since_s` on that have these fields, in order."""
         return [
             event
             for event in self._log.all(kind, since_s)
@@ -89,16 +89,16 @@ class Node:
         ]
 
     def first_s(self, *kinds: str, since_s: float = 0.0, **fields: Any) -> float | None:
-        """When one of these first happened; None if none did."""
+        """When one of these events first happened; None if none did."""
         times = [e["at_s"] for kind in kinds for e in self.events(kind, since_s, **fields)]
         return min(times, default=None)
 
     def last_said(self) -> str:
-        """The end of what the agent and its worker wrote, for an error."""
+        """The end of the output of the agent and its worker, for an error."""
         return self._path.with_suffix(".txt").read_text(errors="replace")[-2_000:]
 
     def kill(self) -> None:
-        """SIGKILL to all its processes, the agent first, as if the machine were gone."""
+        """SIGKILL to all its processes, the agent first, as if the machine were lost."""
         mark = f"BENCHMARK_LOG={self._path}".encode()
         for pid in [self.process.pid, *_processes_with(mark)]:
             with contextlib.suppress(ProcessLookupError):
@@ -108,7 +108,7 @@ class Node:
         """Kill it and take its exit code."""
         self.kill()
         self.process.wait()
-        self.kill()  # what it started while it was being killed
+        self.kill()  # Also the processes that it started in the meantime.
         self._said.close()
 
 
@@ -124,7 +124,7 @@ def _processes_with(mark: bytes) -> list[int]:
 
 
 class Job:
-    """Some nodes that meet at one port of 127.0.0.1, the first of them as the host."""
+    """Nodes that meet at one port of 127.0.0.1. The first of them is the host."""
 
     def __init__(self, variant: Variant, nnodes: str, work: str, folder: Path) -> None:
         self.variant = variant
@@ -135,9 +135,10 @@ class Job:
         self.nodes: list[Node] = []
 
     def start(self, count: int, *, first_hosts: bool = True) -> list[Node]:
-        """So many nodes more.
+        """Start so many more nodes.
 
-        `first_hosts`: the first of all is at the rendezvous before another starts, and so hosts it.
+        `first_hosts`: the job's first node calls the rendezvous before another starts, so that it
+        is the host.
         """
         new = []
         for _ in range(count):
@@ -150,9 +151,9 @@ class Job:
     def wait_for(
         self, nodes: list[Node], kind: str, since_s: float = 0.0, **fields: Any
     ) -> list[float]:
-        """Wait until it has happened to all of them; when it first did, for each.
+        """Wait until all of these nodes have such an event; when each first had one.
 
-        Raises JobFailedError if all agents end before, or at the deadline.
+        Raises JobFailedError if all agents end before that, or at the deadline.
         """
         began_s = time.monotonic()
 
@@ -173,13 +174,13 @@ class Job:
         return [at_s for at_s in times if at_s is not None]
 
     def stepped(self, nodes: list[Node], since_s: float = 0.0) -> float:
-        """Wait until their workers have all done a step together; when the last of them had."""
+        """Wait until their workers have done a step together; when the last of them had."""
         return max(self.wait_for(nodes, "stepped", since_s, size=len(nodes)))
 
 
 @contextlib.contextmanager
 def job(variant: Variant, nnodes: str, work: str) -> Iterator[Job]:
-    """A job without nodes yet; at the end nothing of it is left."""
+    """A job that has no nodes yet. All its processes end with the block."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         made = Job(variant, nnodes, work, Path(folder))
         try:

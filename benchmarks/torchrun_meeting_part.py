@@ -1,9 +1,9 @@
-"""Handlers from torch's registry that meet, in a process each. Prints when.
+"""Handlers from torch's registry that meet, each in a process of its own. Prints the times.
 
     python -m benchmarks.torchrun_meeting_part BACKEND COUNT PORT
 
-Everything is imported once, and the processes are forked from that, so that what they take is the
-rendezvous itself. All are there before any of them calls. A line of JSON for each.
+Everything is imported once, and the processes are forked after that, so that the time is that of
+the rendezvous alone. All processes exist before any of them calls. Each prints a line of JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def meet(backend: str, count: int, port: int, start_s: float) -> dict[str, Any]:
-    """Make a handler and have a round of all: when it was asked for, called, and returned."""
+    """Make a handler and meet: when the handler was asked for, was called, and returned."""
     params = RendezvousParameters(
         backend, f"127.0.0.1:{port}", "meeting", count, count, local_addr="127.0.0.1"
     )
@@ -47,7 +47,7 @@ _kept: list[Any] = []
 
 
 def one(backend: str, count: int, port: int, start_s: float, write_fd: int) -> NoReturn:
-    """What a forked process does until it is killed, by its parent or with it."""
+    """Run a forked process until it is killed, by its parent or with it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         found = meet(backend, count, port, start_s)
@@ -59,7 +59,7 @@ def one(backend: str, count: int, port: int, start_s: float, write_fd: int) -> N
 
 
 def main() -> None:
-    """Fork, collect a line from each, and kill them: goodbyes are another matter."""
+    """Fork, print a line from each, and kill them: goodbyes are not measured."""
     backend, count, port = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     start_s = time.monotonic() + HEAD_START_S + 0.02 * count
     read_fd, write_fd = os.pipe()

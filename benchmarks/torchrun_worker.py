@@ -1,8 +1,8 @@
-"""A worker for torchrun: a small DDP job, or nothing at all. It writes down what happened when.
+"""A worker for torchrun: a small DDP job, or nothing at all. It writes an event log.
 
     torchrun ... benchmarks/torchrun_worker.py train|idle
 
-It imports torch as any DDP script does, which is most of what a new round's first step waits for.
+It imports torch like any DDP script. That takes most of the time until a new round's first step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Waits until nothing else runs, so that no row pays for what the one before it has left.
+"""Waits until nothing else runs, so that processes of one measurement do not slow the next.
 
-By how many processes want to run now. Load averages decay for minutes: after hundreds of processes
-have ended they say nothing about the present.
+It looks at the number of processes that are ready to run now. Load averages would not do: they
+decay over minutes, so after hundreds of processes have ended they do not show the present.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 RUNNABLE_MAX: Final = 1
-"""So many others may want to run, and it counts as quiet."""
+"""The machine counts as quiet while no more other processes than this are ready to run."""
 QUIET_S: Final = 1.0
 """How long it must have been quiet."""
 WAIT_MAX_S: Final = 30.0
@@ -21,10 +21,10 @@ _LOADAVG: Final = Path("/proc/loadavg")
 
 
 def wait(within_s: float = WAIT_MAX_S) -> int | None:
-    """Wait until it has been quiet for QUIET_S, or `within_s` seconds are over.
+    """Wait until it has been quiet for QUIET_S, or for `within_s` seconds.
 
-    Returns the most other processes that wanted to run at any look of the last QUIET_S. None, and
-    at once, where that cannot be read: it takes Linux.
+    Returns the largest number of other ready processes in the last QUIET_S. Returns None at once
+    where that cannot be read, as on systems other than Linux.
     """
     seen: deque[tuple[float, int]] = deque()
     began_s = time.monotonic()
@@ -42,7 +42,7 @@ def wait(within_s: float = WAIT_MAX_S) -> int | None:
 
 
 def runnable() -> int | None:
-    """How many processes and threads run or want to, this one left out; None if nobody tells."""
+    """How many other processes and threads run or are ready to; None if that cannot be read."""
     try:
         fields = _LOADAVG.read_text(encoding="ascii").split()
     except OSError:

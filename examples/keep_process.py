@@ -1,13 +1,13 @@
-"""A process that outlives its worlds: the model stays in memory, and newcomers are handed it.
+"""A process that outlives its worlds: the model stays in memory, and new processes receive it.
 
-Under `rallypoint run`, and torchrun, each round starts the workers anew. A program that joins by
-itself need not end: it takes the next world and goes on, here without any checkpoint. Start two of
-these, then a third; kill any but the first with kill -9, and start another one:
+Under `rallypoint run` and torchrun, each round starts the workers anew. A program that joins by
+itself need not end: it takes the next world and continues, here without a checkpoint. Start two of
+these processes, then a third. Kill any but the first with kill -9, and start another one:
 
     python examples/keep_process.py --endpoint 127.0.0.1:29400 --run-id kept --min-nodes 2
 
-The first process carries the coordinator too, and the run ends with it. Where no process may be
-that precious, start `rallypoint serve --port 29400` and give --endpoint http://127.0.0.1:29400.
+The first process also runs the coordinator, so the run ends with it. If every process must be
+replaceable, start `rallypoint serve --port 29400` and give --endpoint http://127.0.0.1:29400.
 
 Needs numpy and scikit-learn: pip install rallypoint[examples]
 """
@@ -27,12 +27,10 @@ def say(text):
 
 
 def agree(world, model):
-    """All go on from the model of whoever has come farthest; only newcomers have to fetch it.
-
-    Not simply from rank 0's: when rank 0 is lost, the newcomer that takes its place knows nothing.
-    And survivors may be one step apart, if the round ended after some had got a step's sum and
-    before others had: nobody gets one that is not complete, so the farther one is right.
-    """
+    """All continue from the model that has taken most steps. Only some have to fetch it."""
+    # Rank 0's model would not do: when rank 0 is lost, a new process without a model takes its
+    # place. Survivors may be one step apart, if the round ended after some of them had the sum of a
+    # step and before others had it. Every sum is complete, so the model with more steps is right.
     ranks = range(world.size)
     world.store.set(f"step/{world.rank}", str(model.step))
     steps = [int(step) for step in world.store.multi_get([f"step/{rank}" for rank in ranks])]
@@ -66,9 +64,9 @@ def main():
     parser.add_argument("--run-id", required=True)
     parser.add_argument("--min-nodes", type=int, default=2)
     parser.add_argument("--max-nodes", type=int, default=8)
-    parser.add_argument("--last-call", type=float, default=3, help="seconds to wait for more")
+    parser.add_argument("--last-call", type=float, default=3, help="seconds to wait for more nodes")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--pause", type=float, default=0.05, help="seconds per step, to watch it")
+    parser.add_argument("--pause", type=float, default=0.05, help="seconds to sleep in each step")
     options = parser.parse_args()
     (training, test), model = digits(), Model()
     with rallypoint.join(

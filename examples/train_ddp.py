@@ -1,18 +1,18 @@
-"""An ordinary torch DDP script, unchanged from torchrun: nothing of Rallypoint is in it.
+"""An ordinary torch DDP script for torchrun, without a line about Rallypoint.
 
-It reads what torchrun sets (RANK, WORLD_SIZE, MASTER_ADDR, ...), saves a checkpoint per epoch, and
-begins from the last one. That is all that a script needs in order to survive the loss of a node.
-It runs under torchrun with Rallypoint as its rendezvous, and under Rallypoint's own launcher:
+It reads the variables that torchrun sets (RANK, WORLD_SIZE, MASTER_ADDR, ...), saves a checkpoint
+after each epoch, and begins from the last one. A script needs no more to survive the loss of a
+node. It runs under torchrun with Rallypoint as its rendezvous, and under Rallypoint's own launcher:
 
     torchrun --rdzv-backend=rallypoint --rdzv-endpoint=host0:29400 --rdzv-id=ddp --nnodes=2:3 \\
         --max-restarts=3 examples/train_ddp.py --checkpoint /shared/ddp.pt --pause 1
     rallypoint run --endpoint host0:29400 --run-id ddp --nnodes 2:3 \\
         examples/train_ddp.py --checkpoint /shared/ddp.pt --pause 1
 
-Start either on three nodes, and end one but host0 with kill -9, the agent and its worker: the
-workers of the others fail in gloo, are started again as a world of two, and go on from the last
-epoch. torchrun counts that as one of each survivor's --max-restarts (0 unless given: the job would
-end); `rallypoint run` charges nobody for a node that was lost.
+Start one of them on three nodes. Then kill the agent and the worker of one node, not of host0, with
+kill -9. The other nodes' workers fail in gloo, are started again as a world of two, and continue
+from the last epoch. torchrun counts that as one of each survivor's --max-restarts, whose default of
+0 would end the job. `rallypoint run` counts no restart when a node was lost.
 
 Needs torch and scikit-learn: pip install rallypoint[examples,torch]
 """
@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 
 def digits():
-    """Handwritten digits of 8 by 8 pixels: for training, and every fifth one for the test."""
+    """Handwritten digits of 8 by 8 pixels. Every fifth one is for the test."""
     images, labels = load_digits(return_X_y=True)
     images, labels = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
     held_out = torch.arange(len(labels)) % 5 == 0
@@ -39,7 +39,7 @@ def digits():
 
 
 def save(path, epoch, model, optimizer):
-    """Whole or not at all: who reads it meanwhile has the one before."""
+    """Write a whole file or none: a reader never sees a part of one."""
     state = {"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     part = path.with_suffix(".part")
     torch.save(state, part)
@@ -47,7 +47,7 @@ def save(path, epoch, model, optimizer):
 
 
 def resume(path, model, optimizer):
-    """Rank 0 reads the checkpoint and hands it to all; the epoch to begin with."""
+    """Rank 0 reads the checkpoint and sends it to all. Returns the epoch to begin with."""
     is_reader = dist.get_rank() == 0 and path.exists()
     found = [torch.load(path, weights_only=True) if is_reader else None]
     dist.broadcast_object_list(found)
@@ -61,9 +61,11 @@ def resume(path, model, optimizer):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a file that all nodes see")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a file that all nodes can read and write"
+    )
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--pause", type=float, default=0, help="seconds per epoch, to watch it")
+    parser.add_argument("--pause", type=float, default=0, help="seconds to sleep after each epoch")
     options = parser.parse_args()
 
     dist.init_process_group("gloo")

@@ -1,16 +1,17 @@
-"""Data-parallel training that goes on when a node is lost: handwritten digits, numpy only.
+"""Data-parallel training that continues when a node is lost: handwritten digits, numpy only.
 
-It shows the native API in a worker: a world per round, `world.change` looked at in every step, the
-round's store, and a checkpoint that all agree on. Start it on every node with the same directory:
+It shows the native API in a worker: a world for each round, a look at `world.change` in every step,
+the round's store, and a checkpoint on which all workers agree. Start it on every node with the same
+directory:
 
     rallypoint run --endpoint host0:29400 --run-id digits --nnodes 2:4 \\
         examples/train_digits.py --checkpoints /shared/digits --pause 0.05
 
-Without --pause it is over in seconds. Two or three nodes wait 30 s for a fourth, unless told
-otherwise by --last-call. On one machine the endpoint is 127.0.0.1:29400, in a terminal per node.
+Without --pause it takes seconds. Two or three nodes wait 30 s for a fourth one; --last-call changes
+that. On one machine, use the endpoint 127.0.0.1:29400 and a terminal for each node.
 
-Kill a node with kill -9, or start one more: the others go on from the last epoch. The same file
-runs without `rallypoint run` too, a process being a node then; alone, or with others:
+Kill a node with kill -9, or start one more: the others continue from the last epoch. The same file
+also runs without `rallypoint run`. Then each process is a node, alone or with others:
 
     python examples/train_digits.py --checkpoints /tmp/digits
     RALLYPOINT_ENDPOINT=host0:29400 RALLYPOINT_RUN_ID=digits RALLYPOINT_NNODES=2:4 \\
@@ -36,7 +37,7 @@ NUMBERS = PIXELS * CLASSES + CLASSES
 
 @dataclass
 class Model:
-    """Multinomial logistic regression: 640 weights and 10 biases, and how far it has come."""
+    """Multinomial logistic regression: 640 weights, 10 biases, and the number of steps so far."""
 
     step: int = 0
     weights: np.ndarray = field(default_factory=lambda: np.zeros(NUMBERS))
@@ -47,7 +48,7 @@ class Model:
         return images @ self.weights[:split].reshape(PIXELS, CLASSES) + self.weights[split:]
 
     def gradient(self, images, labels):
-        """Summed over the images, with the loss as one more number at the end."""
+        """The gradient, summed over the images. The last number is the loss."""
         scores = self.scores(images)
         scores -= scores.max(axis=1, keepdims=True)
         chances = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
@@ -62,7 +63,7 @@ class Model:
 
 
 def digits():
-    """1797 images of 8 by 8 pixels: a training set, and a test set of every fifth one."""
+    """1797 images of 8 by 8 pixels. Every fifth one is in the test set."""
     images, labels = load_digits(return_X_y=True)
     images, held_out = images / 16, np.arange(len(labels)) % 5 == 0
     return (images[~held_out], labels[~held_out]), (images[held_out], labels[held_out])
@@ -73,20 +74,20 @@ def accuracy(model, images, labels):
 
 
 def sum_over_workers(world, step, mine):
-    """Everybody's numbers, added up in rank order, so that all get the same sum.
+    """The sum of all workers' numbers. All add in rank order, so all get exactly the same sum.
 
-    Through the store: right for 650 numbers, and not for a real model, whose gradients belong into
-    the collectives of torch.distributed, NCCL or JAX. Rallypoint gives those their ranks.
+    It goes through the store, which is good for 650 numbers. Use the collectives of
+    torch.distributed, NCCL or JAX for a real model; Rallypoint gives them their ranks.
     """
     world.store.set(f"part/{step}/{world.rank}", mine.tobytes())
     parts = world.store.multi_get([f"part/{step}/{rank}" for rank in range(world.size)])
-    # Who has sent its part of this step has read all parts of the step before: they can go.
+    # A worker that has sent its part of this step has read all parts of the step before.
     world.store.delete_key(f"part/{step - 1}/{world.rank}")
     return np.sum([np.frombuffer(part) for part in parts], axis=0)
 
 
 def save(model, directory, world):
-    """Whole or not at all, and never over a file that another round may be reading."""
+    """Write a whole file or none, and never over one that another round may be reading."""
     name = f"step-{model.step:06}-round-{world.number:04}.npz"
     part = directory / f"{name}.part"
     with part.open("wb") as file:
@@ -97,7 +98,7 @@ def save(model, directory, world):
 
 
 def resume(directory, world):
-    """Rank 0 picks the newest checkpoint and names it to all, so that all begin alike."""
+    """Rank 0 picks the newest checkpoint and names it in the store, so that all load the same."""
     if world.rank == 0:
         newest = max((path.name for path in directory.glob("step-*.npz")), default="")
         world.store.set("checkpoint", newest)
@@ -117,13 +118,13 @@ def train(world, options, images, labels):
         print(f"round {world.number}: {world.size} workers go on from {at}", flush=True)
     while model.step < options.epochs * epoch_steps and not world.change:
         epoch, number = divmod(model.step, epoch_steps)
-        order = np.random.default_rng(epoch).permutation(len(labels))  # the same for all
+        order = np.random.default_rng(epoch).permutation(len(labels))  # The same for all.
         batch = order[number * BATCH : (number + 1) * BATCH]
-        mine = batch[world.rank :: world.size]  # so that any number of workers shares it out
+        mine = batch[world.rank :: world.size]  # Works for any number of workers.
         total = sum_over_workers(world, model.step, model.gradient(images[mine], labels[mine]))
-        # All parts are in `total`, or an error has ended this world: there is no half a step, and
-        # a worker that is one step ahead of another when the round ends changes nothing, since
-        # the next world begins from the checkpoint.
+        # Either `total` has all parts, or an error has ended this world: no step is incomplete. One
+        # worker may be a step ahead of another when the round ends. That does no harm, since the
+        # next world begins from the checkpoint.
         model.update(total[:NUMBERS] / BATCH)
         losses.append(total[NUMBERS] / BATCH)
         if world.rank == 0 and number == epoch_steps - 1:
@@ -136,19 +137,24 @@ def train(world, options, images, labels):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoints", type=Path, required=True, help="a directory that all see")
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        required=True,
+        help="a directory that all nodes can read and write",
+    )
     parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--pause", type=float, default=0, help="seconds per step, to watch it")
+    parser.add_argument("--pause", type=float, default=0, help="seconds to sleep in each step")
     options = parser.parse_args()
     options.checkpoints.mkdir(parents=True, exist_ok=True)
     training, test = digits()
-    with rallypoint.join() as run:  # `rallypoint run` or the environment say which run, and where
+    with rallypoint.join() as run:  # `rallypoint run` or the environment names the run.
         for world in run.worlds():
-            with world:  # a peer's death ends this block, and the next world begins
+            with world:  # The loss of a peer ends this block, and the next world begins.
                 model = train(world, options, *training)
                 if world.change:
                     continue
-                # Nobody leaves before all are through: until then, a death would need everybody.
+                # No worker leaves before all are done: until then, a loss would need all of them.
                 world.barrier("trained")
                 if world.rank == 0:
                     print(f"test accuracy {accuracy(model, *test):.4f}", flush=True)

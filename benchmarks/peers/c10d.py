@@ -1,4 +1,4 @@
-"""torch's dynamic rendezvous over c10d, which torchrun uses: a process per node.
+"""torch's dynamic rendezvous over c10d, which torchrun uses: a process for each node.
 
 The first node's process holds the TCPStore, as it does in a job; so there is no server whose CPU
 time could be told apart. Handlers come from torch's registry, and everything is imported before
@@ -24,10 +24,10 @@ CALM_S: Final = 1.0
 
 
 def node(port: int, least: int, most: int) -> Callable[[int], Callable[[], object]]:
-    """What makes a node within its process: cold, that is with its connection."""
+    """The function that makes a node within its process, and its connection."""
 
     def make(index: int) -> Callable[[], object]:
-        # As on machines of their own: there only one of the nodes has the endpoint's address.
+        # As on separate machines, where only one of the nodes has the endpoint's address.
         params = RendezvousParameters(
             "c10d",
             f"127.0.0.1:{port}",
@@ -44,12 +44,12 @@ def node(port: int, least: int, most: int) -> Callable[[int], Callable[[], objec
 
 
 def new(wanted: dict[str, int]) -> common.Measured:
-    """With its version."""
+    """An empty result with the version."""
     return common.Measured(common.versions("torch"), "a process each", wanted)
 
 
 def meet(nodes: int, repeats: int) -> common.Measured:
-    """Cold: from the first who asks for a handler. Warm: all ask for one more round."""
+    """Cold: from the first node that asks for a handler. Warm: all ask for one more round."""
     cold, warm = min(repeats, COLD_MAX), min(repeats, WARM_MAX)
     found = new({"cold": cold, "warm": warm})
     for repeat in range(cold):
@@ -68,7 +68,7 @@ def meet(nodes: int, repeats: int) -> common.Measured:
 
 
 def death(kind: str, repeats: int) -> common.Measured:
-    """One of eight goes; the others ask for the next round at once, as when workers fail."""
+    """One of eight dies; the others ask for the next round at once, as when workers fail."""
     found = new({kind: repeats})
     for _ in range(repeats):
         port = common.free_port()

@@ -1,7 +1,7 @@
-"""Which peers there are, what of each is measured, and what it is installed from.
+"""The peers: what is measured of each, and what it is installed from.
 
-An entry says what a row of the table is *not*: the peers promise different things, and a barrier of
-nodes whose ranks are given is less than a rendezvous.
+The peers promise different things, and each entry says what: a barrier of nodes whose ranks are
+given is less than a rendezvous.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from typing import Final
 
 TORCH: Final = "torch==2.13.0"
-"""A CPU build is enough. It is installed before what depends on it, so that no other one comes."""
+"""A CPU build is enough. It is installed before what depends on it, so that no other build is."""
 
 PROCESS_BYTES: Final = 40 * 2**20
-"""What one forked process with torch in it comes to have of its own."""
+"""The memory that a forked process with torch needs for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """A virtual environment: what pip installs, one call after another.
+    """A virtual environment. `installs`: the arguments of one call of pip after another.
 
-    `unpacked`: a wheel for another Python whose pure-Python part is used: it is unpacked.
+    `unpacked`: a wheel for another Python, of which only the pure-Python part is used.
     """
 
     name: str
@@ -31,10 +31,10 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """One row. `environment`: None for what is Rallypoint's own.
+    """One row. `environment`: None for what is in this checkout.
 
-    `does`: what a meeting of it is. `warm`, `death`: why there is none, where there is none.
-    `a_process_each`: as many nodes as processes, which the machine must be able to carry.
+    `does`: what a meeting of this peer is. `warm`, `death`: why that is not measured; "" if it is.
+    `a_process_each`: each node is a process, so the machine must have memory for all of them.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Peer:
     environment: Environment | None = None
     a_process_each: bool = False
     server: str = ""
-    """Why the server's CPU time cannot be told, if it cannot."""
+    """Why the server's CPU time cannot be measured; "" if it can."""
     warm: str = ""
     death: str = ""
 

@@ -1,10 +1,10 @@
-"""What the scripts of all peers share: who calls when, what is timed, and how it is told.
+"""What the scripts of all peers share: threads and processes of nodes, timing, and the output.
 
-Only the standard library: this is imported by the interpreters of the peers' own environments.
+It imports only the standard library, since the interpreters of the peers' own environments run it.
 
 A script is called as `python -m benchmarks.peers.NAME meet NODES REPEATS`, or `... death KIND
-REPEATS`, and prints lines of JSON: what `Measured` holds so far. The last one counts, whatever else
-is printed is ignored, and what does not end in time is ended from outside (harness.py).
+REPEATS`, and prints lines of JSON: the `Measured` so far. The last line counts, and other output is
+ignored. harness.py ends a script that does not end in time.
 """
 
 from __future__ import annotations
@@ -30,34 +30,35 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 KILLED: Final = "killed"
-"""Its process is gone: the kernel closes its connections."""
+"""The node's process has ended, and the kernel closes its connections."""
 SILENT: Final = "silent"
-"""It says nothing more and its connections stay open: a frozen process, a machine without power."""
+"""The node sends nothing more and its connections stay open: a frozen process, a power failure."""
 PR_SET_PDEATHSIG: Final = 1
 STACK_BYTES: Final = 512 * 1024
 
 
 class CannotError(Exception):
-    """This peer cannot do what was asked for. The text is the reason that the table gives."""
+    """This peer cannot do what was asked for. The text is the reason in the table."""
 
 
 @dataclass
 class Measured:
-    """What a script found. `values`: figure to one value per repeat, in milliseconds.
+    """What a script measured. `values`: by figure, one value for each repeat, in milliseconds.
 
-    `carried`: where the nodes were: in processes of their own, or as threads of one.
-    `wanted`: figure to how many values there will be, if nothing stops it.
+    `carried`: what the nodes were: processes, or threads of one process. `wanted`: by figure, how
+    many values there will be, if nothing stops the script.
     """
 
     version: str
     carried: str
     wanted: dict[str, int]
     event_loop: str = ""
-    """Of all its processes, where they have one and it can be read."""
+    """The event loop of its processes, where they have one and it can be read."""
     values: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, name: str, value_s: float) -> None:
-        """One more value, given in seconds. What there is by now is told, should time run out."""
+        """Add a value, given in seconds, and print all so far: time may run out before the next
+        one."""
         self.values.setdefault(name, []).append(value_s * 1e3)
         say(asdict(self))
 
@@ -67,7 +68,7 @@ def main(
     death: Callable[[str, int], Measured] | None = None,
     serve: Callable[[Sequence[str]], None] | None = None,
 ) -> None:
-    """The script: do what the command line says and tell it."""
+    """Run the script: measure what the command line says, and print it."""
     raise_descriptors()
     command, *arguments = sys.argv[1:]
     try:
@@ -85,23 +86,23 @@ def main(
     else:
         say(asdict(found))
     sys.stdout.flush()
-    os._exit(0)  # Goodbyes of a thousand clients are another matter.
+    os._exit(0)  # The goodbyes of a thousand clients are not measured.
 
 
 def say(answer: dict[str, Any]) -> None:
-    """The line that the harness reads."""
+    """Print a line for harness.py."""
     print(f"\n{json.dumps(answer)}", flush=True)
 
 
 def versions(*names: str) -> str:
-    """What is installed here under these names."""
+    """The installed versions of these packages."""
     return ", ".join(f"{name} {metadata.version(name).partition('+')[0]}" for name in names)
 
 
 def event_loop(*pids: int) -> str:
-    """The event loop that these processes have, from what they have loaded (Linux).
+    """The event loop of these processes, from the libraries that they have loaded (Linux).
 
-    Raises OSError where /proc does not tell, and for a process that has ended.
+    Raises OSError without /proc, and for a process that has ended.
     """
     maps = [Path(f"/proc/{pid}/maps").read_text(encoding="utf-8") for pid in pids]
     kinds = {versions("uvloop") if "/uvloop/loop." in text else "asyncio's own" for text in maps}
@@ -109,13 +110,13 @@ def event_loop(*pids: int) -> str:
 
 
 def raise_descriptors() -> None:
-    """As many open files as this process may have."""
+    """Raise this process's limit of open files to its hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def cpu_s(pid: int) -> float:
-    """What a process has used so far, all its threads together (Linux: its CPU clock)."""
+    """The CPU time of a process so far, all threads together (Linux)."""
     return time.clock_gettime((~pid << 3) | 2)
 
 
@@ -123,7 +124,7 @@ def cpu_s(pid: int) -> float:
 
 
 class Server:
-    """The peer's server. `first_line`: what it said when it was ready, such as its port."""
+    """The peer's server. `first_line`: what it printed when it was ready, such as its port."""
 
     def __init__(self, process: subprocess.Popen[str], first_line: str = "") -> None:
         self.process = process
@@ -158,12 +159,12 @@ def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
 
 
 def until_stdin_ends() -> None:
-    """What a server does."""
+    """Serve until stdin ends."""
     sys.stdin.buffer.read()
 
 
 def die_with_parent() -> None:
-    """Linux: be killed when the parent ends, however it does."""
+    """On Linux, let the kernel kill this process when its parent ends, for whatever reason."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -179,7 +180,7 @@ class Round:
 
 
 def round_of(calls: Sequence[tuple[float, float]]) -> Round:
-    """What each node's moments of calling and of being answered make together."""
+    """The round that these moments make: for each node, when it called and when it was answered."""
     first_s = min(called_s for called_s, _ in calls)
     return Round(
         max(answered_s for _, answered_s in calls) - first_s,
@@ -188,7 +189,7 @@ def round_of(calls: Sequence[tuple[float, float]]) -> Round:
 
 
 def end_at_once(what: str, error: BaseException) -> NoReturn:
-    """From any thread: say why nothing was measured, and end the process."""
+    """Print why nothing was measured, and end the process. May be called from any thread."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     say({"cannot": f"{what}: {text[:200]}"})
     os._exit(0)
@@ -197,9 +198,9 @@ def end_at_once(what: str, error: BaseException) -> NoReturn:
 class Threads:
     """Nodes that are threads of this process, kept from round to round.
 
-    For clients that let go of Python's lock while they wait. Each waits at a gate of its own, and
-    notes when it calls and when it has its answer; little else is done between, since all of them
-    share one lock.
+    For clients that release Python's global lock while they wait. Each thread waits at a gate of
+    its own, and takes the times of its call and its answer. It does little else, since all threads
+    share the lock.
     """
 
     def __init__(self, count: int) -> None:
@@ -215,9 +216,9 @@ class Threads:
             threading.Thread(target=self._run, args=(index, gate), daemon=True).start()
 
     def round(self, act: Callable[[int], object]) -> Round:
-        """Every node acts at the same time; wait for the last."""
+        """Let every node act at the same time, and wait for the last one."""
         self._act, self._answered = act, itertools.count(1)
-        time.sleep(0.02)  # So that the last of them is at its gate again.
+        time.sleep(0.02)  # Until the last of them is at its gate again.
         for gate in self._gates:
             gate.release()
         self._done.acquire()
@@ -240,8 +241,8 @@ class Threads:
 class Processes:
     """Nodes that are processes, forked from this one, which has imported all that they need.
 
-    `node(index)` makes what acts: it is called within the first round, and its result in each. All
-    are there, and wait, before any of them begins.
+    `node(index)` makes the function that acts. It is called within the first round, and its result
+    in each round. All processes exist and wait before any of them begins.
     """
 
     def __init__(
@@ -263,13 +264,13 @@ class Processes:
         self._lines = os.fdopen(self._answers, encoding="utf-8")
 
     def kill(self, index: int, kind: str) -> float:
-        """End a node, or freeze it; when."""
+        """Kill a node, or freeze it; returns when."""
         at_s = time.monotonic()
         os.kill(self.pids.pop(index), signal.SIGKILL if kind == KILLED else signal.SIGSTOP)
         return at_s
 
     def begin(self, head_start_s: float | None = None) -> float:
-        """Let all call, at the moment that is returned."""
+        """Let all nodes call, at the moment that is returned."""
         if head_start_s is None:
             head_start_s = 0.2 + 0.004 * len(self.pids)
         start_s = time.monotonic() + head_start_s
@@ -281,7 +282,7 @@ class Processes:
         return start_s
 
     def answers(self) -> list[tuple[float, float]]:
-        """When each called and was answered. Raises CannotError."""
+        """When each node called and was answered. Raises CannotError."""
         calls = []
         for _ in self.pids:
             told = json.loads(self._lines.readline())
@@ -291,12 +292,12 @@ class Processes:
         return calls
 
     def round(self) -> Round:
-        """One round of all."""
+        """Let all nodes make one round."""
         self.begin()
         return round_of(self.answers())
 
     def end(self) -> None:
-        """End all of them, the frozen too."""
+        """End all of them, also those that are frozen."""
         for pid in self._all:
             os.kill(pid, signal.SIGKILL)
         for pid in self._all:
@@ -330,7 +331,7 @@ class Processes:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens at; nobody else is likely to take it meanwhile."""
+    """A port of 127.0.0.1 that is free, and is not likely to be taken soon."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as sock:

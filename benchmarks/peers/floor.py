@@ -1,4 +1,5 @@
-"""The floor: bare asyncio sockets, messages of 120 and 200 bytes a node, and no protocol."""
+"""The floor: bare asyncio sockets, one message of 120 and one of 200 bytes for each, no
+protocol."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ COLD_MAX: Final = 3
 
 
 def meet(nodes: int, repeats: int) -> common.Measured:
-    """The floor of `rallypoint bench`: its server in one process, all sockets in another."""
+    """The floor of `rallypoint bench`: its server in one process, all clients in another."""
     wanted = {"cold": min(repeats, COLD_MAX), "warm": repeats}
     found = common.Measured(f"rallypoint {__version__}", "sockets of one process", wanted)
     driver.check_descriptors(nodes)

@@ -1,6 +1,6 @@
-"""Runs a peer's script at one size, bounded in time, and keeps what it told.
+"""Runs a peer's script at one size, bounded in time, and keeps what it printed.
 
-A peer that hangs, ends or is not there gives a reason instead of a figure, never a guess.
+A peer that hangs, ends or is not installed gives a reason instead of a figure, never a guess.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ REASON_CHARS_MAX: Final = 160
 MEMORY: Final = Path("/dev/shm")
 """Where Linux has a disk in memory."""
 END_S: Final = 10.0
-"""How long what has been killed may take to be gone."""
+"""How long killed processes may take to end."""
 
 
 @dataclass
 class Outcome:
-    """`values`: figure to one value per repeat, in ms. `why_not`: what stopped it, if anything.
+    """`values`: by figure, one value for each repeat, in ms. `why_not`: what stopped the script.
 
-    `wanted`: figure to how many values there would be, had nothing stopped it. `busy`: how many
-    other processes wanted to run right before it, as quiet.wait tells; None if it was not run, or
-    nobody can tell.
+    `wanted`: by figure, how many values there should be. `busy`: how many other processes were
+    ready to run right before it, from wait_idle.wait; None if it did not run, or if that cannot be
+    read.
     """
 
     values: dict[str, list[float]] = field(default_factory=dict)
@@ -53,10 +53,9 @@ class Outcome:
 def run_script(
     python: Path | str, module: str, arguments: Sequence[object], deadline_s: float
 ) -> Outcome:
-    """`python -m MODULE ARGUMENTS`, and what it told last.
+    """Run `python -m MODULE ARGUMENTS`; the outcome is what it printed last.
 
-    Nothing of it is left afterwards, whatever happens to it, or is raised here meanwhile: neither
-    processes nor temporary files, for which it has a folder of its own.
+    None of its processes or temporary files is left afterwards, also when it fails or this raises.
     """
     command = [str(python), "-m", module, *map(str, arguments)]
     code, out, errors = _run_in_a_folder(command, deadline_s)
@@ -88,7 +87,7 @@ def _run_in_a_folder(command: Sequence[str], deadline_s: float) -> tuple[int | N
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as errors,
     ):
-        # A signal that came while the script is being started would leave it to nobody.
+        # A signal that came while the script is being started would leave it running.
         let_through = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
         try:
             process = _started(command, folder, out, errors, let_through)
@@ -112,7 +111,7 @@ def _started(
 ) -> subprocess.Popen[bytes]:
     def prepare() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, let_through)
-        if sys.platform == "linux":  # Nobody else would end it if this process were killed.
+        if sys.platform == "linux":  # So it ends also if this process is killed.
             common.die_with_parent()
 
     return subprocess.Popen(
@@ -127,9 +126,9 @@ def _started(
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """This process's, without settings of ours or of a proxy, and with this checkout to import.
+    """This process's environment with this checkout to import; no Rallypoint or proxy settings.
 
-    `folder`: where its temporary files go.
+    `folder`: where the script's temporary files go.
     """
     kept = {
         name: value
@@ -141,16 +140,16 @@ def _environment(folder: str) -> dict[str, str]:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the script and all that it started, and wait until they are gone.
+    """End the script and all processes that it started, and wait until they have ended.
 
-    It leads a session and a group of its own. Whoever is left for more than END_S has ended too,
-    and is only kept by whoever should have waited for it.
+    They are a process group of their own. What is still there after END_S is a zombie that its
+    parent has not reaped.
     """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     ends_s = time.monotonic() + END_S
-    # macOS says EPERM of a group in which all have ended.
+    # macOS raises EPERM for a group in which all processes have ended.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         while time.monotonic() < ends_s:
             os.killpg(process.pid, 0)
@@ -158,7 +157,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _last_told(out: bytes) -> dict[str, Any] | None:
-    """The last whole line of JSON. A line that was cut short is none."""
+    """The last whole line of JSON."""
     for line in reversed(out.splitlines()):
         if line.startswith(b"{"):
             try:
@@ -179,7 +178,8 @@ def _last_line(text: str) -> str:
 
 
 class Bench:
-    """All peers on this machine: which are there, and which sizes need not be tried any more."""
+    """All peers on this machine: which are installed, and which sizes need not be tried any
+    more."""
 
     def __init__(self, folder: Path, deadline_s: float, repeats: int) -> None:
         self._folder = folder
@@ -227,7 +227,7 @@ class Bench:
 
 
 def available_bytes() -> int:
-    """The memory that can be had without swapping (Linux); elsewhere all that there could be."""
+    """The memory that is free without swapping (Linux); elsewhere no limit is known."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

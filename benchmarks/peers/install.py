@@ -1,4 +1,4 @@
-"""Installs the peers, in virtual environments of their own: none can disturb another."""
+"""Installs each peer in a virtual environment of its own, so that none can disturb another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PIP: Final = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 
 
 def python_of(environment: Environment, folder: Path) -> Path | None:
-    """Its interpreter; None if it is not installed, or not as it is written now."""
+    """Its interpreter; None if it is not installed, or with other packages than it names now."""
     stamp = folder / environment.name / _STAMP
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != _written(environment):
         return None
@@ -30,7 +30,7 @@ def python_of(environment: Environment, folder: Path) -> Path | None:
 def install(
     environments: Iterable[Environment], folder: Path, say: Callable[[str], None]
 ) -> list[str]:
-    """Install those that are not yet; the names of those that could not be."""
+    """Install those that are not installed yet; returns the names of those that failed."""
     failed = []
     for environment in environments:
         if python_of(environment, folder) is not None:
@@ -57,7 +57,7 @@ def _install(environment: Environment, where: Path) -> None:
 
 
 def _unpack(python: str, wheel: Iterable[str]) -> None:
-    """What pip refuses for this Python, as files where Python looks for packages."""
+    """Unpack a wheel that pip refuses for this Python to where Python looks for packages."""
     told = _run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
     with tempfile.TemporaryDirectory() as folder:
         options = ("--no-deps", "--only-binary", ":all:", "--dest", folder)

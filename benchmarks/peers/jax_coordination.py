@@ -1,7 +1,7 @@
 """JAX's coordination service (jaxlib, C++ and gRPC): its barrier.
 
-Ranks and the number of nodes are given to it beforehand, so this is less than a rendezvous: nobody
-finds anybody out. `connect` (cold) waits until all have connected.
+Ranks and the number of nodes are given to it beforehand, so this is less than a rendezvous: nodes
+do not find each other. `connect` (cold) waits until all have connected.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ COLD_MAX: Final = 3
 
 
 def meet(nodes: int, repeats: int) -> common.Measured:
-    """Cold: `connect`, which is a barrier too. Warm: a barrier of the connected."""
+    """Cold: `connect`, which is a barrier too. Warm: a barrier of connected nodes."""
     wanted = {"cold": min(repeats, COLD_MAX), "warm": repeats}
     found = common.Measured(common.versions("jaxlib"), "threads of one process", wanted)
     for repeat in range(wanted["cold"]):
         port = common.free_port()
-        # A client whose service is gone ends its process, so it is kept until that ends by itself.
+        # A client ends its process when its service ends, so the service is kept until then.
         server = _kept.enter_context(common.served(__package__ + ".jax_coordination", port, nodes))
         clients: list[Any] = [None] * nodes
         _clients.append(clients)
@@ -56,7 +56,7 @@ def warm(
     clients: Sequence[Any],
     repeats: int,
 ) -> None:
-    """Barriers of all; the first is not counted."""
+    """Barriers of all nodes; the first one is not counted."""
     for number in range(repeats + 1):
         before_s = server.cpu_s()
         done = threads.round(coming(clients, f"warm{number}"))
@@ -67,12 +67,12 @@ def warm(
 
 
 def coming(clients: Sequence[Any], name: str) -> Callable[[int], object]:
-    """A node's barrier."""
+    """The function by which each node enters the barrier."""
     return lambda index: clients[index].wait_at_barrier(name, TIMEOUT_S * 1_000)
 
 
 def serve(arguments: Sequence[str]) -> None:
-    """The service."""
+    """Serve the coordination service."""
     port, nodes = arguments
     service = _jax.get_distributed_runtime_service(f"127.0.0.1:{port}", int(nodes))
     print(port, flush=True)

@@ -26,7 +26,7 @@ TIMEOUT: Final = timedelta(seconds=300)
 
 
 def meet(nodes: int, repeats: int) -> common.Measured:
-    """Cold: with the store's connection and the handler made. Warm: rounds that follow."""
+    """Cold: each node connects to the store and makes its handler. Warm: the rounds after that."""
     cold, warm = min(repeats, COLD_MAX), min(repeats, WARM_MAX)
     versions = common.versions("nvidia-resiliency-ext", "torch")
     found = common.Measured(versions, "a process each", {"cold": cold, "warm": warm})
@@ -36,7 +36,7 @@ def meet(nodes: int, repeats: int) -> common.Measured:
         try:
             found.add("cold", processes.round().span_s)
             for _ in range(rounds // 2):
-                processes.round()  # It is opened, and each learns of it.
+                processes.round()  # Here the round is opened, and each node is told of it.
                 done = processes.round()
                 found.add("warm", done.span_s)
                 found.add("skew", done.skew_s)
@@ -46,11 +46,11 @@ def meet(nodes: int, repeats: int) -> common.Measured:
 
 
 def node(port: int, nodes: int) -> Callable[[int], Callable[[], object]]:
-    """What makes a node within its process. After the first round it learns and meets by turns."""
+    """The function that makes a node within its process. Then it syncs and meets in turns."""
 
     def make(index: int) -> Callable[[], object]:
         os.environ["SLURM_PROCID"] = str(index)
-        # It is named for the process that imported it, and this one was forked from that.
+        # Its name has the id of the process that imported it, from which this one was forked.
         nvrx.FT_LAUNCHER_IPC_SOCKET = f"{tempfile.gettempdir()}/_ft_launcher{os.getpid()}.socket"
         store = TCPStore(
             "127.0.0.1", port, is_master=index == 0, timeout=TIMEOUT, wait_for_workers=False
@@ -70,7 +70,7 @@ def node(port: int, nodes: int) -> Callable[[int], Callable[[], object]]:
                 state = handler._barrier_state
                 if index == 0:
                     state.open_rendezvous()
-                # All learn of it, here beforehand; its launcher's nodes do in the call.
+                # Every node is told of it here; the nodes of its launcher are told in the call.
                 while not state.is_next_round_open():
                     time.sleep(0.01)
                 state._sync_from_per_round_state()

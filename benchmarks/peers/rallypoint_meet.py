@@ -1,7 +1,8 @@
-"""Rallypoint, by its own bench: virtual nodes in one process, `rallypoint serve` in another.
+"""Rallypoint, measured by its own bench: virtual nodes in one process, `rallypoint serve` in
+another.
 
-The nodes are the shipped node machine and messages over a lean WebSocket; the server is what users
-run, with the defaults of its command line.
+The nodes have the shipped node machine and messages over a lean WebSocket. The server is the
+command that users run, with its defaults.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ NAMES: Final = {"warm": "warm", "cold": "cold", "skew": "skew", "coordinator's C
 
 
 def new(wanted: dict[str, int]) -> common.Measured:
-    """With its version."""
+    """An empty result with the version."""
     return common.Measured(f"rallypoint {__version__}", "virtual nodes of one process", wanted)
 
 
 def meet(nodes: int, repeats: int) -> common.Measured:
-    """`rallypoint bench meet` with so many nodes and a `rallypoint serve` of its own."""
+    """`rallypoint bench meet` with so many nodes and a new `rallypoint serve`."""
     found = new({"cold": min(repeats, bench.COLD_REPEATS_MAX), "warm": repeats})
     with driver.served() as where:
         found.event_loop = _event_loop(where)
@@ -35,7 +36,7 @@ def meet(nodes: int, repeats: int) -> common.Measured:
 
 
 def _event_loop(where: driver.Coordinator) -> str:
-    """Of the server, and of a process of nodes like those that are measured."""
+    """The event loop of the server, and of a process of nodes like those that are measured."""
     assert where.process is not None
     with driver.fleets(1) as fleets:
         fleets.ask("settle")
@@ -43,10 +44,11 @@ def _event_loop(where: driver.Coordinator) -> str:
 
 
 def death(kind: str, repeats: int) -> common.Measured:
-    """One of eight goes, with default settings: until the last of the others is in the next round.
+    """One of eight dies, with default settings: until the last of the others is in the next round.
 
-    Killed: the others ask as soon as they have been told. Silent: a worker of theirs fails at once,
-    since nobody else can know yet, and all ask as soon as they have been told of that.
+    Killed: the others ask for the next round as soon as they are told. Silent: another node's
+    worker fails at once, since the coordinator cannot know of the silence yet; all nodes ask for
+    the next round as soon as they are told of that failure.
     """
     found = new({kind: repeats})
     with driver.served() as where:

@@ -1,8 +1,8 @@
-"""The tables, the pictures and the document, from the JSON of a run.
+"""Makes the tables, the pictures and the document from the JSON of a run.
 
-Nothing here measures. Every cell is a median of values in the JSON, or a dash whose reason stands
-below the table. So does what makes a median worth less: a run that was cut off, or not a quiet one.
-A JSON of an older run may lack fields: then the page says so.
+Nothing here measures. Every cell is a median of values in the JSON, or a dash with its reason below
+the table. Below it stands also why a median is worth less: a run that was cut off, or a busy
+machine. The JSON of an older run may lack fields; then the page says so.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TABLES: Final = (
 
 
 def markdown(run: Result, pictures: Sequence[tuple[str, str]] = ()) -> str:
-    """All that was measured. `pictures`: what each shows, and its path from the document."""
+    """The whole result. `pictures`: what each shows, and its path from the document."""
     parts = [described(run)]
     for figure, title, text in TABLES:
         parts += [f"### {title}", text, table(run, figure)]
@@ -53,7 +53,7 @@ def markdown(run: Result, pictures: Sequence[tuple[str, str]] = ()) -> str:
 
 
 def described(run: Result) -> str:
-    """By which command, where and when, and what else was going on."""
+    """The command, the machine, the time, and the other load."""
     machine, method = run["machine"], run["method"]
     command = f"`{run['command']}`" if "command" in run else UNKNOWN
     rows = [
@@ -82,7 +82,7 @@ def _event_loops(run: Result) -> str:
 
 
 def _busy(run: Result) -> str:
-    """The worst of all rows, by what was seen right before each."""
+    """The greatest load of all rows, as seen right before each."""
     known: list[int] = [row["busy"] for row in _measured(run) if "busy" in row]
     if not known:
         return UNKNOWN
@@ -110,7 +110,7 @@ def _measured(run: Result) -> list[Result]:
 
 
 def quiet_max(run: Result) -> int:
-    """How many other processes may want to run, and it counts as quiet."""
+    """Up to how many other ready processes the machine counted as quiet."""
     most: int = run["method"].get("quiet", {}).get("runnable_max", 1)
     return most
 
@@ -119,25 +119,25 @@ def quiet_max(run: Result) -> int:
 
 
 class Notes:
-    """What stands below a table. A text that is said twice stands there once."""
+    """The notes below a table. A text that is used twice stands there once."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
 
     def mark(self, texts: Sequence[str]) -> str:
-        """What a cell has behind its figure: a letter for each of these texts."""
+        """The marks behind a cell's figure: a letter for each of these texts."""
         self._texts += [text for text in dict.fromkeys(texts) if text not in self._texts]
         letters = ", ".join(_letter(self._texts.index(text)) for text in dict.fromkeys(texts))
         return f"<sup>{letters}</sup>" if letters else ""
 
     def below(self, rows: Sequence[str]) -> str:
-        """The table with them."""
+        """The table with the notes below it."""
         notes = [f"<sup>{_letter(i)}</sup> {text}.  " for i, text in enumerate(self._texts)]
         return "\n".join([*rows, *(["", *notes] if notes else [])])
 
 
 def table(run: Result, figure: str) -> str:
-    """One row a peer, one column a size; below it why there is a dash, or too little for a cell."""
+    """One row for each peer, one column for each size; below it the reasons of dashes and marks."""
     sizes: list[int] = run["method"]["sizes"]
     notes = Notes()
     rows = [
@@ -173,7 +173,7 @@ def _dash(run: Result, peer: Result, result: Result, why_not: str, notes: Notes)
 
 
 def _marks(run: Result, peer: Result, result: Result, figure: str) -> list[str]:
-    """What is to be said of a cell that has values."""
+    """The marks of a cell that has values."""
     stopped = []
     if is_cut_off(result, figure):
         got, wanted = len(result["values"][figure]), _wanted(result, figure)
@@ -191,7 +191,7 @@ def is_cut_off(result: Result, figure: str) -> bool:
 
 
 def _wanted(result: Result, figure: str) -> int | None:
-    """How many values there would be if nothing had stopped it; None: it has not said."""
+    """How many values there would be if nothing had stopped it; None: not in the JSON."""
     known: dict[str, int] = result.get("wanted", {})
     return known.get("warm" if figure == "server_cpu" else figure)
 
@@ -216,7 +216,7 @@ def _plain(title: str) -> str:
 
 
 def _ratio(run: Result, nodes: int, figure: str, notes: Notes) -> str:
-    """Ours to the floor's, with what is to be said of either."""
+    """Rallypoint's median divided by the floor's, with the marks of both."""
     medians, marks = [], []
     peers = {peer["name"]: peer for peer in run["peers"]}
     for name in ("rallypoint", "floor"):
@@ -230,7 +230,7 @@ def _ratio(run: Result, nodes: int, figure: str, notes: Notes) -> str:
 
 
 def found(run: Result, peer: str, nodes: int) -> Result:
-    """What was measured of a peer at a size, or why nothing was."""
+    """The result of a peer at a size: values, or why there are none."""
     for result in run["results"]:
         if (result["peer"], result["nodes"]) == (peer, nodes):
             return dict(result)
@@ -267,7 +267,7 @@ def _peers(run: Result) -> str:
 
 
 def rounded(value: float) -> str:
-    """Two digits that count, three from a hundred on."""
+    """Two significant digits, three from a hundred on."""
     if value >= 100:
         return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:.1f}" if value >= 9.95 else f"{value:.2g}"
@@ -283,7 +283,7 @@ PICTURES: Final = (
 
 
 def shown(folder: Path, beside: Path) -> list[tuple[str, str]]:
-    """What has been drawn: what it shows, and its path from the folder of the document."""
+    """The pictures: what each shows, and its path from the folder of the document."""
     paths = [(title, folder / f"peers-{figure}.svg") for figure, title, _ in PICTURES]
     return [(title, path.relative_to(beside).as_posix()) for title, path in paths if path.exists()]
 
@@ -311,7 +311,7 @@ def draw(run: Result, folder: Path) -> None:
 
 
 def _lines(run: Result, figure: str, plot: Callable[..., object]) -> bool:
-    """A line a peer. Whether there are hollow points among them: of runs that were cut off."""
+    """Draw a line for each peer. Returns whether some points are hollow: runs that were cut off."""
     hollow = False
     for peer in run["peers"]:
         points, cut_off = [], []

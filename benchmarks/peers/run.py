@@ -5,9 +5,10 @@
     python benchmarks/peers/run.py --only rallypoint,torchft --nodes 8,128 --repeats 5
     python benchmarks/peers/run.py --write               # docs/benchmarks.md, .json and images/
 
-Progress goes to stderr, tables to stdout. Exit code 0 means that it was done, whatever peers could
-not do: a table says why. 1: some could not be installed, or nothing could be measured; 2: it could
-not begin. SIGTERM and SIGHUP end what was started, and then this, with 128 and the signal's number.
+Progress goes to stderr, tables to stdout. Exit code 0: it measured, even if some peers could not do
+something, for which the table gives the reasons. 1: some could not be installed, or nothing could
+be measured. 2: it could not begin. SIGTERM and SIGHUP end all started processes, and then this one,
+with 128 plus the signal's number.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ from benchmarks.peers.harness import Bench, Outcome  # noqa: E402
 SIZES: Final = (2, 8, 32, 128, 256, 512, 1_024)
 DEADLINE_S: Final = 120.0
 DEATH_DEADLINE_S: Final = 180.0
-"""A death takes as long as the peer's limits say, on the fastest machine too."""
+"""A death takes as long as the peer's time limits, on any machine."""
 REPEATS: Final = 10
 DEATH_REPEATS: Final = 3
 SLOW_DEATHS: Final = ("c10d", "tooz")
-"""Whose one death takes most of a minute: once is enough to see that."""
+"""One death takes most of a minute here, so it is measured once."""
 KINDS: Final = (common.KILLED, common.SILENT)
 STOPPING: Final = (signal.SIGTERM, signal.SIGHUP)
 FOLDERS: Final = {"--environments": "DIR", "--output": "FILE"}
-"""Options that change nothing that is measured."""
+"""Options that do not change what is measured."""
 DOCUMENT: Final = ROOT / "docs" / "benchmarks.md"
 
 
@@ -55,7 +56,7 @@ def say(text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """See the top."""
+    """Run the command line; returns the exit code."""
     options = _options(arguments)
     names = options.only.split(",") if options.only else [peer.name for peer in PEERS]
     unknown = sorted(set(names) - {peer.name for peer in PEERS})
@@ -123,7 +124,7 @@ def measure(
 
 
 def in_turn(peers: Sequence[Peer]) -> list[Peer]:
-    """Those with a process a node last: hundreds of processes take a while to be gone."""
+    """Peers with a process for each node come last: hundreds of processes take a while to end."""
     return sorted(peers, key=lambda peer: peer.a_process_each)
 
 
@@ -169,14 +170,14 @@ def _raise_on_signals() -> None:
             signal.signal(each, signal.SIG_IGN)
         sys.exit(128 + number)
 
-    # What was to be ignored (nohup) still is.
+    # A signal that is ignored (nohup) stays ignored.
     stopping = [n for n in STOPPING if signal.getsignal(n) is not signal.SIG_IGN]
     for each in stopping:
         signal.signal(each, stop)
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """What makes this run again. Where somebody keeps files is theirs, and is left out."""
+    """The command that makes this run again, without paths of this machine."""
     script = Path(__file__).resolve().relative_to(ROOT).as_posix()
     said: list[str] = []
     for argument in arguments:
@@ -190,12 +191,12 @@ def _command(arguments: Sequence[str]) -> str:
 
 
 def _load() -> float:
-    """The load average of the last minute. It says what has been, not what is."""
+    """The load average of the last minute."""
     return round(os.getloadavg()[0], 2)
 
 
 def machine(why_not_private: str | None) -> dict[str, Any]:
-    """On what it was measured."""
+    """The machine on which it was measured."""
     is_private = why_not_private is None
     fields = {}
     if Path("/proc/cpuinfo").exists():
@@ -236,7 +237,7 @@ def _write(run: dict[str, Any]) -> int:
 
 
 def _write_json(run: dict[str, Any], path: Path) -> None:
-    """A result a line, so that a difference can be read."""
+    """Write one result on each line, so that a diff can be read."""
     lists = {"peers", "results", "deaths"}
     lines = []
     for name, value in run.items():

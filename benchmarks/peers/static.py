@@ -1,6 +1,7 @@
-"""torch's static rendezvous: ranks and the number of nodes are given to it; a process per node.
+"""torch's static rendezvous, a process for each node: ranks and the number of nodes are given to
+it.
 
-Its one meeting is that all connect to the first node's TCPStore: there is no second one to time.
+Its one meeting is that all nodes connect to the first node's TCPStore. There is no second meeting.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ COLD_MAX: Final = 3
 
 
 def meet(nodes: int, repeats: int) -> common.Measured:
-    """Cold, from the first who asks for a handler."""
+    """Cold, from the first node that asks for a handler."""
     cold = min(repeats, COLD_MAX)
     found = common.Measured(common.versions("torch"), "a process each", {"cold": cold})
     for _ in range(cold):
@@ -31,7 +32,7 @@ def meet(nodes: int, repeats: int) -> common.Measured:
 
 
 def node(port: int, nodes: int) -> Callable[[int], Callable[[], object]]:
-    """What makes a node within its process."""
+    """The function that makes a node within its process."""
 
     def make(index: int) -> Callable[[], object]:
         params = RendezvousParameters(

@@ -1,6 +1,6 @@
-"""torch's TCPStore alone: a barrier of N. Each node adds one; the last one sets what all wait for.
+"""torch's TCPStore alone: a barrier of N. Each node adds one; the last sets the key that all await.
 
-No ranks, no members, no settings: what c10d's rendezvous and NVRx's stand on.
+It has no ranks, no members and no settings. c10d's rendezvous and NVRx's are built on it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COLD_MAX: Final = 3
 
 
 def meet(nodes: int, repeats: int) -> common.Measured:
-    """Cold: each connects first. Warm: all are connected."""
+    """Cold: each node connects first. Warm: all nodes are connected."""
     wanted = {"cold": min(repeats, COLD_MAX), "warm": repeats}
     found = common.Measured(common.versions("torch"), "threads of one process", wanted)
     for repeat in range(wanted["cold"]):
@@ -44,7 +44,7 @@ def warm(
     stores: Sequence[TCPStore | None],
     repeats: int,
 ) -> None:
-    """Rounds of those who are connected; the first is not counted."""
+    """Rounds of connected nodes; the first one is not counted."""
     for number in range(repeats + 1):
         before_s = server.cpu_s()
         done = threads.round(coming(stores, f"warm{number}"))
@@ -55,12 +55,12 @@ def warm(
 
 
 def coming(stores: Sequence[TCPStore | None], name: str) -> Callable[[int], object]:
-    """A node's barrier."""
+    """The function by which each node enters the barrier."""
     return lambda index: barrier(stores[index], len(stores), name)
 
 
 def barrier(store: TCPStore | None, nodes: int, name: str) -> None:
-    """Come, and wait until all have come."""
+    """Count this node, and wait until all are counted."""
     assert store is not None
     if store.add(f"{name}/come", 1) == nodes:
         store.set(f"{name}/go", "1")

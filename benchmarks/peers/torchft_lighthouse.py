@@ -21,18 +21,18 @@ JOIN_TIMEOUT_MS: Final = 60_000
 QUORUM_TICK_MS: Final = 100
 HEARTBEAT_TIMEOUT_MS: Final = 5_000
 HEARTBEAT_INTERVAL_S: Final = 0.1
-"""What torchft's manager sends them at."""
+"""The interval of torchft's manager."""
 DEATH_NODES: Final = 8
 COLD_MAX: Final = 3
 
 
 def new(wanted: dict[str, int]) -> common.Measured:
-    """With its version."""
+    """An empty result with the version."""
     return common.Measured(common.versions("torchft"), "threads of one process", wanted)
 
 
 def meet(nodes: int, repeats: int) -> common.Measured:
-    """Cold: each connects first. Warm: all are connected and heartbeats are known."""
+    """Cold: each node connects first. Warm: all are connected and have sent heartbeats."""
     found = new({"cold": min(repeats, COLD_MAX), "warm": repeats})
     for repeat in range(found.wanted["cold"]):
         with common.served(__package__ + ".torchft_lighthouse", nodes) as server:
@@ -53,7 +53,7 @@ def meet(nodes: int, repeats: int) -> common.Measured:
 def connecting(
     server: common.Server, clients: list[LighthouseClient | None]
 ) -> Callable[[int], object]:
-    """A node's first call, which connects."""
+    """The function by which each node connects."""
 
     def connect(index: int) -> None:
         clients[index] = LighthouseClient(server.first_line, TIMEOUT)
@@ -63,7 +63,7 @@ def connecting(
 
 
 def asking(clients: Sequence[LighthouseClient | None], step: int) -> Callable[[int], object]:
-    """A node's call for a quorum. Raises RuntimeError if it is not one of all."""
+    """The function by which each node asks for a quorum. Raises RuntimeError if it lacks nodes."""
 
     def ask(index: int) -> None:
         client = clients[index]
@@ -76,14 +76,14 @@ def asking(clients: Sequence[LighthouseClient | None], step: int) -> Callable[[i
 
 
 def name(index: int) -> str:
-    """A replica's."""
+    """A replica's name."""
     return f"replica{index:05d}"
 
 
 def death(kind: str, repeats: int) -> common.Measured:
-    """One of eight sends nothing any more; the others ask at once: until the last has its answer.
+    """One of eight stops sending; the others ask at once: until the last one has its answer.
 
-    To the lighthouse both deaths are the same: it looks at heartbeats, not at connections.
+    The lighthouse watches heartbeats, not connections, so both kinds of death are the same to it.
     """
     found = new({kind: repeats})
     for _ in range(repeats):
@@ -110,14 +110,14 @@ def death(kind: str, repeats: int) -> common.Measured:
 
 
 def beat(client: LighthouseClient | None, index: int, ended: threading.Event) -> None:
-    """The heartbeats of a replica's manager."""
+    """Send the heartbeats of a replica's manager."""
     assert client is not None
     while not ended.wait(HEARTBEAT_INTERVAL_S):
         client.heartbeat(name(index))
 
 
 def serve(arguments: Sequence[str]) -> None:
-    """The lighthouse, for so many replicas at least."""
+    """Serve a lighthouse whose quorum needs at least so many replicas."""
     server = LighthouseServer(
         bind="127.0.0.1:0",
         min_replicas=int(arguments[0]),
