@@ -107,7 +107,10 @@ def test_idle(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_store(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "CALLS_IN_ALL", 60)
-    assert {"set", "get", "add", "barrier"} == set(found(store.measure(plan, 3)))
+    monkeypatch.setattr(store, "BLOCKING_CALLS", 20)
+    figures = found(store.measure(plan, 3))
+    assert {"set", "get", "add", "barrier", "set, one blocking caller"} == set(figures)
+    assert all(value > 0 for each in figures.values() for value in each.values)
 
 
 def test_one_of_many_runs(plan: driver.Plan) -> None:

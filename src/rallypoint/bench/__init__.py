@@ -7,7 +7,7 @@
     driver.py    starts coordinators and fleets, and asks them
     agents.py    real `rallypoint run` agents, each with a worker
     real_nodes.py, node_processes.py   real nodes, in processes that can be killed alone
-    joining.py   programs that call rallypoint.join()
+    joining.py, blocking_caller.py   programs that use the blocking API
     proxy.py, etcd.py   a cable that can be cut; a ledger that can be stopped, and counts
     coordinator_api.py   what a coordinator shows over HTTP
     scenarios    one question each: meet.py, multi_host.py, join.py, regroup.py, idle.py,
