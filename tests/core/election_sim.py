@@ -1,10 +1,10 @@
-"""Many candidates against one engine, everything that goes wrong drawn from one seed.
+"""Many candidates and one engine, with all faults drawn from one seed.
 
-Requests and answers are lost, delayed, repeated and overtake each other; processes freeze (the
-others' clocks go on), thaw with all that has arrived meanwhile, die, and start again under another
-name; candidates are cut off from the engine; clocks differ in rate and offset. Owners commit
-rounds, close the run, hand over and yield. First the rules must hold (safety); then all faults
-heal, and soon every live candidate must know the one owner (liveness). To see one seed:
+Requests and answers are lost, delayed, repeated and overtake each other. Processes freeze while
+other clocks go on, wake with all that has arrived meanwhile, die, and start again under another
+name. Candidates are cut off from the engine. Clocks differ in rate and offset. Owners commit
+rounds, close the run, hand over and resign. In the first phase the rules must hold (safety). Then
+all faults heal, and soon every live candidate must know the one owner (liveness). To run one seed:
 
     python -m tests.core.election_sim SEED
 """
@@ -36,22 +36,22 @@ from rallypoint.testing.election_checker import ElectionChecker
 LEDGER = "ledger"
 TIMING = e.Timing()
 SETTLE_S = TIMING.ttl_s + 3.5
-"""Within this after the faults have healed, everybody must know the one owner."""
+"""The time after the faults have healed in which every candidate must know the one owner."""
 NODES = ("node-a", "node-b")
 
 Then = Callable[[Any], None]
 
 
 class Plan(msgspec.Struct):
-    """What a seed draws before anything happens."""
+    """What a seed draws before the simulation begins."""
 
     candidates: int
     runs: int
     has_one_register: bool
     are_clocks_wild: bool
-    """Rates beyond what the margin bears: safety must hold all the same."""
+    """The rates of the clocks differ by more than the margin covers. Safety must hold even then."""
     is_versioned_together: bool
-    """Whether all registers count their versions together, as in etcd, or each for itself."""
+    """Whether all registers share one version counter, as in etcd, or each has its own."""
     chaos_s: float
     delay_s: float
     slow: float
@@ -77,7 +77,7 @@ class Plan(msgspec.Struct):
 
 
 class Engine:
-    """Registers, linearizable. Tells the journal of every write that it has done."""
+    """Linearizable registers. The checker is told of every write."""
 
     def __init__(self, plan: Plan, journal: ElectionChecker) -> None:
         self.cells: dict[str, e.Versioned] = {}
@@ -106,7 +106,7 @@ class Engine:
         return e.Swapped(version)
 
     def leases(self) -> dict[str, e.Lease]:
-        """The leases that are there, by key."""
+        """The leases that exist, by key."""
         return {
             key: e.decode_lease(found.value)
             for key, found in self._logical().items()
@@ -177,7 +177,7 @@ class Engine:
 
 
 class Process:
-    """One candidate: it carries out what its holder and its claims want."""
+    """One candidate: it executes the actions of its holder and its claims."""
 
     def __init__(self, world: World, index: int) -> None:
         self.world = world
@@ -190,7 +190,7 @@ class Process:
         self.begin()
 
     def begin(self) -> None:
-        """A new life: another name, another clock, nothing remembered."""
+        """Start again: with another name and another clock, and without memory."""
         rng, wild = self.world.rng, self.world.plan.are_clocks_wild
         self.life += 1
         self.is_dead = self.is_frozen = self.is_leaving = False
@@ -313,7 +313,7 @@ class Process:
     # -- what its program does -----------------------------------------------------------------
 
     def commit(self, rng: random.Random) -> None:
-        """Form a round or close the run, wherever this process is the owner."""
+        """Form a round or close the run, for each run that this process owns."""
         now_s = self.now_s()
         for run, claim in self.claims.items():
             if not claim.may_decide(now_s) or claim.is_committing:
@@ -340,7 +340,7 @@ class Process:
 
 
 def _round(register: e.RunRegister) -> RoundHead:
-    """The next round of this owner: the member's name tells two apart that have one number."""
+    """The next round of this owner. The member's name distinguishes two rounds with one number."""
     number, name = register.number + 1, f"{register.owner}/{register.sequence}"
     members = (RoundMember(name, number, "host", (), 1),)
     bootstrap = Address("host", 1)
@@ -360,7 +360,7 @@ class World:
         self.runs = tuple(f"run-{number}" for number in range(plan.runs))
         self.names = 0
         self.removed = 0
-        """How many closed runs were removed; each may begin again."""
+        """How many closed runs were removed. Each may begin again."""
         self.is_healed = False
         self.steps = 0
         self.seen: dict[tuple[str, str], Stamp] = {}
@@ -382,7 +382,7 @@ class World:
         self.now_s = until_s
 
     def _after(self, process: Process) -> None:
-        """Whatever a process has done: check what it believes, and when it wants to tick."""
+        """After each step of a process: check what it believes, and when it has to tick."""
         if not process.is_awake:
             return
         due_s = process.next_tick_s()
@@ -402,7 +402,7 @@ class World:
             self._after(process)
 
     def check(self) -> None:
-        """Whoever may decide is named by the ledger: asked after each write, of everybody."""
+        """After each write, every process that may decide must be the owner by the ledger."""
         if self.plan.are_clocks_wild:
             return
         for process in self.processes:
@@ -520,7 +520,7 @@ class World:
         self.at(self.rng.expovariate(1 / self.plan.trouble_s), self._trouble)
 
     def _favoured(self) -> list[Process]:
-        """Owners are troubled more often than the rest."""
+        """Owners have faults more often than other processes."""
         owners = {self.journal.owner(run)[0] for run in self.runs}
         named = [each for each in self.processes if each.holder.process in owners]
         return named if named and self.rng.random() < 0.6 else self.processes
@@ -531,7 +531,7 @@ class World:
             self.at(for_s, self.thaw, process, process.life)
 
     def thaw(self, process: Process, life: int) -> None:
-        """Go on, with all that has arrived meanwhile: in any order, before or after a tick."""
+        """Wake, with all that has arrived meanwhile: in any order, before or after a tick."""
         if process.life != life or not process.is_frozen:
             return
         process.is_frozen = False
@@ -547,7 +547,7 @@ class World:
         self._after(process)
 
     def die(self, process: Process) -> None:
-        """A process ends; what it has sent goes on. It starts again later."""
+        """A process ends, and starts again later. What it has sent still arrives."""
         if process.is_dead:
             return
         process.is_dead = True
@@ -568,7 +568,7 @@ class World:
         self.at(for_s, setattr, process, "is_cut_off", False)
 
     def _sweep(self) -> None:
-        """Only what is final may be swept."""
+        """Only a lease that is final may be removed."""
         for key, lease in self.engine.leases().items():
             if lease.state is not e.LeaseState.SERVING:
                 self.engine.sweep(key)
@@ -584,7 +584,7 @@ class World:
     # -- the two phases ------------------------------------------------------------------------
 
     def chaos(self) -> None:
-        """Whatever happens, no rule is broken."""
+        """The first phase: faults of all kinds, and no rule may be broken."""
         for process in self.processes:
             self.at(self.rng.uniform(0.0, 0.5), self._begin, process)
         self._work()
@@ -596,7 +596,7 @@ class World:
         self._after(process)
 
     def heal(self) -> None:
-        """No faults any more. What is under way arrives within half a second."""
+        """The second phase: no faults. What was sent arrives within half a second."""
         self.is_healed = True
         under_way, self._queue = self._queue, []
         for due_s, order, call, args in under_way:
@@ -614,7 +614,7 @@ class World:
                 self.start(process, process.life)
 
     def why_not_settled(self) -> list[str]:
-        """What everybody should know by now and does not, in words."""
+        """What the processes should know by now but do not, in words."""
         return [problem for run in self.runs for problem in self._why_not_settled(run)]
 
     def _why_not_settled(self, run: str) -> Iterator[str]:
@@ -637,7 +637,7 @@ class World:
 
 
 class _ShelfSwap:
-    """One swap of a register that shares the engine's only value with the others."""
+    """One swap of a register, where the engine has all registers in one value."""
 
     def __init__(
         self,
@@ -677,7 +677,7 @@ def _found(versioned: Any) -> e.Versioned | None:
 
 
 class Seeking:
-    """A node without a coordinator, from when the faults have healed."""
+    """A node without a coordinator, after the faults have healed."""
 
     def __init__(self, world: World, run: str) -> None:
         self.world, self.run = world, run

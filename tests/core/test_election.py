@@ -1,4 +1,4 @@
-"""Leases, claims, yielding and seeking: one idea per test. Many at once: test_election_sim.py."""
+"""Leases, claims, resignation and discovery, one idea in each test."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def good(now_s: float = 0.0, process: str = "me", node: NodeId | None = None) ->
 
 
 def keep(lease: e.LeaseHolder, now_s: float) -> None:
-    """The lease is renewed, and good at this time."""
+    """The lease is renewed and lets its process decide at this time."""
     version = lease.beat + 1
     lease.swapped(swap_of(lease.tick(now_s)), e.Swapped(version), now_s)
     assert lease.may_decide(now_s)
@@ -285,7 +285,7 @@ class TestHandingOver:
 
 
 class _UnderNoFloor(e.Claim):
-    """Where no run was ever removed: whoever asks for the floor is told so at once."""
+    """A ledger without removed runs: a question for the floor is answered at once."""
 
     answers_floor = True
 
@@ -297,7 +297,7 @@ class _UnderNoFloor(e.Claim):
 
 
 class Claimant:
-    """A claim and the process's lease, with the answers that a test gives."""
+    """A claim and the lease of its process. The test gives the answers."""
 
     def __init__(self, process: str = "me", lease: e.LeaseHolder | None = None) -> None:
         self.lease = lease or good(0.0, process)
@@ -311,7 +311,7 @@ class Claimant:
         return asked
 
     def sees(self, value: e.RunRegister | None, now_s: float, version: int = 7) -> list[e.Action]:
-        """Read the register and find this."""
+        """Read the head, and find this."""
         there = None if value is None else found(value, version)
         return self.claim.run_read(self.read_run(now_s), there, now_s)
 
@@ -322,14 +322,14 @@ class Claimant:
         version: int = 3,
         run: e.RunRegister | None = None,
     ) -> list[e.Action]:
-        """Read the register, and this lease of its owner."""
+        """Read the head, and find this lease of its owner."""
         (asked,) = self.sees(run or register(), now_s)
         assert isinstance(asked, e.ReadLease)
         there = None if owner is None else found(owner, version)
         return self.claim.lease_read(asked, there, now_s)
 
     def wins(self, now_s: float = 0.0, run: e.RunRegister | None = None) -> e.RunRegister:
-        """Make the run its own."""
+        """Become the owner of the run."""
         swap = run_swap_of(self.sees(run, now_s))
         (won,) = self.claim.run_swapped(swap, e.Swapped(8), now_s)
         assert isinstance(won, e.Elected)
@@ -460,7 +460,7 @@ HOSTED = msgspec.structs.replace(serving(), node=NodeId("n", 5))
 
 class TestAnOwnerThatStandsStill:
     def stands_still(self, me: Claimant, until_s: float, version: int = 3) -> list[e.Action]:
-        """Look whenever the claim wants to, and find the owner's lease as it was."""
+        """Look whenever the claim asks to, and find the owner's lease unchanged."""
         actions = me.judges(serving(), 0.0, version)
         while (now_s := me.claim.next_tick_s() or 0.0) <= until_s:
             keep(me.lease, now_s)
@@ -569,7 +569,7 @@ class TestAnOwnerThatStandsStill:
 
 
 class TestLateAnswers:
-    """Whatever answers another question than the open one changes nothing."""
+    """An answer to another question than the open one changes nothing."""
 
     def states(self) -> dict[str, Claimant]:
         made = {each: Claimant() for each in ("idle", "reading", "judging", "sealing", "owned")}
@@ -903,7 +903,7 @@ class TestWhatCannotBeRead:
 
 class TestYielding:
     def yielding(self) -> e.Resignation:
-        """In office since 5.0, and by the first look a second process keeps its lease."""
+        """Owner since 5.0. At the first look, a second process renews its lease."""
         yielding = e.Resignation(10.0, 3.0)
         yielding.won(5.0)
         yielding.should_yield({"second": 1}, 12.0)
@@ -986,7 +986,7 @@ class TestWhatAnotherPartOfTheProcessHasSeen:
     SEEN = e.Seen("other", 7, 10.0)
 
     def judging(self, seen: e.Seen | None, now_s: float) -> list[e.Action]:
-        """A claim that finds the run to be another's, whose lease is at version 7."""
+        """A claim to a run of another owner, whose lease has version 7."""
         claim = e.Claim("run", "ledger", good(now_s))
         (asked,) = claim.begin(now_s, seen)
         assert isinstance(asked, e.ReadRun)
@@ -1071,7 +1071,7 @@ class TestSeeker:
         assert seeker.floor == Stamp("ledger", term, 0)
 
     def test_it_stands_by_beside_an_owner_that_it_cannot_reach(self):
-        """Or one behind a firewall, which keeps its lease, would never see anybody to yield to."""
+        """Otherwise an owner behind a firewall would never resign."""
         seeker = self.seeker(nodes=2)
         self.looks(seeker, 0.0, register(round=a_round(3, "a")), serving())
         assert not seeker.stands_by(1.0, 0.5)
@@ -1255,7 +1255,7 @@ class TestWhatANewerReleaseAdded:
 
 
 class TestTheTtlOfALease:
-    """A15: the lease's own ttl counts, whatever the process that looks is set to."""
+    """A15: the ttl in the lease counts, not the setting of the process that looks."""
 
     SLOW = msgspec.structs.replace(serving(), ttl_s=30.0)
 
@@ -1286,7 +1286,7 @@ def fields_of(value: e.Lease | e.RunRegister) -> list[Any]:
 
 
 class TestTheFloor:
-    """R1, R13: a run that begins anew begins above every run that was removed."""
+    """R1, R13: a run that begins again begins above every run that was removed."""
 
     FLOOR = e.Floor(e.FORMAT, 7, 40)
 
@@ -1326,7 +1326,7 @@ class TestTheFloor:
         assert isinstance(won, e.Elected)
 
     def test_a_register_that_is_created_late_is_lifted_before_the_run_is_won(self):
-        """Between question and answer the run had begun elsewhere, and was removed."""
+        """Between question and answer the run began elsewhere, and was removed."""
         made, swap = self.begins(None)
         checked = self.floor(made.run_swapped(swap, e.Swapped(8), 0.3))
         lift = run_swap_of(made.floor_read(checked, self.there(self.FLOOR), 0.4))

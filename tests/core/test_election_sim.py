@@ -1,4 +1,4 @@
-"""Elections under every fault, by seed. A failure names its seed; to see that one again:
+"""Elections with all kinds of faults, by seed. A failure names its seed. To run that again:
 
 python -m tests.core.election_sim SEED
 """

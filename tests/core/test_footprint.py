@@ -1,4 +1,4 @@
-"""What a round's store says that it keeps, beside what it really takes."""
+"""The footprint of a round's store, compared with the memory that it really takes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ KINDS = (
 
 @pytest.mark.parametrize("fill", KINDS, ids=lambda fill: fill.__name__)
 def test_the_footprint_is_about_what_is_taken(fill: Callable[[RoundStore], None]) -> None:
-    """Too little would not bound the process; far too much would refuse what has room."""
+    """Too low a figure would not limit the process. Much too high a figure would refuse calls."""
     fill(RoundStore(SEATS))  # what is made once
     store = RoundStore(SEATS)
     tracemalloc.start()
@@ -129,7 +129,7 @@ def test_how_much_a_call_adds_is_known_before(op: StoreOp) -> None:
 
 
 def test_a_large_read_is_made_again_and_a_small_one_remembered() -> None:
-    """R11 is for what changes the store; and what was overwritten is not kept for who read it."""
+    """R11 is about calls that change the store. A large read must not keep an overwritten value."""
     store = RoundStore(SEATS)
     store.apply("a", 1, MultiSet(("large", "small"), (bytes(4096), b"1")), None, 0.0)
     store.acknowledge("a", 1)

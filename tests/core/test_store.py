@@ -38,7 +38,7 @@ from rallypoint.core.store.waits import WAITING_KEY_BYTES
 
 
 class Desk:
-    """A store with nodes a (ranks 0, 1), b (2) and c (3), that gives out request ids."""
+    """A store for the nodes a (ranks 0, 1), b (2) and c (3). It numbers the requests."""
 
     def __init__(self, **limits: int) -> None:
         self.store = RoundStore([("a", 0, 2), ("b", 2, 1), ("c", 3, 1)], StoreLimits(**limits))
@@ -50,7 +50,7 @@ class Desk:
         return self.store.apply(node, self.last_id, op, timeout_s, self.now_s)
 
     def call(self, op: StoreOp, node: str = "a") -> StoreResult:
-        """The result of a call that is answered at once, and alone."""
+        """The result of a call that is answered at once, without another answer."""
         (answer,) = self.send(op, node)
         assert (answer.node, answer.request_id) == (node, self.last_id)
         return answer.result
@@ -66,7 +66,7 @@ class Desk:
         return result
 
     def waits(self, op: StoreOp, node: str = "a", timeout_s: float | None = None) -> int:
-        """Send a call that is not answered yet; its request id."""
+        """Send a call that is not answered yet. Returns its request id."""
         assert self.send(op, node, timeout_s) == []
         return self.last_id
 
@@ -680,7 +680,7 @@ def test_every_call_has_a_tag_of_its_own() -> None:
 
 
 def test_r11_answers_of_another_coordinator_are_forgotten_once_acknowledged() -> None:
-    """After a takeover, too: else they would stay for as long as the round lasts."""
+    """Also after a takeover: otherwise they would stay until the round ends."""
     before, after = Desk(), Desk()
     before.store.note_settled()
     for _ in range(3):

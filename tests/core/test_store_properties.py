@@ -1,4 +1,4 @@
-"""The round's store against a model that is too simple to be wrong, and against torch's own."""
+"""The round's store, compared with a very simple model and with torch's own store."""
 
 import re
 from dataclasses import dataclass, field
@@ -73,7 +73,7 @@ class Waiting:
 
 @dataclass
 class Model:
-    """What the store has to do, in the most obvious way. Failures are reduced to their code."""
+    """The store in the most obvious form. Of a failure it has only the code."""
 
     data: dict[str, bytes] = field(default_factory=dict)
     waiting: list[Waiting] = field(default_factory=list)
@@ -143,7 +143,7 @@ BLOCKED = object()
 
 
 def torch_semantics(data: dict[str, bytes], op: StoreOp) -> object:
-    """Apply one data op to a plain dict: ("value", result), a code, or BLOCKED."""
+    """Apply one call to a dict. Returns ("value", result), a code, or BLOCKED."""
     match op:
         case Set(key, value):
             data[key] = value
@@ -349,7 +349,7 @@ class Driver:
         self.check_bookkeeping()
 
     def check_bookkeeping(self) -> None:
-        """Nothing is left behind of calls that wait no more."""
+        """Calls that do not wait any more have left nothing in the account."""
         store, waits = self.store, self.store._waits
         assert all(key not in self.model.data for key in waits.by_key)
         watching = {call for waiters in waits.by_key.values() for call in waiters}

@@ -17,7 +17,7 @@ RELEASES = tuple(dict.fromkeys(["3.5", "3.4", *(each.release for each in program
 
 @pytest.fixture
 def fast_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where the system has one: for what is not about being sure of a disk."""
+    """A folder in memory where the system has one, for tests that need no real disk."""
     memory = Path("/dev/shm")
     where = memory if memory.is_dir() else tmp_path
     # A call that nobody waits for any more goes on in its thread, and may still write there.
@@ -27,7 +27,7 @@ def fast_path(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session", params=RELEASES)
 def etcd_program(request: pytest.FixtureRequest) -> Program:
-    """Each release that we say we work with; the tests skip for one that is not here."""
+    """Each release of etcd that is supported. Tests skip a release that is not installed."""
     for program in programs():
         if program.release == request.param:
             return program
@@ -36,14 +36,14 @@ def etcd_program(request: pytest.FixtureRequest) -> Program:
 
 @pytest.fixture(scope="session")
 def one_etcd(etcd_program: Program) -> Iterator[EtcdCluster]:
-    """A cluster of one. Each test takes a prefix of its own."""
+    """A cluster of one member. Each test uses its own prefix."""
     with etcd(etcd_program) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def three_etcd(etcd_program: Program) -> Iterator[EtcdCluster]:
-    """Three members. Whoever makes one fail brings it back."""
+    """Three members. A test that makes one fail also brings it back."""
     with etcd(etcd_program, size=3) as cluster:
         yield cluster
 

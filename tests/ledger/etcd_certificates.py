@@ -1,4 +1,4 @@
-"""Certificates for an etcd with TLS on loopback, made by openssl; tests skip where it is not."""
+"""Certificates for an etcd with TLS on loopback. Tests skip if there is no openssl."""
 
 from __future__ import annotations
 

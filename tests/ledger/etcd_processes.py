@@ -63,7 +63,7 @@ def _candidates() -> Iterator[str]:
 
 @dataclass
 class EtcdProcess:
-    """One member. `kill`, `freeze` and `thaw` are what happens to machines."""
+    """One member. `kill`, `freeze` and `thaw` are the faults of its machine."""
 
     program: Program
     name: str
@@ -127,11 +127,11 @@ class EtcdCluster:
 
     @property
     def options(self) -> EtcdOptions:
-        """Patient: a write whose answer takes longer than a try has no known outcome."""
+        """Options with long tries: the outcome of a write is unknown if the answer takes longer."""
         return EtcdOptions(endpoints=self.endpoints, try_timeout_s=10.0, timeout_s=60.0)
 
     def leader(self) -> EtcdProcess:
-        """The member that leads, as itself says; once one does, if they are about to elect it."""
+        """The member that says it is the leader. Waits until there is one."""
 
         async def leads(member: EtcdProcess) -> bool:
             client = EtcdClient(EtcdOptions(endpoints=(member.endpoint,)))
@@ -152,7 +152,7 @@ class EtcdCluster:
         return asyncio.run(ask())
 
     def wait_until_ready(self, options: EtcdOptions | None = None) -> None:
-        """Each member answers a linearizable read, so there is a leader that it knows."""
+        """Wait until each member answers a linearizable read: then it has found a leader."""
         base = options or self.options
 
         async def read(member: EtcdProcess) -> None:

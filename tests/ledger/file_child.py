@@ -20,7 +20,7 @@ from rallypoint.ledger.file.ledger import FileLedger
 
 
 async def _prepare(folder: Path, action: str) -> dict[str, object]:
-    """The ledger as it is before the action; what the test has to know of it."""
+    """Prepare the ledger before the action. Returns what the test has to know."""
     if action == "open":
         return {"ledger_id": "", "versions": [], "keys": []}
     async with FileLedger(folder) as ledger:
@@ -87,7 +87,7 @@ def crash(parent: Path, action: str) -> None:
 
 
 async def freeze(folder: Path, version: int, step: str) -> None:
-    """One swap, stopped before the first step of this name; prints what came of it."""
+    """One swap, stopped before the first step of this name. Prints its outcome."""
     armed = [False]
 
     def on_step(name: str) -> None:
@@ -106,7 +106,7 @@ async def freeze(folder: Path, version: int, step: str) -> None:
 
 
 async def write(folder: Path, writer: int, rounds: int) -> None:
-    """Marks into one register, records into one log; prints the records' indexes."""
+    """Write marks into one register and records into one log. Print the indexes of the records."""
     async with FileLedger(folder, timeout_s=30) as ledger:
         for number in range(rounds):
             mark = f"{writer}.{number}".encode()

@@ -1,4 +1,4 @@
-"""What listens at an endpoint of etcd may answer anything: it becomes an error of the ledger."""
+"""A server at an endpoint of etcd may answer anything. Each answer becomes a LedgerError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client of etcd: over real etcd 3.4 and 3.5, and against listeners that misbehave."""
+"""The client of etcd, with real etcd 3.4 and 3.5, and with servers that misbehave."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def _client(options: EtcdOptions) -> AsyncIterator[EtcdClient]:
 
 @contextlib.asynccontextmanager
 async def _listener(handler: Handler) -> AsyncIterator[str]:
-    """Something that listens on loopback; its endpoint."""
+    """A server on loopback. Yields its endpoint."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -161,7 +161,7 @@ def test_a_watch_tells_every_change_from_its_revision_on(one_etcd, prefix) -> No
 
 
 def test_a_watch_goes_on_after_silence_and_broken_connections(one_etcd, prefix) -> None:
-    """Through a proxy that cuts each connection: nothing is left out, nothing told twice."""
+    """A proxy cuts each connection. Every change is reported, and none twice."""
 
     async def body() -> None:
         async with _client(one_etcd.options) as direct, contextlib.AsyncExitStack() as stack:
@@ -249,7 +249,7 @@ def _proxy(
 
 
 async def _silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-    """Takes everything and never answers, as a frozen member."""
+    """Reads everything and never answers, like a frozen member."""
     while await reader.read(1 << 16):
         pass
 
@@ -291,7 +291,7 @@ ANSWER = b'{"header":{"cluster_id":"1","revision":"5"}}'
 
 
 def _speaks(*parts: bytes, every_s: float = 0.0, size: int = len(ANSWER)) -> Handler:
-    """Begins an answer of so many bytes, and sends these parts of it; then it says nothing."""
+    """Begins an answer of so many bytes and sends these parts of it. Then it is silent."""
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -305,7 +305,7 @@ def _speaks(*parts: bytes, every_s: float = 0.0, size: int = len(ANSWER)) -> Han
 
 
 def test_an_answer_over_a_slow_line_is_no_silence() -> None:
-    """A page of a log is 4 MB: on a slow line that is longer than one attempt may be silent."""
+    """A page of a log has 4 MB. On a slow line it takes longer than an attempt may be silent."""
     slow = _speaks(*(ANSWER[at : at + 7] for at in range(0, len(ANSWER), 7)), every_s=0.3)
 
     async def body() -> None:
@@ -343,7 +343,7 @@ def test_an_answer_that_does_not_end_is_left_in_time(
 
 
 def test_a_write_that_a_member_never_took_up_goes_to_the_next() -> None:
-    """Nobody answers at the first address, as where a machine is switched off: nothing was sent."""
+    """No host has the first address, as if a machine is switched off: nothing was sent."""
 
     async def body() -> None:
         with socket.socket() as off, contextlib.ExitStack() as stack:
@@ -383,7 +383,7 @@ def test_a_watch_leaves_a_member_that_takes_it_up_and_never_answers() -> None:
 
 
 def test_the_ledger_finds_out_what_became_of_a_lost_answer(one_etcd, prefix) -> None:
-    """etcd did it and the answer was lost: the same write, sent again, finds its own nonce."""
+    """etcd did the write and its answer was lost. The repeated write finds its own nonce."""
 
     async def body() -> None:
         losing = [b"\0"]
@@ -422,7 +422,7 @@ def test_the_ledger_finds_out_what_became_of_a_lost_answer(one_etcd, prefix) -> 
 
 
 def test_a_write_that_arrives_late_changes_nothing(one_etcd, prefix) -> None:
-    """Held back on its way, as in a frozen member's socket, until it was done by another way."""
+    """A request is held back, as in the socket of a frozen member, until a repeat was done."""
 
     async def body() -> None:
         held: list[bytes] = []
@@ -502,7 +502,7 @@ def test_a_ledger_that_went_away_makes_outcomes_unknown(etcd_program: Program) -
 
 
 def test_endpoints_of_two_clusters_are_not_mixed(one_etcd, prefix) -> None:
-    """Also not when the second has the same keys at the same revisions, as a twin would."""
+    """Also if the second cluster has the same keys at the same revisions."""
 
     async def body(first: EtcdCluster, second: EtcdCluster) -> None:
         endpoints = (first.endpoints[0], second.endpoints[0])

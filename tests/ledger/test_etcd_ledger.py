@@ -1,4 +1,4 @@
-"""The ledger over real etcd: the suite on 3.4 and 3.5, what it refuses, and members that fail."""
+"""The ledger over real etcd: the suite on 3.4 and 3.5, refusals, and members that fail."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def test_a_member_that_fails_costs_seconds_and_no_write(three_etcd, prefix, faul
 
 
 async def _follow(ledger: EtcdLedger, last: bytes) -> None:
-    """Wait for one change after the other until this value."""
+    """Wait for one change after another, until this value."""
     version: int | None = None
     while True:
         changed = await ledger.changed("run", version, 30)

@@ -77,7 +77,7 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def _left_over(folder: Path) -> list[str]:
-    """What is in the folders that are empty when nothing is going on."""
+    """The content of the folders that are empty between calls."""
     found = [*folder.glob("ledger-*/tmp/*"), *folder.glob("ledger-*/trash/*")]
     return [str(path) for path in found]
 
@@ -88,7 +88,7 @@ def _left_over(folder: Path) -> list[str]:
 @pytest.mark.processes
 @pytest.mark.parametrize("action", ["open", "create", "swap", "cross", "delete", "append", "drop"])
 def test_a_crash_at_any_step_leaves_a_whole_ledger(fast_path: Path, action: str) -> None:
-    """One process does the same on copies of a ledger, each in a child of its own that is killed.
+    """Do the same on copies of a ledger, each time in a child process that is killed.
 
     The child dies before step 1, before step 2, and so on, until an attempt gets through.
     """
@@ -124,7 +124,7 @@ async def _check_all(tmp_path: Path, action: str, count: int) -> None:
 
 
 async def _check(ledger: FileLedger, action: str, ids: dict[str, Any], finished: bool) -> None:
-    """What was there before, or what was being written: nothing between, and nothing else."""
+    """The register has its value from before, or the one that was being written."""
     now = await ledger.read("register")
     value = now.value if now else None
     before = None if action in ("open", "create") else b"before"
@@ -199,7 +199,7 @@ def test_a_writer_that_thaws_after_its_register_was_made_anew_gets_a_conflict(fo
 
 
 def test_who_was_frozen_before_making_a_folder_and_who_before_linking_into_it(folder) -> None:
-    """The one case in which a link succeeds that must not count: two frozen processes at once."""
+    """The only case in which a link succeeds and must not count: two processes are frozen."""
 
     async def body() -> None:
         async with FileLedger(folder) as ledger, FileLedger(folder, timeout_s=60) as late:
@@ -232,7 +232,7 @@ def test_who_was_frozen_before_making_a_folder_and_who_before_linking_into_it(fo
 
 
 def _chain(folder: Path) -> tuple[Chain, Callable[[int], Advance]]:
-    """A chain with one full segment, and what adds the version after another."""
+    """A chain with one full segment, and a function that adds the version after another."""
     disk, trash = Disk(), folder / "trash"
     trash.mkdir(parents=True)
     chain = Chain(folder / "chain", trash, disk)
@@ -252,7 +252,7 @@ def _chain(folder: Path) -> tuple[Chain, Callable[[int], Advance]]:
 def _while_listed(
     monkeypatch: pytest.MonkeyPatch, segment: int, then: Callable[[], object], seen: int
 ) -> None:
-    """When this segment is listed, it is moved away and emptied, after `seen` names were read."""
+    """While this segment is listed, it is moved away and emptied, after `seen` names."""
 
     def listing(folder: Path) -> list[str]:
         if folder.name == f"{segment:016x}":
@@ -275,7 +275,7 @@ def test_a_segment_that_is_emptied_while_a_reader_lists_it(folder, monkeypatch) 
 def test_a_segment_that_is_emptied_while_its_writer_looks_whether_it_counts(
     folder, monkeypatch
 ) -> None:
-    """Others have gone on from what it wrote, so it must not be told that it lost."""
+    """Other processes have written after its version, so its outcome must not be a conflict."""
     for seen in range(SEGMENT):
         chain, advance = _chain(folder / str(seen))
         last = 2 * SEGMENT - 1
@@ -492,7 +492,7 @@ def test_a_folder_whose_parent_is_missing_is_not_made(folder) -> None:
     ],
 )
 def test_a_disk_that_refuses_a_write_loses_nothing(folder, number, kind) -> None:
-    """At every step of a swap: the register is as before, or as it should be."""
+    """After a crash at every step of a swap, the register is as before, or as after the swap."""
     failing: list[Callable[[], bool]] = [lambda: False]
 
     def step(_name: str) -> None:
@@ -558,7 +558,7 @@ def test_a_share_whose_client_does_not_ask_for_news_is_unfit(folder, monkeypatch
     [("size=256k", "LedgerFullError"), ("ro", "LedgerAccessError"), ("size=4m", "full later")],
 )
 def test_a_real_disk_that_is_full_or_read_only(tmp_path, mount, kind) -> None:
-    """In a mount namespace of its own, where the system lets us have one."""
+    """In its own mount namespace, where the system allows one."""
     disk = tmp_path / "disk"
     disk.mkdir()
     script = 'mount -t tmpfs -o "$1" none "$2" || exit 77; exec "$3" "$4" "$2/ledger" real "$5"'
@@ -638,7 +638,7 @@ def test_a_link_that_was_done_and_then_answered_with_taken_counts(folder, monkey
 
 
 def test_what_is_made_is_for_this_user_alone(folder) -> None:
-    """A lease holds what admits to a run; the umask of most machines lets everybody read."""
+    """A lease may have a token, and with the umask of most machines all users can read files."""
 
     async def main() -> None:
         async with FileLedger(str(folder)) as ledger:

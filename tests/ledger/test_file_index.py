@@ -1,4 +1,4 @@
-"""The index of a file ledger is in parts: one more run costs the same, however many there are."""
+"""The index of a file ledger has parts, so the cost of a new run does not grow with all runs."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_what_is_asked_for_one_run_reads_one_part(
 
 
 def as_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """New ledgers are made as an earlier release made them."""
+    """New ledgers are made as by an earlier release."""
 
     def begin(place: Path, disk: Disk) -> None:
         sealed = record_format.seal(
@@ -138,7 +138,7 @@ def test_an_earlier_release_does_not_take_the_parts_for_an_empty_index(folder: P
 def test_two_processes_make_one_part(
     folder: Path, monkeypatch: pytest.MonkeyPatch, is_answered: bool
 ) -> None:
-    """Also where a file server has done it, and its answer was lost."""
+    """Also if a file server has done it and its answer was lost."""
     real = Disk.rename
     others: list[FileLedger] = []
 

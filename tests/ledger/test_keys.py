@@ -77,7 +77,7 @@ def test_what_a_name_says_can_be_read_back() -> None:
 
 @pytest.mark.parametrize("number", ["9" * 5_000, "", "-1", "1e3", "\u0663", "0x1", " 1", "1_0"])
 def test_a_name_with_a_number_that_is_none_is_none_of_ours(number: str) -> None:
-    """Another writer of the ledger must not end a sweep by a name."""
+    """A name by another program must not end a sweep."""
     assert keys.chunk_of(f"chunks/run/{number}-1") is None
     assert keys.chunk_of(f"chunks/run/1-{number}") is None
     assert keys.log_of(f"stores/run/{number}") is None

@@ -1,4 +1,4 @@
-"""Many registers in one value: each has its own version, and none comes twice."""
+"""Many registers in one value: each has its own versions, and none is used twice."""
 
 from __future__ import annotations
 

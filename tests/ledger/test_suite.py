@@ -30,7 +30,7 @@ class TestFileLedger(LedgerSuite):
 
 
 class Registers(MemoryLedger):
-    """An engine that can do the least: no log, nothing that watches."""
+    """The simplest engine: without logs and without watching."""
 
     has_log = False
     changed = Ledger.changed
@@ -49,7 +49,7 @@ class TestRegistersOnly(LedgerSuite):
 
 
 class ReadsThenWrites(MemoryLedger):
-    """Compares, lets others run, and then writes: the mistake that a ledger must not make."""
+    """Compares, lets other tasks run, and then writes: the worst mistake of a ledger."""
 
     async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
         current = await self.read(key)
@@ -70,14 +70,14 @@ class ForgetsVersions(MemoryLedger):
 
 
 class DeletesAnything(MemoryLedger):
-    """Does not ask which version it is that it deletes."""
+    """Ignores the version at a delete."""
 
     async def delete(self, key: str, version: int | None = None) -> bool:
         return await super().delete(key)
 
 
 class Overwrites(MemoryLedger):
-    """A log whose records can be written again."""
+    """Overwrites the records of a log."""
 
     async def append(self, log, index, value):
         outcome = await super().append(log, index, value)

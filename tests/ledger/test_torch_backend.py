@@ -54,14 +54,14 @@ class Backend:
 
 
 class SaysNothing(Backend):
-    """Sets, and does not say so."""
+    """Stores the value, and answers a set with None."""
 
     def set_state(self, state: bytes, token: Any = None) -> Any:
         super().set_state(state, token)
 
 
 class LosesAnswers(Backend):
-    """Fails now and then, before or after it has done what was asked."""
+    """Fails at times, before or after it has stored the value."""
 
     def __init__(self, share: float = 0.2) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class LosesAnswers(Backend):
 
 
 class Comparing(Backend):
-    """As torch's c10d backend: the token is the value, and done is what looks so."""
+    """Like torch's c10d backend: the token is the value, and a set counts as done by comparison."""
 
     def set_state(self, state: bytes, token: Any = None) -> Any:
         with self._lock:
@@ -193,7 +193,7 @@ def test_of_two_who_open_at_once_both_have_one_id():
 
 
 def test_of_two_who_write_the_same_bytes_one_has_written():
-    """Though the backend tells both of them that what they wrote is there."""
+    """Although the backend tells both that their value is stored."""
 
     class Raced(Comparing):
         def get_state(self) -> Any:
@@ -249,7 +249,7 @@ def test_what_is_no_ledger_is_refused_and_left_as_it_is(state: bytes, kind: type
 
 
 class Boom:
-    """Does harm when it is unpickled."""
+    """Does harm if it is unpickled."""
 
     def __reduce__(self) -> Any:
         return exploded.append, (True,)

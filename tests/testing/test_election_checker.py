@@ -1,4 +1,4 @@
-"""The checks on a ledger's writes: each passes what is right and tells of what breaks its rule."""
+"""The checks on a ledger's writes: each accepts correct writes and reports a broken rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every message there and back, the versions, the bounds, and what is no message at all."""
+"""Every message encoded and decoded, versions, limits, and bytes that are not a message."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_one_version_back_is_accepted_once_there_has_been_one(monkeypatch: pytes
 
 
 def widened(value: object) -> object:
-    """As a later release would write it: every array of fields has one more at its end."""
+    """The bytes of a later release: every array of fields has one more at its end."""
     if isinstance(value, msgspec.Struct):
         config = value.__struct_config__
         fields = [widened(getattr(value, name)) for name in value.__struct_fields__]
@@ -285,7 +285,7 @@ SAMPLES = tuple(map(wire.encode, (*FROM_NODE, *FROM_COORDINATOR))) + tuple(
 
 
 def decode_all(data: bytes) -> None:
-    """R12: bytes become a message, or are refused; nothing else is raised."""
+    """R12: bytes become a message, or are refused. Nothing else is raised."""
     for decode in DECODERS:
         with contextlib.suppress(wire.MalformedError):
             decode(data)

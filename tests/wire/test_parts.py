@@ -1,4 +1,4 @@
-"""Large messages in pieces have the bytes that they would have whole."""
+"""A large message in pieces has the same bytes as the whole message."""
 
 from __future__ import annotations
 
