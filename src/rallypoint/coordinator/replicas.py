@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from rallypoint.coordinator import ledger_view, status
 from rallypoint.coordinator.ledger_view import Kept, Unread
@@ -199,7 +200,7 @@ class Replicas:
         url = f"http://{address}{path}"
         # No redirections: the token must go to the address from the ledger and to no other.
         async with self._http.request(
-            method, _exact(url), headers=headers, data=post, allow_redirects=False
+            method, URL(url, encoded=True), headers=headers, data=post, allow_redirects=False
         ) as response:
             body = await response.content.read(ANSWER_BYTES_MAX + 1)
             while len(body) <= ANSWER_BYTES_MAX and not response.content.at_eof():
@@ -243,12 +244,6 @@ def _headers(lease: e.Lease, authorization: str, asked_by: str) -> dict[str, str
     elif authorization and not lease.only_run:
         headers["Authorization"] = authorization
     return headers
-
-
-def _exact(url: str) -> Any:
-    from yarl import URL
-
-    return URL(url, encoded=True)
 
 
 def _object(body: bytes) -> dict[str, Any] | None:

@@ -82,10 +82,8 @@ class Turns:
             self.last = run
         if not self.is_shared:
             return None
-        return 0.0 if run in self._lines or self._must_rest(run) else SLICE_S
-
-    def _must_rest(self, run: Hashable) -> bool:
-        return run in self._rests and self._rests[run] > self.clock_s()
+        must_pause = run in self._rests and self._rests[run] > self.clock_s()
+        return 0.0 if must_pause or run in self._lines else SLICE_S
 
     def tick(self) -> None:
         """Called at each tick: a run that is not heard any more does not share."""

@@ -264,7 +264,7 @@ class FrameReader(asyncio.Protocol):
 
         At most `frames_max`, and none after `_until_s`. False if some are put off.
         """
-        end, needed = len(data), _SHORTEST
+        end, needed, intake = len(data), _SHORTEST, self._intake
         until_s, has_taken = self._until_s, False
         if self._arrived_whole is not None:
             has_taken = True
@@ -299,7 +299,12 @@ class FrameReader(asyncio.Protocol):
                     self._begin_large(first, size, data[body - _KEY_BYTES :])
                     return True
                 break
-            if not frames_max or (has_taken and until_s < math.inf and self._is_past(until_s)):
+            if not frames_max or (
+                has_taken
+                and until_s < math.inf
+                and intake is not None
+                and intake.clock_s() >= until_s
+            ):
                 self._put_off = (data, begin)
                 return False
             frames_max -= 1
@@ -319,9 +324,6 @@ class FrameReader(asyncio.Protocol):
         if begin < end:
             self._rest, self._needed = bytearray(data[begin:]), needed
         return True
-
-    def _is_past(self, until_s: float) -> bool:
-        return self._intake is not None and self._intake.clock_s() >= until_s
 
     def _size_max(self, first: int, is_message: bool) -> int:
         if is_message:
@@ -368,7 +370,8 @@ class FrameReader(asyncio.Protocol):
     def _begin_large(self, first: int, size: int, data: bytes | bytearray) -> None:
         """`data`: the key, and the first bytes of the message."""
         key, begun = bytes(data[:_KEY_BYTES]), data[_KEY_BYTES:]
-        if self._may_come(size) and (kept := self._space_for(first, size, key)):
+        is_accepted = self._intake is None or self._intake.announced(size)
+        if is_accepted and (kept := self._space_for(first, size, key)):
             self._incoming = kept
         elif first == BINARY:  # Skip it, and answer it if that is possible.
             self._incoming = Skipped(first, size, key)
@@ -378,9 +381,6 @@ class FrameReader(asyncio.Protocol):
         self._incoming.take(begun)
         if self._incoming.left > PIECE_BYTES:
             self._transport.set_protocol(_LargeReader(self))
-
-    def _may_come(self, size: int) -> bool:
-        return self._intake is None or self._intake.announced(size)
 
     def _space_for(self, first: int, size: int, key: bytes) -> Kept | None:
         try:
