@@ -26,7 +26,7 @@ raise ConnectionResetError(104, "Connection reset by peer")
 """
 # On a machine that does much else it may take longer to end than the half second and the second
 # for which consequences alone are known: a test of what comes last waits for it.
-PATIENT = "from rallypoint.launch import work; work.CULPRIT_S = 20.0; " + MAIN
+PATIENT = "from rallypoint.launch import round_workers; round_workers.CULPRIT_S = 20.0; " + MAIN
 PATIENT_RUN = ("--set", "probe=20")
 
 

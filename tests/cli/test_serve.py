@@ -361,7 +361,7 @@ def test_where_there_is_no_ledger_nothing_is_made(cli: Cli, tmp_path: Path) -> N
         2,
         f"error: there is no ledger at file://{tmp_path}/none: no such folder",
     )
-    assert hint.startswith("hint: check the folder")
+    assert hint.startswith("hint: check the path, and that the folder is mounted")
     assert not (tmp_path / "none").exists()
 
 
