@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from rallypoint.core import ranks, reasons
-from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core import reasons
+from rallypoint.core.reasons import Refusal
 from rallypoint.core.roster import Roster
 from rallypoint.core.tables import row_bytes
 from rallypoint.core.values import CloseRecord, NodeInfo, RunSettings
@@ -65,15 +65,6 @@ class Admission:
         if needed <= room:
             return None
         return reasons.no_room(self._run_id, len(roster), needed, room, self._table_bytes_max)
-
-
-def unknown_policy(settings: RunSettings) -> Refusal | None:
-    """Why these settings can be those of no run; None if they can."""
-    if settings.rank_policy in ranks.POLICIES:
-        return None
-    known = ", ".join(sorted(ranks.POLICIES))
-    message = f"unknown rank policy {settings.rank_policy!r}"
-    return Refusal(RefusalCode.MALFORMED, message, hint=f"known policies: {known}")
 
 
 def is_reusable(close: CloseRecord) -> bool:

@@ -35,20 +35,24 @@ class Gathering:
         self._stop_ends_s: float | None = None
         """For which deadline the STOP timer is set."""
         self._pause_ends_s = 0.0
+        self._has_begun = False
+        """Whether there is anything to reset."""
 
     def begin(self, survivors: Iterable[Member], now_s: float) -> None:
         """The round has ended. `survivors`: its members, which get time to stop their workers."""
         self.reset()
+        self._has_begun = True
         self.stopping.begin(survivors, now_s)
 
     def reset(self) -> None:
-        """Forget the waits: a round has begun, or nobody is left of those that came."""
+        """Forget the waits: a round has begun, or all nodes that came have gone."""
         for kind in (TimerKind.LAST_CALL, TimerKind.STOP):
             self._timers.cancel(kind)
         self.call = Call.NOT_YET
         self.stopping.clear()
         self._stop_ends_s = None
         self.unsettle()
+        self._has_begun = False
 
     def unsettle(self) -> None:
         """There is nothing to settle any more: the moment begins anew when there is again."""
@@ -81,9 +85,11 @@ class Gathering:
         """Whether to form the round now, or what to wait for."""
         counts = self.counts(settings)
         if not (counts.ready or counts.held or counts.places_held):
-            # Nobody is left of those that came, so the next node begins a new gathering.
-            self.reset()
-            counts = self.counts(settings)
+            # All nodes that came have gone, so the next one begins a new gathering. This is asked
+            # for each of thousands that attach before one is ready.
+            if self._has_begun:
+                self.reset()
+            return Decision.TOO_FEW
         decision = decide(counts)
         if self.is_settling and decision is not Decision.SETTLE:
             self.unsettle()
@@ -108,6 +114,7 @@ class Gathering:
                 kind, delay_s = TimerKind.STOP, max(0.0, ends_s - now_s)
             case _:
                 return []
+        self._has_begun = True
         return [self._timers.set(kind, delay_s, round_number=round_number)]
 
     def pause(self, pause_s: float, round_number: int, now_s: float) -> list[Effect]:

@@ -1,8 +1,8 @@
-"""The clock of deadlines: it stands still while the run is SUSPENDED, as nobody is judged then
-(R8).
+"""The clock of deadlines: it stands still while the run is SUSPENDED (R8).
 
-An outage of the ledger takes no time from a member. It does not give a member its whole time again
-either: with a ledger that comes and goes, nobody would ever be lost.
+No member is judged meanwhile, so an outage of the ledger takes no time from a member. It does not
+give a member its whole time again either: with a ledger that comes and goes, none would ever be
+lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class JudgingClock:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether nobody may be judged now."""
+        """Whether no member may be judged now."""
         return self._stopped_s is not None
 
     def at(self, now_s: float) -> float:

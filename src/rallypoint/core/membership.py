@@ -23,7 +23,7 @@ import msgspec
 from rallypoint.core import causes, reasons
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.admission import ANEW_AFTER_S, Admission, is_reusable, unknown_policy
+from rallypoint.core.admission import ANEW_AFTER_S, Admission, is_reusable
 from rallypoint.core.causes import Case
 from rallypoint.core.committing import Committing
 from rallypoint.core.effects import Effect, TimerKind
@@ -35,6 +35,7 @@ from rallypoint.core.judging import JudgingClock
 from rallypoint.core.marking import Marking, ranks_in
 from rallypoint.core.name_conflicts import NameConflicts
 from rallypoint.core.probing import Probe
+from rallypoint.core.ranks import POLICIES
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.roster import Bucket, Member, Roster
 from rallypoint.core.rounds import record_of, seats_of
@@ -304,7 +305,7 @@ class Membership:
     def may_begin_anew(self, settings: RunSettings, now_s: float) -> bool:
         """Whether a node that was never in this closed run may begin it anew.
 
-        It may if the run never had a round: then somebody used the id before the job began. A node
+        It may if the run never had a round: then the id was used before the job began. A node
         with other settings is not of that earlier job, so it may do so at once. A node with the
         same settings may be a late node of it, which must hear that the run is over. So such a node
         may begin the run anew only after ANEW_AFTER_S.
@@ -371,9 +372,8 @@ class Membership:
 
     def _refusal(self, event: on.NodeAttached) -> Refusal | None:
         """Why the node cannot come in; None if it can."""
-        refusal = unknown_policy(event.settings)
-        if refusal is not None:
-            return refusal
+        if event.settings.rank_policy not in POLICIES:
+            return reasons.unknown_policy(event.settings.rank_policy, sorted(POLICIES))
         if self.settings is None or not len(self.roster):
             # The first node's settings become the run's.
             self.settings = event.settings
@@ -412,7 +412,8 @@ class Membership:
         member.connection_id = event.connection_id
         self._suspicion.heard(member)
         self._probe.answered(member.name)
-        self._do(*self._name_conflicts.refuse(member))
+        if self._name_conflicts.waiting:
+            self._do(*self._name_conflicts.refuse(member))
         is_standby = member.told_standby = self.is_standby(member)  # The welcome says so.
         if member.survivor:
             self._gathering.stopping.told(member, self._now_s)
@@ -1086,7 +1087,7 @@ class Membership:
         self._enter(Phase.COMMITTING)
         self._give()
 
-    # -- helpers -------------------------------------------------------------------------------
+    # -- the phase, and the effects of this step -----------------------------------------------
 
     def _enter(self, phase: Phase) -> None:
         self.phase_of_work = phase

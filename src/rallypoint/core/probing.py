@@ -1,9 +1,9 @@
 """The probe of an open case: which members were asked to answer, and how long they have.
 
 A worker's failure may be the consequence of a node's death that nobody knows of yet. So the members
-of the broken round are probed before the cause is named. This file keeps who has not answered, and
-the two times: the case is open for `settle_s` at least, and a member has `probe_s` to answer. What
-follows from an answer that does not come is for `suspicion`, what the cause is for `causes`.
+of the round are probed before the cause is named. This file keeps which members have not answered,
+and the two times: the case is open for `settle_s` at least, and a member has `probe_s` to answer.
+What follows from an answer that does not come is for `suspicion`, what the cause is for `causes`.
 """
 
 from __future__ import annotations

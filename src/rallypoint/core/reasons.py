@@ -208,6 +208,12 @@ def conflict(
     )
 
 
+def unknown_policy(policy: str, known: Sequence[str]) -> Refusal:
+    """The node's settings name a rank policy that this coordinator does not have."""
+    message = f"unknown rank policy {policy!r}"
+    return Refusal(RefusalCode.MALFORMED, message, hint=f"known policies: {', '.join(known)}")
+
+
 def settings_set_by(name: str, host: str, ago_s: float) -> str:
     """Which node set the run's settings: its first one."""
     return f"node {name!r} on host {host!r} set the run's settings {ago_s:.0f} s ago"

@@ -173,6 +173,8 @@ class Suspicion:
 
     def heard(self, member: Member) -> None:
         """It was heard, or its connection is back: it is not suspect any more."""
+        if member.reachability is Reachability.CONNECTED:
+            return
         if member.name in self._unguarded:
             self._arrived += 1
         self._forget_absence(member.name)
@@ -246,8 +248,8 @@ class Suspicion:
     @property
     def is_quiet(self) -> bool:
         """Whether all members are heard, as nearly always: then there is nothing to judge."""
-        nobody = not self._roster.troubled_names and not self._overdue and not self._ended
-        return nobody and self._mass_since_s is None
+        are_all_heard = not (self._roster.troubled_names or self._overdue or self._ended)
+        return are_all_heard and self._mass_since_s is None
 
     def update_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """Raise or lift the mass guard, by the number of members that are missing now."""
@@ -287,7 +289,7 @@ class Suspicion:
         """How long a connection that closes now has to resume: longer while many are missing."""
         return settings.reconnect_grace_s * max(1.0, len(self._roster.troubled_names) / QUEUE_NODES)
 
-    # -- helpers -------------------------------------------------------------------------------
+    # -- how deadlines are kept ----------------------------------------------------------------
 
     def _end_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """Most members are back. Those that are past their deadline have the grace once more (R8).
