@@ -1,27 +1,25 @@
 """The agent: one node of a run, which keeps this machine's workers matching the round.
 
-    join → next round → start workers → wait → (finished | failed | the round ended | told to go)
+    join → next round → start workers → wait → (finished | failed | the round ended | a signal)
              ▲                                       │          │
              └────────────── stop the workers ◀──────┴──────────┘
 
 One asyncio loop in the main thread of a process of ours; it never waits for a file system, a
-console or a worker, so that heartbeats and probes are answered whatever those do. Every wait of
-this file has a deadline, or is one of four that end by what must come: the next round and the end
-of the run (the coordinator tells, or is lost after `coordinator_lost_after_s`, which `Node` keeps),
-the workers' end (their program's affair, as in any launcher), and the others' end, for a host that
-stays for them. All four end also by a signal.
+console or a worker, so that heartbeats and probes are answered whatever those do. Four waits
+have no deadline: for the next round and for the end of the run (`Node` ends both when it has lost
+the coordinator for `coordinator_lost_after_s`), for the end of the workers (as in any launcher),
+and, on the node that hosts the coordinator, for the end of the other nodes. A signal ends all four.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -30,10 +28,9 @@ from typing import Any, Final, TypeVar
 from rallypoint import errors, settings
 from rallypoint.client.bootstrap_port import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
-from rallypoint.client.waiting import Why, on_standby, while_waiting
+from rallypoint.client.waiting import on_standby, while_waiting
 from rallypoint.coordinator.listener import allow_many_descriptors
 from rallypoint.core import reasons
-from rallypoint.core.telling import Lines
 from rallypoint.core.values import (
     Address,
     Change,
@@ -45,6 +42,7 @@ from rallypoint.core.values import (
 )
 from rallypoint.errors import ExitCode
 from rallypoint.launch import agent_messages, failures
+from rallypoint.launch.agent_log import AgentLog
 from rallypoint.launch.change_notifier import ChangeNotifier
 from rallypoint.launch.channel import Channel, Requests
 from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
@@ -107,14 +105,14 @@ class End:
     message: str = ""
 
 
-class _ToldToGo(Exception):
+class _Signalled(Exception):
     """A signal came while the agent waited for something else."""
 
 
 def main(config: AgentConfig) -> int:
-    """Run the agent to its end; the process's exit code.
+    """Run the agent to its end, and return the process's exit code.
 
-    Raises RallypointError for what the user can mend; nothing of the workers is left then.
+    Raises RallypointError for what the user can correct; no worker process is left then.
     """
     settings.check_platform()
     # Workers are started with the limit that this process was started with: see
@@ -134,8 +132,7 @@ class Agent:
         self._node.on_ended = self._on_ended
         self._node.on_closed = self._on_closed
         self._node.on_gone = self._on_gone
-        self._node.on_standby = lambda: self._waits(on_standby(config.run.max_nodes))
-        self._lines = Lines()
+        self._node.on_standby = lambda: self._log.waits(on_standby(config.run.max_nodes))
         self._guard = Guard()
         self._pump = LogPump(
             run_id=config.node.run_id,
@@ -145,6 +142,7 @@ class Agent:
             prompting=config.stdin,
             lines_kept=max(LAST_LINES, config.share_lines),
         )
+        self._log = AgentLog(self._node.info.name, self._pump)
         self._channel = Channel(
             self._node, Requests(self._regroup, self._worker_leaves, self._worker_closes)
         )
@@ -165,28 +163,28 @@ class Agent:
     async def run(self) -> int:
         """Join, work, leave. The exit code."""
         self._handle_signals()
-        with self._log_through_the_pump():
+        with self._log.with_loggers():
             try:
                 end = await self._live()
                 if end.message:
-                    self._say(end.message)
+                    self._log.say(end.message)
                 return end.code
             finally:
                 await self._let_go()
 
     async def _live(self) -> End:
         try:
-            await self._unless_told(self._prepare())
+            await self._unless_signalled(self._prepare())
             self._guard.start()
-            async with while_waiting(self._node, self._waits):
-                await self._unless_told(self._node.open())
+            async with while_waiting(self._node, self._log.waits):
+                await self._unless_signalled(self._node.open())
             await self._channel.start()
             end: End | None = None
             while end is None:
                 found = await self._next_round()
                 end = found if isinstance(found, End) else await self._do_round(found)
             return end
-        except _ToldToGo:
+        except _Signalled:
             return self._end_by_signal()
         except errors.JoinTimeoutError as error:
             if self._number == 0:
@@ -198,7 +196,7 @@ class Agent:
             return self._end_of_run(error.close)
 
     async def _prepare(self) -> None:
-        """What touches a file system: in threads, and with a deadline."""
+        """Use the file system, in threads and with a deadline."""
         try:
             async with asyncio.timeout(FILE_SYSTEM_TIMEOUT_S):
                 if self._config.log_dir is not None:
@@ -214,13 +212,13 @@ class Agent:
         try:
             scratch = await asyncio.to_thread(tempfile.mkdtemp, prefix="rallypoint-")
         except OSError as error:
-            self._say(f"warning: no directory for torch's error files: {error}")
+            self._log.say(f"warning: no directory for torch's error files: {error}")
         else:
             self._scratch = Path(scratch)
             self._guard.remove_in_the_end(self._scratch)
 
     async def _let_go(self) -> None:
-        """Leave nothing behind. Every step is bounded in time, but a host's stay for the others."""
+        """Leave nothing behind. Each step has a deadline, but a host's wait for the other nodes."""
         if self._work is not None:
             await self._work.stop(0)
             self._work = None
@@ -244,7 +242,7 @@ class Agent:
         closing = self._spawn(self._node.aclose(linger=not self._is_hurried))
         await self._notifier.until(lambda: closing.done() or len(self._signals) > seen)
         if not closing.done():
-            self._say("second signal: stopping the coordinator hosted here too")
+            self._log.say("second signal: stopping the coordinator hosted here too")
             closing.cancel()
             await asyncio.wait({closing})
 
@@ -253,8 +251,8 @@ class Agent:
     async def _next_round(self) -> Round | End:
         """Be ready, and take the next round; or the end of the run."""
         bootstrap = Address(self._node.bootstrap_host, self._reserve().port)
-        async with while_waiting(self._node, self._waits):
-            found = await self._unless_told(self._node.next_round(bootstrap))
+        async with while_waiting(self._node, self._log.waits):
+            found = await self._unless_signalled(self._node.next_round(bootstrap))
         if found is None:
             assert self._node.closed is not None
             return self._end_of_run(self._node.closed)
@@ -274,11 +272,11 @@ class Agent:
         return self._reservation
 
     async def _do_round(self, found: Round) -> End | None:
-        """Run this round's workers to whatever ends them. None: another round is wanted."""
+        """Run this round's workers until they end. None: another round follows."""
         self._number = found.head.number
         self._wants_regroup = False
-        self._lines.forget()
-        self._say(agent_messages.of_round(found))
+        self._log.has_met()
+        self._log.say(agent_messages.of_round(found))
         work = self._work = RoundWorkers(
             found,
             self._assignment(found),
@@ -310,7 +308,7 @@ class Agent:
         )
 
     async def _start(self, work: RoundWorkers) -> None:
-        """Start the workers, unless the round is over before they are: a start can take long."""
+        """Start the workers, unless the round ends first: a start can take long."""
         starting = self._spawn(work.group.start())
         await self._notifier.until(lambda: starting.done() or self._is_round_over)
         starting.cancel()
@@ -369,7 +367,7 @@ class Agent:
         return left_s > 0
 
     async def _must_regroup(self, work: RoundWorkers) -> bool:
-        """Whether to stop the workers for another round; if not yet, after the next happening."""
+        """Whether to stop the workers for another round; if not, after the next change."""
         change = self._node.change
         if not (change is not None or work.failures or self._wants_regroup):
             await self._notifier.next()
@@ -383,9 +381,9 @@ class Agent:
         return False
 
     def _report(self, known: list[Failure], new: list[Failure]) -> None:
-        """Tell the run of failures at once: it looks for the cause, and gives its verdict."""
+        """Report failures at once: the coordinator finds the cause."""
         for failure in worst_first(new):
-            self._say(f"round {self._number}: {reasons.describe_failure(failure)}")
+            self._log.say(f"round {self._number}: {reasons.describe_failure(failure)}")
             if outranks(failure, known):
                 self._node.failed(failures.shared(failure, self._config.share_lines))
                 known = [*known, failure]
@@ -393,10 +391,10 @@ class Agent:
     # -- what ends a round's work --------------------------------------------------------------
 
     async def _finish(self, work: RoundWorkers) -> End:
-        """All workers have finished: wait for the others, whose failure would be the run's."""
+        """All workers have finished: wait for the other nodes, whose failure would be the run's."""
         node = self._node
         node.done()
-        self._say(f"round {work.number}: all workers of this node have finished")
+        self._log.say(f"round {work.number}: all workers of this node have finished")
         await self._notifier.until(lambda: bool(node.closed or node.gone or self._signals))
         if node.closed is not None:
             return self._end_of_run(node.closed)
@@ -410,7 +408,7 @@ class Agent:
         )
 
     async def _close_down(self, work: RoundWorkers, close: CloseRecord) -> End:
-        """The run is over. If it succeeded, the workers get a moment to end by themselves."""
+        """End with the run. If it succeeded, the workers get a moment to end by themselves."""
         if close.outcome is Outcome.SUCCEEDED:
             await self._notifier.until(
                 lambda: not work.group.running or self._is_hurried,
@@ -420,33 +418,33 @@ class Agent:
         return self._end_of_run(close)
 
     async def _depart(self, work: RoundWorkers) -> End:
-        """Told to go. The others know by now: the workers get the signal, and a grace."""
+        """Stop because of a signal: the other nodes know it already, and the workers get it."""
         number = self._signals[0]
-        self._say(agent_messages.of_departure(number, self._config.stop_timeout_s))
+        self._log.say(agent_messages.of_departure(number, self._config.stop_timeout_s))
         await self._stop(work, self._config.stop_timeout_s, number)
         return self._end_by_signal()
 
     async def _leave(self, work: RoundWorkers, reason: str) -> End:
-        """A worker takes this node out of the run."""
+        """Leave the run because a worker asked for it."""
         self._goodbye = reason
         self._node.depart(reason)
-        self._say(f"a worker asked to leave the run: {reason}")
+        self._log.say(f"a worker asked to leave the run: {reason}")
         await self._stop(work, self._config.stop_timeout_s)
         return End(ExitCode.DONE)
 
     async def _stop(
         self, work: RoundWorkers, grace_s: float, first_signal: int = signal.SIGTERM
     ) -> None:
-        """Stop the workers: with a grace, which a second signal to the agent ends."""
+        """Stop the workers with a grace. A second signal to the agent ends the grace."""
         stopping = self._spawn(work.stop(grace_s, first_signal))
         await self._notifier.until(lambda: stopping.done() or self._is_hurried)
         if not stopping.done():
-            self._say("second signal: killing the workers")
+            self._log.say("second signal: killing the workers")
             await work.stop(0)
         left = await stopping
         if left:
             local_ranks = ", ".join(map(str, left))
-            self._say(
+            self._log.say(
                 f"warning: workers of local rank {local_ranks} cannot be killed: "
                 "they hang in the kernel (a driver or a file system)"
             )
@@ -471,7 +469,7 @@ class Agent:
         self._channel.end_round(change)
         text = agent_messages.of_change(change, self._told_change)
         if text and change.kind is not ChangeKind.CLOSED:  # the end of the run is said last
-            self._say(text)
+            self._log.say(text)
         self._told_change = change
         self._notifier.notify()
 
@@ -482,7 +480,7 @@ class Agent:
     def _on_gone(self, error: errors.CoordinatorError) -> None:
         """Losing the coordinator does not disturb the workers; being superseded ends them."""
         if self._work is not None and not isinstance(error, errors.SupersededError):
-            self._say(
+            self._log.say(
                 f"warning: {error.message}; the workers continue, but no other round can form"
             )
         self._notifier.notify()
@@ -503,14 +501,14 @@ class Agent:
             timeout_s = self._config.node.goodbye_timeout_s
             await self._node.close_run(outcome, reason, timeout_s)
         except errors.RallypointError as error:
-            self._say(f"warning: a worker closed the run, but {error.message}")
+            self._log.say(f"warning: a worker closed the run, but {error.message}")
 
     # -- signals -------------------------------------------------------------------------------
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in STOPPING_SIGNALS:
-            # Who started us with one ignored (nohup, `&` in a script) wants it ignored.
+            # A signal that is ignored at the start (nohup, `&` in a script) stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._on_signal, int(number))
         for number in FORWARDED_SIGNALS:
@@ -532,48 +530,24 @@ class Agent:
         if self._work is not None:
             self._work.group.signal_leaders(number)
 
-    async def _unless_told(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The result of `work`. Raises _ToldToGo if a signal comes first; it is cancelled
+    async def _unless_signalled(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """The result of `work`. Raises _Signalled if a signal comes first; it is cancelled
         then."""
         task = self._spawn(work)
         try:
             await self._notifier.until(lambda: task.done() or bool(self._signals))
             if not task.done():
-                raise _ToldToGo
+                raise _Signalled
             return task.result()
         finally:
             task.cancel()
             await asyncio.wait({task})
-
-    # -- saying --------------------------------------------------------------------------------
-
-    def _waits(self, why: Why) -> None:
-        if self._lines.is_due(why.reason, asyncio.get_running_loop().time()):
-            self._say(why.text)
-
-    def _say(self, text: str) -> None:
-        """A message of the agent on stderr, without waiting for the console."""
-        self._pump.say(agent_messages.shown(f"[{self._node.info.name}] {text}"))
 
     def _prefix(self, local_rank: int, rank: int) -> str:
         if self._config.prefix_template is None:
             return f"[{self._node.info.name}:{rank}] "
         names = {"role_name": self._config.role, "local_rank": local_rank, "rank": rank}
         return Template(self._config.prefix_template).safe_substitute(names)
-
-    @contextlib.contextmanager
-    def _log_through_the_pump(self) -> Iterator[None]:
-        """What the layers below log is said too: a write of its own could wait for the console."""
-        handler, root = _SayingHandler(self._say), logging.getLogger()
-        client = logging.getLogger("rallypoint.client")
-        level = client.level
-        root.addHandler(handler)
-        client.setLevel(logging.INFO)
-        try:
-            yield
-        finally:
-            client.setLevel(level)
-            root.removeHandler(handler)
 
     # -- tasks ---------------------------------------------------------------------------------
 
@@ -589,20 +563,10 @@ class Agent:
 def _may_read_stdin() -> bool:
     """Whether the standard input is this job's to read.
 
-    A job in the background must not take what is typed for others. Workers have sessions of their
-    own, so the terminal would not stop them from it.
+    A job in the background must not read what is typed for another. Workers have sessions of their
+    own, so the terminal does not stop them.
     """
     try:
         return not os.isatty(0) or os.tcgetpgrp(0) == os.getpgrp()
     except OSError:
         return False
-
-
-class _SayingHandler(logging.Handler):
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__(logging.INFO)
-        self._say = say
-
-    def emit(self, record: logging.LogRecord) -> None:
-        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        self._say(f"{level}{self.format(record)}")

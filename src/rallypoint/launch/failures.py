@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.core import failure_patterns as symptoms
+from rallypoint.core import failure_patterns
 from rallypoint.core.values import Failure, FailureKind
 from rallypoint.launch.worker_processes import WorkerExit
 
@@ -36,8 +36,8 @@ _ABORTS = (signal.SIGABRT,)
 def classify(exit: WorkerExit, last_lines: Sequence[str], error_file_text: str | None) -> Failure:
     """Why a worker failed, as far as it tells. AssertionError for one that ended with 0.
 
-    ``error_file_text`` is what torch's ``@record`` wrote (TORCHELASTIC_ERROR_FILE); it wins over
-    stderr, which may hold other threads' lines. The message is one line; ``signal`` is also set
+    `error_file_text` is what torch's `@record` wrote (TORCHELASTIC_ERROR_FILE); it wins over
+    stderr, which may hold other threads' lines. The message is one line; `signal` is also set
     where a shell reported its program's signal as 128 + number.
     """
     assert exit.returncode != 0, "a worker that ended with 0 has not failed"
@@ -98,10 +98,10 @@ def _kind(
         return FailureKind.OOM
     text = error or "\n".join(lines)
     if number in _ABORTS:  # a C++ exception that nobody caught: what it says counts
-        return symptoms.kind_of(text) or FailureKind.SIGNAL
+        return failure_patterns.kind_of(text) or FailureKind.SIGNAL
     if number is not None:
         return FailureKind.SIGNAL
-    return symptoms.kind_of(text) or FailureKind.EXCEPTION
+    return failure_patterns.kind_of(text) or FailureKind.EXCEPTION
 
 
 def _message(exit: WorkerExit, number: int | None, error: str | None, lines: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Nothing of the workers' process groups survives the agent, not even its ``kill -9``.
+"""Nothing of the workers' process groups survives the agent, not even its `kill -9`.
 
 The agent cannot clean up after its own SIGKILL, and the kernel's parent-death signal reaches the
 workers but not their children. So a small process in a session of its own holds the end of a pipe
@@ -33,10 +33,10 @@ _KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # the interpreter 
 class Guard:
     """Registers process groups with a guard process, and keeps one running.
 
-    Used from the thread of the running loop, but for ``add`` and ``remove``: they may be called
+    Used from the thread of the running loop, but for `add` and `remove`: they may be called
     from the thread that starts a worker, since the loop may be held up while the agent is killed.
     No call waits: lines go through a non-blocking pipe, and what does not fit is sent when there
-    is room. ``on_lost``, if given, is called with the dead guard's pid each time a guard dies and
+    is room. `on_lost`, if given, is called with the dead guard's pid each time a guard dies and
     before another is started.
     """
 
@@ -56,7 +56,7 @@ class Guard:
         return self._process.popen.pid if self._process is not None else None
 
     def start(self) -> None:
-        """Starts the guard process; a second call does nothing. Raises OSError if it cannot."""
+        """Start the guard process; a second call does nothing. Raises OSError if it cannot."""
         if self._process is None and not self._closing:
             process = _GuardProcess(self._noticed_death, self._lock)
             with self._lock:
@@ -73,7 +73,7 @@ class Guard:
             self._send(f"{guard_process.SCRATCH.decode()}{scratch}\n")
 
     def add(self, pgid: int) -> None:
-        """Registers a group whose leader, a session leader, is alive or not yet waited for.
+        """Register a group whose leader, a session leader, is alive or not yet waited for.
 
         Once the guard is being closed the group is killed instead, which may take a moment.
         """
@@ -88,13 +88,13 @@ class Guard:
         guard_process.kill_groups({pgid: start_time}, guard_process.KILL_WITHIN_S)
 
     def remove(self, pgid: int) -> None:
-        """Forgets a group of which nothing is left. No error if it is not registered."""
+        """Forget a group of which nothing is left. No error if it is not registered."""
         with self._lock:
             if self._start_times.pop(pgid, None) is not None:
                 self._send(f"remove {pgid}\n")
 
     async def close(self, timeout_s: float = 2.0) -> None:
-        """Kills what is still registered and ends the guard, within ``timeout_s`` seconds.
+        """Kill what is still registered and end the guard, within `timeout_s` seconds.
 
         A guard that has more to do by then, because a process does not die, ends later by itself.
         Idempotent.

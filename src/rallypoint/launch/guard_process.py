@@ -1,6 +1,6 @@
 """The guard process: removes what an agent and its workers leave behind once the agent is gone.
 
-``guard.Guard`` runs this file as a script, with ``-I -S`` and the read end of a pipe as its
+`guard.Guard` runs this file as a script, with `-I -S` and the read end of a pipe as its
 standard input; the agent's death, however it comes, is the end of that pipe. It imports only what
 is built in or frozen, so that it starts in about 20 ms and stays small. For the same reason the
 readers of /proc live here: the script can import nothing of the package, the package can import it.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Process:
-    """What /proc/PID/stat says of one process. ``start_time`` is in clock ticks since the boot."""
+    """What /proc/PID/stat says of one process. `start_time` is in clock ticks since the boot."""
 
     __slots__ = ("parent", "pid", "session", "start_time", "state")
 
@@ -120,11 +120,11 @@ def _send_kill(pid: int, pidfd: int) -> None:
 
 
 def kill_groups(start_times: dict[int, int], within_s: float) -> None:
-    """Kills every group, with its whole session, that is still the one that was registered.
+    """Kill every group, with its whole session, that is still the one that was registered.
 
-    ``start_times`` maps a group's number (its leader's pid; leaders are session leaders) to the
+    `start_times` maps a group's number (its leader's pid; leaders are session leaders) to the
     leader's start time, 0 where the platform does not tell. Returns when nothing is left alive,
-    or after ``within_s`` seconds.
+    or after `within_s` seconds.
     """
     groups = {pgid for pgid, start_time in start_times.items() if _is_same(pgid, start_time)}
     for pgid in groups:
@@ -148,7 +148,7 @@ def _is_same(pgid: int, start_time: int) -> bool:
 
 
 def remove_scratch(path: bytes) -> None:
-    """Removes the agent's directory of small files; what else is in it stays, and so does it."""
+    """Remove the agent's directory of small files; what else is in it stays, and so does it."""
     try:
         for name in os.listdir(path):
             os.unlink(os.path.join(path, name))

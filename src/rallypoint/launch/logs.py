@@ -40,7 +40,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def check_log_dir(path: Path) -> None:
-    """Makes the directory and tries to write a file in it. May hang with its file system.
+    """Make the directory and try to write a file in it. May hang with its file system.
 
     Raises LogDirectoryError.
     """
@@ -70,7 +70,7 @@ def _hint_for(error: OSError) -> str:
 
 
 def round_log_dir(log_dir: Path, run_id: str, number: int) -> Path:
-    """Where a round's files lie. A run_id cannot lead out of ``log_dir``."""
+    """Where a round's files are. A run_id cannot lead out of `log_dir`."""
     name = _UNSAFE.sub("_", run_id)
     return log_dir / (name if name.strip(".") else "_" * max(len(name), 1)) / f"round-{number}"
 
@@ -78,11 +78,11 @@ def round_log_dir(log_dir: Path, run_id: str, number: int) -> Path:
 class LogPump:
     """Reads what workers print and passes it on. All methods may be called from any thread.
 
-    ``prefix`` gives what stands before each line of a worker on the console, from its local rank
-    and its rank (files get the bytes as they are). ``log_dir`` None: no files. ``shows`` says
+    `prefix` gives what stands before each line of a worker on the console, from its local rank
+    and its rank (files get the bytes as they are). `log_dir` None: no files. `shows` says
     whether the console shows a stream (STDOUT, STDERR) of a local rank; say() is always shown.
-    ``lines_kept``: how many last lines of each worker are kept.
-    ``prompting``: a local rank that may ask somebody, so that its output is not held back until
+    `lines_kept`: how many last lines of each worker are kept.
+    `prompting`: a local rank that may ask somebody, so that its output is not held back until
     its line ends.
     """
 
@@ -128,7 +128,7 @@ class LogPump:
         self._command(self._streams.clear)
 
     def attach(self, local_rank: int, rank: int, stdout_fd: int, stderr_fd: int) -> None:
-        """Takes over the read ends of a worker's pipes."""
+        """Take over the read ends of a worker's pipes."""
         self._kept[local_rank] = kept = LastLines(self._lines_kept)
         text = self._prefix(local_rank, rank) if self._prefix is not None else ""
         prefix = text.encode(errors="replace")
@@ -159,7 +159,7 @@ class LogPump:
         return kept.snapshot() if kept is not None else ()
 
     def say(self, text: str) -> None:
-        """Writes the agent's own line to stderr, in order with the workers', without waiting.
+        """Write the agent's own line to stderr, in order with the workers', without waiting.
 
         Dropped while 10,000 others wait for a console that hangs.
         """
@@ -168,10 +168,10 @@ class LogPump:
             self._command(lambda: self._stderr.write(data))
 
     async def drain(self, timeout_s: float, local_rank: int | None = None) -> bool:
-        """Waits until what workers (or one) had written before this call has been passed on.
+        """Wait until what workers (or one) had written before this call has been passed on.
 
         A descendant that keeps a pipe open is not waited for, nor what it writes afterwards.
-        False if ``timeout_s`` passed first: the console or the file system hangs.
+        False if `timeout_s` passed first: the console or the file system hangs.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
@@ -181,7 +181,7 @@ class LogPump:
         return True
 
     async def close(self, timeout_s: float) -> bool:
-        """Drains and ends the thread. False if ``timeout_s`` passed first; it ends when it can.
+        """Drain, and end the thread. False if `timeout_s` passed first; it ends when it can.
 
         Idempotent. Workers that still write afterwards get EPIPE.
         """
@@ -199,7 +199,7 @@ class LogPump:
                 os.write(self._wake_write, b"x")
             return True
 
-    # --- in the pump's thread ---
+    # -- in the pump's thread --------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._closing:
@@ -262,7 +262,7 @@ class LogPump:
 
 
 def read_what_is_there(stream: Stream) -> None:
-    """Reads as much as there is now: one that never stops writing must not hold the pump here."""
+    """Read as much as there is now: one that never stops writing must not hold the pump here."""
     (left,) = struct.unpack("i", fcntl.ioctl(stream.fd, termios.FIONREAD, b"\0" * 4))
     while stream.open:
         count = stream.read()

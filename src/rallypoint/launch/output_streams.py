@@ -1,6 +1,6 @@
 """One pipe's bytes and the three places that they go to: a console, a file, the last lines.
 
-Used by the thread of logs.py alone, but for ``LastLines.snapshot``. Writes wait as long as their
+Used by the thread of logs.py alone, but for `LastLines.snapshot`. Writes wait as long as their
 file does; none raises: where output cannot go must never end the job that wrote it.
 """
 
@@ -30,9 +30,9 @@ _LINE_START = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?!\Z)")
 
 
 class Console:
-    """The agent's own stdout or stderr. Once it is gone (``| head``), writes do nothing.
+    """The agent's own stdout or stderr. Once it is gone (`| head`), writes do nothing.
 
-    ``on_full`` is told, once, if it takes no more although somebody may want to read it: a file on
+    `on_full` is told, once, if it takes no more although somebody may want to read it: a file on
     a full disk.
     """
 
@@ -146,8 +146,8 @@ class Stream:
 
     A line goes to the console whole, so that workers' lines do not mix; one without an end goes
     in parts, so that it cannot grow here. A carriage return counts as an end there: progress bars
-    would show nothing otherwise. ``on_end`` is called with ``fd`` just before it is closed.
-    ``holds`` False: nothing is held back, since somebody may wait for a prompt.
+    would show nothing otherwise. `on_end` is called with `fd` just before it is closed.
+    `holds` False: nothing is held back, since somebody may wait for a prompt.
     """
 
     fd: int
@@ -166,7 +166,7 @@ class Stream:
         return self._open
 
     def read(self) -> int:
-        """Passes on what can be read at once; the bytes, 0 at the end or if there are none."""
+        """Pass on what can be read at once; the bytes, 0 at the end or if there are none."""
         try:
             data = os.read(self.fd, _READ_BYTES)
         except BlockingIOError:
@@ -180,7 +180,7 @@ class Stream:
         return len(data)
 
     def flush(self) -> None:
-        """Passes on a line that has no end yet."""
+        """Pass on a line that has no end yet."""
         self._print(len(self._held))
 
     def close(self) -> None:

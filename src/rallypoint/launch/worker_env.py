@@ -1,8 +1,8 @@
 """A worker's environment: torchrun's names with torchrun's values, and a few of our own.
 
 Programs written for torchrun read these names, so they are exactly those that torchrun 2.13 sets
-(``_start_workers`` of torch/distributed/elastic/agent/server/local_elastic_agent.py, and run.py
-for OMP_NUM_THREADS). Pure but for ``inherited_environment``; reads no setting.
+(`_start_workers` of torch/distributed/elastic/agent/server/local_elastic_agent.py, and run.py
+for OMP_NUM_THREADS). Pure but for `inherited_environment`; reads no setting.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OF_ANOTHER_AGENT = ("TORCHELASTIC_ERROR_FILE",)
 class WorkerContext:
     """What one worker is told of its place. Ranks and world sizes count workers, not nodes.
 
-    ``virtual_local_rank``: the worker sees one GPU, and has LOCAL_RANK 0, as torchrun does it.
+    `virtual_local_rank`: the worker sees one GPU, and has LOCAL_RANK 0, as torchrun does it.
     """
 
     run_id: str
@@ -57,7 +57,7 @@ def inherited_environment() -> dict[str, str]:
 
 
 def worker_environment(context: WorkerContext, base: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a worker. ``base`` is what the user gave; it wins over defaults,
+    """The whole environment of a worker. `base` is what the user gave; it wins over defaults,
     never over facts such as the rank."""
     kept = {name: value for name, value in base.items() if not _is_kept_back(name)}
     facts = {**_torchrun(context), **_rallypoint(context)}

@@ -39,9 +39,9 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What to start: ``env`` is the worker's whole environment; ``cwd`` None means the agent's.
+    """What to start: `env` is the worker's whole environment; `cwd` None means the agent's.
 
-    ``has_stdin``: it reads the agent's standard input; else it has none.
+    `has_stdin`: it reads the agent's standard input; else it has none.
     """
 
     argv: tuple[str, ...]
@@ -58,9 +58,9 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerExit:
-    """How a worker ended: exactly one of ``returncode`` and ``signal`` is set.
+    """How a worker ended: exactly one of `returncode` and `signal` is set.
 
-    ``oom``: the kernel killed for want of memory on this machine while the worker ran, and the
+    `oom`: the kernel killed for want of memory on this machine while the worker ran, and the
     worker died of SIGKILL that was not ours (best effort: see oom.py).
     """
 
@@ -86,7 +86,7 @@ class GroupRegistry(Protocol):
 
 
 class Worker:
-    """One started worker. Its pid stays ours, as a zombie, until ``reap``."""
+    """One started worker. Its pid stays ours, as a zombie, until `reap`."""
 
     def __init__(self, spec: WorkerSpec, popen: subprocess.Popen[bytes]) -> None:
         self.spec = spec
@@ -98,7 +98,7 @@ class Worker:
         self.reaped = False
 
     def signal_group(self, number: int) -> None:
-        """Signals the whole process group. Safe at any time: the number cannot be another's yet."""
+        """Signal the whole process group. Safe at any time: the number cannot be another's yet."""
         if self.reaped:
             return
         self.killed_by_us = self.killed_by_us or number == signal.SIGKILL
@@ -115,7 +115,7 @@ class Worker:
         self.popen.poll()
 
     def destroy(self) -> None:
-        """Kills and waits, in a thread: for a worker that nobody watches yet."""
+        """Kill and wait, in a thread: for a worker that is not watched yet."""
         self.signal_group(signal.SIGKILL)
         guard_process.kill_groups({self.pid: 0}, guard_process.KILL_WITHIN_S)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -126,9 +126,9 @@ class Worker:
 class WorkerGroup:
     """All workers of one round on this machine. Used once, from one running loop.
 
-    ``exits`` is called in the loop, once for each worker whenever it ends, also when stop() ended
+    `exits` is called in the loop, once for each worker whenever it ends, also when stop() ended
     it, and never before start() has returned. What an ended worker leaves in its session is
-    killed: at once, or within a stop when the grace is over. ``guard`` learns each group as soon
+    killed: at once, or within a stop when the grace is over. `guard` learns each group as soon
     as it exists, and forgets it when nothing of it is left.
     """
 
@@ -171,7 +171,7 @@ class WorkerGroup:
         return tuple(w.spec.local_rank for w in self._workers if not w.is_told)
 
     async def start(self) -> None:
-        """Starts all workers, or none: when one fails, those before it are killed.
+        """Start all workers, or none: when one fails, those before it are killed.
 
         Cancelling it gives the start up; what it started is killed as soon as the system answers,
         and stop() waits for that.
@@ -194,12 +194,12 @@ class WorkerGroup:
         self._lives = [asyncio.create_task(self._live(self._watch(w))) for w in workers]
 
     def signal_all(self, number: int) -> None:
-        """Sends a signal to every worker's process group."""
+        """Send a signal to every worker's process group."""
         for worker in self._workers:
             worker.signal_group(number)
 
     def signal_leaders(self, number: int) -> None:
-        """Sends a signal to the workers and not to their children: SIGUSR1 tells a program to save
+        """Send a signal to the workers and not to their children: SIGUSR1 tells a program to save
         its state, and would kill the data loaders that it has forked."""
         for worker in self._workers:
             worker.signal_leader(number)
@@ -211,13 +211,13 @@ class WorkerGroup:
         *,
         kill_wait_s: float = guard_process.KILL_WITHIN_S,
     ) -> tuple[int, ...]:
-        """Ends every worker and all of its session; returns once all are reaped.
+        """End every worker and all of its session; returns once all are reaped.
 
-        Each group gets ``first_signal`` and, with what its leader may leave behind, ``grace_s``
+        Each group gets `first_signal` and, with what its leader may leave behind, `grace_s`
         seconds; then SIGKILL. A call while a stop is under way never lengthens its grace, may
         shorten it, and sends no further first signal. Idempotent; cancelling it only ends the
         waiting. Returns the local ranks of which something could not be killed within
-        ``kill_wait_s`` (a process in uninterruptible sleep): normally none.
+        `kill_wait_s` (a process in uninterruptible sleep): normally none.
         """
         kill_at = asyncio.get_running_loop().time() + grace_s
         self._kill_at = kill_at if self._kill_at is None else min(kill_at, self._kill_at)
@@ -228,7 +228,7 @@ class WorkerGroup:
             self._stopping = asyncio.create_task(self._finish(kill_wait_s))
         return await asyncio.shield(self._stopping)
 
-    # --- starting: in the group's thread ---
+    # -- starting: in the group's thread ---------------------------------------------------------
 
     def _spawn_all(self) -> list[Worker]:
         self._oom_before = self._oom_counter.read() if self._oom_counter is not None else None
@@ -284,7 +284,7 @@ class WorkerGroup:
 
         spawning.add_done_callback(destroy_what_came)
 
-    # --- the life of a started worker: in the loop ---
+    # -- the life of a started worker: in the loop -----------------------------------------------
 
     def _watch(self, worker: Worker) -> Worker:
         worker.exited = asyncio.get_running_loop().create_future()
@@ -382,7 +382,7 @@ class _GroupThread:
         return future
 
     def close(self) -> None:
-        """Ends the thread once the calls before have been done."""
+        """End the thread once the calls before have been done."""
         self._jobs.put(None)
 
     def _run(self) -> None:
@@ -404,7 +404,7 @@ def _search_session(session: int, *, kill: bool) -> bool:
     return bool(living)
 
 
-# --- one process ---
+# -- one process ---------------------------------------------------------------------------------
 
 
 def _two_pipes(on_error: contextlib.ExitStack) -> tuple[tuple[int, int], tuple[int, int]]:

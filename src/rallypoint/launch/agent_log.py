@@ -1,0 +1,62 @@
+"""What the agent itself says on stderr. No call waits for the console.
+
+Workers' output does not pass through here, and the texts are in agent_messages.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+from rallypoint.client.waiting import Why
+from rallypoint.core.telling import Lines
+from rallypoint.launch import agent_messages
+from rallypoint.launch.logs import LogPump
+
+
+class AgentLog:
+    """The lines of one agent, each with its node's name. For the thread of its event loop."""
+
+    def __init__(self, name: str, pump: LogPump) -> None:
+        self._name = name
+        self._pump = pump
+        self._waits = Lines()
+
+    def say(self, text: str) -> None:
+        """Write a message of the agent."""
+        self._pump.say(agent_messages.shown(f"[{self._name}] {text}"))
+
+    def waits(self, why: Why) -> None:
+        """Say why the node waits, unless it said so a moment ago."""
+        if self._waits.is_due(why.reason, asyncio.get_running_loop().time()):
+            self.say(why.text)
+
+    def has_met(self) -> None:
+        """A round has begun: the reasons of the next wait are all new."""
+        self._waits.forget()
+
+    @contextlib.contextmanager
+    def with_loggers(self) -> Iterator[None]:
+        """Write the records of all loggers as well: a handler of their own could wait."""
+        handler, root = _SayingHandler(self.say), logging.getLogger()
+        client = logging.getLogger("rallypoint.client")
+        level = client.level
+        root.addHandler(handler)
+        client.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            client.setLevel(level)
+            root.removeHandler(handler)
+
+
+class _SayingHandler(logging.Handler):
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        self._say(f"{level}{self.format(record)}")
