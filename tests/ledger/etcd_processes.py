@@ -106,7 +106,11 @@ class EtcdProcess:
         self.process.wait(timeout=20)
 
     def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
+        """Stop it. Returns when no thread of it runs: the signal takes a moment."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self._signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)

@@ -1,22 +1,12 @@
-"""etcd in trouble: a line that loses one answer, and a member that is frozen for certain."""
+"""etcd in trouble: a line that loses one answer."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-
-from tests.ledger.etcd_processes import EtcdProcess
-
-
-def freeze(member: EtcdProcess) -> None:
-    """Stop it, and wait until none of its threads runs: the signal alone takes a moment."""
-    assert member.process is not None
-    member.freeze()
-    os.waitid(os.P_PID, member.process.pid, os.WSTOPPED | os.WNOWAIT)
 
 
 @dataclass

@@ -25,7 +25,7 @@ from tests.ledger.etcd_certificates import make_certificates
 from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess, Program, etcd
 from tests.ports import free_port
 from tests.rendezvous.backends import takes_at_most
-from tests.rendezvous.etcd_lines import freeze, lossy_line
+from tests.rendezvous.etcd_lines import lossy_line
 
 pytestmark = pytest.mark.processes
 
@@ -221,7 +221,7 @@ def test_a_frozen_etcd_holds_no_call_past_its_deadline(
     backend = EtcdRendezvousBackend(client, "run", key_prefix=prefix)
     first = backend.set_state(b"first")
     assert first is not None
-    freeze(failing_etcd)
+    failing_etcd.freeze()
     for call in (backend.get_state, lambda: backend.set_state(b"second", first[1])):
         with takes_at_most(3), pytest.raises(RendezvousConnectionError):
             call()

@@ -29,7 +29,6 @@ from rallypoint.rendezvous.registry import get_rendezvous_handler
 from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess
 from tests.ports import free_port
 from tests.rendezvous.backends import takes_at_most
-from tests.rendezvous.etcd_lines import freeze
 
 pytestmark = pytest.mark.processes
 Make = Callable[..., EtcdRendezvousHandler]
@@ -179,7 +178,7 @@ def test_a_frozen_etcd_holds_no_call_past_its_deadline(
         "etcd", failing_etcd.endpoint, "run", 1, 1, etcd_prefix=prefix, timeout=3, read_timeout=2
     )
     handler = create_rdzv_handler(params)
-    freeze(failing_etcd)
+    failing_etcd.freeze()
     with takes_at_most(3), pytest.raises((RendezvousConnectionError, RendezvousTimeoutError)):
         handler.next_rendezvous()
     with takes_at_most(2), pytest.raises(RendezvousConnectionError, match=failing_etcd.endpoint):

@@ -16,7 +16,7 @@ from rallypoint.rendezvous.etcd_blocking import EtcdConnection
 from rallypoint.rendezvous.etcd_store import EtcdStore
 from tests.ledger.etcd_processes import EtcdCluster, EtcdProcess
 from tests.rendezvous.backends import takes_at_most
-from tests.rendezvous.etcd_lines import freeze, lossy_line
+from tests.rendezvous.etcd_lines import lossy_line
 
 pytestmark = pytest.mark.processes
 
@@ -282,7 +282,7 @@ def test_a_frozen_etcd_holds_no_call_past_its_deadline(
     store = EtcdStore(client, prefix)
     store.set("key", "value")
     store.set_timeout(timedelta(seconds=0.5))
-    freeze(failing_etcd)
+    failing_etcd.freeze()
     calls: list[Callable[[], object]] = [
         lambda: store.get("key"),
         lambda: store.set("key", "x"),
@@ -305,7 +305,7 @@ def test_an_etcd_that_freezes_while_a_call_waits_holds_it_no_longer(
 ) -> None:
     client = EtcdConnection("127.0.0.1", failing_etcd.client_port)
     store = EtcdStore(client, prefix, timeout=timedelta(seconds=1))
-    freezing = _later(lambda: freeze(failing_etcd))
+    freezing = _later(failing_etcd.freeze)
     with takes_at_most(1), pytest.raises((LookupError, RendezvousConnectionError)):
         store.get("key")
     freezing.join()
