@@ -101,7 +101,7 @@ def test_a_fleet_that_has_ended_is_an_error_and_no_broken_pipe() -> None:
 
 
 class _Thaw(logging.Handler):
-    """Lets a frozen process go on as soon as somebody says that it takes long."""
+    """Continues a frozen process as soon as a line of the log says that the wait is long."""
 
     def __init__(self, pid: int) -> None:
         super().__init__()
@@ -116,8 +116,8 @@ class _Thaw(logging.Handler):
 @pytest.mark.processes
 def test_a_wait_that_takes_long_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "SAY_AFTER_S", 0.3)
-    # One process of nodes, and heard from when it can only wait: on a slow machine every other wait
-    # is a long one, too.
+    # One process of nodes, and only one wait that can be long: on a slow machine a second process
+    # would make other waits long, too.
     with driver.served() as at, driver.fleets(1) as fleets:
         fleets.connect(at, run_id="job", nodes=4, settings=meet.settings(4), ready=True)
         assert at.process is not None

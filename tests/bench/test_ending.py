@@ -1,4 +1,4 @@
-"""However `rallypoint bench` ends, nothing that it has started is left: no process, no folder."""
+"""However `rallypoint bench` ends, none of its processes and folders is left."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Measuring:
         self.seen: set[int] = {self.process.pid}
 
     def look(self) -> str:
-        """The command lines of all that there is of it now."""
+        """The command lines of all its processes that run now."""
         self.seen |= {*tree_of(self.process.pid), *_with(self.mark)}
         return "\n".join(filter(None, (_command(pid) for pid in self.seen)))
 
@@ -65,7 +65,7 @@ class Measuring:
         )
 
     def ended(self) -> tuple[int, str]:
-        """Its exit code and what it said, once nothing is left."""
+        """Its exit code and its messages, once no process and no folder is left."""
         _, said = self.process.communicate(timeout=ENDED_WITHIN_S)
         wait_until(lambda: not self.look(), "the end of all processes", ENDED_WITHIN_S)
         wait_until(lambda: not list(self.folder.iterdir()), "no folder", ENDED_WITHIN_S)
@@ -79,7 +79,7 @@ class Measuring:
 
 
 def _command(pid: int) -> str:
-    """Its command line; nothing once it has ended, although nobody may have asked for its code."""
+    """Its command line; "" once it has ended, also for a process that was not reaped yet."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     return ""
@@ -129,7 +129,7 @@ def test_a_kill_ends_all_of_it(measuring: Measuring) -> None:
 
 @pytest.mark.parametrize("measuring", ENDED, indirect=True)
 def test_ctrl_c_is_heard_by_the_command_alone(measuring: Measuring) -> None:
-    """A terminal sends it to all of the foreground's group."""
+    """A terminal sends the signal to the whole foreground group."""
     os.killpg(measuring.process.pid, signal.SIGINT)
     code, said = measuring.ended()
     assert code == 128 + signal.SIGINT

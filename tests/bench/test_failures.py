@@ -1,7 +1,8 @@
-"""Each scenario of a failure once, small. Bounds are those that a slow machine keeps too.
+"""Each scenario of a failure once, small, with bounds that a slow machine keeps too.
 
-They are far from the targets of docs: what is told by the kernel's word is told within a grace, and
-what needs a lease within a lease and a grace. A machine that stands still for some seconds fits in.
+The bounds are far above the targets: a node whose connection ended is lost within a grace, and what
+needs a new lease happens within a lease and a grace. So the machine may stand still for some
+seconds.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from rallypoint.bench.processes import BenchError
 from rallypoint.core.values import RunSettings
 
 SLOW_S = 5.0
-"""What a machine that does much else may add to any of these."""
+"""How much a busy machine may add to any of these."""
 GRACE_S = RunSettings().reconnect_grace_s
 
 pytestmark = [pytest.mark.processes, pytest.mark.verify, pytest.mark.timeout(300)]
@@ -82,7 +83,7 @@ def test_a_cut_network_disturbs_nobody(
 
 
 def test_a_machine_without_power_is_lost_in_time(served: driver.Plan) -> None:
-    """Nothing is sent by it, not even the end of its connection."""
+    """It sends nothing, not even the end of its connection."""
     assert RunSettings().suspect_after_s < cut._power(served, 3) < cut.POWER_S + SLOW_S
 
 

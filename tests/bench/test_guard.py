@@ -1,4 +1,4 @@
-"""What must not get worse, in CI: counts that are exact, and one ratio. Never an absolute time.
+"""Counts that must not grow, which are exact, and one ratio of times. Never an absolute time.
 
 A machine of CI may be slow or busy, so a number of milliseconds would fail for nothing or be so
 large that it guards nothing. Messages and bytes are counted instead, on a network in memory with
@@ -42,7 +42,7 @@ IDLE_BYTES_PER_S_MAX = 200.0
 
 
 class CountingCoordinator(Coordinator):
-    """A coordinator that notes the effects of each step. Unchecked: the checks are O(N) a step."""
+    """A coordinator that keeps the effects of each step. It has no checks: they are O(N) a step."""
 
     steps: list[list[do.Effect]]
 
@@ -62,7 +62,7 @@ class CountingCoordinator(Coordinator):
 
 
 class Counted(Network):
-    """A network that notes the kind and size of each message, both ways, and all effects."""
+    """A network that keeps the kind and size of each message, both ways, and all effects."""
 
     def __init__(self) -> None:
         self.steps: list[list[do.Effect]] = []
@@ -87,7 +87,7 @@ class Counted(Network):
         (self.up if is_up else self.down).append((node.name, kind, len(payload)))
 
     def met(self, count: int, settings: RunSettings) -> list[Node]:
-        # Names of one length: what is compared is how many of them there are.
+        # All names have the same length, so that only their number makes a difference.
         nodes = [self.node(f"node-{index:04}", settings) for index in range(count)]
         for node in nodes:
             node.ready()
@@ -99,7 +99,7 @@ def run_of(count: int, **more: object) -> RunSettings:
     return RunSettings(min_nodes=2, max_nodes=count, max_restarts=None, **more)  # type: ignore[arg-type]
 
 
-# -- a story in which the coordinator says everything that it can say -----------------------------
+# -- a run in which the coordinator sends every kind of message ------------------------------------
 
 
 @cache
@@ -159,7 +159,7 @@ def test_the_story_has_every_message_that_a_coordinator_sends() -> None:
 def test_no_message_grows_with_the_number_of_nodes_but_the_table_on_request() -> None:
     small, large = largest(story(SMALL).down), largest(story(LARGE).down)
     grown = {kind for kind in small if large[kind] > small[kind] + DIGITS_BYTES}
-    # Who is missing is named, up to a bound that a run of eight does not reach everywhere.
+    # Missing nodes are named, up to a bound that a run of eight does not always reach.
     names = NAMES_SHOWN_MAX * len("'node-0000', ")
     named = {kind for kind in grown if large[kind] <= small[kind] + DIGITS_BYTES + names}
     assert grown - named == {"Members"}
@@ -213,7 +213,7 @@ def test_a_next_round_costs_each_node_one_message_and_two_answers(count: int) ->
     nodes = network.met(count, run_of(count))
     network.up.clear()
     network.down.clear()
-    for node in nodes:  # the first one's wish ends the round for all
+    for node in nodes:  # The first one's call ends the round for all.
         node.ready()
     network.until(lambda: all(len(node.rounds) == 2 for node in nodes))
     assert per_node(network.up, count) == {("Ready",): count}
@@ -221,7 +221,7 @@ def test_a_next_round_costs_each_node_one_message_and_two_answers(count: int) ->
 
 
 def per_node(traffic: list[tuple[str, str, int]], count: int) -> Counter[tuple[str, ...]]:
-    """How many nodes had which messages, in order."""
+    """By sequence of messages, how many nodes had it."""
     each: dict[str, list[str]] = {}
     for name, kind, _ in traffic:
         each.setdefault(name, []).append(kind)
@@ -264,7 +264,7 @@ def test_an_idle_node_of_a_larger_run_costs_no_more() -> None:
 
 
 def test_no_timer_waits_for_each_node_that_came_and_is_well() -> None:
-    """Each wakes the event loop by itself: thousands of them cost as much as all heartbeats."""
+    """Each timer wakes the event loop: thousands of them cost as much as all heartbeats."""
 
     def timers(count: int) -> int:
         network = Counted()
@@ -287,9 +287,9 @@ CPU_OVER_THE_FLOOR_MAX = 2.7
 to 2.1, it is 3.5 with that table. It says nothing of time in which nobody computes, so it counts
 only where the machine is too busy for the other."""
 BUSY = 0.3
-"""Whoever waits for a CPU this part of the time for which it has one is on a busy machine."""
+"""The machine is busy if processes wait for a CPU for this part of the time that they have one."""
 ATTEMPTS = 6
-"""How many are judged. Those on a busy machine are not, for LONGEST_S in all."""
+"""How many attempts are judged. For LONGEST_S, those on a busy machine do not count."""
 LONGEST_S = 45.0
 ROUNDS = 15
 
@@ -317,7 +317,7 @@ class Used(NamedTuple):
 
 
 class Side:
-    """One of the two that are compared: a way to meet, and the processes that do it."""
+    """One side of the comparison: a way to meet, and its processes."""
 
     def __init__(self, meet: Callable[[], list[dict[str, Any]]], *pids: int) -> None:
         self._meet, self._pids = meet, pids
@@ -338,7 +338,7 @@ class Side:
         return median(each.cpu_s for each in self.used)
 
     def is_busy(self) -> bool:
-        """Whether the last attempt was on a machine that does much else."""
+        """Whether the machine was busy with other work during the last attempt."""
         last = self.used[-ROUNDS:]
         return sum(each.waited_s for each in last) > BUSY * sum(each.cpu_s for each in last)
 
@@ -347,8 +347,8 @@ class Side:
 def test_a_warm_meeting_takes_a_few_times_what_bare_sockets_take(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Rounds here and there in turn, so that what else the machine does slows both. It can still
-    hit one of them alone: so one attempt of several has to do, and a median of 15 in each."""
+    """The sides take turns, so that other load slows both. It may still slow only one of them, so
+    one attempt of several must pass, each with a median of 15 rounds."""
     assert loop_name().startswith("uvloop"), "asyncio's own loop is a floor that is too easy"
     ratios: list[float] = []
     judged = 0

@@ -1,4 +1,4 @@
-"""What `bench meet` times: one call and one answer of every node, and no heartbeat for a call."""
+"""`bench meet` times one call and one answer of every node, and takes no heartbeat for a call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.mark.parametrize(("nodes", "processes"), [(2, 1), (2, 2), (7, 3)])
 def test_each_node_makes_one_call_within_the_time(nodes: int, processes: int) -> None:
-    """Also the one whose call ended the round before, and with a node alone in its process."""
+    """Also the node whose call ended the last round, and a node alone in its process."""
     with driver.served() as at, driver.fleets(processes) as fleets:
         fleets.connect(at, run_id="meet", nodes=nodes, settings=settings(nodes), ready=True)
         for _ in range(20):

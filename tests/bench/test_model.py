@@ -1,4 +1,4 @@
-"""The cost model finds the line that is there, and says what grows too fast."""
+"""The cost model finds the line in the data, and names quantities that grow too fast."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_what_is_fixed_is_predicted_to_stay_so() -> None:
 
 
 def test_no_prediction_is_below_what_the_largest_size_costs_a_node() -> None:
-    """Caches that are full there stay full; small sizes know nothing of it."""
+    """At the largest size caches are full that are not full at small sizes."""
     sizes = (*SIZES, 2_048, 4_096, 9_000)
     found = cost(lambda n: 1.4 * n if n == 9_000 else 1.0 * n, sizes=sizes)
     assert found.fitted(10_000) < 13_000

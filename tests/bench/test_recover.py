@@ -1,4 +1,4 @@
-"""How a recovery is split, from what agents and workers wrote down; and what is refused."""
+"""How a recovery is split, from the event logs of agents and workers; and what is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KILLED_S = 100.0
 
 
 class Written:
-    """An agent of which only the notes are left."""
+    """An agent of which only the event log is left."""
 
     def __init__(self, path: Path, **times: float) -> None:
         writer = EventWriter(path)
@@ -83,7 +83,7 @@ def test_how_many_agents_there_may_be(nodes: int) -> None:
 
 @pytest.mark.processes
 def test_an_agent_that_somebody_else_killed_is_a_problem(tmp_path: Path) -> None:
-    """As the kernel does that has no memory left: it is not the one whose end is measured."""
+    """As the kernel kills it when memory is short: its end is not the one that is measured."""
     with driver.served() as at:
         own, other = (
             Agent(name, tmp_path, ("--nnodes", "2", "--endpoint", at.endpoint), PLAIN, "")

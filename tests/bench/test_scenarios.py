@@ -1,4 +1,4 @@
-"""Each scenario once, small: it says what it should. How fast anything was is not checked here."""
+"""Each scenario once, small: it gives its figures. No time is judged here."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_programs_that_join(processes: int) -> None:
 
 
 def test_regroup(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that can happen to a node. That one is frozen is noticed by a setting: sooner, here."""
+    """All events of a node. Settings make a frozen node suspect sooner here."""
     monkeypatch.setattr(regroup, "SUSPECT_AFTER_S", 0.6)
     monkeypatch.setattr(regroup, "FROZEN_S", 0.9)
     happened_s, formed_s = [], []
@@ -80,8 +80,8 @@ def test_regroup(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, each in figures.items():
         [value] = each.values
         assert value > least_ms.get(name, 0), name
-    # What is waited for the frozen one begins when all are told: this process may ask them to meet
-    # at any time within it.
+    # The probe of the frozen node begins when all are told, and this process may ask the nodes to
+    # meet at any time within it.
     assert list(regroup.EVENTS)[-1] == regroup.FROZEN
     assert formed_s[-1] - happened_s[-1] > 0.99
 
@@ -142,8 +142,8 @@ def test_the_model_counts_what_a_node_costs(monkeypatch: pytest.MonkeyPatch) -> 
     )
     assert said == ["model with 8 nodes", "model with 16 nodes"]
     messages = next(each for each in costs if (each.name, each.unit) == ("messages", "per round"))
-    # Ready there, and back the end of one round and the next: as many for each node.
-    # A heartbeat may fall into it, where the machine is slow; test_guard counts exactly.
+    # For each node: Ready to the coordinator; the end of a round and the next round from it.
+    # A heartbeat may be among them on a slow machine; test_guard counts exactly.
     assert messages.measured == {8: pytest.approx(24, rel=0.2), 16: pytest.approx(48, rel=0.2)}
     assert 0.7 < messages.exponent < 1.3
     assert {each.name for each in costs} >= {"bytes", "coordinator's CPU"}
@@ -176,8 +176,8 @@ def test_failover_over_a_folder() -> None:
         assert first.median <= last.median
         assert first.target is None
         assert last.target == (None if way.all_s is None else Target(way.all_s))
-    # Nobody waits for the lease of a coordinator that says that it goes. A machine that stands
-    # still is given more than half of that time.
+    # A coordinator that resigns gives up its lease, so nodes do not wait for that. The bound leaves
+    # more than half of the lease's time for a machine that stands still.
     assert figures["SIGTERM: all are attached"].median < failover.TTL_S
 
 

@@ -1,4 +1,4 @@
-"""What a stranger can do: the attack takes place, and nobody is kept out by it."""
+"""An attack without a token takes place, and keeps no node out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages can be written anew, and nothing around what was measured is touched."""
+"""Tables are written into pages again, and the text around them stays as it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of the documentation can be measured again; how fast anything was is not checked."""
+"""The figures of the documentation can be measured again. No time is judged here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUOTING = ("README.md", "docs/operations.md", "docs/scale.md")
 
 
 def test_each_scenario_that_a_page_has_figures_of_is_measured() -> None:
-    """A row of a table of figures ends with the command that measures it again."""
+    """The last column of a table of figures has the command that measures the row again."""
     quoted = set()
     for page in QUOTING:
         rows = [line for line in (ROOT / page).read_text("utf-8").splitlines() if line[:1] == "|"]

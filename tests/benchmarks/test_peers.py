@@ -1,4 +1,4 @@
-"""The comparison with peers: what needs no peer, and one of them if it is there."""
+"""The comparison with peers: all that needs no peer, and one peer if it is installed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def peer(**changed: Any) -> catalogue.Peer:
 
 
 def script(folder: Path, text: str) -> str:
-    """A module that the harness can run: it looks where PYTHONPATH says, and in its own folder."""
+    """A module that the harness can run: Python looks in PYTHONPATH and in this folder."""
     (folder / "a_peer.py").write_text(text, encoding="utf-8")
     return "a_peer"
 
@@ -166,7 +166,9 @@ def test_a_signal_ends_what_was_started_and_leaves_no_files(
         ],
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # Who runs this may ignore it.
+        preexec_fn=lambda: signal.signal(
+            number, signal.SIG_DFL
+        ),  # The signal may be ignored in this process.
     )
     try:
         told = tmp_path / "told"
@@ -192,7 +194,7 @@ def wait_until(what: Callable[[], bool]) -> None:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether it has ended; an orphan that nobody has waited for yet has."""
+    """Whether it has ended; an orphan that was not reaped yet has ended, too."""
     ends_s = time.monotonic() + 10.0
     while time.monotonic() < ends_s:
         try:
@@ -209,7 +211,7 @@ def is_gone(pid: int) -> bool:
 
 
 class Machine:
-    """What /proc/loadavg says, look by look, on a clock that moves when somebody sleeps."""
+    """The contents of /proc/loadavg at each read, on a clock that only sleeping moves."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
         self.now_s = 100.0
@@ -219,7 +221,7 @@ class Machine:
         monkeypatch.setattr(wait_idle, "time", self)
 
     def is_busy(self, busy: Callable[[float], int]) -> None:
-        """How many others want to run, so many seconds after the beginning."""
+        """How many other processes are ready to run, so many seconds after the beginning."""
         self._busy = busy
         self.sleep(0.0)
 
@@ -350,7 +352,7 @@ def test_after_a_size_that_took_too_long_no_larger_one_is_tried(
         return harness.Outcome(why_not="not within 1 s", out_of_time=True)
 
     monkeypatch.setattr(harness, "run_script", run_script)
-    monkeypatch.setattr("benchmarks.wait_idle.wait", lambda: 0.0)  # nothing is measured here
+    monkeypatch.setattr("benchmarks.wait_idle.wait", lambda: 0.0)  # Nothing is measured here.
     bench = harness.Bench(tmp_path, 1.0, 1)
     assert bench.meet(peer(), 128).why_not == "not within 1 s"
     assert bench.meet(peer(), 256).why_not == "not tried: 128 nodes, not within 1 s"
@@ -551,7 +553,7 @@ def test_a_round_is_from_the_first_call_to_the_last_answer() -> None:
 def test_peers_that_are_not_there_are_skipped_by_name_and_the_rest_is_measured(
     tmp_path: Path,
 ) -> None:
-    """On a busy machine it waits a minute in all for a quiet one: before each that is there."""
+    """On a busy machine it waits for up to a minute in all: before each installed peer."""
     output = tmp_path / "run.json"
     done = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""docs/scale.md can be written anew, and nothing around its figures is touched."""
+"""The tables of docs/scale.md can be measured again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ scale = pytest.importorskip("benchmarks.scale", reason="the source distribution 
 
 @pytest.mark.processes
 @pytest.mark.verify
-@pytest.mark.timeout(400)  # half a minute of which it may wait for a quiet machine
+@pytest.mark.timeout(400)  # It may wait for half a minute for a quiet machine.
 def test_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale.store, "CALLS_IN_ALL", 200)
     monkeypatch.setattr(scale.idle, "STEADY_S", 0.0)

@@ -1,4 +1,4 @@
-"""The comparison with torch still runs, and says what it should; no time is judged here."""
+"""The comparison with torch runs and prints its results. No time is judged here."""
 
 from __future__ import annotations
 
