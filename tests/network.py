@@ -41,7 +41,7 @@ from rallypoint.testing.invariants import RunChecker, check
 from rallypoint.wire import messages as wire
 
 UNSENT_BYTES_MAX = 32 * 1024
-"""What a link holds that its node has not read, before its session is told to wait."""
+"""How many bytes a link buffers before its session is paused."""
 
 RECONNECT_S = 0.1
 CLOSE_S = 2.0
@@ -173,7 +173,7 @@ class Link:
 
 
 class Node:
-    """A node machine, its link, and what it was told. It connects again unless it is over."""
+    """A node machine, its link, and its news. It connects again unless it is over."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ class Node:
         self.is_deaf = False
         """Takes no message, as if the path to it were blocked."""
         self.is_frozen = False
-        """Says nothing by itself either, as if it were stopped."""
+        """Sends nothing either, as if it were stopped."""
         self.reconnects = True
         self.on_action: Callable[[act.Action], None] = lambda action: None
         self._network = network

@@ -1,4 +1,4 @@
-"""The connection of a node, driven by a test: what it says, and what it is told."""
+"""The connection of a node, driven by a test: its messages in both directions."""
 
 from __future__ import annotations
 

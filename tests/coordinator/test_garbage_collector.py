@@ -1,4 +1,4 @@
-"""A ledger does not grow without end, and nothing that is alive is swept."""
+"""A ledger does not grow without end, and no live run or lease is removed."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_the_log_of_a_swept_run_goes_with_it() -> None:
 
 @pytest.mark.parametrize("closed", ["team", "team/job", "team/", "t", "team%2Fjob-42"])
 def test_the_log_of_a_run_whose_id_begins_alike_stays(closed: str) -> None:
-    """What is removed of run `team` is named exactly: nothing of run `team/job-42` goes with it."""
+    """Removing run `team` removes nothing of run `team/job-42`."""
     alive = "team/job-42"
 
     async def scenario() -> tuple[str, ...]:

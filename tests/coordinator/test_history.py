@@ -49,7 +49,7 @@ FAILURE = Failure(FailureKind.EXCEPTION, "ValueError: no", 0)
 
 
 class Clocks:
-    """The wall clock of whoever runs now: the first coordinator's is an hour ahead."""
+    """The wall clock of the coordinator that runs now: that of the first is an hour ahead."""
 
     def __init__(self) -> None:
         self.ahead_s = 3_600.0
@@ -67,7 +67,7 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clocks]:
 
 
 class Held(MemoryLedger):
-    """A ledger whose next swap of the run's head waits, if told so."""
+    """A ledger whose next swap of the run's head can be made to wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ def test_a_round_that_ended_under_the_last_coordinator_is_not_ended_again(clocks
         second.come(*NAMES)
         second.ready(*NAMES)
         await second.is_in(Phase.ACTIVE, 2)
-        # Nobody knows how long its nodes gathered: it began under the other.
+        # How long its nodes gathered is unknown: it began under the other coordinator.
         assert (second.status().rounds or [])[-1].gathering_s is None
         await second.aclose()
 
@@ -282,7 +282,7 @@ def test_the_end_of_a_run_is_in_the_ledger_with_its_last_round(clocks: Clocks) -
         assert last.ended == own.ended == "stopped: enough (by somebody)"
         assert last.active_s == pytest.approx(7.0, abs=0.2)
         assert own.active_s == pytest.approx(7.0, abs=0.2)
-        # And for who asks a coordinator that has taken the run over since.
+        # The same from a coordinator that has taken the run over since.
         second = await Case.begun(ledger, 2, "machine-b")
         again = second.status()
         assert [each.number for each in again.rounds or []] == [1, 2, 3]
@@ -329,7 +329,7 @@ def test_losses_between_rounds_are_logged_and_survive(
 
         case.come("d")
         case.run.post(on.LedgerLost("away", cause=SuspensionCause.COMMIT))
-        case.ended("d")  # while nobody is judged
+        case.ended("d")  # while no member is judged
         await asyncio.sleep(1.0)
         assert case.run.membership.roster.get("d") is not None
         case.run.post(on.LedgerRestored(SuspensionCause.COMMIT))

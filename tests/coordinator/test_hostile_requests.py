@@ -1,4 +1,4 @@
-"""What aiohttp would answer or log by itself, for requests that no client of ours makes."""
+"""Requests that no client of ours makes, for which aiohttp has its own answers and logs."""
 
 from __future__ import annotations
 

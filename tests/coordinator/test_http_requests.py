@@ -1,4 +1,4 @@
-"""Who asks over HTTP with a token takes no descriptor and no memory from the nodes for ever."""
+"""An HTTP client with a token cannot hold descriptors or memory for ever."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_a_run_at_its_limit_can_read_and_make_room() -> None:
 
 
 def test_a_call_that_was_refused_may_be_sent_again() -> None:
-    """R11: nothing of it was done."""
+    """R11: no part of it was applied."""
     network = Network(CONFIG)
     node = alone(network, "run")
     fill(network, node)

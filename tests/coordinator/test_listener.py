@@ -1,4 +1,4 @@
-"""Connections of strangers are bounded; whoever has the token comes in all the same."""
+"""Connections of strangers are limited, and a client with the token is admitted anyway."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ASK_WITH_TOKEN = ASK.replace(b"\r\n\r\n", f"\r\nAuthorization: Bearer {TOKEN}\r\
 
 @contextlib.asynccontextmanager
 async def strangers(port: int, count: int) -> AsyncIterator[list[socket.socket]]:
-    """Connections that say nothing."""
+    """Connections that send nothing."""
     held = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
     try:
         yield held
@@ -75,7 +75,7 @@ def test_where_strangers_fill_the_bound_they_have_less_time(
     async def main() -> None:
         async with served(config) as (_, port), strangers(port, 2) as held:
             loop = asyncio.get_running_loop()
-            async with asyncio.timeout(10.0):  # Who says nothing otherwise has 15 s.
+            async with asyncio.timeout(10.0):  # A silent connection has 15 s otherwise.
                 for each in held:
                     each.setblocking(False)
                     with contextlib.suppress(ConnectionResetError):
@@ -115,7 +115,7 @@ def test_who_shows_the_token_may_keep_its_connection() -> None:
 
 
 def test_a_token_that_came_while_the_coordinator_stood_still_is_read_first() -> None:
-    """R8: the coordinator's stall takes nobody's time away, that of a stranger neither."""
+    """R8: a stall of the coordinator does not count as time of its peers, or of strangers."""
 
     async def main() -> None:
         async with served(CoordinatorConfig(token=TOKEN, attach_timeout_s=0.6)) as (server, port):
@@ -130,7 +130,7 @@ def test_a_token_that_came_while_the_coordinator_stood_still_is_read_first() -> 
 
 
 def test_no_more_connections_than_descriptors_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ledger and the workers need descriptors too. Who waits comes in when another goes."""
+    """The ledger and the workers need descriptors too. A waiting client is admitted later."""
     monkeypatch.setattr(serving, "connections_max", lambda: 4)
 
     async def main() -> None:
@@ -189,7 +189,7 @@ def test_without_descriptors_it_waits_and_says_so_once(caplog: pytest.LogCapture
             listener.start()
             reader, writer = await asyncio.open_connection(*sock.getsockname())
             await until(lambda: sock.tries >= 2, "it did not try again")
-            assert loop.time() - began_s >= 0.99  # Trying is in vain, and not for nothing.
+            assert loop.time() - began_s >= 0.99  # Another try would fail, and costs time.
             sock.is_full = False
             assert await reader.read() == b"hello"
             writer.close()
@@ -206,7 +206,7 @@ def test_without_descriptors_it_waits_and_says_so_once(caplog: pytest.LogCapture
 
 
 def test_without_strangers_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A coordinator in a node that trains wakes that machine for nothing."""
+    """A coordinator in a node must not wake its machine without need."""
     looks: list[object] = []
     monkeypatch.setattr(listening.Listener, "_look", lambda self: looks.append(self))
 

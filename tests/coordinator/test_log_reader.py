@@ -1,4 +1,4 @@
-"""R5, R10: a log of any length can be read and sealed, whatever its former owner still does."""
+"""R5, R10: a log of any length can be read and sealed while its former owner writes."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_the_former_owner_may_move_on_and_drop_what_is_being_read(
         assert sealed.log.segment > 0
         (name,) = await ledger.logs()
         assert name == sealed.log.name("run")
-        # R5: nothing that the former owner still tries gets into the log.
+        # R5: no append of the former owner gets into the log any more.
         owner.store.apply("a", 999, Set("k", b"late"), None, 0.0)
         with pytest.raises(AssertionError, match="Exists"):
             await owner.append_one()

@@ -1,4 +1,4 @@
-"""A coordinator and nodes back to back, over links that break, a clock, and nothing else."""
+"""A coordinator and node machines back to back, over links that break, with a test's clock."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_nodes_meet_break_and_meet_again():
 
 
 class Program:
-    """What a node does by itself: two rounds with an add, a barrier and a failure between them."""
+    """A node's own actions: two rounds with an add, a barrier and a failure between them."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -371,7 +371,7 @@ def test_r4_the_next_incarnation_has_no_seat_in_the_round_of_the_last():
     network = Network()
     settings = RunSettings(min_nodes=2, max_nodes=3, last_call_s=0.1)
     a, b = met(network, 2, settings)
-    a.act(a.machine.done())  # so that its going breaks nothing
+    a.act(a.machine.done())  # so that its end breaks no round
     a.act(a.machine.goodbye("bye"))
     network.settle()
     again = network.node("n0", settings, incarnation=2)
@@ -678,13 +678,13 @@ def test_the_member_table_is_given_to_who_asks():
 
 
 def test_the_member_table_is_for_members_of_the_round():
-    """Not for standbys, nor for the next start of a name; and what proves a member is not in it."""
+    """Not for standbys, and not for the next start of a name. It has no secret of a member."""
     network = Network()
     settings = RunSettings(min_nodes=2, max_nodes=2, scale_up_delay_s=0)
     a, _ = met(network, 2, settings)
     spare = network.node("n2", settings)
     spare.ready()
-    a.act(a.machine.done())  # so that its going breaks nothing
+    a.act(a.machine.done())  # so that its end breaks no round
     a.act(a.machine.goodbye("bye"))
     network.settle()
     again = network.node("n0", settings, incarnation=2)
@@ -704,7 +704,7 @@ def test_the_member_table_is_for_members_of_the_round():
 
 
 def test_nothing_that_follows_an_attach_without_the_secret_counts():
-    """All in one write, as if the member were it: nothing of it is taken."""
+    """All in one write, as if it were the member: no part of it is accepted."""
     network = Network()
     a, b = met(network)
     thief = network.node("n0", TWO, secret=b"guessed")
@@ -792,7 +792,7 @@ def test_a_failure_is_cut_and_cleaned_rather_than_refused():
 
 
 def test_a_node_that_was_lost_in_silence_takes_nobody_elses_voice() -> None:
-    """A coordinator in a node yields if it hears nobody else, and it hears c all the time."""
+    """A coordinator in a node resigns if it hears no other node; it hears c all the time."""
     network = Network()
     nodes = [network.node(name, RunSettings(min_nodes=2, max_nodes=3)) for name in "abc"]
     for node in nodes:

@@ -105,7 +105,7 @@ def test_a_record_that_the_engine_refuses_waits_for_the_engine() -> None:
 
 
 def test_a_log_that_is_gone_ends_the_round_with_the_reason() -> None:
-    """Another coordinator would find nothing of what was acknowledged, so nobody goes on with it.
+    """A successor would not find the acknowledged writes, so the round does not go on.
 
     It used to suspend the run until the log was put back, which no person can be asked to do.
     """
@@ -181,7 +181,7 @@ def test_a_wait_is_answered_when_its_store_ends(ends: str) -> None:
 
 
 def test_a_barrier_that_runs_out_of_time_is_in_the_log_and_then_told() -> None:
-    """R10, R11: whoever is told that it was broken, is told the same by a successor."""
+    """R10, R11: a successor gives the same answer about the broken barrier."""
 
     async def main() -> None:
         ledger = Troubled()
@@ -242,7 +242,7 @@ def test_an_append_that_comes_after_its_round_means_nothing() -> None:
 
 
 def test_whoever_stops_waiting_for_the_engine_lets_the_run_go_on() -> None:
-    """The engine refuses a record, so the run is suspended; then the round ends and nobody needs
+    """The engine refuses a record, so the run is suspended; then the round ends, and nothing needs
     that record any more."""
 
     async def main() -> None:
@@ -404,7 +404,7 @@ def test_a_round_of_many_writes_keeps_a_short_log_and_can_be_taken_over(
 
 
 class Gated(Troubled):
-    """Swaps of the run's register and appends wait while they are told to."""
+    """Swaps of the run's register and appends can be made to wait."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A list of runs is bounded, whoever answers it and however many there are."""
+"""A list of runs is bounded, no matter which coordinator answers and how many runs there are."""
 
 from __future__ import annotations
 

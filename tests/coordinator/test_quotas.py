@@ -1,4 +1,4 @@
-"""Whoever holds a token may open runs and connections, and still leaves room for others."""
+"""A client with a token can open runs and connections, but must leave room for others."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HERE, THERE = Account("t", "10.0.0.1"), Account("t", "10.0.0.2")
 
 
 class Peer(WholeMessages):
-    """A connection, as its outlet, and what it was told."""
+    """A connection, as its outlet, with the messages that it was sent."""
 
     peer = "10.0.0.1:1"
 
@@ -169,7 +169,7 @@ def test_peers_that_read_at_once_are_not_sent_to_at_once_beside_another_run() ->
 
 
 def test_a_node_hears_of_its_coordinator_while_what_it_says_waits() -> None:
-    """It heard nothing, gave up, came again and said all that once more, for ever."""
+    """It heard nothing, gave up, connected again, and repeated all of that for ever."""
     here = OneCoordinator()
     here.coordinator.turns.loop = SteppedLoop()
     peer, other = here.with_round("run"), here.with_round("other")
@@ -205,7 +205,7 @@ def test_a_run_that_had_to_go_is_not_kept_until_its_time() -> None:
 
 
 def test_who_comes_and_goes_while_a_run_cannot_be_claimed_leaves_nothing() -> None:
-    """A ledger that is away must not have the run gather all who came for it."""
+    """While the ledger is away, the run must not collect all nodes that came for it."""
     here = OneCoordinator()
     here.coordinator.ownership = NeverClaims()
     stays = here.attach("run", "stays")
@@ -373,7 +373,7 @@ def test_who_would_wait_too_long_is_told_the_limit() -> None:
 
 
 def test_members_that_come_to_the_next_coordinator_do_not_wait() -> None:
-    """All at once, behind one address: they have the attach grace, and begin nothing."""
+    """All at once, behind one address: they have the attach grace, and begin no run."""
     here = busy()
     assert here.coordinator.wait_s("new", HERE) != 0.0
     for number in range(5_000):

@@ -1,4 +1,4 @@
-"""Many nodes over one connection: nothing in the protocol stands in the way of a relay.
+"""Many nodes over one connection: the protocol allows a relay.
 
 A relay would sit near its nodes and carry all of them over one connection to the coordinator, as
 the inner nodes of PMIx's radix tree do (docs/scale.md). There is none in this release; this is what
@@ -283,7 +283,7 @@ def test_one_node_behind_the_relay_is_lost_alone() -> None:
 
 def test_a_silent_node_behind_the_relay_is_no_reason_to_suspect_the_others() -> None:
     relay, nodes = met(8)
-    del relay.nodes[nodes[3].channel]  # It says nothing more, and its channel stays open.
+    del relay.nodes[nodes[3].channel]  # It sends nothing more, and its channel stays open.
     relay.advance(8.0)  # suspect_after_s is 5 s
     found = relay.coordinator.runs[RUN].membership.roster
     suspects = [each.info.name for each in found if each.reachability is not Reachability.CONNECTED]
@@ -291,7 +291,7 @@ def test_a_silent_node_behind_the_relay_is_no_reason_to_suspect_the_others() -> 
 
 
 def test_the_cable_is_cut_and_nobody_is_lost() -> None:
-    """Connections of all close at once: while many are missing together, nobody is judged."""
+    """All connections close at once: while many are missing together, no member is judged."""
     relay, nodes = met(50)
     relay.cut()
     relay.advance(3.0)

@@ -219,7 +219,7 @@ def test_without_the_ledger_it_says_what_it_does_not_know(
 
 
 class Silent(MemoryLedger):
-    """Reads of runs hang, if told so."""
+    """Reads of runs can be made to hang."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -302,7 +302,7 @@ def test_the_token_goes_to_replicas_and_not_to_the_coordinator_inside_a_node() -
             await rewrite_lease(ledger, lease.process, addresses=(address,))
             await all_ways(b, "one")
             assert own.shown == [f"Bearer {TOKEN}"] * 3
-            # Who is sent elsewhere does not go there, with or without the token.
+            # A redirect is not followed, with or without the token.
             own.location = f"http://{elsewhere}/"
             await all_ways(b, "one")
             assert (len(own.shown), other.shown) == (6, [])
@@ -358,7 +358,7 @@ def test_two_that_name_each_other_do_not_ask_for_ever() -> None:
             coordinator = a.server.coordinator
             coordinator.drop_run(
                 coordinator.runs["one"]
-            )  # the lease names it, and it has it no more
+            )  # the lease names it, but it does not own the run
             shown = await b.status("one")
             assert (shown.phase, shown.source) == ("unreachable", "ledger")
             assert (await a.status("one")).source == "ledger"

@@ -416,7 +416,7 @@ class SlowAnswers(MemoryLedger):
 
 
 def test_nobody_is_lost_while_the_lease_is_handed_over() -> None:
-    """R5, R8: from then on another coordinator may have the run, and hear who is missed here."""
+    """R5, R8: then another coordinator may own the run, and hear nodes that are missing here."""
 
     async def main() -> None:
         settings = RunSettings(min_nodes=2, max_nodes=2, reconnect_grace_s=1.0)

@@ -1,4 +1,4 @@
-"""The coordinator on a real port: people over HTTP, nodes over WebSocket, and who is neither."""
+"""The coordinator on a real port: people over HTTP, nodes over WebSocket, other clients."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def raw(port: int, data: bytes) -> bytes:
         writer.close()
 
 
-# -- who may come in -------------------------------------------------------------------------------
+# -- admission -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/api/v1/runs", "/api/v1/runs/run", wire.ATTACH_PATH])
@@ -293,7 +293,7 @@ def test_an_operator_is_named_by_the_address_that_people_know(caplog: pytest.Log
     assert any("a request from 127.0.0.1 was refused" in each for each in caplog.messages)
 
 
-# -- who is no node --------------------------------------------------------------------------------
+# -- clients that are no nodes ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -391,7 +391,7 @@ async def answered(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 
 def test_messages_are_read_in_front_of_aiohttp_in_fragments_too():
-    """In the order in which they came. aiohttp would keep fragments where nobody counts them."""
+    """In the order in which they came. aiohttp would keep fragments that are not counted."""
     beat = wire.encode(wire.Heartbeat(stamp()))
     ping = b"\x89\x82" + bytes(4) + b"hi"
     first_half = b"\x02" + frame(beat[:3])[1:]
@@ -424,7 +424,7 @@ def test_messages_are_read_in_front_of_aiohttp_in_fragments_too():
 
 @pytest.mark.parametrize("halves", [False, True], ids=["whole", "half"])
 def test_what_comes_with_the_handshake_is_read_by_one_reader(halves: bool):
-    """Read by two, a frame inside a frame becomes a message that nobody sent."""
+    """With two readers, a frame inside a frame would become a message that was never sent."""
     smuggled = wire.encode(
         wire.Attach(stamp(ledger_id=""), wire.VERSION, "smuggled", NodeInfo("a", 1, "host"), TWO)
     )
@@ -496,7 +496,7 @@ def test_a_node_that_hung_up_before_it_was_answered_is_no_error(
 
     async def main() -> None:
         async with served() as (server, port):
-            for _ in range(8):  # with nothing else done in this loop, so that it is gone by then
+            for _ in range(8):  # with no other work in this loop, so that it is gone by then
                 with socket.create_connection(("127.0.0.1", port)) as sock:
                     sock.sendall(UPGRADE)
                     linger = struct.pack("ii", 1, 0)
@@ -523,7 +523,7 @@ def test_half_a_message_and_then_nothing_is_not_waited_for():
 
 @pytest.mark.parametrize("start", [b"", b"GET /v1/attach HTTP/1.1\r\nHost: here\r\n"])
 def test_a_connection_that_never_asks_for_anything_is_cut(start: bytes):
-    """Each holds a descriptor, and with the last of those nobody could come in any more."""
+    """Each holds a descriptor. Without free descriptors no client could connect."""
 
     async def main() -> None:
         async with served(CoordinatorConfig(attach_timeout_s=0.2)) as (server, port):
@@ -536,7 +536,7 @@ def test_a_connection_that_never_asks_for_anything_is_cut(start: bytes):
             mute.close()
             assert (
                 server.coordinator.runs["run"].attached_count == 1
-            )  # who asked for something stays
+            )  # a client that has made a request stays
             writer.close()
 
     run_clean(main)

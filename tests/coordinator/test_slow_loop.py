@@ -1,4 +1,4 @@
-"""R8 on a machine that runs slowly: nobody is lost whose word waits in the kernel."""
+"""R8 on a slow machine: a node is not lost while its message waits in the kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Somebody has had the id of a run before its job began: who that was, and how the job gets it."""
+"""A run id was used before its job began: who used it, and how the job gets it."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_run_that_had_a_round_stays_closed() -> None:
 
 
 def test_a_closed_run_stays_closed_for_its_members() -> None:
-    """R6. One that lost its connection before it was told comes with what it knows of the run."""
+    """R6. A node that lost its connection before the news comes with the stamp of the run."""
     here = OneCoordinator()
     away = here.attach("job", "away", **SQUATTERS)
     stamp = away.told[0].stamp

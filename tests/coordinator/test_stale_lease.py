@@ -1,4 +1,4 @@
-"""A coordinator whose last renewal is not fresh acknowledges nothing, and lets go of its nodes.
+"""A coordinator whose last renewal is not fresh acknowledges nothing, and sends its nodes away.
 
 In virtual time, without connections.
 """
@@ -373,7 +373,7 @@ async def asked_to_close(coordinator: Coordinator) -> tuple[int, dict[str, Any]]
 
 
 def test_a_close_is_confirmed_only_once_the_ledger_has_it() -> None:
-    """R6: a successor knows nothing of a close that was not committed."""
+    """R6: a successor does not know of a close that was not committed."""
 
     async def main() -> None:
         case = await a_case()

@@ -1,4 +1,4 @@
-"""`status` has the same fields always: whatever the run does, and whoever is left to tell of it.
+"""`status` always has the same fields: in each phase of a run, and from each source.
 
 The types of `coordinator/status.py` have no defaults and take no other field, so an answer that is
 read as one has every field, and each is of its type.
@@ -137,7 +137,7 @@ async def until_phase(case: Case, phase: Phase) -> None:
 
 
 def compare(own: RunStatus, kept: RunStatus) -> None:
-    """What the ledger knows is what the coordinator says."""
+    """The ledger's values equal the coordinator's."""
     for name in (
         *("run_id", "term", "round", "nodes", "size", "restart_count", "closed"),
         *("settings", "bootstrap", "digest", "members_total"),

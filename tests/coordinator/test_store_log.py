@@ -318,7 +318,7 @@ def _live(steps: list[tuple[str, Any]]) -> None:
         elif who == "die":
             record = store.take_record() if what else None
             if record is not None:
-                logs.append(record)  # It is there, and nobody was told so.
+                logs.append(record)  # It is there, and was not acknowledged.
             term += 1
             store = successor_of(logs, term, batch)
             journal.taken_over(logs.read().replay.store)
@@ -461,7 +461,7 @@ def test_calls_are_answered_while_a_snapshot_is_written(monkeypatch: pytest.Monk
         while not write(store, logs, 1):
             waited += 1
         waits.append(waited)
-        # Whoever takes over in the middle has all of it.
+        # A coordinator that takes over in the middle has all of it.
         leads_to(logs, store._store)
     assert logs.read().log.segment > 0
     assert max(waits) <= 3  # two of them for the move to the next segment

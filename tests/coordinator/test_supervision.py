@@ -38,7 +38,7 @@ from tests.loops import run_virtual
 
 
 class Fault(Exception):
-    """What nobody expects."""
+    """An unexpected error."""
 
 
 class Faulty(MemoryLedger):

@@ -44,7 +44,7 @@ SETTINGS = RunSettings(min_nodes=NODES, max_nodes=NODES, reconnect_grace_s=0.1)
 
 
 class CountingLedger(MemoryLedger):
-    """Counts what is written. Refuses or loses some of it, if told so."""
+    """Counts writes. Can be made to refuse or lose some of them."""
 
     def __init__(self) -> None:
         super().__init__()

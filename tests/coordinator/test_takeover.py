@@ -47,7 +47,7 @@ from tests.loops import run_virtual
     ids=["no-record", "newer-record", "damaged", "newer-envelope"],
 )
 def test_a_log_that_cannot_be_read_is_left_alone_and_its_nodes_are_told(spoil) -> None:
-    """R10: what was acknowledged is not there, so nobody may go on as if it were."""
+    """R10: acknowledged writes are missing, so the round must not go on."""
 
     async def main() -> None:
         ledger = Troubled()
@@ -63,11 +63,11 @@ def test_a_log_that_cannot_be_read_is_left_alone_and_its_nodes_are_told(spoil) -
         (refusal,) = node.refusals()
         assert "'run' cannot be taken over" in refusal.message
         assert refusal.hint
-        # A node that knows of a higher term must not take it for an older coordinator's.
+        # A node that has seen a higher term must not take it for an older coordinator's.
         assert node.said[-1].stamp == Stamp(ledger.ledger_id, 0, 0)
         assert "run" not in coordinator.runs
         assert ledger._logs[log] == before
-        # Whoever asks again is told again; who does not ask, costs nothing.
+        # A node that asks again is refused again; the others cost nothing.
         other = Line(coordinator, name="b")
         await until(lambda: bool(other.refusals()))
         calls = ledger.calls
@@ -203,7 +203,7 @@ def test_who_is_overtaken_while_it_reads_the_log_sends_its_nodes_away_and_ends_n
         slow, second, _, node, third = await overtaken(Troubled())
         slow.reads.set()
         await asyncio.sleep(2 * CONFIG.lease_ttl_s)
-        assert node.refusals() == []  # It knows of a later seal, and not yet of its own lease.
+        assert node.refusals() == []  # It has seen a later seal, but its lease is not judged yet.
         slow.is_mute = False
         await until(lambda: bool(node.refusals()))
         assert [each.code for each in node.refusals()] == [RefusalCode.MOVED]

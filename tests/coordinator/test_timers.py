@@ -59,7 +59,7 @@ def test_a_cancelled_one_is_never_called_and_does_not_stay() -> None:
         assert len(timers._heap) <= 2 * 64 + 2
     assert (len(timers), timers.next_due_s()) == (1, 5.0)
     timers.run_due(5.0)
-    kept.cancel()  # it was called: nothing is to be cancelled
+    kept.cancel()  # it was called, so there is nothing to cancel
     assert called == [5]
     assert (len(timers), timers.next_due_s()) == (0, None)
 

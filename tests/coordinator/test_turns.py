@@ -114,7 +114,7 @@ def test_between_two_pieces_the_loop_does_all_else() -> None:
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """Time that passes when a test says so."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -138,7 +138,7 @@ def test_a_run_alone_has_no_slices_and_those_that_share_have() -> None:
 
 
 def test_connections_that_come_to_a_run_share_nothing_with_it() -> None:
-    """Each is nobody's until it has attached: a run alone would pay for slices while nodes come."""
+    """A connection belongs to no run until it attaches: a run that is alone need not share."""
     turns = Turns(SteppedLoop())
     for run in (None, "a", None, "a", None):
         assert turns.slice_s(run) is None
@@ -189,7 +189,7 @@ def test_long_pieces_are_free_for_a_while_and_then_rare() -> None:
 
 
 def test_a_run_that_has_used_its_part_is_read_later_though_nothing_of_it_waits() -> None:
-    """Its next large message was read at once, as if it owed nothing."""
+    """Its next large message was read at once, as if it had credit."""
     loop, clock = SteppedLoop(), Clock()
     turns = Turns(loop, clock, clock)
     turns.slice_s("others")
@@ -274,7 +274,7 @@ def test_the_last_of_many_connections_waits_no_longer_than_a_line(count: int) ->
         clock.now_s += 0.005
         return False
 
-    turns.spent("long", BURST_S)  # as it did long ago, and owes nothing
+    turns.spent("long", BURST_S)  # as it did long ago: its credit is full
     for _ in range(count):
         turns.later("long", work)
     began_s = clock.now_s

@@ -20,7 +20,7 @@ from rallypoint.wire.messages import MESSAGE_BYTES_MAX
 
 
 class Owner(asyncio.Protocol):
-    """What was there before the reader: notes what it is told."""
+    """The protocol before the reader: notes its calls."""
 
     def __init__(self) -> None:
         self.bytes = b""
@@ -210,7 +210,7 @@ def test_a_frame_without_a_mask_is_refused_and_nothing_after_it_read(
 
 
 def test_a_frame_inside_another_is_never_taken_for_one() -> None:
-    """However the stream is cut, and whatever comes before it: framing is followed throughout."""
+    """However the stream is cut, and after any other input, frames are found."""
     hidden = frame(b"smuggled")
     for outer in (frame(hidden, Opcode.TEXT), frame(b"A" * 20 + hidden, fin=False)):
         masked = outer[: len(outer) - len(hidden)] + hidden  # as a mask of zeros would leave it
@@ -531,7 +531,7 @@ class Taking:
 
 
 class Bounded(Reading):
-    """A reader with an intake; its line can be told to pause."""
+    """A reader with an intake; its line can be paused."""
 
     def __init__(self, room: int = 1 << 30) -> None:
         self.owner = Owner()

@@ -221,7 +221,7 @@ _encoder: Final = msgspec.msgpack.Encoder()
 
 
 def packed(value: Any) -> bytes:
-    """As msgpack, whatever it is."""
+    """As msgpack, of any type."""
     try:
         return _encoder.encode(value)
     except (TypeError, OverflowError, UnicodeEncodeError):
@@ -229,7 +229,7 @@ def packed(value: Any) -> bytes:
 
 
 def bent(data: bytes, rng: Random) -> bytes:
-    """The bytes with some of them changed, lost, doubled or put elsewhere."""
+    """The bytes with some of them changed, lost, doubled or moved."""
     found = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         at = rng.randrange(len(found) + 1)

@@ -202,7 +202,7 @@ class Peer:
             self.transport.bring(HANDSHAKE)
         await turns(HANDSHAKE_TURNS)
         self._listen()
-        if rng.random() < 0.05:  # much, before it says who it is
+        if rng.random() < 0.05:  # much, before it attaches
             self.transport.bring(framed(b"", 0x89) * rng.randrange(60))
         if first and rng.random() < 0.97:
             self.transport.bring(first)

@@ -178,7 +178,7 @@ async def _worker(rng: Random, watch: Watch) -> int:
         transport = MemoryTransport(source, ("", 0))
         admitted = local.Admitted("n", HEAD, Seat(0, 0, 1))
         calls: list[asyncio.Task[None]] = []
-        if rng.random() < 0.9:  # nobody asks anything before that: see AgentClient.open
+        if rng.random() < 0.9:  # there are no requests before that: see AgentClient.open
             transport.bring(local.encode(admitted))
             calls = [asyncio.create_task(_asked(source, rng)) for _ in range(5)]
         await turns(2)

@@ -165,7 +165,7 @@ def _some_name(rng: Random) -> str:
 
 
 def _names(rng: Random) -> None:
-    """Names that somebody else may have put there: read as ours, or as none."""
+    """Names that another program may have written: read as ours, or as none."""
     name = _some_name(rng)
     keys.chunk_of(name)
     keys.log_of(name)
@@ -176,7 +176,7 @@ def _names(rng: Random) -> None:
 
 
 def one(rng: Random) -> None:
-    """One input. Raises whatever is not declared."""
+    """One input. Raises errors that are not declared."""
     name = rng.choice(_NAMES)
     reader = READERS[name]
     if rng.random() < 0.1:
@@ -192,7 +192,7 @@ def one(rng: Random) -> None:
         must(len(str(error)) < 20_000, f"{name}: an error of {len(str(error))} characters")
         return
     if reader.again is not None:
-        # What was read and not changed is written as it was, whoever wrote it.
+        # A value that was read and not changed is written as it was.
         kept = reader.again(found)
         must(reader.again(reader.read(kept)) == kept, f"{name}: {data!r} is written otherwise")
 

@@ -149,7 +149,7 @@ _WAYS: Final = tuple(_TRIED)
 
 
 def one(rng: Random) -> None:
-    """One input. Raises whatever is not declared."""
+    """One input. Raises errors that are not declared."""
     way = rng.choice(_WAYS)
     value = text(rng)
     try:

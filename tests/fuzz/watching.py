@@ -1,4 +1,4 @@
-"""What must not happen, whatever comes in: the oracles of the fuzzer."""
+"""The oracles of the fuzzer: what must not happen, with any input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class FuzzFailure(AssertionError):
 
 
 class Watch(logging.Handler):
-    """Collects exceptions that nobody declared: in tasks, in callbacks, and in the log.
+    """Collects undeclared exceptions: in tasks, in callbacks, and in the log.
 
     `problems`: what was seen. Use it as a context manager: it listens to the whole process's log.
     """
