@@ -2,8 +2,8 @@
 
 The connector dials what the endpoint names, or what the ledger names (`elected`), follows
 redirects, and searches again when a connection is lost. It knows nothing of rounds and requests:
-it hands an open connection to the node, and passes on what comes over it. Messages are the
-machine's to understand.
+it gives the node an open connection, and passes on the bytes that arrive. The node's machine reads
+them.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The agent, the blocking API and the async API use this class. `machine` decides what the node says
 and knows; this class carries out its actions, and turns what the coordinator tells into results
 and errors for the callers that wait. How the node comes to a connection is the connector's: no
-dialing and no searching here. Every wait has a deadline and says what it was for.
+dialing and no searching here. Every wait has a deadline, and its error says what was awaited.
 """
 
 from __future__ import annotations
@@ -189,11 +189,11 @@ class Node:
     # -- joining ---------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Find the coordinator, or become it, and attach.
+        """Find the coordinator, or host it, and attach.
 
-        Raises UnreachableError after `connect_timeout_s`, UsageError for a token that cannot be had
-        or is too weak for a coordinator in this node, and any RefusedError, NotACoordinatorError or
-        LedgerError at once (LedgerUnreachableError after that time).
+        Raises UnreachableError and LedgerUnreachableError after `connect_timeout_s`. Raises at once
+        UsageError for a token that cannot be read, or is too weak to host a coordinator,
+        RefusedError, NotACoordinatorError, and any other LedgerError.
         Cancelling it, or an error, leaves nothing open.
         """
         check_own_token(self.settings)
@@ -240,7 +240,7 @@ class Node:
         try:
             message = wire.decode_from_coordinator(data)
         except wire.MalformedError as error:
-            self._connector.drop(f"the coordinator sent what is no message: {error}")
+            self._connector.drop(f"the coordinator sent an invalid message: {error}")
             return
         self._act(self._machine.received(message, asyncio.get_running_loop().time()))
         if self._connector.elected is not None:
@@ -423,8 +423,8 @@ class Node:
         head = self._machine.head
         told = await self._ask(*self._machine.ask_members(), timeout_s)
         assert isinstance(told, act.MembersTold)
-        # R2: the table is the one that the round's head was made of. The digest is compared and
-        # not computed, as a later coordinator may count fields that this side does not know.
+        # R2: the table must be that of the round's head. The digest is compared and not computed,
+        # as a later coordinator may include fields that this release does not know.
         if head is None or (told.number, told.digest) != (head.number, head.digest):
             number, detail = head.number if head else 0, "the run has gone on to another round"
             change = self.change or Change(ChangeKind.NODE_LOST, number, detail=detail)
@@ -538,7 +538,7 @@ class Node:
     async def _hang_up(self) -> None:
         connector = self._connector
         if self._machine.has_said_goodbye and (connector.connection or connector.is_searching):
-            # The coordinator answers a goodbye by closing the connection in due form.
+            # The coordinator answers a goodbye by a closing handshake.
             await self._until(lambda: self.gone is not None, self.settings.goodbye_timeout_s)
         self._orphan.cancel()
         self._waiters.answer_all(errors.CoordinatorLostError("this node has left the run"))
