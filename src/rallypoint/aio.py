@@ -40,4 +40,4 @@ async def join(
         labels=labels,
         options=options,
     )
-    return Run(await join_plan.open_source(planned), planned.join_timeout_s)
+    return Run(await join_plan.open_client(planned), planned.join_timeout_s)

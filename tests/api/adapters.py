@@ -155,7 +155,7 @@ def together(*programs: Callable[[], T]) -> list[T]:
 def abandon(run: Any) -> None:
     """End the run's connection as the kernel does when it kills the process."""
     inner = run._run
-    node = inner._source._node
+    node = inner._client._node
 
     async def cut() -> None:
         node._connector.is_closing = True

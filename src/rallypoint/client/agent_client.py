@@ -56,14 +56,14 @@ class AgentClient(asyncio.Protocol):
         address = socket_address(channel.agent)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, source = await loop.create_unix_connection(lambda: cls(channel), address)
-                await source._until_admitted()
+                _, client = await loop.create_unix_connection(lambda: cls(channel), address)
+                await client._until_admitted()
         except OSError as error:
             raise errors.UnreachableError(
                 f"this worker's agent does not answer at {channel.agent}: {error}",
                 hint="RALLYPOINT_AGENT is set by `rallypoint run`; start the program with it",
             ) from error
-        return source
+        return client
 
     async def _until_admitted(self) -> None:
         try:

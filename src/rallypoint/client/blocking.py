@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeVar
 
 from rallypoint import errors
 from rallypoint.client import world as aio
-from rallypoint.client.join_plan import JoinPlan, open_source
+from rallypoint.client.join_plan import JoinPlan, open_client
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.values import Change, CloseRecord, RoundMember
 
@@ -378,8 +378,8 @@ class Run:
 def join(planned: JoinPlan, for_torch: StoreForTorch = lambda portal, store: None) -> Run:
     """Join as planned. Raises CoordinatorError."""
     door = portal()
-    source = door.run(open_source(planned))
-    return Run(door, aio.Run(source, planned.join_timeout_s), for_torch)
+    client = door.run(open_client(planned))
+    return Run(door, aio.Run(client, planned.join_timeout_s), for_torch)
 
 
 async def _call(function: Callable[[Callable[[Change], None]], None], argument: Any) -> None:

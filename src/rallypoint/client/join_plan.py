@@ -137,7 +137,7 @@ def _shown(value: object) -> str:
     return f"of type {type(value).__name__}"
 
 
-async def open_source(planned: JoinPlan) -> RunClient:
+async def open_client(planned: JoinPlan) -> RunClient:
     """Carry out the plan. Raises CoordinatorError."""
     if planned.channel is not None:
         return await AgentClient.open(planned.channel)

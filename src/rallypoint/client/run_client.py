@@ -313,6 +313,6 @@ def failure_of(error: BaseException, rank: int, *, shares: bool = True) -> Failu
 
 async def open_node(settings: NodeSettings, run: RunSettings) -> NodeRunClient:
     """A program's own node, attached. Raises as Node.open does."""
-    source = NodeRunClient(settings, run)
-    await source.open()
-    return source
+    client = NodeRunClient(settings, run)
+    await client.open()
+    return client

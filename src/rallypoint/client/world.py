@@ -202,19 +202,19 @@ class World(Facts):
     mistake of the program (ValueError, TypeError, KeyError, AssertionError and so on).
     """
 
-    def __init__(self, source: RunClient, facts: WorldFacts) -> None:
+    def __init__(self, client: RunClient, facts: WorldFacts) -> None:
         super().__init__(facts)
-        self._source = source
+        self._client = client
         self._callbacks: list[Callable[[Change], None]] = []
-        self.store = Store(_RoundCalls(source, self), self._error_of)
+        self.store = Store(_RoundCalls(client, self), self._error_of)
 
     def _error_of(self, failure: ops.StoreFailure) -> Exception:
         if failure.code == ops.ROUND_ENDED:
             # The answer of a worker's agent may come before its word of how the round ended.
             unknown = Change(ChangeKind.NODE_LOST, self.number, detail=failure.message)
             return errors.RoundBrokenError(self._change or unknown)
-        if failure.code == COORDINATOR_LOST and self._source.gone is not None:
-            return self._source.gone
+        if failure.code == COORDINATOR_LOST and self._client.gone is not None:
+            return self._client.gone
         return store_error(failure)
 
     def ended(self, change: Change) -> None:
@@ -240,7 +240,7 @@ class World(Facts):
 
     async def members(self) -> tuple[RoundMember, ...]:
         """All members of the round in node-rank order: name, host, addresses, labels, workers."""
-        return await self._source.members()
+        return await self._client.members()
 
     async def barrier(self, name: str, timeout: timedelta | float | None = None) -> None:
         """Wait until every worker of the round is at the barrier of this name.
@@ -260,44 +260,44 @@ class World(Facts):
     ) -> bool:
         if not isinstance(error, Exception):
             return False
-        return await self._source.is_explained(error, self.number)
+        return await self._client.is_explained(error, self.number)
 
 
 class _RoundCalls:
     """The store calls of one World: none of them reaches the store of a later round (R4)."""
 
-    def __init__(self, source: RunClient, world: World) -> None:
-        self._source = source
+    def __init__(self, client: RunClient, world: World) -> None:
+        self._client = client
         self._world = world
 
     async def call(self, op: ops.StoreOp, timeout_s: float | None) -> ops.StoreResult:
         ended = self._world._change
-        return await self._source.call(op, timeout_s) if ended is None else round_ended(ended)
+        return await self._client.call(op, timeout_s) if ended is None else round_ended(ended)
 
 
 class Run:
     """A run, as one of its programs sees it. Use it as `async with await join(...) as run:`."""
 
-    def __init__(self, source: RunClient, join_timeout_s: float | None = None) -> None:
-        self._source = source
+    def __init__(self, client: RunClient, join_timeout_s: float | None = None) -> None:
+        self._client = client
         self._join_timeout_s = join_timeout_s
         self._world: World | None = None
-        source.on_ended = self._on_ended
+        client.on_ended = self._on_ended
 
     @property
     def run_id(self) -> str:
         """The run's name."""
-        return self._source.run_id
+        return self._client.run_id
 
     @property
     def node(self) -> str:
         """This node's name in the run."""
-        return self._source.node_name
+        return self._client.node_name
 
     @property
     def closed(self) -> CloseRecord | None:
         """How the run ended; None while it is on."""
-        return self._source.closed
+        return self._client.closed
 
     @property
     def world(self) -> World | None:
@@ -320,7 +320,7 @@ class Run:
         try:
             return await self.next_world()
         except errors.UsageError:
-            if self._source.has_left:
+            if self._client.has_left:
                 return None
             raise
 
@@ -329,11 +329,11 @@ class Run:
 
         Raises UsageError once this node has left the run, and as `worlds` does.
         """
-        facts = await self._source.next_world(self._join_timeout_s)
+        facts = await self._client.next_world(self._join_timeout_s)
         if facts is None:
             return None
-        self._world = World(self._source, facts)
-        change = self._source.change
+        self._world = World(self._client, facts)
+        change = self._client.change
         if change is not None:  # The round ended before there was a World.
             self._on_ended(change)
         return self._world
@@ -344,20 +344,20 @@ class Run:
 
     async def waiting(self) -> Waiting | None:
         """Why there is no round yet, as data; None if there is one."""
-        return await self._source.waiting()
+        return await self._client.waiting()
 
     async def leave(self, reason: str = "the program left the run") -> None:
         """Take this node out of the run; the others regroup at once."""
-        await self._source.leave(reason)
+        await self._client.leave(reason)
 
     async def close(self, reason: str, *, failed: bool = False) -> CloseRecord:
         """End the run for all; how it ended, if somebody closed it before."""
         outcome = Outcome.FAILED if failed else Outcome.SUCCEEDED
-        return await self._source.close(outcome, reason)
+        return await self._client.close(outcome, reason)
 
     async def aclose(self) -> None:
         """Leave the run, if this node is in it, and close everything. Idempotent."""
-        await self._source.aclose()
+        await self._client.aclose()
 
     async def __aenter__(self) -> Run:
         return self
@@ -369,7 +369,7 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         if error is not None and self.closed is None:
-            await self._source.give_up(error)
+            await self._client.give_up(error)
         await self.aclose()
 
 

@@ -47,9 +47,9 @@ def open_store(
     Raises UnreachableError, with what was tried, and NotACoordinatorError if another program
     listens there.
     """
-    source = _Source(host, port)
-    portal.run(source.open(timeout_s))
-    return TcpStore(portal, source, timeout_s, keeps)
+    calls = _TcpCalls(host, port)
+    portal.run(calls.open(timeout_s))
+    return TcpStore(portal, calls, timeout_s, keeps)
 
 
 _STORE_LOST: Final = "store_lost"
@@ -63,20 +63,20 @@ class TcpStore(BlockingStore):
     is closed once nothing references the store.
     """
 
-    def __init__(self, portal: Portal, source: _Source, timeout_s: float, keeps: object) -> None:
-        store = AsyncStore(source, _error_of)
+    def __init__(self, portal: Portal, calls: _TcpCalls, timeout_s: float, keeps: object) -> None:
+        store = AsyncStore(calls, _error_of)
         store.timeout_s = timeout_s
         super().__init__(portal, store)
-        self.host = source.host
-        self.port = source.port
+        self.host = calls.host
+        self.port = calls.port
         self._keeps = keeps
-        weakref.finalize(self, source.let_go).atexit = False
+        weakref.finalize(self, calls.let_go).atexit = False
 
     def __repr__(self) -> str:
         return f"<TcpStore at {Address(self.host, self.port)}>"
 
 
-class _Source:
+class _TcpCalls:
     """The connection and its open calls. For the portal's loop, but `let_go` is for any thread."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -232,7 +232,7 @@ class _Link(asyncio.Protocol):
         why = str(error) if error is not None else "the connection was closed"
         self._fail(ConnectionError(why) if self._greeting.done() else _StrangerError(why))
 
-    # -- for the source
+    # -- for the calls
 
     async def greeted(self) -> wire.Greeting:
         """Wait for the server's greeting. Raises OSError."""
