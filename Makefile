@@ -7,9 +7,8 @@ PYTHON ?= python3
 # build is enough. `make test TORCH=` goes without: the tests that need torch are then skipped.
 TORCH ?= torch==2.13.0
 
-# How many files of tests run at a time: most tests wait for something. With more than there are
-# cores, those that time something may fail.
-JOBS ?= 2
+# How many files of tests run at a time. Most tests wait for something, so three suit two cores.
+JOBS ?= 3
 
 # `make verify LONG=1` has more seeds, more examples and more nodes, and takes an hour or more.
 LONG ?= 0
@@ -41,19 +40,19 @@ demo: $(FOR_DEMO) ## see a run meet, lose a node and regroup, on this machine
 	$(BIN)/rallypoint demo
 
 # tests/kinds.py says what the markers mean. Files that take long come first, so their order stays.
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
 test: lint types ## check format, lint and types, and run all tests but the long ones
-	$(PYTEST) -m "not verify"
+	$(PYTEST) -n $(JOBS) -m "not verify"
 
 .PHONY: unit
 unit: $(FOR_DEVELOP) ## the tests without processes, sockets or torch, for while you work
-	$(PYTEST) -m "not (processes or sockets or torch or docs or verify)"
+	$(PYTEST) -n logical -m "not (processes or sockets or torch or docs or verify)"
 
 .PHONY: verify
 verify: $(FOR_DEVELOP) ## the long tests: chaos, partitions, many seeds, real jobs (LONG=1: even longer)
-	RALLYPOINT_TEST_LONG=$(LONG) $(PYTEST) -m "verify"
+	RALLYPOINT_TEST_LONG=$(LONG) $(PYTEST) -n $(JOBS) -m "verify"
 
 .PHONY: lint
 lint: $(FOR_DEVELOP) ## check format and lint; changes nothing
