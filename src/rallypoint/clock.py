@@ -1,12 +1,12 @@
-"""A monotonic clock that stands still while the process did (R8).
+"""A monotonic clock that leaves out the time in which the process was stopped (R8).
 
 A process that was stopped (SIGSTOP, a suspended machine, a held GIL, swapping) finds every
-deadline passed when it goes on, though nobody else did anything wrong. This clock leaves such a
-gap out: all deadlines that are kept on it move by the time for which the process slept.
+deadline passed when it continues, although no peer was late. This clock leaves such a gap out:
+all deadlines on it move by the time for which the process was stopped.
 
-That is not enough where the process runs, but slowly. What a node said in time then waits in the
-kernel, and to let a node in again takes several turns of the event loop. So `InputFirst` says when
-deadlines may be judged: after the input that was there when they passed.
+That is not enough where the process runs, but slowly. Messages that nodes sent in time then wait
+in the kernel, and a node needs several turns of the event loop to reconnect. So `InputFirst` says
+when deadlines may be judged: after the input that had arrived when they passed.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from collections.abc import Callable
 from typing import Final
 
 TICK_S: Final = 0.25
-"""Whoever keeps deadlines on the clock reads it at least this often."""
+"""A user of the clock reads it at least this often."""
 LATE_S: Final = 0.0625
-"""A tick or a turn of the event loop that is later or longer than this says that it runs slowly."""
+"""If a tick is later than this, or a turn of the event loop longer, the loop runs slowly."""
 STALL_S: Final = TICK_S + LATE_S
-"""Two readings further apart than this were not taken by a process that was running."""
+"""If two readings are further apart than this, the process was stopped in between."""
 LONG_STALL_S: Final = 1.0
-"""After a stall of this length a connection may have ended for want of an answer."""
+"""After a stall of this length a connection may have ended because no answer came."""
 TURNS_MIN: Final = 3
 """The second may still come before the loop looks for input: uvloop runs its timers first."""
 TURNS_IF_SLOW: Final = 11
-"""An accepted connection has told who it is after seven turns of the event loop."""
+"""An accepted connection needs seven turns of the event loop to attach."""
 PAUSE_IF_SLOW_S: Final = 0.01
 """Before each of these turns, so that nodes can answer in between."""
 SETTLED_S: Final = 1.0
-"""So long after a long stall everything has been taken that came in during it."""
+"""After this time, all input that arrived during a long stall has been read."""
 
 
 class StallProofClock:
-    """Seconds since some moment, without those that the process slept through.
+    """Seconds since some moment, without those in which the process was stopped.
 
     Read it at least every TICK_S. Not thread-safe: one event loop owns it. `stalled_s` is the time
     left out so far, in seconds.
@@ -59,10 +59,10 @@ class StallProofClock:
         return reading_s - self.stalled_s
 
     def has_stalled_since(self, since_s: float) -> bool:
-        """Whether the process slept after `since_s` on this clock, or within the last SETTLED_S.
+        """Whether the process was stopped since `since_s` on this clock, or in the last SETTLED_S.
 
-        What happens so soon after a stall may have been under way during it. Stalls below
-        LONG_STALL_S do not count.
+        An event so soon after a stall may have been caused by it. Stalls below LONG_STALL_S do
+        not count.
         """
         return self._stall_ended_s >= min(since_s, self.now_s() - SETTLED_S)
 
@@ -70,9 +70,9 @@ class StallProofClock:
 class InputFirst:
     """When the deadlines of an event loop may be judged: once earlier input has been taken.
 
-    Whoever has deadlines asks at every tick, and ticks again in the next turn of the event loop
-    until there is an answer. In a loop that runs well that takes TURNS_MIN. In one that runs slowly
-    it takes TURNS_IF_SLOW, and no more, so that a loop that is always slow judges all the same.
+    A user with deadlines asks at every tick, and ticks again in the next turn of the event loop
+    until there is an answer. That takes TURNS_MIN turns, or TURNS_IF_SLOW in a slow loop, and never
+    more: a loop that is always slow must judge deadlines too.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class InputFirst:
 
     @property
     def next_tick_s(self) -> float | None:
-        """In how many seconds it wants to be asked again; None: at the next tick as planned."""
+        """In how many seconds to ask again; None: at the next tick as planned."""
         if not self._turns_left:
             return None
         return PAUSE_IF_SLOW_S if self._is_slow else 0.0

@@ -1,7 +1,7 @@
 """Endpoints: where the nodes of a run meet, from what a user wrote.
 
-Read here and nowhere else: by the settings, by the command line, and by what opens a ledger. An
-endpoint holds no secret, so that it can be shown, logged and written down.
+Only this file reads an endpoint's text. An endpoint contains no secret, so it can be shown, logged
+and written down.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class EndpointKind(enum.StrEnum):
     SERVED = "served"
     """In a process of its own: `rallypoint serve`."""
     LEDGER = "ledger"
-    """In whichever process is elected through the ledger: a node, or a `rallypoint serve`."""
+    """In the process that is elected through the ledger: a node, or a `rallypoint serve`."""
 
 
 class EtcdPlace(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,9 +63,9 @@ class FilePlace(msgspec.Struct, frozen=True, kw_only=True):
 class Endpoint(msgspec.Struct, frozen=True):
     """Where to meet. `host`: a name or an address without brackets; "" if there is none.
 
-    `text` is what the user wrote. `place` is set if `kind` is LEDGER: the ledger that tells where
-    the coordinator is. A ledger that a program brings itself has no place, and its server's `host`
-    if that is known.
+    `text` is what the user wrote. `place` is set if `kind` is LEDGER: the ledger that names the
+    coordinator. A ledger that a program passes in has no place; `host` is then its server's, if
+    known.
     """
 
     kind: EndpointKind
@@ -76,7 +76,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     @property
     def url(self) -> str:
-        """Where the coordinator's HTTP is, without a slash at the end; "" if that is not fixed."""
+        """The URL of the coordinator's HTTP API, without a final slash; "" if it is not fixed."""
         if not self.host or self.kind is EndpointKind.LEDGER:
             return ""
         return f"http://{Address(self.host, self.port)}"
@@ -94,7 +94,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})\.?")
 
 
 def asks_for_any_port(text: str) -> bool:
-    """Whether an endpoint is HOST:0, as torch documents it for one machine: any free port."""
+    """Whether an endpoint is HOST:0, which torch documents for one machine: any free port."""
     return _ANY_PORT.fullmatch(text.strip()) is not None
 
 
@@ -236,7 +236,7 @@ def _check_tls(text: str, options: dict[str, str], tls: bool) -> None:
 
 
 def _authority(rest: str) -> str:
-    """The host and port of a URL that has nothing else. Never repeats a password."""
+    """The host and port of a URL that has no other parts. No error shows a password."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
         raise EndpointError(

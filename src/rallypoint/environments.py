@@ -1,7 +1,7 @@
-"""What launchers say in the environment about the number of nodes. Pure.
+"""How many nodes a launcher's variables in the environment promise. Pure.
 
-A run that trains alone on each of four machines, and ends well, is the worst that a launcher can
-do. So `rallypoint run` looks here before it takes "one node" for granted.
+Without this check, four machines of one job could each train alone and end with success, and
+nobody would see the mistake. So `rallypoint run` looks here before it assumes one node.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 
 class MoreThanOne(NamedTuple):
-    """A variable that says that there are several nodes, or several of this process."""
+    """A variable by which there are several nodes, or several processes like this one."""
 
     variable: str
     text: str
@@ -19,8 +19,8 @@ class MoreThanOne(NamedTuple):
     """What it counts: "nodes" or "processes"."""
 
 
-# In the order in which they are believed. The innermost launcher comes first: mpirun inside
-# sbatch keeps the batch job's variables. A step's own count goes before the job's.
+# In order of precedence. The innermost launcher comes first: mpirun inside
+# sbatch keeps the batch job's variables. A step's own count comes before the job's.
 _COUNTS: Final = (
     ("PET_NNODES", "nodes"),
     ("OMPI_COMM_WORLD_SIZE", "processes"),
@@ -35,8 +35,8 @@ _COUNTS: Final = (
 )
 _STEP: Final = "SLURM_STEP_NUM_NODES"
 _OF_THE_JOB: Final = frozenset({"SLURM_JOB_NUM_NODES", "SLURM_NNODES"})
-# Kubeflow's PyTorchJob sets these three in each pod; so does an agent in each worker, which then
-# says its run as well.
+# Kubeflow's PyTorchJob sets these three in each pod; so does an agent in each worker, together with
+# its run id.
 _RANKED: Final = ("WORLD_SIZE", "RANK", "MASTER_ADDR")
 _AGENT: Final = "TORCHELASTIC_RUN_ID"
 

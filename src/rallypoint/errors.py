@@ -1,17 +1,17 @@
-"""Every error that Rallypoint raises. Each says whose fault it is and what to do about it.
+"""Every error that Rallypoint raises. Each says what is wrong and what to do about it.
 
     RallypointError
-    ├── UsageError (ValueError)          the caller's: a setting, an endpoint, a call out of place
+    ├── UsageError (ValueError)          the caller's mistake: a setting, an endpoint, a call
     │   ├── EndpointError                an endpoint that cannot be read
     │   ├── PlatformError                a platform on which this part does not run
     │   └── ForkedProcessError           a run used in a child made by fork()
     ├── CoordinatorError                 this node and the coordinator do not work together
-    │   ├── UnreachableError             nobody answered: what was tried, and the system's errors
+    │   ├── UnreachableError             no answer: what was tried, and the system's errors
     │   ├── NotACoordinatorError         something else listens there
-    │   ├── CoordinatorLostError         it answered once, and no longer does
+    │   ├── CoordinatorLostError         it answered before, and no longer does
     │   └── RefusedError                 it answered "no"
     │       ├── TokenError               the token is wrong or missing
-    │       ├── VersionError             the two speak no common wire version
+    │       ├── VersionError             no common version of the wire protocol
     │       ├── SettingsConflictError    nodes of one run disagree: both values are shown
     │       ├── NameTakenError           another live node has the name
     │       ├── SupersededError          a newer start of this node has taken its place
@@ -21,20 +21,20 @@
     ├── JoinTimeoutError (TimeoutError)  no round was formed in time: who was missing
     ├── RoundBrokenError                 the round has ended: why
     ├── StoreError                       a call of the round's store failed
-    │   └── StoreTimeoutError (TimeoutError)  ... for lack of keys, or of nodes at a barrier
-    ├── LedgerError                      what must outlive a coordinator cannot be kept
+    │   └── StoreTimeoutError (TimeoutError)  ... keys are missing, or nodes at a barrier
+    ├── LedgerError                      a ledger cannot be used
     │   ├── LedgerUnreachableError (OSError)  the engine does not answer
     │   ├── LedgerAccessError            user, password, certificate or permission
-    │   ├── LedgerForeignError           the place holds something else, or another ledger
-    │   │   └── LedgerReplacedError      by now, and what the first one held is lost
-    │   ├── LedgerUnfitError             the place cannot give what a ledger promises
+    │   ├── LedgerForeignError           the place has other contents, or another ledger
+    │   │   └── LedgerReplacedError      another ledger now: the first one is lost
+    │   ├── LedgerUnfitError             the place lacks what a ledger needs
     │   ├── LedgerCorruptError           a record is damaged
     │   ├── LedgerFormatError            a record was written by a newer Rallypoint
     │   ├── LedgerFullError              no room: a disk, a quota
-    │   └── LedgerLimitError             a value is larger than the engine takes
-    └── LaunchError                      the launcher could not do its part
+    │   └── LedgerLimitError             a value is larger than the engine accepts
+    └── LaunchError                      the launcher failed
         ├── WorkerStartError             a worker could not be started: the system's answer
-        │   └── ProgramNotFoundError     ... as the program does not exist or cannot be executed
+        │   └── ProgramNotFoundError     ... the program does not exist or is not executable
         └── LogDirectoryError            the log directory cannot be written
 
 `hint` is one line on what to do; `exit_code` is what `rallypoint run` ends with.
@@ -63,7 +63,7 @@ class ExitCode(enum.IntEnum):
 
 
 class RallypointError(Exception):
-    """Base of all errors of Rallypoint. `hint`: what to do, in one line; "" if nothing is known."""
+    """Base of all errors of Rallypoint. `hint`: what to do, in one line; "" for no hint."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.PROGRAM_FAILED
 
@@ -77,7 +77,7 @@ class RallypointError(Exception):
 
 
 class UsageError(RallypointError, ValueError):
-    """The caller asked for something that cannot be."""
+    """The caller made a mistake: a value, an endpoint or a call that is not allowed."""
 
     exit_code = ExitCode.USAGE
 
@@ -95,13 +95,13 @@ class ForkedProcessError(UsageError):
 
 
 class CoordinatorError(RallypointError):
-    """This node and the coordinator do not work together."""
+    """This node cannot work with the coordinator."""
 
     exit_code = ExitCode.COULD_NOT_MEET
 
 
 class UnreachableError(CoordinatorError):
-    """Nobody answered. `attempts`: each address that was tried, with the system's last error."""
+    """No answer. `attempts`: each address that was tried, with the system's last error."""
 
     def __init__(
         self, message: str, *, hint: str = "", attempts: tuple[tuple[str, str], ...] = ()
@@ -111,9 +111,9 @@ class UnreachableError(CoordinatorError):
 
 
 class NotACoordinatorError(CoordinatorError):
-    """Something listens at the endpoint, and it is no Rallypoint coordinator.
+    """A server listens at the endpoint that is not a Rallypoint coordinator.
 
-    `status`: the HTTP status that it answered with; 0 if that was none, or no HTTP.
+    `status`: the HTTP status of its answer; 0 for no answer, or one that is not HTTP.
     """
 
     def __init__(self, message: str, *, hint: str = "", status: int = 0) -> None:
@@ -122,7 +122,7 @@ class NotACoordinatorError(CoordinatorError):
 
 
 class CoordinatorLostError(CoordinatorError):
-    """The coordinator answered once, and no longer does."""
+    """The coordinator answered before, and no longer does."""
 
     exit_code = ExitCode.COORDINATOR_LOST
 
@@ -138,7 +138,7 @@ class RefusedError(CoordinatorError):
 class TokenError(RefusedError):
     """The token is wrong or missing.
 
-    `fingerprint` and `origin`: of the coordinator's token, as it says; "" where it does not.
+    `fingerprint` and `origin`: of the coordinator's token, if it says them; else "".
     """
 
     exit_code = ExitCode.USAGE
@@ -150,7 +150,7 @@ class TokenError(RefusedError):
 
 
 class VersionError(RefusedError):
-    """The node and the coordinator speak no common version of the wire protocol."""
+    """The node and the coordinator have no common version of the wire protocol."""
 
     exit_code = ExitCode.USAGE
 
@@ -168,7 +168,7 @@ class NameTakenError(RefusedError):
 
 
 class SupersededError(RefusedError):
-    """A newer start of this node has taken its place: this one must stop for good."""
+    """A newer start of this node has taken its place: this process must stop."""
 
 
 class RunClosedError(RefusedError):
@@ -180,7 +180,7 @@ class RunClosedError(RefusedError):
 
 
 class RunLostError(RefusedError):
-    """The run was lost with its coordinator, which kept it in memory; it may be begun anew."""
+    """The run was lost with its coordinator, which kept it in memory. It can be started again."""
 
     exit_code = ExitCode.COORDINATOR_LOST
 
@@ -216,9 +216,9 @@ class StoreError(RallypointError):
 
 
 class StoreTimeoutError(StoreError, TimeoutError):
-    """Keys were not set, or nodes did not come to a barrier, in time.
+    """Keys were not set, or nodes did not reach a barrier, in time.
 
-    `missing` names at most 8 of them, `missing_count` says how many there are.
+    `missing`: at most 8 of their names. `missing_count`: how many there are.
     """
 
     def __init__(
@@ -246,47 +246,47 @@ class LedgerAccessError(LedgerError):
 
 
 class LedgerForeignError(LedgerError):
-    """The prefix or folder holds something else, or by now another ledger. Nothing was written."""
+    """The prefix or folder has other contents, or another ledger. Nothing was written."""
 
     exit_code = ExitCode.USAGE
 
 
 class LedgerReplacedError(LedgerForeignError):
-    """The place holds another ledger by now: what this one held is lost."""
+    """The place has another ledger now: the contents of this one are lost."""
 
 
 class LedgerUnfitError(LedgerError):
-    """The place lacks what a ledger needs, such as hard links; found out by trying."""
+    """The place lacks what a ledger needs, such as hard links: a test of the place failed."""
 
     exit_code = ExitCode.USAGE
 
 
 class LedgerCorruptError(LedgerError):
-    """A record is damaged. It is refused and left as it is, never taken for an empty one."""
+    """A record is damaged. It is not changed, and never read as an empty one."""
 
 
 class LedgerFormatError(LedgerError):
-    """A record was written by a newer Rallypoint, in a format that this one does not know."""
+    """A record was written by a newer Rallypoint, in a format that this release cannot read."""
 
     exit_code = ExitCode.USAGE
 
 
 class LedgerFullError(LedgerError):
-    """There is no room for what should be written; what is there stays."""
+    """There is no room for the write. Existing records stay."""
 
 
 class LedgerLimitError(LedgerError):
-    """A value is larger than the engine takes. Nothing was sent."""
+    """A value is larger than the engine accepts. Nothing was sent."""
 
 
 class LaunchError(RallypointError):
-    """The launcher could not do its part."""
+    """The launcher failed."""
 
     exit_code = ExitCode.USAGE
 
 
 class WorkerStartError(LaunchError):
-    """A worker could not be started. `path`: its program. `problem`: the system's words."""
+    """A worker could not be started. `path`: its program. `problem`: the system's message."""
 
     def __init__(self, path: str, problem: str, *, hint: str = "") -> None:
         super().__init__(f"cannot run {path!r}: {problem}", hint=hint)
@@ -332,10 +332,10 @@ _OUTCOME_EXIT_CODES = {
 
 
 def refused(refusal: Refusal) -> RefusedError:
-    """The error of the class that belongs to a refusal."""
+    """The error for a refusal, of the class for its code."""
     return _REFUSED.get(refusal.code, RefusedError)(refusal)
 
 
 def exit_code_of(outcome: Outcome) -> ExitCode:
-    """What `rallypoint run` ends with when its run was closed with this outcome."""
+    """The exit code of `rallypoint run` for a run that was closed with this outcome."""
     return _OUTCOME_EXIT_CODES[outcome]

@@ -1,10 +1,10 @@
-"""How many log lines of one kind there are: the first ones, and then how many more there were.
+"""Limits log lines of one kind: the first ones are written, the rest are counted.
 
 A kind is a logger and a message before its arguments are put in. Where the line is about a run
-("run %s: ..."), each run has a kind of its own. The first lines of a kind pass. What comes beyond
-them within the time is counted, and the count is logged when the time is over. Whoever can cause a
-line can cause thousands: a stranger, a node that asks for rounds, a disk that fails. None of them
-must fill a disk, or hide the other lines.
+("run %s: ..."), each run has a kind of its own. The first lines of a kind pass. Further lines
+within the time are counted, and the count is logged when the time is over. A peer without a token,
+a node that asks for rounds, or a failing disk can cause thousands of lines: they must not fill a
+disk or hide the other lines.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AT_ONCE_OF_ALL_RUNS: Final = 300
 """The same for all runs together."""
 WITHIN_S: Final = 10.0
 KINDS_MAX: Final = 2_048
-"""How many kinds are counted at a time. Beyond that, runs are not told apart."""
+"""How many kinds are counted at a time. Beyond that, all runs are one kind."""
 _TEXT_MAX: Final = 500
 _AT_ONCE: Final = "rallypoint_at_once"
 _WITHIN_S: Final = "rallypoint_within_s"
@@ -40,7 +40,7 @@ _Key = tuple[str, ...]
 
 
 def limit(at_once: int, within_s: float = WITHIN_S) -> dict[str, float]:
-    """For a line that strangers can cause, as `extra`: so many of its kind pass in that time."""
+    """As `extra` for a line that anybody can cause: how many of its kind pass in that time."""
     return {_AT_ONCE: at_once, _WITHIN_S: within_s}
 
 
@@ -85,14 +85,14 @@ class LineLimits:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: in a child of fork(), whose threads are gone and whose lock may be held."""
+        """Start again: in a child of fork(), the threads are gone and the lock may be held."""
         self._lock = threading.RLock()  # a signal's handler may log in the middle of this
         self._kinds: dict[_Key, _Kind] = {}
         self._first_end_s = math.inf
         self._is_looking = False
 
     def is_let_through(self, record: logging.LogRecord) -> bool:
-        """Whether the line may pass. A filter for loggers. What nobody sees is not counted."""
+        """Whether the line may pass. A filter for loggers. Levels below INFO are not counted."""
         if (record.levelno or 0) < logging.INFO or hasattr(record, _IS_COUNT):
             return True
         with self._lock:
@@ -105,7 +105,7 @@ class LineLimits:
         return passes
 
     def tell(self, *, is_end: bool = False) -> None:
-        """Log what was left out of the kinds whose time is over; at the end, of all."""
+        """Log the counts of the kinds whose time is over; at the end, of all kinds."""
         with self._lock:
             self._is_looking = False
             now_s = self._now_s()
@@ -135,7 +135,7 @@ class LineLimits:
         return kind
 
     def _over(self, now_s: float) -> list[_Kind]:
-        """Forget the kinds whose time is over. Those of which something is to be told."""
+        """Forget the kinds whose time is over. Returns those that left lines out."""
         if now_s < self._first_end_s:
             return []
         over = [key for key, kind in self._kinds.items() if kind.ends_s <= now_s]
@@ -152,7 +152,7 @@ class LineLimits:
 def _keys(record: logging.LogRecord) -> tuple[_Key, _Key]:
     """The kind of all runs together, and the line's own.
 
-    A message that is all arguments ("%s") says by its text what kind it is, but for its numbers.
+    The kind of a message without words ("%s") is its final text without numbers.
     """
     template, arguments = str(record.msg), record.args
     general = (record.name, template if arguments else "")
@@ -196,7 +196,7 @@ def _tell(kinds: list[_Kind], now_s: float) -> None:
 
 
 def _in_a_thread(seconds: float, work: Callable[[], None]) -> None:
-    """One thread at most, and only while something is left out. It keeps no process alive."""
+    """At most one thread, and only while lines are left out. It keeps no process alive."""
     timer = threading.Timer(seconds, work)
     timer.daemon = True
     timer.name = "rallypoint-line-limits"

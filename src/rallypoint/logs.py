@@ -1,9 +1,8 @@
-"""Log lines in which nothing from another machine moves a cursor or looks like a line of its own.
+"""Log lines in which text from another machine cannot move the cursor or forge a line.
 
-Names, reasons and failures come from nodes, and what a stranger sends comes from anybody. `tidy`
-cleans the lines of a logger at the one place that all of them pass, and bounds how many lines of
-one kind there are (`line_limits`). Nothing here adds a handler or sets a level: that is the
-program's.
+Names, reasons and failures come from nodes, and some text comes from anybody who connects. `tidy`
+cleans all lines of a logger in one place, and limits how many lines of one kind there are
+(`line_limits`). Nothing here adds a handler or sets a level: the program does that.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _PLAIN: Final = logging.Formatter()
 def tidy(name: str, *, lines: bool = False) -> logging.Logger:
     """The logger of that name, whose records are cleaned and limited from now on. Idempotent.
 
-    `lines`: its messages may have several lines, which are this package's own.
+    `lines`: its messages may have several lines, all written by this package.
     """
     logger = logging.getLogger(name)
     if not any(isinstance(each, _Cleaning) for each in logger.filters):
@@ -57,7 +56,7 @@ class _Cleaning(logging.Filter):
 
 
 class _Cleaned:
-    """Another object in a record: cleaned when it becomes text, and only then."""
+    """An object in a record, which is cleaned when it becomes text."""
 
     def __init__(self, value: object, lines: bool) -> None:
         self._value = value
@@ -74,7 +73,7 @@ class _Cleaned:
 
 
 def _one_line(value: object) -> str:
-    """An error of this package has its hint on a line of its own, which is for people."""
+    """The text of an object; the hint of an error of this package follows on the same line."""
     message, hint = getattr(value, "message", None), getattr(value, "hint", None)
     if isinstance(value, Exception) and isinstance(message, str) and isinstance(hint, str):
         return f"{message} (hint: {hint})" if hint else message
@@ -92,6 +91,6 @@ class CleanFormatter(logging.Formatter):
 
 
 def _indented(trace: str) -> str:
-    """So that no line of an error's message begins as a log line does."""
+    """The trace, indented: no line of an error's message can look like a log line."""
     lines = escaped(trace, lines=True).split("\n")
     return "\n".join(f"  {line}" for line in lines)

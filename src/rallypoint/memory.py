@@ -12,14 +12,14 @@ import msgspec
 from rallypoint.core.budget import BYTES_MIN
 
 EMBEDDED_BYTES_MAX: Final = 1024**3
-"""A coordinator inside a training process keeps no more, unless it is told to: the memory is the
-training's. That is enough for the largest store of a round (256 MiB) and thousands of nodes."""
+"""The default maximum for a coordinator inside a training process, which needs the memory itself.
+It is enough for the largest store of a round (256 MiB) and thousands of nodes."""
 _NO_LIMIT_FROM: Final = 1 << 60
-"""What the first version of cgroups writes for "no limit" is a little less than 2^63."""
+"""Version 1 of cgroups writes a little less than 2^63 for "no limit"."""
 
 
 class MemoryLimit(msgspec.Struct, frozen=True):
-    """How many bytes, and who says so: for people."""
+    """How many bytes, and where the limit comes from, as text."""
 
     bytes: int
     source: str
@@ -36,10 +36,10 @@ def memory_limit(root: Path = Path("/")) -> MemoryLimit:
 
 
 def default_budget(*, is_embedded: bool) -> MemoryLimit:
-    """The bytes that a coordinator keeps for its peers, unless it is told.
+    """How many bytes a coordinator keeps for its peers by default: half of the limit.
 
-    Half of what there is: the rest is for the program itself, for what is made and gone within a
-    message, and for what the kernel holds for the process's sockets.
+    The rest is for the program itself, for temporary data of single messages, and for the kernel's
+    buffers of the process's sockets.
     """
     limit = memory_limit()
     half = max(BYTES_MIN, limit.bytes // 2)
@@ -52,7 +52,7 @@ def _machine_bytes() -> int:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
-        return 2 * EMBEDDED_BYTES_MAX  # a system that does not say
+        return 2 * EMBEDDED_BYTES_MAX  # the system does not tell
 
 
 def _cgroup_limits(root: Path) -> Iterator[tuple[Path, int]]:
@@ -112,4 +112,4 @@ def _lines(root: Path, path: PurePosixPath | str) -> list[str]:
     try:
         return (root / path).read_text(errors="replace").splitlines()
     except OSError:
-        return []  # no Linux, no cgroups, or not for this process to read
+        return []  # not Linux, no cgroups, or no permission

@@ -35,9 +35,9 @@ def resolve_token(token_file: str | None = None, environ: Environ | None = None)
 def resolve_tokens(token_file: str | None = None, environ: Environ | None = None) -> Resolved:
     """All tokens that a coordinator accepts, as a tuple: empty if there is none.
 
-    From where `resolve_token` has the one that a node shows, which is the first. A file has one on
-    each line, so that old and new ones are accepted while the nodes change over. Raises UsageError
-    as `resolve_token` does.
+    The sources are those of `resolve_token`, which returns the first one. A file has one token on
+    each line, so that old and new tokens are accepted while nodes change to the new one. Raises
+    UsageError as `resolve_token` does.
     """
     path = resolve("token_file", token_file, environ)
     if path.value is None:
@@ -62,7 +62,7 @@ def _read_tokens(path: str) -> tuple[str, ...]:
 
 
 TOKENS_MAX: Final = 16
-"""A coordinator compares each request with all of them."""
+"""A coordinator compares the token of each request with all of them."""
 _TOKEN_LINES_MAX: Final = 100
 TOKEN_BITS_MIN: Final = 128
 DRAW_A_TOKEN: Final = (
@@ -79,10 +79,10 @@ _DIFFERENT_MIN: Final = 8
 
 
 def token_bits(token: str) -> int:
-    """At most so many bits were drawn for a token, to judge by its characters and its length.
+    """The most random bits that a token can have, by its characters and its length.
 
-    22 characters of base64 or 32 hexadecimal digits hold 128 bits. One of fewer than 8 different
-    characters was not drawn, and counts as none.
+    22 characters of base64 or 32 hexadecimal digits have 128 bits. A token of fewer than 8
+    different characters is not random, and has 0.
     """
     if len(set(token)) < _DIFFERENT_MIN:
         return 0
@@ -91,7 +91,7 @@ def token_bits(token: str) -> int:
 
 
 def check_token_strength(token: str) -> None:
-    """Raises UsageError for a token that others could guess. For a port that they can reach."""
+    """Raises UsageError for a token that can be guessed. For a port that others can reach."""
     if token_bits(token) < TOKEN_BITS_MIN:
         raise UsageError(
             "this token can be guessed, and other machines can reach the coordinator: a token "
@@ -116,7 +116,7 @@ def _read_secret(path: str, what: str, parse: Callable[[str], str]) -> str:
 
 
 def _lines_of_secret(path: str, what: str, lines_max: int) -> list[str]:
-    """The first lines of the file, at least one; "" for one that is not there."""
+    """The first lines of the file, at least one; "" for a missing line."""
     try:
         with Path(path).open(encoding="utf-8") as file:
             return [file.readline(TOKEN_LENGTH_MAX + 2).strip() for _ in range(lines_max)]

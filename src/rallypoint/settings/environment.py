@@ -25,21 +25,21 @@ def variables(environ: Environ | None) -> Environ:
 
 _withheld: Final[dict[str, str]] = {}
 WITHHELD_PREFIXES: Final = ("RALLYPOINT_TOKEN", "RALLYPOINT_ETCD_PASSWORD")
-"""Variables that admit to a coordinator or to a ledger, or name a file that does."""
+"""Variables with a token or a password, or with the name of a file that has one."""
 
 
 def withhold_secrets() -> None:
     """Take this process's tokens and passwords out of its environment, which children inherit.
 
-    They can be resolved here as before; a variable that is set anew wins. For a process whose
-    children are programs of the user's: torch's agent gives its workers a copy of its environment.
+    They can still be resolved here, and a variable that is set again wins. For a process whose
+    children are the user's programs: torch's agent gives its workers a copy of its environment.
     """
     for name in [each for each in os.environ if each.startswith(WITHHELD_PREFIXES)]:
         _withheld[name] = os.environ.pop(name)
 
 
 def home(environ: Environ | None = None) -> str:
-    """The folder of this user, as HOME says; "" if it says none."""
+    """This user's home folder, from HOME; "" without one."""
     folder = variables(environ).get("HOME", "")
     return folder if folder.startswith("/") else ""
 
@@ -61,7 +61,7 @@ def etcd_binary(environ: Environ | None = None) -> str | None:
 
 
 def process_environment() -> Environ:
-    """The variables of this process, for what a pure function judges as a whole."""
+    """All variables of this process, for a pure function that needs many."""
     return os.environ
 
 

@@ -103,7 +103,7 @@ _DURATION_MAX_S: Final = 365 * 86_400.0
 
 
 def check_duration_s(name: str, seconds: float) -> None:
-    """Raises UsageError unless this is a bounded number of seconds that makes sense for `name`."""
+    """Raises UsageError unless the setting `name` can have this many seconds."""
     if not 0 <= seconds <= _DURATION_MAX_S:
         raise UsageError(f"{name} must be within 0 and {_DURATION_MAX_S:g} s, not {seconds}")
     if seconds == 0 and name in _NODE_DURATIONS and name not in _MAY_BE_ZERO:
@@ -111,22 +111,22 @@ def check_duration_s(name: str, seconds: float) -> None:
 
 
 ATTACH_MARGIN_S: Final = 7.0
-"""From the moment that a node notices the loss until it is attached to the next coordinator: it
-dials the old address (2 s), looks into the ledger (up to 1.5 s), dials the new one (2 s), and is
-let in; all of that may be slow for as long again as the last of these takes."""
+"""The time from a node's notice of the loss until it is attached to the next coordinator: it dials
+the old address (2 s), reads the ledger (up to 1.5 s), dials the new address (2 s) and attaches. The
+rest is a margin."""
 
 
 def attach_grace_s(given_s: float | None, silence_s: float) -> float:
     """How long a new coordinator waits for the nodes of the one before it, in seconds.
 
-    `given_s`: the setting; None: derived. A node that hears nothing notices it after `silence_s`,
-    which it checks at least thrice in that time: so up to 4/3 of it later.
+    `given_s`: the setting; None: derived. A node checks for silence at least three times within
+    `silence_s`, so it notices a loss after at most 4/3 of it.
     """
     return ATTACH_MARGIN_S + silence_s * 4 / 3 if given_s is None else given_s
 
 
 def check_stop_s(stop_s: float) -> None:
-    """Raises UsageError unless a node's place may be kept for so long."""
+    """Raises UsageError unless a node's place may be kept for that long."""
     if not 0 <= stop_s <= STOP_S_MAX:
         raise UsageError(f"stop_s must be within 0 and {STOP_S_MAX:g} s, not {stop_s:g}")
 
@@ -168,9 +168,9 @@ def _check_labels(labels: Mapping[Any, Any]) -> None:
 
 
 def check_own_token(node: NodeSettings) -> None:
-    """Raises UsageError if this node may carry the coordinator, and its token is too weak for it.
+    """Raises UsageError if this node may host the coordinator, and its token is too weak for that.
 
-    All nodes of a run have the same token, so each says so, whichever would carry it.
+    All nodes of a run have the same token, so every node raises it, not only the host.
     """
     endpoint = node.endpoint
     is_inside = endpoint.kind is EndpointKind.LEDGER or (
@@ -189,11 +189,11 @@ def node_settings(
 ) -> NodeSettings:
     """A node's settings from arguments named as its fields, environment and defaults.
 
-    None, and leaving it out, are the same. Where there is no endpoint and no run id, the run gets
-    one by chance: nobody else can reach it, so nobody needs to know it.
+    None counts as not given. A run without endpoint and run id gets a random id: no other process
+    can reach it, so none needs its id.
 
     Raises:
-        UsageError: for a value that cannot be, or an endpoint without a run id.
+        UsageError: for a value that is not allowed, or an endpoint without a run id.
         TypeError: for an argument that is no field.
     """
     refuse_unknown(explicit, NodeSettings.__struct_fields__)

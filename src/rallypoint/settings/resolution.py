@@ -18,7 +18,7 @@ from rallypoint.settings.table import SECRETS, Setting, setting
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """The value of a setting, and for people where it came from."""
+    """The value of a setting, and where it came from, as text."""
 
     name: str
     value: Any
@@ -46,7 +46,8 @@ class Resolved(msgspec.Struct, frozen=True):
 def resolve(name: str, explicit: Any = None, environ: Environ | None = None) -> Resolved:
     """A setting's value: the explicit argument, else the environment's, else the default.
 
-    Text is parsed alike from both; an argument that is no text is taken as it is, and None is none.
+    Text is parsed in the same way from both. An argument that is not text is taken as it is, and
+    None counts as not given.
 
     Raises:
         UsageError: naming the setting or the variable, if the text cannot be read.
@@ -64,7 +65,7 @@ def resolve(name: str, explicit: Any = None, environ: Environ | None = None) -> 
 
 
 def read(known: Setting, text: str, called: str) -> Any:
-    """The value that a text means. Raises UsageError, which says `called` for the setting."""
+    """The value that a text means. Raises UsageError, which names the setting as `called`."""
     try:
         return known.parse(text)
     except EndpointError as error:

@@ -14,12 +14,12 @@ from rallypoint.settings.values import NodeRange
 def run_settings(*, environ: Environ | None = None, **explicit: Any) -> RunSettings:
     """A run's settings, on which its nodes must agree, from arguments, environment and defaults.
 
-    The arguments are RunSettings' fields, and `nnodes` (text or NodeRange) for both bounds. None,
-    and leaving it out, are the same: for no bound of restarts, `max_restarts` is "any". A bound
-    alone leaves the other as the environment has it; else a minimum is also the maximum.
+    The arguments are RunSettings' fields, and `nnodes` (text or NodeRange) for both bounds. None
+    counts as not given; for restarts without a limit, `max_restarts` is "any". With one bound
+    given, the other comes from the environment; without that, a minimum is also the maximum.
 
     Raises:
-        UsageError: for a value that cannot be, or values that contradict each other.
+        UsageError: for a value that is not allowed, or values that contradict each other.
         TypeError: for an argument that is no field.
     """
     refuse_unknown(explicit, (*RunSettings.__struct_fields__, "nnodes"))

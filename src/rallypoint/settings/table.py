@@ -77,8 +77,8 @@ SETTINGS: Final = (
         Endpoint(EndpointKind.LOCAL),
         "where the nodes meet: HOST:PORT, http://HOST:PORT, etcd://HOST:PORT,... or file:///FOLDER",
     ),
-    # No default: where a coordinator is shared, two jobs that both left a default in place would
-    # meet each other. Only a run that nobody else can reach is given a name by chance.
+    # No default: two jobs with the same default would meet each other at a shared coordinator. Only
+    # a run that no other process can reach gets a random name.
     _setting("run_id", parse_name, None, "the run's name; required with an endpoint"),
     _setting(
         "nnodes",

@@ -12,7 +12,7 @@ from rallypoint.settings.values import whole
 
 
 class WorkerChannel(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker of `rallypoint run` is told: its agent's local socket, and its place."""
+    """What a worker of `rallypoint run` needs: its agent's local socket, its rank and sizes."""
 
     agent: str
     secret: str
@@ -52,7 +52,7 @@ _WORKER_TEXTS: Final = {
 def worker_channel(environ: Environ | None = None) -> WorkerChannel | None:
     """How this worker reaches its agent; None if it was not started by `rallypoint run`.
 
-    Raises UsageError if what the agent set has been lost or changed on the way.
+    Raises UsageError if a variable of the agent is missing or was changed.
     """
     environment = variables(environ)
     if not environment.get("RALLYPOINT_AGENT"):
