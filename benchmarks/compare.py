@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-if not __package__:  # run as a file: what lies beside it is the package `benchmarks`
+if not __package__:  # Run as a file: the checkout has the package `benchmarks`.
     sys.path[0] = str(ROOT)
 
 from rallypoint.bench.processes import DEADLINE_S, BenchError  # noqa: E402
@@ -135,7 +135,7 @@ def _bench(tree: Path, python: str, *arguments: str) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Progress, for a person who waits."""
+    """Print progress to stderr."""
     print(f"compare: {text}", file=sys.stderr, flush=True)
 
 

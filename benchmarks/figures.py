@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-if not __package__:  # run as a file: the checkout is where the package `benchmarks` lies
+if not __package__:  # Run as a file: the checkout has the package `benchmarks`.
     sys.path[0] = str(ROOT)
 
 from benchmarks import import_time, ledger_cost  # noqa: E402
@@ -56,7 +56,7 @@ GROUPS: Final = (*HERE, *SCENARIOS)
 
 
 def say(text: str) -> None:
-    """Progress, for a person who waits."""
+    """Print progress to stderr."""
     print(f"figures: {text}", file=sys.stderr, flush=True)
 
 

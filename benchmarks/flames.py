@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-if not __package__:  # run as a file: what lies beside it is the package `benchmarks`
+if not __package__:  # Run as a file: the checkout has the package `benchmarks`.
     sys.path[0] = str(ROOT)
 
 from benchmarks import doc_tables  # noqa: E402
@@ -68,7 +68,7 @@ def shares(picture: str) -> dict[str, float]:
 
 
 def say(text: str) -> None:
-    """Progress, for a person who waits."""
+    """Print progress to stderr."""
     print(f"profile: {text}", file=sys.stderr, flush=True)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-if not __package__:  # run as a file: what lies beside it is the package `benchmarks`
+if not __package__:  # Run as a file: the checkout has the package `benchmarks`.
     sys.path[0] = str(ROOT)
 
 from benchmarks import doc_tables, wait_idle  # noqa: E402
@@ -43,7 +43,7 @@ IDLE_S: Final = 10.0
 
 
 def say(text: str) -> None:
-    """Progress, for a person who waits."""
+    """Print progress to stderr."""
     print(f"scale: {text}", file=sys.stderr, flush=True)
 
 

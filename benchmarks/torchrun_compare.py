@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-if not __package__:  # run as a file: what lies beside it is the package `benchmarks`
+if not __package__:  # Run as a file: the checkout has the package `benchmarks`.
     sys.path[0] = str(ROOT)
 
 from benchmarks import private_network  # noqa: E402
@@ -294,7 +294,7 @@ GROUPS: Final = {
 
 
 def say(text: str) -> None:
-    """Progress, for a person who waits."""
+    """Print progress to stderr."""
     print(f"torchrun_compare: {text}", file=sys.stderr, flush=True)
 
 

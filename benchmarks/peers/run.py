@@ -27,7 +27,7 @@ from types import FrameType
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-if not __package__:  # run as a file: the checkout is where `benchmarks` is
+if not __package__:  # Run as a file: the checkout has the package `benchmarks`.
     sys.path[0] = str(ROOT)
 
 from benchmarks import doc_tables, private_network, wait_idle  # noqa: E402
@@ -51,7 +51,7 @@ DOCUMENT: Final = ROOT / "docs" / "benchmarks.md"
 
 
 def say(text: str) -> None:
-    """Progress, for a person who waits."""
+    """Print progress to stderr."""
     print(f"peers: {text}", file=sys.stderr, flush=True)
 
 

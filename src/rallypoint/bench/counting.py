@@ -56,7 +56,7 @@ class Count:
 
 
 def say(text: str) -> None:
-    """Progress, for a person who waits: stdout is for the driver."""
+    """Print progress to stderr; stdout is for the driver."""
     print(f"rallypoint: {text}", file=sys.stderr, flush=True)
 
 

@@ -294,14 +294,14 @@ class Plan(msgspec.Struct):
 
 
 _WAITS: Final = {
-    "connect": "all nodes to be let in",
+    "connect": "all nodes to be attached",
     "meet": "all nodes to be given a round",
     "ended": "all nodes to be told that the round has ended",
     "share": "the nodes of all machines",
     "store": "all calls of the store to be answered",
-    "barrier": "all nodes to be let through the barrier",
-    "watch": "the time of watching to be over",
-    "disconnect": "all nodes to be let go",
+    "barrier": "all nodes to pass the barrier",
+    "watch": "the end of the watch",
+    "disconnect": "all nodes to leave",
 }
 _NODES: Final = "a process of nodes"
 _STUCK_S: Final = 60.0

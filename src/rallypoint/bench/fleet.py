@@ -97,7 +97,7 @@ class Fleet:
         gate = asyncio.Semaphore(CONNECTS_AT_ONCE)
         address = await resolve(host, port)
         await asyncio.gather(*(self._connect(node, address, gate) for node in made))
-        await self._attached.all("were let in")
+        await self._attached.all("were attached")
         if ready:
             telling = asyncio.ensure_future(self._tell_why(made if shared else [], within_s))
             try:
@@ -224,7 +224,7 @@ class Fleet:
         node.ready()
         began_s = time.monotonic()
         await connect(node, await resolve(host, port))
-        await self._attached.all("were let in")
+        await self._attached.all("were attached")
         self.nodes.append(node)
         return {"began_s": began_s}
 
@@ -264,7 +264,7 @@ class Fleet:
             node.on_lost = lambda node, why: lost.one()
             node.goodbye()
         try:
-            await lost.all("were let go", 10.0)
+            await lost.all("had left", 10.0)
         except FleetError:
             for node in self.nodes:
                 node.abort()

@@ -73,7 +73,7 @@ class Calls:
             seat = node.machine.seat
             rank = seat.first_rank if seat is not None else 0
             node.call(ops.Barrier(name, rank), DEADLINE_S, answered)
-        await done.all("were let through the barrier")
+        await done.all("passed the barrier")
         return {"began_s": began_s, "done_s": done.last_s}
 
     async def flood(self, *, kinds: list[str], warm_s: float) -> dict[str, Any]:

@@ -88,10 +88,10 @@ class Watch:
         began_s = time.monotonic()
         try:
             await connect(node, await resolve(place["host"], place["port"]))
-            await attached.all("was let in", COME_S)
+            await attached.all("was attached", COME_S)
             attach_s.append(attached.last_s - began_s)
             node.goodbye()
-            await gone.all("was let go", COME_S)
+            await gone.all("had left", COME_S)
         except FleetError as error:
             say(f"a node could not come to {run_id} and go: {error}")
             node.abort()

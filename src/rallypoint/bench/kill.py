@@ -109,7 +109,7 @@ def _wait_until_whole(those: list[Agent], since_s: float) -> None:
 
     def are_whole() -> bool:
         formed = [agent.events("formed", since_s)[-1:] for agent in those]
-        rounds = {(note["round"], note["nodes"]) for notes in formed for note in notes}
+        rounds = {(each["round"], each["nodes"]) for events in formed for each in events}
         if not all(formed) or len(rounds) > 1:
             return False
         number, size = rounds.pop()

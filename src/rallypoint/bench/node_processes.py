@@ -155,9 +155,9 @@ def wait_for_round(groups: list[NodeProcesses], since_s: float, within_s: float)
     return last_s(formed)
 
 
-def last_s(notes: dict[str, LoggedEvent]) -> float:
+def last_s(events: dict[str, LoggedEvent]) -> float:
     """The time of the last of these events."""
-    return max(float(each["at_s"]) for each in notes.values())
+    return max(float(each["at_s"]) for each in events.values())
 
 
 def problem_of(groups: list[NodeProcesses]) -> str:

@@ -315,7 +315,7 @@ async def resolve(host: str, port: int) -> SocketAddress:
 
 
 async def connect(node: VirtualNode, address: SocketAddress) -> None:
-    """Open the node's connection. Raises FleetError if nobody listens there."""
+    """Open the node's connection. Raises FleetError if it is refused."""
     family, where = address
     loop = asyncio.get_running_loop()
     sock = socket.socket(family, socket.SOCK_STREAM)

@@ -1,6 +1,6 @@
 """The picture that `rallypoint bench --plot` draws: checked before it measures, drawn afterwards.
 
-What is in the picture is the affair of rallypoint/bench; this is about the file.
+Only the file is handled here. rallypoint/bench draws what is in the picture.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""`rallypoint`, as it is, but that it writes down when its node was told what: for `bench`.
+"""The command `rallypoint`, with an event log of its node and its workers. For `bench`.
 
     python -m rallypoint.cli.logged_agent FILE run ...
 
-Beside what the node's machine decides (bench/logged_node.py) it notes when the agent has stopped a
+It logs what the node's machine decides (bench/logged_node.py), and when the agent has stopped a
 round's workers. Nothing else of the command differs.
 """
 
@@ -19,7 +19,7 @@ from rallypoint.launch.round_workers import RoundWorkers
 
 
 def logged_work(log: EventWriter) -> type[RoundWorkers]:
-    """A class of work that writes down when it has been stopped."""
+    """A class of round workers that log when they have been stopped."""
 
     class LoggedWork(RoundWorkers):
         async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
@@ -33,7 +33,7 @@ def logged_work(log: EventWriter) -> type[RoundWorkers]:
 if __name__ == "__main__":
     log = EventWriter(sys.argv[1])
     replaced = {"Node": logged(log), "RoundWorkers": logged_work(log)}
-    # A class that the agent imports under another name would be measured as never doing anything.
+    # If the agent used a class of another name, its events would be missing without an error.
     assert replaced.keys() <= vars(agent).keys()
     vars(agent).update(replaced)
     main(sys.argv[2:])
