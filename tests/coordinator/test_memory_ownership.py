@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 
 from rallypoint.clock import StallProofClock
@@ -98,6 +100,21 @@ def test_r1_r13_a_run_that_begins_again_in_memory_is_above_the_one_before() -> N
         assert (run.membership.term, run.membership.number) == (number, number)
         run.fail(ValueError("a bug"))
         assert "run" not in coordinator.runs
+
+
+def test_a_run_that_is_forgotten_leaves_memory_at_once() -> None:
+    """Its store may have gigabytes. The garbage collector counts objects, and not their bytes."""
+    coordinator = coordinator_over(MemoryOwnership())
+    run = coordinator.open_run("run")
+    ready(run)
+    left = [weakref.ref(each) for each in (run, run.membership, run.store.current)]
+    gc.disable()
+    try:
+        coordinator.drop_run(run)
+        del run
+        assert [each() for each in left] == [None, None, None]
+    finally:
+        gc.enable()
 
 
 def test_each_process_has_a_ledger_id_of_its_own() -> None:

@@ -44,6 +44,10 @@ class Connections:
     def __len__(self) -> int:
         return len(self.by_name)
 
+    def close(self) -> None:
+        """The run is forgotten here: it gets no event any more."""
+        self._post = lambda event: None  # it holds the run
+
     # -- which node has which ------------------------------------------------------------------
 
     def of(self, node: NodeId) -> Session | None:

@@ -242,6 +242,7 @@ class HostedRun:
         membership = self.membership
         if (self.stamp.term, self.stamp.round) != (membership.term, membership.number):
             self.stamp = Stamp(self._host.ledger_id, membership.term, membership.number)
+            self.store.stamp = self.stamp
 
     # -- the run begins, and ends here ---------------------------------------------------------
 
@@ -326,7 +327,9 @@ class HostedRun:
 
     def forgotten(self) -> None:
         """The coordinator has forgotten this run: no timer fires any more."""
+        # The parts let go of the run. Else its memory would wait for the garbage collector.
         self._timers.close()
+        self.connections.close()
         self.store.close()
         self.share.close()
 

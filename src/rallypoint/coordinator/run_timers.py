@@ -57,6 +57,7 @@ class RunTimers:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        self._fired, self._is_member = lambda timer: None, lambda name: False  # they hold the run
 
     def _fire(self, what: tuple[TimerKind, str], timer: Timer) -> None:
         del self._timers[what]

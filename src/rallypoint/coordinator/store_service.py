@@ -66,7 +66,9 @@ class StoreService:
         """None before the first round, and on a run that is closed."""
         self.seats: dict[str, Seat] = {}
         """The members of the round, by name: no other node may call (R4)."""
-        self._run = run
+        self.stamp = run.stamp
+        """The run's: it is in every answer, so it stands here too."""
+        self._run: Run | None = run
         self._is_leased = run.is_leased
         self._sessions = sessions
         self._share = run.share
@@ -103,10 +105,12 @@ class StoreService:
             self._count()
 
     def close(self) -> None:
-        """The run is forgotten here."""
+        """The run is forgotten here: its store goes, and so do the answers that were held."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.current = self._tally = self._run = None
+        self._held = HeldAnswers()
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -115,10 +119,10 @@ class StoreService:
 
         The session was heard a moment ago, and the call's timeout counts from then.
         """
-        if self._is_leased:
+        if self._is_leased and self._run is not None:
             self._run.check_lease()
         store = self.current
-        if store is None or call.stamp.round != self._run.stamp.round:
+        if store is None or call.stamp.round != self.stamp.round:
             ended = StoreFailure(ROUND_ENDED, f"round {call.stamp.round} has ended")
             self._answer([Answer(node.name, call.request_id, ended)])
             return
@@ -175,11 +179,12 @@ class StoreService:
 
     def _answer(self, answers: list[Answer]) -> None:
         """R5, R10: an answer is sent only while no other coordinator can own the run."""
-        may_answer = not self._is_leased or not answers or self._run.may_answer()
+        run = self._run
+        may_answer = not self._is_leased or not answers or run is None or run.may_answer()
         for answer in answers:
             session = self._sessions.get(answer.node)
             if session is not None:
-                message = wire.StoreAnswer(self._run.stamp, answer.request_id, answer.result)
+                message = wire.StoreAnswer(self.stamp, answer.request_id, answer.result)
                 if may_answer:
                     session.answer(message)
                 else:
@@ -197,7 +202,7 @@ class StoreService:
 
     def _write_log(self) -> None:
         """R10: what changes the store is in the log before it is acknowledged."""
-        if isinstance(self.current, StoreLog):
+        if self._run is not None and isinstance(self.current, StoreLog):
             record = self.current.take_record()
             if record is not None:
                 self._run.append(self.current, record)
@@ -221,7 +226,7 @@ class StoreService:
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._timer_due_s = None, due_s
-        if due_s is not None:
+        if due_s is not None and self._run is not None:
             self._timer = self._call_at(due_s, partial(self._run.supervised, self._expire))
 
     def _expire(self) -> None:
