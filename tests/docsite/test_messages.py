@@ -12,13 +12,18 @@ from tests.docsite.pages import ROOT
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 SYSTEMS = frozenset({"No space left on device"})
 """Texts of the operating system."""
+PROGRAMS = frozenset({"kill", "python", "rallypoint", "serve"})
+"""The first words of spans that are commands, not messages."""
 
 
 def quoted(page: str) -> list[str]:
-    """The messages in the first column of the table below the heading about messages."""
+    """The messages in the table below the heading about messages, and in that about failures."""
     table = page.partition("\n## Messages, and what to do\n")[2]
     cells = re.findall(r"^\| (`.*?`) \| ", table, re.MULTILINE)
-    return [each for cell in cells for each in re.findall(r"`([^`]+)`", cell)]
+    found = [each for cell in cells for each in re.findall(r"`([^`]+)`", cell)]
+    failures = page.partition("\n## What happens on each failure\n")[2].partition("\n## ")[0]
+    spans = [each for each in re.findall(r"`([^`]+)`", failures) if " " in each]
+    return found + [each for each in spans if each.split()[0] not in PROGRAMS]
 
 
 def fixed(message: str) -> list[str]:
