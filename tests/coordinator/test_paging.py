@@ -87,5 +87,5 @@ def test_the_command_asks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_never_ends_is_no_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
     page: dict[str, object] = {"coordinator": {}, "runs": [], "problem": None, "next": "x"}
     monkeypatch.setattr(api, "request", lambda *_, **__: page)
-    with pytest.raises(CoordinatorError, match="no end"):
+    with pytest.raises(CoordinatorError, match="does not end"):
         api.runs(parse_endpoint("http://localhost:1"), "")
