@@ -192,7 +192,7 @@ def test_a_log_directory_that_cannot_be_written(cli: Cli, script: str, tmp_path:
     assert done.code == 2
     assert done.err == (
         f"error: cannot write logs to '{tmp_path}/file/logs': Not a directory\n"
-        "hint: a part of the path is not a directory\n"
+        "hint: a part of the path is not a directory: name another --log-dir\n"
     )
 
 
