@@ -263,7 +263,8 @@ def _host_and_port(authority: str, text: str, default_port: int = DEFAULT_PORT) 
 
 def _bracketed(authority: str, text: str, default_port: int) -> tuple[str, int]:
     host, bracket, rest = authority[1:].partition("]")
-    if not bracket or (rest and not rest.startswith(":")) or not _is_ipv6(host):
+    is_ipv6 = is_ip(host, 6) and naming.is_host(host)  # the latter checks the zone
+    if not bracket or (rest and not rest.startswith(":")) or not is_ipv6:
         raise EndpointError(
             f"endpoint {text!r} has no IPv6 address in its brackets",
             hint=f"write such an address as [::1]:{default_port}",
@@ -275,10 +276,6 @@ def _bracketed(authority: str, text: str, default_port: int) -> tuple[str, int]:
             "or give an address that is the same on all nodes",
         )
     return host, _port(rest[1:], text, default_port) if rest else default_port
-
-
-def _is_ipv6(host: str) -> bool:
-    return is_ip(host, 6) and naming.is_host(host)  # The latter looks at the zone, too.
 
 
 def _unbracketed(authority: str, text: str, default_port: int) -> EndpointError:

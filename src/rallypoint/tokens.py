@@ -1,15 +1,15 @@
-"""Where a node's token comes from, how two tokens are told apart, and what is said if they differ.
+"""Where a node's token comes from, how two tokens are compared, and the error if they differ.
 
 The order: an argument or `--token-file`, RALLYPOINT_TOKEN_FILE, RALLYPOINT_TOKEN, and then, by kind
 of endpoint:
 
-* none (one machine): a token drawn for this process, kept in its memory alone;
-* `host:port`: the token of this user's home, `~/.rallypoint/token`, made if it is not there;
+* none (one machine): a random token for this process, kept only in its memory;
+* `host:port`: the token of this user's home, `~/.rallypoint/token`, made if it is missing;
 * `http://`: none; the home's, if the coordinator answers 401 with the fingerprint of that;
-* a ledger: what the coordinator's lease says.
+* a ledger: the token in the coordinator's lease.
 
-This module reads and writes token files, and nothing else does. It reads no environment. Its calls
-may block for as long as a file system does: an event loop calls them in a thread.
+Only this module reads and writes the home's token. It does not read the environment. A call may
+block for as long as a file system does: an event loop makes it in a thread.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ FOLDER: Final = ".rallypoint"
 NAME: Final = "token"
 SHOWN: Final = f"~/{FOLDER}/{NAME}"
 WHOLE_WITHIN_S: Final = 5.0
-"""How long another node may take to write the home's token, before it counts as left half-made."""
+"""How long another node may take to write the home's token, before the file counts as broken."""
 LOOK_EVERY_S: Final = 0.02
 _FINGERPRINT_LABEL: Final = b"rallypoint token fingerprint"
 _FINGERPRINT_ROUNDS: Final = 20_000
-"""About 8 ms, once a process. A token of 128 bits cannot be found from its fingerprint; a sentence
-that only looks like one is 20,000 times dearer to guess."""
+"""About 8 ms, once a process. A token of 128 bits cannot be found from its fingerprint; for a
+passphrase that only looks random, each guess costs 20,000 times as much."""
 _FINGERPRINT_BYTES: Final = 6
 _NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
@@ -58,7 +58,7 @@ _WITHOUT_HOME: Final = (
 
 
 class Origin:
-    """Whose token it is, in a word that a coordinator tells those whom it refuses."""
+    """Where a token comes from, as a coordinator says it in a refusal."""
 
     HOME: Final = "home"
     GIVEN: Final = "given"
@@ -67,7 +67,7 @@ class Origin:
 
 
 class KnownToken(msgspec.Struct, frozen=True):
-    """A token, "" for none; its Origin; and where exactly it was found, for people."""
+    """A token, "" for none; its Origin; and the place where it was found, as text."""
 
     token: str = ""
     origin: str = ""
@@ -85,9 +85,9 @@ NONE: Final = KnownToken()
 
 
 def of_node(node: NodeSettings) -> KnownToken:
-    """The token that a node begins with, and that its own coordinator asks for.
+    """The token that a node shows first, and that a coordinator in this node requires.
 
-    May write the home's token. Raises UsageError if that is needed and cannot be had.
+    May write the home's token. Raises UsageError if that is needed and fails.
     """
     if node.token:
         return KnownToken(node.token, Origin.GIVEN, node.token_place or "given by the program")
@@ -99,7 +99,7 @@ def of_node(node: NodeSettings) -> KnownToken:
 
 
 def of_command(endpoint: Endpoint, token_file: str | None) -> KnownToken:
-    """The token that a command shows to the coordinator that it asks. Writes nothing.
+    """The token that a command shows to a coordinator. Writes nothing.
 
     Raises UsageError for a token that cannot be read.
     """
@@ -110,16 +110,16 @@ def of_command(endpoint: Endpoint, token_file: str | None) -> KnownToken:
 
 
 def given_token(token_file: str | None) -> KnownToken:
-    """What a file or the environment gives; none if they do not. Raises UsageError."""
+    """The token from a file or the environment, or none. Raises UsageError."""
     found = settings.resolve_token(token_file)
     return KnownToken(found.value, Origin.GIVEN, found.source) if found.value else NONE
 
 
 class Keys:
-    """The token that one node or command shows, and what it says where that is refused.
+    """The token that one node or command shows, and the error if it is refused.
 
-    `may_try_home`: whether the home's token may be taken later, for a coordinator that names its
-    fingerprint: it is sent to no other.
+    `may_try_home`: whether the home's token may be used later, for a coordinator that names its
+    fingerprint. It is sent to no other.
     """
 
     def __init__(self, known: KnownToken, *, may_try_home: bool = False) -> None:
@@ -149,13 +149,13 @@ class Keys:
         return self._may_try_home
 
     def takes_home(self, refused: TokenError) -> bool:
-        """Whether the home's token is the one that was asked for: then it is shown from now on."""
+        """Whether the coordinator requires the home's token: if so, it is shown from now on."""
         if not self._may_try_home or not refused.fingerprint or not settings.home():
             return False
         try:
             home = of_home(make=False)
         except UsageError:
-            return False  # The coordinator's answer says more than a file that is of no use.
+            return False  # The coordinator's answer explains more than a broken file.
         if fingerprint(home.token) != refused.fingerprint:
             return False
         self.known, self._may_try_home = home, False
@@ -169,7 +169,7 @@ class Keys:
 
 
 def compared(refused: TokenError, own: KnownToken) -> str:
-    """What is known of the token that a coordinator asks for, and of this side's own."""
+    """The token that a coordinator requires, and this side's own, in words."""
     theirs = "the coordinator's"
     if refused.fingerprint:
         theirs += f" has the fingerprint {refused.fingerprint}"
@@ -185,7 +185,7 @@ def compared(refused: TokenError, own: KnownToken) -> str:
 
 
 def what_to_do(refused: TokenError, own: KnownToken) -> str:
-    """The line to add where these two differ."""
+    """The hint for two tokens that differ."""
     if Origin.HOME in (refused.origin, own.origin):
         return f"copy one {SHOWN} to the home of every node; or {_GIVE_ALL}"
     return (
@@ -195,8 +195,8 @@ def what_to_do(refused: TokenError, own: KnownToken) -> str:
 
 
 def token_error(message: str, hint: str, fingerprint: str, origin: str) -> TokenError:
-    """What a coordinator, or what stands for one, has answered with 401. No more of it is kept
-    than a coordinator says."""
+    """The error for an answer 401. It may come from another program: its texts are cut, and a
+    fingerprint or origin is only kept if a coordinator could have sent it."""
     is_known = re.fullmatch(r"[0-9a-f]{12}", fingerprint) is not None
     return TokenError(
         Refusal(RefusalCode.TOKEN, message[:_SAID_MAX], hint[:_SAID_MAX]),
@@ -226,7 +226,7 @@ def draw() -> str:
 def fingerprint(token: str) -> str:
     """12 hexadecimal digits that tell two tokens apart; "" for a token that could be guessed.
 
-    A coordinator tells it to whoever asks, so it must not help to guess the token.
+    A coordinator sends it to anybody who asks, so it must not help to guess the token.
     """
     if settings.token_bits(token) < settings.TOKEN_BITS_MIN:
         return ""
@@ -239,9 +239,9 @@ def fingerprint(token: str) -> str:
 
 
 def of_home(*, make: bool) -> KnownToken:
-    """The token of this user's home; none if there is none and it is not to be made.
+    """The token of this user's home; none if it is missing and `make` is False.
 
-    All nodes that share the home get the same one, whichever makes it. Raises UsageError.
+    All nodes that share the home get the same token. Raises UsageError.
     """
     path = home_file()
     token = _settled(path, make=make)
@@ -268,7 +268,7 @@ def home_file() -> Path:
 
 
 def _settled(path: Path, *, make: bool) -> str:
-    """What the file holds once it is whole; "" if there is none and it is not to be made.
+    """The token in the file once it is complete; "" if it is missing and `make` is False.
 
     Over NFS a file that another node has made may be missing here, or empty, for a moment.
     """
@@ -330,9 +330,9 @@ _WRITABLE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 def _check_own(path: Path, about: os.stat_result, forbidden: int, file: Path) -> None:
-    """Raises UsageError unless this is the user's own, and others have none of these rights.
+    """Raises UsageError unless this user owns it, and others have none of these rights.
 
-    `file`: the token file, if this is its folder. ssh treats private keys so.
+    `file`: the token file, if `path` is its folder. ssh checks private keys in the same way.
     """
     own = os.geteuid()
     if about.st_uid != own:
@@ -352,7 +352,7 @@ def _check_own(path: Path, about: os.stat_result, forbidden: int, file: Path) ->
 
 
 def _make_own(path: Path) -> None:
-    """Put a new token there, unless somebody has. Raises UsageError."""
+    """Write a new token, unless the file exists by now. Raises UsageError."""
     _make_folder(path)
     try:
         _create(path, draw())
@@ -363,7 +363,7 @@ def _make_own(path: Path) -> None:
 
 
 def _make_folder(path: Path) -> None:
-    """The folder of the home's token, for this user alone. Raises UsageError."""
+    """Make the folder of the home's token, for this user only. Raises UsageError."""
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         about = path.parent.stat()
@@ -388,9 +388,9 @@ _PAST: Final = {"read": "read", "make": "made"}
 
 
 def make_file(path: Path) -> str:
-    """Make a token file, for this user alone; the token's fingerprint.
+    """Make a token file for this user only, and return the token's fingerprint.
 
-    Raises UsageError if there is something at the path already, or it cannot be written.
+    Raises UsageError if the path exists, or cannot be written.
     """
     token = draw()
     try:
@@ -416,10 +416,10 @@ def make_home_file() -> tuple[Path, str]:
 
 
 def _create(path: Path, token: str) -> None:
-    """A new file with this token, which is whole as soon as it can be seen. Raises OSError.
+    """Make a new file with this token, which is complete as soon as it is visible. Raises OSError.
 
-    It is written under another name and then linked: link() makes exactly one of two that begin at
-    once, also over NFS. Without hard links it is made in place, and readers wait until it is whole.
+    It is written under another name and then linked: of two processes, link() lets only one
+    succeed, also over NFS. Without hard links it is written in place, and readers wait for it.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:

@@ -32,7 +32,7 @@ PAGES_MAX: Final = 1_000
 
 
 class NoSuchRunError(UsageError):
-    """The coordinator knows no run of that name."""
+    """The coordinator has no run of that name."""
 
 
 def runs(endpoint: Endpoint, token: str, *, only_own: bool = False) -> dict[str, Any]:

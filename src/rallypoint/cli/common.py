@@ -54,7 +54,7 @@ def keys_of(endpoint: Endpoint, token_file: str | None) -> tokens.Keys:
 
 
 def warn_if_exposed(token_file: str | None) -> None:
-    """Tell the user if others can read the file that the token comes from."""
+    """Warn if other users can read the token file."""
     path = settings.resolve("token_file", token_file).value
     if path is not None and settings.is_readable_by_others(path):
         output.warn(f"token file {path!r} can be read by others: chmod 600 {path}")

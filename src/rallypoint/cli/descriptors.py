@@ -15,7 +15,7 @@ from typing import Final
 UNWRITABLE: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG, errno.ENXIO}
 )
-"""What a write to a standard stream ends with where nobody can take it; EPIPE apart."""
+"""Errors of a write to a standard stream that cannot succeed, besides EPIPE."""
 
 
 def fill() -> None:

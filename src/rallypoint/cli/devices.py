@@ -11,7 +11,7 @@ from rallypoint import settings
 from rallypoint.errors import UsageError
 
 NVIDIA_GPUS: Final = Path("/proc/driver/nvidia/gpus")
-"""One entry for each GPU that the driver knows; in a container, of the whole machine."""
+"""One entry for each GPU of the driver; in a container, of the whole machine."""
 
 
 def count_workers(
@@ -42,7 +42,7 @@ def count_workers(
 
 
 def count_gpus(environ: Mapping[str, str] | None = None, driver: Path = NVIDIA_GPUS) -> int:
-    """GPUs that CUDA_VISIBLE_DEVICES leaves us, else those that the driver knows."""
+    """GPUs in CUDA_VISIBLE_DEVICES, else those of the driver."""
     visible = settings.visible_gpus(environ)
     if visible is not None:
         return len(visible)

@@ -1,4 +1,4 @@
-"""Where SIGHUP goes, from the start of `rallypoint serve` on. Quick to import."""
+"""Receives SIGHUP from the start of `rallypoint serve` on. Quick to import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Hangups:
-    """Where SIGHUP goes. `came`: one came before there was an event loop to take it."""
+    """Receives SIGHUP. `came`: one arrived before there was an event loop to handle it."""
 
     def __init__(self) -> None:
         self.came = False
@@ -22,7 +22,7 @@ class Hangups:
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        """From here on SIGHUP is noted, also where it was ignored (nohup): it is a request."""
+        """Note each SIGHUP from now on, also where it was ignored (nohup): it is a request."""
         before = signal.signal(signal.SIGHUP, self._note)
         try:
             yield
@@ -30,7 +30,7 @@ class Hangups:
             signal.signal(signal.SIGHUP, before)
 
     def pass_on(self, loop: asyncio.AbstractEventLoop, ask: Callable[[], None]) -> None:
-        """Call `ask` in this loop for each from now on, and for those that came before."""
+        """Call `ask` in this loop for each SIGHUP from now on, and once for those before."""
         loop.add_signal_handler(signal.SIGHUP, ask)
         if self.came:
             ask()

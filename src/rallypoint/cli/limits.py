@@ -21,7 +21,7 @@ WORKER_FILES: Final = 4
 """Its two pipes, its pid, and its connection to the agent."""
 LOG_FILES: Final = 2
 SERVE_FILES: Final = 32
-"""With fewer, a coordinator keeps none for connections beside what it keeps for itself."""
+"""With fewer, a coordinator has none for connections beside its own files."""
 ADDRESS_SPACE_BYTES: Final = 256 * 1024**2
 """With less, a thread that has just started may never find memory, and its starter never end."""
 
@@ -64,7 +64,7 @@ def _check_files(what: str, needed: int) -> None:
 
 
 def _inherited_files() -> int:
-    """How many files are open beside the standard three: whoever started this process left them."""
+    """How many files this process inherited beside the standard three."""
     try:
         return max(0, sum(1 for _ in Path("/dev/fd").iterdir()) - 4)  # the listing itself is one
     except OSError:

@@ -73,7 +73,7 @@ def exit_code_of(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else ExitCode.DONE
 
 
-# Where typer carries its own click, this class has no public name, nor has it the same one
+# Where typer has its own copy of click, this class has no public name, and not the same one
 # everywhere: it is the base of BadParameter's base.
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
 
@@ -99,7 +99,7 @@ def _refused_by_system(error: Exception) -> int:
 
 
 def _reader_gone() -> int:
-    """Whoever read stdout has stopped (`| head`): nobody is left to be told."""
+    """The reader of stdout has stopped (`| head`): end without a message."""
     descriptors.abandon(sys.stdout.fileno())
     return 128 + 13
 

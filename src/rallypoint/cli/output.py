@@ -32,7 +32,7 @@ def print_error(message: str, hint: str = "") -> None:
 
 
 def _say(line: str) -> None:
-    """A line on stderr. Where it cannot be written there is nobody to tell."""
+    """A line on stderr. An error of the write is ignored: it could not be shown."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:

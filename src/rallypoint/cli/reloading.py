@@ -1,6 +1,6 @@
-"""SIGHUP to `rallypoint serve`: it reads its token file again, and never ends of it.
+"""SIGHUP to `rallypoint serve`: it reads its token file again, and never ends because of that.
 
-Whatever else it was started with is read once. A file that cannot be used changes nothing.
+All other options are read once, at the start. A file that cannot be used changes nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ NO_FILE: Final = (
 class Reloader:
     """Reads the tokens again when asked. Owned by one event loop.
 
-    `read`: the tokens of the file, with all that is asked of them at the start; raises UsageError.
-    None: there is no file. `use`: takes them; returns how many connections came with another one.
+    `read`: the tokens of the file, with the checks of the start; raises UsageError. None: there is
+    no file. `use`: replaces the tokens, and returns how many connections use another one.
 
-    The file is read in a thread, as a file system may hang, and no loop may wait for that.
+    The file is read in a thread: a file system may hang, and the loop must not wait for it.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Reloader:
         self._is_asked_again = False
 
     def ask(self) -> None:
-        """Read the file again, once it was read if that is under way. To be called in the loop."""
+        """Read the file again; if a read is under way, after that. To be called in the loop."""
         if self._read is None:
             _log.warning(NO_FILE)
         elif self._is_reading:

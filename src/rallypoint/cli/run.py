@@ -45,12 +45,12 @@ class _RunCommand(TyperCommand):
 
 
 def _text(name: str, metavar: str, help: str, panel: str | None = None, *short: str) -> Any:
-    """An option whose text settings/ reads, as it does the environment's."""
+    """An option whose text is read like a variable's, by rallypoint/settings."""
     return typer.Option(name, *short, metavar=metavar, help=help, rich_help_panel=panel)
 
 
 def _without_effect(name: str) -> Any:
-    """An option of torchrun's that changes nothing here; run_config.py says why."""
+    """An option of torchrun without effect here; run_config.py has the reasons."""
     return typer.Option(name, metavar="X", hidden=True)
 
 

@@ -47,7 +47,7 @@ def build_config(
     environ: Mapping[str, str] | None = None,
     note: Note = output.note,
 ) -> AgentConfig:
-    """What the agent is given. `note` is told what a person may not expect.
+    """The agent's settings. `note` gets what a person may not expect.
 
     Raises:
         UsageError: for what cannot be, naming the option or variable.
@@ -76,7 +76,7 @@ def build_config(
     wanted = settings.resolve("nproc_per_node", given.get("nproc_per_node"), environ).value
     workers = devices.count_workers(wanted, environ=environ, note=note)
     log_dir = settings.resolve("log_dir", given.get("log_dir"), environ).value
-    # Last, so that a mistake is told before what the agent needs is loaded.
+    # Last, so that a mistake is reported before the agent's libraries are loaded.
     from rallypoint.launch.agent import AgentConfig
 
     return AgentConfig(
@@ -118,7 +118,7 @@ def _check_can_meet(endpoint: Endpoint, run: RunSettings) -> None:
 def _check_is_alone(
     options: Options, given: Mapping[str, Any], environ: Mapping[str, str] | None
 ) -> None:
-    """Refuse a world of one that nobody asked for, where a launcher has started several."""
+    """Refuse one node by default where a launcher has started several."""
     is_asked_for = (
         options.get("standalone")
         or "nnodes" in given
@@ -236,7 +236,7 @@ class _Given(dict[str, Any]):
         """The option that gave an endpoint with port 0, if one did."""
 
     def add(self, name: str, text: str, label: str) -> None:
-        """Take it, unless it cannot be read or another option says otherwise."""
+        """Set the value. Raises UsageError if it cannot be read, or contradicts another option."""
         known = settings.setting(name)
         if known.secret:
             what, instead = _SECRETS[known.name]

@@ -1,7 +1,7 @@
-"""`rallypoint serve`: what is checked before a coordinator listens. While it does: serving.py.
+"""`rallypoint serve`: the checks before a coordinator listens. Its process is in serving.py.
 
-Loopback by default. Beyond it a token is asked for, because who reaches an open coordinator can end
-every run on it.
+Loopback by default. Beyond it a token is required: without one, everybody who reaches the
+coordinator can end every run on it.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ def serve(
 
 
 def _rereading(token_file: str | None, exposure: Exposure) -> Callable[[], tuple[str, ...]] | None:
-    """Reads the tokens again, and asks of them what is asked at the start. None: there is no file.
+    """A function that reads the tokens again, with the checks of the start. None: there is no file.
 
-    What reads them may be called in any thread, and raises UsageError.
+    It may be called in any thread, and raises UsageError.
     """
     path = settings.resolve("token_file", token_file).value
     if path is None:
@@ -126,7 +126,7 @@ def _rereading(token_file: str | None, exposure: Exposure) -> Callable[[], tuple
 
 
 def _memory_of(text: str | None) -> int | None:
-    """None: nobody has said. Raises UsageError."""
+    """None: not given. Raises UsageError."""
     size: int | None
     if text is None:
         size = settings.resolve("memory").value
@@ -155,14 +155,14 @@ def _ledger_of(text: str | None, advertise: str | None) -> Endpoint | None:
 
 
 class Exposure(msgspec.Struct, frozen=True):
-    """Who reaches the coordinator, and whether somebody said that everybody may."""
+    """Which machines reach the coordinator, and whether --insecure was given."""
 
     host: str
     is_loopback: bool
     is_insecure: bool
 
     def check(self, tokens: tuple[str, ...]) -> None:
-        """Raises UsageError if these tokens would let others in, and nobody said that it may."""
+        """Raises UsageError if other machines could join with these tokens, without --insecure."""
         if self.is_loopback or self.is_insecure:
             return
         if not tokens:

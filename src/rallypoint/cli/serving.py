@@ -1,4 +1,8 @@
-"""The process of `rallypoint serve`, which is ours alone: from its socket to its end."""
+"""The process of `rallypoint serve`, from its bound socket to its end.
+
+The checks before it are in serve.py, which every command imports: what loads asyncio and aiohttp is
+only here.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ from rallypoint.tokens import Origin
 STOP_WITHIN_S: Final = 2.5
 """How long a clean end may take; what is left then ends with the process."""
 HAND_OVER_WITHIN_S: Final = 5.0
-"""The same with a ledger, in which others are told that they can take the runs at once."""
+"""The same with a ledger, where the lease is given back so that others take the runs at once."""
 
 
 class Reloads(msgspec.Struct, frozen=True):
@@ -135,7 +139,7 @@ def _seconds(name: str) -> float:
 
 
 def _limits() -> dict[str, Any]:
-    """How much of this coordinator those who have its token may take."""
+    """Limits for clients with a valid token."""
     return {
         "runs_max": settings.resolve("runs_max").value,
         "sessions_max": settings.resolve("sessions_max").value,

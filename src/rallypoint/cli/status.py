@@ -1,4 +1,4 @@
-"""`rallypoint status`: what a coordinator's runs do, and why they wait."""
+"""`rallypoint status`: the state of a coordinator's runs, and why they wait."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def _one_run(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Answer:
-    """The run with all fields, also where only the ledger knows of it, or nobody does."""
+    """The run with all fields, also if it is only in the ledger, or unknown."""
     from rallypoint.coordinator import status as fields  # Only here: it loads the core.
 
     try:
@@ -98,7 +98,7 @@ def _one_run(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Ans
         answer = Answer(msgspec.to_builtins(unknown), error)
     status, problem = fields.filled(answer.status, fields.RunStatus), answer.error
     if problem is None and status["phase"] in (fields.UNOWNED, fields.UNREACHABLE):
-        # A replica says so: it has answered with what the ledger keeps.
+        # The answer is a replica's, from the ledger.
         is_unowned = status["phase"] == fields.UNOWNED
         why = "has no coordinator now" if is_unowned else "has a coordinator that does not answer"
         problem = CoordinatorError(f"run {run_id!r} {why}", hint=run_locator.UNOWNED_HINT)

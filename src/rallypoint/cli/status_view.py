@@ -101,14 +101,9 @@ def _run_row(run: Status) -> tuple[Text, ...]:
     return (
         cell(run.get("run_id", "")),
         _phase(run),
-        *(cell(_known(run.get(name))) for name in names),
+        *(cell("?" if run.get(name) is None else run[name]) for name in names),
         cell(run.get("reason", "")),
     )
-
-
-def _known(value: object) -> object:
-    """What nobody knows is drawn as a question mark."""
-    return "?" if value is None else value
 
 
 def _phase(run: Status) -> Text:
