@@ -99,7 +99,7 @@ class AgentConfig:
 
 @dataclass(frozen=True)
 class End:
-    """How the agent ends: its exit code, and what it says last."""
+    """How the agent ends: its exit code and its last message."""
 
     code: int
     message: str = ""
@@ -343,7 +343,7 @@ class Agent:
             if isinstance(self._node.gone, errors.SupersededError):
                 await self._stop(work, self._config.regroup_stop_timeout_s)
                 raise self._node.gone
-            if work.has_unreported and await self._may_be_told_to_go(work):
+            if work.has_unreported and await self._may_be_signalled(work):
                 continue
             if work.has_unreported:
                 self._report(work.failures.copy(), await work.new_failures())
@@ -354,8 +354,8 @@ class Agent:
                 await self._stop(work, self._config.regroup_stop_timeout_s)
                 return None
 
-    async def _may_be_told_to_go(self, work: RoundWorkers) -> bool:
-        """Whether it is too soon to judge a worker that a signal ended. Waits for what comes next.
+    async def _may_be_signalled(self, work: RoundWorkers) -> bool:
+        """Whether it is too soon to judge a worker that a signal ended. Waits for the next change.
 
         The same sender may be about to signal this agent, and then this node departs.
         """
@@ -531,8 +531,7 @@ class Agent:
             self._work.group.signal_leaders(number)
 
     async def _unless_signalled(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The result of `work`. Raises _Signalled if a signal comes first; it is cancelled
-        then."""
+        """The result of `work`. If a signal comes first: cancel it, and raise _Signalled."""
         task = self._spawn(work)
         try:
             await self._notifier.until(lambda: task.done() or bool(self._signals))

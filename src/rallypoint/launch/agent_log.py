@@ -29,7 +29,7 @@ class AgentLog:
         self._pump.say(agent_messages.shown(f"[{self._name}] {text}"))
 
     def waits(self, why: Why) -> None:
-        """Say why the node waits, unless it said so a moment ago."""
+        """Say why the node waits, unless it has just said so."""
         if self._waits.is_due(why.reason, asyncio.get_running_loop().time()):
             self.say(why.text)
 

@@ -1,6 +1,6 @@
-"""What the agent says: the sentences, from values. Pure; written for somebody at 3 a.m.
+"""The agent's sentences, made from values. Pure.
 
-Sentences that other parts say too are in core/reasons.py.
+Sentences that other parts use as well are in core/reasons.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def of_round(found: Round) -> str:
 
 
 def of_change(change: Change, before: Change | None) -> str:
-    """That a round has ended, or what the cause was; "" if that has been said (`before`)."""
+    """That a round has ended, or its cause; "" if the text for `before` has said it."""
     return reasons.describe_end_of_round(change, before)
 
 
@@ -31,7 +31,7 @@ def of_departure(number: int, grace_s: float) -> str:
 
 
 def of_end(run_id: str, close: CloseRecord) -> str:
-    """The same on every node: the outcome, and the cause with the last lines of who failed."""
+    """The outcome and the cause, with the last lines of the failed worker: equal on all nodes."""
     return reasons.describe_end_of_run(run_id, close)
 
 
@@ -55,5 +55,5 @@ def of_meeting(found: Round, own: OwnAddress | None, close: CloseRecord) -> str:
 
 
 def shown(text: str) -> str:
-    """Without what a terminal would obey: some of it comes from other machines."""
+    """Without terminal control characters: some of the text comes from other machines."""
     return escaped(text.expandtabs(), lines=True)

@@ -1,6 +1,6 @@
-"""Waiting in the agent's loop: for something to be so, and never for a call that hangs.
+"""Waits in the agent's loop until a condition holds.
 
-Nothing here knows runs or workers.
+Nothing here is about runs or workers, and no call runs here: see rallypoint/threads.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ChangeNotifier:
         await self._event.wait()
 
     async def until(self, is_so: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Wait until it is so, at most `timeout_s`; whether it is. Whatever changes what it reads
+        """Wait until `is_so()`, at most `timeout_s`, and return it. Each change that it depends on
         must notify."""
         try:
             async with asyncio.timeout(timeout_s):

@@ -1,6 +1,6 @@
 """Which of the workers' output goes to the agent's console: torchrun's --redirects, --tee, filter.
 
-Pure: texts in, a rule out. Files are not its concern: where there is a log directory they hold all.
+Pure: texts in, a rule out. It does not apply to files: in a log directory they contain all output.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What a worker's end says of its cause, read from its exit, its last lines and torch's error file.
+"""The cause of a worker's failure, from its exit, its last lines and torch's error file.
 
-Pure. Which part of the text is the error is decided here; what an error's text means, in
-core/failure_patterns.py.
+Pure. This file finds the error in the text; core/failure_patterns.py finds out what it means.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _ABORTS = (signal.SIGABRT,)
 
 
 def classify(exit: WorkerExit, last_lines: Sequence[str], error_file_text: str | None) -> Failure:
-    """Why a worker failed, as far as it tells. AssertionError for one that ended with 0.
+    """Why a worker failed, if that can be seen. AssertionError for one that ended with 0.
 
     `error_file_text` is what torch's `@record` wrote (TORCHELASTIC_ERROR_FILE); it wins over
     stderr, which may hold other threads' lines. The message is one line; `signal` is also set
@@ -56,10 +55,10 @@ def classify(exit: WorkerExit, last_lines: Sequence[str], error_file_text: str |
 
 
 def shared(failure: Failure, lines: int) -> Failure:
-    """The failure as other nodes are told it: with at most so many of the worker's last lines.
+    """The failure as it is sent to other nodes: with at most `lines` last lines of the worker.
 
-    0: with nothing that the worker wrote but the name of its exception. What it means (`kind`) was
-    judged here.
+    0: nothing that the worker wrote is sent, except the name of its exception. Its `kind` was found
+    on this node.
     """
     if lines > 0:
         return msgspec.structs.replace(failure, last_lines=failure.last_lines[-lines:])

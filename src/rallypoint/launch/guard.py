@@ -84,7 +84,7 @@ class Guard:
                 self._start_times[pgid] = start_time
                 self._send(f"add {pgid} {start_time}\n")
                 return
-        # A start that hung for longer than the agent waited: nobody else will end this one.
+        # A start that hung for longer than the agent waited: only this code can end it.
         guard_process.kill_groups({pgid: start_time}, guard_process.KILL_WITHIN_S)
 
     def remove(self, pgid: int) -> None:
@@ -141,7 +141,7 @@ class Guard:
 
 @dataclass(slots=True)
 class _GuardProcess:
-    """One guard process with its two pipes: lines to it, and one whose end tells of its death."""
+    """One guard process with two pipes: one for lines to it, one whose end means its death."""
 
     on_death: Callable[[_GuardProcess], None]
     lock: threading.RLock

@@ -140,9 +140,9 @@ def kill_groups(start_times: dict[int, int], within_s: float) -> None:
 
 
 def _is_same(pgid: int, start_time: int) -> bool:
-    # The kernel gives a number to nobody else while it names a living process's group or
-    # session. So another start time means that all of ours are gone, and no leader at all means
-    # that whoever is in the session is ours.
+    # The kernel does not reuse a number while it names a living process's group or session. So
+    # another start time means that all of our processes are gone, and no leader at all means that
+    # every process in the session is ours.
     leader = read_process(pgid)
     return leader is None or start_time in (0, leader.start_time)
 

@@ -1,8 +1,8 @@
-"""Was a worker killed for want of memory? The kernel does not tell its parent, only a counter.
+"""Did the kernel kill a worker for lack of memory? Only a counter of the kernel shows it.
 
-Best effort, and said so: the counter belongs to the agent's memory cgroup (its workers share it)
-or, without one, to the whole machine, so it says that *a* process was killed, not which one. The
-kernel counts before it kills, so that the count has risen by the time the exit is seen.
+Best effort: the counter belongs to the agent's memory cgroup (its workers share it) or, without
+one, to the whole machine. So it shows that *a* process was killed, not which one. The kernel counts
+before it kills: the count has risen by the time the exit is seen.
 """
 
 from __future__ import annotations

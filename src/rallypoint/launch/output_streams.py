@@ -1,7 +1,7 @@
-"""One pipe's bytes and the three places that they go to: a console, a file, the last lines.
+"""The bytes of one pipe and their three destinations: a console, a file, the last lines.
 
-Used by the thread of logs.py alone, but for `LastLines.snapshot`. Writes wait as long as their
-file does; none raises: where output cannot go must never end the job that wrote it.
+Only the thread of logs.py uses it, except `LastLines.snapshot`. A write may block as long as its
+file does, and never raises: a full disk must not end the job.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 
 LOG_FILE_MODE = 0o600
 LOG_FOLDER_MODE = 0o700
-"""What workers write may hold a password. Who wants others to read it opens the folder to them:
-folders that are there already stay as they are, and so do files."""
+"""Workers' output may contain a password. A user who wants others to read it makes the folder
+before: existing folders and files keep their modes."""
 LAST_LINES = 20
 LAST_LINE_BYTES_MAX = 2_000
 _HELD_BYTES_MAX = 65_536  # a longer line goes to the console in parts
@@ -32,8 +32,8 @@ _LINE_START = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?!\Z)")
 class Console:
     """The agent's own stdout or stderr. Once it is gone (`| head`), writes do nothing.
 
-    `on_full` is told, once, if it takes no more although somebody may want to read it: a file on
-    a full disk.
+    `on_full` is called once if a write fails although the stream is not closed: a file on a full
+    disk.
     """
 
     def __init__(self, fd: int, on_full: Callable[[OSError], None] = lambda error: None) -> None:
@@ -50,7 +50,7 @@ class Console:
                 _wait_writable(self._fd)
             except OSError as error:
                 self._gone = True
-                # EPIPE, EIO of a closed terminal, EBADF: nobody is left to read it.
+                # EPIPE, EIO of a closed terminal, EBADF: there is no reader any more.
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     self._on_full(error)
 
@@ -63,7 +63,7 @@ def make_log_dir(path: Path) -> None:
 
 
 class LogFile:
-    """A file that takes a worker's bytes as they are; the first error ends it and is told."""
+    """A file for a worker's unchanged bytes. The first error ends it and is reported."""
 
     def __init__(self, path: Path, on_error: Callable[[Path, OSError], None]) -> None:
         self._path = path

@@ -1,8 +1,7 @@
-"""One round's work on this node: its workers, which of them failed, and what that says.
+"""The workers of one round on this node: which of them failed, and why.
 
-It stands between worker_processes.py, which knows processes, and agent.py, which knows the run: a
-worker that ends while nobody stops it has finished or failed; one that ends because it was told to
-has done neither.
+worker_processes.py is about processes, agent.py about the run. Here an exit gets its meaning: a
+worker that ends by itself has finished or failed; one that the agent stopped has done neither.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ SIGNAL_SETTLE_S: Final = 0.3
 workers and the agent, in either order and some milliseconds apart."""
 STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 NO_LIMIT: Final = 2**31 - 1
-"""What TORCHELASTIC_MAX_RESTARTS says where there is no limit."""
+"""The value of TORCHELASTIC_MAX_RESTARTS without a limit."""
 
 _WORST_FIRST: Final = tuple(FailureKind)
 
@@ -106,7 +105,7 @@ class RoundWorkers:
 
     @property
     def has_unreported(self) -> bool:
-        """Whether a worker has failed of which `new_failures` has not told."""
+        """Whether a worker has failed that `new_failures` has not returned yet."""
         return bool(self._unreported)
 
     def _on_exit(self, exit: WorkerExit) -> None:
@@ -124,16 +123,16 @@ class RoundWorkers:
         return await self.group.stop(grace_s, first_signal)
 
     def judged_in_s(self, now_s: float) -> float:
-        """How long what failed is not judged yet: this agent may be told to go as well.
+        """How long to wait before failures are judged: a signal to this agent may follow.
 
-        That holds for all of them: a worker that is signalled takes its peers along.
+        That holds for all workers: one that is signalled makes its peers fail.
         """
         return max(0.0, self._judged_from_s - now_s)
 
     # -- what failed ---------------------------------------------------------------------------
 
     async def new_failures(self) -> list[Failure]:
-        """Why workers failed that were not told of yet. At most 2 x DRAIN_S."""
+        """The failures since the last call. Takes at most 2 x DRAIN_S."""
         exits, self._unreported = self._unreported, []
         found = list(await asyncio.gather(*map(self._failure, exits)))
         self.failures += found
@@ -219,6 +218,6 @@ def worst_first(found: list[Failure]) -> list[Failure]:
 
 
 def outranks(failure: Failure, others: list[Failure]) -> bool:
-    """Whether a failure says more of the cause than all of the others do."""
+    """Whether a failure is a more likely cause than all the others."""
     rank = _WORST_FIRST.index(failure.kind)
     return all(rank < _WORST_FIRST.index(other.kind) for other in others)

@@ -23,7 +23,7 @@ _OF_ANOTHER_AGENT = ("TORCHELASTIC_ERROR_FILE",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerContext:
-    """What one worker is told of its place. Ranks and world sizes count workers, not nodes.
+    """The place of one worker in its round. Ranks and world sizes count workers, not nodes.
 
     `virtual_local_rank`: the worker sees one GPU, and has LOCAL_RANK 0, as torchrun does it.
     """

@@ -79,7 +79,7 @@ class OutputSink(Protocol):
 
 
 class GroupRegistry(Protocol):
-    """Is told the process groups that must not outlive the agent. Called from any thread."""
+    """Registers the process groups that must not outlive the agent. Called from any thread."""
 
     def add(self, pgid: int) -> None: ...
     def remove(self, pgid: int) -> None: ...
@@ -163,10 +163,10 @@ class WorkerGroup:
 
     @property
     def running(self) -> tuple[int, ...]:
-        """The local ranks of the workers whose end was not told yet.
+        """The local ranks of the workers whose end has not been reported yet.
 
-        A worker that has ended and was not told of is one of them: a caller that finds nobody
-        running has heard how each of them ended.
+        That includes a worker that has ended and was not reported: a caller that finds none
+        running has received the exit of each.
         """
         return tuple(w.spec.local_rank for w in self._workers if not w.is_told)
 
@@ -397,7 +397,7 @@ def _search_session(session: int, *, kill: bool) -> bool:
     for member in living if kill else ():
         guard_process.kill_member(member.pid, session)
     for member in members:
-        # An agent that is process 1 of its container inherits orphans, and nobody else reaps them.
+        # An agent that is process 1 of its container inherits orphans; only the agent reaps them.
         if not member.alive and member.parent == os.getpid() and member.pid != session:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(member.pid, os.WNOHANG)
