@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -58,6 +59,19 @@ from rallypoint.wire import messages as wire
 _log = logging.getLogger("rallypoint.coordinator")
 
 
+class Logs(Protocol):
+    """What a run needs of the logs of its rounds' stores."""
+
+    def open(self, run: HostedRun, store: RoundStore, sealed: SealedLog | None) -> StoreLog | None:
+        """The log of the present round around its store; None where the ledger keeps none.
+
+        `sealed`: the log that `store` was read from, if it is not new.
+        """
+
+    def append(self, run: HostedRun, log: StoreLog, record: LogAppend) -> None:
+        """Write a record of the round's log; `StoreService.appended` follows."""
+
+
 class Ownership(Protocol):
     """What a run needs of the part that keeps its records, and that knows whether it is owned.
 
@@ -75,16 +89,9 @@ class Ownership(Protocol):
     def note(self, run: HostedRun, effect: do.Note) -> None:
         """Keep what is known of the round's members; Noted follows."""
 
-    def new_log(
-        self, run: HostedRun, store: RoundStore, sealed: SealedLog | None
-    ) -> StoreLog | None:
-        """The log of the present round around its store; None where none is kept.
-
-        `sealed`: the log that `store` was read from, if it is not new.
-        """
-
-    def append(self, run: HostedRun, log: StoreLog, record: LogAppend) -> None:
-        """Write a record of the round's log; `StoreService.appended` follows."""
+    @property
+    def logs(self) -> Logs | None:
+        """The logs of the rounds' stores; None where none are kept."""
 
     def check_lease(self) -> None:
         """Suspend all runs if the lease does not stand; to be called before anything is decided."""
@@ -384,10 +391,6 @@ class HostedRun:
         self._ownership.check_lease()  # so that `lease_stands` follows
         return False
 
-    def append(self, log: StoreLog, record: LogAppend) -> None:
-        """Write a record of the store's log."""
-        self._ownership.append(self, log, record)
-
     def lease_stands(self) -> None:
         """A renewal has succeeded: send what was held, and go on."""
         self._send_held_seats()
@@ -418,14 +421,10 @@ class HostedRun:
         settings, standing = self.membership.settings, effect.standing
         assert settings is not None
         heartbeat_s = settings.suspect_after_s / self._host.config.heartbeats_per_suspicion
-        in_memory = not self.is_leased
-        session.send(
-            wire.encode(
-                wire.Welcome(
-                    self.stamp, wire.VERSION, heartbeat_s, standing, SOFTWARE, in_memory=in_memory
-                )
-            )
+        welcome = wire.Welcome(
+            self.stamp, wire.VERSION, heartbeat_s, standing, SOFTWARE, in_memory=not self.is_leased
         )
+        session.send(wire.encode(welcome))
         if standing.round:
             if not self.is_leased or self.may_answer():
                 self._send_seat(effect.node, session)
@@ -478,7 +477,10 @@ class HostedRun:
         if store is None:
             store = _store_of(record, seats, self._host.config.store_limits)
         named = {m.name: seat for m, seat in zip(record.members, seats, strict=True)}
-        self.store.open(named, store, self._ownership.new_log(self, store, sealed))
+        logs = self._ownership.logs
+        log = logs.open(self, store, sealed) if logs is not None else None
+        append = partial(logs.append, self) if logs is not None else None
+        self.store.open(named, store, log, append)
 
     def _break(self, effect: do.Break) -> None:
         text = reasons.describe(effect.change)
@@ -538,9 +540,7 @@ class HostedRun:
         """R5: every attached node looks for the coordinator that owns the run now."""
         if effect.is_own_wish:
             what = "over" if self.is_closed else "handed over"
-            _log.info(
-                "run %s: %s, and not owned here any more: %s", self.run_id, what, effect.reason
-            )
+            _log.info("run %s: %s, and given up here: %s", self.run_id, what, effect.reason)
         else:
             _log.warning(
                 "run %s: this coordinator has been deposed: %s", self.run_id, effect.reason

@@ -12,12 +12,9 @@ from functools import partial
 
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
-from rallypoint.coordinator.log_reader import SealedLog
-from rallypoint.coordinator.store_log import LogAppend, StoreLog
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import Seen
-from rallypoint.core.store.store import RoundStore
 from rallypoint.core.values import Address, CloseRecord, RoundRecord
 
 
@@ -35,6 +32,7 @@ class MemoryOwnership:
     is_in_memory = True
     process = ""
     addresses: tuple[Address, ...] = ()
+    logs = None
 
     def __init__(
         self,
@@ -75,16 +73,6 @@ class MemoryOwnership:
     def note(self, run: HostedRun, effect: do.Note) -> None:
         """Never called: marks are for a successor, and there is none."""
         raise AssertionError(effect)
-
-    def new_log(
-        self, run: HostedRun, store: RoundStore, sealed: SealedLog | None
-    ) -> StoreLog | None:
-        """None: the store ends with this process."""
-        return None
-
-    def append(self, run: HostedRun, log: StoreLog, record: LogAppend) -> None:
-        """Never called, as there is no log."""
-        raise AssertionError(record)
 
     def check_lease(self) -> None:
         """There is no lease."""

@@ -29,17 +29,14 @@ from rallypoint.coordinator.lease_manager import (
     Restored,
     Suspended,
 )
-from rallypoint.coordinator.log_reader import SealedLog
 from rallypoint.coordinator.owned_runs import OwnedRuns
 from rallypoint.coordinator.run_removal import close_and_delete
-from rallypoint.coordinator.store_log import LogAppend, StoreLog
 from rallypoint.coordinator.supervision import Supervised, guarded, told
 from rallypoint.coordinator.tables import Tables, table_room
 from rallypoint.core import effects as do
 from rallypoint.core import election as e
 from rallypoint.core import events as on
 from rallypoint.core.backoff import Backoff
-from rallypoint.core.store.store import RoundStore
 from rallypoint.core.tables import Plan
 from rallypoint.core.values import Address, CloseRecord, RoundRecord
 from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerFormatError, LedgerLimitError
@@ -83,6 +80,7 @@ class RunOwnership:
         self._runs = OwnedRuns(
             ledger, self.lease_manager, config, self.check_lease, self._renewed, self.may_decide
         )
+        self.logs = self._runs.logs
         self._look_at_all_s = float("-inf")
         self._failures = Backoff(config.lease_ttl_s, PAUSE_MAX_S)
         self._rests_until_s = float("-inf")
@@ -244,7 +242,7 @@ class RunOwnership:
     def commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
         """Write a record to the run's register. A round's log is created first (R10)."""
         if isinstance(record, RoundRecord) and self._ledger.has_log:
-            self._runs.logs.create(run, record, self._commit)
+            self.logs.create(run, record, self._commit)
         else:
             self._commit(run, record)
 
@@ -309,16 +307,6 @@ class RunOwnership:
             return claimed
         self._runs.deposed(run.run_id, "the run is not this coordinator's")
         return None
-
-    def new_log(
-        self, run: HostedRun, store: RoundStore, sealed: SealedLog | None
-    ) -> StoreLog | None:
-        """The log of the present round around its store; None if the ledger keeps no logs."""
-        return self._runs.logs.open(run, store, sealed)
-
-    def append(self, run: HostedRun, log: StoreLog, record: LogAppend) -> None:
-        """Write a record of the log of the run's present round."""
-        self._runs.logs.append(run, log, record)
 
     def gave_up(self, run: HostedRun) -> None:
         """An unexpected error has ended the run on this coordinator: another may own it."""

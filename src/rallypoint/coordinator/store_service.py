@@ -40,9 +40,6 @@ class Run(Protocol):
     def may_answer(self) -> bool:
         """Whether the lease stands, so that no other coordinator can own the run."""
 
-    def append(self, log: StoreLog, record: LogAppend) -> None:
-        """Write a record; `StoreService.appended` follows."""
-
     def supervised(self, work: Callable[..., None], *args: Any) -> None:
         """Do some work. An unexpected error in it ends the run."""
 
@@ -69,6 +66,7 @@ class StoreService:
         self.stamp = run.stamp
         """The run's: it is in every answer, so it stands here too."""
         self._run: Run | None = run
+        self._append: Callable[[StoreLog, LogAppend], None] | None = None
         self._is_leased = run.is_leased
         self._sessions = sessions
         self._share = run.share
@@ -84,8 +82,18 @@ class StoreService:
 
     # -- rounds --------------------------------------------------------------------------------
 
-    def open(self, seats: dict[str, Seat], store: RoundStore, log: StoreLog | None) -> None:
-        """A round begins with this store. `log`: the same store with its log, if it has one."""
+    def open(
+        self,
+        seats: dict[str, Seat],
+        store: RoundStore,
+        log: StoreLog | None = None,
+        append: Callable[[StoreLog, LogAppend], None] | None = None,
+    ) -> None:
+        """A round begins with this store. `log`: the same store with its log, if it has one.
+
+        `append` writes a record of the log; `appended` follows.
+        """
+        self._append = append
         self.seats = seats
         self.current = log or store
         self._tally = store.tally if log is None else None
@@ -109,7 +117,7 @@ class StoreService:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.current = self._tally = self._run = None
+        self.current = self._tally = self._run = self._append = None
         self._held = HeldAnswers()
 
     # -- calls ---------------------------------------------------------------------------------
@@ -202,10 +210,10 @@ class StoreService:
 
     def _write_log(self) -> None:
         """R10: what changes the store is in the log before it is acknowledged."""
-        if self._run is not None and isinstance(self.current, StoreLog):
+        if self._append is not None and isinstance(self.current, StoreLog):
             record = self.current.take_record()
             if record is not None:
-                self._run.append(self.current, record)
+                self._append(self.current, record)
 
     def appended(self, log: StoreLog) -> None:
         """The record that was being written is in this log."""
