@@ -31,12 +31,16 @@ def plain_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """What is tested must not depend on whose terminal it is."""
+    make_plain(monkeypatch, tmp_path_factory)
+
+
+def make_plain(patch: pytest.MonkeyPatch, folders: pytest.TempPathFactory) -> None:
     for name in list(os.environ):
         if name.startswith(("RALLYPOINT_", "CUDA_", "FORCE_COLOR")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # without a token
+            patch.delenv(name)
+    patch.setenv("HOME", str(folders.mktemp("home")))  # without a token
     for name, text in PLAIN.items():
-        monkeypatch.setenv(name, text)
+        patch.setenv(name, text)
 
 
 @dataclass(frozen=True)

@@ -20,54 +20,72 @@ import rallypoint
 from rallypoint.cli import api
 from rallypoint.settings import parse_endpoint
 
-from .conftest import COMMAND, Cli, Served, without_ports
+from .conftest import COMMAND, Cli, Served, make_plain, without_ports
 
 Listener = Callable[[bytes | None], str]
+
+
+def joined(endpoint: str) -> rallypoint.Run:
+    return rallypoint.join(
+        "a/b c", endpoint, min_nodes=1, max_nodes=2, node_name="node0", last_call_s=0.01
+    )
 
 
 @pytest.fixture
 def run(serve: Callable[..., Served]) -> Iterator[tuple[str, rallypoint.Run]]:
     """The endpoint of a coordinator, and a run there with one node in a round."""
     endpoint = serve().endpoint
-    joined = rallypoint.join(
-        "a/b c", endpoint, min_nodes=1, max_nodes=2, node_name="node0", last_call_s=0.01
-    )
-    with joined as it:
+    with joined(endpoint) as it:
         next(iter(it.worlds()))
         yield endpoint, it
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Such a coordinator and run, for all tests that only look."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_plain(patch, tmp_path_factory)
+        served = Served("--port", "0")
+        node = joined(served.endpoint)
+    try:
+        with node:
+            next(iter(node.worlds()))
+            yield served.endpoint
+    finally:
+        served.kill()
 
 
 # -- what is there -------------------------------------------------------------------------------
 
 
 @pytest.mark.processes
-def test_the_only_run_is_shown_in_detail(cli: Cli, run: tuple[str, rallypoint.Run]) -> None:
-    done = cli("status", "--endpoint", run[0])
+def test_the_only_run_is_shown_in_detail(cli: Cli, endpoint: str) -> None:
+    done = cli("status", "--endpoint", endpoint)
     lines = done.out.splitlines()
     assert (done.code, done.err) == (0, "")
     assert lines[0] == "run a/b c: active, round 1: 1 node, 1 worker, 0 restarts"
     assert lines[3].split()[:5] == ["0", "0", "node0", "active", "connected"]
     assert lines[6].split()[:3] == ["1", "1", "1"]
-    assert cli("status", "a/b c", "--endpoint", run[0]).out.splitlines()[0] == lines[0]
+    assert cli("status", "a/b c", "--endpoint", endpoint).out.splitlines()[0] == lines[0]
 
 
 @pytest.mark.processes
 def test_host_and_port_and_the_environment_name_it_too(
-    cli: Cli, run: tuple[str, rallypoint.Run], monkeypatch: pytest.MonkeyPatch
+    cli: Cli, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RALLYPOINT_ENDPOINT", run[0].removeprefix("http://"))
+    monkeypatch.setenv("RALLYPOINT_ENDPOINT", endpoint.removeprefix("http://"))
     assert "run a/b c: active" in cli("status").out
 
 
 @pytest.mark.processes
-def test_as_json_the_shape_does_not_depend_on_how_many_there_are(
-    cli: Cli, run: tuple[str, rallypoint.Run]
-) -> None:
-    everything = json.loads(cli("status", "--endpoint", run[0], "--json").out)
+def test_as_json_the_shape_does_not_depend_on_how_many_there_are(cli: Cli, endpoint: str) -> None:
+    everything = json.loads(cli("status", "--endpoint", endpoint, "--json").out)
     assert [each["run_id"] for each in everything["runs"]] == ["a/b c"]
-    one = json.loads(cli("status", "a/b c", "--endpoint", run[0], "--json").out)
+    one = json.loads(cli("status", "a/b c", "--endpoint", endpoint, "--json").out)
     assert one["members"][0]["name"] == "node0"
-    none = json.loads(cli("status", "a/b c", "--endpoint", run[0], "--json", "--members", "0").out)
+    none = json.loads(
+        cli("status", "a/b c", "--endpoint", endpoint, "--json", "--members", "0").out
+    )
     assert (none["members"], none["members_total"]) == ([], 1)
 
 
@@ -84,9 +102,9 @@ def test_close_ends_it_for_all(cli: Cli, run: tuple[str, rallypoint.Run]) -> Non
 
 
 @pytest.mark.processes
-def test_a_run_that_is_not_there(cli: Cli, run: tuple[str, rallypoint.Run]) -> None:
+def test_a_run_that_is_not_there(cli: Cli, endpoint: str) -> None:
     for command in (["status", "nope"], ["close", "nope"]):
-        done = cli(*command, "--endpoint", run[0])
+        done = cli(*command, "--endpoint", endpoint)
         assert (done.code, done.out) == (2, "")
         assert done.err == ("error: no run 'nope' here\nhint: runs on this coordinator: a/b c\n")
 
@@ -178,11 +196,11 @@ def test_a_run_that_is_closed_is_closed_though_stdout_cannot_say_so(
 @pytest.mark.parametrize("options", [["--json"], [], ["a/b c"], ["a/b c", "--watch", "--json"]])
 @pytest.mark.parametrize(("stdout", "code"), [("/dev/full", 1), ("a pipe that nobody reads", 141)])
 def test_a_picture_that_nobody_gets_is_no_success(
-    run: tuple[str, rallypoint.Run], options: list[str], stdout: str, code: int
+    endpoint: str, options: list[str], stdout: str, code: int
 ) -> None:
     with _unwritable(stdout) as out:
         done = subprocess.run(
-            [*COMMAND, "status", *options, "--endpoint", run[0]],
+            [*COMMAND, "status", *options, "--endpoint", endpoint],
             stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert done.returncode == code
