@@ -229,7 +229,7 @@ def test_an_address_that_answered_an_hour_ago_may_have_been_a_nodes(
     served = cli("status", "--endpoint", f"http://127.0.0.1:{free_port}").err.splitlines()[-1]
     hosted = cli("close", "job", "--endpoint", f"127.0.0.1:{free_port}").err.splitlines()[-1]
     assert served == "hint: start `rallypoint serve` there, or check --endpoint"
-    assert "ends with that run" in hosted
+    assert "ends with its run" in hosted
 
 
 @pytest.mark.sockets

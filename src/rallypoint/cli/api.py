@@ -192,14 +192,14 @@ def _unreachable(endpoint: Endpoint, problem: str, error: OSError) -> Unreachabl
         message = f"nothing listens at {where}: {problem}"
         hint = "start `rallypoint serve` there, or check --endpoint"
         if endpoint.kind is EndpointKind.HOST:
-            # It names a coordinator in a node as well, and most often that has ended.
+            # Most often it was a coordinator inside a node, which has ended.
             hint = (
-                "a coordinator that a node of a run carries ends with that run; "
-                "one of `rallypoint serve` stays. Else check --endpoint"
+                "a coordinator inside a node ends with its run, and `rallypoint serve` does not; "
+                "or check --endpoint"
             )
     else:
         message = f"cannot reach {where}: {problem}"
-        hint = "check --endpoint, and that the network lets you through"
+        hint = "check --endpoint, and the network and firewalls on the way"
     return UnreachableError(message, hint=hint, attempts=((where, problem),))
 
 

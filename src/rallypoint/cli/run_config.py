@@ -385,9 +385,9 @@ def _yes_or_no(text: str, label: str) -> str:
 
 
 def _note_agreed(options: Options, endpoint: Endpoint, note: Note) -> None:
-    """What a static rendezvous is given, and a batch line often carries beside an endpoint.
+    """Note options of a static rendezvous, which batch scripts often give beside an endpoint.
 
-    Raises UsageError without an endpoint: then the nodes are to meet by these alone.
+    Raises UsageError without an endpoint: these options alone cannot make the nodes meet.
     """
     for name, why in _AGREED.items():
         option = f"--{name.replace('_', '-')}"

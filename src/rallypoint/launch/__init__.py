@@ -1,4 +1,4 @@
-"""The agent: keeps one machine's workers matching the round, and carries their store calls.
+"""The agent: keeps one machine's workers in line with the round, and passes their store calls on.
 
 With an agent, a program needs no code to be elastic: it gets torchrun's environment, is started
 again when the members change, and never outlives its agent. Everything here is about processes,
