@@ -62,9 +62,7 @@ LAYERS: dict[str, frozenset[str]] = {
             "_version",
         }
     ),
-    "simulation": frozenset({"client", "core", "wire", "ledger", "coordinator", "errors"})
-    | {"settings"},
-    "testing": frozenset({"core", "wire", "ledger", "client", "coordinator", "simulation"})
+    "testing": frozenset({"core", "wire", "ledger", "client", "coordinator"})
     | {"errors", "settings"},
     "bench": frozenset({ROOT, "client", "coordinator", "core", "endpoints", "errors", "settings"})
     | {"net", "wire", "_version"},
