@@ -47,6 +47,48 @@ def test_fewer_calls_a_second_are_worse() -> None:
     assert ratio.ratio == pytest.approx(2.0)
 
 
+def test_equal_figures_have_the_ratio_1_even_if_they_are_0() -> None:
+    runs = [run(messages=(1.2, "per node and s"), none=(0.0, "per node and s"))] * 3
+    for ratio in compare.compared(runs, runs):
+        assert (ratio.ratio, ratio.low, ratio.high) == (1.0, 1.0, 1.0)
+        assert ratio.is_kept
+
+
+def test_rounding_makes_no_figure_worse() -> None:
+    here = [run(messages=(1.2000000002, "per node and s"))] * 3
+    there = [run(messages=(1.2, "per node and s"))] * 3
+    assert not compare.compared(here, there)[0].is_worse
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0)])
+def test_a_figure_that_is_0_in_one_checkout_has_no_ratio(ours: float, theirs: float) -> None:
+    here = [run(t=(ours, "%")), run(t=(1.0, "%"))]
+    there = [run(t=(theirs, "%")), run(t=(1.0, "%"))]
+    [ratio] = compare.compared(here, there)
+    assert (ratio.ratio, ratio.low, ratio.high) == (None, None, None)
+    assert not ratio.is_worse
+    assert not ratio.is_kept
+    assert "none" in compare.shown([ratio])
+
+
+@pytest.mark.parametrize(("ours", "code"), [(1.0, 0), (2.0, 1), (0.0, 1), (None, 1)])
+def test_the_exit_code_says_whether_every_judged_figure_is_no_worse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: float | None, code: int
+) -> None:
+    (tmp_path / "src" / "rallypoint" / "bench").mkdir(parents=True)
+
+    def bench(tree: Path, python: str, scenario: str, *options: str) -> dict[str, Any]:
+        assert (scenario, options[-2:]) == ("idle", ("--seconds", "3"))
+        cpu = ours if tree == compare.ROOT else 1.0
+        medians = {"messages": 1.2, "bytes": 30.0, "CPU": cpu}
+        figures = [{"name": n, "median": m, "unit": "%"} for n, m in medians.items()]
+        return {"figures": [each for each in figures if each["median"] is not None]}
+
+    monkeypatch.setattr(compare, "_bench", bench)
+    options = ["--only", "idle", "--seconds", "3", "--pairs", "3"]
+    assert compare.main([str(tmp_path), *options]) == code
+
+
 def test_an_interval_with_1_in_it_is_no_worse_and_what_one_lacks_is_left_out() -> None:
     here = [run(t=(value, "ms"), new=(1.0, "ms")) for value in (12.0, 8.0)]
     there = [run(t=(10.0, "ms")) for _ in range(2)]
@@ -54,6 +96,21 @@ def test_an_interval_with_1_in_it_is_no_worse_and_what_one_lacks_is_left_out() -
     assert ratio.name == "t"
     assert ratio.low < 1.0 < ratio.high
     assert not ratio.is_worse
+
+
+def test_a_name_that_comes_in_two_units_gives_two_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = [
+        {"name": "memory", "median": 60.0, "unit": "MiB"},
+        {"name": "memory", "median": 20.0, "unit": "KiB per node"},
+    ]
+    monkeypatch.setattr(compare, "_bench", lambda *_: {"figures": memory})
+    found = compare.measure(Path(), "", ("idle",), 4, 1, 10.0)
+    assert {name: each["median"] for name, each in found.items()} == {
+        "idle: memory": 60.0,
+        "idle: memory, KiB per node": 20.0,
+    }
 
 
 def test_a_folder_that_is_no_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +125,7 @@ def test_what_is_judged_is_there_for_each_scenario(monkeypatch: pytest.MonkeyPat
         return {"figures": figures}
 
     monkeypatch.setattr(compare, "_bench", bench)
-    found = compare.measure(Path(), "", ("meet", "store"), 4, 1)
+    found = compare.measure(Path(), "", ("meet", "store", "idle"), 4, 1, 10.0)
     assert set(compare.JUDGED) <= set(found)
     assert found["store: set, get and add"]["median"] == pytest.approx(2.0)
     assert "meet: floor warm" not in found
