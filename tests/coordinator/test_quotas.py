@@ -249,10 +249,10 @@ def test_connections_leave_room_for_another_address() -> None:
     assert sum(each.is_welcome for each in held) == 70
     assert "at most 80 connections" in held[-1].refusal.message
     assert "RALLYPOINT_SESSIONS_MAX" in held[-1].refusal.hint
-    assert here.coordinator.session_refusal(HERE) is not None
-    assert here.coordinator.session_refusal(Account("another")) is None
-    here.coordinator.descriptors_max = 70
-    assert here.coordinator.session_refusal(Account("another")) is not None
+    assert here.coordinator.admission.session_refusal(HERE) is not None
+    assert here.coordinator.admission.session_refusal(Account("another")) is None
+    here.coordinator.admission.limit_descriptors(70)
+    assert here.coordinator.admission.session_refusal(Account("another")) is not None
 
 
 def test_who_goes_first_where_there_is_no_room() -> None:
@@ -375,12 +375,14 @@ def test_who_would_wait_too_long_is_told_the_limit() -> None:
 def test_members_that_come_to_the_next_coordinator_do_not_wait() -> None:
     """All at once, behind one address: they have the attach grace, and begin no run."""
     here = busy()
-    assert here.coordinator.wait_s("new", HERE) != 0.0
+    assert here.coordinator.admission.wait_s("new", HERE) != 0.0
     for number in range(5_000):
-        assert here.coordinator.wait_s(f"taken-over-{number}", HERE, was_in_it=True) == 0.0
+        assert (
+            here.coordinator.admission.wait_s(f"taken-over-{number}", HERE, was_in_it=True) == 0.0
+        )
     for number in range(10_000):
-        here.coordinator.wait_s(f"made-up-{number}", HERE, was_in_it=True)
-    assert here.coordinator.wait_s("made-up", HERE, was_in_it=True) is None
+        here.coordinator.admission.wait_s(f"made-up-{number}", HERE, was_in_it=True)
+    assert here.coordinator.admission.wait_s("made-up", HERE, was_in_it=True) is None
 
 
 def test_there_may_be_no_room_any_more_when_it_is_their_turn() -> None:

@@ -132,7 +132,8 @@ class World:
         )
         must(not coordinator.turns._lines, f"work of {list(coordinator.turns._lines)} is put off")
         must(
-            not coordinator._strangers, f"{len(coordinator._strangers)} links are still waited for"
+            not coordinator.admission._attach_due_s,
+            f"{len(coordinator.admission._attach_due_s)} connections have not attached",
         )
         must(not listener._strangers, f"{len(listener._strangers)} strangers are left")
         left = len(runner.server.connections)

@@ -8,34 +8,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from heapq import heappop, heappush
-from typing import Final, Protocol
+from typing import Protocol
 
 from rallypoint.clock import TICK_S, StallProofClock
 from rallypoint.coordinator import hosted_run
+from rallypoint.coordinator.admission import Admission
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.idle_runs import IdleRuns
-from rallypoint.coordinator.other_runs import TurnedAway, looking_alike
+from rallypoint.coordinator.other_runs import looking_alike
 from rallypoint.coordinator.outgoing import Outlet
 from rallypoint.coordinator.session import Session
 from rallypoint.coordinator.timers import ScheduledCall, Timers
 from rallypoint.coordinator.turns import Turns
-from rallypoint.core import naming, reasons
-from rallypoint.core.budget import HOW_TO_RAISE, MemoryBudget
+from rallypoint.core.budget import MemoryBudget
 from rallypoint.core.election import Seen
 from rallypoint.core.membership import Membership
-from rallypoint.core.quotas import NOBODY, Account, Holdings, Paces
-from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.quotas import NOBODY
 from rallypoint.core.tables import TABLE_BYTES_MAX
 from rallypoint.core.values import Address, Stamp
 from rallypoint.wire import messages as wire
 
 _log = logging.getLogger("rallypoint.coordinator")
-
-FORGOTTEN_MAX: Final = 4_096
-"""How many names are kept of runs that were forgotten before they had a round."""
 
 
 class Ownership(hosted_run.Ownership, Protocol):
@@ -112,23 +107,10 @@ class Coordinator:
         self._timers = Timers()
         self._wake = wake
         self._last_connection_id = 0
-        self._strangers: dict[int, float] = {}
-        """By when each connection has to attach that has not yet, by their ids."""
         self._listening: list[tuple[float, int]] = []
         """When to look whether a session was silent: (time, connection id); a heap."""
-        self._held_sessions = Holdings()
-        self._held_runs = Holdings()
-        self._paces = Paces(config.new_runs_per_s)
-        self._paces_of_members = Paces(config.new_runs_per_s, max(1, config.runs_max))
-        """For nodes that were in a run: they all come at once after a takeover."""
-        self._begins_at_s: dict[str, float] = {}
-        """When each run may begin for which nodes wait, by its name."""
         self._idle = IdleRuns(self.runs, config, self.now_s, is_in_memory=ownership.is_in_memory)
-        self._never_formed: dict[str, None] = {}
-        """Names of runs that were forgotten before they had a round: a node may begin them anew."""
-        self.descriptors_max = config.sessions_max
-        """How many connections this process can have."""
-        self._turned_away = TurnedAway()
+        self.admission = Admission(self, self._idle, is_in_memory=ownership.is_in_memory)
         self._next_round_s = 0.0
         self.floor_term = 0
         self.floor_number = 0
@@ -167,14 +149,15 @@ class Coordinator:
             return  # Going through all runs for every timer of one of them would be O(runs²).
         self._next_round_s = now_s + TICK_S / 2
         self._check_silence(now_s)
-        self._end_strangers(now_s)
+        for connection_id in self.admission.take_overdue(now_s):
+            self.sessions[connection_id].attach_overdue()
         self.turns.tick()
         for session in list(self.put_off.values()):
             session.beat_unasked()
         for session in list(self.unread.values()):
             session.look(now_s)
         for run in self._idle.over(now_s):
-            self._forget_run(run)
+            self.forget_run(run)
 
     def listen(self, session: Session, due_s: float) -> None:
         """Look at `due_s` whether the session was silent for too long."""
@@ -204,25 +187,15 @@ class Coordinator:
         self._last_connection_id += 1
         session = Session(self, self._last_connection_id, outlet)
         self.sessions[session.connection_id] = session
-        self._held_sessions.take(session.account)
-        self._strangers[session.connection_id] = self.now_s() + self.config.attach_timeout_s
+        self.admission.connected(session.connection_id, session.account)
         return session
 
     def disconnected(self, session: Session) -> None:
         """The connection is closed."""
-        self._strangers.pop(session.connection_id, None)
         self.put_off.pop(session.connection_id, None)
         if self.sessions.pop(session.connection_id, None) is not None:
-            self._held_sessions.give_back(session.account)
+            self.admission.disconnected(session.connection_id, session.account)
         self.on_fewer()
-
-    def _end_strangers(self, now_s: float) -> None:
-        # One look for all: with a timer each, 9,000 connections would wake the loop 9,000 times.
-        for connection_id in [
-            connection_id for connection_id, due_s in self._strangers.items() if due_s <= now_s
-        ]:
-            del self._strangers[connection_id]
-            self.sessions[connection_id].attach_overdue()
 
     def open_run(self, run_id: str) -> HostedRun:
         """The run of that name, begun if there is none."""
@@ -237,8 +210,7 @@ class Coordinator:
                 has_successor=not self.ownership.is_in_memory,
             )
             run = self.runs[run_id] = HostedRun(self, run_id, membership, self.ownership)
-            self._held_runs.take(run.account)
-            self._never_formed.pop(run_id, None)
+            self.admission.run_begun(run)
             self.run_is_idle(run)
         return run
 
@@ -246,24 +218,10 @@ class Coordinator:
         """The run, which counts for the session's account unless it counts for one already."""
         run = self.open_run(run_id)
         if run.account is NOBODY:
-            self._held_runs.give_back(NOBODY)
-            self._held_runs.take(session.account)
-            run.account = session.account
+            self.admission.count_for(run, session.account)
         return run
 
-    def admit(self, session: Session, attach: wire.Attach) -> float | None:
-        """In how many seconds the node may enter its run; None: too late to wait for.
-
-        An account that begins many runs has to wait. All nodes of one run wait for the same moment.
-        """
-        self._begin_anew(attach)
-        was_in_it = bool(attach.stamp.ledger_id)
-        wait_s = self.wait_s(attach.run_id, session.account, was_in_it=was_in_it)
-        if wait_s is not None:
-            self._strangers.pop(session.connection_id, None)
-        return wait_s
-
-    def _begin_anew(self, attach: wire.Attach) -> None:
+    def begin_anew(self, attach: wire.Attach) -> None:
         """Forget a closed run that never had a round, if this node may begin it anew.
 
         For a node that was in it, the run stays closed (R6).
@@ -274,34 +232,14 @@ class Coordinator:
             return
         if run.membership.may_begin_anew(attach.settings, self.now_s()):
             run.connections.close_all("the run is closed, and begins anew for other nodes")
-            self._forget_run(run)
-
-    def wait_s(self, run_id: str, account: Account, *, was_in_it: bool = False) -> float | None:
-        """How long a node of this account has to wait for the run; None: too long.
-
-        `was_in_it`: by what the node says, another coordinator had the run.
-        """
-        if run_id in self.runs:
-            return 0.0
-        now_s = self.now_s()
-        if run_id in self._begins_at_s:
-            return max(0.0, self._begins_at_s[run_id] - now_s)
-        paces = self._paces_of_members if was_in_it else self._paces
-        wait_s = paces.wait_s(account, now_s)
-        if wait_s:
-            self._begins_at_s[run_id] = now_s + wait_s
-            self.call_at(now_s + wait_s, partial(self._turn_over, run_id))
-        return wait_s
-
-    def _turn_over(self, run_id: str) -> None:
-        self._begins_at_s.pop(run_id, None)
+            self.forget_run(run)
 
     def other_runs(self, run: HostedRun) -> tuple[str, ...]:
         """Runs in which missing nodes of this one may be, if it has had no round yet."""
         if run.membership.round is not None:
             return ()
         if self.config.only_run is not None:
-            return self._turned_away.recent(self.now_s())
+            return self.admission.turned_away.recent(self.now_s())
         return looking_alike(run, reversed(self.runs.values()))
 
     def claim(self, run_id: str) -> None:
@@ -322,46 +260,6 @@ class Coordinator:
         """The run is over for its nodes."""
         self.on_fewer()
 
-    def refusal(self, attach: wire.Attach, account: Account = NOBODY) -> Refusal | None:
-        """Why the node cannot attach, if it cannot."""
-        only = self.config.only_run
-        if only is not None and attach.run_id != only:
-            self._turned_away.note(attach.run_id, self.now_s())
-            return reasons.other_run(only, attach.run_id)
-        problem = naming.info_problem(attach.node)
-        if not attach.run_id.isprintable():
-            problem = "the run id has characters that cannot be printed"
-        if problem:
-            hint = "look at --node-name, --local-addr and --label of this node"
-            return Refusal(RefusalCode.MALFORMED, problem, hint)
-        hint = "start the run again: this coordinator will begin it anew"
-        if attach.stamp.ledger_id and attach.stamp.ledger_id != self.ledger_id:
-            lost = f"run {attach.run_id!r} was lost with the coordinator that kept it in memory"
-            return Refusal(RefusalCode.RUN_LOST, lost, hint)
-        is_new = attach.run_id not in self.runs
-        is_swept = self.ownership.is_in_memory and attach.stamp.ledger_id and is_new
-        if is_swept and attach.run_id not in self._never_formed:
-            # R5: begun anew under the same ledger, its rounds would look old to this node.
-            swept = f"run {attach.run_id!r} was forgotten: no node was in it for too long"
-            return Refusal(RefusalCode.RUN_LOST, swept, hint)
-        if not self._held_sessions.has_room(account, self._sessions_max, more=0):
-            return reasons.too_many_sessions(self._sessions_max, self._held_sessions.total)
-        if is_new and not self._has_room_for_run(account):
-            return reasons.too_many_runs(self.config.runs_max, self._held_runs.total)
-        run = self.runs.get(attach.run_id)
-        excess = run.memory.no_room_for(attach.node.name) if run is not None else None
-        return None if excess is None else Refusal(RefusalCode.LIMIT, str(excess), HOW_TO_RAISE)
-
-    def session_refusal(self, account: Account) -> Refusal | None:
-        """Why this account cannot have another connection, if it cannot."""
-        if self._held_sessions.has_room(account, self._sessions_max):
-            return None
-        return reasons.too_many_sessions(self._sessions_max, self._held_sessions.total)
-
-    @property
-    def _sessions_max(self) -> int:
-        return min(self.config.sessions_max, self.descriptors_max)
-
     # -- runs without nodes --------------------------------------------------------------------
 
     def run_is_idle(self, run: HostedRun) -> None:
@@ -375,27 +273,11 @@ class Coordinator:
         """A node is connected to the run."""
         self._idle.remove(run)
 
-    def _has_room_for_run(self, account: Account) -> bool:
-        held, runs_max = self._held_runs, self.config.runs_max
-        if held.has_room(account, runs_max):
-            return True
-        if held.total > runs_max:
-            return False
-        may_take_any = held.total == runs_max and held.is_small(account, runs_max)
-        for run in self._idle.evictable():
-            if (
-                may_take_any or run.account == account
-            ):  # The account then has as many runs as before.
-                self._forget_run(run)
-                return True
-        return False
-
-    def _forget_run(self, run: HostedRun) -> None:
+    def forget_run(self, run: HostedRun) -> None:
+        """Remove the run, and its records."""
         _log.info("run %s is forgotten", run.run_id)
         if run.membership.round is None and not run.is_closed:
-            self._never_formed[run.run_id] = None
-            while len(self._never_formed) > FORGOTTEN_MAX:
-                del self._never_formed[next(iter(self._never_formed))]
+            self.admission.may_begin_again(run.run_id)
         self._raise_floor(run)
         self._remove(run.run_id)
         self.ownership.forget(run.run_id)
@@ -404,7 +286,7 @@ class Coordinator:
         run = self.runs.pop(run_id, None)
         if run is not None:
             self._idle.remove(run)
-            self._held_runs.give_back(run.account)
+            self.admission.run_removed(run)
             run.forgotten()
             self.turns.forget(run)
 

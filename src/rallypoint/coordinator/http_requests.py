@@ -34,7 +34,7 @@ class Requests:
         self, request: web.Request, handler: Handler, account: Account, *, is_last: bool
     ) -> web.StreamResponse:
         """Call the handler, and send its answer. `is_last`: close the connection then."""
-        open_max = min(OPEN_MAX, max(OPEN_FEW, self._coordinator.descriptors_max // 4))
+        open_max = min(OPEN_MAX, max(OPEN_FEW, self._coordinator.admission.descriptors_max // 4))
         if not self._open.has_room(account, open_max):
             said = f"{self._open.total} requests are open here, and this one is too many"
             refused = json_error(503, said, "ask again when others have their answer")

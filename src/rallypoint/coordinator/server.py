@@ -133,10 +133,10 @@ class CoordinatorServer:
         assert server is not None
         for sock in self._sockets:
             sock.listen(LISTEN_BACKLOG)
-        self.coordinator.descriptors_max = connections_max()
+        self.coordinator.admission.limit_descriptors(connections_max())
         limits = ListenerLimits(
             strangers_max=self.config.strangers_max,
-            connections_max=self.coordinator.descriptors_max,
+            connections_max=self.coordinator.admission.descriptors_max,
             stranger_s=self.config.attach_timeout_s,
         )
         self._listener = Listener(
@@ -285,7 +285,7 @@ class CoordinatorServer:
         server = self._runner.server if self._runner is not None else None
         return (
             server is not None
-            and len(server.connections) > self.coordinator.descriptors_max * 3 // 4
+            and len(server.connections) > self.coordinator.admission.descriptors_max * 3 // 4
         )
 
     async def _attach(self, request: web.Request) -> web.StreamResponse:
@@ -307,7 +307,7 @@ class CoordinatorServer:
             return _hung_up()
         request.transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         token, account = request.get(http_api.SHOWN), _account_of(request)
-        refusal = self.coordinator.session_refusal(account)
+        refusal = self.coordinator.admission.session_refusal(account)
         if refusal is not None:
             return _last(request, http_api.json_error(503, refusal.message, refusal.hint))
         outlet = WebSocketOutlet(ws, request.transport, self._closing, token, account)

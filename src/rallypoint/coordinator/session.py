@@ -99,6 +99,16 @@ class Run(Hashable, Protocol):
         """Send the member table of the last round."""
 
 
+class Admission(Protocol):
+    """What a session needs of its coordinator's admission."""
+
+    def refusal(self, attach: wire.Attach, account: Account) -> Refusal | None:
+        """Why the node cannot attach, if it cannot."""
+
+    def admit(self, connection_id: int, attach: wire.Attach, account: Account) -> float | None:
+        """In how many seconds the node may enter its run; None: too late to wait for."""
+
+
 class Host(Protocol):
     """What a session needs of its coordinator."""
 
@@ -109,6 +119,10 @@ class Host(Protocol):
     """Connections with a backlog, by their ids: sessions keep themselves in it."""
     put_off: dict[int, Session]
     """Connections whose input waits for its turn: the same."""
+
+    @property
+    def admission(self) -> Admission:
+        """Which connections and runs the coordinator accepts."""
 
     def now_s(self) -> float:
         """The coordinator's time."""
@@ -122,11 +136,8 @@ class Host(Protocol):
     def stamp(self) -> Stamp:
         """The stamp of a message to a node that is in no run."""
 
-    def refusal(self, attach: wire.Attach, account: Account) -> Refusal | None:
-        """Why the node cannot attach, if it cannot."""
-
-    def admit(self, session: Session, attach: wire.Attach) -> float | None:
-        """In how many seconds the node may enter its run; None: too late to wait for."""
+    def begin_anew(self, attach: wire.Attach) -> None:
+        """Forget a closed run that never had a round, if this node may begin it anew."""
 
     def run_for(self, session: Session, run_id: str) -> Run:
         """The run, begun for the account of this session if there is none."""
@@ -254,11 +265,13 @@ class Session:
             self.refuse(Refusal(RefusalCode.MALFORMED, "the node has not attached", hint))
             return
         host = self._host
-        refusal = wire.version_refusal(message.version) or host.refusal(message, self.account)
+        refusal = wire.version_refusal(message.version)
+        refusal = refusal or host.admission.refusal(message, self.account)
         if refusal is not None:
             self.refuse(refusal)
             return
-        wait_s = host.admit(self, message)
+        host.begin_anew(message)
+        wait_s = host.admission.admit(self.connection_id, message, self.account)
         if wait_s is None:
             self.refuse(reasons.begins_too_many(host.config.new_runs_per_s))
             return
@@ -276,7 +289,9 @@ class Session:
     def _enter_in_turn(self, message: wire.Attach, asked: on.NodeAttached) -> None:
         if self._is_over:
             return
-        refusal = self._host.refusal(message, self.account)  # There may be less room by now.
+        refusal = self._host.admission.refusal(
+            message, self.account
+        )  # There may be less room by now.
         if refusal is not None:
             self.refuse(refusal)
         else:
