@@ -19,7 +19,7 @@ from rallypoint.client.node import Node
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.net import bind
-from tests.coordinator.test_server import get
+from tests.coordinator.peers import get
 from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
 from tests.ports import free_port
 

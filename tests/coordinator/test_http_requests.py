@@ -12,7 +12,7 @@ import pytest
 from rallypoint.coordinator import http_api, http_requests, sending
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer
-from tests.coordinator.test_server import get
+from tests.coordinator.peers import get
 from tests.loops import opened, run_clean, served, until
 
 pytestmark = pytest.mark.sockets

@@ -10,23 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rallypoint.coordinator import store_log
-from rallypoint.coordinator.log_reader import SealedLog
 from rallypoint.coordinator.log_records import (
     FORMAT,
     Record,
     UnreadableLogError,
     decode_record,
     encode_record,
-    header_record,
-    seal_record,
 )
-from rallypoint.coordinator.log_replay import Replay
-from rallypoint.coordinator.round_log import LogId, first_of
-from rallypoint.coordinator.store_log import LogAppend, StoreLog
+from rallypoint.coordinator.store_log import StoreLog
 from rallypoint.core.store import (
-    DEFAULT_LIMITS,
     LIMIT,
-    TIMEOUT,
     Add,
     Answer,
     Append,
@@ -45,82 +38,8 @@ from rallypoint.core.store import (
 from rallypoint.core.store.store import RoundStore
 from rallypoint.testing.store_checker import StoreChecker
 from rallypoint.testing.violations import InvariantViolation
+from tests.coordinator.log_segments import LOG, SEATS, Logs, new_store, successor_of, write
 from tests.kinds import examples
-
-SEATS = (("a", 0, 1), ("b", 1, 2))
-
-
-LOG = LogId(1, 1, 0, 1)
-
-
-class Logs:
-    """The segments of a round's log, in a ledger that answers at once."""
-
-    def __init__(self) -> None:
-        self.segments = {LOG: [header_record("run", 1, 1)]}
-
-    def append(self, record: LogAppend) -> None:
-        segment = self.segments.setdefault(record.log, [])
-        assert record.index == len(segment)
-        segment.append(record.data)
-
-    @property
-    def records(self) -> list[bytes]:
-        """Those of all segments, but for the headers."""
-        return [data for segment in self.segments.values() for data in segment[1:]]
-
-    def read(self, limits: StoreLimits = DEFAULT_LIMITS) -> SealedLog:
-        """What a successor makes of it."""
-        replay = Replay(lambda: RoundStore(SEATS, limits))
-        log = first_of(tuple(each.name("run") for each in self.segments))
-        while True:
-            assert log is not None
-            replay.begin_segment(log)
-            moved = None
-            for data in self.segments[log]:
-                record = decode_record(data)
-                moved = record.moved
-                if moved is None:
-                    replay.take(record, len(data))
-            if moved is None:
-                return SealedLog(replay, log, len(self.segments[log]))
-            log = LogId(log.term, log.number, moved.segment, moved.writer)
-
-    def drop_before(self, log: LogId | None) -> None:
-        if log is not None:
-            self.segments = {each: kept for each, kept in self.segments.items() if each >= log}
-
-
-def new_store(batch: int = 1_000, limits: StoreLimits = DEFAULT_LIMITS) -> StoreLog:
-    store = RoundStore(SEATS, limits)
-    return StoreLog(store, 1, run_id="run", log=LOG, batch_bytes_max=batch)
-
-
-def successor_of(logs: Logs, term: int = 2, batch: int = 1_000) -> StoreLog:
-    """A coordinator of the next term, after it has sealed the log."""
-    read = logs.read()
-    logs.append(LogAppend(read.log, read.next_index, seal_record(term)))
-    read = logs.read()
-    return StoreLog(
-        read.replay.store,
-        term,
-        run_id="run",
-        log=read.log,
-        next_index=read.next_index,
-        batch_bytes_max=batch,
-        replay=read.replay,
-    )
-
-
-def write(store: StoreLog, logs: Logs, at_most: int = 1_000_000) -> list[Answer]:
-    """Append everything that waits, as a ledger that answers at once would."""
-    released = []
-    while at_most and (record := store.take_record()) is not None:
-        logs.append(record)
-        released += store.appended()
-        logs.drop_before(store.take_complete())
-        at_most -= 1
-    return released
 
 
 def test_a_write_is_answered_once_it_is_in_the_log() -> None:
@@ -389,172 +308,6 @@ def test_no_record_is_larger_than_the_ledger_takes(calls: list[tuple[int, int]])
     logs = Logs()
     assert len(write(store, logs)) == accepted
     assert all(len(data) <= most for data in logs.records)
-
-
-# -- snapshots -------------------------------------------------------------------------------------
-
-
-def leads_to(logs: Logs, store: RoundStore) -> None:
-    """A successor has all the data, and all answers that may be asked for again: no reads."""
-    found = logs.read().replay.store.freeze()
-    wanted = store.freeze()
-    assert found.data == wanted.data
-    answers = {(s.node, request_id): a for s in found.sessions for request_id, a in s.answered}
-    for session in wanted.sessions:
-        for request_id, answer in session.answered:
-            assert answers[session.node, request_id] == answer
-
-
-def test_a_long_log_is_cut_short_and_leads_to_the_same_store(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 20)
-    store, logs = new_store(), Logs()
-    for number in range(1, 1_001):
-        key = f"k{number % 7}"
-        store.apply("a", number, Set(key, b"%d" % number), None, 0.0, number - 3, ())
-        store.apply("b", number, Append("list", b"x"), None, 0.0, number - 1, ())
-        write(store, logs)
-    assert len(logs.records) < 60
-    assert len(logs.segments) == 1
-    read = logs.read()
-    leads_to(logs, store._store)
-    assert read.replay.since.records < 40
-
-
-def test_r11_a_snapshot_says_which_calls_are_over_and_which_are_open(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 5)
-    store, logs = new_store(), Logs()
-    store.apply("a", 1, Barrier("start", 0), None, 0.0)
-    for number in range(2, 40):
-        store.apply("a", number, Add("n", 1), None, 0.0, number - 1, (1,))
-        write(store, logs)
-    assert logs.read().log.segment > 0
-    successor = successor_of(logs)
-    assert successor.apply("a", 2, Add("n", 1), None, 0.0) == []
-    assert write(successor, logs) == []
-    (answer,) = successor.apply("b", 1, Get("n"), None, 0.0)
-    assert answer.result == StoreValue(b"38")
-    successor.apply("a", 1, Barrier("start", 0), None, 0.0)
-    for rank in (1, 2):
-        successor.apply("b", rank + 1, Barrier("start", rank), None, 0.0)
-    assert [each.result for each in write(successor, logs)] == [StoreValue(None)] * 3
-
-
-def test_calls_are_answered_while_a_snapshot_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 5)
-    monkeypatch.setattr(store_log, "PART_BYTES_MAX", 2_000)
-    store, logs = new_store(100_000), Logs()
-    for number in range(1, 300):
-        store.apply("a", number, Set(f"k{number}", bytes(200)), None, 0.0, number - 1, ())
-    write(store, logs, 1)
-    for number in range(300, 308):
-        store.apply("a", number, Set("k", b"%d" % number), None, 0.0, number - 1, ())
-        write(store, logs, 1)
-    assert store._snapshot is not None
-    waits = []
-    for number in range(308, 330):
-        store.apply("a", number, Add("n", 1), None, 0.0, number - 1, ())
-        waited = 0
-        while not write(store, logs, 1):
-            waited += 1
-        waits.append(waited)
-        # A coordinator that takes over in the middle has all of it.
-        leads_to(logs, store._store)
-    assert logs.read().log.segment > 0
-    assert max(waits) <= 3  # two of them for the move to the next segment
-
-
-def test_values_and_answers_that_no_record_could_hold_are_in_the_snapshot_in_pieces(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 30)
-    store = StoreLog(
-        RoundStore(SEATS), 1, run_id="run", log=LOG, batch_bytes_max=500, record_bytes_max=1_000
-    )
-    logs = Logs()
-    for number in range(1, 25):
-        store.apply("a", number, Append("k", bytes([number]) * 300), None, 0.0, number - 1, ())
-        write(store, logs)
-    # It does not compare, so it answers all 7,200 bytes; these are not in its own entry.
-    store.apply("b", 1, CompareSet("k", b"other", b"new"), None, 0.0)
-    for number in range(25, 60):
-        store.apply("a", number, Set("n", b"%d" % number), None, 0.0, number - 1, ())
-        write(store, logs)
-    assert len(logs.segments) == 1
-    assert logs.read().log.segment == 1
-    assert max(map(len, logs.records)) <= 1_000
-    leads_to(logs, store._store)
-
-
-def test_a_log_that_begins_in_the_middle_is_not_taken_for_the_whole() -> None:
-    logs = Logs()
-    segment = LogId(1, 1, 3, 1)
-    logs.segments = {segment: [header_record("run", 1, 1, 3)]}
-    logs.append(LogAppend(segment, 1, encode_record(Record(FORMAT, 1))))
-    with pytest.raises(UnreadableLogError, match="beginning"):
-        _ = logs.read().replay.store
-
-
-def test_a_batch_that_is_full_takes_no_further_call() -> None:
-    op = Set("k", b"v" * 100)
-    store = new_store(batch=store_log._call_size("a", op))
-    for number in (1, 2):
-        assert store.apply("a", number, op, None, 0.0) == []
-    records = []
-    while (record := store.take_record()) is not None:
-        records.append(decode_record(record.data))
-        store.appended()
-    assert [len(each.entries) for each in records] == [1, 1]
-
-
-def test_a_barrier_is_released_to_all_or_to_none_also_over_several_records() -> None:
-    seats = tuple((f"node{rank}", rank, 1) for rank in range(50))
-    store = StoreLog(RoundStore(seats), 1, run_id="run", log=LOG, batch_bytes_max=200)
-    for rank in range(50):
-        store.apply(f"node{rank}", 1, Barrier("start", rank), 10.0, 0.0)
-    logs = Logs()
-    answers: list[Answer] = []
-    records = 0
-    while not answers:
-        answers = write(store, logs, 1)
-        records += 1
-        replay = Replay(lambda: RoundStore(seats))
-        replay.begin_segment(LOG)
-        for data in [*logs.segments[LOG], seal_record(2)]:
-            replay.take(decode_record(data), len(data))
-        released = [node for node, _, _ in seats if replay.store.has_seen(node, 1)]
-        assert released == [] or answers
-    assert records > 5
-    assert len(answers) == len(released) == 50
-
-
-def test_a_barrier_that_is_open_at_a_takeover_still_runs_out_of_time() -> None:
-    """The node asks again, with the time that is left: no clocks of two hosts are compared (R9)."""
-    store, logs = new_store(), Logs()
-    assert store.apply("a", 1, Barrier("start", 0), 10.0, 0.0) == []
-    write(store, logs)
-    successor = successor_of(logs)
-    assert successor.apply("a", 1, Barrier("start", 0), 4.0, 1_000.0) == []
-    assert successor.next_deadline_s() == 1_004.0
-    successor.expire(1_004.0)
-    (answer,) = write(successor, logs)
-    assert isinstance(answer.result, StoreFailure)
-    assert answer.result.code == TIMEOUT
-
-
-def test_two_releases_that_would_answer_otherwise_come_to_the_same_store() -> None:
-    """The log has results: with other limits a release would refuse what this one has accepted."""
-    store, logs = new_store(), Logs()
-    store.apply("a", 1, Set("k", bytes(500)), None, 0.0)
-    store.apply("a", 2, CompareSet("k", b"other", b"new"), None, 0.0)
-    store.apply("a", 3, Add("n", 5), None, 0.0)
-    write(store, logs)
-    other = StoreLimits(value_bytes_max=10, keys_max=1)
-    assert logs.read(other).replay.store.freeze() == logs.read().replay.store.freeze()
-    leads_to(logs, store._store)
 
 
 # -- a ledger that is away -------------------------------------------------------------------------
