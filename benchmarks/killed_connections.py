@@ -88,10 +88,10 @@ async def start(port: int, kind: str, run_id: str) -> list[asyncio.subprocess.Pr
 def noting(ends: collections.Counter[str]) -> Iterator[None]:
     post = HostedRun.post
 
-    def noted(run: HostedRun, event: on.Event) -> None:
+    def noted(self: HostedRun, event: on.Event) -> None:
         if isinstance(event, on.ConnectionLost):
             ends[event.how] += 1
-        post(run, event)
+        post(self, event)
 
     HostedRun.post = noted  # type: ignore[method-assign]
     try:
@@ -112,8 +112,8 @@ async def main() -> None:
         for kind in chosen.kinds:
             chance = random.Random(chosen.seed)
             ends = await count(sock.getsockname()[1], kind, chosen.kills, chance)
-            told = ", ".join(f"{how}: {times}" for how, times in ends.most_common())
-            print(f"{sum(ends.values())} kills {KINDS[kind]}: {told}", flush=True)
+            counts = ", ".join(f"{how}: {times}" for how, times in ends.most_common())
+            print(f"{sum(ends.values())} kills {KINDS[kind]}: {counts}", flush=True)
 
 
 if __name__ == "__main__":
