@@ -3,7 +3,8 @@
     python benchmarks/torchrun_compare.py [--only meet_2,kill] [--repeats 3] [--json]
 
 Progress goes to stderr; a table, or with --json everything, to stdout. Exit code 0: everything was
-measured; 1: something was not measured; 2: it could not begin. See README.md beside it.
+measured; 1: a figure was not measured, or not in every repeat, and stderr says which and why; 2: it
+could not begin. With torch's defaults, the end of the job is a result. See README.md beside it.
 """
 
 from __future__ import annotations
@@ -298,9 +299,13 @@ def say(text: str) -> None:
     print(f"torchrun_compare: {text}", file=sys.stderr, flush=True)
 
 
-def measure(group: Group, repeats: int) -> list[Measured]:
-    """All rows of a group. Variants take turns, so that other load affects all of them."""
+def measure(group: Group, repeats: int) -> tuple[list[Measured], list[str]]:
+    """All rows of a group, and which repeats were not measured, each with its reason.
+
+    Variants take turns, so that other load affects all of them.
+    """
     rows = {row.name: Measured(row) for row in group.rows}
+    not_measured: list[str] = []
     for index in range(repeats):
         for variant in group.variants:
             if variant is C10D_DEFAULT and index > 0:
@@ -308,15 +313,19 @@ def measure(group: Group, repeats: int) -> list[Measured]:
             try:
                 sample = group.sample(variant)
             except (JobFailedError, BenchError) as error:
-                say(f"{group.name} {index + 1} of {repeats}, {variant.name}: {error}")
-                first = rows[group.rows[0].name]
-                first.notes[variant.name] = str(error).partition("\n")[0]
+                which = f"{group.name} {index + 1} of {repeats}, {variant.name}"
+                say(f"{which}: {error}")
+                reason = str(error).partition("\n")[0]
+                rows[group.rows[0].name].notes[variant.name] = reason
+                # With torch's defaults a job that ends is what this comparison shows.
+                if variant is not C10D_DEFAULT or isinstance(error, BenchError):
+                    not_measured.append(f"{which}: {reason}")
                 continue
             for name, value in sample.items():
                 rows[name].values.setdefault(variant.name, []).append(value)
             shown = ", ".join(f"{name} {rounded(value):g}" for name, value in sample.items())
             say(f"{group.name} {index + 1} of {repeats}, {variant.name}: {shown}")
-    return list(rows.values())
+    return list(rows.values()), not_measured
 
 
 def rounded(value: float) -> float:
@@ -393,7 +402,7 @@ def _expected(each: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 if all was measured, 1 if something was not, 2 if it could not begin."""
+    """See above."""
     options = _options(arguments)
     names = options.only.split(",") if options.only else list(GROUPS)
     unknown = [name for name in names if name not in GROUPS]
@@ -424,17 +433,14 @@ def _measure_all(
     for name in names:
         group = GROUPS[name]
         if group.needs_private_network and why_not_private is not None:
-            not_measured.append(f"{name}: it needs a network of its own ({why_not_private})")
+            not_measured.append(f"{name}: it needs a private network ({why_not_private})")
             say(not_measured[-1])
             continue
         before = load_average()
-        measured = measure(group, repeats or group.repeats)
+        measured, missing = measure(group, repeats or group.repeats)
+        not_measured += missing
         loads = {"load_average_before": before, "load_average_after": load_average()}
         figures += [as_json(group, each, loads) for each in measured]
-        failed = {
-            v for each in measured for v, note in each.notes.items() if note == "not measured"
-        }
-        not_measured += [f"{name}: {variant}" for variant in sorted(failed)]
     return figures, not_measured
 
 
@@ -462,7 +468,11 @@ def _described(about: dict[str, Any]) -> str:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="torchrun with c10d and with rallypoint.")
+    parser = argparse.ArgumentParser(
+        description="Compare torchrun with c10d and with rallypoint.",
+        epilog="Exit code: 0 all was measured; 1 a figure was not measured, or not in every "
+        "repeat; 2 it could not begin.",
+    )
     parser.add_argument("--only", metavar="A,B", help=f"of: {', '.join(GROUPS)}")
     parser.add_argument("--repeats", type=int, metavar="N", help="instead of each group's own")
     parser.add_argument("--json", action="store_true", help="print JSON, no table")
