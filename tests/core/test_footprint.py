@@ -20,8 +20,7 @@ from rallypoint.core.store import (
     StoreValue,
     Wait,
 )
-from rallypoint.core.store.sessions import CALL_BYTES, REMEMBERED_READ_BYTES_MAX
-from rallypoint.core.store.store import RoundStore
+from rallypoint.core.store.store import CALL_BYTES, REMEMBERED_READ_BYTES_MAX, RoundStore
 
 SEATS = [("a", 0, 1), ("b", 1, 1)]
 

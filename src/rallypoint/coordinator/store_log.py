@@ -200,9 +200,9 @@ class StoreLog:
         if self._held_count >= self._held_max:
             self._drop_unwanted()
         limits = self._store.limits
-        excess = limits.excess("unlogged_answers_max", self._held_count + 1)
+        excess = limits.excess(unlogged_answers_max=self._held_count + 1)
         if excess is None and size and self._unlogged_bytes:
-            excess = limits.excess("unlogged_bytes_max", self._unlogged_bytes + size)
+            excess = limits.excess(unlogged_bytes_max=self._unlogged_bytes + size)
         if excess is None:
             return None
         waits = "the ledger has not taken what was written before, so this call was not applied"

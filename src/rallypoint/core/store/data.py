@@ -203,7 +203,7 @@ class Data:
                 return StoreEffect(StoreValue(None))
             case MultiGet(keys):
                 size = sum(len(self.values[key]) for key in keys)
-                excess = self._limits.excess("answer_bytes_max", size)
+                excess = self._limits.excess(answer_bytes_max=size)
                 return StoreEffect(excess or StoreValue(tuple(self.value(key) for key in keys)))
 
     def _adding(self, key: str, amount: int) -> StoreEffect:
@@ -233,11 +233,7 @@ class Data:
         largest = max(map(self._length_after, writes), default=0)
         total = self.bytes + sum(map(self._growth, writes))
         count = len(self.values) + sum(write.key not in self.values for write in writes)
-        return (
-            self._limits.excess("value_bytes_max", largest)
-            or self._limits.excess("total_bytes_max", total)
-            or self._limits.excess("keys_max", count)
-        )
+        return self._limits.excess(value_bytes_max=largest, total_bytes_max=total, keys_max=count)
 
     def _length_after(self, write: Put | Extend) -> int:
         before = len(self.values.get(write.key, b"")) if isinstance(write, Extend) else 0
@@ -246,10 +242,13 @@ class Data:
     def _growth(self, write: Write) -> int:
         """By how many bytes `write` makes the data larger."""
         before = self.values.get(write.key)
-        held = 0 if before is None else key_bytes(write.key) + len(before)
-        if isinstance(write, Drop):
-            return -held
-        return key_bytes(write.key) + self._length_after(write) - held
+        if before is None:
+            return 0 if isinstance(write, Drop) else key_bytes(write.key) + len(write.value)
+        if isinstance(write, Put):
+            return len(write.value) - len(before)
+        if isinstance(write, Extend):
+            return len(write.value)
+        return -(key_bytes(write.key) + len(before))
 
 
 _INTEGER: Final = re.compile(rb"[+-]?[0-9]{1,64}")

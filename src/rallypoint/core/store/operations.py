@@ -189,12 +189,16 @@ class StoreLimits(FrozenStruct, frozen=True, kw_only=True):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
-    def excess(self, name: str, asked: int) -> StoreFailure | None:
-        """The failure of a call that asks for more than the limit `name`; None if it fits."""
-        allowed: int = getattr(self, name)
-        if asked <= allowed:
-            return None
-        return StoreFailure(LIMIT, f"{name} is {allowed}, and this call came to {asked}")
+    def excess(self, **asked: int) -> StoreFailure | None:
+        """The failure of a call that asks for more than a limit allows; None if it fits.
+
+        `asked` has an amount for each limit that counts, by its name. The first excess is returned.
+        """
+        for name, amount in asked.items():
+            allowed: int = getattr(self, name)
+            if amount > allowed:
+                return StoreFailure(LIMIT, f"{name} is {allowed}, and this call came to {amount}")
+        return None
 
 
 DEFAULT_LIMITS: Final = StoreLimits()
@@ -203,6 +207,7 @@ DEFAULT_LIMITS: Final = StoreLimits()
 
 _OF_ONE_KEY: Final = frozenset({Set, Get, Add, CompareSet, Append, DeleteKey})
 UTF8_BYTES_MAX: Final = 4
+"""The most bytes of one character."""
 _SHOWN_CHARACTERS_MAX: Final = 64
 
 
@@ -221,6 +226,18 @@ def keys_of(op: StoreOp) -> tuple[str, ...]:
             return (key,)
         case _:
             assert_never(op)
+
+
+def refusal(op: StoreOp, limits: StoreLimits) -> StoreFailure | None:
+    """Why no store with these limits applies this call, whatever its data; None if it may."""
+    problem = malformed(op)
+    if problem is not None:
+        return problem
+    keys = keys_of(op)
+    if len(keys) == 1 and UTF8_BYTES_MAX * len(keys[0]) <= limits.key_bytes_max:
+        return None  # nearly every call: do not measure its key
+    longest = max(map(key_bytes, keys), default=0)
+    return limits.excess(keys_per_call_max=len(keys), key_bytes_max=longest)
 
 
 def malformed(op: StoreOp) -> StoreFailure | None:

@@ -5,16 +5,19 @@ give the same answers. Where torch's stores differ from each other, this one doe
 does, with one exception: `add` on a value that only begins like an integer ("12x") is an error
 here, and not 12.
 
-This file joins the parts: what a call does to the data (`data`), who has to wait (`waits`) and what
-each node was answered (`sessions`). Sockets, durability and the choice of the round belong to the
-layers above. The layer that makes the store durable takes what each call wrote and was answered
+`RoundStore` joins the parts: what a call does to the data (`data`), which calls wait (`waits`), and
+what each node was answered (`Session`). Sockets, durability and the choice of the round belong to
+the layers above. The layer that makes the store durable takes what each call wrote and was answered
 (`take_settled`), repeats that (`redo`), and reads and loads the whole (`snapshot`, `load`).
 """
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import heappop, heappush
+from typing import Final
 
 from rallypoint.core.store.data import Data, Extend, Put, Tally, Write
 from rallypoint.core.store.operations import (
@@ -23,7 +26,6 @@ from rallypoint.core.store.operations import (
     READS,
     ROUND_ENDED,
     TIMEOUT,
-    UTF8_BYTES_MAX,
     Answer,
     Barrier,
     CompareSet,
@@ -33,13 +35,12 @@ from rallypoint.core.store.operations import (
     StoreOp,
     StoreResult,
     StoreValue,
-    key_bytes,
     keys_of,
     listed,
     malformed,
+    refusal,
     shown,
 )
-from rallypoint.core.store.sessions import Session, SessionPicture, result_bytes
 from rallypoint.core.store.snapshot import (
     Acknowledged,
     AsStored,
@@ -50,6 +51,16 @@ from rallypoint.core.store.snapshot import (
 )
 from rallypoint.core.store.waits import WAITING_CALL_BYTES, Call, Seats, Waits, waiting_bytes
 from rallypoint.core.values import NAMES_SHOWN_MAX, FrozenStruct
+
+# Measured with CPython 3.11 to 3.13, and rounded up.
+CALL_BYTES: Final = 220
+"""Memory of a call besides its answer, until it is acknowledged."""
+OPEN_ID_BYTES: Final = 100
+"""Memory of a request id that an acknowledgement leaves open."""
+REMEMBERED_READ_BYTES_MAX: Final = 1024
+"""The answer of a read is not kept if it has more bytes than this. When its node asks again, the
+read is made again. Thousands of such answers would keep alive values that were overwritten since.
+"""
 
 
 class StorePicture(FrozenStruct, frozen=True):
@@ -118,11 +129,12 @@ class RoundStore:
         if self._ended is not None:
             return [Answer(node, request_id, StoreFailure(ROUND_ENDED, self._ended))]
         if not is_again:
-            refusal = self._limits.excess(
-                "unacknowledged_calls_per_node_max", len(session.calls) + 1
-            ) or self._limits.excess("unacknowledged_bytes_per_node_max", session.answer_bytes)
-            if refusal:
-                return [Answer(node, request_id, refusal)]
+            excess = self._limits.excess(
+                unacknowledged_calls_per_node_max=len(session.calls) + 1,
+                unacknowledged_bytes_per_node_max=session.answer_bytes,
+            )
+            if excess:
+                return [Answer(node, request_id, excess)]
         self._calls_admitted += 1
         call = Call(node, request_id, op, timeout_s, self._calls_admitted)
         if is_again:
@@ -184,7 +196,7 @@ class RoundStore:
 
     def next_deadline_s(self) -> float | None:
         """When the next call times out, unless it is answered before; None: no call will."""
-        return self._waits.next_deadline_s()
+        return self._waits.next_deadline_s() if self._waiting else None
 
     def expire(self, now_s: float) -> list[Answer]:
         """Answer `timeout` to the calls whose deadline is not after now, with what was missing."""
@@ -324,9 +336,9 @@ class RoundStore:
         op = call.op
         effect = None if isinstance(op, Barrier) else self._data.effect_of(op)
         if effect is None:
-            refusal = self._waits.begin(call, now_s)
-            if refusal:
-                return [self._settle(call, refusal)]
+            excess = self._waits.begin(call, now_s)
+            if excess:
+                return [self._settle(call, excess)]
             if isinstance(op, Barrier):
                 return self._arrive(call, op)
             self._waits.watch(call, self._data.missing(keys_of(op)))
@@ -347,15 +359,7 @@ class RoundStore:
             return StoreFailure(BAD_REQUEST, "the timeout is not a number")
         if isinstance(op, Barrier) and not self._seats.has(call.node, op.rank):
             return StoreFailure(BAD_REQUEST, f"node {shown(call.node)} has no rank {op.rank}")
-        problem = malformed(op)
-        if problem:
-            return problem
-        keys = keys_of(op)
-        if len(keys) == 1 and UTF8_BYTES_MAX * len(keys[0]) <= self._limits.key_bytes_max:
-            return None  # nearly every call: do not measure its key
-        return self._limits.excess("keys_per_call_max", len(keys)) or self._limits.excess(
-            "key_bytes_max", max(map(key_bytes, keys), default=0)
-        )
+        return refusal(op, self._limits)
 
     def _settle(self, call: Call, result: StoreResult, writes: tuple[Write, ...] = ()) -> Answer:
         """End a call, waiting or not: each admitted call gets here at most once."""
@@ -400,3 +404,166 @@ class RoundStore:
         count, names = len(missing), tuple(missing[:NAMES_SHOWN_MAX])
         message = f"{after}{listed('keys do not exist', len(set(keys)), count, names)}"
         return StoreFailure(TIMEOUT, message, names, count)
+
+
+# ---- what is remembered of a node ---------------------------------------------------------------
+
+
+class AskAgain(enum.Enum):
+    """Stands for the answer of a large read, which is made again when its node asks again."""
+
+    ASK_AGAIN = enum.auto()
+
+
+class SessionPicture(FrozenStruct, frozen=True):
+    """What is remembered of a node: the acknowledged ids, and the answers.
+
+    An answer is None if the call was cancelled, or was a large read.
+    """
+
+    node: str
+    acknowledged: float
+    still_open: tuple[int, ...]
+    answered: tuple[tuple[int, Answer | None], ...]
+
+
+class Session:
+    """What is remembered of one incarnation of a node: the calls seen, and the answers given.
+
+    A call that is sent again is answered from here, and is not applied again (R11). The data and
+    the waits are no concern of this class.
+    """
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        # By request id: a call that waits, an answer in case it is asked for again, or None for
+        # a call that was cancelled.
+        self.calls: dict[int, Call | Answer | AskAgain | None] = {}
+        self._reads: set[int] = set()  # The ids in `calls` of reads that were answered.
+        self.answer_bytes = 0
+        # Ids up to `_floor` are acknowledged, except those in `_open`. Larger ids are in the heap.
+        self._floor: float = -math.inf
+        self._open: dict[int, None] = {}
+        self._ids: list[int] = []
+
+    def admit(self, call: Call) -> None:
+        """A new call is applied from now on."""
+        self.calls[call.request_id] = call
+        self._tally.kept += CALL_BYTES
+        if call.request_id > self._floor:
+            heappush(self._ids, call.request_id)
+
+    def has_seen(self, request_id: int) -> bool:
+        """Whether the request is a repeat."""
+        acknowledged = request_id <= self._floor and request_id not in self._open
+        return acknowledged or request_id in self.calls
+
+    def may_ask_again(self, request_id: int) -> bool:
+        """Whether the request was a large read, which is made again."""
+        return self.calls.get(request_id) is AskAgain.ASK_AGAIN
+
+    def remembered(self, request_id: int) -> list[Answer]:
+        """The answer to this request, if it is kept."""
+        call = self.calls.get(request_id)
+        return [call] if isinstance(call, Answer) else []
+
+    def remember(self, answer: Answer, op: StoreOp | None = None) -> None:
+        """Keep the answer to a call that was admitted. `op` None: it was no read."""
+        size = result_bytes(answer.result)
+        if size > REMEMBERED_READ_BYTES_MAX and type(op) in READS:
+            self.calls[answer.request_id] = AskAgain.ASK_AGAIN
+            return
+        if self._tally.tells_reads and type(op) in READS:
+            self._reads.add(answer.request_id)
+        self.calls[answer.request_id] = answer
+        if size:
+            self.answer_bytes += size
+            self._tally.kept += size
+
+    def close(self, up_to: int, still_open: Iterable[int]) -> list[int]:
+        """Acknowledge ids up to `up_to`. Returns those that are known here and now acknowledged."""
+        if up_to < self._floor:
+            return []  # a later acknowledgement has come before this one
+        stays = {i: None for i in still_open if i in self._open or self._floor < i <= up_to}
+        closed = [i for i in self._open if i not in stays]
+        while self._ids and self._ids[0] <= up_to:
+            closed.append(heappop(self._ids))
+        if len(stays) != len(self._open):
+            self._tally.kept += OPEN_ID_BYTES * (len(stays) - len(self._open))
+        self._floor, self._open = up_to, stays
+        return [i for i in closed if i in self.calls and i not in stays]
+
+    def forget(self, request_id: int) -> None:
+        """Drop an acknowledged request, and its answer."""
+        call = self.calls.pop(request_id)
+        self._tally.kept -= CALL_BYTES
+        if isinstance(call, Answer):
+            size = result_bytes(call.result)
+            if size:
+                self.answer_bytes -= size
+                self._tally.kept -= size
+            if self._reads:
+                self._reads.discard(request_id)
+
+    def kept(self) -> int:
+        """This session's share of the tally, in bytes, once none of its calls waits."""
+        own = CALL_BYTES * len(self.calls) + OPEN_ID_BYTES * len(self._open)
+        return own + self.answer_bytes
+
+    # -- for a snapshot, and from one ------------------------------------------------------------
+
+    def acknowledged(self) -> tuple[int, tuple[int, ...]] | None:
+        """The last acknowledgement, as `close` was given it; None if there was none."""
+        return None if self._floor == -math.inf else (int(self._floor), tuple(self._open))
+
+    def written(self) -> list[Answer]:
+        """The remembered answers of calls that were no reads."""
+        answers = (each for each in self.calls.values() if isinstance(each, Answer))
+        return [each for each in answers if each.request_id not in self._reads]
+
+    def restore_acknowledged(self, up_to: int, still_open: Iterable[int]) -> None:
+        """Take what `acknowledged` returned, in one call or several, before any `restore`."""
+        self._floor = up_to
+        before = len(self._open)
+        self._open.update(dict.fromkeys(still_open))
+        self._tally.kept += OPEN_ID_BYTES * (len(self._open) - before)
+
+    def restore(self, answer: Answer) -> None:
+        """Remember an answer that another coordinator gave."""
+        known = self.calls.get(answer.request_id)
+        if isinstance(known, Answer):
+            size = result_bytes(known.result)
+            self.answer_bytes -= size
+            self._tally.kept -= size
+        else:
+            self._tally.kept += CALL_BYTES
+            if answer.request_id > self._floor:
+                heappush(self._ids, answer.request_id)
+        self.remember(answer)
+
+    def lengthen(self, request_id: int, more: bytes) -> None:
+        """Add the next bytes of an answer that was restored in part."""
+        known = self.calls.get(request_id)
+        if isinstance(known, Answer):
+            assert isinstance(known.result, StoreValue)
+            assert isinstance(known.result.value, bytes)
+            whole = StoreValue(known.result.value + more)
+            self.restore(Answer(known.node, request_id, whole))
+
+    def picture(self, node: str) -> SessionPicture:
+        """This session as a hashable value."""
+        known = sorted(
+            (i, c if isinstance(c, Answer) else None)
+            for i, c in self.calls.items()
+            if not isinstance(c, Call)
+        )
+        return SessionPicture(node, self._floor, tuple(sorted(self._open)), tuple(known))
+
+
+def result_bytes(result: StoreResult) -> int:
+    """Memory of an answer's values or texts, in bytes."""
+    if isinstance(result, StoreFailure):
+        return len(result.message) + sum(map(len, result.missing))
+    if isinstance(result.value, tuple):
+        return sum(map(len, result.value))
+    return len(result.value) if isinstance(result.value, bytes) else 0

@@ -13,6 +13,8 @@ from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import Final
 
+import msgspec
+
 from rallypoint.core.store.data import Drop, Tally, Write
 from rallypoint.core.store.operations import (
     TIMEOUT,
@@ -29,27 +31,25 @@ from rallypoint.core.values import NAMES_SHOWN_MAX
 
 # Measured with CPython 3.11 to 3.13, and rounded up.
 WAITING_CALL_BYTES: Final = 250
-"""Memory of a waiting call, besides `sessions.CALL_BYTES` and its keys: its deadline, its places
+"""Memory of a waiting call, besides `store.CALL_BYTES` and its keys: its deadline, its places
 in the account."""
 WAITING_KEY_BYTES: Final = 350
 """Memory of a key that a call waits for, besides its text."""
 
 
-class Call:
-    """A call that was admitted. Compared by identity."""
+class Call(msgspec.Struct, eq=False):
+    """A call that was admitted. Compared by identity.
 
-    __slots__ = ("deadline_s", "missing", "node", "op", "request_id", "serial", "timeout_s")
+    `missing`: how many keys it still waits for.
+    """
 
-    def __init__(
-        self, node: str, request_id: int, op: StoreOp, timeout_s: float | None, serial: int
-    ) -> None:
-        self.node = node
-        self.request_id = request_id
-        self.op = op
-        self.timeout_s = timeout_s
-        self.serial = serial
-        self.deadline_s: float | None = None
-        self.missing = 0  # how many keys it still waits for
+    node: str
+    request_id: int
+    op: StoreOp
+    timeout_s: float | None
+    serial: int
+    deadline_s: float | None = None
+    missing: int = 0
 
 
 class Seats:
@@ -133,8 +133,9 @@ class Waits:
         footprint = waiting_bytes(call.op)
         count = self.counts.get(call.node) or WaitCount()
         refusal = self._limits.excess(
-            "waiting_calls_per_node_max", count.calls + 1
-        ) or self._limits.excess("waiting_bytes_per_node_max", count.key_bytes + footprint)
+            waiting_calls_per_node_max=count.calls + 1,
+            waiting_bytes_per_node_max=count.key_bytes + footprint,
+        )
         if refusal:
             return refusal
         self.counts[call.node] = count
@@ -162,6 +163,8 @@ class Waits:
             del self.counts[call.node]
         self._tally.kept -= WAITING_CALL_BYTES + footprint
         del self.calls[call]
+        if not self.calls:
+            self._deadlines.clear()
         if isinstance(call.op, Barrier):
             self._leave_barrier(call, call.op)
         elif call.missing:
