@@ -1,4 +1,4 @@
-"""Addresses as text: what kind each one is, and which of a machine's own others can use. Pure.
+"""Addresses as text: their kinds, and which of this machine's addresses others can use. Pure.
 
 The caller finds out which interfaces and routes there are (`client/interfaces.py`).
 """
@@ -19,7 +19,7 @@ def literal(text: str) -> IpAddress | None:
     """The address, in its plain form; None if the text is not an address but a name.
 
     A socket of both families shows IPv4 peers as ::ffff:1.2.3.4. A zone (fe80::1%eth0) names an
-    interface of the machine that says it.
+    interface of the machine that uses it.
     """
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
@@ -53,7 +53,7 @@ def is_unspecified(text: str) -> bool:
 def needs_zone(text: str) -> bool:
     """Whether this is an IPv6 link-local address without its zone.
 
-    Each interface has such addresses for its own network, so without a zone none is meant.
+    Every interface has a link-local network of its own, so an address without a zone is ambiguous.
     """
     address = literal(text)
     if not isinstance(address, ipaddress.IPv6Address) or not address.is_link_local:
@@ -61,7 +61,7 @@ def needs_zone(text: str) -> bool:
     return not text.partition("%")[2]
 
 
-# -- which address to tell others ----------------------------------------------------------------
+# -- which address to give to others -------------------------------------------------------------
 
 _VIRTUAL: Final = re.compile(r"(docker|br-|virbr|veth|cni|flannel|cali|lxc|lxd|podman|vmnet)")
 """Interfaces to guests of this machine, and not to other machines."""
@@ -80,7 +80,7 @@ class Interface(FrozenStruct, frozen=True):
 
 
 class OwnAddress(FrozenStruct, frozen=True):
-    """An address of this machine, as others are told it. `interface`: "" if that is not known."""
+    """An address of this machine that is given to other machines. `interface`: "" if unknown."""
 
     host: str
     interface: str = ""
@@ -90,7 +90,7 @@ class OwnAddress(FrozenStruct, frozen=True):
 
 
 def own_address(sources: Sequence[str], interfaces: Sequence[Interface]) -> OwnAddress | None:
-    """The address to tell others. None if this machine has none but loopback.
+    """The address to give to other machines; None if this machine has only loopback addresses.
 
     `sources`: the addresses from which packets would leave, towards peers first, then towards the
     network at large; without zones. Where no route leads anywhere, the address of an interface that
@@ -127,12 +127,13 @@ def with_zone(address: str, interface: str) -> str:
 def local_addr_problem(
     found: Sequence[str], interfaces: Sequence[Interface], *, is_alone: bool
 ) -> str:
-    """Why other machines cannot use an address that was given for this one; "" if they may.
+    """Why other machines cannot use the address that a user gave for this one; "" if they can.
 
-    `found`: what it means here, a name or an address. `is_alone`: no other machine is expected.
+    `found`: the addresses to which the text resolves here. `is_alone`: no other machine is
+    expected.
     """
     if not found or not interfaces:
-        return ""  # It may mean something elsewhere, and the system may not list its addresses.
+        return ""  # Others may resolve the name, and some systems list no addresses.
     if all(map(is_loopback, found)):
         return "" if is_alone else "reaches only this machine, but other machines are expected"
     own = {literal(each.address) for each in interfaces}
@@ -141,7 +142,7 @@ def local_addr_problem(
 
 
 def named(interfaces: Sequence[Interface]) -> str:
-    """The addresses that others may be told, in words."""
+    """The addresses that can be given to other machines, in words."""
     shown = [
         str(OwnAddress(with_zone(each.address, each.name), each.name))
         for each in interfaces

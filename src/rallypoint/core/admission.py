@@ -1,7 +1,6 @@
-"""Whether a node may come into a run: its settings, the limits, and a run that is closed.
+"""Whether a run admits a node: it checks settings and limits, and when a closed run may restart.
 
-The refusals say what to do about them. Names that two nodes have are not the business of this file:
-see `name_conflicts`.
+Each refusal says what to do about it. Two nodes of one name are handled in `name_conflicts`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from rallypoint.core.values import CloseRecord, NodeInfo, RunSettings
 ANEW_AFTER_S: Final = 30.0
 """How long late nodes are told that their run was closed, if it never had a round."""
 OPERATOR: Final = "operator"
-"""How `CloseRecord.by` begins if a person closed the run, and not a node."""
+"""The prefix of `CloseRecord.by` if a person closed the run, and not a node."""
 
 
 class Admission:
@@ -34,7 +33,7 @@ class Admission:
         self._set_by: tuple[str, str, float] | None = None
 
     def settings_are_of(self, node: NodeInfo, now_s: float) -> None:
-        """The run's settings are those of this node, the first one."""
+        """Note that this node, the first one, has set the run's settings."""
         self._set_by = (node.name, node.host, now_s)
 
     def refusal(
@@ -47,10 +46,10 @@ class Admission:
         is_new: bool,
         now_s: float,
     ) -> Refusal | None:
-        """Why the node cannot come in; None if it can. `is_new`: the run has had no round."""
+        """Why the node is refused; None if it is admitted. `is_new`: the run has had no round."""
         conflicts = settings.conflicts(wanted)
         if conflicts:
-            # Which node set the settings tells a person whose mistake it is.
+            # With the name of the node that set them, a person can see which node has the mistake.
             set_by = ""
             if self._set_by is not None:
                 name, host, at_s = self._set_by
@@ -59,7 +58,8 @@ class Admission:
         known = roster.get(node.name)
         if known is None and len(roster) >= self._members_max:
             return reasons.too_many_members(self._run_id, self._members_max)
-        # The ledger must be able to keep a round with this node. Told now, not at the seal.
+        # The ledger must be able to keep a round with this node. Without this check the write of
+        # the round would fail later, for all nodes.
         others = roster.table_bytes - (known.row_bytes if known is not None else 0)
         needed, room = row_bytes(node), self._table_bytes_max - others
         if needed <= room:
@@ -70,6 +70,6 @@ class Admission:
 def is_reusable(close: CloseRecord) -> bool:
     """Whether the id of a closed run that never had a round may be used again, after a while.
 
-    An operator's close is meant for the job, however late its nodes come.
+    A run that an operator closed stays closed, however late its nodes start.
     """
     return not close.by.startswith(OPERATOR)

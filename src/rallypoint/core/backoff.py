@@ -24,5 +24,5 @@ class Backoff:
         return pause_s
 
     def reset(self) -> None:
-        """A try succeeded: the next pause is the first one."""
+        """Call after a successful try: the next pause is the first one again."""
         self._next_s = self._first_s

@@ -22,15 +22,14 @@ from rallypoint.core.values import FrozenStruct
 BYTES_MIN: Final = 16 * 1024**2
 """A smaller budget would refuse the largest messages of a single node."""
 BYTES_DEFAULT: Final = 1024**3
-"""The budget if it is not known how much memory there is."""
+"""The budget if the size of the memory is unknown."""
 CALL_BYTES_MAX: Final = 16 * 1024**2
 """The most that one call of a store can add: a message of 8 MiB, and 10,000 keys."""
 HOW_TO_RAISE: Final = "raise it where the coordinator starts: --memory or RALLYPOINT_MEMORY"
 
 
 class Excess(FrozenStruct, frozen=True):
-    """Why a run cannot have so many bytes more. Sizes in bytes; `own` is the run's, `all` of
-    all."""
+    """Why a run cannot have `asked` more bytes. All sizes in bytes."""
 
     name: str
     asked: int
@@ -64,7 +63,7 @@ class MemoryBudget:
         return MemoryShare(self, name)
 
     def count(self, more: int) -> None:
-        """Something is kept for so many shares more. Only shares call this."""
+        """Add `more` to the number of shares that are in use. Only shares call this."""
         self._holders += more
         self._set_fair()
 
@@ -86,7 +85,7 @@ class MemoryShare:
         self._budget = budget
 
     def add(self, size: int) -> None:
-        """So many bytes more are kept, or fewer. This refuses nothing: the bytes are there."""
+        """Count `size` more bytes, or fewer if negative. Never refuses: they are kept already."""
         before = self.used
         self.used = after = before + size
         self._budget.used += size
@@ -98,13 +97,13 @@ class MemoryShare:
         return self.used + margin > self._budget.fair
 
     def excess(self, size: int) -> Excess | None:
-        """Why the run cannot have so many bytes more; None if it can."""
+        """Why the run cannot have `size` more bytes; None if it can."""
         budget, own = self._budget, self.used + size
         if own <= budget.fair or own <= budget.bytes_max - budget.used - size:
             return None
         return Excess(self.name, size, self.used, budget.fair, budget.used, budget.bytes_max)
 
     def close(self) -> None:
-        """Nothing is kept for the run any more. Later calls of `add` change no budget."""
+        """Give all bytes back. Later calls of `add` do not change the budget."""
         self.add(-self.used)
         self._budget = MemoryBudget()

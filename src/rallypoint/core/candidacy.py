@@ -1,11 +1,11 @@
 """When a node of a run without a coordinator becomes a candidate: each node draws a random time.
 
-A node does not know which others live, so the time depends neither on ranks nor on the member
-table. Each of the `nodes` draws once when it sees that there is no coordinator. The hazard begins
-with `candidates * AT_ONCE` expected candidates in the first moment, and doubles every `doubling_s`.
-If all nodes live, about `candidates` of them are candidates before the others see the first one, if
-that takes not much longer than `doubling_s`. If only one node in a thousand lives, it becomes a
-candidate ten doublings later.
+A node does not know which other nodes are alive, so the time depends neither on ranks nor on the
+member table. Each of the `nodes` draws once when it sees that there is no coordinator. The hazard
+begins with `candidates * AT_ONCE` expected candidates in the first moment, and doubles every
+`doubling_s`. If all nodes live, about `candidates` of them are candidates before the others see the
+first one, if that takes not much longer than `doubling_s`. If only one node in a thousand lives, it
+becomes a candidate ten doublings later.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ first ones are seen. With three candidates there is none at once in one case of 
 
 
 def stands_after_s(chance: float, nodes: int, candidates: int, doubling_s: float) -> float:
-    """How long after a node sees that there is no coordinator it becomes a candidate, in seconds.
+    """How many seconds after it misses a coordinator a node becomes a candidate.
 
     `chance` is drawn from [0, 1). `nodes`: how many nodes the run has, dead or alive. If they are
     no more than `candidates`, all become candidates at once.

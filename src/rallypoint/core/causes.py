@@ -3,8 +3,9 @@
 When a node dies, the workers of the other nodes fail 10 to 20 ms later with errors about a closed
 connection. At that time nobody knows that the node is dead. So a worker's failure ends the round at
 once, but opens a *case*: the members are probed (`probing`), and the cause is named when the
-suspects are resolved. It is the worst of what is known: a node lost, then a worker killed, then an
-exception in a program, then a communication error. Of two of one kind, it is the first.
+suspects are resolved. The cause is the worst event that is known: first a lost node, then a killed
+worker, then an exception in a program, then a communication error. Of two events of one kind, the
+first counts.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _PRECEDENCE = {
 class Case:
     """What is known about the end of one round.
 
-    `finished`: the member whose workers finished first, if one did. A program that ends early on
-    one node explains the communication errors of the others.
+    `finished`: the member whose workers finished first, if any. A program that ends early on one
+    node explains the communication errors of the others.
     """
 
     def __init__(self, change: Change, finished: str = "") -> None:
@@ -47,7 +48,9 @@ class Case:
         return self._departure if is_explained and self._departure else self._change
 
     def add_failure(self, node: str, failure: Failure) -> None:
-        """Another worker of the round failed. It counts if it is worse than what is known."""
+        """Note another failure of a worker of the round. It counts if it is worse than the known
+        ones.
+        """
         known = self._change.failure
         if self.closed or known is None:
             return
@@ -98,8 +101,8 @@ class Case:
 def restarts_after(change: Change, spent: int, limit: int | None) -> int | None:
     """How much of the run's restart budget is spent once this verdict is charged to it.
 
-    There is one budget for all nodes of a run. `limit` None: it has no bound. The result is None if
-    the budget does not bear the charge: then the run ends, and nothing is spent.
+    There is one budget for all nodes of a run. `limit` None: there is no limit. The result is None
+    if the budget does not cover the charge. Then the run ends, and nothing is spent.
     """
     if not change.charged:
         return spent

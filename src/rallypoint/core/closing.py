@@ -1,8 +1,8 @@
 """The end of a run as the ledger keeps it: cut, so that it always fits into the run's head.
 
 The cause of a close may have the last lines of a worker, which are long. A run that could not be
-closed would hold its nodes for ever. So the ledger keeps shorter texts; nodes that are attached are
-told everything.
+closed would hold its nodes for ever. So the ledger keeps shortened texts. Attached nodes get the
+full texts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 from rallypoint.core.values import Change, CloseRecord, Failure
 
 HEAD_BYTES_MAX: Final = 64 * 1024
-"""The most bytes of a head, without a member table that is inside it."""
+"""The most bytes of a head, not counting a member table inside it."""
 CLOSE_BYTES_MAX: Final = 24 * 1024
 _CUTS: Final = ((64, 2_000), (40, 500), (20, 200), (5, 200), (0, 100))
 """How many last lines, and how many characters of a text. The first pair that fits is used."""
@@ -34,7 +34,7 @@ def bounded_close(record: CloseRecord) -> CloseRecord:
 def bounded_end(change: Change) -> Change:
     """Why a round ended, cut for the marks of its members: a few thousand bytes.
 
-    It has no last lines of a failure. Members that are attached are told everything.
+    It has no last lines of a failure. Attached members get the full reason.
     """
     return _cut_change(change, 0, 500)
 

@@ -41,7 +41,7 @@ class Committing:
         return None if self.is_in_ledger else self.record
 
     def member_went(self, member: Member, kind: ChangeKind, detail: str) -> None:
-        """A member left, departed or was lost. Of the round that is written, the first counts."""
+        """Note that a member left, departed or was lost. Only the first one is kept."""
         record = self.record
         if self.interrupted is not None or not isinstance(record, RoundRecord):
             return
@@ -56,5 +56,5 @@ class Committing:
         return member.id in self._members
 
     def freeze(self) -> tuple[object, ...]:
-        """What decides, hashable."""
+        """The state on which decisions depend, as a hashable value."""
         return (self.is_in_ledger, self.record, self.interrupted, self.close_wanted)

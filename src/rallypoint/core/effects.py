@@ -1,4 +1,4 @@
-"""The effects of a run, as imperatives that the coordinator executes: the output of a step.
+"""The effects of a step: imperatives that the coordinator executes.
 
 No effect grows with the number of nodes: `Publish` and `Announce` name their audience, and the
 coordinator goes through it once.
@@ -95,7 +95,8 @@ class Commit(Effect, frozen=True):
 class Note(Effect, frozen=True):
     """Write these marks to the ledger, and answer with Noted.
 
-    There is one write at a time, a Commit or a Note. `restarts`: how many rounds have been charged.
+    At most one write is open at a time, a Commit or a Note. `restarts`: how many rounds have been
+    charged.
     """
 
     serial: int
@@ -104,7 +105,7 @@ class Note(Effect, frozen=True):
 
 
 class Dismiss(Effect, frozen=True):
-    """Answer a goodbye and close the connection: the ledger has what concerns the node."""
+    """Answer a goodbye and close the connection: the marks of the node are in the ledger."""
 
     connection_id: int
     reason: str
@@ -156,8 +157,9 @@ class Notify(Effect, frozen=True):
 class Forget(Effect, frozen=True):
     """The node is not a member any more: forget its requests.
 
-    Close its connection, too, unless `keeps_connection`: then a Dismiss follows. `loss`: why it was
-    lost, if its loss ended no round: none was active, or it was not in it. Else None.
+    Close its connection, too, unless `keeps_connection`: then a Dismiss follows. `loss`: why the
+    node was lost, if its loss ended no round (none was active, or the node was not in it); else
+    None.
     """
 
     node: NodeId

@@ -3,14 +3,14 @@
 However a process ends, its kernel closes its connections and sends a FIN. Broken networks send
 none. So a FIN is proof, unless something else may have sent it:
 
-* a proxy or an address translator between the two. So the connection must be *direct*: the node
-  says at attach which local address and port its socket has, and the coordinator sees that peer;
-* the node itself, while it lives. A node closes without a word only by a reset
-  (client/transport.py); before any other end it says Goodbye or sends a WebSocket Close.
+* a proxy or an address translator between the two. So the connection must be *direct*: the local
+  address and port that the node sends at attach are those that the coordinator sees;
+* the node itself, while it is alive. A node that closes without a message does so only by a reset
+  (client/transport.py). Before any other end it sends Goodbye or a WebSocket Close.
 
-A FIN is also no proof if the coordinator stood still since it last heard the node.
+A FIN is no proof either if the coordinator's process stood still after it last heard the node.
 
-docs/protocol.md lists what else could send one. In doubt the node gets the grace.
+docs/protocol.md lists what else could send one. In doubt the node gets the reconnect grace.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from rallypoint.core.values import Address, ConnectionEnd
 def judge(
     end: ConnectionEnd, *, told: Address | None, seen: Address | None, has_stalled: bool
 ) -> ConnectionEnd:
-    """What the end of an attached node's connection means.
+    """What the end of an attached node's connection proves about its process.
 
-    `end`: what the transport saw, after it took all input that came before. `told`: the address of
-    the node's socket as the node sees it. `seen`: as the coordinator sees it. None if that is not
-    known. `has_stalled`: whether the coordinator stood still since it last heard the node. A FIN
-    that proves that the process has ended becomes PROCESS_ENDED; nothing else changes.
+    `end`: the end that the transport saw, after it took all input before it. `told`: the address of
+    the node's socket as the node sees it; `seen`: as the coordinator sees it; None if unknown.
+    `has_stalled`: whether the coordinator stood still after it last heard the node. Returns
+    PROCESS_ENDED for a FIN that proves that the process has ended, and `end` in all other cases.
     """
     is_proof = end is ConnectionEnd.FIN and is_direct(told, seen) and not has_stalled
     return ConnectionEnd.PROCESS_ENDED if is_proof else end
 
 
 def is_direct(told: Address | None, seen: Address | None) -> bool:
-    """Whether both sides see the same address and port, so nothing between them translates."""
+    """Whether both sides see the same address and port, so no translator is between them."""
     if told is None or seen is None or not told.port:
         return False
     host = literal(told.host)

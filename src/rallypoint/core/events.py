@@ -1,7 +1,7 @@
 """The events of a run, facts and requests: the input of `Membership.step`.
 
-Every event about a node names its incarnation, so what an earlier start of the node did does not
-count any more. Events have no time: `step` gets it beside them, as `now_s`.
+Every event about a node names its incarnation, so events of an earlier start of the node are
+ignored. Events have no time: `step` gets it beside them, as `now_s`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Event(FrozenStruct, frozen=True):
 class SignOfLife(Event, frozen=True):
     """An event that only a living node can cause, so it answers every probe.
 
-    (A NodeLeft is one, too, but then nobody asks any more.)
+    NodeLeft is not one: no probe waits for a node that has left.
     """
 
     node: NodeId
@@ -48,11 +48,11 @@ class NodeAttached(Event, frozen=True):
 
 
 class NodeReady(SignOfLife, frozen=True):
-    """A node asks for the next round, and leaves `leaving_round` (0: it has had none).
+    """A node asks for the next round, and leaves round `leaving_round` (0: it has had none).
 
     R4: a repeat names an older round than the one the node is in, and so ends nothing. `change`:
-    why that round ended, if the node was told. A coordinator that has just taken the run over was
-    not.
+    why that round ended, if the node was told. A coordinator that has just taken over the run may
+    not know it.
     """
 
     leaving_round: int
@@ -137,7 +137,7 @@ class Noted(Event, frozen=True):
 class CommitRefused(Event, frozen=True):
     """This coordinator has been deposed: the run's register has, or may have, a higher term.
 
-    `is_own_wish`: it gave the run up by itself, because it is about to exit.
+    `is_own_wish`: it gave up the run by itself, because it is about to exit.
     """
 
     reason: str
@@ -145,7 +145,7 @@ class CommitRefused(Event, frozen=True):
 
 
 class LedgerLost(Event, frozen=True):
-    """The ledger cannot be reached, or does not take what must be written.
+    """The ledger cannot be reached, or does not accept a write.
 
     `away_s`: for how long it has not answered, in seconds; None if it answers. `cause`: which part
     of the coordinator says so. That part posts LedgerRestored with the same cause later.

@@ -1,8 +1,8 @@
-"""Patterns in the texts of errors: what each one says of the cause, and where it was seen.
+"""Patterns in the texts of errors: the kind of cause that each shows, and where it was seen.
 
-A communication error of one worker is nearly always the consequence of another's end. To tell the
-two apart is what lets a run end with the true cause. An error that no pattern matches is the
-program's own.
+A communication error of one worker is nearly always the consequence of another's end. A run can
+name its true cause only if the two are told apart. An error that no pattern matches counts as an
+exception of the program.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from rallypoint.core.values import FailureKind
 # "run": the program was run and ended so. "binary": the text is in torch 2.13's libraries.
 # "reported": an issue quotes it.
 PATTERNS: tuple[tuple[FailureKind, str, str], ...] = (
-    # A worker's own child was killed: as good as a signal to the worker.
+    # A child of the worker was killed, which counts like a signal to the worker.
     (
         FailureKind.SIGNAL,
         r"DataLoader worker \(pid.*(?:killed by signal|exited unexpected)",
         "torch; binary",
     ),
-    # Out of memory without the kernel.
+    # Out of memory, but not killed by the kernel.
     (FailureKind.OOM, r"\bOutOfMemoryError\b|CUDA out of memory", "torch with CUDA"),
     (FailureKind.OOM, r"^MemoryError\b|std::bad_alloc", "Python, C++; run"),
     (FailureKind.OOM, r"RESOURCE_EXHAUSTED: Out of memory", "JAX; reported, jax #13428"),
     # NCCL's complaints about this process, not about a peer.
     (FailureKind.EXCEPTION, r"ncclInvalid(?:Usage|Argument)", "NCCL; reported, nccl #1241"),
-    # Our own: another member broke the round.
+    # Rallypoint's own error: another member ended the round.
     (FailureKind.COMMUNICATION, r"\bRoundBrokenError\b", "rallypoint"),
-    # torch's classes say it.
+    # torch has classes for these errors.
     (FailureKind.COMMUNICATION, r"\bDistNetworkError\b", "torch, the store's host killed; run"),
     (FailureKind.COMMUNICATION, r"\bDistStoreError\b", "torch, a key that nobody sets; run"),
     (FailureKind.COMMUNICATION, r"\bDistBackendError\b", "torch with NCCL; reported, nccl #2076"),

@@ -1,4 +1,4 @@
-"""How many members have finished their work, and which one was the first in this round.
+"""How many members have finished their work, and which member of this round was the first.
 
 The end of a run, the cause of a round's end and the marks in the ledger depend on it. This file
 only counts.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class Finished:
-    """Counts of members whose workers have finished. The lists of who they are: `marking`."""
+    """Counts of members whose workers have finished. `marking` has the lists of these members."""
 
     def __init__(self, *, earlier: int = 0, in_round: int = 0, first: str = "") -> None:
         """`earlier`: how many finished that were not in the last round; `first`: of that round."""
@@ -34,7 +34,7 @@ class Finished:
             self.first = self.first or name
 
     def sealed(self) -> None:
-        """A record is given to the ledger. Who finishes from now on is not in it."""
+        """A record is given to the ledger. It does not cover members that finish from now on."""
         self.count_at_seal = self.count
 
     def round_began(self) -> None:

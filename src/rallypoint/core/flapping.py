@@ -1,8 +1,8 @@
-"""The names that went, why, and how often: a name that comes and goes often has to wait longer.
+"""Which names left, why, and how often. A name that joins and leaves often has to wait longer.
 
-Such a name would end a round each time that it is let in. So each short stay doubles the delay of
-its next entry, up to a bound; a long stay resets it. The reason of the last departure is told to
-the next start of the node.
+Such a name would end a round each time that it is let in. So each short stay doubles the delay
+before the name is let in again, up to a bound. A long stay resets the delay. The next start of the
+node receives the reason of its last departure.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ REMEMBERED_MAX: Final = 1_024
 
 
 class DepartureHistory:
-    """The latest names that went, oldest first."""
+    """The names that left last, oldest first."""
 
     def __init__(self) -> None:
         self._changes: dict[str, Change] = {}
         self._short_stays: dict[str, int] = {}
 
     def remember(self, name: str, change: Change, *, stayed_s: float, is_done: bool) -> None:
-        """A member went. The stay of one that is done (`is_done`) does not count as short."""
+        """A member left. The stay of a member that is done (`is_done`) does not count as short."""
         _put_last(self._changes, name, change)
         if stayed_s >= STEADY_S:
             self._short_stays.pop(name, None)
@@ -37,11 +37,11 @@ class DepartureHistory:
             _put_last(self._short_stays, name, self._short_stays.get(name, 0) + 1)
 
     def change(self, name: str) -> Change | None:
-        """Why the name went last, if that is remembered."""
+        """Why a member of this name last left; None if that is not remembered."""
         return self._changes.get(name)
 
     def delay_s(self, name: str, base_s: float, attached_for_s: float) -> float:
-        """How long the name's entry is delayed: `base_s`, doubled for each short stay.
+        """How long to delay the name: `base_s`, doubled for each short stay.
 
         `attached_for_s`: how long it has been attached this time.
         """

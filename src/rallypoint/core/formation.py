@@ -3,14 +3,14 @@
 The rule:
 
 * at once, when `max_nodes` are ready, or as many nodes as a scheduler said it started;
-* after a round that ended, when all of its surviving members are ready, and a moment later
-  (`settle_s`) so that nodes that arrive at the same time are in it;
-* else when the last call is over. It begins when the minimum is ready, and never begins again.
+* after a round that ended, `settle_s` after all of its surviving members are ready, so that nodes
+  that arrive at the same time are in the round;
+* otherwise when the last call is over. It begins when the minimum is ready, and never begins again.
 
 Survivors keep their places until they are ready, are lost, or the last call ends. Newcomers get
 only free places (R3, R7). Two kinds of survivors keep their places after the last call: those that
 can be heard and have time left to stop their workers, and those that have yet to attach after a
-takeover. Otherwise newcomers could form a round beside members that live.
+takeover. Without this, newcomers could form a round beside members that are alive.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Call(enum.StrEnum):
 
 
 class Counts(FrozenStruct, frozen=True, kw_only=True):
-    """What the decision depends on; counts of nodes."""
+    """The input of the decision: counts of nodes."""
 
     minimum: int
     maximum: int
@@ -45,7 +45,7 @@ class Counts(FrozenStruct, frozen=True, kw_only=True):
 
     @property
     def ready(self) -> int:
-        """How many are ready, whether or not there is a place for them."""
+        """How many nodes are ready, including those without a place."""
         return self.ready_survivors + self.newcomers
 
     @property
@@ -83,7 +83,7 @@ _SEALS: Final = frozenset(each for each in Decision if each.name.startswith("SEA
 
 
 def decide(counts: Counts) -> Decision:
-    """What to do now. Pure: the same counts always get the same answer."""
+    """Decide what to do now. Pure: the same counts always get the same answer."""
     chosen = counts.chosen
     if counts.ready < counts.minimum:
         return Decision.TOO_FEW
@@ -95,8 +95,8 @@ def decide(counts: Counts) -> Decision:
         return Decision.ATTACHING
     if counts.call is Call.OVER:
         return Decision.SEAL_LAST_CALL
-    # R7: survivors that hang, or cannot be heard, hold their places for one last call and no
-    # longer, even if they leave fewer places than the minimum.
+    # R7: survivors that hang, or cannot be heard, keep their places for one last call and no
+    # longer. This holds even if they leave fewer places than the minimum.
     if counts.held:
         return Decision.LAST_CALL
     if counts.expected is not None and chosen >= counts.expected:

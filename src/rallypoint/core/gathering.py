@@ -20,7 +20,7 @@ from rallypoint.core.values import RunSettings
 
 
 class Gathering:
-    """The waits of the gathering that is on. `begin` or `reset` starts the next one."""
+    """The waits of the present gathering. `begin` or `reset` starts the next one."""
 
     def __init__(self, roster: Roster, timers: Timers) -> None:
         self._roster = roster
@@ -55,12 +55,12 @@ class Gathering:
         self._has_begun = False
 
     def unsettle(self) -> None:
-        """There is nothing to settle any more: the moment begins anew when there is again."""
+        """Forget the settle time that has passed: the next wait to settle begins anew."""
         self._is_settled = self.is_settling = False
         self._timers.cancel(TimerKind.SETTLE)
 
     def counts(self, settings: RunSettings) -> Counts:
-        """What the decision depends on. O(1)."""
+        """The counts on which the decision depends. O(1)."""
         count = self._roster.count
         return Counts(
             minimum=settings.min_nodes,
@@ -85,8 +85,8 @@ class Gathering:
         """Whether to form the round now, or what to wait for."""
         counts = self.counts(settings)
         if not (counts.ready or counts.held or counts.places_held):
-            # All nodes that came have gone, so the next one begins a new gathering. This is asked
-            # for each of thousands that attach before one is ready.
+            # No node is left, so the next one begins a new gathering. This case is checked first
+            # because it occurs for each of thousands of nodes that attach before one is ready.
             if self._has_begun:
                 self.reset()
             return Decision.TOO_FEW
@@ -98,7 +98,7 @@ class Gathering:
     def wait(
         self, decision: Decision, settings: RunSettings, round_number: int, now_s: float
     ) -> list[Effect]:
-        """Set the timer at which to decide again, unless it is set."""
+        """Set the timer for the next decision, unless it is set."""
         match decision:
             case Decision.SETTLE if not self.is_settling:
                 self.is_settling = True
@@ -143,11 +143,11 @@ class Gathering:
         return max(0.0, self._call_ends_s - now_s) if self.call is Call.RUNNING else None
 
     def pause_left_s(self, now_s: float) -> float | None:
-        """How long the next round is held back, in seconds; None if it is not."""
+        """How long the next round is still delayed, in seconds; None if it is not."""
         is_held_back = self._timers.is_set(TimerKind.PACE)
         return max(0.0, self._pause_ends_s - now_s) if is_held_back else None
 
     def freeze(self) -> tuple[object, ...]:
-        """What decides, hashable; without times."""
+        """The state on which decisions depend, without times, as a hashable value."""
         is_paused = self._timers.is_set(TimerKind.PACE)
         return (self.call, self._is_settled, self.is_settling, self.pace.freeze(), is_paused)

@@ -1,15 +1,15 @@
 """The clock of deadlines: it stands still while the run is SUSPENDED (R8).
 
-No member is judged meanwhile, so an outage of the ledger takes no time from a member. It does not
-give a member its whole time again either: with a ledger that comes and goes, none would ever be
-lost.
+No member is judged while the run is SUSPENDED, so an outage of the ledger takes no time from a
+member. The outage does not restart a member's time either. Otherwise no member would ever be lost
+while the ledger fails again and again.
 """
 
 from __future__ import annotations
 
 
 class JudgingClock:
-    """Seconds in which members could be judged. `now_s` is the run's time, in seconds."""
+    """Counts the seconds in which members can be judged. `now_s` is the run's time, in seconds."""
 
     def __init__(self) -> None:
         self._stopped_s: float | None = None
@@ -36,7 +36,7 @@ class JudgingClock:
             self._stopped_s = None
 
     def left_s(self, due_s: float, least_s: float, now_s: float) -> float:
-        """How long until a deadline, when judging begins again; 0 or less if it is over.
+        """The time left until a deadline, when judging begins again; 0 or less if it has passed.
 
         A member may have tried in vain to answer during the outage, so it has at least `least_s`
         from now on. In all it gets no more than `least_s` beyond `due_s`, however often the ledger

@@ -1,11 +1,11 @@
-"""What the ledger has to know of a round's members, and the goodbyes that wait for that.
+"""The marks: what the ledger keeps about a round's members; and the goodbyes that wait for it.
 
-Nobody misses a member that is done, and a member that departs or has left is not expected in the
-next round. A successor must know both, or it would take the absence of such a member for a loss.
-So they are written to the run's head (`values.Marks`), one write at a time. The goodbye of a member
-is answered when the ledger has what concerns it.
+The absence of a member that is done is no loss, and a member that departs or has left is not
+expected in the next round. A successor that did not know this would treat such an absence as a
+loss. So the marks are written to the run's head (`values.Marks`), one write at a time. The goodbye
+of a member is answered when the ledger has its marks.
 
-This file keeps the marks, and says what to write and when. It must not decide anything else.
+This file keeps the marks, and decides what to write and when. It must not decide anything else.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Marking:
         self._last_write_s = float("-inf")
         self._farewells: list[Farewell] = []
 
-    # -- what is known ---------------------------------------------------------------------------
+    # -- the marks -------------------------------------------------------------------------------
 
     def begin(
         self,
@@ -63,9 +63,9 @@ class Marking:
         gone: Iterable[NodeId],
         now_s: float,
     ) -> list[Effect]:
-        """The ledger has a round, and with it that nothing is known of its members yet.
+        """The ledger has a new round, in which no member is marked yet.
 
-        `ended` and `gone`: what happened to it while it was written.
+        `ended` and `gone`: what happened to the round while it was written.
         """
         waiting, self._farewells = self._farewells, []
         self.restore(record, Marks(finished=finished.count_at_seal))
@@ -91,7 +91,7 @@ class Marking:
         self._writing, self.due_s = 0, None
 
     def finished_before(self, count: int, now_s: float) -> None:
-        """So many members have finished that are not in this round."""
+        """Set how many members have finished that are not in this round."""
         if count != self._finished_before:
             self._finished_before = count
             self._changed(now_s)
@@ -105,7 +105,7 @@ class Marking:
         self._mark(self._gone, node, not_before_s)
 
     def ended(self, change: Change, not_before_s: float) -> None:
-        """The round has ended, or more is known of its cause."""
+        """The round has ended, or its cause is known better."""
         change = bounded_end(change)
         if change != self._ended:
             self._ended = change
@@ -130,7 +130,9 @@ class Marking:
         self.due_s = due_s
 
     def freeze(self) -> tuple[object, ...]:
-        """What decides; hashable, without times and serial numbers."""
+        """The state on which decisions depend, without times and serial numbers, as a hashable
+        value.
+        """
         known = (bytes(self._done), bytes(self._gone), self._ended, self._finished_before)
         waiting = tuple((each.node, each.serial <= self._written) for each in self._farewells)
         return (*known, self.is_writing, self._written == self._serial, waiting)
@@ -143,11 +145,11 @@ class Marking:
         return self._writing > self._written
 
     def write(self, spacing_s: float, restarts: int, now_s: float) -> list[Effect]:
-        """Write what was marked, or set the timer for that. For the caller: `due_s` is not None.
+        """Write the marks, or set the timer for that. Call it only if `due_s` is not None.
 
-        What nodes wait for is written first. The rest waits for a moment, because the record of
-        another round may come meanwhile, which says it all. `spacing_s`: the least time between two
-        writes. `restarts`: how many rounds have been charged.
+        Marks for which nodes wait are written first. The others wait for a moment, because the
+        record of the next round may follow and make them needless. `spacing_s`: the least time
+        between two writes. `restarts`: how many rounds have been charged.
         """
         if not self._is_kept:
             self.give_up()
@@ -171,7 +173,7 @@ class Marking:
         self._timer_at_s = math.inf
 
     def written(self, serial: int) -> bool:
-        """The ledger has the write of this number. False if that is not the one under way."""
+        """The ledger has the write with this number. False if that is not the one under way."""
         if not self.is_writing or serial != self._writing:
             return False
         self._written = serial
@@ -184,14 +186,14 @@ class Marking:
     # -- goodbyes --------------------------------------------------------------------------------
 
     def farewell(self, node: NodeId, connection_id: int, reason: str) -> bool:
-        """The node said goodbye. False if the ledger has all that concerns it already."""
+        """The node said goodbye. False if the ledger already has all marks of the node."""
         if not self._is_kept or self._rank(node) is None or self._written == self._serial:
             return False
         self._farewells.append(Farewell(node, connection_id, reason, self._serial))
         return True
 
     def answered_farewells(self) -> list[Effect]:
-        """The answers to goodbyes that the ledger has, in the order in which they came."""
+        """The answers to goodbyes whose marks the ledger has, in the order of the goodbyes."""
         waiting = self._farewells
         self._farewells = [each for each in waiting if each.serial > self._written]
         return [

@@ -63,7 +63,7 @@ from rallypoint.core.values import (
     Seat,
 )
 
-# Each event asks for these; in its class a member takes seven times as long to find (Python 3.11).
+# Each event uses these. To find a member in its class takes seven times as long (Python 3.11).
 _GATHERING, _ACTIVE = Phase.GATHERING, Phase.ACTIVE
 _IN_ROUND, _NEWCOMER = Bucket.IN_ROUND, Bucket.NEWCOMER
 _IS_READY, _IS_ACTIVE, _SILENT = MemberState.READY, MemberState.ACTIVE, Reachability.SILENT
@@ -79,9 +79,9 @@ _JUDGING = (
     TimerKind.LOST,
     TimerKind.MASS,
 )
-"""The timers by which members are judged."""
+"""The timers that decide whether a member is lost."""
 _MISSING = (Bucket.STOPPING, Bucket.ABSENT, Bucket.PLACE)
-"""The buckets of survivors that are not ready, and keep their places."""
+"""The buckets of survivors that are not ready and keep their places."""
 _READY = (Bucket.READY_SURVIVOR, Bucket.NEWCOMER)
 _ENDING = (Bucket.DONE, Bucket.DEPARTING)
 """The buckets of members that ask for no further round."""
@@ -90,10 +90,10 @@ _ENDING = (Bucket.DONE, Bucket.DEPARTING)
 class Membership:
     """The members and rounds of one run. Not thread-safe: one owner steps it.
 
-    `run_id` is only a name. `term` goes into every record (R5). Round numbers begin
-    above `floor` (R1). `members_max`: the most members. `table_bytes_max`: the most bytes that the
-    ledger can keep of their rows. A node beyond either is refused. `has_successor` False: no other
-    coordinator can take the run over, so the ledger needs no marks.
+    `run_id` is only a name. `term` is in every record (R5). Round numbers begin above `floor` (R1).
+    `members_max`: the most members. `table_bytes_max`: the most bytes that the ledger can keep of
+    their rows. A node beyond either limit is refused. `has_successor` False: no other coordinator
+    can take over the run, so the ledger needs no marks.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Membership:
         self._now_s = 0.0
         self._effects: list[Effect] = []
 
-    # -- the way in ----------------------------------------------------------------------------
+    # -- step and restore ----------------------------------------------------------------------
 
     def step(self, event: on.Event, now_s: float) -> list[Effect]:
         """Take one event at `now_s` (seconds, never going back) and return what to do about it."""
@@ -165,12 +165,12 @@ class Membership:
         return effects
 
     def _heard_from(self, event: on.SignOfLife) -> None:
-        """The node lives (R8), whatever else follows from the event."""
+        """The event proves that the node is alive (R8)."""
         member = self.roster.living(event.node)
         if member is None:
             return
         self._probe.answered(member.name)
-        # Each event comes here, and there is nearly never a conflict.
+        # This test is for speed: every event passes here, and conflicts are rare.
         if self._name_conflicts.waiting:
             self._do(*self._name_conflicts.refuse(member))
         if member.reachability is _SILENT:
@@ -186,15 +186,16 @@ class Membership:
         former_host: NodeId | None = None,
         store_lost: str = "",
     ) -> list[Effect]:
-        """Take the run over where its last owner left it, before any other step.
+        """Take over the run where its last owner left it. Call this before any `step`.
 
         The members of its round have yet to attach to this coordinator. A member that has not done
         so is lost after `attach_grace_s`. `former_host`, the node that hosted the last owner, is
-        lost after HOST_GRACE_S, if that owner's lease ran out. The members repeat what is not in
-        the ledger.
+        lost after HOST_GRACE_S, if that owner's lease ran out. The members send again what is not
+        in the ledger.
 
-        `store_lost`: why the store of the round is gone; "" if it is not. Then the round has ended
-        (R10), as it has if the last owner saw it end. Each member is told so when it attaches.
+        `store_lost`: why the store of the round is gone; "" if it is not. A round whose store is
+        gone has ended (R10), like one that the last owner saw end. Each member gets the reason when
+        it attaches.
         """
         assert not len(self.roster)
         self._now_s = now_s
@@ -212,7 +213,7 @@ class Membership:
         elif state.round is not None:
             marks = state.marks
             if marks.round != state.number:
-                # A release that does not know marks wrote the round.
+                # The round was written by a release without marks.
                 marks = Marks(state.number)
             self._marking.restore(state.round, marks)
             done = ranks_in(marks.done)
@@ -236,7 +237,7 @@ class Membership:
         effects, self._effects = self._effects, []
         return effects
 
-    # -- what can be asked ---------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------
 
     @property
     def number(self) -> int:
@@ -259,9 +260,9 @@ class Membership:
         return self._committing.record
 
     def marks_with(self, record: RoundRecord | CloseRecord) -> Marks:
-        """The marks that are written together with a record."""
+        """The marks to write together with a record."""
         if isinstance(record, CloseRecord):
-            return Marks()  # After a close nobody reads them.
+            return Marks()  # Nobody reads marks after a close.
         return Marks(record.head.number, finished=self._finished.count_at_seal)
 
     def waiting(self, now_s: float) -> Waiting | None:
@@ -305,10 +306,10 @@ class Membership:
     def may_begin_anew(self, settings: RunSettings, now_s: float) -> bool:
         """Whether a node that was never in this closed run may begin it anew.
 
-        It may if the run never had a round: then the id was used before the job began. A node
-        with other settings is not of that earlier job, so it may do so at once. A node with the
-        same settings may be a late node of it, which must hear that the run is over. So such a node
-        may begin the run anew only after ANEW_AFTER_S.
+        It may if the run never had a round, because the id was then used before the job began. A
+        node with other settings belongs to another job, so it may begin at once. A node with the
+        same settings may be a late node of the closed run, and must learn that the run is over. So
+        it may begin the run anew only after ANEW_AFTER_S.
         """
         if self.phase_of_work is not Phase.CLOSED or self.round is not None:
             return False
@@ -323,7 +324,7 @@ class Membership:
         return seats_of(self.round) if self.round is not None else []
 
     def is_of_last_round(self, node: NodeId) -> bool:
-        """Whether the node is a member of the last round, and so may have its table. O(1)."""
+        """Whether the node is a member of the last round, and may read its table. O(1)."""
         member = self.roster.living(node)
         return member is not None and 0 < member.last_round == self.number
 
@@ -332,9 +333,9 @@ class Membership:
         return member.bucket is Bucket.NEWCOMER and self.phase_of_work is Phase.ACTIVE
 
     def freeze(self) -> tuple[object, ...]:
-        """All that decides what follows, hashable: for tests and model checkers.
+        """The state on which decisions depend, as a hashable value, for tests and model checkers.
 
-        It has no times and no serial numbers, but says which timers are set.
+        It has no times and no serial numbers. It includes which timers are set.
         """
         return (
             (self.phase_of_work, self.suspension.causes, self.deposed, self.close, self.number),
@@ -351,7 +352,7 @@ class Membership:
             self._name_conflicts.names(),
         )
 
-    # -- nodes come ----------------------------------------------------------------------------
+    # -- nodes attach --------------------------------------------------------------------------
 
     def _on_attached(self, event: on.NodeAttached) -> None:
         refusal = self._refusal(event)
@@ -367,11 +368,12 @@ class Membership:
         elif member.is_proved_by(event.secret_hash):
             self._resume(member, event)
         else:
-            # Others may know the incarnation, and it must not be enough to be the member.
+            # Others may know the incarnation, so it alone does not prove that the node is the
+            # member.
             self._do(do.Refuse(event.connection_id, reasons.not_the_member(member.name)))
 
     def _refusal(self, event: on.NodeAttached) -> Refusal | None:
-        """Why the node cannot come in; None if it can."""
+        """Why the node is refused; None if it is admitted."""
         if event.settings.rank_policy not in POLICIES:
             return reasons.unknown_policy(event.settings.rank_policy, sorted(POLICIES))
         if self.settings is None or not len(self.roster):
@@ -395,7 +397,7 @@ class Membership:
         self._do(do.Welcome(event.connection_id, member.id, resumed=False, standing=standing))
 
     def _attach_suspended(self, event: on.NodeAttached) -> None:
-        """SUSPENDED: of two nodes of one name the second one waits, as the first is not judged."""
+        """SUSPENDED: a second node of one name waits, because the first one is not judged now."""
         member = self.roster.get(event.node.name)
         if member is None or member.info.incarnation == event.node.incarnation:
             self._on_attached(event)
@@ -414,7 +416,7 @@ class Membership:
         self._probe.answered(member.name)
         if self._name_conflicts.waiting:
             self._do(*self._name_conflicts.refuse(member))
-        is_standby = member.told_standby = self.is_standby(member)  # The welcome says so.
+        is_standby = member.told_standby = self.is_standby(member)  # The welcome has the reason.
         if member.survivor:
             self._gathering.stopping.told(member, self._now_s)
         self._consider(member)
@@ -437,14 +439,14 @@ class Membership:
         self._do(do.Supersede(member.id, reasons.superseded(member.name)))
         self._remove([member], ChangeKind.NODE_LOST, reasons.SUPERSEDED)
 
-    # -- nodes ask for things ------------------------------------------------------------------
+    # -- requests of nodes ---------------------------------------------------------------------
 
     def _on_ready(self, event: on.NodeReady) -> None:
         member = self.roster.living(event.node)
         if member is None or member.bucket in _ENDING:
             return
         is_in_round = member.bucket is _IN_ROUND
-        # R4: a node that names an older round than the last it was given repeats itself.
+        # R4: a `ready` that names an older round than the node's last one is a repeat.
         if event.leaving_round < member.last_round:
             return
         if is_in_round and event.leaving_round != member.last_round:
@@ -459,9 +461,9 @@ class Membership:
         self._mark_ready(member, event)
 
     def _adopt_end(self, speaker: Member, event: on.NodeReady) -> None:
-        """The last coordinator told the members that this round had ended, but wrote nothing of it.
+        """End the round: the last coordinator told the members of its end, but did not write it.
 
-        So the round ends here for the same reason. What that coordinator charged is charged now.
+        The reason is the same. What that coordinator charged to the budget is charged now.
         """
         change = event.change
         is_known = self.phase_of_work is not Phase.ACTIVE
@@ -493,7 +495,7 @@ class Membership:
         self._consider(member)
 
     def _consider(self, member: Member) -> None:
-        """A ready newcomer may be let in when its delay is over. O(1).
+        """Note that a ready newcomer may be let in when its delay is over. O(1).
 
         It is told once that it is on standby, and not again by each round without it.
         """
@@ -506,7 +508,8 @@ class Membership:
 
     def _on_worker_failed(self, event: on.WorkerFailed) -> None:
         if self._suspicion.in_burst:
-            # Cause before consequence: the round ends by the processes that have ended.
+            # Cause before consequence: the processes that have ended are the cause of the round's
+            # end.
             self._failed_in_burst.append(event)
             return
         member = self.roster.living(event.node)
@@ -520,7 +523,7 @@ class Membership:
 
     def _on_done(self, event: on.NodeDone) -> None:
         member = self.roster.living(event.node)
-        # R11: a repeat counts nothing, and nothing counts about a round that the node is not in.
+        # R11: a repeat changes nothing, nor does a report about a round that the node is not in.
         if member is None or not event.round or event.round != member.last_round:
             return
         if member.state in (MemberState.READY, MemberState.DEPARTING, MemberState.DONE):
@@ -552,7 +555,7 @@ class Membership:
             )
 
     def _explain_by_departure(self, member: Member, reason: str) -> None:
-        """This member's departure may be the cause of the open case's communication errors."""
+        """The departure of this member may explain the communication errors of the open case."""
         if member.survivor and self.case is not None:
             left = causes.happened(ChangeKind.NODE_LEFT, self.number, [member.name], reason)
             self.case.add_departure(left)
@@ -579,7 +582,7 @@ class Membership:
             return
         assert self.settings is not None
         if event.how is ConnectionEnd.PROCESS_ENDED:
-            # R8: this is proof, so `_advance` removes the member, and then its name is free.
+            # R8: this is proof. `_advance` removes the member, which frees its name.
             self._do(*self._suspicion.ended(member, self._now_s))
             return
         self._do(*self._suspicion.disconnected(member, self.settings, self._now_s))
@@ -589,13 +592,13 @@ class Membership:
             self._do(*conflicts.challenge(member, newcomer, self.settings, self._now_s))
 
     def _note_disconnected(self, event: on.ConnectionLost) -> None:
-        """Nobody is judged in this phase: the grace begins when the ledger is back."""
+        """Note it without a decision: the grace begins when the ledger is back."""
         self._suspended_events.forget_attached(event.node, event.connection_id)
         member = self.roster.living(event.node)
         if member is None or member.connection_id != event.connection_id:
             self._name_conflicts.drop(event.node, event.connection_id)
         elif member.reachability is Reachability.DISCONNECTED:
-            return  # A connection ends once.
+            return  # Another end of this connection was noted before.
         elif event.how is ConnectionEnd.PROCESS_ENDED:
             self._do(*self._suspicion.ended(member, self._now_s))
         elif self.settings is not None:
@@ -616,7 +619,7 @@ class Membership:
     def _on_timer(self, event: on.TimerFired) -> None:
         timer = event.timer
         if self.suspension and timer.kind in _JUDGING:
-            return  # Nobody is judged: `_judge_again` sets these again, for the time that is left.
+            return  # Later: `_judge_again` sets these timers again.
         if not self._timers.take(timer):
             return  # It is stale.
         match timer.kind:
@@ -655,7 +658,7 @@ class Membership:
             self._lose_store(event.reason)
 
     def _lose_store(self, reason: str) -> None:
-        """R10: what was acknowledged in this round cannot be read any more, so the round ends.
+        """R10: acknowledged writes of this round cannot be read any more, so the round ends.
 
         The program is not to blame, so nothing is charged.
         """
@@ -687,26 +690,27 @@ class Membership:
             self._give()
 
     def _give(self) -> None:
-        """Write the record, unless marks are being written: then it follows them."""
+        """Write the record: at once, or after the marks that are being written."""
         assert self._committing.record is not None
         if not self._marking.is_writing:
             self._do(do.Commit(self._committing.record))
 
     def _write_marks(self) -> None:
-        """Write what a successor has to know of the members, or set the timer for that."""
+        """Write the marks of the members, which a successor needs, or set the timer for that."""
         if self.settings is None or self.phase not in (Phase.GATHERING, Phase.ACTIVE):
             return
         settle_s = self.settings.settle_s
         self._do(*self._marking.write(settle_s, self.restart_count, self._now_s))
 
     def _on_commit_refused(self, event: on.CommitRefused) -> None:
-        # R5: a deposed coordinator decides nothing more, whatever the ledger answers later.
+        # R5: a deposed coordinator decides nothing any more, whatever the ledger answers later.
         self.deposed = True
         if self.phase_of_work is not Phase.CLOSED:
             self._suspend(SuspensionCause.DEPOSED, event.reason)
         self._marking.give_up()
         for each in self._marking.take_all_farewells():
-            # The node has to tell the next coordinator: the ledger may not have these marks.
+            # The ledger may not have these marks, so the node has to send them to the next
+            # coordinator.
             self._do(do.Refuse(each.connection_id, Refusal(RefusalCode.MOVED, event.reason)))
         self._do(do.StepDown(event.reason, event.is_own_wish))
 
@@ -729,7 +733,7 @@ class Membership:
         self._set_phase()
         if self.suspension:
             return
-        # All that had to wait happens as if it came at once, before anything is decided.
+        # All kept events are handled before any decision, as if they came at the same moment.
         self._judge_again()
         for kept in self._suspended_events.take():
             self._handle(kept)
@@ -741,7 +745,7 @@ class Membership:
             self._consider(member)
 
     def _judge_again(self) -> None:
-        """R8: nobody was judged meanwhile, and each deadline has the time that was left."""
+        """R8: judge members again. Each deadline has the time that it had left."""
         settings = self.settings
         if settings is None:
             self._clock.go_on(self._now_s)
@@ -766,11 +770,11 @@ class Membership:
                 self._do(*conflicts.go_on(member, settings, self._now_s))
 
     def _keep(self, event: on.Event) -> None:
-        """SUSPENDED: this needs the ledger, so it counts when the ledger is back."""
+        """SUSPENDED: keep an event that needs the ledger until the ledger is back."""
         self._suspended_events.keep(event)
 
     def _as_in_phase_of_work(self, event: on.Event) -> None:
-        """SUSPENDED: this needs no ledger, so it counts at once.
+        """SUSPENDED: handle an event at once that needs no ledger.
 
         Members are told of a round that ends. The next round waits for the ledger.
         """
@@ -786,7 +790,7 @@ class Membership:
     # -- the rules, in order -------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Do all that the rules demand of the present state."""
+        """Apply all rules to the present state, in order."""
         if self.settings is None or self.phase in _RESTING:
             return
         if self._takeover.is_grace_on and not self._suspicion.has_absent:
@@ -815,7 +819,7 @@ class Membership:
             self._advance_gathering(self.settings)
 
     def _remove_gone(self, members: list[Member], detail: str) -> None:
-        """Remove members that are done or departing, which nobody misses; the others are lost."""
+        """Remove these members. Those that are neither done nor departing are lost."""
         lost = [member for member in members if member.is_troubled]
         if lost:
             self._remove(lost, ChangeKind.NODE_LOST, detail)
@@ -844,7 +848,7 @@ class Membership:
             return
         gathering = self._gathering
         if 0 < self.roster.ready_count < settings.min_nodes:
-            # This is Decision.TOO_FEW, found quickly: thousands of nodes come one by one.
+            # This is Decision.TOO_FEW, found quickly, because thousands of nodes attach one by one.
             if gathering.is_settling:
                 gathering.unsettle()
             return
@@ -859,7 +863,7 @@ class Membership:
             self._seal(settings)
 
     def _is_ending(self, settings: RunSettings) -> bool:
-        """End a run whose round is done, or which cannot reach the minimum any more.
+        """End the run if its round is done, or if it cannot reach the minimum any more.
 
         True if the run ends, now or when the open case is closed.
         """
@@ -869,7 +873,7 @@ class Membership:
         remaining = self.roster.awaited_count
         if remaining >= settings.min_nodes:
             return False
-        # Cause before consequence: the end names the cause, so it waits for the open case.
+        # Cause before consequence: the close waits for the open case, so that it names the cause.
         if self.case is None or self.case.closed or self._probe.is_over:
             self._close_case(forced=True)
             if self.phase is Phase.GATHERING:
@@ -879,7 +883,7 @@ class Membership:
         return True
 
     def _close_as_storm(self) -> None:
-        """End a run whose members do no work, and take the coordinator's time from other runs."""
+        """Close a run whose members do no work and slow down the coordinator's other runs."""
         self._close_case(forced=True)
         if self.phase is Phase.GATHERING:
             cause = self.case.change if self.case is not None else None
@@ -909,7 +913,7 @@ class Membership:
         self._give()
 
     def _begin(self, record: RoundRecord) -> None:
-        """The ledger has the round. What happened meanwhile follows it, and does not replace it."""
+        """The ledger has the round. Begin it, and then handle what happened during the write."""
         self.round = record
         self._finished.round_began()
         committing = self._committing
@@ -919,7 +923,7 @@ class Membership:
         self._gathering.reset()
         self._scale_up.reset()
         if committing.close_wanted is not None:
-            # No node is given a round that ends at once.
+            # No node receives a round that ends at once.
             self._commit_close(committing.close_wanted)
         elif interrupted is not None:
             self._begin_again(record, interrupted)
@@ -941,7 +945,7 @@ class Membership:
         return gone
 
     def _begin_again(self, record: RoundRecord, change: Change) -> None:
-        """A member went while the round was written, so no node was given it: form another.
+        """Form another round: a member left during the write, so no node received this one.
 
         The other members are still ready, and keep their places.
         """
@@ -956,7 +960,7 @@ class Membership:
         self._enter(Phase.GATHERING)
 
     def _seat_members(self, record: RoundRecord) -> None:
-        """The members of the round become active. A survivor that is not in it becomes idle."""
+        """Make the members of the round active, and survivors that are not in it idle."""
         ended_by = self.case.change if self.case is not None else None
         _stand_down(self.roster, ended_by)
         for row in record.members:
@@ -1012,7 +1016,7 @@ class Membership:
         return self._now_s + self.settings.settle_s
 
     def _charge(self, change: Change) -> None:
-        """Tell the verdict. A charge that the budget does not bear ends the run."""
+        """Tell the members the verdict. End the run if the budget does not cover the charge."""
         assert self.settings is not None
         limit = self.settings.max_restarts
         restarts = causes.restarts_after(change, self.restart_count, limit)
@@ -1025,7 +1029,7 @@ class Membership:
     def _remove(
         self, members: list[Member], kind: ChangeKind, detail: str, *, says_goodbye: bool = False
     ) -> None:
-        """Take members out. If one of them was active, its round ends: once, for all of them."""
+        """Take out members. If any of them was active, the round ends, once for all of them."""
         since_s = max(member.trouble_s(self._now_s) for member in members)
         in_round = [m.name for m in members if m.bucket is Bucket.IN_ROUND]
         survivors = [m.name for m in members if m.survivor]
@@ -1055,7 +1059,7 @@ class Membership:
         says_goodbye: bool = False,
         is_loss: bool = False,
     ) -> None:
-        """Take one member out. `is_loss`: it was lost, and no round ends by that."""
+        """Take out one member. `is_loss`: it was lost, and its loss ends no round."""
         self._committing.member_went(member, change.kind, change.detail)
         stayed_s = self._now_s - member.attached_s
         is_done = member.bucket is Bucket.DONE
@@ -1065,7 +1069,7 @@ class Membership:
         self.roster.remove(member)
         self._suspicion.gone(member)
         reason = reasons.describe(change)
-        # A goodbye is answered when the ledger has what concerns the node.
+        # The goodbye is answered when the ledger has the node's marks.
         waits = says_goodbye and self._marking.farewell(member.id, member.connection_id, reason)
         self._do(do.Forget(member.id, reason, waits, change if is_loss else None))
 
@@ -1095,7 +1099,7 @@ class Membership:
         self._set_phase()
 
     def _set_phase(self) -> None:
-        # The phase is kept, because each event asks for it several times.
+        # The phase is stored, because each event reads it several times.
         work = self.phase_of_work
         is_suspended = bool(self.suspension) and work is not Phase.CLOSED
         self.phase = Phase.SUSPENDED if is_suspended else work
@@ -1139,7 +1143,7 @@ _HANDLER_OF: Final = {
 
 
 def _stand_down(members: Iterable[Member], ended_by: Change | None) -> None:
-    """The round of these members is over. `ended_by`: why, to tell those that attach later."""
+    """The round of these members is over. `ended_by`: why, for members that attach later."""
     for member in members:
         if member.state is _IS_ACTIVE:
             member.state = MemberState.IDLE

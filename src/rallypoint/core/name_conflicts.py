@@ -1,10 +1,10 @@
-"""Two nodes of one name: a newcomer asks for a name that another start of the node still has.
+"""Name conflicts: a newcomer has the name of a member, which is another start of that node.
 
-The older node is asked whether it lives. If it answers, the newcomer is refused. If it does not
-answer in time, or its process has ended, or it leaves, the newcomer gets the name. If its
-connection is closed, it has the rest of its grace, and answers by attaching: a broken connection is
-no proof that the process has ended. This file keeps the newcomers and asks; `membership` takes the
-older node out and lets the newcomer in.
+The older node is probed. If it answers, the newcomer is refused. If it does not answer in time, or
+its process has ended, or it leaves, the newcomer gets the name. An older node whose connection is
+closed has the rest of its grace to attach, which counts as an answer: a broken connection does not
+prove that the process has ended. This file keeps the newcomers and sends the probes. `membership`
+takes out the older node and lets in the newcomer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rallypoint.core.values import NodeId, Reachability, RunSettings
 
 
 class NameConflicts:
-    """At most one newcomer for each name that is taken, in order of arrival."""
+    """The newcomers that wait, at most one for each name, in order of arrival."""
 
     def __init__(self, timers: Timers, clock: JudgingClock, suspicion: Suspicion) -> None:
         self._timers = timers
@@ -46,7 +46,7 @@ class NameConflicts:
     def challenge(
         self, member: Member, event: NodeAttached, settings: RunSettings, now_s: float
     ) -> list[Effect]:
-        """Ask the older node whether it lives."""
+        """Probe the older node."""
         name = member.name
         is_closed = member.reachability is Reachability.DISCONNECTED
         grace_left_s = max(0.0, member.grace_ends_s - self._clock.at(now_s))
@@ -54,8 +54,8 @@ class NameConflicts:
         self.waiting[name] = event
         self._due_s[name] = self._clock.at(now_s) + left_s
         effects: list[Effect] = [] if is_closed else [ProbeNode(member.id)]
-        # A member that has yet to attach after a takeover has until the end of the attach grace.
-        # One whose process has ended is about to be taken out.
+        # A member that has not attached after a takeover has until the end of the attach grace. A
+        # member whose process has ended is taken out soon anyway.
         if not member.is_absent and not self._suspicion.has_ended(member):
             effects.append(self._timers.set(TimerKind.NAME, left_s, name=name))
         return effects
@@ -75,7 +75,7 @@ class NameConflicts:
         return [ProbeNode(member.id), timer]
 
     def refuse(self, member: Member) -> list[Effect]:
-        """The older node lives: refuse the newcomer, if there is one."""
+        """The older node is alive: refuse the newcomer, if there is one."""
         newcomer = self.pop(member.name)
         if newcomer is None:
             return []

@@ -1,7 +1,7 @@
 """Which names, hosts and labels a node may have, and how large they may be. Pure.
 
-They are shown to people, are in the environment of workers, and are in every member table. So they
-are bounded in bytes, and have no character that a terminal, a C string or a shell would obey.
+Names are shown to people, and are in the environment of workers and in every member table. So their
+bytes are bounded, and they have no character with a meaning for a terminal, a C string or a shell.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""How often a run may end its own rounds: at once at first, then slowly, and not in a storm.
+"""The pace of a run's rounds: fast at first, then slowed. A run that ignores this is closed.
 
 A member that asks for another round as soon as it has one would take the coordinator's time from
 all other runs, and its peers would never work. So a run has an allowance of rounds. Each end of a
 round takes one from it, for whatever reason, and time gives some back. A run that has used up its
-allowance is slowed: its next round waits until the allowance has one again. A run that is slowed
-and still ends each round at once is in a storm, and has to be closed.
+allowance is slowed: its next round waits until the allowance has one again. A slowed run that still
+ends each round at once is a storm, and has to be closed.
 
-The limits are far from what honest runs do. Workers that crash live longer than BRIEF_S. Names that
-come and go are delayed already (`flapping`). And when a run has more members than ever before, each
-new one adds a round to the allowance, so each may be lost in a round of its own.
+Normal runs stay far below the limits. Workers that crash live longer than BRIEF_S. Names that join
+and leave often are delayed already (`flapping`). When a run has more members than ever before, each
+new one adds a round to the allowance, so each of them may be lost in a round of its own.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Final
 ROUNDS_AT_ONCE: Final = 300
 """The allowance of a run, beside one round for each member."""
 ROUNDS_PER_S: Final = 5.0
-"""How much of the allowance time gives back."""
+"""How many rounds the allowance gains per second."""
 BRIEF_S: Final = 0.05
-"""In a round that is shorter than this nobody worked."""
+"""A round shorter than this counts as a round without work, in seconds."""
 BRIEF_ROUNDS_MAX: Final = 12
-"""This many brief rounds in a row, while the run is slowed, are a storm."""
+"""A slowed run with this many brief rounds in a row is in a storm."""
 RECOVERED_ROUNDS: Final = 30
 """When the allowance is this large again, the run is not slowed any more."""
 _NEARLY: Final = 1e-6
@@ -71,7 +71,7 @@ class Pace:
 
     @property
     def is_storm(self) -> bool:
-        """Whether slowing did not help: the run has to be closed."""
+        """Whether the run is in a storm and has to be closed."""
         return self._brief >= BRIEF_ROUNDS_MAX
 
     def since_s(self, now_s: float) -> float:
@@ -79,7 +79,7 @@ class Pace:
         return max(0.0, now_s - self._since_s)
 
     def freeze(self) -> tuple[object, ...]:
-        """What decides, hashable; without times, and counts that matter only later."""
+        """The state on which decisions depend now, as a hashable value. It has no times."""
         return (self.is_slowed, self._brief)
 
     def _refill(self, now_s: float) -> None:

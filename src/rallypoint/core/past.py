@@ -1,8 +1,8 @@
 """The last rounds of a run, and the losses between them, as the ledger keeps them for people.
 
-They are in the head of the run, which is small, so they are few and short. No decision may depend
-on them. Every duration was measured by one coordinator, on a clock that never goes back. Every time
-of day names the host whose clock it is. Times of two hosts are never subtracted (R9).
+They are in the head of the run, which must stay small, so they are few and short. No decision may
+depend on them. Every duration was measured by one coordinator, on a monotonic clock. Every time of
+day comes with the host whose clock it is. Times of two hosts are never subtracted (R9).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import msgspec
 from rallypoint.core.values import Change, ChangeKind, FrozenStruct
 
 PAST_BYTES_MAX: Final = 2_048
-"""The most bytes of the past in a head, which each node reads that looks for a coordinator."""
+"""The most bytes of the past in a head. Each node that looks for a coordinator reads them."""
 ROUNDS_KEPT: Final = 10
 LOSSES_KEPT: Final = 4
 TEXT_KEPT: Final = 160
-"""The most characters of a reason. The coordinator that saw the end has the whole reason."""
+"""The most characters of a reason. The full reason is in the coordinator that saw the end."""
 HOST_KEPT: Final = 64
 NAMES_KEPT: Final = 3
 
@@ -29,10 +29,10 @@ class PastRound(FrozenStruct, frozen=True):
 
     `formed_at`, `ended_at`: by the clocks of the hosts `formed_on` and `ended_on`. `gathering_s`:
     from the end of the round before, or the first node's arrival, to the sealing; `committing_s`:
-    from there to the ledger's answer; `active_s`: from there to the end. Each is None if no
-    coordinator has seen the whole of it, or if it is not over. `active_min_s`: how long the round
-    is known to have been active. It may have been longer while its coordinators changed.
-    `published`: whether its members were told of it; else a member went while it was committed.
+    from there to the ledger's answer; `active_s`: from there to the end. Each is None if no single
+    coordinator has measured all of it, or if it is not over. `active_min_s`: how long the round is
+    known to have been active. It may have been longer while its coordinators changed. `published`:
+    whether its members were told of it; else a member went while it was committed.
     """
 
     number: int
@@ -52,11 +52,11 @@ class PastRound(FrozenStruct, frozen=True):
 
 
 class PastLoss(FrozenStruct, frozen=True):
-    """Members that were lost while no round was on, or that were not in it.
+    """Members that were lost while no round was active, or that were not in it.
 
-    `round`: the last that was committed by then. `phase`: what the run did: "gathering" for the
-    next round, "committing" it, or "active", with the round going on without them. `at`: by the
-    clock of host `on`.
+    `round`: the last that was committed by then. `phase`: "gathering" for the next round,
+    "committing" it, or "active" in a round that continues without them. `at`: by the clock of host
+    `on`.
     """
 
     round: int
@@ -69,7 +69,7 @@ class PastLoss(FrozenStruct, frozen=True):
 
 
 class Past(FrozenStruct, frozen=True):
-    """What a head has of the past, oldest first."""
+    """The past in a head, oldest first."""
 
     rounds: tuple[PastRound, ...] = ()
     losses: tuple[PastLoss, ...] = ()
@@ -81,7 +81,7 @@ NO_PAST: Final = Past()
 def bounded_past(rounds: Sequence[PastRound], losses: Sequence[PastLoss]) -> Past:
     """The newest of them, cut so that all has at most PAST_BYTES_MAX bytes.
 
-    The newest round comes first: it is the one that may be on.
+    The newest round is kept first, because it may be active.
     """
     left = PAST_BYTES_MAX
     kept_rounds: list[PastRound] = []
@@ -104,7 +104,7 @@ def bounded_past(rounds: Sequence[PastRound], losses: Sequence[PastLoss]) -> Pas
 
 
 def loss_of(changes: Sequence[Change]) -> Change:
-    """One change for all that were lost in one step, each of which has its own."""
+    """One change for all members that were lost in one step, given the change of each."""
     first = changes[0]
     names = tuple(name for each in changes[:NAMES_KEPT] for name in each.nodes)
     since_s = max(each.since_s for each in changes)

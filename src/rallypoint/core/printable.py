@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 def escaped(text: str, *, lines: bool = False) -> str:
-    """The text with each character that a terminal obeys written as Python escapes it.
+    """The text with each control character written as a Python escape.
 
-    `lines`: line breaks stay. Without it the result is always one line.
+    `lines` True keeps line breaks. Otherwise the result is always one line.
     """
     if text.isprintable():
         return text

@@ -1,9 +1,9 @@
-"""The probe of an open case: which members were asked to answer, and how long they have.
+"""The probe of an open case: which members have to answer, and by when.
 
-A worker's failure may be the consequence of a node's death that nobody knows of yet. So the members
-of the round are probed before the cause is named. This file keeps which members have not answered,
-and the two times: the case is open for `settle_s` at least, and a member has `probe_s` to answer.
-What follows from an answer that does not come is for `suspicion`, what the cause is for `causes`.
+A worker's failure may be the consequence of a node's death that is not known yet. So the members of
+the round are probed before the cause is named. This file keeps which members have not answered, and
+the two times: the case is open for `settle_s` at least, and a member has `probe_s` to answer.
+`suspicion` decides about members that do not answer, `causes` about the cause.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Probe:
         ]
 
     def answered(self, name: str) -> None:
-        """The member answered, or did something that only a living node can do."""
+        """The member answered, or sent another sign of life."""
         self.unanswered.pop(name, None)
 
     def end(self) -> None:
-        """The case is closed: an answer that does not come means nothing any more."""
+        """The case is closed: members that have not answered need not answer any more."""
         self.unanswered = {}
         self.is_over = False
         self._timers.cancel(TimerKind.CASE)

@@ -1,8 +1,8 @@
-"""How much of a coordinator one account may use: runs, connections, and how fast it begins runs.
+"""Quotas: how many runs and connections one account may have, and how fast it may begin runs.
 
-An account is a token at an address. One token is one level of trust, so what is left for others is
-decided by address, too. But many nodes may share one address (NAT, an ingress), so one address may
-use nearly all there is.
+An account is a token at an address. All users of a token have the same rights, so the reserve for
+others counts addresses, too. But many nodes may share one address (NAT, an ingress), so one address
+may use nearly all of a limit.
 
 This file must not know sessions or runs. Times and durations are in seconds, on the owner's clock.
 """
@@ -15,9 +15,9 @@ from typing import Final
 from rallypoint.core.values import FrozenStruct
 
 RESERVED: Final = 8
-"""One part in this many of each limit is for accounts that have less than such a part."""
+"""One part in this many of each limit is reserved for accounts that have less than such a part."""
 RUNS_AT_ONCE: Final = 1_000
-"""This many runs one account may begin at once, before it has to wait."""
+"""How many runs one account may begin at once before it has to wait."""
 WAIT_MAX_S: Final = 5.0
 """An account that would have to wait longer to begin a run is refused."""
 PACES_MAX: Final = 4_096
@@ -38,11 +38,11 @@ class Account(FrozenStruct, frozen=True):
 
 
 NOBODY: Final = Account()
-"""The account of runs that no connection has begun."""
+"""The account of runs that were not begun by a connection."""
 
 
 class Holdings:
-    """How many things of one kind each account has."""
+    """How many runs or connections each account has."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -91,7 +91,7 @@ class Paces:
     def wait_s(self, account: Account, now_s: float) -> float | None:
         """How long the account has to wait before it begins one more run. This counts as a run.
 
-        None: it would have to wait too long, and the run does not count.
+        None: the wait would be too long, and the run is not counted.
         """
         used_s = max(now_s, self._next_s.pop(account, now_s)) + self._each_s
         wait_s = used_s - now_s - self._at_once * self._each_s

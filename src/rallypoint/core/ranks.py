@@ -62,8 +62,7 @@ def natural_order(candidates: Iterable[Candidate]) -> list[str]:
 
 
 def stable_order(previous: Sequence[str], candidates: Sequence[Candidate]) -> list[str]:
-    """Survivors keep their node ranks, newcomers fill the gaps, and as few survivors move as
-    possible.
+    """Survivors keep their node ranks where possible, and newcomers fill the gaps.
 
     With n candidates, a survivor whose old rank is below n keeps it. Those whose old rank is n or
     more have to move: they take the lowest gaps, in the order of their old ranks. Newcomers take
@@ -85,7 +84,7 @@ def _natural_policy(previous: Sequence[str], candidates: Sequence[Candidate]) ->
 POLICIES: Final[dict[str, Policy]] = {"stable": stable_order, "natural": _natural_policy}
 
 
-# re's \d and str.isdigit match digits of other scripts and superscripts, too, which do not all
+# re's \d and str.isdigit also match superscripts and digits of other scripts, which do not all
 # compare as numbers. Here these are text.
 _DIGITS: Final = re.compile("([0-9]+)")
 
@@ -93,7 +92,7 @@ _NaturalKey: TypeAlias = tuple[str | tuple[int, str], ...]
 
 
 def _natural_key(text: str) -> _NaturalKey:
-    """Text and numbers in turns, text first (perhaps empty), so that like is compared with like."""
+    """Text and numbers in turns. Text is first (perhaps empty), so like is compared with like."""
     parts = _DIGITS.split(text)
     return tuple(_number_key(part) if index % 2 else part for index, part in enumerate(parts))
 

@@ -1,7 +1,7 @@
-"""Reasons for waiting, for a refusal and for an end, as data; and their words.
+"""Reasons for waiting, for a refusal and for an end, as data; and their texts.
 
-A reason is made where the rule is: in `membership`, in a session, in a coordinator. Its words are
-made here, so the error, the log, `rallypoint status` and the page say the same sentence.
+The part that applies a rule makes the reason: `membership`, a session, a coordinator. The text is
+made here, so that the error, the log, `rallypoint status` and the page have the same sentence.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NOT_RESUMED: Final = "its connection closed and was not resumed"
 NOT_HEARD: Final = "it fell silent and did not answer"
 SUPERSEDED: Final = "superseded by a newer start of the same name"
 ENDED_AFTER_WORK: Final = "its connection ended after its work"
-"""How a member went, as the detail of a change."""
+"""How a member left, as the detail of a change."""
 ALL_FINISHED: Final = "all nodes have finished"
 """Why a run succeeds."""
 
@@ -74,7 +74,7 @@ class Waiting(FrozenStruct, frozen=True):
         return "; ".join(self._clauses())
 
     def without_times(self) -> Waiting:
-        """The same reason without its durations: it stays equal while only time passes."""
+        """The same reason without its durations, so that it stays equal while only time passes."""
         return msgspec.structs.replace(
             self,
             since_s=0.0,
@@ -117,14 +117,14 @@ class Waiting(FrozenStruct, frozen=True):
 
     @property
     def hint(self) -> str:
-        """What is probably wrong, and what to do about it; "" if that is not known."""
+        """The probable fault and what to do about it; "" if unknown."""
         if not self.other_runs:
             return ""
         listed = ", ".join(map(repr, self.other_runs))
         return f"give all nodes of one job the same run id; other nodes here ask for {listed}"
 
     def _stopping(self) -> str:
-        """How much longer nodes may take that are missing because they stop their workers."""
+        """How much longer missing nodes may take to stop their workers, in words."""
         if not self.stopping:
             return ""
         are_all = self.stopping_count == self.missing_count
@@ -133,7 +133,7 @@ class Waiting(FrozenStruct, frozen=True):
 
 
 def ledger_unreachable(away_s: float, why: str) -> str:
-    """Why the ledger cannot be used. `away_s`: measured by the process that says so (R9)."""
+    """Why the ledger cannot be used. `away_s`: by the clock of the process that reports it (R9)."""
     return f"ledger unreachable for {away_s:.1f} s: {why}"
 
 
@@ -165,11 +165,11 @@ class RefusalCode(enum.StrEnum):
     ELSEWHERE = "elsewhere"
     """Another process coordinates the run, at the refusal's addresses."""
     MOVED = "moved"
-    """This process does not coordinate the run any more: the ledger says which one does."""
+    """This process does not coordinate the run any more. The ledger names the process that does."""
 
 
 class Refusal(FrozenStruct, frozen=True):
-    """Why a node is refused, and what its user can do about it."""
+    """Why a node is refused, and what its user can do."""
 
     code: RefusalCode
     message: str
@@ -189,8 +189,8 @@ def conflict(
 ) -> Refusal:
     """The node's settings differ from those of the run. Both values of each are shown.
 
-    `set_by`: which node set them, and when. `is_new`: the run has had no round, so it can be begun
-    anew.
+    `set_by`: the node that set the run's settings, and when. `is_new`: the run has had no round, so
+    it can be begun anew.
     """
     listed = "; ".join(str(each) for each in conflicts)
     hint = "start every node of a run with the same settings; the first node sets them"
@@ -215,12 +215,12 @@ def unknown_policy(policy: str, known: Sequence[str]) -> Refusal:
 
 
 def settings_set_by(name: str, host: str, ago_s: float) -> str:
-    """Which node set the run's settings: its first one."""
+    """The node that set the run's settings, which is its first one, in words."""
     return f"node {name!r} on host {host!r} set the run's settings {ago_s:.0f} s ago"
 
 
 def name_taken(name: str, host: str) -> Refusal:
-    """Another node has the name. It was asked whether it lives, and it does."""
+    """Another node has the name. It has answered a probe, so it is alive."""
     return Refusal(
         RefusalCode.NAME_TAKEN,
         f"a live node on host {host!r} already has the name {name!r} in this run",
@@ -248,7 +248,7 @@ def superseded(name: str) -> Refusal:
 
 
 def other_run(run_id: str, asked: str) -> Refusal:
-    """The coordinator is inside a node and has one run, and the node asks for another one."""
+    """The coordinator is embedded in a node and has one run. The node asks for another run."""
     return Refusal(
         RefusalCode.OTHER_RUN,
         f"this coordinator has only run {run_id!r}, and this node asked for run {asked!r}",
@@ -327,7 +327,7 @@ def elsewhere(run_id: str, process: str, addresses: tuple[Address, ...]) -> Refu
 
 
 def moved(run_id: str, why: str) -> Refusal:
-    """This process does not coordinate the run any more. The ledger says which one does."""
+    """This process does not coordinate the run any more. The ledger names the process that does."""
     return Refusal(
         RefusalCode.MOVED,
         f"run {run_id!r} is no longer coordinated here: {why}",
@@ -338,7 +338,7 @@ def moved(run_id: str, why: str) -> Refusal:
 def run_closed(
     run_id: str, close: CloseRecord, ago_s: float, anew_s: float | None = None
 ) -> Refusal:
-    """The run is over. `anew_s`: after how many seconds it can be begun anew, if it can."""
+    """The run is over. `anew_s`: after how many seconds it can be begun anew; None: never."""
     hint = "start again under another run id"
     if anew_s is not None:
         hint += f", or in {anew_s:.0f} s under this one, as the run never had a round"
@@ -361,23 +361,23 @@ def run_over(run_id: str, close: CloseRecord) -> Refusal:
 
 
 def store_lost(why: str) -> str:
-    """Why a round ends whose store is gone."""
+    """Why a round ends if its store is gone."""
     return f"the round's store was lost: {why}"
 
 
 def budget_spent(change: Change, limit: int | None) -> str:
-    """Why a run ends with this change: it may have no more restarts."""
+    """Why a run ends with this change: its restart budget is spent."""
     spent = f"the run's restart budget ({limit}) is spent" if limit else "no restarts are allowed"
     return f"{describe(change)}; {spent}"
 
 
 def too_few_remain(remaining: int, minimum: int, done: int) -> str:
-    """Why a run ends that cannot reach its minimum any more, as other nodes have finished."""
+    """Why a run ends: nodes have finished, and the others are fewer than the minimum."""
     return f"{remaining} of at least {minimum} nodes remain, and {done} finished"
 
 
 def storm(rounds: int, within_s: float, last: Change | None) -> str:
-    """Why a run is closed that ends each of its rounds at once."""
+    """Why a run is closed whose rounds all end at once (`pacing`)."""
     why = f"; the last one: {describe(last)}" if last is not None else ""
     return (
         f"this run ended {rounds} of its rounds within {within_s:.0f} s, and did not stop when it "
@@ -413,7 +413,7 @@ def describe(change: Change) -> str:
 
 
 def when_lost(loss: PastLoss) -> str:
-    """What the run did when members were lost whose loss ended no round."""
+    """What the run was doing when members were lost whose loss ended no round, in words."""
     match loss.phase:
         case Phase.ACTIVE:
             return f"which was not in round {loss.round}"
@@ -426,8 +426,8 @@ def when_lost(loss: PastLoss) -> str:
 def describe_round(head: RoundHead, seat: Seat | None, node_rank: int = 0) -> str:
     """One line: a round has begun, and the ranks of this node in it.
 
-    `seat` None: the coordinator does not count workers, as under torchrun. Then only `node_rank` is
-    known.
+    `seat` None: the coordinator does not count workers, for example under torchrun. Then only
+    `node_rank` is known.
     """
     if seat is None:
         return f"round {head.number}: {_count(head.nodes, 'node')}; this is node {node_rank}"
@@ -440,7 +440,7 @@ def describe_round(head: RoundHead, seat: Seat | None, node_rank: int = 0) -> st
 
 
 def describe_end_of_round(change: Change, before: Change | None) -> str:
-    """One line: a round has ended, or its cause is known now. "" if `before` said the same."""
+    """One line: a round has ended, or its cause is known now. "" if `before` had the same text."""
     why = describe(change)
     if before is not None and before.round == change.round:
         is_known = describe(before) == why
@@ -472,8 +472,8 @@ def tidy_failure(failure: Failure) -> Failure:
 
 
 def tidy(text: str, characters_max: int = TEXT_LENGTH_MAX) -> str:
-    """A node's text as it is kept and sent: one line, escaped, of at most so many characters."""
-    # Escaping makes it longer, and nodes and other coordinators refuse a text that is too long.
+    """A node's text as it is kept and sent: one escaped line of limited length."""
+    # Escaping lengthens the text, and nodes and other coordinators refuse one that is too long.
     return escaped(text[:characters_max])[:characters_max]
 
 
@@ -502,7 +502,7 @@ def describe_failure(failure: Failure) -> str:
 
 
 def some(names: Sequence[str], count: int = 0) -> str:
-    """Names in words, with how many are not named: 'a, b and 3 more'."""
+    """Names in words, with the number of those left out: 'a, b and 3 more'."""
     total = max(count, len(names))
     if not names:
         return f"{total} nodes" if total else "a node"

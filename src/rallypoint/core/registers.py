@@ -1,8 +1,8 @@
-"""A register with compare-and-swap: what a read finds in it, and the outcomes of a swap.
+"""A register with compare-and-swap: the result of a read, and the outcomes of a swap.
 
 The election's machines and every ledger use these classes, so that an engine's answer reaches a
-machine as it is. `rallypoint.ledger.contract` exports them. How an engine keeps registers, and
-what is written there, is no concern of this file.
+machine as it is. `rallypoint.ledger.contract` exports them. This file must not know how an engine
+keeps registers, or what their values mean.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Conflict(FrozenStruct, frozen=True):
 
 
 class Unknown(FrozenStruct, frozen=True):
-    """The swap may have been done, or not, or may be done later.
+    """The outcome is unknown: the swap was done, was not done, or may be done later.
 
     An engine that is out of reach, full, or refuses this process also answers with this, because
     the caller does the same in all these cases: it waits, and tries the same bytes again.
 
-    `reason`: what went wrong, for people. `error`: the same as a LedgerError, where there is one,
-    for a caller that raises it. (The type is wider because `core` does not know that class.)
+    `reason`: the failure, for people. `error`: the same as a LedgerError, if there is one, for a
+    caller that raises it. (The type is wider because `core` does not know that class.)
     """
 
     reason: str

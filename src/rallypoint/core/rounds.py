@@ -1,6 +1,6 @@
 """A round as values: the record that the ledger keeps, and the seat of each member. Pure.
 
-When a round is formed, and of which members, is decided elsewhere (`formation`, `gathering`).
+`formation` and `gathering` decide when a round is formed, and of which members.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""When the newcomers that wait beside an active round are let in.
+"""When to let in the newcomers that wait beside an active round.
 
-They are collected for `scale_up_delay_s`, so that nodes that start together break the round once. A
-name that comes and goes often waits longer (`flapping`). This file only says when the time is over.
+Newcomers are collected for `scale_up_delay_s`, so that nodes that start together end the round only
+once. A name that joins and leaves often waits longer (`flapping`). This file only keeps the time.
 `membership` ends the round, and `formation` chooses the members of the next one.
 """
 
@@ -40,9 +40,9 @@ class ScaleUp:
         self.is_due = True
 
     def take(self, now_s: float) -> list[Member]:
-        """All newcomers, in order of arrival, if the time of the first is over; else none.
+        """All newcomers, in order of arrival, if the delay of the first is over; else none.
 
-        There is a newcomer.
+        Call it only while a newcomer waits.
         """
         if not self.is_due:
             return []
@@ -55,7 +55,7 @@ class ScaleUp:
         return []
 
     def wait(self, round_number: int, now_s: float) -> list[Effect]:
-        """Set the timer for the first of the newcomers, unless one is set that fires earlier."""
+        """Set the timer for the first of the newcomers, unless an earlier one is set."""
         if self._earliest_s >= self._timer_at_s:
             return []
         self._timer_at_s = self._earliest_s

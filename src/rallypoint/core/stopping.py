@@ -1,8 +1,8 @@
-"""How long survivors of a round that ended may take to stop their workers, and keep their places.
+"""How long survivors of a round may take to stop their workers while they keep their places.
 
-Every node says at attach how long it takes to stop its workers (`NodeInfo.stop_s`). The time begins
-when the node is told that its round has ended: at once, or when it attaches again if its connection
-was closed. This file only keeps the deadlines. `formation` and `gathering` use them.
+Every node sends at attach how long it takes to stop its workers (`NodeInfo.stop_s`). The time
+begins when the node is told of the end of its round: at once, or if its connection was closed, when
+it attaches again. This file only keeps the deadlines. `formation` and `gathering` use them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Stopping:
         self._last_s = 0.0
 
     def begin(self, survivors: Iterable[Member], now_s: float) -> None:
-        """The round of these has ended. Those that are connected are told so now. O(N)."""
+        """The round of these members has ended. The time of connected ones begins now. O(N)."""
         self.clear()
-        names: dict[float, list[str]] = {}  # by how long they take
+        names: dict[float, list[str]] = {}  # by stop time
         for member in survivors:
             member.is_late = False
             if member.reachability is _DISCONNECTED:
@@ -49,7 +49,7 @@ class Stopping:
         heapify(self._ends)
 
     def told(self, member: Member, now_s: float) -> None:
-        """A survivor has attached, and is told that its round has ended if it was not."""
+        """A survivor has attached. Its time begins now, if it has not begun before."""
         if member.stop_ends_s is None:
             member.stop_ends_s = now_s + member.info.stop_s + STOP_MARGIN_S
             self._last_s = max(self._last_s, member.stop_ends_s)
@@ -64,7 +64,7 @@ class Stopping:
         return max(0.0, self._last_s - now_s)
 
     def end_due(self, now_s: float) -> None:
-        """Survivors whose deadline has passed, and which are not ready, are late."""
+        """Mark as late the survivors that are past their deadline and not ready."""
         while self._ends and self._ends[0][0] <= now_s:
             for member in map(self._roster.get, heappop(self._ends)[1]):
                 if member is not None and member.survivor and member.stop_ends_s is not None:

@@ -1,8 +1,8 @@
-"""The events that are kept while a run is SUSPENDED, and count when its ledger is back.
+"""The events that are kept while a run is SUSPENDED, until its ledger is back.
 
-Most events of nodes need no ledger, and count at once. Two kinds are kept: a request to close the
-run; and a second node of one name, because it is not judged meanwhile whether the first one lives.
-Their number is bounded: one close, and one connection of each node.
+Most events of nodes need no ledger and are handled at once. Two kinds are kept: a request to close
+the run, and a second node of one name, because the first one is not judged meanwhile. Their number
+is bounded: one close, and one connection of each node.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class SuspendedEvents:
         self._kept: dict[tuple[str, ...], on.Event] = {}
 
     def keep(self, event: on.Event) -> None:
-        """Keep an event. A repeat replaces the earlier one, but of closes the first one counts."""
+        """Keep an event. A repeat replaces the earlier one, except that the first close counts."""
         key = _key(event)
         if isinstance(event, on.CloseRequested) and key in self._kept:
             return
@@ -32,14 +32,14 @@ class SuspendedEvents:
         return kept if isinstance(kept, on.NodeAttached) else None
 
     def forget_attached(self, node: NodeId, connection_id: int | None = None) -> None:
-        """A node whose attach is kept said goodbye, or closed this connection."""
+        """Drop the attach of a node that has said goodbye or closed this connection."""
         key = ("NodeAttached", node.name, str(node.incarnation))
         kept = self._kept.get(key)
         if isinstance(kept, on.NodeAttached) and connection_id in (None, kept.connection_id):
             del self._kept[key]
 
     def take_attached(self, name: str) -> on.NodeAttached | None:
-        """Take out the first attach for this name, which is free now."""
+        """Take out the first attach for this name, which is now free."""
         for key, kept in self._kept.items():
             if isinstance(kept, on.NodeAttached) and kept.node.name == name:
                 del self._kept[key]

@@ -1,8 +1,8 @@
-"""The reasons why a run is SUSPENDED: each is raised and cleared by its owner.
+"""The reasons why a run is SUSPENDED. The part that raises a reason also clears it.
 
 A run may lack its ledger in several ways at once: the lease is not renewed, a record of the store's
-log is not written, the next round does not fit. When one of them ends, the others may still hold.
-So the run goes on when the last one has ended.
+log is not written, the next round does not fit. When one of these ends, others may remain. So the
+run continues when the last one has ended.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import enum
 
 
 class SuspensionCause(enum.StrEnum):
-    """What suspends a run. Of those that apply, the first one's reason is shown."""
+    """What suspends a run, the most important cause first. Its reason is the one that is shown."""
 
     DEPOSED = "deposed"
-    """Another coordinator may have the run. This cause never ends."""
+    """Another coordinator may own the run. This cause never ends."""
     LEASE = "lease"
-    """The coordinator could not renew its lease in time, so it may decide nothing."""
+    """The coordinator could not renew its lease in time, so it must not decide."""
     COMMIT = "commit"
-    """The ledger does not take the record that is being committed."""
+    """The ledger does not accept the record that is being committed."""
     APPEND = "append"
-    """The ledger does not take a record of the log of the round's store."""
+    """The ledger does not accept a record of the log of the round's store."""
 
 
 class Suspension:

@@ -1,17 +1,17 @@
-"""Which members are suspect, which are lost, and when many losses are not to be believed (R8).
+"""Which members are suspect, which are lost, and when many losses are not declared (R8).
 
 To stop a thousand nodes because of a pause in the network is worse than to notice one death late.
-But a process that ended should be known at once. So:
+But the end of a process should be noticed at once. So:
 
 * a member whose kernel closed its connection is lost at once (`endings` says what proves that);
-* any other closed connection has the grace to be resumed, and is a loss after that;
+* a member whose connection closed in any other way is lost if it does not resume within the grace;
 * a silent member is suspect. It is lost after `lost_after_s`, or when it leaves a probe unanswered
   while a case is open;
 * while many members are missing together, none of these is lost: the path or the coordinator is
   more likely to be the cause. This is the mass guard.
 
-This file keeps the deadlines and says which members are past theirs. What a loss means is for
-`membership`.
+This file keeps the deadlines and finds the members that are past theirs. `membership` decides what
+follows from a loss.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from rallypoint.core.timers import Timers
 from rallypoint.core.values import Reachability, RunSettings
 
 QUEUE_NODES = 500
-"""With more than this many missing the grace grows in proportion, because their reconnects queue
-up. Their number counts, and not the size of the run: one death in a large run is known as soon as
-in a small one."""
+"""If more members than this are missing, the grace grows in proportion, because their reconnects
+queue up. It depends on their number and not on the size of the run, so that one death in a large
+run is noticed as soon as in a small one.
+"""
 
 HOST_GRACE_S = 2.0
-"""How long the node of the former coordinator has to attach to the next one, if the lease ran out.
-All living nodes attach within this time after a takeover (docs/operations.md)."""
+"""How long the node that hosted the former coordinator has to attach to the next one, if the lease
+ran out. All living nodes attach within this time after a takeover (docs/operations.md).
+"""
 
 BURST_S = 0.025
-"""Processes that end together are lost together, when this time has passed without another end.
-Until then the run is told nothing. A process that is about to end would not read it, its kernel
-would send a reset in place of the FIN, and then the process would have the grace."""
+"""Processes that end together are declared lost together, when this time has passed without another
+end. Until then nothing is sent to the run. A process that ends with unread input makes its kernel
+send a reset instead of a FIN, and would then have the grace.
+"""
 BURST_MAX_S = 1.0
 
 
@@ -62,14 +65,14 @@ class Suspicion:
     # -- what happened to a member -------------------------------------------------------------
 
     def disconnected(self, member: Member, settings: RunSettings, now_s: float) -> list[Effect]:
-        """Its connection closed, and it has the grace to resume."""
+        """Its connection closed: it has the grace to resume."""
         if member.reachability is Reachability.CONNECTED:
             member.trouble_since_s = now_s
         self._set_reachability(member, Reachability.DISCONNECTED)
         return self._deadline(member, TimerKind.GRACE, self.grace_s(settings), now_s)
 
     def ended(self, member: Member, now_s: float) -> list[Effect]:
-        """Its process has ended, as its kernel says: it has no grace, and no guard protects it."""
+        """Its kernel's FIN proves that its process has ended: no grace, and no mass guard."""
         if member.reachability is Reachability.CONNECTED:
             member.trouble_since_s = now_s
         self._cancel_deadline(member.name)
@@ -82,12 +85,12 @@ class Suspicion:
         return [self._timers.set(TimerKind.BURST, BURST_S)]
 
     def has_ended(self, member: Member) -> bool:
-        """Whether its process has ended, as its kernel says."""
+        """Whether its process is proved to have ended."""
         return member.name in self._ended
 
     @property
     def in_burst(self) -> bool:
-        """Whether processes are ending just now. They are lost together, when all have ended."""
+        """Whether processes ended within BURST_S. They are declared lost together, after that."""
         return self._timers.is_set(TimerKind.BURST)
 
     def ended_members(self) -> list[Member]:
@@ -99,14 +102,14 @@ class Suspicion:
         return [member for member in found if member is not None]
 
     def absent(self, member: Member, now_s: float) -> None:
-        """It is in the round that this coordinator took over, and has yet to attach here."""
+        """It is in the round that this coordinator took over, and has not attached here yet."""
         self._expect(member, now_s)
         self._absent[member.name] = None
 
     def absent_host(self, member: Member, now_s: float, attach_grace_s: float) -> list[Effect]:
         """The former coordinator ran in this member's process, and its lease ran out.
 
-        So the process is dead, stands still, or is cut off from the ledger. It gets the time that
+        So the process has ended, stands still, or is cut off from the ledger. It gets the time that
         any living node needs to attach to a new coordinator.
         """
         self._expect(member, now_s)
@@ -124,11 +127,11 @@ class Suspicion:
         self._set_reachability(member, Reachability.DISCONNECTED)
 
     def has_never_attached(self, member: Member) -> bool:
-        """Whether it is in the round that was taken over, and has not attached here."""
+        """Whether it is in the round that was taken over, and has not attached here yet."""
         return member.name in self._absent
 
     def ended_elsewhere(self, member: Member) -> None:
-        """It was done under an earlier coordinator, and may have left: it is not expected."""
+        """It was done under an earlier coordinator and may have left, so it need not attach."""
         self._set_reachability(member, Reachability.DISCONNECTED)
 
     def attach_over(self) -> None:
@@ -153,26 +156,26 @@ class Suspicion:
 
     @property
     def attaching(self) -> tuple[object, ...]:
-        """What decides about members that have yet to attach; hashable."""
+        """The state on which decisions about members that have yet to attach depend, hashable."""
         names = (tuple(self._absent), tuple(self._unguarded))
         return (*names, self._arrived, self._expected)
 
     def silent(
         self, member: Member, settings: RunSettings, now_s: float, silent_s: float
     ) -> list[Effect]:
-        """Nothing was heard from it for `silent_s`: it is suspect."""
+        """It was silent for `silent_s`: it becomes suspect."""
         member.trouble_since_s = now_s - silent_s
         self._set_reachability(member, Reachability.SILENT)
         if self._probe.is_over and member.name in self._probe.unanswered:
             self._overdue[member.name] = None
         if self._clock.is_stopped:
-            # Part of the silence is from a time in which nobody is judged.
+            # No member is judged now, so this silence does not count in full.
             silent_s = min(silent_s, settings.suspect_after_s)
         remaining_s = max(0.0, settings.lost_after_s - silent_s)
         return self._deadline(member, TimerKind.LOST, remaining_s, now_s)
 
     def heard(self, member: Member) -> None:
-        """It was heard, or its connection is back: it is not suspect any more."""
+        """It was heard, or its connection is back: it stops being suspect."""
         if member.reachability is Reachability.CONNECTED:
             return
         if member.name in self._unguarded:
@@ -212,13 +215,13 @@ class Suspicion:
     def go_on(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """The ledger is back, and members are judged again: each has the time that was left.
 
-        The attach grace and the time to answer a probe are the caller's.
+        The caller sets the timers of the attach grace and of probes.
         """
         self._clock.go_on(now_s)
         self._overdue.clear()
         effects = self._guard_goes_on(settings, now_s)
         for member in self._roster:
-            is_ended = member.name in self._ended  # Its process has ended, so it needs no time.
+            is_ended = member.name in self._ended  # Its process has ended, so it has no deadline.
             if member.reachability is not Reachability.CONNECTED and not is_ended:
                 effects += self._deadline_goes_on(member, settings, now_s)
         return effects
@@ -247,7 +250,7 @@ class Suspicion:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether all members are heard, as nearly always: then there is nothing to judge."""
+        """Whether all members can be heard, which is nearly always so. Then nothing is judged."""
         are_all_heard = not (self._roster.troubled_names or self._overdue or self._ended)
         return are_all_heard and self._mass_since_s is None
 
@@ -263,7 +266,7 @@ class Suspicion:
         return [self._timers.set(TimerKind.MASS, settings.mass_grace_s)]
 
     def past_deadline(self) -> list[Member]:
-        """Members that were not heard by their deadline, without those that the guard protects."""
+        """Members past their deadline, without those that the mass guard protects."""
         names = self._overdue
         if self.guarding and names:
             names = {name: None for name in self._unguarded if name in names}
@@ -276,7 +279,7 @@ class Suspicion:
         return self._mass_since_s is not None and not self._mass_over
 
     def guard_left_s(self, settings: RunSettings, now_s: float) -> float | None:
-        """How long the mass guard is still up, in seconds; None if it is not."""
+        """How long the mass guard still lasts, in seconds; None if it is not raised."""
         if not self.guarding or self._mass_since_s is None:
             return None
         return max(0.0, settings.mass_grace_s - (self._clock.at(now_s) - self._mass_since_s))
@@ -292,9 +295,9 @@ class Suspicion:
     # -- how deadlines are kept ----------------------------------------------------------------
 
     def _end_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
-        """Most members are back. Those that are past their deadline have the grace once more (R8).
+        """Lift the guard, as most members are back. Those past their deadline get a new grace (R8).
 
-        Otherwise the last ones to come back would be lost for having been the last.
+        Without this, the last members to reconnect would be lost just because they are the last.
         """
         was_guarding = self.guarding
         self._lift_guard()
@@ -304,7 +307,7 @@ class Suspicion:
         effects: list[Effect] = []
         for member in map(self._roster.get, overdue):
             if member is not None:
-                self._absent.pop(member.name, None)  # It has a deadline of its own from now on.
+                self._absent.pop(member.name, None)  # From now on it has its own deadline.
                 grace_s = self.grace_s(settings)
                 effects += self._deadline(member, TimerKind.GRACE, grace_s, now_s)
         return effects

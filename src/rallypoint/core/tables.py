@@ -2,12 +2,13 @@
 
 Every node that looks for its coordinator reads the head, and every change of the run writes it. So
 the head stays small, and the table of a large round is kept apart. Its chunks are written before
-the head that names them, and removed after a head that does not. A chunk whose rows did not change
-is not written again: node ranks are stable between rounds, and chunks are cut at fixed ranks.
+the head that names them, and removed after a head that no longer names them. A chunk whose rows did
+not change is not written again: node ranks are stable between rounds, and chunks are cut at fixed
+ranks.
 
 A chunk's name is (term, serial): its writer's term, and a number that the writer uses once. So two
-contents never have the same name, and a late removal removes nothing else. What may be removed
-follows only from the seal of the run's head (R5), never from time:
+contents never have the same name, and a late removal cannot remove another chunk. Only the seal of
+the run's head decides what may be removed (R5), never time:
 
 * The owner of a term removes chunks of its own term and of earlier ones, unless the head that it
   committed last, or the one that it is about to commit, names them. Nobody will name them again:
@@ -33,14 +34,14 @@ RANKS_PER_CHUNK: Final = 512
 CHUNK_BYTES: Final = 192 * 1024
 """A chunk ends after the row with which it reaches this size. An engine takes at least 1 MiB."""
 INLINE_BYTES_MAX: Final = 8 * 1024
-"""A table of this size or less is in the head, as a small run would pay for a second write."""
+"""A table of at most this size is in the head, which saves small runs a second write."""
 TABLE_BYTES_MAX: Final = 128 << 20
-"""The chunks of a larger table would have too many names for a head."""
+"""The largest table. The names of its chunks fit into a head."""
 ROW_OVERHEAD_BYTES: Final = 16 + 2 + SECRET_HASH_BYTES
 
 
 class Piece(FrozenStruct, frozen=True):
-    """A chunk's content."""
+    """The content of a chunk."""
 
     digest: bytes
     rows: int
@@ -48,7 +49,7 @@ class Piece(FrozenStruct, frozen=True):
 
 
 class Plan(FrozenStruct, frozen=True):
-    """How a table is to be stored: `new` has the chunks to write before a head names `table`."""
+    """How to store a table: write the chunks of `new` before a head names `table`."""
 
     table: Table
     new: tuple[tuple[Chunk, bytes], ...]
@@ -117,9 +118,10 @@ def _rows_of(chunk: Chunk, data: bytes | None) -> tuple[RoundMember, ...]:
 
 
 class TableKeeper:
-    """The chunks of one run's tables, as the owner of one term knows them.
+    """The chunks of one run's tables, from the view of the owner of one term.
 
-    `plan` before each round, `committed` after each head: they say what to write and to remove.
+    Call `plan` before each round and `committed` after each head. They return what to write and
+    what to remove.
     """
 
     def __init__(self, term: int, table: Table | None, *, is_inline: bool = False) -> None:
@@ -157,6 +159,6 @@ class TableKeeper:
         return tuple(sorted(before - set(named.values())))
 
     def leftovers(self, found: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Which of these chunks nobody needs, those of earlier owners included."""
+        """Those of these chunks that nobody needs, including chunks of earlier owners."""
         needed = {(c.term, c.serial) for c in (*self._present.values(), *self._planned.values())}
         return [name for name in found if name[0] <= self.term and name not in needed]

@@ -1,9 +1,9 @@
-"""A round that another coordinator left: its members have yet to attach to this one.
+"""The takeover of a round: its members have yet to attach to this coordinator.
 
-Losing a coordinator does not disturb the workers, so the round goes on. Its members find the new
-coordinator by themselves; one that has not attached when the attach grace is over is lost. This
-file puts the members into the roster as the ledger knows them, and keeps the grace. Which of them
-are lost is for `suspicion`.
+The loss of a coordinator does not disturb the workers, so the round goes on. Its members find the
+new coordinator by themselves. A member that has not attached when the attach grace is over is lost.
+This file puts the members into the roster from the ledger's record, and keeps the grace.
+`suspicion` decides which of them are lost.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rallypoint.core.values import (
 
 
 class Takeover:
-    """The round that was taken over. Without a takeover there is none, and no grace."""
+    """The round that was taken over, if one was, and its attach grace."""
 
     def __init__(
         self, roster: Roster, timers: Timers, clock: JudgingClock, suspicion: Suspicion
@@ -53,7 +53,7 @@ class Takeover:
         former_host: NodeId | None,
         now_s: float,
     ) -> list[Effect]:
-        """Put the members of the round into the roster, except those that the ledger says went.
+        """Put the members of the round into the roster, except those that are marked as gone.
 
         `marks` are of this round. `former_host`: the node that hosted the last coordinator, if that
         one's lease ran out.
@@ -64,7 +64,7 @@ class Takeover:
         effects: list[Effect] = []
         for rank, row in enumerate(record.members):
             if rank in gone:
-                # It departed, left or was lost. If it comes, it is let in and told why.
+                # It departed, left or was lost. If it attaches, it is admitted and told why.
                 change = marks.ended or causes.happened(ChangeKind.NODE_LEFT, number, [row.name])
                 history.remember(row.name, change, stayed_s=0.0, is_done=True)
                 continue
@@ -92,13 +92,13 @@ class Takeover:
         return [*effects, self._begin_grace(attach_grace_s)]
 
     def end_grace(self) -> None:
-        """The time to attach is over, or everybody has attached."""
+        """The time to attach is over, or all members have attached."""
         self.is_grace_on = False
         self._timers.cancel(TimerKind.ATTACH)
         self._suspicion.attach_over()
 
     def go_on(self, settings: RunSettings, now_s: float) -> list[Effect]:
-        """The ledger is back: what is left of the grace. If nothing is, the grace is not on."""
+        """The ledger is back: set the timer for the rest of the grace, if any is left."""
         left_s = self._clock.left_s(self._due_s, settings.reconnect_grace_s, now_s)
         self.is_grace_on = self.is_grace_on and left_s > 0
         return [self._begin_grace(left_s)] if self.is_grace_on else []

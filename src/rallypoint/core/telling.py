@@ -7,7 +7,7 @@ from typing import Final
 LEAST_S: Final = 2.0
 """The shortest time between two lines."""
 AGAIN_S: Final = 30.0
-"""How soon a reason is repeated, also when it takes turns with another one."""
+"""The shortest time until a reason is repeated, also if other reasons came between."""
 KEPT_MAX: Final = 16
 
 
@@ -20,7 +20,7 @@ class Lines:
         self._last_s = float("-inf")
 
     def is_due(self, reason: object, now_s: float) -> bool:
-        """Whether to log this reason now. If so, it counts as logged."""
+        """Whether to log this reason now. If True, it counts as logged."""
         before_s = self._said_s.get(reason, float("-inf"))
         if now_s - self._last_s < LEAST_S or now_s - before_s < AGAIN_S:
             return False

@@ -1,9 +1,8 @@
 """The timers of a run: which ones are set, so that a stale one changes nothing.
 
-A timer is an effect that comes back as an event. It cannot be taken back: one that was replaced or
-cancelled fires all the same. So each has a serial number, and only the one that was set last for
-its kind and name counts, once. What a timer means is for `membership` and its parts, not for this
-file.
+A timer is an effect that comes back as an event. It cannot be withdrawn: a timer that was replaced
+or cancelled still fires. So each has a serial number. Only the timer that was set last for its kind
+and name counts, once. This file must not know what a timer is for.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ class Timers:
         return SetTimer(Timer(kind, self._serial, name, round_number), delay_s)
 
     def cancel(self, kind: TimerKind, name: str = "") -> None:
-        """The timer of this kind and name means nothing from now on. Idempotent."""
+        """Make the timer of this kind and name stale. Idempotent."""
         self._set.pop((kind, name), None)
 
     def is_set(self, kind: TimerKind, name: str = "") -> bool:
-        """Whether a timer of this kind and name is set, and has not been taken."""
+        """Whether a timer of this kind and name is set and has not been taken."""
         return (kind, name) in self._set
 
     def take(self, timer: Timer) -> bool:
-        """A timer has fired. False if it is stale; else it counts now, and is not set any more."""
+        """Take a timer that has fired. False if it is stale."""
         key = timer.kind, timer.name
         if self._set.get(key) != timer.serial:
             return False

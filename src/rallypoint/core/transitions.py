@@ -1,9 +1,9 @@
 """The table of transitions: for each phase and event, how the run handles the event there.
 
-The table is complete: it has a cell for every pair, also where nothing changes. Each cell says in
-words what happens, and to which phases it may lead. docs/protocol.md is drawn from this table
-(`python -m rallypoint.core.transitions`). The functions are in `membership.HANDLERS`, by event and
-`Handling`. This file must not contain rules: those are in the handlers and in `Membership`.
+The table is complete: it has a cell for every pair, even if nothing changes. Each cell has in words
+what happens, and the phases that may follow. docs/protocol.md is drawn from this table (`python -m
+rallypoint.core.transitions`). The functions are in `membership.HANDLERS`, by event and `Handling`.
+This file must not contain rules: those are in the handlers and in `Membership`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Handling(enum.Enum):
     IGNORED = enum.auto()
     """Nothing changes."""
     UNDERLYING = enum.auto()
-    """SUSPENDED: as in the phase to which the run returns when the ledger is back."""
+    """SUSPENDED: handled as in the phase to which the run returns when the ledger is back."""
     KEPT = enum.auto()
-    """SUSPENDED: kept until the ledger is back, and taken then."""
+    """SUSPENDED: kept until the ledger is back, and handled then."""
     NOTED = enum.auto()
-    """Noted without a decision, because none may be made in this phase."""
+    """Noted without a decision, because this phase allows none."""
     REFUSED = enum.auto()
     """CLOSED: refused with the reason."""
 
@@ -39,8 +39,8 @@ class Handling(enum.Enum):
 class Cell(FrozenStruct, frozen=True):
     """What one event does in one phase.
 
-    `means` says it in words. `to`: the phases in which the run may be once everything that follows
-    from the event has been done.
+    `means`: the meaning in words. `to`: the phases in which the run may be after all consequences
+    of the event.
     """
 
     handling: Handling
@@ -63,7 +63,7 @@ def _rows(
     suspended: _How,
     closed: _How,
 ) -> dict[tuple[Phase, type[on.Event]], Cell]:
-    """One event's row. Most cells may go wherever their phase may; the others are set below."""
+    """One event's row. A cell that is not set below leads to all phases that its phase allows."""
     return {
         (GATHERING, event): _cell(gathering, _FROM_GATHERING),
         (COMMITTING, event): _cell(committing, (COMMITTING,)),

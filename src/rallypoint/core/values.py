@@ -1,9 +1,9 @@
 """The values of the protocol: nodes, rounds, failures, changes, settings.
 
-They are frozen, compared by value, and check themselves; they must not have other behaviour. They
-are msgspec structs, so that the wire and the ledger carry them as they are, and `array_like`, so
-that they are small there. So a field may be added only at the end and with a default
-(docs/compatibility.md).
+They are frozen, compared by value, and validate themselves. They must not have other behaviour.
+They are msgspec structs, so that they are encoded without conversion for the wire and the ledger.
+They are `array_like`, which keeps the encoding small. So a field may only be added at the end, with
+a default (docs/compatibility.md).
 
 All values in `core/` and `wire/` are FrozenStructs. Other layers use msgspec.Struct, frozen=True:
 their values stay in the process, or are stored with the names of their fields.
@@ -33,7 +33,7 @@ Text = Annotated[str, msgspec.Meta(max_length=TEXT_LENGTH_MAX)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=4_096)]
 """How many workers a node has."""
 LabelText = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_MAX)]
-"""A label's value. It is short, because every member table has every label."""
+"""A label's value. It is short, because every member table contains all labels."""
 STOP_S_MAX: Final = 60.0
 StopTime = Annotated[float, msgspec.Meta(ge=0, le=STOP_S_MAX)]
 """How long a node may need to stop its workers, in seconds. It keeps its place that long."""
@@ -41,7 +41,7 @@ SECRET_BYTES: Final = 16
 """How many random bytes a node's resume secret has."""
 SECRET_BYTES_MAX: Final = 64
 Secret = Annotated[bytes, msgspec.Meta(max_length=SECRET_BYTES_MAX)]
-"""What a node shows whenever it attaches, to prove that it is the node that attached first."""
+"""A node sends its secret at each attach, to prove that it is the node that attached first."""
 SECRET_HASH_BYTES: Final = 16
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 
@@ -56,7 +56,7 @@ def named(value: msgspec.Struct) -> dict[str, Any]:
 
 
 def repr_without(value: msgspec.Struct, *secrets: str) -> str:
-    """A struct's repr that shows of these fields only whether they are set."""
+    """A struct's repr that shows only whether these fields are set, not their values."""
     shown = {name: getattr(value, name) for name in value.__struct_fields__}
     shown |= {name: "set" if shown[name] else "" for name in secrets}
     fields = ", ".join(f"{name}={each!r}" for name, each in shown.items())
@@ -72,7 +72,7 @@ def _plain(value: object) -> object:
 
 
 class Phase(enum.StrEnum):
-    """What a run does now. `core/transitions.py` has the transitions between these."""
+    """The phase of a run. `core/transitions.py` has the transitions."""
 
     GATHERING = "gathering"
     COMMITTING = "committing"
@@ -82,10 +82,10 @@ class Phase(enum.StrEnum):
 
 
 class MemberState(enum.StrEnum):
-    """What a member is doing. Whether it can be heard is its `Reachability`."""
+    """The state of a member. Its `Reachability` shows whether it can be heard."""
 
     IDLE = "idle"
-    """Attached without asking for a round: it has just come, or was not ready in the last call."""
+    """Attached without asking for a round: it is new, or was not ready in the last call."""
     READY = "ready"
     """Asks for the next round (shown as `standby` while a round is active without it)."""
     ACTIVE = "active"
@@ -116,7 +116,7 @@ class ConnectionEnd(enum.StrEnum):
     """The other side closed it: the node, or something between the two."""
     RESET = "reset"
     TIMEOUT = "timeout"
-    """What was sent is not acknowledged any more, or there is no route to the node."""
+    """The node's kernel stopped acknowledging data, or there is no route to the node."""
     CLOSE = "close"
     """The node closed it with a WebSocket Close."""
     OURS = "ours"
@@ -124,7 +124,7 @@ class ConnectionEnd(enum.StrEnum):
 
 
 class NodeId(FrozenStruct, frozen=True):
-    """A node's name, which is unique in the run, and its incarnation, which differs per start."""
+    """A node's name, unique in the run, and its incarnation, which differs for each start."""
 
     name: str
     incarnation: int
@@ -141,9 +141,9 @@ class Address(FrozenStruct, frozen=True):
 
 
 class NodeInfo(FrozenStruct, frozen=True):
-    """What a node says of itself when it attaches.
+    """What a node sends about itself when it attaches.
 
-    `stop_s`: how long it takes at most, after its round has ended, until its workers have stopped.
+    `stop_s`: the longest time from the end of its round until its workers have stopped.
     """
 
     name: Name
@@ -160,9 +160,9 @@ class NodeInfo(FrozenStruct, frozen=True):
 
 
 def secret_hash(secret: bytes) -> bytes:
-    """What is kept of a node's resume secret: 16 bytes of its SHA-256; nothing of an empty one.
+    """The hash that is kept of a node's resume secret: 16 bytes of SHA-256; empty for no secret.
 
-    Nobody who reads the hash, in a ledger or in memory, can resume with it.
+    A reader of the hash, in a ledger or in memory, cannot resume with it.
     """
     return hashlib.sha256(secret).digest()[:SECRET_HASH_BYTES] if secret else b""
 
@@ -179,7 +179,7 @@ class RunSettings(FrozenStruct, frozen=True, kw_only=True):
     min_nodes: int = 1
     max_nodes: int = 1
     expected_nodes: int | None = None
-    """How many nodes a scheduler started, if one did: a round does not wait for more."""
+    """How many nodes a scheduler started, if known: a round does not wait for more."""
     max_restarts: int | None = 0
     """The run's restart budget: how many rounds may end by the program's fault. None: any
     number."""
@@ -216,7 +216,7 @@ class RunSettings(FrozenStruct, frozen=True, kw_only=True):
 
     def conflicts(self, other: RunSettings) -> tuple[SettingConflict, ...]:
         """Each setting in which `other` differs from these: empty if the two agree."""
-        if self == other:  # As nearly always: this is asked for each node that attaches.
+        if self == other:  # The usual case, found quickly: each node that attaches is compared.
             return ()
         return tuple(
             SettingConflict(name, str(getattr(self, name)), str(getattr(other, name)))
@@ -294,9 +294,10 @@ class RoundMember(FrozenStruct, frozen=True):
 
 
 class RoundHead(FrozenStruct, frozen=True):
-    """What all members of a round are told alike. Its size does not depend on their number.
+    """The part of a round that is equal for all members. Its size does not depend on their number.
 
-    `digest` is over the member table, so that all agree on the table without its being sent (R2).
+    `digest` is computed over the member table, so that members can compare the table without
+    receiving it (R2).
     """
 
     number: int
@@ -318,7 +319,7 @@ class RoundRecord(FrozenStruct, frozen=True):
 def table_digest(number: int, members: tuple[RoundMember, ...], bootstrap: Address) -> str:
     """A digest of all that the members of a round must agree on (R2), 16 hexadecimal digits.
 
-    It is not over resume secrets, which concern only one member and its coordinator. It is over
+    It does not cover resume secrets, which concern only one member and its coordinator. It covers
     incarnations, so no two rounds have the same digest.
     """
     rows = [
@@ -329,11 +330,11 @@ def table_digest(number: int, members: tuple[RoundMember, ...], bootstrap: Addre
 
 
 UNTOLD_INCARNATION: Final = 0
-"""What nodes are told in place of an incarnation."""
+"""What is sent to nodes in place of an incarnation."""
 
 
 def told_rows(members: tuple[RoundMember, ...]) -> list[tuple[object, ...]]:
-    """The table as the members of the round are told it, in the form of `RoundMember`s.
+    """The table as it is sent to the members of the round.
 
     It has no incarnations and no hashes of secrets: only coordinators need these.
     """
@@ -380,7 +381,7 @@ class Change(FrozenStruct, frozen=True):
 
     `nodes`: at most NAMES_SHOWN_MAX names; `count`: how many nodes there are. `since_s`: how long
     before this change the trouble began, in seconds (a node silent for 5.2 s). `confirmed`: False
-    while a case is open, as what is known may be the consequence of something worse.
+    while a case is open, because a worse cause may still become known.
     """
 
     kind: ChangeKind
@@ -401,7 +402,7 @@ class Change(FrozenStruct, frozen=True):
 
 
 class Marks(FrozenStruct, frozen=True):
-    """What is known of the members of one round, besides that they are in it.
+    """The marks of the members of one round: who is done, and who is gone.
 
     It is in the run's head, so a successor knows it. `done` and `gone` are bitmaps over node ranks:
     bit r % 8 of byte r // 8. Done: the workers have finished. Gone: the member is not expected in

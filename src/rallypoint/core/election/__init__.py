@@ -1,9 +1,9 @@
 """The election: which process owns a run, and why two processes can never both commit.
 
 Two kinds of register. A *lease* belongs to one coordinator process and serves for all its runs. It
-says where the process listens, and has a beat that the process increases at regular times. The
-*head* of a run names the process that owns the run, the term since when, and what was last
-committed.
+has the addresses where the process listens, and a beat that the process increases at regular times.
+The *head* of a run names the process that owns the run, the term in which it became the owner, and
+the last committed record.
 
 A takeover has two steps, each a swap:
 
@@ -14,9 +14,9 @@ A takeover has two steps, each a swap:
 
 Safety rests on the swaps alone. Times only say when a takeover is worth trying.
 
-The times add one promise. It holds while the rates of two clocks differ by less than the margin: at
-every moment, a process whose claim is OWNED and whose lease lets it decide is the process, and has
-the term, that the run's head names.
+The times add one promise, which holds while the rates of two clocks differ by less than the margin.
+Take any process whose claim is OWNED and whose lease lets it decide: at that moment, the run's head
+names this process and its term.
 
 A lease that is revoked or moving is final. A process that reads such a lease may seal at once, and
 only such a lease may be removed from the ledger. A lease that is missing counts as final, too.
@@ -25,7 +25,7 @@ The engine's answers may be lost, late, repeated or in conflict. After an unknow
 same bytes are tried again, until the version changes. Then the value that is read counts.
 
 `LeaseHolder` keeps the lease of its own process. `Claim` is the process's claim to one run.
-`Discovery` is the side of a node: where is the coordinator of the run? All three take ticks and
+`Discovery` is the node's side: it finds the coordinator of the run. All three take ticks and
 answers and return actions. They do not execute them, and do not know whether the engine keeps the
 two kinds of register in one value. Each answer comes with the action that it answers, so that an
 answer to an earlier question is recognised as late.

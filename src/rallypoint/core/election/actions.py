@@ -1,7 +1,7 @@
-"""The actions of the election: what to ask of the engine, and what became of a run.
+"""The actions of the election: requests to the engine, and news about a run.
 
 The answer to an action comes back together with the action. So an answer to an earlier action is
-recognised as late. What the engine answers is in `core/registers.py`.
+recognised as late. The engine's answers are in `core/registers.py`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SwapLease(FrozenStruct, frozen=True):
     value: bytes
 
 
-# -- to be told of a run -------------------------------------------------------------------------
+# -- news about a run ----------------------------------------------------------------------------
 
 
 class Elected(FrozenStruct, frozen=True):
@@ -103,7 +103,8 @@ Action: TypeAlias = (
 def version_of(asked: SwapRun | SwapLease, outcome: SwapOutcome) -> int | None:
     """The version under which the value of this swap is in the register; None if it is not there.
 
-    A conflict with this process's own bytes is a success: an earlier try was done.
+    A conflict with this process's own bytes is a success: the engine has carried out an earlier
+    try.
     """
     match outcome:
         case Swapped(version):

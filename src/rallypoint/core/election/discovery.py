@@ -1,7 +1,7 @@
 """The node's side of the election: where the coordinator is, and when to become a candidate.
 
-Discovery only reads. What a candidate does is in `ownership`; how a node attaches is not decided
-here.
+Discovery only reads. `ownership` has the part of a candidate. This file does not decide how a node
+attaches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rallypoint.core.values import (
 
 
 class AttachTo(FrozenStruct, frozen=True):
-    """The run has a coordinator. `lease`: that process's own, with the addresses where it listens.
+    """The run has a coordinator. `lease` is its lease, with the addresses where it listens.
 
     `stamp`: the node must refuse messages of an older term (R5).
     """
@@ -113,7 +113,7 @@ class Discovery:
 
     @property
     def nodes(self) -> int:
-        """How many nodes the run has, dead or alive, as far as this node knows."""
+        """The number of the run's nodes, dead or alive, as far as this node knows."""
         register = self._register
         if register is not None and register.round is not None:
             return max(1, register.round.nodes)
@@ -123,7 +123,7 @@ class Discovery:
         return settings.expected_nodes or settings.min_nodes
 
     def next_tick_s(self) -> float | None:
-        """When `tick` has something to do; None while this node looks for no coordinator."""
+        """When to call `tick` next; None while this node is not looking for a coordinator."""
         return self._look_again_s
 
     def seek(self, now_s: float, jitter: float) -> None:
@@ -198,7 +198,8 @@ class Discovery:
         if found is None or lease is None or not is_owner:
             return self._nobody(now_s, jitter)
         seen = self._still.seen(asked.process, found.version, now_s)
-        # The ttl in the lease: its process renews by that, whatever the settings of this node.
+        # The ttl is that of the lease, not of this node's settings: its process renews by the
+        # lease's.
         self._lease_ends_s = seen.since_s + lease.ttl_s
         if now_s >= self._lease_ends_s:
             return self._nobody(now_s, jitter, seen)
@@ -216,7 +217,7 @@ class Discovery:
         return [BecomeCandidate(seen)] if now_s >= self._candidate_s else []
 
     def _doubling_s(self) -> float:
-        """In what time the number of candidates doubles. A slow engine shows candidates late."""
+        """The time in which the number of candidates doubles: longer with a slow engine."""
         return max(self.timing.ttl_s / DOUBLINGS_PER_TTL, 2 * self._answer_s)
 
     def _raise_floor(self, *, is_ended: bool) -> None:
@@ -229,7 +230,7 @@ class Discovery:
         return min(self.look_s, self.nodes / LOOKS_PER_S)
 
     def _rest(self, now_s: float, jitter: float) -> None:
-        """Look again after a while, and at every moment at which there may be something to do."""
+        """Look again after a while, and at each moment at which something may have to be done."""
         often_s = max(self.look_s, min(self.nodes / LOOKS_PER_S, self.timing.ttl_s))
         due_s = [now_s + often_s * (0.5 + jitter)]
         for then_s in (self._lease_ends_s, self._candidate_s):

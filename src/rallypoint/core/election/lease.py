@@ -1,6 +1,6 @@
 """The lease of this process, kept by `LeaseHolder`; and how to read another process's lease.
 
-Why a lease is safe stands in the package's docstring. Runs and their owners are in `ownership`.
+The package's docstring says why a lease is safe. Runs and their owners are in `ownership`.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class _Try(FrozenStruct, frozen=True):
 class LeaseHolder:
     """The lease of this process. A lost lease is never regained: the process takes a new name.
 
-    `process` must be drawn at random. If a name were used a second time, its process would take the
-    earlier one's bytes for its own.
+    `process` must be drawn at random. A process with a name that was used before would mistake the
+    earlier process's bytes for its own.
 
     No method waits or reads a clock: `now_s` is the process's monotonic clock, in seconds.
     """
@@ -105,11 +105,11 @@ class LeaseHolder:
         self._renewed_s: float | None = None
         self._is_moving = False
 
-    # -- what can be asked ---------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------
 
     @property
     def is_lost(self) -> bool:
-        """Whether somebody has revoked it."""
+        """Whether another process has revoked the lease."""
         return bool(self.lost_reason)
 
     @property
@@ -120,8 +120,9 @@ class LeaseHolder:
     def may_decide(self, now_s: float) -> bool:
         """Whether this process may decide for its runs.
 
-        It may for the ttl less the margin, from the moment at which the last renewal *was sent*.
-        After `hand_over` it never may again, because others may take over its runs at once.
+        It may decide for the ttl minus the margin, counted from when the last confirmed renewal
+        *was sent*. After `hand_over` it may never decide again, because others may take over its
+        runs at once.
         """
         if self.is_lost or self._is_moving or self._renewed_s is None:
             return False
@@ -136,14 +137,14 @@ class LeaseHolder:
         return self._renewed_s is not None and self._renewed_s > since_s
 
     def next_tick_s(self, now_s: float) -> float | None:
-        """When `tick` has something to do; None: never again."""
+        """When to call `tick` next; None: never again."""
         if self.is_lost or self.has_moved:
             return None
         if self._try is not None:
             return self._last_sent_s + self.timing.retry_s
         return now_s if self._renewed_s is None else self._renewed_s + self.timing.renew_s
 
-    # -- what happens --------------------------------------------------------------------------
+    # -- events --------------------------------------------------------------------------------
 
     def tick(self, now_s: float) -> list[Action]:
         """Write the lease for the first time, renew it, or repeat a write without an answer."""
@@ -164,7 +165,7 @@ class LeaseHolder:
             return []
         self._is_moving = True
         if self._try is not None:
-            return []  # Its outcome has to be known before another value may be written.
+            return []  # The outcome of this swap must be known before another value may be written.
         if self._version is None:
             self.has_moved = True
             return []
@@ -238,14 +239,14 @@ class Standstill:
         self._seen: Seen | None = None
 
     def seen(self, process: str, version: int, now_s: float) -> Seen:
-        """The lease is at this version now. Returns since when it has been."""
+        """Note that the lease is at this version now. Returns since when it has been."""
         known = self._seen
         if known is None or (known.process, known.version) != (process, version):
             known = self._seen = Seen(process, version, now_s)
         return known
 
     def take_over(self, seen: Seen) -> None:
-        """Use what another part of this process, with the same clock, has seen before."""
+        """Adopt what another part of this process has seen before, with the same clock."""
         known = self._seen
         if known is None or known.process != seen.process:
             self._seen = seen

@@ -1,7 +1,7 @@
 """The claim of this process to one run, from the first question to the loss of ownership.
 
-Why a takeover is safe stands in the package's docstring. What the owner then commits, and when, is
-not decided here.
+The package's docstring says why a takeover is safe. This file does not decide what the owner
+commits, or when.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Claim:
         self._look_again_s: float | None = None
         self._pause_s: float | None = None
 
-    # -- what can be asked ---------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------
 
     def may_decide(self, now_s: float) -> bool:
         """Whether this process may decide for the run now. Ask before anything is sent."""
@@ -111,10 +111,10 @@ class Claim:
         return self.state is ClaimState.OWNED and self._look_again_s is None
 
     def next_tick_s(self) -> float | None:
-        """When `tick` has something to do; None: not before something else happens."""
+        """When to call `tick` next; None: not before something else happens."""
         return self._look_again_s
 
-    # -- what is asked for ---------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------
 
     def begin(self, now_s: float, seen: Seen | None = None) -> list[Action]:
         """A node asks for the run, or this process is to coordinate it.
@@ -161,7 +161,7 @@ class Claim:
         return [] if self._open is not None else self._resign(now_s)
 
     def end_pause(self) -> None:
-        """The reason for which this process resigned is gone: it may take over the run again."""
+        """The reason why this process resigned is gone: it may take over the run again."""
         self.not_before_s = float("-inf")
 
     def deposed(self, now_s: float, pause_s: float = 0.0) -> None:
@@ -177,7 +177,7 @@ class Claim:
         """Look again whether the owner is alive, or repeat a question without an answer."""
         if self._holder.is_lost:
             return self._stop(self._holder.lost_reason, now_s)
-        # A claim that waits for this process's lease goes on as soon as that lets it decide.
+        # A claim that waits for this process's lease continues as soon as the lease lets it decide.
         can_go_on = self.state is ClaimState.WAITING and self._may_take(now_s)
         is_due = self._look_again_s is not None and now_s >= self._look_again_s
         if not (can_go_on or is_due):
@@ -204,7 +204,8 @@ class Claim:
         if lease.state is not LeaseState.SERVING:
             self._note_former_host(lease)
             return self._seal(now_s)
-        # The ttl in the lease: its process renews by that, whatever the settings of this process.
+        # The ttl is that of the lease, not of this process's settings: its owner renews by the
+        # lease's.
         dead_s = self._still.seen(lease.process, found.version, now_s).since_s + lease.ttl_s
         if now_s >= dead_s:
             return self._revoke(lease, found.version, now_s)
@@ -282,7 +283,7 @@ class Claim:
         self._floor, self._is_unchecked = None, False
         owner = self.register.owner if self.register else ""
         if owner in ("", self._holder.process):
-            # Its own run, too, is sealed again, so that nothing it tried before can take effect.
+            # A run of its own is sealed again, too, so that no earlier swap of it can take effect.
             return self._seal(now_s)
         self._ticket += 1
         return self._ask(ClaimState.JUDGING, ReadLease(owner, self._ticket), now_s)

@@ -1,7 +1,7 @@
 """The values of the election's registers, and their bytes.
 
-The package's docstring says what a lease and a head are for. When a register is written, and by
-whom, is not decided here.
+The package's docstring says what a lease and a head are for. This file does not decide who writes a
+register, or when.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Kept(FrozenStruct, frozen=True, kw_only=True):
 
 
 class Kept(_Kept, frozen=True):
-    """Base of the values that one release writes over those of another.
+    """Base of the values that another release may have written.
 
     A newer release of the same format may add fields at the end, here and in the values inside. A
     release that does not know these fields must not remove them. So `as_read` keeps the bytes of
@@ -192,7 +192,7 @@ class Floor(Kept, frozen=True):
 
 
 NO_FLOOR: Final = Floor(FORMAT)
-"""The floor before any run was removed."""
+"""The floor of a ledger from which no run was removed."""
 
 
 class UnreadableError(Exception):
@@ -260,7 +260,8 @@ def _decode(data: bytes, kind: type[_T]) -> _T:
         value = _known(fields, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _unreadable(data, _NAMES[kind], error) from error
-    # Checked last: a value of another format may be readable, with fields that are not known here.
+    # Checked after the decoding: a value of another format may decode as well, with fields that
+    # this release does not know.
     if value.format != FORMAT:
         raise OtherFormatError(_other_format(value.format))
     # Keep the bytes only if this release would lose something by writing the value again.

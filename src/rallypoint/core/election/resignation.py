@@ -1,6 +1,6 @@
 """When a coordinator that no node can reach gives up its runs.
 
-The rule alone. Whether nodes are heard, and which leases exist, are arguments.
+This file has only the rule. Which nodes are heard and which leases exist are arguments.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ class Resignation:
 
     A firewall or a wrong interface shows only after the election, and may appear at any later time.
     A coordinator that has heard no node for `after_s` seconds resigns if another process is ready
-    to take over. Then it does not take the run for a while: `after_s` doubled each time, up to four
-    times as long, since the others may be unable to host it.
+    to take over. Then it does not take the run for a while, so that the others can. The pause is
+    `after_s` at first and doubles each time, up to four times `after_s`, because the others may be
+    unable to host the run.
 
-    Without another process it keeps the run: the nodes may only not have been started yet.
+    If there is no other process, it keeps the run: its nodes may not have been started yet.
 
     Every `look_s` seconds it looks for other processes. Each of those that are alive renews its
     lease in that time.
@@ -65,7 +66,7 @@ class Resignation:
         return others is None or any(before.get(p, v) != v for p, v in others.items())
 
     def pause_s(self) -> float:
-        """How many seconds not to take the run after resigning now."""
+        """For how many seconds not to take the run, if this process resigns now."""
         self._since_s = None
         self._times += 1
         return self.after_s * float(2 ** min(self._times, 2))
