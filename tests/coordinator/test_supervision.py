@@ -118,6 +118,24 @@ def test_an_error_in_one_run_ends_it_with_its_cause_and_it_goes_on_from_its_regi
     run_virtual(main())
 
 
+def test_an_error_in_a_claim_lets_go_of_its_run_once() -> None:
+    """Twice would double the time for which this process stays away from the run."""
+
+    async def main() -> None:
+        shared, coordinator, _, other = await two_runs(MemoryLedger())
+        ttl_s = CONFIG.lease_ttl_s
+        for pause_s in (ttl_s, 2 * ttl_s):
+            assert coordinator.runs["faulty"].is_claimed
+            shared._run_failed("faulty", Fault("a bug"))
+            stays_s = shared._stays_away_s["faulty"] - asyncio.get_running_loop().time()
+            assert stays_s == pytest.approx(pause_s)
+            await has_begun(coordinator, "faulty")
+        await is_well(coordinator, other)
+        await shared.aclose()
+
+    run_virtual(main())
+
+
 def test_one_run_that_fails_when_the_ledger_is_back_does_not_keep_the_others_suspended() -> None:
     async def main() -> None:
         ledger = Faulty()

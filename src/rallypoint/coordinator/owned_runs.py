@@ -175,11 +175,13 @@ class OwnedRuns:
             run.turn_away(Refusal(RefusalCode.LIMIT, message, hint))
             self.coordinator.drop_run(run)
 
-    def failed(self, run_id: str, error: Exception) -> None:
-        """An unexpected error in what belongs to the run."""
+    def failed(self, run_id: str, error: Exception) -> bool:
+        """An unexpected error in what belongs to the run. False: there is no run to end."""
         run = self._run(run_id)
-        if run is not None:
-            run.fail(error)
+        if run is None or run.has_failed:
+            return False
+        run.fail(error)
+        return True
 
     def hears_others(self, run_id: str) -> bool:
         """Whether another node than the own one is heard, or the run needs no other."""

@@ -512,8 +512,8 @@ class RunOwnership:
     def _run_failed(self, run_id: str, error: Exception) -> None:
         """What belongs to a run has failed: the run ends here, and other runs go on."""
         _log.error("run %s: an unexpected error", run_id, exc_info=error)
-        self.give_up(run_id)
-        self._runs.failed(run_id, error)
+        if not self._runs.failed(run_id, error):  # else the run has called `gave_up`
+            self.give_up(run_id)
 
     def give_up(self, run_id: str) -> None:
         """Let go of a run after an error in it, and stay away from it for a while.
