@@ -14,6 +14,8 @@ import pytest
 
 from rallypoint.cli import demo
 from rallypoint.cli.demo_story import Story
+from rallypoint.cli.demo_view import show_timeline
+from rallypoint.core import reasons
 from tests.examples.programs import ROOT, Program, Programs, programs
 
 from .conftest import Cli
@@ -64,7 +66,7 @@ def told(story: Story) -> list[str]:
     return [f"{event.at_s:.1f} {event.text}" for event in story.events]
 
 
-def test_the_story_of_a_loss() -> None:
+def test_the_story_of_a_loss(capsys: pytest.CaptureFixture[str]) -> None:
     story = Story()
     for name in "abcd":
         story.started(name)
@@ -75,10 +77,10 @@ def test_the_story_of_a_loss() -> None:
     story.killed("c", 13.0, "c killed")
     assert [(row.name, row.state) for row in story.nodes()][2] == ("c", "killed, not noticed yet")
 
-    change = {"kind": "node_lost", "nodes": ["c"]}
+    change = {"kind": "node_lost", "nodes": ["c"], "detail": reasons.NOT_RESUMED}
     # The coordinator stood still for a while, which it does not count.
     first |= {"active_s": 1.5, "ended_at": 14.0}
-    first |= {"ended": "c lost: its connection closed", "change": change}
+    first |= {"ended": f"c lost: {reasons.NOT_RESUMED}", "change": change}
     second = a_round(2, ["a", "b", "d"], 14.25)
     story.take_status(a_status(first, second))
     story.take_status(a_status(first, second))  # the same again is no news
@@ -89,7 +91,7 @@ def test_the_story_of_a_loss() -> None:
         "11.0 training begins",
         "12.0 epoch 5 of 9, loss 0.123",
         "13.0 c killed",
-        "14.0 noticed after 1.00 s: c lost: its connection closed",
+        "14.0 noticed after 1.00 s: c lost: its connection closed and was not resumed",
         "14.2 a, b and d have stopped their workers and are ready again after 0.25 s; their "
         "agents kept running",
         "14.2 round 2 formed with 3 nodes: a and b keep their ranks, d moves from rank 3 to 2",
@@ -99,6 +101,9 @@ def test_the_story_of_a_loss() -> None:
     kill = story.kill
     assert kill is not None
     assert (kill.noticed_s, kill.formed_s, kill.trained_s) == (14.0, 14.25, 15.0)
+    show_timeline(story)
+    noticed = "1.00 s  until the coordinator noticed: its connection closed and was not resumed"
+    assert noticed in capsys.readouterr().out
 
 
 def test_the_story_of_a_newcomer_and_the_end() -> None:

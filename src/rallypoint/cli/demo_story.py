@@ -36,6 +36,8 @@ class Kill:
     at_s: float
     round: int
     noticed_s: float | None = None
+    proof: str = ""
+    """How the coordinator noticed it, in its own words."""
     formed_s: float | None = None
     trained_s: float | None = None
 
@@ -164,7 +166,7 @@ class Story:
     def _tell_ended(self, each: Mapping[str, Any]) -> None:
         at_s, kill = ended_s(each), self.kill
         if kill is not None and kill.noticed_s is None and _is_loss_of(kill.node, each):
-            kill.noticed_s = at_s
+            kill.noticed_s, kill.proof = at_s, each["change"]["detail"]
             self.say(
                 at_s,
                 f"noticed after {at_s - kill.at_s:.2f} s: {each['ended']}",

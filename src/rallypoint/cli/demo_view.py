@@ -129,8 +129,7 @@ def _after(kill: Kill) -> list[str]:
         return [f"{kill.node} was killed, and the run ended before the others had regrouped"]
     lines = [
         f"{kill.node} killed, to the new round: {kill.formed_s - kill.at_s:.2f} s",
-        f"  {kill.noticed_s - kill.at_s:6.2f} s  until the coordinator noticed: the "
-        "kernel closed the connection",
+        f"  {kill.noticed_s - kill.at_s:6.2f} s  until the coordinator noticed: {kill.proof}",
         f"  {kill.formed_s - kill.noticed_s:6.2f} s  until the others had stopped their workers "
         "and the round was formed",
     ]
