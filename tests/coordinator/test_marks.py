@@ -10,8 +10,8 @@ import asyncio
 from rallypoint.core import events as on
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.values import Failure, FailureKind, MemberState, NodeId, Phase
+from tests.coordinator.large_run import NODES, CountingLedger, come, met
 from tests.coordinator.shared_ledger import new_owner, until
-from tests.coordinator.test_tables import NODES, CountingLedger, come, met
 from tests.loops import run_virtual
 
 

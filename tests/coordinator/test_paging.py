@@ -13,7 +13,7 @@ from rallypoint.errors import CoordinatorError
 from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire.api_paths import quoted
-from tests.coordinator.test_replicas import Replica, replica
+from tests.coordinator.replica import Replica, replica
 from tests.loops import run_clean
 
 IDS = sorted(

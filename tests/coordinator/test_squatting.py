@@ -11,7 +11,7 @@ from rallypoint.core.admission import ANEW_AFTER_S
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import NodeInfo, Outcome, RunSettings, Stamp
 from rallypoint.wire import messages as wire
-from tests.coordinator.test_quotas import HERE, OneCoordinator, Peer
+from tests.coordinator.one_coordinator import HERE, OneCoordinator, Peer
 
 SQUATTERS: dict[str, Any] = {"min_nodes": 7, "max_nodes": 7}
 JOBS: dict[str, Any] = {"min_nodes": 2, "max_nodes": 4}

@@ -22,8 +22,8 @@ from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import Change, CloseRecord, Outcome, Phase, RunSettings
 from rallypoint.ledger.keys import run_key
 from rallypoint.ledger.memory import MemoryLedger
+from tests.coordinator.one_run import NAMES, Case, Held
 from tests.coordinator.shared_ledger import until
-from tests.coordinator.test_history import NAMES, Case, Held
 from tests.loops import run_virtual
 
 

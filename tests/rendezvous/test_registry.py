@@ -24,7 +24,7 @@ from rallypoint.rendezvous import (
     registry,
     rendezvous_handler_registry,
 )
-from tests.rendezvous.test_api import DummyHandler, parameters
+from tests.rendezvous.dummy_handler import DummyHandler, parameters
 
 ROOT = Path(__file__).parents[2]
 
