@@ -1,6 +1,7 @@
 """Nodes on a network of machines, in their first round.
 
-What must not be here: a test, or what a single test breaks."""
+What must not be here: a test, or what a single test breaks.
+"""
 
 from __future__ import annotations
 

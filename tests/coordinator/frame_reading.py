@@ -1,6 +1,7 @@
 """A reader of frames between a line and an owner that note what it does.
 
-What must not be here: a test."""
+What must not be here: a test.
+"""
 
 from __future__ import annotations
 

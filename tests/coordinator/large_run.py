@@ -1,6 +1,7 @@
 """A run of 600 nodes on a ledger that counts writes, refuses some and loses some.
 
-What must not be here: a test."""
+What must not be here: a test.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The segments of a round's log in memory, and a store that writes them.
 
-What must not be here: a test, or a ledger that fails."""
+What must not be here: a test, or a ledger that fails.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """A coordinator in virtual time, and its connections, which keep what they are sent.
 
-What must not be here: a test."""
+What must not be here: a test.
+"""
 
 from __future__ import annotations
 

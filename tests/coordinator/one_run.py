@@ -1,6 +1,7 @@
 """A coordinator with one run on a ledger, in virtual time, and what the run's nodes say.
 
-What must not be here: a test."""
+What must not be here: a test.
+"""
 
 from __future__ import annotations
 

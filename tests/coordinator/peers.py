@@ -1,6 +1,7 @@
 """Peers of a coordinator on a real port: requests over HTTP, and a WebSocket by hand.
 
-What must not be here: a test, or an answer that a single test expects."""
+What must not be here: a test, or an answer that a single test expects.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """A coordinator on a ledger and a real port, as one of several replicas.
 
-What must not be here: a test."""
+What must not be here: a test.
+"""
 
 from __future__ import annotations
 

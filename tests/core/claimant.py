@@ -1,6 +1,7 @@
 """A lease, a claim and their values, for tests of the election that give each answer themselves.
 
-What must not be here: a test, or a choice of what the ledger answers."""
+What must not be here: a test, or a choice of what the ledger answers.
+"""
 
 from __future__ import annotations
 

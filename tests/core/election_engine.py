@@ -1,6 +1,7 @@
 """The engine of the simulated election, and what a seed draws for it.
 
-What must not be here: a candidate, time, or which faults happen when."""
+What must not be here: a candidate, time, or which faults happen when.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The processes of the simulated election, their clocks, and the network to the engine.
 
-What must not be here: what the engine does with a request."""
+What must not be here: what the engine does with a request.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Rows of a member table, and the longest close, for tests of what a ledger keeps.
 
-What must not be here: a test."""
+What must not be here: a test.
+"""
 
 from __future__ import annotations
 

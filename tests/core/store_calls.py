@@ -1,6 +1,7 @@
 """A store of three nodes, for tests that send it one call after the other.
 
-What must not be here: a test, or what a single test checks."""
+What must not be here: a test, or what a single test checks.
+"""
 
 from collections.abc import Sequence
 

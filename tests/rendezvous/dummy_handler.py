@@ -1,6 +1,7 @@
 """The least that a handler of a rendezvous can be, and parameters for it.
 
-What must not be here: a test."""
+What must not be here: a test.
+"""
 
 from __future__ import annotations
 

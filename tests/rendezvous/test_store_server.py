@@ -1,24 +1,19 @@
-"""The store over TCP that stands in for torch's: calls, deadlines, and peers that misbehave."""
+"""The store over TCP that stands in for torch's: calls, deadlines, and a server that stops."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import gc
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 
-import msgspec
 import pytest
 
 from rallypoint import errors
@@ -30,49 +25,11 @@ from rallypoint.rendezvous._store_client import TcpStore, open_store
 from rallypoint.rendezvous._store_probe import StoreKind, kind_at
 from rallypoint.rendezvous._store_server import StoreServer, serve_at
 from rallypoint.wire import local
-from rallypoint.wire.messages import MESSAGE_BYTES_MAX, MalformedError
+from rallypoint.wire.messages import MESSAGE_BYTES_MAX
 from tests.rendezvous.backends import freeze
+from tests.rendezvous.store_servers import SRC, connect, in_portal, until
 
 pytestmark = pytest.mark.sockets
-
-SRC = Path(__file__).parents[2] / "src"
-
-
-@pytest.fixture
-def servers() -> Iterator[Callable[..., StoreServer]]:
-    """Starts servers, in the process's portal, and closes them."""
-    started: list[StoreServer] = []
-
-    def start(port: int = 0, **options: int) -> StoreServer:
-        server = StoreServer(**options)
-        portal().run(server.start(port))
-        started.append(server)
-        return server
-
-    yield start
-    for server in started:
-        portal().run(_do(server.close))
-
-
-async def _do(work: Callable[[], None]) -> None:
-    work()
-
-
-@pytest.fixture
-def server(servers: Callable[..., StoreServer]) -> StoreServer:
-    return servers()
-
-
-def connect(server: StoreServer, timeout_s: float = 10.0) -> TcpStore:
-    return open_store(portal(), "localhost", server.port, timeout_s)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what is on its way through the portal's loop."""
-    deadline_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline_s
-        portal().run(asyncio.sleep(0.001))
 
 
 # -- calls ---------------------------------------------------------------------------------------
@@ -198,7 +155,7 @@ def test_a_lost_connection_is_made_again_by_the_next_call(server: StoreServer) -
     store = connect(server)
     store.set("key", "value")
     (link,) = server._links.values()
-    portal().run(_do(link.cut))
+    in_portal(link.cut)
     until(lambda: not server._links)
     until(lambda: store._store._calls._link.is_lost)  # type: ignore[attr-defined]
     assert store.get("key") == b"value"
@@ -209,7 +166,7 @@ def test_a_call_under_way_when_the_connection_is_lost_fails(server: StoreServer)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(store.get, "absent")
         until(lambda: len(server._engine.freeze().waiting) == 1)
-        portal().run(_do(server.close))
+        in_portal(server.close)
         with pytest.raises(errors.StoreError, match=f"localhost:{server.port} is lost") as raised:
             waiting.result(20)
     assert not isinstance(raised.value, TimeoutError)
@@ -223,7 +180,7 @@ def test_another_store_in_its_place_is_not_taken_for_it(
     server = servers()
     store = connect(server)
     store.set("key", "value")
-    portal().run(_do(server.close))
+    in_portal(server.close)
     servers(server.port)
     until(lambda: store._store._calls._link.is_lost)  # type: ignore[attr-defined]
     with pytest.raises(errors.StoreError, match="another store is there now"):
@@ -357,309 +314,3 @@ def test_connecting_to_a_server_that_is_stopped_keeps_its_deadline(
     with pytest.raises(errors.UnreachableError, match=f"localhost:{port} within 0.3 s"):
         open_store(portal(), "localhost", port, 0.3)
     assert time.monotonic() - began_s < 5
-
-
-# -- peers that misbehave (R12) ------------------------------------------------------------------
-
-
-class Peer:
-    """A connection that says what it likes."""
-
-    def __init__(self, server: StoreServer, *, greets: bool = True) -> None:
-        self._sock = socket.create_connection(("localhost", server.port), 20)
-        self._unframer = local.Unframer()
-        self._bodies: list[bytes] = []
-        assert isinstance(self.next(), wire.Greeting)
-        if greets:
-            self.send(wire.Greeting(wire.VERSION))
-
-    def send(self, message: local.LocalMessage) -> None:
-        self.send_bytes(local.encode(message))
-
-    def send_bytes(self, data: bytes) -> None:
-        self._sock.sendall(data)
-
-    def next(self) -> wire.FromServer | None:
-        """What the server says next; None if it has closed the connection."""
-        while not self._bodies:
-            try:
-                data = self._sock.recv(65536)
-            except ConnectionResetError:
-                return None
-            if not data:
-                return None
-            self._bodies += self._unframer.feed(data)
-        return wire.decode_from_server(self._bodies.pop(0))
-
-    def refusal(self) -> str:
-        """Why the server ended the connection."""
-        told = self.next()
-        assert isinstance(told, local.Denied)
-        assert self.next() is None
-        return told.message
-
-    def close(self) -> None:
-        self._sock.close()
-
-
-@pytest.fixture
-def peer_of() -> Iterator[Callable[..., Peer]]:
-    """Connects peers, and closes them at the end."""
-    peers: list[Peer] = []
-
-    def make(server: StoreServer, *, greets: bool = True) -> Peer:
-        peers.append(Peer(server, greets=greets))
-        return peers[-1]
-
-    yield make
-    for peer in peers:
-        peer.close()
-
-
-def frame(body: bytes) -> bytes:
-    return struct.pack("!I", len(body)) + body
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"\x00" + struct.pack("=I", 0x3C85F7CE),  # how a client of torch's TCPStore begins
-        b"\xff" * 64,
-        frame(b""),
-        frame(b"\x80\x04\x95pickle"),
-        frame(msgspec.msgpack.encode(["call", 1, ["num"], None])),
-        frame(msgspec.msgpack.encode(["store", 99])),
-        frame(msgspec.msgpack.encode(["store", "1"])),
-        frame(b"\x91" * 200),
-        struct.pack("!I", wire.GREETING_BYTES_MAX + 1),
-    ],
-)
-def test_who_does_not_greet_is_refused(
-    server: StoreServer,
-    data: bytes,
-    peer_of: Callable[..., Peer],
-) -> None:
-    peer = peer_of(server, greets=False)
-    peer.send_bytes(data)
-    assert peer.refusal()
-    connect(server).set("key", "value")
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\xff" * 64,
-        struct.pack("!I", MESSAGE_BYTES_MAX + 1),
-        frame(b"\xc1"),
-        frame(msgspec.msgpack.encode(["call", 1, ["unknown", "key"], None])),
-        frame(msgspec.msgpack.encode(["call", 1, ["set", "key", 5], None])),
-        frame(msgspec.msgpack.encode(["call", "1", ["num"], None])),
-        frame(msgspec.msgpack.encode(["store", wire.VERSION])),
-        frame(msgspec.msgpack.encode(["answer", 1, ["ok", None]])),
-        local.encode(local.Call(1, ops.NumKeys(), None)) * 2,
-        local.encode(local.Call(-1, ops.NumKeys(), None)),
-    ],
-)
-def test_garbage_ends_the_connection_and_nothing_else(
-    server: StoreServer,
-    data: bytes,
-    peer_of: Callable[..., Peer],
-) -> None:
-    store = connect(server)
-    peer = peer_of(server)
-    peer.send(local.Call(0, ops.Set("key", b"value"), None))
-    assert peer.next() == local.Answer(0, ops.StoreValue(None))
-    peer.send_bytes(data)
-    told = peer.next()
-    if isinstance(told, local.Answer):  # of the first of two calls with one number
-        told = peer.next()
-    assert isinstance(told, local.Denied)
-    assert peer.next() is None
-    assert store.get("key") == b"value"
-    until(lambda: len(server._links) == 1)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_random_bytes_do_no_harm(
-    server: StoreServer,
-    seed: int,
-    peer_of: Callable[..., Peer],
-) -> None:
-    import random
-
-    chance = random.Random(seed)
-    peer = peer_of(server)
-    for _ in range(20):
-        body = chance.randbytes(chance.randrange(1, 40))
-        try:
-            wire.decode_from_client(body)
-        except MalformedError:
-            peer.send_bytes(frame(body))
-            break
-    assert isinstance(peer.next(), local.Denied)
-    connect(server).set("key", "value")
-
-
-def test_a_frame_may_come_in_pieces(
-    server: StoreServer,
-    peer_of: Callable[..., Peer],
-) -> None:
-    peer = peer_of(server)
-    for byte in local.encode(local.Call(1, ops.Add("count", 5), 1.0)):
-        peer.send_bytes(bytes([byte]))
-    assert peer.next() == local.Answer(1, ops.StoreValue(5))
-
-
-def test_who_says_nothing_is_cut_off(
-    servers: Callable[..., StoreServer],
-    monkeypatch: pytest.MonkeyPatch,
-    peer_of: Callable[..., Peer],
-) -> None:
-    monkeypatch.setattr(wire, "GREETING_TIMEOUT_S", 0.05)
-    assert peer_of(servers(), greets=False).next() is None
-
-
-def test_a_call_can_be_withdrawn(
-    server: StoreServer,
-    peer_of: Callable[..., Peer],
-) -> None:
-    peer = peer_of(server)
-    peer.send(local.Call(1, ops.Get("absent"), None))
-    until(lambda: len(server._engine.freeze().waiting) == 1)
-    peer.send(local.Cancel(1))
-    peer.send(local.Cancel(7))  # one that never was
-    peer.send(local.Call(2, ops.NumKeys(), None))
-    assert peer.next() == local.Answer(2, ops.StoreValue(0))
-    assert server._engine.freeze().waiting == ()
-
-
-def test_a_barrier_is_not_among_its_calls(
-    server: StoreServer,
-    peer_of: Callable[..., Peer],
-) -> None:
-    peer = peer_of(server)
-    peer.send(local.Call(1, ops.Barrier("name", 4000), 1.0))
-    told = peer.next()
-    assert isinstance(told, local.Answer)
-    assert isinstance(told.result, ops.StoreFailure)
-    assert told.result.code == ops.BAD_REQUEST
-
-
-def test_one_connection_more_than_it_takes_is_refused(
-    servers: Callable[..., StoreServer],
-) -> None:
-    server = servers(clients_max=2)
-    first, second = connect(server), connect(server)
-    with pytest.raises(errors.UnreachableError, match="as many connections as it takes"):
-        connect(server, 2)
-    first.set("key", "value")
-    assert second.get("key") == b"value"
-    del first
-    gc.collect()
-    assert connect(server, 20).get("key") == b"value"
-
-
-def unread(server: StoreServer, peer: Peer, calls: int) -> None:
-    """The peer asks for large answers, and reads none of them."""
-    store = connect(server)
-    store.set("large", bytes(4 * 1024**2))
-    for number in range(1, calls + 1):
-        peer.send(local.Call(number, ops.MultiGet(("large",) * 16), None))
-    until(lambda: max(link._last_id for link in server._connected) == calls)
-    assert store.check(["large"]) is True
-
-
-def test_answers_that_are_not_read_take_no_more_than_the_values(
-    server: StoreServer, peer_of: Callable[..., Peer]
-) -> None:
-    peer = peer_of(server)
-    before = server.budget.used
-    unread(server, peer, 10)
-    assert server.budget.used - before < 9 * 1024**2
-    wanted = ops.StoreValue((bytes(4 * 1024**2),) * 16)
-    assert peer.next() == local.Answer(1, wanted)
-    assert peer.next() == local.Answer(2, wanted)
-
-
-def test_a_peer_that_reads_nothing_is_cut_off(
-    servers: Callable[..., StoreServer],
-    monkeypatch: pytest.MonkeyPatch,
-    peer_of: Callable[..., Peer],
-) -> None:
-    monkeypatch.setattr(wire, "UNREAD_S", 0.2)
-    server = servers()
-    peer = peer_of(server)
-    unread(server, peer, 5)
-    until(lambda: len(server._links) <= 1)
-    gc.collect()
-    until(lambda: not server._connected)
-    until(lambda: server.budget.used < 5 * 1024**2)
-
-
-def test_small_answers_that_are_not_read_are_bounded(
-    server: StoreServer, peer_of: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wire, "UNREAD_BYTES_MAX", 64 * 1024)
-    peer = peer_of(server)
-    store = connect(server)
-    store.set("key", bytes(10_000))
-    calls = [local.encode(local.Call(n, ops.Get("key"), None)) for n in range(1, 3_000)]
-    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-        peer.send_bytes(b"".join(calls))
-    until(lambda: len(server._links) == 1)
-    assert store.check(["key"]) is True
-
-
-def test_a_store_that_is_full_says_so_and_goes_on(
-    servers: Callable[..., StoreServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RALLYPOINT_MEMORY", "16MiB")
-    store = connect(servers())
-    for number in range(3):
-        store.set(f"key/{number}", bytes(1024**2))
-    more = [f"more/{number}" for number in range(6)]
-    with pytest.raises(errors.StoreError, match=r"16 MiB.*RALLYPOINT_MEMORY") as caught:
-        store.multi_set(more, [bytes(1024**2)] * 6)
-    assert caught.value.code == ops.LIMIT
-    assert store.get("key/0") == bytes(1024**2)
-    assert store.delete_key("key/0")
-    store.set("new", bytes(1024**2))
-
-
-def test_calls_beside_many_that_wait_cost_no_more(
-    server: StoreServer, peer_of: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each answer was acknowledged with the list of all calls that were open."""
-    asked: list[int] = []
-    acknowledge = server._engine.acknowledge
-
-    def counted(node: str, up_to: int, still_open: Sequence[int] = ()) -> None:
-        asked.append(len(still_open))
-        acknowledge(node, up_to, still_open)
-
-    monkeypatch.setattr(server._engine, "acknowledge", counted)
-    peer = peer_of(server)
-    waits = [local.encode(local.Call(n, ops.Get("absent"), None)) for n in range(1, 1_001)]
-    calls = [local.encode(local.Call(n, ops.NumKeys(), None)) for n in range(1_001, 3_001)]
-    peer.send_bytes(b"".join(waits + calls))
-    for number in range(1_001, 3_001):
-        assert peer.next() == local.Answer(number, ops.StoreValue(0))
-    assert sum(asked) < 10 * len(calls)
-
-
-def test_who_has_not_greeted_has_no_seat(
-    servers: Callable[..., StoreServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wire, "STRANGERS_MAX", 8)
-    server = servers(clients_max=4)
-    mute = [socket.create_connection(("localhost", server.port)) for _ in range(7)]
-    until(lambda: len(server._connected) == 7)
-    store = connect(server)
-    store.set("key", "value")
-    more = [socket.create_connection(("localhost", server.port)) for _ in range(20)]
-    assert store.get("key") == b"value"
-    assert len(server._connected) <= 9
-    for each in mute + more:
-        each.close()
-    assert connect(server, 30).get("key") == b"value"

@@ -1,0 +1,303 @@
+"""A handler that is a node: dropped handlers, deadlines, lost coordinators, and its options."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import socket
+import sys
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rallypoint import errors
+from rallypoint.core.values import ChangeKind
+from rallypoint.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousParameters,
+    RendezvousTimeoutError,
+    _held_node,
+)
+from rallypoint.rendezvous._node_handler import NodeRendezvousHandler
+from rallypoint.rendezvous.rallypoint_rendezvous import OPTIONS, create_handler
+from tests.agent.processes import wait_until
+from tests.loops import open_sockets
+from tests.ports import free_port
+from tests.rendezvous.node_handlers import SOON_S, exit_barrier, takes_at_most, told
+from tests.rendezvous.nodes import Nodes, nodes_of
+
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("no_torch")]
+
+
+# -- handlers that are not shut down ---------------------------------------------------------------
+
+
+def test_a_handler_that_is_dropped_leaves(nodes: Nodes) -> None:
+    a, b = (nodes.handler("1:2", expected_nodes=2) for _ in range(2))
+    infos = nodes.meet(a, b)
+    store = infos[1].store
+    store.set("key", "value")
+    nodes._made.remove(b)
+    gone = weakref.ref(b)
+    del b
+    gc.collect()
+    assert gone() is None
+    told(a)
+    with pytest.raises((errors.CoordinatorLostError, errors.RoundBrokenError), match="left"):
+        store.get("key")
+    assert a._node is not None
+    assert a._node.change is not None
+    assert a._node.change.kind is ChangeKind.NODE_LEFT  # it said goodbye
+    wait_until(lambda: len(_held_node._held) == 1, SOON_S)
+
+
+def test_a_dropped_handler_leaves_no_socket_and_no_task(nodes: Nodes) -> None:
+    before = open_sockets()
+    handler = nodes.handler("1")
+    handler.next_rendezvous()
+    door = handler._portal
+    assert door is not None
+    assert open_sockets() - before
+    nodes._made.remove(handler)
+    del handler
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        gc.collect()
+        wait_until(lambda: not _held_node._held, SOON_S)
+        wait_until(lambda: not open_sockets() - before, SOON_S)
+        gc.collect()
+
+
+def test_shutdown_takes_no_longer_than_the_close_timeout(tmp_path: Path) -> None:
+    """Also where this node carries the coordinator, and the others have not said goodbye yet."""
+    with nodes_of(tmp_path, serves=False) as nodes:
+        nodes.endpoint = f"127.0.0.1:{nodes.port}"
+        host = nodes.handler("2", is_host=True, close_timeout=1, linger=SOON_S)
+        other = nodes.handler("2", is_host=False)
+        nodes.meet(host, other)
+        with takes_at_most(1):
+            assert host.shutdown()
+        # The coordinator is still there, and tells the other how the run has ended.
+        wait_until(other.is_closed, SOON_S)
+        with pytest.raises(RendezvousClosedError, match="a node has finished"):
+            other.next_rendezvous()
+        assert other.shutdown()
+        wait_until(lambda: not _held_node._held, SOON_S)
+
+
+def test_a_host_that_is_done_shuts_down_in_time_and_goes_on_coordinating(tmp_path: Path) -> None:
+    with nodes_of(tmp_path, serves=False) as nodes:
+        nodes.endpoint = f"127.0.0.1:{nodes.port}"
+        host = nodes.handler("2", is_host=True, close_timeout=1)
+        other = nodes.handler("2", is_host=False)
+        infos = nodes.meet(host, other)
+        with pytest.raises(errors.StoreTimeoutError):
+            exit_barrier(infos[0].store, 2, 0.5)
+        with takes_at_most(1):
+            assert host.shutdown()
+        infos[1].store.set("still", "there")
+        exit_barrier(infos[1].store, 2, 300)
+        assert other.shutdown()
+        wait_until(lambda: not _held_node._held, SOON_S)
+
+
+# -- time, and who does not answer ---------------------------------------------------------------
+
+
+def test_no_round_within_the_join_timeout(nodes: Nodes) -> None:
+    a, b = nodes.handler("2", join_timeout=3), nodes.handler("2")
+    assert not a.is_closed()  # let in, however long that takes
+    with pytest.raises(RendezvousTimeoutError, match="1 of at least 2") as caught:
+        a.next_rendezvous()
+    assert isinstance(caught.value.__cause__, errors.JoinTimeoutError)
+    assert not b.is_closed()
+    assert [info.world_size for info in nodes.meet(a, b)] == [2, 2]
+
+
+def test_the_last_call_has_torch_s_name_too(nodes: Nodes) -> None:
+    config: dict[str, Any] = {"last_call": None, "last_call_timeout": "0.2"}
+    a, b = nodes.handler("2:9", **config), nodes.handler("2:9", **config)
+    assert [info.world_size for info in nodes.meet(a, b)] == [2, 2]
+
+
+def test_nobody_is_there(tmp_path: Path) -> None:
+    port = free_port()
+    with nodes_of(tmp_path, serves=False) as nodes:
+        nodes.endpoint = f"127.0.0.1:{port}"
+        a = nodes.handler("2", read_timeout=0.5, is_host=False)
+        began_s = time.monotonic()
+        with pytest.raises(RendezvousConnectionError) as caught:
+            a.next_rendezvous()
+        assert time.monotonic() - began_s < SOON_S
+        for part in ("127.0.0.1", str(port), "refused"):
+            assert part in str(caught.value)
+        assert isinstance(caught.value.__cause__, errors.UnreachableError)
+        assert a.shutdown()
+
+
+def test_something_else_answers_there(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, nodes_of(tmp_path, serves=False) as run:
+        port = server.getsockname()[1]
+        run.endpoint = f"127.0.0.1:{port}"
+        a = run.handler("2", read_timeout=0.5, is_host=False)
+        with pytest.raises(RendezvousConnectionError, match=str(port)):
+            a.next_rendezvous()  # accepted by the system, and never answered
+        a.shutdown()
+
+
+def _closes(handler: NodeRendezvousHandler) -> None:
+    handler.set_closed()
+
+
+def _waits(handler: NodeRendezvousHandler) -> None:
+    handler.next_rendezvous()
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize("call", [_closes, _waits])
+def test_a_frozen_coordinator_blocks_no_call_past_its_deadline(
+    nodes_alone: Nodes, call: Callable[[NodeRendezvousHandler], None]
+) -> None:
+    limits: dict[str, Any] = {"join_timeout": 2, "close_timeout": 2, "goodbye_timeout": 0.5}
+    a, b = (nodes_alone.handler("2", read_timeout=2, **limits) for _ in range(2))
+    assert [a.is_closed(), b.is_closed()] == [False, False]  # let in, so that they meet at once
+    info = nodes_alone.meet(a, b)[0]
+    late = nodes_alone.handler("2", read_timeout=2, **limits)
+    nodes_alone.freeze()
+    with takes_at_most(2), pytest.raises((RendezvousConnectionError, RendezvousTimeoutError)):
+        call(a)
+    with takes_at_most(2), pytest.raises(RendezvousTimeoutError, match="no answer") as caught:
+        late.next_rendezvous()
+    assert isinstance(caught.value.__cause__, RendezvousConnectionError)
+    info.store.set_timeout(timedelta(seconds=0.1))
+    with takes_at_most(0.1), pytest.raises(errors.RallypointError):
+        info.store.get("key")
+    with takes_at_most(2.5):
+        assert not b.shutdown()
+
+
+def test_a_coordinator_that_is_lost_for_good_is_an_error(nodes_alone: Nodes) -> None:
+    a, b = (nodes_alone.handler("2", coordinator_lost_after=0.3) for _ in range(2))
+    nodes_alone.meet(a, b)
+    assert nodes_alone.serving is not None
+    nodes_alone.serving.signal(signal.SIGKILL)
+    nodes_alone.serving.popen.wait()
+
+    def is_told() -> bool:
+        try:
+            return a.num_nodes_waiting() > 0
+        except RendezvousConnectionError:
+            return True
+
+    wait_until(is_told, SOON_S)
+    with pytest.raises(RendezvousConnectionError):
+        a.num_nodes_waiting()
+
+
+def test_two_nodes_of_one_name(nodes: Nodes) -> None:
+    one = nodes.handler("1:2", node_name="same")
+    one.next_rendezvous()
+    with pytest.raises(RendezvousError, match="same") as caught:
+        nodes.handler("1:2", node_name="same").next_rendezvous()
+    assert isinstance(caught.value.__cause__, errors.NameTakenError)
+    assert one.num_nodes_waiting() == 0
+
+
+# -- options -------------------------------------------------------------------------------------
+
+
+def _made(endpoint: str = "127.0.0.1:29400", nnodes: int = 2, **config: Any) -> object:
+    params = RendezvousParameters("rallypoint", endpoint, "run", 1, nnodes, **config)
+    return create_handler(params)
+
+
+def test_an_unknown_option_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="no option 'last_cal'") as caught:
+        _made(last_cal="3")
+    assert all(option in str(caught.value) for option in OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("join_timeout", "soon"),
+        ("last_call", "-1"),
+        ("read_timeout", "nan"),
+        ("close_timeout", "x"),
+        ("close_timeout", "0"),
+        ("is_host", "perhaps"),
+        ("expected_nodes", "two"),
+        ("rank_policy", "best"),
+        ("host_coordinator", "maybe"),
+        ("token_file", "/nowhere/token_file"),
+        ("token_file", 1.5),
+    ],
+)
+def test_a_value_that_cannot_be_read_names_its_option(option: str, value: object) -> None:
+    with pytest.raises(ValueError, match=option):
+        create_handler(
+            RendezvousParameters(
+                "rallypoint", "127.0.0.1:29400", "run", 1, 2, None, **{option: value}
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("config", "variable", "stop_s"),
+    [({}, "", 30.0), ({"stop_s": "8"}, "12", 8.0), ({"stop": "8"}, "", 8.0), ({}, "12", 12.0)],
+)
+def test_the_stop_time_is_torchruns_unless_it_is_given(
+    config: dict[str, str], variable: str, stop_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RALLYPOINT_STOP", variable)
+    params = RendezvousParameters("rallypoint", "http://127.0.0.1:1", "run", 1, 1, **config)
+    assert create_handler(params)._plan.node.stop_s == stop_s
+
+
+def test_an_option_by_two_names_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'last_call.*' and 'last_call.*' are the same"):
+        _made(last_call="3", last_call_timeout="4")
+
+
+def test_more_than_one_node_needs_a_place_to_meet() -> None:
+    with pytest.raises(ValueError, match="needs an endpoint"):
+        _made(endpoint="")
+    _made(endpoint="", nnodes=1)
+
+
+def test_one_node_may_have_any_port() -> None:
+    """torch documents `--rdzv-endpoint=localhost:0` for a single node."""
+    handler = _made(endpoint="localhost:0", nnodes=1)
+    assert isinstance(handler, NodeRendezvousHandler)
+    info = handler.next_rendezvous()
+    assert (info.rank, info.world_size) == (0, 1)
+    handler.shutdown()
+    with pytest.raises(ValueError, match="'0' is not a port"):
+        _made(endpoint="localhost:0", nnodes=2)
+
+
+def test_one_node_needs_nobody(tmp_path: Path) -> None:
+    with nodes_of(tmp_path, serves=False) as nodes:
+        nodes.endpoint = ""
+        alone = nodes.handler("1")
+        info = alone.next_rendezvous()
+        assert (info.rank, info.world_size) == (0, 1)
+        assert alone.next_rendezvous().world_size == 1
+        assert alone.shutdown()
+
+
+def test_errors_are_only_ours_where_torch_is_not_imported(nodes: Nodes) -> None:
+    a = nodes.handler("2", join_timeout=0.1)
+    assert not a.is_closed()  # let in, however long that takes
+    with pytest.raises(RendezvousTimeoutError) as caught:
+        a.next_rendezvous()
+    assert type(caught.value) is RendezvousTimeoutError
+    assert sys.modules.get("torch.distributed.elastic.rendezvous.api") is None
