@@ -12,12 +12,13 @@ from rallypoint.coordinator.log_records import (
     seal_record,
 )
 from rallypoint.coordinator.log_replay import Replay
-from rallypoint.coordinator.round_log import LogId, first_of
+from rallypoint.coordinator.round_log import LogId, first_of, parse
 from rallypoint.coordinator.store_log import LogAppend, StoreLog
 from rallypoint.core.store import (
     DEFAULT_LIMITS,
     Answer,
     StoreLimits,
+    StoreOp,
 )
 from rallypoint.core.store.store import RoundStore
 
@@ -34,7 +35,9 @@ class Logs:
         self.segments = {LOG: [header_record("run", 1, 1)]}
 
     def append(self, record: LogAppend) -> None:
-        segment = self.segments.setdefault(record.log, [])
+        log = parse(record.name)
+        assert log is not None
+        segment = self.segments.setdefault(log, [])
         assert record.index == len(segment)
         segment.append(record.data)
 
@@ -60,9 +63,8 @@ class Logs:
                 return SealedLog(replay, log, len(self.segments[log]))
             log = LogId(log.term, log.number, moved.segment, moved.writer)
 
-    def drop_before(self, log: LogId | None) -> None:
-        if log is not None:
-            self.segments = {each: kept for each, kept in self.segments.items() if each >= log}
+    def drop_before(self, log: LogId) -> None:
+        self.segments = {each: kept for each, kept in self.segments.items() if each >= log}
 
 
 def new_store(batch: int = 1_000, limits: StoreLimits = DEFAULT_LIMITS) -> StoreLog:
@@ -73,7 +75,7 @@ def new_store(batch: int = 1_000, limits: StoreLimits = DEFAULT_LIMITS) -> Store
 def successor_of(logs: Logs, term: int = 2, batch: int = 1_000) -> StoreLog:
     """A coordinator of the next term, after it has sealed the log."""
     read = logs.read()
-    logs.append(LogAppend(read.log, read.next_index, seal_record(term)))
+    logs.append(LogAppend(read.log.name("run"), read.next_index, seal_record(term)))
     read = logs.read()
     return StoreLog(
         read.replay.store,
@@ -86,12 +88,25 @@ def successor_of(logs: Logs, term: int = 2, batch: int = 1_000) -> StoreLog:
     )
 
 
+def served(
+    store: StoreLog,
+    node: str,
+    request_id: int,
+    op: StoreOp,
+    acknowledged: int,
+    still_open: tuple[int, ...] = (),
+) -> list[Answer]:
+    """A call with its acknowledgement, as the store service takes it."""
+    store.store.acknowledge(node, acknowledged, still_open)
+    return store.apply(node, request_id, op, None, 0.0)
+
+
 def write(store: StoreLog, logs: Logs, at_most: int = 1_000_000) -> list[Answer]:
     """Append everything that waits, as a ledger that answers at once would."""
     released = []
     while at_most and (record := store.take_record()) is not None:
         logs.append(record)
         released += store.appended()
-        logs.drop_before(store.take_complete())
+        logs.drop_before(store.base)
         at_most -= 1
     return released

@@ -62,7 +62,7 @@ class Owner:
             self.written += 1
             number = self.written
             self.store.apply("a", number, Set(f"k{number % 9}", b"%d" % number), None, 0.0)
-            self.store._store.acknowledge("a", number - 1)
+            self.store.store.acknowledge("a", number - 1)
             while records_max and await self.append_one():
                 records_max -= 1
 
@@ -70,14 +70,11 @@ class Owner:
         record = self.store.take_record()
         if record is None:
             return False
-        outcome = await self.ledger.append(record.log.name("run"), record.index, record.data)
+        outcome = await self.ledger.append(record.name, record.index, record.data)
         assert not isinstance(outcome, Exists | Gap), outcome
         self.store.appended()
-        complete = self.store.take_complete()
-        if complete is not None:
-            names = await self.ledger.logs(log_prefix("run"))
-            for name in older(names, complete):
-                await self.ledger.drop_log(name)
+        for name in older(await self.ledger.logs(log_prefix("run")), self.store.base):
+            await self.ledger.drop_log(name)
         return True
 
 

@@ -254,9 +254,9 @@ def test_whoever_stops_waiting_for_the_engine_lets_the_run_go_on() -> None:
         node.say(wire.StoreCall(node.stamp, 1, Set("k", b"v")))
         membership = coordinator.runs["run"].membership
         await until(lambda: membership.phase is Phase.SUSPENDED)
-        store = coordinator.runs["run"].store.current
-        assert store is not None
-        store.end("as when the round ends")
+        log = coordinator.runs["run"].store.log
+        assert log is not None
+        log.end("as when the round ends")
         await until(lambda: membership.phase is Phase.ACTIVE)
         await shared.aclose()
 

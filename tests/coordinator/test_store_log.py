@@ -38,7 +38,7 @@ from rallypoint.core.store import (
 from rallypoint.core.store.store import RoundStore
 from rallypoint.testing.store_checker import StoreChecker
 from rallypoint.testing.violations import InvariantViolation
-from tests.coordinator.log_segments import LOG, SEATS, Logs, new_store, successor_of, write
+from tests.coordinator.log_segments import LOG, SEATS, Logs, new_store, served, successor_of, write
 from tests.kinds import examples
 
 
@@ -229,7 +229,7 @@ def _live(steps: list[tuple[str, Any]]) -> None:
     def call(node: str, request_id: int, op: StoreOp) -> None:
         journal.asked(node, request_id, op)
         floor = acknowledged[node]
-        journal.acknowledged(store.apply(node, request_id, op, None, 0.0, floor, ()))
+        journal.acknowledged(served(store, node, request_id, op, floor))
 
     for who, what in steps:
         if who == "write":
@@ -303,7 +303,7 @@ def test_no_record_is_larger_than_the_ledger_takes(calls: list[tuple[int, int]])
     for number, (value_bytes, open_count) in enumerate(calls, 1):
         still_open = range(1 << 33, (1 << 33) + open_count)
         op = Set("é" * 10, bytes(value_bytes))
-        answers = store.apply("näme", number, op, None, 0.0, 0, tuple(still_open))
+        answers = served(store, "näme", number, op, 0, tuple(still_open))
         accepted += not answers
     logs = Logs()
     assert len(write(store, logs)) == accepted
@@ -319,7 +319,7 @@ def test_what_waits_for_the_log_is_bounded_and_a_refused_call_was_not_applied() 
     first = store.take_record()
     refused = {}
     for number in range(2, 100):
-        for answer in store.apply("a", number, Set("k", bytes(900)), None, 0.0, number - 1, ()):
+        for answer in served(store, "a", number, Set("k", bytes(900)), number - 1):
             refused[answer.request_id] = answer.result
     assert 80 < len(refused) < 98
     assert all(isinstance(each, StoreFailure) and each.code == LIMIT for each in refused.values())
@@ -331,7 +331,7 @@ def test_what_waits_for_the_log_is_bounded_and_a_refused_call_was_not_applied() 
     store.appended()
     write(store, logs)
     store.apply("b", 2, Add("n", 1), None, 0.0)
-    store.apply("a", 99, Add("n", 1), None, 0.0, 98, ())
+    served(store, "a", 99, Add("n", 1), 98)
     answers = write(store, logs)
     assert [answer.result for answer in answers] == [StoreValue(1), StoreValue(2)]
 
@@ -343,7 +343,7 @@ def test_answers_that_wait_for_the_log_are_bounded_and_those_given_up_are_droppe
     store.take_record()
     for number in range(2, 500):
         # Its caller gives each of them up before it makes the next call.
-        assert store.apply("a", number, Get("k"), None, 0.0, number - 1, ()) == []
+        assert served(store, "a", number, Get("k"), number - 1) == []
     assert store._held_count <= 50
     # Callers that go on waiting are refused above the limit.
     store = new_store(1_000, limits)
@@ -359,12 +359,12 @@ def test_answers_that_have_left_are_not_counted_any_more() -> None:
     store, logs = new_store(), Logs()
     store.apply("a", 1, Set("k", b"v"), None, 0.0)
     write(store, logs)
-    store.acknowledge("a", 1)
-    before = store.footprint()
+    store.store.acknowledge("a", 1)
+    before = store.store.footprint() + store.footprint()
     store.apply("a", 2, Set("k", b"v"), None, 0.0)
     for number in range(1, 21):
         assert store.apply("b", number, Get("k"), None, 0.0) == []
     assert len(write(store, logs)) == 21
-    store.acknowledge("a", 2)
-    store.acknowledge("b", 20)
-    assert store.footprint() == before
+    store.store.acknowledge("a", 2)
+    store.store.acknowledge("b", 20)
+    assert store.store.footprint() + store.footprint() == before

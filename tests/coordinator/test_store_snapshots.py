@@ -31,7 +31,7 @@ from rallypoint.core.store import (
     StoreValue,
 )
 from rallypoint.core.store.store import RoundStore
-from tests.coordinator.log_segments import LOG, SEATS, Logs, new_store, successor_of, write
+from tests.coordinator.log_segments import LOG, SEATS, Logs, new_store, served, successor_of, write
 
 # -- snapshots -------------------------------------------------------------------------------------
 
@@ -54,13 +54,13 @@ def test_a_long_log_is_cut_short_and_leads_to_the_same_store(
     store, logs = new_store(), Logs()
     for number in range(1, 1_001):
         key = f"k{number % 7}"
-        store.apply("a", number, Set(key, b"%d" % number), None, 0.0, number - 3, ())
-        store.apply("b", number, Append("list", b"x"), None, 0.0, number - 1, ())
+        served(store, "a", number, Set(key, b"%d" % number), number - 3)
+        served(store, "b", number, Append("list", b"x"), number - 1)
         write(store, logs)
     assert len(logs.records) < 60
     assert len(logs.segments) == 1
     read = logs.read()
-    leads_to(logs, store._store)
+    leads_to(logs, store.store)
     assert read.replay.since.records < 40
 
 
@@ -71,7 +71,7 @@ def test_r11_a_snapshot_says_which_calls_are_over_and_which_are_open(
     store, logs = new_store(), Logs()
     store.apply("a", 1, Barrier("start", 0), None, 0.0)
     for number in range(2, 40):
-        store.apply("a", number, Add("n", 1), None, 0.0, number - 1, (1,))
+        served(store, "a", number, Add("n", 1), number - 1, (1,))
         write(store, logs)
     assert logs.read().log.segment > 0
     successor = successor_of(logs)
@@ -90,21 +90,21 @@ def test_calls_are_answered_while_a_snapshot_is_written(monkeypatch: pytest.Monk
     monkeypatch.setattr(store_log, "PART_BYTES_MAX", 2_000)
     store, logs = new_store(100_000), Logs()
     for number in range(1, 300):
-        store.apply("a", number, Set(f"k{number}", bytes(200)), None, 0.0, number - 1, ())
+        served(store, "a", number, Set(f"k{number}", bytes(200)), number - 1)
     write(store, logs, 1)
     for number in range(300, 308):
-        store.apply("a", number, Set("k", b"%d" % number), None, 0.0, number - 1, ())
+        served(store, "a", number, Set("k", b"%d" % number), number - 1)
         write(store, logs, 1)
     assert store._snapshot is not None
     waits = []
     for number in range(308, 330):
-        store.apply("a", number, Add("n", 1), None, 0.0, number - 1, ())
+        served(store, "a", number, Add("n", 1), number - 1)
         waited = 0
         while not write(store, logs, 1):
             waited += 1
         waits.append(waited)
         # A coordinator that takes over in the middle has all of it.
-        leads_to(logs, store._store)
+        leads_to(logs, store.store)
     assert logs.read().log.segment > 0
     assert max(waits) <= 3  # two of them for the move to the next segment
 
@@ -118,24 +118,24 @@ def test_values_and_answers_that_no_record_could_hold_are_in_the_snapshot_in_pie
     )
     logs = Logs()
     for number in range(1, 25):
-        store.apply("a", number, Append("k", bytes([number]) * 300), None, 0.0, number - 1, ())
+        served(store, "a", number, Append("k", bytes([number]) * 300), number - 1)
         write(store, logs)
     # It does not compare, so it answers all 7,200 bytes; these are not in its own entry.
     store.apply("b", 1, CompareSet("k", b"other", b"new"), None, 0.0)
     for number in range(25, 60):
-        store.apply("a", number, Set("n", b"%d" % number), None, 0.0, number - 1, ())
+        served(store, "a", number, Set("n", b"%d" % number), number - 1)
         write(store, logs)
     assert len(logs.segments) == 1
     assert logs.read().log.segment == 1
     assert max(map(len, logs.records)) <= 1_000
-    leads_to(logs, store._store)
+    leads_to(logs, store.store)
 
 
 def test_a_log_that_begins_in_the_middle_is_not_taken_for_the_whole() -> None:
     logs = Logs()
     segment = LogId(1, 1, 3, 1)
     logs.segments = {segment: [header_record("run", 1, 1, 3)]}
-    logs.append(LogAppend(segment, 1, encode_record(Record(FORMAT, 1))))
+    logs.append(LogAppend(segment.name("run"), 1, encode_record(Record(FORMAT, 1))))
     with pytest.raises(UnreadableLogError, match="beginning"):
         _ = logs.read().replay.store
 
@@ -180,7 +180,7 @@ def test_a_barrier_that_is_open_at_a_takeover_still_runs_out_of_time() -> None:
     write(store, logs)
     successor = successor_of(logs)
     assert successor.apply("a", 1, Barrier("start", 0), 4.0, 1_000.0) == []
-    assert successor.next_deadline_s() == 1_004.0
+    assert successor.store.next_deadline_s() == 1_004.0
     successor.expire(1_004.0)
     (answer,) = write(successor, logs)
     assert isinstance(answer.result, StoreFailure)
@@ -196,4 +196,4 @@ def test_two_releases_that_would_answer_otherwise_come_to_the_same_store() -> No
     write(store, logs)
     other = StoreLimits(value_bytes_max=10, keys_max=1)
     assert logs.read(other).replay.store.freeze() == logs.read().replay.store.freeze()
-    leads_to(logs, store._store)
+    leads_to(logs, store.store)

@@ -96,8 +96,8 @@ class Ownership(Protocol):
     def check_lease(self) -> None:
         """Suspend all runs if the lease does not stand; to be called before anything is decided."""
 
-    def may_answer(self, run: HostedRun) -> bool:
-        """Whether the lease stands, so that no other coordinator can own the run."""
+    def may_answer(self, run_id: str) -> bool:
+        """Whether no other coordinator can own the run. If not, `lease_stands` follows later."""
 
     def beat(self) -> int:
         """A counter that advances while the lease is renewed; in memory, with each call."""
@@ -161,6 +161,8 @@ class HostedRun:
         self.is_claimed = ownership.is_in_memory
         """Whether this process owns the run."""
         self.has_failed = False
+        self.is_forgotten = False
+        """Whether the coordinator has forgotten this run."""
         self.share = host.budget.share(f"run {run_id!r}")
         """The memory of the run, in bytes."""
         self.memory = RunMemory(self.share, host.config.rounds_remembered)
@@ -186,7 +188,7 @@ class HostedRun:
         self._unseated: dict[Session, None] = {}
         """Nodes with a seat that they are told when the lease stands again."""
         sessions = self.connections.by_name
-        self.store = StoreService(self, sessions, host.budget, host.call_at, self._now_s)
+        self.store = StoreService(self, ownership, sessions, host.budget, host.call_at, self._now_s)
         self._timers = RunTimers(
             host.call_at,
             lambda timer: self.post(on.TimerFired(timer)),
@@ -205,17 +207,13 @@ class HostedRun:
         if self._is_draining:
             self._queue.append(event)
             return
-        if self.is_leased:
-            self.check_lease()
+        if self.is_leased and self.is_claimed:
+            # The event must find the run SUSPENDED if the lease does not stand any more.
+            self._ownership.check_lease()
         if not self.is_claimed:
             self._queue.append(event)
         else:
             self._drain(event)
-
-    def check_lease(self) -> None:
-        """An event must find the run SUSPENDED if the lease does not stand any more."""
-        if self.is_claimed:
-            self._ownership.check_lease()
 
     def _drain(self, event: on.Event) -> None:
         self._is_draining = True
@@ -334,16 +332,12 @@ class HostedRun:
 
     def forgotten(self) -> None:
         """The coordinator has forgotten this run: no timer fires any more."""
+        self.is_forgotten = True
         # The parts let go of the run. Else its memory would wait for the garbage collector.
         self._timers.close()
         self.connections.close()
         self.store.close()
         self.share.close()
-
-    @property
-    def is_forgotten(self) -> bool:
-        """Whether the coordinator has forgotten this run."""
-        return self._timers.is_closed
 
     # -- connections ---------------------------------------------------------------------------
 
@@ -384,13 +378,6 @@ class HostedRun:
 
     # -- the lease (on a ledger) ---------------------------------------------------------------
 
-    def may_answer(self) -> bool:
-        """Whether no other coordinator can own the run. If it may, `lease_stands` follows later."""
-        if self._ownership.may_answer(self):
-            return True
-        self._ownership.check_lease()  # so that `lease_stands` follows
-        return False
-
     def lease_stands(self) -> None:
         """A renewal has succeeded: send what was held, and go on."""
         self._send_held_seats()
@@ -426,7 +413,7 @@ class HostedRun:
         )
         session.send(wire.encode(welcome))
         if standing.round:
-            if not self.is_leased or self.may_answer():
+            if not self.is_leased or self._ownership.may_answer(self.run_id):
                 self._send_seat(effect.node, session)
             else:
                 self._unseated[session] = None

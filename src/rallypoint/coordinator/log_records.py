@@ -64,6 +64,18 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     moved: Moved | None = None
 
 
+class Cost(msgspec.Struct):
+    """How much of a log there is to read."""
+
+    records: int = 0
+    bytes: int = 0
+
+    def add(self, size: int) -> None:
+        """Add one record of this size."""
+        self.records += 1
+        self.bytes += size
+
+
 class UnreadableLogError(Exception):
     """A record is foreign, damaged, or of another format. The text says which."""
 

@@ -8,24 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import msgspec
-
-from rallypoint.coordinator.log_records import Record, UnreadableLogError
+from rallypoint.coordinator.log_records import Cost, Record, UnreadableLogError
 from rallypoint.coordinator.round_log import LogId
 from rallypoint.core.store.snapshot import Settled
 from rallypoint.core.store.store import RoundStore
-
-
-class Cost(msgspec.Struct):
-    """How much there is to read."""
-
-    records: int = 0
-    bytes: int = 0
-
-    def add(self, size: int) -> None:
-        """Add one record of this size."""
-        self.records += 1
-        self.bytes += size
 
 
 class Replay:

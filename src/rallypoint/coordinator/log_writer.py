@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, NamedTuple
 
 from rallypoint.coordinator.hosted_run import HostedRun
@@ -15,6 +16,7 @@ from rallypoint.coordinator.log_reader import RETRY_S, SealedLog
 from rallypoint.coordinator.log_records import header_record
 from rallypoint.coordinator.round_log import LogId, first_log, older
 from rallypoint.coordinator.store_log import LogAppend, StoreLog
+from rallypoint.coordinator.supervision import Supervised
 from rallypoint.core import events as on
 from rallypoint.core.store.store import RoundStore
 from rallypoint.core.suspension import SuspensionCause
@@ -36,18 +38,21 @@ class _Creating(NamedTuple):
 class LogWriter:
     """The logs of all runs of one coordinator on one ledger.
 
-    `spawn` runs work of a run in the background. `is_ours` says, after a renewal of the lease that
-    is sent from now on, whether this process owns the run.
+    The work is done in `tasks`; `failed` is called with the run's id and an unexpected error in it.
+    `is_ours` says, after a renewal of the lease that is sent from now on, whether this process owns
+    the run.
     """
 
     def __init__(
         self,
         ledger: Ledger,
-        spawn: Callable[[str, Coroutine[Any, Any, None]], asyncio.Task[None]],
+        tasks: Supervised,
+        failed: Callable[[str, Exception], None],
         is_ours: Callable[[str], Awaitable[bool]],
     ) -> None:
         self._ledger = ledger
-        self._spawn = spawn
+        self._tasks = tasks
+        self._failed = failed
         self._is_ours = is_ours
         self._creating: dict[str, _Creating] = {}
 
@@ -109,21 +114,20 @@ class LogWriter:
         record = run.membership.round
         if not self._ledger.has_log or record is None:
             return None
-        log = first_log(record.head.term, record.head.number)
         limits = self._ledger.limits
-        oldest = sealed.replay.base if sealed else log
-        self._spawn(run.run_id, self._drop_older(run.run_id, oldest))
-        return StoreLog(
+        log = StoreLog(
             store,
             run.membership.term,
             run_id=run.run_id,
-            log=sealed.log if sealed else log,
+            log=sealed.log if sealed else first_log(record.head.term, record.head.number),
             next_index=sealed.next_index if sealed else 1,
             batch_bytes_max=limits.record_bytes_max // 2,
             record_bytes_max=limits.record_bytes_max,
             record_cost_bytes=limits.record_cost_bytes,
             replay=sealed.replay if sealed else None,
         )
+        self._spawn(run.run_id, self._drop_older(run.run_id, log.base))
+        return log
 
     def append(self, run: HostedRun, log: StoreLog, record: LogAppend) -> None:
         """Write a record of the log of the run's present round."""
@@ -131,11 +135,10 @@ class LogWriter:
 
     async def _append(self, run: HostedRun, log: StoreLog, record: LogAppend) -> None:
         """Until the outcome is known, or the round is over: nothing is acknowledged meanwhile."""
-        name = record.log.name(run.run_id)
         is_refused = False
         while _needs(run, log):
             try:
-                outcome = await self._ledger.append(name, record.index, record.data)
+                outcome = await self._ledger.append(record.name, record.index, record.data)
             except LedgerLimitError as error:
                 # The engine takes less than it should (etcd's --max-request-bytes): what was
                 # applied here cannot be taken back, so the run waits until the engine takes it.
@@ -144,7 +147,7 @@ class LogWriter:
                 await asyncio.sleep(RETRY_S)
                 continue
             if not isinstance(outcome, Unknown):
-                await self._appended(run, log, name, record.data, outcome)
+                await self._appended(run, log, record, outcome)
                 break
             await asyncio.sleep(RETRY_S)
         if is_refused:
@@ -152,35 +155,36 @@ class LogWriter:
             run.post(on.LedgerRestored(SuspensionCause.APPEND))
 
     async def _appended(
-        self, run: HostedRun, log: StoreLog, name: str, data: bytes, outcome: AppendOutcome
+        self, run: HostedRun, log: StoreLog, record: LogAppend, outcome: AppendOutcome
     ) -> None:
         """The outcome is known. It means nothing if the round has ended meanwhile."""
         if not _needs(run, log):
             return
-        if isinstance(outcome, Created) or outcome == Exists(data):
+        if isinstance(outcome, Created) or outcome == Exists(record.data):
+            base = log.base
             run.store.appended(log)
-            complete = log.take_complete()
-            if complete is not None:
-                self._spawn(run.run_id, self._drop_older(run.run_id, complete))
+            if log.base != base:
+                self._spawn(run.run_id, self._drop_older(run.run_id, log.base))
         elif isinstance(outcome, Exists):
             run.post(on.CommitRefused("another coordinator has sealed the round's log"))
         # The log was removed. A successor drops it once it has formed the next round. So this
         # process first finds out whether it is deposed: then it must not end the round.
         elif await self._is_ours(run.run_id) and _needs(run, log):
-            reason = f"log {name!r} was removed from the ledger"
+            reason = f"log {record.name!r} was removed from the ledger"
             _log.error("run %s: round %d: %s", run.run_id, run.membership.number, reason)
             run.post(on.StoreLost(run.membership.number, reason))
 
-    async def _drop_older(self, run_id: str, live: LogId | None) -> None:
+    async def _drop_older(self, run_id: str, live: LogId) -> None:
         """Drop the logs that are not needed now that `live` is known to be the run's log."""
-        if live is None:
-            return
         try:
             for name in older(await self._ledger.logs(log_prefix(run_id)), live):
                 await self._ledger.drop_log(name)
         except LedgerError as error:
             # The next round's store looks again, and so does the garbage collector.
             _log.debug("run %s: an old log stays for now: %s", run_id, error)
+
+    def _spawn(self, run_id: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._tasks.spawn(work, partial(self._failed, run_id))
 
 
 def suspend(run: HostedRun, cause: SuspensionCause, reason: str) -> None:
@@ -197,5 +201,4 @@ def _is_committing(run: HostedRun, record: RoundRecord) -> bool:
 
 def _needs(run: HostedRun, log: StoreLog) -> bool:
     """Whether this is the log of the present round of a run of this process."""
-    is_present = run.store.current is log and not run.is_forgotten
-    return is_present and not log.is_over and not run.membership.deposed
+    return run.store.log is log and not log.is_over and not run.membership.deposed

@@ -77,7 +77,7 @@ class MemoryOwnership:
     def check_lease(self) -> None:
         """There is no lease."""
 
-    def may_answer(self, run: HostedRun) -> bool:
+    def may_answer(self, run_id: str) -> bool:
         """True: no other process can own the run."""
         return True
 

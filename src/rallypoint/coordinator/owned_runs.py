@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
@@ -63,7 +63,7 @@ class OwnedRuns:
         self._renewed = renewed
         self._may_decide = may_decide
         self._tasks = Supervised()
-        self.logs = LogWriter(ledger, self._spawn, self._is_ours)
+        self.logs = LogWriter(ledger, self._tasks, self._task_failed, self._is_ours)
         self._taking_over: dict[str, _TakeOver] = {}
         self._unreadable: dict[str, str] = {}
         """Why runs could not be taken over, as it was logged last."""
@@ -80,7 +80,8 @@ class OwnedRuns:
         if taking is not None and taking.term == register.term:
             return
         self.stop_taking_over(run_id)
-        task = self._spawn(run_id, self._take_over(run_id, register, former_host))
+        work = self._take_over(run_id, register, former_host)
+        task = self._tasks.spawn(work, partial(self._task_failed, run_id))
         self._taking_over[run_id] = _TakeOver(register.term, task)
 
     def stop_taking_over(self, run_id: str) -> None:
@@ -230,11 +231,8 @@ class OwnedRuns:
         await self._renewed()
         return self._may_decide(run_id)
 
-    def _spawn(self, run_id: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run it in the background, for one run: an unexpected error ends the run here."""
-        return self._tasks.spawn(work, partial(self._task_failed, run_id))
-
     def _task_failed(self, run_id: str, error: Exception) -> None:
+        """An unexpected error in a background task of the run ends the run here."""
         if self._run(run_id) is None:
             _log.error("run %s: an unexpected error", run_id, exc_info=error)
         self.failed(run_id, error)

@@ -197,9 +197,12 @@ class RunOwnership:
         claimed = self._claims.get(run_id)
         return claimed is not None and claimed.claim.may_decide(_now_s())
 
-    def may_answer(self, run: HostedRun) -> bool:
+    def may_answer(self, run_id: str) -> bool:
         """Whether this process may answer calls of the run's store now."""
-        return self.may_decide(run.run_id)
+        if self.may_decide(run_id):
+            return True
+        self.check_lease()  # so that `HostedRun.lease_stands` follows
+        return False
 
     def check_lease(self) -> None:
         """Suspend all runs now if the last renewal is not fresh: before anything is decided.

@@ -16,20 +16,21 @@ No I/O: `take_record` returns the bytes to append, `appended` is called when the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
 from rallypoint.coordinator.log_records import (
     FORMAT,
+    Cost,
     Moved,
     Part,
     Record,
     encode_record,
     header_record,
 )
-from rallypoint.coordinator.log_replay import Cost, Replay
+from rallypoint.coordinator.log_replay import Replay
 from rallypoint.coordinator.round_log import LogId
 from rallypoint.core.store import LIMIT, READS, Answer, CompareSet, Set, StoreFailure, StoreOp
 from rallypoint.core.store.data import Drop, Extend, Put
@@ -56,9 +57,9 @@ COMPACT_BYTES: Final = 8 << 20
 
 
 class LogAppend(msgspec.Struct, frozen=True):
-    """A record to append: `log`, its index there, and its bytes."""
+    """A record to append: the name of the log in the ledger, the record's index, and its bytes."""
 
-    log: LogId
+    name: str
     index: int
     data: bytes
 
@@ -97,7 +98,12 @@ class _Snapshot:
 
 
 class StoreLog:
-    """A RoundStore whose answers wait for the log. It has the store's methods, and the log's.
+    """The log of a RoundStore, whose answers wait for it.
+
+    Calls that may write or be answered come through here: `apply`, `expire` and `end` are the
+    store's, except that they return only the answers that may be sent now. Everything else is asked
+    of `store` itself. `is_over`: the round has ended, so nothing more is written. `base`: the
+    first segment that is still needed to make the store.
 
     `log`: the segment to write to, from `next_index` on; its header is written. `term`: of the
     coordinator that writes. `batch_bytes_max`: about the largest record of several calls.
@@ -119,15 +125,16 @@ class StoreLog:
         record_cost_bytes: int = RECORD_COST_BYTES,
         replay: Replay | None = None,
     ) -> None:
-        self._store = store
+        self.store = store
         self._term = term
         self._run_id = run_id
         self._log = log
+        self._name = log.name(run_id)
         self._next_index = next_index
         self._batch_bytes_max = batch_bytes_max
         self._record_bytes_max = record_bytes_max
         self._record_cost_bytes = record_cost_bytes
-        self._is_over = False
+        self.is_over = False
         # Entries that wait for the log, with their sizes. They are counted from the first one on:
         # `_logged` have come, `_taken` were put into a record, `_durable` are in the log.
         self._gathering: deque[tuple[Settled, int]] = deque()
@@ -149,13 +156,8 @@ class StoreLog:
         self._moves_at: int | None = None
         self._next_log: LogId | None = None
         self._was_part = False
-        self._complete: LogId | None = None
+        self.base = log if replay is None or replay.base is None else replay.base
         store.note_settled()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the round has ended. Then nothing more is written."""
-        return self._is_over
 
     # -- the store's calls ---------------------------------------------------------------------
 
@@ -166,25 +168,22 @@ class StoreLog:
         op: StoreOp,
         timeout_s: float | None,
         now_s: float,
-        acknowledged: int = 0,
-        still_open: Sequence[int] = (),
     ) -> list[Answer]:
         """Apply a call. Returns the answers that may be sent now.
 
         A call for which there is no room is refused at once. It was not applied, and the same
         request may be sent again.
         """
-        self._store.acknowledge(node, acknowledged, still_open)
         is_read = type(op) in READS
         size = 0 if is_read else _call_size(node, op)
         is_full = self._held_count >= self._held_max or (
             size > self._call_bytes_max or self._unlogged_bytes + size > self._unlogged_bytes_max
         )
-        if is_full and not self._store.has_seen(node, request_id):
+        if is_full and not self.store.has_seen(node, request_id):
             refusal = self._refusal(size)
             if refusal is not None:
                 return [Answer(node, request_id, refusal)]
-        answers = self._store.apply(node, request_id, op, timeout_s, now_s)
+        answers = self.store.apply(node, request_id, op, timeout_s, now_s)
         if not is_read:
             self._log_settled(size)
         return self._hold(answers)
@@ -199,7 +198,7 @@ class StoreLog:
             )
         if self._held_count >= self._held_max:
             self._drop_unwanted()
-        limits = self._store.limits
+        limits = self.store.limits
         excess = limits.excess(unlogged_answers_max=self._held_count + 1)
         if excess is None and size and self._unlogged_bytes:
             excess = limits.excess(unlogged_bytes_max=self._unlogged_bytes + size)
@@ -208,45 +207,20 @@ class StoreLog:
         waits = "the ledger has not taken what was written before, so this call was not applied"
         return StoreFailure(LIMIT, f"{excess.message}: {waits}")
 
-    def cancel(self, node: str, request_id: int) -> None:
-        """The caller does not wait for this call any more."""
-        self._store.cancel(node, request_id)
-
-    def forget_node(self, node: str) -> None:
-        """The node is no member any more."""
-        self._store.forget_node(node)
-
-    def acknowledge(self, node: str, up_to: int, still_open: Sequence[int] = ()) -> None:
-        """The node has the answers up to this id, except those `still_open`."""
-        self._store.acknowledge(node, up_to, still_open)
-
-    def has_seen(self, node: str, request_id: int) -> bool:
-        """Whether the request is a repeat."""
-        return self._store.has_seen(node, request_id)
-
-    def growth_of(self, op: StoreOp) -> int:
-        """By how many bytes the footprint would grow with this call, at most."""
-        return self._store.growth_of(op)
-
     def footprint(self) -> int:
-        """About the memory of all data, of calls that wait, and of entries that are not logged."""
+        """About the memory of the answers and entries that are not in the log, in bytes."""
         writing = self._writing.size if self._writing is not None else 0
-        waiting = self._unlogged_bytes + HELD_ANSWER_BYTES * self._held_count
-        return self._store.footprint() + waiting + writing
-
-    def next_deadline_s(self) -> float | None:
-        """When the next call runs out of time; None if none can."""
-        return self._store.next_deadline_s()
+        return self._unlogged_bytes + HELD_ANSWER_BYTES * self._held_count + writing
 
     def expire(self, now_s: float) -> list[Answer]:
         """Answer the calls that ran out of time."""
-        answers = self._store.expire(now_s)
+        answers = self.store.expire(now_s)
         self._log_settled(0)
         return self._hold(answers)
 
     def end(self, message: str) -> list[Answer]:
         """The round is over. Entries that are not in the log are dropped: none was acknowledged."""
-        self._is_over = True
+        self.is_over = True
         self._gathering.clear()
         self._unlogged_bytes = 0
         self._snapshot = None
@@ -255,13 +229,13 @@ class StoreLog:
         self._held_count = 0
         ended = StoreFailure("round_ended", message)
         unanswered = [Answer(node, request_id, ended) for node, request_id in sorted(held)]
-        return unanswered + self._store.end(message)
+        return unanswered + self.store.end(message)
 
     # -- the log -------------------------------------------------------------------------------
 
     def take_record(self) -> LogAppend | None:
         """The next record to append. None while one is being written, or if there is none."""
-        if self._is_over or self._writing is not None:
+        if self.is_over or self._writing is not None:
             return None
         if self._taken == self._moves_at:
             return self._take_move()
@@ -274,12 +248,13 @@ class StoreLog:
     def appended(self) -> list[Answer]:
         """The record taken last is in the log. Returns the answers that may be sent now."""
         writing, self._writing = self._writing, None
-        if writing is None or self._is_over:
+        if writing is None or self.is_over:
             return []
         if writing.header_of is not None:
             self._next_log = writing.header_of
         elif writing.moves_to is not None:
             self._log, self._next_index = writing.moves_to, 1
+            self._name = self._log.name(self._run_id)
             self._moves_at = self._next_log = None
         else:
             self._next_index += 1
@@ -290,24 +265,19 @@ class StoreLog:
         self._held_count -= len(released)
         return released
 
-    def take_complete(self) -> LogId | None:
-        """The segment whose snapshot is complete since the last call; those before it can go."""
-        complete, self._complete = self._complete, None
-        return complete
-
     def _note_written(self, writing: _Writing) -> None:
         if writing.is_part:
             assert self._snapshot is not None
             self._snapshot.cost.add(writing.size)
             if writing.is_last_part:
                 self._snapshot_cost, self._snapshot = self._snapshot.cost, None
-                self._complete = self._log
+                self.base = self._log
             return
         self._since.add(writing.size)
         self._durable += writing.entries
         if self._is_snapshot_due():
             # Entries that have come are written to this segment, and are in the snapshot too.
-            items = self._store.snapshot(self._part_bytes_max())
+            items = self.store.snapshot(self._part_bytes_max())
             self._snapshot, self._moves_at = _Snapshot(items), self._logged
 
     def _take_entries(self) -> LogAppend:
@@ -349,7 +319,7 @@ class StoreLog:
         if self._next_log is None:
             header = header_record(self._run_id, following.number, self._term, following.segment)
             self._writing = _Writing(len(header), header_of=following)
-            return LogAppend(following, 0, header)
+            return LogAppend(following.name(self._run_id), 0, header)
         self._since = Cost()
         moved = Record(FORMAT, self._term, moved=Moved(following.segment, following.writer))
         return self._take(moved, moves_to=following)
@@ -371,7 +341,7 @@ class StoreLog:
             is_part=is_part,
             is_last_part=is_last_part,
         )
-        return LogAppend(self._log, self._next_index, data)
+        return LogAppend(self._name, self._next_index, data)
 
     def _is_snapshot_due(self) -> bool:
         """Whether the records since the last snapshot cost more to read than it does."""
@@ -390,7 +360,7 @@ class StoreLog:
 
     def _log_settled(self, size: int) -> None:
         """Queue for the log what was answered. `size`: of the call that caused it, if one did."""
-        settled = self._store.take_settled()
+        settled = self.store.take_settled()
         if not settled:
             return
         if len(settled) > 1:
@@ -420,7 +390,7 @@ class StoreLog:
         before = self._held_count
         kept = deque[tuple[int, list[Answer]]]()
         for position, answers in self._held:
-            wanted = [a for a in answers if self._store.remembers(a.node, a.request_id)]
+            wanted = [a for a in answers if self.store.remembers(a.node, a.request_id)]
             if wanted:
                 kept.append((position, wanted))
         self._held = kept

@@ -18,27 +18,31 @@ from rallypoint.coordinator.store_log import LogAppend, StoreLog
 from rallypoint.coordinator.timers import ScheduledCall
 from rallypoint.core.budget import HOW_TO_RAISE, Excess, MemoryBudget, MemoryShare
 from rallypoint.core.store import BAD_REQUEST, LIMIT, ROUND_ENDED, Answer, StoreFailure
-from rallypoint.core.store.data import Tally
 from rallypoint.core.store.store import RoundStore
 from rallypoint.core.values import NodeId, Seat, Stamp
 from rallypoint.wire import messages as wire
 
 
+class Ownership(Protocol):
+    """What the service needs of the part that knows whether this process owns the run."""
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the run ends with this process. Then the lease is never asked for."""
+
+    def check_lease(self) -> None:
+        """Suspend all runs if the lease does not stand."""
+
+    def may_answer(self, run_id: str) -> bool:
+        """Whether no other coordinator can own the run."""
+
+
 class Run(Protocol):
     """What the service needs of its run."""
 
+    run_id: str
     stamp: Stamp
     share: MemoryShare
-
-    @property
-    def is_leased(self) -> bool:
-        """Whether the run is owned by a lease, which may end. In memory it is not."""
-
-    def check_lease(self) -> None:
-        """Suspend the run if the lease does not stand."""
-
-    def may_answer(self) -> bool:
-        """Whether the lease stands, so that no other coordinator can own the run."""
 
     def supervised(self, work: Callable[..., None], *args: Any) -> None:
         """Do some work. An unexpected error in it ends the run."""
@@ -54,28 +58,30 @@ class StoreService:
     def __init__(
         self,
         run: Run,
+        ownership: Ownership,
         sessions: Mapping[str, Session],
         budget: MemoryBudget,
         call_at: Callable[[float, Callable[[], None]], ScheduledCall],
         now_s: Callable[[], float],
     ) -> None:
-        self.current: RoundStore | StoreLog | None = None
-        """None before the first round, and on a run that is closed."""
+        self.current: RoundStore | None = None
+        """None before the first round, and once the run is forgotten."""
+        self.log: StoreLog | None = None
+        """The log of `current`, if it has one."""
         self.seats: dict[str, Seat] = {}
         """The members of the round, by name: no other node may call (R4)."""
         self.stamp = run.stamp
         """The run's: it is in every answer, so it stands here too."""
         self._run: Run | None = run
         self._append: Callable[[StoreLog, LogAppend], None] | None = None
-        self._is_leased = run.is_leased
+        self._ownership = ownership
+        self._is_leased = not ownership.is_in_memory
         self._sessions = sessions
         self._share = run.share
         self._budget = budget
         self._call_at = call_at
         self._now_s = now_s
         self._held = HeldAnswers(count=run.share.add)
-        self._tally: Tally | None = None
-        """The store's own count of its memory, if it has no log."""
         self._kept = 0
         self._timer: ScheduledCall | None = None
         self._timer_due_s: float | None = None
@@ -89,20 +95,19 @@ class StoreService:
         log: StoreLog | None = None,
         append: Callable[[StoreLog, LogAppend], None] | None = None,
     ) -> None:
-        """A round begins with this store. `log`: the same store with its log, if it has one.
+        """A round begins with this store, and its log if it has one.
 
         `append` writes a record of the log; `appended` follows.
         """
         self._append = append
         self.seats = seats
-        self.current = log or store
-        self._tally = store.tally if log is None else None
+        self.current, self.log = store, log
         self._count()
 
     def end(self, message: str) -> None:
         """The round has ended: answer every call that waits."""
         if self.current is not None:
-            self._answer(self.current.end(message))
+            self._answer((self.log or self.current).end(message))
             self._count()
 
     def forget_node(self, name: str) -> None:
@@ -117,7 +122,7 @@ class StoreService:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.current = self._tally = self._run = self._append = None
+        self.current = self.log = self._run = self._append = None
         self._held = HeldAnswers()
 
     # -- calls ---------------------------------------------------------------------------------
@@ -127,8 +132,8 @@ class StoreService:
 
         The session was heard a moment ago, and the call's timeout counts from then.
         """
-        if self._is_leased and self._run is not None:
-            self._run.check_lease()
+        if self._is_leased:
+            self._ownership.check_lease()
         store = self.current
         if store is None or call.stamp.round != self.stamp.round:
             ended = StoreFailure(ROUND_ENDED, f"round {call.stamp.round} has ended")
@@ -139,23 +144,22 @@ class StoreService:
             outside = StoreFailure(BAD_REQUEST, "this node is not in the round")
             self._answer([Answer(node.name, call.request_id, outside)])
             return
+        store.acknowledge(node.name, call.acknowledged, call.still_open)
         if self._share.used > self._budget.surely:
             excess = self._no_room(store, node, call)
             if excess is not None:
                 full = StoreFailure(LIMIT, f"{excess}; {HOW_TO_RAISE}")
                 self._answer([Answer(node.name, call.request_id, full)])
                 return
-        request = (node.name, call.request_id, call.op, call.timeout_s, session.heard_s)
-        if isinstance(store, StoreLog):
-            answers = store.apply(*request, call.acknowledged, call.still_open)
-        else:
-            store.acknowledge(node.name, call.acknowledged, call.still_open)
-            answers = store.apply(*request)
+        log = self.log
+        answers = (log or store).apply(
+            node.name, call.request_id, call.op, call.timeout_s, session.heard_s
+        )
         self._answer(answers)
-        if self._tally is None or self._tally.kept != self._kept:
+        if log is not None or store.tally.kept != self._kept:
             self._count()
         self._arm_timer()
-        if self._is_leased:
+        if log is not None:
             self._write_log()
 
     def cancel(self, node: NodeId, request_id: int) -> None:
@@ -166,19 +170,18 @@ class StoreService:
             self._arm_timer()
             self._write_log()
 
-    def _no_room(
-        self, store: RoundStore | StoreLog, node: NodeId, call: wire.StoreCall
-    ) -> Excess | None:
+    def _no_room(self, store: RoundStore, node: NodeId, call: wire.StoreCall) -> Excess | None:
         """Why a call cannot be applied. Then nothing is done, and it may be sent again (R11)."""
-        store.acknowledge(node.name, call.acknowledged, call.still_open)
-        self._count()
+        self._count()  # What it acknowledges has made room.
         if store.has_seen(node.name, call.request_id):
             return None
         growth = store.growth_of(call.op)
         return self._share.excess(growth) if growth > 0 else None
 
     def _count(self) -> None:
-        kept = self.current.footprint() if self.current is not None else 0
+        kept = self.current.tally.kept if self.current is not None else 0
+        if self.log is not None:
+            kept += self.log.footprint()
         if kept != self._kept:
             self._share.add(kept - self._kept)
             self._kept = kept
@@ -188,7 +191,12 @@ class StoreService:
     def _answer(self, answers: list[Answer]) -> None:
         """R5, R10: an answer is sent only while no other coordinator can own the run."""
         run = self._run
-        may_answer = not self._is_leased or not answers or run is None or run.may_answer()
+        may_answer = (
+            not self._is_leased
+            or not answers
+            or run is None
+            or self._ownership.may_answer(run.run_id)
+        )
         for answer in answers:
             session = self._sessions.get(answer.node)
             if session is not None:
@@ -210,14 +218,14 @@ class StoreService:
 
     def _write_log(self) -> None:
         """R10: what changes the store is in the log before it is acknowledged."""
-        if self._append is not None and isinstance(self.current, StoreLog):
-            record = self.current.take_record()
+        if self._append is not None and self.log is not None:
+            record = self.log.take_record()
             if record is not None:
-                self._append(self.current, record)
+                self._append(self.log, record)
 
     def appended(self, log: StoreLog) -> None:
         """The record that was being written is in this log."""
-        if log is self.current:
+        if log is self.log:
             self._answer(log.appended())
             self._write_log()
             self._count()
@@ -240,7 +248,7 @@ class StoreService:
     def _expire(self) -> None:
         self._timer = self._timer_due_s = None
         if self.current is not None:
-            self._answer(self.current.expire(self._now_s()))
+            self._answer((self.log or self.current).expire(self._now_s()))
             self._count()
             self._arm_timer()
             self._write_log()
