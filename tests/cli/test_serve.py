@@ -296,7 +296,7 @@ def test_a_run_whose_coordinator_has_gone_is_listed_with_the_same_fields(
     assert (live[0]["phase"], told[0]["phase"]) == ("active", "unowned")
     assert set(told[0]) == set(live[0])
     assert told[0]["round"] == 1
-    assert "ask again in some seconds" in told[0]["reason"]
+    assert "try again in a few seconds" in told[0]["reason"]
     assert (one.code, "has no coordinator now" in one.err) == (3, True)
     detail = json.loads(one.out)
     msgspec.convert(detail, RunStatus)  # every field, and no other

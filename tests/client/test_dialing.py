@@ -124,9 +124,8 @@ def test_something_else_listens_there(talk: Talk):
         async with listening(talk) as port:
             for endpoint in (f"127.0.0.1:{port}", f"http://127.0.0.1:{port}"):
                 message = await fails(endpoint, errors.NotACoordinatorError)
-                assert (
-                    f"something else than a Rallypoint coordinator answers at 127.0.0.1:{port}"
-                    in (message)
+                assert f"the server at 127.0.0.1:{port} is not a Rallypoint coordinator" in (
+                    message
                 )
 
     run_clean(main)
@@ -186,7 +185,9 @@ def test_a_proxy_that_knows_of_no_coordinator_yet_is_waited_for_and_named(status
     async def main() -> None:
         async with listening(answering(status)) as port:
             message = await fails(f"http://127.0.0.1:{port}", errors.NotACoordinatorError)
-            assert f"answers at 127.0.0.1:{port}: HTTP status {status}" in message
+            assert (
+                f"127.0.0.1:{port} is not a Rallypoint coordinator: HTTP status {status}" in message
+            )
             coming = node(f"http://127.0.0.1:{port}", connect_timeout_s=0.1)
             with pytest.raises(errors.NotACoordinatorError, match=status):
                 await coming.open()
@@ -594,6 +595,6 @@ def test_a_port_that_speaks_tls_is_named_as_one(record: bytes):
     async def main() -> None:
         async with listening(talk) as port:
             message = await fails(f"http://127.0.0.1:{port}", errors.NotACoordinatorError)
-            assert f"at 127.0.0.1:{port}: it uses TLS" in message
+            assert f"127.0.0.1:{port} is not a Rallypoint coordinator: it uses TLS" in message
 
     run_clean(main)

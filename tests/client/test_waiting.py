@@ -127,7 +127,7 @@ def test_a_standby_has_no_time_that_runs_out() -> None:
     waiter.is_connected, waiter.kept_by = True, None
     (only,) = lines_of(waiter, 10.0)
     assert only[1] == (
-        "a round of at most 4 nodes is on: this node is on standby until it has a place for it"
+        "a round of at most 4 nodes is running: this node is on standby until it has a place"
     )
 
 
@@ -135,7 +135,7 @@ def test_a_standby_whose_nnodes_was_forgotten_reads_that_the_run_is_for_one_node
     waiter = Waiter()
     waiter.is_connected, waiter.kept_by, waiter.nodes_max = True, None, 1
     (only,) = lines_of(waiter, 10.0)
-    assert only[1].startswith("a round of at most 1 node is on:")
+    assert only[1].startswith("a round of at most 1 node is running:")
 
 
 def test_only_time_passes_and_the_reason_stays() -> None:

@@ -72,7 +72,7 @@ def test_open_requests_are_bounded_and_nodes_come_in_beside_them(
                 await until(lambda: open_now(server) == 7, "seven are open")
                 status, body, _ = await get(port, "/api/v1/runs", Authorization=f"Bearer {TOKEN}")
                 assert status == 503
-                assert "7 requests are open" in body["error"]
+                assert "too many open requests: 7" in body["error"]
                 async with opened(f"http://127.0.0.1:{port}", token=TOKEN) as node:
                     assert node.is_connected
             await until(lambda: open_now(server) == 0, "they have ended")

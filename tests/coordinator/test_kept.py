@@ -76,7 +76,7 @@ def test_a_run_that_takes_all_it_can_leaves_room_for_the_others() -> None:
     greedy, other = alone(network, "greedy"), alone(network, "other")
     failure = fill(network, greedy)
     assert failure.code == LIMIT
-    for part in ("run 'greedy' keeps", "64 MiB", "--memory", "RALLYPOINT_MEMORY"):
+    for part in ("run 'greedy' uses", "64 MiB", "--memory", "RALLYPOINT_MEMORY"):
         assert part in failure.message
     assert answer(network, other, other.call(Set("key", bytes(4 * MIB)))) == StoreValue(None)
     late = alone(network, "late")
@@ -316,7 +316,7 @@ def test_messages_that_are_not_whole_yet_count_and_before_attach_none_is_large()
     fresh.skipped(b"", BEFORE_ATTACH_BYTES_MAX + 1)
     network.until(lambda: stranger.refused is not None)
     assert stranger.refused is not None
-    assert "256 KiB are allowed before the node is in" in stranger.refused.message
+    assert "at most 256 KiB are allowed" in stranger.refused.message
 
 
 def test_all_is_given_back_when_runs_and_connections_are_over() -> None:

@@ -139,7 +139,7 @@ def test_what_comes_with_the_handshake_is_read_by_one_reader(halves: bool):
             if halves:
                 refused = decoded(await answered(reader))
                 assert isinstance(refused, wire.Refused)
-                assert "half a frame" in refused.refusal.message
+                assert "part of a frame" in refused.refusal.message
             else:  # aiohttp ends a text that is no text
                 assert (await answered(reader))[0] == 0x88
             assert list(server.coordinator.runs) == ["run"]

@@ -157,7 +157,7 @@ def test_without_the_ledger_it_says_what_it_does_not_know(
             assert "the ledger has not answered in time" in (listed.problem or "")
             assert (await a.status("one")).source == "coordinator"
             code, said = await a.ask("/api/v1/runs/two")
-            assert (code, "cannot say where it is" in said["error"]) == (503, True)
+            assert (code, "cannot find the coordinator" in said["error"]) == (503, True)
             assert (await a.ask("/api/v1/runs/two/close", post=b"{}"))[0] == 503
             ledger.answers.set()
 

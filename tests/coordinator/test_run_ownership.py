@@ -55,8 +55,8 @@ def test_a_run_that_is_won_before_its_nodes_come_is_begun() -> None:
     ("port", "said"),
     [
         (2, "run 'run' has its coordinator at 127.0.0.1:1"),
-        (1, "the coordinator at 127.0.0.1:1 was started again, and takes run 'run' when the lease "
-            "of its predecessor has ended"),
+        (1, "the coordinator at 127.0.0.1:1 was started again, and takes over run 'run' when the "
+            "lease of its predecessor has expired"),
     ],
 )  # fmt: skip
 def test_a_coordinator_that_was_started_again_does_not_send_nodes_to_itself(
@@ -393,11 +393,11 @@ def test_a_clean_end_is_no_deposition(is_closed: bool, caplog: pytest.LogCapture
             run.post(on.NodeAttached(NodeInfo("a", 1, "h"), RunSettings(), 1))
             run.post(on.CloseRequested("a", Outcome.SUCCEEDED, "trained"))
             await until(lambda: run.is_closed)
-        await shared.hand_over(WITHIN_S, "the coordinator is going away")
+        await shared.hand_over(WITHIN_S, "the coordinator is stopping")
         await shared.aclose()
 
     run_virtual(main())
-    told = [each.getMessage() for each in caplog.records if "going away" in each.getMessage()]
+    told = [each.getMessage() for each in caplog.records if "is stopping" in each.getMessage()]
     assert len(told) == 1
     assert ("over" if is_closed else "handed over") in told[0]
     assert {each.levelname for each in caplog.records} == {"INFO"}
@@ -429,7 +429,7 @@ def test_nobody_is_lost_while_the_lease_is_handed_over() -> None:
         await until(lambda: run.membership.phase is Phase.ACTIVE)
         run.post(on.ConnectionLost(NodeId("b", 1), 2))
         ledger.answer_s = 4.0
-        going = asyncio.ensure_future(shared.hand_over(3.0, "the coordinator is going away"))
+        going = asyncio.ensure_future(shared.hand_over(3.0, "the coordinator is stopping"))
         for _ in range(25):
             await asyncio.sleep(0.1)
             coordinator.tick()

@@ -117,7 +117,7 @@ def test_the_path_for_nodes_says_so_to_people():
             status, body, headers = await get(port, wire.ATTACH_PATH)
             assert (status, headers["Upgrade"]) == (426, "websocket")
             assert (
-                body["hint"] == "nodes attach here over WebSocket; for people there is /api/v1/runs"
+                body["hint"] == "nodes attach here over WebSocket; for the status use /api/v1/runs"
             )
 
     run_clean(main)

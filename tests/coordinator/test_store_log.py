@@ -282,7 +282,7 @@ def test_a_call_that_the_ledger_could_not_keep_is_refused_before_it_is_applied()
         (answer,) = store.apply("a", number, op, None, 0.0)
         assert isinstance(answer.result, StoreFailure)
         assert answer.result.code == LIMIT
-        assert "1000 of one call" in answer.result.message
+        assert "1000 for one call" in answer.result.message
     assert store.take_record() is None
     (answer,) = store.apply("a", 9, NumKeys(), None, 0.0)
     assert answer.result == StoreValue(0)

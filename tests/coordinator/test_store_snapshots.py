@@ -136,7 +136,7 @@ def test_a_log_that_begins_in_the_middle_is_not_taken_for_the_whole() -> None:
     segment = LogId(1, 1, 3, 1)
     logs.segments = {segment: [header_record("run", 1, 1, 3)]}
     logs.append(LogAppend(segment.name("run"), 1, encode_record(Record(FORMAT, 1))))
-    with pytest.raises(UnreadableLogError, match="beginning"):
+    with pytest.raises(UnreadableLogError, match="first records"):
         _ = logs.read().replay.store
 
 

@@ -172,8 +172,8 @@ def test_a_storm_is_slowed_and_then_closed(name: str) -> None:
     assert held_back, "it was never slowed"
     assert driver.run.close is not None
     assert driver.run.close.outcome is Outcome.FAILED
-    assert "rounds within" in driver.run.close.reason
-    assert "slowed" in driver.run.close.reason
+    assert "rounds of this run ended within" in driver.run.close.reason
+    assert "held back" in driver.run.close.reason
     assert len(given) < pacing.ROUNDS_AT_ONCE + 100
     # The last ones come no faster than the limit.
     last = given[-pacing.BRIEF_ROUNDS_MAX :]

@@ -27,7 +27,7 @@ class TestLimits:
     @pytest.mark.parametrize(
         ("limits", "op", "message"),
         [
-            ({"key_bytes_max": 3}, Get("ää"), "key_bytes_max is 3, and this call came to 4"),
+            ({"key_bytes_max": 3}, Get("ää"), "key_bytes_max is 3, and this call needs 4"),
             ({"key_bytes_max": 3}, Barrier("long", 0), "key_bytes_max is 3"),
             ({"key_bytes_max": 3}, Check(("a", "long")), "key_bytes_max is 3"),
             ({"value_bytes_max": 3}, Set("k", b"1234"), "value_bytes_max is 3"),

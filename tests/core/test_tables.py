@@ -262,7 +262,7 @@ class TestNoRoom:
         assert isinstance(refused, Refuse)
         told = refused.refusal.message
         assert f"a member table of at most {room} bytes" in told
-        assert f"leave {room - row_bytes(small)}, and this node's entry needs" in told
+        assert f"leave {room - row_bytes(small)} free, and this node needs" in told
         assert "about 1 nodes like this one fit" in told
 
     def test_room_that_a_node_leaves_is_free_again(self):

@@ -282,7 +282,7 @@ class AgentClient(asyncio.Protocol):
     def _resolve(self, answer: local.Answer | local.Members | local.WaitingIs) -> None:
         kind, future = self._results.get(answer.request_id, (type(answer), None))
         if not isinstance(answer, kind):
-            raise MalformedError("an answer of another type than the request's")
+            raise MalformedError("the type of an answer does not match its request")
         if future is not None and not future.done():
             future.set_result(answer)
 

@@ -245,7 +245,7 @@ class Connector:
         return errors.UnreachableError(
             f"{text} {tried_s:.1f} s: the coordinator cannot be reached from here "
             f"({self._redirect_failed.listed()})",
-            hint="that address is from the node that hosts it: give that node another --local-addr",
+            hint="the node that hosts it gave that address: start it with another --local-addr",
         )
 
     def _at_another_run(self, refusal: Refusal) -> str:
@@ -516,7 +516,7 @@ class Connector:
         better = await elected.find_better(Attempts(self.settings.endpoint), connection)
         if better is None:
             return
-        _log.warning("the coordinator has not renewed its lease: going to %s", better.address)
+        _log.warning("the coordinator has not renewed its lease: connecting to %s", better.address)
         self._beside = None  # This task, which ends here.
         self.connection = None
         connection.on_message = lambda data: None

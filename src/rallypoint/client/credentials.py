@@ -46,7 +46,7 @@ class Credentials:
         except TimeoutError:
             raise errors.UsageError(
                 f"{tokens.SHOWN} could not be read within {HOME_WITHIN_S:g} s",
-                hint=f"does its file server hang? Else {tokens.EXPORT_LINE}",
+                hint=f"check that its file server answers; or {tokens.EXPORT_LINE}",
             ) from None
 
     async def dial(
@@ -105,7 +105,7 @@ class Credentials:
             return
         self._has_warned = True
         _log.warning(
-            "the coordinator at %s asks for no token: whoever reaches it can join run %r and "
+            "the coordinator at %s asks for no token: anyone who reaches it can join run %r and "
             "end it (this node's token is from %s)",
             connection.address,
             self.settings.run_id,

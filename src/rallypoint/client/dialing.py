@@ -257,7 +257,7 @@ async def _give_up(dialling: set[asyncio.Task[Connection | None]]) -> None:
         task.cancel()
     for made in await asyncio.gather(*dialling, return_exceptions=True):
         if isinstance(made, Connection):
-            made.abort("another coordinator was faster")
+            made.abort("another coordinator answered first")
 
 
 async def _resolve(target: Address, attempts: Attempts, limit_s: float) -> list[SocketAddress]:

@@ -64,8 +64,8 @@ async def check_local_addr(settings: NodeSettings, max_nodes: int) -> None:
     if problem and not is_own_name:
         raise UsageError(
             f"local address {given!r} {problem}",
-            hint=f"--local-addr is where other machines reach this one, which has "
-            f"{addresses.named(has)}; without it the node finds an address itself",
+            hint="give an address of this machine that other machines can reach: it has "
+            f"{addresses.named(has)}; without --local-addr the node chooses one",
         )
 
 

@@ -98,7 +98,7 @@ def _check_types(**given: tuple[object, Any]) -> None:
         if value is None or (isinstance(value, kind) and not isinstance(value, bool)):
             continue
         what, hint = _KINDS.get(name, ("text", ""))
-        raise errors.UsageError(f"{name} is {what}, not {_shown(value)}", hint=hint)
+        raise errors.UsageError(f"{name} must be {what}, not {_shown(value)}", hint=hint)
 
 
 _KINDS = {
@@ -126,7 +126,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
             wanted = _WANTED.get(name) or (
                 "text" if kinds[name] == str | None else f"{number}, or its text"
             )
-            raise errors.UsageError(f"{name} is {wanted}, not {_shown(value)}") from None
+            raise errors.UsageError(f"{name} must be {wanted}, not {_shown(value)}") from None
 
 
 _WANTED = {"insecure": "True or False, or yes or no"}

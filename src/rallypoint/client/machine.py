@@ -281,7 +281,9 @@ class NodeMachine:
         if not isinstance(message, wire.Welcome):
             return []
         term, floor = message.stamp.term, max(self.stamp.term, self._floor.term)
-        return [Drop(f"this coordinator was replaced: its term is {term}, the run's {floor}")]
+        return [
+            Drop(f"this coordinator was replaced: its term is {term}, the run's term is {floor}")
+        ]
 
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> list[Action]:
         self.is_attached = True
@@ -303,7 +305,7 @@ class NodeMachine:
             return []
         if self.ended is None:
             # R13: the run went on without this node while it could not be reached.
-            detail = f"the run went on without it to round {message.stamp.round}"
+            detail = f"the run continued without it, and is in round {message.stamp.round} now"
             name = (self.info.name,)
             lost = Change(ChangeKind.NODE_LOST, self.number, name, 1, detail)
             return self._on_ended(change or lost)
@@ -426,8 +428,8 @@ class NodeMachine:
 
     def found_replaced(self) -> list[Action]:
         """Another ledger is in the place of the run's, which is lost with it."""
-        message = f"run {self.run_id!r} was lost with its ledger: another ledger is in its place"
-        hint = "start the run again: it begins anew in this ledger"
+        message = f"run {self.run_id!r} was lost: another ledger has replaced its ledger"
+        hint = "start all nodes of the run again: it begins as a new run"
         return self._on_refused(Refusal(RefusalCode.RUN_LOST, message, hint), self.stamp.ledger_id)
 
     def found_term(self, floor: Stamp) -> None:

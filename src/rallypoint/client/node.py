@@ -418,7 +418,7 @@ class Node:
     async def members(self, timeout_s: float | None = ASK_TIMEOUT_S) -> tuple[RoundMember, ...]:
         """The members of the node's round, in node-rank order.
 
-        Raises RoundBrokenError if the run has gone on to another round, or CoordinatorLostError.
+        Raises RoundBrokenError if the run is in another round now, or CoordinatorLostError.
         """
         head = self._machine.head
         told = await self._ask(*self._machine.ask_members(), timeout_s)
@@ -426,7 +426,7 @@ class Node:
         # R2: the table must be that of the round's head. The digest is compared and not computed,
         # as a later coordinator may include fields that this release does not know.
         if head is None or (told.number, told.digest) != (head.number, head.digest):
-            number, detail = head.number if head else 0, "the run has gone on to another round"
+            number, detail = head.number if head else 0, "the run is in another round now"
             change = self.change or Change(ChangeKind.NODE_LOST, number, detail=detail)
             raise errors.RoundBrokenError(change)
         return told.members
@@ -451,7 +451,9 @@ class Node:
         if self._machine.ended is not None:
             return round_ended(self._machine.ended)
         if self._machine.head is None:
-            return StoreFailure(BAD_REQUEST, "a store belongs to a round, and this node had none")
+            return StoreFailure(
+                BAD_REQUEST, "this node is in no round, and each store belongs to a round"
+            )
         too_large = wire.check_call(op)
         if too_large is not None:
             return too_large

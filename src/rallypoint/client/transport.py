@@ -284,7 +284,7 @@ def _status_error(address: Address, response: Response) -> Exception:
 
 def _not_ours(address: Address, answer: str, status: int = 0) -> NotACoordinatorError:
     return NotACoordinatorError(
-        f"something else than a Rallypoint coordinator answers at {address}: {answer}",
-        hint="check the host and the port; another service may have taken the port",
+        f"the server at {address} is not a Rallypoint coordinator: {answer}",
+        hint="check the host and the port; another service may use the port",
         status=status,
     )

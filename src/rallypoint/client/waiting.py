@@ -84,7 +84,7 @@ def on_standby(nodes_max: int) -> Why:
     The text has the maximum for users who forgot --nnodes: it is 1 then.
     """
     most = f"{nodes_max} node" if nodes_max == 1 else f"{nodes_max} nodes"
-    text = f"a round of at most {most} is on: this node is on standby until it has a place for it"
+    text = f"a round of at most {most} is running: this node is on standby until it has a place"
     return Why(text, ON_STANDBY)
 
 
@@ -96,7 +96,7 @@ def join_timeout(
     `waiting`: the coordinator's reason, if it answered. `looking`: what keeps the node from a
     coordinator. `hint`: where the other nodes may fail to reach this one.
     """
-    why = str(waiting) if waiting else looking or "the coordinator does not say why"
+    why = str(waiting) if waiting else looking or "the coordinator gave no reason"
     hint = (waiting.hint if waiting is not None else "") or hint
     shown_s = round(limit_s, 1) or limit_s
     return errors.JoinTimeoutError(
@@ -114,7 +114,7 @@ async def why_it_waits(node: Waits, timeout_s: float) -> Why:
         async with asyncio.timeout(timeout_s):
             waiting = await node.waiting()
     except (TimeoutError, errors.RallypointError):
-        text = "waiting: the coordinator does not say why"
+        text = "waiting: the coordinator gave no reason"
         return Why(text, text)
     if waiting is None:
         return on_standby(node.nodes_max)

@@ -118,9 +118,9 @@ class Admission:
         if not attach.run_id.isprintable():
             problem = "the run id has characters that cannot be printed"
         if problem:
-            hint = "look at --node-name, --local-addr and --label of this node"
+            hint = "check --node-name, --local-addr and --label of this node"
             return Refusal(RefusalCode.MALFORMED, problem, hint)
-        hint = "start the run again: this coordinator will begin it anew"
+        hint = "start all nodes of the run again: it begins as a new run"
         if attach.stamp.ledger_id and attach.stamp.ledger_id != host.ledger_id:
             lost = f"run {attach.run_id!r} was lost with the coordinator that kept it in memory"
             return Refusal(RefusalCode.RUN_LOST, lost, hint)
@@ -128,7 +128,7 @@ class Admission:
         was_forgotten = self._is_in_memory and attach.stamp.ledger_id and run is None
         if was_forgotten and attach.run_id not in self._never_formed:
             # R5: begun anew under the same ledger, its rounds would look old to this node.
-            forgotten = f"run {attach.run_id!r} was forgotten: no node was in it for too long"
+            forgotten = f"run {attach.run_id!r} was removed: it had no nodes for too long"
             return Refusal(RefusalCode.RUN_LOST, forgotten, hint)
         if not self._held_sessions.has_room(account, self._sessions_max, more=0):
             return reasons.too_many_sessions(self._sessions_max, self._held_sessions.total)

@@ -231,7 +231,7 @@ class Coordinator:
         if run is None or not run.is_closed or not is_in_memory or attach.stamp.ledger_id:
             return
         if run.membership.may_begin_anew(attach.settings, self.now_s()):
-            run.connections.close_all("the run is closed, and begins anew for other nodes")
+            run.connections.close_all("the run was closed, and starts again with other nodes")
             self.forget_run(run)
 
     def other_runs(self, run: HostedRun) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ class GarbageCollector:
             try:
                 await self.sweep(asyncio.get_running_loop().time())
             except LedgerError as error:
-                _log.info("not all of the ledger was searched for old data: %s", error)
+                _log.info("only a part of the ledger was searched for old data: %s", error)
 
     async def sweep(self, now_s: float) -> None:
         """Look once. Raises LedgerError. Registers that cannot be read are not touched."""
@@ -149,7 +149,7 @@ class GarbageCollector:
             return
         # A run that begins anew has logs of other names, as its term is higher.
         if await self._ledger.read(run_key_of_log(log)) is None:
-            _log.info("log %s belongs to no run, and is removed from the ledger", log)
+            _log.info("log %s belongs to no run: removed from the ledger", log)
             await self._ledger.drop_log(log)
 
     def _some(self, keys: Sequence[str]) -> Sequence[str]:
@@ -199,7 +199,9 @@ class GarbageCollector:
         closed = closed_as_abandoned(register)
         outcome = await self._ledger.swap(run_key(register.run_id), version, e.encode(closed))
         if isinstance(outcome, Swapped):
-            _log.info("run %s is removed from the ledger: no node has come for it", register.run_id)
+            _log.info(
+                "run %s is removed from the ledger: no node has returned to it", register.run_id
+            )
             await delete_run(self._ledger, closed, outcome.version)
 
     async def _look_at_lease(self, key: str, now_s: float) -> None:

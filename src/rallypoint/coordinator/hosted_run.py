@@ -388,7 +388,7 @@ class HostedRun:
 
     def _set_timer(self, effect: do.SetTimer) -> None:
         if effect.timer.kind is do.TimerKind.PACE and not self.is_forgotten:
-            what = "its rounds end too often, so the next one waits"
+            what = "its rounds end too often, so the next one is held back"
             _log.warning("run %s: %s for %.1f s", self.run_id, what, effect.delay_s)
         self._timers.set(effect, self._now_s())
 

@@ -80,7 +80,7 @@ def foreign_page(request: web.Request) -> web.Response:
     """The answer to a page of another site."""
     origin = reasons.tidy(request.headers["Origin"], 200)
     message = f"requests from a web page of {origin} are refused"
-    return json_error(403, message, "set a token: a page that sends it is answered")
+    return json_error(403, message, "set a token: the coordinator then answers pages that send it")
 
 
 async def is_for_another(request: web.Request, known: KnownHosts) -> bool:
@@ -98,8 +98,8 @@ async def is_for_another(request: web.Request, known: KnownHosts) -> bool:
 
 def for_another(request: web.Request) -> web.Response:
     """The answer to a request under a name that this coordinator does not know."""
-    message = f"this coordinator has no token, and does not answer to the name {request.host!r}"
-    hint = "use its address, or set a token: then it answers to every name"
+    message = f"this coordinator has no token, and {request.host!r} is not a name of its machine"
+    hint = "use its address, or set a token: then any name works"
     return json_error(421, message, hint)
 
 
@@ -275,7 +275,7 @@ async def _close(request: web.Request) -> web.Response:
     run.post(on.CloseRequested(by, Outcome.STOPPED, reason))
     why = await _why_not_closed(coordinator, run)
     if why:
-        hint = "the ledger may still take it: ask again, or look with `rallypoint status`"
+        hint = "the ledger may still store the close: try again, or check with `rallypoint status`"
         return json_error(503, f"run {run.run_id!r} is not closed yet: {why}", hint)
     return _json({"run_id": run.run_id, "was_closed": was_closed})
 
@@ -320,7 +320,7 @@ async def _close_elsewhere(
     return json_error(503, f"run {run_id!r} is not closed: {problem}", _ASK_AGAIN)
 
 
-_ASK_AGAIN: Final = "ask again in some seconds, or look with `rallypoint status`"
+_ASK_AGAIN: Final = "try again in a few seconds, or check with `rallypoint status`"
 
 
 async def _taken_over(coordinator: Coordinator, run_id: str) -> bool:
@@ -388,7 +388,7 @@ def _passed_on(said: Answer | status.RunStatus) -> web.Response:
 
 
 def _unreadable(run_id: str, error: Exception) -> web.Response:
-    message = f"run {run_id!r} is not here, and the ledger cannot say where it is: {_why(error)}"
+    message = f"cannot find the coordinator of run {run_id!r}: {_why(error)}"
     return json_error(503, message, _ASK_AGAIN)
 
 

@@ -58,7 +58,7 @@ class HttpConnection(web.RequestHandler):
         if isinstance(exc, UnicodeEncodeError):
             # aiohttp's answer repeats bytes of the request that are not UTF-8, as for an unknown
             # Expect header.
-            exc = BadHttpMessage("a header has bytes that are no text")
+            exc = BadHttpMessage("a header has bytes that are not text")
             status, message = 400, exc.message
         answer = super().handle_error(request, status, exc, message)
         answer.headers["Server"] = SERVER_NAME

@@ -36,8 +36,8 @@ class Requests:
         """Call the handler, and send its answer. `is_last`: close the connection then."""
         open_max = min(OPEN_MAX, max(OPEN_FEW, self._coordinator.admission.descriptors_max // 4))
         if not self._open.has_room(account, open_max):
-            said = f"{self._open.total} requests are open here, and this one is too many"
-            refused = json_error(503, said, "ask again when others have their answer")
+            said = f"too many open requests: {self._open.total}"
+            refused = json_error(503, said, "try again when some of them are answered")
             refused.force_close()
             return refused
         self._open.take(account)

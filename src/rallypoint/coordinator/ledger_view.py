@@ -24,7 +24,7 @@ T = TypeVar("T")
 READS_MAX: Final = 8
 """How many registers are read at once: the engine serves other clients too."""
 NO_COORDINATOR: Final = (
-    "no coordinator owns it now: one of its nodes, or a `rallypoint serve` on the ledger, takes it"
+    "no coordinator owns it now; one of its nodes or a `rallypoint serve` on the ledger takes it"
 )
 
 

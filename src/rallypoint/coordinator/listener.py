@@ -190,7 +190,7 @@ class Listener:
         try:
             await self._loop.connect_accepted_socket(self._new_stranger, connection)
         except OSError as error:
-            _log.debug("a connection ended while it was taken: %s", error)
+            _log.debug("a connection ended before it was accepted: %s", error)
             connection.close()
 
     def _new_stranger(self) -> _Stranger:

@@ -212,7 +212,8 @@ class _Reading:
             header = record.header
             if header is None or (header.run_id, header.number) != (self._run_id, self.log.number):
                 raise UnreadableLogError(
-                    f"the log of round {self.log.number} of run {self._run_id!r} is another's"
+                    f"the log of round {self.log.number} of run {self._run_id!r} belongs to "
+                    "another run or round"
                 )
         self.last = data
         self.index += 1

@@ -42,7 +42,9 @@ class Replay:
     def store(self) -> RoundStore:
         """The store. Raises UnreadableLogError if the first records are missing."""
         if self._store is None:
-            raise UnreadableLogError("the log of the round's store has lost its beginning")
+            raise UnreadableLogError(
+                "the first records of the log of the round's store are missing"
+            )
         return self._store
 
     def begin_segment(self, log: LogId) -> None:
@@ -59,7 +61,9 @@ class Replay:
         try:
             self._take(record, size)
         except (KeyError, AssertionError) as error:
-            raise UnreadableLogError("a record does not fit those before it") from error
+            raise UnreadableLogError(
+                "a record does not follow from the records before it"
+            ) from error
 
     def _take(self, record: Record, size: int) -> None:
         self.latest_term = max(self.latest_term, record.term)

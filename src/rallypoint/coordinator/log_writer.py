@@ -181,7 +181,7 @@ class LogWriter:
                 await self._ledger.drop_log(name)
         except LedgerError as error:
             # The next round's store looks again, and so does the garbage collector.
-            _log.debug("run %s: an old log stays for now: %s", run_id, error)
+            _log.debug("run %s: an old log could not be removed yet: %s", run_id, error)
 
     def _spawn(self, run_id: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return self._tasks.spawn(work, partial(self._failed, run_id))

@@ -137,8 +137,8 @@ class OwnedRuns:
         if not set(addresses).isdisjoint(self._lease.addresses):
             # The lease is a predecessor's, which listened here: "there" would be this process.
             message = (
-                f"the coordinator at {listed} was started again, and takes run {run_id!r} "
-                "when the lease of its predecessor has ended"
+                f"the coordinator at {listed} was started again, and takes over run {run_id!r} "
+                "when the lease of its predecessor has expired"
             )
         run.turn_away(Refusal(RefusalCode.ELSEWHERE, message, addresses=addresses))
         self.coordinator.drop_run(run)
@@ -209,7 +209,7 @@ class OwnedRuns:
     def hand_over_all(self) -> None:
         """SUSPENDED, until the lease is handed over and the nodes are sent away."""
         for run in self._claimed():
-            reason = "this coordinator hands over"
+            reason = "this coordinator is handing over its runs"
             run.post(on.LedgerLost(reason, cause=SuspensionCause.LEASE))
 
     def restore_all(self) -> None:

@@ -37,7 +37,7 @@ ANSWER_BYTES_MAX: Final = 64 * 1024**2
 ASKED_AT_ONCE: Final = 16
 ASKED_AT_ONE: Final = 8
 """At one coordinator: requests to one that hangs must not block those to others."""
-_BEING_TAKEN: Final = "the coordinator that answers takes it over"
+_BEING_TAKEN: Final = "the coordinator that answered takes it over"
 
 
 class Answer(NamedTuple):
@@ -101,7 +101,7 @@ class Replicas:
             except NoAnswerError as error:
                 problem = no_answer(kept.lease, str(error))
         elif kept.lease is not None:
-            problem = f"it is at {_listed(kept.lease)}, as the ledger says"
+            problem = f"the ledger says that it is at {_listed(kept.lease)}"
         async with asyncio.timeout(LEDGER_WITHIN_S):
             return await ledger_view.detail(self._ledger, kept, members_shown, self._host, problem)
 
@@ -209,7 +209,7 @@ class Replicas:
                 raise NoAnswerError("its answer is too long")
             found = _object(body)
             if found is None:
-                raise NoAnswerError(f"what listens there is no coordinator ({response.status})")
+                raise NoAnswerError(f"the server there is not a coordinator ({response.status})")
             return Answer(response.status, found)
 
 

@@ -49,7 +49,7 @@ LONGEST_TICK_S: Final = 0.1
 LONGEST_LOOK_S: Final = 1.0
 """How often runs are looked at that are owned, and of which nothing is asked: there may be many."""
 FORGET_CLAIM_S: Final = 60.0
-"""A claim to a run of another process is dropped when no node has come for it for this long."""
+"""A claim to a run of another process is dropped when no node has returned to it for this long."""
 
 
 class RunOwnership:
@@ -135,7 +135,7 @@ class RunOwnership:
                 while not (lease.holder.has_moved or lease.holder.is_lost):
                     await self._any_request()
         except TimeoutError:
-            _log.warning("the lease could not be handed over in time: it ends after its ttl")
+            _log.warning("the lease could not be handed over in time: it expires after its ttl")
 
     async def aclose(self) -> None:
         """Stop. Idempotent. The lease is left to run out unless it was handed over. The ledger
@@ -280,7 +280,7 @@ class RunOwnership:
                     self._runs.not_taken(run_id, str(error))
                 except LedgerError as error:
                     self.lease_manager.problem = error.message
-                    _log.debug("run %s: its member table is not written: %s", run_id, error)
+                    _log.debug("run %s: its member table could not be written: %s", run_id, error)
                 await asyncio.sleep(self.lease_manager.timing.retry_s)
         finally:
             self._writing.discard((run_id, following.term))
@@ -308,7 +308,7 @@ class RunOwnership:
         claimed = self._claims.get(run.run_id)
         if claimed is not None and claimed.is_owned:
             return claimed
-        self._runs.deposed(run.run_id, "the run is not this coordinator's")
+        self._runs.deposed(run.run_id, "this coordinator does not own the run")
         return None
 
     def gave_up(self, run: HostedRun) -> None:
@@ -434,7 +434,9 @@ class RunOwnership:
         try:
             await self._tables.sweep(run_id)
         except LedgerError as error:
-            _log.debug("run %s: parts of old member tables stay for now: %s", run_id, error)
+            _log.debug(
+                "run %s: parts of old member tables could not be removed yet: %s", run_id, error
+            )
 
     def _cannot_be_read(self, run_id: str | None, problem: str) -> None:
         """What cannot be read is left as it is, and not asked for again until a node asks."""
@@ -535,7 +537,7 @@ class RunOwnership:
             self._do(claimed, claimed.claim.resign(now_s, pause_s))
         except Exception as error:  # noqa: BLE001 - as in `guarded`
             # Its register names this process, which takes it anew if a node asks for the run.
-            _log.error("run %s: it cannot be let go of", run_id, exc_info=error)
+            _log.error("run %s: this coordinator could not resign from it", run_id, exc_info=error)
             self._forget(run_id)
 
     def _process_failed(self, error: Exception) -> None:
@@ -566,7 +568,7 @@ class RunOwnership:
 
 
 def _lease_not_handed_over(error: Exception) -> None:
-    _log.error("the lease cannot be handed over: it ends after its ttl", exc_info=error)
+    _log.error("the lease cannot be handed over: it expires after its ttl", exc_info=error)
 
 
 def _now_s() -> float:

@@ -78,5 +78,5 @@ def closed_as_abandoned(register: e.RunRegister) -> e.RunRegister:
 
 
 def _nobody_came(register: e.RunRegister) -> CloseRecord:
-    why = "no node was in it for too long"
+    why = "it had no nodes for too long"
     return CloseRecord(Outcome.STOPPED, why, "", register.term, register.number)

@@ -145,7 +145,7 @@ class CoordinatorServer:
         self._listener.start()
         self._schedule()
 
-    async def aclose(self, reason: str = "the coordinator is going away") -> None:
+    async def aclose(self, reason: str = "the coordinator is stopping") -> None:
         """Stop listening and close every connection. If cancelled, it still waits for that."""
         if self._ending is None:
             self._ending = asyncio.get_running_loop().create_task(self._close(reason))
@@ -293,7 +293,7 @@ class CoordinatorServer:
             timeout=CLOSE_TIMEOUT_S, max_msg_size=OTHER_BYTES_MAX, compress=False
         )
         if not _can_be_websocket(ws, request):
-            hint = f"nodes attach here over WebSocket; for people there is {api_paths.RUNS}"
+            hint = f"nodes attach here over WebSocket; for the status use {api_paths.RUNS}"
             response = http_api.json_error(426, "this path is for nodes of a run", hint)
             response.headers["Upgrade"] = "websocket"
             return response
@@ -390,7 +390,7 @@ def _hung_up() -> web.Response:
 
 
 _TEXT_REFUSAL: Final = Refusal(
-    RefusalCode.MALFORMED, "this protocol is binary, and a text message came"
+    RefusalCode.MALFORMED, "the messages of this protocol are binary; this one is text"
 )
 
 

@@ -232,7 +232,7 @@ class Session:
 
     def attach_overdue(self) -> None:
         """The node has not attached within its time."""
-        hint = "a connection begins with attach"
+        hint = "the first message of a connection must be Attach"
         self.refuse(Refusal(RefusalCode.MALFORMED, "the node did not attach in time", hint))
 
     def connection_lost(
@@ -261,7 +261,7 @@ class Session:
 
     def _first(self, message: wire.FromNode) -> None:
         if not isinstance(message, wire.Attach):
-            hint = "a connection begins with attach"
+            hint = "the first message of a connection must be Attach"
             self.refuse(Refusal(RefusalCode.MALFORMED, "the node has not attached", hint))
             return
         host = self._host
@@ -439,12 +439,12 @@ class Session:
         backlog.put(message)
         bytes_max = self._host.config.backlog_bytes_max
         if backlog.waiting_bytes > bytes_max:
-            self._end_unread(f"more than {size_text(bytes_max)} wait for it")
+            self._end_unread(f"more than {size_text(bytes_max)} are waiting for it")
         elif backlog.is_paused and (excess := self._share.excess(0)) is not None:
             self._end_unread(f"{excess}; {HOW_TO_RAISE}")
 
     def _end_unread(self, why: str) -> None:
-        what = f"this connection does not read what it is sent, and {why}"
+        what = f"this node does not read its messages: {why}"
         _log.warning("closing the connection of %s: %s", self.outlet.peer, what)
         self.refuse(Refusal(RefusalCode.LIMIT, what))
 
@@ -496,8 +496,8 @@ class Session:
     def _why_not(self, size: int) -> str:
         if self.node is None and size > BEFORE_ATTACH_BYTES_MAX:
             most = size_text(BEFORE_ATTACH_BYTES_MAX)
-            return f"a message of {size_text(size)}, where {most} are allowed before the node is in"
-        return str(self._share.excess(size) or "there was no room for this message")
+            return f"a message of {size_text(size)}; at most {most} are allowed before Attach"
+        return str(self._share.excess(size) or "there was no memory for this message")
 
     def pinged(self, payload: bytes) -> None:
         """The peer, or a proxy, sent a ping with this payload."""
@@ -539,7 +539,7 @@ def _ready(run: Run, session: Session, node: NodeId, message: wire.Ready) -> Non
     if host != session.good_host:
         problem = naming.host_problem("bootstrap host", host)
         if problem:
-            hint = "look at --local-addr of this node"
+            hint = "check --local-addr of this node"
             session.refuse(Refusal(RefusalCode.MALFORMED, problem, hint))
             return
         session.good_host = host

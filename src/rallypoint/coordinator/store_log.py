@@ -193,8 +193,8 @@ class StoreLog:
         if size > self._call_bytes_max:
             return StoreFailure(
                 LIMIT,
-                f"this call came to {size} bytes, and the ledger of this run keeps at most "
-                f"{self._record_bytes_max} of one call",
+                f"this call needs {size} bytes, and the ledger of this run stores at most "
+                f"{self._record_bytes_max} for one call",
             )
         if self._held_count >= self._held_max:
             self._drop_unwanted()
@@ -204,7 +204,7 @@ class StoreLog:
             excess = limits.excess(unlogged_bytes_max=self._unlogged_bytes + size)
         if excess is None:
             return None
-        waits = "the ledger has not taken what was written before, so this call was not applied"
+        waits = "the ledger has not stored earlier calls yet, so this call was not applied"
         return StoreFailure(LIMIT, f"{excess.message}: {waits}")
 
     def footprint(self) -> int:

@@ -92,7 +92,9 @@ class Tables:
         try:
             await _each(chunks, remove)
         except LedgerError as error:
-            _log.debug("run %s: parts of an old member table stay for now: %s", run_id, error)
+            _log.debug(
+                "run %s: parts of an old member table could not be removed yet: %s", run_id, error
+            )
 
     async def sweep(self, run_id: str) -> None:
         """Remove chunks left by earlier owners or failed removals. Raises LedgerError."""

@@ -26,7 +26,7 @@ from rallypoint.ledger.contract import Ledger
 
 _log = logging.getLogger("rallypoint.coordinator")
 
-NO_LOG: Final = "this ledger keeps no log of it, and its coordinator is gone"
+NO_LOG: Final = "this ledger keeps no log of it, and the coordinator that held it is gone"
 
 
 class Left(NamedTuple):

@@ -48,11 +48,11 @@ ANNOUNCED_FROM_BYTES: Final = 16 * 1024
 """A smaller message that is not complete counts as part of its connection."""
 OTHER_BYTES_MAX: Final = 64 * 1024
 """The largest frame that is not a message of a node: a text, which is refused."""
-UNMASKED: Final = "a client masks its frames, and one came without a mask"
-HALF_A_FRAME: Final = "half a frame came before the answer to the handshake"
-IN_A_MESSAGE: Final = "a message began before the one that came in fragments had ended"
-TOO_LONG: Final = f"a message in fragments came to more than {MESSAGE_BYTES_MAX} bytes"
-NO_ROOM: Final = "there is no room for this message, which came in fragments"
+UNMASKED: Final = "a client must mask its frames, and this one has no mask"
+HALF_A_FRAME: Final = "part of a frame arrived before the handshake was answered"
+IN_A_MESSAGE: Final = "a new message began before the last fragment of another one"
+TOO_LONG: Final = f"a fragmented message has more than {MESSAGE_BYTES_MAX} bytes"
+NO_ROOM: Final = "there is no memory for this fragmented message"
 
 _END_OF_ERRNO: Final = {
     errno.ECONNRESET: ConnectionEnd.RESET,

@@ -40,10 +40,9 @@ class Excess(FrozenStruct, frozen=True):
 
     def __str__(self) -> str:
         return (
-            f"{self.name} keeps {size_text(self.own)} here and cannot have {size_text(self.asked)} "
-            f"more: the memory for all runs is {size_text(self.bytes_max)}, of which "
-            f"{size_text(self.all)} are in use, and the fair part of a run is "
-            f"{size_text(self.fair)}"
+            f"{self.name} uses {size_text(self.own)} here and cannot get {size_text(self.asked)} "
+            f"more: all runs together use {size_text(self.all)} of {size_text(self.bytes_max)}, "
+            f"and the fair share of a run is {size_text(self.fair)}"
         )
 
 

@@ -52,7 +52,9 @@ def worker_ranks(names: Sequence[str], workers: Mapping[str, int]) -> list[int]:
     counts = [workers[name] for name in names]
     for name, count in zip(names, counts, strict=True):
         if count < 1:
-            raise ValueError(f"node {name!r} has {count} workers; a node of a round has some")
+            raise ValueError(
+                f"node {name!r} has {count} workers; a node of a round needs at least one"
+            )
     return list(accumulate(counts, initial=0))[:-1]
 
 

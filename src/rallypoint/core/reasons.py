@@ -36,7 +36,7 @@ PROCESS_ENDED: Final = "its process ended: the kernel closed its connection"
 NOT_RESUMED: Final = "its connection closed and was not resumed"
 NOT_HEARD: Final = "it fell silent and did not answer"
 SUPERSEDED: Final = "superseded by a newer start of the same name"
-ENDED_AFTER_WORK: Final = "its connection ended after its work"
+ENDED_AFTER_WORK: Final = "its connection ended after its workers had finished"
 """How a member left, as the detail of a change."""
 ALL_FINISHED: Final = "all nodes have finished"
 """Why a run succeeds."""
@@ -105,7 +105,7 @@ class Waiting(FrozenStruct, frozen=True):
             )
         if self.held_back_s is not None:
             clauses.append(
-                "this run ends its rounds too often, so the next one is held back for "
+                "the rounds of this run end too often, so the next one is held back for "
                 f"{self.held_back_s:.1f} s"
             )
         if self.committing:
@@ -263,7 +263,7 @@ def no_room(run_id: str, members: int, needed: int, room: int, table_bytes_max: 
     return Refusal(
         RefusalCode.LIMIT,
         f"the ledger of run {run_id!r} keeps a member table of at most {table_bytes_max} bytes: "
-        f"its {members} nodes leave {max(room, 0)}, and this node's entry needs {needed}; about "
+        f"its {members} nodes leave {max(room, 0)} free, and this node needs {needed}; about "
         f"{table_bytes_max // needed} nodes like this one fit",
         hint="use fewer or shorter labels and names, fewer nodes, or another ledger: etcd or a "
         "shared folder",
@@ -272,7 +272,7 @@ def no_room(run_id: str, members: int, needed: int, room: int, table_bytes_max: 
 
 def too_many_members(run_id: str, members_max: int) -> Refusal:
     """The run has as many members as it may have."""
-    message = f"run {run_id!r} has {members_max} members, which is the most that it may have"
+    message = f"run {run_id!r} already has {members_max} members, its maximum"
     return Refusal(RefusalCode.LIMIT, message)
 
 
@@ -302,8 +302,8 @@ def begins_too_many(per_s: float) -> Refusal:
     """An account begins runs too fast."""
     return Refusal(
         RefusalCode.LIMIT,
-        f"this address begins runs faster than this coordinator allows ({per_s:g} a second)",
-        hint="try again in some seconds, or start `rallypoint serve` with a larger "
+        f"this address starts runs faster than this coordinator allows ({per_s:g} a second)",
+        hint="try again in a few seconds, or start `rallypoint serve` with a larger "
         "RALLYPOINT_NEW_RUN_RATE",
     )
 
@@ -380,8 +380,8 @@ def storm(rounds: int, within_s: float, last: Change | None) -> str:
     """Why a run is closed whose rounds all end at once (`pacing`)."""
     why = f"; the last one: {describe(last)}" if last is not None else ""
     return (
-        f"this run ended {rounds} of its rounds within {within_s:.0f} s, and did not stop when it "
-        f"was slowed{why}"
+        f"{rounds} rounds of this run ended within {within_s:.0f} s, although new rounds were "
+        f"held back{why}"
     )
 
 

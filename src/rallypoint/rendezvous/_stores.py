@@ -138,7 +138,7 @@ class RoundCalls:
         """Why this round is over for the node; None while it is on."""
         current = self._node.round
         if current is None or current.head.number != self._number:
-            detail = "this node has gone on to another round"
+            detail = "this node is in another round now"
             return Change(ChangeKind.READY_AGAIN, self._number, (), 0, detail)
         return self._node.change
 

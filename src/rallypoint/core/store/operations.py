@@ -197,7 +197,7 @@ class StoreLimits(FrozenStruct, frozen=True, kw_only=True):
         for name, amount in asked.items():
             allowed: int = getattr(self, name)
             if amount > allowed:
-                return StoreFailure(LIMIT, f"{name} is {allowed}, and this call came to {amount}")
+                return StoreFailure(LIMIT, f"{name} is {allowed}, and this call needs {amount}")
         return None
 
 
