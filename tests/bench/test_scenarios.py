@@ -135,7 +135,7 @@ def test_a_run_beside_one_that_floods(plan: driver.Plan, monkeypatch: pytest.Mon
 
 
 def test_the_model_counts_what_a_node_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "steady_s", lambda told: 0.0)
+    monkeypatch.setattr(idle, "STEADY_S", 0.0)
     said: list[str] = []
     costs = model.measure(
         driver.served, (8, 16), lambda at: driver.Plan(at, repeats=3, seconds=2.0), said.append

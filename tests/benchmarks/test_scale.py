@@ -13,7 +13,6 @@ scale = pytest.importorskip("benchmarks.scale", reason="the source distribution 
 def test_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale.store, "CALLS_IN_ALL", 200)
     monkeypatch.setattr(scale.idle, "STEADY_S", 0.0)
-    monkeypatch.setattr(scale.model, "steady_s", lambda told: 0.0)
     text = scale.tables((4, 8), 1, 3, seconds=2.0)
     assert "| meet: warm | ms |" in text
     assert "| idle: bytes | per node and s |" in text

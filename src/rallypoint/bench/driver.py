@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import msgspec
 
@@ -221,16 +221,32 @@ class Coordinator(msgspec.Struct):
 @contextlib.contextmanager
 def served(*options: str) -> Iterator[Coordinator]:
     """A new `rallypoint serve` on a free port of loopback."""
-    arguments = ("-m", "rallypoint", "serve", "--port", "0", *options)
     with _quiet() as log:
-        process = Process(arguments, stderr=log)
+        process, endpoint = start_serve(*options, stderr=log)
         try:
-            endpoint = process.line("rallypoint serve").decode().strip()
-            port = int(endpoint.rpartition(":")[2])
-            yield Coordinator(Address("127.0.0.1", port), process, endpoint=endpoint)
+            yield Coordinator(Address("127.0.0.1", port_of(endpoint)), process, endpoint=endpoint)
         finally:
             process.terminate()
             process.end()
+
+
+def port_of(endpoint: str) -> int:
+    """The port of an endpoint that `rallypoint serve` has printed."""
+    return int(endpoint.rpartition(":")[2])
+
+
+def start_serve(*options: str, stderr: IO[bytes]) -> tuple[Process, str]:
+    """Start a `rallypoint serve` on a free port of loopback; the process, and its endpoint.
+
+    Raises BenchError if it does not serve. The process has ended then.
+    """
+    process = Process(("-m", "rallypoint", "serve", "--port", "0", *options), stderr=stderr)
+    try:
+        return process, process.line("rallypoint serve").decode().strip()
+    except BaseException:
+        process.kill()
+        process.end()
+        raise
 
 
 @contextlib.contextmanager
@@ -249,7 +265,7 @@ NOWHERE: Final = Coordinator(Address("127.0.0.1", 0))
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
+def _quiet() -> Iterator[IO[bytes]]:
     with Path(os.devnull).open("wb") as log:
         yield log
 

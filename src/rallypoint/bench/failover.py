@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from rallypoint.bench import coordinator_api
-from rallypoint.bench.driver import Plan, Process
+from rallypoint.bench.driver import Plan, port_of, start_serve
 from rallypoint.bench.etcd import etcd
 from rallypoint.bench.figure import Column, Figure, Target, figures_of
 from rallypoint.bench.node_processes import (
@@ -153,18 +153,13 @@ class Replica:
     """A `rallypoint serve` over the ledger."""
 
     def __init__(self, ledger: str) -> None:
-        arguments = ("-m", "rallypoint", "serve", "--port", "0", "--ledger", ledger)
         with tempfile.TemporaryFile() as said:
-            self.process = Process(arguments, stderr=said)
             try:
-                line = self.process.line("rallypoint serve")
-            except BaseException as error:
-                end_all([self.process])
-                if not isinstance(error, BenchError):
-                    raise
+                self.process, endpoint = start_serve("--ledger", ledger, stderr=said)
+            except BenchError as error:
                 text = tail_of(said) or str(error)
                 raise BenchError(f"no coordinator over {ledger}: {text}") from error
-        self.port = int(line.decode().strip().rpartition(":")[2])
+        self.port = port_of(endpoint)
 
     def run(self, run_id: str = RUN_ID) -> dict[str, Any] | None:
         """What it answers about the run; None if it does not own it. Raises BenchError."""

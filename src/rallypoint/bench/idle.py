@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, Final
 
+import msgspec
+
 from rallypoint.bench import driver
 from rallypoint.bench.figure import Figure, Target
 from rallypoint.bench.meet import settings
@@ -23,10 +25,30 @@ WINDOW_S: Final = 2.0
 """The length of a repeat: each node sends a heartbeat in it, and some send two."""
 
 
-def steady_s(told: list[dict[str, Any]]) -> float:
-    """When a run is idle, given what the processes of its nodes answered to `connect`."""
-    last_s: float = max(each["attached_s"] for each in told)
-    return last_s + STEADY_S
+class Reading(msgspec.Struct, frozen=True):
+    """The nodes' counts by process, and what the coordinator has used, if that can be read."""
+
+    at_s: float
+    counts: list[dict[str, Any]]
+    usage: driver.Usage | None
+
+
+def watch(
+    plan: driver.Plan, fleets: driver.Fleets, connected: list[dict[str, Any]], windows: int
+) -> list[Reading]:
+    """Read at the beginning and at the end of each of `windows` windows, `plan.seconds` in all.
+
+    The first one begins when the run is idle. `connected`: what the processes of its nodes answered
+    to `connect`.
+    """
+    fleets.ask("beat_on_time")
+    at_s = max(each["attached_s"] for each in connected) + STEADY_S
+    readings: list[Reading] = []
+    for _ in range(windows + 1):
+        counts = fleets.ask("counts", at_s=at_s)
+        readings.append(Reading(counts[0]["at_s"], counts, plan.usage()))
+        at_s = readings[-1].at_s + plan.seconds / windows
+    return readings
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
@@ -34,14 +56,10 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
     driver.check_descriptors(nodes)
     base, windows = plan.usage(), max(1, int(plan.seconds // WINDOW_S))
     with driver.fleets(plan.processes) as fleets:
-        told = fleets.connect(
+        connected = fleets.connect(
             plan.at, run_id=plan.run_id(), nodes=nodes, settings=settings(nodes), ready=True
         )
-        fleets.ask("beat_on_time")
-        seen = [(fleets.ask("counts", at_s=steady_s(told)), plan.usage())]
-        for _ in range(windows):
-            at_s = seen[-1][0][0]["at_s"] + plan.seconds / windows
-            seen.append((fleets.ask("counts", at_s=at_s), plan.usage()))
+        readings = watch(plan, fleets, connected, windows)
         fleets.ask("disconnect")
 
     def figure(
@@ -57,8 +75,8 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
             target=target,
         )
 
-    _check_answers(nodes, seen[0][0], seen[-1][0])
-    pairs = [(a, b, b[0]["at_s"] - a[0]["at_s"]) for (a, _), (b, _) in pairwise(seen)]
+    _check_answers(nodes, readings[0].counts, readings[-1].counts)
+    pairs = [(a.counts, b.counts, b.at_s - a.at_s) for a, b in pairwise(readings)]
     messages, payloads = ("sent", "received"), ("sent_bytes", "received_bytes")
     figures = [
         figure(
@@ -75,8 +93,8 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
             "payloads, both directions",
         ),
     ]
-    used = [usage for _, usage in seen if usage is not None]
-    if base is not None and len(used) == len(seen):
+    used = [each.usage for each in readings if each.usage is not None]
+    if base is not None and len(used) == len(readings):
         spent = [spent_s for _, _, spent_s in pairs]
         grown_kb = (used[-1].memory_bytes - base.memory_bytes) / nodes / 1024
         figures += [

@@ -90,20 +90,30 @@ def _cold(plan: driver.Plan, nodes: int) -> float:
 
 
 def _warm(plan: driver.Plan, nodes: int) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {n: [] for n in ("span_s", "skew_s", "cpu_s", "nodes_cpu_s")}
     with driver.fleets(plan.processes) as fleets:
         fleets.connect(
             plan.at, run_id=plan.run_id(), nodes=nodes, settings=settings(nodes), ready=True
         )
         fleets.ask("settle")
-        for _ in range(plan.repeats):
-            fleets.end_round()
-            before_s = plan.cpu_s()
-            told = fleets.ask("meet")
-            if before_s is not None:
-                found["cpu_s"].append((plan.cpu_s() or 0.0) - before_s)
-            found["span_s"].append(driver.span(told, "formed_s"))
-            found["skew_s"].append(driver.span(told, "called_s"))
-            found["nodes_cpu_s"].append(sum(t["cpu_s"] for t in told))
+        found = warm_rounds(plan, fleets, plan.repeats)
         fleets.ask("disconnect")
+    return found
+
+
+def warm_rounds(plan: driver.Plan, fleets: driver.Fleets, rounds: int) -> dict[str, list[float]]:
+    """End the round of all nodes, and let them meet again, so many times.
+
+    For each meeting: its length, the time between the first and the last call, and the CPU time of
+    the nodes and, if the coordinator was started here, of the coordinator.
+    """
+    found: dict[str, list[float]] = {n: [] for n in ("span_s", "skew_s", "cpu_s", "nodes_cpu_s")}
+    for _ in range(rounds):
+        fleets.end_round()
+        before_s = plan.cpu_s()
+        answers = fleets.ask("meet")
+        if before_s is not None:
+            found["cpu_s"].append((plan.cpu_s() or 0.0) - before_s)
+        found["span_s"].append(driver.span(answers, "formed_s"))
+        found["skew_s"].append(driver.span(answers, "called_s"))
+        found["nodes_cpu_s"].append(sum(each["cpu_s"] for each in answers))
     return found

@@ -17,10 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from rallypoint.bench import driver
+from rallypoint.bench import driver, idle, meet
 from rallypoint.bench.figure import Figure
-from rallypoint.bench.idle import steady_s
-from rallypoint.bench.meet import settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -164,21 +162,15 @@ def _measure_one(plan: driver.Plan, nodes: int) -> list[Figure]:
     driver.check_descriptors(nodes)
     base = plan.usage()
     with driver.fleets(plan.processes) as fleets:
-        told = fleets.connect(
-            plan.at, run_id=plan.run_id(), nodes=nodes, settings=settings(nodes), ready=True
+        connected = fleets.connect(
+            plan.at, run_id=plan.run_id(), nodes=nodes, settings=meet.settings(nodes), ready=True
         )
         fleets.ask("settle")
         before, began_s = fleets.ask("counts"), plan.cpu_s()
-        spans_s = []
-        for _ in range(plan.repeats):
-            fleets.end_round()
-            spans_s.append(driver.span(fleets.ask("meet"), "formed_s"))
+        spans_s = meet.warm_rounds(plan, fleets, plan.repeats)["span_s"]
         after, ended_s = fleets.ask("counts"), plan.cpu_s()
-        fleets.ask("beat_on_time")
-        idle, idle_s = fleets.ask("counts", at_s=steady_s(told)), plan.cpu_s()
-        later = fleets.ask("counts", at_s=idle[0]["at_s"] + plan.seconds)
-        usage = plan.usage()
-        seconds = later[0]["at_s"] - idle[0]["at_s"]
+        first, last = idle.watch(plan, fleets, connected, 1)
+        seconds = last.at_s - first.at_s
         fleets.ask("disconnect")
 
     def figure(name: str, unit: str, about: str, values: Sequence[float]) -> Figure:
@@ -194,20 +186,24 @@ def _measure_one(plan: driver.Plan, nodes: int) -> list[Figure]:
         grown = driver.grown(before, after, *names) - driver.grown(before, after, beats)
         return [grown / rounds]
 
+    def idle_per_s(names: tuple[str, str]) -> list[float]:
+        return [driver.grown(first.counts, last.counts, *names) / seconds]
+
     figures = [
         figure("time of a warm meeting", "ms", "first call to last answer", _ms(spans_s)),
         figure("messages", "per round", _ROUND, of_rounds(messages, "beats")),
         figure("bytes", "per round", _ROUND, of_rounds(payload_bytes, "beats_bytes")),
-        figure("messages", "per s", _IDLE, [driver.grown(idle, later, *messages) / seconds]),
-        figure("bytes", "per s", _IDLE, [driver.grown(idle, later, *payload_bytes) / seconds]),
+        figure("messages", "per s", _IDLE, idle_per_s(messages)),
+        figure("bytes", "per s", _IDLE, idle_per_s(payload_bytes)),
     ]
-    if base and usage and began_s is not None and ended_s is not None and idle_s is not None:
-        grown_mib = (usage.memory_bytes - base.memory_bytes) / 2**20
+    if base and first.usage and last.usage and began_s is not None and ended_s is not None:
+        grown_mib = (last.usage.memory_bytes - base.memory_bytes) / 2**20
+        idle_cpu_s = last.usage.cpu_s - first.usage.cpu_s
         figures += [
             figure(
                 "coordinator's CPU", "ms per round", _ROUND, _ms([(ended_s - began_s) / rounds])
             ),
-            figure("coordinator's CPU", CPU_PER_S, _IDLE, _ms([(usage.cpu_s - idle_s) / seconds])),
+            figure("coordinator's CPU", CPU_PER_S, _IDLE, _ms([idle_cpu_s / seconds])),
             figure("coordinator's memory", "MiB", "beyond what it began with", [grown_mib]),
         ]
     return figures

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from rallypoint.bench import driver
+from rallypoint.bench import driver, meet
 from rallypoint.bench.figure import Figure
-from rallypoint.bench.meet import settings
 
 ROUNDS_PER_REPEAT: Final = 5
 """Small rounds are short: only the median of many of them is steady."""
@@ -21,7 +20,7 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
     driver.check_descriptors(nodes * plan.runs)
     with driver.fleets(1) as own, driver.fleets(plan.processes) as others:
         own.connect(
-            plan.at, run_id=plan.run_id(), nodes=nodes, settings=settings(nodes), ready=True
+            plan.at, run_id=plan.run_id(), nodes=nodes, settings=meet.settings(nodes), ready=True
         )
         own.ask("settle")
         alone = _rounds(plan, own)
@@ -55,15 +54,13 @@ def _one_more(plan: driver.Plan, fleet: driver.Fleet, nodes: int) -> None:
         run_id=plan.run_id(),
         first=0,
         nodes=nodes,
-        settings=settings(nodes),
+        settings=meet.settings(nodes),
         token=plan.at.token,
         ready=True,
     )
 
 
 def _rounds(plan: driver.Plan, fleets: driver.Fleets) -> list[float]:
-    found = []
-    for _ in range(plan.repeats * ROUNDS_PER_REPEAT):
-        fleets.end_round()
-        found.append(driver.span(fleets.ask("meet"), "formed_s") * 1e3)
-    return found
+    """The length of each of many warm meetings, in milliseconds."""
+    found = meet.warm_rounds(plan, fleets, plan.repeats * ROUNDS_PER_REPEAT)
+    return [span_s * 1e3 for span_s in found["span_s"]]
