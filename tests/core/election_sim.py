@@ -18,27 +18,27 @@ from tests.core.election_engine import SETTLE_S, TIMING
 from tests.core.election_world import World
 
 
-class Seeking:
+class SearchingNode:
     """A node without a coordinator, after the faults have healed."""
 
     def __init__(self, world: World, run: str) -> None:
         self.world, self.run = world, run
         self.attached = ""
         self.is_over = False
-        self._seeker = e.Discovery("node-a", TIMING, candidates=3)
+        self._discovery = e.Discovery("node-a", TIMING, candidates=3)
         self._seek()
 
     def _seek(self) -> None:
-        self._seeker.seek(self.world.now_s, self.world.rng.random())
+        self._discovery.seek(self.world.now_s, self.world.rng.random())
         self._rest()
 
     def _rest(self) -> None:
-        due_s = self._seeker.next_tick_s()
+        due_s = self._discovery.next_tick_s()
         if due_s is not None:
             self.world.at(max(0.0, due_s - self.world.now_s), self._tick)
 
     def _tick(self) -> None:
-        self._do(self._seeker.tick(self.world.now_s, self.world.rng.random()))
+        self._do(self._discovery.tick(self.world.now_s, self.world.rng.random()))
         self._rest()
 
     def _do(self, findings: list[e.DiscoveryAction]) -> None:
@@ -48,17 +48,17 @@ class Seeking:
             match finding:
                 case e.ReadRun():
                     found = logical.get(f"run/{self.run}")
-                    self._do(self._seeker.run_read(finding, found, now_s, jitter))
+                    self._do(self._discovery.run_read(finding, found, now_s, jitter))
                 case e.ReadLease(process=process):
                     found = logical.get(f"lease/{process}")
-                    self._do(self._seeker.lease_read(finding, found, now_s, jitter))
+                    self._do(self._discovery.lease_read(finding, found, now_s, jitter))
                 case e.AttachTo(lease=e.Lease(process=process)):
                     live = [each for each in self.world.processes if each.is_awake]
                     if process in [each.holder.process for each in live]:
                         self.attached = process
                     else:
                         # As a node does: who was found could not be attached to.
-                        self._seeker.seek_again(now_s, jitter)
+                        self._discovery.seek_again(now_s, jitter)
                 case e.RunOver():
                     self.is_over = True
 
@@ -68,7 +68,7 @@ def run(seed: int) -> World:
     world = World(seed)
     world.chaos()
     world.heal()
-    seeking = Seeking(world, world.runs[0])
+    node = SearchingNode(world, world.runs[0])
     if world.plan.are_clocks_wild:
         # Such clocks may depose whom they please; no more than the rules is promised.
         world.run_until(world.now_s + SETTLE_S)
@@ -77,7 +77,7 @@ def run(seed: int) -> World:
     problems = world.why_not_settled()
     assert not problems, problems
     owners = [world.journal.owner(each) for each in world.runs]
-    assert seeking.is_over or seeking.attached, "a node has found no coordinator"
+    assert node.is_over or node.attached, "a node has found no coordinator"
     world.run_until(world.now_s + TIMING.ttl_s / 2)
     # Without faults nobody is deposed.
     assert owners == [world.journal.owner(each) for each in world.runs]

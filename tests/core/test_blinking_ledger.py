@@ -100,7 +100,7 @@ def test_a_node_that_does_not_attach_after_a_takeover(there_s: float, away_s: fl
 
 
 @blinking
-def test_many_nodes_that_go_together(there_s: float, away_s: float) -> None:
+def test_many_nodes_that_disconnect_together(there_s: float, away_s: float) -> None:
     driver = met(8)
     driver.disconnect("n0", "n1", "n2", "n3")
     assert in_time(blink(driver, there_s, away_s, "n0"), MASS_S)
@@ -122,7 +122,7 @@ def test_a_node_that_does_not_answer_for_its_name(there_s: float, away_s: float)
     assert passed_s <= PROBE_S + MORE_S + there_s
 
 
-def test_a_node_that_is_heard_has_all_its_time_again() -> None:
+def test_a_node_that_is_heard_gets_its_whole_time_again() -> None:
     driver = met(8)
     driver.silent("n0")
     driver.advance(20.0)
@@ -136,7 +136,7 @@ def test_a_node_that_is_heard_has_all_its_time_again() -> None:
     assert "n0" not in driver.run.roster
 
 
-def test_a_node_may_come_back_after_an_outage_that_began_just_before_its_deadline() -> None:
+def test_a_node_may_resume_after_an_outage_that_began_before_its_deadline() -> None:
     driver = met(8)
     driver.disconnect("n0")
     driver.advance(GRACE_S - 0.01)
@@ -150,7 +150,7 @@ def test_a_node_may_come_back_after_an_outage_that_began_just_before_its_deadlin
     assert driver.phase is Phase.ACTIVE
 
 
-def test_the_clock_stands_still_while_nobody_may_be_judged() -> None:
+def test_deadlines_pause_while_the_ledger_is_away() -> None:
     clock = JudgingClock()
     clock.stop(10.0)
     clock.stop(11.0)

@@ -20,14 +20,14 @@ def filled(share: MemoryShare, step: int = MIB) -> int:
     return share.used
 
 
-def test_a_run_alone_may_have_half_and_leaves_half_to_whoever_comes() -> None:
+def test_one_run_alone_gets_half_of_the_budget() -> None:
     budget = MemoryBudget(LIMIT)
     assert filled(budget.share("first")) == LIMIT // 2
     assert filled(budget.share("second")) >= LIMIT // 3 - MIB
     assert budget.used <= LIMIT
 
 
-def test_runs_that_take_all_they_can_leave_as_much_to_one_more() -> None:
+def test_greedy_runs_leave_an_equal_part_for_one_more() -> None:
     budget = MemoryBudget(LIMIT)
     shares = [budget.share(str(number)) for number in range(4)]
     while any(share.excess(MIB) is None for share in shares):
@@ -53,7 +53,7 @@ def test_a_refusal_names_the_run_the_limit_and_who_uses_it() -> None:
     assert other.excess(4 * MIB) is None
 
 
-def test_what_is_given_back_can_be_had_again() -> None:
+def test_released_bytes_can_be_used_again() -> None:
     budget = MemoryBudget(LIMIT)
     share = budget.share("run")
     filled(share)
@@ -61,7 +61,7 @@ def test_what_is_given_back_can_be_had_again() -> None:
     assert share.excess(10 * MIB) is None
 
 
-def test_a_run_that_is_over_keeps_nothing_and_what_comes_late_changes_nothing() -> None:
+def test_an_ended_run_holds_nothing_and_late_releases_change_nothing() -> None:
     budget = MemoryBudget(LIMIT)
     share, other = budget.share("over"), budget.share("other")
     share.add(7 * MIB)
@@ -72,7 +72,7 @@ def test_a_run_that_is_over_keeps_nothing_and_what_comes_late_changes_nothing() 
     assert budget.used == MIB
 
 
-def test_only_runs_that_keep_something_are_counted() -> None:
+def test_only_runs_that_hold_something_are_counted() -> None:
     budget = MemoryBudget(LIMIT)
     shares = [budget.share(str(number)) for number in range(1000)]
     assert budget.fair == LIMIT

@@ -31,7 +31,7 @@ def seen(times: list[float]) -> int:
 
 
 @pytest.mark.parametrize("nodes", [10, 1_000, 10_000])
-def test_about_as_many_stand_as_there_are_candidates_if_all_live(nodes: int) -> None:
+def test_about_the_wanted_number_of_nodes_become_candidates(nodes: int) -> None:
     counts = [seen(stand(seed, nodes, 0.0)) for seed in range(SEEDS // (nodes // 1_000 or 1))]
     assert 1.5 <= statistics.mean(counts) <= 4.5
     assert max(counts) <= 12
@@ -39,7 +39,7 @@ def test_about_as_many_stand_as_there_are_candidates_if_all_live(nodes: int) -> 
 
 @pytest.mark.parametrize("dead", [0.3, 0.7, 0.99])
 @pytest.mark.parametrize("nodes", [2, 10, 1_000, 10_000])
-def test_somebody_stands_in_a_few_seconds_whoever_is_dead(nodes: int, dead: float) -> None:
+def test_some_node_is_a_candidate_in_seconds_whichever_are_dead(nodes: int, dead: float) -> None:
     times = [stand(seed, nodes, dead) for seed in range(SEEDS // (nodes // 1_000 or 1))]
     first = [each[0] for each in times]
     assert statistics.median(first) <= 4.0
@@ -47,13 +47,13 @@ def test_somebody_stands_in_a_few_seconds_whoever_is_dead(nodes: int, dead: floa
     assert statistics.mean(map(seen, times)) <= 4.5
 
 
-def test_the_last_of_ten_thousand_stands_too() -> None:
+def test_the_last_of_ten_thousand_nodes_becomes_a_candidate() -> None:
     times = [stand(seed, 10_000, 0.9999)[0] for seed in range(SEEDS)]
     assert max(times) <= 9.0
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3])
-def test_a_run_with_no_more_nodes_than_candidates_waits_for_nobody(nodes: int) -> None:
+def test_in_a_small_run_all_are_candidates_at_once(nodes: int) -> None:
     assert {stands_after_s(each / 100, nodes, CANDIDATES, DOUBLING_S) for each in range(100)} == {0}
 
 
@@ -66,7 +66,7 @@ def test_one_candidate_is_about_one() -> None:
     assert statistics.mean(counts) <= 2.5
 
 
-def test_a_node_stands_later_the_greater_its_chance() -> None:
+def test_a_greater_chance_means_a_longer_wait() -> None:
     times = [stands_after_s(each / 1_000, 1_000, CANDIDATES, DOUBLING_S) for each in range(1_000)]
     assert times == sorted(times)
     assert times[0] == 0.0

@@ -36,7 +36,7 @@ def case_of(*kinds: FailureKind) -> Case:
         ([SIGNAL, EXCEPTION], "a"),
     ],
 )
-def test_the_worst_is_the_cause_and_within_a_kind_the_first(
+def test_the_worst_kind_is_the_cause_and_within_a_kind_the_first(
     kinds: list[FailureKind], blamed: str
 ) -> None:
     change = case_of(*kinds).close(unresolved=0)
@@ -67,7 +67,7 @@ def test_a_loss_outranks_every_failure_and_is_never_charged(kinds: list[FailureK
         (OOM, 1, True),
     ],
 )
-def test_who_is_still_missing_explains_only_a_communication_error(
+def test_a_missing_member_explains_only_a_communication_error(
     kind: FailureKind, unresolved: int, charged: bool
 ) -> None:
     assert case_of(kind).close(unresolved).charged is charged
@@ -79,7 +79,7 @@ def test_only_a_communication_error_needs_time() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ChangeKind if kind != "worker_failed"])
-def test_only_a_failure_leaves_a_question_open(kind: ChangeKind) -> None:
+def test_only_a_failure_leaves_a_case_open(kind: ChangeKind) -> None:
     case = Case(happened(kind, 1, ["a"]))
     assert case.closed
     case.add_failure("b", failure(SIGNAL))
@@ -87,7 +87,7 @@ def test_only_a_failure_leaves_a_question_open(kind: ChangeKind) -> None:
     assert case.change.nodes == ("a",)
 
 
-def test_what_comes_after_the_verdict_changes_nothing() -> None:
+def test_a_report_after_the_verdict_changes_nothing() -> None:
     case = case_of(COMMUNICATION)
     verdict = case.close(unresolved=0)
     case.add_failure("b", failure(SIGNAL))
@@ -107,7 +107,7 @@ def test_the_budget(limit: int | None, bears: list[bool]) -> None:
         spent = spent if after is None else after
 
 
-def test_what_is_not_charged_costs_nothing() -> None:
+def test_an_uncharged_cause_costs_nothing() -> None:
     assert restarts_after(Change(ChangeKind.NODE_LEFT, 1), 0, 0) == 0
 
 
@@ -146,7 +146,7 @@ def test_a_loss_outranks_a_departure() -> None:
 
 
 @pytest.mark.parametrize("kind", FailureKind)
-def test_an_early_clean_end_is_told_with_a_communication_error(kind: FailureKind) -> None:
+def test_an_early_clean_exit_is_named_with_a_communication_error(kind: FailureKind) -> None:
     case = Case(failed(1, "a", failure(kind)), finished="z")
     change = case.close(unresolved=0)
     assert change.charged

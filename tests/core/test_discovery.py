@@ -26,7 +26,7 @@ from tests.core.claimant import (
 )
 
 
-class TestWhere:
+class TestAddressesOfAnOwner:
     def test_nodes_attach_where_the_owners_lease_says(self):
         assert e.where(register(), serving()) == THERE
 
@@ -42,38 +42,40 @@ class TestWhere:
             (register(""), serving("")),
         ],
     )
-    def test_or_nowhere(self, run: e.RunRegister | None, lease: e.Lease | None):
+    def test_without_a_serving_lease_there_is_no_address(
+        self, run: e.RunRegister | None, lease: e.Lease | None
+    ):
         assert e.where(run, lease) is None
 
 
-class TestSeeker:
-    def seeker(self, name: str = "a", **options: Any) -> e.Discovery:
+class TestDiscovery:
+    def discovery(self, name: str = "a", **options: Any) -> e.Discovery:
         made = e.Discovery(name, TIMING, **{"candidates": 2, **options})
         made.seek(0.0, 0.0)
         return made
 
     def looks(
         self,
-        seeker: e.Discovery,
+        discovery: e.Discovery,
         now_s: float,
         run: e.RunRegister | None,
         lease: e.Lease | None = None,
         jitter: float = 0.5,
     ) -> list[e.DiscoveryAction]:
-        (asked,) = seeker.tick(now_s, jitter)
+        (asked,) = discovery.tick(now_s, jitter)
         assert isinstance(asked, e.ReadRun)
-        findings = seeker.run_read(asked, None if run is None else found(run), now_s, jitter)
+        findings = discovery.run_read(asked, None if run is None else found(run), now_s, jitter)
         if findings and isinstance(findings[0], e.ReadLease):
             there = None if lease is None else found(lease)
-            return seeker.lease_read(findings[0], there, now_s, jitter)
+            return discovery.lease_read(findings[0], there, now_s, jitter)
         return findings
 
-    def test_it_attaches_where_the_owner_listens(self):
-        seeker = self.seeker()
+    def test_a_node_attaches_to_the_address_in_the_owners_lease(self):
+        discovery = self.discovery()
         run = register(round=a_round(3, "a"))
-        found_there = self.looks(seeker, 0.0, run, serving())
+        found_there = self.looks(discovery, 0.0, run, serving())
         assert found_there == [e.AttachTo(serving(), Stamp("ledger", 4, 3))]
-        assert seeker.next_tick_s() is None
+        assert discovery.next_tick_s() is None
 
     @pytest.mark.parametrize(
         ("owner", "lease", "term"),
@@ -85,156 +87,156 @@ class TestSeeker:
             ("", None, 5),
         ],
     )
-    def test_r5_no_coordinator_of_a_term_that_has_ended_is_believed(
+    def test_r5_a_coordinator_of_an_ended_term_is_ignored(
         self, owner: str, lease: e.Lease | None, term: int
     ):
-        seeker = self.seeker()
-        self.looks(seeker, 0.0, register(owner, 4), lease)
-        assert seeker.floor == Stamp("ledger", term, 0)
+        discovery = self.discovery()
+        self.looks(discovery, 0.0, register(owner, 4), lease)
+        assert discovery.floor == Stamp("ledger", term, 0)
 
-    def test_it_stands_by_beside_an_owner_that_it_cannot_reach(self):
+    def test_a_node_becomes_a_candidate_if_it_cannot_reach_the_owner(self):
         """Otherwise an owner behind a firewall would never resign."""
-        seeker = self.seeker(nodes=2)
-        self.looks(seeker, 0.0, register(round=a_round(3, "a")), serving())
-        assert not seeker.stands_by(1.0, 0.5)
-        seeker.seek_again(1.0, 0.5)
-        assert not seeker.stands_by(1.0 + 0.9 * TIMING.ttl_s, 0.99)
-        assert seeker.stands_by(1.0 + TIMING.ttl_s, 0.99)
-        seeker.seek(10.0, 0.0)  # It had a coordinator meanwhile.
-        assert not seeker.stands_by(10.0, 0.5)
+        discovery = self.discovery(nodes=2)
+        self.looks(discovery, 0.0, register(round=a_round(3, "a")), serving())
+        assert not discovery.stands_by(1.0, 0.5)
+        discovery.seek_again(1.0, 0.5)
+        assert not discovery.stands_by(1.0 + 0.9 * TIMING.ttl_s, 0.99)
+        assert discovery.stands_by(1.0 + TIMING.ttl_s, 0.99)
+        discovery.seek(10.0, 0.0)  # It had a coordinator meanwhile.
+        assert not discovery.stands_by(10.0, 0.5)
 
     @pytest.mark.parametrize("nodes", [10, 1_000, 10_000])
-    def test_few_of_many_stand_by(self, nodes):
+    def test_few_nodes_of_a_large_run_become_candidates(self, nodes):
         rng = random.Random(nodes)
-        seekers = [self.seeker(nodes=nodes, candidates=3) for _ in range(nodes)]
-        for each in seekers:
+        discoveries = [self.discovery(nodes=nodes, candidates=3) for _ in range(nodes)]
+        for each in discoveries:
             each.stands_by(0.0, rng.random())
         early_s = TIMING.ttl_s * 1.1
-        assert sum(each.stands_by(early_s, 0.0) for each in seekers) <= 15
+        assert sum(each.stands_by(early_s, 0.0) for each in discoveries) <= 15
         late_s = 4 * TIMING.ttl_s
-        assert any(each.stands_by(late_s, 0.0) for each in seekers)
+        assert any(each.stands_by(late_s, 0.0) for each in discoveries)
 
-    def test_it_looks_at_a_time_of_its_own(self):
-        seeker = self.seeker(nodes=10_000)
-        seeker.seek(10.0, 0.25)
-        assert seeker.next_tick_s() == 10.25
-        assert seeker.tick(10.2, 0.5) == []
-        seeker.tick(10.25, 0.5)
-        assert seeker.next_tick_s() == 10.25 + TIMING.ttl_s
+    def test_each_node_reads_at_its_own_time(self):
+        discovery = self.discovery(nodes=10_000)
+        discovery.seek(10.0, 0.25)
+        assert discovery.next_tick_s() == 10.25
+        assert discovery.tick(10.2, 0.5) == []
+        discovery.tick(10.25, 0.5)
+        assert discovery.next_tick_s() == 10.25 + TIMING.ttl_s
 
-    def test_a_small_run_looks_at_once_and_a_large_one_within_a_second(self):
+    def test_a_small_run_reads_at_once_and_a_large_one_within_a_second(self):
         for nodes, latest_s in ((8, 10.004), (1_000, 10.5), (100_000, 11.0)):
-            seeker = self.seeker(nodes=nodes)
-            seeker.seek(10.0, 1.0)
-            assert seeker.next_tick_s() == pytest.approx(latest_s)
+            discovery = self.discovery(nodes=nodes)
+            discovery.seek(10.0, 1.0)
+            assert discovery.next_tick_s() == pytest.approx(latest_s)
 
-    def test_the_nodes_of_a_large_run_look_rarer(self):
+    def test_the_nodes_of_a_large_run_read_less_often(self):
         for nodes, often_s in ((8, 1.0), (2_000, 1.0), (4_000, 2.0), (100_000, TIMING.ttl_s)):
-            seeker = self.seeker(nodes=nodes)
-            seeker.tick(0.0, 0.5)
-            assert seeker.next_tick_s() == pytest.approx(often_s)
+            discovery = self.discovery(nodes=nodes)
+            discovery.tick(0.0, 0.5)
+            assert discovery.next_tick_s() == pytest.approx(often_s)
 
-    def test_a_change_that_the_engine_tells_of_is_looked_at(self):
-        seeker = self.seeker(nodes=10_000)
-        seeker.seek(10.0, 0.9)
-        seeker.look_now(10.1)
-        assert seeker.tick(10.1, 0.5) == [e.ReadRun(1)]
+    def test_a_change_event_of_the_engine_causes_a_read(self):
+        discovery = self.discovery(nodes=10_000)
+        discovery.seek(10.0, 0.9)
+        discovery.look_now(10.1)
+        assert discovery.tick(10.1, 0.5) == [e.ReadRun(1)]
 
-    def test_not_by_all_nodes_at_the_same_moment(self):
-        seeker = self.seeker(nodes=1_000)
-        seeker.tick(0.0, 0.9)
-        seeker.look_now(0.1, 0.5)
-        assert seeker.next_tick_s() == pytest.approx(0.35)
+    def test_nodes_read_at_different_times_after_a_change(self):
+        discovery = self.discovery(nodes=1_000)
+        discovery.tick(0.0, 0.9)
+        discovery.look_now(0.1, 0.5)
+        assert discovery.next_tick_s() == pytest.approx(0.35)
 
-    def test_in_a_small_run_every_node_stands_at_once(self):
-        assert self.looks(self.seeker(nodes=2), 0.0, None) == [e.BecomeCandidate()]
+    def test_in_a_small_run_every_node_is_a_candidate_at_once(self):
+        assert self.looks(self.discovery(nodes=2), 0.0, None) == [e.BecomeCandidate()]
 
-    def test_in_a_large_one_a_node_stands_when_chance_says_so(self):
-        assert self.looks(self.seeker(nodes=1_000), 0.0, None, jitter=0.001) == [
+    def test_in_a_large_run_chance_decides_when_a_node_is_a_candidate(self):
+        assert self.looks(self.discovery(nodes=1_000), 0.0, None, jitter=0.001) == [
             e.BecomeCandidate()
         ]
-        seeker = self.seeker(nodes=1_000)
-        assert self.looks(seeker, 0.0, None, jitter=0.5) == []
+        discovery = self.discovery(nodes=1_000)
+        assert self.looks(discovery, 0.0, None, jitter=0.5) == []
         # 2 ** (t / 0.3 s) * 4 / 3 of 1,000 nodes are to stand by t: ln 2 of each is chance's half.
         due_s = 0.3 * math.log2(math.log(2) * 1_000 / (2 * 2 / 3))
         now_s = 0.0
         while now_s < due_s - 0.001:
-            now_s = seeker.next_tick_s() or 0.0
-            stood = self.looks(seeker, now_s, None, jitter=0.5)
+            now_s = discovery.next_tick_s() or 0.0
+            stood = self.looks(discovery, now_s, None, jitter=0.5)
         assert now_s == pytest.approx(due_s)
         assert stood == [e.BecomeCandidate()]
 
-    def test_how_many_nodes_there_are_is_what_the_register_says(self):
+    def test_the_number_of_nodes_is_read_from_the_register(self):
         settings = RunSettings(min_nodes=300, max_nodes=900, expected_nodes=500)
         begun = register("", settings=settings)
-        seeker = self.seeker(nodes=2)
-        self.looks(seeker, 0.0, begun)
-        assert seeker.nodes == 500
-        seeker = self.seeker(nodes=2)
-        self.looks(seeker, 0.0, register("", settings=settings, round=a_round(3, "x", "y", "z")))
-        assert seeker.nodes == 3
+        discovery = self.discovery(nodes=2)
+        self.looks(discovery, 0.0, begun)
+        assert discovery.nodes == 500
+        discovery = self.discovery(nodes=2)
+        self.looks(discovery, 0.0, register("", settings=settings, round=a_round(3, "x", "y", "z")))
+        assert discovery.nodes == 3
 
-    def test_who_was_not_reached_is_looked_at_again_when_its_lease_may_be_over(self):
-        seeker = self.seeker(look_s=2.0)
-        self.looks(seeker, 1.0, register(), serving())
-        seeker.seek_again(1.0, 0.0)
-        assert seeker.next_tick_s() == 2.0
-        self.looks(seeker, 3.5, register(), serving())
-        seeker.seek_again(3.5, 0.0)
-        assert seeker.next_tick_s() == 1.0 + TIMING.ttl_s
+    def test_an_unreachable_owner_is_read_again_when_its_lease_may_end(self):
+        discovery = self.discovery(look_s=2.0)
+        self.looks(discovery, 1.0, register(), serving())
+        discovery.seek_again(1.0, 0.0)
+        assert discovery.next_tick_s() == 2.0
+        self.looks(discovery, 3.5, register(), serving())
+        discovery.seek_again(3.5, 0.0)
+        assert discovery.next_tick_s() == 1.0 + TIMING.ttl_s
 
-    def test_an_engine_that_is_slow_to_answer_slows_the_growth(self):
-        seeker = self.seeker(nodes=1_000)
-        (asked,) = seeker.tick(0.0, 0.5)
+    def test_a_slow_engine_slows_the_growth_of_the_chance(self):
+        discovery = self.discovery(nodes=1_000)
+        (asked,) = discovery.tick(0.0, 0.5)
         assert isinstance(asked, e.ReadRun)
-        assert seeker.run_read(asked, None, 2.0, 0.5) == []
-        while (now_s := seeker.next_tick_s() or 0.0) and not self.looks(seeker, now_s, None):
+        assert discovery.run_read(asked, None, 2.0, 0.5) == []
+        while (now_s := discovery.next_tick_s() or 0.0) and not self.looks(discovery, now_s, None):
             pass
         assert now_s == pytest.approx(2.0 + 4.0 * math.log2(math.log(2) * 1_000 / (2 * 2 / 3)))
 
     @pytest.mark.parametrize("lease", [None, moving(), revoked("other")])
-    def test_an_owner_that_does_not_serve_is_nobody(self, lease: e.Lease | None):
-        assert self.looks(self.seeker(), 0.0, register(), lease) == [e.BecomeCandidate()]
+    def test_an_owner_that_does_not_serve_counts_as_no_owner(self, lease: e.Lease | None):
+        assert self.looks(self.discovery(), 0.0, register(), lease) == [e.BecomeCandidate()]
 
-    def test_an_owner_that_stands_still_for_the_ttl_is_nobody(self):
-        seeker = self.seeker()
+    def test_an_owner_that_does_not_renew_for_the_ttl_counts_as_no_owner(self):
+        discovery = self.discovery()
         for now_s in (0.0, 1.5):
-            (attach,) = self.looks(seeker, now_s, register(), serving())
+            (attach,) = self.looks(discovery, now_s, register(), serving())
             assert isinstance(attach, e.AttachTo)
-            seeker.seek(now_s, 0.0)
-        assert self.looks(seeker, 3.0, register(), serving()) == [
+            discovery.seek(now_s, 0.0)
+        assert self.looks(discovery, 3.0, register(), serving()) == [
             e.BecomeCandidate(e.Seen("other", 7, 0.0))
         ]
 
     def test_a_closed_run_is_over(self):
         for owner in ("other", ""):
-            seeker = self.seeker()
-            assert self.looks(seeker, 0.0, register(owner, close=CLOSE)) == [e.RunOver(CLOSE)]
-            assert seeker.next_tick_s() is None
+            discovery = self.discovery()
+            assert self.looks(discovery, 0.0, register(owner, close=CLOSE)) == [e.RunOver(CLOSE)]
+            assert discovery.next_tick_s() is None
 
-    def test_what_is_not_answered_is_asked_again(self):
-        seeker = self.seeker()
-        asked = seeker.tick(0.0, 0.5)
-        assert seeker.tick(1.0, 0.5) == asked
+    def test_an_unanswered_read_is_repeated(self):
+        discovery = self.discovery()
+        asked = discovery.tick(0.0, 0.5)
+        assert discovery.tick(1.0, 0.5) == asked
 
     def test_a_late_answer_changes_nothing(self):
-        seeker = self.seeker()
-        (old,) = seeker.tick(0.0, 0.5)
+        discovery = self.discovery()
+        (old,) = discovery.tick(0.0, 0.5)
         assert isinstance(old, e.ReadRun)
-        seeker.seek(0.5, 0.0)
-        seeker.tick(0.5, 0.5)
-        assert seeker.run_read(old, None, 0.6, 0.5) == []
-        assert seeker.lease_read(e.ReadLease("other", 1), None, 0.6, 0.5) == []
+        discovery.seek(0.5, 0.0)
+        discovery.tick(0.5, 0.5)
+        assert discovery.run_read(old, None, 0.6, 0.5) == []
+        assert discovery.lease_read(e.ReadLease("other", 1), None, 0.6, 0.5) == []
 
-    def test_what_cannot_be_read_is_looked_at_again(self):
-        seeker = self.seeker()
-        (asked,) = seeker.tick(0.0, 0.5)
+    def test_an_unreadable_register_is_read_again(self):
+        discovery = self.discovery()
+        (asked,) = discovery.tick(0.0, 0.5)
         assert isinstance(asked, e.ReadRun)
         with pytest.raises(e.UnreadableError):
-            seeker.run_read(asked, e.Versioned(b"x", 1), 0.1, 0.5)
-        assert seeker.tick(1.0, 0.5) == [asked]
+            discovery.run_read(asked, e.Versioned(b"x", 1), 0.1, 0.5)
+        assert discovery.tick(1.0, 0.5) == [asked]
 
     @pytest.mark.parametrize("wrong", [{"candidates": 0}, {"look_s": 0.0}])
-    def test_settings_that_make_no_sense_are_refused(self, wrong: dict[str, Any]):
+    def test_senseless_settings_are_refused(self, wrong: dict[str, Any]):
         with pytest.raises(ValueError, match="must be positive"):
             e.Discovery("a", TIMING, **{"candidates": 1, **wrong})

@@ -33,51 +33,51 @@ from tests.core.claimant import (
 )
 
 
-class TestWhatCannotBeRead:
-    def test_bytes_of_something_else(self):
+class TestUnreadableRecords:
+    def test_bytes_that_are_no_record_are_refused(self):
         with pytest.raises(e.UnreadableError, match="not a run head of Rallypoint"):
             e.decode_run(b'{"owner": 1}')
 
-    def test_a_list_of_something_else(self):
+    def test_a_list_that_is_no_record_is_refused(self):
         with pytest.raises(e.UnreadableError, match="it has no format number"):
             e.decode_lease(msgspec.msgpack.encode(["hello", 2]))
 
-    def test_a_damaged_register(self):
+    def test_a_damaged_register_is_refused(self):
         with pytest.raises(e.UnreadableError, match="this run head is damaged"):
             e.decode_run(msgspec.msgpack.encode([e.FORMAT, "ledger", "run", -4, "me"]))
 
-    def test_a_newer_format(self):
+    def test_a_newer_format_is_refused(self):
         newer = msgspec.structs.replace(register(), format=3)
         with pytest.raises(e.OtherFormatError, match="format 3 was written by a newer release"):
             e.decode_run(e.encode(newer))
 
-    def test_an_older_format(self):
+    def test_an_older_format_is_refused(self):
         older = msgspec.structs.replace(register(), format=1)
         with pytest.raises(e.OtherFormatError, match="format 1 was written by an older release"):
             e.decode_run(e.encode(older))
 
-    def test_a_newer_format_that_looks_quite_different(self):
+    def test_a_newer_format_with_another_layout_is_refused(self):
         with pytest.raises(e.UnreadableError, match="newer release"):
             e.decode_lease(msgspec.msgpack.encode([3, {"process": "x"}]))
 
-    def test_a_format_that_never_was(self):
+    def test_an_impossible_format_is_refused(self):
         with pytest.raises(e.UnreadableError, match="format 0"):
             e.decode_run(e.encode(msgspec.structs.replace(register(), format=0)))
 
-    def test_half_of_a_value(self):
+    def test_a_truncated_value_is_refused(self):
         whole = e.encode(register(round=a_round(1, "a"), table=a_table("a")))
         for length in range(len(whole)):
             with pytest.raises(e.UnreadableError):
                 e.decode_run(whole[:length])
 
     @given(st.binary(max_size=200))
-    def test_whatever_the_bytes_nothing_else_is_raised(self, data: bytes):
+    def test_any_bytes_raise_only_errors_of_ours(self, data: bytes):
         for decode in (e.decode_lease, e.decode_run):
             with contextlib.suppress(e.UnreadableError):
                 decode(data)
 
     @given(st.binary(max_size=60), st.integers(0, 60))
-    def test_nor_whatever_is_broken_in_a_value(self, noise: bytes, at: int):
+    def test_any_change_of_a_value_raises_only_errors_of_ours(self, noise: bytes, at: int):
         whole = e.encode(register(round=a_round(1, "a"), settings=RunSettings(), close=CLOSE))
         for decode in (e.decode_lease, e.decode_run):
             with contextlib.suppress(e.UnreadableError):
@@ -86,11 +86,11 @@ class TestWhatCannotBeRead:
     @pytest.mark.parametrize(
         "data", [b"\x91" * 100_000 + b"\x01", b"\xdd\xff\xff\xff\xff", b"\x92\x01\xa1\xff"]
     )
-    def test_nor_for_what_is_deep_or_claims_to_be_large_or_is_no_text(self, data: bytes):
+    def test_deep_large_and_non_text_values_raise_only_errors_of_ours(self, data: bytes):
         with pytest.raises(e.UnreadableError):
             e.decode_lease(data)
 
-    def test_what_was_encoded_is_decoded(self):
+    def test_an_encoded_record_decodes_to_the_same(self):
         for lease in (serving(), moving(), revoked()):
             assert e.decode_lease(e.encode(lease)) == lease
         chunk = e.Chunk(2, 3, 512, b"digest")
@@ -100,7 +100,7 @@ class TestWhatCannotBeRead:
         )
         assert e.decode_run(e.encode(full)) == full
 
-    def test_a_claim_says_why_and_asks_again(self):
+    def test_a_claim_reports_the_reason_and_reads_again(self):
         me = Claimant()
         asked = me.read_run(0.0)
         newer = msgspec.structs.replace(register(), format=e.FORMAT + 1)
@@ -109,7 +109,7 @@ class TestWhatCannotBeRead:
         assert me.claim.tick(0.5) == [asked]
         run_swap_of(me.claim.run_read(asked, None, 0.6))
 
-    def test_a_lease_that_it_cannot_read_is_not_taken_for_dead(self):
+    def test_an_unreadable_lease_does_not_count_as_expired(self):
         me = Claimant()
         (asked,) = me.sees(register(), 0.0)
         assert isinstance(asked, e.ReadLease)
@@ -118,13 +118,13 @@ class TestWhatCannotBeRead:
         assert me.claim.tick(9.0) == [asked]
 
     @pytest.mark.parametrize("change", [{"run_id": "x"}, {"ledger_id": "x"}])
-    def test_the_register_of_something_else_is_refused(self, change: dict[str, str]):
+    def test_the_register_of_another_run_is_refused(self, change: dict[str, str]):
         me = Claimant()
         asked = me.read_run(0.0)
         with pytest.raises(e.UnreadableError, match="not of run run in ledger ledger"):
             me.claim.run_read(asked, found(msgspec.structs.replace(register(), **change)), 0.1)
 
-    def test_the_lease_of_somebody_else_is_refused(self):
+    def test_the_lease_of_another_process_is_refused(self):
         me = Claimant()
         (asked,) = me.sees(register(), 0.0)
         assert isinstance(asked, e.ReadLease)
@@ -132,7 +132,7 @@ class TestWhatCannotBeRead:
             me.claim.lease_read(asked, found(serving("third")), 0.1)
 
 
-class TestWhatANewerReleaseAdded:
+class TestFieldsOfANewerRelease:
     """A release that does not know a field must not remove it (docs/compatibility.md)."""
 
     def test_fields_at_the_end_of_a_register_are_kept_when_it_is_sealed(self):
@@ -145,7 +145,7 @@ class TestWhatANewerReleaseAdded:
         assert msgspec.msgpack.decode(sealed.value)[-2:] == [{"pinned": ["n1"]}, 7]
         assert e.decode_run(sealed.value).term == 5
 
-    def test_fields_of_what_is_inside_are_kept_unless_it_is_replaced(self):
+    def test_fields_of_inner_records_are_kept_unless_replaced(self):
         raw = fields_of(register(settings=RunSettings(max_nodes=4), close=CLOSE))
         settings_at = e.RunRegister.__struct_fields__.index("settings")
         raw[settings_at] = [*raw[settings_at], "new setting"]
@@ -159,12 +159,12 @@ class TestWhatANewerReleaseAdded:
         newer = e.decode_lease(msgspec.msgpack.encode([*fields_of(serving()), "zone-b"]))
         assert fields_of(e.revoked_by(newer, "me"))[-1] == "zone-b"
 
-    def test_a_value_without_this_releases_last_fields_is_written_with_them(self):
+    def test_missing_last_fields_are_added_when_a_value_is_written(self):
         short = e.decode_lease(msgspec.msgpack.encode([e.FORMAT, "p", 3]))
         written = e.decode_lease(e.encode(msgspec.structs.replace(short, ttl_s=30.0)))
         assert (written.beat, written.ttl_s) == (3, 30.0)
 
-    def test_nothing_is_kept_where_nothing_is_new(self):
+    def test_without_new_fields_nothing_more_is_kept(self):
         assert e.decode_lease(e.encode(serving())).as_read == ()
 
 

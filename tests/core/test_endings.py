@@ -40,7 +40,9 @@ def test_the_same_address_in_two_spellings_is_direct(told: str, seen: str) -> No
         (None, None),
     ],
 )
-def test_whatever_stands_between_is_not_direct(told: Address | None, seen: Address | None) -> None:
+def test_a_connection_through_a_proxy_is_not_direct(
+    told: Address | None, seen: Address | None
+) -> None:
     assert not endings.is_direct(told, seen)
 
 

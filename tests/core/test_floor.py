@@ -9,7 +9,7 @@ from rallypoint.core import election as e
 from tests.core.claimant import a_round, found, good, register, run_swap_of
 
 
-class TestTheFloor:
+class TestFloor:
     """R1, R13: a run that begins again begins above every run that was removed."""
 
     FLOOR = e.Floor(e.FORMAT, 7, 40)
@@ -34,7 +34,7 @@ class TestTheFloor:
             made.floor_read(self.floor(made.run_read(asked, None, 0.1)), floor, 0.2)
         )
 
-    def test_a_new_run_begins_above_it(self):
+    def test_a_new_run_begins_above_the_floor(self):
         made, swap = self.begins(self.there(self.FLOOR))
         begun = e.decode_run(swap.value)
         assert (begun.term, begun.number, begun.sequence) == (8, 40, 0)
@@ -42,7 +42,7 @@ class TestTheFloor:
         (won,) = made.floor_read(checked, self.there(self.FLOOR), 0.4)
         assert won == e.Elected(begun, 8)
 
-    def test_with_no_floor_in_term_1(self):
+    def test_without_a_floor_a_run_begins_in_term_1(self):
         made, swap = self.begins(None)
         begun = e.decode_run(swap.value)
         assert (begun.term, begun.number) == (1, 0)
@@ -59,7 +59,7 @@ class TestTheFloor:
         (won,) = made.run_swapped(lift, e.Swapped(9), 0.5)
         assert won == e.Elected(lifted, 9)
 
-    def test_so_is_one_that_its_creator_never_checked(self):
+    def test_a_register_that_its_creator_never_checked_is_lifted_too(self):
         made, asked = self.claim()
         found_there = found(register("", 1))
         checked = self.floor(made.run_read(asked, found_there, 0.1))
@@ -73,7 +73,7 @@ class TestTheFloor:
         seal = run_swap_of(made.run_read(asked, found(register("", 3, round=a_round(2, "a"))), 0.1))
         assert e.decode_run(seal.value).term == 4
 
-    def test_what_cannot_be_read_is_asked_again(self):
+    def test_an_unreadable_floor_is_read_again(self):
         made, asked = self.claim()
         floor = self.floor(made.run_read(asked, None, 0.1))
         with pytest.raises(e.UnreadableError):
@@ -81,12 +81,12 @@ class TestTheFloor:
         assert made.tick(0.7) == [floor]
         assert made.floor_read(e.ReadFloor(99), None, 0.8) == []
 
-    def test_it_only_rises(self):
+    def test_the_floor_only_rises(self):
         low = register("p", 3, round=a_round(90, "a"))
         assert self.FLOOR.raised(low) == e.Floor(e.FORMAT, 7, 90)
         assert self.FLOOR.raised(register("p", 2)) == self.FLOOR
 
-    def test_a_newer_releases_fields_are_kept(self):
+    def test_fields_of_a_newer_release_are_kept(self):
         raw = [*msgspec.msgpack.decode(e.encode(self.FLOOR)), "new"]
         kept = e.decode_floor(msgspec.msgpack.encode(raw)).raised(register("p", 9))
         assert msgspec.msgpack.decode(e.encode(kept)) == [e.FORMAT, 9, 40, "new"]

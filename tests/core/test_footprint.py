@@ -67,7 +67,7 @@ KINDS = (
 
 
 @pytest.mark.parametrize("fill", KINDS, ids=lambda fill: fill.__name__)
-def test_the_footprint_is_about_what_is_taken(fill: Callable[[RoundStore], None]) -> None:
+def test_the_footprint_matches_the_memory_used(fill: Callable[[RoundStore], None]) -> None:
     """Too low a figure would not limit the process. Much too high a figure would refuse calls."""
     fill(RoundStore(SEATS))  # what is made once
     store = RoundStore(SEATS)
@@ -81,7 +81,7 @@ def test_the_footprint_is_about_what_is_taken(fill: Callable[[RoundStore], None]
     assert 0.6 * store.footprint() < taken < 1.1 * store.footprint()
 
 
-def test_all_is_given_back() -> None:
+def test_everything_is_released_at_the_end() -> None:
     store = RoundStore(SEATS)
     for number, fill in enumerate(KINDS[:-1]):
         fill(store)
@@ -111,7 +111,7 @@ def test_all_is_given_back() -> None:
         Barrier("step", 0),
     ],
 )
-def test_how_much_a_call_adds_is_known_before(op: StoreOp) -> None:
+def test_the_size_of_a_call_is_known_beforehand(op: StoreOp) -> None:
     store = RoundStore(SEATS)
     store.apply("a", 1, Set("old", b"12345"), None, 0.0)
     store.apply("a", 2, Get("nothing"), None, 0.0)
@@ -127,7 +127,7 @@ def test_how_much_a_call_adds_is_known_before(op: StoreOp) -> None:
     assert store.footprint() - before >= min(growth, 0)
 
 
-def test_a_large_read_is_made_again_and_a_small_one_remembered() -> None:
+def test_a_large_read_is_repeated_and_a_small_one_remembered() -> None:
     """R11 is about calls that change the store. A large read must not keep an overwritten value."""
     store = RoundStore(SEATS)
     store.apply("a", 1, MultiSet(("large", "small"), (bytes(4096), b"1")), None, 0.0)
@@ -149,7 +149,7 @@ def test_a_large_read_is_made_again_and_a_small_one_remembered() -> None:
     assert store.apply("a", 2, Get("large"), None, 0.0) == []
 
 
-def test_a_large_read_that_is_asked_again_may_have_to_wait() -> None:
+def test_a_repeated_large_read_may_wait() -> None:
     store = RoundStore(SEATS)
     store.apply("a", 1, Set("large", bytes(4096)), None, 0.0)
     store.apply("a", 2, Get("large"), None, 0.0)

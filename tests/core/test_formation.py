@@ -89,7 +89,7 @@ def gatherings(draw: st.DrawFn) -> Counts:
 
 
 @given(gatherings())
-def test_r3_what_is_sealed_is_within_the_bounds(given_: Counts) -> None:
+def test_r3_a_sealed_round_is_within_the_bounds(given_: Counts) -> None:
     if decide(given_).seals:
         assert given_.minimum <= given_.chosen <= given_.maximum
 
@@ -101,7 +101,7 @@ def test_survivors_hold_their_places_until_the_last_call_is_over(given_: Counts)
 
 
 @given(gatherings())
-def test_no_round_is_formed_beside_survivors_that_stop_their_workers(given_: Counts) -> None:
+def test_no_round_is_formed_while_survivors_stop_their_workers(given_: Counts) -> None:
     if given_.stopping or given_.absent:
         assert not decide(given_).seals
 

@@ -37,44 +37,44 @@ class TestTiming:
             {"retry_s": float("inf")},
         ],
     )
-    def test_what_does_not_fit_is_refused(self, wrong: dict[str, float]):
+    def test_times_that_do_not_fit_together_are_refused(self, wrong: dict[str, float]):
         with pytest.raises(ValueError, match=r"must be (renewed|more than 0)"):
             msgspec.structs.replace(TIMING, **wrong)
 
 
-class TestTakingAndRenewing:
-    def test_a_lease_is_taken_where_there_is_none(self):
+class TestAcquiringAndRenewing:
+    def test_a_lease_is_acquired_if_there_is_none(self):
         swap = swap_of(holder().tick(10.0))
         assert swap.expected is None
         assert lease_in(swap) == e.Lease(e.FORMAT, "me", 1, addresses=HERE, ttl_s=TIMING.ttl_s)
 
-    def test_nothing_may_be_decided_before_it_is_taken(self):
+    def test_without_a_lease_no_decision_is_allowed(self):
         lease = holder()
         lease.tick(0.0)
         assert not lease.may_decide(0.0)
 
-    def test_it_is_renewed_a_renewal_after_the_last_one_was_sent(self):
+    def test_the_next_renewal_is_timed_from_the_last_one_sent(self):
         lease = good(0.0)
         assert lease.next_tick_s(0.5) == 1.0
         assert lease.tick(0.9) == []
         swap = swap_of(lease.tick(1.0))
         assert (swap.expected, lease_in(swap).beat) == (1, 2)
 
-    def test_it_lets_decide_from_when_the_renewal_was_sent_not_answered(self):
+    def test_a_lease_counts_from_when_the_renewal_was_sent(self):
         lease = holder()
         swap = swap_of(lease.tick(0.0))
         lease.swapped(swap, e.Swapped(1), 2.0)
         assert lease.may_decide(2.4)
         assert not lease.may_decide(2.5)
 
-    def test_of_several_tries_the_first_one_counts(self):
+    def test_of_several_attempts_the_first_one_counts(self):
         lease = holder()
         lease.tick(0.0)
         swap = swap_of(lease.tick(0.5))
         lease.swapped(swap, e.Swapped(1), 0.6)
         assert not lease.may_decide(2.5)
 
-    def test_after_a_stall_it_renews_before_it_decides(self):
+    def test_after_a_stall_a_process_renews_before_it_decides(self):
         lease = good(0.0)
         assert not lease.may_decide(20.0)
         swap = swap_of(lease.tick(20.0))
@@ -84,7 +84,7 @@ class TestTakingAndRenewing:
 
 
 class TestUnknownOutcomes:
-    def test_the_same_bytes_are_tried_again_and_no_others(self):
+    def test_a_retry_sends_the_same_bytes(self):
         lease = good(0.0)
         first = swap_of(lease.tick(1.0))
         lease.swapped(first, e.Unknown("timeout"), 1.2)
@@ -114,7 +114,7 @@ class TestUnknownOutcomes:
         lease.swapped(out, e.Swapped(3), 2.2)
         assert swap_of(lease.tick(3.0)).expected == 3
 
-    def test_a_renewal_that_is_known_too_late_lets_nobody_decide(self):
+    def test_a_renewal_confirmed_too_late_allows_no_decision(self):
         lease = good(0.0)
         swap = swap_of(lease.tick(1.0))
         lease.swapped(swap, e.Swapped(2), 21.0)
@@ -127,14 +127,14 @@ class TestLosing:
         lease.swapped(swap_of(lease.tick(1.0)), e.Conflict(current), 1.1)
         return lease
 
-    def test_a_revoked_lease_is_lost_for_good(self):
+    def test_a_revoked_lease_stays_lost(self):
         lease = self.lose(found(revoked()))
         assert lease.is_lost
         assert not lease.may_decide(1.1)
         assert lease.tick(100.0) == []
         assert lease.hand_over(100.0) == []
 
-    def test_who_lost_it_has_nothing_more_to_do(self):
+    def test_a_lost_lease_has_no_further_actions(self):
         assert self.lose(found(revoked())).next_tick_s(5.0) is None
 
     @pytest.mark.parametrize(
@@ -147,16 +147,16 @@ class TestLosing:
             (found(serving("me")), "by another process with the name me"),
         ],
     )
-    def test_it_says_why(self, current: e.Versioned | None, why: str):
+    def test_a_lost_lease_gives_its_reason(self, current: e.Versioned | None, why: str):
         assert why in self.lose(current).lost_reason
 
-    def test_a_name_that_was_used_before_is_lost_at_once(self):
+    def test_a_name_used_before_loses_its_lease_at_once(self):
         lease = holder()
         first = lease.tick(0.0)
         lease.swapped(swap_of(first), e.Conflict(found(serving("me", 40))), 0.1)
         assert lease.is_lost
 
-    def test_late_answers_do_not_bring_it_back(self):
+    def test_late_answers_do_not_restore_a_lost_lease(self):
         lease = good(0.0)
         swap = swap_of(lease.tick(1.0))
         lease.swapped(swap, e.Conflict(found(revoked())), 1.1)
@@ -166,14 +166,14 @@ class TestLosing:
 
 
 class TestHandingOver:
-    def test_it_writes_that_it_moves_and_decides_no_more(self):
+    def test_a_process_that_hands_over_writes_it_and_stops_deciding(self):
         lease = good(0.0)
         swap = swap_of(lease.hand_over(0.5))
         moved = e.Lease(e.FORMAT, "me", 2, e.LeaseState.MOVING, HERE, ttl_s=TIMING.ttl_s)
         assert lease_in(swap) == moved
         assert not lease.may_decide(0.5)
 
-    def test_it_is_renewed_no_more(self):
+    def test_a_lease_that_is_handed_over_is_not_renewed(self):
         lease = good(0.0)
         lease.swapped(swap_of(lease.hand_over(0.5)), e.Swapped(2), 0.6)
         assert lease.has_moved
@@ -182,7 +182,7 @@ class TestHandingOver:
         assert lease.tick(50.0) == []
         assert lease.hand_over(50.0) == []
 
-    def test_while_a_renewal_is_out_it_waits_for_the_outcome(self):
+    def test_a_handover_waits_for_the_outcome_of_a_renewal(self):
         lease = good(0.0)
         renewal = swap_of(lease.tick(1.0))
         assert lease.hand_over(1.1) == []
@@ -191,19 +191,19 @@ class TestHandingOver:
         swap = swap_of(lease.swapped(renewal, e.Swapped(2), 1.6))
         assert (swap.expected, lease_in(swap).state) == (2, e.LeaseState.MOVING)
 
-    def test_once_more_changes_nothing(self):
+    def test_a_second_handover_changes_nothing(self):
         lease = good(0.0)
         swap = swap_of(lease.hand_over(0.5))
         assert lease.hand_over(0.6) == []
         assert lease.tick(1.0) == [swap]
 
-    def test_who_never_had_a_lease_has_nothing_to_say(self):
+    def test_without_a_lease_a_handover_writes_nothing(self):
         lease = holder()
         assert lease.hand_over(0.0) == []
         assert lease.has_moved
         assert lease.tick(1.0) == []
 
-    def test_a_lease_that_is_lost_meanwhile_ends_it(self):
+    def test_losing_the_lease_ends_the_handover(self):
         lease = good(0.0)
         lease.swapped(swap_of(lease.hand_over(0.5)), e.Conflict(found(revoked())), 0.6)
         assert lease.is_lost

@@ -26,7 +26,7 @@ def when(driver: Driver, kind: type[do.Effect]) -> float:
 
 @pytest.mark.parametrize("nodes", [10, 100])
 @pytest.mark.parametrize("percent", [10, 30, 60])
-def test_a_preempted_part_of_the_run_is_told_at_once(nodes: int, percent: int) -> None:
+def test_a_preempted_part_of_the_run_is_reported_at_once(nodes: int, percent: int) -> None:
     driver, names = met(nodes)
     began_s, gone = driver.now_s, nodes * percent // 100
     for name in names[:gone]:  # one after another, within a second
@@ -45,7 +45,7 @@ def test_a_preempted_part_of_the_run_is_told_at_once(nodes: int, percent: int) -
 
 
 @pytest.mark.parametrize("nodes", [10, 100])
-def test_their_workers_may_fail_before_all_of_them_are_known_to_be_gone(nodes: int) -> None:
+def test_workers_may_fail_before_all_losses_are_known(nodes: int) -> None:
     driver, names = met(nodes)
     gone, alive = names[: nodes * 3 // 10], names[nodes * 3 // 10 :]
     driver.fail(alive[0], kind="communication")
@@ -61,7 +61,7 @@ def test_their_workers_may_fail_before_all_of_them_are_known_to_be_gone(nodes: i
     assert when(driver, do.Publish) <= began_s + BURST_S + 2 * driver.settings.settle_s
 
 
-def test_a_run_whose_nodes_end_without_a_pause_is_told_all_the_same() -> None:
+def test_losses_without_a_pause_are_reported_too() -> None:
     driver, names = met(200)
     began_s = driver.now_s
     for name in names[:150]:
@@ -70,7 +70,7 @@ def test_a_run_whose_nodes_end_without_a_pause_is_told_all_the_same() -> None:
     assert BURST_MAX_S < when(driver, do.Break) - began_s <= BURST_MAX_S + 2 * BURST_S
 
 
-def test_as_many_resets_are_taken_for_an_outage() -> None:
+def test_as_many_resets_count_as_an_outage() -> None:
     """A firewall that is flushed resets the connections of living nodes."""
     driver, names = met(100)
     driver.disconnect(*names[:30])
@@ -81,7 +81,7 @@ def test_as_many_resets_are_taken_for_an_outage() -> None:
     assert not any(isinstance(effect, do.Break) for _, effect in driver.effects)
 
 
-def test_eight_at_a_time_are_no_outage() -> None:
+def test_eight_losses_at_a_time_are_no_outage() -> None:
     driver, names = met(20)
     began_s = driver.now_s
     driver.disconnect(*names[:8])

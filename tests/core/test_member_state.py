@@ -43,7 +43,7 @@ def fail_over(driver: Driver, *attaching: str) -> None:
 
 
 class TestDone:
-    def test_one_that_is_done_and_has_gone_is_not_lost(self) -> None:
+    def test_a_done_node_that_has_gone_is_not_lost(self) -> None:
         driver = met("a", "b")
         driver.done("a")
         driver.leave("a")
@@ -62,7 +62,7 @@ class TestDone:
         assert driver.run.close is not None
         assert driver.run.close.outcome is Outcome.SUCCEEDED
 
-    def test_one_that_is_done_and_still_there_is_done_when_it_attaches(self) -> None:
+    def test_a_done_node_that_attaches_again_is_done(self) -> None:
         driver = met("a", "b", "c")
         driver.done("a")
         fail_over(driver, "a", "b", "c")
@@ -74,7 +74,7 @@ class TestDone:
         driver.advance(60.0)
         assert driver.phase is Phase.ACTIVE
 
-    def test_nobody_waits_for_it_to_attach(self) -> None:
+    def test_a_done_node_is_not_awaited(self) -> None:
         driver = met("a", "b", "c")
         driver.done("a")
         fail_over(driver, "b", "c")
@@ -83,7 +83,7 @@ class TestDone:
         # The attach grace is over, and b is judged like any member.
         assert lost(driver) == ["b"]
 
-    def test_once_somebody_is_done_nobody_is_let_in_any_more(self) -> None:
+    def test_after_the_first_done_node_no_newcomer_is_admitted(self) -> None:
         driver = met("a", "b", max=3)
         driver.done("a")
         fail_over(driver, "b")
@@ -91,7 +91,7 @@ class TestDone:
         driver.advance(60.0)
         assert driver.phase is Phase.ACTIVE
 
-    def test_those_of_earlier_rounds_count_when_the_others_are_too_few(self) -> None:
+    def test_done_nodes_of_earlier_rounds_count_if_too_few_are_left(self) -> None:
         driver = met("a", "b", "c")
         driver.done("a")
         driver.fail("b")
@@ -105,7 +105,7 @@ class TestDone:
         assert driver.run.close is not None
         assert driver.run.close.outcome is Outcome.NOT_ENOUGH
 
-    def test_many_that_end_together_are_a_few_writes(self) -> None:
+    def test_many_nodes_done_together_need_few_writes(self) -> None:
         names = [f"n{i}" for i in range(400)]
         driver = met(*names, manual_note=True)
         for name in names[:399]:
@@ -118,7 +118,7 @@ class TestDone:
         assert len(notes) == 2
         assert sum(byte.bit_count() for byte in notes[-1].marks.done) == 399
 
-    def test_those_that_end_one_after_another_are_a_few_writes_too(self) -> None:
+    def test_nodes_done_one_after_another_need_few_writes_too(self) -> None:
         names = [f"n{i}" for i in range(40)]
         driver = met(*names)
         for name in names[:39]:
@@ -129,7 +129,7 @@ class TestDone:
         driver.advance(driver.settings.settle_s)
         assert sum(byte.bit_count() for byte in driver.register.marks.done) == 39
 
-    def test_those_of_earlier_rounds_still_count_after_two_takeovers(self) -> None:
+    def test_done_nodes_of_earlier_rounds_count_after_two_takeovers(self) -> None:
         driver = met("a", "b", "c", min=1)
         driver.done("a")
         driver.fail("b")
@@ -143,7 +143,7 @@ class TestDone:
         assert driver.register.marks.finished == 1
         assert driver.register.marks.done != b"\0"
 
-    def test_one_that_was_left_behind_is_done_only_now(self) -> None:
+    def test_a_passive_node_becomes_done_later(self) -> None:
         """It hung, and a round was formed without it. Then its work was done."""
         driver = met("a", "b", "c", restarts=None)
         driver.fail("a")
@@ -158,7 +158,7 @@ class TestDone:
 
 class TestDepartingAndLeft:
     @pytest.mark.parametrize("has_left", [False, True])
-    def test_its_absence_is_no_loss_and_nobody_waits_for_it(self, has_left: bool) -> None:
+    def test_a_departing_node_is_neither_lost_nor_awaited(self, has_left: bool) -> None:
         driver = met("a", "b", "c")
         driver.depart("a")
         if has_left:
@@ -170,7 +170,7 @@ class TestDepartingAndLeft:
         driver.advance(0.1)
         assert (driver.run.number, driver.names, lost(driver)) == (2, ["c", "b"], [])
 
-    def test_one_that_comes_while_it_departs_is_let_in_and_missed_by_nobody(self) -> None:
+    def test_a_departing_node_that_attaches_is_admitted(self) -> None:
         driver = met("a", "b", "c")
         driver.depart("a")
         fail_over(driver, "a", "b", "c")
@@ -180,7 +180,7 @@ class TestDepartingAndLeft:
         driver.advance(0.1)
         assert (driver.run.number, driver.names, lost(driver)) == (2, ["c", "b"], [])
 
-    def test_one_that_begins_to_depart_while_its_round_is_written(self) -> None:
+    def test_a_departure_while_the_round_is_written_counts(self) -> None:
         driver = Driver(min=2, max=3, manual_commit=True)
         driver.join("a", "b", "c")
         driver.depart("a")
@@ -191,7 +191,7 @@ class TestDepartingAndLeft:
         driver.advance(0.1)
         assert (driver.run.number, driver.names, lost(driver)) == (2, ["c", "b"], [])
 
-    def test_one_that_left_while_its_round_was_written(self) -> None:
+    def test_a_leave_while_the_round_is_written_counts(self) -> None:
         driver = Driver(min=2, max=3, manual_commit=True)
         driver.join("a", "b", "c")
         driver.leave("a")
@@ -204,7 +204,7 @@ class TestDepartingAndLeft:
 
 
 class TestTheEndOfARound:
-    def test_a_member_that_was_lost_is_not_lost_again(self) -> None:
+    def test_a_lost_member_is_not_lost_again(self) -> None:
         driver = met("a", "b", "c")
         driver.die("a")
         driver.advance(0.1)
@@ -225,7 +225,7 @@ class TestTheEndOfARound:
         assert (driver.run.number, driver.run.restart_count) == (2, 1)
         assert of_kind(driver, do.Verdict) == []
 
-    def test_a_verdict_that_the_ledger_does_not_have_is_charged_once_by_the_successor(self) -> None:
+    def test_a_verdict_missing_in_the_ledger_is_charged_once_by_the_successor(self) -> None:
         driver = met("a", "b", "c", manual_note=True)
         driver.fail("a")
         driver.answer("b", "c")
@@ -248,7 +248,7 @@ class TestTheEndOfARound:
         assert verdict.change.kind is ChangeKind.NODE_LOST
         assert driver.run.restart_count == 0
 
-    def test_members_that_were_not_told_learn_it_from_the_successor(self) -> None:
+    def test_members_without_the_verdict_get_it_from_the_successor(self) -> None:
         driver = met("a", "b", "c")
         driver.fail("a", message="ValueError")
         driver.advance(0.2)
@@ -257,7 +257,7 @@ class TestTheEndOfARound:
         assert welcome.standing.round == 0
         assert welcome.standing.change.failure.message == "ValueError"
 
-    def test_members_that_others_name_as_gone_are_not_waited_for(self) -> None:
+    def test_members_reported_gone_are_not_awaited(self) -> None:
         """The last coordinator told its nodes, and died before it wrote any marks."""
         driver = met("a", "b", "c", manual_note=True)
         driver.leave("a")
@@ -268,7 +268,7 @@ class TestTheEndOfARound:
         driver.advance(0.1)
         assert (driver.run.number, lost(driver)) == (2, [])
 
-    def test_marks_of_another_round_count_nothing(self) -> None:
+    def test_marks_of_another_round_are_ignored(self) -> None:
         """A release that does not know marks wrote a round."""
         driver = met("a", "b")
         driver.done("a")
@@ -280,8 +280,8 @@ class TestTheEndOfARound:
         assert member.state is MemberState.ACTIVE
 
 
-class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
-    def test_of_a_node_that_is_done(self) -> None:
+class TestAGoodbyeIsAnsweredOnceItIsInTheLedger:
+    def test_the_goodbye_of_a_done_node_waits_for_the_ledger(self) -> None:
         driver = met("a", "b", manual_note=True)
         driver.done("a")
         driver.leave("a")
@@ -291,7 +291,7 @@ class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
         driver.note()
         assert [e.connection_id for e in of_kind(driver, do.Dismiss)] == [driver._links["a"]]
 
-    def test_at_once_if_it_knows_already(self) -> None:
+    def test_a_goodbye_already_in_the_ledger_is_answered_at_once(self) -> None:
         driver = met("a", "b")
         driver.done("a")
         driver.take()
@@ -299,7 +299,7 @@ class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
         (forget,) = of_kind(driver, do.Forget)
         assert not forget.keeps_connection
 
-    def test_at_once_of_a_node_that_is_in_no_round(self) -> None:
+    def test_the_goodbye_of_a_node_without_a_round_is_answered_at_once(self) -> None:
         driver = met("a", "b", manual_note=True)
         driver.join("c")
         driver.done("a")
@@ -307,14 +307,14 @@ class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
         (forget,) = of_kind(driver, do.Forget)
         assert not forget.keeps_connection
 
-    def test_at_once_where_no_other_coordinator_can_follow(self) -> None:
+    def test_in_memory_a_goodbye_is_answered_at_once(self) -> None:
         driver = met("a", "b", has_successor=False)
         driver.done("a")
         driver.leave("a")
         assert [e.keeps_connection for e in of_kind(driver, do.Forget)] == [False]
         assert of_kind(driver, do.Note) == []
 
-    def test_with_the_close_if_that_comes_first(self) -> None:
+    def test_a_close_answers_the_goodbye_if_it_comes_first(self) -> None:
         driver = met("a", "b", manual_commit=True, manual_note=True)
         driver.done("a")
         driver.note()
@@ -324,7 +324,7 @@ class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
         driver.commit()
         assert len(of_kind(driver, do.Dismiss)) == 1
 
-    def test_the_next_round_waits_for_the_note_and_answers_what_came_after_it(self) -> None:
+    def test_the_next_round_waits_for_the_note_and_answers_later_goodbyes(self) -> None:
         driver = met("a", "b", "c", manual_note=True)
         driver.depart("c")
         driver.ready("a", "b")
@@ -335,7 +335,7 @@ class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
         assert (driver.run.number, driver.names) == (2, ["a", "b"])
         assert of_kind(driver, do.Forget)
 
-    def test_no_answer_of_the_ledger_is_taken_for_that_to_a_round_it_was_not_given(self) -> None:
+    def test_an_answer_to_a_note_is_not_taken_for_one_to_a_round(self) -> None:
         driver = met("a", "b", "c", manual_note=True, manual_commit=True)
         driver.depart("c")
         driver.ready("a", "b")
@@ -348,7 +348,7 @@ class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
         driver.commit()
         assert (driver.phase, driver.run.number) == (Phase.ACTIVE, 2)
 
-    def test_nor_during_an_outage(self) -> None:
+    def test_during_an_outage_an_answer_to_a_note_is_not_taken_for_one_to_a_round(self) -> None:
         driver = met("a", "b", "c", manual_note=True, manual_commit=True)
         driver.depart("c")
         driver.ready("a", "b")
@@ -360,7 +360,7 @@ class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
         assert len(of_kind(driver, do.Commit)) == 1
         assert driver.phase is Phase.COMMITTING
 
-    def test_a_round_that_waited_for_a_note_is_given_once_though_there_is_an_outage(self) -> None:
+    def test_a_round_that_waited_for_a_note_is_written_once_despite_an_outage(self) -> None:
         driver = met("a", "b", "c", manual_note=True, manual_commit=True)
         driver.depart("c")
         driver.ready("a", "b")
@@ -371,7 +371,7 @@ class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
         driver.restore_ledger()
         assert len(of_kind(driver, do.Commit)) == 1
 
-    def test_a_deposed_coordinator_sends_the_node_to_the_next_one(self) -> None:
+    def test_a_deposed_coordinator_redirects_the_node(self) -> None:
         driver = met("a", "b", manual_note=True)
         driver.done("a")
         driver.leave("a")
@@ -379,7 +379,7 @@ class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
         (refuse,) = of_kind(driver, do.Refuse)
         assert refuse.refusal.code is RefusalCode.MOVED
 
-    def test_after_an_outage_of_the_ledger(self) -> None:
+    def test_a_goodbye_is_answered_after_an_outage(self) -> None:
         driver = met("a", "b")
         driver.lose_ledger()
         driver.done("a")
@@ -396,7 +396,7 @@ class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
         driver.note()
         assert len(of_kind(driver, do.Dismiss)) == 1
 
-    def test_a_stray_answer_releases_nobody(self) -> None:
+    def test_a_stray_answer_answers_no_goodbye(self) -> None:
         driver = met("a", "b", manual_note=True)
         driver.done("a")
         driver.leave("a")
@@ -404,8 +404,8 @@ class TestAGoodbyeIsAnsweredWhenTheLedgerKnows:
         assert of_kind(driver, do.Dismiss) == []
 
 
-class TestWhatIsSaidAgain:
-    def test_a_node_that_was_ready_says_so_again(self) -> None:
+class TestRepeatedMessages:
+    def test_a_ready_node_repeats_that_it_is_ready(self) -> None:
         driver = met("a", "b", "c")
         driver.leave("c")
         driver.ready("a")
@@ -415,7 +415,7 @@ class TestWhatIsSaidAgain:
         driver.advance(0.1)
         assert driver.names == ["a", "b"]
 
-    def test_a_standby_is_told_again_that_it_is_one(self) -> None:
+    def test_a_standby_gets_its_place_again(self) -> None:
         driver = met("a", "b")
         driver.join("c")
         fail_over(driver, "a", "b")
@@ -428,7 +428,7 @@ class TestWhatIsSaidAgain:
         driver.ready("a", leaving=0)
         assert driver.phase is Phase.ACTIVE
 
-    def test_how_often_a_name_has_come_and_gone_is_forgotten(self) -> None:
+    def test_a_takeover_forgets_how_often_a_name_was_flapping(self) -> None:
         driver = met("a", "b", max=3)
         for start in range(3):
             driver.join("c" + start * "'")
@@ -438,14 +438,14 @@ class TestWhatIsSaidAgain:
         driver.advance(driver.settings.scale_up_delay_s + 0.1)
         assert driver.phase is Phase.GATHERING
 
-    def test_of_two_nodes_of_one_name_the_older_keeps_it(self) -> None:
+    def test_the_older_of_two_nodes_keeps_the_name(self) -> None:
         driver = met("a", "b")
         driver.silent("a")
         driver.attach("a'")
         fail_over(driver, "a'", "b", "a")
         assert driver.is_connected("a")
 
-    def test_the_row_of_a_member_is_all_that_its_node_told(self) -> None:
+    def test_a_members_row_has_everything_its_node_sent(self) -> None:
         driver = Driver(min=1, max=1)
         info = NodeInfo("a", 1, "host", ("10.0.0.1",), 2, {"zone": "z"}, 7.5)
         driver.step(on.NodeAttached(info, driver.settings, 1))

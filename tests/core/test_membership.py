@@ -94,7 +94,7 @@ class TestResuming:
 
 
 class TestStandby:
-    def test_one_that_was_silent_while_the_round_was_formed_is_told_when_it_is_heard(self) -> None:
+    def test_a_node_silent_while_the_round_formed_gets_it_when_heard(self) -> None:
         driver = Driver(min=2, max=2, manual_commit=True)
         driver.join("a", "b", "c")
         driver.silent("c")
@@ -105,8 +105,8 @@ class TestStandby:
         assert kinds(driver) == ["Notify"]
 
 
-class TestTheEndThatANodeTells:
-    def test_of_a_round_that_this_coordinator_has_formed_it_is_no_news(self) -> None:
+class TestTheEndThatANodeReports:
+    def test_a_report_about_a_round_formed_here_changes_nothing(self) -> None:
         """Only of a round that was taken over: else any member could charge the run's budget."""
         driver = meet("a", "b", restarts=1)
         blamed = Change(ChangeKind.WORKER_FAILED, 1, ("b",), charged=True, confirmed=True)
@@ -127,14 +127,14 @@ class TestTwoNodesOfOneName:
         assert driver.is_connected("a")
         assert "Refuse" in kinds(driver)
 
-    def test_whatever_the_older_node_says_is_an_answer(self) -> None:
+    def test_any_message_of_the_older_node_is_an_answer(self) -> None:
         driver = meet("a", "b")
         driver.attach("a'")
         driver.done("a")
         driver.advance(2.0)
         assert driver.run.roster.living(node_id("a"))
 
-    def test_the_newcomer_has_the_name_if_the_older_node_leaves(self) -> None:
+    def test_the_newcomer_gets_the_name_if_the_older_node_leaves(self) -> None:
         driver = meet("a", "b")
         driver.attach("a'")
         driver.leave("a")
@@ -146,7 +146,7 @@ class TestTwoNodesOfOneName:
         driver.close()
         assert kinds(driver)[-2:] == ["Announce", "Refuse"]
 
-    def test_a_newcomer_that_redials_does_not_ask_again(self) -> None:
+    def test_a_newcomer_that_reconnects_does_not_ask_again(self) -> None:
         driver = meet("a", "b")
         for _ in range(3):
             driver.attach("a'")
@@ -154,7 +154,7 @@ class TestTwoNodesOfOneName:
         assert kinds(driver).count("ProbeNode") == 1
         assert driver.is_connected("a'")
 
-    def test_a_newcomer_that_goes_while_suspended_is_not_let_in(self) -> None:
+    def test_a_newcomer_that_goes_while_suspended_is_not_admitted(self) -> None:
         driver = meet("a", "b")
         driver.lose_ledger()
         driver.attach("a'")
@@ -191,7 +191,7 @@ class TestTwoNodesOfOneName:
         driver.advance(1.0)
         assert driver.is_connected("a'")
 
-    def test_a_stranger_that_redials_as_the_newcomer_is_refused(self) -> None:
+    def test_a_stranger_that_connects_as_the_newcomer_is_refused(self) -> None:
         driver = meet("a", "b")
         driver.attach("a'")
         driver.take()
@@ -226,7 +226,7 @@ class TestTwoNodesOfOneName:
         assert driver.is_connected("a")
         assert driver.run.number == 1
 
-    def test_the_newcomer_has_the_name_when_the_grace_is_over(self) -> None:
+    def test_the_newcomer_gets_the_name_when_the_grace_is_over(self) -> None:
         driver = meet("a", "b", grace=5.0)
         driver.disconnect("a")
         driver.advance(2.0)
@@ -246,9 +246,7 @@ class TestTwoNodesOfOneName:
         assert driver.run.number == 1
 
     @pytest.mark.parametrize("is_first", [True, False], ids=["dies first", "newcomer first"])
-    def test_a_node_that_was_started_again_does_not_wait_for_its_dead_predecessor(
-        self, is_first: bool
-    ) -> None:
+    def test_a_restarted_node_does_not_wait_for_its_dead_predecessor(self, is_first: bool) -> None:
         driver = meet("a", "b", grace=5.0)
         if is_first:
             driver.die("a")
@@ -353,7 +351,7 @@ class TestReady:
         driver.advance(30.0)
         assert driver.names == ["x", "y"]
 
-    def test_who_asks_later_stands_behind_who_asked_before(self) -> None:
+    def test_later_requests_come_behind_earlier_ones(self) -> None:
         driver = meet("a", "b")
         driver.attach("c", "d")
         driver.ready("d", "c")
@@ -372,7 +370,7 @@ class TestDone:
         assert driver.run.close is not None
         assert driver.run.close.reason == "1 of at least 2 nodes remain, and 1 finished"
 
-    def test_who_was_in_no_round_cannot_be_done(self) -> None:
+    def test_only_a_member_of_a_round_can_be_done(self) -> None:
         driver = meet("a", "b", max=3)
         driver.attach("x")
         driver.step(on.NodeDone(node_id("x"), 1))
@@ -388,7 +386,7 @@ class TestDone:
         assert driver.run.roster.get("a") is None
         assert driver.phase is Phase.ACTIVE
 
-    def test_a_run_whose_members_all_finish_as_newcomers_are_let_in_has_succeeded(self) -> None:
+    def test_a_run_whose_members_finish_while_newcomers_come_has_succeeded(self) -> None:
         driver = meet("a", "b", max=3)
         driver.join("x")
         driver.advance(1.0)
@@ -421,7 +419,7 @@ class TestDone:
 
 
 class TestSuspended:
-    def test_what_was_kept_counts_at_once(self) -> None:
+    def test_kept_events_count_at_once(self) -> None:
         driver = Driver(max=4)
         driver.attach("a", "b", "c", "d")
         driver.ready("a", "b")
@@ -432,7 +430,7 @@ class TestSuspended:
         driver.restore_ledger()
         assert driver.names == ["a", "b", "c", "d"]
 
-    def test_the_mass_guard_holds_for_what_is_left_of_its_time(self) -> None:
+    def test_the_mass_guard_holds_for_the_rest_of_its_time(self) -> None:
         driver = meet("a", "b", "c", "d")
         driver.disconnect("a", "b", "c")
         driver.lose_ledger()
@@ -473,14 +471,14 @@ class TestLosses:
         driver.advance(0.4)
         assert driver.run.roster.get("a") is None
 
-    def test_any_word_of_a_suspect_ends_the_suspicion(self) -> None:
+    def test_any_message_of_a_suspect_ends_the_suspicion(self) -> None:
         driver = meet("a", "b", "c")
         driver.silent("a")
         driver.answer("a")
         driver.advance(60.0)
         assert driver.is_connected("a")
 
-    def test_trouble_began_when_the_node_fell_silent(self) -> None:
+    def test_trouble_is_dated_from_when_the_node_fell_silent(self) -> None:
         driver = meet("a", "b", "c")
         driver.silent("a")
         driver.advance(3.0)
@@ -490,7 +488,7 @@ class TestLosses:
         assert broken.change.kind is ChangeKind.NODE_LOST
         assert broken.change.since_s == 9.0
 
-    def test_a_passive_node_that_comes_back_is_told_why_its_round_ended(self) -> None:
+    def test_a_passive_node_that_resumes_gets_the_reason_of_its_rounds_end(self) -> None:
         driver = meet("a", "b", "c", mass_min=9, grace=100.0)
         driver.disconnect("c")
         driver.ready("a", "b")
@@ -505,7 +503,7 @@ class TestLosses:
         assert member is not None
         assert member.reachability is Reachability.CONNECTED
 
-    def test_a_done_node_that_resumes_later_is_told_its_own_round(self) -> None:
+    def test_a_done_node_that_resumes_later_gets_its_own_round(self) -> None:
         driver = meet("a", "b", "c")
         driver.done("c")
         driver.ready("a", "b")
@@ -518,7 +516,7 @@ class TestLosses:
 
 
 class TestGathering:
-    def test_a_new_meeting_has_a_last_call_of_its_own(self) -> None:
+    def test_each_gathering_has_its_own_last_call(self) -> None:
         driver = Driver()
         driver.attach("watcher")
         driver.join("a", "b")
@@ -530,7 +528,7 @@ class TestGathering:
         driver.advance(30.0)
         assert driver.names == ["c", "d"]
 
-    def test_the_end_names_the_round_after_which_it_came(self) -> None:
+    def test_the_close_names_the_last_round(self) -> None:
         driver = Driver(max=2, manual_commit=True)
         driver.join("a", "b")
         driver.close()
@@ -543,7 +541,7 @@ class TestGathering:
 
 
 class TestDepartures:
-    def test_short_stays_double_the_delay_and_a_long_one_forgives(self) -> None:
+    def test_short_stays_double_the_delay_and_a_long_one_resets_it(self) -> None:
         departures = DepartureHistory()
         driver = meet("a", "b")
         driver.leave("a")
@@ -557,7 +555,7 @@ class TestDepartures:
         departures.remember("a", change, stayed_s=60.0, is_done=False)
         assert departures.delay_s("a", 1.0, 1.0) == 1.0
 
-    def test_only_so_many_names_are_remembered(self) -> None:
+    def test_the_number_of_remembered_names_is_bounded(self) -> None:
         departures = DepartureHistory()
         driver = meet("a", "b")
         driver.leave("a")

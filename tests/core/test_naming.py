@@ -43,7 +43,7 @@ def test_no_host(host: str) -> None:
         ({"addresses": tuple("x" * 250 for _ in range(64))}, "bytes"),
     ],
 )
-def test_what_a_node_may_not_be_called(fields: dict[str, object], words: str) -> None:
+def test_a_bad_node_name_is_refused(fields: dict[str, object], words: str) -> None:
     problem = naming.info_problem(msgspec.structs.replace(INFO, **fields))
     assert words in problem
     assert problem.isprintable()
@@ -55,7 +55,7 @@ def test_a_plain_node() -> None:
     assert naming.info_bytes(INFO) == len("n0" + "host" + "10.0.0.1" + "rack" + "7")
 
 
-def test_so_many_bytes_and_no_more() -> None:
+def test_a_name_is_limited_in_bytes() -> None:
     room = naming.INFO_BYTES_MAX - naming.info_bytes(msgspec.structs.replace(INFO, labels={}))
     values = [250] * (room // 260) + [room % 260 - 10]
     labels = {f"{n:010}": "x" * size for n, size in enumerate(values)}

@@ -52,14 +52,14 @@ APIPA = Interface("eth0", "169.254.3.4")
         ("IPv4 in IPv6", ["::ffff:127.0.0.1"], [*LO, ETH0], "10.0.0.5 (eth0)"),
     ],
 )  # fmt: skip
-def test_what_others_are_told(
+def test_the_address_that_others_get(
     name: str, sources: list[str], interfaces: list[Interface], told: str
 ) -> None:
     assert str(own_address(sources, interfaces)) == told
 
 
 @pytest.mark.parametrize("interfaces", [[], [*LO], [*LO, DOWN]])
-def test_loopback_is_told_to_nobody(interfaces: list[Interface]) -> None:
+def test_loopback_is_not_advertised(interfaces: list[Interface]) -> None:
     assert own_address(["127.0.0.1", "::1", "0.0.0.0"], interfaces) is None
 
 
@@ -111,6 +111,6 @@ def test_the_interface_of_an_address(host: str, name: str) -> None:
     assert interface_of(host, [*LO, ETH0, LINK]) == name
 
 
-def test_what_a_machine_has_in_words() -> None:
+def test_the_interfaces_of_a_machine_are_described() -> None:
     assert named([*LO, ETH0, DOWN, LINK]) == "10.0.0.5 (eth0), fe80::5%eth0 (eth0)"
     assert named([*LO]) == "none but loopback"

@@ -32,19 +32,19 @@ from tests.core.claimant import (
 
 
 class TestAdopting:
-    def test_a_run_that_is_not_there_begins_in_term_1(self):
+    def test_a_new_run_begins_in_term_1(self):
         swap = run_swap_of(Claimant().sees(None, 0.0))
         assert swap.expected is None
         assert e.decode_run(swap.value) == register("me", 1)
 
-    def test_who_swaps_first_has_won(self):
+    def test_the_first_swap_wins(self):
         me = Claimant()
         assert me.wins() == register("me", 1)
         assert me.claim.state is e.ClaimState.OWNED
         assert (me.claim.register, me.claim.version) == (register("me", 1), 8)
         assert me.claim.next_tick_s() is None
 
-    def test_the_seal_takes_over_all_that_was_committed(self):
+    def test_the_seal_keeps_everything_that_was_committed(self):
         left = register(
             "",
             4,
@@ -60,18 +60,18 @@ class TestAdopting:
             left, term=5, owner="me", sequence=0
         )
 
-    def test_its_own_run_is_sealed_anew(self):
+    def test_its_own_run_is_sealed_again(self):
         # What it had tried in its former reign may still be under way: R5.
         swap = run_swap_of(Claimant().sees(register("me", 4, sequence=2), 0.0))
         assert e.decode_run(swap.value) == register("me", 5)
 
     @pytest.mark.parametrize("owner", [None, revoked("other"), moving()])
-    def test_whose_owner_is_gone_revoked_or_moving_is_adopted_at_once(self, owner):
+    def test_a_run_whose_owner_is_gone_revoked_or_moving_is_adopted_at_once(self, owner):
         swap = run_swap_of(Claimant().judges(owner, 0.0))
         assert swap.expected == 7
         assert e.decode_run(swap.value) == register("me", 5)
 
-    def test_an_unknown_outcome_is_followed_by_the_same_bytes(self):
+    def test_after_an_unknown_outcome_the_same_bytes_are_sent_again(self):
         me = Claimant()
         swap = run_swap_of(me.sees(None, 0.0))
         assert me.claim.run_swapped(swap, e.Unknown("timeout"), 0.2) == []
@@ -80,7 +80,7 @@ class TestAdopting:
         (won,) = me.claim.run_swapped(swap, e.Conflict(e.Versioned(swap.value, 4)), 1.1)
         assert won == e.Elected(register("me", 1), 4)
 
-    def test_of_two_that_race_the_slower_one_learns_of_the_other(self):
+    def test_the_slower_of_two_candidates_learns_the_winner(self):
         me = Claimant()
         swap = run_swap_of(me.sees(None, 0.0))
         there = e.Conflict(found(register("other", 1), 1))
@@ -89,12 +89,12 @@ class TestAdopting:
         actions = me.claim.lease_read(asked, found(serving()), 0.2)
         assert actions == [e.OwnedElsewhere(THERE, "other")]
 
-    def test_without_a_good_lease_nothing_is_adopted(self):
+    def test_without_a_good_lease_no_run_is_adopted(self):
         me = Claimant(lease=holder())
         assert me.sees(None, 0.0) == []
         assert me.claim.state is e.ClaimState.WAITING
 
-    def test_it_goes_on_as_soon_as_its_lease_is_good(self):
+    def test_adoption_continues_when_the_lease_is_good_again(self):
         me = Claimant(lease=holder())
         take = swap_of(me.lease.tick(0.0))
         me.sees(None, 0.1)
@@ -102,14 +102,14 @@ class TestAdopting:
         me.lease.swapped(take, e.Swapped(1), 0.2)
         run_swap_of(me.sees(None, 0.2))
 
-    def test_a_swap_is_not_repeated_while_its_lease_is_not_good(self):
+    def test_a_swap_is_repeated_only_under_a_good_lease(self):
         me = Claimant()
         swap = run_swap_of(me.sees(None, 0.0))
         assert me.claim.tick(5.0) == []
         keep(me.lease, 5.1)
         assert me.claim.tick(5.6) == [swap]
 
-    def test_an_adoption_that_is_known_too_late_is_not_won(self):
+    def test_an_adoption_confirmed_too_late_is_not_won(self):
         me = Claimant()
         swap = run_swap_of(me.sees(None, 0.0))
         assert me.claim.run_swapped(swap, e.Swapped(1), 10.0) == []
@@ -118,7 +118,7 @@ class TestAdopting:
         again = run_swap_of(me.sees(register("me", 1), 10.2, 1))
         assert e.decode_run(again.value).term == 2
 
-    def test_an_adoption_that_succeeds_after_its_lease_was_revoked_is_not_won(self):
+    def test_an_adoption_after_the_lease_was_revoked_is_not_won(self):
         me = Claimant()
         swap = run_swap_of(me.sees(None, 0.0))
         renewal = swap_of(me.lease.tick(1.0))
@@ -130,17 +130,17 @@ class TestAdopting:
 
 
 class TestAnOwnerThatLives:
-    def test_its_nodes_attach_there(self):
+    def test_nodes_attach_to_the_owner(self):
         me = Claimant()
         assert me.judges(serving(), 0.0) == [e.OwnedElsewhere(THERE, "other")]
         assert me.claim.state is e.ClaimState.ELSEWHERE
 
-    def test_it_is_looked_at_again_three_times_per_ttl(self):
+    def test_the_owner_is_read_three_times_per_ttl(self):
         me = Claimant()
         me.judges(serving(), 0.0)
         assert me.claim.next_tick_s() == pytest.approx(1.0)
 
-    def test_as_long_as_it_renews_nothing_is_taken(self):
+    def test_an_owner_that_renews_keeps_its_run(self):
         me = Claimant()
         for beat in range(1, 20):
             if beat > 1:
@@ -149,7 +149,7 @@ class TestAnOwnerThatLives:
             assert actions == [e.OwnedElsewhere(THERE, "other")]
 
 
-class TestAnOwnerThatStandsStill:
+class TestAnOwnerThatDoesNotRenew:
     def stands_still(self, me: Claimant, until_s: float, version: int = 3) -> list[e.Action]:
         """Look whenever the claim asks to, and find the owner's lease unchanged."""
         actions = me.judges(serving(), 0.0, version)
@@ -158,17 +158,17 @@ class TestAnOwnerThatStandsStill:
             actions = me.judges(serving(), now_s, version)
         return actions
 
-    def test_after_the_ttl_on_the_readers_own_clock_it_is_revoked(self):
+    def test_a_lease_is_revoked_after_the_ttl_on_the_readers_clock(self):
         me = Claimant()
         swap = swap_of(self.stands_still(me, 3.0))
         assert (swap.process, swap.expected) == ("other", 3)
         assert lease_in(swap) == revoked("other", by="me")
 
-    def test_not_before(self):
+    def test_a_lease_is_kept_until_the_ttl_is_over(self):
         me = Claimant()
         assert self.stands_still(me, 2.9) == [e.OwnedElsewhere(THERE, "other")]
 
-    def test_it_is_looked_at_just_when_the_ttl_is_over(self):
+    def test_the_last_read_is_when_the_ttl_ends(self):
         me = Claimant()
         me.judges(serving(), 0.0)
         for now_s in (1.3, 2.4):
@@ -198,7 +198,7 @@ class TestAnOwnerThatStandsStill:
         ],
         ids=["revoked", "its own", "handed over", "serve", "no lease"],
     )
-    def test_only_a_node_whose_lease_was_revoked_has_gone(
+    def test_only_a_node_whose_lease_was_revoked_counts_as_gone(
         self, owner: e.Lease | None, own_node: NodeId | None, former_host: NodeId | None
     ):
         me = Claimant(lease=good(0.0, node=own_node))
@@ -207,25 +207,25 @@ class TestAnOwnerThatStandsStill:
         assert isinstance(won, e.Elected)
         assert won.former_host == former_host
 
-    def test_once_revoked_the_run_is_adopted_with_the_next_term(self):
+    def test_after_the_revocation_the_run_is_adopted_in_the_next_term(self):
         me = Claimant()
         swap = swap_of(self.stands_still(me, 3.0))
         adopt = run_swap_of(me.claim.lease_swapped(swap, e.Swapped(4), 3.1))
         assert adopt.expected == 7
         assert e.decode_run(adopt.value) == register("me", 5)
 
-    def test_own_bytes_in_a_conflict_are_a_revocation(self):
+    def test_own_bytes_in_a_conflict_mean_a_revocation(self):
         me = Claimant()
         swap = swap_of(self.stands_still(me, 3.0))
         run_swap_of(me.claim.lease_swapped(swap, e.Conflict(e.Versioned(swap.value, 4)), 3.1))
 
-    def test_an_unknown_revocation_is_tried_again_with_the_same_bytes(self):
+    def test_an_unknown_revocation_is_repeated_with_the_same_bytes(self):
         me = Claimant()
         swap = swap_of(self.stands_still(me, 3.0))
         assert me.claim.lease_swapped(swap, e.Unknown("timeout"), 3.2) == []
         assert me.claim.tick(3.5) == [swap]
 
-    def test_a_renewal_that_was_faster_is_believed(self):
+    def test_a_renewal_before_the_revocation_keeps_the_lease(self):
         me = Claimant()
         swap = swap_of(self.stands_still(me, 3.0))
         (asked,) = me.claim.lease_swapped(swap, e.Conflict(found(serving(beat=2), 4)), 3.1)
@@ -235,7 +235,7 @@ class TestAnOwnerThatStandsStill:
         actions = me.claim.lease_read(judge, found(serving(beat=2), 4), 3.2)
         assert actions == [e.OwnedElsewhere(THERE, "other")]
 
-    def test_another_that_revoked_first_and_died_leaves_the_run_to_whoever_comes(self):
+    def test_a_candidate_that_revoked_and_died_leaves_the_run_to_the_next(self):
         me = Claimant()
         swap = swap_of(self.stands_still(me, 3.0))
         me.claim.lease_swapped(swap, e.Conflict(found(revoked("other", by="third"), 4)), 3.1)
@@ -252,7 +252,7 @@ class TestAnOwnerThatStandsStill:
         actions = me.judges(serving("third"), 3.0, version=3, run=run)
         assert actions == [e.OwnedElsewhere((Address("third", 2),), "third")]
 
-    def test_without_a_good_lease_nobody_is_revoked(self):
+    def test_without_a_good_lease_nothing_is_revoked(self):
         me = Claimant()
         me.judges(serving(), 0.0)
         assert me.judges(serving(), 3.5) == []
@@ -279,14 +279,14 @@ class TestLateAnswers:
         made["resigning"].wins()
         made["resigning"].claim.resign(0.0)
         made["revoking"] = Claimant()
-        TestAnOwnerThatStandsStill().stands_still(made["revoking"], 3.0)
+        TestAnOwnerThatDoesNotRenew().stands_still(made["revoking"], 3.0)
         made["checking"] = Claimant()
         made["checking"].claim.answers_floor = False
         made["checking"].sees(None, 0.0)
         return made
 
     @pytest.mark.parametrize("name", [*sorted(e.ClaimState), "committing"])
-    def test_they_are_ignored_in_every_state(self, name: str):
+    def test_late_answers_are_ignored_in_every_state(self, name: str):
         claim = self.states()[name].claim
         before = (claim.state, claim.register, claim.version, claim.next_tick_s())
         another = e.SwapLease("third", 3, b"x")
@@ -314,14 +314,14 @@ class TestLateAnswers:
         assert me.claim.run_swapped(swap, e.Swapped(1), 0.4) == []
         assert me.claim.run_swapped(swap, e.Conflict(None), 0.4) == []
 
-    def test_an_answer_to_the_reading_before_is_not_one_to_this(self):
+    def test_an_answer_to_an_earlier_read_is_ignored(self):
         me = Claimant()
         old = me.read_run(0.0)
         me.claim.deposed(0.1)
         me.read_run(0.2)
         assert me.claim.run_read(old, None, 0.3) == []
 
-    def test_a_slow_engine_is_asked_the_same_again(self):
+    def test_a_question_to_a_slow_engine_is_repeated_unchanged(self):
         # An answer that takes longer than retry_s must not be late for ever.
         me = Claimant()
         asked = me.read_run(0.0)
@@ -329,8 +329,8 @@ class TestLateAnswers:
         run_swap_of(me.claim.run_read(asked, None, 0.7))
 
 
-class TestLookingAgain:
-    def test_an_owner_that_dies_later_is_found_out_by_ticks_alone(self):
+class TestReadingAgain:
+    def test_ticks_alone_detect_an_owner_that_dies_later(self):
         me = Claimant()
         me.judges(serving(), 0.0)
         keep(me.lease, 1.0)
@@ -342,19 +342,19 @@ class TestLookingAgain:
         swap = swap_of(me.judges(serving(beat=2), 4.0, version=4))
         assert swap.expected == 4
 
-    def test_an_owner_that_lets_go_is_followed(self):
+    def test_the_run_of_an_owner_that_releases_it_is_claimed(self):
         me = Claimant()
         me.judges(serving(), 0.0)
         swap = run_swap_of(me.sees(register("", 4, sequence=3), 1.0))
         assert e.decode_run(swap.value) == register("me", 5)
 
-    def test_nothing_is_looked_at_unasked(self):
+    def test_a_claim_that_has_not_begun_reads_nothing(self):
         claim = Claimant().claim
         assert claim.next_tick_s() is None
         assert claim.tick(100.0) == []
 
 
-class TestWhatAnotherPartOfTheProcessHasSeen:
+class TestObservationsOfAnotherPart:
     SEEN = e.Seen("other", 7, 10.0)
 
     def judging(self, seen: e.Seen | None, now_s: float) -> list[e.Action]:
@@ -366,21 +366,21 @@ class TestWhatAnotherPartOfTheProcessHasSeen:
         assert isinstance(lease, e.ReadLease)
         return claim.lease_read(lease, found(serving()), now_s)
 
-    def test_need_not_be_watched_for_as_long_again(self):
+    def test_a_lease_seen_elsewhere_need_not_be_watched_for_another_ttl(self):
         (revoke,) = self.judging(self.SEEN, 13.0)
         assert isinstance(revoke, e.SwapLease)
         assert (revoke.process, revoke.expected) == ("other", 7)
 
-    def test_is_not_enough_before_the_ttl_is_over(self):
+    def test_an_observation_before_the_ttl_is_over_is_not_enough(self):
         (elsewhere,) = self.judging(self.SEEN, 12.9)
         assert isinstance(elsewhere, e.OwnedElsewhere)
 
     @pytest.mark.parametrize("seen", [None, e.Seen("other", 6, 10.0), e.Seen("third", 7, 10.0)])
-    def test_counts_for_that_lease_at_that_version_only(self, seen: e.Seen | None):
+    def test_an_observation_counts_for_one_lease_at_one_version(self, seen: e.Seen | None):
         (elsewhere,) = self.judging(seen, 13.0)
         assert isinstance(elsewhere, e.OwnedElsewhere)
 
-    def test_is_taken_by_a_claim_that_has_been_turned_down(self):
+    def test_a_refused_claim_uses_an_observation(self):
         claim = e.Claim("run", "ledger", good(12.0))
         (asked,) = claim.begin(12.0)
         assert isinstance(asked, e.ReadRun)

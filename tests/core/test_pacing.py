@@ -213,7 +213,7 @@ def is_slowed(driver: Driver) -> bool:
     return any(timer.kind is do.TimerKind.PACE for timer in driver.fired)
 
 
-def test_a_run_that_restarts_for_ever_is_not_slowed() -> None:
+def test_endless_restarts_do_not_slow_a_run() -> None:
     """A worker that cannot start, and an agent that may restart it any number of times."""
     driver = two()
     for _ in range(2_000):
@@ -227,7 +227,7 @@ def test_a_run_that_restarts_for_ever_is_not_slowed() -> None:
     assert driver.phase is Phase.ACTIVE
 
 
-def test_a_rack_whose_nodes_go_one_by_one_is_not_slowed() -> None:
+def test_nodes_lost_one_by_one_slow_no_run() -> None:
     """Each loss ends a round, as fast as rounds can be formed (`settle_s`)."""
     nodes = [f"n{number}" for number in range(2 * pacing.ROUNDS_AT_ONCE)]
     driver = Driver(min=1, max=len(nodes), settle=0.05, mass_min=1_000)
@@ -241,7 +241,7 @@ def test_a_rack_whose_nodes_go_one_by_one_is_not_slowed() -> None:
     assert not is_slowed(driver)
 
 
-def test_names_that_come_and_go_are_delayed_before_they_are_slowed() -> None:
+def test_flapping_names_are_delayed_before_the_run_is_slowed() -> None:
     driver = Driver(min=1, max=8, last_call=0.0)
     driver.join("good")
     starts = dict.fromkeys(("a", "b", "c"), 0)
@@ -259,7 +259,7 @@ def test_names_that_come_and_go_are_delayed_before_they_are_slowed() -> None:
     assert driver.phase is Phase.ACTIVE
 
 
-def test_what_a_run_was_slowed_for_is_forgiven() -> None:
+def test_a_long_round_forgives_the_short_ones() -> None:
     driver, end_round = asks_again()
     while driver.run.waiting(driver.now_s) is None:
         end_round()
@@ -272,7 +272,7 @@ def test_what_a_run_was_slowed_for_is_forgiven() -> None:
     assert driver.phase is Phase.ACTIVE
 
 
-def test_a_run_that_is_held_back_while_its_ledger_is_away_goes_on() -> None:
+def test_a_slowed_run_continues_after_an_outage_of_the_ledger() -> None:
     driver, end_round = asks_again()
     while driver.run.waiting(driver.now_s) is None:
         end_round()

@@ -50,7 +50,9 @@ a_loss = st.builds(
 
 
 @given(st.lists(a_round, max_size=15), st.lists(a_loss, max_size=10))
-def test_it_is_bounded_and_has_the_newest(rounds: list[PastRound], losses: list[PastLoss]) -> None:
+def test_the_past_is_bounded_and_has_the_newest_rounds(
+    rounds: list[PastRound], losses: list[PastLoss]
+) -> None:
     kept = bounded_past(rounds, losses)
     framing = 16  # of the two lists
     assert len(msgspec.msgpack.encode(kept)) <= PAST_BYTES_MAX + framing
@@ -63,7 +65,7 @@ def test_it_is_bounded_and_has_the_newest(rounds: list[PastRound], losses: list[
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=Past) == kept
 
 
-def test_usual_ones_all_fit() -> None:
+def test_usual_rounds_all_fit() -> None:
     why = "a worker failed on node0007: rank 7 exited with code 1 (RuntimeError: CUDA error)"
     rounds = [
         PastRound(
@@ -79,7 +81,7 @@ def test_usual_ones_all_fit() -> None:
     assert kept.rounds[-1] == rounds[-1]
 
 
-def test_members_that_were_lost_in_one_step_are_one_loss() -> None:
+def test_members_lost_in_one_step_are_one_loss() -> None:
     lost = [
         Change(ChangeKind.NODE_LOST, 3, (f"n{number}",), 1, "silent", float(number))
         for number in range(NAMES_KEPT + 4)

@@ -207,7 +207,7 @@ def keep_ready(driver: Driver) -> None:
 
 @settings(max_examples=examples(50))
 @given(run_settings(), lives)
-def test_the_same_life_brings_the_same_effects(options: dict[str, Any], life: list[Any]) -> None:
+def test_the_same_events_give_the_same_effects(options: dict[str, Any], life: list[Any]) -> None:
     one, other = Driver(**options), Driver(**options)
     live(one, life)
     live(other, life)

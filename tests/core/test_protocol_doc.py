@@ -19,12 +19,12 @@ def between(name: str) -> str:
     return found.group(1)
 
 
-def test_the_table_is_the_codes() -> None:
+def test_the_table_in_the_page_is_the_one_in_the_code() -> None:
     told = "write the output of `python -m rallypoint.core.transitions` between the markers"
     assert between("transitions") == as_markdown(), told
 
 
-def test_the_settings_and_their_defaults_are_the_codes() -> None:
+def test_the_settings_in_the_page_are_those_in_the_code() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", between("settings"), re.MULTILINE)
     assert rows == [
         (field.name, _shown(field.default)) for field in msgspec.structs.fields(RunSettings)
@@ -37,6 +37,6 @@ def _shown(default: object) -> str:
     )
 
 
-def test_every_rule_that_the_code_quotes_is_there() -> None:
+def test_every_rule_quoted_in_the_code_is_in_the_page() -> None:
     rules = set(re.findall(r"^\| (R\d+) \|", DOC, re.MULTILINE))
     assert rules == {f"R{number}" for number in range(1, 14)}

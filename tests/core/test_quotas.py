@@ -38,7 +38,7 @@ def test_one_account_leaves_an_eighth_to_the_others() -> None:
     assert held.has_room(OTHER, 800, more=0)
 
 
-def test_who_has_given_back_has_nothing() -> None:
+def test_an_account_that_released_all_holds_nothing() -> None:
     held = Holdings()
     for _ in range(7):
         held.take(A)
@@ -71,13 +71,13 @@ def test_runs_are_begun_at_once_then_at_a_rate_then_not() -> None:
     assert paces.wait_s(A, 500.0) == 0.0
 
 
-def test_turns_that_were_not_used_are_not_saved() -> None:
+def test_unused_turns_are_not_saved() -> None:
     paces = Paces(1.0, at_once=2)
     assert paces.wait_s(A, 0.0) == 0.0
     assert [paces.wait_s(A, 1_000.0) for _ in range(3)] == [0.0, 0.0, 1.0]
 
 
-def test_accounts_that_begin_runs_are_remembered_in_a_bounded_number() -> None:
+def test_the_number_of_remembered_accounts_is_bounded() -> None:
     """The accounts are forgotten whose last run is the oldest."""
     paces = Paces(0.001, at_once=1)
     assert paces.wait_s(A, 0.0) == 0.0
@@ -88,7 +88,7 @@ def test_accounts_that_begin_runs_are_remembered_in_a_bounded_number() -> None:
     assert paces.wait_s(A, 0.0) == 0.0
 
 
-def test_how_long_a_run_is_kept_that_nobody_is_in() -> None:
+def test_an_empty_run_is_kept_for_a_limited_time() -> None:
     keep = Keep(closed_s=3_600.0, empty_s=600.0, unformed_s=10.0)
     assert keep_s(Idle.UNFORMED, 0, keep) == 10.0
     assert keep_s(Idle.UNFORMED, 1, keep) == 10.0
@@ -97,7 +97,7 @@ def test_how_long_a_run_is_kept_that_nobody_is_in() -> None:
     assert keep_s(Idle.CLOSED, 1, keep) == 3_600.0
 
 
-def test_which_runs_may_go_before_their_time() -> None:
+def test_some_runs_may_be_removed_early() -> None:
     assert may_evict(Idle.UNFORMED, 0.0, is_kept_here=False)
     for kind in (Idle.CLOSED, Idle.EMPTY):
         assert not may_evict(kind, EVICT_AFTER_S / 2, is_kept_here=True)

@@ -77,18 +77,18 @@ class TestStable:
         previous = ["a", "b", "c", "d", "e", "f"]
         assert order("stable", previous, nodes("f", "e", "d", "b")) == ["e", "b", "f", "d"]
 
-    def test_those_who_move_choose_before_newcomers(self) -> None:
+    def test_survivors_that_move_are_placed_before_newcomers(self) -> None:
         previous = ["a", "b", "c", "d"]
         assert order("stable", previous, nodes("a0", "d", "c")) == ["d", "a0", "c"]
 
-    def test_nobody_is_left(self) -> None:
+    def test_a_round_without_survivors_is_in_natural_order(self) -> None:
         assert order("stable", ["a", "b"], []) == []
 
-    def test_everybody_is_new(self) -> None:
+    def test_all_newcomers_are_in_natural_order(self) -> None:
         assert order("stable", ["a", "b"], nodes("y", "x")) == ["x", "y"]
 
     @given(regroupings())
-    def test_survivors_whose_place_exists_keep_it(
+    def test_survivors_keep_their_ranks_if_these_exist(
         self, regrouping: tuple[list[str], list[Candidate]]
     ) -> None:
         previous, candidates = regrouping

@@ -105,7 +105,7 @@ def test_members_that_attach_again_keep_their_round() -> None:
     assert successor.membership.term == 2
 
 
-def test_only_who_stays_away_breaks_the_round_and_not_before_the_attach_grace() -> None:
+def test_a_missing_member_breaks_the_round_after_the_attach_grace() -> None:
     successor = Successor()
     successor.attach("a")
     successor.attach("b")
@@ -117,7 +117,7 @@ def test_only_who_stays_away_breaks_the_round_and_not_before_the_attach_grace() 
     assert change.nodes == ("c",)
 
 
-def test_a_round_that_had_ended_ends_for_the_reason_that_its_members_were_told() -> None:
+def test_an_ended_round_ends_for_the_same_reason_after_a_takeover() -> None:
     successor = Successor()
     told = Change(ChangeKind.NODE_LOST, 1, ("c",), 1, "its connection closed")
     successor.attach("a")
@@ -135,7 +135,7 @@ def test_a_round_that_had_ended_ends_for_the_reason_that_its_members_were_told()
     assert [m.name for m in record.members] == ["a", "b"]
 
 
-def test_a_charge_that_was_not_committed_is_charged_once_by_the_successor() -> None:
+def test_an_uncommitted_charge_is_charged_once_by_the_successor() -> None:
     failure = Failure(FailureKind.EXCEPTION, "ValueError", rank=0)
     told = Change(
         ChangeKind.WORKER_FAILED, 1, ("a",), 1, "", 0.0, failure, charged=True, confirmed=True
@@ -148,7 +148,7 @@ def test_a_charge_that_was_not_committed_is_charged_once_by_the_successor() -> N
     assert successor.membership.restart_count == 1
 
 
-def test_the_budget_survives() -> None:
+def test_the_restart_budget_survives_a_takeover() -> None:
     successor = Successor(restarts=1)
     failure = Failure(FailureKind.EXCEPTION, "ValueError", rank=0)
     for name in "abc":
@@ -170,7 +170,7 @@ def test_a_closed_run_stays_closed() -> None:
     assert refuse.refusal.close is not None
 
 
-def test_a_node_that_was_not_given_the_round_yet_repeats_nothing_and_is_in_it() -> None:
+def test_a_node_that_did_not_get_the_round_yet_is_in_it() -> None:
     """Published to some, and then the coordinator died: the others are in the round as well."""
     successor = Successor()
     (welcome,) = successor.attach("a")
@@ -180,7 +180,7 @@ def test_a_node_that_was_not_given_the_round_yet_repeats_nothing_and_is_in_it() 
     assert not successor.broken()
 
 
-def test_an_outage_of_the_ledger_does_not_make_who_stays_away_immortal() -> None:
+def test_missing_members_are_lost_despite_outages_of_the_ledger() -> None:
     """R7: the attach grace ran out while nobody could be judged; afterwards it begins again."""
     successor = Successor()
     successor.attach("a")
@@ -195,7 +195,7 @@ def test_an_outage_of_the_ledger_does_not_make_who_stays_away_immortal() -> None
     assert change.nodes == ("c",)
 
 
-def test_a_round_whose_store_is_gone_has_ended_and_its_members_regroup_at_once() -> None:
+def test_without_its_store_a_round_ends_and_members_regroup() -> None:
     """R10: nobody goes on with an empty store, and it is no fault of the program's."""
     successor = Successor(store_lost="its log was removed")
     (change,) = successor.broken()

@@ -48,7 +48,7 @@ def test_r1_a_number_is_committed_once_and_numbers_only_grow() -> None:
     assert numbers == sorted(set(numbers))
 
 
-def test_r1_a_record_that_was_not_confirmed_is_written_again_unchanged() -> None:
+def test_r1_an_unconfirmed_record_is_written_again_unchanged() -> None:
     """R1 with an outage of the ledger: the same number is the same round."""
     driver = Driver(max=2, manual_commit=True)
     driver.join("a", "b")
@@ -93,7 +93,7 @@ def test_r3_every_rank_is_given_once(workers: tuple[int, ...]) -> None:
     assert driver.run.round.head.size == sum(workers)
 
 
-def test_r4_nobody_is_given_a_round_that_it_was_not_ready_for() -> None:
+def test_r4_a_node_gets_only_rounds_that_it_was_ready_for() -> None:
     """R4. A node never receives a round that it was not ready for."""
     driver = Driver(max=4)
     driver.attach("a", "b", "c")
@@ -244,7 +244,7 @@ class Forger:
         self.note(on.NodeReady(node_id("a"), 0, Address("a", 1), 1), *effects)
 
 
-def test_the_journal_sees_a_round_committed_twice() -> None:
+def test_the_checker_finds_a_round_committed_twice() -> None:
     forger = Forger()
     forger.ready(do.Commit(forger.record))
     forger.note(on.Committed(), do.Publish(forger.record))
@@ -252,13 +252,13 @@ def test_the_journal_sees_a_round_committed_twice() -> None:
         forger.note(on.NodeHeard(node_id("a")), do.Commit(forger.record))
 
 
-def test_the_journal_sees_a_round_that_was_never_committed() -> None:
+def test_the_checker_finds_a_round_that_was_never_committed() -> None:
     forger = Forger()
     with pytest.raises(InvariantViolation, match="R1"):
         forger.ready(do.Publish(forger.record))
 
 
-def test_the_journal_sees_who_was_not_ready() -> None:
+def test_the_checker_finds_a_member_that_was_not_ready() -> None:
     forger = Forger()
     forger.note(on.NodeHeard(node_id("a")), do.Commit(forger.record))
     with pytest.raises(InvariantViolation, match="R4") as seen:
@@ -267,7 +267,7 @@ def test_the_journal_sees_who_was_not_ready() -> None:
     assert "NodeHeard(a/1)" in str(seen.value)
 
 
-def test_the_journal_sees_another_term_and_what_follows_a_deposition() -> None:
+def test_the_checker_finds_another_term_and_effects_after_a_deposition() -> None:
     driver = Driver(min=1, max=1, term=2)
     driver.join("a")
     forger = Forger()
@@ -280,7 +280,7 @@ def test_the_journal_sees_another_term_and_what_follows_a_deposition() -> None:
         forger.note(on.LedgerRestored(), do.Commit(forger.record))
 
 
-def test_the_journal_sees_a_loss_that_is_none() -> None:
+def test_the_checker_finds_a_false_loss() -> None:
     forget = do.Forget(NodeId("a", 1), "lost")
     with pytest.raises(InvariantViolation, match="R8: a answers"):
         Forger().note(on.LedgerRestored(), forget)
@@ -290,7 +290,7 @@ def test_the_journal_sees_a_loss_that_is_none() -> None:
         forger.note(on.LedgerRestored(), forget, now_s=0.5)
 
 
-def test_the_journal_sees_an_effect_that_grows() -> None:
+def test_the_checker_finds_an_effect_that_grows_with_the_nodes() -> None:
     names = tuple(f"n{number}" for number in range(100))
     change = Driver(max=2)
     change.join("a", "b")
@@ -303,7 +303,7 @@ def test_the_journal_sees_an_effect_that_grows() -> None:
         Forger().note(on.LedgerRestored(), grown)
 
 
-def test_the_check_sees_a_roster_that_was_not_refiled() -> None:
+def test_the_checker_finds_a_roster_that_was_not_reindexed() -> None:
     driver = Driver(max=2)
     driver.join("a", "b")
     check(driver.run)

@@ -21,12 +21,12 @@ from rallypoint.core.sizes import parse_size, size_text
         ("1tib", 1024**4),
     ],
 )
-def test_sizes_that_people_write(text: str, size: int) -> None:
+def test_sizes_that_people_write_are_read(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "1 XB", "1.5.2G", "1e9", "inf", "nan", "１GiB"])
-def test_what_is_no_size(text: str) -> None:
+def test_text_that_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be a size such as 512MiB, 2GiB or 1048576, not"):
         parse_size(text)
 
@@ -43,5 +43,5 @@ def test_what_is_no_size(text: str) -> None:
         (5 * 1024**5, "5120 TiB"),
     ],
 )
-def test_a_size_for_people(size: int, text: str) -> None:
+def test_a_size_is_shown_for_people(size: int, text: str) -> None:
     assert size_text(size) == text

@@ -56,7 +56,7 @@ class TestOneCall:
     @pytest.mark.parametrize(
         "value", [b"x", b"12x", b" 1", b"1_0", b"1.0", b"9" * 19, b"9" * 10_000, "٣".encode()]
     )
-    def test_add_to_what_is_no_integer(self, desk: Desk, value: bytes) -> None:
+    def test_add_to_a_value_that_is_no_integer_fails(self, desk: Desk, value: bytes) -> None:
         desk.value(Set("n", value))
         assert desk.failure(Add("n", 1)).code == NOT_AN_INTEGER
         assert desk.value(Get("n")) == value
@@ -87,7 +87,7 @@ class TestOneCall:
         desk.value(Append("k", b"d"))
         assert desk.value(CompareSet("k", b"abcd", b"e")) == b"e"
 
-    def test_what_was_read_does_not_change_when_more_is_appended(self, desk: Desk) -> None:
+    def test_a_value_that_was_read_does_not_change_on_append(self, desk: Desk) -> None:
         desk.value(Append("k", b"a"))
         read = desk.value(Get("k"))
         desk.value(Append("k", b"b"))
@@ -103,7 +103,7 @@ class TestOneCall:
         assert desk.failure(MultiSet(("a", "b"), (b"1",))).code == BAD_REQUEST
         assert desk.value(NumKeys()) == 0
 
-    def test_check_wants_all_keys(self, desk: Desk) -> None:
+    def test_check_is_true_only_with_all_keys(self, desk: Desk) -> None:
         desk.value(Set("a", b""))
         assert desk.value(Check(("a",))) is True
         assert desk.value(Check(("a", "b"))) is False
@@ -124,13 +124,13 @@ class TestOneCall:
         desk.value(DeleteKey("ä"))
         assert desk.store.usage() == (1, 2)
 
-    def test_r4_who_is_not_in_the_round_is_not_served(self, desk: Desk) -> None:
+    def test_r4_only_members_of_the_round_are_served(self, desk: Desk) -> None:
         assert desk.failure(Set("k", b"1"), node="stranger").code == BAD_REQUEST
         assert desk.store.usage() == (0, 0)
 
 
 class TestEnd:
-    def test_all_waits_are_answered_in_order_and_later_calls_too(self, desk: Desk) -> None:
+    def test_the_end_answers_all_waits_in_order_and_later_calls(self, desk: Desk) -> None:
         desk.arrive(2)
         desk.waits(Get("k"), timeout_s=1)
         desk.arrive(0)

@@ -49,7 +49,7 @@ class TestLimits:
         assert desk.store.usage() == (0, 0)
         assert desk.store.freeze().waiting == ()
 
-    def test_up_to_a_limit_all_is_well(self) -> None:
+    def test_calls_up_to_a_limit_are_applied(self) -> None:
         desk = Desk(key_bytes_max=2, value_bytes_max=3, total_bytes_max=5, keys_max=1)
         desk.value(Set("kk", b"123"))
         desk.value(Set("kk", b"321"))
@@ -58,12 +58,12 @@ class TestLimits:
         desk.value(DeleteKey("kk"))
         desk.value(Set("l", b"123"))
 
-    def test_one_key_often_is_one_key(self) -> None:
+    def test_a_repeated_key_counts_once(self) -> None:
         desk = Desk(total_bytes_max=2, keys_max=1)
         desk.value(MultiSet(("k", "k", "k"), (b"1", b"2", b"3")))
         assert desk.store.usage() == (1, 2)
 
-    def test_a_value_named_often_makes_a_large_answer(self) -> None:
+    def test_a_value_read_often_in_one_call_makes_a_large_answer(self) -> None:
         desk = Desk(answer_bytes_max=10)
         desk.value(Set("k", b"1234"))
         assert desk.failure(MultiGet(("k",) * 3)).code == LIMIT

@@ -379,7 +379,7 @@ def test_waits_see_all_their_keys_at_once(calls: list[Step]) -> None:
 
 
 @given(HISTORIES)
-def test_every_call_is_answered_once_or_was_given_up(steps: list[Step]) -> None:
+def test_every_call_is_answered_once_or_was_cancelled(steps: list[Step]) -> None:
     driver = Driver()
     driver.run(steps)
     for incarnation, node, request_id, _ in driver.sent:
@@ -413,7 +413,7 @@ def test_replaying_the_writes_gives_the_same_data(ops: list[DataOp]) -> None:
 
 
 @given(st.lists(DATA_OPS, max_size=30), st.integers(1, 12), st.integers(1, 3))
-def test_limits_hold_whatever_is_asked(ops: list[DataOp], bytes_max: int, keys_max: int) -> None:
+def test_limits_hold_for_any_calls(ops: list[DataOp], bytes_max: int, keys_max: int) -> None:
     limits = StoreLimits(total_bytes_max=bytes_max, keys_max=keys_max, value_bytes_max=3)
     store = RoundStore(SEATS, limits)
     for request_id, op in enumerate(ops):

@@ -31,14 +31,14 @@ class TestResends:
         assert desk.store.apply("a", waiting, Get("k"), 5, desk.now_s) == []
         assert ids(desk.later(1)) == [waiting]
 
-    def test_acknowledged_is_never_applied_again(self, desk: Desk) -> None:
+    def test_an_acknowledged_call_is_never_applied_again(self, desk: Desk) -> None:
         desk.send(Add("n", 1))
         desk.store.acknowledge("a", 1)
         assert desk.store.apply("a", 1, Add("n", 1), None, 0.0) == []
         assert desk.store.apply("a", 0, Add("n", 1), None, 0.0) == []
         assert desk.value(Get("n")) == b"1"
 
-    def test_a_long_wait_stays_open_below_what_is_acknowledged(self, desk: Desk) -> None:
+    def test_a_long_wait_stays_open_below_the_acknowledged_ids(self, desk: Desk) -> None:
         waiting = desk.waits(Get("k"))
         desk.value(Add("n", 1))
         desk.store.acknowledge("a", 2, still_open=[waiting])
@@ -48,14 +48,14 @@ class TestResends:
         desk.store.acknowledge("a", 3)
         assert desk.store.apply("a", waiting, Get("k"), None, 0.0) == []
 
-    def test_what_was_open_and_never_came_can_still_come_once(self, desk: Desk) -> None:
+    def test_an_open_id_that_never_came_can_come_once(self, desk: Desk) -> None:
         desk.store.acknowledge("a", 10, still_open=[4, 99])
         first = desk.store.apply("a", 4, Add("n", 1), None, 0.0)
         assert desk.store.apply("a", 4, Add("n", 1), None, 0.0) == first
         desk.store.acknowledge("a", 10)
         assert desk.store.apply("a", 4, Add("n", 1), None, 0.0) == []
 
-    def test_what_is_closed_cannot_be_opened_again(self, desk: Desk) -> None:
+    def test_a_closed_id_cannot_be_opened_again(self, desk: Desk) -> None:
         desk.send(Add("n", 1))
         desk.store.acknowledge("a", 1)
         desk.store.acknowledge("a", 2, still_open=[1])

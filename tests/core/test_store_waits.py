@@ -37,7 +37,7 @@ class TestWaiting:
         "op",
         [Add("k", 1), Append("k", b"1"), CompareSet("k", b"", b"1"), MultiSet(("k",), (b"1",))],
     )
-    def test_every_write_wakes(self, desk: Desk, op: StoreOp) -> None:
+    def test_every_kind_of_write_wakes_waits(self, desk: Desk, op: StoreOp) -> None:
         waiting = desk.waits(Get("k"))
         assert desk.send(op)[1:] == [Answer("a", waiting, StoreValue(b"1"))]
 
@@ -48,7 +48,7 @@ class TestWaiting:
         desk.value(Set("y", b"2"))
         assert desk.send(Set("x", b"3"))[1].result == StoreValue((b"3", b"2", b"3"))
 
-    def test_a_key_that_was_there_before_the_wait_may_go(self, desk: Desk) -> None:
+    def test_a_key_deleted_before_the_wait_is_complete_is_missing(self, desk: Desk) -> None:
         desk.value(Set("x", b"1"))
         desk.waits(Wait(("x", "y")), timeout_s=5)
         desk.value(DeleteKey("x"))
@@ -64,7 +64,7 @@ class TestWaiting:
         waiting = [desk.waits(Get("k"), node) for node in "cab"]
         assert ids(desk.send(Set("k", b"")))[1:] == waiting
 
-    def test_the_first_deadline_is_known_whichever_waits_were_given_up(self, desk: Desk) -> None:
+    def test_the_first_deadline_is_right_whichever_waits_were_cancelled(self, desk: Desk) -> None:
         chance = random.Random(7)
         for _ in range(20):
             deadlines_s = [float(number) for number in range(1, 301)]
@@ -120,7 +120,9 @@ class TestWaiting:
         assert desk.store.next_deadline_s() is None
 
     @pytest.mark.parametrize("timeout_s", [0, -1, -math.inf])
-    def test_no_time_at_all(self, desk: Desk, timeout_s: float) -> None:
+    def test_a_timeout_of_zero_or_less_is_answered_at_once(
+        self, desk: Desk, timeout_s: float
+    ) -> None:
         waiting = desk.waits(Get("k"), timeout_s=timeout_s)
         assert ids(desk.later(0)) == [waiting]
 
@@ -140,7 +142,7 @@ class TestWaiting:
             desk.store.acknowledge("a", desk.last_id)
         assert len(desk.store._waits._deadlines) < 100
 
-    def test_cancelled_is_never_answered(self, desk: Desk) -> None:
+    def test_a_cancelled_wait_is_never_answered(self, desk: Desk) -> None:
         waiting = desk.waits(Get("k"), timeout_s=1)
         desk.store.cancel("a", waiting)
         assert desk.store.apply("a", waiting, Get("k"), 1, desk.now_s) == []
@@ -148,7 +150,7 @@ class TestWaiting:
         assert desk.later(2) == []
         assert desk.store._waits.by_key == {}
 
-    def test_cancelling_what_does_not_wait_does_nothing(self, desk: Desk) -> None:
+    def test_cancelling_an_unknown_wait_does_nothing(self, desk: Desk) -> None:
         answers = desk.send(Set("k", b"1"))
         desk.store.cancel("a", 1)
         desk.store.cancel("a", 99)
@@ -182,14 +184,14 @@ class TestBarrier:
         text = "after 5 s: 3 of 4 ranks are not at barrier step: a (rank 1), b, c"
         assert answer.result == StoreFailure(TIMEOUT, text, ("a (rank 1)", "b", "c"), 3)
 
-    def test_all_are_told_of_the_one_that_never_came(self, desk: Desk) -> None:
+    def test_a_timeout_names_the_missing_rank_to_all(self, desk: Desk) -> None:
         for rank in (0, 1, 3):
             desk.arrive(rank, timeout_s=5)
             desk.now_s += 0.001
         answers = desk.later(10)
         assert [failed(answer).missing for answer in answers] == [("b",)] * 3
 
-    def test_the_missing_are_those_of_the_moment(self, desk: Desk) -> None:
+    def test_the_missing_ranks_are_those_at_that_moment(self, desk: Desk) -> None:
         first = desk.waits(Barrier("step", 0))
         desk.arrive(1, timeout_s=1)
         assert failed(desk.later(1)[0]).missing == ("b", "c")
@@ -207,14 +209,14 @@ class TestBarrier:
         desk.store.cancel("a", first)
         assert failed(desk.later(1)[0]).missing == ("a (rank 0)", "c")
 
-    def test_who_gave_up_has_to_come_again(self, desk: Desk) -> None:
+    def test_a_rank_that_gave_up_must_arrive_again(self, desk: Desk) -> None:
         desk.arrive(0, timeout_s=1)
         desk.arrive(1)
         desk.later(1)
         assert [desk.arrive(rank) for rank in (2, 3)] == [[], []]
         assert len(desk.arrive(0)) == 4
 
-    def test_when_all_came_once_those_that_gave_up_are_missing(self, desk: Desk) -> None:
+    def test_ranks_that_gave_up_are_missing_even_if_all_came_once(self, desk: Desk) -> None:
         desk.arrive(0, timeout_s=1)
         desk.arrive(1, timeout_s=9)
         desk.later(1)
@@ -223,7 +225,7 @@ class TestBarrier:
         (answer,) = desk.later(9)
         assert (failed(answer).missing, failed(answer).missing_count) == (("a (rank 0)",), 1)
 
-    def test_a_generation_that_all_gave_up_is_forgotten(self, desk: Desk) -> None:
+    def test_a_generation_without_waiting_ranks_is_forgotten(self, desk: Desk) -> None:
         desk.arrive(0, timeout_s=1)
         desk.later(1)
         desk.arrive(1, timeout_s=1)
@@ -250,11 +252,11 @@ class TestBarrier:
         assert desk.store.freeze().barriers == (("step", (1, 2, 3), ()),)
 
     @pytest.mark.parametrize("rank", [-1, 0, 1, 3, 4])
-    def test_a_node_comes_for_its_own_ranks_only(self, desk: Desk, rank: int) -> None:
+    def test_a_node_arrives_for_its_own_ranks_only(self, desk: Desk, rank: int) -> None:
         assert desk.failure(Barrier("step", rank), node="b").code == BAD_REQUEST
         assert desk.store.freeze().barriers == ()
 
-    def test_alone(self) -> None:
+    def test_a_barrier_of_one_rank_is_released_at_once(self) -> None:
         store = RoundStore([("a", 0, 1)])
         assert store.apply("a", 1, Barrier("", 0), None, 0.0) == [Answer("a", 1, StoreValue(None))]
 

@@ -127,7 +127,7 @@ REPORTS: dict[ChangeKind, Callable[[Driver], None]] = {
 
 @pytest.mark.parametrize("kind", REPORTS, ids=str)
 @pytest.mark.parametrize("cause", CAUSES)
-def test_what_a_node_reports_breaks_its_round_at_once(
+def test_a_reported_failure_breaks_the_round_at_once(
     kind: ChangeKind, cause: SuspensionCause
 ) -> None:
     driver = met("a", "b", "c", restarts=None)
@@ -156,7 +156,7 @@ def test_a_goodbye_breaks_the_round_at_once() -> None:
     assert len(told(driver, do.Break)) == len(told(driver, do.Forget)) == 1
 
 
-def test_a_node_whose_work_is_done_breaks_nothing() -> None:
+def test_a_done_node_breaks_no_round() -> None:
     driver = met("a", "b", "c")
     driver.lose_ledger()
     driver.done("a", "b")
@@ -191,7 +191,7 @@ def test_a_successor_ends_the_round_that_was_broken_while_suspended(kind: Change
     assert driver.run.number == 2
 
 
-def test_a_name_that_is_free_again_is_given_to_the_node_that_waits_for_it() -> None:
+def test_a_freed_name_goes_to_the_waiting_node() -> None:
     driver = met("a", "b", "c")
     driver.lose_ledger()
     driver.attach("a'")
@@ -202,7 +202,7 @@ def test_a_name_that_is_free_again_is_given_to_the_node_that_waits_for_it() -> N
 
 
 @pytest.mark.parametrize("is_closed", [True, False])
-def test_an_open_case_is_gone_on_with_and_a_closed_one_is_not(is_closed: bool) -> None:
+def test_an_open_case_continues_and_a_closed_one_does_not(is_closed: bool) -> None:
     driver = met("a", "b", "c", restarts=None)
     driver.fail("a")
     if is_closed:
@@ -214,7 +214,7 @@ def test_an_open_case_is_gone_on_with_and_a_closed_one_is_not(is_closed: bool) -
     assert len(told(driver, do.ProbeRound)) == (0 if is_closed else 1)
 
 
-def test_silence_during_an_outage_counts_no_more_than_what_makes_a_suspect() -> None:
+def test_silence_during_an_outage_only_makes_a_suspect() -> None:
     driver = met("a", "b", grace=5.0)
     driver.lose_ledger()
     driver.advance(60.0)
@@ -239,7 +239,7 @@ def test_the_mass_guard_lasts_as_long_after_an_outage_that_is_over() -> None:
     assert waiting.guard_s == 120.0
 
 
-def test_of_two_closes_the_first_one_counts() -> None:
+def test_the_first_of_two_closes_counts() -> None:
     driver = met("a", "b")
     driver.lose_ledger()
     driver.close(Outcome.SUCCEEDED, "trained", by="ann")
@@ -274,7 +274,7 @@ def test_a_connection_ends_once() -> None:
     assert (driver.phase, driver.run.number) == (Phase.ACTIVE, 1)
 
 
-def test_a_deposed_coordinator_tells_nothing_more() -> None:
+def test_a_deposed_coordinator_sends_nothing_more() -> None:
     driver = met("a", "b")
     driver.lose_ledger()
     driver.refuse_commit()

@@ -80,7 +80,7 @@ def test_a_grace_of_an_earlier_break_is_stale() -> None:
         (False, True, True, False),
     ],
 )
-def test_r8_who_is_silent_and_leaves_a_probe_unanswered_is_lost(
+def test_r8_a_silent_member_that_answers_no_probe_is_lost(
     silent: bool, answered: bool, probe_over: bool, is_lost: bool
 ) -> None:
     nodes = Nodes(3)
@@ -95,7 +95,7 @@ def test_r8_who_is_silent_and_leaves_a_probe_unanswered_is_lost(
     assert nodes.lost == (["n0"] if is_lost else [])
 
 
-def test_who_falls_silent_after_the_probe_ran_out_is_lost_at_once() -> None:
+def test_a_member_silent_after_its_probe_ended_is_lost_at_once() -> None:
     nodes = Nodes(3)
     nodes.probe.begin(["n0"], SETTINGS, 1, 0.0)
     nodes.suspicion.probe_over()
@@ -138,7 +138,7 @@ def test_r8_a_process_that_has_ended_is_neither_counted_nor_kept_by_the_guard() 
     assert run.suspicion.ended_members() == []
 
 
-def test_nobody_misses_who_is_done_or_departing() -> None:
+def test_done_and_departing_members_do_not_count_as_missing() -> None:
     nodes = Nodes(4)
     for member in nodes.members[:2]:
         member.state = MemberState.DONE
@@ -148,7 +148,7 @@ def test_nobody_misses_who_is_done_or_departing() -> None:
     assert not nodes.suspicion.guarding
 
 
-def test_r8_while_the_guard_holds_nobody_is_lost_and_then_they_are() -> None:
+def test_r8_the_mass_guard_delays_losses() -> None:
     nodes = Nodes(5)
     graces = nodes.disconnect(*nodes.members[:3])
     [mass] = nodes.guard()
@@ -160,7 +160,7 @@ def test_r8_while_the_guard_holds_nobody_is_lost_and_then_they_are() -> None:
     assert nodes.lost == ["n0", "n1", "n2"]
 
 
-def test_r8_the_last_to_come_back_have_the_grace_again() -> None:
+def test_r8_the_last_to_come_back_get_the_grace_again() -> None:
     nodes = Nodes(5)
     graces = nodes.disconnect(*nodes.members[:3])
     nodes.guard()
@@ -186,7 +186,7 @@ def test_a_guard_that_was_lifted_does_not_spoil_the_next() -> None:
     assert nodes.suspicion.guarding
 
 
-def test_each_has_what_is_left_of_its_time_when_the_ledger_is_back() -> None:
+def test_after_an_outage_each_member_has_the_rest_of_its_time() -> None:
     nodes = Nodes(4)
     nodes.disconnect(nodes.members[0])
     nodes.suspicion.silent(nodes.members[1], SETTINGS, 0.0, 5.0)
@@ -211,7 +211,7 @@ def test_many_that_are_missing_have_a_longer_grace() -> None:
     assert large.suspicion.grace_s(SETTINGS) == 3 * SETTINGS.reconnect_grace_s
 
 
-def test_the_link_is_what_was_last_heard_of() -> None:
+def test_the_reachability_is_what_was_last_reported() -> None:
     nodes = Nodes(1)
     [member] = nodes.members
     links = [member.reachability]

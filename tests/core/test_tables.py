@@ -63,14 +63,14 @@ class TestStoring:
         plan = TableKeeper(1, None).plan(rows)
         assert (plan.table, plan.new) == (Table(rows=rows), ())
 
-    def test_a_large_one_is_apart(self):
+    def test_a_large_table_is_in_chunks(self):
         rows = members(2_000)
         plan = TableKeeper(1, None).plan(rows)
         assert plan.table.rows == ()
         assert len(plan.new) == len(plan.table.chunks) == 4
         assert members_of(plan.table, dict(plan.new)) == rows
 
-    def test_few_fat_rows_are_apart_too(self):
+    def test_a_few_large_rows_are_in_chunks_too(self):
         fat = {f"label-{i}": "x" * 250 for i in range(60)}
         assert TableKeeper(1, None).plan(members(2, fat)).table.rows == ()
 
@@ -85,13 +85,13 @@ class TestStoring:
         store.commit(keeper, restarted(rows, 3, 5_000))
         assert store.written_bytes - first < first / 5
 
-    def test_nor_by_the_next_owner(self):
+    def test_the_next_owner_writes_no_unchanged_chunks_either(self):
         rows = members(10_000)
         table = Store().commit(TableKeeper(1, None), rows)
         plan = TableKeeper(2, table).plan(restarted(rows, 600))
         assert [chunk.term for chunk in plan.table.chunks].count(2) == len(plan.new) == 1
 
-    def test_a_table_that_comes_back_is_written_under_another_name(self):
+    def test_a_table_that_returns_is_written_under_another_name(self):
         """The removal of the first name may still be under way."""
         store, keeper, rows = Store(), TableKeeper(1, None), members(1_000)
         before = store.commit(keeper, rows)
@@ -101,7 +101,7 @@ class TestStoring:
         assert before.chunks[0].digest == after.chunks[0].digest
         assert before.chunks[1] == after.chunks[1]
 
-    def test_a_plan_that_came_to_nothing_is_removed(self):
+    def test_chunks_of_an_unused_plan_are_removed(self):
         keeper, rows = TableKeeper(1, None), members(1_000)
         lost = keeper.plan(rows)
         plan = keeper.plan(restarted(rows, 1))
@@ -113,7 +113,7 @@ class TestStoring:
 
     @given(st.integers(0, 2**32 - 1))
     @settings(max_examples=15, deadline=None)
-    def test_whatever_changes_between_rounds(self, seed: int):
+    def test_any_change_between_rounds_keeps_the_table_readable(self, seed: int):
         """Several owners follow each other. All chunks that no head names are found."""
         rng = random.Random(seed)
         store, keeper = Store(), TableKeeper(1, None)
@@ -134,13 +134,13 @@ class TestStoring:
         assert set(successor.leftovers(there)) == there - named
 
 
-class TestSweeping:
+class TestRemovingChunks:
     def test_chunks_of_a_later_owner_are_never_removed(self):
         """This owner may be deposed without knowing it."""
         keeper = TableKeeper(3, None)
         assert keeper.leftovers([(1, 1), (3, 9), (4, 1)]) == [(1, 1), (3, 9)]
 
-    def test_nor_what_is_about_to_be_committed(self):
+    def test_chunks_of_a_pending_commit_are_never_removed(self):
         keeper = TableKeeper(3, None)
         plan = keeper.plan(members(1_000))
         names = [(chunk.term, chunk.serial) for chunk, _ in plan.new]
@@ -155,7 +155,7 @@ class TestCutting:
         for piece in pieces(members(600, fat)):
             assert len(piece.data) < 2 * CHUNK_BYTES
 
-    def test_a_row_comes_to_no_more_than_was_counted(self):
+    def test_a_row_is_no_larger_than_estimated(self):
         for row in (
             *members(3, LABELS),
             RoundMember("é" * 256, 2**63 - 1, "h", ("a",) * 64, 4_096),
@@ -182,14 +182,14 @@ class TestReading:
         plan = TableKeeper(1, None).plan(self.ROWS)
         return plan.table, dict(plan.new)
 
-    def test_a_missing_chunk_is_told(self):
+    def test_a_missing_chunk_is_reported(self):
         table, there = self.stored()
         there[table.chunks[1]] = None
         with pytest.raises(UnreadableError, match=r"chunk 1-2 .* is missing"):
             members_of(table, there)
 
     @pytest.mark.parametrize("damage", [b"", b"\x92\x02\x90", b"x" * 40])
-    def test_a_damaged_chunk_is_told(self, damage: bytes):
+    def test_a_damaged_chunk_is_reported(self, damage: bytes):
         table, there = self.stored()
         there[table.chunks[0]] = damage
         with pytest.raises(UnreadableError, match=r"chunk 1-1 .* is damaged"):
@@ -209,13 +209,13 @@ class TestTheHead:
         return encode(register)
 
     @pytest.mark.parametrize("count", [1, 40, 1_000, 10_000])
-    def test_with_any_number_of_members(self, count: int):
+    def test_the_head_is_small_with_any_number_of_members(self, count: int):
         assert len(self.head(count)) < HEAD_BYTES_MAX / 4
 
-    def test_with_100_000_members_and_the_longest_close(self):
+    def test_the_head_is_small_with_100_000_members_and_the_longest_close(self):
         assert len(self.head(100_000, bounded_close(a_close(64, 4_000)))) < HEAD_BYTES_MAX
 
-    def test_the_table_that_is_inside_is_small(self):
+    def test_the_table_inside_the_head_is_small(self):
         assert len(self.head(40)) < INLINE_BYTES_MAX + 2_048
 
 
@@ -223,7 +223,7 @@ class TestAClose:
     @pytest.mark.parametrize("lines", [1, 20, 64])
     @pytest.mark.parametrize("length", [10, 500, 4_000])
     @pytest.mark.parametrize("char", ["x", "\U0001f680"])
-    def test_it_always_fits(self, lines: int, length: int, char: str):
+    def test_a_close_always_fits(self, lines: int, length: int, char: str):
         close = bounded_close(a_close(lines, length, char))
         assert len(msgspec.msgpack.encode(close)) <= CLOSE_BYTES_MAX
         assert close.outcome is Outcome.FAILED
@@ -238,7 +238,7 @@ class TestAClose:
         assert len(close.cause.failure.last_lines) == 20
         assert close.cause.failure.last_lines[-1] == "the end"
 
-    def test_a_short_one_stays_as_it_is(self):
+    def test_a_short_close_is_unchanged(self):
         close = a_close(20, 100, "x")
         assert bounded_close(close) is close
 
@@ -253,7 +253,7 @@ class TestNoRoom:
         (effect,) = run.step(on.NodeAttached(node, self.SETTINGS, 1), 0.0)
         return effect
 
-    def test_a_node_that_does_not_fit_is_refused_with_words(self):
+    def test_a_node_that_does_not_fit_is_refused_with_the_limit(self):
         small, large = NodeInfo("a", 1, "host"), NodeInfo("b", 1, "host", labels={"n": "x" * 256})
         room = row_bytes(large) + row_bytes(small) - 1
         run = Membership("run", table_bytes_max=room)
@@ -265,7 +265,7 @@ class TestNoRoom:
         assert f"leave {room - row_bytes(small)} free, and this node needs" in told
         assert "about 1 nodes like this one fit" in told
 
-    def test_room_that_a_node_leaves_is_free_again(self):
+    def test_a_node_that_leaves_frees_its_room(self):
         one = row_bytes(NodeInfo("a", 1, "host"))
         run = Membership("run", table_bytes_max=2 * one)
         for name in "ab":
@@ -276,7 +276,7 @@ class TestNoRoom:
         run.step(on.NodeLeft(NodeInfo("b", 1, "host").id, "done"), 0.0)
         assert isinstance(self.attach(run, "c"), Welcome)
 
-    def test_who_comes_back_needs_no_more_room(self):
+    def test_a_node_that_resumes_needs_no_more_room(self):
         run = Membership("run", table_bytes_max=row_bytes(NodeInfo("a", 1, "host")))
         for _ in range(2):
             assert isinstance(self.attach(run, "a"), Welcome)

@@ -35,7 +35,7 @@ def many(count: int) -> list[str]:
 class TestTheCoordinatorsHostDiesWithItsNode:
     """The lease named the node as its host, and was not renewed."""
 
-    def test_the_host_has_the_time_that_a_living_node_needs(self) -> None:
+    def test_the_host_has_the_time_that_a_live_node_needs(self) -> None:
         driver = met("a", "b", "c")
         driver.fail_over(attach_grace_s=GRACE_S, host="a")
         driver.attach("b", "c")
@@ -44,7 +44,7 @@ class TestTheCoordinatorsHostDiesWithItsNode:
         driver.advance(0.2)
         assert (driver.phase, lost(driver)) == (Phase.GATHERING, ["a"])
 
-    def test_the_other_of_two_goes_on(self) -> None:
+    def test_the_other_of_two_nodes_continues(self) -> None:
         driver = met("a", "b")
         driver.fail_over(attach_grace_s=GRACE_S, host="a")
         driver.attach("b")
@@ -62,7 +62,7 @@ class TestTheCoordinatorsHostDiesWithItsNode:
         driver.advance(0.2)
         assert lost(driver) == ["a", "d"]
 
-    def test_a_shorter_attach_grace_holds_for_the_host_too(self) -> None:
+    def test_a_shorter_attach_grace_applies_to_the_host_too(self) -> None:
         driver = met("a", "b")
         driver.fail_over(attach_grace_s=0.5, host="a")
         driver.attach("b")
@@ -77,7 +77,7 @@ class TestTheCoordinatorsHostDiesWithItsNode:
         driver.advance(2 * GRACE_S)
         assert (driver.phase, lost(driver)) == (Phase.ACTIVE, [])
 
-    def test_a_host_that_comes_too_late_is_told_why_its_round_ended(self) -> None:
+    def test_a_host_that_attaches_too_late_gets_the_reason(self) -> None:
         driver = met("a", "b")
         driver.fail_over(attach_grace_s=GRACE_S, host="a")
         driver.attach("b")
@@ -88,14 +88,14 @@ class TestTheCoordinatorsHostDiesWithItsNode:
         assert welcome.standing.change is not None
         assert welcome.standing.change.kind is ChangeKind.NODE_LOST
 
-    def test_another_life_of_the_host_is_not_taken_for_it(self) -> None:
+    def test_another_incarnation_of_the_host_is_another_node(self) -> None:
         driver = met("a", "b")
         driver.fail_over(attach_grace_s=GRACE_S, host="a'")
         driver.attach("b")
         driver.advance(GRACE_S - 0.1)
         assert lost(driver) == []
 
-    def test_an_outage_of_the_ledger_does_not_make_the_host_immortal(self) -> None:
+    def test_a_dead_host_is_lost_despite_outages_of_the_ledger(self) -> None:
         driver = met("a", "b", "c")
         driver.fail_over(attach_grace_s=GRACE_S, host="a")
         driver.attach("b")
@@ -109,7 +109,7 @@ class TestTheCoordinatorsHostDiesWithItsNode:
 
 
 class TestTheAttachGraceIsOver:
-    def test_it_ends_when_all_have_attached(self) -> None:
+    def test_the_attach_grace_ends_when_all_have_attached(self) -> None:
         driver = met("a", "b", "c")
         driver.fail_over(attach_grace_s=GRACE_S)
         driver.attach("a", "b", "c")
@@ -117,7 +117,7 @@ class TestTheAttachGraceIsOver:
         driver.advance(1.0)
         assert lost(driver) == ["c"]
 
-    def test_half_of_the_round_is_enough_for_no_mass_guard(self) -> None:
+    def test_with_half_of_the_round_there_is_no_mass_guard(self) -> None:
         names = many(10)
         driver = met(*names)
         driver.fail_over(attach_grace_s=GRACE_S)
@@ -125,7 +125,7 @@ class TestTheAttachGraceIsOver:
         driver.advance(GRACE_S)
         assert lost(driver) == names[5:]
 
-    def test_with_fewer_the_coordinator_may_be_the_one_that_is_cut_off(self) -> None:
+    def test_with_fewer_than_half_the_mass_guard_is_raised(self) -> None:
         names = many(20)
         driver = met(*names)
         driver.fail_over(attach_grace_s=GRACE_S)
@@ -135,7 +135,7 @@ class TestTheAttachGraceIsOver:
         driver.advance(driver.settings.mass_grace_s)
         assert lost(driver) == names[9:]
 
-    def test_until_then_who_has_yet_to_attach_is_no_sign_of_an_outage(self) -> None:
+    def test_before_the_grace_ends_missing_members_raise_no_guard(self) -> None:
         names = many(20)
         driver = met(*names)
         driver.fail_over(attach_grace_s=GRACE_S)
@@ -144,7 +144,7 @@ class TestTheAttachGraceIsOver:
         driver.advance(driver.settings.reconnect_grace_s)
         assert lost(driver) == [names[0]]
 
-    def test_the_host_and_the_absent_are_judged_though_others_are_missing_together(self) -> None:
+    def test_the_host_and_absent_members_are_judged_under_the_guard_too(self) -> None:
         names = many(40)
         driver = met(*names)
         driver.fail_over(attach_grace_s=GRACE_S, host=names[39])
@@ -155,7 +155,7 @@ class TestTheAttachGraceIsOver:
         assert lost(driver) == [names[39], names[38]]
 
 
-class TestANameThatAMemberHasWhichHasYetToAttach:
+class TestTheNameOfAMemberThatHasNotAttached:
     def test_the_newcomer_is_refused_once_the_older_has_attached(self) -> None:
         driver = met("a", "b")
         driver.fail_over(attach_grace_s=GRACE_S)
@@ -166,7 +166,7 @@ class TestANameThatAMemberHasWhichHasYetToAttach:
         assert [type(e) for _, e in driver.effects if isinstance(e, do.Refuse)] == [do.Refuse]
         assert driver.phase is Phase.ACTIVE
 
-    def test_the_newcomer_has_the_name_after_the_attach_grace(self) -> None:
+    def test_the_newcomer_gets_the_name_after_the_attach_grace(self) -> None:
         driver = met("a", "b")
         driver.fail_over(attach_grace_s=GRACE_S)
         driver.attach("b", "a'")
@@ -175,7 +175,7 @@ class TestANameThatAMemberHasWhichHasYetToAttach:
         driver.advance(0.2)
         assert driver.is_connected("a'")
 
-    def test_the_host_started_again_need_not_wait_for_that(self) -> None:
+    def test_a_restarted_host_does_not_wait_for_its_name(self) -> None:
         driver = met("a", "b")
         driver.fail_over(attach_grace_s=GRACE_S, host="a")
         driver.attach("a'")
@@ -191,7 +191,7 @@ class TestPlacesAfterATakeover:
         driver.advance(duration_s)
         assert (driver.phase, driver.run.number) == (Phase.GATHERING, 1)
 
-    def test_one_that_has_yet_to_attach_is_not_shut_out(self) -> None:
+    def test_a_member_that_has_not_attached_keeps_its_place(self) -> None:
         driver = met("a", "b", min=2, max=4, last_call=1.0)
         driver.fail_over(attach_grace_s=GRACE_S)
         driver.join("c")
@@ -202,7 +202,7 @@ class TestPlacesAfterATakeover:
         driver.advance(0.1)
         assert driver.names == ["a", "b", "c"]
 
-    def test_the_stop_time_is_in_the_register_and_begins_when_the_node_is_told(self) -> None:
+    def test_the_stop_time_is_stored_and_begins_when_the_node_is_notified(self) -> None:
         driver = Driver(min=2, max=4, last_call=1.0)
         driver.attach("a")
         driver.attach("b", stop_s=20.0)
@@ -218,7 +218,7 @@ class TestPlacesAfterATakeover:
         driver.advance(0.2)
         assert driver.names == ["a", "c"]
 
-    def test_one_that_is_connected_again_has_no_second_stop_time(self) -> None:
+    def test_a_member_that_reconnects_gets_no_second_stop_time(self) -> None:
         driver = met("a", "b", min=2, max=4, last_call=1.0)
         driver.join("c", "d")
         driver.advance(1.0)
@@ -230,7 +230,7 @@ class TestPlacesAfterATakeover:
         driver.advance(1.1)
         assert driver.names == ["c", "d"]
 
-    def test_it_is_told_how_long_the_slowest_one_stops(self) -> None:
+    def test_a_node_gets_the_stop_time_of_the_slowest_member(self) -> None:
         driver = Driver(min=2, max=4, last_call=1.0, grace=5.0)
         driver.attach("a")
         driver.attach("b", stop_s=20.0)
@@ -248,7 +248,7 @@ class TestPlacesAfterATakeover:
 
 class TestAStandbyWhileTheLedgerIsAway:
     @pytest.mark.parametrize("ready_again", [True, False])
-    def test_it_is_told_again_that_it_is_on_standby(self, ready_again: bool) -> None:
+    def test_a_standby_gets_its_place_again(self, ready_again: bool) -> None:
         driver = met("a", "b")
         driver.join("c")
         driver.lose_ledger()
@@ -263,7 +263,7 @@ class TestAStandbyWhileTheLedgerIsAway:
         told = [e.standing.standby for _, e in driver.effects if isinstance(e, do.Welcome)]
         assert told == [True]
 
-    def test_one_that_came_while_nothing_was_decided_is_told_when_the_ledger_is_back(self) -> None:
+    def test_a_standby_that_came_in_an_outage_gets_its_place_afterwards(self) -> None:
         driver = met("a", "b")
         driver.attach("c")
         driver.lose_ledger()

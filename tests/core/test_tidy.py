@@ -32,7 +32,7 @@ def a_failure(text: str) -> Failure:
 
 
 @pytest.mark.parametrize("text", LONG, ids=["escapes", "tabs", "tags"])
-def test_the_longest_failure_is_understood_by_nodes_and_by_successors(text: str) -> None:
+def test_nodes_and_successors_can_read_the_longest_failure(text: str) -> None:
     told = reasons.tidy_change(
         Change(ChangeKind.WORKER_FAILED, 1, (text,) * 9, 9, text, failure=a_failure(text))
     )
@@ -46,7 +46,7 @@ def test_the_longest_failure_is_understood_by_nodes_and_by_successors(text: str)
 
 
 @given(TEXTS)
-def test_a_tidy_text_is_one_line_and_no_longer_than_any(text: str) -> None:
+def test_a_cleaned_text_is_one_bounded_line(text: str) -> None:
     tidied = reasons.tidy(text)
     assert tidied.isprintable()
     assert len(tidied) <= TEXT_LENGTH_MAX

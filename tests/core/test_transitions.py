@@ -20,7 +20,7 @@ def test_every_phase_meets_every_event() -> None:
     assert set(TRANSITIONS) == {(phase, event) for phase in Phase for event in on.EVENTS}
 
 
-def test_every_event_of_the_module_is_in_the_list() -> None:
+def test_every_event_of_the_module_is_in_the_table() -> None:
     bases = {on.SignOfLife}
     found = {event for base in (on.Event, *bases) for event in base.__subclasses__()}
     assert set(on.EVENTS) == found - bases
@@ -126,7 +126,7 @@ def moves() -> set[Move]:
     return seen
 
 
-def test_no_run_leaves_a_cell(moves: set[Move]) -> None:
+def test_no_run_leaves_its_cell_of_the_table(moves: set[Move]) -> None:
     outside = [move for move in moves if move[2] not in TRANSITIONS[move[0], move[1]].to]
     assert outside == []
 
