@@ -11,7 +11,7 @@ import contextlib
 import enum
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -21,10 +21,13 @@ from rallypoint.errors import (
     LedgerFullError,
     LedgerUnreachableError,
 )
+from rallypoint.ledger import record_format
 
 FILE_MODE: Final = 0o600
 FOLDER_MODE: Final = 0o700
 """Only this user may read: a lease may have a token, a round the last output of its programs."""
+_STALE_S: Final = 3600.0
+"""A file that was not linked for so long is removed, by the disk's own clock (R9)."""
 _GONE: Final = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
 _ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -125,6 +128,54 @@ class Disk:
         self._step("forget the temporary name")
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+class Scratch:
+    """The `tmp/` and `trash/` of one ledger. Any number of threads and processes use them.
+
+    `tmp/` has files that are written but not linked yet. `trash/` has folders that were moved away
+    in one step and are being emptied. A ledger never depends on what is in either.
+    """
+
+    def __init__(self, place: Path, disk: Disk) -> None:
+        self.temporaries = place / "tmp"
+        self.trash = place / "trash"
+        self._disk = disk
+
+    @contextlib.contextmanager
+    def temporary(self, value: bytes) -> Iterator[Path]:
+        """A file with this value in a sealed record, on the disk and ready to be linked."""
+        path = self.temporaries / os.urandom(12).hex()
+        try:
+            self._disk.write(path, record_format.seal(value, record_format.new_nonce()))
+            yield path
+        finally:
+            self._disk.forget(path)
+
+    def link(self, value: bytes, name: Path) -> LinkResult:
+        """Make a file of this name with this value in a sealed record. See `Disk.link`."""
+        with self.temporary(value) as temporary:
+            return self._disk.link(temporary, name)
+
+    def move_away(self, folder: Path) -> None:
+        """Remove a folder: nobody sees a part of it. It may be gone already."""
+        self._disk.move_away(folder, self.trash)
+
+    def sweep(self) -> None:
+        """Remove what processes that crashed have left here."""
+        for name in names(self.trash):
+            self._disk.remove(self.trash / name)
+        with self.temporary(b"") as fresh:
+            now_s = fresh.stat().st_mtime
+            for name in names(self.temporaries):
+                path = self.temporaries / name
+                with contextlib.suppress(OSError):
+                    if now_s - path.stat().st_mtime <= _STALE_S:
+                        continue
+                    if path.is_dir():
+                        self.move_away(path)
+                    else:
+                        path.unlink()
 
 
 def names(folder: Path) -> list[str]:

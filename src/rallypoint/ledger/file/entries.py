@@ -19,9 +19,8 @@ import msgspec
 
 from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.file.chain import Advance
-from rallypoint.ledger.file.disk import Disk, names
+from rallypoint.ledger.file.disk import Disk, Scratch, names
 from rallypoint.ledger.file.index import FileIndex, Index, Indexed, Kind
-from rallypoint.ledger.file.scratch import Scratch
 
 TRIES_MAX: Final = 1000
 """How often a write is tried while other processes keep being first."""

@@ -27,13 +27,12 @@ from rallypoint.ledger.contract import (
     Versioned,
     check_name,
 )
-from rallypoint.ledger.file.disk import Disk, as_ledger_error
+from rallypoint.ledger.file.disk import Disk, Scratch, as_ledger_error
 from rallypoint.ledger.file.entries import Entries
 from rallypoint.ledger.file.folder import open_folder, place_of, replaced
 from rallypoint.ledger.file.index import FileIndex, Kind
 from rallypoint.ledger.file.logs import Logs
 from rallypoint.ledger.file.registers import Registers
-from rallypoint.ledger.file.scratch import Scratch
 from rallypoint.threads import LimitedCalls
 
 T = TypeVar("T")

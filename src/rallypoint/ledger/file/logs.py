@@ -12,9 +12,8 @@ from pathlib import Path
 from rallypoint.errors import LedgerCorruptError
 from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import AppendOutcome, Created, Exists, Gap
-from rallypoint.ledger.file.disk import Disk, LinkResult, content, names
+from rallypoint.ledger.file.disk import Disk, LinkResult, Scratch, content, names
 from rallypoint.ledger.file.entries import TRIES_MAX, Entries, crowded
-from rallypoint.ledger.file.scratch import Scratch
 from rallypoint.ledger.keys import is_record_name, record_name
 
 
@@ -72,8 +71,7 @@ class Logs:
                 return None
             if index > 0 and not (folder / record_name(index - 1)).exists():
                 return Gap()
-            with self._scratch.temporary(value) as temporary:
-                linked = self._disk.link(temporary, path)
+            linked = self._scratch.link(value, path)
             if linked is LinkResult.GONE:
                 return None
             self._disk.sync(folder)

@@ -11,9 +11,8 @@ from typing import Final
 from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import Conflict, SwapOutcome, Swapped, Unknown, Versioned
 from rallypoint.ledger.file.chain import Advance, Chain
-from rallypoint.ledger.file.disk import Disk
+from rallypoint.ledger.file.disk import Disk, Scratch
 from rallypoint.ledger.file.entries import TRIES_MAX, Entries, crowded, interrupted
-from rallypoint.ledger.file.scratch import Scratch
 
 TOMBSTONE: Final = b"\0deleted"
 """The last version of a register that was deleted at a given version."""
