@@ -314,13 +314,13 @@ def test_a_node_of_a_ledger_says_that_it_reads_it() -> None:
 def test_a_late_tick_judges_nobody_before_what_came_meanwhile_is_read() -> None:
     for stall_s in (0.1, 0.6, 0.9):
         machine = in_round()
-        while machine.next_tick_s() <= machine.silence_s:  # type: ignore[operator]
-            machine.tick(machine.next_tick_s())  # type: ignore[arg-type]
-        due_s = machine.next_tick_s()
+        while machine.next_tick_s <= machine.silence_s:  # type: ignore[operator]
+            machine.tick(machine.next_tick_s)  # type: ignore[arg-type]
+        due_s = machine.next_tick_s
         assert due_s is not None
         late_s = due_s + stall_s
         assert not any(isinstance(action, act.Drop) for action in machine.tick(late_s))
-        again_s = machine.next_tick_s()
+        again_s = machine.next_tick_s
         assert again_s is not None
         machine.received(wire.Beat(Stamp("ledger", 1, 1), 9), again_s)
         assert not any(isinstance(action, act.Drop) for action in machine.tick(again_s))
@@ -330,7 +330,7 @@ def test_a_process_that_is_always_late_still_gives_up_a_silent_coordinator() -> 
     machine = in_round()
     now_s = 0.0
     for _ in range(10_000):
-        now_s = (machine.next_tick_s() or 0.0) + 0.3
+        now_s = (machine.next_tick_s or 0.0) + 0.3
         if any(isinstance(action, act.Drop) for action in machine.tick(now_s)):
             break
     assert machine.silence_s < now_s < 3 * machine.silence_s

@@ -35,16 +35,16 @@ def test_a_heartbeat_that_is_due_at_once_is_scheduled_again():
     async def program() -> float:
         node = Node(node_settings(), RunSettings())
         has_ticked: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        dues_s = iter((0.0, 1.0, 0.0))
 
         def tick(now_s: float) -> list[Action]:
             has_ticked.set_result(now_s)
             return []
 
-        node._machine.next_tick_s = lambda: next(dues_s, None)  # type: ignore[method-assign]
         node._machine.tick = tick  # type: ignore[method-assign]
-        for _ in range(3):
+        for due_s in (0.0, 1.0, 0.0):
+            node._machine.next_tick_s = due_s
             node._schedule_tick()
+        node._machine.next_tick_s = None
         return await has_ticked
 
     assert uvloop.run(program()) > 0

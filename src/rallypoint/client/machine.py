@@ -134,7 +134,8 @@ class NodeMachine:
         """Whether the run is in the memory of the coordinator's process, and ends with it."""
         self.led_s = 0.0
         """When a message of a coordinator that holds its lease came last."""
-        self._next_tick_s: float | None = None
+        self.next_tick_s: float | None = None
+        """When `tick` has something to do; None while there is no connection."""
         self._looks_again = False
 
     @property
@@ -176,7 +177,7 @@ class NodeMachine:
     def connected(self, now_s: float, source: Address | None = None) -> list[Action]:
         """A connection to a coordinator is open. `source`: the address of this side's socket."""
         self._heard_s = now_s
-        self._next_tick_s = now_s + self._tick_s()
+        self.next_tick_s = now_s + self._tick_s()
         attach = wire.Attach(
             self.stamp,
             wire.VERSION,
@@ -197,25 +198,21 @@ class NodeMachine:
     def disconnected(self) -> None:
         """The connection is closed. Open requests stay open, and are sent again on the next one."""
         self.is_attached = False
-        self._next_tick_s = None
-
-    def next_tick_s(self) -> float | None:
-        """When `tick` has something to do; None while there is no connection."""
-        return self._next_tick_s
+        self.next_tick_s = None
 
     def tick(self, now_s: float) -> list[Action]:
         """Send a heartbeat, or drop a coordinator that has been silent for too long."""
-        if self._next_tick_s is None or now_s < self._next_tick_s:
+        if self.next_tick_s is None or now_s < self.next_tick_s:
             return []
-        late_s = now_s - self._next_tick_s
+        late_s = now_s - self.next_tick_s
         if late_s > LATE_TICK_S:
             # This process did not run, so that time is no silence of the coordinator.
             self._heard_s = min(now_s, self._heard_s + late_s)
-        self._next_tick_s = now_s + self._tick_s()
+        self.next_tick_s = now_s + self._tick_s()
         silent_s = now_s - self._heard_s
         if silent_s > self.silence_s and late_s > LATE_TICK_S and not self._looks_again:
             # Messages of the coordinator may have arrived meanwhile, and not been read yet.
-            self._looks_again, self._next_tick_s = True, now_s + LOOK_AGAIN_S
+            self._looks_again, self.next_tick_s = True, now_s + LOOK_AGAIN_S
         elif silent_s > self.silence_s:
             return [Drop(f"the coordinator has been silent for {silent_s:.1f} s")]
         else:
@@ -290,7 +287,7 @@ class NodeMachine:
         self.is_in_memory = message.in_memory
         self.led_s = self._beat_heard_s = now_s
         self._heartbeat_s = max(HEARTBEAT_MIN_S, message.heartbeat_s)
-        self._next_tick_s = now_s + self._tick_s()
+        self.next_tick_s = now_s + self._tick_s()
         self.is_standby = message.standing.standby
         actions: list[Action] = [Attached(), *self._catch_up(message)]
         return actions + [Send(each) for each in self._to_say_again(now_s)]

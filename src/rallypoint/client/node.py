@@ -279,7 +279,7 @@ class Node:
             self._connector.follow_workers()
 
     def _schedule_tick(self) -> None:
-        due_s = self._machine.next_tick_s()
+        due_s = self._machine.next_tick_s
         # The handle is not asked for its time: uvloop's does not know it once that has come.
         if self._tick is not None and self._tick_due_s != due_s:
             self._tick.cancel()
@@ -578,8 +578,8 @@ class Node:
             async with asyncio.timeout(timeout_s):
                 return await future
         finally:
-            self._waiters.forget(request_id)
-            self._act(self._machine.cancel(request_id))
+            if not self._waiters.forget(request_id):
+                self._act(self._machine.cancel(request_id))
 
 
 def _now_s() -> float:

@@ -26,9 +26,10 @@ class Waiters:
         self._answers[request_id] = future
         return future
 
-    def forget(self, request_id: int) -> None:
-        """Nobody waits for this answer any more."""
-        self._answers.pop(request_id, None)
+    def forget(self, request_id: int) -> bool:
+        """Nobody waits for this answer any more. Returns whether it has come."""
+        future = self._answers.pop(request_id, None)
+        return future is not None and future.done() and not future.cancelled()
 
     def answer(self, request_id: int, result: object) -> None:
         """Give a request its answer. Only the first answer counts."""
