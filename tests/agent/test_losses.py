@@ -113,7 +113,7 @@ def test_what_a_worker_wrote_stays_on_its_node_if_it_shares_no_lines(machine: Ma
     for name, agent in zip(names, agents, strict=True):
         text = agent.ends(1)
         assert "error: run 'test' has ended: failed: a worker failed on culprit" in text
-        assert "ValueError (its text stays on its node: --share-lines 0)" in text
+        assert "ValueError (its text stays on its node: share_lines is 0)" in text
         assert "the last lines of" not in text
         assert ("bad batch in shard 7" in text) == (name == "culprit")
 

@@ -70,7 +70,7 @@ class CoordinatorClient(msgspec.Struct, frozen=True):
             except UnreachableError as error:
                 failed = error
         if failed is None:
-            raise CoordinatorError(f"coordinator {self.process} has no address")
+            raise CoordinatorError(f"coordinator {self.process} has no address", hint=_STALE_HINT)
         if self.process:
             failed.hint = _STALE_HINT
         raise failed

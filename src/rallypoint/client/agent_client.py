@@ -14,9 +14,10 @@ from typing import Final, cast
 from rallypoint import errors
 from rallypoint.client import fork_safety
 from rallypoint.client.run_client import WorldFacts, is_programs_own, left_error
-from rallypoint.client.store_calls import COORDINATOR_LOST, round_ended
+from rallypoint.client.store_calls import COORDINATOR_LOST, no_answer, round_ended, store_error
+from rallypoint.client.waiting import close_unconfirmed
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.store import TIMEOUT, StoreFailure, StoreOp, StoreResult
+from rallypoint.core.store import StoreFailure, StoreOp, StoreResult
 from rallypoint.core.values import Change, CloseRecord, Outcome, RoundMember
 from rallypoint.settings import WorkerChannel
 from rallypoint.wire import local
@@ -25,6 +26,12 @@ from rallypoint.wire.messages import MalformedError, check_call
 CONNECT_TIMEOUT_S: Final = 30.0
 ANSWER_MARGIN_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 30.0
+
+_SEE_AGENT: Final = "look at the log of this node's agent, `rallypoint run`"
+_DENIED: Final = (
+    "only workers of the agent's present round join through it; a program that is no worker of "
+    "`rallypoint run` must not have RALLYPOINT_AGENT set"
+)
 
 
 class AgentClient(asyncio.Protocol):
@@ -119,7 +126,7 @@ class AgentClient(asyncio.Protocol):
         try:
             told = await self._request(call, local.Answer, request_id, limit_s)
         except TimeoutError:
-            return StoreFailure(TIMEOUT, f"the agent has not answered for {limit_s:g} s")
+            return no_answer("the agent", limit_s)
         if isinstance(told, errors.CoordinatorLostError):
             return StoreFailure(COORDINATOR_LOST, told.message)
         assert isinstance(told, local.Answer)
@@ -130,7 +137,7 @@ class AgentClient(asyncio.Protocol):
         told = await self._ask(local.AskMembers(request_id), local.Members, request_id)
         assert isinstance(told, local.Members)
         if told.error:
-            raise errors.StoreError(told.error)
+            raise errors.StoreError(told.error, hint=_SEE_AGENT)
         return told.members
 
     async def waiting(self) -> Waiting | None:
@@ -142,7 +149,7 @@ class AgentClient(asyncio.Protocol):
         told = await self._ask(local.AskWaiting(request_id), local.WaitingIs, request_id)
         assert isinstance(told, local.WaitingIs)
         if told.error:
-            raise errors.CoordinatorLostError(told.error)
+            raise errors.CoordinatorLostError(told.error, hint=_SEE_AGENT)
         return told.waiting
 
     async def is_explained(self, error: Exception, number: int) -> bool:
@@ -172,10 +179,7 @@ class AgentClient(asyncio.Protocol):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._run_over.wait()
         if self._close is None:
-            silent = (
-                f"the agent did not confirm within {CLOSE_TIMEOUT_S:g} s that the run is closed"
-            )
-            raise self._lost or errors.CoordinatorLostError(silent)
+            raise self._lost or close_unconfirmed("the agent", CLOSE_TIMEOUT_S)
         return self._close
 
     async def aclose(self) -> None:
@@ -228,7 +232,8 @@ class AgentClient(asyncio.Protocol):
                     self._take_change(message.ended)
             case local.Denied():
                 if not self._admitted.done():
-                    self._admitted.set_exception(errors.UnreachableError(message.message))
+                    denied = errors.UnreachableError(message.message, hint=_DENIED)
+                    self._admitted.set_exception(denied)
             case local.Answer() | local.Members() | local.WaitingIs():
                 self._resolve(message)
             case local.Ended():
@@ -256,8 +261,7 @@ class AgentClient(asyncio.Protocol):
         try:
             told = await self._request(message, kind, request_id, CONNECT_TIMEOUT_S)
         except TimeoutError:
-            silent = f"the agent has not answered for {CONNECT_TIMEOUT_S:g} s"
-            raise errors.StoreTimeoutError(silent) from None
+            raise store_error(no_answer("the agent", CONNECT_TIMEOUT_S)) from None
         if isinstance(told, errors.CoordinatorLostError):
             raise told
         return told

@@ -30,6 +30,7 @@ from rallypoint.client.dialing import (
 from rallypoint.client.elected import ELECTED_DIAL_S, ElectedCoordinator, LedgerReader, RunInLedger
 from rallypoint.client.own_coordinator import OwnCoordinator
 from rallypoint.client.transport import Connection
+from rallypoint.client.waiting import left_run
 from rallypoint.core.reasons import Refusal
 from rallypoint.core.values import Address, NodeInfo, RunSettings
 from rallypoint.ledger.contract import Ledger
@@ -349,7 +350,7 @@ class Connector:
         if self.is_closing or self._state.is_over or self._node.gone is not None:
             return
         if self._has_heard_goodbye(connection):
-            self._node.give_up(errors.CoordinatorLostError("this node has left the run"))
+            self._node.give_up(left_run())
         elif self._reconnecting is None:
             self._log_loss(reason)
             self._outage.lost_s = self._outage.lost_s or _now_s()

@@ -291,7 +291,9 @@ class Pauses:
 def target_of(settings: NodeSettings) -> Address:
     """Where the endpoint's coordinator is."""
     if not settings.endpoint.host:
-        raise EndpointError(f"endpoint {settings.endpoint} has no address to dial")
+        raise EndpointError(
+            f"endpoint {settings.endpoint} has no address to dial", hint="name a host"
+        )
     return Address(settings.endpoint.host, settings.endpoint.port)
 
 

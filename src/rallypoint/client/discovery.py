@@ -223,16 +223,11 @@ class Search:
                         return finding
         except LedgerError as error:
             self._note(error)
-        except e.OtherFormatError as error:
-            problem = f"the register of the run cannot be read: {error}"
-            self._note(LedgerFormatError(problem, hint=error.hint))
         except e.UnreadableError as error:
-            self._note(
-                LedgerCorruptError(
-                    f"the register of the run cannot be read: {error}",
-                    hint="another release or program may have written it; nothing has been changed",
-                )
-            )
+            is_foreign = isinstance(error, e.OtherFormatError)
+            kind = LedgerFormatError if is_foreign else LedgerCorruptError
+            problem = f"the register of the run cannot be read: {error}"
+            self._note(kind(problem, hint=error.hint))
         return None
 
     async def _bounded(self, work: Coroutine[Any, Any, _T], ends_s: float) -> _T:

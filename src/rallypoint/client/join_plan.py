@@ -142,5 +142,5 @@ async def open_client(planned: JoinPlan) -> RunClient:
     if planned.channel is not None:
         return await AgentClient.open(planned.channel)
     if planned.node is None or planned.run is None:
-        raise errors.UsageError("there is no run to join")
+        raise errors.UsageError("there is no run to join", hint="pass a run id and an endpoint")
     return await open_node(planned.node, planned.run)

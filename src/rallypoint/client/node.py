@@ -23,15 +23,14 @@ from rallypoint.client import machine as m
 from rallypoint.client.connector import Connector
 from rallypoint.client.identity import check_local_addr, node_info
 from rallypoint.client.orphan import OrphanTimer
-from rallypoint.client.store_calls import COORDINATOR_LOST, round_ended
+from rallypoint.client.store_calls import COORDINATOR_LOST, SILENT, no_answer, round_ended
 from rallypoint.client.transport import Connection
 from rallypoint.client.waiters import Waiters
-from rallypoint.client.waiting import join_timeout
+from rallypoint.client.waiting import close_unconfirmed, join_timeout, left_run
 from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.reasons import RefusalCode, Waiting
 from rallypoint.core.store import (
     BAD_REQUEST,
-    TIMEOUT,
     StoreFailure,
     StoreOp,
     StoreResult,
@@ -437,9 +436,8 @@ class Node:
         try:
             told = await self._request(request_id, actions, timeout_s)
         except TimeoutError:
-            message = f"the coordinator has not answered for {timeout_s:g} s"
-            why = f": {self.looking}" if self.looking else ""
-            raise errors.CoordinatorLostError(message + why) from None
+            silent = no_answer("the coordinator", timeout_s, self.looking)
+            raise errors.CoordinatorLostError(silent.message, hint=SILENT) from None
         if isinstance(told, errors.CoordinatorError):
             raise told
         return told
@@ -465,8 +463,7 @@ class Node:
             # A write waits for the ledger (R10). What keeps the ledger says why there is no answer.
             _, waiting = await self._why_waiting()
             why = str(waiting) if waiting is not None else self.looking
-            message = f"the coordinator has not answered for {limit_s:g} s"
-            return StoreFailure(TIMEOUT, f"{message}: {why}" if why else message)
+            return no_answer("the coordinator", limit_s, why)
         if isinstance(result, errors.CoordinatorError):
             return StoreFailure(COORDINATOR_LOST, result.message)
         assert isinstance(result, StoreValue | StoreFailure)
@@ -507,9 +504,7 @@ class Node:
         self._act(self._machine.close(outcome, reason))
         await self._until(lambda: self.closed is not None, timeout_s)
         if self.closed is None:
-            raise errors.CoordinatorLostError(
-                f"the coordinator did not confirm within {timeout_s:g} s that the run is closed"
-            )
+            raise close_unconfirmed("the coordinator", timeout_s)
         return self.closed
 
     def goodbye(self, reason: str) -> None:
@@ -543,7 +538,7 @@ class Node:
             # The coordinator answers a goodbye by a closing handshake.
             await self._until(lambda: self.gone is not None, self.settings.goodbye_timeout_s)
         self._orphan.cancel()
-        self._waiters.answer_all(errors.CoordinatorLostError("this node has left the run"))
+        self._waiters.answer_all(left_run())
         await connector.hang_up()
 
     # -- waiting -------------------------------------------------------------------------------
@@ -571,7 +566,7 @@ class Node:
         """
         if self.gone is not None or self._connector.is_closing:
             self._machine.cancel(request_id)
-            return self.gone or errors.CoordinatorLostError("this node has left the run")
+            return self.gone or left_run()
         future = self._waiters.expect(request_id)
         try:
             self._act(actions)

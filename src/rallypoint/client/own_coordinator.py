@@ -123,7 +123,10 @@ class OwnCoordinator:
             await self._start(credentials, "127.0.0.1", 0)
         except OSError as error:
             why = describe_os_error(error)
-            raise errors.UnreachableError(f"cannot listen on this machine: {why}") from error
+            raise errors.UnreachableError(
+                f"cannot listen on this machine: {why}",
+                hint="a run without an endpoint needs a free port of 127.0.0.1, and a descriptor",
+            ) from error
 
     async def _start(self, credentials: Credentials, host: str, port: int) -> None:
         from rallypoint.client.hosting import EmbeddedCoordinator

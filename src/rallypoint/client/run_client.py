@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -290,12 +290,9 @@ def left_error() -> errors.UsageError:
     return errors.UsageError("this node has left the run", hint="call join to come back")
 
 
-UNSHARED: Final = "its text stays on its node: share_lines is 0"
-
-
 def _said(error: BaseException, shares: bool) -> str:
     name = type(error).__name__
-    return f"{name}: {error}" if shares else f"{name} ({UNSHARED})"
+    return f"{name}: {error}" if shares else f"{name} ({reasons.UNSHARED})"
 
 
 def failure_of(error: BaseException, rank: int, *, shares: bool = True) -> Failure:

@@ -11,11 +11,30 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from rallypoint import errors
-from rallypoint.core.store import ROUND_ENDED, TIMEOUT, StoreFailure, StoreOp, StoreResult
+from rallypoint.core.store import (
+    BAD_REQUEST,
+    LIMIT,
+    NOT_AN_INTEGER,
+    ROUND_ENDED,
+    TIMEOUT,
+    StoreFailure,
+    StoreOp,
+    StoreResult,
+)
 from rallypoint.core.values import Change, ChangeKind
 
 COORDINATOR_LOST: Final = "coordinator_lost"
 """The code of a call by a node that has no coordinator and gets none: refused, or gave up."""
+
+SILENT: Final = "it may be stopped, overloaded or cut off: look at its log and at its machine"
+"""The hint if a coordinator, an agent or a store does not answer."""
+
+_HINTS: Final = {
+    NOT_AN_INTEGER: "`add` needs a key without a value, or with a decimal number: use another key",
+    LIMIT: "store smaller values, or fewer; keep large data elsewhere and store where it is",
+    BAD_REQUEST: "this is a mistake of the program: look at the arguments of the call",
+    COORDINATOR_LOST: "this node takes no more part in the run: its log, or its agent's, says why",
+}
 
 
 class StoreCalls(Protocol):
@@ -33,18 +52,27 @@ def round_ended(change: Change) -> StoreFailure:
     return StoreFailure(ROUND_ENDED, errors.RoundBrokenError(change).message)
 
 
+def no_answer(who: str, limit_s: float | None, why: str = "") -> StoreFailure:
+    """The result of a call that `who` has not answered for `limit_s` seconds. `why`: if known."""
+    message = f"{who} has not answered for {limit_s:g} s"
+    return StoreFailure(TIMEOUT, f"{message}: {why}" if why else message)
+
+
 def store_error(failure: StoreFailure) -> errors.RallypointError:
     """The error of a failed call, as far as the failure itself tells."""
     if failure.code == TIMEOUT:
-        missing, count = failure.missing, failure.missing_count
+        # The other nodes are at fault only if something of theirs is missing.
+        hint = SILENT
+        if failure.missing_count:
+            hint = "look at what the other nodes do: `rallypoint status`, and their logs"
         return errors.StoreTimeoutError(
             failure.message,
-            missing=missing,
-            count=count,
-            hint="see what the other nodes do (`rallypoint status`, their logs), or wait longer",
+            missing=failure.missing,
+            count=failure.missing_count,
+            hint=f"{hint}; or set a longer timeout",
         )
     if failure.code == ROUND_ENDED:
         return errors.RoundBrokenError(Change(ChangeKind.NODE_LOST, 0, detail=failure.message))
     if failure.code == COORDINATOR_LOST:
-        return errors.CoordinatorLostError(failure.message)
-    return errors.StoreError(failure.message, code=failure.code)
+        return errors.CoordinatorLostError(failure.message, hint=_HINTS[COORDINATOR_LOST])
+    return errors.StoreError(failure.message, code=failure.code, hint=_HINTS.get(failure.code, ""))

@@ -106,6 +106,21 @@ def join_timeout(
     )
 
 
+def left_run() -> errors.CoordinatorLostError:
+    """The error of a call that waits while its node leaves the run."""
+    return errors.CoordinatorLostError(
+        "this node has left the run", hint="make no more calls then, or join again"
+    )
+
+
+def close_unconfirmed(who: str, limit_s: float) -> errors.CoordinatorLostError:
+    """The error of a close that `who` (the coordinator, or an agent) has not confirmed."""
+    return errors.CoordinatorLostError(
+        f"{who} did not confirm within {limit_s:g} s that the run is closed",
+        hint="the run may still be open: `rallypoint status` shows it, `rallypoint close` ends it",
+    )
+
+
 async def why_it_waits(node: Waits, timeout_s: float) -> Why:
     """Ask the coordinator why there is no round yet, for at most `timeout_s`."""
     if not node.is_connected:

@@ -128,4 +128,6 @@ async def _decoded(ledger: Ledger, key: str, decode: Callable[[bytes], T]) -> T 
             f"register {key!r} of the ledger: {error}", hint=error.hint
         ) from error
     except e.UnreadableError as error:
-        raise LedgerCorruptError(f"register {key!r} of the ledger: {error}") from error
+        raise LedgerCorruptError(
+            f"register {key!r} of the ledger: {error}", hint=error.hint
+        ) from error

@@ -49,6 +49,7 @@ CLOSE_TIMEOUT_S: Final = 2.0
 """After this time a closing connection is aborted."""
 CLOSE_REASON_BYTES_MAX: Final = 120
 """RFC 6455 allows 123."""
+_NOT_A_NODE: Final = "use a node of Rallypoint: another program, or a damaged message, came"
 UNSENT_BYTES_MAX: Final = 32 * 1024
 """How much a connection's transport may buffer. More waits in the session, where it is counted."""
 
@@ -321,7 +322,7 @@ class CoordinatorServer:
                 asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, outlet.abort)
 
         def refused(why: str) -> None:
-            session.refuse(Refusal(RefusalCode.MALFORMED, why))
+            session.refuse(Refusal(RefusalCode.MALFORMED, why, _NOT_A_NODE))
 
         # Before the answer to the handshake, so that the reader gets every byte of the node.
         reader = FrameReader(
@@ -390,7 +391,9 @@ def _hung_up() -> web.Response:
 
 
 _TEXT_REFUSAL: Final = Refusal(
-    RefusalCode.MALFORMED, "the messages of this protocol are binary; this one is text"
+    RefusalCode.MALFORMED,
+    "the messages of this protocol are binary; this one is text",
+    _NOT_A_NODE,
 )
 
 

@@ -37,6 +37,11 @@ BEFORE_ATTACH_BYTES_MAX: Final = 256 * 1024
 CLOSE_S: Final = 2.0
 """How long a connection that is to be closed waits for its peer to read the rest of a message."""
 
+_ATTACHED_TWICE: Final = Refusal(
+    RefusalCode.MALFORMED,
+    "the node is attached already",
+    "a connection is for one node: open another one for another node",
+)
 _SIZED: Final = (bytes, tuple)
 """The types of a value that can make an answer large."""
 
@@ -223,7 +228,7 @@ class Session:
         run.connections.heard(self, node)
         handler = _HANDLERS.get(type(message))
         if handler is None:
-            self.refuse(Refusal(RefusalCode.MALFORMED, "the node is attached already"))
+            self.refuse(_ATTACHED_TWICE)
         elif not run.has_failed:
             try:  # as Run.supervised, without its calls: this is done for every message
                 handler(run, self, node, message)
@@ -446,7 +451,8 @@ class Session:
     def _end_unread(self, why: str) -> None:
         what = f"this node does not read its messages: {why}"
         _log.warning("closing the connection of %s: %s", self.outlet.peer, what)
-        self.refuse(Refusal(RefusalCode.LIMIT, what))
+        hint = "look why this node does not read: it may be stopped, or its network too slow"
+        self.refuse(Refusal(RefusalCode.LIMIT, what, hint))
 
     def _has_caught_up(self) -> None:
         """All that waited has been sent."""

@@ -38,6 +38,13 @@ NOT_HEARD: Final = "it fell silent and did not answer"
 SUPERSEDED: Final = "superseded by a newer start of the same name"
 ENDED_AFTER_WORK: Final = "its connection ended after its workers had finished"
 """How a member left, as the detail of a change."""
+UNSHARED: Final = "its text stays on its node: share_lines is 0"
+"""In place of the text of a failure that its node may not share."""
+OTHER_FORMAT_HINT: Final = (
+    "use the release that wrote it; or stop every process of that release and give this release a "
+    "ledger of its own (another folder, or another prefix in etcd)"
+)
+"""What to do about a record of a ledger that another release wrote in its own format."""
 ALL_FINISHED: Final = "all nodes have finished"
 """Why a run succeeds."""
 
@@ -273,7 +280,8 @@ def no_room(run_id: str, members: int, needed: int, room: int, table_bytes_max: 
 def too_many_members(run_id: str, members_max: int) -> Refusal:
     """The run has as many members as it may have."""
     message = f"run {run_id!r} already has {members_max} members, its maximum"
-    return Refusal(RefusalCode.LIMIT, message)
+    hint = "split the job into several runs, each with fewer nodes"
+    return Refusal(RefusalCode.LIMIT, message, hint)
 
 
 def too_many_runs(runs_max: int, runs: int) -> Refusal:

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.core import failure_patterns
+from rallypoint.core import failure_patterns, reasons
 from rallypoint.core.values import Failure, FailureKind
 from rallypoint.launch.worker_processes import WorkerExit
 
@@ -28,7 +28,6 @@ _OURS = re.compile(r"killed by (SIG[A-Z0-9]+|signal \d+|the kernel: out of memor
 _ERROR_NAME = re.compile(
     r"[A-Za-z_][\w.]{0,100}(?:Error|Exception|Interrupt|Exit|Iteration)(?=:|$)"
 )
-UNSHARED: Final = "its text stays on its node: --share-lines 0"
 _ABORTS = (signal.SIGABRT,)
 
 
@@ -71,7 +70,7 @@ def _without_words(message: str) -> str:
     killed, separator, said = message.partition(": ")
     before = f"{killed}: " if separator and _OURS.fullmatch(killed) else ""
     name = _ERROR_NAME.match(said if before else message)
-    return f"{before}{name[0] if name else 'an error'} ({UNSHARED})"
+    return f"{before}{name[0] if name else 'an error'} ({reasons.UNSHARED})"
 
 
 def signal_of(exit: WorkerExit) -> int | None:

@@ -236,7 +236,11 @@ class WorkerGroup:
         try:
             for spec in self._specs:
                 if self._abandoned.is_set():
-                    raise WorkerStartError(spec.argv[0], "the start was given up")
+                    raise WorkerStartError(
+                        spec.argv[0],
+                        "the start was given up",
+                        hint="the agent was stopped before all workers had started",
+                    )
                 workers.append(self._spawn(spec))
         except BaseException:
             self._destroy(workers)
@@ -468,14 +472,15 @@ def _start_error(spec: WorkerSpec, error: Exception) -> WorkerStartError:
     return ProgramNotFoundError(path, problem, hint=hint)
 
 
+_NOT_EXECUTABLE = "make the file executable (chmod +x), or put its interpreter before it"
 _HINTS = {
     errno.ENOENT: "check the path, also that of the interpreter in a script's first line",
     errno.ENOTDIR: "check the path: a part of it is not a directory",
     errno.EISDIR: "name a program, not a directory",
     errno.ELOOP: "check the path: its symbolic links go round in a circle",
     errno.ENAMETOOLONG: "check the path: it is too long",
-    errno.EACCES: "make the file executable (chmod +x), or put its interpreter before it",
-    errno.EPERM: "make the file executable (chmod +x), or put its interpreter before it",
+    errno.EACCES: _NOT_EXECUTABLE,
+    errno.EPERM: _NOT_EXECUTABLE,
     errno.ENOEXEC: "the file is not a program for this machine; a script needs a first line #!...",
 }
 

@@ -20,14 +20,15 @@ from typing import Final
 
 import msgspec
 
+from rallypoint.core.reasons import OTHER_FORMAT_HINT
 from rallypoint.errors import LedgerCorruptError, LedgerFormatError
 
 FORMAT: Final = 2
 """The format that this release writes, and the only one that it reads. Format 2 quotes the ids of
 runs in names."""
-OTHER_FORMAT_HINT: Final = (
-    "use the release that wrote it; or stop every process of that release and give this release a "
-    "ledger of its own (another folder, or another prefix in etcd)"
+DAMAGED_HINT: Final = (
+    "stop every process that uses this ledger, keep a copy of it, and restore it from a backup; "
+    "nothing has been changed"
 )
 MAGIC: Final = b"RLPT"
 NONCE_BYTES: Final = 8
@@ -94,6 +95,5 @@ def _checksum(format: int, nonce: bytes, value: bytes) -> bytes:
 def _corrupt(where: str, what: str) -> LedgerCorruptError:
     return LedgerCorruptError(
         f"{where} is damaged: {what}",
-        hint="stop every process that uses this ledger, keep a copy of it, and restore it from a "
-        "backup; nothing has been changed",
+        hint=DAMAGED_HINT,
     )

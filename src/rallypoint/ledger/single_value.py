@@ -25,10 +25,11 @@ from typing import Annotated, Final
 
 import msgspec
 
+from rallypoint.core.reasons import OTHER_FORMAT_HINT
 from rallypoint.errors import LedgerCorruptError, LedgerFormatError
 from rallypoint.ledger.contract import Conflict, Versioned
-from rallypoint.ledger.record_format import OTHER_FORMAT_HINT
 
+_FOREIGN_HINT: Final = "another program uses it, or it was damaged; give the run its own id"
 FORMAT: Final = 2
 """The format that this release writes and reads: the first field of the map."""
 
@@ -110,12 +111,13 @@ def decode(data: bytes, where: str) -> RegisterMap:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LedgerCorruptError(
             f"{where} holds no registers of Rallypoint: {error}",
-            hint="another program uses it, or it was damaged; give the run its own id",
+            hint=_FOREIGN_HINT,
         ) from error
     # Also if the map could be read: another format may have fields that are not known here.
     if register_map.format < 1:
         raise LedgerCorruptError(
-            f"{where} is in format {register_map.format}, which no release writes"
+            f"{where} is in format {register_map.format}, which no release writes",
+            hint=_FOREIGN_HINT,
         )
     if register_map.format != FORMAT:
         raise LedgerFormatError(

@@ -60,6 +60,7 @@ STATE_BYTES_MAX: Final = 4 << 20
 8 MiB."""
 _TRIES_MAX: Final = 4
 """How often the same bytes are tried with a backend that neither stores nor refuses them."""
+_UNREACHABLE_HINT: Final = "check that the backend's server runs and can be reached from this host"
 _RETRY_S: Final = 0.02
 
 
@@ -193,7 +194,8 @@ class TorchBackendLedger(Ledger):
             if unsure and found.version != seen:
                 raise LedgerUnreachableError(
                     f"it is not known whether {key!r} was deleted: the answer was lost, and the "
-                    "register has been written since"
+                    "register has been written since",
+                    hint="look whether the register is there, and delete it again",
                 )
             if version not in (None, found.version):
                 return False
@@ -323,7 +325,7 @@ class TorchBackendLedger(Ledger):
         except TimeoutError as error:
             raise LedgerUnreachableError(
                 f"{self._where}: no answer within {self._timeout_s:g} s",
-                hint="check that the backend's server runs and can be reached from this host",
+                hint=_UNREACHABLE_HINT,
             ) from error
         if not isinstance(outcome, Exception):
             return outcome
@@ -335,9 +337,7 @@ class TorchBackendLedger(Ledger):
             raise LedgerCorruptError(
                 told, hint="another program uses it, or it was damaged; use another run id"
             ) from outcome
-        raise LedgerUnreachableError(
-            told, hint="check that the backend's server runs and can be reached from this host"
-        ) from outcome
+        raise LedgerUnreachableError(told, hint=_UNREACHABLE_HINT) from outcome
 
 
 def _name_of(backend: RendezvousBackend) -> str:

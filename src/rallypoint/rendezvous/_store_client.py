@@ -18,9 +18,9 @@ from rallypoint import errors
 from rallypoint.client import fork_safety
 from rallypoint.client.blocking import Portal
 from rallypoint.client.blocking import Store as BlockingStore
-from rallypoint.client.store_calls import store_error
+from rallypoint.client.store_calls import no_answer, store_error
 from rallypoint.client.world import Store as AsyncStore
-from rallypoint.core.store import TIMEOUT, StoreFailure, StoreOp, StoreResult
+from rallypoint.core.store import StoreFailure, StoreOp, StoreResult
 from rallypoint.core.values import Address
 from rallypoint.rendezvous import _store_server as wire
 from rallypoint.rendezvous._store_probe import StoreKind, kind_at
@@ -127,8 +127,7 @@ class _TcpCalls:
                 link = await self._connected()
                 return await link.request(op, timeout_s)
         except TimeoutError:
-            message = f"the store at {where} has not answered for {limit_s:g} s"
-            return StoreFailure(TIMEOUT, message)
+            return no_answer(f"the store at {where}", limit_s)
         except OSError as error:
             return StoreFailure(_STORE_LOST, f"the store at {where} is lost: {error}")
 

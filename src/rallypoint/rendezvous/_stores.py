@@ -23,7 +23,7 @@ from rallypoint import errors
 from rallypoint.client.blocking import Portal
 from rallypoint.client.blocking import Store as BlockingStore
 from rallypoint.client.node import Node
-from rallypoint.client.store_calls import COORDINATOR_LOST, round_ended, store_error
+from rallypoint.client.store_calls import COORDINATOR_LOST, no_answer, round_ended, store_error
 from rallypoint.client.world import Store as AsyncStore
 from rallypoint.core import store as ops
 from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome
@@ -163,8 +163,7 @@ class RoundCalls:
             async with asyncio.timeout(limit_s):
                 return await self._node.call(op, timeout_s)
         except TimeoutError:
-            message = f"the coordinator has not answered for {limit_s:g} s"
-            return ops.StoreFailure(ops.TIMEOUT, message)
+            return no_answer("the coordinator", limit_s)
 
     def _invented(self, op: ops.StoreOp) -> bytes | tuple[bytes, ...] | None:
         """Ranks as if every node had as many workers as this one."""

@@ -38,6 +38,7 @@ PROBE_S: Final = 1.0
 UNKNOWN_S: Final = 10.0
 """How long to wait for a listener of unknown kind, which may be a slow one of a known kind."""
 RANKS_SHOWN_MAX: Final = 8
+_SILENT: Final = "it accepts connections, but has not answered in time"
 _OPTIONS: Final = ("rank", "timeout")
 
 _log = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class StaticTCPRendezvous(RendezvousHandler):
                 ),
             )
         except TimeoutError:
-            self._fail("it accepts connections, but has not answered in time")
+            self._fail(_SILENT)
         except RuntimeError as error:
             self._fail(str(error), error)
         store.set_timeout(self.timeout)
@@ -220,7 +221,7 @@ class StaticTCPRendezvous(RendezvousHandler):
                     return
             left_s = ends_s - time.monotonic()
             if left_s <= 0:
-                self._fail("it accepts connections, but has not answered in time")
+                self._fail(_SILENT)
             time.sleep(min(pauses.next_s(), left_s))
 
     # -- without torch

@@ -7,11 +7,12 @@ register, or when.
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 import msgspec
 
 from rallypoint.core.past import NO_PAST, Past
+from rallypoint.core.reasons import OTHER_FORMAT_HINT
 from rallypoint.core.values import (
     Address,
     CloseRecord,
@@ -198,17 +199,16 @@ NO_FLOOR: Final = Floor(FORMAT)
 class UnreadableError(Exception):
     """A register's bytes are not Rallypoint's, are damaged, or have another format.
 
-    The text says which.
+    The text says which. `hint`: what to do.
     """
+
+    hint: ClassVar[str] = "another release or program may have written it; nothing has been changed"
 
 
 class OtherFormatError(UnreadableError):
     """An older or newer release wrote the register, in a format that this one does not read."""
 
-    hint: Final = (
-        "use the release that wrote it; or stop every process of that release and give this "
-        "release a ledger of its own (another folder, or another prefix in etcd)"
-    )
+    hint = OTHER_FORMAT_HINT
 
 
 _T = TypeVar("_T", bound=Kept)

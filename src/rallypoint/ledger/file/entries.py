@@ -146,12 +146,18 @@ class Entries:
 
 def interrupted() -> LedgerUnreachableError:
     """The error for a write whose outcome this process cannot know."""
-    return LedgerUnreachableError("this process was stopped in the middle of a write")
+    return LedgerUnreachableError(
+        "this process was stopped in the middle of a write",
+        hint="look at what the ledger has now, and try again",
+    )
 
 
 def crowded() -> LedgerUnreachableError:
     """The error after TRIES_MAX writes, in each of which another process was first."""
-    return LedgerUnreachableError("the ledger's index changes faster than it can be written")
+    return LedgerUnreachableError(
+        "the ledger's index changes faster than it can be written",
+        hint="try again when fewer runs begin and end in this ledger",
+    )
 
 
 def _part_in(name: str) -> str:

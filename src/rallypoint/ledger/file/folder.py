@@ -64,7 +64,8 @@ def open_folder(root: Path, disk: Disk) -> str:
         marker = _marker(root)
     if marker is None:
         raise LedgerUnreachableError(
-            f"the marker of the new ledger in {str(root)!r} has disappeared"
+            f"the marker of the new ledger in {str(root)!r} has disappeared",
+            hint="another process may have removed it: look at the folder, and start again",
         )
     place = root / f"{_LEDGER}{marker.ledger_id}"
     _refuse_shared(place)
@@ -108,7 +109,9 @@ def _marker(root: Path) -> Marker | None:
     try:
         return decode(opened.value)
     except msgspec.MsgspecError as error:
-        raise LedgerCorruptError(f"{path} does not name a ledger: {error}") from error
+        raise LedgerCorruptError(
+            f"{path} does not name a ledger: {error}", hint=record_format.DAMAGED_HINT
+        ) from error
 
 
 def _refuse_shared(folder: Path) -> None:

@@ -175,7 +175,7 @@ class FileIndex:
         except msgspec.MsgspecError as error:
             raise LedgerCorruptError(
                 f"version {number} of the index in {self._folder.parent} is unreadable: {error}",
-                hint="stop every process that uses this ledger, and restore it from a backup",
+                hint=record_format.DAMAGED_HINT,
             ) from error
 
 

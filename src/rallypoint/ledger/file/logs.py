@@ -115,5 +115,5 @@ def _check_end(folder: Path, count: int) -> None:
         names(folder)  # raises if the log was removed meanwhile
         raise LedgerCorruptError(
             f"record {count} of the log in {folder} is missing, but later records exist",
-            hint="stop every process that uses this ledger, and restore it from a backup",
+            hint=record_format.DAMAGED_HINT,
         )
