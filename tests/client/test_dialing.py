@@ -17,7 +17,7 @@ from rallypoint import errors, net
 from rallypoint.client import connector, dialing
 from rallypoint.client.dialing import Attempts, dial_first
 from rallypoint.client.hosting import EmbeddedCoordinator
-from rallypoint.coordinator.coordinator import Coordinator
+from rallypoint.coordinator.admission import Admission
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, RunSettings
 from tests.loops import BOOTSTRAP, needs_ipv6, node, opened, run_clean, served, until
@@ -513,7 +513,7 @@ def test_a_node_that_is_sent_in_circles_by_a_coordinator_pauses(
             itself = Address("127.0.0.1", port)
             until_s = math.inf
 
-            def refusal(coordinator: Coordinator, *of: object) -> Refusal | None:
+            def refusal(admission: Admission, *of: object) -> Refusal | None:
                 nonlocal asked, until_s
                 asked += 1
                 until_s = min(until_s, loop.time() + 2.0)
@@ -521,7 +521,7 @@ def test_a_node_that_is_sent_in_circles_by_a_coordinator_pauses(
                     return None
                 return Refusal(RefusalCode.ELSEWHERE, "it is there", addresses=(itself,))
 
-            monkeypatch.setattr(Coordinator, "refusal", refusal)
+            monkeypatch.setattr(Admission, "refusal", refusal)
             async with opened(f"http://127.0.0.1:{port}"):
                 assert asked < 15
 
