@@ -425,9 +425,8 @@ class NodeMachine:
 
     def found_replaced(self) -> list[Action]:
         """Another ledger is in the place of the run's, which is lost with it."""
-        message = f"run {self.run_id!r} was lost: another ledger has replaced its ledger"
-        hint = "start all nodes of the run again: it begins as a new run"
-        return self._on_refused(Refusal(RefusalCode.RUN_LOST, message, hint), self.stamp.ledger_id)
+        lost = reasons.run_lost(self.run_id, "lost: another ledger has replaced its ledger")
+        return self._on_refused(lost, self.stamp.ledger_id)
 
     def found_term(self, floor: Stamp) -> None:
         """The ledger says that the run can have no earlier term than this any more (R5)."""

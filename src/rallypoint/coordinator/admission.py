@@ -120,16 +120,14 @@ class Admission:
         if problem:
             hint = "check --node-name, --local-addr and --label of this node"
             return Refusal(RefusalCode.MALFORMED, problem, hint)
-        hint = "start all nodes of the run again: it begins as a new run"
         if attach.stamp.ledger_id and attach.stamp.ledger_id != host.ledger_id:
-            lost = f"run {attach.run_id!r} was lost with the coordinator that kept it in memory"
-            return Refusal(RefusalCode.RUN_LOST, lost, hint)
+            why = "lost with the coordinator that kept it in memory"
+            return reasons.run_lost(attach.run_id, why)
         run = host.runs.get(attach.run_id)
         was_forgotten = self._is_in_memory and attach.stamp.ledger_id and run is None
         if was_forgotten and attach.run_id not in self._never_formed:
             # R5: begun anew under the same ledger, its rounds would look old to this node.
-            forgotten = f"run {attach.run_id!r} was removed: it had no nodes for too long"
-            return Refusal(RefusalCode.RUN_LOST, forgotten, hint)
+            return reasons.run_lost(attach.run_id, "removed: it had no nodes for too long")
         if not self._held_sessions.has_room(account, self._sessions_max, more=0):
             return reasons.too_many_sessions(self._sessions_max, self._held_sessions.total)
         if run is None:

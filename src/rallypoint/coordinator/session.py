@@ -237,8 +237,7 @@ class Session:
 
     def attach_overdue(self) -> None:
         """The node has not attached within its time."""
-        hint = "the first message of a connection must be Attach"
-        self.refuse(Refusal(RefusalCode.MALFORMED, "the node did not attach in time", hint))
+        self._refuse_first("the node did not attach in time")
 
     def connection_lost(
         self, end: ConnectionEnd = ConnectionEnd.UNKNOWN, seen: Address | None = None
@@ -264,10 +263,13 @@ class Session:
         if run is not None and asked is not None:
             run.connection_lost(self, asked.node.id, how)
 
+    def _refuse_first(self, problem: str) -> None:
+        hint = "the first message of a connection must be Attach"
+        self.refuse(Refusal(RefusalCode.MALFORMED, problem, hint))
+
     def _first(self, message: wire.FromNode) -> None:
         if not isinstance(message, wire.Attach):
-            hint = "the first message of a connection must be Attach"
-            self.refuse(Refusal(RefusalCode.MALFORMED, "the node has not attached", hint))
+            self._refuse_first("the node has not attached")
             return
         host = self._host
         refusal = wire.version_refusal(message.version)

@@ -277,6 +277,12 @@ def no_room(run_id: str, members: int, needed: int, room: int, table_bytes_max: 
     )
 
 
+def run_lost(run_id: str, why: str) -> Refusal:
+    """The records of the run are lost to this node. `why` goes on after "run ... was"."""
+    hint = "start all nodes of the run again: it begins as a new run"
+    return Refusal(RefusalCode.RUN_LOST, f"run {run_id!r} was {why}", hint)
+
+
 def too_many_members(run_id: str, members_max: int) -> Refusal:
     """The run has as many members as it may have."""
     message = f"run {run_id!r} already has {members_max} members, its maximum"
